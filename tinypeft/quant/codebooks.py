@@ -1,0 +1,93 @@
+"""What a code means: the finite sets of numbers that a few bits can name.
+
+`codebook(name)` returns the 2ᵇ values of a b-bit format, in the order of its codes, as float32:
+
+    "nf4"                      4-bit NormalFloat, ascending             Dettmers et al. 2023 (QLoRA), appendix E
+    "fp4"                      bitsandbytes' FP4, in its code order     bitsandbytes' table
+    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned   Dettmers et al. 2021 (8-bit optimizers), §2.2
+    "E4M3" "E5M2" "E2M1" …     floating point with E exponent and M mantissa bits; also "FP16" and "BF16"
+
+Three different things are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "fp4" is bitsandbytes', whose magnitudes
+are 12 8 6 4 3 2 0.0625 and 0 twelfths; its source says that a 2-bit exponent and a 1-bit mantissa regenerate it, and
+they do not. The third, E3M0, stands beside E2M1 in QLoRA's table 2.
+"""
+import re
+from functools import lru_cache
+
+import numpy as np
+
+NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+       0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
+
+FP4 = (0, 0.0625, 8, 12, 4, 6, 2, 3)                 # ÷ 12; codes 8 … 15 are the negatives
+
+IEEE_NAMES = {"FP16": "E5M10", "BF16": "E8M7"}
+HAS_INFINITY = {"E5M10", "E8M7", "E5M2"}             # IEEE 754: the top exponent is ±∞ and NaN
+HAS_NAN = {"E4M3"}                                   # OCP: only the code of all ones is NaN
+
+
+@lru_cache
+def codebook(name: str) -> np.ndarray:
+    """The values of the format `name`, one per code: float32 (2**bits,), read-only. ValueError for an unknown name."""
+    if name == "nf4":
+        values = np.array(NF4)
+    elif name == "fp4":
+        magnitudes = np.array(FP4) / 12
+        values = np.concatenate([magnitudes, 0 - magnitudes])   # 0 − 0 = +0: bitsandbytes has no −0
+    elif name in ("dynamic", "dynamic-u"):
+        values = dynamic_map(signed=name == "dynamic")
+    else:
+        values = float_values(*float_layout(name))
+    values = values.astype(np.float32)
+    values.flags.writeable = False
+    return values
+
+
+def float_layout(name: str) -> tuple[int, int, str | None]:
+    """"E4M3" → (exponent bits, mantissa bits, what the top codes are: "inf", "nan", or None when all are finite)."""
+    name = IEEE_NAMES.get(name, name)
+    match = re.fullmatch(r"E([1-8])M(\d|10)", name)
+    e, m = map(int, match.groups()) if match else (0, 0)
+    if not match or not (1 + e + m <= 8 or name in HAS_INFINITY):
+        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'fp4', 'dynamic', 'dynamic-u', 'FP16', 'BF16', "
+                         "or 'ExMy' of at most 8 bits with its sign, such as 'E4M3', 'E5M2', 'E2M1'")
+    return e, m, "inf" if name in HAS_INFINITY else "nan" if name in HAS_NAN else None
+
+
+def float_values(e: int, m: int, special: str | None) -> np.ndarray:
+    """Every value of a float with e exponent and m mantissa bits, in the order of its bit patterns (float64).
+
+        x = (−1)^sign · 2^(E − bias) · (1 + M/2^m)       E ≥ 1: normal            bias = 2^(e−1) − 1
+        x = (−1)^sign · 2^(1 − bias) · (    M/2^m)       E = 0: subnormal
+    """
+    bias = 2**(e - 1) - 1
+    E, M = np.divmod(np.arange(2**(e + m)), 2**m)
+    x = np.ldexp((E > 0) + M / 2**m, np.maximum(E, 1) - bias)
+    if special == "inf":
+        x[E == 2**e - 1] = np.where(M[E == 2**e - 1] == 0, np.inf, np.nan)
+    elif special == "nan":
+        x[-1] = np.nan
+    return np.concatenate([x, -x])
+
+
+def dynamic_map(signed: bool = True) -> np.ndarray:
+    """The 256 values of the 8-bit dynamic type, ascending (float32).
+
+    The number of leading zero bits is a decimal exponent; what is left of the byte is a linear fraction, so numbers
+    near 1 get 64 steps per sign (unsigned: 128) and those near 1e-6 get one:
+
+        10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1],    i = 0 … 6;    and 0;    and 1.
+
+    There is no −1: the smallest value is −0.99297. bitsandbytes computes it in float32, with edges spaced from both
+    ends of the interval, and so does this: from exact edges a quarter of the values would differ in the last bit.
+    """
+    low, width = np.float32(0.1), np.float32(1) - np.float32(0.1)
+    values = [np.array([0, 1], np.float32)]
+    for i in range(7):
+        n = 2**i if signed else 2**(i + 1)
+        t = np.arange(n + 1) / n
+        edges = np.where(t < 0.5, low + width * t, 1 - width * (1 - t)).astype(np.float32)
+        part = np.float32(10.0**(i - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
+        values += [part, -part] if signed else [part]
+    return np.sort(np.concatenate(values))

@@ -1,0 +1,78 @@
+"""Codes of b bits in an array of bytes, and back.
+
+A code is an integer 0 … 2ᵇ−1, b = 1 … 8. The n codes are written one after the other into a stream of n·b bits, with
+nothing between them; zero bits fill up the last byte. Only the direction of the stream is a convention, and libraries
+differ in it. It is named as `np.packbits` names it (which this is, for b = 1):
+
+    "big"      the first code sits in the high bits of the first byte: bitsandbytes' 4-bit order, and this package's.
+    "little"   the first code sits in the low bits: GPTQ's int32 words read as bytes, compressed-tensors.
+
+Two libraries interleave: GGUF's Q4_0 puts elements i and i + 16 of a block of 32 into one byte (`gguf_blocks.py`), and
+AWQ orders the eight codes of a word 0 2 4 6 1 3 5 7. Those are permutations of the codes before "little" packing.
+"""
+import numpy as np
+
+
+def packed_size(n: int, bits: int) -> int:
+    """The bytes that n codes of `bits` bits take: ⌈n·bits/8⌉."""
+    return -(-n * bits // 8)
+
+
+def pack(codes, bits: int, bitorder: str = "big") -> np.ndarray:
+    """codes: integers 0 … 2**bits − 1, any shape → uint8 (⌈n·bits/8⌉,).
+
+    Raises ValueError for bits outside 1 … 8, an unknown bitorder, or a code that does not fit.
+    """
+    lanes, word, shifts = _layout(bits, bitorder)
+    codes = np.asarray(codes).reshape(-1)
+    if codes.dtype.kind not in "ui":
+        raise ValueError(f"pack: codes must be integers, got {codes.dtype}")
+    if codes.size and (codes.min() < 0 or codes.max() >> bits):
+        raise ValueError(f"pack: codes must lie in 0 … {2**bits - 1} for {bits} bits, "
+                         f"got {codes.min()} … {codes.max()}")
+    n = codes.size
+    if n % lanes:
+        codes = np.concatenate([codes, np.zeros(-n % lanes, codes.dtype)])
+    codes = codes.astype(np.uint8, copy=False).reshape(-1, lanes)
+    words = np.zeros(len(codes), word)
+    for lane, shift in enumerate(shifts):
+        words |= codes[:, lane].astype(word, copy=False) << word(shift)
+    if word is np.uint8:
+        return words
+    octets = words.astype(">u8" if bitorder == "big" else "<u8").view(np.uint8).reshape(-1, 8)
+    octets = octets[:, 8 - bits:] if bitorder == "big" else octets[:, :bits]   # eight codes of b bits: b bytes
+    return np.ascontiguousarray(octets).reshape(-1)[:packed_size(n, bits)]
+
+
+def unpack(packed, bits: int, n: int, bitorder: str = "big") -> np.ndarray:
+    """The first n codes of a packed array: uint8 (n,). The inverse of `pack`; raises ValueError as it does."""
+    lanes, word, shifts = _layout(bits, bitorder)
+    packed = np.asarray(packed)
+    if packed.dtype != np.uint8 or packed.size < packed_size(n, bits):
+        raise ValueError(f"unpack: {n} codes of {bits} bits need {packed_size(n, bits)} bytes (uint8), "
+                         f"got {packed.size} of {packed.dtype}")
+    octets = packed.reshape(-1)[:packed_size(n, bits)]
+    if word is np.uint8:
+        words = octets
+    else:
+        padded = np.zeros((-(-n // 8), 8), np.uint8)
+        rows = np.zeros(len(padded) * bits, np.uint8)
+        rows[:octets.size] = octets
+        padded[:, slice(8 - bits, 8) if bitorder == "big" else slice(bits)] = rows.reshape(-1, bits)
+        words = padded.view(">u8" if bitorder == "big" else "<u8").astype(np.uint64).reshape(-1)
+    codes = np.empty((len(words), lanes), np.uint8)
+    for lane, shift in enumerate(shifts):
+        codes[:, lane] = words >> word(shift) & word(2**bits - 1)
+    return codes.reshape(-1)[:n]
+
+
+def _layout(bits: int, bitorder: str):
+    """(codes per word, dtype of a word, each code's shift in it). A word is the shortest run of whole bytes that holds
+    whole codes and is convenient: one byte when `bits` divides 8, else eight codes in the `bits` bytes of a uint64."""
+    if bits not in range(1, 9):
+        raise ValueError(f"bits must be 1 … 8, got {bits!r}")
+    if bitorder not in ("big", "little"):
+        raise ValueError(f"bitorder must be 'big' or 'little', got {bitorder!r}")
+    lanes, word = (8 // bits, np.uint8) if 8 % bits == 0 else (8, np.uint64)
+    shifts = [bits * lane for lane in range(lanes)]
+    return lanes, word, shifts[::-1] if bitorder == "big" else shifts

@@ -1,0 +1,225 @@
+"""The quantized array: codes of a few bits, one scale per block, and one formula that turns them back into numbers.
+
+    x̂ = s · (c[q] − z) + o                                            c[q] = q itself when there is no codebook
+
+    q   codes      N codes of b bits, packed                          x̂ has N elements, in C order
+    s   scale      one per block: an array, or itself a QTensor (double quantization), or None for 1
+    z   zero       one int for all, or one b-bit code per block, packed
+    c   codebook   the name of a table in `codebooks.py`, or None
+    o   offset     one float32 for all, or None                        (only the scales of double quantization need it)
+
+A block is `block_size` consecutive elements. Weights are (d_out, d_in) in C order, so one rule covers every
+granularity: per tensor is block N, per output channel (and per token, of activations) is block d_in, per group is block
+g, and NF4's blocks of 64 run on from row to row. The last block may be short.
+
+Two signs of the zero point are in use. Libraries, and this file, write x̂ = s(q − z), q = round(x/s) + z. The survey
+(Zhao et al. 2023, §5.4) writes x_q = R(x/S) − Z and x̃ = S(x_q + Z): its Z is −z.
+"""
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .codebooks import codebook
+from .packing import packed_size, unpack
+
+CHUNK = 2**16                # elements decoded at a time: their float32 values stay in a core's L2 cache
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QTensor:
+    """A quantized array of shape `shape`, stored in `nbytes` bytes. See the formula at the top of the file.
+
+    Raises ValueError if the parts do not fit together. 16-bit codes are not packed: `codes` is then uint16.
+    """
+    codes: np.ndarray                        # uint8 (⌈N·bits/8⌉,), or uint16 (N,) when bits = 16
+    bits: int
+    shape: tuple[int, ...]
+    block_size: int
+    scale: "np.ndarray | QTensor | None"     # (n_blocks,), float16 or float32
+    zero: int | np.ndarray = 0               # or uint8 (⌈n_blocks·bits/8⌉,)
+    codebook: str | None = None
+    offset: np.float32 | None = None
+    order: np.ndarray | None = None          # int32 (d_in,): stored column j is column order[j] of the array (GPTQ)
+
+    def __post_init__(self):
+        if self.bits not in (*range(1, 9), 16):
+            raise ValueError(f"QTensor: bits must be 1 … 8 or 16, got {self.bits!r}")
+        if self.bits == 16:
+            self._require("codes", np.uint16, self.size)
+        else:
+            self._require("codes", np.uint8, packed_size(self.size, self.bits))
+        if isinstance(self.scale, QTensor) and self.scale.size != self.n_blocks:
+            raise ValueError(f"QTensor: {self.n_blocks} blocks, but scale is a QTensor of {self.scale.size}")
+        if isinstance(self.scale, np.ndarray):
+            self._require("scale", self.scale.dtype, self.n_blocks)
+        if not isinstance(self.zero, int):
+            self._require("zero", np.uint8, packed_size(self.n_blocks, self.bits))
+        if self.order is not None:
+            self._require("order", np.int32, self.shape[-1])
+
+    def _require(self, name, dtype, size):
+        part = getattr(self, name)
+        if part.shape != (size,) or part.dtype != dtype:
+            raise ValueError(f"QTensor of shape {self.shape}, {self.bits} bits, blocks of {self.block_size}: {name} "
+                             f"must be {np.dtype(dtype)} ({size},), got {part.dtype} {part.shape}")
+
+    # ---- size ---------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """N, the number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.size // self.block_size)
+
+    @property
+    def nbytes(self) -> int:
+        """Every stored byte: codes, scales, zero points, offset, order. Not the codebook, a constant of the format."""
+        return sum(getattr(part, "nbytes", 0) for part in (self.codes, self.scale, self.zero, self.offset, self.order))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 · nbytes / N."""
+        return 8 * self.nbytes / self.size
+
+    # ---- values -------------------------------------------------------------------------------------------------
+
+    def dequantize(self, out: np.ndarray | None = None) -> np.ndarray:
+        """x̂, float32, of the original shape. `out`: a C-contiguous float32 array of that shape to write into."""
+        if out is None:
+            out = np.empty(self.shape, np.float32)
+        elif out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"dequantize: out must be C-contiguous float32 {self.shape}, got {out.dtype} {out.shape}")
+        scales, zeros = self.scales(), self._zeros()
+        values = np.empty_like(out) if self.order is not None else out
+        flat, B = values.reshape(-1), self.block_size
+        step = 8 * max(1, CHUNK // (8 * B))                        # blocks; eight blocks always end on a whole byte
+        for first in range(0, self.n_blocks, step):
+            x = flat[first * B:(first + step) * B]
+            self._decode(first * B, x)
+            whole = len(x) // B
+            affine(x[:whole * B].reshape(whole, B), scales, zeros, slice(first, first + whole), self.offset)
+            if len(x) % B:                                         # the short block at the end
+                affine(x[whole * B:].reshape(1, -1), scales, zeros, slice(first + whole, None), self.offset)
+        if self.order is not None:
+            out[..., self.order] = values
+        return out
+
+    def _decode(self, start: int, x: np.ndarray):
+        """Write c[q] − z, for a constant z, of elements start … start + len(x) into x."""
+        constant = self.zero if isinstance(self.zero, int) else 0
+        table = decoding_table(self.bits, self.codebook, constant)
+        if table.ndim == 1:
+            np.take(table, self.unpack(start, len(x)), out=x, mode="clip")
+            return
+        lanes = table.shape[1]
+        octets, whole = self.codes[start // lanes:], len(x) // lanes
+        np.take(table, octets[:whole], axis=0, out=x[:whole * lanes].reshape(whole, lanes), mode="clip")
+        if len(x) % lanes:
+            x[whole * lanes:] = table[octets[whole], :len(x) % lanes]
+
+    def scales(self) -> np.ndarray | None:
+        """s of every block, float32 (n_blocks,), dequantized if they are quantized themselves; None for no scale."""
+        if isinstance(self.scale, QTensor):
+            return self.scale.dequantize().reshape(-1)
+        return None if self.scale is None else self.scale.astype(np.float32, copy=False)
+
+    def _zeros(self) -> np.ndarray | None:
+        return None if isinstance(self.zero, int) else unpack(self.zero, self.bits, self.n_blocks).astype(np.float32)
+
+    def unpack(self, start: int = 0, n: int | None = None) -> np.ndarray:
+        """The codes of elements start … start + n, flat, in stored order: uint8, or uint16 for 16 bits.
+
+        `start` must be a multiple of 8 (a whole byte at every width)."""
+        n = self.size - start if n is None else n
+        if self.bits == 16:
+            return self.codes[start:start + n]
+        return unpack(self.codes[start * self.bits // 8:], self.bits, n)
+
+    def integers(self) -> np.ndarray:
+        """q − z as int16, of shape `shape`, in stored order: what an integer matrix product multiplies."""
+        if self.codebook is not None:
+            raise ValueError(f"the codes of {self.codebook!r} name entries of a table, not integers")
+        zeros = self._zeros()
+        zeros = self.zero if zeros is None else np.repeat(zeros.astype(np.int16), self.block_size)[:self.size]
+        return (self.unpack().astype(np.int16) - zeros).astype(np.int16, copy=False).reshape(self.shape)
+
+    # ---- saving -------------------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The stored arrays by name; those of a quantized scale under "scale.". `metadata()` is the rest."""
+        parts = {"codes": self.codes}
+        if isinstance(self.scale, QTensor):
+            parts |= {f"scale.{name}": array for name, array in self.scale.arrays().items()}
+        elif self.scale is not None:
+            parts["scale"] = self.scale
+        if isinstance(self.zero, np.ndarray):
+            parts["zero"] = self.zero
+        if self.offset is not None:
+            parts["offset"] = np.asarray(self.offset)
+        if self.order is not None:
+            parts["order"] = self.order
+        return parts
+
+    def metadata(self) -> dict:
+        """What `arrays` does not hold, of types that JSON has."""
+        meta = {"bits": self.bits, "shape": list(self.shape), "block_size": self.block_size, "codebook": self.codebook}
+        if isinstance(self.zero, int):
+            meta["zero"] = self.zero
+        if isinstance(self.scale, QTensor):
+            meta["scale"] = self.scale.metadata()
+        return meta
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], metadata: dict) -> "QTensor":
+        """The inverse of `arrays` and `metadata`. KeyError for a missing part, ValueError for parts that do not fit."""
+        scale = arrays.get("scale")
+        if "scale" in metadata:
+            inner = {name.removeprefix("scale."): a for name, a in arrays.items() if name.startswith("scale.")}
+            scale = cls.from_arrays(inner, metadata["scale"])
+        offset = np.float32(arrays["offset"]) if "offset" in arrays else None
+        zero = metadata["zero"] if "zero" in metadata else arrays["zero"]
+        return cls(arrays["codes"], metadata["bits"], tuple(metadata["shape"]), metadata["block_size"], scale, zero,
+                   metadata["codebook"], offset, arrays.get("order"))
+
+    # ---- showing ------------------------------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, str]:
+        doubly = isinstance(self.scale, QTensor)
+        scale = "none" if self.scale is None else f"{self.scale.bits} bits" if doubly else str(self.scale.dtype)
+        return {"shape": " × ".join(map(str, self.shape)), "codes": f"{self.bits} bits, {self.codebook or 'integers'}",
+                "blocks": f"{self.n_blocks} of {self.block_size}", "scale": scale,
+                "size": f"{self.nbytes:,} bytes, {self.bits_per_weight:.3f} bits/weight"}
+
+    def __repr__(self):
+        return f"QTensor({'; '.join(f'{name}: {fact}' for name, fact in self._facts().items())})"
+
+    def _repr_html_(self):
+        rows = "".join(f"<tr><th>{name}</th><td>{fact}</td></tr>" for name, fact in self._facts().items())
+        return f"<table>{rows}<tr><th>of float32</th><td>{self.bits_per_weight / 32:.1%}</td></tr></table>"
+
+
+def affine(x, scales, zeros, blocks: slice, offset):
+    """x ← s(x − z) + o in place, for the rows x (n_blocks, B) that are `blocks` of the whole."""
+    if zeros is not None:
+        x -= zeros[blocks, None]
+    if scales is not None:
+        x *= scales[blocks, None]
+    if offset is not None:
+        x += offset
+
+
+@lru_cache(maxsize=32)
+def decoding_table(bits: int, name: str | None, zero: int) -> np.ndarray:
+    """(256, 8/bits) float32: for every byte, c[q] − z of the codes it holds. One `np.take` then decodes a whole byte.
+
+    When bits does not divide 8, a byte holds no whole number of codes: (2**bits,), to be indexed by unpacked codes."""
+    c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
+    c = c - np.float32(zero)
+    if 8 % bits:
+        return c
+    return c[unpack(np.arange(256, dtype=np.uint8), bits, 256 * 8 // bits)].reshape(256, -1)

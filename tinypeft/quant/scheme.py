@@ -1,0 +1,49 @@
+"""What every quantizer is, and what every quantizer asks of its input."""
+import numpy as np
+
+from .qtensor import QTensor
+
+
+class Scheme:
+    """A quantizer is a value: a frozen dataclass whose fields are the paper's hyperparameters, with one method.
+
+    A subclass defines `quantize(W) -> QTensor`; what it quantizes it first passes through `checked`. Its `repr`, which
+    tables print, names the bits and whatever else is not at its default.
+    """
+
+    def quantize(self, W: np.ndarray) -> QTensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define quantize(W)")
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Scheme.__repr__                         # @dataclass leaves a class's own __repr__ alone
+
+    def __repr__(self):
+        fields = [(f.name, getattr(self, f.name), f.default) for f in self.__dataclass_fields__.values()]
+        shown = ", ".join(f"{name}={value!r}" for name, value, default in fields if name == "bits" or value != default)
+        return f"{type(self).__name__}({shown})"
+
+
+def checked(x, what: str = "W") -> np.ndarray:
+    """x as a C-contiguous float32 array. ValueError unless it is floating point, of ≥ 1 axes, not empty and finite."""
+    got, x = type(x).__name__, np.asarray(x)
+    if x.dtype.kind != "f":
+        raise ValueError(f"{what} must be a floating-point array, got {got} of dtype {x.dtype} "
+                         "(a Tensor's array is its .data)")
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(f"{what} must have at least one axis and one element, got shape {x.shape}")
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(x, np.float32)
+    if not np.isfinite(x).all():
+        bad = np.argwhere(~np.isfinite(x))
+        first = tuple(map(int, bad[0]))
+        raise ValueError(f"{what} {x.shape} has {len(bad)} elements that are not finite in float32, "
+                         f"the first at {first}: {x[first]}")
+    return x
+
+
+def check_choice(name: str, value, choices: tuple):
+    """ValueError unless value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
