@@ -21,7 +21,7 @@ from pathlib import Path
 LIBRARIES = ("python", "numpy", "scipy", "matplotlib")
 
 # Directories without documentation of the library itself: tests, tables, and other projects' code carried along.
-_SKIPPED = {"tests", "test", "idle_test", "testing", "site-packages", "dist-packages", "lib-dynload", "__pycache__",
+_SKIPPED = {"tests", "test", "conftest", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__",
             "encodings", "turtledemo", "_vendor", "_bundled", "_external", "externals", "array_api_compat",
             "array_api_extra", "_uarray", "cobyqa", "pyprima", "_highspy"}
 
@@ -197,7 +197,8 @@ def _public_names(modules, found):
     for package in sorted(packages, key=lambda p: (p.count("."), p)):
         if package == _without_private(package):
             for name, origin in exports(package).items():
-                public.setdefault(origin, f"{package}.{name}")
+                if origin[0].partition(".")[0] == package.partition(".")[0]:      # asyncio also shows typing's names
+                    public.setdefault(origin, f"{package}.{name}")
     return public
 
 

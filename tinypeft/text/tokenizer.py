@@ -40,7 +40,7 @@ class BPETokenizer:
         self.vocab_size = len(self.vocab) + 1
         self.end_of_text = self.vocab_size - 1 if end_of_text is None else int(end_of_text)
         if sorted([*self.vocab.values(), self.end_of_text]) != list(range(self.vocab_size)):
-            raise ValueError(f"ids must be 0 … {self.vocab_size - 1}, each once, counting end_of_text={self.end_of_text}")
+            raise ValueError(f"ids must be 0 … {self.vocab_size - 1}, each once, end_of_text={self.end_of_text} too")
         needed = [bytes([b]) for b in range(256)] + [t for a, b in self.merges for t in (a, b, a + b)]
         if missing := [t for t in needed if t not in self.vocab]:
             raise ValueError(f"{len(missing)} tokens are missing from the vocabulary, the first is {missing[0]!r}")
