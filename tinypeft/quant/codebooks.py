@@ -6,6 +6,7 @@
     "fp4"                      bitsandbytes' FP4, in its code order     bitsandbytes' table
     "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned   Dettmers et al. 2021 (8-bit optimizers), §2.2
     "E4M3" "E5M2" "E2M1" …     floating point with E exponent and M mantissa bits; also "FP16" and "BF16"
+    "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: the scales of MX formats
 
 Three different things are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "fp4" is bitsandbytes', whose magnitudes
 are 12 8 6 4 3 2 0.0625 and 0 twelfths; its source says that a 2-bit exponent and a 1-bit mantissa regenerate it, and
@@ -37,6 +38,8 @@ def codebook(name: str) -> np.ndarray:
         values = np.concatenate([magnitudes, 0 - magnitudes])   # 0 − 0 = +0: bitsandbytes has no −0
     elif name in ("dynamic", "dynamic-u"):
         values = dynamic_map(signed=name == "dynamic")
+    elif name == "E8M0":
+        values = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan)
     else:
         values = float_values(*float_layout(name))
     values = values.astype(np.float32)
@@ -51,7 +54,7 @@ def float_layout(name: str) -> tuple[int, int, str | None]:
     e, m = map(int, match.groups()) if match else (0, 0)
     if not match or not (1 + e + m <= 8 or name in HAS_INFINITY):
         raise ValueError(f"unknown format {name!r}: expected 'nf4', 'fp4', 'dynamic', 'dynamic-u', 'FP16', 'BF16', "
-                         "or 'ExMy' of at most 8 bits with its sign, such as 'E4M3', 'E5M2', 'E2M1'")
+                         "'E8M0', or 'ExMy' of at most 8 bits with its sign, such as 'E4M3', 'E5M2', 'E2M1'")
     return e, m, "inf" if name in HAS_INFINITY else "nan" if name in HAS_NAN else None
 
 

@@ -213,6 +213,12 @@ def affine(x, scales, zeros, blocks: slice, offset):
         x += offset
 
 
+def blocks_of(x: np.ndarray, block_size: int) -> np.ndarray:
+    """x in blocks, (n_blocks, block_size): a view, or a copy with zeros at the end when the last block is short."""
+    x = x.reshape(-1)
+    return (x if x.size % block_size == 0 else np.pad(x, (0, -x.size % block_size))).reshape(-1, block_size)
+
+
 @lru_cache(maxsize=32)
 def decoding_table(bits: int, name: str | None, zero: int) -> np.ndarray:
     """(256, 8/bits) float32: for every byte, c[q] − z of the codes it holds. One `np.take` then decodes a whole byte.

@@ -62,8 +62,9 @@ def read(library):
         for place, qualified, signature, doc in entries:
             head, _, tail = qualified.partition(".")
             name = public.get((place, head)) or ".".join(filter(None, (_without_private(place), head)))
+            usage, doc = _split_usage(qualified, doc)
             if text := prose(doc):
-                documents.append(Document(library, f"{name}.{tail}" if tail else name, signature, text))
+                documents.append(Document(library, f"{name}.{tail}" if tail else name, signature or usage, text))
     if not documents:
         raise FileNotFoundError(f"no docstrings found for {library!r}: is it installed together with its .py files?")
     return documents
@@ -131,22 +132,26 @@ def _docstrings(tree, module):
             yield from _newdoc(node, module)
 
 
-def _newdoc(call, module):
+def _newdoc(node, module):
     """The three forms of `add_newdoc`: (name, doc), (place, name, doc) and (place, class, (attribute, doc))."""
     try:
-        *place, name, doc = map(ast.literal_eval, call.args)
+        *place, name, doc = map(ast.literal_eval, node.args)
     except ValueError:                                                            # computed text: left to its library
         return
     if isinstance(doc, tuple):
         name, doc = f"{name}.{doc[0]}", doc[1]
     if isinstance(doc, str) and all(p.partition(".")[0] == module.partition(".")[0] for p in place):
-        signature, blocks = "", inspect.cleandoc(doc).replace("\n--\n", "\n").split("\n\n")
-        call_line = re.compile(rf"(\w+\.)*{re.escape(name.rpartition('.')[2])}(\(.*\))")
-        while blocks and (m := call_line.match(" ".join(blocks[0].split()))):     # the C function's own first lines
-            signature = signature or re.sub(r"\( | \)|,? *\)$|\$self(, )?", lambda g: g[0].strip(" ,")[-1:]
-                                            if g[0][0] != "$" else "", m[2])
-            blocks.pop(0)
-        yield (place[0] if place else module.rpartition(".")[0]), name, signature, "\n\n".join(blocks)
+        yield (place[0] if place else module.rpartition(".")[0]), name, "", inspect.cleandoc(doc)
+
+
+def _split_usage(name, doc):
+    """A docstring may begin with the call itself, `array(object, dtype=None)` → ("(object, dtype=None)", the rest)."""
+    usage = re.compile(rf"(?:\w+\.)*{re.escape(name.rpartition('.')[2])}\((.*)\)(?: *-> *[\w.]+)?(?: --)?")
+    signature, blocks = "", doc.replace("\n--\n", "\n--\n\n").split("\n\n")
+    while len(blocks) > 1 and (call := usage.fullmatch(" ".join(blocks[0].split()))):
+        signature = signature or f"({call[1].strip(' ,').removeprefix('$self').lstrip(' ,')})"
+        blocks.pop(0)
+    return signature, "\n\n".join(blocks)
 
 
 def _signature(a):
@@ -193,13 +198,13 @@ def _public_names(modules, found):
     for place, qualified, *_ in (entry for entries in found.values() for entry in entries):
         if head := qualified.partition(".")[0]:
             defined.setdefault(place, {})[head] = (place, head)
-    public = {}
-    for package in sorted(packages, key=lambda p: (p.count("."), p)):
-        if package == _without_private(package):
-            for name, origin in exports(package).items():
-                if origin[0].partition(".")[0] == package.partition(".")[0]:      # asyncio also shows typing's names
-                    public.setdefault(origin, f"{package}.{name}")
-    return public
+    candidates = {}
+    for package in packages:
+        for name, origin in exports(package).items() if package == _without_private(package) else ():
+            if origin[0].partition(".")[0] == package.partition(".")[0]:          # asyncio also shows typing's names
+                rank = name != origin[1], package.count("."), f"{package}.{name}"
+                candidates.setdefault(origin, []).append(rank)
+    return {origin: min(ranks)[-1] for origin, ranks in candidates.items()}
 
 
 def _without_private(module):

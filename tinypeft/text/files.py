@@ -1,7 +1,7 @@
 """Where remembered files live, and writing them so that nobody ever reads half of one."""
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -16,11 +16,9 @@ def cache_directory():
 def write_atomically(path, text):
     """Write `text` so that `path` is at every moment either the old file or the new one, whole. Raises `OSError`."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")                 # beside it: a rename must not copy
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""Generation: one token after another, with a cache of what attention has seen.
+
+The model predicts a distribution over the next token; `generate` picks from it (greedily, or
+sampled with a temperature, from the k likeliest, from the smallest set of probability p) and feeds
+the choice back. With the cache each step runs one token through the model instead of all of them;
+the tokens are the same.
+"""
+import numpy as np
+
+from .tensor import Tensor, no_grad
+
+__all__ = ["KVCache", "generate", "sample"]
+
+
+class LayerCache:
+    """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full."""
+
+    def __init__(self):
+        self.k = self.v = None
+        self.length = 0
+
+    def append(self, k, v):
+        """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
+        start, self.length = self.length, self.length + k.shape[2]
+        if self.k is None or self.length > self.k.shape[2]:
+            self.k, self.v = (self._grown(old, new.data, start) for old, new in ((self.k, k), (self.v, v)))
+        self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k.data, v.data
+        return Tensor(self.k[:, :, :self.length]), Tensor(self.v[:, :, :self.length])
+
+    def _grown(self, old, new, filled):
+        B, H, _, d = new.shape
+        buffer = np.empty((B, H, 2 * self.length, d), new.dtype)
+        if filled: buffer[:, :, :filled] = old[:, :, :filled]
+        return buffer
+
+
+class KVCache:
+    """One cache per layer. `length` is how many positions (virtual ones included) it holds."""
+
+    def __init__(self, n_layers, layer=LayerCache):
+        self.layers = [layer() for _ in range(n_layers)]
+
+    length = property(lambda self: self.layers[0].length)
+
+
+def sample(logits, rng, temperature=1.0, top_k=None, top_p=None):
+    """Draw one token per row from logits (B, V); temperature 0 takes the likeliest."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    z = logits.astype(np.float64) / temperature
+    order = np.argsort(-z, axis=-1, kind="stable")                         # likeliest first
+    z = np.take_along_axis(z, order, -1)
+    p = np.exp(z - z[:, :1])
+    if top_k is not None:
+        p[:, top_k:] = 0
+    p /= p.sum(-1, keepdims=True)
+    if top_p is not None:
+        p[p.cumsum(-1) - p >= top_p] = 0                                   # keep while the mass before is below top_p
+        p /= p.sum(-1, keepdims=True)
+    drawn = (p.cumsum(-1) < rng.random((len(p), 1))).sum(-1)
+    drawn = np.minimum(drawn, (p > 0).sum(-1) - 1)
+    return np.take_along_axis(order, drawn[:, None], -1)[:, 0]
+
+
+def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=None, rng=0, stop=None,
+             use_cache=True, cache=None):
+    """Continue `tokens` (B, T); return an int array (B, T + n), n ≤ max_new_tokens.
+
+    model: a GPT or a PeftModel, called as model(tokens, cache=…). temperature 0 is greedy.
+    stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
+    cache: a `KVCache` to use instead of a fresh one, for example one that quantizes.
+    Raises ValueError for options that make no sense and when the context would overflow.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
+        raise ValueError(f"generate: tokens must be integers (B, T) with T ≥ 1, got {tokens.dtype} {tokens.shape}")
+    if not max_new_tokens >= 0:
+        raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+    if tokens.shape[1] + max_new_tokens > model.config.context_length + 1:
+        raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones exceed the context of "
+                         f"{model.config.context_length}; ask for fewer or shorten the prompt")
+    if not temperature >= 0:
+        raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
+    if top_k is not None and not top_k >= 1:
+        raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
+    rng = np.random.default_rng(rng)
+    if use_cache and cache is None:
+        cache = KVCache(model.config.n_layers)
+    done = np.zeros(len(tokens), bool)
+    fed = 0                                                                # tokens the cache has seen
+    with no_grad():
+        for _ in range(max_new_tokens):
+            logits = model(tokens[:, fed:], cache=cache) if use_cache else model(tokens)
+            fed = tokens.shape[1]
+            new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
+            if stop is not None:
+                new = np.where(done, stop, new)
+                done |= new == stop
+            tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], axis=1)
+            if done.all(): break
+    return tokens

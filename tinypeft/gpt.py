@@ -1,0 +1,187 @@
+"""GPT-2's architecture (Radford et al. 2019), the only transformer here.
+
+    h₀ = E[tokens] + P[positions]
+    h ← h + Attention(LayerNorm(h)),   h ← h + MLP(LayerNorm(h))          in every block
+    logits = LayerNorm(h) Eᵀ                                              the head is tied to E
+
+Query, key and value are three projections, not one fused matrix, so that a method can adapt each
+by itself. Two seams let a method put *virtual tokens* in without touching the model:
+`prompt=` (vectors before the first token, or anywhere between tokens) and `prefix=` (keys and
+values that every layer's attention sees before its own). The generation cache is a prefix that grows.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import functional as F
+from .generate import generate
+from .nn import Dropout, Embedding, LayerNorm, Linear, Module
+from .tensor import Tensor, concatenate
+
+__all__ = ["GPT", "GPTConfig"]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT. d_model must divide into n_heads; the MLP is 4 d_model wide."""
+    vocab_size: int = 1024
+    context_length: int = 256
+    d_model: int = 128
+    n_layers: int = 6
+    n_heads: int = 4
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
+            if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < 1:
+                raise ValueError(f"GPTConfig: {name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into {self.n_heads} heads")
+
+
+class Attention(Module):
+    """Multi-head causal self-attention. Head h sees columns h·d_head … (h+1)·d_head of each projection."""
+
+    def __init__(self, c, rng):
+        d = c.d_model
+        self.n_heads = c.n_heads
+        self.query, self.key, self.value = (Linear(d, d, rng=rng) for _ in range(3))
+        self.output = Linear(d, d, rng=rng, std=0.02 / (2 * c.n_layers) ** 0.5)    # 2L additions to the residual stream
+        self.dropout, self.residual_dropout = Dropout(c.dropout), Dropout(c.dropout)
+
+    def forward(self, x, prefix=None, cache=None):
+        B, T, d = x.shape
+        heads = lambda t: t.reshape(B, T, self.n_heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, d_head)
+        q, k, v = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        if prefix is not None:
+            k, v = (concatenate([_expand(p, B, 4), t], axis=2) for p, t in zip(prefix, (k, v), strict=True))
+        if cache is not None:
+            k, v = cache.append(k, v)                                              # (B, H, S, d_head)
+        drop = self.dropout
+        o = F.attention(q, k, v, dropout=drop.p if drop.training else 0.0, rng=drop.rng)
+        return self.residual_dropout(self.output(o.transpose(0, 2, 1, 3).reshape(B, T, d)))
+
+
+class MLP(Module):
+    """down(GELU(up(x))), GELU in its tanh form."""
+
+    def __init__(self, c, rng):
+        self.up = Linear(c.d_model, 4 * c.d_model, rng=rng)
+        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=0.02 / (2 * c.n_layers) ** 0.5)
+        self.dropout = Dropout(c.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(F.gelu(self.up(x))))
+
+
+class Block(Module):
+    def __init__(self, c, rng):
+        self.norm1, self.attention = LayerNorm(c.d_model, c.norm_eps), Attention(c, rng)
+        self.norm2, self.mlp = LayerNorm(c.d_model, c.norm_eps), MLP(c, rng)
+
+    def forward(self, x, prefix=None, cache=None):
+        x = x + self.attention(self.norm1(x), prefix, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(Module):
+    """A GPT of the given sizes with random weights; `rng` is a seed or a Generator."""
+
+    def __init__(self, config, rng=0):
+        if not isinstance(config, GPTConfig):
+            raise TypeError(f"GPT: expected a GPTConfig, got {type(config).__name__}")
+        rng = np.random.default_rng(rng)
+        self.config, self.tokenizer = config, None
+        self.attached = None                                                       # the method a PeftModel put on this model
+        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng=rng)
+        self.position_embedding = Embedding(config.context_length, config.d_model, rng=rng, std=0.01)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = [Block(config, rng) for _ in range(config.n_layers)]
+        self.final_norm = LayerNorm(config.d_model, config.norm_eps)
+        self.head = None                                                           # a classifier, when a task needs one
+
+    def forward(self, tokens, prompt=None, prompt_at=None, prefix=None, cache=None):
+        """tokens (B, T) integers → logits (B, T, V); position t predicts token t + 1.
+
+        prompt: Tensor (P, d) or (B, P, d), P vectors that enter as if they were embedded tokens;
+            `prompt_at` gives the places (P,) or (B, P) they take in the lengthened sequence
+            (default 0 … P−1, before everything). No logits are returned for them.
+        prefix: a list with one (K, V) per layer, each Tensor (H, P, d_head) or (B, H, P, d_head). Token
+            positions then start at P.
+        cache: a `KVCache`; what it holds counts as the past, and this call's keys and values are appended.
+        """
+        return self.logits(self.hidden(tokens, prompt, prompt_at, prefix, cache))
+
+    def logits(self, hidden):
+        """Hidden states (…, d) → logits (…, V), by the transposed token embedding."""
+        return F.linear(hidden, self.token_embedding.weight)
+
+    def classify(self, tokens, lengths, **virtual):
+        """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C).
+
+        `head` reads the last of them, the only position that has seen the whole row.
+        """
+        if self.head is None:
+            raise ValueError("classify: this model has no classification head; attach(model, method, head=n_classes) adds one")
+        lengths = np.asarray(lengths)
+        if lengths.shape != (len(tokens),) or lengths.min() < 1 or lengths.max() > np.shape(tokens)[1]:
+            raise ValueError(f"classify: lengths must be {len(tokens)} numbers in [1, {np.shape(tokens)[1]}], got {lengths}")
+        return self.head(self.hidden(tokens, **virtual)[np.arange(len(tokens)), lengths - 1])
+
+    def hidden(self, tokens, prompt=None, prompt_at=None, prefix=None, cache=None):
+        """As `forward`, but the final hidden states (B, T, d)."""
+        tokens = self._check_tokens(tokens)
+        B, T = tokens.shape
+        x, real = self.token_embedding(tokens), None                               # (B, T, d)
+        if prompt is not None:
+            x, real = _interleave(_expand(prompt, B, 3), x, prompt_at)                # (B, P + T, d)
+        past = 0 if prefix is None else prefix[0][0].shape[-2]
+        past += 0 if cache is None else cache.length
+        if past + x.shape[1] > self.config.context_length:
+            raise ValueError(f"GPT: {past + x.shape[1]} positions ({T} tokens, {x.shape[1] - T} prompt vectors, {past} "
+                             f"of prefix or cache) exceed the context of {self.config.context_length}; shorten the input")
+        x = self.dropout(x + self.position_embedding(np.arange(past, past + x.shape[1])))
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if prefix is None else prefix[i], None if cache is None else cache.layers[i])
+        x = self.final_norm(x)
+        return x if real is None else x[np.arange(B)[:, None], real]               # virtual tokens never show
+
+    def _check_tokens(self, tokens):
+        if isinstance(tokens, Tensor):
+            raise TypeError("GPT: tokens are integers, got a Tensor of floats")
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise ValueError(f"GPT: tokens must have shape (B, T) with B, T ≥ 1, got {tokens.shape}")
+        return tokens
+
+    def generate(self, tokens, max_new_tokens, **options):
+        """Continue `tokens` (B, T) by up to `max_new_tokens`; see `tinypeft.generate.generate` for the options."""
+        return generate(self, tokens, max_new_tokens, **options)
+
+    def describe(self):
+        n = sum(p.size for p in self.parameters())
+        return f"({n:,} parameters)"
+
+
+def _expand(virtual, B, ndim):
+    """Virtual tokens without a batch axis are the same for every row: (P, d) → (B, P, d)."""
+    return virtual if virtual.ndim == ndim else virtual + np.zeros((B,) + (1,) * virtual.ndim)
+
+
+def _interleave(prompt, x, at):
+    """Merge prompt (B, P, d) into x (B, T, d), vector j at place at[…, j]; also return the places of x's rows."""
+    B, P, _ = prompt.shape
+    n = P + x.shape[1]
+    at = np.broadcast_to(np.arange(P) if at is None else np.asarray(at), (B, P))
+    virtual = np.zeros((B, n), bool)
+    if at.size and (at.min() < 0 or at.max() >= n):
+        raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} tokens, got {at.tolist()}")
+    np.put_along_axis(virtual, at, True, axis=1)
+    if (virtual.sum(1) != P).any():
+        raise ValueError(f"prompt_at: two vectors cannot take the same place, got {at.tolist()}")
+    real = np.nonzero(~virtual)[1].reshape(B, -1)                                  # (B, T)
+    source = np.empty((B, n), int)                                                 # place → row of [prompt; x]
+    np.put_along_axis(source, at, np.arange(P)[None], axis=1)
+    np.put_along_axis(source, real, np.arange(P, n)[None], axis=1)
+    return concatenate([prompt, x], axis=1)[np.arange(B)[:, None], source], real

@@ -1,0 +1,143 @@
+"""Optimizers, learning-rate schedules, gradient clipping.
+
+AdamW (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2; PyTorch's form, where the decay is lr·λ):
+
+    w ← w − lr λ w
+    m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²
+    w ← w − lr m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),   v̂ = v/(1 − β₂ᵗ)
+"""
+import math
+
+import numpy as np
+
+__all__ = ["SGD", "AdamW", "clip_grad_norm", "schedule"]
+
+
+class Optimizer:
+    """Shared by all: groups of parameters, and a state of arrays per parameter that checkpoints keep.
+
+    `parameters`: a list of Parameters, or a list of dicts {"params": [...], "lr": …, "weight_decay": …}
+    whose entries override the defaults for their parameters.
+    """
+    slots = ()                                   # names of the state arrays, each of its parameter's shape
+
+    def __init__(self, parameters, **defaults):
+        parameters = list(parameters)
+        groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+        self.groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
+        for g in self.groups:
+            g["base_lr"] = g["lr"]
+            if not g["lr"] >= 0:
+                raise ValueError(f"{type(self).__name__}: lr must be at least 0, got {g['lr']}")
+        if not any(g["params"] for g in self.groups):
+            raise ValueError(f"{type(self).__name__}: no parameters to train")
+        self.t = 0                               # steps taken
+        self.state = {id(p): [self.allocate(p) for _ in self.slots] for g in self.groups for p in g["params"]}
+
+    def allocate(self, p):
+        """A zero array for one slot of p's state."""
+        return np.zeros_like(p.data)
+
+    def zero_grad(self):
+        for g in self.groups:
+            for p in g["params"]: p.grad = None
+
+    def scale_lr(self, factor):
+        """Set every group's learning rate to `factor` times the one it was given."""
+        for g in self.groups: g["lr"] = g["base_lr"] * factor
+
+    def step(self):
+        """One update of every parameter that has a gradient, in place."""
+        self.t += 1
+        for g in self.groups:
+            for p in g["params"]:
+                if p.grad is None: continue
+                mask = getattr(p, "update_mask", None)
+                if mask is None:
+                    self.update(p.data, p.grad, self.state[id(p)], g)
+                else:                            # only what the mask holds moves, its moments included
+                    mask = np.broadcast_to(mask, p.shape)
+                    data, state = p.data[mask], [s[mask] for s in self.state[id(p)]]
+                    self.update(data, p.grad[mask], state, g)
+                    p.data[mask] = data
+                    for s, new in zip(self.state[id(p)], state, strict=True): s[mask] = new
+                p.version += 1
+
+    def state_arrays(self):
+        """name → array: everything needed to go on from here, for a checkpoint."""
+        params = [p for g in self.groups for p in g["params"]]
+        arrays = {f"{slot}.{i}": s for i, p in enumerate(params)
+                  for slot, s in zip(self.slots, self.state[id(p)], strict=True)}
+        return {"t": np.array(self.t), **arrays}
+
+    def load_state_arrays(self, arrays):
+        own = self.state_arrays()
+        if own.keys() != arrays.keys() or any(own[k].shape != np.shape(arrays[k]) for k in own):
+            raise ValueError("the optimizer state in this checkpoint belongs to other parameters")
+        self.t = int(arrays["t"])
+        for name, array in own.items():
+            if name != "t": array[...] = arrays[name]
+
+
+class SGD(Optimizer):
+    """w ← w − lr u,  u ← μ u + (g + λ w): momentum μ, weight decay λ; PyTorch's form (u starts as g)."""
+    slots = ("velocity",)
+
+    def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0):
+        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def update(self, w, g, state, group):
+        (u,) = state
+        if group["weight_decay"]: g = g + group["weight_decay"] * w
+        u *= group["momentum"]
+        u += g
+        w -= group["lr"] * u
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay; the equations are at the head of this file."""
+    slots = ("m", "v")
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        for g in self.groups:
+            if not all(0 <= b < 1 for b in g["betas"]):
+                raise ValueError(f"AdamW: betas must lie in [0, 1), got {g['betas']}")
+
+    def update(self, w, g, state, group):
+        m, v = state
+        lr, (b1, b2) = group["lr"], group["betas"]
+        if group["weight_decay"]: w *= 1 - lr * group["weight_decay"]
+        scratch = g * (1 - b1)
+        m *= b1; m += scratch
+        np.multiply(g, g, out=scratch); scratch *= 1 - b2
+        v *= b2; v += scratch
+        np.sqrt(v, out=scratch)
+        scratch *= 1 / math.sqrt(1 - b2 ** self.t); scratch += group["eps"]    # √v̂ + ε
+        np.divide(m, scratch, out=scratch)
+        scratch *= lr / (1 - b1 ** self.t)                                     # lr m̂ / (√v̂ + ε)
+        w -= scratch
+
+
+def clip_grad_norm(parameters, limit):
+    """Scale all gradients together so that their global norm √Σ‖g‖² is at most `limit`; return the norm before."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
+    if norm > limit:
+        for g in grads: g *= limit / (norm + 1e-6)
+    return norm
+
+
+def schedule(kind, step, total, warmup=0, floor=0.0):
+    """The factor on the learning rate at `step` = 0 … total − 1.
+
+    Linear warm-up over the first `warmup` steps (factor (step + 1)/warmup), then "constant" 1, "linear"
+    or "cosine" decay from 1 to `floor` at the end.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if kind == "constant": return 1.0
+    if kind == "linear":   return floor + (1 - floor) * (1 - done)
+    if kind == "cosine":   return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+    raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")

@@ -1,0 +1,337 @@
+"""attach: the one verb that puts any method on a model, and the model it gives.
+
+There are only two ways to attach. A *wrapper* is a module that holds the module it adapts as `base`
+and takes its place in the model. A *virtual* module emits vectors for the model's seams `prompt=`
+and `prefix=`. Besides, a method may train parameters of the base itself. Everything else is frozen.
+"""
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import warnings
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from ..files import load_arrays, save_arrays
+from ..generate import generate
+from ..gpt import GPT
+from ..nn import Linear, Module, replace_modules
+
+__all__ = ["Method", "MethodError", "PeftModel", "attach", "load_adapter", "match_targets"]
+
+
+class MethodError(ValueError):
+    """A method cannot do what it was asked, and the message says why."""
+
+
+class Method:
+    """A fine-tuning method: a frozen dataclass of hyperparameters, and what it does to a model.
+
+    A subclass overrides those of the following that concern it. State that training changes lives in
+    modules, as Parameters (trained) or ndarrays (saved, not trained), never in the method.
+    """
+    learning_rate: ClassVar[float] = 1e-3        # a sensible one for AdamW; `train` uses it unless told otherwise
+
+    def wrap(self, model, rng):
+        """path → wrapper, for the modules it adapts."""
+        return {}
+
+    def virtual(self, model, rng):
+        """A module with `prompt(tokens)` → (vectors, places) or `prefix(tokens)` → [(K, V), …], or None."""
+
+    def trained(self, model):
+        """Names of the base's own parameters that it trains."""
+        return []
+
+    def before_step(self, tuned, step, total): ...
+    def penalty(self, tuned): ...
+    def after_step(self, tuned, step, total): ...
+
+
+def attach(model, method, *, rng=0, head=None):
+    """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
+
+    rng: seed or Generator for what the method initialises. head: a number of classes; adds a linear
+    classifier on the final hidden state, trained and saved with the method (see `PeftModel.classify`).
+    Raises MethodError when something is attached already or the method does not fit the model.
+    """
+    if isinstance(model, PeftModel) or getattr(model, "attached", None) is not None:
+        there = model.method if isinstance(model, PeftModel) else model.attached
+        raise MethodError(f"attach: {there} is attached to this model already; call .detach() on what attach returned, "
+                          "or merge it, first")
+    if not isinstance(model, GPT):
+        raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
+    if not isinstance(method, Method):
+        raise TypeError(f"attach: expected a method such as tinypeft.LoRA(rank=8), got {method!r}")
+    return PeftModel(model, method, np.random.default_rng(rng), head)
+
+
+class PeftModel(Module):
+    """A model with a method on it. Called as the model is; virtual tokens never show in the logits."""
+
+    def __init__(self, model, method, rng, head=None):
+        self.model, self.method, self.rng = model, method, rng
+        dtype = model.token_embedding.weight.dtype
+        base = dict(model.named_parameters())
+        self.wrappers = method.wrap(model, rng)
+        self.virtual = method.virtual(model, rng)
+        self.head = None
+        if head is not None:
+            if not isinstance(head, (int, np.integer)) or head < 2:
+                raise MethodError(f"attach: head is the number of classes, at least 2, got {head!r}")
+            self.head = Linear(model.config.d_model, int(head), rng=rng)
+        self.trained = {name: base[name] for name in method.trained(model)}
+        if not (self.wrappers or self.virtual or self.trained or self.head):
+            raise MethodError(f"attach: {method} would train nothing")
+        for _, p in self._added():
+            p.data = p.data.astype(dtype, copy=False)
+        self._tuned = {name: p.data.copy() for name, p in self.trained.items()}
+        self._put_on()
+
+    # -- on and off -----------------------------------------------------------------------------
+    def _put_on(self):
+        model = self.model
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        for p, _ in self._flags: p.requires_grad = False
+        self._base_data = {name: p.data for name, p in self.trained.items()}
+        for name, p in self.trained.items():
+            p.data, p.requires_grad, p.version = self._tuned[name], True, p.version + 1
+        self._replaced = replace_modules(model, self.wrappers)
+        self._base_head, model.head = model.head, self.head or model.head
+        model.attached = self.method
+
+    def _take_off(self):
+        model = self.model
+        model.attached, model.head = None, self._base_head
+        replace_modules(model, self._replaced)
+        for name, p in self.trained.items():
+            self._tuned[name], p.data, p.version = p.data, self._base_data[name], p.version + 1
+        for p, flag in self._flags: p.requires_grad, p.grad = flag, None
+
+    @property
+    def active(self):
+        return self.model.attached is self.method
+
+    def _check_active(self):
+        if not self.active:
+            raise MethodError(f"{self.method} is not on the model now (detached or disabled); call reattach()")
+
+    def detach(self):
+        """Take the method off; return the base model: the same objects, bit for bit as before."""
+        self._check_active()
+        self._take_off()
+        return self.model
+
+    def reattach(self):
+        """Put a detached method back on its model, with everything it had learned."""
+        if self.model.attached is not None:
+            raise MethodError(f"reattach: {self.model.attached} is attached to this model; detach it first")
+        self._put_on()
+        return self
+
+    @contextlib.contextmanager
+    def disabled(self):
+        """`with tuned.disabled():` — the model, and `tuned` itself, compute what the base computes."""
+        self._check_active()
+        self._take_off()
+        try:
+            yield self.model
+        finally:
+            self._put_on()
+
+    # -- what a model does ----------------------------------------------------------------------
+    config = property(lambda self: self.model.config)
+    tokenizer = property(lambda self: self.model.tokenizer)
+    learning_rate = property(lambda self: self.method.learning_rate)
+
+    def _seams(self, tokens, cache):
+        """What the virtual module puts into the model's seams; nothing once a cache holds it already."""
+        if self.virtual is None or not self.active or cache is not None and cache.length:
+            return {}
+        return self.virtual.seams(np.asarray(tokens))
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) → logits (B, T, V)."""
+        return self.model(tokens, cache=cache, **self._seams(tokens, cache))
+
+    def classify(self, tokens, lengths):
+        """tokens (B, T), the first lengths[b] of row b → class logits (B, C), by the head."""
+        return self.model.classify(tokens, lengths, **self._seams(tokens, None))
+
+    def generate(self, tokens, max_new_tokens, **options):
+        """As `GPT.generate`."""
+        return generate(self, tokens, max_new_tokens, **options)
+
+    def before_step(self, step, total): self.method.before_step(self, step, total)
+    def penalty(self): return self.method.penalty(self)
+    def after_step(self, step, total): self.method.after_step(self, step, total)
+
+    # -- what was added -------------------------------------------------------------------------
+    def _added(self):
+        """(name, Parameter) of everything the method added: wrappers without their bases, virtual module, head."""
+        for path, wrapper in self.wrappers.items():
+            yield from ((f"{path}.{n}", p) for n, p in wrapper.named_parameters() if not n.startswith("base."))
+        for name, module in (("virtual", self.virtual), ("head", self.head)):
+            if module is not None:
+                yield from ((f"{name}.{n}", p) for n, p in module.named_parameters())
+
+    def trainable_parameters(self):
+        """The parameters that training changes, as a list."""
+        return [p for p in [*(p for _, p in self._added()), *self.trained.values()] if p.requires_grad]
+
+    def state_dict(self):
+        """name → array of what belongs to the method: all of it, and nothing of the base."""
+        state = {name: self._tuned_data(name) for name in self.trained}
+        for path, wrapper in self.wrappers.items():
+            state |= {f"{path}.{n}": a for n, a in wrapper.state_dict().items() if not n.startswith("base.")}
+        for name, module in (("virtual", self.virtual), ("head", self.head)):
+            if module is not None:
+                state |= {f"{name}.{n}": a for n, a in module.state_dict().items()}
+        return state
+
+    def _tuned_data(self, name):
+        return self.trained[name].data if self.active else self._tuned[name]
+
+    def load_state_dict(self, state, strict=True):
+        """Load what `state_dict` gave. Raises KeyError (missing or unknown names) or ValueError (shapes)."""
+        self._check_active()
+        own = self.state_dict()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if strict and (missing or unknown):
+            raise KeyError(f"load: matched {len(own.keys() & state.keys())} tensors, missing {missing}, unknown {unknown}")
+        for name in own.keys() & state.keys():
+            if np.shape(state[name]) != own[name].shape:
+                raise ValueError(f"load: {name} has shape {np.shape(state[name])}, expected {own[name].shape}")
+        for name, p in self.trained.items():
+            if name in state:
+                p.data, p.version = np.array(state[name], dtype=p.dtype), p.version + 1
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        for path, wrapper in self.wrappers.items():
+            wrapper.load_state_dict(part(f"{path}."), strict=False)
+        for name, module in (("virtual", self.virtual), ("head", self.head)):
+            if module is not None: module.load_state_dict(part(f"{name}."), strict=False)
+        return self
+
+    def summary(self):
+        """Counts of trained, stored and all parameters, and bytes; prints as text, and as a table in a notebook."""
+        self._check_active()
+        trained = sum(p.size for p in self.trainable_parameters())
+        stored = sum(a.size for a in self.state_dict().values())
+        total = sum(a.size for a in self.model.state_dict().values()) + sum(
+            p.size for p in (self.virtual.parameters() if self.virtual else []))
+        nbytes = sum(a.nbytes for a in self.state_dict().values())
+        return Summary(str(self.method), trained, stored, total, nbytes)
+
+    def merge(self):
+        """A plain GPT, with weights of its own, that computes the same function; MethodError where none can."""
+        self._check_active()
+        if self.virtual is not None:
+            raise MethodError(f"merge: {self.method} works by virtual tokens; no weights of the base compute the same function")
+        plain = copy.deepcopy(self.model)
+        for path in self.wrappers:
+            wrapper = plain.get(path)
+            if not hasattr(wrapper, "merge"):
+                raise MethodError(f"merge: {self.method} puts a nonlinear {type(wrapper).__name__} at {path}; "
+                                  "no weights of the base compute the same function")
+            replace_modules(plain, {path: wrapper.merge()})
+        for p in plain.parameters(): p.requires_grad, p.grad = True, None
+        plain.attached = None
+        return plain
+
+    def save(self, folder):
+        """Write the method and what it learned to `folder`/adapter.npz, atomically; `load_adapter` reads it."""
+        save_arrays(Path(folder) / "adapter.npz", self.state_dict(), {
+            "format": 1, "method": type(self.method).__name__, "fields": dataclasses.asdict(self.method),
+            "config": dataclasses.asdict(self.config), "base": self._base_fingerprint(),
+            "head": None if self.head is None else self.head.d_out})
+
+    def _base_fingerprint(self):
+        with self.disabled() if self.active else contextlib.nullcontext():
+            return fingerprint(self.model)
+
+    def describe(self):
+        return f"({self.method})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Parameter counts: trained, stored (what `save` writes), total (base and method); nbytes of what is stored."""
+    method: str
+    trained: int
+    stored: int
+    total: int
+    nbytes: int
+
+    share = property(lambda self: self.trained / self.total)
+
+    def rows(self):
+        return [("trained", f"{self.trained:,} ({100 * self.share:.2f} % of all)"), ("stored", f"{self.stored:,}"),
+                ("all", f"{self.total:,}"), ("size on disk", f"{self.nbytes / 1024:,.1f} KiB")]
+
+    def __repr__(self):
+        return "\n".join([self.method, *(f"  {name:<13}{value}" for name, value in self.rows())])
+
+    def _repr_html_(self):
+        body = "".join(f"<tr><th style='text-align:left'>{n}</th><td style='text-align:right'>{v}</td></tr>"
+                       for n, v in self.rows())
+        return f"<table><caption><code>{self.method}</code></caption>{body}</table>"
+
+
+def fingerprint(model):
+    """SHA-256 over names and bytes of a model's parameters and buffers."""
+    h = hashlib.sha256()
+    for name, array in sorted(model.state_dict().items()):
+        h.update(f"{name} {array.dtype} {array.shape}".encode())
+        h.update(np.ascontiguousarray(array).data)
+    return h.hexdigest()
+
+
+def load_adapter(model, folder, strict=True):
+    """Attach to `model` what `PeftModel.save` wrote to `folder`.
+
+    Raises FileNotFoundError or ValueError for a missing or damaged file, MethodError when it was made for
+    a model of other sizes, KeyError or ValueError (`strict`) when tensors are missing, unknown or misshapen.
+    Warns when the sizes agree but the base's weights are not those it was trained on.
+    """
+    from . import METHODS
+    arrays, meta = load_arrays(Path(folder) / "adapter.npz")
+    if meta.get("method") not in METHODS.values() and meta.get("method") not in {c.__name__ for c in METHODS.values()}:
+        raise ValueError(f"load_adapter: unknown method {meta.get('method')!r}; known: {', '.join(METHODS)}")
+    if meta["config"] != dataclasses.asdict(model.config):
+        raise MethodError(f"load_adapter: the adapter was made for a model of {meta['config']}, "
+                          f"this one has {dataclasses.asdict(model.config)}")
+    cls = next(c for c in METHODS.values() if c.__name__ == meta["method"])
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
+    if meta["base"] != fingerprint(model):
+        warnings.warn("load_adapter: the base's weights differ from those this adapter was trained on", stacklevel=2)
+    tuned = attach(model, cls(**fields), head=meta["head"])
+    try:
+        return tuned.load_state_dict(arrays, strict)
+    except Exception:
+        tuned.detach()
+        raise
+
+
+def match_targets(model, targets):
+    """[(path, layer)] of the linear layers in the blocks that `targets` name: last part of the path, or all of it.
+
+    `targets` is a tuple of names, or "all". Raises MethodError for a name that matches nothing, listing what exists.
+    """
+    layers = {p: m for p, m in model.named_modules() if p.startswith("blocks.") and hasattr(m, "d_in")}
+    if targets == "all":
+        return list(layers.items())
+    if isinstance(targets, str) or not targets:
+        raise MethodError(f"targets: expected a tuple of names such as ('query', 'value'), or 'all', got {targets!r}")
+    hit = {t: [p for p in layers if p == t or p.rsplit(".", 1)[-1] == t] for t in targets}
+    for t, paths in hit.items():
+        if paths: continue
+        if "token_embedding".startswith(t) or t == "head":
+            raise MethodError(f"targets: {t!r} is the token embedding, whose weight is also the output head (tied): "
+                              "a change meant for one end would change the other")
+        names = sorted({p.rsplit(".", 1)[-1] for p in layers})
+        raise MethodError(f"targets: {t!r} matches nothing; there are {', '.join(names)}, or full paths from "
+                          f"{next(iter(layers))!r} to {list(layers)[-1]!r}")
+    wanted = {p for paths in hit.values() for p in paths}
+    return [(p, m) for p, m in layers.items() if p in wanted]

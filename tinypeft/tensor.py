@@ -1,0 +1,396 @@
+"""A tensor that remembers how it was made, and reverse-mode differentiation.
+
+Every operation computes its value with NumPy and leaves behind, for each of its parents, a
+*vector–Jacobian product*: a function that takes dy = ∂L/∂y, the gradient of the loss L with
+respect to the operation's output y, and returns ∂L/∂parent, here written `dx` for a parent `x`.
+`backward` walks the recorded graph from the loss to the leaves and adds these up: the chain rule.
+
+Five rules keep it small and fast:
+
+* A parent that needs no gradient costs nothing. Its vjp is dropped when the operation is recorded,
+  and an operation none of whose parents needs a gradient records nothing. This is where
+  parameter-efficient fine-tuning saves its time and memory.
+* A vjp never refers to the tensor it belongs to, so no reference cycle keeps a graph alive.
+* Gradients live in a dictionary during the walk and only leaves keep `.grad`. A vjp runs once: it
+  may overwrite what it saved, and each piece of the graph is freed as soon as it is used.
+* Broadcasting is undone explicitly (`unbroadcast`) and every gradient is checked against the shape
+  and dtype of its tensor: a wrong formula stops at once rather than being summed into place.
+* Work is float32, checks are float64, and the two never meet: constants follow the tensor's dtype.
+"""
+import contextlib
+
+import numpy as np
+
+__all__ = ["GraphError", "Tensor", "concatenate", "maximum", "no_grad", "split", "stack", "unbroadcast", "where"]
+
+
+class GraphError(RuntimeError):
+    """The recorded graph cannot be walked: it was used already, or its inputs were changed since."""
+
+
+_recording = True
+
+
+@contextlib.contextmanager
+def no_grad():
+    """Inside `with no_grad():` operations compute values and record nothing."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+def unbroadcast(dy, shape):
+    """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
+    if dy.shape == shape:
+        return dy
+    dy = dy.sum(axis=tuple(range(dy.ndim - len(shape))))
+    return dy.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1 != dy.shape[i]), keepdims=True)
+
+
+class Tensor:
+    """An array, and how it was computed.
+
+    `data` is a float32 or float64 array; integers, booleans, lists and Python numbers become float32.
+    `requires_grad=True` makes a leaf whose `.grad` (an ndarray of the same shape, or None) collects
+    ∂L/∂data over calls of `backward`. Raises TypeError for complex, half-precision or object arrays.
+    """
+    __slots__ = ("data", "requires_grad", "grad", "version", "parents", "vjp", "__weakref__")
+    __array_ufunc__ = None                               # ndarray * Tensor comes to Tensor.__rmul__
+
+    def __init__(self, data, requires_grad=False):
+        if isinstance(data, Tensor):
+            raise TypeError("got a Tensor where an array was expected; use x.detach() for a new leaf")
+        array = np.asarray(data)
+        if array.dtype.kind in "biu" or not isinstance(data, (np.ndarray, np.generic)) and array.dtype.kind == "f":
+            array = array.astype(np.float32)
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"a Tensor holds float32 or float64, got {array.dtype}; cast it first, "
+                            "for example with .astype(np.float32)")
+        self.data, self.requires_grad, self.grad = array, requires_grad, None
+        self.version = 0                                 # how often an optimizer or a loader wrote into data
+        self.parents, self.vjp = (), None
+
+    # -- recording ------------------------------------------------------------------------------
+    @staticmethod
+    def op(data, *edges):
+        """The result of an operation whose gradients are independent: edges are (parent, dy ↦ dparent)."""
+        edges = [(x, f) for x, f in edges if x.requires_grad]
+        fs = [f for _, f in edges]
+        return Tensor.fused(data, [x for x, _ in edges], lambda dy: [f(dy) for f in fs])
+
+    @staticmethod
+    def fused(data, parents, vjp):
+        """The result of an operation whose gradients share work: `vjp(dy)` returns one per parent.
+
+        A gradient is None exactly where that parent has `requires_grad=False`. A vjp returns
+        fresh arrays, `dy` itself or views of it, never the same fresh array twice.
+        """
+        y = Tensor.__new__(Tensor)
+        y.data, y.grad, y.version, y.parents, y.vjp = np.asarray(data), None, 0, (), None
+        y.requires_grad = _recording and any(x.requires_grad for x in parents)
+        if y.requires_grad:
+            y.parents, y.vjp = [(x, x.version) for x in parents], vjp
+            y.data.flags.writeable = False               # a value that a gradient depends on stays as it is
+        return y
+
+    # -- backward -------------------------------------------------------------------------------
+    def backward(self, dy=None):
+        """Add ∂L/∂x to `x.grad` for every leaf x this tensor was computed from.
+
+        `dy`: ∂L/∂self, an array of this tensor's shape; may be left out for a single number (dy = 1).
+        Raises GraphError when there is no graph, when it was walked before, or when a leaf's data
+        was written to since; ValueError when `dy` is missing or has another shape.
+        """
+        for x, dx in self.gradients(dy):
+            x.grad = dx if x.grad is None else x.grad + dx
+
+    def gradients(self, dy=None):
+        """As `backward`, but returns [(leaf, ∂L/∂leaf)] and leaves every `.grad` alone."""
+        if not self.requires_grad:
+            raise GraphError("backward: nothing to differentiate, no tensor this was computed from requires a gradient "
+                             "(or it was computed under no_grad)")
+        if dy is None:
+            if self.data.size != 1:
+                raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient, "
+                                 "backward(dy) with dy of that shape; only a single number can do without")
+            dy = np.ones_like(self.data)
+        dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
+        if dy.shape != self.shape:
+            raise ValueError(f"backward: dy has shape {dy.shape}, the tensor {self.shape}")
+
+        order, leaves = topological_order(self), []
+        grads, own = {id(self): dy}, set()               # own: ids whose gradient nobody else can see, safe to add into
+        while order:
+            y = order.pop()
+            dy = grads.pop(id(y))
+            if not y.parents:                            # a leaf
+                leaves.append((y, np.asarray(dy) if id(y) in own else np.array(dy)))
+                continue
+            parents, vjp = y.parents, y.vjp
+            y.parents = y.vjp = None                     # walked: what this operation had saved can go
+            for (x, _), dx in zip(parents, vjp(dy), strict=True):
+                if not x.requires_grad:
+                    assert dx is None, "a vjp computed the gradient of a frozen parent"
+                    continue
+                assert dx.shape == x.shape and dx.dtype == x.dtype, (
+                    f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
+                if id(x) in own:
+                    grads[id(x)] += dx
+                elif id(x) in grads:
+                    grads[id(x)] = grads[id(x)] + dx
+                    own.add(id(x))
+                else:
+                    grads[id(x)] = dx
+                    if dx is not dy and dx.base is None: own.add(id(x))
+        return leaves
+
+    def detach(self):
+        """A new leaf with the same data (shared, not copied) and no history."""
+        return Tensor(self.data)
+
+    # -- what an array has ----------------------------------------------------------------------
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
+    T = property(lambda self: self.transpose())
+
+    def __len__(self): return len(self.data)
+    def item(self): return self.data.item()
+
+    def __repr__(self):
+        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __bool__(self):
+        return bool(self.data)
+
+    def __setitem__(self, index, value):
+        raise TypeError("a Tensor cannot be assigned into, its history would be wrong; build a new one with "
+                        "tinypeft.where or concatenate, or write to .data of a leaf outside any graph")
+
+    def _no_inplace(self, other):
+        raise TypeError("in-place arithmetic on a Tensor is not recorded; write x = x + y, "
+                        "or update x.data of a leaf, as an optimizer does")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _no_inplace
+
+    def _constant(self, other):
+        """Numbers and arrays in an expression are constants and take this tensor's dtype."""
+        if isinstance(other, Tensor):
+            if other.dtype != self.dtype:
+                raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; cast one of them explicitly")
+            return other
+        return Tensor(np.asarray(other, dtype=self.dtype))
+
+    # -- arithmetic -----------------------------------------------------------------------------
+    def __add__(self, other):
+        a, b = self, self._constant(other)
+        return Tensor.op(a.data + b.data, (a, lambda dy: unbroadcast(dy, a.shape)),
+                                          (b, lambda dy: unbroadcast(dy, b.shape)))
+
+    def __mul__(self, other):
+        a, b = self, self._constant(other)
+        return Tensor.op(a.data * b.data, (a, lambda dy: unbroadcast(dy * b.data, a.shape)),
+                                          (b, lambda dy: unbroadcast(dy * a.data, b.shape)))
+
+    def __truediv__(self, other):
+        a, b = self, self._constant(other)
+        return Tensor.op(a.data / b.data, (a, lambda dy: unbroadcast(dy / b.data, a.shape)),
+                                          (b, lambda dy: unbroadcast(-dy * a.data / (b.data * b.data), b.shape)))
+
+    def __pow__(self, other):
+        """a ** b. A number b is the usual case; for a tensor b, ∂/∂b = aᵇ log a (0 at a = 0 < b)."""
+        if isinstance(other, (int, float)):
+            a, n = self.data, other
+            return Tensor.op(a ** n, (self, lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)))
+        a, b = self, self._constant(other)
+        y = a.data ** b.data
+
+        def db(dy):
+            log_a = np.log(a.data, out=np.zeros_like(a.data), where=a.data != 0)
+            return unbroadcast(dy * y * log_a, b.shape)
+        da = lambda dy: unbroadcast(dy * np.where(b.data == 0, 0, b.data * a.data ** (b.data - 1)), a.shape)
+        return Tensor.op(y, (a, da), (b, db))
+
+    def __matmul__(self, other):
+        """a @ b over the last two axes; the axes before them broadcast. Vectors work as in NumPy."""
+        a, b = self, self._constant(other)
+        if a.ndim == 1:
+            y = a.reshape(1, -1) @ b
+            return y.reshape(y.shape[:-2] + y.shape[-1:]) if b.ndim > 1 else y.reshape(())
+        if b.ndim == 1:
+            y = a @ b.reshape(-1, 1)
+            return y.reshape(y.shape[:-1])
+        return Tensor.op(a.data @ b.data, (a, lambda dy: unbroadcast(dy @ b.data.swapaxes(-1, -2), a.shape)),
+                                          (b, lambda dy: unbroadcast(a.data.swapaxes(-1, -2) @ dy, b.shape)))
+
+    def __neg__(self): return Tensor.op(-self.data, (self, lambda dy: -dy))
+    def __sub__(self, other): return self + (-self._constant(other))
+    def __rsub__(self, other): return self._constant(other) + (-self)
+    def __rtruediv__(self, other): return self._constant(other) / self
+    def __rpow__(self, other): return self._constant(other) ** self
+    def __rmatmul__(self, other): return self._constant(other) @ self
+    __radd__, __rmul__ = __add__, __mul__
+
+    # -- elementwise ----------------------------------------------------------------------------
+    def exp(self):
+        y = np.exp(self.data)
+        return Tensor.op(y, (self, lambda dy: dy * y))
+
+    def log(self):
+        x = self.data
+        return Tensor.op(np.log(x), (self, lambda dy: dy / x))
+
+    def sqrt(self):
+        y = np.sqrt(self.data)
+        return Tensor.op(y, (self, lambda dy: dy * (0.5 / y)))
+
+    def tanh(self):
+        y = np.tanh(self.data)
+        return Tensor.op(y, (self, lambda dy: dy * (1 - y * y)))
+
+    def sigmoid(self):
+        y = 0.5 * (1 + np.tanh(0.5 * self.data))         # 1/(1 + e⁻ˣ) without overflow
+        return Tensor.op(y, (self, lambda dy: dy * y * (1 - y)))
+
+    def relu(self):
+        x = self.data
+        return Tensor.op(np.maximum(x, 0), (self, lambda dy: dy * (x > 0)))
+
+    def abs(self):
+        x = self.data
+        return Tensor.op(np.abs(x), (self, lambda dy: dy * np.sign(x)))
+
+    # -- reductions -----------------------------------------------------------------------------
+    def sum(self, axis=None, keepdims=False):
+        x = self.data
+        return Tensor.op(np.asarray(x.sum(axis=axis, keepdims=keepdims)),
+                         (self, lambda dy: np.broadcast_to(_keep(dy, x, axis, keepdims), x.shape)))
+
+    def mean(self, axis=None, keepdims=False):
+        if not self.size:
+            raise ValueError(f"mean of an empty tensor of shape {self.shape}")
+        total = self.sum(axis, keepdims)
+        return total * (total.size / self.size)
+
+    def max(self, axis=None, keepdims=False):
+        """The largest element; where several are equal they share the gradient evenly."""
+        x = self.data
+        y = x.max(axis=axis, keepdims=True)
+
+        def dx(dy):
+            largest = x == y
+            return _keep(dy, x, axis, keepdims) * (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+        return Tensor.op(np.asarray(x.max(axis=axis, keepdims=keepdims)), (self, dx))
+
+    # -- shape ----------------------------------------------------------------------------------
+    def reshape(self, *shape):
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        return Tensor.op(self.data.reshape(shape), (self, lambda dy: dy.reshape(self.shape)))
+
+    def transpose(self, *axes):
+        """Permute the axes as numpy.transpose does: x.transpose(0, 2, 1); without arguments, reverse them."""
+        axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+        axes = tuple(axes) or tuple(range(self.ndim))[::-1]
+        back = tuple(np.argsort([i % self.ndim for i in axes]))
+        return Tensor.op(self.data.transpose(axes), (self, lambda dy: dy.transpose(back)))
+
+    def __getitem__(self, index):
+        """Slices, integers, integer arrays and boolean masks; an element picked twice gets both gradients."""
+        x = self.data
+        basic = all(i is None or i is ... or isinstance(i, (int, np.integer, slice))
+                    for i in (index if isinstance(index, tuple) else (index,)))
+
+        def dx(dy):
+            out = np.zeros_like(x)
+            if basic: out[index] = dy
+            else:     np.add.at(out, index, dy)          # += would keep only one of repeated indices
+            return out
+        return Tensor.op(np.asarray(x[index]), (self, dx))
+
+
+def topological_order(root):
+    """All tensors `root` was computed from, every one after its parents; iterative, so depth has no limit.
+
+    The order matters: in a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after
+    both `b` and `c` have been visited.
+    """
+    order, seen, stack = [], set(), [(root, False)]
+    while stack:
+        y, expanded = stack.pop()
+        if expanded:
+            order.append(y)
+        elif id(y) not in seen:
+            if y.parents is None:
+                raise GraphError("backward: this graph, or a part of it, was walked already and its saved values are "
+                                 "gone; run the forward pass again")
+            seen.add(id(y))
+            stack.append((y, True))
+            for x, version in y.parents:
+                if x.version != version:
+                    raise GraphError(f"backward: a leaf of shape {x.shape} was written to after the forward pass that "
+                                     "used it; call backward before the optimizer's step")
+                if x.requires_grad:
+                    stack.append((x, False))
+    return order
+
+
+def _keep(dy, x, axis, keepdims):
+    """Give a reduction's gradient back the axes of length 1 that the reduction dropped."""
+    return dy if keepdims or axis is None else np.expand_dims(dy, axis)
+
+
+# -- functions of several tensors ---------------------------------------------------------------
+def _common(tensors):
+    """Tensors of one dtype; arrays and numbers among them become constants of it."""
+    like = next((t for t in tensors if isinstance(t, Tensor)), Tensor(0.0))
+    return [like._constant(t) for t in tensors]
+
+
+def maximum(a, b):
+    """Elementwise larger one; equal elements share the gradient."""
+    a, b = _common((a, b))
+    share = lambda x, y: ((x.data > y.data) + 0.5 * (x.data == y.data)).astype(a.dtype)
+    return Tensor.op(np.maximum(a.data, b.data), (a, lambda dy: unbroadcast(dy * share(a, b), a.shape)),
+                                                 (b, lambda dy: unbroadcast(dy * share(b, a), b.shape)))
+
+
+def where(condition, a, b):
+    """`a` where the boolean array `condition` holds, `b` elsewhere."""
+    a, b = _common((a, b))
+    c = np.asarray(condition, dtype=bool)
+    return Tensor.op(np.where(c, a.data, b.data), (a, lambda dy: unbroadcast(np.where(c, dy, 0), a.shape)),
+                                                  (b, lambda dy: unbroadcast(np.where(c, 0, dy), b.shape)))
+
+
+def concatenate(tensors, axis=0):
+    """Join along an existing axis."""
+    tensors = _common(tensors)
+    ends = np.cumsum([t.shape[axis] for t in tensors])
+
+    def part(start, end):
+        return lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
+    return Tensor.op(np.concatenate([t.data for t in tensors], axis),
+                     *((t, part(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)))
+
+
+def stack(tensors, axis=0):
+    """Join along a new axis."""
+    tensors = _common(tensors)
+    new = lambda t: t.shape[:axis % (t.ndim + 1)] + (1,) + t.shape[axis % (t.ndim + 1):]
+    return concatenate([t.reshape(new(t)) for t in tensors], axis)
+
+
+def split(x, sections, axis=0):
+    """Cut into `sections` equal parts, or at the indices of a list, as numpy.split does."""
+    size = x.shape[axis]
+    if isinstance(sections, int):
+        if size % sections:
+            raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections} equal parts")
+        sections = range(size // sections, size, size // sections)
+    edges = [0, *sections, size]
+    before = (slice(None),) * (axis % x.ndim)
+    return [x[before + (slice(i, j),)] for i, j in zip(edges, edges[1:], strict=False)]

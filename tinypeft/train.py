@@ -1,0 +1,205 @@
+"""Training and evaluation: one loop for pretraining, full fine-tuning and every method.
+
+Everything random in step s is drawn from (seed, s): the batch, the dropout masks, a method's own
+choices. A checkpoint therefore needs no random state, and a run that was stopped and resumed has the
+same parameters, bit for bit, as one that never stopped.
+"""
+import contextlib
+import itertools
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .files import load_arrays, save_arrays
+from .nn import Dropout, Module, replace_modules
+from .optim import AdamW, clip_grad_norm, schedule
+from .progress import Progress
+from .tensor import Tensor, no_grad
+from .threads import parallel_map
+
+__all__ = ["DivergedError", "History", "evaluate", "train"]
+
+
+class DivergedError(RuntimeError):
+    """The loss or a gradient became NaN or infinite."""
+
+
+@dataclass
+class History:
+    """What happened: `loss` (nats) per step, `evals` as [step, metrics], seconds in training steps."""
+    loss: list = field(default_factory=list)
+    evals: list = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __repr__(self):
+        n = len(self.loss)
+        tail = self.loss[-max(1, n // 10):]
+        return f"History({n} steps, loss {self.loss[0]:.3f} → {np.mean(tail):.3f}, {self.seconds:.1f} s)" if n else "History()"
+
+
+def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedule_kind="linear", warmup=None,
+          lr_floor=0.0, clip=1.0, betas=(0.9, 0.999), seed=0, eval_every=None, eval_batches=None, checkpoint=None,
+          checkpoint_every=500, stop_after=None, workers=2, progress=None):
+    """Train the parameters of `model` that require gradients, by AdamW, on `task`; return a `History`.
+
+    model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object with its `batch` and `loss`.
+    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3).
+    weight_decay: applies to matrices only. schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
+    clip: bound on the gradients' global norm, None for none. eval_every: steps between evaluations on "validation".
+    checkpoint: a file. If it exists training goes on from it; it is rewritten, atomically, every
+        `checkpoint_every` steps and at the end. stop_after: stop once this many steps in all are done.
+    workers: threads that share a batch (see `threads`); one where dropout draws. The number changes rounding, not maths.
+    Raises ValueError for options that make no sense or a checkpoint of another run, and DivergedError, naming
+    the step and the module, when the loss or a gradient is no longer finite; the last checkpoint stays.
+    """
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"train: steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("train: nothing to train, every parameter is frozen")
+    lr = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
+    warmup = warmup if warmup is not None else max(1, steps // 20)
+    optimizer = AdamW([{"params": [p for p in params if p.ndim >= 2]},
+                       {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}],
+                      lr=lr, betas=betas, weight_decay=weight_decay)
+    settings = dict(steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule=schedule_kind,
+                    warmup=warmup, lr_floor=lr_floor, clip=clip, betas=list(betas), seed=seed, workers=workers)
+    if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
+        workers = 1                                      # threads would draw in no fixed order
+    history, first = History(), 0
+    if checkpoint is not None and Path(checkpoint).exists():
+        first = _resume(checkpoint, model, optimizer, history, settings)
+
+    model.train()
+    last = min(steps, stop_after or steps)
+    try:
+        with Progress(steps, "training", progress) as bar:
+            for step in range(first, last):
+                start = time.perf_counter()
+                _reseed(model, seed, step)
+                model.before_step(step, steps)
+                optimizer.scale_lr(schedule(schedule_kind, step, steps, warmup, lr_floor))
+                optimizer.zero_grad()
+                batch = task.batch("train", batch_size, np.random.default_rng([seed, step]))
+                loss = backward(model, task, batch, workers)
+                if not math.isfinite(loss):
+                    where = _first_nonfinite(model, lambda: task.loss(model, batch))     # noqa: B023
+                    raise DivergedError(f"step {step}: the loss is {loss}; the first value that is not finite comes out of "
+                                        f"{where}. Try a smaller learning rate than {lr:g}."
+                                        + (f" The last good state is in {checkpoint}." if checkpoint else ""))
+                norm = clip_grad_norm(params, clip or math.inf)
+                if not math.isfinite(norm):
+                    bad = [n for n, p in model.named_parameters() if p.grad is not None and not np.isfinite(p.grad).all()]
+                    raise DivergedError(f"step {step}: the gradient is not finite, in {', '.join(bad)}; "
+                                        f"try a smaller learning rate than {lr:g}")
+                optimizer.step()
+                model.after_step(step, steps)
+                history.loss.append(loss)
+                history.seconds += time.perf_counter() - start
+                bar(step + 1, f"loss {np.mean(history.loss[-50:]):.3f}")
+                if eval_every and ((step + 1) % eval_every == 0 or step + 1 == steps):
+                    history.evals.append([step + 1, evaluate(model, task, "validation", max_batches=eval_batches)])
+                    model.train()
+                if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == last):
+                    _save_checkpoint(checkpoint, model, optimizer, history, settings, step + 1)
+    finally:
+        optimizer.zero_grad()
+        model.eval()
+    return history
+
+
+def backward(model, task, batch, workers=1):
+    """Add the gradients of the batch's mean loss, penalty included, to the parameters; return the loss (a float).
+
+    The batch is cut into one part per worker; each part's gradients are weighted by what it counts of the mean.
+    """
+    rows = len(batch[0])
+    cuts = np.linspace(0, rows, min(workers, rows) + 1).astype(int)
+    parts = [tuple(a[i:j] for a in batch) for i, j in zip(cuts, cuts[1:], strict=False)]
+    weights = [task.count(part) for part in parts]
+
+    def one(part, weight):
+        share = weight / sum(weights)
+        loss = task.loss(model, part)
+        return share * loss.item(), loss.gradients(share)
+    results = parallel_map(lambda args: one(*args), zip(parts, weights, strict=True), workers)
+    penalty = model.penalty()
+    if penalty is not None: results.append((penalty.item(), penalty.gradients()))
+    for _, gradients in results:
+        for p, g in gradients: p.grad = g if p.grad is None else p.grad + g
+    return sum(loss for loss, _ in results)
+
+
+def evaluate(model, task, split="test", batch_size=16, max_batches=None, workers=2):
+    """Metrics of `model` on a split of `task`, each the mean over what it counts (tokens, or examples)."""
+    model.eval()
+    with no_grad():
+        batches = itertools.islice(task.batches(split, batch_size), max_batches)
+        results = parallel_map(lambda batch: (task.count(batch), task.metrics(model, batch)), batches, workers)
+    sums, weight = {}, sum(n for n, _ in results)
+    for n, metrics in results:
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + n * value
+    if not weight:
+        raise ValueError(f"evaluate: the split {split!r} of {task} is empty")
+    return task.finish({name: total / weight for name, total in sums.items()}, split)
+
+
+def _reseed(model, seed, step):
+    """Give everything that draws a generator of its own for this step."""
+    drawing = [m for _, m in model.named_modules() if isinstance(getattr(m, "rng", None), np.random.Generator)]
+    for i, module in enumerate(drawing):
+        module.rng = np.random.default_rng([seed, step, 1 + i])
+
+
+# -- where did it go wrong -----------------------------------------------------------------------
+class _Watched(Module):
+    """A module that notes its path in `found` when its output is not finite."""
+
+    def __init__(self, base, path, found):
+        self.base, self.path, self.found = base, path, found
+
+    def forward(self, *args, **kwargs):
+        y = self.base(*args, **kwargs)
+        if isinstance(y, Tensor) and not np.isfinite(y.data).all(): self.found.append(self.path)
+        return y
+
+    def __getattr__(self, name):                         # whatever else is asked of the module it stands for
+        return getattr(vars(self)["base"], name)
+
+
+def _first_nonfinite(model, run):
+    found = []
+    deepest_first = sorted(((p, m) for p, m in model.named_modules() if p), key=lambda pm: -pm[0].count("."))
+    for path, module in deepest_first:
+        replace_modules(model, {path: _Watched(module, path, found)})
+    try:
+        with no_grad(), np.errstate(all="ignore"), contextlib.suppress(ArithmeticError):
+            run()
+    finally:
+        for path, module in reversed(deepest_first):
+            replace_modules(model, {path: module})
+    return found[0] if found else "the loss itself"
+
+
+# -- checkpoints ---------------------------------------------------------------------------------
+def _save_checkpoint(path, model, optimizer, history, settings, step):
+    arrays = {f"model/{k}": v for k, v in model.state_dict().items()}
+    arrays |= {f"optimizer/{k}": v for k, v in optimizer.state_arrays().items()}
+    save_arrays(path, arrays, {"settings": settings, "step": step, "history": asdict(history)})
+
+
+def _resume(path, model, optimizer, history, settings):
+    arrays, meta = load_arrays(path)
+    differ = {k: (meta["settings"].get(k), v) for k, v in settings.items() if meta["settings"].get(k) != v}
+    if differ:
+        told = "; ".join(f"{k} was {a}, is {b}" for k, (a, b) in differ.items())
+        raise ValueError(f"the checkpoint {path} belongs to another run ({told}); give another file or the same settings")
+    part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    model.load_state_dict(part("model/"))
+    optimizer.load_state_arrays(part("optimizer/"))
+    vars(history).update(meta["history"])
+    return meta["step"]
