@@ -3,12 +3,12 @@
 `codebook(name)` returns the 2ᵇ values of a b-bit format, in the order of its codes, as float32:
 
     "nf4"                      4-bit NormalFloat, ascending             Dettmers et al. 2023 (QLoRA), appendix E
-    "fp4"                      bitsandbytes' FP4, in its code order     bitsandbytes' table
+    "FP4"                      bitsandbytes' FP4, in its code order     bitsandbytes' table
     "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned   Dettmers et al. 2021 (8-bit optimizers), §2.2
     "E4M3" "E5M2" "E2M1" …     floating point with E exponent and M mantissa bits; also "FP16" and "BF16"
     "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: the scales of MX formats
 
-Three different things are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "fp4" is bitsandbytes', whose magnitudes
+Three different things are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "FP4" is bitsandbytes', whose magnitudes
 are 12 8 6 4 3 2 0.0625 and 0 twelfths; its source says that a 2-bit exponent and a 1-bit mantissa regenerate it, and
 they do not. The third, E3M0, stands beside E2M1 in QLoRA's table 2.
 """
@@ -33,7 +33,7 @@ def codebook(name: str) -> np.ndarray:
     """The values of the format `name`, one per code: float32 (2**bits,), read-only. ValueError for an unknown name."""
     if name == "nf4":
         values = np.array(NF4)
-    elif name == "fp4":
+    elif name == "FP4":
         magnitudes = np.array(FP4) / 12
         values = np.concatenate([magnitudes, 0 - magnitudes])   # 0 − 0 = +0: bitsandbytes has no −0
     elif name in ("dynamic", "dynamic-u"):
@@ -53,7 +53,7 @@ def float_layout(name: str) -> tuple[int, int, str | None]:
     match = re.fullmatch(r"E([1-8])M(\d|10)", name)
     e, m = map(int, match.groups()) if match else (0, 0)
     if not match or not (1 + e + m <= 8 or name in HAS_INFINITY):
-        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'fp4', 'dynamic', 'dynamic-u', 'FP16', 'BF16', "
+        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'dynamic-u', 'FP16', 'BF16', "
                          "'E8M0', or 'ExMy' of at most 8 bits with its sign, such as 'E4M3', 'E5M2', 'E2M1'")
     return e, m, "inf" if name in HAS_INFINITY else "nan" if name in HAS_NAN else None
 

@@ -1,6 +1,6 @@
 """Floating point of a few bits: FP16, BF16, FP8 (E4M3, E5M2), FP4 (E2M1, and bitsandbytes' own).
 
-Micikevicius et al., "FP8 Formats for Deep Learning", 2022; Open Compute Project, "Microscaling Formats (MX) v1.0", 2023.
+Micikevicius et al., "FP8 Formats for Deep Learning", 2022. Open Compute Project, "Microscaling Formats (MX)", 2023.
 
 A float of e exponent and m mantissa bits is (−1)^sign · 2^(E−bias) · (1 + M/2^m), subnormal when E = 0; `codebooks.py`
 lists the values. Encoding a number |x| with exponent E = max(⌊log₂|x|⌋, 1 − bias):
@@ -10,9 +10,10 @@ lists the values. Encoding a number |x| with exponent E = max(⌊log₂|x|⌋, 1
 One formula serves all cases: a subnormal has E = 1 − bias and code n, and when n rounds up to 2^(m+1) the carry is the
 next exponent.
 
-Beyond the largest value V the formats, and libraries, differ. `saturate=True`: ±V, which is what PyTorch ≥ 2.12 does for
-E4M3, even for ∞. `saturate=False`: ±∞ in FP16, BF16 and E5M2; NaN in E4M3, which has no ∞ (ml_dtypes; from 464 up, not
-449, as 464 is midway to the next value there would have been). E2M1 has neither, and always saturates.
+Beyond the largest value V the formats, and libraries, differ. `saturate=True`: ±V, which is what PyTorch ≥ 2.12 does
+for E4M3, even for ∞. `saturate=False`: ±∞ in FP16, BF16 and E5M2 (ml_dtypes, and PyTorch too); NaN in E4M3, which has
+no ∞ (ml_dtypes; above 464, not 448, since 464 is midway to the next value there would have been, and 448 the even
+one). E2M1 has neither, and always saturates.
 """
 from dataclasses import dataclass
 
@@ -46,35 +47,42 @@ class FloatFormat(Scheme):
     saturate: bool = True
 
     def __post_init__(self):
-        bits = 4 if self.name == "FP4" else 1 + sum(float_layout(self.name)[:2])
-        usual = "none" if bits == 16 else "tensor" if bits == 8 else "block"
-        object.__setattr__(self, "scaling", self.scaling or usual)
-        check_choice("scaling", self.scaling, ("none", "tensor", "channel", "block"))
+        if self.name != "FP4":
+            float_layout(self.name)                                       # ValueError for an unknown name
+        check_choice("scaling", self.shared, ("none", "tensor", "channel", "block"))
         check_choice("scale_format", self.scale_format, ("float32", "E8M0", "E4M3"))
         check_choice("saturate", self.saturate, (False, True))
         if not isinstance(self.block_size, int) or self.block_size < 2 or self.block_size % 2:
             raise ValueError(f"block_size must be a positive even integer, got {self.block_size!r}")
-        if self.scaling != "block" and (self.scale_format != "float32" or self.name == "FP4"):
+        if self.shared != "block" and (self.scale_format != "float32" or self.name == "FP4"):
             raise ValueError(f"{self.name} with scale_format={self.scale_format!r} needs scaling='block', "
-                             f"got {self.scaling!r}")
+                             f"got {self.shared!r}")
         if self.name == "FP4" and self.scale_format != "float32":
             raise ValueError(f"bitsandbytes' FP4 has float32 scales, got scale_format={self.scale_format!r}")
+
+    @property
+    def bits(self) -> int:
+        return int(codebook(self.name).size).bit_length() - 1
+
+    @property
+    def shared(self) -> str:
+        """`scaling`, or what is usual for this many bits."""
+        return self.scaling or {16: "none", 8: "tensor"}.get(self.bits, "block")
 
     def quantize(self, W: np.ndarray) -> QTensor:
         """W: any floating-point array of ≥ 1 axes."""
         W = checked(W)
         if self.name == "FP4":
-            codes, scale = quantize_4bit(W, self.block_size, "fp4")
-            return QTensor(codes, 4, W.shape, self.block_size, scale, codebook="fp4")
-        B = {"channel": W.shape[-1], "block": self.block_size}.get(self.scaling, W.size)
+            codes, scale = quantize_4bit(W, self.block_size, "FP4")
+            return QTensor(codes, 4, W.shape, self.block_size, scale, codebook="FP4")
+        B = {"channel": W.shape[-1], "block": self.block_size}.get(self.shared, W.size)
         x = blocks_of(W, B)
-        scale = None if self.scaling == "none" else self.scales(np.abs(x).max(axis=1))
+        scale = None if self.shared == "none" else self.scales(np.abs(x).max(axis=1))
         if scale is not None:
-            s = scale.dequantize() if isinstance(scale, QTensor) else scale
-            x = x / s[:, None]
+            x = x / (scale.dequantize() if isinstance(scale, QTensor) else scale)[:, None]
         codes = encode(x, self.name, self.saturate).reshape(-1)[:W.size]
-        bits = int(codebook(self.name).size).bit_length() - 1
-        return QTensor(codes if bits == 16 else pack(codes, bits), bits, W.shape, B, scale, codebook=self.name)
+        codes = codes if self.bits == 16 else pack(codes, self.bits)
+        return QTensor(codes, self.bits, W.shape, B, scale, codebook=self.name)
 
     def scales(self, amax: np.ndarray) -> np.ndarray | QTensor:
         """The stored scale of every block, from the block's largest magnitude (n_blocks,). Zero blocks get a nonzero
@@ -111,7 +119,7 @@ def encode(x: np.ndarray, name: str, saturate: bool = True) -> np.ndarray:
     if special is None and nan.any():
         raise ValueError(f"{name} has no NaN, and x has {nan.sum()}")
     a = np.where(nan | np.isinf(a), np.float32(0), a)
-    E = np.maximum(np.frexp(a)[1] - 1, 1 - bias)
+    E = np.frexp(np.maximum(a, np.float32(2.0**(1 - bias))))[1] - 1
     code = (E + (bias - 1)) * 2**m + np.rint(np.ldexp(a, m - E)).astype(np.int32)
     over = (code > largest) | np.isinf(x)
     code = np.where(over, largest if saturate or special is None else largest + 1, code)

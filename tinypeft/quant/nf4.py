@@ -81,7 +81,7 @@ def nearest(v: np.ndarray, name: str) -> np.ndarray:
     rank = np.zeros(v.shape, np.uint8)
     for midpoint in (values[order[:-1]] + values[order[1:]]) / np.float32(2):
         rank += v > midpoint
-    return order[rank] if name == "fp4" else rank                        # nf4's codes are its ranks
+    return order[rank] if name == "FP4" else rank                        # nf4's codes are its ranks
 
 
 def quantize_scales(scale: np.ndarray, block_size: int = 256) -> QTensor:

@@ -1,4 +1,6 @@
 """What every quantizer is, and what every quantizer asks of its input."""
+from dataclasses import fields
+
 import numpy as np
 
 from .qtensor import QTensor
@@ -8,7 +10,7 @@ class Scheme:
     """A quantizer is a value: a frozen dataclass whose fields are the paper's hyperparameters, with one method.
 
     A subclass defines `quantize(W) -> QTensor`; what it quantizes it first passes through `checked`. Its `repr`, which
-    tables print, names the bits and whatever else is not at its default.
+    tables print, names the bits or the format, and whatever else is not at its default.
     """
 
     def quantize(self, W: np.ndarray) -> QTensor:
@@ -20,9 +22,8 @@ class Scheme:
             cls.__repr__ = Scheme.__repr__                         # @dataclass leaves a class's own __repr__ alone
 
     def __repr__(self):
-        fields = [(f.name, getattr(self, f.name), f.default) for f in self.__dataclass_fields__.values()]
-        shown = ", ".join(f"{name}={value!r}" for name, value, default in fields if name == "bits" or value != default)
-        return f"{type(self).__name__}({shown})"
+        shown = [f for f in fields(self) if f.name in ("bits", "name") or getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
 
 def checked(x, what: str = "W") -> np.ndarray:
