@@ -5,6 +5,7 @@ from .gpt import GPT, GPTConfig
 from .gradcheck import gradcheck
 from .nn import Module, Parameter
 from .peft import *  # noqa: F403
+from .quant import *  # noqa: F403
 from .pretrained import load_pretrained, load_tokenizer
 from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
 from .text import tasks

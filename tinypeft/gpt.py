@@ -160,8 +160,7 @@ class GPT(Module):
         return generate(self, tokens, max_new_tokens, **options)
 
     def describe(self):
-        n = sum(p.size for p in self.parameters())
-        return f"({n:,} parameters)"
+        return f"({self.n_parameters():,} parameters)"
 
 
 def _expand(virtual, B, ndim):

@@ -1,8 +1,9 @@
 """Modules: parameters with names, arranged in a tree.
 
 A module's attributes say what it is made of: a `Parameter` is trained or frozen, an ndarray is a
-buffer (saved, never trained), a `Module` or a list of them is a child. Nothing is registered and
-nothing is hidden; `vars(module)` is the whole truth.
+buffer (saved, never trained) and so is a `Packed` (several arrays that make one value, such as a
+quantized weight), a `Module` or a list of them is a child. Nothing is registered and nothing is
+hidden; `vars(module)` is the whole truth.
 """
 import math
 
@@ -11,7 +12,8 @@ import numpy as np
 from . import functional as F
 from .tensor import Tensor
 
-__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter", "replace_modules"]
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
+           "replace_modules"]
 
 
 class Parameter(Tensor):
@@ -25,6 +27,10 @@ class Parameter(Tensor):
     def __init__(self, data, requires_grad=True):
         super().__init__(data, requires_grad)
         self.update_mask = None
+
+
+class Packed:
+    """A value that a module keeps in several arrays: `arrays()` names them, `repacked(arrays)` is the same with others."""
 
 
 class Module:
@@ -75,7 +81,13 @@ class Module:
         """name → ndarray of every parameter and buffer. The arrays are the module's own, not copies."""
         state = {name: p.data for name, p in self.named_parameters()}
         state.update(self._named(np.ndarray))
+        for name, packed in self._named(Packed):
+            state |= {f"{name}.{part}": array for part, array in packed.arrays().items()}
         return state
+
+    def n_parameters(self):
+        """How many numbers the parameters hold; of a quantized weight, how many it stands for."""
+        return sum(p.size for p in self.parameters()) + sum(packed.size for _, packed in self._named(Packed))
 
     def load_state_dict(self, state, strict=True):
         """Copy arrays into the parameters and buffers of the same names, and into nothing if any does not fit.
@@ -94,10 +106,13 @@ class Module:
                 p.data = np.array(state[name], dtype=p.dtype)
                 p.version += 1
         for path, module in self.named_modules():
-            for name, value in vars(module).items():
+            for name, value in list(vars(module).items()):
                 full = f"{path}.{name}" if path else name
                 if isinstance(value, np.ndarray) and full in state:
                     setattr(module, name, np.array(state[full], dtype=value.dtype))
+                if isinstance(value, Packed):
+                    parts = {k: np.array(state.get(f"{full}.{k}", a), dtype=a.dtype) for k, a in value.arrays().items()}
+                    setattr(module, name, value.repacked(parts))
         return self
 
     def train(self, training=True):

@@ -219,8 +219,7 @@ class PeftModel(Module):
         self._check_active()
         trained = sum(p.size for p in self.trainable_parameters())
         stored = sum(a.size for a in self.state_dict().values())
-        total = sum(a.size for a in self.model.state_dict().values()) + sum(
-            p.size for p in (self.virtual.parameters() if self.virtual else []))
+        total = self.model.n_parameters() + (self.virtual.n_parameters() if self.virtual else 0)
         nbytes = sum(a.nbytes for a in self.state_dict().values())
         return Summary(str(self.method), trained, stored, total, nbytes)
 

@@ -21,6 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..nn import Packed
 from .codebooks import codebook
 from .packing import packed_size, unpack
 
@@ -28,7 +29,7 @@ CHUNK = 2**16                # elements decoded at a time: their float32 values 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class QTensor:
+class QTensor(Packed):
     """A quantized array of shape `shape`, stored in `nbytes` bytes. See the formula at the top of the file.
 
     Raises ValueError if the parts do not fit together. 16-bit codes are not packed: `codes` is then uint16.
@@ -185,6 +186,10 @@ class QTensor:
         zero = metadata["zero"] if "zero" in metadata else arrays["zero"]
         return cls(arrays["codes"], metadata["bits"], tuple(metadata["shape"]), metadata["block_size"], scale, zero,
                    metadata["codebook"], offset, arrays.get("order"))
+
+    def repacked(self, arrays: dict[str, np.ndarray]) -> "QTensor":
+        """The same layout around other arrays."""
+        return self.from_arrays(arrays, self.metadata())
 
     # ---- showing ------------------------------------------------------------------------------------------------
 

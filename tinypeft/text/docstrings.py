@@ -47,7 +47,7 @@ def read(library):
     """Every docstring of `library` ("python", "numpy", "scipy" or "matplotlib") → list of `Document`, in file order.
 
     Raises `ValueError` for another name and `FileNotFoundError` if the library is not installed with its sources."""
-    modules = {}                                                                  # dotted name → syntax tree
+    modules, packages = {}, set()                                                 # dotted name → syntax tree
     for root, package in _roots(library):
         for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
             parts = path.relative_to(root).with_suffix("").parts
@@ -55,8 +55,9 @@ def read(library):
                 name = ".".join((*package, *(p for p in parts if p != "__init__")))
                 if tree := _parse(path):
                     modules[name] = tree
+                    packages |= {name} if path.stem == "__init__" else set()
     found = {module: list(_docstrings(tree, module)) for module, tree in modules.items()}
-    public = _public_names(modules, found)
+    public = _public_names(modules, packages, found)
     documents = [Document(library, f"help({topic!r})", "", text) for topic, text in _topics(library)]
     for entries in found.values():
         for place, qualified, signature, doc in entries:
@@ -172,9 +173,9 @@ def _signature(a):
     return f"({', '.join(parts)})"
 
 
-def _public_names(modules, found):
-    """(defining module, name) → the shortest dotted name a package without a leading underscore exports it under."""
-    packages = {m.rpartition(".")[0] for m in modules} & set(modules)
+def _public_names(modules, packages, found):
+    """(defining module, name) → the dotted name under which a package without a leading underscore exports it: rather
+    one it lies in than another, under its own name, and as short as can be."""
     visible = {}
 
     def exports(module):                                                          # name → (defining module, name)
@@ -199,10 +200,11 @@ def _public_names(modules, found):
         if head := qualified.partition(".")[0]:
             defined.setdefault(place, {})[head] = (place, head)
     candidates = {}
-    for package in packages:
+    for package in sorted(packages):
         for name, origin in exports(package).items() if package == _without_private(package) else ():
             if origin[0].partition(".")[0] == package.partition(".")[0]:          # asyncio also shows typing's names
-                rank = name != origin[1], package.count("."), f"{package}.{name}"
+                elsewhere = not origin[0].startswith(package)
+                rank = elsewhere, name != origin[1], package.count("."), f"{package}.{name}"
                 candidates.setdefault(origin, []).append(rank)
     return {origin: min(ranks)[-1] for origin, ranks in candidates.items()}
 
