@@ -28,7 +28,8 @@ import numpy as np
 
 from .. import functional as F
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
-from .model import Method, MethodError, match_targets
+from ..targets import match_targets
+from .model import Method, MethodError
 
 __all__ = ["LoRA", "LoRALinear"]
 
@@ -49,6 +50,7 @@ class LoRA(Method):
     rank_pattern: dict | None = None
     alpha_pattern: dict | None = None
     learning_rate: ClassVar[float] = 3e-3
+    shown: ClassVar[tuple] = ("rank",)
 
     def __post_init__(self):
         for r in (self.rank, *(self.rank_pattern or {}).values()):

@@ -17,16 +17,17 @@ import numpy as np
 from ..files import load_arrays, save_arrays
 from ..generate import generate
 from ..gpt import GPT
+from ..hyper import Hyperparameters
 from ..nn import Linear, Module, replace_modules
 
-__all__ = ["Method", "MethodError", "PeftModel", "attach", "load_adapter", "match_targets"]
+__all__ = ["Method", "MethodError", "PeftModel", "attach", "load_adapter"]
 
 
 class MethodError(ValueError):
     """A method cannot do what it was asked, and the message says why."""
 
 
-class Method:
+class Method(Hyperparameters):
     """A fine-tuning method: a frozen dataclass of hyperparameters, and what it does to a model.
 
     A subclass overrides those of the following that concern it. State that training changes lives in
@@ -311,26 +312,3 @@ def load_adapter(model, folder, strict=True):
     except Exception:
         tuned.detach()
         raise
-
-
-def match_targets(model, targets):
-    """[(path, layer)] of the linear layers in the blocks that `targets` name: last part of the path, or all of it.
-
-    `targets` is a tuple of names, or "all". Raises MethodError for a name that matches nothing, listing what exists.
-    """
-    layers = {p: m for p, m in model.named_modules() if p.startswith("blocks.") and hasattr(m, "d_in")}
-    if targets == "all":
-        return list(layers.items())
-    if isinstance(targets, str) or not targets:
-        raise MethodError(f"targets: expected a tuple of names such as ('query', 'value'), or 'all', got {targets!r}")
-    hit = {t: [p for p in layers if p == t or p.rsplit(".", 1)[-1] == t] for t in targets}
-    for t, paths in hit.items():
-        if paths: continue
-        if "token_embedding".startswith(t) or t == "head":
-            raise MethodError(f"targets: {t!r} is the token embedding, whose weight is also the output head (tied): "
-                              "a change meant for one end would change the other")
-        names = sorted({p.rsplit(".", 1)[-1] for p in layers})
-        raise MethodError(f"targets: {t!r} matches nothing; there are {', '.join(names)}, or full paths from "
-                          f"{next(iter(layers))!r} to {list(layers)[-1]!r}")
-    wanted = {p for paths in hit.values() for p in paths}
-    return [(p, m) for p, m in layers.items() if p in wanted]

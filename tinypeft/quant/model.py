@@ -3,7 +3,7 @@ import numpy as np
 
 from ..gpt import GPT
 from ..nn import Linear, Module, replace_modules
-from ..peft.model import match_targets
+from ..targets import match_targets
 from ..tensor import Tensor
 from .scheme import Scheme
 

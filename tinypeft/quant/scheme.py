@@ -1,29 +1,22 @@
 """What every quantizer is, and what every quantizer asks of its input."""
-from dataclasses import fields
 
 import numpy as np
 
+from ..hyper import Hyperparameters
 from .qtensor import QTensor
 
 
-class Scheme:
+class Scheme(Hyperparameters):
     """A quantizer is a value: a frozen dataclass whose fields are the paper's hyperparameters, with one method.
 
     A subclass defines `quantize(W) -> QTensor`; what it quantizes it first passes through `checked`. Its `repr`, which
     tables print, names the bits or the format, and whatever else is not at its default.
     """
 
+    shown = ("bits",)
+
     def quantize(self, W: np.ndarray) -> QTensor:
         raise NotImplementedError(f"{type(self).__name__} does not define quantize(W)")
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if "__repr__" not in vars(cls):
-            cls.__repr__ = Scheme.__repr__                         # @dataclass leaves a class's own __repr__ alone
-
-    def __repr__(self):
-        shown = [f for f in fields(self) if f.name in ("bits", "name") or getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
 
 def checked(x, what: str = "W") -> np.ndarray:
