@@ -1,7 +1,8 @@
 """Quantization: arrays in, QTensors out. One file per scheme; `qtensor.py` is what all of them produce."""
 from .formats import FloatFormat
 from .gguf_blocks import GGUF
-from .model import QuantizedLinear, quantize
+from .linear import QuantizedLinear
+from .model import quantize
 from .nf4 import NF4
 from .qtensor import QTensor
 from .scheme import Scheme

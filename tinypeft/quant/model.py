@@ -1,21 +1,22 @@
-"""quantize: the one verb that puts any scheme on a model, and the layer it leaves there."""
+"""quantize: the one verb that puts any scheme on a model."""
 import numpy as np
 
 from ..gpt import GPT
-from ..nn import Linear, Module, replace_modules
+from ..nn import Linear, replace_modules
 from ..targets import match_targets
-from ..tensor import Tensor
+from .calibration import as_batches, calibrating
 from .scheme import Scheme
 
-__all__ = ["QuantizedLinear", "quantize"]
+__all__ = ["quantize"]
 
 
 def quantize(model, scheme, calibration=None, targets="all"):
     """Replace the linear layers in the blocks by quantized ones, in place; return the model.
 
-    scheme: such as `NF4()`. calibration: batches of tokens (B, T), for schemes that look at activations.
-    targets: names of layers as in `attach`, or "all". Embeddings and norms stay as they are.
-    Raises ValueError when a method is attached (quantize first, then attach), when a layer is quantized already.
+    scheme: such as `NF4()`. calibration: tokens for schemes that look at activations, int (B, T) or an iterable of
+    such arrays. targets: names of layers as in `attach`, or "all". Embeddings and norms keep their precision.
+    Raises ValueError when a method is attached (quantize first, then attach), when a layer is quantized already, or
+    when a scheme needs calibration and gets none. Whatever is raised, the model is as it was before.
     """
     if not isinstance(model, GPT):
         raise TypeError(f"quantize: expected a GPT, got {type(model).__name__}")
@@ -27,49 +28,22 @@ def quantize(model, scheme, calibration=None, targets="all"):
     for path, layer in layers.items():
         if not isinstance(layer, Linear):
             raise ValueError(f"quantize: {path} is a {type(layer).__name__} already")
-    replace_modules(model, {path: QuantizedLinear(scheme.quantize(layer.weight.data), layer.bias)
-                            for path, layer in layers.items()})
+    batches = as_batches(model, calibration)
+    if scheme.calibrated and not batches:
+        raise ValueError(f"quantize: {type(scheme).__name__} looks at activations; give it calibration=, "
+                         "tokens (B, T) or a list of such arrays")
+    before = [(p, p.data) for p in model.parameters()]
+    try:
+        with calibrating(model):
+            scheme.apply(model, layers, batches)
+    except BaseException:
+        replace_modules(model, layers)
+        for p, data in before:
+            p.data = data
+        raise
+    for p, data in before:
+        p.version += p.data is not data
     return model
-
-
-class QuantizedLinear(Module):
-    """y = x Ŵᵀ + b with a weight that is kept as codes and cannot be trained."""
-
-    def __init__(self, weight, bias):
-        self.weight, self.bias = weight, bias                    # a QTensor (d_out, d_in); a Parameter or None
-
-    d_in = property(lambda self: self.weight.shape[1])
-    d_out = property(lambda self: self.weight.shape[0])
-
-    def forward(self, x):
-        return quantized_linear(x, self.weight, self.bias)
-
-    def dense_weight(self):
-        """Ŵ, float32 (d_out, d_in)."""
-        return self.weight.dequantize()
-
-    def describe(self):
-        return f"({self.d_in} → {self.d_out}, {self.weight.bits_per_weight:.2f} bits/weight)"
-
-
-def quantized_linear(x, q, b):
-    """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy;   there is no dŴ.
-
-    Ŵ is decoded for the product and dropped, and decoded again for dx: memory holds one layer's at a time.
-    """
-    if x.shape[-1] != q.shape[1]:
-        raise ValueError(f"quantized linear: x {x.shape} does not fit a weight of shape {q.shape}")
-    dense = lambda: q.dequantize().astype(x.dtype, copy=False)
-    Y = x.data.reshape(-1, q.shape[1]) @ dense().T
-    if b is not None: Y += b.data
-    need, shape = [t is not None and t.requires_grad for t in (x, b)], x.shape
-
-    def vjp(dy):
-        dY = dy.reshape(-1, dy.shape[-1])
-        dx = (dY @ dense()).reshape(shape) if need[0] else None
-        db = dY.sum(0)                     if need[1] else None
-        return (dx,) if b is None else (dx, db)
-    return Tensor.fused(Y.reshape(*shape[:-1], -1), (x,) if b is None else (x, b), vjp)
 
 
 def weight_error(model_before, model_after):
