@@ -50,6 +50,9 @@ class Method(Hyperparameters):
     def penalty(self, tuned): ...
     def after_step(self, tuned, step, total): ...
 
+    def set_rank(self, tuned, b):
+        raise MethodError(f"set_rank: {self} learns at one rank only; DyLoRA learns at all ranks at once")
+
 
 def attach(model, method, *, rng=0, head=None):
     """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
@@ -85,7 +88,8 @@ class PeftModel(Module):
             self.head = Linear(model.config.d_model, int(head), rng=rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         if not (self.wrappers or self.virtual or self.trained or self.head):
-            raise MethodError(f"attach: {method} would train nothing")
+            raise MethodError(f"attach: {method} would train nothing"
+                              + (" without a classification head; give head=n_classes" if head is None else ""))
         for _, p in self._added():
             p.data = p.data.astype(dtype, copy=False)
         self._tuned = {name: p.data.copy() for name, p in self.trained.items()}
@@ -101,19 +105,15 @@ class PeftModel(Module):
             p.data, p.requires_grad, p.version = self._tuned[name], True, p.version + 1
         self._replaced = replace_modules(model, self.wrappers)
         self._base_head, model.head = model.head, self.head or model.head
-        model.attached = self.method
+        model.attached, self.active = self.method, True                  # active: on the model now
 
     def _take_off(self):
         model = self.model
-        model.attached, model.head = None, self._base_head
+        model.attached, model.head, self.active = None, self._base_head, False
         replace_modules(model, self._replaced)
         for name, p in self.trained.items():
             self._tuned[name], p.data, p.version = p.data, self._base_data[name], p.version + 1
         for p, flag in self._flags: p.requires_grad, p.grad = flag, None
-
-    @property
-    def active(self):
-        return self.model.attached is self.method
 
     def _check_active(self):
         if not self.active:
@@ -182,11 +182,16 @@ class PeftModel(Module):
         """The parameters that training changes, as a list."""
         return [p for p in [*(p for _, p in self._added()), *self.trained.values()] if p.requires_grad]
 
-    def state_dict(self):
-        """name → array of what belongs to the method: all of it, and nothing of the base."""
+    def state_dict(self, to_train=True):
+        """name → array of what belongs to the method, and nothing of the base.
+
+        With `to_train=False` without what only further training needs: the wrappers' buffers named in `only_to_train`.
+        """
         state = {name: self._tuned_data(name) for name in self.trained}
         for path, wrapper in self.wrappers.items():
-            state |= {f"{path}.{n}": a for n, a in wrapper.state_dict().items() if not n.startswith("base.")}
+            skipped = () if to_train else getattr(wrapper, "only_to_train", ())
+            state |= {f"{path}.{n}": a for n, a in wrapper.state_dict().items()
+                      if not n.startswith("base.") and n not in skipped}
         for name, module in (("virtual", self.virtual), ("head", self.head)):
             if module is not None:
                 state |= {f"{name}.{n}": a for n, a in module.state_dict().items()}
@@ -199,7 +204,7 @@ class PeftModel(Module):
         """Load what `state_dict` gave. Raises KeyError (missing or unknown names) or ValueError (shapes)."""
         self._check_active()
         own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        missing, unknown = sorted(self.state_dict(to_train=False).keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unknown):
             raise KeyError(f"load: matched {len(own.keys() & state.keys())} tensors, missing {missing}, unknown {unknown}")
         for name in own.keys() & state.keys():
@@ -219,10 +224,22 @@ class PeftModel(Module):
         """Counts of trained, stored and all parameters, and bytes; prints as text, and as a table in a notebook."""
         self._check_active()
         trained = sum(p.size for p in self.trainable_parameters())
-        stored = sum(a.size for a in self.state_dict().values())
+        state = self.state_dict(to_train=False)
+        stored = sum(a.size for a in state.values())
         total = self.model.n_parameters() + (self.virtual.n_parameters() if self.virtual else 0)
-        nbytes = sum(a.nbytes for a in self.state_dict().values())
+        nbytes = sum(a.nbytes for a in state.values())
         return Summary(str(self.method), trained, stored, total, nbytes)
+
+    def ranks(self):
+        """path → rank of the change ΔW there now, for methods whose change has one; MethodError for others."""
+        if not all(hasattr(w, "rank") for w in self.wrappers.values()) or not self.wrappers:
+            raise MethodError(f"ranks: {self.method} does not give weights a low-rank change")
+        return {path: w.rank for path, w in self.wrappers.items()}
+
+    def set_rank(self, b):
+        """Use rank b from now on, without training again; MethodError for methods that learn one rank only (see DyLoRA)."""
+        self.method.set_rank(self, b)
+        return self
 
     def merge(self):
         """A plain GPT, with weights of its own, that computes the same function; MethodError where none can."""
@@ -242,7 +259,7 @@ class PeftModel(Module):
 
     def save(self, folder):
         """Write the method and what it learned to `folder`/adapter.npz, atomically; `load_adapter` reads it."""
-        save_arrays(Path(folder) / "adapter.npz", self.state_dict(), {
+        save_arrays(Path(folder) / "adapter.npz", self.state_dict(to_train=False), {
             "format": 1, "method": type(self.method).__name__, "fields": dataclasses.asdict(self.method),
             "config": dataclasses.asdict(self.config), "base": self._base_fingerprint(),
             "head": None if self.head is None else self.head.d_out})
@@ -295,18 +312,18 @@ def load_adapter(model, folder, strict=True):
     a model of other sizes, KeyError or ValueError (`strict`) when tensors are missing, unknown or misshapen.
     Warns when the sizes agree but the base's weights are not those it was trained on.
     """
-    from . import METHODS
+    from . import METHODS, LinearProbe
     arrays, meta = load_arrays(Path(folder) / "adapter.npz")
-    if meta.get("method") not in METHODS.values() and meta.get("method") not in {c.__name__ for c in METHODS.values()}:
-        raise ValueError(f"load_adapter: unknown method {meta.get('method')!r}; known: {', '.join(METHODS)}")
+    classes = {c.__name__: c for c in (*METHODS.values(), LinearProbe)}
+    if meta.get("method") not in classes:
+        raise ValueError(f"load_adapter: unknown method {meta.get('method')!r}; known: {', '.join(classes)}")
     if meta["config"] != dataclasses.asdict(model.config):
         raise MethodError(f"load_adapter: the adapter was made for a model of {meta['config']}, "
                           f"this one has {dataclasses.asdict(model.config)}")
-    cls = next(c for c in METHODS.values() if c.__name__ == meta["method"])
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
     if meta["base"] != fingerprint(model):
         warnings.warn("load_adapter: the base's weights differ from those this adapter was trained on", stacklevel=2)
-    tuned = attach(model, cls(**fields), head=meta["head"])
+    tuned = attach(model, classes[meta["method"]](**fields), head=meta["head"])
     try:
         return tuned.load_state_dict(arrays, strict)
     except Exception:
