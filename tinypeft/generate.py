@@ -76,9 +76,11 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=N
         raise ValueError(f"generate: tokens must be integers (B, T) with T ≥ 1, got {tokens.dtype} {tokens.shape}")
     if not max_new_tokens >= 0:
         raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-    if tokens.shape[1] + max_new_tokens > model.config.context_length + 1:
-        raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones exceed the context of "
-                         f"{model.config.context_length}; ask for fewer or shorten the prompt")
+    virtual = getattr(model, "virtual_length", 0)
+    if virtual + tokens.shape[1] + max_new_tokens > model.config.context_length + 1:
+        raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones"
+                         + (f" beside {virtual} virtual ones" if virtual else "")
+                         + f" exceed the context of {model.config.context_length}; ask for fewer or shorten the input")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
     if top_k is not None and not top_k >= 1:

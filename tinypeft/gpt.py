@@ -106,7 +106,8 @@ class GPT(Module):
 
         prompt: Tensor (P, d) or (B, P, d), P vectors that enter as if they were embedded tokens;
             `prompt_at` gives the places (P,) or (B, P) they take in the lengthened sequence
-            (default 0 … P−1, before everything). No logits are returned for them.
+            (default 0 … P−1, before everything). No logits are returned for them: what follows token t is
+            predicted at the last place before token t + 1.
         prefix: a list with one (K, V) per layer, each Tensor (H, P, d_head) or (B, H, P, d_head). Token
             positions then start at P.
         cache: a `KVCache`; what it holds counts as the past, and this call's keys and values are appended.
@@ -133,9 +134,9 @@ class GPT(Module):
         """As `forward`, but the final hidden states (B, T, d)."""
         tokens = self._check_tokens(tokens)
         B, T = tokens.shape
-        x, real = self.token_embedding(tokens), None                               # (B, T, d)
+        x, read = self.token_embedding(tokens), None                               # (B, T, d)
         if prompt is not None:
-            x, real = _interleave(_expand(prompt, B, 3), x, prompt_at)                # (B, P + T, d)
+            x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)             # (B, P + T, d)
         past = 0 if prefix is None else prefix[0][0].shape[-2]
         past += 0 if cache is None else cache.length
         if past + x.shape[1] > self.config.context_length:
@@ -145,7 +146,7 @@ class GPT(Module):
         for i, block in enumerate(self.blocks):
             x = block(x, None if prefix is None else prefix[i], None if cache is None else cache.layers[i])
         x = self.final_norm(x)
-        return x if real is None else x[np.arange(B)[:, None], real]               # virtual tokens never show
+        return x if read is None else x[np.arange(B)[:, None], read]               # virtual tokens never show
 
     def _check_tokens(self, tokens):
         if isinstance(tokens, Tensor):
@@ -169,7 +170,11 @@ def _expand(virtual, B, ndim):
 
 
 def _interleave(prompt, x, at):
-    """Merge prompt (B, P, d) into x (B, T, d), vector j at place at[…, j]; also return the places of x's rows."""
+    """Merge prompt (B, P, d) into x (B, T, d), vector j at place at[…, j].
+
+    Also return the places (B, T) to read: for token t the one before token t + 1, which is t's own unless virtual
+    tokens stand between them, and for the last token the last place.
+    """
     B, P, _ = prompt.shape
     n = P + x.shape[1]
     at = np.broadcast_to(np.arange(P) if at is None else np.asarray(at), (B, P))
@@ -183,4 +188,5 @@ def _interleave(prompt, x, at):
     source = np.empty((B, n), int)                                                 # place → row of [prompt; x]
     np.put_along_axis(source, at, np.arange(P)[None], axis=1)
     np.put_along_axis(source, real, np.arange(P, n)[None], axis=1)
-    return concatenate([prompt, x], axis=1)[np.arange(B)[:, None], source], real
+    read = np.concatenate([real[:, 1:], np.full((B, 1), n)], axis=1) - 1
+    return concatenate([prompt, x], axis=1)[np.arange(B)[:, None], source], read

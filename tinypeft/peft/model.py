@@ -40,7 +40,15 @@ class Method(Hyperparameters):
         return {}
 
     def virtual(self, model, rng):
-        """A module with `prompt(tokens)` → (vectors, places) or `prefix(tokens)` → [(K, V), …], or None."""
+        """A module of `length` virtual tokens, or None.
+
+        Its `seams(tokens, lengths=None)` gives what `GPT.hidden` is called with, {"prompt": …, "prompt_at": …} or
+        {"prefix": [(K, V), …]}; `lengths` are those of `classify`.
+        """
+
+    def fold(self, virtual):
+        """(method, virtual module) without a reparameterization that only training needs; the same where there is none."""
+        return self, virtual
 
     def trained(self, model):
         """Names of the base's own parameters that it trains."""
@@ -146,12 +154,13 @@ class PeftModel(Module):
     config = property(lambda self: self.model.config)
     tokenizer = property(lambda self: self.model.tokenizer)
     learning_rate = property(lambda self: self.method.learning_rate)
+    virtual_length = property(lambda self: self.virtual.length if self.virtual and self.active else 0)
 
-    def _seams(self, tokens, cache):
+    def _seams(self, tokens, cache=None, lengths=None):
         """What the virtual module puts into the model's seams; nothing once a cache holds it already."""
         if self.virtual is None or not self.active or cache is not None and cache.length:
             return {}
-        return self.virtual.seams(np.asarray(tokens))
+        return self.virtual.seams(np.asarray(tokens), lengths)
 
     def forward(self, tokens, cache=None):
         """tokens (B, T) → logits (B, T, V)."""
@@ -159,7 +168,7 @@ class PeftModel(Module):
 
     def classify(self, tokens, lengths):
         """tokens (B, T), the first lengths[b] of row b → class logits (B, C), by the head."""
-        return self.model.classify(tokens, lengths, **self._seams(tokens, None))
+        return self.model.classify(tokens, lengths, **self._seams(tokens, lengths=lengths))
 
     def generate(self, tokens, max_new_tokens, **options):
         """As `GPT.generate`."""
@@ -185,14 +194,16 @@ class PeftModel(Module):
     def state_dict(self, to_train=True):
         """name → array of what belongs to the method, and nothing of the base.
 
-        With `to_train=False` without what only further training needs: the wrappers' buffers named in `only_to_train`.
+        With `to_train=False` without what only further training needs: the wrappers' buffers named in `only_to_train`,
+        and a reparameterization, in whose place stand the vectors it computes (see `fold`).
         """
+        virtual = self.virtual if to_train else self.method.fold(self.virtual)[1]
         state = {name: self._tuned_data(name) for name in self.trained}
         for path, wrapper in self.wrappers.items():
             skipped = () if to_train else getattr(wrapper, "only_to_train", ())
             state |= {f"{path}.{n}": a for n, a in wrapper.state_dict().items()
                       if not n.startswith("base.") and n not in skipped}
-        for name, module in (("virtual", self.virtual), ("head", self.head)):
+        for name, module in (("virtual", virtual), ("head", self.head)):
             if module is not None:
                 state |= {f"{name}.{n}": a for n, a in module.state_dict().items()}
         return state
@@ -204,7 +215,8 @@ class PeftModel(Module):
         """Load what `state_dict` gave. Raises KeyError (missing or unknown names) or ValueError (shapes)."""
         self._check_active()
         own = self.state_dict()
-        missing, unknown = sorted(self.state_dict(to_train=False).keys() - state.keys()), sorted(state.keys() - own.keys())
+        optional = {f"{path}.{n}" for path, w in self.wrappers.items() for n in getattr(w, "only_to_train", ())}
+        missing, unknown = sorted(own.keys() - optional - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unknown):
             raise KeyError(f"load: matched {len(own.keys() & state.keys())} tensors, missing {missing}, unknown {unknown}")
         for name in own.keys() & state.keys():
@@ -257,10 +269,26 @@ class PeftModel(Module):
         plain.attached = None
         return plain
 
+    def fold(self):
+        """Drop a reparameterization (prefix tuning's MLP, P-tuning's encoder) for the vectors it computes; return self.
+
+        The function stays the same, bit for bit; training, if it goes on, changes the vectors themselves.
+        """
+        method, virtual = self.method.fold(self.virtual)
+        if virtual is self.virtual:
+            raise MethodError(f"fold: {self.method} has no reparameterization to drop")
+        self.method, self.virtual = method, virtual
+        if self.active: self.model.attached = method
+        return self
+
     def save(self, folder):
-        """Write the method and what it learned to `folder`/adapter.npz, atomically; `load_adapter` reads it."""
+        """Write the method and what it learned to `folder`/adapter.npz, atomically; `load_adapter` reads it.
+
+        What only training needs stays out, a reparameterization too (see `fold`); a checkpoint of `train` has it all.
+        """
+        method, _ = self.method.fold(self.virtual)
         save_arrays(Path(folder) / "adapter.npz", self.state_dict(to_train=False), {
-            "format": 1, "method": type(self.method).__name__, "fields": dataclasses.asdict(self.method),
+            "format": 1, "method": type(method).__name__, "fields": dataclasses.asdict(method),
             "config": dataclasses.asdict(self.config), "base": self._base_fingerprint(),
             "head": None if self.head is None else self.head.d_out})
 
