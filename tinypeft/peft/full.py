@@ -21,6 +21,9 @@ class FullFineTuning(Method):
     def trained(self, model):
         names = [n for n, _ in model.named_parameters()]
         if self.targets is None:
+            if model.n_parameters() != sum(p.size for p in model.parameters()):
+                raise MethodError("FullFineTuning: this model's weights are quantized, and codes cannot be trained; "
+                                  "attach a LoRA, or name targets that are not quantized")
             return names
         if isinstance(self.targets, str):
             raise MethodError(f"targets: expected a tuple of names such as ('bias',), got {self.targets!r}")

@@ -6,19 +6,21 @@ matrices, and only these are trained. Section 4.1, equation (3):
     h = W₀ x + ΔW x = W₀ x + s B A x,      s = α/r
 
     paper      here           shape
-    W₀         base.weight    (d_out, d_in), frozen
+    W₀         base           (d_out, d_in), frozen, quantized or not
     A          A              (r, d_in)
     B          B              (d_out, r), starts at 0, so that ΔW = 0
     r, α       rank, alpha
+    α/r        scale          a number
 
-At the start only B has a gradient (∂L/∂A = s Bᵀ … = 0). Trained parameters: Σ r (d_in + d_out) over
-the targets. Dropout acts on x on its way to A, in training only.
+At the start only B has a gradient: ∂L/∂A = s Bᵀ(…) = 0. Dropout acts on x on its way to A, in training
+only, so a merged model needs no correction. Trained parameters: Σ r (d_in + d_out) over the targets.
 
-Where things differ: the paper draws A from a Gaussian without naming its width, loralib and PEFT
-draw A from Kaiming's uniform U(−1/√d_in, 1/√d_in) (`init="kaiming"`, the default here), PEFT's
-`init="gaussian"` is N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732).
-PEFT's LoRA on GPT-2 adapts the fused query-key-value matrix by one pair with a shared A; here, as in
-the paper, query and value have pairs of their own.
+Where things differ. The paper draws A from a Gaussian without naming its width; loralib and PEFT draw it
+from Kaiming's uniform U(−1/√d_in, 1/√d_in), which is `init="kaiming"`, the default here; `init="gaussian"`
+is PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
+large ranks keep learning. On GPT-2, PEFT adapts the fused query-key-value matrix by one pair with a
+shared A; here, as in the paper, query and value have pairs of their own. Other programs call other
+numbers "scale" or "alpha"; here α is always divided by r or √r.
 """
 import math
 from dataclasses import dataclass
@@ -31,15 +33,15 @@ from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
 from ..targets import match_targets
 from .model import Method, MethodError
 
-__all__ = ["LoRA", "LoRALinear"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
 
 
 @dataclass(frozen=True)
 class LoRA(Method):
     """rank r, alpha α, dropout on x, targets: names of linear layers, or "all".
 
-    init: "kaiming" or "gaussian". rank_stabilized: s = α/√r. rank_pattern and alpha_pattern give targets
-    (by last part or full path) a rank or an α of their own.
+    init: "kaiming" or "gaussian". rank_stabilized: s = α/√r. rank_pattern and alpha_pattern give targets a rank or an
+    α of their own, by the last part of the path or all of it: {"value": 16, "blocks.0.attention.value": 2}.
     """
     rank: int = 8
     alpha: float = 16.0
@@ -53,60 +55,99 @@ class LoRA(Method):
     shown: ClassVar[tuple] = ("rank",)
 
     def __post_init__(self):
-        for r in (self.rank, *(self.rank_pattern or {}).values()):
-            if not isinstance(r, (int, np.integer)) or r < 1:
-                raise ValueError(f"LoRA: rank must be a positive integer, got {r!r}")
+        check_ranks("LoRA", rank=self.rank, **{f"rank_pattern[{k!r}]": r for k, r in (self.rank_pattern or {}).items()})
+        for a in (self.alpha, *(self.alpha_pattern or {}).values()):
+            if not 0 < a < math.inf:
+                raise MethodError(f"LoRA: alpha must be a positive number, got {a!r}")
         if self.init not in ("kaiming", "gaussian"):
-            raise ValueError(f"LoRA: init must be 'kaiming' or 'gaussian', got {self.init!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA: dropout must lie in [0, 1), got {self.dropout}")
+            raise MethodError(f"LoRA: init must be 'kaiming' or 'gaussian', got {self.init!r}")
 
     def wrap(self, model, rng):
-        return {path: LoRALinear(layer, by_path(self.rank_pattern, path, self.rank),
-                                 by_path(self.alpha_pattern, path, self.alpha), self, rng)
-                for path, layer in match_targets(model, self.targets)}
+        layers = dict(match_targets(model, self.targets))
+        r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
+        alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)
+        return {path: LoRALinear(layer, self.start(r[path], layer.d_in, rng), self.scale(r[path], alpha[path]),
+                                 self.dropout, rng) for path, layer in layers.items()}
+
+    def scale(self, r, alpha):
+        """s: α/r, or α/√r."""
+        return alpha / (math.sqrt(r) if self.rank_stabilized else r)
+
+    def start(self, r, d_in, rng):
+        """A at the start, (r, d_in)."""
+        return kaiming_uniform((r, d_in), rng) if self.init == "kaiming" else rng.normal(0, 1 / r, (r, d_in))
 
 
-class LoRALinear(Module):
-    """h = W₀ x + s B A x."""
+class LowRankLinear(Module):
+    """What LoRA and its relatives share: a frozen layer `base`, and a ΔW of rank r beside it that is never formed."""
 
-    def __init__(self, base, r, alpha, method, rng):
+    def __init__(self, base, r, dropout, rng):
         if r > min(base.d_in, base.d_out):
-            raise MethodError(f"LoRA: rank {r} exceeds that of a {base.d_out} × {base.d_in} matrix")
-        self.base, self.dropout = base, Dropout(method.dropout, rng)
-        self.scale = alpha / (math.sqrt(r) if method.rank_stabilized else r)
-        A = kaiming_uniform((r, base.d_in), rng) if method.init == "kaiming" else rng.normal(0, 1 / r, (r, base.d_in))
-        self.A = Parameter(A.astype(np.float32))
-        self.B = Parameter(np.zeros((base.d_out, r), np.float32))
+            raise MethodError(f"rank {r} exceeds what a {base.d_out} × {base.d_in} matrix can have, "
+                              f"{min(base.d_in, base.d_out)}")
+        self.base, self.dropout = base, Dropout(dropout, rng)
 
     d_in = property(lambda self: self.base.d_in)
     d_out = property(lambda self: self.base.d_out)
+
+    def factors(self):
+        """Arrays (d_out, r) and (r, d_in) whose product is ΔW, the scale included."""
+        raise NotImplementedError
+
+    rank = property(lambda self: self.factors()[0].shape[1])
+
+    def delta(self):
+        """ΔW, an array (d_out, d_in)."""
+        left, right = self.factors()
+        return left @ right
+
+    def svd(self):
+        """U (d_out, r), S (r,), Vᵀ (r, d_in) with ΔW = U diag(S) Vᵀ: of the thin factors' triangles, not of ΔW."""
+        left, right = self.factors()
+        (Q1, R1), (Q2, R2) = np.linalg.qr(left), np.linalg.qr(right.T)
+        U, S, Vt = np.linalg.svd(R1 @ R2.T)
+        return Q1 @ U, S, Vt @ Q2.T
+
+    def merge(self):
+        """A plain Linear with the weight W₀ + ΔW (W₀ dequantized, if it was quantized) and the base's bias."""
+        base, merged = self.base, Linear(self.d_in, self.d_out, bias=self.base.bias is not None)
+        merged.weight.data = base.dense_weight() + self.delta()
+        if base.bias is not None: merged.bias.data = base.bias.data.copy()
+        return merged
+
+    def describe(self):
+        return f"({self.d_in} → {self.d_out}, rank {self.rank})"
+
+
+class LoRALinear(LowRankLinear):
+    """h = W₀ x + s B A x;  A (r, d_in) is given, B starts at 0."""
+
+    def __init__(self, base, A, scale, dropout=0.0, rng=None):
+        r = len(A)
+        super().__init__(base, r, dropout, rng)
+        self.scale = scale
+        self.A, self.B = Parameter(A.astype(np.float32)), Parameter(np.zeros((base.d_out, r), np.float32))
 
     def forward(self, x):
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)
         return self.base(x) + F.linear(Ax, self.B)
 
-    def delta(self):
-        """ΔW = s B A, an array (d_out, d_in)."""
-        return self.scale * (self.B.data @ self.A.data)
-
-    def merge(self):
-        """A plain Linear with W₀ + ΔW."""
-        return merged_linear(self.base, self.delta())
-
-    def describe(self):
-        return f"({self.d_in} → {self.d_out}, rank {len(self.A)})"
+    def factors(self):
+        return self.scale * self.B.data, self.A.data
 
 
-def merged_linear(base, delta):
-    """A Linear with the base's weight (dequantized, if it was quantized) plus `delta`, and its bias."""
-    merged = Linear(base.d_in, base.d_out, bias=base.bias is not None)
-    merged.weight.data = base.dense_weight() + delta
-    if base.bias is not None: merged.bias.data = base.bias.data.copy()
-    return merged
+def check_ranks(method, **ranks):
+    """Every rank is a positive integer, or MethodError."""
+    for name, r in ranks.items():
+        if not isinstance(r, (int, np.integer)) or isinstance(r, bool) or r < 1:
+            raise MethodError(f"{method}: {name} must be a positive integer, got {r!r}")
 
 
-def by_path(pattern, path, default):
-    """pattern[path], or pattern[last part of path], or the default."""
+def by_path(name, pattern, paths, default):
+    """path → pattern[path], or pattern[last part of path], or the default. MethodError for a key that names no path."""
+    last = lambda path: path.rsplit(".", 1)[-1]
     pattern = pattern or {}
-    return pattern.get(path, pattern.get(path.rsplit(".", 1)[-1], default))
+    for key in pattern:
+        if key not in paths and key not in map(last, paths):
+            raise MethodError(f"{name}: {key!r} is none of the targets, which are {', '.join(paths)}")
+    return {path: pattern.get(path, pattern.get(last(path), default)) for path in paths}

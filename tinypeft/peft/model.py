@@ -47,7 +47,7 @@ class Method(Hyperparameters):
         """
 
     def fold(self, virtual):
-        """(method, virtual module) without a reparameterization that only training needs; the same where there is none."""
+        """(method, virtual module) without a reparameterization that only training needs; unchanged if it has none."""
         return self, virtual
 
     def trained(self, model):
@@ -237,7 +237,7 @@ class PeftModel(Module):
         self._check_active()
         trained = sum(p.size for p in self.trainable_parameters())
         state = self.state_dict(to_train=False)
-        stored = sum(a.size for a in state.values())
+        stored = sum(a.size for a in state.values() if a.dtype.kind == "f")
         total = self.model.n_parameters() + (self.virtual.n_parameters() if self.virtual else 0)
         nbytes = sum(a.nbytes for a in state.values())
         return Summary(str(self.method), trained, stored, total, nbytes)
@@ -249,7 +249,7 @@ class PeftModel(Module):
         return {path: w.rank for path, w in self.wrappers.items()}
 
     def set_rank(self, b):
-        """Use rank b from now on, without training again; MethodError for methods that learn one rank only (see DyLoRA)."""
+        """Use rank b from now on, without training again; MethodError for all methods but DyLoRA."""
         self.method.set_rank(self, b)
         return self
 
