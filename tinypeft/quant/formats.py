@@ -46,6 +46,8 @@ class FloatFormat(Scheme):
     scale_format: str = "float32"
     saturate: bool = True
 
+    shown = ("name",)
+
     def __post_init__(self):
         if self.name != "FP4":
             float_layout(self.name)                                       # ValueError for an unknown name

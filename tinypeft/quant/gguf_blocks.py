@@ -27,6 +27,8 @@ class GGUF(Scheme):
     """name: "Q8_0" or "Q4_0". Raises ValueError for a last axis that 32 does not divide, or a scale beyond float16."""
     name: str = "Q4_0"
 
+    shown = ("name",)
+
     def __post_init__(self):
         check_choice("name", self.name, ("Q8_0", "Q4_0"))
 

@@ -66,6 +66,8 @@ def quantize_4bit(W: np.ndarray, block_size: int, name: str) -> tuple[np.ndarray
         codes[i * B // 2:(i + len(s)) * B // 2] = pack(nearest(v, name), 4)
     if len(rest):
         scale[-1] = np.abs(rest).max()
+        if N % 2:
+            rest = np.append(rest, np.float32(0))                        # whose code fills the last byte
         codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
     return codes, scale
 

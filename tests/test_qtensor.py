@@ -1,0 +1,161 @@
+"""qtensor.py and scheme.py: the decoding formula, sizes, saving, showing, and every error."""
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform
+from tinypeft.quant import qtensor as module
+from tinypeft.quant.codebooks import codebook
+from tinypeft.quant.packing import pack, packed_size
+from tinypeft.quant.scheme import checked
+
+BOOK = {4: "nf4", 8: "dynamic", 16: "FP16"}
+
+
+def random_qtensor(rng, bits, shape, block, scaled=True, zeros=False, book=False, offset=False, order=False):
+    """(QTensor, the float32 array it must decode to, by the formula spelled out element by element)."""
+    N = int(np.prod(shape))
+    n_blocks = -(-N // block)
+    codes = rng.integers(0, min(2**bits, 31744), N)                            # in FP16: below infinity
+    scale = rng.normal(size=n_blocks).astype(np.float32) if scaled else None
+    z = rng.integers(0, 2**bits, n_blocks) if zeros else np.full(n_blocks, 0 if book else 2**(bits - 1))
+    o = np.float32(rng.normal()) if offset else None
+    perm = rng.permutation(shape[-1]).astype(np.int32) if order else None
+    q = QTensor(codes.astype(np.uint16) if bits == 16 else pack(codes, bits), bits, shape, block, scale,
+                pack(z, bits) if zeros else int(z[0]), BOOK[bits] if book else None, o, perm)
+    where = np.arange(N) // block
+    x = codebook(BOOK[bits])[codes] if book else codes.astype(np.float32)
+    x = x - z[where].astype(np.float32)
+    x = x if scale is None else x * scale[where]
+    x = (x if o is None else x + o).reshape(shape)
+    if order:
+        x, stored = np.empty_like(x), x
+        x[..., perm] = stored
+    return q, x
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("shape, block", [((6, 8), 4), ((7, 5), 5), ((3, 7), 21), ((5, 13), 8), ((1,), 1),
+                                          ((2, 3, 4), 6)])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_exact_decoding_formula(bits, shape, block, zeros, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 16)                                   # several passes, and a last short one
+    for order in (False, True):
+        q, x = random_qtensor(np.random.default_rng(bits), bits, shape, block, zeros=zeros, order=order)
+        assert np.array_equal(q.dequantize(), x) and q.dequantize().dtype == np.float32
+        if not order:
+            z = q._zeros().repeat(block)[:x.size].reshape(shape) if zeros else q.zero
+            assert np.array_equal(q.integers(), q.unpack().reshape(shape).astype(int) - z)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("scaled, offset", [(True, False), (True, True), (False, False)])
+def test_exact_decoding_of_codebooks(bits, scaled, offset, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 16)
+    for shape in ((5, 13), (8, 8), (33,)):
+        q, x = random_qtensor(np.random.default_rng(bits), bits, shape, 8, scaled, book=True, offset=offset)
+        assert np.array_equal(q.dequantize(), x)
+
+
+def test_exact_across_the_real_chunk():
+    q, x = random_qtensor(np.random.default_rng(0), 4, (300, 1001), 64, book=True)
+    assert np.array_equal(q.dequantize(), x)
+
+
+def test_dequantize_into_out():
+    q, x = random_qtensor(np.random.default_rng(0), 4, (6, 8), 8)
+    out = np.empty((6, 8), np.float32)
+    assert q.dequantize(out) is out and np.array_equal(out, x)
+    for bad in (np.empty((8, 6), np.float32), np.empty((6, 8)), np.empty((8, 6), np.float32).T):
+        with pytest.raises(ValueError, match=r"out must be C-contiguous float32 \(6, 8\), got"):
+            q.dequantize(bad)
+
+
+def test_nbytes_is_what_is_stored():
+    q, _ = random_qtensor(np.random.default_rng(0), 3, (6, 40), 8, zeros=True, order=True)
+    assert q.nbytes == packed_size(240, 3) + 4 * 30 + packed_size(30, 3) + 4 * 40 == sum(
+        array.nbytes for array in q.arrays().values())
+    assert q.bits_per_weight == 8 * q.nbytes / 240
+    q = NF4(double_quant=True).quantize(np.random.default_rng(0).normal(size=(40, 40)))
+    assert q.nbytes == 800 + 25 + 4 + 4 == sum(array.nbytes for array in q.arrays().values())
+
+
+@pytest.mark.parametrize("scheme", [Uniform(4), Uniform(3, symmetric=False, granularity="group", group_size=8),
+                                    NF4(), NF4(double_quant=True), FloatFormat("FP16"), FloatFormat("E2M1")])
+def test_saving_round_trip(scheme, tmp_path):
+    q = scheme.quantize(np.random.default_rng(0).normal(size=(5, 40)))
+    if not scheme.__dict__.get("double_quant"):
+        q = dataclasses.replace(q, order=np.random.default_rng(1).permutation(40).astype(np.int32))
+    np.savez(tmp_path / "q.npz", **q.arrays())
+    metadata = json.loads(json.dumps(q.metadata()))
+    with np.load(tmp_path / "q.npz") as arrays:
+        back = QTensor.from_arrays(dict(arrays), metadata)
+    assert np.array_equal(back.dequantize(), q.dequantize()) and back.nbytes == q.nbytes and repr(back) == repr(q)
+
+
+def test_a_new_scale_is_a_replace():
+    q = Uniform(4).quantize(np.random.default_rng(0).normal(size=(5, 40)))
+    assert np.array_equal(dataclasses.replace(q, scale=q.scale * 2).dequantize(), q.dequantize() * 2)
+
+
+def test_shows_itself():
+    q = NF4(double_quant=True).quantize(np.ones((64, 64)))
+    assert repr(q) == ("QTensor(shape: 64 × 64; codes: 4 bits, nf4; blocks: 64 of 64; scale: 8 bits; "
+                       "size: 2,120 bytes, 4.141 bits/weight)")
+    assert "<td>64 × 64</td>" in q._repr_html_() and "<th>of float32</th><td>12.9%</td>" in q._repr_html_()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(codes=np.zeros(3, np.uint8)), r"codes must be uint8 \(16,\), got uint8 \(3,\)"),
+    (dict(codes=np.zeros(16, np.int8)), r"codes must be uint8 \(16,\), got int8"),
+    (dict(scale=np.zeros(3, np.float32)), r"scale must be float32 \(4,\), got float32 \(3,\)"),
+    (dict(scale=NF4().quantize(np.ones(3))), "4 blocks, but scale is a QTensor of 3"),
+    (dict(zero=np.zeros(4, np.uint8)), r"zero must be uint8 \(2,\), got uint8 \(4,\)"),
+    (dict(zero=np.int64(8)), r"zero must be uint8 \(2,\), got int64 \(\)"),
+    (dict(order=np.arange(8)), r"order must be int32 \(8,\), got int64"),
+    (dict(bits=9), "bits must be 1 … 8 or 16, got 9"),
+    (dict(bits=16), r"codes must be uint16 \(32,\), got uint8 \(16,\)"),
+])
+def test_parts_that_do_not_fit(change, message):
+    q = Uniform(4).quantize(np.ones((4, 8)))
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(q, **change)
+
+
+def test_codes_of_a_codebook_are_not_integers():
+    with pytest.raises(ValueError, match="codes of 'nf4' name entries of a table"):
+        NF4().quantize(np.ones(3)).integers()
+
+
+def test_a_scheme_shows_what_matters():
+    assert repr(Uniform()) == "Uniform(bits=8)"
+    assert repr(Uniform(4, granularity="group", group_size=64)) == "Uniform(bits=4, granularity='group', group_size=64)"
+    assert (repr(NF4()), repr(FloatFormat())) == ("NF4()", "FloatFormat(name='E4M3')")
+    for scheme in (Uniform(3, symmetric=False), NF4(128, True), FloatFormat("E5M2", saturate=False)):
+        assert eval(repr(scheme)) == scheme == type(scheme)(**dataclasses.asdict(scheme))
+    with pytest.raises(NotImplementedError, match="Scheme does not define quantize"):
+        Scheme().quantize(np.ones(3))
+
+
+@pytest.mark.parametrize("x, message", [
+    (np.arange(4), "W must be a floating-point array, got ndarray of dtype int64"),
+    (object(), "got object of dtype object .*Tensor's array is its .data"),
+    (np.float32(3), r"at least one axis and one element, got shape \(\)"),
+    (np.zeros((0, 4)), r"at least one axis and one element, got shape \(0, 4\)"),
+    (np.array([[1, 2], [np.nan, np.inf]]),
+     r"W \(2, 2\) has 2 elements that are not finite in float32, the first at \(1, 0\): nan"),
+    (np.array([1e39]), r"not finite in float32, the first at \(0,\): inf"),
+])
+@pytest.mark.parametrize("scheme", [Uniform(), NF4(), FloatFormat(), FloatFormat("FP4")])
+def test_bad_weights(scheme, x, message):
+    with pytest.raises(ValueError, match=message):
+        scheme.quantize(x)
+
+
+def test_checked_gives_contiguous_float32():
+    x = checked(np.ones((4, 3), np.float16).T)
+    assert x.dtype == np.float32 and x.flags.c_contiguous
+    same = np.ones(3, np.float32)
+    assert checked(same) is same
