@@ -11,7 +11,10 @@ import numpy as np
 
 from .tensor import Tensor
 
-__all__ = ["attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "log_softmax", "softmax"]
+__all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
+           "log_softmax", "softmax"]
+
+IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
 def _blocks(n, width, budget=1 << 16):
@@ -42,8 +45,9 @@ def linear(x, W, b=None):
     X, Wd = x.data.reshape(-1, x.shape[-1]), W.data      # one large two-dimensional product beats many small ones
     Y = X @ Wd.T
     if b is not None: Y += b.data
+    parents = (x, W) if b is None else (x, W, b)
+    n, shape = len(parents), x.shape
     need = [t is not None and t.requires_grad for t in (x, W, b)]
-    shape = x.shape
     if not need[1]: X = None                             # only dW needs it: a frozen W frees the input
 
     def vjp(dy):
@@ -51,8 +55,8 @@ def linear(x, W, b=None):
         dx = (dY @ Wd).reshape(shape) if need[0] else None
         dW = dY.T @ X                 if need[1] else None
         db = dY.sum(0)                if need[2] else None
-        return (dx, dW) if b is None else (dx, dW, db)
-    return Tensor.fused(Y.reshape(*shape[:-1], -1), (x, W) if b is None else (x, W, b), vjp)
+        return (dx, dW, db)[:n]
+    return Tensor.fused(Y.reshape(*shape[:-1], len(Wd)), parents, vjp)
 
 
 def layer_norm(x, gamma, beta, eps=1e-5):
@@ -67,7 +71,8 @@ def layer_norm(x, gamma, beta, eps=1e-5):
     xhat = x.data - x.data.mean(-1, keepdims=True)
     r = 1 / np.sqrt(np.einsum("...i,...i->...", xhat, xhat)[..., None] / d + eps)    # 1/σ  (…, 1)
     xhat *= r
-    y = xhat * gamma.data
+    g = gamma.data
+    y = xhat * g
     y += beta.data
     need = [t.requires_grad for t in (x, gamma, beta)]
 
@@ -77,7 +82,7 @@ def layer_norm(x, gamma, beta, eps=1e-5):
         if need[2]: dbeta = flat(dy).sum(0)
         if need[1]: dgamma = np.einsum("ij,ij->j", flat(dy), flat(xhat))
         if need[0]:
-            dx = dy * gamma.data                         # dx̂, then dx in place
+            dx = dy * g                                  # dx̂, then dx in place
             m = np.einsum("...i,...i->...", dx, xhat)[..., None] / d
             dx -= dx.mean(-1, keepdims=True)
             dx -= np.multiply(xhat, m, out=xhat)
@@ -163,7 +168,8 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
         raise ValueError(f"attention: {T} queries but only {S} keys; a causal query needs its own key")
     scale = 1 / math.sqrt(d)
     Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))
-    recording = q.requires_grad or k.requires_grad or v.requires_grad
+    need = [t.requires_grad for t in (q, k, v)]
+    shapes, recording = [t.shape for t in (q, k, v)], any(need)
     hidden = np.triu(np.full((T, S), -np.inf, Q.dtype), 1 + S - T) if causal and T > 1 else None
     drop = _keep_mask((len(Q), T, S), dropout, rng, Q.dtype) if dropout else None
 
@@ -178,7 +184,7 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
 
     def vjp(do):
         dO = do.reshape(O.shape)
-        dQ, dK, dV = (np.empty_like(a) if t.requires_grad else None for a, t in ((Q, q), (K, k), (V, v)))
+        dQ, dK, dV = (np.empty_like(a) if n else None for a, n in zip((Q, K, V), need, strict=True))
         dp = np.empty((T, S), Q.dtype)
         for i in range(len(Q)):
             p = P[i]
@@ -191,11 +197,11 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
             dp *= p                                      # dS
             if dQ is not None: np.matmul(dp, K[i] * scale, out=dQ[i])
             if dK is not None: np.matmul(dp.T, Q[i] * scale, out=dK[i])
-        return [g if g is None else g.reshape(t.shape) for g, t in ((dQ, q), (dK, k), (dV, v))]
-    return Tensor.fused(O.reshape(q.shape), (q, k, v), vjp)
+        return [g if g is None else g.reshape(s) for g, s in zip((dQ, dK, dV), shapes, strict=True)]
+    return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
 
 
-def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0):
+def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
     """Mean of −log softmax(logits)[target], in nats; a single number.
 
     dlogits = (softmax(logits) − onehot(target)) / n.
@@ -234,6 +240,8 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0):
         total += np.dot(np.log(sums[:, 0]) - aim, counted[s])
         z /= sums                                        # P = softmax(Z)
 
+    shape = logits.shape
+
     def dlogits(dy):
         w = np.where(counted, dy / n, 0).astype(P.dtype)
         for s in _blocks(len(P), V):
@@ -241,7 +249,7 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0):
             if eps: p -= eps / V
             p[np.arange(len(p)), t[s]] -= 1 - eps
             p *= w[s, None]
-        return P.reshape(logits.shape)
+        return P.reshape(shape)
     return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
 
 
@@ -251,15 +259,15 @@ def embedding(ids, E):
     ids integers (…) in [0, n), E (n, d) → (…, d). The gradient sorts the places by id and sums
     each run: the same sum as numpy.add.at, an order of magnitude faster.
     """
-    ids = _ids(ids, E.shape[0], "token ids")
+    ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
 
     def dE(dy):
-        out = np.zeros(E.shape, dy.dtype)
+        out = np.zeros(shape, dy.dtype)
         if ids.size:
             flat = ids.reshape(-1)
             order = np.argsort(flat, kind="stable")
             unique, first = np.unique(flat[order], return_index=True)
-            out[unique] = np.add.reduceat(dy.reshape(-1, E.shape[1])[order], first, axis=0)
+            out[unique] = np.add.reduceat(dy.reshape(-1, shape[1])[order], first, axis=0)
         return out
     return Tensor.op(E.data[ids], (E, dE))
 

@@ -10,7 +10,8 @@ Five rules keep it small and fast:
 * A parent that needs no gradient costs nothing. Its vjp is dropped when the operation is recorded,
   and an operation none of whose parents needs a gradient records nothing. This is where
   parameter-efficient fine-tuning saves its time and memory.
-* A vjp never refers to the tensor it belongs to, so no reference cycle keeps a graph alive.
+* The graph holds no values. A vjp holds the arrays it needs (and never a tensor: no reference cycle,
+  no hidden keeping alive); every other value is freed as soon as the forward pass is done with it.
 * Gradients live in a dictionary during the walk and only leaves keep `.grad`. A vjp runs once: it
   may overwrite what it saved, and each piece of the graph is freed as soon as it is used.
 * Broadcasting is undone explicitly (`unbroadcast`) and every gradient is checked against the shape
@@ -57,7 +58,8 @@ class Tensor:
     `requires_grad=True` makes a leaf whose `.grad` (an ndarray of the same shape, or None) collects
     ∂L/∂data over calls of `backward`. Raises TypeError for complex, half-precision or object arrays.
     """
-    __slots__ = ("data", "requires_grad", "grad", "version", "parents", "vjp", "__weakref__")
+    __slots__ = ("data", "requires_grad", "grad", "version", "node", "__weakref__")
+    parents = ()                                         # a leaf is its own node, and the walk ends there
     __array_ufunc__ = None                               # ndarray * Tensor comes to Tensor.__rmul__
 
     def __init__(self, data, requires_grad=False):
@@ -71,7 +73,7 @@ class Tensor:
                             "for example with .astype(np.float32)")
         self.data, self.requires_grad, self.grad = array, requires_grad, None
         self.version = 0                                 # how often an optimizer or a loader wrote into data
-        self.parents, self.vjp = (), None
+        self.node = None                                 # how it was computed; None for a leaf
 
     # -- recording ------------------------------------------------------------------------------
     @staticmethod
@@ -89,10 +91,14 @@ class Tensor:
         fresh arrays, `dy` itself or views of it, never the same fresh array twice.
         """
         y = Tensor.__new__(Tensor)
-        y.data, y.grad, y.version, y.parents, y.vjp = np.asarray(data), None, 0, (), None
+        y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
+        if any(x.data.dtype != y.data.dtype for x in parents):
+            raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave {y.dtype}: "
+                            "float32 and float64 do not mix; cast one of them explicitly")
         y.requires_grad = _recording and any(x.requires_grad for x in parents)
         if y.requires_grad:
-            y.parents, y.vjp = [(x, x.version) for x in parents], vjp
+            y.node = Node([(x.node or x, x.version) if x.requires_grad else None for x in parents], vjp, y.data)
+            y.data = y.data.view()
             y.data.flags.writeable = False               # a value that a gradient depends on stays as it is
         return y
 
@@ -121,20 +127,22 @@ class Tensor:
         if dy.shape != self.shape:
             raise ValueError(f"backward: dy has shape {dy.shape}, the tensor {self.shape}")
 
-        order, leaves = topological_order(self), []
-        grads, own = {id(self): dy}, set()               # own: ids whose gradient nobody else can see, safe to add into
+        root = self.node or self
+        order, leaves = topological_order(root), []
+        grads, own = {id(root): dy}, set()               # own: ids whose gradient nobody else can see, safe to add into
         while order:
             y = order.pop()
             dy = grads.pop(id(y))
-            if not y.parents:                            # a leaf
+            if isinstance(y, Tensor):                    # a leaf
                 leaves.append((y, np.asarray(dy) if id(y) in own else np.array(dy)))
                 continue
             parents, vjp = y.parents, y.vjp
             y.parents = y.vjp = None                     # walked: what this operation had saved can go
-            for (x, _), dx in zip(parents, vjp(dy), strict=True):
-                if not x.requires_grad:
+            for parent, dx in zip(parents, vjp(dy), strict=True):
+                if parent is None:
                     assert dx is None, "a vjp computed the gradient of a frozen parent"
                     continue
+                x, _ = parent
                 assert dx.shape == x.shape and dx.dtype == x.dtype, (
                     f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
                 if id(x) in own:
@@ -187,45 +195,52 @@ class Tensor:
 
     # -- arithmetic -----------------------------------------------------------------------------
     def __add__(self, other):
-        a, b = self, self._constant(other)
-        return Tensor.op(a.data + b.data, (a, lambda dy: unbroadcast(dy, a.shape)),
-                                          (b, lambda dy: unbroadcast(dy, b.shape)))
+        other = self._constant(other)
+        A, B = self.shape, other.shape
+        return Tensor.op(self.data + other.data, (self,  lambda dy: unbroadcast(dy, A)),
+                                                 (other, lambda dy: unbroadcast(dy, B)))
 
     def __mul__(self, other):
-        a, b = self, self._constant(other)
-        return Tensor.op(a.data * b.data, (a, lambda dy: unbroadcast(dy * b.data, a.shape)),
-                                          (b, lambda dy: unbroadcast(dy * a.data, b.shape)))
+        other = self._constant(other)
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        return Tensor.op(a * b, (self,  lambda dy: unbroadcast(dy * b, A)),
+                                (other, lambda dy: unbroadcast(dy * a, B)))
 
     def __truediv__(self, other):
-        a, b = self, self._constant(other)
-        return Tensor.op(a.data / b.data, (a, lambda dy: unbroadcast(dy / b.data, a.shape)),
-                                          (b, lambda dy: unbroadcast(-dy * a.data / (b.data * b.data), b.shape)))
+        other = self._constant(other)
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        return Tensor.op(a / b, (self,  lambda dy: unbroadcast(dy / b, A)),
+                                (other, lambda dy: unbroadcast(-dy * a / (b * b), B)))
 
     def __pow__(self, other):
         """a ** b. A number b is the usual case; for a tensor b, ∂/∂b = aᵇ log a (0 at a = 0 < b)."""
         if isinstance(other, (int, float)):
-            a, n = self.data, other
+            a, n = self.data, int(other) if isinstance(other, int) else float(other)
             return Tensor.op(a ** n, (self, lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)))
-        a, b = self, self._constant(other)
-        y = a.data ** b.data
+        other = self._constant(other)
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        y = a ** b
+
+        def da(dy):
+            return unbroadcast(dy * np.where(b == 0, 0, b * a ** (b - 1)), A)
 
         def db(dy):
-            log_a = np.log(a.data, out=np.zeros_like(a.data), where=a.data != 0)
-            return unbroadcast(dy * y * log_a, b.shape)
-        da = lambda dy: unbroadcast(dy * np.where(b.data == 0, 0, b.data * a.data ** (b.data - 1)), a.shape)
-        return Tensor.op(y, (a, da), (b, db))
+            log_a = np.log(a, out=np.zeros_like(a), where=a != 0)
+            return unbroadcast(dy * y * log_a, B)
+        return Tensor.op(y, (self, da), (other, db))
 
     def __matmul__(self, other):
         """a @ b over the last two axes; the axes before them broadcast. Vectors work as in NumPy."""
-        a, b = self, self._constant(other)
-        if a.ndim == 1:
-            y = a.reshape(1, -1) @ b
-            return y.reshape(y.shape[:-2] + y.shape[-1:]) if b.ndim > 1 else y.reshape(())
-        if b.ndim == 1:
-            y = a @ b.reshape(-1, 1)
+        other = self._constant(other)
+        if self.ndim == 1:
+            y = self.reshape(1, -1) @ other
+            return y.reshape(y.shape[:-2] + y.shape[-1:]) if other.ndim > 1 else y.reshape(())
+        if other.ndim == 1:
+            y = self @ other.reshape(-1, 1)
             return y.reshape(y.shape[:-1])
-        return Tensor.op(a.data @ b.data, (a, lambda dy: unbroadcast(dy @ b.data.swapaxes(-1, -2), a.shape)),
-                                          (b, lambda dy: unbroadcast(a.data.swapaxes(-1, -2) @ dy, b.shape)))
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        return Tensor.op(a @ b, (self,  lambda dy: unbroadcast(dy @ b.swapaxes(-1, -2), A)),
+                                (other, lambda dy: unbroadcast(a.swapaxes(-1, -2) @ dy, B)))
 
     def __neg__(self): return Tensor.op(-self.data, (self, lambda dy: -dy))
     def __sub__(self, other): return self + (-self._constant(other))
@@ -266,9 +281,9 @@ class Tensor:
 
     # -- reductions -----------------------------------------------------------------------------
     def sum(self, axis=None, keepdims=False):
-        x = self.data
-        return Tensor.op(np.asarray(x.sum(axis=axis, keepdims=keepdims)),
-                         (self, lambda dy: np.broadcast_to(_keep(dy, x, axis, keepdims), x.shape)))
+        shape = self.shape
+        return Tensor.op(self.data.sum(axis=axis, keepdims=keepdims),
+                         (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
 
     def mean(self, axis=None, keepdims=False):
         if not self.size:
@@ -283,13 +298,14 @@ class Tensor:
 
         def dx(dy):
             largest = x == y
-            return _keep(dy, x, axis, keepdims) * (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
-        return Tensor.op(np.asarray(x.max(axis=axis, keepdims=keepdims)), (self, dx))
+            return _keep(dy, axis, keepdims) * (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+        return Tensor.op(y if keepdims else y.squeeze(axis), (self, dx))
 
     # -- shape ----------------------------------------------------------------------------------
     def reshape(self, *shape):
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        return Tensor.op(self.data.reshape(shape), (self, lambda dy: dy.reshape(self.shape)))
+        before = self.shape
+        return Tensor.op(self.data.reshape(shape), (self, lambda dy: dy.reshape(before)))
 
     def transpose(self, *axes):
         """Permute the axes as numpy.transpose does: x.transpose(0, 2, 1); without arguments, reverse them."""
@@ -300,20 +316,29 @@ class Tensor:
 
     def __getitem__(self, index):
         """Slices, integers, integer arrays and boolean masks; an element picked twice gets both gradients."""
-        x = self.data
+        shape = self.shape
         basic = all(i is None or i is ... or isinstance(i, (int, np.integer, slice))
                     for i in (index if isinstance(index, tuple) else (index,)))
 
         def dx(dy):
-            out = np.zeros_like(x)
+            out = np.zeros(shape, dy.dtype)
             if basic: out[index] = dy
             else:     np.add.at(out, index, dy)          # += would keep only one of repeated indices
             return out
-        return Tensor.op(np.asarray(x[index]), (self, dx))
+        return Tensor.op(self.data[index], (self, dx))
+
+
+class Node:
+    """What `backward` needs of an operation: its parents (nodes or leaves, None for frozen ones) and its vjp."""
+    __slots__ = ("parents", "vjp", "shape", "dtype")
+    version = 0
+
+    def __init__(self, parents, vjp, y):
+        self.parents, self.vjp, self.shape, self.dtype = parents, vjp, y.shape, y.dtype
 
 
 def topological_order(root):
-    """All tensors `root` was computed from, every one after its parents; iterative, so depth has no limit.
+    """All nodes and leaves `root` was computed from, every one after its parents; iterative, so depth has no limit.
 
     The order matters: in a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after
     both `b` and `c` have been visited.
@@ -329,16 +354,15 @@ def topological_order(root):
                                  "gone; run the forward pass again")
             seen.add(id(y))
             stack.append((y, True))
-            for x, version in y.parents:
+            for x, version in filter(None, y.parents):
                 if x.version != version:
                     raise GraphError(f"backward: a leaf of shape {x.shape} was written to after the forward pass that "
                                      "used it; call backward before the optimizer's step")
-                if x.requires_grad:
-                    stack.append((x, False))
+                stack.append((x, False))
     return order
 
 
-def _keep(dy, x, axis, keepdims):
+def _keep(dy, axis, keepdims):
     """Give a reduction's gradient back the axes of length 1 that the reduction dropped."""
     return dy if keepdims or axis is None else np.expand_dims(dy, axis)
 
@@ -352,18 +376,19 @@ def _common(tensors):
 
 def maximum(a, b):
     """Elementwise larger one; equal elements share the gradient."""
-    a, b = _common((a, b))
-    share = lambda x, y: ((x.data > y.data) + 0.5 * (x.data == y.data)).astype(a.dtype)
-    return Tensor.op(np.maximum(a.data, b.data), (a, lambda dy: unbroadcast(dy * share(a, b), a.shape)),
-                                                 (b, lambda dy: unbroadcast(dy * share(b, a), b.shape)))
+    p, q = _common((a, b))
+    a, b, A, B = p.data, q.data, p.shape, q.shape
+    share = lambda x, y: ((x > y) + 0.5 * (x == y)).astype(x.dtype)
+    return Tensor.op(np.maximum(a, b), (p, lambda dy: unbroadcast(dy * share(a, b), A)),
+                                       (q, lambda dy: unbroadcast(dy * share(b, a), B)))
 
 
 def where(condition, a, b):
     """`a` where the boolean array `condition` holds, `b` elsewhere."""
     a, b = _common((a, b))
-    c = np.asarray(condition, dtype=bool)
-    return Tensor.op(np.where(c, a.data, b.data), (a, lambda dy: unbroadcast(np.where(c, dy, 0), a.shape)),
-                                                  (b, lambda dy: unbroadcast(np.where(c, 0, dy), b.shape)))
+    c, A, B = np.asarray(condition, dtype=bool), a.shape, b.shape
+    return Tensor.op(np.where(c, a.data, b.data), (a, lambda dy: unbroadcast(np.where(c, dy, 0), A)),
+                                                  (b, lambda dy: unbroadcast(np.where(c, 0, dy), B)))
 
 
 def concatenate(tensors, axis=0):
