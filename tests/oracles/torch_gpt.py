@@ -24,8 +24,8 @@ class Attention(nn.Module):
         if prefix is not None:                                             # (H, P, d_head) or (B, H, P, d_head)
             k, v = (torch.cat([p.expand(B, *p.shape[-3:]), t], dim=2) for p, t in zip(prefix, (k, v), strict=True))
         S = k.shape[2]
-        seen = torch.ones(T, S, dtype=torch.bool).tril(S - T)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        seen = None if S == T else torch.ones(T, S, dtype=torch.bool).tril(S - T)
+        o = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)  # None: PyTorch's fast path
         return self.output(o.transpose(1, 2).reshape(B, T, d))
 
 
@@ -69,13 +69,14 @@ class TorchGPT(nn.Module):
         """As `forward`, but the final hidden states (B, T, d)."""
         tokens = torch.as_tensor(np.asarray(tokens)).long()
         x, B = self.token_embedding(tokens), len(tokens)
-        real = torch.arange(x.shape[1]).expand(B, -1)                      # the places of tokens among all
+        read = torch.arange(x.shape[1]).expand(B, -1)                      # the place that predicts token t + 1
         if prompt is not None:
             P, d = prompt.shape[-2:]
             at = torch.arange(P) if prompt_at is None else torch.as_tensor(np.asarray(prompt_at)).long()
             at = at.expand(B, P)
             free = torch.ones(B, P + x.shape[1], dtype=torch.bool).scatter(1, at, False)
-            real = free.nonzero()[:, 1].view(B, -1)
+            real = free.nonzero()[:, 1].view(B, -1)                        # the places of tokens among all
+            read = torch.cat([real[:, 1:], torch.full((B, 1), free.shape[1])], dim=1) - 1
             x = (torch.zeros(B, P + x.shape[1], d, dtype=x.dtype)
                  .scatter(1, at[..., None].expand(B, P, d), prompt.expand(B, P, d))
                  .scatter(1, real[..., None].expand_as(x), x))
@@ -83,7 +84,7 @@ class TorchGPT(nn.Module):
         x = x + self.position_embedding(torch.arange(past, past + x.shape[1]))
         for i, block in enumerate(self.blocks):
             x = block(x, None if prefix is None else prefix[i])
-        return self.final_norm(x).gather(1, real[..., None].expand(-1, -1, x.shape[-1]))
+        return self.final_norm(x).gather(1, read[..., None].expand(-1, -1, x.shape[-1]))
 
     def classify(self, tokens, lengths, **virtual):
         """Class logits (B, C) that `head` reads from the last token of each row."""
