@@ -218,7 +218,8 @@ class PeftModel(Module):
         optional = {f"{path}.{n}" for path, w in self.wrappers.items() for n in getattr(w, "only_to_train", ())}
         missing, unknown = sorted(own.keys() - optional - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unknown):
-            raise KeyError(f"load: matched {len(own.keys() & state.keys())} tensors, missing {missing}, unknown {unknown}")
+            raise KeyError(f"load: matched {len(own.keys() & state.keys())} tensors, "
+                           f"missing {missing}, unknown {unknown}")
         for name in own.keys() & state.keys():
             if np.shape(state[name]) != own[name].shape:
                 raise ValueError(f"load: {name} has shape {np.shape(state[name])}, expected {own[name].shape}")
@@ -257,7 +258,8 @@ class PeftModel(Module):
         """A plain GPT, with weights of its own, that computes the same function; MethodError where none can."""
         self._check_active()
         if self.virtual is not None:
-            raise MethodError(f"merge: {self.method} works by virtual tokens; no weights of the base compute the same function")
+            raise MethodError(f"merge: {self.method} works by virtual tokens; "
+                              "no weights of the base compute the same function")
         plain = copy.deepcopy(self.model)
         for path in self.wrappers:
             wrapper = plain.get(path)
