@@ -1,0 +1,85 @@
+"""What all tests share: one BLAS thread, small models, and a loud word about what was skipped.
+
+`pytest --no-skips` (or TINYPEFT_NO_SKIPS=1) fails when anything is skipped: with the oracles of
+tests/requirements.txt installed nothing may be.
+"""
+import os
+
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")                     # sums in one order, and no fight over cores
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import tinypeft as tp  # noqa: E402
+
+try:
+    from hypothesis import settings
+    settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+    settings.load_profile("tests")
+except ImportError:                                      # its tests skip themselves
+    pass
+
+
+# -- skips ---------------------------------------------------------------------------------------
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", default=bool(os.environ.get("TINYPEFT_NO_SKIPS")),
+                     help="fail when a test is skipped, for want of an oracle or otherwise")
+
+
+def _skipped(config):
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter.stats.get("skipped", []) if reporter else []
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.getoption("--no-skips") and _skipped(session.config) and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
+    skipped = _skipped(config)
+    oracle = [r for r in skipped if "could not import" in str(r.longrepr)]
+    if oracle:
+        terminalreporter.section("oracles are missing", red=True, bold=True)
+        terminalreporter.write_line(f"{len(oracle)} tests or files of tests skipped for want of oracles: "
+                                    "pip install -r tests/requirements.txt", red=True, bold=True)
+    if skipped and config.getoption("--no-skips"):
+        terminalreporter.write_line(f"--no-skips: {len(skipped)} skipped, so this run fails", red=True, bold=True)
+
+
+# -- models --------------------------------------------------------------------------------------
+TINY = tp.GPTConfig(vocab_size=37, context_length=24, d_model=16, n_layers=2, n_heads=4)
+
+
+def make_gpt(dtype=np.float64, rng=0, **sizes):
+    """A tiny GPT whose every parameter, biases and norms included, is random and large enough to matter."""
+    model = tp.GPT(tp.GPTConfig(**{**vars(TINY), **sizes})).to(dtype)
+    rng = np.random.default_rng(rng)
+    for name, p in model.named_parameters():
+        p.data[...] = 0.3 * rng.standard_normal(p.shape) + ("norm" in name and name.endswith("weight"))
+    return model
+
+
+@pytest.fixture
+def gpt():
+    """`gpt()` or `gpt(np.float32, dropout=0.1)`: see `make_gpt`."""
+    return make_gpt
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tokens():
+    """Tokens (3, 7) for a tiny GPT, repeated ones among them."""
+    return np.random.default_rng(1).integers(0, TINY.vocab_size, (3, 7))
+
+
+@pytest.fixture
+def torch():
+    """PyTorch, or the test is skipped. For test files of which only a part needs it."""
+    return pytest.importorskip("torch")
