@@ -158,7 +158,8 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
     q (…, T, d_head), k and v (…, S, d_head) → (…, T, d_head). With `causal`, query i sees the keys
     up to i + S − T: the first S − T keys (a prefix, or a cache of past tokens) are seen by all.
     `dropout` drops entries of P and divides the others by 1 − dropout; it needs an `rng`.
-    One head at a time, so that its (T, S) scores stay in cache.
+    Queries go in blocks of 64 rows. A block's scores against the keys after its last query, which the mask would
+    hide, are never computed; several heads are done at a time, as many as stay in cache.
     """
     if q.shape[:-2] != k.shape[:-2] or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; "
@@ -167,36 +168,38 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
     if causal and S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys; a causal query needs its own key")
     scale = 1 / math.sqrt(d)
-    Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))
-    need = [t.requires_grad for t in (q, k, v)]
-    shapes, recording = [t.shape for t in (q, k, v)], any(need)
-    hidden = np.triu(np.full((T, S), -np.inf, Q.dtype), 1 + S - T) if causal and T > 1 else None
-    drop = _keep_mask((len(Q), T, S), dropout, rng, Q.dtype) if dropout else None
-
-    O = np.empty(Q.shape, Q.dtype)
-    P = np.empty((len(Q), T, S), Q.dtype) if recording else np.empty((1, T, S), Q.dtype)
-    for i in range(len(Q)):
-        p = P[i if recording else 0]
-        np.matmul(Q[i] * scale, K[i].T, out=p)
-        if hidden is not None: p += hidden
-        _softmax(p, -1)
-        np.matmul(p if drop is None else p * drop[i], V[i], out=O[i])
+    Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))             # (B·H, T or S, d_head)
+    need, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
+    hidden = np.triu(np.full((64, 64), -np.inf, Q.dtype), 1)
+    O, kept = np.empty(Q.shape, Q.dtype), []
+    for a in range(0, T, 64):
+        b = min(a + 64, T)
+        seen = S - T + b if causal else S                                        # keys that queries a … b see
+        P = np.empty((len(Q), b - a, seen), Q.dtype)
+        drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
+        for h in _blocks(len(Q), P[0].size):
+            p = np.matmul(Q[h, a:b] * scale, K[h, :seen].swapaxes(1, 2), out=P[h])
+            if causal: p[..., seen - (b - a):] += hidden[:b - a, :b - a]
+            _softmax(p, -1)
+            np.matmul(p if drop is None else p * drop[h], V[h, :seen], out=O[h, a:b])
+        if any(need): kept.append((a, b, seen, P, drop))
 
     def vjp(do):
         dO = do.reshape(O.shape)
-        dQ, dK, dV = (np.empty_like(a) if n else None for a, n in zip((Q, K, V), need, strict=True))
-        dp = np.empty((T, S), Q.dtype)
-        for i in range(len(Q)):
-            p = P[i]
-            if dV is not None:
-                np.matmul((p if drop is None else p * drop[i]).T, dO[i], out=dV[i])
-            if dQ is None and dK is None: continue
-            np.matmul(dO[i], V[i].T, out=dp)
-            if drop is not None: dp *= drop[i]
-            dp -= np.einsum("ij,ij->i", p, dp)[:, None]
-            dp *= p                                      # dS
-            if dQ is not None: np.matmul(dp, K[i] * scale, out=dQ[i])
-            if dK is not None: np.matmul(dp.T, Q[i] * scale, out=dK[i])
+        dQ, dK, dV = (np.zeros_like(A) if n else None for A, n in zip((Q, K, V), need, strict=True))
+        for a, b, seen, P, drop in kept:
+            for h in _blocks(len(Q), P[0].size):
+                p, do = P[h], dO[h, a:b]
+                if dV is not None:
+                    dV[h, :seen] += (p if drop is None else p * drop[h]).swapaxes(1, 2) @ do
+                if dQ is None and dK is None: continue
+                dS = do @ V[h, :seen].swapaxes(1, 2)                             # dP, then dS in place
+                if drop is not None: dS *= drop[h]
+                dS -= np.einsum("hij,hij->hi", p, dS)[..., None]
+                dS *= p
+                dS *= scale
+                if dQ is not None: np.matmul(dS, K[h, :seen], out=dQ[h, a:b])
+                if dK is not None: dK[h, :seen] += dS.swapaxes(1, 2) @ Q[h, a:b]
         return [g if g is None else g.reshape(s) for g, s in zip((dQ, dK, dV), shapes, strict=True)]
     return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
 
