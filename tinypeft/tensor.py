@@ -22,7 +22,7 @@ import contextlib
 
 import numpy as np
 
-__all__ = ["GraphError", "Tensor", "concatenate", "maximum", "no_grad", "split", "stack", "unbroadcast", "where"]
+__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack", "unbroadcast", "where"]
 
 
 class GraphError(RuntimeError):
@@ -33,14 +33,23 @@ _recording = True
 
 
 @contextlib.contextmanager
-def no_grad():
-    """Inside `with no_grad():` operations compute values and record nothing."""
+def _record(on):
     global _recording
-    before, _recording = _recording, False
+    before, _recording = _recording, on
     try:
         yield
     finally:
         _recording = before
+
+
+def no_grad():
+    """Inside `with no_grad():` operations compute values and record nothing."""
+    return _record(False)
+
+
+def enable_grad():
+    """Inside `with enable_grad():` operations record, though it may be inside `no_grad()`."""
+    return _record(True)
 
 
 def unbroadcast(dy, shape):
