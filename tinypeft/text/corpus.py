@@ -39,6 +39,9 @@ SPAN = 24              # words in a row that make two documents one family
 PARAGRAPH = 80         # characters from which a repeated paragraph is dropped
 GIANT = 0.01           # share of the text from which a family stays in train
 
+# Editing the reader renews the cache. Hashed on import: a process that began before the edit keeps to its own entry.
+_READER = hashlib.sha256(Path(docstrings.__file__).read_bytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -150,8 +153,8 @@ def documents(library):
     The file's name says which library, which version, which Python and which reader; anything unreadable is read
     again, and where nothing can be written nothing is. Raises like `docstrings.read`."""
     version = importlib.metadata.version(library) if library in LIBRARIES[1:] else ""
-    reader = Path(docstrings.__file__).read_bytes()                               # editing the reader renews the cache
-    key = hashlib.sha256(f"{location(library)} {version} {platform.python_version()}".encode() + reader).hexdigest()
+    what = f"{location(library)} {version} {platform.python_version()} {_READER}"
+    key = hashlib.sha256(what.encode()).hexdigest()
     path = cache_directory() / f"{library}-{version or platform.python_version()}-{key[:16]}.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -150,15 +150,14 @@ def _split_usage(name, doc):
     usage = re.compile(rf"(?:\w+\.)*{re.escape(name.rpartition('.')[2])}\((.*)\)(?: *-> *[\w.]+)?(?: --)?")
     signature, blocks = "", doc.replace("\n--\n", "\n--\n\n").split("\n\n")
     while len(blocks) > 1 and (call := usage.fullmatch(" ".join(blocks[0].split()))):
-        signature = signature or f"({call[1].strip(' ,').removeprefix('$self').lstrip(' ,')})"
+        signature = signature or f"({call[1].strip(' ,').removeprefix('$self').lstrip(' ,/')})"
         blocks.pop(0)
     return signature, "\n\n".join(blocks)
 
 
 def _signature(a):
     """`ast.arguments` → "(x, axis=None)": annotations and a method's `self` are left out."""
-    positional = a.posonlyargs + a.args
-    parts = [p.arg for p in positional]
+    parts = [p.arg for p in a.posonlyargs + a.args]
     for i, default in enumerate(a.defaults, len(parts) - len(a.defaults)):
         parts[i] += f"={ast.unparse(default)}"
     if a.posonlyargs:
@@ -168,8 +167,8 @@ def _signature(a):
     parts += [k.arg + (f"={ast.unparse(d)}" if d else "") for k, d in zip(a.kwonlyargs, a.kw_defaults, strict=True)]
     if a.kwarg:
         parts.append(f"**{a.kwarg.arg}")
-    if parts and parts[0] in ("self", "cls"):
-        parts = parts[1:]
+    if parts[:1] in (["self"], ["cls"]):
+        del parts[:2 if parts[1:2] == ["/"] else 1]
     return f"({', '.join(parts)})"
 
 
