@@ -22,7 +22,8 @@ import contextlib
 
 import numpy as np
 
-__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack", "unbroadcast", "where"]
+__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack",
+           "unbroadcast", "where"]
 
 
 class GraphError(RuntimeError):
