@@ -102,6 +102,27 @@ def walk(model, batches, quantized=True):
         hs = outputs or [block(h) for h in hs]
 
 
+def checked_hessian(H, d, who):
+    """A float64 copy of H (d, d). ValueError, in the name of `who`, when it is missing, zero, or no Σ x xᵀ at all."""
+    if H is None:
+        raise ValueError(f"{who}: H is missing, (2/n) Σ x xᵀ over the layer's inputs; capture(model, batches, "
+                         "hessian=True) takes it")
+    H = np.array(H, np.float64)
+    if H.shape != (d, d):
+        raise ValueError(f"{who}: a weight with {d} inputs needs H of shape {(d, d)}, got {H.shape}")
+    skew = np.abs(H.sum(0) - H.sum(1)).max()                              # cheaper to see than H − Hᵀ
+    if not np.isfinite(H).all() or (H.diagonal() < 0).any() or skew > 1e-3 * np.abs(H).sum(0).max():
+        raise ValueError(f"{who}: H is no sum of x xᵀ; it must be finite and symmetric, its diagonal not negative")
+    if not H.any():
+        raise ValueError(f"{who}: H is zero: the layer has seen no input but zeros; calibrate on real tokens")
+    return H
+
+
+def output_error(W, W_hat, H):
+    """‖(W − Ŵ)X‖/‖WX‖, from H alone: what a weight error does to a layer's outputs over its calibration inputs."""
+    return float(np.sqrt(np.vdot((W - W_hat) @ H, W - W_hat) / np.vdot(W @ H, W)))
+
+
 def as_batches(model, calibration):
     """Calibration tokens as a list of integer arrays (B, T); [] for None. ValueError or TypeError for anything else."""
     if calibration is None:

@@ -1,0 +1,48 @@
+"""GPTQ in PyTorch, as its paper's Algorithm 1 reads: what `tinypeft.quant.gptq` must equal, in codes and in time.
+
+Right-looking, untransposed, H inverted, its Cholesky factor upper: none of tinypeft's rearrangements.
+"""
+import torch
+
+__all__ = ["gptq"]
+
+
+def grid(w, bits, symmetric):
+    """Rows of w (n, g) → scale and zero point (n, 1)."""
+    low, high = w.amin(1, keepdim=True).clamp(max=0), w.amax(1, keepdim=True).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(-low, high)
+        low = -high
+    scale = (high - low) / (2**bits - 1)
+    scale[scale == 0] = 1
+    zero = torch.full_like(scale, 2**(bits - 1)) if symmetric else torch.round(-low / scale)
+    return scale, zero
+
+
+def gptq(W, H, bits=4, group_size=None, block_size=128, damping=0.01, symmetric=False, act_order=False):
+    """W (d_out, d_in), H (d_in, d_in) → (codes, Ŵ), in the dtype of W."""
+    d = W.shape[1]
+    W, H, group_size = W.clone(), H.clone(), group_size or d
+    dead = H.diagonal() == 0
+    H[dead, dead] = 1
+    W[:, dead] = 0
+    order = torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else torch.arange(d)
+    W, H = W[:, order], H[order][:, order]
+    H.diagonal().add_(damping * H.diagonal().mean())
+    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    Q, codes = torch.zeros_like(W), torch.zeros_like(W, dtype=torch.uint8)
+    for i1 in range(0, d, block_size):
+        i2 = min(i1 + block_size, d)
+        block, E = W[:, i1:i2].clone(), torch.zeros_like(W[:, i1:i2])
+        for j in range(i2 - i1):
+            if (i1 + j) % group_size == 0:
+                scale, zero = grid(W[:, i1 + j:i1 + j + group_size], bits, symmetric)
+            w = block[:, j:j + 1]
+            code = torch.clamp(torch.round(w / scale) + zero, 0, 2**bits - 1)
+            q = scale * (code - zero)
+            Q[:, i1 + j:i1 + j + 1], codes[:, i1 + j:i1 + j + 1] = q, code.to(torch.uint8)
+            E[:, j:j + 1] = (w - q) / U[i1 + j, i1 + j]
+            block[:, j:] -= E[:, j:j + 1] @ U[i1 + j:i1 + j + 1, i1 + j:i2]
+        W[:, i2:] -= E @ U[i1:i2, i2:]
+    back = torch.argsort(order)
+    return codes[:, back], Q[:, back]
