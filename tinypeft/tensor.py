@@ -57,8 +57,9 @@ def unbroadcast(dy, shape):
     """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
     if dy.shape == shape:
         return dy
-    dy = dy.sum(axis=tuple(range(dy.ndim - len(shape))))
-    return dy.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1 != dy.shape[i]), keepdims=True)
+    new = dy.ndim - len(shape)                           # axes that broadcasting put in front
+    stretched = (new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i])
+    return dy.sum(axis=(*range(new), *stretched)).reshape(shape)
 
 
 class Tensor:
@@ -201,7 +202,10 @@ class Tensor:
             if other.dtype != self.dtype:
                 raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; cast one of them explicitly")
             return other
-        return Tensor(np.asarray(other, dtype=self.dtype))
+        other = np.asarray(other)
+        if other.dtype.kind not in "biuf":               # NumPy would read None as NaN and "3" as 3
+            raise TypeError(f"a Tensor and {other.dtype} values do not mix; expected real numbers")
+        return Tensor(other.astype(self.dtype, copy=False))
 
     # -- arithmetic -----------------------------------------------------------------------------
     def __add__(self, other):
@@ -232,7 +236,7 @@ class Tensor:
         y = a ** b
 
         def da(dy):
-            return unbroadcast(dy * np.where(b == 0, 0, b * a ** (b - 1)), A)
+            return unbroadcast(dy * b * a ** np.where(b == 0, 1, b - 1), A)      # 0 ⁻¹ would be infinite
 
         def db(dy):
             log_a = np.log(a, out=np.zeros_like(a), where=a != 0)
@@ -278,8 +282,9 @@ class Tensor:
         return Tensor.op(y, (self, lambda dy: dy * (1 - y * y)))
 
     def sigmoid(self):
-        y = 0.5 * (1 + np.tanh(0.5 * self.data))         # 1/(1 + e⁻ˣ) without overflow
-        return Tensor.op(y, (self, lambda dy: dy * y * (1 - y)))
+        x = self.data
+        z = np.exp(-np.abs(x))                           # 1/(1 + e⁻ˣ) without overflow, exact in both tails
+        return Tensor.op(np.where(x < 0, z, 1) / (1 + z), (self, lambda dy: dy * (z / (1 + z) ** 2)))
 
     def relu(self):
         x = self.data
