@@ -1,0 +1,74 @@
+"""LoRA and AdaLoRA of Hugging Face's PEFT on the torch copy, in float64, from where ours stands.
+
+PEFT's AdaLoRA adds its orthogonality penalty to `output.loss`; its allocator is called after the optimizer.
+"""
+from types import SimpleNamespace
+
+import numpy as np
+import peft
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .torch_gpt import torch_copy
+
+THEIRS = {"A": "lora_A", "B": "lora_B", "P": "lora_B", "Lam": "lora_E", "Q": "lora_A"}
+
+
+class WithLoss(nn.Module):
+    """tokens, targets → an output with `logits` and `loss`, as transformers' models give it."""
+
+    def __init__(self, gpt):
+        super().__init__()
+        self.gpt = gpt
+
+    def forward(self, tokens, targets=None):
+        logits = self.gpt(tokens)
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), torch.as_tensor(targets).flatten())
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def peft_model(tuned, config):
+    """PEFT with `config` on a copy of the base of `tuned`, every trainable tensor as in `tuned`."""
+    with tuned.disabled() as base:
+        model = peft.get_peft_model(WithLoss(torch_copy(base)), config, autocast_adapter_dtype=False)
+    with torch.no_grad():
+        for _, _, ours, theirs in pairs(tuned, model):
+            assert theirs.dtype == torch.float64 and theirs.requires_grad
+            theirs.copy_(torch.as_tensor(np.array(ours.data)).reshape(theirs.shape))
+    return model
+
+
+def pairs(tuned, model):
+    """(path, name, our Parameter, PEFT's parameter) of all that is trained."""
+    found = []
+    for path, wrapper in tuned.wrappers.items():
+        layer = model.get_submodule(f"base_model.model.gpt.{path}")
+        for name, p in wrapper.named_parameters():
+            if name in THEIRS:
+                theirs = getattr(layer, THEIRS[name])["default"]
+                found.append((path, name, p, getattr(theirs, "weight", theirs)))
+    assert len(found) == sum(p.requires_grad for p in model.parameters()) == len(tuned.trainable_parameters())
+    return found
+
+
+def train(model, task, steps, batch_size, lr, weight_decay=0.0, seed=0, after_step=lambda t: None):
+    """AdamW on the batches that tinypeft.train draws (λ, a vector, is not decayed); the loss of every step.
+
+    after_step(t) runs after step t of 1 … steps.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": [p for p in trained if min(p.shape) > 1]},
+                                   {"params": [p for p in trained if min(p.shape) == 1], "weight_decay": 0.0}],
+                                  lr=lr, weight_decay=weight_decay)
+    losses = []
+    for step in range(steps):
+        tokens, targets = task.batch("train", batch_size, np.random.default_rng([seed, step]))
+        loss = model(tokens, targets).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if hasattr(model.base_model, "update_and_allocate"): model.base_model.update_and_allocate(step + 1)
+        after_step(step + 1)
+        losses.append(loss.item())
+    return losses
