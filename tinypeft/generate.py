@@ -27,6 +27,11 @@ class LayerCache:
         self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k.data, v.data
         return Tensor(self.k[:, :, :self.length]), Tensor(self.v[:, :, :self.length])
 
+    @property
+    def nbytes(self):
+        """Bytes of the keys and values held; the buffers take up to twice as many."""
+        return 0 if self.k is None else 2 * self.k[:, :, :self.length].nbytes
+
     def _grown(self, old, new, filled):
         B, H, _, d = new.shape
         buffer = np.empty((B, H, 2 * self.length, d), new.dtype)
@@ -35,12 +40,13 @@ class LayerCache:
 
 
 class KVCache:
-    """One cache per layer. `length` is how many positions (virtual ones included) it holds."""
+    """One cache per layer. `length`: positions it holds, virtual ones included; `nbytes`: their keys and values."""
 
     def __init__(self, n_layers, layer=LayerCache):
         self.layers = [layer() for _ in range(n_layers)]
 
     length = property(lambda self: self.layers[0].length)
+    nbytes = property(lambda self: sum(layer.nbytes for layer in self.layers))
 
 
 def sample(logits, rng, temperature=1.0, top_k=None, top_p=None):
