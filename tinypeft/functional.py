@@ -64,10 +64,10 @@ def layer_norm(x, gamma, beta, eps=1e-5):
 
     dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),   dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
     """
+    if not gamma.shape == beta.shape == x.shape[-1:] != ():
+        raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
+                         "expected (…, d), (d,), (d,)")
     d = x.shape[-1]
-    if gamma.shape != (d,) or beta.shape != (d,):
-        raise ValueError(f"layer_norm: x {x.shape} needs gamma and beta of shape ({d},), "
-                         f"got {gamma.shape} and {beta.shape}")
     xhat = x.data - x.data.mean(-1, keepdims=True)
     r = 1 / np.sqrt(np.einsum("...i,...i->...", xhat, xhat)[..., None] / d + eps)    # 1/σ  (…, 1)
     xhat *= r
@@ -161,12 +161,13 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
     Queries go in blocks of 64 rows. A block's scores against the keys after its last query, which the mask would
     hide, are never computed; several heads are done at a time, as many as stay in cache.
     """
-    if q.shape[:-2] != k.shape[:-2] or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
+    if min(q.ndim, k.ndim) < 2 or q.shape[:-2] != k.shape[:-2] or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; "
                          "expected (…, T, d_head), (…, S, d_head), (…, S, d_head)")
     (T, d), S = q.shape[-2:], k.shape[-2]
     if causal and S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys; a causal query needs its own key")
+    if dropout: rng = _generator(rng, dropout)
     scale = 1 / math.sqrt(d)
     Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))             # (B·H, T or S, d_head)
     need, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
@@ -177,7 +178,7 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
         seen = S - T + b if causal else S                                        # keys that queries a … b see
         P = np.empty((len(Q), b - a, seen), Q.dtype)
         drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
-        for h in _blocks(len(Q), P[0].size):
+        for h in _blocks(len(Q), (b - a) * seen):
             p = np.matmul(Q[h, a:b] * scale, K[h, :seen].swapaxes(1, 2), out=P[h])
             if causal: p[..., seen - (b - a):] += hidden[:b - a, :b - a]
             _softmax(p, -1)
@@ -188,7 +189,7 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
         dO = do.reshape(O.shape)
         dQ, dK, dV = (np.zeros_like(A) if n else None for A, n in zip((Q, K, V), need, strict=True))
         for a, b, seen, P, drop in kept:
-            for h in _blocks(len(Q), P[0].size):
+            for h in _blocks(len(Q), (b - a) * seen):
                 p, do = P[h], dO[h, a:b]
                 if dV is not None:
                     dV[h, :seen] += (p if drop is None else p * drop[h]).swapaxes(1, 2) @ do
@@ -213,11 +214,9 @@ def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
     count. `label_smoothing` ε aims at (1 − ε) onehot + ε/V instead, as PyTorch does.
     Raises ValueError when no position counts.
     """
-    V = logits.shape[-1]
     targets = np.asarray(targets)
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {logits.shape} need targets of shape {logits.shape[:-1]}, "
-                         f"got {targets.shape}")
+    if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {logits.shape}, targets {targets.shape}; expected (…, V) and (…)")
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets must be integers, got an array of {targets.dtype}")
     if not 0 <= label_smoothing < 1:
@@ -227,23 +226,21 @@ def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
     n = int(counted.sum())
     if n == 0:
         raise ValueError("cross_entropy: no target counts (empty batch, or all of them are ignore_index)")
+    V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
     _ids(t[counted], V, "cross_entropy: targets")
     t = np.where(counted, t, 0)
-    eps = label_smoothing
 
     Z = logits.data.reshape(-1, V)
-    P = np.empty_like(Z)
+    P = np.empty_like(Z) if logits.requires_grad else None
     total = 0.0
     for s in _blocks(len(Z), V):
-        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=P[s])
+        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if P is None else P[s])
         rows = np.arange(len(z))
         aim = (1 - eps) * z[rows, t[s]] + eps * z.mean(-1) if eps else z[rows, t[s]]
         np.exp(z, out=z)
         sums = z.sum(-1, keepdims=True)
         total += np.dot(np.log(sums[:, 0]) - aim, counted[s])
-        z /= sums                                        # P = softmax(Z)
-
-    shape = logits.shape
+        if P is not None: z /= sums                      # P = softmax(Z)
 
     def dlogits(dy):
         w = np.where(counted, dy / n, 0).astype(P.dtype)
@@ -275,12 +272,17 @@ def embedding(ids, E):
     return Tensor.op(E.data[ids], (E, dE))
 
 
-def _keep_mask(shape, p, rng, dtype):
-    """0 with probability p, else 1/(1 − p)."""
+def _generator(rng, p):
+    """The Generator that dropout with probability p draws from."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
     if rng is None:
-        raise ValueError("dropout needs an rng, a numpy.random.Generator")
+        raise ValueError("dropout draws: it needs an rng, a seed or a numpy.random.Generator")
+    return np.random.default_rng(rng)
+
+
+def _keep_mask(shape, p, rng, dtype):
+    """0 with probability p, else 1/(1 − p)."""
     keep = (rng.random(shape, dtype=np.float32) >= p).astype(dtype)
     keep *= 1 / (1 - p)
     return keep
@@ -289,5 +291,5 @@ def _keep_mask(shape, p, rng, dtype):
 def dropout(x, p, rng=None):
     """Each number becomes 0 with probability p, and is divided by 1 − p otherwise.    dx = mask dy."""
     if p == 0: return x
-    mask = _keep_mask(x.shape, p, rng, x.dtype)
+    mask = _keep_mask(x.shape, p, _generator(rng, p), x.dtype)
     return Tensor.op(x.data * mask, (x, lambda dy: np.multiply(mask, dy, out=mask)))

@@ -301,10 +301,10 @@ class Tensor:
                          (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
 
     def mean(self, axis=None, keepdims=False):
-        if not self.size:
-            raise ValueError(f"mean of an empty tensor of shape {self.shape}")
         total = self.sum(axis, keepdims)
-        return total * (total.size / self.size)
+        if total.size > self.size:
+            raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
+        return total * (total.size / max(1, self.size))
 
     def max(self, axis=None, keepdims=False):
         """The largest element; where several are equal they share the gradient evenly."""
