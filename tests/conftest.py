@@ -83,3 +83,26 @@ def tokens():
 def torch():
     """PyTorch, or the test is skipped. For test files of which only a part needs it."""
     return pytest.importorskip("torch")
+
+
+# -- what is computed ------------------------------------------------------------------------------
+class Watched(np.ndarray):
+    """An array that notes every matrix product it, or what is computed from it, takes part in."""
+    products = []                                        # shapes of the two factors
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        plain = lambda a: a.view(np.ndarray) if isinstance(a, Watched) else a
+        if out is not None: kwargs["out"] = tuple(map(plain, out))
+        y = getattr(ufunc, method)(*map(plain, inputs), **kwargs)
+        if ufunc is np.matmul: self.products.append((inputs[0].shape, inputs[1].shape))
+        return out[0] if out is not None else y.view(Watched) if isinstance(y, np.ndarray) else y
+
+
+@pytest.fixture
+def products():
+    """The matrix products computed since `products.clear()` from tensors given to `products.watch`."""
+    class Products(list):
+        def watch(self, *tensors):
+            for t in tensors: t.data = t.data.view(Watched)
+    Watched.products = Products()
+    return Watched.products
