@@ -1,0 +1,128 @@
+"""What the tests of every method share: gradients, freezing, files, and a race against an oracle."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import tinypeft as tp
+from tinypeft import functional as F
+from tinypeft.optim import AdamW
+
+__all__ = ["assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves", "frozen_bytes", "shift"]
+
+
+def shift(tokens):
+    """(inputs, targets) of next-token prediction."""
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def frozen_bytes(model):
+    return {name: a.tobytes() for name, a in model.state_dict().items()}
+
+
+def move(tuned, rng, size=0.1):
+    """Put everything trainable somewhere it does not start, so that nothing is zero by accident."""
+    for p in tuned.trainable_parameters():
+        p.data = p.data + (size * rng.standard_normal(p.shape)).astype(p.dtype)
+        p.version += 1
+
+
+def assert_gradients(tuned, tokens, kinks=False):
+    """Every trainable tensor's gradient of the logits, against finite differences; float64.
+
+    With `kinks` (ReLU) steps are too small to cross one, and leave fewer digits.
+    """
+    params, how = tuned.trainable_parameters(), dict(step=1e-6, tolerance=1e-6) if kinks else dict(tolerance=1e-8)
+    tp.gradcheck(lambda *_: tuned(tokens), *params, directions=2, **how)
+    assert all(not p.requires_grad for p in tuned.model.parameters() if id(p) not in set(map(id, params)))
+
+
+def assert_leaves_base_alone(model, method, tokens, steps=3):
+    """Training moves what the method trains and nothing else; `detach` gives the base back, byte for byte."""
+    before, flags = frozen_bytes(model), [p.requires_grad for p in model.parameters()]
+    tuned = tp.attach(model, method, rng=1)
+    base = {n: p for n, p in tuned.model.named_parameters() if not p.requires_grad}
+    start = {n: a.copy() for n, a in tuned.state_dict().items()}
+    bytes_ = {n: p.data.tobytes() for n, p in base.items()}
+    x, y = shift(tokens)
+    optimizer = AdamW(tuned.trainable_parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(tuned(x), y).backward()
+        optimizer.step()
+    assert all(p.grad is None and p.data.tobytes() == bytes_[n] for n, p in base.items())
+    moved = {n: not np.array_equal(start[n], a) for n, a in tuned.state_dict().items()}
+    assert all(moved.values()), moved
+    after = tuned(x).data
+    plain = tuned.detach()
+    assert plain is model and frozen_bytes(model) == before
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert np.array_equal(tuned.reattach()(x).data, after)
+    tuned.detach()
+
+
+CHILD = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import numpy as np, tinypeft as tp
+from conftest import make_gpt
+for folder in json.loads({folders!r}):
+    tuned = tp.load_adapter(make_gpt(np.float32), folder)
+    out = {{"logits": tuned(np.load(folder + "/tokens.npy")).data, "trained": len(tuned.trainable_parameters())}}
+    if tuned.head is not None: out["classes"] = tuned.classify(np.load(folder + "/tokens.npy"), [3, 7, 5]).data
+    np.savez(folder + "/out.npz", **out)
+"""
+
+
+def assert_saves(make_gpt, methods, tokens, folder, head=3):
+    """Saved and loaded in a fresh process, every method gives the same logits and class logits, bit for bit."""
+    want, folders = [], []
+    for i, method in enumerate(methods):
+        tuned = tp.attach(make_gpt(np.float32), method, rng=i, head=head)
+        move(tuned, np.random.default_rng(i))
+        path = folder / str(i)
+        tuned.save(path)
+        np.save(path / "tokens.npy", tokens)
+        want.append((tuned(tokens).data, tuned.classify(tokens, [3, 7, 5]).data))
+        folders.append(str(path))
+    tests = str(Path(__file__).parent)
+    child = CHILD.format(tests=tests, folders=json.dumps(folders))
+    subprocess.run([sys.executable, "-c", child], check=True, cwd=Path(tests).parent)
+    for (logits, classes), path in zip(want, folders, strict=True):
+        out = np.load(path + "/out.npz")
+        assert np.array_equal(out["logits"], logits) and np.array_equal(out["classes"], classes)
+        assert out["trained"] > 0
+
+
+def assert_same_race(tuned, oracle, pairs, tokens, steps=20, tolerance=1e-9):
+    """20 steps of AdamW on both sides from the same start: logits, every loss and every parameter stay equal.
+
+    oracle(inputs) gives torch logits; `pairs` are all of [(our Parameter, torch parameter)], or (…, to_torch) with
+    a function of the array where shapes differ.
+    """
+    import torch
+    pairs = [(*p, lambda a: a)[:3] for p in pairs]
+    assert {id(p) for p, _, _ in pairs} == {id(p) for p in tuned.trainable_parameters()}
+    with torch.no_grad():
+        for ours, theirs, form in pairs:
+            array = form(ours.data)
+            assert array.shape == tuple(theirs.shape)
+            theirs.copy_(torch.as_tensor(array.copy()))
+    x, y = shift(tokens)
+    optimizer = AdamW([p for p, _, _ in pairs], lr=1e-2, weight_decay=0.1)
+    theirs = torch.optim.AdamW([t for _, t, _ in pairs], lr=1e-2, weight_decay=0.1)
+    start = tuned(x).data
+    for _ in range(steps):
+        logits = oracle(x)
+        np.testing.assert_allclose(tuned(x).data, logits.detach().numpy(), rtol=0, atol=tolerance)
+        optimizer.zero_grad(); theirs.zero_grad()
+        loss = F.cross_entropy(tuned(x), y)
+        torch_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.as_tensor(y).flatten())
+        assert abs(loss.item() - torch_loss.item()) < tolerance
+        loss.backward(); torch_loss.backward()
+        optimizer.step(); theirs.step()
+    for ours, torch_parameter, form in pairs:
+        np.testing.assert_allclose(form(ours.data), torch_parameter.detach().numpy(), rtol=0, atol=tolerance)
+    assert np.abs(tuned(x).data - start).max() > 0.1         # it went somewhere
