@@ -12,26 +12,30 @@ import numpy as np
 
 from ..files import load_arrays
 from ..gpt import GPT, GPTConfig
+from ..text.tokenizer import BPETokenizer
 
 __all__ = ["load_pretrained", "load_tokenizer", "training_record"]
 
 FOLDER = Path(__file__).parent
 
 
-def load_pretrained():
-    """The base model, with its tokenizer as `.tokenizer`. Offline; a fresh copy at every call."""
-    arrays, meta = load_arrays(FOLDER / "weights.npz")
+def load_pretrained(folder=None):
+    """The base model, with its tokenizer as `.tokenizer`. Offline; a fresh copy at every call.
+
+    folder: another one that `python -m tinypeft pretrain --out FOLDER` wrote. Raises FileNotFoundError or ValueError.
+    """
+    folder = FOLDER if folder is None else Path(folder)
+    arrays, meta = load_arrays(folder / "weights.npz")
     model = GPT(GPTConfig(**meta["config"]))
     model.load_state_dict({name: a.astype(np.float32) for name, a in arrays.items()})
-    model.tokenizer = load_tokenizer()
+    model.tokenizer = load_tokenizer(folder)
     return model
 
 
 @functools.cache
-def load_tokenizer():
+def load_tokenizer(folder=FOLDER):
     """The base's tokenizer."""
-    from ..text.tokenizer import BPETokenizer
-    return BPETokenizer.load(FOLDER / "tokenizer.json")
+    return BPETokenizer.load(folder / "tokenizer.json")
 
 
 def training_record():

@@ -1,0 +1,241 @@
+"""`python -m tinypeft`: the main job without arguments, and one subcommand per thing to do.
+
+    python -m tinypeft                    compare every method and every scheme; tables, picture, JSON
+    python -m tinypeft finetune lora      fine-tune the base by one method and save the adapter
+    python -m tinypeft quantize nf4       quantize the base by one scheme and say what it costs
+    python -m tinypeft generate "…"       continue a text, with an adapter if you have one
+    python -m tinypeft pretrain           train the base model again (an hour; resumes)
+    python -m tinypeft doctor             what is installed, and whether everything is as it should be
+"""
+import argparse
+import ast
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .generate import generate
+from .nn import Linear
+from .peft import METHODS, attach, load_adapter
+from .pretrained import FOLDER, load_pretrained, training_record
+from .quant import SCHEMES
+from .text import tasks
+from .train import evaluate, train
+
+__all__ = ["main"]
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status. Mistakes in arguments are said in one line, without a traceback."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
+        if os.environ.get("TINYPEFT_TRACEBACK"): raise
+        print(f"tinypeft: {e.args[0] if isinstance(e, KeyError) and e.args else e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntinypeft: stopped", file=sys.stderr)
+        return 130
+
+
+def parser():
+    top = argparse.ArgumentParser(prog="python -m tinypeft", description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.set_defaults(run=run_compare, out=Path("figures"))
+    shared(top)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name, run, about):
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        shared(sub, default=argparse.SUPPRESS)           # what stands before the command holds unless repeated after it
+        return sub
+
+    p = command("compare", run_compare, "every method and every scheme, side by side (the default)")
+    p.add_argument("--out", type=Path, default=Path("figures"), help="folder for the picture and the JSON")
+
+    p = command("finetune", run_finetune, "fine-tune by one method and save what it learned")
+    p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    p.add_argument("--task", default="domain", help="domain, classify or summarize (default domain)")
+    p.add_argument("--steps", type=int, default=300)
+    p.add_argument("--batch-size", type=int, default=None)
+    p.add_argument("--lr", type=float, default=None, help="learning rate (default: the method's)")
+    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="hyperparameters, such as rank=4")
+    p.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where the adapter goes")
+    p.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help="go on from here if it exists, write it")
+
+    p = command("quantize", run_quantize, "quantize by one scheme and say what it costs")
+    p.add_argument("scheme", metavar="SCHEME", help=f"one of {', '.join(SCHEMES)}")
+    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="hyperparameters, such as bits=4")
+
+    p = command("generate", run_generate, "continue a text")
+    p.add_argument("prompt", metavar="TEXT")
+    p.add_argument("--max-new-tokens", type=int, default=120)
+    p.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    p.add_argument("--top-k", type=int, default=None)
+    p.add_argument("--top-p", type=float, default=None)
+    p.add_argument("--adapter", type=Path, default=None, metavar="FOLDER", help="what finetune --out wrote")
+
+    p = command("pretrain", run_pretrain, "train the base model; about an hour on two cores, resumes where it was stopped")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where weights, tokenizer and record go")
+    p.add_argument("--work", type=Path, default=None, metavar="FOLDER", help="where the checkpoint lives (default OUT)")
+
+    command("doctor", run_doctor, "what is installed, and whether everything is as it should be")
+    return top
+
+
+def shared(p, **same):
+    """The options that mean the same everywhere."""
+    p.add_argument("--seed", type=int, help="seed of everything random (default 0)", **{"default": 0, **same})
+    p.add_argument("--model", type=Path, metavar="FOLDER", help="a model that `pretrain --out FOLDER` wrote, in place of "
+                   "the shipped base", **{"default": None, **same})
+    p.add_argument("--json", action="store_true", help="print JSON instead of text", **same)
+    p.add_argument("--quick", action="store_true", help="a few seconds' worth: far fewer steps and test batches", **same)
+
+
+# -- the commands ---------------------------------------------------------------------------------
+def run_compare(args):
+    from .study import compare
+    record = compare.compare(load_pretrained(args.model), compare.QUICK if args.quick else compare.Size(), args.seed)
+    if args.json:
+        print(json.dumps(record, indent=1))
+        return
+    print(compare.tables(record))
+    data = args.out / "results" / "compare.json"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    picture = compare.draw(record, args.out / "compare.svg")
+    print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}\n"
+          "Next: python -m tinypeft finetune lora --out my-adapter, or the methods' code in tinypeft/peft and tinypeft/quant.")
+
+
+def run_finetune(args):
+    model = load_pretrained(args.model)
+    method = build(METHODS, args.method, args.set)
+    if args.task not in ("domain", "classify", "summarize"):
+        raise ValueError(f"--task: expected domain, classify or summarize, got {args.task!r}")
+    task = getattr(tasks, args.task)(model)
+    tuned = attach(model, method, rng=args.seed, head=len(task.classes) if args.task == "classify" else None)
+    batches = 2 if args.quick else None
+    before = None
+    if args.task != "classify":
+        with tuned.disabled(): before = evaluate(tuned, task, "test", max_batches=batches)
+    history = train(tuned, task, 12 if args.quick else args.steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
+                    batch_size=args.batch_size or (16 if args.task == "classify" else 8))
+    after = evaluate(tuned, task, "test", max_batches=batches)
+    if args.out: tuned.save(args.out)
+    record = {"method": str(method), "task": args.task, "steps": len(history.loss), "seconds": round(history.seconds, 1),
+              "trained": tuned.summary().trained, "before": before, "after": after, "saved": args.out and str(args.out)}
+    if args.json:
+        print(json.dumps(record, indent=1))
+        return
+    print(tuned.summary())
+    print(f"{args.task}, {record['steps']} steps in {record['seconds']} s; on the test split:")
+    for name, value in after.items():
+        print(f"  {name:<15}{'' if before is None else f'{before[name]:.4f} → '}{value:.4f}")
+    if args.out: print(f"saved in {args.out}; tinypeft.load_adapter(model, {str(args.out)!r}) reads it")
+
+
+def run_quantize(args):
+    from .study.compare import Size, measure_scheme
+    model = load_pretrained(args.model)
+    scheme = build(SCHEMES, args.scheme, args.set)
+    domain = tasks.domain(model, context=128)
+    size = Size(test_batches=2 if args.quick else 8)
+    exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
+    record = {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact}
+    if args.json:
+        print(json.dumps(record, indent=1))
+        return
+    weights = sum(m.weight.size for _, m in model.named_modules() if isinstance(m, Linear))
+    print(f"{record['scheme']}\n"
+          f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
+          f"  stored in     {record['bytes'] / 1024:,.0f} KiB, {record['bits_per_weight']:.3f} bits/weight, scales included\n"
+          f"  weight error  {100 * record['weight_error']:.2f} % of the weights' norm\n"
+          f"  output error  {100 * record['output_error']:.2f} % of the logits' norm\n"
+          f"  perplexity    {exact:.3f} → {record['perplexity']:.3f} on matplotlib's documentation (test)")
+
+
+def run_generate(args):
+    model = load_pretrained(args.model)
+    tokenizer = model.tokenizer
+    tokens = tokenizer.encode(args.prompt)[None]
+    if tokens.size == 0:
+        raise ValueError("generate: the text is empty; give the model something to continue")
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    room = model.config.context_length - tokens.shape[1]
+    if room < 1:
+        raise ValueError(f"generate: the text has {tokens.shape[1]} tokens, the model sees {model.config.context_length}")
+    start = time.perf_counter()
+    out = generate(tuned, tokens, min(args.max_new_tokens, room), temperature=args.temperature, top_k=args.top_k,
+                   top_p=args.top_p, rng=args.seed, stop=tokenizer.end_of_text)[0]
+    seconds = time.perf_counter() - start
+    new = out[tokens.shape[1]:]
+    text = tokenizer.decode(new[new != tokenizer.end_of_text])
+    if args.json:
+        print(json.dumps({"prompt": args.prompt, "text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds}))
+    else:
+        print(args.prompt + text)
+
+
+def run_pretrain(args):
+    from .pretrained.make import pretrain
+    record = pretrain(args.work or args.out, args.out)
+    print(json.dumps(record["results"], indent=1))
+
+
+def run_doctor(args):
+    report = doctor()
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for name, value in report.items(): print(f"{name:<14}{value}")
+    return 0 if report["verdict"] == "all is well" else 1
+
+
+def doctor():
+    """What a bug report should say: versions, threads, the shipped files, the text this installation carries."""
+    from .text import base, domain
+    from .text.files import cache_directory
+    from .threads import _openblas
+    version = lambda name: importlib.metadata.version(name)
+    record, problems = training_record(), []
+    report = {"python": f"{platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores",
+              **{name: version(name) for name in ("numpy", "scipy", "matplotlib")},
+              "BLAS": "OpenBLAS, threads under control" if _openblas() else "another BLAS; set its threads to 1 for best speed",
+              "package": str(FOLDER.parent), "cache": str(cache_directory())}
+    for name, corpus in (("base", base), ("domain", domain)):
+        same = corpus().sha256 == record["corpus"][name]
+        report[f"text: {name}"] = f"{corpus().sha256[:12]}, " + (
+            "as in the shipped records" if same else "other library versions than the shipped records': numbers will differ")
+    model = load_pretrained()
+    ids = model.tokenizer.encode("Return the sum of the array elements.")
+    if not np.isfinite(model(ids[None]).data).all(): problems.append("the base computes values that are not finite")
+    report["base model"] = (f"{model.n_parameters():,} parameters, "
+                            f"{record['results']['domain test']['loss']:.3f} nats/token on domain")
+    report["verdict"] = "; ".join(problems) or "all is well"
+    return report
+
+
+def build(classes, name, assignments):
+    """The method or scheme `name` with the fields that "field=value" strings set."""
+    if name not in classes:
+        raise ValueError(f"unknown name {name!r}; there are {', '.join(classes)}")
+    fields = {f.name for f in dataclasses.fields(classes[name])}
+    values = {}
+    for text in assignments:
+        field, equals, value = text.partition("=")
+        if not equals or field not in fields:
+            raise ValueError(f"--set {text}: expected FIELD=VALUE with one of the fields {', '.join(sorted(fields))}")
+        try:
+            values[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[field] = value                        # a plain word, such as a name
+    return classes[name](**values)

@@ -1,0 +1,175 @@
+"""The main job: every method on two tasks and every scheme on the same model, in one table and one picture.
+
+The base is fine-tuned on `domain` (the documentation of a library it never saw; test loss in nats/token)
+and on `classify` (which package a sentence documents; test accuracy) by each method with its defaults,
+and quantized by each scheme (test perplexity on `domain`, without fine-tuning). One seed; what a spread
+over seeds looks like is a question for a study.
+"""
+import copy
+import math
+import platform
+import time
+import tracemalloc
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..peft import METHODS, LinearProbe, attach
+from ..progress import Progress
+from ..quant import SCHEMES, quantize
+from ..text import tasks
+from ..train import backward, evaluate, train
+
+__all__ = ["QUICK", "Size", "compare", "draw", "measure_scheme", "tables"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long a comparison takes: training steps and test batches (of 16 rows) per task; which tasks."""
+    steps: int = 120
+    test_batches: int = 8
+    classify: bool = True
+
+
+QUICK = Size(steps=12, test_batches=2, classify=False)
+
+
+# label → scheme: what the table shows. Groups are 32 wide because the base's layers are.
+SHOWN = {
+    "int8": lambda: SCHEMES["uniform"](bits=8),
+    "int4": lambda: SCHEMES["uniform"](bits=4),
+    "int4, groups of 32": lambda: SCHEMES["uniform"](bits=4, granularity="group", group_size=32),
+    "int4 asymmetric, groups of 32": lambda: SCHEMES["uniform"](bits=4, symmetric=False, granularity="group", group_size=32),
+}
+
+
+def compare(model, size=None, seed=0, progress=None):
+    """Run the comparison on a GPT with a tokenizer; returns a JSON-able record. `size`: a `Size` or QUICK."""
+    size = size or Size()
+    started = time.perf_counter()
+    domain = tasks.domain(model.tokenizer, context=128)
+    classify = tasks.classify(model.tokenizer) if size.classify else None
+    methods = {name: cls() for name, cls in METHODS.items()}
+    shown = {label: make() for label, make in SHOWN.items()}
+    with Progress(1 + len(methods) + len(shown), "compare", progress) as bar:
+        frozen = {"name": "frozen", "label": "frozen base", "trained": 0, "share": 0.0,
+                  "loss": evaluate(model, domain, "test", max_batches=size.test_batches)["loss"]}
+        if classify:
+            frozen |= _classify(model, LinearProbe(), classify, size, seed)
+        bar(1, "frozen base")
+        rows = [frozen]
+        for i, (name, method) in enumerate(methods.items()):
+            rows.append({"name": name, **_adapt(model, method, domain, classify, size, seed)})
+            bar(2 + i, str(method))
+        quantized = []
+        for i, (label, scheme) in enumerate(shown.items()):
+            name = next(n for n, cls in SCHEMES.items() if type(scheme) is cls)
+            quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size)})
+            bar(2 + len(methods) + i, label)
+    return {"command": "python -m tinypeft", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
+            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            "seconds": round(time.perf_counter() - started, 1), "classes": len(classify.classes) if classify else None,
+            "perplexity": math.exp(frozen["loss"]),
+            "methods": rows, "schemes": quantized}
+
+
+def _adapt(model, method, domain, classify, size, seed):
+    """One method: fine-tuned on both tasks, each from the same base."""
+    tuned = attach(copy.deepcopy(model), method, rng=seed)
+    counts = tuned.summary()
+    peak = traced_peak(tuned, domain, 4)
+    history = train(tuned, domain, size.steps, batch_size=4, seed=seed, progress=False)
+    loss = evaluate(tuned, domain, "test", max_batches=size.test_batches)["loss"]
+    row = {"label": str(method), "trained": counts.trained, "stored": counts.stored, "share": counts.share, "loss": loss,
+           "seconds_per_step": history.seconds / size.steps, "peak_bytes": peak}
+    return row | (_classify(model, method, classify, size, seed) if classify else {})
+
+
+def _classify(model, method, classify, size, seed):
+    tuned = attach(copy.deepcopy(model), method, rng=seed, head=len(classify.classes))
+    train(tuned, classify, size.steps, batch_size=16, seed=seed, progress=False)
+    return {"accuracy": evaluate(tuned, classify, "test", batch_size=32)["accuracy"]}
+
+
+def measure_scheme(model, scheme, domain, size):
+    quantized = quantize(copy.deepcopy(model), scheme)
+    before, after = dict(model.named_modules()), dict(quantized.named_modules())
+    layers = [(before[p].weight.data, m) for p, m in after.items() if type(m) is not type(before[p])]
+    weights = sum(W.size for W, _ in layers)
+    squared = sum(((m.dense_weight() - W) ** 2).sum() for W, m in layers) / sum((W ** 2).sum() for W, _ in layers)
+    tokens = next(iter(domain.batches("test", 4)))[0]
+    exact = model(tokens).data
+    nbytes = sum(m.weight.nbytes for _, m in layers)
+    return {"scheme": str(scheme), "bits_per_weight": 8 * nbytes / weights, "bytes": nbytes,
+            "weight_error": float(np.sqrt(squared)),
+            "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact)),
+            "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
+
+
+def traced_peak(tuned, task, batch_size):
+    """Peak bytes that one training step allocates beyond the model (forward, backward; one thread)."""
+    batch = task.batch("train", batch_size, np.random.default_rng(0))
+    tuned.before_step(0, 1)
+    tracemalloc.start()
+    backward(tuned, task, batch, workers=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    for p in tuned.parameters(): p.grad = None
+    return peak
+
+
+# -- what is shown -------------------------------------------------------------------------------
+def tables(record):
+    """The record as text: one table of methods, one of schemes."""
+    def table(head, rows):
+        cells = [head, *rows]
+        widths = [max(len(r[i]) for r in cells) for i in range(len(head))]
+        line = lambda r: "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
+        return "\n".join([line(head), "-" * (sum(widths) + 2 * len(head) - 2), *map(line, rows)])
+
+    show = lambda row, key, form: form(row[key]) if key in row else "–"
+    methods = table(["method", "trained", "share", "domain loss", "classify acc.", "step ms", "peak MiB"], [
+        [r["label"], f"{r['trained']:,}", f"{100 * r['share']:.2f} %", f"{r['loss']:.3f}",
+         show(r, "accuracy", lambda a: f"{100 * a:.1f} %"), show(r, "seconds_per_step", lambda s: f"{1e3 * s:.0f}"),
+         show(r, "peak_bytes", lambda b: f"{b / 2**20:.1f}")] for r in record["methods"]])
+    schemes = table(["scheme", "bits/weight", "KiB", "weight error", "output error", "perplexity"], [
+        [r["label"], f"{r['bits_per_weight']:.3f}", f"{r['bytes'] / 1024:,.0f}", f"{100 * r['weight_error']:.2f} %",
+         f"{100 * r['output_error']:.2f} %", f"{r['perplexity']:.2f}"] for r in record["schemes"]])
+    return f"{methods}\n\n{schemes}"
+
+
+def draw(record, path):
+    """The record as a picture: quality over trained parameters, and perplexity over bits per weight."""
+    from . import plot
+    fig, (left, right) = plot.figure(1, 2, size=(9.6, 4.0))
+    frozen, *methods = record["methods"]
+    left.axhline(frozen["loss"], color="#8A8A8A", lw=1, ls="--")
+    for r in methods: left.scatter(r["trained"], r["loss"], zorder=3, **plot.mark(r["name"]))
+    left.set(xscale="log", xlabel="trained parameters", ylabel="test loss on domain (nats/token)",
+             title=f"Fine-tuning, {record['steps']} steps: lower is better")
+    left.margins(x=0.15, y=0.12)
+    plot.label_points(left, [(r["trained"], r["loss"], r["label"].split("(")[0], plot.mark(r["name"])["color"])
+                             for r in methods])
+    left.annotate("frozen base", (0, frozen["loss"]), xycoords=("axes fraction", "data"), xytext=(2, 3),
+                  textcoords="offset points", fontsize=8, color="#606060")
+    right.axhline(record["perplexity"], color="#8A8A8A", lw=1, ls="--")
+    for r in record["schemes"]: right.scatter(r["bits_per_weight"], r["perplexity"], zorder=3, **plot.mark(r["name"]))
+    right.set(xlabel="bits per weight, scales included", ylabel="perplexity on domain (per token)",
+              title="Quantizing, no training: lower left is better")
+    right.margins(x=0.15, y=0.12)
+    plot.label_points(right, [(r["bits_per_weight"], r["perplexity"], r["label"], plot.mark(r["name"])["color"])
+                              for r in record["schemes"]])
+    right.annotate("float32", (0, record["perplexity"]), xycoords=("axes fraction", "data"), xytext=(2, 3),
+                   textcoords="offset points", fontsize=8, color="#606060")
+    return plot.save(fig, path, alt(record))
+
+
+def alt(record):
+    """What the picture shows, in words."""
+    frozen, *methods = record["methods"]
+    best = min(methods, key=lambda r: r["loss"])
+    small = min(record["schemes"], key=lambda r: r["bits_per_weight"])
+    return (f"Left: test loss against trained parameters for {len(methods)} methods; the frozen base is at "
+            f"{frozen['loss']:.3f}, the best, {best['label']}, at {best['loss']:.3f}. Right: perplexity against bits "
+            f"per weight for {len(record['schemes'])} quantization schemes; float32 is at {record['perplexity']:.2f}, "
+            f"the smallest, {small['label']}, at {small['perplexity']:.2f}.")
