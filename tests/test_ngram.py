@@ -161,12 +161,12 @@ def test_on_the_bases_text():
     corpus = base()
     tokenizer = BPETokenizer.train(corpus.text("validation"), 1024)
     train, validation, test = (tokenizer.encode_documents(getattr(corpus, p)) for p in ("train", "validation", "test"))
-    start, losses = time.perf_counter(), []
+    start, losses = time.process_time(), []
     for order in (1, 2, 3, 5):
         model = KneserNey(order).fit(train, tokenizer.vocab_size)
         untuned = model.loss(test)
         model.tune(validation)
         losses.append(model.loss(test))
-    assert time.perf_counter() - start < 120
+    assert time.process_time() - start < 120
     assert losses == sorted(losses, reverse=True) and losses[-1] < untuned - 0.002
     assert 5 < losses[0] < 6.5 and losses[-1] < losses[0] / 2

@@ -246,11 +246,11 @@ def test_a_damaged_file_is_refused(small, tmp_path):
 
 def test_training_and_encoding_are_fast():
     """1,024 tokens from the base's text (7 MB) take about 5 s on two cores, encoding runs at 7 MB/s: asked for are 60 s
-    and 1 MB/s."""
+    and 1 MB/s, of the processor's time, so that a busy machine fails nothing."""
     text = base().text("train")
-    start = time.perf_counter()
+    start = time.process_time()
     trained = BPETokenizer.train(text, 1024)
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
     trained.encode(text[:2_000_000])
     best = min(_seconds(trained.encode, text[:2_000_000]) for _ in range(3))
     assert 2.0 / best > 1.0, f"{2.0 / best:.2f} MB/s"
@@ -266,6 +266,6 @@ def test_the_word_cache_is_bounded(small, monkeypatch):
 
 
 def _seconds(f, *args):
-    start = time.perf_counter()
+    start = time.process_time()
     f(*args)
-    return time.perf_counter() - start
+    return time.process_time() - start
