@@ -1,8 +1,10 @@
 """Classification: which package does a docstring's first sentence document, when it does not say so itself?
 
-The test rows come from the validation and test parts of the corpora, so pretraining saw nothing of them (and nothing of
-Matplotlib). Validation is split off from the corpora's training part, by near-duplicate family like the corpora.
+The test rows come from the validation and test parts of the corpora, and no sentence of the base's training text is
+among them, so pretraining saw none (and nothing of Matplotlib). Validation is split off from the corpora's training part,
+by near-duplicate family like the corpora.
 """
+import functools
 import re
 from collections import Counter
 
@@ -11,16 +13,13 @@ import numpy as np
 from ... import functional as F
 from .. import corpus
 from .sentences import first_sentences
-from .task import SPLITS, Rows, context_of, pad, tokenizer_of
+from .task import Rows, context_of, pad, tokenizer_of
 
 __all__ = ["CLASSES", "Classification", "classify"]
 
 CLASSES = ("numpy.ma", "numpy.polynomial", "scipy.interpolate", "scipy.io", "scipy.optimize", "scipy.signal",
            "scipy.sparse", "scipy.special", "scipy.stats",
            "matplotlib.axes", "matplotlib.backends", "matplotlib.patches")
-_STEMS = sorted({re.sub("e?s$", "", part) for name in CLASSES for part in name.split(".")})
-_PACKAGES = re.compile(r"\b(?:(?:numpy|scipy|matplotlib|mpl_toolkits|np|mpl|plt)(?:\.\w+)+"
-                       rf"|(?:{'|'.join(_STEMS)}|np|mpl|plt|pyplot)(?:e?s)?)\b", re.IGNORECASE)
 
 
 def classify(model=None, context=None, classes=CLASSES, per_class=160, held_out=40):
@@ -31,18 +30,27 @@ def classify(model=None, context=None, classes=CLASSES, per_class=160, held_out=
     validation and in test, evenly spaced over the package's files. Names of packages are masked by "_".
     """
     tokenizer, context = tokenizer_of(model), context_of(model, context, 64)
+    caps = {"train": per_class, "validation": held_out, "test": held_out}
+    rows = {}
+    for split, documents in sentences(tuple(classes)).items():
+        of = {c: [d for d in documents if package(d) == c] for c in classes}
+        rows[split] = [(d.text, label) for label, c in enumerate(classes) for d in evenly(of[c], caps[split])]
+        if missing := [c for c in classes if not of[c]]:
+            raise ValueError(f"classify: no sentence for {split} in {', '.join(missing)}; leave it out of `classes`")
+    sha256 = {"base": corpus.base().sha256, "domain": corpus.domain().sha256}
+    return Classification(rows, classes, tokenizer, context, sha256)
+
+
+@functools.cache
+def sentences(classes):
+    """split → `Document`s of the classes, their text being the first sentence, masked."""
     base, domain = corpus.base(), corpus.domain()
     ours = lambda documents: [d for d in documents if package(d) in classes]
     train, validation, _ = corpus.split(ours(base.train + domain.train), fractions=(0.15, 0), seed=1)
     test = ours(base.validation + base.test + domain.validation + domain.test)
-    parts = zip(SPLITS, first_sentences(train, validation, test), (per_class, held_out, held_out), strict=True)
-    rows = {}
-    for split, documents, cap in parts:
-        of = {c: [d for d in documents if package(d) == c] for c in classes}
-        rows[split] = [(mask(d.text), label) for label, c in enumerate(classes) for d in evenly(of[c], cap)]
-        if missing := [c for c in classes if not of[c]]:
-            raise ValueError(f"classify: no sentence for {split} in {', '.join(missing)}; leave it out of `classes`")
-    return Classification(rows, classes, tokenizer, context, {"base": base.sha256, "domain": domain.sha256})
+    edit = lambda sentence: package_words(classes).sub("_", sentence)
+    train, validation, _, test = first_sentences(train, validation, base.train, test, edit=edit)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def package(document):
@@ -50,9 +58,13 @@ def package(document):
     return ".".join(document.name.split(".")[:2])
 
 
-def mask(sentence):
-    """The sentence with "_" for dotted names that start with a library, and for the words in the classes' names."""
-    return _PACKAGES.sub("_", sentence)
+@functools.cache
+def package_words(classes):
+    """A pattern for what is masked: dotted names that start with a library, and the words that the classes' names are
+    made of, in singular and plural."""
+    libraries = "numpy|scipy|matplotlib|mpl_toolkits|np|mpl|plt"
+    stems = "|".join(sorted({re.sub("e?s$", "", part) for name in classes for part in name.split(".")}))
+    return re.compile(rf"\b(?:(?:{libraries})(?:\.\w+)*|(?:{stems})(?:e?s)?)\b", re.IGNORECASE)
 
 
 def evenly(rows, most):
@@ -101,7 +113,7 @@ class Classification(Rows):
         return f"{len(self.classes)} packages, {sizes} sentences ({' / '.join(self.rows)})"
 
 
-def bag_of_words(rows, n_classes, strengths=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
+def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
     """Multinomial logistic regression on tf–idf weighted words → {"loss", "accuracy"} on test.
 
     x is 1 + ln((1 + N)/(1 + n)) for a word in n of train's N sentences, scaled so that a sentence has ‖x‖ = 1. W

@@ -18,6 +18,7 @@ import copy
 import numpy as np
 
 from ... import functional as F
+from ...gpt import GPT
 from ...nn import Linear, Module, replace_modules
 from ...tensor import no_grad
 from ...train import evaluate
@@ -34,9 +35,11 @@ def planted(model, ranks=None, effect=0.01, context=None, held_out=8192, rng=0):
     model: a plain GPT with a tokenizer; it is not changed. ranks: path → rank for some of the blocks' linear layers,
     one rank for all of them, or None to deal 0, 0, 0, 0, 1, 2, 4, 8 out at random. effect: what a planted direction
     costs the unchanged model, nats/token. context, held_out: as in `domain`. rng: seed or Generator.
-    Raises ValueError for a model that a method is attached to, unknown paths and impossible ranks."""
-    if getattr(model, "attached", None) is not None:
-        raise ValueError(f"planted: {model.attached} is attached to the model; detach it, the change is to a plain GPT")
+    Raises TypeError for anything but a GPT, ValueError if a method is attached to it, for unknown paths and ranks."""
+    if not isinstance(model, GPT):
+        raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; attach a method afterwards, to the same model")
+    if model.attached is not None:
+        raise ValueError("planted: a method is attached to the model; call .detach() on what attach returned first")
     rng = np.random.default_rng(rng)
     layers = {p: m for p, m in model.named_modules() if p.startswith("blocks.") and hasattr(m, "dense_weight")}
     largest = {p: min(m.d_in, m.d_out) for p, m in layers.items()}

@@ -8,8 +8,8 @@ _HEADING = re.compile(r"^\s*([-=~*^#])\1{2,}\s*$", re.MULTILINE)
 _END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)\s+(?=[A-Z`*\"'])")
 
 
-def first_sentences(*parts):
-    """Lists of documents → as many lists of `Document`s whose text is their first sentence, on one line.
+def first_sentences(*parts, edit=str):
+    """Lists of documents → as many lists of `Document`s whose text is their first sentence, on one line, `edit`ed.
 
     Documents without one (they begin with a heading or a directive, or have fewer than three words) are left out. A
     sentence (case ignored) is kept where it occurs first and dropped everywhere after, within a part and across parts:
@@ -18,7 +18,7 @@ def first_sentences(*parts):
     for documents in parts:
         kept.append([])
         for document in documents:
-            sentence = _first(document.text)
+            sentence = edit(_first(document.text))
             if len(sentence.split()) >= 3 and sentence.lower() not in seen:
                 seen.add(sentence.lower())
                 kept[-1].append(replace(document, text=sentence))
