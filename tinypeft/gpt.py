@@ -16,7 +16,7 @@ import numpy as np
 from . import functional as F
 from .generate import generate
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
-from .tensor import Tensor, concatenate
+from .tensor import GraphError, Tensor, concatenate
 
 __all__ = ["GPT", "GPTConfig"]
 
@@ -57,6 +57,9 @@ class Attention(Module):
         if prefix is not None:
             k, v = (concatenate([_expand(p, B, 4), t], axis=2) for p, t in zip(prefix, (k, v), strict=True))
         if cache is not None:
+            if k.requires_grad or v.requires_grad:
+                raise GraphError("GPT: a cache keeps numbers without their history, so gradients would be lost; "
+                                 "call the model under no_grad(), or without a cache")
             k, v = cache.append(k, v)                                              # (B, H, S, d_head)
         drop = self.dropout
         o = F.attention(q, k, v, dropout=drop.p if drop.training else 0.0, rng=drop.rng)
@@ -134,6 +137,7 @@ class GPT(Module):
         """As `forward`, but the final hidden states (B, T, d)."""
         tokens = self._check_tokens(tokens)
         B, T = tokens.shape
+        self._check_virtual(B, prompt, prefix, cache)
         x, read = self.token_embedding(tokens), None                               # (B, T, d)
         if prompt is not None:
             x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)             # (B, P + T, d)
@@ -155,6 +159,22 @@ class GPT(Module):
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"GPT: tokens must have shape (B, T) with B, T ≥ 1, got {tokens.shape}")
         return tokens
+
+    def _check_virtual(self, B, prompt, prefix, cache):
+        L, H, d = self.config.n_layers, self.config.n_heads, self.config.d_model
+        fits = lambda t, *shape: t.shape[-len(shape):] == shape and t.shape[:-len(shape)] in ((), (B,))
+        if prompt is not None and not (prompt.ndim > 1 and fits(prompt, prompt.shape[-2], d)):
+            raise ValueError(f"GPT: prompt must have shape (P, {d}) or ({B}, P, {d}), got {prompt.shape}")
+        if prefix is None: return
+        if cache is not None and cache.length:
+            raise ValueError(f"GPT: a prefix comes before everything, but the cache holds {cache.length} positions already")
+        if len(prefix) != L:
+            raise ValueError(f"GPT: prefix must have one (K, V) for each of the {L} layers, got {len(prefix)}")
+        P = prefix[0][0].shape[-2]
+        for i, (k, v) in enumerate(prefix):
+            if not (fits(k, H, P, d // H) and fits(v, H, P, d // H)):
+                raise ValueError(f"GPT: the prefix of layer {i} must have shapes ({H}, {P}, {d // H}) or "
+                                 f"({B}, {H}, {P}, {d // H}), got {k.shape} and {v.shape}")
 
     def generate(self, tokens, max_new_tokens, **options):
         """Continue `tokens` (B, T) by up to `max_new_tokens`; see `tinypeft.generate.generate` for the options."""

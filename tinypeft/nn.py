@@ -126,6 +126,8 @@ class Module:
 
     def to(self, dtype):
         """Cast every parameter to float32 or float64, in place."""
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"to: expected float32 or float64, got {np.dtype(dtype)}; tinypeft.quantize gives fewer bits")
         for p in self.parameters():
             p.data, p.grad, p.version = p.data.astype(dtype), None, p.version + 1
         return self
