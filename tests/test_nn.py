@@ -1,0 +1,163 @@
+"""nn.py: layers against PyTorch and finite differences, and the tree of modules with its names."""
+import numpy as np
+import pytest
+from oracles import assert_close
+
+import tinypeft as tp
+from tinypeft.nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter, kaiming_uniform, replace_modules
+from tinypeft.tensor import Tensor
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((2, 5, 4))
+IDS = np.array([[1, 4, 1], [0, 1, 5]])
+
+
+def randomized(module):
+    module.to(np.float64)
+    for p in module.parameters(): p.data = rng.standard_normal(p.shape)
+    return module
+
+
+# name → (our layer, its input, PyTorch's layer)
+LAYERS = {
+    "Linear":    (lambda: Linear(4, 3), X, lambda nn: nn.Linear(4, 3)),
+    "no bias":   (lambda: Linear(4, 3, bias=False), X, lambda nn: nn.Linear(4, 3, bias=False)),
+    "LayerNorm": (lambda: LayerNorm(4, eps=1e-3), X, lambda nn: nn.LayerNorm(4, eps=1e-3)),
+    "Embedding": (lambda: Embedding(6, 3), IDS, lambda nn: nn.Embedding(6, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_agree_with_pytorch(name, torch):
+    ours, x, theirs = LAYERS[name]
+    ours, theirs = randomized(ours()), theirs(torch.nn).double()
+    theirs.load_state_dict({n: torch.tensor(a) for n, a in ours.state_dict().items()})       # the names agree too
+    y, z = ours(Tensor(x) if x is X else x), theirs(torch.tensor(x))
+    assert_close(y, z, 1e-12)
+    dy = rng.standard_normal(y.shape)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    for (n, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, q.grad, 1e-12, n)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_by_finite_differences(name):
+    make, x, _ = LAYERS[name]
+    layer = randomized(make())
+    tp.gradcheck(lambda *_: layer(Tensor(x) if x is X else x), *layer.parameters())
+
+
+def test_dropout_acts_in_training_only():
+    layer, x = Dropout(0.5, rng=0), Tensor(np.ones((100, 100)))
+    assert layer(x) is x
+    layer.train()
+    assert 0.45 < (layer(x).data == 0).mean() < 0.55
+    assert layer.eval()(x) is x and Dropout(0.0).train()(x) is x
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 1"):
+        Dropout(1)
+
+
+def test_initialisation():
+    assert_close(Linear(300, 400, rng=0).weight.data.std(), 0.02, 0.02)
+    assert not Linear(3, 4).bias.data.any() and Linear(3, 4, bias=False).bias is None
+    assert np.array_equal(Linear(3, 4, rng=5).weight.data, Linear(3, 4, rng=np.random.default_rng(5)).weight.data)
+    W = kaiming_uniform((200, 100), np.random.default_rng(0))
+    assert W.dtype == np.float32 and np.abs(W).max() <= 0.1 and np.isclose(W.std(), 0.1 / np.sqrt(3), rtol=0.02)
+
+
+# -- the tree --------------------------------------------------------------------------------------
+class Leaf(Module):
+    def __init__(self, n):
+        self.w, self.steps = Parameter(np.full(n, 1.0, np.float32)), np.zeros(2, np.int64)
+
+
+class Tree(Module):
+    def __init__(self):
+        self.first, self.many, self.note = Leaf(1), [Leaf(2), Leaf(3)], "not a child"
+        self.tied = self.many[0].w
+
+
+def test_names_come_in_order_of_construction():
+    tree = Tree()
+    assert [path for path, _ in tree.named_modules()] == ["", "first", "many.0", "many.1"]
+    assert [n for n, _ in tree.named_parameters()] == ["tied", "first.w", "many.1.w"]   # tied once, under its first path
+    assert list(tree.state_dict()) == ["tied", "first.w", "many.1.w", "first.steps", "many.0.steps", "many.1.steps"]
+    assert tree.get("many.1") is tree.many[1] and tree.get("") is tree
+    assert tree.n_parameters() == 6
+    with pytest.raises(KeyError, match="no module 'many.2'; there are: first, many.0, many.1"):
+        tree.get("many.2")
+
+
+def test_a_frozen_parameter_stays_a_parameter():
+    tree = Tree()
+    for p in tree.parameters(): p.requires_grad = False
+    assert len(tree.parameters()) == 3 and len(tree.state_dict()) == 6
+
+
+def test_state_goes_out_and_in():
+    one, other = Tree(), Tree()
+    for array in one.state_dict().values(): array[...] = rng.integers(0, 9, array.shape)
+    other.load_state_dict({k: a.copy() for k, a in one.state_dict().items()})
+    for name, array in other.state_dict().items():
+        assert np.array_equal(array, one.state_dict()[name]) and not np.shares_memory(array, one.state_dict()[name])
+        assert array.dtype == one.state_dict()[name].dtype
+    assert other.tied is other.many[0].w
+
+
+def test_loading_casts_to_the_dtype_of_the_module():
+    tree = Tree().load_state_dict({n: a.astype(np.float64) for n, a in Tree().state_dict().items()})
+    assert {str(a.dtype) for a in tree.state_dict().values()} == {"float32", "int64"}
+
+
+def test_loading_is_all_or_nothing():
+    tree = Tree()
+    good = {k: np.full_like(a, 7) for k, a in tree.state_dict().items()}
+    for state, error, says in (({**good, "many.1.w": np.ones(4)}, ValueError, r"many.1.w has shape \(4,\), expected \(3,\)"),
+                               ({**good, "extra": np.ones(1)}, KeyError, r"missing nothing, unknown \['extra'\]"),
+                               ({"tied": good["tied"]}, KeyError, r"missing \['first.steps'")):
+        with pytest.raises(error, match=says):
+            tree.load_state_dict(state)
+        assert not any((a == 7).any() for a in tree.state_dict().values())
+    tree.load_state_dict({"tied": good["tied"], "extra": np.ones(1)}, strict=False)
+    assert (tree.tied.data == 7).all() and (tree.first.w.data == 1).all()
+
+
+def test_train_and_eval_reach_everything():
+    tree = Tree()
+    assert not any(m.training for _, m in tree.named_modules())
+    assert all(m.training for _, m in tree.train().named_modules())
+    assert not any(m.training for _, m in tree.eval().named_modules())
+
+
+def test_to():
+    tree = Tree()
+    tree.first.w.grad = np.ones(1, np.float32)
+    assert tree.to(np.float64) is tree and all(p.dtype == np.float64 and p.grad is None for p in tree.parameters())
+    assert tree.first.steps.dtype == np.int64
+    for dtype in (np.float16, "int32"):
+        with pytest.raises(TypeError, match="expected float32 or float64, got"):
+            tree.to(dtype)
+
+
+def test_replace_modules():
+    tree = Tree()
+    before = dict(tree.named_modules())
+    new = {"first": Leaf(5), "many.1": Leaf(6)}
+    old = replace_modules(tree, new)
+    assert tree.first is new["first"] and tree.many[1] is new["many.1"] and tree.many[0] is before["many.0"]
+    replace_modules(tree, old)
+    assert dict(tree.named_modules()) == before
+    with pytest.raises(KeyError, match="no module 'second'"):
+        replace_modules(tree, {"first": Leaf(1), "second": Leaf(1)})
+    assert dict(tree.named_modules()) == before
+
+
+def test_printed():
+    model = tp.GPT(tp.GPTConfig(vocab_size=11, context_length=8, d_model=4, n_layers=1, n_heads=2, dropout=0.1))
+    text = repr(model)
+    assert text.splitlines()[0] == f"GPT({model.n_parameters():,} parameters)("
+    for line in ("(token_embedding): Embedding(11 × 4)", "(blocks.0): Block(", "(query): Linear(4 → 4)",
+                 "(norm1): LayerNorm(4)", "(dropout): Dropout(0.1)"):
+        assert line in text
+    assert repr(Linear(2, 3, bias=False)) == "Linear(2 → 3, no bias)"
