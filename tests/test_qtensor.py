@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform
-from tinypeft.quant import qtensor as module
+from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform, decoding
 from tinypeft.quant.codebooks import codebook
 from tinypeft.quant.packing import pack, packed_size
 from tinypeft.quant.scheme import checked
@@ -41,19 +40,19 @@ def random_qtensor(rng, bits, shape, block, scaled=True, zeros=False, book=False
                                           ((2, 3, 4), 6)])
 @pytest.mark.parametrize("zeros", [False, True])
 def test_exact_decoding_formula(bits, shape, block, zeros, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 16)                                   # several passes, and a last short one
+    monkeypatch.setattr(decoding, "CHUNK", 16)                                   # several passes, and a last short one
     for order in (False, True):
         q, x = random_qtensor(np.random.default_rng(bits), bits, shape, block, zeros=zeros, order=order)
         assert np.array_equal(q.dequantize(), x) and q.dequantize().dtype == np.float32
         if not order:
-            z = q._zeros().repeat(block)[:x.size].reshape(shape) if zeros else q.zero
+            z = q.zeros().repeat(block)[:x.size].reshape(shape) if zeros else q.zero
             assert np.array_equal(q.integers(), q.unpack().reshape(shape).astype(int) - z)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("scaled, offset", [(True, False), (True, True), (False, False)])
 def test_exact_decoding_of_codebooks(bits, scaled, offset, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(decoding, "CHUNK", 16)
     for shape in ((5, 13), (8, 8), (33,)):
         q, x = random_qtensor(np.random.default_rng(bits), bits, shape, 8, scaled, book=True, offset=offset)
         assert np.array_equal(q.dequantize(), x)
@@ -62,6 +61,20 @@ def test_exact_decoding_of_codebooks(bits, scaled, offset, monkeypatch):
 def test_exact_across_the_real_chunk():
     q, x = random_qtensor(np.random.default_rng(0), 4, (300, 1001), 64, book=True)
     assert np.array_equal(q.dequantize(), x)
+
+
+def test_exact_in_two_threads_and_inside_one_of_them(monkeypatch):
+    """Large arrays are decoded by two threads, but not from within a worker, which would wait for itself."""
+    monkeypatch.setattr(decoding, "SHARED", 1)
+    monkeypatch.setattr(decoding, "CHUNK", 64)
+    calls, original = [], decoding.parallel_map
+    monkeypatch.setattr(decoding, "parallel_map", lambda fn, parts, workers: calls.append(len(parts)) or original(
+        fn, parts, workers))
+    q, x = random_qtensor(np.random.default_rng(0), 4, (37, 24), 16, book=True)
+    assert np.array_equal(q.dequantize(), x) and calls == [2]
+    for y in original(lambda _: q.dequantize(), range(6), workers=2):
+        assert np.array_equal(y, x)
+    assert calls == [2] + [1] * 6
 
 
 def test_dequantize_into_out():

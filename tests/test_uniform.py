@@ -26,7 +26,7 @@ def test_exact_by_hand_asymmetric():
     q = Uniform(4, symmetric=False).quantize(np.array([[-3.0, 12.0, 0.0, 5.2], [-5.0, -20.0, -9.6, -30.0]]))
     assert q.scale.tolist() == [1.0, 2.0]                                                # the second range is [−30, 0]
     assert q.unpack().tolist() == [0, 15, 3, 8, 13, 5, 10, 0]                            # −5/2 → −2, then + 15
-    assert q._zeros().tolist() == [3.0, 15.0]
+    assert q.zeros().tolist() == [3.0, 15.0]
     assert q.dequantize().tolist() == [[-3.0, 12.0, 0.0, 5.0], [-4.0, -20.0, -10.0, -30.0]]
 
 
@@ -34,7 +34,7 @@ def test_both_signs_of_the_zero_point():
     """The survey: x_q = R(x/S) − Z and x̃ = S(x_q + Z), with Z = −z."""
     x = weights()
     q = Uniform(8, symmetric=False, granularity="tensor").quantize(x)
-    S, Z = q.scale[0], -q._zeros()[0]
+    S, Z = q.scale[0], -q.zeros()[0]
     x_q = np.rint(x / S) - Z
     assert np.array_equal(x_q.astype(np.uint8).reshape(-1), q.unpack())
     assert np.array_equal(S * (x_q + Z), q.dequantize())

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .codebooks import codebook
+from .decoding import CHUNK
 from .packing import pack, packed_size
-from .qtensor import CHUNK, QTensor, blocks_of
+from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, check_choice, checked
 
 TINY = np.float32(1e-38)                   # the least absmax that divides: bitsandbytes' guard of zero blocks

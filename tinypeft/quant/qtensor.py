@@ -17,15 +17,12 @@ Two signs of the zero point are in use. Libraries, and this file, write x̂ = s(
 """
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from ..nn import Packed
-from .codebooks import codebook
+from .decoding import decode
 from .packing import packed_size, unpack
-
-CHUNK = 2**16                # elements decoded at a time: their float32 values stay in a core's L2 cache
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,33 +92,11 @@ class QTensor(Packed):
             out = np.empty(self.shape, np.float32)
         elif out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"dequantize: out must be C-contiguous float32 {self.shape}, got {out.dtype} {out.shape}")
-        scales, zeros = self.scales(), self._zeros()
-        values = np.empty_like(out) if self.order is not None else out
-        flat, B = values.reshape(-1), self.block_size
-        step = 8 * max(1, CHUNK // (8 * B))                        # blocks; eight blocks always end on a whole byte
-        for first in range(0, self.n_blocks, step):
-            x = flat[first * B:(first + step) * B]
-            self._decode(first * B, x)
-            whole = len(x) // B
-            affine(x[:whole * B].reshape(whole, B), scales, zeros, slice(first, first + whole), self.offset)
-            if len(x) % B:                                         # the short block at the end
-                affine(x[whole * B:].reshape(1, -1), scales, zeros, slice(first + whole, None), self.offset)
+        values = out if self.order is None else np.empty_like(out)
+        decode(self, values.reshape(-1))
         if self.order is not None:
             out[..., self.order] = values
         return out
-
-    def _decode(self, start: int, x: np.ndarray):
-        """Write c[q] − z, for a constant z, of elements start … start + len(x) into x."""
-        constant = self.zero if isinstance(self.zero, int) else 0
-        table = decoding_table(self.bits, self.codebook, constant)
-        if table.ndim == 1:
-            np.take(table, self.unpack(start, len(x)), out=x, mode="clip")
-            return
-        lanes = table.shape[1]
-        octets, whole = self.codes[start // lanes:], len(x) // lanes
-        np.take(table, octets[:whole], axis=0, out=x[:whole * lanes].reshape(whole, lanes), mode="clip")
-        if len(x) % lanes:
-            x[whole * lanes:] = table[octets[whole], :len(x) % lanes]
 
     def scales(self) -> np.ndarray | None:
         """s of every block, float32 (n_blocks,), dequantized if they are quantized themselves; None for no scale."""
@@ -129,7 +104,8 @@ class QTensor(Packed):
             return self.scale.dequantize().reshape(-1)
         return None if self.scale is None else self.scale.astype(np.float32, copy=False)
 
-    def _zeros(self) -> np.ndarray | None:
+    def zeros(self) -> np.ndarray | None:
+        """z of every block, float32 (n_blocks,); None when it is one int for all, `zero`."""
         return None if isinstance(self.zero, int) else unpack(self.zero, self.bits, self.n_blocks).astype(np.float32)
 
     def unpack(self, start: int = 0, n: int | None = None) -> np.ndarray:
@@ -145,7 +121,7 @@ class QTensor(Packed):
         """q − z as int16, of shape `shape`, in stored order: what an integer matrix product multiplies."""
         if self.codebook is not None:
             raise ValueError(f"the codes of {self.codebook!r} name entries of a table, not integers")
-        zeros = self._zeros()
+        zeros = self.zeros()
         zeros = self.zero if zeros is None else np.repeat(zeros.astype(np.int16), self.block_size)[:self.size]
         return (self.unpack().astype(np.int16) - zeros).astype(np.int16, copy=False).reshape(self.shape)
 
@@ -208,29 +184,7 @@ class QTensor(Packed):
         return f"<table>{rows}<tr><th>of float32</th><td>{self.bits_per_weight / 32:.1%}</td></tr></table>"
 
 
-def affine(x, scales, zeros, blocks: slice, offset):
-    """x ← s(x − z) + o in place, for the rows x (n_blocks, B) that are `blocks` of the whole."""
-    if zeros is not None:
-        x -= zeros[blocks, None]
-    if scales is not None:
-        x *= scales[blocks, None]
-    if offset is not None:
-        x += offset
-
-
 def blocks_of(x: np.ndarray, block_size: int) -> np.ndarray:
     """x in blocks, (n_blocks, block_size): a view, or a copy with zeros at the end when the last block is short."""
     x = x.reshape(-1)
     return (x if x.size % block_size == 0 else np.pad(x, (0, -x.size % block_size))).reshape(-1, block_size)
-
-
-@lru_cache(maxsize=32)
-def decoding_table(bits: int, name: str | None, zero: int) -> np.ndarray:
-    """(256, 8/bits) float32: for every byte, c[q] − z of the codes it holds. One `np.take` then decodes a whole byte.
-
-    When bits does not divide 8, a byte holds no whole number of codes: (2**bits,), to be indexed by unpacked codes."""
-    c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
-    c = c - np.float32(zero)
-    if 8 % bits:
-        return c
-    return c[unpack(np.arange(256, dtype=np.uint8), bits, 256 * 8 // bits)].reshape(256, -1)
