@@ -57,7 +57,8 @@ class LLMInt8(Scheme):
     def quantize(self, W):
         if self.variant == "paper":
             return Uniform(8, granularity="channel").quantize(W)
-        W = checked(checked(W).astype(np.float16))
+        with np.errstate(over="ignore"):
+            W = checked(checked(W).astype(np.float16))
         Q, m = bitsandbytes_rows(W.reshape(-1, W.shape[-1]))
         codes = pack(Q.astype(np.int16) + 128, 8)
         return QTensor(codes, 8, W.shape, W.shape[-1], (m / np.float32(127)).reshape(-1), 128)
