@@ -118,11 +118,6 @@ def checked_hessian(H, d, who):
     return H
 
 
-def output_error(W, W_hat, H):
-    """‖(W − Ŵ)X‖/‖WX‖, from H alone: what a weight error does to a layer's outputs over its calibration inputs."""
-    return float(np.sqrt(np.vdot((W - W_hat) @ H, W - W_hat) / np.vdot(W @ H, W)))
-
-
 def as_batches(model, calibration):
     """Calibration tokens as a list of integer arrays (B, T); [] for None. ValueError or TypeError for anything else."""
     if calibration is None:

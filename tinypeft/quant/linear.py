@@ -27,8 +27,13 @@ class QuantizedLinear(Module):
         """Ŵ, float32 (d_out, d_in)."""
         return self.weight.dequantize()
 
+    @property
+    def nbytes(self):
+        """Bytes that stand for the weight: all the layer keeps but its bias."""
+        return sum(array.nbytes for name, array in self.state_dict().items() if name != "bias")
+
     def describe(self):
-        return f"({self.d_in} → {self.d_out}, {self.weight.bits_per_weight:.2f} bits/weight)"
+        return f"({self.d_in} → {self.d_out}, {8 * self.nbytes / self.weight.size:.2f} bits/weight)"
 
 
 def quantized_linear(x, q, b):

@@ -1,6 +1,4 @@
 """quantize: the one verb that puts any scheme on a model."""
-import numpy as np
-
 from ..gpt import GPT
 from ..nn import Linear, replace_modules
 from ..targets import match_targets
@@ -44,11 +42,3 @@ def quantize(model, scheme, calibration=None, targets="all"):
     for p, data in before:
         p.version += p.data is not data
     return model
-
-
-def weight_error(model_before, model_after):
-    """Relative Frobenius error ‖Ŵ − W‖/‖W‖ over all layers that differ in kind (a number)."""
-    before, after = dict(model_before.named_modules()), dict(model_after.named_modules())
-    pairs = [(before[p].dense_weight(), m.dense_weight()) for p, m in after.items() if not isinstance(m, Linear)
-             and hasattr(m, "dense_weight")]
-    return float(np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((a ** 2).sum() for a, _ in pairs)))
