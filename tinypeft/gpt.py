@@ -36,6 +36,8 @@ class GPTConfig:
         for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
             if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < 1:
                 raise ValueError(f"GPTConfig: {name} must be a positive integer, got {getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"GPTConfig: dropout must lie in [0, 1), got {self.dropout}")
         if self.d_model % self.n_heads:
             raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into {self.n_heads} heads")
 
@@ -197,7 +199,10 @@ def _interleave(prompt, x, at):
     """
     B, P, _ = prompt.shape
     n = P + x.shape[1]
-    at = np.broadcast_to(np.arange(P) if at is None else np.asarray(at), (B, P))
+    at = np.arange(P) if at is None else np.asarray(at)
+    if at.shape not in ((P,), (B, P)):
+        raise ValueError(f"prompt_at: expected places of shape ({P},) or ({B}, {P}), got {at.shape}")
+    at = np.broadcast_to(at, (B, P))
     virtual = np.zeros((B, n), bool)
     if at.size and (at.min() < 0 or at.max() >= n):
         raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} tokens, got {at.tolist()}")
