@@ -6,7 +6,7 @@
 """
 import numpy as np
 
-__all__ = ["assert_close", "relative_error"]
+__all__ = ["assert_close", "assert_gradients_close", "relative_error"]
 
 
 def as_array(x):
@@ -33,3 +33,16 @@ def assert_close(got, expected, tolerance=1e-8, what="value"):
     error = relative_error(a, b)
     assert error <= tolerance or not np.abs(a).max(initial=0) and not np.abs(b).max(initial=0), (
         f"{what}: relative error {error:.2g} > {tolerance:.2g}")
+
+
+def assert_gradients_close(got, expected, tolerance=1e-8):
+    """The same names, and every gradient as close as `tolerance` says.
+
+    Relative to its own largest number, or a tenth of the largest of all gradients: some are 0 but for rounding, such
+    as that of a key's bias (what is added to all keys alike changes no softmax).
+    """
+    assert got.keys() == expected.keys(), f"gradients of {sorted(got)}, expected {sorted(expected)}"
+    largest = max(np.abs(g).max(initial=0) for g in expected.values())
+    for name, g in expected.items():
+        error = np.abs(got[name] - g).max(initial=0) / max(np.abs(g).max(initial=0), 0.1 * largest)
+        assert error <= tolerance, f"gradient of {name}: relative error {error:.2g} > {tolerance:.2g}"

@@ -109,4 +109,5 @@ def torch_copy(model, dtype=torch.float64):
 
 def named_grads(model):
     """name → gradient (ndarray), of every parameter that has one, of a torch module or of one of tinypeft's."""
-    return {name: np.array(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    array = lambda g: np.array(g.numpy() if hasattr(g, "numpy") else g)
+    return {name: array(p.grad) for name, p in model.named_parameters() if p.grad is not None}
