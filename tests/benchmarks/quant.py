@@ -3,8 +3,8 @@
     python tests/benchmarks/quant.py [--rounds 25] [--json figures/results/benchmark_quant.json]
 
 Two targets: NF4 quantization takes ≤ 0.6 of bitsandbytes' time, and NF4 decoding ≤ 3 in-place multiplications of a
-float32 array of the same size. bitsandbytes' decoder is a compiled loop that takes a fraction of one multiplication;
-NumPy, which has no table lookup in registers, cannot reach it: its ratio is in the table too.
+float32 array of the same size. bitsandbytes' decoder is a compiled loop that looks codes up in registers, which NumPy
+cannot express and does not reach: that ratio is in the table too.
 """
 import argparse
 import json

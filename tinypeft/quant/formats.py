@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .codebooks import codebook, float_layout
-from .nf4 import quantize_4bit
+from .nf4 import check_block_size, quantize_4bit
 from .packing import pack
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, check_choice, checked
@@ -54,8 +54,7 @@ class FloatFormat(Scheme):
         check_choice("scaling", self.shared, ("none", "tensor", "channel", "block"))
         check_choice("scale_format", self.scale_format, ("float32", "E8M0", "E4M3"))
         check_choice("saturate", self.saturate, (False, True))
-        if not isinstance(self.block_size, int) or self.block_size < 2 or self.block_size % 2:
-            raise ValueError(f"block_size must be a positive even integer, got {self.block_size!r}")
+        check_block_size(self.block_size)
         if self.shared != "block" and (self.scale_format != "float32" or self.name == "FP4"):
             raise ValueError(f"{self.name} with scale_format={self.scale_format!r} needs scaling='block', "
                              f"got {self.shared!r}")

@@ -4,19 +4,20 @@ Dettmers, Pagnoni, Holtzman, Zettlemoyer, "QLoRA: Efficient Finetuning of Quanti
 
     s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q             c: `codebook("nf4")`
 
-The 16 values c are quantiles of N(0, 1), scaled to [−1, 1] and with an exact 0: eight levels above it, seven below. If
-weights are normal, all codes are about equally often used. `tests/test_nf4.py` derives them.
+The 16 values c are quantiles of N(0, 1), scaled to [−1, 1] and with an exact 0: eight levels above it, seven below.
+`tests/test_codebooks.py` derives them. They would be used equally often if x/s were distributed as they are; as s is the
+largest of 64 normal numbers, and varies, that holds only roughly.
 
-Double quantization (§3, eqs. 5–6) stores the scales s themselves in 8 bits:   s_i ≈ t · d_{r_i} + o,   o = mean(s),
-t = max |s − o| of 256 scales, d: `codebook("dynamic")`.   Bits per weight:  4 + 32/64 = 4.5   without it, and with it
-4 + 8/64 + 32/(64·256) = 4.127, and 32/N for o.
+Double quantization stores the scales in 8 bits too:   s_i ≈ t · d_{r_i} + o,   o = mean(s),   t = max |s − o| over 256
+scales.   Bits per weight:   4 + 32/64 = 4.5   without it;   with it   4 + 8/64 + 32/(64·256) = 4.127,   and 32/N for o.
 
-The paper leaves the bits open. This file has those of bitsandbytes on the CPU: v = x·(1/s), which is not always x/s; a
-v midway between two levels goes to the lower; the first of two codes sits in the high half of a byte; a zero block is
-0 · code 7. A short last block is divided by s. Where they differ:
+The paper leaves the bits open (its d is "8-bit floats"). This file has those of bitsandbytes on the CPU: d is the
+dynamic map of `codebooks.py`; v = x·(1/s), which is not always x/s; a v midway between two levels goes to the lower; the
+first of two codes sits in the high half of a byte; a zero block is 0 · code 7. A short last block is divided by s. Where
+they differ:
 
- *  bitsandbytes quantizes the scales through a table of 65,536 equal steps of [−1, 1], so about one code in a hundred
-    is a neighbour of the nearest one, which this file takes (none differ when the table is emulated: the test does).
+ *  bitsandbytes finds d's nearest value through a table of 65,536 equal steps of [−1, 1], so that up to 1.5 percent of
+    the codes r are a neighbour of the nearest one, which this file takes (none differ when a test emulates the table).
  *  o is the mean rounded once, from float64; PyTorch's float32 sum can differ in the last bit.
  *  the scale of an all-zero short last block is 1e-38 there, 0 here: both decode to 0.
  *  bitsandbytes' `quantize_4bit` defaults to FP4. torchao's NF4Tensor quantizes its scales to linear int8.
@@ -42,8 +43,7 @@ class NF4(Scheme):
     double_quant: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.block_size, int) or self.block_size < 2 or self.block_size % 2:
-            raise ValueError(f"block_size must be a positive even integer, got {self.block_size!r}")
+        check_block_size(self.block_size)
         check_choice("double_quant", self.double_quant, (False, True))
 
     def quantize(self, W: np.ndarray) -> QTensor:
@@ -51,6 +51,12 @@ class NF4(Scheme):
         codes, scale = quantize_4bit(W, self.block_size, "nf4")
         return QTensor(codes, 4, W.shape, self.block_size, quantize_scales(scale) if self.double_quant else scale,
                        codebook="nf4")
+
+
+def check_block_size(block_size):
+    """ValueError unless blocks of 4-bit codes begin with a byte."""
+    if not isinstance(block_size, int) or block_size < 2 or block_size % 2:
+        raise ValueError(f"block_size must be a positive even integer, got {block_size!r}")
 
 
 def quantize_4bit(W: np.ndarray, block_size: int, name: str) -> tuple[np.ndarray, np.ndarray]:
