@@ -1,0 +1,186 @@
+"""The quantized generation cache: what is stored when, in how many bytes, how close it decodes, what generation makes of it."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory
+from tinypeft.tensor import no_grad
+
+LONG = dict(d_model=32, vocab_size=64, context_length=128)
+
+
+def error(x, reference):
+    return np.linalg.norm(x - reference) / np.linalg.norm(reference)
+
+
+def through_codes(x, bits):
+    """min-max rounding of groups (…, G), in float64, without storage."""
+    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    s = np.where(high > low, high - low, 1) / (2**bits - 1)
+    return low + s * np.rint((x - low) / s)
+
+
+class Reference:
+    """KIVI's Algorithm 1 with a list of tokens, and nothing packed."""
+
+    def __init__(self, kind, bits, group, residual):
+        self.kind, self.bits, self.group, self.residual, self.old, self.recent = kind, bits, group, residual, [], []
+
+    def append(self, x):                                               # (B, H, T, d)
+        self.recent += list(np.moveaxis(x, 2, 0))
+        everything = np.stack(self.old + self.recent, 2)
+        while len(self.recent) > (self.residual if self.kind == "token" else self.residual - 1):
+            n = 1 if self.kind == "token" else self.residual
+            leaving = np.stack(self.recent[:n], -1).astype(np.float64) # (B, H, d, n)
+            if self.kind == "token":
+                B, H, d, _ = leaving.shape
+                leaving = through_codes(leaving.reshape(B, H, -1, self.group), self.bits).reshape(B, H, d, 1)
+            else:
+                for i in range(0, n, self.group):
+                    leaving[..., i:i + self.group] = through_codes(leaving[..., i:i + self.group], self.bits)
+            self.old, self.recent = self.old + list(np.moveaxis(leaving, -1, 0)), self.recent[n:]
+        return everything
+
+
+# -- one history -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind, History", [("token", TokenHistory), ("channel", ChannelHistory)])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize("calls", [[20] + 9 * [1], [1] * 25, [3, 8, 8, 9], [40, 1]])
+def test_history_is_kivi(rng, kind, History, bits, calls):
+    group, residual = 4, 8
+    mine, reference = History(bits, group, residual), Reference(kind, bits, group, residual)
+    total = 0
+    for T in calls:
+        x = rng.standard_normal((2, 3, T, 8)).astype(np.float32) + 5
+        got, expected = mine.append(x), reference.append(x)
+        total += T
+        assert got.shape == (2, 3, total, 8) and got.dtype == np.float32
+        step = 10 / (2**bits - 1)                                      # float16 scales: rounding may tip a number one step
+        assert np.abs(got - expected).max() < 1.01 * step and np.abs(got - expected).mean() < 0.02 * step + 0.003
+        assert np.array_equal(got[:, :, -T:], x)                       # what was just fed is seen as it is
+        kept = min(total, residual) if kind == "token" else total % residual
+        assert mine.recent.shape[2] == kept == len(reference.recent)
+    old = total - kept
+    assert mine.codes.nbytes == -(-2 * 3 * old * 8 * bits // 8)
+    assert mine.nbytes == mine.codes.nbytes + 4 * (2 * 3 * old * 8 // group) + 4 * 2 * 3 * kept * 8
+
+
+@pytest.mark.parametrize("History", [TokenHistory, ChannelHistory])
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_error_is_at_most_half_a_step(rng, History, bits):
+    """And nothing leaves the range, constants included; ranges far from zero and tiny ones too."""
+    x = (rng.standard_normal((1, 2, 32, 8)) * np.exp(4 * rng.standard_normal((1, 2, 32, 8)))).astype(np.float32)
+    x[0, 0] += 1000
+    x[0, 1, :, 3], x[0, 1, 5] = 0.1, -0.3
+    history = History(bits, 8, 8)
+    history.append(x)
+    groups = history.grouped(x[:, :, :32 - history.recent.shape[2]])
+    decoded = history.grouped(history.decode(x))
+    s, m = (a.astype(np.float64)[:, None] for a in (history.scale, history.low))
+    assert (m <= groups).all() and (groups <= m + s * (2**bits - 1) * (1 + 1e-6)).all()
+    assert (np.abs(decoded - groups) <= s / 2 * (1 + 1e-5) + 1e-6 * np.abs(groups)).all()
+    exact = np.float16(groups[:, 0]) == groups.max(1)                   # a constant that float16 holds
+    assert np.array_equal(decoded[exact & (groups.min(1) == groups.max(1))], groups[exact & (groups.min(1) == groups.max(1))])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_keys_want_channels(seed):
+    """Direction, 2 bits, the relative error of a token's vector: where some channels are large and some far from zero, a
+    step per channel leaves less than half of what a step per token leaves; where a few tokens are large, it is reversed."""
+    rng = np.random.default_rng(seed)
+    K, V = rng.standard_normal((2, 1, 2, 128, 32)).astype(np.float32)
+    K[..., :2] *= 10
+    K[..., 2:4] += 20
+    V[:, :, ::16] *= 10
+
+    def errors(x):
+        for History in (ChannelHistory, TokenHistory):
+            history = History(2, 32, 32)
+            history.append(x)
+            n = 128 - history.recent.shape[2]
+            yield (np.linalg.norm(history.decode(x) - x[:, :, :n], axis=-1) / np.linalg.norm(x[:, :, :n], axis=-1)).mean()
+    channel, token = errors(K)
+    assert channel < 0.5 * token
+    channel, token = errors(V)
+    assert token < 0.5 * channel
+
+
+# -- generation ------------------------------------------------------------------------------------
+def test_a_window_as_long_as_the_text_changes_nothing(gpt, tokens):
+    model = gpt(np.float32)
+    cache = tp.QuantizedKVCache(model.config, bits=1, group_size=4, residual=24)
+    assert np.array_equal(model.generate(tokens, 16, cache=cache), model.generate(tokens, 16))
+    assert cache.length == tokens.shape[1] + 15
+
+
+def test_a_prompt_attends_in_full_precision(gpt, tokens):
+    model = gpt(np.float32)
+    with no_grad():
+        cache = tp.QuantizedKVCache(model.config, bits=1, group_size=1, residual=1)
+        assert np.array_equal(model(tokens, cache=cache).data, model(tokens, cache=tp.KVCache(2)).data)
+        assert not np.allclose(model(tokens[:, :1], cache=cache).data, model(np.hstack([tokens, tokens[:, :1]])).data[:, -1:])
+
+
+def logits_one_by_one(model, text, cache, prompt=48):
+    with no_grad():
+        parts = [model(text[:, :prompt], cache=cache).data]
+        parts += [model(text[:, [t]], cache=cache).data for t in range(prompt, text.shape[1])]
+    return np.concatenate(parts, axis=1)
+
+
+def test_quality_and_bytes_by_bits(gpt):
+    """Teacher-forced over 80 tokens, three seeds: the error of the logits at least halves with every doubling of bits, and
+    the bytes are those of the formula; keys per channel beat keys per token where channels are planted in the keys."""
+    for seed in range(3):
+        model = gpt(np.float32, rng=seed, **LONG)
+        text = np.random.default_rng(seed).integers(0, 64, (2, 80))
+        plain = tp.KVCache(2)
+        exact = logits_one_by_one(model, text, plain)
+        assert plain.nbytes == 2 * 2 * (2 * 80 * 32) * 4               # layers, K and V, numbers, bytes
+
+        errors = []
+        for bits in (8, 4, 2):
+            cache = tp.QuantizedKVCache(model.config, bits=bits, group_size=8, residual=16)
+            errors.append(error(logits_one_by_one(model, text, cache), exact))
+            keys, values = 2 * 80 * 32, 2 * 64 * 32                    # 80 = 5 · 16 tokens flushed; a window of 16
+            assert cache.nbytes == 2 * ((keys + values) * bits // 8 + (keys + values) // 8 * 4 + 2 * 16 * 32 * 4)
+        assert 0 < errors[0] < errors[1] / 4 and errors[1] < errors[2] / 2, errors
+
+        for block in model.blocks:                                     # scores stay: query down, key up
+            for d in (0, 9, 18, 27):
+                block.attention.key.weight.data[d] *= 16; block.attention.key.bias.data[d] *= 16
+                block.attention.query.weight.data[d] /= 16; block.attention.query.bias.data[d] /= 16
+        by = {keys: error(logits_one_by_one(model, text, tp.QuantizedKVCache(model.config, 2, 8, 16, keys=keys)), exact)
+              for keys in ("channel", "token")}
+        assert by["channel"] < 0.8 * by["token"], by
+
+
+@pytest.mark.parametrize("bits, group, residual, ratio", [(2, 32, 32, 0.3), (4, 32, 32, 0.35)])
+def test_generate_with_fewer_bytes(gpt, bits, group, residual, ratio):
+    model = gpt(np.float32, d_model=64, n_heads=2, vocab_size=64, context_length=256)
+    prompt = np.random.default_rng(0).integers(0, 64, (1, 200))
+    plain, small = tp.KVCache(2), tp.QuantizedKVCache(model.config, bits, group, residual)
+    a, b = model.generate(prompt, 40, cache=plain), model.generate(prompt, 40, cache=small)
+    assert a.shape == b.shape == (1, 240) and small.nbytes < ratio * plain.nbytes
+
+
+def test_with_a_prefix(gpt, tokens):
+    """A method's virtual tokens are in the cache like any others."""
+    tuned = tp.attach(gpt(np.float32, context_length=64), tp.PrefixTuning(length=6), rng=0)
+    cache = tp.QuantizedKVCache(tuned.config, bits=8, group_size=4, residual=8)
+    out = tuned.generate(tokens, 20, cache=cache)
+    assert out.shape == (3, 27) and cache.length == 6 + 26
+
+
+def test_errors(gpt, tokens):
+    config = gpt().config
+    for match, options in (("bits must be one of", dict(bits=9)), ("keys must be one of", dict(keys="row")),
+                           ("values must be one of", dict(values="head")), ("residual=48 and group_size=32", dict(residual=48)),
+                           ("residual=0", dict(residual=0)), ("group_size=0", dict(group_size=0)),
+                           ("group_size=3 does not divide a head of 4", dict(group_size=3, residual=3))):
+        with pytest.raises(ValueError, match=match): tp.QuantizedKVCache(config, **options)
+    tp.QuantizedKVCache(config, keys="token", residual=0)              # no group of tokens, no condition on the window
+    for bad in (np.inf, np.nan, 1e6):
+        x = np.ones((1, 1, 4, 4), np.float32)
+        x[0, 0, 2, 1] = bad
+        with pytest.raises(ValueError, match="exceed float16"): ChannelHistory(4, 2, 2).append(x)
