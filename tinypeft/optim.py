@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from .tensor import Tensor
+
 __all__ = ["SGD", "AdamW", "clip_grad_norm", "schedule"]
 
 
@@ -22,25 +24,39 @@ class Optimizer:
     slots = ()                                   # names of the state arrays, each of its parameter's shape
 
     def __init__(self, parameters, **defaults):
+        name = type(self).__name__
+        if isinstance(parameters, Tensor):
+            raise TypeError(f"{name}: expected a list of parameters, got one Tensor; put it in a list")
         parameters = list(parameters)
         groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
         self.groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
         for g in self.groups:
+            if g.keys() - defaults.keys() - {"params"}:
+                raise ValueError(f"{name}: a group has {', '.join(map(repr, g))}; expected 'params' and any of "
+                                 f"{', '.join(map(repr, defaults))}")
             g["base_lr"] = g["lr"]
             if not g["lr"] >= 0:
-                raise ValueError(f"{type(self).__name__}: lr must be at least 0, got {g['lr']}")
-        if not any(g["params"] for g in self.groups):
-            raise ValueError(f"{type(self).__name__}: no parameters to train")
+                raise ValueError(f"{name}: lr must be at least 0, got {g['lr']}")
+        params = self.parameters()
+        if not params:
+            raise ValueError(f"{name}: no parameters to train")
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{name}: expected Parameters, got {type(p).__name__}")
+        if len(set(map(id, params))) < len(params):
+            raise ValueError(f"{name}: a parameter occurs twice; it would be updated twice")
         self.t = 0                               # steps taken
-        self.state = {id(p): [self.allocate(p) for _ in self.slots] for g in self.groups for p in g["params"]}
+        self.state = {id(p): [self.allocate(p) for _ in self.slots] for p in params}
+
+    def parameters(self):
+        return [p for g in self.groups for p in g["params"]]
 
     def allocate(self, p):
         """A zero array for one slot of p's state."""
         return np.zeros_like(p.data)
 
     def zero_grad(self):
-        for g in self.groups:
-            for p in g["params"]: p.grad = None
+        for p in self.parameters(): p.grad = None
 
     def scale_lr(self, factor):
         """Set every group's learning rate to `factor` times the one it was given."""
@@ -65,8 +81,7 @@ class Optimizer:
 
     def state_arrays(self):
         """name → array: everything needed to go on from here, for a checkpoint."""
-        params = [p for g in self.groups for p in g["params"]]
-        arrays = {f"{slot}.{i}": s for i, p in enumerate(params)
+        arrays = {f"{slot}.{i}": s for i, p in enumerate(self.parameters())
                   for slot, s in zip(self.slots, self.state[id(p)], strict=True)}
         return {"t": np.array(self.t), **arrays}
 
@@ -131,13 +146,14 @@ def clip_grad_norm(parameters, limit):
 def schedule(kind, step, total, warmup=0, floor=0.0):
     """The factor on the learning rate at `step` = 0 … total − 1.
 
-    Linear warm-up over the first `warmup` steps (factor (step + 1)/warmup), then "constant" 1, "linear"
-    or "cosine" decay from 1 to `floor` at the end.
+    Linear warm-up over the first `warmup` steps (factor (step + 1)/warmup), then "constant" 1, or "linear"
+    or "cosine" decay from 1 at step `warmup` to `floor` at step `total`, and beyond.
     """
+    if kind not in ("constant", "linear", "cosine"):
+        raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
     if kind == "constant": return 1.0
     if kind == "linear":   return floor + (1 - floor) * (1 - done)
-    if kind == "cosine":   return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-    raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
