@@ -12,7 +12,7 @@ import pytest
 
 from tinypeft.text import Document, base, corpus, docstrings, domain
 from tinypeft.text.docstrings import prose
-from tinypeft.text.files import cache_directory
+from tinypeft.files import cache_directory
 
 ROOT = Path(__file__).parents[1]
 PARTS = "train", "validation", "test"

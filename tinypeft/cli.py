@@ -48,8 +48,9 @@ def main(argv=None):
 def parser():
     top = argparse.ArgumentParser(prog="python -m tinypeft", description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.set_defaults(run=run_compare, out=Path("figures"))
+    top.set_defaults(run=run_compare)
     shared(top)
+    top.add_argument("--out", type=Path, default=Path("figures"), help="folder for the picture and the JSON")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(name, run, about):
@@ -203,7 +204,7 @@ def run_doctor(args):
 def doctor():
     """What a bug report should say: versions, threads, the shipped files, the text this installation carries."""
     from .text import base, domain
-    from .text.files import cache_directory
+    from .files import cache_directory
     from .threads import _openblas
     version = lambda name: importlib.metadata.version(name)
     record, problems = training_record(), []

@@ -1,26 +1,49 @@
-"""Named arrays and a little JSON in one file, written whole or not at all, read without trusting it."""
+"""Files written whole or not at all, and read without trusting them."""
+import contextlib
 import json
 import os
+import uuid
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["load_arrays", "save_arrays"]
+__all__ = ["cache_directory", "load_arrays", "save_arrays", "write_atomically"]
 
 
-def save_arrays(path, arrays, meta):
-    """Write named arrays and a JSON-able `meta` to one .npz file, atomically: complete, or not at all."""
+def cache_directory():
+    """The directory for what can be computed again: $TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else
+    ~/.cache/tinypeft → `Path`, which need not exist."""
+    if chosen := os.environ.get("TINYPEFT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A binary file to write that becomes `path` once it is complete and on disk: a reader finds the old one or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")                # beside it: a rename must not copy
     try:
         with open(part, "wb") as f:
-            np.savez(f, **arrays, __meta__=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomically(path, text):
+    """Write `text` (UTF-8, newlines as they are) to `path`, whole or not at all."""
+    with _replacing(path) as f:
+        f.write(text.encode("utf-8"))
+
+
+def save_arrays(path, arrays, meta):
+    """Write named arrays and a JSON-able `meta` to one .npz file, whole or not at all."""
+    with _replacing(path) as f:
+        np.savez(f, **arrays, __meta__=np.frombuffer(json.dumps(meta).encode(), np.uint8))
 
 
 def load_arrays(path):

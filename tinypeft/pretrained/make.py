@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import save_arrays
+from ..files import save_arrays, write_atomically
 from ..gpt import GPT, GPTConfig
 from ..text import BPETokenizer, base, domain
+from ..text.ngram import KneserNey
 from ..text.tasks import LanguageModelling
 from ..train import evaluate, train
 from . import FOLDER
@@ -24,17 +25,12 @@ RECIPE = dict(steps=18_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_
               betas=(0.9, 0.98), clip=1.0, seed=0, eval_every=1000, eval_batches=8)
 
 
-def streams(corpus, tokenizer):
-    """Token ids and bytes of text, by split."""
-    splits = ("train", "validation", "test")
-    return ({s: tokenizer.encode_documents(getattr(corpus, s)) for s in splits},
-            {s: sum(len(str(d).encode()) for d in getattr(corpus, s)) for s in splits})
-
-
 def tasks(tokenizer, context):
     """(in-domain task, matplotlib task) for language modelling."""
-    return (LanguageModelling("base", *streams(base(), tokenizer), context),
-            LanguageModelling("domain", *streams(domain(), tokenizer), context))
+    def task(name, corpus):
+        splits = {split: tokenizer.encode_documents(getattr(corpus, split)) for split in ("train", "validation", "test")}
+        return LanguageModelling(name, splits, {split: corpus.n_bytes(split) for split in splits}, context)
+    return task("base", base()), task("domain", domain())
 
 
 def pretrain(work, out=FOLDER, config=CONFIG, recipe=RECIPE, stop_after=None, progress=None):
@@ -57,16 +53,22 @@ def pretrain(work, out=FOLDER, config=CONFIG, recipe=RECIPE, stop_after=None, pr
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out / "tokenizer.json")
     save_arrays(out / "weights.npz", half, {"config": dataclasses.asdict(config)})
+    results = {}
+    ngram = KneserNey(order=5).fit(inside.data("train"), config.vocab_size)
+    ngram.tune(inside.data("validation"))
+    for task in (inside, outside):
+        results[f"{task.name} test"] = evaluate(model, task, "test")
+        results[f"5-gram {task.name} test"] = task.finish({"loss": ngram.loss(task.data("test"))}, "test")
     record = {
-        "command": "python -m tinypeft pretrain", "config": dataclasses.asdict(config), "recipe": recipe,
+        "command": f"python -m tinypeft pretrain --out {out.name}", "config": dataclasses.asdict(config), "recipe": recipe,
         "parameters": sum(p.size for p in model.parameters()),
         "corpus": {"base": base().sha256, "domain": domain().sha256,
-                   "tokens": {s: len(ids) for s, ids in inside.streams.items()}},
+                   "tokens": {split: len(ids) for split, ids in inside.splits.items()}},
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "seconds": round(history.seconds), "loss_curve": curve(history.loss), "validation": history.evals,
-        "results": {"base test": evaluate(model, inside, "test"), "domain test": evaluate(model, outside, "test")},
+        "results": results,
     }
-    (out / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_atomically(out / "training.json", json.dumps(record) + "\n")
     return record
 
 

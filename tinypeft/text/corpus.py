@@ -31,9 +31,9 @@ from collections import Counter
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+from ..files import cache_directory, write_atomically
 from . import docstrings
 from .docstrings import LIBRARIES, Document, location
-from .files import cache_directory, write_atomically
 
 SPAN = 24              # words in a row that make two documents one family
 PARAGRAPH = 80         # characters from which a repeated paragraph is dropped
@@ -165,7 +165,6 @@ def documents(library):
         pass
     read = docstrings.read(library)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"sha256": fingerprint(read), "documents": [astuple(d) for d in read]}))
     except OSError:
         pass

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import write_atomically
+from ..files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64                                       # bounds the cache: 65,536 short words

@@ -1,0 +1,71 @@
+"""The command line as a user types it: small runs of every command, and what it says to mistakes."""
+import json
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.cli import main
+
+
+def run(capsys, *argv):
+    status = main(list(argv))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tmp_path):
+    folder = str(tmp_path / "adapter")
+    status, out, _ = run(capsys, "finetune", "lora", "--quick", "--json", "--set", "rank=4", "--out", folder)
+    record = json.loads(out)
+    assert status == 0 and record["method"] == "LoRA(rank=4)" and record["steps"] == 12
+    assert record["after"]["loss"] < record["before"]["loss"]
+    tuned = tp.load_adapter(tp.load_pretrained(), folder)
+    assert tuned.method == tp.LoRA(rank=4)
+    status, out, _ = run(capsys, "generate", "numpy.mean(a, axis=None)", "--adapter", folder, "--max-new-tokens", "8")
+    assert status == 0 and out.startswith("numpy.mean(a, axis=None)")
+
+
+def test_generate_is_seeded(capsys):
+    texts = [run(capsys, "generate", "Return the", "--max-new-tokens", "12", "--seed", seed)[1] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_option_before_the_command_counts_as_after_it(capsys):
+    before = run(capsys, "--seed", "5", "generate", "Return the", "--max-new-tokens", "8")
+    after = run(capsys, "generate", "Return the", "--max-new-tokens", "8", "--seed", "5")
+    assert before == after
+
+
+def test_quantize_reports_bytes_that_the_scheme_really_stores(capsys):
+    status, out, _ = run(capsys, "quantize", "nf4", "--quick", "--json")
+    record = json.loads(out)
+    model = tp.quantize(tp.load_pretrained(), tp.NF4())
+    stored = sum(m.weight.nbytes for _, m in model.named_modules() if isinstance(m, tp.QuantizedLinear))
+    assert status == 0 and record["bytes"] == stored and record["bits_per_weight"] == pytest.approx(4.5)
+    assert record["perplexity"] > 0 and 0 < record["weight_error"] < 0.2
+
+
+def test_doctor_finds_all_well(capsys):
+    status, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert status == 0 and report["verdict"] == "all is well" and report["numpy"] == np.__version__
+
+
+def test_a_model_of_ones_own(capsys, tmp_path):
+    status, _, err = run(capsys, "generate", "x", "--model", str(tmp_path))
+    assert status == 2 and "weights.npz" in err
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["finetune", "lorra"], "lora"),
+    (["finetune", "lora", "--set", "rnk=4"], "rank"),
+    (["finetune", "lora", "--set", "rank=0"], "rank must be a positive integer"),
+    (["finetune", "lora", "--task", "translate"], "domain, classify or summarize"),
+    (["quantize", "nf5"], "nf4"),
+    (["generate", ""], "empty"),
+    (["generate", "word " * 2000], "256"),
+])
+def test_mistakes_are_said_in_one_line(capsys, argv, says):
+    status, out, err = run(capsys, *argv)
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1
