@@ -1,6 +1,7 @@
 """qtensor.py and scheme.py: the decoding formula, sizes, saving, showing, and every error."""
 import dataclasses
 import json
+from threading import current_thread
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform, decoding
 from tinypeft.quant.codebooks import codebook
 from tinypeft.quant.packing import pack, packed_size
 from tinypeft.quant.scheme import checked
+from tinypeft.threads import parallel_map
 
 BOOK = {4: "nf4", 8: "dynamic", 16: "FP16"}
 
@@ -63,18 +65,25 @@ def test_exact_across_the_real_chunk():
     assert np.array_equal(q.dequantize(), x)
 
 
-def test_exact_in_two_threads_and_inside_one_of_them(monkeypatch):
-    """Large arrays are decoded by two threads, but not from within a worker, which would wait for itself."""
+def test_exact_in_two_threads_even_inside_workers(monkeypatch):
+    """Large arrays are decoded by two threads; workers that decode share the second one, and none waits for itself."""
     monkeypatch.setattr(decoding, "SHARED", 1)
     monkeypatch.setattr(decoding, "CHUNK", 64)
-    calls, original = [], decoding.parallel_map
-    monkeypatch.setattr(decoding, "parallel_map", lambda fn, parts, workers: calls.append(len(parts)) or original(
-        fn, parts, workers))
+    names, original = set(), decoding.look_up
+    monkeypatch.setattr(decoding, "look_up", lambda *args: names.add(current_thread().name) or original(*args))
     q, x = random_qtensor(np.random.default_rng(0), 4, (37, 24), 16, book=True)
-    assert np.array_equal(q.dequantize(), x) and calls == [2]
-    for y in original(lambda _: q.dequantize(), range(6), workers=2):
+    assert np.array_equal(q.dequantize(), x) and len(names) == 2
+    for y in parallel_map(lambda _: q.dequantize(), range(20), workers=2):
         assert np.array_equal(y, x)
-    assert calls == [2] + [1] * 6
+
+
+def test_an_error_in_the_second_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(decoding, "SHARED", 1)
+    monkeypatch.setattr(decoding, "CHUNK", 64)
+    q, _ = random_qtensor(np.random.default_rng(0), 4, (8, 32), 16, book=True)      # two chunks of 128
+    monkeypatch.setattr(decoding, "look_up", lambda table, q, start, x: 1 // (128 - start))
+    with pytest.raises(ZeroDivisionError):
+        q.dequantize()
 
 
 def test_dequantize_into_out():

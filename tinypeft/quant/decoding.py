@@ -1,21 +1,21 @@
 """From packed codes to float32, about as fast as NumPy can.
 
 Three passes over a chunk that stays in a core's L2 cache: look up c[q] − z of all the codes of a byte at once, in a table
-of 256 rows; multiply every block by its scale; add the offset, if there is one. Large arrays are shared by two threads.
-Measured on 4 M codes of 4 bits (`tests/benchmarks/quant.py`): 2.5 ms alone and 1.8 ms shared, where one in-place
+of 256 rows; multiply every block by its scale; add the offset, if there is one. Two threads share a large array: NumPy
+lets go of Python's lock in the passes.
+Measured on 4 M codes of 4 bits (`tests/benchmarks/quant.py`): 2.5 ms alone and 1.6 ms shared, where one in-place
 multiplication takes 0.6 ms (from a warm cache) to 1.0 ms, and splitting the bytes first takes 11 ms. A compiled loop can
 look codes up in a register and multiply them there; NumPy cannot, and bitsandbytes' takes 0.3 to 1.2 ms.
 """
-from functools import lru_cache
-from threading import current_thread, main_thread
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
 
 import numpy as np
 
-from ..threads import parallel_map
 from .codebooks import codebook
 from .packing import unpack
 
-CHUNK = 2**17                # elements at a time
+CHUNK = 2**18                # elements at a time
 SHARED = 2**20               # from this size on, two threads decode every other chunk
 
 
@@ -43,8 +43,17 @@ def decode(q, flat: np.ndarray):
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
     starts = range(0, q.n_blocks, step)
-    alone = q.size < SHARED or current_thread() is not main_thread()           # a worker must not wait for workers
-    parallel_map(chunks, [starts] if alone else [starts[0::2], starts[1::2]], workers=2)
+    if q.size < SHARED:
+        return chunks(starts)
+    other = helper().submit(chunks, starts[1::2])
+    chunks(starts[0::2])
+    other.result()
+
+
+@cache
+def helper() -> ThreadPoolExecutor:
+    """One thread that only ever decodes. It waits for nobody, so that workers of `threads.py` can wait for it."""
+    return ThreadPoolExecutor(1, thread_name_prefix="tinypeft-decoding")
 
 
 def look_up(table: np.ndarray, q, start: int, x: np.ndarray):

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .codebooks import codebook
-from .decoding import CHUNK
 from .packing import pack, packed_size
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, check_choice, checked
 
+CHUNK = 2**16                              # weights compared at a time: they stay in a core's L2 cache
 TINY = np.float32(1e-38)                   # the least absmax that divides: bitsandbytes' guard of zero blocks
 
 
