@@ -8,7 +8,8 @@ __all__ = ["gptq"]
 
 
 def grid(w, bits, symmetric):
-    """Rows of w (n, g) → scale and zero point (n, 1)."""
+    """Rows of w (n, g) → scale and zero point (n, 1), float32."""
+    w = w.float()
     low, high = w.amin(1, keepdim=True).clamp(max=0), w.amax(1, keepdim=True).clamp(min=0)
     if symmetric:
         high = torch.maximum(-low, high)
@@ -20,7 +21,7 @@ def grid(w, bits, symmetric):
 
 
 def gptq(W, H, bits=4, group_size=None, block_size=128, damping=0.01, symmetric=False, act_order=False):
-    """W (d_out, d_in), H (d_in, d_in) → (codes, Ŵ), in the dtype of W."""
+    """W (d_out, d_in), H (d_in, d_in) → (codes, Ŵ). Corrections are made in the dtype of W, rounding in float32."""
     d = W.shape[1]
     W, H, group_size = W.clone(), H.clone(), group_size or d
     dead = H.diagonal() == 0
@@ -38,7 +39,7 @@ def gptq(W, H, bits=4, group_size=None, block_size=128, damping=0.01, symmetric=
             if (i1 + j) % group_size == 0:
                 scale, zero = grid(W[:, i1 + j:i1 + j + group_size], bits, symmetric)
             w = block[:, j:j + 1]
-            code = torch.clamp(torch.round(w / scale) + zero, 0, 2**bits - 1)
+            code = torch.clamp(torch.round(w.float() / scale) + zero, 0, 2**bits - 1)
             q = scale * (code - zero)
             Q[:, i1 + j:i1 + j + 1], codes[:, i1 + j:i1 + j + 1] = q, code.to(torch.uint8)
             E[:, j:j + 1] = (w - q) / U[i1 + j, i1 + j]
