@@ -7,6 +7,7 @@ et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-norm tuni
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..nn import Packed
 from .model import Method, MethodError
 
 __all__ = ["FullFineTuning", "LinearProbe"]
@@ -20,13 +21,15 @@ class FullFineTuning(Method):
 
     def trained(self, model):
         names = [n for n, _ in model.named_parameters()]
-        if self.targets is None:
-            if model.n_parameters() != sum(p.size for p in model.parameters()):
-                raise MethodError("FullFineTuning: this model's weights are quantized, and codes cannot be trained; "
-                                  "attach a LoRA, or name targets that are not quantized")
-            return names
         if isinstance(self.targets, str):
             raise MethodError(f"targets: expected a tuple of names such as ('bias',), got {self.targets!r}")
+        codes = [f"{path}.weight" for path, m in model.named_modules() if isinstance(vars(m).get("weight"), Packed)]
+        for name in codes:
+            if self.targets is None or any(f".{t}." in f".{name}." for t in self.targets):
+                raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be trained; attach a LoRA, or name "
+                                  "targets that hold no codes, such as ('bias', 'norm1', 'norm2')")
+        if self.targets is None:
+            return names
         for t in self.targets:
             if not any(f".{t}." in f".{n}." for n in names):
                 raise MethodError(f"targets: {t!r} matches no parameter; there are {', '.join(names)}")
