@@ -107,7 +107,8 @@ def test_does_not_merge(gpt):
 @pytest.mark.parametrize("make, word", [
     (lambda: tp.PromptTuning(0), "positive"), (lambda: tp.PromptTuning(-1), "positive"),
     (lambda: tp.PromptTuning(2.0), "positive"), (lambda: tp.PromptTuning(init="words"), "init must be"),
-    (lambda: tp.PromptTuning(init="text"), "belong together"), (lambda: tp.PromptTuning(text="a"), "belong together")])
+    (lambda: tp.PromptTuning(init="text"), "belong together"), (lambda: tp.PromptTuning(text="a"), "belong together"),
+    (lambda: tp.PromptTuning(init="text", text=np.arange(3)), "tuple of token ids, got a ndarray")])
 def test_nonsense_is_refused_at_once(make, word):
     with pytest.raises(tp.MethodError, match=word):
         make()

@@ -38,7 +38,7 @@ def test_base_stays(method, gpt, tokens):
 
 
 def test_save_and_load_in_a_fresh_process(gpt, marked, tmp_path):
-    assert_saves(gpt, ALL, marked, tmp_path)
+    assert_saves(gpt, [*ALL, tp.PTuning(TEMPLATE, np.int32(SEP), "mlp", np.int64(4))], marked, tmp_path)
 
 
 # -- the LSTM ------------------------------------------------------------------------------------

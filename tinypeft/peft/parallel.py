@@ -1,7 +1,7 @@
 """Parallel adapters (He et al., arXiv 2110.04366): a bottleneck beside a sublayer instead of behind it.
 
-The adapter reads what the sublayer reads, and what it makes is scaled and added to the sublayer's output. Table 2
-of the paper, the scaled parallel adapter:
+The adapter reads what the sublayer reads, and what it makes is scaled and added to the sublayer's output. The paper
+calls it the scaled parallel adapter:
 
     h ← h + s f(x W_down) W_up,      h = sublayer(x)
 

@@ -9,8 +9,8 @@ What differs from prefix tuning (`prefix.py`) is how the table is trained and wh
     prefix tuning                                   P-tuning v2
     generation, by the language model's head        understanding, by a linear classification head that is
                                                     trained too: attach(model, PTuningV2(), head=n_classes)
-    an MLP makes the table of a smaller matrix      the table itself (`reparameterize`: "usefulness depends on
-                                                    tasks and datasets", section 3.3)
+    an MLP makes the table of a smaller matrix      the table itself: an MLP helped on some datasets and hurt on
+                                                    others (section 3.3; `reparameterize`)
     no dropout by default                           dropout on the prompts, 0.1 in the authors' scripts
     P around 10                                     P per task: under 20 for simple classification, about 100
                                                     for hard sequence labelling (section 3.3)

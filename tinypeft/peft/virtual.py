@@ -35,6 +35,8 @@ def check_words(name, init, text):
     """Raise MethodError unless `init` and `text` go together."""
     if init not in ("vocabulary", "text", "random"):
         raise MethodError(f"{name}: init must be 'vocabulary', 'text' or 'random', got {init!r}")
+    if text is not None and not isinstance(text, (str, tuple)):
+        raise MethodError(f"{name}: text must be a str or a tuple of token ids, got a {type(text).__name__}")
     if (init == "text") != (text is not None):
         raise MethodError(f"{name}: init='text' and text=… belong together, got init={init!r}, text={text!r}")
 
@@ -54,5 +56,5 @@ def starting_words(model, P, text, rng):
         text = model.tokenizer.encode(text)
     ids = np.asarray(text)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= V:
-        raise MethodError(f"text must be a str or ids in [0, {V}), and not empty, got {text!r}")
+        raise MethodError(f"text must be a str or ids in [0, {V}), and not empty, got {ids.tolist()}")
     return np.resize(ids, P)
