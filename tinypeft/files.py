@@ -42,8 +42,9 @@ def write_atomically(path, text):
 
 def save_arrays(path, arrays, meta):
     """Write named arrays and a JSON-able `meta` to one .npz file, whole or not at all."""
+    text = json.dumps(meta, default=lambda number: number.item())                 # NumPy's numbers among them
     with _replacing(path) as f:
-        np.savez(f, **arrays, __meta__=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+        np.savez(f, **arrays, __meta__=np.frombuffer(text.encode(), np.uint8))
 
 
 def load_arrays(path):

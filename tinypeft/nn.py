@@ -98,8 +98,8 @@ class Module:
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unknown):
             raise KeyError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
-        for name in own.keys() & state.keys():
-            if np.shape(state[name]) != own[name].shape:
+        for name in own:
+            if name in state and np.shape(state[name]) != own[name].shape:
                 raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, expected {own[name].shape}")
         for name, p in self.named_parameters():
             if name in state:

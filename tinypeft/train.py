@@ -65,8 +65,10 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
     optimizer = AdamW([{"params": [p for p in params if p.ndim >= 2]},
                        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}],
                       lr=lr, betas=betas, weight_decay=weight_decay)
+    method = getattr(model, "method", None)
     settings = dict(steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule=schedule_kind,
-                    warmup=warmup, lr_floor=lr_floor, clip=clip, betas=list(betas), seed=seed, workers=workers)
+                    warmup=warmup, lr_floor=lr_floor, clip=clip, betas=list(betas), seed=seed, workers=workers,
+                    method=method and repr(method))
     if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
         workers = 1                                      # threads would draw in no fixed order
     history, first = History(), 0
@@ -74,7 +76,7 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
         first = _resume(checkpoint, model, optimizer, history, settings)
 
     model.train()
-    last = min(steps, stop_after or steps)
+    last = steps if stop_after is None else min(steps, stop_after)
     try:
         with Progress(steps, "training", progress) as bar:
             for step in range(first, last):
@@ -86,15 +88,14 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
                 batch = task.batch("train", batch_size, np.random.default_rng([seed, step]))
                 loss = backward(model, task, batch, workers)
                 if not math.isfinite(loss):
+                    _reseed(model, seed, step)           # the same dropout again
                     where = _first_nonfinite(model, lambda: task.loss(model, batch))     # noqa: B023
-                    raise DivergedError(f"step {step}: the loss is {loss}; the first value that is not finite comes out of "
-                                        f"{where}. Try a smaller learning rate than {lr:g}."
-                                        + (f" The last good state is in {checkpoint}." if checkpoint else ""))
+                    raise _diverged(step, f"the loss is {loss}; the first value that is not finite comes out of {where}",
+                                    lr, checkpoint)
                 norm = clip_grad_norm(params, clip or math.inf)
                 if not math.isfinite(norm):
                     bad = [n for n, p in model.named_parameters() if p.grad is not None and not np.isfinite(p.grad).all()]
-                    raise DivergedError(f"step {step}: the gradient is not finite, in {', '.join(bad)}; "
-                                        f"try a smaller learning rate than {lr:g}")
+                    raise _diverged(step, f"the gradient is not finite, in {', '.join(bad) or 'its norm'}", lr, checkpoint)
                 optimizer.step()
                 model.after_step(step, steps)
                 history.loss.append(loss)
@@ -119,13 +120,16 @@ def backward(model, task, batch, workers=1):
     rows = len(batch[0])
     cuts = np.linspace(0, rows, min(workers, rows) + 1).astype(int)
     parts = [tuple(a[i:j] for a in batch) for i, j in zip(cuts, cuts[1:], strict=False)]
-    weights = [task.count(part) for part in parts]
+    parts = [part for part in parts if task.count(part)]                 # one where all targets are ignored has no mean
+    if not parts:
+        raise ValueError(f"train: nothing counts in a batch of {rows} rows, every target is ignored")
+    total = sum(map(task.count, parts))
 
-    def one(part, weight):
-        share = weight / sum(weights)
+    def one(part):
+        share = task.count(part) / total
         loss = task.loss(model, part)
         return share * loss.item(), loss.gradients(share)
-    results = parallel_map(lambda args: one(*args), zip(parts, weights, strict=True), workers)
+    results = parallel_map(one, parts, workers)
     penalty = model.penalty()
     if penalty is not None: results.append((penalty.item(), penalty.gradients()))
     for _, gradients in results:
@@ -156,11 +160,16 @@ def _reseed(model, seed, step):
 
 
 # -- where did it go wrong -----------------------------------------------------------------------
+def _diverged(step, what, lr, checkpoint):
+    kept = f" The last good state is in {checkpoint}." if checkpoint and Path(checkpoint).exists() else ""
+    return DivergedError(f"step {step}: {what}. Try a smaller learning rate than {lr:g}.{kept}")
+
+
 class _Watched(Module):
     """A module that notes its path in `found` when its output is not finite."""
 
     def __init__(self, base, path, found):
-        self.base, self.path, self.found = base, path, found
+        self.base, self.path, self.found, self.training = base, path, found, base.training
 
     def forward(self, *args, **kwargs):
         y = self.base(*args, **kwargs)
