@@ -1,0 +1,93 @@
+"""files.py: what goes in comes out, a crash leaves the old file, and a file is not trusted."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinypeft import files
+from tinypeft.files import cache_directory, load_arrays, save_arrays, write_atomically
+
+ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
+          "t": np.array(7), "empty": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(np.eye(3)[:2])}
+META = {"step": 3, "loss": [1.5, 2.25], "name": "größer", "none": None, "nested": {"a": [True]}}
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.npz"
+    save_arrays(path, ARRAYS, META)
+    arrays, meta = load_arrays(path)
+    assert meta == META and arrays.keys() == ARRAYS.keys()
+    for name, a in arrays.items():
+        assert a.dtype == ARRAYS[name].dtype and np.array_equal(a, ARRAYS[name])
+    save_arrays(path, {}, {})
+    assert load_arrays(path) == ({}, {}) and os.listdir(path.parent) == ["file.npz"]
+
+
+def test_numpy_numbers_are_numbers_in_meta(tmp_path):
+    save_arrays(tmp_path / "a", {}, {"steps": np.int64(3), "lr": np.float32(0.5), "on": np.bool_(True)})
+    assert load_arrays(tmp_path / "a")[1] == {"steps": 3, "lr": 0.5, "on": True}
+
+
+@pytest.mark.parametrize("where", ["savez", "fsync", "replace"])
+def test_a_crash_leaves_the_old_file(where, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.npz"
+    save_arrays(path, ARRAYS, {"step": 1})
+    before = path.read_bytes()
+
+    def crash(f, *args, **kwargs):
+        if where == "savez": f.write(b"half of a fi")
+        raise OSError("no space left on device")
+    monkeypatch.setattr(np if where == "savez" else files.os, where, crash)
+    with pytest.raises(OSError, match="no space left"):
+        save_arrays(path, ARRAYS, {"step": 2})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.npz"]      # and leaves no litter
+
+
+def test_write_atomically(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "text.json"
+    write_atomically(path, "größer\r\n")
+    assert path.read_bytes() == "größer\r\n".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_bytes() == "größer\r\n".encode() and os.listdir(path.parent) == ["text.json"]
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_arrays(tmp_path / "nothing.npz")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"hello", lambda b: b[:len(b) // 2],
+                                    lambda b: b[:100] + bytes([b[100] ^ 1]) + b[101:]])
+def test_a_damaged_file_is_named(damage, tmp_path):
+    path = tmp_path / "file.npz"
+    save_arrays(path, {"w": np.arange(1000)}, META)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"file.npz is not a file that tinypeft wrote, or it is damaged"):
+        load_arrays(path)
+
+
+def test_another_programs_file_is_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", w=np.ones(3))
+    with pytest.raises(ValueError, match="other.npz is not a file that tinypeft wrote"):
+        load_arrays(tmp_path / "other.npz")
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    class Trap:
+        def __reduce__(self): return os.mkdir, (str(tmp_path / "sprung"),)
+    np.savez(tmp_path / "trap.npz", w=np.array([Trap()], dtype=object), __meta__=np.frombuffer(b"{}", np.uint8))
+    with pytest.raises(ValueError, match="trap.npz"):
+        load_arrays(tmp_path / "trap.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_cache_directory(monkeypatch):
+    monkeypatch.setenv("TINYPEFT_CACHE", "/a/b")
+    assert cache_directory() == Path("/a/b")
+    monkeypatch.delenv("TINYPEFT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert cache_directory() == Path("/c/tinypeft")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_directory() == Path.home() / ".cache" / "tinypeft"

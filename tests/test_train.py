@@ -1,0 +1,403 @@
+"""train.py: the loop is what it says, resuming loses no bit, and what goes wrong is named."""
+import math
+import sys
+
+import numpy as np
+import pytest
+from oracles import assert_close
+from toys import Noise
+
+import tinypeft as tp
+from tinypeft import functional as F
+from tinypeft.files import load_arrays
+from tinypeft.nn import Linear
+from tinypeft.optim import AdamW, clip_grad_norm, schedule
+from tinypeft.progress import Progress
+from tinypeft.train import backward
+
+N = 9                                                    # steps of most runs below
+
+
+def small(dropout=0.0, rng=0):
+    return tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4, dropout=dropout), rng=rng)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+class Counting(Noise):
+    """The next token is the last one plus 1: something to learn."""
+    def batch(self, split, size, rng):
+        tokens = (rng.integers(0, 37, (size, 1)) + np.arange(9)) % 37
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+class Ragged(Noise):
+    """Rows in which different numbers of targets count, in some none at all."""
+    def batch(self, split, size, rng):
+        tokens, targets = super().batch(split, size, rng)
+        targets = np.where(np.arange(self.T) < rng.integers(1, self.T + 1, (size, 1)), targets, F.IGNORED)
+        targets[size // 2 + 1:] = F.IGNORED
+        return tokens, targets
+
+    def count(self, batch):
+        return int((batch[1] != F.IGNORED).sum())
+
+
+# -- the loop --------------------------------------------------------------------------------------
+def test_it_learns():
+    model = small()
+    history = tp.train(model, Counting(), 150, batch_size=16, lr=1e-2, progress=False)
+    assert history.loss[0] > 3.5 and np.mean(history.loss[-10:]) < 0.2 and len(history.loss) == 150
+    assert model.generate([[5, 6, 7]], 4).tolist() == [[5, 6, 7, 8, 9, 10, 11]]
+    assert repr(history).startswith(f"History(150 steps, loss {history.loss[0]:.3f} → ")
+
+
+def test_it_is_the_loop_one_would_write():
+    """Bit for bit: AdamW on matrices with decay and on vectors without, clipped, scheduled, batches from (seed, step)."""
+    options = dict(batch_size=4, lr=1e-2, weight_decay=0.1, schedule_kind="cosine", warmup=2, lr_floor=0.1, clip=0.5, seed=3)
+    trained, ours, task = small(), small(), Noise()
+    history = tp.train(trained, task, N, workers=1, progress=False, **options)
+    params = ours.parameters()
+    optimizer = AdamW([{"params": [p for p in params if p.ndim > 1]}, {"params": [p for p in params if p.ndim == 1],
+                       "weight_decay": 0.0}], lr=1e-2, weight_decay=0.1)
+    for step in range(N):
+        optimizer.scale_lr(schedule("cosine", step, N, 2, 0.1))
+        optimizer.zero_grad()
+        loss = task.loss(ours, task.batch("train", 4, np.random.default_rng([3, step])))
+        assert loss.item() == history.loss[step]
+        loss.backward()
+        clip_grad_norm(params, 0.5)
+        optimizer.step()
+    assert same(trained.state_dict(), ours.state_dict())
+
+
+def test_only_matrices_decay():
+    class Nothing(Noise):
+        def loss(self, model, batch): return super().loss(model, batch) * 0
+    model = small()
+    for p in model.parameters(): p.data += 1
+    before = {n: a.copy() for n, a in model.state_dict().items()}
+    tp.train(model, Nothing(), 1, lr=0.1, weight_decay=0.5, warmup=0, progress=False)
+    for name, p in model.named_parameters():
+        assert_close(p, before[name] * np.float32(1 - 0.1 * 0.5 if p.ndim > 1 else 1), 1e-6, name)
+
+
+def test_only_what_requires_a_gradient_is_trained():
+    model = small()
+    before = {n: a.copy() for n, a in model.state_dict().items()}
+    tuned = tp.attach(model, tp.LoRA(rank=2), rng=0)
+    start = {n: a.copy() for n, a in tuned.state_dict().items()}
+    tp.train(tuned, Noise(), N, progress=False)
+    assert not any(np.array_equal(start[n], a) for n, a in tuned.state_dict().items())
+    assert same(tuned.detach().state_dict(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_learning_rate_is_the_methods_own(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.modules["tinypeft.train"], "AdamW", lambda *a, lr, **k: seen.append(lr) or AdamW(*a, lr=lr, **k))
+    tp.train(small(), Noise(), 1, progress=False)
+    tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, progress=False)
+    tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, lr=0.5, progress=False)
+    assert seen == [1e-3, tp.LoRA.learning_rate, 0.5]
+
+
+def test_the_hooks_of_a_method():
+    """before_step, the loss with its penalty, after_step, in this order, in every step."""
+    class Hooked(tp.GPT):
+        calls = []
+        def before_step(self, step, total): self.calls.append(("before", step, total))
+        def after_step(self, step, total): self.calls.append(("after", step, total))
+        def penalty(self):
+            self.calls.append("penalty")
+            return (self.final_norm.weight ** 2).sum()
+    model = Hooked(small().config)
+    history = tp.train(model, Noise(), 2, workers=1, progress=False)
+    assert model.calls == [("before", 0, 2), "penalty", ("after", 0, 2), ("before", 1, 2), "penalty", ("after", 1, 2)]
+    batch = Noise().batch("train", 8, np.random.default_rng([0, 0]))
+    assert_close(history.loss[0], Noise().loss(Hooked(small().config), batch).item() + 16, 1e-6)
+    assert (model.final_norm.weight.data < 1).all()      # its gradient counts
+
+
+def test_training_mode_is_on_and_then_off():
+    class Asking(Noise):
+        modes = []
+        def loss(self, model, batch):
+            self.modes.append(all(m.training for _, m in model.named_modules()))
+            return super().loss(model, batch)
+    task, model = Asking(), small(dropout=0.1)
+    tp.train(model, task, 4, eval_every=2, progress=False)
+    assert task.modes == [True] * 2 + [False] * 4 + [True] * 2 + [False] * 4
+    assert not any(m.training for _, m in model.named_modules())
+
+
+def test_evaluations_on_the_way():
+    model, task = small(), Noise()
+    history = tp.train(model, task, 7, eval_every=3, progress=False)
+    assert [step for step, _ in history.evals] == [3, 6, 7]
+    assert history.evals[-1][1] == tp.evaluate(model, task, "validation")
+    assert history.evals[-1][1] != tp.evaluate(model, task, "validation", max_batches=1)
+
+
+# -- several workers -------------------------------------------------------------------------------
+@pytest.mark.parametrize("task", [Noise(), Ragged()], ids=["equal", "ragged"])
+def test_workers_change_rounding_only(task):
+    runs = []
+    for workers in (1, 2, 3):
+        model = small().to(np.float64)
+        history = tp.train(model, task, N, batch_size=5, workers=workers, progress=False)
+        runs.append((history.loss, model.state_dict()))
+    for loss, state in runs[1:]:
+        assert_close(loss, runs[0][0], 1e-10)
+        for name in state:
+            if "key.bias" not in name: assert_close(state[name], runs[0][1][name], 1e-8, name)
+
+
+def test_parts_are_weighted_by_what_counts_in_them():
+    """The gradient of a batch in three parts is that of the batch, however unevenly its targets are spread."""
+    task, whole, parts = Ragged(), small().to(np.float64), small().to(np.float64)
+    batch = task.batch("train", 6, np.random.default_rng(0))
+    loss = task.loss(whole, batch)
+    loss.backward()
+    assert_close(backward(parts, task, batch, workers=3), loss, 1e-12)
+    for p, q in zip(parts.parameters(), whole.parameters(), strict=True):
+        assert np.allclose(p.grad, q.grad, rtol=1e-9, atol=1e-14)
+
+
+def test_dropout_draws_the_same_for_any_number_of_workers():
+    states = []
+    for workers in (1, 2):
+        model = small(dropout=0.2)
+        tp.train(model, Noise(), 3, workers=workers, progress=False)
+        states.append(model.state_dict())
+    assert same(*states)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+def plain(): return small()
+def with_dropout(): return small(dropout=0.2)
+def with_lora(): return tp.attach(small(), tp.LoRA(rank=2, dropout=0.3), rng=0)
+
+
+@pytest.mark.parametrize("make", [plain, with_dropout, with_lora])
+def test_resuming_is_never_having_stopped(make, tmp_path):
+    task, options = Noise(), dict(eval_every=4, weight_decay=0.1, progress=False)
+    whole = make()
+    expected = tp.train(whole, task, N, **options)
+    for stop in (1, 5, N):                               # at any step, and with another model object each time
+        path = tmp_path / f"{stop}.npz"
+        first = make()
+        tp.train(first, task, N, checkpoint=path, stop_after=stop, **options)
+        assert stop == N or not same(first.state_dict(), whole.state_dict())
+        second = make()
+        history = tp.train(second, task, N, checkpoint=path, **options)
+        assert same(second.state_dict(), whole.state_dict())
+        assert history.loss == expected.loss and history.evals == expected.evals
+
+
+def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(tmp_path):
+    class Crashing(Noise):
+        def batch(self, split, size, rng):
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == 8: raise KeyboardInterrupt
+            return super().batch(split, size, rng)
+    path, crashed, resumed, whole = tmp_path / "c.npz", small(), small(), small()
+    with pytest.raises(KeyboardInterrupt):
+        tp.train(crashed, Crashing(), N, checkpoint=path, checkpoint_every=3, progress=False)
+    assert not any(m.training for _, m in crashed.named_modules())
+    assert load_arrays(path)[1]["step"] == 6
+    task = Crashing()
+    tp.train(resumed, task, N, checkpoint=path, progress=False)
+    assert task.steps == 3                               # steps 6, 7, 8 and no others
+    tp.train(whole, Noise(), N, progress=False)
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "c.npz"
+    tp.train(small(), Noise(), N, checkpoint=path, stop_after=4, progress=False)
+    before, savez = path.read_bytes(), np.savez
+
+    def crash(f, **arrays):
+        savez(f, **dict(list(arrays.items())[:3]))
+        raise OSError("no space left on device")
+    monkeypatch.setattr(np, "savez", crash)
+    with pytest.raises(OSError, match="no space left"):
+        tp.train(small(), Noise(), N, checkpoint=path, progress=False)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_stopping(tmp_path):
+    path, model = tmp_path / "c.npz", small()
+    before = {n: a.copy() for n, a in model.state_dict().items()}
+    assert tp.train(model, Noise(), N, checkpoint=path, stop_after=0, progress=False).loss == []
+    assert same(model.state_dict(), before) and not path.exists()
+    assert len(tp.train(model, Noise(), N, stop_after=99, progress=False).loss) == N
+    assert len(tp.train(small(), Noise(), N, checkpoint=path, stop_after=2, progress=False).loss) == 2
+    assert len(tp.train(small(), Noise(), N, checkpoint=path, stop_after=1, progress=False).loss) == 2      # already further
+
+
+@pytest.mark.parametrize("changed, told", [
+    ({"lr": 0.5}, "lr was 0.001, is 0.5"), ({"steps": 10}, "steps was 9, is 10"), ({"seed": 1}, "seed was 0, is 1"),
+    ({"batch_size": 4}, "batch_size was 8, is 4"), ({"betas": (0.8, 0.9)}, r"betas was \[0.9, 0.999\], is \[0.8, 0.9\]"),
+    ({"model": tp.LoRA(alpha=1.0)}, r"method was None, is LoRA\(rank=8, alpha=1.0\)")])
+def test_a_checkpoint_of_another_run_is_refused(changed, told, tmp_path):
+    path, changed = tmp_path / "c.npz", dict(changed)
+    tp.train(small(), Noise(), N, lr=1e-3, checkpoint=path, stop_after=2, progress=False)
+    model = small()
+    if "model" in changed: model = tp.attach(model, changed.pop("model"))
+    before = {n: a.copy() for n, a in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"c.npz belongs to another run \(.*{told}.*\); give another file or the same"):
+        tp.train(model, Noise(), **{"steps": N, "lr": 1e-3, "checkpoint": path, "progress": False, **changed})
+    assert same(model.state_dict(), before)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "c.npz"
+    tp.train(small(), Noise(), N, checkpoint=path, stop_after=2, progress=False)
+    other = tp.GPT(tp.GPTConfig(37, 24, 8, 2, 4))
+    with pytest.raises(ValueError, match=r"token_embedding.weight has shape \(37, 16\), expected \(37, 8\)"):
+        tp.train(other, Noise(), N, checkpoint=path, progress=False)
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="c.npz is not a file that tinypeft wrote"):
+        tp.train(small(), Noise(), N, checkpoint=path, progress=False)
+
+
+# -- when numbers are no longer numbers ------------------------------------------------------------
+class Poisoned(Noise):
+    """At the sixth step a weight becomes NaN."""
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.steps = weight, 0
+
+    def batch(self, split, size, rng):
+        self.steps += 1
+        if self.steps == 6: self.weight.data = np.full_like(self.weight.data, np.nan)
+        return super().batch(split, size, rng)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("path", ["token_embedding", "blocks.0.attention.value", "blocks.1.norm2", "blocks.1.mlp.down"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_loss_that_is_not_finite_stops_and_says_where(path, dropout, tmp_path):
+    model, file = small(dropout), tmp_path / "c.npz"
+    modules = dict(model.named_modules())
+    with pytest.raises(tp.DivergedError) as e:
+        tp.train(model, Poisoned(model.get(path).weight), N, lr=1e-3, checkpoint=file, checkpoint_every=2, progress=False)
+    assert str(e.value) == (f"step 5: the loss is nan; the first value that is not finite comes out of {path}. "
+                            f"Try a smaller learning rate than 0.001. The last good state is in {file}.")
+    arrays, meta = load_arrays(file)
+    assert meta["step"] == 4 and all(np.isfinite(a).all() for a in arrays.values())
+    assert dict(model.named_modules()) == modules and not model.training                   # left as it was
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("weight, path", [("B", "value"), ("base.weight", "value.base")])
+def test_in_a_wrapped_layer_the_part_is_named(weight, path):
+    tuned = tp.attach(small(), tp.LoRA(rank=2))
+    weight = dict(tuned.model.blocks[1].attention.value.named_parameters())[weight]
+    with pytest.raises(tp.DivergedError, match=rf"comes out of model.blocks.1.attention.{path}\. "):
+        tp.train(tuned, Poisoned(weight), N, progress=False)
+
+
+def test_a_loss_that_is_infinite_by_itself():
+    class Infinite(Noise):
+        def loss(self, model, batch): return super().loss(model, batch) + math.inf
+    with pytest.raises(tp.DivergedError, match=r"step 0: the loss is inf; the first .* out of the loss itself\. Try a .*\.$"):
+        tp.train(small(), Infinite(), N, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_gradient_that_is_not_finite_is_named_and_not_taken():
+    class Steep(Noise):                                  # √0 has a value and no gradient
+        def loss(self, model, batch): return super().loss(model, batch) + (model.blocks[0].norm1.weight * 0).sqrt().sum()
+    model = small()
+    before = {n: a.copy() for n, a in model.state_dict().items()}
+    with pytest.raises(tp.DivergedError, match=r"step 0: the gradient is not finite, in blocks.0.norm1.weight\. Try"):
+        tp.train(model, Steep(), N, progress=False)
+    assert same(model.state_dict(), before) and all(p.grad is None for p in model.parameters())
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+class Fixed(Ragged):
+    """Three batches of different sizes, and two metrics."""
+    def batches(self, split, size):
+        rng = np.random.default_rng(0)
+        for n in (size, size, 3): yield self.batch(split, n, rng)
+
+    def metrics(self, model, batch):
+        return {"loss": self.loss(model, batch).item(), "count": self.count(batch)}
+
+    def finish(self, means, split):
+        return {**means, "split": split}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluate_weights_batches_by_what_counts(workers):
+    model, task = small(dropout=0.5).to(np.float64).train(), Fixed()
+    got = tp.evaluate(model, task, "test", batch_size=4, workers=workers)
+    batches = list(task.batches("test", 4))
+    everything = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
+    assert_close(got["loss"], task.loss(model, everything), 1e-12)                         # dropout is off
+    n = [task.count(b) for b in batches]
+    assert len(set(n)) > 1 and got["count"] == pytest.approx(np.dot(n, n) / sum(n)) and got["split"] == "test"
+    assert tp.evaluate(model, task, batch_size=4, max_batches=1)["count"] == n[0]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_evaluate_needs_something():
+    class Empty(Noise):
+        def batches(self, split, size): return iter(())
+    with pytest.raises(ValueError, match="evaluate: the split 'test' of .*Empty.* is empty"):
+        tp.evaluate(small(), Empty())
+
+
+# -- misuse, progress ------------------------------------------------------------------------------
+def frozen():
+    model = small()
+    for p in model.parameters(): p.requires_grad = False
+    return model
+
+
+class Silent(Noise):
+    def batch(self, split, size, rng): return rng.integers(0, 37, (size, 5)), np.full((size, 5), F.IGNORED)
+    def count(self, batch): return int((batch[1] != F.IGNORED).sum())
+
+
+@pytest.mark.parametrize("misuse, says", [
+    (lambda: tp.train(small(), Noise(), 0), "steps and batch_size must be at least 1, got 0 and 8"),
+    (lambda: tp.train(small(), Noise(), 3, batch_size=0), "got 3 and 0"),
+    (lambda: tp.train(frozen(), Noise(), 3), "nothing to train, every parameter is frozen"),
+    (lambda: tp.train(small(), Noise(), 3, schedule_kind="steps", progress=False), "got 'steps'"),
+    (lambda: tp.train(small(), Noise(), 3, lr=-1.0), "lr must be at least 0, got -1.0"),
+    (lambda: tp.train(small(), Silent(), 3, progress=False), "nothing counts in a batch of 8 rows"),
+    (lambda: tp.train(small(), Noise(vocab_size=38), 30, progress=False), r"must lie in \[0, 37\), got 37"),
+])
+def test_misuse(misuse, says):
+    with pytest.raises(ValueError, match=says):
+        misuse()
+
+
+def test_progress_is_one_line(capsys):
+    tp.train(small(), Noise(), 2, progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("\r") and err.endswith("\n") and err.count("\n") == 1
+    assert "training 2/2  loss 3." in err
+    tp.train(small(), Noise(), 2)
+    assert capsys.readouterr() == ("", "")               # in a pipe: silent
+    with Progress(5, "nothing", show=True): pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_classifier_trains_through_classify():
+    class Parity(Noise):
+        def batch(self, split, size, rng):
+            tokens, lengths = rng.integers(0, 37, (size, 6)), rng.integers(1, 7, size)
+            return tokens, lengths, tokens[np.arange(size), lengths - 1] % 2
+        def count(self, batch): return len(batch[0])
+        def loss(self, model, batch): return F.cross_entropy(model.classify(*batch[:2]), batch[2])
+    tuned = tp.attach(small(), tp.FullFineTuning(), head=2, rng=0)
+    history = tp.train(tuned, Parity(), 120, batch_size=16, lr=1e-2, progress=False)
+    assert np.mean(history.loss[-10:]) < 0.1 and isinstance(tuned.head, Linear)
