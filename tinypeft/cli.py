@@ -203,8 +203,8 @@ def run_doctor(args):
 
 def doctor():
     """What a bug report should say: versions, threads, the shipped files, the text this installation carries."""
-    from .text import base, domain
     from .files import cache_directory
+    from .text import base, domain
     from .threads import _openblas
     version = lambda name: importlib.metadata.version(name)
     record, problems = training_record(), []

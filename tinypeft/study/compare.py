@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import quant as q
 from ..peft import METHODS, LinearProbe, attach
 from ..progress import Progress
-from ..quant import SCHEMES, quantize
 from ..text import tasks
 from ..train import backward, evaluate, train
 
@@ -34,12 +34,27 @@ class Size:
 QUICK = Size(steps=12, test_batches=2, classify=False)
 
 
-# label → scheme: what the table shows. Groups are 32 wide because the base's layers are.
+# label → scheme: what the table shows, 8, 4 and 3 bits, at settings that can be compared with each other
+GROUPS = {"granularity": "group", "group_size": 32}
 SHOWN = {
-    "int8": lambda: SCHEMES["uniform"](bits=8),
-    "int4": lambda: SCHEMES["uniform"](bits=4),
-    "int4, groups of 32": lambda: SCHEMES["uniform"](bits=4, granularity="group", group_size=32),
-    "int4 asymmetric, groups of 32": lambda: SCHEMES["uniform"](bits=4, symmetric=False, granularity="group", group_size=32),
+    "int8": q.Uniform(bits=8),
+    "W8A8": q.W8A8("channel", "token"),
+    "LLM.int8()": q.LLMInt8(),
+    "SmoothQuant": q.SmoothQuant(),
+    "ZeroQuant": q.ZeroQuant(),
+    "FP8 E4M3": q.FloatFormat("E4M3"),
+    "int4 per channel": q.Uniform(bits=4),
+    "int4": q.Uniform(bits=4, scale_dtype="float16", **GROUPS),
+    "int4 asymmetric": q.Uniform(bits=4, symmetric=False, scale_dtype="float16", **GROUPS),
+    "GGUF Q4_0": q.GGUF("Q4_0"),
+    "FP4 E2M1": q.FloatFormat("E2M1"),
+    "NF4": q.NF4(),
+    "NF4 double": q.NF4(double_quant=True),
+    "AWQ 4 bit": q.AWQ(bits=4, group_size=32),
+    "GPTQ 4 bit": q.GPTQ(bits=4, group_size=32),
+    "int3 asymmetric": q.Uniform(bits=3, symmetric=False, scale_dtype="float16", **GROUPS),
+    "AWQ 3 bit": q.AWQ(bits=3, group_size=32),
+    "GPTQ 3 bit": q.GPTQ(bits=3, group_size=32),
 }
 
 
@@ -50,8 +65,7 @@ def compare(model, size=None, seed=0, progress=None):
     domain = tasks.domain(model.tokenizer, context=128)
     classify = tasks.classify(model.tokenizer) if size.classify else None
     methods = {name: cls() for name, cls in METHODS.items()}
-    shown = {label: make() for label, make in SHOWN.items()}
-    with Progress(1 + len(methods) + len(shown), "compare", progress) as bar:
+    with Progress(1 + len(methods) + len(SHOWN), "compare", progress) as bar:
         frozen = {"name": "frozen", "label": "frozen base", "trained": 0, "share": 0.0,
                   "loss": evaluate(model, domain, "test", max_batches=size.test_batches)["loss"]}
         if classify:
@@ -62,8 +76,8 @@ def compare(model, size=None, seed=0, progress=None):
             rows.append({"name": name, **_adapt(model, method, domain, classify, size, seed)})
             bar(2 + i, str(method))
         quantized = []
-        for i, (label, scheme) in enumerate(shown.items()):
-            name = next(n for n, cls in SCHEMES.items() if type(scheme) is cls)
+        for i, (label, scheme) in enumerate(SHOWN.items()):
+            name = next(n for n, cls in q.SCHEMES.items() if type(scheme) is cls)
             quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size)})
             bar(2 + len(methods) + i, label)
     return {"command": "python -m tinypeft", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
@@ -92,16 +106,14 @@ def _classify(model, method, classify, size, seed):
 
 
 def measure_scheme(model, scheme, domain, size):
-    quantized = quantize(copy.deepcopy(model), scheme)
-    before, after = dict(model.named_modules()), dict(quantized.named_modules())
-    layers = [(before[p].weight.data, m) for p, m in after.items() if type(m) is not type(before[p])]
-    weights = sum(W.size for W, _ in layers)
-    squared = sum(((m.dense_weight() - W) ** 2).sum() for W, m in layers) / sum((W ** 2).sum() for W, _ in layers)
+    """One scheme: what is stored, and what that does to weights, outputs and perplexity."""
+    calibration = domain.batch("train", 16, np.random.default_rng(0))[0]
+    quantized = q.quantize(copy.deepcopy(model), scheme, calibration=calibration)
     tokens = next(iter(domain.batches("test", 4)))[0]
     exact = model(tokens).data
-    nbytes = sum(m.weight.nbytes for _, m in layers)
-    return {"scheme": str(scheme), "bits_per_weight": 8 * nbytes / weights, "bytes": nbytes,
-            "weight_error": float(np.sqrt(squared)),
+    return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
+            "bytes": sum(m.nbytes for _, m in quantized.named_modules() if isinstance(m, q.QuantizedLinear)),
+            "weight_error": q.weight_error(model, quantized),
             "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact)),
             "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
 

@@ -1,0 +1,53 @@
+"""The main job: every method and scheme in the record, numbers that are what their names say, a picture that shows them."""
+import copy
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import tinypeft as tp
+from tinypeft.study import compare
+
+
+@pytest.fixture(scope="module")
+def record():
+    size = compare.Size(steps=2, test_batches=1, classify=False)
+    return compare.compare(tp.load_pretrained(), size, progress=False)
+
+
+def test_every_method_and_every_scheme_is_in_it(record):
+    assert [r["name"] for r in record["methods"]] == ["frozen", *tp.METHODS]
+    post_training = {n for n, cls in tp.SCHEMES.items() if n in {r["name"] for r in record["schemes"]}}
+    assert post_training == {type_name(s) for s in compare.SHOWN.values()}
+
+
+def type_name(scheme):
+    return next(n for n, cls in tp.SCHEMES.items() if type(scheme) is cls)
+
+
+def test_numbers_are_those_of_the_library(record):
+    model = tp.load_pretrained()
+    task = tp.tasks.domain(model, context=128)
+    frozen = tp.evaluate(model, task, "test", max_batches=1)
+    assert record["methods"][0]["loss"] == frozen["loss"] and record["perplexity"] == pytest.approx(frozen["perplexity"])
+    lora = next(r for r in record["methods"] if r["name"] == "lora")
+    assert lora["trained"] == tp.attach(copy.deepcopy(model), tp.LoRA()).summary().trained
+    nf4 = next(r for r in record["schemes"] if r["label"] == "NF4")
+    quantized = tp.quantize(copy.deepcopy(model), tp.NF4())
+    assert nf4["perplexity"] == pytest.approx(tp.evaluate(quantized, task, "test", max_batches=1)["perplexity"])
+    assert nf4["bits_per_weight"] == pytest.approx(4.5)
+
+
+def test_the_same_seed_gives_the_same_numbers(record):
+    again = compare.compare(tp.load_pretrained(), compare.Size(steps=2, test_batches=1, classify=False), progress=False)
+    losses = lambda r: [row["loss"] for row in r["methods"]] + [row["perplexity"] for row in r["schemes"]]
+    assert losses(again) == losses(record)
+
+
+def test_the_tables_and_the_picture_name_everything(record, tmp_path):
+    text = compare.tables(record)
+    path = compare.draw(record, tmp_path / "compare.svg")
+    drawn = " ".join(ET.parse(path).getroot().itertext())
+    for row in record["methods"][1:]:
+        assert row["label"] in text and row["label"].split("(")[0] in drawn
+    for row in record["schemes"]:
+        assert row["label"] in text and row["label"] in drawn
