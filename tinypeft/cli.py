@@ -5,6 +5,7 @@
     python -m tinypeft quantize nf4       quantize the base by one scheme and say what it costs
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft pretrain           train the base model again (an hour; resumes)
+    python -m tinypeft figures            draw the pictures again from their stored numbers
     python -m tinypeft doctor             what is installed, and whether everything is as it should be
 """
 import argparse
@@ -87,6 +88,9 @@ def parser():
     p = command("pretrain", run_pretrain, "train the base model; about an hour on two cores, resumes where it was stopped")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where weights, tokenizer and record go")
     p.add_argument("--work", type=Path, default=None, metavar="FOLDER", help="where the checkpoint lives (default OUT)")
+
+    p = command("figures", run_figures, "draw the pictures again from their stored numbers")
+    p.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where results/ lies, pictures go")
 
     command("doctor", run_doctor, "what is installed, and whether everything is as it should be")
     return top
@@ -190,6 +194,14 @@ def run_pretrain(args):
     from .pretrained.make import pretrain
     record = pretrain(args.work or args.out, args.out)
     print(json.dumps(record["results"], indent=1))
+
+
+def run_figures(args):
+    from .study import compare, pretraining
+    print(pretraining.draw(training_record(), args.out / "pretraining.svg"))
+    stored = args.out / "results" / "compare.json"
+    if stored.exists():
+        print(compare.draw(json.loads(stored.read_text(encoding="utf-8")), args.out / "compare.svg"))
 
 
 def run_doctor(args):

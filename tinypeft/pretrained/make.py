@@ -20,8 +20,8 @@ from ..text.tasks import LanguageModelling
 from ..train import evaluate, train
 from . import FOLDER
 
-CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=160, n_layers=4, n_heads=5)
-RECIPE = dict(steps=18_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_kind="cosine", warmup=400, lr_floor=0.02,
+CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=5, n_heads=4)
+RECIPE = dict(steps=16_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_kind="cosine", warmup=400, lr_floor=0.02,
               betas=(0.9, 0.98), clip=1.0, seed=0, eval_every=1000, eval_batches=8)
 
 
