@@ -24,7 +24,7 @@ from tests.oracles.torch_gpt import torch_copy  # noqa: E402
 from tinypeft.train import backward  # noqa: E402
 
 SIZES = {                                     # name → (config, rows per batch)
-    "base":   (tp.GPTConfig(1024, 256, 160, 4, 5), 8),
+    "base":   (tp.GPTConfig(1024, 256, 128, 5, 4), 8),
     "middle": (tp.GPTConfig(4096, 256, 320, 6, 5), 4),
     "large":  (tp.GPTConfig(8192, 256, 512, 8, 8), 2),
 }

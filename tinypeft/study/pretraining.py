@@ -30,6 +30,7 @@ def alt(record):
     """What the picture shows, in words."""
     (_, first), (_, last) = record["validation"][0], record["validation"][-1]
     r = record["results"]
+    base, ngram = r["base test"]["loss"], r["5-gram base test"]["loss"]
     return (f"Loss of the base over {record['recipe']['steps']} steps: validation falls from {first['loss']:.2f} to "
-            f"{last['loss']:.2f} nats per token. On the test split it reaches {r['base test']['loss']:.2f} "
-            f"({r['base test']['loss'] / math.log(2):.2f} bits) per token, the 5-gram model {r['5-gram base test']['loss']:.2f}.")
+            f"{last['loss']:.2f} nats per token. On the test split it reaches {base:.2f} ({base / math.log(2):.2f} bits) "
+            f"per token, the 5-gram model {ngram:.2f}.")
