@@ -1,4 +1,6 @@
 """Batches of several tasks: every row equals its own method alone."""
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from protocol import frozen_bytes, move
@@ -75,9 +77,9 @@ def test_leaves_everything_as_it_was(on, batch):
 
 
 def test_models_of_their_own(gpt, rng):
-    """Tasks whose methods sit on copies of the base, attached all the time."""
+    """Tasks whose methods sit on other models of the same sizes, attached all the time."""
     model = gpt()
-    tuned = {name: tp.attach(gpt(), METHODS[name], rng=1) for name in ("prompt", "lora", "prefix")}
+    tuned = {name: tp.attach(gpt(rng=i), METHODS[name], rng=1) for i, name in enumerate(("prefix", "lora", "prompt"))}
     for t in tuned.values(): move(t, rng)
     tokens, tasks = rng.integers(0, 37, (4, 6)), ["lora", "prompt", None, "prefix"]
     got = tp.mixed_batch(model, tuned, tokens, tasks).data
@@ -85,6 +87,22 @@ def test_models_of_their_own(gpt, rng):
         alone = (tuned[task] if task else model)(tokens[b:b + 1]).data[0]
         np.testing.assert_allclose(got[b], alone, rtol=0, atol=1e-10)
     assert all(t.active for t in tuned.values()) and model.attached is None
+
+
+@dataclass(frozen=True)
+class PromptAndBiases(tp.PromptTuning):
+    def trained(self, model):
+        return [name for name, _ in model.named_parameters() if name.endswith("bias")]
+
+
+def test_a_prompt_that_comes_with_other_changes_has_a_pass_of_its_own(gpt, rng):
+    model = gpt()
+    tuned = tune(model, {"prompt": tp.PromptTuning(3), "both": PromptAndBiases(3)}, rng)
+    tokens = rng.integers(0, 37, (2, 6))
+    got = tp.mixed_batch(model, tuned, tokens, ["both", "prompt"]).data
+    for b, task in enumerate(("both", "prompt")):
+        np.testing.assert_allclose(got[b], tuned[task].reattach()(tokens[b:b + 1]).data[0], rtol=0, atol=1e-10)
+        tuned[task].detach()
 
 
 def test_the_state_is_restored_when_a_row_fails(batch):

@@ -147,9 +147,12 @@ def test_the_last_pseudo_token_predicts_the_target(gpt, marked):
 
 def test_the_head_reads_the_last_pseudo_token(gpt, tokens):
     tuned = tp.attach(gpt(), tp.PTuning(TEMPLATE, encoder=None), head=3)
-    before = tuned.classify(tokens, [7, 4, 2]).data
+    at = [[0, 1, 9, 10, 11], [0, 1, 6, 7, 8], [0, 1, 4, 5, 6]]
+    states = tuned.model.hidden(tokens, prompt=tuned.virtual.embedding, prompt_at=at)
+    got = tuned.classify(tokens, [7, 4, 2]).data
+    assert np.array_equal(got, tuned.head(states[np.arange(3), [6, 3, 1]]).data)
     tuned.virtual.embedding.data[-1, :8] += 1.0
-    assert (np.abs(tuned.classify(tokens, [7, 4, 2]).data - before).max(-1) > 1e-3).all()
+    assert (np.abs(tuned.classify(tokens, [7, 4, 2]).data - got).max(-1) > 1e-3).all()
     filled = np.where(np.arange(7) < [[7], [4], [2]], tokens, 0)                    # what fills a row is never seen
     want = tuned.classify(tokens, [7, 4, 2]).data
     np.testing.assert_allclose(tuned.classify(filled, [7, 4, 2]).data, want, rtol=0, atol=1e-12)
