@@ -32,6 +32,8 @@ def peft_model(tuned, config):
     """PEFT with `config` on a copy of the base of `tuned`, every trainable tensor as in `tuned`."""
     with tuned.disabled() as base:
         model = peft.get_peft_model(WithLoss(torch_copy(base)), config, autocast_adapter_dtype=False)
+    for name, p in model.named_parameters():
+        if "ranknum" in name: p.requires_grad = False    # AdaLoRA's constant init_r, which PEFT 0.21 leaves trainable
     with torch.no_grad():
         for _, _, ours, theirs in pairs(tuned, model):
             assert theirs.dtype == torch.float64 and theirs.requires_grad
@@ -64,7 +66,7 @@ def train(model, task, steps, batch_size, lr, weight_decay=0.0, seed=0, after_st
     losses = []
     for step in range(steps):
         tokens, targets = task.batch("train", batch_size, np.random.default_rng([seed, step]))
-        loss = model(tokens, targets).loss
+        loss = model.base_model(tokens, targets).loss    # PeftModel's own forward would leave the penalty out
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

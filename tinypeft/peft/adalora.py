@@ -31,6 +31,8 @@ Where things differ:
 * The budget's equation (14) has (t − tᵢ − t_f) in its numerator as printed, which jumps at tᵢ and does not end at
   b(T). This file follows the authors' code, which PEFT shares: b falls as b(T) + (b(0) − b(T)) u³, u from 1 to 0.
 * Both codes average ‖·‖_F over all P and Q instead of summing ‖·‖²_F: `orthogonality="norm"`. Default: equation (4).
+  The paper's γ = 0.1 … 0.5 were run with the average. On the sum they hold P and Q so stiff that they hardly learn
+  (measured on planted ranks), so γ = 0.01 here.
 * Algorithm 1 multiplies the gradient by the weights it was computed at; both codes call the allocator after the
   optimizer, and multiply by the weights of the next step: `importance="after"`. Default: "before", as in the paper.
   A freshly zeroed λ has no sensitivity where it is zero, so before/after decides how soon triplets come back.
@@ -70,7 +72,7 @@ class AdaLoRA(Method):
     delta_t: int = 10
     beta1: float = 0.85
     beta2: float = 0.85
-    gamma: float = 0.1
+    gamma: float = 0.01
     alpha: float | None = None
     dropout: float = 0.0
     targets: tuple | str = "all"
@@ -90,8 +92,8 @@ class AdaLoRA(Method):
                 raise MethodError(f"AdaLoRA: {name} must be a number of steps, or a share in [0, 1), got {t}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise MethodError(f"AdaLoRA: beta1 and beta2 must lie in [0, 1), got {self.beta1} and {self.beta2}")
-        if not self.gamma >= 0:
-            raise MethodError(f"AdaLoRA: gamma must be at least 0, got {self.gamma}")
+        if not self.gamma >= 0 or self.alpha is not None and not self.alpha > 0:
+            raise MethodError(f"AdaLoRA: gamma must be at least 0 and alpha positive, got {self.gamma} and {self.alpha}")
         if self.orthogonality not in ("squared", "norm") or self.importance not in ("before", "after"):
             raise MethodError("AdaLoRA: orthogonality must be 'squared' or 'norm' and importance 'before' or 'after', "
                               f"got {self.orthogonality!r} and {self.importance!r}")
