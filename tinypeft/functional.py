@@ -17,7 +17,7 @@ __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gel
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
-def _blocks(n, width, budget=1 << 16):
+def _blocks(n, width, budget=1 << 18):
     """Slices of n rows, `budget` numbers each: what is worked on at a time then stays in a core's cache."""
     step = max(1, budget // max(1, width))
     return [slice(i, i + step) for i in range(0, n, step)]
