@@ -1,0 +1,127 @@
+"""The house holds: imports point up, nothing imports an oracle, and `import tinypeft` is light."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "tinypeft"
+FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+
+# What is in a row may import what is in rows above it, and what is in its own folder.
+LAYERS = ["files hyper progress threads", "tensor", "functional", "gradcheck", "nn", "targets", "generate", "gpt", "optim",
+          "paged", "train", "text", "pretrained", "peft quant", "interop", "study course", "cli", "__main__"]
+LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}
+COMPOSITIONS = {"loftq", "peqa"}                                 # files of peft/ or quant/ that know both, by their nature
+
+RUN_TIME = {"numpy", "scipy", "matplotlib", "IPython", "ipykernel", "nbformat", "nbclient", "nbconvert", "pytest"}
+NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "requests", "huggingface_hub"}
+UNSAFE = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def imports(name, tree):
+    """(what is imported, as an absolute name; the line) for every import in a file, those inside functions too."""
+    package = ["tinypeft", *name.split("/")[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            if node.module: yield ".".join([*base, node.module]), node.lineno
+            else:           yield from ((".".join([*base, alias.name]), node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+            if node.args and isinstance(node.args[0], ast.Constant): yield node.args[0].value, node.lineno
+
+
+def faults(name, source):
+    """What in a file breaks the rules of the house, as a list of sentences."""
+    tree, found = ast.parse(source), []
+    part = name.split("/")[0]
+    for target, line in imports(name, tree):
+        top, *inner = target.split(".")
+        where = f"{name}.py:{line} imports {target}"
+        if top == "tinypeft":
+            other = inner[0] if inner else "__init__"
+            if part == "__init__" or other == part: continue
+            if other not in LAYER: found.append(f"{where}: not a part of the house")
+            elif LAYER[other] > LAYER[part]: found.append(f"{where}: downwards, {other} comes after {part}")
+            elif LAYER[other] == LAYER[part] and {part, other} == {"peft", "quant"} and name.split("/")[-1] not in COMPOSITIONS:
+                found.append(f"{where}: peft and quant do not know each other")
+        elif top in UNSAFE:  found.append(f"{where}: what it reads can run code")
+        elif top in NETWORK: found.append(f"{where}: nothing here needs a network")
+        elif top == "random": found.append(f"{where}: its state is global, use numpy.random.default_rng")
+        elif top not in sys.stdlib_module_names and top not in RUN_TIME: found.append(f"{where}: not a package of the project")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "random":
+            if node.attr not in ("default_rng", "Generator", "SeedSequence"):
+                found.append(f"{name}.py:{node.lineno} uses np.random.{node.attr}: its state is global")
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and getattr(node.value, "value", True) is not False:
+            found.append(f"{name}.py:{node.lineno} allows pickle")
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_keeps_to_the_house(name):
+    assert not faults(name, FILES[name].read_text("utf-8"))
+
+
+def test_every_part_has_its_place():
+    assert {name.split("/")[0] for name in FILES} - {"__init__"} <= LAYER.keys()
+
+
+@pytest.mark.parametrize("name, source, says", [
+    ("tensor", "from .nn import Linear", "tensor.py:1 imports tinypeft.nn: downwards"),
+    ("gpt", "def f():\n    from . import peft", "gpt.py:2 imports tinypeft.peft: downwards"),
+    ("peft/lora", "from .. import quant", "peft/lora.py:1 imports tinypeft.quant: peft and quant do not know each other"),
+    ("quant/nf4", "from ..peft.model import attach", "do not know each other"),
+    ("nn", "import tinypeft", "not a part of the house"),
+    ("nn", "import torch.nn", "not a package of the project"),
+    ("text/corpus", "importlib.import_module('transformers')", "not a package of the project"),
+    ("files", "import pickle", "can run code"),
+    ("files", "np.load(f, allow_pickle=True)", "files.py:1 allows pickle"),
+    ("interop", "import urllib.request", "network"),
+    ("nn", "import random", "global"),
+    ("nn", "np.random.seed(0)", "nn.py:1 uses np.random.seed: its state is global"),
+    ("nn", "x = np.random.randn(3)", "np.random.randn"),
+])
+def test_faults_are_found(name, source, says):
+    (fault,) = faults(name, source)
+    assert says in fault
+
+
+@pytest.mark.parametrize("name, source", [
+    ("gpt", "from . import functional as F\nfrom .tensor import Tensor"), ("peft/loftq", "from ..quant import NF4"),
+    ("peft/lora", "from .model import Method\nfrom ..nn import Linear"), ("__init__", "from .peft import *"),
+    ("nn", "np.random.default_rng(0)\nimport math, scipy.special"), ("files", "np.load(f, allow_pickle=False)")])
+def test_what_is_right_is_no_fault(name, source):
+    assert faults(name, source) == []
+
+
+def test_the_package_holds_public_names_and_nothing_else():
+    tree = ast.parse(FILES["__init__"].read_text("utf-8"))
+    assert ast.get_docstring(tree)
+    assert {type(node) for node in tree.body[1:]} <= {ast.ImportFrom, ast.Assign}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_public_names_exist(name):
+    tree = ast.parse(FILES[name].read_text("utf-8"))
+    defined = {n.id for node in tree.body for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    defined |= {node.name for node in tree.body if hasattr(node, "name")}
+    defined |= {a.asname or a.name for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            missing = set(ast.literal_eval(node.value)) - defined
+            assert not missing or "*" in defined, f"{name}: __all__ names {missing}"
+
+
+def test_import_is_light():
+    """NumPy and the standard library alone, and a fraction of a second of a processor beyond NumPy's own import."""
+    code = ("import sys, time, numpy; start = time.process_time(); import tinypeft; spent = time.process_time() - start\n"
+            "third = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"
+            "print(spent, *sorted(n for n in third if not n.startswith('_')))")
+    runs = [subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"],
+                           capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    assert set(runs[0][1:]) == {"numpy", "tinypeft"}
+    assert min(float(run[0]) for run in runs) < 0.25, runs
