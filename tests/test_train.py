@@ -95,12 +95,12 @@ def test_only_what_requires_a_gradient_is_trained():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_learning_rate_is_the_methods_own(monkeypatch):
+def test_the_learning_rate_is_the_methods_own():
     seen = []
-    monkeypatch.setattr(sys.modules["tinypeft.train"], "AdamW", lambda *a, lr, **k: seen.append(lr) or AdamW(*a, lr=lr, **k))
-    tp.train(small(), Noise(), 1, progress=False)
-    tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, progress=False)
-    tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, lr=0.5, progress=False)
+    options = dict(optimizer=lambda *a, lr, **k: seen.append(lr) or AdamW(*a, lr=lr, **k), progress=False)
+    tp.train(small(), Noise(), 1, **options)
+    tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, **options)
+    tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, lr=0.5, **options)
     assert seen == [1e-3, tp.LoRA.learning_rate, 0.5]
 
 

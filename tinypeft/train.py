@@ -42,7 +42,7 @@ class History:
 
 def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedule_kind="linear", warmup=None,
           lr_floor=0.0, clip=1.0, betas=(0.9, 0.999), seed=0, eval_every=None, eval_batches=None, checkpoint=None,
-          checkpoint_every=500, stop_after=None, workers=2, progress=None):
+          checkpoint_every=500, stop_after=None, workers=2, optimizer=AdamW, progress=None):
     """Train the parameters of `model` that require gradients, by AdamW, on `task`; return a `History`.
 
     model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object with its `batch` and `loss`.
@@ -52,6 +52,7 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
     checkpoint: a file. If it exists training goes on from it; it is rewritten, atomically, every
         `checkpoint_every` steps and at the end. stop_after: stop once this many steps in all are done.
     workers: threads that share a batch (see `threads`); one where dropout draws. The number changes rounding, not maths.
+    optimizer: AdamW, or `PagedAdamW`, which keeps its state in a file; the trajectory is the same.
     Raises ValueError for options that make no sense or a checkpoint of another run, and DivergedError, naming
     the step and the module, when the loss or a gradient is no longer finite; the last checkpoint stays.
     """
@@ -62,9 +63,9 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
         raise ValueError("train: nothing to train, every parameter is frozen")
     lr = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
     warmup = warmup if warmup is not None else max(1, steps // 20)
-    optimizer = AdamW([{"params": [p for p in params if p.ndim >= 2]},
-                       {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}],
-                      lr=lr, betas=betas, weight_decay=weight_decay)
+    optimizer = optimizer([{"params": [p for p in params if p.ndim >= 2]},
+                           {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}],
+                          lr=lr, betas=betas, weight_decay=weight_decay)
     method = getattr(model, "method", None)
     settings = dict(steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule=schedule_kind,
                     warmup=warmup, lr_floor=lr_floor, clip=clip, betas=list(betas), seed=seed, workers=workers,
