@@ -13,7 +13,8 @@ def match_targets(model, targets):
     `targets` is a tuple of names such as ("query", "value"), or "all". Raises TargetError for a name that
     matches nothing, listing what exists, and for the embedding.
     """
-    layers = {p: m for p, m in model.named_modules() if p.startswith("blocks.") and hasattr(m, "d_in")}
+    layers = {p: m for p, m in model.named_modules()
+              if p.startswith("blocks.") and hasattr(m, "d_in") and not p.endswith(".base")}    # inside a layer: no target
     if targets == "all":
         return list(layers.items())
     if isinstance(targets, str) or not targets:

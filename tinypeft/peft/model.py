@@ -342,9 +342,9 @@ def load_adapter(model, folder, strict=True):
     a model of other sizes, KeyError or ValueError (`strict`) when tensors are missing, unknown or misshapen.
     Warns when the sizes agree but the base's weights are not those it was trained on.
     """
-    from . import METHODS, LinearProbe
+    from . import METHODS
     arrays, meta = load_arrays(Path(folder) / "adapter.npz")
-    classes = {c.__name__: c for c in (*METHODS.values(), LinearProbe)}
+    classes = {c.__name__: c for c in (*Method.__subclasses__(), *METHODS.values())}
     if meta.get("method") not in classes:
         raise ValueError(f"load_adapter: unknown method {meta.get('method')!r}; known: {', '.join(classes)}")
     if meta["config"] != dataclasses.asdict(model.config):
