@@ -4,6 +4,7 @@ from .generate import KVCache, generate
 from .gpt import GPT, GPTConfig
 from .gradcheck import gradcheck
 from .nn import Module, Parameter
+from .paged import PagedAdamW
 from .peft import *  # noqa: F403
 from .quant import *  # noqa: F403
 from .pretrained import load_pretrained, load_tokenizer
