@@ -1,6 +1,5 @@
 """train.py: the loop is what it says, resuming loses no bit, and what goes wrong is named."""
 import math
-import sys
 
 import numpy as np
 import pytest
