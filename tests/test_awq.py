@@ -97,6 +97,31 @@ def test_the_best_ratio_is_never_worse_than_round_to_nearest(rng):
         assert loss(s) == losses.min() <= losses[0] == loss(np.ones(64, np.float32))
 
 
+def test_query_key_and_value_share_the_scale_that_is_best_for_attention_numerical(gpt, rng):
+    """Against trying every ratio; judged by the layers' own outputs, at least one of the choices would be another."""
+    scheme, others = tp.AWQ(3, group_size=16, clip=False), 0
+    for seed in range(4):
+        model, tokens = gpt(np.float32, rng=seed), rng.integers(0, 37, (4, 24))
+        block = model.blocks[0]
+        linears = [block.get(f"attention.{name}") for name in ("query", "key", "value")]
+        W = np.concatenate([linear.weight.data for linear in linears])
+        seen = tp.capture(model, tokens, ["blocks.0.attention.query"], hessian=True)["blocks.0.attention.query"]
+        with tp.no_grad():
+            x = block.norm1(model.token_embedding(tokens) + model.position_embedding(np.arange(24)))
+            exact, losses = block.attention(x).data, []
+            for i in range(20):
+                s, other = scheme.scale(i / 20, seen.mean_abs, W), copy.deepcopy(block.attention)
+                for name in ("query", "key", "value"):
+                    w = getattr(other, name).weight
+                    w.data = scheme.nearest.quantize(w.data * s).dequantize() / s
+                losses.append(np.square(other(x).data - exact).sum())
+        gamma = block.norm1.weight.data.copy()
+        tp.quantize(model, scheme, tokens)
+        assert_close(gamma / block.norm1.weight.data, scheme.scale(np.argmin(losses) / 20, seen.mean_abs, W), 1e-5)
+        others += scheme.search(W, seen.mean_abs, scheme.output_loss(W, seen.H))[1].argmin() != np.argmin(losses)
+    assert others
+
+
 # -- clipping ----------------------------------------------------------------------------------------
 def test_clipping_takes_the_best_fraction_of_every_group_numerical(rng):
     """Against the search by brute force, on the inputs themselves."""
