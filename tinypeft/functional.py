@@ -126,7 +126,7 @@ def gelu(x, approximate="tanh"):
 
 def _softmax(x, axis):
     """softmax of an array, computed in place."""
-    x -= x.max(axis, keepdims=True)
+    x -= x.max(axis, keepdims=True, initial=-math.inf)   # an empty axis has a softmax, too: nothing
     np.exp(x, out=x)
     x /= x.sum(axis, keepdims=True)
     return x
@@ -145,7 +145,7 @@ def softmax(x, axis=-1):
 
 def log_softmax(x, axis=-1):
     """y = x − log Σ eˣ.    dx = dy − eʸ Σ dy."""
-    y = x.data - x.data.max(axis, keepdims=True)
+    y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
     y -= np.log(np.exp(y).sum(axis, keepdims=True))
     return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
 
