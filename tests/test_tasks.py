@@ -279,8 +279,9 @@ def test_a_long_sentence_is_cut_and_still_ends():
     rows = {split: [("a" * 100, 0), ("bc", 1)] for split in SPLITS}
     task = tasks.Classification(rows, ("x", "y"), t, context=10)
     tokens, lengths, labels = next(task.batches("test", 2))
-    assert lengths.tolist() == [10, 3] and labels.tolist() == [0, 1]
-    assert tokens[0].tolist() == [97] * 9 + [t.end_of_text] and tokens[1, :3].tolist() == [98, 99, t.end_of_text]
+    end = t.end_of_text
+    assert lengths.tolist() == [10, 5] and labels.tolist() == [0, 1]
+    assert tokens[0].tolist() == [end, *[97] * 8, end] and tokens[1].tolist() == [end, 98, 99, 10, *[end] * 6]
 
 
 def test_classification_metrics_by_hand(built, model):

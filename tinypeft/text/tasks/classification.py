@@ -75,12 +75,12 @@ def evenly(rows, most):
 class Classification(Rows):
     """rows: split → [(sentence, label)], label an index of `classes`.
 
-    A row of tokens is the sentence, cut to fit the context, and the end of text, where the head reads. A batch is
-    (tokens (B, T), filled up on the right, lengths (B,), labels (B,))."""
+    A row of tokens is a document as in pretraining, the sentence (cut to fit the context) between two ends of text; the
+    head reads at the last. A batch is (tokens (B, T), filled up on the right, lengths (B,), labels (B,))."""
 
     def __init__(self, rows, classes, tokenizer, context, sha256=None):
         end = [tokenizer.end_of_text]
-        encode = lambda sentence: np.concatenate([tokenizer.encode(sentence)[:context - 1], end])
+        encode = lambda sentence: np.concatenate([end, tokenizer.encode(f"{sentence}\n")[:context - 2], end])
         super().__init__("classify", {s: [(encode(text), label) for text, label in r] for s, r in rows.items()}, sha256)
         self.rows, self.classes, self.end_of_text = rows, tuple(classes), tokenizer.end_of_text
 
