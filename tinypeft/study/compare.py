@@ -55,6 +55,9 @@ SHOWN = {
     "int3 asymmetric": q.Uniform(bits=3, symmetric=False, scale_dtype="float16", **GROUPS),
     "AWQ 3 bit": q.AWQ(bits=3, group_size=32),
     "GPTQ 3 bit": q.GPTQ(bits=3, group_size=32),
+    "PEQA 3 bit *": q.PEQA(bits=3, group_size=32),
+    "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
+    "LLM-QAT 4-8-4 *": q.LLMQAT(),
 }
 
 
@@ -78,7 +81,7 @@ def compare(model, size=None, seed=0, progress=None):
         quantized = []
         for i, (label, scheme) in enumerate(SHOWN.items()):
             name = next(n for n, cls in q.SCHEMES.items() if type(scheme) is cls)
-            quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size)})
+            quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size, seed)})
             bar(2 + len(methods) + i, label)
     return {"command": "python -m tinypeft", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
@@ -105,10 +108,17 @@ def _classify(model, method, classify, size, seed):
     return {"accuracy": evaluate(tuned, classify, "test", batch_size=32)["accuracy"]}
 
 
-def measure_scheme(model, scheme, domain, size):
-    """One scheme: what is stored, and what that does to weights, outputs and perplexity."""
-    calibration = domain.batch("train", 16, np.random.default_rng(0))[0]
+def measure_scheme(model, scheme, domain, size, seed=0):
+    """One scheme: what is stored, and what that does to weights, outputs and perplexity.
+
+    A scheme that works by training is trained for `size.steps` steps: on `domain`, LLM-QAT on what the model writes.
+    """
+    calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     quantized = q.quantize(copy.deepcopy(model), scheme, calibration=calibration)
+    if isinstance(scheme, (q.FakeQuant, q.PEQA, q.LLMQAT)):
+        task = q.self_distillation(model, rows=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
+        train(quantized, task, size.steps, batch_size=4, lr=3e-4, seed=seed, progress=False)
+        quantized = q.convert(quantized)
     tokens = next(iter(domain.batches("test", 4)))[0]
     exact = model(tokens).data
     return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
@@ -147,7 +157,7 @@ def tables(record):
     schemes = table(["scheme", "bits/weight", "KiB", "weight error", "output error", "perplexity"], [
         [r["label"], f"{r['bits_per_weight']:.3f}", f"{r['bytes'] / 1024:,.0f}", f"{100 * r['weight_error']:.2f} %",
          f"{100 * r['output_error']:.2f} %", f"{r['perplexity']:.2f}"] for r in record["schemes"]])
-    return f"{methods}\n\n{schemes}"
+    return f"{methods}\n\n{schemes}\n* trained, on as much text as the methods above"
 
 
 def draw(record, path):

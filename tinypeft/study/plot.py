@@ -15,7 +15,8 @@ MARKS = {                                                # name in METHODS or SC
     "ptuning_v2": ("green", "^"), "prompt": ("purple", "o"), "ptuning": ("purple", "^"),
     "uniform": ("sky", "o"), "nf4": ("blue", "o"), "float": ("orange", "o"), "gguf": ("orange", "^"),
     "gptq": ("vermillion", "o"), "awq": ("green", "o"), "llm_int8": ("purple", "o"), "zeroquant": ("purple", "^"),
-    "smoothquant": ("purple", "D"),
+    "smoothquant": ("purple", "D"), "w8a8": ("purple", "s"), "fake_quant": ("black", "o"), "llm_qat": ("black", "^"),
+    "peqa": ("black", "D"),
 }
 
 STYLE = {
