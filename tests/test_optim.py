@@ -80,6 +80,22 @@ def test_adamw_by_its_equations():
     assert np.array_equal(p.grad, 3 * g)                 # the gradient is left as it is
 
 
+def test_a_parameter_without_axes(torch):
+    """A single number, such as a quantizer's step: gradients add up, are clipped, and both optimizers follow PyTorch."""
+    for ours, theirs in ((SGD, torch.optim.SGD), (AdamW, torch.optim.AdamW)):
+        p, q = Parameter(np.array(2.0)), torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        a, b = ours([p], lr=0.1, weight_decay=0.1), theirs([q], lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            a.zero_grad(); b.zero_grad()
+            for _ in range(2):
+                (p * p).backward()
+                (q * q).backward()
+            assert isinstance(p.grad, np.ndarray) and p.grad.shape == ()
+            clip_grad_norm([p], 1.0); torch.nn.utils.clip_grad_norm_([q], 1.0)
+            a.step(); b.step()
+            assert_close(p, q, 1e-12)
+
+
 # -- parameters, groups, masks ---------------------------------------------------------------------
 @pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: AdamW(p, lr=0.1)])
 def test_updates_are_in_place_and_counted(make):

@@ -123,7 +123,7 @@ class AdamW(Optimizer):
         m, v = state
         lr, (b1, b2) = group["lr"], group["betas"]
         if group["weight_decay"]: w *= 1 - lr * group["weight_decay"]
-        scratch = g * (1 - b1)
+        scratch = np.asarray(g * (1 - b1))                                     # of a 0-d parameter, too
         m *= b1; m += scratch
         np.multiply(g, g, out=scratch); scratch *= 1 - b2
         v *= b2; v += scratch

@@ -122,7 +122,7 @@ class Tensor:
         was written to since; ValueError when `dy` is missing or has another shape.
         """
         for x, dx in self.gradients(dy):
-            x.grad = dx if x.grad is None else x.grad + dx
+            x.grad = dx if x.grad is None else np.asarray(x.grad + dx)       # 0-d arrays add up to a scalar
 
     def gradients(self, dy=None):
         """As `backward`, but returns [(leaf, ∂L/∂leaf)] and leaves every `.grad` alone."""
@@ -427,7 +427,7 @@ def stack(tensors, axis=0):
 def split(x, sections, axis=0):
     """Cut into `sections` equal parts, or at the indices of a list, as numpy.split does."""
     size = x.shape[axis]
-    if isinstance(sections, int):
+    if isinstance(sections, (int, np.integer)):
         if size % sections:
             raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections} equal parts")
         sections = range(size // sections, size, size // sections)

@@ -134,7 +134,9 @@ def backward(model, task, batch, workers=1):
     penalty = model.penalty()
     if penalty is not None: results.append((penalty.item(), penalty.gradients()))
     for _, gradients in results:
-        for p, g in gradients: p.grad = g if p.grad is None else p.grad + g
+        for p, g in gradients:
+            if p.grad is None: p.grad = g
+            else:              p.grad += g
     return sum(loss for loss, _ in results)
 
 
