@@ -73,7 +73,7 @@ def test_error_is_at_most_half_a_step(rng, History, bits):
     x[0, 0] += 1000
     x[0, 1, :, 3], x[0, 1, 5] = 0.1, -0.3
     history = History(bits, 8, 8)
-    history.append(x)
+    with np.errstate(divide="raise", invalid="raise"): history.append(x)
     groups = history.grouped(x[:, :, :32 - history.recent.shape[2]])
     decoded = history.grouped(history.decode(x))
     s, m = (a.astype(np.float64)[:, None] for a in (history.scale, history.low))

@@ -179,6 +179,16 @@ def test_recovers_a_model_with_planted_outliers(gpt, seed):
     assert 3 * logits_error(tp.LLMInt8(variant="bitsandbytes")) < naive
 
 
+def test_kept_columns_are_the_calibrations(gpt, tokens):
+    """Those whose largest magnitude over all its tokens reaches the threshold: other tokens, other columns."""
+    one, two = (tp.quantize(gpt(np.float32), tp.LLMInt8(threshold=1.5), calibration=c) for c in (tokens, tokens[:1, :1]))
+    for model, seen in ((one, tokens), (two, tokens[:1, :1])):
+        plain = gpt(np.float32)
+        x = plain.blocks[0].norm1(plain.token_embedding(seen) + plain.position_embedding(np.arange(seen.shape[1]))).data
+        assert np.array_equal(model.blocks[0].attention.key.columns, np.flatnonzero((np.abs(x) >= 1.5).any((0, 1))))
+    assert len(one.blocks[0].attention.key.columns) > len(two.blocks[0].attention.key.columns) > 0
+
+
 def test_bytes(gpt, tokens):
     model = gpt(np.float32)
     tp.plant_outliers(model, 2, 64.0)

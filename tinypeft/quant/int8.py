@@ -24,7 +24,6 @@ LLM.int8() (`llm_int8.py`) and SmoothQuant (`smoothquant.py`) are two ways out.
 Gradient: rounding has none, so it is passed over (straight-through): dX = dY Ŵ, Ŵ = s_w q_w. The weight has none.
 Stored: 8 bits per weight, and 32 per scale. Inputs are quantized anew in every call and stored nowhere.
 """
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,7 +66,13 @@ def int8_inputs(X, activations, scale=None):
         s = X.dtype.type(scale)
         return np.clip(np.rint(X / s), -127, 127).astype(np.float32, copy=False), s
     s = step(np.abs(X).max(axis=1 if activations == "token" else None, keepdims=activations == "token"))
-    return np.rint(X / s).astype(np.float32, copy=False), s
+    return rounded_quotient(X, s), s
+
+
+def rounded_quotient(X, s):
+    """round(X/s), float32."""
+    Q = X / s
+    return np.rint(Q, out=Q).astype(np.float32, copy=False)
 
 
 def step(m):
@@ -78,23 +83,22 @@ def step(m):
 
 def integers(q):
     """The integers of a symmetric QTensor of at most 8 bits, as float32, of its shape."""
-    return replace(q, scale=None).dequantize()
+    if q.bits == 8:                                                                # nothing to unpack: one pass
+        return np.subtract(q.codes, np.float32(q.zero), dtype=np.float32).reshape(q.shape)
+    return replace(q, scale=None, block_size=q.shape[-1]).dequantize()
 
 
 def scaled_matmul(Q, q, dtype=np.float32):
-    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ = Σ_g s_w[:, g] · (Q_g W_gᵀ), (M, N).
+    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ, (M, N).
 
-    The sum is over the runs of columns in which every row of W has a single scale: usually one, all of K.
+    Where every row of W has one scale, the sum is an exact integer, scaled: s_w (Q Wᵀ). Where a row has several, an
+    integer kernel adds up scaled sums of groups in float32; one GEMM with the decoded Ŵ is as exact as that, and faster.
     """
     N, K = q.shape
-    width = math.gcd(q.block_size, K)
-    W = integers(q)
-    S = np.repeat(q.scales(), q.block_size // width)[:N * K // width].reshape(N, -1)
-    Y = None
-    for g, k in enumerate(range(0, K, width)):
-        P = int8_matmul(Q[:, k:k + width], W[:, k:k + width]).astype(dtype, copy=False)
-        P *= S[:, g]
-        Y = P if Y is None else np.add(Y, P, out=Y)
+    if q.block_size % K:
+        return Q.astype(dtype, copy=False) @ q.dequantize().astype(dtype, copy=False).T
+    Y = int8_matmul(Q, integers(q)).astype(dtype, copy=False)
+    Y *= np.repeat(q.scales(), q.block_size // K)[:N]
     return Y
 
 

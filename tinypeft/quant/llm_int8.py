@@ -34,7 +34,7 @@ import numpy as np
 
 from ..nn import replace_modules
 from .calibration import capture
-from .int8 import int8_matmul, integers, step, straight_through
+from .int8 import int8_matmul, integers, rounded_quotient, step, straight_through
 from .linear import QuantizedLinear
 from .packing import pack
 from .qtensor import QTensor
@@ -123,7 +123,7 @@ def inputs(X, threshold):
     O = np.flatnonzero(A.max(0) >= threshold)
     A[:, O] = 0
     s = step(A.max(1, keepdims=True))
-    Q = np.rint(X / s).astype(np.float32, copy=False)
+    Q = rounded_quotient(X, s)
     Q[:, O] = 0
     return Q, s, O
 

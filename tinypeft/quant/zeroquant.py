@@ -15,8 +15,7 @@ it gave before (Yao et al., arXiv 2206.01861, §4.1 and §4.2, layer-by-layer kn
 
 Groups: the paper and DeepSpeed count them (64 per matrix for GPT-3), the survey of Zhao et al. counts weights per
 group ("usually 128"): `groups` and `group_size`. DeepSpeed's symmetric step is max/2ᵇ⁻¹, whose code 2ᵇ⁻¹ is clipped;
-here as in the other schemes it is max/(2ᵇ⁻¹ − 1). Integers are multiplied where a scale is constant and then scaled
-(`int8.py`).
+here as in the other schemes it is max/(2ᵇ⁻¹ − 1). Groups of whole rows leave the product an integer one (`int8.py`).
 
 The paper's two settings are W8A8 without distillation, `ZeroQuant()`, and W4/8 with it, 4 bits in the MLP and 8 in the
 attention: `ZeroQuant(mlp_bits=4, steps=100)`. DeepSpeed released the first only, so nothing but the definition checks
