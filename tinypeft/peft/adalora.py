@@ -13,14 +13,14 @@ singular values than it may keep, and prunes the least important ones, over all 
     S = s(λ) + mean s(p) + mean s(q)   the score of a triplet: λ, its column p of P, its row q of Q
     λ ← λ if S is among the b(t) largest of all matrices, else 0
 
-    paper       here                    shape
-    W₀          base                    (d_out, d_in), frozen
-    P, Λ, Q     P, Lam, Q               (d_out, r), (r,) starts at 0, (r, d_in)
-    Ī, U        sensitivity, uncertainty   (r, 1 + d_out + d_in), row i for triplet [λᵢ, p, q]
-    b(0), b(T)  init_rank, target_rank  numbers of triplets, here per matrix on average
-    tᵢ, t_f     t_init, t_final         steps at the start and the end in which the budget rests
-    Δ_T         delta_t                 steps from one allocation to the next
-    γ           gamma                   weight of R
+    paper       here                      shape
+    W₀          base                      (d_out, d_in), frozen
+    P, Λ, Q     P, Lam, Q                 (d_out, r), (r,) starts at 0, (r, d_in)
+    Ī, U        sensitivity, uncertainty  (r, 1 + d_out + d_in), row i for triplet [λᵢ, p, q]
+    b(0), b(T)  init_rank, target_rank    numbers of triplets, here per matrix on average
+    tᵢ, t_f     t_init, t_final           steps at the start and the end in which the budget rests
+    Δ_T         delta_t                   steps from one allocation to the next
+    γ           gamma                     weight of R
 
 Only λ is zeroed. P, Q, λ's gradient and its moments live on, so the next step moves a pruned λ again, and it
 comes back if its score has risen by the next allocation. From step T − t_f the choice is final, and kept after
@@ -31,16 +31,17 @@ Where things differ:
 * The budget's equation (14) has (t − tᵢ − t_f) in its numerator as printed, which jumps at tᵢ and does not end at
   b(T). This file follows the authors' code, which PEFT shares: b falls as b(T) + (b(0) − b(T)) u³, u from 1 to 0.
 * Both codes average ‖·‖_F over all P and Q instead of summing ‖·‖²_F: `orthogonality="norm"`. Default: equation (4).
-  The paper's γ = 0.1 … 0.5 were run with the average. On the sum they hold P and Q so stiff that they hardly learn
-  (measured on planted ranks), so γ = 0.01 here.
+  The authors' γ = 0.1 weighs the average. As the weight of the sum it holds P and Q so stiff that they hardly learn
+  (measured on planted ranks); hence γ = 0.01 here.
 * Algorithm 1 multiplies the gradient by the weights it was computed at; both codes call the allocator after the
   optimizer, and multiply by the weights of the next step: `importance="after"`. Default: "before", as in the paper.
   A freshly zeroed λ has no sensitivity where it is zero, so before/after decides how soon triplets come back.
 * The paper has no scale on P Λ Q; both codes multiply by α/(init_rank + 10⁻⁵), also after pruning. Here s is
   α/init_rank, and 1 with `alpha=None`, the default.
-* PEFT and the authors' code prune every triplet whose score ties with the threshold; here exactly b(t) are kept.
-* P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian. `tests/test_adalora.py` compares with
-  PEFT at orthogonality="norm", importance="after".
+* Both codes prune every triplet whose score ties with the threshold; here exactly b(t) are kept.
+* P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
+* `tests/test_adalora.py` compares with PEFT at orthogonality="norm" and importance="after". PEFT 0.21 by oversight
+  trains the init_rank in its scale, and leaves out the penalty unless the model was given a task type.
 """
 from dataclasses import dataclass
 from typing import ClassVar
