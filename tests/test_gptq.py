@@ -7,6 +7,7 @@ import pytest
 from oracles import assert_close
 
 import tinypeft as tp
+from tinypeft.pretrained import FOLDER
 from tinypeft.quant.gptq import factor
 from tinypeft.quant.measure import layer_errors, output_error
 from tinypeft.quant.obq import obq
@@ -162,6 +163,19 @@ def test_every_layer_of_a_model_is_better_than_round_to_nearest_direction(gpt, b
         for path in gptq:
             assert gptq[path][1] < nearest[path][1], path
             assert gptq[path][0] != nearest[path][0]           # it is not round to nearest under another name
+
+
+@pytest.mark.skipif(not (FOLDER / "weights.npz").exists(), reason="the base is not trained yet")
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_every_layer_of_the_base_is_better_than_round_to_nearest_direction(bits):
+    """On real text. Measured while the base was in training: 0.14 … 0.86 of round to nearest's output error."""
+    from pydoc_data.topics import topics
+    model, text = tp.load_pretrained(), "".join(topics.values())[:30000]
+    tokens = np.array(model.tokenizer.encode(text))[:16 * 256].reshape(16, 256)
+    for scheme in (tp.GPTQ(bits), tp.GPTQ(bits, act_order=True, static_groups=True)):
+        gptq, nearest = (layer_errors(model, tp.quantize(copy.deepcopy(model), s, tokens), tokens)
+                         for s in (scheme, scheme.nearest))
+        for path in gptq: assert gptq[path][1] < 0.95 * nearest[path][1], path
 
 
 def test_calibration_decides_what_becomes_of_a_model(gpt, rng):

@@ -8,8 +8,10 @@ For the inputs x ∈ ℝᵈ of a layer, one for each of n tokens, `Statistics` k
     H         (2/n) Σ x xᵀ      (d, d)   the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ (OBQ, GPTQ); only if asked for
     mean_abs  (1/n) Σ |x|       (d,)     how large a channel usually is (AWQ)
     max_abs   max |x|           (d,)     how large it ever is (SmoothQuant)
+    low, high min x, max x      (d,)     its range, made to contain 0 (LSQ's offsets)
 
-and never the inputs: memory is O(d²) for a layer, or O(d) without H, however many tokens there are.
+and never the inputs: memory is O(d²) for a layer, or O(d) without H, however many tokens there are. `walk` does hold the
+hidden states between two blocks, O(n d), instead of running the model from its start for every block.
 """
 import contextlib
 
@@ -25,7 +27,7 @@ class Statistics:
     """Running statistics of vectors x (d,); see the top of the file. `n` counts them. Sums are kept in float64."""
 
     def __init__(self, d, hessian=False):
-        self.n, self.max_abs = 0, np.zeros(d, np.float32)
+        self.n, self.low, self.high = 0, np.zeros(d, np.float32), np.zeros(d, np.float32)
         self._abs, self._outer = np.zeros(d), np.zeros((d, d)) if hessian else None
 
     def update(self, X):
@@ -34,11 +36,13 @@ class Statistics:
             raise ValueError("calibration: an activation is not finite; the model's weights or its input are broken")
         A = np.abs(X)
         self.n += len(X)
-        self.max_abs = np.maximum(self.max_abs, A.max(0)).astype(np.float32)
+        self.low = np.minimum(self.low, X.min(0)).astype(np.float32)
+        self.high = np.maximum(self.high, X.max(0)).astype(np.float32)
         self._abs += A.sum(0, dtype=np.float64)
         if self._outer is not None:
             self._outer += X.T @ X
 
+    max_abs = property(lambda self: np.maximum(-self.low, self.high))
     mean_abs = property(lambda self: (self._abs / self.n).astype(np.float32))
 
     @property
