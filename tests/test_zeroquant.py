@@ -9,7 +9,7 @@ from tinypeft.nn import Linear
 from tinypeft.quant import zeroquant
 from tinypeft.quant.calibration import walk
 from tinypeft.quant.int8 import Int8Linear
-from tinypeft.quant.zeroquant import Student, distill
+from tinypeft.quant.zeroquant import distill
 from tinypeft.tensor import no_grad
 
 SIZES = dict(d_model=32, vocab_size=64, context_length=32)
@@ -72,23 +72,21 @@ def test_finer_is_better():
 
 
 # -- distillation ----------------------------------------------------------------------------------
-def test_student_gradient_is_straight_through(rng):
-    """dW = dYᵀ X̂ and dX = dY Ŵ, from what was really multiplied."""
-    W, X, dY = rng.standard_normal((8, 16)), rng.standard_normal((5, 16)), rng.standard_normal((5, 8))
-    layer = linear(W)
-    student, x = Student(layer, tp.ZeroQuant(groups=8), 4), tp.Tensor(X, requires_grad=True)
-    y = student(x)
+def test_the_student_computes_what_the_layer_will(rng):
+    """Forward as the integer layer; dW = dYᵀ X̂ and dX = dY Ŵ, from what was really multiplied."""
+    W, X, dY = (rng.standard_normal(s).astype(np.float32) for s in ((8, 16), (5, 16), (5, 8)))
+    scheme, layer, x = tp.ZeroQuant(groups=4), linear(W), tp.Tensor(X, requires_grad=True)
+    y = scheme.student(layer, 4)(x)
+    np.testing.assert_allclose(y.data, scheme.layer(layer, 4)(tp.Tensor(X)).data, rtol=1e-5, atol=1e-6)
     y.backward(dY)
-    W_hat = tp.ZeroQuant(groups=8, bits=4).quantize(W).dequantize()
     s = np.abs(X).max(1, keepdims=True) / 127
-    X_hat = np.rint(X / s) * s
-    np.testing.assert_allclose(y.data, X_hat @ W_hat.T, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(layer.weight.grad, dY.T @ X_hat, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(x.grad, dY @ W_hat, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(layer.weight.grad, dY.T @ (np.rint(X / s) * s), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x.grad, dY @ scheme.quantize(W, 4).dequantize(), rtol=1e-5, atol=1e-6)
 
 
 def test_student_gradient_as_torch(torch, gpt, tokens):
-    """Loss and gradients of a whole student block, in float64, against straight-through rounding written in PyTorch."""
+    """Loss and gradients of a whole student block against straight-through rounding written in PyTorch; float64 but for the
+    scales, which are float32 here."""
     from oracles.torch_gpt import torch_copy
     model = gpt(np.float64)
     scheme, block, bits = tp.ZeroQuant(groups=16), model.blocks[1], {"mlp.up": 4, "mlp.down": 4, "attention.value": 8}
@@ -110,14 +108,14 @@ def test_student_gradient_as_torch(torch, gpt, tokens):
     loss.backward()
 
     student = copy.deepcopy(block)
-    tp.nn.replace_modules(student, {path: Student(student.get(path), scheme, b) for path, b in bits.items()})
+    tp.nn.replace_modules(student, {path: scheme.student(student.get(path), b) for path, b in bits.items()})
     mine = student(tp.Tensor(x)) - target
     mine = (mine * mine).mean()
     mine.backward()
-    assert abs(mine.item() - loss.item()) < 1e-8
+    assert abs(mine.item() - loss.item()) < 1e-6
     for path in bits:
         other = theirs.get_submodule(path).weight.grad.numpy()
-        np.testing.assert_allclose(student.get(path).weight.grad, other, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(student.get(path).weight.grad, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -144,7 +142,7 @@ def test_the_loss_falls_and_the_teacher_stays(gpt, tokens):
     with no_grad():
         _, block, inputs = next(walk(model, [tokens]))
         student = copy.deepcopy(block)
-        tp.nn.replace_modules(student, {"mlp.up": Student(student.mlp.up, tp.ZeroQuant(), 3)})
+        tp.nn.replace_modules(student, {"mlp.up": tp.ZeroQuant().student(student.mlp.up, 3)})
         teacher, key = {n: a.tobytes() for n, a in block.state_dict().items()}, student.attention.key.weight.data.copy()
         losses = distill(block, student, inputs, steps=50, lr=1e-3)
     assert losses[-1] < 0.7 * losses[0]

@@ -113,8 +113,7 @@ class LLMInt8Linear(QuantizedLinear):
         return Y
 
     def describe(self):
-        bits = 8 * (self.weight.nbytes + self.columns.nbytes + self.kept.nbytes) / self.weight.size
-        return f"({self.d_in} → {self.d_out}, {bits:.2f} bits/weight, {len(self.columns)} columns in float16)"
+        return f"{super().describe()[:-1]}, {len(self.columns)} columns in float16)"
 
 
 def inputs(X, threshold):

@@ -10,7 +10,7 @@ it gave before (Yao et al., arXiv 2206.01861, §4.1 and §4.2, layer-by-layer kn
     W        linear.weight            (d_out, d_in)
     g        groups                   runs of d_out·d_in/g consecutive weights: whole rows of outputs, or parts of rows
     L_k      the block as it was      the teacher; nothing but this one block and its copy is held or trained at a time
-    L̂_k      its copy                 weights and inputs rounded in the forward pass, gradients passed straight through
+    L̂_k      its copy                 of `FakeQuantLinear`s: rounds going forward, passes gradients straight through
     x        inputs                   (B, T, d), from the blocks before, already quantized
 
 Groups: the paper and DeepSpeed count them (64 per matrix for GPT-3), the survey of Zhao et al. counts weights per
@@ -22,16 +22,18 @@ attention: `ZeroQuant(mlp_bits=4, steps=100)`. DeepSpeed released the first only
 the second. Trained: the weights that are quantized, by Adam. Stored: bits + 32 g/(d_out d_in) per weight.
 """
 import copy
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
-from .. import functional as F
-from ..nn import Module, replace_modules
+from ..nn import replace_modules
 from ..optim import AdamW
-from ..tensor import Tensor, enable_grad
+from ..tensor import enable_grad
 from .calibration import walk
-from .int8 import Int8Linear, int8_inputs
+from .fake_quant import FakeQuantLinear
+from .int8 import Int8Linear
+from .rounding import MinMax
 from .scheme import Scheme, check_choice, checked
-from .uniform import Uniform, group_width
+from .uniform import Uniform
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,17 @@ class ZeroQuant(Scheme):
 
     calibrated = property(lambda self: self.steps > 0)
 
+    def uniform(self, shape, bits):
+        """The quantizer of a weight (d_out, d_in)."""
+        if self.group_size is not None:
+            return Uniform(bits, granularity="group", group_size=self.group_size)
+        if math.prod(shape) % self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {shape}, {math.prod(shape)} weights")
+        return Runs(bits, granularity="group", group_size=math.prod(shape) // self.groups)
+
     def quantize(self, W, bits=None):
         W = checked(W)
-        if self.group_size is None:
-            if W.size % self.groups:
-                raise ValueError(f"groups={self.groups} does not divide {W.shape}, {W.size} weights")
-            width = W.size // self.groups
-        else:
-            width = group_width(W.shape[-1], self.group_size)
-        scheme = Uniform(bits or self.bits, granularity="group", group_size=width)
-        return replace(scheme.quantize(W.reshape(-1)), shape=W.shape)
+        return self.uniform(W.shape, bits or self.bits).quantize(W)
 
     def layer(self, linear, bits=None):
         return Int8Linear(self.quantize(linear.weight.data, bits), linear.bias, "token")
@@ -79,43 +82,34 @@ class ZeroQuant(Scheme):
             replace_modules(model, {path: self.layer(linear, bits[path]) for path, linear in layers.items()})
             return
         for name, block, inputs in walk(model, batches):
-            inside = {path: path.removeprefix(f"{name}.") for path in layers if path.startswith(f"{name}.")}
+            inside = {path.removeprefix(f"{name}."): path for path in layers if path.startswith(f"{name}.")}
             if not inside: continue
             student = copy.deepcopy(block)
-            replace_modules(student, {s: Student(student.get(s), self, bits[path]) for path, s in inside.items()})
+            replace_modules(student, {short: self.student(student.get(short), bits[path]) for short, path in inside.items()})
             distill(block, student, inputs, self.steps, self.lr)
-            replace_modules(block, {s: Int8Linear(student.get(s).quantized(), layers[path].bias, "token")
-                                    for path, s in inside.items()})
+            replace_modules(block, {short: Int8Linear(student.get(short).convert().weight, layers[path].bias, "token")
+                                    for short, path in inside.items()})
+
+    def student(self, linear, bits):
+        """The layer that computes what `layer(linear, bits)` does, from a weight that can be trained."""
+        weight = self.uniform(checked(linear.weight.data).shape, bits or self.bits)
+        return FakeQuantLinear(linear, MinMax(weight), MinMax(Uniform(8)))
 
 
-class Student(Module):
-    """A Linear whose weight and input are rounded on the way, and whose weight can be trained nevertheless."""
+class Runs(Uniform):
+    """`Uniform` by groups of `group_size` consecutive weights, wherever rows end."""
 
-    def __init__(self, linear, scheme, bits):
-        self.weight, self.bias, self.scheme, self.bits = linear.weight, linear.bias, scheme, bits
-
-    def quantized(self):
-        return self.scheme.quantize(self.weight.data, self.bits)
-
-    def forward(self, x):
-        Q, s = int8_inputs(x.data.reshape(-1, x.shape[-1]), "token")
-        x_hat = rounded(x, (Q * s).reshape(x.shape))
-        W_hat = rounded(self.weight, self.quantized().dequantize())
-        return F.linear(x_hat, W_hat, self.bias)
-
-
-def rounded(x, value):
-    """`value` in place of x, with x's gradient: dx = dy, the straight-through estimator."""
-    return Tensor.op(value.astype(x.dtype, copy=False), (x, lambda dy: dy))
+    def blocks(self, W):
+        return W.reshape(-1, self.group_size)
 
 
 def distill(teacher, student, inputs, steps, lr):
-    """Train the weights of the `Student` layers in the block `student` towards the outputs of the block `teacher`.
+    """Train the weights of the rounded layers in the block `student` towards the outputs of the block `teacher`.
 
     inputs: Tensors (B, T, d), one of which each step takes in turn. Returns the loss of every step, a list.
     """
     targets = [teacher(x) for x in inputs]
-    weights = [m.weight for _, m in student.named_modules() if isinstance(m, Student)]
+    weights = [m.weight for _, m in student.named_modules() if isinstance(m, FakeQuantLinear)]
     for p in student.parameters(): p.requires_grad = any(p is W for W in weights)
     optimizer, losses = AdamW(weights, lr=lr, weight_decay=0.0), []
     for step in range(steps):
