@@ -1,8 +1,7 @@
 """Classification: which package does a docstring's first sentence document, when it does not say so itself?
 
-The test rows come from the validation and test parts of the corpora, and no sentence of the base's training text is
-among them, so pretraining saw none (and nothing of Matplotlib). Validation is split off from the corpora's training part,
-by near-duplicate family like the corpora.
+The test rows come from the validation and test parts of the corpora, and no sentence of their training parts is among
+them: pretraining saw none. Validation is split off from the training parts, by near-duplicate family like the corpora.
 """
 import functools
 import re
@@ -49,7 +48,7 @@ def sentences(classes):
     train, validation, _ = corpus.split(ours(base.train + domain.train), fractions=(0.15, 0), seed=1)
     test = ours(base.validation + base.test + domain.validation + domain.test)
     edit = lambda sentence: package_words(classes).sub("_", sentence)
-    train, validation, _, test = first_sentences(train, validation, base.train, test, edit=edit)
+    train, validation, _, test = first_sentences(train, validation, base.train + domain.train, test, edit=edit)
     return {"train": train, "validation": validation, "test": test}
 
 
