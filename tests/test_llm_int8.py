@@ -265,3 +265,13 @@ def test_nan_and_inf_inputs_show(rng):
     X[1, 5], X[2, 6] = np.nan, np.inf
     Y = mine(tp.Tensor(X)).data
     assert np.isnan(Y[1]).all() and not np.isfinite(Y[2]).any() and np.isfinite(Y[[0, 3]]).all()
+
+
+@pytest.mark.parametrize("scheme", [tp.LLMInt8(threshold=1.5), tp.LLMInt8(np.inf), tp.LLMInt8(variant="bitsandbytes"),
+                                    tp.SmoothQuant(activations="static"), tp.ZeroQuant(mlp_bits=4)], ids=repr)
+def test_saved_and_loaded(gpt, tokens, tmp_path, scheme):
+    model = tp.quantize(gpt(np.float32), scheme, calibration=tokens)
+    tp.save_quantized(model, tmp_path / "model.npz")
+    loaded = tp.load_quantized(tmp_path / "model.npz")
+    assert np.array_equal(loaded(tokens).data, model(tokens).data)
+    assert tp.bits_per_weight(loaded) == tp.bits_per_weight(model)

@@ -26,7 +26,7 @@ from oracles.torch_gptq import gptq  # noqa: E402
 
 from tinypeft import Tensor, no_grad  # noqa: E402
 from tinypeft.nn import Linear  # noqa: E402
-from tinypeft.quant import GGUF, GPTQ, NF4, FloatFormat, Uniform  # noqa: E402
+from tinypeft.quant import GGUF, GPTQ, NF4, W8A8, FloatFormat, LLMInt8, Uniform, ZeroQuant  # noqa: E402
 
 SHAPE = (2048, 2048)
 
@@ -76,6 +76,12 @@ def main():
     for scheme in (NF4(), Uniform(4, granularity="group")):
         layer = scheme.layer(linear)
         cases.append((f"{scheme} forward, batch 512", lambda layer=layer: layer(X), "float32", lambda: linear(X), 1.5))
+    X.data[:, :3] *= 30                                  # outliers; the base's layers are too small to hide what they cost
+    for exact, X_, target in ((linear, X, 1.5), (Linear(160, 640), Tensor(X.data[:, :160].copy()), None)):
+        for name, layer in (("W8A8", W8A8("channel", "token").layer(exact)), ("ZeroQuant", ZeroQuant().layer(exact)),
+                            ("LLM.int8()", LLMInt8().layer(exact, range(3)))):
+            cases.append((f"{name} forward, batch 512, {layer.d_in} → {layer.d_out}", lambda layer=layer, X_=X_: layer(X_),
+                          "float32", lambda layer=exact, X_=X_: layer(X_), target))
     x768 = np.random.default_rng(2).normal(size=(4096, 3072)).astype(np.float32)
     W768, H768 = W.reshape(-1)[:768 * 3072].reshape(768, 3072), x768.T @ x768
     W768T, H768T = torch.tensor(W768), torch.tensor(H768)
