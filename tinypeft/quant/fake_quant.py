@@ -73,27 +73,27 @@ class FakeQuant(Scheme):
         if not self.learn_step:
             return MinMax(self.uniform)
         blocks = self.uniform.blocks(checked(W))
-        return LearnedStep(self.uniform, np.abs(blocks).mean(1), blocks.shape[1], self.symmetric, self.mask)
+        return LearnedStep(self.uniform, np.abs(blocks).mean(1), blocks.min(1), blocks.max(1), blocks.shape[1], self.mask)
 
     def quantize(self, W):
         """What W becomes when it is converted without training."""
         return self.rounding(W).quantize(checked(W))
 
-    def layer(self, linear, mean_abs=None):
-        """`mean_abs`: ⟨|x|⟩ of every input channel (d_in,), where steps of inputs are learned."""
+    def layer(self, linear, seen=None):
+        """`seen`: the `Statistics` of its inputs, where steps of inputs are learned."""
         self.quantize(linear.weight.data)                # raises where that cannot be done
-        bits, round_input = self.activation_bits, None
+        round_input = None
         if self.calibrated:
-            round_input = LearnedStep(Uniform(bits, granularity="tensor"), mean_abs.mean(keepdims=True), linear.d_in,
-                                      self.activation_symmetric, self.mask)
-        elif bits is not None:
-            round_input = MinMax(Uniform(bits))
+            inputs = Uniform(self.activation_bits, self.activation_symmetric, "tensor")
+            start = seen.mean_abs.mean(keepdims=True), seen.low.min(keepdims=True), seen.high.max(keepdims=True)
+            round_input = LearnedStep(inputs, *start, linear.d_in, self.mask)
+        elif self.activation_bits is not None:
+            round_input = MinMax(Uniform(self.activation_bits))
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
     def apply(self, model, layers, batches):
         seen = capture(model, batches, list(layers)) if self.calibrated else {}
-        replace_modules(model, {path: self.layer(linear, seen[path].mean_abs if seen else None)
-                                for path, linear in layers.items()})
+        replace_modules(model, {path: self.layer(linear, seen.get(path)) for path, linear in layers.items()})
 
 
 class FakeQuantLinear(Module):

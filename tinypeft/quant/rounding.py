@@ -14,15 +14,15 @@ instead, which gives x a gradient, and in LSQ (Esser et al., arXiv 1902.08153, e
     s         step            (n,)
     Q_N, Q_P  z − l, h − z    2ᵇ⁻¹ and 2ᵇ⁻¹ − 1: codes are stored from 0 up, and z = 2ᵇ⁻¹, as in `uniform.py`
     N         n_sharing       how many numbers share a step: B weights, or the d_in features of a layer's input
-    β (LSQ+)  offset          (n,): z = ⌊−β/s⌉
+    β (LSQ+)  offset          (n,): z = ⌊−β/s⌉; then l = 0, and Q_P = h
 
-A step starts at 2⟨|x|⟩/√Q_P, or at 1 where all of a block is 0.
+A step starts at 2⟨|x|⟩/√Q_P, or at 1 where all of a block is 0; with an offset, both start from the range of x.
 
 Where things differ. The paper's "inside" is l < u + z < h; torch.fake_quantize* tests what was rounded,
 l ≤ ⌊u⌉ + z ≤ h, half a step further out on either side: `mask="torch"`. LSQ+ (Bhalgat et al., arXiv 2004.09576) adds β
-as it is, x̂ = s q + β; here, as in torch, z is a whole number, so that sums of products stay integer. But what is learned
-is β, in x's own units: a z that moves by one learning rate a step would take thousands to reach the next integer. g is
-meant for SGD: Adam divides it out again.
+as it is, x̂ = s q + β, and starts where the squared error is least; here, as in torch, z is a whole number, so that sums
+of products stay integer, and the start is the range. But what is learned is β, in x's own units: a z that moves by one
+learning rate a step would take thousands to reach the next integer. g is meant for SGD: Adam divides it out again.
 """
 import math
 
@@ -90,16 +90,23 @@ class MinMax(Module):
 
 
 class LearnedStep(Module):
-    """LSQ: x̂ with a step, and unless `symmetric` an offset, that are Parameters. mean_abs: ⟨|x|⟩ of each block, (n,)."""
+    """LSQ: x̂ with a step, and unless `uniform` is symmetric an offset, that are Parameters.
 
-    def __init__(self, uniform, mean_abs, n_sharing, symmetric=True, mask="paper"):
-        self.middle, self.top = 2**(uniform.bits - 1), 2**uniform.bits - 1
-        Q_P = self.top - self.middle
+    mean_abs, low, high: ⟨|x|⟩, min x and max x of every block, (n,), where they start from. n_sharing: N.
+    """
+
+    def __init__(self, uniform, mean_abs, low, high, n_sharing, mask="paper"):
+        self.uniform, self.mask, self.top = uniform, mask, 2**uniform.bits - 1
+        self.middle = 2**(uniform.bits - 1)
+        Q_P = self.top - self.middle if uniform.symmetric else self.top
+        self.g = 1 / math.sqrt(n_sharing * Q_P)
         s = 2 * mean_abs / math.sqrt(Q_P)
-        s = np.where(s < EPS, 1, s).astype(np.float32)
-        self.uniform, self.mask, self.g = uniform, mask, 1 / math.sqrt(n_sharing * Q_P)
-        self.step = Parameter(s)
-        self.offset = None if symmetric else Parameter(-s * self.middle)
+        s, self.offset = np.where(s < EPS, 1, s).astype(np.float32), None
+        if not uniform.symmetric:
+            grid = uniform.grid(low, high)
+            s, z = grid.scale[:, 0], grid.zero[:, 0]
+            self.offset = Parameter(-s * z)
+        self.step = Parameter(s.copy())
 
     def parts(self):
         """s (n, 1) and z, (n, 1) or a number, not yet rounded: Tensors."""

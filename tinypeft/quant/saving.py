@@ -23,11 +23,13 @@ __all__ = ["load_quantized", "save_quantized"]
 def save_quantized(model, path):
     """Write a GPT, quantized layers and all, to one file, atomically. `load_quantized` reads it.
 
-    Raises ValueError while a method is attached (save that by its own `save`), TypeError for a layer that holds
-    something other than arrays, QTensors, Parameters and JSON values.
+    Raises ValueError while a method is attached (save that by its own `save`) or layers are still to be converted (see
+    `convert`), TypeError for a layer that holds something other than arrays, QTensors, Parameters and JSON values.
     """
     if model.attached is not None:
         raise ValueError(f"save_quantized: {model.attached} is attached; detach it first, and save it with its own .save")
+    if training := [path for path, m in model.named_modules() if hasattr(m, "convert")]:
+        raise ValueError(f"save_quantized: {training[0]} is still a layer for training; call tinypeft.convert(model) first")
     state = model.state_dict()
     layers = {p: {"class": type(m).__name__} | {name: described(value, f"{p}.{name}") for name, value in vars(m).items()}
               for p, m in model.named_modules() if isinstance(m, QuantizedLinear)}
