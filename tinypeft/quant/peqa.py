@@ -15,14 +15,14 @@ arXiv 2305.14152, equations 1 and 2):
 One value does both steps, and its scales are an adapter: small, saved and taken off like any other.
 
     peqa = tp.PEQA(bits=4)
-    tp.train(tp.quantize(model, peqa), task, 300, lr=1e-4); tp.convert(model)     # as quantization, or
+    tp.train(tp.quantize(model, peqa), task, steps=300); tp.convert(model)      # as quantization, or
     tuned = tp.attach(tp.quantize(model, peqa), peqa)                             # as fine-tuning: .save, .detach, .merge
 
-`attach` also takes a model that another weight scheme quantized (GPTQ, AWQ, NF4 without double quantization): the formula
-is the same, with c[q] for q − z₀ where there is a codebook. Scales that are codes themselves cannot be trained.
+`attach` also takes a model that another weight scheme quantized (Uniform, GPTQ, GGUF, NF4 without double quantization):
+the formula is the same, with c[q] for q − z₀ where there is a codebook. Scales that are codes themselves cannot be trained.
+Scales that the base keeps in float16 are trained in the model's precision, and rounded when it is merged or converted.
 
-The paper uses asymmetric grids, one scale per channel, or groups. A scale is two orders of magnitude larger relative to
-what training should change than a weight is, hence a small learning rate. Trained: Σ n over the layers.
+As in the paper, grids are asymmetric, with one scale per output channel, or per group. Trained: Σ n over the layers.
 """
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -51,7 +51,7 @@ class PEQA(Scheme, Method):
     symmetric: bool = False
     group_size: int | None = None
     targets: tuple | str = "all"
-    learning_rate: ClassVar[float] = 1e-4
+    learning_rate: ClassVar[float] = 1e-3
     shown: ClassVar[tuple] = ("bits",)
 
     def __post_init__(self):
@@ -65,7 +65,8 @@ class PEQA(Scheme, Method):
         return self.uniform.quantize(W)
 
     def layer(self, linear):
-        return PEQALinear(QuantizedLinear(self.quantize(linear.weight.data), linear.bias))
+        q = self.quantize(linear.weight.data)
+        return PEQALinear(QuantizedLinear(q, linear.bias), q.scales().astype(linear.weight.dtype))
 
     def apply(self, model, layers, batches):
         new = {path: self.layer(linear) for path, linear in layers.items()}
@@ -84,9 +85,9 @@ class PEQA(Scheme, Method):
     def check(self, path, base):
         """MethodError unless `base` is a quantized layer that this describes, and has scales that can be trained."""
         if type(base) is not QuantizedLinear:
-            rounds = isinstance(base, QuantizedLinear)
-            raise MethodError(f"PEQA: {path} is a {type(base).__name__}" + (", which rounds its input as well; PEQA is for "
-                              "schemes that quantize weights only" if rounds else ", not quantized; call "
+            quantized = isinstance(base, QuantizedLinear)
+            raise MethodError(f"PEQA: {path} is a {type(base).__name__}" + (", which changes its input as well; PEQA is for "
+                              "layers that multiply by a weight and do no more" if quantized else ", not quantized; call "
                               f"tinypeft.quantize(model, {self}) first"))
         q = base.weight
         if not isinstance(q.scale, np.ndarray):
