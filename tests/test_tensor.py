@@ -371,6 +371,26 @@ def test_the_graph_holds_no_values_it_does_not_need(no_collector):
     assert_close(x.grad, 3 * np.exp(3 * (x.data + 1)), 1e-12)
 
 
+LINEAR = {"add": lambda h: h + 1, "sub": lambda h: 1 - h, "neg": lambda h: -h, "mul": lambda h: h * 3, "div": lambda h: h / 3,
+          "matmul": lambda h: h @ np.ones((4, 2)), "sum": lambda h: h.sum(1), "mean": lambda h: h.mean(0),
+          "reshape": lambda h: h.reshape(-1), "transpose": lambda h: h.T, "slice": lambda h: h[1:], "ids": lambda h: h[[0, 0]],
+          "concatenate": lambda h: tp.concatenate([h, h]), "stack": lambda h: tp.stack([h, h]),
+          "split": lambda h: tp.split(h, 3)[0], "where": lambda h: tp.where(HIDDEN, h, 0)}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_operation_holds_nothing(name, no_collector):
+    """Its gradient does not depend on its input: what it was computed from is freed."""
+    x = Tensor(normal(3, 4), requires_grad=True)
+    h = x + 1
+    held = memory(h)
+    loss = LINEAR[name](h).sum()
+    del h
+    assert held() is None
+    loss.backward()
+    assert x.grad is not None
+
+
 def test_backward_frees_as_it_goes():
     """While the walk is in the lower half of the graph, what the upper half had saved is gone."""
     x = Tensor(normal(3, 4), requires_grad=True)

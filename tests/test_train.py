@@ -301,6 +301,19 @@ def test_in_a_wrapped_layer_the_part_is_named(weight, path):
         tp.train(tuned, Poisoned(weight), N, progress=False)
 
 
+def test_the_search_repeats_the_step_with_its_dropout():
+    class Infinite(Noise):
+        seen = []
+        def loss(self, model, batch):
+            loss = super().loss(model, batch)
+            self.seen.append(loss.item())
+            return loss * math.inf
+    task = Infinite()
+    with pytest.raises(tp.DivergedError):
+        tp.train(small(dropout=0.5), task, N, progress=False)
+    assert len(task.seen) == 2 and task.seen[0] == task.seen[1]
+
+
 def test_a_loss_that_is_infinite_by_itself():
     class Infinite(Noise):
         def loss(self, model, batch): return super().loss(model, batch) + math.inf
