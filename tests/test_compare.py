@@ -10,7 +10,7 @@ from tinypeft.study import compare
 
 @pytest.fixture(scope="module")
 def record():
-    size = compare.Size(steps=2, test_batches=1, classify=False)
+    size = compare.Size(steps=2, classify_steps=0, test_batches=1)
     return compare.compare(tp.load_pretrained(), size, progress=False)
 
 
@@ -33,7 +33,7 @@ def test_numbers_are_those_of_the_library(record):
 
 
 def test_the_same_seed_gives_the_same_numbers(record):
-    again = compare.compare(tp.load_pretrained(), compare.Size(steps=2, test_batches=1, classify=False), progress=False)
+    again = compare.compare(tp.load_pretrained(), compare.Size(steps=2, classify_steps=0, test_batches=1), progress=False)
     losses = lambda r: [row["loss"] for row in r["methods"]] + [row["perplexity"] for row in r["schemes"]]
     assert losses(again) == losses(record)
 

@@ -23,6 +23,9 @@ from .threads import parallel_map
 __all__ = ["DivergedError", "History", "evaluate", "train"]
 
 
+HEAD_LR = 1e-2        # a classification head starts from nothing, whatever the method beside it needs
+
+
 class DivergedError(RuntimeError):
     """The loss or a gradient became NaN or infinite."""
 
@@ -46,7 +49,8 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
     """Train the parameters of `model` that require gradients, by AdamW, on `task`; return a `History`.
 
     model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object with its `batch` and `loss`.
-    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3).
+    batch_size: rows per step. lr: peak learning rate of everything (default: the method's own or 1e-3, and HEAD_LR
+        for a classification head).
     weight_decay: applies to matrices only. schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     clip: bound on the gradients' global norm, None for none. eval_every: steps between evaluations on "validation".
     checkpoint: a file. If it exists training goes on from it; it is rewritten, atomically, every
@@ -61,11 +65,10 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("train: nothing to train, every parameter is frozen")
+    head_lr = HEAD_LR if lr is None else lr
     lr = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
     warmup = warmup if warmup is not None else max(1, steps // 20)
-    optimizer = optimizer([{"params": [p for p in params if p.ndim >= 2]},
-                           {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}],
-                          lr=lr, betas=betas, weight_decay=weight_decay)
+    optimizer = optimizer(_groups(model, params, head_lr), lr=lr, betas=betas, weight_decay=weight_decay)
     method = getattr(model, "method", None)
     settings = dict(steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule=schedule_kind,
                     warmup=warmup, lr_floor=lr_floor, clip=clip, betas=list(betas), seed=seed, workers=workers,
@@ -111,6 +114,14 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
         optimizer.zero_grad()
         model.eval()
     return history
+
+
+def _groups(model, params, head_lr):
+    """What the optimizer is told: weight decay is for matrices, a classification head has a rate of its own."""
+    head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
+    return [{"params": [p for p in params if p.ndim >= 2 and id(p) not in head]},
+            {"params": [p for p in params if p.ndim < 2 and id(p) not in head], "weight_decay": 0.0},
+            {"params": [p for p in params if id(p) in head], "weight_decay": 0.0, "lr": head_lr}]
 
 
 def backward(model, task, batch, workers=1):

@@ -25,13 +25,15 @@ __all__ = ["QUICK", "Size", "compare", "draw", "measure_scheme", "tables"]
 
 @dataclass(frozen=True)
 class Size:
-    """How long a comparison takes: training steps and test batches (of 16 rows) per task; which tasks."""
-    steps: int = 120
+    """How long a comparison takes: training steps on either task (0: leave `classify` out), test batches of 16 rows of
+    `domain`, and which of the schemes in SHOWN (None: all)."""
+    steps: int = 30
+    classify_steps: int = 60
     test_batches: int = 8
-    classify: bool = True
+    schemes: tuple | None = None
 
 
-QUICK = Size(steps=12, test_batches=2, classify=False)
+QUICK = Size(steps=5, classify_steps=0, test_batches=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"))
 
 
 # label → scheme: what the table shows, 8, 4 and 3 bits, at settings that can be compared with each other
@@ -66,9 +68,10 @@ def compare(model, size=None, seed=0, progress=None):
     size = size or Size()
     started = time.perf_counter()
     domain = tasks.domain(model.tokenizer, context=128)
-    classify = tasks.classify(model.tokenizer) if size.classify else None
+    classify = tasks.classify(model.tokenizer) if size.classify_steps else None
     methods = {name: cls() for name, cls in METHODS.items()}
-    with Progress(1 + len(methods) + len(SHOWN), "compare", progress) as bar:
+    shown = {label: scheme for label, scheme in SHOWN.items() if size.schemes is None or label in size.schemes}
+    with Progress(1 + len(methods) + len(shown), "compare", progress) as bar:
         frozen = {"name": "frozen", "label": "frozen base", "trained": 0, "share": 0.0,
                   "loss": evaluate(model, domain, "test", max_batches=size.test_batches)["loss"]}
         if classify:
@@ -79,11 +82,12 @@ def compare(model, size=None, seed=0, progress=None):
             rows.append({"name": name, **_adapt(model, method, domain, classify, size, seed)})
             bar(2 + i, str(method))
         quantized = []
-        for i, (label, scheme) in enumerate(SHOWN.items()):
+        for i, (label, scheme) in enumerate(shown.items()):
             name = next(n for n, cls in q.SCHEMES.items() if type(scheme) is cls)
             quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size, seed)})
             bar(2 + len(methods) + i, label)
     return {"command": "python -m tinypeft", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
+            "classify_steps": size.classify_steps,
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "seconds": round(time.perf_counter() - started, 1), "classes": len(classify.classes) if classify else None,
             "perplexity": math.exp(frozen["loss"]),
@@ -104,7 +108,7 @@ def _adapt(model, method, domain, classify, size, seed):
 
 def _classify(model, method, classify, size, seed):
     tuned = attach(copy.deepcopy(model), method, rng=seed, head=len(classify.classes))
-    train(tuned, classify, size.steps, batch_size=16, seed=seed, progress=False)
+    train(tuned, classify, size.classify_steps, batch_size=16, seed=seed, progress=False)
     return {"accuracy": evaluate(tuned, classify, "test", batch_size=32)["accuracy"]}
 
 
@@ -116,7 +120,7 @@ def measure_scheme(model, scheme, domain, size, seed=0):
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     quantized = q.quantize(copy.deepcopy(model), scheme, calibration=calibration)
     if isinstance(scheme, (q.FakeQuant, q.PEQA, q.LLMQAT)):
-        task = q.self_distillation(model, rows=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
+        task = q.self_distillation(model, rows=32, held_out=1, length=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
         train(quantized, task, size.steps, batch_size=4, lr=3e-4, seed=seed, progress=False)
         quantized = q.convert(quantized)
     tokens = next(iter(domain.batches("test", 4)))[0]
