@@ -301,6 +301,7 @@ def test_in_a_wrapped_layer_the_part_is_named(weight, path):
         tp.train(tuned, Poisoned(weight), N, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_search_repeats_the_step_with_its_dropout():
     class Infinite(Noise):
         seen = []
