@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from .tensor import Tensor
+from .threads import parallel_map
 
 __all__ = ["SGD", "AdamW", "clip_grad_norm", "schedule"]
 
@@ -21,6 +22,7 @@ class Optimizer:
     `parameters`: a list of Parameters, or a list of dicts {"params": [...], "lr": …, "weight_decay": …}
     whose entries override the defaults for their parameters.
     """
+    workers = 2                                  # threads that share the parameters
     slots = ()                                   # names of the state arrays, each of its parameter's shape
 
     def __init__(self, parameters, **defaults):
@@ -65,19 +67,21 @@ class Optimizer:
     def step(self):
         """One update of every parameter that has a gradient, in place."""
         self.t += 1
-        for g in self.groups:
-            for p in g["params"]:
-                if p.grad is None: continue
-                mask = getattr(p, "update_mask", None)
-                if mask is None:
-                    self.update(p.data, p.grad, self.state[id(p)], g)
-                else:                            # only what the mask holds moves, its moments included
-                    mask = np.broadcast_to(mask, p.shape)
-                    data, state = p.data[mask], [s[mask] for s in self.state[id(p)]]
-                    self.update(data, p.grad[mask], state, g)
-                    p.data[mask] = data
-                    for s, new in zip(self.state[id(p)], state, strict=True): s[mask] = new
-                p.version += 1
+        todo = [(p, g) for g in self.groups for p in g["params"] if p.grad is not None]
+        large = sum(p.size for p, _ in todo) > 1 << 18                # worth two threads; the arithmetic is the same
+        parallel_map(lambda job: self._step_one(*job), todo, self.workers if large else 1)
+
+    def _step_one(self, p, group):
+        mask = getattr(p, "update_mask", None)
+        if mask is None:
+            self.update(p.data, p.grad, self.state[id(p)], group)
+        else:                                    # only what the mask holds moves, its moments included
+            mask = np.broadcast_to(mask, p.shape)
+            data, state = p.data[mask], [s[mask] for s in self.state[id(p)]]
+            self.update(data, p.grad[mask], state, group)
+            p.data[mask] = data
+            for s, new in zip(self.state[id(p)], state, strict=True): s[mask] = new
+        p.version += 1
 
     def state_arrays(self):
         """name → array: everything needed to go on from here, for a checkpoint."""
@@ -120,18 +124,27 @@ class AdamW(Optimizer):
                 raise ValueError(f"AdamW: betas must lie in [0, 1), got {g['betas']}")
 
     def update(self, w, g, state, group):
-        m, v = state
         lr, (b1, b2) = group["lr"], group["betas"]
-        if group["weight_decay"]: w *= 1 - lr * group["weight_decay"]
-        scratch = np.asarray(g * (1 - b1))                                     # of a 0-d parameter, too
-        m *= b1; m += scratch
-        np.multiply(g, g, out=scratch); scratch *= 1 - b2
-        v *= b2; v += scratch
-        np.sqrt(v, out=scratch)
-        scratch *= 1 / math.sqrt(1 - b2 ** self.t); scratch += group["eps"]    # √v̂ + ε
-        np.divide(m, scratch, out=scratch)
-        scratch *= lr / (1 - b1 ** self.t)                                     # lr m̂ / (√v̂ + ε)
-        w -= scratch
+        for s in _chunks(w):                                                       # a chunk stays in cache for all of this
+            w_s, g_s, m, v = w[s], g[s], state[0][s], state[1][s]
+            if group["weight_decay"]: w_s *= 1 - lr * group["weight_decay"]
+            scratch = np.asarray(g_s * (1 - b1))                                   # of a 0-d parameter, too
+            m *= b1; m += scratch
+            np.multiply(g_s, g_s, out=scratch); scratch *= 1 - b2
+            v *= b2; v += scratch
+            np.sqrt(v, out=scratch)
+            scratch *= 1 / math.sqrt(1 - b2 ** self.t); scratch += group["eps"]    # √v̂ + ε
+            np.divide(m, scratch, out=scratch)
+            scratch *= lr / (1 - b1 ** self.t)                                     # lr m̂ / (√v̂ + ε)
+            w_s -= scratch
+
+
+def _chunks(w, budget=1 << 16):
+    """Indices of runs of rows, about `budget` numbers each, that make up the array w."""
+    if w.size <= budget or w.ndim == 0:
+        return [...]
+    rows = max(1, budget * len(w) // w.size)
+    return [slice(i, i + rows) for i in range(0, len(w), rows)]
 
 
 def clip_grad_norm(parameters, limit):

@@ -29,6 +29,8 @@ class PagedAdamW(AdamW):
     `nbytes`: the size of the state. Raises OSError when the directory cannot hold it.
     """
 
+    workers = 1                                                           # one parameter's state in memory at a time
+
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, directory=None):
         self.file, self.pages, self.nbytes = tempfile.TemporaryFile(dir=directory), {}, 0
         super().__init__(parameters, lr, betas, eps, weight_decay)

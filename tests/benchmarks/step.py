@@ -52,7 +52,7 @@ def ours(model, batch, workers=2):
 
 
 def theirs(model, batch, forward=None):
-    forward = forward or model
+    forward = model if forward is None else forward
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     tokens, targets = (torch.as_tensor(a) for a in batch)
 

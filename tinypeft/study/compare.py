@@ -167,26 +167,26 @@ def tables(record):
 def draw(record, path):
     """The record as a picture: quality over trained parameters, and perplexity over bits per weight."""
     from . import plot
-    fig, (left, right) = plot.figure(1, 2, size=(9.6, 4.0))
+    fig, (left, right) = plot.figure(1, 2, size=(9.6, 4.8))
     frozen, *methods = record["methods"]
-    left.axhline(frozen["loss"], color="#8A8A8A", lw=1, ls="--")
+    colour = lambda r: plot.mark(r["name"])["color"]
+    left.axhline(frozen["loss"], color=plot.COLOURS["grey"], lw=1, ls="--")
     for r in methods: left.scatter(r["trained"], r["loss"], zorder=3, **plot.mark(r["name"]))
-    left.set(xscale="log", xlabel="trained parameters", ylabel="test loss on domain (nats/token)",
-             title=f"Fine-tuning, {record['steps']} steps: lower is better")
+    left.set(xscale="log", xlabel="trained parameters", ylabel="test loss on domain (nats/token)")
+    left.set_title(f"Fine-tuning for {record['steps']} steps: lower is better", loc="left", fontsize=10)
     left.margins(x=0.15, y=0.12)
-    plot.label_points(left, [(r["trained"], r["loss"], r["label"].split("(")[0], plot.mark(r["name"])["color"])
-                             for r in methods])
+    plot.label_points(left, [(r["trained"], r["loss"], r["label"].split("(")[0], colour(r)) for r in methods])
     left.annotate("frozen base", (0, frozen["loss"]), xycoords=("axes fraction", "data"), xytext=(2, 3),
                   textcoords="offset points", fontsize=8, color="#606060")
-    right.axhline(record["perplexity"], color="#8A8A8A", lw=1, ls="--")
-    for r in record["schemes"]: right.scatter(r["bits_per_weight"], r["perplexity"], zorder=3, **plot.mark(r["name"]))
-    right.set(xlabel="bits per weight, scales included", ylabel="perplexity on domain (per token)",
-              title="Quantizing, no training: lower left is better")
-    right.margins(x=0.15, y=0.12)
-    plot.label_points(right, [(r["bits_per_weight"], r["perplexity"], r["label"], plot.mark(r["name"])["color"])
-                              for r in record["schemes"]])
-    right.annotate("float32", (0, record["perplexity"]), xycoords=("axes fraction", "data"), xytext=(2, 3),
-                   textcoords="offset points", fontsize=8, color="#606060")
+    rows = sorted(record["schemes"], key=lambda r: -r["bits_per_weight"])
+    right.axvline(record["perplexity"], color=plot.COLOURS["grey"], lw=1, ls="--")
+    for y, r in enumerate(rows):
+        trained = {"facecolors": "none"} if r["label"].endswith("*") else {}
+        right.scatter(r["perplexity"], y, zorder=3, **{"edgecolors": colour(r), **plot.mark(r["name"]), **trained})
+    right.set_yticks(range(len(rows)), [f"{r['label']}  {r['bits_per_weight']:.2f}" for r in rows], fontsize=8)
+    right.set(xlabel="perplexity on domain (per token); dashed: float32, hollow: trained", ylim=(-0.7, len(rows) - 0.3))
+    right.set_title("Quantizing, by bits per weight: left is better", loc="left", fontsize=10)
+    right.invert_yaxis()
     return plot.save(fig, path, alt(record))
 
 

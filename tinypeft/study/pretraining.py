@@ -16,11 +16,12 @@ def draw(record, path):
     ax.axhline(results["5-gram base test"]["loss"], color=plot.COLOURS["vermillion"], lw=1, ls="--")
     top = min(loss[len(loss) // 20], 4.5)
     ax.set(ylim=(min(loss) - 0.1, top), xlabel=f"steps of {record['recipe']['batch_size']} × "
-           f"{record['config']['context_length']} tokens", ylabel="nats per token", title="Pretraining the base")
+           f"{record['config']['context_length']} tokens", ylabel="nats per token")
+    ax.set_title("Pretraining the base", loc="left", fontsize=10)
     ax.annotate("validation", (at[-1], held_out[-1]), xytext=(0, 8), textcoords="offset points", ha="right", fontsize=8,
                 color=plot.COLOURS["blue"])
-    ax.annotate("training", (steps[-1], loss[-1]), xytext=(0, -12), textcoords="offset points", ha="right", fontsize=8,
-                color="#808080")
+    ax.annotate("training", (steps[-1], loss[-1]), xytext=(0, 10), textcoords="offset points", ha="right", fontsize=8,
+                color="#707070")
     ax.annotate("Kneser–Ney 5-gram, test", (0, results["5-gram base test"]["loss"]), xytext=(4, 4),
                 textcoords="offset points", fontsize=8, color=plot.COLOURS["vermillion"])
     return plot.save(fig, path, alt(record))
