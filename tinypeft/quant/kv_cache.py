@@ -14,7 +14,8 @@ as they are (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
 
 Keys move to codes R at a time, when R are waiting; values one at a time, as they leave the window of R. What is being
 fed attends to itself, and a prompt thereby to all of itself, in full precision. Unlike in `uniform.py` the range need
-not contain 0 (m is stored, not an integer zero point): keys have channels far from it.
+not contain 0 (m is stored, not an integer zero point): keys have channels far from it. (Keys of a small model may have
+no such channels; they are then as well off per token, `keys="token"`.)
 
 Stored: b + 32/G bits per number (s and m in float16), codes packed, and the recent tokens in full. All of a layer is
 decoded when the layer attends, and dropped again: memory at rest is `nbytes`, at work one layer's cache more.

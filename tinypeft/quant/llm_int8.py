@@ -15,11 +15,11 @@ of X and of W (Dettmers et al., arXiv 2208.07339, equation (8)):
 
 How the weight is stored. O depends on the input, so equation (8) taken literally needs a float16 copy of all of W
 beside the codes, 24 bits per weight, and nobody stores that. The paper counts 0.1 % of extra memory, because outliers
-keep to fewer than seven features: so here. `columns` are those seen at or above the threshold in calibration; they
-are kept in float16, exact but for its rounding. Without calibration the model is shown one row of tokens spread over
+keep to at most seven features: so here. `columns` are those seen at or above the threshold in calibration; they are
+kept in float16, exact but for its rounding. Without calibration the model is shown one row of tokens spread over
 its vocabulary, which finds them as well, outliers being a property of the features and not of the text. A column that
-becomes an outlier later, in some other input, is read from its codes. Bits per weight: 8 + 32/d_in + (16 +
-32/d_out)·|columns|/d_in.
+becomes an outlier later, in some other input, is read from its codes.
+Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in.
 
     variant="bitsandbytes"   as that library computes (0.50): W and X go through float16 before they are quantized;
         multiplied by 127/max instead of divided by max/127; below-threshold entries of outlier columns count towards
