@@ -237,7 +237,7 @@ def test_training_follows_pytorch(gpt, scheme, torch, tokens):
     """20 steps of AdamW on all parameters, float64: logits, losses, weights, steps and offsets stay equal."""
     plain, model = gpt(), fake_quantized(gpt(), scheme, tokens)
     for name, p in model.named_parameters():                                # off the ends of the range, where masks differ
-        if name.endswith(("step", "offset")): p.data = p.data * np.random.default_rng(len(name)).uniform(0.7, 1.1, p.shape)
+        if name.endswith(("step", "offset")): p.data *= np.random.default_rng(len(name)).uniform(0.7, 1.1, p.shape)
     oracle, pairs = torch_model(plain, scheme, model, torch)
     theirs = dict(oracle.named_parameters())
     own = {id(p) for p, _ in pairs}

@@ -7,9 +7,9 @@ memory and disk: the state is memory-mapped, the operating system reads a page i
 update the process lets go of it.
 
 The arithmetic is AdamW's, on the same numbers in the same order: the trajectory is the same, bit for bit. Resident at a time:
-the state of one parameter, instead of 8 bytes (float32) for every number trained. What was let go of stays in the
-system's cache of the file while there is room, and goes to disk when there is not; in a directory that is itself in
-memory (tmpfs, as /tmp sometimes is) nothing is gained.
+the state of the parameter that is being updated, instead of 8 bytes (float32) for every number trained, on one thread.
+What was let go of stays in the system's cache of the file while there is room, and goes to disk when there is not; in a
+directory that is itself in memory (tmpfs, as /tmp sometimes is) nothing is gained.
 """
 import mmap
 import os
@@ -45,15 +45,7 @@ class PagedAdamW(AdamW):
         self.nbytes += state.nbytes
         return state
 
-    def update(self, w, g, state, group):
-        super().update(w, g, state, group)
-        self.page_out(self.pages[id(s)] for s in state if id(s) in self.pages)
-
-    def step(self):
-        super().step()
-        self.page_out(self.pages.values())                                # also what an update under a mask has touched
-
-    def page_out(self, pages):
-        """Give the memory back. Nothing is lost: the file, or the system's cache of it, has the numbers."""
-        for page in pages:
-            if hasattr(mmap, "MADV_DONTNEED"): page.madvise(mmap.MADV_DONTNEED)
+    def _step_one(self, p, group):
+        super()._step_one(p, group)
+        for state in self.state[id(p)]:                                   # the file, or the system's cache of it, keeps it
+            if hasattr(mmap, "MADV_DONTNEED"): self.pages[id(state)].madvise(mmap.MADV_DONTNEED)
