@@ -12,9 +12,10 @@ error first (Li et al., arXiv 2310.08659, equation 6 and Algorithm 1):
     Q       Q            a QTensor (d_out, d_in)
     T       iterations
 
-The second half-step is optimal for its Q. The first need not improve on the last: on grids from min to max of 2 and 3 bits
-the error rises again after a few rounds, as what is left for Q has larger outliers. The paper keeps the last round, here
-the best one is kept, so that more rounds never do harm; on NF4 they are the same.
+The second half-step is optimal for its Q, but the first need not improve on the round before: on grids of 2 and 3 bits from
+min to max the error rises again after a few, as what is left for Q has larger outliers. The paper keeps the last round;
+here the best one is kept, so that more rounds never do harm. (NF4, r = 16, a Gaussian 320 × 160: 8.0 % after one, 7.0 % after
+five, 6.8 % after ten, of 9.2 % without.)
 LoRA's product is scaled by s = α/r, which the paper leaves out (its code sets α = r, and PEFT does not correct for s):
 here both factors are divided by √s, so that W ≈ Q + s B A whatever α is. Trained parameters: those of the LoRA.
 
