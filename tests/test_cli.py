@@ -26,6 +26,20 @@ def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tm
     assert status == 0 and out.startswith("numpy.mean(a, axis=None)")
 
 
+def test_what_is_set_twice_is_set_twice_and_steps_that_are_asked_for_are_taken(capsys):
+    _, out, _ = run(capsys, "finetune", "lora", "--quick", "--json", "--steps", "2", "--set", "rank=4", "--set", "alpha=8")
+    record = json.loads(out)
+    assert record["method"] == "LoRA(rank=4, alpha=8)" and record["steps"] == 2
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["pretrain", "--out", "x", "--quick"], "--quick"), (["--quick", "pretrain", "--out", "x"], "does not take --quick"),
+    (["doctor", "--model", "x"], "--model"), (["--seed", "1", "doctor"], "does not take --seed")])
+def test_an_option_that_a_command_would_ignore_is_refused(capsys, argv, says):
+    with pytest.raises(SystemExit): main(argv)
+    assert says in capsys.readouterr().err
+
+
 def test_generate_is_seeded(capsys):
     texts = [run(capsys, "generate", "Return the", "--max-new-tokens", "12", "--seed", seed)[1] for seed in ("1", "1", "2")]
     assert texts[0] == texts[1] != texts[2]

@@ -282,3 +282,30 @@ def test_a_refused_method_leaves_no_trace(gpt):
         with pytest.raises(tp.MethodError): tp.attach(model, method, head=head)
     assert model.attached is None and frozen_bytes(model) == before
     assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_a_detached_method_is_neither_run_nor_trained(gpt, tokens):
+    model = gpt(np.float32)
+    tuned = tp.attach(model, tp.LoRA(rank=2))
+    before = {n: p.data.copy() for n, p in tuned.detach().named_parameters()}
+    with pytest.raises(tp.MethodError, match="reattach"): tuned(tokens)
+    with pytest.raises(tp.MethodError, match="reattach"):
+        tp.train(tuned, Tokens(tokens), steps=1, batch_size=2, progress=False)
+    assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
+
+
+def test_reattach_refuses_layers_that_were_replaced_since(gpt, tokens):
+    model = gpt(np.float32)
+    tuned = tp.attach(model, tp.LoRA(rank=2))
+    tuned.detach()
+    tp.quantize(model, tp.NF4(block_size=16))
+    with pytest.raises(tp.MethodError, match="quantized since"): tuned.reattach()
+    assert model.attached is None
+
+
+class Tokens:
+    """A task whose every batch is the same tokens."""
+    def __init__(self, tokens): self.tokens = tokens
+    def batch(self, split, size, rng): return (self.tokens[:size],)
+    def count(self, batch): return batch[0][:, 1:].size
+    def loss(self, model, batch): return tp.functional.cross_entropy(model(batch[0][:, :-1]), batch[0][:, 1:])

@@ -5,6 +5,7 @@
     python -m tinypeft quantize nf4       quantize the base by one scheme and say what it costs
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft pretrain           train the base model again (an hour; resumes)
+    python -m tinypeft spread             every method over three seeds and more steps (a quarter of an hour; resumes)
     python -m tinypeft figures            draw the pictures again from their stored numbers
     python -m tinypeft doctor             what is installed, and whether everything is as it should be
 """
@@ -35,6 +36,9 @@ __all__ = ["main"]
 def main(argv=None):
     """Run the command line; returns the exit status. Mistakes in arguments are said in one line, without a traceback."""
     args = parser().parse_args(argv)
+    for name in {"seed", "model", "json", "quick"} - set(getattr(args, "takes", ("seed", "model", "json", "quick"))):
+        if getattr(args, name):
+            parser().error(f"this command does not take --{name}")
     try:
         return args.run(args) or 0
     except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
@@ -51,31 +55,33 @@ def parser():
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     top.set_defaults(run=run_compare)
     shared(top)
-    top.add_argument("--out", type=Path, default=Path("figures"), help="folder for the picture and the JSON")
+    top.add_argument("--out", type=Path, default=Path("figures/latest"), help="folder for the picture and the JSON")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name, run, about):
+    def command(name, run, about, takes=("seed", "model", "json", "quick")):
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
-        shared(sub, default=argparse.SUPPRESS)           # what stands before the command holds unless repeated after it
+        sub.set_defaults(run=run, takes=takes)
+        shared(sub, takes, default=argparse.SUPPRESS)    # what stands before the command holds unless repeated after it
         return sub
 
     p = command("compare", run_compare, "every method and every scheme, side by side (the default)")
-    p.add_argument("--out", type=Path, default=Path("figures"), help="folder for the picture and the JSON")
+    p.add_argument("--out", type=Path, default=Path("figures/latest"), help="folder for the picture and the JSON")
 
     p = command("finetune", run_finetune, "fine-tune by one method and save what it learned")
     p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     p.add_argument("--task", default="domain", help="domain, classify or summarize (default domain)")
-    p.add_argument("--steps", type=int, default=300)
+    p.add_argument("--steps", type=int, default=None, help="optimizer steps (default 300, with --quick 12)")
     p.add_argument("--batch-size", type=int, default=None)
     p.add_argument("--lr", type=float, default=None, help="learning rate (default: the method's)")
-    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="hyperparameters, such as rank=4")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                   help="hyperparameters, such as rank=4")
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where the adapter goes")
     p.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help="go on from here if it exists, write it")
 
     p = command("quantize", run_quantize, "quantize by one scheme and say what it costs")
     p.add_argument("scheme", metavar="SCHEME", help=f"one of {', '.join(SCHEMES)}")
-    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="hyperparameters, such as bits=4")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                   help="hyperparameters, such as bits=4")
 
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
@@ -85,24 +91,31 @@ def parser():
     p.add_argument("--top-p", type=float, default=None)
     p.add_argument("--adapter", type=Path, default=None, metavar="FOLDER", help="what finetune --out wrote")
 
-    p = command("pretrain", run_pretrain, "train the base model; about an hour on two cores, resumes where it was stopped")
+    p = command("pretrain", run_pretrain, "train the base model; an hour on two cores, resumes where it was stopped", takes=())
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where weights, tokenizer and record go")
     p.add_argument("--work", type=Path, default=None, metavar="FOLDER", help="where the checkpoint lives (default OUT)")
 
-    p = command("figures", run_figures, "draw the pictures again from their stored numbers")
+    p = command("spread", run_spread, "every method over three seeds and more steps; a quarter of an hour, resumes",
+                takes=("model", "json", "quick"))
+    p.add_argument("--out", type=Path, default=Path("figures/latest"), metavar="FOLDER", help="where results/spread.json goes")
+
+    p = command("figures", run_figures, "draw the pictures again from their stored numbers", takes=())
     p.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where results/ lies, pictures go")
 
-    command("doctor", run_doctor, "what is installed, and whether everything is as it should be")
+    command("doctor", run_doctor, "what is installed, and whether everything is as it should be", takes=("json",))
     return top
 
 
-def shared(p, **same):
-    """The options that mean the same everywhere."""
-    p.add_argument("--seed", type=int, help="seed of everything random (default 0)", **{"default": 0, **same})
-    p.add_argument("--model", type=Path, metavar="FOLDER", help="a model that `pretrain --out FOLDER` wrote, in place of "
-                   "the shipped base", **{"default": None, **same})
-    p.add_argument("--json", action="store_true", help="print JSON instead of text", **same)
-    p.add_argument("--quick", action="store_true", help="a few seconds' worth: far fewer steps and test batches", **same)
+def shared(p, takes=("seed", "model", "json", "quick"), **same):
+    """The options that mean the same everywhere, those of them that a command takes."""
+    flags = {"json": "print JSON instead of text", "quick": "far fewer steps and test batches"}
+    if "seed" in takes:
+        p.add_argument("--seed", type=int, help="seed of everything random (default 0)", **{"default": 0, **same})
+    if "model" in takes:
+        p.add_argument("--model", type=Path, metavar="FOLDER", help="a model that `pretrain --out FOLDER` wrote, in place "
+                       "of the shipped base", **{"default": None, **same})
+    for name in flags.keys() & set(takes):
+        p.add_argument(f"--{name}", action="store_true", help=flags[name], **same)
 
 
 # -- the commands ---------------------------------------------------------------------------------
@@ -132,7 +145,8 @@ def run_finetune(args):
     before = None
     if args.task != "classify":
         with tuned.disabled(): before = evaluate(tuned, task, "test", max_batches=batches)
-    history = train(tuned, task, 12 if args.quick else args.steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
+    steps = args.steps if args.steps is not None else 12 if args.quick else 300
+    history = train(tuned, task, steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
                     batch_size=args.batch_size or (16 if args.task == "classify" else 8))
     after = evaluate(tuned, task, "test", max_batches=batches)
     if args.out: tuned.save(args.out)
@@ -196,6 +210,14 @@ def run_pretrain(args):
     print(json.dumps(record["results"], indent=1))
 
 
+def run_spread(args):
+    from .study import spread
+    path = args.out / "results" / "spread.json"
+    small = {"steps": 5, "classify_steps": 5, "seeds": (0,)} if args.quick else {}
+    record = spread.spread(load_pretrained(args.model), path, **small)
+    print(json.dumps(record, indent=1) if args.json else f"{spread.table(record)}\n\nNumbers: {path}")
+
+
 def run_figures(args):
     from .study import compare, pretraining
     print(pretraining.draw(training_record(), args.out / "pretraining.svg"))
@@ -232,7 +254,7 @@ def doctor():
     ids = model.tokenizer.encode("Return the sum of the array elements.")
     if not np.isfinite(model(ids[None]).data).all(): problems.append("the base computes values that are not finite")
     report["base model"] = (f"{model.n_parameters():,} parameters, "
-                            f"{record['results']['domain test']['loss']:.3f} nats/token on domain")
+                            f"{record['results']['domain test']['loss']:.3f} nats/token on domain when it was made")
     report["verdict"] = "; ".join(problems) or "all is well"
     return report
 

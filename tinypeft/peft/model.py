@@ -69,19 +69,26 @@ def attach(model, method, *, rng=0, head=None):
     classifier on the final hidden state, trained and saved with the method (see `PeftModel.classify`).
     Raises MethodError when something is attached already or the method does not fit the model.
     """
+    _check_free(model)
+    if not isinstance(method, Method):
+        hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
+        raise TypeError(f"attach: expected a method such as tinypeft.LoRA(rank=8), got {method!r}{hint}")
+    return PeftModel(model, method, np.random.default_rng(rng), head)
+
+
+def _check_free(model):
+    """A GPT without a method on it, or MethodError or TypeError."""
     if isinstance(model, PeftModel) or getattr(model, "attached", None) is not None:
         there = model.method if isinstance(model, PeftModel) else model.attached
         raise MethodError(f"attach: {there} is attached to this model already; call .detach() on what attach returned, "
                           "or merge it, first")
     if not isinstance(model, GPT):
         raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
-    if not isinstance(method, Method):
-        raise TypeError(f"attach: expected a method such as tinypeft.LoRA(rank=8), got {method!r}")
-    return PeftModel(model, method, np.random.default_rng(rng), head)
 
 
 class PeftModel(Module):
     """A model with a method on it. Called as the model is; virtual tokens never show in the logits."""
+    is_disabled = False
 
     def __init__(self, model, method, rng, head=None):
         self.model, self.method, self.rng = model, method, rng
@@ -137,6 +144,10 @@ class PeftModel(Module):
         """Put a detached method back on its model, with everything it had learned."""
         if self.model.attached is not None:
             raise MethodError(f"reattach: {self.model.attached} is attached to this model; detach it first")
+        for path, wrapper in self.wrappers.items():
+            if self.model.get(path) is not wrapper.base:
+                raise MethodError(f"reattach: {path} is not the layer this was attached to any more, perhaps it was quantized "
+                                  "since; attach to the model as it is now, or load_adapter onto it")
         self._put_on()
         return self
 
@@ -145,9 +156,11 @@ class PeftModel(Module):
         """`with tuned.disabled():` — the model, and `tuned` itself, compute what the base computes."""
         self._check_active()
         self._take_off()
+        self.is_disabled = True
         try:
             yield self.model
         finally:
+            self.is_disabled = False
             self._put_on()
 
     # -- what a model does ----------------------------------------------------------------------
@@ -158,7 +171,8 @@ class PeftModel(Module):
 
     def _seams(self, tokens, cache=None, lengths=None):
         """What the virtual module puts into the model's seams; nothing once a cache holds it already."""
-        if self.virtual is None or not self.active or cache is not None and cache.length:
+        if not self.is_disabled: self._check_active()
+        if self.virtual is None or self.is_disabled or (cache is not None and cache.length):
             return {}
         return self.virtual.seams(np.asarray(tokens), lengths)
 
@@ -315,7 +329,7 @@ class Summary:
 
     def rows(self):
         return [("trained", f"{self.trained:,} ({100 * self.share:.2f} % of all)"), ("stored", f"{self.stored:,}"),
-                ("all", f"{self.total:,}"), ("size on disk", f"{self.nbytes / 1024:,.1f} KiB")]
+                ("all", f"{self.total:,}"), ("size", f"{self.nbytes / 1024:,.1f} KiB as stored")]
 
     def __repr__(self):
         return "\n".join([self.method, *(f"  {name:<13}{value}" for name, value in self.rows())])
@@ -343,6 +357,7 @@ def load_adapter(model, folder, strict=True):
     Warns when the sizes agree but the base's weights are not those it was trained on.
     """
     from . import METHODS
+    _check_free(model)
     arrays, meta = load_arrays(Path(folder) / "adapter.npz")
     classes = {c.__name__: c for c in (*Method.__subclasses__(), *METHODS.values())}
     if meta.get("method") not in classes:

@@ -17,7 +17,8 @@ def quantize(model, scheme, calibration=None, targets="all"):
     when a scheme needs calibration and gets none. Whatever is raised, the model is as it was before.
     """
     if not isinstance(model, GPT):
-        raise TypeError(f"quantize: expected a GPT, got {type(model).__name__}")
+        hint = "; detach or merge the method first, or quantize before attaching" if hasattr(model, "detach") else ""
+        raise TypeError(f"quantize: expected a GPT, got {type(model).__name__}{hint}")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
     if model.attached is not None:
@@ -25,7 +26,7 @@ def quantize(model, scheme, calibration=None, targets="all"):
     layers = dict(match_targets(model, targets))
     for path, layer in layers.items():
         if not isinstance(layer, Linear):
-            raise ValueError(f"quantize: {path} is a {type(layer).__name__} already")
+            raise ValueError(f"quantize: {path} is a {type(layer).__name__} already; start from a model in floating point")
     batches = as_batches(model, calibration)
     if scheme.calibrated and not batches:
         raise ValueError(f"quantize: {type(scheme).__name__} looks at activations; give it calibration=, "

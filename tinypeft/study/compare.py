@@ -86,8 +86,8 @@ def compare(model, size=None, seed=0, progress=None):
             name = next(n for n, cls in q.SCHEMES.items() if type(scheme) is cls)
             quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size, seed)})
             bar(2 + len(methods) + i, label)
-    return {"command": "python -m tinypeft", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
-            "classify_steps": size.classify_steps,
+    return {"command": "python -m tinypeft --out figures", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
+            "classify_steps": size.classify_steps, "test_tokens": size.test_batches * 16 * 128,
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
             "seconds": round(time.perf_counter() - started, 1), "classes": len(classify.classes) if classify else None,
             "perplexity": math.exp(frozen["loss"]),
@@ -161,7 +161,10 @@ def tables(record):
     schemes = table(["scheme", "bits/weight", "KiB", "weight error", "output error", "perplexity"], [
         [r["label"], f"{r['bits_per_weight']:.3f}", f"{r['bytes'] / 1024:,.0f}", f"{100 * r['weight_error']:.2f} %",
          f"{100 * r['output_error']:.2f} %", f"{r['perplexity']:.2f}"] for r in record["schemes"]])
-    return f"{methods}\n\n{schemes}\n* trained, on as much text as the methods above"
+    notes = ["domain: the first " + f"{record['test_tokens']:,} tokens of the test split, in windows of 128"]
+    if record["classify_steps"]: notes.append("classify: every row trains a linear head besides, which is not counted")
+    if any(r["label"].endswith("*") for r in record["schemes"]): notes.append("* trained, on as much text as the methods")
+    return f"{methods}\n\n{schemes}\n\n" + "\n".join(notes)
 
 
 def draw(record, path):
