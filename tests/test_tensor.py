@@ -7,7 +7,7 @@ import pytest
 from oracles import assert_close
 
 import tinypeft as tp
-from tinypeft.tensor import Tensor, topological_order, unbroadcast
+from tinypeft.tensor import Tensor, enable_grad, topological_order, unbroadcast
 
 
 # -- arrays ----------------------------------------------------------------------------------------
@@ -325,6 +325,16 @@ def test_no_grad_records_nothing_and_nests():
     with pytest.raises(KeyError), tp.no_grad():
         raise KeyError
     assert (x * 2).requires_grad                         # and an exception does not leave it switched off
+
+
+def test_enable_grad_records_inside_no_grad():
+    x = Tensor(np.ones(2), requires_grad=True)
+    with tp.no_grad():
+        with enable_grad():
+            y = (x * 2).sum()
+        assert not (x * 2).requires_grad
+    y.backward()
+    assert np.array_equal(x.grad, [2, 2])
 
 
 # -- memory ----------------------------------------------------------------------------------------
