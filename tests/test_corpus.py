@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tinypeft.files import cache_directory
 from tinypeft.text import Document, base, corpus, docstrings, domain
 from tinypeft.text.docstrings import prose
-from tinypeft.files import cache_directory
 
 ROOT = Path(__file__).parents[1]
 PARTS = "train", "validation", "test"

@@ -52,7 +52,7 @@ class PTuning(Method):
     separator: int | str | None = None
     encoder: str | None = "lstm"
     hidden: int | None = None
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     shown: ClassVar[tuple] = ("template", "encoder")
 
     def __post_init__(self):

@@ -33,5 +33,5 @@ class PTuningV2(PrefixTuning):
     length: int = 20
     reparameterize: bool = False
     dropout: float = 0.1
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 6e-2
     shown: ClassVar[tuple] = ("length",)

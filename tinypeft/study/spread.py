@@ -32,8 +32,9 @@ def spread(model, path, seeds=(0, 1, 2), steps=150, classify_steps=200, progress
     with Progress(len(runs), "spread", progress) as bar:
         for i, (name, method) in enumerate(runs.items()):
             row = record["methods"].get(name)
-            if row is None or row["label"] != str(method):
-                record["methods"][name] = {"label": str(method), **measure(model, method, domain, classify, settings)}
+            what = {"label": str(method), "lr": method.learning_rate}
+            if row is None or not what.items() <= row.items():
+                record["methods"][name] = {**what, **measure(model, method, domain, classify, settings)}
                 record["date"] = time.strftime("%Y-%m-%d")
                 write_atomically(path, json.dumps(record, indent=1) + "\n")
             bar(i + 1, str(method))
