@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tinypeft as tp
 from tinypeft.pretrained import training_record
-from tinypeft.study import compare
+from tinypeft.study import compare, spread
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,6 +15,7 @@ RESULTS = ROOT / "figures" / "results"
 def test_the_tables_are_the_stored_comparison():
     record = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))
     assert compare.tables(record) in README
+    assert spread.table(json.loads((RESULTS / "spread.json").read_text(encoding="utf-8"))) in README
 
 
 def test_the_numbers_of_the_base_are_its_record():
