@@ -217,12 +217,14 @@ def edit(folder, change):
     save_arrays(folder / "adapter.npz", arrays, meta)
 
 
-def test_a_detached_method_saves_what_it_learned(gpt, tokens, saved, tmp_path):
-    tuned = tp.load_adapter(gpt(np.float32), saved)
+@every
+def test_a_detached_method_saves_what_it_learned(method, gpt, tokens, tmp_path):
+    tuned = tp.attach(gpt(np.float32), method, head=3)
+    move(tuned, np.random.default_rng(0))
     learned = outputs(tuned, tokens)
     tuned.detach()
-    tuned.save(tmp_path / "again")
-    assert outputs(tp.load_adapter(gpt(np.float32), tmp_path / "again"), tokens) == learned
+    tuned.save(tmp_path)
+    assert outputs(tp.load_adapter(gpt(np.float32), tmp_path), tokens) == learned
 
 
 def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
