@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import assert_close
 from protocol import assert_same_race
-from toys import Distil
+from toys import Distil, linear_paths
 
 import tinypeft as tp
 from tinypeft.nn import Linear
@@ -273,6 +273,16 @@ def test_untrained_min_max_is_round_to_nearest(gpt, scheme):
         W, q = plain.get(path).weight.data, model.get(path).weight
         for other in (uniform.quantize(W), scheme.quantize(W)):
             assert all(np.array_equal(a, other.arrays()[name]) for name, a in q.arrays().items())
+
+
+def test_the_error_of_a_trained_weight(gpt, rng):
+    """Numerical: ‖Ŵ − W‖/‖W‖, where trained norms are not taken for folded scales."""
+    plain = gpt(np.float32)
+    model = tp.convert(moved(tp.quantize(gpt(np.float32), tp.FakeQuant(4)), rng, size=0.3))
+    pairs = [(plain.get(p).weight.data, model.get(p).dense_weight()) for p in linear_paths(plain)]
+    expected = np.sqrt(sum(((W - V) ** 2).sum() for W, V in pairs) / sum((W ** 2).sum() for W, _ in pairs))
+    assert_close(tp.weight_error(plain, model, trained=True), expected, 1e-6)
+    assert tp.weight_error(plain, model) > 1.2 * expected
 
 
 @pytest.mark.parametrize("scheme", [s for s in VARIANTS if s.activation_bits], ids=str)

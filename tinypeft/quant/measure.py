@@ -31,23 +31,27 @@ def output_error(W, W_hat, H):
     return float(np.sqrt(max(0.0, np.vdot(D @ H, D)) / np.vdot(W @ H, W)))
 
 
-def weight_error(before, after):
-    """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point."""
-    pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after)]
+def weight_error(before, after, trained=False):
+    """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point.
+
+    trained: whether norms and biases have been trained in between, so that they do not tell what was folded into them.
+    """
+    pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
     return float(np.sqrt(sum(np.square(W_hat - W).sum() for W, W_hat in pairs) / sum(np.square(W).sum() for W, _ in pairs)))
 
 
-def layer_errors(before, after, batches):
-    """path → (weight error, output error) of every quantized layer; batches: tokens (B, T) or several such arrays."""
+def layer_errors(before, after, batches, trained=False):
+    """path → (weight error, output error) of every quantized layer; batches: tokens (B, T) or several such arrays.
+    trained: as in `weight_error`."""
     seen = capture(before, batches, hessian=True)
     return {path: (float(np.linalg.norm(W_hat - W) / np.linalg.norm(W)), output_error(W, W_hat, seen[path].H))
-            for path, W, W_hat in unfolded(before, after)}
+            for path, W, W_hat in unfolded(before, after, trained)}
 
 
-def unfolded(before, after):
+def unfolded(before, after, trained=False):
     """(path, W, Ŵ) of the quantized layers, Ŵ without the scales that were folded into what computes its input."""
     for i, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
-        folded = {source: ratio(old.get(source), new.get(source)) for source, _ in READS if source}
+        folded = {} if trained else {source: ratio(old.get(source), new.get(source)) for source, _ in READS if source}
         for source, readers in READS:
             for name in readers:
                 layer = new.get(name)

@@ -119,7 +119,8 @@ def measure_scheme(model, scheme, domain, size, seed=0):
     """
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     quantized = q.quantize(copy.deepcopy(model), scheme, calibration=calibration)
-    if isinstance(scheme, (q.FakeQuant, q.PEQA, q.LLMQAT)):
+    trained = isinstance(scheme, (q.FakeQuant, q.PEQA, q.LLMQAT))
+    if trained:
         task = q.self_distillation(model, rows=32, held_out=1, length=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
         train(quantized, task, size.steps, batch_size=4, lr=3e-4, seed=seed, progress=False)
         quantized = q.convert(quantized)
@@ -127,7 +128,7 @@ def measure_scheme(model, scheme, domain, size, seed=0):
     exact = model(tokens).data
     return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
             "bytes": sum(m.nbytes for _, m in quantized.named_modules() if isinstance(m, q.QuantizedLinear)),
-            "weight_error": q.weight_error(model, quantized),
+            "weight_error": q.weight_error(model, quantized, trained),
             "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact)),
             "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
 
