@@ -9,7 +9,8 @@ update the process lets go of it.
 The arithmetic is AdamW's, on the same numbers in the same order: the trajectory is the same, bit for bit. Resident at a time:
 the state of the parameter that is being updated, instead of 8 bytes (float32) for every number trained, on one thread.
 What was let go of stays in the system's cache of the file while there is room, and goes to disk when there is not; in a
-directory that is itself in memory (tmpfs, as /tmp sometimes is) nothing is gained.
+directory that is itself in memory (tmpfs, as /tmp sometimes is) nothing is gained. Measured for 16 M parameters, whose state
+takes 128 MiB: the process grows by less than 1 MiB instead, and a step takes 1.5 times as long, while the cache has room.
 """
 import mmap
 import os
