@@ -79,7 +79,7 @@ class AdaLoRA(Method):
     targets: tuple | str = "all"
     orthogonality: str = "squared"
     importance: str = "before"
-    learning_rate: ClassVar[float] = 3e-2
+    learning_rate: ClassVar[float] = 2e-2
     shown: ClassVar[tuple] = ("init_rank", "target_rank")
 
     def __post_init__(self):

@@ -57,7 +57,7 @@ class DyLoRA(Method):
     rescale: bool = True
     dropout: float = 0.0
     targets: tuple | str = ("query", "value")
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2
     shown: ClassVar[tuple] = ("rank",)
 
     def __post_init__(self):

@@ -17,7 +17,7 @@ __all__ = ["FullFineTuning", "LinearProbe"]
 class FullFineTuning(Method):
     """targets: None for everything, or parts of paths: a parameter ("bias"), a module ("mlp", "norm1"), a full path."""
     targets: tuple | None = None
-    learning_rate: ClassVar[float] = 3e-4
+    learning_rate: ClassVar[float] = 1e-3
 
     def trained(self, model):
         names = [n for n, _ in model.named_parameters()]

@@ -51,7 +51,7 @@ class LoRA(Method):
     rank_stabilized: bool = False
     rank_pattern: dict | None = None
     alpha_pattern: dict | None = None
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2
     shown: ClassVar[tuple] = ("rank",)
 
     def __post_init__(self):
