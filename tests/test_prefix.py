@@ -175,6 +175,16 @@ def test_generates_with_and_without_cache(method, gpt, tokens):
     assert a.shape == (3, 15) and np.array_equal(a, b)
 
 
+def test_defaults(gpt):
+    assert tp.attach(gpt(), tp.PrefixTuning()).virtual.W1.weight.shape == (8, 16)    # m = d/2
+    for cls in (tp.PrefixTuning, tp.PTuningV2):                          # the class's rate is that of its default form
+        assert cls().learning_rate == cls.learning_rate
+    rates = {(cls, r): cls(reparameterize=r).learning_rate for cls in (tp.PrefixTuning, tp.PTuningV2) for r in (0, 1)}
+    assert set(rates.values()) == {3e-3, 6e-2} and rates[tp.PTuningV2, 1] == rates[tp.PrefixTuning, 1] == 3e-3
+    tuned = tp.attach(gpt(), tp.PrefixTuning())
+    assert (tuned.learning_rate, tuned.fold().learning_rate) == (3e-3, 6e-2)
+
+
 def test_v2_is_deep_direct_and_classifies(gpt, tokens):
     tuned = tp.attach(gpt(), tp.PTuningV2(5), head=3)
     assert tuned.classify(tokens, [7, 7, 7]).shape == (3, 3)

@@ -51,7 +51,7 @@ class BottleneckAdapter(Method):
     activation_up: bool = False
     init_std: float = 1e-2
     norms: bool = True
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 5e-3
     shown: ClassVar[tuple] = ("bottleneck",)
 
     def __post_init__(self):

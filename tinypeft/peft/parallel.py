@@ -40,7 +40,7 @@ class ParallelAdapter(Method):
     scale: float = 4.0
     beside: str = "ffn"
     activation: str = "relu"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     shown: ClassVar[tuple] = ("bottleneck",)
 
     def __post_init__(self):

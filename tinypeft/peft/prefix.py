@@ -15,7 +15,7 @@ softmax; a test holds it):
     P_θ             table()         (P, 2 L d): per layer keys, then values, each of H heads
     P_K, P_V        seams           (H, P, d_head) in each of L layers
     P′_θ            P_small         (P, d)
-    W₁, b₁          W1              (m, d), (m,)        m = `hidden`, 512 in the paper
+    W₁, b₁          W1              (m, d), (m,)        m = `hidden`, d/2
     W₂, b₂          W2              (2 L d, m), (2 L d,)
 
 Trained parameters: 2 P L d, or P d + (d m + m) + (2 L d m + 2 L d) with the MLP; stored 2 P L d either way: the
@@ -23,12 +23,13 @@ Trained parameters: 2 P L d, or P d + (d m + m) + (2 L d m + 2 L d) with the MLP
 checkpoints of `train` keep the MLP, so that training resumes exactly.
 
 Where things differ. The paper reparameterizes, since training P_θ directly was unstable; PEFT trains it directly
-unless told otherwise (`reparameterize=False`). The paper starts at random, and where data is scarce from the
-activations of real words, which is the default here (`init="vocabulary"`: P common words, `init="text"`: those of
-`text`): the model starts as if these words had gone before. With the MLP, W₂ and b₂ are then the least-squares
-solution that makes it give these activations. `init="random"` draws P_θ, or P′ and the MLP, from unit normals as
-PEFT does, and begins with a loss above that of no prefix at all. Nor is a zero prefix one that does nothing: its
-keys take softmax mass, and the tokens' positions move by P. Dropout on the prefix is the authors', not PEFT's.
+unless told otherwise (`reparameterize=False`). The paper's m is 512 in GPT-2 medium, 1,024 wide: hence d/2. The
+paper starts at random, and where data is scarce from the activations of real words, which is the default here
+(`init="vocabulary"`: P common words, `init="text"`: those of `text`): the model starts as if these words had gone
+before. With the MLP, W₂ and b₂ are then the least-squares solution that makes it give these activations.
+`init="random"` draws P_θ, or P′ and the MLP, from unit normals as PEFT does, and begins with a loss above that of
+no prefix at all. Nor is a zero prefix one that does nothing: its keys take softmax mass, and the tokens' positions
+move by P. Dropout on the prefix is the authors', not PEFT's.
 """
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -46,27 +47,28 @@ __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]
 
 @dataclass(frozen=True)
 class PrefixTuning(Method):
-    """length P; reparameterize: train P′ and the MLP of `hidden` units; dropout on the prefix, for each row its own.
-
-    init: "vocabulary", "text" (with text: a str, or token ids) or "random".
+    """length P; reparameterize: train P′ and the MLP of `hidden` units (default d/2); dropout on the prefix, for each
+    row its own; init: "vocabulary", "text" (with text: a str, or token ids) or "random".
     """
     length: int = 10
     reparameterize: bool = True
-    hidden: int = 512
+    hidden: int | None = None
     dropout: float = 0.0
     init: str = "vocabulary"
     text: str | tuple | None = None
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     shown: ClassVar[tuple] = ("length", "reparameterize")
 
     def __post_init__(self):
         name = type(self).__name__
         check_length(name, self.length)
         check_words(name, self.init, self.text)
-        if not isinstance(self.hidden, (int, np.integer)) or self.hidden < 1:
-            raise MethodError(f"{name}: hidden must be a positive integer, got {self.hidden!r}")
+        if self.hidden is not None and (not isinstance(self.hidden, (int, np.integer)) or self.hidden < 1):
+            raise MethodError(f"{name}: hidden must be a positive integer or None, got {self.hidden!r}")
         if not 0 <= self.dropout < 1:
             raise MethodError(f"{name}: dropout must lie in [0, 1), got {self.dropout!r}")
+        # every number of the table moves by the steps of many of the MLP's weights: the table itself takes larger ones
+        object.__setattr__(self, "learning_rate", 3e-3 if self.reparameterize else 6e-2)
 
     def virtual(self, model, rng):
         check_length(type(self).__name__, self.length, model)
@@ -74,7 +76,7 @@ class PrefixTuning(Method):
         table = None if random else activations(model, starting_words(model, P, self.text, rng))
         shared = c.n_layers, c.n_heads, self.dropout, rng
         if self.reparameterize:
-            return ReparameterizedPrefix(table, P, c.d_model, self.hidden, *shared)
+            return ReparameterizedPrefix(table, P, c.d_model, self.hidden or max(1, c.d_model // 2), *shared)
         return Prefix(rng.standard_normal((P, 2 * c.n_layers * c.d_model)) if random else table, *shared)
 
     def fold(self, virtual):
