@@ -6,7 +6,7 @@
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft pretrain           train the base model again (an hour; resumes)
     python -m tinypeft spread             every method over three seeds and more steps (a quarter of an hour; resumes)
-    python -m tinypeft figures            draw the pictures again from their stored numbers
+    python -m tinypeft figures            draw the pictures again from their stored numbers; --rerun measures again
     python -m tinypeft doctor             what is installed, and whether everything is as it should be
 """
 import argparse
@@ -99,8 +99,13 @@ def parser():
                 takes=("model", "json", "quick"))
     p.add_argument("--out", type=Path, default=Path("figures/latest"), metavar="FOLDER", help="where results/spread.json goes")
 
-    p = command("figures", run_figures, "draw the pictures again from their stored numbers", takes=())
-    p.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where results/ lies, pictures go")
+    p = command("figures", run_figures, "draw the pictures again from their stored numbers; --rerun measures these again",
+                takes=("json", "quick"))
+    p.add_argument("names", nargs="*", metavar="NAME", help="pictures, or with --rerun experiments (default: all)")
+    p.add_argument("--rerun", action="store_true", help="measure what is missing or no longer holds; hours for all, resumes")
+    p.add_argument("--jobs", type=int, default=None, metavar="N", help="processes that measure (default: one per core)")
+    p.add_argument("--out", type=Path, default=None, metavar="FOLDER",
+                   help="where results/ lies and pictures go (default figures, with --quick figures/latest)")
 
     command("doctor", run_doctor, "what is installed, and whether everything is as it should be", takes=("json",))
     return top
@@ -219,11 +224,23 @@ def run_spread(args):
 
 
 def run_figures(args):
-    from .study import compare, pretraining
-    print(pretraining.draw(training_record(), args.out / "pretraining.svg"))
-    stored = args.out / "results" / "compare.json"
-    if stored.exists():
-        print(compare.draw(json.loads(stored.read_text(encoding="utf-8")), args.out / "compare.svg"))
+    folder = args.out or Path("figures/latest" if args.quick else "figures")
+    if args.rerun or args.quick:
+        from .study.experiment import run
+        from .study.experiments import EXPERIMENTS
+        for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment"):
+            results = run(EXPERIMENTS[name], folder / "results", args.quick, args.jobs)
+            print(json.dumps(results.record) if args.json else f"{folder / 'results' / name}.json")
+        return
+    from .study.pictures import PICTURES
+    for name in known(args.names or PICTURES, PICTURES, "picture"): print(PICTURES[name](folder))
+
+
+def known(names, there, what):
+    """The names, or ValueError if one is not among what there is."""
+    for name in names:
+        if name not in there: raise ValueError(f"there is no {what} {name!r}; there are {', '.join(there)}")
+    return names
 
 
 def run_doctor(args):
