@@ -80,7 +80,7 @@ def test_every_part_has_its_place():
     ("text/corpus", "importlib.import_module('transformers')", "not a package of the project"),
     ("files", "import pickle", "can run code"),
     ("files", "np.load(f, allow_pickle=True)", "files.py:1 allows pickle"),
-    ("interop", "import urllib.request", "network"),
+    ("interop/gpt2", "import urllib.request", "network"),
     ("nn", "import random", "global"),
     ("nn", "np.random.seed(0)", "nn.py:1 uses np.random.seed: its state is global"),
     ("nn", "x = np.random.randn(3)", "np.random.randn"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["cache_directory", "load_arrays", "save_arrays", "write_atomically"]
+__all__ = ["cache_directory", "load_arrays", "replacing", "save_arrays", "write_atomically"]
 
 
 def cache_directory():
@@ -19,7 +19,7 @@ def cache_directory():
 
 
 @contextlib.contextmanager
-def _replacing(path):
+def replacing(path):
     """A binary file to write that becomes `path` once it is complete and on disk: a reader finds the old one or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,14 +36,14 @@ def _replacing(path):
 
 def write_atomically(path, text):
     """Write `text` (UTF-8, newlines as they are) to `path`, whole or not at all."""
-    with _replacing(path) as f:
+    with replacing(path) as f:
         f.write(text.encode("utf-8"))
 
 
 def save_arrays(path, arrays, meta):
     """Write named arrays and a JSON-able `meta` to one .npz file, whole or not at all."""
     text = json.dumps(meta, default=lambda number: number.item())                 # NumPy's numbers among them
-    with _replacing(path) as f:
+    with replacing(path) as f:
         np.savez(f, **arrays, __meta__=np.frombuffer(text.encode(), np.uint8))
 
 
