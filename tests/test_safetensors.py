@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinypeft import files
-from tinypeft.interop import SafetensorsError, read_safetensors, write_safetensors
+from tinypeft.interop import SafeTensorsError, read_safetensors, write_safetensors
 from tinypeft.interop.safetensors import DTYPES, NAMES
 
 RNG = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_bfloat16_and_what_numpy_has_no_type_for(tmp_path, torch):
     save({"bf16": x.bfloat16(), "fp8": x.to(torch.float8_e4m3fn), "half": x.half()}, tmp_path / "f")
     f = read_safetensors(tmp_path / "f")
     assert same({k: f[k] for k in ("bf16", "half")}, {"bf16": x.bfloat16().float().numpy(), "half": x.half().numpy()})
-    with pytest.raises(SafetensorsError, match="f: tensor 'fp8' is F8_E4M3, which NumPy has no type for"):
+    with pytest.raises(SafeTensorsError, match="f: tensor 'fp8' is F8_E4M3, which NumPy has no type for"):
         f["fp8"]
 
 
@@ -109,9 +109,9 @@ HOSTILE = [
     ({"a": entry(shape=[2**40])}, b"12345678", r"F32 \(1099511627776,\) has 4.39805e\+12 bytes, data_offsets are \[0, 8\]"),
     ({"a": entry(shape=[2**32, 2**32])}, b"12345678", "more than an array can have"),          # 0 in 64 bits
     ({"a": entry(shape=[1] * 33, offsets=[0, 4])}, b"1234", "a shape of 33 axes"),
-    ({"a": entry(offsets=[8, 0])}, b"12345678", "data_offsets are"), ({"a": entry(offsets=[0])}, b"12345678", "data_offsets are"),
-    ({"a": entry(offsets=[0, 8, 8])}, b"12345678", "data_offsets are"), ({"a": entry(offsets="08")}, b"", "must be a list"),
-    ({"a": entry("F4", [3], [0, 2])}, b"12", r"F4 \(3,\) has 1.5 bytes"),
+    ({"a": entry(offsets=[8, 0])}, b"12345678", "data_offsets are"),
+    ({"a": entry(offsets=[0])}, b"12345678", "data_offsets are"), ({"a": entry(offsets=[0, 8, 8])}, b"12345678", "data_offsets are"),
+    ({"a": entry(offsets="08")}, b"", "must be a list"), ({"a": entry("F4", [3], [0, 2])}, b"12", r"F4 \(3,\) has 1.5 bytes"),
     ({"a": entry()}, b"1234567", "end at byte 8 of the data, the file at 7; it is cut off"),
     ({"a": entry()}, b"123456789", "the file at 9; it is longer than its header says"),
     ({"a": entry(offsets=[4, 12])}, b"123456789012", "'a' starts at byte 4 of the data, expected 0.* without a gap"),
@@ -121,8 +121,8 @@ HOSTILE = [
     ({"a": {**entry(), "pickle": 1}}, b"12345678", "expected dtype, shape and data_offsets, got"),
     ({"a": {"dtype": "F32"}}, b"", "expected dtype, shape and data_offsets"), ({"a": 3}, b"", "got 3"),
     ([], b"", "the header must be a JSON object, got list"), (b"", b"", "not the JSON"), (b"null", b"", "got NoneType"),
-    (b"\xff", b"", "utf-8"), (b'{"a":NaN}', b"", "NaN is not JSON"), (b"{", b"", "not the JSON"), (b"\xef\xbb\xbf{}", b"", "BOM"),
-    (b"[" * 100_000, b"", "not the JSON"), (b'{"a":' + b"9" * 5000 + b"}", b"", "not the JSON"), (b"{} {}", b"", "Extra data"),
+    (b"\xff", b"", "utf-8"), (b'{"a":NaN}', b"", "NaN is not JSON"), (b"{", b"", "not the JSON"),
+    (b"\xef\xbb\xbf{}", b"", "BOM"), (b"[" * 100_000, b"", "not the JSON"), (b'{"a":' + b"9" * 5000 + b"}", b"", "not the JSON"), (b"{} {}", b"", "Extra data"),
     (b'{"a":1,"a":1}', b"", "a name occurs twice among 'a', 'a'"), (b'{"\\ud800":{}}', b"", "surrogates not allowed"),
     (b'{"a":{"dtype":"F32","dtype":"F16"}}', b"", "a name occurs twice"),
     ({"__metadata__": {"a": 1}}, b"", "__metadata__ must map"), ({"__metadata__": ["a"]}, b"", "__metadata__ must map")]
@@ -130,7 +130,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("header, data, says", HOSTILE)
 def test_a_hostile_header_is_named(header, data, says, tmp_path):
-    with pytest.raises(SafetensorsError, match=f"(?s)hostile.st.*{says}"):
+    with pytest.raises(SafeTensorsError, match=f"(?s)hostile.st.*{says}"):
         read_safetensors(raw(tmp_path / "hostile.st", header, data))
 
 
@@ -139,7 +139,7 @@ def test_a_hostile_header_is_named(header, data, says, tmp_path):
                                            (b"PK\x03\x04 a zip archive, such as torch.save's", "no safetensors file")])
 def test_what_is_no_safetensors_file(content, says, tmp_path):
     (tmp_path / "f").write_bytes(content)
-    with pytest.raises(SafetensorsError, match=f"f: .*{says}"):
+    with pytest.raises(SafeTensorsError, match=f"f: .*{says}"):
         read_safetensors(tmp_path / "f")
 
 
@@ -147,12 +147,12 @@ def test_a_header_beyond_the_librarys_limit(tmp_path):
     with open(tmp_path / "f", "wb") as f:
         f.write((100_000_001).to_bytes(8, "little"))
         f.truncate(100_000_100)                                          # sparse: no bytes on disk
-    with pytest.raises(SafetensorsError, match="a header of 100,000,001 bytes"):
+    with pytest.raises(SafeTensorsError, match="a header of 100,000,001 bytes"):
         read_safetensors(tmp_path / "f")
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(SafetensorsError, match="is not a regular file"):
+    with pytest.raises(SafeTensorsError, match="is not a regular file"):
         read_safetensors(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_safetensors(tmp_path / "nothing")
@@ -160,7 +160,7 @@ def test_what_is_no_file(tmp_path):
 
 def test_a_truth_value_is_0_or_1(tmp_path):
     f = read_safetensors(raw(tmp_path / "f", {"a": entry("BOOL", [2], [0, 2])}, b"\x01\x02"))
-    with pytest.raises(SafetensorsError, match="'a' is BOOL, but has bytes other than 0 and 1"):
+    with pytest.raises(SafeTensorsError, match="'a' is BOOL, but has bytes other than 0 and 1"):
         f["a"]
 
 
@@ -180,8 +180,8 @@ def test_mutated_files_give_the_named_error_or_what_the_library_reads(tmp_path):
     write_safetensors(path, {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.int8), "e": np.zeros(0)},
                       {"format": "pt"})
     whole = path.read_bytes()
-    tokens = [b"0", b"1", b"9", b"-", b"[", b"]", b"{", b"}", b",", b":", b'"', b" ", b"e", b".5", b'"w"', b'"F32"', b'"I8"', b"null",
-              b"[2,3]", b"[3,2]", b"[6]", b"[24,27]", b"\\u0077", b"\x00", b"\xff"]
+    tokens = [b"0", b"1", b"9", b"-", b"[", b"]", b"{", b"}", b",", b":", b'"', b" ", b"e", b".5", b'"w"', b'"F32"', b'"I8"',
+              b"null", b"[2,3]", b"[3,2]", b"[6]", b"[24,27]", b"\\u0077", b"\x00", b"\xff"]
     place = st.one_of(st.integers(0, 12), st.integers(0, len(whole)))
     change = st.tuples(place, st.integers(0, 9), st.one_of(st.just(b""), st.sampled_from(tokens), st.binary(max_size=3)))
     outcomes = set()
@@ -198,7 +198,7 @@ def test_mutated_files_give_the_named_error_or_what_the_library_reads(tmp_path):
         try:
             ours = read_safetensors(path)
             arrays = dict(ours)
-        except SafetensorsError as e:
+        except SafeTensorsError as e:
             outcomes.add("refused")
             assert str(path) in str(e)
         else:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..files import replacing
 
-__all__ = ["SafeTensors", "SafetensorsError", "read_safetensors", "write_safetensors"]
+__all__ = ["SafeTensors", "SafeTensorsError", "read_safetensors", "write_safetensors"]
 
 # dtype → (NumPy's, None where it has none; bits per element), in the library's order: it writes the last ones first
 DTYPES = {"BOOL": ("?", 8), "F4": (None, 4), "F6_E2M3": (None, 6), "F6_E3M2": (None, 6), "U8": ("u1", 8), "I8": ("i1", 8),
@@ -34,7 +34,7 @@ LONGEST_HEADER = 100_000_000                                             # bytes
 MOST_AXES = 32
 
 
-class SafetensorsError(ValueError):
+class SafeTensorsError(ValueError):
     """The file is not what the format allows; the message names the file, and the tensor if it is about one."""
 
 
@@ -55,13 +55,13 @@ class SafeTensors(Mapping):
         dtype, shape, start, end = self._entries[name]
         kind, _ = DTYPES[dtype]
         if kind is None:
-            raise SafetensorsError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy has no type for; "
+            raise SafeTensorsError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy has no type for; "
                                    "store it as F32, F16 or BF16")
         array = self._data[start:end].view(kind)
         if dtype == "BF16":                                              # the upper half of a float32
             array = (array.astype("<u4") << 16).view("<f4")
         if dtype == "BOOL" and self._data[start:end].max(initial=0) > 1:
-            raise SafetensorsError(f"{self.path}: tensor {name!r} is BOOL, but has bytes other than 0 and 1")
+            raise SafeTensorsError(f"{self.path}: tensor {name!r} is BOOL, but has bytes other than 0 and 1")
         return array.reshape(shape)
 
     def __iter__(self): return iter(self._entries)
@@ -77,36 +77,36 @@ class SafeTensors(Mapping):
 def read_safetensors(path):
     """Open a safetensors file → `SafeTensors`, a mapping name → ndarray.
 
-    The file must not shrink while arrays of it are in use. Raises `SafetensorsError`, a ValueError, for a file that is
+    The file must not shrink while arrays of it are in use. Raises `SafeTensorsError`, a ValueError, for a file that is
     damaged, cut off or built to mislead, and FileNotFoundError.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise SafetensorsError(f"{path} is not a regular file")
+        raise SafeTensorsError(f"{path} is not a regular file")
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size < 8:
-            raise SafetensorsError(f"{path}: {size} bytes, too short for a safetensors file")
+            raise SafeTensorsError(f"{path}: {size} bytes, too short for a safetensors file")
         data = np.frombuffer(mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
     n = int(data[:8].view("<u8")[0])
     if n > min(size - 8, LONGEST_HEADER):
-        raise SafetensorsError(f"{path}: a header of {n:,} bytes in a file of {size:,} (at most {LONGEST_HEADER:,} are "
+        raise SafeTensorsError(f"{path}: a header of {n:,} bytes in a file of {size:,} (at most {LONGEST_HEADER:,} are "
                                "allowed); it is cut off or no safetensors file")
     try:
         header = json.loads(str(data[8:8 + n].data, "utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise SafetensorsError(f"{path}: the header is not the JSON of a safetensors file: {e}") from e
+        raise SafeTensorsError(f"{path}: the header is not the JSON of a safetensors file: {e}") from e
     if not isinstance(header, dict):
-        raise SafetensorsError(f"{path}: the header must be a JSON object, got {type(header).__name__}")
+        raise SafeTensorsError(f"{path}: the header must be a JSON object, got {type(header).__name__}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise SafetensorsError(f"{path}: __metadata__ must map strings to strings")
+        raise SafeTensorsError(f"{path}: __metadata__ must map strings to strings")
     entries = {}
     for name, entry in header.items():
         try:
             entries[name] = _checked(name, entry)
         except ValueError as e:
-            raise SafetensorsError(f"{path}: tensor {name!r}: {e}") from e
+            raise SafeTensorsError(f"{path}: tensor {name!r}: {e}") from e
     _end_to_end(path, entries, size - 8 - n)
     return SafeTensors(path, entries, metadata, data[8 + n:])
 
@@ -145,11 +145,11 @@ def _end_to_end(path, entries, size):
     at = 0
     for name, (*_, start, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != at:
-            raise SafetensorsError(f"{path}: tensor {name!r} starts at byte {start:,} of the data, expected {at:,}: arrays "
+            raise SafeTensorsError(f"{path}: tensor {name!r} starts at byte {start:,} of the data, expected {at:,}: arrays "
                                    f"must lie end to end, without {'a gap' if start > at else 'an overlap'}")
         at = end
     if at != size:
-        raise SafetensorsError(f"{path}: the arrays end at byte {at:,} of the data, the file at {size:,}; it is "
+        raise SafeTensorsError(f"{path}: the arrays end at byte {at:,} of the data, the file at {size:,}; it is "
                                f"{'cut off' if at > size else 'longer than its header says'}")
 
 
