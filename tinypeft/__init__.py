@@ -3,6 +3,7 @@ from . import functional, optim
 from .generate import KVCache, generate
 from .gpt import GPT, GPTConfig
 from .gradcheck import gradcheck
+from .graph import graph
 from .nn import Module, Parameter
 from .paged import PagedAdamW
 from .peft import *  # noqa: F403

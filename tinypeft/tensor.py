@@ -22,7 +22,7 @@ import contextlib
 
 import numpy as np
 
-__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack",
+__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack", "tape",
            "unbroadcast", "where"]
 
 
@@ -31,6 +31,7 @@ class GraphError(RuntimeError):
 
 
 _recording = True
+_tape = None
 
 
 @contextlib.contextmanager
@@ -51,6 +52,17 @@ def no_grad():
 def enable_grad():
     """Inside `with enable_grad():` operations record, though it may be inside `no_grad()`."""
     return _record(True)
+
+
+@contextlib.contextmanager
+def tape():
+    """`with tape() as made:` the list `made` gets every tensor that an operation records, and so keeps a graph's values."""
+    global _tape
+    before, _tape = _tape, []
+    try:
+        yield _tape
+    finally:
+        _tape = before
 
 
 def unbroadcast(dy, shape):
@@ -111,6 +123,7 @@ class Tensor:
             y.node = Node([(x.node or x, x.version) if x.requires_grad else None for x in parents], vjp, y.data)
             y.data = y.data.view()
             y.data.flags.writeable = False               # a value that a gradient depends on stays as it is
+            if _tape is not None: _tape.append(y)
         return y
 
     # -- backward -------------------------------------------------------------------------------
