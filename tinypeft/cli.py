@@ -232,8 +232,9 @@ def run_figures(args):
             results = run(EXPERIMENTS[name], folder / "results", args.quick, args.jobs)
             print(json.dumps(results.record) if args.json else f"{folder / 'results' / name}.json")
         return
+    from .study.gallery import figures
     from .study.pictures import PICTURES
-    for name in known(args.names or PICTURES, PICTURES, "picture"): print(PICTURES[name](folder))
+    figures(folder, known(args.names, PICTURES, "picture") or None)
 
 
 def known(names, there, what):

@@ -6,6 +6,7 @@ and quantized by each scheme (test perplexity on `domain`, without fine-tuning).
 over seeds looks like is a question for a study.
 """
 import copy
+import json
 import math
 import platform
 import time
@@ -19,8 +20,9 @@ from ..peft import METHODS, LinearProbe, attach
 from ..progress import Progress
 from ..text import tasks
 from ..train import backward, evaluate, train
+from . import plot
 
-__all__ = ["QUICK", "Size", "compare", "draw", "measure_scheme", "tables"]
+__all__ = ["QUICK", "Size", "compare", "draw", "measure_scheme", "picture", "tables"]
 
 
 @dataclass(frozen=True)
@@ -169,37 +171,47 @@ def tables(record):
 
 
 def draw(record, path):
-    """The record as a picture: quality over trained parameters, and perplexity over bits per weight."""
-    from . import plot
-    fig, (left, right) = plot.figure(1, 2, size=(9.6, 4.8))
+    """The record as a picture."""
+    with plot.style(): drawing = picture_of(record)
+    return plot.save(drawing, path)
+
+
+def picture(results):
+    """The stored comparison as a `Drawing`."""
+    return picture_of(json.loads((results / "compare.json").read_text(encoding="utf-8")))
+
+
+def picture_of(record):
+    """Quality over trained parameters, and perplexity by bits per weight, as a `Drawing`."""
     frozen, *methods = record["methods"]
-    colour = lambda r: plot.mark(r["name"])["color"]
-    left.axhline(frozen["loss"], color=plot.COLOURS["grey"], lw=1, ls="--")
-    for r in methods: left.scatter(r["trained"], r["loss"], zorder=3, **plot.mark(r["name"]))
-    left.set(xscale="log", xlabel="trained parameters", ylabel="test loss on domain (nats/token)")
-    left.set_title(f"Fine-tuning for {record['steps']} steps: lower is better", loc="left", fontsize=10)
-    left.margins(x=0.15, y=0.12)
-    plot.label_points(left, [(r["trained"], r["loss"], r["label"].split("(")[0], colour(r)) for r in methods])
-    left.annotate("frozen base", (0, frozen["loss"]), xycoords=("axes fraction", "data"), xytext=(2, 3),
-                  textcoords="offset points", fontsize=8, color="#606060")
     rows = sorted(record["schemes"], key=lambda r: -r["bits_per_weight"])
-    right.axvline(record["perplexity"], color=plot.COLOURS["grey"], lw=1, ls="--")
+    fig, (above, below) = plot.figure(2, 1, height=3.4 + 0.6 + 0.19 * len(rows), height_ratios=(3.4, 0.6 + 0.19 * len(rows)))
+    colour = lambda r: plot.mark(r["name"])["color"]
+    above.axhline(frozen["loss"], color=plot.COLOURS["grey"], lw=1, ls="--")
+    for r in methods: above.scatter(r["trained"], r["loss"], zorder=3, **plot.mark(r["name"]))
+    above.set(xscale="log", xlabel="trained parameters", ylabel="test loss (nats/token)")
+    above.set_title(f"Fine-tuning for {record['steps']} steps: lower is better")
+    above.margins(x=0.12, y=0.14)
+    plot.count_axis(above.xaxis)
+    base = above.annotate("frozen base", (1, frozen["loss"]), xycoords=("axes fraction", "data"), xytext=(-2, 3), ha="right",
+                          textcoords="offset points", color="#606060")
+    fig.draw_without_rendering()
+    plot.label_points(above, [(r["trained"], r["loss"], r["label"].split("(")[0], colour(r)) for r in methods],
+                      avoid=[base.get_window_extent()])
+    below.axvline(record["perplexity"], color=plot.COLOURS["grey"], lw=1, ls="--")
     for y, r in enumerate(rows):
         trained = {"facecolors": "none"} if r["label"].endswith("*") else {}
-        right.scatter(r["perplexity"], y, zorder=3, **{"edgecolors": colour(r), **plot.mark(r["name"]), **trained})
-    right.set_yticks(range(len(rows)), [f"{r['label']}  {r['bits_per_weight']:.2f}" for r in rows], fontsize=8)
-    right.set(xlabel="perplexity on domain (per token); dashed: float32, hollow: trained", ylim=(-0.7, len(rows) - 0.3))
-    right.set_title("Quantizing, by bits per weight: left is better", loc="left", fontsize=10)
-    right.invert_yaxis()
-    return plot.save(fig, path, alt(record))
-
-
-def alt(record):
-    """What the picture shows, in words."""
-    frozen, *methods = record["methods"]
-    best = min(methods, key=lambda r: r["loss"])
-    small = min(record["schemes"], key=lambda r: r["bits_per_weight"])
-    return (f"Left: test loss against trained parameters for {len(methods)} methods; the frozen base is at "
-            f"{frozen['loss']:.3f}, the best, {best['label']}, at {best['loss']:.3f}. Right: perplexity against bits "
-            f"per weight for {len(record['schemes'])} quantization schemes; float32 is at {record['perplexity']:.2f}, "
-            f"the smallest, {small['label']}, at {small['perplexity']:.2f}.")
+        below.scatter(r["perplexity"], y, zorder=3, **{"edgecolors": colour(r), **plot.mark(r["name"]), **trained})
+    below.set_yticks(range(len(rows)), [f"{r['label']}\u2003{r['bits_per_weight']:.2f}" for r in rows])
+    below.set(xlabel="perplexity; dashed: float32, hollow: trained", ylim=(-0.7, len(rows) - 0.3))
+    below.set_title("Quantizing, by bits per weight: left is better")
+    below.invert_yaxis()
+    best, small = min(methods, key=lambda r: r["loss"]), rows[-1]
+    return plot.Drawing(
+        fig, "A few per cent of the parameters learn most of what all of them do, and four bits keep nearly all that "
+        "thirty-two hold.",
+        f"Both on *domain*, {record['test_tokens']:,} test tokens; one seed, {record['steps']} steps: a first look.",
+        f"Above: test loss against trained parameters for {len(methods)} methods; the frozen base is at "
+        f"{frozen['loss']:.3f}, the best, {best['label']}, at {best['loss']:.3f}. Below: perplexity by bits per weight for "
+        f"{len(rows)} quantization schemes; float32 is at {record['perplexity']:.2f}, the smallest, {small['label']}, at "
+        f"{small['perplexity']:.2f}.")

@@ -1,42 +1,63 @@
 """One style for every picture: colours that colour-blind readers tell apart, labels at the data, sober axes.
 
-The eight colours are Okabe and Ito's (2008). A method has one colour and one marker, everywhere.
+The eight colours are Okabe and Ito's (2008). A method has one colour and one marker, everywhere; relatives share the
+colour, and no two that meet in one picture share both, so that a grey print can still be read. A picture is 6.4 inches
+wide, the width of a page, with letters of 9 points.
 """
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["COLOURS", "figure", "label_points", "mark", "save"]
+import numpy as np
+
+__all__ = ["COLOURS", "Drawing", "band", "count_axis", "figure", "ink", "label_ends", "label_points", "mark", "save", "style"]
 
 COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
            "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#8A8A8A"}
 
 MARKS = {                                                # name in METHODS or SCHEMES → (colour, marker)
     "full": ("black", "s"), "lora": ("blue", "o"), "adalora": ("blue", "^"), "dylora": ("blue", "D"),
-    "adapter": ("vermillion", "o"), "parallel_adapter": ("vermillion", "^"), "prefix": ("green", "o"),
-    "ptuning_v2": ("green", "^"), "prompt": ("purple", "o"), "ptuning": ("purple", "^"),
-    "uniform": ("sky", "o"), "nf4": ("blue", "o"), "float": ("orange", "o"), "gguf": ("orange", "^"),
-    "gptq": ("vermillion", "o"), "awq": ("green", "o"), "llm_int8": ("purple", "o"), "zeroquant": ("purple", "^"),
-    "smoothquant": ("purple", "D"), "w8a8": ("purple", "s"), "fake_quant": ("black", "o"), "llm_qat": ("black", "^"),
+    "adapter": ("vermillion", "P"), "parallel_adapter": ("vermillion", "X"), "prefix": ("green", "v"),
+    "ptuning_v2": ("green", "d"), "prompt": ("purple", "*"), "ptuning": ("purple", "h"),
+    "uniform": ("sky", "o"), "nf4": ("blue", "D"), "float": ("orange", "s"), "gguf": ("orange", "d"),
+    "gptq": ("vermillion", "^"), "awq": ("green", "v"), "llm_int8": ("purple", "P"), "zeroquant": ("purple", "X"),
+    "smoothquant": ("purple", "*"), "w8a8": ("purple", "h"), "fake_quant": ("black", "o"), "llm_qat": ("black", "^"),
     "peqa": ("black", "D"),
 }
 
 STYLE = {
-    "figure.figsize": (6.4, 3.6), "figure.dpi": 120, "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 6,
-    "legend.frameon": False, "svg.hashsalt": "tinypeft", "svg.fonttype": "none", "savefig.bbox": "tight",
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+    "figure.figsize": (6.4, 3.6), "figure.dpi": 120, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 10,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 6,
+    "legend.frameon": False, "legend.fontsize": 9, "svg.hashsalt": "tinypeft", "svg.fonttype": "none",
+    "axes.unicode_minus": True, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana"],
 }
 
 
-def figure(rows=1, columns=1, size=None):
-    """(figure, axes) in the house style, drawn without a display."""
-    from matplotlib import rc_context
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and its words. figure: a Matplotlib figure, or the text of an SVG. sentence: what to remember of it.
+    detail: units, sizes, number of seeds. alt: what it shows, for who cannot see it."""
+    figure: Any
+    sentence: str
+    detail: str
+    alt: str
+
+
+def style():
+    """A context with Matplotlib's own defaults and the house style, whatever the reader's settings are."""
+    from matplotlib import rc_context, rcParamsDefault
+    return rc_context({name: value for name, value in rcParamsDefault.items() if "backend" not in name} | STYLE)
+
+
+def figure(rows=1, columns=1, height=None, width=6.4, **subplots):
+    """(figure, axes) in the house style, drawn without a display; height in inches. To be called inside `style()`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    with rc_context(STYLE):
-        fig = Figure(figsize=size or (STYLE["figure.figsize"][0], STYLE["figure.figsize"][1] * rows), layout="constrained")
-        FigureCanvasAgg(fig)
-        return fig, fig.subplots(rows, columns)
+    fig = Figure(figsize=(width, height or 3.6 * rows), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots(rows, columns, **subplots)
 
 
 def mark(name):
@@ -45,32 +66,108 @@ def mark(name):
     return {"color": COLOURS[colour], "marker": marker}
 
 
-def label_points(ax, points, size=8):
-    """Write each label beside its point, pushed apart vertically until none overlaps. points: (x, y, text, colour)."""
-    ax.figure.canvas.draw()
-    height = size * ax.figure.dpi / 72 * 1.25
-    to_screen, back = ax.transData.transform, ax.transData.inverted().transform
-    placed = []
-    for x, y, text, colour in sorted(points, key=lambda p: p[1]):
-        sx, sy = to_screen((x, y))
-        width = len(text) * size * ax.figure.dpi / 72 * 0.62
-        right = sx + 8 + width < ax.bbox.x1 + 4
-        left_edge = sx + 8 if right else sx - 8 - width
-        ly = sy
-        while any(abs(ly - py) < height and left_edge < pr and pl < left_edge + width for pl, pr, py in placed):
-            ly += height / 4
-        placed.append((left_edge, left_edge + width, ly))
-        ax.annotate(text, (x, y), xytext=back((sx + 8 if right else sx - 8, ly)), textcoords="data", fontsize=size,
-                    color=colour, ha="left" if right else "right", va="center",
-                    arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.5} if abs(ly - sy) > height / 2 else None)
+def ink(colour):
+    """The colour, darkened until letters of it on white have a contrast of 4.5 (WCAG 2, AA)."""
+    from matplotlib.colors import to_hex, to_rgb
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear *= min(1, 0.183 / max(linear @ (0.2126, 0.7152, 0.0722), 1e-9))
+    return to_hex(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
-def save(fig, path, alt):
-    """Write the picture (SVG or PNG by its ending) with `alt` as its description; the same input gives the same bytes."""
-    from matplotlib import rc_context
+def band(ax, x, mean, half, **line):
+    """A line with its 95 % interval as a band; zero-width intervals draw none. Returns the line's colour."""
+    (drawn,) = ax.plot(x, mean, **{"marker": "o", "ms": 5, **line})
+    if np.any(np.asarray(half) > 0):
+        ax.fill_between(x, np.subtract(mean, half), np.add(mean, half), color=drawn.get_color(), alpha=0.18, lw=0)
+    return drawn.get_color()
+
+
+def count_axis(axis, base=10):
+    """Ticks of a logarithmic axis in words: 1 k, 10 k, 1 M; with base 2, 1, 2, 4, 8."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def words(n, _):
+        unit, name = next(((u, s) for u, s in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if n >= u), (1, ""))
+        return f"{n / unit:g}{name}"
+    axis.set_major_locator(LogLocator(base))
+    axis.set_major_formatter(FuncFormatter(words))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def label_ends(ax, labels, gap=0, size=9):
+    """Write (x, y, text, colour) to the right of the ends of lines, pushed apart vertically until none overlaps."""
+    ax.figure.draw_without_rendering()
+    scale, line = 72 / ax.figure.dpi, size * 1.3
+    items = sorted(((ax.transData.transform((x, y))[1] * scale, x, y, text, colour) for x, y, text, colour in labels),
+                   key=lambda item: item[0])
+    places = spread([item[0] for item in items], [line * (1 + item[3].count("\n")) for item in items])
+    for place, (here, x, y, text, colour) in zip(places, items, strict=True):
+        ax.annotate(text, (x, y), xytext=(6 + gap, place - here), textcoords="offset points", color=ink(colour), fontsize=size,
+                    va="center", annotation_clip=False)
+
+
+def spread(wishes, heights):
+    """Positions as near to the ascending `wishes` as can be while neighbours keep half the sum of their heights apart."""
+    runs = []                                            # [members, where the first stands]
+    offsets = np.concatenate([[0], np.cumsum((np.asarray(heights)[1:] + np.asarray(heights)[:-1]) / 2)])
+    for wish, offset in zip(wishes, offsets, strict=True):
+        runs.append([1, wish - offset])
+        while len(runs) > 1 and runs[-2][1] > runs[-1][1]:
+            (n2, s2), (n1, s1) = runs.pop(), runs.pop()
+            runs.append([n1 + n2, (n1 * s1 + n2 * s2) / (n1 + n2)])
+    return np.repeat([start for _, start in runs], [n for n, _ in runs]) + offsets
+
+
+def label_points(ax, points, size=9, avoid=()):
+    """Write each label beside its point, where it covers no label, no point of the axes and none of the boxes `avoid`.
+
+    points: (x, y, text, colour). Right, left, above and below are tried, then further and further up and down; a label
+    that ends far from its point gets a thin line to it.
+    """
+    from matplotlib.transforms import Bbox
+    fig = ax.figure
+    fig.draw_without_rendering()
+    renderer, dots = fig.canvas.get_renderer(), fig.dpi / 72
+    at = {i: ax.transData.transform(p[:2]) for i, p in enumerate(points)}
+    taken = [Bbox.from_bounds(x - 4 * dots, y - 4 * dots, 8 * dots, 8 * dots) for x, y in at.values()] + list(avoid)
+    for i, (x, y, text, colour) in sorted(enumerate(points), key=lambda p: at[p[0]][0]):
+        label = ax.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, color=ink(colour),
+                            va="center", ha="center")
+        box = label.get_window_extent(renderer)
+        w, h = box.width / dots, box.height / dots
+        places = [(w / 2 + 7, 0), (-w / 2 - 7, 0), (0, h / 2 + 5), (0, -h / 2 - 5)]
+        places += [(side * (w / 2 + 7), step * sign) for step in np.arange(4, 140, 4) for side in (1, -1) for sign in (1, -1)]
+        for dx, dy in places:
+            moved = Bbox.from_bounds(box.x0 + dx * dots, box.y0 + dy * dots, box.width, box.height)
+            own = Bbox.from_bounds(at[i][0] - 4 * dots, at[i][1] - 4 * dots, 8 * dots, 8 * dots)
+            inside = ax.bbox.x0 <= moved.x0 and moved.x1 <= ax.bbox.x1 and ax.bbox.y0 <= moved.y0 and moved.y1 <= ax.bbox.y1
+            if inside and not any(moved.overlaps(other) for other in taken) and not moved.overlaps(own): break
+        label.set_position((dx, dy))
+        taken.append(moved)
+        if abs(dy) > h:
+            label.arrow_patch = None
+            ax.annotate("", (x, y), xytext=(dx - np.sign(dx) * w / 2, dy), textcoords="offset points",
+                        arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.6, "shrinkB": 4})
+
+
+def save(drawing, path):
+    """Write a `Drawing` (SVG or PNG by its ending) with its `alt` as description; the same input gives the same bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Description": alt, "Date": None} if path.suffix == ".svg" else {"Description": alt}
-    with rc_context(STYLE):
-        fig.savefig(path, metadata=metadata)
+    if isinstance(drawing.figure, str):
+        path.write_text(drawing.figure, encoding="utf-8")
+        return path
+    metadata = {"Description": drawing.alt, "Date": None} if path.suffix == ".svg" else {"Description": drawing.alt}
+    with style():
+        drawing.figure.savefig(path, metadata=metadata)
+    if path.suffix == ".svg":
+        path.write_text(shorter(path.read_text(encoding="utf-8")), encoding="utf-8")
     return path
+
+
+def shorter(svg):
+    """The same picture in fewer bytes: coordinates to a hundredth of a point, no indentation."""
+    number = lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip(".")
+    short = lambda m: re.sub(r"-?\d+\.\d+", number, re.sub(r"\s+", " ", m[0]))
+    return re.sub(r"\n\s+", "\n", re.sub(r' (d|x|y|width|height|transform)="[^"]*"', short, svg))

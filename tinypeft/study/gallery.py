@@ -1,0 +1,53 @@
+"""figures/README.md: every picture with the sentence to remember, its lesson, and the commands that make it again."""
+from pathlib import Path
+
+from ..files import write_atomically
+from .pictures import PICTURES, draw, missing
+
+__all__ = ["figures", "page"]
+
+MADE_BY = {"compare": "python -m tinypeft --out figures", "spread": "python -m tinypeft spread --out figures"}
+HEAD = """# Figures
+
+Made by `python -m tinypeft figures` from the numbers in [`results/`](results), this page included: it is not edited by hand.
+`python -m tinypeft figures NAME` draws one; `python -m tinypeft figures NAME --rerun` measures an experiment again, where that
+is not done yet or no longer holds. Bands and bars are 95 % confidence intervals of the mean over seeds (Student's t).
+"""
+
+
+def figures(folder, names=None, say=print):
+    """Draw the pictures (all of them, and then the page as well) into `folder`, from `folder`/results → name: `Drawing`.
+    `say`: told of each."""
+    drawn = {}
+    for name in names or PICTURES:
+        lacking = missing(folder, name)
+        if lacking:
+            say(f"{name}: not drawn, there is no {' and no '.join(f'results/{n}.json' for n in lacking)}: "
+                f"{'; '.join(command(n) for n in lacking)}")
+        else:
+            drawn[name] = draw(folder, name)
+            say(str(Path(folder) / PICTURES[name].file(name)))
+    if names is None:
+        write_atomically(Path(folder) / "README.md", page(drawn))
+        say(str(Path(folder) / "README.md"))
+    return drawn
+
+
+def command(results):
+    """What measures results/NAME.json."""
+    return MADE_BY.get(results, f"python -m tinypeft figures {results} --rerun")
+
+
+def page(drawn):
+    """The page, for name → `Drawing`: pictures in the order of their lessons."""
+    parts = [HEAD]
+    for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):
+        picture, drawing = PICTURES[name], drawn[name]
+        made = f"`python -m tinypeft figures {name}`"
+        if picture.needs:
+            numbers = ", ".join(f"[{n}](results/{n}.json) (`{command(n)}`)" for n in picture.needs)
+            made += f" · numbers: {numbers}"
+        alt = drawing.alt.replace("[", "(").replace("]", ")")
+        parts.append(f"## {picture.title}\n\n![{alt}]({picture.file(name)})\n\n**{drawing.sentence}** {drawing.detail}\n\n"
+                     f"Lesson {picture.lesson} · {made}\n")
+    return "\n".join(parts)

@@ -1,0 +1,115 @@
+"""Lesson 10 and 13: what rounding to a few levels does to numbers, computed by the package's own quantizers."""
+import numpy as np
+
+from ...quant import NF4, FloatFormat, Uniform
+from .. import plot
+
+__all__ = ["clipping", "levels", "staircase"]
+
+
+def staircase(results):
+    low, high, bits = -0.6, 1.4, 3
+    x = np.linspace(-0.8, 1.6, 2401, dtype=np.float32)
+    fig, axes = plot.figure(2, 2, height=4.4, sharex=True, sharey="row", height_ratios=(2, 1))
+    steps, worst = [], []
+    for column, symmetric, name in zip(axes.T, (True, False), ("symmetric", "asymmetric"), strict=True):
+        grid = Uniform(bits, symmetric).grid(low, high)
+        rounded, s, zero = grid.round(x[None])[0], grid.scale.item(), int(np.ravel(grid.zero)[0])
+        inside = (x >= low) & (x <= high)
+        above, below = column
+        for ax in column: ax.axvspan(low, high, color="#F2F2F2", lw=0, zorder=0)
+        above.plot(x, x, color="#999999", lw=1)
+        above.plot(x, rounded, color=plot.COLOURS["blue"])
+        above.set_title(f"{name}: s = {s:.3f}, z = {zero}", fontsize=9)
+        below.plot(x, rounded - x, color=plot.COLOURS["vermillion"], lw=1)
+        for e in (-s / 2, s / 2): below.axhline(e, color="#999999", lw=0.8, ls="--")
+        below.set(ylim=(-0.42, 0.42), xlabel="x")
+        used = np.unique(rounded[inside]).size
+        above.text(0.04, 0.93, f"{used} of {2**bits} levels in use", transform=above.transAxes, va="top")
+        steps.append(s)
+        worst.append((used, np.abs(rounded - x)[inside].max()))
+    axes[0, 0].set_ylabel("rounded x̂")
+    axes[1, 0].set_ylabel("error x̂ − x")
+    axes[1, 0].text(0.52, steps[0] / 2 + 0.03, "s/2", transform=axes[1, 0].get_yaxis_transform(), va="bottom")
+    return plot.Drawing(
+        fig, "Inside the range no error exceeds half a step; a zero point spends all levels on a lopsided range.",
+        f"Rounding to {bits} bits of numbers between {low:g} and {high:g} (shaded; outside it they are clipped). A symmetric "
+        "grid must reach as far to the left as to the right.",
+        f"Staircases and their sawtooth errors. Symmetric: step {steps[0]:.3f}, {worst[0][0]} of {2**bits} levels used, "
+        f"largest error {worst[0][1]:.3f}. Asymmetric: step {steps[1]:.3f}, {worst[1][0]} levels, largest error "
+        f"{worst[1][1]:.3f}.")
+
+
+def clipping(results):
+    x = bell_curve()[None]
+    limits = np.linspace(0.6, 4.5, 79)
+    fig, (left, right) = plot.figure(1, 2, height=3.4)
+    best = {}
+    for bits, colour, marker in ((2, "orange", "^"), (3, "vermillion", "s"), (4, "blue", "o")):
+        cost = np.array([parts(x, Uniform(bits).grid(-c, c), c) for c in limits])
+        total, i = cost.sum(1), cost.sum(1).argmin()
+        best[bits] = limits[i], total[i]
+        left.semilogy(limits, total, color=plot.COLOURS[colour], marker=marker, ms=4, markevery=[i, 78])
+        left.annotate(f"{bits} bits", (limits[-1], total[-1]), xytext=(0, 4), textcoords="offset points", ha="right",
+                      color=plot.ink(plot.COLOURS[colour]))
+        if bits == 3:
+            right.semilogy(limits, cost[:, 0], color="#555555", ls="--")
+            right.semilogy(limits, cost[:, 1], color="#555555", ls=":")
+            right.semilogy(limits, total, color=plot.COLOURS[colour])
+            right.annotate("clipping", (limits[20], cost[20, 1]), xytext=(-6, -10), textcoords="offset points", ha="right")
+            right.annotate("rounding", (limits[30], cost[30, 0]), xytext=(6, -10), textcoords="offset points")
+            right.annotate("their sum", (limits[12], total[12]), xytext=(8, 4), textcoords="offset points",
+                           color=plot.ink(plot.COLOURS[colour]))
+    left.set(xlabel="largest level c, in standard deviations", ylabel="mean squared error")
+    right.set(xlabel="largest level c, in standard deviations", ylim=(1e-4, 1))
+    right.set_title("3 bits: the two parts", fontsize=9)
+    left.set_title("total, and where it is least", fontsize=9)
+    return plot.Drawing(
+        fig, "The fewer the bits, the more it pays to cut the tails off.",
+        "Normal numbers of variance 1 rounded to a symmetric grid that ends at ±c. A wide grid has large steps, a narrow one "
+        f"cuts off; computed from {x.size:,} numbers.",
+        "Mean squared error over the clipping limit, U-shaped for every number of bits: least at " + ", ".join(
+            f"c = {c:.2f} ({bits} bits, error {e:.4f})" for bits, (c, e) in best.items()) + ".")
+
+
+def bell_curve(n=2**18):
+    return np.random.default_rng(0).standard_normal(n).astype(np.float32)
+
+
+def parts(x, grid, limit):
+    """Mean squared error inside ±limit, which is rounding, and outside, which is clipping."""
+    error, inside = (grid.round(x) - x) ** 2, np.abs(x) <= limit
+    return (error * inside).sum() / x.size, (error * ~inside).sum() / x.size
+
+
+def levels(results):
+    block, x = 64, bell_curve()
+    kinds = {"NF4": (NF4(block), "nf4"), "FP4 E2M1": (FloatFormat("E2M1", "block", block), "float"),
+             "int4": (Uniform(4, True, "group", block), "uniform")}
+    unit = x / np.abs(x.reshape(-1, block)).max(1).repeat(block)             # what the formats see: [−1, 1]
+    fig, axes = plot.figure(3, 2, height=4.8, sharex="col", sharey="col", width_ratios=(3, 1))
+    edges, fine, said = np.linspace(-1, 1, 101), np.linspace(-0.2, 0.2, 61), []
+    for (ax, errors), (name, (scheme, mark)) in zip(axes, kinds.items(), strict=True):
+        rounded = scheme.quantize(x[None]).dequantize()[0] / (x / unit)
+        values, counts = np.unique(np.round(rounded, 4), return_counts=True)
+        density, _ = np.histogram(unit, edges)
+        share = counts / x.size
+        colour = plot.COLOURS[plot.MARKS[mark][0]]
+        ax.fill_between((edges[1:] + edges[:-1]) / 2, 100 * density / x.size * 4, color="#E4E4E4", lw=0)
+        ax.vlines(values, 0, 100 * share, color=colour, lw=2)
+        ax.plot(values, 100 * share, ls="none", **plot.mark(mark), ms=4)
+        rms = np.sqrt(np.mean((rounded * (x / unit) - x) ** 2))
+        ax.set_ylabel("% of numbers")
+        ax.set_title(f"{name}: {len(values)} levels, RMS error {100 * rms:.1f} %", fontsize=9)
+        errors.hist(rounded - unit, fine, color=colour, density=True)
+        errors.set(yticks=[], xlim=(-0.2, 0.2))
+        said.append(f"{name} {len(values)} levels, most used {100 * share.max():.0f} %, least {100 * share.min():.1f} %, RMS "
+                    f"error {100 * rms:.1f} % of the standard deviation")
+    axes[-1, 0].set_xlabel("weight ÷ largest of its block")
+    axes[-1, 1].set_xlabel("error")
+    axes[0, 1].set_title("errors", fontsize=9)
+    return plot.Drawing(
+        fig, "NF4's levels lie closest where normal weights are densest: they are used more evenly than integers.",
+        f"{x.size:,} normal numbers in blocks of {block}, each divided by its block's largest (grey: their density): how often "
+        "each level is taken, and the error that is left.",
+        "Levels of three formats on a bell curve: " + "; ".join(said) + ".")
