@@ -25,6 +25,7 @@ import numpy as np
 from .generate import generate
 from .nn import Linear
 from .peft import METHODS, attach, load_adapter
+from .peft.model import FORMATS
 from .pretrained import FOLDER, load_pretrained, training_record
 from .quant import SCHEMES
 from .text import tasks
@@ -76,6 +77,8 @@ def parser():
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                    help="hyperparameters, such as rank=4")
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where the adapter goes")
+    p.add_argument("--format", default="tinypeft", choices=list(FORMATS),
+                   help="of the adapter: our own, or that of Hugging Face's PEFT")
     p.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help="go on from here if it exists, write it")
 
     p = command("quantize", run_quantize, "quantize by one scheme and say what it costs")
@@ -89,7 +92,7 @@ def parser():
     p.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
     p.add_argument("--top-k", type=int, default=None)
     p.add_argument("--top-p", type=float, default=None)
-    p.add_argument("--adapter", type=Path, default=None, metavar="FOLDER", help="what finetune --out wrote")
+    p.add_argument("--adapter", type=Path, default=None, metavar="FOLDER", help="what finetune --out, or PEFT, wrote")
 
     p = command("pretrain", run_pretrain, "train the base model; an hour on two cores, resumes where it was stopped", takes=())
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where weights, tokenizer and record go")
@@ -145,7 +148,9 @@ def run_finetune(args):
     if args.task not in ("domain", "classify", "summarize"):
         raise ValueError(f"--task: expected domain, classify or summarize, got {args.task!r}")
     task = getattr(tasks, args.task)(model)
-    tuned = attach(model, method, rng=args.seed, head=len(task.classes) if args.task == "classify" else None)
+    tuned = attach(model, method, rng=args.seed, head=len(task.classes) if args.task == "classify" else None,
+                   head_bias=args.format != "peft")
+    FORMATS[args.format].check(tuned)
     batches = 2 if args.quick else None
     before = None
     if args.task != "classify":
@@ -154,7 +159,7 @@ def run_finetune(args):
     history = train(tuned, task, steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
                     batch_size=args.batch_size or (16 if args.task == "classify" else 8))
     after = evaluate(tuned, task, "test", max_batches=batches)
-    if args.out: tuned.save(args.out)
+    if args.out: tuned.save(args.out, args.format)
     record = {"method": str(method), "task": args.task, "steps": len(history.loss), "seconds": round(history.seconds, 1),
               "trained": tuned.summary().trained, "before": before, "after": after, "saved": args.out and str(args.out)}
     if args.json:

@@ -1,4 +1,8 @@
-"""Files of others: safetensors, the format in which Hugging Face models and adapters are shared."""
+"""Files of others: safetensors, and the adapter folders of Hugging Face's PEFT."""
+from ..peft.model import FORMATS, Format
+from .adapters import AdapterError, Report, load_peft, peft_content, save_peft
 from .safetensors import SafeTensors, SafeTensorsError, read_safetensors, write_safetensors
 
-__all__ = ["SafeTensors", "SafeTensorsError", "read_safetensors", "write_safetensors"]
+__all__ = ["AdapterError", "Report", "SafeTensors", "SafeTensorsError", "read_safetensors", "write_safetensors"]
+
+FORMATS["peft"] = Format("adapter_config.json", save_peft, load_peft, check=peft_content)

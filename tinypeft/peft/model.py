@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from ..gpt import GPT
 from ..hyper import Hyperparameters
 from ..nn import Linear, Module, replace_modules
 
-__all__ = ["Method", "MethodError", "PeftModel", "attach", "load_adapter"]
+__all__ = ["FORMATS", "Format", "Method", "MethodError", "PeftModel", "attach", "load_adapter"]
 
 
 class MethodError(ValueError):
@@ -62,18 +63,19 @@ class Method(Hyperparameters):
         raise MethodError(f"set_rank: {self} learns at one rank only; DyLoRA learns at all ranks at once")
 
 
-def attach(model, method, *, rng=0, head=None):
+def attach(model, method, *, rng=0, head=None, head_bias=True):
     """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
 
     rng: seed or Generator for what the method initialises. head: a number of classes; adds a linear
-    classifier on the final hidden state, trained and saved with the method (see `PeftModel.classify`).
+    classifier on the final hidden state, trained and saved with the method (see `PeftModel.classify`);
+    head_bias: with a bias, which transformers' classifiers on GPT-2 have not.
     Raises MethodError when something is attached already or the method does not fit the model.
     """
     _check_free(model)
     if not isinstance(method, Method):
         hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
         raise TypeError(f"attach: expected a method such as tinypeft.LoRA(rank=8), got {method!r}{hint}")
-    return PeftModel(model, method, np.random.default_rng(rng), head)
+    return PeftModel(model, method, np.random.default_rng(rng), head, head_bias)
 
 
 def _check_free(model):
@@ -90,7 +92,7 @@ class PeftModel(Module):
     """A model with a method on it. Called as the model is; virtual tokens never show in the logits."""
     is_disabled = False
 
-    def __init__(self, model, method, rng, head=None):
+    def __init__(self, model, method, rng, head=None, head_bias=True):
         self.model, self.method, self.rng = model, method, rng
         dtype = model.token_embedding.weight.dtype
         base = dict(model.named_parameters())
@@ -100,7 +102,7 @@ class PeftModel(Module):
         if head is not None:
             if not isinstance(head, (int, np.integer)) or head < 2:
                 raise MethodError(f"attach: head is the number of classes, at least 2, got {head!r}")
-            self.head = Linear(model.config.d_model, int(head), rng=rng)
+            self.head = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         if not (self.wrappers or self.virtual or self.trained or self.head):
             raise MethodError(f"attach: {method} would train nothing"
@@ -297,16 +299,17 @@ class PeftModel(Module):
         if self.active: self.model.attached = method
         return self
 
-    def save(self, folder):
-        """Write the method and what it learned to `folder`/adapter.npz, atomically; `load_adapter` reads it.
+    def save(self, folder, format="tinypeft"):
+        """Write the method and what it learned to `folder`; `load_adapter` reads it again, of either format.
 
-        What only training needs stays out, a reparameterization too (see `fold`); a checkpoint of `train` has it all.
+        "tinypeft": adapter.npz, all methods, exactly. "peft": adapter_config.json and adapter_model.safetensors, which
+        `peft.PeftModel.from_pretrained` loads onto transformers' GPT-2 with the base's weights; raises MethodError for what
+        has no place there (see `interop.adapters`). What only training needs stays out, a reparameterization too (see
+        `fold`); a checkpoint of `train` has it all.
         """
-        method, _ = self.method.fold(self.virtual)
-        save_arrays(Path(folder) / "adapter.npz", self.state_dict(to_train=False), {
-            "format": 1, "method": type(method).__name__, "fields": dataclasses.asdict(method),
-            "config": dataclasses.asdict(self.config), "base": self._base_fingerprint(),
-            "head": None if self.head is None else self.head.d_out})
+        if format not in FORMATS:
+            raise MethodError(f"save: unknown format {format!r}; there are {', '.join(FORMATS)}")
+        FORMATS[format].save(self, Path(folder))
 
     def _base_fingerprint(self):
         with self.disabled() if self.active else contextlib.nullcontext():
@@ -350,15 +353,37 @@ def fingerprint(model):
 
 
 def load_adapter(model, folder, strict=True):
-    """Attach to `model` what `PeftModel.save` wrote to `folder`.
+    """Attach to `model` what `PeftModel.save`, or Hugging Face's PEFT, wrote to `folder`; return a `PeftModel`.
 
-    Raises FileNotFoundError or ValueError for a missing or damaged file, MethodError when it was made for
-    a model of other sizes, KeyError or ValueError (`strict`) when tensors are missing, unknown or misshapen.
-    Warns when the sizes agree but the base's weights are not those it was trained on.
+    Which of the two it is, the folder's files say. Nothing is loaded in part or in silence: MethodError when the adapter
+    was made for a model of other sizes or cannot be expressed here, KeyError or ValueError when tensors are missing,
+    unknown, misshapen or not finite, FileNotFoundError or ValueError for a missing or damaged file. With `strict=False`
+    what matches is loaded; for PEFT's folders a warning reports the rest. Warns when the base's weights are not those
+    an adapter of our own was trained on; PEFT's folders do not say.
     """
-    from . import METHODS
     _check_free(model)
-    arrays, meta = load_arrays(Path(folder) / "adapter.npz")
+    found = {name: f for name, f in FORMATS.items() if (Path(folder) / f.file).exists()}
+    if not found:
+        raise FileNotFoundError(f"load_adapter: no {' or '.join(f.file for f in FORMATS.values())} in {folder}")
+    if len(found) > 1:
+        raise ValueError(f"load_adapter: {folder} holds {' and '.join(f.file for f in found.values())}, two adapters of which "
+                         "one may be out of date; delete one")
+    (form,) = found.values()
+    return form.load(model, Path(folder), strict)
+
+
+# -- our own format ------------------------------------------------------------------------------
+def _save(tuned, folder):
+    method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
+    save_arrays(folder / "adapter.npz", tuned.state_dict(to_train=False), {
+        "format": 1, "method": type(method).__name__, "fields": dataclasses.asdict(method),
+        "config": dataclasses.asdict(tuned.config), "base": tuned._base_fingerprint(),
+        "head": None if head is None else head.d_out, "head_bias": head is not None and head.bias is not None})
+
+
+def _load(model, folder, strict):
+    from . import METHODS
+    arrays, meta = load_arrays(folder / "adapter.npz")
     classes = {c.__name__: c for c in (*Method.__subclasses__(), *METHODS.values())}
     if meta.get("method") not in classes:
         raise ValueError(f"load_adapter: unknown method {meta.get('method')!r}; known: {', '.join(classes)}")
@@ -367,10 +392,30 @@ def load_adapter(model, folder, strict=True):
                           f"this one has {dataclasses.asdict(model.config)}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
     if meta["base"] != fingerprint(model):
-        warnings.warn("load_adapter: the base's weights differ from those this adapter was trained on", stacklevel=2)
-    tuned = attach(model, classes[meta["method"]](**fields), head=meta["head"])
+        warnings.warn("load_adapter: the base's weights differ from those this adapter was trained on", stacklevel=3)
+    return attach_with(model, classes[meta["method"]](**fields), arrays, strict, meta["head"], meta.get("head_bias", True))
+
+
+def attach_with(model, method, state, strict=True, head=None, head_bias=True):
+    """`attach`, then load what it learned; the model stays as it was if that fails."""
+    tuned = attach(model, method, head=head, head_bias=head_bias)
     try:
-        return tuned.load_state_dict(arrays, strict)
+        return tuned.load_state_dict(state, strict)
     except Exception:
         tuned.detach()
         raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How an adapter lies in a folder: the `file` by which it is known, save(tuned, folder), load(model, folder, strict).
+
+    check(tuned) raises MethodError, before any training, for what `save` would refuse.
+    """
+    file: str
+    save: Callable
+    load: Callable
+    check: Callable = lambda tuned: None
+
+
+FORMATS = {"tinypeft": Format("adapter.npz", _save, _load)}      # `interop` adds "peft"
