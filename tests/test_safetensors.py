@@ -125,8 +125,8 @@ HOSTILE = [
     (b"\xff", b"", "utf-8"), (b'{"a":NaN}', b"", "NaN is not JSON"), (b"{", b"", "not the JSON"),
     (b"\xef\xbb\xbf{}", b"", "BOM"), (b"[" * 100_000, b"", "not the JSON"),
     (b'{"a":' + b"9" * 5000 + b"}", b"", "not the JSON"), (b"{} {}", b"", "Extra data"),
-    (b'{"a":1,"a":1}', b"", "a name occurs twice among 'a', 'a'"), (b'{"\\ud800":{}}', b"", "surrogates not allowed"),
-    (b'{"a":{"dtype":"F32","dtype":"F16"}}', b"", "a name occurs twice"),
+    (b'{"a":1,"a":1}', b"", "the name 'a' occurs twice"), (b'{"\\ud800":{}}', b"", "surrogates not allowed"),
+    (b'{"a":{"dtype":"F32","dtype":"F16"}}', b"", "the name 'dtype' occurs twice"),
     ({"__metadata__": {"a": 1}}, b"", "__metadata__ must map"), ({"__metadata__": ["a"]}, b"", "__metadata__ must map")]
 
 

@@ -8,7 +8,7 @@ from .nn import Module, Parameter
 from .paged import PagedAdamW
 from .peft import *  # noqa: F403
 from .quant import *  # noqa: F403
-from .interop import AdapterError
+from .interop import AdapterError, load_model
 from .pretrained import load_pretrained, load_tokenizer
 from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
 from .text import tasks

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .generate import generate
+from .interop import load_model
 from .nn import Linear
 from .peft import METHODS, attach, load_adapter
 from .peft.model import FORMATS
@@ -120,8 +121,8 @@ def shared(p, takes=("seed", "model", "json", "quick"), **same):
     if "seed" in takes:
         p.add_argument("--seed", type=int, help="seed of everything random (default 0)", **{"default": 0, **same})
     if "model" in takes:
-        p.add_argument("--model", type=Path, metavar="FOLDER", help="a model that `pretrain --out FOLDER` wrote, in place "
-                       "of the shipped base", **{"default": None, **same})
+        p.add_argument("--model", type=Path, metavar="FOLDER", help="a GPT-2 folder of Hugging Face's, or what `pretrain "
+                       "--out FOLDER` wrote, in place of the shipped base", **{"default": None, **same})
     for name in flags.keys() & set(takes):
         p.add_argument(f"--{name}", action="store_true", help=flags[name], **same)
 
@@ -129,7 +130,7 @@ def shared(p, takes=("seed", "model", "json", "quick"), **same):
 # -- the commands ---------------------------------------------------------------------------------
 def run_compare(args):
     from .study import compare
-    record = compare.compare(load_pretrained(args.model), compare.QUICK if args.quick else compare.Size(), args.seed)
+    record = compare.compare(model_of(args), compare.QUICK if args.quick else compare.Size(), args.seed)
     if args.json:
         print(json.dumps(record, indent=1))
         return
@@ -143,7 +144,7 @@ def run_compare(args):
 
 
 def run_finetune(args):
-    model = load_pretrained(args.model)
+    model = model_of(args)
     method = build(METHODS, args.method, args.set)
     if args.task not in ("domain", "classify", "summarize"):
         raise ValueError(f"--task: expected domain, classify or summarize, got {args.task!r}")
@@ -174,7 +175,7 @@ def run_finetune(args):
 
 def run_quantize(args):
     from .study.compare import Size, measure_scheme
-    model = load_pretrained(args.model)
+    model = model_of(args)
     scheme = build(SCHEMES, args.scheme, args.set)
     domain = tasks.domain(model, context=128)
     size = Size(test_batches=2 if args.quick else 8)
@@ -193,7 +194,7 @@ def run_quantize(args):
 
 
 def run_generate(args):
-    model = load_pretrained(args.model)
+    model = model_of(args)
     tokenizer = model.tokenizer
     tokens = tokenizer.encode(args.prompt)[None]
     if tokens.size == 0:
@@ -224,7 +225,7 @@ def run_spread(args):
     from .study import spread
     path = args.out / "results" / "spread.json"
     small = {"steps": 5, "classify_steps": 5, "seeds": (0,)} if args.quick else {}
-    record = spread.spread(load_pretrained(args.model), path, **small)
+    record = spread.spread(model_of(args), path, **small)
     print(json.dumps(record, indent=1) if args.json else f"{spread.table(record)}\n\nNumbers: {path}")
 
 
@@ -280,6 +281,14 @@ def doctor():
                             f"{record['results']['domain test']['loss']:.3f} nats/token on domain when it was made")
     report["verdict"] = "; ".join(problems) or "all is well"
     return report
+
+
+def model_of(args):
+    """The model of --model, which must come with a tokenizer, or the shipped base."""
+    model = load_model(args.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{args.model} holds no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there")
+    return model
 
 
 def build(classes, name, assignments):

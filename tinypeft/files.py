@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["cache_directory", "load_arrays", "replacing", "save_arrays", "write_atomically"]
+__all__ = ["cache_directory", "load_arrays", "parse_json", "replacing", "save_arrays", "write_atomically"]
 
 
 def cache_directory():
@@ -57,3 +57,25 @@ def load_arrays(path):
         raise
     except Exception as e:
         raise ValueError(f"{path} is not a file that tinypeft wrote, or it is damaged: {e}") from e
+
+
+def parse_json(text):
+    """`json.loads` for text that a stranger wrote: names that occur twice in an object, NaN and infinities, and nesting
+    without end are ValueErrors, too."""
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+
+
+def _without_twins(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen = set()
+        twin = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the name {twin!r} occurs twice in one object")
+    return content
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is not JSON")

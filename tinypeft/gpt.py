@@ -91,7 +91,10 @@ class Block(Module):
 
 
 class GPT(Module):
-    """A GPT of the given sizes with random weights; `rng` is a seed or a Generator."""
+    """A GPT of the given sizes with random weights; `rng` is a seed or a Generator.
+
+    `GPT.from_huggingface(folder)` and `model.to_huggingface(folder)` are added by `interop/gpt2.py`.
+    """
 
     def __init__(self, config, rng=0):
         if not isinstance(config, GPTConfig):

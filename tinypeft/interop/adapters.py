@@ -23,36 +23,24 @@ in a folder nothing is executed, and nothing asks for more memory than the files
 import json
 import re
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..files import write_atomically
 from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from ..peft.model import attach_with
+from .folder import Report
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config
 from .safetensors import read_safetensors, write_safetensors
 
-__all__ = ["AdapterError", "Report", "load_peft", "peft_content", "save_peft"]
+__all__ = ["AdapterError", "load_peft", "peft_content", "save_peft"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 VIRTUAL_FIELDS = {"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules",
                   "encoder_hidden_size", "prefix_projection", "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",
                   "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type", "encoder_num_layers",
                   "encoder_dropout"}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Names of tensors: matched, missing from the folder, and in the folder but not used."""
-    matched: tuple
-    missing: tuple
-    unused: tuple
-
-    def __str__(self):
-        some = lambda names: f"{len(names)}" + (f" ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})" if names else "")
-        return f"matched {len(self.matched)} tensors, missing {some(self.missing)}, not used {some(self.unused)}"
 
 
 class AdapterError(MethodError):

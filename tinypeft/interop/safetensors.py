@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import replacing
+from ..files import parse_json, replacing
 
 __all__ = ["SafeTensors", "SafeTensorsError", "read_safetensors", "write_safetensors"]
 
@@ -93,8 +93,8 @@ def read_safetensors(path):
         raise SafeTensorsError(f"{path}: a header of {n:,} bytes in a file of {size:,} (at most {LONGEST_HEADER:,} are "
                                "allowed); it is cut off or no safetensors file")
     try:
-        header = json.loads(str(data[8:8 + n].data, "utf-8"), object_pairs_hook=_no_twins, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
+        header = parse_json(str(data[8:8 + n].data, "utf-8"))
+    except ValueError as e:
         raise SafeTensorsError(f"{path}: the header is not the JSON of a safetensors file: {e}") from e
     if not isinstance(header, dict):
         raise SafeTensorsError(f"{path}: the header must be a JSON object, got {type(header).__name__}")
@@ -109,17 +109,6 @@ def read_safetensors(path):
             raise SafeTensorsError(f"{path}: tensor {name!r}: {e}") from e
     _end_to_end(path, entries, size - 8 - n)
     return SafeTensors(path, entries, metadata, data[8 + n:])
-
-
-def _no_twins(pairs):
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError(f"a name occurs twice among {', '.join(repr(name) for name, _ in pairs[:8])}")
-    return content
-
-
-def _no_constant(name):
-    raise ValueError(f"{name} is not JSON")
 
 
 def _checked(name, entry):

@@ -1,0 +1,222 @@
+"""interop/bpe.py: GPT-2's tokenizer files give transformers' ids, whatever the text, and what is no such file is named."""
+import json
+import random
+import sys
+import unicodedata
+
+import pytest
+
+import tinypeft as tp
+from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
+from tinypeft.interop.bpe import CHARACTER
+from tinypeft.text import base
+from tinypeft.text.tokenizer import _newer, words
+
+MIXED = ("naïve Ⅷ½² x_1's  I'll\n\n\t日本語 한국어 🙂👨‍👩‍👧🇩🇪 e\u0301 ٣١ हिन्दी <|endoftext|> — \u200b\ufeff\x00\x7f\x1c "
+         "ΑΒΓ'S") * 3
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A folder with vocab.json and merges.txt that the tokenizers library learned, and transformers' GPT2Tokenizer of it."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=2000, special_tokens=["<|endoftext|>"], show_progress=False,
+                                             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    learned.train_from_iterator([*(str(d) for d in base().train[:150]), MIXED * 3], trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    learned.model.save(str(folder))
+    return folder, transformers.GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+
+
+def nasty_strings(n=3000):
+    """Random strings of what tokenizers trip over, and of any characters at all."""
+    rng = random.Random(0)
+    pieces = [*" \n\t\x00\x1c\x1f\x7f\x85\xa0\u2003\u2028\u3000\ufeff\u200b\u200d\ufe0f\u0301\u0338'_aéßЖעह中한٣²½Ⅷ①9-—🙂🏽",
+              *"\U00013460\U0001e4f0\U0010ffff\ue000", "'s", "'S", "'ll", "'re", "’s", "日本", "हि", "ก็", "42", "3.14", "...",
+              "👨‍👩‍👧", "🇩🇪", "<|endoftext|>", "<|endoftext", "|>", "\r\n", "  ", " " * 30, "\n" * 9, "x" * 40]
+    for _ in range(n):
+        yield "".join(rng.choices(pieces, k=rng.randrange(12)))
+    for _ in range(n // 3):
+        yield "".join(chr(c) for c in (rng.randrange(sys.maxunicode + 1) for _ in range(20)) if not 0xD800 <= c < 0xE000)
+
+
+def test_ids_are_transformers(theirs):
+    folder, tokenizer = theirs
+    ours = read_tokenizer(folder)
+    assert ours.vocab_size == len(tokenizer) and ours.end_of_text == tokenizer.eos_token_id
+    count = 0
+    for text in [MIXED, base().text("test")[:100_000], "", *nasty_strings()]:
+        ids = ours.encode(text, allow_special=True)
+        assert ids.tolist() == tokenizer.encode(text), repr(text)
+        assert ours.decode(ids) == text
+        count += ours.end_of_text in ids
+    assert count > 200
+    for lone in ("\ud800", "a\udfff"):                                    # no text: refused on both sides
+        with pytest.raises(ValueError, match="surrogate"): ours.encode(lone)
+        with pytest.raises((TypeError, ValueError)): tokenizer.encode(lone)
+
+
+@pytest.mark.skipif(unicodedata.unidata_version > "16.1", reason="a Python that knows more letters than tokenizers")
+def test_every_character_is_a_letter_a_numeral_a_space_or_another_as_in_the_library():
+    """All of Unicode 16.0, whose newest letters this Python may not know."""
+    cut = pytest.importorskip("tokenizers").pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")
+             or c in _newer() or ord(c) % 256 == 7 and not "\ud800" <= c <= "\udfff"]
+    assert len(known) > 150_000
+    for i in range(0, len(known), 4096):
+        text = "".join(f"a{c}1{c}!{c} {c}" for c in known[i:i + 4096])
+        assert words(text) == [text[a:b] for _, (a, b) in cut.pre_tokenize_str(text)], hex(ord(known[i]))
+
+
+def test_written_by_transformers_and_read_here(theirs, tmp_path):
+    folder, tokenizer = theirs
+    tokenizer.save_pretrained(tmp_path)                                  # tokenizer.json
+    assert read_tokenizer(tmp_path) == read_tokenizer(folder)
+
+
+def test_added_tokens(theirs, tmp_path):
+    from transformers import GPT2Tokenizer
+    folder, _ = theirs
+    tokenizer = GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    tokenizer.add_tokens(["<pad>", "<pad>>"], special_tokens=True)
+    tokenizer.add_tokens(["naïve"])
+    tokenizer.save_pretrained(tmp_path)
+    ours = read_tokenizer(tmp_path)
+    assert ours.special.keys() == {"<|endoftext|>", "<pad>", "<pad>>", "naïve"} and ours.end_of_text == tokenizer.eos_token_id
+    for text in ("naïve<pad> <pad>>x naïvet<|endoftext|>", " naïve", "<pad", "<pad>>>"):
+        assert ours.encode(text, allow_special=True).tolist() == tokenizer.encode(text)
+    ours.save(tmp_path / "ours.json")
+    assert tp.text.BPETokenizer.load(tmp_path / "ours.json") == ours
+    write_tokenizer(tmp_path / "again", ours)
+    assert read_tokenizer(tmp_path / "again") == ours
+    (tmp_path / "again" / "tokenizer.json").unlink()                     # vocab.json has them too, but as what?
+    (tmp_path / "again" / "added_tokens.json").write_text(json.dumps(ours.special))
+    assert read_tokenizer(tmp_path / "again") == ours
+
+
+@pytest.mark.parametrize("only", ["tokenizer.json", "vocab.json merges.txt"])
+def test_written_here_and_read_by_transformers(only, tmp_path):
+    auto = pytest.importorskip("transformers").AutoTokenizer
+    ours = tp.load_pretrained().tokenizer
+    write_tokenizer(tmp_path, ours)
+    for path in tmp_path.iterdir():
+        if path.name not in only + " tokenizer_config.json": path.unlink()
+    tokenizer = auto.from_pretrained(tmp_path)
+    assert len(tokenizer) == ours.vocab_size and tokenizer.eos_token_id == ours.end_of_text
+    for text in [MIXED, *list(nasty_strings(300))]:
+        assert tokenizer.encode(text) == ours.encode(text, allow_special=True).tolist()
+    assert read_tokenizer(tmp_path) == ours
+
+
+def test_bytes_in_disguise():
+    """GPT-2's signs for the bytes, some of which are well known from its vocabulary."""
+    assert len(set(CHARACTER.values())) == 256 and all(c.isprintable() and not c.isspace() for c in CHARACTER.values())
+    assert [CHARACTER[b] for b in b" \n\t\x00aZ~\xa1\xff\xad"] == list("ĠĊĉĀaZ~¡ÿŃ")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    assert read_tokenizer(tmp_path) is None
+
+
+@pytest.fixture
+def files(tmp_path):
+    """What a tokenizer's folder holds, as a dict to change, and a function that writes and reads it."""
+    write_tokenizer(tmp_path, tp.text.BPETokenizer.train("low lower lowest", 260))
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+
+    def read():
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+        return read_tokenizer(tmp_path)
+    assert read().vocab_size == 260
+    return content, read
+
+
+def change(content, path, value):
+    *above, last = path.split(".")
+    for part in above: content = content[part]
+    content[last] = value
+
+
+@pytest.mark.parametrize("path, value, says", [
+    ("model.type", "WordPiece", "type is 'WordPiece'"), ("model.type", None, "type is None"), ("model", 3, "expected model"),
+    ("model.dropout", 0.1, "dropout is 0.1"),
+    ("model.unk_token", "<unk>", "unk_token"), ("model.byte_fallback", True, "byte_fallback"),
+    ("model.ignore_merges", True, "ignore_merges"), ("model.continuing_subword_prefix", "##", "continuing_subword_prefix"),
+    ("normalizer", {"type": "NFC"}, "normalizer is 'NFC'"), ("normalizer", "NFC", "normalizer"),
+    ("pre_tokenizer", None, "pre_tokenizer is None"), ("pre_tokenizer", "x", "pre_tokenizer is"),
+    ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}, "'Sequence'"), ("pre_tokenizer", {}, "pre_tokenizer is None"),
+    ("pre_tokenizer.add_prefix_space", True, "without a space put in front"),
+    ("pre_tokenizer.use_regex", False, "cut as GPT-2's"),
+    ("post_processor", {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}, "puts special tokens around"),
+    ("post_processor", {"type": "BertProcessing"}, "post_processor is 'BertProcessing'"),
+    ("decoder", {"type": "WordPiece"}, "decoder"),
+    ("added_tokens", [{"id": 5, "content": "<x>", "lstrip": True}], "leave what is around it alone"),
+    ("added_tokens", [{"id": 5}], "an added token"), ("added_tokens", [3], "an added token"),
+    ("added_tokens", [{"content": "<x>"}], "ids must be integers, got None"),
+    ("added_tokens", [{"id": True, "content": "<x>"}], "ids must be integers, got True"),
+    ("added_tokens", [{"id": 7, "content": "<x>"}], "each once"),
+    ("added_tokens", [{"id": 260, "content": ""}], "need names"),
+    ("added_tokens", [{"id": 260, "content": "\ud800"}], "surrogates not allowed"),
+    ("model.vocab", [], "expected model"), ("model.vocab.a", "b", "ids must be integers, got 'b'"),
+    ("model.vocab.a", 0, "each once"), ("model.vocab.a", 10**30, "each once"), ("model.vocab.a", 1.0, "ids must be integers"),
+    ("model.vocab. ", 260, "' ', which stands"),
+    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "no byte-level BPE"),
+    ("model.merges", [3], "no byte-level BPE"),
+    ("model.merges", [["q", "x"]], "missing from the vocabulary"), ("model.merges", [[1, 2]], "a token must be a string"),
+    ("model.merges", ["a b c"], "no byte-level BPE")])
+def test_what_is_not_gpt2s_is_named(files, path, value, says):
+    content, read = files
+    change(content, path, value)
+    with pytest.raises(HuggingFaceError, match=rf"tokenizer.json: .*{says}"):
+        read()
+
+
+def test_the_older_files_and_their_mistakes(tmp_path):
+    ours = tp.text.BPETokenizer.train("low lower lowest", 260)
+    write_tokenizer(tmp_path, ours)
+    (tmp_path / "tokenizer.json").unlink()
+    merges = tmp_path / "merges.txt"
+    merges.write_bytes(merges.read_bytes().removeprefix(b"#version: 0.2\n").replace(b"\n", b"\r\n"))
+    assert read_tokenizer(tmp_path) == ours                              # with another system's line ends, without a version
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "low"}}')
+    with pytest.raises(HuggingFaceError, match="missing from the vocabulary, the first is b'low'"):
+        read_tokenizer(tmp_path)                                         # a token is either made by merges or special
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(HuggingFaceError, match="got None; is '</s>' in it"):
+        read_tokenizer(tmp_path)
+    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "no byte-level BPE"), (b"q x", "missing from the vocabulary"):
+        merges.write_bytes(content)
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+        with pytest.raises(HuggingFaceError, match=says): read_tokenizer(tmp_path)
+    merges.unlink()
+    with pytest.raises(HuggingFaceError, match="merges.txt: no such file"):
+        read_tokenizer(tmp_path)
+
+
+def test_mutated_files_give_the_named_error_or_a_tokenizer_that_works(tmp_path):
+    hypothesis, st = pytest.importorskip("hypothesis"), pytest.importorskip("hypothesis.strategies")
+    write_tokenizer(tmp_path, tp.text.BPETokenizer.train("low lower lowest", 262))
+    path = tmp_path / "tokenizer.json"
+    whole = path.read_bytes()
+    tokens = [b"", b"0", b"-", b"[", b"]", b"{", b"}", b",", b":", b'"', b"null", b"true", b"3", b'"a"', b"\\", b"\xff", b"1e9"]
+    change = st.tuples(st.one_of(st.integers(0, 1400), st.integers(0, len(whole))), st.integers(0, 8), st.sampled_from(tokens))
+    outcomes = set()
+
+    @hypothesis.settings(max_examples=300)
+    @hypothesis.given(st.lists(change, min_size=1, max_size=2))
+    def check(changes):
+        content = whole
+        for at, cut, new in changes: content = content[:at] + new + content[at + cut:]
+        path.write_bytes(content)
+        try:
+            t = read_tokenizer(tmp_path)
+        except HuggingFaceError as e:
+            outcomes.add("refused")
+            assert str(tmp_path) in str(e)
+        else:
+            outcomes.add("read")
+            assert t.decode(t.encode(MIXED)) == MIXED and t.decode([t.end_of_text]) in t.special
+    check()
+    assert outcomes == {"refused", "read"}
