@@ -181,6 +181,16 @@ def test_what_was_exported_is_trained_on_there(base, tmp_path):
     assert error(module.lora_B["default"].weight.grad[32:, 4:], ours[2].B.grad) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["LoRA", "prefix", "prompt"])
+def test_generates_what_peft_generates(name, base, tmp_path):
+    """Without a cache there: with one, and transformers 5, PEFT 0.21 loses the prefix and stumbles over the prompt."""
+    oracle.trained(base(np.float32), copy.deepcopy(THEIRS[name]), TOKENS).save_pretrained(tmp_path)
+    ids, theirs = oracle.torch.as_tensor(TOKENS), oracle.loaded(base(np.float32), tmp_path)
+    expected = theirs.generate(input_ids=ids, attention_mask=oracle.torch.ones_like(ids), max_new_tokens=8, do_sample=False,
+                               eos_token_id=None, use_cache=False)
+    assert np.array_equal(tp.load_adapter(make_gpt(np.float32), tmp_path).generate(TOKENS, 8), expected.numpy())
+
+
 # -- a classification head -----------------------------------------------------------------------
 HEADS = [tp.LoRA(rank=2), tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1), tp.PTuningV2(length=3),
          tp.PromptTuning(length=3), tp.PTuning(template=(3, "target"))]
@@ -313,6 +323,7 @@ WRONG = {
     "mask of another": ("adalora", {"rank_pattern": {"h.9.c_attn.lora_E": [True] * 4}}, None, "expected|names"),
     "no mask": ("adalora", {"rank_pattern": None}, None, "4 of init_r = 4 triplets are left"),
     "rank of all": ("adalora", {"init_r": 5}, None, "must be 5 times"),
+    "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha positive"),
     "no task": ("prefix", {"task_type": None}, None, "which PEFT loads and then ignores"),
     "length": ("prefix", {"num_virtual_tokens": 4}, None, r"has shape \(3, 64\), expected \(4, 64\)"),
     "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens is missing"),
@@ -425,7 +436,8 @@ def test_layers_are_hit_as_in_peft(fields, tmp_path):
 
 def test_patterns_give_values_as_in_peft(tmp_path):
     from peft.utils.other import get_pattern_key
-    pattern = {"h.1.attn.c_attn": 3, r"h\.[2-4]\.mlp\..*": 5, "c_proj": 7, "transformer.h.5.mlp.c_fc": 9, "c_(attn|fc)": 2}
+    pattern = {"h.1.attn.c_attn": 3, r"h\.[2-4]\.mlp\..*": 5, "c_proj": 7, "transformer.h.5.mlp.c_fc": 9,
+               "^h.11.mlp.c_fc": 4, "^transformer.h.7.mlp.c_fc": 6, "c_(attn|fc)": 2}
     (tmp_path / CONFIG).write_text(json.dumps({"rank_pattern": pattern}))
     for path in PATHS:
         expected = pattern.get(get_pattern_key(pattern.keys(), path), 8)

@@ -13,8 +13,8 @@
 
 A reparameterization is folded: PEFT, too, keeps what it computes. Positions of tokens start after the virtual ones on
 both sides. Virtual tokens show in PEFT's logits, (B, P + T, V) for PROMPT_TUNING and P_TUNING: the last T are those of here.
-PEFT 0.21 cannot run PREFIX_TUNING with a head on GPT-2 of transformers 5, whose classifier has renamed its past; the folder
-is right all the same.
+With transformers 5, PEFT 0.21.2 cannot run PREFIX_TUNING with a head on GPT-2 (its classifier has renamed its past), and
+its `generate` needs use_cache=False for virtual tokens: with a cache it loses a prefix and stumbles over a prompt.
 
 PEFT meets most mistakes with a warning, or nothing, and the base's own output: names without their prefix, a missing or
 superfluous tensor, virtual tokens without task_type. Here each is an error, which carries a `Report`. Of what is
@@ -63,7 +63,7 @@ def save_peft(tuned, folder):
 def peft_content(tuned):
     """(config, tensors) of a `PeftModel` as PEFT would write them. Raises MethodError for what it has no counterpart of.
 
-    That are bottleneck and parallel adapters, training of the base's own parameters, P-tuning whose pseudo-tokens do
+    Those are bottleneck and parallel adapters, training of the base's own parameters, P-tuning whose pseudo-tokens do
     not all come before the text, and heads with a bias.
     """
     method, head = tuned.method, tuned.head
@@ -94,11 +94,11 @@ def virtual_folder(tuned):
     fields = {"num_virtual_tokens": virtual.length, "token_dim": c.d_model, "num_layers": c.n_layers,
               "num_attention_heads": c.n_heads, "num_transformer_submodules": 1}
     if isinstance(method, PrefixTuning):
-        return {"peft_type": "PREFIX_TUNING", "prefix_projection": False, **fields}, {"prompt_embeddings": virtual.P.data}
+        return {"peft_type": "PREFIX_TUNING", **fields}, {"prompt_embeddings": virtual.P.data}
     if isinstance(method, PromptTuning):
-        return {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM", **fields}, {"prompt_embeddings": virtual.P_e.data}
-    in_front = virtual.counts[0] == virtual.length or virtual.separator is None and tuned.head is None
-    if not in_front:
+        return {"peft_type": "PROMPT_TUNING", **fields}, {"prompt_embeddings": virtual.P_e.data}
+    together = virtual.separator is None and tuned.head is None           # the parts before the last are empty
+    if not together and virtual.counts[0] < virtual.length:
         raise MethodError(f"save: PEFT's P-tuning puts all pseudo-tokens before the text, the template {method.template} does "
                           f"not; train with template=({virtual.length}, 'target')")
     kind = "LSTM" if method.encoder == "lstm" else "MLP"

@@ -32,8 +32,8 @@ __all__ = ["LAYERS", "adalora_folder", "lora_folder", "read_adalora", "read_lora
 LAYERS = {"attn.c_attn": ("attention.query", "attention.key", "attention.value"), "attn.c_proj": ("attention.output",),
           "mlp.c_fc": ("mlp.up",), "mlp.c_proj": ("mlp.down",)}           # theirs → ours, its parts from top to bottom
 PREFIX = "base_model.model."
-LORA_FIELDS = {"target_modules", "exclude_modules", "layers_to_transform", "lora_dropout", "rank_pattern", "bias",
-               "init_lora_weights"}
+LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights", "target_modules",
+               "exclude_modules", "layers_to_transform", "layers_pattern"}
 
 
 # -- to a folder ---------------------------------------------------------------------------------
@@ -172,8 +172,7 @@ def read_adalora(model, config, tensors):
         more = 0, most - len(Q)
         state |= {f"{ours}.P": np.pad(P, ((0, 0), more)), f"{ours}.Lam": np.pad(Lam, more),
                   f"{ours}.Q": np.pad(Q, (more, (0, 0)))}
-    alpha = config.get("lora_alpha", float, 8.0)
-    scale = (alpha if alpha > 0 else init_r) / (init_r + 1e-5)
+    scale = config.get("lora_alpha", float, 8.0) / (init_r + 1e-5)          # AdaLoRA refuses one that is not positive
     method = AdaLoRA(most, min(config.get("target_r", int, 8), most), t_init=config.get("tinit", int, 0),
                      t_final=config.get("tfinal", int, 0), delta_t=config.get("deltaT", int, 1),
                      beta1=config.get("beta1", float, 0.85), beta2=config.get("beta2", float, 0.85),

@@ -27,7 +27,7 @@ __all__ = ["Config", "fits"]
 COMMON = {"peft_type", "task_type", "modules_to_save"}
 IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "fan_in_fan_out",
               "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-              "qalora_group_size", "ensure_weight_tying", "runtime_config", "layers_pattern", "r", "lora_alpha"}
+              "qalora_group_size", "ensure_weight_tying", "runtime_config"}
 TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
 LAYER = re.compile(r"transformer\.h\.(\d+)\.")
 
@@ -118,7 +118,7 @@ class Config:
             if kind is float: value = _real(value)
             if type(value) is not kind:
                 raise ValueError(f"{self.path}: {name} must map names to {kind.__name__}, got {key[:80]!r}: {str(value)[:80]}")
-            if fits(key, path, ends): return value
+            if fits(key, path, [0] if key.startswith("^") else ends): return value
         return default
 
 
