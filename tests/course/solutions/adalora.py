@@ -1,0 +1,94 @@
+"""Lesson 08: what students write, wrong and right."""
+import numpy as np
+
+
+def penalty(left, right, root=False, mean=False):
+    def adalora_penalty(P, Q):
+        parts = []
+        for product in (left(P), right(Q)):
+            D = product - np.eye(product.shape[0])
+            n = (D * D).mean() if mean else (D * D).sum()
+            parts.append(n.sqrt() if root else n)
+        return parts[0] + parts[1]
+    return adalora_penalty
+
+
+gram, cogram = lambda M: M.T @ M, lambda M: M @ M.T
+
+
+def expanded(P, Q):
+    """‖A − I‖² = ‖A‖² − 2 tr A + r."""
+    A, B = P.T @ P, Q @ Q.T
+    return (A * A).sum() - 2 * (P * P).sum() + (B * B).sum() - 2 * (Q * Q).sum() + 2 * P.shape[1]
+
+
+def without_graph(P, Q):
+    from tinypeft import Tensor
+    return penalty(gram, cogram)(Tensor(P.data), Tensor(Q.data))
+
+
+def in_place(w, g, I_bar, U, beta1, beta2):
+    I = np.abs(w * g)
+    I_bar *= beta1
+    I_bar += (1 - beta1) * I
+    U = beta2 * U + (1 - beta2) * np.abs(I - I_bar)
+    return I_bar, U, I_bar * U
+
+
+def importance(old=False, score=np.multiply, sign=False):
+    def adalora_importance(w, g, I_bar, U, beta1, beta2):
+        I = w * g if sign else np.abs(w * g)
+        new = I_bar + (1 - beta1) * (I - I_bar)
+        U = U + (1 - beta2) * (np.abs(I - (I_bar if old else new)) - U)
+        return new, U, score(new, U)
+    return adalora_importance
+
+
+def budget(numerator=lambda t, t_i, t_f: t - t_i, power=3, whole=int):
+    def adalora_budget(t, T, t_i, t_f, b0, bT):
+        if t < t_i: return b0
+        if t > T - t_f: return bT
+        return whole(bT + (b0 - bT) * (1 - numerator(t, t_i, t_f) / (T - t_i - t_f)) ** power)
+    return adalora_budget
+
+
+def no_rest(t, T, t_i, t_f, b0, bT):
+    return int(bT + (b0 - bT) * (1 - (min(t, T - t_f) - t_i) / (T - t_i - t_f)) ** 3)
+
+
+def by_threshold(scores, b):
+    return scores >= np.sort(scores.ravel())[scores.size - b] if b else np.zeros(scores.shape, bool)
+
+
+def by_partition(scores, b):
+    kept = np.zeros(scores.shape, bool)
+    rows, columns = np.unravel_index(np.argpartition(scores, scores.size - b, axis=None)[scores.size - b:] if b < scores.size
+                                     and b else np.arange(b), scores.shape)
+    kept[rows, columns] = True
+    return kept
+
+
+def per_matrix(scores, b):
+    kept = np.zeros(scores.shape, bool)
+    for row, s in zip(kept, scores, strict=True): row[np.argsort(-s)[:b // len(scores)]] = True
+    return kept
+
+
+WRONG = {
+    "adalora.penalty": [
+        (penalty(cogram, gram), "wrong side"), (penalty(cogram, cogram), "columns of P"), (penalty(gram, cogram, root=True), "squared"),
+        (lambda P, Q: (gram(P) * gram(P)).sum() + (cogram(Q) * cogram(Q)).sum(), "identity"), (penalty(gram, cogram, mean=True), "averaged"),
+        (without_graph, "no gradient reaches P")],
+    "adalora.importance": [
+        (importance(old=True), "new Ī"), (importance(score=np.add), "product"), (importance(sign=True), "sign"), (in_place, "I_bar")],
+    "adalora.budget": [
+        (budget(lambda t, t_i, t_f: t - t_i - t_f), "as printed"), (budget(power=1), "cubic"), (budget(whole=float), "whole number"),
+        (no_rest, "rests at the start")],
+    "adalora.allocate": [
+        (per_matrix, "all matrices together"), (lambda scores, b: by_partition(-scores, b), "least important"),
+        (lambda scores, b: by_partition(scores, scores.size - b), "not those that go"), (by_threshold, "exactly b")],
+}
+RIGHT = {
+    "adalora.penalty": [expanded, penalty(gram, cogram)], "adalora.importance": [importance()], "adalora.budget": [budget()],
+    "adalora.allocate": [by_partition],
+}

@@ -1,0 +1,83 @@
+"""Lesson 15: what students write, wrong and right."""
+import math
+
+import numpy as np
+from scipy import stats
+
+
+def memory(per_trained, per_bit=1 / 8):
+    return lambda n_base, base_bits, n_trained: n_base * base_bits * per_bit + n_trained * per_trained
+
+
+def pareto_loop(cost, loss):
+    return np.array([not any(cost[i] <= cost[j] and loss[i] <= loss[j] and (cost[i] < cost[j] or loss[i] < loss[j])
+                             for i in range(len(cost))) for j in range(len(cost))])
+
+
+def pareto_strict(cost, loss):
+    """Only what is beaten in both, strictly."""
+    return np.array([not any((cost < cost[j]) & (loss < loss[j])) for j in range(len(cost))])
+
+
+def pareto_weak(cost, loss):
+    """Every point is beaten by itself, but for `!=`, which equal points are not saved by."""
+    return np.array([not any(i != j and cost[i] <= cost[j] and loss[i] <= loss[j] for i in range(len(cost)))
+                     for j in range(len(cost))])
+
+
+def pareto_sorted(cost, loss):
+    return loss <= np.minimum.accumulate(loss)
+
+
+def by_ttest(a, b):
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    return float((a - b).mean()), float(high - low) / 2
+
+
+def unpaired(a, b):
+    half = lambda x: stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return a.mean() - b.mean(), math.hypot(half(a), half(b))
+
+
+def half_width(factor, ddof):
+    return lambda a, b: ((a - b).mean(), factor(len(a)) * (a - b).std(ddof=ddof) / math.sqrt(len(a)))
+
+
+def blocks(A_q, B_q, A_v, B_v):
+    d, zero = len(B_q), np.zeros
+    return np.vstack([A_q, A_v]), np.block([[B_q, zero((d, len(A_v)))], [zero((d, len(A_q))), zero((d, len(A_v)))],
+                                            [zero((d, len(A_q))), B_v]])
+
+
+def without_key(A_q, B_q, A_v, B_v):
+    d = len(B_q)
+    return np.vstack([A_q, A_v]), np.block([[B_q, np.zeros((d, len(A_v)))], [np.zeros((d, len(A_q))), B_v]])
+
+
+def in_the_middle(A_q, B_q, A_v, B_v):
+    A, B = blocks(A_q, B_q, A_v, B_v)
+    d = len(B_q)
+    return A, np.vstack([B[:d], B[2 * d:], B[d:2 * d]])
+
+
+def swapped_A(A_q, B_q, A_v, B_v):
+    return np.vstack([A_v, A_q]), blocks(A_q, B_q, A_v, B_v)[1]
+
+
+WRONG = {
+    "choosing.memory": [
+        (memory(16, 1), "bits are not bytes"), (memory(8), "moments"), (lambda n, bits, t: memory(16)(n, bits, t) + 12 * n, "frozen weights"),
+        (lambda n, bits, t: (n + t) * bits / 8 + 12 * t, "whatever the base's bits")],
+    "choosing.pareto": [
+        (lambda cost, loss: ~pareto_loop(cost, loss), "dominated ones"), (pareto_sorted, "sort first"),
+        (lambda cost, loss: loss == loss.min(), "single best"), (pareto_strict, "dearer is dominated"), (pareto_weak, "equal points")],
+    "choosing.difference": [
+        (unpaired, "paired"), (half_width(lambda n: stats.t.ppf(0.975, n - 1), 0), "ddof=1"), (half_width(lambda n: 1.959964, 1), "Student's t"),
+        (half_width(lambda n: stats.t.ppf(0.95, n - 1), 1), "two sides")],
+    "choosing.fuse": [
+        (without_key, "3d rows"), (in_the_middle, "last third"), (swapped_A, "ranks stand beside")],
+}
+RIGHT = {
+    "choosing.memory": [memory(16)], "choosing.pareto": [pareto_loop], "choosing.difference": [by_ttest, half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)],
+    "choosing.fuse": [blocks],
+}

@@ -1,0 +1,76 @@
+"""Lesson 06: what students write, wrong and right."""
+import numpy as np
+
+import tinypeft as tp
+from tinypeft import functional as F
+
+
+def attention_mask(offset, scale=True, order="prefix first", mask=True):
+    def prefix_attention(q, k, v, P_K, P_V):
+        pairs = [(P_K, k), (P_V, v)] if order == "prefix first" else [(k, P_K), (v, P_V)]
+        K, V = (tp.concatenate(list(pair), axis=0) for pair in pairs)
+        S = q @ K.T
+        if scale: S = S / q.shape[1] ** 0.5
+        if mask: S = S + np.triu(np.full(S.shape, -np.inf), offset(P_K.shape[0]))
+        return F.softmax(S) @ V
+    return prefix_attention
+
+
+def detached(q, k, v, P_K, P_V):
+    right = attention_mask(lambda P: P + 1)
+    return right(q, k, v, tp.Tensor(P_K.data), tp.Tensor(P_V.data))
+
+
+def apart(q, k, v, P_K, P_V):
+    return F.attention(q, k, v) + F.softmax(q @ P_K.T / q.shape[1] ** 0.5) @ P_V
+
+
+def per_row(q, k, v, P_K, P_V):
+    K, V = tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0)
+    rows = [F.softmax(q[t:t + 1] @ K[:len(P_K.data) + t + 1].T * q.shape[1] ** -0.5) @ V[:len(P_K.data) + t + 1]
+            for t in range(q.shape[0])]
+    return tp.concatenate(rows, axis=0)
+
+
+def overflowing(q, k, P_K):
+    with np.errstate(over="ignore", invalid="ignore"):
+        p, s = (np.exp(a @ q / np.sqrt(len(q))).sum() for a in (P_K, k))
+        return p / (p + s)
+
+
+def by_logs(q, k, P_K):
+    log_sum = lambda s: s.max() + np.log(np.exp(s - s.max()).sum())
+    p, s = (log_sum(a @ q / len(q) ** 0.5) for a in (P_K, k))
+    return 1 / (1 + np.exp(s - p))
+
+
+def cut_loop(table, n_layers, n_heads):
+    P, d = len(table), table.shape[1] // (2 * n_layers)
+    part = lambda i: np.stack([table[:, i * d:(i + 1) * d][:, h * d // n_heads:(h + 1) * d // n_heads] for h in range(n_heads)])
+    return [(part(2 * i), part(2 * i + 1)) for i in range(n_layers)]
+
+
+WRONG = {
+    "prefix.attention": [
+        (attention_mask(lambda P: 1), "diagonal is P + 1"), (attention_mask(lambda P: P + 1, scale=False), "√d_head"),
+        (attention_mask(None, mask=False), "no causal mask"), (attention_mask(lambda P: P), "themselves"), (apart, "one softmax"),
+        (attention_mask(lambda P: P + 1, order="text first"), "behind the text"), (detached, "no gradient reaches P_K")],
+    "prefix.share": [
+        (overflowing, "overflows"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
+        (lambda q, k, P_K: np.exp(P_K @ q / len(q) ** 0.5).sum() / np.exp(k @ q / len(q) ** 0.5).sum(), "odds"),
+        (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head")],
+    "prefix.count": [
+        (lambda P, L, d, m: (P * d + d * m + m * 2 * L * d, 2 * P * L * d), "biases"),
+        (lambda P, L, d, m: (P * d + d * m + m + (m + 1) * L * d, P * L * d), "2 L d, not L d"),
+        (lambda P, L, d, m: (d * m + m + (m + 1) * 2 * L * d, 2 * P * L * d), "P′"),
+        (lambda P, L, d, m: (2 * P * L * d, P * d + d * m + m + (m + 1) * 2 * L * d), "wrong way round")],
+    "prefix.cut": [
+        (lambda t, L, H: [(v, k) for k, v in cut_loop(t, L, H)], "wrong way round"),
+        (lambda t, L, H: [tuple(p) for p in t.reshape(L, 2, H, len(t), -1)], "reshape alone"),
+        (lambda t, L, H: list(zip(*t.reshape(len(t), 2, L, H, -1).transpose(1, 2, 3, 0, 4), strict=True)), "all keys first"),
+        (lambda t, L, H: [(k.swapaxes(0, 1), v.swapaxes(0, 1)) for k, v in cut_loop(t, L, H)], "(H, P, d_head)")],
+}
+RIGHT = {
+    "prefix.attention": [per_row, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs],
+    "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [cut_loop],
+}
