@@ -1,5 +1,6 @@
 """tinypeft: parameter-efficient and memory-efficient fine-tuning of language models, in readable NumPy."""
 from . import functional, optim
+from .course import check
 from .generate import KVCache, generate
 from .gpt import GPT, GPTConfig
 from .gradcheck import gradcheck

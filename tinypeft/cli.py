@@ -7,6 +7,8 @@
     python -m tinypeft pretrain           train the base model again (an hour; resumes)
     python -m tinypeft spread             every method over three seeds and more steps (a quarter of an hour; resumes)
     python -m tinypeft figures            draw the pictures again from their stored numbers; --rerun measures again
+    python -m tinypeft lessons list       the course: list, build and run its notebooks
+    python -m tinypeft check lora.forward file.py    is a solution in a file right?
     python -m tinypeft doctor             what is installed, and whether everything is as it should be
 """
 import argparse
@@ -110,6 +112,14 @@ def parser():
     p.add_argument("--jobs", type=int, default=None, metavar="N", help="processes that measure (default: one per core)")
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER",
                    help="where results/ lies and pictures go (default figures, with --quick figures/latest)")
+
+    p = command("lessons", run_lessons, "the course's notebooks, made from lessons/src", takes=())
+    p.add_argument("action", choices=("list", "build", "run"), help="build: execute and write them; run: execute")
+    p.add_argument("which", nargs="*", metavar="NN", help="numbers of lessons (default: all)")
+
+    p = command("check", run_check, "check the functions of a Python file against exercises", takes=("seed", "json"))
+    p.add_argument("exercise", metavar="NAME", help="an exercise, such as lora.forward, or a topic, such as lora")
+    p.add_argument("file", type=Path, help="defines lora_forward and the like; it is executed")
 
     command("doctor", run_doctor, "what is installed, and whether everything is as it should be", takes=("json",))
     return top
@@ -248,6 +258,24 @@ def known(names, there, what):
     for name in names:
         if name not in there: raise ValueError(f"there is no {what} {name!r}; there are {', '.join(there)}")
     return names
+
+
+def run_lessons(args):
+    from .course import build
+    chosen = [path for which in args.which or (None,) for path in build.sources(which)]
+    if args.action == "list": print(build.table(chosen))
+    else: build.build(chosen, write=args.action == "build")
+
+
+def run_check(args):
+    from .course.exercises import check_file
+    results = check_file(args.exercise, args.file, args.seed)
+    if args.json:
+        told = {r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause} for r in results}
+        print(json.dumps(told, indent=1))
+    else:
+        print("\n".join(map(repr, results)))
+    return 0 if all(results) else 1
 
 
 def run_doctor(args):

@@ -40,7 +40,7 @@ print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/
 # prefix is a past that never happened.
 
 # %%
-show(type(model.blocks[0].attention).forward, around="prefix")
+show(type(model.blocks[0].attention).forward, around="prefix is not None")
 
 # %% [markdown]
 # Nothing else changes. Queries are computed from tokens alone; there are as many outputs as tokens; no weight of the
@@ -278,7 +278,7 @@ with tp.no_grad():
 lam = np.stack([m[:, :, :P].sum(-1) for m in attention_maps])                        # λ: (L, H, T)
 
 # %%
-fig, (left, right) = plot.figure(1, 2, size=(6.4, 3.0))
+fig, (left, right) = plot.figure(1, 2, height=3.0)
 layer, head = np.unravel_index(abs(lam.mean(-1) - 0.5).argmin(), lam.shape[:2])
 image = left.imshow(attention_maps[layer][head], cmap="viridis", aspect="auto", vmin=0)
 left.axvline(P - 0.5, color="white", lw=1)

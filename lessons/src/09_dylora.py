@@ -201,7 +201,7 @@ fig
 
 # %%
 fig, ax = plot.figure()
-for name, tuned, colour, marker, end in (("LoRA", lora, "vermillion", "s", R), ("DyLoRA", dylora, "blue", "D", R)):
+for name, tuned, colour, marker in (("LoRA", lora, "vermillion", "s"), ("DyLoRA", dylora, "blue", "D")):
     ax.plot(np.arange(1, R + 1), sizes(tuned), color=plot.COLOURS[colour], marker=marker)
     ax.text(R + 0.12, sizes(tuned)[-1], name, color=plot.COLOURS[colour], va="center")
 ax.set(xlabel="row i of A, column i of B", ylabel="mean size ‖B[:, i]‖ ‖A[i]‖", xlim=(0.7, R + 1), ylim=(0, None))

@@ -45,7 +45,7 @@ def by_logs(q, k, P_K):
 
 
 def cut_loop(table, n_layers, n_heads):
-    P, d = len(table), table.shape[1] // (2 * n_layers)
+    d = table.shape[1] // (2 * n_layers)
     part = lambda i: np.stack([table[:, i * d:(i + 1) * d][:, h * d // n_heads:(h + 1) * d // n_heads] for h in range(n_heads)])
     return [(part(2 * i), part(2 * i + 1)) for i in range(n_layers)]
 

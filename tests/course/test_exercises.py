@@ -1,0 +1,77 @@
+"""Every exercise accepts its right solutions and refuses the wrong ones, naming the mistake."""
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import tinypeft as tp
+from tinypeft.course import percent
+from tinypeft.course.exercises import TOPICS, of_topic
+
+HERE = Path(__file__).parent / "solutions"
+LESSONS = {path.stem: path for path in percent.sources()}
+WRITTEN = [topic for topic, lesson in TOPICS.items() if lesson in LESSONS]
+
+
+def solutions(topic):
+    spec = importlib.util.spec_from_file_location(f"solutions_{topic}", HERE / f"{topic}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SOLUTIONS = {topic: solutions(topic) for topic in WRITTEN}
+NAMES = [name for topic in WRITTEN for name in of_topic(topic)]
+WRONG = [(name, i) for name in NAMES for i in range(len(SOLUTIONS[name.split(".")[0]].WRONG[name]))]
+RIGHT = [(name, i) for name in NAMES for i in range(len(SOLUTIONS[name.split(".")[0]].RIGHT[name]))]
+
+
+@pytest.mark.parametrize("name, i", WRONG)
+def test_a_wrong_solution_is_refused_and_the_mistake_named(name, i):
+    fn, words = SOLUTIONS[name.split(".")[0]].WRONG[name][i]
+    for seed in (0, 1):
+        result = tp.check(name, fn, seed=seed)
+        assert not result and words and words in repr(result), result
+        assert result.function is result.exercise.reference
+
+
+@pytest.mark.parametrize("name, i", RIGHT)
+def test_another_right_solution_is_accepted(name, i):
+    fn = SOLUTIONS[name.split(".")[0]].RIGHT[name][i]
+    for seed in range(4):
+        result = tp.check(name, fn, seed=seed)
+        assert result, result
+        assert result.function is fn
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_exercise_is_tried_enough(name):
+    topic = SOLUTIONS[name.split(".")[0]]
+    assert len(topic.WRONG[name]) >= 3 and len(topic.RIGHT[name]) >= 1
+    assert len({words for _, words in topic.WRONG[name]}) == len(topic.WRONG[name]), "each is a mistake of its own"
+
+
+@pytest.mark.parametrize("topic", WRITTEN)
+def test_the_lesson_and_its_exercises_agree(topic):
+    """The same names, points and minutes; the lesson's own solutions get full points."""
+    exercises, cells = of_topic(topic), percent.read(LESSONS[TOPICS[topic]])
+    stated = {cell.exercise: cell.options for cell in cells if cell.exercise}
+    assert stated.keys() == exercises.keys() and SOLUTIONS[topic].WRONG.keys() == exercises.keys()
+    for name, options in stated.items():
+        assert (options["points"], options["minutes"]) == (exercises[name].points, exercises[name].minutes), name
+    namespace = prepared(cells)
+    for cell in cells:
+        if cell.exercise:
+            exec(cell.source, namespace)
+            result = tp.check(cell.exercise, namespace[exercises[cell.exercise].function])
+            assert result, result
+
+
+def prepared(cells):
+    """What a lesson has imported: the import statements of all its cells."""
+    namespace = {"__name__": "__main__"}
+    for cell in cells:
+        if cell.kind == "code":
+            for line in cell.source.split("\n"):
+                if line.startswith(("import ", "from ")): exec(line, namespace)
+    return namespace

@@ -1,0 +1,74 @@
+"""Lessons from percent files: what is read, what is refused, and what the notebooks are made of."""
+import nbformat
+import pytest
+
+from tinypeft.course import percent
+
+SOURCE = '''# %% [markdown]
+# # Title
+#
+# Text with $x$.
+
+# %%
+import numpy as np
+
+# %% exercise=lora.forward points=3 minutes=10
+def f(x):
+    """Docstring."""
+    ### BEGIN SOLUTION
+    y = 2 * x
+    return y
+    ### END SOLUTION
+
+# %%
+result = tp.check("lora.forward", f)
+result
+'''
+
+
+def test_cells():
+    cells = percent.parse(SOURCE)
+    assert [c.kind for c in cells] == ["markdown", "code", "code", "code"]
+    assert cells[0].source == "# Title\n\nText with $x$."
+    assert cells[2].options == {"exercise": "lora.forward", "points": 3, "minutes": 10}
+
+
+def test_the_lesson_has_the_solution_and_no_marks():
+    source = percent.lesson(percent.parse(SOURCE)).cells[2].source
+    assert source == 'def f(x):\n    """Docstring."""\n    y = 2 * x\n    return y'
+
+
+def test_the_assignment_has_a_stub_and_nbgraders_metadata():
+    notebook = percent.assignment(percent.parse(SOURCE))
+    nbformat.validate(notebook)
+    stub, check = notebook.cells[2], notebook.cells[3]
+    assert "y = 2" not in stub.source and "raise NotImplementedError" in stub.source
+    compile(stub.source, "stub", "exec")
+    assert stub.metadata.nbgrader.solution and not stub.metadata.nbgrader.grade
+    assert check.metadata.nbgrader.grade and check.metadata.nbgrader.points == 3 and check.metadata.nbgrader.locked
+    assert "BEGIN SOLUTION" in percent.assignment(percent.parse(SOURCE), solved=True).cells[2].source
+
+
+def test_ids_are_of_the_content_and_differ():
+    twice = SOURCE + "\n# %%\nx = 1\n\n# %%\nx = 1\n"
+    ids = [c.id for c in percent.lesson(percent.parse(twice)).cells]
+    assert len(set(ids)) == len(ids)
+    changed = [c.id for c in percent.lesson(percent.parse(twice.replace("Text", "Prose"))).cells]
+    assert ids[0] != changed[0] and ids[1:] == changed[1:]
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("# %% [markdown]\n# # Title", "x = 1\n# %% [markdown]\n# # Title", "first line"),
+    ("    ### END SOLUTION\n", "", "does not end"),
+    ("    ### BEGIN SOLUTION\n", "", "no solution is open"),
+    ("    y = 2 * x\n", "    ### BEGIN SOLUTION\n    y = 2 * x\n", "inside another"),
+    ("# Text with", "Text with", "must begin with #"),
+    ("points=3 ", "", "expected"),
+    ("# %%\nimport", "# %% code\nimport", "expected"),
+    (" exercise=lora.forward points=3 minutes=10", "", "no exercise"),
+    ('tp.check("lora.forward", f)', "f(1)", "behind an exercise"),
+])
+def test_what_is_not_well_formed_is_refused(old, new, says):
+    assert old in SOURCE
+    with pytest.raises(ValueError, match=says):
+        percent.parse(SOURCE.replace(old, new, 1), "x.py")

@@ -1,0 +1,16 @@
+"""The course: lessons written as percent files, exercises that check themselves, and what an instructor needs.
+
+    percent.py     lessons/src/NN_name.py → lessons/NN_name.ipynb and lessons/assignments/NN_name.ipynb
+    exercise.py    what an exercise is
+    exercises/     the exercises, one file per topic
+    check.py       tinypeft.check: is a student's function right, and if not, what is the likely cause?
+    diagnose.py    from numbers to the likely cause
+    calls.py       calling a student's function safely: copies, errors told by the student's own line, a time limit
+    show.py        package source and pictures as a cell's output
+
+How to write a lesson stands in lessons/src/README.md.
+"""
+from .check import check
+from .show import show
+
+__all__ = ["check", "show"]
