@@ -120,7 +120,7 @@ def judge(exercise, call, seed=0):
             return failed("inputs", f"your function writes into its argument {', '.join(out.changed)}; work on a copy",
                           cause="+=, -=, *= and x[…] = change the caller's array; write x = x + …, or x.copy() first")
 
-    first = exercise.cases(rng(0))                           # tells wrong types and shapes; wrong numbers are told on special cases
+    first = exercise.cases(rng(0))                           # tells wrong types and shapes; numbers are told on special cases
     failure = compare(first, "random", "")
     if failure is not None and (failure.stage != "random" or not exercise.special): return failure
     for i, (sentence, make) in enumerate(exercise.special):
