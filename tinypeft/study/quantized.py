@@ -8,7 +8,6 @@ other text would have given. Costs are differences to float32 on the same window
     excess    loss of the rounded model − loss of the float32 model                 nats/token
     error     ‖logits of the rounded model − logits of the float32 model‖ / ‖logits of the float32 model‖
 """
-import copy
 import functools
 from dataclasses import dataclass
 
@@ -17,22 +16,15 @@ import numpy as np
 from .. import functional as F
 from ..pretrained import load_pretrained
 from ..quant import quantize
-from ..tensor import no_grad
+from ..tensor import Tensor, no_grad
 from ..text import corpus
 from ..text.tasks import LanguageModelling
+from .tuning import pretrained
 
-__all__ = ["Sample", "base", "costs", "draw", "fresh", "loss", "own_text", "rounded"]
-
-
-@functools.cache
-def base():
-    """The shipped base, shared: look, but change only a `fresh` one."""
-    return load_pretrained()
+__all__ = ["Sample", "base", "costs", "draw", "own_text", "rounded"]
 
 
-def fresh():
-    """A copy of the base, to be changed."""
-    return copy.deepcopy(base())
+base = functools.cache(load_pretrained)                  # shared: look at it, and change a `pretrained()` one
 
 
 @functools.cache
@@ -65,7 +57,7 @@ def draw(seed, calibration=32, test=64, context=128, split="test"):
 
 def rounded(scheme, sample, model=None):
     """The base (or `model`, which is changed) quantized by `scheme` on the sample's calibration tokens."""
-    return quantize(fresh() if model is None else model, scheme, calibration=sample.calibration)
+    return quantize(pretrained() if model is None else model, scheme, calibration=sample.calibration)
 
 
 def costs(model, sample):
@@ -76,15 +68,11 @@ def costs(model, sample):
     return {"excess": mean_loss(logits, sample.windows) - sample.loss, "error": (off / squares(sample.logits))**0.5}
 
 
-def loss(model, windows):
-    """Nats/token on [(tokens, targets)]."""
-    return mean_loss([logits_of(model, x) for x, _ in windows], windows)
-
-
 def logits_of(model, tokens):
     with no_grad():
         return model.eval()(tokens).data
 
 
 def mean_loss(logits, windows):
-    return float(np.mean([F.cross_entropy(F.Tensor(a), y).item() for a, (_, y) in zip(logits, windows, strict=True)]))
+    """Nats/token of logits [(16, T, V)] on [(tokens, targets)]."""
+    return float(np.mean([F.cross_entropy(Tensor(a), y).item() for a, (_, y) in zip(logits, windows, strict=True)]))

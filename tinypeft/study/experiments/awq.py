@@ -13,9 +13,10 @@ from ..experiment import Experiment
 from ..quantized import base, costs, draw, rounded
 from .int8_outliers import planted
 
-KEPT = {"round to nearest": None, "1 % by activation": lambda W, x, rng: x, "1 % by weight": lambda W, x, rng: np.abs(W).mean(0),
-        "1 % at random": lambda W, x, rng: rng.random(len(x))}
-CONDITIONS = tuple(f"{method}, {where}" for where in ("as it is", "planted") for method in (*KEPT, "AWQ", "AWQ without clipping"))
+KEPT = {"round to nearest": None, "1 % by activation": lambda W, x, rng: x,
+        "1 % by weight": lambda W, x, rng: np.abs(W).mean(0), "1 % at random": lambda W, x, rng: rng.random(len(x))}
+CONDITIONS = tuple(f"{method}, {where}" for where in ("as it is", "planted")
+                   for method in (*KEPT, "AWQ", "AWQ without clipping"))
 
 
 def measure(condition, seed, settings):
@@ -43,14 +44,16 @@ def measure(condition, seed, settings):
     return costs(model, sample) | errors
 
 
-SETTINGS = {"bits": 3, "group_size": 32, "channels": 1, "factor": 32, "calibration": 32, "test": 64}
+SETTINGS = {"bits": 3, "group_size": 32, "channels": 2, "factor": 32, "calibration": 32, "test": 64}
 
-awq = Experiment(
-    "awq", "3 bits in groups of 32, asymmetric; 1 % of a layer's input channels (rounded up: 2 of 128, 6 of 512) left in floating "
-    "point, by three rules, or AWQ; on the base as it is and with one planted channel of 32 times its size: excess "
-    "(nats/token), error (of the logits' norm), output_error (relative, of a layer on test windows, mean over layers; not for "
-    "AWQ, which changes inputs as well); a seed draws the channel, the calibration, the test windows and the random channels",
-    measure, CONDITIONS, SETTINGS, SETTINGS | {"calibration": 8, "test": 16})
+AWQ_KEEPING = Experiment(
+    "awq", "3 bits in groups of 32, asymmetric; 1 % of a layer's input channels (rounded up: 2 of 128, 6 of 512) left in "
+    "floating point, by three rules, or AWQ; on the base as it is and with two planted channels of 32 times their size: excess "
+    "(nats/token), error (of the logits' norm), output_error (relative, of a layer on test windows, mean over layers; not "
+    "for AWQ, which changes inputs as well); a seed draws the channels, the calibration, the test windows and the random "
+    "channels",
+    measure, CONDITIONS, SETTINGS,
+    {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)})
 
 
 def measure_search(condition, seed, settings):
@@ -66,8 +69,8 @@ def measure_search(condition, seed, settings):
     return {"loss": np.mean(curves, 0).tolist(), "best": float(np.mean([c.min() for c in curves]))}
 
 
-awq_search = Experiment(
-    "awq_search", "AWQ's search at 3 bits in groups of 32: L(α)/L(0) for α = 0, 1/20, … 19/20, a mean over the five layers of a "
-    "name, and the mean of what is best for each; a seed draws the calibration",
+AWQ_SEARCH = Experiment(
+    "awq_search", "AWQ's search at 3 bits in groups of 32: L(α)/L(0) for α = 0, 1/20, … 19/20, a mean over the five layers "
+    "of a name, and the mean of what is best for each; a seed draws the calibration",
     measure_search, ("attention.query", "attention.output", "mlp.up", "mlp.down"),
-    {"bits": 3, "group_size": 32, "calibration": 32}, {"bits": 3, "group_size": 32, "calibration": 4})
+    {"bits": 3, "group_size": 32, "calibration": 32}, {"calibration": 4, "seeds": (0,)})

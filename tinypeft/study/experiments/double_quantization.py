@@ -34,8 +34,9 @@ def measure(condition, seed, settings):
 
 SETTINGS = {"side": 1024, "sigmas": [0, 0.25, 0.5, 1, 1.5, 2], "test": 64}
 
-double_quantization = Experiment(
-    "double_quantization", "NF4 with scales in float32 and doubly quantized: bits per weight of a 1024 × 1024 matrix, and of the "
-    "base; relative RMSE, mean and worst relative error of the scales, where rows of a normal matrix differ by factors e^(σz), "
-    "for σ = 0 … 2; excess (nats/token) and error (of the logits' norm) of the base; a seed draws the matrix, the factors and "
-    "the test windows", measure, tuple(CONDITIONS), SETTINGS, SETTINGS | {"side": 256, "test": 16})
+DOUBLE_QUANTIZATION = Experiment(
+    "double_quantization", "NF4 with scales in float32 and doubly quantized: bits per weight of a 1024 × 1024 matrix, and of "
+    "the base; relative RMSE, mean and worst relative error of the scales, where rows of a normal matrix differ by factors "
+    "e^(σz), for σ = 0 … 2; excess (nats/token) and error (of the logits' norm) of the base; a seed draws the matrix, the "
+    "factors and the test windows",
+    measure, tuple(CONDITIONS), SETTINGS, {"side": 256, "test": 16, "seeds": (0, 1)})

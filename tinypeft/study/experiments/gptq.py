@@ -28,11 +28,13 @@ def measure(condition, seed, settings):
 
 SETTINGS = {"calibration": 64, "test": 64}
 
-gptq = Experiment(
+GPTQ_OR_NEAREST = Experiment(
     "gptq", "GPTQ and round to nearest on the same asymmetric grids, 4, 3 and 2 bits: excess (nats/token), error (of the "
     "logits' norm), weight_error and output_error (relative Frobenius norms of a layer's weight, and of its output on test "
-    "windows, means over layers); a seed draws the calibration and the test windows", measure, tuple(CONDITIONS), SETTINGS,
-    {"calibration": 8, "test": 16})
+    "windows, means over layers); a seed draws the calibration and the test windows",
+    measure, tuple(CONDITIONS), SETTINGS,
+    {"calibration": 8, "test": 16, "conditions": ("round to nearest, 3 bits, channel", "GPTQ, 3 bits, channel"),
+     "seeds": (0, 1)})
 
 
 def measure_columns(condition, seed, settings):
@@ -56,9 +58,10 @@ def measure_columns(condition, seed, settings):
     return {"output_error": errors, "frames": frames, "weight_error": float(np.linalg.norm(W - W0) / np.linalg.norm(W0))}
 
 
-gptq_columns = Experiment(
-    "gptq_columns", "blocks.2.mlp.up quantized to 3 bits column after column: frames (|Ŵ − W| of the first 48 rows after 32, 64 "
-    "and 128 columns), output_error (relative, after 0 … 128 columns), weight_error (relative, at the end); one seed, which "
-    "draws the calibration; a picture, not a measurement", measure_columns, ("round to nearest", "GPTQ"),
+GPTQ_COLUMNS = Experiment(
+    "gptq_columns", "blocks.2.mlp.up quantized to 3 bits column after column: frames (|Ŵ − W| of the first 48 rows after 32, "
+    "64 and 128 columns), output_error (relative, after 0 … 128 columns), weight_error (relative, at the end); one seed, "
+    "which draws the calibration; a picture, not a measurement",
+    measure_columns, ("round to nearest", "GPTQ"),
     {"bits": 3, "rows": 48, "moments": [32, 64, 128], "calibration": 64},
-    {"bits": 3, "rows": 8, "moments": [128], "calibration": 8}, (0,))
+    {"rows": 8, "moments": [128], "calibration": 8}, (0,))

@@ -8,7 +8,8 @@ import numpy as np
 from ...quant import W8A8, FakeQuantLinear, LLMInt8, Scheme, Uniform, plant_outliers
 from ...quant.rounding import MinMax
 from ..experiment import Experiment
-from ..quantized import costs, draw, fresh, rounded
+from ..quantized import costs, draw, rounded
+from ..tuning import pretrained
 
 
 class ZeroPoint(Scheme):
@@ -25,7 +26,7 @@ SCHEMES = {"absmax": W8A8("tensor", "tensor"), "zero-point": ZeroPoint(), "row-w
 
 def planted(seed, channels, factor):
     """The base with `channels` outlier features, which `seed` draws."""
-    model = fresh()
+    model = pretrained()
     plant_outliers(model, channels, factor, rng=seed)
     return model
 
@@ -39,12 +40,13 @@ def measure(condition, seed, settings):
 
 
 SETTINGS = {"channels": 3, "factors": [1, 4, 8, 16, 32, 64, 128], "calibration": 16, "test": 64}
-QUICK = SETTINGS | {"factors": [1, 64], "calibration": 4, "test": 16}
+QUICK = {"factors": [1, 64], "calibration": 4, "test": 16}
 
-int8_outliers = Experiment(
+INT8_OUTLIERS = Experiment(
     "int8_outliers", "what rounding weights and inputs to 8 bits costs, for every factor by which 3 planted channels exceed "
-    "their size: excess (nats/token) and error (of the logits' norm); a seed draws the channels, the calibration and the test "
-    "windows", measure, tuple(SCHEMES), SETTINGS, QUICK)
+    "their size: excess (nats/token) and error (of the logits' norm); a seed draws the channels, the calibration and the "
+    "test windows",
+    measure, tuple(SCHEMES), SETTINGS, QUICK)
 
 
 def measure_threshold(condition, seed, settings):
@@ -62,11 +64,12 @@ def measure_threshold(condition, seed, settings):
 THRESHOLDS = SETTINGS | {"factor": 64, "thresholds": [1, 2, 3, 4.5, 6, 9, 12, 24, 48, 96, 192, 1000]}
 del THRESHOLDS["factors"]
 
-int8_threshold = Experiment(
-    "int8_threshold", "LLM.int8() over its threshold, on the base as it is and with 3 planted channels of 64 times their size: "
-    "excess (nats/token), error (of the logits' norm), columns (the share kept in float16); a seed draws the channels, the "
-    "calibration and the test windows", measure_threshold, ("as it is", "planted"), THRESHOLDS,
-    THRESHOLDS | {"thresholds": [6, 1000], "calibration": 4, "test": 16})
+INT8_THRESHOLD = Experiment(
+    "int8_threshold", "LLM.int8() over its threshold, on the base as it is and with 3 planted channels of 64 times their "
+    "size: excess (nats/token), error (of the logits' norm), columns (the share kept in float16); a seed draws the channels, "
+    "the calibration and the test windows",
+    measure_threshold, ("as it is", "planted"), THRESHOLDS,
+    {"thresholds": [6, 1000], "calibration": 4, "test": 16})
 
 
 def measure_activations(condition, seed, settings):
@@ -86,8 +89,8 @@ def measure_activations(condition, seed, settings):
     return {"activations": np.round(seen[0].astype(float), 3).tolist()}
 
 
-int8_activations = Experiment(
+INT8_ACTIVATIONS = Experiment(
     "int8_activations", "the inputs of blocks.1.attention.query, tokens × features, for a test window, without and with 3 "
     "planted channels of 32 times their size; one seed, which draws channels and window; a picture, not a measurement",
     measure_activations, ("as it is", "planted"), {"channels": 3, "factor": 32, "tokens": 48},
-    {"channels": 3, "factor": 32, "tokens": 8}, (0,))
+    {"tokens": 8}, (0,))

@@ -8,7 +8,8 @@ from ...peft import FullFineTuning, attach
 from ...quant import GPTQ, LLMQAT, PEQA, FakeQuant, Uniform, convert, quantize, self_distillation
 from ...train import train
 from ..experiment import Experiment
-from ..quantized import base, costs, draw, fresh, own_text, rounded
+from ..quantized import base, costs, draw, own_text, rounded
+from ..tuning import pretrained
 
 SCHEMES = {"round to nearest": lambda b: Uniform(b, False, scale_dtype="float16"), "GPTQ": lambda b: GPTQ(b),
            "PEQA": lambda b: PEQA(b), "STE": lambda b: FakeQuant(b, symmetric=False),
@@ -21,7 +22,7 @@ def measure(condition, seed, settings):
     sample = draw(seed, settings["calibration"], settings["test"], split=settings.get("split", "test"))
     name, what = condition.split(", ")
     bits = None if name == "float32" else int(what[0])
-    model, task = fresh(), own_text()
+    model, task = pretrained(), own_text()
     if name in ("round to nearest", "GPTQ"):
         return costs(rounded(SCHEMES[name](bits), sample, model), sample)
     if bits is None: tuned = attach(model, FullFineTuning())
@@ -37,8 +38,10 @@ SETTINGS = {"steps": 150, "rows": 128, "calibration": 64, "test": 64,
             "lr": {"float32": 1e-4, **{f"{name}, {bits}": 1e-3 if name == "PEQA" else 3e-4 if bits > 2 else 1e-3
                                        for name in ("PEQA", "STE", "LSQ", "LLM-QAT") for bits in (4, 3, 2)}}}
 
-qat = Experiment(
-    "qat", "excess (nats/token over the float32 base as shipped) and error (of the logits' norm) after rounding to 4, 3 and 2 bits "
-    "per output channel: at once, by GPTQ, or with 150 steps of 4 × 128 tokens of the base's own text; a seed draws the "
-    "calibration, the batches, what LLM-QAT writes, and the test windows", measure, CONDITIONS, SETTINGS,
-    SETTINGS | {"steps": 3, "rows": 4, "calibration": 8, "test": 16})
+QAT = Experiment(
+    "qat", "excess (nats/token over the float32 base as shipped) and error (of the logits' norm) after rounding to 4, 3 and "
+    "2 bits per output channel: at once, by GPTQ, or with 150 steps of 4 × 128 tokens of the base's own text; a seed draws "
+    "the calibration, the batches, what LLM-QAT writes, and the test windows",
+    measure, CONDITIONS, SETTINGS,
+    {"steps": 2, "rows": 4, "calibration": 8, "test": 16, "conditions": ("STE, 2 bits", "round to nearest, 2 bits"),
+     "seeds": (0,)})
