@@ -1,6 +1,7 @@
 """What a reader could not read in a picture: the faults of a figure, as sentences. The tests hold every picture to it."""
 from itertools import combinations
 
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -51,10 +52,10 @@ def series(ax):
     """[(name, (marker, line style, luminance))] of the lines and scatters of an axes that have more than one look."""
     looks = {}
     for line in ax.lines:
-        if isinstance(line, Line2D) and line.get_visible():
+        if isinstance(line, Line2D) and line.get_visible() and line.get_marker() not in ("|", "_"):      # caps of error bars
             style = line.get_linestyle() if line.get_linestyle() == "None" else str(line._dash_pattern)
             looks.setdefault((str(line.get_marker()), style, grey(line.get_color())), f"line {len(looks)}")
-    for points in ax.collections:
+    for points in (c for c in ax.collections if isinstance(c, PathCollection)):      # what scatter draws
         if len(points.get_offsets()) and len(points.get_paths()) == 1 and len(points.get_facecolor()) <= 1:
             face = points.get_facecolor() if len(points.get_facecolor()) else points.get_edgecolor()
             if len(face):

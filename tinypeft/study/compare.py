@@ -208,7 +208,8 @@ def picture_of(record):
     below.invert_yaxis()
     best, small = min(methods, key=lambda r: r["loss"]), rows[-1]
     return plot.Drawing(
-        fig, "A few per cent of the parameters learn most of what all of them do, and four bits keep nearly all that "
+        fig,
+        "A few per cent of the parameters learn most of what all of them do, and four bits keep nearly all that "
         "thirty-two hold.",
         f"Both on *domain*, {record['test_tokens']:,} test tokens; one seed, {record['steps']} steps: a first look.",
         f"Above: test loss against trained parameters for {len(methods)} methods; the frozen base is at "

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["COLOURS", "Drawing", "band", "count_axis", "figure", "ink", "label_ends", "label_points", "mark", "save", "style"]
+__all__ = ["COLOURS", "Drawing", "band", "count_axis", "figure", "ink", "key", "label_ends",
+           "label_points", "mark", "plain_log", "save", "style"]
 
 COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
            "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#8A8A8A"}
 
 MARKS = {                                                # name in METHODS or SCHEMES → (colour, marker)
-    "full": ("black", "s"), "lora": ("blue", "o"), "adalora": ("blue", "^"), "dylora": ("blue", "D"),
+    "full": ("black", "s"), "lora": ("blue", "o"), "lora_all": ("blue", "<"), "adalora": ("blue", "^"), "dylora": ("blue", "D"),
     "adapter": ("vermillion", "P"), "parallel_adapter": ("vermillion", "X"), "prefix": ("green", "v"),
     "ptuning_v2": ("green", "d"), "prompt": ("purple", "*"), "ptuning": ("purple", "h"),
     "uniform": ("sky", "o"), "nf4": ("blue", "D"), "float": ("orange", "s"), "gguf": ("orange", "d"),
@@ -75,12 +76,19 @@ def ink(colour):
     return to_hex(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
-def band(ax, x, mean, half, **line):
-    """A line with its 95 % interval as a band; zero-width intervals draw none. Returns the line's colour."""
-    (drawn,) = ax.plot(x, mean, **{"marker": "o", "ms": 5, **line})
-    if np.any(np.asarray(half) > 0):
-        ax.fill_between(x, np.subtract(mean, half), np.add(mean, half), color=drawn.get_color(), alpha=0.18, lw=0)
-    return drawn.get_color()
+def band(ax, x, results, conditions, metric, look, scale=1, **line):
+    """A metric of `Results` as a line, mean over seeds with the 95 % interval as a band; returns what is drawn.
+
+    conditions: one whose metric is a list as long as x, or one for each x. look: (colour's name, marker, and a line style).
+    """
+    colour, marker, *style = look
+    single = isinstance(conditions, str)
+    mean, half = (scale * (f(conditions, metric) if single else np.array([f(c, metric) for c in conditions]))
+                  for f in (results.mean, results.interval))
+    ax.plot(x, mean, **{"color": COLOURS[colour], "marker": marker, "ls": (style or ["-"])[0], "ms": 5, **line})
+    if np.isfinite(half).all() and np.any(half > 0):
+        ax.fill_between(x, mean - half, mean + half, color=COLOURS[colour], alpha=0.18, lw=0)
+    return mean
 
 
 def count_axis(axis, base=10):
@@ -93,6 +101,23 @@ def count_axis(axis, base=10):
     axis.set_major_locator(LogLocator(base))
     axis.set_major_formatter(FuncFormatter(words))
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_log(axis):
+    """Ticks of a logarithmic axis at 1, 2 and 5 (over a decade or two) or at powers of ten, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(10, (1, 2, 5) if high < 150 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def key(fig, looks, columns=3):
+    """Labels above the panels, where several have the same lines. looks: label → (colour's name, marker, and a line style)."""
+    from matplotlib.lines import Line2D
+    handles = [Line2D([], [], color=COLOURS[colour], marker=marker, ms=5, ls=(style or ["-"])[0], label=label)
+               for label, (colour, marker, *style) in looks.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def label_ends(ax, labels, gap=0, size=9):

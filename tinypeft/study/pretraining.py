@@ -27,7 +27,8 @@ def picture(results=None):
                          (steps[-1], loss[-1], "training", "#707070")])
     (_, first), (_, last) = record["validation"][0], record["validation"][-1]
     return plot.Drawing(
-        fig, "A million parameters trained for an hour beat the best n-gram model of the same text.",
+        fig,
+        "A million parameters trained for an hour beat the best n-gram model of the same text.",
         f"Loss in nats per token over {recipe['steps']:,} steps; one seed. On the test split the base reaches {base:.3f}, "
         f"the 5-gram model {ngram:.3f}.",
         f"Loss of the base over {recipe['steps']:,} steps: validation falls from {first['loss']:.2f} to "

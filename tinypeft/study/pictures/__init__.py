@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import compare, plot, pretraining
-from . import engine, quantizers, schematics
+from . import engine, outliers, prompts, quantizers, schematics, tuning, weights
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
@@ -29,6 +29,9 @@ class Picture:
 
 
 PICTURES = {
+    "pareto": Picture(tuning.pareto, "Quality over parameters and memory", "15", ("methods",)),
+    "forgetting": Picture(tuning.forgetting, "Learning and forgetting", "03", ("methods",)),
+    "curves": Picture(tuning.curves, "Loss over training", "03", ("methods",)),
     "compare": Picture(compare.picture, "Every method and every scheme at a glance", "15", ("compare",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
     "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
@@ -37,6 +40,20 @@ PICTURES = {
     "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
     "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),
     "levels": Picture(quantizers.levels, "Sixteen levels on a bell curve", "13"),
+    "prefix_attention": Picture(prompts.prefix_attention, "What attention makes of a prefix", "06", ("virtual_tokens",), "png"),
+    "soft_prompts": Picture(prompts.soft_prompts, "What a soft prompt says", "05", ("virtual_tokens",)),
+    "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),
+    "int8_threshold": Picture(outliers.int8_threshold, "LLM.int8()'s threshold", "11", ("int8_threshold",)),
+    "activations": Picture(outliers.activations, "What outliers look like", "11", ("int8_activations",), "png"),
+    "smoothquant": Picture(outliers.smoothquant, "SmoothQuant's α", "11", ("smoothquant", "int8_outliers")),
+    "channel_maxima": Picture(outliers.maxima, "What SmoothQuant moves", "11", ("smoothquant_maxima",)),
+    "granularity": Picture(weights.granularity, "What shares a scale", "10", ("granularity",)),
+    "formats": Picture(weights.formats, "Four-bit formats", "13", ("formats",)),
+    "double_quantization": Picture(weights.double_quantization, "Double quantization", "13", ("double_quantization",)),
+    "gptq": Picture(weights.gptq, "GPTQ against round to nearest", "12", ("gptq",)),
+    "gptq_columns": Picture(weights.gptq_columns, "GPTQ, column after column", "12", ("gptq_columns",), "png"),
+    "awq": Picture(weights.awq, "Which weights matter", "12", ("awq",)),
+    "awq_search": Picture(weights.awq_search, "AWQ's search", "12", ("awq_search",)),
     "qlora_flow": Picture(schematics.qlora_flow, "QLoRA's data flow", "13"),
 }
 

@@ -18,7 +18,8 @@ def computation_graph(results):
     loss.backward()
     told = ", ".join(f"∂L/∂{name} = {x.grad.item():.4f}" for name, x in leaves.items())
     return plot.Drawing(
-        drawn.svg, "Every value remembers what it was made of; backward walks this graph once, from right to left.",
+        drawn.svg,
+        "Every value remembers what it was made of; backward walks this graph once, from right to left.",
         "L = (tanh(x·w + b) − t)²: in each box the value, and under it the gradient of L. Drawn by `tp.graph`.",
         f"Computation graph of (tanh(x·w + b) − t)² at x = {values['x']:g}, w = {values['w']:g}, b = {values['b']:g}, "
         f"t = {values['t']:g}: the leaves on the left, the loss {loss.item():.4f} on the right; {told}.")
@@ -44,7 +45,8 @@ def gradient_check(results):
     ax.invert_xaxis()
     best = {c: f"10^{np.log10(e):.0f} at h = {h:.0e}" for c, (h, e) in least.items()}
     return plot.Drawing(
-        fig, "Too large a step is truncation, too small a one is rounding: in float32 the valley between them is too shallow "
+        fig,
+        "Too large a step is truncation, too small a one is rounding: in float32 the valley between them is too shallow "
         "to tell a right gradient from a wrong one.",
         f"Layer norm, linear, GELU and softmax in a row, differenced in random directions; geometric mean over "
         f"{len(r.seeds)} seeds. `gradcheck` takes float64, h = 10⁻³ and the fourth order.",

@@ -32,7 +32,8 @@ def staircase(results):
     axes[1, 0].set_ylabel("error x̂ − x")
     axes[1, 0].text(0.52, steps[0] / 2 + 0.03, "s/2", transform=axes[1, 0].get_yaxis_transform(), va="bottom")
     return plot.Drawing(
-        fig, "Inside the range no error exceeds half a step; a zero point spends all levels on a lopsided range.",
+        fig,
+        "Inside the range no error exceeds half a step; a zero point spends all levels on a lopsided range.",
         f"Rounding to {bits} bits of numbers between {low:g} and {high:g} (shaded; outside it they are clipped). A symmetric "
         "grid must reach as far to the left as to the right.",
         f"Staircases and their sawtooth errors. Symmetric: step {steps[0]:.3f}, {worst[0][0]} of {2**bits} levels used, "
@@ -65,7 +66,8 @@ def clipping(results):
     right.set_title("3 bits: the two parts", fontsize=9)
     left.set_title("total, and where it is least", fontsize=9)
     return plot.Drawing(
-        fig, "The fewer the bits, the more it pays to cut the tails off.",
+        fig,
+        "The fewer the bits, the more it pays to cut the tails off.",
         "Normal numbers of variance 1 rounded to a symmetric grid that ends at ±c. A wide grid has large steps, a narrow one "
         f"cuts off; computed from {x.size:,} numbers.",
         "Mean squared error over the clipping limit, U-shaped for every number of bits: least at " + ", ".join(
@@ -109,7 +111,8 @@ def levels(results):
     axes[-1, 1].set_xlabel("error")
     axes[0, 1].set_title("errors", fontsize=9)
     return plot.Drawing(
-        fig, "NF4's levels lie closest where normal weights are densest: they are used more evenly than integers.",
+        fig,
+        "NF4's levels lie closest where normal weights are densest: they are used more evenly than integers.",
         f"{x.size:,} normal numbers in blocks of {block}, each divided by its block's largest (grey: their density): how often "
         "each level is taken, and the error that is left.",
         "Levels of three formats on a bell curve: " + "; ".join(said) + ".")

@@ -116,7 +116,8 @@ def methods_in_a_block(results):
     block(peqa, "PEQA", **few_bits)
     for x, y, _, h in LAYERS.values(): box(peqa, x, y, 0.35, h, "", c["peqa"], zorder=3)
     return plot.Drawing(
-        fig, "What a method trains is small: on the weights, between layers, in attention's memory, or before the text.",
+        fig,
+        "What a method trains is small: on the weights, between layers, in attention's memory, or before the text.",
         "One block, read upwards: tokens, layer norm, queries, keys and values (Q K V), attention and its output (O), the "
         "MLP (up, down), the residual stream at the left. In colour what is trained, in grey what is frozen; hatched grey: "
         "stored in few bits. DyLoRA's ranks can be cut to any size, AdaLoRA's are as thick as it finds them worth, PEQA "
@@ -159,7 +160,8 @@ def qlora_flow(results):
     ax.text(14.0, 0.5, "gradient: to A and B …", color=plot.ink(red), ha="left", va="center")
     ax.text(10.3, 9.9, "… and through Ŵ to x, but not to the codes", color=plot.ink(red), ha="center", va="center")
     return plot.Drawing(
-        fig, "Stored in 4 bits, multiplied in 16: the frozen weights are decoded for each product, and only A and B learn.",
+        fig,
+        "Stored in 4 bits, multiplied in 16: the frozen weights are decoded for each product, and only A and B learn.",
         f"With double quantization a weight takes {double:.3f} bits, scales included ({plain:.3f} without), counted by the "
         f"package for a {W.shape[0]} × {W.shape[1]} matrix. Grey: forward; dashed: backward.",
         f"Flow chart. NF4 codes and their scales ({double:.3f} bits per weight together) are dequantized to a 16-bit matrix "

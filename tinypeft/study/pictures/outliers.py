@@ -1,0 +1,141 @@
+"""Lesson 11: what outlier features do to 8-bit products, and what LLM.int8() and SmoothQuant do about them."""
+import numpy as np
+
+from .. import plot
+from ..experiment import Results
+
+__all__ = ["activations", "int8_outliers", "int8_threshold", "maxima", "smoothquant"]
+
+LOOKS = {"absmax": ("black", "s"), "zero-point": ("orange", "d"), "row-wise": ("sky", "o"), "vector-wise": ("green", "v"),
+         "LLM.int8()": ("purple", "P")}
+
+
+def int8_outliers(results):
+    r = Results.load(results, "int8_outliers")
+    factors = r.record["settings"]["factors"]
+    fig, ax = plot.figure()
+    ends = []
+    for condition, look in LOOKS.items():
+        mean = plot.band(ax, factors, r, condition, "error", look, 100)
+        ends.append((factors[-1], mean[-1], condition, plot.COLOURS[look[0]]))
+    ax.set(xscale="log", yscale="log", xlabel="how many times their size the planted features have",
+           ylabel="error of the logits (%)")
+    ax.set_xticks(factors, map(str, factors), minor=False)
+    ax.minorticks_off()
+    plot.label_ends(ax, ends)
+    at = lambda c, i: f"{100 * r.mean(c, 'error')[i]:.1f} %"
+    return plot.Drawing(
+        fig,
+        "A few outlier features ruin 8-bit products that share a scale along them; taking their columns out saves the rest.",
+        f"Relative error of the base's logits with weights and inputs in 8 bits, {r.record['settings']['channels']} of 128 "
+        f"features of every layer planted at 1 to {factors[-1]} times their size without changing the float32 function; "
+        f"{len(r.seeds)} seeds.",
+        f"Error over the outliers' size, both logarithmic. Without outliers all lie between {at('absmax', 0)} (absmax) and "
+        f"{at('LLM.int8()', 0)} (LLM.int8()). At {factors[-1]} times: absmax {at('absmax', -1)}, zero-point "
+        f"{at('zero-point', -1)}, row-wise {at('row-wise', -1)}, vector-wise {at('vector-wise', -1)}, LLM.int8() "
+        f"{at('LLM.int8()', -1)}.")
+
+
+def int8_threshold(results):
+    r = Results.load(results, "int8_threshold")
+    thresholds = np.array(r.record["settings"]["thresholds"])
+    fig, (above, below) = plot.figure(2, 1, height=4.8, sharex=True)
+    looks = {"planted": ("vermillion", "s"), "as it is": ("blue", "o")}
+    for ax, metric in ((above, "error"), (below, "columns")):
+        ends = []
+        for condition, look in looks.items():
+            mean = plot.band(ax, thresholds, r, condition, metric, look, 100)
+            ends.append((thresholds[-1], mean[-1], condition, plot.COLOURS[look[0]]))
+        plot.label_ends(ax, ends)
+        ax.axvline(6, color="#999999", lw=1, ls=":")
+    above.set(xscale="log", yscale="log", ylabel="error of the logits (%)")
+    below.set(ylabel="columns in float16 (%)", xlabel="threshold on |x| above which a column is taken out")
+    below.annotate("the paper's 6", (6, 1), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
+                   va="top", color="#606060")
+    i = int(np.flatnonzero(thresholds == 6)[0])
+    said = {c: (100 * r.mean(c, "error"), 100 * r.mean(c, "columns")) for c in looks}
+    return plot.Drawing(
+        fig,
+        f"With outliers the threshold hardly matters over a wide range: at 6, {said['planted'][1][i]:.1f} % of the columns "
+        "carry the error that all would have.",
+        f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features planted at "
+        f"{r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
+        "Above, the error of the logits over the threshold, below, the share of columns kept in float16. " + " ".join(
+            f"{c.capitalize()}: at a threshold of 6 an error of {e[i]:.2f} % with {k[i]:.1f} % of the columns, with none "
+            "taken out "
+            f"{e[-1]:.2f} %." for c, (e, k) in said.items()))
+
+
+def activations(results):
+    from matplotlib.colors import LogNorm
+    r = Results.load(results, "int8_activations")
+    fig, axes = plot.figure(2, 1, height=4.4, sharex=True)
+    largest = {}
+    for ax, (condition, title) in zip(axes, (("as it is", "as it is"), ("planted", "three features planted")), strict=True):
+        x = np.maximum(np.abs(r.values(condition, "activations")[0]), 0.03)
+        largest[condition] = x.max(), np.median(x.max(0))
+        image = ax.imshow(x, cmap="cividis", norm=LogNorm(0.03, 100), aspect="auto", interpolation="nearest")
+        ax.grid(False)
+        ax.set_title(title, fontsize=9)
+        ax.set_ylabel("token")
+    axes[1].set_xlabel("feature")
+    fig.colorbar(image, ax=axes, label="|x|", pad=0.01)
+    return plot.Drawing(
+        fig,
+        "Outliers are whole columns: a few features are large for every token, so the scale of every row is theirs.",
+        f"Inputs of the second block's attention for {len(x)} tokens of test text, |x| on a logarithmic scale; one seed.",
+        "Heat maps of activations, tokens by features. As it is, the largest is "
+        f"{largest['as it is'][0]:.1f}, the median feature's maximum {largest['as it is'][1]:.1f}, with no stripes; planted, "
+        f"three bright vertical stripes reach {largest['planted'][0]:.0f}.")
+
+
+def smoothquant(results):
+    """The curves are those of the planted outliers; without them they are the same, because s_j undoes whatever factor a
+    channel's inputs have and its weights lack."""
+    r, plain = Results.load(results, "smoothquant"), Results.load(results, "int8_outliers")
+    factor, alphas = r.record["settings"]["factor"], np.array(r.record["settings"]["alphas"])
+    without = 100 * plain.mean("vector-wise", "error")[plain.record["settings"]["factors"].index(factor)]
+    fig, ax = plot.figure()
+    ends, best = [(alphas[-1], without, "per token,\nnot smoothed", plot.COLOURS["green"])], {}
+    ax.axhline(without, color=plot.COLOURS["green"], lw=1, ls=":")
+    for name, look in (("static", ("vermillion", "s")), ("per token", ("blue", "o"))):
+        mean = plot.band(ax, alphas, r, f"planted, {name}", "error", look, 100)
+        best[name] = mean[0], mean.min(), alphas[mean.argmin()], mean[-1]
+        ends.append((alphas[-1], mean[-1], name, plot.COLOURS[look[0]]))
+    ax.set(ylim=(0, 1.1 * without), ylabel="error of the logits (%)",
+           xlabel="α: how much of the difficulty moves from the inputs into the weights")
+    plot.label_ends(ax, ends)
+    apart = max(np.abs(r.difference(f"planted, {name}", f"as it is, {name}", "error")[0]).max() for name in best)
+    return plot.Drawing(
+        fig,
+        f"Sharing the difficulty between inputs and weights is best: of the {without:.0f} % error that outliers cause, "
+        f"SmoothQuant leaves {best['per token'][1]:.1f} % at α = {best['per token'][2]:g}.",
+        f"W8A8, {r.record['settings']['channels']} features planted at {factor} times their size; inputs rounded per token or "
+        f"on static ranges; {len(r.seeds)} seeds. Without outliers the curves are the same (within {100 * apart:.2f} points): "
+        "smoothing undoes any factor that inputs have and weights lack.",
+        f"Error of the logits over α, U-shaped. {without:.1f} % without smoothing. " + " ".join(
+            f"{name.capitalize()}: {zero:.1f} % at α = 0, least {least:.1f} % at {a:g}, {one:.1f} % at 1."
+            for name, (zero, least, a, one) in best.items()))
+
+
+def maxima(results):
+    r = Results.load(results, "smoothquant_maxima")
+    fig, axes = plot.figure(2, 2, height=3.8, sharex=True, sharey="row")
+    ratio = {}
+    for column, condition in zip(axes.T, ("before", "after"), strict=True):
+        for ax, metric, colour in zip(column, ("inputs", "weights"), ("vermillion", "blue"), strict=True):
+            y = r.values(condition, metric)[0]
+            ax.stairs(y, fill=True, color=plot.COLOURS[colour])
+            ratio[condition, metric] = y.max() / np.median(y)
+            ax.set_title(f"{condition}: {metric}, largest {ratio[condition, metric]:.1f} × median", fontsize=9)
+    for ax in axes[-1]: ax.set_xlabel("channel")
+    axes[0, 0].set_ylabel("max |x|")
+    axes[1, 0].set_ylabel("max |w|")
+    return plot.Drawing(
+        fig,
+        f"SmoothQuant divides the inputs' outliers and multiplies the weights: {ratio['before', 'inputs']:.0f} times the "
+        f"median before, {ratio['after', 'inputs']:.0f} after, and weights can take it.",
+        "Largest |x| and |w| of the 128 channels that the second block's attention reads, before and after SmoothQuant with "
+        f"α = {r.record['settings']['alpha']:g}; three features planted; one seed.",
+        "Bars per channel. Largest over median: " + ", ".join(f"{metric} {condition} {x:.1f}"
+                                                               for (condition, metric), x in ratio.items()) + ".")

@@ -1,0 +1,96 @@
+"""Lessons 03 and 15: every method side by side: quality, cost, forgetting."""
+import numpy as np
+
+from .. import plot
+from ..experiment import Results
+
+__all__ = ["curves", "forgetting", "pareto"]
+
+NAMES = {"full": "full", "adapter": "adapters", "parallel_adapter": "parallel adapters", "prefix": "prefix", "prompt": "prompt",
+         "ptuning": "P-tuning", "ptuning_v2": "P-tuning v2", "lora": "LoRA", "lora_all": "LoRA on all", "adalora": "AdaLoRA",
+         "dylora": "DyLoRA"}
+
+
+def pareto(results):
+    r = Results.load(results, "methods")
+    methods, frozen = [m for m in NAMES if m in r.conditions], r.mean("frozen", "loss")
+    fig, axes = plot.figure(2, 1, height=6.8)
+    front = {}
+    for ax, metric, unit, label in ((axes[0], "trained", 1, "trained parameters"),
+                                    (axes[1], "peak_bytes", 2**20, "peak memory of a training step beyond the model (MiB)")):
+        x = {m: r.mean(m, metric) / unit for m in methods}
+        y = {m: r.mean(m, "loss") for m in methods}
+        front[metric] = [m for m in methods if not any(x[o] <= x[m] and y[o] < y[m] for o in methods)]
+        ladder = sorted((x[m], y[m]) for m in front[metric])
+        ax.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
+        for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), capsize=2, ms=7, ls="none", **plot.mark(m))
+        ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
+        ax.margins(x=0.12, y=0.1)
+        if unit == 1:
+            ax.set_xscale("log")
+            plot.count_axis(ax.xaxis)
+        ax.set(xlabel=label, ylabel="test loss (nats/token)")
+        base = ax.annotate("frozen base", (0, frozen), xycoords=("axes fraction", "data"), xytext=(4, -3), va="top",
+                           textcoords="offset points", color="#606060")
+        fig.draw_without_rendering()
+        plot.label_points(ax, [(x[m], y[m], NAMES[m], plot.mark(m)["color"]) for m in methods],
+                          avoid=[base.get_window_extent()])
+    gain = lambda m: (frozen - r.mean(m, "loss")) / (frozen - r.mean("full", "loss"))
+    share = lambda m: 100 * r.mean(m, "share")
+    few = max((m for m in methods if share(m) < 15), key=gain)
+    fewer = max((m for m in methods if share(m) < 5), key=gain)
+    s = r.record["settings"]
+    return plot.Drawing(
+        fig,
+        f"{share(few):.1f} % of the parameters buy {gain(few):.0%} of what full fine-tuning gains ({NAMES[few]}), "
+        f"{share(fewer):.1f} % buy {gain(fewer):.0%} ({NAMES[fewer]}).",
+        f"Test loss on *domain* after {s['steps']} steps of {s['batch_size']} × 128 tokens, each method at its own learning "
+        f"rate; mean and 95 % interval over {len(r.seeds)} seeds. Grey steps: what no other method beats in both.",
+        f"Two scatter plots of test loss, over trained parameters and over peak memory. The frozen base is at {frozen:.3f}. "
+        + ", ".join(f"{NAMES[m]} {r.mean(m, 'loss'):.3f} ± {r.interval(m, 'loss'):.3f} ({share(m):.2f} %, "
+                    f"{r.mean(m, 'peak_bytes') / 2**20:.1f} MiB)" for m in sorted(methods, key=gain, reverse=True))
+        + f". Unbeaten over parameters: {', '.join(NAMES[m] for m in front['trained'])}.")
+
+
+def forgetting(results):
+    r = Results.load(results, "methods")
+    methods, frozen = [m for m in NAMES if m in r.conditions], r.mean("frozen", "loss")
+    fig, ax = plot.figure(height=4.2)
+    x, y = ({m: f(m) for m in methods} for f in (lambda m: frozen - r.mean(m, "loss"), lambda m: r.mean(m, "forgetting")))
+    for m in methods:
+        ax.errorbar(x[m], y[m], xerr=r.interval(m, "loss"), yerr=r.interval(m, "forgetting"), capsize=2, ms=7, ls="none",
+                    **plot.mark(m))
+    ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
+    ax.margins(0.14, 0.12)
+    ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
+    plot.label_points(ax, [(x[m], y[m], NAMES[m], plot.mark(m)["color"]) for m in methods])
+    ratio = {m: y[m] / y["full"] for m in methods}
+    return plot.Drawing(
+        fig,
+        f"What learns less forgets less: LoRA forgets {ratio['lora']:.0%} of what full fine-tuning does and learns "
+        f"{x['lora'] / x['full']:.0%} of it.",
+        f"Fine-tuned on Matplotlib's documentation, tested on it and on text of the base's own kind; {len(r.seeds)} seeds, "
+        "bars are 95 % intervals.",
+        "Scatter plot of forgetting over learning, both in nats per token: " + ", ".join(
+            f"{NAMES[m]} learns {x[m]:.3f}, forgets {y[m]:.3f}" for m in sorted(methods, key=lambda m: x[m])) + ".")
+
+
+def curves(results):
+    r = Results.load(results, "methods")
+    shown = "full", "adalora", "lora", "adapter", "prefix", "prompt"
+    fig, ax = plot.figure(height=4.0)
+    window, ends = 15, []
+    for m in (m for m in shown if m in r.conditions):
+        loss = r.values(m, "curve")
+        smooth = np.apply_along_axis(lambda c: np.convolve(c, np.ones(window) / window, "valid"), 1, loss)  # noqa: B023
+        steps = np.arange(smooth.shape[1]) + window / 2 + 0.5
+        look = plot.mark(m)
+        ax.plot(steps, smooth.mean(0), color=look["color"], marker=look["marker"], markevery=15, ms=5)
+        ends.append((steps[-1], smooth.mean(0)[-1], NAMES[m], look["color"]))
+    ax.set(xlabel="step", ylabel="training loss (nats/token)")
+    plot.label_ends(ax, ends)
+    return plot.Drawing(
+        fig,
+        "All start from the same base and learn from the first step; they differ in how far down they go.",
+        f"Training loss on *domain*, running mean of {window} steps and over {len(r.seeds)} seeds, which see the same batches.",
+        "Falling curves; the last mean is " + ", ".join(f"{name} {y:.2f}" for _, y, name, _ in ends) + " nats per token.")

@@ -1,0 +1,212 @@
+"""Lessons 10, 12 and 13: rounding weights: what shares a scale, sixteen levels, GPTQ and AWQ."""
+import numpy as np
+
+from .. import plot
+from ..experiment import Results
+
+__all__ = ["awq", "awq_search", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
+
+
+def granularity(results):
+    r = Results.load(results, "granularity")
+    fig, (left, right) = plot.figure(1, 2, height=3.8)
+    looks = {8: ("blue", "o"), 4: ("vermillion", "s"), 3: ("orange", "^")}
+    for bits, look in looks.items():
+        conditions = [c for c in r.conditions if c.startswith(f"{bits} bits")]
+        x = np.array([r.mean(c, "bits") for c in conditions])
+        for ax, metric in ((left, "weight_error"), (right, "excess")):
+            y = plot.band(ax, x, r, conditions, metric, look, 100 if ax is left else 1)
+            if ax is left and bits == 8:
+                for c, i, offset in (("tensor", 0, (6, 2)), ("group 8", -1, (0, -12))):
+                    ax.annotate(c, (x[i], y[i]), xytext=offset, textcoords="offset points", ha="left" if i == 0 else "right",
+                                color="#606060")
+    left.set(yscale="log", xlabel="bits per weight, scales included", ylabel="error of the weights (%)")
+    right.set(xlabel="bits per weight, scales included", ylabel="loss added (nats/token)")
+    plot.key(fig, {f"{bits} bits": look for bits, look in looks.items()})
+    error = lambda c: f"{100 * r.mean(c, 'weight_error'):.1f} % at {r.mean(c, 'bits'):.2f} bits"
+    return plot.Drawing(
+        fig,
+        "Sharing a scale among fewer weights buys accuracy with bits: the first groups are cheap, the last are not.",
+        "Round to nearest with zero points and 16-bit scales for the whole tensor, a channel, and groups of 128, 64, 32, 16 "
+        f"and 8 weights, from left to right on each line; {len(r.seeds)} seeds draw the test windows.",
+        "Error of the weights, and loss added, over bits per weight for 8, 4 and 3 bits. 4 bits: tensor "
+        f"{error('4 bits, tensor')}, channel {error('4 bits, channel')}, groups of 32 {error('4 bits, group 32')}, of 8 "
+        f"{error('4 bits, group 8')}.")
+
+
+FORMATS = {"NF4": ("blue", "D"), "FP4 E2M1": ("orange", "s"), "int4 asymmetric": ("sky", "v"), "int4 symmetric": ("sky", "o"),
+           "FP4 bitsandbytes": ("orange", "d"), "FP4 E3M0": ("orange", "^")}
+
+
+def formats(results):
+    r = Results.load(results, "formats")
+    s = r.record["settings"]
+    fig, axes = plot.figure(1, 3, height=3.8, sharey=True)
+    panels = (("normal", s["blocks"], "normal numbers", "block size"),
+              ("weights", s["blocks"], "the base's weights", "block size"),
+              ("tails", s["degrees"], f"heavy tails, block {s['block']}", "degrees of freedom of t"))
+    for ax, (metric, x, title, label) in zip(axes, panels, strict=True):
+        for name, look in FORMATS.items(): plot.band(ax, x, r, name, metric, look, 100, ms=4)
+        ax.set_title(title, fontsize=9)
+        ax.set(xscale="log", xlabel=label)
+        ax.set_xticks(x, map(str, x))
+        ax.minorticks_off()
+    axes[0].set_ylabel("RMS error (% of RMS)")
+    plot.key(fig, FORMATS)
+    i = s["blocks"].index(s["block"])
+    at = lambda name: f"{100 * r.mean(name, 'normal')[i]:.2f} %"
+    return plot.Drawing(
+        fig,
+        f"On normal numbers NF4 ({at('NF4')}) beats E2M1 ({at('FP4 E2M1')}) and symmetric int4 ({at('int4 symmetric')}), as "
+        f"QLoRA says; int4 with a zero point ({at('int4 asymmetric')}) it does not.",
+        f"Relative RMS error of 4-bit formats; {s['numbers']:,} numbers a seed, {len(r.seeds)} seeds; scales in 32 bits, and "
+        "the zero points of asymmetric int4 take 4 bits a block more.",
+        f"RMS error over block size and tails. Normal numbers, block {s['block']}: " + ", ".join(
+            f"{name} {at(name)}" for name in FORMATS) + f". The base's weights, block {s['block']}: " + ", ".join(
+            f"{name} {100 * r.mean(name, 'weights')[i]:.2f} %" for name in FORMATS) + ".")
+
+
+def double_quantization(results):
+    r = Results.load(results, "double_quantization")
+    sigmas = r.record["settings"]["sigmas"]
+    fig, (left, right) = plot.figure(1, 2, height=3.4)
+    looks = {"one": ("blue", "o", "32-bit scales"), "double": ("vermillion", "s", "8-bit scales")}
+    for condition, (*look, _) in looks.items(): plot.band(left, sigmas, r, condition, "rmse", look, 100)
+    for metric, marker, text in (("worst_scale", "^", "worst"), ("scale_error", "s", "mean")):
+        y = plot.band(right, sigmas, r, "double", metric, ("vermillion", marker), 100)
+        right.annotate(text, (sigmas[-1], y[-1]), xytext=(0, 8), textcoords="offset points", ha="right")
+    left.set(xlabel="σ: how unlike the rows are", ylabel="RMS error (% of RMS)", ylim=(0, None))
+    right.set(xlabel="σ: how unlike the rows are", ylabel="error of the 8-bit scales (%)")
+    plot.key(fig, {text: look for *look, text in looks.values()})
+    bits = [r.mean(c, "bits") for c in looks]
+    excess = [r.mean(c, "excess") for c in looks]
+    return plot.Drawing(
+        fig,
+        f"Rounding the scales themselves saves {bits[0] - bits[1]:.3f} bits per weight and costs next to nothing while blocks "
+        "are alike.",
+        f"NF4 in blocks of 64, rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds. {bits[0]:.3f} against "
+        f"{bits[1]:.3f} bits per weight; on the base, loss added {excess[0]:.4f} against {excess[1]:.4f} nats/token.",
+        f"Left, RMS error over σ for scales in 32 bits and in 8: {100 * r.mean('one', 'rmse')[0]:.2f} % and "
+        f"{100 * r.mean('double', 'rmse')[0]:.2f} % at σ = 0, {100 * r.mean('one', 'rmse')[-1]:.2f} % and "
+        f"{100 * r.mean('double', 'rmse')[-1]:.2f} % at {sigmas[-1]:g}. Right, the error of the 8-bit scales: mean "
+        f"{100 * r.mean('double', 'scale_error')[-1]:.0f} %, worst {100 * r.mean('double', 'worst_scale')[-1]:.0f} % at the "
+        "end.")
+
+
+GPTQ = {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^"), "GPTQ, act-order": ("vermillion", "D", "--")}
+
+
+def gptq(results):
+    r = Results.load(results, "gptq")
+    fig, axes = plot.figure(1, 3, height=3.6)
+    panels = (("weight_error", "error of the weights (%)", 100), ("output_error", "error of the outputs (%)", 100),
+              ("excess", "loss added (nats/token)", 1))
+    bits = 4, 3, 2
+    for ax, (metric, label, scale) in zip(axes, panels, strict=True):
+        for variant, look in GPTQ.items():
+            plot.band(ax, bits, r, [f"{variant}, {b} bits, channel" for b in bits], metric, look, scale)
+        ax.set(yscale="log", ylabel=label, xlabel="bits", xlim=(4.2, 1.8))
+        ax.set_xticks(bits)
+        plot.plain_log(ax.yaxis)
+    plot.key(fig, GPTQ)
+    at = lambda v, b, m: f"{100 * r.mean(f'{v}, {b} bits, channel', m):.0f} %"
+    both = lambda b, m: f"{at('round to nearest', b, m)} to {at('GPTQ', b, m)}"
+    return plot.Drawing(
+        fig,
+        f"GPTQ puts the weights further off and the outputs nearer: at 3 bits the weights' error goes from "
+        f"{both(3, 'weight_error')}, the outputs' from {both(3, 'output_error')}.",
+        f"One scale and zero point per output channel, the same grid for all; errors are means over the base's layers, on test "
+        f"text; {len(r.seeds)} seeds draw calibration and test windows.",
+        "Three panels over 4, 3 and 2 bits, round to nearest to GPTQ. Weights: " + ", ".join(
+            both(b, "weight_error") for b in bits) + ". Outputs: " + ", ".join(
+            both(b, "output_error") for b in bits) + ". Loss added: " + ", ".join(
+            f"{r.mean(f'round to nearest, {b} bits, channel', 'excess'):.3f} to "
+            f"{r.mean(f'GPTQ, {b} bits, channel', 'excess'):.3f}"
+            for b in bits) + " nats per token.")
+
+
+def gptq_columns(results):
+    r = Results.load(results, "gptq_columns")
+    moments = r.record["settings"]["moments"]
+    fig = plot.figure(height=5.2)[0]
+    fig.clear()
+    grid = fig.add_gridspec(3, len(moments), height_ratios=(1, 1, 1.3))
+    frames = {c: r.values(c, "frames")[0] for c in ("round to nearest", "GPTQ")}
+    top = max(f.max() for f in frames.values())
+    for row, (condition, pictures) in enumerate(frames.items()):
+        for column, (frame, moment) in enumerate(zip(pictures, moments, strict=True)):
+            ax = fig.add_subplot(grid[row, column])
+            image = ax.imshow(frame, cmap="cividis", vmin=0, vmax=0.6 * top, aspect="auto", interpolation="nearest")
+            ax.grid(False)
+            ax.set_title(f"after {moment} columns" if row == 0 else "", fontsize=9)
+            ax.set(xticks=[], yticks=[])
+            if column == 0: ax.set_ylabel(condition)
+    fig.colorbar(image, ax=fig.axes, label="|Ŵ − W|", pad=0.01)
+    ax = fig.add_subplot(grid[2, :])
+    for condition, (colour, marker) in {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^")}.items():
+        y = 100 * r.values(condition, "output_error")[0]
+        ax.plot(np.arange(len(y)), y, color=plot.COLOURS[colour], marker=marker, markevery=16, ms=5)
+        above = condition != "GPTQ"
+        ax.annotate(condition, (80, y[80]), xytext=(-6, 8) if above else (8, -12), textcoords="offset points",
+                    ha="right" if above else "left", color=plot.ink(plot.COLOURS[colour]))
+    ax.set(xlabel="columns rounded", ylabel="error of the output (%)", xlim=(0, None), ylim=(0, None))
+    said = {c: (100 * r.values(c, "weight_error")[0], 100 * r.values(c, "output_error")[0][-1]) for c in frames}
+    return plot.Drawing(
+        fig,
+        "Columns still to come move to make up for those that are rounded: errors spread over the weights and cancel in the "
+        "output.",
+        f"One layer (blocks.2.mlp.up, the first {r.record['settings']['rows']} rows) rounded to "
+        f"{r.record['settings']['bits']} bits column after column; one seed.",
+        f"Heat maps of |Ŵ − W| after {', '.join(map(str, moments))} columns, and the error of the output. Round to nearest "
+        "leaves columns to come untouched, GPTQ moves them all. At the end: " + "; ".join(
+            f"{c}: weights {w:.1f} %, output {o:.1f} %" for c, (w, o) in said.items()) + ".")
+
+
+AWQ = {"round to nearest": ("sky", "o"), "1 % at random": ("grey", "s"), "1 % by weight": ("orange", "d"),
+       "1 % by activation": ("vermillion", "^"), "AWQ without clipping": ("green", "<"), "AWQ": ("green", "v")}
+
+
+def awq(results):
+    r = Results.load(results, "awq")
+    fig, axes = plot.figure(1, 2, height=2.8, sharey=True)
+    for ax, where in zip(axes, ("as it is", "planted"), strict=True):
+        for y, (name, (colour, marker)) in enumerate(AWQ.items()):
+            ax.errorbar(r.mean(f"{name}, {where}", "excess"), y, xerr=r.interval(f"{name}, {where}", "excess"), capsize=2,
+                        color=plot.COLOURS[colour], marker=marker, ms=6)
+        ax.set_title(f"{where}", fontsize=9)
+        ax.set(xlabel="loss added (nats/token)", xlim=(0, None))
+    axes[0].set_yticks(range(len(AWQ)), AWQ)
+    axes[0].invert_yaxis()
+    at = lambda name, where="as it is": f"{r.mean(f'{name}, {where}', 'excess'):.3f}"
+    return plot.Drawing(
+        fig,
+        f"Which weights matter is told by the inputs they meet: keeping 1 % of the channels by activation leaves "
+        f"{at('1 % by activation', 'planted')} of {at('round to nearest', 'planted')} nats with an outlier, by weight "
+        f"{at('1 % by weight', 'planted')}; AWQ keeps none and leaves {at('AWQ', 'planted')}.",
+        f"3 bits in groups of 32, asymmetric; the base as it is, and with one feature planted at "
+        f"{r.record['settings']['factor']} times its size; {len(r.seeds)} seeds.",
+        "Loss added, in nats per token. " + " ".join(f"{where.capitalize()}: " + ", ".join(
+            f"{name} {at(name, where)}" for name in AWQ) + "." for where in ("as it is", "planted")))
+
+
+def awq_search(results):
+    r = Results.load(results, "awq_search")
+    fig, ax = plot.figure()
+    ends = []
+    looks = {"attention.query": ("blue", "o"), "attention.output": ("sky", "s"), "mlp.up": ("vermillion", "^"),
+             "mlp.down": ("orange", "D")}
+    alphas = np.arange(20) / 20
+    for name, look in looks.items():
+        y = plot.band(ax, alphas, r, name, "loss", look, ms=4)
+        ends.append((alphas[-1], y[-1], name, plot.COLOURS[look[0]]))
+    ax.axhline(1, color="#999999", lw=1, ls=":")
+    ax.set(xlabel="α: scales are mean|x|^α", ylabel="error of the outputs, relative to α = 0", yscale="log")
+    plot.plain_log(ax.yaxis)
+    plot.label_ends(ax, ends)
+    best = ", ".join(f"{name} {r.mean(name, 'best'):.2f}" for name in looks)
+    return plot.Drawing(
+        fig,
+        "AWQ's search finds how far to go: some scaling helps nearly every layer, all of it hurts.",
+        "Squared error of a layer's outputs at 3 bits in groups of 32, over the 20 values of α that AWQ tries, relative to "
+        f"none; mean over the five layers of a name; {len(r.seeds)} seeds.",
+        f"Relative error over α for four kinds of layers. The best α of each layer leaves, on average: {best}.")
