@@ -39,7 +39,7 @@ def prefix_attention(results):
         f"Left: one window of test text, mean over heads, seed 0, logarithmic colours. Right: share of all attention that goes to "
         f"the prefix, before training (keys and values of real words) and after {r.record['settings']['steps']} steps; "
         f"{len(r.seeds)} seeds.",
-        f"Heat map of the attention of {T} tokens, the {P} columns of the prefix at the left bright, and a line of its share by "
+        f"Heat map of the attention of {T} tokens, the {P} columns of the prefix at the left, some bright, some dark, and a line of its share by "
         f"layer: before {', '.join(f'{x:.0f}' for x in before)} %, after {', '.join(f'{x:.0f}' for x in after)} %.")
 
 
@@ -51,7 +51,8 @@ def soft_prompts(results):
     same = np.array([a == b for a, b in zip(one["words"], one["started"], strict=True)])
     show = lambda text: f"“{text}”".replace("\n", "⏎").replace("$", r"\$")
     for y, i in enumerate(order):
-        ax.plot(one["cosine"][i], y, color=plot.COLOURS["purple"], marker="*" if same[i] else "o", ms=9 if same[i] else 6, ls="none")
+        star = {"marker": "*", "ms": 9} if same[i] else {"marker": "o"}
+        ax.plot(one["cosine"][i], y, color=plot.COLOURS["purple"], ls="none", **star)
     names = [show(one["words"][i]) + ("" if same[i] else f" (was {show(one['started'][i])})") for i in order]
     ax.set_yticks(range(len(order)), names)
     ax.invert_yaxis()
