@@ -34,13 +34,14 @@ def prefix_attention(results):
     right.set_xticks(layers)
     return plot.Drawing(
         fig,
-        f"A prefix of {P} is read by every token in every layer: after training {after.min():.0f} to {after.max():.0f} % of the "
-        "attention goes to it.",
-        f"Left: one window of test text, mean over heads, seed 0, logarithmic colours. Right: share of all attention that goes to "
-        f"the prefix, before training (keys and values of real words) and after {r.record['settings']['steps']} steps; "
-        f"{len(r.seeds)} seeds.",
-        f"Heat map of the attention of {T} tokens, the {P} columns of the prefix at the left, some bright, some dark, and a line of its share by "
-        f"layer: before {', '.join(f'{x:.0f}' for x in before)} %, after {', '.join(f'{x:.0f}' for x in after)} %.")
+        f"A prefix of {P} is read by every token in every layer: after training {after.min():.0f} to {after.max():.0f} % of "
+        "the attention goes to it.",
+        "Left: one window of test text, mean over heads, seed 0, logarithmic colours. Right: share of all attention that "
+        f"goes to the prefix, before training (keys and values of real words) and after {r.record['settings']['steps']} "
+        f"steps; {len(r.seeds)} seeds.",
+        f"Heat map of the attention of {T} tokens, the {P} columns of the prefix at the left, some bright, some dark, and a "
+        f"line of its share by layer: before {', '.join(f'{x:.0f}' for x in before)} %, after "
+        f"{', '.join(f'{x:.0f}' for x in after)} %.")
 
 
 def soft_prompts(results):
@@ -62,9 +63,10 @@ def soft_prompts(results):
     cosine, moved = r.values("prompt", "cosine"), r.values("prompt", "moved")
     return plot.Drawing(
         fig,
-        f"Trained prompt vectors move {100 * moved.mean():.0f} % of their length and stay nearest to the word they started as in "
-        f"{np.mean(still):.0%} of cases: they are not a readable text.",
+        f"Trained prompt vectors move {100 * moved.mean():.0f} % of their length and stay nearest to the word they started as "
+        f"in {np.mean(still):.0%} of cases: they are not a readable text.",
         f"The {len(order)} vectors of one prompt (seed 0) with the tokens nearest to them, stars where that is the word they "
         f"started as. Over {len(r.seeds)} seeds the mean cosine is {cosine.mean():.2f}.",
         f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding from "
-        f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}; {int(same.sum())} are still nearest to the word they started as.")
+        f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}; {int(same.sum())} are still nearest to the word they started "
+        "as.")
