@@ -156,12 +156,13 @@ def compare_gradients(exercise, call, names, args, failed):
     got = call(args, names, exercise.gradient, upstream=7)
     if got.error: return failed("gradient", f"backward through your function fails. {got.error}")
     for name in exercise.gradient:
-        e, g = want.gradients[name], got.gradients.get(name)
-        if g is None:
-            return failed("gradient", f"no gradient reaches {name}", expected=describe(e),
+        if got.gradients.get(name) is None:
+            return failed("gradient", f"no gradient reaches {name}", expected=describe(want.gradients[name]),
                           cause="the function leaves the graph: .data, np.… or a new Tensor cut it; use operations on Tensors")
-        found = difference(g, e, 1e-7, f"the gradient of {name}")
+    for name in exercise.gradient:
+        found = difference(got.gradients[name], want.gradients[name], 1e-7, f"the gradient of {name}")
         if found is not None:
+            g, e = found[2:]
             return failed("gradient", found[1] + ", though the result is right.", got=describe(g), expected=describe(e),
                           cause=likely_cause(_no_mistakes(exercise), (), g, e, found))
 
