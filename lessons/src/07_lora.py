@@ -10,8 +10,6 @@
 # **Time.** 60 minutes; every cell together runs in well under a minute.
 
 # %%
-import copy
-
 import numpy as np
 
 import tinypeft as tp
@@ -140,7 +138,7 @@ for i, (name, (t, losses, test)) in enumerate(runs.items()):
     y = np.convolve(losses, np.ones(10) / 10, "valid")
     ax.plot(np.arange(10, len(losses) + 1), y, **style)
     ax.plot([43, 46], [3.05 - 0.045 * i] * 2, **style)
-    ax.text(46.6, 3.05 - 0.045 * i, f"{type(t.method).__name__}: {t.summary().trained:,} trained, test {test:.3f}", va="center")
+    ax.text(46.6, 3.05 - 0.045 * i, f"{name}: {t.summary().trained:,} trained, test {test:.3f}", va="center")
 ax.set(xlabel="step (4 × 128 tokens each)", ylabel="training loss, mean of 10 steps (nats/token)", ylim=(None, 3.09))
 fig
 

@@ -53,12 +53,13 @@ def style():
 
 
 def figure(rows=1, columns=1, height=None, width=6.4, **subplots):
-    """(figure, axes) in the house style, drawn without a display; height in inches. To be called inside `style()`."""
+    """(figure, axes) in the house style, drawn without a display; height in inches. Letters are sized inside `style()`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(width, height or 3.6 * rows), layout="constrained")
-    FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns, **subplots)
+    with style():
+        fig = Figure(figsize=(width, height or 3.6 * rows), layout="constrained")
+        FigureCanvasAgg(fig)
+        return fig, fig.subplots(rows, columns, **subplots)
 
 
 def mark(name):
