@@ -191,6 +191,20 @@ def test_generates_what_peft_generates(name, base, tmp_path):
     assert np.array_equal(tp.load_adapter(make_gpt(np.float32), tmp_path).generate(TOKENS, 8), expected.numpy())
 
 
+def test_a_model_and_an_adapter_of_theirs_and_ours_go_together(base, tmp_path):
+    """Their GPT-2 read here, tuned here, and the adapter back on it; merged, and on the model as it is written here."""
+    base(np.float32).save_pretrained(tmp_path / "gpt2")
+    tuned = tp.attach(tp.GPT.from_huggingface(tmp_path / "gpt2"), tp.LoRA(rank=2))
+    tp.train(tuned, Noise(), 5, lr=5e-2, batch_size=4)
+    tuned.save(tmp_path / "adapter", format="peft")
+    assert error(oracle.logits(oracle.loaded(base(np.float32), tmp_path / "adapter"), TOKENS), tuned(TOKENS)) <= 1e-5
+    tuned.merge().to_huggingface(tmp_path / "merged")
+    tuned.detach().to_huggingface(tmp_path / "again")
+    merged, again = (oracle.GPT2LMHeadModel.from_pretrained(tmp_path / name).eval() for name in ("merged", "again"))
+    assert error(oracle.logits(merged, TOKENS), tuned.reattach()(TOKENS)) <= 1e-5
+    assert error(oracle.logits(oracle.loaded(again, tmp_path / "adapter"), TOKENS), tuned(TOKENS)) <= 1e-5
+
+
 # -- a classification head -----------------------------------------------------------------------
 HEADS = [tp.LoRA(rank=2), tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1), tp.PTuningV2(length=3),
          tp.PromptTuning(length=3), tp.PTuning(template=(3, "target"))]
@@ -504,7 +518,8 @@ def loads_right_or_raises(folder, original, base):
             expected = compute(oracle.loaded(theirs, folder))
         except Exception:                                                # of a field that changes nothing here
             expected = compute(oracle.loaded(theirs, original))
-        assert error(ours, expected) <= 1e-4 or not np.isfinite(expected).all()          # an exponent's bit: 10³⁸ and more
+        largest = max(np.abs(a).max() for a in tuned.state_dict().values() if a.size)
+        assert largest > 1e18 or error(ours, expected) <= 1e-4           # an exponent's bit may be all that both can multiply
         return True
 
 

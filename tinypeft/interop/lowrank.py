@@ -26,11 +26,11 @@ import numpy as np
 
 from ..peft import AdaLoRA, LoRA, MethodError
 from ..peft.dylora import DyLoRALinear
+from .gpt2 import MODULES
 
 __all__ = ["LAYERS", "adalora_folder", "lora_folder", "read_adalora", "read_lora"]
 
-LAYERS = {"attn.c_attn": ("attention.query", "attention.key", "attention.value"), "attn.c_proj": ("attention.output",),
-          "mlp.c_fc": ("mlp.up",), "mlp.c_proj": ("mlp.down",)}           # theirs → ours, its parts from top to bottom
+LAYERS = {theirs: ours for theirs, (ours, shape) in MODULES.items() if len(shape) == 2}     # → its parts, from top to bottom
 PREFIX = "base_model.model."
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights", "target_modules",
                "exclude_modules", "layers_to_transform", "layers_pattern"}
@@ -201,8 +201,7 @@ def adapted(model, config):
         raise MethodError(f"load_adapter: target_modules {str(config.fields.get('target_modules'))[:200]!r} names {wrong[0]}; "
                           "here low-rank changes are for the linear layers of blocks, not for embeddings, norms or the "
                           "output head, which is the token embedding (tied)")
-    sizes = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, 4 * d), "mlp.c_proj": (4 * d, d)}
-    return [(p, *sizes[p.split(".", 3)[3]]) for p in hit]
+    return [(p, *(d * n for n in MODULES[p.split(".", 3)[3]][1])) for p in hit]
 
 
 def check_rank(r):

@@ -16,11 +16,11 @@ Python's `re` can take exponential time on a pattern made for that, hence `fits`
 people write for paths, and takes a time in proportion to the pattern's length.
 """
 import functools
-import json
 import math
 import re
 
 from ..peft import MethodError
+from .folder import read_object
 
 __all__ = ["Config", "fits"]
 
@@ -33,16 +33,10 @@ LAYER = re.compile(r"transformer\.h\.(\d+)\.")
 
 
 class Config:
-    """The fields of one adapter_config.json. Raises ValueError for a file that is none, FileNotFoundError without one."""
+    """The fields of one adapter_config.json. Raises HuggingFaceError, a ValueError, for a file that is none."""
 
     def __init__(self, path):
-        try:
-            fields = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path} is not JSON: {e}") from e
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path}: expected a JSON object, got a {type(fields).__name__}")
-        self.path, self.fields = path, fields
+        self.path, self.fields = path, read_object(path)
 
     def get(self, name, kind, default=None):
         """The field `name`, null or absent: the default. ValueError unless it is of type `kind`, one or a tuple of types."""
