@@ -218,7 +218,7 @@ def run_generate(args):
                    top_p=args.top_p, rng=args.seed, stop=tokenizer.end_of_text)[0]
     seconds = time.perf_counter() - start
     new = out[tokens.shape[1]:]
-    text = tokenizer.decode(new[new != tokenizer.end_of_text])
+    text = tokenizer.decode(new[(new != tokenizer.end_of_text) & (new < tokenizer.vocab_size)])   # some vocabularies are padded
     if args.json:
         print(json.dumps({"prompt": args.prompt, "text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds}))
     else:
