@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import compare, plot, pretraining
-from . import engine, outliers, prompts, quantizers, schematics, tuning, weights
+from . import engine, few_bits, low_rank, outliers, prompts, quantizers, schematics, tuning, weights
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
@@ -40,6 +40,16 @@ PICTURES = {
     "staircase": Picture(quantizers.staircase, "What rounding does", "10"),
     "clipping": Picture(quantizers.clipping, "Clipping against rounding", "10"),
     "levels": Picture(quantizers.levels, "Sixteen levels on a bell curve", "13"),
+    "adapters": Picture(tuning.adapters, "Adapters: width and place", "04", ("adapters", "methods")),
+    "rank": Picture(low_rank.rank, "LoRA's rank", "07", ("rank", "methods")),
+    "placement": Picture(low_rank.placement, "Where LoRA's parameters go", "07", ("placement",)),
+    "subspace": Picture(low_rank.subspace, "What an update looks like", "07", ("subspace",), "png"),
+    "adalora": Picture(low_rank.adalora, "AdaLoRA's ranks", "08", ("adalora",), "png"),
+    "adalora_planted": Picture(low_rank.planted, "Ranks that were planted", "08", ("adalora_planted",)),
+    "dylora": Picture(low_rank.dylora, "One training for every rank", "09", ("dylora", "rank")),
+    "prompt_sizes": Picture(prompts.prompt_sizes, "Prompts and the size of the model", "05", ("prompts",)),
+    "prefix_length": Picture(prompts.prefix_length, "Prompts at the input and in every layer", "06", ("prefix_length",)),
+    "prefix_rates": Picture(prompts.prefix_rates, "What the MLP in front of a prefix does", "06", ("prefix_rates",)),
     "prefix_attention": Picture(prompts.prefix_attention, "What attention makes of a prefix", "06", ("virtual_tokens",), "png"),
     "soft_prompts": Picture(prompts.soft_prompts, "What a soft prompt says", "05", ("virtual_tokens",)),
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),
@@ -54,6 +64,9 @@ PICTURES = {
     "gptq_columns": Picture(weights.gptq_columns, "GPTQ, column after column", "12", ("gptq_columns",), "png"),
     "awq": Picture(weights.awq, "Which weights matter", "12", ("awq",)),
     "awq_search": Picture(weights.awq_search, "AWQ's search", "12", ("awq_search",)),
+    "qlora": Picture(few_bits.qlora, "QLoRA, and what merging loses", "13", ("qlora",)),
+    "loftq": Picture(few_bits.loftq, "LoftQ's start", "13", ("loftq",)),
+    "qat": Picture(few_bits.qat, "Training with rounded weights", "14", ("qat",)),
     "qlora_flow": Picture(schematics.qlora_flow, "QLoRA's data flow", "13"),
 }
 

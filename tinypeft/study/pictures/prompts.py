@@ -2,9 +2,9 @@
 import numpy as np
 
 from .. import plot
-from ..experiment import Results
+from ..experiment import Results, half_width
 
-__all__ = ["prefix_attention", "soft_prompts"]
+__all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
 
 def prefix_attention(results):
@@ -70,3 +70,90 @@ def soft_prompts(results):
         f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding from "
         f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}; {int(same.sum())} are still nearest to the word they started "
         "as.")
+
+
+def prompt_sizes(results):
+    r = Results.load(results, "prompts")
+    sizes = list(dict.fromkeys(c.split()[1] for c in r.conditions))
+    looks = {"full": ("black", "s", "full fine-tuning"), "ptuning_v2": ("green", "d", "P-tuning v2"),
+             "prompt": ("purple", "*", "prompt")}
+    fig, (left, right) = plot.figure(1, 2, height=3.5)
+    x = [r.mean(f"full {s}", "parameters") for s in sizes]
+    left.plot(x, [r.mean(f"full {s}", "before") for s in sizes], color=plot.COLOURS["grey"], ls="--", lw=1)
+    share = {}
+    for name, (colour, marker, _) in looks.items():
+        plot.band(left, x, r, [f"{name} {s}" for s in sizes], "loss", (colour, marker), ms=7)
+        each = np.array([r.values(f"{name} {s}", "gain") / r.values(f"full {s}", "gain").mean() for s in sizes]).T
+        share[name] = each.mean(0)
+        if name != "full":
+            right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), capsize=2, color=plot.COLOURS[colour],
+                           marker=marker, ms=7)
+    left.annotate("frozen", (x[0], r.mean(f"full {sizes[0]}", "before")), xytext=(2, 5), textcoords="offset points",
+                  color="#606060")
+    for ax in (left, right):
+        ax.set(xscale="log", xlabel="parameters of the base")
+        plot.count_axis(ax.xaxis)
+        ax.margins(x=0.1)
+    left.set(ylabel="test loss (nats/token)")
+    right.set(ylim=(0, None))
+    right.set_title("% of full fine-tuning's gain", fontsize=9)
+    plot.key(fig, {text: look for *look, text in looks.values()})
+    first, last = (f"{100 * share['prompt'][i]:.0f} %" for i in (0, -1))
+    deep = ", ".join(f"{100 * s:.0f} %" for s in share["ptuning_v2"])
+    return plot.Drawing(
+        fig,
+        f"A prompt at the input gets {first} of full fine-tuning's gain in the smallest model and {last} in the largest; "
+        f"prompts in every layer get {deep}.",
+        f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20; "
+        f"{len(r.seeds)} seeds.",
+        "Test loss and share of the gain over the base's size. " + " ".join(
+            f"{n:,.0f} parameters: before {r.mean(f'full {s}', 'before'):.2f}, " + ", ".join(
+                f"{text} {r.mean(f'{name} {s}', 'loss'):.2f}" for name, (*_, text) in looks.items()) + "."
+            for n, s in zip(x, sizes, strict=True)))
+
+
+def prefix_rates(results):
+    r = Results.load(results, "prefix_rates")
+    rates = r.record["settings"]["rates"]
+    fig, (left, right) = plot.figure(1, 2, height=3.4)
+    looks = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}
+    best = {}
+    for ax, metric in ((left, "loss"), (right, "roughness")):
+        for condition, look in looks.items():
+            mean = plot.band(ax, rates, r, condition, metric, look)
+            if metric == "loss": best[condition] = mean.min(), rates[int(mean.argmin())], mean[-1]
+        ax.set(xscale="log", xlabel="learning rate")
+    left.set_ylabel("test loss (nats/token)")
+    right.set_title("step-to-step change of the loss (nats)", fontsize=9)
+    plot.key(fig, looks)
+    (a, at, wild), (b, bt, calm) = best["reparameterized"], best["direct"]
+    return plot.Drawing(
+        fig,
+        f"The MLP in front of a prefix is a matter of the learning rate: it needs {at:g}, the bare prefix {bt:g}, and at "
+        f"their best they end at {a:.3f} and {b:.3f} nats.",
+        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
+        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {rates[-1]:g}. Direct: best "
+        f"{b:.3f} at {bt:g}, {calm:.3f} at {rates[-1]:g}.")
+
+
+def prefix_length(results):
+    r = Results.load(results, "prefix_length")
+    lengths = [int(c.split()[1]) for c in r.conditions if c.startswith("prompt")]
+    fig, ax = plot.figure(height=3.4)
+    looks, mean = {"prompt": ("purple", "*"), "prefix": ("green", "v")}, {}
+    for kind, look in looks.items():
+        mean[kind] = plot.band(ax, lengths, r, [f"{kind} {P}" for P in lengths], "loss", look, ms=7)
+    ax.set(xscale="log", xlabel="virtual tokens P", ylabel="test loss (nats/token)")
+    ax.set_xticks(lengths, map(str, lengths))
+    ax.minorticks_off()
+    plot.label_ends(ax, [(lengths[-1], mean["prompt"][-1], "prompt: embeddings only", plot.COLOURS["purple"]),
+                         (lengths[-1], mean["prefix"][-1], "prefix: every layer", plot.COLOURS["green"])])
+    gap, half = r.difference(f"prompt {lengths[1]}", f"prefix {lengths[1]}", "loss")
+    return plot.Drawing(
+        fig,
+        f"Virtual tokens do more in every layer than at the input alone: {gap:.3f} ± {half:.3f} nats at {lengths[1]} of them.",
+        f"Test loss on *domain* after {r.record['settings']['steps']} steps, each method at its own learning rate; "
+        f"{len(r.seeds)} seeds.",
+        "Two lines over the number of virtual tokens. " + " ".join(
+            f"{kind.capitalize()}: {', '.join(f'P = {P} {m:.3f}' for P, m in zip(lengths, mean[kind], strict=True))}."
+            for kind in looks))

@@ -4,7 +4,7 @@ import numpy as np
 from .. import plot
 from ..experiment import Results
 
-__all__ = ["curves", "forgetting", "pareto"]
+__all__ = ["adapters", "curves", "forgetting", "pareto"]
 
 NAMES = {"full": "full", "adapter": "adapters", "parallel_adapter": "parallel adapters", "prefix": "prefix", "prompt": "prompt",
          "ptuning": "P-tuning", "ptuning_v2": "P-tuning v2", "lora": "LoRA", "lora_all": "LoRA on all", "adalora": "AdaLoRA",
@@ -94,3 +94,36 @@ def curves(results):
         "All start from the same base and learn from the first step; they differ in how far down they go.",
         f"Training loss on *domain*, running mean of {window} steps and over {len(r.seeds)} seeds, which see the same batches.",
         "Falling curves; the last mean is " + ", ".join(f"{name} {y:.2f}" for _, y, name, _ in ends) + " nats per token.")
+
+
+def adapters(results):
+    r, others = Results.load(results, "adapters"), Results.load(results, "methods")
+    widths = [int(c.split()[1]) for c in r.conditions if c.startswith("parallel")]
+    frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
+    fig, ax = plot.figure(height=3.6)
+    looks, ends, mean = {"sequential": ("vermillion", "P"), "parallel": ("vermillion", "X", "--")}, [], {}
+    for kind, look in looks.items():
+        mean[kind] = plot.band(ax, widths, r, [f"{kind} {m}" for m in widths], "loss", look, ms=7)
+        ends.append((widths[-1], mean[kind][-1], kind, plot.COLOURS[look[0]]))
+    for y, text in ((frozen, "frozen base"), (full, "full fine-tuning")):
+        ax.axhline(y, color=plot.COLOURS["grey"], lw=1, ls="--" if y == frozen else ":")
+        ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(4, -3 if y == frozen else 3), color="#606060",
+                    textcoords="offset points", va="top" if y == frozen else "bottom")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(widths, [f"{m}\n{100 * r.mean(f'parallel {m}', 'share'):.1f} %" for m in widths])
+    ax.margins(y=0.1)
+    ax.set(xlabel="bottleneck m, and share of the parameters", ylabel="test loss (nats/token)")
+    plot.label_ends(ax, ends)
+    i = widths.index(16)
+    gap, half = r.difference("sequential 16", "parallel 16", "loss")
+    gain = {kind: (frozen - mean[kind][i]) / (frozen - full) for kind in looks}
+    return plot.Drawing(
+        fig,
+        f"Beside the sublayer is better than behind it: at m = 16 by {gap:.3f} ± {half:.3f} nats, {gain['parallel']:.0%} "
+        f"against {gain['sequential']:.0%} of full fine-tuning's gain with {100 * r.mean('parallel 16', 'share'):.1f} % of "
+        "the parameters.",
+        f"Adapters at both sublayers of every block, each kind at the best of three learning rates; "
+        f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
+        f"Test loss over the bottleneck, between the frozen base, {frozen:.3f}, and full fine-tuning, {full:.3f}. " + " ".join(
+            f"{kind.capitalize()}: {', '.join(f'm = {m} {x:.3f}' for m, x in zip(widths, mean[kind], strict=True))}."
+            for kind in looks))

@@ -1,0 +1,99 @@
+"""Lessons 13 and 14: fine-tuning on few bits: QLoRA, LoftQ, and training with rounded weights."""
+from .. import plot
+from ..experiment import Results
+
+__all__ = ["loftq", "qat", "qlora"]
+
+
+def qlora(results):
+    r = Results.load(results, "qlora")
+    looks = {"before": ("grey", "o", "before"), "after": ("blue", "o", "after: kept apart, or merged in 16 bits"),
+             "merged_into_16_bits": ("orange", "^", "merged into the weights before rounding"),
+             "merged_and_rounded": ("vermillion", "s", "merged, then rounded again")}
+    fig, ax = plot.figure(height=3.6)
+    for y, base in enumerate(r.conditions):
+        there = [m for m in looks if m in r.record["runs"][base]["0"]]
+        means = [r.mean(base, m) for m in there]
+        ax.plot([min(means), max(means)], [y, y], color="#CCCCCC", lw=1, zorder=1)
+        for metric, mean in zip(there, means, strict=True):
+            colour, marker, _ = looks[metric]
+            face = {"markerfacecolor": "white"} if metric == "before" else {}
+            ax.errorbar(mean, y, xerr=r.interval(base, metric), capsize=2, ls="none", ms=7, color=plot.COLOURS[colour],
+                        marker=marker, **face)
+    ax.axvline(r.mean("16 bits", "after"), color=plot.COLOURS["grey"], lw=1, ls="--")
+    ax.set_yticks(range(len(r.conditions)), r.conditions)
+    ax.invert_yaxis()
+    ax.set(xlabel="test loss (nats/token)", ylabel="the frozen base in")
+    ax.margins(y=0.12)
+    plot.key(fig, {text: (colour, marker, "none") for colour, marker, text in looks.values()}, 2)
+    gap, half = r.difference("NF4", "16 bits", "after")
+    lost, lost_half = r.difference("NF4", "NF4", "merged_and_rounded", of_b="after")
+    at = lambda c, m: f"{r.mean(c, m):.3f}"
+    return plot.Drawing(
+        fig,
+        f"On four bits a LoRA learns as well as on sixteen, within {gap:.3f} ± {half:.3f} nats; merging it and rounding again "
+        f"loses {lost:.3f} ± {lost_half:.3f}.",
+        f"Test loss on *domain* before and after {r.record['settings']['steps']} steps of a LoRA of rank "
+        f"{r.record['settings']['rank']} on all layers; dashed: after, on the 16-bit base; {len(r.seeds)} seeds.",
+        "Dots per base. " + " ".join(f"{c}: before {at(c, 'before')}, after {at(c, 'after')}" + (
+            f", merged and rounded again {at(c, 'merged_and_rounded')}." if c != "16 bits" else ".") for c in r.conditions))
+
+
+def loftq(results):
+    r = Results.load(results, "loftq")
+    bases = ["NF4", "4 bits", "3 bits", "2 bits"]
+    fig, axes = plot.figure(1, 2, height=3.5)
+    looks = {"QLoRA": ("vermillion", "s"), "LoftQ": ("blue", "o")}
+    for ax, metric in zip(axes, ("before", "after"), strict=True):
+        for method, look in looks.items():
+            plot.band(ax, range(len(bases)), r, [f"{method}, {b}" for b in bases], metric, look)
+        line = r.mean("LoRA, 16 bits", metric)
+        ax.axhline(line, color=plot.COLOURS["grey"], lw=1, ls="--")
+        ax.annotate("16 bits", (0, line), xytext=(0, -4), textcoords="offset points", va="top", color="#606060")
+        ax.set_xticks(range(len(bases)), bases)
+        ax.margins(y=0.12)
+        ax.set_title(f"{metric} training", fontsize=9)
+    axes[0].set_ylabel("test loss (nats/token)")
+    plot.key(fig, {"QLoRA: starts at zero": looks["QLoRA"], "LoftQ: starts at what rounding lost": looks["LoftQ"]})
+    gain = {b: r.difference(f"QLoRA, {b}", f"LoftQ, {b}", "after") for b in bases}
+    return plot.Drawing(
+        fig,
+        "The fewer the bits, the more it helps to start from what rounding lost: at 2 bits LoftQ ends "
+        f"{gain['2 bits'][0]:.3f} ± {gain['2 bits'][1]:.3f} nats lower, at 4 bits {gain['4 bits'][0]:.3f} ± "
+        f"{gain['4 bits'][1]:.3f}.",
+        f"A LoRA of rank {r.record['settings']['rank']} on all layers of a rounded base (integers in groups of 32, "
+        f"asymmetric), before and after {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
+        "Lines over the base's bits. " + " ".join(
+            f"{b}: QLoRA {r.mean(f'QLoRA, {b}', 'before'):.3f} before and {r.mean(f'QLoRA, {b}', 'after'):.3f} after, LoftQ "
+            f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases))
+
+
+QAT = {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^"), "PEQA": ("black", "D"), "LLM-QAT": ("black", "^", "--"),
+       "STE": ("green", "s"), "LSQ": ("blue", "v")}
+
+
+def qat(results):
+    r = Results.load(results, "qat")
+    bits, floor = (4, 3, 2), "float32, trained as long"
+    fig, ax = plot.figure(height=3.8)
+    ends, mean = [], {}
+    for name, (colour, marker, *style) in QAT.items():
+        found = [r.difference(f"{name}, {b} bits", floor, "excess") for b in bits]
+        mean[name] = [m for m, _ in found]
+        ax.errorbar(bits, mean[name], yerr=[h for _, h in found], capsize=2, color=plot.COLOURS[colour], marker=marker, ms=6,
+                    ls=(style or ["-"])[0])
+        ends.append((2, mean[name][-1], name, plot.COLOURS[colour]))
+    ax.set(yscale="log", xlim=(4.15, 1.95), xlabel="bits", ylabel="loss above float32 (nats/token)")
+    ax.set_xticks(bits)
+    plot.plain_log(ax.yaxis)
+    plot.label_ends(ax, ends)
+    best = min(QAT, key=lambda n: mean[n][-1])
+    return plot.Drawing(
+        fig,
+        f"Where few bits break the model, training with them mends it: at 2 bits {best} leaves {mean[best][-1]:.2f} nats of "
+        f"the {mean['round to nearest'][-1]:.2f} that rounding costs, GPTQ without training {mean['GPTQ'][-1]:.2f}.",
+        "One grid for all, a scale and zero point per output channel (LLM-QAT's is symmetric); trained for "
+        f"{r.record['settings']['steps']} steps on the base's own text, LLM-QAT on what the base writes; above a float32 model "
+        f"trained as long; {len(r.seeds)} seeds.",
+        "Lines over 4, 3 and 2 bits: " + "; ".join(
+            f"{name} {', '.join(f'{m:.3f}' for m in mean[name])}" for name in QAT) + " nats per token.")

@@ -1,0 +1,189 @@
+"""Lessons 07, 08 and 09: LoRA's rank, its place, the shape of what is learned; AdaLoRA's ranks; DyLoRA's."""
+import numpy as np
+
+from .. import plot
+from ..experiment import Results
+
+__all__ = ["adalora", "dylora", "placement", "planted", "rank", "subspace"]
+
+MATRICES = "query", "key", "value", "output", "up", "down"
+
+
+def rank(results):
+    r, others = Results.load(results, "rank"), Results.load(results, "methods")
+    ranks = [int(c) for c in r.conditions if "/" not in c]
+    stabilized = [int(c.split("/")[0]) for c in r.conditions if "/" in c]
+    frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
+    fig, ax = plot.figure(height=3.8)
+    mean = plot.band(ax, ranks, r, list(map(str, ranks)), "loss", ("blue", "o"))
+    for i, b in enumerate(stabilized):
+        ax.errorbar(b, r.mean(f"{b}/sqrt", "loss"), yerr=r.interval(f"{b}/sqrt", "loss"), capsize=2, marker="s", ls="none",
+                    color=plot.COLOURS["orange"])
+        if i == len(stabilized) - 1: scale = (b, r.mean(f"{b}/sqrt", "loss"), "α/√r", plot.COLOURS["orange"])
+    for y, text in ((frozen, "frozen base"), (full, "full fine-tuning")):
+        ax.axhline(y, color=plot.COLOURS["grey"], lw=1, ls="--")
+        ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(4, -3 if y == frozen else 3), color="#606060",
+                    textcoords="offset points", va="top" if y == frozen else "bottom")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ranks, map(str, ranks))
+    ax.margins(y=0.1)
+    ax.set(xlabel="rank r", ylabel="test loss (nats/token)")
+    plot.label_ends(ax, [(ranks[-1], mean[-1], "α/r", plot.COLOURS["blue"]), scale])
+    gain = lambda i: (frozen - mean[i]) / (frozen - full)
+    best = int(np.argmin(mean))
+    return plot.Drawing(
+        fig,
+        f"Rank hardly matters: rank {ranks[0]} gets {gain(0):.0%} of full fine-tuning's gain, the best, {ranks[best]}, "
+        f"{gain(best):.0%}; more parameters are better spent on more matrices.",
+        f"LoRA on query and value, α = 16, {r.record['settings']['steps']} steps on *domain*; squares: the scale α/√r, equal "
+        f"at r = 8; {len(r.seeds)} seeds.",
+        f"Test loss over rank between the frozen base, {frozen:.3f}, and full fine-tuning, {full:.3f}: " + ", ".join(
+            f"r = {b} {m:.3f} ± {r.interval(str(b), 'loss'):.3f}" for b, m in zip(ranks, mean, strict=True)) + "; with α/√r: "
+        + ", ".join(f"r = {b} {r.mean(f'{b}/sqrt', 'loss'):.3f}" for b in stabilized) + ".")
+
+
+def placement(results):
+    r = Results.load(results, "placement")
+    fig, ax = plot.figure(height=2.6)
+    order = sorted(r.conditions, key=lambda c: -r.mean(c, "loss"))
+    for y, c in enumerate(order):
+        ax.errorbar(r.mean(c, "loss"), y, xerr=r.interval(c, "loss"), capsize=2, ls="none", ms=7, **plot.mark("lora"))
+    ax.set_yticks(range(len(order)), [c.replace("W", "$W_").replace("q ", "q$ ").replace("v ", "v$ ").replace("q,", "q$,")
+                                      if c.startswith("W") else c for c in order])
+    ax.invert_yaxis()
+    ax.margins(x=0.1, y=0.15)
+    ax.set(xlabel="test loss (nats/token)")
+    said = ", ".join(f"{c} {r.mean(c, 'loss'):.3f} ± {r.interval(c, 'loss'):.3f}" for c in order)
+    return plot.Drawing(
+        fig,
+        f"The same number of parameters goes further in more matrices at lower rank: {order[-1]} ends lowest, {order[0]} "
+        "highest.",
+        f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at the best of three learning rates; "
+        f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
+        f"Dots with intervals, test loss in nats per token: {said}.")
+
+
+def subspace(results):
+    r = Results.load(results, "subspace")
+    fig, axes = plot.figure(2, 2, height=5.4)
+    looks = {"full": ("black", "s", "full fine-tuning"), "lora_64": ("sky", "^", "LoRA r = 64"),
+             "lora_8": ("blue", "o", "LoRA r = 8")}
+    at = {}
+    for column, m in zip(axes.T, ("query", "value"), strict=True):
+        above, below = column
+        for name, (colour, marker, _) in looks.items():
+            s = r.mean("domain", f"values_{name}_{m}").mean(0)               # mean over seeds, then over layers
+            s = s[s > 1e-4 * s[0]]
+            above.semilogy(np.arange(1, len(s) + 1), s, color=plot.COLOURS[colour], marker=marker, markevery=7, ms=5)
+        above.set(title=f"ΔW of {m}s" if m == "value" else "ΔW of queries", xlabel="index of the singular value")
+        phi = r.mean("domain", f"phi_{m}").mean(0)                           # (8, 64)
+        image = below.imshow(phi, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="lower",
+                             extent=(0.5, 64.5, 0.5, 8.5))
+        below.grid(False)
+        below.set(xlabel="first j directions of r = 64", ylabel="first i of r = 8" if m == "query" else "")
+        at[m] = phi[0, 0], phi[-1, 7], *(r.mean("domain", f"phi_{kind}_{m}").mean(0)[7] for kind in ("seeds", "random"))
+    axes[0, 0].set_ylabel("singular value")
+    fig.colorbar(image, ax=axes[1], label="similarity φ", pad=0.02)
+    plot.key(fig, {text: look for *look, text in looks.values()})
+    energy = {m: r.mean("domain", f"energy_8_full_{m}").mean() for m in at}
+    return plot.Drawing(
+        fig,
+        f"What LoRA learns at rank 8 and at rank 64 shares its top direction (φ = {at['value'][0]:.2f} for values), and full "
+        f"fine-tuning's own change is no low rank: its 8 largest directions hold {energy['value']:.0%} of it.",
+        "Above, the singular values of what training adds to a matrix; below, how much of the space of the first i "
+        f"directions at r = 8 lies in that of the first j at r = 64; means over 5 layers and {len(r.seeds)} seeds.",
+        "Singular values fall slowly for full fine-tuning, LoRA's stop at its rank. " + " ".join(
+            f"{m.capitalize()}: φ(1, 1) = {a:.2f}, φ(8, 8) = {b:.2f}, between two seeds of r = 64 φ(8, 8) = {c:.2f}, random "
+            f"directions {d:.2f}; the 8 largest of full fine-tuning hold {energy[m]:.0%} of its square."
+            for m, (a, b, c, d) in at.items()))
+
+
+def adalora(results):
+    r = Results.load(results, "adalora")
+    fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.25, 1))
+    name = "AdaLoRA 12 → 8"
+    ranks = r.mean(name, "ranks").reshape(-1, len(MATRICES))
+    left.imshow(ranks, cmap="cividis", vmin=0, vmax=12, aspect="auto")
+    for (i, j), value in np.ndenumerate(ranks):
+        left.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value < 6 else "black")
+    left.set_xticks(range(len(MATRICES)), MATRICES)
+    left.set_yticks(range(len(ranks)), range(1, len(ranks) + 1))
+    left.grid(False)
+    left.set(ylabel="layer", title="final rank, started at 12")
+    left.title.set_fontsize(9)
+    budget = r.values(name, "budget")[0]
+    right.plot(np.arange(1, len(budget) + 1), budget, color=plot.COLOURS["blue"])
+    right.set(xlabel="step", ylim=(0, None))
+    right.set_title("singular values in the budget", fontsize=9)
+    versus = [r.difference("AdaLoRA 12 → 8", "all six r=8", "loss"), r.difference("AdaLoRA 3 → 2", "all six r=2", "loss")]
+    by = dict(zip(MATRICES, ranks.mean(0), strict=True))
+    high, low = max(by, key=by.get), min(by, key=by.get)
+    return plot.Drawing(
+        fig,
+        f"AdaLoRA takes rank from some matrices and leaves it to others: {by[low]:.1f} on average for {low}, {by[high]:.1f} "
+        f"for {high}.",
+        f"Mean over {len(r.seeds)} seeds. Loss against LoRA of the same final budget, AdaLoRA − LoRA: {versus[0][0]:+.3f} ± "
+        f"{versus[0][1]:.3f} nats at 8 per matrix, {versus[1][0]:+.3f} ± {versus[1][1]:.3f} at 2; "
+        f"{r.record['settings']['steps']} steps on *domain*.",
+        "Heat map of final ranks by layer and matrix; mean over layers: " + ", ".join(f"{m} {x:.1f}" for m, x in by.items())
+        + f". Beside it the budget, which falls from {budget[0]:.0f} to {budget[-1]:.0f} singular values.")
+
+
+def planted(results):
+    r = Results.load(results, "adalora_planted")
+    dealt, found = (r.values("attention", m) for m in ("planted", "found"))  # (seeds, 20)
+    fig, ax = plot.figure(height=3.6)
+    kinds = {"query": ("blue", "o"), "key": ("sky", "s"), "value": ("vermillion", "^"), "output": ("orange", "D")}
+    ranks = np.unique(dealt).astype(int)
+    for offset, (i, (kind, (colour, marker))) in zip((-0.24, -0.08, 0.08, 0.24), enumerate(kinds.items()), strict=True):
+        of_kind = np.arange(dealt.shape[1]) % len(kinds) == i
+        y = [found[(dealt == b) & of_kind] for b in ranks]
+        ax.plot(np.arange(len(ranks)) + offset, [v.mean() if v.size else np.nan for v in y], color=plot.COLOURS[colour],
+                marker=marker, ls="none", ms=7, label=kind)
+    every = [found[dealt == b].mean() for b in ranks]
+    ax.plot(range(len(ranks)), every, color="#606060", lw=1.2)
+    ax.plot(range(len(ranks)), ranks, color="#999999", lw=1, ls="--")
+    ax.annotate("as planted", (len(ranks) - 1, ranks[-1]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+                color="#606060")
+    ax.annotate("mean found", (len(ranks) - 1, every[-1]), xytext=(-10, -10), textcoords="offset points", ha="right", va="top",
+                color="#606060")
+    ax.set_xticks(range(len(ranks)), ranks)
+    ax.set(xlabel="planted rank", ylabel="rank found")
+    ax.legend(loc="upper left", ncols=2)
+    rho, half = r.mean("attention", "spearman"), r.interval("attention", "spearman")
+    share, chance = r.mean("attention", "of_planted"), r.mean("attention", "share_planted")
+    return plot.Drawing(
+        fig,
+        f"Planted ranks are found, with exceptions: {share:.0%} of the rank lies where rank was planted, where chance would "
+        f"put {chance:.0%} (Spearman's correlation {rho:.2f} ± {half:.2f}).",
+        f"Ranks {', '.join(map(str, ranks))} planted in the attention's {dealt.shape[1]} matrices and found by AdaLoRA with "
+        f"as many singular values in the end; means by kind of matrix over {len(r.seeds)} seeds.",
+        "Found over planted rank: mean found " + ", ".join(
+            f"{e:.1f} where {b} was planted" for b, e in zip(ranks, every, strict=True)) + ". By kind: " + ", ".join(
+            f"{k} {x:.1f}" for k, x in zip(kinds, r.mean("attention", "mean_by_kind"), strict=True)) + ".")
+
+
+def dylora(results):
+    r, one = Results.load(results, "dylora"), Results.load(results, "rank")
+    ranks = [1, 2, 4, 8, 16]
+    lines = {"a LoRA for each rank": (one, list(map(str, ranks)), "loss", ("black", "s")),
+             "DyLoRA × 3 steps": (r, "DyLoRA × 3", "loss", ("blue", "D")),
+             "DyLoRA": (r, "DyLoRA", "loss", ("blue", "D", "--")),
+             "LoRA cut, by SVD": (r, "LoRA r=16, cut", "loss_svd", ("green", "v")),
+             "LoRA cut, scale α/b": (r, "LoRA r=16, cut", "loss_rescaled", ("orange", "^")),
+             "LoRA cut": (r, "LoRA r=16, cut", "loss", ("vermillion", "o"))}
+    fig, ax = plot.figure(height=4.0)
+    mean = {name: plot.band(ax, ranks, results_, c, metric, look) for name, (results_, c, metric, look) in lines.items()}
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ranks, map(str, ranks))
+    ax.set(xlabel="rank b in use", ylabel="test loss (nats/token)")
+    plot.key(fig, {name: look for name, (*_, look) in lines.items()})
+    drop = lambda name: mean[name][0] - mean[name][-1]
+    return plot.Drawing(
+        fig,
+        f"One DyLoRA serves every rank: from 16 to 1 it loses {drop('DyLoRA × 3 steps'):.3f} nats; a LoRA cut to rank 1 loses "
+        f"{drop('LoRA cut'):.3f}.",
+        f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many); a LoRA of "
+        f"rank 16 is cut to its first b rows and columns, or to its b largest singular values; {len(r.seeds)} seeds.",
+        "Test loss over the rank in use, 1 to 16: " + "; ".join(
+            f"{name} {', '.join(f'{x:.3f}' for x in y)}" for name, y in mean.items()) + ".")
