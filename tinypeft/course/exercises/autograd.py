@@ -1,0 +1,168 @@
+"""Lesson 01: the walk through the graph, broadcasting, and two backward passes."""
+import numpy as np
+
+from ... import functional as F
+from ...tensor import Tensor, unbroadcast
+from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
+
+
+# -- the walk ------------------------------------------------------------------------------------
+def walk(tape, dy, add=True, order=-1):
+    """Gradients of all values of a tape of Jacobians; `add` and `order` make the mistakes."""
+    grads = [None] * len(tape)
+    grads[-1] = dy
+    for k in range(len(tape))[::order]:
+        if grads[k] is None: continue
+        for j, J in tape[k]:
+            dx = J.T @ grads[k]
+            grads[j] = grads[j] + dx if add and grads[j] is not None else dx
+    return grads
+
+
+def reference_walk(tape, dy):
+    return walk(tape, dy)
+
+
+def tape_of(edges, sizes, rng):
+    """A tape of values of the given sizes, with a random Jacobian for each pair of `edges`, (user, used)."""
+    return [[(j, rng.standard_normal((sizes[k], sizes[j]))) for user, j in edges if user == k] for k in range(len(sizes))]
+
+
+def walk_cases(rng):
+    sizes = rng.integers(1, 5, 7).tolist()                                    # 0 and 1 leaves, 3 a value that leads nowhere
+    edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
+    return tape_of(edges, sizes, rng), rng.standard_normal(sizes[-1])
+
+
+def chain(rng):
+    """Equation (2) of the lesson: x·x, a + a, b + a at x = 3."""
+    J3, J1 = np.array([[3.0]]), np.array([[1.0]])
+    return [[], [(0, J3), (0, J3)], [(1, J1), (1, J1)], [(2, J1), (1, J1)]], np.array([1.0])
+
+
+# -- broadcasting --------------------------------------------------------------------------------
+def reference_unbroadcast(dy, shape):
+    return np.array(unbroadcast(dy, tuple(shape)))
+
+
+def unbroadcast_cases(rng):
+    n, m, k = rng.permutation([2, 3, 4]).tolist()
+    shape = [(k,), (1, k), (m, 1), (n, 1, k), (1, m, 1), (n, m, k), (1, k)][rng.integers(7)]
+    return rng.standard_normal((n, m, k)), shape
+
+
+def summed_without_keepdims(dy, shape):
+    out = dy.sum(tuple(range(dy.ndim - len(shape))))
+    return out.sum(tuple(i for i, n in enumerate(shape) if n == 1))
+
+
+# -- the linear layer ----------------------------------------------------------------------------
+def reference_linear_vjp(X, W, dY, need=(True, True, True)):
+    X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
+    b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
+    F.linear(X, W, b).backward(dY)
+    return X.grad, W.grad, b.grad
+
+
+def linear_cases(rng, need=None):
+    N, d_in, d_out = 3 + rng.permutation(4)[:3]
+    if need is None: need = [(True, True, True), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
+    return rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out)), need
+
+
+def all_three(X, W, dY, need=(True, True, True)):
+    return dY @ W, dY.T @ X, dY.sum(0)
+
+
+def only_needed(triple, need):
+    return tuple(g if n else None for g, n in zip(triple, need, strict=True))
+
+
+# -- layer norm ----------------------------------------------------------------------------------
+def reference_layer_norm_vjp(x, gamma, dy, eps=1e-5):
+    x, gamma = Tensor(x, requires_grad=True), Tensor(gamma)
+    F.layer_norm(x, gamma, Tensor(np.zeros_like(gamma.data)), eps).backward(dy)
+    return x.grad
+
+
+def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0):
+    sigma = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
+    xhat = (x - x.mean(-1, keepdims=True)) / sigma
+    dxhat = gamma * dy if scaled else dy
+    dx = dxhat - (dxhat.mean(-1, keepdims=True) if mean else 0)
+    if projection: dx = dx - xhat * (dxhat * xhat).mean(-1, keepdims=True)
+    return dx / sigma if divided else dx
+
+
+def layer_norm_cases(rng):
+    d = int(rng.integers(4, 9))
+    return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), 1e-5
+
+
+EXERCISES = (
+    Exercise(
+        name="autograd.walk", title="The walk", points=4, minutes=12,
+        reference=reference_walk, cases=walk_cases,
+        special=(("the example of equation (2)", chain),),
+        mistakes=(
+            ("a value used twice keeps only one of its gradients; add to what is there already", lambda tape, dy: walk(tape, dy, add=False)),
+            ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
+            ("J is not transposed: dx = Jᵀ dy",
+             lambda tape, dy: walk([[(j, J.T) if J.shape[0] == J.shape[1] else (j, J) for j, J in uses] for uses in tape], dy))),
+        symptoms=(("a value that the last one does not depend on has no gradient: None, not zeros",
+                   lambda got, expected, args: got[3] is not None and expected[3] is None),),
+        tolerance=1e-9,
+        hint="Keep a list of gradients, None at first, and put dy last. Go through k from the last to the first; skip a k without "
+             "a gradient; for each (j, J) add J.T @ grads[k] to grads[j]. Do not use +=: the first gradient may be somebody "
+             "else's array."),
+    Exercise(
+        name="autograd.unbroadcast", title="Undo a broadcast", points=2, minutes=5,
+        reference=reference_unbroadcast, cases=unbroadcast_cases,
+        special=(("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
+                 ("a column: (4, 3) → (4, 1)", lambda rng: (rng.standard_normal((4, 3)), (4, 1))),
+                 ("nothing was broadcast: (4, 3) → (4, 3)", lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
+                 ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
+        mistakes=(("the sum over an axis of length 1 must keep that axis: keepdims=True", summed_without_keepdims),
+                  ("a mean instead of a sum: every copy sends its whole gradient back",
+                   lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
+        symptoms=(("axes of length 1 in `shape` were stretched, too: sum over them, keeping the axis",
+                   lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
+        tolerance=1e-9,
+        hint="Two kinds of axes: the first dy.ndim − len(shape) are new, sum over them; of the others, those where shape has a 1 "
+             "are summed with keepdims=True. Check the result's shape against `shape`."),
+    Exercise(
+        name="autograd.linear_vjp", title="The backward pass of a linear layer", points=4, minutes=10,
+        reference=reference_linear_vjp, cases=linear_cases,
+        special=(("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
+                 ("a frozen weight in the middle of a network: only dX", lambda rng: linear_cases(rng, (True, False, False)))),
+        mistakes=(
+            ("a gradient nobody needs was computed: where need is False return None, and save the product", all_three),
+            ("db is a sum over rows, not a mean",
+             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.mean(0)), need)),
+            ("dW is averaged over rows; equation (5) is a sum",
+             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X / len(X), dY.sum(0)), need)),
+            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
+             lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
+        tolerance=1e-9,
+        hint="Let the shapes lead you: dX (N, d_in) can only be dY (N, d_out) times W (d_out, d_in), and dW (d_out, d_in) only "
+             "dYᵀ times X. db is the sum of dY over its rows. Write each as `… if need[i] else None`."),
+    Exercise(
+        name="autograd.layer_norm_vjp", title="Layer norm", points=5, minutes=15,
+        reference=reference_layer_norm_vjp, cases=layer_norm_cases,
+        invariants=(("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
+                     lambda fn, rng: abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9),),
+        mistakes=(
+            ("γ is missing: dx̂ = γ dy", lambda *a: layer_norm_vjp(*a, scaled=False)),
+            ("the mean of dx̂ is missing: μ depends on every x_j", lambda *a: layer_norm_vjp(*a, mean=False)),
+            ("the term with x̂ is missing: σ depends on every x_j", lambda *a: layer_norm_vjp(*a, projection=False)),
+            ("the division by σ is missing", lambda *a: layer_norm_vjp(*a, divided=False)),
+            ("the variance divides by d, not by d − 1", lambda *a: layer_norm_vjp(*a, ddof=1)),
+            ("γ and dy were used for dx̂, but the means are of dy: all three terms are made of dx̂ = γ dy",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
+             + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
+        tolerance=1e-7,
+        hint="∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. Put this into equation (1): the δ gives dx̂_j, the 1/d the mean of dx̂, and "
+             "x̂_i x̂_j/d gives x̂_j times the mean of dx̂ x̂."),
+)

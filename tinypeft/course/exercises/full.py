@@ -1,0 +1,129 @@
+"""Lesson 03: AdamW, and the memory that training needs."""
+
+import numpy as np
+
+from ...nn import Parameter
+from ...optim import AdamW
+from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
+
+
+# -- AdamW ---------------------------------------------------------------------------------------
+def reference_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    p = Parameter(np.array(w))
+    optimizer = AdamW([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
+    optimizer.t, p.grad = t - 1, np.array(g)
+    for slot, value in zip(optimizer.state[id(p)], (m, v), strict=True): slot[...] = value
+    optimizer.step()
+    return p.data, *optimizer.state[id(p)]
+
+
+def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay, corrected=True, coupled=False, inside=False, with_lr=True,
+          squared=True, first=0):
+    """AdamW with its usual mistakes."""
+    if coupled: g = g + decay * w
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g if squared else abs(g))
+    t = t - first
+    a, b = (1 - beta1 ** t, 1 - beta2 ** t) if corrected else (1, 1)
+    root = np.sqrt(v / b + eps) if inside else np.sqrt(v / b) + eps
+    shrink = 0 if coupled else (lr if with_lr else 1) * decay
+    return w - shrink * w - lr * (m / a) / root, m, v
+
+
+def adamw_cases(rng, t=None, eps=1e-3):
+    w, g, m = rng.standard_normal((3, 4, 3))
+    t = int(rng.integers(2, 9)) if t is None else t
+    if t == 1: m, v = np.zeros((4, 3)), np.zeros((4, 3))
+    else:      m, v = 0.1 * m, 0.01 + 0.1 * rng.random((4, 3))
+    return w, g, m, v, t, 0.01, 0.9, 0.99, eps, 0.3
+
+
+# -- memory --------------------------------------------------------------------------------------
+def reference_states(N, n, weight_bytes, frozen_bytes):
+    return (N - n) * frozen_bytes + n * (2 * weight_bytes + (4 if weight_bytes < 4 else 0) + 8)
+
+
+def states_cases(rng):
+    N = int(rng.integers(10_000, 100_000))
+    return N, int(rng.integers(100, N)), int(rng.choice([2, 4])), float(rng.choice([0.5, 1, 2]))
+
+
+def reference_activations(B, T, d, H, L, V):
+    return L * (17 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2) + 2 * B * T * d + B * T + B * T * V
+
+
+def activations_cases(rng):
+    B, blocks, H, L = (int(n) for n in rng.integers((1, 1, 2, 2), (6, 5, 7, 9)))
+    return B, 64 * blocks, H * int(rng.integers(5, 20)), H, L, int(rng.integers(100, 900))
+
+
+def off_by(term):
+    return lambda B, T, d, H, L, V: reference_activations(B, T, d, H, L, V) + term(B, T, d, H, L, V)
+
+
+EXERCISES = (
+    Exercise(
+        name="full.adamw", title="AdamW", points=4, minutes=12,
+        reference=reference_adamw, cases=adamw_cases,
+        special=(("the first step: every weight moves by about lr against the sign of g",
+                  lambda rng: (*adamw_cases(rng, t=1, eps=1e-8)[:9], 0.0)),),
+        mistakes=(
+            ("m and v are not corrected for having started at 0", lambda *a: adamw(*a, corrected=False)),
+            ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW", lambda *a: adamw(*a, coupled=True)),
+            ("ε stands outside the root", lambda *a: adamw(*a, inside=True)),
+            ("the decay is lr · λ · w", lambda *a: adamw(*a, with_lr=False)),
+            ("v is the mean of g², not of |g|", lambda *a: adamw(*a, squared=False)),
+            ("t counts from 1: use t as it is given, not t + 1", lambda *a: adamw(*a, first=-1)),
+            ("the sign: w moves against the gradient", lambda w, g, *a: (2 * w - adamw(w, g, *a[:-1], 0.0)[0] - a[3] * a[-1] * w,
+                                                                       *adamw(w, g, *a)[1:])),
+            ("the step was made with m and v of before; update them first",
+             lambda w, g, m, v, t, lr, b1, b2, eps, decay: (
+                 w - lr * decay * w - lr * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) + eps),
+                 *adamw(w, g, m, v, t, lr, b1, b2, eps, decay)[1:]))),
+        tolerance=1e-9,
+        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − lr·m_hat/(√v_hat + eps). "
+             "Write m = beta1 * m + …, not m *= beta1: the caller's array must stay."),
+    Exercise(
+        name="full.states", title="The states", points=2, minutes=5,
+        reference=reference_states, cases=states_cases,
+        special=(("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
+                 ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
+        mistakes=(
+            ("gradients and state are for the n trained weights only",
+             lambda N, n, b, f: (N - n) * f + n * b + N * (b + (4 if b < 4 else 0) + 8)),
+            ("the master copy of mixed precision is missing", lambda N, n, b, f: (N - n) * f + n * (2 * b + 8)),
+            ("a master copy is kept in float32 as well; there the weight itself is one", lambda N, n, b, f: (N - n) * f + n * (2 * b + 12)),
+            ("Adam keeps two numbers of 4 bytes per weight, m and v",
+             lambda N, n, b, f: reference_states(N, n, b, f) - 4 * n),
+            ("the trained weights are counted as frozen ones, too", lambda N, n, b, f: reference_states(N, n, b, f) + n * f),
+            ("the gradient is missing", lambda N, n, b, f: reference_states(N, n, b, f) - n * b)),
+        tolerance=1e-9,
+        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes for its gradient, 8 for m "
+             "and v, and 4 more if weight_bytes < 4."),
+    Exercise(
+        name="full.activations", title="The activations", points=5, minutes=15,
+        reference=reference_activations, cases=activations_cases,
+        special=(("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
+        mistakes=(
+            ("there are two layer norms in a block", off_by(lambda B, T, d, H, L, V: -L * (B * T * d + B * T))),
+            ("1/σ of the layer norms is missing: one number per token and norm", off_by(lambda B, T, d, H, L, V: -(2 * L + 1) * B * T)),
+            ("attention's weights are missing: B H T (T + 64)/2", off_by(lambda B, T, d, H, L, V: -L * B * H * T * (T + 64) // 2)),
+            ("all T² of attention's weights are counted; half of them are hidden and never computed",
+             off_by(lambda B, T, d, H, L, V: L * B * H * (T * T - T * (T + 64) // 2))),
+            ("attention's weights are counted for one head",
+             off_by(lambda B, T, d, H, L, V: L * B * (1 - H) * T * (T + 64) // 2)),
+            ("GELU's derivative and down's input are 4 d wide", off_by(lambda B, T, d, H, L, V: -6 * L * B * T * d)),
+            ("the probabilities of the cross-entropy are missing: B T V", off_by(lambda B, T, d, H, L, V: -B * T * V)),
+            ("the probabilities of the cross-entropy come once, not in every block",
+             off_by(lambda B, T, d, H, L, V: (L - 1) * B * T * V)),
+            ("what follows the blocks is missing: the final norm and the head's input",
+             off_by(lambda B, T, d, H, L, V: -2 * B * T * d - B * T)),
+            ("query, key and value share one input", off_by(lambda B, T, d, H, L, V: 2 * L * B * T * d)),
+            ("this is in bytes; asked was how many numbers", lambda *a: 4 * reference_activations(*a)),
+            ("this is one block; there are L", lambda B, T, d, H, L, V: reference_activations(B, T, d, H, 1, V))),
+        tolerance=0,
+        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the weights B·H·T·(T + 64)/2, "
+             "times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
+)

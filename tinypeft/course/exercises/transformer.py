@@ -1,0 +1,126 @@
+"""Lesson 02: attention, the loss of a language model, and counting."""
+import math
+
+import numpy as np
+
+from ... import functional as F
+from ...tensor import Tensor
+from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
+
+
+# -- attention -----------------------------------------------------------------------------------
+def reference_attention(q, k, v):
+    return F.attention(Tensor(q), Tensor(k), Tensor(v)).data
+
+
+def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
+    """Attention with its usual mistakes: the scale, the mask's offset, the axis of the softmax, a mask after it."""
+    (T, d), S = q.shape, len(k)
+    scores = q @ k.T * (1 / math.sqrt(d) if scale is None else scale(d))
+    seen = np.arange(S) <= np.arange(T)[:, None] + (S - T if offset is None else offset)
+    if mask and not late: scores = np.where(seen, scores, np.array(-1e9, scores.dtype))
+    A = np.exp(scores - scores.max(axis, keepdims=True))
+    A = A / A.sum(axis, keepdims=True)
+    if late: A = A * seen
+    return (A @ v).astype(q.dtype)
+
+
+def attention_cases(rng, T=None, past=None):
+    T, past, d = T or int(rng.integers(3, 6)), int(rng.integers(1, 4)) if past is None else past, int(rng.integers(3, 7))
+    return tuple(rng.standard_normal((n, d)).astype(np.float32) for n in (T, T + past, T + past))
+
+
+# -- the loss ------------------------------------------------------------------------------------
+def reference_loss(logits, tokens):
+    return F.cross_entropy(Tensor(logits[:, :-1]), tokens[:, 1:]).item()
+
+
+def loss_cases(rng, scale=2.0):
+    B, T, V = (int(n) for n in rng.integers((2, 4, 6), (4, 7, 10)))
+    return scale * rng.standard_normal((B, T, V)), rng.integers(0, V, (B, T))
+
+
+def log_softmax(z, axis=-1):
+    z = z - z.max(axis, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis, keepdims=True))
+
+
+def picked(log_p, targets):
+    return np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+
+
+def overflowing(logits, tokens):
+    p = np.exp(logits[:, :-1])
+    return float(-np.log(picked(p / p.sum(-1, keepdims=True), tokens[:, 1:])).mean())
+
+
+# -- counting ------------------------------------------------------------------------------------
+def reference_count(V, C, d, L):
+    return V * d + C * d + L * (12 * d * d + 13 * d) + 2 * d
+
+
+def count_cases(rng):
+    return tuple(int(n) for n in rng.integers((500, 100, 8, 2), (900, 300, 60, 9)))
+
+
+EXERCISES = (
+    Exercise(
+        name="transformer.attention", title="Attention", points=5, minutes=15,
+        reference=reference_attention, cases=attention_cases,
+        special=(("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
+                 ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+        mistakes=(
+            ("the scores are not divided by √d_head", lambda *a: attention(*a, scale=lambda d: 1)),
+            ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: 1 / d)),
+            ("√ of the number of keys, not of d_head", lambda q, k, v: attention(q, k, v, scale=lambda d: 1 / math.sqrt(len(k)))),
+            ("no mask: a query sees keys of the future", lambda *a: attention(*a, mask=False)),
+            ("the mask forgets the past: query i is at position i + S − T", lambda *a: attention(*a, offset=0)),
+            ("the mask is off by one: a query sees its own key, too", lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) - 1)),
+            ("the mask is off by one: a query sees the key after its own", lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) + 1)),
+            ("the softmax is over the queries, and belongs over the keys", lambda *a: attention(*a, axis=0)),
+            ("masked after the softmax: the weights that are left no longer sum to one; put −∞ into the scores before",
+             lambda *a: attention(*a, late=True))),
+        invariants=(("weights are positive and sum to one: values that are all 1 give 1",
+                     lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
+        hint="scores = q @ k.T / √d_head, (T, S). Hidden are the places where the key's number is larger than the query's number "
+             "+ S − T: np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf there, then softmax over the last axis, then @ v."),
+    Exercise(
+        name="transformer.loss", title="The loss", points=4, minutes=10,
+        reference=reference_loss, cases=loss_cases,
+        special=(("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
+                 ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
+        mistakes=(
+            ("the logits at t are compared with token t; they are about token t + 1",
+             lambda z, t: float(-picked(log_softmax(z), t).mean())),
+            ("shifted the wrong way: the logits at t + 1 are compared with token t",
+             lambda z, t: float(-picked(log_softmax(z[:, 1:]), t[:, :-1]).mean())),
+            ("a sum where equation (5) has a mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
+            ("divided by B T, but only T − 1 positions have a next token", lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
+            ("in bits: equation (5) has a natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
+            ("the softmax is over positions, and belongs over the vocabulary",
+             lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
+            ("the sign: −log p is positive", lambda z, t: -reference_loss(z, t)),
+            ("np.exp overflows; subtract the largest logit of each position first", overflowing)),
+        tolerance=1e-7,
+        hint="z = logits[:, :-1] and targets = tokens[:, 1:]. log softmax is z − max − log Σ exp(z − max). "
+             "np.take_along_axis(log_p, targets[..., None], −1) picks what is needed."),
+    Exercise(
+        name="transformer.count", title="Count", points=2, minutes=5,
+        reference=reference_count, cases=count_cases,
+        special=(("the base", lambda rng: (1024, 256, 128, 5)),),
+        mistakes=(
+            ("the output head is counted; it is the token table, tied", lambda V, C, d, L: reference_count(V, C, d, L) + V * d),
+            ("the final norm is missing", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d),
+            ("the position table is missing", lambda V, C, d, L: reference_count(V, C, d, L) - C * d),
+            ("the biases are missing: four of attention, 4 d + d of the MLP", lambda V, C, d, L: reference_count(V, C, d, L) - 9 * d * L),
+            ("the layer norms of the blocks are missing: two, with a weight and a bias each",
+             lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * L),
+            ("a layer norm has a weight and a bias", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L - d),
+            ("the MLP has two matrices of 4 d²", lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
+            ("attention has four matrices of d²: query, key, value and output", lambda V, C, d, L: reference_count(V, C, d, L) - d * d * L)),
+        tolerance=0,
+        hint="Matrices of a block: 4 d² + 8 d². Its biases: 4 d of attention, 4 d + d of the MLP. Its norms: 2 · 2 d. Add up, times "
+             "L; then V d, C d, and 2 d of the final norm."),
+)
