@@ -65,10 +65,14 @@ def _png(figure):
 
 
 def _figures_are_pictures():
-    """In a notebook, let a Matplotlib figure that is a cell's value be shown, without pyplot."""
+    """In a notebook, let a Matplotlib figure that is a cell's value be shown, without pyplot, and in the house style."""
     import sys
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
+        from matplotlib import rcParams
+
+        from ..study.plot import STYLE
+        rcParams.update(STYLE)
         shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
         shell.display_formatter.formatters["text/plain"].for_type_by_name(
             "matplotlib.figure", "Figure", lambda figure, printer, cycle: printer.text("a figure"))

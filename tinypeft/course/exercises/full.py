@@ -67,8 +67,8 @@ EXERCISES = (
     Exercise(
         name="full.adamw", title="AdamW", points=4, minutes=12,
         reference=reference_adamw, cases=adamw_cases,
-        special=(("the first step: every weight moves by about lr against the sign of g",
-                  lambda rng: (*adamw_cases(rng, t=1, eps=1e-8)[:9], 0.0)),),
+        special=(("the first step: m and v were 0, and nothing decays",
+                  lambda rng: (*adamw_cases(rng, t=1)[:9], 0.0)),),
         mistakes=(
             ("m and v are not corrected for having started at 0", lambda *a: adamw(*a, corrected=False)),
             ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW", lambda *a: adamw(*a, coupled=True)),
@@ -91,13 +91,13 @@ EXERCISES = (
         special=(("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
                  ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
         mistakes=(
+            ("the trained weights are counted as frozen ones, too", lambda N, n, b, f: N * f + n * (2 * b + (4 if b < 4 else 0) + 8)),
             ("gradients and state are for the n trained weights only",
              lambda N, n, b, f: (N - n) * f + n * b + N * (b + (4 if b < 4 else 0) + 8)),
             ("the master copy of mixed precision is missing", lambda N, n, b, f: (N - n) * f + n * (2 * b + 8)),
             ("a master copy is kept in float32 as well; there the weight itself is one", lambda N, n, b, f: (N - n) * f + n * (2 * b + 12)),
             ("Adam keeps two numbers of 4 bytes per weight, m and v",
              lambda N, n, b, f: reference_states(N, n, b, f) - 4 * n),
-            ("the trained weights are counted as frozen ones, too", lambda N, n, b, f: reference_states(N, n, b, f) + n * f),
             ("the gradient is missing", lambda N, n, b, f: reference_states(N, n, b, f) - n * b)),
         tolerance=1e-9,
         hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes for its gradient, 8 for m "

@@ -20,7 +20,7 @@ def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
     (T, d), S = q.shape, len(k)
     scores = q @ k.T * (1 / math.sqrt(d) if scale is None else scale(d))
     seen = np.arange(S) <= np.arange(T)[:, None] + (S - T if offset is None else offset)
-    if mask and not late: scores = np.where(seen, scores, np.array(-1e9, scores.dtype))
+    if mask and not late: scores = np.where(seen, scores, np.array(-np.inf, scores.dtype))
     A = np.exp(scores - scores.max(axis, keepdims=True))
     A = A / A.sum(axis, keepdims=True)
     if late: A = A * seen

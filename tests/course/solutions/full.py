@@ -1,0 +1,58 @@
+"""Lesson 03: what students write, wrong and right."""
+import numpy as np
+
+
+def adamw(correct=True, coupled=False, inside=False, decay_lr=True, shift=0, old=False):
+    def full_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+        if coupled: g = g + decay * w
+        m1, v1 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g ** 2
+        a, b = (m, v) if old else (m1, v1)
+        if correct: a, b = a / (1 - beta1 ** (t + shift)), b / (1 - beta2 ** (t + shift))
+        move = lr * a / (np.sqrt(b + eps) if inside else np.sqrt(b) + eps)
+        return w - move - (0 if coupled else decay * w * (lr if decay_lr else 1)), m1, v1
+    return full_adamw
+
+
+def in_place(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    m *= beta1
+    m += (1 - beta1) * g
+    v *= beta2
+    v += (1 - beta2) * g * g
+    return w - lr * decay * w - lr * m / (1 - beta1 ** t) / (np.sqrt(v / (1 - beta2 ** t)) + eps), m, v
+
+
+def folded(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    """The corrections folded into the rate, as PyTorch once did."""
+    m, v = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v)
+    root = np.sqrt(1 - beta2 ** t)
+    return (1 - lr * decay) * w - lr * root / (1 - beta1 ** t) * m / (np.sqrt(v) + eps * root), m, v
+
+
+def states(N, n, b, f):
+    return (N - n) * f + n * (2 * b + 8 + 4 * (b < 4))
+
+
+def activations(B, T, d, H, L, V):
+    n, heads = B * T, B * H
+    weights = sum(64 * (64 * (i + 1)) for i in range(T // 64)) * heads
+    return L * (17 * n * d + 2 * n + weights) + n * (2 * d + 1 + V)
+
+
+WRONG = {
+    "full.adamw": [
+        (adamw(correct=False), "started at 0"), (adamw(coupled=True), "L2 penalty"), (adamw(inside=True), "outside the root"),
+        (adamw(decay_lr=False), "lr · λ · w"), (adamw(shift=1), "not t + 1"), (adamw(old=True), "update them first"),
+        (in_place, "writes into its argument")],
+    "full.states": [
+        (lambda N, n, b, f: (N - n) * f + n * b + N * (b + 8 + 4 * (b < 4)), "n trained weights only"),
+        (lambda N, n, b, f: (N - n) * f + n * (2 * b + 8), "master copy of mixed"),
+        (lambda N, n, b, f: states(N, n, b, f) - 4 * n, "two numbers"), (lambda N, n, b, f: N * f + n * (2 * b + 8 + 4 * (b < 4)), "counted as frozen")],
+    "full.activations": [
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - L * (B * T * d + B * T), "two layer norms"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - (2 * L + 1) * B * T, "1/σ"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 6 * L * B * T * d, "4 d wide"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, 1, V), "there are L"),
+        (lambda B, T, d, H, L, V: 4 * activations(B, T, d, H, L, V), "in bytes"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * (T * T - T * (T + 64) // 2), "all T²")],
+}
+RIGHT = {"full.adamw": [folded, adamw()], "full.states": [states], "full.activations": [activations]}
