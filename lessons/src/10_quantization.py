@@ -211,7 +211,7 @@ ax.set_title("Left end of a line: one scale per tensor; right end: one per 8 wei
 fig
 
 # %% [markdown]
-# *What to see.* Each line falls steeply at first and then flattens while its price goes on rising: at 2 bits with
+# *What to see:* Each line falls steeply at first and then flattens while its price goes on rising: at 2 bits with
 # groups of 8, more than half of what is stored is scales and zero points. Compare what about 4.2 bits can be spent on:
 # 2 bits in groups of 8, 3 bits in groups of 16, or 4 bits with a scale per row; the last has by far the smallest error.
 # Groups of 32 to 128 are what everybody settled on.
@@ -254,7 +254,7 @@ axes[0].legend(loc="upper center")
 fig
 
 # %% [markdown]
-# *What to see.* At 3 bits it is best to give up nearly a third of the range, at 4 bits an eighth. The fewer points
+# *What to see:* At 3 bits it is best to give up nearly a third of the range, at 4 bits an eighth. The fewer points
 # there are, the more a single far one costs the rest.
 #
 # ### Exercise 3 · The best clip (4 points, 15 minutes)
@@ -312,7 +312,7 @@ ax.set(xlabel="value after division by the largest of the block", ylim=(len(form
 fig
 
 # %% [markdown]
-# *What to see.* The float grids put most of their points near 0, where most weights are, and few near the ends. Three
+# *What to see:* The float grids put most of their points near 0, where most weights are, and few near the ends. Three
 # different things are called FP4: the one of the Open Compute Project (E2M1), the one of bitsandbytes, and E3M0, which
 # has nothing but powers of two.
 #
@@ -398,7 +398,7 @@ ax.set_title("Round to nearest: 8 bits are free; below 4, what shares a scale de
 fig
 
 # %% [markdown]
-# *What to see.* Eight bits change nothing, whatever shares a scale. At four bits the model loses a few per cent with
+# *What to see:* Eight bits change nothing, whatever shares a scale. At four bits the model loses a few per cent with
 # groups and more than a third with one scale per tensor; at two bits only groups leave anything of a language model,
 # and not much. The relation between weight error and perplexity is not fixed: lesson 12 makes the first larger and the
 # second smaller.

@@ -1,0 +1,120 @@
+"""Solutions of lesson 11's exercises, right and wrong."""
+import numpy as np
+
+
+def left_by_mask(X, O):
+    A = np.abs(X).copy()
+    top = A.max(axis=1)
+    A[:, O] = 0
+    return 2 * np.round(A.max(axis=1) * 127 / top).astype(int) + 1
+
+
+def product_in_loops(X, W):
+    Y = np.empty((len(X), len(W)))
+    for t, x in enumerate(X):
+        for o, w in enumerate(W):
+            a, b = np.abs(x).max() / 127, np.abs(w).max() / 127
+            Y[t, o] = a * b * (np.rint(x / a) * np.rint(w / b)).sum()
+    return Y
+
+
+def split_by_mask(X, W, threshold=6.0):
+    out = (np.abs(X) >= threshold).any(axis=0)
+    R = np.where(out, 0, X)
+    a = np.abs(R).max(axis=1)
+    a[a == 0] = 127
+    b = np.abs(W).max(axis=1)
+    integer = np.round(R / a[:, None] * 127) @ np.round(W / b[:, None] * 127).T
+    return integer * np.outer(a, b) / 127**2 + X[:, out] @ W[:, out].T, np.where(out)[0]
+
+
+def stacked(gamma, beta, weights, max_abs, alpha=0.5):
+    s = max_abs**alpha * np.abs(np.vstack(weights)).max(0)**(alpha - 1)
+    return gamma / s, beta / s, [np.multiply(W, s[None]) for W in weights]
+
+
+RIGHT = {"outliers.codes_left": [left_by_mask], "outliers.vector_wise": [product_in_loops], "outliers.llm_int8": [split_by_mask],
+         "outliers.smooth": [stacked]}
+
+
+def left_floats(X, O):
+    return 2 * np.rint(127 * np.delete(np.abs(X), O, 1).max(1) / np.abs(X).max(1)) + 1
+
+
+def left_one_sign(X, O):
+    return np.rint(127 * np.delete(np.abs(X), O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1
+
+
+def left_signed(X, O):
+    return 2 * np.rint(127 * np.delete(X, O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1
+
+
+def vector_one_scale(X, W):
+    s_x, s_w = np.abs(X).max() / 127, np.abs(W).max(1, keepdims=True) / 127
+    return s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T)
+
+
+def vector_wrong_axis(X, W):
+    s_x, s_w = np.abs(X).max(0, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T)
+
+
+def vector_unscaled(X, W):
+    s_x, s_w = np.abs(X).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return s_x * (np.rint(X / s_x) @ np.rint(W / s_w).T)
+
+
+def split_late(X, W, threshold=6.0):
+    O = np.flatnonzero(np.abs(X).max(0) >= threshold)
+    s_x, s_w = np.abs(X).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    Q = np.rint(X / s_x)
+    Q[:, O] = 0
+    return X[:, O] @ W[:, O].T + s_x * s_w.T * (Q @ np.rint(W / s_w).T), O
+
+
+def split_in_place(X, W, threshold=6.0):
+    O = np.flatnonzero(np.abs(X).max(0) >= threshold)
+    Y = X[:, O] @ W[:, O].T
+    X[:, O] = 0
+    s_x, s_w = np.maximum(np.abs(X).max(1, keepdims=True), 1e-9) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return Y + s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T), O
+
+
+def split_integers_only(X, W, threshold=6.0):
+    O = np.flatnonzero(np.abs(X).max(0) >= threshold)
+    R = X.copy()
+    R[:, O] = 0
+    s_x, s_w = np.maximum(np.abs(R).max(1, keepdims=True), 1e-9) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return s_x * s_w.T * (np.rint(R / s_x) @ np.rint(W / s_w).T), O
+
+
+def split_zero_scale(X, W, threshold=6.0):
+    O = np.flatnonzero(np.abs(X).max(0) >= threshold)
+    R = X.copy()
+    R[:, O] = 0
+    s_x, s_w = np.abs(R).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return X[:, O] @ W[:, O].T + s_x * s_w.T * (np.rint(R / s_x) @ np.rint(W / s_w).T), O
+
+
+def smooth_exchanged(gamma, beta, weights, max_abs, alpha=0.5):
+    s = max_abs**(1 - alpha) / np.abs(np.vstack(weights)).max(0)**alpha
+    return gamma / s, beta / s, [W * s for W in weights]
+
+
+def smooth_no_beta(gamma, beta, weights, max_abs, alpha=0.5):
+    s = max_abs**alpha / np.abs(np.vstack(weights)).max(0)**(1 - alpha)
+    return gamma / s, beta, [W * s for W in weights]
+
+
+def smooth_each(gamma, beta, weights, max_abs, alpha=0.5):
+    each = [max_abs**alpha / np.abs(W).max(0)**(1 - alpha) for W in weights]
+    return gamma / each[0], beta / each[0], [W * s for W, s in zip(weights, each, strict=True)]
+
+
+WRONG = {
+    "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "numbers than expected")],
+    "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "numbers than expected"), (vector_unscaled, "s_w")],
+    "outliers.llm_int8": [(split_late, "ordinary entries alone"), (split_in_place, "writes into its argument"),
+                          (split_integers_only, "not added"), (split_zero_scale, "NaN")],
+    "outliers.smooth": [(smooth_exchanged, "exchanged"), (smooth_no_beta, "β"), (smooth_each, "numbers than expected")],
+}

@@ -1,0 +1,177 @@
+"""Lesson 11: what outliers cost, LLM.int8()'s decomposition, SmoothQuant's smoothing."""
+import numpy as np
+
+from ...nn import LayerNorm, Linear
+from ...quant.folding import fold
+from ...quant.int8 import int8_inputs, scaled_matmul
+from ...quant.llm_int8 import inputs
+from ...quant.smoothquant import smoothing_factors
+from ...quant.uniform import Uniform
+from ..exercise import Exercise
+
+
+# -- codes that are left ---------------------------------------------------------------------------
+def codes_left(X, O):
+    s = np.abs(X).max(1) / 127
+    return 2 * np.rint(np.delete(np.abs(X), O, axis=1).max(1) / s).astype(int) + 1
+
+
+def codes_left_variant(both=True, zero=True, axis=1, rest=True):
+    """codes_left with a mistake: one sign only, no code for 0, features instead of tokens, or the outliers alone."""
+    def wrong(X, O):
+        m = np.abs(np.delete(X, O, axis=1) if rest else X[:, O])
+        c = np.rint(127 * m.max(axis) / np.abs(X).max(axis)[:m.shape[1 - axis]]).astype(int)
+        return (2 if both else 1) * c + zero
+    return wrong
+
+
+def with_outliers(rng, n=None, d=None):
+    """(X, O): inputs with two columns some 20 times larger."""
+    n, d = n or int(rng.integers(4, 8)), d or int(rng.integers(9, 14))
+    X, O = rng.normal(0, 1, (n, d)), np.sort(rng.choice(d, 2, replace=False))
+    X[:, O] *= rng.uniform(10, 30)
+    return X, O
+
+
+# -- vector-wise -----------------------------------------------------------------------------------
+def vector_wise(X, W):
+    Q, s = int8_inputs(X, "token")
+    return (s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype)
+
+
+def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, by_column=False):
+    """vector_wise with a mistake: scales over everything or over features, 128 steps, or a scale that is left out."""
+    def wrong(X, W):
+        s_x = np.abs(X).max(per_x, keepdims=True) / n
+        s_w = np.abs(W).max(per_w, keepdims=True) / n
+        if by_column: return np.rint(X / s_x) @ np.rint(W / s_w).T * s_w.mean() * s_x.mean()
+        return np.rint(X / s_x) @ np.rint(W / s_w).T * (s_x if scale_x else 1) * (s_w.T if scale_w else 1)
+    return wrong
+
+
+# -- LLM.int8() ------------------------------------------------------------------------------------
+def llm_int8(X, W, threshold=6.0):
+    Q, s, O = inputs(X, threshold)
+    return (X[:, O] @ W[:, O].T + s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype), O
+
+
+def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True):
+    """llm_int8 with a mistake, one of: O from means; outliers not taken out; s_x over everything; the float part left out;
+    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes."""
+    def wrong(X, W, threshold=6.0):
+        A = np.abs(X).max(0) if over == "column" else np.abs(X).mean(0)
+        O = np.flatnonzero(A > threshold if strict else A >= threshold)
+        rest = X.copy()
+        if zeroed: rest[:, O] = 0
+        s_x = np.abs(rest if rest_scale else X).max(1, keepdims=True) / 127
+        s_x = np.where(s_x == 0, 1, s_x)
+        s_w = np.abs(W if whole_w else np.delete(W, O, 1)).max(1, keepdims=True) / 127
+        q_w = np.rint(W / s_w)
+        Y = s_x * s_w.T * (np.rint(rest / s_x) @ q_w.T)
+        return Y + (X[:, O] @ (W if float_w else q_w * s_w)[:, O].T if added else 0), O
+    return wrong
+
+
+# -- smoothing -------------------------------------------------------------------------------------
+def smooth(gamma, beta, weights, max_abs, alpha=0.5):
+    norm, layers = LayerNorm(len(gamma)), [Linear(W.shape[1], W.shape[0], bias=False, rng=0) for W in weights]
+    norm.weight.data, norm.bias.data = gamma, beta
+    for layer, W in zip(layers, weights, strict=True): layer.weight.data = W
+    s = smoothing_factors(max_abs, weights, alpha)
+    fold(norm, layers, s)
+    return norm.weight.data, norm.bias.data, [layer.weight.data for layer in layers]
+
+
+def smooth_variant(a=lambda alpha: alpha, b=lambda alpha: 1 - alpha, shared=True, beta=True, inverse=False, move_w=True):
+    """smooth with a mistake: α and 1 − α exchanged, s per layer, β forgotten, the wrong way round, weights left alone."""
+    def wrong(gamma, bet, weights, max_abs, alpha=0.5):
+        largest = np.max([np.abs(W).max(0) for W in (weights if shared else weights[:1])], axis=0)
+        s = max_abs**a(alpha) / largest**b(alpha)
+        if inverse: s = 1 / s
+        return gamma / s, bet / s if beta else bet, [W * s if move_w else W for W in weights]
+    return wrong
+
+
+def smooth_case(rng):
+    d = int(rng.integers(5, 9))
+    weights = [rng.normal(0, 0.3, (int(rng.integers(3, 7)), d)) * rng.uniform(0.5, 2) for _ in range(3)]
+    return (rng.uniform(0.5, 2, d), rng.normal(0, 1, d), weights, rng.uniform(1, 4, d) * 10.0**rng.integers(0, 2, d),
+            [0.25, 0.4, 0.7][rng.integers(3)])
+
+
+EXERCISES = (
+    Exercise(
+        "outliers.codes_left", "Codes that are left", 2, 5, codes_left,
+        cases=lambda rng: with_outliers(rng),
+        hint="np.delete(np.abs(X), O, axis=1).max(1) is m' for every token, np.abs(X).max(1) is m.",
+        special=(("an outlier of 127 beside entries of at most 4: codes −4 … 4",
+                  lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
+        mistakes=(("codes come in both signs: −c … c", codes_left_variant(both=False)),
+                  ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
+                  ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
+                  ("these are the codes of the outliers; the question is about the other columns",
+                   codes_left_variant(rest=False))),
+        tolerance=0),
+    Exercise(
+        "outliers.vector_wise", "Vector-wise quantization", 3, 10, vector_wise,
+        cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(4, 7)), 12)) * rng.uniform(0.2, 5, (1, 12)),
+                           rng.normal(0, 1, (int(rng.integers(8, 11)), 12)) * rng.uniform(0.5, 2, (1, 12))),
+        hint="s_x = np.abs(X).max(1, keepdims=True)/127 is (n, 1). The same for W is (d_out, 1), but in the result "
+             "output channels run along axis 1.",
+        special=(("integers with a 127 in every row are exact", lambda rng: (
+            np.hstack([np.full((3, 1), 127.0), np.rint(rng.uniform(-90, 90, (3, 4)))]),
+            np.hstack([np.full((2, 1), 127.0), np.rint(rng.uniform(-90, 90, (2, 4)))]))),),
+        mistakes=(("X has one scale for everything; it should have one per row, with keepdims=True",
+                   vector_wise_variant(per_x=None)),
+                  ("W has one scale for everything; it should have one per row", vector_wise_variant(per_w=None)),
+                  ("the largest code is 127", vector_wise_variant(n=128)),
+                  ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
+                  ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
+        tolerance=1e-6),
+    Exercise(
+        "outliers.llm_int8", "LLM.int8(), equation (8)", 4, 15, llm_int8,
+        cases=lambda rng: (with_outliers(rng, d=12)[0], rng.normal(0, 1,
+                                                                   (int(rng.integers(8, 11)),
+                                                                    12)) * rng.uniform(0.3, 3, (1, 12)), 6.0),
+        hint="O from np.abs(X).max(0). A copy of X with those columns set to 0 gives the integers and their s_x; s_w is "
+             "over whole rows of W. "
+             "Add X[:, O] @ W[:, O].T.",
+        special=(("a token of nothing but an outlier",
+                  lambda rng: (np.array([[0.0, 8, 0], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
+                 ("an entry exactly at the threshold is an outlier",
+                  lambda rng: (np.array([[0.3, -6, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
+                 ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0))),
+        mistakes=(("the outlier columns are still in the integers: set them to 0 in a copy of X",
+                   llm_int8_variant(zeroed=False)),
+                  ("s_x must be taken over the ordinary entries alone: that is the point of it",
+                   llm_int8_variant(rest_scale=False)),
+                  ("the product of the outlier columns is not added", llm_int8_variant(added=False)),
+                  ("s_w is over the whole row: W is quantized before any input is seen", llm_int8_variant(whole_w=False)),
+                  ("the threshold itself counts: |X| ≥ threshold", llm_int8_variant(strict=True)),
+                  ("a column is an outlier if any entry reaches the threshold, not its mean", llm_int8_variant(over="mean")),
+                  ("the outlier columns of W are to be W's own numbers, not its decoded codes",
+                   llm_int8_variant(float_w=False))),
+        tolerance=1e-6),
+    Exercise(
+        "outliers.smooth", "Smooth a layer", 4, 15, smooth,
+        cases=smooth_case,
+        hint="largest = maximum over the layers of np.abs(W).max(0); s = max_abs**alpha / largest**(1 − alpha); γ and β "
+             "are divided by s, columns of W multiplied.",
+        special=(("α = 1 moves everything: s is max|X|", lambda rng: (*smooth_case(rng)[:4], 1.0)),),
+        invariants=(("the layers compute what they did: (γ x + β) Wᵀ is unchanged", lambda fn, rng: _unchanged(fn, rng)),),
+        mistakes=(("α belongs to the inputs and 1 − α to the weights; they are exchanged",
+                   smooth_variant(lambda a: 1 - a, lambda a: a)),
+                  ("max|W_j| is over all layers that read the norm, not the first alone", smooth_variant(shared=False)),
+                  ("β is part of what the norm puts out: divide it too", smooth_variant(beta=False)),
+                  ("it is the wrong way round: γ is divided by s, W multiplied", smooth_variant(inverse=True)),
+                  ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False))),
+        tolerance=1e-6),
+)
+
+
+def _unchanged(fn, rng):
+    gamma, beta, weights, max_abs, alpha = smooth_case(rng)
+    x = rng.normal(0, 1, (4, len(gamma)))
+    new_gamma, new_beta, new_weights = fn(gamma, beta, weights, max_abs, alpha)
+    return all(np.allclose((gamma * x + beta) @ W.T, (new_gamma * x + new_beta) @ V.T) for W,
+               V in zip(weights, new_weights, strict=True))
