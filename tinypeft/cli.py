@@ -9,6 +9,7 @@
     python -m tinypeft figures            draw the pictures again from their stored numbers; --rerun measures again
     python -m tinypeft lessons list       the course: list, build and run its notebooks
     python -m tinypeft check lora.forward file.py    is a solution in a file right?
+    python -m tinypeft assign 07 --out DIR   hand out a lesson;  grade DIR   take it back
     python -m tinypeft doctor             what is installed, and whether everything is as it should be
 """
 import argparse
@@ -120,6 +121,18 @@ def parser():
     p = command("check", run_check, "check the functions of a Python file against exercises", takes=("seed", "json"))
     p.add_argument("exercise", metavar="NAME", help="an exercise, such as lora.forward, or a topic, such as lora")
     p.add_argument("file", type=Path, help="defines lora_forward and the like; it is executed")
+
+    p = command("assign", run_assign, "write a lesson's assignment into a folder", takes=())
+    p.add_argument("lesson", metavar="NN")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    p.add_argument("--nbgrader", action="store_true", help="the source notebook for nbgrader's own commands")
+
+    p = command("grade", run_grade, "grade notebooks, or folders of them, with fresh data", takes=("seed", "json"))
+    p.add_argument("submissions", nargs="+", metavar="FILE|FOLDER", help="they are executed, and not in a sandbox")
+    p.add_argument("--lesson", default=None, metavar="NN", help="default: by name or content of each file")
+    p.add_argument("--csv", type=Path, default=None, metavar="FILE")
+    p.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="for running one notebook (default 300)")
+    p.add_argument("--jobs", type=int, default=2, help="submissions at a time (default 2)")
 
     command("doctor", run_doctor, "what is installed, and whether everything is as it should be", takes=("json",))
     return top
@@ -276,6 +289,19 @@ def run_check(args):
     else:
         print("\n".join(map(repr, results)))
     return 0 if all(results) else 1
+
+
+def run_assign(args):
+    from .course.assign import assign
+    print("\n".join(map(str, assign(args.lesson, args.out, args.nbgrader))))
+
+
+def run_grade(args):
+    from .course.grade import as_json, grade, write_csv
+    say = None if args.json else lambda result: print(result, flush=True)
+    grades = grade(args.submissions, args.lesson, args.seed + 1, args.timeout, args.jobs, say)    # seed 0 is the students'
+    if args.csv: write_csv(grades, args.csv)
+    if args.json: print(as_json(grades))
 
 
 def run_doctor(args):

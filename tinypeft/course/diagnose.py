@@ -66,7 +66,7 @@ def _kind(value):
     if isinstance(value, np.ndarray): return f"an array {value.shape}"
     if isinstance(value, (tuple, list)): return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, (float, int, np.number)): return "a number"
-    return f"a {type(value).__name__}"
+    return f"a {getattr(value, 'kind', type(value).__name__)}"
 
 
 def describe(value):
