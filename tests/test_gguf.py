@@ -1,0 +1,83 @@
+"""interop/gguf.py: the gguf package opens the file and finds the same numbers, under the names it gives GPT-2's tensors."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.conftest import make_gpt
+from tinypeft.interop import write_gguf
+
+
+def with_tokenizer(**sizes):
+    model = make_gpt(np.float32, **{"vocab_size": 300, "d_model": 64, **sizes})
+    model.tokenizer = tp.text.BPETokenizer.train("low lower lowest newer wide naïve " * 3, 270)
+    return model
+
+
+@pytest.mark.parametrize("scheme, kind", [(None, "F32"), (tp.GGUF("Q4_0"), "Q4_0"), (tp.GGUF("Q8_0"), "Q8_0")])
+def test_the_gguf_package_reads_the_same_numbers(scheme, kind, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = with_tokenizer()
+    if scheme is not None: tp.quantize(model, scheme)
+    write_gguf(tmp_path / "model.gguf", model)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    tensors = {t.name: t for t in reader.tensors}
+    values = {name: gguf.quants.dequantize(t.data, t.tensor_type) for name, t in tensors.items()}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 2)
+    assert len(tensors) == 4 + 2 * 12 and all(t.data_offset % 32 == 0 for t in tensors.values())
+    dense = lambda path: (m.dense_weight() if hasattr(m := model.get(path), "dense_weight") else m.weight.data)
+    parts = {"wte": ["token_embedding"], "wpe": ["position_embedding"], "ln_f": ["final_norm"]}
+    for i in range(2):
+        parts |= {f"h.{i}.attn.c_attn": [f"blocks.{i}.attention.{name}" for name in ("query", "key", "value")],
+                  f"h.{i}.attn.c_proj": [f"blocks.{i}.attention.output"], f"h.{i}.mlp.c_fc": [f"blocks.{i}.mlp.up"],
+                  f"h.{i}.mlp.c_proj": [f"blocks.{i}.mlp.down"], f"h.{i}.ln_1": [f"blocks.{i}.norm1"],
+                  f"h.{i}.ln_2": [f"blocks.{i}.norm2"]}
+    for theirs, ours in parts.items():
+        name = names.get_name(theirs + ".weight", try_suffixes=(".weight",))
+        assert np.array_equal(values.pop(name), np.concatenate([dense(path) for path in ours]))
+        assert tensors[name].tensor_type.name == (kind if ".c_" in theirs else "F32")
+        if theirs not in ("wte", "wpe"):
+            bias = np.concatenate([model.get(path).bias.data for path in ours])
+            assert np.array_equal(values.pop(name.replace("weight", "bias")), bias)
+    assert values == {}
+
+    field = lambda name: reader.fields[name].contents()
+    c = model.config
+    sizes = {gguf.Keys.LLM.CONTEXT_LENGTH: c.context_length, gguf.Keys.LLM.EMBEDDING_LENGTH: 64,
+             gguf.Keys.LLM.FEED_FORWARD_LENGTH: 256, gguf.Keys.LLM.BLOCK_COUNT: 2, gguf.Keys.Attention.HEAD_COUNT: c.n_heads,
+             gguf.Keys.Attention.LAYERNORM_EPS: np.float32(1e-5)}
+    assert {key: field(key.format(arch="gpt2")) for key in sizes} == sizes
+    assert field("general.architecture") == "gpt2"
+    assert field("general.file_type") == {"F32": 0, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+                                          "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[kind]
+
+
+def test_the_tokenizer_is_in_the_file(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = with_tokenizer()
+    write_gguf(tmp_path / "model.gguf", model)
+    field = lambda name: gguf.GGUFReader(tmp_path / "model.gguf").fields[f"tokenizer.ggml.{name}"].contents()
+    tokens, kinds, tokenizer = field("tokens"), field("token_type"), model.tokenizer
+    assert len(tokens) == len(kinds) == 300 and field("model") == "gpt2"
+    assert field("eos_token_id") == field("bos_token_id") == tokenizer.end_of_text == 269
+    assert tokens[ord(" ")] == "Ġ" and tokens[269] == "<|endoftext|>" and tokens[270:] == [f"[PAD{i}]" for i in range(270, 300)]
+    types = gguf.TokenType
+    assert kinds == [types.NORMAL] * 269 + [types.CONTROL] + [types.UNUSED] * 30
+    assert [merge.split(" ") for merge in field("merges")] == [
+        ["".join(tokens[b] for b in part) for part in pair] for pair in tokenizer.merges]
+    model.tokenizer = None
+    write_gguf(tmp_path / "model.gguf", model)
+    assert not any("tokenizer" in name for name in gguf.GGUFReader(tmp_path / "model.gguf").fields)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda m: tp.quantize(m, tp.NF4()), "blocks.0.attention.query: block_bytes needs blocks of 32"),
+    (lambda m: tp.quantize(m, tp.LLMInt8()), "blocks.0.attention.query, .* quantized by the same GGUF"),
+    (lambda m: tp.quantize(m, tp.GGUF(), targets=("query",)), "blocks.0.attention.query, .* quantized by the same GGUF"),
+    (lambda m: tp.attach(m, tp.LoRA()), "it has LoRA"),
+    (lambda m: setattr(m, "head", tp.nn.Linear(64, 3)), "a classification head")])
+def test_what_gguf_has_no_place_for(spoil, says, tmp_path):
+    model = with_tokenizer()
+    spoil(model)
+    with pytest.raises(ValueError, match=f"write_gguf: .*{says}"):
+        write_gguf(tmp_path / "model.gguf", model)
+    assert not list(tmp_path.iterdir())
