@@ -1,0 +1,61 @@
+"""Lesson 04: what students write, wrong and right."""
+import numpy as np
+
+import tinypeft as tp
+from tinypeft import functional as F
+
+
+def adapter(skip=True, down=F.gelu, up=lambda z: z, biases=(True, True)):
+    def adapters_forward(h, W_d, b_d, W_u, b_u):
+        y = down(F.linear(h, W_d, b_d if biases[0] else None))
+        z = up(F.linear(y, W_u, b_u if biases[1] else None))
+        return h + z if skip else z
+    return adapters_forward
+
+
+def numpy_only(h, W_d, b_d, W_u, b_u):
+    y = F.gelu(tp.Tensor(h.data @ W_d.data.T + b_d.data)).data
+    return tp.Tensor(h.data + y @ W_u.data.T + b_u.data)
+
+
+def by_matmul(h, W_d, b_d, W_u, b_u):
+    return F.gelu(h @ W_d.T + b_d) @ W_u.T + b_u + h
+
+
+def count(d, m, L, placement):
+    one = d * m + m + m * d + d
+    return one * L if placement == "pfeiffer" else one * 2 * L + 2 * d * 2 * L + 2 * d
+
+
+def blockwise(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+    (k, d), m = W1.shape, len(b_down)
+    V1, c1, V2 = np.zeros((k + m, d)), np.zeros(k + m), np.zeros((d, k + m))
+    V1[:k], V1[k:], c1[:k], c1[k:], V2[:, :k], V2[:, k:] = W1, W_down, b1, b_down, W2, W_up * s
+    return V1, c1, V2, b2 + b_up * s
+
+
+def widen(inside=False, bias=lambda s: s, scale=True):
+    def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+        a, u = (s, 1) if inside else (1, s if scale else 1)
+        return (np.vstack([W1, a * W_down]), np.hstack([b1, a * b_down]), np.hstack([W2, u * W_up]), b2 + bias(s) * b_up)
+    return adapters_widen
+
+
+WRONG = {
+    "adapters.forward": [
+        (adapter(skip=False), "addition of h is missing"), (adapter(up=F.gelu), "survey's form"),
+        (adapter(down=lambda y: y), "activation is missing"), (adapter(biases=(False, False)), "biases are missing"),
+        (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h")],
+    "adapters.count": [
+        (lambda d, m, L, p: L * (2 * d * m + m + d) + (p == "houlsby") * 2 * d * (2 * L + 1), "two adapters into every block"),
+        (lambda d, m, L, p: (1 + (p == "houlsby")) * L * (2 * d * m + m + d), "trains the layer norms"),
+        (lambda d, m, L, p: (1 + (p == "houlsby")) * L * 2 * d * m + (p == "houlsby") * 2 * d * (2 * L + 1), "biases are missing"),
+        (lambda d, m, L, p: count(d, m, L, p) - (p == "houlsby") * 2 * d, "final norm")],
+    "adapters.widen": [
+        (widen(scale=False, bias=lambda s: 1), "s is missing"), (widen(inside=True), "f(s y) is not s f(y)"),
+        (widen(bias=lambda s: 1), "output bias as well"), (widen(bias=lambda s: 0), "b_up is missing"),
+        (lambda *a: tuple(np.swapaxes(x, 0, -1) for x in blockwise(*a)), "transposed")],
+}
+RIGHT = {
+    "adapters.forward": [by_matmul, adapter()], "adapters.count": [count], "adapters.widen": [blockwise, widen()],
+}

@@ -1,0 +1,120 @@
+"""Lesson 04: the bottleneck adapter, its size, and what a parallel one amounts to."""
+import numpy as np
+
+from ... import functional as F
+from ...tensor import Tensor
+from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
+
+
+# -- the adapter ---------------------------------------------------------------------------------
+def reference_forward(h, W_d, b_d, W_u, b_u):
+    return h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)
+
+
+def forward_cases(rng, d=None, up=1.0):
+    d = int(rng.integers(5, 9)) if d is None else d
+    m = int(rng.integers(2, 4))
+    draw = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
+    h, W_d, b_d, W_u, b_u = draw(2, 3, d), draw(m, d), draw(m), draw(d, m), draw(d)
+    return h, W_d, b_d, W_u * up, b_u * up
+
+
+# -- the count -----------------------------------------------------------------------------------
+def reference_count(d, m, L, placement):
+    n, norms = (2 * L, 2 * d * (2 * L + 1)) if placement == "houlsby" else (L, 0)
+    return n * (2 * d * m + m + d) + norms
+
+
+def count_cases(rng):
+    d, m, L = (int(n) for n in rng.integers((40, 3, 3), (200, 30, 13)))
+    return d, m, L, str(rng.choice(["houlsby", "pfeiffer"]))
+
+
+def plus(term):
+    return lambda d, m, L, placement: reference_count(d, m, L, placement) + term(d, m, L, placement == "houlsby")
+
+
+# -- a wider MLP ---------------------------------------------------------------------------------
+def reference_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+    return (np.concatenate([W1, W_down]), np.concatenate([b1, b_down]), np.concatenate([W2, s * W_up], axis=1), b2 + s * b_up)
+
+
+def widen_cases(rng, s=None):
+    d, k, m = (int(n) for n in rng.integers((3, 6, 2), (6, 10, 5)))
+    shapes = (k, d), (k,), (d, k), (d,), (m, d), (m,), (d, m), (d,)
+    return *(rng.standard_normal(shape) for shape in shapes), float(rng.integers(2, 6)) if s is None else s
+
+
+def widened(down=1, up=None, bias=None):
+    """A wider MLP whose scale went elsewhere: factors on W_down and b_down, W_up, b_up, as functions of s."""
+    def wrong(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+        a, u, b = (f(s) if callable(f) else f for f in (down, up or (lambda s: s), bias or (lambda s: s)))
+        return (np.concatenate([W1, a * W_down]), np.concatenate([b1, a * b_down]), np.concatenate([W2, u * W_up], axis=1),
+                b2 + b * b_up)
+    return wrong
+
+
+def same_function(fn, rng):
+    args = widen_cases(rng)
+    W1, b1, W2, b2, W_down, b_down, W_up, b_up, s = args
+    V1, c1, V2, c2 = fn(*args)
+    x = rng.standard_normal((4, W1.shape[1]))
+    return np.allclose(np.tanh(x @ V1.T + c1) @ V2.T + c2,
+                       np.tanh(x @ W1.T + b1) @ W2.T + b2 + s * (np.tanh(x @ W_down.T + b_down) @ W_up.T + b_up))
+
+
+EXERCISES = (
+    Exercise(
+        name="adapters.forward", title="The adapter", points=3, minutes=10,
+        reference=reference_forward, cases=forward_cases,
+        special=(("W_u and b_u are 0: the adapter is the identity", lambda rng: forward_cases(rng, up=0.0)),),
+        gradient=("h", "W_d", "b_d", "W_u", "b_u"),
+        mistakes=(
+            ("the addition of h is missing: equation (1) is a detour with a shortcut",
+             lambda h, W_d, b_d, W_u, b_u: F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
+            ("an activation on the way up: the survey's form, which neither the paper nor its code has",
+             lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u))),
+            ("the activation is missing; without it two matrices are one",
+             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d), W_u, b_u)),
+            ("the activation is on the way up instead of on the way down",
+             lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.linear(h, W_d, b_d), W_u, b_u))),
+            ("the biases are missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u)),
+            ("b_d is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u, b_u)),
+            ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
+            ("a ReLU instead of a GELU", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
+        hint="Two lines: y = F.gelu(F.linear(h, W_d, b_d)), which is (…, m); then h + F.linear(y, W_u, b_u)."),
+    Exercise(
+        name="adapters.count", title="Count", points=2, minutes=5,
+        reference=reference_count, cases=count_cases,
+        special=(("the base with Houlsby's adapters, m = 64", lambda rng: (128, 64, 5, "houlsby")),
+                 ("the base with Pfeiffer's, m = 64", lambda rng: (128, 64, 5, "pfeiffer"))),
+        mistakes=(
+            ("Houlsby puts two adapters into every block", plus(lambda d, m, L, h: -h * L * (2 * d * m + m + d))),
+            ("Pfeiffer puts one adapter into every block", plus(lambda d, m, L, h: (not h) * L * (2 * d * m + m + d))),
+            ("Houlsby trains the layer norms as well", plus(lambda d, m, L, h: -h * 2 * d * (2 * L + 1))),
+            ("the final norm is missing: 2 L + 1 norms", plus(lambda d, m, L, h: -h * 2 * d)),
+            ("Pfeiffer leaves the norms alone", plus(lambda d, m, L, h: (not h) * 2 * d * (2 * L + 1))),
+            ("the biases are missing: m on the way down, d on the way up", plus(lambda d, m, L, h: -(1 + h) * L * (m + d))),
+            ("a layer norm has a weight and a bias", plus(lambda d, m, L, h: -h * d * (2 * L + 1)))),
+        tolerance=0,
+        hint="One adapter: d·m down, m·d up, m and d biases. Times 2 L or L. Houlsby: and 2 d for each of 2 L + 1 norms."),
+    Exercise(
+        name="adapters.widen", title="A wider MLP", points=5, minutes=15,
+        reference=reference_widen, cases=widen_cases,
+        special=(("s = 1", lambda rng: widen_cases(rng, 1.0)),),
+        mistakes=(
+            ("s is missing", widened(up=1, bias=1)),
+            ("s belongs behind the activation: f(s y) is not s f(y)", widened(down=lambda s: s, up=1)),
+            ("s belongs behind the activation: f(s y) is not s f(y), and the bias b_up has it, too", widened(down=lambda s: s, up=1, bias=1)),
+            ("s multiplies the adapter's output bias as well", widened(bias=1)),
+            ("the adapter's output bias b_up is missing", widened(bias=0)),
+            ("s is there twice: once on the way down, once on the way up", widened(down=lambda s: s)),
+            ("the adapter's units come after the MLP's", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
+                np.concatenate([W_down, W1]), np.concatenate([b_down, b1]), np.concatenate([s * W_up, W2], axis=1), b2 + s * b_up))),
+        invariants=(("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
+        tolerance=1e-9,
+        hint="Hidden units are rows of W1 and b1 and columns of W2: concatenate W1 and W_down over rows, W2 and s·W_up over columns. "
+             "The two output biases add up, b_up with its factor s."),
+)
