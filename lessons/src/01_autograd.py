@@ -25,7 +25,7 @@ from tinypeft.tensor import topological_order
 #
 # Training asks one question of a model with a million numbers: if I move this number a little, where does the loss $L$
 # go? Finite differences would answer with two evaluations of the model *per number*. Reverse-mode differentiation
-# answers for all numbers at once, at about twice the cost of one evaluation.
+# answers for all numbers at once, at the cost of about two more evaluations.
 #
 # It goes operation by operation. Let $y = f(x)$ be one of them, somewhere in the middle, and suppose somebody hands us
 # $dy$, our shorthand for $\partial L/\partial y$: one number for each number in $y$. The chain rule turns it into $dx$:
@@ -234,9 +234,9 @@ for eps in (1e-1, 1e-3, 1e-5, 1e-7):
 show("gradient_check")
 
 # %% [markdown]
-# *What to see: a V.* Read it from right to left: the error of the formula shrinks as $\varepsilon^2$, until the
-# rounding of $f$, divided by an ever smaller $\varepsilon$, takes over. In float32 the valley is too shallow to tell a
-# right gradient from a slightly wrong one. So checks run in float64, and training in float32.
+# *What to see: a V.* From left to right the error of the formula shrinks as $\varepsilon^2$, until the rounding of $f$,
+# divided by an ever smaller $\varepsilon$, takes over. In float32 the valley is too shallow to tell a right gradient
+# from a slightly wrong one. So checks run in float64, and training in float32.
 #
 # Why a *random* $u$? Many people test with `f(x).sum().backward()`, which is $u = (1, …, 1)$. Watch what that does to
 # softmax, $p_i = e^{x_i}/\sum_k e^{x_k}$, whose Jacobian and vjp are
@@ -311,8 +311,8 @@ result
 # %% [markdown]
 # ## 6. A frozen parent costs nothing
 #
-# Now the point of the exercise. In the package an operation records a vjp only for parents that require a gradient, and
-# an operation none of whose parents does records nothing. So the graph reaches down exactly to the lowest trained
+# Now the point of it all. In the package an operation records a vjp only for parents that require a gradient, and an
+# operation none of whose parents does records nothing. So the graph reaches down exactly to the lowest trained
 # parameter:
 
 # %%
@@ -355,10 +355,10 @@ right.set(xlabel="peak of one step, MiB", yticks=[], title="… and what a step 
 fig
 
 # %% [markdown]
-# *What to see: the right bars do not follow the left ones.* Biases are one hundredth of the parameters, and yet they
-# save only a quarter of the memory: the lowest bias is in the first block, so the walk must go all the way down and
-# every layer must keep what its $dX$ needs. *Where* the lowest trained parameter sits matters as much as how many there
-# are. Few parameters are one thing, a cheap step is another; lesson 03 does the accounts.
+# *What to see: the right bars do not follow the left ones.* Biases are less than a hundredth of the parameters, and yet
+# they save only a quarter of the memory: the lowest bias is in the first block, so the walk must go all the way down
+# and every layer must keep what its $dX$ needs. *Where* the lowest trained parameter sits matters as much as how many
+# there are. Few parameters are one thing, a cheap step is another; lesson 03 does the accounts.
 #
 # ### Exercise 5 · Few parameters, how much time? (open, 3 points, 15 minutes)
 #

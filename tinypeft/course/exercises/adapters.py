@@ -103,7 +103,6 @@ EXERCISES = (
     Exercise(
         name="adapters.widen", title="A wider MLP", points=5, minutes=15,
         reference=reference_widen, cases=widen_cases,
-        special=(("s = 1", lambda rng: widen_cases(rng, 1.0)),),
         mistakes=(
             ("s is missing", widened(up=1, bias=1)),
             ("s belongs behind the activation: f(s y) is not s f(y)", widened(down=lambda s: s, up=1)),
