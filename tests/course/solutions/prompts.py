@@ -1,0 +1,88 @@
+"""Lesson 05: what students write, wrong and right."""
+import numpy as np
+
+import tinypeft as tp
+
+
+def built(prompt_at=lambda P, T: slice(0, P), text_at=lambda P, T: slice(P, P + T), swapped=False):
+    def prompts_input(P_e, X_e, positions):
+        P, T = P_e.shape[0], X_e.shape[0]
+        a = P_e if prompt_at is None else P_e + positions[prompt_at(P, T)]
+        b = X_e if text_at is None else X_e + positions[text_at(P, T)]
+        return tp.concatenate([b, a] if swapped else [a, b], axis=0)
+    return prompts_input
+
+
+def cut(P_e, X_e, positions):
+    return built()(tp.Tensor(P_e.data), X_e, positions)
+
+
+def cost(P, T, d):
+    matrices = 12 * d * d * P
+    attention = d * (P * (P + 2 * T + 1))
+    return (matrices + attention) / (12 * d * d * T + d * T * (T + 1))
+
+
+def nearest(length=lambda a: np.sqrt((a * a).sum(1, keepdims=True)), order=1, sign=-1):
+    def prompts_nearest(P_e, E, k):
+        similar = (P_e / length(P_e)) @ (E / length(E)).T
+        return np.argsort(sign * similar, axis=1)[:, :k][:, ::order]
+    return prompts_nearest
+
+
+def partitioned(P_e, E, k):
+    cos = P_e @ E.T / np.linalg.norm(E, axis=1)
+    return np.array([sorted(range(len(E)), key=lambda j: -row[j])[:k] for row in cos])
+
+
+def by_distance(P_e, E, k):
+    return np.argsort(np.linalg.norm(P_e[:, None] - E[None], axis=-1), axis=1)[:, :k]
+
+
+def walk(ends_behind=True, limit=True, reverse=False):
+    def prompts_places(tokens, counts, separator):
+        counts = counts[::-1] if reverse else counts
+        out, part = list(range(counts[0])), 0
+        for i, t in enumerate(tokens):
+            if t == separator and (part < len(counts) - 1 or not limit):
+                part += 1
+                out += [i + ends_behind + len(out) + j for j in range(counts[part])]
+        return np.array(out)
+    return prompts_places
+
+
+def unshifted(tokens, counts, separator):
+    ends = [0, *(np.nonzero(tokens == separator)[0] + 1)][:len(counts)]
+    return np.concatenate([start + np.arange(n) for start, n in zip(ends, counts, strict=True)])
+
+
+def inserted(tokens, counts, separator):
+    """Insert marks into the row, then look where they are."""
+    row, part = [None] * counts[0], 0
+    for t in tokens:
+        row.append(int(t))
+        if t == separator and part < len(counts) - 1:
+            part += 1
+            row += [None] * counts[part]
+    return np.array([i for i, t in enumerate(row) if t is None])
+
+
+WRONG = {
+    "prompts.input": [
+        (built(text_at=lambda P, T: slice(0, T)), "begin behind the prompt"), (built(prompt_at=None), "have positions, too"),
+        (built(None, None), "position vectors are missing"), (cut, "no gradient reaches P_e"),
+        (built(lambda P, T: slice(T, P + T), lambda P, T: slice(0, T), swapped=True), "not behind it")],
+    "prompts.cost": [
+        (lambda P, T, d: cost(P, T, d) + 1, "1 less"), (lambda P, T, d: P / T, "only the matrices"),
+        (lambda P, T, d: (12 * d * P + 2 * ((P + T) ** 2 - T * T)) / (12 * d * T + 2 * T * T), "not 2 S²"),
+        (lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)), "alone")],
+    "prompts.nearest": [
+        (nearest(length=lambda a: 1), "dot products"), (by_distance, "by distance"), (nearest(sign=1), "farthest"),
+        (nearest(order=-1), "nearest should come first")],
+    "prompts.places": [
+        (unshifted, "not counted"), (walk(ends_behind=False), "belongs to the part that it ends"), (walk(reverse=True), "wrong order"),
+        (walk(limit=False), "IndexError")],
+}
+RIGHT = {
+    "prompts.input": [built()], "prompts.cost": [cost], "prompts.nearest": [nearest(), partitioned], "prompts.places": [inserted, walk()],
+}
