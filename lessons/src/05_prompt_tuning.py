@@ -99,7 +99,8 @@ fig
 
 # %% [markdown]
 # *What to see: twenty random vectors confuse the model; twenty real words, even unrelated ones, do not, and may help a
-# little.* Random vectors point where no token ever was. Training can repair that, but it has to be done.
+# little.* Random vectors are three times as long as embeddings and point where no token ever was. Training can repair
+# that, but it has to be done.
 #
 # ## 3. What it costs
 #
@@ -198,9 +199,10 @@ for i, ids in enumerate(nearest(P_e, E, 4)[:6]):
 show("soft_prompts")
 
 # %% [markdown]
-# *What to see: the vectors stay near the words that they started from, and their neighbours do not spell out an
-# instruction.* Lester et al. (section 7) find clusters of related words, and class labels that survive from the start.
-# A soft prompt is not a sentence in disguise.
+# *What to see: a star is a vector whose nearest token is still the one it started from; even these are far from it, and
+# the others point to nothing in particular.* Each has moved by more than its own length. Lester et al. (section 7) find
+# clusters of related words, and class labels that survive from the start. But a soft prompt is no sentence in disguise:
+# nobody could read this one.
 #
 # ## 6. One model, many tasks
 #

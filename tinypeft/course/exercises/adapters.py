@@ -47,10 +47,10 @@ def widen_cases(rng, s=None):
     return *(rng.standard_normal(shape) for shape in shapes), float(rng.integers(2, 6)) if s is None else s
 
 
-def widened(down=1, up=None, bias=None):
+def widened(down=1, up=lambda s: s, bias=lambda s: s):
     """A wider MLP whose scale went elsewhere: factors on W_down and b_down, W_up, b_up, as functions of s."""
     def wrong(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
-        a, u, b = (f(s) if callable(f) else f for f in (down, up or (lambda s: s), bias or (lambda s: s)))
+        a, u, b = (f(s) if callable(f) else f for f in (down, up, bias))
         return (np.concatenate([W1, a * W_down]), np.concatenate([b1, a * b_down]), np.concatenate([W2, u * W_up], axis=1),
                 b2 + b * b_up)
     return wrong
