@@ -99,8 +99,8 @@ class WithVirtualTokens:
         self.model, self.config, self.seams = model, model.config, seams
         self.virtual_length = 3
 
-    def __call__(self, tokens, cache=None):
-        return self.model(tokens, cache=cache, **({} if cache is not None and cache.length else self.seams))
+    def __call__(self, tokens, cache=None, last=False):
+        return self.model(tokens, cache=cache, last=last, **({} if cache is not None and cache.length else self.seams))
 
 
 @pytest.mark.parametrize("seam", ["prompt", "prefix"])

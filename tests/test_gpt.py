@@ -192,6 +192,16 @@ def test_the_future_does_not_matter(gpt, tokens):
     assert np.array_equal(a[:, :4], b[:, :4]) and not np.isclose(a[:, 4:], b[:, 4:]).all(-1).any()
 
 
+def test_the_last_positions_logits_alone(gpt, tokens):
+    model = gpt()
+    for seams in ({}, {"prompt": tp.Tensor(np.ones((2, 16)))}):
+        y = model(tokens, last=True, **seams)
+        assert y.shape == (3, 1, 37)
+        np.testing.assert_allclose(y.data, model(tokens, **seams).data[:, -1:], rtol=1e-10)
+    tuned = tp.attach(model, tp.PrefixTuning(length=3), rng=0)
+    np.testing.assert_allclose(tuned(tokens, last=True).data, tuned(tokens).data[:, -1:], rtol=1e-10)
+
+
 def test_classify_reads_the_last_token_that_counts(gpt, tokens, torch):
     from oracles.torch_gpt import torch_copy
     model = gpt()

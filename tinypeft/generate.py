@@ -72,7 +72,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=N
              use_cache=True, cache=None):
     """Continue `tokens` (B, T); return an int array (B, T + n), n ≤ max_new_tokens.
 
-    model: a GPT or a PeftModel, called as model(tokens, cache=…). temperature 0 is greedy.
+    model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0 is greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
     cache: a `KVCache` to use instead of a fresh one, for example one that quantizes.
     Raises ValueError for options that make no sense and when the context would overflow.
@@ -100,7 +100,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=N
     fed = 0                                                                # tokens the cache has seen
     with no_grad():
         for _ in range(max_new_tokens):
-            logits = model(tokens[:, fed:], cache=cache) if use_cache else model(tokens)
+            logits = model(tokens[:, fed:], cache=cache, last=True) if use_cache else model(tokens, last=True)
             fed = tokens.shape[1]
             new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
             if stop is not None:

@@ -109,7 +109,7 @@ class GPT(Module):
         self.final_norm = LayerNorm(config.d_model, config.norm_eps)
         self.head = None                                                           # a classifier, when a task needs one
 
-    def forward(self, tokens, prompt=None, prompt_at=None, prefix=None, cache=None):
+    def forward(self, tokens, prompt=None, prompt_at=None, prefix=None, cache=None, last=False):
         """tokens (B, T) integers → logits (B, T, V); position t predicts token t + 1.
 
         prompt: Tensor (P, d) or (B, P, d), P vectors that enter as if they were embedded tokens;
@@ -119,8 +119,10 @@ class GPT(Module):
         prefix: a list with one (K, V) per layer, each Tensor (H, P, d_head) or (B, H, P, d_head). Token
             positions then start at P.
         cache: a `KVCache`; what it holds counts as the past, and this call's keys and values are appended.
+        last: only the last position's logits, (B, 1, V), which is all that generation needs.
         """
-        return self.logits(self.hidden(tokens, prompt, prompt_at, prefix, cache))
+        h = self.hidden(tokens, prompt, prompt_at, prefix, cache)
+        return self.logits(h[:, -1:] if last else h)
 
     def logits(self, hidden):
         """Hidden states (…, d) → logits (…, V), by the transposed token embedding."""

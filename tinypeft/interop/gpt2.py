@@ -1,11 +1,11 @@
 """GPT-2 as Hugging Face keeps it, both ways: `config.json`, weights in safetensors, the tokenizer's files ↔ `GPT`.
 
-    theirs (h.N. stands before)    shape           ours (blocks.N. stands before)
-    wte, wpe, ln_f                 (V, d) …        token_embedding, position_embedding, final_norm
-    ln_1, ln_2                     (d,)            norm1, norm2
-    attn.c_attn                    (d, 3d)         attention.query, .key, .value, each (d, d)
-    attn.c_proj                    (d, d)          attention.output
-    mlp.c_fc, mlp.c_proj           (d, 4d), (4d, d)    mlp.up, mlp.down, (4d, d), (d, 4d)
+    theirs, in h.N                      ours, in blocks.N
+    attn.c_attn         (d, 3d)         attention.query, .key, .value     (d, d) each
+    attn.c_proj         (d, d)          attention.output                  (d, d)
+    mlp.c_fc, .c_proj   (d, 4d) (4d, d) mlp.up, .down                     (4d, d) (d, 4d)
+    ln_1, ln_2          (d,)            norm1, norm2                      (d,)
+    wte, wpe, ln_f, not in a block      token_embedding, position_embedding, final_norm
 
 Their linear layers, called Conv1D, keep W as (d_in, d_out), the transpose of ours, and compute query, key and value by one
 of them. Names may have "transformer." in front. `lm_head.weight` is the token embedding once more; `attn.bias` and
@@ -56,14 +56,18 @@ def from_huggingface(folder, dtype=np.float32, strict=True):
     if report.missing or strict and report.unused:
         hint = "" if report.missing else "; strict=False leaves out what is not used"
         raise HuggingFaceError(f"{folder} is not the GPT that its config.json describes: {report}{hint}", report)
-    model = GPT(replace(config, vocab_size=1, context_length=1, d_model=config.n_heads))   # every parameter is replaced
+    model = GPT(replace(config, vocab_size=1, context_length=1, d_model=1, n_heads=1))     # every parameter is replaced
     model.config = config
+    for block in model.blocks: block.attention.n_heads = config.n_heads
     parameters = dict(model.named_parameters())
     for theirs, (ours, _) in _layout(config).items():
         array = _floats(tensors, theirs)
         array = array.T if _is_conv1d(theirs) else array
         for name, part in zip(ours, np.split(array, len(ours)), strict=True):
-            parameters[name].data = np.array(part, dtype, order="C")
+            with np.errstate(over="ignore"): data = np.array(part, dtype, order="C")
+            if not np.isfinite([data.min(), data.max()]).all():
+                raise HuggingFaceError(f"{tensors[theirs][0].path}: {theirs} has numbers that are not finite")
+            parameters[name].data = data
     model.tokenizer = read_tokenizer(folder)
     if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
         raise HuggingFaceError(f"{folder}: a tokenizer of {model.tokenizer.vocab_size} tokens, a model of {config.vocab_size}")
@@ -90,6 +94,9 @@ def _examine(folder):
         tensors[short] = file, name
     config, tied = _config(folder / "config.json", len(tensors))
     layout = _layout(config)
+    for name, (_, shape) in layout.items():
+        if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
+            raise HuggingFaceError(f"{folder}: {name} has shape {got}, by config.json it should have {shape}")
     ignored = {name for name in tensors if MASKS.fullmatch(name)}
     if "lm_head.weight" in tensors and "wte.weight" in tensors:
         if not _equal(_floats(tensors, "lm_head.weight"), _floats(tensors, "wte.weight")):
@@ -97,9 +104,6 @@ def _examine(folder):
         ignored.add("lm_head.weight")
     elif not tied:
         raise HuggingFaceError(f"{folder}: config.json says tie_word_embeddings=false, but lm_head.weight is missing")
-    for name, (_, shape) in layout.items():
-        if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
-            raise HuggingFaceError(f"{folder}: {name} has shape {got}, by config.json it should have {shape}")
     return config, tensors, Report(tuple(name for name in layout if name in tensors),
                                    tuple(name for name in layout if name not in tensors),
                                    tuple(sorted(tensors.keys() - layout.keys() - ignored)))
@@ -185,9 +189,10 @@ def to_huggingface(model, folder):
                "activation_function": "gelu_new", **dict.fromkeys(DROPOUTS, config.dropout),
                "layer_norm_epsilon": config.norm_eps, "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True,
                "dtype": str(model.token_embedding.weight.dtype)}
+    (folder / "config.json").unlink(missing_ok=True)                     # never a new file beside an old one
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
-    write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
+    write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 # Methods of GPT as well, put there from here: gpt.py is below and knows nothing of anybody's files.

@@ -178,9 +178,9 @@ class PeftModel(Module):
             return {}
         return self.virtual.seams(np.asarray(tokens), lengths)
 
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) → logits (B, T, V)."""
-        return self.model(tokens, cache=cache, **self._seams(tokens, cache))
+    def forward(self, tokens, cache=None, last=False):
+        """tokens (B, T) → logits (B, T, V), or with `last` those of the last position, (B, 1, V)."""
+        return self.model(tokens, cache=cache, last=last, **self._seams(tokens, cache))
 
     def classify(self, tokens, lengths):
         """tokens (B, T), the first lengths[b] of row b → class logits (B, C), by the head."""
