@@ -384,24 +384,17 @@ for bits in (8, 4, 3, 2):
         print("{} bits per {:<8} {:6.3f} bits/weight   weight error {:6.1%}   perplexity {:9.2f}".format(*rows[-1]))
 print(f"float32: {exact:.2f}")
 
+# %% [markdown]
+# The study's picture of the same question, and its words:
+
 # %%
-fig, ax = plot.figure()
-for kind, colour, marker in (("tensor", "vermillion", "s"), ("channel", "green", "^"), ("group", "blue", "o")):
-    points = [(b, p) for bits, k, b, e, p in rows if k == kind]
-    ax.plot(*zip(*points, strict=True), color=plot.COLOURS[colour], marker=marker)
-    ax.annotate(f"per {kind}" + (" of 32" if kind == "group" else ""), points[-1], xytext=(6, 0),
-                textcoords="offset points", fontsize=8,
-                color=plot.COLOURS[colour], va="center")
-ax.axhline(exact, color=plot.COLOURS["grey"], lw=1, ls="--")
-ax.set(yscale="log", xlabel="bits per weight", ylabel="test perplexity (per token)")
-ax.set_title("Round to nearest: 8 bits are free; below 4, what shares a scale decides", loc="left", fontsize=10)
-fig
+show("granularity")
 
 # %% [markdown]
-# *What to see:* Eight bits change nothing, whatever shares a scale. At four bits the model loses a few per cent with
-# groups and more than a third with one scale per tensor; at two bits only groups leave anything of a language model,
-# and not much. The relation between weight error and perplexity is not fixed: lesson 12 makes the first larger and the
-# second smaller.
+# *What to see,* in the table: eight bits change nothing, whatever shares a scale. At four bits the model loses a few
+# per cent with groups and more than a third with one scale per tensor; at two bits only groups leave anything of a
+# language model, and not much. The relation between weight error and perplexity is not fixed: lesson 12 makes the first
+# larger and the second smaller.
 #
 # Two more questions have been left open on purpose. *When* is the range measured? Weights do not change, so theirs is
 # known; activations are different for each input, and their scale is either found at run time (**dynamic**) or

@@ -1,0 +1,187 @@
+"""Lesson 12: rounding with an eye on the inputs: OBQ's step, GPTQ, AWQ's search."""
+import numpy as np
+
+from ...quant import measure
+from ...quant.gptq import factor
+from ...quant.uniform import Uniform
+from ..exercise import Exercise
+
+
+def correlated(rng, d, n=None):
+    """H = (2/n) X Xᵀ of n inputs that are correlated and of different size, positive definite, (d, d)."""
+    X = rng.normal(0, 1, (d, d)) @ rng.normal(0, 1, (d, n or 4 * d)) * rng.uniform(0.3, 3, (d, 1))
+    return 2 / X.shape[1] * X @ X.T / d
+
+
+# -- the output error ------------------------------------------------------------------------------
+def output_error(W, W_hat, H):
+    return measure.output_error(W, W_hat, H)
+
+
+def output_error_variant(root=True, of=lambda W, D: D, below=lambda W, H: np.sum((W @ H) * W)):
+    """output_error with a mistake: no root, Ŵ itself instead of the difference, or another denominator."""
+    def wrong(W, W_hat, H):
+        D = of(W_hat, W_hat - W)
+        e = np.sum((D @ H) * D) / below(W, H)
+        return float(np.sqrt(e) if root else e)
+    return wrong
+
+
+# -- one step of OBQ -------------------------------------------------------------------------------
+def compensate(w, Hinv, q, value):
+    column = Hinv[:, q] / Hinv[q, q]
+    w = w + (value - w[q]) * column
+    w[q] = value
+    Hinv = Hinv - np.outer(column, Hinv[q])
+    Hinv[q] = Hinv[:, q] = 0
+    return w, Hinv
+
+
+def compensate_variant(sign=1, divide=True, eliminate=True, dust=True, move=True):
+    """compensate with a mistake: the sign, no division by [H⁻¹]_qq, no elimination, dust left, others not moved."""
+    def wrong(w, Hinv, q, value):
+        column = Hinv[:, q] / (Hinv[q, q] if divide else 1)
+        new = w + sign * (value - w[q]) * (column if move else 0)
+        new[q] = value
+        if eliminate:
+            Hinv = Hinv - np.outer(Hinv[:, q], Hinv[q]) / (Hinv[q, q] if divide else 1)
+            if dust: Hinv[q] = Hinv[:, q] = 0
+        else:
+            Hinv = Hinv.copy()
+            Hinv[q] = Hinv[:, q] = 0
+        return new, Hinv
+    return wrong
+
+
+def compensate_case(rng):
+    """A step after one that went before: weight 1 is fixed already."""
+    d = int(rng.integers(5, 8))
+    w, Hinv = compensate(rng.normal(0, 1, d), np.linalg.inv(correlated(rng, d)), 1, 0.25)
+    q = int(rng.choice([0, 2, 3, 4]))
+    return w, Hinv, q, float(np.rint(w[q] * 2) / 2)
+
+
+# -- GPTQ ------------------------------------------------------------------------------------------
+def halves(column):
+    """The nearest multiples of ½."""
+    return np.rint(2 * column) / 2
+
+
+def gptq(W, U, quant):
+    """As the package does it: what a column gets is summed just before it is rounded."""
+    W_hat, E = np.empty_like(W), np.zeros_like(W)
+    for j in range(W.shape[1]):
+        w = W[:, j] - E[:, :j] @ U[:j, j]
+        W_hat[:, j] = quant(w)
+        E[:, j] = (w - W_hat[:, j]) / U[j, j]
+    return W_hat
+
+
+def gptq_variant(pass_on=True, sign=1, divide=True, original=False):
+    """gptq with a mistake: nothing passed on, the wrong sign, not divided by U_jj, errors of the original W."""
+    def wrong(W, U, quant):
+        V, W_hat = W.copy(), np.empty_like(W)
+        for j in range(W.shape[1]):
+            W_hat[:, j] = quant(V[:, j])
+            E = ((W if original else V)[:, j] - W_hat[:, j]) / (U[j, j] if divide else 1)
+            if pass_on: V[:, j + 1:] -= sign * np.outer(E, U[j, j + 1:])
+        return W_hat
+    return wrong
+
+
+def gptq_case(rng):
+    d = int(rng.integers(6, 10))
+    return rng.normal(0, 1, (int(rng.integers(3, 6)), d)), factor(correlated(rng, d), 0.01).copy(), halves
+
+
+# -- AWQ -------------------------------------------------------------------------------------------
+def nearest3(W):
+    """Round to nearest, 3 bits, one asymmetric grid per row."""
+    u = Uniform(3, symmetric=False)
+    return u.fit(W).round(W)
+
+
+def awq(W, H, mean_abs, quant, alphas):
+    def loss(s):
+        D = quant(W * s) / s - W
+        return np.vdot(D @ H, D)
+    losses = np.array([loss(mean_abs**alpha) for alpha in alphas])
+    return float(alphas[losses.argmin()]), losses
+
+
+def awq_variant(back=True, scale=lambda m, a: m**a, weighted=True, forward=True):
+    """awq with a mistake: not divided back, another scale, plain weight error, not scaled before rounding."""
+    def wrong(W, H, mean_abs, quant, alphas):
+        losses = []
+        for a in alphas:
+            s = scale(mean_abs, a)
+            D = quant(W * s if forward else W) / (s if back else 1) - W
+            losses.append(np.sum((D @ H) * D) if weighted else np.sum(D * D))
+        return float(alphas[int(np.argmin(losses))]), np.array(losses)
+    return wrong
+
+
+def awq_case(rng):
+    d = int(rng.integers(8, 12))
+    X = rng.normal(0, 1, (d, 5 * d)) * np.exp(rng.normal(0, 1, (d, 1)))
+    return rng.normal(0, 1, (6, d)), 2 / X.shape[1] * X @ X.T, np.abs(X).mean(1), nearest3, np.arange(8) / 8
+
+
+EXERCISES = (
+    Exercise(
+        "calibrated.output_error", "The output error, without the inputs", 2, 5, output_error,
+        cases=lambda rng: (W := rng.normal(0, 1, (int(rng.integers(3, 6)), 7)), W + rng.normal(0, 0.2, W.shape),
+                           correlated(rng, 7)),
+        hint="‖DX‖² = n/2 · tr(D H Dᵀ), and tr(A Bᵀ) is np.sum(A * B): nothing larger than D is needed. n/2 cancels in "
+             "the ratio.",
+        special=(("nothing has moved", lambda rng: (W := rng.normal(0, 1, (2, 3)), W.copy(), np.eye(3))),
+                 ("Ŵ is 0: all of the output is error",
+                  lambda rng: (W := rng.normal(0, 1, (2, 3)), 0 * W, np.diag([1.0, 2, 3])))),
+        mistakes=(("this is the square of the ratio; take the root", output_error_variant(root=False)),
+                  ("the numerator is of Ŵ − W, not of Ŵ", output_error_variant(of=lambda V, D: V)),
+                  ("this is the error of the weights; H is not in it", lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))),
+                  ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²", lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
+                  ("the denominator is ‖WX‖, with H in it too", output_error_variant(below=lambda W, H: np.sum(W * W))))),
+    Exercise(
+        "calibrated.compensate", "One step of OBQ", 3, 12, compensate, cases=compensate_case,
+        hint="column = Hinv[:, q]/Hinv[q, q]. All weights move by (value − w[q])·column; Hinv loses np.outer(column, "
+             "Hinv[q]).",
+        special=(("two weights: the other makes up for it",
+                  lambda rng: (np.array([0.4, 0.4]), np.linalg.inv(np.array([[2.0, 1], [1, 2]])), 0, 0.0)),),
+        invariants=(("the result does not get better when a weight still free is moved", lambda fn, rng: _optimal(fn, rng)),),
+        mistakes=(("the sign of δ: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
+                  ("the column is to be divided by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
+                  ("H⁻¹ needs equation (3): subtract the outer product, not only clear row and column",
+                   compensate_variant(eliminate=False)),
+                  ("the other weights must move too", compensate_variant(move=False))),
+        tolerance=1e-9),
+    Exercise(
+        "calibrated.gptq", "GPTQ", 4, 15, gptq, cases=gptq_case,
+        hint="Work on a copy of W. Round column j as it is by then, E = (w_j − ŵ_j)/U[j, j], then subtract np.outer(E, "
+             "U[j, j+1:]) from the columns after j.",
+        special=(("U is diagonal: nothing is passed on, and it is round to nearest",
+                  lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 2, 3, 4]), halves)),),
+        mistakes=(("nothing is passed on to later columns: this is round to nearest (column j of U is zero below the "
+                   "diagonal; take row j)", gptq_variant(pass_on=False)),
+                  ("the errors are passed on with the wrong sign: they are subtracted", gptq_variant(sign=-1)),
+                  ("E is the error divided by U_jj", gptq_variant(divide=False)),
+                  ("the error is that of the column as it has become, not of the original W", gptq_variant(original=True)))),
+    Exercise(
+        "calibrated.awq", "AWQ's search", 4, 15, awq, cases=awq_case,
+        hint="For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D).",
+        special=(("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),),
+        mistakes=(("what was scaled up before rounding must be divided by s after it", awq_variant(back=False)),
+                  ("scale W before it is rounded, too", awq_variant(forward=False)),
+                  ("s is s_X to the power α: it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
+                  ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
+                  ("this is the error of the weights; the loss is that of the outputs, with H",
+                   awq_variant(weighted=False)))),
+)
+
+
+def _optimal(fn, rng):
+    d = 6
+    H, w = correlated(rng, d), rng.normal(0, 1, d)
+    new, _ = fn(w, np.linalg.inv(H), 2, 0.0)
+    slope = (new - w) @ H                                                 # of the quadratic form, zero in every free direction
+    return np.abs(np.delete(slope, 2)).max() < 1e-8 * np.abs(slope).max()
