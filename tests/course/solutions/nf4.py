@@ -1,0 +1,131 @@
+"""Solutions of lesson 13's exercises, right and wrong."""
+import numpy as np
+from scipy.special import ndtri
+
+
+def levels_in_loops(delta, positive, negative):
+    up = [ndtri(delta + (0.5 - delta) * k / positive) for k in range(positive)]
+    down = [-ndtri(delta + (0.5 - delta) * k / negative) for k in range(negative)]
+    return np.array(sorted([*up, 0.0, *down])) / ndtri(delta)
+
+
+def code_by_midpoints(x, levels):
+    s = max(x.max(), -x.min())
+    return np.array([int(sum(v > (a + b) / 2 for a, b in zip(levels[:-1], levels[1:], strict=True))) for v in x / s]), s
+
+
+def gradients_by_parts(x, codes, scales, levels, A, B, s, dy):
+    d_out, G = scales.shape
+    W = (levels[codes].reshape(d_out, G, -1) * scales[:, :, None]).reshape(codes.shape)
+    M = W + s * B @ A                                                     # y = x Mᵀ
+    dM = dy.T @ x
+    return dy @ M, s * B.T @ dM, s * dM @ A.T
+
+
+def alternate(W, quant, r, T):
+    B, A = np.zeros((W.shape[0], r)), np.zeros((r, W.shape[1]))
+    for _ in range(T):
+        Q = quant(W - B @ A)
+        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+        root = np.diag(np.sqrt(S[:r]))
+        B, A = U[:, :r] @ root, root @ Vt[:r]
+    return Q, B, A
+
+
+RIGHT = {"nf4.levels": [levels_in_loops], "nf4.encode": [code_by_midpoints], "nf4.backward": [gradients_by_parts], "nf4.loftq": [alternate]}
+
+
+def levels_short(delta, positive, negative):
+    up, down = ndtri(np.linspace(delta, 0.5, positive)), -ndtri(np.linspace(delta, 0.5, negative))
+    values = np.sort(np.concatenate([up, [0.0], down]))
+    return values / np.abs(values).max()
+
+
+def levels_unscaled(delta, positive, negative):
+    side = lambda n: ndtri(np.linspace(delta, 0.5, n + 1)[:-1])
+    return np.sort(np.concatenate([side(positive), [0.0], -side(negative)]))
+
+
+def levels_two_zeros(delta, positive, negative):
+    up, down = ndtri(np.linspace(delta, 0.5, positive + 1)), -ndtri(np.linspace(delta, 0.5, negative + 1))
+    values = np.sort(np.concatenate([up, down]))
+    return values / np.abs(values).max()
+
+
+def levels_swapped(delta, positive, negative):
+    return -levels_in_loops(delta, positive, negative)[::-1]
+
+
+def code_unscaled(x, levels):
+    return np.abs(x[:, None] - levels).argmin(1), np.abs(x).max()
+
+
+def code_below(x, levels):
+    s = np.abs(x).max()
+    return np.searchsorted(levels, x / s, side="right") - 1, s
+
+
+def code_even(x, levels):
+    s = np.abs(x).max()
+    return np.rint((x / s + 1) * (len(levels) - 1) / 2).astype(int), s
+
+
+def gradients_adapter_only(x, codes, scales, levels, A, B, s, dy):
+    dyB = dy @ B
+    return s * dyB @ A, s * dyB.T @ x, s * dy.T @ (x @ A.T)
+
+
+def gradients_unscaled(x, codes, scales, levels, A, B, s, dy):
+    W = levels[codes] * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+    return dy @ W + dy @ B @ A, (dy @ B).T @ x, dy.T @ (x @ A.T)
+
+
+def gradients_tiled(x, codes, scales, levels, A, B, s, dy):
+    W = levels[codes] * np.tile(scales, codes.shape[1] // scales.shape[1])
+    return dy @ W + s * dy @ B @ A, s * (dy @ B).T @ x, s * dy.T @ (x @ A.T)
+
+
+def gradients_transposed(x, codes, scales, levels, A, B, s, dy):
+    dx, dA, dB = gradients_by_parts(x, codes, scales, levels, A, B, s, dy)
+    return dx, dA.T, dB.T
+
+
+def loftq_never_back(W, quant, r, T):
+    for _ in range(T):
+        Q = quant(W)
+        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+    return Q, U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+
+
+def loftq_one_sided(W, quant, r, T):
+    B, A = np.zeros((W.shape[0], r)), np.zeros((r, W.shape[1]))
+    for _ in range(T):
+        Q = quant(W - B @ A)
+        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+        B, A = U[:, :r] * S[:r], Vt[:r]
+    return Q, B, A
+
+
+def loftq_twice(W, quant, r, T):
+    B, A = np.zeros((W.shape[0], r)), np.zeros((r, W.shape[1]))
+    for _ in range(T):
+        Q = quant(W - B @ A)
+        U, S, Vt = np.linalg.svd(W - Q - B @ A, full_matrices=False)
+        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+    return Q, B, A
+
+
+def loftq_stale(W, quant, r, T):
+    """Q of one round, and factors of the next."""
+    Q, B, A = alternate(W, quant, r, T)
+    return quant(W - B @ A), B, A
+
+
+WRONG = {
+    "nf4.levels": [(levels_short, "n + 1 points"), (levels_unscaled, "largest magnitude of 1"), (levels_two_zeros, "shape"),
+                   (levels_swapped, "exchanged")],
+    "nf4.encode": [(code_unscaled, "divide by the scale"), (code_below, "not the nearest"), (code_even, "not evenly spaced")],
+    "nf4.backward": [(gradients_adapter_only, "dy Ŵ"), (gradients_unscaled, "s is missing"), (gradients_tiled, "np.repeat"),
+                     (gradients_transposed, "transposed")],
+    "nf4.loftq": [(loftq_never_back, "leaves"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round")],
+}

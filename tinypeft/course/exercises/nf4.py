@@ -1,0 +1,185 @@
+"""Lesson 13: NF4's table and code, QLoRA's gradient, LoftQ."""
+import numpy as np
+from scipy.stats import norm
+
+from ... import functional as F
+from ...quant.codebooks import codebook
+from ...quant.uniform import Uniform
+from ...tensor import Tensor
+from ..exercise import Exercise
+
+DELTA = 1 - (1 / 32 + 1 / 30) / 2
+
+
+# -- the table -------------------------------------------------------------------------------------
+def levels(delta, positive, negative):
+    side = lambda n: norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1])
+    values = np.sort(np.concatenate([side(positive), [0.0], -side(negative)]))
+    return values / np.abs(values).max()
+
+
+def levels_variant(points=lambda n: n + 1, drop=True, scale=True, swap=False, order=True, zero=True, quantile=norm.ppf):
+    """levels with a mistake: other points, no zero, not scaled, sides exchanged, not sorted, evenly spaced."""
+    def wrong(delta, positive, negative):
+        def side(n):
+            p = np.linspace(delta, 0.5, points(n))
+            return quantile(p[:-1] if drop else p[:n])
+        up, down = (negative, positive) if swap else (positive, negative)
+        values = np.concatenate([side(up), [0.0] if zero else [], -side(down)])
+        if order: values = np.sort(values)
+        return values / np.abs(values).max() if scale else values
+    return wrong
+
+
+# -- the code --------------------------------------------------------------------------------------
+def encode(x, levels):
+    s = np.abs(x).max()
+    middle = (levels[:-1] + levels[1:]) / 2
+    return np.searchsorted(middle, x / s), float(s)
+
+
+def encode_variant(s=lambda x: np.abs(x).max(), scaled=True, code=lambda v, c: np.abs(v[:, None] - c).argmin(1)):
+    """encode with a mistake: another scale, no division, or another code."""
+    def wrong(x, levels):
+        return code(x / s(x) if scaled else x, levels), float(s(x))
+    return wrong
+
+
+# -- QLoRA's gradient ------------------------------------------------------------------------------
+def backward(x, codes, scales, levels, A, B, s, dy):
+    W = levels[codes] * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+    x, A, B = (Tensor(a, requires_grad=True) for a in (x, A, B))
+    y = F.linear(x, Tensor(W)) + F.linear(F.linear(x, A), B) * s
+    y.backward(dy)
+    return x.grad, A.grad, B.grad
+
+
+def backward_variant(base=True, adapter=True, sa=True, sb=True, sx=True, scaled=True, tiled=False):
+    """backward with a mistake: dx without the base or without the adapter, s left out somewhere, codes not scaled."""
+    def wrong(x, codes, scales, levels, A, B, s, dy):
+        g = codes.shape[1] // scales.shape[1]
+        spread = np.tile(scales, (1, g)) if tiled else np.repeat(scales, g, axis=1)
+        W = levels[codes] * (spread if scaled else 1)
+        dyB = dy @ B
+        dx = (dy @ W if base else 0) + ((s if sx else 1) * dyB @ A if adapter else 0)
+        return dx, (s if sa else 1) * dyB.T @ x, (s if sb else 1) * dy.T @ (x @ A.T)
+    return wrong
+
+
+def backward_case(rng):
+    n, r, g, d_out = int(rng.integers(3, 6)), int(rng.integers(2, 4)), 4, int(rng.integers(5, 8))
+    d_in = g * int(rng.integers(2, 4))
+    normal = lambda *shape: rng.normal(0, 1, shape)
+    return (normal(n, d_in), rng.integers(0, 16, (d_out, d_in)), rng.uniform(0.2, 2, (d_out, d_in // g)),
+            codebook("nf4").astype(float),
+            normal(r, d_in), normal(d_out, r), float(rng.choice([0.5, 2.0, 4.0])), normal(n, d_out))
+
+
+# -- LoftQ -----------------------------------------------------------------------------------------
+def asymmetric2(W):
+    """Round to nearest, 2 bits, one asymmetric grid per row."""
+    u = Uniform(2, symmetric=False)
+    return u.fit(W).round(W)
+
+
+def loftq(W, quant, r, T):
+    BA = 0
+    for _ in range(T):
+        Q = quant(W - BA)
+        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+        BA = B @ A
+    return Q, B, A
+
+
+def loftq_variant(rounds=lambda T: T, target=lambda W, BA: W - BA, of=lambda W, Q, BA: W - Q, rank=lambda r: r, split=True):
+    """loftq with a mistake: rounds, what is quantized, what is decomposed, the rank, Σ used twice."""
+    def wrong(W, quant, r, T):
+        BA = np.zeros_like(W)
+        for _ in range(rounds(T)):
+            Q = quant(target(W, BA))
+            U, S, Vt = np.linalg.svd(of(W, Q, BA), full_matrices=False)
+            root, k = (np.sqrt(S) if split else S), rank(r)
+            B, A = U[:, :k] * root[:k], root[:k, None] * Vt[:k]
+            BA = B @ A
+        return Q, B, A
+    return wrong
+
+
+def loftq_sided(W, quant, r, T):
+    """All of Σ on B."""
+    Q, B, A = loftq(W, quant, r, T)
+    root = np.linalg.norm(B, axis=0)
+    return Q, B * root, A / root[:, None]
+
+
+def loftq_stale(W, quant, r, T):
+    """Q a round later than its factors."""
+    Q, B, A = loftq(W, quant, r, T)
+    return quant(W - B @ A), B, A
+
+
+EXERCISES = (
+    Exercise(
+        "nf4.levels", "NF4's table", 4, 15, levels,
+        cases=lambda rng: (rng.uniform(0.93, 0.99), int(rng.integers(4, 9)), int(rng.integers(3, 8))),
+        hint="side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]); concatenate side(positive), [0] and "
+             "−side(negative), sort, divide by the largest magnitude.",
+        special=(("NF4 itself", lambda rng: (DELTA, 8, 7)), ("one level on either side of 0", lambda rng: (0.9, 1, 1))),
+        mistakes=(("n levels need n + 1 points from δ to ½, the last of which is dropped",
+                   levels_variant(points=lambda n: n + 2)),
+                  ("n levels need n + 1 points; with n points the last kept level is ½'s, which is 0",
+                   levels_variant(points=lambda n: n, drop=False)),
+                  ("they are not scaled to a largest magnitude of 1", levels_variant(scale=False)),
+                  ("the two sides are exchanged: `positive` levels lie above 0", levels_variant(swap=True)),
+                  ("they are not sorted", levels_variant(order=False)),
+                  ("0 is missing", levels_variant(zero=False)),
+                  ("these are evenly spaced: the quantile function Φ⁻¹ is not applied",
+                   levels_variant(quantile=lambda p: p - 0.5)))),
+    Exercise(
+        "nf4.encode", "The nearest level", 2, 5, encode,
+        cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), 64), codebook("nf4").astype(float)),
+        hint="np.abs(x[:, None]/s − levels) is (B, L); its argmin over axis 1 is the code.",
+        special=(("multiples of the levels",
+                  lambda rng: (0.5 * codebook("nf4").astype(float)[[15, 7, 0, 3, 9]], codebook("nf4").astype(float))),),
+        mistakes=(("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
+                  ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
+                  ("this is the next level below (or above), not the nearest",
+                   encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
+                  ("this is the next level below (or above), not the nearest",
+                   encode_variant(code=lambda v, c: np.minimum(np.searchsorted(c, v), len(c) - 1))),
+                  ("the levels are not evenly spaced: compare with each of them",
+                   encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
+        tolerance=1e-9),
+    Exercise(
+        "nf4.backward", "QLoRA's gradient", 4, 15, backward, cases=backward_case,
+        hint="W = levels[codes] * np.repeat(scales, g, axis=1). dy @ B is (n, r): dA is s times its transpose times x, "
+             "and dx is dy @ W + s (dy @ B) @ A.",
+        special=(("one number of each: W is 3", lambda rng: (
+            np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
+            np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
+        mistakes=(("the gradient also passes through the quantized weight: dx has a term dy Ŵ", backward_variant(base=False)),
+                  ("the gradient also passes through the adapter: dx has a term s (dy B) A", backward_variant(adapter=False)),
+                  ("dA has a factor s", backward_variant(sa=False)),
+                  ("dB has a factor s", backward_variant(sb=False)),
+                  ("the adapter's part of dx has a factor s", backward_variant(sx=False)),
+                  ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
+                  ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
+                  ("a scale belongs to g weights next to each other: np.repeat, not np.tile", backward_variant(tiled=True)))),
+    Exercise(
+        "nf4.loftq", "LoftQ", 4, 15, loftq,
+        cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16)))), asymmetric2,
+                           int(rng.integers(2, 4)), int(rng.integers(2, 5))),
+        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = U[:, :r]·√S, "
+             "A = √S·Vt[:r].",
+        special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
+        mistakes=(("it is Q of W − B A that is sought: quantize what the low-rank part leaves",
+                   loftq_variant(target=lambda W, BA: W)),
+                  ("decompose what quantization leaves of W, W − Q, not W − Q − B A",
+                   loftq_variant(of=lambda W, Q, BA: W - Q - BA)),
+                  ("Σ is to be split: √Σ goes to either factor", loftq_variant(split=False)),
+                  ("Σ is to be split: √Σ goes to either factor", loftq_sided),
+                  ("Q, B and A are to be of the same round", loftq_stale),
+                  ("one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
+                  ("one round too many: there are T", loftq_variant(rounds=lambda T: T + 1)))),
+)
