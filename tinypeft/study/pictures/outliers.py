@@ -21,6 +21,7 @@ def int8_outliers(results):
     ax.set(xscale="log", yscale="log", xlabel="how many times their size the planted features have",
            ylabel="error of the logits (%)")
     ax.set_xticks(factors, map(str, factors), minor=False)
+    plot.plain_log(ax.yaxis)
     ax.minorticks_off()
     plot.label_ends(ax, ends)
     at = lambda c, i: f"{100 * r.mean(c, 'error')[i]:.1f} %"
@@ -84,9 +85,9 @@ def activations(results):
         fig,
         "Outliers are whole columns: a few features are large for every token, so the scale of every row is theirs.",
         f"Inputs of the second block's attention for {len(x)} tokens of test text, |x| on a logarithmic scale; one seed.",
-        "Heat maps of activations, tokens by features. As it is, the largest is "
-        f"{largest['as it is'][0]:.1f}, the median feature's maximum {largest['as it is'][1]:.1f}, with no stripes; planted, "
-        f"three bright vertical stripes reach {largest['planted'][0]:.0f}.")
+        f"Heat maps of activations, tokens by features. As it is, the largest is {largest['as it is'][0]:.1f}, the median "
+        f"feature's maximum {largest['as it is'][1]:.1f}, with faint stripes; planted, three bright vertical stripes reach "
+        f"{largest['planted'][0]:.0f}.")
 
 
 def smoothquant(results):

@@ -64,11 +64,11 @@ def forgetting(results):
     ax.margins(0.14, 0.12)
     ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
     plot.label_points(ax, [(x[m], y[m], NAMES[m], plot.mark(m)["color"]) for m in methods])
-    ratio = {m: y[m] / y["full"] for m in methods}
+    both = lambda m: f"{x[m] / x['full']:.0%} and {y[m] / y['full']:.0%}"
     return plot.Drawing(
         fig,
-        f"What learns less forgets less: LoRA forgets {ratio['lora']:.0%} of what full fine-tuning does and learns "
-        f"{x['lora'] / x['full']:.0%} of it.",
+        "Everything forgets less than full fine-tuning: of what that learns and forgets, LoRA learns and forgets "
+        f"{both('lora')}, AdaLoRA {both('adalora')}, adapters {both('adapter')}.",
         f"Fine-tuned on Matplotlib's documentation, tested on it and on text of the base's own kind; {len(r.seeds)} seeds, "
         "bars are 95 % intervals.",
         "Scatter plot of forgetting over learning, both in nats per token: " + ", ".join(
@@ -77,7 +77,7 @@ def forgetting(results):
 
 def curves(results):
     r = Results.load(results, "methods")
-    shown = "full", "adalora", "lora", "adapter", "prefix", "prompt"
+    shown = "full", "adapter", "lora_all", "lora", "prefix", "prompt"     # AdaLoRA's loss holds its penalty as well
     fig, ax = plot.figure(height=4.0)
     window, ends = 15, []
     for m in (m for m in shown if m in r.conditions):
@@ -92,7 +92,8 @@ def curves(results):
     return plot.Drawing(
         fig,
         "All start from the same base and learn from the first step; they differ in how far down they go.",
-        f"Training loss on *domain*, running mean of {window} steps and over {len(r.seeds)} seeds, which see the same batches.",
+        f"Training loss on *domain*, running mean of {window} steps and over {len(r.seeds)} seeds. All see the same batches: "
+        "the wiggles they share are the text's.",
         "Falling curves; the last mean is " + ", ".join(f"{name} {y:.2f}" for _, y, name, _ in ends) + " nats per token.")
 
 

@@ -68,29 +68,35 @@ def formats(results):
 
 def double_quantization(results):
     r = Results.load(results, "double_quantization")
-    sigmas = r.record["settings"]["sigmas"]
-    fig, (left, right) = plot.figure(1, 2, height=3.4)
-    looks = {"one": ("blue", "o", "32-bit scales"), "double": ("vermillion", "s", "8-bit scales")}
-    for condition, (*look, _) in looks.items(): plot.band(left, sigmas, r, condition, "rmse", look, 100)
-    for metric, marker, text in (("worst_scale", "^", "worst"), ("scale_error", "s", "mean")):
-        y = plot.band(right, sigmas, r, "double", metric, ("vermillion", marker), 100)
-        right.annotate(text, (sigmas[-1], y[-1]), xytext=(0, 8), textcoords="offset points", ha="right")
-    left.set(xlabel="σ: how unlike the rows are", ylabel="RMS error (% of RMS)", ylim=(0, None))
-    right.set(xlabel="σ: how unlike the rows are", ylabel="error of the 8-bit scales (%)")
-    plot.key(fig, {text: look for *look, text in looks.values()})
-    bits = [r.mean(c, "bits") for c in looks]
-    excess = [r.mean(c, "excess") for c in looks]
+    sigmas, bits = r.record["settings"]["sigmas"], {c: r.mean(c, "bits") for c in ("one", "double")}
+    fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.3, 1))
+    for y, condition in enumerate(bits):
+        left.barh(y, 4, color="#D0D0D0", height=0.6)
+        left.barh(y, bits[condition] - 4, left=4, color=plot.COLOURS["vermillion"], height=0.6)
+        left.text(2, y, "codes: 4", ha="center", va="center")
+        left.text(bits[condition] + 0.06, y, f"+ {bits[condition] - 4:.3f}", va="center")
+    left.set_yticks((0, 1), ("32-bit\nscales", "8-bit\nscales"))
+    left.set(xlabel="bits per weight", xlim=(0, 5.6))
+    left.grid(False)
+    left.invert_yaxis()
+    worst, mean = (plot.band(right, sigmas, r, "double", metric, look, 100) for metric, look in
+                   (("worst_scale", ("vermillion", "^")), ("scale_error", ("orange", "s"))))
+    for y, text in ((worst, "worst"), (mean, "mean")):
+        right.annotate(text, (sigmas[-2], y[-2]), xytext=(-6, 6), textcoords="offset points", ha="right")
+    right.set(xlabel="σ: how unlike the rows are", yscale="log")
+    right.set_title("error of the 8-bit scales (%)", fontsize=9)
+    plot.plain_log(right.yaxis)
+    excess, rmse = ([r.mean(c, metric) for c in bits] for metric in ("excess", "rmse"))
     return plot.Drawing(
         fig,
-        f"Rounding the scales themselves saves {bits[0] - bits[1]:.3f} bits per weight and costs next to nothing while blocks "
+        f"Rounding the scales themselves saves {bits['one'] - bits['double']:.3f} bits per weight; it supposes that blocks "
         "are alike.",
-        f"NF4 in blocks of 64, rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds. {bits[0]:.3f} against "
-        f"{bits[1]:.3f} bits per weight; on the base, loss added {excess[0]:.4f} against {excess[1]:.4f} nats/token.",
-        f"Left, RMS error over σ for scales in 32 bits and in 8: {100 * r.mean('one', 'rmse')[0]:.2f} % and "
-        f"{100 * r.mean('double', 'rmse')[0]:.2f} % at σ = 0, {100 * r.mean('one', 'rmse')[-1]:.2f} % and "
-        f"{100 * r.mean('double', 'rmse')[-1]:.2f} % at {sigmas[-1]:g}. Right, the error of the 8-bit scales: mean "
-        f"{100 * r.mean('double', 'scale_error')[-1]:.0f} %, worst {100 * r.mean('double', 'worst_scale')[-1]:.0f} % at the "
-        "end.")
+        f"NF4 in blocks of 64. On the base, loss added is {excess[0]:.4f} nats/token with 32-bit scales and {excess[1]:.4f} "
+        f"with 8-bit ones. Right: rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds.",
+        f"Left, bars: {bits['one']:.3f} and {bits['double']:.3f} bits per weight. Right, the error of the 8-bit scales over "
+        f"σ: mean {mean[0]:.2f} % and worst {worst[0]:.2f} % where rows are alike, {mean[-2]:.0f} % and {worst[-2]:.0f} % at "
+        f"σ = {sigmas[-2]:g}. The matrix's RMS error goes from {100 * rmse[0][0]:.2f} % to {100 * rmse[1][0]:.2f} % at σ = 0 "
+        f"and from {100 * rmse[0][-1]:.2f} % to {100 * rmse[1][-1]:.2f} % at {sigmas[-1]:g}.")
 
 
 GPTQ = {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^"), "GPTQ, act-order": ("vermillion", "D", "--")}
