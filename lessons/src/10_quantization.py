@@ -18,7 +18,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show
-from tinypeft.quant import uniform
+from tinypeft.quant import formats, uniform
 from tinypeft.quant.codebooks import codebook, float_values
 from tinypeft.study import plot
 
@@ -115,6 +115,10 @@ for name, symmetric in (("symmetric", True), ("asymmetric", False)):
     error = np.sqrt(np.mean((g.round(row) - row)**2))
     print(f"{name:>10}: s = {g.scale[0, 0]:.5f}, z = {np.ravel(g.zero)[0]:.0f}, "
           f"range {g.decode(np.array([[g.low, 15]]))[0]}, rms error {error:.5f}")
+
+S, Z = g.scale, -g.zero                                                   # the same grid in the survey's letters
+x_q = np.clip(np.rint(row / S) - Z, 0, 15)
+print("x̃ = S (x_q + Z) is the same:", np.array_equal(S * (x_q + Z), g.round(row)))
 
 # %% [markdown]
 # ### Exercise 1 · absmax, by hand (2 points, 5 minutes)
@@ -320,8 +324,13 @@ fig
 # the spacing around $x$ is $2^{E-m}$, so
 #
 # $$n = \mathrm{round}\left(|x| / 2^{E-m}\right), \qquad \hat x = \pm\, n \cdot 2^{E-m}$$
-#
-# If $n$ rounds up to $2^{m+1}$ the result is the next power of two, which is right without any further case.
+
+# %%
+show(formats.encode, "ldexp")
+
+# %% [markdown]
+# (The package returns codes, in which exponent and $n$ are packed together.) If $n$ rounds up to $2^{m+1}$ the result
+# is the next power of two, which is right without any further case.
 #
 # ### Exercise 4 · Round to a float (4 points, 15 minutes)
 #

@@ -61,9 +61,9 @@ print("127² K ≤ 2²⁴ up to K =", 2**24 // 127**2)
 #
 # We record the input of one layer on 512 tokens of documentation. Then we give the model outliers. From about 6.7
 # billion parameters on, the LLM.int8() paper reports, a handful of features of the hidden state become some twenty
-# times larger than the rest, in all layers and for most tokens, always the same ones. Our base has a million
-# parameters and has none. `plant_outliers` makes three: it multiplies γ and β of every norm by 32 in three channels,
-# and divides those columns of the layers that read the norm by 32. The function stays the same, bit for bit.
+# times larger than the rest, in all layers and for most tokens, always the same ones. Our base has a million parameters
+# and has none. `plant_outliers` makes three: it multiplies γ and β of every norm by 32 in three channels, and divides
+# those columns of the layers that read the norm by 32. The function stays the same, bit for bit.
 
 # %%
 def inputs_of(m, path):
@@ -283,7 +283,12 @@ print(f"MSE of the block's output: {losses[0]:.4f} at first, {np.mean(losses[-3:
 # (section 1). It can be pulled *into the weight*, equation (3) of the paper:
 #
 # $$Y = \left(X\,\mathrm{diag}(s)^{-1}\right) \left(\mathrm{diag}(s)\, W^\top\right)$$
-#
+
+# %%
+s = np.random.default_rng(0).uniform(0.5, 2, X.shape[1]).astype(np.float32)
+print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.1e}")
+
+# %% [markdown]
 # Dividing column $j$ of $X$ by $s_j$ and multiplying column $j$ of $W$ by it changes nothing. At run time it is free,
 # because $X$ is the output of a layer norm, and γ and β can be divided instead:
 #

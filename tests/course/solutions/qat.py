@@ -1,0 +1,115 @@
+"""Solutions of lesson 14's exercises, right and wrong."""
+import math
+
+import numpy as np
+from scipy.special import kl_div, log_softmax, softmax
+
+
+def ste_where(x, s, z, low, high, dy):
+    return np.where(x <= s * (low - z), 0, np.where(x >= s * (high - z), 0, dy))
+
+
+def lsq_in_loops(x, s, bits, dy):
+    lowest, highest = -2**(bits - 1), 2**(bits - 1) - 1
+    x_hat, dx, ds = np.empty_like(x), np.zeros_like(x), np.zeros_like(s)
+    for i, j in np.ndindex(*x.shape):
+        u = x[i, j] / s[i]
+        if u <= lowest:    k, slope = lowest, lowest
+        elif u >= highest: k, slope = highest, highest
+        else:
+            k = round(u)
+            slope, dx[i, j] = k - u, dy[i, j]
+        x_hat[i, j] = s[i] * k
+        ds[i] += dy[i, j] * slope / math.sqrt(x.shape[1] * highest)
+    return x_hat, dx, ds
+
+
+def peqa_einsum(x, dy, q, z, g):
+    d_out, d_in = q.shape
+    C = q.reshape(d_out, d_in // g, g) - z[:, :, None]
+    return np.einsum("no,nka,oka->ok", dy, x.reshape(len(x), d_in // g, g), C)
+
+
+def distil_scipy(teacher, student):
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    kl = np.sum(p * (log_softmax(teacher, axis=1) - log_softmax(student, axis=1)))
+    return kl / len(p), (q - p) / len(p)
+
+
+RIGHT = {"qat.ste": [ste_where], "qat.lsq": [lsq_in_loops], "qat.peqa": [peqa_einsum], "qat.distillation": [distil_scipy]}
+
+
+def ste_everywhere(x, s, z, low, high, dy):
+    return dy * 1.0
+
+
+def ste_no_zero(x, s, z, low, high, dy):
+    return dy * ((x / s > low) & (x / s < high))
+
+
+def ste_staircase(x, s, z, low, high, dy):
+    return 0 * dy
+
+
+def ste_scaled(x, s, z, low, high, dy):
+    u = x / s + z
+    return s * dy * ((u > low) & (u < high))
+
+
+def lsq(slope=lambda k, u: k - u, clipped=True, g=True, stop=True):
+    def solve(x, s, bits, dy):
+        N, P = 2**(bits - 1), 2**(bits - 1) - 1
+        u = x / s[:, None]
+        k = np.clip(np.rint(u), -N, P)
+        inside = (u > -N) & (u < P)
+        d = np.where(inside, slope(k, u), k * clipped)
+        return k * s[:, None], dy * (inside if stop else 1.0), (dy * d).sum(1) / (math.sqrt(x.shape[1] * P) if g else 1)
+    return solve
+
+
+def peqa_codes(x, dy, q, z, g):
+    return ((dy.T @ x) * q).reshape(len(q), -1, g).sum(2)
+
+
+def peqa_mean(x, dy, q, z, g):
+    return ((dy.T @ x) * (q - np.repeat(z, g, axis=1))).reshape(len(q), -1, g).mean(2)
+
+
+def peqa_row(x, dy, q, z, g):
+    return ((dy.T @ x) * (q - np.repeat(z, g, axis=1))).sum(1)
+
+
+def distil_reverse(teacher, student):
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    return float(kl_div(q, p).sum() / len(p)), (q - p) / len(p)
+
+
+def distil_cross_entropy(teacher, student):
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    return float(-(p * log_softmax(student, axis=1)).sum() / len(p)), (q - p) / len(p)
+
+
+def distil_sign(teacher, student):
+    loss, gradient = distil_scipy(teacher, student)
+    return loss, -gradient
+
+
+def distil_sum(teacher, student):
+    loss, gradient = distil_scipy(teacher, student)
+    return loss, gradient * len(teacher)
+
+
+def distil_unstable(teacher, student):
+    p = np.exp(teacher) / np.exp(teacher).sum(1, keepdims=True)
+    q = np.exp(student) / np.exp(student).sum(1, keepdims=True)
+    return float((p * np.log(p / q)).sum() / len(p)), (q - p) / len(p)
+
+
+WRONG = {
+    "qat.ste": [(ste_everywhere, "outside the range"), (ste_no_zero, "x/s + z"), (ste_staircase, "0 everywhere"), (ste_scaled, "not s")],
+    "qat.lsq": [(lsq(slope=lambda k, u: u - k), "round(u) − u"), (lsq(slope=lambda k, u: k), "s also divides"),
+                (lsq(clipped=False), "clipped numbers"), (lsq(g=False), "factor g"), (lsq(stop=False), "no gradient where it is clipped")],
+    "qat.peqa": [(peqa_codes, "zero points"), (peqa_mean, "sum over the group"), (peqa_row, "shape")],
+    "qat.distillation": [(distil_reverse, "other divergence"), (distil_cross_entropy, "entropy"), (distil_sign, "sign"),
+                         (distil_sum, "numbers"), (distil_unstable, "NaN")],
+}

@@ -1,0 +1,166 @@
+"""Lesson 14: gradients through rounding, of steps and of scales; distillation."""
+import math
+
+import numpy as np
+
+from ... import functional as F
+from ...quant.packing import pack
+from ...quant.peqa import scaled_linear
+from ...quant.qtensor import QTensor
+from ...quant.rounding import fake_quantize
+from ...tensor import Tensor
+from ...text.tasks.planting import divergence
+from ..exercise import Exercise
+
+
+# -- STE -------------------------------------------------------------------------------------------
+def ste(x, s, z, low, high, dy):
+    x = Tensor(x, requires_grad=True)
+    fake_quantize(x, Tensor(np.array(s, x.dtype)), Tensor(np.array(float(z), x.dtype)), low, high, mask="paper").backward(dy)
+    return x.grad
+
+
+def ste_variant(u=lambda x, s, z: x / s + z, inside=lambda u, low, high: (low < u) & (u < high), s_factor=False, keep=True):
+    """ste with a mistake: another u, another inside, a factor s, or the mask alone."""
+    def wrong(x, s, z, low, high, dy):
+        return (dy if keep else 1.0) * inside(u(x, s, z), low, high) * (s if s_factor else 1)
+    return wrong
+
+
+def ste_case(rng):
+    bits, s = int(rng.integers(2, 5)), float(rng.uniform(0.2, 0.6))
+    z = int(rng.integers(1, 2**bits - 1))
+    return rng.normal(0, 1, (4, 11)), s, z, 0, 2**bits - 1, rng.normal(0, 1, (4, 11))
+
+
+# -- LSQ -------------------------------------------------------------------------------------------
+def lsq(x, s, bits, dy):
+    x, s, low, high = Tensor(x, requires_grad=True), Tensor(s, requires_grad=True), -2**(bits - 1), 2**(bits - 1) - 1
+    g = 1 / math.sqrt(x.shape[1] * high)
+    x_hat = fake_quantize(x, s.reshape(-1, 1), Tensor(np.zeros((1, 1), x.dtype)), low, high, "paper", g)
+    x_hat.backward(dy)
+    return x_hat.data, x.grad, s.grad
+
+
+def lsq_variant(inner=lambda k, u: k - u, factor=True, masked=True, summed=True, outer=True, symmetric=False,
+                rounded_mask=False):
+    """lsq with a mistake: the sign inside, g left out, dx everywhere, the clipped left out, −Q_P for −Q_N."""
+    def wrong(x, s, bits, dy):
+        Q_N, Q_P = 2**(bits - 1), 2**(bits - 1) - 1
+        if symmetric: Q_N = Q_P
+        u = x / s[:, None]
+        k = np.clip(np.rint(u), -Q_N, Q_P)
+        inside = (-Q_N <= np.rint(u)) & (np.rint(u) <= Q_P) if rounded_mask else (-Q_N < u) & (u < Q_P)
+        g = 1 / math.sqrt(x.shape[1] * Q_P) if factor else 1
+        slope = np.where(inside, inner(k, u), k if outer else 0)
+        return s[:, None] * k, dy * inside if masked else dy, g * (dy * slope if summed else slope).sum(1)
+    return wrong
+
+
+def lsq_case(rng):
+    n, B = int(rng.integers(3, 6)), int(rng.integers(10, 15))
+    return rng.normal(0, 1, (n, B)), rng.uniform(0.2, 0.7, n), int(rng.integers(2, 5)), rng.normal(0, 1, (n, B))
+
+
+# -- PEQA ------------------------------------------------------------------------------------------
+def peqa(x, dy, q, z, g):
+    codes = QTensor(pack(q.astype(np.uint8), 8), 8, q.shape, g, np.ones(z.size, np.float32),
+                    pack(z.astype(np.uint8).reshape(-1), 8))
+    s = Tensor(np.ones(z.size), requires_grad=True)
+    scaled_linear(Tensor(x), codes, s, None).backward(dy)
+    return s.grad.reshape(z.shape)
+
+
+def peqa_variant(zero=True, tile=False, summed=True, transpose=False):
+    """peqa with a mistake: without zero points, np.tile for np.repeat, means instead of sums."""
+    def wrong(x, dy, q, z, g):
+        spread = np.tile(z, (1, g)) if tile else np.repeat(z, g, axis=1)
+        C = q - (spread if zero else 0)
+        G = ((dy.T @ x) * C).reshape(len(q), -1, g)
+        return G.sum(2) if summed else G.mean(2)
+    return wrong
+
+
+def peqa_case(rng):
+    n, d_out, g = int(rng.integers(3, 6)), int(rng.integers(5, 8)), 4
+    d_in = g * int(rng.integers(2, 4))
+    return (rng.normal(0, 1, (n, d_in)), rng.normal(0, 1, (n, d_out)), rng.integers(0, 8, (d_out, d_in)),
+            rng.integers(1, 7, (d_out, d_in // g)), g)
+
+
+# -- distillation ----------------------------------------------------------------------------------
+def distillation(teacher, student):
+    student = Tensor(student, requires_grad=True)
+    loss = divergence(F.log_softmax(Tensor(teacher)).data, student)
+    loss.backward()
+    return float(loss.item()), student.grad
+
+
+def distillation_variant(reverse=False, mean=True, gradient=lambda p, q: q - p, entropy=True, stable=True):
+    """distillation with a mistake: the other KL, sums for means, a gradient of the wrong sign, the cross-entropy."""
+    def wrong(teacher, student):
+        def log_softmax(a):
+            a = a - a.max(1, keepdims=True) if stable else a
+            return a - np.log(np.exp(a).sum(1, keepdims=True))
+        log_p, log_q = log_softmax(teacher), log_softmax(student)
+        p, q, n = np.exp(log_p), np.exp(log_q), len(teacher) if mean else 1
+        kl = q * (log_q - log_p) if reverse else p * ((log_p if entropy else 0) - log_q)
+        return float(np.sum(kl) / n), gradient(p, q) / n
+    return wrong
+
+
+EXERCISES = (
+    Exercise(
+        "qat.ste", "Straight through", 2, 5, ste, cases=ste_case,
+        hint="u = x/s + z; dx is dy where low < u < high and 0 elsewhere.",
+        special=(("inside, at either side outside",
+                  lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),),
+        mistakes=(("the zero point belongs to u: x/s + z", ste_variant(u=lambda x, s, z: x / s)),
+                  ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
+                  ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
+                  ("this is the gradient of the numbers that are clipped; it is the others that have one",
+                   ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
+                  ("∂x̂/∂x is 1, not s: the step multiplies and divides", ste_variant(s_factor=True)),
+                  ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
+                  ("the test is of u, not of the rounded u: PyTorch's mask reaches half a step further on either side",
+                   ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high))))),
+    Exercise(
+        "qat.lsq", "The gradient of the step", 4, 15, lsq, cases=lsq_case,
+        hint="u = x/s, k = clip(round(u), −Q_N, Q_P). The slope is k − u inside and k outside; ds = g · Σ dy·slope over "
+             "the row, g = 1/√(B Q_P).",
+        special=(("one number inside, one clipped",
+                  lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),),
+        mistakes=(("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
+                  ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
+                  ("the factor g = 1/√(N Q_P) is missing in ds", lsq_variant(factor=False)),
+                  ("x has no gradient where it is clipped", lsq_variant(masked=False)),
+                  ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
+                  ("Q_N is 2^(b−1), one more than Q_P", lsq_variant(symmetric=True)),
+                  ("the slopes are to be multiplied by dy before they are summed", lsq_variant(summed=False)),
+                  ("the test is of u, not of the rounded u: PyTorch's mask reaches half a step further on either side",
+                   lsq_variant(rounded_mask=True)))),
+    Exercise(
+        "qat.peqa", "PEQA's gradient", 3, 10, peqa, cases=peqa_case,
+        hint="G = dy.T @ x is (d_out, d_in). Multiply by q − z, z repeated g times along a row, reshape to (d_out, −1, "
+             "g), sum over the last axis.",
+        special=(("all codes are at the zero point: scales do not matter", lambda rng: (
+            rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2)), np.full((2, 4), 3), np.full((2, 2), 3), 2)),),
+        mistakes=(("the zero points are missing: it is q − z that the scale multiplies", peqa_variant(zero=False)),
+                  ("a zero point belongs to g weights next to each other: np.repeat, not np.tile", peqa_variant(tile=True)),
+                  ("it is the sum over the group, not the mean", peqa_variant(summed=False)))),
+    Exercise(
+        "qat.distillation", "Distillation", 3, 12, distillation,
+        cases=lambda rng: (a := rng.normal(0, 2, (int(rng.integers(3, 6)), int(rng.integers(6, 9)))),
+                           a + rng.normal(0, 1, a.shape)),
+        hint="KL = Σ p (log p − log q), averaged over rows; its gradient is that of cross-entropy with soft targets, (q "
+             "− p)/n.",
+        special=(("a student that finds both tokens equally likely",
+                  lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
+                 ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]])))),
+        mistakes=(("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
+                  ("it is the mean over the n rows, loss and gradient alike", distillation_variant(mean=False)),
+                  ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
+                   distillation_variant(gradient=lambda p, q: p - q)),
+                  ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
+                   distillation_variant(entropy=False)))),
+)
