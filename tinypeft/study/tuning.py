@@ -26,9 +26,12 @@ def domain(context=128, held_out=16384):
 
 def fine_tune(method, seed, settings, model=None, task=None, head=None, lr=None):
     """`method` on a model (the base) for settings["steps"] steps of settings["batch_size"] rows of `task` (domain) →
-    (PeftModel, History). The seed draws the initialisation and the batches."""
+    (PeftModel, History). The seed draws the initialisation and the batches. lr: the method's rate; a head's stays its own."""
+    if lr is not None:
+        method = copy.copy(method)
+        object.__setattr__(method, "learning_rate", lr)
     tuned = attach(pretrained() if model is None else model, method, rng=seed, head=head)
-    history = train(tuned, task or domain(), settings["steps"], batch_size=settings["batch_size"], lr=lr, seed=seed, workers=1,
+    history = train(tuned, task or domain(), settings["steps"], batch_size=settings["batch_size"], seed=seed, workers=1,
                     progress=False)
     return tuned, history
 
