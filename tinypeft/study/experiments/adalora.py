@@ -21,9 +21,10 @@ def measure(condition, seed, settings):
 
 
 ADALORA = Experiment(
-    "adalora", "AdaLoRA and LoRA on all six matrices of a block with the same number of singular values in the end, 2 or 8 per "
-    "matrix on average, each at the best of three learning rates (experiment `rates`): test loss on domain (nats/token), trained "
-    "parameters, final rank per matrix (ranks, layer by layer: query, key, value, output, up, down), budget after every step.",
+    "adalora", "AdaLoRA and LoRA on all six matrices of a block with the same number of singular values in the end, 2 or 8 "
+    "per matrix on average, each at the best of three learning rates (experiment `rates`): test loss on domain (nats/token), "
+    "trained parameters, final rank per matrix (ranks, layer by layer: query, key, value, output, up, down), budget after "
+    "every step.",
     measure, ("all six r=2", "AdaLoRA 3 → 2", "all six r=8", "AdaLoRA 12 → 8"),
     {"steps": 200, "batch_size": 4,
      "lr": {"all six r=2": 0.0033, "AdaLoRA 3 → 2": 0.02, "all six r=8": 0.01, "AdaLoRA 12 → 8": 0.02}},
@@ -53,10 +54,11 @@ def measure_planted(condition, seed, settings):
 
 
 ADALORA_PLANTED = Experiment(
-    "adalora_planted", "Ranks 0, 0, 1, 2, 4, 8 … planted in the attention's 20 matrices, every direction worth the same, found by "
-    "AdaLoRA with as many singular values in the end as were planted (rounded per matrix): Spearman's correlation between planted "
-    "and found ranks, both lists (layer by layer: query, key, value, output), share of the found rank that lies where rank was "
-    "planted (of_planted) and share of matrices where it was (share_planted: what chance would give), KL to the teacher on test "
-    "text before and after (nats/token), mean found rank of query, key, value, output.", measure_planted, ("attention",),
+    "adalora_planted", "Ranks 0, 0, 1, 2, 4, 8 … planted in the attention's 20 matrices, every direction worth the same, "
+    "found by AdaLoRA with as many singular values in the end as were planted (rounded per matrix): Spearman's correlation "
+    "between planted and found ranks, both lists (layer by layer: query, key, value, output), share of the found rank that "
+    "lies where rank was planted (of_planted) and share of matrices where it was (share_planted: what chance would give), KL "
+    "to the teacher on test text before and after (nats/token), mean found rank of query, key, value, output.",
+    measure_planted, ("attention",),
     {"steps": 300, "batch_size": 4, "dealt": [0, 0, 0, 1, 2, 4, 8], "effect": 0.02, "init_rank": 8},
     {"steps": 30, "seeds": (0, 1)})

@@ -28,8 +28,9 @@ def measure(condition, seed, settings):
 
 
 DYLORA = Experiment(
-    "dylora", "Query and value, α = 16. Lists over ranks 1, 2, 4, 8, 16: test loss on domain (nats/token) of DyLoRA at R = 16 used "
-    "at rank b, trained as long as LoRA or × 3; of LoRA r = 16 cut after training to its first b rows and columns with scale "
-    "α/16 (loss) or α/b (loss_rescaled), or to its b largest singular values (loss_svd). Steps and seconds in training; one LoRA "
-    "for each rank is experiment `rank`.", measure, ("DyLoRA", "DyLoRA × 3", "DyLoRA, frozen rows × 3", "LoRA r=16, cut"),
+    "dylora", "Query and value, α = 16. Lists over ranks 1, 2, 4, 8, 16: test loss on domain (nats/token) of DyLoRA at R = "
+    "16 used at rank b, trained as long as LoRA or × 3; of LoRA r = 16 cut after training to its first b rows and columns "
+    "with scale α/16 (loss) or α/b (loss_rescaled), or to its b largest singular values (loss_svd). Steps and seconds in "
+    "training; one LoRA for each rank is experiment `rank`.",
+    measure, ("DyLoRA", "DyLoRA × 3", "DyLoRA, frozen rows × 3", "LoRA r=16, cut"),
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0, 1), "conditions": ("DyLoRA", "LoRA r=16, cut")})

@@ -10,8 +10,8 @@ def measure(condition, seed, settings):
 
 
 PLACEMENT = Experiment(
-    "placement", "LoRA with 9,216 parameters in every layer, in one matrix or in more, each at the best of three learning rates "
-    "(experiment `rates`): test loss on domain (nats/token), trained parameters, seconds in training steps.", measure,
+    "placement", "LoRA with 9,216 parameters in every layer, in one matrix or in more, each at the best of three learning "
+    "rates (experiment `rates`): test loss on domain (nats/token), trained parameters, seconds in training steps.", measure,
     ("Wq r=36", "Wv r=36", "Wq, Wv r=18", "all four r=9", "all six r=4"),
     {"steps": 150, "batch_size": 4,
      "lr": {"Wq r=36": 0.03, "Wv r=36": 0.03, "Wq, Wv r=18": 0.01, "all four r=9": 0.01, "all six r=4": 0.01}},

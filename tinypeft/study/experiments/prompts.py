@@ -22,9 +22,9 @@ def measure(condition, seed, settings):
 
 
 PROMPTS = Experiment(
-    "prompts", "Full fine-tuning, prompt tuning and P-tuning v2 (both P = 20) of three bases that were trained on the same text "
-    "(`study/bases.py`), full and prompt at the best of three learning rates (experiment `rates`): test loss on domain before and "
-    "after, gain = the difference (nats/token), parameters of the base, trained parameters.", measure,
+    "prompts", "Full fine-tuning, prompt tuning and P-tuning v2 (both P = 20) of three bases that were trained on the same "
+    "text (`study/bases.py`), full and prompt at the best of three learning rates (experiment `rates`): test loss on domain "
+    "before and after, gain = the difference (nats/token), parameters of the base, trained parameters.", measure,
     tuple(f"{name} {base}" for base in SIZES for name in METHODS),
     {"steps": 150, "batch_size": 4, "lr": {"full small": 0.003, "full medium": 0.003, "prompt base": 0.09}},
     {"steps": 5, "seeds": (0, 1), "conditions": ("full base", "prompt base")})
@@ -44,9 +44,9 @@ def roughness(losses):
 
 
 PREFIX_RATES = Experiment(
-    "prefix_rates", "Prefix tuning, P = 10, of the MLP that makes the prefix (reparameterized) or of the prefix itself (direct), "
-    "lists over learning rates: test loss on domain (nats/token), mean absolute change of the training loss from step to step in "
-    "the second half (roughness, nats).", measure_rate, ("reparameterized", "direct"),
+    "prefix_rates", "Prefix tuning, P = 10, of the MLP that makes the prefix (reparameterized) or of the prefix itself "
+    "(direct), lists over learning rates: test loss on domain (nats/token), mean absolute change of the training loss from "
+    "step to step in the second half (roughness, nats).", measure_rate, ("reparameterized", "direct"),
     {"steps": 100, "batch_size": 4, "rates": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]},
     {"steps": 4, "rates": [1e-3, 1e-2], "seeds": (0, 1)})
 

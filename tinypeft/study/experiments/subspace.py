@@ -40,8 +40,9 @@ def phi(A, B, i, j):
 
 
 SUBSPACE = Experiment(
-    "subspace", "The change of query and value by full fine-tuning and by LoRA, lists over layers: 64 largest singular values "
-    "(values_METHOD_MATRIX), share of the squared norm of full fine-tuning's 64 largest in the 8 largest (energy_8_full), subspace "
-    "similarity φ of LoRA r = 8 and r = 64 (phi, 8 × 64), of two seeds' r = 64 (phi_seeds) and of r = 64 and random directions "
-    "(phi_random), these for i = j = 1 … 64.", measure, ("domain",), {"steps": 150, "batch_size": 4},
+    "subspace", "The change of query and value by full fine-tuning and by LoRA, lists over layers: 64 largest singular "
+    "values (values_METHOD_MATRIX), share of the squared norm of full fine-tuning's 64 largest in the 8 largest "
+    "(energy_8_full), subspace similarity φ of LoRA r = 8 and r = 64 (phi, 8 × 64), of two seeds' r = 64 (phi_seeds) and of "
+    "r = 64 and random directions (phi_random), these for i = j = 1 … 64.",
+    measure, ("domain",), {"steps": 150, "batch_size": 4},
     {"steps": 5, "seeds": (0, 1)}, seeds=(0, 1, 2))
