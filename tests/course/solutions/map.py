@@ -1,0 +1,43 @@
+"""Lesson 00: what students write, wrong and right."""
+import numpy as np
+
+
+def trained(d, L, r, P, m):
+    lora = sum(r * d + d * r for _ in range(L) for _ in ("query", "value"))
+    return lora, P * d, L * P * 2 * d, 2 * L * (d * m + m + m * d + d)
+
+
+def swap(i, f):
+    return lambda *a: tuple(f(*a) if j == i else n for j, n in enumerate(trained(*a)))
+
+
+def bits(b, g, s, z, o):
+    weights = g * max(o, 1)                                                   # of as many scales as share one of the second level
+    total = weights * b + max(o, 1) * (s + z) + (32 if o else 0)
+    return total / weights
+
+
+def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0)), steps=lambda b: 2**b - 1, sign=None, code_sign=None):
+    l, h = range_(x)
+    s = (h - l) / steps(b)
+    Z = np.rint(l / s)
+    survey = convention == "survey"
+    codes = np.clip(np.rint(x / s) - (Z if not code_sign else code_sign(Z, survey)), 0, 2**b - 1)
+    return codes, s, (Z if survey else -Z) if sign is None else sign(Z)
+
+
+WRONG = {
+    "map.trained": [
+        (swap(0, lambda d, L, r, P, m: 2 * L * r * d), "query and value"), (swap(1, lambda d, L, r, P, m: L * P * d), "enters once"),
+        (swap(2, lambda d, L, r, P, m: P * L * d), "a key and a value"), (swap(3, lambda d, L, r, P, m: 4 * L * d * m), "biases are missing")],
+    "map.bits": [
+        (lambda b, g, s, z, o: b + (s + z) / g, "own scales are missing"),
+        (lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0), "not per `outer` weights"),
+        (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"), (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g")],
+    "map.signs": [
+        (lambda x, b, c: quantize(x, b, c, sign=lambda Z: -Z), "libraries' sign in both"),
+        (lambda x, b, c: quantize(x, b, c, code_sign=lambda Z, survey: -Z if survey else Z), "only the zero point's sign"),
+        (lambda x, b, c: quantize(x, b, c, lambda x: (x.min(), x.max())), "must contain 0"),
+        (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps")],
+}
+RIGHT = {"map.trained": [trained], "map.bits": [bits], "map.signs": [quantize]}

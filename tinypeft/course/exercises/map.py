@@ -1,0 +1,101 @@
+"""Lesson 00: counting what is trained and what is stored, and the sign of the zero point."""
+import numpy as np
+
+from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
+
+
+# -- counts --------------------------------------------------------------------------------------
+def reference_trained(d, L, r, P, m):
+    return 4 * L * r * d, P * d, 2 * P * L * d, 2 * L * (2 * d * m + m + d)
+
+
+def trained_cases(rng):
+    return tuple(int(n) for n in rng.integers((40, 3, 2, 5, 6), (200, 9, 17, 30, 40)))
+
+
+def replaced(i, value):
+    """The reference with another i-th count."""
+    def wrong(*args):
+        counts = list(reference_trained(*args))
+        counts[i] = value(*args)
+        return tuple(counts)
+    return wrong
+
+
+# -- bits ----------------------------------------------------------------------------------------
+def reference_bits(bits, group, scale_bits, zero_bits, outer):
+    return bits + (scale_bits + zero_bits + (32 / outer if outer else 0)) / group
+
+
+def bits_cases(rng):
+    return int(rng.integers(2, 9)), int(2 ** rng.integers(4, 8)), int(rng.choice([8, 16])), int(rng.integers(2, 9)), int(2 ** rng.integers(6, 9))
+
+
+# -- signs ---------------------------------------------------------------------------------------
+def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True):
+    l, h = (min(x.min(), 0.0), max(x.max(), 0.0)) if contain else (x.min(), x.max())
+    s = (h - l) / (2 ** bits + levels)
+    z = np.rint(-l / s)
+    codes = np.rint(x / s) + (-z if both and convention == "survey" else z)
+    if clip: codes = np.clip(codes, 0, 2 ** bits - 1)
+    return codes, float(s), float(-z if flip and convention == "survey" else z)
+
+
+def reference_signs(x, bits, convention):
+    return signs(x, bits, convention)
+
+
+def signs_cases(rng, shift=None, convention=None):
+    shift = float(rng.uniform(-1, 1)) if shift is None else shift
+    x = rng.standard_normal((3, 5)) + shift
+    return x, int(rng.integers(2, 7)), str(rng.choice(["library", "survey"])) if convention is None else convention
+
+
+EXERCISES = (
+    Exercise(
+        name="map.trained", title="Four counts", points=3, minutes=10,
+        reference=reference_trained, cases=trained_cases,
+        special=(("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
+        mistakes=(
+            ("LoRA: a block has two adapted matrices, query and value", replaced(0, lambda d, L, r, P, m: 2 * L * r * d)),
+            ("LoRA: this is one block; there are L", replaced(0, lambda d, L, r, P, m: 4 * r * d)),
+            ("LoRA: all four matrices of attention; asked were query and value", replaced(0, lambda d, L, r, P, m: 8 * L * r * d)),
+            ("a prompt enters once, at the input, not in every layer", replaced(1, lambda d, L, r, P, m: L * P * d)),
+            ("a prefix has a key and a value for each position", replaced(2, lambda d, L, r, P, m: P * L * d)),
+            ("a prefix is in every one of the L layers", replaced(2, lambda d, L, r, P, m: 2 * P * d)),
+            ("the adapters' biases are missing, m and d each", replaced(3, lambda d, L, r, P, m: 4 * L * d * m)),
+            ("there are two adapters in a block, behind attention and behind the MLP",
+             replaced(3, lambda d, L, r, P, m: L * (2 * d * m + m + d)))),
+        tolerance=0,
+        hint="LoRA: L blocks, two matrices, r·(d + d) each. Prompt: P·d. Prefix: L layers, P positions, a key and a value of d. "
+             "Adapters: 2 L of them."),
+    Exercise(
+        name="map.bits", title="Bits per weight", points=2, minutes=5,
+        reference=reference_bits, cases=bits_cases,
+        special=(("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
+                 ("NF4, doubly quantized", lambda rng: (4, 64, 8, 0, 256))),
+        mistakes=(
+            ("the scales' own scales are missing: 32 bits for every `outer` scales", lambda b, g, s, z, o: b + (s + z) / g),
+            ("the second level is one number per `outer` scales, not per `outer` weights",
+             lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0)),
+            ("the zero points are missing", lambda b, g, s, z, o: reference_bits(b, g, s, 0, o)),
+            ("a scale is shared by the whole group: divide by g", lambda b, g, s, z, o: b + s + z + (32 / o if o else 0)),
+            ("every scale has 32 bits of a second level; `outer` of them share those", lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
+        tolerance=1e-9,
+        hint="Per group: scale_bits + zero_bits, and 32/outer if outer is not 0. Divide by group, add bits."),
+    Exercise(
+        name="map.signs", title="Quantize in both", points=3, minutes=10,
+        reference=reference_signs, cases=signs_cases,
+        special=(("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")), ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
+                 ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
+        mistakes=(
+            ("the zero point has the libraries' sign in both conventions: the survey's Z is −z", lambda *a: signs(*a, flip=False)),
+            ("only the zero point's sign changes, the codes are the same: with Z = −z, R(x/S) − Z is round(x/s) + z", lambda *a: signs(*a, both=True)),
+            ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)", lambda *a: signs(*a, contain=False)),
+            ("2ᵇ codes have 2ᵇ − 1 steps between them", lambda *a: signs(*a, levels=0)),
+            ("the codes are not clipped to 0 … 2ᵇ − 1", lambda *a: signs(*a, clip=False))),
+        tolerance=1e-6,
+        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; then return z or −z."),
+)
