@@ -305,13 +305,13 @@ show(float_values)
 
 # %%
 fig, ax = plot.figure(height=3.0, width=7.2)
-formats = {"int4 (absmax)": np.arange(-7, 8) / 7, "FP4 E2M1": codebook("E2M1") / 6, "FP4 of bitsandbytes": codebook("FP4"),
+grids = {"int4 (absmax)": np.arange(-7, 8) / 7, "FP4 E2M1": codebook("E2M1") / 6, "FP4 of bitsandbytes": codebook("FP4"),
            "E3M0": codebook("E3M0") / codebook("E3M0").max(), "NF4 (lesson 13)": codebook("nf4")}
-for y, (values, colour) in enumerate(zip(formats.values(), ("sky", "orange", "vermillion", "purple", "blue"), strict=True)):
+for y, (values, colour) in enumerate(zip(grids.values(), ("sky", "orange", "vermillion", "purple", "blue"), strict=True)):
     values = np.unique(values)
     ax.plot(values, np.full(len(values), y), "|", ms=14, mew=1.8, color=plot.COLOURS[colour])
-ax.set_yticks(range(len(formats)), [f"{name}: {len(np.unique(v))} values" for name, v in formats.items()])
-ax.set(xlabel="value after division by the largest of the block", ylim=(len(formats) - 0.5, -0.5),
+ax.set_yticks(range(len(grids)), [f"{name}: {len(np.unique(v))} values" for name, v in grids.items()])
+ax.set(xlabel="value after division by the largest of the block", ylim=(len(grids) - 0.5, -0.5),
        title="What 4 bits can name")
 fig
 
