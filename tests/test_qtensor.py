@@ -1,6 +1,7 @@
 """qtensor.py and scheme.py: the decoding formula, sizes, saving, showing, and every error."""
 import dataclasses
 import json
+import re
 from threading import current_thread
 
 import numpy as np
@@ -126,7 +127,18 @@ def test_shows_itself():
     q = NF4(double_quant=True).quantize(np.ones((64, 64)))
     assert repr(q) == ("QTensor(shape: 64 × 64; codes: 4 bits, nf4; blocks: 64 of 64; scale: 8 bits; "
                        "size: 2,120 bytes, 4.141 bits/weight)")
-    assert "<td>64 × 64</td>" in q._repr_html_() and "<th>of float32</th><td>12.9%</td>" in q._repr_html_()
+    text = re.sub("<[^>]*>", " ", q._repr_html_())
+    for part in ("64 × 64", "4 bits, nf4", "16: -1, -0.696", "of float32  12.9%"): assert part in text, text
+    assert "zero point" not in text                      # a table of levels has none
+
+
+def test_integers_show_their_step():
+    W = np.linspace(-1, 3, 64, dtype=np.float32).reshape(8, 8)
+    q = Uniform(4, symmetric=False, granularity="channel").quantize(W)
+    text = re.sub("<[^>]*>", " ", q._repr_html_())
+    bound = q.scales().max() / 2
+    assert abs(q.dequantize() - W).max() <= bound * 1.0001 and f"errs by at most {bound:.4g}" in text
+    assert f"{q.zeros().min():.0f} … {q.zeros().max():.0f}, one per block" in text and "16: 0, 1, 2" in text
 
 
 @pytest.mark.parametrize("change, message", [

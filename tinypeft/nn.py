@@ -6,10 +6,12 @@ quantized weight), a `Module` or a list of them is a child. Nothing is registere
 hidden; `vars(module)` is the whole truth.
 """
 import math
+import re
 
 import numpy as np
 
 from . import functional as F
+from . import markup
 from .tensor import Tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
@@ -149,6 +151,33 @@ class Module:
     def describe(self):
         """What stands after the class name when the module is printed."""
         return ""
+
+    def _repr_html_(self):
+        parts = {id(a): (name, a) for name, a in self._named((Parameter, np.ndarray, Packed))}         # tied weights once
+        rows = {}                                        # what is alike in several blocks is one row
+        for name, a in parts.values():
+            tick = "✔" if getattr(a, "requires_grad", False) else ""
+            a = a.data if isinstance(a, Parameter) else a
+            block = re.search(r"\.(\d+)\.", name)
+            stored = f"{a.bits} bits" if isinstance(a, Packed) else str(a.dtype)
+            key = (re.sub(r"\.\d+\.", ".*.", name, count=1), " × ".join(map(str, a.shape)), stored, tick)
+            rows.setdefault(key, []).append((block and int(block[1]), a.nbytes))
+        trained = sum(p.size for p in self.parameters() if p.requires_grad)
+        total = sum(n for found in rows.values() for _, n in found)
+        return markup.table(
+            [(name.replace("*", _ranges(i for i, _ in found)), *rest, f"{sum(n for _, n in found):,}")
+             for (name, *rest), found in rows.items()],
+            ("layer", "shape of each", "stored as", "trained", "bytes in all"), type(self).__name__ + self.describe(), (1, 4),
+            f"{self.n_parameters():,} parameters, {trained:,} of them trained; {total:,} bytes")
+
+
+def _ranges(numbers):
+    """[0, 1, 2, 5] → "0–2,5"."""
+    runs = []
+    for i in numbers:
+        if runs and runs[-1][1] == i - 1: runs[-1][1] = i
+        else:                             runs.append([i, i])
+    return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
 
 
 def replace_modules(root, new):

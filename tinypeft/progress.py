@@ -6,13 +6,15 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """`with Progress(total, "training") as bar: bar(step, "loss 3.21")`. At most ten redraws a second."""
+    """`with Progress(total, "training") as bar: bar(step, "loss 3.21")`. At most ten redraws a second.
+
+    In a notebook the line is one output that is updated, so that what is saved holds its last state and nothing else.
+    """
 
     def __init__(self, total, label="", show=None):
         self.total, self.label, self.start, self.drawn = total, label, time.perf_counter(), 0.0
-        self.notebook = "ipykernel" in sys.modules
+        self.notebook, self.handle = in_notebook(), None
         self.show = (self.notebook or sys.stderr.isatty()) if show is None else show
-        self.stream = sys.stdout if self.notebook else sys.stderr
 
     def __enter__(self):
         return self
@@ -24,9 +26,24 @@ class Progress:
         left = (now - self.start) / max(done, 1) * (self.total - done)
         line = f"{self.label} {done}/{self.total}  {text}  {left:.0f} s left" if done < self.total else \
                f"{self.label} {done}/{self.total}  {text}  {now - self.start:.1f} s"
-        self.stream.write("\r" + line.ljust(100)[:100])
-        self.stream.flush()
+        self._draw(line)
+
+    def _draw(self, line):
+        if not self.notebook:
+            sys.stderr.write("\r" + line.ljust(100)[:100])
+            sys.stderr.flush()
+        elif self.handle is None:
+            from IPython.display import display
+            self.handle = display({"text/plain": line}, raw=True, display_id=True)
+        else:
+            self.handle.update({"text/plain": line}, raw=True)
 
     def __exit__(self, *_):
-        if self.show and self.drawn:
-            self.stream.write("\n")
+        if self.show and self.drawn and not self.notebook:
+            sys.stderr.write("\n")
+
+
+def in_notebook():
+    """Does a kernel run this, so that what is displayed can be updated?"""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")

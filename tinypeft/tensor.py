@@ -22,6 +22,8 @@ import contextlib
 
 import numpy as np
 
+from .markup import facts
+
 __all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack", "tape",
            "unbroadcast", "where"]
 
@@ -195,6 +197,14 @@ class Tensor:
 
     def __repr__(self):
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def _repr_html_(self):
+        some = lambda a: np.array2string(a, precision=4, threshold=40, edgeitems=2, max_line_width=100)
+        rows = [("shape", self.shape), ("dtype", self.dtype), ("data", some(self.data))]
+        if self.requires_grad:
+            rows.append(("grad", "flows through to the leaves it was computed from" if self.node else
+                         "None: no backward yet" if self.grad is None else some(self.grad)))
+        return facts(rows, type(self).__name__)
 
     def __bool__(self):
         return bool(self.data)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import load_arrays, save_arrays
+from .markup import table
 from .nn import Dropout, Module, replace_modules
 from .optim import AdamW, clip_grad_norm, schedule
 from .progress import Progress
@@ -41,6 +42,16 @@ class History:
         n = len(self.loss)
         tail = self.loss[-max(1, n // 10):]
         return f"History({n} steps, loss {self.loss[0]:.3f} → {np.mean(tail):.3f}, {self.seconds:.1f} s)" if n else "History()"
+
+    def _repr_html_(self):
+        parts = np.array_split(np.array(self.loss or [0.0]), min(max(len(self.loss), 1), 40))
+        means = np.array([part.mean() for part in parts])
+        heights = (7 * (means - means.min()) / max(np.ptp(means), 1e-12)).round().astype(int)
+        curve = "".join("▁▂▃▄▅▆▇█"[h] for h in heights) if self.loss else ""
+        names = list(self.evals[0][1]) if self.evals else []
+        rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
+        return table(rows, ["after step", *(f"validation {name}" for name in names)] if rows else None, repr(self),
+                     range(1 + len(names)), f"loss {curve}" if curve else None)
 
 
 def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedule_kind="linear", warmup=None,

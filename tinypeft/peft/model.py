@@ -19,6 +19,7 @@ from ..files import load_arrays, save_arrays
 from ..generate import generate
 from ..gpt import GPT
 from ..hyper import Hyperparameters
+from ..markup import facts
 from ..nn import Linear, Module, replace_modules
 
 __all__ = ["FORMATS", "Format", "Method", "MethodError", "PeftModel", "attach", "load_adapter"]
@@ -338,9 +339,7 @@ class Summary:
         return "\n".join([self.method, *(f"  {name:<13}{value}" for name, value in self.rows())])
 
     def _repr_html_(self):
-        body = "".join(f"<tr><th style='text-align:left'>{n}</th><td style='text-align:right'>{v}</td></tr>"
-                       for n, v in self.rows())
-        return f"<table><caption><code>{self.method}</code></caption>{body}</table>"
+        return facts(self.rows(), self.method)
 
 
 def fingerprint(model):

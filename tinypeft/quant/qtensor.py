@@ -20,7 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..markup import facts
 from ..nn import Packed
+from .codebooks import codebook
 from .decoding import decode
 from .packing import packed_size, unpack
 
@@ -180,8 +182,17 @@ class QTensor(Packed):
         return f"QTensor({'; '.join(f'{name}: {fact}' for name, fact in self._facts().items())})"
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><th>{name}</th><td>{fact}</td></tr>" for name, fact in self._facts().items())
-        return f"<table>{rows}<tr><th>of float32</th><td>{self.bits_per_weight / 32:.1%}</td></tr></table>"
+        table = None if self.codebook is None else np.unique(codebook(self.codebook))          # ascending
+        levels = [f"{v:.3g}" for v in table if np.isfinite(v)] if table is not None else range(2**self.bits)
+        zeros, scales = self.zeros(), self.scales()
+        zero = f"{self.zero}" if zeros is None else f"{zeros.min():.0f} … {zeros.max():.0f}, one per block"
+        shown = {"levels": f"{len(levels)}: " + (", ".join(map(str, levels)) if len(levels) <= 16 else
+                                                 f"{levels[0]}, {levels[1]}, {levels[2]} … {levels[-1]}")}
+        if scales is not None: shown["scale s"] = f"{scales.min():.4g} … {scales.max():.4g}, one per block"
+        if self.codebook is None:
+            shown["zero point z"] = zero
+            if scales is not None: shown["step s"] = f"rounding to nearest errs by at most {abs(scales).max() / 2:.4g}"
+        return facts([*self._facts().items(), *shown.items(), ("of float32", f"{self.bits_per_weight / 32:.1%}")])
 
 
 def blocks_of(x: np.ndarray, block_size: int) -> np.ndarray:
