@@ -133,6 +133,19 @@ def files(tmp_path):
     return content, read
 
 
+def test_older_forms_of_the_same_file(files):
+    """tokenizer.json as tokenizers wrote it in 2019, and with what transformers 5 puts around a text, nothing."""
+    content, read = files
+    expected = read()
+    del content["model"]["type"], content["model"]["ignore_merges"], content["pre_tokenizer"]["use_regex"]
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    content["added_tokens"][0]["normalized"] = True
+    content["model"]["continuing_subword_prefix"] = ""
+    assert read() == expected
+    content["post_processor"] = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}], "special_tokens": {}}
+    assert read() == expected
+
+
 def change(content, path, value):
     *above, last = path.split(".")
     for part in above: content = content[part]

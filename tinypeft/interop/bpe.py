@@ -95,9 +95,10 @@ def _bytes(token):
     """A token as files write it → its bytes. ValueError for a character that stands for none."""
     if not isinstance(token, str):
         raise TypeError(f"a token must be a string, got {token!r}")
-    if unknown := set(token) - _BYTE.keys():
-        raise ValueError(f"{token[:40]!r} has {sorted(unknown)[0]!r}, which stands for no byte")
-    return bytes(_BYTE[character] for character in token)
+    try:
+        return bytes([_BYTE[character] for character in token])
+    except KeyError as e:
+        raise ValueError(f"{token[:40]!r} has {e.args[0]!r}, which stands for no byte") from None
 
 
 def write_tokenizer(folder, tokenizer):
