@@ -39,11 +39,11 @@ def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexit
 #
 # $$c^{+} = \frac{\Phi^{-1}(p^{+})}{\Phi^{-1}(\delta)}$$
 #
-# $$p^{+} = 9 \text{ equal steps from } \delta \text{ down to } \tfrac12, \text{ without the last}$$
+# $$p^{+} = 9 \text{ equally spaced points from } \delta \text{ to } \tfrac12, \text{ without the last}$$
 #
 # $$c^{-} = -\frac{\Phi^{-1}(p^{-})}{\Phi^{-1}(\delta)}$$
 #
-# $$p^{-} = 8 \text{ equal steps from } \delta \text{ down to } \tfrac12, \text{ without the last}$$
+# $$p^{-} = 8 \text{ equally spaced points from } \delta \text{ to } \tfrac12, \text{ without the last}$$
 #
 # The end $\delta$ cannot be 1, where the quantile is infinite. bitsandbytes takes the mean of what two grids of 15 and
 # 16 intervals would leave at their ends,
@@ -60,7 +60,8 @@ print(f"δ = {delta:.7f};   eight positive levels: {np.round(positive[::-1] / no
 #
 # Write `nf4_levels(delta, positive, negative)`: `positive` levels above 0, 0 itself, and `negative` levels below,
 # ascending, scaled so that the largest magnitude is 1. `nf4_levels(0.9677083, 8, 7)` is NF4. Remember that $n$ levels
-# on one side need $n + 1$ points from δ to ½, the last of which, 0, is dropped. `scipy.stats.norm.ppf` is $\Phi^{-1}$.
+# on one side need $n + 1$ points from δ to ½; the last of them, whose quantile is 0, is dropped. `scipy.stats.norm.ppf`
+# is $\Phi^{-1}$.
 
 # %% exercise=nf4.levels points=4 minutes=15
 def nf4_levels(delta, positive, negative):
@@ -149,21 +150,17 @@ schemes = {"NF4": tp.NF4(), "FP4 E2M1": tp.FloatFormat("E2M1"), "FP4 of bitsandb
 relative = lambda Q, A: float(np.linalg.norm(Q.dequantize() - A) / np.linalg.norm(A))
 table = {name: [100 * relative(s.quantize(A.astype(np.float32)), A) for A in kinds.values()] for name, s in schemes.items()}
 
-fig, ax = plot.figure(height=3.4, width=8.2)
-for i, ((name, row), colour) in enumerate(zip(table.items(), ("blue", "orange", "yellow", "sky", "green"), strict=True)):
-    ax.bar(np.arange(len(kinds)) + (i - 2) * 0.16, row, width=0.15, color=plot.COLOURS[colour], label=name)
-ax.set_xticks(range(len(kinds)), kinds)
-ax.set(ylabel="‖Ŵ − W‖/‖W‖ (%)", ylim=(0, 21))
-ax.set_title("4 bits, blocks of 64", loc="left", fontsize=10)
-ax.legend(ncols=3, fontsize=8, loc="upper center")
-fig
+print(f"{'‖Ŵ − W‖/‖W‖ (%)':20}", *(f"{name:>18}" for name in kinds))
+for name, row in table.items(): print(f"{name:20}", *(f"{error:18.2f}" for error in row))
+
+# %%
+show("formats")
 
 # %% [markdown]
-# *What to see:* On normal weights NF4 beats E2M1 and symmetric integers, as the paper reports (its Table 2: 27.41
-# perplexity for NF4 with double quantization, 31.07 for E2M1, 34.34 for int4). Three things the paper does not show:
-# bitsandbytes' own FP4 is *worse* than int4; integers with a zero point are as good as NF4 on normal weights, for 4
-# bits per block more (0.06 per weight); and on uniform weights integers win by far. NF4's lead is widest where tails
-# are heavy.
+# On normal weights NF4 beats E2M1 and symmetric integers, as the paper reports (its Table 2: 27.41 perplexity for NF4
+# with double quantization, 31.07 for E2M1, 34.34 for int4). Three things the paper does not show: bitsandbytes' own FP4
+# is *worse* than int4; integers with a zero point are as good as NF4 on normal weights, for 4 bits per block more (0.06
+# per weight); and on uniform weights integers win by far. NF4's lead over integers is widest where tails are heavy.
 #
 # ## 3. Double quantization
 #
@@ -376,6 +373,12 @@ fig
 # step then moves the weights further. On 4 bits there is little to repair. The paper's gains, too, are at 2 bits, where
 # QLoRA did not converge on LLaMA-2 at all and LoftQ reached a perplexity of 7.85 on WikiText with 7 B parameters.
 #
+# The study trained longer, at several widths and over seeds:
+
+# %%
+show("loftq")
+
+# %% [markdown]
 # ### Exercise 5 · Open question (4 points, 15 minutes)
 #
 # You have memory for 4.5 bits per weight. Compare (a) NF4 with float32 scales and a LoRA of rank 8 from zero, (b) NF4
