@@ -34,6 +34,8 @@ PICTURES = {
     "curves": Picture(tuning.curves, "Loss over training", "03", ("methods",)),
     "compare": Picture(compare.picture, "Every method and every scheme at a glance", "15", ("compare",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
+    "schemes": Picture(few_bits.schemes, "Bits and what they cost", "15", ("schemes",)),
+    "bits_vs_parameters": Picture(few_bits.bits_vs_parameters, "More parameters or more bits", "15", ("bits_vs_parameters",)),
     "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),

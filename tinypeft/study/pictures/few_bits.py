@@ -1,8 +1,10 @@
-"""Lessons 13 and 14: fine-tuning on few bits: QLoRA, LoftQ, and training with rounded weights."""
+"""Lessons 13 to 15: fine-tuning on few bits: QLoRA, LoftQ, and training with rounded weights; all schemes side by side."""
+from ...quant import SCHEMES
 from .. import plot
+from ..compare import SHOWN
 from ..experiment import Results
 
-__all__ = ["loftq", "qat", "qlora"]
+__all__ = ["bits_vs_parameters", "loftq", "qat", "qlora", "schemes"]
 
 
 def qlora(results):
@@ -74,7 +76,8 @@ QAT = {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^"), "PEQA": ("
 
 def qat(results):
     r = Results.load(results, "qat")
-    bits, floor = (4, 3, 2), "float32, trained as long"
+    floor = "float32, trained as long"
+    bits = [b for b in (4, 3, 2) if f"GPTQ, {b} bits" in r.conditions]
     fig, ax = plot.figure(height=3.8)
     ends, mean = [], {}
     for name, (colour, marker, *style) in QAT.items():
@@ -83,7 +86,7 @@ def qat(results):
         ax.errorbar(bits, mean[name], yerr=[h for _, h in found], capsize=2, color=plot.COLOURS[colour], marker=marker, ms=6,
                     ls=(style or ["-"])[0])
         ends.append((2, mean[name][-1], name, plot.COLOURS[colour]))
-    ax.set(yscale="log", xlim=(4.15, 1.95), xlabel="bits", ylabel="loss above float32 (nats/token)")
+    ax.set(yscale="log", xlim=(bits[0] + 0.1, 1.95), xlabel="bits", ylabel="loss above float32 (nats/token)")
     ax.set_xticks(bits)
     plot.plain_log(ax.yaxis)
     plot.label_ends(ax, ends)
@@ -95,5 +98,70 @@ def qat(results):
         "One grid for all, a scale and zero point per output channel (LLM-QAT's is symmetric); trained for "
         f"{r.record['settings']['steps']} steps on the base's own text, LLM-QAT on what the base writes; above a float32 model "
         f"trained as long; {len(r.seeds)} seeds.",
-        "Lines over 4, 3 and 2 bits: " + "; ".join(
+        f"Lines over {', '.join(map(str, bits))} bits: " + "; ".join(
             f"{name} {', '.join(f'{m:.3f}' for m in mean[name])}" for name in QAT) + " nats per token.")
+
+
+def schemes(results):
+    r = Results.load(results, "schemes")
+    names = {label: next(n for n, cls in SCHEMES.items() if type(scheme) is cls) for label, scheme in SHOWN.items()}
+    x, y = ({c: r.mean(c, metric) for c in r.conditions} for metric in ("bits", "excess"))
+    front = [c for c in x if not any(x[o] <= x[c] and y[o] < y[c] for o in x)]
+    fig, (left, right) = plot.figure(1, 2, height=5.4, width_ratios=(2.6, 1), sharey=True)
+    for ax, here in ((left, [c for c in x if x[c] < 6]), (right, [c for c in x if x[c] >= 6])):
+        for c in here:
+            hollow = {"mfc": "white"} if c.endswith("*") else {}
+            ax.errorbar(x[c], y[c], yerr=r.interval(c, "excess"), capsize=2, ls="none", ms=7, **plot.mark(names[c]), **hollow)
+        ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
+    ladder = sorted((x[c], y[c]) for c in front if x[c] < 6)
+    left.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
+    left.margins(x=0.12, y=0.08)
+    right.margins(x=0.6)
+    left.set(ylabel="loss added (nats/token)", xlabel="bits per weight, all that is stored")
+    right.set(xlabel="8-bit schemes")
+    for ax in (left, right):
+        plot.label_points(ax, [(x[c], y[c], c.replace(" bit", ""), plot.mark(names[c])["color"]) for c in x
+                               if (x[c] < 6) == (ax is left)])
+    four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
+    return plot.Drawing(
+        fig,
+        f"Eight bits cost next to nothing, four cost {y[four]:.3f} nats at best ({four}), three need calibration or training.",
+        f"Loss added to the base on held-out text of its own kind; hollow: trained for {r.record['settings']['steps']} steps; "
+        f"grey steps: what no other scheme beats in both; {len(r.seeds)} seeds draw calibration, batches and test windows.",
+        "Scatter plot of loss added over bits per weight: " + ", ".join(
+            f"{c} {x[c]:.2f} bits {y[c]:+.3f}" for c in sorted(x, key=x.get, reverse=True)) + ".")
+
+
+def bits_vs_parameters(results):
+    r = Results.load(results, "bits_vs_parameters")
+    sizes = list(dict.fromkeys(c.split(", ")[0] for c in r.conditions))
+    bits = list(dict.fromkeys(c.split(", ")[1] for c in r.conditions))
+    looks = dict(zip(sizes, (("orange", "^"), ("sky", "s"), ("blue", "o")), strict=True))
+    fig, (left, right) = plot.figure(1, 2, height=3.8, sharey=True)
+    for ax, metric in ((left, "matrices"), (right, "bytes")):
+        for size, look in looks.items():
+            conditions = [f"{size}, {b}" for b in bits]
+            y = plot.band(ax, [r.mean(c, metric) / 1024 for c in conditions], r, conditions, "loss", look, ms=6)
+            if ax is left:
+                for b, c, value in zip(bits, conditions, y, strict=True):
+                    if size == sizes[-1]:
+                        ax.annotate(b.split()[0], (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
+                                    ha="center", va="top", color="#606060")
+        ax.set(xscale="log")
+        plot.count_axis(ax.xaxis)
+    left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
+    right.set(xlabel="KiB in all, embeddings in 16 bits")
+    left.margins(y=0.12)
+    parameters = {s: r.mean(f"{s}, {bits[0]}", "parameters") for s in sizes}
+    plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
+    cheaper, dearer = f"{sizes[-1]}, 3 bits", f"{sizes[-2]}, 16 bits"
+    at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
+    return plot.Drawing(
+        fig,
+        f"At equal memory more parameters at fewer bits are better: {parameters[sizes[-1]]:,.0f} at 3 bits reach "
+        f"{at(cheaper)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 bits {at(dearer)}.",
+        f"Three bases trained on the same text, their matrices at {', '.join(b.split()[0] for b in bits)} bits (GPTQ, groups "
+        f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
+        "Loss over memory, one line for each size. " + " ".join(
+            f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} {r.mean(s + ', ' + b, 'loss'):.3f}" for b in bits) + "."
+            for s in sizes))

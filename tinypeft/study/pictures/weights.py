@@ -11,12 +11,13 @@ def granularity(results):
     r = Results.load(results, "granularity")
     fig, (left, right) = plot.figure(1, 2, height=3.8)
     looks = {8: ("blue", "o"), 4: ("vermillion", "s"), 3: ("orange", "^")}
+    looks = {b: look for b, look in looks.items() if any(c.startswith(f"{b} bits") for c in r.conditions)}
     for bits, look in looks.items():
         conditions = [c for c in r.conditions if c.startswith(f"{bits} bits")]
         x = np.array([r.mean(c, "bits") for c in conditions])
         for ax, metric in ((left, "weight_error"), (right, "excess")):
             y = plot.band(ax, x, r, conditions, metric, look, 100 if ax is left else 1)
-            if ax is left and bits == 8:
+            if ax is left and bits == max(looks):
                 for c, i, offset in (("tensor", 0, (6, 2)), ("group 8", -1, (0, -12))):
                     ax.annotate(c, (x[i], y[i]), xytext=offset, textcoords="offset points", ha="left" if i == 0 else "right",
                                 color="#606060")
@@ -29,7 +30,7 @@ def granularity(results):
         "Sharing a scale among fewer weights buys accuracy with bits: the first groups are cheap, the last are not.",
         "Round to nearest with zero points and 16-bit scales for the whole tensor, a channel, and groups of 128, 64, 32, 16 "
         f"and 8 weights, from left to right on each line; {len(r.seeds)} seeds draw the test windows.",
-        "Error of the weights, and loss added, over bits per weight for 8, 4 and 3 bits. 4 bits: tensor "
+        "Error of the weights, and loss added, over bits per weight for {', '.join(map(str, looks))} bits. 4 bits: tensor "
         f"{error('4 bits, tensor')}, channel {error('4 bits, channel')}, groups of 32 {error('4 bits, group 32')}, of 8 "
         f"{error('4 bits, group 8')}.")
 
@@ -99,35 +100,39 @@ def double_quantization(results):
         f"and from {100 * rmse[0][-1]:.2f} % to {100 * rmse[1][-1]:.2f} % at {sigmas[-1]:g}.")
 
 
-GPTQ = {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^"), "GPTQ, act-order": ("vermillion", "D", "--")}
+GPTQ = {"round to nearest, channel": ("sky", "o"), "GPTQ, channel": ("vermillion", "^"),
+        "round to nearest, groups of 32": ("sky", "s", "--"), "GPTQ, groups of 32": ("vermillion", "v", "--")}
 
 
 def gptq(results):
     r = Results.load(results, "gptq")
-    fig, axes = plot.figure(1, 3, height=3.6)
+    fig, axes = plot.figure(1, 3, height=3.7)
     panels = (("weight_error", "error of the weights (%)", 100), ("output_error", "error of the outputs (%)", 100),
               ("excess", "loss added (nats/token)", 1))
     bits = 4, 3, 2
+    name = lambda variant, b, grid="channel": f"{variant}, {b} bits, {grid.replace('groups of', 'group')}"
     for ax, (metric, label, scale) in zip(axes, panels, strict=True):
-        for variant, look in GPTQ.items():
-            plot.band(ax, bits, r, [f"{variant}, {b} bits, channel" for b in bits], metric, look, scale)
+        for line, look in GPTQ.items():
+            variant, grid = line.split(", ")
+            plot.band(ax, bits, r, [name(variant, b, grid) for b in bits], metric, look, scale)
         ax.set(yscale="log", ylabel=label, xlabel="bits", xlim=(4.2, 1.8))
         ax.set_xticks(bits)
         plot.plain_log(ax.yaxis)
-    plot.key(fig, GPTQ)
-    at = lambda v, b, m: f"{100 * r.mean(f'{v}, {b} bits, channel', m):.0f} %"
+    plot.key(fig, GPTQ, 2)
+    at = lambda v, b, m: f"{100 * r.mean(name(v, b), m):.0f} %"
     both = lambda b, m: f"{at('round to nearest', b, m)} to {at('GPTQ', b, m)}"
+    added = lambda v: f"{r.mean(name(v, 3, 'group 32'), 'excess'):.3f}"
     return plot.Drawing(
         fig,
-        f"GPTQ puts the weights further off and the outputs nearer: at 3 bits the weights' error goes from "
+        "GPTQ puts the weights further off and the outputs nearer: at 3 bits the weights' error goes from "
         f"{both(3, 'weight_error')}, the outputs' from {both(3, 'output_error')}.",
-        f"One scale and zero point per output channel, the same grid for all; errors are means over the base's layers, on test "
-        f"text; {len(r.seeds)} seeds draw calibration and test windows.",
-        "Three panels over 4, 3 and 2 bits, round to nearest to GPTQ. Weights: " + ", ".join(
+        "A scale and zero point per output channel or per group of 32, the same grids for both; errors are means over the "
+        f"base's layers, on test text; {len(r.seeds)} seeds draw calibration and test windows. At 3 bits in groups, loss "
+        f"added: round to nearest {added('round to nearest')}, GPTQ {added('GPTQ')}, in act-order {added('GPTQ, act-order')}.",
+        "Three panels over 4, 3 and 2 bits; round to nearest to GPTQ, per channel. Weights: " + ", ".join(
             both(b, "weight_error") for b in bits) + ". Outputs: " + ", ".join(
             both(b, "output_error") for b in bits) + ". Loss added: " + ", ".join(
-            f"{r.mean(f'round to nearest, {b} bits, channel', 'excess'):.3f} to "
-            f"{r.mean(f'GPTQ, {b} bits, channel', 'excess'):.3f}"
+            f"{r.mean(name('round to nearest', b), 'excess'):.3f} to {r.mean(name('GPTQ', b), 'excess'):.3f}"
             for b in bits) + " nats per token.")
 
 
@@ -189,8 +194,8 @@ def awq(results):
         f"Which weights matter is told by the inputs they meet: keeping 1 % of the channels by activation leaves "
         f"{at('1 % by activation', 'planted')} of {at('round to nearest', 'planted')} nats with an outlier, by weight "
         f"{at('1 % by weight', 'planted')}; AWQ keeps none and leaves {at('AWQ', 'planted')}.",
-        f"3 bits in groups of 32, asymmetric; the base as it is, and with one feature planted at "
-        f"{r.record['settings']['factor']} times its size; {len(r.seeds)} seeds.",
+        f"3 bits in groups of 32, asymmetric; the base as it is, and with {r.record['settings']['channels']} features planted "
+        f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
         "Loss added, in nats per token. " + " ".join(f"{where.capitalize()}: " + ", ".join(
             f"{name} {at(name, where)}" for name in AWQ) + "." for where in ("as it is", "planted")))
 
