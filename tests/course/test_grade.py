@@ -51,6 +51,11 @@ def test_points(graded, name, points, says):
     assert says in repr(graded[name])
 
 
+@pytest.mark.parametrize("path", ["ada.ipynb", "ada/07_lora.ipynb", "ada/07_lora/07_lora.ipynb", "ada/07/07_lora.ipynb"])
+def test_whose_it_is(path, tmp_path):
+    assert g.student(tmp_path / path) == "ada"
+
+
 def test_csv_and_json(graded, tmp_path):
     g.write_csv([*graded.values(), g.Grade("=cmd()", "f")], tmp_path / "grades.csv")
     rows = list(csv.DictReader(open(tmp_path / "grades.csv", encoding="utf-8")))
@@ -96,6 +101,9 @@ def test_what_is_handed_out(tmp_path):
     notebook, readme = assign("7", tmp_path)
     text = readme.read_text(encoding="utf-8")
     assert "`lora_forward`" in text and "| | together | 12 |" in text and "Rubric" in text
+    for which in percent.sources():                                  # every lesson has an open question with a rubric
+        readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
+        assert "ubric" in readme and "open" in readme.lower(), which
     assert "BEGIN SOLUTION" not in notebook.read_text(encoding="utf-8")
     (source,) = assign("7", tmp_path / "course", nbgrader=True)
     assert source.parts[-3:] == ("source", "07_lora", "07_lora.ipynb")

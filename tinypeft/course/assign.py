@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 from ..files import write_atomically
-from .build import topic_of
+from .build import open_questions, prose, topic_of
 from .percent import assignment, read, sources
 
 __all__ = ["assign"]
@@ -22,17 +22,14 @@ def assign(which, out, nbgrader=False):
         write_atomically(target, nbformat.writes(assignment(cells, solved=True)) + "\n")
         return [target]
     write_atomically(out / f"{path.stem}.ipynb", nbformat.writes(assignment(cells)) + "\n")
-    write_atomically(out / "README.md", readme(path, cells))
+    write_atomically(out / "README.md", readme(path))
     return [out / f"{path.stem}.ipynb", out / "README.md"]
 
 
-def readme(path, cells):
+def readme(path):
     exercises = topic_of(path)
-    text = "\n".join(cell.source for cell in cells if cell.kind == "markdown")
-    title = re.search(r"^# (.+)$", text, re.M)[1]
+    title = re.search(r"^# (.+)$", prose(path), re.M)[1]
     rows = [f"| `{e.function}` | {e.title} | {e.points} | {e.minutes} |" for e in exercises.values()]
-    parts = re.split(r"^#{2,3} ", text, flags=re.M)
-    open_questions = [part.strip() for part in parts if re.match(r"Exercise [^\n]*\(open", part)]
     return "\n".join([
         f"# {title}", "",
         f"Work in `{path.stem}.ipynb`: `jupyter lab {path.stem}.ipynb`, with tinypeft installed. Write each function where its",
@@ -41,4 +38,4 @@ def readme(path, cells):
         "than you see.", "",
         "| function | exercise | points | minutes |", "|---|---|---|---|", *rows,
         f"| | together | {sum(e.points for e in exercises.values())} | {sum(e.minutes for e in exercises.values())} |", "",
-        *(f"## {question}\n" for question in open_questions)])
+        *(f"## {heading}\n\n{text}\n" for heading, text in open_questions(path).items())])

@@ -27,17 +27,30 @@ def build(paths, write=True, say=print):
 
 
 def table(paths):
-    """Markdown: lesson, minutes, exercises and points, of their sources."""
+    """Markdown: lesson, minutes, points of checked and of open exercises, what one can do afterwards; from their sources."""
     rows = []
     for path in paths:
-        cells = read(path)
-        text = "\n".join(cell.source for cell in cells if cell.kind == "markdown")
-        title = re.search(r"^# (.+)$", text, re.M)[1]
-        minutes = re.search(r"\*\*Time\.\*\* (\d+) minutes", text)
-        options = [cell.options for cell in cells if cell.exercise]
-        rows.append(f"| [{title}]({path.stem}.ipynb) | {minutes[1] if minutes else '–'} | {len(options)} | "
-                    f"{sum(o['points'] for o in options)} | [assignment](assignments/{path.stem}.ipynb) |")
-    return "\n".join(["| lesson | minutes | exercises | points | to work in |", "|---|---|---|---|---|", *rows])
+        text = prose(path)
+        find = lambda pattern: (re.search(pattern, text, re.S) or ["", "–"])[1]                 # noqa: B023
+        title, minutes = find(r"^# ([^\n]+)"), find(r"\*\*Time\.\*\* (?:About )?(\d+) minutes")
+        able = " ".join(find(r"(?:\*\*Now you can\*\*|## What you can do now)\s+(.+?)\.(?:\s|$)").split())
+        checked = sum(cell.options["points"] for cell in read(path) if cell.exercise)
+        opened = sum(int(re.search(r"(\d+) points?", heading)[1]) for heading in open_questions(path))
+        rows.append(f"| [{title}]({path.stem}.ipynb) | [{path.stem}](assignments/{path.stem}.ipynb) | {minutes} "
+                    f"| {checked} + {opened} | {able[:1].lower() + able[1:]} |")
+    return "\n".join(["| lesson | assignment | minutes | points | afterwards you can |", "|---|---|---|---|---|", *rows])
+
+
+def prose(path):
+    """The text cells of a lesson, one text."""
+    return "\n\n".join(cell.source for cell in read(path) if cell.kind == "markdown")
+
+
+def open_questions(path):
+    """heading → text of the lesson's open exercises, rubric included, which no program grades."""
+    parts = re.split(r"^#{2,3} ", prose(path), flags=re.M)
+    return {part.partition("\n")[0]: part.partition("\n")[2].strip() for part in parts
+            if re.match(r"Exercise \d+ · .*open\b", part.partition("\n")[0], re.I)}
 
 
 def topic_of(path):

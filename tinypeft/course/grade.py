@@ -110,8 +110,10 @@ def lesson_of(path):
 
 
 def student(path):
-    """Whose it is: the file's name, or its folder's where the file has the lesson's own name."""
-    return path.resolve().parent.name if path.stem in TOPICS.values() else path.stem
+    """Whose it is: the file's name, or the nearest folder's where that is the lesson's own (07_lora.ipynb, 07/…)."""
+    lessons = {*TOPICS.values(), *(name[:2] for name in TOPICS.values())}
+    names = [path.stem, *(folder.name for folder in path.resolve().parents)]
+    return next((name for name in names if name and name not in lessons), path.stem)
 
 
 def write_csv(grades, path):

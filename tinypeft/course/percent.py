@@ -143,15 +143,10 @@ def execute(notebook, folder=LESSONS, timeout=300):
 
     Raises nbclient's CellExecutionError, or CellTimeoutError after `timeout` seconds in one cell."""
     from nbclient import NotebookClient
-    package = str(Path(__file__).parents[2])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before]))
-    try:
-        NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
-                       resources={"metadata": {"path": str(folder)}}).execute(env={**os.environ, "MPLBACKEND": "agg"})
-    finally:
-        if before is None: del os.environ["PYTHONPATH"]
-        else:              os.environ["PYTHONPATH"] = before
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    kernel = {k: v for k, v in os.environ.items() if not k.startswith("NBGRADER_")} | {"PYTHONPATH": path, "MPLBACKEND": "agg"}
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, extra_arguments=["--log-level=40"],
+                   resources={"metadata": {"path": str(folder)}}).execute(env=kernel)
     for cell in notebook.cells:
         if cell.cell_type != "code": continue
         cell.metadata.pop("execution", None)
