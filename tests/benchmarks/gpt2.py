@@ -4,9 +4,10 @@
 
 Both sides read the same folder, see the same tokens and use both cores. Loading goes up to the first token's logits
 (transformers maps the file and reads it then), a forward pass and a LoRA step take 2 × 256 tokens, generation is greedy,
-with a cache, 32 tokens after 16. A LoRA step is forward to AdamW, rank 8, here on query and value, in PEFT on c_attn, which
-is both and the key beside them. Ratios are medians over pairs, ours to theirs; memory is the peak of what a step allocates
-(tracemalloc here, PyTorch's profiler there). NF4 and GPTQ of the whole model are timed once, without a counterpart.
+with a cache, 32 tokens after a prompt of 16 or of 512. A LoRA step is forward to AdamW, rank 8, here on query and value,
+in PEFT on c_attn, which is both and the key beside them. Ratios are medians over pairs, ours to theirs; memory is the peak
+of what a step allocates (tracemalloc here, PyTorch's profiler there). NF4 and GPTQ of the whole model are timed once,
+without a counterpart.
 """
 import argparse
 import copy
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import tinypeft as tp  # noqa: E402
 from tests.benchmarks.step import in_turn, ours, ratio, torch_peak, traced_peak  # noqa: E402
 
-ROWS, LENGTH, PROMPT, NEW = 2, 256, 16, 32
+ROWS, LENGTH, PROMPTS, NEW = 2, 256, (16, 512), 32
 
 
 def write_folder(folder):
@@ -55,6 +56,13 @@ def without_gradients(run):
     return step
 
 
+def generators(model, reference, prompt):
+    """Two functions that continue a prompt (1, T) by NEW tokens, greedily."""
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "use_cache": True, "pad_token_id": 0,
+               "attention_mask": torch.ones(prompt.shape, dtype=torch.long)}
+    return lambda: model.generate(prompt, NEW), lambda: reference.generate(torch.as_tensor(prompt), **options).numpy()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
@@ -71,14 +79,14 @@ def main():
     draw = np.random.default_rng(0).integers
     tokens = draw(0, model.config.vocab_size, (ROWS, LENGTH + 1))
     batch = tokens[:, :-1], tokens[:, 1:]
-    ids, prompt = torch.as_tensor(batch[0]), tokens[:1, :PROMPT]
-    more = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "use_cache": True, "pad_token_id": 0,
-            "attention_mask": torch.ones(1, PROMPT, dtype=torch.long)}
+    ids = torch.as_tensor(batch[0])
     forward = in_turn({"tinypeft": without_gradients(lambda: model(batch[0])),
                        "transformers": without_gradients(lambda: reference(ids, use_cache=False))}, args.rounds)
-    same = np.array_equal(model.generate(prompt, NEW), reference.generate(torch.as_tensor(prompt), **more).numpy())
-    generation = in_turn({"tinypeft": lambda: model.generate(prompt, NEW),
-                          "transformers": lambda: reference.generate(torch.as_tensor(prompt), **more)}, args.rounds)
+    generation, same = {}, True
+    for length in PROMPTS:
+        mine, other = generators(model, reference, draw(0, model.config.vocab_size, (1, length)))
+        same = same and np.array_equal(mine(), other())
+        generation[f"generation after {length}"] = in_turn({"tinypeft": mine, "transformers": other}, args.rounds)
 
     tuned = tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
@@ -97,18 +105,20 @@ def main():
 
     libraries = np, torch, transformers, peft
     record = {"command": "python tests/benchmarks/gpt2.py", "rounds": args.rounds, "parameters": base.n_parameters(),
-              "batch": [ROWS, LENGTH], "prompt": PROMPT, "new tokens": NEW, "same tokens generated": bool(same),
+              "batch": [ROWS, LENGTH], "new tokens": NEW, "same tokens generated": bool(same),
               "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in libraries}},
-              "seconds": {}, "LoRA peak bytes": peaks, "quantizing": quantizing}
+              "seconds": {}, "tokens per second": {}, "LoRA peak bytes": peaks, "quantizing": quantizing}
     print(f"{'GPT-2 small':<28}{'tinypeft':>10}{'theirs':>10}{'ratio':>8}")
-    for name, times in (("load, first token", load), ("forward", forward), ("LoRA step", lora), ("generation", generation)):
+    for name, times in {"load, first token": load, "forward": forward, "LoRA step": lora, **generation}.items():
         (_, a), (_, b) = times.items()
         medians = {side: statistics.median(t) for side, t in times.items()}
         record["seconds"][name] = {side: round(t, 4) for side, t in medians.items()} | {"ratio": round(ratio(a, b), 3)}
         print(f"{name + ', s':<28}" + "".join(f"{t:>10.3f}" for t in medians.values()) + f"{ratio(a, b):>8.2f}")
-    record["tokens per second"] = {side: round(NEW / statistics.median(t), 1) for side, t in generation.items()}
-    print(f"{'generation, tokens/s':<28}" + "".join(f"{n:>10.1f}" for n in record["tokens per second"].values())
-          + f"{ratio(generation['transformers'], generation['tinypeft']):>8.2f}")
+    for name, times in generation.items():
+        speed = {side: round(NEW / statistics.median(t), 1) for side, t in times.items()}
+        record["tokens per second"][name] = speed | {"ratio": round(ratio(times["transformers"], times["tinypeft"]), 3)}
+        print(f"{name + ', tokens/s':<28}" + "".join(f"{n:>10.1f}" for n in speed.values())
+              + f"{ratio(times['transformers'], times['tinypeft']):>8.2f}")
     print(f"{'LoRA step, peak MiB':<28}" + "".join(f"{p / 2**20:>10.0f}" for p in peaks.values())
           + f"{peaks['tinypeft'] / peaks['PEFT']:>8.2f}")
     for name, seconds in quantizing.items(): print(f"{name:<28}{seconds:>10.2f}")
