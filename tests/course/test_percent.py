@@ -1,8 +1,11 @@
 """Lessons from percent files: what is read, what is refused, and what the notebooks are made of."""
+import re
+
 import nbformat
 import pytest
 
 from tinypeft.course import percent
+from tinypeft.course.build import table
 
 SOURCE = '''# %% [markdown]
 # # Title
@@ -72,3 +75,20 @@ def test_what_is_not_well_formed_is_refused(old, new, says):
     assert old in SOURCE
     with pytest.raises(ValueError, match=says):
         percent.parse(SOURCE.replace(old, new, 1), "x.py")
+
+
+def test_a_kernel_imports_the_package_of_this_checkout_and_grades_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    code = "import os, tinypeft\nprint(tinypeft.__file__, os.environ.get('NBGRADER_EXECUTION'))"
+    notebook = percent.execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path)
+    package = percent.LESSONS.parent / "tinypeft" / "__init__.py"
+    assert notebook.cells[0].outputs[0].text.split() == [str(package), "None"]
+
+
+def test_the_table_says_minutes_points_and_what_one_can_do_for_every_lesson():
+    made = table(percent.sources())
+    assert made in (percent.LESSONS / "README.md").read_text(encoding="utf-8"), "python -m tinypeft lessons build"
+    rows = made.split("\n")[2:]
+    assert len(rows) == len(percent.sources())
+    for row in rows:
+        assert "–" not in row and re.search(r"\| \d\d \| \d+ \+ [34] \| [a-z0-9].{10,} \|$", row), row
