@@ -10,6 +10,7 @@
     python -m tinypeft lessons list       the course: list, build and run its notebooks
     python -m tinypeft check lora.forward file.py    is a solution in a file right?
     python -m tinypeft assign 07 --out DIR   hand out a lesson;  grade DIR   take it back
+    python -m tinypeft memory             what fine-tuning a model of any size takes, by formula
     python -m tinypeft doctor             what is installed, and whether everything is as it should be
 """
 import argparse
@@ -113,6 +114,18 @@ def parser():
     p.add_argument("--jobs", type=int, default=None, metavar="N", help="processes that measure (default: one per core)")
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER",
                    help="where results/ lies and pictures go (default figures, with --quick figures/latest)")
+
+    p = command("memory", run_memory, "what fine-tuning takes: weights, gradients, optimizer, activations, by formula",
+                takes=("json",))
+    p.add_argument("--params", type=float, default=None, metavar="N", help="of a GPT of about so many parameters, such as 7e9")
+    p.add_argument("--shape", default=None, help="base, gpt2 or llama-7b instead (default llama-7b)")
+    p.add_argument("--method", nargs="+", default=["full", "lora", "qlora"], metavar="METHOD",
+                   help="full, lora, qlora, adapter, prefix or prompt (default full lora qlora)")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                   help="of these: rank=64, targets=all, bottleneck=64, length=10; or bits=4.5 for frozen matrices")
+    p.add_argument("--batch-size", type=int, default=1, help="rows (default 1)")
+    p.add_argument("--tokens", type=int, default=512, help="per row (default 512)")
+    p.add_argument("--float32", action="store_true", help="everything in 32 bits, as in this engine")
 
     p = command("lessons", run_lessons, "the course's notebooks, made from lessons/src", takes=())
     p.add_argument("action", choices=("list", "build", "run"), help="build: execute and write them; run: execute")
@@ -266,6 +279,26 @@ def run_figures(args):
     figures(folder, known(args.names, PICTURES, "picture") or None)
 
 
+def run_memory(args):
+    from .study import memory
+    if args.params is not None and args.shape is not None:
+        raise ValueError("memory: give --params or --shape, not both")
+    if args.shape is not None and args.shape not in memory.SHAPES:
+        raise ValueError(f"memory: unknown shape {args.shape!r}; there are {', '.join(memory.SHAPES)}")
+    if args.params is not None and not args.params > 0:
+        raise ValueError(f"memory: --params must be positive, got {args.params:g}")
+    shape = memory.SHAPES[args.shape or "llama-7b"] if args.params is None else memory.shape_of(args.params)
+    options = {name: literal(value) for name, _, value in (text.partition("=") for text in args.set)}
+    precision = memory.FLOAT32 if args.float32 else memory.MIXED
+    rows = memory.compared(shape, args.batch_size, args.tokens, precision, args.method, **options)
+    if args.json:
+        print(json.dumps({"shape": dataclasses.asdict(shape), "parameters": shape.parameters,
+                          "precision": dataclasses.asdict(precision), "bytes": rows}, indent=1))
+        return
+    print(f"{shape}: {shape.parameters:,} parameters\n{args.batch_size} × {args.tokens} tokens, in bytes: {precision}\n\n"
+          f"{memory.table(rows)}\n\nAfter backward: gradients, and one block's activations. The peak is the larger moment's.")
+
+
 def known(names, there, what):
     """The names, or ValueError if one is not among what there is."""
     for name in names:
@@ -355,8 +388,13 @@ def build(classes, name, assignments):
         field, equals, value = text.partition("=")
         if not equals or field not in fields:
             raise ValueError(f"--set {text}: expected FIELD=VALUE with one of the fields {', '.join(sorted(fields))}")
-        try:
-            values[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[field] = value                        # a plain word, such as a name
+        values[field] = literal(value)
     return classes[name](**values)
+
+
+def literal(text):
+    """The Python value that `text` writes, or `text` itself: a plain word, such as a name."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,7 +1,8 @@
 """Every experiment of the study, one file per question; `EXPERIMENTS` maps names to them."""
 # ruff: noqa: I001
 from . import adalora, adapters, dylora, gradient_check, methods, placement, prompts, rank, rates, subspace, virtual_tokens
-from . import awq, double_quantization, formats, gptq, granularity, int8_outliers, loftq, qat, qlora, smoothquant
+from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, loftq, memory, qat, qlora
+from . import schemes, smoothquant
 
 EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, virtual_tokens.VIRTUAL_TOKENS,
@@ -10,7 +11,7 @@ EXPERIMENTS = {e.name: e for e in (
     int8_outliers.INT8_OUTLIERS, int8_outliers.INT8_THRESHOLD, int8_outliers.INT8_ACTIVATIONS,
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
-    loftq.LOFTQ, qat.QAT,
+    loftq.LOFTQ, qat.QAT, schemes.SCHEMES, bits_vs_parameters.BITS_VS_PARAMETERS, memory.MEMORY,
 )}
 
 __all__ = ["EXPERIMENTS"]

@@ -48,9 +48,9 @@ SETTINGS = {"bits": 3, "group_size": 32, "channels": 2, "factor": 32, "calibrati
 
 AWQ_KEEPING = Experiment(
     "awq", "3 bits in groups of 32, asymmetric; 1 % of a layer's input channels (rounded up: 2 of 128, 6 of 512) left in "
-    "floating point, by three rules, or AWQ; on the base as it is and with two planted channels of 32 times their size: excess "
-    "(nats/token), error (of the logits' norm), output_error (relative, of a layer on test windows, mean over layers; not "
-    "for AWQ, which changes inputs as well); a seed draws the channels, the calibration, the test windows and the random "
+    "floating point, by three rules, or AWQ; on the base as it is and with two planted channels of 32 times their size: "
+    "excess (nats/token), error (of the logits' norm), output_error (relative, of a layer on test windows, mean over layers; "
+    "not for AWQ, which changes inputs as well); a seed draws the channels, the calibration, the test windows and the random "
     "channels",
     measure, CONDITIONS, SETTINGS,
     {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)})

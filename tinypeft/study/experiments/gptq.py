@@ -13,7 +13,7 @@ VARIANTS = {"round to nearest": None, "GPTQ": {}, "GPTQ, act-order": {"act_order
             "GPTQ, act-order, static groups": {"act_order": True, "static_groups": True}, "GPTQ, fresh scales":
             {"group_scales": "fresh"}}
 CONDITIONS = {f"{variant}, {grid}": (variant, grid) for grid in GRIDS for variant in VARIANTS
-              if "group" in grid or variant not in ("GPTQ, act-order, static groups", "GPTQ, fresh scales")}
+              if grid == "3 bits, group 32" or variant in ("round to nearest", "GPTQ")}
 
 
 def measure(condition, seed, settings):

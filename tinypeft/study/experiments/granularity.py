@@ -6,7 +6,7 @@ from ..quantized import base, costs, draw, rounded
 SHARED = {"tensor": ("tensor", None), "channel": ("channel", None),
           **{f"group {g}": ("group", g) for g in (128, 64, 32, 16, 8)}}
 CONDITIONS = {f"{bits} bits, {name}": Uniform(bits, False, *shared, scale_dtype="float16")
-              for bits in (8, 4, 3) for name, shared in SHARED.items()}
+              for bits in (4, 3) for name, shared in SHARED.items()}
 
 
 def measure(condition, seed, settings):

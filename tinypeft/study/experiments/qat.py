@@ -1,4 +1,4 @@
-"""Training with rounded weights against rounding after training, at 4, 3 and 2 bits.
+"""Training with rounded weights against rounding after training, at 3 and 2 bits.
 
 Everything is trained on the text the base was trained on (LLM-QAT on what the base writes), and a float32 model is trained
 just as long beside it: what rounding costs is counted from there, so that no gain is a new domain. One grid for all, one
@@ -14,12 +14,12 @@ from ..tuning import pretrained
 SCHEMES = {"round to nearest": lambda b: Uniform(b, False, scale_dtype="float16"), "GPTQ": lambda b: GPTQ(b),
            "PEQA": lambda b: PEQA(b), "STE": lambda b: FakeQuant(b, symmetric=False),
            "LSQ": lambda b: FakeQuant(b, learn_step=True, symmetric=False), "LLM-QAT": lambda b: LLMQAT(b, None, None)}
-CONDITIONS = ("float32, trained as long", *(f"{name}, {bits} bits" for bits in (4, 3, 2) for name in SCHEMES))
+CONDITIONS = ("float32, trained as long", *(f"{name}, {bits} bits" for bits in (3, 2) for name in SCHEMES))
 
 
 def measure(condition, seed, settings):
     """excess over the base as it is."""
-    sample = draw(seed, settings["calibration"], settings["test"], split=settings.get("split", "test"))
+    sample = draw(seed, settings["calibration"], settings["test"])
     name, what = condition.split(", ")
     bits = None if name == "float32" else int(what[0])
     model, task = pretrained(), own_text()
@@ -34,14 +34,14 @@ def measure(condition, seed, settings):
     return costs(tuned if bits is None else convert(tuned), sample)
 
 
-SETTINGS = {"steps": 150, "rows": 128, "calibration": 64, "test": 64,
+SETTINGS = {"steps": 80, "rows": 64, "calibration": 64, "test": 64,
             "lr": {"float32": 1e-4, **{f"{name}, {bits}": 1e-3 if name == "PEQA" else 3e-4 if bits > 2 else 1e-3
-                                       for name in ("PEQA", "STE", "LSQ", "LLM-QAT") for bits in (4, 3, 2)}}}
+                                       for name in ("PEQA", "STE", "LSQ", "LLM-QAT") for bits in (3, 2)}}}
 
 QAT = Experiment(
-    "qat", "excess (nats/token over the float32 base as shipped) and error (of the logits' norm) after rounding to 4, 3 and "
-    "2 bits per output channel: at once, by GPTQ, or with 150 steps of 4 × 128 tokens of the base's own text; a seed draws "
-    "the calibration, the batches, what LLM-QAT writes, and the test windows",
+    "qat", "excess (nats/token over the float32 base as shipped) and error (of the logits' norm) after rounding to 3 and 2 "
+    "bits per output channel: at once, by GPTQ, or with 80 steps of 4 × 128 tokens of the base's own text; a seed draws the "
+    "calibration, the batches, what LLM-QAT writes, and the test windows",
     measure, CONDITIONS, SETTINGS,
     {"steps": 2, "rows": 4, "calibration": 8, "test": 16, "conditions": ("STE, 2 bits", "round to nearest, 2 bits"),
      "seeds": (0,)})

@@ -10,7 +10,7 @@ from ..experiment import Experiment
 from ..tuning import fine_tune, pretrained, test_loss
 
 BASES = {"16 bits": None, "NF4": NF4(), "NF4, double": NF4(double_quant=True),
-         "int3": Uniform(3, False, "group", 32), "int2": Uniform(2, False, "group", 32)}
+         "int2": Uniform(2, False, "group", 32)}
 
 
 def measure(condition, seed, settings):
