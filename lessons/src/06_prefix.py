@@ -246,7 +246,7 @@ fig
 # five seeds, at three sizes of model:
 
 # %%
-show("prompts")
+show("prefix_length")
 
 # %% [markdown]
 # *What to see: how the gap between shallow prompts and full fine-tuning changes with the size of the model.* The papers
