@@ -32,7 +32,8 @@ from tinypeft.study import plot
 
 base = tp.load_pretrained()
 c = base.config
-print(f"{base.n_parameters():,} parameters: V = {c.vocab_size}, context {c.context_length}, d = {c.d_model}, L = {c.n_layers}, H = {c.n_heads}")
+print(f"{base.n_parameters():,} parameters: V = {c.vocab_size}, context {c.context_length}, d = {c.d_model}, "
+      f"L = {c.n_layers}, H = {c.n_heads}")
 
 # %% [markdown]
 # The course follows section 3.6, "Tuning and Optimization", of Matarazzo and Torlone's survey (arXiv 2501.04040): first
@@ -114,7 +115,8 @@ Q = tp.Uniform(bits=4, symmetric=False, granularity="group", group_size=64).quan
 s = max((W.max() - min(W.min(), 0)) / 15, 1e-12)
 z = np.rint(-W.min() / s)
 q = np.clip(np.rint(W / s) + z, 0, 15)                                                               # equation (4), right
-print("quantized:", np.allclose(s * (q - z), Q.dequantize(), atol=1e-6), " largest error / s:", abs(W - Q.dequantize()).max() / s)
+print("quantized:", np.allclose(s * (q - z), Q.dequantize(), atol=1e-6))                             # equation (4), left
+print(f"largest error {abs(W - Q.dequantize()).max() / s:.2f} s")
 
 # %% [markdown]
 # ## What is trained
@@ -143,7 +145,8 @@ trained = result.function
 result
 
 # %%
-models = {"base": (128, 5, 1_155_456), "GPT-2 small": (768, 12, 124_439_808), "GPT-2 XL": (1600, 48, 1_557_611_200), "7 B": (4096, 32, 6.7e9)}
+models = {"base": (128, 5, 1_155_456), "GPT-2 small": (768, 12, 124_439_808), "GPT-2 XL": (1600, 48, 1_557_611_200),
+          "7 B": (4096, 32, 6.7e9)}                                       # name → d, L, parameters
 names = {"lora": "LoRA, r = 8", "prompt": "prompt, P = 20", "ptuning_v2": "prefix, P = 20", "adapter": "adapters, m = 64"}
 shares = np.array([100 * np.array(trained(d, L, 8, 20, 64)) / N for d, L, N in models.values()])
 fig, ax = plot.figure(height=3)
@@ -151,7 +154,8 @@ N = [n for *_, n in models.values()]
 for key, share in zip(names, shares.T, strict=True):
     mark = plot.mark(key)
     ax.loglog(N, share, **mark)
-    ax.annotate(names[key], (N[-1], share[-1]), xytext=(8, {"lora": -6, "ptuning_v2": 6}.get(key, 0)), textcoords="offset points", va="center", color=plot.ink(mark["color"]))
+    ax.annotate(names[key], (N[-1], share[-1]), xytext=(8, {"lora": -6, "ptuning_v2": 6}.get(key, 0)), va="center",
+                textcoords="offset points", color=plot.ink(mark["color"]))
 for name, n in zip(models, N, strict=True): ax.annotate(name, (n, 30), ha="center", fontsize=9)
 ax.set(xlabel="parameters of the model", ylabel="trained, % of them", xlim=(6e5, 3e11), ylim=(5e-5, 60))
 fig
@@ -192,10 +196,12 @@ print(f"the same, doubly quantized            {bits_per_weight(4, 64, 8, 0, 256)
 groups = 2.0 ** np.arange(4, 13)
 fig, ax = plot.figure(height=2.8)
 for bits, colour in ((8, "grey"), (4, "blue"), (3, "vermillion"), (2, "green")):
-    ax.semilogx(groups, [bits_per_weight(bits, g, 16, bits, 0) * 7e9 / 8 / 1e9 for g in groups], "o-", color=plot.COLOURS[colour], ms=4, base=2)
-    ax.annotate(f"{bits} bits", (groups[-1], bits_per_weight(bits, groups[-1], 16, bits, 0) * 7 / 8), xytext=(6, 0),
-                textcoords="offset points", va="center", color=plot.ink(plot.COLOURS[colour]))
-ax.set(xlabel="weights that share a float16 scale and a zero point", ylabel="7 billion weights, GB", xlim=(13, 8000), ylim=(0, 9))
+    gigabytes = [7 * bits_per_weight(bits, g, 16, bits, 0) / 8 for g in groups]
+    ax.semilogx(groups, gigabytes, "o-", color=plot.COLOURS[colour], ms=4, base=2)
+    ax.annotate(f"{bits} bits", (groups[-1], gigabytes[-1]), xytext=(6, 0), textcoords="offset points", va="center",
+                color=plot.ink(plot.COLOURS[colour]))
+ax.set(xlabel="weights that share a float16 scale and a zero point", ylabel="7 billion weights, GB", xlim=(13, 8000),
+       ylim=(0, 9))
 fig
 
 # %% [markdown]
@@ -237,7 +243,8 @@ result
 
 # %%
 x = np.array([-0.4, 0.0, 0.1, 1.0])
-for convention, decode in (("library", lambda q, s, z: s * (q - z)), ("survey", lambda q, s, z: s * (q + z))):      # (4) and (6)
+decoders = {"library": lambda q, s, z: s * (q - z), "survey": lambda q, s, z: s * (q + z)}           # equations (4) and (6)
+for convention, decode in decoders.items():
     codes, s, z = signs(x, 4, convention)
     print(f"{convention:8} codes {codes.astype(int)}  zero point {z:+.0f}  decoded {np.round(decode(codes, s, z), 3)}")
 

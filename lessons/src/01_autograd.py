@@ -47,8 +47,7 @@ print("package ", x.grad)
 assert np.allclose(by_hand, x.grad)
 
 # %% [markdown]
-# Nobody writes $J$ out. For a thousand numbers in and a thousand out it has a million entries, nearly all of them zero.
-# An operation brings instead a function from $dy$ to $J^\top dy$, its *vector–Jacobian product*, or **vjp**. This is
+# Nobody writes $J$ out. For a thousand numbers in and out it has a million entries, nearly all zero. An operation brings instead a function from $dy$ to $J^\top dy$, its *vector–Jacobian product*, or **vjp**. This is
 # all there is to `tanh` in the package; the `lambda` is its vjp:
 
 # %%
@@ -116,9 +115,7 @@ result = tp.check("autograd.walk", autograd_walk)
 result
 
 # %% [markdown]
-# The package's own walk is `Tensor.gradients`. What it has beyond yours: gradients live in a dictionary and each is
-# dropped as soon as it was passed on, a node is emptied once it is walked (so that its saved arrays can be freed), and
-# every gradient's shape and dtype is checked against its tensor.
+# The package's own walk, `Tensor.gradients`, also drops each gradient and each node's saved arrays as soon as they have been used, and checks every gradient's shape.
 #
 # ## 3. Broadcasting hides a sum
 #
@@ -165,7 +162,11 @@ result
 # $(d_{out}, d_{in})$:
 #
 # $$Y = X W^\top + b, \qquad Y_{no} = \sum_i X_{ni} W_{oi} + b_o \tag{4}$$
-#
+
+# %%
+show(F.linear, "Y = X @ Wd.T")
+
+# %% [markdown]
 # Apply equation (1) to one weight. $W_{oi}$ occurs in column $o$ of $Y$, in every row $n$, with the factor $X_{ni}$:
 #
 # $$dW_{oi} = \sum_n dY_{no} X_{ni}, \qquad\text{as matrices}\qquad dW = dY^\top X \tag{5}$$
@@ -203,12 +204,12 @@ show(F.linear)
 # %% [markdown]
 # ## 5. Is a gradient right?
 #
-# A backward pass is easy to get wrong, and a model with a wrong one still trains, just worse. The test is a finite
+# A model with a wrong backward pass still trains, just worse. The test is a finite
 # difference, along a random direction $v$, of the number $\langle u, f(x)\rangle$ for a random $u$:
 #
 # $$\langle dx, v\rangle \;\approx\; \frac{\langle u, f(x + \varepsilon v)\rangle - \langle u, f(x - \varepsilon v)\rangle}{2\varepsilon}, \qquad dx = J^\top u \tag{6}$$
 #
-# How small should $\varepsilon$ be? Try every size, on GELU, in both precisions:
+# How small should $\varepsilon$ be? Try it on GELU, in both precisions:
 
 # %%
 def difference_error(dtype, eps, seed=0):
@@ -265,8 +266,7 @@ for name, f in (("right", right), ("nonsense", nonsense)):
             print(f"{name:9} checked with {how:9}  FAILS")
 
 # %% [markdown]
-# The nonsense passes the test with `.sum()`. Equation (7) says why: the probabilities sum to one whatever $x$ is, so
-# the true gradient of their sum is zero, and anything that vanishes for a constant $dp$ looks right.
+# The nonsense passes with `.sum()`: probabilities sum to one whatever $x$ is, so the true gradient of their sum is zero, and anything that vanishes for a constant $dp$ looks right.
 
 # %%
 p = np.exp([1.0, 0.0, 2.0, -1.0, 0.5, 1.5])
@@ -288,7 +288,11 @@ fig
 # The hardest backward pass of a transformer. With mean and variance over the last axis,
 #
 # $$\hat x = \frac{x - \mu}{\sigma}, \qquad \sigma = \sqrt{\mathrm{var}(x) + \varepsilon}, \qquad y = \gamma\odot\hat x + \beta \tag{8}$$
-#
+
+# %%
+show(F.layer_norm, "r = 1 / ")
+
+# %% [markdown]
 # Derive $dx$ from $d\hat x = \gamma \odot dy$. Do it as for softmax: find $\partial\hat x_i/\partial x_j$, then apply
 # equation (1). Two facts help: $\partial\mu/\partial x_j = 1/d$ and $\partial\sigma/\partial x_j = \hat x_j/d$ (the
 # variance divides by $d$). You should end with three terms, all divided by $\sigma$: $d\hat x$ itself, minus its mean,
@@ -358,7 +362,7 @@ fig
 # *What to see: the right bars do not follow the left ones.* Biases are less than a hundredth of the parameters, and yet
 # they save only a quarter of the memory: the lowest bias is in the first block, so the walk must go all the way down
 # and every layer must keep what its $dX$ needs. *Where* the lowest trained parameter sits matters as much as how many
-# there are. Few parameters are one thing, a cheap step is another; lesson 03 does the accounts.
+# there are. Lesson 03 does the accounts.
 #
 # ### Exercise 5 · Few parameters, how much time? (open, 3 points, 15 minutes)
 #

@@ -161,7 +161,8 @@ result
 for m in (4, 16, 64):
     n = count(c.d_model, m, c.n_layers, "houlsby")               # equation (3)
     tuned = tp.attach(base, BottleneckAdapter(bottleneck=m, norms=True))
-    print(f"m = {m:2}: {n:8,} by formula, {tuned.summary().trained:8,} in the model, {100 * n / base.n_parameters():5.2f} % of the base")
+    print(f"m = {m:2}: {n:8,} by formula, {tuned.summary().trained:8,} in the model, "
+          f"{100 * n / base.n_parameters():5.2f} % of the base")
     tuned.detach()
 
 # %% [markdown]
