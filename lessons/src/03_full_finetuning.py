@@ -32,7 +32,7 @@ domain = tp.tasks.domain(base, context=128, held_out=8192)        # Matplotlib's
 # ## 1. One step of AdamW
 #
 # Gradient descent moves every weight against its gradient, $w \leftarrow w - \eta g$. Nobody trains transformers like
-# that: the gradients of a layer norm and of a rare token's embedding differ by orders of magnitude. Adam divides by a running size of the gradient, so that every weight moves by about $\eta$ per step,
+# that: gradients of different parts differ in size, and those of rare tokens' embeddings most of all. Adam divides by a running size of the gradient, so that every weight moves by about $\eta$ per step,
 # whatever the scale of $g$. For that it remembers two numbers per weight:
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1-\beta_2)\, g^2 \tag{1}$$
@@ -46,7 +46,7 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
     print(f"{name:33} typical |g| {np.sqrt((g ** 2).mean()):.0e}   |m|/√v {np.median(abs(m[g != 0]) / np.sqrt(v[g != 0])):.2f}")
 
 # %% [markdown]
-# The gradients of these parts differ; the ratio that Adam moves by does not. # Both start at 0, so after $t$ steps they are too small, by the factors $1 - \beta_1^t$ and $1 - \beta_2^t$. With this
+# The gradients of these parts differ several-fold; after this first step the ratio that Adam moves by is $0.1/\sqrt{0.001} \approx 3.2$ for all of them. # Both start at 0, so after $t$ steps they are too small, by the factors $1 - \beta_1^t$ and $1 - \beta_2^t$. With this
 # undone, and with weight decay $\lambda$ that acts on the weight itself and not through the gradient (this is the W in
 # AdamW), step $t = 1, 2, \dots$ is
 #
