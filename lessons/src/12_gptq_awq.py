@@ -74,27 +74,19 @@ calibrated_output_error = result.function
 nearest = tp.GPTQ(bits=3, group_size=32).nearest                          # round to nearest: lesson 10's asymmetric grid
 W_rtn = nearest.quantize(W).dequantize()
 values, vectors = np.linalg.eigh(H)
-
-fig, (left, right) = plot.figure(1, 2, height=3.4, width=9)
-left.plot(np.maximum(values[::-1], 1e-6), color=plot.COLOURS["blue"])
-left.set(yscale="log", xlabel="eigenvector of H, by falling eigenvalue", ylabel="eigenvalue")
-left.set_title("How strongly the inputs point where", loc="left", fontsize=10)
+print("eigenvalues of H: largest {:.1f}, then {:.1f}, median {:.2f}, smallest {:.0e}".format(
+    *values[[-1, -2, 64]], max(values[0], 0)), f"  largest ÷ trace {values[-1] / values.sum():.2f}")
 size, row = np.linalg.norm(W_rtn - W), np.random.default_rng(0).normal(size=len(W))
-errors = {"round to nearest": calibrated_output_error(W, W_rtn, H)}
-for k, name in ((1, "all in a weak direction"), (64, "all in a middling one"), (-1, "all in the strongest")):
+print(f"{'round to nearest':28} output error {100 * calibrated_output_error(W, W_rtn, H):5.2f} %")
+for k, name in ((1, "a weak direction"), (64, "a middling one"), (-1, "the strongest")):
     D = size * np.outer(row / np.linalg.norm(row), vectors[:, k])         # ‖D‖ = ‖W_rtn − W‖, along one eigenvector
-    errors[name] = calibrated_output_error(W, W + D, H)
-right.barh(list(errors), [100 * e for e in errors.values()], color=[plot.COLOURS[c] for c in ("grey", "blue", "orange",
-                                                                                              "vermillion")])
-right.set(xscale="log", xlabel="output error (%)", xlim=(0.1, 100))
-right.set_title("Four errors of one size ‖Ŵ − W‖", loc="left", fontsize=10)
-fig
+    print(f"{'as large, in ' + name:28} output error {100 * calibrated_output_error(W, W + D, H):5.2f} %")
 
 # %% [markdown]
-# *What to see:* Left, the inputs of this layer lie mostly in few directions: the first eigenvalue holds more than a
-# quarter of the trace, and the last ones are nearly 0. Right, errors of the *same size in weights* cost very different
-# amounts in the output, from a tenth of a per cent to a half, by the direction in which they lie. There is room: put
-# the error where the inputs are not.
+# The inputs of this layer lie mostly in few directions: the first eigenvalue holds more than a quarter of the trace,
+# and the last ones are nearly 0. Errors of the *same size in weights* cost very different amounts in the output, from a
+# tenth of a per cent to a half, by the direction in which they lie. There is room: put the error where the inputs are
+# not.
 #
 # ## 2. Two weights, one grid
 #
@@ -289,6 +281,12 @@ for name, size in (("largest inputs", seen.mean_abs), ("largest weights", np.abs
 # three ways differ by less than you would like. The effect is there, but the paper's is far larger: perplexity of
 # OPT-6.7B in 3 bits 23.5 by rounding, 11.4 with one per cent kept by activation, 22.4 by weight (its Table 1).
 #
+# With outlier features planted, as in lesson 11, the study sees it at this size too:
+
+# %%
+show("awq")
+
+# %% [markdown]
 # Keeping some weights apart is awkward for hardware. So AWQ *scales* instead. Multiply a weight by $s > 1$ and divide
 # its input by $s$: as long as the step $\Delta$ of the group hardly changes, the error of rounding is as large as
 # before, and what arrives at the output is divided by $s$, equations (2) and (3):
