@@ -242,15 +242,16 @@ fig
 # *What to see: three curves fall together; in so few steps depth pays little, and the direct table at its own, large
 # learning rate is as well-behaved as the one behind a network.* Both starts are good ones: these prefixes begin as the
 # keys and values of common words, not at random (section 7.4 of the paper: activations of real words help where data
-# is scarce). Try `init="random"` and look at the first loss. The committed study repeats all this with more steps and
-# five seeds, at three sizes of model:
+# is scarce). Try `init="random"` and look at the first loss. The committed study trains prompts and prefixes of
+# different lengths for longer, each at its own learning rate, over several seeds:
 
 # %%
 show("prefix_length")
 
 # %% [markdown]
-# *What to see: how the gap between shallow prompts and full fine-tuning changes with the size of the model.* The papers
-# say that prompt tuning closes it at billions of parameters, and that deep prompts do so on small models, too.
+# *What to see: the same number of virtual tokens is worth more in every layer than at the input alone.* The papers say
+# that prompt tuning closes its gap to fine-tuning at billions of parameters, and that deep prompts do so on small
+# models, too.
 #
 # ## Where do the heads look?
 #

@@ -9,7 +9,7 @@
 # **What you need.** NumPy broadcasting; what a weight matrix `(d_out, d_in)` of a linear layer is (lesson 02). No
 # fine-tuning yet: that comes back in lessons 13 and 14.
 #
-# **Time.** About 60 minutes: 35 of reading and running, 25 to 40 of exercises.
+# **Time.** 60 minutes: 35 of reading and running, 25 to 40 of exercises.
 
 # %%
 import copy
@@ -410,7 +410,7 @@ show("granularity")
 # estimated beforehand (**static**). And is the quantized model faster? Here it is not: codes are decoded before every
 # product. Memory is what is saved.
 #
-# ### Exercise 5 · Open question (4 points, 15 minutes)
+# ### Exercise 5 · Spend 3.25 bits (open, 4 points, 15 minutes)
 #
 # A colleague has a matrix of $4096 \times 4096$ weights and a budget of 3.25 bits per weight *in all*. She can take (a)
 # 3 bits with float16 scales in symmetric groups of 64; (b) 2 bits, symmetric groups of 16 with 16-bit scales, and see

@@ -8,7 +8,7 @@
 #
 # **What you need.** Lesson 10: scales, granularity, absmax. What a layer norm's γ and β do (lesson 02).
 #
-# **Time.** About 65 minutes: 35 of reading and running, 30 to 45 of exercises.
+# **Time.** 65 minutes: 35 of reading and running, 30 to 45 of exercises.
 
 # %%
 import copy
@@ -392,7 +392,7 @@ show("int8_outliers")
 # does not exist. With them one scale for everything nearly doubles the perplexity, finer scales lose a few per cent,
 # and the two cures lose nothing that can be seen on these 4,096 tokens.
 #
-# ### Exercise 5 · Open question (4 points, 15 minutes)
+# ### Exercise 5 · A token that stands out (open, 4 points, 15 minutes)
 #
 # In a model you are given, one *token* (the first of every row) has inputs 100 times larger than all other tokens, in
 # all features; no feature stands out otherwise. Which of the schemes of this lesson cope, and which do not? Say what

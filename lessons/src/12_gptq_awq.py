@@ -9,7 +9,7 @@
 # **What you need.** Lesson 10 (grids, groups); lesson 11 for the idea of folding a scale into the layer before.
 # Positive definite matrices and what a Cholesky factor is.
 #
-# **Time.** About 70 minutes: 35 of reading and running, 35 to 50 of exercises.
+# **Time.** 70 minutes: 35 of reading and running, 35 to 50 of exercises.
 
 # %%
 import copy
@@ -390,7 +390,7 @@ show("gptq")
 # with GPTQ although its single-layer gains were smaller has two reasons: its scales are followed by a search for the
 # best clipping of every group (lesson 10, section 4), and it is the attention as a whole that it judges.
 #
-# ### Exercise 5 · Open question (4 points, 15 minutes)
+# ### Exercise 5 · Does the order matter? (open, 4 points, 15 minutes)
 #
 # `GPTQ(act_order=True)` rounds columns by falling diagonal of $H$. Say why that should help, using the picture of
 # section 3. Then measure it (output error on unseen text, at 4 and at 2 bits, on at least two layers), and say what it

@@ -8,7 +8,7 @@
 #
 # **What you need.** LoRA (lesson 07); grids, groups and bits per weight (lesson 10). What a quantile is.
 #
-# **Time.** About 70 minutes: 35 of reading and running, 35 to 50 of exercises.
+# **Time.** 70 minutes: 35 of reading and running, 35 to 50 of exercises.
 
 # %%
 import copy
@@ -231,6 +231,9 @@ result
 show("qlora_flow")
 
 # %% [markdown]
+# *What to see:* the 4-bit weights are decoded for each product and dropped again; gradients pass through them, and end
+# at A and B alone.
+#
 # QLoRA in this package is no class but a composition: quantize, then attach. We train four LoRAs for 30 steps on
 # documentation the base never saw: on the base itself, on NF4, and two on 2 bits, of which the second is started by
 # LoftQ (section 6).
@@ -379,7 +382,7 @@ fig
 show("loftq")
 
 # %% [markdown]
-# ### Exercise 5 · Open question (4 points, 15 minutes)
+# ### Exercise 5 · Spend 4.5 bits (open, 4 points, 15 minutes)
 #
 # You have memory for 4.5 bits per weight. Compare (a) NF4 with float32 scales and a LoRA of rank 8 from zero, (b) NF4
 # with double quantization and the bits saved spent on a LoRA of higher rank, (c) 3 bits in groups of 32 with LoftQ. Say

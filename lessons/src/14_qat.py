@@ -9,7 +9,7 @@
 # **What you need.** Grids and clipping (lesson 10), autograd's backward functions (lesson 01), cross-entropy and
 # softmax (lesson 02).
 #
-# **Time.** About 65 minutes: 35 of reading and running, 30 to 45 of exercises.
+# **Time.** 65 minutes: 35 of reading and running, 30 to 45 of exercises.
 
 # %%
 import copy
@@ -311,7 +311,7 @@ for name, (mine, real) in (("rounded", before), ("trained", after)):
 # has seen nothing else predicts real text better than the merely rounded one, and has learned nothing new that it could
 # forget the old for. What remains to the float model's perplexity is the price of 4-bit weights and a 4-bit cache.
 #
-# ### Exercise 5 · Open question (4 points, 15 minutes)
+# ### Exercise 5 · Repair, or knowledge? (open, 4 points, 15 minutes)
 #
 # "Quantization-aware training is fine-tuning in disguise": in section 4 the test text is of the same kind as the
 # training text, so a better perplexity may come from repaired rounding or from new knowledge. Design a measurement that

@@ -2,6 +2,7 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tinypeft as tp
@@ -75,3 +76,17 @@ def prepared(cells):
             for line in cell.source.split("\n"):
                 if line.startswith(("import ", "from ")): exec(line, namespace)
     return namespace
+
+
+def test_what_a_newcomer_stumbles_over_is_told():
+    """NumPy's functions on Tensors, torch's methods, a product the wrong way: the student's own line and what to do."""
+    def numpys(P, Q): return np.linalg.norm(P.T @ P - np.eye(P.shape[1])) ** 2
+    def torchs(P, Q): return (P.T @ P).pow(2).sum()
+    def wrong_way(P, Q): return ((P @ P.T - np.eye(P.shape[1])) ** 2).sum()
+    def ones(P, Q): return ((P.T @ P - 1) ** 2).sum() + ((Q @ Q.T - 1) ** 2).sum()
+    for fn, says in ((numpys, "NumPy's functions do not take them"), (torchs, ".exp() .log()"), (wrong_way, "AAᵀ for AᵀA"),
+                     (ones, "its diagonal alone")):
+        told = tp.check("adalora.penalty", fn)
+        assert says in told.cause and "norm:" not in told.message, told
+    first = tp.check("adalora.importance", lambda w, g, I_bar, U, beta1, beta2: (I_bar, U, U))
+    assert first.message.startswith("result 1 of 3")

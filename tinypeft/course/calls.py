@@ -89,6 +89,7 @@ def told(error):
     """An exception in one line, with the line of the student's code that it came from."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "tinypeft" not in f.filename.replace("\\", "/").split("/")
               and not f.filename.endswith("calls.py")]
+    frames = [f for f in frames if "site-packages" not in f.filename] or frames                # NumPy's line says nothing
     text = f"{type(error).__name__}: {error}".strip().rstrip(":")
     if not frames: return text
     line = (frames[-1].line or linecache.getline(frames[-1].filename, frames[-1].lineno)).strip()

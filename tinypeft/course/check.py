@@ -176,7 +176,12 @@ def likely_cause_of_error(error):
     """A cause for errors that everybody meets."""
     if any(words in error for words in ("matmul", "not aligned", "core dimension", "ValueError: linear")):
         return "two shapes do not fit; weights are (d_out, d_in), so y = x Wᵀ"
-    if "broadcast" in error: return "two shapes do not broadcast; a None or keepdims=True may be missing"
+    if "broadcast" in error:
+        return ("two shapes do not broadcast: an axis may be missing (None, keepdims=True), or a product is the wrong way, "
+                "AAᵀ for AᵀA")
+    if "operand 'Tensor' does not support ufuncs" in error or "'Tensor' object has no attribute" in error:
+        return ("Tensors have operations of their own, so that gradients flow: + − * / ** @, .exp() .log() .tanh() .sqrt() "
+                ".sum() .mean() .max() .reshape() .transpose() .T and indexing; NumPy's functions do not take them")
     if "NameError" in error: return "a name is not defined inside the function; is it an argument, or imported?"
     return ""
 

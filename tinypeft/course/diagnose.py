@@ -25,7 +25,7 @@ def difference(got, expected, tolerance, where="your result"):
     if isinstance(expected, (tuple, list)):
         if not isinstance(got, (tuple, list)) or len(got) != len(expected):
             return "type", f"{where} is {_kind(got)}, expected {len(expected)} results", None, None
-        parts = [where] if len(expected) == 1 else [f"result {i} of {len(expected)}" if where == "your result" else
+        parts = [where] if len(expected) == 1 else [f"result {i + 1} of {len(expected)}" if where == "your result" else
                                                     f"{where}[{i}]" for i in range(len(expected))]
         return _first(difference(g, e, tolerance, w) for g, e, w in zip(got, expected, parts, strict=True))
     if expected is None or isinstance(expected, (str, bool, np.bool_)):

@@ -38,6 +38,8 @@ PENALTY = Exercise(
         ("the norms are squared in equation (2); you have taken roots, as the authors' code does",
          lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])).sqrt() + _square(Q @ Q.T - np.eye(Q.shape[0])).sqrt()),
         ("the identity is not subtracted", lambda P, Q: _square(P.T @ P) + _square(Q @ Q.T)),
+        ("the 1 is subtracted from every entry; I has ones on its diagonal alone",
+         lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
         ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
         ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
         ("the squares are summed, not averaged", lambda P, Q: penalty(P, Q) / P.shape[1] ** 2),
