@@ -1,4 +1,5 @@
 """Drawn graphs: true values and gradients, every edge, nothing over anything else, and the graph as usable as before."""
+import base64
 import re
 import xml.etree.ElementTree as ET
 
@@ -79,6 +80,8 @@ def test_what_is_frozen_is_not_in_it():
 def test_it_is_saved_as_it_is_shown_and_always_the_same(tmp_path):
     g, again = (tp.graph(expression, a=2.0, b=-3.0, c=10.0, f=-0.2) for _ in range(2))
     assert g.save(tmp_path / "g.svg").read_text("utf-8") == g._repr_svg_() == again.svg
+    image = re.search(r"src='data:image/svg\+xml;base64,(.+?)'", g._repr_html_())[1]      # shown in untrusted notebooks, too
+    assert base64.b64decode(image).decode() == g.svg
 
 
 def test_what_cannot_be_drawn_says_so():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .markup import drawing
 from .tensor import Tensor, tape, topological_order
 
 __all__ = ["Graph", "graph"]
@@ -88,6 +89,7 @@ class Graph:
         self.svg = draw(list(self.boxes.values()), self.place(boxes))
 
     def _repr_svg_(self): return self.svg
+    def _repr_html_(self): return drawing(self.svg, repr(self))
     def __repr__(self): return f"Graph of {len(self.boxes)} values"
 
     def save(self, path):

@@ -1,7 +1,8 @@
-"""HTML for notebooks: tables whose every cell is escaped."""
+"""HTML for notebooks: tables whose every cell is escaped, and drawings."""
+from base64 import b64encode
 from html import escape
 
-__all__ = ["escape", "facts", "table"]
+__all__ = ["drawing", "escape", "facts", "table"]
 
 LEFT, RIGHT = "style='text-align:left;white-space:pre-wrap'", "style='text-align:right'"
 
@@ -21,6 +22,12 @@ def facts(pairs, caption=None):
     shown = lambda text: f"<pre style='margin:0'>{escape(text)}</pre>" if "\n" in text or text[:1] == "[" else escape(text)
     rows = "".join(f"<tr><th {LEFT}>{escape(str(name))}</th><td {LEFT}>{shown(str(value))}</td></tr>" for name, value in pairs)
     return f"<table>{_caption(caption)}<tbody>{rows}</tbody></table>"
+
+
+def drawing(svg, alt=""):
+    """An SVG's text as an image. JupyterLab shows an SVG output only where the notebook is trusted, an image everywhere."""
+    return (f"<img alt='{escape(alt)}' style='max-width:100%' "
+            f"src='data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}'>")
 
 
 def _caption(text):

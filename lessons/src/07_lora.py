@@ -67,9 +67,9 @@ result
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0)
-print(tuned.summary())
 d = model.config.d_model
 print(f"by hand: {model.config.n_layers} layers × 2 matrices × 8 × ({d} + {d}) = {model.config.n_layers * 2 * 8 * (d + d):,}")
+tuned.summary()
 
 # %% [markdown]
 # What it does *not* save is the forward pass, nor the way back through the frozen layers: the gradient has to pass through

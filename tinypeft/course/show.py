@@ -9,6 +9,8 @@ import io
 import textwrap
 from pathlib import Path
 
+from ..markup import drawing
+
 __all__ = ["show"]
 
 FIGURES = Path(__file__).parents[2] / "figures"
@@ -45,8 +47,12 @@ def _picture(name):
         print(f"not measured in this checkout: python -m tinypeft figures {' '.join(absent)} --rerun")
         return
     drawn = pictures.drawing(FIGURES, name)
-    from IPython.display import SVG, Image, Markdown, display
-    display(SVG(drawn.figure) if isinstance(drawn.figure, str) else Image(_png(drawn.figure), alt=drawn.alt))
+    from IPython.display import Image, Markdown, display
+    if isinstance(drawn.figure, str):
+        image = drawing(drawn.figure, drawn.alt)
+        display({"image/svg+xml": drawn.figure, "text/html": image, "text/plain": drawn.alt}, raw=True)
+    else:
+        display(Image(_png(drawn.figure), alt=drawn.alt))
     display(Markdown(f"**{drawn.sentence}** {drawn.detail}"))
 
 
