@@ -5,7 +5,9 @@ from pathlib import Path
 
 import tinypeft as tp
 from tinypeft.pretrained import training_record
-from tinypeft.study import compare, spread
+from tinypeft.study import compare
+from tinypeft.study.experiment import Results
+from tinypeft.study.experiments import methods
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,7 +17,13 @@ RESULTS = ROOT / "figures" / "results"
 def test_the_tables_are_the_stored_comparison():
     record = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))
     assert compare.tables(record) in README
-    assert spread.table(json.loads((RESULTS / "spread.json").read_text(encoding="utf-8"))) in README
+    assert methods.table(Results.load(RESULTS, "methods")) in README
+
+
+def test_the_baselines_are_the_stored_ones():
+    baselines = Results.load(RESULTS, "baselines").record["runs"]
+    for name, loss in baselines["domain"]["0"].items(): assert f"{name} {loss:.3f} nats/token" in README
+    for name, accuracy in baselines["classify"]["0"].items(): assert f"{name} {accuracy:.1%}" in README
 
 
 def test_the_numbers_of_the_base_are_its_record():

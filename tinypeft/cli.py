@@ -5,7 +5,6 @@
     python -m tinypeft quantize nf4       quantize the base by one scheme and say what it costs
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft pretrain           train the base model again (an hour; resumes)
-    python -m tinypeft spread             every method over three seeds and more steps (a quarter of an hour; resumes)
     python -m tinypeft figures            draw the pictures again from their stored numbers; --rerun measures again
     python -m tinypeft lessons list       the course: list, build and run its notebooks
     python -m tinypeft check lora.forward file.py    is a solution in a file right?
@@ -102,10 +101,6 @@ def parser():
     p = command("pretrain", run_pretrain, "train the base model; an hour on two cores, resumes where it was stopped", takes=())
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where weights, tokenizer and record go")
     p.add_argument("--work", type=Path, default=None, metavar="FOLDER", help="where the checkpoint lives (default OUT)")
-
-    p = command("spread", run_spread, "every method over three seeds and more steps; a quarter of an hour, resumes",
-                takes=("model", "json", "quick"))
-    p.add_argument("--out", type=Path, default=Path("figures/latest"), metavar="FOLDER", help="where results/spread.json goes")
 
     p = command("figures", run_figures, "draw the pictures again from their stored numbers; --rerun measures these again",
                 takes=("json", "quick"))
@@ -255,14 +250,6 @@ def run_pretrain(args):
     from .pretrained.make import pretrain
     record = pretrain(args.work or args.out, args.out)
     print(json.dumps(record["results"], indent=1))
-
-
-def run_spread(args):
-    from .study import spread
-    path = args.out / "results" / "spread.json"
-    small = {"steps": 5, "classify_steps": 5, "seeds": (0,)} if args.quick else {}
-    record = spread.spread(model_of(args), path, **small)
-    print(json.dumps(record, indent=1) if args.json else f"{spread.table(record)}\n\nNumbers: {path}")
 
 
 def run_figures(args):

@@ -6,7 +6,7 @@ from .pictures import PICTURES, draw, missing
 
 __all__ = ["figures", "page"]
 
-MADE_BY = {"compare": "python -m tinypeft --out figures", "spread": "python -m tinypeft spread --out figures"}
+MADE_BY = {"compare": "python -m tinypeft --out figures"}
 HEAD = """# Figures
 
 Made by `python -m tinypeft figures` from the numbers in [`results/`](results), this page included: it is not edited by hand.

@@ -1,13 +1,14 @@
 """Every experiment of the study, one file per question; `EXPERIMENTS` maps names to them."""
 # ruff: noqa: I001
-from . import adalora, adapters, dylora, gradient_check, methods, placement, prompts, rank, rates, subspace, virtual_tokens
+from . import adalora, adapters, baselines, dylora, gradient_check, methods, placement, prompts, rank, rates, subspace
 from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, loftq, memory, qat, qlora
-from . import schemes, smoothquant
+from . import schemes, smoothquant, virtual_tokens
 
 EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, virtual_tokens.VIRTUAL_TOKENS,
-    rates.RATES, methods.EVERY_METHOD, rank.RANK, placement.PLACEMENT, adalora.ADALORA, adalora.ADALORA_PLANTED, dylora.DYLORA,
-    adapters.ADAPTERS, prompts.PROMPTS, prompts.PREFIX_RATES, prompts.PREFIX_LENGTH, subspace.SUBSPACE,
+    rates.RATES, baselines.BASELINES, methods.EVERY_METHOD, rank.RANK, placement.PLACEMENT, adalora.ADALORA,
+    adalora.ADALORA_PLANTED, dylora.DYLORA, adapters.ADAPTERS, prompts.PROMPTS, prompts.PREFIX_RATES, prompts.PREFIX_LENGTH,
+    subspace.SUBSPACE,
     int8_outliers.INT8_OUTLIERS, int8_outliers.INT8_THRESHOLD, int8_outliers.INT8_ACTIVATIONS,
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,

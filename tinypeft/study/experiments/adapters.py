@@ -25,6 +25,6 @@ ADAPTERS = Experiment(
     "sublayers, equally many parameters, each kind at the best of three learning rates (experiment `rates`): test loss on "
     "domain (nats/token), trained parameters, share of the base's; for m = 16, which is 3.7 %, test accuracy on classify.",
     measure,
-    ("sequential 4", "sequential 16", "sequential 64", "parallel 4", "parallel 16", "parallel 64"),
+    ("sequential 16", "sequential 64", "parallel 16", "parallel 64"),
     {"steps": 150, "batch_size": 4, "classify_steps": 200, "classified": [16], "lr": {"sequential": 0.015, "parallel": 0.003}},
     {"steps": 5, "classify_steps": 5, "seeds": (0, 1), "conditions": ("sequential 16", "parallel 16")})

@@ -32,5 +32,5 @@ DYLORA = Experiment(
     "16 used at rank b, trained as long as LoRA or × 3; of LoRA r = 16 cut after training to its first b rows and columns "
     "with scale α/16 (loss) or α/b (loss_rescaled), or to its b largest singular values (loss_svd). Steps and seconds in "
     "training; one LoRA for each rank is experiment `rank`.",
-    measure, ("DyLoRA", "DyLoRA × 3", "DyLoRA, frozen rows × 3", "LoRA r=16, cut"),
+    measure, ("DyLoRA", "DyLoRA × 3", "LoRA r=16, cut"),
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0, 1), "conditions": ("DyLoRA", "LoRA r=16, cut")})

@@ -36,8 +36,9 @@ def curve(history):
 EVERY_METHOD = Experiment(
     "methods", "Every method at its own learning rate. On domain: test loss (nats/token), training loss per step (curve), "
     "trained and stored parameters, share of all parameters, peak bytes that a training step allocates beyond the model, "
-    "seconds per step in one thread; base_loss on test text of the base's own kind after that (nats/token), forgetting = the "
-    "same minus before. On classify: test accuracy, training loss per step (classify_curve).", measure, tuple(COMPARED),
+    "seconds per step (of a clock, on a machine busy with other work: not to be compared); base_loss on test text of the "
+    "base's own kind after that (nats/token), forgetting = the same minus before. On classify: test accuracy, training loss "
+    "per step (classify_curve).", measure, tuple(COMPARED),
     {"steps": 150, "batch_size": 4, "classify_steps": 200,
      "methods": {name: [str(m), RATE[name]] for name, m in COMPARED.items()}},
     {"steps": 10, "classify_steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "lora")})

@@ -47,7 +47,7 @@ PREFIX_RATES = Experiment(
     "prefix_rates", "Prefix tuning, P = 10, of the MLP that makes the prefix (reparameterized) or of the prefix itself "
     "(direct), lists over learning rates: test loss on domain (nats/token), mean absolute change of the training loss from "
     "step to step in the second half (roughness, nats).", measure_rate, ("reparameterized", "direct"),
-    {"steps": 100, "batch_size": 4, "rates": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]},
+    {"steps": 100, "batch_size": 4, "rates": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]},
     {"steps": 4, "rates": [1e-3, 1e-2], "seeds": (0, 1)})
 
 
@@ -63,4 +63,4 @@ PREFIX_LENGTH = Experiment(
     "prefix_length", "Prompt tuning (embedding only) and prefix tuning (direct: keys and values in every layer) at length P, "
     "each at its own learning rate: test loss on domain (nats/token), stored parameters.", measure_length,
     tuple(f"{kind} {P}" for P in (1, 10, 40) for kind in ("prompt", "prefix")),
-    {"steps": 150, "batch_size": 4}, {"steps": 4, "seeds": (0, 1), "conditions": ("prompt 1", "prefix 10")})
+    {"steps": 80, "batch_size": 4}, {"steps": 4, "seeds": (0, 1), "conditions": ("prompt 1", "prefix 10")})
