@@ -84,7 +84,7 @@ def numbers(metrics):
     return np.concatenate(flat)
 
 
-FEWER = {"rates": "a choice made on validation text, no result", "baselines": "nothing is random", "subspace": "for a picture",
+FEWER = {"rates": "a choice on validation", "baselines": "nothing is random", "memory": "nor here", "subspace": "a map",
          "int8_activations": "a picture of one", "smoothquant_maxima": "a picture of one", "gptq_columns": "a picture of one"}
 
 
