@@ -41,7 +41,7 @@ def test_a_picture_can_be_read(drawn, folder, name):
 
 def test_the_page_is_what_the_results_say(drawn):
     """All its numbers come from results files, because the page does: it is made again here and is the same."""
-    assert gallery.page(drawn) == (FIGURES / "README.md").read_text("utf-8")
+    assert gallery.page(drawn, FIGURES / "results") == (FIGURES / "README.md").read_text("utf-8")
 
 
 def test_what_the_page_shows_is_there():

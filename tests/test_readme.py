@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tinypeft as tp
 from tinypeft.pretrained import training_record
-from tinypeft.study import compare
+from tinypeft.study import compare, gallery
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import methods
 
@@ -24,6 +24,19 @@ def test_the_baselines_are_the_stored_ones():
     baselines = Results.load(RESULTS, "baselines").record["runs"]
     for name, loss in baselines["domain"]["0"].items(): assert f"{name} {loss:.3f} nats/token" in README
     for name, accuracy in baselines["classify"]["0"].items(): assert f"{name} {accuracy:.1%}" in README
+
+
+def test_the_claims_are_judged_by_the_stored_results():
+    assert gallery.in_brief(RESULTS) in README
+
+
+def test_gpt2s_numbers_are_the_stored_benchmark():
+    record = json.loads((RESULTS / "benchmark_gpt2.json").read_text(encoding="utf-8"))
+    told = README.split("<!-- gpt2 -->")[1].split("<!-- /gpt2 -->")[0]
+    peak = record["LoRA peak bytes"]
+    ratios = [record["seconds"]["LoRA step"]["ratio"], peak["tinypeft"] / peak["PEFT"]]
+    ratios += [r["ratio"] for r in record["tokens per second"].values()]
+    for ratio in ratios: assert f"{ratio:.2f}" in told
 
 
 def test_the_numbers_of_the_base_are_its_record():

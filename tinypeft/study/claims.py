@@ -19,7 +19,7 @@ import numpy as np
 
 from .experiment import Results, half_width
 
-__all__ = ["CLAIMS", "Claim", "Finding", "table", "verdict"]
+__all__ = ["CLAIMS", "Claim", "Finding", "brief", "table", "verdict"]
 
 VERDICTS = "reproduced", "not at this size", "contradicted"
 
@@ -67,6 +67,16 @@ def table(folder, claims=None):
         source = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})" + f": {claim.paper_number}" * bool(claim.paper_number)
         rows.append(f"| {claim.text} | {source} | {told} | {judged[0]} | {judged[1]} |")
     return "\n".join(["| claim | paper | measured here (mean ± 95 % interval) | verdict | why |", "|" + 5 * "---|", *rows])
+
+
+def brief(folder, claims):
+    """The claims with their verdicts alone, as a Markdown table; of those that have been measured."""
+    load = functools.cache(lambda name: Results.load(folder, name))
+    measured = [c for c in claims if all((Path(folder) / f"{n}.json").exists() for n in c.experiment)]
+    judged = [(c, verdict(c.test(load))) for c in measured]
+    counts = ", ".join(f"{sum(v == name for _, v in judged)} {name}" for name in VERDICTS)
+    rows = [f"| {c.text} | [{c.paper}](https://arxiv.org/abs/{c.paper}) | {v} |" for c, v in judged]
+    return "\n".join([f"{len(judged)} claims: {counts}.", "", "| claim | paper | here |", "|---|---|---|", *rows])
 
 
 # -- what the tests are made of --------------------------------------------------------------------

@@ -2,9 +2,13 @@
 from pathlib import Path
 
 from ..files import write_atomically
+from .claims import CLAIMS, brief, table
 from .pictures import PICTURES, draw, missing
+from .quant_claims import QUANT_CLAIMS
 
-__all__ = ["figures", "page"]
+__all__ = ["ALL_CLAIMS", "figures", "in_brief", "page"]
+
+ALL_CLAIMS = *CLAIMS, *QUANT_CLAIMS
 
 MADE_BY = {"compare": "python -m tinypeft --out figures"}
 HEAD = """# Figures
@@ -12,6 +16,14 @@ HEAD = """# Figures
 Made by `python -m tinypeft figures` from the numbers in [`results/`](results), this page included: it is not edited by hand.
 `python -m tinypeft figures NAME` draws one; `python -m tinypeft figures NAME --rerun` measures an experiment again, where that
 is not done yet or no longer holds. Bands and bars are 95 % confidence intervals of the mean over seeds (Student's t).
+
+## What the papers claim, and what was measured
+
+A claim is *reproduced* if the whole interval lies on its side, *contradicted* if all of it lies clearly on the other, and
+else *not at this size*: a base of 1.2 million parameters, 150 steps, five seeds. The rule stands in
+[`claims.py`](../tinypeft/study/claims.py); ± is half of the 95 % interval over seeds, paired where two methods saw the same.
+
+{claims}
 """
 
 
@@ -28,7 +40,7 @@ def figures(folder, names=None, say=print):
             drawn[name] = draw(folder, name)
             say(str(Path(folder) / PICTURES[name].file(name)))
     if names is None:
-        write_atomically(Path(folder) / "README.md", page(drawn))
+        write_atomically(Path(folder) / "README.md", page(drawn, Path(folder) / "results"))
         say(str(Path(folder) / "README.md"))
     return drawn
 
@@ -38,9 +50,14 @@ def command(results):
     return MADE_BY.get(results, f"python -m tinypeft figures {results} --rerun")
 
 
-def page(drawn):
-    """The page, for name → `Drawing`: pictures in the order of their lessons."""
-    parts = [HEAD]
+def in_brief(results):
+    """The claims for the README: claim, paper, verdict."""
+    return brief(results, ALL_CLAIMS)
+
+
+def page(drawn, results):
+    """The page, for name → `Drawing`: the claims, then the pictures in the order of their lessons."""
+    parts = [HEAD.replace("{claims}", table(results, ALL_CLAIMS))]
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):
         picture, drawing = PICTURES[name], drawn[name]
         made = f"`python -m tinypeft figures {name}`"
