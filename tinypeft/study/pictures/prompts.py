@@ -83,7 +83,7 @@ def prompt_sizes(results):
     share = {}
     for name, (colour, marker, _) in looks.items():
         plot.band(left, x, r, [f"{name} {s}" for s in sizes], "loss", (colour, marker), ms=7)
-        each = np.array([r.values(f"{name} {s}", "gain") / r.values(f"full {s}", "gain").mean() for s in sizes]).T
+        each = np.array([r.values(f"{name} {s}", "gain", r.seeds) / r.mean(f"full {s}", "gain") for s in sizes]).T
         share[name] = each.mean(0)
         if name != "full":
             right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), capsize=2, color=plot.COLOURS[colour],

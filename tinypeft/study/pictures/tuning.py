@@ -120,9 +120,9 @@ def adapters(results):
     gain = {kind: (frozen - mean[kind][i]) / (frozen - full) for kind in looks}
     return plot.Drawing(
         fig,
-        f"Beside the sublayer is better than behind it: at m = 16 by {gap:.3f} ± {half:.3f} nats, {gain['parallel']:.0%} "
-        f"against {gain['sequential']:.0%} of full fine-tuning's gain with {100 * r.mean('parallel 16', 'share'):.1f} % of "
-        "the parameters.",
+        f"Beside the sublayer is {'better than' if gap > half else 'not measurably better than'} behind it: at m = 16 by "
+        f"{gap:.3f} ± {half:.3f} nats, {gain['parallel']:.0%} against {gain['sequential']:.0%} of full fine-tuning's gain "
+        f"with {100 * r.mean('parallel 16', 'share'):.1f} % of the parameters.",
         f"Adapters at both sublayers of every block, each kind at the best of three learning rates; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Test loss over the bottleneck, between the frozen base, {frozen:.3f}, and full fine-tuning, {full:.3f}. " + " ".join(
