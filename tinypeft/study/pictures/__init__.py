@@ -57,7 +57,7 @@ PICTURES = {
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),
     "int8_threshold": Picture(outliers.int8_threshold, "LLM.int8()'s threshold", "11", ("int8_threshold",)),
     "activations": Picture(outliers.activations, "What outliers look like", "11", ("int8_activations",), "png"),
-    "smoothquant": Picture(outliers.smoothquant, "SmoothQuant's α", "11", ("smoothquant", "int8_outliers")),
+    "smoothquant": Picture(outliers.smoothquant, "SmoothQuant's α", "11", ("smoothquant",)),
     "channel_maxima": Picture(outliers.maxima, "What SmoothQuant moves", "11", ("smoothquant_maxima",)),
     "granularity": Picture(weights.granularity, "What shares a scale", "10", ("granularity",)),
     "formats": Picture(weights.formats, "Four-bit formats", "13", ("formats",)),

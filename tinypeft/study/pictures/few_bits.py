@@ -154,12 +154,14 @@ def bits_vs_parameters(results):
     left.margins(y=0.12)
     parameters = {s: r.mean(f"{s}, {bits[0]}", "parameters") for s in sizes}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    cheaper, dearer = f"{sizes[-1]}, 3 bits", f"{sizes[-2]}, 16 bits"
+    few, many = f"{sizes[-1]}, 2 bits", f"{sizes[-2]}, 16 bits"
     at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
+    better = r.mean(few, "loss") < r.mean(many, "loss")
     return plot.Drawing(
         fig,
-        f"At equal memory more parameters at fewer bits are better: {parameters[sizes[-1]]:,.0f} at 3 bits reach "
-        f"{at(cheaper)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 bits {at(dearer)}.",
+        f"{'More parameters at fewer bits beat fewer at more' if better else 'Two bits are too few'}: "
+        f"{parameters[sizes[-1]]:,.0f} at 2 bits reach {at(few)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 bits "
+        f"{at(many)}.",
         f"Three bases trained on the same text, their matrices at {', '.join(b.split()[0] for b in bits)} bits (GPTQ, groups "
         f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
         "Loss over memory, one line for each size. " + " ".join(

@@ -91,32 +91,38 @@ def activations(results):
 
 
 def smoothquant(results):
-    """The curves are those of the planted outliers; without them they are the same, because s_j undoes whatever factor a
-    channel's inputs have and its weights lack."""
-    r, plain = Results.load(results, "smoothquant"), Results.load(results, "int8_outliers")
-    factor, alphas = r.record["settings"]["factor"], np.array(r.record["settings"]["alphas"])
-    without = 100 * plain.mean("vector-wise", "error")[plain.record["settings"]["factors"].index(factor)]
-    fig, ax = plot.figure()
-    ends, best = [(alphas[-1], without, "per token,\nnot smoothed", plot.COLOURS["green"])], {}
-    ax.axhline(without, color=plot.COLOURS["green"], lw=1, ls=":")
-    for name, look in (("static", ("vermillion", "s")), ("per token", ("blue", "o"))):
-        mean = plot.band(ax, alphas, r, f"planted, {name}", "error", look, 100)
+    """The outliers are undone whatever α is, because s_j follows any factor that inputs have and weights lack: the U is that of
+    the base's own channels."""
+    r = Results.load(results, "smoothquant")
+    alphas = np.array(r.record["settings"]["alphas"])
+    looks = {"static": ("vermillion", "s", "static"), "tensor": ("orange", "d", "per tensor"),
+             "token": ("blue", "o", "per token")}
+    fig, ax = plot.figure(height=3.8)
+    ends, best, bare = [], {}, {}
+    for name, (*look, text) in looks.items():
+        mean = plot.band(ax, alphas, r, name, "error", look, 100)
         best[name] = mean[0], mean.min(), alphas[mean.argmin()], mean[-1]
-        ends.append((alphas[-1], mean[-1], name, plot.COLOURS[look[0]]))
-    ax.set(ylim=(0, 1.1 * without), ylabel="error of the logits (%)",
+        bare[name] = 100 * r.mean(name, "error_planted"), 100 * r.mean(name, "error_as_it_is")
+        ends.append((alphas[-1], mean[-1], text, plot.COLOURS[look[0]]))
+    without = bare["token"][0]
+    ax.axhline(without, color=plot.COLOURS["blue"], lw=1, ls=":")
+    ends.append((alphas[-1], without, "per token,\nnot smoothed", plot.COLOURS["blue"]))
+    ax.set(yscale="log", ylabel="error of the logits (%)",
            xlabel="α: how much of the difficulty moves from the inputs into the weights")
+    plot.plain_log(ax.yaxis)
     plot.label_ends(ax, ends)
-    apart = max(np.abs(r.difference(f"planted, {name}", f"as it is, {name}", "error")[0]).max() for name in best)
+    told = " ".join(
+        f"{text.capitalize()}: {bare[n][0]:.1f} % without smoothing ({bare[n][1]:.1f} % without outliers), {best[n][0]:.1f} % "
+        "at "
+        f"α = 0, least {best[n][1]:.1f} % at {best[n][2]:g}, {best[n][3]:.1f} % at 1." for n, (*_, text) in looks.items())
     return plot.Drawing(
         fig,
         f"Sharing the difficulty between inputs and weights is best: of the {without:.0f} % error that outliers cause, "
-        f"SmoothQuant leaves {best['per token'][1]:.1f} % at α = {best['per token'][2]:g}.",
-        f"W8A8, {r.record['settings']['channels']} features planted at {factor} times their size; inputs rounded per token or "
-        f"on static ranges; {len(r.seeds)} seeds. Without outliers the curves are the same (within {100 * apart:.2f} points): "
-        "smoothing undoes any factor that inputs have and weights lack.",
-        f"Error of the logits over α, U-shaped. {without:.1f} % without smoothing. " + " ".join(
-            f"{name.capitalize()}: {zero:.1f} % at α = 0, least {least:.1f} % at {a:g}, {one:.1f} % at 1."
-            for name, (zero, least, a, one) in best.items()))
+        f"SmoothQuant leaves {best['token'][1]:.1f} % at α = {best['token'][2]:g}.",
+        f"W8A8, {r.record['settings']['channels']} features planted at {r.record['settings']['factor']} times their size; "
+        f"inputs with one scale per token, per tensor, or for all text (static); {len(r.seeds)} seeds. Planted outliers are "
+        "undone at any α: the U is that of the base's own channels.",
+        f"Error of the logits over α, U-shaped. {told}")
 
 
 def maxima(results):

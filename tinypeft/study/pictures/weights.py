@@ -30,7 +30,7 @@ def granularity(results):
         "Sharing a scale among fewer weights buys accuracy with bits: the first groups are cheap, the last are not.",
         "Round to nearest with zero points and 16-bit scales for the whole tensor, a channel, and groups of 128, 64, 32, 16 "
         f"and 8 weights, from left to right on each line; {len(r.seeds)} seeds draw the test windows.",
-        "Error of the weights, and loss added, over bits per weight for {', '.join(map(str, looks))} bits. 4 bits: tensor "
+        f"Error of the weights, and loss added, over bits per weight for {', '.join(map(str, looks))} bits. 4 bits: tensor "
         f"{error('4 bits, tensor')}, channel {error('4 bits, channel')}, groups of 32 {error('4 bits, group 32')}, of 8 "
         f"{error('4 bits, group 8')}.")
 
@@ -192,7 +192,7 @@ def awq(results):
     return plot.Drawing(
         fig,
         f"Which weights matter is told by the inputs they meet: keeping 1 % of the channels by activation leaves "
-        f"{at('1 % by activation', 'planted')} of {at('round to nearest', 'planted')} nats with an outlier, by weight "
+        f"{at('1 % by activation', 'planted')} of {at('round to nearest', 'planted')} nats with outliers, by weight "
         f"{at('1 % by weight', 'planted')}; AWQ keeps none and leaves {at('AWQ', 'planted')}.",
         f"3 bits in groups of 32, asymmetric; the base as it is, and with {r.record['settings']['channels']} features planted "
         f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
