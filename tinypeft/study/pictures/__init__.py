@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import compare, plot, pretraining
-from . import engine, few_bits, low_rank, outliers, prompts, quantizers, schematics, tuning, weights
+from . import engine, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, tuning, weights
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
@@ -36,6 +36,7 @@ PICTURES = {
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
     "schemes": Picture(few_bits.schemes, "Bits and what they cost", "15", ("schemes",)),
     "bits_vs_parameters": Picture(few_bits.bits_vs_parameters, "More parameters or more bits", "15", ("bits_vs_parameters",)),
+    "memory": Picture(memory.memory, "Where the memory goes", "03", ("memory",)),
     "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),

@@ -1,0 +1,65 @@
+"""Lessons 03 and 15: where the memory of fine-tuning goes."""
+from .. import plot
+from ..experiment import Results
+from ..memory import MIXED, SHAPES, estimate
+
+__all__ = ["memory"]
+
+PARTS = {"weights": plot.COLOURS["blue"], "optimizer": plot.COLOURS["yellow"], "gradients": plot.COLOURS["vermillion"],
+         "activations": plot.COLOURS["sky"], "working": "#D8D8D8"}
+NAMES = {"full": "full", "adapter": "adapters", "prompt": "prompt", "prefix": "prefix", "lora": "LoRA",
+         "lora, all": "LoRA on all", "qlora, all": "QLoRA on all"}
+BATCH, TOKENS = 1, 512                                   # of the 7 B model
+
+
+def at_peak(found, layers):
+    """The parts of memory at whichever of its two moments is the larger."""
+    if found["forward"] >= found["backward"]: return {part: found[part] for part in PARTS if part != "gradients"}
+    return {part: found[part] / (layers if part == "activations" else 1) for part in PARTS if part != "working"}
+
+
+def memory(results):
+    r = Results.load(results, "memory")
+    batches = r.record["settings"]["batches"]
+    i = batches.index([8, 128])
+    runs = [n for n in NAMES if f"{n}, base" in r.conditions]
+    ours = {n: {part: r.mean(f"{n}, base", part)[i] for part in (*PARTS, "forward", "backward", "peak")} for n in runs}
+    traced = {n: r.mean(f"{n}, base", "traced")[i] for n in runs}
+    of_7b = lambda n: estimate(SHAPES["llama-7b"], n.split(",")[0], BATCH, TOKENS, MIXED,
+                               **({"targets": "all"} if "all" in n else {}))
+    large = {n: of_7b(n) for n in ("full", "lora", "lora, all", "qlora, all")}
+    fig, axes = plot.figure(2, 1, height=5.2, height_ratios=(len(ours), len(large) + 0.4))
+    for ax, rows, unit, layers in ((axes[0], ours, 2**20, SHAPES["base"].layers),
+                                   (axes[1], large, 2**30, SHAPES["llama-7b"].layers)):
+        for y, found in enumerate(rows.values()):
+            left = 0
+            for part, size in at_peak(found, layers).items():
+                ax.barh(y, size / unit, left=left, color=PARTS[part], height=0.7, edgecolor="white", lw=0.5,
+                        label=part if part not in ax.get_legend_handles_labels()[1] else None)
+                left += size / unit
+            ax.annotate(f"{left:.0f}", (left, y), xytext=(9, 0), textcoords="offset points", va="center")
+        ax.set_yticks(range(len(rows)), [NAMES[n] for n in rows])
+        ax.grid(False)
+        ax.invert_yaxis()
+        ax.margins(x=0.08)
+    for y, n in enumerate(ours): axes[0].plot(traced[n] / 2**20, y, marker="D", ms=5, color="black", mfc="white", ls="none")
+    axes[0].set(xlabel="MiB at the peak; diamonds: traced")
+    axes[1].set(xlabel="GiB at the peak")
+    rows, tokens = batches[i]
+    axes[0].set_title(f"the base, {rows} × {tokens} tokens, 32 bits", fontsize=9)
+    axes[1].set_title(f"LLaMA 7 B, {BATCH} × {TOKENS} tokens, 16 bits, what is trained in 32", fontsize=9)
+    handles = dict(pair[::-1] for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True))
+    fig.legend([handles[p] for p in PARTS], PARTS, loc="outside upper center", ncols=len(PARTS))
+    off = {c: abs(r.mean(c, "peak") / r.mean(c, "traced") - 1) for c in r.conditions}
+    shown, worst = max(off[f"{n}, base"][i] for n in runs), max(x.max() for x in off.values())
+    gib = {n: large[n]["peak"] / 2**30 for n in large}
+    return plot.Drawing(
+        fig,
+        f"What LoRA saves is the optimizer and the gradients, what QLoRA saves is the weights: 7 B parameters take "
+        f"{gib['full']:.0f} GiB, {gib['lora']:.0f} with LoRA and {gib['qlora, all']:.0f} with QLoRA.",
+        "Memory at its peak, after the forward or after the backward pass, by formula (`python -m tinypeft memory`); working: "
+        f"logits and what operations need for a moment. The bars above are within {shown:.1%} of the bytes traced in a "
+        f"training step, all {len(r.conditions) * len(batches)} cases tried within {worst:.0%}.",
+        "Stacked bars. The base, predicted and traced, in MiB: " + ", ".join(
+            f"{NAMES[n]} {ours[n]['peak'] / 2**20:.1f} and {traced[n] / 2**20:.1f}" for n in ours) + ". LLaMA 7 B, in GiB: "
+        + ", ".join(f"{NAMES[n]} {g:.1f}, of it weights {large[n]['weights'] / 2**30:.1f}" for n, g in gib.items()) + ".")
