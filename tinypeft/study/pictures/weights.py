@@ -18,10 +18,11 @@ def granularity(results):
         for ax, metric in ((left, "weight_error"), (right, "excess")):
             y = plot.band(ax, x, r, conditions, metric, look, 100 if ax is left else 1)
             if ax is left and bits == max(looks):
-                for c, i, offset in (("tensor", 0, (6, 2)), ("group 8", -1, (0, -12))):
+                for c, i, offset in (("tensor", 0, (6, 2)), ("group 8", -1, (0, 8))):
                     ax.annotate(c, (x[i], y[i]), xytext=offset, textcoords="offset points", ha="left" if i == 0 else "right",
                                 color="#606060")
     left.set(yscale="log", xlabel="bits per weight, scales included", ylabel="error of the weights (%)")
+    plot.plain_log(left.yaxis)
     right.set(xlabel="bits per weight, scales included", ylabel="loss added (nats/token)")
     plot.key(fig, {f"{bits} bits": look for bits, look in looks.items()})
     error = lambda c: f"{100 * r.mean(c, 'weight_error'):.1f} % at {r.mean(c, 'bits'):.2f} bits"
@@ -211,8 +212,7 @@ def awq_search(results):
         y = plot.band(ax, alphas, r, name, "loss", look, ms=4)
         ends.append((alphas[-1], y[-1], name, plot.COLOURS[look[0]]))
     ax.axhline(1, color="#999999", lw=1, ls=":")
-    ax.set(xlabel="α: scales are mean|x|^α", ylabel="error of the outputs, relative to α = 0", yscale="log")
-    plot.plain_log(ax.yaxis)
+    ax.set(xlabel="α: scales are mean|x|^α", ylabel="error of the outputs, relative to α = 0")
     plot.label_ends(ax, ends)
     best = ", ".join(f"{name} {r.mean(name, 'best'):.2f}" for name in looks)
     return plot.Drawing(
