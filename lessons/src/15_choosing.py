@@ -19,7 +19,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.course import show
 from tinypeft.course.show import FIGURES
-from tinypeft.study import memory, plot
+from tinypeft.study import memory
 from tinypeft.study.experiment import Results, half_width
 
 # %% [markdown]
@@ -66,25 +66,11 @@ print(f"full fine-tuning in 16 bits of gradients, 32 of moments: {llama.paramete
 print(memory.table(memory.compared(llama, batch=1, tokens=512)))
 
 # %% [markdown]
-# Read the columns. LoRA removes gradients and moments, and nothing else; QLoRA removes three quarters of the weights; what is left is mostly activations and the
-# logits of a large vocabulary, for which there are other remedies (smaller batches, recomputing).
+# Read the columns. LoRA removes gradients and moments, and nothing else; QLoRA removes three quarters of the weights; what is left is mostly activations, for which
+# there are other remedies (smaller batches, recomputing).
 
 # %%
-rows = memory.compared(llama, batch=1, tokens=512)
-fig, ax = plot.figure(height=2.6)
-left = np.zeros(len(rows))
-for part, colour, hatch in (("weights", "blue", ""), ("optimizer", "orange", "//"), ("gradients", "vermillion", ".."),
-                            ("activations", "green", "xx"), ("logits", "grey", "--")):
-    width = np.array([r[part] for r in rows.values()]) / GiB
-    ax.barh(range(len(rows)), width, left=left, color=plot.COLOURS[colour], hatch=hatch, edgecolor="white", label=part)
-    left += width
-ax.axvline(24, color="black", ls="--", lw=1)
-ax.text(24.6, -0.62, "24 GiB", fontsize=9)
-ax.set_yticks(range(len(rows)), list(rows))
-ax.invert_yaxis()
-ax.set(xlabel="GiB for LLaMA-7B's shape, one row of 512 tokens")
-ax.legend(loc="lower right", fontsize=9)
-fig
+show("memory")
 
 # %% [markdown]
 # *What to see: a card with 24 GiB holds LoRA on a 16-bit base of this size if rows are short, QLoRA with room to spare, and full fine-tuning not at all.*
