@@ -63,10 +63,11 @@ def _display(code):
 
 # -- figures as a cell's value -------------------------------------------------------------------
 def _png(figure):
-    """A figure as PNG, 100 dots per inch, without a date."""
+    """A figure as PNG, 90 dots per inch, without a date."""
     from ..study import plot
     buffer = io.BytesIO()
-    with plot.style(): figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+    with plot.style(): figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None},
+                       pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
