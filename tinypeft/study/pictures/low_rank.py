@@ -93,8 +93,8 @@ def subspace(results):
     energy = {m: r.mean("domain", f"energy_8_full_{m}").mean() for m in at}
     return plot.Drawing(
         fig,
-        f"What LoRA learns at rank 8 and at rank 64 shares its top direction (φ = {at['value'][0]:.2f} for values), and full "
-        f"fine-tuning's own change is no low rank: its 8 largest directions hold {energy['value']:.0%} of it.",
+        f"LoRA's few directions carry it: at rank 8 and rank 64 the first of them have φ = {at['value'][0]:.2f} in common for "
+        f"values; full fine-tuning's own change is spread out, its 8 largest directions hold {energy['value']:.0%} of it.",
         "Above, the singular values of what training adds to a matrix; below, how much of the space of the first i "
         f"directions at r = 8 lies in that of the first j at r = 64; means over 5 layers and {len(r.seeds)} seeds.",
         "Singular values fall slowly for full fine-tuning, LoRA's stop at its rank. " + " ".join(
@@ -181,7 +181,10 @@ def dylora(results):
     mean = {name: plot.band(ax, ranks, results_, c, metric, look) for name, (results_, c, metric, look) in lines.items()}
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, map(str, ranks))
-    ax.set(xlabel="rank b in use", ylabel="test loss (nats/token)")
+    off = mean["LoRA cut, scale α/b"]
+    ax.set(xlabel="rank b in use", ylabel="test loss (nats/token)", ylim=(None, mean["LoRA cut"].max() + 0.15))
+    ax.annotate(f"to {off[0]:.2f} at b = 1", (1.7, ax.get_ylim()[1]), xytext=(0, -4), textcoords="offset points", va="top",
+                color=plot.ink(plot.COLOURS["orange"]))
     plot.key(fig, {name: look for name, (*_, look) in lines.items()})
     above = lambda name: f"{max(mean[name] - mean['a LoRA for each rank']):.3f}"
     return plot.Drawing(

@@ -53,6 +53,7 @@ def pareto(results):
 
 
 def forgetting(results):
+    from matplotlib.transforms import Bbox
     r = Results.load(results, "methods")
     methods, frozen = [m for m in NAMES if m in r.conditions], r.mean("frozen", "loss")
     fig, ax = plot.figure(height=4.2)
@@ -63,7 +64,10 @@ def forgetting(results):
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.margins(0.14, 0.12)
     ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
-    plot.label_points(ax, [(x[m], y[m], NAMES[m], plot.mark(m)["color"]) for m in methods])
+    fig.draw_without_rendering()
+    bars = {m: (r.interval(m, "loss"), r.interval(m, "forgetting")) for m in methods}
+    boxes = [Bbox(ax.transData.transform([(x[m] - a, y[m] - b), (x[m] + a, y[m] + b)])) for m, (a, b) in bars.items()]
+    plot.label_points(ax, [(x[m], y[m], NAMES[m], plot.mark(m)["color"]) for m in methods], avoid=boxes)
     both = lambda m: f"{x[m] / x['full']:.0%} and {y[m] / y['full']:.0%}"
     return plot.Drawing(
         fig,

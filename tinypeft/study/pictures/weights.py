@@ -18,11 +18,12 @@ def granularity(results):
         for ax, metric in ((left, "weight_error"), (right, "excess")):
             y = plot.band(ax, x, r, conditions, metric, look, 100 if ax is left else 1)
             if ax is left and bits == max(looks):
-                for c, i, offset in (("tensor", 0, (6, 2)), ("group 8", -1, (0, 8))):
+                for c, i, offset in (("tensor", 0, (6, 2)), ("group 8", -1, (2, -13))):
                     ax.annotate(c, (x[i], y[i]), xytext=offset, textcoords="offset points", ha="left" if i == 0 else "right",
                                 color="#606060")
     left.set(yscale="log", xlabel="bits per weight, scales included", ylabel="error of the weights (%)")
     plot.plain_log(left.yaxis)
+    left.margins(y=0.12)
     right.set(xlabel="bits per weight, scales included", ylabel="loss added (nats/token)")
     plot.key(fig, {f"{bits} bits": look for bits, look in looks.items()})
     error = lambda c: f"{100 * r.mean(c, 'weight_error'):.1f} % at {r.mean(c, 'bits'):.2f} bits"
