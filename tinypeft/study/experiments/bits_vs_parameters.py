@@ -1,6 +1,6 @@
 """More parameters at fewer bits, or fewer at more (Dettmers & Zettlemoyer, arXiv 2212.09720, who find 4 bits best)?
 
-Three bases trained on the same text, their matrices rounded to nearest in groups of 32; embeddings and norms stay in 16
+Three bases trained on the same text, their matrices quantized by GPTQ in groups of 32; embeddings and norms stay in 16
 bits and count. Small models hold much of their weight there, so the matrices alone are counted, too.
 """
 import copy
