@@ -65,9 +65,9 @@ def assert_leaves_base_alone(model, method, tokens, steps=3):
 
 CHILD = """
 import json, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import numpy as np, tinypeft as tp
-from conftest import make_gpt
+from tests.conftest import make_gpt
 for folder in json.loads({folders!r}):
     tuned = tp.load_adapter(make_gpt(np.float32), folder)
     out = {{"logits": tuned(np.load(folder + "/tokens.npy")).data, "trained": len(tuned.trainable_parameters())}}
@@ -87,9 +87,9 @@ def assert_saves(make_gpt, methods, tokens, folder, head=3):
         np.save(path / "tokens.npy", tokens)
         want.append((tuned(tokens).data, tuned.classify(tokens, [3, 7, 5]).data))
         folders.append(str(path))
-    tests = str(Path(__file__).parent)
-    child = CHILD.format(tests=tests, folders=json.dumps(folders))
-    subprocess.run([sys.executable, "-c", child], check=True, cwd=Path(tests).parent)
+    root = str(Path(__file__).parents[1])
+    child = CHILD.format(root=root, folders=json.dumps(folders))
+    subprocess.run([sys.executable, "-c", child], check=True, cwd=root)
     for (logits, classes), path in zip(want, folders, strict=True):
         out = np.load(path + "/out.npz")
         assert np.array_equal(out["logits"], logits) and np.array_equal(out["classes"], classes)

@@ -4,10 +4,10 @@ import weakref
 
 import numpy as np
 import pytest
-from oracles import assert_close
-from test_tensor import layouts, normal, positive
 
 import tinypeft as tp
+from tests.oracles import assert_close
+from tests.test_tensor import layouts, normal, positive
 from tinypeft import functional as F
 from tinypeft.tensor import Tensor
 
@@ -179,7 +179,7 @@ def test_composition(name):
 
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c[3]])
 def test_pytorch(name, torch):
-    from oracles.against_torch import against_torch
+    from tests.oracles.against_torch import against_torch
     arrays, fused, *_ = CASES[name]
     for layout in layouts(arrays[0]):
         against_torch(fused, of_pytorch(name), *(layouts(a)[layout] for a in arrays))
@@ -191,7 +191,7 @@ def test_pytorch(name, torch):
 # -- numbers ---------------------------------------------------------------------------------------
 def test_large_arrays_go_through_in_blocks(torch):
     """More numbers than one block holds, in gelu and cross_entropy."""
-    from oracles.against_torch import against_torch
+    from tests.oracles.against_torch import against_torch
     rng = np.random.default_rng(0)
     x, z, t = rng.standard_normal(200_001), rng.standard_normal((4001, 37)), rng.integers(0, 37, 4001)
     against_torch(F.gelu, lambda x: torch.nn.functional.gelu(x, approximate="tanh"), x)

@@ -1,9 +1,9 @@
 """generate.py: what is drawn and how often, with and without the cache, in batches, up to a stop or the context's end."""
 import numpy as np
 import pytest
-from oracles import assert_close
 
 import tinypeft as tp
+from tests.oracles import assert_close
 from tinypeft.generate import KVCache, LayerCache, generate, sample
 from tinypeft.tensor import Tensor
 

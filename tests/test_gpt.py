@@ -3,9 +3,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from oracles import assert_close, assert_gradients_close
 
 import tinypeft as tp
+from tests.oracles import assert_close, assert_gradients_close
 from tinypeft import functional as F
 from tinypeft.generate import KVCache
 from tinypeft.nn import Dropout
@@ -20,7 +20,7 @@ def loss_of(model, tokens, **virtual):
 
 # -- values and gradients --------------------------------------------------------------------------
 def test_agrees_with_pytorch(gpt, tokens, rng, torch):
-    from oracles.torch_gpt import named_grads, torch_copy
+    from tests.oracles.torch_gpt import named_grads, torch_copy
     for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 1e-5)):
         ours = gpt(dtype)
         theirs = torch_copy(ours, torch.float64)         # float32 too is held against the truth
@@ -36,8 +36,8 @@ def test_agrees_with_pytorch(gpt, tokens, rng, torch):
 
 @pytest.mark.parametrize("path", ["blocks.0", "blocks.1.attention", "blocks.0.mlp", "final_norm"])
 def test_parts_agree_with_pytorch(path, gpt, rng, torch):
-    from oracles.against_torch import leaves
-    from oracles.torch_gpt import named_grads, torch_copy
+    from tests.oracles.against_torch import leaves
+    from tests.oracles.torch_gpt import named_grads, torch_copy
     ours = gpt()
     theirs = torch_copy(ours).get_submodule(path)
     ours = ours.get(path)
@@ -135,8 +135,8 @@ def test_a_prefix_agrees_with_pytorch(prefix, gpt, tokens, rng, torch):
 
 
 def agrees_with_pytorch(prompt, prefix, at, gpt, tokens, rng, torch):
-    from oracles.against_torch import leaves
-    from oracles.torch_gpt import named_grads, torch_copy
+    from tests.oracles.against_torch import leaves
+    from tests.oracles.torch_gpt import named_grads, torch_copy
     vectors, kv = virtual_tokens(rng, prompt, prefix)
     xs, ts = leaves([a for a in (vectors, *(kv or ())) if a is not None])
     seams = lambda v: {"prompt": v[0] if prompt else None, "prompt_at": at,
@@ -203,7 +203,7 @@ def test_the_last_positions_logits_alone(gpt, tokens):
 
 
 def test_classify_reads_the_last_token_that_counts(gpt, tokens, torch):
-    from oracles.torch_gpt import torch_copy
+    from tests.oracles.torch_gpt import torch_copy
     model = gpt()
     model.head = tp.nn.Linear(16, 5, rng=0).to(np.float64)
     lengths = [7, 2, 4]

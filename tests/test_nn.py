@@ -1,9 +1,9 @@
 """nn.py: layers against PyTorch and finite differences, and the tree of modules with its names."""
 import numpy as np
 import pytest
-from oracles import assert_close
 
 import tinypeft as tp
+from tests.oracles import assert_close
 from tinypeft.nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter, kaiming_uniform, replace_modules
 from tinypeft.tensor import Tensor
 

@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from oracles import assert_close
 
+from tests.oracles import assert_close
 from tinypeft import functional as F
 from tinypeft.nn import Parameter
 from tinypeft.optim import SGD, AdamW, clip_grad_norm, schedule
@@ -22,7 +22,7 @@ def batches(n=STEPS):
 # -- trajectories ----------------------------------------------------------------------------------
 def same_trajectory(gpt, torch, ours, theirs, clip, kind):
     """50 steps of the same GPT on the same batches by both: losses, norms and at the end every parameter agree."""
-    from oracles.torch_gpt import torch_copy
+    from tests.oracles.torch_gpt import torch_copy
     model = gpt()
     copy = torch_copy(model)
     names = dict(copy.named_parameters())

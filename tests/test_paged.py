@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import Noise
 
 import tinypeft as tp
+from tests.toys import Noise
 from tinypeft.nn import Parameter
 from tinypeft.optim import AdamW
 

@@ -4,9 +4,9 @@ import weakref
 
 import numpy as np
 import pytest
-from oracles import assert_close
 
 import tinypeft as tp
+from tests.oracles import assert_close
 from tinypeft.tensor import Tensor, enable_grad, topological_order, unbroadcast
 
 
@@ -137,7 +137,7 @@ def test_finite_differences(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_pytorch(name, torch):
-    from oracles.against_torch import against_torch
+    from tests.oracles.against_torch import against_torch
     arrays, f, _ = CASES[name]
     for layout in layouts(arrays[0]):
         against_torch(f, theirs(name), *(layouts(a)[layout] for a in arrays))
@@ -147,7 +147,7 @@ def test_pytorch(name, torch):
 
 @pytest.mark.parametrize("name", CASES)
 def test_float32(name, torch):
-    from oracles.against_torch import against_torch
+    from tests.oracles.against_torch import against_torch
     arrays, f, _ = CASES[name]
     against_torch(f, theirs(name), *(a.astype(np.float32) for a in arrays), tolerance=1e-5)
 

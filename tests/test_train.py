@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from oracles import assert_close
-from toys import Noise
 
 import tinypeft as tp
+from tests.oracles import assert_close
+from tests.toys import Noise
 from tinypeft import functional as F
 from tinypeft.files import load_arrays
 from tinypeft.nn import Linear

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
-from oracles.torch_gptq import gptq  # noqa: E402
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.oracles.torch_gptq import gptq  # noqa: E402
 from tinypeft import Tensor, no_grad  # noqa: E402
 from tinypeft.nn import Linear  # noqa: E402
 from tinypeft.quant import GGUF, GPTQ, NF4, W8A8, FloatFormat, LLMInt8, Uniform, ZeroQuant  # noqa: E402

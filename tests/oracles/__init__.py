@@ -1,8 +1,8 @@
 """What the tests compare with. Importing this package needs NumPy only; its modules need what they are named after.
 
     torch = pytest.importorskip("torch")
-    from oracles import assert_close
-    from oracles.torch_gpt import named_grads, torch_copy
+    from tests.oracles import assert_close
+    from tests.oracles.torch_gpt import named_grads, torch_copy
 """
 import numpy as np
 

@@ -40,7 +40,7 @@ Where things differ:
   α/init_rank, and 1 with `alpha=None`, the default.
 * Both codes prune every triplet whose score ties with the threshold; here exactly b(t) are kept.
 * P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
-* `tests/test_adalora.py` compares with PEFT at orthogonality="norm" and importance="after". PEFT 0.21 by oversight
+* `tests/peft/test_adalora.py` compares with PEFT at orthogonality="norm" and importance="after". PEFT 0.21 by oversight
   trains the init_rank in its scale, and leaves out the penalty unless the model was given a task type.
 """
 from dataclasses import dataclass

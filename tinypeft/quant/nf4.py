@@ -5,7 +5,7 @@ Dettmers, Pagnoni, Holtzman, Zettlemoyer, "QLoRA: Efficient Finetuning of Quanti
     s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q             c: `codebook("nf4")`
 
 The 16 values c are quantiles of N(0, 1), scaled to [−1, 1] and with an exact 0: eight levels above it, seven below.
-`tests/test_codebooks.py` derives them. They would be used equally often if x/s were distributed as they are; as s is the
+`tests/quant/test_codebooks.py` derives them. They would be used equally often if x/s were distributed as they are; as s is the
 largest of 64 normal numbers, and varies, that holds only roughly.
 
 Double quantization stores the scales in 8 bits too:   s_i ≈ t · d_{r_i} + o,   o = mean(s),   t = max |s − o| over 256

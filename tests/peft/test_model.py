@@ -1,0 +1,313 @@
+"""attach and what it gives: on and off, frozen and trained, the head, merging, counts, files, refusals."""
+import dataclasses
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.conftest import make_gpt
+from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves, frozen_bytes, move
+from tests.toys import Noise
+from tinypeft.files import load_arrays, save_arrays
+
+LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
+EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4)]
+every = pytest.mark.parametrize("method", EVERY, ids=str)
+LENGTHS = [3, 7, 5]
+
+
+class Labels(Noise):
+    """Random tokens of random length, random classes of three."""
+
+    def batch(self, split, size, rng):
+        return rng.integers(0, 37, (size, 7)), rng.integers(1, 8, size), rng.integers(0, 3, size)
+
+    def count(self, batch):
+        return len(batch[0])
+
+    def loss(self, model, batch):
+        tokens, lengths, classes = batch
+        return tp.functional.cross_entropy(model.classify(tokens, lengths), classes)
+
+
+def outputs(tuned, tokens):
+    """Logits and class logits, as bytes."""
+    return tuned(tokens).data.tobytes(), tuned.classify(tokens, LENGTHS).data.tobytes()
+
+
+# -- on and off ----------------------------------------------------------------------------------
+@every
+def test_detach_gives_the_base_back_objects_and_bytes(method, gpt, tokens):
+    model = gpt(np.float32)
+    model.blocks[0].norm1.weight.requires_grad = False                        # flags of before come back too
+    objects, arrays = dict(model.named_modules()), {n: p.data for n, p in model.named_parameters()}
+    before, flags, logits = frozen_bytes(model), [p.requires_grad for p in model.parameters()], model(tokens).data
+    tuned = tp.attach(model, method, head=3, rng=1)
+    assert model.attached is method
+    tp.train(tuned, Labels(), 3, lr=1e-2)
+    learned = outputs(tuned, tokens)
+    assert learned != outputs(tp.attach(gpt(np.float32), method, head=3, rng=1), tokens)
+
+    plain = tuned.detach()
+    assert plain is model and model.attached is None and model.head is None
+    after = dict(model.named_modules())
+    assert after.keys() == objects.keys() and all(after[p] is m for p, m in objects.items())
+    assert all(p.data is arrays[n] and p.grad is None for n, p in model.named_parameters())
+    assert frozen_bytes(model) == before and [p.requires_grad for p in model.parameters()] == flags
+    assert np.array_equal(model(tokens).data, logits)
+    assert outputs(tuned.reattach(), tokens) == learned
+
+
+@every
+def test_disabled_is_the_base_and_enabled_again_what_was_learned(method, gpt, tokens):
+    model = gpt(np.float32)
+    logits = model(tokens).data
+    tuned = tp.attach(model, method, head=3)
+    move(tuned, np.random.default_rng(0))
+    learned = outputs(tuned, tokens)
+    with tuned.disabled() as base:
+        assert base is model and np.array_equal(tuned(tokens).data, logits) and not tuned.active
+        with pytest.raises(tp.MethodError, match="reattach"): tuned.detach()
+        with pytest.raises(ValueError, match="no classification head"): tuned.classify(tokens, LENGTHS)
+    assert tuned.active and outputs(tuned, tokens) == learned
+    with pytest.raises(ZeroDivisionError), tuned.disabled():
+        raise ZeroDivisionError
+    assert outputs(tuned, tokens) == learned
+
+
+def test_two_methods_take_turns_and_one_method_object_serves_twice(gpt, tokens):
+    model = gpt()
+    first = tp.attach(model, LORA, rng=1)
+    move(first, np.random.default_rng(1))
+    a = first(tokens).data
+    first.detach()
+    second = tp.attach(model, LORA, rng=2)
+    assert second.active and not first.active
+    for verb in (first.detach, first.merge, first.summary, first.reattach):
+        with pytest.raises(tp.MethodError): verb()
+    second.detach()
+    assert np.array_equal(first.reattach()(tokens).data, a)
+
+
+# -- frozen and trained --------------------------------------------------------------------------
+@every
+def test_training_moves_what_is_trained_and_nothing_else(method, gpt):
+    model = gpt(np.float32)
+    tuned = tp.attach(model, method, head=3, rng=1)
+    trained = {id(p): p.data.copy() for p in tuned.trainable_parameters()}
+    frozen = {n: (p, p.data.tobytes()) for n, p in model.named_parameters() if id(p) not in trained}
+    assert {id(p) for p in tuned.parameters() if p.requires_grad} == trained.keys()
+    seen = []
+    tuned.after_step = lambda step, total: seen.append([n for n, (p, _) in frozen.items() if p.grad is not None])
+    tp.train(tuned, Labels(), 4, lr=1e-2)
+    assert seen == [[]] * 4                                                   # never given a gradient
+    assert all(p.data.tobytes() == before for p, before in frozen.values())
+    assert all(not np.array_equal(p.data, trained[id(p)]) for p in tuned.trainable_parameters())
+
+
+def test_full_fine_tuning_trains_a_copy_of_everything(gpt, tokens):
+    assert_leaves_base_alone(gpt(), FULL, tokens)
+    assert_gradients(tp.attach(gpt(), BITFIT), tokens)
+    tuned = tp.attach(gpt(), FULL)
+    assert tuned.summary().trained == tuned.summary().total == gpt().n_parameters()
+    norms = tp.attach(gpt(), tp.FullFineTuning(targets=("norm1", "blocks.1.mlp.up.bias")))
+    assert set(norms.trained) == {"blocks.0.norm1.weight", "blocks.0.norm1.bias", "blocks.1.norm1.weight",
+                                  "blocks.1.norm1.bias", "blocks.1.mlp.up.bias"}
+    assert set(tp.attach(gpt(), BITFIT).trained) == {n for n, _ in gpt().named_parameters() if n.endswith("bias")}
+
+
+def test_20_steps_of_full_fine_tuning_equal_pytorchs_numerical(gpt, tokens):
+    pytest.importorskip("torch")
+    from tests.oracles.torch_gpt import torch_copy
+    from tests.protocol import assert_same_race
+    model = gpt()
+    copy = torch_copy(model)
+    theirs = dict(copy.named_parameters())
+    tuned = tp.attach(model, FULL)
+    assert_same_race(tuned, copy, [(p, theirs[n]) for n, p in tuned.trained.items()], tokens)
+
+
+def test_a_probe_trains_the_head_alone(gpt, tokens):
+    model = gpt(np.float32)
+    logits = model(tokens).data
+    tuned = tp.attach(model, PROBE, head=3)
+    tp.train(tuned, Labels(), 5)
+    assert np.array_equal(tuned(tokens).data, logits)
+    assert tuned.summary().trained == tuned.summary().stored == 3 * 16 + 3
+
+
+# -- the head ------------------------------------------------------------------------------------
+@every
+def test_the_head_reads_the_last_counted_token_and_is_trained_merged_and_taken_off(method, gpt, tokens):
+    model = gpt()
+    tuned = tp.attach(model, method, head=3)
+    move(tuned, np.random.default_rng(0))
+    classes = tuned.classify(tokens, LENGTHS).data
+    assert classes.shape == (3, 3)
+    padded = tokens.copy()
+    padded[0, 3:] = 0                                                         # what stands after the end does not count
+    assert np.array_equal(tuned.classify(padded, LENGTHS).data, classes)
+    h = tuned.model.hidden(tokens).data[np.arange(3), np.array(LENGTHS) - 1]
+    np.testing.assert_allclose(classes, h @ tuned.head.weight.data.T + tuned.head.bias.data, atol=1e-12)
+    assert tuned.head.weight in tuned.trainable_parameters() and "head.weight" in tuned.state_dict()
+    np.testing.assert_allclose(tuned.merge().classify(tokens, LENGTHS).data, classes, atol=1e-12)
+    assert tuned.detach().head is None
+
+
+def test_gradients_with_a_head(gpt, tokens):
+    tuned = tp.attach(gpt(), LORA, head=3)
+    move(tuned, np.random.default_rng(0))
+    tp.gradcheck(lambda *_: tuned.classify(tokens, LENGTHS), *tuned.trainable_parameters(),
+                 directions=2, step=3e-4)
+
+
+# -- merging -------------------------------------------------------------------------------------
+@every
+def test_merged_is_wrapped_and_shares_nothing(method, gpt, tokens):
+    model = gpt()
+    tuned = tp.attach(model, method, head=3)
+    move(tuned, np.random.default_rng(0))
+    merged = tuned.merge()
+    assert type(merged) is tp.GPT and merged.attached is None and all(p.requires_grad for p in merged.parameters())
+    assert [type(m) for _, m in merged.named_modules()] == [type(m) for _, m in gpt().named_modules()] + [type(tuned.head)]
+    np.testing.assert_allclose(merged(tokens).data, tuned(tokens).data, rtol=0, atol=1e-11)
+    for p in merged.parameters(): p.data += 1
+    assert not np.isclose(merged(tokens).data, tuned(tokens).data).all()
+    assert frozen_bytes(tuned.detach()) == frozen_bytes(gpt())
+    again = tp.attach(gpt(), LORA).merge()
+    assert tp.attach(again, LORA).active                                      # a plain model, ready for the next method
+
+
+# -- counts --------------------------------------------------------------------------------------
+def test_summary_counts_and_prints(gpt):
+    summary = tp.attach(gpt(np.float32), LORA).summary()
+    n = gpt().n_parameters()
+    assert (summary.trained, summary.stored, summary.total, summary.nbytes) == (256, 256, n + 256, 1024)
+    assert summary.share == 256 / (n + 256)
+    text, html = repr(summary), summary._repr_html_()
+    for part in ("LoRA(rank=2)", "256", f"{n + 256:,}", "1.0 KiB", f"{100 * summary.share:.2f} %"):
+        assert part in text and part in html
+    assert html.count("<tr>") == 4
+    probe = tp.attach(gpt(), LORA, head=3).summary()
+    assert probe.trained == 256 + 3 * 16 + 3 and probe.total == n + probe.trained
+
+
+def test_ranks_are_reported_by_those_that_have_them(gpt):
+    assert set(tp.attach(gpt(), LORA).ranks().values()) == {2}
+    with pytest.raises(tp.MethodError, match="low-rank"): tp.attach(gpt(), BITFIT).ranks()
+
+
+# -- files ---------------------------------------------------------------------------------------
+def test_saved_and_loaded_in_a_fresh_process_bit_exact(gpt, tokens, tmp_path):
+    assert_saves(gpt, [FULL, BITFIT, PROBE], tokens, tmp_path)
+
+
+@pytest.fixture
+def saved(gpt, tmp_path):
+    """A folder with a saved LoRA."""
+    tuned = tp.attach(gpt(np.float32), LORA, head=3)
+    move(tuned, np.random.default_rng(0))
+    tuned.save(tmp_path)
+    return tmp_path
+
+
+def edit(folder, change):
+    arrays, meta = load_arrays(folder / "adapter.npz")
+    change(arrays, meta)
+    save_arrays(folder / "adapter.npz", arrays, meta)
+
+
+@every
+def test_a_detached_method_saves_what_it_learned(method, gpt, tokens, tmp_path):
+    tuned = tp.attach(gpt(np.float32), method, head=3)
+    move(tuned, np.random.default_rng(0))
+    learned = outputs(tuned, tokens)
+    tuned.detach()
+    tuned.save(tmp_path)
+    assert outputs(tp.load_adapter(gpt(np.float32), tmp_path), tokens) == learned
+
+
+def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
+    def fails(error, words, **sizes):
+        model = gpt(np.float32, **sizes)
+        before = frozen_bytes(model)
+        with pytest.raises(error, match=words): tp.load_adapter(model, saved)
+        assert model.attached is None and frozen_bytes(model) == before
+    fails(tp.MethodError, "made for a model of", n_layers=3)
+    name = "blocks.0.attention.query.A"
+    edit(saved, lambda arrays, meta: arrays.update(extra=arrays.pop(name)))
+    fails(KeyError, rf"matched 9 tensors, missing \['{name}'\], unknown \['extra'\]")
+    model = gpt(np.float32)
+    tp.load_adapter(model, saved, strict=False).detach()
+    edit(saved, lambda arrays, meta: arrays.update({name: arrays.pop("extra").T}))
+    fails(ValueError, r"has shape \(16, 2\), expected \(2, 16\)")
+    edit(saved, lambda arrays, meta: meta.update(method="NoRA"))
+    fails(ValueError, "unknown method 'NoRA'")
+    (saved / "adapter.npz").write_bytes(b"not an archive")
+    fails(ValueError, "damaged")
+    (saved / "adapter.npz").unlink()
+    fails(FileNotFoundError, "adapter.npz")
+
+
+def test_loading_onto_another_base_warns(gpt, saved):
+    with pytest.warns(UserWarning, match="base's weights differ"):
+        tp.load_adapter(gpt(np.float32, rng=1), saved)
+
+
+def test_the_saved_form_is_the_dataclass(saved):
+    _, meta = load_arrays(saved / "adapter.npz")
+    assert meta["method"] == "LoRA" and meta["head"] == 3
+    assert meta["fields"] == {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
+
+
+# -- refusals ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("make, error, words", [
+    (lambda: tp.attach(tp.attach(make_gpt(), LORA), LORA), tp.MethodError, "attached to this model already"),
+    (lambda: tp.attach(tp.attach(make_gpt(), LORA).model, BITFIT), tp.MethodError, r"LoRA\(rank=2\) is attached"),
+    (lambda: tp.attach(make_gpt().blocks[0], LORA), TypeError, "expected a GPT, got Block"),
+    (lambda: tp.attach(make_gpt(), "lora"), TypeError, "such as tinypeft.LoRA"),
+    (lambda: tp.attach(make_gpt(), tp.LoRA), TypeError, "such as tinypeft.LoRA"),
+    (lambda: tp.attach(make_gpt(), LORA, head=1), tp.MethodError, "at least 2, got 1"),
+    (lambda: tp.attach(make_gpt(), PROBE), tp.MethodError, "give head="),
+    (lambda: tp.attach(make_gpt(), tp.FullFineTuning(targets=("c_attn",))), tp.MethodError, "matches no parameter"),
+    (lambda: tp.attach(make_gpt(), tp.FullFineTuning(targets="bias")), tp.MethodError, "tuple of names"),
+    (lambda: tp.attach(tp.quantize(make_gpt(np.float32), tp.NF4(block_size=16)), FULL), tp.MethodError, "quantized")])
+def test_what_makes_no_sense_raises_and_leaves_the_model_alone(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_a_refused_method_leaves_no_trace(gpt):
+    model = gpt()
+    before, flags = frozen_bytes(model), [p.requires_grad for p in model.parameters()]
+    for method, head in ((tp.LoRA(rank=17), None), (LORA, 0), (tp.FullFineTuning(targets=("x",)), None)):
+        with pytest.raises(tp.MethodError): tp.attach(model, method, head=head)
+    assert model.attached is None and frozen_bytes(model) == before
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_a_detached_method_is_neither_run_nor_trained(gpt, tokens):
+    model = gpt(np.float32)
+    tuned = tp.attach(model, tp.LoRA(rank=2))
+    before = {n: p.data.copy() for n, p in tuned.detach().named_parameters()}
+    with pytest.raises(tp.MethodError, match="reattach"): tuned(tokens)
+    with pytest.raises(tp.MethodError, match="reattach"):
+        tp.train(tuned, Tokens(tokens), steps=1, batch_size=2, progress=False)
+    assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
+
+
+def test_reattach_refuses_layers_that_were_replaced_since(gpt, tokens):
+    model = gpt(np.float32)
+    tuned = tp.attach(model, tp.LoRA(rank=2))
+    tuned.detach()
+    tp.quantize(model, tp.NF4(block_size=16))
+    with pytest.raises(tp.MethodError, match="quantized since"): tuned.reattach()
+    assert model.attached is None
+
+
+class Tokens:
+    """A task whose every batch is the same tokens."""
+    def __init__(self, tokens): self.tokens = tokens
+    def batch(self, split, size, rng): return (self.tokens[:size],)
+    def count(self, batch): return batch[0][:, 1:].size
+    def loss(self, model, batch): return tp.functional.cross_entropy(model(batch[0][:, :-1]), batch[0][:, 1:])

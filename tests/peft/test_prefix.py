@@ -1,0 +1,211 @@
+"""Prefix tuning and P-tuning v2: against PEFT's encoder, and the identities of their papers."""
+import math
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, move, shift
+from tinypeft import functional as F
+from tinypeft.peft.prefix import activations
+from tinypeft.text.tasks import LanguageModelling
+
+MLP, PLAIN = tp.PrefixTuning(3, hidden=12), tp.PrefixTuning(3, reparameterize=False)
+MLP_RANDOM, PLAIN_RANDOM = tp.PrefixTuning(3, hidden=12, init="random"), tp.PTuningV2(3, init="random", dropout=0.0)
+ALL = [MLP, PLAIN, MLP_RANDOM, PLAIN_RANDOM, tp.PTuningV2(3), tp.PTuningV2(3, reparameterize=True, hidden=5)]
+each = pytest.mark.parametrize("method", ALL, ids=str)
+
+
+@each
+def test_gradients(method, gpt, tokens):
+    assert_gradients(tp.attach(gpt(), method), tokens)
+
+
+@each
+def test_base_stays(method, gpt, tokens):
+    assert_leaves_base_alone(gpt(np.float32), method, tokens)
+
+
+def test_save_and_load_in_a_fresh_process(gpt, tokens, tmp_path):
+    assert_saves(gpt, ALL, tokens, tmp_path)
+
+
+def peft_prefix(copy, projection):
+    """PEFT's encoder on the torch copy, its table taken apart as PEFT does for GPT-2."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, token_dim=16, num_layers=2,
+                                     num_transformer_submodules=1, num_attention_heads=4, encoder_hidden_size=12,
+                                     prefix_projection=projection)
+    encoder = peft.PrefixEncoder(config).double()
+
+    def forward(x):
+        past = encoder(torch.arange(3).expand(len(x), -1))                # (B, P, 2Ld)
+        past = past.view(len(x), 3, 2 * 2, 4, 4).permute(2, 0, 3, 1, 4)   # (2L, B, H, P, d_head)
+        return copy(x, prefix=[tuple(layer) for layer in past.split(2)])
+    return encoder, forward
+
+
+@pytest.mark.parametrize("method", [MLP, MLP_RANDOM], ids=str)
+def test_with_projection_equals_peft(method, gpt, tokens):
+    pytest.importorskip("torch")
+    from tests.oracles.torch_gpt import torch_copy
+    model = gpt()
+    encoder, oracle = peft_prefix(torch_copy(model), True)
+    tuned = tp.attach(model, method, rng=0)
+    v, (first, _, second) = tuned.virtual, encoder.transform
+    assert_same_race(tuned, oracle, [(v.P_small, encoder.embedding.weight), (v.W1.weight, first.weight),
+                                     (v.W1.bias, first.bias), (v.W2.weight, second.weight), (v.W2.bias, second.bias)],
+                     tokens)
+
+
+@pytest.mark.parametrize("method", [PLAIN, PLAIN_RANDOM], ids=str)
+def test_without_projection_equals_peft(method, gpt, tokens):
+    pytest.importorskip("torch")
+    from tests.oracles.torch_gpt import torch_copy
+    model = gpt()
+    encoder, oracle = peft_prefix(torch_copy(model), False)
+    tuned = tp.attach(model, method, rng=0)
+    assert_same_race(tuned, oracle, [(tuned.virtual.P, encoder.embedding.weight)], tokens)
+
+
+def test_a_head_is_a_mixture_of_attention_and_prefix(rng):
+    """He et al., equation 7: (1 − λ) Attn(x W_q, C W_k, C W_v) + λ softmax(x W_q P_Kᵀ) P_V."""
+    q, k, v = (rng.standard_normal((5, 4)) for _ in range(3))
+    P_K, P_V = (rng.standard_normal((3, 4)) for _ in range(2))
+    T = tp.Tensor
+    head = F.attention(T(q), T(np.vstack([P_K, k])), T(np.vstack([P_V, v]))).data
+    alone, prefix = F.attention(T(q), T(k), T(v)).data, F.attention(T(q), T(P_K), T(P_V), causal=False).data
+    scores = np.exp(q @ np.vstack([P_K, k]).T / math.sqrt(4)) * np.tril(np.ones((5, 8)), 3)
+    lam = scores[:, :3].sum(1, keepdims=True) / scores.sum(1, keepdims=True)
+    np.testing.assert_allclose(head, (1 - lam) * alone + lam * prefix, rtol=0, atol=1e-10)
+    assert (lam > 0.05).all() and (lam < 0.999).all()
+
+
+@pytest.mark.parametrize("method", [
+    tp.PrefixTuning(3, False, init="text", text=(7, 1)), tp.PTuningV2(3, init="text", text=(7, 1)),
+    tp.PrefixTuning(3, hidden=3, init="text", text=(7, 1))], ids=str)
+def test_starts_as_if_real_words_had_gone_before(method, gpt, tokens):
+    """The MLP gives the activations exactly as soon as it has as many units as the prefix has tokens."""
+    model = gpt()
+    want = model(np.hstack([np.tile([7, 1, 7], (3, 1)), tokens])).data[:, 3:]
+    np.testing.assert_allclose(tp.attach(model, method)(tokens).data, want, rtol=0, atol=1e-10)
+
+
+def test_narrow_mlp_starts_as_close_as_it_can(gpt):
+    """With fewer units than tokens, W₂ is the least-squares solution: no other comes closer to the activations."""
+    model = gpt()
+    v = tp.attach(model, tp.PrefixTuning(6, hidden=2, init="text", text=(1, 2, 3, 4, 5, 6)), rng=0).virtual
+    target = activations(model, [1, 2, 3, 4, 5, 6])
+    hidden = np.tanh(v.P_small.data @ v.W1.weight.data.T)
+    residual = v.table().data - target
+    assert np.abs(residual).max() > 0.01 and np.abs(hidden.T @ residual).max() < 1e-12
+
+
+def test_a_zero_prefix_is_not_nothing(gpt, tokens):
+    """Its keys take their share of the softmax, and the tokens' positions move."""
+    model = gpt()
+    before = model(tokens).data
+    tuned = tp.attach(model, PLAIN)
+    tuned.virtual.P.data = np.zeros_like(tuned.virtual.P.data)
+    assert np.abs(tuned(tokens).data - before).max() > 0.1
+
+
+@pytest.mark.parametrize("head", [None, 3])
+def test_folding_changes_nothing_but_the_counts(head, gpt, tokens, rng):
+    P, d, L, m, C = 3, 16, 2, 12, 0 if head is None else head * 17
+    tuned = tp.attach(gpt(np.float32), MLP, head=head)
+    move(tuned, rng)
+    tuned.train()
+    before, summary = tuned(tokens).data, tuned.summary()
+    assert summary.trained == P * d + (d * m + m) + (2 * L * d * m + 2 * L * d) + C
+    assert summary.trained - C == 1084                                   # PEFT's count for these sizes
+    assert summary.stored == 2 * P * L * d + C and summary.nbytes == 4 * summary.stored
+    assert tuned.fold() is tuned and tuned.virtual.training
+    assert np.array_equal(tuned(tokens).data, before)
+    assert tuned.summary().trained == tuned.summary().stored == 2 * P * L * d + C
+    assert tuned.method == PLAIN.__class__(3, False, hidden=12) and tuned.model.attached is tuned.method
+    x, y = shift(tokens)
+    F.cross_entropy(tuned(x), y).backward()
+    assert [p.shape for p in tuned.trainable_parameters()][0] == (P, 2 * L * d) and tuned.virtual.P.grad is not None
+    with pytest.raises(tp.MethodError, match="no reparameterization"):
+        tuned.fold()
+
+
+def test_a_checkpoint_keeps_the_mlp_and_resumes_exactly(gpt, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 37, 200)
+    task = LanguageModelling("ids", {s: ids for s in ("train", "validation", "test")}, dict(test=200), 8)
+    settings = dict(steps=6, batch_size=2, seed=3, progress=False, workers=1)
+    whole, parts = (tp.attach(gpt(np.float32), tp.PrefixTuning(3, hidden=12, dropout=0.2), rng=0) for _ in range(2))
+    tp.train(whole, task, **settings)
+    tp.train(parts, task, **settings, checkpoint=tmp_path / "c.npz", stop_after=3)
+    fresh = tp.attach(gpt(np.float32), tp.PrefixTuning(3, hidden=12, dropout=0.2), rng=9)
+    tp.train(fresh, task, **settings, checkpoint=tmp_path / "c.npz")
+    for a, b in zip(whole.trainable_parameters(), fresh.trainable_parameters(), strict=True):
+        assert np.array_equal(a.data, b.data)
+
+
+def test_dropout_in_training_only_and_for_each_row(gpt, tokens):
+    tuned = tp.attach(gpt(), tp.PrefixTuning(3, False, dropout=0.5))
+    same_rows = np.tile(tokens[:1], (4, 1))
+    still = tuned(same_rows).data
+    assert np.array_equal(still[0], still[3])
+    tuned.train()
+    shaken = tuned(same_rows).data
+    assert len({row.tobytes() for row in shaken}) == 4
+    tuned.virtual.dropout.p = 0.999999                                   # next to everything dropped: a zero prefix
+    dropped = tuned(same_rows).data
+    tuned.eval()
+    tuned.virtual.P.data = np.zeros_like(tuned.virtual.P.data)
+    np.testing.assert_allclose(dropped, tuned(same_rows).data)
+
+
+def test_dropout_gradients(gpt, tokens):
+    tuned = tp.attach(gpt(), tp.PrefixTuning(3, hidden=12, dropout=0.3)).train()
+
+    def fixed(*_):
+        tuned.virtual.dropout.rng = np.random.default_rng(5)
+        return tuned(tokens)
+    tp.gradcheck(fixed, *tuned.trainable_parameters(), directions=1)
+
+
+@each
+def test_generates_with_and_without_cache(method, gpt, tokens):
+    tuned = tp.attach(gpt(), method)
+    a, b = (tuned.generate(tokens, 8, use_cache=cached) for cached in (True, False))
+    assert a.shape == (3, 15) and np.array_equal(a, b)
+
+
+def test_defaults(gpt):
+    assert tp.attach(gpt(), tp.PrefixTuning()).virtual.W1.weight.shape == (8, 16)    # m = d/2
+    for cls in (tp.PrefixTuning, tp.PTuningV2):                          # the class's rate is that of its default form
+        assert cls().learning_rate == cls.learning_rate
+    rates = {(cls, r): cls(reparameterize=r).learning_rate for cls in (tp.PrefixTuning, tp.PTuningV2) for r in (0, 1)}
+    assert set(rates.values()) == {3e-3, 6e-2} and rates[tp.PTuningV2, 1] == rates[tp.PrefixTuning, 1] == 3e-3
+    tuned = tp.attach(gpt(), tp.PrefixTuning())
+    assert (tuned.learning_rate, tuned.fold().learning_rate) == (3e-3, 6e-2)
+
+
+def test_v2_is_deep_direct_and_classifies(gpt, tokens):
+    tuned = tp.attach(gpt(), tp.PTuningV2(5), head=3)
+    assert tuned.classify(tokens, [7, 7, 7]).shape == (3, 3)
+    assert tuned.summary().trained == 2 * 5 * 2 * 16 + 3 * 17
+    assert tp.PTuningV2().dropout == 0.1 and not tp.PTuningV2().reparameterize and tp.PrefixTuning().reparameterize
+
+
+def test_does_not_merge(gpt):
+    with pytest.raises(tp.MethodError, match="virtual tokens"):
+        tp.attach(gpt(), PLAIN).merge()
+
+
+@pytest.mark.parametrize("make, word", [
+    (lambda: tp.PrefixTuning(0), "PrefixTuning: .* positive"), (lambda: tp.PTuningV2(-1), "PTuningV2: .* positive"),
+    (lambda: tp.PrefixTuning(hidden=0), "hidden"), (lambda: tp.PrefixTuning(dropout=1.0), "dropout"),
+    (lambda: tp.PrefixTuning(init="zero"), "init must be"), (lambda: tp.PTuningV2(text="word"), "belong together")])
+def test_nonsense_is_refused_at_once(make, word):
+    with pytest.raises(tp.MethodError, match=word):
+        make()
+
+
+def test_a_prefix_that_fills_the_context_is_refused(gpt):
+    with pytest.raises(tp.MethodError, match="PTuningV2: 24 virtual tokens leave no room"):
+        tp.attach(gpt(), tp.PTuningV2(24))

@@ -1,0 +1,124 @@
+"""Prompt tuning: against PEFT's prompt embedding, and its three starts."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, move
+from tinypeft.text import BPETokenizer
+
+RANDOM, WORDS, TEXT = (tp.PromptTuning(3, "random"), tp.PromptTuning(3), tp.PromptTuning(3, "text", (7, 1)))
+each = pytest.mark.parametrize("method", [RANDOM, WORDS, TEXT], ids=str)
+
+
+@each
+def test_gradients(method, gpt, tokens):
+    assert_gradients(tp.attach(gpt(), method), tokens)
+
+
+def test_base_stays(gpt, tokens):
+    assert_leaves_base_alone(gpt(np.float32), WORDS, tokens)
+
+
+def test_save_and_load_in_a_fresh_process(gpt, tokens, tmp_path):
+    assert_saves(gpt, [RANDOM, WORDS, TEXT], tokens, tmp_path)
+
+
+def test_equals_peft(gpt, tokens):
+    pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from tests.oracles.torch_gpt import torch_copy
+    model = gpt()
+    copy = torch_copy(model)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, token_dim=16,
+                                     num_transformer_submodules=1, num_layers=2, num_attention_heads=4)
+    theirs = peft.PromptEmbedding(config, copy.token_embedding).double()
+    import torch
+    oracle = lambda x: copy(x, prompt=theirs(torch.arange(3).expand(len(x), -1)))
+    tuned = tp.attach(model, RANDOM, rng=0)
+    assert_same_race(tuned, oracle, [(tuned.virtual.P_e, theirs.embedding.weight)], tokens)
+
+
+def test_starts_as_real_words(gpt, tokens):
+    """A prompt made of words' embeddings is those words before the text."""
+    model = gpt()
+    longer = np.hstack([np.tile([7, 1, 7], (3, 1)), tokens])
+    want = model(longer).data[:, 3:]
+    np.testing.assert_allclose(tp.attach(model, TEXT)(tokens).data, want, rtol=0, atol=1e-12)
+
+
+def test_starts_from_text_through_the_tokenizer(gpt):
+    model = gpt(vocab_size=300)
+    model.tokenizer = BPETokenizer.train("axes of the axes of the " * 20, 264)
+    ids = model.tokenizer.encode("axes of")
+    P_e = tp.attach(model, tp.PromptTuning(2 * len(ids) + 1, "text", "axes of")).virtual.P_e.data
+    E = model.token_embedding.weight.data
+    assert np.array_equal(P_e, E[[*ids, *ids, ids[0]]])                  # said again until P are full
+
+
+def test_starts_from_common_tokens():
+    E = np.arange(6000.0)[:, None] * np.ones(4)
+    model = tp.GPT(tp.GPTConfig(vocab_size=6000, context_length=600, d_model=4, n_layers=1, n_heads=1))
+    model.token_embedding.weight.data = E
+    drawn = tp.attach(model, tp.PromptTuning(500), rng=0).virtual.P_e.data[:, 0]
+    assert 256 <= drawn.min() < 300 and 4900 < drawn.max() < 5000        # neither single bytes nor rare words
+
+
+def test_the_seed_decides(gpt):
+    first, again, other = (tp.attach(gpt(), WORDS, rng=r).virtual.P_e.data for r in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_random_start_and_count(gpt):
+    tuned = tp.attach(gpt(), tp.PromptTuning(20, "random"))
+    P_e = tuned.virtual.P_e.data
+    assert 0.45 < P_e.max() <= 0.5 and -0.5 <= P_e.min() < -0.45
+    assert tuned.summary().trained == tuned.summary().stored == 20 * 16
+
+
+def test_virtual_tokens_never_show(gpt, tokens):
+    model = gpt()
+    plain = model(tokens).data
+    tuned = tp.attach(model, WORDS)
+    assert tuned(tokens).shape == (3, 7, 37) and not np.allclose(tuned(tokens).data, plain)
+    with tuned.disabled():
+        assert np.array_equal(tuned(tokens).data, plain)
+
+
+@each
+def test_generates_with_and_without_cache(method, gpt, tokens, rng):
+    tuned = tp.attach(gpt(), method)
+    move(tuned, rng)
+    a, b = (tuned.generate(tokens, 8, use_cache=cached) for cached in (True, False))
+    assert a.shape == (3, 15) and np.array_equal(a, b)
+
+
+def test_generation_counts_virtual_tokens(gpt, tokens):
+    tuned = tp.attach(gpt(), WORDS)
+    assert tuned.generate(tokens, 15).shape == (3, 22)                   # 3 + 7 + 14 positions are fed, of 24
+    with pytest.raises(ValueError, match="beside 3 virtual ones"):
+        tuned.generate(tokens, 16)
+
+
+def test_does_not_merge(gpt):
+    with pytest.raises(tp.MethodError, match="virtual tokens"):
+        tp.attach(gpt(), WORDS).merge()
+
+
+@pytest.mark.parametrize("make, word", [
+    (lambda: tp.PromptTuning(0), "positive"), (lambda: tp.PromptTuning(-1), "positive"),
+    (lambda: tp.PromptTuning(2.0), "positive"), (lambda: tp.PromptTuning(init="words"), "init must be"),
+    (lambda: tp.PromptTuning(init="text"), "belong together"), (lambda: tp.PromptTuning(text="a"), "belong together"),
+    (lambda: tp.PromptTuning(init="text", text=np.arange(3)), "tuple of token ids, got a ndarray")])
+def test_nonsense_is_refused_at_once(make, word):
+    with pytest.raises(tp.MethodError, match=word):
+        make()
+
+
+@pytest.mark.parametrize("method, word", [
+    (tp.PromptTuning(24), "no room"), (tp.PromptTuning(3, "text", "word"), "tokenizer"),
+    (tp.PromptTuning(3, "text", (99,)), r"ids in \[0, 37\)"), (tp.PromptTuning(3, "text", ()), "not empty")])
+def test_what_does_not_fit_the_model_is_refused(method, word, gpt):
+    model = gpt()
+    with pytest.raises(tp.MethodError, match=word):
+        tp.attach(model, method)
+    assert model.attached is None

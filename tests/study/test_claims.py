@@ -1,0 +1,106 @@
+"""The claims table: each verdict by its rule, on results made for it; and what is stored is enough to judge by."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinypeft.study import claims
+from tinypeft.study.claims import CLAIMS, Claim, Finding, table, verdict
+from tinypeft.study.experiment import Results, half_width
+from tinypeft.study.experiments import EXPERIMENTS
+
+RESULTS = Path(__file__).parents[2] / "figures" / "results"
+
+
+@pytest.mark.parametrize("effects, margin, says", [
+    ([(1, 0.9)], 0, "reproduced"), ([(1, 1.1)], 0, "not at this size"), ([(-1, 0.9)], 0, "contradicted"),
+    ([(-1, 0.9)], 0.4, "not at this size"), ([(-1, 0.5)], 0.4, "contradicted"), ([(1, np.inf)], 0, "not at this size"),
+    ([(1, 0.1), (1, 0.1)], 0, "reproduced"), ([(1, 0.1), (-1, 0.1)], 0, "not at this size"),
+    ([(-1, 0.1), (-2, 0.1)], 0, "contradicted")])
+def test_the_rule(effects, margin, says):
+    assert verdict(Finding("", tuple(effects), margin)) == says
+
+
+def test_without_an_effect_there_is_no_verdict():
+    with pytest.raises(ValueError, match="no effect"): verdict(Finding("…", ()))
+
+
+def results(**runs):
+    """Results of made-up numbers: condition → metric → one value per seed."""
+    per_seed = {c: {str(s): {m: v[s] for m, v in metrics.items()} for s in range(5)} for c, metrics in runs.items()}
+    return Results({"experiment": "toy", "runs": per_seed})
+
+
+NOISE = np.array([0.01, -0.01, 0.02, -0.02, 0.0])
+
+
+@pytest.mark.parametrize("lora, says", [(2.03, "reproduced"), (2.3, "not at this size"), (2.8, "contradicted")])
+def test_as_good_as_full(lora, says):
+    """Frozen at 3 and full at 2: nine tenths of the gain reproduce the claim, less than half contradicts it."""
+    at = lambda x: {"loss": x + NOISE, "accuracy": -x - NOISE, "share": 0 * NOISE}
+    r = results(frozen=at(3.0), full=at(2.0), lora_all=at(lora))
+    finding = claims.lora_is_full({"methods": r}.get)
+    assert verdict(finding) == says and f"{lora:.3f} ± {half_width(NOISE):.3f}" in finding.told
+
+
+@pytest.mark.parametrize("parallel, says", [(2.0, "reproduced"), (2.2, "contradicted"), (2.1, "not at this size")])
+def test_better_than(parallel, says):
+    noise = iter(np.random.default_rng(0).normal(0, 0.01, (6, 5)))
+    sizes = (16, 64)
+    r = results(**{f"sequential {m}": {"loss": 2.1 + next(noise)} for m in sizes},
+                **{f"parallel {m}": {"loss": parallel + next(noise)} for m in sizes})
+    assert verdict(claims.parallel({"adapters": r}.get)) == says
+
+
+def test_the_table_says_what_is_missing(tmp_path):
+    r = results(a={"x": NOISE + 1}, b={"x": NOISE})
+    (tmp_path / "there.json").write_text(json.dumps(r.record, default=float), "utf-8")
+    test = lambda load: Finding("told", (load("there").difference("a", "b", "x"),))
+    why = {"reproduced": "since it is so"}
+    rows = table(tmp_path, [Claim("One", "2106.09685", "70.1", ("there",), test, why), Claim("Two", "1", "", ("gone",), test)])
+    assert ("| One | [2106.09685](https://arxiv.org/abs/2106.09685): 70.1 | told | **reproduced** | since it is so |"
+            in rows.splitlines())
+    assert "| Two | [1](https://arxiv.org/abs/1) | not measured: `python -m tinypeft figures gone --rerun` |" in rows
+    assert {line.count("|") for line in rows.splitlines()} == {6}
+
+
+def test_every_claim_is_judged_and_says_why():
+    load = lambda name: Results.load(RESULTS, name)
+    for claim in CLAIMS:
+        assert set(claim.experiment) <= set(EXPERIMENTS)
+        finding = claim.test(load)
+        assert np.isfinite(finding.effects).all() and "nan" not in finding.told and "inf" not in finding.told
+        assert claim.why.get(verdict(finding)), f"{claim.text}: {verdict(finding)}, and no sentence says why"
+
+
+# -- what is stored ---------------------------------------------------------------------------------
+def numbers(metrics):
+    flat = []
+    for value in metrics.values():
+        if isinstance(value, (int, float, list)) and not isinstance(value, bool):
+            a = np.array(value)
+            if a.dtype.kind in "if": flat.append(a.ravel())
+    return np.concatenate(flat)
+
+
+FEWER = {"rates": "a choice on validation", "baselines": "nothing is random", "memory": "nor here", "subspace": "a map",
+         "int8_activations": "a picture of one", "smoothquant_maxima": "a picture of one", "gptq_columns": "a picture of one"}
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()])
+def test_results_are_whole_and_finite(name):
+    """At least five seeds of every condition, for the experiment as it is now."""
+    r, e = Results.load(RESULTS, name), EXPERIMENTS[name]
+    assert r.conditions == e.conditions and r.seeds == e.seeds and (len(e.seeds) >= 5 or name in FEWER)
+    assert r.record["settings"] == json.loads(json.dumps(e.settings))
+    for runs in r.record["runs"].values():
+        for metrics in runs.values(): assert np.isfinite(numbers(metrics)).all()
+
+
+def test_the_rates_that_are_used_are_the_best_that_were_tried():
+    r = Results.load(RESULTS, "rates")
+    best = {c: r.record["runs"][c]["0"]["rate"][int(np.argmin(r.values(c, "loss")[0]))] for c in r.conditions}
+    for name in ("placement", "adalora", "prompts"):
+        for condition, rate in EXPERIMENTS[name].settings["lr"].items(): assert rate == best[condition], (name, condition)
+    assert EXPERIMENTS["adapters"].settings["lr"] == {kind: best[f"{kind} m=64"] for kind in ("sequential", "parallel")}

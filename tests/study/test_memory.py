@@ -1,0 +1,80 @@
+"""The memory model: its predictions against traced bytes, its counts against the library's, and what the command says."""
+import json
+from pathlib import Path
+
+import pytest
+
+import tinypeft as tp
+from tinypeft.cli import main
+from tinypeft.study import memory
+from tinypeft.study.memory import FLOAT32, SHAPES, Shape, estimate, shape_of, traced
+
+DEEP, WIDE = tp.GPTConfig(1024, 128, 96, 6, 4), tp.GPTConfig(512, 128, 192, 3, 4)
+METHODS = [("full", {}), ("lora", {}), ("lora", {"targets": "all", "rank": 4}), ("qlora", {"targets": "all"}),
+           ("adapter", {"bottleneck": 16}), ("prefix", {}), ("prompt", {})]
+
+
+@pytest.mark.parametrize("config", [DEEP, WIDE], ids=["deep", "wide"])
+@pytest.mark.parametrize("batch, tokens", [(1, 32), (6, 96)])
+@pytest.mark.parametrize("method, options", METHODS, ids=lambda v: str(v))
+def test_a_prediction_is_within_ten_per_cent_of_what_is_traced(config, batch, tokens, method, options):
+    predicted = estimate(Shape.of(config), method, batch, tokens, FLOAT32, **options)["peak"]
+    assert predicted == pytest.approx(traced(config, method, batch, tokens, **options), rel=0.1)
+
+
+def test_both_moments_decide():
+    """A batch of 32 tokens is least of it, the gradients most; a large batch the other way round: both were tested above."""
+    moments = lambda batch, tokens: estimate(Shape.of(WIDE), "full", batch, tokens, FLOAT32)
+    assert moments(1, 32)["backward"] > moments(1, 32)["forward"]
+    assert moments(6, 96)["backward"] < moments(6, 96)["forward"]
+
+
+@pytest.mark.parametrize("method, options", METHODS[1:], ids=lambda v: str(v))
+def test_trained_parameters_are_the_librarys(method, options):
+    tuned = tp.attach(tp.GPT(WIDE), memory.attachable(method, options))
+    assert memory.METHODS[method](Shape.of(WIDE), **options).n == tuned.summary().trained
+
+
+def test_shapes_have_the_parameters_they_are_known_for():
+    assert SHAPES["base"] == Shape.of(tp.load_pretrained().config)
+    assert SHAPES["base"].parameters == tp.load_pretrained().n_parameters()
+    assert SHAPES["gpt2"].parameters == 124_439_808                   # the safetensors file's, without the masks
+    assert SHAPES["llama-7b"].parameters == 6_738_415_616
+    for n in (1e8, 1e9, 7e9): assert shape_of(n).parameters == pytest.approx(n, rel=0.2)
+
+
+def test_the_stored_measurement_agrees_within_ten_per_cent():
+    path = Path(__file__).parents[2] / "figures" / "results" / "memory.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    assert len(runs) == 21
+    for condition, by_seed in runs.items():
+        r = by_seed["0"]
+        assert r["peak"] == pytest.approx(r["traced"], rel=0.1), condition
+
+
+def test_seven_billion():
+    rows = memory.compared(SHAPES["llama-7b"], targets="all")
+    full, lora, qlora = (rows[m]["peak"] / 2**30 for m in ("full", "lora", "qlora"))
+    assert full > 6 * lora and lora > 1.7 * qlora
+    assert rows["full"]["optimizer"] == 8 * SHAPES["llama-7b"].parameters
+
+
+def test_the_command(capsys):
+    assert main(["memory", "--params", "7e9", "--method", "qlora", "--set", "rank=64", "targets=all", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bytes"]["qlora"] == estimate(shape_of(7e9), "qlora", rank=64, targets="all")
+    assert main(["memory"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("full", "lora", "qlora", "GiB", "6,738,415,616"))
+
+
+@pytest.mark.parametrize("args, says", [
+    (["--shape", "llama-70b"], "llama-7b"), (["--method", "magic"], "prompt"), (["--set", "rnak=3"], "rnak"),
+    (["--params", "0"], "positive"), (["--params", "7e9", "--shape", "gpt2"], "not both"), (["--tokens", "0"], "at least 1")])
+def test_mistakes_are_told(args, says, capsys):
+    assert main(["memory", *args]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_full_fine_tuning_has_nothing_to_quantize():
+    with pytest.raises(ValueError, match="leave bits out"): estimate(SHAPES["base"], "full", bits=4)

@@ -1,0 +1,126 @@
+"""Every picture: drawn from stored results, legible, described, always the same; and the page that shows them is theirs."""
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from tests.legible import faults
+from tinypeft.study import gallery, pictures, plot
+from tinypeft.study.pictures import PICTURES
+
+FIGURES = Path(__file__).parents[2] / "figures"
+THERE = [name for name in PICTURES if not pictures.missing(FIGURES, name)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of figures with the committed results in it."""
+    folder = tmp_path_factory.mktemp("figures")
+    (folder / "results").symlink_to(FIGURES / "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(folder):
+    return gallery.figures(folder, say=lambda line: None)
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_a_picture_can_be_read(drawn, folder, name):
+    drawing, file = drawn[name], folder / PICTURES[name].file(name)
+    if not isinstance(drawing.figure, str):
+        with plot.style(): assert faults(drawing.figure) == []
+    assert 1000 < file.stat().st_size < 160_000
+    assert len(drawing.alt) > 80 and drawing.sentence.endswith(".") and drawing.detail.endswith(".")
+    assert "nan" not in f"{drawing.alt} {drawing.sentence} {drawing.detail}".split()
+    if file.suffix == ".svg" and not isinstance(drawing.figure, str):
+        assert drawing.alt[:40].replace("&", "&amp;") in file.read_text("utf-8")
+
+
+def test_the_page_is_what_the_results_say(drawn):
+    """All its numbers come from results files, because the page does: it is made again here and is the same."""
+    assert gallery.page(drawn, FIGURES / "results") == (FIGURES / "README.md").read_text("utf-8")
+
+
+def test_what_the_page_shows_is_there():
+    page = (FIGURES / "README.md").read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", page): assert (FIGURES / target).exists(), target
+    assert {PICTURES[name].file(name) for name in THERE} <= set(re.findall(r"\]\(([^)#:]+)\)", page))
+
+
+def test_all_figures_are_small_enough_for_a_repository():
+    assert sum(f.stat().st_size for f in FIGURES.rglob("*") if f.is_file()) < 4_000_000
+
+
+@pytest.mark.parametrize("name", [*dict.fromkeys([THERE[0], *(n for n in THERE if PICTURES[n].ending == "png")][:2])])
+def test_the_same_numbers_give_the_same_bytes_whatever_the_readers_style(drawn, folder, tmp_path, name):
+    (tmp_path / "results").symlink_to(FIGURES / "results")
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": False, "lines.linewidth": 9, "svg.hashsalt": "other"}):
+        pictures.draw(tmp_path, name)
+    file = PICTURES[name].file(name)
+    assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_a_picture_without_results_says_what_measures_them(tmp_path):
+    said = []
+    gallery.figures(tmp_path, ["gradient_check", "compare", "staircase"], said.append)
+    assert said[0] == ("gradient_check: not drawn, there is no results/gradient_check.json: "
+                       "python -m tinypeft figures gradient_check --rerun")
+    assert said[1].endswith("python -m tinypeft --out figures") and said[2] == str(tmp_path / "staircase.svg")
+
+
+def test_changed_results_change_the_picture_and_its_words(tmp_path):
+    record = json.loads((FIGURES / "results" / "compare.json").read_text("utf-8"))
+    record["methods"][1]["loss"] = 1.2345
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "compare.json").write_text(json.dumps(record), "utf-8")
+    assert "1.234" in pictures.draw(tmp_path, "compare").alt
+    assert (tmp_path / "compare.svg").read_bytes() != (FIGURES / "compare.svg").read_bytes()
+
+
+# -- the check itself ----------------------------------------------------------------------------
+def bad(draw):
+    with plot.style():
+        fig, ax = plot.figure()
+        draw(ax)
+        return faults(fig)
+
+
+@pytest.mark.parametrize("draw, says", [
+    (lambda ax: (ax.text(0.5, 0.5, "one"), ax.text(0.51, 0.51, "two")), "'one' overlaps 'two'"),
+    (lambda ax: ax.text(3, 0.5, "far", in_layout=False), "'far' leaves the picture"),
+    (lambda ax: ax.text(0.5, 0.5, "tiny", fontsize=7), "'tiny' has 7.0 points"),
+    (lambda ax: (ax.plot([0, 1], color="#0072B2"), ax.plot([1, 0], color="#D55E00")), "in grey, line 0 looks like line 1"),
+    (lambda ax: (ax.scatter([0], [0], color="#009E73"), ax.scatter([1], [0], color="#D55E00")), "in grey, points 0 looks like"),
+])
+def test_what_cannot_be_read_is_found(draw, says):
+    assert any(fault.startswith(says) for fault in bad(draw)), bad(draw)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda ax: (ax.text(0.2, 0.5, "one"), ax.text(0.6, 0.5, "two")),
+    lambda ax: (ax.plot([0, 1], color="#0072B2", marker="o"), ax.plot([1, 0], color="#D55E00", marker="s")),
+    lambda ax: (ax.plot([0, 1], color="#0072B2", ls="--"), ax.plot([1, 0], color="#D55E00")),
+    lambda ax: (ax.scatter([0], [0], color="#009E73"), ax.scatter([1], [0], color="#D55E00", marker="s"))])
+def test_what_can_be_read_is_left_alone(draw):
+    assert bad(draw) == []
+
+
+def test_methods_and_schemes_look_different():
+    import tinypeft as tp
+    from tests.legible import grey
+    for group in (tp.METHODS, tp.SCHEMES):
+        looks = [plot.MARKS[name] for name in group]
+        for i, (colour, marker) in enumerate(looks):
+            for other, its in looks[:i]:
+                assert marker != its or abs(grey(plot.COLOURS[colour]) - grey(plot.COLOURS[other])) > 0.15
+
+
+def test_inks_can_be_read_on_white():
+    from matplotlib.colors import to_rgb
+    for colour in plot.COLOURS.values():
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(plot.ink(colour))]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) > 4.45

@@ -1,0 +1,271 @@
+"""BPE: bit-exact against a plain re-implementation, against GPT-2's splitting, and on every kind of bad input."""
+
+import json
+import os
+import random
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinypeft.text import END_OF_TEXT, BPETokenizer, base, tokenizer
+from tinypeft.text.tokenizer import words
+
+PROSE = "The quick brown fox, 42 of them; it's \"naïve\" — 日本語 ² Ⅷ.\n\n    def f(x_1):\n\treturn x_1  \n" * 3
+
+
+@pytest.fixture(scope="module")
+def small():
+    return BPETokenizer.train(PROSE + " ".join(d.text for d in base().train[:200]), 500)
+
+
+def slow_train(text, n):
+    """The definition: count every pair from scratch before each merge."""
+    corpus, merges = [([bytes([b]) for b in w.encode()], c) for w, c in Counter(words(text)).items()], []
+    for _ in range(n):
+        count = Counter()
+        for pieces, c in corpus:
+            for pair in zip(pieces, pieces[1:], strict=False):
+                count[pair] += c
+        merges.append(min(count, key=lambda p: (-count[p], p)))
+        corpus = [(slow_merge(pieces, merges[-1]), c) for pieces, c in corpus]
+    return merges
+
+
+def slow_merge(pieces, pair):
+    for i in range(len(pieces) - 1):
+        if (pieces[i], pieces[i + 1]) == pair:
+            return pieces[:i] + [pair[0] + pair[1]] + slow_merge(pieces[i + 2:], pair)
+    return pieces
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+def test_the_papers_example():
+    """Sennrich et al. (2016), Figure 1 and its dictionary; the end-of-word sign is GPT-2's leading space here."""
+    text = "\n".join(["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3)
+    learned = [a + b for a, b in BPETokenizer.train(text, 257 + 4).merges]
+    assert learned == [b"es", b"est", b"lo", b"low"]
+
+
+def test_training_is_bit_exact_with_counting_from_scratch():
+    text = PROSE + " ".join(d.text for d in base().validation[:12])
+    assert BPETokenizer.train(text, 257 + 100).merges == slow_train(text, 100)
+
+
+def test_training_does_not_depend_on_the_process():
+    code = ("from tinypeft.text import BPETokenizer as B; import hashlib\n"
+            "t = B.train('the cat sat on the mat that the rat ate at ten ' * 3 + 'aa bb ab ba', 280)\n"
+            "print(hashlib.sha256(repr(t.merges).encode()).hexdigest())")
+    runs = [subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, text=True,
+                           capture_output=True, check=True, cwd=Path(__file__).parents[2]).stdout for seed in "12"]
+    assert runs[0] == runs[1] != ""
+
+
+def test_two_merges_may_make_the_same_token():
+    t = BPETokenizer([(b"a", b"b"), (b"ab", b"c"), (b"b", b"c"), (b"a", b"bc")])
+    assert t.vocab_size == 256 + 3 + 1 and t.decode(t.encode("abc")) == "abc"
+    text = " abc" * 9 + " ab" * 5 + " bc" * 5 + " xbc xab" * 2
+    assert BPETokenizer.train(text, 263).vocab_size == 263
+
+
+def test_the_size_asked_for_is_the_size_made(small):
+    assert small.vocab_size == 500 and len(small.vocab) == 499 and small.end_of_text == 499
+    assert BPETokenizer.train("", 257).vocab_size == 257
+    with pytest.raises(ValueError, match="259 only"):
+        BPETokenizer.train("a b c", 300)
+
+
+@pytest.mark.parametrize("size", [256, 0, -1])
+def test_too_small_a_vocabulary(size):
+    with pytest.raises(ValueError, match="at least 257"):
+        BPETokenizer.train("text", size)
+
+
+@pytest.mark.parametrize("text, size", [(b"text", 300), ("text", 300.0), ("text", True), (None, 300)])
+def test_training_refuses_other_types(text, size):
+    with pytest.raises(TypeError, match="got"):
+        BPETokenizer.train(text, size)
+
+
+# ---- encoding and decoding ------------------------------------------------------------------------------------------
+
+def test_every_byte_string_comes_back(small):
+    rng = random.Random(0)
+    cases = [bytes([b]) for b in range(256)] + [bytes([a, b]) for a in range(0, 256, 5) for b in range(0, 256, 3)]
+    cases += [rng.randbytes(rng.randrange(200)) for _ in range(300)]
+    cases += [b"", PROSE.encode(), PROSE.encode()[:-1], "é".encode()[:1] + b" a", b"\xed\xa0\x80", b"\xf8\x88\x80\x80"]
+    for case in cases:
+        for kind in (bytes, bytearray, memoryview):
+            assert small.decode_bytes(small.encode(kind(case))) == case
+        assert small.decode_bytes(small.encode(case, allow_special=True)) == case
+
+
+def test_text_comes_back_as_text(small):
+    for text in (PROSE, "", "🙂\x00\x1f\r\n\u2028\u3000", "".join(map(chr, range(0xD800)))):
+        assert small.decode(small.encode(text)) == text
+    assert np.array_equal(small.encode(PROSE), small.encode(PROSE.encode()))
+    assert small.encode("x").dtype == np.int32 and small.encode("").shape == (0,)
+
+
+def test_encoding_is_bit_exact_with_applying_each_merge_in_turn(small):
+    for word in set(words(PROSE + base().text("test")[:30_000])):
+        pieces = [bytes([b]) for b in word.encode()]
+        for pair in small.merges:
+            pieces = slow_merge(pieces, pair)
+        assert small.encode(word).tolist() == [small.vocab[p] for p in pieces]
+
+
+def test_a_character_cut_in_two_decodes_to_a_replacement(small):
+    ids = small.encode("日".encode()[:2])
+    assert "\ufffd" in small.decode(ids) and small.decode(ids, errors="ignore") == ""
+    with pytest.raises(UnicodeDecodeError):
+        small.decode(ids, errors="strict")
+
+
+def test_end_of_text_arises_only_when_asked_for(small):
+    text = f"one{END_OF_TEXT}two{END_OF_TEXT}"
+    assert small.end_of_text not in small.encode(text) and small.decode(small.encode(text)) == text
+    asked = small.encode(text, allow_special=True)
+    assert (asked == small.end_of_text).sum() == 2 and asked[-1] == small.end_of_text and small.decode(asked) == text
+    assert np.array_equal(small.encode("one"), asked[:np.argmax(asked == small.end_of_text)])
+
+
+def test_documents_are_separated_and_enclosed(small):
+    stream = small.encode_documents(["ab", "", "c"])
+    assert small.decode(stream) == END_OF_TEXT.join(["", "ab", "", "c", ""]) and stream.dtype == np.int32
+    assert small.encode_documents([]).tolist() == [small.end_of_text]
+    document = base().test[0]
+    assert small.decode(small.encode_documents([document])[1:-1]) == str(document)
+
+
+def test_bad_input_is_named(small):
+    for wrong in (5, None, ["a"], np.array([1])):
+        with pytest.raises(TypeError, match="str or bytes"):
+            small.encode(wrong)
+    with pytest.raises(ValueError, match="surrogate"):
+        small.encode("a\ud800b")
+    for ids in ([500], [-1], [0, 10**9], np.array([-5])):
+        with pytest.raises(ValueError, match="0 … 499"):
+            small.decode(ids)
+    with pytest.raises(TypeError, match="integers, got float64"):
+        small.decode([1.0])
+    with pytest.raises(TypeError, match="integers"):
+        small.decode(["a"])
+    with pytest.raises(ValueError, match="shape"):
+        small.decode([[1, 2]])
+    assert small.decode([]) == "" and small.decode(65) == "A" and small.decode(np.uint16([72, 105])) == "Hi"
+
+
+# ---- splitting ------------------------------------------------------------------------------------------------------
+
+def test_splitting_loses_nothing_and_reads_well():
+    assert words("it's  2 fast, x_1\n    ok ") == ["it", "'s", " ", " 2", " fast", ",", " x", "_", "1",
+                                                   "\n   ", " ok", " "]
+    every = "".join(chr(c) + " " for c in range(0x20000) if not 0xD800 <= c < 0xE000)
+    assert "".join(words(every)) == every
+
+
+def test_splitting_is_gpt2s():
+    """Bit-exact with GPT-2's published pattern, run by the engine it was written for."""
+    regex = pytest.importorskip("regex")
+    gpt2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    rng = random.Random(1)
+    alphabet = " \n\t\r\x1c\x1f\x85\xa0\u2003\u3000'strevmld_09²½Ⅷ①٣aZéßж中\u0301-,.{🙂\u200b\x00"
+    for text in [base().text("test"), *("".join(rng.choices(alphabet, k=60)) for _ in range(3000))]:
+        assert words(text) == gpt2.findall(text)
+
+
+# ---- other numberings, files ----------------------------------------------------------------------------------------
+
+def test_any_numbering_encodes_to_the_same_tokens(small):
+    """What GPT-2's files need: ids in another order, the special token anywhere."""
+    order = np.random.default_rng(0).permutation(small.vocab_size)
+    other = BPETokenizer(small.merges, {t: order[i] for t, i in small.vocab.items()}, order[small.end_of_text])
+    assert np.array_equal(other.encode(PROSE), order[small.encode(PROSE)])
+    assert other.decode(other.encode_documents([PROSE])[1:-1]) == PROSE and other != small
+
+
+def test_an_inconsistent_vocabulary_is_refused():
+    alphabet = {bytes([b]): b for b in range(256)}
+    with pytest.raises(ValueError, match="missing.*b'ab'"):
+        BPETokenizer([(b"a", b"b")], alphabet)
+    with pytest.raises(ValueError, match="missing"):
+        BPETokenizer([(b"ab", b"c")], alphabet | {b"abc": 256})
+    for vocab, end in (({**alphabet, b"a": 0}, None), ({**alphabet, b"a": 300}, None), (alphabet, 5)):
+        with pytest.raises(ValueError, match="each once"):
+            BPETokenizer([], vocab, end)
+
+
+def test_saved_and_loaded(small, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    small.save(path)
+    again = BPETokenizer.load(path)
+    assert again == small and np.array_equal(again.encode(PROSE), small.encode(PROSE))
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
+    mask = os.umask(0); os.umask(mask)
+    assert os.name == "nt" or stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask         # readable by others as usual
+
+
+def test_an_interrupted_save_keeps_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    small.save(path)
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        BPETokenizer([]).save(path)
+    assert BPETokenizer.load(path) == small and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "\x80", '{"mer', '{"merges": 3, "vocab": {}}',
+                                     '{"merges": [["a"]], "vocab": {}, "end_of_text": 0}'])
+def test_another_file_is_refused(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        BPETokenizer.load(path)
+
+
+def test_a_damaged_file_is_refused(small, tmp_path):
+    path = tmp_path / "x.json"
+    small.save(path)
+    content = json.loads(path.read_text())
+    content["vocab"].popitem()
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        BPETokenizer.load(path)
+    with pytest.raises(FileNotFoundError):
+        BPETokenizer.load(tmp_path / "nothing.json")
+
+
+# ---- speed and memory -----------------------------------------------------------------------------------------------
+
+def test_training_and_encoding_are_fast():
+    """1,024 tokens from the base's text (7 MB) take about 5 s on two cores, encoding runs at 7 MB/s: asked for are 60 s
+    and 1 MB/s, of the processor's time, so that a busy machine fails nothing."""
+    text = base().text("train")
+    start = time.process_time()
+    trained = BPETokenizer.train(text, 1024)
+    assert time.process_time() - start < 60
+    trained.encode(text[:2_000_000])
+    best = min(_seconds(trained.encode, text[:2_000_000]) for _ in range(3))
+    assert 2.0 / best > 1.0, f"{2.0 / best:.2f} MB/s"
+    assert _seconds(trained.encode, "a" * 300_000) < 10                          # one absurd word: not quadratic
+
+
+def test_the_word_cache_is_bounded(small, monkeypatch):
+    monkeypatch.setattr(tokenizer, "_CACHED_WORDS", 50)
+    fresh = BPETokenizer(small.merges)
+    text = " ".join(f"{i}" for i in range(1000)) + "z" * 1000
+    assert fresh.decode(fresh.encode(text)) == text
+    assert len(fresh._cache) <= 50 and max(map(len, fresh._cache)) <= 64
+
+
+def _seconds(f, *args):
+    start = time.process_time()
+    f(*args)
+    return time.process_time() - start
