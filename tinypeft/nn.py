@@ -96,13 +96,7 @@ class Module:
 
         Raises KeyError for missing or (`strict`) unknown names and ValueError for wrong shapes.
         """
-        own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if strict and (missing or unknown):
-            raise KeyError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
-        for name in own:
-            if name in state and np.shape(state[name]) != own[name].shape:
-                raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, expected {own[name].shape}")
+        check_state(self.state_dict(), state, strict)
         for name, p in self.named_parameters():
             if name in state:
                 p.data = np.array(state[name], dtype=p.dtype)
@@ -178,6 +172,18 @@ def _ranges(numbers):
         if runs and runs[-1][1] == i - 1: runs[-1][1] = i
         else:                             runs.append([i, i])
     return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
+
+
+def check_state(own, state, strict=True, optional=()):
+    """Raise unless `state` can be loaded where `own` is: KeyError for missing or unknown names, if `strict`, and
+    ValueError for wrong shapes. `optional` names may be missing."""
+    missing, unknown = sorted(own.keys() - state.keys() - set(optional)), sorted(state.keys() - own.keys())
+    if strict and (missing or unknown):
+        raise KeyError(f"load_state_dict: matched {len(own.keys() & state.keys())} tensors, "
+                       f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+    for name, array in own.items():
+        if name in state and np.shape(state[name]) != array.shape:
+            raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, expected {array.shape}")
 
 
 def replace_modules(root, new):
