@@ -5,8 +5,8 @@ operation with a backward written by hand. That saves memory and is several time
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
 
-Elementwise passes run over slices that fit in a core's cache, so that plain expressions cost no
-traffic to memory for their temporaries.
+GELU, cross-entropy and attention run over slices that fit in a core's cache: the temporaries of plain
+expressions then cost no traffic to memory.
 """
 import math
 
@@ -21,7 +21,7 @@ __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gel
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
-def _slices(n, width, budget=1 << 15):
+def _slices(n, width, budget=1 << 16):
     """Cut n rows of `width` numbers into slices of about `budget` numbers."""
     step = max(1, budget // max(1, width))
     return [slice(i, i + step) for i in range(0, n, step)]
@@ -69,25 +69,23 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    X, g, d, shape = _rows(x.data), gamma.data, x.shape[-1], x.shape
     mean = lambda a: a.mean(-1, keepdims=True)
-    mean_product = lambda a, b: np.einsum("ij,ij->i", a, b)[:, None] / d
-    xhat, y, r = np.empty_like(X), np.empty_like(X), np.empty((len(X), 1), X.dtype)   # r = 1/σ
-    for s in _slices(len(X), d):
-        centred = X[s] - mean(X[s])
-        r[s] = 1 / np.sqrt(mean_product(centred, centred) + eps)
-        xhat[s] = centred * r[s]
-        y[s] = xhat[s] * g + beta.data
+    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
+    xhat, g = x.data - mean(x.data), gamma.data
+    r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
+    xhat *= r
+    y = xhat * g
+    y += beta.data
 
     def dx(dy):
-        dy, dX = _rows(dy), np.empty_like(xhat)
-        for s in _slices(len(xhat), d):
-            dxhat = dy[s] * g
-            dX[s] = (dxhat - mean(dxhat) - xhat[s] * mean_product(dxhat, xhat[s])) * r[s]
-        return dX.reshape(shape)
-    return Tensor.op(y.reshape(shape), (x, dx),
-                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), xhat)),
-                     (beta, lambda dy: _rows(dy).sum(0)))
+        dx = dy * g                                          # dx̂, then dx in place
+        m = mean_product(dx, xhat)
+        dx -= mean(dx)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
+                     (beta, lambda dy: _rows(dy).sum(0)), (x, dx))
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
