@@ -12,14 +12,14 @@ import numpy as np
 
 from .hints import Array
 
-__all__ = ["cache_directory", "fingerprint", "load_arrays", "parse_json", "replacing", "save_arrays",
-           "write_atomically"]
+__all__ = ["cache_directory", "fingerprint", "load_arrays", "parse_json", "replacing",
+           "save_arrays", "write_atomically"]
 
 
 def cache_directory() -> Path:
-    """The directory for files that can be computed again; it need not exist.
+    """$TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else ~/.cache/tinypeft; it need not exist.
 
-    $TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else ~/.cache/tinypeft.
+    The directory holds files that can be computed again.
     """
     if chosen := os.environ.get("TINYPEFT_CACHE"):
         return Path(chosen)
@@ -28,13 +28,10 @@ def cache_directory() -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which replaces `path` once it is complete and on disk.
-
-    A reader sees the old file or the new one, never a part of it.
-    """
+    """A binary file to write, which replaces `path` once it is complete and on disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")     # same disk: a rename must not copy
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")   # same disk: renaming is atomic
     try:
         with open(part, "wb") as f:
             yield f
@@ -52,14 +49,14 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Array], meta: dict) -> None:
-    """Write named arrays and `meta`, which JSON can hold, to one .npz file, completely or not at all."""
-    text = json.dumps(meta, default=lambda number: number.item())      # NumPy's numbers are allowed
+    """Write named arrays, and `meta` as JSON, to one .npz file, completely or not at all."""
+    text = json.dumps(meta, default=lambda number: number.item())     # NumPy's numbers are allowed
     with replacing(path) as f:
         np.savez(f, **arrays, __meta__=np.frombuffer(text.encode(), np.uint8))
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
-    """(arrays, meta) of a file that `save_arrays` wrote; FileNotFoundError, or ValueError for another file."""
+    """(arrays, meta) from `save_arrays`; FileNotFoundError, or ValueError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as f:
             arrays = {name: f[name] for name in f.files}
@@ -71,7 +68,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
 
 
 def fingerprint(arrays: Mapping[str, Array]) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes of arrays, such as a model's `state_dict()`."""
+    """SHA-256 (hex) of named arrays, such as a model's `state_dict()`."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -80,11 +77,8 @@ def fingerprint(arrays: Mapping[str, Array]) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads` for untrusted text.
-
-    Also raises ValueError for a name that occurs twice in an object, NaN, infinities, and nesting
-    that is too deep.
-    """
+    """`json.loads` for untrusted text: raises ValueError also for a name that occurs twice in an
+    object, for NaN and infinities, and for nesting that is too deep."""
     try:
         return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
     except RecursionError as e:

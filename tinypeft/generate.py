@@ -1,9 +1,8 @@
 """Generation: one token after another, with a cache of the keys and values that attention has seen.
 
-The model predicts a distribution over the next token. `generate` picks from it (greedily, or sampled
-with a temperature, from the k likeliest, or from the smallest set of probability p) and appends the
-choice. With the cache each step runs one token through the model instead of all of them; the tokens
-are the same.
+The model predicts a distribution over the next token. `generate` picks from it (greedily, or by
+sampling with a temperature, from the k likeliest, or from the smallest set of probability p) and
+appends the choice. With the cache each step feeds one token instead of all; the result is the same.
 """
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ class LayerCache:
 
 
 class KVCache:
-    """One cache per layer. length: positions held, virtual ones included; nbytes: of keys and values."""
+    """One cache per layer. length: positions held, virtual ones included; nbytes: as of a layer."""
 
     def __init__(self, n_layers: int, layer: Callable[[], LayerCache] = LayerCache):
         self.layers = [layer() for _ in range(n_layers)]
@@ -57,8 +56,8 @@ class KVCache:
     def nbytes(self) -> int: return sum(layer.nbytes for layer in self.layers)
 
 
-def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0, top_k: int | None = None,
-           top_p: float | None = None) -> Array:
+def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0,
+           top_k: int | None = None, top_p: float | None = None) -> Array:
     """Draw one token per row from logits (B, V) → (B,); temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -70,7 +69,7 @@ def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0, to
         p[:, top_k:] = 0
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
-        p[p.cumsum(-1) - p >= top_p] = 0                     # keep while the mass before is below top_p
+        p[p.cumsum(-1) - p >= top_p] = 0                     # keep while the mass before is < top_p
         p /= p.sum(-1, keepdims=True)
     drawn = (p.cumsum(-1) < rng.random((len(p), 1))).sum(-1)
     drawn = np.minimum(drawn, (p > 0).sum(-1) - 1)
@@ -79,13 +78,14 @@ def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0, to
 
 def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
              top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
-             stop: int | None = None, use_cache: bool = True, cache: KVCache | None = None) -> Array:
+             stop: int | None = None, use_cache: bool = True,
+             cache: KVCache | None = None) -> Array:
     """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens.
 
-    model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0 is greedy.
+    model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0: greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
-    cache: a `KVCache` to use instead of a fresh one, for example one that quantizes. Raises ValueError
-    for options out of range, and when the sequence would exceed the context.
+    cache: a `KVCache` to use instead of a fresh one, for example one that quantizes.
+    Raises ValueError for options out of range, and if the sequence would exceed the context.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
@@ -96,8 +96,8 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     virtual, context = getattr(model, "virtual_length", 0), model.config.context_length
     if virtual + tokens.shape[1] + max_new_tokens > context + 1:
         beside = f" beside {virtual} virtual ones" if virtual else ""
-        raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones{beside} exceed the "
-                         f"context of {context}; ask for fewer or shorten the input")
+        raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones"
+                         f"{beside} exceed the context of {context}; ask for fewer or shorten the input")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
     if top_k is not None and not top_k >= 1:

@@ -1,19 +1,17 @@
 """A paged optimizer: AdamW whose state is a file, held in memory one parameter at a time.
 
-Adam keeps two numbers for each trained number and reads each once per step. QLoRA (Dettmers et al.,
-arXiv 2305.14314, §3, "Paged Optimizers") lets the driver move them page by page between a GPU's
+Adam keeps two numbers for each trained number and reads each once per step. In QLoRA (Dettmers et
+al., arXiv 2305.14314, §3, "Paged Optimizers") the driver moves them page by page between a GPU's
 memory and the CPU's, so that a long batch that needs the room does not fail. Here they move between
 memory and disk. The state is memory-mapped: the operating system reads a page when an update
 touches it, and the process releases it after the update.
 
-    m, v ← read;   w, m, v ← AdamW(w, g, m, v);   release m, v          one parameter after another
-
 The arithmetic is AdamW's, on the same numbers in the same order, so the trajectory is the same, bit
 for bit. Instead of 8 bytes (float32) for every trained number, only one parameter's state is in
-memory at a time, and one thread updates it. Released pages stay in the system's file cache while
-there is room, and go to disk otherwise. A directory that is itself in memory (tmpfs, as /tmp
-sometimes is) gains nothing. Measured for 16 M parameters, whose state takes 128 MiB: the process
-grows by less than 1 MiB, and a step takes 1.5 times as long while the file cache has room.
+memory at a time; one thread updates it. Released pages stay in the system's file cache while there
+is room, and go to disk otherwise. In a directory that is itself in memory (tmpfs, as /tmp sometimes
+is) nothing is gained. Measured for 16 M parameters, whose state takes 128 MiB: the process grows by
+less than 1 MiB, and a step takes 1.5 times as long while the file cache has room.
 """
 import mmap
 import os
@@ -48,7 +46,7 @@ class PagedAdamW(AdamW):
         page, start = mmap.ALLOCATIONGRANULARITY, self.file.seek(0, 2)
         size = -(-p.data.nbytes // page) * page                                  # whole pages
         if hasattr(os, "posix_fallocate"): os.posix_fallocate(self.file.fileno(), start, size)
-        else:                              self.file.truncate(start + size)      # zeros, either way
+        else:                              self.file.truncate(start + size)     # zeros, either way
         pages = mmap.mmap(self.file.fileno(), size, offset=start)
         state = np.frombuffer(pages, p.dtype, p.size).reshape(p.shape)
         self.pages[id(state)] = pages

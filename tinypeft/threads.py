@@ -1,10 +1,10 @@
 """Two cores, used well: one thread per part of a batch, and one BLAS thread in each.
 
 NumPy spreads only large matrix products over cores. Everything between them (GELU, softmax, layer
-norm) stays on one core, and small products lose more to the hand-over than they gain. Splitting the
-batch instead keeps every core busy, because NumPy releases Python's lock while it computes. Measured
-with a model of the base's size on two cores, a training step takes 0.52 of its single-threaded time
-this way, and 0.80 with BLAS threads alone.
+norm) stays on one core, and small products lose more to the hand-over than they gain. Splitting
+the batch keeps every core busy, because NumPy releases Python's lock while it computes. Measured on
+two cores, a training step of the base takes 0.52 of its single-threaded time this way, and 0.80
+with BLAS threads alone.
 """
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ __all__ = ["blas_threads", "parallel_map"]
 
 @functools.cache
 def _openblas():
-    """(get, set) of the thread count in the OpenBLAS of NumPy's wheels; None if NumPy has another BLAS."""
+    """(get, set) of the thread count in the OpenBLAS of NumPy's wheels; None for another BLAS."""
     root = Path(np.__file__).parent
     for lib in [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]:
         with contextlib.suppress(OSError, AttributeError):
@@ -32,7 +32,7 @@ def _openblas():
 
 @contextlib.contextmanager
 def blas_threads(n: int) -> Iterator[None]:
-    """Inside `with blas_threads(n):` a matrix product uses n threads, if NumPy's BLAS is OpenBLAS."""
+    """Inside `with blas_threads(n):` a matrix product uses n threads, if the BLAS is OpenBLAS."""
     blas = _openblas()
     before = blas[0]() if blas else None
     if blas: blas[1](n)
@@ -48,7 +48,7 @@ def _pool(workers):
 
 
 def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
-    """[fn(item) for item in items], in order, computed by `workers` threads; one is a plain loop."""
+    """[fn(item) for item in items], in order, computed by `workers` threads; 1 is a plain loop."""
     items = list(items)
     if workers <= 1 or len(items) <= 1:
         return [fn(item) for item in items]

@@ -1,8 +1,8 @@
 """Training and evaluation: one loop for pretraining, full fine-tuning and every method.
 
 Everything random in step s is drawn from (seed, s): the batch, the dropout masks, a method's own
-choices. A checkpoint therefore needs no random state: a run that was stopped and resumed has the same
-parameters, bit for bit, as one that never stopped.
+choices. A checkpoint therefore needs no random state: a run that was stopped and resumed has the
+same parameters, bit for bit, as one that never stopped.
 """
 import itertools
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoints import resume, save_checkpoint
-from .diagnosis import DivergedError, diverged, first_nonfinite, nonfinite_gradients
+from .diagnosis import DivergedError, bad_gradient, bad_loss
 from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
@@ -30,7 +30,7 @@ HEAD_LR = 1e-2        # a classification head starts from nothing, whatever meth
 
 @dataclass
 class History:
-    """loss: nats of each step. evals: [step, metrics] of each evaluation. seconds: spent in steps."""
+    """loss: nats, per step. evals: [step, metrics] per evaluation. seconds: time spent in steps."""
     loss: list[float] = field(default_factory=list)
     evals: list[list] = field(default_factory=list)
     seconds: float = 0.0
@@ -49,7 +49,8 @@ class History:
         names = list(self.evals[0][1]) if self.evals else []
         rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
         head = ["after step", *(f"validation {name}" for name in names)] if rows else None
-        return table(rows, head, repr(self), range(1 + len(names)), f"loss {curve}" if self.loss else None)
+        foot = f"loss {curve}" if self.loss else None
+        return table(rows, head, repr(self), range(1 + len(names)), foot)
 
 
 def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: float | None = None,
@@ -61,34 +62,36 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
           optimizer: Callable[..., Optimizer] = AdamW, progress: bool | None = None) -> History:
     """Train the parameters of `model` that require gradients on `task`; return a `History`.
 
-    model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object with its `batch`, `count`
-        and `loss` (and `batches`, `metrics` and `finish`, for evaluations). batch_size: rows per step.
-    lr: peak learning rate (default: the method's own, or 1e-3). head_lr: that of a classification
-        head (default: `lr` if it is given, else HEAD_LR). weight_decay: applies to matrices only.
+    model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object that has its `batch`,
+        `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
+    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3).
+    head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
+    weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
-    clip: bound on the gradients' global norm, None for none.
-    eval_every: steps between evaluations on "validation", each of at most `eval_batches` batches.
-    checkpoint: a file, rewritten atomically every `checkpoint_every` steps and at the end. If it
-        exists, training goes on from it. stop_after: stop once this many steps in all are done.
-    workers: threads that share a batch (see `threads`); one if dropout draws. The number changes
-        rounding and nothing else.
-    optimizer: AdamW, or `PagedAdamW`, which keeps its state in a file; the trajectory is the same.
+    eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
+    checkpoint: a file. If it exists, training goes on from it; it is rewritten, atomically, every
+        `checkpoint_every` steps and at the end. stop_after: stop after this many steps in all.
+    workers: threads that share a batch; one if dropout draws. The number changes only rounding.
+    optimizer: AdamW, or `PagedAdamW`, whose state is a file; the trajectory is the same.
     Raises ValueError for options out of range or a checkpoint of another run, and DivergedError,
     naming step and module, when the loss or a gradient is not finite; the last checkpoint stays.
     """
     if steps < 1 or batch_size < 1:
-        raise ValueError(f"train: steps and batch_size must be at least 1, got {steps} and {batch_size}")
+        raise ValueError("train: steps and batch_size must be at least 1, got "
+                         f"{steps} and {batch_size}")
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("train: nothing to train, every parameter is frozen")
     method = getattr(model, "method", None)
     rate = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
     warmup = warmup if warmup is not None else max(1, steps // 20)
-    settings = dict(steps=steps, batch_size=batch_size, lr=rate, head_lr=head_lr, clip=clip, betas=list(betas),
-                    weight_decay=weight_decay, schedule=schedule_kind, warmup=warmup, lr_floor=lr_floor,
-                    seed=seed, workers=workers, method=method and repr(method))
+    settings = dict(steps=steps, batch_size=batch_size, lr=rate, head_lr=head_lr, clip=clip,
+                    betas=list(betas), weight_decay=weight_decay, schedule=schedule_kind,
+                    warmup=warmup, lr_floor=lr_floor, seed=seed, workers=workers,
+                    method=method and repr(method))
     if head_lr is None: head_lr = HEAD_LR if lr is None else lr
-    optimizer = optimizer(_groups(model, params, head_lr), lr=rate, betas=betas, weight_decay=weight_decay)
+    groups = _groups(model, params, head_lr)
+    optimizer = optimizer(groups, lr=rate, betas=betas, weight_decay=weight_decay)
     if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
         workers = 1                                      # threads would draw in no fixed order
     first, history = 0, History()
@@ -110,24 +113,21 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                 loss = backward(model, task, batch, workers)
                 if not math.isfinite(loss):
                     _reseed(model, seed, step)           # the same dropout again
-                    where = first_nonfinite(model, lambda: task.loss(model, batch))      # noqa: B023
-                    what = f"the loss is {loss}; the first value that is not finite comes out of {where}"
-                    raise diverged(step, what, rate, checkpoint)
-                norm = clip_grad_norm(params, clip or math.inf)
-                if not math.isfinite(norm):
-                    what = f"the gradient is not finite, in {nonfinite_gradients(model)}"
-                    raise diverged(step, what, rate, checkpoint)
+                    raise bad_loss(model, task, batch, loss, step, rate, checkpoint)
+                if not math.isfinite(clip_grad_norm(params, clip or math.inf)):
+                    raise bad_gradient(model, step, rate, checkpoint)
                 optimizer.step()
                 model.after_step(step, steps)
                 history.loss.append(loss)
                 history.seconds += time.perf_counter() - start
-                bar(step + 1, f"loss {np.mean(history.loss[-50:]):.3f}")
-                if eval_every and ((step + 1) % eval_every == 0 or step + 1 == steps):
+                done = step + 1
+                bar(done, f"loss {np.mean(history.loss[-50:]):.3f}")
+                if eval_every and (done % eval_every == 0 or done == steps):
                     metrics = evaluate(model, task, "validation", max_batches=eval_batches)
-                    history.evals.append([step + 1, metrics])
+                    history.evals.append([done, metrics])
                     model.train()
-                if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == last):
-                    save_checkpoint(checkpoint, model, optimizer, settings, asdict(history), step + 1)
+                if checkpoint is not None and (done % checkpoint_every == 0 or done == last):
+                    save_checkpoint(checkpoint, model, optimizer, settings, asdict(history), done)
     finally:
         optimizer.zero_grad()
         model.eval()
@@ -135,7 +135,7 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
 
 
 def _groups(model, params, head_lr):
-    """Groups for the optimizer: weight decay is for matrices, and a head has its own learning rate."""
+    """Groups for the optimizer: weight decay is for matrices, a head has its own learning rate."""
     head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
     rest = [p for p in params if id(p) not in head]
     return [{"params": [p for p in rest if p.ndim >= 2]},
@@ -145,23 +145,23 @@ def _groups(model, params, head_lr):
 
 def _reseed(model, seed, step):
     """Give everything that draws a generator of its own for this step."""
-    drawing = [m for _, m in model.named_modules() if isinstance(getattr(m, "rng", None), np.random.Generator)]
+    drawing = [module for _, module in model.named_modules()
+               if isinstance(getattr(module, "rng", None), np.random.Generator)]
     for i, module in enumerate(drawing):
         module.rng = np.random.default_rng([seed, step, 1 + i])
 
 
 def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
-    """Add the gradients of the batch's mean loss, penalty included, to the parameters; return the loss.
+    """Add the gradients of the batch's mean loss and the penalty to the parameters; return the sum.
 
-    The batch is cut into one part per worker. Each part's gradients are weighted by its share of what
-    counts in the batch.
+    The batch is cut into one part per worker, each weighted by its share of what counts.
     """
     rows = len(batch[0])
     cuts = np.linspace(0, rows, min(workers, rows) + 1).astype(int)
     parts = [tuple(a[i:j] for a in batch) for i, j in zip(cuts, cuts[1:], strict=False)]
-    parts = [part for part in parts if task.count(part)]     # a part whose targets are all ignored has no mean
+    parts = [part for part in parts if task.count(part)]     # no mean where every target is ignored
     if not parts:
-        raise ValueError(f"train: nothing counts in a batch of {rows} rows, every target is ignored")
+        raise ValueError(f"train: nothing counts in a batch of {rows} rows, its targets are ignored")
     total = sum(map(task.count, parts))
 
     def one(part):
@@ -180,11 +180,12 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
 
 def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,
              max_batches: int | None = None, workers: int = 2) -> dict:
-    """Metrics of `model` on a split of `task`, each the mean over what it counts (tokens, or examples)."""
+    """Metrics of `model` on a split of `task`: means over what it counts (tokens, or examples)."""
     model.eval()
     with no_grad():
         batches = itertools.islice(task.batches(split, batch_size), max_batches)
-        results = parallel_map(lambda batch: (task.count(batch), task.metrics(model, batch)), batches, workers)
+        measured = lambda batch: (task.count(batch), task.metrics(model, batch))
+        results = parallel_map(measured, batches, workers)
     sums, weight = {}, sum(n for n, _ in results)
     for n, metrics in results:
         for name, value in metrics.items():

@@ -1,9 +1,8 @@
 """Adapters in folders: saving them, loading them, and the formats they can have.
 
-Our own format is one file, adapter.npz. It holds the arrays of `PeftModel.state_dict`, and as JSON the
-class of the method and its fields, the sizes of the model, and a fingerprint of the base's weights.
-`interop` adds PEFT's format. Files are not trusted: nothing in one is executed, and a class that it
-names is used only if its module was imported before.
+Our own format is one file, adapter.npz. It holds the arrays of `PeftModel.state_dict`, and as JSON
+the method's class and fields, the model's sizes, and a fingerprint of the base's weights. `interop`
+adds PEFT's format. Files are not trusted: nothing in one is executed or imported.
 """
 import contextlib
 import sys
@@ -23,11 +22,8 @@ __all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "load_adapter", "save"]
 
 @dataclass(frozen=True)
 class Format:
-    """A way to keep an adapter in a folder. file: the name that identifies the format.
-
-    save(tuned, folder) and load(model, folder, strict) do the work. check(tuned) raises MethodError
-    for a method that `save` would refuse, so that one learns of it before training.
-    """
+    """A format, recognised by its `file`: save(tuned, folder), load(model, folder, strict), and
+    check(tuned), which raises MethodError, before any training, if `save` would refuse."""
     file: str
     save: Callable
     load: Callable
@@ -35,7 +31,7 @@ class Format:
 
 
 def save(tuned: PeftModel, folder: str | Path, format: str = "tinypeft") -> None:
-    """Write what `tuned` learned to `folder` in one of `FORMATS`; see `PeftModel.save`."""
+    """Write `tuned` to `folder` in one of `FORMATS`; see `PeftModel.save`."""
     if format not in FORMATS:
         raise MethodError(f"save: unknown format {format!r}; there are {', '.join(FORMATS)}")
     FORMATS[format].save(tuned, Path(folder))
@@ -46,27 +42,24 @@ def load_adapter(model: GPT, folder: str | Path, strict: bool = True,
     """Attach to `model` what `PeftModel.save`, or Hugging Face's PEFT, wrote to `folder`.
 
     The files in the folder decide the format. Loading is all-or-nothing, and every mismatch is
-    reported: MethodError when the adapter was made for a model of other sizes or cannot be expressed
-    here, KeyError or ValueError when tensors are missing, unknown, misshapen or not finite,
-    FileNotFoundError or ValueError for a missing or damaged file. `strict=False` loads what matches;
-    for PEFT's folders a warning reports the rest. A warning also tells when the base's weights differ
-    from those that one of our own adapters was trained on (PEFT does not record them).
-    method: the class of the method, needed when it is your own and its module is not imported.
+    reported: MethodError if the adapter is for a model of other sizes or cannot be expressed here,
+    KeyError or ValueError for tensors that are missing, unknown, misshapen or not finite,
+    FileNotFoundError or ValueError for a missing or damaged file. `strict=False` loads what
+    matches, and warns of the rest in PEFT's folders. For our own format there is a warning when the
+    base's weights differ from those in training; PEFT does not record them.
+    method: the adapter's class, if it is your own and you have not imported its module.
     """
     check_free(model)
     found = {name: f for name, f in FORMATS.items() if (Path(folder) / f.file).exists()}
-    if not found:
-        files = " or ".join(f.file for f in FORMATS.values())
-        raise FileNotFoundError(f"load_adapter: no {files} in {folder}")
-    if len(found) > 1:
-        files = " and ".join(f.file for f in found.values())
-        raise ValueError(f"load_adapter: {folder} holds {files}, two adapters of which one may be out of "
-                         "date; delete one")
+    if len(found) != 1:
+        files = [f.file for f in (found or FORMATS).values()]
+        if not found: raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
+        raise ValueError(f"load_adapter: {folder} holds {' and '.join(files)}, two adapters; "
+                         "delete the one that is out of date")
     ((name, form),) = found.items()
-    if method is None:
-        return form.load(model, Path(folder), strict)
+    if method is None: return form.load(model, Path(folder), strict)
     if name != "tinypeft":
-        raise MethodError(f"load_adapter: {form.file} names its method itself; call it without method=")
+        raise MethodError(f"load_adapter: {form.file} says which method it is; leave method= out")
     return _load(model, Path(folder), strict, method)
 
 
@@ -82,16 +75,13 @@ def attach_with(model: GPT, method: Method, state: dict[str, Array], strict: boo
 
 
 # -- our own format ------------------------------------------------------------------------------
-KNOWN: dict[str, type[Method]] = {}      # classes that a file names by their name alone: this package's
-
-
 def _save(tuned, folder):
     method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
     with tuned.disabled() if tuned.active else contextlib.nullcontext():
         base = fingerprint(tuned.model.state_dict())
     save_arrays(folder / "adapter.npz", tuned.state_dict(to_train=False), {
-        "format": 1, **_name(type(method)), "fields": asdict(method), "config": asdict(tuned.config),
-        "base": base, "head": None if head is None else head.d_out,
+        "format": 1, **_named(type(method)), "fields": asdict(method),
+        "config": asdict(tuned.config), "base": base, "head": None if head is None else head.d_out,
         "head_bias": head is not None and head.bias is not None})
 
 
@@ -103,38 +93,37 @@ def _load(model, folder, strict, method=None):
                           f"this one has {asdict(model.config)}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
     if meta["base"] != fingerprint(model.state_dict()):
-        warnings.warn("load_adapter: the base's weights differ from those this adapter was trained on",
-                      stacklevel=3)
-    return attach_with(model, cls(**fields), arrays, strict, meta["head"], meta.get("head_bias", True))
+        warnings.warn("load_adapter: the base's weights differ from those this adapter was trained "
+                      "on", stacklevel=3)
+    head = meta["head"], meta.get("head_bias", True)
+    return attach_with(model, cls(**fields), arrays, strict, *head)
 
 
-def _name(cls):
-    """What a file says of a method's class; the module too, unless the class is one of `KNOWN`."""
-    if KNOWN.get(cls.__name__) is cls:
-        return {"method": cls.__name__}
+# -- the class of a method in a file: by name if it is `KNOWN`, otherwise with its module --------
+KNOWN: dict[str, type[Method]] = {}      # this package's; `peft/__init__` and `quant/peqa` fill it
+
+
+def _named(cls):
+    if KNOWN.get(cls.__name__) is cls: return {"method": cls.__name__}
     return {"method": cls.__qualname__, "module": cls.__module__}
 
 
 def _find(name, module, given):
-    """The class that a file names, or `given` if it has that name. Nothing is imported."""
+    """The class that a file names, in a module that was imported before, or `given`."""
     last = name.rsplit(".", 1)[-1]
     if given is not None:
-        if not (isinstance(given, type) and issubclass(given, Method)):
-            raise TypeError(f"load_adapter: method is the class of a method, got {given!r}")
-        if given.__name__ != last:
-            raise MethodError(f"load_adapter: the adapter's method is {last}, got {given.__name__}")
+        if not (isinstance(given, type) and issubclass(given, Method) and given.__name__ == last):
+            raise MethodError(f"load_adapter: method must be the class {last}, got {given!r}")
         return given
     if module is None:
-        if name not in KNOWN:
-            raise ValueError(f"load_adapter: unknown method {name!r}; known: {', '.join(KNOWN)}. "
-                             f"If you wrote the class yourself, pass method={last}")
-        return KNOWN[name]
+        if name in KNOWN: return KNOWN[name]
+        raise ValueError(f"load_adapter: unknown method {name!r}; known: {', '.join(KNOWN)}. For a "
+                         f"class of your own, pass method={last}")
     cls = sys.modules.get(str(module))
-    for part in name.split("."):
-        cls = getattr(cls, "__dict__", {}).get(part)      # not getattr, which may run a module's code
+    for part in name.split("."): cls = getattr(cls, "__dict__", {}).get(part)    # runs no code
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise ValueError(f"load_adapter: the adapter's method is {name} of {module}, and no module "
-                         f"imported so far has it; import it first, or pass method={last}")
+                         f"imported so far has it; import it, or pass method={last}")
     return cls
 
 

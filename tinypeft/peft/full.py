@@ -1,10 +1,10 @@
-"""Full fine-tuning: every parameter of the base is trained. All other methods are measured against it.
+"""Full fine-tuning trains every parameter of the base. All other methods are measured against it.
 
-It obeys the same protocol: the base keeps its arrays, training works on copies, and `detach` puts the
-originals back. With `targets` it trains a part of the base: `FullFineTuning(targets=("bias",))` is
-BitFit (Ben Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-norm tuning.
+It obeys the same protocol: the base keeps its arrays, training works on copies, and `detach` puts
+the originals back. `targets` select a part: `FullFineTuning(targets=("bias",))` is BitFit (Ben
+Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-norm tuning.
 
-    θ ← θ₀ + Δθ          Δθ has as many numbers as the trained part of θ₀
+    θ = θ₀ + Δθ          Δθ has as many numbers as the part of θ₀ that is trained
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,8 @@ from .method import Method, MethodError
 
 __all__ = ["FullFineTuning", "LinearProbe"]
 
-_names = Limit(lambda x: x is None or isinstance(x, (tuple, list)) and all(isinstance(t, str) for t in x),
+_names = Limit(lambda x: x is None or isinstance(x, (tuple, list))
+               and all(isinstance(t, str) for t in x),
                "a tuple of names such as ('bias',), or None", ("bias", 3, (1,)))
 
 
@@ -36,13 +37,14 @@ class FullFineTuning(Method):
             name = f"{path}.weight"
             if isinstance(vars(m).get("weight"), Packed) and (
                     self.targets is None or any(hit(t, name) for t in self.targets)):
-                raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be trained; attach "
-                                  "a LoRA, or name targets without codes, such as ('bias', 'norm1', 'norm2')")
+                raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be "
+                                  "trained; attach a LoRA, or name other targets such as 'bias'")
         if self.targets is None:
             return names
         for t in self.targets:
             if not any(hit(t, n) for n in names):
-                raise MethodError(f"targets: {t!r} matches no parameter; there are {', '.join(names)}")
+                raise MethodError(f"targets: {t!r} matches no parameter; there are "
+                                  f"{', '.join(names)}")
         return [n for n in names if any(hit(t, n) for t in self.targets)]
 
 

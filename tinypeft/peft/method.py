@@ -1,8 +1,6 @@
-"""The protocol: what a fine-tuning method says about itself, and what `attach` and `train` ask of it.
+"""The protocol: what a fine-tuning method says of itself, and when `train` calls it.
 
-A method names the modules of a model that it wraps, the virtual tokens that it adds, and those of the
-base's own parameters that it trains. During training it is called three times a step. All of these
-have a default that does nothing, so a method overrides only those it needs.
+Everything has a default that does nothing, so a method overrides only what it needs.
 """
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ class Method(Hyperparameters):
     as ndarrays (saved, not trained).
     """
     error: ClassVar[type[ValueError]] = MethodError
-    learning_rate: ClassVar[float] = 1e-3        # for AdamW; `train` uses it unless it is given another
+    learning_rate: ClassVar[float] = 1e-3        # for AdamW; used unless `train` is given another
 
     def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
         """path → wrapper, for every module of the model that the method adapts."""
@@ -43,10 +41,7 @@ class Method(Hyperparameters):
         """The module that emits the method's virtual tokens, or None."""
 
     def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
-        """(method, virtual module) without a reparameterization that only training needs.
-
-        A method that has none returns itself and the module it was given.
-        """
+        """(method, virtual module) without a reparameterization, if they have one."""
         return self, virtual
 
     def trained(self, model: GPT) -> list[str]:
@@ -63,5 +58,5 @@ class Method(Hyperparameters):
         """Called after the optimizer's step."""
 
     def set_rank(self, tuned: PeftModel, rank: int) -> None:
-        """Use `rank` from now on. A method that learns at several ranks overrides this."""
-        raise MethodError(f"set_rank: {self} learns at one rank only; use a method that learns at several")
+        """Use `rank` from now on; for methods that learn at several ranks."""
+        raise MethodError(f"set_rank: {self} learns at one rank only, and has no other to use")

@@ -1,9 +1,8 @@
 """One call, several tasks: each row of a batch has its own method on the same frozen base.
 
 Virtual tokens do not change the model. Rows that bring equally many of them to the same seam
-therefore share one pass, each row with its own (Lester et al., arXiv 2104.08691, figure 2: one frozen
-model serves all tasks). Methods that change the model itself, such as LoRA or adapters, are put on
-one after the other, each for its own rows.
+therefore share one pass (Lester et al., arXiv 2104.08691, figure 2: one frozen model serves all
+tasks). Methods that change the model, such as LoRA or adapters, take turns, each with its own rows.
 """
 import contextlib
 from collections import defaultdict
@@ -22,13 +21,12 @@ __all__ = ["mixed_batch"]
 
 def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
                 tasks: Sequence[Hashable]) -> Tensor:
-    """Logits (B, T, V) of tokens (B, T), in which row b goes through the method `tuned[tasks[b]]`.
+    """Logits (B, T, V) of tokens (B, T): row b by `tuned[tasks[b]]`, or by the base if it is None.
 
-    A row whose task is None goes through the base. model: the base. tuned: task → PeftModel on
-    `model` or on a copy of it, attached or detached. Each is put on for its rows, and everything is
-    left as it was found, so several threads must not share a model. For inference: nothing is
-    recorded for `backward`. Raises ValueError for rows without a known task, and MethodError when a
-    method that is not in `tuned` is on the model.
+    model: the base. tuned: task → PeftModel on `model` or on a copy of it, attached or detached.
+    Each is put on for its rows, and all are left as they were, so threads must not share a model.
+    Nothing is recorded for `backward`. Raises ValueError for rows without a known task, and
+    MethodError when a method that is not in `tuned` is on the model.
     """
     if not isinstance(model, GPT) or not all(isinstance(t, PeftModel) for t in tuned.values()):
         raise TypeError("mixed_batch: expected a GPT and a dict task → PeftModel")
@@ -65,17 +63,17 @@ def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
 
 
 def _row_by_row(parts):
-    """One call's seams from [(seams, number of rows)]: each vector repeated for its rows, in order."""
-    repeated = lambda a, n, k: np.broadcast_to(a, (n, *a.shape[-k:]))         # k axes, and rows before
+    """One call's seams from [(seams, number of rows)]: each vector repeated for its rows."""
+    def join(read, k):                                       # an array of k axes → (rows, *k axes)
+        arrays = [(read(seams), n) for seams, n in parts]
+        return np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n in arrays])
     first = parts[0][0]
     if "prefix" in first:
-        join = lambda l, kv: Tensor(np.concatenate([repeated(s["prefix"][l][kv].data, n, 3)
-                                                    for s, n in parts]))
-        return {"prefix": [(join(l, 0), join(l, 1)) for l in range(len(first["prefix"]))]}
-    before = np.arange(first["prompt"].shape[-2])                             # the default places
-    return {"prompt": Tensor(np.concatenate([repeated(s["prompt"].data, n, 2) for s, n in parts])),
-            "prompt_at": np.concatenate([repeated(np.asarray(s.get("prompt_at", before)), n, 1)
-                                         for s, n in parts])}
+        layer = lambda l, kv: Tensor(join(lambda seams: seams["prefix"][l][kv].data, 3))
+        return {"prefix": [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]}
+    default = np.arange(first["prompt"].shape[-2])
+    return {"prompt": Tensor(join(lambda seams: seams["prompt"].data, 2)),
+            "prompt_at": join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)}
 
 
 @contextlib.contextmanager
@@ -93,8 +91,8 @@ def _all_off(model, tuned):
     on = [t for t in tuned if t.active]
     for m in [model, *(t.model for t in tuned)]:
         if m.attached is not None and not any(t.model is m for t in on):
-            raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the tasks' "
-                              "methods; detach it")
+            raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the "
+                              "tasks' methods; detach it")
     for t in on: t.detach()
     try:
         yield

@@ -1,9 +1,8 @@
 """attach: put a method on a model. PeftModel: a model with a method on it.
 
-A method changes a model in two ways. A *wrapper* is a module that holds the module it adapts as
-`base` and takes its place in the model. A *virtual* module emits vectors for the model's seams
-`prompt=` and `prefix=`. A method may also train some of the base's own parameters. All other
-parameters are frozen.
+There are two ways to attach. A *wrapper* is a module that holds the module it adapts as `base` and
+takes its place in the model. A *virtual* module emits vectors for the model's seams `prompt=` and
+`prefix=`. A method may also train some of the base's own parameters. Everything else is frozen.
 """
 from __future__ import annotations
 
@@ -31,14 +30,15 @@ def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None
     """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
 
     rng: seed or Generator for what the method initialises. head: a number of classes; adds a linear
-    classifier on the final hidden state, which is trained and saved with the method (see
-    `PeftModel.classify`). head_bias: give the head a bias (the GPT-2 classifiers in transformers
-    have none). Raises MethodError when the model has a method already, or the method does not fit it.
+    classifier on the final hidden state, trained and saved with the method (see `classify`).
+    head_bias: give the head a bias (the GPT-2 classifiers in transformers have none).
+    Raises MethodError when a method is on the model already, or this one does not fit it.
     """
     check_free(model)
     if not isinstance(method, Method):
         hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
-        raise TypeError(f"attach: expected a method such as tinypeft.LoRA(rank=8), got {method!r}{hint}")
+        raise TypeError("attach: expected a method such as tinypeft.LoRA(rank=8), got "
+                        f"{method!r}{hint}")
     return PeftModel(model, method, np.random.default_rng(rng), head, head_bias)
 
 
@@ -46,7 +46,7 @@ def check_free(model: GPT) -> None:
     """Raise TypeError unless `model` is a GPT, and MethodError if a method is on it."""
     if isinstance(model, PeftModel) or getattr(model, "attached", None) is not None:
         method = model.method if isinstance(model, PeftModel) else model.attached
-        raise MethodError(f"attach: {method} is attached to this model already; first call .detach() "
+        raise MethodError(f"attach: {method} is attached to this model already; call .detach() "
                           "on what attach returned, or merge it")
     if not isinstance(model, GPT):
         raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
@@ -60,8 +60,8 @@ class PeftModel(Module):
     """
     is_disabled = False
 
-    def __init__(self, model: GPT, method: Method, rng: np.random.Generator, head: int | None = None,
-                 head_bias: bool = True):
+    def __init__(self, model: GPT, method: Method, rng: np.random.Generator,
+                 head: int | None = None, head_bias: bool = True):
         self.model, self.method, self.rng = model, method, rng
         base = dict(model.named_parameters())
         self.wrappers = method.wrap(model, rng)
@@ -69,35 +69,32 @@ class PeftModel(Module):
         self.head = None
         if head is not None:
             if not isinstance(head, (int, np.integer)) or head < 2:
-                raise MethodError(f"attach: head is the number of classes, at least 2, got {head!r}")
+                raise MethodError(f"attach: head is a number of classes, at least 2, got {head!r}")
             self.head = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         if not (self.wrappers or self.virtual or self.trained or self.head):
             hint = " without a classification head; give head=n_classes" if head is None else ""
             raise MethodError(f"attach: {method} would train nothing{hint}")
-        for _, p in self._added():
+        for p in self._added():
             p.data = p.data.astype(model.token_embedding.weight.dtype, copy=False)
         self._aside = {name: p.data.copy() for name, p in self.trained.items()}
         self._undo: list[tuple] = []             # (function, *arguments) that take the method off
         self._put_on()
 
-    # -- on and off -----------------------------------------------------------------------------
-    # `_aside` holds the arrays of `trained` that are not in use: the base's while the method is on
-    # the model, the learned ones while it is off.
+    # -- on and off: `_aside` holds the arrays of `trained` that are not in use: while the method is
+    # on the model those of the base, and otherwise the learned ones -----------------------------
     def _put_on(self):
-        """Change the model. Each change leaves the call that undoes it on the stack `_undo`."""
+        """Change the model. Each change leaves the call that undoes it in `_undo`."""
         model, undo = self.model, self._undo
         for p in model.parameters():
             undo += [(setattr, p, "grad", None), (setattr, p, "requires_grad", p.requires_grad)]
             p.requires_grad = False
-        _exchange(self.trained, self._aside)
         undo.append((_exchange, self.trained, self._aside))
+        _exchange(self.trained, self._aside)
         for p in self.trained.values(): p.requires_grad = True
         undo.append((replace_modules, model, replace_modules(model, self.wrappers)))
-        undo.append((setattr, model, "head", model.head))
-        model.head = self.head or model.head
-        undo.append((setattr, model, "attached", None))
-        model.attached = self.method
+        undo += [(setattr, model, "head", model.head), (setattr, model, "attached", None)]
+        model.head, model.attached = self.head or model.head, self.method
 
     def _take_off(self):
         while self._undo:
@@ -105,9 +102,7 @@ class PeftModel(Module):
             function(*arguments)
 
     @property
-    def active(self) -> bool:
-        """Is the method on the model now?"""
-        return bool(self._undo)
+    def active(self) -> bool: return bool(self._undo)
 
     def _check_active(self):
         if not self.active:
@@ -123,18 +118,17 @@ class PeftModel(Module):
     def reattach(self) -> PeftModel:
         """Put a detached method back on its model, with everything it had learned."""
         if self.model.attached is not None:
-            raise MethodError(f"reattach: {self.model.attached} is attached to this model; detach it first")
+            raise MethodError(f"reattach: {self.model.attached} is on this model; detach it first")
         for path, wrapper in self.wrappers.items():
             if self.model.get(path) is not wrapper.base:
-                raise MethodError(f"reattach: {path} is no longer the layer this was attached to; perhaps "
-                                  "it was quantized since. Attach to the model as it is now, or call "
-                                  "load_adapter on it")
+                raise MethodError(f"reattach: {path} was replaced, perhaps quantized since; attach "
+                                  "to the model as it is now, or load_adapter onto it")
         self._put_on()
         return self
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[GPT]:
-        """Inside `with tuned.disabled():` both the model and `tuned` compute what the base computes."""
+        """Inside `with tuned.disabled():`, model and `tuned` compute what the base computes."""
         self._check_active()
         self._take_off()
         self.is_disabled = True
@@ -152,17 +146,18 @@ class PeftModel(Module):
     @property
     def learning_rate(self) -> float: return self.method.learning_rate
     @property
-    def virtual_length(self) -> int: return self.virtual.length if self.virtual and self.active else 0
+    def virtual_length(self) -> int:
+        return self.virtual.length if self.virtual and self.active else 0
 
     def _seams(self, tokens, cache=None, lengths=None):
-        """What the virtual module puts into the model's seams; nothing if the cache holds it already."""
+        """The virtual module's input to the model's seams; none if the cache holds it already."""
         if not self.is_disabled: self._check_active()
         if self.virtual is None or self.is_disabled or (cache is not None and cache.length):
             return {}
         return self.virtual.seams(np.asarray(tokens), lengths)
 
     def forward(self, tokens: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
-        """tokens (B, T) → logits (B, T, V) of the tokens alone; with `last` those of the last, (B, 1, V)."""
+        """tokens (B, T) → logits (B, T, V); with `last`, those of the last position, (B, 1, V)."""
         return self.model(tokens, cache=cache, last=last, **self._seams(tokens, cache))
 
     def classify(self, tokens: Array, lengths: Array) -> Tensor:
@@ -185,22 +180,22 @@ class PeftModel(Module):
         if self.head is not None:    yield "head", self.head
 
     def _added(self):
-        """(name, Parameter) of everything added to the base."""
-        for path, module in self._parts():
-            yield from ((f"{path}.{n}", p) for n, p in module.named_parameters() if not n.startswith("base."))
+        """Every Parameter that was added to the base."""
+        return [p for _, module in self._parts() for n, p in module.named_parameters()
+                if not n.startswith("base.")]
 
     def trainable_parameters(self) -> list[Parameter]:
         """The parameters that training changes."""
-        return [p for p in [*(p for _, p in self._added()), *self.trained.values()] if p.requires_grad]
+        return [p for p in [*self._added(), *self.trained.values()] if p.requires_grad]
 
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
         """name → array of everything that belongs to the method, and nothing of the base.
 
-        `to_train=False` leaves out what only further training needs: buffers that a wrapper lists in
-        `only_to_train`, and a reparameterization, which is replaced by what it computes (see `fold`).
+        `to_train=False` omits what only further training needs: the buffers that a wrapper lists in
+        `only_to_train`, and a reparameterization, whose output takes its place (see `fold`).
         """
-        folded = None if to_train else self.method.fold(self.virtual)[1]
-        state = {name: p.data if self.active else self._aside[name] for name, p in self.trained.items()}
+        data = {name: p.data for name, p in self.trained.items()} if self.active else self._aside
+        state, folded = dict(data), None if to_train else self.method.fold(self.virtual)[1]
         for path, module in self._parts():
             if path == "virtual" and not to_train: module = folded
             skipped = () if to_train else getattr(module, "only_to_train", ())
@@ -209,15 +204,17 @@ class PeftModel(Module):
         return state
 
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> PeftModel:
-        """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes) and load nothing."""
+        """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes)."""
         self._check_active()
-        optional = {f"{path}.{n}" for path, m in self._parts() for n in getattr(m, "only_to_train", ())}
+        optional = {f"{path}.{n}" for path, m in self._parts()
+                    for n in getattr(m, "only_to_train", ())}
         check_state(self.state_dict(), state, strict, optional)
         for name, p in self.trained.items():
             if name in state: p.assign(np.array(state[name], dtype=p.dtype))
         for path, module in self._parts():
-            part = {n.removeprefix(f"{path}."): a for n, a in state.items() if n.startswith(f"{path}.")}
-            module.load_state_dict(part, strict=False)
+            own = f"{path}."
+            module.load_state_dict({name.removeprefix(own): array for name, array in state.items()
+                                    if name.startswith(own)}, strict=False)
         return self
 
     def save(self, folder: str | Path, format: str = "tinypeft") -> None:
@@ -225,7 +222,7 @@ class PeftModel(Module):
 
         "tinypeft": adapter.npz, for all methods, exactly. "peft": adapter_config.json and
         adapter_model.safetensors, which `peft.PeftModel.from_pretrained` loads onto transformers'
-        GPT-2 with the base's weights; raises MethodError for anything that PEFT cannot express (see
+        GPT-2 with the base's weights; raises MethodError where PEFT has no place for something (see
         `interop.adapters`). Neither stores what only training needs; a checkpoint of `train` does.
         """
         from .folders import save  # not above: folders.py imports this file
@@ -235,35 +232,36 @@ class PeftModel(Module):
     def summary(self) -> Summary:
         """Counts of trained, stored and all parameters, and bytes; a table in a notebook."""
         self._check_active()
-        trained = sum(p.size for p in self.trainable_parameters())
-        state = self.state_dict(to_train=False)
-        stored = sum(a.size for a in state.values() if a.dtype.kind == "f")
-        total = self.model.n_parameters() + (self.virtual.n_parameters() if self.virtual else 0)
-        return Summary(str(self.method), trained, stored, total, sum(a.nbytes for a in state.values()))
+        arrays = self.state_dict(to_train=False).values()
+        return Summary(
+            str(self.method), trained=sum(p.size for p in self.trainable_parameters()),
+            stored=sum(a.size for a in arrays if a.dtype.kind == "f"),
+            total=self.model.n_parameters() + (self.virtual.n_parameters() if self.virtual else 0),
+            nbytes=sum(a.nbytes for a in arrays))
 
     def ranks(self) -> dict[str, int]:
-        """path → rank of the change ΔW there; MethodError if the method's change is not low-rank."""
+        """path → rank of the change ΔW there; MethodError if the changes are not low-rank."""
         if not self.wrappers or not all(hasattr(w, "rank") for w in self.wrappers.values()):
             raise MethodError(f"ranks: {self.method} does not give weights a low-rank change")
         return {path: w.rank for path, w in self.wrappers.items()}
 
     def set_rank(self, rank: int) -> PeftModel:
-        """Use `rank` from now on, without training again; MethodError for all methods but DyLoRA."""
+        """Use `rank` from now on, without more training; MethodError for all methods but DyLoRA."""
         self.method.set_rank(self, rank)
         return self
 
     def merge(self) -> GPT:
-        """A plain GPT, with its own weights, that computes the same; MethodError if there is none."""
+        """A plain GPT, with its own weights, that computes the same; MethodError if none can."""
         self._check_active()
+        impossible = "no weights of the base compute the same function"
         if self.virtual is not None:
-            raise MethodError(f"merge: {self.method} works by virtual tokens; no weights of the base "
-                              "compute the same function")
+            raise MethodError(f"merge: {self.method} works by virtual tokens; {impossible}")
         plain = copy.deepcopy(self.model)
         for path in self.wrappers:
             wrapper = plain.get(path)
             if not hasattr(wrapper, "merge"):
-                raise MethodError(f"merge: {self.method} puts a nonlinear {type(wrapper).__name__} at "
-                                  f"{path}; no weights of the base compute the same function")
+                kind = f"a nonlinear {type(wrapper).__name__}"
+                raise MethodError(f"merge: {self.method} puts {kind} at {path}; {impossible}")
             replace_modules(plain, {path: wrapper.merge()})
         for p in plain.parameters(): p.requires_grad, p.grad = True, None
         plain.attached = None
@@ -281,8 +279,7 @@ class PeftModel(Module):
         if self.active: self.model.attached = method
         return self
 
-    def describe(self) -> str:
-        return f"({self.method})"
+    def describe(self) -> str: return f"({self.method})"
 
 
 def _exchange(parameters, arrays):

@@ -8,7 +8,7 @@ __all__ = ["Summary"]
 
 @dataclass(frozen=True)
 class Summary:
-    """Parameter counts: trained, stored (by `save`), total (base and method); nbytes: stored bytes."""
+    """Numbers trained, stored (by `save`) and in all (base and method); nbytes: bytes stored."""
     method: str
     trained: int
     stored: int

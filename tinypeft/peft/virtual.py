@@ -1,18 +1,13 @@
-"""What methods of virtual tokens share: a check that the model has room, and starting from real words.
+"""What methods of virtual tokens share: how many a model has room for, and which real words they start as.
 
-A random start places the prompt far from any word's embedding, and makes a random prefix worse than
-none. Lester et al. (arXiv 2104.08691, section 3.2) start prompts from embeddings of common words or
-of the class labels. Li & Liang (arXiv 2101.00190, section 7.4) start prefixes from the activations
-of real words.
+A random start puts a prompt where no word is, and makes a random prefix worse than none. Lester et al. (arXiv
+2104.08691, section 3.2) start prompts from embeddings of common words or of the class labels, Li & Liang
+(arXiv 2101.00190, section 7.4) start prefixes from what the model computes for real words.
 """
-from __future__ import annotations
-
 import numpy as np
 
-from ..gpt import GPT
-from ..hints import Array
 from ..nn import Module
-from .method import MethodError
+from .model import MethodError
 
 __all__ = ["VirtualTokens", "check_length", "check_words", "starting_words"]
 
@@ -20,19 +15,15 @@ COMMON = 5000                                    # Lester et al. draw from the 5
 
 
 class VirtualTokens(Module):
-    """A module that emits `length` vectors for one of a model's seams."""
-    length: int
+    """Vectors that enter a model by its seams; `length` of them."""
 
-    def seams(self, tokens: Array, lengths: Array | None = None) -> dict:
-        """What `GPT.hidden` is called with besides `tokens` (B, T).
-
-        {"prompt": …, "prompt_at": …} or {"prefix": [(K, V), …]}. lengths (B,) are those of `classify`.
-        """
+    def seams(self, tokens, lengths=None):
+        """What to call the model with besides `tokens` (B, T); `lengths` (B,) is given when rows are classified."""
         raise NotImplementedError
 
 
-def check_length(name: str, P: int, model: GPT | None = None) -> None:
-    """Raise MethodError unless P is a positive integer, and `model` has room for P virtual tokens and one more."""
+def check_length(name, P, model=None):
+    """Raise MethodError unless P is a positive integer and `model` has room for P virtual tokens and a real one."""
     if isinstance(P, bool) or not isinstance(P, (int, np.integer)) or P < 1:
         raise MethodError(f"{name}: the number of virtual tokens must be a positive integer, got {P!r}")
     if model is not None and P >= model.config.context_length:
@@ -40,7 +31,7 @@ def check_length(name: str, P: int, model: GPT | None = None) -> None:
                           f"{model.config.context_length}")
 
 
-def check_words(name: str, init: str, text: str | tuple[int, ...] | None) -> None:
+def check_words(name, init, text):
     """Raise MethodError unless `init` and `text` go together."""
     if init not in ("vocabulary", "text", "random"):
         raise MethodError(f"{name}: init must be 'vocabulary', 'text' or 'random', got {init!r}")
@@ -50,20 +41,18 @@ def check_words(name: str, init: str, text: str | tuple[int, ...] | None) -> Non
         raise MethodError(f"{name}: init='text' and text=… belong together, got init={init!r}, text={text!r}")
 
 
-def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None,
-                   rng: np.random.Generator) -> Array:
-    """P token ids: those of `text`, cut or repeated to fill P; common tokens drawn at random if None.
+def starting_words(model, P, text, rng):
+    """P token ids: those of `text` (a str, or ids), cut or said again to fill P; or drawn from common tokens if None.
 
-    Byte-level BPE numbers the 256 single bytes first, and then words from frequent to rare, so the
-    common tokens are 256 … 4,999. A vocabulary of up to 512 tokens is drawn from as a whole.
+    Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare: tokens 256 … 4,999 are
+    the common ones. A smaller vocabulary, which cannot be of that kind, is drawn from as a whole.
     """
     V = model.config.vocab_size
     if text is None:
         return rng.integers(256 if V > 512 else 0, min(V, COMMON), P)
     if isinstance(text, str):
         if model.tokenizer is None:
-            raise MethodError("init='text' needs model.tokenizer, and this model has none; give token ids "
-                              "instead")
+            raise MethodError("init='text' needs model.tokenizer, and this model has none; give token ids instead")
         text = model.tokenizer.encode(text)
     ids = np.asarray(text)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= V:
