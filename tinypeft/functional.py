@@ -223,8 +223,8 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     dlogits = (softmax(logits) − onehot(target)) / n.
 
     logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does
-    not count; ValueError when none counts. With `label_smoothing` ε the aim is (1 − ε) onehot + ε/V in
-    place of onehot, as in PyTorch.
+    not count; ValueError when none counts. With `label_smoothing` ε the aim is
+    (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
     """
     targets = np.asarray(targets)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:

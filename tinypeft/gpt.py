@@ -190,7 +190,8 @@ class GPT(Module):
             raise TypeError("GPT: tokens are integers, got a Tensor of floats")
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or 0 in tokens.shape:
-            raise ValueError(f"GPT: tokens must have shape (B, T), B and T ≥ 1, got {tokens.shape}")
+            raise ValueError("GPT: tokens must have shape (B, T) with B, T ≥ 1, "
+                             f"got {tokens.shape}")
         return tokens
 
     def _check_virtual(self, B, prompt, prefix, cache):
@@ -237,7 +238,8 @@ def _interleave(prompt, x, at):
     n = P + x.shape[1]
     at = np.arange(P) if at is None else np.asarray(at)
     if at.shape not in ((P,), (B, P)):
-        raise ValueError(f"prompt_at: expected shape ({P},) or ({B}, {P}), got {at.shape}")
+        raise ValueError(f"prompt_at: expected places of shape ({P},) or ({B}, {P}), "
+                         f"got {at.shape}")
     at = np.broadcast_to(at, (B, P))
     virtual = np.zeros((B, n), bool)
     if at.size and (at.min() < 0 or at.max() >= n):
