@@ -97,7 +97,7 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     if virtual + tokens.shape[1] + max_new_tokens > context + 1:
         beside = f" beside {virtual} virtual ones" if virtual else ""
         raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones"
-                         f"{beside} exceed the context of {context}; ask for fewer or shorten the input")
+                         f"{beside} exceed the context of {context}; ask for fewer new tokens")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
     if top_k is not None and not top_k >= 1:
