@@ -27,8 +27,8 @@ def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
     for t in targets:
         if any(t in (path, last(path)) for path in layers): continue
         if t in ("token_embedding", "head"):
-            raise TargetError(f"targets: {t!r} is the token embedding, whose weight is also the "
-                              "output head: a change meant for one end would change the other")
+            raise TargetError(f"targets: {t!r} is the token embedding, which is tied to the output "
+                              "head: a change meant for one end would change the other")
         names = ", ".join(sorted(set(map(last, layers))))
         raise TargetError(f"targets: {t!r} matches nothing; there are {names}, or full paths from "
                           f"{next(iter(layers))!r} to {list(layers)[-1]!r}")

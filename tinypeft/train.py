@@ -161,7 +161,7 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
     parts = [tuple(a[i:j] for a in batch) for i, j in zip(cuts, cuts[1:], strict=False)]
     parts = [part for part in parts if task.count(part)]     # no mean where every target is ignored
     if not parts:
-        raise ValueError(f"train: nothing counts in a batch of {rows} rows, every target is IGNORED")
+        raise ValueError(f"train: nothing counts in a batch of {rows} rows (all targets ignored)")
     total = sum(map(task.count, parts))
 
     def one(part):
