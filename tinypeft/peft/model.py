@@ -77,32 +77,38 @@ class PeftModel(Module):
             raise MethodError(f"attach: {method} would train nothing{hint}")
         for p in self._added():
             p.data = p.data.astype(model.token_embedding.weight.dtype, copy=False)
+        # the arrays of `trained` that are not in use: the learned ones while the method is off, and
+        # the base's while it is on
         self._aside = {name: p.data.copy() for name, p in self.trained.items()}
-        self._undo: list[tuple] = []             # (function, *arguments) that take the method off
+        self._undo: list[tuple] = []             # calls (function, *arguments) that take it off
         self._put_on()
 
-    # -- on and off: `_aside` holds the arrays of `trained` that are not in use: while the method is
-    # on the model those of the base, and otherwise the learned ones -----------------------------
+    # -- on and off -----------------------------------------------------------------------------
     def _put_on(self):
-        """Change the model. Each change leaves the call that undoes it in `_undo`."""
-        model, undo = self.model, self._undo
-        for p in model.parameters():
-            undo += [(setattr, p, "grad", None), (setattr, p, "requires_grad", p.requires_grad)]
-            p.requires_grad = False
-        undo.append((_exchange, self.trained, self._aside))
+        """Change the model. Every change puts the call that undoes it on the stack `_undo`."""
+        def assign(owner, name, value):
+            self._undo.append((setattr, owner, name, getattr(owner, name)))
+            setattr(owner, name, value)
+        for p in self.model.parameters():
+            self._undo.append((setattr, p, "grad", None))
+            assign(p, "requires_grad", False)
         _exchange(self.trained, self._aside)
+        self._undo.append((_exchange, self.trained, self._aside))
         for p in self.trained.values(): p.requires_grad = True
-        undo.append((replace_modules, model, replace_modules(model, self.wrappers)))
-        undo += [(setattr, model, "head", model.head), (setattr, model, "attached", None)]
-        model.head, model.attached = self.head or model.head, self.method
+        base = replace_modules(self.model, self.wrappers)
+        self._undo.append((replace_modules, self.model, base))
+        assign(self.model, "head", self.head or self.model.head)
+        assign(self.model, "attached", self.method)
 
     def _take_off(self):
         while self._undo:
-            function, *arguments = self._undo.pop()
-            function(*arguments)
+            undo, *arguments = self._undo.pop()
+            undo(*arguments)
 
     @property
-    def active(self) -> bool: return bool(self._undo)
+    def active(self) -> bool:
+        """Is the method on the model now?"""
+        return bool(self._undo)
 
     def _check_active(self):
         if not self.active:
@@ -220,10 +226,10 @@ class PeftModel(Module):
     def save(self, folder: str | Path, format: str = "tinypeft") -> None:
         """Write the method and what it learned to `folder`; `load_adapter` reads either format.
 
-        "tinypeft": adapter.npz, for all methods, exactly. "peft": adapter_config.json and
-        adapter_model.safetensors, which `peft.PeftModel.from_pretrained` loads onto transformers'
-        GPT-2 with the base's weights; raises MethodError where PEFT has no place for something (see
-        `interop.adapters`). Neither stores what only training needs; a checkpoint of `train` does.
+        "tinypeft": adapter.npz, exact for every method. "peft": adapter_config.json and
+        adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' GPT-2 with
+        the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
+        Neither stores what only training needs; a checkpoint of `train` does.
         """
         from .folders import save  # not above: folders.py imports this file
         save(self, folder, format)
