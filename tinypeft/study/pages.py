@@ -174,9 +174,10 @@ def main_job(results: Path) -> str:
     """The two tables that `python -m tinypeft` prints."""
     record = read(results, "compare")
     return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg). It is a first look "
-            f"at one seed and few steps: {record['steps']} steps on *domain* (language modelling of Matplotlib's "
-            f"documentation, test loss in nats per token) and {record['classify_steps']} on *classify* (which of "
-            f"{record['classes']} packages a sentence documents). `python -m tinypeft --out figures` measures them again.\n\n"
+            f"with one seed and few steps: {record['steps']} steps of 512 tokens on *domain* (language modelling of "
+            f"Matplotlib's documentation, test loss in nats per token), and {record['classify_steps']} steps of 16 sentences "
+            f"on *classify* (which of {record['classes']} packages a sentence documents). `python -m tinypeft --out figures` "
+            f"measures them again.\n\n"
             f"```text\n{the_main_job.tables(record)}\n```\n")
 
 
@@ -186,22 +187,30 @@ def over_seeds(results: Path) -> str:
     settings = r.record["settings"]
     said = [f"{name} {loss:.3f} nats/token" for name, loss in baselines["domain"]["0"].items()]
     said += [f"{name} {accuracy:.1%}" for name, accuracy in baselines["classify"]["0"].items()]
+    better = all(r.mean(c, "loss") < r.mean("frozen", "loss") and r.mean(c, "accuracy") > r.mean("frozen", "accuracy")
+                 for c in r.conditions if c != "frozen")
     return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
-            "every method at its own learning rate: mean ± half of the 95 % confidence interval. Forgetting is the loss on "
+            "every method at its own learning rate: mean ± half of the 95 % confidence interval. "
+            + "Every method beats the frozen base on both tasks. " * better + "Forgetting is the loss on "
             "test text of the base's own kind after training on *domain*, minus that loss before. `LinearProbe` is the "
             "frozen base, with a trained head on *classify*. AdaLoRA adapts all six matrices of a block; LoRA and DyLoRA "
-            f"adapt two by default.\n\n{every_method.table(r)}\n\n"
+            "adapt two by default. `python -m tinypeft figures methods baselines --rerun` measures them again.\n\n"
+            f"{every_method.table(r)}\n\n"
             f"Baselines without a language model, on the same training split: {', '.join(said)}. The n-gram model and the "
             "bag of words read all of the training text. The methods read a seventh of Matplotlib's, and the sentences of "
             "*classify* less than twice.\n")
 
 
 # -- speed ---------------------------------------------------------------------------------------
-def versions(record: dict) -> str:
-    """The last line under a benchmark's table: what ran, and where if the record says it."""
-    said = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    machine = f" Machine: {record['machine']}." if "machine" in record else ""
-    return f"`{record['command']}`, medians over {record['rounds']} rounds; {said}.{machine}"
+MACHINES = {"python tests/benchmarks/step.py": "an Intel Xeon, 2 cores",          # of runs from before records named it
+            "python tests/benchmarks/gpt2.py": "an AMD EPYC, 2 cores"}
+
+
+def origin(record: dict) -> str:
+    """The line under a benchmark's table: what ran, and on which machine."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    machine = record.get("machine") or MACHINES.get(record["command"], "not recorded")
+    return f"`{record['command']}`, medians over {record['rounds']} rounds; {versions}. Machine: {machine}."
 
 
 def step(results: Path) -> str:
@@ -210,7 +219,7 @@ def step(results: Path) -> str:
     rows = [(name, f"{r['parameters']:,}", f"{r['ms']['tinypeft']:.0f}", f"{r['ratio']['eager']:.2f}",
              f"{r['ratio']['compile']:.2f}") for name, r in record["steps"].items()]
     return table(("model", "parameters", "ms per step", "÷ PyTorch eager", "÷ `torch.compile`"), rows) + \
-        f"\n\n{versions(record)}"
+        f"\n\n{origin(record)}"
 
 
 def lora(results: Path) -> str:
@@ -222,17 +231,18 @@ def lora(results: Path) -> str:
 def gpt2(results: Path) -> str:
     """GPT-2 small beside transformers and PEFT."""
     record = read(results, "benchmark_gpt2")
-    rows = [(name, *(f"{seconds:.2f} s" for side, seconds in times.items() if side != "ratio"), f"{times['ratio']:.2f}")
-            for name, times in record["seconds"].items()]
-    rows += [(f"{name}, tokens/s", *(f"{n:.1f}" for side, n in speeds.items() if side != "ratio"), f"{speeds['ratio']:.2f}")
-             for name, speeds in record["tokens per second"].items()]
+    rows = [(name, *(f"{times[side]:.2f} s" for side in times if side != "ratio"), f"{times['ratio']:.2f}")
+            for name, times in record["seconds"].items() if not name.startswith("generation")]
+    for name, speeds in record["tokens per second"].items():
+        cells = (f"{speeds[side]:.1f} tokens/s" for side in speeds if side != "ratio")
+        rows.append((f"{name.replace('after', 'after a prompt of')} tokens", *cells, f"{speeds['ratio']:.2f}"))
     ours, theirs = record["LoRA peak bytes"].values()
     rows.append(("LoRA step, peak memory", f"{ours / 2**20:.0f} MiB", f"{theirs / 2**20:.0f} MiB", f"{ours / theirs:.2f}"))
     alone = "; ".join(f"{name.removesuffix(' s')} {seconds:.1f} s" for name, seconds in record["quantizing"].items())
     batch, length = record["batch"]
     return (table(("what", "tinypeft", "transformers or PEFT", "ratio"), rows)
             + f"\n\nA batch has {batch} rows of {length} tokens; {record['new tokens']} tokens are generated. Quantizing the "
-              f"whole model: {alone}.\n\n{versions(record)}")
+              f"whole model: {alone}.\n\n{origin(record)}")
 
 
 def quant(results: Path) -> str:
@@ -240,7 +250,7 @@ def quant(results: Path) -> str:
     record = read(results, "benchmark_quant")
     rows = [(r["what"], f"{r['ms']:.1f}", r["against"], f"{r['against_ms']:.1f}", f"{r['ratio']:.2f}",
              "" if r["target"] is None else f"≤ {r['target']:g}") for r in record["rows"]]
-    return table(("what", "ms", "compared with", "ms", "ratio", "target"), rows) + f"\n\n{versions(record)}"
+    return table(("what", "ms", "compared with", "ms", "ratio", "target"), rows) + f"\n\n{origin(record)}"
 
 
 # -- the base ------------------------------------------------------------------------------------
