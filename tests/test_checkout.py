@@ -1,4 +1,5 @@
 """The checkout as a stranger finds it: what lies at the top, nothing of the machine it was made on, and its CI."""
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_a_machines_path_is_recognised(text, found):
 def test_the_workflow_runs_what_the_readme_promises():
     """It calls `.ci/run`, and its quick job names tests that exist, and systems and versions that pyproject lists."""
     workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
-    assert "run: .ci/run" in workflow and (ROOT / ".ci/run").stat().st_mode & 0o111
+    assert "run: .ci/run" in workflow
+    if os.name == "posix": assert (ROOT / ".ci/run").stat().st_mode & 0o111
     for system in ("ubuntu-latest", "macos-latest", "windows-latest"): assert system in workflow
     versions = set(re.findall(r'"(3\.\d+)"', workflow))
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8")

@@ -107,8 +107,8 @@ def picture(results: Path) -> str:
 
 def some_methods(results: Path) -> str:
     """The first page's methods, and how to find all of them."""
-    return (methods(results, [name for name in METHODS if name in FIRST_PAGE]) + f"\n\nThese are some of "
-            f"{len(METHODS)} [methods](tinypeft/peft/README.md): {', '.join(f'`{name}`' for name in METHODS)}.")
+    return (methods(results, [name for name in METHODS if name in FIRST_PAGE]) + f"\n\nThe package has {len(METHODS)} "
+            f"[methods](tinypeft/peft/README.md): {', '.join(f'`{name}`' for name in METHODS)}.")
 
 
 def all_methods(results: Path) -> str:
@@ -129,8 +129,8 @@ def methods(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
 
 def some_schemes(results: Path) -> str:
     """The first page's schemes, and how to find all of them."""
-    return (schemes(results, [name for name in SCHEMES if name in FIRST_PAGE]) + f"\n\nThese are some of "
-            f"{len(SCHEMES)} [schemes](tinypeft/quant/README.md): {', '.join(f'`{name}`' for name in SCHEMES)}.")
+    return (schemes(results, [name for name in SCHEMES if name in FIRST_PAGE]) + f"\n\nThe package has {len(SCHEMES)} "
+            f"[schemes](tinypeft/quant/README.md): {', '.join(f'`{name}`' for name in SCHEMES)}.")
 
 
 def all_schemes(results: Path) -> str:
