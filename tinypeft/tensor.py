@@ -103,17 +103,21 @@ class Tensor:
     # -- recording ------------------------------------------------------------------------------
     @staticmethod
     def op(data, *edges):
-        """The result of an operation whose gradients are independent: edges are (parent, dy ↦ dparent)."""
-        edges = [(x, f) for x, f in edges if x.requires_grad]
-        fs = [f for _, f in edges]
-        return Tensor.fused(data, [x for x, _ in edges], lambda dy: [f(dy) for f in fs])
+        """The result of an operation, one edge (parent, dy ↦ dparent) per parent.
+
+        The function of a frozen parent is dropped, and with it every array that only it holds. A parent
+        that is None (an absent bias) is left out.
+        """
+        edges = [(x, f) for x, f in edges if x is not None]
+        fs = [f if x.requires_grad else None for x, f in edges]
+        return Tensor.fused(data, [x for x, _ in edges], lambda dy: [f and f(dy) for f in fs])
 
     @staticmethod
     def fused(data, parents, vjp):
         """The result of an operation whose gradients share work: `vjp(dy)` returns one per parent.
 
-        A gradient is None exactly where that parent has `requires_grad=False`. A vjp returns
-        fresh arrays, `dy` itself or views of it, never the same fresh array twice.
+        The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
+        itself or views of it, and never the same fresh array twice.
         """
         y = Tensor.__new__(Tensor)
         y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
@@ -165,9 +169,7 @@ class Tensor:
             parents, vjp = y.parents, y.vjp
             y.parents = y.vjp = None                     # walked: what this operation had saved can go
             for parent, dx in zip(parents, vjp(dy), strict=True):
-                if parent is None:
-                    assert dx is None, "a vjp computed the gradient of a frozen parent"
-                    continue
+                if parent is None: continue              # frozen
                 x, _ = parent
                 assert dx.shape == x.shape and dx.dtype == x.dtype, (
                     f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
@@ -180,6 +182,17 @@ class Tensor:
                     grads[id(x)] = dx
                     if dx is not dy and dx.base is None: own.add(id(x))
         return leaves
+
+    def assign(self, array):
+        """Replace a leaf's data by an array of the same shape.
+
+        Every write to a leaf between forward and backward must be noticed, because saved arrays may
+        be views of its data: `backward` compares versions, and raises GraphError for a stale graph.
+        """
+        array = np.asarray(array)
+        if array.shape != self.shape or array.dtype not in (np.float32, np.float64):
+            raise ValueError(f"assign: got {array.dtype} {array.shape}, expected floats of shape {self.shape}")
+        self.data, self.version = array, self.version + 1
 
     def detach(self):
         """A new leaf with the same data (shared, not copied) and no history."""
