@@ -52,7 +52,7 @@ from .. import functional as F
 from ..nn import Parameter
 from ..targets import match_targets
 from .lora import LowRankLinear, check_ranks
-from .method import Method, MethodError
+from .model import Method, MethodError
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 

@@ -27,8 +27,7 @@ import numpy as np
 
 from ..nn import Linear
 from ..peft.lora import LoRA
-from ..peft.method import MethodError
-from ..peft.model import attach
+from ..peft.model import MethodError, attach
 from .model import quantize
 from .scheme import Scheme, checked
 
