@@ -31,7 +31,7 @@ import numpy as np
 
 from ..nn import Module, Parameter, replace_modules
 from ..peft.folders import KNOWN
-from ..peft.model import Method, MethodError
+from ..peft.method import Method, MethodError
 from ..targets import match_targets
 from ..tensor import Tensor
 from .linear import QuantizedLinear
