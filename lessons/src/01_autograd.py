@@ -84,7 +84,7 @@ tp.graph(f, x=3.0)
 # left is a loop.
 
 # %% [markdown]
-# ### Exercise 1 · The walk (4 points, 12 minutes)
+# ### {exercise}
 #
 # `tape[k]` says how value number `k` was made: a list of pairs `(j, J)`, one for each use of an earlier value `j < k`,
 # with the Jacobian `J` of value `k` with respect to that use, of shape (size of `k`, size of `j`). A leaf has the empty
@@ -135,7 +135,7 @@ dy = rng.standard_normal((5, 3))
 assert np.allclose(b.grad, dy.sum(0))          # equation (3)
 
 # %% [markdown]
-# ### Exercise 2 · Undo a broadcast (2 points, 5 minutes)
+# ### {exercise}
 #
 # Sum `dy` down to `shape`, the shape an array had before NumPy broadcast it to `dy.shape`. For example from `(4, 5, 3)`
 # to `(3,)`, to `(1, 3)`, to `(5, 1)`, to `()`. The result must have exactly the shape `shape`.
@@ -175,7 +175,7 @@ show(F.linear, "Y = X @ Wd.T")
 # it is the twist that this course is about. `need` says for which of the three a gradient is wanted. A frozen weight
 # needs none. Its $dW$ costs as much to compute as the forward pass of the layer did, so do not compute it.
 #
-# ### Exercise 3 · The backward pass of a linear layer (4 points, 10 minutes)
+# ### {exercise}
 #
 # Return `(dX, dW, db)`; in place of a gradient that is not needed return `None`. `X` is `(N, d_in)`, `W`
 # `(d_out, d_in)`, `dY` `(N, d_out)`.
@@ -283,7 +283,7 @@ fig
 # *What to see: a positive diagonal, and everything else negative, so that every row and every column sums to zero. A
 # larger input takes probability from all others.*
 #
-# ### Exercise 4 · Layer norm (5 points, 15 minutes)
+# ### {exercise}
 #
 # The hardest backward pass of a transformer. With mean and variance over the last axis,
 #
@@ -364,7 +364,7 @@ fig
 # and every layer must keep what its $dX$ needs. *Where* the lowest trained parameter sits matters as much as how many
 # there are. Lesson 03 does the accounts.
 #
-# ### Exercise 5 · Few parameters, how much time? (open, 3 points, 15 minutes)
+# ### {exercise} · Few parameters, how much time? (open, 3 points, 15 minutes)
 #
 # LoRA trains fewer than 2 % of the numbers in this model, yet a training step takes about three quarters of full
 # fine-tuning's time. Count matrix products of a linear layer that is $d \times d$ and sees $N$ rows: forward, $dX$,

@@ -8,6 +8,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import percent
 from tinypeft.course.exercises import TOPICS, of_topic
+from tinypeft.course.worth import worth
 
 HERE = Path(__file__).parent / "solutions"
 LESSONS = {path.stem: path for path in percent.sources()}
@@ -54,18 +55,23 @@ def test_each_exercise_is_tried_enough(name):
 
 @pytest.mark.parametrize("topic", WRITTEN)
 def test_the_lesson_and_its_exercises_agree(topic):
-    """The same names, points and minutes; the lesson's own solutions get full points."""
+    """The same names; points and minutes come from the lesson; its own solutions get full points."""
     exercises, cells = of_topic(topic), percent.read(LESSONS[TOPICS[topic]])
     stated = {cell.exercise: cell.options for cell in cells if cell.exercise}
     assert stated.keys() == exercises.keys() and SOLUTIONS[topic].WRONG.keys() == exercises.keys()
     for name, options in stated.items():
-        assert (options["points"], options["minutes"]) == (exercises[name].points, exercises[name].minutes), name
+        assert worth(name) == (options["points"], options["minutes"])
     namespace = prepared(cells)
     for cell in cells:
         if cell.exercise:
             exec(cell.source, namespace)
             result = tp.check(cell.exercise, namespace[exercises[cell.exercise].function])
-            assert result, result
+            assert result and result.message == f"right. {points_of(cell)}.", result
+
+
+def points_of(cell):
+    points = cell.options["points"]
+    return "1 point" if points == 1 else f"{points} points"
 
 
 def prepared(cells):

@@ -65,10 +65,11 @@ def off_by(term):
 
 EXERCISES = (
     Exercise(
-        name="full.adamw", title="AdamW", points=4, minutes=12,
+        name="full.adamw", title="One step of AdamW",
         reference=reference_adamw, cases=adamw_cases,
-        special=(("the first step: m and v were 0, and nothing decays",
-                  lambda rng: (*adamw_cases(rng, t=1)[:9], 0.0)),),
+        special=(
+            ("the first step: m and v were 0, and nothing decays",
+             lambda rng: (*adamw_cases(rng, t=1)[:9], 0.0)),),
         mistakes=(
             ("m and v are not corrected for having started at 0", lambda *a: adamw(*a, corrected=False)),
             ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW", lambda *a: adamw(*a, coupled=True)),
@@ -83,13 +84,14 @@ EXERCISES = (
                  w - lr * decay * w - lr * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) + eps),
                  *adamw(w, g, m, v, t, lr, b1, b2, eps, decay)[1:]))),
         tolerance=1e-9,
-        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − lr·m_hat/(√v_hat + eps). "
-             "Write m = beta1 * m + …, not m *= beta1: the caller's array must stay."),
+        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − "
+             "lr·m_hat/(√v_hat + eps). Write m = beta1 * m + …, not m *= beta1: the caller's array must stay."),
     Exercise(
-        name="full.states", title="The states", points=2, minutes=5,
+        name="full.states", title="Memory for weights, gradients and optimizer",
         reference=reference_states, cases=states_cases,
-        special=(("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
-                 ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
+        special=(
+            ("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
+            ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
         mistakes=(
             ("the trained weights are counted as frozen ones, too", lambda N, n, b, f: N * f + n * (2 * b + (4 if b < 4 else 0) + 8)),
             ("gradients and state are for the n trained weights only",
@@ -100,10 +102,10 @@ EXERCISES = (
              lambda N, n, b, f: reference_states(N, n, b, f) - 4 * n),
             ("the gradient is missing", lambda N, n, b, f: reference_states(N, n, b, f) - n * b)),
         tolerance=1e-9,
-        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes for its gradient, 8 for m "
-             "and v, and 4 more if weight_bytes < 4."),
+        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes for "
+             "its gradient, 8 for m and v, and 4 more if weight_bytes < 4."),
     Exercise(
-        name="full.activations", title="The activations", points=5, minutes=15,
+        name="full.activations", title="Memory for activations",
         reference=reference_activations, cases=activations_cases,
         special=(("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
         mistakes=(
@@ -124,6 +126,6 @@ EXERCISES = (
             ("this is in bytes; asked was how many numbers", lambda *a: 4 * reference_activations(*a)),
             ("this is one block; there are L", lambda B, T, d, H, L, V: reference_activations(B, T, d, H, 1, V))),
         tolerance=0,
-        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the weights B·H·T·(T + 64)/2, "
-             "times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
+        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the "
+             "weights B·H·T·(T + 64)/2, times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
 )

@@ -55,7 +55,7 @@ def signs_cases(rng, shift=None, convention=None):
 
 EXERCISES = (
     Exercise(
-        name="map.trained", title="Four counts", points=3, minutes=10,
+        name="map.trained", title="Four counts of trained parameters",
         reference=reference_trained, cases=trained_cases,
         special=(("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
         mistakes=(
@@ -69,13 +69,14 @@ EXERCISES = (
             ("there are two adapters in a block, behind attention and behind the MLP",
              replaced(3, lambda d, L, r, P, m: L * (2 * d * m + m + d)))),
         tolerance=0,
-        hint="LoRA: L blocks, two matrices, r·(d + d) each. Prompt: P·d. Prefix: L layers, P positions, a key and a value of d. "
-             "Adapters: 2 L of them."),
+        hint="LoRA: L blocks, two matrices, r·(d + d) each. Prompt: P·d. Prefix: L layers, P positions, a key and "
+             "a value of d. Adapters: 2 L of them."),
     Exercise(
-        name="map.bits", title="Bits per weight", points=2, minutes=5,
+        name="map.bits", title="Bits per weight, scales included",
         reference=reference_bits, cases=bits_cases,
-        special=(("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
-                 ("NF4, doubly quantized", lambda rng: (4, 64, 8, 0, 256))),
+        special=(
+            ("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
+            ("NF4, doubly quantized", lambda rng: (4, 64, 8, 0, 256))),
         mistakes=(
             ("the scales' own scales are missing: 32 bits for every `outer` scales", lambda b, g, s, z, o: b + (s + z) / g),
             ("the second level is one number per `outer` scales, not per `outer` weights",
@@ -86,10 +87,12 @@ EXERCISES = (
         tolerance=1e-9,
         hint="Per group: scale_bits + zero_bits, and 32/outer if outer is not 0. Divide by group, add bits."),
     Exercise(
-        name="map.signs", title="Quantize in both", points=3, minutes=10,
+        name="map.signs", title="One quantizer in two sign conventions",
         reference=reference_signs, cases=signs_cases,
-        special=(("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")), ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
-                 ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
+        special=(
+            ("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")),
+            ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
+            ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
         mistakes=(
             ("the zero point has the libraries' sign in both conventions: the survey's Z is −z", lambda *a: signs(*a, flip=False)),
             ("only the zero point's sign changes, the codes are the same: with Z = −z, R(x/S) − Z is round(x/s) + z", lambda *a: signs(*a, both=True)),
@@ -97,5 +100,6 @@ EXERCISES = (
             ("2ᵇ codes have 2ᵇ − 1 steps between them", lambda *a: signs(*a, levels=0)),
             ("the codes are not clipped to 0 … 2ᵇ − 1", lambda *a: signs(*a, clip=False))),
         tolerance=1e-6,
-        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; then return z or −z."),
+        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; then "
+             "return z or −z."),
 )

@@ -68,7 +68,7 @@ def places_cases(rng, more=None):
 
 EXERCISES = (
     Exercise(
-        name="prompts.input", title="The input", points=3, minutes=10,
+        name="prompts.input", title="The input with a prompt before it",
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
             ("the text's positions begin at 0, and should begin behind the prompt, at P",
@@ -79,10 +79,10 @@ EXERCISES = (
             ("the position vectors are missing", lambda P, X, pos: concatenate([P, X], axis=0)),
             ("the prompt stands before the text, not behind it",
              lambda P, X, pos: concatenate([X, P], axis=0) + pos[:P.shape[0] + X.shape[0]])),
-        hint="x = tp.concatenate([P_e, X_e], axis=0), and then the first P + T rows of the table of positions: "
-             "x + positions[:x.shape[0]]."),
+        hint="x = tp.concatenate([P_e, X_e], axis=0), and then the first P + T rows of the table of positions: x + "
+             "positions[:x.shape[0]]."),
     Exercise(
-        name="prompts.cost", title="The price of length", points=2, minutes=5,
+        name="prompts.cost", title="The price of a longer input",
         reference=reference_cost, cases=cost_cases,
         special=(("no prompt costs nothing", lambda rng: (0, 64, 32)),),
         mistakes=(
@@ -96,10 +96,11 @@ EXERCISES = (
         tolerance=1e-9,
         hint="Write F as a function of S, then F(P + T) / F(T) − 1."),
     Exercise(
-        name="prompts.nearest", title="Nearest words", points=3, minutes=10,
+        name="prompts.nearest", title="The tokens nearest to a prompt",
         reference=reference_nearest, cases=nearest_cases,
-        special=(("prompt vectors that are tokens, three times as long: each is nearest to itself",
-                  lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
+        special=(
+            ("prompt vectors that are tokens, three times as long: each is nearest to itself",
+             lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
         mistakes=(
             ("these are the largest dot products: long tokens win; divide by the lengths",
              lambda P, E, k: np.argsort(-(P @ E.T), axis=1, kind="stable")[:, :k]),
@@ -110,13 +111,14 @@ EXERCISES = (
             ("divided by the wrong lengths: each vector has its own, over axis 1",
              lambda P, E, k: np.argsort(-(P / np.linalg.norm(P, axis=0)) @ (E / np.linalg.norm(E, axis=0)).T, axis=1, kind="stable")[:, :k])),
         tolerance=0,
-        hint="Divide every row of both by its length (np.linalg.norm(a, axis=1, keepdims=True)); the product of the one with the other's "
-             "transpose is (P, V). np.argsort of its negative, and the first k columns."),
+        hint="Divide every row of both by its length (np.linalg.norm(a, axis=1, keepdims=True)); the product of "
+             "the one with the other's transpose is (P, V). np.argsort of its negative, and the first k columns."),
     Exercise(
-        name="prompts.places", title="Places", points=4, minutes=15,
+        name="prompts.places", title="The places of pseudo-tokens",
         reference=reference_places, cases=places_cases,
-        special=(("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
-                 ("a separator in the last part is a token like others", lambda rng: places_cases(rng, more=True))),
+        special=(
+            ("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
+            ("a separator in the last part is a token like others", lambda rng: places_cases(rng, more=True))),
         mistakes=(
             ("the pseudo-tokens that stand before are not counted: every one of them moves what follows by one",
              lambda *a: places_by(*a, shift=False)),
@@ -125,6 +127,7 @@ EXERCISES = (
             ("these are the places of the tokens, not of the pseudo-tokens",
              lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s)))),
         tolerance=0,
-        hint="np.nonzero(tokens == separator)[0] gives the separators; the first len(counts) − 1 of them end parts. Part j begins at "
-             "the number behind the separator of part j − 1, plus all pseudo-tokens placed so far."),
+        hint="np.nonzero(tokens == separator)[0] gives the separators; the first len(counts) − 1 of them end "
+             "parts. Part j begins at the number behind the separator of part j − 1, plus all pseudo-tokens placed "
+             "so far."),
 )

@@ -67,10 +67,14 @@ def count_cases(rng):
 
 EXERCISES = (
     Exercise(
-        name="transformer.attention", title="Attention", points=5, minutes=15,
+        name="transformer.attention", title="Causal attention of one head",
         reference=reference_attention, cases=attention_cases,
-        special=(("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
-                 ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+        special=(
+            ("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
+            ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+        invariants=(
+            ("weights are positive and sum to one: values that are all 1 give 1",
+             lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
         mistakes=(
             ("the scores are not divided by √d_head", lambda *a: attention(*a, scale=lambda d: 1)),
             ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: 1 / d)),
@@ -82,15 +86,15 @@ EXERCISES = (
             ("the softmax is over the queries, and belongs over the keys", lambda *a: attention(*a, axis=0)),
             ("masked after the softmax: the weights that are left no longer sum to one; put −∞ into the scores before",
              lambda *a: attention(*a, late=True))),
-        invariants=(("weights are positive and sum to one: values that are all 1 give 1",
-                     lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
-        hint="scores = q @ k.T / √d_head, (T, S). Hidden are the places where the key's number is larger than the query's number "
-             "+ S − T: np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf there, then softmax over the last axis, then @ v."),
+        hint="scores = q @ k.T / √d_head, (T, S). Hidden are the places where the key's number is larger than the "
+             "query's number + S − T: np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf there, then "
+             "softmax over the last axis, then @ v."),
     Exercise(
-        name="transformer.loss", title="The loss", points=4, minutes=10,
+        name="transformer.loss", title="The loss of a language model",
         reference=reference_loss, cases=loss_cases,
-        special=(("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
-                 ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
+        special=(
+            ("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
+            ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
         mistakes=(
             ("the logits at t are compared with token t; they are about token t + 1",
              lambda z, t: float(-picked(log_softmax(z), t).mean())),
@@ -107,7 +111,7 @@ EXERCISES = (
         hint="z = logits[:, :-1] and targets = tokens[:, 1:]. log softmax is z − max − log Σ exp(z − max). "
              "np.take_along_axis(log_p, targets[..., None], −1) picks what is needed."),
     Exercise(
-        name="transformer.count", title="Count", points=2, minutes=5,
+        name="transformer.count", title="The number of parameters",
         reference=reference_count, cases=count_cases,
         special=(("the base", lambda rng: (1024, 256, 128, 5)),),
         mistakes=(
@@ -121,6 +125,6 @@ EXERCISES = (
             ("the MLP has two matrices of 4 d²", lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
             ("attention has four matrices of d²: query, key, value and output", lambda V, C, d, L: reference_count(V, C, d, L) - d * d * L)),
         tolerance=0,
-        hint="Matrices of a block: 4 d² + 8 d². Its biases: 4 d of attention, 4 d + d of the MLP. Its norms: 2 · 2 d. Add up, times "
-             "L; then V d, C d, and 2 d of the final norm."),
+        hint="Matrices of a block: 4 d² + 8 d². Its biases: 4 d of attention, 4 d + d of the MLP. Its norms: 2 · 2 "
+             "d. Add up, times L; then V d, C d, and 2 d of the final norm."),
 )
