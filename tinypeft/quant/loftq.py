@@ -31,7 +31,7 @@ from ..peft.model import MethodError, attach
 from .model import quantize
 from .scheme import Scheme, checked
 
-__all__ = ["loftq", "loftq_factors"]
+__all__ = ["loftq", "loftq_factors", "loftq_rounds"]
 
 
 def loftq(model, lora, scheme, iterations=5, *, rng=0, head=None):
@@ -64,14 +64,19 @@ def loftq(model, lora, scheme, iterations=5, *, rng=0, head=None):
 
 
 def loftq_factors(W, scheme, r, iterations=5):
-    """Q (QTensor), B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds of the algorithm, float32."""
-    W, BA, least = checked(W), 0, math.inf
+    """Q (QTensor), B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds, float32."""
+    rounds = loftq_rounds(checked(W), scheme.quantize, lambda Q: Q.dequantize(), r, iterations)
+    _, Q, B, A = min(rounds, key=lambda round: round[0])
+    return Q, B, A
+
+
+def loftq_rounds(W, quantize, dequantize, r, iterations):
+    """Yield (‖W − Q − B A‖, Q, B, A) after each round of Algorithm 1. quantize: matrix → Q."""
+    BA = 0
     for _ in range(iterations):
-        Q = scheme.quantize(W - BA)
-        R = W - Q.dequantize()
+        Q = quantize(W - BA)
+        R = W - dequantize(Q)
         U, S, Vt = np.linalg.svd(R, full_matrices=False)
         B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
         BA = B @ A
-        error = np.linalg.norm(R - BA)
-        if error < least: least, best = error, (Q, B, A)
-    return best
+        yield np.linalg.norm(R - BA), Q, B, A

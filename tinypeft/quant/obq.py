@@ -19,6 +19,7 @@ exceeds half a step, so that one pushed outside the grid does not wait; this fil
 """
 import numpy as np
 
+from ..hints import Array
 from .uniform import Grid
 
 
@@ -28,21 +29,28 @@ def obq(W, H, grid: Grid, greedy: bool = True) -> np.ndarray:
     if H.shape != (W.shape[1],) * 2:
         raise ValueError(f"obq: W {W.shape} needs H of shape {(W.shape[1],) * 2}, got {H.shape}")
     Hinv, zero = np.linalg.inv(H), np.broadcast_to(grid.zero, grid.scale.shape)
-    return np.array([obq_row(W[i].copy(), Hinv.copy(), Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low), greedy)
+    return np.array([obq_row(W[i], Hinv, Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low), greedy)
                      for i in range(len(W))])
 
 
-def obq_row(w, Hinv, grid, greedy):
-    """One row w (d,), with its own copy of H⁻¹; both are overwritten. Returns ŵ."""
+def obq_row(w: Array, Hinv: Array, grid: Grid, greedy: bool) -> Array:
+    """One row w (d,) → ŵ, weight after weight, with H⁻¹ (d, d) and a grid of one row."""
     free = np.ones(len(w), bool)
     for step in range(len(w)):
         rounded = grid.round(w[None].astype(np.float32))[0]
         loss = np.full(len(w), np.inf)
         loss[free] = (rounded - w)[free]**2 / Hinv.diagonal()[free]
         q = loss.argmin() if greedy else step
-        column = Hinv[:, q] / Hinv[q, q]
-        w += (rounded[q] - w[q]) * column                                 # δ_F; w_q itself becomes quant(w_q)
-        w[q], free[q] = rounded[q], False
-        Hinv -= np.outer(column, Hinv[q])                                 # (3)
-        Hinv[q] = Hinv[:, q] = 0                                          # which it is, up to rounding
+        w, Hinv = obq_step(w, Hinv, q, rounded[q])
+        free[q] = False
     return w
+
+
+def obq_step(w: Array, Hinv: Array, q: int, value: float) -> tuple[Array, Array]:
+    """Fix w_q at `value` and let the free weights make up for it: new arrays w (d,) and H_F⁻¹ (d, d)."""
+    column = Hinv[:, q] / Hinv[q, q]
+    w = w + (value - w[q]) * column                                       # δ_F
+    w[q] = value
+    Hinv = Hinv - np.outer(column, Hinv[q])                               # (3)
+    Hinv[q] = Hinv[:, q] = 0                                              # zero, up to rounding
+    return w, Hinv

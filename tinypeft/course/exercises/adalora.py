@@ -1,6 +1,7 @@
 """Lesson 08: a budget of rank, allocated by importance."""
 import numpy as np
 
+from ...peft.adalora import AdaLoRA
 from ...tensor import Tensor
 from ..exercise import Exercise
 
@@ -49,8 +50,7 @@ def _variant(old=False, keep=np.abs, deviation=np.abs, score=np.multiply, swap=F
 
 # -- adalora.budget --------------------------------------------------------------------------------
 def budget(t, T, t_i, t_f, b0, bT):
-    progress = (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)
-    return int((b0 - bT) * (1 - progress) ** 3 + bT)
+    return AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
 
 
 def _schedule(rng):

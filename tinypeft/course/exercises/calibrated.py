@@ -3,6 +3,7 @@ import numpy as np
 
 from ...quant import measure
 from ...quant.gptq import factor
+from ...quant.obq import obq_step
 from ...quant.uniform import Uniform
 from ..exercise import Exercise
 
@@ -29,12 +30,7 @@ def output_error_variant(root=True, of=lambda W, D: D, below=lambda W, H: np.sum
 
 # -- one step of OBQ -------------------------------------------------------------------------------
 def compensate(w, Hinv, q, value):
-    column = Hinv[:, q] / Hinv[q, q]
-    w = w + (value - w[q]) * column
-    w[q] = value
-    Hinv = Hinv - np.outer(column, Hinv[q])
-    Hinv[q] = Hinv[:, q] = 0
-    return w, Hinv
+    return obq_step(w, Hinv, q, value)
 
 
 def compensate_variant(sign=1, divide=True, eliminate=True, dust=True, move=True):

@@ -4,6 +4,7 @@ from scipy.stats import norm
 
 from ... import functional as F
 from ...quant.codebooks import codebook
+from ...quant.loftq import loftq_rounds
 from ...quant.uniform import Uniform
 from ...tensor import Tensor
 from ..exercise import Exercise
@@ -83,12 +84,7 @@ def asymmetric2(W):
 
 
 def loftq(W, quant, r, T):
-    BA = 0
-    for _ in range(T):
-        Q = quant(W - BA)
-        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-        BA = B @ A
+    *_, (_, Q, B, A) = loftq_rounds(W, quant, lambda Q: Q, r, T)
     return Q, B, A
 
 

@@ -2,6 +2,7 @@
 import numpy as np
 
 from ... import functional as F
+from ...peft.prefix import Prefix
 from ...tensor import Tensor, concatenate
 from ..exercise import Exercise
 
@@ -57,8 +58,8 @@ def count(P, L, d, m):
 
 # -- prefix.cut ------------------------------------------------------------------------------------
 def cut(table, n_layers, n_heads):
-    parts = table.reshape(len(table), 2 * n_layers, n_heads, -1).transpose(1, 2, 0, 3)
-    return [(parts[2 * i], parts[2 * i + 1]) for i in range(n_layers)]
+    prefix = Prefix(table, n_layers, n_heads, dropout=0.0, rng=None)
+    return [(K.data, V.data) for K, V in prefix.seams(None)["prefix"]]
 
 
 def _table(rng):
