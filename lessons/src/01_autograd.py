@@ -15,6 +15,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
+from tinypeft import plain
 from tinypeft.course import show
 from tinypeft.study import plot
 from tinypeft.study.compare import traced_peak
@@ -164,7 +165,7 @@ result
 # $$Y = X W^\top + b, \qquad Y_{no} = \sum_i X_{ni} W_{oi} + b_o \tag{4}$$
 
 # %%
-show(F.linear, "Y = X @ Wd.T")
+show(plain.linear)
 
 # %% [markdown]
 # Apply equation (1) to one weight. $W_{oi}$ occurs in column $o$ of $Y$, in every row $n$, with the factor $X_{ni}$:
@@ -195,8 +196,8 @@ result = tp.check("autograd.linear_vjp", autograd_linear_vjp)
 result
 
 # %% [markdown]
-# Compare with the package. Two lines there are about memory: `if not need[1]: X = None` lets the input of a frozen
-# layer be freed while the forward pass is still running.
+# Compare with the package. `Tensor.op` takes one function for each parent and drops those of frozen parents. Only the
+# function of `W` holds `X`, so the input of a frozen layer is freed while the forward pass is still running.
 
 # %%
 show(F.linear)
@@ -290,7 +291,7 @@ fig
 # $$\hat x = \frac{x - \mu}{\sigma}, \qquad \sigma = \sqrt{\mathrm{var}(x) + \varepsilon}, \qquad y = \gamma\odot\hat x + \beta \tag{8}$$
 
 # %%
-show(F.layer_norm, "r = 1 / ")
+show(plain.layer_norm)
 
 # %% [markdown]
 # Derive $dx$ from $d\hat x = \gamma \odot dy$. Do it as for softmax: find $\partial\hat x_i/\partial x_j$, then apply
@@ -313,6 +314,13 @@ result = tp.check("autograd.layer_norm_vjp", autograd_layer_norm_vjp)
 result
 
 # %% [markdown]
+# `plain.layer_norm` leaves the gradient to the chain rule. The package runs a fused version with your three terms,
+# which writes them into memory that it already has:
+
+# %%
+show(F.layer_norm)
+
+# %% [markdown]
 # ## 6. A frozen parent costs nothing
 #
 # Now the point of it all. In the package an operation records a vjp only for parents that require a gradient, and an
@@ -320,6 +328,7 @@ result
 # parameter:
 
 # %%
+show(tp.Tensor.op)
 show(tp.Tensor.fused)
 
 # %% [markdown]

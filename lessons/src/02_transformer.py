@@ -17,7 +17,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft import gpt
+from tinypeft import gpt, plain
 from tinypeft.course import show
 from tinypeft.pretrained import training_record
 from tinypeft.study import plot
@@ -60,6 +60,7 @@ h = tp.Tensor(E.data[tokens] + P.data[:tokens.shape[1]])                        
 
 # %%
 show(gpt.Block.forward)
+show(plain.gelu)
 
 # %% [markdown]
 # Think of $h$ as a stream that runs from bottom to top, to which layers write: the *residual stream*. Hold on to this
@@ -99,6 +100,18 @@ def transformer_attention(q, k, v):
 result = tp.check("transformer.attention", transformer_attention)
 attention = result.function
 result
+
+# %% [markdown]
+# The package has each operation twice. `plain.py` composes it from primitives, to be read:
+
+# %%
+show(plain.attention)
+
+# %% [markdown]
+# `functional.py` has it fused, with a backward pass written by hand, to be fast. Tests compare the two:
+
+# %%
+show(F.attention)
 
 # %% [markdown]
 # Now the whole of a block's attention is your function, once per head. Compare with the model:

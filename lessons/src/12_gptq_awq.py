@@ -104,6 +104,7 @@ for k, name in ((1, "a weak direction"), (64, "a middling one"), (-1, "the stron
 # $$H_{F \setminus q}^{-1} = H_F^{-1} - \frac{(H_F^{-1})_{:,q}\,(H_F^{-1})_{q,:}}{[H_F^{-1}]_{qq}}$$
 
 # %%
+show(obq.obq_step)
 show(obq.obq_row)
 
 # %% [markdown]

@@ -20,7 +20,7 @@ import tinypeft as tp
 from tinypeft.course import show
 from tinypeft.quant import linear, measure, nf4
 from tinypeft.quant.codebooks import codebook
-from tinypeft.quant.loftq import loftq_factors
+from tinypeft.quant.loftq import loftq_rounds
 from tinypeft.study import plot
 
 model = tp.load_pretrained()
@@ -315,7 +315,7 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 # $$B_t = U_r \sqrt{\Sigma_r}, \quad A_t = \sqrt{\Sigma_r}\, V_r^\top$$
 
 # %%
-show(loftq_factors)
+show(loftq_rounds)
 
 # %% [markdown]
 # ### {exercise}

@@ -1,4 +1,4 @@
-"""Lesson 12: rounding with an eye on the inputs: OBQ's step, GPTQ, AWQ's search."""
+"""Lesson 12: rounding that takes the inputs into account: OBQ's step, GPTQ, AWQ's search."""
 import numpy as np
 
 from ...quant import measure
@@ -6,6 +6,8 @@ from ...quant.gptq import factor
 from ...quant.obq import obq_step
 from ...quant.uniform import Uniform
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 def correlated(rng, d, n=None):
@@ -143,24 +145,26 @@ EXERCISES = (
              lambda rng: (W := rng.normal(0, 1, (2, 3)), 0 * W, np.diag([1.0, 2, 3])))),
         mistakes=(
             ("this is the square of the ratio; take the root", output_error_variant(root=False)),
-            ("the numerator is of Ŵ − W, not of Ŵ", output_error_variant(of=lambda V, D: V)),
-            ("this is the error of the weights; H is not in it", lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))),
-            ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²", lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
-            ("the denominator is ‖WX‖, with H in it too", output_error_variant(below=lambda W, H: np.sum(W * W)))),
+            ("the numerator must use Ŵ − W, not Ŵ", output_error_variant(of=lambda V, D: V)),
+            ("this is the error of the weights; H is not in it",
+             lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))),
+            ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²",
+             lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
+            ("the denominator is ‖WX‖, which also contains H", output_error_variant(below=lambda W, H: np.sum(W * W)))),
         hint="‖DX‖² = n/2 · tr(D H Dᵀ), and tr(A Bᵀ) is np.sum(A * B): nothing larger than D is needed. n/2 "
              "cancels in the ratio."),
     Exercise(
         name="calibrated.compensate", title="One step of OBQ",
         reference=compensate, cases=compensate_case,
         special=(
-            ("two weights: the other makes up for it",
+            ("two weights: the second makes up for the first",
              lambda rng: (np.array([0.4, 0.4]), np.linalg.inv(np.array([[2.0, 1], [1, 2]])), 0, 0.0)),),
         invariants=(
-            ("the result does not get better when a weight still free is moved", lambda fn, rng: _optimal(fn, rng)),),
+            ("moving a weight that is still free does not improve the result", _optimal),),
         mistakes=(
-            ("the sign of δ: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
-            ("the column is to be divided by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
-            ("H⁻¹ needs equation (3): subtract the outer product, not only clear row and column",
+            ("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
+            ("divide the column by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
+            ("H⁻¹ needs equation (3): subtract the outer product; it is not enough to clear row and column",
              compensate_variant(eliminate=False)),
             ("the other weights must move too", compensate_variant(move=False))),
         tolerance=1e-9,
@@ -175,21 +179,21 @@ EXERCISES = (
         mistakes=(
             ("nothing is passed on to later columns: this is round to nearest (column j of U is zero below the "
              "diagonal; take row j)", gptq_variant(pass_on=False)),
-            ("the errors are passed on with the wrong sign: they are subtracted", gptq_variant(sign=-1)),
+            ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divide=False)),
-            ("the error is that of the column as it has become, not of the original W", gptq_variant(original=True))),
-        hint="Work on a copy of W. Round column j as it is by then, E = (w_j − ŵ_j)/U[j, j], then subtract "
+            ("take the error of the column in its current state, not of the original W", gptq_variant(original=True))),
+        hint="Work on a copy of W. Round column j in its current state, E = (w_j − ŵ_j)/U[j, j], then subtract "
              "np.outer(E, U[j, j+1:]) from the columns after j."),
     Exercise(
         name="calibrated.awq", title="AWQ's search for a scale",
         reference=awq, cases=awq_case,
         special=(("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),),
         mistakes=(
-            ("what was scaled up before rounding must be divided by s after it", awq_variant(back=False)),
-            ("scale W before it is rounded, too", awq_variant(forward=False)),
-            ("s is s_X to the power α: it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
+            ("the rounded matrix must be divided by s after it was scaled up before", awq_variant(back=False)),
+            ("scale W before you round it", awq_variant(forward=False)),
+            ("s is s_X to the power α, so it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
             ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
-            ("this is the error of the weights; the loss is that of the outputs, with H",
+            ("this is the error of the weights; the loss is the error of the outputs, with H",
              awq_variant(weighted=False))),
         hint="For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D)."),
 )

@@ -1,9 +1,11 @@
-"""Lesson 09: every rank at once."""
+"""Lesson 09: one training for every rank."""
 import numpy as np
 
 from ... import functional as F
 from ...tensor import Tensor
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- dylora.truncate -------------------------------------------------------------------------------
@@ -73,10 +75,13 @@ EXERCISES = (
             ("the scale at rank b is α/b, not α/R", lambda A, B, b, alpha: alpha / len(A) * B[:, :b] @ A[:b]),
             ("the scale α/b is missing", lambda A, B, b, alpha: B[:, :b] @ A[:b]),
             ("the scale is α/b, not α", lambda A, B, b, alpha: alpha * B[:, :b] @ A[:b]),
-            ("these are the last b rows and columns; take the first", lambda A, B, b, alpha: alpha / b * B[:, -b:] @ A[-b:]),
-            ("nothing is cut: all R rows take part", lambda A, B, b, alpha: alpha / b * B @ A),
-            ("one row too many: A[:b] has b rows already", lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1]),
-            ("one row too few: A[:b] has b rows", lambda A, B, b, alpha: alpha / b * B[:, :b - 1] @ A[:b - 1])),
+            ("you took the last b rows and columns; take the first",
+             lambda A, B, b, alpha: alpha / b * B[:, -b:] @ A[-b:]),
+            ("nothing is cut: all R rows are used", lambda A, B, b, alpha: alpha / b * B @ A),
+            ("you took one row too many: A[:b] has b rows already",
+             lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1]),
+            ("you took one row too few: A[:b] has b rows",
+             lambda A, B, b, alpha: alpha / b * B[:, :b - 1] @ A[:b - 1])),
         hint="B[:, :b] has the first b columns, A[:b] the first b rows; their product is (d_out, d_in)."),
     Exercise(
         name="dylora.forward", title="The forward pass at rank b",
@@ -85,12 +90,15 @@ EXERCISES = (
             ("b = 1", lambda rng: _layer(rng, 1)),
             ("b = R: an ordinary LoRA", lambda rng: _layer(rng, "R"))),
         mistakes=(
-            ("the scale at rank b is α/b, not α/R", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b / A.shape[0])),
+            ("the scale at rank b is α/b, not α/R",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b / A.shape[0])),
             ("the scale α/b is missing", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, float(b))),
             ("the scale is α/b, not α", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b)),
             ("the scale is applied twice", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * alpha / b)),
-            ("nothing is masked: all R rows take part", lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
-            ("W₀ x is missing", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
+            ("nothing is masked: all R rows are used",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
+            ("the frozen part W₀ x is missing",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
             ("the scale belongs to the low-rank part alone, not to W₀ x",
              lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
         hint="A x is (…, R). Multiply it by α/b where the index is below b and by 0 elsewhere, then apply B."),
@@ -100,26 +108,27 @@ EXERCISES = (
         special=(("b = 1: the first row and column", lambda rng: _step(rng, 1)),),
         mistakes=(
             ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b: i == b + 1)),
-            ("all b rows moved; in the frozen version only the b-th does", _moved(lambda i, b: i <= b)),
-            ("everything moved; only row b and column b do", _moved(lambda i, b: i > 0)),
-            ("gradient descent goes against the gradient: subtract", _moved(lambda i, b: i == b, 1)),
+            ("all b rows moved; in the frozen version only the b-th moves", _moved(lambda i, b: i <= b)),
+            ("everything moved; only row b and column b may move", _moved(lambda i, b: i > 0)),
+            ("gradient descent moves against the gradient: subtract", _moved(lambda i, b: i == b, 1)),
             ("the rate lr is missing", lambda A, B, dA, dB, b, lr: frozen_step(A, B, dA, dB, b, 1.0)),
-            ("only A moved; column b of B does, too", lambda A, B, dA, dB, b, lr: (frozen_step(A, B, dA, dB, b, lr)[0], B)),
-            ("B's part is its b-th column, not its b-th row", lambda A, B, dA, dB, b, lr: (
+            ("only A moved; column b of B must move too",
+             lambda A, B, dA, dB, b, lr: (frozen_step(A, B, dA, dB, b, lr)[0], B)),
+            ("you moved the b-th row of B; move its b-th column", lambda A, B, dA, dB, b, lr: (
                 frozen_step(A, B, dA, dB, b, lr)[0], B - lr * dB * (np.arange(1, len(B) + 1) == b)[:, None]))),
         hint="Copy A and B. Row b counted from 1 is A[b − 1]; the column is B[:, b − 1]. Subtract lr times the "
-             "gradient there alone."),
+             "gradient only there."),
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank",
         reference=search, cases=_losses,
         special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),),
         invariants=(
-            ("of two ranks that are equally good the smaller is taken",
+            ("of two equally good ranks, the smaller is chosen",
              lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
         mistakes=(
-            ("this is the rank with the lowest loss; within the tolerance a smaller one will do",
+            ("this is the rank with the lowest loss; take a smaller rank if its loss is within the tolerance",
              lambda losses, tolerance: min(losses, key=losses.get)),
-            ("this is the largest rank within the tolerance; the smallest is wanted",
+            ("this is the largest rank within the tolerance; take the smallest",
              lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
             ("the tolerance is in nats above the lowest loss, not a share of it",
              lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
@@ -127,5 +136,6 @@ EXERCISES = (
             ("this is the first in the dict's order; take the smallest rank",
              lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
         tolerance=0,
-        hint="First the lowest of losses.values(); then the smallest key whose loss is ≤ lowest + tolerance."),
+        hint="First find the lowest of losses.values(), then the smallest key whose loss is ≤ lowest + "
+             "tolerance."),
 )

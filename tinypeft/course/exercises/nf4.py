@@ -9,6 +9,8 @@ from ...quant.uniform import Uniform
 from ...tensor import Tensor
 from ..exercise import Exercise
 
+__all__ = ["EXERCISES"]
+
 DELTA = 1 - (1 / 32 + 1 / 30) / 2
 
 
@@ -144,9 +146,9 @@ EXERCISES = (
         mistakes=(
             ("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
             ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
-            ("this is the next level below (or above), not the nearest",
+            ("you took the next level below or above, not the nearest",
              encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
-            ("this is the next level below (or above), not the nearest",
+            ("you took the next level below or above, not the nearest",
              encode_variant(code=lambda v, c: np.minimum(np.searchsorted(c, v), len(c) - 1))),
             ("the levels are not evenly spaced: compare with each of them",
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
@@ -157,8 +159,8 @@ EXERCISES = (
         reference=backward, cases=backward_case,
         special=(
             ("one number of each: W is 3", lambda rng: (
-       np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
-       np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
+                np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
+                np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
         mistakes=(
             ("the gradient also passes through the quantized weight: dx has a term dy Ŵ", backward_variant(base=False)),
             ("the gradient also passes through the adapter: dx has a term s (dy B) A", backward_variant(adapter=False)),
@@ -167,7 +169,7 @@ EXERCISES = (
             ("the adapter's part of dx has a factor s", backward_variant(sx=False)),
             ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
             ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
-            ("a scale belongs to g weights next to each other: np.repeat, not np.tile", backward_variant(tiled=True))),
+            ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile", backward_variant(tiled=True))),
         hint="W = levels[codes] * np.repeat(scales, g, axis=1). dy @ B is (n, r): dA is s times its transpose "
              "times x, and dx is dy @ W + s (dy @ B) @ A."),
     Exercise(
@@ -177,15 +179,15 @@ EXERCISES = (
                            int(rng.integers(2, 4)), int(rng.integers(2, 5))),
         special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
         mistakes=(
-            ("it is Q of W − B A that is sought: quantize what the low-rank part leaves",
+            ("quantize W − B A, which the low-rank part leaves, not W",
              loftq_variant(target=lambda W, BA: W)),
-            ("decompose what quantization leaves of W, W − Q, not W − Q − B A",
+            ("decompose W − Q, which quantization leaves, not W − Q − B A",
              loftq_variant(of=lambda W, Q, BA: W - Q - BA)),
-            ("Σ is to be split: √Σ goes to either factor", loftq_variant(split=False)),
-            ("Σ is to be split: √Σ goes to either factor", loftq_sided),
-            ("Q, B and A are to be of the same round", loftq_stale),
-            ("one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
-            ("one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
-        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = U[:, "
-             ":r]·√S, A = √S·Vt[:r]."),
+            ("Σ must be split: each factor gets √Σ", loftq_variant(split=False)),
+            ("Σ must be split: each factor gets √Σ", loftq_sided),
+            ("Q, B and A must come from the same round", loftq_stale),
+            ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
+            ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
+        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = "
+             "U[:, :r]·√S, A = √S·Vt[:r]."),
 )
