@@ -1,4 +1,5 @@
 """Every exercise accepts its right solutions and refuses the wrong ones, naming the mistake."""
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -82,6 +83,27 @@ def prepared(cells):
             for line in cell.source.split("\n"):
                 if line.startswith(("import ", "from ")): exec(line, namespace)
     return namespace
+
+
+def test_no_two_files_of_the_course_need_each_other():
+    """Imports within course/ form no circle, so that any file can be read after those it imports."""
+    root = Path(tp.__file__).parent / "course"
+    files = {path.relative_to(root).with_suffix("").as_posix().removesuffix("/__init__"): path
+             for path in root.rglob("*.py") if path != root / "__init__.py"}
+    imported = {}
+    for name, path in files.items():
+        base = path.parent.relative_to(root).parts
+        imported[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(base) + 1:
+                target = "/".join([*base[:len(base) + 1 - node.level], *(node.module or "").split(".")]).strip("/")
+                imported[name] |= {target} & files.keys()
+    for name in files:
+        seen, reach = set(), set(imported[name])
+        while reach - seen:
+            seen |= reach
+            reach = set().union(*(imported[other] for other in seen))
+        assert name not in seen, f"{name} imports itself, through some of {sorted(seen)}"
 
 
 def test_what_a_newcomer_stumbles_over_is_told():
