@@ -1,5 +1,4 @@
-"""`python -m tinypeft lessons`: executed notebooks, and the table of lessons in lessons/README.md,
-from the sources."""
+"""`python -m tinypeft lessons`: notebooks, and the table in lessons/README.md, from the sources."""
 import re
 import time
 from collections.abc import Callable, Iterable

@@ -1,6 +1,6 @@
-"""Calls a student's function on copies of the arguments, for a limited time, and reports errors
-with the line of the student's code.
+"""Calls a student's function safely: on copies of the arguments, and for a limited time.
 
+An error is reported with the line of the student's code that raised it.
 `Local` calls a function of this process; `wire.Remote` has the same members and calls one in
 another process.
 """
@@ -38,8 +38,7 @@ class Outcome:
 
 
 def copied(value: Any, cast: Any = None) -> Any:
-    """The same structure with its own arrays and Tensors, floating-point ones converted to the
-    dtype `cast`."""
+    """A copy of a structure, its arrays and Tensors included. cast: dtype of floating-point ones."""
     if isinstance(value, Tensor):
         return Tensor(copied(value.data, cast), value.requires_grad)
     if isinstance(value, np.ndarray):

@@ -1,5 +1,4 @@
-"""From numbers to the likely cause: how a result differs from the expected one, and which mistake
-does that."""
+"""From a wrong result to its likely cause: how it differs, and which mistake makes that difference."""
 from __future__ import annotations
 
 from typing import Any

@@ -7,8 +7,7 @@ __all__ = ["Exercise"]
 
 @dataclass(frozen=True, kw_only=True)
 class Exercise:
-    """One function for a student to write. Its points and minutes stand in the lesson: see
-    `worth.py`.
+    """One function for a student to write. `worth.py` reads its points and minutes from the lesson.
 
     name: "topic.task"; the student's function is called `topic_task`.
     title: a phrase, which the lesson prints as the exercise's heading.
@@ -16,10 +15,10 @@ class Exercise:
         is the student's signature; its result sets the type, shape and dtype that are expected.
     cases: rng → a tuple of arguments. It is called with several generators, so it should vary the
         sizes and leave no symmetry (a square matrix hides a transpose). Arguments are arrays,
-        Tensors, numbers, strings, None, functions of this package, and tuples, lists and dicts of
+        Tensors, numbers, strings, None, functions of this package, or tuples, lists and dicts of
         these.
     special: (sentence, rng → arguments) for cases whose answer is obvious, checked before the
-    random ones.
+        random ones.
     gradient: names of the Tensor arguments whose gradients are compared, for functions of Tensors.
     invariants: (sentence, predicate), where `predicate(fn, rng)` is true if fn is right. They are
         checked last and cover properties that no single comparison of values shows.

@@ -1,9 +1,8 @@
-"""How a function is judged, from the outside in: the signature, one random case (which shows a
-wrong type, shape or dtype), the cases whose answer is obvious, more random cases, gradients,
-invariants.
+"""How a function is judged: stage after stage, from its signature to its invariants.
 
-The first failure ends it and is reported with the value that came back, the value that was
-expected, and the likely cause.
+The stages are the signature; one random case, which shows a wrong type, shape or dtype; the cases
+whose answer is obvious; more random cases; gradients; invariants. The first failure ends it and is
+reported with the value that came back, the value that was expected, and the likely cause.
 """
 from __future__ import annotations
 

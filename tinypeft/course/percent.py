@@ -1,5 +1,4 @@
-"""Lessons as text: `lessons/src/NN_name.py`, in percent format, is the one source of a lesson and
-its assignment.
+"""Lessons as text: a percent file, lessons/src/NN_name.py, becomes a lesson and its assignment.
 
     # %% [markdown]                                   prose, each line behind "# "
     # %%                                              code
@@ -62,11 +61,9 @@ class Cell:
 
 # -- reading -------------------------------------------------------------------------------------
 def sources(which: str | int | None = None) -> list[Path]:
-    """The lessons' source files, in order, or only the one that `which` names ("7", "07" or
-    "07_lora").
+    """The lessons' source files, in order, or the one that `which` names: "7", "07" or "07_lora".
 
-    Raises KeyError if there is no such lesson, and FileNotFoundError if there are no sources at
-    all.
+    Raises KeyError if there is no such lesson, FileNotFoundError if there are no sources at all.
     """
     files = sorted(SOURCES.glob("[0-9][0-9]_*.py"))
     if not files:
@@ -92,8 +89,7 @@ def parsed(path: str | Path) -> list[Cell]:
 
 
 def parse(text: str, name: str = "lesson") -> list[Cell]:
-    """The cells of a percent file. ValueError, with file and line, if the file is not well
-    formed."""
+    """The cells of a percent file. ValueError, with file and line, if it is not well formed."""
     cells, lines = [], text.split("\n")
     starts = [i for i, line in enumerate(lines) if line.startswith("# %%")]
     if not starts or any(line.strip() for line in lines[:starts[0]]):

@@ -1,7 +1,7 @@
 """Calls a student's function in another process: what `calls.Local` does, over a pipe.
 
-    with Worker(notebook, folder) as worker:                 # runs the notebook's cells, then
-        answers judge(exercise, worker.remote("lora_forward"))
+    with Worker(notebook, folder) as worker:             # runs the notebook's cells, then answers
+        judge(exercise, worker.remote("lora_forward"))
 
 The grader draws the arguments and compares the results; the other process only computes. A message
 is one line of JSON. Its arrays are the base64 of an .npz file, which is read without pickle, so
@@ -45,8 +45,7 @@ class Opaque:
 
 # -- values as text ------------------------------------------------------------------------------
 def encode(value: Any) -> str:
-    """A value as one line of text. A function is sent by its name, which must be in this
-    package."""
+    """A value as one line of text. A function of this package is sent by its name."""
     arrays = []
 
     def plain(v):
@@ -166,8 +165,8 @@ class Worker:
         while b"\n" not in self.buffer:
             ready, _, _ = select.select([self.answers], [], [], max(0, end - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"no answer after {seconds:g} s; is there a loop that never "
-                                   "ends?")
+                raise TimeoutError(f"no answer after {seconds:g} s; "
+                                   "is there a loop that never ends?")
             part = os.read(self.answers, 1 << 20)
             if not part: raise EOFError("the process ended")
             self.buffer += part

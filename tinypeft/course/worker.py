@@ -1,5 +1,6 @@
-"""The process that runs a submission: `python -m tinypeft.course.worker FILE ASK ANSWER`, started
-by `wire.Worker`.
+"""The process that runs a submission, started by `wire.Worker`.
+
+    python -m tinypeft.course.worker FILE ASK ANSWER
 
 All code cells run in order, in one namespace, as in a kernel; a cell that fails does not stop the
 next one. Then the functions that the cells defined are called with the arguments that come through

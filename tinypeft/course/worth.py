@@ -1,5 +1,4 @@
-"""What an exercise is worth: its points and minutes, read from the header of its cell in
-lessons/src.
+"""What an exercise is worth: points and minutes, from the header of its cell in lessons/src.
 
 They stand there and nowhere else. `tinypeft.check`, `grade`, `assign` and the headings of the
 notebooks all read them from there.
