@@ -38,7 +38,7 @@ class Outcome:
 
 
 def copied(value: Any, cast: Any = None) -> Any:
-    """A copy of a structure, its arrays and Tensors included. cast: dtype of floating-point ones."""
+    """A copy of a structure, arrays and Tensors included. cast: dtype of floating-point ones."""
     if isinstance(value, Tensor):
         return Tensor(copied(value.data, cast), value.requires_grad)
     if isinstance(value, np.ndarray):

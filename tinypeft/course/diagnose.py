@@ -1,4 +1,4 @@
-"""From a wrong result to its likely cause: how it differs, and which mistake makes that difference."""
+"""From a wrong result to its likely cause: how it differs, and which mistake makes it differ so."""
 from __future__ import annotations
 
 from typing import Any
