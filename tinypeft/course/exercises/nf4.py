@@ -86,7 +86,7 @@ def asymmetric2(W):
 
 
 def loftq(W, quant, r, T):
-    *_, (_, Q, B, A) = loftq_rounds(W, quant, lambda Q: Q, r, T)
+    *_, (Q, B, A) = loftq_rounds(W, quant, r, T)
     return Q, B, A
 
 
