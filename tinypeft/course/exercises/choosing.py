@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 
+from ...study.experiment import half_width
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
@@ -27,9 +28,7 @@ def _points(rng):
 
 # -- choosing.difference ---------------------------------------------------------------------------
 def difference(a, b):
-    from scipy.stats import t
-    d = a - b
-    return d.mean(), t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
+    return (a - b).mean(), half_width(a - b)
 
 
 def _losses(rng):
