@@ -94,6 +94,7 @@ EXERCISES = (
             ("the scale is α/r; α/√r is the rank-stabilised one", _scaled(lambda alpha, r: alpha / r ** 0.5)),
             ("the scale is applied twice", _scaled(lambda alpha, r: (alpha / r) ** 2)),
             ("the frozen part W₀ x is missing", _scaled(lambda alpha, r: alpha / r, base=False)),
+            ("the low-rank part B A x is missing", lambda x, W, A, B, alpha: F.linear(x, W)),
             ("the scale belongs to B A x alone, not to W₀ x",
              lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
             ("r is the number of rows of A, not of its columns",
