@@ -67,7 +67,7 @@ class AWQ(CalibratedWeights):
     sequential: bool = flag(False)
 
     def scale(self, ratio: float, mean_abs: Array, W: Array) -> Array:
-        """s for one α, float32 (d_in,)."""
+        """s for one α, float32 (d_in,). W (d_out, d_in): the weights of all layers that read X."""
         s = np.float32(mean_abs)**np.float32(ratio)
         if self.duo_scaling:
             x = self.nearest.blocks(np.abs(W))
@@ -77,7 +77,7 @@ class AWQ(CalibratedWeights):
         return s / np.float32(math.sqrt(s.max() * s.min()))
 
     def search(self, W: Array, mean_abs: Array, loss: Callable) -> tuple[Array, Array]:
-        """The s of least loss, and all losses (n_ratios,). W (d_out, d_in): of all layers on X."""
+        """The s of least loss(s), and all losses (n_ratios,). W (d_out, d_in): as in `scale`."""
         candidates = [self.scale(i / self.n_ratios, mean_abs, W) for i in range(self.n_ratios)]
         losses = np.array([loss(s) for s in candidates])
         return candidates[losses.argmin()], losses
@@ -159,7 +159,7 @@ class AWQ(CalibratedWeights):
         return self.search(W, seen.mean_abs, L)[0]
 
     def rounded_layer(self, block: Module, name: str, H: Array, s: Array | None) -> QuantizedLinear:
-        """The layer that replaces `name`. s: a scale that it keeps, because it was not folded."""
+        """The layer that replaces `name`. s: the scale, which it keeps, or None if s was folded."""
         clip = self.clip and name not in ("attention.query", "attention.key")
         scheme, linear = dataclasses.replace(self, clip=clip), block.get(name)
         if s is None:

@@ -84,7 +84,8 @@ class Recorder(Module):
 
 
 @contextlib.contextmanager
-def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False):
+def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
+                     ) -> Iterator[dict[str, Statistics]]:
     """`with recording_inputs(root, paths) as seen:` fills seen, path → `Statistics`, inside."""
     layers = {path: root.get(path) for path in paths}
     seen = {path: Statistics(layer.d_in, hessian) for path, layer in layers.items()}
@@ -134,7 +135,7 @@ def layers_in(path: str, layers: dict[str, Linear]) -> dict[str, Linear]:
 
 
 @contextlib.contextmanager
-def calibrating(model: GPT):
+def calibrating(model: GPT) -> Iterator[GPT]:
     """Switch off gradients and dropout inside the block, and restore both after it."""
     training = {module: module.training for _, module in model.named_modules()}
     try:
@@ -162,7 +163,7 @@ def as_batches(model: GPT, calibration: Array | Iterable[Array] | None) -> list[
 
 @dataclass(frozen=True)
 class CalibratedWeights(Scheme):
-    """What GPTQ and AWQ share: weights on one uniform grid per group, rounded with H in view."""
+    """The base of GPTQ and AWQ: weights on a uniform grid per group, rounded with H at hand."""
     bits: int = code_bits(4)
     group_size: int | None = weights_per_scale()
     symmetric: bool = flag(False, also=("sym", "zero_point"))
@@ -179,7 +180,7 @@ class CalibratedWeights(Scheme):
                        scale_dtype=self.scale_dtype)
 
     def width(self, d_in: int) -> int:
-        """Weights per scale in rows of d_in. ValueError if groups do not divide a row."""
+        """How many of a row's d_in weights share a scale. ValueError if groups do not divide it."""
         return group_width(d_in, self.group_size or d_in)
 
     def hessian(self, H: Array | None, d: int) -> Array:

@@ -104,7 +104,7 @@ class GPTQ(CalibratedWeights):
             W[i + B:] -= U[i:i + B, i + B:].T @ E
 
         if self.static_groups:
-            q[order] = q.copy()                                           # the original columns
+            q[order] = q.copy()                                           # back in their order
         scale, zero = np.hstack([grid.scale for grid in grids]), grids[0].zero     # (d_out, d_in/g)
         if not self.symmetric:
             zero = pack(np.hstack([grid.zero for grid in grids]).astype(np.uint8), self.bits)

@@ -39,7 +39,7 @@ def output_error(W: Array, W_hat: Array, H: Array) -> float:
 
 def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
     """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point.
-    trained: norms and biases were trained in between, so they do not show folded scales."""
+    trained: True if norms and biases were trained in between; they then show no folded scales."""
     pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
     error = sum(np.square(W_hat - W).sum() for W, W_hat in pairs)
     return float(np.sqrt(error / sum(np.square(W).sum() for W, _ in pairs)))
@@ -77,8 +77,8 @@ def folded_scale(old: Module, new: Module) -> Array:
 
 def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
     """The price of merging a LoRA on a quantized base and quantizing the result M = Ŵ + ΔW again:
-    ‖Q(M) − M‖/‖M‖ and ‖Q(M) − M‖/‖ΔW‖ over all layers of the PeftModel. The second is the share of
-    the training that is lost, near 1 about all. ValueError if no weight has changed."""
+    ‖Q(M) − M‖/‖M‖ and ‖Q(M) − M‖/‖ΔW‖ over all layers of the PeftModel. The second says how much
+    of the training is lost: near 1, almost all. ValueError if no weight has changed."""
     squares = np.zeros(3)
     for path, wrapper in tuned.wrappers.items():
         if not hasattr(wrapper, "merge"):

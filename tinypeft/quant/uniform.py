@@ -136,7 +136,7 @@ class Uniform(Scheme):
         return QTensor(pack(grid.encode(x), self.bits), self.bits, W.shape, x.shape[1], scale, zero)
 
     def blocks(self, W: Array) -> Array:
-        """W as (n_blocks, block_size): a row shares a scale. ValueError if groups do not divide."""
+        """W as (n_blocks, block_size), one scale per row. ValueError if groups do not divide W."""
         if self.granularity == "tensor": return W.reshape(1, -1)
         d = W.shape[-1]
         return W.reshape(-1, group_width(d, self.group_size) if self.granularity == "group" else d)
