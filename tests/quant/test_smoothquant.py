@@ -166,7 +166,7 @@ def test_calibration_must_run(gpt, tokens):
 
 def test_errors_leave_the_model_alone(gpt, tokens):
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 1.5"): tp.SmoothQuant(alpha=1.5)
-    with pytest.raises(ValueError, match="activations must be one of"): tp.SmoothQuant(activations="O1")
+    with pytest.raises(ValueError, match="activations must be"): tp.SmoothQuant(activations="O1")
     with pytest.raises(ValueError, match="calibration"): tp.quantize(gpt(np.float32), tp.SmoothQuant())
     with pytest.raises(ValueError, match="not one token"): tp.quantize(gpt(np.float32), tp.SmoothQuant(), calibration=[])
 

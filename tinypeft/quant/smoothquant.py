@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..hyper import one_of
 from .calibration import capture
 from .folding import fold, followers
 from .int8 import W8A8
@@ -40,7 +41,7 @@ class SmoothQuant(W8A8):
     Needs calibration. `targets` of `quantize` choose what is quantized; a norm that feeds any of it is folded into all
     of its readers. Storage is W8A8's: 8 bits per weight.
     """
-    activations: str = "token"
+    activations: str = one_of("token", "tensor", "static")
     alpha: float = 0.5
     shown = ("alpha", "activations")
     calibrated = True
