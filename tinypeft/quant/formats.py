@@ -4,13 +4,13 @@ Weights are divided by a scale and rounded to the nearest float of the format. S
 et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433; Open Compute Project, "Microscaling
 Formats (MX)", 2023.
 
-    x = (−1)^sign · 2^(E − bias) · (1 + M/2^m)       encoding |x|, with E = max(⌊log₂|x|⌋, 1 − bias):
-    n = round(|x| / 2^(E−m)), half to even           code = (E + bias − 1)·2^m + n
+    E = max(⌊log₂|x|⌋, 1 − bias)      n = round(|x| / 2^(E−m)), half to even
+    code = (E + bias − 1)·2^m + n     x̂ = ± n · 2^(E−m)
 
-    symbol   here      what
-    e, m     name      bits of the exponent E and of the mantissa M: "E4M3" has e = 4, m = 3
-    bias     bias      2^(e−1) − 1
-    V        largest   the largest finite value; `codebooks.py` lists all values
+    symbol   here         what
+    e, m     name         bits of the exponent and of the mantissa: "E4M3" has e = 4, m = 3
+    bias     bias         2^(e−1) − 1
+    V        max_value    the largest finite value; `codebooks.py` lists all values
 
 One formula serves all cases. A subnormal has E = 1 − bias and code n. If n rounds up to 2^(m+1),
 the carry makes the next exponent.
@@ -104,10 +104,9 @@ class FloatFormat(Scheme):
         return QTensor(codes, self.bits, W.shape, B, scale, codebook=self.name)
 
     def scales(self, amax: Array) -> Array | QTensor:
-        """The stored scale of every block, from its largest magnitude amax (n_blocks,).
+        """The stored scales, from the largest magnitude of every block, amax (n_blocks,).
 
-        A block of zeros gets a scale that is not 0: 1 (float32), 2⁻¹²⁷ (E8M0), 2⁻⁶ of the tensor's
-        (E4M3).
+        The scale of a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3).
         """
         V, n = max_value(self.name), len(amax)
         if self.scale_format == "E8M0":

@@ -55,7 +55,7 @@ class GGUF(Scheme):
         with np.errstate(over="ignore"):
             scale = d.astype(np.float16)
         if not np.isfinite(scale).all():
-            raise ValueError(f"a scale of {np.abs(d).max():g} overflows float16, GGUF's type of scales")
+            raise ValueError(f"a scale of {np.abs(d).max():g} overflows GGUF's float16")
         codes = pack(codes.astype(np.uint8), bits)
         return QTensor(codes, bits, W.shape, BLOCK, scale, 2**(bits - 1))
 
@@ -68,8 +68,8 @@ def block_bytes(q: QTensor) -> Array:
     """
     dtype = getattr(q.scale, "dtype", None)
     if q.block_size != BLOCK or q.bits not in (4, 8) or dtype != np.float16:
-        raise ValueError(f"block_bytes needs blocks of {BLOCK} with float16 scales and 4 or 8 bits, "
-                         f"got {q}")
+        raise ValueError(f"block_bytes needs blocks of {BLOCK} with float16 scales and 4 or 8 "
+                         f"bits, got {q}")
     codes = q.unpack().reshape(-1, BLOCK)
     octets = codes ^ 128 if q.bits == 8 else codes[:, :16] | codes[:, 16:] << 4
     return np.concatenate([q.scale.astype("<f2").view(np.uint8).reshape(-1, 2), octets], axis=1)

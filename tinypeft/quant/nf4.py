@@ -4,27 +4,24 @@ Each block of weights is divided by its largest magnitude and rounded to the nea
 values, which are quantiles of N(0, 1) (Dettmers et al., "QLoRA", 2023, arXiv 2305.14314, §3):
 
     s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q
-
-Double quantization stores the scales in 8 bits too, in blocks of 256:
-
-    s_i ≈ t · d_{r_i} + o           o = mean(s),   t = max |s − o| over 256 scales
+    double quantization:            s_i ≈ t · d_{r_i} + o,   o = mean(s),   t = max |s − o|
 
     paper        here                     what
     q_i          c: `codebook("nf4")`     16 values in [−1, 1]: eight above an exact 0, seven below
-    X^NF4        codes q                  4 bits per weight
-    c₂^FP32      s, scale                 float32 (n_blocks,), blocks of `block_size`
-    c₂^FP8       r, scale.codes           8 bits, into d: `codebook("dynamic")`
-    c₁^FP32      t, scale.scale           float32, one per 256 scales; o, scale.offset, one in all
+    X^NF4        q: codes                 4 bits per weight
+    c₂^FP32      s: scale                 float32, one per block of `block_size` weights
+    c₂^FP8       r: scale.codes           8 bits per block, into d, `codebook("dynamic")`
+    c₁^FP32      t: scale.scale           float32, one per 256 scales
+                 o: scale.offset          float32, one in all
 
 `tests/quant/test_codebooks.py` derives c. If x/s were normal, each code would be used equally
 often; dividing by the block's maximum makes that only approximate. Bits per weight: 4 + 32/64 =
 4.5; with double quantization 4 + 8/64 + 32/(64·256) = 4.127, and 32/N for o.
 
-Where the paper and the libraries differ. The paper leaves the bits open (its scales are "8-bit
-floats"). This file has those of bitsandbytes on the CPU: d is the dynamic map; x is multiplied by
-1/s, which is not always x/s; a number midway between two values gets the lower one; the first of
-two codes is in the high half of a byte; a zero block is 0 · code 7; a short last block is divided
-by s. It differs from bitsandbytes in these points:
+How this file differs. The paper leaves the bits open (its scales are "8-bit floats"), so they
+follow bitsandbytes on the CPU: d is the dynamic map; x is multiplied by 1/s, which is not always
+x/s; a number midway between two values gets the lower one; the first of two codes is in the high
+half of a byte; a zero block is 0 · code 7; a short last block is divided by s. The exceptions are:
 
  *  bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5
     percent of the codes r are neighbours of the nearest one, which this file takes. (None differ
@@ -88,7 +85,7 @@ def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
     if len(rest):
         scale[-1] = np.abs(rest).max()
         if N % 2:
-            rest = np.append(rest, np.float32(0))                      # its code fills the last byte
+            rest = np.append(rest, np.float32(0))                     # its code fills the last byte
         codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
     return codes, scale
 
