@@ -195,6 +195,6 @@ def convert(model: GPT) -> GPT:
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
         raise ValueError("convert: no layer of this model was trained in quantized form; call "
-                         "tinypeft.quantize(model, FakeQuant(…)) first (most schemes need no convert)")
+                         "tinypeft.quantize(model, FakeQuant(…)) first")
     replace_modules(model, new)
     return model

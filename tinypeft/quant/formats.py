@@ -20,6 +20,7 @@ E4M3, even for ∞. `saturate=False` gives ±∞ in FP16, BF16 and E5M2, as ml_d
 E4M3, which has no ∞, it gives NaN above 464, as ml_dtypes does. (464 is midway between V = 448 and
 the next value of the grid, and 448 is the even one.) E2M1 has neither, and always saturates.
 """
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,34 +36,29 @@ from .scheme import Scheme, checked
 
 def is_format(name: str) -> bool:
     """Whether `FloatFormat` knows the format."""
-    try:
-        return name == "FP4" or float_layout(name) is not None
-    except ValueError:
-        return False
-
-
-FORMAT = Limit(lambda name: isinstance(name, str) and is_format(name),
-               "'FP4', 'FP16', 'BF16' or 'ExMy' of at most 8 bits with its sign, such as 'E4M3'",
-               ("FP8", "nf4", "E8M8", 4))
+    with contextlib.suppress(ValueError, TypeError):
+        return name == "FP4" or bool(float_layout(name))
+    return False
 
 
 @dataclass(frozen=True)
 class FloatFormat(Scheme):
     """Divide W by a scale and round it to the floats of a format.
 
-    name: "E4M3", "E5M2", "E2M1", "FP16", "BF16", any "ExMy" of at most 8 bits, or "FP4", the format
-    of bitsandbytes. scaling: the weights that share a scale max|x|/V: "none", "tensor", "channel"
-    (a row), "block" (`block_size` consecutive weights; the last block may be short). None is the
-    usual choice: "none" for 16 bits, "tensor" for 8, "block" below. scale_format: "float32". For
-    blocks also "E8M0", the powers of two 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX, with which the largest
-    weights may saturate; or "E4M3" as in NVFP4, with one float32 more for the tensor,
-    max|x|/(448·V). saturate: see below; False matters only where a weight can exceed V, with "none"
-    and "E8M0".
+    name: "E4M3", "E5M2", "E2M1", "FP16", "BF16", any "ExMy" of at most 8 bits, or "FP4" of
+    bitsandbytes.
+    scaling: the weights that share a scale max|x|/V: "none", "tensor", "channel" (a row) or "block"
+    (`block_size` consecutive weights). None: "none" for 16 bits, "tensor" for 8, "block" below.
+    scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
+    with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
+    saturate: see below. It matters only if weights can exceed V, with "none" and "E8M0".
 
     MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight. NVFP4
     has blocks of 16 and "E4M3", 4.5 bits.
     """
-    name: str = declared("E4M3", FORMAT, also=("dtype", "quant_type", "bnb_4bit_quant_type"))
+    name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
+                                       "bits, such as 'E4M3'", ("FP8", "nf4", "E8M8", 4)),
+                         also=("dtype", "quant_type", "bnb_4bit_quant_type"))
     scaling: str | None = one_of("none", "tensor", "channel", "block", default=None, or_none=True,
                                  also=("granularity",))
     block_size: int = even(64, also=("blocksize", "group_size"))
@@ -81,8 +77,7 @@ class FloatFormat(Scheme):
 
     @property
     def bits(self) -> int:
-        """The bits of a code."""
-        return int(codebook(self.name).size).bit_length() - 1
+            return int(codebook(self.name).size).bit_length() - 1
 
     @property
     def shared(self) -> str:

@@ -1,9 +1,8 @@
 """KIVI: the generation cache in a few bits, keys quantized per channel and values per token.
 
-Some channels of the keys are large for every token, so a scale is shared by one channel over a
-group of tokens. Values have no such channels, and attention mixes them token by token, so a scale
-is shared within a token. The most recent tokens are not rounded (Liu et al., arXiv 2402.02750, §3,
-Algorithm 1):
+Some channels of the keys are large for every token, so one channel of a group of tokens shares a
+scale. Values have no such channels, so the channels of one token share a scale. The most recent
+tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
 
     x̂ = s·q + m,   q = round((x − m)/s),   m = min x,  s = (max x − min x)/(2ᵇ − 1)   over a group
 
@@ -12,15 +11,14 @@ Algorithm 1):
     G       group_size     32: tokens of a channel of K; channels of a token of V, at most d_head
     R       residual       at most so many recent tokens keep the model's precision; a multiple of G
 
-Keys move to codes R at a time, as soon as R are waiting. Values move one at a time, when they leave
-the window of R. Tokens attend to the tokens fed in the same call, hence a prompt to itself, in full
-precision. Stored: b + 32/G bits per number (s and m in float16), and the recent tokens in full. A
-layer is decoded when it attends and dropped again, so memory is `nbytes` plus one layer's cache.
+Keys move to codes R at a time, as soon as R are waiting. Values move when they leave the window of
+R. Tokens attend to the tokens fed in the same call, hence a prompt to itself, in full precision.
+Stored: b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded
+when it attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
-Where things differ. The paper uses R = 128 for contexts of thousands of tokens; its ablation starts
-at 32, the default here. Unlike in `uniform.py`, the range need not contain 0, because some key
-channels are far from it, and m is stored instead of an integer zero point. A small model may have
-no such channels; `keys="token"` then does as well.
+Where things differ. The paper has R = 128 for contexts of thousands of tokens; its ablation starts
+at 32, the default here. The range need not contain 0 as in `uniform.py`, because some key channels
+are far from it. A small model may have no such channels; then `keys="token"` does as well.
 """
 import numpy as np
 
@@ -44,14 +42,15 @@ class QuantizedKVCache(KVCache):
     def __init__(self, config: GPTConfig, bits: int = 4, group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
         kinds = {"channel": ChannelHistory, "token": TokenHistory}
+        got = f"got bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
         if bits not in range(1, 9) or keys not in kinds or values not in kinds:
-            raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or 'token', "
-                             f"got bits={bits!r}, keys={keys!r}, values={values!r}")
-        if group_size < 1 or residual < 0 or (
-                "channel" in (keys, values) and (residual < 1 or residual % group_size)):
-            raise ValueError("QuantizedKVCache: tokens leave the residual in whole groups, so it must "
-                             "be a positive multiple of group_size; got "
-                             f"residual={residual} and group_size={group_size}")
+            raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
+                             f"'token'; {got}")
+        whole = group_size >= 1 and residual >= 0 and (
+            "channel" not in (keys, values) or residual >= 1 and residual % group_size == 0)
+        if not whole:
+            raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
+                             f"(tokens leave it in whole groups); {got}")
         d_head = config.d_model // config.n_heads
         size = {"channel": group_size, "token": min(group_size, d_head)}
         if "token" in (keys, values) and d_head % size["token"]:

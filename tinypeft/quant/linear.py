@@ -6,17 +6,12 @@ A layer may compute its product with rounded inputs too (`int8.py`). Rounding ha
 almost everywhere, so such a layer takes the gradient of the formula above instead: the
 straight-through estimator (Bengio et al., arXiv 1308.3432).
 """
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..hints import Array
 from ..nn import Module, Parameter
 from ..tensor import Tensor
-
-if TYPE_CHECKING:
-    from .qtensor import QTensor
+from .qtensor import QTensor
 
 __all__ = ["QuantizedLinear", "check_width", "quantized_linear", "straight_through"]
 

@@ -87,7 +87,7 @@ def spread(config) -> Array:
 
 
 class LLMInt8Linear(QuantizedLinear):
-    """Equation (8). `kept` float16 (d_out, k): the weights of the features `columns`, int32 (k,)."""
+    """Equation (8). `kept` float16 (d_out, k): the weights of the features `columns` int32 (k,)."""
 
     def __init__(self, weight: QTensor, bias: Parameter | None, scheme: LLMInt8, columns: Array,
                  kept: Array):

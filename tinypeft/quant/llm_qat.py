@@ -107,7 +107,7 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
 
 
 def write(teacher: GPT, n: int, length: int, temperature: float, rng: Seed) -> Array:
-    """n rows of `length` tokens: a random one, then the likeliest up to 3, 4 or 5, then drawn ones."""
+    """n rows of `length` tokens: a random one, the likeliest up to 3, 4 or 5, then drawn ones."""
     start = rng.integers(0, teacher.config.vocab_size, (n, 1))
     parts = []
     for greedy, first in zip((3, 4, 5), np.array_split(start, 3), strict=True):

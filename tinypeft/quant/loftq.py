@@ -14,11 +14,9 @@ the LoRA's rank on that error (Li et al., arXiv 2310.08659, equation 6 and Algor
 
 Where the paper and this file differ:
 
- *  The paper keeps the last round, this file the best one, so more rounds never do harm. The second
-    half-step is optimal for its Q, but the first need not improve on the round before. On min-max
-    grids of 2 and 3 bits the error rises after a few rounds, because W − A Bᵀ gets larger outliers.
-    (NF4, r = 16, a Gaussian 320 × 160: an error of 9.2 % falls to 8.0 % after one round, 7.0 %
-    after five and 6.8 % after ten.)
+ *  The paper keeps the last round, this file the best one. On min-max grids of 2 and 3 bits the
+    error rises again after a few rounds, because W − A Bᵀ gets larger outliers. (NF4, r = 16, a
+    Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after five, 6.8 % after ten.)
  *  LoRA scales its product by s = α/r. The paper leaves s out, its code sets α = r, and PEFT does
     not correct for s. Here both factors are divided by √s, so W ≈ Q + s B A for every α.
 """
@@ -42,16 +40,14 @@ def loftq(model, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: Seed =
           head: int | None = None) -> PeftModel:
     """Quantize the blocks of `model` by `scheme`, in place, and attach `lora`, started by LoftQ.
 
-    The targets of `lora` get the factors; other layers are quantized as by `quantize`. scheme: one
-    that needs only the weight (`NF4`, `Uniform`, `FloatFormat`, `GGUF`). iterations: T ≥ 1. rng,
-    head: as in `attach`. Save the base too: `detach` gives back Q, which fits this LoRA alone.
-    Raises MethodError and ValueError as `attach` and `quantize` do, before anything is changed.
+    scheme: one that needs only the weight (`NF4`, `Uniform`, `FloatFormat`, `GGUF`). iterations:
+    T ≥ 1. rng, head: as in `attach`. Save the base too: `detach` gives back Q, which fits this LoRA
+    alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed.
     """
     if type(lora) is not LoRA:
         raise MethodError(f"loftq: expected a LoRA, whose factors LoftQ initialises, got {lora!r}")
-    weight_only = isinstance(scheme, Scheme) and (
-        (type(scheme).layer, type(scheme).apply) == (Scheme.layer, Scheme.apply))
-    if not weight_only:
+    kind = type(scheme)
+    if not (issubclass(kind, Scheme) and kind.layer is Scheme.layer and kind.apply is Scheme.apply):
         raise ValueError("loftq: expected a scheme that needs nothing but the weight, such as "
                          f"tinypeft.NF4(), got {scheme!r}")
     if not isinstance(iterations, (int, np.integer)) or iterations < 1:
