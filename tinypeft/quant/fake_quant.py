@@ -16,9 +16,8 @@ with trained zero points LSQ+, Bhalgat et al., arXiv 2004.09576).
     s_x, β_x     round_input       (1,) with `learn_step`; otherwise one per token, from its range
 
 Where the paper and this file differ. LSQ has one step per layer (`granularity="tensor"`) and 8 bits
-in the first and last layer. Here the default is one step per output channel, and only the linear
-layers of the blocks are rounded. An input's step starts from the calibration tokens, not from the
-first training batch.
+in the first and last layer. Here the default is one step per output channel, and only linear layers
+in blocks are rounded. An input's step starts from the calibration tokens, not the first batch.
 
 Trained: all parameters of the model, and per layer n steps, n offsets with `symmetric=False`, and 1
 or 2 numbers for the input. Training saves no memory, because weights, gradients and the optimizer's
@@ -52,13 +51,13 @@ class FakeQuant(Scheme):
     learn_step: False takes the range of the current weights (STE); True trains the steps (LSQ).
     symmetric: False gives weights a zero point, which is trained if the step is.
     granularity, group_size: the weights that share a step, as in `Uniform`.
-    activation_bits: rounds inputs too, unless None. The step is per token, from its range; with
-    `learn_step` it is one trained number per layer, which needs calibration tokens.
+    activation_bits: rounds inputs too, unless None: per token by their range, or with `learn_step`
+    by one trained step per layer, which needs calibration tokens.
     activation_symmetric: False trains an offset for inputs.
-    mask: which clipped weights get a gradient when steps are trained, "paper" or "torch".
+    mask: where a trained step clips, "paper" or "torch" (`rounding.py`).
 
-    Steps have the size of weights, so they train at a learning rate for weights: 1e-3 on the
-    shipped base, or 3e-4 for offsets and steps of 3 bits or more.
+    Steps have the size of weights, so learning rates for weights suit them: 1e-3 on the shipped
+    base, or 3e-4 with offsets at 3 bits or more.
     """
     bits: int = whole(4, least=2, most=8, also=("n_bits", "num_bits", "wbits", "weight_bits"))
     learn_step: bool = flag(False)
@@ -81,7 +80,6 @@ class FakeQuant(Scheme):
 
     @property
     def uniform(self) -> Uniform:
-        """The scheme that rounds the weights."""
         return Uniform(self.bits, self.symmetric, self.granularity, self.group_size)
 
     def rounding(self, W: Array) -> MinMax | LearnedStep:
@@ -153,8 +151,7 @@ class FakeQuantLinear(Module):
 class RoundedLinear(QuantizedLinear):
     """y = r(x̂ Ŵᵀ + b), Ŵ as codes: a converted `FakeQuantLinear` that rounds inputs or outputs.
 
-    x̂ and Ŵ stand for integers, but they are multiplied as floats; `int8.py` multiplies the
-    integers.
+    x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers.
     """
 
     def __init__(self, weight: QTensor, bias: Parameter | None, round_input: Module | None,

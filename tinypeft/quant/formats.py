@@ -1,8 +1,8 @@
 """Floating point of a few bits: FP16, BF16, FP8 (E4M3, E5M2), FP4 (E2M1, and bitsandbytes' own).
 
 Weights are divided by a scale and rounded to the nearest float of the format. Sources: Micikevicius
-et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433; Open Compute Project, "Microscaling
-Formats (MX)", 2023.
+et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433; Rouhani et al., "Microscaling Data
+Formats (MX)", 2023, arXiv 2310.10537, and the specification of the Open Compute Project.
 
     E = max(⌊log₂|x|⌋, 1 − bias)      n = round(|x| / 2^(E−m)), half to even
     code = (E + bias − 1)·2^m + n     x̂ = ± n · 2^(E−m)
@@ -45,8 +45,7 @@ def is_format(name: str) -> bool:
 class FloatFormat(Scheme):
     """Divide W by a scale and round it to the floats of a format.
 
-    name: "E4M3", "E5M2", "E2M1", "FP16", "BF16", any "ExMy" of at most 8 bits, or "FP4" of
-    bitsandbytes.
+    name: "E4M3", "E5M2", "E2M1", "FP16", "BF16", any "ExMy" of ≤ 8 bits, or bitsandbytes' "FP4".
     scaling: the weights that share a scale max|x|/V: "none", "tensor", "channel" (a row) or "block"
     (`block_size` consecutive weights). None: "none" for 16 bits, "tensor" for 8, "block" below.
     scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,

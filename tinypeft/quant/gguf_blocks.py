@@ -1,9 +1,7 @@
 """Q8_0 and Q4_0, the two plain block formats of GGUF files, bit for bit as llama.cpp writes them.
 
-Blocks of 32 weights of a row share a float16 scale. Both formats are symmetric grids. (Source:
-ggml-quants.c of llama.cpp; there is no paper.)
-
-    x̂ = d·(q − z)
+Blocks of 32 weights of a row share a float16 scale: x̂ = d·(q − z). There is no paper; the source
+is ggml-quants.c of llama.cpp.
 
     Q8_0   d = max|x|/127   q = 128 + round(x·(1/d)), half away from 0   z = 128   8.5 bits/weight
     Q4_0   d = −m/8         q = min(⌊x·(1/d) + 8.5⌋, 15)                 z = 8     4.5 bits/weight

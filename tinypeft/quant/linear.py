@@ -62,8 +62,7 @@ def straight_through(x: Tensor, b: Tensor | None, product: Callable, dense: Call
                      *more: tuple) -> Tensor:
     """y = product(X) + b.    dX = dY Ŵ,  Ŵ = dense(),    db = Σ dY.
 
-    X (M, d_in) are the rows of x, and product(X) is (M, d_out). `more`: further edges of
-    `Tensor.op`.
+    X (M, d_in) are the rows of x, product(X) is (M, d_out). more: further edges of `Tensor.op`.
     """
     shape, dtype = x.shape, x.dtype
     rows = lambda a: a.reshape(-1, a.shape[-1])

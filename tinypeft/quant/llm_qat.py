@@ -18,9 +18,7 @@ to 5, so that the row starts as text does. The teacher's distribution draws the 
 "hybrid"). The default is W-A-KV 4-8-4.
 
     task = tp.self_distillation(model)               # the teacher is a copy of the present model
-    tp.quantize(model, tp.LLMQAT())
-    tp.train(model, task, steps=200, lr=1e-4)
-    tp.convert(model)
+    tp.train(tp.quantize(model, tp.LLMQAT()), task, steps=200, lr=1e-4); tp.convert(model)
 
 Where the paper, its repository (facebookresearch/LLM-QAT) and this file differ:
 
@@ -32,8 +30,7 @@ Where the paper, its repository (facebookresearch/LLM-QAT) and this file differ:
  *  Its rows stop at an end of text. Here the model writes on, into the next document.
 
 All parameters are trained as floats, so training saves no memory. Converted: b + 32/d_in bits per
-weight. Keys and values are rounded but stored as floats; `QuantizedKVCache` stores them in few
-bits.
+weight. Keys and values are rounded but stay floats; `QuantizedKVCache` stores them in few bits.
 """
 import copy
 from dataclasses import dataclass

@@ -81,8 +81,7 @@ def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
                  dense: Callable = lambda Q: Q) -> Iterator[tuple]:
     """Algorithm 1: yield Q, B (d_out, r) and A (r, d_in) after each of T rounds.
 
-    quant: a matrix → Q. dense: Q → the rounded matrix; the default is for a `quant` that returns
-    it.
+    quant: a matrix → Q. dense: Q → the rounded matrix, which by default is Q itself.
     """
     BA = 0
     for _ in range(iterations):

@@ -21,8 +21,7 @@ PEQA is a scheme and a method. The scales are an adapter that can be saved and d
 How this differs from the paper. `attach` also takes a model that another weight scheme quantized
 (Uniform, GPTQ, GGUF, NF4 without double quantization). With a codebook, c[q] replaces q − z₀.
 Scales that are stored as codes cannot be trained. float16 scales are trained in the model's
-precision and rounded when the layer is merged or converted. As in the paper, grids are asymmetric
-by default.
+precision and rounded by `merge` and `convert`. As in the paper, grids are asymmetric by default.
 """
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -61,7 +60,6 @@ class PEQA(Scheme, Method):
 
     @property
     def uniform(self) -> Uniform:
-        """The scheme that rounds the weights."""
         granularity = "channel" if self.group_size is None else "group"
         return Uniform(self.bits, self.symmetric, granularity, self.group_size)
 
