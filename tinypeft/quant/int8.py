@@ -136,8 +136,8 @@ class Int8Linear(QuantizedLinear):
 class W8A8(Scheme):
     """8-bit weights and inputs without any care for outliers: the baseline that outliers break.
 
-    weights: "tensor" or "channel", the weights that share a scale. activations: "token", "tensor" or
-    "static", which is one scale for all later inputs, from the largest in the calibration.
+    weights: "tensor" or "channel", the weights that share a scale. activations: "token", "tensor",
+    or "static", which is one scale for all later inputs, from the largest in the calibration.
     """
     weights: str = one_of("tensor", "channel", also=("weight_quant",))
     activations: str = one_of("tensor", "token", "static", also=("act_quant",))
