@@ -35,7 +35,7 @@ from ..hyper import one_of
 from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
-from .linear import QuantizedLinear, check_width, straight_through
+from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme
 from .uniform import Uniform
@@ -118,8 +118,7 @@ class Int8Linear(QuantizedLinear):
         self.activations, self.scale = activations, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        check_width(x, self.weight)
-        return straight_through(x, self.bias, self.product, self.dense_weight)
+        return straight_through(x, self.weight, self.bias, self.product, self.dense_weight)
 
     def product(self, X: Array) -> Array:
         """X (M, d_in) → s_x · (q_x Ŵᵀ), (M, d_out)."""

@@ -13,7 +13,7 @@ from ..nn import Module, Parameter
 from ..tensor import Tensor
 from .qtensor import QTensor
 
-__all__ = ["QuantizedLinear", "check_width", "quantized_linear", "straight_through"]
+__all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]
 
 
 class QuantizedLinear(Module):
@@ -52,18 +52,21 @@ def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
     x (…, d_in), q (d_out, d_in), b (d_out,) or None → (…, d_out). Ŵ is decoded for the forward
     product, dropped, and decoded again for dx. Memory thus holds the Ŵ of one layer at a time.
     """
-    check_width(x, q)
     dtype = x.dtype
     dense = lambda: q.dequantize().astype(dtype, copy=False)
-    return straight_through(x, b, lambda X: X @ dense().T, dense)
+    return straight_through(x, q, b, lambda X: X @ dense().T, dense)
 
 
-def straight_through(x: Tensor, b: Tensor | None, product: Callable, dense: Callable,
+def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable, dense: Callable,
                      *more: tuple) -> Tensor:
     """y = product(X) + b.    dX = dY Ŵ,  Ŵ = dense(),    db = Σ dY.
 
     X (M, d_in) are the rows of x, product(X) is (M, d_out). more: further edges of `Tensor.op`.
+    Raises ValueError unless x is (…, d_in).
     """
+    if x.shape[-1:] != q.shape[1:]:
+        raise ValueError(f"x {x.shape} does not fit a weight of shape {q.shape}; "
+                         f"expected x (…, {q.shape[1]})")
     shape, dtype = x.shape, x.dtype
     rows = lambda a: a.reshape(-1, a.shape[-1])
     Y = product(rows(x.data)).astype(dtype, copy=False)
@@ -71,10 +74,3 @@ def straight_through(x: Tensor, b: Tensor | None, product: Callable, dense: Call
     return Tensor.op(Y.reshape(*shape[:-1], -1),
                      (x, lambda dy: (rows(dy) @ dense().astype(dtype, copy=False)).reshape(shape)),
                      (b, lambda dy: rows(dy).sum(0)), *more)
-
-
-def check_width(x: Tensor, weight: QTensor) -> None:
-    """Raise ValueError unless x is (…, d_in) for a weight (d_out, d_in)."""
-    if x.shape[-1:] != weight.shape[1:]:
-        raise ValueError(f"x {x.shape} does not fit a weight of shape {weight.shape}; "
-                         f"expected x (…, {weight.shape[1]})")

@@ -43,7 +43,7 @@ from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
 from .int8 import int8_matmul, rounded_quotient, scale_of, signed_codes
-from .linear import QuantizedLinear, check_width, straight_through
+from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme, checked
 from .uniform import Uniform
@@ -102,8 +102,7 @@ class LLMInt8Linear(QuantizedLinear):
         return W
 
     def forward(self, x: Tensor) -> Tensor:
-        check_width(x, self.weight)
-        return straight_through(x, self.bias, self.product, self.dense_weight)
+        return straight_through(x, self.weight, self.bias, self.product, self.dense_weight)
 
     def product(self, X: Array) -> Array:
         """X (M, d_in) → (M, d_out)."""

@@ -34,7 +34,7 @@ from ..nn import Linear, Module, Parameter, replace_modules
 from ..peft.model import Method, MethodError
 from ..targets import match_targets
 from ..tensor import Tensor
-from .linear import QuantizedLinear, check_width, straight_through
+from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme
 from .uniform import Uniform
@@ -142,8 +142,7 @@ def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
 
     x (…, d_in), q (d_out, d_in), s (n_blocks,), b (d_out,) or None → (…, d_out).
     """
-    check_width(x, q)
-    X, S = x.data.reshape(-1, q.shape[1]), s.data
+    X, S = x.data.reshape(-1, x.shape[-1]), s.data
     dense = lambda: scaled(q, S)
 
     def ds(dy):
@@ -151,7 +150,7 @@ def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
         if q.order is not None: dW = dW[:, q.order]                       # in the codes' order
         C = unscaled(q).astype(S.dtype, copy=False)
         return np.einsum("nb,nb->n", blocks_of(dW, q.block_size), C)
-    return straight_through(x, b, lambda X: X @ dense().T, dense, (s, ds))
+    return straight_through(x, q, b, lambda X: X @ dense().T, dense, (s, ds))
 
 
 def unscaled(q: QTensor) -> Array:
