@@ -107,7 +107,7 @@ class FakeQuant(Scheme):
             round_input = MinMax(Uniform(self.activation_bits))
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches, list(layers)) if self.calibrated else {}
         replace_modules(model, {path: self.layer(linear, seen.get(path))
                                 for path, linear in layers.items()})

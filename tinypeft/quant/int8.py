@@ -16,20 +16,18 @@ SmoothQuant (`smoothquant.py`) are two remedies.
 
 How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
 them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
-integer up to 2²⁴. If Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is therefore exact, in any order of addition:
+integer up to 2²⁴. If Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is therefore exact, in any order. This holds
+for K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127.
+Longer sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
 
-    codes −127 … 127     127² K ≤ 2²⁴  ⇔  K ≤ 1040
-    codes −128 … 127     128² K ≤ 2²⁴  ⇔  K ≤ 1024        the sum over K is cut into pieces of 1024
-
-The pieces are added in float64, which is exact up to 2⁵³.
-
-Gradient: straight through the rounding, dX = dY Ŵ with Ŵ = s_w q_w (`linear.py`).
-Stored: 8 bits per weight and 32 per scale. Inputs are quantized in every call and never stored.
+Gradient: dX = dY Ŵ, straight through the rounding (`linear.py`). Stored: 8 bits per weight and 32
+per scale. Inputs are quantized in every call and never stored.
 """
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..gpt import GPT
 from ..hints import Array
 from ..hyper import one_of
 from ..nn import Linear, Parameter, replace_modules
@@ -98,8 +96,7 @@ def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
     """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N).
 
     If every row of W has one scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If
-    a row has several scales, Q multiplies the decoded Ŵ. An integer kernel would add scaled sums of
-    groups in float32, which is no more exact and here slower.
+    a row has several, Q multiplies the decoded Ŵ; scaling sums of groups is no more exact.
     """
     N, K = q.shape
     if q.block_size % K:
@@ -156,7 +153,7 @@ class W8A8(Scheme):
         scale = scale_of(np.array(largest, np.float32)) if static else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches, list(layers)) if self.activations == "static" else {}
         replace_modules(model, {path: self.layer(linear, seen[path].max_abs.max() if seen else None)
                                 for path, linear in layers.items()})

@@ -24,12 +24,11 @@ features, not to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|colu
 
 variant="bitsandbytes" computes as that library does (version 0.50):
 
- *  W and X go through float16 before they are quantized, and are multiplied by 127/max instead of
-    divided by max/127.
+ *  W and X are rounded to float16 first, and multiplied by 127/max instead of divided by max/127.
  *  The entries of outlier columns that lie below the threshold count towards s_x.
  *  Every outlier column is read from its codes; there is no float16 copy.
- *  On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. In train mode on a CPU
-    that library's layer multiplies X by the dequantized weight instead.
+ *  On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In train mode on a CPU
+    that library's layer multiplies X by the dequantized weight instead.)
 
 threshold=6 is the paper's. `float("inf")` is vector-wise quantization alone. Gradient: dX = dY Ŵ.
 """
@@ -37,6 +36,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..gpt import GPT, GPTConfig
 from ..hints import Array
 from ..hyper import Limit, declared, one_of
 from ..nn import Linear, Parameter, replace_modules
@@ -74,14 +74,14 @@ class LLMInt8(Scheme):
         kept = linear.weight.data[:, columns].astype(np.float16)
         return LLMInt8Linear(self.quantize(linear.weight.data), linear.bias, self, columns, kept)
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches or [spread(model.config)], list(layers))
         outliers = lambda path: np.flatnonzero(seen[path].max_abs >= self.threshold)
         replace_modules(model, {path: self.layer(linear, outliers(path))
                                 for path, linear in layers.items()})
 
 
-def spread(config) -> Array:
+def spread(config: GPTConfig) -> Array:
     """One row of tokens (1, T) at equal distances over the vocabulary."""
     return np.linspace(0, config.vocab_size - 1, config.context_length).astype(int)[None]
 

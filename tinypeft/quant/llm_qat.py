@@ -13,9 +13,8 @@ rounded model learns to predict as the original does, on text that the original 
     KV             kv_bits                 a token: the outputs of the layers `key` and `value`
     n              tokens of a batch
 
-A row of text starts with a random token. The next tokens are the likeliest ones, until there are 3
-to 5, so that the row starts as text does. The teacher's distribution draws the rest (their §2.1,
-"hybrid"). The default is W-A-KV 4-8-4.
+A row starts with a random token. The likeliest tokens follow up to the 3rd, 4th or 5th, so that it
+starts as text does; the rest are drawn from the teacher (§2.1, "hybrid"). W-A-KV 4-8-4 by default.
 
     task = tp.self_distillation(model)               # the teacher is a copy of the present model
     tp.train(tp.quantize(model, tp.LLMQAT()), task, steps=200, lr=1e-4); tp.convert(model)
@@ -25,9 +24,8 @@ Where the paper, its repository (facebookresearch/LLM-QAT) and this file differ:
  *  The paper's loss is the cross-entropy: this KL plus a constant, the teacher's entropy. The
     repository sums over tokens and averages over rows.
  *  The repository stops the gradient where |X| ≥ 2, although the forward pass clips nothing.
-    `cutoff=2.0` does that. It uses other quantizers at 1 and 2 weight bits, not implemented here.
- *  It adds 1e-6 to max|X| and to 1/s, which float16 would not show.
- *  Its rows stop at an end of text. Here the model writes on, into the next document.
+    `cutoff=2.0` does that. It has other quantizers for 1 and 2 bits. It adds 1e-6 to max|X| and to
+    1/s, which float16 would not show. Its rows stop at an end of text; here they go on.
 
 All parameters are trained as floats, so training saves no memory. Converted: b + 32/d_in bits per
 weight. Keys and values are rounded but stay floats; `QuantizedKVCache` stores them in few bits.
@@ -77,7 +75,7 @@ class LLMQAT(Scheme):
         return FakeQuantLinear(linear, rounding(self.bits), rounding(self.activation_bits),
                                rounding(self.kv_bits) if caches else None)
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         replace_modules(model, {path: self.layer(linear, path.endswith((".key", ".value")))
                                 for path, linear in layers.items()})
 
@@ -86,9 +84,9 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
                       temperature: float = 1.0, rng: Seed = 0) -> "SelfDistillation":
     """Let a copy of `model` write training data and be the teacher → a task for `train`.
 
-    rows: how many rows to train on. held_out: how many to validate on, and to test on. length:
-    tokens per row; None: 128, or the model's context if that is less. temperature: of the drawn
-    tokens. Raises TypeError for anything but a GPT and ValueError for a length that does not fit.
+    rows, held_out: how many rows to train on, and to validate and to test on. length: tokens per
+    row; None: 128, or the context if that is less. temperature: of the drawn tokens. Raises
+    TypeError for anything but a GPT and ValueError for numbers that do not fit.
     """
     if not isinstance(model, GPT):
         raise TypeError(f"self_distillation: expected a GPT, got {type(model).__name__}")
@@ -121,15 +119,15 @@ class SelfDistillation(Distillation, Rows):
         super().__init__("self-distillation", rows)
         self.teach(teacher)
 
-    def collate(self, examples):
+    def collate(self, examples: list[Array]) -> tuple[Array]:
         return (np.array(examples),)
 
-    def count(self, batch):
+    def count(self, batch: tuple[Array]) -> int:
         return batch[0].size
 
-    def measure_baselines(self):
+    def measure_baselines(self) -> dict[str, dict[str, float]]:
         return {"the teacher": {"loss": 0.0, "agreement": 1.0}}
 
-    def describe(self):
+    def describe(self) -> str:
         rows = " / ".join(f"{len(r)} rows ({s})" for s, r in self.splits.items())
         return f"text that the model wrote, {rows}"

@@ -24,8 +24,7 @@ x/s; a number midway between two values gets the lower one; the first of two cod
 half of a byte; a zero block is 0 · code 7; a short last block is divided by s. The exceptions are:
 
  *  bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5
-    percent of the codes r are neighbours of the nearest one, which this file takes. (None differ
-    when a test emulates the table.)
+    percent of its codes r are not the nearest. (None differ if a test emulates the table.)
  *  o is the mean rounded once, from float64. PyTorch's float32 sum can differ in the last bit.
  *  The scale of an all-zero short last block is 1e-38 there and 0 here; both decode to 0.
  *  `quantize_4bit` of bitsandbytes defaults to FP4. torchao's NF4Tensor has linear int8 scales.
@@ -57,8 +56,7 @@ def even(default: int, **options: Any) -> Any:
 class NF4(Scheme):
     """4-bit NormalFloat in blocks of `block_size` consecutive weights, each with a float32 scale.
 
-    double_quant: True stores the scales in 8 bits, as QLoRA does. Blocks run on from row to row,
-    and the last one may be short, so any number of weights will do.
+    double_quant: True stores the scales in 8 bits, as QLoRA does. The last block may be short.
     """
     block_size: int = even(64, also=("blocksize", "group_size", "q_group_size"))
     double_quant: bool = flag(False, also=("bnb_4bit_use_double_quant", "compress_statistics"))

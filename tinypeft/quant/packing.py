@@ -7,9 +7,8 @@ stream. The names are those of `np.packbits`, which does the same for b = 1:
     "big"      the first code is in the high bits of the first byte: bitsandbytes; the default
     "little"   the first code is in the low bits: GPTQ's int32 words, compressed-tensors
 
-Two libraries interleave. GGUF's Q4_0 puts elements i and i + 16 of a block of 32 into one byte
-(`gguf_blocks.py`), and AWQ orders the eight codes of a word 0 2 4 6 1 3 5 7. Both permute the codes
-before "little" packing.
+Two libraries permute the codes before "little" packing. GGUF's Q4_0 puts elements i and i + 16 of a
+block of 32 into one byte (`gguf_blocks.py`). AWQ orders the eight codes of a word 0 2 4 6 1 3 5 7.
 """
 import numpy as np
 

@@ -28,7 +28,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..hints import Array, Targets
+from ..gpt import GPT
+from ..hints import Array, Seed, Targets
 from ..hyper import flag, layer_names, whole
 from ..nn import Linear, Module, Parameter, replace_modules
 from ..peft.model import Method, MethodError
@@ -71,13 +72,13 @@ class PEQA(Scheme, Method):
         q = self.quantize(linear.weight.data)
         return PEQALinear(QuantizedLinear(q, linear.bias), q.scales().astype(linear.weight.dtype))
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         new = {path: self.layer(linear) for path, linear in layers.items()}
         for p in model.parameters(): p.requires_grad = False
         replace_modules(model, new)
 
     # -- attach ---------------------------------------------------------------------------------
-    def wrap(self, model, rng):
+    def wrap(self, model: GPT, rng: Seed) -> dict[str, Module]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
             trained = isinstance(layer, PEQALinear)

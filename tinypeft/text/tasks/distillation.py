@@ -3,6 +3,7 @@ import numpy as np
 
 from ... import functional as F
 from ...hints import Array
+from ...nn import Module
 from ...tensor import Tensor
 from .task import Task
 
@@ -15,23 +16,20 @@ def divergence(log_p: Array, logits: Tensor) -> Tensor:
 
 
 class Distillation(Task):
-    """A task whose loss is KL(teacher ‖ student), nats/token, on the tokens `batch[0]` (B, T).
+    """Predict as `teacher` does on batch[0] (B, T). Subclasses supply batches and call `teach`."""
 
-    A subclass says where the tokens come from, and calls `teach`.
-    """
-
-    def teach(self, teacher):
+    def teach(self, teacher: Module) -> None:
         """Freeze the teacher, which then records no graph."""
         self.teacher = teacher
         for p in teacher.parameters(): p.requires_grad = False
 
-    def log_p(self, batch):
+    def log_p(self, batch: tuple[Array, ...]) -> Array:
         return F.log_softmax(self.teacher(batch[0])).data
 
-    def loss(self, model, batch):
+    def loss(self, model: Module, batch: tuple[Array, ...]) -> Tensor:
         return divergence(self.log_p(batch), model(batch[0]))
 
-    def metrics(self, model, batch):
+    def metrics(self, model: Module, batch: tuple[Array, ...]) -> dict[str, float]:
         """KL in nats/token, and the share of positions where both find the same token likeliest."""
         log_p, logits = self.log_p(batch), model(batch[0])
         agree = log_p.argmax(-1) == logits.data.argmax(-1)
