@@ -37,7 +37,7 @@ from ..tensor import Tensor
 from .calibration import Statistics, capture
 from .linear import QuantizedLinear, quantized_linear
 from .qtensor import QTensor
-from .rounding import LearnedStep, MinMax, rounded
+from .rounding import LearnedStep, MinMax, round_to_grid
 from .scheme import Scheme, checked
 from .uniform import Grid, Uniform
 
@@ -170,7 +170,7 @@ class RoundedLinear(QuantizedLinear):
         if self.input_scale is None:
             x = per_token(x, self.input_bits)
         else:
-            x = rounded(x, Grid(self.input_scale, self.input_zero, self.input_bits))
+            x = round_to_grid(x, Grid(self.input_scale, self.input_zero, self.input_bits))
         return per_token(quantized_linear(x, self.weight, self.bias), self.output_bits)
 
     def describe(self) -> str:

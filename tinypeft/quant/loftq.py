@@ -29,7 +29,8 @@ from ..gpt import GPT
 from ..hints import Array, Seed
 from ..nn import Linear
 from ..peft.lora import LoRA
-from ..peft.model import MethodError, PeftModel, attach
+from ..peft.method import MethodError
+from ..peft.model import PeftModel, attach
 from .model import quantize
 from .qtensor import QTensor
 from .scheme import Scheme, checked

@@ -32,7 +32,8 @@ from ..gpt import GPT
 from ..hints import Array, Seed, Targets
 from ..hyper import flag, layer_names, whole
 from ..nn import Linear, Module, Parameter, replace_modules
-from ..peft.model import Method, MethodError
+from ..peft.folders import KNOWN
+from ..peft.method import Method, MethodError
 from ..targets import match_targets
 from ..tensor import Tensor
 from .linear import QuantizedLinear, straight_through
@@ -105,6 +106,9 @@ class PEQA(Scheme, Method):
             raise MethodError(f"PEQA: {path} has {q.bits} bits and a scale per {q.block_size} "
                               f"weights, but {self} expects {self.bits} and {width}; "
                               f"use PEQA(bits={q.bits}, group_size={q.block_size})")
+
+
+KNOWN["PEQA"] = PEQA                                     # `load_adapter` finds it by this name
 
 
 class PEQALinear(Module):
