@@ -6,7 +6,7 @@ import tinypeft as tp
 from tinypeft import functional as F
 from tinypeft.nn import Linear
 from tinypeft.quant import int8
-from tinypeft.quant.int8 import Int8Linear, int8_inputs, int8_matmul, scaled_matmul, step
+from tinypeft.quant.int8 import Int8Linear, int8_inputs, int8_matmul, scale_of, scaled_matmul
 
 
 def random_int8(rng, *shape):
@@ -106,7 +106,7 @@ def test_zero_rows_are_exact_and_nan_stays_where_it_is(rng):
     layer = Int8Linear(tp.Uniform(8).quantize(rng.standard_normal((5, 6)).astype(np.float32)), None, "token")
     Y = layer(tp.Tensor(X)).data
     assert (Y[1] == 0).all() and np.isnan(Y[2]).all() and np.isfinite(Y[[0, 3]]).all()
-    assert step(np.float32([0, 1e-44, 127])).tolist() == [1, 1, 1]
+    assert scale_of(np.float32([0, 1e-44, 127])).tolist() == [1, 1, 1]
 
 
 # -- the layer -------------------------------------------------------------------------------------
