@@ -5,8 +5,8 @@ operation with a backward written by hand. That saves memory and is several time
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
 
-Elementwise passes run over slices that fit in a core's cache, so that plain expressions cost no
-traffic to memory for their temporaries.
+GELU, cross-entropy and attention run over slices that fit in a core's cache. The temporaries of
+plain expressions then cost no traffic to memory.
 """
 import math
 
@@ -21,7 +21,7 @@ __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gel
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
-def _slices(n, width, budget=1 << 15):
+def _slices(n, width, budget=1 << 16):
     """Cut n rows of `width` numbers into slices of about `budget` numbers."""
     step = max(1, budget // max(1, width))
     return [slice(i, i + step) for i in range(0, n, step)]
@@ -57,37 +57,35 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     if b is not None: Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], len(M)),
                      (x, lambda dy: (_rows(dy) @ M).reshape(shape)),
-                     (W, lambda dy: _rows(dy).T @ X),        # dropped, and X with it, where W is frozen
+                     (W, lambda dy: _rows(dy).T @ X),        # a frozen W drops this, and X with it
                      (b, lambda dy: _rows(dy).sum(0)))
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """y = γ x̂ + β,   x̂ = (x − mean) / √(var + ε), over the last axis.
 
-    dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),   dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
+    dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),  dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
     """
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    X, g, d, shape = _rows(x.data), gamma.data, x.shape[-1], x.shape
     mean = lambda a: a.mean(-1, keepdims=True)
-    mean_product = lambda a, b: np.einsum("ij,ij->i", a, b)[:, None] / d
-    xhat, y, r = np.empty_like(X), np.empty_like(X), np.empty((len(X), 1), X.dtype)   # r = 1/σ
-    for s in _slices(len(X), d):
-        centred = X[s] - mean(X[s])
-        r[s] = 1 / np.sqrt(mean_product(centred, centred) + eps)
-        xhat[s] = centred * r[s]
-        y[s] = xhat[s] * g + beta.data
+    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
+    xhat, g = x.data - mean(x.data), gamma.data
+    r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
+    xhat *= r
+    y = xhat * g
+    y += beta.data
 
     def dx(dy):
-        dy, dX = _rows(dy), np.empty_like(xhat)
-        for s in _slices(len(xhat), d):
-            dxhat = dy[s] * g
-            dX[s] = (dxhat - mean(dxhat) - xhat[s] * mean_product(dxhat, xhat[s])) * r[s]
-        return dX.reshape(shape)
-    return Tensor.op(y.reshape(shape), (x, dx),
-                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), xhat)),
-                     (beta, lambda dy: _rows(dy).sum(0)))
+        dx = dy * g                                          # dx̂, then dx in place
+        m = mean_product(dx, xhat)
+        dx -= mean(dx)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
+                     (beta, lambda dy: _rows(dy).sum(0)), (x, dx))
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -178,7 +176,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
                          "expected (…, T, d_head), (…, S, d_head), (…, S, d_head)")
     (T, d), S = q.shape[-2:], k.shape[-2]
     if causal and S < T:
-        raise ValueError(f"attention: {T} queries but only {S} keys; a causal query needs its own key")
+        raise ValueError(f"attention: {T} queries but only {S} keys; "
+                         "a causal query needs its own key")
     if dropout: rng = _generator(rng, dropout)
     scale = 1 / math.sqrt(d)
     Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))         # (B·H, T or S, d)
@@ -188,7 +187,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     hidden = np.triu(np.full((64, 64), -np.inf, Q.dtype), 1)
     O, blocks = np.empty(Q.shape, Q.dtype), []
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
-        n, seen = t.stop - t.start, S - T + t.stop if causal else S           # queries, keys they see
+        n, seen = t.stop - t.start, S - T + t.stop if causal else S          # queries, keys
         P = np.empty((len(Q), n, seen), Q.dtype)
         drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
         for h in groups(t, seen):
@@ -223,9 +222,9 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
 
     dlogits = (softmax(logits) − onehot(target)) / n.
 
-    logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does not
-    count; ValueError when none counts. With `label_smoothing` ε the aim is (1 − ε) onehot + ε/V in
-    place of onehot, as in PyTorch.
+    logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does
+    not count; ValueError when none counts. With `label_smoothing` ε the aim is
+    (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
     """
     targets = np.asarray(targets)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
@@ -234,12 +233,14 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets must be integers, got an array of {targets.dtype}")
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {label_smoothing}")
+        raise ValueError("cross_entropy: label_smoothing must lie in [0, 1), "
+                         f"got {label_smoothing}")
     t = targets.reshape(-1)
     counted = t != ignore_index
     n = int(counted.sum())
     if n == 0:
-        raise ValueError("cross_entropy: no target counts; the batch is empty or every target is ignore_index")
+        raise ValueError("cross_entropy: no target counts; the batch is empty or every target is "
+                         "ignore_index")
     V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
     _ids(t[counted], V, "cross_entropy: targets")
     t = np.where(counted, t, 0)
@@ -291,7 +292,7 @@ def _generator(rng, p):
     if not 0 <= p < 1:
         raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
     if rng is None:
-        raise ValueError("dropout draws random numbers: give rng, a seed or a numpy.random.Generator")
+        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
     return np.random.default_rng(rng)
 
 

@@ -7,10 +7,11 @@ import pytest
 
 import tinypeft as tp
 from tests.legible import DISTINCT, grey
-from tinypeft.study import about, compare, plot
-from tinypeft.study.about import ABOUT, ARMS, lesson_map, methods_table, name_of, schemes_table
+from tinypeft.study import about, compare, pages, plot
+from tinypeft.study.about import ABOUT, ARMS, arxiv, class_link, code, lesson_map, name_of
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "figures" / "results"
 EVERYTHING = {**tp.METHODS, **tp.SCHEMES}
 
 
@@ -50,24 +51,22 @@ def test_a_value_knows_its_name():
 def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
     class DoRA(tp.LoRA): pass
     monkeypatch.setitem(tp.METHODS, "dora", DoRA)
-    monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
-    for ask in (lambda: about.about("dora"), lambda: plot.mark("dora"), methods_table, lesson_map,
+    for ask in (lambda: about.about("dora"), lambda: plot.mark("dora"), lesson_map, lambda: pages.all_methods(RESULTS),
                 lambda: compare.compare(tp.load_pretrained(), compare.QUICK, progress=False)):
         with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): ask()
-    with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): schemes_table()
+    monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
+    with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): pages.all_methods(RESULTS)
+    monkeypatch.delitem(tp.METHODS, "dora")
+    with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): pages.all_schemes(RESULTS)
 
 
-@pytest.mark.parametrize("table, classes", [(methods_table, tp.METHODS), (schemes_table, tp.SCHEMES)],
-                         ids=["methods", "schemes"])
-def test_the_tables_link_files_and_papers(table, classes):
-    head, rule, *rows = table("../../").splitlines()
-    assert len(rows) == len(classes)
-    for row, (name, cls) in zip(rows, classes.items(), strict=True):
-        cells = re.split(r"(?<!\\)\|", row)
-        assert len(cells) == 6 and cells[1] == f" `{name}` " and f"`{cls.__name__}`" in cells[2]
-        file = re.search(r"\]\(\.\./\.\./(.*?)\)", cells[2])[1]
-        assert f"class {cls.__name__}(" in (ROOT / file).read_text("utf-8")
-        assert re.findall(r"\[(.*?)\]\(https://arxiv.org/abs/\1\)", cells[4]) == list(ABOUT[name].papers)
+def test_cells_of_tables_link_files_and_papers_and_keep_bars():
+    for cls in EVERYTHING.values():
+        name, file = re.fullmatch(r"\[`(\w+)`\]\(\.\./(.*)\)", class_link(cls, "../")).groups()
+        assert f"class {name}(" in (ROOT / file).read_text("utf-8")
+    assert arxiv(("2106.09685", "2312.03732")) == ("[2106.09685](https://arxiv.org/abs/2106.09685), "
+                                                   "[2312.03732](https://arxiv.org/abs/2312.03732)")
+    assert code("s = max|x|") == r"`s = max\|x\|`"
 
 
 def test_the_map_of_lessons_is_in_their_order_and_links_them():

@@ -3,10 +3,10 @@
     ABOUT["lora"]               its `About`: title, equation, papers, lesson, look and short name
     about(name)                 the same, and of the study's own arms too; an unknown name says where to add it
     name_of(tp.LoRA(rank=4))    "lora": the name under which METHODS or SCHEMES has the class of a value
-    methods_table("../"), schemes_table("../"), lesson_map()     the tables of README and lesson 00, Markdown
+    lesson_map()                the table of lesson 00, Markdown
 
-Plots take colours and markers from here, pictures their labels. `tests/study/test_about.py` fails if METHODS or SCHEMES
-has a name that is missing here.
+Plots take colours and markers from here, pictures their labels, and pages (`pages.py`) equations and papers.
+`tests/study/test_about.py` fails if METHODS or SCHEMES has a name that is missing here.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..peft import METHODS
 from ..quant import SCHEMES
 
-__all__ = ["ABOUT", "ARMS", "About", "about", "lesson_map", "methods_table", "name_of", "schemes_table"]
+__all__ = ["ABOUT", "ARMS", "About", "about", "arxiv", "class_link", "code", "lesson_map", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -111,30 +111,12 @@ def name_of(value: object) -> str:
 
 
 # -- tables --------------------------------------------------------------------------------------------
-def methods_table(prefix: str = "") -> str:
-    """Every method as a Markdown table: name, class linked to its file, equation, papers. prefix: path to the checkout."""
-    return classes_table("method", METHODS, prefix)
-
-
-def schemes_table(prefix: str = "") -> str:
-    """Every scheme as a Markdown table, as `methods_table`."""
-    return classes_table("scheme", SCHEMES, prefix)
-
-
-def classes_table(kind: str, classes: dict[str, type], prefix: str) -> str:
-    rows = []
-    for name, cls in classes.items():
-        file = f"{prefix}{cls.__module__.replace('.', '/')}.py"
-        rows.append(f"| `{name}` | [`{cls.__name__}`]({file}) | {code(about(name).equation)} | {links(about(name).papers)} |")
-    return "\n".join([f"| name | {kind} | equation | papers (arXiv) |", "|---|---|---|---|", *rows])
-
-
 def lesson_map(prefix: str = "") -> str:
     """Methods and schemes in the order of their lessons, as a Markdown table: lesson, title, equation, papers.
     Lessons are linked where the notebooks are (a checkout). prefix: path to the folder `lessons`."""
-    shown = {name: about(name) for name in (*METHODS, *SCHEMES, "qlora", "loftq")}
-    rows = [f"| {lesson(a.lesson, prefix)} | {a.title} | {code(a.equation)} | {links(a.papers)} |"
-            for a in sorted(shown.values(), key=lambda a: a.lesson)]
+    known = [about(name) for name in (*METHODS, *SCHEMES, "qlora", "loftq")]
+    rows = [f"| {lesson(a.lesson, prefix)} | {a.title} | {code(a.equation)} | {arxiv(a.papers)} |"
+            for a in sorted(known, key=lambda a: a.lesson)]
     return "\n".join(["| lesson | method or scheme | equation | papers (arXiv) |", "|---|---|---|---|", *rows])
 
 
@@ -144,10 +126,16 @@ def lesson(number: str, prefix: str) -> str:
     return f"[{number}]({prefix}{notebooks[0].name})" if notebooks else number
 
 
+def class_link(cls: type, prefix: str) -> str:
+    """The name of a class, linked to its file. prefix: path from the page to the checkout."""
+    return f"[`{cls.__name__}`]({prefix}{cls.__module__.replace('.', '/')}.py)"
+
+
 def code(equation: str) -> str:
     """The equation in a cell of a Markdown table, where a bar would end the cell."""
     return f"`{equation}`".replace("|", r"\|")
 
 
-def links(papers: tuple[str, ...]) -> str:
+def arxiv(papers: tuple[str, ...]) -> str:
+    """Links to papers."""
     return ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .claims import ALL_CLAIMS, brief, table
+from .pages import ROOT, main_job, over_seeds, write
 from .pictures import PICTURES, draw, missing
 from .plot import Drawing
 
@@ -27,11 +28,15 @@ paired where two methods saw the same seeds.
 """
 
 
+TABLES = {"The main job": (main_job, ("compare",)), "Every method over seeds": (over_seeds, ("methods", "baselines"))}
+
+
 def figures(folder: str | Path, names: Iterable[str] | None = None,
             say: Callable[[str], object] = print) -> dict[str, Drawing]:
     """Draw pictures into `folder` from the numbers in `folder`/results; returns name → `Drawing`.
 
-    names: which ones; None draws all and writes the page as well. say: called with a line for each file.
+    names: which ones; None draws all and writes the page as well and, if `folder` is the checkout's, the generated sections
+    of the other pages. say: called with a line for each file.
     """
     drawn = {}
     for name in names or PICTURES:
@@ -45,6 +50,7 @@ def figures(folder: str | Path, names: Iterable[str] | None = None,
     if names is None:
         write_atomically(Path(folder) / "README.md", page(drawn, Path(folder) / "results"))
         say(str(Path(folder) / "README.md"))
+        if Path(folder).resolve() == ROOT / "figures": write(say=say)
     return drawn
 
 
@@ -61,6 +67,8 @@ def in_brief(results: str | Path) -> str:
 def page(drawn: dict[str, Drawing], results: str | Path) -> str:
     """The text of the page: the claims, then the pictures `drawn` in the order of their lessons."""
     parts = [HEAD.replace("{claims}", table(results, ALL_CLAIMS))]
+    for title, (section, needs) in TABLES.items():
+        if all((results / f"{name}.json").exists() for name in needs): parts.append(f"## {title}\n\n{section(results)}")
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):
         picture, drawing = PICTURES[name], drawn[name]
         made = f"`python -m tinypeft figures {name}`"
