@@ -11,25 +11,28 @@ from typing import Any
 from .gpt import GPT
 from .interop import load_model
 
-__all__ = ["SHARED", "build", "fields", "known", "model_of", "output", "parsed", "shared", "show_json"]
+__all__ = ["SHARED", "build", "fields", "known", "model_of", "output", "parsed", "shared",
+           "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 
 
-def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same) -> None:
+def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> None:
     """Add those options of SHARED that a command takes; they mean the same everywhere."""
     if "seed" in takes:
         p.add_argument("--seed", type=int, help="seed of everything random (default 0)",
                        **{"default": 0, **same})
     if "model" in takes:
-        p.add_argument("--model", type=Path, metavar="FOLDER", help="a GPT-2 folder (of Hugging Face, "
-                       "or of pretrain --out) instead of the shipped base", **same)
+        p.add_argument("--model", type=Path, metavar="FOLDER", **same,
+                       help="a GPT-2 folder (of Hugging Face or of pretrain --out) instead of the "
+                            "shipped base")
     for name, about in (("json", "print JSON instead of text"),
                         ("quick", "far fewer steps and test batches")):
         if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)
 
 
-def output(p: ArgumentParser, what: str, default: Path | None = None, **options) -> None:
+def output(p: ArgumentParser, what: str, default: Path | None = None,
+           **options: Any) -> None:
     """Add --out FOLDER."""
     text = f"folder for {what}" + (f" (default {default})" if default else "")
     p.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=text, **options)

@@ -1,4 +1,4 @@
-"""One line of progress for a long job: redrawn on a terminal and in a notebook, silent in a pipe."""
+"""One line of progress of a long job: redrawn on a terminal or in a notebook, silent in a pipe."""
 from __future__ import annotations
 
 import sys
@@ -8,8 +8,8 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """`with Progress(total, "training") as bar: bar(step, "loss 3.21")`. It redraws at most ten
-    times a second. In a notebook it updates one output, so a saved notebook holds the last state."""
+    """`with Progress(total, "training") as bar: bar(step, "loss 3.21")` redraws at most ten times a
+    second. In a notebook it updates one output, so a saved notebook holds the last state."""
 
     def __init__(self, total: int, label: str = "", show: bool | None = None):
         self.total, self.label, self.start, self.drawn = total, label, time.perf_counter(), 0.0

@@ -1,4 +1,4 @@
-"""The memory model: its predictions against traced bytes, its counts against the library's, and what the command says."""
+"""The memory model: predictions against traced bytes, counts against the library, and the command's output."""
 import json
 from pathlib import Path
 

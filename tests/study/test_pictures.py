@@ -1,4 +1,4 @@
-"""Every picture: drawn from stored results, legible, described, always the same; and the page that shows them is theirs."""
+"""Every picture is drawn from stored results, legible, described and reproducible; the page shows what the results say."""
 import json
 import re
 from pathlib import Path
