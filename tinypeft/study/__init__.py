@@ -13,8 +13,10 @@
     pictures/        every picture, drawn from stored results alone
     plot.py          the style that all pictures share
     gallery.py       figures/README.md: claims and pictures on one page
+    pages.py         the sections of the other pages that hold measured numbers
     pretraining.py   the picture of how the base was trained
     memory.py        the memory of fine-tuning, by formula
+    commands.py      the command line's compare, figures and memory
 
 `python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing.
 """

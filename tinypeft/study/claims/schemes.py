@@ -73,10 +73,10 @@ def salient(load: Load) -> Finding:
     results, best = load("awq"), "1 % by activation"
     rules = NEAREST, best, "1 % by weight", "1 % at random"
     found, effects = [], []
-    for where in ("as it is", "planted"):
-        found.append(f"{where}: " + ", ".join(f"{rule} {pm(results.values(f'{rule}, {where}', 'excess'))}" for rule in rules))
+    for where, base in (("as it is", "the base as it is"), ("planted", "with planted outliers")):
+        found.append(f"{base}: " + ", ".join(f"{rule} {pm(results.values(f'{rule}, {where}', 'excess'))}" for rule in rules))
         effects += [against(results, f"{best}, {where}", f"{rule}, {where}", "output_error") for rule in rules if rule != best]
-    return Finding("excess of the base; " + "; ".join(found), tuple(effects))
+    return Finding("; ".join(found), tuple(effects))
 
 
 def awq(load: Load) -> Finding:

@@ -66,7 +66,7 @@ def soft_prompts(results: Path) -> plot.Drawing:
     cosine, moved = r.values("prompt", "cosine"), r.values("prompt", "moved")
     return plot.Drawing(
         fig,
-        f"Trained prompt vectors are not a readable text: they move by {100 * moved.mean():.0f} % of their length, and still "
+        f"Trained prompt vectors are not a readable text: they move by {100 * moved.mean():.0f} % of their length, yet "
         f"{np.mean(still):.0%} of them stay nearest to the word from which they started.",
         f"The {len(order)} vectors of one prompt (seed 0) with the token nearest to each; a star marks a vector whose nearest "
         f"token is the word from which it started. Over {len(r.seeds)} seeds the mean cosine is {cosine.mean():.2f}.",
