@@ -90,7 +90,7 @@ def test_a_model_of_ones_own(capsys, tmp_path):
     (["generate", ""], "empty"),
     (["generate", "word " * 2000], "256"),
     (["finetune", "lora", "--set", "rank"], "expected FIELD=VALUE"),
-    (["figures", "rnak"], "there is no picture 'rnak'; expected one of"),
+    (["figures", "rnak"], "there is no picture 'rnak'; there are"),
 ])
 def test_mistakes_are_said_in_one_line(capsys, argv, says):
     status, out, err = run(capsys, *argv)

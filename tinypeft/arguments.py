@@ -61,7 +61,7 @@ def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str
     """The names. Raises ValueError if one of them does not exist."""
     for name in names:
         if name not in there:
-            raise ValueError(f"there is no {what} {name!r}; expected one of {', '.join(there)}")
+            raise ValueError(f"there is no {what} {name!r}; there are {', '.join(there)}")
     return names
 
 

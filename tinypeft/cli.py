@@ -26,7 +26,7 @@ from pathlib import Path
 from .arguments import SHARED, build, fields, model_of, output, shared, show_json
 from .generate import generate
 from .peft import METHODS, attach, load_adapter
-from .peft.model import FORMATS
+from .peft.folders import FORMATS
 from .quant import SCHEMES
 from .study import commands as study
 from .text import tasks
@@ -220,7 +220,7 @@ def run_lessons(args: Namespace) -> None:
 
 
 def run_check(args: Namespace) -> int:
-    from .course.exercises import check_file
+    from .course.check import check_file
     results = check_file(args.exercise, args.file, args.seed)
     if args.json:
         show_json({r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause}
