@@ -54,14 +54,14 @@ class History:
                      range(1 + len(names)), f"loss {curve}" if curve else None)
 
 
-def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedule_kind="linear", warmup=None,
+def train(model, task, steps, *, batch_size=8, lr=None, head_lr=None, weight_decay=0.0, schedule_kind="linear", warmup=None,
           lr_floor=0.0, clip=1.0, betas=(0.9, 0.999), seed=0, eval_every=None, eval_batches=None, checkpoint=None,
           checkpoint_every=500, stop_after=None, workers=2, optimizer=AdamW, progress=None):
     """Train the parameters of `model` that require gradients, by AdamW, on `task`; return a `History`.
 
     model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object with its `batch` and `loss`.
     batch_size: rows per step. lr: peak learning rate of everything (default: the method's own or 1e-3, and HEAD_LR
-        for a classification head).
+        for a classification head). head_lr: the head's alone.
     weight_decay: applies to matrices only. schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     clip: bound on the gradients' global norm, None for none. eval_every: steps between evaluations on "validation".
     checkpoint: a file. If it exists training goes on from it; it is rewritten, atomically, every
@@ -76,7 +76,7 @@ def train(model, task, steps, *, batch_size=8, lr=None, weight_decay=0.0, schedu
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("train: nothing to train, every parameter is frozen")
-    head_lr = HEAD_LR if lr is None else lr
+    if head_lr is None: head_lr = HEAD_LR if lr is None else lr
     lr = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
     warmup = warmup if warmup is not None else max(1, steps // 20)
     optimizer = optimizer(_groups(model, params, head_lr), lr=lr, betas=betas, weight_decay=weight_decay)

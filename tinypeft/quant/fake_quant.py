@@ -21,6 +21,7 @@ goes on nothing is smaller: weights, gradients and the optimizer's state are flo
 weights' place, b + 32/B bits per weight (B weights share a step), and the function stays the same, bit for bit.
 """
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class FakeQuant(Scheme):
     activation_symmetric: bool = True
     mask: str = "paper"
     shown = ("bits", "learn_step")
+    trains: ClassVar[bool] = True
 
     def __post_init__(self):
         check_bits("FakeQuant", self.bits, activation_bits=self.activation_bits)

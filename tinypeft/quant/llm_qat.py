@@ -31,6 +31,7 @@ that stores keys and values in few bits is `QuantizedKVCache`; here they are rou
 """
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -59,6 +60,7 @@ class LLMQAT(Scheme):
     kv_bits: int | None = 4
     cutoff: float | None = None
     shown = ("bits", "activation_bits", "kv_bits")
+    trains: ClassVar[bool] = True
 
     def __post_init__(self):
         check_bits("LLMQAT", self.bits, activation_bits=self.activation_bits, kv_bits=self.kv_bits)

@@ -53,6 +53,7 @@ class PEQA(Scheme, Method):
     targets: tuple | str = "all"
     learning_rate: ClassVar[float] = 1e-3
     shown: ClassVar[tuple] = ("bits",)
+    trains: ClassVar[bool] = True
 
     def __post_init__(self):
         _ = self.uniform                                 # raises for bits and sizes that make no sense

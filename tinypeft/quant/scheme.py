@@ -1,5 +1,7 @@
 """What every quantizer is, and what every quantizer asks of its input."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from ..hyper import Hyperparameters
@@ -22,6 +24,7 @@ class Scheme(Hyperparameters):
 
     shown = ("bits",)
     calibrated = False           # must be given batches of tokens
+    trains: ClassVar[bool] = False
 
     def quantize(self, W: np.ndarray) -> QTensor:
         raise NotImplementedError(f"{type(self).__name__} does not define quantize(W)")

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .experiment import Results, half_width
+from .experiments import EXPERIMENTS
 
 __all__ = ["CLAIMS", "Claim", "Finding", "brief", "table", "verdict"]
 
@@ -130,7 +131,8 @@ def placement(load):
 def flat_rank(load):
     r = load("rank")
     share = share_of_gain(r.values("1", "loss"), r.values("64", "loss"), load("methods").mean("frozen", "loss"))
-    told = ", ".join(f"{c}: {pm(r.values(c, 'loss'))}" for c in r.conditions if "/" not in c)
+    told = ", ".join(f"{c}: {pm(r.values(c, 'loss'))}" for c in r.conditions
+                     if not EXPERIMENTS["rank"].conditions[c].rank_stabilized)
     return Finding(f"by r, {told} nats/token; r = 1 has {percent(share)} of the gain of r = 64", *as_good(share))
 
 

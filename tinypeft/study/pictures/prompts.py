@@ -3,6 +3,7 @@ import numpy as np
 
 from .. import plot
 from ..experiment import Results, half_width
+from ..experiments import EXPERIMENTS
 
 __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
@@ -10,7 +11,7 @@ __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", 
 def prefix_attention(results):
     from matplotlib.colors import LogNorm
     r = Results.load(results, "virtual_tokens")
-    P, layer = (r.record["settings"][k] for k in ("prefix", "layer"))
+    P, layer = EXPERIMENTS["virtual_tokens"].conditions["prefix"].length, r.record["settings"]["layer"]
     first = r.record["runs"]["prefix"]["0"]
     A = np.array(first["map"])                           # (T, P + T)
     T = len(A)
@@ -74,7 +75,7 @@ def soft_prompts(results):
 
 def prompt_sizes(results):
     r = Results.load(results, "prompts")
-    sizes = list(dict.fromkeys(c.split()[1] for c in r.conditions))
+    sizes = list(dict.fromkeys(EXPERIMENTS["prompts"].conditions[c].base for c in r.conditions))
     looks = {"full": ("black", "s", "full fine-tuning"), "ptuning_v2": ("green", "d", "P-tuning v2"),
              "prompt": ("purple", "*", "prompt")}
     fig, (left, right) = plot.figure(1, 2, height=3.5)
@@ -138,7 +139,7 @@ def prefix_rates(results):
 
 def prefix_length(results):
     r = Results.load(results, "prefix_length")
-    lengths = [int(c.split()[1]) for c in r.conditions if c.startswith("prompt")]
+    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].length for c in r.conditions})
     fig, ax = plot.figure(height=3.4)
     looks, mean = {"prompt": ("purple", "*"), "prefix": ("green", "v")}, {}
     for kind, look in looks.items():

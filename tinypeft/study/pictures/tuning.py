@@ -3,6 +3,7 @@ import numpy as np
 
 from .. import plot
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["adapters", "curves", "forgetting", "pareto"]
 
@@ -103,7 +104,7 @@ def curves(results):
 
 def adapters(results):
     r, others = Results.load(results, "adapters"), Results.load(results, "methods")
-    widths = [int(c.split()[1]) for c in r.conditions if c.startswith("parallel")]
+    widths = sorted({EXPERIMENTS["adapters"].conditions[c].method.bottleneck for c in r.conditions})
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.6)
     looks, ends, mean = {"sequential": ("vermillion", "P"), "parallel": ("vermillion", "X", "--")}, [], {}
