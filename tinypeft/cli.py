@@ -104,8 +104,12 @@ def parser():
 
     p = command("figures", run_figures, "draw the pictures again from their stored numbers; --rerun measures these again",
                 takes=("json", "quick"))
-    p.add_argument("names", nargs="*", metavar="NAME", help="pictures, or with --rerun experiments (default: all)")
+    p.add_argument("names", nargs="*", metavar="NAME", help="pictures; with --rerun, --status or --accept experiments "
+                   "(default: all)")
     p.add_argument("--rerun", action="store_true", help="measure what is missing or no longer holds; hours for all, resumes")
+    p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
+    p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs "
+                   "again and keep the stored results if they agree")
     p.add_argument("--jobs", type=int, default=None, metavar="N", help="processes that measure (default: one per core)")
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER",
                    help="where results/ lies and pictures go (default figures, with --quick figures/latest)")
@@ -254,6 +258,12 @@ def run_pretrain(args):
 
 def run_figures(args):
     folder = args.out or Path("figures/latest" if args.quick else "figures")
+    if args.status or args.accept:
+        from .study import acceptance
+        from .study.experiments import EXPERIMENTS
+        chosen = [EXPERIMENTS[n] for n in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
+        if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
+        return acceptance.accept_all(chosen, folder / "results", args.jobs)
     if args.rerun or args.quick:
         from .study.experiment import run
         from .study.experiments import EXPERIMENTS

@@ -1,20 +1,21 @@
 """Two questions about stored results: what holds (`status`), and does a change of the code leave the numbers alone (`accept`)?
 
 A refactoring makes everything stale that runs through it, although no number should move. `accept` measures a few runs again,
-so that every changed definition is used at least once, and compares them with what is stored:
+so that every changed definition is used at least once, and compares them with the stored ones. Two numbers agree if
 
-    equal          |new − stored| ≤ tolerance · max |stored|: 1e-4; 1 % for traced bytes; clocks are not compared
-    as close as    within the stored 95 % interval; only where products round otherwise here than where the results were
-    another BLAS   measured (`rounding` in the file), and only with several seeds
+    |new − stored| ≤ 1e-4 · max |stored|     over a metric's list; 1 % for traced bytes; clocks are not compared
+    |new − stored| ≤ half the width of       the stored 95 % interval; only if products round otherwise on this machine than
+                                             where the results were measured (`rounding` in the file), and with several seeds
 
-If all agree, the file gets the hashes of the code as it is now, and a note of what was measured again. Else nothing changes.
+If all agree, the file gets the hashes of the code as it is now and a note, "accepted", that says what changed, what was
+measured again, and how it agreed. Otherwise the file stays as it is.
 """
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,9 @@ import numpy as np
 from ..files import write_atomically
 from ..progress import Progress
 from .experiment import Experiment, Results, as_text, half_width, measure_one, rounding, workers
-from .freshness import Change, Stamp, changes
+from .freshness import Change, Stamp, briefly, changes
 
-__all__ = ["accept", "status"]
+__all__ = ["accept", "accept_all", "show_status", "status"]
 
 TOLERANCE = 1e-4
 TOLERANCES = {"seconds": np.inf, "seconds_per_step": np.inf, "peak_bytes": 0.01, "traced": 0.01}
@@ -44,10 +45,29 @@ def status(experiment: Experiment, folder: str | Path) -> dict[str, list[str]]:
             "missing": [c for c in experiment.conditions if c not in there and c not in stale]}
 
 
-def briefly(why: list[Change], shown: int = 3) -> str:
-    """The first few reasons, and how many more there are."""
-    more = f", and {len(why) - shown} more" if len(why) > shown else ""
-    return ", ".join(map(str, why[:shown])) + more
+def show_status(experiments: Iterable[Experiment], folder: str | Path, as_json: bool = False) -> int:
+    """Print the state of the stored results; 1 if any are stale or missing, else 0."""
+    found = {e.name: status(e, folder) for e in experiments}
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        for name, s in found.items():
+            print(f"{name}: {len(s['fresh'])} fresh, {len(s['stale'])} stale, {len(s['missing'])} missing")
+            for line in s["stale"]: print(f"  stale    {line}")
+            if s["missing"]: print(f"  missing  {', '.join(s['missing'])}")
+    return int(any(s["stale"] or s["missing"] for s in found.values()))
+
+
+def accept_all(experiments: Iterable[Experiment], folder: str | Path, jobs: int | None = None) -> int:
+    """`accept` for each experiment. A refusal is printed, and the next one is tried; 1 if there was one, else 0."""
+    refused = 0
+    for e in experiments:
+        try:
+            accept(e, folder, jobs)
+        except (ValueError, FileNotFoundError) as error:
+            print(error)
+            refused = 1
+    return refused
 
 
 def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, progress: bool | None = None,
@@ -62,7 +82,7 @@ def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, 
     stale = changes(record, stamp)
     again = f"`python -m tinypeft figures {name} --rerun` measures what is missing or stale"
     for label, why in stale.items():
-        if other := [c for c in why if c.kind != "source"]:
+        if other := [c for c in why if c.kind not in ("source", "value")]:
             raise ValueError(f"--accept is for changes of the code, but {name}, {label}: {briefly(other)}. {again}")
     if lacking := [c for c in experiment.conditions for s in experiment.seeds if str(s) not in record["runs"].get(c, {})]:
         raise ValueError(f"--accept {name}: not measured yet: {', '.join(dict.fromkeys(lacking))}. {again}")
@@ -77,10 +97,10 @@ def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, 
             by_interval += compare(name, label, record["runs"][label], str(seed), found, same)
             bar(done + 1, label)
     agreed = f"within the stored interval: {', '.join(by_interval)}" if by_interval else f"equal to {TOLERANCE:g}"
-    files = sorted({str(c).split()[0] for why in stale.values() for c in why if c.told.endswith(" changed")})
+    changed = sorted({c.what for why in stale.values() for c in why})
     record |= {"about": experiment.about, "metrics": experiment.metrics,
                **stamp.as_record({c: record["conditions"][c]["measured"] for c in record["runs"]}),
-               "accepted": {"date": time.strftime("%Y-%m-%d"), "changed": files, "measured": {c: [seed] for c in chosen},
+               "accepted": {"date": time.strftime("%Y-%m-%d"), "changed": changed, "measured": {c: [seed] for c in chosen},
                             "agreed": agreed}}
     runs = record.pop("runs")
     write_atomically(path, as_text(record | {"runs": runs}))
@@ -90,11 +110,11 @@ def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, 
 
 def to_measure(stale: dict[str, list[Change]]) -> list[str]:
     """A few of the stale conditions that together use everything that changed."""
-    chosen, left = [], {str(c) for why in stale.values() for c in why}
-    for label in sorted(stale, key=lambda c: -len(stale[c])):
-        if left & (uses := set(map(str, stale[label]))):
+    chosen, left = [], {change for why in stale.values() for change in why}
+    for label in sorted(stale, key=lambda label: -len(stale[label])):
+        if not left.isdisjoint(stale[label]):
             chosen.append(label)
-            left -= uses
+            left -= set(stale[label])
     return chosen
 
 

@@ -34,7 +34,7 @@ import numpy as np
 from ..files import write_atomically
 from ..progress import Progress
 from ..threads import blas_threads
-from .freshness import StaleWarning, Stamp, changes
+from .freshness import StaleWarning, Stamp, changes, summary
 
 __all__ = ["Experiment", "Results", "run"]
 
@@ -161,9 +161,7 @@ class Results:
         if experiment := EXPERIMENTS.get(name):
             if "--quick" in record["command"]: experiment = experiment.smoke_run()
             if stale := changes(record, Stamp.now(experiment, world=False)):
-                told = "; ".join(f"{label}: {why[0]}" + f" and {len(why) - 1} more" * (len(why) > 1)
-                                 for label, why in stale.items())
-                warnings.warn(f"{name}: stored numbers are stale ({told}). `{record['command']}` measures them again",
+                warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). `{record['command']}` measures them again",
                               StaleWarning, stacklevel=2)
         return cls(record)
 

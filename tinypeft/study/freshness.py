@@ -35,12 +35,14 @@ class StaleWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Change:
-    """One reason why a condition is stale. kind: "value", "settings", "text", "base" or "source"; told: as it is shown."""
+    """One reason why a condition is stale. kind: "value", "settings", "text", "base" or "source". what: changed. before: the
+    hash or the repr it had."""
     kind: str
-    told: str
+    what: str
+    before: str = ""
 
     def __str__(self) -> str:
-        return self.told
+        return f"{self.what} changed"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Stamp:
         return cls({label: repr(value) for label, value in experiment.conditions.items()},
                    {label: definitions(experiment.measure, value, sources) for label, value in experiment.conditions.items()},
                    json.loads(json.dumps(experiment.settings)),
-                   {"base": corpus.base().sha256, "domain": corpus.domain().sha256} if world else None,
+                   text_hashes() if world else None,
                    hash_of_weights(load_pretrained()) if world else None)
 
     def as_record(self, measured: dict[str, str]) -> dict:
@@ -77,19 +79,32 @@ def changes(record: dict, stamp: Stamp) -> dict[str, list[Change]]:
     for_all = []
     if record["settings"] != stamp.settings:
         names = [k for k in {**record["settings"], **stamp.settings} if record["settings"].get(k) != stamp.settings.get(k)]
-        for_all.append(Change("settings", f"settings changed ({', '.join(names)})"))
+        for_all.append(Change("settings", f"settings ({', '.join(names)})"))
     if stamp.text is not None:
-        for_all += [Change("text", f"the text {name!r} changed") for name in stamp.text
+        for_all += [Change("text", f"the text {name!r}") for name in stamp.text
                     if record["text"][name] != stamp.text[name]]
-        if record["base"] != stamp.base: for_all.append(Change("base", "the base's weights changed"))
+        if record["base"] != stamp.base: for_all.append(Change("base", "the base's weights"))
     for label, why in found.items():
         why += for_all
-        before = record.get("conditions", {}).get(label, {}).get("value")
-        if before != stamp.values[label]: why.append(Change("value", f"it was {before}, and is {stamp.values[label]}"))
-        then, now = unpack(record.get("sources", []), label), stamp.sources[label]
-        if not then: why.append(Change("source", "it is not known which code measured it"))
-        else: why += [Change("source", f"{name} changed") for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        before, value = record["conditions"][label]["value"], stamp.values[label]
+        if before != value: why.append(Change("value", f"its value ({before} → {value})", before))
+        then, now = unpack(record["sources"], label), stamp.sources[label]
+        if not then: why.append(Change("source", "the code (none was recorded)"))
+        else: why += [Change("source", definition, then.get(definition, "")) for definition in sorted({*then, *now})
+                      if then.get(definition) != now.get(definition)]
     return {label: why for label, why in found.items() if why}
+
+
+def briefly(why: list, shown: int = 3, between: str = ", ") -> str:
+    """The first few items of a list, and how many more there are."""
+    return between.join(map(str, why[:shown])) + (f"{between}and {len(why) - shown} more" if len(why) > shown else "")
+
+
+def summary(stale: dict[str, list[Change]]) -> str:
+    """What `changes` found, on one line: labels with the same reasons share them."""
+    labels: dict[str, list[str]] = {}
+    for label, why in stale.items(): labels.setdefault(briefly(why), []).append(label)
+    return briefly([f"{briefly(same)}: {why}" for why, same in labels.items()], between="; ")
 
 
 def pack(sources: dict[str, dict[str, str]]) -> list[dict]:
@@ -109,6 +124,11 @@ def unpack(groups: list[dict], label: str) -> dict[str, str]:
     """What `pack` stored of one condition: definition → hash."""
     return {f"{file} {name}": digest for group in groups if label in group["conditions"]
             for file, names in group["definitions"].items() for name, digest in (item.split(" ") for item in names.split(", "))}
+
+
+def text_hashes() -> dict[str, str]:
+    """The hashes of the two corpora that this installation carries."""
+    return {"base": corpus.base().sha256, "domain": corpus.domain().sha256}
 
 
 def hash_of_weights(model) -> str:
