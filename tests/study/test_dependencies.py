@@ -147,6 +147,11 @@ def test_a_registry_is_a_dead_end():
     assert not [d for d in found if d.startswith(("interop", "study/pictures", "study/plot", "markup", "progress", "course"))]
 
 
+def test_a_function_without_a_file_is_refused():
+    function = type("F", (), {"__module__": "__notebook__.cell", "__qualname__": "measure"})
+    with pytest.raises(ValueError, match="has no source file"): definitions(function, None)
+
+
 def test_where_a_value_starts():
     value = {"a": (tp.LoRA(), [tp.GPTConfig(8, 8, 8, 1, 1)]), "f": definitions, "n": None}
     assert {f.__name__ for f in starts(value)} >= {"LoRA", "GPTConfig", "definitions", "NoneType"}

@@ -1,14 +1,13 @@
-"""Two questions about stored results: what holds (`status`), and does a change of the code leave the numbers alone (`accept`)?
+"""Two questions about stored results: what holds (`status`), and did a change of the code leave the numbers alone (`accept`)?
 
 A refactoring makes everything stale that runs through it, although no number should move. `accept` measures a few runs again,
-so that every changed definition is used at least once, and compares them with the stored ones. Two numbers agree if
+so that every changed definition is used at least once, and compares them with the stored runs. Two numbers agree if they
+differ by at most 1e-4 of the largest stored number of that metric (1 % for traced bytes; clocks are not compared). If matrix
+products round differently here than where the results were measured (`rounding` in the file), it is enough that they differ
+by less than half the width of the stored 95 % interval.
 
-    |new − stored| ≤ 1e-4 · max |stored|     over a metric's list; 1 % for traced bytes; clocks are not compared
-    |new − stored| ≤ half the width of       the stored 95 % interval; only if products round otherwise on this machine than
-                                             where the results were measured (`rounding` in the file), and with several seeds
-
-If all agree, the file gets the hashes of the code as it is now and a note, "accepted", that says what changed, what was
-measured again, and how it agreed. Otherwise the file stays as it is.
+If all agree, the file gets the hashes of the code as it is now and a note, "accepted": what changed, what was measured again,
+and how it agreed. Otherwise the file stays as it is, and the error names the number that moved.
 """
 from __future__ import annotations
 
@@ -32,9 +31,9 @@ TOLERANCES = {"seconds": np.inf, "seconds_per_step": np.inf, "peak_bytes": 0.01,
 
 
 def status(experiment: Experiment, folder: str | Path) -> dict[str, list[str]]:
-    """The state of an experiment's stored results: {"fresh": labels, "stale": "label: why" lines, "missing": labels}.
+    """The state of an experiment's stored results: "fresh" and "missing" labels, and "stale" lines, "label: why".
 
-    A condition is missing if one of its seeds is.
+    A condition is missing as long as one of its seeds is.
     """
     path = Path(folder) / f"{experiment.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
@@ -72,10 +71,10 @@ def accept_all(experiments: Iterable[Experiment], folder: str | Path, jobs: int 
 
 def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, progress: bool | None = None,
            say: Callable[[str], object] = print) -> Results:
-    """Stamp stored results with the code as it is now, if what is measured again agrees with them; see the top of the file.
+    """Stamp stored results with the code as it is now, if runs that are measured again agree with them (see above).
 
     jobs: processes (default: one per core). say: called with one line about what was measured and how it agreed.
-    Raises ValueError if anything but the code has changed, if runs are missing, or if a number moved; it says which.
+    Raises ValueError if settings, text or base have changed, if runs are missing, or if a number moved; it says which.
     """
     path, name = Path(folder) / f"{experiment.name}.json", experiment.name
     record, stamp = Results.read(folder, name), Stamp.now(experiment)

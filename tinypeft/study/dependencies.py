@@ -2,20 +2,20 @@
 
     definitions(measure, LoRA(rank=8))     # {"peft/lora.py LoRALinear": "1f0c…", "train.py train": "9a37…", …}
 
-The walk works on syntax trees, so nothing is run. A *definition* is a function, a class or an assignment at the top level of
-a module. The walk starts at the function that measures and at the classes of the values it is given, and follows every
-name that is read: through imports (also those inside functions), through the re-exports of `__init__` files, and through
-module aliases such as `F.linear`. Four rules keep the answer close to the truth:
+The walk works on syntax trees; it runs nothing. A *definition* is a function, a class or an assignment at the top level of a
+module. The walk starts at the function that measures and at the classes in the value that it is given. From there it follows
+every name: through imports (also those inside functions), through the re-exports of `__init__` files, and through module
+aliases such as `F.linear`. Four rules keep it from following too much:
 
-1. A method counts only if its class is reached and some reached code uses an attribute of that name (`x.merge`,
-   `hasattr(x, "merge")`). Special methods, such as `__init__`, always count. So `PeftModel.save`, and with it every file
-   format, is no part of a measurement that saves nothing.
-2. A registry (METHODS, SCHEMES) is a dead end: the value that is measured says which class it needs.
-3. Modules that only show things (SHOWING) are dead ends, too.
-4. Docstrings, comments, annotations, messages of exceptions and `__repr__` cannot change a number, and do not count.
+1. A method counts if its class is reached and some reached code uses an attribute of that name (`x.merge`,
+   `hasattr(x, "merge")`). Special methods, such as `__init__`, always count. A measurement that saves nothing therefore does
+   not depend on `PeftModel.save`, nor on the file formats behind it.
+2. The walk does not enter a registry (METHODS, SCHEMES): the value says which class is needed.
+3. It does not enter modules that only show things or only check hyperparameters (SILENT).
+4. Docstrings, comments, annotations, messages of exceptions and `__repr__` cannot change a number. They do not count.
 
 The hash of a definition covers the parts of it that count. It does not depend on the version of Python. The walk cannot
-see a name that is computed at run time, as in `getattr(x, name)`; it then relies on other code that uses the name.
+see a name that is computed at run time, as in `getattr(x, name)`, so it relies on other code that uses the same name.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Sources", "definitions", "starts"]
 
 PACKAGE = __name__.split(".")[0]
 REGISTRIES = {(f"{PACKAGE}.peft", "METHODS"), (f"{PACKAGE}.quant", "SCHEMES")}
-SHOWING = {f"{PACKAGE}.{name}" for name in ("markup", "progress", "study.plot", "study.experiment")}
+SILENT = {f"{PACKAGE}.{name}" for name in ("hints", "hyper", "markup", "progress", "study.plot", "study.experiment")}
 NOT_COUNTED = {"__repr__", "__str__", "_repr_html_"}
 
 
@@ -100,7 +100,9 @@ class Sources:
             if definition in found: continue
             module, name = definition
             found[definition] = []
-            for method, part in self._module(module).definitions.get(name, ()):
+            if (there := self._module(module)) is None:
+                raise ValueError(f"{name} of {module} has no source file; put what an experiment measures into a module")
+            for method, part in there.definitions.get(name, ()):
                 if method in NOT_COUNTED: continue
                 counts = method is None or method in used or method.startswith("__") and method.endswith("__")
                 if not counts:
@@ -134,7 +136,7 @@ class Sources:
         for node in ast.walk(part):
             if isinstance(node, (ast.Name, ast.Attribute)):
                 at = stands_for(node)
-                if at and at[1] and at not in REGISTRIES and at[0] not in SHOWING: names.append(at)
+                if at and at[1] and at not in REGISTRIES and at[0] not in SILENT: names.append(at)
                 if not at and isinstance(node, ast.Attribute): attributes.add(node.attr)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
                 attributes |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
