@@ -98,7 +98,8 @@ class Checked:
     error: ClassVar[type[ValueError]] = ValueError
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        own = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        fields = {f.name: f for f in own if f.init}
         for name in kwargs.keys() - fields.keys():
             raise TypeError(f"{cls.__name__} has no field {name!r}; {_hint(name, fields)}")
         return super().__new__(cls)
