@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,7 @@ def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, 
     if not stale:
         say(f"{name}: nothing is stale")
         return Results(record)
-    seed, chosen = experiment.seeds[0], to_measure(stale)
+    seed, chosen = experiment.seeds[0], to_measure(stale, experiment.quick.get("conditions", ()))
     tasks = [(experiment.measure, c, experiment.conditions[c], seed, experiment.settings) for c in chosen]
     same, by_interval = record.get("rounding") == rounding(), []
     with Progress(len(tasks), f"accept {name}", progress) as bar, workers(min(jobs or os.cpu_count(), len(tasks))) as each:
@@ -107,10 +107,10 @@ def accept(experiment: Experiment, folder: str | Path, jobs: int | None = None, 
     return Results(record | {"runs": runs})
 
 
-def to_measure(stale: dict[str, list[Change]]) -> list[str]:
-    """A few of the stale conditions that together use everything that changed."""
+def to_measure(stale: dict[str, list[Change]], cheap: Collection[str] = ()) -> list[str]:
+    """A few of the stale conditions that together use everything that changed; of two that would do, a cheap one."""
     chosen, left = [], {change for why in stale.values() for change in why}
-    for label in sorted(stale, key=lambda label: -len(stale[label])):
+    for label in sorted(stale, key=lambda label: (-len(stale[label]), label not in cheap)):
         if not left.isdisjoint(stale[label]):
             chosen.append(label)
             left -= set(stale[label])
