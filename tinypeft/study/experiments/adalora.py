@@ -25,7 +25,7 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
 ADALORA = Experiment(
     "adalora", "AdaLoRA and LoRA on all six matrices of a block with the same number of singular values in the end, 2 or 8 "
     "per matrix on average, each at the best of three learning rates (experiment `rates`).",
-    {"loss": "nats/token, domain test", "trained": "parameters", "seconds": "seconds in training steps",
+    {"loss": "nats/token, domain test", "trained": "trained parameters", "seconds": "seconds in training steps",
      "ranks": "final rank of every matrix, layer by layer: query, key, value, output, up, down",
      "budget": "singular values in all, after every step (AdaLoRA)"},
     measure, {label: replace(TRIED[label], lr=lr) for label, lr in

@@ -20,8 +20,8 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
 ADAPTERS = Experiment(
     "adapters", "Adapters of bottleneck m after (sequential, without layer norms) or beside (parallel, scale 4) both "
     "sublayers of every block, equally many parameters, each kind at the best of three learning rates (experiment `rates`).",
-    {"loss": "nats/token, domain test", "trained": "parameters", "share": "trained parameters over the base's",
-     "accuracy": "share of classify's test set, for m = 16, which is 3.7 % of the parameters",
+    {"loss": "nats/token, domain test", "trained": "trained parameters", "share": "trained parameters over the base's",
+     "accuracy": "share of classify's test set that is classified correctly, for m = 16, which is 3.7 % of the parameters",
      "seconds": "seconds in training steps"},
     measure,
     {**{f"sequential {m}": Arm(BottleneckAdapter(bottleneck=m, norms=False), lr=0.015) for m in (16, 64)},

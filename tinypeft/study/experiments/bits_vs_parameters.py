@@ -43,7 +43,7 @@ def nbytes(model: GPT) -> dict:
 BITS_VS_PARAMETERS = Experiment(
     "bits_vs_parameters", "Three bases of 66 thousand to 1.2 million parameters, trained on the same text, at 16, 8, 4, 3 and "
     "2 bits (GPTQ, groups of 32), on held-out text of that kind; a seed draws the calibration and the test windows.",
-    {"loss": "nats/token", "parameters": "of the base", "bytes": "bytes of all, embeddings in 16 bits",
+    {"loss": "nats/token", "parameters": "parameters of the base", "bytes": "bytes of all, embeddings in 16 bits",
      "matrices": "bytes of the blocks' matrices", "bits": "bits per weight of these"},
     measure, {f"{size}, {bits} bits": Model(size, bits) for size in SIZES for bits in (16, 8, 4, 3, 2)},
     {"group_size": 32, "calibration": 32, "test": 64},

@@ -34,6 +34,6 @@ DOUBLE_QUANTIZATION = Experiment(
     {"bits": "bits per weight of the matrix", "bits_of_the_base": "bits per weight of the base",
      "rmse": "relative RMSE of the matrix, one per σ", "scale_error": "mean relative error of the scales, one per σ",
      "worst_scale": "largest relative error of a scale, one per σ", "excess": "nats/token over float32, of the base",
-     "error": "relative, of the logits' norm, of the base"},
+     "error": "relative error of the logits, of the base"},
     measure, {"one": NF4(), "double": NF4(double_quant=True)},
     {"side": 1024, "sigmas": [0, 0.25, 0.5, 1, 1.5, 2], "test": 64}, {"side": 256, "test": 16, "seeds": (0, 1)})

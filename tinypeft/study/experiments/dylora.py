@@ -41,7 +41,7 @@ DYLORA = Experiment(
     "LoRA or three times as long, and LoRA of rank 16 cut after training; one LoRA for each rank is experiment `rank`.",
     {"loss": "nats/token, domain test, one per rank; LoRA cut to its first b rows and columns, scale α/16",
      "loss_rescaled": "the same with scale α/b", "loss_svd": "the same, cut to the b largest singular values",
-     "steps": "of training", "seconds": "seconds in training steps"},
+     "steps": "training steps", "seconds": "seconds in training steps"},
     measure, {"DyLoRA": AtRanks(DyLoRA(rank=16)), "DyLoRA × 3": AtRanks(DyLoRA(rank=16), times=3),
               "LoRA r=16, cut": AtRanks(LoRA(rank=16), cut=True)},
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0, 1), "conditions": ("DyLoRA", "LoRA r=16, cut")})

@@ -41,7 +41,7 @@ FORMATS_4_BIT = Experiment(
     {"normal": "relative RMSE on normal numbers, one per block size of 16, 32, 64, 128",
      "weights": "relative RMSE on the base's weights, one per block size",
      "tails": "relative RMSE on Student's t, blocks of 64, one per 3, 4, 5, 8, 16 degrees of freedom",
-     "excess": "nats/token over float32, blocks of 64", "error": "relative, of the logits' norm, blocks of 64"},
+     "excess": "nats/token over float32, blocks of 64", "error": "relative error of the logits, blocks of 64"},
     measure, {"NF4": NF4(), "FP4 E2M1": FloatFormat("E2M1", "block"), "FP4 bitsandbytes": FloatFormat("FP4", "block"),
               "FP4 E3M0": FloatFormat("E3M0", "block"), "int4 symmetric": Uniform(4, True, "group", 64),
               "int4 asymmetric": Uniform(4, False, "group", 64)},

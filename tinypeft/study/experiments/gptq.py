@@ -30,7 +30,7 @@ def measure(scheme: Scheme, seed: int, settings: dict) -> dict:
 GPTQ_OR_NEAREST = Experiment(
     "gptq", "GPTQ and round to nearest on the same asymmetric grids, 4, 3 and 2 bits; a seed draws the calibration and the "
     "test windows.",
-    {"excess": "nats/token over float32", "error": "relative, of the logits' norm",
+    {"excess": "nats/token over float32", "error": "relative error of the logits",
      "weight_error": "relative Frobenius norm, of a layer's weight, mean over layers",
      "output_error": "relative Frobenius norm, of a layer's output on test windows, mean over layers"},
     measure, {f"{name}, {grid}": scheme for grid in GRIDS for name, scheme in variants(grid).items()},

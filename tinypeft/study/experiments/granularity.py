@@ -17,6 +17,6 @@ GRANULARITY = Experiment(
     "granularity", "Round to nearest with zero points and float16 scales, by what shares a scale; a seed draws the test "
     "windows.",
     {"bits": "bits per weight, scales and zero points included", "weight_error": "relative Frobenius norm",
-     "excess": "nats/token over float32", "error": "relative, of the logits' norm"},
+     "excess": "nats/token over float32", "error": "relative error of the logits"},
     measure, {f"{bits} bits, {name}": Uniform(bits, False, *shared, scale_dtype="float16")
               for bits in (4, 3) for name, shared in SHARED.items()}, {"test": 64}, {"test": 16, "seeds": (0,)})

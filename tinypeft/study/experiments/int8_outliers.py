@@ -46,7 +46,7 @@ SETTINGS = {"channels": 3, "calibration": 16, "test": 64}
 INT8_OUTLIERS = Experiment(
     "int8_outliers", "Weights and inputs rounded to 8 bits, for every factor by which 3 planted channels exceed their size; a "
     "seed draws the channels, the calibration and the test windows.",
-    {"excess": "nats/token over float32, one per factor", "error": "relative, of the logits' norm, one per factor"},
+    {"excess": "nats/token over float32, one per factor", "error": "relative error of the logits, one per factor"},
     measure, {"absmax": W8A8("tensor", "tensor"), "zero-point": ZeroPoint(), "row-wise": W8A8("tensor", "token"),
               "vector-wise": W8A8("channel", "token"), "LLM.int8()": LLMInt8()},
     SETTINGS | {"factors": [1, 4, 8, 16, 32, 64, 128]}, {"factors": [1, 64], "calibration": 4, "test": 16})
@@ -67,7 +67,7 @@ def measure_threshold(outliers: bool, seed: int, settings: dict) -> dict:
 INT8_THRESHOLD = Experiment(
     "int8_threshold", "LLM.int8() over its threshold, on the base as it is and with 3 planted channels of 64 times their size; "
     "a seed draws the channels, the calibration and the test windows.",
-    {"excess": "nats/token over float32, one per threshold", "error": "relative, of the logits' norm, one per threshold",
+    {"excess": "nats/token over float32, one per threshold", "error": "relative error of the logits, one per threshold",
      "columns": "share of the columns that stay in float16, one per threshold"},
     measure_threshold, {"as it is": False, "planted": True},
     SETTINGS | {"factor": 64, "thresholds": [1, 2, 3, 4.5, 6, 9, 12, 24, 48, 96, 192, 1000]},

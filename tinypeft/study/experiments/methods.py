@@ -34,13 +34,14 @@ def curve(history) -> list[float]:
 
 EVERY_METHOD = Experiment(
     "methods", "Every method at its own learning rate, on domain and on classify; also what it forgets and what it costs.",
-    {"loss": "nats/token, domain test", "curve": "nats/token, domain training loss per step", "trained": "parameters",
-     "stored": "parameters", "share": "trained parameters over all",
+    {"loss": "nats/token, domain test", "curve": "nats/token, domain training loss per step", "trained": "trained parameters",
+     "stored": "stored parameters", "share": "trained parameters over all",
      "peak_bytes": "bytes that a training step allocates beyond the model",
      "seconds_per_step": "seconds of a clock, on a machine busy with other work: not to be compared",
      "base_loss": "nats/token on test text of the base's own kind, after training on domain",
      "forgetting": "nats/token, base_loss minus the same before training",
-     "accuracy": "share of classify's test set", "classify_curve": "nats, classify training loss per step"},
+     "accuracy": "share of classify's test set that is classified correctly",
+     "classify_curve": "nats, classify training loss per step"},
     measure, COMPARED, {"steps": 150, "batch_size": 4, "classify_steps": 200},
     {"steps": 10, "classify_steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "lora")})
 

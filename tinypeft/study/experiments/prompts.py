@@ -25,7 +25,7 @@ PROMPTS = Experiment(
     "prompts", "Full fine-tuning, prompt tuning and P-tuning v2 (both P = 20) of three bases that were trained on the same "
     "text (`study/bases.py`), full and prompt at the best of three learning rates (experiment `rates`).",
     {"before": "nats/token, domain test, before training", "loss": "nats/token, domain test, after training",
-     "gain": "nats/token, the difference", "parameters": "of the base", "trained": "parameters",
+     "gain": "nats/token, the difference", "parameters": "parameters of the base", "trained": "trained parameters",
      "seconds": "seconds in training steps"},
     measure, {f"{name} {base}": Arm(method, RATES.get(f"{name} {base}"), base)
               for base in SIZES for name, method in COMPARED.items()},
@@ -65,7 +65,7 @@ def measure_length(method: Method, seed: int, settings: dict) -> dict:
 PREFIX_LENGTH = Experiment(
     "prefix_length", "Prompt tuning (embedding only) and prefix tuning (direct: keys and values in every layer) at length P, "
     "each at its own learning rate.",
-    {"loss": "nats/token, domain test", "stored": "parameters", "seconds": "seconds in training steps"},
+    {"loss": "nats/token, domain test", "stored": "stored parameters", "seconds": "seconds in training steps"},
     measure_length, {f"{kind} {P}": method for P in (1, 10, 40) for kind, method in
                      (("prompt", PromptTuning(length=P)), ("prefix", PrefixTuning(length=P, reparameterize=False)))},
     {"steps": 80, "batch_size": 4}, {"steps": 4, "seeds": (0, 1), "conditions": ("prompt 1", "prefix 10")})

@@ -48,7 +48,7 @@ def measure(arm: Trained, seed: int, settings: dict) -> dict:
 QAT = Experiment(
     "qat", "The base rounded to 3 and 2 bits per output channel: at once, by GPTQ, or with 80 steps of 4 × 128 tokens of its "
     "own text; a seed draws the calibration, the batches, what LLM-QAT writes, and the test windows.",
-    {"excess": "nats/token over the float32 base as shipped", "error": "relative, of the logits' norm"},
+    {"excess": "nats/token over the float32 base as shipped", "error": "relative error of the logits"},
     measure, {"float32, trained as long": Trained(None, 1e-4),
               **{f"{name}, {bits} bits": arm for bits in (3, 2) for name, arm in arms(bits).items()}},
     {"steps": 80, "rows": 64, "calibration": 64, "test": 64},

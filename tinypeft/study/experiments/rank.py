@@ -11,7 +11,7 @@ def measure(method: LoRA, seed: int, settings: dict) -> dict:
 
 RANK = Experiment(
     "rank", "LoRA on query and value at rank r, scale α/r (α = 16) or, with /sqrt, α/√r (α = 16/√8, equal at r = 8).",
-    {"loss": "nats/token, domain test", "trained": "parameters", "seconds": "seconds in training steps"},
+    {"loss": "nats/token, domain test", "trained": "trained parameters", "seconds": "seconds in training steps"},
     measure, {**{str(r): LoRA(rank=r) for r in (1, 2, 4, 8, 16, 32, 64)},
               **{f"{r}/sqrt": LoRA(rank=r, alpha=16 * 8 ** -0.5, rank_stabilized=True) for r in (1, 64)}},
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0, 1), "conditions": ("1", "8")})

@@ -25,6 +25,6 @@ SCHEMES_OVER_SEEDS = Experiment(
     "schemes", "Every scheme of the main job on held-out text of the base's kind; those with a star are trained for 40 steps "
     "of 4 × 128 tokens; a seed draws the calibration, the batches and the test windows.",
     {"bits": "bits per weight, all that is stored", "weight_error": "relative Frobenius norm", "loss": "nats/token",
-     "excess": "nats/token over float32", "error": "relative, of the logits' norm"},
+     "excess": "nats/token over float32", "error": "relative error of the logits"},
     measure, SHOWN, {"calibration": 32, "test": 64, "steps": 40, "rows": 32, "lr": 3e-4},
     {"calibration": 8, "test": 16, "steps": 2, "rows": 4, "conditions": ("NF4", "PEQA 3 bit *"), "seeds": (0,)})

@@ -29,9 +29,9 @@ SMOOTHQUANT = Experiment(
     "smoothquant", "W8A8 after SmoothQuant for every α from 0 to 1, inputs with one scale per token, per call (tensor) or for "
     "all calls (static), 3 planted channels of 64 times their size; the same without smoothing, with (planted) and without "
     "(as_it_is) these channels. A seed draws the channels, the calibration and the test windows.",
-    {"excess": "nats/token over float32, one per α", "error": "relative, of the logits' norm, one per α",
+    {"excess": "nats/token over float32, one per α", "error": "relative error of the logits, one per α",
      **{f"excess_{name}": "nats/token over float32, without smoothing" for name in ("as_it_is", "planted")},
-     **{f"error_{name}": "relative, of the logits' norm, without smoothing" for name in ("as_it_is", "planted")}},
+     **{f"error_{name}": "relative error of the logits, without smoothing" for name in ("as_it_is", "planted")}},
     measure, {name: name for name in ("token", "tensor", "static")},
     {"channels": 3, "factor": 64, "alphas": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], "calibration": 16, "test": 64},
     {"alphas": [0, 0.5, 1], "calibration": 4, "test": 16})

@@ -60,7 +60,7 @@ VIRTUAL_TOKENS = Experiment(
     {"loss": "nats/token, domain test", "share": "share of all attention that goes to the prefix, by layer",
      "share_before": "the same before training, with real words' keys and values",
      "map": "with seed 0: attention of the first tokens of a test window in one layer, mean over heads",
-     "tokens": "with seed 0: these tokens", "cosine": "of each prompt vector with the nearest token's embedding",
+     "tokens": "with seed 0: these tokens", "cosine": "cosine of each prompt vector with the nearest token's embedding",
      "words": "that token, one per vector", "started": "the token that each vector started as",
      "moved": "‖P − P₀‖/‖P₀‖, one per vector"},
     measure, {"prefix": PrefixTuning(length=10), "prompt": PromptTuning(length=20)},
