@@ -89,7 +89,7 @@ def changes(record: dict, stamp: Stamp) -> dict[str, list[Change]]:
         before, value = record["conditions"][label]["value"], stamp.values[label]
         if before != value: why.append(Change("value", f"its value ({before} → {value})", before))
         then, now = unpack(record["sources"], label), stamp.sources[label]
-        if not then: why.append(Change("source", "the code (none was recorded)"))
+        if not then: why.append(Change("source", "the code (none was recorded)", label))
         else: why += [Change("source", definition, then.get(definition, "")) for definition in sorted({*then, *now})
                       if then.get(definition) != now.get(definition)]
     return {label: why for label, why in found.items() if why}
