@@ -21,8 +21,12 @@ def add_commands(command: Callable) -> None:
 
     p = command("figures", run_figures, "draw the pictures from their stored numbers; --rerun measures",
                 takes=("json", "quick"))
-    p.add_argument("names", nargs="*", metavar="NAME", help="pictures, or with --rerun experiments (default: all)")
+    p.add_argument("names", nargs="*", metavar="NAME",
+                   help="pictures; with --rerun, --status or --accept experiments (default: all)")
     p.add_argument("--rerun", action="store_true", help="measure results that are missing or stale; hours for all, it resumes")
+    p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
+    p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs again "
+                   "and keep the stored results if they agree")
     p.add_argument("--jobs", type=int, metavar="N", help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
 
@@ -52,18 +56,23 @@ def run_compare(args: Namespace) -> None:
           "tinypeft/quant.")
 
 
-def run_figures(args: Namespace) -> None:
+def run_figures(args: Namespace) -> int | None:
     folder = args.out or (LATEST if args.quick else Path("figures"))
-    if args.rerun or args.quick:
+    if args.rerun or args.quick or args.status or args.accept:
+        from . import acceptance
         from .experiment import run
         from .experiments import EXPERIMENTS
-        for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment"):
-            results = run(EXPERIMENTS[name], folder / "results", args.quick, args.jobs)
-            print(json.dumps(results.record) if args.json else f"{folder / 'results' / name}.json")
-        return
+        chosen = [EXPERIMENTS[name] for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
+        if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
+        if args.accept: return acceptance.accept_all(chosen, folder / "results", args.jobs)
+        for experiment in chosen:
+            results = run(experiment, folder / "results", args.quick, args.jobs)
+            print(json.dumps(results.record) if args.json else f"{folder / 'results' / experiment.name}.json")
+        return None
     from .gallery import figures
     from .pictures import PICTURES
     figures(folder, known(args.names, PICTURES, "picture") or None)
+    return None
 
 
 def run_memory(args: Namespace) -> None:

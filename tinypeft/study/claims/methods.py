@@ -5,6 +5,7 @@ of the frozen base minus the loss after training.
 """
 import numpy as np
 
+from ..experiments import EXPERIMENTS
 from .rule import (
     NOT_AT_THIS_SIZE,
     REPRODUCED,
@@ -44,7 +45,8 @@ def placement(load: Load) -> Finding:
 def flat_rank(load: Load) -> Finding:
     results = load("rank")
     share = share_of_gain(results.values("1", "loss"), results.values("64", "loss"), load("methods").mean("frozen", "loss"))
-    by_rank = ", ".join(f"r = {c} {pm(results.values(c, 'loss'))}" for c in results.conditions if "/" not in c)
+    plain = [c for c in results.conditions if not EXPERIMENTS["rank"].conditions[c].rank_stabilized]
+    by_rank = ", ".join(f"r = {c} {pm(results.values(c, 'loss'))}" for c in plain)
     return Finding(f"{by_rank} nats/token; r = 1 reaches {percent(share)} of the gain of r = 64", *as_good([share]))
 
 

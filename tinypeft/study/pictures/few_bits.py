@@ -5,6 +5,7 @@ from .. import plot
 from ..about import about, name_of
 from ..compare import COMPARED_SCHEMES
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["bits_vs_parameters", "loftq", "qat", "qlora", "schemes"]
 
@@ -139,27 +140,28 @@ def schemes(results: Path) -> plot.Drawing:
 
 def bits_vs_parameters(results: Path) -> plot.Drawing:
     r = Results.load(results, "bits_vs_parameters")
-    sizes = list(dict.fromkeys(c.split(", ")[0] for c in r.conditions))
-    bits = list(dict.fromkeys(c.split(", ")[1] for c in r.conditions))
+    models = {c: EXPERIMENTS["bits_vs_parameters"].conditions[c] for c in r.conditions}
+    sizes, bits = (list(dict.fromkeys(getattr(m, name) for m in models.values())) for name in ("size", "bits"))
+    label = {(m.size, m.bits): c for c, m in models.items()}
     looks = dict(zip(sizes, (("orange", "^"), ("sky", "s"), ("blue", "o")), strict=True))
     fig, (left, right) = plot.figure(1, 2, height=3.8, sharey=True)
     for ax, metric in ((left, "matrices"), (right, "bytes")):
         for size, look in looks.items():
-            conditions = [f"{size}, {b}" for b in bits]
+            conditions = [label[size, b] for b in bits]
             y = plot.band(ax, [r.mean(c, metric) / 1024 for c in conditions], r, conditions, "loss", look, ms=6)
             if ax is left:
                 for b, c, value in zip(bits, conditions, y, strict=True):
                     if size == sizes[-1]:
-                        ax.annotate(b.split()[0], (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
+                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
                                     ha="center", va="top", color="#606060")
         ax.set(xscale="log")
         plot.count_axis(ax.xaxis)
     left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
     right.set(xlabel="KiB in all, embeddings in 16 bits")
     left.margins(y=0.12)
-    parameters = {s: r.mean(f"{s}, {bits[0]}", "parameters") for s in sizes}
+    parameters = {s: r.mean(label[s, bits[0]], "parameters") for s in sizes}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    few, many = f"{sizes[-1]}, 2 bits", f"{sizes[-2]}, 16 bits"
+    few, many = label[sizes[-1], 2], label[sizes[-2], 16]
     at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
     better = r.mean(few, "loss") < r.mean(many, "loss")
     return plot.Drawing(
@@ -167,8 +169,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
         f"{parameters[sizes[-1]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 "
         f"bits reach {at(many)}.",
-        f"Three bases trained on the same text, their matrices at {', '.join(b.split()[0] for b in bits)} bits (GPTQ, groups "
+        f"Three bases trained on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
         f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
         "Loss over memory, one line for each size. " + " ".join(
-            f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} {r.mean(s + ', ' + b, 'loss'):.3f}" for b in bits) + "."
+            f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} bits {r.mean(label[s, b], 'loss'):.3f}" for b in bits) + "."
             for s in sizes))

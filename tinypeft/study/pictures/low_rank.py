@@ -6,6 +6,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["adalora", "dylora", "placement", "planted", "rank", "subspace"]
 
@@ -14,8 +15,8 @@ MATRICES = "query", "key", "value", "output", "up", "down"
 
 def rank(results: Path) -> plot.Drawing:
     r, others = Results.load(results, "rank"), Results.load(results, "methods")
-    ranks = [int(c) for c in r.conditions if "/" not in c]
-    stabilized = [int(c.split("/")[0]) for c in r.conditions if "/" in c]
+    methods = [EXPERIMENTS["rank"].conditions[c] for c in r.conditions]
+    ranks, stabilized = ([m.rank for m in methods if m.rank_stabilized == by_root] for by_root in (False, True))
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.8)
     mean = plot.band(ax, ranks, r, list(map(str, ranks)), "loss", ("blue", "o"))

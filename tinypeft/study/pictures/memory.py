@@ -4,6 +4,7 @@ from pathlib import Path
 from .. import plot
 from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 from ..memory import MIXED, SHAPES, estimate
 
 __all__ = ["memory"]
@@ -29,8 +30,8 @@ def memory(results: Path) -> plot.Drawing:
     runs = [n for n in SHORT if f"{n}, base" in r.conditions]
     ours = {n: {part: r.mean(f"{n}, base", part)[i] for part in (*PARTS, "forward", "backward", "peak")} for n in runs}
     traced = {n: r.mean(f"{n}, base", "traced")[i] for n in runs}
-    of_7b = lambda n: estimate(SHAPES["llama-7b"], n.split(",")[0], BATCH, TOKENS, MIXED,
-                               **({"targets": "all"} if "all" in n else {}))
+    steps = {n: EXPERIMENTS["memory"].conditions[f"{n}, base"] for n in runs}
+    of_7b = lambda n: estimate(SHAPES["llama-7b"], steps[n].name, BATCH, TOKENS, MIXED, **steps[n].options)
     large = {n: of_7b(n) for n in ("full", "lora", "lora, all", "qlora, all")}
     fig, axes = plot.figure(2, 1, height=5.2, height_ratios=(len(ours), len(large) + 0.4))
     for ax, rows, unit, layers in ((axes[0], ours, 2**20, SHAPES["base"].layers),

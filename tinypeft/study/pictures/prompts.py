@@ -6,6 +6,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..experiment import Results, half_width
+from ..experiments import EXPERIMENTS
 
 __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
@@ -13,7 +14,7 @@ __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", 
 def prefix_attention(results: Path) -> plot.Drawing:
     from matplotlib.colors import LogNorm
     r = Results.load(results, "virtual_tokens")
-    P, layer = (r.record["settings"][k] for k in ("prefix", "layer"))
+    P, layer = EXPERIMENTS["virtual_tokens"].conditions["prefix"].length, r.record["settings"]["layer"]
     first = r.record["runs"]["prefix"]["0"]
     A = np.array(first["map"])                           # (T, P + T)
     T = len(A)
@@ -77,7 +78,7 @@ def soft_prompts(results: Path) -> plot.Drawing:
 
 def prompt_sizes(results: Path) -> plot.Drawing:
     r = Results.load(results, "prompts")
-    sizes = list(dict.fromkeys(c.split()[1] for c in r.conditions))
+    sizes = list(dict.fromkeys(EXPERIMENTS["prompts"].conditions[c].base for c in r.conditions))
     looks = {"full": (*about("full").look, "full fine-tuning"),
              **{name: (*about(name).look, about(name).short) for name in ("ptuning_v2", "prompt")}}
     fig, (left, right) = plot.figure(1, 2, height=3.5)
@@ -141,7 +142,7 @@ def prefix_rates(results: Path) -> plot.Drawing:
 
 def prefix_length(results: Path) -> plot.Drawing:
     r = Results.load(results, "prefix_length")
-    lengths = [int(c.split()[1]) for c in r.conditions if c.startswith("prompt")]
+    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].length for c in r.conditions})
     fig, ax = plot.figure(height=3.4)
     looks, mean = {kind: about(kind).look for kind in ("prompt", "prefix")}, {}
     for kind, look in looks.items():

@@ -6,6 +6,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["adapters", "curves", "forgetting", "pareto"]
 
@@ -106,7 +107,7 @@ def curves(results: Path) -> plot.Drawing:
 
 def adapters(results: Path) -> plot.Drawing:
     r, others = Results.load(results, "adapters"), Results.load(results, "methods")
-    widths = [int(c.split()[1]) for c in r.conditions if c.startswith("parallel")]
+    widths = sorted({EXPERIMENTS["adapters"].conditions[c].method.bottleneck for c in r.conditions})
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.6)
     looks, ends, mean = {"sequential": about("adapter").look, "parallel": about("parallel_adapter").look}, [], {}

@@ -6,6 +6,7 @@ import numpy as np
 from .. import plot
 from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["awq", "awq_search", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
 
@@ -14,9 +15,10 @@ def granularity(results: Path) -> plot.Drawing:
     r = Results.load(results, "granularity")
     fig, (left, right) = plot.figure(1, 2, height=3.8)
     looks = {8: ("blue", "o"), 4: ("vermillion", "s"), 3: ("orange", "^")}
-    looks = {b: look for b, look in looks.items() if any(c.startswith(f"{b} bits") for c in r.conditions)}
+    bits_of = {c: EXPERIMENTS["granularity"].conditions[c].bits for c in r.conditions}
+    looks = {b: look for b, look in looks.items() if b in bits_of.values()}
     for bits, look in looks.items():
-        conditions = [c for c in r.conditions if c.startswith(f"{bits} bits")]
+        conditions = [c for c in r.conditions if bits_of[c] == bits]
         x = np.array([r.mean(c, "bits") for c in conditions])
         for ax, metric in ((left, "weight_error"), (right, "excess")):
             y = plot.band(ax, x, r, conditions, metric, look, 100 if ax is left else 1)
@@ -106,8 +108,8 @@ def double_quantization(results: Path) -> plot.Drawing:
 
 
 NEAREST, COLUMN_BY_COLUMN = about("uniform").look, about("gptq").look
-GPTQ = {"round to nearest, channel": NEAREST, "GPTQ, channel": COLUMN_BY_COLUMN,
-        "round to nearest, groups of 32": ("sky", "s", "--"), "GPTQ, groups of 32": ("vermillion", "v", "--")}
+GPTQ = {("round to nearest", "channel"): NEAREST, ("GPTQ", "channel"): COLUMN_BY_COLUMN,
+        ("round to nearest", "group 32"): ("sky", "s", "--"), ("GPTQ", "group 32"): ("vermillion", "v", "--")}
 
 
 def gptq(results: Path) -> plot.Drawing:
@@ -116,15 +118,14 @@ def gptq(results: Path) -> plot.Drawing:
     panels = (("weight_error", "error of the weights (%)", 100), ("output_error", "error of the outputs (%)", 100),
               ("excess", "loss added (nats/token)", 1))
     bits = 4, 3, 2
-    name = lambda variant, b, grid="channel": f"{variant}, {b} bits, {grid.replace('groups of', 'group')}"
+    name = lambda variant, b, grid="channel": f"{variant}, {b} bits, {grid}"
     for ax, (metric, label, scale) in zip(axes, panels, strict=True):
-        for line, look in GPTQ.items():
-            variant, grid = line.split(", ")
+        for (variant, grid), look in GPTQ.items():
             plot.band(ax, bits, r, [name(variant, b, grid) for b in bits], metric, look, scale)
         ax.set(yscale="log", ylabel=label, xlabel="bits", xlim=(4.2, 1.8))
         ax.set_xticks(bits)
         plot.plain_log(ax.yaxis)
-    plot.key(fig, GPTQ, 2)
+    plot.key(fig, {f"{variant}, {grid.replace('group', 'groups of')}": look for (variant, grid), look in GPTQ.items()}, 2)
     at = lambda v, b, m: f"{100 * r.mean(name(v, b), m):.0f} %"
     both = lambda b, m: f"{at('round to nearest', b, m)} to {at('GPTQ', b, m)}"
     added = lambda v: f"{r.mean(name(v, 3, 'group 32'), 'excess'):.3f}"
