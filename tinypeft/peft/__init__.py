@@ -1,7 +1,7 @@
 """Every parameter-efficient fine-tuning method, one file each; `METHODS` maps names to their classes."""
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
-from .dylora import DyLoRA, search_rank
+from .dylora import DyLoRA
 from .full import FullFineTuning, LinearProbe
 from .lora import LoRA
 from .mixed import mixed_batch
@@ -11,6 +11,7 @@ from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
+from .rank_search import search_rank
 
 METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter, "parallel_adapter": ParallelAdapter,
            "prefix": PrefixTuning, "prompt": PromptTuning, "ptuning": PTuning, "ptuning_v2": PTuningV2,

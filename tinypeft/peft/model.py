@@ -35,6 +35,7 @@ class Method(Hyperparameters):
     A subclass overrides those of the following that concern it. State that training changes lives in
     modules, as Parameters (trained) or ndarrays (saved, not trained), never in the method.
     """
+    error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3        # a sensible one for AdamW; `train` uses it unless told otherwise
 
     def wrap(self, model, rng):
