@@ -1,30 +1,39 @@
 """The fused operations of a transformer, each with its backward beside it.
 
-Each could be composed from the primitives of `tensor.py` (the tests do so and compare); written out
-as one operation it is the field's own vocabulary, saves memory, and is several times faster.
-Notation: `dx` is ∂L/∂x, the gradient of the loss with respect to `x`; weights are (d_out, d_in).
+`plain.py` has the same operations composed from primitives: read them there first. Here each is one
+operation with a backward written by hand. That saves memory and is several times faster.
+Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
+
+GELU, cross-entropy and attention run over slices that fit in a core's cache: the temporaries of plain
+expressions then cost no traffic to memory.
 """
 import math
 
 import numpy as np
 
+from .hints import Array, Seed
 from .tensor import Tensor
 
-__all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-           "log_softmax", "softmax"]
+__all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
+           "linear", "log_softmax", "softmax"]
 
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
-def _blocks(n, width, budget=1 << 18):
-    """Slices of n rows, `budget` numbers each: what is worked on at a time then stays in a core's cache."""
+def _slices(n, width, budget=1 << 16):
+    """Cut n rows of `width` numbers into slices of about `budget` numbers."""
     step = max(1, budget // max(1, width))
     return [slice(i, i + step) for i in range(0, n, step)]
 
 
+def _rows(a):
+    """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
+    return a.reshape(-1, a.shape[-1])
+
+
 def _ids(ids, n, what):
-    """`ids` as an integer array, every one of them in [0, n)."""
+    """`ids` as an integer array, each in [0, n)."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{what} must be integers, got an array of {ids.dtype}")
@@ -34,32 +43,25 @@ def _ids(ids, n, what):
     return ids
 
 
-def linear(x, W, b=None):
+def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b.    dx = dy W,   dW = dyᵀ x,   db = Σ dy.
 
     x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
     """
-    if x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1] or b is not None and b.shape != W.shape[:1]:
+    if (x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1]
+            or b is not None and b.shape != W.shape[:1]):
         raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
                          "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
-    X, Wd = x.data.reshape(-1, x.shape[-1]), W.data      # one large two-dimensional product beats many small ones
-    Y = X @ Wd.T
+    X, M, shape = _rows(x.data), W.data, x.shape
+    Y = X @ M.T
     if b is not None: Y += b.data
-    parents = (x, W) if b is None else (x, W, b)
-    n, shape = len(parents), x.shape
-    need = [t is not None and t.requires_grad for t in (x, W, b)]
-    if not need[1]: X = None                             # only dW needs it: a frozen W frees the input
-
-    def vjp(dy):
-        dY = dy.reshape(-1, dy.shape[-1])                # (B·T, d_out)
-        dx = (dY @ Wd).reshape(shape) if need[0] else None
-        dW = dY.T @ X                 if need[1] else None
-        db = dY.sum(0)                if need[2] else None
-        return (dx, dW, db)[:n]
-    return Tensor.fused(Y.reshape(*shape[:-1], len(Wd)), parents, vjp)
+    return Tensor.op(Y.reshape(*shape[:-1], len(M)),
+                     (x, lambda dy: (_rows(dy) @ M).reshape(shape)),
+                     (W, lambda dy: _rows(dy).T @ X),        # dropped, and X with it, where W is frozen
+                     (b, lambda dy: _rows(dy).sum(0)))
 
 
-def layer_norm(x, gamma, beta, eps=1e-5):
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """y = γ x̂ + β,   x̂ = (x − mean) / √(var + ε), over the last axis.
 
     dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),   dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
@@ -67,72 +69,78 @@ def layer_norm(x, gamma, beta, eps=1e-5):
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    d = x.shape[-1]
-    xhat = x.data - x.data.mean(-1, keepdims=True)
-    r = 1 / np.sqrt(np.einsum("...i,...i->...", xhat, xhat)[..., None] / d + eps)    # 1/σ  (…, 1)
+    mean = lambda a: a.mean(-1, keepdims=True)
+    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
+    xhat, g = x.data - mean(x.data), gamma.data
+    r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
     xhat *= r
-    g = gamma.data
     y = xhat * g
     y += beta.data
-    need = [t.requires_grad for t in (x, gamma, beta)]
 
-    def vjp(dy):
-        dx = dgamma = dbeta = None
-        flat = lambda a: a.reshape(-1, d)
-        if need[2]: dbeta = flat(dy).sum(0)
-        if need[1]: dgamma = np.einsum("ij,ij->j", flat(dy), flat(xhat))
-        if need[0]:
-            dx = dy * g                                  # dx̂, then dx in place
-            m = np.einsum("...i,...i->...", dx, xhat)[..., None] / d
-            dx -= dx.mean(-1, keepdims=True)
-            dx -= np.multiply(xhat, m, out=xhat)
-            dx *= r
-        return dx, dgamma, dbeta
-    return Tensor.fused(y, (x, gamma, beta), vjp)
+    def dx(dy):
+        dx = dy * g                                          # dx̂, then dx in place
+        m = mean_product(dx, xhat)
+        dx -= mean(dx)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
+                     (beta, lambda dy: _rows(dy).sum(0)), (x, dx))
 
 
-def gelu(x, approximate="tanh"):
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """y = x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 
-    `approximate="tanh"`, GPT-2's: Φ(x) ≈ (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³);
-    `approximate="none"`: Φ(x) = (1 + erf(x/√2))/2.
-    The forward pass leaves the derivative y′ instead of x: one array kept, and dx = dy y′.
+    approximate="tanh", as GPT-2: Φ(x) ≈ (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³);
+    approximate="none": Φ(x) = (1 + erf(x/√2))/2.
+    The forward pass keeps the slope y′ = Φ + x Φ′ in place of x, and dx = dy y′.
     """
-    if approximate not in ("tanh", "none"):
+    if approximate not in PHI:
         raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
-    y = np.empty_like(x.data, order="C")
+    phi_of, x_dphi_of = PHI[approximate]
+    y = np.empty(x.shape, x.dtype)
     slope = np.empty_like(y) if x.requires_grad else None
     X, Y = np.ascontiguousarray(x.data).reshape(-1), y.reshape(-1)
-    c, a = math.sqrt(2 / math.pi), 0.044715
-    for s in _blocks(X.size, 1):
-        z = X[s]
-        if approximate == "tanh":
-            z2 = z * z
-            phi = z2 * (c * a); phi += c; phi *= z       # u
-            np.tanh(phi, out=phi); phi += 1; phi *= 0.5  # Φ = (1 + tanh u)/2
-            np.multiply(z, phi, out=Y[s])
-            if slope is not None:                        # y′ = Φ + x Φ′,   Φ′ = 2 Φ (1 − Φ) u′
-                z2 *= 6 * c * a; z2 += 2 * c; z2 *= Y[s] # x Φ · 2u′
-                z2 -= z2 * phi; z2 += phi
-                slope.reshape(-1)[s] = z2
-        else:
-            from scipy.special import erf
-            phi = erf(z * math.sqrt(0.5)); phi += 1; phi *= 0.5
-            np.multiply(z, phi, out=Y[s])
-            if slope is not None:                        # Φ′(x) = e^(−x²/2)/√(2π)
-                slope.reshape(-1)[s] = phi + z * np.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+    for s in _slices(X.size, 1):
+        phi = phi_of(X[s])
+        Y[s] = X[s] * phi
+        if slope is not None: slope.reshape(-1)[s] = x_dphi_of(X[s], phi) + phi
     return Tensor.op(y, (x, lambda dy: np.multiply(slope, dy, out=slope)))
 
 
+def _phi_tanh(x):
+    return (np.tanh((x * x * (C * A) + C) * x) + 1) * 0.5
+
+
+def _x_dphi_tanh(x, phi):
+    """x Φ′ = x Φ · 2 u′ · (1 − Φ),   u = C (x + A x³)."""
+    t = (x * x * (6 * C * A) + 2 * C) * (x * phi)
+    return t - t * phi
+
+
+def _phi_erf(x):
+    from scipy.special import erf
+    return (erf(x * math.sqrt(0.5)) + 1) * 0.5
+
+
+def _x_dphi_erf(x, phi):
+    """x Φ′ = x e^(−x²/2) / √(2π)."""
+    return x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+C, A = math.sqrt(2 / math.pi), 0.044715
+PHI = {"tanh": (_phi_tanh, _x_dphi_tanh), "none": (_phi_erf, _x_dphi_erf)}
+
+
 def _softmax(x, axis):
-    """softmax of an array, computed in place."""
-    x -= x.max(axis, keepdims=True, initial=-math.inf)   # an empty axis has a softmax, too: nothing
+    """The softmax of an array, computed in place. An empty axis has the empty softmax."""
+    x -= x.max(axis, keepdims=True, initial=-math.inf)
     np.exp(x, out=x)
     x /= x.sum(axis, keepdims=True)
     return x
 
 
-def softmax(x, axis=-1):
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """p = eˣ / Σ eˣ.    dx = p (dp − Σ p dp)."""
     p = _softmax(x.data.copy(), axis)
 
@@ -143,25 +151,27 @@ def softmax(x, axis=-1):
     return Tensor.op(p, (x, dx))
 
 
-def log_softmax(x, axis=-1):
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """y = x − log Σ eˣ.    dx = dy − eʸ Σ dy."""
     y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
     y -= np.log(np.exp(y).sum(axis, keepdims=True))
     return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
 
 
-def attention(q, k, v, causal=True, dropout=0.0, rng=None):
-    """Scaled dot-product attention: O = P V,   P = softmax(Q Kᵀ / √d_head).
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: float = 0.0,
+              rng: Seed | None = None) -> Tensor:
+    """Scaled dot-product attention: O = P V,   P = softmax(Q Kᵀ / √d).
 
     dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = dS K/√d,   dK = dSᵀ Q/√d.
 
-    q (…, T, d_head), k and v (…, S, d_head) → (…, T, d_head). With `causal`, query i sees the keys
-    up to i + S − T: the first S − T keys (a prefix, or a cache of past tokens) are seen by all.
-    `dropout` drops entries of P and divides the others by 1 − dropout; it needs an `rng`.
-    Queries go in blocks of 64 rows. A block's scores against the keys after its last query, which the mask would
-    hide, are never computed; several heads are done at a time, as many as stay in cache.
+    q (…, T, d), k and v (…, S, d) → (…, T, d), d being a head's width. With `causal`, query i sees
+    the keys up to i + S − T: all see the first S − T keys (a prefix, or a cache of past tokens).
+    `dropout` sets entries of P to 0 with this probability and divides the others by 1 − dropout; it
+    needs an `rng`. Scores that the mask would hide are never computed: a block of 64 queries meets
+    only the keys up to its last row. Heads go in groups that fit in cache.
     """
-    if min(q.ndim, k.ndim) < 2 or q.shape[:-2] != k.shape[:-2] or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
+    if (min(q.ndim, k.ndim) < 2 or q.shape[:-2] != k.shape[:-2] or k.shape != v.shape
+            or q.shape[-1] != k.shape[-1]):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; "
                          "expected (…, T, d_head), (…, S, d_head), (…, S, d_head)")
     (T, d), S = q.shape[-2:], k.shape[-2]
@@ -169,54 +179,56 @@ def attention(q, k, v, causal=True, dropout=0.0, rng=None):
         raise ValueError(f"attention: {T} queries but only {S} keys; a causal query needs its own key")
     if dropout: rng = _generator(rng, dropout)
     scale = 1 / math.sqrt(d)
-    Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))             # (B·H, T or S, d_head)
-    need, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
+    Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))         # (B·H, T or S, d)
+    trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
+    transposed = lambda a: a.swapaxes(1, 2)
+    groups = lambda t, seen: _slices(len(Q), (t.stop - t.start) * seen, 1 << 18)
     hidden = np.triu(np.full((64, 64), -np.inf, Q.dtype), 1)
-    O, kept = np.empty(Q.shape, Q.dtype), []
-    for a in range(0, T, 64):
-        b = min(a + 64, T)
-        seen = S - T + b if causal else S                                        # keys that queries a … b see
-        P = np.empty((len(Q), b - a, seen), Q.dtype)
+    O, blocks = np.empty(Q.shape, Q.dtype), []
+    for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
+        n, seen = t.stop - t.start, S - T + t.stop if causal else S           # queries, keys they see
+        P = np.empty((len(Q), n, seen), Q.dtype)
         drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
-        for h in _blocks(len(Q), (b - a) * seen):
-            p = np.matmul(Q[h, a:b] * scale, K[h, :seen].swapaxes(1, 2), out=P[h])
-            if causal: p[..., seen - (b - a):] += hidden[:b - a, :b - a]
+        for h in groups(t, seen):
+            p = np.matmul(Q[h, t] * scale, transposed(K[h, :seen]), out=P[h])
+            if causal: p[..., seen - n:] += hidden[:n, :n]
             _softmax(p, -1)
-            np.matmul(p if drop is None else p * drop[h], V[h, :seen], out=O[h, a:b])
-        if any(need): kept.append((a, b, seen, P, drop))
+            np.matmul(p if drop is None else p * drop[h], V[h, :seen], out=O[h, t])
+        if any(trained): blocks.append((t, seen, P, drop))
 
     def vjp(do):
         dO = do.reshape(O.shape)
-        dQ, dK, dV = (np.zeros_like(A) if n else None for A, n in zip((Q, K, V), need, strict=True))
-        for a, b, seen, P, drop in kept:
-            for h in _blocks(len(Q), (b - a) * seen):
-                p, do = P[h], dO[h, a:b]
-                if dV is not None:
-                    dV[h, :seen] += (p if drop is None else p * drop[h]).swapaxes(1, 2) @ do
-                if dQ is None and dK is None: continue
-                dS = do @ V[h, :seen].swapaxes(1, 2)                             # dP, then dS in place
+        dQ, dK, dV = (np.zeros_like(A) for A in (Q, K, V))
+        for t, seen, P, drop in blocks:
+            for h in groups(t, seen):
+                p, do = P[h], dO[h, t]
+                if trained[2]: dV[h, :seen] += transposed(p if drop is None else p * drop[h]) @ do
+                if not (trained[0] or trained[1]): continue
+                dS = do @ transposed(V[h, :seen])                             # dP, then dS in place
                 if drop is not None: dS *= drop[h]
                 dS -= np.einsum("hij,hij->hi", p, dS)[..., None]
                 dS *= p
                 dS *= scale
-                if dQ is not None: np.matmul(dS, K[h, :seen], out=dQ[h, a:b])
-                if dK is not None: dK[h, :seen] += dS.swapaxes(1, 2) @ Q[h, a:b]
-        return [g if g is None else g.reshape(s) for g, s in zip((dQ, dK, dV), shapes, strict=True)]
+                if trained[0]: np.matmul(dS, K[h, :seen], out=dQ[h, t])
+                if trained[1]: dK[h, :seen] += transposed(dS) @ Q[h, t]
+        return [g.reshape(s) for g, s in zip((dQ, dK, dV), shapes, strict=True)]
     return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
 
 
-def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
+def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
+                  label_smoothing: float = 0.0) -> Tensor:
     """Mean of −log softmax(logits)[target], in nats; a single number.
 
     dlogits = (softmax(logits) − onehot(target)) / n.
 
-    logits (…, V), targets (…) integers in [0, V); positions whose target is `ignore_index` do not
-    count. `label_smoothing` ε aims at (1 − ε) onehot + ε/V instead, as PyTorch does.
-    Raises ValueError when no position counts.
+    logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does not
+    count; ValueError when none counts. With `label_smoothing` ε the aim is (1 − ε) onehot + ε/V in
+    place of onehot, as in PyTorch.
     """
     targets = np.asarray(targets)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {logits.shape}, targets {targets.shape}; expected (…, V) and (…)")
+        raise ValueError(f"cross_entropy: logits {logits.shape}, targets {targets.shape}; "
+                         "expected (…, V) and (…)")
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets must be integers, got an array of {targets.dtype}")
     if not 0 <= label_smoothing < 1:
@@ -225,7 +237,7 @@ def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
     counted = t != ignore_index
     n = int(counted.sum())
     if n == 0:
-        raise ValueError("cross_entropy: no target counts (empty batch, or all of them are ignore_index)")
+        raise ValueError("cross_entropy: no target counts; the batch is empty or every target is ignore_index")
     V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
     _ids(t[counted], V, "cross_entropy: targets")
     t = np.where(counted, t, 0)
@@ -233,7 +245,7 @@ def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
     Z = logits.data.reshape(-1, V)
     P = np.empty_like(Z) if logits.requires_grad else None
     total = 0.0
-    for s in _blocks(len(Z), V):
+    for s in _slices(len(Z), V, 1 << 18):
         z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if P is None else P[s])
         rows = np.arange(len(z))
         aim = (1 - eps) * z[rows, t[s]] + eps * z.mean(-1) if eps else z[rows, t[s]]
@@ -244,7 +256,7 @@ def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
 
     def dlogits(dy):
         w = np.where(counted, dy / n, 0).astype(P.dtype)
-        for s in _blocks(len(P), V):
+        for s in _slices(len(P), V, 1 << 18):
             p = P[s]
             if eps: p -= eps / V
             p[np.arange(len(p)), t[s]] -= 1 - eps
@@ -253,11 +265,11 @@ def cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.0):
     return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
 
 
-def embedding(ids, E):
+def embedding(ids: Array, E: Tensor) -> Tensor:
     """Rows of a table: y = E[ids].    dE[i] = Σ dy over the places where ids = i.
 
-    ids integers (…) in [0, n), E (n, d) → (…, d). The gradient sorts the places by id and sums
-    each run: the same sum as numpy.add.at, an order of magnitude faster.
+    ids integers (…) in [0, n), E (n, d) → (…, d). The gradient sorts the places by id and sums each
+    run. That is the sum of numpy.add.at, an order of magnitude faster.
     """
     ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
 
@@ -277,7 +289,7 @@ def _generator(rng, p):
     if not 0 <= p < 1:
         raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
     if rng is None:
-        raise ValueError("dropout draws: it needs an rng, a seed or a numpy.random.Generator")
+        raise ValueError("dropout draws random numbers: give rng, a seed or a numpy.random.Generator")
     return np.random.default_rng(rng)
 
 
@@ -288,8 +300,8 @@ def _keep_mask(shape, p, rng, dtype):
     return keep
 
 
-def dropout(x, p, rng=None):
-    """Each number becomes 0 with probability p, and is divided by 1 − p otherwise.    dx = mask dy."""
+def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
+    """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
     if p == 0: return x
     mask = _keep_mask(x.shape, p, _generator(rng, p), x.dtype)
     return Tensor.op(x.data * mask, (x, lambda dy: np.multiply(mask, dy, out=mask)))

@@ -76,7 +76,7 @@ def show(array, shape):
 def operation(node):
     """What the operation is called: by the function that recorded it."""
     fs = [c.cell_contents for c in node.vjp.__closure__ or () if isinstance(c.cell_contents, list)]
-    f = fs[0][0] if node.vjp.__qualname__.startswith("Tensor.op.") else node.vjp
+    f = next(filter(None, fs[0])) if node.vjp.__qualname__.startswith("Tensor.op.") else node.vjp
     name = f.__qualname__.split(".<locals>")[0].rsplit(".", 1)[-1].strip("_")
     return SYMBOLS.get(name, name)
 

@@ -1,10 +1,10 @@
 """Names for the types that signatures repeat."""
-from typing import TypeAlias
+from typing import TypeAlias, Union
 
 import numpy as np
 
 __all__ = ["Array", "Seed", "Targets"]
 
 Array: TypeAlias = np.ndarray
-Seed: TypeAlias = int | np.random.Generator          # what `rng=` takes: numpy.random.default_rng(rng)
+Seed: TypeAlias = Union[int, "np.random.Generator"]  # noqa: UP007  a string: numpy.random loads late
 Targets: TypeAlias = tuple[str, ...] | str           # names of layers, or "all"

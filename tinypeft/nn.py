@@ -105,8 +105,7 @@ class Module:
                 raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, expected {own[name].shape}")
         for name, p in self.named_parameters():
             if name in state:
-                p.data = np.array(state[name], dtype=p.dtype)
-                p.version += 1
+                p.assign(np.array(state[name], dtype=p.dtype))
         for path, module in self.named_modules():
             for name, value in list(vars(module).items()):
                 full = f"{path}.{name}" if path else name
@@ -131,7 +130,8 @@ class Module:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"to: expected float32 or float64, got {np.dtype(dtype)}; tinypeft.quantize gives fewer bits")
         for p in self.parameters():
-            p.data, p.grad, p.version = p.data.astype(dtype), None, p.version + 1
+            p.assign(p.data.astype(dtype))
+            p.grad = None
         return self
 
     # What keeps a method going during training hangs on these three; `train` calls them for every model.
