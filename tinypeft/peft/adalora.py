@@ -1,13 +1,13 @@
 """AdaLoRA: Adaptive Budget Allocation (Zhang et al., arXiv 2303.10512).
 
 LoRA gives every matrix the same rank. AdaLoRA writes the change as a singular value decomposition,
-starts with more singular values than it may keep, and prunes the least important ones over all
-matrices together while it trains. Equations (3), (4) and (9) to (13):
+starts with more singular values than it may keep, and prunes the least important ones of all matrices
+together while it trains:
 
-    W = W₀ + ΔW = W₀ + P Λ Q                                                              (3)
-    R(P, Q) = ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F,      loss + γ Σ R over the matrices           (4)
+    W = W₀ + ΔW = W₀ + P Λ Q                                                            (3)
+    R(P, Q) = ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F,      loss + γ Σ R over the matrices         (4)
 
-    I(w) = |w ∂L/∂w|                   sensitivity: how much the loss moves without w   (9–13)
+    I(w) = |w ∂L/∂w|                   sensitivity: how much the loss moves without w  (9–13)
     Ī ← β₁ Ī + (1 − β₁) I              its moving average
     U ← β₂ U + (1 − β₂) |I − Ī|        its uncertainty
     s = Ī U                            the score of a number
@@ -24,35 +24,34 @@ matrices together while it trains. Equations (3), (4) and (9) to (13):
     γ           gamma                     weight of R
 
 Pruning only sets λ to zero. P, Q and the optimizer's moments are kept, so the next step moves a
-pruned λ again, and it survives the next allocation if its score has risen. From step T − t_f on, the
-choice is final and is applied after every step. Trained parameters: Σ r (d_in + d_out + 1) over the
-targets, r = init_rank.
+pruned λ again, and it survives the next allocation if its score has risen. From step T − t_f on the
+choice is final and applied after every step. Trained parameters: Σ r (d_in + d_out + 1), r = init_rank.
 
 Where implementations differ ("both codes": the authors' and PEFT's):
 
-* Budget. As printed, equation (14) has (t − tᵢ − t_f) in its numerator, which jumps at tᵢ and does
-  not end at b(T). Both codes, and this file, use b(T) + (b(0) − b(T)) u³ with u falling from 1 to 0.
-* Penalty. Both codes average ‖·‖_F over all P and Q instead of summing ‖·‖²_F:
-  `orthogonality="norm"`. The authors' γ = 0.1 belongs to the average. Used on the sum, γ = 0.1 pins
-  P and Q so firmly that they barely learn (measured on planted ranks); the default is 0.01.
-* Sensitivity. Algorithm 1 multiplies a gradient by the weights it was computed at. Both codes call
-  the allocator after the optimizer and use the weights of the next step: `importance="after"`. A λ
-  that was just set to zero has no sensitivity there, so this decides how soon triplets come back.
-* Scale. The paper has none. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning;
-  here s = α/init_rank, or 1 with `alpha=None`, the default.
-* Ties. Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept.
-* Start. P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
-* PEFT 0.21 by oversight trains the init_rank in its scale, and omits the penalty unless the model
-  has a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
+* Equation (14), the budget, has (t − tᵢ − t_f) in its numerator as printed. It jumps at tᵢ and misses
+  b(T). Both codes and this file use b(T) + (b(0) − b(T)) u³, with u falling from 1 to 0.
+* Both codes average ‖·‖_F over all P and Q, `orthogonality="norm"`, instead of summing ‖·‖²_F. The
+  authors' γ = 0.1 belongs to the average. Used on the sum, γ = 0.1 pins P and Q so firmly that they
+  barely learn (measured on planted ranks), so the default is 0.01.
+* Algorithm 1 multiplies a gradient by the weights it was computed at. Both codes use the weights after
+  the optimizer's step, `importance="after"`. A λ just set to zero has no sensitivity at zero, so this
+  decides how soon triplets come back.
+* The paper has no scale. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning; here
+  s = α/init_rank, or 1 with `alpha=None`, the default.
+* Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept.
+* P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
+* PEFT 0.21 by oversight trains the init_rank in its scale, and omits the penalty unless the model has
+  a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
 """
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT
-from ..hints import Array, Targets
+from ..hints import Array, Rng, Targets
 from ..hyper import Limit, declared, layer_names, one_of, real, whole
 from ..nn import Module, Parameter
 from ..targets import match_targets
@@ -63,28 +62,23 @@ from .model import Method, MethodError, PeftModel
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 
 
-def duration(default: float, also: str) -> Any:
-    """A field: a number of steps, or a share of all steps if below 1."""
-    (number,) = (real(0.0, least=0).metadata["limit"],)
-    holds = lambda t: number.holds(t) and (t < 1 or t == int(t))
-    words = "a number of steps, or a share in [0, 1) of all steps"
-    return declared(default, Limit(holds, words, (*number.bad, 1.5)), also=(also,))
+SOME = real(0.0, least=0).metadata["limit"]
+STEPS = Limit(lambda t: SOME.holds(t) and (t < 1 or t == int(t)),
+              "a number of steps, or a share in [0, 1) of all steps", (*SOME.bad, 1.5))
 
 
 @dataclass(frozen=True)
 class AdaLoRA(Method):
     """Train changes P Λ Q of the layers named in `targets`, and prune their singular values.
 
-    init_rank, target_rank: singular values per matrix at the start and, on average, at the end.
-    t_init, t_final: steps, or shares of all steps if below 1, before and after the budget falls.
+    init_rank, target_rank: singular values per matrix, at the start and (on average) at the end.
+    t_init, t_final: steps before and after the budget falls, or shares of all steps if below 1.
     delta_t: steps between allocations (the authors take 100 for 10⁴ steps and more, 10 for 300).
-    gamma: weight of the penalty. orthogonality: its form, "squared" (paper) or "norm" (codes).
-    importance: uses the weights "before" (paper) or "after" (codes) the optimizer's step.
     """
     init_rank: int = whole(12, least=1, also=("init_r", "r"))
     target_rank: int = whole(8, least=1, also=("target_r",))
-    t_init: float = duration(0.1, "tinit")
-    t_final: float = duration(0.4, "tfinal")
+    t_init: float = declared(0.1, STEPS, also=("tinit",))
+    t_final: float = declared(0.4, STEPS, also=("tfinal",))
     delta_t: int = whole(10, least=1, also=("deltaT",))
     beta1: float = real(0.85, least=0, below=1)
     beta2: float = real(0.85, least=0, below=1)
@@ -99,10 +93,10 @@ class AdaLoRA(Method):
 
     def check(self) -> None:
         if self.target_rank > self.init_rank:
-            raise MethodError(f"AdaLoRA: the budget can only fall, but target_rank {self.target_rank} "
-                              f"exceeds init_rank {self.init_rank}")
+            raise MethodError("AdaLoRA: the budget can only fall, but target_rank "
+                              f"{self.target_rank} exceeds init_rank {self.init_rank}")
 
-    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         dtype = model.token_embedding.weight.dtype
         return {path: AdaLoRALinear(layer, self, rng, dtype)
                 for path, layer in match_targets(model, self.targets)}
@@ -111,9 +105,8 @@ class AdaLoRA(Method):
         """tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
         ti, tf = (int(t * total) if t < 1 else int(t) for t in (self.t_init, self.t_final))
         if ti + tf >= total:
-            raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at the "
-                              "end leave none in which the budget falls; train longer, or make "
-                              "t_init and t_final smaller")
+            raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at the end "
+                              "leave none in which the budget falls; train longer, or lower t_init")
         return ti, total - tf
 
     def budget(self, t: int, total: int, n: int) -> int:
@@ -153,14 +146,12 @@ class AdaLoRALinear(LowRankLinear):
     """h = W₀ x + s P Λ Q x."""
     only_to_train = ("sensitivity", "uncertainty", "kept")
 
-    def __init__(self, base: Module, method: AdaLoRA, rng: np.random.Generator, dtype=np.float32):
+    def __init__(self, base: Module, method: AdaLoRA, rng: Rng, dtype=np.float32):
         r, d_in, d_out = method.init_rank, base.d_in, base.d_out
         super().__init__(base, r, method.dropout, rng)
         self.scale = 1.0 if method.alpha is None else method.alpha / r
-        gaussian = lambda *shape: (0.02 * rng.standard_normal(shape)).astype(np.float32)
-        self.P = Parameter(gaussian(d_out, r))
-        self.Lam = Parameter(np.zeros(r, np.float32))
-        self.Q = Parameter(gaussian(r, d_in))
+        draw = lambda *shape: Parameter((0.02 * rng.standard_normal(shape)).astype(np.float32))
+        self.P, self.Lam, self.Q = draw(d_out, r), Parameter(np.zeros(r, np.float32)), draw(r, d_in)
         self.sensitivity, self.uncertainty = np.zeros((2, r, 1 + d_out + d_in), dtype)
         self.kept = np.ones(r, bool)                              # by the last allocation
         self.before = None                                        # (P, Λ, Q) before this step
@@ -203,7 +194,7 @@ class AdaLoRALinear(LowRankLinear):
     def keep(self, mask: Array) -> None:
         """Set λ to zero outside the boolean `mask` (r,)."""
         self.kept = mask
-        self.Lam.assign(np.where(mask, self.Lam.data, self.Lam.dtype.type(0)))
+        self.Lam.assign(np.where(mask, self.Lam.data, 0))
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {len(self.Lam)})"

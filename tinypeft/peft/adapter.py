@@ -33,7 +33,7 @@ import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT
-from ..hints import Array
+from ..hints import Array, Rng
 from ..hyper import flag, one_of, real, whole
 from ..nn import Module, Parameter
 from ..tensor import Tensor
@@ -61,7 +61,7 @@ class BottleneckAdapter(Method):
     learning_rate: ClassVar[float] = 5e-3
     shown: ClassVar[tuple[str, ...]] = ("bottleneck",)
 
-    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)
         places = ("attention.output", "mlp.down") if self.placement == "houlsby" else ("mlp.down",)
         paths = [f"blocks.{i}.{place}" for i in range(model.config.n_layers) for place in places]
@@ -74,7 +74,7 @@ class BottleneckAdapter(Method):
 class Adapter(Module):
     """h + W_u f(W_d h + b_d) + b_u, for the output h of the layer `base`."""
 
-    def __init__(self, base: Module, method: BottleneckAdapter, rng: np.random.Generator):
+    def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
         d, m = base.d_out, method.bottleneck
         draw = lambda *shape: Parameter(truncated_normal(shape, method.init_std, rng))
         self.base, self.f = base, ACTIVATIONS[method.activation]
@@ -103,7 +103,7 @@ def check_narrower(method: Method, model: GPT) -> None:
                           f"is {d} wide")
 
 
-def truncated_normal(shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Array:
+def truncated_normal(shape: tuple[int, ...], std: float, rng: Rng) -> Array:
     """Numbers from N(0, std²); those beyond two standard deviations are drawn again."""
     z = rng.standard_normal(shape)
     while (far := np.abs(z) > 2).any():

@@ -1,9 +1,8 @@
 """DyLoRA: Dynamic Search-Free Low-Rank Adaptation (Valipour et al., arXiv 2210.07558).
 
 LoRA is trained for one rank; cut to a smaller one it collapses. DyLoRA trains all ranks at once: in
-every step it draws a rank b and trains only the first b rows of A and columns of B. The most
-important directions then come first, and the trained model works at any b. One training replaces a
-search over ranks. Section 3:
+every step it draws a rank b and trains only the first b rows of A and columns of B. The important
+directions then come first, and the model works at any b. Section 3:
 
     h = W₀ x + α/b B↓b A↓b x,      b ~ p_B, one draw per step for all layers
 
@@ -14,11 +13,11 @@ search over ranks. Section 3:
     p_B                distribution     uniform, or geometric: p_B(b) ∝ (1 − p)ᵇ
     α                  alpha
 
-With the rank mask m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x), and rows behind
-the mask have gradient zero. Weight decay and the moments that an optimizer keeps would move them all
-the same; therefore the mask is also the parameters' `update_mask`. `frozen=True` goes further: of the
-b rows only the last is trained (with `block_size` n: the last n), and the earlier rows are held
-constant, so that small ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
+With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Rows of A outside the mask have
+gradient zero, but weight decay and the optimizer's moments would move them all the same. Therefore
+the mask is also the parameters' `update_mask`. `frozen=True` goes further: of the b rows only the last
+is trained (with `block_size` n: the last n), and the earlier rows are held constant, so that small
+ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
 is α/b. Others keep α/R at every b: `rescale=False`. The authors count ranks from 0, this file from
@@ -32,7 +31,7 @@ import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT
-from ..hints import Array, Targets
+from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, one_of, real, whole
 from ..nn import Module, kaiming_uniform
 from ..targets import match_targets
@@ -47,8 +46,8 @@ __all__ = ["DyLoRA", "DyLoRALinear"]
 class DyLoRA(Method):
     """Train every rank from rank_min to rank R, in steps of block_size, of a LoRA.
 
-    distribution: of the rank of a step, "uniform" or "geometric", which prefers small ranks more the
-    larger p is. frozen: train only the last block of the b rows. rescale: α/b, else α/R at every b.
+    distribution: how b is drawn; "geometric" prefers small ranks, the more the larger p is. frozen:
+    train only the last block of the b rows. rescale: multiply by α/b, else by α/R at every b.
     """
     rank: int = whole(8, least=1, also=("r", "r_max"))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))
@@ -65,16 +64,15 @@ class DyLoRA(Method):
 
     def check(self) -> None:
         if self.rank % self.block_size:
-            raise MethodError(f"DyLoRA: rank {self.rank} does not divide into blocks of "
-                              f"{self.block_size}")
+            raise MethodError(f"DyLoRA: rank {self.rank} is no multiple of block_size {self.block_size}")
         if self.rank_min > self.rank:
             raise MethodError(f"DyLoRA: rank_min {self.rank_min} exceeds rank {self.rank}")
 
     @property
     def ranks(self) -> list[int]:
         """The ranks b that are trained."""
-        blocks = range(self.block_size, self.rank + 1, self.block_size)
-        return [b for b in blocks if b >= self.rank_min]
+        n = self.block_size
+        return [b for b in range(n, self.rank + 1, n) if b >= self.rank_min]
 
     def probabilities(self) -> Array:
         """p_B over `ranks`; the sum is 1."""
@@ -82,9 +80,8 @@ class DyLoRA(Method):
         p = base ** np.arange(len(self.ranks))
         return p / p.sum()
 
-    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
-        layers = match_targets(model, self.targets)
-        return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+        return {p: DyLoRALinear(layer, self, rng) for p, layer in match_targets(model, self.targets)}
 
     def before_step(self, tuned: PeftModel, step: int, total: int) -> None:
         b = int(tuned.rng.choice(self.ranks, p=self.probabilities()))
@@ -95,8 +92,8 @@ class DyLoRA(Method):
 
     def set_rank(self, tuned: PeftModel, b: int) -> None:
         if b not in self.ranks:
-            raise MethodError(f"set_rank: {self} learns at ranks {', '.join(map(str, self.ranks))}, "
-                              f"not at {b!r}")
+            known = ", ".join(map(str, self.ranks))
+            raise MethodError(f"set_rank: {self} learns at ranks {known}, not at {b!r}")
         for layer in tuned.wrappers.values(): layer.rank_now = int(b)
 
 
@@ -106,10 +103,10 @@ class DyLoRALinear(LoRALinear):
     b is `rank_now`, but in a training step, between `start_step` and `end_step`, `rank_drawn`.
     """
 
-    def __init__(self, base: Module, method: DyLoRA, rng: np.random.Generator):
-        A = kaiming_uniform((method.rank, base.d_in), rng)
+    def __init__(self, base: Module, method: DyLoRA, rng: Rng):
+        A, self.method = kaiming_uniform((method.rank, base.d_in), rng), method
         super().__init__(base, A, None, method.dropout, rng)
-        self.method, self.rank_now, self.rank_drawn = method, int(method.rank), None
+        self.rank_now, self.rank_drawn = int(method.rank), None
 
     rank = property(lambda self: self.rank_now)
 
@@ -140,7 +137,7 @@ class DyLoRALinear(LoRALinear):
         return self.scale_at(b) * self.B.data[:, :b], self.A.data[:b]
 
     def state_dict(self) -> dict[str, Array]:
-        return super().state_dict() | {"b": np.array(self.rank_now)}           # "b" in saved files
+        return super().state_dict() | {"b": np.array(self.rank_now)}          # its name in files
 
     def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> "DyLoRALinear":
         super().load_state_dict(state, strict)

@@ -1,8 +1,7 @@
 """LoRA: Low-Rank Adaptation (Hu et al., arXiv 2106.09685).
 
-LoRA freezes a weight matrix W₀ and trains a low-rank change of it, the product of two thin matrices.
-The change can be added to W₀ afterwards, so the adapted model is as fast as the base. Section 4.1,
-equation (3):
+LoRA freezes a weight matrix and trains a low-rank change of it, the product of two thin matrices. The
+change can be added to the weight afterwards. Section 4.1, equation (3):
 
     h = W₀ x + ΔW x = W₀ x + s B A x,      s = α/r
 
@@ -14,15 +13,14 @@ equation (3):
     α/r        scale          a number
 
 At the start only B has a gradient, because ∂L/∂A = s Bᵀ(…) = 0. Dropout acts on the input of A in
-training only, so a merged model needs no correction. Trained parameters: Σ r (d_in + d_out) over
-the targets.
+training only, so merging needs no correction. Trained parameters: Σ r (d_in + d_out) over the targets.
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
 PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
-large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with a shared
-A; here, as in the paper, query and value have a pair each. Other libraries call other numbers
-"scale" or "alpha"; here α is always divided by r or √r.
+large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
+here, as in the paper, query and value have a pair each. Other libraries call other numbers "scale" or
+"alpha"; here α is always divided by r or √r.
 """
 import math
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT
-from ..hints import Array, Targets
+from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, mapping, one_of, real, whole
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
 from ..targets import match_targets
@@ -61,7 +59,7 @@ class LoRA(Method):
     learning_rate: ClassVar[float] = 1e-2
     shown: ClassVar[tuple[str, ...]] = ("rank",)
 
-    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         layers = dict(match_targets(model, self.targets))
         r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
         alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)
@@ -73,22 +71,19 @@ class LoRA(Method):
         """s: α/r, or α/√r."""
         return alpha / (math.sqrt(r) if self.rank_stabilized else r)
 
-    def start(self, r: int, d_in: int, rng: np.random.Generator) -> Array:
+    def start(self, r: int, d_in: int, rng: Rng) -> Array:
         """A at the start, (r, d_in)."""
         if self.init == "kaiming": return kaiming_uniform((r, d_in), rng)
         return rng.normal(0, 1 / r, (r, d_in))
 
 
 class LowRankLinear(Module):
-    """The part that LoRA and its relatives share: a frozen layer `base` beside a ΔW of rank r.
+    """What LoRA and its relatives share: a frozen layer `base` and a ΔW of rank r, never formed."""
 
-    The forward pass never forms ΔW. Raises MethodError if r exceeds d_in or d_out.
-    """
-
-    def __init__(self, base: Module, r: int, dropout: float, rng: np.random.Generator):
+    def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
         if r > min(base.d_in, base.d_out):
-            raise MethodError(f"rank {r} exceeds what a {base.d_out} × {base.d_in} matrix can have, "
-                              f"{min(base.d_in, base.d_out)}")
+            raise MethodError(f"rank {r} exceeds {min(base.d_in, base.d_out)}, the most that a "
+                              f"{base.d_out} × {base.d_in} matrix can have")
         self.base, self.dropout = base, Dropout(dropout, rng)
 
     d_in = property(lambda self: self.base.d_in)
@@ -126,7 +121,7 @@ class LoRALinear(LowRankLinear):
     """h = W₀ x + s B A x. A (r, d_in) is given, B starts at 0."""
 
     def __init__(self, base: Module, A: Array, scale: float, dropout: float = 0.0,
-                 rng: np.random.Generator | None = None):
+                 rng: "Rng | None" = None):
         r = len(A)
         super().__init__(base, r, dropout, rng)
         self.scale, self.A = scale, Parameter(A.astype(np.float32))
@@ -141,13 +136,9 @@ class LoRALinear(LowRankLinear):
 
 
 def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
-    """path → pattern[path], or pattern[last part of path], or the default.
-
-    Raises MethodError for a key of the pattern that names none of the paths.
-    """
-    last = lambda path: path.rsplit(".", 1)[-1]
-    pattern = pattern or {}
+    """path → pattern[path], or pattern[last part of path], or the default; keys must name a path."""
+    last, pattern = lambda path: path.rsplit(".", 1)[-1], pattern or {}
     for key in pattern:
         if key not in paths and key not in map(last, paths):
-            raise MethodError(f"{field}: {key!r} is none of the targets, which are {', '.join(paths)}")
+            raise MethodError(f"{field}: {key!r} is none of the targets, {', '.join(paths)}")
     return {path: pattern.get(path, pattern.get(last(path), default)) for path in paths}

@@ -20,6 +20,7 @@ moves each.
 import numpy as np
 
 from .. import functional as F
+from ..hints import Rng
 from ..nn import Module, Parameter
 from ..tensor import Tensor, concatenate
 
@@ -62,7 +63,7 @@ def lstm(a: Tensor, U: Tensor) -> Tensor:
 class LSTM(Module):
     """One layer, one direction: (T, d_in) → (T, n). All starts at U(−1/√n, 1/√n), as in PyTorch."""
 
-    def __init__(self, d_in: int, n: int, rng: np.random.Generator):
+    def __init__(self, d_in: int, n: int, rng: Rng):
         draw = lambda *shape: Parameter(rng.uniform(-n ** -0.5, n ** -0.5, shape))
         self.weight_ih, self.weight_hh = draw(4 * n, d_in), draw(4 * n, n)
         self.bias_ih, self.bias_hh = draw(4 * n), draw(4 * n)
@@ -74,7 +75,7 @@ class LSTM(Module):
 class BiLSTM(Module):
     """`n_layers` layers of two LSTMs, one forward and one backward in time: (T, d_in) → (T, 2n)."""
 
-    def __init__(self, d_in: int, n: int, n_layers: int, rng: np.random.Generator):
+    def __init__(self, d_in: int, n: int, n_layers: int, rng: Rng):
         widths = [d_in] + [2 * n] * (n_layers - 1)
         self.forwards = [LSTM(d, n, rng) for d in widths]
         self.backwards = [LSTM(d, n, rng) for d in widths]

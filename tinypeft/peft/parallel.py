@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT
+from ..hints import Rng
 from ..hyper import one_of, real, whole
 from ..nn import Module, Parameter, kaiming_uniform
 from ..tensor import Tensor
@@ -46,7 +47,7 @@ class ParallelAdapter(Method):
     learning_rate: ClassVar[float] = 3e-3
     shown: ClassVar[tuple[str, ...]] = ("bottleneck",)
 
-    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)
         c, names = model.config, BESIDE[self.beside]
         paths = [f"blocks.{i}.{name}" for i in range(c.n_layers) for name in names]
@@ -56,7 +57,7 @@ class ParallelAdapter(Method):
 class Parallel(Module):
     """sublayer(x) + s f(x W_down) W_up."""
 
-    def __init__(self, base: Module, d: int, method: ParallelAdapter, rng: np.random.Generator):
+    def __init__(self, base: Module, d: int, method: ParallelAdapter, rng: Rng):
         m, self.base, self.scale = method.bottleneck, base, float(method.scale)
         self.f = ACTIVATIONS[method.activation]
         self.W_down, self.b_down = Parameter(kaiming_uniform((m, d), rng)), Parameter(np.zeros(m))

@@ -43,7 +43,7 @@ import numpy as np
 
 from ..generate import KVCache
 from ..gpt import GPT
-from ..hints import Array
+from ..hints import Array, Rng
 from ..hyper import flag, one_of, real, whole
 from ..nn import Dropout, Linear, Parameter
 from ..tensor import Tensor, no_grad
@@ -77,7 +77,7 @@ class PrefixTuning(Method):
         """Each weight of the MLP moves many numbers of the table; alone, it needs larger steps."""
         return 3e-3 if self.reparameterize else 6e-2
 
-    def virtual(self, model: GPT, rng: np.random.Generator) -> "Prefix":
+    def virtual(self, model: GPT, rng: Rng) -> "Prefix":
         check_room(self, self.length, model)
         c, P, d, table = model.config, self.length, model.config.d_model, None
         if self.init != "random":
@@ -110,7 +110,7 @@ class Prefix(VirtualTokens):
     """A table (P, 2 L d) of keys and values."""
 
     def __init__(self, table: Array, n_layers: int, n_heads: int, dropout: float,
-                 rng: np.random.Generator):
+                 rng: Rng):
         self.P = Parameter(np.array(table))                                   # (P, 2Ld)
         self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
 
@@ -136,7 +136,7 @@ class ReparameterizedPrefix(Prefix):
     """A table that an MLP computes from P′. It starts as `table`, or at random if that is None."""
 
     def __init__(self, table: Array | None, P: int, d: int, m: int, n_layers: int, n_heads: int,
-                 dropout: float, rng: np.random.Generator):
+                 dropout: float, rng: Rng):
         width = 2 * n_layers * d
         self.P_small = Parameter(rng.standard_normal((P, d)))
         self.W1 = Linear(d, m, rng=rng, std=d ** -0.5)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..gpt import GPT
-from ..hints import Array
+from ..hints import Array, Rng
 from ..hyper import one_of, whole
 from ..nn import Parameter
 from .model import Method
@@ -47,7 +47,7 @@ class PromptTuning(Method):
     def check(self) -> None:
         check_words(self)
 
-    def virtual(self, model: GPT, rng: np.random.Generator) -> "Prompt":
+    def virtual(self, model: GPT, rng: Rng) -> "Prompt":
         check_room(self, self.length, model)
         if self.init == "random":
             return Prompt(rng.uniform(-0.5, 0.5, (self.length, model.config.d_model)))

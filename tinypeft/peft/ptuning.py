@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..gpt import GPT
-from ..hints import Array
+from ..hints import Array, Rng
 from ..hyper import Limit, declared, one_of, whole
 from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor, no_grad
@@ -86,7 +86,7 @@ class PTuning(Method):
         starts = [0, *(end + 1 for end in ends[:-1])]
         return tuple(sum(self.template[i:j]) for i, j in zip(starts, ends, strict=False))
 
-    def virtual(self, model: GPT, rng: np.random.Generator) -> "PseudoTokens":
+    def virtual(self, model: GPT, rng: Rng) -> "PseudoTokens":
         P, d, encoder = sum(self.counts), model.config.d_model, None
         check_room(self, P, model)
         if self.encoder == "lstm": encoder = LSTMEncoder(d, self.hidden or max(1, d // 2), rng)
@@ -178,7 +178,7 @@ def _dense(d_in, d_out, rng):
 class LSTMEncoder(Module):
     """h = W₂ relu(W₁ BiLSTM(x) + b₁) + b₂, the paper's."""
 
-    def __init__(self, d: int, n: int, rng: np.random.Generator):
+    def __init__(self, d: int, n: int, rng: Rng):
         self.lstm = BiLSTM(d, n, 2, rng)
         self.W1, self.W2 = _dense(2 * n, 2 * n, rng), _dense(2 * n, d, rng)
 
@@ -189,7 +189,7 @@ class LSTMEncoder(Module):
 class MLPEncoder(Module):
     """h = W₃ relu(W₂ relu(W₁ x + b₁) + b₂) + b₃, PEFT's."""
 
-    def __init__(self, d: int, n: int, rng: np.random.Generator):
+    def __init__(self, d: int, n: int, rng: Rng):
         self.W1, self.W2, self.W3 = _dense(d, n, rng), _dense(n, n, rng), _dense(n, d, rng)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,19 +10,16 @@ __all__ = ["search_rank"]
 
 def search_rank(tuned: PeftModel, task: Any, split: str = "validation", tolerance: float = 0.0,
                 batch_size: int = 16, max_batches: int | None = None) -> tuple[int, dict]:
-    """(best, metrics by rank): best is the smallest rank with a loss near the lowest of all ranks.
+    """(best, metrics by rank): the smallest rank whose loss is within `tolerance` nats of the lowest.
 
-    tolerance: how far above the lowest loss it may lie, in nats. Each batch is read once and measured
-    at every rank that DyLoRA was trained for. `tuned` keeps its rank; `tuned.set_rank(best)` applies
-    the answer. Raises MethodError for another method.
+    Each batch is read once and measured at every rank that DyLoRA was trained for. `tuned` keeps its
+    rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for another method.
     """
     if not isinstance(tuned.method, DyLoRA):
-        raise MethodError(f"search_rank: {tuned.method} learns at one rank only; DyLoRA learns at "
-                          "all ranks at once")
-    before = next(iter(tuned.ranks().values()))
+        raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")
+    before, every = next(iter(tuned.ranks().values())), AtEveryRank(task, tuned.method.ranks)
     try:
-        every_rank = AtEveryRank(task, tuned.method.ranks)
-        metrics = evaluate(tuned, every_rank, split, batch_size, max_batches, workers=1)
+        metrics = evaluate(tuned, every, split, batch_size, max_batches, workers=1)
     finally:
         tuned.set_rank(before)
     lowest = min(m["loss"] for m in metrics.values())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..gpt import GPT
-from ..hints import Array
+from ..hints import Array, Rng
 from ..hyper import Limit, declared
 from ..nn import Module
 from .model import Method, MethodError
@@ -33,7 +33,8 @@ class VirtualTokens(Module):
 
 def words(**options: Any) -> Any:
     """A field: words to start from, a str or a tuple of token ids, or None."""
-    limit = Limit(lambda x: isinstance(x, (str, tuple)), "a str or a tuple of token ids", (3, [1]))
+    ids = lambda x: isinstance(x, tuple) and all(isinstance(i, (int, np.integer)) for i in x)
+    limit = Limit(lambda x: isinstance(x, str) or ids(x), "a str or a tuple of token ids", (3, [1], (0.5,)))
     return declared(None, limit, or_none=True, **options)
 
 
@@ -52,7 +53,7 @@ def check_room(method: Method, P: int, model: GPT) -> None:
 
 
 def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None,
-                   rng: np.random.Generator) -> Array:
+                   rng: Rng) -> Array:
     """P token ids: those of `text`, cut or repeated to fill P, or common tokens drawn at random.
 
     Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare, so tokens
