@@ -266,7 +266,7 @@ def test_the_curve_over_b_is_below_truncated_loras_direction():
 # -- refusals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make, words", [
     (lambda: tp.DyLoRA(rank=0), "rank must be a positive integer"),
-    (lambda: tp.DyLoRA(rank=8, block_size=3), "no multiple of block_size 3"),
+    (lambda: tp.DyLoRA(rank=8, block_size=3), "block_size=3.: block_size does not divide rank 8"),
     (lambda: tp.DyLoRA(rank=4, rank_min=5), "rank_min 5 exceeds rank 4"),
     (lambda: tp.DyLoRA(distribution="zipf"), "'uniform' or 'geometric'"),
     (lambda: tp.DyLoRA(p=1.0), r"\(0, 1\)"),

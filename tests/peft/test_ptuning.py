@@ -199,10 +199,10 @@ def test_separator_as_text(gpt):
 
 @pytest.mark.parametrize("make, word", [
     (lambda: tp.PTuning((0, "context", 0, "target")), "positive"),
-    (lambda: tp.PTuning((3, 3)), "names no part"),
+    (lambda: tp.PTuning((3, 3)), "must name a part"),
     (lambda: tp.PTuning((3, "context", -3, "target")), r"template must be .* got \(3, 'context', -3"),
     (lambda: tp.PTuning((3, "context", 3.0)), r"template must be .* got \(3, 'context', 3.0"),
-    (lambda: tp.PTuning((3, "context", 3, "target", 3)), "never see them"),
+    (lambda: tp.PTuning((3, "context", 3, "target", 3)), "never sees them"),
     (lambda: tp.PTuning("[3] context"), "tuple"),
     (lambda: tp.PTuning(encoder="gru"), "encoder"),
     (lambda: tp.PTuning(separator=-1), "separator must be a token"),

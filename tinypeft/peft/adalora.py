@@ -1,8 +1,8 @@
 """AdaLoRA: Adaptive Budget Allocation (Zhang et al., arXiv 2303.10512).
 
 LoRA gives every matrix the same rank. AdaLoRA writes the change as a singular value decomposition,
-starts with more singular values than it may keep, and prunes the least important ones of all matrices
-together while it trains:
+starts with more singular values than it may keep, and prunes the least important ones of all
+matrices together while it trains:
 
     W = W₀ + ΔW = W₀ + P Λ Q                                                            (3)
     R(P, Q) = ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F,      loss + γ Σ R over the matrices         (4)
@@ -25,24 +25,25 @@ together while it trains:
 
 Pruning only sets λ to zero. P, Q and the optimizer's moments are kept, so the next step moves a
 pruned λ again, and it survives the next allocation if its score has risen. From step T − t_f on the
-choice is final and applied after every step. Trained parameters: Σ r (d_in + d_out + 1), r = init_rank.
+choice is final and applied after every step. Trained parameters: Σ r (d_in + d_out + 1), r =
+init_rank.
 
 Where implementations differ ("both codes": the authors' and PEFT's):
 
-* Equation (14), the budget, has (t − tᵢ − t_f) in its numerator as printed. It jumps at tᵢ and misses
-  b(T). Both codes and this file use b(T) + (b(0) − b(T)) u³, with u falling from 1 to 0.
+* Equation (14), the budget, has (t − tᵢ − t_f) in its numerator as printed. It jumps at tᵢ and
+  misses b(T). Both codes and this file use b(T) + (b(0) − b(T)) u³, with u falling from 1 to 0.
 * Both codes average ‖·‖_F over all P and Q, `orthogonality="norm"`, instead of summing ‖·‖²_F. The
   authors' γ = 0.1 belongs to the average. Used on the sum, γ = 0.1 pins P and Q so firmly that they
   barely learn (measured on planted ranks), so the default is 0.01.
-* Algorithm 1 multiplies a gradient by the weights it was computed at. Both codes use the weights after
-  the optimizer's step, `importance="after"`. A λ just set to zero has no sensitivity at zero, so this
-  decides how soon triplets come back.
-* The paper has no scale. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning; here
-  s = α/init_rank, or 1 with `alpha=None`, the default.
+* Algorithm 1 multiplies a gradient by the weights it was computed at. Both codes use the weights
+  after the optimizer's step, `importance="after"`. A λ just set to zero has no sensitivity at zero,
+  so this decides how soon triplets come back.
+* The paper has no scale. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning;
+  here s = α/init_rank, or 1 with `alpha=None`, the default.
 * Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept.
 * P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
-* PEFT 0.21 by oversight trains the init_rank in its scale, and omits the penalty unless the model has
-  a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
+* PEFT 0.21 by oversight trains the init_rank in its scale, and omits the penalty unless the model
+  has a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -105,8 +106,8 @@ class AdaLoRA(Method):
         """tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
         ti, tf = (int(t * total) if t < 1 else int(t) for t in (self.t_init, self.t_final))
         if ti + tf >= total:
-            raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at the end "
-                              "leave none in which the budget falls; train longer, or lower t_init")
+            raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at the "
+                              "end leave none in which the budget falls; lower t_init or t_final")
         return ti, total - tf
 
     def budget(self, t: int, total: int, n: int) -> int:

@@ -1,30 +1,30 @@
 """Bottleneck adapters (Houlsby et al., arXiv 1902.00751): small MLPs inside every layer.
 
-An adapter projects d features down to m ≪ d, applies a nonlinearity, and projects back up. The result
-is added to the adapter's input and starts near zero, so the model starts nearly unchanged. Section
-2.1 (the paper shows it in figure 2 and gives no equation number):
+An adapter projects d features down to m ≪ d, applies a nonlinearity, and projects back up. The
+result is added to the adapter's input and starts near zero, so the model starts nearly unchanged.
+Section 2.1:
 
     h ← h + W_u f(W_d h + b_d) + b_u
 
     paper    here                shape
-    W_d      W_d                 (m, d), starts at N(0, 0.01²) truncated at two standard deviations
+    W_d      W_d                 (m, d), starts at N(0, 0.01²), truncated at two standard deviations
     W_u      W_u                 (d, m), the same; b_d and b_u start at 0
     m        bottleneck
     f        activation          GELU in the authors' code
 
-`placement="houlsby"` puts two adapters into every layer, after the output projection of the attention
-and after that of the feed-forward part, each before the residual addition. `placement="pfeiffer"`
-uses only the second (Pfeiffer et al., arXiv 2005.00247). `norms` also trains the layer norms, as
-Houlsby does and Pfeiffer does not.
+`placement="houlsby"` puts two adapters into every layer, after the output projection of the
+attention and after that of the feed-forward part, each before the residual addition.
+`placement="pfeiffer"` uses only the second (Pfeiffer et al., arXiv 2005.00247). `norms` also trains
+the layer norms, as Houlsby does and Pfeiffer does not.
 
 Trained parameters: n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and 2 d (2 L + 1) of layer
 norms. The function is not linear in h, so adapters cannot be merged.
 
 Where implementations differ. The paper starts at a standard deviation of 0.01, the authors' code at
-0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040) writes z = σ(W_u y + b_u), with
-an activation on the way up, which neither paper nor code has: `activation_up=True`. BERT normalizes
-after the addition and GPT-2 before each sublayer; in both, the adapter sits between projection and
-addition.
+0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040) writes z = σ(W_u y + b_u),
+with an activation on the way up, which neither paper nor code has: `activation_up=True`. BERT
+normalizes after the addition and GPT-2 before each sublayer; in both, the adapter sits between
+projection and addition.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -99,8 +99,8 @@ def check_narrower(method: Method, model: GPT) -> None:
     """Raise MethodError unless the method's bottleneck is narrower than the model."""
     m, d = method.bottleneck, model.config.d_model
     if m >= d:
-        raise MethodError(f"{type(method).__name__}: a bottleneck of {m} does not narrow a model that "
-                          f"is {d} wide")
+        raise MethodError(f"{type(method).__name__}: bottleneck {m} does not narrow a model of "
+                          f"width {d}")
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, rng: Rng) -> Array:

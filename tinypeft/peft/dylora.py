@@ -13,11 +13,11 @@ directions then come first, and the model works at any b. Section 3:
     p_B                distribution     uniform, or geometric: p_B(b) ∝ (1 − p)ᵇ
     α                  alpha
 
-With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Rows of A outside the mask have
-gradient zero, but weight decay and the optimizer's moments would move them all the same. Therefore
-the mask is also the parameters' `update_mask`. `frozen=True` goes further: of the b rows only the last
-is trained (with `block_size` n: the last n), and the earlier rows are held constant, so that small
-ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
+With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Rows of A outside the mask
+have gradient zero, but weight decay and the optimizer's moments would move them all the same.
+Therefore the mask is also the parameters' `update_mask`. `frozen=True` goes further: of the b rows
+only the last is trained (with `block_size` n: the last n), and the earlier rows are held constant,
+so that small ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
 is α/b. Others keep α/R at every b: `rescale=False`. The authors count ranks from 0, this file from
@@ -64,7 +64,7 @@ class DyLoRA(Method):
 
     def check(self) -> None:
         if self.rank % self.block_size:
-            raise MethodError(f"DyLoRA: rank {self.rank} is no multiple of block_size {self.block_size}")
+            raise MethodError(f"{self}: block_size does not divide rank {self.rank}")
         if self.rank_min > self.rank:
             raise MethodError(f"DyLoRA: rank_min {self.rank_min} exceeds rank {self.rank}")
 
@@ -81,7 +81,8 @@ class DyLoRA(Method):
         return p / p.sum()
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
-        return {p: DyLoRALinear(layer, self, rng) for p, layer in match_targets(model, self.targets)}
+        layers = match_targets(model, self.targets)
+        return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
 
     def before_step(self, tuned: PeftModel, step: int, total: int) -> None:
         b = int(tuned.rng.choice(self.ranks, p=self.probabilities()))

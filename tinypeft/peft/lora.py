@@ -1,7 +1,7 @@
 """LoRA: Low-Rank Adaptation (Hu et al., arXiv 2106.09685).
 
-LoRA freezes a weight matrix and trains a low-rank change of it, the product of two thin matrices. The
-change can be added to the weight afterwards. Section 4.1, equation (3):
+LoRA freezes a weight matrix and trains a low-rank change of it, the product of two thin matrices.
+The change can be added to the weight afterwards. Section 4.1, equation (3):
 
     h = W₀ x + ΔW x = W₀ x + s B A x,      s = α/r
 
@@ -13,14 +13,15 @@ change can be added to the weight afterwards. Section 4.1, equation (3):
     α/r        scale          a number
 
 At the start only B has a gradient, because ∂L/∂A = s Bᵀ(…) = 0. Dropout acts on the input of A in
-training only, so merging needs no correction. Trained parameters: Σ r (d_in + d_out) over the targets.
+training only, so merging needs no correction. Trained parameters: Σ r (d_in + d_out) over the
+targets.
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
 PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
 large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
-here, as in the paper, query and value have a pair each. Other libraries call other numbers "scale" or
-"alpha"; here α is always divided by r or √r.
+here, as in the paper, query and value have a pair each. Other libraries call other numbers "scale"
+or "alpha"; here α is always divided by r or √r.
 """
 import math
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ __all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
 class LoRA(Method):
     """Train a low-rank change s B A of the linear layers named in `targets`.
 
-    rank r, alpha α. dropout: probability, on the input of A. init: how A starts. rank_stabilized:
-    s = α/√r. rank_pattern, alpha_pattern: the rank or α of single layers, by path or by its last
+    rank r, alpha α. dropout: probability, on the input of A. init: how A starts. rank_stabilized: s
+    = α/√r. rank_pattern, alpha_pattern: the rank or α of single layers, by path or by its last
     part: {"value": 16, "blocks.0.attention.value": 2}.
     """
     rank: int = whole(8, least=1, also=("r",))
@@ -136,7 +137,7 @@ class LoRALinear(LowRankLinear):
 
 
 def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
-    """path → pattern[path], or pattern[last part of path], or the default; keys must name a path."""
+    """path → pattern[path], or pattern[last part of path], or default; a key must name a path."""
     last, pattern = lambda path: path.rsplit(".", 1)[-1], pattern or {}
     for key in pattern:
         if key not in paths and key not in map(last, paths):

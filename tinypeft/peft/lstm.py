@@ -6,8 +6,8 @@ For a sequence x₁ … x_T, from h₀ = c₀ = 0:
     i = σ(z_i),   f = σ(z_f),   g = tanh(z_g),   o = σ(z_o)
     c_t = f c_{t−1} + i g,        h_t = o tanh(c_t)
 
-and back from t = T to 1, with dh_t = ∂L/∂h_t and dc_t, the gradient that reaches c_t from later steps
-and from h_t:
+and back from t = T to 1, with dh_t = ∂L/∂h_t and dc_t, the gradient that reaches c_t from later
+steps and from h_t:
 
     dh_t += Uᵀ dz_{t+1},       dc_t = f_{t+1} dc_{t+1} + dh_t o (1 − tanh² c_t)
     dz_i = dc g i (1 − i),     dz_f = dc c_{t−1} f (1 − f)
@@ -28,10 +28,7 @@ __all__ = ["BiLSTM", "lstm"]
 
 
 def lstm(a: Tensor, U: Tensor) -> Tensor:
-    """h (T, n) by the recurrence above, from a (T, 4n), the part W x_t + b + b′ of z_t, and U (4n, n).
-
-    Raises ValueError for other shapes.
-    """
+    """h (T, n) by the recurrence above, from U (4n, n) and a (T, 4n), the W x_t + b + b′ of z_t."""
     T, n = a.shape[0], U.shape[1]
     if a.ndim != 2 or U.shape != (4 * n, n) or a.shape[1] != 4 * n:
         raise ValueError(f"lstm: a {a.shape}, U {U.shape}; expected a (T, 4n), U (4n, n)")

@@ -1,7 +1,7 @@
-"""Parallel adapters (He et al., arXiv 2110.04366): a bottleneck beside a sublayer instead of behind it.
+"""Parallel adapters (He et al., arXiv 2110.04366): a bottleneck beside a sublayer, not behind it.
 
-The adapter reads the sublayer's input, and its scaled output is added to the sublayer's output.
-Section 3.3 calls it the scaled parallel adapter; table 1 gives the form:
+The adapter reads the sublayer's input, and its scaled output is added to the sublayer's output. The
+paper calls it the scaled parallel adapter:
 
     h ← h + s f(x W_down) W_up,      h = sublayer(x)
 
@@ -12,8 +12,8 @@ Section 3.3 calls it the scaled parallel adapter; table 1 gives the form:
     f          activation     ReLU
 
 `beside="ffn"` (the default, and the best place in the paper), "attention" or "both". x is the
-sublayer's input after the layer norm, since GPT-2 normalizes there. Trained parameters:
-n (2 d m + d + m) for n = L adapters ("both": 2 L). Not linear in x, so it cannot be merged.
+sublayer's input after the layer norm, since GPT-2 normalizes there. Trained parameters: n (2 d m +
+d + m) for n = L adapters ("both": 2 L). Not linear in x, so it cannot be merged.
 
 Where implementations differ. The equation has no biases; the authors' code, the `adapters` library
 and this file do. The paper's m is 512 in a model 1,024 wide; here the default is Houlsby's 64.

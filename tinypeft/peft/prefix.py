@@ -1,8 +1,8 @@
 """Prefix tuning (Li & Liang, arXiv 2101.00190): P trained keys and values before every layer's own.
 
 Every token attends to them as if P tokens preceded it; no other parameter of the model changes. The
-paper trains a small matrix P′ and an MLP that computes the prefix from it, and afterwards keeps only
-the prefix. Section 4.3, equation (3):
+paper trains a small matrix P′ and an MLP that computes the prefix from it, and afterwards keeps
+only the prefix. Section 4.3:
 
     P_θ[i, :] = MLP_θ(P′_θ[i, :]),      MLP(x) = W₂ tanh(W₁ x + b₁) + b₂
     K ← [P_K; K],   V ← [P_V; V]        in every layer
@@ -28,8 +28,8 @@ Where implementations differ:
 * MLP. The paper uses one because training P_θ directly was unstable. PEFT trains it directly by
   default (`reparameterize=False`). The paper's m is 512 in a model 1,024 wide: hence d/2.
 * Start. The paper starts at random, or from the activations of real words where data is scarce. The
-  latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of `text`), so
-  training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
+  latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of `text`),
+  so training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
   least-squares solution that gives these activations. `init="random"` draws P_θ, or P′ and the MLP,
   from unit normals as PEFT does, and starts with a loss above that of no prefix.
 * A zero prefix is not a no-op either: its keys take part of the softmax, and the positions of the
@@ -57,9 +57,9 @@ __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]
 class PrefixTuning(Method):
     """Train `length` keys and values per layer.
 
-    reparameterize: train P′ and the MLP of `hidden` units (None: d/2). dropout: on the prefix, drawn
-    for each row. init: start from common words ("vocabulary"), from `text` (a str, or token ids) or
-    at "random".
+    reparameterize: train P′ and the MLP of `hidden` units (None: d/2). dropout: on the prefix,
+    drawn for each row. init: start from common words ("vocabulary"), from `text` (a str, or token
+    ids) or at "random".
     """
     length: int = whole(10, least=1, also=("num_virtual_tokens", "P"))
     reparameterize: bool = flag(True, also=("prefix_projection",))
@@ -98,7 +98,7 @@ class PrefixTuning(Method):
 
 
 def activations(model: GPT, ids: Array) -> Array:
-    """The keys and values the model computes for token ids (P,), (P, 2 L d) as in `Prefix.table`."""
+    """The keys and values the model computes for ids (P,): (P, 2 L d), as in `Prefix.table`."""
     cache = KVCache(model.config.n_layers)
     with no_grad():
         model.hidden(np.asarray(ids)[None], cache=cache)
@@ -125,7 +125,7 @@ class Prefix(VirtualTokens):
             table = self.dropout(table + np.zeros((len(tokens), 1, 1)))       # (B, P, 2Ld)
         batch, n = table.shape[:-2], table.ndim - 2
         kv = table.reshape(*batch, self.length, 2 * self.n_layers, self.n_heads, -1)
-        kv = kv.transpose(n + 1, *range(n), n + 2, n, n + 3)                  # (2L, B?, H, P, d_head)
+        kv = kv.transpose(n + 1, *range(n), n + 2, n, n + 3)              # (2L, B?, H, P, d_head)
         return {"prefix": [(kv[i], kv[i + 1]) for i in range(0, 2 * self.n_layers, 2)]}
 
     def describe(self) -> str:

@@ -1,7 +1,7 @@
 """Prompt tuning (Lester, Al-Rfou & Constant, arXiv 2104.08691): P trained vectors before the input.
 
-They are as wide as a token's embedding. Only they are trained, so that the frozen model, conditioned
-on them, does the task. Section 2 (no equation number):
+They are as wide as a token's embedding. Only they are trained, so that the frozen model,
+conditioned on them, does the task. Section 2 (no equation number):
 
     Pr_{θ; θ_P}(Y | [P_e; X_e])
 
@@ -11,11 +11,11 @@ on them, does the task. Section 2 (no equation number):
 
 Trained parameters: P d.
 
-Where implementations differ. The paper draws a random start from U(−0.5, 0.5), `init="random"`; PEFT
-draws from N(0, 1). Both can start from words: `init="vocabulary"`, the default here, uses common
-tokens; `init="text"` uses the words of `text`, for example the class labels. The paper takes P = 100
-and finds little gain beyond 20, the default here. PEFT also returns logits for the prompt and trains
-on the first token's prediction from it; here virtual tokens never show.
+Where implementations differ. The paper draws a random start from U(−0.5, 0.5), `init="random"`;
+PEFT draws from N(0, 1). Both can start from words: `init="vocabulary"`, the default here, uses
+common tokens; `init="text"` uses the words of `text`, for example the class labels. The paper takes
+P = 100 and finds little gain beyond 20, the default here. PEFT also returns logits for the prompt
+and trains on the first token's prediction from it; here virtual tokens never show.
 """
 from dataclasses import dataclass
 from typing import Any, ClassVar

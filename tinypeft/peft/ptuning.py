@@ -1,7 +1,8 @@
 """P-tuning (Liu et al., arXiv 2103.10385): trained pseudo-tokens between the parts of the input.
 
 A template says where the pseudo-tokens go, for example around the context x and before the target y
-that is to be predicted. An encoder computes their vectors from trained embeddings. Sections 3.1, 3.2:
+that is to be predicted. An encoder computes their vectors from trained embeddings. Sections 3.1,
+3.2:
 
     T = { [P_{0:i}], x, [P_{i+1:m}], y }   →   { h_0, …, h_i, e(x), h_{i+1}, …, h_m, e(y) }
     h_i = MLP([→h_i : ←h_i]),   the two directions of an LSTM over the pseudo-tokens' embeddings
@@ -21,12 +22,12 @@ Trained parameters with encoder "lstm", n = `hidden` in each direction:
     P d + [8 (n d + n² + 2 n) + 8 (3 n² + 2 n)] + [4 n² + 2 n] + [2 n d + d]
 with "mlp": P d + (n d + n) + (n² + n) + (n d + d). Stored: P d.
 
-Where implementations differ. The paper's encoder is a two-layer bidirectional LSTM with n = d/2, then
-two linear maps with a ReLU between them (`encoder="lstm"`, the default). PEFT's default is three
-linear maps (`"mlp"`, n = d). The authors' code writes templates as numbers: (3, 3, 3) around mask and
-context for BERT, and (3, 3, 0) for GPT, the default here. A left-to-right model never sees
-pseudo-tokens after the target in time, so they are refused. In their SuperGLUE runs the authors tune
-the model too; here it is frozen.
+Where implementations differ. The paper's encoder is a two-layer bidirectional LSTM with n = d/2,
+then two linear maps with a ReLU between them (`encoder="lstm"`, the default). PEFT's default is
+three linear maps (`"mlp"`, n = d). The authors' code writes templates as numbers: (3, 3, 3) around
+mask and context for BERT, and (3, 3, 0) for GPT, the default here. A left-to-right model never sees
+pseudo-tokens after the target in time, so they are refused. In their SuperGLUE runs the authors
+tune the model too; here it is frozen.
 """
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -45,11 +46,10 @@ from .virtual import VirtualTokens, check_room
 __all__ = ["PTuning", "PseudoTokens", "places"]
 
 COUNT = whole(0, least=0).metadata["limit"]
-TEMPLATE = Limit(lambda t: isinstance(t, tuple) and all(isinstance(i, str) or COUNT.holds(i) for i in t),
-                 "a tuple of numbers of pseudo-tokens and names of parts, such as "
-                 "(3, 'context', 3, 'target')", ("[3] context", 3, (-3, "target"), (3.0, "target")))
-TOKEN = Limit(lambda x: isinstance(x, str) or COUNT.holds(x), "a token: its id, or a str",
-              (-1, 0.5, True, (5,)))
+TOKEN = Limit(lambda x: isinstance(x, str) or COUNT.holds(x), "a token id or a str", (-1, 0.5))
+TEMPLATE = Limit(lambda x: isinstance(x, tuple) and all(map(TOKEN.holds, x)),
+                 "a tuple of counts and names of parts, such as (3, 'context', 3, 'target')",
+                 ("[3] context", 3, (-3, "target"), (3.0, "target")))
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class PTuning(Method):
     separator: the token that ends a part, an id or a str that is one token; None if the text has no
     parts. encoder: None trains the h_i directly. hidden: n; None for d/2 ("lstm") or d ("mlp").
     """
-    template: tuple[int | str, ...] = declared((3, "context", 3, "target"), TEMPLATE,
-                                               also=("num_virtual_tokens",))
+    template: tuple[int | str, ...] = declared((3, "context", 3, "target"), TEMPLATE)
     separator: int | str | None = declared(None, TOKEN, or_none=True)
     encoder: str | None = one_of("lstm", "mlp", None, also=("encoder_reparameterization_type",))
     hidden: int | None = whole(None, least=1, or_none=True, also=("encoder_hidden_size",))
@@ -68,20 +67,17 @@ class PTuning(Method):
     shown: ClassVar[tuple[str, ...]] = ("template", "encoder")
 
     def check(self) -> None:
-        numbers, before = sum(i for i in self.template if not isinstance(i, str)), sum(self.counts)
-        if not self.counts:
-            raise MethodError(f"PTuning: the template {self.template} names no part of the input")
-        if numbers > before:
-            raise MethodError(f"PTuning: in {self.template} {numbers - before} pseudo-tokens follow the "
-                              "last part, which is predicted from left to right and would never see "
-                              "them")
-        if not numbers:
-            raise MethodError(f"PTuning: the template {self.template} has no pseudo-tokens; expected a "
-                              "positive number of them")
+        P, before = sum(i for i in self.template if not isinstance(i, str)), sum(self.counts)
+        if not self.counts or not P:
+            raise MethodError("PTuning: template must name a part of the input and have a positive "
+                              f"number of pseudo-tokens, got {self.template}")
+        if P > before:
+            raise MethodError(f"PTuning: in {self.template} {P - before} pseudo-tokens follow the last"
+                              " part, which is predicted from left to right and never sees them")
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many pseudo-tokens stand before each part: (3, "context", 2, "target") gives (3, 2)."""
+        """Numbers of pseudo-tokens before each part: (3, "context", 2, "target") gives (3, 2)."""
         ends = [i for i, item in enumerate(self.template) if isinstance(item, str)]
         starts = [0, *(end + 1 for end in ends[:-1])]
         return tuple(sum(self.template[i:j]) for i, j in zip(starts, ends, strict=False))
@@ -91,23 +87,21 @@ class PTuning(Method):
         check_room(self, P, model)
         if self.encoder == "lstm": encoder = LSTMEncoder(d, self.hidden or max(1, d // 2), rng)
         if self.encoder == "mlp":  encoder = MLPEncoder(d, self.hidden or d, rng)
-        embedding = rng.standard_normal((P, d))
-        return PseudoTokens(embedding, encoder, self.counts, self.separator_id(model))
+        h = rng.standard_normal((P, d))
+        return PseudoTokens(h, encoder, self.counts, self.separator_id(model))
 
     def separator_id(self, model: GPT) -> int | None:
         """The separator as a token id."""
         sep, V = self.separator, model.config.vocab_size
         if isinstance(sep, str):
             if model.tokenizer is None:
-                raise MethodError("PTuning: a separator that is text needs model.tokenizer; give a "
-                                  "token id instead")
+                raise MethodError("PTuning: a str as separator needs model.tokenizer; give an id")
             ids = model.tokenizer.encode(sep, allow_special=True).tolist()
             if len(ids) != 1:
-                raise MethodError(f"PTuning: the separator must be one token, {sep!r} is {len(ids)}: "
-                                  f"{ids}")
+                raise MethodError(f"PTuning: separator must be one token, {sep!r} is {ids}")
             return ids[0]
         if sep is not None and sep >= V:
-            raise MethodError(f"PTuning: separator must be a token id in [0, {V}), or text, got {sep!r}")
+            raise MethodError(f"PTuning: separator must be a token id in [0, {V}), got {sep!r}")
         return sep
 
     def fold(self, virtual: "PseudoTokens") -> tuple["PTuning", "PseudoTokens"]:
@@ -115,8 +109,8 @@ class PTuning(Method):
             return self, virtual
         with no_grad():
             h = virtual.prompt().data
-        plain = PseudoTokens(h, None, virtual.counts, virtual.separator)
-        return replace(self, encoder=None, hidden=None), plain
+        return replace(self, encoder=None, hidden=None), PseudoTokens(h, None, virtual.counts,
+                                                                      virtual.separator)
 
 
 class PseudoTokens(VirtualTokens):
@@ -143,14 +137,14 @@ class PseudoTokens(VirtualTokens):
 
 def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
            lengths: Array | None = None) -> Array:
-    """The places (B, P) of the pseudo-tokens in the lengthened rows, counts[j] of them before part j.
+    """The places (B, P) of pseudo-tokens in the lengthened rows; counts[j] of them precede part j.
 
-    Example: counts (2, 1), separator |, the row "c c | t t". Part 0 is "c c |", part 1 is "t t", so
-    the row becomes "P P c c | P t t", and the places are 0, 1 and 5.
+    Example: with counts (2, 1) and the separator |, the row "c c | t t" has the parts "c c |" and
+    "t t". It becomes "P P c c | P t t", so the places are 0, 1 and 5.
 
-    tokens (B, T). Every part but the last ends with a separator; if `separator` is None, these parts
-    are empty. lengths (B,), of rows to classify: the last part begins there, whatever ended before.
-    Raises ValueError for a row with too few separators.
+    tokens (B, T). Every part but the last ends with a separator; if `separator` is None, these
+    parts are empty. lengths (B,), of rows to classify: the last part begins there, whatever ended
+    before. Raises ValueError for a row with too few separators.
     """
     (B, T), k = tokens.shape, len(counts) - 1
     needed = k if lengths is None else max(k - 1, 0)
@@ -160,8 +154,8 @@ def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
         ended = np.cumsum(tokens == separator, axis=1)
         if (ended[:, -1] < needed).any():
             b = int((ended[:, -1] < needed).argmax())
-            raise ValueError(f"P-tuning: row {b} has {ended[b, -1]} of the {needed} separators (token "
-                             f"{separator}) that a template of {k + 1} parts needs")
+            raise ValueError(f"P-tuning: row {b} has {ended[b, -1]} of the {needed} separators "
+                             f"(token {separator}) that a template of {k + 1} parts needs")
         part = np.minimum(ended - (tokens == separator), needed)
     if lengths is not None:
         part = np.where(np.arange(T) < np.reshape(lengths, (B, 1)), part, k)

@@ -10,10 +10,12 @@ __all__ = ["search_rank"]
 
 def search_rank(tuned: PeftModel, task: Any, split: str = "validation", tolerance: float = 0.0,
                 batch_size: int = 16, max_batches: int | None = None) -> tuple[int, dict]:
-    """(best, metrics by rank): the smallest rank whose loss is within `tolerance` nats of the lowest.
+    """(best, metrics by rank): the smallest rank whose loss is near the lowest, and all metrics.
 
-    Each batch is read once and measured at every rank that DyLoRA was trained for. `tuned` keeps its
-    rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for another method.
+    tolerance: how far above the lowest loss its loss may be, in nats.
+
+    Each batch is read once and measured at every rank that DyLoRA was trained for. `tuned` keeps
+    its rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for another method.
     """
     if not isinstance(tuned.method, DyLoRA):
         raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")

@@ -17,7 +17,7 @@ from .model import Method, MethodError
 
 __all__ = ["VirtualTokens", "check_room", "check_words", "starting_words", "words"]
 
-COMMON = 5000                                    # Lester et al. draw from the 5,000 most common tokens
+COMMON = 5000                        # Lester et al. draw from the 5,000 most common tokens
 
 
 class VirtualTokens(Module):
@@ -32,9 +32,10 @@ class VirtualTokens(Module):
 
 
 def words(**options: Any) -> Any:
-    """A field: words to start from, a str or a tuple of token ids, or None."""
+    """A field for words to start from."""
     ids = lambda x: isinstance(x, tuple) and all(isinstance(i, (int, np.integer)) for i in x)
-    limit = Limit(lambda x: isinstance(x, str) or ids(x), "a str or a tuple of token ids", (3, [1], (0.5,)))
+    holds = lambda x: isinstance(x, str) or ids(x)
+    limit = Limit(holds, "a str or a tuple of token ids", (3, [1], (0.5,)))
     return declared(None, limit, or_none=True, **options)
 
 
@@ -56,20 +57,21 @@ def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None,
                    rng: Rng) -> Array:
     """P token ids: those of `text`, cut or repeated to fill P, or common tokens drawn at random.
 
-    Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare, so tokens
-    256 … 4,999 are the common ones. A vocabulary of up to 512 tokens is not of that kind; it is drawn
-    from as a whole. Raises MethodError for ids outside the vocabulary, and for a str without a
-    tokenizer.
+    Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare, so
+    tokens 256 … 4,999 are the common ones. A vocabulary of up to 512 tokens is not of that kind; it
+    is drawn from as a whole. Raises MethodError for ids outside the vocabulary, and for a str
+    without a tokenizer.
     """
     V = model.config.vocab_size
     if text is None:
         return rng.integers(256 if V > 512 else 0, min(V, COMMON), P)
     if isinstance(text, str):
         if model.tokenizer is None:
-            raise MethodError("init='text' needs model.tokenizer, and this model has none; give token "
-                              "ids instead")
+            raise MethodError("init='text' needs model.tokenizer, and this model has none; "
+                              "give token ids instead")
         text = model.tokenizer.encode(text)
     ids = np.asarray(text)
-    if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= V:
-        raise MethodError(f"text must be a str or ids in [0, {V}), and not empty, got {ids.tolist()}")
+    if not ids.size or ids.min() < 0 or ids.max() >= V:
+        raise MethodError(f"text must be a str or ids in [0, {V}), and not empty, "
+                          f"got {ids.tolist()}")
     return np.resize(ids, P)
