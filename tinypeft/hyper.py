@@ -5,9 +5,9 @@
         rank: int = whole(8, least=1, also=("r",))
         init: str = one_of("kaiming", "gaussian")
 
-A value outside its limits raises an error that names the field, the value and the limits. A rule
-that concerns several fields stands in the class's `check`. An unknown name gets a hint:
-`LoRA(r=8)` says that the field is called rank; `also` lists the names other libraries use.
+A value outside its limits raises an error that names both. A rule that concerns several fields
+stands in the class's `check`. An unknown name gets a hint: `LoRA(r=8)` says that the field is
+called rank, because `also` lists the names that other libraries use.
 """
 import dataclasses
 import difflib
@@ -34,16 +34,16 @@ class Limit:
 def declared(default: Any, limit: Limit, *, or_none: bool = False, also: tuple = ()) -> Any:
     """A dataclass field with a limit. or_none: None is allowed, too. also: its names elsewhere."""
     either = Limit(lambda x: x is None or limit.holds(x), f"{limit.expected}, or None", limit.bad)
-    metadata = {"limit": either if or_none else limit, "also": also}
-    return dataclasses.field(default=default, metadata=metadata)
+    stated = {"limit": either if or_none else limit, "also": also}
+    return dataclasses.field(default=default, metadata=stated)
 
 
 def whole(default: int | None, *, least: int = 0, most: int | None = None, **options: Any) -> Any:
     """An integer in [least, most]; `True` is not one."""
     integer = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
     holds = lambda x: integer(x) and x >= least and (most is None or x <= most)
-    words = {0: "a non-negative integer", 1: "a positive integer"}.get(least, f"an integer ≥ {least}")
-    if most is not None: words = f"an integer from {least} to {most}"
+    words = f"an integer ≥ {least}" if most is None else f"an integer from {least} to {most}"
+    if most is None and least in (0, 1): words = f"a {('non-negative', 'positive')[least]} integer"
     bad = (least - 1, least + 0.5, True, str(least), *(() if most is None else (most + 1,)))
     return declared(default, Limit(holds, words, bad), **options)
 
@@ -51,9 +51,9 @@ def whole(default: int | None, *, least: int = 0, most: int | None = None, **opt
 def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
          most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
     """A finite number x with least ≤ x ≤ most and above < x < below."""
-    kinds = int, float, np.integer, np.floating
-    finite = lambda x: isinstance(x, kinds) and not isinstance(x, bool) and math.isfinite(x)
-    holds = lambda x: finite(x) and least <= x <= most and above < x < below
+    number = lambda x: isinstance(x, (int, float, np.integer, np.floating))
+    holds = lambda x: (number(x) and not isinstance(x, bool) and math.isfinite(x)
+                       and least <= x <= most and above < x < below)
     left = f"({above:g}" if above >= least else f"[{least:g}"
     right = f"{below:g})" if below <= most else f"{most:g}]"
     words = {"(0, inf)": "a positive number", "[0, inf)": "a non-negative number"}.get(
@@ -81,7 +81,7 @@ def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
     """A tuple of layer names, or "all"; `targets.match_targets` finds the layers."""
     holds = lambda x: x == "all" if isinstance(x, str) else (
         isinstance(x, (tuple, list)) and len(x) > 0 and all(isinstance(t, str) for t in x))
-    limit = Limit(holds, "a tuple of names, as ('query', 'value'), or 'all'", ("query", (), 3, (1,)))
+    limit = Limit(holds, "a tuple of names such as ('query',), or 'all'", ("query", (), 3, (1,)))
     return declared(default, limit, **{"also": ("target_modules",), **options})
 
 
@@ -129,9 +129,8 @@ def _hint(name, cls):
 class Hyperparameters(Checked):
     """The base of methods and schemes. The fields are the hyperparameters of a paper.
 
-    The `repr` labels an experiment: it shows the fields named in `shown` and those that are not at
-    their default. `dataclasses.asdict` gives the saved form. A class's docstring is followed by its
-    module's, with the paper, the equation and the table of symbols.
+    The `repr` labels an experiment: it shows the fields in `shown` and those not at their default.
+    A class's docstring is followed by its module's: the paper, the equation, the symbols.
     """
     shown: ClassVar[tuple[str, ...]] = ()
 

@@ -1,8 +1,7 @@
 """AdaLoRA: Adaptive Budget Allocation (Zhang et al., arXiv 2303.10512).
 
-LoRA gives every matrix the same rank. AdaLoRA writes the change as a singular value decomposition,
-starts with more singular values than it may keep, and prunes the least important ones of all
-matrices together while it trains:
+LoRA gives every matrix the same rank. AdaLoRA writes the change as a singular value decomposition
+and, while it trains, prunes the least important singular values of all matrices together:
 
     W = W₀ + ΔW = W₀ + P Λ Q                                                            (3)
     R(P, Q) = ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F,      loss + γ Σ R over the matrices         (4)
@@ -25,8 +24,7 @@ matrices together while it trains:
 
 Pruning only sets λ to zero. P, Q and the optimizer's moments are kept, so the next step moves a
 pruned λ again, and it survives the next allocation if its score has risen. From step T − t_f on the
-choice is final and applied after every step. Trained parameters: Σ r (d_in + d_out + 1), r =
-init_rank.
+choice is final and applied after every step. Trained: Σ r (d_in + d_out + 1), r = init_rank.
 
 Where implementations differ ("both codes": the authors' and PEFT's):
 
@@ -40,8 +38,8 @@ Where implementations differ ("both codes": the authors' and PEFT's):
   so this decides how soon triplets come back.
 * The paper has no scale. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning;
   here s = α/init_rank, or 1 with `alpha=None`, the default.
-* Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept.
-* P and Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
+* Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept. P and
+  Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
 * PEFT 0.21 by oversight trains the init_rank in its scale, and omits the penalty unless the model
   has a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
 """
@@ -61,7 +59,6 @@ from .lora import LowRankLinear
 from .model import Method, MethodError, PeftModel
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
-
 
 SOME = real(0.0, least=0).metadata["limit"]
 STEPS = Limit(lambda t: SOME.holds(t) and (t < 1 or t == int(t)),
@@ -106,8 +103,8 @@ class AdaLoRA(Method):
         """tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
         ti, tf = (int(t * total) if t < 1 else int(t) for t in (self.t_init, self.t_final))
         if ti + tf >= total:
-            raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at the "
-                              "end leave none in which the budget falls; lower t_init or t_final")
+            raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at "
+                              "the end leave none where the budget falls; lower t_init or t_final")
         return ti, total - tf
 
     def budget(self, t: int, total: int, n: int) -> int:

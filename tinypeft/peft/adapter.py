@@ -47,10 +47,9 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.t
 
 @dataclass(frozen=True)
 class BottleneckAdapter(Method):
-    """Train an MLP of `bottleneck` hidden units after the sublayers of every block.
+    """Train an MLP of `bottleneck` hidden units after the sublayers, and with `norms` layer norms.
 
-    activation_up: apply the activation on the way up too, the survey's form. init_std: of both
-    matrices at the start; not 0, where neither would get a gradient. norms: train the layer norms.
+    init_std is not 0, because then neither matrix would ever get a gradient.
     """
     bottleneck: int = whole(64, least=1, also=("m", "adapter_size", "bottleneck_size"))
     placement: str = one_of("houlsby", "pfeiffer")

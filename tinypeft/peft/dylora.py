@@ -44,10 +44,10 @@ __all__ = ["DyLoRA", "DyLoRALinear"]
 
 @dataclass(frozen=True)
 class DyLoRA(Method):
-    """Train every rank from rank_min to rank R, in steps of block_size, of a LoRA.
+    """Train a LoRA at every rank from rank_min to rank R, in steps of block_size.
 
-    distribution: how b is drawn; "geometric" prefers small ranks, the more the larger p is. frozen:
-    train only the last block of the b rows. rescale: multiply by α/b, else by α/R at every b.
+    distribution: of b; "geometric" prefers small ranks, the more the larger p is. frozen: train
+    only the last block of the b rows. rescale: the factor is α/b, else α/R.
     """
     rank: int = whole(8, least=1, also=("r", "r_max"))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))

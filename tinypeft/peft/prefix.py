@@ -1,8 +1,7 @@
 """Prefix tuning (Li & Liang, arXiv 2101.00190): P trained keys and values before every layer's own.
 
-Every token attends to them as if P tokens preceded it; no other parameter of the model changes. The
-paper trains a small matrix P′ and an MLP that computes the prefix from it, and afterwards keeps
-only the prefix. Section 4.3:
+Every token attends to them as if P tokens preceded it; the model stays frozen. The paper trains a
+small matrix P′ and an MLP that computes the prefix from it, and keeps only the prefix. Section 4.3:
 
     P_θ[i, :] = MLP_θ(P′_θ[i, :]),      MLP(x) = W₂ tanh(W₁ x + b₁) + b₂
     K ← [P_K; K],   V ← [P_V; V]        in every layer
@@ -21,20 +20,17 @@ the softmax; a test holds it):
 
 Trained parameters: 2 P L d, or P d + (d m + m) + (2 L d m + 2 L d) with the MLP. Stored: 2 P L d
 either way, which the paper counts as "0.1 %". `tuned.fold()` drops the MLP and `save` stores the
-folded prefix, while checkpoints of `train` keep the MLP, so that training resumes exactly.
+folded prefix; checkpoints of `train` keep the MLP, so that training resumes exactly.
 
-Where implementations differ:
-
-* MLP. The paper uses one because training P_θ directly was unstable. PEFT trains it directly by
-  default (`reparameterize=False`). The paper's m is 512 in a model 1,024 wide: hence d/2.
-* Start. The paper starts at random, or from the activations of real words where data is scarce. The
-  latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of `text`),
-  so training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
-  least-squares solution that gives these activations. `init="random"` draws P_θ, or P′ and the MLP,
-  from unit normals as PEFT does, and starts with a loss above that of no prefix.
-* A zero prefix is not a no-op either: its keys take part of the softmax, and the positions of the
-  tokens move by P.
-* Dropout on the prefix is the authors', not PEFT's.
+Where implementations differ. The paper uses the MLP because training P_θ directly was unstable;
+PEFT trains it directly by default (`reparameterize=False`). The paper's m is 512 in a model 1,024
+wide: hence d/2. The paper starts at random, or, where data is scarce, from the activations of real
+words. The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of
+`text`): training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
+least-squares solution that gives these activations. `init="random"` draws P_θ, or P′ and the MLP,
+from unit normals as PEFT does, and starts with a loss above that of no prefix. A zero prefix is not
+a no-op either: its keys take part of the softmax, and the tokens' positions move by P. Dropout on
+the prefix is the authors', not PEFT's.
 """
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -55,11 +51,10 @@ __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]
 
 @dataclass(frozen=True)
 class PrefixTuning(Method):
-    """Train `length` keys and values per layer.
+    """Train `length` keys and values per layer. They start as common words, `text` or at random.
 
-    reparameterize: train P′ and the MLP of `hidden` units (None: d/2). dropout: on the prefix,
-    drawn for each row. init: start from common words ("vocabulary"), from `text` (a str, or token
-    ids) or at "random".
+    reparameterize: by P′ and an MLP of `hidden` units (None: d/2). dropout: drawn for each row.
+    text: a str or token ids.
     """
     length: int = whole(10, least=1, also=("num_virtual_tokens", "P"))
     reparameterize: bool = flag(True, also=("prefix_projection",))

@@ -1,7 +1,7 @@
 """Prompt tuning (Lester, Al-Rfou & Constant, arXiv 2104.08691): P trained vectors before the input.
 
-They are as wide as a token's embedding. Only they are trained, so that the frozen model,
-conditioned on them, does the task. Section 2 (no equation number):
+They are as wide as a token's embedding, and nothing else is trained: conditioned on them, the
+frozen model does the task. Section 2:
 
     Pr_{θ; θ_P}(Y | [P_e; X_e])
 
@@ -34,10 +34,7 @@ __all__ = ["Prompt", "PromptTuning"]
 
 @dataclass(frozen=True)
 class PromptTuning(Method):
-    """Train `length` vectors before the input.
-
-    init: start from common words ("vocabulary"), from `text` (a str, or token ids) or at "random".
-    """
+    """Train `length` vectors that start as common words, as `text` (a str or ids) or at random."""
     length: int = whole(20, least=1, also=("num_virtual_tokens", "P"))
     init: str = one_of("vocabulary", "text", "random", also=("prompt_tuning_init",))
     text: str | tuple[int, ...] | None = words(also=("prompt_tuning_init_text",))

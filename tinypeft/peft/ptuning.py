@@ -1,8 +1,7 @@
 """P-tuning (Liu et al., arXiv 2103.10385): trained pseudo-tokens between the parts of the input.
 
-A template says where the pseudo-tokens go, for example around the context x and before the target y
-that is to be predicted. An encoder computes their vectors from trained embeddings. Sections 3.1,
-3.2:
+A template says where they go, for example around the context x and before the target y that is to
+be predicted. An encoder computes their vectors from trained embeddings. Sections 3.1 and 3.2:
 
     T = { [P_{0:i}], x, [P_{i+1:m}], y }   →   { h_0, …, h_i, e(x), h_{i+1}, …, h_m, e(y) }
     h_i = MLP([→h_i : ←h_i]),   the two directions of an LSTM over the pseudo-tokens' embeddings
@@ -59,7 +58,8 @@ class PTuning(Method):
     separator: the token that ends a part, an id or a str that is one token; None if the text has no
     parts. encoder: None trains the h_i directly. hidden: n; None for d/2 ("lstm") or d ("mlp").
     """
-    template: tuple[int | str, ...] = declared((3, "context", 3, "target"), TEMPLATE)
+    template: tuple[int | str, ...] = declared((3, "context", 3, "target"), TEMPLATE,
+                                               also=("num_virtual_tokens",))
     separator: int | str | None = declared(None, TOKEN, or_none=True)
     encoder: str | None = one_of("lstm", "mlp", None, also=("encoder_reparameterization_type",))
     hidden: int | None = whole(None, least=1, or_none=True, also=("encoder_hidden_size",))
@@ -72,8 +72,8 @@ class PTuning(Method):
             raise MethodError("PTuning: template must name a part of the input and have a positive "
                               f"number of pseudo-tokens, got {self.template}")
         if P > before:
-            raise MethodError(f"PTuning: in {self.template} {P - before} pseudo-tokens follow the last"
-                              " part, which is predicted from left to right and never sees them")
+            raise MethodError(f"PTuning: {P - before} pseudo-tokens follow the last part of "
+                              f"{self.template}, which never sees them; put them before it")
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -109,8 +109,8 @@ class PTuning(Method):
             return self, virtual
         with no_grad():
             h = virtual.prompt().data
-        return replace(self, encoder=None, hidden=None), PseudoTokens(h, None, virtual.counts,
-                                                                      virtual.separator)
+        plain = PseudoTokens(h, None, virtual.counts, virtual.separator)
+        return replace(self, encoder=None, hidden=None), plain
 
 
 class PseudoTokens(VirtualTokens):

@@ -22,8 +22,8 @@ It differs from prefix tuning in how the table is trained and what is read off t
                                                  about 100 for hard sequence labelling
 
 Trained parameters: 2 P L d, and C (d + 1) of a head with C classes. Where implementations differ:
-PEFT has one class for it and prefix tuning. The authors draw the table from N(0, 1),
-`init="random"`; here it starts from real words' activations, as in `prefix.py`.
+PEFT has one class for both. The authors draw the table from N(0, 1), `init="random"`; here it
+starts from real words' activations, as in `prefix.py`.
 """
 from dataclasses import dataclass
 from typing import ClassVar

@@ -49,8 +49,8 @@ def check_words(method: Method) -> None:
 def check_room(method: Method, P: int, model: GPT) -> None:
     """Raise MethodError unless `model` has room for P virtual tokens and a real one."""
     if P >= model.config.context_length:
-        raise MethodError(f"{type(method).__name__}: {P} virtual tokens leave no room for text in a "
-                          f"context of {model.config.context_length}")
+        raise MethodError(f"{type(method).__name__}: {P} virtual tokens leave no room for text in "
+                          f"a context of {model.config.context_length}")
 
 
 def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None,
