@@ -87,6 +87,7 @@ def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
     tuned = learned(gpt(np.float32)).set_rank(2)
     tuned.save(tmp_path / "at2")
     logits = tuned(tokens).data
+    with np.load(tmp_path / "at2" / "adapter.npz") as file: assert file[f"{QUERY}.b"] == 2     # its name since the first version
     loaded = tp.load_adapter(gpt(np.float32), tmp_path / "at2")
     assert set(loaded.ranks().values()) == {2} and np.array_equal(loaded(tokens).data, logits)
 
