@@ -140,6 +140,10 @@ class OwnInit(tp.LoRA):
         super().__init__(rank=2 * size, **options)
 
 
+class Bare(tp.peft.Method):
+    """No dataclass at all: it has no fields."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Extended(tp.LoRA):
     extra: object = None
@@ -151,6 +155,7 @@ def test_a_users_subclass_needs_no_decorator(gpt, tokens):
     with pytest.raises(TypeError, match="Plain has no field 'r'; the field is called rank"): Plain(r=4)
     assert Plain.__doc__ == "Without a decorator." and pickle.loads(pickle.dumps(Plain(3))) == Plain(3)
     assert repr(OwnInit(2, alpha=3)) == "OwnInit(rank=4, alpha=3)"
+    assert repr(Bare()) == "Bare()"
     assert repr(Extended(extra="x")) == "Extended(rank=8, extra='x')"
     tuned = tp.attach(gpt(), Plain(rank=2))
     assert tuned.learning_rate == 0.5 and tuned(tokens).shape == (3, 7, 37)

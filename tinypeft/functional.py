@@ -5,8 +5,8 @@ operation with a backward written by hand. That saves memory and is several time
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
 
-GELU, cross-entropy and attention run over slices that fit in a core's cache: the temporaries of plain
-expressions then cost no traffic to memory.
+GELU, cross-entropy and attention run over slices that fit in a core's cache. The temporaries of
+plain expressions then cost no traffic to memory.
 """
 import math
 
@@ -57,14 +57,14 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     if b is not None: Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], len(M)),
                      (x, lambda dy: (_rows(dy) @ M).reshape(shape)),
-                     (W, lambda dy: _rows(dy).T @ X),        # dropped, and X with it, where W is frozen
+                     (W, lambda dy: _rows(dy).T @ X),        # a frozen W drops this, and X with it
                      (b, lambda dy: _rows(dy).sum(0)))
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """y = γ x̂ + β,   x̂ = (x − mean) / √(var + ε), over the last axis.
 
-    dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),   dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
+    dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),  dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
     """
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
@@ -176,7 +176,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
                          "expected (…, T, d_head), (…, S, d_head), (…, S, d_head)")
     (T, d), S = q.shape[-2:], k.shape[-2]
     if causal and S < T:
-        raise ValueError(f"attention: {T} queries but only {S} keys; a causal query needs its own key")
+        raise ValueError(f"attention: {T} queries but only {S} keys; "
+                         "a causal query needs its own key")
     if dropout: rng = _generator(rng, dropout)
     scale = 1 / math.sqrt(d)
     Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))         # (B·H, T or S, d)
@@ -186,7 +187,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     hidden = np.triu(np.full((64, 64), -np.inf, Q.dtype), 1)
     O, blocks = np.empty(Q.shape, Q.dtype), []
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
-        n, seen = t.stop - t.start, S - T + t.stop if causal else S           # queries, keys they see
+        n, seen = t.stop - t.start, S - T + t.stop if causal else S          # queries, keys
         P = np.empty((len(Q), n, seen), Q.dtype)
         drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
         for h in groups(t, seen):
@@ -221,9 +222,9 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
 
     dlogits = (softmax(logits) − onehot(target)) / n.
 
-    logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does not
-    count; ValueError when none counts. With `label_smoothing` ε the aim is (1 − ε) onehot + ε/V in
-    place of onehot, as in PyTorch.
+    logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does
+    not count; ValueError when none counts. With `label_smoothing` ε the aim is
+    (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
     """
     targets = np.asarray(targets)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
@@ -232,12 +233,14 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     if targets.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: targets must be integers, got an array of {targets.dtype}")
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {label_smoothing}")
+        raise ValueError("cross_entropy: label_smoothing must lie in [0, 1), "
+                         f"got {label_smoothing}")
     t = targets.reshape(-1)
     counted = t != ignore_index
     n = int(counted.sum())
     if n == 0:
-        raise ValueError("cross_entropy: no target counts; the batch is empty or every target is ignore_index")
+        raise ValueError("cross_entropy: no target counts; the batch is empty or every target is "
+                         "ignore_index")
     V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
     _ids(t[counted], V, "cross_entropy: targets")
     t = np.where(counted, t, 0)
@@ -289,7 +292,7 @@ def _generator(rng, p):
     if not 0 <= p < 1:
         raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
     if rng is None:
-        raise ValueError("dropout draws random numbers: give rng, a seed or a numpy.random.Generator")
+        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
     return np.random.default_rng(rng)
 
 

@@ -1,20 +1,24 @@
-"""GPT-2's architecture (Radford et al. 2019), the only transformer here.
+"""GPT-2's architecture (Radford et al. 2019).
 
     h₀ = E[tokens] + P[positions]
     h ← h + Attention(LayerNorm(h)),   h ← h + MLP(LayerNorm(h))          in every block
     logits = LayerNorm(h) Eᵀ                                              the head is tied to E
 
-Query, key and value are three projections, not one fused matrix, so that a method can adapt each
-by itself. Two seams let a method put *virtual tokens* in without touching the model:
-`prompt=` (vectors before the first token, or anywhere between tokens) and `prefix=` (keys and
-values that every layer's attention sees before its own). The generation cache is a prefix that grows.
+Query, key and value are three projections and not one fused matrix, so that a method can adapt each
+separately. Two seams let a method add *virtual tokens* without touching the model: `prompt=` takes
+vectors that enter before the first token or between tokens, and `prefix=` takes keys and values
+that each layer's attention sees before its own. The generation cache is a prefix that grows.
 """
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from . import functional as F
-from .generate import generate
+from .generate import KVCache, LayerCache, generate
+from .hints import Array, Seed
 from .hyper import Checked, real, whole
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
 from .tensor import GraphError, Tensor, concatenate
@@ -38,27 +42,32 @@ class GPTConfig(Checked):
             raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into {self.n_heads} heads")
 
 
+Prefix = list[tuple[Tensor, Tensor]]                     # one (K, V) per layer
+
+
 class Attention(Module):
-    """Multi-head causal self-attention. Head h sees columns h·d_head … (h+1)·d_head of each projection."""
+    """Multi-head causal self-attention; head h takes columns h·d_head … (h+1)·d_head of q, k, v."""
 
     def __init__(self, c, rng):
         d = c.d_model
         self.n_heads = c.n_heads
         self.query, self.key, self.value = (Linear(d, d, rng=rng) for _ in range(3))
-        self.output = Linear(d, d, rng=rng, std=0.02 / (2 * c.n_layers) ** 0.5)    # 2L additions to the residual stream
+        self.output = Linear(d, d, rng=rng, std=residual_std(c))
         self.dropout, self.residual_dropout = Dropout(c.dropout), Dropout(c.dropout)
 
-    def forward(self, x, prefix=None, cache=None):
+    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+                cache: LayerCache | None = None) -> Tensor:
         B, T, d = x.shape
-        heads = lambda t: t.reshape(B, T, self.n_heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, d_head)
+        heads = lambda t: t.reshape(B, T, self.n_heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, d_h)
         q, k, v = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
         if prefix is not None:
-            k, v = (concatenate([_expand(p, B, 4), t], axis=2) for p, t in zip(prefix, (k, v), strict=True))
+            k, v = (concatenate([_expand(p, B, 4), t], axis=2)
+                    for p, t in zip(prefix, (k, v), strict=True))
         if cache is not None:
             if k.requires_grad or v.requires_grad:
-                raise GraphError("GPT: a cache keeps numbers without their history, so gradients would be lost; "
-                                 "call the model under no_grad(), or without a cache")
-            k, v = cache.append(k, v)                                              # (B, H, S, d_head)
+                raise GraphError("GPT: a cache keeps numbers without their history, so gradients "
+                                 "would be lost; call the model under no_grad() or without a cache")
+            k, v = cache.append(k, v)                                              # (B, H, S, d_h)
         drop = self.dropout
         o = F.attention(q, k, v, dropout=drop.p if drop.training else 0.0, rng=drop.rng)
         return self.residual_dropout(self.output(o.transpose(0, 2, 1, 3).reshape(B, T, d)))
@@ -69,149 +78,174 @@ class MLP(Module):
 
     def __init__(self, c, rng):
         self.up = Linear(c.d_model, 4 * c.d_model, rng=rng)
-        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=0.02 / (2 * c.n_layers) ** 0.5)
+        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=residual_std(c))
         self.dropout = Dropout(c.dropout)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.down(F.gelu(self.up(x))))
 
 
+def residual_std(c):
+    """The start of a layer whose output joins the residual stream, to which 2 L layers add."""
+    return 0.02 / (2 * c.n_layers) ** 0.5
+
+
 class Block(Module):
+    """x + Attention(LayerNorm(x)), and to that + MLP(LayerNorm(·))."""
+
     def __init__(self, c, rng):
         self.norm1, self.attention = LayerNorm(c.d_model, c.norm_eps), Attention(c, rng)
         self.norm2, self.mlp = LayerNorm(c.d_model, c.norm_eps), MLP(c, rng)
 
-    def forward(self, x, prefix=None, cache=None):
+    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+                cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), prefix, cache)
         return x + self.mlp(self.norm2(x))
 
 
 class GPT(Module):
-    """A GPT of the given sizes with random weights; `rng` is a seed or a Generator.
+    """A GPT of the given sizes, with random weights drawn from `rng`.
 
-    `GPT.from_huggingface(folder)` and `model.to_huggingface(folder)` are added by `interop/gpt2.py`.
+    `interop/gpt2.py` adds `GPT.from_huggingface(folder)` and `model.to_huggingface(folder)`.
     """
 
-    def __init__(self, config, rng=0):
+    def __init__(self, config: GPTConfig, rng: Seed = 0):
         if not isinstance(config, GPTConfig):
             raise TypeError(f"GPT: expected a GPTConfig, got {type(config).__name__}")
         rng = np.random.default_rng(rng)
         self.config, self.tokenizer = config, None
-        self.attached = None                                                       # the method a PeftModel put on this model
+        self.attached = None                             # the method on this model, if there is one
         self.token_embedding = Embedding(config.vocab_size, config.d_model, rng=rng)
-        self.position_embedding = Embedding(config.context_length, config.d_model, rng=rng, std=0.01)
+        self.position_embedding = Embedding(config.context_length, config.d_model, rng=rng,
+                                            std=0.01)
         self.dropout = Dropout(config.dropout)
         self.blocks = [Block(config, rng) for _ in range(config.n_layers)]
         self.final_norm = LayerNorm(config.d_model, config.norm_eps)
-        self.head = None                                                           # a classifier, when a task needs one
+        self.head = None                                 # a classifier, where a task needs one
 
-    def forward(self, tokens, prompt=None, prompt_at=None, prefix=None, cache=None, last=False):
+    def forward(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
+                prefix: Prefix | None = None, cache: KVCache | None = None,
+                last: bool = False) -> Tensor:
         """tokens (B, T) integers → logits (B, T, V); position t predicts token t + 1.
 
-        prompt: Tensor (P, d) or (B, P, d), P vectors that enter as if they were embedded tokens;
-            `prompt_at` gives the places (P,) or (B, P) they take in the lengthened sequence
-            (default 0 … P−1, before everything). No logits are returned for them: what follows token t is
+        prompt: Tensor (P, d) or (B, P, d), vectors that enter like embedded tokens.
+        prompt_at: the places (P,) or (B, P) of these vectors in the lengthened sequence (default
+            0 … P−1, before all tokens). No logits are returned for them. The token after t is
             predicted at the last place before token t + 1.
-        prefix: a list with one (K, V) per layer, each Tensor (H, P, d_head) or (B, H, P, d_head). Token
+        prefix: one (K, V) per layer, each Tensor (H, P, d_head) or (B, H, P, d_head). Token
             positions then start at P.
-        cache: a `KVCache`; what it holds counts as the past, and this call's keys and values are appended.
-        last: only the last position's logits, (B, 1, V), which is all that generation needs.
+        cache: a `KVCache` that holds the past; this call appends its keys and values.
+        last: return only the logits of the last position, (B, 1, V). Generation needs no others.
         """
         h = self.hidden(tokens, prompt, prompt_at, prefix, cache)
         return self.logits(h[:, -1:] if last else h)
 
-    def logits(self, hidden):
+    def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, d) → logits (…, V), by the transposed token embedding."""
         return F.linear(hidden, self.token_embedding.weight)
 
-    def classify(self, tokens, lengths, **virtual):
-        """tokens (B, T), of which the first lengths[b] count in row b → class logits (B, C).
+    def classify(self, tokens: Array, lengths: Array, **virtual: Any) -> Tensor:
+        """tokens (B, T), of which row b has lengths[b] → class logits (B, C).
 
-        `head` reads the last of them, the only position that has seen the whole row.
+        `head` reads the last token of the row, the only position that has seen the whole row.
+        virtual: prompt, prompt_at or prefix, as for `forward`.
         """
         if self.head is None:
-            raise ValueError("classify: this model has no classification head; attach(model, method, head=n_classes) adds one")
-        lengths = np.asarray(lengths)
-        if lengths.shape != (len(tokens),) or lengths.min() < 1 or lengths.max() > np.shape(tokens)[1]:
-            raise ValueError(f"classify: lengths must be {len(tokens)} numbers in [1, {np.shape(tokens)[1]}], got {lengths}")
-        return self.head(self.hidden(tokens, **virtual)[np.arange(len(tokens)), lengths - 1])
+            raise ValueError("classify: this model has no classification head; "
+                             "attach(model, method, head=n_classes) adds one")
+        n, lengths = len(tokens), np.asarray(lengths)
+        if lengths.shape != (n,) or lengths.min() < 1 or lengths.max() > np.shape(tokens)[1]:
+            raise ValueError(f"classify: lengths must be {n} numbers in [1, {np.shape(tokens)[1]}]"
+                             f", got {lengths}")
+        return self.head(self.hidden(tokens, **virtual)[np.arange(n), lengths - 1])
 
-    def hidden(self, tokens, prompt=None, prompt_at=None, prefix=None, cache=None):
-        """As `forward`, but the final hidden states (B, T, d)."""
+    def hidden(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
+               prefix: Prefix | None = None, cache: KVCache | None = None) -> Tensor:
+        """As `forward`, but returns the final hidden states (B, T, d)."""
         tokens = self._check_tokens(tokens)
         B, T = tokens.shape
         self._check_virtual(B, prompt, prefix, cache)
-        x, read = self.token_embedding(tokens), None                               # (B, T, d)
+        x, read = self.token_embedding(tokens), None                    # (B, T, d)
         if prompt is not None:
-            x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)             # (B, P + T, d)
+            x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)  # (B, P + T, d)
         past = 0 if prefix is None else prefix[0][0].shape[-2]
         past += 0 if cache is None else cache.length
         if past + x.shape[1] > self.config.context_length:
-            raise ValueError(f"GPT: {past + x.shape[1]} positions ({T} tokens, {x.shape[1] - T} prompt vectors, {past} "
-                             f"of prefix or cache) exceed the context of {self.config.context_length}; shorten the input")
+            raise ValueError(f"GPT: {past + x.shape[1]} positions ({T} tokens, {x.shape[1] - T} "
+                             f"prompt vectors, {past} of prefix or cache) exceed the context of "
+                             f"{self.config.context_length}; shorten the input")
         x = self.dropout(x + self.position_embedding(np.arange(past, past + x.shape[1])))
         for i, block in enumerate(self.blocks):
-            x = block(x, None if prefix is None else prefix[i], None if cache is None else cache.layers[i])
+            x = block(x, None if prefix is None else prefix[i],
+                      None if cache is None else cache.layers[i])
         x = self.final_norm(x)
-        return x if read is None else x[np.arange(B)[:, None], read]               # virtual tokens never show
+        return x if read is None else x[np.arange(B)[:, None], read]    # drops the virtual tokens
 
     def _check_tokens(self, tokens):
         if isinstance(tokens, Tensor):
             raise TypeError("GPT: tokens are integers, got a Tensor of floats")
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or 0 in tokens.shape:
-            raise ValueError(f"GPT: tokens must have shape (B, T) with B, T ≥ 1, got {tokens.shape}")
+            raise ValueError("GPT: tokens must have shape (B, T) with B, T ≥ 1, "
+                             f"got {tokens.shape}")
         return tokens
 
     def _check_virtual(self, B, prompt, prefix, cache):
         L, H, d = self.config.n_layers, self.config.n_heads, self.config.d_model
-        fits = lambda t, *shape: t.shape[-len(shape):] == shape and t.shape[:-len(shape)] in ((), (B,))
+        rows = (), (B,)                                  # what may stand before the shape expected
+        fits = lambda t, *shape: t.shape[-len(shape):] == shape and t.shape[:-len(shape)] in rows
         if prompt is not None and not (prompt.ndim > 1 and fits(prompt, prompt.shape[-2], d)):
-            raise ValueError(f"GPT: prompt must have shape (P, {d}) or ({B}, P, {d}), got {prompt.shape}")
+            raise ValueError(f"GPT: prompt must have shape (P, {d}) or ({B}, P, {d}), "
+                             f"got {prompt.shape}")
         if prefix is None: return
         if cache is not None and cache.length:
-            raise ValueError(f"GPT: a prefix comes before everything, but the cache holds {cache.length} positions already")
+            raise ValueError("GPT: a prefix comes before everything, but the cache holds "
+                             f"{cache.length} positions already")
         if len(prefix) != L:
-            raise ValueError(f"GPT: prefix must have one (K, V) for each of the {L} layers, got {len(prefix)}")
+            raise ValueError(f"GPT: prefix must have one (K, V) for each of the {L} layers, "
+                             f"got {len(prefix)}")
         P = prefix[0][0].shape[-2]
         for i, (k, v) in enumerate(prefix):
             if not (fits(k, H, P, d // H) and fits(v, H, P, d // H)):
-                raise ValueError(f"GPT: the prefix of layer {i} must have shapes ({H}, {P}, {d // H}) or "
-                                 f"({B}, {H}, {P}, {d // H}), got {k.shape} and {v.shape}")
+                shape = f"{H}, {P}, {d // H}"
+                raise ValueError(f"GPT: the prefix of layer {i} must have shapes ({shape}) or "
+                                 f"({B}, {shape}), got {k.shape} and {v.shape}")
 
-    def generate(self, tokens, max_new_tokens, **options):
-        """Continue `tokens` (B, T) by up to `max_new_tokens`; see `tinypeft.generate.generate` for the options."""
+    def generate(self, tokens: Array, max_new_tokens: int, **options: Any) -> Array:
+        """Continue `tokens` (B, T) by up to `max_new_tokens`; options as in `tinypeft.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.n_parameters():,} parameters)"
 
 
 def _expand(virtual, B, ndim):
-    """Virtual tokens without a batch axis are the same for every row: (P, d) → (B, P, d)."""
+    """Give virtual tokens without a batch axis to every row: (P, d) → (B, P, d)."""
     return virtual if virtual.ndim == ndim else virtual + np.zeros((B,) + (1,) * virtual.ndim)
 
 
 def _interleave(prompt, x, at):
     """Merge prompt (B, P, d) into x (B, T, d), vector j at place at[…, j].
 
-    Also return the places (B, T) to read: for token t the one before token t + 1, which is t's own unless virtual
-    tokens stand between them, and for the last token the last place.
+    Also return the places to read, (B, T). Token t is read at the place before token t + 1, its
+    own unless virtual tokens stand between. The last token is read at the last place.
     """
     B, P, _ = prompt.shape
     n = P + x.shape[1]
     at = np.arange(P) if at is None else np.asarray(at)
     if at.shape not in ((P,), (B, P)):
-        raise ValueError(f"prompt_at: expected places of shape ({P},) or ({B}, {P}), got {at.shape}")
+        raise ValueError(f"prompt_at: expected places of shape ({P},) or ({B}, {P}), "
+                         f"got {at.shape}")
     at = np.broadcast_to(at, (B, P))
     virtual = np.zeros((B, n), bool)
     if at.size and (at.min() < 0 or at.max() >= n):
-        raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} tokens, got {at.tolist()}")
+        raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} "
+                         f"tokens, got {at.tolist()}")
     np.put_along_axis(virtual, at, True, axis=1)
     if (virtual.sum(1) != P).any():
         raise ValueError(f"prompt_at: two vectors cannot take the same place, got {at.tolist()}")
-    real = np.nonzero(~virtual)[1].reshape(B, -1)                                  # (B, T)
-    source = np.empty((B, n), int)                                                 # place → row of [prompt; x]
+    real = np.nonzero(~virtual)[1].reshape(B, -1)        # (B, T)
+    source = np.empty((B, n), int)                       # place → row of [prompt; x]
     np.put_along_axis(source, at, np.arange(P)[None], axis=1)
     np.put_along_axis(source, real, np.arange(P, n)[None], axis=1)
     read = np.concatenate([real[:, 1:], np.full((B, 1), n)], axis=1) - 1

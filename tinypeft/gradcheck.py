@@ -4,27 +4,32 @@ For y = f(x) and random u (an upstream gradient) and v (a direction), the chain 
 
     ⟨∂⟨u, f(x)⟩/∂x, v⟩  =  d/dε ⟨u, f(x + εv)⟩  ≈  (⟨u, f(x + εv)⟩ − ⟨u, f(x − εv)⟩) / 2ε.
 
-u must be random: with u = 1, which is what `f(x).sum().backward()` tests, a softmax whose backward
-is nonsense passes, because its rows sum to one whatever happens.
+The direction u must be random. With u = 1, as in `f(x).sum().backward()`, a softmax with a nonsense
+backward passes the check, because its rows always sum to one.
 """
+from collections.abc import Callable
+
 import numpy as np
 
+from .hints import Array, Seed
 from .tensor import Tensor, no_grad
 
 __all__ = ["gradcheck"]
 
 
-def gradcheck(fn, *inputs, rng=0, directions=4, step=1e-3, tolerance=1e-8):
-    """Check the gradients of `fn` with respect to every input that requires one; return the worst error.
+def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
+              directions: int = 4, step: float = 1e-3, tolerance: float = 1e-8) -> float:
+    """Check the gradients of `fn` for every input that requires one; return the worst error.
 
-    `fn(*inputs)` returns a Tensor; `inputs` are float64 Tensors (arrays become ones that require
-    gradients). Each of `directions` random directions is differenced along one input at a time, to
-    fourth order. The error is relative: |analytic − numeric| / (‖gradient‖·‖direction‖, or 1 if
-    that is smaller). Raises AssertionError, naming the input, when it exceeds `tolerance`; TypeError
-    for float32 inputs, whose rounding would drown the difference.
+    fn(*inputs) returns a Tensor. inputs: float64 Tensors; arrays become Tensors that require
+    gradients. Each input is moved along `directions` random directions and differenced to fourth
+    order. The error is |analytic − numeric| / max(1, ‖gradient‖·‖direction‖).
+    Raises AssertionError, naming the input, when an error exceeds `tolerance`; TypeError for
+    float32 inputs, because their rounding would hide the difference.
     """
     rng = np.random.default_rng(rng)
-    inputs = [x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float64), requires_grad=True) for x in inputs]
+    leaf = lambda a: Tensor(np.asarray(a, np.float64), requires_grad=True)
+    inputs = [x if isinstance(x, Tensor) else leaf(x) for x in inputs]
     checked = [(i, x) for i, x in enumerate(inputs) if x.requires_grad]
     if not checked:
         raise ValueError("gradcheck: no input requires a gradient")
@@ -52,10 +57,12 @@ def gradcheck(fn, *inputs, rng=0, directions=4, step=1e-3, tolerance=1e-8):
         for _ in range(directions):
             v = rng.standard_normal(x.shape)
             slope = lambda h: (value(x, v, h) - value(x, v, -h)) / (2 * h)   # noqa: B023
-            numeric = (4 * slope(step / 2) - slope(step)) / 3                # Richardson: the h² term cancels
+            numeric = (4 * slope(step / 2) - slope(step)) / 3        # Richardson: h² cancels
             error = abs(np.vdot(g, v) - numeric) / max(1.0, np.linalg.norm(g) * np.linalg.norm(v))
-            assert error <= tolerance, (
-                f"gradcheck: input {i} of shape {x.shape}: backward says {np.vdot(g, v):.10g}, finite differences "
-                f"say {numeric:.10g} (relative error {error:.2g} > {tolerance:.2g})")
+            if not error <= tolerance:
+                raise AssertionError(
+                    f"gradcheck: input {i} of shape {x.shape}: backward says {np.vdot(g, v):.10g}, "
+                    f"finite differences say {numeric:.10g} (relative error {error:.2g} > "
+                    f"{tolerance:.2g})")
             worst = max(worst, error)
     return worst

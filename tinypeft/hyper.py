@@ -107,7 +107,7 @@ class Checked:
         return super().__new__(cls)
 
     def __post_init__(self):
-        for f in dataclasses.fields(self):
+        for f in _fields(self):
             limit, value = f.metadata.get("limit"), getattr(self, f.name)
             if limit and not limit.holds(value):
                 told = f"{f.name} must be {limit.expected}, got {value!r}"
@@ -118,8 +118,12 @@ class Checked:
         """Rules that concern several fields; a subclass raises `self.error` where one is broken."""
 
 
+def _fields(cls):
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+
+
 def _hint(name, cls):
-    fields = {f.name: f.metadata.get("also", ()) for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name: f.metadata.get("also", ()) for f in _fields(cls) if f.init}
     for ours, others in fields.items():
         if name in others: return f"the field is called {ours}"
     near = difflib.get_close_matches(name, fields, 1)
@@ -143,6 +147,6 @@ class Hyperparameters(Checked):
             cls.__doc__ = "\n\n".join(inspect.cleandoc(text) for text in (own, paper) if text)
 
     def __repr__(self):
-        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self)
+        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in _fields(self)
                  if f.name in self.shown or getattr(self, f.name) != f.default)
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -1,17 +1,22 @@
 """Modules: parameters with names, arranged in a tree.
 
-A module's attributes say what it is made of: a `Parameter` is trained or frozen, an ndarray is a
-buffer (saved, never trained) and so is a `Packed` (several arrays that make one value, such as a
-quantized weight), a `Module` or a list of them is a child. Nothing is registered and nothing is
-hidden; `vars(module)` is the whole truth.
+The attributes of a module are its parts. A `Parameter` is trained or frozen. An ndarray is a
+buffer: saved, never trained; so is a `Packed`, several arrays that make one value, such as a
+quantized weight. A `Module`, or a list of them, is a child. Nothing is registered and nothing is
+hidden: `vars(module)` shows all of it.
 """
+from __future__ import annotations
+
 import math
 import re
+from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
 
 from . import functional as F
 from . import markup
+from .hints import Array, Seed
 from .tensor import Tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
@@ -19,37 +24,42 @@ __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "P
 
 
 class Parameter(Tensor):
-    """A tensor that a module owns. Frozen (`requires_grad=False`) or not, it stays a parameter.
+    """A tensor that a module owns, trained or frozen (`requires_grad=False`).
 
-    `update_mask`, when a method sets it, is a boolean array that broadcasts to the parameter; an
-    optimizer then touches neither the numbers outside it nor their moments.
+    A method may set `update_mask`, a boolean array that broadcasts to the parameter. An optimizer
+    then changes neither the numbers outside the mask nor their moments.
     """
     __slots__ = ("update_mask",)
 
-    def __init__(self, data, requires_grad=True):
+    def __init__(self, data: Array, requires_grad: bool = True):
         super().__init__(data, requires_grad)
         self.update_mask = None
 
 
 class Packed:
-    """A value that a module keeps in several arrays: `arrays()` names them, `repacked(arrays)` is the same with others."""
+    """The base of values made of several arrays.
+
+    `arrays()` gives name → array; `repacked(arrays)` makes the same kind of value from others.
+    """
 
 
 class Module:
+    """The base of layers and models: a subclass sets attributes and defines `forward`."""
     training = False
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    def children(self):
-        """(name, module) of direct children; those in a list are named `list.index`."""
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of the direct children; one in a list is named `list.index`."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
             elif isinstance(value, list):
-                yield from ((f"{name}.{i}", m) for i, m in enumerate(value) if isinstance(m, Module))
+                for i, m in enumerate(value):
+                    if isinstance(m, Module): yield f"{name}.{i}", m
 
-    def named_modules(self, prefix=""):
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(path, module) of this module (path "") and all below it, in order of construction."""
         yield prefix, self
         for name, child in self.children():
@@ -61,48 +71,52 @@ class Module:
                 if isinstance(value, kind):
                     yield f"{path}.{name}" if path else name, value
 
-    def named_parameters(self):
-        """(path, Parameter); one that occurs twice (tied weights) is given once, under its first path."""
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(path, Parameter). A tied weight, which has two paths, comes once, under its first."""
         seen = set()
         for path, p in self._named(Parameter):
             if id(p) not in seen:
                 seen.add(id(p))
                 yield path, p
 
-    def parameters(self):
+    def parameters(self) -> list[Parameter]:
+        """All parameters, trained and frozen."""
         return [p for _, p in self.named_parameters()]
 
-    def get(self, path):
-        """The module at a path such as "blocks.0.mlp.up". KeyError lists what there is."""
+    def get(self, path: str) -> Module:
+        """The module at a path such as "blocks.0.mlp.up". KeyError lists the paths that exist."""
         modules = dict(self.named_modules())
         if path not in modules:
             raise KeyError(f"no module {path!r}; there are: {', '.join(p for p in modules if p)}")
         return modules[path]
 
-    def state_dict(self):
-        """name → ndarray of every parameter and buffer. The arrays are the module's own, not copies."""
+    def state_dict(self) -> dict[str, Array]:
+        """name → array of every parameter and buffer: the module's own arrays, not copies."""
         state = {name: p.data for name, p in self.named_parameters()}
         state.update(self._named(np.ndarray))
         for name, packed in self._named(Packed):
             state |= {f"{name}.{part}": array for part, array in packed.arrays().items()}
         return state
 
-    def n_parameters(self):
-        """How many numbers the parameters hold; of a quantized weight, how many it stands for."""
-        return sum(p.size for p in self.parameters()) + sum(packed.size for _, packed in self._named(Packed))
+    def n_parameters(self) -> int:
+        """How many numbers the parameters hold. A quantized weight counts as its full matrix."""
+        packed = sum(packed.size for _, packed in self._named(Packed))
+        return sum(p.size for p in self.parameters()) + packed
 
-    def load_state_dict(self, state, strict=True):
-        """Copy arrays into the parameters and buffers of the same names, and into nothing if any does not fit.
+    def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> Self:
+        """Copy arrays into the parameters and buffers of the same names; all of them, or none.
 
-        Raises KeyError for missing or (`strict`) unknown names and ValueError for wrong shapes.
+        Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
         """
         own = self.state_dict()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unknown):
-            raise KeyError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+            raise KeyError(f"load_state_dict: missing {missing or 'nothing'}, "
+                           f"unknown {unknown or 'nothing'}")
         for name in own:
             if name in state and np.shape(state[name]) != own[name].shape:
-                raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, expected {own[name].shape}")
+                raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, "
+                                 f"expected {own[name].shape}")
         for name, p in self.named_parameters():
             if name in state:
                 p.assign(np.array(state[name], dtype=p.dtype))
@@ -112,62 +126,70 @@ class Module:
                 if isinstance(value, np.ndarray) and full in state:
                     setattr(module, name, np.array(state[full], dtype=value.dtype))
                 if isinstance(value, Packed):
-                    parts = {k: np.array(state.get(f"{full}.{k}", a), dtype=a.dtype) for k, a in value.arrays().items()}
+                    parts = {k: np.array(state.get(f"{full}.{k}", a), dtype=a.dtype)
+                             for k, a in value.arrays().items()}
                     setattr(module, name, value.repacked(parts))
         return self
 
-    def train(self, training=True):
-        """Switch dropout on (or off), here and below."""
+    def train(self, training: bool = True) -> Self:
+        """Switch dropout on (or off) in this module and all below it."""
         for _, module in self.named_modules():
             module.training = training
         return self
 
-    def eval(self):
+    def eval(self) -> Self:
+        """Switch dropout off."""
         return self.train(False)
 
-    def to(self, dtype):
+    def to(self, dtype: Any) -> Self:
         """Cast every parameter to float32 or float64, in place."""
         if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"to: expected float32 or float64, got {np.dtype(dtype)}; tinypeft.quantize gives fewer bits")
+            raise TypeError(f"to: expected float32 or float64, got {np.dtype(dtype)}; "
+                            "for fewer bits use tinypeft.quantize")
         for p in self.parameters():
             p.assign(p.data.astype(dtype))
             p.grad = None
         return self
 
-    # What keeps a method going during training hangs on these three; `train` calls them for every model.
-    def before_step(self, step, total):
-        """Before the forward pass of step 0 … total − 1."""
+    # Three hooks that `train` calls in every step; a method on a model overrides them.
+    def before_step(self, step: int, total: int) -> None:
+        """Runs before the forward pass of step 0 … total − 1."""
 
-    def penalty(self):
-        """A term to add to the loss: a Tensor, or None."""
+    def penalty(self) -> Tensor | None:
+        """A term to add to the loss, or None."""
 
-    def after_step(self, step, total):
-        """After the optimizer's step."""
+    def after_step(self, step: int, total: int) -> None:
+        """Runs after the optimizer's step."""
 
     def __repr__(self):
-        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children()]
-        return type(self).__name__ + self.describe() + ("(\n" + "\n".join(lines) + "\n)" if lines else "")
+        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ")
+                 for name, child in self.children()]
+        below = "(\n" + "\n".join(lines) + "\n)" if lines else ""
+        return type(self).__name__ + self.describe() + below
 
-    def describe(self):
-        """What stands after the class name when the module is printed."""
+    def describe(self) -> str:
+        """Text that follows the class name when the module is printed."""
         return ""
 
     def _repr_html_(self):
-        parts = {id(a): (name, a) for name, a in self._named((Parameter, np.ndarray, Packed))}         # tied weights once
-        rows = {}                                        # what is alike in several blocks is one row
+        named = self._named((Parameter, np.ndarray, Packed))
+        parts = {id(a): (name, a) for name, a in named}  # a tied weight once
+        rows = {}                                        # equal layers in several blocks: one row
         for name, a in parts.values():
             tick = "✔" if getattr(a, "requires_grad", False) else ""
             a = a.data if isinstance(a, Parameter) else a
             block = re.search(r"\.(\d+)\.", name)
             stored = f"{a.bits} bits" if isinstance(a, Packed) else str(a.dtype)
-            key = (re.sub(r"\.\d+\.", ".*.", name, count=1), " × ".join(map(str, a.shape)), stored, tick)
+            pattern = re.sub(r"\.\d+\.", ".*.", name, count=1)
+            key = pattern, " × ".join(map(str, a.shape)), stored, tick
             rows.setdefault(key, []).append((block and int(block[1]), a.nbytes))
         trained = sum(p.size for p in self.parameters() if p.requires_grad)
         total = sum(n for found in rows.values() for _, n in found)
         return markup.table(
-            [(name.replace("*", _ranges(i for i, _ in found)), *rest, f"{sum(n for _, n in found):,}")
-             for (name, *rest), found in rows.items()],
-            ("layer", "shape of each", "stored as", "trained", "bytes in all"), type(self).__name__ + self.describe(), (1, 4),
+            [(name.replace("*", _ranges(i for i, _ in found)), *rest,
+              f"{sum(n for _, n in found):,}") for (name, *rest), found in rows.items()],
+            ("layer", "shape of each", "stored as", "trained", "bytes in all"),
+            type(self).__name__ + self.describe(), (1, 4),
             f"{self.n_parameters():,} parameters, {trained:,} of them trained; {total:,} bytes")
 
 
@@ -180,11 +202,11 @@ def _ranges(numbers):
     return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
 
 
-def replace_modules(root, new):
-    """Put each module of `new` (path → module) in its place under `root`; return what was there, path → module."""
+def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
+    """Put each module of `new` (path → module) in its place under `root`; return the old ones."""
     old = {path: root.get(path) for path in new}
     for path, module in new.items():
-        parent, name = root, path
+        parent = root
         *above, name = path.split(".")
         for part in above:
             parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
@@ -194,9 +216,10 @@ def replace_modules(root, new):
 
 
 class Linear(Module):
-    """y = x Wᵀ + b, W (d_out, d_in); starts at N(0, 0.02²) and 0, as GPT-2's do."""
+    """y = x Wᵀ + b, W (d_out, d_in). W starts at N(0, std²) and b at 0, as in GPT-2."""
 
-    def __init__(self, d_in, d_out, bias=True, rng=None, std=0.02):
+    def __init__(self, d_in: int, d_out: int, bias: bool = True, rng: Seed | None = None,
+                 std: float = 0.02):
         rng = np.random.default_rng(rng)
         self.weight = Parameter((std * rng.standard_normal((d_out, d_in))).astype(np.float32))
         self.bias = Parameter(np.zeros(d_out, np.float32)) if bias else None
@@ -204,59 +227,61 @@ class Linear(Module):
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def dense_weight(self):
-        """The weight as an array (d_out, d_in). Quantized layers have it too, dequantized."""
+    def dense_weight(self) -> Array:
+        """The weight as an array (d_out, d_in). A quantized layer gives its dequantized weight."""
         return self.weight.data
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}{'' if self.bias is not None else ', no bias'})"
 
 
 class LayerNorm(Module):
     """y = γ (x − mean)/√(var + ε) + β; γ is `weight`, β is `bias`."""
 
-    def __init__(self, d, eps=1e-5):
-        self.weight, self.bias, self.eps = Parameter(np.ones(d, np.float32)), Parameter(np.zeros(d, np.float32)), eps
+    def __init__(self, d: int, eps: float = 1e-5):
+        self.weight = Parameter(np.ones(d, np.float32))
+        self.bias, self.eps = Parameter(np.zeros(d, np.float32)), eps
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.weight.shape[0]})"
 
 
 class Embedding(Module):
-    """A table (n, d) of vectors, looked up by integers; starts at N(0, std²)."""
+    """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²)."""
 
-    def __init__(self, n, d, rng=None, std=0.02):
-        self.weight = Parameter((std * np.random.default_rng(rng).standard_normal((n, d))).astype(np.float32))
+    def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02):
+        rng = np.random.default_rng(rng)
+        self.weight = Parameter((std * rng.standard_normal((n, d))).astype(np.float32))
 
-    def forward(self, ids):
+    def forward(self, ids: Array) -> Tensor:
         return F.embedding(ids, self.weight)
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
 
 
 class Dropout(Module):
-    """Dropout with probability p in training, nothing otherwise. `rng` is replaced by whoever trains."""
+    """Dropout with probability p in training, the identity otherwise. `train` seeds `rng`."""
 
-    def __init__(self, p, rng=None):
+    def __init__(self, p: float, rng: Seed | None = None):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
         self.p, self.rng = p, np.random.default_rng(rng)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.rng) if self.training and self.p else x
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.p})"
 
 
-def kaiming_uniform(shape, rng):
-    """U(−1/√d_in, 1/√d_in) for (d_out, d_in): PyTorch's default start of a linear layer."""
+def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """U(−1/√d_in, 1/√d_in) for (d_out, d_in): PyTorch's initialisation of a linear layer."""
     bound = 1 / math.sqrt(shape[-1])
     return rng.uniform(-bound, bound, shape).astype(np.float32)

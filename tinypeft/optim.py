@@ -1,15 +1,18 @@
 """Optimizers, learning-rate schedules, gradient clipping.
 
-AdamW (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2; PyTorch's form, where the decay is lr·λ):
+AdamW (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2, in PyTorch's form: the decay is lr·λ):
 
     w ← w − lr λ w
     m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²
     w ← w − lr m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),   v̂ = v/(1 − β₂ᵗ)
 """
 import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 
+from .hints import Array
 from .tensor import Tensor
 from .threads import parallel_map
 
@@ -17,25 +20,26 @@ __all__ = ["SGD", "AdamW", "clip_grad_norm", "schedule"]
 
 
 class Optimizer:
-    """Shared by all: groups of parameters, and a state of arrays per parameter that checkpoints keep.
+    """The base of optimizers: groups of parameters, and the state arrays that checkpoints keep.
 
-    `parameters`: a list of Parameters, or a list of dicts {"params": [...], "lr": …, "weight_decay": …}
-    whose entries override the defaults for their parameters.
+    parameters: a list of Parameters, or of dicts {"params": [...], "lr": …, "weight_decay": …}
+        whose entries override the defaults for their parameters.
     """
-    workers = 2                                  # threads that share the parameters
-    slots = ()                                   # names of the state arrays, each of its parameter's shape
+    workers: ClassVar[int] = 2                   # threads that share the parameters
+    slots: ClassVar[tuple[str, ...]] = ()        # names of the state arrays, each shaped as p
 
-    def __init__(self, parameters, **defaults):
+    def __init__(self, parameters: Iterable[Tensor | dict], **defaults: Any):
         name = type(self).__name__
         if isinstance(parameters, Tensor):
-            raise TypeError(f"{name}: expected a list of parameters, got one Tensor; put it in a list")
+            raise TypeError(f"{name}: expected a list of parameters, got one Tensor")
         parameters = list(parameters)
-        groups = parameters if parameters and isinstance(parameters[0], dict) else [{"params": parameters}]
+        grouped = bool(parameters) and isinstance(parameters[0], dict)
+        groups = parameters if grouped else [{"params": parameters}]
         self.groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
         for g in self.groups:
             if g.keys() - defaults.keys() - {"params"}:
-                raise ValueError(f"{name}: a group has {', '.join(map(repr, g))}; expected 'params' and any of "
-                                 f"{', '.join(map(repr, defaults))}")
+                raise ValueError(f"{name}: a group has {', '.join(map(repr, g))}; expected "
+                                 f"'params' and any of {', '.join(map(repr, defaults))}")
             g["base_lr"] = g["lr"]
             if not g["lr"] >= 0:
                 raise ValueError(f"{name}: lr must be at least 0, got {g['lr']}")
@@ -46,50 +50,53 @@ class Optimizer:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{name}: expected Parameters, got {type(p).__name__}")
         if len(set(map(id, params))) < len(params):
-            raise ValueError(f"{name}: a parameter occurs twice; it would be updated twice")
+            raise ValueError(f"{name}: a parameter occurs twice and would be updated twice")
         self.t = 0                               # steps taken
         self.state = {id(p): [self.allocate(p) for _ in self.slots] for p in params}
 
-    def parameters(self):
+    def parameters(self) -> list[Tensor]:
+        """All parameters, in the order of the groups."""
         return [p for g in self.groups for p in g["params"]]
 
-    def allocate(self, p):
+    def allocate(self, p: Tensor) -> Array:
         """A zero array for one slot of p's state."""
         return np.zeros_like(p.data)
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
         for p in self.parameters(): p.grad = None
 
-    def scale_lr(self, factor):
+    def scale_lr(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times the one it was given."""
         for g in self.groups: g["lr"] = g["base_lr"] * factor
 
-    def step(self):
+    def step(self) -> None:
         """One update of every parameter that has a gradient, in place."""
         self.t += 1
         todo = [(p, g) for g in self.groups for p in g["params"] if p.grad is not None]
-        large = sum(p.size for p, _ in todo) > 1 << 18                # worth two threads; the arithmetic is the same
+        large = sum(p.size for p, _ in todo) > 1 << 18        # worth two threads; same arithmetic
         parallel_map(lambda job: self._step_one(*job), todo, self.workers if large else 1)
 
     def _step_one(self, p, group):
         mask = getattr(p, "update_mask", None)
         if mask is None:
             self.update(p.data, p.grad, self.state[id(p)], group)
-        else:                                    # only what the mask holds moves, its moments included
+        else:                                    # numbers outside the mask keep value and moments
             mask = np.broadcast_to(mask, p.shape)
             data, state = p.data[mask], [s[mask] for s in self.state[id(p)]]
             self.update(data, p.grad[mask], state, group)
             p.data[mask] = data
             for s, new in zip(self.state[id(p)], state, strict=True): s[mask] = new
-        p.version += 1
+        p.version += 1                           # written in place; `assign` would need a copy
 
-    def state_arrays(self):
-        """name → array: everything needed to go on from here, for a checkpoint."""
+    def state_arrays(self) -> dict[str, Array]:
+        """name → array: the state that a checkpoint needs."""
         arrays = {f"{slot}.{i}": s for i, p in enumerate(self.parameters())
                   for slot, s in zip(self.slots, self.state[id(p)], strict=True)}
         return {"t": np.array(self.t), **arrays}
 
-    def load_state_arrays(self, arrays):
+    def load_state_arrays(self, arrays: dict[str, Array]) -> None:
+        """Load what `state_arrays` gave. Raises ValueError for the state of other parameters."""
         own = self.state_arrays()
         if own.keys() != arrays.keys() or any(own[k].shape != np.shape(arrays[k]) for k in own):
             raise ValueError("the optimizer state in this checkpoint belongs to other parameters")
@@ -99,10 +106,11 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """w ← w − lr u,  u ← μ u + (g + λ w): momentum μ, weight decay λ; PyTorch's form (u starts as g)."""
+    """w ← w − lr u,  u ← μ u + (g + λ w): momentum μ, decay λ, as in PyTorch (u starts as g)."""
     slots = ("velocity",)
 
-    def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0):
+    def __init__(self, parameters: Iterable[Tensor | dict], lr: float, momentum: float = 0.0,
+                 weight_decay: float = 0.0):
         super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def update(self, w, g, state, group):
@@ -114,10 +122,12 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay; the equations are at the head of this file."""
+    """Adam with decoupled weight decay; the equations stand at the head of this file."""
     slots = ("m", "v")
 
-    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+    def __init__(self, parameters: Iterable[Tensor | dict], lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.01):
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         for g in self.groups:
             if not all(0 <= b < 1 for b in g["betas"]):
@@ -125,30 +135,34 @@ class AdamW(Optimizer):
 
     def update(self, w, g, state, group):
         lr, (b1, b2) = group["lr"], group["betas"]
-        for s in _chunks(w):                                                       # a chunk stays in cache for all of this
+        for s in _chunks(w):                                         # a chunk stays in cache
             w_s, g_s, m, v = w[s], g[s], state[0][s], state[1][s]
             if group["weight_decay"]: w_s *= 1 - lr * group["weight_decay"]
-            scratch = np.asarray(g_s * (1 - b1))                                   # of a 0-d parameter, too
+            scratch = np.asarray(g_s * (1 - b1))                     # an array for a 0-d w, too
             m *= b1; m += scratch
             np.multiply(g_s, g_s, out=scratch); scratch *= 1 - b2
             v *= b2; v += scratch
             np.sqrt(v, out=scratch)
-            scratch *= 1 / math.sqrt(1 - b2 ** self.t); scratch += group["eps"]    # √v̂ + ε
+            scratch *= 1 / math.sqrt(1 - b2 ** self.t)
+            scratch += group["eps"]                                  # √v̂ + ε
             np.divide(m, scratch, out=scratch)
-            scratch *= lr / (1 - b1 ** self.t)                                     # lr m̂ / (√v̂ + ε)
+            scratch *= lr / (1 - b1 ** self.t)                       # lr m̂ / (√v̂ + ε)
             w_s -= scratch
 
 
 def _chunks(w, budget=1 << 16):
-    """Indices of runs of rows, about `budget` numbers each, that make up the array w."""
+    """Cut the array w into runs of rows of about `budget` numbers."""
     if w.size <= budget or w.ndim == 0:
         return [...]
     rows = max(1, budget * len(w) // w.size)
     return [slice(i, i + rows) for i in range(0, len(w), rows)]
 
 
-def clip_grad_norm(parameters, limit):
-    """Scale all gradients together so that their global norm √Σ‖g‖² is at most `limit`; return the norm before."""
+def clip_grad_norm(parameters: Iterable[Tensor], limit: float) -> float:
+    """Scale all gradients by one factor so that their global norm √Σ‖g‖² is at most `limit`.
+
+    Returns the norm before.
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
     if norm > limit:
@@ -156,11 +170,11 @@ def clip_grad_norm(parameters, limit):
     return norm
 
 
-def schedule(kind, step, total, warmup=0, floor=0.0):
+def schedule(kind: str, step: int, total: int, warmup: int = 0, floor: float = 0.0) -> float:
     """The factor on the learning rate at `step` = 0 … total − 1.
 
-    Linear warm-up over the first `warmup` steps (factor (step + 1)/warmup), then "constant" 1, or "linear"
-    or "cosine" decay from 1 at step `warmup` to `floor` at step `total`, and beyond.
+    The factor rises linearly over the first `warmup` steps, as (step + 1)/warmup. Then it stays
+    at 1 ("constant") or falls from 1 to `floor` at step `total` ("linear", "cosine").
     """
     if kind not in ("constant", "linear", "cosine"):
         raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")

@@ -1,35 +1,43 @@
 """A tensor that remembers how it was made, and reverse-mode differentiation.
 
-Every operation computes its value with NumPy and leaves behind, for each of its parents, a
-*vector–Jacobian product*: a function that takes dy = ∂L/∂y, the gradient of the loss L with
-respect to the operation's output y, and returns ∂L/∂parent, here written `dx` for a parent `x`.
-`backward` walks the recorded graph from the loss to the leaves and adds these up: the chain rule.
+Every operation computes its value with NumPy. For each parent it also records a *vector–Jacobian
+product* (vjp): a function that takes dy = ∂L/∂y, the gradient of the loss L with respect to the
+result y, and returns ∂L/∂parent, written `dx` for a parent `x`. `backward` walks the recorded graph
+from the loss to the leaves and adds these gradients up. That is the chain rule.
 
 Five rules keep it small and fast:
 
-* A parent that needs no gradient costs nothing. Its vjp is dropped when the operation is recorded,
-  and an operation none of whose parents needs a gradient records nothing. This is where
-  parameter-efficient fine-tuning saves its time and memory.
-* The graph holds no values. A vjp holds the arrays it needs (and never a tensor: no reference cycle,
-  no hidden keeping alive); every other value is freed as soon as the forward pass is done with it.
-* Gradients live in a dictionary during the walk and only leaves keep `.grad`. A vjp runs once: it
-  may overwrite what it saved, and each piece of the graph is freed as soon as it is used.
-* Broadcasting is undone explicitly (`unbroadcast`) and every gradient is checked against the shape
-  and dtype of its tensor: a wrong formula stops at once rather than being summed into place.
-* Work is float32, checks are float64, and the two never meet: constants follow the tensor's dtype.
+* A frozen parent costs nothing. Its vjp is dropped when the operation is recorded, and an operation
+  whose parents are all frozen records nothing. Parameter-efficient fine-tuning saves its time and
+  memory here.
+* The graph holds no values. A vjp holds the arrays that it needs and never a tensor, so that there
+  is no reference cycle. Every other value is freed as soon as the forward pass is done with it.
+* Gradients live in a dictionary during the walk, and only leaves keep `.grad`. A vjp runs once. It
+  may overwrite the arrays it saved, and each piece of the graph is freed after its use.
+* Broadcasting is undone explicitly, by `unbroadcast`. Every gradient is checked against the shape
+  and dtype of its tensor, so that a wrong formula stops at once.
+* Work is float32, checks are float64, and the two never mix: constants take the tensor's dtype.
 """
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
+from .hints import Array
 from .markup import facts
 
-__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split", "stack", "tape",
-           "unbroadcast", "where"]
+Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
+
+__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split",
+           "stack", "tape", "unbroadcast", "where"]
 
 
 class GraphError(RuntimeError):
-    """The recorded graph cannot be walked: it was used already, or its inputs were changed since."""
+    """The recorded graph cannot be walked: it was used before, or its inputs have changed since."""
 
 
 _recording = True
@@ -46,19 +54,22 @@ def _record(on):
         _recording = before
 
 
-def no_grad():
+def no_grad() -> AbstractContextManager:
     """Inside `with no_grad():` operations compute values and record nothing."""
     return _record(False)
 
 
-def enable_grad():
-    """Inside `with enable_grad():` operations record, though it may be inside `no_grad()`."""
+def enable_grad() -> AbstractContextManager:
+    """Inside `with enable_grad():` operations record, even within a surrounding `no_grad()`."""
     return _record(True)
 
 
 @contextlib.contextmanager
 def tape():
-    """`with tape() as made:` the list `made` gets every tensor that an operation records, and so keeps a graph's values."""
+    """Inside `with tape() as made:` every recorded tensor is appended to the list `made`.
+
+    The list keeps the values of the graph alive.
+    """
     global _tape
     before, _tape = _tape, []
     try:
@@ -67,7 +78,7 @@ def tape():
         _tape = before
 
 
-def unbroadcast(dy, shape):
+def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
     if dy.shape == shape:
         return dy
@@ -79,42 +90,43 @@ def unbroadcast(dy, shape):
 class Tensor:
     """An array, and how it was computed.
 
-    `data` is a float32 or float64 array; integers, booleans, lists and Python numbers become float32.
-    `requires_grad=True` makes a leaf whose `.grad` (an ndarray of the same shape, or None) collects
-    ∂L/∂data over calls of `backward`. Raises TypeError for complex, half-precision or object arrays.
+    data: a float32 or float64 array; integers, booleans, lists and Python numbers become float32.
+    requires_grad: True makes a leaf. Its `.grad` (None, or an array) sums ∂L/∂data over all calls
+        of `backward`.
+    Raises TypeError for complex, half-precision and object arrays.
     """
     __slots__ = ("data", "requires_grad", "grad", "version", "node", "__weakref__")
-    parents = ()                                         # a leaf is its own node, and the walk ends there
-    __array_ufunc__ = None                               # ndarray * Tensor comes to Tensor.__rmul__
+    parents = ()                                         # a leaf is its own node and ends the walk
+    __array_ufunc__ = None                               # ndarray * Tensor calls Tensor.__rmul__
 
-    def __init__(self, data, requires_grad=False):
+    def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
-            raise TypeError("got a Tensor where an array was expected; use x.detach() for a new leaf")
-        array = np.asarray(data)
-        if array.dtype.kind in "biu" or not isinstance(data, (np.ndarray, np.generic)) and array.dtype.kind == "f":
+            raise TypeError("expected an array, got a Tensor; use x.detach() for a new leaf")
+        array, typed = np.asarray(data), isinstance(data, (np.ndarray, np.generic))
+        if array.dtype.kind in "biu" or array.dtype.kind == "f" and not typed:
             array = array.astype(np.float32)
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"a Tensor holds float32 or float64, got {array.dtype}; cast it first, "
                             "for example with .astype(np.float32)")
         self.data, self.requires_grad, self.grad = array, requires_grad, None
-        self.version = 0                                 # how often an optimizer or a loader wrote into data
+        self.version = 0                                 # how often data was replaced or written to
         self.node = None                                 # how it was computed; None for a leaf
 
     # -- recording ------------------------------------------------------------------------------
     @staticmethod
-    def op(data, *edges):
-        """The result of an operation, one edge (parent, dy ↦ dparent) per parent.
+    def op(data: Array, *edges: tuple[Tensor | None, Vjp]) -> Tensor:
+        """The result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
 
-        The function of a frozen parent is dropped, and with it every array that only it holds. A parent
-        that is None (an absent bias) is left out.
+        The function of a frozen parent is dropped, together with the arrays that only it holds.
+        The functions run in the order of the edges. A parent may be None (an absent bias).
         """
         edges = [(x, f) for x, f in edges if x is not None]
         fs = [f if x.requires_grad else None for x, f in edges]
         return Tensor.fused(data, [x for x, _ in edges], lambda dy: [f and f(dy) for f in fs])
 
     @staticmethod
-    def fused(data, parents, vjp):
-        """The result of an operation whose gradients share work: `vjp(dy)` returns one per parent.
+    def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
+        """The result of an operation whose gradients share work: vjp(dy) gives one per parent.
 
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
         itself or views of it, and never the same fresh array twice.
@@ -122,36 +134,38 @@ class Tensor:
         y = Tensor.__new__(Tensor)
         y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
         if any(x.data.dtype != y.data.dtype for x in parents):
-            raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave {y.dtype}: "
+            given = ", ".join(str(x.dtype) for x in parents)
+            raise TypeError(f"an operation on {given} gave {y.dtype}: "
                             "float32 and float64 do not mix; cast one of them explicitly")
         y.requires_grad = _recording and any(x.requires_grad for x in parents)
         if y.requires_grad:
-            y.node = Node([(x.node or x, x.version) if x.requires_grad else None for x in parents], vjp, y.data)
+            known = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
+            y.node = Node(known, vjp, y.data)
             y.data = y.data.view()
-            y.data.flags.writeable = False               # a value that a gradient depends on stays as it is
+            y.data.flags.writeable = False               # a gradient may depend on this value
             if _tape is not None: _tape.append(y)
         return y
 
     # -- backward -------------------------------------------------------------------------------
-    def backward(self, dy=None):
-        """Add ∂L/∂x to `x.grad` for every leaf x this tensor was computed from.
+    def backward(self, dy: Array | None = None) -> None:
+        """Add ∂L/∂x to `x.grad` for every leaf x that this tensor was computed from.
 
-        `dy`: ∂L/∂self, an array of this tensor's shape; may be left out for a single number (dy = 1).
+        dy: ∂L/∂self, an array of this tensor's shape; a single number needs none (dy = 1).
         Raises GraphError when there is no graph, when it was walked before, or when a leaf's data
-        was written to since; ValueError when `dy` is missing or has another shape.
+        has changed since; ValueError when `dy` is missing or has another shape.
         """
         for x, dx in self.gradients(dy):
-            x.grad = dx if x.grad is None else np.asarray(x.grad + dx)       # 0-d arrays add up to a scalar
+            x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
 
-    def gradients(self, dy=None):
-        """As `backward`, but returns [(leaf, ∂L/∂leaf)] and leaves every `.grad` alone."""
+    def gradients(self, dy: Array | None = None) -> list[tuple[Tensor, Array]]:
+        """As `backward`, but return [(leaf, ∂L/∂leaf)] and leave every `.grad` alone."""
         if not self.requires_grad:
-            raise GraphError("backward: nothing to differentiate, no tensor this was computed from requires a gradient "
-                             "(or it was computed under no_grad)")
+            raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
+                             "from requires a gradient, or it was computed under no_grad()")
         if dy is None:
             if self.data.size != 1:
-                raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient, "
-                                 "backward(dy) with dy of that shape; only a single number can do without")
+                raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient; "
+                                 "call backward(dy) with dy of that shape")
             dy = np.ones_like(self.data)
         dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
         if dy.shape != self.shape:
@@ -159,7 +173,7 @@ class Tensor:
 
         root = self.node or self
         order, leaves = topological_order(root), []
-        grads, own = {id(root): dy}, set()               # own: ids whose gradient nobody else can see, safe to add into
+        grads, own = {id(root): dy}, set()               # own: ids of gradients safe to add into
         while order:
             y = order.pop()
             dy = grads.pop(id(y))
@@ -167,7 +181,7 @@ class Tensor:
                 leaves.append((y, np.asarray(dy) if id(y) in own else np.array(dy)))
                 continue
             parents, vjp = y.parents, y.vjp
-            y.parents = y.vjp = None                     # walked: what this operation had saved can go
+            y.parents = y.vjp = None                     # walked: free the arrays it saved
             for parent, dx in zip(parents, vjp(dy), strict=True):
                 if parent is None: continue              # frozen
                 x, _ = parent
@@ -183,18 +197,19 @@ class Tensor:
                     if dx is not dy and dx.base is None: own.add(id(x))
         return leaves
 
-    def assign(self, array):
+    def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of the same shape.
 
-        Every write to a leaf between forward and backward must be noticed, because saved arrays may
-        be views of its data: `backward` compares versions, and raises GraphError for a stale graph.
+        A graph that was recorded before then refuses to run backward: it compares versions, because
+        its gradients would belong to the old data.
         """
         array = np.asarray(array)
         if array.shape != self.shape or array.dtype not in (np.float32, np.float64):
-            raise ValueError(f"assign: got {array.dtype} {array.shape}, expected floats of shape {self.shape}")
+            raise ValueError(f"assign: expected floats of shape {self.shape}, "
+                             f"got {array.dtype} {array.shape}")
         self.data, self.version = array, self.version + 1
 
-    def detach(self):
+    def detach(self) -> Tensor:
         """A new leaf with the same data (shared, not copied) and no history."""
         return Tensor(self.data)
 
@@ -206,16 +221,16 @@ class Tensor:
     T = property(lambda self: self.transpose())
 
     def __len__(self): return len(self.data)
-    def item(self): return self.data.item()
+    def item(self) -> float: return self.data.item()
 
     def __repr__(self):
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
 
     def _repr_html_(self):
-        some = lambda a: np.array2string(a, precision=4, threshold=40, edgeitems=2, max_line_width=100)
+        some = lambda a: np.array2string(a, 100, precision=4, threshold=40, edgeitems=2)
         rows = [("shape", self.shape), ("dtype", self.dtype), ("data", some(self.data))]
         if self.requires_grad:
-            rows.append(("grad", "flows through to the leaves it was computed from" if self.node else
+            rows.append(("grad", "passes on to the leaves it was computed from" if self.node else
                          "None: no backward yet" if self.grad is None else some(self.grad)))
         return facts(rows, type(self).__name__)
 
@@ -223,23 +238,24 @@ class Tensor:
         return bool(self.data)
 
     def __setitem__(self, index, value):
-        raise TypeError("a Tensor cannot be assigned into, its history would be wrong; build a new one with "
-                        "tinypeft.where or concatenate, or write to .data of a leaf outside any graph")
+        raise TypeError("a Tensor cannot be assigned into, its history would be wrong; build a new "
+                        "one with tinypeft.where or concatenate, or use x.assign on a leaf")
 
     def _no_inplace(self, other):
         raise TypeError("in-place arithmetic on a Tensor is not recorded; write x = x + y, "
-                        "or update x.data of a leaf, as an optimizer does")
+                        "or use x.assign on a leaf")
 
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _no_inplace
 
     def _constant(self, other):
-        """Numbers and arrays in an expression are constants and take this tensor's dtype."""
+        """`other` as a Tensor: numbers and arrays become constants of this tensor's dtype."""
         if isinstance(other, Tensor):
             if other.dtype != self.dtype:
-                raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; cast one of them explicitly")
+                raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; "
+                                "cast one of them explicitly")
             return other
         other = np.asarray(other)
-        if other.dtype.kind not in "biuf":               # NumPy would read None as NaN and "3" as 3
+        if other.dtype.kind not in "biuf":               # NumPy reads None as NaN and "3" as 3
             raise TypeError(f"a Tensor and {other.dtype} values do not mix; expected real numbers")
         return Tensor(other.astype(self.dtype, copy=False))
 
@@ -263,16 +279,17 @@ class Tensor:
                                 (other, lambda dy: unbroadcast(-dy * a / (b * b), B)))
 
     def __pow__(self, other):
-        """a ** b. A number b is the usual case; for a tensor b, ∂/∂b = aᵇ log a (0 at a = 0 < b)."""
+        """a ** b, usually for a number b. For a tensor b, ∂/∂b = aᵇ log a, and 0 at a = 0 < b."""
         if isinstance(other, (int, float)):
             a, n = self.data, int(other) if isinstance(other, int) else float(other)
-            return Tensor.op(a ** n, (self, lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)))
+            da = lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)
+            return Tensor.op(a ** n, (self, da))
         other = self._constant(other)
         a, b, A, B = self.data, other.data, self.shape, other.shape
         y = a ** b
 
         def da(dy):
-            return unbroadcast(dy * b * a ** np.where(b == 0, 1, b - 1), A)      # 0 ⁻¹ would be infinite
+            return unbroadcast(dy * b * a ** np.where(b == 0, 1, b - 1), A)      # not 0 · 0⁻¹
 
         def db(dy):
             log_a = np.log(a, out=np.zeros_like(a), where=a != 0)
@@ -280,7 +297,7 @@ class Tensor:
         return Tensor.op(y, (self, da), (other, db))
 
     def __matmul__(self, other):
-        """a @ b over the last two axes; the axes before them broadcast. Vectors work as in NumPy."""
+        """a @ b over the last two axes. Axes before them broadcast; vectors work as in NumPy."""
         other = self._constant(other)
         if self.ndim == 1:
             y = self.reshape(1, -1) @ other
@@ -301,72 +318,74 @@ class Tensor:
     __radd__, __rmul__ = __add__, __mul__
 
     # -- elementwise ----------------------------------------------------------------------------
-    def exp(self):
+    def exp(self) -> Tensor:
         y = np.exp(self.data)
         return Tensor.op(y, (self, lambda dy: dy * y))
 
-    def log(self):
+    def log(self) -> Tensor:
         x = self.data
         return Tensor.op(np.log(x), (self, lambda dy: dy / x))
 
-    def sqrt(self):
+    def sqrt(self) -> Tensor:
         y = np.sqrt(self.data)
         return Tensor.op(y, (self, lambda dy: dy * (0.5 / y)))
 
-    def tanh(self):
+    def tanh(self) -> Tensor:
         y = np.tanh(self.data)
         return Tensor.op(y, (self, lambda dy: dy * (1 - y * y)))
 
-    def sigmoid(self):
+    def sigmoid(self) -> Tensor:
         x = self.data
-        z = np.exp(-np.abs(x))                           # 1/(1 + e⁻ˣ) without overflow, exact in both tails
-        return Tensor.op(np.where(x < 0, z, 1) / (1 + z), (self, lambda dy: dy * (z / (1 + z) ** 2)))
+        z = np.exp(-np.abs(x))                           # no overflow, and exact in both tails
+        y = np.where(x < 0, z, 1) / (1 + z)
+        return Tensor.op(y, (self, lambda dy: dy * (z / (1 + z) ** 2)))
 
-    def relu(self):
+    def relu(self) -> Tensor:
         x = self.data
         return Tensor.op(np.maximum(x, 0), (self, lambda dy: dy * (x > 0)))
 
-    def abs(self):
+    def abs(self) -> Tensor:
         x = self.data
         return Tensor.op(np.abs(x), (self, lambda dy: dy * np.sign(x)))
 
     # -- reductions -----------------------------------------------------------------------------
-    def sum(self, axis=None, keepdims=False):
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         shape = self.shape
         return Tensor.op(self.data.sum(axis=axis, keepdims=keepdims),
                          (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
 
-    def mean(self, axis=None, keepdims=False):
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         total = self.sum(axis, keepdims)
         if total.size > self.size:
             raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
         return total * (total.size / max(1, self.size))
 
-    def max(self, axis=None, keepdims=False):
-        """The largest element; where several are equal they share the gradient evenly."""
+    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The largest element. Equal ones share the gradient evenly."""
         x = self.data
         y = x.max(axis=axis, keepdims=True)
 
         def dx(dy):
             largest = x == y
-            return _keep(dy, axis, keepdims) * (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+            share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+            return _keep(dy, axis, keepdims) * share
         return Tensor.op(y if keepdims else y.squeeze(axis), (self, dx))
 
     # -- shape ----------------------------------------------------------------------------------
-    def reshape(self, *shape):
+    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
         before = self.shape
         return Tensor.op(self.data.reshape(shape), (self, lambda dy: dy.reshape(before)))
 
-    def transpose(self, *axes):
-        """Permute the axes as numpy.transpose does: x.transpose(0, 2, 1); without arguments, reverse them."""
+    def transpose(self, *axes: int | tuple[int, ...]) -> Tensor:
+        """Permute the axes, as numpy.transpose: x.transpose(0, 2, 1). No argument reverses them."""
         axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
         axes = tuple(axes) or tuple(range(self.ndim))[::-1]
         back = tuple(np.argsort([i % self.ndim for i in axes]))
         return Tensor.op(self.data.transpose(axes), (self, lambda dy: dy.transpose(back)))
 
     def __getitem__(self, index):
-        """Slices, integers, integer arrays and boolean masks; an element picked twice gets both gradients."""
+        """Index by slices, integers, integer arrays or a mask; repeated elements add up."""
         shape = self.shape
         basic = all(i is None or i is ... or isinstance(i, (int, np.integer, slice))
                     for i in (index if isinstance(index, tuple) else (index,)))
@@ -374,13 +393,17 @@ class Tensor:
         def dx(dy):
             out = np.zeros(shape, dy.dtype)
             if basic: out[index] = dy
-            else:     np.add.at(out, index, dy)          # += would keep only one of repeated indices
+            else:     np.add.at(out, index, dy)          # += keeps only one of repeated indices
             return out
         return Tensor.op(self.data[index], (self, dx))
 
 
 class Node:
-    """What `backward` needs of an operation: its parents (nodes or leaves, None for frozen ones) and its vjp."""
+    """What `backward` knows of an operation: parents, vjp, and the shape and dtype of its value.
+
+    The value itself is not held, so that it can be freed early. A parent is (node, version), or
+    None if it is frozen. A leaf is its own node, because its gradient is kept on it.
+    """
     __slots__ = ("parents", "vjp", "shape", "dtype")
     version = 0
 
@@ -388,11 +411,11 @@ class Node:
         self.parents, self.vjp, self.shape, self.dtype = parents, vjp, y.shape, y.dtype
 
 
-def topological_order(root):
-    """All nodes and leaves `root` was computed from, every one after its parents; iterative, so depth has no limit.
+def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
+    """All nodes and leaves that `root` was computed from, each after its parents.
 
-    The order matters: in a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after
-    both `b` and `c` have been visited.
+    The order matters. In a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after
+    both `b` and `c` have been visited. The walk is iterative, so that depth has no limit.
     """
     order, seen, stack = [], set(), [(root, False)]
     while stack:
@@ -401,14 +424,14 @@ def topological_order(root):
             order.append(y)
         elif id(y) not in seen:
             if y.parents is None:
-                raise GraphError("backward: this graph, or a part of it, was walked already and its saved values are "
-                                 "gone; run the forward pass again")
+                raise GraphError("backward: this graph, or part of it, was walked already and its "
+                                 "arrays are gone; run the forward pass again")
             seen.add(id(y))
             stack.append((y, True))
             for x, version in filter(None, y.parents):
                 if x.version != version:
-                    raise GraphError(f"backward: a leaf of shape {x.shape} was written to after the forward pass that "
-                                     "used it; call backward before the optimizer's step")
+                    raise GraphError(f"backward: a leaf of shape {x.shape} was written to after "
+                                     "the forward pass; call backward before the optimizer's step")
                 stack.append((x, False))
     return order
 
@@ -420,13 +443,13 @@ def _keep(dy, axis, keepdims):
 
 # -- functions of several tensors ---------------------------------------------------------------
 def _common(tensors):
-    """Tensors of one dtype; arrays and numbers among them become constants of it."""
+    """The arguments as Tensors of one dtype; arrays and numbers become constants."""
     like = next((t for t in tensors if isinstance(t, Tensor)), Tensor(0.0))
     return [like._constant(t) for t in tensors]
 
 
-def maximum(a, b):
-    """Elementwise larger one; equal elements share the gradient."""
+def maximum(a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+    """The larger of a and b, elementwise. Equal elements share the gradient."""
     p, q = _common((a, b))
     a, b, A, B = p.data, q.data, p.shape, q.shape
     share = lambda x, y: ((x > y) + 0.5 * (x == y)).astype(x.dtype)
@@ -434,38 +457,39 @@ def maximum(a, b):
                                        (q, lambda dy: unbroadcast(dy * share(b, a), B)))
 
 
-def where(condition, a, b):
+def where(condition: Array, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
     """`a` where the boolean array `condition` holds, `b` elsewhere."""
     a, b = _common((a, b))
     c, A, B = np.asarray(condition, dtype=bool), a.shape, b.shape
-    return Tensor.op(np.where(c, a.data, b.data), (a, lambda dy: unbroadcast(np.where(c, dy, 0), A)),
-                                                  (b, lambda dy: unbroadcast(np.where(c, 0, dy), B)))
+    y = np.where(c, a.data, b.data)
+    return Tensor.op(y, (a, lambda dy: unbroadcast(np.where(c, dy, 0), A)),
+                        (b, lambda dy: unbroadcast(np.where(c, 0, dy), B)))
 
 
-def concatenate(tensors, axis=0):
+def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along an existing axis."""
     tensors = _common(tensors)
     ends = np.cumsum([t.shape[axis] for t in tensors])
 
     def part(start, end):
         return lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
-    return Tensor.op(np.concatenate([t.data for t in tensors], axis),
-                     *((t, part(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)))
+    edges = [(t, part(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
+    return Tensor.op(np.concatenate([t.data for t in tensors], axis), *edges)
 
 
-def stack(tensors, axis=0):
+def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along a new axis."""
     tensors = _common(tensors)
     new = lambda t: t.shape[:axis % (t.ndim + 1)] + (1,) + t.shape[axis % (t.ndim + 1):]
     return concatenate([t.reshape(new(t)) for t in tensors], axis)
 
 
-def split(x, sections, axis=0):
-    """Cut into `sections` equal parts, or at the indices of a list, as numpy.split does."""
+def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """Cut into `sections` equal parts, or at the indices of a list, as numpy.split."""
     size = x.shape[axis]
     if isinstance(sections, (int, np.integer)):
         if size % sections:
-            raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections} equal parts")
+            raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections}")
         sections = range(size // sections, size, size // sections)
     edges = [0, *sections, size]
     before = (slice(None),) * (axis % x.ndim)

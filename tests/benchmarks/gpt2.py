@@ -26,6 +26,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import tinypeft as tp  # noqa: E402
+from tests.benchmarks.machine import machine  # noqa: E402
 from tests.benchmarks.step import in_turn, ours, ratio, torch_peak, traced_peak  # noqa: E402
 
 ROWS, LENGTH, PROMPTS, NEW = 2, 256, (16, 512), 32
@@ -106,6 +107,7 @@ def main():
     libraries = np, torch, transformers, peft
     record = {"command": "python tests/benchmarks/gpt2.py", "rounds": args.rounds, "parameters": base.n_parameters(),
               "batch": [ROWS, LENGTH], "new tokens": NEW, "same tokens generated": bool(same),
+              "machine": machine(),
               "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in libraries}},
               "seconds": {}, "tokens per second": {}, "LoRA peak bytes": peaks, "quantizing": quantizing}
     print(f"{'GPT-2 small':<28}{'tinypeft':>10}{'theirs':>10}{'ratio':>8}")

@@ -22,6 +22,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.benchmarks.machine import machine  # noqa: E402
 from tests.oracles.torch_gptq import gptq  # noqa: E402
 from tinypeft import Tensor, no_grad  # noqa: E402
 from tinypeft.nn import Linear  # noqa: E402
@@ -97,7 +98,7 @@ def main():
         print(f"{name:<54}{1e3 * a:8.2f}   {against:<20}{1e3 * b:8.2f}{ratio:8.2f}{'' if target is None else f'≤ {target}':>8}")
     if args.json:
         record = {"command": "python tests/benchmarks/quant.py", "rounds": args.rounds, "rows": rows,
-                  "versions": {"python": platform.python_version(), "numpy": np.__version__,
+                  "machine": machine(), "versions": {"python": platform.python_version(), "numpy": np.__version__,
                                "torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__}}
         args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

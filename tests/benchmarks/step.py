@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import tinypeft as tp  # noqa: E402
+from tests.benchmarks.machine import machine  # noqa: E402
 from tests.oracles.torch_gpt import torch_copy  # noqa: E402
 from tinypeft.train import backward  # noqa: E402
 
@@ -114,6 +115,7 @@ def main():
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     record = {"command": "python tests/benchmarks/step.py", "rounds": args.rounds, "steps": {}, "lora": {},
+              "machine": machine(),
               "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}}
 
     print(f"{'size':<8}{'parameters':>12}{'tinypeft ms':>13}{'eager ms':>10}{'compile ms':>12}{'÷ eager':>9}{'÷ compile':>11}")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .claims import CLAIMS, brief, table
+from .pages import ROOT, main_job, over_seeds, write
 from .pictures import PICTURES, draw, missing
 from .quant_claims import QUANT_CLAIMS
 
@@ -27,9 +28,12 @@ else *not at this size*: a base of 1.2 million parameters, 150 steps, five seeds
 """
 
 
+TABLES = {"The main job": (main_job, ("compare",)), "Every method over seeds": (over_seeds, ("methods", "baselines"))}
+
+
 def figures(folder, names=None, say=print):
-    """Draw the pictures (all of them, and then the page as well) into `folder`, from `folder`/results → name: `Drawing`.
-    `say`: told of each."""
+    """Draw the pictures into `folder`, from `folder`/results → name: `Drawing`. Without names: all of them, and the page;
+    and if `folder` is the checkout's, the generated sections of all pages. `say` is told of each."""
     drawn = {}
     for name in names or PICTURES:
         lacking = missing(folder, name)
@@ -42,6 +46,7 @@ def figures(folder, names=None, say=print):
     if names is None:
         write_atomically(Path(folder) / "README.md", page(drawn, Path(folder) / "results"))
         say(str(Path(folder) / "README.md"))
+        if Path(folder).resolve() == ROOT / "figures": write(say=say)
     return drawn
 
 
@@ -58,6 +63,8 @@ def in_brief(results):
 def page(drawn, results):
     """The page, for name → `Drawing`: the claims, then the pictures in the order of their lessons."""
     parts = [HEAD.replace("{claims}", table(results, ALL_CLAIMS))]
+    for title, (section, needs) in TABLES.items():
+        if all((results / f"{name}.json").exists() for name in needs): parts.append(f"## {title}\n\n{section(results)}")
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):
         picture, drawing = PICTURES[name], drawn[name]
         made = f"`python -m tinypeft figures {name}`"

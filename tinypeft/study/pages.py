@@ -1,0 +1,282 @@
+"""The pages of the repository, and what in them is generated from stored results.
+
+    python -m tinypeft figures        draws every picture, writes figures/README.md, and calls `write` below
+
+A page is a Markdown file in the folder it describes. The text between `<!-- name -->` and `<!-- /name -->` is generated:
+`SECTIONS` names the function that makes it from the folder of results. Everything else on a page is written by hand and
+holds no measured number. A test compares every page with what `filled` makes of it.
+"""
+from __future__ import annotations
+
+import collections
+import html
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..files import write_atomically
+from ..peft import METHODS
+from ..pretrained import training_record
+from ..quant import SCHEMES
+from . import compare as the_main_job
+from .claims import CLAIMS, brief
+from .experiment import Results
+from .experiments import methods as every_method
+from .pictures import drawing
+from .quant_claims import QUANT_CLAIMS
+
+__all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
+
+ROOT = Path(__file__).parents[2]                         # of the checkout
+
+
+# -- the pages -----------------------------------------------------------------------------------
+def write(root: Path = ROOT, say: Callable[[str], None] = print) -> None:
+    """Generate the sections of every page under `root` again, from `root`/figures/results. `say` is told each page."""
+    for name, sections in SECTIONS.items():
+        path = root / name
+        write_atomically(path, filled(path.read_text("utf-8"), sections, root / "figures" / "results"))
+        say(str(path))
+
+
+def filled(text: str, sections: dict[str, Callable[[Path], str]], results: Path) -> str:
+    """A page's text with its sections as `results` gives them; a section of one line stays within its line.
+
+    Raises ValueError if a section has no place in the text.
+    """
+    for name, section in sections.items():
+        parts = re.split(f"(<!-- /?{name} -->)", text)
+        if parts[1::2] != [f"<!-- {name} -->", f"<!-- /{name} -->"]:
+            raise ValueError(f"the page needs <!-- {name} --> and, after it, <!-- /{name} -->, each of them once")
+        before, start, _, end, after = parts
+        made = section(results)
+        text = f"{before}{start}\n{made}\n{end}{after}" if "\n" in made else f"{before}{start}{made}{end}{after}"
+    return text
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]])
+
+
+def read(results: Path, name: str) -> dict:
+    """The content of `results`/name.json."""
+    return json.loads((results / f"{name}.json").read_text("utf-8"))
+
+
+# -- until study/about.py is merged
+_About = collections.namedtuple("_About", "equation papers")
+ABOUT = {
+    "full": _About("W ← W − η ∂L/∂W for every W; with targets, BitFit or layer-norm tuning", ("2106.10199",)),
+    "adapter": _About("h ← h + W_u f(W_d h + b_d) + b_u, behind a sublayer", ("1902.00751", "2005.00247")),
+    "parallel_adapter": _About("h ← h + s f(x W_down) W_up, h = sublayer(x)", ("2110.04366",)),
+    "prefix": _About("K ← [P_K; K], V ← [P_V; V] in every layer, P = MLP(P′)", ("2101.00190",)),
+    "prompt": _About("X ← [P_e; X], P vectors before the embedded input", ("2104.08691",)),
+    "ptuning": _About("X ← [h₀ … h_i; e(x); h_i+1 … h_m; e(y)], h = MLP(LSTM(P))", ("2103.10385",)),
+    "ptuning_v2": _About("K ← [P_K; K], V ← [P_V; V] in every layer, P trained directly", ("2110.07602",)),
+    "lora": _About("W ← W + (α/r) B A, or (α/√r) B A", ("2106.09685", "2312.03732")),
+    "adalora": _About("W ← W + P Λ Q, Λ pruned to a budget during training", ("2303.10512",)),
+    "dylora": _About("W ← W + (α/b) B[:, :b] A[:b], with b drawn anew in every step", ("2210.07558",)),
+    "uniform": _About("x̂ = s (q − z), q = clip(round(x/s) + z, 0, 2ᵇ − 1)", ("1712.05877",)),
+    "float": _About("x̂ = ±2^(E − bias) (1 + M/2^m): FP16, BF16, FP8, FP4, MX, NVFP4", ("2209.05433", "2310.10537")),
+    "nf4": _About("x̂ = s c[q], s = max|x| of 64 weights, c: quantiles of N(0, 1)", ("2305.14314",)),
+    "gguf": _About("x̂ = d (q − z), d in float16 per 32 weights: Q8_0 and Q4_0 of llama.cpp", ()),
+    "gptq": _About("W_k ← W_k − (W_j − quant(W_j)) U_jk / U_jj for every later column k", ("2210.17323", "2208.11580")),
+    "awq": _About("Q(W diag(s)) diag(s)⁻¹ X, s = mean|x|^α, α by search", ("2306.00978",)),
+    "w8a8": _About("y = s_x s_w (q_x q_wᵀ) + b, an exact product of integers", ("2208.07339",)),
+    "llm_int8": _About("X Wᵀ ≈ Σ_{h∈O} X_h W_hᵀ + s_x s_w Σ_{h∉O} q_x,h q_w,hᵀ, O: outlier columns", ("2208.07339",)),
+    "zeroquant": _About("W8A8 in groups; below 8 bits min MSE(L_k(x), L̂_k(x)) block by block", ("2206.01861",)),
+    "smoothquant": _About("(X diag(s)⁻¹) (diag(s) W), s_j = max|X_j|^α / max|W_j|^(1−α)", ("2211.10438",)),
+    "fake_quant": _About("y = x̂ Ŵᵀ + b, Ŵ = s (q − z), ∂Ŵ/∂W = 1 inside the range", ("1712.05877", "1902.08153")),
+    "llm_qat": _About("min KL(p_teacher ‖ p_student) on text that the teacher writes", ("2305.17888",)),
+    "peqa": _About("Ŵ = (s₀ + Δs) ⊙ (q − z₀), only Δs is trained", ("2305.14152",)),
+}
+
+
+# -- methods and schemes -------------------------------------------------------------------------
+FIRST_PAGE = "full", "adapter", "prefix", "prompt", "lora", "adalora", "uniform", "nf4", "llm_int8", "gptq", "awq", "fake_quant"
+
+
+def picture(results: Path) -> str:
+    """The picture that `python -m tinypeft` draws, with its description."""
+    alt = html.escape(drawing(results.parent, "compare").alt)
+    return f'<img src="figures/compare.svg" width="520" alt="{alt}">'
+
+
+def some_methods(results: Path) -> str:
+    """The first page's methods, and how to find all of them."""
+    return (methods(results, [name for name in METHODS if name in FIRST_PAGE]) + f"\n\nThe package has {len(METHODS)} "
+            f"[methods](tinypeft/peft/README.md): {', '.join(f'`{name}`' for name in METHODS)}.")
+
+
+def all_methods(results: Path) -> str:
+    return methods(results, list(METHODS), "../../", papers=True)
+
+
+def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
+    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout."""
+    r, settings = Results.load(results, "methods"), read(results, "methods")["settings"]
+    rows = [("the frozen base", "", *[""] * papers, "–", f"{r.mean('frozen', 'loss'):.3f}")]
+    for name in names:
+        measured = (f"{100 * r.mean(name, 'share'):.2f} %", pm(r, name, "loss")) if name in r.conditions else ("", "")
+        rows.append((*known(name, METHODS, prefix, papers), *measured))
+    return (f"Test loss on documentation that the base never saw, after {settings['steps']} training steps, over "
+            f"{len(r.seeds)} seeds.\n\n"
+            + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
+
+
+def some_schemes(results: Path) -> str:
+    """The first page's schemes, and how to find all of them."""
+    return (schemes(results, [name for name in SCHEMES if name in FIRST_PAGE]) + f"\n\nThe package has {len(SCHEMES)} "
+            f"[schemes](tinypeft/quant/README.md): {', '.join(f'`{name}`' for name in SCHEMES)}.")
+
+
+def all_schemes(results: Path) -> str:
+    return schemes(results, list(SCHEMES), "../../", papers=True)
+
+
+def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
+    """Schemes with their equations, and the loss that each adds at its setting nearest to 4.5 bits per weight."""
+    r, rows = Results.load(results, "schemes"), []
+    for name in names:
+        labels = [label for label, scheme in the_main_job.SHOWN.items()
+                  if type(scheme) is SCHEMES[name] and label in r.conditions]
+        label = min(labels, key=lambda label: abs(r.mean(label, "bits") - 4.5), default=None)
+        measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3
+        rows.append((*known(name, SCHEMES, prefix, papers), *measured))
+    return (f"Loss that quantizing adds to the same model's test loss, over {len(r.seeds)} calibration sets.\n\n"
+            + table(("scheme", "equation", *["papers (arXiv)"] * papers, "measured", "bits/weight", "nats/token"), rows))
+
+
+def known(name: str, classes: dict[str, type], prefix: str, papers: bool) -> tuple[str, ...]:
+    """The cells that say what a method or scheme is: its class, linked to its file, its equation, and its papers."""
+    cls, about = classes[name], ABOUT[name]
+    cells = (f"[`{cls.__name__}`]({prefix}{cls.__module__.replace('.', '/')}.py)",
+             f"`{about.equation}`".replace("|", "\\|"))
+    arxiv = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in about.papers)
+    return (f"`{name}`: {cells[0]}", cells[1], arxiv) if papers else cells
+
+
+def pm(r: Results, condition: str, metric: str) -> str:
+    """"mean ± half of the 95 % interval" in three decimals."""
+    return f"{r.mean(condition, metric):.3f} ± {r.interval(condition, metric):.3f}"
+
+
+def claims(results: Path) -> str:
+    """How many claims there are, and how many of them have which verdict."""
+    return brief(results, (*CLAIMS, *QUANT_CLAIMS)).split("\n")[0].rstrip(".")
+
+
+# -- figures/README.md: the tables that are too long for the first page ---------------------------
+def main_job(results: Path) -> str:
+    """The two tables that `python -m tinypeft` prints."""
+    record = read(results, "compare")
+    return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg). It is a first look "
+            f"with one seed and few steps: {record['steps']} steps of 512 tokens on *domain* (language modelling of "
+            f"Matplotlib's documentation, test loss in nats per token), and {record['classify_steps']} steps of 16 sentences "
+            f"on *classify* (which of {record['classes']} packages a sentence documents). `python -m tinypeft --out figures` "
+            f"measures them again.\n\n"
+            f"```text\n{the_main_job.tables(record)}\n```\n")
+
+
+def over_seeds(results: Path) -> str:
+    """Every method on both tasks over seeds, and the baselines that need no language model."""
+    r, baselines = Results.load(results, "methods"), Results.load(results, "baselines").record["runs"]
+    settings = r.record["settings"]
+    said = [f"{name} {loss:.3f} nats/token" for name, loss in baselines["domain"]["0"].items()]
+    said += [f"{name} {accuracy:.1%}" for name, accuracy in baselines["classify"]["0"].items()]
+    better = all(r.mean(c, "loss") < r.mean("frozen", "loss") and r.mean(c, "accuracy") > r.mean("frozen", "accuracy")
+                 for c in r.conditions if c != "frozen")
+    return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
+            "every method at its own learning rate: mean ± half of the 95 % confidence interval. "
+            + "Every method beats the frozen base on both tasks. " * better + "Forgetting is the loss on "
+            "test text of the base's own kind after training on *domain*, minus that loss before. `LinearProbe` is the "
+            "frozen base, with a trained head on *classify*. AdaLoRA adapts all six matrices of a block; LoRA and DyLoRA "
+            "adapt two by default. `python -m tinypeft figures methods baselines --rerun` measures them again.\n\n"
+            f"{every_method.table(r)}\n\n"
+            f"Baselines without a language model, on the same training split: {', '.join(said)}. The n-gram model and the "
+            "bag of words read all of the training text. The methods read a seventh of Matplotlib's, and the sentences of "
+            "*classify* less than twice.\n")
+
+
+# -- speed ---------------------------------------------------------------------------------------
+MACHINES = {"python tests/benchmarks/step.py": "an Intel Xeon, 2 cores",          # of runs from before records named it
+            "python tests/benchmarks/gpt2.py": "an AMD EPYC, 2 cores"}
+
+
+def origin(record: dict) -> str:
+    """The line under a benchmark's table: what ran, and on which machine."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    machine = record.get("machine") or MACHINES.get(record["command"], "not recorded")
+    return f"`{record['command']}`, medians over {record['rounds']} rounds; {versions}. Machine: {machine}."
+
+
+def step(results: Path) -> str:
+    """A training step against PyTorch."""
+    record = read(results, "benchmark_step")
+    rows = [(name, f"{r['parameters']:,}", f"{r['ms']['tinypeft']:.0f}", f"{r['ratio']['eager']:.2f}",
+             f"{r['ratio']['compile']:.2f}") for name, r in record["steps"].items()]
+    return table(("model", "parameters", "ms per step", "÷ PyTorch eager", "÷ `torch.compile`"), rows) + \
+        f"\n\n{origin(record)}"
+
+
+def lora(results: Path) -> str:
+    """A LoRA step over a full step."""
+    rows = [(name, f"{r['time']:.2f}", f"{r['memory']:.2f}") for name, r in read(results, "benchmark_step")["lora"].items()]
+    return table(("LoRA step ÷ full step", "time", "peak memory"), rows)
+
+
+def gpt2(results: Path) -> str:
+    """GPT-2 small beside transformers and PEFT."""
+    record = read(results, "benchmark_gpt2")
+    rows = [(name, *(f"{times[side]:.2f} s" for side in times if side != "ratio"), f"{times['ratio']:.2f}")
+            for name, times in record["seconds"].items() if not name.startswith("generation")]
+    for name, speeds in record["tokens per second"].items():
+        cells = (f"{speeds[side]:.1f} tokens/s" for side in speeds if side != "ratio")
+        rows.append((f"{name.replace('after', 'after a prompt of')} tokens", *cells, f"{speeds['ratio']:.2f}"))
+    ours, theirs = record["LoRA peak bytes"].values()
+    rows.append(("LoRA step, peak memory", f"{ours / 2**20:.0f} MiB", f"{theirs / 2**20:.0f} MiB", f"{ours / theirs:.2f}"))
+    alone = "; ".join(f"{name.removesuffix(' s')} {seconds:.1f} s" for name, seconds in record["quantizing"].items())
+    batch, length = record["batch"]
+    return (table(("what", "tinypeft", "transformers or PEFT", "ratio"), rows)
+            + f"\n\nA batch has {batch} rows of {length} tokens; {record['new tokens']} tokens are generated. Quantizing the "
+              f"whole model: {alone}.\n\n{origin(record)}")
+
+
+def quant(results: Path) -> str:
+    """Quantizing, decoding and quantized layers."""
+    record = read(results, "benchmark_quant")
+    rows = [(r["what"], f"{r['ms']:.1f}", r["against"], f"{r['against_ms']:.1f}", f"{r['ratio']:.2f}",
+             "" if r["target"] is None else f"≤ {r['target']:g}") for r in record["rows"]]
+    return table(("what", "ms", "compared with", "ms", "ratio", "target"), rows) + f"\n\n{origin(record)}"
+
+
+# -- the base ------------------------------------------------------------------------------------
+def base(results: Path) -> str:
+    """What the base is, how it was trained and what it reached."""
+    record = training_record()
+    c, recipe, corpus, r = record["config"], record["recipe"], record["corpus"]["tokens"], record["results"]
+    cell = lambda name: f"{r[name]['loss']:.3f} ({r[name]['bits_per_byte']:.3f})"
+    texts = {"Python, NumPy and SciPy: families of documents it never saw": "base test",
+             "Matplotlib: a library it never saw": "domain test"}
+    epochs = recipe["steps"] * recipe["batch_size"] * c["context_length"] / corpus["train"]
+    return (f"The base has GPT-2's architecture and {record['parameters']:,} parameters: d = {c['d_model']}, {c['n_layers']} "
+            f"layers, {c['n_heads']} heads, a context of {c['context_length']} tokens, and a vocabulary of "
+            f"{c['vocab_size']:,} byte-level BPE tokens. It was trained for {recipe['steps']:,} steps of "
+            f"{recipe['batch_size']} × {c['context_length']} tokens, in {record['seconds'] / 60:.0f} minutes on two cores.\n\n"
+            + table(("test text", "the base", "5-gram"), [(text, cell(n), cell(f"5-gram {n}")) for text, n in texts.items()])
+            + "\n\nLosses are in nats per token, and in brackets in bits per byte. The 5-gram model is interpolated "
+              "Kneser–Ney; its discounts were tuned on the same validation text.\n\n"
+              f"The base saw its {corpus['train']:,} training tokens about {epochs:.0f} times. It fits them better "
+              f"({record['loss_curve'][-1][1]:.1f} nats per token at the end) than text it did not see.")
+
+
+SECTIONS = {
+    "README.md": {"picture": picture, "methods": some_methods, "schemes": some_schemes, "claims": claims},
+    "tinypeft/peft/README.md": {"methods": all_methods},
+    "tinypeft/quant/README.md": {"schemes": all_schemes},
+    "tests/benchmarks/README.md": {"step": step, "lora": lora, "gpt2": gpt2, "quant": quant},
+    "tinypeft/pretrained/README.md": {"base": base},
+}
