@@ -10,7 +10,8 @@ import tinypeft as tp
 from tinypeft import functional as F
 from tinypeft.optim import AdamW
 
-__all__ = ["assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves", "frozen_bytes", "shift"]
+__all__ = ["assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves", "frozen_bytes", "learned",
+           "move", "shift"]
 
 
 def shift(tokens):
@@ -25,8 +26,14 @@ def frozen_bytes(model):
 def move(tuned, rng, size=0.1):
     """Put everything trainable somewhere it does not start, so that nothing is zero by accident."""
     for p in tuned.trainable_parameters():
-        p.data = p.data + (size * rng.standard_normal(p.shape)).astype(p.dtype)
-        p.version += 1
+        p.assign(p.data + (size * rng.standard_normal(p.shape)).astype(p.dtype))
+
+
+def learned(model, method):
+    """`method` on `model`, with everything trainable moved at random, as if it had learned."""
+    tuned = tp.attach(model, method, rng=0)
+    move(tuned, np.random.default_rng(0))
+    return tuned
 
 
 def assert_gradients(tuned, tokens, kinks=False):

@@ -29,7 +29,7 @@ from .generate import generate
 from .interop import load_model
 from .nn import Linear
 from .peft import METHODS, attach, load_adapter
-from .peft.model import FORMATS
+from .peft.folders import FORMATS
 from .pretrained import FOLDER, load_pretrained, training_record
 from .quant import SCHEMES
 from .text import tasks

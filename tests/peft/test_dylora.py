@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests import protocol
 from tests.conftest import make_gpt
 from tests.oracles import assert_close
-from tests.protocol import assert_saves, move
+from tests.protocol import assert_saves
 from tests.toys import Distil, Noise, linear_paths, planted
 
 FIVE = tp.DyLoRA(rank=5, alpha=3.0, targets=("query", "up"))
 QUERY = "blocks.0.attention.query"
 
 
-def learned(model, method=FIVE, seed=0):
-    """DyLoRA with A and B drawn at random, as if it had learned."""
-    tuned = tp.attach(model, method, rng=seed)
-    move(tuned, np.random.default_rng(seed))
-    return tuned
+def learned(model, method=FIVE):
+    return protocol.learned(model, method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,7 @@ def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
     tuned = learned(gpt(np.float32)).set_rank(2)
     tuned.save(tmp_path / "at2")
     logits = tuned(tokens).data
-    with np.load(tmp_path / "at2" / "adapter.npz") as file: assert file[f"{QUERY}.b"] == 2     # its name since the first version
+    with np.load(tmp_path / "at2" / "adapter.npz") as file: assert file[f"{QUERY}.b"] == 2
     loaded = tp.load_adapter(gpt(np.float32), tmp_path / "at2")
     assert set(loaded.ranks().values()) == {2} and np.array_equal(loaded(tokens).data, logits)
 

@@ -1,5 +1,9 @@
 """attach and what it gives: on and off, frozen and trained, the head, merging, counts, files, refusals."""
+import copy
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +91,18 @@ def test_two_methods_take_turns_and_one_method_object_serves_twice(gpt, tokens):
         with pytest.raises(tp.MethodError): verb()
     second.detach()
     assert np.array_equal(first.reattach()(tokens).data, a)
+
+
+@every
+def test_a_copy_is_attached_by_itself(method, gpt, tokens):
+    """What `detach` undoes belongs to the copy: the original stays as it is, and the other way round."""
+    tuned = tp.attach(gpt(np.float32), method, head=3, rng=1)
+    move(tuned, np.random.default_rng(0))
+    learned, base = outputs(tuned, tokens), frozen_bytes(gpt(np.float32))
+    twin = copy.deepcopy(tuned)
+    assert frozen_bytes(twin.detach()) == base and tuned.active and outputs(tuned, tokens) == learned
+    assert frozen_bytes(tuned.detach()) == base and not twin.active
+    assert outputs(twin.reattach(), tokens) == learned == outputs(tuned.reattach(), tokens)
 
 
 # -- frozen and trained --------------------------------------------------------------------------
@@ -258,6 +274,101 @@ def test_the_saved_form_is_the_dataclass(saved):
     _, meta = load_arrays(saved / "adapter.npz")
     assert meta["method"] == "LoRA" and meta["head"] == 3
     assert meta["fields"] == {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
+
+
+# -- classes of one's own ------------------------------------------------------------------------
+MINE = """
+from dataclasses import dataclass
+import tinypeft as tp
+
+class Mine(tp.LoRA):
+    'A method without a field of its own, and not decorated.'
+
+@dataclass(frozen=True)
+class Louder(tp.LoRA):
+    factor: float = 2.0
+    def scale(self, *args): return self.factor * super().scale(*args)
+
+class Outer:
+    class Inner(Mine): pass
+
+METHODS = [Mine(rank=2), Louder(rank=2, factor=3.0), Outer.Inner(rank=2), tp.LinearProbe(), tp.LoRA(rank=2)]
+"""
+FRESH = """
+import sys; sys.path[:0] = [{root!r}, {here!r}]
+import numpy as np, tinypeft as tp
+from tests.conftest import make_gpt
+from tests.peft.test_model import LENGTHS, Labels
+tokens = np.random.default_rng(1).integers(0, 37, (3, 7))
+def run(tuned): return np.concatenate([tuned(tokens).data.ravel(), tuned.classify(tokens, LENGTHS).data.ravel()])
+class InMain(tp.LoRA): pass
+"""
+
+
+def fresh(code, folder):
+    """Run `code` in a new process, where `mine.py` can be imported and InMain is a class of __main__."""
+    (folder / "mine.py").write_text(MINE)
+    root = Path(__file__).parents[2]
+    code = FRESH.format(root=str(root), here=str(folder)) + code
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+def test_a_class_of_ones_own_trains_saves_and_loads_in_a_fresh_process(tmp_path):
+    fresh("""
+import mine
+for i, method in enumerate([*mine.METHODS, InMain(rank=3)]):
+    tuned = tp.attach(make_gpt(np.float32), method, head=3, rng=i)
+    history = tp.train(tuned, Labels(), 3, lr=1e-2)
+    tuned.save(str(i))
+    np.save(f"{i}.npy", run(tuned))
+""", tmp_path)
+    fresh("""
+import mine
+for i, method in enumerate([*mine.METHODS, InMain(rank=3)]):
+    tuned = tp.load_adapter(make_gpt(np.float32), str(i))
+    assert tuned.method == method and type(tuned.method) is type(method), tuned
+    assert np.array_equal(run(tuned), np.load(f"{i}.npy")), tuned
+""", tmp_path)
+
+
+def test_nothing_is_imported_to_load_a_class_of_ones_own(gpt, tmp_path, monkeypatch):
+    fresh("import mine; tp.attach(make_gpt(np.float32), mine.Mine(rank=2)).save('a')", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"is Mine of mine, .* import it, or pass method=Mine"):
+        tp.load_adapter(gpt(np.float32), tmp_path / "a")
+    assert "mine" not in sys.modules
+    class Mine(tp.LoRA): pass
+    tuned = tp.load_adapter(gpt(np.float32), tmp_path / "a", method=Mine)
+    assert type(tuned.method) is Mine and tuned.method == Mine(rank=2)
+    for other in (tp.LoRA, Mine(), "Mine", Noise):
+        with pytest.raises(tp.MethodError, match="must be the class Mine"):
+            tp.load_adapter(gpt(np.float32), tmp_path / "a", method=other)
+
+
+@pytest.mark.parametrize("module, name", [
+    ("os", "system"), ("tinypeft.peft.lora", "LoRALinear"), ("tinypeft.peft.lora", "np.ndarray"), ("no", "LoRA"),
+    ("tinypeft.peft.lora", ""), (3, "LoRA"), (["os"], "LoRA"), ("tinypeft.peft.lora", "LoRA.scale.__globals__")])
+def test_a_file_can_name_no_other_object(module, name, gpt, saved):
+    edit(saved, lambda arrays, meta: meta.update(module=module, method=name))
+    with pytest.raises(ValueError, match="load_adapter: the adapter's method is"):
+        tp.load_adapter(gpt(np.float32), saved)
+
+
+def test_a_class_of_the_package_is_named_without_its_module(gpt, saved, tmp_path):
+    """As in folders of earlier versions, which therefore load, and whatever file a class moves to."""
+    tp.attach(gpt(np.float32), PROBE, head=3).save(tmp_path / "probe")
+    peqa = tp.PEQA(bits=4)
+    tp.attach(tp.quantize(gpt(np.float32), tp.Uniform(4, symmetric=False, granularity="channel")), peqa).save(tmp_path / "peqa")
+    for folder, name in ((saved, "LoRA"), (tmp_path / "probe", "LinearProbe"), (tmp_path / "peqa", "PEQA")):
+        _, meta = load_arrays(folder / "adapter.npz")
+        assert meta["method"] == name and "module" not in meta
+    assert tp.load_adapter(gpt(np.float32), tmp_path / "probe").method == PROBE
+
+
+def test_pefts_folders_say_themselves_which_method_it_is(gpt, tmp_path):
+    tp.attach(gpt(np.float32), LORA).save(tmp_path, format="peft")
+    with pytest.raises(tp.MethodError, match="adapter_config.json says which method it is"):
+        tp.load_adapter(gpt(np.float32), tmp_path, method=tp.LoRA)
 
 
 # -- refusals ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Files of others: safetensors, Hugging Face's folders of GPT-2 models and tokenizers, PEFT's folders of
 adapters, GGUF."""
-from ..peft.model import FORMATS, Format
+from ..peft.folders import FORMATS, Format
 from .adapters import AdapterError, load_peft, peft_content, save_peft
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import HuggingFaceError, Report

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..files import write_atomically
 from ..peft import AdaLoRA, DyLoRA, LoRA, MethodError, PrefixTuning, PromptTuning, PTuning, PTuningV2
-from ..peft.model import attach_with
+from ..peft.folders import attach_with
 from .folder import Report
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config

@@ -56,7 +56,8 @@ from ..nn import Module, Parameter
 from ..targets import match_targets
 from ..tensor import Tensor
 from .lora import LowRankLinear
-from .model import Method, MethodError, PeftModel
+from .method import Method, MethodError
+from .model import PeftModel
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 

@@ -37,7 +37,7 @@ from ..hints import Array, Rng
 from ..hyper import flag, one_of, real, whole
 from ..nn import Module, Parameter
 from ..tensor import Tensor
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["ACTIVATIONS", "Adapter", "BottleneckAdapter", "truncated_normal"]
 

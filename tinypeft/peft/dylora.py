@@ -37,7 +37,8 @@ from ..nn import Module, kaiming_uniform
 from ..targets import match_targets
 from ..tensor import Tensor, where
 from .lora import LoRALinear
-from .model import Method, MethodError, PeftModel
+from .method import Method, MethodError
+from .model import PeftModel
 
 __all__ = ["DyLoRA", "DyLoRALinear"]
 

@@ -36,7 +36,7 @@ from ..hyper import flag, layer_names, mapping, one_of, real, whole
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
 from ..targets import match_targets
 from ..tensor import Tensor
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
 

@@ -30,7 +30,7 @@ from ..hyper import one_of, real, whole
 from ..nn import Module, Parameter, kaiming_uniform
 from ..tensor import Tensor
 from .adapter import ACTIVATIONS, check_narrower
-from .model import Method
+from .method import Method
 
 __all__ = ["Parallel", "ParallelAdapter"]
 

@@ -26,7 +26,7 @@ from ..gpt import GPT
 from ..hints import Array, Rng
 from ..hyper import one_of, whole
 from ..nn import Parameter
-from .model import Method
+from .method import Method
 from .virtual import VirtualTokens, check_room, check_words, starting_words, words
 
 __all__ = ["Prompt", "PromptTuning"]

@@ -39,7 +39,7 @@ from ..hyper import Limit, declared, one_of, whole
 from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor, no_grad
 from .lstm import BiLSTM
-from .model import Method, MethodError
+from .method import Method, MethodError
 from .virtual import VirtualTokens, check_room
 
 __all__ = ["PTuning", "PseudoTokens", "places"]

@@ -3,7 +3,8 @@ from typing import Any
 
 from ..train import evaluate
 from .dylora import DyLoRA
-from .model import MethodError, PeftModel
+from .method import MethodError
+from .model import PeftModel
 
 __all__ = ["search_rank"]
 

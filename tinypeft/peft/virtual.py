@@ -13,7 +13,7 @@ from ..gpt import GPT
 from ..hints import Array, Rng
 from ..hyper import Limit, declared
 from ..nn import Module
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["VirtualTokens", "check_room", "check_words", "starting_words", "words"]
 

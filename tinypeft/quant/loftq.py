@@ -27,7 +27,8 @@ import numpy as np
 
 from ..nn import Linear
 from ..peft.lora import LoRA
-from ..peft.model import MethodError, attach
+from ..peft.method import MethodError
+from ..peft.model import attach
 from .model import quantize
 from .scheme import Scheme, checked
 
