@@ -41,12 +41,12 @@ def test_none_is_allowed_where_the_message_says_so(cls, field):
     assert limit.holds(None) == limit.expected.endswith(("None", "None'"))
 
 
-@every_class
-def test_defaults_are_allowed_and_numpy_scalars_are_what_python_scalars_are(cls):
-    value = cls()
+@pytest.mark.parametrize("cls", [*tp.METHODS.values(), tp.GPTConfig], ids=lambda cls: cls.__name__)
+def test_numpy_scalars_are_allowed_where_numbers_are(cls):
     for f in dataclasses.fields(cls):
-        x = getattr(value, f.name)
-        if type(x) in (int, float): dataclasses.replace(value, **{f.name: (np.int64 if type(x) is int else np.float64)(x)})
+        if type(f.default) in (int, float):
+            scalar = np.int64(f.default) if type(f.default) is int else np.float64(f.default)
+            assert getattr(cls(**{f.name: scalar}), f.name) is scalar
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_check_runs_after_the_fields():
 # -- values --------------------------------------------------------------------------------------
 @every_class
 def test_a_value_can_be_copied_replaced_saved_and_pickled(cls):
-    value = cls()
+    value = cls()                                                      # all its defaults are allowed
     for same in (copy.copy(value), copy.deepcopy(value), dataclasses.replace(value), pickle.loads(pickle.dumps(value))):
         assert type(same) is cls and same == value and repr(same) == repr(value)
     saved = dataclasses.asdict(value)
@@ -166,7 +166,8 @@ def test_a_users_subclass_needs_no_decorator(gpt, tokens):
 def test_the_docstring_of_a_class_has_paper_equation_symbols_and_differences(name):
     cls = NAMED[name]
     doc = cls.__doc__
-    assert re.search(r"arXiv:? ?\d{4}\.\d{4,5}", doc), "no citation"
+    if name != "gguf":                                                 # a file format, of no paper
+        assert re.search(r"arXiv:? ?\d{4}\.\d{4,5}", doc), "no citation"
     assert re.search(r"^    .*[=←∝|].*$", doc, re.MULTILINE), "no equation"
     if name != "full":                                                 # the baseline has nothing to translate
         assert re.search(r"^    \S.* {3,}(here|shape)", doc, re.MULTILINE), "no table of symbols"
