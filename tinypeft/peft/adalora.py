@@ -18,7 +18,7 @@ and, while it trains, prunes the least important singular values of all matrices
     P, Λ, Q     P, Lam, Q                 (d_out, r), (r,) starts at 0, (r, d_in)
     Ī, U        sensitivity, uncertainty  (r, 1 + d_out + d_in), row i for triplet [λᵢ, p, q]
     b(0), b(T)  init_rank, target_rank    numbers of triplets, here per matrix on average
-    tᵢ, t_f     t_init, t_final           steps at the start and the end in which the budget rests
+    tᵢ, t_f     t_init, t_final           steps at the start and the end with a constant budget
     Δ_T         delta_t                   steps from one allocation to the next
     γ           gamma                     weight of R
 
@@ -145,7 +145,7 @@ class AdaLoRALinear(LowRankLinear):
     """h = W₀ x + s P Λ Q x."""
     only_to_train = ("sensitivity", "uncertainty", "kept")
 
-    def __init__(self, base: Module, method: AdaLoRA, rng: Rng, dtype=np.float32):
+    def __init__(self, base: Module, method: AdaLoRA, rng: Rng, dtype: type = np.float32):
         r, d_in, d_out = method.init_rank, base.d_in, base.d_out
         super().__init__(base, r, method.dropout, rng)
         self.scale = 1.0 if method.alpha is None else method.alpha / r

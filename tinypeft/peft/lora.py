@@ -45,9 +45,9 @@ __all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
 class LoRA(Method):
     """Train a low-rank change s B A of the linear layers named in `targets`.
 
-    rank r, alpha α. dropout: probability, on the input of A. init: how A starts. rank_stabilized: s
-    = α/√r. rank_pattern, alpha_pattern: the rank or α of single layers, by path or by its last
-    part: {"value": 16, "blocks.0.attention.value": 2}.
+    rank r, alpha α. dropout: probability, on the input of A. init: how A starts. rank_pattern,
+    alpha_pattern: the rank or α of single layers, by path or by its last part:
+    {"value": 16, "blocks.0.attention.value": 2}.
     """
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))
@@ -79,7 +79,7 @@ class LoRA(Method):
 
 
 class LowRankLinear(Module):
-    """What LoRA and its relatives share: a frozen layer `base` and a ΔW of rank r, never formed."""
+    """A frozen layer `base` beside a ΔW of rank r; shared by LoRA and its relatives."""
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
         if r > min(base.d_in, base.d_out):
