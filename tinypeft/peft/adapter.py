@@ -1,8 +1,7 @@
 """Bottleneck adapters (Houlsby et al., arXiv 1902.00751): small MLPs inside every layer.
 
-An adapter projects d features down to m ≪ d, applies a nonlinearity, and projects back up. The
-result is added to the adapter's input and starts near zero, so the model starts nearly unchanged.
-Section 2.1:
+An adapter projects d features down to m ≪ d, applies a nonlinearity, and projects back up. It adds
+the result, which starts near zero, to its input: the model starts nearly unchanged. Section 2.1:
 
     h ← h + W_u f(W_d h + b_d) + b_u
 
@@ -23,8 +22,7 @@ norms. The function is not linear in h, so adapters cannot be merged.
 Where implementations differ. The paper starts at a standard deviation of 0.01, the authors' code at
 0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040) writes z = σ(W_u y + b_u),
 with an activation on the way up, which neither paper nor code has: `activation_up=True`. BERT
-normalizes after the addition and GPT-2 before each sublayer; in both, the adapter sits between
-projection and addition.
+normalizes after the addition, GPT-2 before each sublayer; the adapter's place is the same in both.
 """
 from dataclasses import dataclass
 from typing import ClassVar

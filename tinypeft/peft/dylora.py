@@ -13,11 +13,11 @@ directions then come first, and the model works at any b. Section 3:
     p_B                distribution     uniform, or geometric: p_B(b) ∝ (1 − p)ᵇ
     α                  alpha
 
-With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Rows of A outside the mask
-have gradient zero, but weight decay and the optimizer's moments would move them all the same.
-Therefore the mask is also the parameters' `update_mask`. `frozen=True` goes further: of the b rows
-only the last is trained (with `block_size` n: the last n), and the earlier rows are held constant,
-so that small ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
+With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Outside the mask the gradient
+is zero, but weight decay and the optimizer's moments would move A and B all the same. Therefore the
+mask is also the parameters' `update_mask`. `frozen=True` goes further: of the b rows only the last
+is trained (with `block_size` n: the last n), and the earlier rows are held constant, so that small
+ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
 is α/b. Others keep α/R at every b: `rescale=False`. The authors count ranks from 0, this file from

@@ -13,8 +13,7 @@ The change can be added to the weight afterwards. Section 4.1, equation (3):
     α/r        scale          a number
 
 At the start only B has a gradient, because ∂L/∂A = s Bᵀ(…) = 0. Dropout acts on the input of A in
-training only, so merging needs no correction. Trained parameters: Σ r (d_in + d_out) over the
-targets.
+training only, so merging needs no correction. Trained: Σ r (d_in + d_out) over the targets.
 
 Where implementations differ. The paper draws A from a Gaussian of unnamed width. loralib and PEFT
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is

@@ -6,16 +6,14 @@ For a sequence x₁ … x_T, from h₀ = c₀ = 0:
     i = σ(z_i),   f = σ(z_f),   g = tanh(z_g),   o = σ(z_o)
     c_t = f c_{t−1} + i g,        h_t = o tanh(c_t)
 
-and back from t = T to 1, with dh_t = ∂L/∂h_t and dc_t, the gradient that reaches c_t from later
-steps and from h_t:
+and back from t = T to 1, with dh_t = ∂L/∂h_t, and dc_t from the later steps and from h_t:
 
     dh_t += Uᵀ dz_{t+1},       dc_t = f_{t+1} dc_{t+1} + dh_t o (1 − tanh² c_t)
     dz_i = dc g i (1 − i),     dz_f = dc c_{t−1} f (1 − f)
     dz_g = dc i (1 − g²),      dz_o = dh tanh(c) o (1 − o),       dU = Σ dz_t h_{t−1}ᵀ
 
 PyTorch's names and order: W is `weight_ih`, U `weight_hh`, b and b′ `bias_ih` and `bias_hh`, gates
-i f g o. The two biases only ever act as a sum. Both are kept, as in PyTorch, because an optimizer
-moves each.
+i f g o. The two biases act only as a sum; both are kept, as an optimizer moves each.
 """
 import numpy as np
 

@@ -12,11 +12,11 @@ paper calls it the scaled parallel adapter:
     f          activation     ReLU
 
 `beside="ffn"` (the default, and the best place in the paper), "attention" or "both". x is the
-sublayer's input after the layer norm, since GPT-2 normalizes there. Trained parameters: n (2 d m +
-d + m) for n = L adapters ("both": 2 L). Not linear in x, so it cannot be merged.
+sublayer's input after the layer norm, since GPT-2 normalizes there. The adapter is not linear in x,
+so it cannot be merged. Trained parameters: n (2 d m + d + m) for n = L adapters ("both": 2 L).
 
 Where implementations differ. The equation has no biases; the authors' code, the `adapters` library
-and this file do. The paper's m is 512 in a model 1,024 wide; here the default is Houlsby's 64.
+and this file have them. The paper's m is 512 in a model 1,024 wide; the default is Houlsby's 64.
 """
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -6,8 +6,7 @@ small matrix P′ and an MLP that computes the prefix from it, and keeps only th
     P_θ[i, :] = MLP_θ(P′_θ[i, :]),      MLP(x) = W₂ tanh(W₁ x + b₁) + b₂
     K ← [P_K; K],   V ← [P_V; V]        in every layer
 
-For one head this means (He et al., arXiv 2110.04366, equations 7 and 8; λ is the prefix's share of
-the softmax; a test holds it):
+For one head (He et al., arXiv 2110.04366, equations 7, 8; λ is the prefix's share of the softmax):
 
     head = (1 − λ(x)) Attn(x W_q, C W_k, C W_v) + λ(x) Attn(x W_q, P_K, P_V)
 
@@ -53,8 +52,7 @@ __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]
 class PrefixTuning(Method):
     """Train `length` keys and values per layer. They start as common words, `text` or at random.
 
-    reparameterize: by P′ and an MLP of `hidden` units (None: d/2). dropout: drawn for each row.
-    text: a str or token ids.
+    reparameterize: by P′ and an MLP of `hidden` units (None: d/2). text: a str or token ids.
     """
     length: int = whole(10, least=1, also=("num_virtual_tokens", "P"))
     reparameterize: bool = flag(True, also=("prefix_projection",))

@@ -9,8 +9,7 @@ models and hard tasks. Deep prompts act on every layer, as P keys and values bef
     deep prompts        P           (P, 2 L d), the table of prefix tuning (`prefix.py`)
     prompt length       length
 
-It differs from prefix tuning in how the table is trained and what is read off the model (section
-3.3):
+It differs from prefix tuning in how the table is trained and what is read off (section 3.3):
 
     prefix tuning                                P-tuning v2
     generation, by the language model's head     understanding, by a linear classification head that
