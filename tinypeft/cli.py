@@ -301,7 +301,7 @@ def run_lessons(args):
 
 
 def run_check(args):
-    from .course.exercises import check_file
+    from .course.check import check_file
     results = check_file(args.exercise, args.file, args.seed)
     if args.json:
         told = {r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause} for r in results}

@@ -39,7 +39,8 @@ class GPTConfig(Checked):
 
     def check(self) -> None:
         if self.d_model % self.n_heads:
-            raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into {self.n_heads} heads")
+            raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into "
+                             f"{self.n_heads} heads")
 
 
 Prefix = list[tuple[Tensor, Tensor]]                     # one (K, V) per layer
