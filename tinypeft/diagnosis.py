@@ -9,31 +9,31 @@ import numpy as np
 from .nn import Module, replace_modules
 from .tensor import Tensor, no_grad
 
-__all__ = ["DivergedError", "bad_gradient", "bad_loss", "first_nonfinite"]
+__all__ = ["DivergedError", "describe_gradient", "describe_loss", "diverged", "first_nonfinite"]
 
 
 class DivergedError(RuntimeError):
     """The loss or a gradient became NaN or infinite."""
 
 
-def bad_loss(model: Module, task: Any, batch: tuple, loss: float, *told: Any) -> DivergedError:
-    """The error for a loss that is not finite. told: step, learning rate and checkpoint."""
-    where = first_nonfinite(model, lambda: task.loss(model, batch))
-    what = f"the loss is {loss}; the first value that is not finite comes out of {where}"
-    return _error(what, *told)
-
-
-def bad_gradient(model: Module, *told: Any) -> DivergedError:
-    """The error for a gradient that is not finite. told: step, learning rate and checkpoint."""
-    bad = [name for name, p in model.named_parameters()
-           if p.grad is not None and not np.isfinite(p.grad).all()]
-    return _error(f"the gradient is not finite, in {', '.join(bad) or 'its norm'}", *told)
-
-
-def _error(what, step, lr, checkpoint):
+def diverged(what: str, step: int, lr: float, checkpoint: str | Path | None) -> DivergedError:
+    """The error to raise: when it happened, what happened, and what to try."""
     saved = checkpoint is not None and Path(checkpoint).exists()
     kept = f" The last good state is in {checkpoint}." if saved else ""
     return DivergedError(f"step {step}: {what}. Try a smaller learning rate than {lr:g}.{kept}")
+
+
+def describe_loss(model: Module, task: Any, batch: tuple, loss: float) -> str:
+    """What is wrong with a loss that is not finite; repeats the forward pass to find the module."""
+    where = first_nonfinite(model, lambda: task.loss(model, batch))
+    return f"the loss is {loss}; the first value that is not finite comes out of {where}"
+
+
+def describe_gradient(model: Module) -> str:
+    """What is wrong with gradients whose norm is not finite."""
+    bad = [name for name, p in model.named_parameters()
+           if p.grad is not None and not np.isfinite(p.grad).all()]
+    return f"the gradient is not finite, in {', '.join(bad) or 'its norm'}"
 
 
 def first_nonfinite(model: Module, run: Callable[[], Any]) -> str:

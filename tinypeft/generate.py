@@ -45,7 +45,7 @@ class LayerCache:
 
 
 class KVCache:
-    """One cache per layer. length: positions held, virtual ones included; nbytes: as of a layer."""
+    """One cache per layer. length: positions held, virtual ones too; nbytes: of keys, values."""
 
     def __init__(self, n_layers: int, layer: Callable[[], LayerCache] = LayerCache):
         self.layers = [layer() for _ in range(n_layers)]

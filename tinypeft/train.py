@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoints import resume, save_checkpoint
-from .diagnosis import DivergedError, bad_gradient, bad_loss
+from .diagnosis import DivergedError, describe_gradient, describe_loss, diverged
 from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
@@ -113,9 +113,10 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                 loss = backward(model, task, batch, workers)
                 if not math.isfinite(loss):
                     _reseed(model, seed, step)           # the same dropout again
-                    raise bad_loss(model, task, batch, loss, step, rate, checkpoint)
+                    what = describe_loss(model, task, batch, loss)
+                    raise diverged(what, step, rate, checkpoint)
                 if not math.isfinite(clip_grad_norm(params, clip or math.inf)):
-                    raise bad_gradient(model, step, rate, checkpoint)
+                    raise diverged(describe_gradient(model), step, rate, checkpoint)
                 optimizer.step()
                 model.after_step(step, steps)
                 history.loss.append(loss)

@@ -45,9 +45,9 @@ def load_adapter(model: GPT, folder: str | Path, strict: bool = True,
     reported: MethodError if the adapter is for a model of other sizes or cannot be expressed here,
     KeyError or ValueError for tensors that are missing, unknown, misshapen or not finite,
     FileNotFoundError or ValueError for a missing or damaged file. `strict=False` loads what
-    matches, and warns of the rest in PEFT's folders. For our own format there is a warning when the
-    base's weights differ from those in training; PEFT does not record them.
-    method: the adapter's class, if it is your own and you have not imported its module.
+    matches, and warns of the rest in PEFT's folders. Our own format also warns when the base's
+    weights differ from those in training. method: the adapter's class, if it is your own and its
+    module is not imported.
     """
     check_free(model)
     found = {name: f for name, f in FORMATS.items() if (Path(folder) / f.file).exists()}
@@ -109,22 +109,17 @@ def _named(cls):
 
 
 def _find(name, module, given):
-    """The class that a file names, in a module that was imported before, or `given`."""
-    last = name.rsplit(".", 1)[-1]
-    if given is not None:
-        if not (isinstance(given, type) and issubclass(given, Method) and given.__name__ == last):
-            raise MethodError(f"load_adapter: method must be the class {last}, got {given!r}")
-        return given
-    if module is None:
-        if name in KNOWN: return KNOWN[name]
-        raise ValueError(f"load_adapter: unknown method {name!r}; known: {', '.join(KNOWN)}. For a "
-                         f"class of your own, pass method={last}")
-    cls = sys.modules.get(str(module))
-    for part in name.split("."): cls = getattr(cls, "__dict__", {}).get(part)    # runs no code
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise ValueError(f"load_adapter: the adapter's method is {name} of {module}, and no module "
-                         f"imported so far has it; import it, or pass method={last}")
-    return cls
+    """The class that a file names: `given`, one of `KNOWN`, or one of a module imported before."""
+    cls, last = given, name.rsplit(".", 1)[-1]
+    if given is None and module is None: cls = KNOWN.get(name)
+    elif given is None:
+        cls = sys.modules.get(str(module))
+        for part in name.split("."): cls = getattr(cls, "__dict__", {}).get(part)    # runs no code
+    if isinstance(cls, type) and issubclass(cls, Method) and cls.__name__ == last: return cls
+    name = repr(name) + (f" of {module}" if module else "")
+    if given is not None: name += f", got method={given!r}"
+    raise ValueError(f"load_adapter: unknown method {name}; known: {', '.join(KNOWN)}. For a class "
+                     f"of your own, import its module, or pass method={last}")
 
 
 FORMATS = {"tinypeft": Format("adapter.npz", _save, _load)}      # `interop` adds "peft"
