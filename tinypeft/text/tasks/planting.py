@@ -22,6 +22,7 @@ from ...gpt import GPT
 from ...nn import Linear, Module, replace_modules
 from ...tensor import no_grad
 from ...train import evaluate
+from .distillation import Distillation, divergence
 from .language_modelling import LanguageModelling, domain
 
 __all__ = ["Planted", "planted"]
@@ -97,29 +98,14 @@ class Recorder(Module):
         return self.base(x)
 
 
-def divergence(log_p, logits):
-    """Mean KL(p ‖ softmax(logits)) over positions, nats: log_p an array, logits a Tensor, both (…, V)."""
-    return (np.exp(log_p) * (log_p - F.log_softmax(logits))).sum(-1).mean()
-
-
-class Planted(LanguageModelling):
+class Planted(Distillation, LanguageModelling):
     """Compute what `model` computes with the layers of `change` (path → Linear), on the windows of `text`, a
     `LanguageModelling`. ranks: path → rank. The model becomes the task's own, as `teacher`."""
 
     def __init__(self, model, change, ranks, text):
         super().__init__("planted", text.streams, text.n_bytes, text.context, text.sha256)
-        self.teacher, self.ranks = model, ranks
-        self.unchanged = replace_modules(model, change)
-        for p in model.parameters(): p.requires_grad = False                      # so that it records nothing
-
-    def loss(self, model, batch):
-        return divergence(F.log_softmax(self.teacher(batch[0])).data, model(batch[0]))
-
-    def metrics(self, model, batch):
-        """KL in nats/token, and the share of positions where teacher and student find the same token likeliest."""
-        log_p, logits = F.log_softmax(self.teacher(batch[0])).data, model(batch[0])
-        agree = log_p.argmax(-1) == logits.data.argmax(-1)
-        return {"loss": divergence(log_p, logits).item(), "agreement": float(agree.mean())}
+        self.ranks, self.unchanged = ranks, replace_modules(model, change)
+        self.teach(model)
 
     def finish(self, means, split="test"):
         return means
