@@ -1,14 +1,14 @@
 """Every scheme of the main job on the base's own text: bits per weight and what they cost, over seeds."""
 from ... import quant as q
 from ...train import train
-from ..compare import SHOWN
+from ..compare import COMPARED_SCHEMES
 from ..experiment import Experiment
 from ..quantized import base, costs, draw, own_text, rounded
 
 
 def measure(condition, seed, settings):
     """bits per weight, relative error of the weights, loss, excess and error; schemes that train do so on the base's text."""
-    sample, scheme = draw(seed, settings["calibration"], settings["test"]), SHOWN[condition]
+    sample, scheme = draw(seed, settings["calibration"], settings["test"]), COMPARED_SCHEMES[condition]
     model = rounded(scheme, sample)
     trained = isinstance(scheme, (q.FakeQuant, q.PEQA, q.LLMQAT))
     if trained:
@@ -25,5 +25,5 @@ SCHEMES = Experiment(
     "schemes", "every scheme of the main job on held-out text of the base's kind: bits (per weight, all that is stored), "
     "weight_error (relative Frobenius norm), loss (nats/token), excess (over float32), error (of the logits' norm); those "
     "with a star are trained for 40 steps of 4 × 128 tokens; a seed draws the calibration, the batches and the test windows",
-    measure, tuple(SHOWN), {"calibration": 32, "test": 64, "steps": 40, "rows": 32, "lr": 3e-4},
+    measure, tuple(COMPARED_SCHEMES), {"calibration": 32, "test": 64, "steps": 40, "rows": 32, "lr": 3e-4},
     {"calibration": 8, "test": 16, "steps": 2, "rows": 4, "conditions": ("NF4", "PEQA 3 bit *"), "seeds": (0,)})
