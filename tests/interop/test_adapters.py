@@ -337,7 +337,7 @@ WRONG = {
     "mask of another": ("adalora", {"rank_pattern": {"h.9.c_attn.lora_E": [True] * 4}}, None, "expected|names"),
     "no mask": ("adalora", {"rank_pattern": None}, None, "4 of init_r = 4 triplets are left"),
     "rank of all": ("adalora", {"init_r": 5}, None, "must be 5 times"),
-    "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha positive"),
+    "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha must be a positive number"),
     "no task": ("prefix", {"task_type": None}, None, "which PEFT loads and then ignores"),
     "length": ("prefix", {"num_virtual_tokens": 4}, None, r"has shape \(3, 64\), expected \(4, 64\)"),
     "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens is missing"),
