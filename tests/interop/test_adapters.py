@@ -17,7 +17,7 @@ from tests.toys import Noise
 from tinypeft.cli import main
 from tinypeft.files import load_arrays
 from tinypeft.interop import read_safetensors, write_safetensors
-from tinypeft.interop.peft_config import Config, fits
+from tinypeft.interop.peft_config import Config, matches
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -306,41 +306,41 @@ WRONG = {
     "integers": ("lora", {}, {A0: np.ones((2, 16), "i4")}, "expected floats"),
     "not a number": ("lora", {}, lambda a: a | {A0: a[A0] * np.nan}, "not finite"),
     "too large": ("lora", {}, lambda a: a | {A0: np.full((2, 16), 1e300)}, "not finite in float32"),
-    "unknown type": ("lora", {"peft_type": "GRAVITY"}, None, "'GRAVITY' is not supported; there are LORA, ADALORA"),
+    "unknown type": ("lora", {"peft_type": "GRAVITY"}, None, "'GRAVITY' is not supported: there are LORA, ADALORA"),
     "not here": ("lora", {"peft_type": "IA3"}, None, "'IA3' is not supported"),
     "lower case": ("lora", {"peft_type": "lora"}, None, "in capitals, LORA"),
-    "no type": ("lora", {"peft_type": ...}, None, "peft_type 'None' is not supported"),
-    "nothing hit": ("lora", {"target_modules": ["q_proj"]}, None, "hits nothing in GPT-2; there are attn.c_attn"),
-    "nothing hit by a pattern": ("lora", {"target_modules": "c_attn"}, None, "hits nothing"),
+    "no type": ("lora", {"peft_type": ...}, None, "peft_type=None is not supported"),
+    "nothing hit": ("lora", {"target_modules": ["q_proj"]}, None, "selects no layer of GPT-2; there are attn.c_attn"),
+    "nothing hit by a pattern": ("lora", {"target_modules": "c_attn"}, None, "selects no layer"),
     "less hit": ("lora", {"target_modules": ["c_attn"]}, None, "not used 4"),
     "more hit": ("lora", {"target_modules": ["c_attn", "c_fc", "c_proj"]}, None, "missing 8"),
     "layers": ("lora", {"layers_to_transform": [1]}, None, "not used 4"),
     "excluded": ("lora", {"exclude_modules": ["c_fc"]}, None, "not used 4"),
-    "embedding": ("lora", {"target_modules": ["c_attn", "wte"]}, None, "names transformer.wte; .* not for embeddings"),
-    "head": ("lora", {"target_modules": ["lm_head"]}, None, "names lm_head"),
+    "embedding": ("lora", {"target_modules": ["c_attn", "wte"]}, None, "selects transformer.wte, but only the linear layers"),
+    "head": ("lora", {"target_modules": ["lm_head"]}, None, "selects lm_head"),
     "DoRA": ("lora", {"use_dora": True}, None, "use_dora=True is not supported"),
     "biases": ("lora", {"bias": "all"}, None, "bias='all' is not supported"),
     "biases of LoRA": ("lora", {"lora_bias": True}, None, "lora_bias=True is not supported"),
     "PiSSA": ("lora", {"init_lora_weights": "pissa"}, None, "'pissa' is not supported: it changed the base's weights"),
-    "saved modules": ("lora", {"modules_to_save": ["lm_head"]}, None, "modules_to_save .'lm_head'. is not supported"),
+    "saved modules": ("lora", {"modules_to_save": ["lm_head"]}, None, "modules_to_save=.'lm_head'. is not supported"),
     "replicated layers": ("lora", {"layer_replication": [[0, 1], [0, 2]]}, None, "layer_replication=.* is not supported"),
     "trained tokens": ("lora", {"trainable_token_indices": [3]}, None, "trainable_token_indices"),
     "unknown field": ("lora", {"use_gravity": True}, None, "use_gravity=True is not supported"),
-    "task": ("lora", {"task_type": "TOKEN_CLS"}, None, "task_type 'TOKEN_CLS' is not supported"),
+    "task": ("lora", {"task_type": "TOKEN_CLS"}, None, "task_type='TOKEN_CLS' is not supported"),
     "no head": ("lora", {"task_type": "SEQ_CLS"}, None, "missing 1 .base_model.model.score.weight"),
     "head for no task": ("classes", {"task_type": "CAUSAL_LM"}, None, "modules_to_save"),
     "head of one class": ("classes", {}, {"base_model.model.score.weight": np.ones((1, 16), "f4")}, "at least 2, got 1"),
     "text for a number": ("lora", {"r": "2"}, None, "r must be int, got '2'"),
     "scale": ("lora", {"lora_alpha": -1}, None, "alpha must be a positive number"),
     "dropout": ("lora", {"lora_dropout": 1.5}, None, r"\[0, 1\)"),
-    "mask": ("adalora", {"rank_pattern": {E0: [True]}}, None, "must be 4 times true or false"),
+    "mask": ("adalora", {"rank_pattern": {E0: [True]}}, None, "must be 4 times true or false for "),
     "mask of another": ("adalora", {"rank_pattern": {"h.9.c_attn.lora_E": [True] * 4}}, None, "expected|names"),
     "no mask": ("adalora", {"rank_pattern": None}, None, "4 of init_r = 4 triplets are left"),
     "rank of all": ("adalora", {"init_r": 5}, None, "must be 5 times"),
     "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha positive"),
     "no task": ("prefix", {"task_type": None}, None, "which PEFT loads and then ignores"),
     "length": ("prefix", {"num_virtual_tokens": 4}, None, r"has shape \(3, 64\), expected \(4, 64\)"),
-    "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens is missing"),
+    "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens must be given"),
     "layers of prefix": ("prefix", {"num_layers": 3}, None, "num_layers = 3, this one has 2"),
     "heads of prefix": ("prefix", {"num_attention_heads": 2}, None, "num_attention_heads = 2, this one has 4"),
     "prefix with a prefix": ("prefix", {}, renamed(lambda n: "base_model.model." + n), "missing 1 .prompt_embeddings"),
@@ -359,10 +359,10 @@ def test_what_does_not_fit_is_an_error_that_says_so(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("kind, sizes, words", [
-    ("lora", dict(d_model=32), "is the base of other sizes"), ("lora", dict(n_layers=1), "not used 4"),
+    ("lora", dict(d_model=32), "has the base other sizes"), ("lora", dict(n_layers=1), "not used 4"),
     ("lora", dict(n_layers=3), "missing 4"), ("prefix", dict(d_model=32), "token_dim = 16, this one has 32"),
     ("prefix", dict(n_layers=3), "num_layers"), ("prefix", dict(context_length=3), "no room"),
-    ("adalora", dict(d_model=8), "is the base of other sizes")])
+    ("adalora", dict(d_model=8), "has the base other sizes")])
 def test_a_base_of_other_sizes_is_an_error(kind, sizes, words, folders):
     with pytest.raises(tp.MethodError if "_" in words or "room" in words else ValueError, match=words):
         tp.load_adapter(make_gpt(np.float32, **sizes), folders / kind)
@@ -438,14 +438,14 @@ PATHS = [name for n in range(12) for name in (f"transformer.h.{n}.attn.c_attn", 
     {"target_modules": ["c_fc"], "layers_to_transform": [4], "layers_pattern": "h"},
     {"target_modules": ["c_fc"], "layers_to_transform": [4], "layers_pattern": ["h"]},
     {"target_modules": "all-linear", "exclude_modules": ["c_proj"]}], ids=str)
-def test_layers_are_hit_as_in_peft(fields, tmp_path):
+def test_layers_are_selected_as_in_peft(fields, tmp_path):
     from peft.tuners.tuners_utils import check_target_module_exists
     (tmp_path / CONFIG).write_text(json.dumps(fields))
     config = peft.LoraConfig(**fields)
     if fields["target_modules"] == "all-linear": config.target_modules = set(PATHS)     # PEFT resolves it beforehand
     hit = {p: check_target_module_exists(config, p) for p in PATHS}
     expected = [p for p, found in hit.items() if found and type(found).__name__ != "_ExcludedModule"]
-    assert expected and Config(tmp_path / CONFIG).hits(PATHS, PATHS) == expected
+    assert expected and Config(tmp_path / CONFIG).select(PATHS, PATHS) == expected
 
 
 def test_patterns_give_values_as_in_peft(tmp_path):
@@ -455,7 +455,7 @@ def test_patterns_give_values_as_in_peft(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps({"rank_pattern": pattern}))
     for path in PATHS:
         expected = pattern.get(get_pattern_key(pattern.keys(), path), 8)
-        assert Config(tmp_path / CONFIG).by_pattern("rank_pattern", int, path, 8) == expected
+        assert Config(tmp_path / CONFIG).pattern_value("rank_pattern", int, path, 8) == expected
 
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -468,8 +468,8 @@ patterns = st.lists(st.tuples(atoms, st.sampled_from(["", "", "*", "+", "?"])), 
 
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(patterns, st.text("abc.1", max_size=8))
-def test_a_pattern_fits_what_it_fits_in_python(pattern, text):
-    assert fits(pattern, text) == bool(re.fullmatch(pattern, text))
+def test_a_pattern_matches_as_in_python(pattern, text):
+    assert matches(pattern, text) == bool(re.fullmatch(pattern, text))
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(a|a)*" * 20, "(a", "a{3}", r"(a)\1", "(?=a)a", "a" * 2000, "[b-a]", "a|b",
@@ -477,7 +477,7 @@ def test_a_pattern_fits_what_it_fits_in_python(pattern, text):
 def test_other_patterns_are_refused_or_answered_at_once(pattern):
     start = time.perf_counter()
     try:
-        assert fits(pattern, "a" * 40) == pattern.startswith("(a|a)*")
+        assert matches(pattern, "a" * 40) == pattern.startswith("(a|a)*")
     except ValueError as e:
         assert "pattern" in str(e)
     assert time.perf_counter() - start < 1

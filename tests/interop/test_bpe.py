@@ -160,12 +160,12 @@ def change(content, path, value):
     ("normalizer", {"type": "NFC"}, "normalizer is 'NFC'"), ("normalizer", "NFC", "normalizer"),
     ("pre_tokenizer", None, "pre_tokenizer is None"), ("pre_tokenizer", "x", "pre_tokenizer is"),
     ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}, "'Sequence'"), ("pre_tokenizer", {}, "pre_tokenizer is None"),
-    ("pre_tokenizer.add_prefix_space", True, "without a space put in front"),
-    ("pre_tokenizer.use_regex", False, "cut as GPT-2's"),
+    ("pre_tokenizer.add_prefix_space", True, "put no space in front"),
+    ("pre_tokenizer.use_regex", False, "split by GPT-2's"),
     ("post_processor", {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}, "puts special tokens around"),
     ("post_processor", {"type": "BertProcessing"}, "post_processor is 'BertProcessing'"),
     ("decoder", {"type": "WordPiece"}, "decoder"),
-    ("added_tokens", [{"id": 5, "content": "<x>", "lstrip": True}], "leave what is around it alone"),
+    ("added_tokens", [{"id": 5, "content": "<x>", "lstrip": True}], "not depend on the text around it"),
     ("added_tokens", [{"id": 5}], "an added token"), ("added_tokens", [3], "an added token"),
     ("added_tokens", [{"content": "<x>"}], "ids must be integers, got None"),
     ("added_tokens", [{"id": True, "content": "<x>"}], "ids must be integers, got True"),
@@ -175,10 +175,10 @@ def change(content, path, value):
     ("model.vocab", [], "expected model"), ("model.vocab.a", "b", "ids must be integers, got 'b'"),
     ("model.vocab.a", 0, "each once"), ("model.vocab.a", 10**30, "each once"), ("model.vocab.a", 1.0, "ids must be integers"),
     ("model.vocab. ", 260, "' ', which stands"),
-    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "no byte-level BPE"),
-    ("model.merges", [3], "no byte-level BPE"),
+    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "not GPT-2's byte-level BPE"),
+    ("model.merges", [3], "not GPT-2's byte-level BPE"),
     ("model.merges", [["q", "x"]], "missing from the vocabulary"), ("model.merges", [[1, 2]], "a token must be a string"),
-    ("model.merges", ["a b c"], "no byte-level BPE")])
+    ("model.merges", ["a b c"], "not GPT-2's byte-level BPE")])
 def test_what_is_not_gpt2s_is_named(files, path, value, says):
     content, read = files
     change(content, path, value)
@@ -199,7 +199,7 @@ def test_the_older_files_and_their_mistakes(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     with pytest.raises(HuggingFaceError, match="got None; is '</s>' in it"):
         read_tokenizer(tmp_path)
-    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "no byte-level BPE"), (b"q x", "missing from the vocabulary"):
+    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "byte-level BPE"), (b"q x", "missing from the vocabulary"):
         merges.write_bytes(content)
         (tmp_path / "tokenizer_config.json").write_text("{}")
         with pytest.raises(HuggingFaceError, match=says): read_tokenizer(tmp_path)

@@ -7,10 +7,11 @@ import pytest
 
 from tinypeft import files
 from tinypeft.interop import SafeTensorsError, read_safetensors, write_safetensors
-from tinypeft.interop.safetensors import DTYPES, NAMES
+from tinypeft.interop.safetensors import DTYPE_NAMES, DTYPES
 
 RNG = np.random.default_rng(0)
-ARRAYS = {f"of {name}": (100 * RNG.random((2, 3))).astype(dtype) % 2 for dtype, name in NAMES.items() if name != "C64"} | {
+ARRAYS = {f"of {name}": (100 * RNG.random((2, 3))).astype(dtype) % 2 for dtype, name in DTYPE_NAMES.items()
+          if name != "C64"} | {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.arange(5, dtype=np.int8), "é\n\x7f\x1f\"": np.array(3.0),
     "empty": np.zeros((0, 3), np.float16), "complex": np.ones(2, np.complex64)}
 
@@ -115,8 +116,8 @@ HOSTILE = [
     ({"a": entry(offsets="08")}, b"", "must be a list"), ({"a": entry("F4", [3], [0, 2])}, b"12", r"F4 \(3,\) has 1.5 bytes"),
     ({"a": entry()}, b"1234567", "end at byte 8 of the data, the file at 7; it is cut off"),
     ({"a": entry()}, b"123456789", "the file at 9; it is longer than its header says"),
-    ({"a": entry(offsets=[4, 12])}, b"123456789012", "'a' starts at byte 4 of the data, expected 0.* without a gap"),
-    ({"a": entry(), "b": entry(offsets=[4, 12])}, b"123456789012", "'b' starts at byte 4 .* expected 8.* an overlap"),
+    ({"a": entry(offsets=[4, 12])}, b"123456789012", "'a' starts at byte 4 of the data, expected 0: there is a gap"),
+    ({"a": entry(), "b": entry(offsets=[4, 12])}, b"123456789012", "'b' starts at byte 4 .* expected 8: there is an overlap"),
     ({"a": entry(), "b": entry()}, b"12345678", "'b' starts at byte 0"),
     ({"a": entry(offsets=[2**62, 2**62 + 8])}, b"12345678", "starts at byte"), ({}, b"x", "the arrays end at byte 0"),
     ({"a": {**entry(), "pickle": 1}}, b"12345678", "expected dtype, shape and data_offsets, got"),
