@@ -246,8 +246,8 @@ def test_a_head_trained_there_classifies_the_same_here_numerical(config, base, t
     (tp.ParallelAdapter(bottleneck=4), {}, "no counterpart"), (tp.FullFineTuning(), {}, "no counterpart of FullFineTuning"),
     (tp.FullFineTuning(targets=("bias",)), {}, "no counterpart"),
     (tp.LinearProbe(), {"head": 3}, "no counterpart of LinearProbe"),
-    (tp.PTuning(separator=5), {}, r"before the text, the template \(3, 'context', 3, 'target'\) does not"),
-    (tp.PTuning(), {"head": 3, "head_bias": False}, "before the text"),
+    (tp.PTuning(separator=5), {}, r"no pseudo-tokens after text, as \(3, 'context', 3, 'target'\) puts"),
+    (tp.PTuning(), {"head": 3, "head_bias": False}, "no pseudo-tokens after text"),
     (tp.LoRA(rank=2), {"head": 3}, "head_bias=False")], ids=str)
 def test_what_peft_has_no_place_for_is_refused_and_nothing_written(method, options, words, tmp_path):
     with pytest.raises(tp.MethodError, match=words):
@@ -338,11 +338,11 @@ WRONG = {
     "no mask": ("adalora", {"rank_pattern": None}, None, "4 of init_r = 4 triplets are left"),
     "rank of all": ("adalora", {"init_r": 5}, None, "must be 5 times"),
     "scale of AdaLoRA": ("adalora", {"lora_alpha": 0}, None, "alpha positive"),
-    "no task": ("prefix", {"task_type": None}, None, "which PEFT loads and then ignores"),
+    "no task": ("prefix", {"task_type": None}, None, "PEFT ignores an adapter without one"),
     "length": ("prefix", {"num_virtual_tokens": 4}, None, r"has shape \(3, 64\), expected \(4, 64\)"),
     "no length": ("prefix", {"num_virtual_tokens": None}, None, "num_virtual_tokens must be given"),
-    "layers of prefix": ("prefix", {"num_layers": 3}, None, "num_layers = 3, this one has 2"),
-    "heads of prefix": ("prefix", {"num_attention_heads": 2}, None, "num_attention_heads = 2, this one has 4"),
+    "layers of prefix": ("prefix", {"num_layers": 3}, None, "num_layers=3 is not supported: this model has 2"),
+    "heads of prefix": ("prefix", {"num_attention_heads": 2}, None, "num_attention_heads=2 is not supported: this model has 4"),
     "prefix with a prefix": ("prefix", {}, renamed(lambda n: "base_model.model." + n), "missing 1 .prompt_embeddings"),
     "another kind": ("prefix", {"peft_type": "PROMPT_TUNING"}, None, r"expected \(3, 16\)"),
     "not of this kind": ("ptuning", {"peft_type": "LORA"}, None, "encoder_hidden_size=12 is not supported")}
@@ -360,7 +360,7 @@ def test_what_does_not_fit_is_an_error_that_says_so(name, folders, tmp_path):
 
 @pytest.mark.parametrize("kind, sizes, words", [
     ("lora", dict(d_model=32), "has the base other sizes"), ("lora", dict(n_layers=1), "not used 4"),
-    ("lora", dict(n_layers=3), "missing 4"), ("prefix", dict(d_model=32), "token_dim = 16, this one has 32"),
+    ("lora", dict(n_layers=3), "missing 4"), ("prefix", dict(d_model=32), "token_dim=16 is not supported: this model has 32"),
     ("prefix", dict(n_layers=3), "num_layers"), ("prefix", dict(context_length=3), "no room"),
     ("adalora", dict(d_model=8), "has the base other sizes")])
 def test_a_base_of_other_sizes_is_an_error(kind, sizes, words, folders):

@@ -62,7 +62,7 @@ def test_bfloat16_and_what_numpy_has_no_type_for(tmp_path, torch):
     save({"bf16": x.bfloat16(), "fp8": x.to(torch.float8_e4m3fn), "half": x.half()}, tmp_path / "f")
     f = read_safetensors(tmp_path / "f")
     assert same({k: f[k] for k in ("bf16", "half")}, {"bf16": x.bfloat16().float().numpy(), "half": x.half().numpy()})
-    with pytest.raises(SafeTensorsError, match="f: tensor 'fp8' is F8_E4M3, which NumPy has no type for"):
+    with pytest.raises(SafeTensorsError, match="f: tensor 'fp8' is F8_E4M3, which NumPy does not have"):
         f["fp8"]
 
 
@@ -91,8 +91,8 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arrays, metadata, error, says", [
     ({"a": np.array(["text"])}, None, TypeError, "'a' is <U4; the format has bool, uint8"),
     ({"a": np.array([object()])}, None, TypeError, "'a' is object"),
-    ({"__metadata__": np.ones(1)}, None, ValueError, "other than '__metadata__'"),
-    ({3: np.ones(1)}, None, ValueError, "a name must be a string .* got 3"),
+    ({"__metadata__": np.ones(1)}, None, ValueError, "'__metadata__' cannot name an array"),
+    ({3: np.ones(1)}, None, ValueError, "3 cannot name an array"),
     ({"\ud800": np.ones(1)}, None, ValueError, "surrogates not allowed"),
     ({}, {"a": 3}, ValueError, "metadata must map strings to strings")])
 def test_what_cannot_be_written(arrays, metadata, error, says, tmp_path):
@@ -106,10 +106,10 @@ HOSTILE = [
     ({"a": entry(shape=[2.0])}, b"", r"shape must be a list of whole numbers in \[0, 2⁶³\), got \[2.0\]"),
     ({"a": entry(shape=[True, 2])}, b"", "shape must be"), ({"a": entry(shape=[-2])}, b"", "shape must be"),
     ({"a": entry(shape=[-1, -2])}, b"12345678", "shape must be"), ({"a": entry(shape=[10**30])}, b"", "shape must be"),
-    ({"a": entry(shape=[0, 2**62, 2**62], offsets=[0, 0])}, b"", "more than an array can have"),
+    ({"a": entry(shape=[0, 2**62, 2**62], offsets=[0, 0])}, b"", "an array cannot have"),
     ({"a": entry(shape=[2**40])}, b"12345678", r"F32 \(1099511627776,\) has 4.39805e\+12 bytes, data_offsets are \[0, 8\]"),
-    ({"a": entry(shape=[2**32, 2**32])}, b"12345678", "more than an array can have"),          # 0 in 64 bits
-    ({"a": entry(shape=[1] * 33, offsets=[0, 4])}, b"1234", "a shape of 33 axes"),
+    ({"a": entry(shape=[2**32, 2**32])}, b"12345678", "an array cannot have"),          # 0 in 64 bits
+    ({"a": entry(shape=[1] * 33, offsets=[0, 4])}, b"1234", "an array cannot have 33 axes"),
     ({"a": entry(offsets=[8, 0])}, b"12345678", "data_offsets are"),
     ({"a": entry(offsets=[0])}, b"1234", "data_offsets are"),
     ({"a": entry(offsets=[0, 8, 8])}, b"12345678", "data_offsets are"),
@@ -163,7 +163,7 @@ def test_what_is_no_file(tmp_path):
 
 def test_a_truth_value_is_0_or_1(tmp_path):
     f = read_safetensors(raw(tmp_path / "f", {"a": entry("BOOL", [2], [0, 2])}, b"\x01\x02"))
-    with pytest.raises(SafeTensorsError, match="'a' is BOOL, but has bytes other than 0 and 1"):
+    with pytest.raises(SafeTensorsError, match="'a' is BOOL, with bytes other than 0 and 1"):
         f["a"]
 
 

@@ -14,14 +14,9 @@
     without a bias                  task SEQ_CLS      virtual tokens base_model.score.weight
 
 A reparameterization is folded, as in PEFT. On both sides the tokens' positions start after the
-virtual ones. For PROMPT_TUNING and P_TUNING, PEFT's logits (B, P + T, V) include the virtual ones;
-the last T are ours. With transformers 5, PEFT 0.21.2 cannot run PREFIX_TUNING with a head on GPT-2
-(transformers has renamed the classifier's cache), and `generate` with virtual tokens needs
-use_cache=False: with a cache PEFT loses a prefix and fails on a prompt.
-
-For most mistakes PEFT warns or stays silent, and computes the base's output: names without their
-prefix, missing or extra tensors, virtual tokens without task_type. Here each is an error with a
-`Report`. Nothing in a folder is executed, and reading it takes no more memory than its files.
+virtual ones. Mistakes that PEFT meets with a warning or in silence are errors here, such as names
+without their prefix, missing or extra tensors, and virtual tokens without task_type. Nothing in a
+folder is executed, and reading it takes no more memory than its files.
 """
 import json
 import warnings
@@ -35,7 +30,7 @@ from ..gpt import GPT
 from ..hints import Array
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from ..peft.model import MethodError, PeftModel, attach_with
-from .folder import Report
+from .folder import HuggingFaceError
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config, Tensors
 from .safetensors import write_safetensors
@@ -50,12 +45,8 @@ VIRTUAL_FIELDS = {"num_virtual_tokens", "token_dim", "num_layers", "num_attentio
                   "encoder_num_layers", "encoder_dropout"}
 
 
-class AdapterError(MethodError):
+class AdapterError(MethodError, HuggingFaceError):
     """A folder's tensors are not those that its configuration and the model need; see `report`."""
-
-    def __init__(self, message: str, report: Report):
-        super().__init__(message)
-        self.report = report
 
 
 # -- to a folder ---------------------------------------------------------------------------------
@@ -69,11 +60,9 @@ def save_peft(tuned: PeftModel, folder: Path) -> None:
 
 
 def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(config, tensors) as PEFT would write them.
-
-    Raises MethodError for all that PEFT has no counterpart of: bottleneck and parallel adapters,
-    trained parameters of the base, pseudo-tokens behind the text, and heads with a bias.
-    """
+    """(config, tensors) as PEFT would write them. MethodError for all that PEFT cannot express:
+    bottleneck and parallel adapters, trained parameters of the base, pseudo-tokens after text, and
+    heads with a bias."""
     method, head = tuned.method, tuned.head
     if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
     elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
@@ -81,8 +70,7 @@ def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     else:
         raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
     if head is not None and head.bias is not None:
-        raise MethodError("save: the classification head has a bias, and transformers' head for "
-                          "GPT-2 has none; attach with head_bias=False")
+        raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
     if head is not None: tensors[score_name(tuned.virtual is not None)] = head.weight.data
     return config | {"task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
                      "modules_to_save": None if head is None else ["score"],
@@ -104,12 +92,10 @@ def virtual_folder(tuned):
         return fields | {"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": virtual.P.data}
     if isinstance(method, PromptTuning):
         return fields | {"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": virtual.P_e.data}
-    # Without a separator and a head, all the parts before the last are empty.
-    if not (virtual.separator is None and tuned.head is None) and (
-            virtual.counts[0] < virtual.length):
-        raise MethodError("save: PEFT's P-tuning puts all pseudo-tokens before the text, the "
-                          f"template {method.template} does not; train with "
-                          f"template=({virtual.length}, 'target')")
+    one_part = virtual.separator is None and tuned.head is None    # the parts before it are empty
+    if not one_part and virtual.counts[0] < virtual.length:
+        raise MethodError(f"save: PEFT has no pseudo-tokens after text, as {method.template} puts "
+                          f"them; train with template=({virtual.length}, 'target')")
     kind = "LSTM" if method.encoder == "lstm" else "MLP"
     fields |= {"encoder_reparameterization_type": kind, "encoder_hidden_size": c.d_model}
     return fields | {"peft_type": "P_TUNING"}, {"prompt_embeddings": virtual.embedding.data}
@@ -119,19 +105,17 @@ def virtual_folder(tuned):
 def load_peft(model: GPT, folder: Path, strict: bool = True) -> PeftModel:
     """Attach the adapter that PEFT, or `save_peft`, wrote to `folder`; all of it can be trained.
 
-    Raises AdapterError, a MethodError with a `Report`, unless the tensors are exactly those that
-    the configuration and the model need; `strict=False` loads those that match and warns. Raises
-    MethodError for fields that cannot be expressed here, and ValueError for senseless fields and
-    for tensors of another shape.
-    """
+    Raises AdapterError unless the tensors are exactly those that the configuration and the model
+    need; `strict=False` loads those that match and warns. Raises MethodError for fields that cannot
+    be expressed here, and ValueError for invalid fields and shapes."""
     config, path = Config(folder / CONFIG), folder / TENSORS
     kind = config.get("peft_type", str)
     if kind not in READERS:
         hint = f"; write it in capitals, {kind.upper()}" if str(kind).upper() in READERS else ""
         raise config.unsupported("peft_type", f"there are {', '.join(READERS)}{hint}")
     if not path.exists() and (folder / "adapter_model.bin").exists():
-        raise MethodError(f"load_adapter: {folder} has an adapter_model.bin, which is a pickle and "
-                          "can run code; save it in PEFT with safe_serialization=True")
+        raise MethodError(f"load_adapter: {folder}/adapter_model.bin is a pickle and can run code; "
+                          "save it in PEFT with safe_serialization=True")
     task, tensors = config.task(), Tensors(path, model.token_embedding.weight.dtype)
     method, state = READERS[kind](model, config, tensors)
     name, shape = score_name(kind not in LOW_RANK), (None, model.config.d_model)
@@ -155,13 +139,12 @@ def read_virtual(model, config, tensors):
     config.refuse_unknown(VIRTUAL_FIELDS)
     c, kind, task = model.config, config.get("peft_type", str), config.task()
     if task is None:
-        raise MethodError(f"load_adapter: {kind} without task_type, which PEFT loads and then "
-                          "ignores; it must be CAUSAL_LM or SEQ_CLS")
+        raise config.unsupported("task_type", "it must be CAUSAL_LM or SEQ_CLS; PEFT ignores an "
+                                 "adapter without one")
     for name, ours in (("token_dim", c.d_model), ("num_layers", c.n_layers),
                        ("num_attention_heads", c.n_heads), ("num_transformer_submodules", 1)):
-        if (theirs := config.get(name, int, ours)) != ours:
-            raise MethodError(f"load_adapter: the adapter is for a model with {name} = {theirs}, "
-                              f"this one has {ours}")
+        if config.get(name, int, ours) != ours:
+            raise config.unsupported(name, f"this model has {ours}")
     P, prefix = config.get("num_virtual_tokens", int), kind == "PREFIX_TUNING"
     if P is None: raise config.invalid("num_virtual_tokens", "given")
     width = 2 * c.n_layers * c.d_model if prefix else c.d_model

@@ -2,8 +2,7 @@
 
 JSON and lines of text need visible characters, so the files write each byte of a token as one
 character. A byte that is a printable character of Latin-1 is written as itself. The other 68 bytes
-are written, in order, as the characters from 256 on: the space is Ġ, the newline Ċ. A file that
-asks for more than GPT-2's byte-level BPE raises `HuggingFaceError`.
+are written, in order, as the characters from 256 on: the space is Ġ, the newline Ċ.
 """
 import json
 from pathlib import Path
@@ -19,8 +18,7 @@ CHARACTER = {b: chr(b) for b in _PRINTABLE}                      # byte → its 
 CHARACTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in CHARACTER)}
 BYTE = {character: b for b, character in CHARACTER.items()}
 
-# The values that tokenizer.json may have in its model, and the types that its other parts may
-# have. The first value stands for an absent field. Any other value changes the ids.
+# Values that tokenizer.json may have in its model, and types of its other parts; others change ids.
 MODEL = {"type": ("BPE",), "dropout": (None, 0), "unk_token": (None, END_OF_TEXT),
          "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
          "fuse_unk": (False,), "byte_fallback": (False,), "ignore_merges": (False,)}
@@ -33,9 +31,7 @@ def read_tokenizer(folder: str | Path) -> BPETokenizer | None:
 
     `tokenizer.json` is preferred to `vocab.json`. The end of text is the `eos_token` of
     `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`.
-    `encode(text, allow_special=True)` gives transformers' ids. Raises HuggingFaceError for files
-    that are damaged or ask for more than GPT-2's byte-level BPE.
-    """
+    `encode(text, allow_special=True)` gives transformers' ids. Raises HuggingFaceError."""
     folder = Path(folder)
     path = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
     if not path.exists(): return None
@@ -93,11 +89,10 @@ def _read_older_files(folder, vocab):
 
 
 def _end_of_text(folder):
-    for name in "tokenizer_config.json", "special_tokens_map.json":
-        if (folder / name).exists():
-            token = read_object(folder / name).get("eos_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str): return token
+    for path in folder / "tokenizer_config.json", folder / "special_tokens_map.json":
+        token = read_object(path).get("eos_token") if path.exists() else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str): return token
     return END_OF_TEXT
 
 
@@ -126,10 +121,10 @@ def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
     end = next(name for name, i in tokenizer.special.items() if i == tokenizer.end_of_text)
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
              "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True}
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
     content = {"version": "1.0", "truncation": None, "padding": None,
-               "added_tokens": [{"id": i, "content": name, **flags} for name, i in special.items()],
+               "added_tokens": [{"id": i, "content": name, **flags, "special": True}
+                                for name, i in special.items()],
                "normalizer": None, "pre_tokenizer": level,
                "post_processor": level | {"trim_offsets": False}, "decoder": level,
                "model": {**{name: allowed[0] for name, allowed in MODEL.items()},
@@ -138,6 +133,5 @@ def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
               "eos_token": end, "unk_token": end}
     lines = "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges])
     write_atomically(folder / "merges.txt", lines)
-    for name, value in (("vocab.json", vocab), ("tokenizer.json", content),
-                        ("tokenizer_config.json", config)):
-        write_atomically(folder / name, json.dumps(value, ensure_ascii=False) + "\n")
+    for name, value in ("vocab", vocab), ("tokenizer", content), ("tokenizer_config", config):
+        write_atomically(folder / f"{name}.json", json.dumps(value, ensure_ascii=False) + "\n")

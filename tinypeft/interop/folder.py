@@ -18,18 +18,13 @@ class Report:
     unused: tuple[str, ...]
 
     def __str__(self):
-        def some(names):
-            more = ", …" if len(names) > 6 else ""
-            return f"{len(names)} ({', '.join(names[:6])}{more})" if names else "0"
-        return (f"matched {len(self.matched)} tensors, missing {some(self.missing)}, "
-                f"not used {some(self.unused)}")
+        missing, unused = (f"{len(names)} ({', '.join(names[:6])}{', …' * (len(names) > 6)})"
+                           if names else "0" for names in (self.missing, self.unused))
+        return f"matched {len(self.matched)} tensors, missing {missing}, not used {unused}"
 
 
 class HuggingFaceError(ValueError):
-    """A file or folder is not as expected; the message names it and says what was expected.
-
-    `report` is a `Report` if the names of tensors are at fault, otherwise None.
-    """
+    """A file or folder is not as expected. `report`: a `Report` if tensors' names are at fault."""
 
     def __init__(self, message: str, report: Report | None = None):
         super().__init__(message)
@@ -68,22 +63,20 @@ def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
         return dict.fromkeys(file := read_safetensors(folder / SINGLE), file)
     index = folder / INDEX
     if not index.exists():
-        hint = ("; its .bin files are pickles, which can run code and are not read: save it again "
-                "with transformers' save_pretrained(folder)" if any(folder.glob("*.bin")) else "")
+        hint = ("; .bin files are pickles, which can run code and are not read: save it again with "
+                "transformers' save_pretrained(folder)" if any(folder.glob("*.bin")) else "")
         raise HuggingFaceError(f"{folder}: neither {SINGLE} nor {INDEX}{hint}")
     shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise HuggingFaceError(f"{index}: weight_map must map tensors to files")
     for name in set(shards.values()):
         if any(c in name for c in "/\\\0") or not name.endswith(".safetensors"):
-            raise HuggingFaceError(f"{index}: a shard must be a .safetensors file beside its "
-                                   f"index, got {name!r}")
+            raise HuggingFaceError(f"{index}: {name!r} is no .safetensors file in the same folder")
         if not (folder / name).is_file():
-            raise HuggingFaceError(f"{folder / name}: no such file, but {INDEX} names it; the "
-                                   "download is incomplete")
+            raise HuggingFaceError(f"{folder / name} is missing; the download is incomplete")
     files = {name: read_safetensors(folder / name) for name in sorted(set(shards.values()))}
     held = {(tensor, name) for name, file in files.items() for tensor in file}
     if wrong := sorted(held ^ set(shards.items())):
-        raise HuggingFaceError(f"{index} and its shards differ in {len(wrong)} tensors, the first "
+        raise HuggingFaceError(f"{index}: {len(wrong)} tensors differ from the shards', the first "
                                f"is {wrong[0]}")
     return {tensor: files[name] for tensor, name in shards.items()}

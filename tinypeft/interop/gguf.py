@@ -35,12 +35,10 @@ NORMAL, CONTROL, UNUSED = 1, 3, 5                                        # kinds
 
 def write_gguf(path: str | Path, model: GPT) -> None:
     """Write a GPT, plain or quantized by `GGUF`, with its tokenizer, completely or not at all.
-
-    Raises ValueError if the model has a method attached, a head, or layers quantized otherwise.
-    """
+    Raises ValueError if it has a method attached, a head, or layers quantized otherwise."""
     if model.attached is not None or model.head is not None:
-        raise ValueError("write_gguf: expected a GPT alone, it has "
-                         f"{model.attached or 'a classification head'}; merge or detach the "
+        added = model.attached or "a classification head"
+        raise ValueError(f"write_gguf: expected a GPT alone, it has {added}; merge or detach the "
                          "method, set model.head = None")
     paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
              "output_norm": ["final_norm"]}
@@ -59,8 +57,8 @@ def write_gguf(path: str | Path, model: GPT) -> None:
               *_tokenizer(model.tokenizer, model.config.vocab_size)]
     at, infos = 0, []
     for name, (kind, shape, array) in tensors.items():
-        numbers = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, at)
-        infos.append(_string(name) + numbers)
+        n = len(shape)
+        infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], kind, at))
         at += array.nbytes + -array.nbytes % ALIGNMENT
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
     with replacing(path) as f:
@@ -75,15 +73,12 @@ def _weight(modules, paths):
     weights = [m.weight for m in modules]
     shape = sum(W.shape[0] for W in weights), *weights[0].shape[1:]
     if all(type(m) in (Linear, LayerNorm, Embedding) for m in modules):
-        W = np.concatenate([W.data for W in weights])
-        return F32, shape, np.ascontiguousarray(W, "<f4")
+        return F32, shape, np.concatenate([W.data for W in weights]).astype("<f4", copy=False)
     if all(type(m) is QuantizedLinear for m in modules) and len({W.bits for W in weights}) == 1:
         try:
-            blocks = np.concatenate([block_bytes(W) for W in weights])
+            return TYPES.get(weights[0].bits), shape, np.concatenate([*map(block_bytes, weights)])
         except ValueError as e:
-            raise ValueError(f"write_gguf: {paths[0]}: {e}; tinypeft.quantize(model, "
-                             "tinypeft.GGUF()) makes such blocks") from e
-        return TYPES.get(weights[0].bits), shape, blocks
+            raise ValueError(f"write_gguf: {paths[0]}: {e}; quantize by tinypeft.GGUF()") from e
     raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them "
                      f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
 

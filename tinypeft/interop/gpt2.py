@@ -51,18 +51,15 @@ SUPPORTED = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_
 def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool = True) -> GPT:
     """Load a GPT-2 folder as a `GPT` of `dtype`; also called as `GPT.from_huggingface(folder)`.
 
-    `.tokenizer` is the folder's, or None if it has none; dropout is the folder's. Loading needs no
-    memory beyond the model's own. `strict=False` ignores tensors that a GPT has no use for. Raises
-    FileNotFoundError, and HuggingFaceError or SafeTensorsError (both ValueErrors) for a folder that
-    is damaged or holds another model.
-    """
+    The tokenizer (or None) and dropout are the folder's. Loading takes no more memory than the
+    model. `strict=False` ignores tensors that a GPT has no use for. Raises FileNotFoundError, and
+    HuggingFaceError or SafeTensorsError (both ValueErrors) for a damaged or unsuitable folder."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
     config, tensors, report = _check_folder(Path(folder))
     if report.missing or strict and report.unused:
         hint = "" if report.missing else "; strict=False ignores the unused ones"
-        raise HuggingFaceError(f"{folder} is not the GPT that its config.json describes: {report}"
-                               f"{hint}", report)
+        raise HuggingFaceError(f"{folder} does not fit its config.json: {report}{hint}", report)
     # A tiny model costs no memory; each parameter is then replaced by one of the right size.
     model = GPT(replace(config, vocab_size=1, context_length=1, d_model=1, n_heads=1))
     model.config, modules = config, dict(model.named_modules())
@@ -73,8 +70,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
         for name, part in zip(ours, np.split(array, len(ours)), strict=True):
             with np.errstate(over="ignore"): data = np.array(part, dtype, order="C")
             if not np.isfinite([data.min(), data.max()]).all():
-                raise HuggingFaceError(f"{tensors[theirs][0].path}: {theirs} has numbers that are "
-                                       "not finite")
+                raise HuggingFaceError(f"{folder}: {theirs} has numbers that are not finite")
             path, kind = name.rsplit(".", 1)
             setattr(modules[path], kind, Parameter(data))
     model.tokenizer = read_tokenizer(folder)
@@ -85,8 +81,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
 
 
 def load_model(folder: str | Path | None = None) -> GPT:
-    """Load the shipped base (None), a folder from `python -m tinypeft pretrain --out`, or a
-    Hugging Face GPT-2. Raises FileNotFoundError for a folder that holds none of them."""
+    """Load the shipped base (None), a folder from `tinypeft pretrain`, or a GPT-2 folder."""
     if folder is None or (Path(folder) / "weights.npz").exists():
         return load_pretrained(folder)
     if not (Path(folder) / "config.json").exists():
@@ -112,13 +107,12 @@ def _check_folder(folder):
     layout = _layout(config)
     for name, (_, shape) in layout.items():
         if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
-            raise HuggingFaceError(f"{folder}: {name} has shape {got}, but config.json implies "
-                                   f"{shape}")
+            raise HuggingFaceError(f"{folder}: {name} has shape {got}, config.json says {shape}")
     ignored = {name for name in tensors if MASKS.fullmatch(name)}
     if "lm_head.weight" in tensors and "wte.weight" in tensors:
         if not _equal(_floats(tensors, "lm_head.weight"), _floats(tensors, "wte.weight")):
-            raise HuggingFaceError(f"{folder}: lm_head.weight is not wte.weight; a GPT here uses "
-                                   "the token embedding as its head")
+            raise HuggingFaceError(f"{folder}: lm_head.weight is not wte.weight; a GPT's "
+                                   "output head is its token embedding")
         ignored.add("lm_head.weight")
     elif content.get("tie_word_embeddings") is False:
         raise HuggingFaceError(f"{path}: tie_word_embeddings=false, but lm_head.weight is missing")
@@ -167,8 +161,7 @@ def _layout(config):
 def _floats(tensors, name):
     file, full = tensors[name]
     if file.dtype(full) not in ("F64", "F32", "F16", "BF16"):
-        raise HuggingFaceError(f"{file.path}: {full} is {file.dtype(full)}; weights are F32, F16, "
-                               "BF16 or F64")
+        raise HuggingFaceError(f"{file.path}: {full} is {file.dtype(full)}, expected floats")
     return file[full]
 
 
@@ -179,11 +172,9 @@ def _equal(a, b, rows=4096):
 
 
 def to_huggingface(model: GPT, folder: str | Path) -> None:
-    """Write a GPT, with its tokenizer, as a folder for transformers' `GPT2LMHeadModel`.
-
-    Also called as `model.to_huggingface(folder)`. Raises ValueError if a method is attached, a
-    layer is quantized, or there is a classification head.
-    """
+    """Write a GPT, with its tokenizer, for transformers' `GPT2LMHeadModel`; also called as
+    `model.to_huggingface(folder)`. Raises ValueError for a model that is quantized or has a method
+    or a classification head."""
     config, folder = model.config, Path(folder)
     layout, parameters = _layout(config), dict(model.named_parameters())
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}

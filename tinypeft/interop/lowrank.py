@@ -8,10 +8,10 @@ and W_v above each other. So our pairs become one pair with zeros, whose rank is
          [ 0    0 ] [A_v]          (B takes the quotient if theirs differ)
          [ 0   B_v]
 
-The other way, one pair of PEFT's becomes three pairs that share A. Each of them leaves out the rows
-of A that its rows of B do not use (where they are exactly 0). So a pair made of B_q A_q and B_v A_v
+The other way, one pair of PEFT's becomes three pairs. Each gets a copy of A without the rows that
+its part of B does not use (where B is exactly 0). So a pair that was made of B_q A_q and B_v A_v
 gives these back, and any other pair keeps its ΔW, up to rounding. Further training differs: our
-three pairs learn three A, and the zeros in PEFT's pair are trained.
+copies of A diverge, and PEFT trains the zeros.
 
     here                 in a folder, after base_model.model.transformer.h.N.<layer>    shape
     LoRA, DyLoRA at b    .lora_A.weight, .lora_B.weight                (r, d_in), (d_out, r)
@@ -72,8 +72,7 @@ def _lora_factors(layer):
 
 
 def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(config, tensors) of a model tuned by AdaLoRA. Pruned triplets (λ = 0) are left out, but each
-    layer keeps at least one."""
+    """(config, tensors) of a model tuned by AdaLoRA, without pruned triplets (at least one)."""
     method, found = tuned.method, {}
     for path, layers in adapted_layers(tuned):
         P, Q = stack([w and (w.P.data, w.Q.data) for w in layers])
@@ -86,12 +85,10 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
         tensors |= {f"{PREFIX}{path}.lora_A": Q[kept], f"{PREFIX}{path}.lora_E": Lam[kept, None],
                     f"{PREFIX}{path}.lora_B": P[:, kept]}
         masks[f"{path}.lora_E"] = [*kept.tolist(), *[False] * (init_r - len(kept))]
-    # PEFT needs a number of steps
-    total = 1000 + sum(int(t) for t in (method.t_init, method.t_final) if t >= 1)
+    total = 1000 + sum(int(t) for t in (method.t_init, method.t_final) if t >= 1)  # PEFT needs one
     start, end = method.phases(total)
     (scale,) = {s for *_, s in found.values()}
-    # the mean rank of their layers, which are fewer and larger than ours
-    target = round(method.target_rank * len(tuned.wrappers) / len(found))
+    target = round(method.target_rank * len(tuned.wrappers) / len(found))   # mean rank in theirs
     return low_rank_fields(tuned, found) | {
         "peft_type": "ADALORA", "init_r": init_r, "target_r": target,
         "lora_alpha": scale * (init_r + 1e-5), "tinit": start, "tfinal": total - end,
@@ -166,8 +163,7 @@ def read_lora(model: GPT, config: Config, tensors: Tensors) -> tuple[LoRA | None
 
 
 def read_adalora(model: GPT, config: Config, tensors: Tensors) -> tuple[AdaLoRA | None, State]:
-    """(method, state) for ADALORA. All matrices get as many triplets as the largest has left; the
-    triplets that another lacks are added as pruned ones, λ = 0."""
+    """(method, state) for ADALORA. Each matrix is filled up to the largest rank by λ = 0."""
     config.refuse_unknown(ADALORA_FIELDS)
     init_r, masks = config.get("init_r", int, 12), config.get("rank_pattern", dict, {})
     found, used = {}, set()
@@ -180,10 +176,9 @@ def read_adalora(model: GPT, config: Config, tensors: Tensors) -> tuple[AdaLoRA 
                 raise config.invalid("rank_pattern", f"{init_r} times true or false for {name}")
             used.add(name)
             r = sum(mask)
-        shapes = {"A": (r, d_in), "E": (r, 1), "B": (d_out, r)}
         reason = f"{r} of init_r = {init_r} triplets are left"
         A, E, B = (tensors.take(f"{PREFIX}{path}.lora_{x}", shape, reason)
-                   for x, shape in shapes.items())
+                   for x, shape in (("A", (r, d_in)), ("E", (r, 1)), ("B", (d_out, r))))
         if not (A is None or E is None or B is None): found |= dict(split(path, B, A, E[:, 0]))
     if unknown := sorted(masks.keys() - used)[:8]:
         raise ValueError(f"{config.path}: rank_pattern names {unknown}, target_modules does not")
@@ -216,11 +211,10 @@ def layers_to_adapt(model, config):
     d, L = model.config.d_model, model.config.n_layers
     blocks = [f"transformer.h.{n}" for n in range(L)]
     linear = [f"{block}.{theirs}" for block in blocks for theirs in LAYERS]
-    inner = ["attn", "mlp", "ln_1", "ln_2", "attn.attn_dropout", "attn.resid_dropout", "mlp.act",
-             "mlp.dropout"]
-    others = ["transformer", "transformer.wte", "transformer.wpe", "transformer.drop",
-              "transformer.h", "transformer.ln_f", *blocks,
-              *(f"{block}.{name}" for block in blocks for name in inner),
+    outer = ["", ".wte", ".wpe", ".drop", ".h", ".ln_f"]
+    inner = ["", ".attn", ".mlp", ".ln_1", ".ln_2", ".attn.attn_dropout", ".attn.resid_dropout",
+             ".mlp.act", ".mlp.dropout"]
+    others = [*("transformer" + x for x in outer), *(block + x for block in blocks for x in inner),
               *(["lm_head"] if config.task() != "SEQ_CLS" else [])]
     chosen = config.select(linear + others, linear)
     if wrong := [p for p in chosen if p not in linear]:
@@ -234,8 +228,7 @@ def check_rank(r):
 
 
 def split(path, left, right, diagonal=None):
-    """(our path, (left, right, diagonal)) of each changed part of their layer, without the rows of
-    `right` that the part does not use."""
+    """(our path, (left, right, diagonal)) of their layer's changed parts, without unused rows."""
     _, _, n, theirs = path.split(".", 3)
     parts = LAYERS[theirs]
     keep_all = len(parts) == 1 or not left.any()                 # if left is 0, all parts are alike

@@ -1,8 +1,8 @@
 """The two files of a PEFT folder, read without trusting them: `Config` and `Tensors`.
 
-Every field that is read must have the right type. An unknown field may
-change the function that the adapter computes, so it is refused unless it is off (null, false, 0 or
-empty). PEFT 0.21 reads names of layers as follows:
+Every field that is read must have the right type. An unknown field may change the function that the
+adapter computes, so it is refused unless it is off (null, false, 0 or empty). PEFT 0.21 reads names
+of layers as follows:
 
     target_modules     a list of paths or of their ends after a dot ("c_proj" means attn's and
                        mlp's); or a str: a regular expression for whole paths, or "all-linear"
@@ -11,8 +11,8 @@ empty). PEFT 0.21 reads names of layers as follows:
     rank_pattern, alpha_pattern             {regular expression for the end of a path: value}
 
 The first pattern in the file that matches counts. PEFT sorts patterns when it saves, so this need
-not be the one it trained with. Python's `re` takes exponential time on some patterns; a stranger
-could send one. `matches` knows the expressions that people write for paths and needs no such time.
+not be the one it trained with. Python's `re` takes exponential time on some patterns. `matches`
+knows the expressions that people write for paths, and takes polynomial time.
 """
 import functools
 import math
@@ -96,9 +96,8 @@ class Config:
         chosen = [p for p in chosen if not _is_named(p, excluded)]
         if isinstance(targets, list): chosen = [p for p in chosen if self._in_layers(p)]
         if not chosen:
-            raise self.unsupported("target_modules", "it selects no layer of GPT-2; there are "
-                                   "attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj in "
-                                   "transformer.h.N")
+            raise self.unsupported("target_modules", "it selects no layer of GPT-2; there are attn."
+                                   "c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj in transformer.h.N")
         return chosen
 
     def _in_layers(self, path):
@@ -136,28 +135,23 @@ class Tensors:
             self.names[short] = name
 
     def take(self, name: str, shape: tuple[int | None, ...], reason: str = "") -> Array | None:
-        """The tensor `name` in the model's dtype, or None (recorded as missing).
-
-        `shape` may have None for any number. ValueError for another shape, and for numbers that are
-        not floats or not finite.
-        """
+        """The tensor `name` in the model's dtype, or None (recorded as missing). ValueError unless
+        it has this shape (None: any number) and finite floats."""
         if name not in self.names:
             self.missing.append(name)
             return None
         array = self.file[self.names[name]]
-        if len(array.shape) != len(shape) or any(
-                want not in (n, None) for n, want in zip(array.shape, shape, strict=True)):
-            expected = ", ".join("any" if n is None else str(n) for n in shape)
-            transposed = array.shape == shape[::-1]
-            raise ValueError(f"{self.path}: {name} has shape {array.shape}, expected ({expected})"
-                             f"{reason and ' for '}{reason}; "
-                             + ("it is transposed" if transposed else "has the base other sizes?"))
+        got, where = array.shape, f"{self.path}: {name}"
+        expected = tuple(got[i] if n is None else n for i, n in enumerate(shape) if i < len(got))
+        if len(got) != len(shape) or got != expected:
+            hint = "it is transposed" if got == shape[::-1] else "has the base other sizes?"
+            expected = str(shape).replace("None", "any") + (reason and f" for {reason}")
+            raise ValueError(f"{where} has shape {got}, expected {expected}; {hint}")
         if array.dtype.kind != "f":
-            raise ValueError(f"{self.path}: {name} has {array.dtype} numbers, expected floats")
+            raise ValueError(f"{where} has {array.dtype} numbers, expected floats")
         with np.errstate(over="ignore"): array = array.astype(self.dtype)
         if not np.isfinite(array).all():
-            raise ValueError(f"{self.path}: {name} has numbers that are not finite in "
-                             f"{np.dtype(self.dtype)}")
+            raise ValueError(f"{where} has numbers that are not finite in {np.dtype(self.dtype)}")
         self.matched.append(name)
         return array
 
@@ -186,9 +180,7 @@ def matches(pattern: str, text: str, starts: Iterable[int] = (0,)) -> bool:
     r"""Whether a regular expression matches `text` from one of the `starts` to the end.
 
     Takes time O(len(pattern) len(text)²). The pattern may have letters, `.`, `\.`, `\d`, `\w`, sets
-    [0-9], `*`, `+`, `?`, and groups (a|b) that are not nested. ValueError for all other patterns,
-    even those that PEFT accepts.
-    """
+    [0-9], `*`, `+`, `?`, and groups (a|b) that are not nested; all others are ValueErrors."""
     tokens = _parse(pattern.removeprefix("^").removesuffix("$"))
     return len(text) in _match_ends(tokens, text, set(starts))
 

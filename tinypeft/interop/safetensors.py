@@ -60,14 +60,13 @@ class SafeTensors(Mapping[str, Array]):
         dtype, shape, start, end = self._entries[name]
         kind, _ = DTYPES[dtype]
         if kind is None:
-            raise SafeTensorsError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy has no "
-                                   "type for; store it as F32, F16 or BF16")
+            raise SafeTensorsError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy does not "
+                                   "have; store it as F32, F16 or BF16")
         array = self._data[start:end].view(kind)
         if dtype == "BF16":                                          # the upper half of a float32
             array = (array.astype("<u4") << 16).view("<f4")
         if dtype == "BOOL" and self._data[start:end].max(initial=0) > 1:
-            raise SafeTensorsError(f"{self.path}: tensor {name!r} is BOOL, but has bytes other "
-                                   "than 0 and 1")
+            raise SafeTensorsError(f"{self.path}: {name!r} is BOOL, with bytes other than 0 and 1")
         return array.reshape(shape)
 
     def __iter__(self) -> Iterator[str]: return iter(self._entries)
@@ -84,8 +83,7 @@ def read_safetensors(path: str | Path) -> SafeTensors:
     """Open a safetensors file as a `SafeTensors`, a mapping from names to arrays.
 
     The file must not shrink while its arrays are in use. Raises FileNotFoundError, or
-    SafeTensorsError (a ValueError) for a file that is damaged, cut off or built to mislead.
-    """
+    SafeTensorsError (a ValueError) for a file that is damaged, cut off or built to mislead."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise SafeTensorsError(f"{path} is not a regular file")
@@ -141,14 +139,13 @@ def _read_entry(name, entry):
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"unknown dtype {str(dtype)[:40]!r}; there are {', '.join(DTYPES)}")
     for field, numbers in ("shape", shape), ("data_offsets", offsets):
-        if not isinstance(numbers, list) or not all(type(i) is int and 0 <= i < 1 << 63
-                                                    for i in numbers):
+        fits = lambda i: type(i) is int and 0 <= i < 1 << 63
+        if not isinstance(numbers, list) or not all(map(fits, numbers)):
             raise ValueError(f"{field} must be a list of whole numbers in [0, 2⁶³), got "
                              f"{str(numbers)[:80]}")
     # NumPy multiplies the other axes even if one of them is 0
     if len(shape) > MOST_AXES or math.prod(max(i, 1) for i in shape) >= 1 << 59:
-        raise ValueError(f"a shape of {len(shape)} axes, {str(shape)[:80]}, is more than an array "
-                         "can have")
+        raise ValueError(f"an array cannot have {len(shape)} axes of {str(shape)[:80]}")
     bits = math.prod(shape) * DTYPES[dtype][1]
     if len(offsets) != 2 or 8 * (offsets[1] - offsets[0]) != bits:
         raise ValueError(f"{dtype} {tuple(shape)} has {bits / 8:g} bytes, data_offsets are "
@@ -161,8 +158,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, Array],
     """Write named arrays to a safetensors file, completely or not at all.
 
     metadata: str → str; transformers asks for {"format": "pt"}. Raises TypeError for a dtype and
-    ValueError for a name or metadata that the format cannot hold.
-    """
+    ValueError for a name or metadata that the format cannot hold."""
     metadata = dict(metadata or {})
     if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
         raise ValueError(f"write_safetensors: metadata must map strings to strings, got {metadata}")
@@ -173,8 +169,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, Array],
             raise TypeError(f"write_safetensors: {name!r} is {arrays[name].dtype}; the format has "
                             f"{', '.join(map(str, DTYPE_NAMES))}")
         if not isinstance(name, str) or name == "__metadata__":
-            raise ValueError(f"write_safetensors: a name must be a string other than "
-                             f"'__metadata__', got {name!r}")
+            raise ValueError(f"write_safetensors: {name!r} cannot name an array, use another str")
     rank = list(DTYPES).index
     order = sorted(arrays, key=lambda name: (-rank(kinds[name]), name.encode()))
     header, at = {"__metadata__": metadata} if metadata else {}, 0
