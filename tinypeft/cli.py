@@ -29,7 +29,7 @@ from .generate import generate
 from .interop import load_model
 from .nn import Linear
 from .peft import METHODS, attach, load_adapter
-from .peft.model import FORMATS
+from .peft.folders import FORMATS
 from .pretrained import FOLDER, load_pretrained, training_record
 from .quant import SCHEMES
 from .text import tasks
@@ -301,7 +301,7 @@ def run_lessons(args):
 
 
 def run_check(args):
-    from .course.exercises import check_file
+    from .course.check import check_file
     results = check_file(args.exercise, args.file, args.seed)
     if args.json:
         told = {r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause} for r in results}

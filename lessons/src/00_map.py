@@ -128,7 +128,7 @@ print(f"largest error {abs(W - Q.dequantize()).max() / s:.2f} s")
 # | prefix of $P$ positions, without a network | a key and a value of $d$ numbers per position and layer |
 # | adapters behind attention and MLP, without the norms | $2dm + m + d$ each |
 #
-# ### Exercise 1 · Four counts (3 points, 10 minutes)
+# ### {exercise}
 #
 # Return the four numbers of trained parameters, in the order of the table, for a model of width $d$ with $L$ blocks.
 
@@ -171,7 +171,7 @@ fig
 #
 # $$\text{bits per weight} = b + \frac{\text{bits of } s + \text{bits of } z}{g} \tag{5}$$
 #
-# ### Exercise 2 · Bits per weight (2 points, 5 minutes)
+# ### {exercise}
 #
 # Compute equation (5) for one more case as well: the scales themselves may be quantized (double quantization, lesson
 # 13). Then `scale_bits` is what a quantized scale takes, and for every `outer` scales there is one number of 32 bits on
@@ -218,7 +218,7 @@ fig
 # with $R$ for rounding. The same codes, the same scale, but $Z = -z$. Codes decoded with the wrong sign are shifted by
 # $2z$ steps: garbage that has the right shape and dtype.
 #
-# ### Exercise 3 · Quantize in both (3 points, 10 minutes)
+# ### {exercise}
 #
 # Quantize the array `x` to codes $0 \dots 2^b - 1$: the range is $[l, h]$ with $l = \min(x_{min}, 0)$ and
 # $h = \max(x_{max}, 0)$, so that 0 is a grid point, and $s = (h - l)/(2^b - 1)$. Round with `np.rint`. For `convention`
@@ -283,7 +283,7 @@ show("compare")
 # %% [markdown]
 # *What to see: above, loss over trained parameters after very few steps: more is not always better. Below, perplexity, sorted by bits: nothing is lost at eight; at four and three the schemes part.*
 #
-# ### Exercise 4 · Before you begin (open, 3 points, 15 minutes)
+# ### {exercise} · Before you begin (open, 3 points, 15 minutes)
 #
 # Three customers: a phone keyboard that must switch between a hundred users; a student with one 24 GB card and a model
 # of 7 billion parameters; a server that answers requests of fifty tasks in one batch. From the map alone, choose a

@@ -15,6 +15,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
+from tinypeft import plain
 from tinypeft.course import show
 from tinypeft.study import plot
 from tinypeft.study.compare import traced_peak
@@ -84,7 +85,7 @@ tp.graph(f, x=3.0)
 # left is a loop.
 
 # %% [markdown]
-# ### Exercise 1 · The walk (4 points, 12 minutes)
+# ### {exercise}
 #
 # `tape[k]` says how value number `k` was made: a list of pairs `(j, J)`, one for each use of an earlier value `j < k`,
 # with the Jacobian `J` of value `k` with respect to that use, of shape (size of `k`, size of `j`). A leaf has the empty
@@ -135,7 +136,7 @@ dy = rng.standard_normal((5, 3))
 assert np.allclose(b.grad, dy.sum(0))          # equation (3)
 
 # %% [markdown]
-# ### Exercise 2 · Undo a broadcast (2 points, 5 minutes)
+# ### {exercise}
 #
 # Sum `dy` down to `shape`, the shape an array had before NumPy broadcast it to `dy.shape`. For example from `(4, 5, 3)`
 # to `(3,)`, to `(1, 3)`, to `(5, 1)`, to `()`. The result must have exactly the shape `shape`.
@@ -164,7 +165,7 @@ result
 # $$Y = X W^\top + b, \qquad Y_{no} = \sum_i X_{ni} W_{oi} + b_o \tag{4}$$
 
 # %%
-show(F.linear, "Y = X @ Wd.T")
+show(plain.linear)
 
 # %% [markdown]
 # Apply equation (1) to one weight. $W_{oi}$ occurs in column $o$ of $Y$, in every row $n$, with the factor $X_{ni}$:
@@ -175,7 +176,7 @@ show(F.linear, "Y = X @ Wd.T")
 # it is the twist that this course is about. `need` says for which of the three a gradient is wanted. A frozen weight
 # needs none. Its $dW$ costs as much to compute as the forward pass of the layer did, so do not compute it.
 #
-# ### Exercise 3 · The backward pass of a linear layer (4 points, 10 minutes)
+# ### {exercise}
 #
 # Return `(dX, dW, db)`; in place of a gradient that is not needed return `None`. `X` is `(N, d_in)`, `W`
 # `(d_out, d_in)`, `dY` `(N, d_out)`.
@@ -195,8 +196,8 @@ result = tp.check("autograd.linear_vjp", autograd_linear_vjp)
 result
 
 # %% [markdown]
-# Compare with the package. Two lines there are about memory: `if not need[1]: X = None` lets the input of a frozen
-# layer be freed while the forward pass is still running.
+# Compare with the package. `Tensor.op` takes one function for each parent and drops those of frozen parents. Only the
+# function of `W` holds `X`, so the input of a frozen layer is freed while the forward pass is still running.
 
 # %%
 show(F.linear)
@@ -283,14 +284,14 @@ fig
 # *What to see: a positive diagonal, and everything else negative, so that every row and every column sums to zero. A
 # larger input takes probability from all others.*
 #
-# ### Exercise 4 · Layer norm (5 points, 15 minutes)
+# ### {exercise}
 #
 # The hardest backward pass of a transformer. With mean and variance over the last axis,
 #
 # $$\hat x = \frac{x - \mu}{\sigma}, \qquad \sigma = \sqrt{\mathrm{var}(x) + \varepsilon}, \qquad y = \gamma\odot\hat x + \beta \tag{8}$$
 
 # %%
-show(F.layer_norm, "r = 1 / ")
+show(plain.layer_norm)
 
 # %% [markdown]
 # Derive $dx$ from $d\hat x = \gamma \odot dy$. Do it as for softmax: find $\partial\hat x_i/\partial x_j$, then apply
@@ -313,6 +314,13 @@ result = tp.check("autograd.layer_norm_vjp", autograd_layer_norm_vjp)
 result
 
 # %% [markdown]
+# `plain.layer_norm` leaves the gradient to the chain rule. The package runs a fused version with your three terms,
+# which writes them into memory that it already has:
+
+# %%
+show(F.layer_norm)
+
+# %% [markdown]
 # ## 6. A frozen parent costs nothing
 #
 # Now the point of it all. In the package an operation records a vjp only for parents that require a gradient, and an
@@ -320,6 +328,7 @@ result
 # parameter:
 
 # %%
+show(tp.Tensor.op)
 show(tp.Tensor.fused)
 
 # %% [markdown]
@@ -364,7 +373,7 @@ fig
 # and every layer must keep what its $dX$ needs. *Where* the lowest trained parameter sits matters as much as how many
 # there are. Lesson 03 does the accounts.
 #
-# ### Exercise 5 · Few parameters, how much time? (open, 3 points, 15 minutes)
+# ### {exercise} · Few parameters, how much time? (open, 3 points, 15 minutes)
 #
 # LoRA trains fewer than 2 % of the numbers in this model, yet a training step takes about three quarters of full
 # fine-tuning's time. Count matrix products of a linear layer that is $d \times d$ and sees $N$ rows: forward, $dX$,

@@ -17,7 +17,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft import gpt
+from tinypeft import gpt, plain
 from tinypeft.course import show
 from tinypeft.pretrained import training_record
 from tinypeft.study import plot
@@ -60,6 +60,7 @@ h = tp.Tensor(E.data[tokens] + P.data[:tokens.shape[1]])                        
 
 # %%
 show(gpt.Block.forward)
+show(plain.gelu)
 
 # %% [markdown]
 # Think of $h$ as a stream that runs from bottom to top, to which layers write: the *residual stream*. Hold on to this
@@ -75,7 +76,7 @@ show(gpt.Block.forward)
 # $d_{head}$. Without the root, scores would grow with the width, softmax would put all its weight on one key, and by
 # equation (7) of lesson 01 its gradient would vanish.
 #
-# ### Exercise 1 · Attention (5 points, 15 minutes)
+# ### {exercise}
 #
 # Compute $O$ for one head, with a twist that you will meet again in lesson 06: there may be more keys than queries. `q`
 # is $(T, d_{head})$, `k` and `v` are $(S, d_{head})$ with $S \ge T$. The queries belong to the **last** $T$ of the $S$
@@ -99,6 +100,18 @@ def transformer_attention(q, k, v):
 result = tp.check("transformer.attention", transformer_attention)
 attention = result.function
 result
+
+# %% [markdown]
+# The package has each operation twice. `plain.py` composes it from primitives, to be read:
+
+# %%
+show(plain.attention)
+
+# %% [markdown]
+# `functional.py` has it fused, with a backward pass written by hand, to be fast. Tests compare the two:
+
+# %%
+show(F.attention)
 
 # %% [markdown]
 # Now the whole of a block's attention is your function, once per head. Compare with the model:
@@ -174,7 +187,7 @@ print("after", repr(tok.decode(ids[:-1])[-19:]), "the model expects", [tok.decod
 #
 # $$\text{loss} = -\frac{1}{B(T-1)} \sum_{b}\sum_{t=0}^{T-2} \log \mathrm{softmax}(\text{logits}_{b,t})[\,\text{token}_{b,t+1}\,] \tag{5}$$
 #
-# ### Exercise 2 · The loss (4 points, 10 minutes)
+# ### {exercise}
 #
 # Compute equation (5) from `logits` $(B, T, V)$ and the same rows' `tokens` $(B, T)$. Logits may be as large as 1,000,
 # and then `np.exp` overflows: recall that softmax does not change when a constant is subtracted. Return one number.
@@ -287,7 +300,7 @@ fig
 # of the six, and two layer norms with a weight and a bias each. The tables come on top, the position table with one row
 # for each of the $C$ positions of the context, and the final norm; the head is tied and costs nothing.
 #
-# ### Exercise 3 · Count (2 points, 5 minutes)
+# ### {exercise}
 #
 # Give the number of parameters of a GPT as a function of vocabulary $V$, context $C$, width $d$ and layers $L$. For the
 # base it must be 1,155,456.
@@ -342,7 +355,7 @@ print("largest difference:", abs(last.data[0, 0] - at_once.data[0, -1]).max(), "
 print(tok.decode(model.generate(tok.encode("numpy.mean(a, axis=None)\n\n")[None], 40, rng=4, temperature=0.7)[0]))
 
 # %% [markdown]
-# ### Exercise 4 · Which block would you remove? (open, 4 points, 20 minutes)
+# ### {exercise} · Which block would you remove? (open, 4 points, 20 minutes)
 #
 # Equation (2) adds, so a block can be skipped: leave its addition out and the stream flows on. Write a loop that
 # measures the loss on `rows` without block 0, then without block 1, and so on, and then without only the attention or

@@ -52,7 +52,7 @@ for name in ("token_embedding.weight", "blocks.2.attention.query.weight", "block
 #
 # $$w \leftarrow w - \eta\lambda w - \eta\,\frac{\hat m}{\sqrt{\hat v} + \varepsilon}, \qquad \hat m = \frac{m}{1-\beta_1^t}, \quad \hat v = \frac{v}{1-\beta_2^t} \tag{2}$$
 #
-# ### Exercise 1 · AdamW (4 points, 12 minutes)
+# ### {exercise}
 #
 # Compute one step: from `w`, its gradient `g`, the state `m`, `v` before the step and the number `t` of this step (1
 # for the first), return the new `(w, m, v)`. Do not write into the arguments.
@@ -143,7 +143,7 @@ show("forgetting")
 # items and not the sum: weights and gradients in 16 bits, 2 bytes each; but the updates are too small for 16 bits, so
 # each trained weight has a float32 *master copy*, and $m$ and $v$ stay in float32: $2 + 2 + 4 + 8 = 16$.
 #
-# ### Exercise 2 · The states (2 points, 5 minutes)
+# ### {exercise}
 #
 # Return the bytes of weights, gradients and Adam's state for $N$ weights of which $n$ are trained. `weight_bytes` $b$
 # is what a weight takes, and a gradient as well: 4 for float32, 2 for mixed precision. Below 4 every trained weight has
@@ -183,7 +183,7 @@ result
 # The additions to the residual stream keep nothing: the vjp of a sum needs no values. After the $L$ blocks come the
 # final norm ($BTd + BT$), the head's input ($BTd$), and the probabilities of the cross-entropy ($BTV$).
 #
-# ### Exercise 3 · The activations (5 points, 15 minutes)
+# ### {exercise}
 #
 # Add it up: the number of float32 numbers kept after a forward pass. Then compare with what the machine says, below.
 
@@ -297,7 +297,7 @@ fig
 # engine does; Korthikanti et al. count $34\,BTd + 5\,BHT^2$ bytes per layer with dropout and an unfused softmax, here
 # about 2.5 GB for one row of 512 tokens (mostly the first term).
 #
-# ### Exercise 4 · Halve it (open, 4 points, 20 minutes)
+# ### {exercise} · Halve it (open, 4 points, 20 minutes)
 #
 # The method stays full fine-tuning. Name three ways to reduce the bill of section 4 and say for each which term of
 # equation (4) it reduces, by which factor, and what it costs. Try one of them: either accumulate the gradients of four

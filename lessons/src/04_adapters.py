@@ -44,7 +44,7 @@ tokens = task.batch("test", 8, np.random.default_rng(0))[0]      # (8, 128)
 show(Adapter.forward)
 
 # %% [markdown]
-# ### Exercise 1 · The adapter (3 points, 10 minutes)
+# ### {exercise}
 #
 # Write equation (1) with $f$ = GELU. All arguments are Tensors: `h` $(\dots, d)$, `W_d` $(m, d)$, `b_d` $(m,)$, `W_u`
 # $(d, m)$, `b_u` $(d,)$. Return a Tensor $(\dots, d)$; gradients must reach all five. `F.linear(x, W, b)` is
@@ -139,7 +139,7 @@ fig
 #
 # $$N_{trained} = n\,(2dm + m + d)\ \ [\,+\ 2d\,(2L + 1)\ ] \tag{3}$$
 #
-# ### Exercise 2 · Count (2 points, 5 minutes)
+# ### {exercise}
 #
 # Return the number of trained parameters for `placement` "houlsby" ($n = 2L$, and the norms) or "pfeiffer" ($n = L$, no
 # norms).
@@ -185,7 +185,7 @@ show(Parallel.forward)
 # write back. The adapter does the same with $m$ more features. If it has the same $f$, it *is* $m$ more hidden units of
 # the MLP. A serial adapter cannot be had for so little.
 #
-# ### Exercise 3 · A wider MLP (5 points, 15 minutes)
+# ### {exercise}
 #
 # Given the MLP's arrays `W1` $(k, d)$, `b1` $(k,)$, `W2` $(d, k)$, `b2` $(d,)$, the adapter's `W_down` $(m, d)$,
 # `b_down` $(m,)$, `W_up` $(d, m)$, `b_up` $(d,)$ and the number `s`, return the arrays `(W1, b1, W2, b2)` of one MLP
@@ -290,7 +290,7 @@ fig
 # *What to see: how much each adapter adds, in per cent of what its sublayer says by itself.* It began at a fraction of
 # a per cent, equation (2), everywhere.
 #
-# ### Exercise 4 · Where would you spend 20,000 parameters? (open, 4 points, 25 minutes)
+# ### {exercise} · Where would you spend 20,000 parameters? (open, 4 points, 25 minutes)
 #
 # You may train 20,000 numbers, give or take 5 %. Compare at least three ways to spend them on adapters: all blocks
 # narrow, or only the upper (or lower) blocks wide; beside attention or beside the MLP (`beside="attention"`). For

@@ -40,7 +40,7 @@ print(repr(tok.decode(given)), "→", repr(tok.decode(wanted)))
 # To the model the $P$ vectors are tokens like others: they take the positions $0 \dots P-1$, and the text moves up by
 # $P$.
 #
-# ### Exercise 1 · The input (3 points, 10 minutes)
+# ### {exercise}
 #
 # Build what the first block reads. `P_e` $(P, d)$ and `X_e` $(T, d)$ are Tensors, `positions` is the table of position
 # vectors, a Tensor $(C, d)$, row $i$ for position $i$. Return the Tensor $(P + T, d)$: prompt and text, each with the
@@ -119,7 +119,7 @@ print(20 * c.d_model, "=", tp.attach(tp.load_pretrained(), tp.PromptTuning(20)).
 #
 # $$F(S) = 12\,d^2 S + d\,S(S+1), \qquad \text{extra work} = \frac{F(P+T)}{F(T)} - 1 \tag{3}$$
 #
-# ### Exercise 2 · The price of length (2 points, 5 minutes)
+# ### {exercise}
 #
 # Return the extra work of equation (3), as a number such as 0.25 for a quarter more.
 
@@ -193,7 +193,7 @@ for name, model in (("base", base), ("prompt", tuned)):
 #
 # $$\cos(p, e) = \frac{p \cdot e}{\|p\|\,\|e\|} \tag{4}$$
 #
-# ### Exercise 3 · Nearest words (3 points, 10 minutes)
+# ### {exercise}
 #
 # For each row of `P_e` $(P, d)$ return the numbers of the `k` rows of `E` $(V, d)$ with the largest cosine, largest
 # first: an integer array $(P, k)$.
@@ -248,7 +248,7 @@ print("row 0 as alone:", np.allclose(logits.data[0], tuned(batch[:1]).data[0], a
 # To do this with running text, somebody must find where $x$ ends. Here parts end with a separator token, for our task
 # the line break behind the signature.
 #
-# ### Exercise 4 · Places (4 points, 15 minutes)
+# ### {exercise}
 #
 # `tokens` $(T,)$ is one row. `counts` says how many pseudo-tokens stand before each part: `(2, 1)` means two before the
 # first and one before the second, which is the last. Every part but the last ends *with* its `separator`; in the last
@@ -322,7 +322,7 @@ show("prompt_sizes")
 # *What to see: how much of full fine-tuning's gain a prompt reaches on three small bases; between the smallest and the
 # largest is a factor of a few, between the largest and the paper's a factor of thousands.*
 #
-# ### Exercise 5 · Can words do it? (open, 4 points, 25 minutes)
+# ### {exercise} · Can words do it? (open, 4 points, 25 minutes)
 #
 # Find a *hard* prompt: five real tokens that, put before every signature, lower the loss of `task` as far as you can
 # get (`tp.PromptTuning(5, init="text", text=(ids…))` without training measures one). Search as you like, for instance

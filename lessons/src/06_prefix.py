@@ -62,7 +62,7 @@ with tp.no_grad():
 print(f"the logits move by {abs(behind - plain).mean():.2f} on average; their standard deviation is {plain.std():.2f}")
 
 # %% [markdown]
-# ### Exercise 1 · Attention behind a prefix (3 points, 12 minutes)
+# ### {exercise}
 #
 # Write one head's attention with a prefix. `q`, `k`, `v` are Tensors $(T, d_\text{head})$, `P_K` and `P_V` Tensors
 # $(P, d_\text{head})$. Token $t$ may look at the whole prefix and at tokens $0 \dots t$. Return the outputs
@@ -106,7 +106,7 @@ result
 # trained, decides how far it *replaces* the head. That is how the paper of the parallel adapter came to be
 # (lesson 04).
 #
-# ### Exercise 2 · The share of the prefix (3 points, 12 minutes)
+# ### {exercise}
 #
 # For the last token's query `q` $(d_\text{head},)$, which sees everything, compute $\lambda$ of equation (3). NumPy arrays
 # this time: `k` $(S, d_\text{head})$, `P_K` $(P, d_\text{head})$; return a number. Scores may be large: subtract the largest one before
@@ -156,7 +156,7 @@ show(ReparameterizedPrefix.table)
 # After training the network is evaluated once and thrown away: only the table is kept (`tuned.fold()`). So there are
 # two honest answers to "how many parameters", and papers, libraries and readers mix them up all the time.
 #
-# ### Exercise 3 · Two counts (1 point, 5 minutes)
+# ### {exercise}
 #
 # For $P$ virtual tokens, $L$ layers, width $d$, and a network with $m$ hidden units ($P'$ is $P \times d$, both layers of
 # the network have biases), return the numbers that are **trained** and that are **stored**.
@@ -183,7 +183,7 @@ print(tp.attach(tp.load_pretrained(), tp.PrefixTuning(10, hidden=64)).summary())
 # GPT-2 medium has some 355 million parameters. The paper's "0.1 %" is what is stored, the second count; in training
 # the network adds a multiple of it. (The authors say so when asked; see *Where implementations differ*.)
 #
-# ### Exercise 4 · From the table to keys and values (3 points, 12 minutes)
+# ### {exercise}
 #
 # Cut a table $(P, 2Ld)$ into what the model wants: a list with one pair `(K, V)` per layer, each $(H, P, d_\text{head})$.
 # A row holds, one after another: layer 0's keys, layer 0's values, layer 1's keys, …; and each of these holds head 0,
@@ -298,7 +298,7 @@ fig
 # heads give most of their attention to the prefix, others ignore it.* The gate $\lambda$ is the model's own doing; nobody
 # trained it but through the keys.
 #
-# ### Exercise 5 · How deep is deep? (open, 4 points, 20 minutes)
+# ### {exercise} · How deep is deep? (open, 4 points, 20 minutes)
 #
 # P-tuning v2's paper asks which layers need a prompt (section 4.3 of it, "prompt depth"). Ask the same here. Write a
 # small `Method`-free experiment: give a model only *some* layers of the trained prefix above and measure the loss, then

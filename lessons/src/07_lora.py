@@ -41,7 +41,7 @@ show(LoRALinear.forward)
 # (The survey that this course follows writes $W + AB$ with $A$ of $m \times k$: the letters are exchanged. Lesson 00 has the
 # table.)
 #
-# ### Exercise 1 · Forward (3 points, 10 minutes)
+# ### {exercise}
 #
 # Write equation (1) on Tensors: `x` $(\dots, d_\text{in})$, `W` $(d_\text{out}, d_\text{in})$, `A` $(r, d_\text{in})$, `B` $(d_\text{out}, r)$, and the number
 # `alpha`. Rows of `x` are inputs, so that $W x$ for every row is `x @ W.T`, or `F.linear(x, W)`. Do not form $BA$: it would
@@ -84,7 +84,7 @@ tuned.summary()
 #
 # All shapes are small: $X A^\top$ and $dH\,B$ are $(N, r)$.
 #
-# ### Exercise 2 · Backward (4 points, 15 minutes)
+# ### {exercise}
 #
 # Return $(dA, dB, dX)$ of equation (2) for NumPy arrays. (The check compares with what the engine's own backward gives, not with
 # equation (2).)
@@ -181,7 +181,7 @@ fig
 #
 # which is 1 if one subspace lies within the other and about $\max(i,j)/d$ for random ones.
 #
-# ### Exercise 3 · Overlap (3 points, 12 minutes)
+# ### {exercise}
 #
 # `A1` $(r_1, d)$ and `A2` $(r_2, d)$ are two LoRAs' matrices. Take the top `i` and top `j` *right* singular vectors of each (`np.linalg.svd(A)` returns $U, S, V^\top$; the rows of
 # $V^\top$ are the right singular vectors, largest singular value first) and return $\varphi$.
@@ -247,7 +247,7 @@ fig
 show(LowRankLinear.merge)
 
 # %% [markdown]
-# ### Exercise 4 · Merge (2 points, 5 minutes)
+# ### {exercise}
 #
 # Return the merged matrix of equation (5) for arrays. Leave `W` as it is: the base serves other tasks, too.
 
@@ -271,7 +271,7 @@ print(type(merged).__name__, "with", f"{merged.n_parameters():,}", "parameters; 
 # %% [markdown]
 # Merged and unmerged agree up to rounding. On a base that was quantized, merging is another matter (lesson 13).
 #
-# ### Exercise 5 · Where to spend a budget (open, 4 points, 25 minutes)
+# ### {exercise} · Where to spend a budget (open, 4 points, 25 minutes)
 #
 # The paper (table 5) finds that a budget is better spent on several matrices at low rank than on one at high rank. Choose a budget, spread it in three ways (`targets=("query",)`, `("query", "value")`, `"all"`), and find out whether it
 # holds here. Mind that each way may need its own learning rate.

@@ -56,7 +56,7 @@ show(AdaLoRALinear.forward)
 show(AdaLoRALinear.departures)
 
 # %% [markdown]
-# ### Exercise 1 · The penalty (3 points, 10 minutes)
+# ### {exercise}
 #
 # Write equation (2) for Tensors `P` $(d_\text{out}, r)$ and `Q` $(r, d_\text{in})$; return a Tensor with one number. The squared
 # Frobenius norm is the sum of the squares of all entries.
@@ -94,7 +94,7 @@ result
 show(AdaLoRALinear.observe)
 
 # %% [markdown]
-# ### Exercise 2 · Importance (3 points, 12 minutes)
+# ### {exercise}
 #
 # Given weights `w`, their gradient `g`, and the two averages so far (all arrays of the same shape), return the new averages
 # $\bar I$, $U$, and the score $s$.
@@ -151,7 +151,7 @@ fig
 # %% [markdown]
 # *What to see: as printed, the budget jumps up at $t_i$, to far more triplets than exist, and does not come down to $b^{(T)}$ at the end.*
 #
-# ### Exercise 3 · The schedule (2 points, 8 minutes)
+# ### {exercise}
 #
 # Return $b^{(t)}$ for any $t$ from 0 to $T$: $b^{(0)}$ up to $t_i$, then equation (6), then $b^{(T)}$; rounded down to a whole number.
 
@@ -168,7 +168,7 @@ result = tp.check("adalora.budget", adalora_budget)
 result
 
 # %% [markdown]
-# ### Exercise 4 · Allocation (3 points, 12 minutes)
+# ### {exercise}
 #
 # Now the step that gives the method its name. `scores` is an array $(n, r)$: the scores of $r$ triplets in each of $n$ matrices.
 # Return a boolean array $(n, r)$ that is true for exactly the `b` best **of all matrices together**.
@@ -264,7 +264,7 @@ show("adalora_planted")
 show("adalora")
 
 # %% [markdown]
-# ### Exercise 5 · Is it luck? (open, 4 points, 20 minutes)
+# ### {exercise} · Is it luck? (open, 4 points, 20 minutes)
 #
 # Train the `Watched` AdaLoRA with three seeds and compare the maps of ranks. Which cells agree, and which are chance? Propose a number that says how
 # much two maps agree, and what it would be for two random maps with the same total.

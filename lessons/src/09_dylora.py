@@ -35,7 +35,7 @@ print(f"frozen base on {task.name}: {base_loss:.3f} nats/token")
 #
 # $$\Delta W_b = \frac{\alpha}{b}\, B_{\downarrow b}\, A_{\downarrow b} \tag{1}$$
 #
-# ### Exercise 1 · Truncate (2 points, 5 minutes)
+# ### {exercise}
 #
 # Return $\Delta W_b$ of equation (1) for arrays `A` $(R, d_\text{in})$ and `B` $(d_\text{out}, R)$.
 
@@ -99,7 +99,7 @@ print("mean ‖B[:, i]‖ ‖A[i]‖ for i = 0 … 7:", sizes(lora).round(2))
 show(DyLoRALinear.forward)
 
 # %% [markdown]
-# ### Exercise 2 · Forward at rank b (3 points, 10 minutes)
+# ### {exercise}
 #
 # Write equation (3) or (4), whichever you like: all arguments but `b` and `alpha` are Tensors, `x` $(\dots, d_\text{in})$, `W` $(d_\text{out}, d_\text{in})$.
 # Gradients must reach `A` and `B`, and must be zero behind rank $b$.
@@ -147,7 +147,7 @@ show(DyLoRALinear.train_at)
 # The paper's second version protects what was learned: in a step at rank $b$, rows $1 \dots b-1$ serve as constants, and only row $b$ of $A$ and column
 # $b$ of $B$ are trained. (Ranks are counted from 1 in the paper, rows from 0 in NumPy.)
 #
-# ### Exercise 3 · One frozen step (3 points, 12 minutes)
+# ### {exercise}
 #
 # Given `A` $(R, d_\text{in})$, `B` $(d_\text{out}, R)$ and their gradients at rank `b` (arrays), return the new `(A, B)` after one step of plain gradient descent with the
 # rate `lr` that trains only the $b$-th row and column. Leave the arguments as they were.
@@ -217,7 +217,7 @@ show("dylora")
 # %% [markdown]
 # *What to see: the distance between DyLoRA and the LoRA that was trained for a rank is the price of not having to choose; the number of trainings is the gain.*
 #
-# ### Exercise 4 · Search (2 points, 8 minutes)
+# ### {exercise}
 #
 # A search after training. `losses` is a dict rank → loss on validation text. Return the *smallest* rank whose loss is at most `tolerance` above the
 # lowest of all.
@@ -243,7 +243,7 @@ for tolerance in (0.0, 0.02, 0.05):
 # %% [markdown]
 # Choosing by the *test* text, as this cell does for brevity, is a sin: the number you then report is too good. `tp.search_rank(dylora, task)` takes the validation split unless told otherwise.
 #
-# ### Exercise 5 · Which distribution? (open, 4 points, 20 minutes)
+# ### {exercise} · Which distribution? (open, 4 points, 20 minutes)
 #
 # $p_B$ may be uniform or geometric (`DyLoRA(distribution="geometric", p=…)`), which prefers small ranks. Predict what the curve over ranks does, then measure it, with `frozen=True` as a
 # second question if you have time.

@@ -121,7 +121,7 @@ x_q = np.clip(np.rint(row / S) - Z, 0, 15)
 print("x̃ = S (x_q + Z) is the same:", np.array_equal(S * (x_q + Z), g.round(row)))
 
 # %% [markdown]
-# ### Exercise 1 · absmax, by hand (2 points, 5 minutes)
+# ### {exercise}
 #
 # Write `quantization_absmax(x, bits)`: quantize the array `x` (any shape, one scale for all of it) symmetrically and
 # return the *dequantized* array $\hat x$, of the same shape. Round with `np.rint`. Take care of an array of zeros: it
@@ -148,7 +148,7 @@ for bits in (8, 4, 2):
     print(f"{bits} bits: relative error {np.linalg.norm(quantization_absmax(W, bits) - W) / np.linalg.norm(W):.3f}")
 
 # %% [markdown]
-# ### Exercise 2 · The survey's letters (3 points, 12 minutes)
+# ### {exercise}
 #
 # Write `quantization_survey(x, bits)` in the survey's convention: one asymmetric grid for all of `x`, whose range
 # $[l, h]$ is stretched to contain 0. Return `(x_q, S, Z)`: the codes as an integer array with values $0 \dots 2^b - 1$,
@@ -261,7 +261,7 @@ fig
 # *What to see:* At 3 bits it is best to give up nearly a third of the range, at 4 bits an eighth. The fewer points
 # there are, the more a single far one costs the rest.
 #
-# ### Exercise 3 · The best clip (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `quantization_best_clip(x, bits, fractions)` for rows `x (n, B)` and symmetric grids: for each row, the fraction
 # $p$ of `fractions` whose range $[-p\,m, p\,m]$, $m = \max|x|$ of the row, gives the least squared error. Return
@@ -332,7 +332,7 @@ show(formats.encode, "ldexp")
 # (The package returns codes, in which exponent and $n$ are packed together.) If $n$ rounds up to $2^{m+1}$ the result
 # is the next power of two, which is right without any further case.
 #
-# ### Exercise 4 · Round to a float (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `quantization_to_float(x, e, m)` for formats in which all bit patterns are finite numbers, such as E2M1: the
 # nearest value for every element of `x`, ties to the even $n$ (`np.rint`), and what lies beyond the largest value
@@ -410,7 +410,7 @@ show("granularity")
 # estimated beforehand (**static**). And is the quantized model faster? Here it is not: codes are decoded before every
 # product. Memory is what is saved.
 #
-# ### Exercise 5 · Spend 3.25 bits (open, 4 points, 15 minutes)
+# ### {exercise} · Spend 3.25 bits (open, 4 points, 15 minutes)
 #
 # A colleague has a matrix of $4096 \times 4096$ weights and a budget of 3.25 bits per weight *in all*. She can take (a)
 # 3 bits with float16 scales in symmetric groups of 64; (b) 2 bits, symmetric groups of 16 with 16-bit scales, and see

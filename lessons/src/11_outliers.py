@@ -107,7 +107,7 @@ fig
 # so with $m = 32\,m'$ there are 9 of 255 codes left: about three bits. It is one such row for *every* token.
 
 # %% [markdown]
-# ### Exercise 1 · Codes that are left (2 points, 5 minutes)
+# ### {exercise}
 #
 # Write `outliers_codes_left(X, O)`: for every token of `X (n, d)` the number of int8 codes, $2c + 1$, that its entries
 # outside the columns `O` (an integer array) can reach when the whole token shares one scale $\max|X|/127$. Return an
@@ -136,7 +136,7 @@ print("median over tokens:", np.median(outliers_codes_left(X, planted)), "codes 
 # one for all of $W$), *row-wise* (per token, one for $W$) and *vector-wise* (per token, per output channel). The last
 # is yours to write.
 #
-# ### Exercise 2 · Vector-wise (3 points, 10 minutes)
+# ### {exercise}
 #
 # Write `outliers_vector_wise(X, W)`: $s_x\, s_w (q_x q_w^\top)$ with symmetric 8-bit codes (−127 … 127), one scale per
 # row of `X (n, d_in)` and one per row of `W (d_out, d_in)`. Return `(n, d_out)`. No row is all zeros. Mind which axis
@@ -191,7 +191,7 @@ show(llm_int8.inputs)
 show(llm_int8.LLMInt8Linear.product)
 
 # %% [markdown]
-# ### Exercise 3 · Equation (8) (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `outliers_llm_int8(X, W, threshold)`, which returns `(Y, O)`: the product by equation (8), `(n, d_out)`, and the
 # outlier columns, ascending. Where a token has nothing but outliers and zeros, its scale must not become 0. The scale
@@ -308,7 +308,7 @@ show(folding.fold)
 show(smoothquant.smoothing_factors)
 
 # %% [markdown]
-# ### Exercise 4 · Smooth a layer (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `outliers_smooth(gamma, beta, weights, max_abs, alpha)`. A norm with `gamma (d,)` and `beta (d,)` feeds several
 # layers, `weights` being the list of their `(d_out, d)`; `max_abs (d,)` is $\max|X_j|$ in calibration. Return
@@ -392,7 +392,7 @@ show("int8_outliers")
 # does not exist. With them one scale for everything nearly doubles the perplexity, finer scales lose a few per cent,
 # and the two cures lose nothing that can be seen on these 4,096 tokens.
 #
-# ### Exercise 5 · A token that stands out (open, 4 points, 15 minutes)
+# ### {exercise} · A token that stands out (open, 4 points, 15 minutes)
 #
 # In a model you are given, one *token* (the first of every row) has inputs 100 times larger than all other tokens, in
 # all features; no feature stands out otherwise. Which of the schemes of this lesson cope, and which do not? Say what

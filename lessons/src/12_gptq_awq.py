@@ -52,7 +52,7 @@ show(calibration.Statistics.H.fget)
 show(measure.output_error)
 
 # %% [markdown]
-# ### Exercise 1 · The output error, without the inputs (2 points, 5 minutes)
+# ### {exercise}
 #
 # Write `calibrated_output_error(W, W_hat, H)`: $\|(\hat W - W)X\| / \|WX\|$, a number, from $H = \frac2n XX^\top$
 # alone. Try not to form a product larger than $W$.
@@ -104,10 +104,11 @@ for k, name in ((1, "a weak direction"), (64, "a middling one"), (-1, "the stron
 # $$H_{F \setminus q}^{-1} = H_F^{-1} - \frac{(H_F^{-1})_{:,q}\,(H_F^{-1})_{q,:}}{[H_F^{-1}]_{qq}}$$
 
 # %%
+show(obq.obq_step)
 show(obq.obq_row)
 
 # %% [markdown]
-# ### Exercise 2 · One step of OBQ (3 points, 12 minutes)
+# ### {exercise}
 #
 # Write `calibrated_compensate(w, Hinv, q, value)`: weight number `q` is fixed at `value`. Return `(w, Hinv)` after
 # equations (2) and (3), as new arrays; of the new inverse, row and column `q` are zero (set them so, rounding leaves
@@ -178,7 +179,7 @@ show(gptq.GPTQ.quantize, "E[")
 # little is added to its diagonal, *damping*, one per cent of its mean: directions that the calibration text hardly used
 # would otherwise look free of charge.
 #
-# ### Exercise 3 · GPTQ (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `calibrated_gptq(W, U, quant)`, without blocks: for every column in order, round it, and pass its error on.
 # `quant(column)` rounds a column `(d_out,)` to its grids and returns it. Return $\hat W$; leave `W` itself alone.
@@ -321,7 +322,7 @@ show(awq.AWQ.rounded)
 show(awq.AWQ.search)
 
 # %% [markdown]
-# ### Exercise 4 · The search (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `calibrated_awq(W, H, mean_abs, quant, alphas)`: for each α the loss $\mathrm{tr}(D H D^\top)$,
 # $D = Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1} - W$, with $s = s_X^\alpha$ and $s_X$ = `mean_abs (d_in,)`. `quant`
@@ -390,7 +391,7 @@ show("gptq")
 # with GPTQ although its single-layer gains were smaller has two reasons: its scales are followed by a search for the
 # best clipping of every group (lesson 10, section 4), and it is the attention as a whole that it judges.
 #
-# ### Exercise 5 · Does the order matter? (open, 4 points, 15 minutes)
+# ### {exercise} · Does the order matter? (open, 4 points, 15 minutes)
 #
 # `GPTQ(act_order=True)` rounds columns by falling diagonal of $H$. Say why that should help, using the picture of
 # section 3. Then measure it (output error on unseen text, at 4 and at 2 bits, on at least two layers), and say what it

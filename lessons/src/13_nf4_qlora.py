@@ -20,7 +20,7 @@ import tinypeft as tp
 from tinypeft.course import show
 from tinypeft.quant import linear, measure, nf4
 from tinypeft.quant.codebooks import codebook
-from tinypeft.quant.loftq import loftq_factors
+from tinypeft.quant.loftq import loftq_rounds
 from tinypeft.study import plot
 
 model = tp.load_pretrained()
@@ -56,7 +56,7 @@ positive = norm.ppf(np.linspace(delta, 0.5, 9)[:-1])
 print(f"δ = {delta:.7f};   eight positive levels: {np.round(positive[::-1] / norm.ppf(delta), 4)}")
 
 # %% [markdown]
-# ### Exercise 1 · The table (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `nf4_levels(delta, positive, negative)`: `positive` levels above 0, 0 itself, and `negative` levels below,
 # ascending, scaled so that the largest magnitude is 1. `nf4_levels(0.9677083, 8, 7)` is NF4. Remember that $n$ levels
@@ -95,7 +95,7 @@ print("largest difference from bitsandbytes' table:", np.abs(derived - codebook(
 show(nf4.nearest)
 
 # %% [markdown]
-# ### Exercise 2 · Nearest level (2 points, 5 minutes)
+# ### {exercise}
 #
 # Write `nf4_encode(x, levels)` for one block `x (B,)` and ascending `levels (L,)`: return `(codes, s)`, the integer
 # codes of the nearest levels after division by $s = \max|x|$, and $s$. The block is not all zeros, and no weight is
@@ -203,7 +203,7 @@ print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 show(linear.quantized_linear)
 
 # %% [markdown]
-# ### Exercise 3 · QLoRA's gradient (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `nf4_backward(x, codes, scales, levels, A, B, s, dy)` and return `(dx, dA, dB)`. The weight is given as it is
 # stored: `codes (d_out, d_in)` are integers into `levels (L,)`, and `scales (d_out, d_in/g)` has one number for each
@@ -315,10 +315,10 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 # $$B_t = U_r \sqrt{\Sigma_r}, \quad A_t = \sqrt{\Sigma_r}\, V_r^\top$$
 
 # %%
-show(loftq_factors)
+show(loftq_rounds)
 
 # %% [markdown]
-# ### Exercise 4 · LoftQ (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `nf4_loftq(W, quant, r, T)`: exactly $T$ rounds from $B A = 0$, returning `(Q, B, A)` of the **last** round (the
 # paper's; the package keeps the best). `quant` takes a matrix and returns the rounded matrix. `B (d_out, r)` and
@@ -382,7 +382,7 @@ fig
 show("loftq")
 
 # %% [markdown]
-# ### Exercise 5 · Spend 4.5 bits (open, 4 points, 15 minutes)
+# ### {exercise} · Spend 4.5 bits (open, 4 points, 15 minutes)
 #
 # You have memory for 4.5 bits per weight. Compare (a) NF4 with float32 scales and a LoRA of rank 8 from zero, (b) NF4
 # with double quantization and the bits saved spent on a LoRA of higher rank, (c) 3 bits in groups of 32 with LoftQ. Say

@@ -44,7 +44,7 @@ W = model.get("blocks.2.mlp.up").weight.data                              # (512
 show(rounding.fake_quantize)
 
 # %% [markdown]
-# ### Exercise 1 · Straight through (2 points, 5 minutes)
+# ### {exercise}
 #
 # Write `qat_ste(x, s, z, low, high, dy)`: $\mathrm dx$, given $\mathrm dy = \partial L/\partial \hat x$, by the
 # equation above, with strict inequalities. `x` and `dy` have one shape, the others are numbers.
@@ -121,7 +121,7 @@ show(rounding.LearnedStep.__init__, "self.g")
 # Steps and weights then move at like relative speeds. This is meant for SGD; Adam divides any constant factor out
 # again.
 #
-# ### Exercise 2 · The gradient of the step (4 points, 15 minutes)
+# ### {exercise}
 #
 # Write `qat_lsq(x, s, bits, dy)` for symmetric signed codes $-Q_N, \dots, Q_P$ with $Q_N = 2^{b-1}$ and $Q_P = 2^{b-1}
 # - 1$ ($z = 0$), rows `x (n, B)` and one step per row `s (n,)`. Return $(\hat x, \mathrm dx, \mathrm ds)$, $\mathrm
@@ -191,7 +191,7 @@ show(peqa.scaled_linear)
 # Both LSQ and PEQA train $s$, but not the same function of it. In LSQ a larger step also changes which code a weight
 # gets; in PEQA the codes stay, and $\hat W$ is *linear* in $s$: no estimator, an exact gradient.
 #
-# ### Exercise 3 · PEQA's gradient (3 points, 10 minutes)
+# ### {exercise}
 #
 # Write `qat_peqa(x, dy, q, z, g)`: $\partial L/\partial s$, `(d_out, d_in/g)`, where each group of `g` consecutive
 # weights of a row has a scale and a zero point `z (d_out, d_in/g)`. `x (n, d_in)`, `dy (n, d_out)`, `q (d_out, d_in)`
@@ -273,7 +273,7 @@ show(llm_qat.SelfDistillation.loss)
 show(llm_qat.LLMQAT.layer)
 
 # %% [markdown]
-# ### Exercise 4 · Distillation (3 points, 12 minutes)
+# ### {exercise}
 #
 # Write `qat_distillation(teacher, student)`: from two arrays of logits `(n, V)` return the mean KL divergence above, a
 # number, and its gradient with respect to the student's logits, `(n, V)`. The gradient is short; derive it. Mind large
@@ -311,7 +311,7 @@ for name, (mine, real) in (("rounded", before), ("trained", after)):
 # has seen nothing else predicts real text better than the merely rounded one, and has learned nothing new that it could
 # forget the old for. What remains to the float model's perplexity is the price of 4-bit weights and a 4-bit cache.
 #
-# ### Exercise 5 · Repair, or knowledge? (open, 4 points, 15 minutes)
+# ### {exercise} · Repair, or knowledge? (open, 4 points, 15 minutes)
 #
 # "Quantization-aware training is fine-tuning in disguise": in section 4 the test text is of the same kind as the
 # training text, so a better perplexity may come from repaired rounding or from new knowledge. Design a measurement that

@@ -32,7 +32,7 @@ from tinypeft.study.experiment import Results, half_width
 #
 # with $b$ bits for a weight of the frozen base.
 #
-# ### Exercise 1 · Bytes before the first activation (2 points, 5 minutes)
+# ### {exercise}
 #
 # Write equation (1). What is trained lies beside the base (an adapter, a LoRA), not within it.
 
@@ -93,7 +93,7 @@ for name, t, x in sorted(zip(methods, trained, loss, strict=True), key=lambda ro
 # A method is *dominated* if another one is no dearer and no worse, and strictly better in one of the two. What is not dominated is the **Pareto frontier**; all reasonable choices are on
 # it, and which of them is right depends on what you have to pay with.
 #
-# ### Exercise 2 · The frontier (3 points, 12 minutes)
+# ### {exercise}
 #
 # Given `cost` and `loss`, arrays $(n,)$ where less is better in both, return a boolean array $(n,)$, true for the points on the frontier. Two points that are equal do not dominate each other.
 
@@ -134,7 +134,7 @@ show("forgetting")
 #
 # $t_{0.975,\,n-1}$ is the quantile of Student's distribution with $n - 1$ degrees of freedom (2.78 for five seeds; the familiar 1.96 would be far too sure of itself).
 #
-# ### Exercise 3 · The interval of a difference (3 points, 12 minutes)
+# ### {exercise}
 #
 # For arrays `a` and `b` $(n,)$, paired by seed, return $\bar d$ and half of the interval's width. (`from scipy.stats import t`; `t.ppf(0.975, n - 1)`.)
 
@@ -202,7 +202,7 @@ show("bits_vs_parameters")
 #
 # $$A = \begin{bmatrix} A_q \\ A_v \end{bmatrix}, \qquad B = \begin{bmatrix} B_q & 0 \\ 0 & 0 \\ 0 & B_v \end{bmatrix} \tag{3}$$
 #
-# ### Exercise 4 · Fuse (4 points, 15 minutes)
+# ### {exercise}
 #
 # Return $(A, B)$ of equation (3): `A_q` $(r, d)$, `B_q` $(d, r)$, `A_v` $(s, d)$, `B_v` $(d, s)$. The two ranks may differ.
 
@@ -267,7 +267,7 @@ print(again.method, "; the same logits:", np.allclose(again(np.arange(10)[None])
 # model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("folder-of-the-model"), "folder-of-the-adapter")
 # ```
 #
-# ### Exercise 5 · Your choice (open, 5 points, 30 minutes)
+# ### {exercise} · Your choice (open, 5 points, 30 minutes)
 #
 # You have one machine with 16 GiB for everything, a model of seven billion parameters, twelve tasks with a thousand examples each, and users who wait for answers. Choose method, scheme, ranks and targets. Support each choice
 # with a number: from `memory`, from the study, or from an experiment of your own on the small base. Say which of your numbers you would not trust at seven billion, and how you would find out.

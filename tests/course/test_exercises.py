@@ -1,4 +1,5 @@
 """Every exercise accepts its right solutions and refuses the wrong ones, naming the mistake."""
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.course import percent
 from tinypeft.course.exercises import TOPICS, of_topic
+from tinypeft.course.worth import worth
 
 HERE = Path(__file__).parent / "solutions"
 LESSONS = {path.stem: path for path in percent.sources()}
@@ -54,18 +56,23 @@ def test_each_exercise_is_tried_enough(name):
 
 @pytest.mark.parametrize("topic", WRITTEN)
 def test_the_lesson_and_its_exercises_agree(topic):
-    """The same names, points and minutes; the lesson's own solutions get full points."""
+    """The same names; points and minutes come from the lesson; its own solutions get full points."""
     exercises, cells = of_topic(topic), percent.read(LESSONS[TOPICS[topic]])
     stated = {cell.exercise: cell.options for cell in cells if cell.exercise}
     assert stated.keys() == exercises.keys() and SOLUTIONS[topic].WRONG.keys() == exercises.keys()
     for name, options in stated.items():
-        assert (options["points"], options["minutes"]) == (exercises[name].points, exercises[name].minutes), name
+        assert worth(name) == (options["points"], options["minutes"])
     namespace = prepared(cells)
     for cell in cells:
         if cell.exercise:
             exec(cell.source, namespace)
             result = tp.check(cell.exercise, namespace[exercises[cell.exercise].function])
-            assert result, result
+            assert result and result.message == f"right. {points_of(cell)}.", result
+
+
+def points_of(cell):
+    points = cell.options["points"]
+    return "1 point" if points == 1 else f"{points} points"
 
 
 def prepared(cells):
@@ -76,6 +83,27 @@ def prepared(cells):
             for line in cell.source.split("\n"):
                 if line.startswith(("import ", "from ")): exec(line, namespace)
     return namespace
+
+
+def test_no_two_files_of_the_course_need_each_other():
+    """Imports within course/ form no circle, so that any file can be read after those it imports."""
+    root = Path(tp.__file__).parent / "course"
+    files = {path.relative_to(root).with_suffix("").as_posix().removesuffix("/__init__"): path
+             for path in root.rglob("*.py") if path != root / "__init__.py"}
+    imported = {}
+    for name, path in files.items():
+        base = path.parent.relative_to(root).parts
+        imported[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(base) + 1:
+                target = "/".join([*base[:len(base) + 1 - node.level], *(node.module or "").split(".")]).strip("/")
+                imported[name] |= {target} & files.keys()
+    for name in files:
+        seen, reach = set(), set(imported[name])
+        while reach - seen:
+            seen |= reach
+            reach = set().union(*(imported[other] for other in seen))
+        assert name not in seen, f"{name} imports itself, through some of {sorted(seen)}"
 
 
 def test_what_a_newcomer_stumbles_over_is_told():

@@ -158,3 +158,13 @@ def test_faults_are_found(old, new, says):
     assert any(old in cell.source for cell in CELLS), old
     changed = faults("07_lora", [percent.Cell(c.kind, c.source.replace(old, new), c.options, c.line) for c in CELLS])
     assert not changed if says is None else any(says in sentence for sentence in changed), changed
+
+
+def test_the_errors_that_the_readme_explains_exist():
+    """Its bold headings quote messages of the package; "…" stands for what varies."""
+    readme = (percent.LESSONS / "README.md").read_text(encoding="utf-8")
+    package = percent.LESSONS.parent / "tinypeft"
+    sources = " ".join(re.sub(r'"\s*f?"', "", path.read_text(encoding="utf-8")) for path in package.rglob("*.py"))
+    quoted = re.findall(r"^\* \*\*`(?:\w+Error: … )?([^`]+)`\.\*\*", readme, re.M)
+    assert len(quoted) == 3
+    for message in quoted: assert message in sources, message

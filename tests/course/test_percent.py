@@ -6,6 +6,11 @@ import pytest
 
 from tinypeft.course import percent
 from tinypeft.course.build import table
+from tinypeft.course.calls import Local
+from tinypeft.course.exercises import find
+from tinypeft.course.grade import grade
+from tinypeft.course.judge import judge
+from tinypeft.course.worth import worth
 
 SOURCE = '''# %% [markdown]
 # # Title
@@ -52,6 +57,53 @@ def test_the_assignment_has_a_stub_and_nbgraders_metadata():
     assert "BEGIN SOLUTION" in percent.assignment(percent.parse(SOURCE), solved=True).cells[2].source
 
 
+HEADED = SOURCE.replace("# Text", "# ### {exercise}\n#\n# Text") + '''
+# %% [markdown]
+# ### {exercise} · Your choice (open, 4 points, 25 minutes)
+'''
+
+
+def test_headings_are_written_out():
+    cells = percent.headed(percent.parse(HEADED))
+    assert "### Exercise 1 · The forward pass of LoRA (3 points, 10 minutes)" in cells[0].source.split("\n")
+    assert cells[-1].source == "### Exercise 2 · Your choice (open, 4 points, 25 minutes)"
+    one = percent.headed(percent.parse(HEADED.replace("points=3", "points=1")))
+    assert "(1 point, 10 minutes)" in one[0].source
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("# ### {exercise}\n#\n", "", "got 0 headings"),
+    ("# ### {exercise}\n#\n", "# ### {exercise}\n#\n# ### {exercise}\n#\n", "got 2 headings"),
+    ("{exercise} · Your choice (open, 4 points, 25 minutes)", "{exercise}", "stand before lora.forward, no exercise")])
+def test_a_heading_belongs_to_one_exercise(old, new, says):
+    assert old in HEADED
+    with pytest.raises(ValueError, match=says):
+        percent.headed(percent.parse(HEADED.replace(old, new, 1)), "x.py")
+
+
+@pytest.mark.parametrize("path", percent.sources(), ids=lambda p: p.stem)
+def test_exercises_are_numbered_without_a_gap_and_nowhere_by_hand(path):
+    headings = [line for cell in percent.read(path) if cell.kind == "markdown"
+                for line in cell.source.split("\n") if re.match(r"#+ Exercise", line)]
+    assert [int(re.search(r"\d+", line)[0]) for line in headings] == list(range(1, len(headings) + 1))
+    assert all(re.search(r"^### Exercise \d · .+ \((open, )?\d points?, \d+ minutes\)$", line) for line in headings)
+    assert not re.search(r"^# #+ Exercise|\{exercise\} · (?!.*\(open, )", path.read_text(encoding="utf-8"), re.M)
+
+
+def test_points_stand_in_the_lesson_alone(monkeypatch, tmp_path):
+    assert worth("lora.forward") == (3, 10)
+    (tmp_path / "07_lora.py").write_text(SOURCE.replace("points=3", "points=7"), encoding="utf-8")
+    monkeypatch.setattr(percent, "SOURCES", tmp_path)
+    exercise = find("lora.forward")
+    mine = Local(lambda x, W, A, B, alpha: exercise.reference(x, W, A, B, alpha))
+    assert worth("lora.forward").points == 7 and judge(exercise, mine).message == "right. 7 points."
+    with pytest.raises(KeyError, match="has no cell for lora.merge"): worth("lora.merge")
+    (tmp_path / "07_lora.py").unlink()                       # a package without its lessons still checks, and does not grade
+    with pytest.raises(FileNotFoundError, match="a checkout"): worth("lora.forward")
+    assert judge(exercise, mine).message == "right."
+    with pytest.raises(FileNotFoundError, match="a checkout"): grade([tmp_path])
+
+
 def test_ids_are_of_the_content_and_differ():
     twice = SOURCE + "\n# %%\nx = 1\n\n# %%\nx = 1\n"
     ids = [c.id for c in percent.lesson(percent.parse(twice)).cells]
@@ -69,7 +121,7 @@ def test_ids_are_of_the_content_and_differ():
     ("points=3 ", "", "expected"),
     ("# %%\nimport", "# %% code\nimport", "expected"),
     (" exercise=lora.forward points=3 minutes=10", "", "no exercise"),
-    ('tp.check("lora.forward", f)', "f(1)", "behind an exercise"),
+    ('tp.check("lora.forward", f)', "f(1)", "the cell after an exercise must call"),
 ])
 def test_what_is_not_well_formed_is_refused(old, new, says):
     assert old in SOURCE

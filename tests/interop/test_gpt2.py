@@ -239,7 +239,7 @@ def test_shards_are_files_of_the_folder(folder):
         with pytest.raises(HuggingFaceError, match="is no .safetensors file in the same folder"):
             from_huggingface(folder)
     for content, says in [({"weight_map": good | {"transformer.wte.weight": "b.safetensors"}}, "the download is incomplete"),
-                          ({"weight_map": {**good, "x": "a.safetensors"}}, "1 tensors differ from the shards' .'x'"),
+                          ({"weight_map": {**good, "x": "a.safetensors"}}, "1 tensors differ from .*, the first is .'x'"),
                           ({"weight_map": {"x": 3}}, "weight_map must map"), ({"weight_map": []}, "weight_map must map"),
                           ({}, "weight_map must map"), ([], "expected a JSON object, got list")]:
         index.write_text(json.dumps(content))

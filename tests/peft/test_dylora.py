@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests import protocol
 from tests.conftest import make_gpt
 from tests.oracles import assert_close
-from tests.protocol import assert_saves, move
+from tests.protocol import assert_saves
 from tests.toys import Distil, Noise, linear_paths, planted
 
 FIVE = tp.DyLoRA(rank=5, alpha=3.0, targets=("query", "up"))
 QUERY = "blocks.0.attention.query"
 
 
-def learned(model, method=FIVE, seed=0):
-    """DyLoRA with A and B drawn at random, as if it had learned."""
-    tuned = tp.attach(model, method, rng=seed)
-    move(tuned, np.random.default_rng(seed))
-    return tuned
+def learned(model, method=FIVE):
+    return protocol.learned(model, method)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,27 @@
-"""The course: lessons written as percent files, exercises that check themselves, and what an instructor needs.
+"""The course: lessons as percent files, exercises that check themselves, and tools for instructors.
 
-    percent.py     lessons/src/NN_name.py → lessons/NN_name.ipynb and lessons/assignments/NN_name.ipynb
+A lesson:
+    percent.py     lessons/src/NN_name.py → the lesson's notebook and the assignment's notebook
+    build.py       notebooks, and the table of lessons, from the sources
+    show.py        the package's source and the study's pictures as a cell's output
+    png.py         a picture as a small PNG
+
+An exercise:
     exercise.py    what an exercise is
     exercises/     the exercises, one file per topic
-    check.py       tinypeft.check: is a student's function right, and if not, what is the likely cause?
-    diagnose.py    from numbers to the likely cause
-    calls.py       calling a student's function safely: copies, errors told by the student's own line, a time limit
-    wire.py        the same in another process, worker.py
-    grade.py       submissions → points, CSV and JSON
-    assign.py      what is handed out
-    build.py       notebooks and the table of lessons from the sources
-    show.py        package source and pictures as a cell's output, these in few bytes: png.py
+    worth.py       its points and minutes, read from the lesson's source
+    check.py       tinypeft.check: is a student's function right?
+    judge.py       the stages of a check, from the signature to the invariants
+    diagnose.py    from a wrong result to its likely cause
+    result.py      what the student sees
+    calls.py       calls a student's function safely: copies, errors with the student's line, a time
+    limit wire.py        the same in another process, which runs worker.py
 
-How to write a lesson stands in lessons/src/README.md.
+An assignment:
+    assign.py      what an instructor hands out
+    grade.py       submissions → points, as CSV or JSON
+
+lessons/src/README.md says how to write a lesson.
 """
 from .check import check
 from .show import show

@@ -1,19 +1,22 @@
-"""`python -m tinypeft assign NN --out FOLDER`: what is handed out for a lesson."""
+"""`python -m tinypeft assign NN --out FOLDER`: what an instructor hands out for a lesson."""
 import re
 from pathlib import Path
 
 from ..files import write_atomically
 from .build import open_questions, prose, topic_of
 from .percent import assignment, read, sources
+from .worth import worth
 
 __all__ = ["assign"]
 
 
-def assign(which, out, nbgrader=False):
-    """Write the assignment of a lesson into the folder `out` → the paths written.
+def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Path]:
+    """Write the assignment of lesson `which` into the folder `out`; returns the paths of the files.
 
-    The student's notebook and a README with points, minutes and the rubric of the open question; with `nbgrader`, the notebook
-    with solutions between nbgrader's marks, where its commands look for it: out/source/NN_name/NN_name.ipynb."""
+    The files are the student's notebook and a README with points, minutes and the open question.
+    With `nbgrader` it is one file instead, out/source/NN_name/NN_name.ipynb: the notebook that
+    nbgrader's own commands start from, with solutions between nbgrader's marks.
+    """
     import nbformat
     (path,) = sources(which)
     cells, out = read(path), Path(out)
@@ -26,16 +29,21 @@ def assign(which, out, nbgrader=False):
     return [out / f"{path.stem}.ipynb", out / "README.md"]
 
 
-def readme(path):
-    exercises = topic_of(path)
+def readme(path: Path) -> str:
+    """The page for students: how to work, what is graded, and the open question with its rubric."""
+    exercises = topic_of(path).values()
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
-    rows = [f"| `{e.function}` | {e.title} | {e.points} | {e.minutes} |" for e in exercises.values()]
+    worths = [worth(e.name) for e in exercises]
+    rows = [f"| `{e.function}` | {e.title} | {w.points} | {w.minutes} |"
+            for e, w in zip(exercises, worths, strict=True)]
+    points, minutes = (sum(column) for column in zip(*worths, strict=True))
     return "\n".join([
         f"# {title}", "",
-        f"Work in `{path.stem}.ipynb`: `jupyter lab {path.stem}.ipynb`, with tinypeft installed. Write each function where its",
-        "stub raises `NotImplementedError`, and run the cell behind it: it says whether the function is right and if not, what",
-        "the likely cause is. Hand in the notebook under your name. The functions named below are graded, with other data",
-        "than you see.", "",
+        f"Install tinypeft and open the notebook: `jupyter lab {path.stem}.ipynb`. Write each",
+        "function where its stub raises `NotImplementedError`, then run the cell below it. The",
+        "cell says whether the function is right and, if not, what the likely cause is. Hand in",
+        "the notebook under your name. The functions in the table are graded with other data",
+        "than the notebook shows.", "",
         "| function | exercise | points | minutes |", "|---|---|---|---|", *rows,
-        f"| | together | {sum(e.points for e in exercises.values())} | {sum(e.minutes for e in exercises.values())} |", "",
+        f"| | together | {points} | {minutes} |", "",
         *(f"## {heading}\n\n{text}\n" for heading, text in open_questions(path).items())])

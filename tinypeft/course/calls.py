@@ -1,7 +1,11 @@
-"""Calling a student's function: on copies of the arguments, for a limited time, errors told by the student's own line.
+"""Calls a student's function safely: on copies of the arguments, and for a limited time.
 
-`Local` calls a function of this process; `wire.Remote` has the same two members and calls one of another.
+An error is reported with the line of the student's code that raised it.
+`Local` calls a function of this process; `wire.Remote` has the same members and calls one in
+another process.
 """
+from __future__ import annotations
+
 import contextlib
 import copy
 import inspect
@@ -9,27 +13,32 @@ import linecache
 import signal
 import threading
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from ..hints import Array
 from ..tensor import Tensor
 
-__all__ = ["Local", "Outcome", "copied", "leaves"]
+__all__ = ["Local", "Outcome", "copied", "leaves", "one_line"]
 
 
 @dataclass
 class Outcome:
-    """What a call gave: a value or an error. changed: names of arguments it wrote into; gradients: name → array or None."""
-    value: object = None
+    """The value of a call, or its error. unsolved: the stub was called. changed: names of the
+    arguments that the function wrote into. gradients: argument's name → array, or None if no
+    gradient reached it."""
+    value: Any = None
     error: str | None = None
     unsolved: bool = False
-    changed: list = field(default_factory=list)
-    gradients: dict = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    gradients: dict[str, Array | None] = field(default_factory=dict)
 
 
-def copied(value, cast=None):
-    """The same structure with arrays and Tensors of its own; `cast` floats to a dtype."""
+def copied(value: Any, cast: Any = None) -> Any:
+    """A copy of a structure, arrays and Tensors included. cast: dtype of floating-point ones."""
     if isinstance(value, Tensor):
         return Tensor(copied(value.data, cast), value.requires_grad)
     if isinstance(value, np.ndarray):
@@ -39,45 +48,55 @@ def copied(value, cast=None):
     return value if callable(value) else copy.deepcopy(value)
 
 
-def leaves(value):
-    """The arrays in a structure, Tensors' data among them, in order."""
+def leaves(value: Any) -> list[Array]:
+    """The arrays in a structure, in order; a Tensor counts as its array."""
     if isinstance(value, dict): value = list(value.values())
     if isinstance(value, (tuple, list)): return [a for v in value for a in leaves(v)]
-    return [value.data] if isinstance(value, Tensor) else [value] if isinstance(value, np.ndarray) else []
+    if isinstance(value, Tensor): value = value.data
+    return [value] if isinstance(value, np.ndarray) else []
 
 
 class Local:
-    """A function of this process. `signature` is an inspect.Signature or None, `origin` the module it was defined in."""
+    """A function of this process. signature: an inspect.Signature, or None. origin: the module that
+    defines it."""
 
-    def __init__(self, fn, seconds=20):
+    def __init__(self, fn: Callable, seconds: float = 20):
         self.fn, self.seconds, self.origin = fn, seconds, getattr(fn, "__module__", None)
         try:
             self.signature = inspect.signature(fn)
         except (TypeError, ValueError):
             self.signature = None
 
-    def __call__(self, args, names=(), differentiate=(), upstream=None):
-        """An `Outcome` of fn(*args). differentiate: names (of `names`, those of the arguments) whose gradient is wanted, with
-        an upstream gradient drawn from the seed `upstream`."""
-        mine = copied(args)
-        out = Outcome()
+    def __call__(self, args: tuple, names: Sequence[str] = (), differentiate: Sequence[str] = (),
+                 upstream: int | None = None) -> Outcome:
+        """The `Outcome` of fn(*args). names: of the arguments. differentiate: the names whose
+        gradients are wanted, for an upstream gradient drawn from the seed `upstream`."""
+        mine, out = copied(args), Outcome()
         try:
             with _limit(self.seconds), np.errstate(all="ignore"):
                 out.value = self.fn(*mine)
-                if differentiate: out.gradients = _gradients(out.value, dict(zip(names, mine, strict=False)),
-                                                             differentiate, upstream)
+                if differentiate:
+                    named = dict(zip(names, mine, strict=False))
+                    out.gradients = _gradients(out.value, named, differentiate, upstream)
         except NotImplementedError as e:
             out.unsolved, out.error = True, str(e) or "not implemented yet"
         except Exception as e:
-            out.error = told(e)
-        same = lambda a, b: len(a) == len(b) and all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
-                                                     for x, y in zip(a, b, strict=True))
-        out.changed = [name for name, a, b in zip(names, args, mine, strict=False) if not same(leaves(a), leaves(b))]
+            out.error = one_line(e)
+        pairs = zip(names, args, mine, strict=False)
+        out.changed = [name for name, before, after in pairs if not _same(before, after)]
         return out
 
 
+def _same(a, b):
+    """Do two structures hold equal arrays?"""
+    a, b = leaves(a), leaves(b)
+    return len(a) == len(b) and all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
+                                    for x, y in zip(a, b, strict=True))
+
+
 def _gradients(value, arguments, wanted, seed):
-    """name → ∂⟨u, value⟩/∂argument, u drawn from `seed`; None where nothing flows."""
+    """name → ∂⟨u, value⟩/∂argument, with u drawn from `seed`; None if no gradient reaches the
+    argument."""
     tensors = {name: arguments[name] for name in wanted}
     for t in tensors.values(): t.grad = None
     if isinstance(value, Tensor) and value.requires_grad:
@@ -85,15 +104,18 @@ def _gradients(value, arguments, wanted, seed):
     return {name: t.grad for name, t in tensors.items()}
 
 
-def told(error):
-    """An exception in one line, with the line of the student's code that it came from."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "tinypeft" not in f.filename.replace("\\", "/").split("/")
-              and not f.filename.endswith("calls.py")]
-    frames = [f for f in frames if "site-packages" not in f.filename] or frames                # NumPy's line says nothing
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text, with the line of the student's code that raised it."""
+    ours = lambda file: ("tinypeft" in file.replace("\\", "/").split("/")
+                         or file.endswith("calls.py"))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not ours(f.filename)]
+    # a line of NumPy's own code helps nobody
+    frames = [f for f in frames if "site-packages" not in f.filename] or frames
     text = f"{type(error).__name__}: {error}".strip().rstrip(":")
     if not frames: return text
-    line = (frames[-1].line or linecache.getline(frames[-1].filename, frames[-1].lineno)).strip()
-    return f"{text}, in line {frames[-1].lineno} of {frames[-1].name}" + (f":  {line}" if line else "")
+    last = frames[-1]
+    line = (last.line or linecache.getline(last.filename, last.lineno)).strip()
+    return f"{text}, in line {last.lineno} of {last.name}" + (f":  {line}" if line else "")
 
 
 class TooSlow(Exception):
@@ -102,8 +124,10 @@ class TooSlow(Exception):
 
 @contextlib.contextmanager
 def _limit(seconds):
-    """TooSlow after that many seconds, where the system can: in the main thread, on Unix."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    """Raise TooSlow after that many seconds. Only a main thread on Unix can do that; elsewhere
+    there is no limit."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or not hasattr(signal, "setitimer"):
         yield
         return
 

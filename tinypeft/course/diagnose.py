@@ -1,53 +1,70 @@
-"""From numbers to the likely cause: what was got, what was expected, and what people do to get the one for the other."""
+"""From a wrong result to its likely cause: how it differs, and which mistake makes it differ so."""
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
+from ..hints import Array
 from ..tensor import Tensor
 from .calls import Local
+from .exercise import Exercise
 
-__all__ = ["close", "describe", "difference", "likely_cause"]
+__all__ = ["cause_of_error", "close", "describe", "difference", "likely_cause"]
+
+Difference = tuple[str, str, Array | None, Array | None]         # stage, sentence, got, expected
 
 
 # -- are two results the same? ---------------------------------------------------------------------
-def difference(got, expected, tolerance, where="your result"):
-    """None when `got` is `expected`; else (stage, sentence, got, expected) of the first thing that differs.
+def difference(got: Any, expected: Any, tolerance: float,
+               where: str = "your result") -> Difference | None:
+    """The first difference between `got` and `expected`, or None if they agree.
 
-    stage is "type", "shape", "dtype" or "value"; got and expected are the arrays in question, where they are arrays.
+    A difference is (stage, sentence, got, expected). The stage is "type", "shape", "dtype" or
+    "value"; the last two are the arrays in question, or None if they are no arrays.
     """
+    wrong_type = lambda kind: ("type", f"{where} is {_kind(got)}, expected {kind}", None, None)
     if isinstance(expected, Tensor) or isinstance(got, Tensor):
-        if not (isinstance(got, Tensor) and isinstance(expected, Tensor)):
-            kind = "a tinypeft.Tensor" if isinstance(expected, Tensor) else "a NumPy array or number, without a graph"
-            return "type", f"{where} is {_kind(got)}, expected {kind}", None, None
+        if not isinstance(got, Tensor):      return wrong_type("a tinypeft.Tensor")
+        if not isinstance(expected, Tensor): return wrong_type("a NumPy array or a number")
         got, expected = got.data, expected.data
     if isinstance(expected, dict):
         if not isinstance(got, dict) or got.keys() != expected.keys():
-            return "type", f"{where} is {_kind(got)}, expected a dict with the keys {', '.join(map(str, expected))}", None, None
-        return _first(difference(got[k], expected[k], tolerance, f"{where}[{k!r}]") for k in expected)
+            return wrong_type(f"a dict with the keys {', '.join(map(str, expected))}")
+        parts = ((got[k], expected[k], f"{where}[{k!r}]") for k in expected)
+        return _first(difference(g, e, tolerance, name) for g, e, name in parts)
     if isinstance(expected, (tuple, list)):
-        if not isinstance(got, (tuple, list)) or len(got) != len(expected):
-            return "type", f"{where} is {_kind(got)}, expected {len(expected)} results", None, None
-        parts = [where] if len(expected) == 1 else [f"result {i + 1} of {len(expected)}" if where == "your result" else
-                                                    f"{where}[{i}]" for i in range(len(expected))]
-        return _first(difference(g, e, tolerance, w) for g, e, w in zip(got, expected, parts, strict=True))
+        n = len(expected)
+        if not isinstance(got, (tuple, list)) or len(got) != n:
+            return wrong_type(f"{n} results")
+        if n == 1:                   names = [where]
+        elif where == "your result": names = [f"result {i + 1} of {n}" for i in range(n)]
+        else:                        names = [f"{where}[{i}]" for i in range(n)]
+        parts = zip(got, expected, names, strict=True)
+        return _first(difference(g, e, tolerance, name) for g, e, name in parts)
     if expected is None or isinstance(expected, (str, bool, np.bool_)):
-        same = got is None if expected is None else type(got) in (type(expected), np.bool_, bool) and got == expected
+        same = got is None if expected is None else \
+            type(got) in (type(expected), np.bool_, bool) and got == expected
         return None if same else ("value", f"{where} is {got!r}, expected {expected!r}", None, None)
 
-    if not isinstance(got, (np.ndarray, np.generic, int, float)):
-        return "type", f"{where} is {_kind(got)}, expected {_kind(expected)}", None, None
+    if not isinstance(got, (np.ndarray, np.generic, int, float)): return wrong_type(_kind(expected))
     g, e = np.asarray(got), np.asarray(expected)
     if g.dtype.kind not in "biuf":
         return "type", f"{where} is an array of {g.dtype}, expected numbers", None, None
     if g.shape != e.shape:
         return "shape", f"{where} has shape {g.shape}, expected {e.shape}", g, e
-    if isinstance(expected, np.ndarray) and g.dtype != e.dtype and not (g.dtype.kind in "iu" and e.dtype.kind in "iu"):
-        return "dtype", f"{where} is {g.dtype}, expected {e.dtype}", g, e
+    integers = g.dtype.kind in "iu" and e.dtype.kind in "iu"
+    if isinstance(expected, np.ndarray) and g.dtype != e.dtype and not integers:
+        return "dtype", f"{where} has dtype {g.dtype}, expected {e.dtype}", g, e
     if not np.isfinite(g).all() and np.isfinite(e).all():
-        return "value", f"{where} has {int((~np.isfinite(g)).sum())} numbers that are NaN or infinite", g, e
-    return None if close(g, e, tolerance) else ("value", f"{where} has other numbers than expected", g, e)
+        n = int((~np.isfinite(g)).sum())
+        return "value", f"{where} contains {n} numbers that are NaN or infinite", g, e
+    if close(g, e, tolerance): return None
+    return "value", f"{where} has other numbers than expected", g, e
 
 
-def close(got, expected, tolerance):
-    """Do two arrays of one shape agree, relative to the largest number expected?"""
+def close(got: Array, expected: Array, tolerance: float) -> bool:
+    """Do two arrays agree in shape, and in value relative to the largest expected number?"""
     g, e = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     if g.shape != e.shape: return False
     finite = np.isfinite(e)
@@ -69,72 +86,105 @@ def _kind(value):
     return f"a {getattr(value, 'kind', type(value).__name__)}"
 
 
-def describe(value):
+def describe(value: Any) -> str:
     """A value in a line or two: numbers to four digits, shape and dtype."""
     if isinstance(value, Tensor): value = value.data
     if isinstance(value, np.ndarray) and value.ndim:
-        return (np.array2string(value, precision=4, threshold=12, edgeitems=2, suppress_small=True, max_line_width=90)
-                + f"  {value.dtype}{value.shape}")
-    if isinstance(value, (float, np.floating)) or isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return f"{float(value):.6g}"
-    if isinstance(value, (np.ndarray, np.generic)): return repr(value.item())
+        numbers = np.array2string(value, precision=4, threshold=12, edgeitems=2,
+                                  suppress_small=True, max_line_width=90)
+        return f"{numbers}  {value.dtype}{value.shape}"
+    if isinstance(value, (np.ndarray, np.generic)): value = value.item()
+    if isinstance(value, float): return f"{value:.6g}"
     if isinstance(value, (tuple, list)): return "(" + ", ".join(map(describe, value)) + ")"
     text = repr(value)
     return text if len(text) < 200 else text[:200] + "…"
 
 
-# -- why not? --------------------------------------------------------------------------------------
-def likely_cause(exercise, args, value, expected, found):
-    """A sentence, or "". value and expected: the whole results; found: what `difference` said."""
+# -- the likely cause of a difference --------------------------------------------------------------
+def likely_cause(exercise: Exercise, args: tuple, value: Any, expected: Any,
+                 found: Difference) -> str:
+    """A sentence, or "" if no cause is recognised. The exercise's own mistakes and symptoms come
+    first.
+
+    value, expected: the whole results. found: what `difference` returned for them.
+    """
     stage, _, g, e = found
     for sentence, wrong in exercise.mistakes:
         out = Local(wrong)(args)
-        if out.error is None and difference(value, out.value, max(exercise.tolerance, 1e-7)) is None \
-                and difference(out.value, expected, exercise.tolerance) is not None:
-            return sentence
+        if out.error is not None: continue
+        same = difference(value, out.value, max(exercise.tolerance, 1e-7)) is None
+        if same and difference(out.value, expected, exercise.tolerance) is not None: return sentence
     for sentence, predicate in exercise.symptoms:
         try:
             if predicate(*((value, expected) if g is None else (g, e)), args): return sentence
-        except Exception:                                # a predicate made for arrays meets something else
+        except Exception:                        # the predicate expects arrays of another kind
             continue
     if g is None: return ""
-    return {"shape": _shape_cause, "dtype": _dtype_cause, "value": _value_cause}[stage](g, e, args, exercise.tolerance)
+    causes = {"shape": _shape_cause, "dtype": _dtype_cause, "value": _value_cause}
+    return causes[stage](g, e, args, exercise.tolerance)
+
+
+def cause_of_error(error: str) -> str:
+    """The likely cause of an error that beginners often meet, or ""."""
+    has = lambda *words: any(word in error for word in words)
+    if has("matmul", "not aligned", "core dimension", "ValueError: linear"):
+        return "two shapes do not fit; weights are (d_out, d_in), so y = x Wᵀ"
+    if has("broadcast"):
+        return ("two shapes do not broadcast: an axis may be missing (None, keepdims=True), or a "
+                "product is the wrong way round, AAᵀ for AᵀA")
+    if has("operand 'Tensor' does not support ufuncs", "'Tensor' object has no attribute"):
+        return ("Tensors have their own operations, so that gradients flow: + − * / ** @, .exp() "
+                ".log() .tanh() .sqrt() .sum() .mean() .max() .reshape() .transpose() .T and "
+                "indexing; NumPy's functions do not take them")
+    if has("NameError"):
+        return "a name is not defined in the function; is it an argument, or must you import it?"
+    return ""
 
 
 def _shape_cause(g, e, args, tolerance):
     if g.ndim == e.ndim >= 2 and g.shape == e.swapaxes(-1, -2).shape:
         same = close(g.swapaxes(-1, -2), e, max(tolerance, 1e-5))
         return "it is transposed" + (", and right otherwise" if same else "")
-    if g.ndim == e.ndim + 1 and 1 in g.shape or g.ndim + 1 == e.ndim and 1 in e.shape:
-        return "an axis of length 1 is too many or missing; look at keepdims"
-    if g.size == 1: return "something was summed or averaged over all axes"
-    if g.ndim > e.ndim: return "an axis too many: two arrays may have been broadcast against each other"
+    if g.ndim == e.ndim + 1 and 1 in g.shape:
+        return "it has an additional axis of length 1; look at keepdims"
+    if g.ndim + 1 == e.ndim and 1 in e.shape:
+        return "an axis of length 1 is missing; look at keepdims"
+    if g.size == 1: return "you summed or averaged over all axes"
+    if g.ndim > e.ndim:
+        return "it has an additional axis: two arrays may have been broadcast against each other"
     return ""
 
 
 def _dtype_cause(g, e, args, tolerance):
     if g.dtype == np.float64 and e.dtype == np.float32:
-        return ("a float64 came in: np.sqrt of a Python number, np.float64 constants and np.zeros without a dtype do that; "
-                "use math.sqrt, or dtype=x.dtype")
-    if e.dtype.kind in "iu" and g.dtype.kind == "f": return "the codes are whole, but not of an integer type; use .astype"
+        return ("a float64 came in, from np.sqrt of a Python number, a np.float64 constant or "
+                "np.zeros without a dtype; use math.sqrt, or dtype=x.dtype")
+    if e.dtype.kind in "iu" and g.dtype.kind == "f":
+        return "the codes are whole numbers but have a floating-point dtype; use .astype"
     return ""
 
 
 def _value_cause(g, e, args, tolerance):
     tol = max(tolerance, 1e-5)
     G, E = np.asarray(g, np.float64), np.asarray(e, np.float64)
-    if not np.isfinite(G).all(): return "a division by zero, a logarithm of zero, or an exponential of a large number"
+    if not np.isfinite(G).all():
+        return "a division by zero, a logarithm of zero, or an exponential of a large number"
     if not G.any() and E.any(): return "your result is 0 everywhere"
-    if close(-G, E, tol): return "the sign is flipped"
+    if close(-G, E, tol): return "the sign is wrong"
     big = abs(E) > 1e-3 * abs(E).max(initial=0)
     if E.size > 1 and big.sum() > 1:
         ratio = G[big] / E[big]
-        if abs(ratio - ratio.mean()).max() <= 1e-4 * abs(ratio.mean()) and close(G, E * ratio.mean(), 1e-3):
-            return f"your output is {_number(ratio.mean())}× what is expected, everywhere: a factor is wrong or missing"
-    if E.ndim >= 2 and E.shape[-1] == E.shape[-2] and close(G.swapaxes(-1, -2), E, tol): return "it is transposed"
-    difference = G - E
-    if E.size > 2 and abs(difference - difference.flat[0]).max() <= tol * max(abs(E).max(), 1e-12):
-        return f"your output is off by {_number(difference.flat[0])} everywhere: a constant is missing or too many"
+        constant = abs(ratio - ratio.mean()).max() <= 1e-4 * abs(ratio.mean())
+        if constant and close(G, E * ratio.mean(), 1e-3):
+            return (f"your result is {_number(ratio.mean())} times the expected one everywhere: "
+                    "a factor is wrong or missing")
+    square = E.ndim >= 2 and E.shape[-1] == E.shape[-2]
+    if square and close(G.swapaxes(-1, -2), E, tol): return "it is transposed"
+    D = G - E
+    bound = tol * max(abs(E).max(initial=0), 1e-12)
+    if E.size > 2 and abs(D - D.flat[0]).max() <= bound:
+        return (f"your result differs by {_number(D.flat[0])} everywhere: a constant is missing, "
+                "or one is too many")
     for i, a in enumerate(args):
         a = a.data if isinstance(a, Tensor) else a
         if isinstance(a, np.ndarray) and a.shape == E.shape and a.any():
@@ -142,21 +192,22 @@ def _value_cause(g, e, args, tolerance):
             if close(G, E + a, tol): return f"a term is counted twice: argument {i + 1}"
     if E.ndim >= 2:
         for axis in range(E.ndim):
-            d = np.diff(difference, axis=axis)
-            if abs(d).max(initial=0) <= tol * max(abs(E).max(), 1e-12) and E.shape[axis] > 1:
-                return f"the difference is the same along axis {axis}: a term that does not depend on it, such as a bias"
+            if abs(np.diff(D, axis=axis)).max(initial=0) <= bound and E.shape[axis] > 1:
+                return (f"the difference is the same along axis {axis}: look for a term that does "
+                        "not depend on it, such as a bias")
         for axis in range(E.ndim):
             total = G.sum(axis, keepdims=True)
             sums_to_one = G.min() >= 0 and abs(total - 1).max() < 1e-4
             if E.shape[axis] > 1 and sums_to_one and abs(E.sum(axis) - 1).max(initial=0) > 1e-3:
                 return f"it is normalised along axis {axis}, which is the wrong one"
-    wrong = ~np.isclose(G, E, rtol=0, atol=tol * max(abs(E).max(initial=0), 1e-12))
-    if e.dtype.kind in "iu" and abs(difference).max() == 1:
-        return f"{int(wrong.sum())} of {wrong.size} are off by one: look at how you round, and at ties"
+    wrong = ~np.isclose(G, E, rtol=0, atol=bound)
+    count = f"{int(wrong.sum())} of {wrong.size} numbers"
+    if e.dtype.kind in "iu" and abs(D).max() == 1:
+        return f"{count} are off by one: look at how you round, and at ties"
     if wrong.sum() <= wrong.size // 2 and wrong.size > 1:
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        return (f"{int(wrong.sum())} of {wrong.size} numbers differ, the first at [{', '.join(map(str, at))}]: "
-                f"{_number(G[at])}, expected {_number(E[at])}")
+        return (f"{count} differ, the first at [{', '.join(map(str, at))}]: {_number(G[at])}, "
+                f"expected {_number(E[at])}")
     return ""
 
 

@@ -5,29 +5,33 @@ from dataclasses import dataclass
 __all__ = ["Exercise"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exercise:
-    """One function for a student to write.
+    """One function for a student to write. `worth.py` reads its points and minutes from the lesson.
 
-    name: "topic.what"; the student's function is called `topic_what`.
-    reference: the right function, the package's own or made of it. It says how many arguments there are, and what type,
-        shape and dtype a result has.
-    cases: rng → a tuple of arguments; called with several generators, it should vary sizes and leave no symmetry (a square
-        matrix hides a transpose). Arguments are arrays, Tensors, numbers, strings, None, functions of the package, and
-        tuples, lists and dicts of these.
-    special: (sentence, rng → arguments) for cases with an answer one can see, compared before the random ones.
+    name: "topic.task"; the student's function is called `topic_task`.
+    title: a phrase, which the lesson prints as the exercise's heading.
+    reference: the right function, either the package's own or a few lines around it. Its signature
+        is the student's signature; its result sets the type, shape and dtype that are expected.
+    cases: rng → a tuple of arguments. It is called with several generators, so it should vary the
+        sizes and leave no symmetry (a square matrix hides a transpose). Arguments are arrays,
+        Tensors, numbers, strings, None, functions of this package, or tuples, lists and dicts of
+        these.
+    special: (sentence, rng → arguments) for cases whose answer is obvious, checked before the
+        random ones.
     gradient: names of the Tensor arguments whose gradients are compared, for functions of Tensors.
-    invariants: (sentence, predicate): `predicate(fn, rng)` is true of a right function. They come last, and are for what
-        values at single points do not show.
-    mistakes: (sentence, wrong variant of the reference): when a student's result is what the variant gives, the sentence
-        is the likely cause.
-    symptoms: (sentence, predicate): `predicate(got, expected, arguments)` is true of arrays that the mistake gives.
-    tolerance: largest difference accepted, relative to the largest number expected; 0 for whole numbers and codes.
+    invariants: (sentence, predicate), where `predicate(fn, rng)` is true if fn is right. They are
+        checked last and cover properties that no single comparison of values shows.
+    mistakes: (sentence, wrong variant of the reference). If a student's result equals the variant's
+        result, the sentence is the likely cause.
+    symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
+        mistake by the arrays it produces.
+    tolerance: the largest accepted difference, relative to the largest expected number; 0 for
+        integers and codes.
+    hint: what helps a student who is stuck, without the finished code.
     """
     name: str
     title: str
-    points: int
-    minutes: int
     reference: Callable
     cases: Callable
     hint: str
@@ -38,4 +42,7 @@ class Exercise:
     symptoms: tuple = ()
     tolerance: float = 1e-5
 
-    function = property(lambda self: self.name.replace(".", "_"))
+    @property
+    def function(self) -> str:
+        """The name of the student's function."""
+        return self.name.replace(".", "_")

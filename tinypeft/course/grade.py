@@ -1,73 +1,96 @@
 """Grading: submissions → points, with fresh data.
 
-A submission's cells run in a process of their own, in a folder that is thrown away, for a limited time. Then the lesson's
-exercises are checked on the functions they defined, with arguments of another seed than the student saw: the arguments are
-drawn and the results compared here, so that a notebook which prints "passed", or puts something else in the place of
-`tp.check`, gains nothing. It is not a sandbox: a submission can do to this machine what its user can. Grade in a container
-or under an account of its own what you do not trust.
+The cells of a submission run in their own process, in a temporary folder, for a limited time. Then
+the lesson's exercises are checked on the functions that the cells defined, with another seed than
+the student saw. The arguments are drawn and the results compared in the grader's process, so that a
+notebook that prints "passed", or replaces `tp.check`, gains nothing.
+
+This is not a sandbox: a submission can do to the machine whatever its user can. Grade submissions
+that you do not trust in a container or under a separate account.
 """
+from __future__ import annotations
+
 import csv
 import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .check import judge
 from .exercises import TOPICS, of_topic
+from .judge import judge
 from .percent import sources
 from .wire import Worker
+from .worth import worth
 
-__all__ = ["Grade", "grade", "submissions", "write_csv"]
+__all__ = ["Grade", "as_json", "grade", "submissions", "write_csv"]
 
 
 @dataclass
 class Grade:
-    """One submission's result. exercises: name → {"points", "of", "message"}. problem: what went wrong in running it."""
+    """The result of one submission. exercises: name → {"points", "of", "message"}. problem: the
+    error in running it."""
     student: str
     file: str
     lesson: str | None = None
-    exercises: dict = field(default_factory=dict)
+    exercises: dict[str, dict] = field(default_factory=dict)
     problem: str | None = None
 
-    points = property(lambda self: sum(e["points"] for e in self.exercises.values()))
-    of = property(lambda self: sum(e["of"] for e in self.exercises.values()))
+    @property
+    def points(self) -> int:
+        return sum(e["points"] for e in self.exercises.values())
 
-    def record(self):
+    @property
+    def of(self) -> int:
+        """The points of a perfect submission."""
+        return sum(e["of"] for e in self.exercises.values())
+
+    def record(self) -> dict:
+        """The grade as plain values, for JSON."""
         return {**asdict(self), "points": self.points, "of": self.of}
 
-    def __repr__(self):
-        lines = [f"{self.student}: {self.points} of {self.of} points in {self.lesson or 'no known lesson'}"]
+    def __repr__(self) -> str:
+        lesson = self.lesson or "an unknown lesson"
+        lines = [f"{self.student}: {self.points} of {self.of} points in {lesson}"]
         if self.problem: lines.append(f"  {self.problem}")
-        lines += [f"  {name:<24}{e['points']}/{e['of']}  {e['message']}" for name, e in self.exercises.items()]
+        for name, e in self.exercises.items():
+            lines.append(f"  {name:<24}{e['points']}/{e['of']}  {e['message']}")
         return "\n".join(lines)
 
 
-def submissions(paths):
-    """The notebooks and Python files among `paths`, folders searched: ValueError for a path without any."""
+def submissions(paths: Iterable[str | Path]) -> list[Path]:
+    """The notebooks and Python files among `paths`, folders searched. ValueError for a path that
+    has none."""
     found = []
     for path in map(Path, paths):
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        hidden = lambda f: any(part.startswith((".", "__")) for part in f.relative_to(path).parts)         # noqa: B023
-        files = [f for f in files if f.is_file() and f.suffix in (".ipynb", ".py") and not hidden(f)]
-        if not files: raise ValueError(f"grade: no notebook and no Python file in {path}")
+        files = [f for f in files if f.is_file() and f.suffix in (".ipynb", ".py") and not any(
+            part.startswith((".", "__")) for part in f.relative_to(path).parts)]
+        if not files: raise ValueError(f"grade: there is no notebook and no Python file in {path}")
         found += files
     return found
 
 
-def grade(paths, lesson=None, seed=1, seconds=300, jobs=2, say=None):
-    """Grade submissions, `jobs` at a time → a list of `Grade`, in the order of `submissions(paths)`.
+def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: int = 1,
+          seconds: float = 300, jobs: int = 2,
+          say: Callable[[Grade], object] | None = None) -> list[Grade]:
+    """Grade submissions, `jobs` at a time; returns a `Grade` for each of `submissions(paths)`, in
+    that order.
 
-    lesson: number or name; otherwise each file's own, by its name or by the exercises that it checks. seed: of the data.
-    seconds: for running one notebook. say: told each result as it is there."""
-    chosen = sources(lesson)[0].stem if lesson is not None else None
+    lesson: its number or name; if None, each file's name or the exercises it checks decide. seed:
+    of the data. seconds: the limit for running one notebook. say: called with each grade as soon as
+    it is known.
+    """
+    path, *_ = sources(lesson)                           # raises if the lessons are not there
+    chosen = None if lesson is None else path.stem
 
     def one(path):
         try:
             result = grade_one(path, chosen, seed, seconds)
-        except Exception as e:                                   # nothing in one submission stops the others
+        except Exception as e:                           # one submission must not stop the others
             result = Grade(student(path), str(path), chosen, problem=f"{type(e).__name__}: {e}")
         if say: say(result)
         return result
@@ -75,11 +98,12 @@ def grade(paths, lesson=None, seed=1, seconds=300, jobs=2, say=None):
         return list(pool.map(one, submissions(paths)))
 
 
-def grade_one(path, lesson, seed, seconds):
+def grade_one(path: Path, lesson: str | None, seed: int, seconds: float) -> Grade:
     """The `Grade` of one file."""
     result = Grade(student(path), str(path), lesson or lesson_of(path))
     if result.lesson is None:
-        result.problem = "which lesson is it? Neither its name nor a tp.check in it says so; give --lesson NN"
+        result.problem = ("cannot tell which lesson this is, neither from its name nor from a "
+                          "tp.check in it; give --lesson NN")
         return result
     topic = next(t for t, name in TOPICS.items() if name == result.lesson)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,49 +112,63 @@ def grade_one(path, lesson, seed, seconds):
         with Worker(copy, folder, seconds) as worker:
             result.problem = worker.problem
             for name, exercise in of_topic(topic).items():
-                call = worker.remote(exercise.function)
-                if call is None:
-                    passed, message = False, f"{exercise.function} is not defined" if worker.alive else "the process has ended"
-                else:
-                    passed = checked = judge(exercise, call, seed)
-                    message = checked.message + (f" Likely cause: {checked.cause}" if checked.cause else "")
-                result.exercises[name] = {"points": exercise.points if passed else 0, "of": exercise.points,
+                points = worth(name).points
+                passed, message = checked(exercise, worker, seed)
+                result.exercises[name] = {"points": points if passed else 0, "of": points,
                                           "message": message}
     return result
 
 
-def lesson_of(path):
-    """The lesson a submission is about, or None."""
+def checked(exercise, worker, seed):
+    """Whether the submission solves the exercise, and the message that says so."""
+    call = worker.remote(exercise.function)
+    if call is None:
+        reason = f"{exercise.function} is not defined" if worker.alive else "the process has ended"
+        return False, reason
+    result = judge(exercise, call, seed)
+    cause = f" Likely cause: {result.cause}" if result.cause else ""
+    return result.passed, result.message + cause
+
+
+def lesson_of(path: Path) -> str | None:
+    """The lesson that a submission answers, by its name, or by the exercises that it checks or
+    defines."""
     for name in TOPICS.values():
         if name in path.stem: return name
-    topics = re.findall(r'tp\.check\(\\?["\'](\w+)\.', path.read_text(encoding="utf-8", errors="replace"))
-    topics += [t for t in TOPICS if re.search(rf"def {t}_\w+\(", path.read_text(encoding="utf-8", errors="replace"))]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    topics = re.findall(r'tp\.check\(\\?["\'](\w+)\.', text)
+    topics += [t for t in TOPICS if re.search(rf"def {t}_\w+\(", text)]
     known = [t for t in topics if t in TOPICS]
     return TOPICS[max(known, key=known.count)] if known else None
 
 
-def student(path):
-    """Whose it is: the file's name, or the nearest folder's where that is the lesson's own (07_lora.ipynb, 07/…)."""
+def student(path: Path) -> str:
+    """The student's name: the file's name or, if that is the lesson's (07_lora.ipynb), the nearest
+    folder's."""
     lessons = {*TOPICS.values(), *(name[:2] for name in TOPICS.values())}
     names = [path.stem, *(folder.name for folder in path.resolve().parents)]
     return next((name for name in names if name and name not in lessons), path.stem)
 
 
-def write_csv(grades, path):
-    """One row per submission: student, lesson, points, of, one column per exercise, problem."""
+def write_csv(grades: Iterable[Grade], path: str | Path) -> None:
+    """One row per submission: student, file, lesson, points, of, one column per exercise,
+    problem."""
+    grades = list(grades)
     names = list(dict.fromkeys(name for g in grades for name in g.exercises))
     with open(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["student", "file", "lesson", "points", "of", *names, "problem"])
         for g in grades:
-            rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of,
-                           *(g.exercises[n]["points"] if n in g.exercises else "" for n in names), _cell(g.problem or "")])
+            points = [g.exercises[n]["points"] if n in g.exercises else "" for n in names]
+            rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, *points,
+                           _cell(g.problem or "")])
 
 
 def _cell(text):
-    """Text that a spreadsheet will not take for a formula."""
+    """The text, quoted if a spreadsheet would take it for a formula."""
     return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
 
-def as_json(grades):
+def as_json(grades: Iterable[Grade]) -> str:
+    """All grades as one JSON list."""
     return json.dumps([g.record() for g in grades], indent=1, ensure_ascii=False)

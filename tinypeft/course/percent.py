@@ -1,108 +1,185 @@
-"""Lessons as text: `lessons/src/NN_name.py` in percent format, the one source of a lesson and of its assignment.
+"""Lessons as text: a percent file, lessons/src/NN_name.py, becomes a lesson and its assignment.
 
-    # %% [markdown]                                          prose, each line behind "# "
-    # %%                                                     code
-    # %% exercise=lora.forward points=3 minutes=10           a function for the student to write, between the marks
-        ### BEGIN SOLUTION
+    # %% [markdown]                                   prose, each line behind "# "
+    # %%                                              code
+    # %% exercise=lora.forward points=3 minutes=10    a function for the student to write
+        ### BEGIN SOLUTION                            the solution stands between these marks
         ### END SOLUTION
 
-The code cell behind an exercise calls `tp.check` with the exercise's name: there the points are given. Two notebooks are
-made of it: the lesson, with the solutions and what running them shows, and the assignment, with a stub in the place of
-each solution. Both carry nbgrader's metadata (schema 3), so that a course that uses nbgrader takes them as they are.
+The code cell after an exercise calls `tp.check` with the exercise's name; that cell earns the
+points. An exercise's heading is generated, so that its number, title, points and minutes stand in
+one place each:
+
+    # ### {exercise}                        → ### Exercise 1 · Its title (3 points, 10 minutes)
+    # ### {exercise} · Your choice (open, 5 points, 30 minutes)
+                                            → ### Exercise 5 · Your choice (open, 5 points, …)
+
+Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
+assignment, which has a stub in place of each solution. Both carry nbgrader's metadata (schema 3),
+so that a course that uses nbgrader can take them as they are.
 """
+from __future__ import annotations
+
 import hashlib
+import itertools
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["Cell", "LESSONS", "SRC", "assignment", "execute", "lesson", "parse", "read", "sources"]
+from .exercises import find
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+__all__ = ["Cell", "LESSONS", "SOURCES", "assignment", "execute", "headed", "lesson", "parse",
+           "parsed", "read", "sources"]
 
 LESSONS = Path(__file__).parents[2] / "lessons"
-SRC = LESSONS / "src"
+SOURCES = LESSONS / "src"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
 
 
 @dataclass
 class Cell:
-    """kind: "markdown" or "code". source: its text. options: of an exercise, name → value. line: of its header."""
+    """One cell of a source. kind: "markdown" or "code". options: of an exercise, its name, points
+    and minutes. line: the number of the cell's header line."""
     kind: str
     source: str
-    options: dict = field(default_factory=dict)
+    options: dict[str, str | int] = field(default_factory=dict)
     line: int = 0
 
-    exercise = property(lambda self: self.options.get("exercise"))
+    @property
+    def exercise(self) -> str | None:
+        """The name of the exercise that this cell solves, or None."""
+        return self.options.get("exercise")
 
 
 # -- reading -------------------------------------------------------------------------------------
-def sources(which=None):
-    """The lessons' source files in order; of one by its number or name ("7", "07", "07_lora"). KeyError if there is none."""
-    files = sorted(SRC.glob("[0-9][0-9]_*.py"))
+def sources(which: str | int | None = None) -> list[Path]:
+    """The lessons' source files, in order, or the one that `which` names: "7", "07" or "07_lora".
+
+    Raises KeyError if there is no such lesson, FileNotFoundError if there are no sources at all.
+    """
+    files = sorted(SOURCES.glob("[0-9][0-9]_*.py"))
+    if not files:
+        raise FileNotFoundError(f"there are no lesson sources in {SOURCES}; the course needs a "
+                                "checkout of the repository, with lessons/ beside the package")
     if which is None: return files
-    found = [f for f in files if str(which) in (f.stem, f.stem[:2]) or str(which).isdigit() and int(which) == int(f.stem[:2])]
+    number = int(which) if str(which).isdigit() else None
+    found = [f for f in files if f.stem == which or int(f.stem[:2]) == number]
     if not found:
-        raise KeyError(f"there is no lesson {which!r}; there are {', '.join(f.stem for f in files)}")
+        names = ", ".join(f.stem for f in files)
+        raise KeyError(f"there is no lesson {which!r}; the lessons are {names}")
     return found
 
 
-def read(path):
-    """The cells of a source file."""
+def read(path: str | Path) -> list[Cell]:
+    """The cells of a source file, with the exercises' headings written out."""
+    return headed(parsed(path), Path(path).name)
+
+
+def parsed(path: str | Path) -> list[Cell]:
+    """The cells of a source file as they stand there."""
     return parse(Path(path).read_text(encoding="utf-8"), Path(path).name)
 
 
-def parse(text, name="lesson"):
-    """The cells of a percent file. ValueError, with file and line, for anything that is not well formed."""
+def parse(text: str, name: str = "lesson") -> list[Cell]:
+    """The cells of a percent file. ValueError, with file and line, if it is not well formed."""
     cells, lines = [], text.split("\n")
     starts = [i for i, line in enumerate(lines) if line.startswith("# %%")]
     if not starts or any(line.strip() for line in lines[:starts[0]]):
-        raise ValueError(f"{name}: the first line must begin a cell, # %% or # %% [markdown]")
+        raise ValueError(f"{name}: the first line must begin a cell, with # %% or # %% [markdown]")
     for a, b in zip(starts, [*starts[1:], len(lines)], strict=True):
         where = f"{name}, line {a + 1}"
         kind, options = _header(lines[a][4:].strip(), where)
         body = "\n".join(lines[a + 1:b]).strip("\n")
         if kind == "markdown":
             wrong = [line for line in body.split("\n") if not line.startswith("#")]
-            if wrong: raise ValueError(f"{where}: a line of a markdown cell must begin with #, got {wrong[0]!r}")
+            if wrong:
+                raise ValueError(f"{where}: each line of a markdown cell must begin with #, "
+                                 f"got {wrong[0]!r}")
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
         cells.append(Cell(kind, body, options, a + 1))
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if cell.exercise and (after is None or f'tp.check("{cell.exercise}"' not in after.source):
-            raise ValueError(f'{name}, line {cell.line}: behind an exercise stands a cell with tp.check("{cell.exercise}", …)')
+            raise ValueError(f"{name}, line {cell.line}: the cell after an exercise must call "
+                             f'tp.check("{cell.exercise}", …)')
     return cells
 
 
 def _header(text, where):
     if text == "[markdown]": return "markdown", {}
     options = dict(re.findall(r"(\w+)=(\S+)", text))
-    if text and re.sub(r"\w+=\S+", "", text).strip() or options and options.keys() != {"exercise", "points", "minutes"}:
-        raise ValueError(f"{where}: expected # %%, # %% [markdown] or # %% exercise=… points=… minutes=…, got # %% {text}")
+    rest = re.sub(r"\w+=\S+", "", text).strip()
+    if rest or options and options.keys() != {"exercise", "points", "minutes"}:
+        raise ValueError(f"{where}: expected # %%, # %% [markdown] or "
+                         f"# %% exercise=… points=… minutes=…, got # %% {text}")
     return "code", {k: v if k == "exercise" else int(v) for k, v in options.items()}
 
 
 def _check_marks(body, options, where):
     open_at = None
-    marks = [(i, line.strip()) for i, line in enumerate(body.split("\n"), 1) if line.strip() in (BEGIN, END)]
+    lines = [line.strip() for line in body.split("\n")]
+    marks = [(i, line) for i, line in enumerate(lines, 1) if line in (BEGIN, END)]
     for i, mark in marks:
         if (mark == BEGIN) != (open_at is None):
-            raise ValueError(f"{where}: {mark} in line {i} of the cell, "
-                             + ("inside another solution" if mark == BEGIN else "but no solution is open"))
+            fault = "is inside another solution" if open_at else "comes where no solution is open"
+            raise ValueError(f"{where}: {mark} in line {i} of the cell {fault}")
         open_at = i if mark == BEGIN else None
-    if open_at: raise ValueError(f"{where}: the solution that begins in line {open_at} of the cell does not end")
-    if bool(marks) != bool(options):
-        raise ValueError(f"{where}: " + ("an exercise needs a solution between its marks" if options
-                                         else "a solution stands in a cell that is no exercise"))
+    if open_at:
+        raise ValueError(f"{where}: the solution in line {open_at} of the cell does not end")
+    if marks and not options:
+        raise ValueError(f"{where}: a solution stands in a cell that is no exercise")
+    if options and not marks:
+        raise ValueError(f"{where}: an exercise needs a solution between its marks")
+
+
+def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:
+    """The cells, with number, title, points and minutes in place of `{exercise}` in headings.
+
+    Raises ValueError unless each exercise has exactly one heading, in the text before its cell.
+    """
+    made, numbers, headings = [], itertools.count(1), []
+    for i, cell in enumerate(cells):
+        following = next((c for c in cells[i:] if c.exercise), None)
+
+        def heading(match, following=following):
+            level, title = match.groups()
+            if title is None:
+                headings.append(following)
+                title = _title(following) if following else ""
+            return f"{level}Exercise {next(numbers)}{title}"
+        if cell.kind == "markdown": cell = replace(cell, source=HEADING.sub(heading, cell.source))
+        made.append(cell)
+    if headings != [cell for cell in cells if cell.exercise]:
+        raise ValueError(f"{name}: each exercise needs one heading, # ### {{exercise}}, before its "
+                         f"cell; got {len(headings)} headings, which stand before "
+                         + ", ".join(cell.exercise if cell else "no exercise" for cell in headings))
+    return made
+
+
+def _title(cell):
+    points, minutes = cell.options["points"], cell.options["minutes"]
+    title, plural = find(cell.exercise).title, "s" * (points != 1)
+    return f" · {title} ({points} point{plural}, {minutes} minutes)"
 
 
 # -- notebooks -----------------------------------------------------------------------------------
-def lesson(cells):
+def lesson(cells: list[Cell]) -> NotebookNode:
     """The notebook with solutions, not yet executed."""
-    return _notebook(cells, lambda cell: re.sub(rf" *({BEGIN}|{END})\n?", "", cell.source).rstrip())
+    marks = re.compile(rf" *({BEGIN}|{END})\n?")
+    return _notebook(cells, lambda cell: marks.sub("", cell.source).rstrip())
 
 
-def assignment(cells, solved=False):
-    """The student's notebook; solved: with solutions between nbgrader's marks, the source of nbgrader's own commands."""
+def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
+    """The student's notebook, with a stub in place of each solution. solved: keep the solutions
+    between nbgrader's marks, which makes the notebook the source for nbgrader's own commands."""
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
     def source(cell):
@@ -112,7 +189,7 @@ def assignment(cells, solved=False):
     return _notebook(cells, source, graded=True)
 
 
-def _notebook(cells, source, graded=False):
+def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = False):
     import nbformat.v4 as v4
     made, used, exercise = [], set(), None
     for cell in cells:
@@ -124,8 +201,9 @@ def _notebook(cells, source, graded=False):
         if graded and cell.exercise:
             new.metadata["nbgrader"] = _nbgrader(cell.exercise, solution=True)
         if graded and exercise:
-            new.metadata["nbgrader"] = _nbgrader(f"check-{exercise.exercise}", grade=True, locked=True,
-                                                 points=exercise.options["points"])
+            points = exercise.options["points"]
+            new.metadata["nbgrader"] = _nbgrader(f"check-{exercise.exercise}", points=points,
+                                                 grade=True, locked=True)
         exercise = cell if cell.exercise else None
         made.append(new)
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -134,22 +212,30 @@ def _notebook(cells, source, graded=False):
 
 
 def _nbgrader(name, grade=False, solution=False, locked=False, **more):
-    return {"grade": grade, "grade_id": name.replace(".", "-"), "locked": locked, "schema_version": 3, "solution": solution,
-            "task": False, **more}
+    return {"grade": grade, "grade_id": name.replace(".", "-"), "locked": locked,
+            "schema_version": 3, "solution": solution, "task": False, **more}
 
 
-def execute(notebook, folder=LESSONS, timeout=300):
-    """Run all cells in a fresh kernel that imports this package; the outputs go into `notebook`, which is returned.
+def execute(notebook: NotebookNode, folder: str | Path = LESSONS,
+            timeout: float = 300) -> NotebookNode:
+    """Run all cells in a fresh kernel that imports this package. The outputs go into `notebook`,
+    which is returned.
 
-    Raises nbclient's CellExecutionError, or CellTimeoutError after `timeout` seconds in one cell."""
+    Raises nbclient's CellExecutionError if a cell fails, and CellTimeoutError if one takes more
+    than `timeout` seconds.
+    """
     from nbclient import NotebookClient
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    kernel = {k: v for k, v in os.environ.items() if not k.startswith("NBGRADER_")} | {"PYTHONPATH": path, "MPLBACKEND": "agg"}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, extra_arguments=["--log-level=40"],
-                   resources={"metadata": {"path": str(folder)}}).execute(env=kernel)
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    kernel = {k: v for k, v in os.environ.items() if not k.startswith("NBGRADER_")}
+    kernel |= {"PYTHONPATH": path, "MPLBACKEND": "agg"}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False,
+                            extra_arguments=["--log-level=40"],
+                            resources={"metadata": {"path": str(folder)}})
+    client.execute(env=kernel)
     for cell in notebook.cells:
         if cell.cell_type != "code": continue
         cell.metadata.pop("execution", None)
-        if any(out.output_type == "stream" and out.name == "stderr" for out in cell.outputs):
-            print("".join(out.text for out in cell.outputs if out.get("name") == "stderr"), file=sys.stderr)
+        warnings = [out.text for out in cell.outputs if out.get("name") == "stderr"]
+        if warnings: print("".join(warnings), file=sys.stderr)
     return notebook

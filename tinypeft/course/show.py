@@ -1,59 +1,88 @@
-"""What lessons show: the package's own source, the study's pictures, figures.
+"""What lessons show: the package's own source, the study's pictures, and figures.
 
-    show(F.linear)              the source of a function or class, as it is now: prose beside it cannot drift
-    show(F.linear, "y = ")      the lines with that text and their neighbours
-    show("rank")                a picture of the study, drawn from the stored results, with its caption
+    show(F.linear)              the source of a function or class, read when the cell runs
+    show(F.linear, "y = ")      only the lines with that text, and their neighbours
+    show(tp.LoRA)               a method or scheme: first its module's docstring (paper, equation,
+                                symbols, differences between implementations), then the class
+    show("rank")                a picture of the study, drawn from the stored results, with caption
 """
+from __future__ import annotations
+
 import inspect
 import io
+import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..hyper import Hyperparameters
 from ..markup import drawing
 from .png import palette_png
 
 __all__ = ["show"]
 
-FIGURES = Path(__file__).parents[2] / "figures"
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "figures"
 
 
-def show(what, around=None):
-    """Display a function's or class' source, or the study's picture of that name. Returns nothing.
+def show(shown: Callable | type | str, around: str | None = None) -> None:
+    """Display the source of a function or class, or the study's picture of that name.
 
-    Raises KeyError for a picture that does not exist; says which command measures what is not measured yet."""
-    if isinstance(what, str): _picture(what)
-    else:                     _source(what, around)
+    around: show only the lines that contain this text, with one line on either side; KeyError if
+    none does. If there is no picture of that name, or its experiment was not run yet, a sentence
+    says so.
+    """
+    if isinstance(shown, str): _picture(shown)
+    else:                      _display(source(shown, around))
 
 
-def _source(what, around):
-    path = Path(inspect.getsourcefile(what))
-    lines = textwrap.dedent(inspect.getsource(what)).rstrip().split("\n")
+def source(shown: Callable | type, around: str | None = None) -> str:
+    """The text that `show` displays: the file's path, then the source."""
+    path = Path(inspect.getsourcefile(shown))
+    lines = textwrap.dedent(inspect.getsource(shown)).rstrip().split("\n")
     if around is not None:
-        near = {j for i, line in enumerate(lines) if around in line for j in (i - 1, i, i + 1) if 0 <= j < len(lines)}
-        if not near: raise KeyError(f"show: {around!r} does not occur in the source of {what.__qualname__}")
-        kept = sorted({0} | near)
-        lines = [text for i, j in zip([None, *kept], kept, strict=False)
-                 for text in (["    …"] if i is not None and j > i + 1 else []) + [lines[j]]]
-    where = path.relative_to(Path(__file__).parents[2]).as_posix()
-    _display("\n".join([f"# {where}", *lines]))
+        lines = _excerpt(lines, around, shown.__qualname__)
+    elif isinstance(shown, type) and issubclass(shown, Hyperparameters):
+        paper = sys.modules[shown.__module__].__doc__
+        ours = shown.__module__.startswith("tinypeft.")          # not a class that a reader wrote
+        if ours and paper: lines = [f'"""{paper.rstrip()}', '"""', "", "", *lines]
+    where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    return "\n".join([f"# {where}", *lines])
+
+
+def _excerpt(lines, around, name):
+    """The first line, and the lines with the text `around` and their neighbours; … where lines are
+    left out."""
+    found = [i for i, line in enumerate(lines) if around in line]
+    if not found: raise KeyError(f"show: {around!r} does not occur in the source of {name}")
+    near = {j for i in found for j in (i - 1, i, i + 1)} & set(range(len(lines)))
+    excerpt, before = [], -1
+    for i in sorted({0} | near):
+        if i > before + 1: excerpt.append("    …")
+        excerpt.append(lines[i])
+        before = i
+    return excerpt
 
 
 def _picture(name):
     from ..study import pictures
     if name not in pictures.PICTURES:
-        print(f"show: there is no picture {name!r}; there are {', '.join(pictures.PICTURES)}")
+        names = ", ".join(pictures.PICTURES)
+        print(f"show: there is no picture {name!r}; the pictures are {names}")
         return
     absent = pictures.missing(FIGURES, name)
     if absent:
-        print(f"not measured in this checkout: python -m tinypeft figures {' '.join(absent)} --rerun")
+        print("not measured in this checkout; to measure it, run: "
+              f"python -m tinypeft figures {' '.join(absent)} --rerun")
         return
     drawn = pictures.drawing(FIGURES, name)
     from IPython.display import Image, Markdown, display
     if isinstance(drawn.figure, str):
-        image = drawing(drawn.figure, drawn.alt)
-        display({"image/svg+xml": drawn.figure, "text/html": image, "text/plain": drawn.alt}, raw=True)
+        display({"image/svg+xml": drawn.figure, "text/html": drawing(drawn.figure, drawn.alt),
+                 "text/plain": drawn.alt}, raw=True)
     else:
         display(Image(_png(drawn.figure), alt=drawn.alt))
     display(Markdown(f"**{drawn.sentence}** {drawn.detail}"))
@@ -64,9 +93,9 @@ def _display(code):
     display({"text/plain": code, "text/markdown": f"```python\n{code}\n```"}, raw=True)
 
 
-# -- figures as a cell's value -------------------------------------------------------------------
-def _png(figure):
-    """A figure as PNG, 100 dots per inch, without a date, in few colours and bytes."""
+# -- a figure as a cell's value ------------------------------------------------------------------
+def _png(figure: Any) -> bytes:
+    """A figure as PNG: 100 dots per inch, without a date, in few colours and bytes."""
     from matplotlib.image import imread
 
     from ..study import plot
@@ -77,18 +106,19 @@ def _png(figure):
 
 
 def _figures_are_pictures():
-    """In a notebook, let a Matplotlib figure that is a cell's value be shown, without pyplot, and in the house style."""
-    import sys
+    """In a notebook, display a Matplotlib figure that is a cell's value, without pyplot, in the
+    house style."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        from matplotlib import rcParams
+    if shell is None: return
+    from matplotlib import rcParams
 
-        from ..study.plot import STYLE
-        rcParams.update(STYLE)
-        shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
-        shell.display_formatter.formatters["text/plain"].for_type_by_name(
-            "matplotlib.figure", "Figure", lambda figure, printer, cycle: printer.text("a figure"))
-        shell.display_formatter.formatters["text/html"].for_type_by_name("matplotlib.figure", "Figure", lambda figure: None)
+    from ..study.plot import STYLE
+    rcParams.update(STYLE)
+    formatters, figure = shell.display_formatter.formatters, ("matplotlib.figure", "Figure")
+    formatters["image/png"].for_type_by_name(*figure, _png)
+    say = lambda fig, printer, cycle: printer.text("a figure")
+    formatters["text/plain"].for_type_by_name(*figure, say)
+    formatters["text/html"].for_type_by_name(*figure, lambda fig: None)
 
 
 _figures_are_pictures()

@@ -1,7 +1,10 @@
-"""The process that runs a submission: `python -m tinypeft.course.worker FILE ASK ANSWER`, started by `wire.Worker`.
+"""The process that runs a submission, started by `wire.Worker`.
 
-All code cells run in order, in one namespace, as in a kernel; a cell that fails does not stop the next. Then the functions
-that were defined are called with the arguments that come through the pipe ASK, and what they give goes into ANSWER.
+    python -m tinypeft.course.worker FILE ASK ANSWER
+
+All code cells run in order, in one namespace, as in a kernel; a cell that fails does not stop the
+next one. Then the functions that the cells defined are called with the arguments that come through
+the pipe ASK, and the outcomes go into the pipe ANSWER.
 """
 import dataclasses
 import inspect
@@ -9,14 +12,15 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .calls import Local
 from .wire import receive, send
 
 
-def run(path):
-    """(namespace, problem): what a notebook or a Python file defines, and what went wrong, or None."""
+def run(path: Path) -> tuple[dict, str | None]:
+    """The namespace that a notebook or a Python file leaves, and the error in it, or None."""
     if path.suffix != ".ipynb":
         try:
             return runpy.run_path(str(path)), None
@@ -32,26 +36,33 @@ def run(path):
     return shell.user_ns, "; ".join(problems[:3]) or None
 
 
-def described(fn):
-    """Where a function was defined, and its parameters as (name, kind, has a default)."""
+def description(fn: Callable) -> tuple[str, list | None]:
+    """The module that defines a function, and its parameters as (name, kind, has a default)."""
     try:
-        parameters = [(p.name, int(p.kind), p.default is not p.empty) for p in inspect.signature(fn).parameters.values()]
+        signature = inspect.signature(fn)
+        parameters = [(p.name, int(p.kind), p.default is not p.empty)
+                      for p in signature.parameters.values()]
     except (TypeError, ValueError):
         parameters = None
     return str(getattr(fn, "__module__", "")), parameters
 
 
-def main(path, ask, answer):
+def main(path: str, ask: str, answer: str) -> None:
+    """Run the file, send a description of its functions, then answer calls until the pipe is
+    closed."""
     with os.fdopen(int(ask), "rb") as questions, os.fdopen(int(answer), "wb") as answers:
         namespace, problem = run(Path(path))
-        functions = {name: fn for name, fn in namespace.items() if callable(fn) and not name.startswith("_")}
-        send(answers, {"functions": {name: described(fn) for name, fn in functions.items()}, "problem": problem})
+        functions = {name: fn for name, fn in namespace.items()
+                     if callable(fn) and not name.startswith("_")}
+        described = {name: description(fn) for name, fn in functions.items()}
+        send(answers, {"functions": described, "problem": problem})
         while True:
             try:
                 q = receive(questions)
             except EOFError:
                 return
-            outcome = Local(functions[q["name"]])(q["args"], q["names"], q["differentiate"], q["upstream"])
+            call = Local(functions[q["name"]])
+            outcome = call(q["args"], q["names"], q["differentiate"], q["upstream"])
             send(answers, {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)})
 
 

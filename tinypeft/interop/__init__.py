@@ -9,7 +9,7 @@
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     gguf.py           `GPT` → GGUF, the format of llama.cpp
 """
-from ..peft.model import FORMATS, Format
+from ..peft.folders import FORMATS, Format
 from .adapters import AdapterError, load_peft, peft_content, save_peft
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import HuggingFaceError, Report

@@ -29,7 +29,9 @@ from ..files import write_atomically
 from ..gpt import GPT
 from ..hints import Array
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
-from ..peft.model import MethodError, PeftModel, attach_with
+from ..peft.folders import attach_with
+from ..peft.method import MethodError
+from ..peft.model import PeftModel
 from .folder import HuggingFaceError
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config, Tensors

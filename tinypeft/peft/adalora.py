@@ -52,7 +52,7 @@ from .. import functional as F
 from ..nn import Parameter
 from ..targets import match_targets
 from .lora import LowRankLinear, check_ranks
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 

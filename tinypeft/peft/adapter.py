@@ -30,7 +30,7 @@ import numpy as np
 
 from .. import functional as F
 from ..nn import Module, Parameter
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["ACTIVATIONS", "Adapter", "BottleneckAdapter", "check_bottleneck", "truncated_normal"]
 

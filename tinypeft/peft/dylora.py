@@ -35,7 +35,7 @@ from ..targets import match_targets
 from ..tensor import where
 from ..train import evaluate
 from .lora import LoRALinear, check_ranks
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["DyLoRA", "DyLoRALinear", "search_rank"]
 

@@ -31,7 +31,7 @@ import numpy as np
 from .. import functional as F
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
 from ..targets import match_targets
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
 

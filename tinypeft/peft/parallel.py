@@ -26,7 +26,7 @@ import numpy as np
 from .. import functional as F
 from ..nn import Module, Parameter, kaiming_uniform
 from .adapter import ACTIVATIONS, check_bottleneck
-from .model import Method, MethodError
+from .method import Method, MethodError
 
 __all__ = ["Parallel", "ParallelAdapter"]
 

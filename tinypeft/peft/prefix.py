@@ -39,7 +39,7 @@ import numpy as np
 from ..generate import KVCache
 from ..nn import Dropout, Linear, Parameter
 from ..tensor import no_grad
-from .model import Method, MethodError
+from .method import Method, MethodError
 from .virtual import VirtualTokens, check_length, check_words, starting_words
 
 __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]

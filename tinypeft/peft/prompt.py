@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..nn import Parameter
-from .model import Method
+from .method import Method
 from .virtual import VirtualTokens, check_length, check_words, starting_words
 
 __all__ = ["Prompt", "PromptTuning"]

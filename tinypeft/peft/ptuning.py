@@ -35,7 +35,7 @@ import numpy as np
 from ..nn import Linear, Module, Parameter
 from ..tensor import no_grad
 from .lstm import BiLSTM
-from .model import Method, MethodError
+from .method import Method, MethodError
 from .virtual import VirtualTokens, check_length
 
 __all__ = ["PTuning", "PseudoTokens", "places"]

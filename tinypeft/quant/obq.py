@@ -1,48 +1,58 @@
-"""OBQ, Optimal Brain Quantization: one weight at a time, the others make up for it. The ancestor of GPTQ.
+"""OBQ, Optimal Brain Quantization: round one weight at a time; the others make up for its error.
 
-Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580), §5; restated as eqs. (2) and (3) of
-the GPTQ paper (arXiv 2210.17323), whose letters are used here. Every row w of W is a problem of its own: minimise
-‖wX − ŵX‖² over ŵ on a grid. This error is a quadratic form with Hessian H = 2XXᵀ; F are the weights still free:
+Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580), §5: the ancestor
+of GPTQ, whose paper (arXiv 2210.17323) restates it as equations (2) and (3), in the letters used
+here. Every row w of W is a problem of its own: minimise ‖wX − ŵX‖² over ŵ on a grid. This error is
+a quadratic form with Hessian H = 2XXᵀ. F is the set of weights that are still free:
 
-    q = argmin_q (quant(w_q) − w_q)² / [H_F⁻¹]_qq        δ_F = −(w_q − quant(w_q)) / [H_F⁻¹]_qq · (H_F⁻¹)_{:,q}      (2)
-
-    H_F⁻¹ without q  =  H_F⁻¹ − (H_F⁻¹)_{:,q} (H_F⁻¹)_{q,:} / [H_F⁻¹]_qq                                            (3)
+    q = argmin_q (quant(w_q) − w_q)² / [H_F⁻¹]_qq
+    δ_F = −(w_q − quant(w_q)) / [H_F⁻¹]_qq · (H_F⁻¹)_{:,q}                                      (2)
+    H_F⁻¹ without q  =  H_F⁻¹ − (H_F⁻¹)_{:,q} (H_F⁻¹)_{q,:} / [H_F⁻¹]_qq                        (3)
 
     paper      here      shape
-    w          w         (d,)            a row of W (n, d), which becomes ŵ
-    H_F⁻¹      Hinv      (d, d)          rows and columns of weights already quantized are zero
+    w          w         (d,)      a row of W (n, d), which becomes ŵ
+    H_F⁻¹      Hinv      (d, d)    rows and columns of weights that are already fixed are zero
     quant      grid      a `Grid` with one row per row of W
 
-The choice of q in (2) is greedy. It is not always the better order: the fixed order 0 … d−1, with which this is GPTQ,
-has won as often. Cost: O(d³) per row; GPTQ is about that cost. The paper also quantizes at once any weight whose error
-exceeds half a step, so that one pushed outside the grid does not wait; this file does not.
+The choice of q in (2) is greedy, which is not always the better order: the fixed order 0 … d−1,
+with which OBQ is GPTQ, has won as often. OBQ costs O(d³) per row, GPTQ about that for all rows. The
+paper also rounds any weight whose error exceeds half a step immediately, so that a weight pushed
+outside the grid does not wait; this file does not.
 """
 import numpy as np
 
+from ..hints import Array
 from .uniform import Grid
 
 
-def obq(W, H, grid: Grid, greedy: bool = True) -> np.ndarray:
-    """W float (n, d), H (d, d) positive definite, grid of n rows → Ŵ, float64 (n, d), on the grid."""
+def obq(W: Array, H: Array, grid: Grid, greedy: bool = True) -> Array:
+    """W (n, d), H (d, d) positive definite, grid of n rows → Ŵ, float64 (n, d), on the grid."""
     W, H = np.asarray(W, np.float64), np.asarray(H, np.float64)
     if H.shape != (W.shape[1],) * 2:
         raise ValueError(f"obq: W {W.shape} needs H of shape {(W.shape[1],) * 2}, got {H.shape}")
     Hinv, zero = np.linalg.inv(H), np.broadcast_to(grid.zero, grid.scale.shape)
-    return np.array([obq_row(W[i].copy(), Hinv.copy(), Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low), greedy)
-                     for i in range(len(W))])
+    row = lambda i: Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low)
+    return np.array([obq_row(w, Hinv, row(i), greedy) for i, w in enumerate(W)])
 
 
-def obq_row(w, Hinv, grid, greedy):
-    """One row w (d,), with its own copy of H⁻¹; both are overwritten. Returns ŵ."""
+def obq_row(w: Array, Hinv: Array, grid: Grid, greedy: bool) -> Array:
+    """One row w (d,), H⁻¹ (d, d) and its grid of one row → ŵ (d,)."""
     free = np.ones(len(w), bool)
-    for step in range(len(w)):
-        rounded = grid.round(w[None].astype(np.float32))[0]
+    for i in range(len(w)):
+        nearest = grid.round(w[None].astype(np.float32))[0]
         loss = np.full(len(w), np.inf)
-        loss[free] = (rounded - w)[free]**2 / Hinv.diagonal()[free]
-        q = loss.argmin() if greedy else step
-        column = Hinv[:, q] / Hinv[q, q]
-        w += (rounded[q] - w[q]) * column                                 # δ_F; w_q itself becomes quant(w_q)
-        w[q], free[q] = rounded[q], False
-        Hinv -= np.outer(column, Hinv[q])                                 # (3)
-        Hinv[q] = Hinv[:, q] = 0                                          # which it is, up to rounding
+        loss[free] = (nearest - w)[free]**2 / Hinv.diagonal()[free]
+        q = loss.argmin() if greedy else i
+        w, Hinv = obq_step(w, Hinv, q, nearest[q])
+        free[q] = False
     return w
+
+
+def obq_step(w: Array, Hinv: Array, q: int, value: float) -> tuple[Array, Array]:
+    """Fix weight q at `value`: w (d,) and H_F⁻¹ (d, d) after (2) and (3), as new arrays."""
+    column = Hinv[:, q] / Hinv[q, q]
+    w = w + (value - w[q]) * column                                       # (2)
+    w[q] = value                                                          # exactly
+    Hinv = Hinv - np.outer(column, Hinv[q])                               # (3)
+    Hinv[q] = Hinv[:, q] = 0                                              # exactly
+    return w, Hinv

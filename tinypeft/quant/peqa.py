@@ -30,7 +30,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..nn import Module, Parameter, replace_modules
-from ..peft.model import Method, MethodError
+from ..peft.folders import KNOWN
+from ..peft.method import Method, MethodError
 from ..targets import match_targets
 from ..tensor import Tensor
 from .linear import QuantizedLinear
@@ -97,6 +98,9 @@ class PEQA(Scheme, Method):
         if (q.bits, q.block_size) != (self.bits, width):
             raise MethodError(f"PEQA: {path} has {q.bits} bits and a scale for every {q.block_size} weights, {self} expects "
                               f"{self.bits} and {width}; use PEQA(bits={q.bits}, group_size={q.block_size})")
+
+
+KNOWN["PEQA"] = PEQA                                     # `load_adapter` finds it by this name
 
 
 class PEQALinear(Module):

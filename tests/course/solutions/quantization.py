@@ -128,10 +128,10 @@ def float_endless(x, e, m):
 
 
 WRONG = {
-    "quantization.absmax": [(absmax_128, "one less than a power of two"), (absmax_int, "cut off"), (absmax_nan, "zeros"),
+    "quantization.absmax": [(absmax_128, "one less than a power of two"), (absmax_int, "cut x/s off"), (absmax_nan, "zeros"),
                             (lambda x, bits: np.rint(x / (np.abs(x).max() / (2**(bits - 1) - 1))), "codes"),
                             (absmax_by_axis, "whole array")],
     "quantization.survey": [(survey_sign, "libraries' sign"), (survey_min_max, "does not contain 0"), (survey_unclipped, "not clipped")],
-    "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "of its own"), (clip_absolute, "squared")],
+    "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "its own fraction"), (clip_absolute, "squared")],
     "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V")],
 }

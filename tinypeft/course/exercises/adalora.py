@@ -1,8 +1,11 @@
 """Lesson 08: a budget of rank, allocated by importance."""
 import numpy as np
 
+from ...peft.adalora import AdaLoRA
 from ...tensor import Tensor
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- adalora.penalty -------------------------------------------------------------------------------
@@ -21,29 +24,6 @@ def _orthonormal(rng):
 
 
 def _square(x): return (x * x).sum()
-
-
-PENALTY = Exercise(
-    "adalora.penalty", "the penalty", 3, 10, penalty, _factors,
-    hint="D = PᵀP − I is (r, r), and ‖D‖²_F = (D * D).sum(). The same for QQᵀ − I; add them. np.eye(r) is I.",
-    special=(("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²", _orthonormal),),
-    gradient=("P", "Q"), tolerance=1e-6,
-    mistakes=(
-        ("PPᵀ is (d_out, d_out) and compares rows; the r columns of P are compared by PᵀP",
-         lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q @ Q.T - np.eye(Q.shape[0]))),
-        ("QᵀQ is (d_in, d_in); the r rows of Q are compared by QQᵀ",
-         lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])) + _square(Q.T @ Q - np.eye(Q.shape[1]))),
-        ("both transposes are on the wrong side: PᵀP and QQᵀ are (r, r)",
-         lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q.T @ Q - np.eye(Q.shape[1]))),
-        ("the norms are squared in equation (2); you have taken roots, as the authors' code does",
-         lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])).sqrt() + _square(Q @ Q.T - np.eye(Q.shape[0])).sqrt()),
-        ("the identity is not subtracted", lambda P, Q: _square(P.T @ P) + _square(Q @ Q.T)),
-        ("the 1 is subtracted from every entry; I has ones on its diagonal alone",
-         lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
-        ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
-        ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
-        ("the squares are summed, not averaged", lambda P, Q: penalty(P, Q) / P.shape[1] ** 2),
-    ))
 
 
 # -- adalora.importance ----------------------------------------------------------------------------
@@ -70,25 +50,9 @@ def _variant(old=False, keep=np.abs, deviation=np.abs, score=np.multiply, swap=F
     return wrong
 
 
-IMPORTANCE = Exercise(
-    "adalora.importance", "importance", 3, 12, importance, _averages,
-    hint="I = |w g| first; then the new I_bar; then U with |I − new I_bar|; s is their product.",
-    special=(("no gradient: sensitivity only fades", lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
-    mistakes=(
-        ("U measures the distance from the new Ī, not from the old one", _variant(old=True)),
-        ("the sensitivity is |w g|, without a sign", _variant(keep=lambda x: x)),
-        ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=lambda x: x)),
-        ("the uncertainty takes the absolute value, not the square, of I − Ī", _variant(deviation=np.square)),
-        ("the score is the product Ī U, not the sum", _variant(score=np.add)),
-        ("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(swap=True)),
-        ("the sensitivity is the gradient times the weight", _variant(weight=False)),
-    ))
-
-
 # -- adalora.budget --------------------------------------------------------------------------------
 def budget(t, T, t_i, t_f, b0, bT):
-    progress = (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)
-    return int((b0 - bT) * (1 - progress) ** 3 + bT)
+    return AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
 
 
 def _schedule(rng):
@@ -104,33 +68,6 @@ def _at(place):
     return arguments
 
 
-BUDGET = Exercise(
-    "adalora.budget", "the schedule", 2, 8, budget, _schedule,
-    hint="Clip t to [t_i, T − t_f] first; then one formula serves all t. int(…) rounds a positive number down.",
-    tolerance=0,
-    special=(("the first step", _at(lambda T, t_i, t_f: 0)), ("the end of the first rest, t = t_i", _at(lambda T, t_i, t_f: t_i)),
-             ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
-             ("the last step", _at(lambda T, t_i, t_f: T))),
-    mistakes=(
-        ("this is equation 14 as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
-         lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else bT if t > T - t_f else
-         int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / (T - t_i - t_f)) ** 3)),
-        ("the fall is cubic, not linear",
-         lambda t, T, t_i, t_f, b0, bT: int(bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)))),
-        ("the budget is a whole number: round down", lambda t, T, t_i, t_f, b0, bT:
-         bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)) ** 3),
-        ("t_f is a duration, so the fall ends at T − t_f, not at t_f",
-         lambda t, T, t_i, t_f, b0, bT: b0 if t <= t_i else bT if t >= t_f else
-         int(bT + (b0 - bT) * (1 - (t - t_i) / (t_f - t_i)) ** 3)),
-        ("the budget rests at the start: before t_i it is b⁽⁰⁾",
-         lambda t, T, t_i, t_f, b0, bT: bT if t > T - t_f else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
-        ("the budget rests at the end: from T − t_f on it is b⁽ᵀ⁾",
-         lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
-        ("the fall takes T − t_i − t_f steps; you let it take T − t_i",
-         lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i)) ** 3)),
-    ))
-
-
 # -- adalora.allocate ------------------------------------------------------------------------------
 def allocate(scores, b):
     kept = np.zeros(scores.size, bool)
@@ -143,26 +80,98 @@ def _scores(rng):
     return rng.exponential(1, (n, r)) * rng.uniform(0.1, 3, (n, 1)), int(rng.integers(n, n * r - 2))
 
 
-ALLOCATE = Exercise(
-    "adalora.allocate", "allocation", 3, 12, allocate, _scores,
-    hint="Flatten the scores, sort them (np.argsort of −scores), mark the first b, and reshape back to (n, r).",
-    tolerance=0,
-    special=(("one matrix has all the important triplets",
-              lambda rng: (np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3)),
-             ("nothing may stay", lambda rng: (rng.exponential(1, (2, 3)), 0)),
-             ("everything may stay", lambda rng: (rng.exponential(1, (2, 3)), 6))),
-    invariants=(("exactly b triplets stay when scores are equal, too",
-                 lambda fn, rng: np.asarray(fn(np.ones((3, 4)), 5)).sum() == 5),),
-    mistakes=(
-        ("each matrix gets the same share; the b best are chosen among all matrices together",
-         lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
-        ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
-        ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
-        ("one too many: scores ≥ the b-th largest, counted from 0",
-         lambda scores, b: allocate(scores, min(b + 1, scores.size))),
-        ("one too few: > leaves the b-th largest out; ≥ keeps it", lambda scores, b: allocate(scores, max(b - 1, 0))),
-    ),
-    symptoms=(("return a mask of True and False, not the scores", lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),))
-
-
-EXERCISES = (PENALTY, IMPORTANCE, BUDGET, ALLOCATE)
+EXERCISES = (
+    Exercise(
+        name="adalora.penalty", title="The orthogonality penalty",
+        reference=penalty, cases=_factors, gradient=("P", "Q"),
+        special=(
+            ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²", _orthonormal),),
+        mistakes=(
+            ("PPᵀ is (d_out, d_out) and compares rows; PᵀP compares the r columns of P",
+             lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q @ Q.T - np.eye(Q.shape[0]))),
+            ("QᵀQ is (d_in, d_in); QQᵀ compares the r rows of Q",
+             lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])) + _square(Q.T @ Q - np.eye(Q.shape[1]))),
+            ("both transposes are on the wrong side: PᵀP and QQᵀ are (r, r)",
+             lambda P, Q: _square(P @ P.T - np.eye(P.shape[0])) + _square(Q.T @ Q - np.eye(Q.shape[1]))),
+            ("you took roots, as the authors' code does; in equation (2) the norms are squared",
+             lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])).sqrt() + _square(Q @ Q.T - np.eye(Q.shape[0])).sqrt()),
+            ("the identity is not subtracted", lambda P, Q: _square(P.T @ P) + _square(Q @ Q.T)),
+            ("you subtracted 1 from every entry; I has ones on its diagonal alone",
+             lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
+            ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
+            ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
+            ("you took the mean of the squares; they are summed, not averaged",
+             lambda P, Q: penalty(P, Q) / P.shape[1] ** 2)),
+        tolerance=1e-6,
+        hint="D = PᵀP − I is (r, r), and ‖D‖²_F = (D * D).sum(). Do the same for QQᵀ − I and add them. "
+             "np.eye(r) is I."),
+    Exercise(
+        name="adalora.importance", title="The importance of a weight",
+        reference=importance, cases=_averages,
+        special=(
+            ("no gradient: sensitivity only fades",
+             lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
+        mistakes=(
+            ("U must measure the distance from the new Ī, not from the old one", _variant(old=True)),
+            ("the sensitivity is |w g|, without a sign", _variant(keep=lambda x: x)),
+            ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=lambda x: x)),
+            ("the uncertainty is the absolute value of I − Ī; you squared it", _variant(deviation=np.square)),
+            ("you added; the score is the product Ī U", _variant(score=np.add)),
+            ("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(swap=True)),
+            ("the weight is missing: the sensitivity is the gradient times the weight", _variant(weight=False))),
+        hint="I = |w g| first; then the new I_bar; then U with |I − new I_bar|; s is their product."),
+    Exercise(
+        name="adalora.budget", title="The schedule of the budget",
+        reference=budget, cases=_schedule,
+        special=(
+            ("the first step", _at(lambda T, t_i, t_f: 0)),
+            ("the end of the first rest, t = t_i", _at(lambda T, t_i, t_f: t_i)),
+            ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
+            ("the last step", _at(lambda T, t_i, t_f: T))),
+        mistakes=(
+            ("this is equation 14 as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
+             lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else bT if t > T - t_f else
+             int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / (T - t_i - t_f)) ** 3)),
+            ("the fall is cubic, not linear",
+             lambda t, T, t_i, t_f, b0, bT: int(bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)))),
+            ("the budget is a whole number: round down", lambda t, T, t_i, t_f, b0, bT:
+             bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)) ** 3),
+            ("t_f is a duration, so the fall ends at T − t_f, not at t_f",
+             lambda t, T, t_i, t_f, b0, bT: b0 if t <= t_i else bT if t >= t_f else
+             int(bT + (b0 - bT) * (1 - (t - t_i) / (t_f - t_i)) ** 3)),
+            ("the budget rests at the start: up to t_i it is b⁽⁰⁾",
+             lambda t, T, t_i, t_f, b0, bT: bT if t > T - t_f else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
+            ("the budget rests at the end: from T − t_f on it is b⁽ᵀ⁾",
+             lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
+            ("the fall takes T − t_i − t_f steps; you let it take T − t_i",
+             lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i)) ** 3))),
+        tolerance=0,
+        hint="Clip t to [t_i, T − t_f] first; then one formula serves all t. int(…) rounds a positive number "
+             "down."),
+    Exercise(
+        name="adalora.allocate", title="Allocation of the budget",
+        reference=allocate, cases=_scores,
+        special=(
+            ("one matrix has all the important triplets",
+             lambda rng: (np.array([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [0.3, 0.2, 0.1]]), 3)),
+            ("nothing may stay", lambda rng: (rng.exponential(1, (2, 3)), 0)),
+            ("everything may stay", lambda rng: (rng.exponential(1, (2, 3)), 6))),
+        invariants=(
+            ("exactly b triplets stay even if scores are equal",
+             lambda fn, rng: np.asarray(fn(np.ones((3, 4)), 5)).sum() == 5),),
+        mistakes=(
+            ("you gave each matrix the same share; choose the b best among all matrices together",
+             lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
+            ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
+            ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
+            ("you kept one too many: was the b-th largest score counted from 0?",
+             lambda scores, b: allocate(scores, min(b + 1, scores.size))),
+            ("you kept one too few: > leaves the b-th largest score out, ≥ keeps it",
+             lambda scores, b: allocate(scores, max(b - 1, 0)))),
+        symptoms=(
+            ("return a mask of True and False, not the scores",
+             lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),),
+        tolerance=0,
+        hint="Flatten the scores, sort them (np.argsort of −scores), mark the first b, and reshape back to (n, "
+             "r)."),
+)

@@ -1,4 +1,4 @@
-"""Lesson 04: the bottleneck adapter, its size, and what a parallel one amounts to."""
+"""Lesson 04: the bottleneck adapter, its size, and a parallel adapter as part of the MLP."""
 import numpy as np
 
 from ... import functional as F
@@ -67,53 +67,58 @@ def same_function(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="adapters.forward", title="The adapter", points=3, minutes=10,
-        reference=reference_forward, cases=forward_cases,
-        special=(("W_u and b_u are 0: the adapter is the identity", lambda rng: forward_cases(rng, up=0.0)),),
-        gradient=("h", "W_d", "b_d", "W_u", "b_u"),
+        name="adapters.forward", title="The forward pass of an adapter",
+        reference=reference_forward, cases=forward_cases, gradient=("h", "W_d", "b_d", "W_u", "b_u"),
+        special=(
+            ("W_u and b_u are 0: the adapter is the identity", lambda rng: forward_cases(rng, up=0.0)),),
         mistakes=(
-            ("the addition of h is missing: equation (1) is a detour with a shortcut",
+            ("the addition of h is missing: equation (1) adds the adapter's output to its input",
              lambda h, W_d, b_d, W_u, b_u: F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
-            ("an activation on the way up: the survey's form, which neither the paper nor its code has",
+            ("there is an activation on the way up: that is the survey's form, which neither the paper nor its code has",
              lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u))),
-            ("the activation is missing; without it two matrices are one",
+            ("the activation is missing; without it the two matrices amount to one",
              lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d), W_u, b_u)),
             ("the activation is on the way up instead of on the way down",
              lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.linear(h, W_d, b_d), W_u, b_u))),
             ("the biases are missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u)),
             ("b_d is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u, b_u)),
             ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
-            ("a ReLU instead of a GELU", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
+            ("you used a ReLU instead of a GELU",
+             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
         hint="Two lines: y = F.gelu(F.linear(h, W_d, b_d)), which is (…, m); then h + F.linear(y, W_u, b_u)."),
     Exercise(
-        name="adapters.count", title="Count", points=2, minutes=5,
+        name="adapters.count", title="The number of trained parameters",
         reference=reference_count, cases=count_cases,
-        special=(("the base with Houlsby's adapters, m = 64", lambda rng: (128, 64, 5, "houlsby")),
-                 ("the base with Pfeiffer's, m = 64", lambda rng: (128, 64, 5, "pfeiffer"))),
+        special=(
+            ("the base with Houlsby's adapters, m = 64", lambda rng: (128, 64, 5, "houlsby")),
+            ("the base with Pfeiffer's, m = 64", lambda rng: (128, 64, 5, "pfeiffer"))),
         mistakes=(
             ("Houlsby puts two adapters into every block", plus(lambda d, m, L, h: -h * L * (2 * d * m + m + d))),
             ("Pfeiffer puts one adapter into every block", plus(lambda d, m, L, h: (not h) * L * (2 * d * m + m + d))),
             ("Houlsby trains the layer norms as well", plus(lambda d, m, L, h: -h * 2 * d * (2 * L + 1))),
-            ("the final norm is missing: 2 L + 1 norms", plus(lambda d, m, L, h: -h * 2 * d)),
+            ("the final norm is missing: there are 2 L + 1 norms", plus(lambda d, m, L, h: -h * 2 * d)),
             ("Pfeiffer leaves the norms alone", plus(lambda d, m, L, h: (not h) * 2 * d * (2 * L + 1))),
-            ("the biases are missing: m on the way down, d on the way up", plus(lambda d, m, L, h: -(1 + h) * L * (m + d))),
-            ("a layer norm has a weight and a bias", plus(lambda d, m, L, h: -h * d * (2 * L + 1)))),
+            ("the biases are missing: m on the way down, d on the way up",
+             plus(lambda d, m, L, h: -(1 + h) * L * (m + d))),
+            ("each layer norm has both a weight and a bias", plus(lambda d, m, L, h: -h * d * (2 * L + 1)))),
         tolerance=0,
-        hint="One adapter: d·m down, m·d up, m and d biases. Times 2 L or L. Houlsby: and 2 d for each of 2 L + 1 norms."),
+        hint="One adapter: d·m down, m·d up, m and d biases. Times 2 L or L. Houlsby adds 2 d for each of 2 L "
+             "+ 1 norms."),
     Exercise(
-        name="adapters.widen", title="A wider MLP", points=5, minutes=15,
+        name="adapters.widen", title="A parallel adapter as a wider MLP",
         reference=reference_widen, cases=widen_cases,
+        invariants=(("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
         mistakes=(
             ("s is missing", widened(up=1, bias=1)),
-            ("s belongs behind the activation: f(s y) is not s f(y)", widened(down=lambda s: s, up=1)),
-            ("s belongs behind the activation: f(s y) is not s f(y), and the bias b_up has it, too", widened(down=lambda s: s, up=1, bias=1)),
-            ("s multiplies the adapter's output bias as well", widened(bias=1)),
+            ("s must come after the activation: f(s y) is not s f(y)", widened(down=lambda s: s, up=1)),
+            ("s must come after the activation: f(s y) is not s f(y); and the bias b_up is scaled too",
+             widened(down=lambda s: s, up=1, bias=1)),
+            ("s must multiply the adapter's output bias as well", widened(bias=1)),
             ("the adapter's output bias b_up is missing", widened(bias=0)),
-            ("s is there twice: once on the way down, once on the way up", widened(down=lambda s: s)),
+            ("s is applied twice, on the way down and on the way up", widened(down=lambda s: s)),
             ("the adapter's units come after the MLP's", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
                 np.concatenate([W_down, W1]), np.concatenate([b_down, b1]), np.concatenate([s * W_up, W2], axis=1), b2 + s * b_up))),
-        invariants=(("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
         tolerance=1e-9,
-        hint="Hidden units are rows of W1 and b1 and columns of W2: concatenate W1 and W_down over rows, W2 and s·W_up over columns. "
-             "The two output biases add up, b_up with its factor s."),
+        hint="Hidden units are rows of W1 and b1 and columns of W2: concatenate W1 and W_down over rows, W2 "
+             "and s·W_up over columns. The two output biases add up, b_up with its factor s."),
 )

@@ -1,4 +1,4 @@
-"""Lesson 01: the walk through the graph, broadcasting, and two backward passes."""
+"""Lesson 01: the walk through the graph, broadcasting, and the backward passes of two layers."""
 import numpy as np
 
 from ... import functional as F
@@ -103,42 +103,50 @@ def layer_norm_cases(rng):
 
 EXERCISES = (
     Exercise(
-        name="autograd.walk", title="The walk", points=4, minutes=12,
+        name="autograd.walk", title="The walk through the graph",
         reference=reference_walk, cases=walk_cases,
         special=(("the example of equation (2)", chain),),
         mistakes=(
-            ("a value used twice keeps only one of its gradients; add to what is there already", lambda tape, dy: walk(tape, dy, add=False)),
+            ("a value that is used twice keeps only one of its gradients; add the new one to the old one",
+             lambda tape, dy: walk(tape, dy, add=False)),
             ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
             ("J is not transposed: dx = Jᵀ dy",
              lambda tape, dy: walk([[(j, J.T) if J.shape[0] == J.shape[1] else (j, J) for j, J in uses] for uses in tape], dy))),
-        symptoms=(("a value that the last one does not depend on has no gradient: None, not zeros",
-                   lambda got, expected, args: got[3] is not None and expected[3] is None),),
+        symptoms=(
+            ("a value that the last one does not depend on has no gradient: None, not zeros",
+             lambda got, expected, args: got[3] is not None and expected[3] is None),),
         tolerance=1e-9,
-        hint="Keep a list of gradients, None at first, and put dy last. Go through k from the last to the first; skip a k without "
-             "a gradient; for each (j, J) add J.T @ grads[k] to grads[j]. Do not use +=: the first gradient may be somebody "
-             "else's array."),
+        hint="Keep a list of gradients, None at first, and put dy last. Go through k from the last to the "
+             "first; skip a k without a gradient; for each (j, J) add J.T @ grads[k] to grads[j]. Do not use "
+             "+=: another part of the program may use the same array."),
     Exercise(
-        name="autograd.unbroadcast", title="Undo a broadcast", points=2, minutes=5,
+        name="autograd.unbroadcast", title="Undo a broadcast",
         reference=reference_unbroadcast, cases=unbroadcast_cases,
-        special=(("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
-                 ("a column: (4, 3) → (4, 1)", lambda rng: (rng.standard_normal((4, 3)), (4, 1))),
-                 ("nothing was broadcast: (4, 3) → (4, 3)", lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
-                 ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
-        mistakes=(("the sum over an axis of length 1 must keep that axis: keepdims=True", summed_without_keepdims),
-                  ("a mean instead of a sum: every copy sends its whole gradient back",
-                   lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
-        symptoms=(("axes of length 1 in `shape` were stretched, too: sum over them, keeping the axis",
-                   lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
-        tolerance=1e-9,
-        hint="Two kinds of axes: the first dy.ndim − len(shape) are new, sum over them; of the others, those where shape has a 1 "
-             "are summed with keepdims=True. Check the result's shape against `shape`."),
-    Exercise(
-        name="autograd.linear_vjp", title="The backward pass of a linear layer", points=4, minutes=10,
-        reference=reference_linear_vjp, cases=linear_cases,
-        special=(("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
-                 ("a frozen weight in the middle of a network: only dX", lambda rng: linear_cases(rng, (True, False, False)))),
+        special=(
+            ("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
+            ("a column: (4, 3) → (4, 1)", lambda rng: (rng.standard_normal((4, 3)), (4, 1))),
+            ("nothing was broadcast: (4, 3) → (4, 3)", lambda rng: (rng.standard_normal((4, 3)), (4, 3))),
+            ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
         mistakes=(
-            ("a gradient nobody needs was computed: where need is False return None, and save the product", all_three),
+            ("the sum over an axis of length 1 must keep that axis: keepdims=True", summed_without_keepdims),
+            ("you took a mean instead of a sum: every copy sends its whole gradient back",
+             lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
+        symptoms=(
+            ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
+             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
+        tolerance=1e-9,
+        hint="Two kinds of axes: the first dy.ndim − len(shape) are new, sum over them; of the others, those "
+             "where shape has a 1 are summed with keepdims=True. Check the result's shape against `shape`."),
+    Exercise(
+        name="autograd.linear_vjp", title="The backward pass of a linear layer",
+        reference=reference_linear_vjp, cases=linear_cases,
+        special=(
+            ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
+            ("a frozen weight in the middle of a network: only dX",
+             lambda rng: linear_cases(rng, (True, False, False)))),
+        mistakes=(
+            ("you computed a gradient that nobody needs: return None where need is False, and save the product",
+             all_three),
             ("db is a sum over rows, not a mean",
              lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.mean(0)), need)),
             ("dW is averaged over rows; equation (5) is a sum",
@@ -146,23 +154,25 @@ EXERCISES = (
             ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
              lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
         tolerance=1e-9,
-        hint="Let the shapes lead you: dX (N, d_in) can only be dY (N, d_out) times W (d_out, d_in), and dW (d_out, d_in) only "
-             "dYᵀ times X. db is the sum of dY over its rows. Write each as `… if need[i] else None`."),
+        hint="Let the shapes lead you: dX (N, d_in) can only be dY (N, d_out) times W (d_out, d_in), and dW "
+             "(d_out, d_in) only dYᵀ times X. db is the sum of dY over its rows. Write each as `… if need[i] "
+             "else None`."),
     Exercise(
-        name="autograd.layer_norm_vjp", title="Layer norm", points=5, minutes=15,
+        name="autograd.layer_norm_vjp", title="The backward pass of layer norm",
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
-        invariants=(("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
-                     lambda fn, rng: abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9),),
+        invariants=(
+            ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
+             lambda fn, rng: abs(fn(*layer_norm_cases(rng)).sum(-1)).max() < 1e-9),),
         mistakes=(
             ("γ is missing: dx̂ = γ dy", lambda *a: layer_norm_vjp(*a, scaled=False)),
             ("the mean of dx̂ is missing: μ depends on every x_j", lambda *a: layer_norm_vjp(*a, mean=False)),
             ("the term with x̂ is missing: σ depends on every x_j", lambda *a: layer_norm_vjp(*a, projection=False)),
             ("the division by σ is missing", lambda *a: layer_norm_vjp(*a, divided=False)),
             ("the variance divides by d, not by d − 1", lambda *a: layer_norm_vjp(*a, ddof=1)),
-            ("γ and dy were used for dx̂, but the means are of dy: all three terms are made of dx̂ = γ dy",
+            ("the first term uses dx̂, but the means use dy: all three terms need dx̂ = γ dy",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
              + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
         tolerance=1e-7,
-        hint="∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. Put this into equation (1): the δ gives dx̂_j, the 1/d the mean of dx̂, and "
-             "x̂_i x̂_j/d gives x̂_j times the mean of dx̂ x̂."),
+        hint="∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. Put this into equation (1): the δ gives dx̂_j, the "
+             "1/d the mean of dx̂, and x̂_i x̂_j/d gives x̂_j times the mean of dx̂ x̂."),
 )

@@ -1,10 +1,13 @@
-"""Lesson 12: rounding with an eye on the inputs: OBQ's step, GPTQ, AWQ's search."""
+"""Lesson 12: rounding that takes the inputs into account: OBQ's step, GPTQ, AWQ's search."""
 import numpy as np
 
 from ...quant import measure
 from ...quant.gptq import factor
+from ...quant.obq import obq_step
 from ...quant.uniform import Uniform
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 def correlated(rng, d, n=None):
@@ -29,12 +32,7 @@ def output_error_variant(root=True, of=lambda W, D: D, below=lambda W, H: np.sum
 
 # -- one step of OBQ -------------------------------------------------------------------------------
 def compensate(w, Hinv, q, value):
-    column = Hinv[:, q] / Hinv[q, q]
-    w = w + (value - w[q]) * column
-    w[q] = value
-    Hinv = Hinv - np.outer(column, Hinv[q])
-    Hinv[q] = Hinv[:, q] = 0
-    return w, Hinv
+    return obq_step(w, Hinv, q, value)
 
 
 def compensate_variant(sign=1, divide=True, eliminate=True, dust=True, move=True):
@@ -127,61 +125,75 @@ def awq_case(rng):
     return rng.normal(0, 1, (6, d)), 2 / X.shape[1] * X @ X.T, np.abs(X).mean(1), nearest3, np.arange(8) / 8
 
 
-EXERCISES = (
-    Exercise(
-        "calibrated.output_error", "The output error, without the inputs", 2, 5, output_error,
-        cases=lambda rng: (W := rng.normal(0, 1, (int(rng.integers(3, 6)), 7)), W + rng.normal(0, 0.2, W.shape),
-                           correlated(rng, 7)),
-        hint="‖DX‖² = n/2 · tr(D H Dᵀ), and tr(A Bᵀ) is np.sum(A * B): nothing larger than D is needed. n/2 cancels in "
-             "the ratio.",
-        special=(("nothing has moved", lambda rng: (W := rng.normal(0, 1, (2, 3)), W.copy(), np.eye(3))),
-                 ("Ŵ is 0: all of the output is error",
-                  lambda rng: (W := rng.normal(0, 1, (2, 3)), 0 * W, np.diag([1.0, 2, 3])))),
-        mistakes=(("this is the square of the ratio; take the root", output_error_variant(root=False)),
-                  ("the numerator is of Ŵ − W, not of Ŵ", output_error_variant(of=lambda V, D: V)),
-                  ("this is the error of the weights; H is not in it", lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))),
-                  ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²", lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
-                  ("the denominator is ‖WX‖, with H in it too", output_error_variant(below=lambda W, H: np.sum(W * W))))),
-    Exercise(
-        "calibrated.compensate", "One step of OBQ", 3, 12, compensate, cases=compensate_case,
-        hint="column = Hinv[:, q]/Hinv[q, q]. All weights move by (value − w[q])·column; Hinv loses np.outer(column, "
-             "Hinv[q]).",
-        special=(("two weights: the other makes up for it",
-                  lambda rng: (np.array([0.4, 0.4]), np.linalg.inv(np.array([[2.0, 1], [1, 2]])), 0, 0.0)),),
-        invariants=(("the result does not get better when a weight still free is moved", lambda fn, rng: _optimal(fn, rng)),),
-        mistakes=(("the sign of δ: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
-                  ("the column is to be divided by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
-                  ("H⁻¹ needs equation (3): subtract the outer product, not only clear row and column",
-                   compensate_variant(eliminate=False)),
-                  ("the other weights must move too", compensate_variant(move=False))),
-        tolerance=1e-9),
-    Exercise(
-        "calibrated.gptq", "GPTQ", 4, 15, gptq, cases=gptq_case,
-        hint="Work on a copy of W. Round column j as it is by then, E = (w_j − ŵ_j)/U[j, j], then subtract np.outer(E, "
-             "U[j, j+1:]) from the columns after j.",
-        special=(("U is diagonal: nothing is passed on, and it is round to nearest",
-                  lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 2, 3, 4]), halves)),),
-        mistakes=(("nothing is passed on to later columns: this is round to nearest (column j of U is zero below the "
-                   "diagonal; take row j)", gptq_variant(pass_on=False)),
-                  ("the errors are passed on with the wrong sign: they are subtracted", gptq_variant(sign=-1)),
-                  ("E is the error divided by U_jj", gptq_variant(divide=False)),
-                  ("the error is that of the column as it has become, not of the original W", gptq_variant(original=True)))),
-    Exercise(
-        "calibrated.awq", "AWQ's search", 4, 15, awq, cases=awq_case,
-        hint="For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D).",
-        special=(("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),),
-        mistakes=(("what was scaled up before rounding must be divided by s after it", awq_variant(back=False)),
-                  ("scale W before it is rounded, too", awq_variant(forward=False)),
-                  ("s is s_X to the power α: it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
-                  ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
-                  ("this is the error of the weights; the loss is that of the outputs, with H",
-                   awq_variant(weighted=False)))),
-)
-
-
 def _optimal(fn, rng):
     d = 6
     H, w = correlated(rng, d), rng.normal(0, 1, d)
     new, _ = fn(w, np.linalg.inv(H), 2, 0.0)
     slope = (new - w) @ H                                                 # of the quadratic form, zero in every free direction
     return np.abs(np.delete(slope, 2)).max() < 1e-8 * np.abs(slope).max()
+
+
+EXERCISES = (
+    Exercise(
+        name="calibrated.output_error", title="The output error, without the inputs",
+        reference=output_error,
+        cases=lambda rng: (W := rng.normal(0, 1, (int(rng.integers(3, 6)), 7)), W + rng.normal(0, 0.2, W.shape),
+                           correlated(rng, 7)),
+        special=(
+            ("nothing has moved", lambda rng: (W := rng.normal(0, 1, (2, 3)), W.copy(), np.eye(3))),
+            ("Ŵ is 0: all of the output is error",
+             lambda rng: (W := rng.normal(0, 1, (2, 3)), 0 * W, np.diag([1.0, 2, 3])))),
+        mistakes=(
+            ("this is the square of the ratio; take the root", output_error_variant(root=False)),
+            ("the numerator must use Ŵ − W, not Ŵ", output_error_variant(of=lambda V, D: V)),
+            ("this is the error of the weights; H is not in it",
+             lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))),
+            ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²",
+             lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
+            ("the denominator is ‖WX‖, which also contains H", output_error_variant(below=lambda W, H: np.sum(W * W)))),
+        hint="‖DX‖² = n/2 · tr(D H Dᵀ), and tr(A Bᵀ) is np.sum(A * B): nothing larger than D is needed. n/2 "
+             "cancels in the ratio."),
+    Exercise(
+        name="calibrated.compensate", title="One step of OBQ",
+        reference=compensate, cases=compensate_case,
+        special=(
+            ("two weights: the second makes up for the first",
+             lambda rng: (np.array([0.4, 0.4]), np.linalg.inv(np.array([[2.0, 1], [1, 2]])), 0, 0.0)),),
+        invariants=(
+            ("moving a weight that is still free does not improve the result", _optimal),),
+        mistakes=(
+            ("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
+            ("divide the column by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
+            ("H⁻¹ needs equation (3): subtract the outer product; it is not enough to clear row and column",
+             compensate_variant(eliminate=False)),
+            ("the other weights must move too", compensate_variant(move=False))),
+        tolerance=1e-9,
+        hint="column = Hinv[:, q]/Hinv[q, q]. All weights move by (value − w[q])·column; Hinv loses "
+             "np.outer(column, Hinv[q])."),
+    Exercise(
+        name="calibrated.gptq", title="GPTQ, column by column",
+        reference=gptq, cases=gptq_case,
+        special=(
+            ("U is diagonal: nothing is passed on, and it is round to nearest",
+             lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 2, 3, 4]), halves)),),
+        mistakes=(
+            ("nothing is passed on to later columns: this is round to nearest (column j of U is zero below the "
+             "diagonal; take row j)", gptq_variant(pass_on=False)),
+            ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
+            ("E is the error divided by U_jj", gptq_variant(divide=False)),
+            ("take the error of the column in its current state, not of the original W", gptq_variant(original=True))),
+        hint="Work on a copy of W. Round column j in its current state, E = (w_j − ŵ_j)/U[j, j], then subtract "
+             "np.outer(E, U[j, j+1:]) from the columns after j."),
+    Exercise(
+        name="calibrated.awq", title="AWQ's search for a scale",
+        reference=awq, cases=awq_case,
+        special=(("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),),
+        mistakes=(
+            ("the rounded matrix must be divided by s after it was scaled up before", awq_variant(back=False)),
+            ("scale W before you round it", awq_variant(forward=False)),
+            ("s is s_X to the power α, so it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
+            ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
+            ("this is the error of the weights; the loss is the error of the outputs, with H",
+             awq_variant(weighted=False))),
+        hint="For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D)."),
+)

@@ -1,32 +1,17 @@
-"""Lesson 15: memory, quality, whether a difference is one, and the way to PEFT."""
+"""Lesson 15: memory, quality, the interval of a difference, and export to PEFT."""
 import math
 
 import numpy as np
 
+from ...study.experiment import half_width
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- choosing.memory -------------------------------------------------------------------------------
 def memory(n_base, base_bits, n_trained):
     return n_base * base_bits / 8 + n_trained * (4 + 4 + 8)
-
-
-MEMORY = Exercise(
-    "choosing.memory", "bytes before the first activation", 2, 5, memory,
-    lambda rng: (int(rng.integers(10**6, 10**7)), float(rng.choice([4.127, 4.5, 8.0])), int(rng.integers(10**4, 10**5))),
-    hint="The base: n_base · base_bits / 8 bytes. Each trained number: 4 (itself) + 4 (gradient) + 2 · 4 (AdamW's moments) bytes.",
-    special=(("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
-             ("7 billion weights in 16 bits, 20 million trained", lambda rng: (7_000_000_000, 16.0, 20_000_000))),
-    tolerance=1e-9,
-    mistakes=(
-        ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
-        ("a trained number takes 16 bytes; yours takes 12: is it itself, its gradient or one of two moments that is missing?",
-         lambda n, bits, t: n * bits / 8 + t * 12),
-        ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?", lambda n, bits, t: n * bits / 8 + t * 8),
-        ("frozen weights have no gradient and no moments", lambda n, bits, t: n * bits / 8 + 12 * n + 16 * t),
-        ("what is trained is kept in 4 bytes a number, whatever the base's bits are",
-         lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12)),
-    ))
 
 
 # -- choosing.pareto -------------------------------------------------------------------------------
@@ -41,34 +26,9 @@ def _points(rng):
     return cost, 3 - 0.05 * cost + rng.normal(0, 0.15, n)
 
 
-PARETO = Exercise(
-    "choosing.pareto", "the frontier", 3, 12, pareto, _points,
-    hint="j is dominated if some i has cost[i] ≤ cost[j] and loss[i] ≤ loss[j], one of them strictly. Compare all pairs by broadcasting.",
-    special=(("five points, three on the frontier",
-              lambda rng: (np.array([1.0, 4.0, 3.0, 5.0, 2.0]), np.array([3.0, 2.2, 2.7, 2.3, 2.5]))),),
-    tolerance=0,
-    invariants=(("two equal points do not push each other off the frontier",
-                 lambda fn, rng: np.asarray(fn(np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0]))).tolist() == [True, True, False]),
-                ("of two equally good ones the dearer is dominated",
-                 lambda fn, rng: np.asarray(fn(np.array([1.0, 2.0]), np.array([2.0, 2.0]))).tolist() == [True, False])),
-    mistakes=(
-        ("these are the dominated ones; the frontier is the others", lambda cost, loss: ~pareto(cost, loss)),
-        ("a low loss is good: the frontier is where no other point is cheaper and lower", lambda cost, loss: pareto(cost, -loss)),
-        ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
-        ("this is the single best point; every point that no other beats in both belongs to the frontier",
-         lambda cost, loss: loss == loss.min()),
-        ("the running minimum goes over points in the order of cost; sort first, and undo the sorting",
-         lambda cost, loss: loss <= np.minimum.accumulate(loss)),
-        ("the mask is in the order of cost; put it back into the points' own order",
-         lambda cost, loss: pareto(cost, loss)[np.argsort(cost)]),
-    ))
-
-
 # -- choosing.difference ---------------------------------------------------------------------------
 def difference(a, b):
-    from scipy.stats import t
-    d = a - b
-    return d.mean(), t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
+    return (a - b).mean(), half_width(a - b)
 
 
 def _losses(rng):
@@ -81,23 +41,6 @@ def _half(d, n, quantile=0.975, ddof=1, normal=False):
     from scipy.stats import norm, t
     factor = norm.ppf(quantile) if normal else t.ppf(quantile, n - 1)
     return factor * d.std(ddof=ddof) / math.sqrt(n)
-
-
-DIFFERENCE = Exercise(
-    "choosing.difference", "is it a difference?", 3, 12, difference, _losses,
-    hint="d = a − b, seed by seed. Its mean; and t.ppf(0.975, n − 1) · d.std(ddof=1) / √n with scipy.stats.t.",
-    tolerance=1e-7,
-    mistakes=(
-        ("the seeds are paired: take the differences first, then their spread",
-         lambda a, b: (a.mean() - b.mean(), np.hypot(_half(a, len(a)), _half(b, len(b))))),
-        ("a spread from n values divides by n − 1: ddof=1", lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
-        ("5 seeds are few: use Student's t, not 1.96 of the normal", lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
-        ("two sides: 2.5 % are cut off at each, so the quantile is 0.975", lambda a, b: ((a - b).mean(), _half(a - b, len(a), 0.95))),
-        ("this is the spread of single runs; the mean's is smaller by √n",
-         lambda a, b: ((a - b).mean(), _half(a - b, len(a)) * math.sqrt(len(a)))),
-        ("this is the whole width; return half of it", lambda a, b: ((a - b).mean(), 2 * _half(a - b, len(a)))),
-        ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a)))),
-    ))
 
 
 # -- choosing.fuse ---------------------------------------------------------------------------------
@@ -125,23 +68,6 @@ def _fused(rows):
     return wrong
 
 
-FUSE = Exercise(
-    "choosing.fuse", "to PEFT", 4, 15, fuse, _pairs,
-    hint="A = [A_q; A_v], (r + s, d). B is (3d, r + s), zero except for B_q in rows 0 … d, columns 0 … r and B_v in the last d rows, last s columns.",
-    invariants=(("B A x is [B_q A_q x; 0; B_v A_v x]", lambda fn, rng: _same_function(fn, rng)),),
-    tolerance=1e-9,
-    mistakes=(
-        ("the rows of c_attn are query, key, value: B_v stands in the last third, the key's third is zero", _fused(lambda d: slice(d, 2 * d))),
-        ("the key's third is zero; you have repeated B_v there",
-         lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
-             *fuse(A_q, B_q, A_v, B_v))),
-        ("the two ranks stand beside each other: B_v's columns are those of A_v's rows, the last s",
-         lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
-    ),
-    symptoms=(("B has 3d rows (query, key, value) and one column for each row of A",
-               lambda got, expected, arguments: np.shape(got) != np.shape(expected)),))
-
-
 def _same_function(fn, rng):
     A_q, B_q, A_v, B_v = pairs = _pairs(rng)
     A, B = fn(*pairs)
@@ -149,4 +75,87 @@ def _same_function(fn, rng):
     return np.allclose(B @ (A @ x), np.concatenate([B_q @ (A_q @ x), np.zeros(len(B_q)), B_v @ (A_v @ x)]))
 
 
-EXERCISES = (MEMORY, PARETO, DIFFERENCE, FUSE)
+EXERCISES = (
+    Exercise(
+        name="choosing.memory", title="Bytes before the first activation",
+        reference=memory,
+        cases=lambda rng: (int(rng.integers(10**6, 10**7)), float(rng.choice([4.127, 4.5, 8.0])), int(rng.integers(10**4, 10**5))),
+        special=(
+            ("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
+            ("7 billion weights in 16 bits, 20 million trained", lambda rng: (7_000_000_000, 16.0, 20_000_000))),
+        mistakes=(
+            ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
+            ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, its gradient or one of two moments?",
+             lambda n, bits, t: n * bits / 8 + t * 12),
+            ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
+             lambda n, bits, t: n * bits / 8 + t * 8),
+            ("frozen weights have no gradient and no moments", lambda n, bits, t: n * bits / 8 + 12 * n + 16 * t),
+            ("a trained number takes 4 bytes, whatever the base's bits are",
+             lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
+        tolerance=1e-9,
+        hint="The base: n_base · base_bits / 8 bytes. Each trained number: 4 (itself) + 4 (gradient) + 2 · 4 "
+             "(AdamW's moments) bytes."),
+    Exercise(
+        name="choosing.pareto", title="The Pareto frontier",
+        reference=pareto, cases=_points,
+        special=(
+            ("five points, three on the frontier",
+             lambda rng: (np.array([1.0, 4.0, 3.0, 5.0, 2.0]), np.array([3.0, 2.2, 2.7, 2.3, 2.5]))),),
+        invariants=(
+            ("two equal points do not push each other off the frontier",
+             lambda fn, rng: np.asarray(fn(np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0]))).tolist() == [True, True, False]),
+            ("of two equally good points, the dearer is dominated",
+             lambda fn, rng: np.asarray(fn(np.array([1.0, 2.0]), np.array([2.0, 2.0]))).tolist() == [True, False])),
+        mistakes=(
+            ("these are the dominated ones; the frontier consists of the others",
+             lambda cost, loss: ~pareto(cost, loss)),
+            ("a low loss is good: the frontier is where no other point is cheaper and lower",
+             lambda cost, loss: pareto(cost, -loss)),
+            ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
+            ("this is the single best point; every point that no other beats in both belongs to the frontier",
+             lambda cost, loss: loss == loss.min()),
+            ("the running minimum goes over points in the order of cost; sort first, and undo the sorting",
+             lambda cost, loss: loss <= np.minimum.accumulate(loss)),
+            ("the mask is in the order of cost; put it back into the points' own order",
+             lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
+        tolerance=0,
+        hint="j is dominated if some i has cost[i] ≤ cost[j] and loss[i] ≤ loss[j], one of them strictly. "
+             "Compare all pairs by broadcasting."),
+    Exercise(
+        name="choosing.difference", title="The interval of a difference",
+        reference=difference, cases=_losses,
+        mistakes=(
+            ("the seeds are paired: take the differences first, then their spread",
+             lambda a, b: (a.mean() - b.mean(), np.hypot(_half(a, len(a)), _half(b, len(b))))),
+            ("the variance of n values divides by n − 1: ddof=1",
+             lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
+            ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
+             lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
+            ("the interval has two sides: 2.5 % are cut off on each, so the quantile is 0.975",
+             lambda a, b: ((a - b).mean(), _half(a - b, len(a), 0.95))),
+            ("this is the spread of single runs; the mean's is smaller by √n",
+             lambda a, b: ((a - b).mean(), _half(a - b, len(a)) * math.sqrt(len(a)))),
+            ("this is the whole width; return half of it", lambda a, b: ((a - b).mean(), 2 * _half(a - b, len(a)))),
+            ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a))))),
+        tolerance=1e-7,
+        hint="d = a − b, seed by seed. Its mean; and t.ppf(0.975, n − 1) · d.std(ddof=1) / √n with "
+             "scipy.stats.t."),
+    Exercise(
+        name="choosing.fuse", title="Two adapters fused for PEFT",
+        reference=fuse, cases=_pairs,
+        invariants=(("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
+        mistakes=(
+            ("the rows of c_attn are query, key, value: put B_v into the last third and leave the key's third zero",
+             _fused(lambda d: slice(d, 2 * d))),
+            ("the key's third is zero; you have repeated B_v there",
+             lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
+                 *fuse(A_q, B_q, A_v, B_v))),
+            ("the two ranks stand beside each other: B_v's columns are the last s, those of A_v's rows",
+             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1]))),
+        symptoms=(
+            ("B has 3d rows (query, key, value) and one column for each row of A",
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+        tolerance=1e-9,
+        hint="A = [A_q; A_v], (r + s, d). B is (3d, r + s), zero except for B_q in rows 0 … d, columns 0 … r "
+             "and B_v in the last d rows, last s columns."),
+)

@@ -1,9 +1,11 @@
-"""Lesson 09: every rank at once."""
+"""Lesson 09: one training for every rank."""
 import numpy as np
 
 from ... import functional as F
 from ...tensor import Tensor
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- dylora.truncate -------------------------------------------------------------------------------
@@ -14,20 +16,6 @@ def truncate(A, B, b, alpha):
 def _matrices(rng):
     R, d_in, d_out = rng.integers(4, 8), rng.integers(8, 11), rng.integers(11, 14)
     return rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R)), int(rng.integers(2, R)), float(rng.uniform(3, 20))
-
-
-TRUNCATE = Exercise(
-    "dylora.truncate", "truncate", 2, 5, truncate, _matrices,
-    hint="B[:, :b] has the first b columns, A[:b] the first b rows; their product is (d_out, d_in).",
-    mistakes=(
-        ("the scale at rank b is α/b, not α/R", lambda A, B, b, alpha: alpha / len(A) * B[:, :b] @ A[:b]),
-        ("the scale α/b is missing", lambda A, B, b, alpha: B[:, :b] @ A[:b]),
-        ("the scale is α/b, not α", lambda A, B, b, alpha: alpha * B[:, :b] @ A[:b]),
-        ("these are the last b rows and columns; take the first", lambda A, B, b, alpha: alpha / b * B[:, -b:] @ A[-b:]),
-        ("nothing is cut: all R rows take part", lambda A, B, b, alpha: alpha / b * B @ A),
-        ("one row too many: A[:b] has b rows already", lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1]),
-        ("one row too few: A[:b] has b rows", lambda A, B, b, alpha: alpha / b * B[:, :b - 1] @ A[:b - 1]),
-    ))
 
 
 # -- dylora.forward --------------------------------------------------------------------------------
@@ -41,23 +29,6 @@ def _layer(rng, b=None):
     t = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
     b = int(rng.integers(2, R)) if b is None else R if b == "R" else b
     return t(2, 3, d_in), t(d_out, d_in), t(R, d_in), t(d_out, R), b, float(rng.uniform(3, 20))
-
-
-FORWARD = Exercise(
-    "dylora.forward", "forward at rank b", 3, 10, forward, _layer,
-    hint="A x is (…, R). Multiply it by α/b where the index is below b and by 0 elsewhere, then apply B.",
-    special=(("b = 1", lambda rng: _layer(rng, 1)), ("b = R: an ordinary LoRA", lambda rng: _layer(rng, "R"))),
-    gradient=("x", "A", "B"),
-    mistakes=(
-        ("the scale at rank b is α/b, not α/R", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b / A.shape[0])),
-        ("the scale α/b is missing", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, float(b))),
-        ("the scale is α/b, not α", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b)),
-        ("the scale is applied twice", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * alpha / b)),
-        ("nothing is masked: all R rows take part", lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
-        ("W₀ x is missing", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
-        ("the scale belongs to the low-rank part alone, not to W₀ x",
-         lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b)),
-    ))
 
 
 # -- dylora.frozen_step ----------------------------------------------------------------------------
@@ -81,22 +52,6 @@ def _moved(rows, sign=-1):
     return wrong
 
 
-FROZEN_STEP = Exercise(
-    "dylora.frozen_step", "one frozen step", 3, 12, frozen_step, _step,
-    hint="Copy A and B. Row b counted from 1 is A[b − 1]; the column is B[:, b − 1]. Subtract lr times the gradient there alone.",
-    special=(("b = 1: the first row and column", lambda rng: _step(rng, 1)),),
-    mistakes=(
-        ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b: i == b + 1)),
-        ("all b rows moved; in the frozen version only the b-th does", _moved(lambda i, b: i <= b)),
-        ("everything moved; only row b and column b do", _moved(lambda i, b: i > 0)),
-        ("gradient descent goes against the gradient: subtract", _moved(lambda i, b: i == b, 1)),
-        ("the rate lr is missing", lambda A, B, dA, dB, b, lr: frozen_step(A, B, dA, dB, b, 1.0)),
-        ("only A moved; column b of B does, too", lambda A, B, dA, dB, b, lr: (frozen_step(A, B, dA, dB, b, lr)[0], B)),
-        ("B's part is its b-th column, not its b-th row", lambda A, B, dA, dB, b, lr: (
-            frozen_step(A, B, dA, dB, b, lr)[0], B - lr * dB * (np.arange(1, len(B) + 1) == b)[:, None])),
-    ))
-
-
 # -- dylora.search ---------------------------------------------------------------------------------
 def search(losses, tolerance):
     lowest = min(losses.values())
@@ -112,24 +67,75 @@ def _losses(rng):
     return {int(b): float(curve[b - 1]) for b in ranks}, float(rng.uniform(0.02, 0.08))
 
 
-SEARCH = Exercise(
-    "dylora.search", "search", 2, 8, search, _losses,
-    hint="First the lowest of losses.values(); then the smallest key whose loss is ≤ lowest + tolerance.",
-    special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),),
-    invariants=(("of two ranks that are equally good the smaller is taken",
-                 lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
-    tolerance=0,
-    mistakes=(
-        ("this is the rank with the lowest loss; within the tolerance a smaller one will do",
-         lambda losses, tolerance: min(losses, key=losses.get)),
-        ("this is the largest rank within the tolerance; the smallest is wanted",
-         lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
-        ("the tolerance is in nats above the lowest loss, not a share of it",
-         lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
-        ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
-        ("this is the first in the dict's order; take the smallest rank",
-         lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
-    ))
-
-
-EXERCISES = (TRUNCATE, FORWARD, FROZEN_STEP, SEARCH)
+EXERCISES = (
+    Exercise(
+        name="dylora.truncate", title="Truncation to a smaller rank",
+        reference=truncate, cases=_matrices,
+        mistakes=(
+            ("the scale at rank b is α/b, not α/R", lambda A, B, b, alpha: alpha / len(A) * B[:, :b] @ A[:b]),
+            ("the scale α/b is missing", lambda A, B, b, alpha: B[:, :b] @ A[:b]),
+            ("the scale is α/b, not α", lambda A, B, b, alpha: alpha * B[:, :b] @ A[:b]),
+            ("you took the last b rows and columns; take the first",
+             lambda A, B, b, alpha: alpha / b * B[:, -b:] @ A[-b:]),
+            ("nothing is cut: all R rows are used", lambda A, B, b, alpha: alpha / b * B @ A),
+            ("you took one row too many: A[:b] has b rows already",
+             lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1]),
+            ("you took one row too few: A[:b] has b rows",
+             lambda A, B, b, alpha: alpha / b * B[:, :b - 1] @ A[:b - 1])),
+        hint="B[:, :b] has the first b columns, A[:b] the first b rows; their product is (d_out, d_in)."),
+    Exercise(
+        name="dylora.forward", title="The forward pass at rank b",
+        reference=forward, cases=_layer, gradient=("x", "A", "B"),
+        special=(
+            ("b = 1", lambda rng: _layer(rng, 1)),
+            ("b = R: an ordinary LoRA", lambda rng: _layer(rng, "R"))),
+        mistakes=(
+            ("the scale at rank b is α/b, not α/R",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b / A.shape[0])),
+            ("the scale α/b is missing", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, float(b))),
+            ("the scale is α/b, not α", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b)),
+            ("the scale is applied twice", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * alpha / b)),
+            ("nothing is masked: all R rows are used",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
+            ("the frozen part W₀ x is missing",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
+            ("the scale belongs to the low-rank part alone, not to W₀ x",
+             lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
+        hint="A x is (…, R). Multiply it by α/b where the index is below b and by 0 elsewhere, then apply B."),
+    Exercise(
+        name="dylora.frozen_step", title="One step of the frozen version",
+        reference=frozen_step, cases=_step,
+        special=(("b = 1: the first row and column", lambda rng: _step(rng, 1)),),
+        mistakes=(
+            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b: i == b + 1)),
+            ("all b rows moved; in the frozen version only the b-th moves", _moved(lambda i, b: i <= b)),
+            ("everything moved; only row b and column b may move", _moved(lambda i, b: i > 0)),
+            ("gradient descent moves against the gradient: subtract", _moved(lambda i, b: i == b, 1)),
+            ("the rate lr is missing", lambda A, B, dA, dB, b, lr: frozen_step(A, B, dA, dB, b, 1.0)),
+            ("only A moved; column b of B must move too",
+             lambda A, B, dA, dB, b, lr: (frozen_step(A, B, dA, dB, b, lr)[0], B)),
+            ("you moved the b-th row of B; move its b-th column", lambda A, B, dA, dB, b, lr: (
+                frozen_step(A, B, dA, dB, b, lr)[0], B - lr * dB * (np.arange(1, len(B) + 1) == b)[:, None]))),
+        hint="Copy A and B. Row b counted from 1 is A[b − 1]; the column is B[:, b − 1]. Subtract lr times the "
+             "gradient only there."),
+    Exercise(
+        name="dylora.search", title="Search for the smallest sufficient rank",
+        reference=search, cases=_losses,
+        special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),),
+        invariants=(
+            ("of two equally good ranks, the smaller is chosen",
+             lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
+        mistakes=(
+            ("this is the rank with the lowest loss; take a smaller rank if its loss is within the tolerance",
+             lambda losses, tolerance: min(losses, key=losses.get)),
+            ("this is the largest rank within the tolerance; take the smallest",
+             lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
+            ("the tolerance is in nats above the lowest loss, not a share of it",
+             lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
+            ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
+            ("this is the first in the dict's order; take the smallest rank",
+             lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
+        tolerance=0,
+        hint="First find the lowest of losses.values(), then the smallest key whose loss is ≤ lowest + "
+             "tolerance."),
+)

@@ -1,5 +1,4 @@
 """Lesson 03: AdamW, and the memory that training needs."""
-
 import numpy as np
 
 from ...nn import Parameter
@@ -65,65 +64,76 @@ def off_by(term):
 
 EXERCISES = (
     Exercise(
-        name="full.adamw", title="AdamW", points=4, minutes=12,
+        name="full.adamw", title="One step of AdamW",
         reference=reference_adamw, cases=adamw_cases,
-        special=(("the first step: m and v were 0, and nothing decays",
-                  lambda rng: (*adamw_cases(rng, t=1)[:9], 0.0)),),
+        special=(
+            ("the first step: m and v were 0, and nothing decays",
+             lambda rng: (*adamw_cases(rng, t=1)[:9], 0.0)),),
         mistakes=(
             ("m and v are not corrected for having started at 0", lambda *a: adamw(*a, corrected=False)),
-            ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW", lambda *a: adamw(*a, coupled=True)),
-            ("ε stands outside the root", lambda *a: adamw(*a, inside=True)),
-            ("the decay is lr · λ · w", lambda *a: adamw(*a, with_lr=False)),
+            ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW",
+             lambda *a: adamw(*a, coupled=True)),
+            ("ε is inside the root; it stands outside the root", lambda *a: adamw(*a, inside=True)),
+            ("the learning rate is missing in the decay, which is lr · λ · w", lambda *a: adamw(*a, with_lr=False)),
             ("v is the mean of g², not of |g|", lambda *a: adamw(*a, squared=False)),
             ("t counts from 1: use t as it is given, not t + 1", lambda *a: adamw(*a, first=-1)),
-            ("the sign: w moves against the gradient", lambda w, g, *a: (2 * w - adamw(w, g, *a[:-1], 0.0)[0] - a[3] * a[-1] * w,
+            ("the sign is wrong: w moves against the gradient",
+             lambda w, g, *a: (2 * w - adamw(w, g, *a[:-1], 0.0)[0] - a[3] * a[-1] * w,
                                                                        *adamw(w, g, *a)[1:])),
-            ("the step was made with m and v of before; update them first",
+            ("the step used the old m and v; update them first",
              lambda w, g, m, v, t, lr, b1, b2, eps, decay: (
                  w - lr * decay * w - lr * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) + eps),
                  *adamw(w, g, m, v, t, lr, b1, b2, eps, decay)[1:]))),
         tolerance=1e-9,
-        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − lr·m_hat/(√v_hat + eps). "
-             "Write m = beta1 * m + …, not m *= beta1: the caller's array must stay."),
+        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − "
+             "lr·m_hat/(√v_hat + eps). Write m = beta1 * m + …, not m *= beta1: the caller's array must not "
+             "change."),
     Exercise(
-        name="full.states", title="The states", points=2, minutes=5,
+        name="full.states", title="Memory for weights, gradients and optimizer",
         reference=reference_states, cases=states_cases,
-        special=(("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
-                 ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
+        special=(
+            ("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
+            ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
         mistakes=(
-            ("the trained weights are counted as frozen ones, too", lambda N, n, b, f: N * f + n * (2 * b + (4 if b < 4 else 0) + 8)),
+            ("the trained weights are also counted as frozen ones",
+             lambda N, n, b, f: N * f + n * (2 * b + (4 if b < 4 else 0) + 8)),
             ("gradients and state are for the n trained weights only",
              lambda N, n, b, f: (N - n) * f + n * b + N * (b + (4 if b < 4 else 0) + 8)),
             ("the master copy of mixed precision is missing", lambda N, n, b, f: (N - n) * f + n * (2 * b + 8)),
-            ("a master copy is kept in float32 as well; there the weight itself is one", lambda N, n, b, f: (N - n) * f + n * (2 * b + 12)),
+            ("you counted a master copy in float32; there the weight itself is the master copy",
+             lambda N, n, b, f: (N - n) * f + n * (2 * b + 12)),
             ("Adam keeps two numbers of 4 bytes per weight, m and v",
              lambda N, n, b, f: reference_states(N, n, b, f) - 4 * n),
             ("the gradient is missing", lambda N, n, b, f: reference_states(N, n, b, f) - n * b)),
         tolerance=1e-9,
-        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes for its gradient, 8 for m "
-             "and v, and 4 more if weight_bytes < 4."),
+        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes "
+             "for its gradient, 8 for m and v, and 4 more if weight_bytes < 4."),
     Exercise(
-        name="full.activations", title="The activations", points=5, minutes=15,
+        name="full.activations", title="Memory for activations",
         reference=reference_activations, cases=activations_cases,
         special=(("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
         mistakes=(
-            ("there are two layer norms in a block", off_by(lambda B, T, d, H, L, V: -L * (B * T * d + B * T))),
-            ("1/σ of the layer norms is missing: one number per token and norm", off_by(lambda B, T, d, H, L, V: -(2 * L + 1) * B * T)),
-            ("attention's weights are missing: B H T (T + 64)/2", off_by(lambda B, T, d, H, L, V: -L * B * H * T * (T + 64) // 2)),
+            ("you counted one layer norm in a block; there are two layer norms",
+             off_by(lambda B, T, d, H, L, V: -L * (B * T * d + B * T))),
+            ("1/σ of the layer norms is missing: one number per token and norm",
+             off_by(lambda B, T, d, H, L, V: -(2 * L + 1) * B * T)),
+            ("attention's weights are missing: B H T (T + 64)/2",
+             off_by(lambda B, T, d, H, L, V: -L * B * H * T * (T + 64) // 2)),
             ("all T² of attention's weights are counted; half of them are hidden and never computed",
              off_by(lambda B, T, d, H, L, V: L * B * H * (T * T - T * (T + 64) // 2))),
             ("attention's weights are counted for one head",
              off_by(lambda B, T, d, H, L, V: L * B * (1 - H) * T * (T + 64) // 2)),
-            ("GELU's derivative and down's input are 4 d wide", off_by(lambda B, T, d, H, L, V: -6 * L * B * T * d)),
+            ("GELU's derivative and the input of `down` are 4 d wide",
+             off_by(lambda B, T, d, H, L, V: -6 * L * B * T * d)),
             ("the probabilities of the cross-entropy are missing: B T V", off_by(lambda B, T, d, H, L, V: -B * T * V)),
-            ("the probabilities of the cross-entropy come once, not in every block",
+            ("the probabilities of the cross-entropy exist once, not in every block",
              off_by(lambda B, T, d, H, L, V: (L - 1) * B * T * V)),
-            ("what follows the blocks is missing: the final norm and the head's input",
+            ("the final norm and the head's input, which come after the blocks, are missing",
              off_by(lambda B, T, d, H, L, V: -2 * B * T * d - B * T)),
             ("query, key and value share one input", off_by(lambda B, T, d, H, L, V: 2 * L * B * T * d)),
-            ("this is in bytes; asked was how many numbers", lambda *a: 4 * reference_activations(*a)),
-            ("this is one block; there are L", lambda B, T, d, H, L, V: reference_activations(B, T, d, H, 1, V))),
+            ("this is in bytes; count numbers", lambda *a: 4 * reference_activations(*a)),
+            ("this counts one block; there are L", lambda B, T, d, H, L, V: reference_activations(B, T, d, H, 1, V))),
         tolerance=0,
-        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the weights B·H·T·(T + 64)/2, "
-             "times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
+        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the "
+             "weights B·H·T·(T + 64)/2, times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
 )

@@ -1,9 +1,11 @@
-"""Lesson 07: a change of low rank, its gradient, and its end."""
+"""Lesson 07: a low-rank change of a weight: forward, backward, its subspace, and merging."""
 import numpy as np
 
 from ... import functional as F
 from ...tensor import Tensor
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- lora.forward ----------------------------------------------------------------------------------
@@ -31,25 +33,6 @@ def _scaled(scale, base=True):
     return wrong
 
 
-FORWARD = Exercise(
-    "lora.forward", "forward", 3, 10, forward, _tensors,
-    hint="F.linear(x, A) is A x for each row, (…, r); F.linear of that with B is (…, d_out). Multiply by alpha / A.shape[0], add F.linear(x, W).",
-    special=(("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),),
-    gradient=("x", "A", "B"),
-    mistakes=(
-        ("the scale is α/r, not α", _scaled(lambda alpha, r: alpha)),
-        ("the scale α/r is missing", _scaled(lambda alpha, r: 1.0)),
-        ("the scale is α/r, not r/α", _scaled(lambda alpha, r: r / alpha)),
-        ("the scale is α/r; α/√r is the rank-stabilised one", _scaled(lambda alpha, r: alpha / r ** 0.5)),
-        ("the scale is applied twice", _scaled(lambda alpha, r: (alpha / r) ** 2)),
-        ("W₀ x is missing", _scaled(lambda alpha, r: alpha / r, base=False)),
-        ("the scale belongs to B A x alone, not to W₀ x",
-         lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
-        ("r is the number of rows of A, not of its columns",
-         lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1])),
-    ))
-
-
 # -- lora.backward ---------------------------------------------------------------------------------
 def backward(x, W, A, B, alpha, dh):
     """By the engine."""
@@ -72,28 +55,6 @@ def _changed(part, change):
     return wrong
 
 
-BACKWARD = Exercise(
-    "lora.backward", "backward", 4, 15, backward, _with_upstream,
-    hint="s = alpha / len(A). dB = s dHᵀ (X Aᵀ); dA = s (dH B)ᵀ X; dX = dH W + s (dH B) A. Check each shape against A, B and x.",
-    invariants=(("with B = 0, as at the start, dA is zero and dB is not",
-                 lambda fn, rng: (lambda g: not np.any(g[0]) and np.any(g[1]))(fn(*_with_upstream(rng, zero=True)))),),
-    tolerance=1e-7,
-    mistakes=(
-        ("dA and dB are without the scale s = α/r", lambda x, W, A, B, alpha, dh: (
-            (dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W + alpha / len(A) * dh @ B @ A)),
-        ("the scale s = α/r is missing in all three", lambda x, W, A, B, alpha, dh: ((dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W + dh @ B @ A)),
-        ("the scale is α/r, not α", lambda x, W, A, B, alpha, dh: (
-            alpha * (dh @ B).T @ x, alpha * dh.T @ (x @ A.T), dh @ W + alpha * dh @ B @ A)),
-        ("dX lacks the way through the frozen weight, dH W₀", _changed(2, lambda d, x, W, A, B, s, dh: d - dh @ W)),
-        ("dX lacks the way through A and B, s (dH B) A", _changed(2, lambda d, x, W, A, B, s, dh: dh @ W)),
-        ("dX: its low-rank part is without the scale s", _changed(2, lambda d, x, W, A, B, s, dh: dh @ W + dh @ B @ A)),
-        ("dA and dB are exchanged: return (dA, dB, dX)", lambda *args: (lambda g: (g[1], g[0], g[2]))(backward(*args))),
-        ("the order is dA, dB, dX", lambda *args: (lambda g: (g[2], g[0], g[1]))(backward(*args))),
-    ),
-    symptoms=(("a gradient has the shape of what it is the gradient of: transpose it",
-               lambda got, expected, arguments: np.shape(got) == np.shape(expected)[::-1] and np.shape(got) != np.shape(expected)),))
-
-
 # -- lora.overlap ----------------------------------------------------------------------------------
 def overlap(A1, A2, i, j):
     V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
@@ -111,26 +72,6 @@ def _variant(vectors=lambda A, n: np.linalg.svd(A)[2][:n], finish=lambda M, i, j
     return lambda A1, A2, i, j: finish(vectors(A1, i) @ vectors(A2, j).T, i, j)
 
 
-OVERLAP = Exercise(
-    "lora.overlap", "overlap", 3, 12, overlap, _two,
-    hint="V = np.linalg.svd(A)[2] has the right singular vectors as rows: take V1[:i] and V2[:j]; the sum of squares of V1 V2ᵀ over min(i, j).",
-    special=(("a space with itself: 1", lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([3.0, 2.0, 1.0]), 2, 2)),
-             ("orthogonal spaces: 0", lambda rng: (np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]]), np.array([[0, 0, 1.0, 0], [0, 0, 0, 2]]), 2, 2)),
-             ("the smaller lies in the larger: 1", lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([5.0, 4.0, 3.0]), 1, 3))),
-    tolerance=1e-6,
-    mistakes=(
-        ("the numerator is the squared norm: the sum of squares, without the root", _variant(finish=lambda M, i, j: np.linalg.norm(M) / min(i, j))),
-        ("divide by min(i, j), not by max(i, j)", _variant(finish=lambda M, i, j: (M ** 2).sum() / max(i, j))),
-        ("the division by min(i, j) is missing", _variant(finish=lambda M, i, j: (M ** 2).sum())),
-        ("the division is by min(i, j), not i · j", _variant(finish=lambda M, i, j: (M ** 2).mean())),
-        ("these are columns of Vᵀ; its rows are the right singular vectors", _variant(lambda A, n: np.linalg.svd(A)[2][:, :n].T)),
-        ("these are the left singular vectors; the right ones are the rows of Vᵀ", _variant(lambda A, n: np.linalg.svd(A)[0][:, :n].T)),
-        ("rows of A are not orthonormal: take its singular vectors first", _variant(lambda A, n: A[:n])),
-        ("these are the vectors of the smallest singular values; take the first", _variant(lambda A, n: np.linalg.svd(A, full_matrices=False)[2][-n:])),
-        ("all singular vectors take part; only the top i and j should", lambda A1, A2, i, j: overlap(A1, A2, len(A1), len(A2))),
-    ))
-
-
 # -- lora.merge ------------------------------------------------------------------------------------
 def merge(W, A, B, alpha):
     return W + alpha / len(A) * B @ A
@@ -141,17 +82,90 @@ def _weights(rng):
     return W, A, B, alpha
 
 
-MERGE = Exercise(
-    "lora.merge", "merge", 2, 5, merge, _weights,
-    hint="B @ A is (d_out, d_in), like W. W + …, not W += …, which would change the base.",
-    tolerance=1e-9,
-    mistakes=(
-        ("the scale is α/r, not α", lambda W, A, B, alpha: W + alpha * B @ A),
-        ("the scale α/r is missing", lambda W, A, B, alpha: W + B @ A),
-        ("this is ΔW; add W₀", lambda W, A, B, alpha: alpha / len(A) * B @ A),
-        ("the change is added, not subtracted", lambda W, A, B, alpha: W - alpha / len(A) * B @ A),
-        ("r is the number of rows of A, not of its columns", lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A),
-    ))
-
-
-EXERCISES = (FORWARD, BACKWARD, OVERLAP, MERGE)
+EXERCISES = (
+    Exercise(
+        name="lora.forward", title="The forward pass of LoRA",
+        reference=forward, cases=_tensors, gradient=("x", "A", "B"),
+        special=(("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),),
+        mistakes=(
+            ("the scale is α/r, not α", _scaled(lambda alpha, r: alpha)),
+            ("the scale α/r is missing", _scaled(lambda alpha, r: 1.0)),
+            ("the scale is α/r, not r/α", _scaled(lambda alpha, r: r / alpha)),
+            ("the scale is α/r; α/√r is the rank-stabilised one", _scaled(lambda alpha, r: alpha / r ** 0.5)),
+            ("the scale is applied twice", _scaled(lambda alpha, r: (alpha / r) ** 2)),
+            ("the frozen part W₀ x is missing", _scaled(lambda alpha, r: alpha / r, base=False)),
+            ("the low-rank part B A x is missing", lambda x, W, A, B, alpha: F.linear(x, W)),
+            ("the scale belongs to B A x alone, not to W₀ x",
+             lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
+            ("r is the number of rows of A, not of its columns",
+             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1]))),
+        hint="F.linear(x, A) is A x for each row, (…, r); F.linear of that with B is (…, d_out). Multiply by "
+             "alpha / A.shape[0], add F.linear(x, W)."),
+    Exercise(
+        name="lora.backward", title="The backward pass of LoRA",
+        reference=backward, cases=_with_upstream,
+        invariants=(
+            ("with B = 0, as at the start, dA is zero and dB is not",
+             lambda fn, rng: (lambda g: not np.any(g[0]) and np.any(g[1]))(fn(*_with_upstream(rng, zero=True)))),),
+        mistakes=(
+            ("the scale s = α/r is missing in dA and dB", lambda x, W, A, B, alpha, dh: (
+                (dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W + alpha / len(A) * dh @ B @ A)),
+            ("the scale s = α/r is missing in all three",
+             lambda x, W, A, B, alpha, dh: ((dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W + dh @ B @ A)),
+            ("the scale is α/r, not α", lambda x, W, A, B, alpha, dh: (
+                alpha * (dh @ B).T @ x, alpha * dh.T @ (x @ A.T), dh @ W + alpha * dh @ B @ A)),
+            ("dX lacks the path through the frozen weight, dH W₀",
+             _changed(2, lambda d, x, W, A, B, s, dh: d - dh @ W)),
+            ("dX lacks the path through A and B, s (dH B) A", _changed(2, lambda d, x, W, A, B, s, dh: dh @ W)),
+            ("the low-rank part of dX lacks the scale s",
+             _changed(2, lambda d, x, W, A, B, s, dh: dh @ W + dh @ B @ A)),
+            ("dA and dB are exchanged: return (dA, dB, dX)",
+             lambda *args: (lambda g: (g[1], g[0], g[2]))(backward(*args))),
+            ("the gradients are in the wrong order: return (dA, dB, dX)",
+             lambda *args: (lambda g: (g[2], g[0], g[1]))(backward(*args)))),
+        symptoms=(
+            ("a gradient has the shape of its parameter: transpose it",
+             lambda got, expected, arguments: np.shape(got) == np.shape(expected)[::-1] and np.shape(got) != np.shape(expected)),),
+        tolerance=1e-7,
+        hint="s = alpha / len(A). dB = s dHᵀ (X Aᵀ); dA = s (dH B)ᵀ X; dX = dH W + s (dH B) A. Check each "
+             "shape against A, B and x."),
+    Exercise(
+        name="lora.overlap", title="The overlap of two subspaces",
+        reference=overlap, cases=_two,
+        special=(
+            ("a space with itself: 1", lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([3.0, 2.0, 1.0]), 2, 2)),
+            ("orthogonal spaces: 0",
+             lambda rng: (np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]]), np.array([[0, 0, 1.0, 0], [0, 0, 0, 2]]), 2, 2)),
+            ("the smaller lies in the larger: 1",
+             lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([5.0, 4.0, 3.0]), 1, 3))),
+        mistakes=(
+            ("the numerator is the squared norm: sum the squares and take no root",
+             _variant(finish=lambda M, i, j: np.linalg.norm(M) / min(i, j))),
+            ("divide by min(i, j), not by max(i, j)", _variant(finish=lambda M, i, j: (M ** 2).sum() / max(i, j))),
+            ("the division by min(i, j) is missing", _variant(finish=lambda M, i, j: (M ** 2).sum())),
+            ("the division is by min(i, j), not i · j", _variant(finish=lambda M, i, j: (M ** 2).mean())),
+            ("you took columns of Vᵀ; its rows are the right singular vectors",
+             _variant(lambda A, n: np.linalg.svd(A)[2][:, :n].T)),
+            ("you took the left singular vectors; the right ones are the rows of Vᵀ",
+             _variant(lambda A, n: np.linalg.svd(A)[0][:, :n].T)),
+            ("rows of A are not orthonormal: take its singular vectors first", _variant(lambda A, n: A[:n])),
+            ("you took the vectors of the smallest singular values; take the first ones",
+             _variant(lambda A, n: np.linalg.svd(A, full_matrices=False)[2][-n:])),
+            ("you used all singular vectors; use only the top i and j",
+             lambda A1, A2, i, j: overlap(A1, A2, len(A1), len(A2)))),
+        tolerance=1e-6,
+        hint="V = np.linalg.svd(A)[2] has the right singular vectors as rows: take V1[:i] and V2[:j]; the sum "
+             "of squares of V1 V2ᵀ over min(i, j)."),
+    Exercise(
+        name="lora.merge", title="Merging LoRA into the weight",
+        reference=merge, cases=_weights,
+        mistakes=(
+            ("the scale is α/r, not α", lambda W, A, B, alpha: W + alpha * B @ A),
+            ("the scale α/r is missing", lambda W, A, B, alpha: W + B @ A),
+            ("this is ΔW; add W₀", lambda W, A, B, alpha: alpha / len(A) * B @ A),
+            ("you subtracted the change; add it", lambda W, A, B, alpha: W - alpha / len(A) * B @ A),
+            ("r is the number of rows of A, not of its columns",
+             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A)),
+        tolerance=1e-9,
+        hint="B @ A is (d_out, d_in), like W. Write W + …, not W += …, which would change the base."),
+)

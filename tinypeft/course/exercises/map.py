@@ -1,4 +1,4 @@
-"""Lesson 00: counting what is trained and what is stored, and the sign of the zero point."""
+"""Lesson 00: count trained and stored numbers, and quantize in both sign conventions."""
 import numpy as np
 
 from ..exercise import Exercise
@@ -55,47 +55,58 @@ def signs_cases(rng, shift=None, convention=None):
 
 EXERCISES = (
     Exercise(
-        name="map.trained", title="Four counts", points=3, minutes=10,
+        name="map.trained", title="Four counts of trained parameters",
         reference=reference_trained, cases=trained_cases,
         special=(("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
         mistakes=(
-            ("LoRA: a block has two adapted matrices, query and value", replaced(0, lambda d, L, r, P, m: 2 * L * r * d)),
-            ("LoRA: this is one block; there are L", replaced(0, lambda d, L, r, P, m: 4 * r * d)),
-            ("LoRA: all four matrices of attention; asked were query and value", replaced(0, lambda d, L, r, P, m: 8 * L * r * d)),
-            ("a prompt enters once, at the input, not in every layer", replaced(1, lambda d, L, r, P, m: L * P * d)),
+            ("LoRA: count two adapted matrices in a block, query and value",
+             replaced(0, lambda d, L, r, P, m: 2 * L * r * d)),
+            ("LoRA: this counts one block; there are L", replaced(0, lambda d, L, r, P, m: 4 * r * d)),
+            ("LoRA: this counts all four matrices of attention; only query and value are adapted",
+             replaced(0, lambda d, L, r, P, m: 8 * L * r * d)),
+            ("a prompt enters once, at the input; it has no vectors in the layers",
+             replaced(1, lambda d, L, r, P, m: L * P * d)),
             ("a prefix has a key and a value for each position", replaced(2, lambda d, L, r, P, m: P * L * d)),
             ("a prefix is in every one of the L layers", replaced(2, lambda d, L, r, P, m: 2 * P * d)),
             ("the adapters' biases are missing, m and d each", replaced(3, lambda d, L, r, P, m: 4 * L * d * m)),
-            ("there are two adapters in a block, behind attention and behind the MLP",
+            ("there are two adapters in a block, one after attention and one after the MLP",
              replaced(3, lambda d, L, r, P, m: L * (2 * d * m + m + d)))),
         tolerance=0,
-        hint="LoRA: L blocks, two matrices, r·(d + d) each. Prompt: P·d. Prefix: L layers, P positions, a key and a value of d. "
-             "Adapters: 2 L of them."),
+        hint="LoRA: L blocks with two matrices each, and r·(d + d) for a matrix. Prompt: P·d. Prefix: L "
+             "layers, P positions, a key and a value of d. Adapters: 2 L of them."),
     Exercise(
-        name="map.bits", title="Bits per weight", points=2, minutes=5,
+        name="map.bits", title="Bits per weight, scales included",
         reference=reference_bits, cases=bits_cases,
-        special=(("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
-                 ("NF4, doubly quantized", lambda rng: (4, 64, 8, 0, 256))),
+        special=(
+            ("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
+            ("NF4, doubly quantized", lambda rng: (4, 64, 8, 0, 256))),
         mistakes=(
-            ("the scales' own scales are missing: 32 bits for every `outer` scales", lambda b, g, s, z, o: b + (s + z) / g),
+            ("the scales' own scales are missing: 32 bits for every `outer` scales",
+             lambda b, g, s, z, o: b + (s + z) / g),
             ("the second level is one number per `outer` scales, not per `outer` weights",
              lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0)),
             ("the zero points are missing", lambda b, g, s, z, o: reference_bits(b, g, s, 0, o)),
-            ("a scale is shared by the whole group: divide by g", lambda b, g, s, z, o: b + s + z + (32 / o if o else 0)),
-            ("every scale has 32 bits of a second level; `outer` of them share those", lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
+            ("the whole group shares one scale: divide by g", lambda b, g, s, z, o: b + s + z + (32 / o if o else 0)),
+            ("you gave every scale 32 bits of a second level; `outer` scales share them",
+             lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
         tolerance=1e-9,
         hint="Per group: scale_bits + zero_bits, and 32/outer if outer is not 0. Divide by group, add bits."),
     Exercise(
-        name="map.signs", title="Quantize in both", points=3, minutes=10,
+        name="map.signs", title="One quantizer in two sign conventions",
         reference=reference_signs, cases=signs_cases,
-        special=(("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")), ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
-                 ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
+        special=(
+            ("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")),
+            ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
+            ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
         mistakes=(
-            ("the zero point has the libraries' sign in both conventions: the survey's Z is −z", lambda *a: signs(*a, flip=False)),
-            ("only the zero point's sign changes, the codes are the same: with Z = −z, R(x/S) − Z is round(x/s) + z", lambda *a: signs(*a, both=True)),
+            ("the zero point has the libraries' sign in both conventions: the survey's Z is −z",
+             lambda *a: signs(*a, flip=False)),
+            ("only the zero point's sign changes, the codes are the same: with Z = −z, R(x/S) − Z is round(x/s) + z",
+             lambda *a: signs(*a, both=True)),
             ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)", lambda *a: signs(*a, contain=False)),
-            ("2ᵇ codes have 2ᵇ − 1 steps between them", lambda *a: signs(*a, levels=0)),
+            ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=0)),
             ("the codes are not clipped to 0 … 2ᵇ − 1", lambda *a: signs(*a, clip=False))),
         tolerance=1e-6,
-        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; then return z or −z."),
+        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; "
+             "then return z or −z."),
 )

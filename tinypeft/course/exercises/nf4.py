@@ -4,9 +4,12 @@ from scipy.stats import norm
 
 from ... import functional as F
 from ...quant.codebooks import codebook
+from ...quant.loftq import loftq_rounds
 from ...quant.uniform import Uniform
 from ...tensor import Tensor
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 DELTA = 1 - (1 / 32 + 1 / 30) / 2
 
@@ -83,12 +86,7 @@ def asymmetric2(W):
 
 
 def loftq(W, quant, r, T):
-    BA = 0
-    for _ in range(T):
-        Q = quant(W - BA)
-        U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-        BA = B @ A
+    *_, (Q, B, A) = loftq_rounds(W, quant, r, T)
     return Q, B, A
 
 
@@ -121,65 +119,75 @@ def loftq_stale(W, quant, r, T):
 
 EXERCISES = (
     Exercise(
-        "nf4.levels", "NF4's table", 4, 15, levels,
-        cases=lambda rng: (rng.uniform(0.93, 0.99), int(rng.integers(4, 9)), int(rng.integers(3, 8))),
+        name="nf4.levels", title="NF4's table of levels",
+        reference=levels, cases=lambda rng: (rng.uniform(0.93, 0.99), int(rng.integers(4, 9)), int(rng.integers(3, 8))),
+        special=(
+            ("NF4 itself", lambda rng: (DELTA, 8, 7)),
+            ("one level on either side of 0", lambda rng: (0.9, 1, 1))),
+        mistakes=(
+            ("n levels need n + 1 points from δ to ½, the last of which is dropped",
+             levels_variant(points=lambda n: n + 2)),
+            ("n levels need n + 1 points; with n points the last kept level is ½'s, which is 0",
+             levels_variant(points=lambda n: n, drop=False)),
+            ("the levels are not scaled to a largest magnitude of 1", levels_variant(scale=False)),
+            ("the two sides are exchanged: `positive` levels lie above 0", levels_variant(swap=True)),
+            ("the levels are not sorted", levels_variant(order=False)),
+            ("0 is missing", levels_variant(zero=False)),
+            ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
+             levels_variant(quantile=lambda p: p - 0.5))),
         hint="side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]); concatenate side(positive), [0] and "
-             "−side(negative), sort, divide by the largest magnitude.",
-        special=(("NF4 itself", lambda rng: (DELTA, 8, 7)), ("one level on either side of 0", lambda rng: (0.9, 1, 1))),
-        mistakes=(("n levels need n + 1 points from δ to ½, the last of which is dropped",
-                   levels_variant(points=lambda n: n + 2)),
-                  ("n levels need n + 1 points; with n points the last kept level is ½'s, which is 0",
-                   levels_variant(points=lambda n: n, drop=False)),
-                  ("they are not scaled to a largest magnitude of 1", levels_variant(scale=False)),
-                  ("the two sides are exchanged: `positive` levels lie above 0", levels_variant(swap=True)),
-                  ("they are not sorted", levels_variant(order=False)),
-                  ("0 is missing", levels_variant(zero=False)),
-                  ("these are evenly spaced: the quantile function Φ⁻¹ is not applied",
-                   levels_variant(quantile=lambda p: p - 0.5)))),
+             "−side(negative), sort, divide by the largest magnitude."),
     Exercise(
-        "nf4.encode", "The nearest level", 2, 5, encode,
-        cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), 64), codebook("nf4").astype(float)),
-        hint="np.abs(x[:, None]/s − levels) is (B, L); its argmin over axis 1 is the code.",
-        special=(("multiples of the levels",
-                  lambda rng: (0.5 * codebook("nf4").astype(float)[[15, 7, 0, 3, 9]], codebook("nf4").astype(float))),),
-        mistakes=(("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
-                  ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
-                  ("this is the next level below (or above), not the nearest",
-                   encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
-                  ("this is the next level below (or above), not the nearest",
-                   encode_variant(code=lambda v, c: np.minimum(np.searchsorted(c, v), len(c) - 1))),
-                  ("the levels are not evenly spaced: compare with each of them",
-                   encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
-        tolerance=1e-9),
+        name="nf4.encode", title="The nearest level",
+        reference=encode, cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), 64), codebook("nf4").astype(float)),
+        special=(
+            ("multiples of the levels",
+             lambda rng: (0.5 * codebook("nf4").astype(float)[[15, 7, 0, 3, 9]], codebook("nf4").astype(float))),),
+        mistakes=(
+            ("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
+            ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
+            ("you took the next level below or above, not the nearest",
+             encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
+            ("you took the next level below or above, not the nearest",
+             encode_variant(code=lambda v, c: np.minimum(np.searchsorted(c, v), len(c) - 1))),
+            ("the levels are not evenly spaced: compare with each of them",
+             encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
+        tolerance=1e-9,
+        hint="np.abs(x[:, None]/s − levels) is (B, L); its argmin over axis 1 is the code."),
     Exercise(
-        "nf4.backward", "QLoRA's gradient", 4, 15, backward, cases=backward_case,
-        hint="W = levels[codes] * np.repeat(scales, g, axis=1). dy @ B is (n, r): dA is s times its transpose times x, "
-             "and dx is dy @ W + s (dy @ B) @ A.",
-        special=(("one number of each: W is 3", lambda rng: (
-            np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
-            np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
-        mistakes=(("the gradient also passes through the quantized weight: dx has a term dy Ŵ", backward_variant(base=False)),
-                  ("the gradient also passes through the adapter: dx has a term s (dy B) A", backward_variant(adapter=False)),
-                  ("dA has a factor s", backward_variant(sa=False)),
-                  ("dB has a factor s", backward_variant(sb=False)),
-                  ("the adapter's part of dx has a factor s", backward_variant(sx=False)),
-                  ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
-                  ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
-                  ("a scale belongs to g weights next to each other: np.repeat, not np.tile", backward_variant(tiled=True)))),
+        name="nf4.backward", title="The gradient of QLoRA",
+        reference=backward, cases=backward_case,
+        special=(
+            ("one number of each: W is 3", lambda rng: (
+                np.array([[2.0]]), np.array([[15]]), np.array([[3.0]]), codebook("nf4").astype(float), np.array([[5.0]]),
+                np.array([[7.0]]), 2.0, np.array([[1.0]]))),),
+        mistakes=(
+            ("the gradient also passes through the quantized weight: dx has a term dy Ŵ", backward_variant(base=False)),
+            ("the gradient also passes through the adapter: dx has a term s (dy B) A", backward_variant(adapter=False)),
+            ("the factor s is missing in dA", backward_variant(sa=False)),
+            ("the factor s is missing in dB", backward_variant(sb=False)),
+            ("the factor s is missing in the adapter's part of dx", backward_variant(sx=False)),
+            ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
+            ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
+            ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile", backward_variant(tiled=True))),
+        hint="W = levels[codes] * np.repeat(scales, g, axis=1). dy @ B is (n, r): dA is s times its transpose "
+             "times x, and dx is dy @ W + s (dy @ B) @ A."),
     Exercise(
-        "nf4.loftq", "LoftQ", 4, 15, loftq,
+        name="nf4.loftq", title="LoftQ's alternating rounds",
+        reference=loftq,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16)))), asymmetric2,
                            int(rng.integers(2, 4)), int(rng.integers(2, 5))),
-        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = U[:, :r]·√S, "
-             "A = √S·Vt[:r].",
         special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
-        mistakes=(("it is Q of W − B A that is sought: quantize what the low-rank part leaves",
-                   loftq_variant(target=lambda W, BA: W)),
-                  ("decompose what quantization leaves of W, W − Q, not W − Q − B A",
-                   loftq_variant(of=lambda W, Q, BA: W - Q - BA)),
-                  ("Σ is to be split: √Σ goes to either factor", loftq_variant(split=False)),
-                  ("Σ is to be split: √Σ goes to either factor", loftq_sided),
-                  ("Q, B and A are to be of the same round", loftq_stale),
-                  ("one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
-                  ("one round too many: there are T", loftq_variant(rounds=lambda T: T + 1)))),
+        mistakes=(
+            ("quantize W − B A, which the low-rank part leaves, not W",
+             loftq_variant(target=lambda W, BA: W)),
+            ("decompose W − Q, which quantization leaves, not W − Q − B A",
+             loftq_variant(of=lambda W, Q, BA: W - Q - BA)),
+            ("Σ must be split: each factor gets √Σ", loftq_variant(split=False)),
+            ("Σ must be split: each factor gets √Σ", loftq_sided),
+            ("Q, B and A must come from the same round", loftq_stale),
+            ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
+            ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
+        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = "
+             "U[:, :r]·√S, A = √S·Vt[:r]."),
 )

@@ -1,4 +1,4 @@
-"""Lesson 11: what outliers cost, LLM.int8()'s decomposition, SmoothQuant's smoothing."""
+"""Lesson 11: the cost of outliers, LLM.int8()'s decomposition, and SmoothQuant's smoothing."""
 import numpy as np
 
 from ...nn import LayerNorm, Linear
@@ -8,6 +8,8 @@ from ...quant.llm_int8 import inputs
 from ...quant.smoothquant import smoothing_factors
 from ...quant.uniform import Uniform
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- codes that are left ---------------------------------------------------------------------------
@@ -99,79 +101,91 @@ def smooth_case(rng):
             [0.25, 0.4, 0.7][rng.integers(3)])
 
 
-EXERCISES = (
-    Exercise(
-        "outliers.codes_left", "Codes that are left", 2, 5, codes_left,
-        cases=lambda rng: with_outliers(rng),
-        hint="np.delete(np.abs(X), O, axis=1).max(1) is m' for every token, np.abs(X).max(1) is m.",
-        special=(("an outlier of 127 beside entries of at most 4: codes −4 … 4",
-                  lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
-        mistakes=(("codes come in both signs: −c … c", codes_left_variant(both=False)),
-                  ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
-                  ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
-                  ("these are the codes of the outliers; the question is about the other columns",
-                   codes_left_variant(rest=False))),
-        tolerance=0),
-    Exercise(
-        "outliers.vector_wise", "Vector-wise quantization", 3, 10, vector_wise,
-        cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(4, 7)), 12)) * rng.uniform(0.2, 5, (1, 12)),
-                           rng.normal(0, 1, (int(rng.integers(8, 11)), 12)) * rng.uniform(0.5, 2, (1, 12))),
-        hint="s_x = np.abs(X).max(1, keepdims=True)/127 is (n, 1). The same for W is (d_out, 1), but in the result "
-             "output channels run along axis 1.",
-        special=(("integers with a 127 in every row are exact", lambda rng: (
-            np.hstack([np.full((3, 1), 127.0), np.rint(rng.uniform(-90, 90, (3, 4)))]),
-            np.hstack([np.full((2, 1), 127.0), np.rint(rng.uniform(-90, 90, (2, 4)))]))),),
-        mistakes=(("X has one scale for everything; it should have one per row, with keepdims=True",
-                   vector_wise_variant(per_x=None)),
-                  ("W has one scale for everything; it should have one per row", vector_wise_variant(per_w=None)),
-                  ("the largest code is 127", vector_wise_variant(n=128)),
-                  ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
-                  ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
-        tolerance=1e-6),
-    Exercise(
-        "outliers.llm_int8", "LLM.int8(), equation (8)", 4, 15, llm_int8,
-        cases=lambda rng: (with_outliers(rng, d=12)[0], rng.normal(0, 1,
-                                                                   (int(rng.integers(8, 11)),
-                                                                    12)) * rng.uniform(0.3, 3, (1, 12)), 6.0),
-        hint="O from np.abs(X).max(0). A copy of X with those columns set to 0 gives the integers and their s_x; s_w is "
-             "over whole rows of W. "
-             "Add X[:, O] @ W[:, O].T.",
-        special=(("a token of nothing but an outlier",
-                  lambda rng: (np.array([[0.0, 8, 0], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
-                 ("an entry exactly at the threshold is an outlier",
-                  lambda rng: (np.array([[0.3, -6, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
-                 ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0))),
-        mistakes=(("the outlier columns are still in the integers: set them to 0 in a copy of X",
-                   llm_int8_variant(zeroed=False)),
-                  ("s_x must be taken over the ordinary entries alone: that is the point of it",
-                   llm_int8_variant(rest_scale=False)),
-                  ("the product of the outlier columns is not added", llm_int8_variant(added=False)),
-                  ("s_w is over the whole row: W is quantized before any input is seen", llm_int8_variant(whole_w=False)),
-                  ("the threshold itself counts: |X| ≥ threshold", llm_int8_variant(strict=True)),
-                  ("a column is an outlier if any entry reaches the threshold, not its mean", llm_int8_variant(over="mean")),
-                  ("the outlier columns of W are to be W's own numbers, not its decoded codes",
-                   llm_int8_variant(float_w=False))),
-        tolerance=1e-6),
-    Exercise(
-        "outliers.smooth", "Smooth a layer", 4, 15, smooth,
-        cases=smooth_case,
-        hint="largest = maximum over the layers of np.abs(W).max(0); s = max_abs**alpha / largest**(1 − alpha); γ and β "
-             "are divided by s, columns of W multiplied.",
-        special=(("α = 1 moves everything: s is max|X|", lambda rng: (*smooth_case(rng)[:4], 1.0)),),
-        invariants=(("the layers compute what they did: (γ x + β) Wᵀ is unchanged", lambda fn, rng: _unchanged(fn, rng)),),
-        mistakes=(("α belongs to the inputs and 1 − α to the weights; they are exchanged",
-                   smooth_variant(lambda a: 1 - a, lambda a: a)),
-                  ("max|W_j| is over all layers that read the norm, not the first alone", smooth_variant(shared=False)),
-                  ("β is part of what the norm puts out: divide it too", smooth_variant(beta=False)),
-                  ("it is the wrong way round: γ is divided by s, W multiplied", smooth_variant(inverse=True)),
-                  ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False))),
-        tolerance=1e-6),
-)
-
-
 def _unchanged(fn, rng):
     gamma, beta, weights, max_abs, alpha = smooth_case(rng)
     x = rng.normal(0, 1, (4, len(gamma)))
     new_gamma, new_beta, new_weights = fn(gamma, beta, weights, max_abs, alpha)
     return all(np.allclose((gamma * x + beta) @ W.T, (new_gamma * x + new_beta) @ V.T) for W,
                V in zip(weights, new_weights, strict=True))
+
+
+EXERCISES = (
+    Exercise(
+        name="outliers.codes_left", title="The codes that outliers leave",
+        reference=codes_left, cases=lambda rng: with_outliers(rng),
+        special=(
+            ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
+             lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
+        mistakes=(
+            ("codes have both signs: −c … c", codes_left_variant(both=False)),
+            ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
+            ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
+            ("these are the codes of the outliers; count those of the other columns",
+             codes_left_variant(rest=False))),
+        tolerance=0,
+        hint="np.delete(np.abs(X), O, axis=1).max(1) is m' for every token, np.abs(X).max(1) is m."),
+    Exercise(
+        name="outliers.vector_wise", title="Vector-wise quantization",
+        reference=vector_wise,
+        cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(4, 7)), 12)) * rng.uniform(0.2, 5, (1, 12)),
+                           rng.normal(0, 1, (int(rng.integers(8, 11)), 12)) * rng.uniform(0.5, 2, (1, 12))),
+        special=(
+            ("integers with a 127 in every row are exact", lambda rng: (
+                np.hstack([np.full((3, 1), 127.0), np.rint(rng.uniform(-90, 90, (3, 4)))]),
+                np.hstack([np.full((2, 1), 127.0), np.rint(rng.uniform(-90, 90, (2, 4)))]))),),
+        mistakes=(
+            ("X has one scale for everything; it should have one per row, with keepdims=True",
+             vector_wise_variant(per_x=None)),
+            ("W has one scale for everything; it should have one per row", vector_wise_variant(per_w=None)),
+            ("the largest code is 127", vector_wise_variant(n=128)),
+            ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
+            ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
+        tolerance=1e-6,
+        hint="s_x = np.abs(X).max(1, keepdims=True)/127 is (n, 1). The same for W is (d_out, 1), but in the "
+             "result output channels run along axis 1."),
+    Exercise(
+        name="outliers.llm_int8", title="LLM.int8()'s decomposition, equation (8)",
+        reference=llm_int8,
+        cases=lambda rng: (with_outliers(rng, d=12)[0], rng.normal(0, 1,
+                                                                   (int(rng.integers(8, 11)),
+                                                                    12)) * rng.uniform(0.3, 3, (1, 12)), 6.0),
+        special=(
+            ("a token that has only an outlier",
+             lambda rng: (np.array([[0.0, 8, 0], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
+            ("an entry exactly at the threshold is an outlier",
+             lambda rng: (np.array([[0.3, -6, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
+            ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0))),
+        mistakes=(
+            ("the outlier columns are still in the integers: set them to 0 in a copy of X",
+             llm_int8_variant(zeroed=False)),
+            ("s_x must be taken over the ordinary entries alone: that is the point of the decomposition",
+             llm_int8_variant(rest_scale=False)),
+            ("the product of the outlier columns is not added", llm_int8_variant(added=False)),
+            ("s_w must be taken over the whole row: W is quantized before any input is seen",
+             llm_int8_variant(whole_w=False)),
+            ("an entry equal to the threshold is an outlier too: |X| ≥ threshold", llm_int8_variant(strict=True)),
+            ("you compared a column's mean; a column is an outlier if any entry reaches the threshold",
+             llm_int8_variant(over="mean")),
+            ("use W's own numbers in the outlier columns, not its decoded codes",
+             llm_int8_variant(float_w=False))),
+        tolerance=1e-6,
+        hint="O from np.abs(X).max(0). A copy of X with those columns set to 0 gives the integers and their "
+             "s_x; s_w is over whole rows of W. Add X[:, O] @ W[:, O].T."),
+    Exercise(
+        name="outliers.smooth", title="Smoothing a layer",
+        reference=smooth, cases=smooth_case,
+        special=(("α = 1 moves everything: s is max|X|", lambda rng: (*smooth_case(rng)[:4], 1.0)),),
+        invariants=(
+            ("the layers compute the same function: (γ x + β) Wᵀ is unchanged", _unchanged),),
+        mistakes=(
+            ("α belongs to the inputs and 1 − α to the weights; they are exchanged",
+             smooth_variant(lambda a: 1 - a, lambda a: a)),
+            ("max|W_j| must be taken over all layers that read the norm, not only the first",
+             smooth_variant(shared=False)),
+            ("β is part of the norm's output: divide it too", smooth_variant(beta=False)),
+            ("this is the wrong way round: divide γ by s and multiply W by s", smooth_variant(inverse=True)),
+            ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False))),
+        tolerance=1e-6,
+        hint="largest = maximum over the layers of np.abs(W).max(0); s = max_abs**alpha / largest**(1 − "
+             "alpha); γ and β are divided by s, columns of W multiplied."),
+)

@@ -1,9 +1,12 @@
-"""Lesson 06: keys and values before every layer's own."""
+"""Lesson 06: trained keys and values before those of every layer."""
 import numpy as np
 
 from ... import functional as F
+from ...peft.prefix import Prefix
 from ...tensor import Tensor, concatenate
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- prefix.attention ------------------------------------------------------------------------------
@@ -24,29 +27,6 @@ def _masked(q, k, v, P_K, P_V, offset, scale=None, mask=True):
     return F.softmax(q @ K.T * (q.shape[1] ** -0.5 if scale is None else scale) + M) @ V
 
 
-ATTENTION = Exercise(
-    "prefix.attention", "attention behind a prefix", 3, 12, attention, _head,
-    hint="K = [P_K; k] and V = [P_V; v] have P + T rows. Token t sees columns 0 … P + t: np.triu with the diagonal P + 1.",
-    special=(("one token, which sees everything", lambda rng: _head(rng, T=1)),),
-    gradient=("q", "k", "v", "P_K", "P_V"),
-    mistakes=(
-        ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the prefix; the diagonal is P + 1",
-         lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 1)),
-        ("each token sees one token of the future: the diagonal of the mask is P + 1, not P + 2",
-         lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 2)),
-        ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
-         lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0])),
-        ("there is no causal mask: token t may not look at later tokens",
-         lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
-        ("the scores are not divided by √d_head",
-         lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1.0)),
-        ("the prefix stands behind the text; it comes first, as a past that all tokens see",
-         lambda q, k, v, P_K, P_V: _masked(q, P_K, P_V, k, v, P_K.shape[0] + 1)),
-        ("prefix and text are normalised apart and added; one softmax covers both",
-         lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False)),
-    ))
-
-
 # -- prefix.share ----------------------------------------------------------------------------------
 def share(q, k, P_K):
     s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))
@@ -64,24 +44,6 @@ def _exp_share(q, k, P_K, scale=True):
     return np.exp(p).sum(), np.exp(s).sum()
 
 
-SHARE = Exercise(
-    "prefix.share", "the share of the prefix", 3, 12, share, _scores,
-    hint="Scores of prefix and text together, divided by √d_head, minus their maximum; exponentiate; the prefix's part of the sum.",
-    special=(("all keys are equal: λ is P/(P + S)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
-             ("scores in the thousands, where exp overflows", lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.9 * np.eye(4)[:2]))),
-    invariants=(("λ is the weight that mixes the two attentions (equation 4)", lambda fn, rng: _mixes(fn, rng)),),
-    mistakes=(
-        ("this is the odds of prefix against text; divide by the sum of both",
-         lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
-        ("this is the share of the text, 1 − λ", lambda q, k, P_K: 1 - share(q, k, P_K)),
-        ("the scores are not divided by √d_head", lambda q, k, P_K: (lambda p, s: p / (p + s))(*_exp_share(q, k, P_K, False))),
-        ("the sums are of scores, not of their exponentials",
-         lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum())),
-    ),
-    symptoms=(("exp overflows for large scores: subtract the largest score first, λ stays the same",
-               lambda got, expected, arguments: not np.isfinite(got)),))
-
-
 def _mixes(fn, rng):
     q, k, P_K = _scores(rng)
     v, P_V = rng.standard_normal(k.shape), rng.standard_normal(P_K.shape)
@@ -96,27 +58,10 @@ def count(P, L, d, m):
     return P * d + (d * m + m) + (2 * L * d * m + 2 * L * d), 2 * P * L * d
 
 
-COUNT = Exercise(
-    "prefix.count", "two counts", 1, 5, count,
-    lambda rng: tuple(int(n) for n in (rng.integers(2, 30), rng.integers(2, 12), 8 * rng.integers(2, 20), rng.integers(9, 300))),
-    hint="Trained: P′, and two linear layers d → m → 2 L d with biases. Stored: the table, 2 L d numbers per virtual token.",
-    tolerance=0,
-    mistakes=(
-        ("the biases of the two layers are missing", lambda P, L, d, m: (P * d + d * m + 2 * L * d * m, 2 * P * L * d)),
-        ("a virtual token has a key and a value in every layer: 2 L d, not L d",
-         lambda P, L, d, m: (P * d + (d * m + m) + (L * d * m + L * d), P * L * d)),
-        ("trained and stored are the wrong way round", lambda P, L, d, m: count(P, L, d, m)[::-1]),
-        ("P′ is trained, too", lambda P, L, d, m: (count(P, L, d, m)[0] - P * d, 2 * P * L * d)),
-        ("the network is dropped after training: stored is the table alone", lambda P, L, d, m: (count(P, L, d, m)[0],) * 2),
-        ("with the network the table is computed, not trained",
-         lambda P, L, d, m: (count(P, L, d, m)[0] + 2 * P * L * d, 2 * P * L * d)),
-    ))
-
-
 # -- prefix.cut ------------------------------------------------------------------------------------
 def cut(table, n_layers, n_heads):
-    parts = table.reshape(len(table), 2 * n_layers, n_heads, -1).transpose(1, 2, 0, 3)
-    return [(parts[2 * i], parts[2 * i + 1]) for i in range(n_layers)]
+    prefix = Prefix(table, n_layers, n_heads, dropout=0.0, rng=None)
+    return [(K.data, V.data) for K, V in prefix.seams(None)["prefix"]]
 
 
 def _table(rng):
@@ -130,21 +75,85 @@ def _halves(table, L, H):
     return list(zip(parts[0], parts[1], strict=True))
 
 
-CUT = Exercise(
-    "prefix.cut", "from the table to keys and values", 3, 12, cut, _table,
-    hint="reshape to (P, 2 L, H, d_head) first: that is the order in a row. Then move the axes; rows 2ℓ and 2ℓ + 1 belong to layer ℓ.",
-    mistakes=(
-        ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all keys first, then all values", _halves),
-        ("keys and values are the wrong way round", lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
-        ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, H, d_head), then transpose",
-         lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
-        ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
-         lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
-             t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))),
-    ),
-    symptoms=(("the axes of each K and V are (H, P, d_head), in this order",
-               lambda got, expected, arguments: np.shape(got) != np.shape(expected)
-               and sorted(np.shape(got)) == sorted(np.shape(expected))),))
-
-
-EXERCISES = (ATTENTION, SHARE, COUNT, CUT)
+EXERCISES = (
+    Exercise(
+        name="prefix.attention", title="Attention with a prefix",
+        reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
+        special=(("one token, which sees everything", lambda rng: _head(rng, T=1)),),
+        mistakes=(
+            ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the prefix; the diagonal is P + 1",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 1)),
+            ("each token sees one future token: the diagonal of the mask is P + 1, not P + 2",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 2)),
+            ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0])),
+            ("there is no causal mask: token t may not look at later tokens",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
+            ("the scores are not divided by √d_head",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1.0)),
+            ("you put the prefix behind the text; it comes first, as a past that all tokens see",
+             lambda q, k, v, P_K, P_V: _masked(q, P_K, P_V, k, v, P_K.shape[0] + 1)),
+            ("prefix and text are normalised separately and added; one softmax must cover both",
+             lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
+        hint="K = [P_K; k] and V = [P_V; v] have P + T rows. Token t sees columns 0 … P + t: np.triu with the "
+             "diagonal P + 1."),
+    Exercise(
+        name="prefix.share", title="The prefix's share of attention",
+        reference=share, cases=_scores,
+        special=(
+            ("all keys are equal: λ is P/(P + S)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
+            ("scores in the thousands, where exp overflows",
+             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.9 * np.eye(4)[:2]))),
+        invariants=(
+            ("λ is the weight that mixes the two attentions (equation 4)", _mixes),),
+        mistakes=(
+            ("these are the odds of prefix against text; divide by the sum of both",
+             lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
+            ("this is the share of the text, 1 − λ", lambda q, k, P_K: 1 - share(q, k, P_K)),
+            ("the scores are not divided by √d_head",
+             lambda q, k, P_K: (lambda p, s: p / (p + s))(*_exp_share(q, k, P_K, False))),
+            ("the sums are of scores, not of their exponentials",
+             lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
+        symptoms=(
+            ("exp overflows for large scores: subtract the largest score first; λ stays the same",
+             lambda got, expected, arguments: not np.isfinite(got)),),
+        hint="Scores of prefix and text together, divided by √d_head, minus their maximum; exponentiate; the "
+             "prefix's part of the sum."),
+    Exercise(
+        name="prefix.count", title="Parameters trained and parameters stored",
+        reference=count,
+        cases=lambda rng: tuple(int(n) for n in (rng.integers(2, 30), rng.integers(2, 12), 8 * rng.integers(2, 20), rng.integers(9, 300))),
+        mistakes=(
+            ("the biases of the two layers are missing",
+             lambda P, L, d, m: (P * d + d * m + 2 * L * d * m, 2 * P * L * d)),
+            ("a virtual token has a key and a value in every layer: 2 L d, not L d",
+             lambda P, L, d, m: (P * d + (d * m + m) + (L * d * m + L * d), P * L * d)),
+            ("the counts of trained and stored numbers are the wrong way round",
+             lambda P, L, d, m: count(P, L, d, m)[::-1]),
+            ("P′ is missing: it is trained too", lambda P, L, d, m: (count(P, L, d, m)[0] - P * d, 2 * P * L * d)),
+            ("the network is dropped after training: only the table is stored",
+             lambda P, L, d, m: (count(P, L, d, m)[0],) * 2),
+            ("the network computes the table, so the table itself is not trained",
+             lambda P, L, d, m: (count(P, L, d, m)[0] + 2 * P * L * d, 2 * P * L * d))),
+        tolerance=0,
+        hint="Trained: P′, and two linear layers d → m → 2 L d with biases. Stored: the table, 2 L d numbers "
+             "per virtual token."),
+    Exercise(
+        name="prefix.cut", title="From the table to keys and values",
+        reference=cut, cases=_table,
+        mistakes=(
+            ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all keys first, then all values",
+             _halves),
+            ("keys and values are the wrong way round", lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
+            ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, H, d_head), then transpose",
+             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
+            ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
+             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
+                 t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2)))),
+        symptoms=(
+            ("the axes of each K and V are (H, P, d_head), in this order",
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected)
+             and sorted(np.shape(got)) == sorted(np.shape(expected))),),
+        hint="reshape to (P, 2 L, H, d_head) first: that is the order in a row. Then move the axes; rows 2ℓ "
+             "and 2ℓ + 1 belong to layer ℓ."),
+)

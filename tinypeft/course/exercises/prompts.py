@@ -1,4 +1,4 @@
-"""Lesson 05: what a prompt does to the input and to the bill, what it says, and where pseudo-tokens go."""
+"""Lesson 05: a prompt in the input, its cost, its nearest tokens, and where pseudo-tokens go."""
 import numpy as np
 
 from ...peft.ptuning import places
@@ -68,63 +68,72 @@ def places_cases(rng, more=None):
 
 EXERCISES = (
     Exercise(
-        name="prompts.input", title="The input", points=3, minutes=10,
+        name="prompts.input", title="The input with a prompt before it",
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
-            ("the text's positions begin at 0, and should begin behind the prompt, at P",
+            ("the text's positions begin at 0; they should begin behind the prompt, at P",
              lambda P, X, pos: concatenate([P + pos[:P.shape[0]], X + pos[:X.shape[0]]], axis=0)),
-            ("the prompt's vectors have positions, too", lambda P, X, pos: concatenate([P, X + pos[P.shape[0]:P.shape[0] + X.shape[0]]], axis=0)),
+            ("the prompt's vectors have positions, too",
+             lambda P, X, pos: concatenate([P, X + pos[P.shape[0]:P.shape[0] + X.shape[0]]], axis=0)),
             ("the prompt's vectors have positions, too, and the text's begin at P",
              lambda P, X, pos: concatenate([P, X + pos[:X.shape[0]]], axis=0)),
             ("the position vectors are missing", lambda P, X, pos: concatenate([P, X], axis=0)),
-            ("the prompt stands before the text, not behind it",
+            ("you put the prompt behind the text; it stands before the text, not behind it",
              lambda P, X, pos: concatenate([X, P], axis=0) + pos[:P.shape[0] + X.shape[0]])),
         hint="x = tp.concatenate([P_e, X_e], axis=0), and then the first P + T rows of the table of positions: "
              "x + positions[:x.shape[0]]."),
     Exercise(
-        name="prompts.cost", title="The price of length", points=2, minutes=5,
+        name="prompts.cost", title="The price of a longer input",
         reference=reference_cost, cases=cost_cases,
         special=(("no prompt costs nothing", lambda rng: (0, 64, 32)),),
         mistakes=(
-            ("this is the ratio; the extra work is 1 less", lambda P, T, d: reference_cost(P, T, d) + 1),
+            ("this is the ratio of the work; the extra work is 1 less", lambda P, T, d: reference_cost(P, T, d) + 1),
             ("only the matrices are counted; attention grows faster than the length", lambda P, T, d: P / T),
             ("attention's share is d S (S + 1): one product for the scores and one for the values",
              lambda P, T, d: (12 * d * (P + T) + (P + T) * (P + T + 1) / 2) / (12 * d * T + T * (T + 1) / 2) - 1),
-            ("attention is causal: S (S + 1), not 2 S²", lambda P, T, d: (12 * d * (P + T) + 2 * (P + T) ** 2) / (12 * d * T + 2 * T * T) - 1),
+            ("attention is causal: S (S + 1), not 2 S²",
+             lambda P, T, d: (12 * d * (P + T) + 2 * (P + T) ** 2) / (12 * d * T + 2 * T * T) - 1),
             ("this is the work of the prompt's positions alone; the text's queries see P more keys as well",
              lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)))),
         tolerance=1e-9,
         hint="Write F as a function of S, then F(P + T) / F(T) − 1."),
     Exercise(
-        name="prompts.nearest", title="Nearest words", points=3, minutes=10,
+        name="prompts.nearest", title="The tokens nearest to a prompt",
         reference=reference_nearest, cases=nearest_cases,
-        special=(("prompt vectors that are tokens, three times as long: each is nearest to itself",
-                  lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
+        special=(
+            ("each prompt vector is three times a token's vector: that token is the nearest",
+             lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
         mistakes=(
             ("these are the largest dot products: long tokens win; divide by the lengths",
              lambda P, E, k: np.argsort(-(P @ E.T), axis=1, kind="stable")[:, :k]),
-            ("these are nearest by distance, not by angle",
+            ("these are the tokens nearest by distance; use the angle",
              lambda P, E, k: np.argsort(((P[:, None] - E) ** 2).sum(-1), axis=1, kind="stable")[:, :k]),
-            ("the k farthest, because np.argsort sorts ascending", lambda P, E, k: np.argsort(unit(P) @ unit(E).T, axis=1, kind="stable")[:, :k]),
-            ("the right tokens, but the nearest should come first", lambda P, E, k: reference_nearest(P, E, k)[:, ::-1]),
-            ("divided by the wrong lengths: each vector has its own, over axis 1",
+            ("these are the k farthest tokens, because np.argsort sorts in ascending order",
+             lambda P, E, k: np.argsort(unit(P) @ unit(E).T, axis=1, kind="stable")[:, :k]),
+            ("the tokens are right, but the nearest should come first",
+             lambda P, E, k: reference_nearest(P, E, k)[:, ::-1]),
+            ("you divided by the wrong lengths: each vector has its own length, over axis 1",
              lambda P, E, k: np.argsort(-(P / np.linalg.norm(P, axis=0)) @ (E / np.linalg.norm(E, axis=0)).T, axis=1, kind="stable")[:, :k])),
         tolerance=0,
-        hint="Divide every row of both by its length (np.linalg.norm(a, axis=1, keepdims=True)); the product of the one with the other's "
-             "transpose is (P, V). np.argsort of its negative, and the first k columns."),
+        hint="Divide every row of both by its length (np.linalg.norm(a, axis=1, keepdims=True)); the product "
+             "of the first with the second's transpose is (P, V). np.argsort of its negative, and the first k "
+             "columns."),
     Exercise(
-        name="prompts.places", title="Places", points=4, minutes=15,
+        name="prompts.places", title="The places of pseudo-tokens",
         reference=reference_places, cases=places_cases,
-        special=(("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
-                 ("a separator in the last part is a token like others", lambda rng: places_cases(rng, more=True))),
+        special=(
+            ("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
+            ("a separator in the last part is a token like others", lambda rng: places_cases(rng, more=True))),
         mistakes=(
-            ("the pseudo-tokens that stand before are not counted: every one of them moves what follows by one",
+            ("earlier pseudo-tokens are not counted: each of them moves everything after it by one place",
              lambda *a: places_by(*a, shift=False)),
-            ("the separator belongs to the part that it ends; the next part begins behind it", lambda *a: places_by(*a, behind=0)),
+            ("the separator belongs to the part that it ends; the next part begins after it",
+             lambda *a: places_by(*a, behind=0)),
             ("the counts are taken in the wrong order", lambda t, counts, s: reference_places(t, counts[::-1], s)),
             ("these are the places of the tokens, not of the pseudo-tokens",
              lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s)))),
         tolerance=0,
-        hint="np.nonzero(tokens == separator)[0] gives the separators; the first len(counts) − 1 of them end parts. Part j begins at "
-             "the number behind the separator of part j − 1, plus all pseudo-tokens placed so far."),
+        hint="np.nonzero(tokens == separator)[0] gives the separators; the first len(counts) − 1 of them end "
+             "parts. Part j begins at the place after the separator of part j − 1, plus all pseudo-tokens "
+             "placed so far."),
 )

@@ -12,6 +12,8 @@ from ...tensor import Tensor
 from ...text.tasks.planting import divergence
 from ..exercise import Exercise
 
+__all__ = ["EXERCISES"]
+
 
 # -- STE -------------------------------------------------------------------------------------------
 def ste(x, s, z, low, high, dy):
@@ -111,56 +113,68 @@ def distillation_variant(reverse=False, mean=True, gradient=lambda p, q: q - p, 
 
 EXERCISES = (
     Exercise(
-        "qat.ste", "Straight through", 2, 5, ste, cases=ste_case,
-        hint="u = x/s + z; dx is dy where low < u < high and 0 elsewhere.",
-        special=(("inside, at either side outside",
-                  lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),),
-        mistakes=(("the zero point belongs to u: x/s + z", ste_variant(u=lambda x, s, z: x / s)),
-                  ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
-                  ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
-                  ("this is the gradient of the numbers that are clipped; it is the others that have one",
-                   ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
-                  ("∂x̂/∂x is 1, not s: the step multiplies and divides", ste_variant(s_factor=True)),
-                  ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
-                  ("the test is of u, not of the rounded u: PyTorch's mask reaches half a step further on either side",
-                   ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high))))),
+        name="qat.ste", title="The straight-through gradient",
+        reference=ste, cases=ste_case,
+        special=(
+            ("one number inside the range, one outside on each side",
+             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),),
+        mistakes=(
+            ("the zero point is missing in u = x/s + z", ste_variant(u=lambda x, s, z: x / s)),
+            ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
+            ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
+            ("you gave the clipped numbers a gradient; only the others have one",
+             ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
+            ("∂x̂/∂x is 1, not s: the step multiplies and divides", ste_variant(s_factor=True)),
+            ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
+            ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
+             ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high)))),
+        hint="u = x/s + z; dx is dy where low < u < high and 0 elsewhere."),
     Exercise(
-        "qat.lsq", "The gradient of the step", 4, 15, lsq, cases=lsq_case,
-        hint="u = x/s, k = clip(round(u), −Q_N, Q_P). The slope is k − u inside and k outside; ds = g · Σ dy·slope over "
-             "the row, g = 1/√(B Q_P).",
-        special=(("one number inside, one clipped",
-                  lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),),
-        mistakes=(("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
-                  ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
-                  ("the factor g = 1/√(N Q_P) is missing in ds", lsq_variant(factor=False)),
-                  ("x has no gradient where it is clipped", lsq_variant(masked=False)),
-                  ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
-                  ("Q_N is 2^(b−1), one more than Q_P", lsq_variant(symmetric=True)),
-                  ("the slopes are to be multiplied by dy before they are summed", lsq_variant(summed=False)),
-                  ("the test is of u, not of the rounded u: PyTorch's mask reaches half a step further on either side",
-                   lsq_variant(rounded_mask=True)))),
+        name="qat.lsq", title="The gradient of the step",
+        reference=lsq, cases=lsq_case,
+        special=(
+            ("one number inside, one clipped",
+             lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),),
+        mistakes=(
+            ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
+            ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
+            ("the factor g = 1/√(N Q_P) is missing in ds", lsq_variant(factor=False)),
+            ("x has no gradient where it is clipped", lsq_variant(masked=False)),
+            ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
+            ("Q_N is 2^(b−1), one more than Q_P", lsq_variant(symmetric=True)),
+            ("multiply the slopes by dy before you sum them", lsq_variant(summed=False)),
+            ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
+             lsq_variant(rounded_mask=True))),
+        hint="u = x/s, k = clip(round(u), −Q_N, Q_P). The slope is k − u inside and k outside; ds = g · Σ "
+             "dy·slope over the row, g = 1/√(B Q_P)."),
     Exercise(
-        "qat.peqa", "PEQA's gradient", 3, 10, peqa, cases=peqa_case,
-        hint="G = dy.T @ x is (d_out, d_in). Multiply by q − z, z repeated g times along a row, reshape to (d_out, −1, "
-             "g), sum over the last axis.",
-        special=(("all codes are at the zero point: scales do not matter", lambda rng: (
-            rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2)), np.full((2, 4), 3), np.full((2, 2), 3), 2)),),
-        mistakes=(("the zero points are missing: it is q − z that the scale multiplies", peqa_variant(zero=False)),
-                  ("a zero point belongs to g weights next to each other: np.repeat, not np.tile", peqa_variant(tile=True)),
-                  ("it is the sum over the group, not the mean", peqa_variant(summed=False)))),
+        name="qat.peqa", title="The gradient of PEQA's scales",
+        reference=peqa, cases=peqa_case,
+        special=(
+            ("all codes are at the zero point: scales do not matter", lambda rng: (
+                rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2)), np.full((2, 4), 3), np.full((2, 2), 3), 2)),),
+        mistakes=(
+            ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=False)),
+            ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
+            ("take the sum over the group, not the mean", peqa_variant(summed=False))),
+        hint="G = dy.T @ x is (d_out, d_in). Multiply by q − z, z repeated g times along a row, reshape to "
+             "(d_out, −1, g), sum over the last axis."),
     Exercise(
-        "qat.distillation", "Distillation", 3, 12, distillation,
+        name="qat.distillation", title="Distillation from logits",
+        reference=distillation,
         cases=lambda rng: (a := rng.normal(0, 2, (int(rng.integers(3, 6)), int(rng.integers(6, 9)))),
                            a + rng.normal(0, 1, a.shape)),
-        hint="KL = Σ p (log p − log q), averaged over rows; its gradient is that of cross-entropy with soft targets, (q "
-             "− p)/n.",
-        special=(("a student that finds both tokens equally likely",
-                  lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
-                 ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]])))),
-        mistakes=(("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
-                  ("it is the mean over the n rows, loss and gradient alike", distillation_variant(mean=False)),
-                  ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
-                   distillation_variant(gradient=lambda p, q: p - q)),
-                  ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
-                   distillation_variant(entropy=False)))),
+        special=(
+            ("a student that finds both tokens equally likely",
+             lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
+            ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]])))),
+        mistakes=(
+            ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
+            ("take the mean over the n rows, in the loss and in the gradient", distillation_variant(mean=False)),
+            ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
+             distillation_variant(gradient=lambda p, q: p - q)),
+            ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
+             distillation_variant(entropy=False))),
+        hint="KL = Σ p (log p − log q), averaged over rows; its gradient is that of cross-entropy with soft "
+             "targets, (q − p)/n."),
 )

@@ -1,9 +1,11 @@
-"""Lesson 10: grids, ranges, clipping, floating point of a few bits."""
+"""Lesson 10: grids, ranges, clipping, and floating point with few bits."""
 import numpy as np
 
 from ...quant.formats import decode, encode
 from ...quant.uniform import Uniform, make_grid
 from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
 
 
 # -- absmax ----------------------------------------------------------------------------------------
@@ -44,7 +46,8 @@ def best_clip(x, bits, fractions):
 
 
 def best_clip_variant(clip=True, low=lambda n: -n, steps=lambda n: n, size=np.square, pick=np.argmin, rows=True):
-    """best_clip with a mistake: codes not clipped or clipped elsewhere, another step, another error, the wrong end, one p for all."""
+    """best_clip with a mistake: codes not clipped or clipped elsewhere, another step, another error, the wrong
+    end, one p for all."""
     def wrong(x, bits, fractions):
         n, m, errors = 2**(bits - 1) - 1, np.abs(x).max(1, keepdims=True), []
         for p in fractions:
@@ -80,70 +83,82 @@ def float_case(rng):
 
 EXERCISES = (
     Exercise(
-        "quantization.absmax", "absmax, by hand", 2, 5, absmax,
+        name="quantization.absmax", title="Symmetric quantization by absmax",
+        reference=absmax,
         cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), (rng.integers(2, 5), rng.integers(5, 9))),
                            int(rng.integers(2, 9))),
-        hint="s = max|x| / (2**(bits − 1) − 1); the codes are np.rint(x / s), and x̂ is s times them. For zeros s would "
-             "be 0.",
-        special=(("numbers that lie on the grid come back as they are",
-                  lambda rng: (np.array([-1.5, 0.0, 0.5, 1.5, 1.0]), 3)),),
-        invariants=(("an array of zeros comes back as zeros", lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
-        mistakes=(("the scale is max|x|/(2**(bits − 1) − 1): the largest code is one less than a power of two",
-                   absmax_variant(lambda b: 2**(b - 1))),
-                  ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits − 1) − 1",
-                   absmax_variant(lambda b: 2**b - 1)),
-                  ("the largest number must be the largest magnitude: max|x|, not max x", absmax_variant(m=np.max)),
-                  ("one scale for all of x: the maximum is over the whole array", absmax_variant(m=lambda x: np.abs(x).max(-1, keepdims=True))),
-                  ("these are the codes; multiply them by the scale to get x̂", absmax_variant(back=False)),
-                  ("x/s is cut off, not rounded to the nearest integer", absmax_variant(round=np.trunc)),
-                  ("x/s is rounded down, not to the nearest integer", absmax_variant(round=np.floor)))),
+        special=(
+            ("numbers that lie on the grid come back as they are",
+             lambda rng: (np.array([-1.5, 0.0, 0.5, 1.5, 1.0]), 3)),),
+        invariants=(
+            ("an array of zeros comes back as zeros", lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
+        mistakes=(
+            ("the scale is max|x|/(2**(bits − 1) − 1): the largest code is one less than a power of two",
+             absmax_variant(lambda b: 2**(b - 1))),
+            ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits − 1) − 1",
+             absmax_variant(lambda b: 2**b - 1)),
+            ("use the largest magnitude, max|x|, not the largest number, max x", absmax_variant(m=np.max)),
+            ("there is one scale for all of x: take the maximum over the whole array",
+             absmax_variant(m=lambda x: np.abs(x).max(-1, keepdims=True))),
+            ("these are the codes; multiply them by the scale to get x̂", absmax_variant(back=False)),
+            ("you cut x/s off; round it to the nearest integer", absmax_variant(round=np.trunc)),
+            ("you rounded x/s down; round it to the nearest integer", absmax_variant(round=np.floor))),
+        hint="s = max|x| / (2**(bits − 1) − 1); the codes are np.rint(x / s), and x̂ is s times them. If x is "
+             "all zeros, s would be 0."),
     Exercise(
-        "quantization.survey", "The survey's letters", 3, 12, survey,
+        name="quantization.survey", title="The survey's quantizer",
+        reference=survey,
         cases=lambda rng: (rng.normal(rng.uniform(-1, 1), 1, (3, rng.integers(6, 10))), int(rng.integers(2, 9))),
-        hint="Stretch [l, h] to contain 0. S = (h − l)/(2**bits − 1). The code of l is round(l/S) − Z, and should be 0. "
-             "Clip at the end.",
-        special=(("all numbers are positive: the range still contains 0", lambda rng: (np.array([0.5, 1.0, 1.5]), 2)),
-                 ("both ends lie midway between two grid points", lambda rng: (np.array([-5.5, 0.0, 9.5]), 4))),
-        mistakes=(("this is the libraries' sign: the survey's Z is subtracted on the way in, so it is round(l/S), not "
-                   "−round(l/S)", survey_variant(sign=-1)),
-                  ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
-                   survey_variant(stretch=False)),
-                  ("the codes are not clipped to 0 … 2**bits − 1", survey_variant(clip=False)),
-                  ("S is (h − l)/(2**bits − 1): between 2**bits points there is one step less",
-                   survey_variant(lambda b: 2**b)),
-                  ("Z must be an integer: round it", survey_variant(whole=lambda z: z))),
-        tolerance=1e-6),
+        special=(
+            ("all numbers are positive: the range still contains 0", lambda rng: (np.array([0.5, 1.0, 1.5]), 2)),
+            ("both ends lie midway between two grid points", lambda rng: (np.array([-5.5, 0.0, 9.5]), 4))),
+        mistakes=(
+            ("this is the libraries' sign: the survey subtracts Z when it encodes, so Z is round(l/S), not "
+             "−round(l/S)", survey_variant(sign=-1)),
+            ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
+             survey_variant(stretch=False)),
+            ("the codes are not clipped to 0 … 2**bits − 1", survey_variant(clip=False)),
+            ("S is (h − l)/(2**bits − 1): there is one step fewer than there are points",
+             survey_variant(lambda b: 2**b)),
+            ("Z must be an integer: round it", survey_variant(whole=lambda z: z))),
+        tolerance=1e-6,
+        hint="Stretch [l, h] to contain 0. S = (h − l)/(2**bits − 1). The code of l is round(l/S) − Z, and "
+             "should be 0. Clip at the end."),
     Exercise(
-        "quantization.best_clip", "The best clip", 4, 15, best_clip,
+        name="quantization.best_clip", title="The best clipping range",
+        reference=best_clip,
         cases=lambda rng: (rng.standard_t(6, (rng.integers(4, 7), 40)), int(rng.integers(2, 5)), np.linspace(1, 0.2, 17)),
-        hint="For every p: s = p·m/n with n = 2**(bits − 1) − 1 and m kept as a column, codes clipped to ±n, squared "
-             "errors summed "
-             "over axis 1. Then argmin over the fractions.",
-        special=(("one far number, two bits: it is given up",
-                  lambda rng: (np.array([[1.0] * 30 + [3.0], [1.0] * 30 + [1.0]]), 2, np.array([1.0, 0.5, 1 / 3]))),),
-        mistakes=(("the codes are not clipped, so a smaller range costs nothing: np.clip(…, −n, n)",
-                   best_clip_variant(clip=False)),
-                  ("the error is to be squared", best_clip_variant(size=np.abs)),
-                  ("the step is p·m/(2**(bits − 1) − 1)", best_clip_variant(steps=lambda n: n + 1)),
-                  ("the smallest code in use is −(2**(bits − 1) − 1): the symmetric grid leaves one unused",
-                   best_clip_variant(low=lambda n: -n - 1)),
-                  ("every row has a fraction of its own: sum the errors over axis 1 only", best_clip_variant(rows=False)),
-                  ("this is the worst fraction: argmin, not argmax", best_clip_variant(pick=np.argmax)))),
+        special=(
+            ("one number far from the others, two bits: clipping it is best",
+             lambda rng: (np.array([[1.0] * 30 + [3.0], [1.0] * 30 + [1.0]]), 2, np.array([1.0, 0.5, 1 / 3]))),),
+        mistakes=(
+            ("the codes are not clipped, so a smaller range costs nothing: np.clip(…, −n, n)",
+             best_clip_variant(clip=False)),
+            ("the error must be squared", best_clip_variant(size=np.abs)),
+            ("the step is p·m/(2**(bits − 1) − 1)", best_clip_variant(steps=lambda n: n + 1)),
+            ("the smallest code in use is −(2**(bits − 1) − 1): the symmetric grid leaves one unused",
+             best_clip_variant(low=lambda n: -n - 1)),
+            ("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False)),
+            ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax))),
+        hint="For every p: s = p·m/n with n = 2**(bits − 1) − 1 and m kept as a column, codes clipped to ±n, "
+             "squared errors summed over axis 1. Then argmin over the fractions."),
     Exercise(
-        "quantization.to_float", "Round to a float", 4, 15, to_float,
-        cases=float_case,
-        hint="E = np.frexp(|x|)[1] − 1, but at least 1 − bias; the spacing is 2.0**(E − m); round x/spacing, multiply, "
-             "clip to ±V.",
-        special=(("E2M1: values of the format stay as they are",
-                  lambda rng: (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)),
-                 ("E2M1: beyond the largest value", lambda rng: (np.array([7.0, -100.0]), 2, 1)),
-                 ("E2M1: numbers smaller than the smallest", lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1))),
-        mistakes=(("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
-                   to_float_variant(shift=0)),
-                  ("numbers below 2**(1 − bias) are subnormal: their exponent stops at 1 − bias",
-                   to_float_variant(subnormal=False)),
-                  ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
-                  ("the bias is 2**(e − 1) − 1", to_float_variant(bias=lambda e: 2**(e - 1))),
-                  ("it is cut off, not rounded to the nearest value", to_float_variant(round=np.trunc))),
-        tolerance=1e-9),
+        name="quantization.to_float", title="Rounding to a small float",
+        reference=to_float, cases=float_case,
+        special=(
+            ("E2M1: values of the format stay as they are",
+             lambda rng: (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)),
+            ("E2M1: beyond the largest value", lambda rng: (np.array([7.0, -100.0]), 2, 1)),
+            ("E2M1: numbers smaller than the smallest", lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1))),
+        mistakes=(
+            ("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
+             to_float_variant(shift=0)),
+            ("numbers below 2**(1 − bias) are subnormal: their exponent stops at 1 − bias",
+             to_float_variant(subnormal=False)),
+            ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
+            ("the bias is 2**(e − 1) − 1", to_float_variant(bias=lambda e: 2**(e - 1))),
+            ("you cut off; round to the nearest value", to_float_variant(round=np.trunc))),
+        tolerance=1e-9,
+        hint="E = np.frexp(|x|)[1] − 1, but at least 1 − bias; the spacing is 2.0**(E − m); round x/spacing, "
+             "multiply, clip to ±V."),
 )

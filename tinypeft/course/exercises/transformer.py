@@ -1,9 +1,10 @@
-"""Lesson 02: attention, the loss of a language model, and counting."""
+"""Lesson 02: attention, the loss of a language model, and the number of parameters."""
 import math
 
 import numpy as np
 
 from ... import functional as F
+from ...study.memory import Shape
 from ...tensor import Tensor
 from ..exercise import Exercise
 
@@ -58,7 +59,7 @@ def overflowing(logits, tokens):
 
 # -- counting ------------------------------------------------------------------------------------
 def reference_count(V, C, d, L):
-    return V * d + C * d + L * (12 * d * d + 13 * d) + 2 * d
+    return Shape(layers=L, d=d, heads=1, vocab=V, context=C).parameters
 
 
 def count_cases(rng):
@@ -67,60 +68,73 @@ def count_cases(rng):
 
 EXERCISES = (
     Exercise(
-        name="transformer.attention", title="Attention", points=5, minutes=15,
+        name="transformer.attention", title="Causal attention of one head",
         reference=reference_attention, cases=attention_cases,
-        special=(("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
-                 ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+        special=(
+            ("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
+            ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+        invariants=(
+            ("weights are positive and sum to one: values that are all 1 give 1",
+             lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
         mistakes=(
             ("the scores are not divided by √d_head", lambda *a: attention(*a, scale=lambda d: 1)),
             ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: 1 / d)),
-            ("√ of the number of keys, not of d_head", lambda q, k, v: attention(q, k, v, scale=lambda d: 1 / math.sqrt(len(k)))),
-            ("no mask: a query sees keys of the future", lambda *a: attention(*a, mask=False)),
-            ("the mask forgets the past: query i is at position i + S − T", lambda *a: attention(*a, offset=0)),
-            ("the mask is off by one: a query sees its own key, too", lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) - 1)),
-            ("the mask is off by one: a query sees the key after its own", lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) + 1)),
-            ("the softmax is over the queries, and belongs over the keys", lambda *a: attention(*a, axis=0)),
-            ("masked after the softmax: the weights that are left no longer sum to one; put −∞ into the scores before",
+            ("you divided by the root of the number of keys; divide by the root of d_head",
+             lambda q, k, v: attention(q, k, v, scale=lambda d: 1 / math.sqrt(len(k)))),
+            ("there is no mask: a query sees keys of the future", lambda *a: attention(*a, mask=False)),
+            ("the mask forgets the past: query i stands at position i + S − T", lambda *a: attention(*a, offset=0)),
+            ("the mask is off by one: a query must also see its own key",
+             lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) - 1)),
+            ("the mask is off by one: your query sees the key after its own",
+             lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) + 1)),
+            ("the softmax runs over the queries; it must run over the keys", lambda *a: attention(*a, axis=0)),
+            ("you masked after the softmax, so the remaining weights no longer sum to one; put −∞ into the scores before it",
              lambda *a: attention(*a, late=True))),
-        invariants=(("weights are positive and sum to one: values that are all 1 give 1",
-                     lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
-        hint="scores = q @ k.T / √d_head, (T, S). Hidden are the places where the key's number is larger than the query's number "
-             "+ S − T: np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf there, then softmax over the last axis, then @ v."),
+        hint="scores = q @ k.T / √d_head, (T, S). Hide the places where the key's number is larger than the "
+             "query's number + S − T: np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf there, then "
+             "softmax over the last axis, then @ v."),
     Exercise(
-        name="transformer.loss", title="The loss", points=4, minutes=10,
+        name="transformer.loss", title="The loss of a language model",
         reference=reference_loss, cases=loss_cases,
-        special=(("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
-                 ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
+        special=(
+            ("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
+            ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
         mistakes=(
             ("the logits at t are compared with token t; they are about token t + 1",
              lambda z, t: float(-picked(log_softmax(z), t).mean())),
-            ("shifted the wrong way: the logits at t + 1 are compared with token t",
+            ("you shifted the wrong way: the logits at t + 1 are compared with token t",
              lambda z, t: float(-picked(log_softmax(z[:, 1:]), t[:, :-1]).mean())),
-            ("a sum where equation (5) has a mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
-            ("divided by B T, but only T − 1 positions have a next token", lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
-            ("in bits: equation (5) has a natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
-            ("the softmax is over positions, and belongs over the vocabulary",
+            ("this is a sum where equation (5) has a mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
+            ("you divided by B T, but only T − 1 positions have a next token",
+             lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
+            ("this is in bits; equation (5) has a natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
+            ("the softmax runs over positions; it must run over the vocabulary",
              lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
-            ("the sign: −log p is positive", lambda z, t: -reference_loss(z, t)),
+            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t)),
             ("np.exp overflows; subtract the largest logit of each position first", overflowing)),
         tolerance=1e-7,
         hint="z = logits[:, :-1] and targets = tokens[:, 1:]. log softmax is z − max − log Σ exp(z − max). "
-             "np.take_along_axis(log_p, targets[..., None], −1) picks what is needed."),
+             "np.take_along_axis(log_p, targets[..., None], −1) picks the targets' entries."),
     Exercise(
-        name="transformer.count", title="Count", points=2, minutes=5,
+        name="transformer.count", title="The number of parameters",
         reference=reference_count, cases=count_cases,
         special=(("the base", lambda rng: (1024, 256, 128, 5)),),
         mistakes=(
-            ("the output head is counted; it is the token table, tied", lambda V, C, d, L: reference_count(V, C, d, L) + V * d),
+            ("you counted the output head; it is tied to the token table",
+             lambda V, C, d, L: reference_count(V, C, d, L) + V * d),
             ("the final norm is missing", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d),
             ("the position table is missing", lambda V, C, d, L: reference_count(V, C, d, L) - C * d),
-            ("the biases are missing: four of attention, 4 d + d of the MLP", lambda V, C, d, L: reference_count(V, C, d, L) - 9 * d * L),
+            ("the biases are missing: four of attention, 4 d + d of the MLP",
+             lambda V, C, d, L: reference_count(V, C, d, L) - 9 * d * L),
             ("the layer norms of the blocks are missing: two, with a weight and a bias each",
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * L),
-            ("a layer norm has a weight and a bias", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L - d),
-            ("the MLP has two matrices of 4 d²", lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
-            ("attention has four matrices of d²: query, key, value and output", lambda V, C, d, L: reference_count(V, C, d, L) - d * d * L)),
+            ("each layer norm has both a weight and a bias",
+             lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L - d),
+            ("a matrix of the MLP is missing: there are two of 4 d²",
+             lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
+            ("a matrix of attention is missing: query, key, value and output have d² each",
+             lambda V, C, d, L: reference_count(V, C, d, L) - d * d * L)),
         tolerance=0,
-        hint="Matrices of a block: 4 d² + 8 d². Its biases: 4 d of attention, 4 d + d of the MLP. Its norms: 2 · 2 d. Add up, times "
-             "L; then V d, C d, and 2 d of the final norm."),
+        hint="Matrices of a block: 4 d² + 8 d². Its biases: 4 d of attention, 4 d + d of the MLP. Its norms: 2 "
+             "· 2 d. Add up, times L; then V d, C d, and 2 d of the final norm."),
 )

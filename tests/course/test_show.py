@@ -1,0 +1,48 @@
+"""show: a function's source, an excerpt of it, and of a method or scheme the paper first."""
+import inspect
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+import tinypeft as tp
+from tinypeft import functional as F
+from tinypeft.course import show
+from tinypeft.course.show import source
+from tinypeft.peft.lora import LoRALinear
+
+
+@pytest.mark.parametrize("cls", [*tp.METHODS.values(), *tp.SCHEMES.values()], ids=lambda cls: cls.__name__)
+def test_of_a_method_or_scheme_the_paper_comes_first(cls):
+    text, paper = source(cls), sys.modules[cls.__module__].__doc__
+    where, _, rest = text.partition("\n")
+    assert where == "# " + cls.__module__.replace(".", "/") + ".py"
+    assert rest.startswith(f'"""{paper.rstrip()}\n"""') and text.count(paper.strip().split("\n")[0]) == 1
+    assert rest.endswith(inspect.getsource(cls).rstrip())
+
+
+def test_of_anything_else_the_source_alone():
+    assert source(LoRALinear) == f"# tinypeft/peft/lora.py\n{inspect.getsource(LoRALinear).rstrip()}"
+    assert source(F.linear).startswith("# tinypeft/functional.py\ndef linear(")
+    assert source(tp.LoRA.scale).split("\n")[1].startswith("def scale")
+
+
+def test_an_excerpt_has_neighbours_and_says_what_is_left_out():
+    lines = inspect.getsource(source).split("\n")
+    at = next(i for i, line in enumerate(lines) if "issubclass" in line)
+    assert source(source, "issubclass").split("\n")[1:] == [lines[0], "    …", *lines[at - 1:at + 2]]
+    assert source(tp.NF4, "block_size: ").count('"""') < 4                       # no paper in an excerpt
+    with pytest.raises(KeyError, match="'no such text' does not occur in the source of linear"):
+        show(F.linear, "no such text")
+
+
+def test_a_class_of_the_readers_own():
+    @dataclass(frozen=True)
+    class Mine(tp.LoRA):
+        """My own LoRA."""
+    assert source(Mine).startswith("# tests/course/test_show.py\n@dataclass(frozen=True)\nclass Mine(tp.LoRA):")
+
+
+def test_a_picture_that_does_not_exist_is_told(capsys):
+    show("no such picture")
+    assert "there is no picture 'no such picture'; the pictures are" in capsys.readouterr().out

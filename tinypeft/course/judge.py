@@ -1,0 +1,159 @@
+"""How a function is judged: stage after stage, from its signature to its invariants.
+
+The stages are the signature; one random case, which shows a wrong type, shape or dtype; the cases
+whose answer is obvious; more random cases; gradients; invariants. The first failure ends it and is
+reported with the value that came back, the value that was expected, and the likely cause.
+"""
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..tensor import Tensor
+from .calls import Local, copied
+from .diagnose import cause_of_error, describe, difference, likely_cause
+from .exercise import Exercise
+from .result import CheckResult
+from .worth import worth
+
+if TYPE_CHECKING:
+    from .wire import Remote
+
+__all__ = ["judge"]
+
+CASES = 6                                                # random cases, the first one included
+
+
+def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResult:
+    """The `CheckResult` of the function behind `call`. Its field `function` is left empty."""
+    rng = lambda *key: np.random.default_rng([seed, zlib.crc32(exercise.name.encode()), *key])
+    first = exercise.cases(rng(0))
+    failure = wrong_signature(exercise, call, first)
+    if failure is None: failure = wrong_result(exercise, call, first, "random")
+    # If only its numbers are wrong, a case whose answer is obvious explains the mistake better.
+    if failure is not None and (failure.stage != "random" or not exercise.special): return failure
+    for i, (sentence, arguments) in enumerate(exercise.special):
+        about = f", in the case “{sentence}”"
+        failure = wrong_result(exercise, call, arguments(rng(1, i)), "special", about)
+        if failure is not None: return failure
+    for args in (first, *(exercise.cases(rng(2, i)) for i in range(1, CASES))):
+        failure = wrong_result(exercise, call, args, "random")
+        if failure is not None: return failure
+    if exercise.gradient:
+        failure = wrong_gradient(exercise, call, exercise.cases(rng(3)))
+        if failure is not None: return failure
+    for i, (sentence, holds) in enumerate(exercise.invariants):
+        failure = broken_invariant(exercise, call, sentence, holds, rng(4, i))
+        if failure is not None: return failure
+    return CheckResult(exercise, True, f"right.{points_of(exercise)}")
+
+
+def points_of(exercise: Exercise) -> str:
+    """" 3 points.", or "" if no lesson states the points."""
+    try:
+        points = worth(exercise.name).points
+    except (FileNotFoundError, KeyError):
+        return ""
+    return f" {points} point{'s' * (points != 1)}."
+
+
+def failed(exercise, stage, message, **more):
+    return CheckResult(exercise, False, message, stage=stage, **more)
+
+
+def names_of(exercise):
+    """The names of the function's arguments."""
+    return list(inspect.signature(exercise.reference).parameters)
+
+
+# -- the stages: each returns None or a failed CheckResult -----------------------------------------
+def wrong_signature(exercise, call, args):
+    wanted = f"{exercise.function}({', '.join(names_of(exercise))})"
+    if str(call.origin or "").startswith("tinypeft."):
+        return failed(exercise, "signature", "this is the package's own function, from "
+                                             f"{call.origin}; write yours")
+    if call.signature is None:
+        return failed(exercise, "signature", "got an object that cannot be called, expected a "
+                                             f"function {wanted}")
+    try:
+        call.signature.bind(*args)
+    except TypeError as e:
+        return failed(exercise, "signature", f"your function takes {call.signature}, expected "
+                                             f"{wanted}: {e}")
+
+
+def wrong_result(exercise, call, args, stage, about=""):
+    names = names_of(exercise)
+    expected, out = Local(exercise.reference)(args).value, call(args, names)
+    sizes = f" ({shapes(names, args)})" if shapes(names, args) else ""
+    if out.unsolved:
+        return failed(exercise, "unsolved", f"not solved yet: {out.error}")
+    if out.error:
+        return failed(exercise, "error", f"your function fails{about}{sizes}. {out.error}",
+                      cause=cause_of_error(out.error))
+    found = difference(out.value, expected, exercise.tolerance)
+    if found is not None:
+        kind, sentence, got, want = found
+        if got is None: got, want = out.value, expected
+        return failed(exercise, kind if kind != "value" else stage, f"{sentence}{about}{sizes}.",
+                      got=describe(got), expected=describe(want),
+                      cause=likely_cause(exercise, args, out.value, expected, found))
+    if out.changed:
+        return failed(exercise, "inputs", "your function writes into its argument "
+                                          f"{', '.join(out.changed)}; work on a copy",
+                      cause="+=, -=, *= and x[…] = change the caller's array; "
+                            "write x = x + …, or call x.copy() first")
+
+
+def wrong_gradient(exercise, call, args):
+    """Gradients are compared in float64, for an upstream gradient drawn from the seed 7."""
+    names, args = names_of(exercise), copied(args, np.float64)
+    for name in exercise.gradient: args[names.index(name)].requires_grad = True
+    want = Local(exercise.reference)(args, names, exercise.gradient, upstream=7)
+    got = call(args, names, exercise.gradient, upstream=7)
+    if got.error:
+        return failed(exercise, "gradient", "the backward pass through your function raises an "
+                                            f"error. {got.error}")
+    for name in exercise.gradient:
+        if got.gradients.get(name) is None:
+            return failed(exercise, "gradient", f"no gradient reaches {name}",
+                          expected=describe(want.gradients[name]),
+                          cause="your function leaves the graph: .data, a NumPy function or a new "
+                                "Tensor cuts it; use operations on Tensors")
+    values_only = replace(exercise, mistakes=(), symptoms=())
+    for name in exercise.gradient:
+        g, e = got.gradients[name], want.gradients[name]
+        found = difference(g, e, 1e-7, f"the gradient of {name}")
+        if found is not None:
+            return failed(exercise, "gradient", f"{found[1]}, though the result is right.",
+                          got=describe(g), expected=describe(e),
+                          cause=likely_cause(values_only, (), g, e, found))
+
+
+def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, rng):
+    def fn(*args):
+        out = call(args, names_of(exercise))
+        if out.error: raise RuntimeError(out.error)
+        return out.value
+    try:
+        good = bool(holds(fn, rng))
+    except RuntimeError as e:
+        return failed(exercise, "invariant", "your function fails where this should hold: "
+                                             f"{sentence}. {e}")
+    if not good:
+        return failed(exercise, "invariant", f"this should hold, but does not: {sentence}")
+
+
+def shapes(names: list[str], args: tuple) -> str:
+    """ "x (2, 3), n = 4": the shapes of arrays and Tensors among the arguments, and the values of
+    numbers."""
+    parts = []
+    for name, a in zip(names, args, strict=False):
+        if isinstance(a, (np.ndarray, Tensor)): parts.append(f"{name} {a.shape}")
+        elif isinstance(a, (int, float)):       parts.append(f"{name} = {a:g}")
+    return ", ".join(parts)
