@@ -1,4 +1,4 @@
-"""interop/gpt2.py and folder.py: transformers' GPT-2 and ours compute the same, either way round; other folders are refused."""
+"""interop/gpt2.py and folder.py: transformers' GPT-2 and ours compute the same; other folders are refused."""
 import json
 import os
 import shutil
@@ -92,7 +92,7 @@ def test_logits_are_transformers_at_124_million_parameters(transformers, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_is_written_here_transformers_loads_without_a_word(dtype, transformers, tmp_path):
+def test_transformers_loads_our_folder_without_a_warning(dtype, transformers, tmp_path):
     model = make_gpt(dtype)
     model.to_huggingface(tmp_path)
     theirs, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True, dtype="auto")
@@ -105,7 +105,7 @@ def test_what_is_written_here_transformers_loads_without_a_word(dtype, transform
 
 
 def test_half_precision_shards_and_other_names(transformers, tmp_path):
-    """What old and large checkpoints look like: bfloat16, several files, no prefix, masks, the head written out."""
+    """Old and large checkpoints have bfloat16, several files, no prefix, masks, or a separate head."""
     import torch
     theirs = small(transformers).bfloat16()
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="4KB")

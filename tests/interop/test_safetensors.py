@@ -1,4 +1,4 @@
-"""interop/safetensors.py: byte for byte the library's files, read lazily, and nothing in a file believed."""
+"""interop/safetensors.py: the library's files byte for byte, read lazily, and never trusted."""
 import json
 import tracemalloc
 
@@ -41,7 +41,7 @@ def test_written_files_are_the_librarys_byte_for_byte(metadata, tmp_path):
     assert same(numpy.load_file(tmp_path / "ours"), ARRAYS)
 
 
-def test_what_goes_in_comes_out(tmp_path):
+def test_arrays_survive_the_round_trip(tmp_path):
     path = tmp_path / "new" / "file.safetensors"
     arrays = {**ARRAYS, "columns": np.asfortranarray(np.arange(12).reshape(3, 4)), "every other": np.arange(10)[::2],
               "big-endian": np.arange(3, dtype=">f8")}
@@ -56,7 +56,7 @@ def test_what_goes_in_comes_out(tmp_path):
         f["c"]
 
 
-def test_bfloat16_and_what_numpy_has_no_type_for(tmp_path, torch):
+def test_bfloat16_and_dtypes_that_numpy_lacks(tmp_path, torch):
     save = pytest.importorskip("safetensors.torch").save_file
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     save({"bf16": x.bfloat16(), "fp8": x.to(torch.float8_e4m3fn), "half": x.half()}, tmp_path / "f")
@@ -66,7 +66,7 @@ def test_bfloat16_and_what_numpy_has_no_type_for(tmp_path, torch):
         f["fp8"]
 
 
-def test_only_what_is_asked_for_is_read(tmp_path):
+def test_only_arrays_that_are_used_are_read(tmp_path):
     write_safetensors(tmp_path / "f", {"large": np.zeros(1 << 22), "small": np.ones(3)})
     tracemalloc.start()
     f = read_safetensors(tmp_path / "f")
@@ -95,7 +95,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     ({3: np.ones(1)}, None, ValueError, "3 cannot name an array"),
     ({"\ud800": np.ones(1)}, None, ValueError, "surrogates not allowed"),
     ({}, {"a": 3}, ValueError, "metadata must map strings to strings")])
-def test_what_cannot_be_written(arrays, metadata, error, says, tmp_path):
+def test_arrays_and_names_that_the_format_cannot_hold(arrays, metadata, error, says, tmp_path):
     with pytest.raises(error, match=says):
         write_safetensors(tmp_path / "f", arrays, metadata)
     assert not list(tmp_path.iterdir())
@@ -140,7 +140,7 @@ def test_a_hostile_header_is_named(header, data, says, tmp_path):
 @pytest.mark.parametrize("content, says", [(b"", "0 bytes, too short"), (b"1234567", "too short"), (b"\xff" * 8, "a header of"),
                                            (b"\x03" + bytes(7) + b"{}", "a header of 3 bytes in a file of 10"),
                                            (b"PK\x03\x04 a zip archive, such as torch.save's", "no safetensors file")])
-def test_what_is_no_safetensors_file(content, says, tmp_path):
+def test_other_files_are_refused(content, says, tmp_path):
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(SafeTensorsError, match=f"f: .*{says}"):
         read_safetensors(tmp_path / "f")
@@ -154,14 +154,14 @@ def test_a_header_beyond_the_librarys_limit(tmp_path):
         read_safetensors(tmp_path / "f")
 
 
-def test_what_is_no_file(tmp_path):
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
     with pytest.raises(SafeTensorsError, match="is not a regular file"):
         read_safetensors(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_safetensors(tmp_path / "nothing")
 
 
-def test_a_truth_value_is_0_or_1(tmp_path):
+def test_a_bool_is_0_or_1(tmp_path):
     f = read_safetensors(raw(tmp_path / "f", {"a": entry("BOOL", [2], [0, 2])}, b"\x01\x02"))
     with pytest.raises(SafeTensorsError, match="'a' is BOOL, with bytes other than 0 and 1"):
         f["a"]
@@ -176,7 +176,7 @@ def test_an_unaligned_file_is_read_as_well(dtype, tmp_path):
 
 
 def test_mutated_files_give_the_named_error_or_what_the_library_reads(tmp_path):
-    """Bytes flipped, cut out, repeated and put in, mostly in the header. What we accept the library accepts, as the same."""
+    """Bytes are changed, removed and inserted, mostly in the header. Files that we accept the library reads alike."""
     hypothesis = pytest.importorskip("hypothesis")
     st, numpy = pytest.importorskip("hypothesis.strategies"), pytest.importorskip("safetensors.numpy")
     path = tmp_path / "f"

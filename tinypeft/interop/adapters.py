@@ -96,8 +96,8 @@ def virtual_folder(tuned):
         return fields | {"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": virtual.P_e.data}
     one_part = virtual.separator is None and tuned.head is None    # the parts before it are empty
     if not one_part and virtual.counts[0] < virtual.length:
-        raise MethodError(f"save: PEFT has no pseudo-tokens after text, as {method.template} puts "
-                          f"them; train with template=({virtual.length}, 'target')")
+        raise MethodError(f"save: {method.template} puts pseudo-tokens after text, PEFT cannot; "
+                          f"train with template=({virtual.length}, 'target')")
     kind = "LSTM" if method.encoder == "lstm" else "MLP"
     fields |= {"encoder_reparameterization_type": kind, "encoder_hidden_size": c.d_model}
     return fields | {"peft_type": "P_TUNING"}, {"prompt_embeddings": virtual.embedding.data}

@@ -31,7 +31,8 @@ def read_tokenizer(folder: str | Path) -> BPETokenizer | None:
 
     `tokenizer.json` is preferred to `vocab.json`. The end of text is the `eos_token` of
     `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`.
-    `encode(text, allow_special=True)` gives transformers' ids. Raises HuggingFaceError."""
+    `encode(text, allow_special=True)` gives transformers' ids. Raises HuggingFaceError for damaged
+    files and for any tokenizer but GPT-2's byte-level BPE."""
     folder = Path(folder)
     path = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
     if not path.exists(): return None
@@ -97,7 +98,7 @@ def _end_of_text(folder):
 
 
 def _as_bytes(token):
-    """A token as the files write it → its bytes. ValueError for a character that is no byte's."""
+    """A token as the files write it → its bytes. ValueError if it has a character of no byte."""
     if not isinstance(token, str):
         raise TypeError(f"a token must be a string, got {token!r}")
     try:
@@ -112,7 +113,7 @@ def as_characters(token: bytes) -> str:
 
 
 def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
-    """Write all of GPT-2's files, for transformers, tokenizers and llama.cpp to read."""
+    """Write all of GPT-2's tokenizer files; transformers, tokenizers and llama.cpp read them."""
     folder = Path(folder)
     by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
     special = by_id(tokenizer.special)

@@ -91,7 +91,7 @@ def load_model(folder: str | Path | None = None) -> GPT:
 
 
 def _check_folder(folder):
-    """(GPTConfig, short name → (file, name in it), Report); reads headers, not weights."""
+    """(GPTConfig, short name → (file, name in it), Report); of the weights, reads only lm_head."""
     tensors = {}
     for name, file in read_tensors(folder).items():
         short = name.removeprefix("transformer.")

@@ -1,11 +1,11 @@
 """The tensors of LoRA and AdaLoRA in PEFT's folders for transformers' GPT-2, both ways.
 
 transformers' GPT-2 computes query, key and value by one matrix, c_attn, and PEFT adapts it by one
-pair (B, A). Ours are three layers with a pair each. Written as (d_out, d_in), c_attn has W_q, W_k
-and W_v above each other. So our pairs become one pair with zeros, whose rank is the sum of theirs:
+pair (B, A). tinypeft has three layers with a pair each. Written as (d_out, d_in), c_attn stacks
+W_q, W_k and W_v. So our pairs become one pair with zeros, whose rank is the sum of theirs:
 
-    ΔW = [B_q   0 ] [A_q]          r = r_q + r_v, with one scale s for both
-         [ 0    0 ] [A_v]          (B takes the quotient if theirs differ)
+    ΔW = [B_q   0 ] [A_q]          r = r_q + r_v, with one scale s for both;
+         [ 0    0 ] [A_v]          if their scales differ, B absorbs the ratio
          [ 0   B_v]
 
 The other way, one pair of PEFT's becomes three pairs. Each gets a copy of A without the rows that
@@ -72,7 +72,7 @@ def _lora_factors(layer):
 
 
 def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(config, tensors) of a model tuned by AdaLoRA, without pruned triplets (at least one)."""
+    """(config, tensors) of a model tuned by AdaLoRA. A layer keeps its unpruned triplets or one."""
     method, found = tuned.method, {}
     for path, layers in adapted_layers(tuned):
         P, Q = stack([w and (w.P.data, w.Q.data) for w in layers])
@@ -143,8 +143,8 @@ def read_lora(model: GPT, config: Config, tensors: Tensors) -> tuple[LoRA | None
     rs, state, ranks, alphas = config.get("use_rslora", bool, False), {}, {}, {}
     for path, d_in, d_out in layers_to_adapt(model, config):
         r = config.pattern_value("rank_pattern", int, path, config.get("r", int, 8))
-        alpha = config.get("lora_alpha", float, 8.0)
-        alpha = config.pattern_value("alpha_pattern", float, path, alpha)
+        usual = config.get("lora_alpha", float, 8.0)
+        alpha = config.pattern_value("alpha_pattern", float, path, usual)
         check_rank(r)
         A = tensors.take(f"{PREFIX}{path}.lora_A.weight", (r, d_in), f"r = {r}")
         B = tensors.take(f"{PREFIX}{path}.lora_B.weight", (d_out, r), f"r = {r}")
@@ -173,7 +173,7 @@ def read_adalora(model: GPT, config: Config, tensors: Tensors) -> tuple[AdaLoRA 
         if name := next((n for n in names if n in masks), None):
             mask = masks[name]
             if not isinstance(mask, list) or len(mask) != init_r or {*map(type, mask)} != {bool}:
-                raise config.invalid("rank_pattern", f"{init_r} times true or false for {name}")
+                raise config.invalid("rank_pattern", f"a mapping from {name} to {init_r} booleans")
             used.add(name)
             r = sum(mask)
         reason = f"{r} of init_r = {init_r} triplets are left"
