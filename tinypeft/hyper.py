@@ -34,7 +34,7 @@ class Limit:
 def declared(default: Any, limit: Limit, *, or_none: bool = False, also: tuple[str, ...] = ()) -> Any:
     """A dataclass field with a limit. or_none: None is allowed, too. also: its names elsewhere."""
     if or_none:
-        holds = lambda value: value is None or limit.holds(value)
+        holds = lambda value, inner=limit: value is None or inner.holds(value)
         limit = Limit(holds, f"{limit.expected}, or None", limit.bad)
     return dataclasses.field(default=default, metadata={"limit": limit, "also": also})
 

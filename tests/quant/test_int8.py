@@ -177,8 +177,8 @@ def test_static_scale_is_the_largest_input_of_the_calibration(gpt, tokens):
 
 
 def test_errors(gpt, tokens):
-    with pytest.raises(ValueError, match="weights must be one of 'tensor', 'channel', got 'row'"): tp.W8A8(weights="row")
-    with pytest.raises(ValueError, match="activations must be one of"): tp.W8A8(activations="dynamic")
+    with pytest.raises(ValueError, match="weights must be 'tensor' or 'channel', got 'row'"): tp.W8A8(weights="row")
+    with pytest.raises(ValueError, match="activations must be 'tensor', 'token' or 'static'"): tp.W8A8(activations="dynamic")
     with pytest.raises(ValueError, match="calibration"): tp.quantize(gpt(np.float32), tp.W8A8(activations="static"))
     with pytest.raises(ValueError, match="calibration"): tp.W8A8(activations="static").layer(Linear(3, 4))
     with pytest.raises(ValueError, match="not one token"):

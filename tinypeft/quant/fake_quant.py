@@ -29,7 +29,7 @@ from ..gpt import GPT
 from ..nn import Module, replace_modules
 from .calibration import capture
 from .linear import QuantizedLinear, quantized_linear
-from .rounding import LearnedStep, MinMax, rounded
+from .rounding import LearnedStep, MinMax, round_to_grid
 from .scheme import Scheme, check_choice, checked
 from .uniform import Grid, Uniform
 
@@ -148,7 +148,7 @@ class RoundedLinear(QuantizedLinear):
     def forward(self, x):
         per_token = lambda x, bits: x if bits is None else MinMax(Uniform(bits), self.cutoff)(x)
         if self.input_scale is None: x = per_token(x, self.input_bits)
-        else:                        x = rounded(x, Grid(self.input_scale, self.input_zero, self.input_bits))
+        else:                        x = round_to_grid(x, Grid(self.input_scale, self.input_zero, self.input_bits))
         return per_token(quantized_linear(x, self.weight, self.bias), self.output_bits)
 
     def describe(self):

@@ -28,11 +28,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..hyper import one_of
 from ..nn import replace_modules
 from ..tensor import Tensor
 from .calibration import capture
 from .linear import QuantizedLinear
-from .scheme import Scheme, check_choice
+from .scheme import Scheme
 from .uniform import Uniform
 
 CHUNK = 1024                                             # 128² · 1024 = 2²⁴
@@ -145,13 +146,9 @@ class W8A8(Scheme):
     weights: "tensor" or "channel". activations: "token", "tensor", or "static", one scale for all inputs to come, from
     the largest in `calibration`.
     """
-    weights: str = "tensor"
-    activations: str = "tensor"
+    weights: str = one_of("tensor", "channel", also=("weight_quant",))
+    activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")
-
-    def __post_init__(self):
-        check_choice("weights", self.weights, ("tensor", "channel"))
-        check_choice("activations", self.activations, ("token", "tensor", "static"))
 
     calibrated = property(lambda self: self.activations == "static")
 
