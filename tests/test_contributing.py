@@ -1,0 +1,269 @@
+"""CONTRIBUTING can be followed: a toy method is added to a copy of the checkout, step by step, and nothing else is touched."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tinypeft.cli import parser
+from tinypeft.study.pages import ROOT
+
+PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text("utf-8")
+RECIPES = {title: re.split(r"^\d\. ", body, flags=re.M)[1:] for title, body in
+           re.findall(r"^## Add an? (\w+) in five steps\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M)}
+
+
+# -- what the page says --------------------------------------------------------------------------
+def named(step):
+    """The files that a step begins with: those in its first sentence."""
+    first = re.split(r"\.(?:\s|$)", step, maxsplit=1)[0]
+    return re.findall(r"`([\w/.]+/[\w.]*)`", first)
+
+
+def commands(text):
+    """The commands of a step, those in a block and those in backticks."""
+    blocks = [line.strip() for block in re.findall(r"```text\n(.*?)```", text, re.S) for line in block.splitlines()]
+    inline = re.findall(r"`((?:python -m tinypeft|pytest|ruff) [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return [line for line in blocks if line] + inline
+
+
+def test_there_are_four_recipes_of_five_steps_that_end_in_one_command():
+    assert list(RECIPES) == ["method", "scheme", "exercise", "claim"]
+    for steps in RECIPES.values():
+        assert len(steps) == 5 and any("tinypeft missing" in command for command in commands(steps[-1]))
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_what_a_recipe_names_exists(title):
+    for path in re.findall(r"`((?:tinypeft|tests|lessons|figures)/[\w/.]+)`", " ".join(RECIPES[title])):
+        if not re.search("NAME|TOPIC|NN_|latest", path): assert (ROOT / path).exists(), path
+        else: assert (ROOT / path).parent.is_dir() or "latest" in path, path
+    for command in commands(" ".join(RECIPES[title])):
+        if command.startswith("python -m tinypeft"): parser().parse_args(command.split()[3:])
+        for path in re.findall(r"(?<= )tests/\S+", command):
+            assert re.search("NAME|TOPIC", path) or (ROOT / path).exists(), command
+
+
+# -- a method, step by step ----------------------------------------------------------------------
+METHOD = '''"""Toy: a trained shift of what a linear layer gives (nobody, arXiv 2106.09685).
+
+A vector is added to the output of a frozen layer, and trained. It can be merged into the bias.
+
+    h = W x + b
+
+    paper      here           shape
+    b          b              (d_out,), starts at 0
+
+Where implementations differ: there is only this one.
+"""
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..gpt import GPT
+from ..hints import Rng, Targets
+from ..hyper import layer_names
+from ..nn import Linear, Module, Parameter
+from ..targets import match_targets
+from ..tensor import Tensor
+from .method import Method
+
+__all__ = ["Toy"]
+
+
+@dataclass(frozen=True)
+class Toy(Method):
+    """Train a shift of the layers named in `targets`."""
+    targets: Targets = layer_names(("query", "value"))
+    learning_rate: ClassVar[float] = 1e-2
+
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+        return {path: Shifted(layer) for path, layer in match_targets(model, self.targets)}
+
+
+class Shifted(Module):
+    """h = W x + b."""
+
+    def __init__(self, base: Module):
+        self.base, self.b = base, Parameter(np.zeros(base.d_out, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.b
+
+    def merge(self) -> Linear:
+        merged = Linear(self.base.d_in, self.base.d_out)
+        merged.weight.data = self.base.dense_weight()
+        merged.bias.data = self.base.bias.data + self.b.data
+        return merged
+'''
+
+TESTS = '''"""Toy: gradients, the base, files, merging, and PyTorch's numbers."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned
+
+
+def test_gradients_numerical(gpt, tokens):
+    assert_gradients(learned(gpt(), tp.Toy()), tokens)
+
+
+def test_the_base_stays_as_it_is(gpt, tokens):
+    assert_leaves_base_alone(gpt(), tp.Toy(), tokens)
+
+
+def test_saved_and_loaded_bit_exact(gpt, tokens, tmp_path):
+    assert_saves(gpt, [tp.Toy()], tokens, tmp_path)
+
+
+def test_merged_is_wrapped_numerical(gpt, tokens):
+    tuned = learned(gpt(), tp.Toy())
+    assert tuned.summary().trained == 2 * 2 * 16
+    np.testing.assert_allclose(tuned.merge()(tokens).data, tuned(tokens).data, rtol=0, atol=1e-12)
+
+
+def test_20_steps_equal_pytorchs_numerical(gpt, tokens):
+    torch = pytest.importorskip("torch")
+    from tests.oracles.torch_gpt import torch_copy
+    oracle, pairs = torch_copy(gpt()), []
+    tuned = learned(gpt(), tp.Toy())
+    for path, wrapper in tuned.wrappers.items():
+        b = torch.nn.Parameter(torch.zeros(16, dtype=torch.float64))
+        oracle.get_submodule(path).register_forward_hook(lambda layer, x, y, b=b: y + b)
+        pairs.append((wrapper.b, b))
+    assert_same_race(tuned, oracle, pairs, tokens)
+'''
+
+ENTRY = '''    "toy": About("Toy", "h = W x + b, b trained", ("2106.09685",), "07", ("yellow", "p"), "toy"),
+    # -- schemes
+'''
+
+# What the copy measures and draws is small, so that the test takes less than a minute.
+SMALLER = {
+    "tinypeft/study/experiments/methods.py": [
+        ('{"steps": 150, "batch_size": 4, "classify_steps": 200}', '{"steps": 1, "batch_size": 1, "classify_steps": 1}'),
+        ('"conditions": ("frozen", "full", "lora")}', '"conditions": ("frozen",)}, seeds=(0, 1)')],
+    "tinypeft/study/tuning.py": [("held_out: int = 16384", "held_out: int = 512")],
+    "tinypeft/study/claims/__init__.py": [("*METHOD_CLAIMS, *SCHEME_CLAIMS\n", "METHOD_CLAIMS[:1]\n")],
+    "tinypeft/study/compare.py": [
+        ("steps: int = 30\n    classify_steps: int = 60\n    test_batches: int = 8\n    schemes: tuple[str, ...] | None = None",
+         'steps: int = 1\n    classify_steps: int = 0\n    test_batches: int = 1\n'
+         '    schemes: tuple[str, ...] | None = ("int8", "NF4")')],
+    "tinypeft/study/pictures/__init__.py": [
+        ("def missing(", 'PICTURES = {name: PICTURES[name] for name in ("compare", "pareto")}\n\n\ndef missing(')],
+}
+STAMP = """
+import json
+from tinypeft.study.experiments.methods import EVERY_METHOD as e
+from tinypeft.study.freshness import Stamp
+path = "figures/results/methods.json"
+record = json.load(open(path, encoding="utf-8"))
+runs = {c: {str(s): by_seed[str(s)] for s in e.seeds} for c, by_seed in record.pop("runs").items()}
+record |= Stamp.now(e).as_record({c: "2026-01-01" for c in runs})
+json.dump(record | {"runs": runs}, open(path, "w", encoding="utf-8"))
+"""
+
+
+class Checkout:
+    """A copy of the checkout, in which files are changed and commands run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "latest", "*.egg-info")
+        shutil.copytree(ROOT, folder, ignore=left_out)
+
+    def change(self, path, *replacements):
+        text = (self.folder / path).read_text("utf-8")
+        for old, new in replacements:
+            assert text.count(old) == 1, (path, old)
+            text = text.replace(old, new)
+        (self.folder / path).write_text(text, "utf-8")
+
+    def write(self, path, text):
+        (self.folder / path).write_text(text, "utf-8")
+
+    def run(self, command):
+        """(exit status, what was printed) of a command as CONTRIBUTING writes it."""
+        program, *arguments = command.split()
+        words = {"python": [sys.executable], "pytest": [sys.executable, "-m", "pytest", "-q"]}[program] + arguments
+        return self.call(words)
+
+    def call(self, words):
+        import time; t=time.time()
+        env = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, encoding="utf-8")
+        print(round(time.time()-t,1), words[1:])
+        return done.returncode, done.stdout + done.stderr
+
+
+def write_the_method(copy):
+    copy.write("tinypeft/peft/toy.py", METHOD)
+
+
+def list_it(copy):
+    copy.change("tinypeft/peft/__init__.py",
+                ("\n    mixed.py", "\n    toy.py         Toy: a trained shift of a layer's output\n    mixed.py"),
+                ("from .rank_search", "from .toy import Toy\nfrom .rank_search"),
+                ('"dylora": DyLoRA}', '"dylora": DyLoRA, "toy": Toy}'),
+                ('"PromptTuning", "attach"', '"PromptTuning", "Toy", "attach"'))
+    copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, attach,", "PTuning, PTuningV2, Toy, attach,"))
+
+
+def write_the_tests(copy):
+    copy.write("tests/peft/test_toy.py", TESTS)
+
+
+def say_what_is_known(copy):
+    copy.change("tinypeft/study/about.py", ("    # -- schemes\n", ENTRY))
+
+
+def measure_it(copy):
+    """The block of commands, word by word as the page has it."""
+    (block,) = re.findall(r"```text\n(.*?)```", RECIPES["method"][4], re.S)
+    for command in block.strip().splitlines():
+        status, printed = copy.run(command.strip())
+        assert status == 0, printed
+
+
+# what the test does in each step, the files that it writes there, and which of the page's checks it runs afterwards
+STEPS = [
+    (write_the_method, ["tinypeft/peft/NAME.py"], []),
+    (list_it, ["tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
+    (write_the_tests, ["tests/peft/test_NAME.py"], ["pytest tests/peft/test_NAME.py"]),
+    (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
+    (measure_it, ["figures/results/"], []),
+]
+
+
+def test_a_method_is_added_by_following_the_page(tmp_path):
+    """After each step `missing` names the next one; after the last it is content. The other methods are not measured."""
+    copy = Checkout(tmp_path / "checkout")
+    for path, replacements in SMALLER.items(): copy.change(path, *replacements)
+    status, printed = copy.call([sys.executable, "-c", STAMP])
+    assert status == 0, printed
+    results = copy.folder / "figures" / "results" / "methods.json"
+    before = json.loads(results.read_text("utf-8"))["runs"]
+    assert left(copy) == {1}
+    for i, ((do, files, checks), text) in enumerate(zip(STEPS, RECIPES["method"], strict=True), 1):
+        assert named(text) == files, f"step {i} of the page names other files than the test"
+        do(copy)
+        for check in checks:
+            assert check in commands(text), f"step {i} of the page names other checks than the test"
+            status, printed = copy.run(check.replace("NAME", "toy"))
+            assert status == 0, printed
+        assert min(left(copy), default=6) == i + 1
+    after = json.loads(results.read_text("utf-8"))["runs"]
+    assert after.keys() - before.keys() == {"toy"} and all(after[c] == before[c] for c in before)
+
+
+def left(copy):
+    """The steps that `missing` names, of which there are none if and only if it ends well."""
+    status, printed = copy.run("python -m tinypeft missing toy")
+    steps = {int(n) for n in re.findall(r"^  step (\d)  ", printed, re.M)}
+    assert status == bool(steps), printed
+    return steps
