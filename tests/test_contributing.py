@@ -147,7 +147,7 @@ ENTRY = '''    "toy": About("Toy", "h = W x + b, b trained", ("2106.09685",), "0
 SMALLER = {
     "tinypeft/study/experiments/methods.py": [
         ('{"steps": 150, "batch_size": 4, "classify_steps": 200}', '{"steps": 1, "batch_size": 1, "classify_steps": 1}'),
-        ('"conditions": ("frozen", "full", "lora")}', '"conditions": ("frozen",)}, seeds=(0, 1)')],
+        ('"conditions": ("frozen", "full", "lora")}', '"conditions": ("frozen",)}, seeds=(0,)')],
     "tinypeft/study/tuning.py": [("held_out: int = 16384", "held_out: int = 512")],
     "tinypeft/study/claims/__init__.py": [("*METHOD_CLAIMS, *SCHEME_CLAIMS\n", "METHOD_CLAIMS[:1]\n")],
     "tinypeft/study/compare.py": [
@@ -194,10 +194,8 @@ class Checkout:
         return self.call(words)
 
     def call(self, words):
-        import time; t=time.time()
         env = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, encoding="utf-8")
-        print(round(time.time()-t,1), words[1:])
         return done.returncode, done.stdout + done.stderr
 
 
