@@ -1,9 +1,8 @@
 """Modules: parameters with names, arranged in a tree.
 
-The attributes of a module are its parts. A `Parameter` is trained or frozen. An ndarray is a
-buffer: saved, never trained; so is a `Packed`, several arrays that make one value, such as a
-quantized weight. A `Module`, or a list of them, is a child. Nothing is registered and nothing is
-hidden: `vars(module)` shows all of it.
+The attributes of a module are its parts; `vars(module)` shows all of them. A `Parameter` is trained
+or frozen. An ndarray is a buffer: saved, never trained; so is a `Packed`, several arrays that make
+one value, such as a quantized weight. A `Module`, or a list of them, is a child.
 """
 from __future__ import annotations
 
@@ -37,10 +36,7 @@ class Parameter(Tensor):
 
 
 class Packed:
-    """The base of values made of several arrays.
-
-    `arrays()` gives name → array; `repacked(arrays)` makes the same kind of value from others.
-    """
+    """Several arrays: `arrays()` gives them by name, `repacked(arrays)` makes the like of others."""
 
 
 class Module:
@@ -53,11 +49,9 @@ class Module:
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the direct children; one in a list is named `list.index`."""
         for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
+            if isinstance(value, Module): yield name, value
             elif isinstance(value, list):
-                for i, m in enumerate(value):
-                    if isinstance(m, Module): yield f"{name}.{i}", m
+                yield from ((f"{name}.{i}", m) for i, m in enumerate(value) if isinstance(m, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(path, module) of this module (path "") and all below it, in order of construction."""
@@ -68,16 +62,13 @@ class Module:
     def _named(self, kind):
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, kind):
-                    yield f"{path}.{name}" if path else name, value
+                if isinstance(value, kind): yield f"{path}.{name}" if path else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, Parameter). A tied weight, which has two paths, comes once, under its first."""
-        seen = set()
-        for path, p in self._named(Parameter):
-            if id(p) not in seen:
-                seen.add(id(p))
-                yield path, p
+        first = {}
+        for path, p in self._named(Parameter): first.setdefault(id(p), (path, p))
+        yield from first.values()
 
     def parameters(self) -> list[Parameter]:
         """All parameters, trained and frozen."""
@@ -110,8 +101,7 @@ class Module:
         """
         check_state(self.state_dict(), state, strict)
         for name, p in self.named_parameters():
-            if name in state:
-                p.assign(np.array(state[name], dtype=p.dtype))
+            if name in state: p.assign(np.array(state[name], dtype=p.dtype))
         for path, module in self.named_modules():
             for name, value in list(vars(module).items()):
                 full = f"{path}.{name}" if path else name
@@ -125,8 +115,7 @@ class Module:
 
     def train(self, training: bool = True) -> Self:
         """Switch dropout on (or off) in this module and all below it."""
-        for _, module in self.named_modules():
-            module.training = training
+        for _, module in self.named_modules(): module.training = training
         return self
 
     def eval(self) -> Self:
@@ -146,18 +135,14 @@ class Module:
     # Three hooks that `train` calls in every step; a method on a model overrides them.
     def before_step(self, step: int, total: int) -> None:
         """Runs before the forward pass of step 0 … total − 1."""
-
     def penalty(self) -> Tensor | None:
         """A term to add to the loss, or None."""
-
     def after_step(self, step: int, total: int) -> None:
         """Runs after the optimizer's step."""
 
     def __repr__(self):
-        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ")
-                 for name, child in self.children()]
-        below = "(\n" + "\n".join(lines) + "\n)" if lines else ""
-        return type(self).__name__ + self.describe() + below
+        lines = [f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        return type(self).__name__ + self.describe() + (f"({''.join(lines)}\n)" if lines else "")
 
     def describe(self) -> str:
         """Text that follows the class name when the module is printed."""
@@ -165,9 +150,9 @@ class Module:
 
     def _repr_html_(self):
         named = self._named((Parameter, np.ndarray, Packed))
-        parts = {id(a): (name, a) for name, a in named}  # a tied weight once
+        parts = {id(a): (name, a) for name, a in named}.values()         # a tied weight once
         rows = {}                                        # equal layers in several blocks: one row
-        for name, a in parts.values():
+        for name, a in parts:
             tick = "✔" if getattr(a, "requires_grad", False) else ""
             a = a.data if isinstance(a, Parameter) else a
             block = re.search(r"\.(\d+)\.", name)
@@ -175,14 +160,14 @@ class Module:
             pattern = re.sub(r"\.\d+\.", ".*.", name, count=1)
             key = pattern, " × ".join(map(str, a.shape)), stored, tick
             rows.setdefault(key, []).append((block and int(block[1]), a.nbytes))
+        sizes = {key: sum(n for _, n in found) for key, found in rows.items()}
         trained = sum(p.size for p in self.parameters() if p.requires_grad)
-        total = sum(n for found in rows.values() for _, n in found)
         return markup.table(
-            [(name.replace("*", _ranges(i for i, _ in found)), *rest,
-              f"{sum(n for _, n in found):,}") for (name, *rest), found in rows.items()],
+            [(key[0].replace("*", _ranges(i for i, _ in found)), *key[1:], f"{sizes[key]:,}")
+             for key, found in rows.items()],
             ("layer", "shape of each", "stored as", "trained", "bytes in all"),
-            type(self).__name__ + self.describe(), (1, 4),
-            f"{self.n_parameters():,} parameters, {trained:,} of them trained; {total:,} bytes")
+            type(self).__name__ + self.describe(), (1, 4), f"{self.n_parameters():,} parameters, "
+            f"{trained:,} of them trained; {sum(sizes.values()):,} bytes")
 
 
 def _ranges(numbers):
@@ -196,10 +181,7 @@ def _ranges(numbers):
 
 def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
                 optional: Collection[str] = ()) -> None:
-    """Raise unless `state` can be loaded in place of `own`; names in `optional` may be missing.
-
-    Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
-    """
+    """Raise as `load_state_dict` does unless `state` fits `own`; `optional` names may be missing."""
     missing = sorted(own.keys() - state.keys() - set(optional))
     unknown = sorted(state.keys() - own.keys())
     if strict and (missing or unknown):
@@ -215,12 +197,12 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
     """Put each module of `new` (path → module) in its place under `root`; return the old ones."""
     old = {path: root.get(path) for path in new}
     for path, module in new.items():
-        parent = root
-        *above, name = path.split(".")
-        for part in above:
-            parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
-        if isinstance(parent, list): parent[int(name)] = module
-        else:                        setattr(parent, name, module)
+        above, _, name = path.rpartition(".")
+        if name.isdigit():                               # an item of a list
+            above, _, attribute = above.rpartition(".")
+            getattr(root.get(above), attribute)[int(name)] = module
+        else:
+            setattr(root.get(above), name, module)
     return old
 
 
