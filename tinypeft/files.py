@@ -17,12 +17,9 @@ __all__ = ["cache_directory", "fingerprint", "load_arrays", "parse_json", "repla
 
 
 def cache_directory() -> Path:
-    """$TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else ~/.cache/tinypeft; it need not exist.
-
-    The directory holds files that can be computed again.
-    """
-    if chosen := os.environ.get("TINYPEFT_CACHE"):
-        return Path(chosen)
+    """The directory for files that can be computed again: $TINYPEFT_CACHE, or else tinypeft/ in
+    $XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    if chosen := os.environ.get("TINYPEFT_CACHE"): return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
 
 
@@ -77,8 +74,8 @@ def fingerprint(arrays: Mapping[str, Array]) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads` for untrusted text: raises ValueError also for a name that occurs twice in an
-    object, for NaN and infinities, and for nesting that is too deep."""
+    """`json.loads` for untrusted text: ValueError also for a name that occurs twice in an object,
+    for NaN and infinities, and for nesting that is too deep."""
     try:
         return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
     except RecursionError as e:
@@ -86,11 +83,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _without_twins(pairs):
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen = set()
-        twin = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the name {twin!r} occurs twice in one object")
+    content = {}
+    for name, value in pairs:
+        if name in content: raise ValueError(f"the name {name!r} occurs twice in one object")
+        content[name] = value
     return content
 
 

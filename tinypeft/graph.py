@@ -115,7 +115,7 @@ def place(boxes):
     for box in boxes:
         box.column = max((u.column + 1 for u in box.users), default=0)
         for parent in box.parents: parent.users.append(box)
-    y, columns = {}, []                                  # y: of boxes, and bends (box, user, column)
+    y, columns = {}, []                                  # y of boxes and bends (box, user, column)
 
     def wish(item):
         """Where an item would stand best: beside its users, each of which spreads its parents."""

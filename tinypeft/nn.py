@@ -36,7 +36,7 @@ class Parameter(Tensor):
 
 
 class Packed:
-    """Several arrays: `arrays()` gives them by name, `repacked(arrays)` makes the like of others."""
+    """Arrays that form one value. `arrays()` gives them by name, `repacked(arrays)` takes others."""
 
 
 class Module:
@@ -51,7 +51,8 @@ class Module:
         for name, value in vars(self).items():
             if isinstance(value, Module): yield name, value
             elif isinstance(value, list):
-                yield from ((f"{name}.{i}", m) for i, m in enumerate(value) if isinstance(m, Module))
+                for i, m in enumerate(value):
+                    if isinstance(m, Module): yield f"{name}.{i}", m
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(path, module) of this module (path "") and all below it, in order of construction."""
@@ -181,7 +182,7 @@ def _ranges(numbers):
 
 def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
                 optional: Collection[str] = ()) -> None:
-    """Raise as `load_state_dict` does unless `state` fits `own`; `optional` names may be missing."""
+    """Raise as `load_state_dict` does if `state` does not fit `own`; `optional` may be missing."""
     missing = sorted(own.keys() - state.keys() - set(optional))
     unknown = sorted(state.keys() - own.keys())
     if strict and (missing or unknown):
