@@ -19,11 +19,10 @@ def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, setti
     save_arrays(path, arrays, {"settings": settings, "step": step, "history": history})
 
 
-def resume(path: str | Path, model: Module, optimizer: Optimizer,
-           settings: dict) -> tuple[int, dict]:
+def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict) -> tuple:
     """Load a checkpoint into model and optimizer; return (steps done, history).
 
-    Raises ValueError if the checkpoint's settings are others.
+    Raises ValueError for a checkpoint with other settings.
     """
     arrays, meta = load_arrays(path)
     differ = [f"{k} was {meta['settings'].get(k)}, is {v}" for k, v in settings.items()

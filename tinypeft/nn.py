@@ -36,7 +36,7 @@ class Parameter(Tensor):
 
 
 class Packed:
-    """Arrays that form one value. `arrays()` gives them by name, `repacked(arrays)` takes others."""
+    """Arrays that form a value. `arrays()` gives them by name, `repacked(arrays)` takes others."""
 
 
 class Module:
