@@ -4,8 +4,8 @@ For y = f(x) and random u (an upstream gradient) and v (a direction), the chain 
 
     ⟨∂⟨u, f(x)⟩/∂x, v⟩  =  d/dε ⟨u, f(x + εv)⟩  ≈  (⟨u, f(x + εv)⟩ − ⟨u, f(x − εv)⟩) / 2ε.
 
-With u = 1, as in `f(x).sum().backward()`, a softmax with a nonsense backward would pass, as its rows
-always sum to one.
+With u = 1, as in `f(x).sum().backward()`, a softmax with a nonsense backward would pass, because
+its rows always sum to one.
 """
 from collections.abc import Callable
 
@@ -21,11 +21,10 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
               directions: int = 4, step: float = 1e-3, tolerance: float = 1e-8) -> float:
     """Check the gradients of `fn` for every input that requires one; return the worst error.
 
-    fn(*inputs) returns a Tensor. inputs: float64 Tensors; arrays become Tensors that require
-    gradients. Each input is moved along `directions` random directions and differenced to fourth
-    order. The error is |analytic − numeric| / max(1, ‖gradient‖·‖direction‖).
-    Raises AssertionError, naming the input, when an error exceeds `tolerance`; TypeError for
-    float32 inputs, because their rounding would hide the difference.
+    inputs: float64 Tensors; arrays become Tensors that require gradients. Each is moved along
+    `directions` random directions and differenced to fourth order. The error is
+    |analytic − numeric| / max(1, ‖gradient‖·‖direction‖). Raises AssertionError, naming the input,
+    when it exceeds `tolerance`; TypeError for float32, whose rounding would hide the difference.
     """
     rng = np.random.default_rng(rng)
     leaf = lambda a: Tensor(np.asarray(a, np.float64), requires_grad=True)

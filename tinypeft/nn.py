@@ -43,8 +43,7 @@ class Module:
     """The base of layers and models: a subclass sets attributes and defines `forward`."""
     training = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: return self.forward(*args, **kwargs)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the direct children; one in a list is named `list.index`."""
@@ -119,9 +118,7 @@ class Module:
         for _, module in self.named_modules(): module.training = training
         return self
 
-    def eval(self) -> Self:
-        """Switch dropout off."""
-        return self.train(False)
+    def eval(self) -> Self: return self.train(False)
 
     def to(self, dtype: Any) -> Self:
         """Cast every parameter to float32 or float64, in place."""
@@ -145,9 +142,7 @@ class Module:
         lines = [f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
         return type(self).__name__ + self.describe() + (f"({''.join(lines)}\n)" if lines else "")
 
-    def describe(self) -> str:
-        """Text that follows the class name when the module is printed."""
-        return ""
+    def describe(self) -> str: return ""                 # follows the name in the repr
 
     def _repr_html_(self):
         named = self._named((Parameter, np.ndarray, Packed))
@@ -200,10 +195,9 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
     for path, module in new.items():
         above, _, name = path.rpartition(".")
         if name.isdigit():                               # an item of a list
-            above, _, attribute = above.rpartition(".")
-            getattr(root.get(above), attribute)[int(name)] = module
-        else:
-            setattr(root.get(above), name, module)
+            above, _, items = above.rpartition(".")
+            getattr(root.get(above), items)[int(name)] = module
+        else: setattr(root.get(above), name, module)
     return old
 
 
@@ -219,8 +213,7 @@ class Linear(Module):
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.bias)
 
     def dense_weight(self) -> Array:
         """The weight as an array (d_out, d_in). A quantized layer gives its dequantized weight."""
@@ -240,8 +233,7 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def describe(self) -> str:
-        return f"({self.weight.shape[0]})"
+    def describe(self) -> str: return f"({self.weight.size})"
 
 
 class Embedding(Module):
@@ -251,11 +243,8 @@ class Embedding(Module):
         rng = np.random.default_rng(rng)
         self.weight = Parameter((std * rng.standard_normal((n, d))).astype(np.float32))
 
-    def forward(self, ids: Array) -> Tensor:
-        return F.embedding(ids, self.weight)
-
-    def describe(self) -> str:
-        return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
+    def forward(self, ids: Array) -> Tensor: return F.embedding(ids, self.weight)
+    def describe(self) -> str: return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
 
 
 class Dropout(Module):
@@ -267,10 +256,9 @@ class Dropout(Module):
         self.p, self.rng = p, np.random.default_rng(rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.rng) if self.training and self.p else x
+        return F.dropout(x, self.p if self.training else 0, self.rng)
 
-    def describe(self) -> str:
-        return f"({self.p})"
+    def describe(self) -> str: return f"({self.p})"
 
 
 def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
