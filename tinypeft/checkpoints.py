@@ -20,10 +20,7 @@ def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, setti
 
 
 def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict) -> tuple:
-    """Load a checkpoint into model and optimizer; return (steps done, history).
-
-    Raises ValueError for a checkpoint with other settings.
-    """
+    """Load a checkpoint; return (steps done, history). ValueError if its settings are others."""
     arrays, meta = load_arrays(path)
     differ = [f"{k} was {meta['settings'].get(k)}, is {v}" for k, v in settings.items()
               if meta["settings"].get(k) != v]

@@ -33,19 +33,15 @@ def diverged(model: Module, task: Any, batch: tuple, loss: float, step: int, lr:
 
 
 def first_nonfinite(model: Module, run: Callable[[], Any]) -> str:
-    """Call `run`; return the path of the first module in `model` whose output is not finite.
-
-    Meanwhile every module is wrapped in one that looks at its output, the deepest first.
-    """
-    found, modules = [], [(path, m) for path, m in model.named_modules() if path]
-    modules.sort(key=lambda item: -item[0].count("."))
-    for path, module in modules:
-        replace_modules(model, {path: _Watched(module, path, found)})
+    """Call `run`; return the path of the first module in `model` whose output is not finite."""
+    found = []
+    modules = sorted(((path, m) for path, m in model.named_modules() if path),
+                     key=lambda item: -item[0].count("."))               # the deepest first
+    for path, module in modules: replace_modules(model, {path: _Watched(module, path, found)})
     try:
         with no_grad(), np.errstate(all="ignore"), contextlib.suppress(ArithmeticError): run()
     finally:
-        for path, module in reversed(modules):
-            replace_modules(model, {path: module})
+        for path, module in reversed(modules): replace_modules(model, {path: module})
     return found[0] if found else "the loss itself"
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,8 +42,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Write `text` to `path`, completely or not at all: UTF-8, with line ends as they are."""
-    with replacing(path) as f:
-        f.write(text.encode("utf-8"))
+    with replacing(path) as f: f.write(text.encode("utf-8"))
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Array], meta: dict) -> None:
@@ -58,8 +58,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
         with np.load(path, allow_pickle=False) as f:
             arrays = {name: f[name] for name in f.files}
         return arrays, json.loads(arrays.pop("__meta__").tobytes())
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError: raise
     except Exception as e:
         raise ValueError(f"{path} is not a file that tinypeft wrote, or it is damaged: {e}") from e
 
@@ -83,12 +82,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _without_twins(pairs):
-    content = {}
-    for name, value in pairs:
-        if name in content: raise ValueError(f"the name {name!r} occurs twice in one object")
-        content[name] = value
-    return content
+    for name, n in Counter(name for name, _ in pairs).items():
+        if n > 1: raise ValueError(f"the name {name!r} occurs twice in one object")
+    return dict(pairs)
 
 
-def _no_constant(name):
-    raise ValueError(f"{name} is not JSON")
+def _no_constant(name): raise ValueError(f"{name} is not JSON")

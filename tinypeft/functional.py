@@ -46,8 +46,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
     x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
     """
-    if (x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1]
-            or b is not None and b.shape != W.shape[:1]):
+    if W.ndim != 2 or x.shape[-1:] != W.shape[1:] or b is not None and b.shape != W.shape[:1]:
         raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
                          "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
     X, M, shape = _rows(x.data), W.data, x.shape
@@ -258,20 +257,18 @@ def embedding(ids: Array, E: Tensor) -> Tensor:
     ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
 
     def dE(dy):
-        out = np.zeros(shape, dy.dtype)
+        out, flat = np.zeros(shape, dy.dtype), ids.reshape(-1)
         if ids.size:
-            flat = ids.reshape(-1)
             order = np.argsort(flat, kind="stable")
             unique, first = np.unique(flat[order], return_index=True)
-            out[unique] = np.add.reduceat(dy.reshape(-1, shape[1])[order], first, axis=0)
+            out[unique] = np.add.reduceat(_rows(dy)[order], first, axis=0)
         return out
     return Tensor.op(E.data[ids], (E, dE))
 
 
 def _generator(rng, p):
     """The Generator that dropout with probability p draws from."""
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
+    if not 0 <= p < 1: raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
     if rng is None:
         raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
     return np.random.default_rng(rng)

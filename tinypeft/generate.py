@@ -20,8 +20,7 @@ __all__ = ["KVCache", "LayerCache", "generate", "sample"]
 class LayerCache:
     """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full."""
 
-    def __init__(self):
-        self.k, self.v, self.length = None, None, 0
+    def __init__(self): self.k, self.v, self.length = None, None, 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""

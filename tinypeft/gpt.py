@@ -50,8 +50,7 @@ class Attention(Module):
     """Multi-head causal self-attention; head h takes columns h·d_head … (h+1)·d_head of q, k, v."""
 
     def __init__(self, c, rng):
-        d = c.d_model
-        self.n_heads = c.n_heads
+        self.n_heads, d = c.n_heads, c.d_model
         self.query, self.key, self.value = (Linear(d, d, rng=rng) for _ in range(3))
         self.output = Linear(d, d, rng=rng, std=residual_std(c))
         self.dropout, self.residual_dropout = Dropout(c.dropout), Dropout(c.dropout)
@@ -105,10 +104,7 @@ class Block(Module):
 
 
 class GPT(Module):
-    """A GPT of the given sizes, with random weights drawn from `rng`.
-
-    `interop/gpt2.py` adds `GPT.from_huggingface(folder)` and `model.to_huggingface(folder)`.
-    """
+    """A GPT with random weights. `interop/gpt2.py` adds `from_huggingface` and `to_huggingface`."""
 
     def __init__(self, config: GPTConfig, rng: Seed = 0):
         if not isinstance(config, GPTConfig):
@@ -171,13 +167,12 @@ class GPT(Module):
         x, read = self.token_embedding(tokens), None                    # (B, T, d)
         if prompt is not None:
             x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)  # (B, P + T, d)
-        past = 0 if prefix is None else prefix[0][0].shape[-2]
-        past += 0 if cache is None else cache.length
-        if past + x.shape[1] > self.config.context_length:
-            raise ValueError(f"GPT: {past + x.shape[1]} positions ({T} tokens, {x.shape[1] - T} "
-                             f"prompt vectors, {past} of prefix or cache) exceed the context of "
-                             f"{self.config.context_length}; shorten the input")
-        x = self.dropout(x + self.position_embedding(np.arange(past, past + x.shape[1])))
+        past = prefix[0][0].shape[-2] if prefix else cache.length if cache else 0
+        end, context = past + x.shape[1], self.config.context_length
+        if end > context:
+            raise ValueError(f"GPT: {end} positions ({T} tokens, {x.shape[1] - T} prompt vectors, "
+                             f"{past} of prefix or cache) exceed the context of {context}")
+        x = self.dropout(x + self.position_embedding(np.arange(past, end)))
         for i, block in enumerate(self.blocks):
             x = block(x, prefix and prefix[i], cache and cache.layers[i])
         x = self.final_norm(x)
@@ -185,8 +180,7 @@ class GPT(Module):
 
     def _check_virtual(self, B, prompt, prefix, cache):
         L, H, d = self.config.n_layers, self.config.n_heads, self.config.d_model
-        rows = (), (B,)                                  # what may stand before the shape expected
-        fits = lambda t, *shape: t.shape[-len(shape):] == shape and t.shape[:-len(shape)] in rows
+        fits = lambda t, *shape: t.shape in (shape, (B, *shape))
         if prompt is not None and not (prompt.ndim > 1 and fits(prompt, prompt.shape[-2], d)):
             raise ValueError(f"GPT: prompt must have shape (P, {d}) or ({B}, P, {d}), "
                              f"got {prompt.shape}")
@@ -195,8 +189,7 @@ class GPT(Module):
             raise ValueError(f"GPT: a prefix comes first, but the cache holds {cache.length} "
                              "positions already")
         if len(prefix) != L:
-            raise ValueError(f"GPT: prefix needs one (K, V) for each of the {L} layers, "
-                             f"got {len(prefix)}")
+            raise ValueError(f"GPT: one (K, V) for each of the {L} layers, got {len(prefix)}")
         shape = H, prefix[0][0].shape[-2], d // H
         for i, (k, v) in enumerate(prefix):
             if not (fits(k, *shape) and fits(v, *shape)):
@@ -207,8 +200,7 @@ class GPT(Module):
         """Continue `tokens` (B, T) by up to `max_new_tokens`; options as in `tinypeft.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
-    def describe(self) -> str:
-        return f"({self.n_parameters():,} parameters)"
+    def describe(self) -> str: return f"({self.n_parameters():,} parameters)"
 
 
 def _expand(virtual, B, ndim):

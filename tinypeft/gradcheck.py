@@ -43,8 +43,7 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
         here, x.data = x.data, x.data + eps * v
         try:
             with no_grad(): return np.vdot(u, fn(*inputs).data)
-        finally:
-            x.data = here
+        finally: x.data = here
 
     worst = 0.0
     for i, x in checked:

@@ -23,10 +23,10 @@ __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "P
 
 
 class Parameter(Tensor):
-    """A tensor that a module owns, trained or frozen (`requires_grad=False`).
+    """A tensor that a module owns, trained or frozen.
 
-    A method may set `update_mask`, a boolean array that broadcasts to the parameter. An optimizer
-    then changes neither the numbers outside the mask nor their moments.
+    `update_mask`: None, or a boolean array that broadcasts to the parameter; an optimizer changes
+    neither the numbers outside it nor their moments.
     """
     __slots__ = ("update_mask",)
 
@@ -100,16 +100,16 @@ class Module:
         Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
         """
         check_state(self.state_dict(), state, strict)
+        new = lambda name, own: np.array(state.get(name, own), dtype=own.dtype)
         for name, p in self.named_parameters():
-            if name in state: p.assign(np.array(state[name], dtype=p.dtype))
+            if name in state: p.assign(new(name, p.data))
         for path, module in self.named_modules():
             for name, value in list(vars(module).items()):
                 full = f"{path}.{name}" if path else name
                 if isinstance(value, np.ndarray) and full in state:
-                    setattr(module, name, np.array(state[full], dtype=value.dtype))
+                    setattr(module, name, new(full, value))
                 if isinstance(value, Packed):
-                    parts = {k: np.array(state.get(f"{full}.{k}", a), dtype=a.dtype)
-                             for k, a in value.arrays().items()}
+                    parts = {k: new(f"{full}.{k}", a) for k, a in value.arrays().items()}
                     setattr(module, name, value.repacked(parts))
         return self
 
@@ -251,8 +251,7 @@ class Dropout(Module):
     """Dropout with probability p in training, the identity otherwise. `train` seeds `rng`."""
 
     def __init__(self, p: float, rng: Seed | None = None):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
+        if not 0 <= p < 1: raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
         self.p, self.rng = p, np.random.default_rng(rng)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ __all__ = ["SGD", "AdamW", "clip_grad_norm", "schedule"]
 class Optimizer:
     """The base of optimizers: groups of parameters, and the state arrays that checkpoints keep.
 
-    parameters: a list of Parameters, or of dicts {"params": [...], "lr": …, "weight_decay": …}
-        whose entries override the defaults for their parameters.
+    parameters: Parameters, or dicts {"params": [...], "lr": …, …} that override the defaults.
     """
     workers: ClassVar[int] = 2                   # threads that share the parameters
     slots: ClassVar[tuple[str, ...]] = ()        # names of the state arrays, each shaped as p
@@ -51,9 +50,7 @@ class Optimizer:
         self.t = 0                               # steps taken
         self.state = {id(p): [self.allocate(p) for _ in self.slots] for p in params}
 
-    def parameters(self) -> list[Tensor]:
-        """All parameters, in the order of the groups."""
-        return [p for g in self.groups for p in g["params"]]
+    def parameters(self) -> list[Tensor]: return [p for g in self.groups for p in g["params"]]
 
     def allocate(self, p: Tensor) -> Array:
         """A zero array for one slot of p's state."""

@@ -42,10 +42,8 @@ _recording, _tape = True, None
 def _record(on):
     global _recording
     before, _recording = _recording, on
-    try:
-        yield
-    finally:
-        _recording = before
+    try: yield
+    finally: _recording = before
 
 
 def no_grad() -> contextlib.AbstractContextManager:
@@ -63,16 +61,13 @@ def tape():
     """Inside `with tape() as made:` the list `made` collects, and keeps, every recorded tensor."""
     global _tape
     before, _tape = _tape, []
-    try:
-        yield _tape
-    finally:
-        _tape = before
+    try: yield _tape
+    finally: _tape = before
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
-    if dy.shape == shape:
-        return dy
+    if dy.shape == shape: return dy
     new = dy.ndim - len(shape)                           # axes that broadcasting put in front
     stretched = (new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i])
     return dy.sum(axis=(*range(new), *stretched)).reshape(shape)
@@ -181,10 +176,7 @@ class Tensor:
         return leaves
 
     def assign(self, array: Array) -> None:
-        """Replace a leaf's data by an array of the same shape.
-
-        A graph recorded before then refuses to run backward, as its gradients are of the old data.
-        """
+        """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
         array = np.asarray(array)
         if array.shape != self.shape or array.dtype not in (np.float32, np.float64):
             raise ValueError(f"assign: expected floats of shape {self.shape}, "
@@ -201,7 +193,6 @@ class Tensor:
     size = property(lambda self: self.data.size)
     dtype = property(lambda self: self.data.dtype)
     T = property(lambda self: self.transpose())
-
     def __len__(self): return len(self.data)
     def __bool__(self): return bool(self.data)
     def item(self) -> float: return self.data.item()
@@ -325,10 +316,9 @@ class Tensor:
                          (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
-        total = self.sum(axis, keepdims)
-        if total.size > self.size:
-            raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
-        return total * (total.size / max(1, self.size))
+        y = self.sum(axis, keepdims)
+        if y.size <= self.size: return y * (y.size / max(1, self.size))
+        raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The largest element. Equal ones share the gradient evenly."""
@@ -441,10 +431,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along an existing axis."""
     tensors = _common(tensors)
     ends = np.cumsum([t.shape[axis] for t in tensors])
-
-    def part(start, end):
-        return lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
-    edges = [(t, part(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
+    cut = lambda start, end: lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
+    edges = [(t, cut(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
     return Tensor.op(np.concatenate([t.data for t in tensors], axis), *edges)
 
 

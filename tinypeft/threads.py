@@ -35,15 +35,12 @@ def blas_threads(n: int) -> Iterator[None]:
     read, write = _openblas() or (lambda: n, lambda n: None)
     before = read()
     write(n)
-    try:
-        yield
-    finally:
-        write(before)
+    try: yield
+    finally: write(before)
 
 
 @functools.cache
-def _pool(workers):
-    return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
+def _pool(workers): return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
 
 
 def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:

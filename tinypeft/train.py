@@ -71,9 +71,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     checkpoint: a file to go on from, if it exists, and to rewrite, atomically, every
         `checkpoint_every` steps and at the end. stop_after: stop after this many steps in all.
     workers: threads that share a batch; one if dropout draws. The number changes only rounding.
-    optimizer: AdamW, or `PagedAdamW`, whose state is a file; the trajectory is the same.
-    Raises ValueError for options out of range or a checkpoint of another run, and DivergedError,
-    naming step and module, when the loss or a gradient is not finite; the last checkpoint stays.
+    optimizer: AdamW or `PagedAdamW`. Raises ValueError for options out of range or a checkpoint of
+        another run, DivergedError, naming step and module, for a loss or gradient not finite.
     """
     if steps < 1 or batch_size < 1:
         raise ValueError(f"train: steps and batch_size must be ≥ 1, got {steps} and {batch_size}")
@@ -161,13 +160,11 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
     def one(part):
         loss, share = task.loss(model, part), task.count(part) / total
         return share * loss.item(), loss.gradients(share)
-    results = parallel_map(one, parts, workers)
-    penalty = model.penalty()
+    results, penalty = parallel_map(one, parts, workers), model.penalty()
     if penalty is not None: results.append((penalty.item(), penalty.gradients()))
-    for _, gradients in results:
-        for p, g in gradients:
-            if p.grad is None: p.grad = g
-            else:              p.grad += g
+    for p, g in itertools.chain.from_iterable(gradients for _, gradients in results):
+        if p.grad is None: p.grad = g
+        else:              p.grad += g
     return sum(loss for loss, _ in results)
 
 
