@@ -1,7 +1,4 @@
-"""Checkpoints: what a stopped run of `train` needs to go on, in one file.
-
-There is no random state in it, because `train` draws everything random from (seed, step).
-"""
+"""Checkpoints: what a stopped run of `train` needs to go on, in one file; no random state."""
 from pathlib import Path
 
 from .files import load_arrays, save_arrays

@@ -157,14 +157,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     `dropout` is the probability that an entry of P is dropped; it needs an `rng`. A block of 64
     queries skips the keys that all its rows are hidden from. Heads go in groups that fit in cache.
     """
-    if (min(q.ndim, k.ndim) < 2 or q.shape[:-2] != k.shape[:-2] or k.shape != v.shape
-            or q.shape[-1] != k.shape[-1]):
+    outer = lambda t: (t.shape[:-2], t.shape[-1:])
+    if min(q.ndim, k.ndim) < 2 or k.shape != v.shape or outer(q) != outer(k):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; "
-                         "expected (…, T, d_head), (…, S, d_head), (…, S, d_head)")
+                         "expected (…, T, d), (…, S, d), (…, S, d)")
     (T, d), S = q.shape[-2:], k.shape[-2]
     if causal and S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys; causal attention needs S ≥ T")
-    if dropout: rng = _generator(rng, dropout)
+    if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
     scale = 1 / math.sqrt(d)
     Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))         # (B·H, T or S, d)
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
@@ -266,17 +266,12 @@ def embedding(ids: Array, E: Tensor) -> Tensor:
     return Tensor.op(E.data[ids], (E, dE))
 
 
-def _generator(rng, p):
-    """The Generator that dropout with probability p draws from."""
+def _keep_mask(shape, p, rng, dtype):
+    """0 with probability p, else 1/(1 − p)."""
     if not 0 <= p < 1: raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
     if rng is None:
         raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
-    return np.random.default_rng(rng)
-
-
-def _keep_mask(shape, p, rng, dtype):
-    """0 with probability p, else 1/(1 − p)."""
-    keep = (rng.random(shape, dtype=np.float32) >= p).astype(dtype)
+    keep = (np.random.default_rng(rng).random(shape, dtype=np.float32) >= p).astype(dtype)
     keep *= 1 / (1 - p)
     return keep
 
@@ -284,5 +279,5 @@ def _keep_mask(shape, p, rng, dtype):
 def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
     """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
     if p == 0: return x
-    mask = _keep_mask(x.shape, p, _generator(rng, p), x.dtype)
+    mask = _keep_mask(x.shape, p, rng, x.dtype)
     return Tensor.op(x.data * mask, (x, lambda dy: np.multiply(mask, dy, out=mask)))

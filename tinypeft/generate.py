@@ -79,8 +79,8 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
 
     model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0: greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
-    cache: a `KVCache` to use instead of a fresh one, for example one that quantizes.
-    Raises ValueError for options out of range, and if the sequence would exceed the context.
+    cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
+    options out of range, and if the sequence would exceed the context.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":

@@ -37,6 +37,9 @@ class GPTConfig(Checked):
     dropout: float = real(0.0, least=0, below=1)
     norm_eps: float = real(1e-5, least=0, also=("layer_norm_epsilon",))
 
+    # The start of a layer whose output joins the residual stream, to which 2 L layers add.
+    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
+
     def check(self) -> None:
         if self.d_model % self.n_heads:
             raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into "
@@ -52,7 +55,7 @@ class Attention(Module):
     def __init__(self, c, rng):
         self.n_heads, d = c.n_heads, c.d_model
         self.query, self.key, self.value = (Linear(d, d, rng=rng) for _ in range(3))
-        self.output = Linear(d, d, rng=rng, std=residual_std(c))
+        self.output = Linear(d, d, rng=rng, std=c.residual_std)
         self.dropout, self.residual_dropout = Dropout(c.dropout), Dropout(c.dropout)
 
     def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
@@ -78,16 +81,11 @@ class MLP(Module):
 
     def __init__(self, c, rng):
         self.up = Linear(c.d_model, 4 * c.d_model, rng=rng)
-        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=residual_std(c))
+        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=c.residual_std)
         self.dropout = Dropout(c.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.down(F.gelu(self.up(x))))
-
-
-def residual_std(c):
-    """The start of a layer whose output joins the residual stream, to which 2 L layers add."""
-    return 0.02 / (2 * c.n_layers) ** 0.5
 
 
 class Block(Module):

@@ -39,8 +39,8 @@ def graph(y: Callable[..., Tensor] | Tensor, /, **tensors: Tensor | Array | floa
     """
     made, owned = [y, *tensors.values()], not isinstance(y, Tensor)
     if owned:
-        tensors = {name: x if isinstance(x, Tensor) else Tensor(x, requires_grad=True)
-                   for name, x in tensors.items()}
+        leaf = lambda x: x if isinstance(x, Tensor) else Tensor(x, requires_grad=True)
+        tensors = {name: leaf(x) for name, x in tensors.items()}
         with tape() as made: y = y(**tensors)
         made = [*made, *tensors.values(), y]
     if not y.requires_grad:

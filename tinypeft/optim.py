@@ -161,8 +161,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], limit: float) -> float:
 def schedule(kind: str, step: int, total: int, warmup: int = 0, floor: float = 0.0) -> float:
     """The factor on the learning rate at `step` = 0 … total − 1.
 
-    The factor rises linearly over the first `warmup` steps, as (step + 1)/warmup. Then it stays
-    at 1 ("constant") or falls from 1 to `floor` at step `total` ("linear", "cosine").
+    It rises as (step + 1)/warmup over the first `warmup` steps. Then it stays at 1 ("constant") or
+    falls from 1 to `floor` at step `total` ("linear", "cosine").
     """
     if kind not in ("constant", "linear", "cosine"):
         raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")

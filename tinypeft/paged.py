@@ -4,13 +4,12 @@ Adam keeps two numbers for each trained number and reads each once per step. In 
 al., arXiv 2305.14314, §3, "Paged Optimizers") the driver moves them page by page between a GPU's
 memory and the CPU's, so that a long batch that needs the room does not fail. Here they move between
 memory and disk. The state is memory-mapped: the operating system reads a page when an update
-touches it, and the process releases it after the update.
+touches it, and the process releases it after the update. The numbers stay AdamW's, bit for bit.
 
-The arithmetic is AdamW's, so the trajectory is the same, bit for bit. Instead of 8 bytes (float32)
-for every trained number, only one parameter's state is in memory at a time. Released pages stay in
-the system's file cache while there is room, and go to disk otherwise. In a directory that is itself
-in memory (tmpfs, as /tmp sometimes is) nothing is gained. Measured for 16 M parameters, whose state
-takes 128 MiB: the process grows by less than 1 MiB; a step takes 1.5 times as long with room.
+Instead of 8 bytes (float32) for every trained number, only one parameter's state is in memory. The
+system's file cache keeps released pages while there is room. A directory in memory (tmpfs) gains
+nothing. Measured for 16 M parameters, whose state takes 128 MiB: the process grows by less than
+1 MiB, and a step takes 1.5 times as long while the file cache has room.
 """
 import mmap
 import os

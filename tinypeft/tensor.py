@@ -359,10 +359,9 @@ class Tensor:
 
 
 class Node:
-    """What `backward` knows of an operation: parents, vjp, and the shape and dtype of its value.
+    """What `backward` knows of an operation. Its value is not held, so that it can be freed early.
 
-    The value itself is not held, so that it can be freed early. A parent is (node, version), or
-    None if it is frozen. A leaf is its own node, because its gradient is kept on it.
+    A parent is (node, version), or None if it is frozen. A leaf is its own node: it keeps `.grad`.
     """
     __slots__ = ("parents", "vjp", "shape", "dtype")
     version = 0
