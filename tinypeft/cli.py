@@ -336,7 +336,7 @@ def run_doctor(args):
 def doctor():
     """What a bug report should say: versions, threads, the shipped files, the text this installation carries."""
     from .files import cache_directory
-    from .text import base, domain
+    from .text import base_corpus, domain_corpus
     from .threads import _openblas
     version = lambda name: importlib.metadata.version(name)
     record, problems = training_record(), []
@@ -344,7 +344,7 @@ def doctor():
               **{name: version(name) for name in ("numpy", "scipy", "matplotlib")},
               "BLAS": "OpenBLAS, threads under control" if _openblas() else "another BLAS; set its threads to 1 for best speed",
               "package": str(FOLDER.parent), "cache": str(cache_directory())}
-    for name, corpus in (("base", base), ("domain", domain)):
+    for name, corpus in (("base", base_corpus), ("domain", domain_corpus)):
         same = corpus().sha256 == record["corpus"][name]
         report[f"text: {name}"] = f"{corpus().sha256[:12]}, " + (
             "as in the shipped records" if same else "other library versions than the shipped records': numbers will differ")

@@ -1,7 +1,7 @@
 """`python -m tinypeft pretrain`: train the base model and write what the package ships.
 
 About an hour and a half on two cores; it can be interrupted and resumes where it was. The text is
-`text.base()`: Python, NumPy and SciPy documentation, split by near-duplicate family, the training part
+`text.base_corpus()`: Python, NumPy and SciPy documentation, split by near-duplicate family, the training part
 deduplicated. Every number in training.json is measured here, the n-gram model's on the same tokens.
 """
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import save_arrays, write_atomically
 from ..gpt import GPT, GPTConfig
-from ..text import BPETokenizer, base, domain
+from ..text import BPETokenizer, base_corpus, domain_corpus
 from ..text.ngram import KneserNey
 from ..text.tasks import LanguageModelling
 from ..train import evaluate, train
@@ -30,7 +30,7 @@ def tasks(tokenizer, context):
     def task(name, corpus):
         splits = {split: tokenizer.encode_documents(getattr(corpus, split)) for split in ("train", "validation", "test")}
         return LanguageModelling(name, splits, {split: corpus.n_bytes(split) for split in splits}, context)
-    return task("base", base()), task("domain", domain())
+    return task("base", base_corpus()), task("domain", domain_corpus())
 
 
 def pretrain(work, out=FOLDER, config=CONFIG, recipe=RECIPE, stop_after=None, progress=None):
@@ -40,7 +40,7 @@ def pretrain(work, out=FOLDER, config=CONFIG, recipe=RECIPE, stop_after=None, pr
     """
     work, out = Path(work), Path(out)
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = BPETokenizer.train(base().text("train"), config.vocab_size)
+    tokenizer = BPETokenizer.train(base_corpus().text("train"), config.vocab_size)
     inside, outside = tasks(tokenizer, config.context_length)
     model = GPT(config, rng=recipe["seed"])
     history = train(model, inside, **recipe, checkpoint=work / "checkpoint.npz", checkpoint_every=500,
@@ -62,7 +62,7 @@ def pretrain(work, out=FOLDER, config=CONFIG, recipe=RECIPE, stop_after=None, pr
     record = {
         "command": f"python -m tinypeft pretrain --out {out.name}", "config": dataclasses.asdict(config), "recipe": recipe,
         "parameters": sum(p.size for p in model.parameters()),
-        "corpus": {"base": base().sha256, "domain": domain().sha256,
+        "corpus": {"base": base_corpus().sha256, "domain": domain_corpus().sha256,
                    "tokens": {split: len(ids) for split, ids in inside.splits.items()}},
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "seconds": round(history.seconds), "loss_curve": curve(history.loss), "validation": history.evals,

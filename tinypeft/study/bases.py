@@ -21,7 +21,7 @@ from ..files import cache_directory, load_arrays, save_arrays
 from ..gpt import GPT, GPTConfig
 from ..pretrained import FOLDER, load_pretrained, load_tokenizer
 from ..pretrained.make import RECIPE
-from ..text import base
+from ..text import base_corpus
 from ..text.tasks import LanguageModelling
 from ..train import evaluate, train
 
@@ -53,17 +53,17 @@ def recipe():
 
 def key(name):
     """16 hex digits that change with whatever decides the weights."""
-    what = [dataclasses.asdict(SIZES[name]), recipe(), base().sha256, (FOLDER / "tokenizer.json").read_text(encoding="utf-8")]
+    what = [dataclasses.asdict(SIZES[name]), recipe(), base_corpus().sha256, (FOLDER / "tokenizer.json").read_text(encoding="utf-8")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def base_text(splits=("train", "validation"), context=256, every=1):
     """The text of the bases as a task, every `every`-th document of it; they have never seen "validation" and "test"."""
-    documents = {split: getattr(base(), split)[::every] for split in splits}
+    documents = {split: getattr(base_corpus(), split)[::every] for split in splits}
     streams = {split: load_tokenizer().encode_documents(ds) for split, ds in documents.items()}
     n_bytes = {split: sum(len(str(d).encode()) for d in ds) for split, ds in documents.items()}
-    return LanguageModelling("base", streams, n_bytes, context, {"base": base().sha256})
+    return LanguageModelling("base", streams, n_bytes, context, {"base": base_corpus().sha256})
 
 
 def make(name, path, progress=None):

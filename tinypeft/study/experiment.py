@@ -91,7 +91,7 @@ def run(experiment, folder, quick=False, jobs=None, progress=None, say=print):
 
 def depends(experiment, settings):
     """What the numbers depend on."""
-    return {"text": {"base": corpus.base().sha256, "domain": corpus.domain().sha256}, "base": fingerprint(load_pretrained()),
+    return {"text": {"base": corpus.base_corpus().sha256, "domain": corpus.domain_corpus().sha256}, "base": fingerprint(load_pretrained()),
             "settings": json.loads(json.dumps(settings)), "source": source(experiment.measure)}
 
 

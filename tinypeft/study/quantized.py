@@ -30,7 +30,7 @@ base = functools.cache(load_pretrained)                  # shared: look at it, a
 @functools.cache
 def own_text(context=128):
     """Language modelling of the text the base was trained on, a `LanguageModelling`: to train on and to test."""
-    text, encode = corpus.base(), base().tokenizer.encode_documents
+    text, encode = corpus.base_corpus(), base().tokenizer.encode_documents
     splits = "train", "validation", "test"
     return LanguageModelling("base", {s: encode(getattr(text, s)) for s in splits}, {s: text.n_bytes(s) for s in splits},
                              context, {"base": text.sha256})

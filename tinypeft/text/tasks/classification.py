@@ -36,14 +36,14 @@ def classify(model=None, context=None, classes=CLASSES, per_class=160, held_out=
         rows[split] = [(d.text, label) for label, c in enumerate(classes) for d in evenly(of[c], caps[split])]
         if missing := [c for c in classes if not of[c]]:
             raise ValueError(f"classify: no sentence for {split} in {', '.join(missing)}; leave it out of `classes`")
-    sha256 = {"base": corpus.base().sha256, "domain": corpus.domain().sha256}
+    sha256 = {"base": corpus.base_corpus().sha256, "domain": corpus.domain_corpus().sha256}
     return Classification(rows, classes, tokenizer, context, sha256)
 
 
 @functools.cache
 def sentences(classes):
     """split → `Document`s of the classes, their text being the first sentence, masked."""
-    base, domain = corpus.base(), corpus.domain()
+    base, domain = corpus.base_corpus(), corpus.domain_corpus()
     ours = lambda documents: [d for d in documents if package(d) in classes]
     train, validation, _ = corpus.split(ours(base.train + domain.train), fractions=(0.15, 0), seed=1)
     test = ours(base.validation + base.test + domain.validation + domain.test)

@@ -18,7 +18,7 @@ def domain(model=None, context=None, held_out=None):
     context: tokens per window, by default 128 or half of the model's context.
     held_out: about how many tokens of validation and of test to use (None: all); every k-th document is kept.
     """
-    text, tokenizer = corpus.domain(), tokenizer_of(model)
+    text, tokenizer = corpus.domain_corpus(), tokenizer_of(model)
     streams, n_bytes = {}, {}
     for split in SPLITS:
         documents = getattr(text, split)

@@ -26,7 +26,7 @@ def summarize(model=None, context=None):
     model: as in `domain`. context: tokens of signature and sentence together (default 128, or half of the model's
     context); longer rows are left out, from all splits.
     """
-    text, tokenizer, context = corpus.domain(), tokenizer_of(model), context_of(model, context, 128)
+    text, tokenizer, context = corpus.domain_corpus(), tokenizer_of(model), context_of(model, context, 128)
     parts = first_sentences(*([d for d in getattr(text, split) if d.signature] for split in SPLITS))
     return Summarization(dict(zip(SPLITS, parts, strict=True)), tokenizer, context, {"domain": text.sha256})
 
