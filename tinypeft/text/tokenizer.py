@@ -223,8 +223,8 @@ def _join(pieces, pair):
 
 
 # Letters (L) and numerals (N) that Unicode 15.0 to 16.0 added, for older Pythons, in hexadecimal.
-# Source: DerivedGeneralCategory.txt of the Unicode Character Database 14.0.0 and 16.0.0. The package
-# tokenizers 0.23 follows 16.0.
+# Source: DerivedGeneralCategory.txt of the Unicode Character Database 14.0.0 and 16.0.0. The
+# package tokenizers 0.23 follows 16.0.
 _NEWER = {
     "L": "1c89-1c8a a7cb-a7cd a7da-a7dc 105c0-105f3 10d4a-10d65 10d6f-10d85 10ec2-10ec4 "
          "1123f-11240 11380-11389 1138b 1138e 11390-113b5 113b7 113d1 113d3 11bc0-11be0 11f02 "
