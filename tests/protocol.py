@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 
 import tinypeft as tp
+from tests.toys import Noise
 from tinypeft import functional as F
 from tinypeft.optim import AdamW
 
-__all__ = ["assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves", "frozen_bytes", "shift"]
+__all__ = ["LENGTHS", "Labels", "assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves",
+           "frozen_bytes", "learned", "move", "outputs", "shift"]
+
+LENGTHS = [3, 7, 5]                                      # of three rows of tokens
 
 
 def shift(tokens):
@@ -25,8 +29,33 @@ def frozen_bytes(model):
 def move(tuned, rng, size=0.1):
     """Put everything trainable somewhere it does not start, so that nothing is zero by accident."""
     for p in tuned.trainable_parameters():
-        p.data = p.data + (size * rng.standard_normal(p.shape)).astype(p.dtype)
-        p.version += 1
+        p.assign(p.data + (size * rng.standard_normal(p.shape)).astype(p.dtype))
+
+
+class Labels(Noise):
+    """Random tokens of random length, random classes of three."""
+
+    def batch(self, split, size, rng):
+        return rng.integers(0, 37, (size, 7)), rng.integers(1, 8, size), rng.integers(0, 3, size)
+
+    def count(self, batch):
+        return len(batch[0])
+
+    def loss(self, model, batch):
+        tokens, lengths, classes = batch
+        return tp.functional.cross_entropy(model.classify(tokens, lengths), classes)
+
+
+def outputs(tuned, tokens):
+    """Logits and class logits, as bytes."""
+    return tuned(tokens).data.tobytes(), tuned.classify(tokens, LENGTHS).data.tobytes()
+
+
+def learned(model, method):
+    """`method` on `model`, with everything trainable moved at random, as if it had learned."""
+    tuned = tp.attach(model, method, rng=0)
+    move(tuned, np.random.default_rng(0))
+    return tuned
 
 
 def assert_gradients(tuned, tokens, kinks=False):

@@ -1,4 +1,5 @@
 """files.py: what goes in comes out, a crash leaves the old file, and a file is not trusted."""
+import hashlib
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinypeft import files
-from tinypeft.files import cache_directory, load_arrays, save_arrays, write_atomically
+from tinypeft.files import cache_directory, fingerprint, load_arrays, save_arrays, write_atomically
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
           "t": np.array(7), "empty": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(np.eye(3)[:2])}
@@ -91,3 +92,13 @@ def test_cache_directory(monkeypatch):
     assert cache_directory() == Path("/c/tinypeft")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == Path.home() / ".cache" / "tinypeft"
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
+    """The digest is part of saved adapters: SHA-256 over each array's "name dtype (shape)" and its bytes, by name."""
+    a = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.asfortranarray(np.eye(2))}
+    parts = [b"b float64 (2, 2)", np.eye(2).tobytes(), b"w float32 (2, 3)", a["w"].tobytes()]
+    assert fingerprint(a) == hashlib.sha256(b"".join(parts)).hexdigest() == fingerprint(dict(reversed(a.items())))
+    others = [{**a, "w": a["w"].T.copy()}, {**a, "w": a["w"].astype(np.float64)}, {"v": a["w"], "b": a["b"]},
+              {**a, "w": a["w"] + 1}, {"w": a["w"]}]
+    assert len({fingerprint(x) for x in [a, *others]}) == 6

@@ -256,7 +256,7 @@ IDS = np.zeros((1, 5), int)
     (lambda m: tp.GPTConfig(d_model=10, n_heads=4), ValueError, "d_model 10 does not divide into 4 heads"),
     (lambda m: tp.GPTConfig(n_layers=0), ValueError, "n_layers must be a positive integer, got 0"),
     (lambda m: tp.GPTConfig(vocab_size=10.5), ValueError, "vocab_size must be a positive integer, got 10.5"),
-    (lambda m: tp.GPTConfig(dropout=1.0), ValueError, r"dropout must lie in \[0, 1\), got 1.0"),
+    (lambda m: tp.GPTConfig(dropout=1.0), ValueError, r"dropout must be a number in \[0, 1\), got 1.0"),
     (lambda m: tp.GPT({"d_model": 4}), TypeError, "expected a GPTConfig, got dict"),
     (lambda m: m(IDS[0]), ValueError, r"tokens must have shape \(B, T\) with B, T ≥ 1, got \(5,\)"),
     (lambda m: m(IDS[:0]), ValueError, r"got \(0, 5\)"),

@@ -1,28 +1,18 @@
-"""train.py: the loop is what it says, resuming loses no bit, and what goes wrong is named."""
-import math
+"""train.py: the loop is what it says, with any number of workers, and evaluation weights what counts."""
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tests.toys import Noise
+from tests.toys import Noise, same, small
 from tinypeft import functional as F
-from tinypeft.files import load_arrays
 from tinypeft.nn import Linear
 from tinypeft.optim import AdamW, clip_grad_norm, schedule
 from tinypeft.progress import Progress
-from tinypeft.train import backward
+from tinypeft.train import HEAD_LR, backward
 
 N = 9                                                    # steps of most runs below
-
-
-def small(dropout=0.0, rng=0):
-    return tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4, dropout=dropout), rng=rng)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
 class Counting(Noise):
@@ -42,6 +32,13 @@ class Ragged(Noise):
 
     def count(self, batch):
         return int((batch[1] != F.IGNORED).sum())
+
+
+class Classes(Noise):
+    """Rows of random tokens, all of them read, and random classes of three."""
+    def batch(self, split, size, rng): return rng.integers(0, 37, (size, 6)), np.full(size, 6), rng.integers(0, 3, size)
+    def count(self, batch): return len(batch[0])
+    def loss(self, model, batch): return F.cross_entropy(model.classify(*batch[:2]), batch[2])
 
 
 # -- the loop --------------------------------------------------------------------------------------
@@ -101,6 +98,29 @@ def test_the_learning_rate_is_the_methods_own():
     tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, **options)
     tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, lr=0.5, **options)
     assert seen == [1e-3, tp.LoRA.learning_rate, 0.5]
+
+
+class Paced(tp.LoRA):
+    """A method whose rate depends on its fields."""
+    @property
+    def learning_rate(self): return 1e-2 / self.rank
+
+
+@pytest.mark.parametrize("rates, expected", [
+    ({}, (2.5e-3, HEAD_LR)), ({"lr": 0.5}, (0.5, 0.5)), ({"head_lr": 0.1}, (2.5e-3, 0.1)),
+    ({"lr": 0.5, "head_lr": 0.1}, (0.5, 0.1)), ({"lr": 0.5, "head_lr": 0.0}, (0.5, 0.0))])
+def test_a_head_has_a_rate_of_its_own(rates, expected):
+    made = []
+    def optimizer(groups, **options):
+        made.append(AdamW(groups, **options))
+        return made[0]
+    tuned = tp.attach(small(), Paced(rank=4), head=3, rng=0)
+    before = tuned.head.weight.data.copy()
+    tp.train(tuned, Classes(), 1, optimizer=optimizer, progress=False, **rates)
+    matrices, vectors, head = made[0].groups
+    assert (matrices["base_lr"], head["base_lr"]) == expected and vectors["params"] == []
+    assert {id(p) for p in head["params"]} == {id(p) for p in tuned.head.parameters()}
+    assert np.array_equal(tuned.head.weight.data, before) == (expected[1] == 0)
 
 
 def test_the_hooks_of_a_method():
@@ -172,165 +192,6 @@ def test_dropout_draws_the_same_for_any_number_of_workers():
         tp.train(model, Noise(), 3, workers=workers, progress=False)
         states.append(model.state_dict())
     assert same(*states)
-
-
-# -- checkpoints -----------------------------------------------------------------------------------
-def plain(): return small()
-def with_dropout(): return small(dropout=0.2)
-def with_lora(): return tp.attach(small(), tp.LoRA(rank=2, dropout=0.3), rng=0)
-
-
-@pytest.mark.parametrize("make", [plain, with_dropout, with_lora])
-def test_resuming_is_never_having_stopped(make, tmp_path):
-    task, options = Noise(), dict(eval_every=4, weight_decay=0.1, progress=False)
-    whole = make()
-    expected = tp.train(whole, task, N, **options)
-    for stop in (1, 5, N):                               # at any step, and with another model object each time
-        path = tmp_path / f"{stop}.npz"
-        first = make()
-        tp.train(first, task, N, checkpoint=path, stop_after=stop, **options)
-        assert stop == N or not same(first.state_dict(), whole.state_dict())
-        second = make()
-        history = tp.train(second, task, N, checkpoint=path, **options)
-        assert same(second.state_dict(), whole.state_dict())
-        assert history.loss == expected.loss and history.evals == expected.evals
-
-
-def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(tmp_path):
-    class Crashing(Noise):
-        def batch(self, split, size, rng):
-            self.steps = getattr(self, "steps", 0) + 1
-            if self.steps == 8: raise KeyboardInterrupt
-            return super().batch(split, size, rng)
-    path, crashed, resumed, whole = tmp_path / "c.npz", small(), small(), small()
-    with pytest.raises(KeyboardInterrupt):
-        tp.train(crashed, Crashing(), N, checkpoint=path, checkpoint_every=3, progress=False)
-    assert not any(m.training for _, m in crashed.named_modules())
-    assert load_arrays(path)[1]["step"] == 6
-    task = Crashing()
-    tp.train(resumed, task, N, checkpoint=path, progress=False)
-    assert task.steps == 3                               # steps 6, 7, 8 and no others
-    tp.train(whole, Noise(), N, progress=False)
-    assert same(resumed.state_dict(), whole.state_dict())
-
-
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "c.npz"
-    tp.train(small(), Noise(), N, checkpoint=path, stop_after=4, progress=False)
-    before, savez = path.read_bytes(), np.savez
-
-    def crash(f, **arrays):
-        savez(f, **dict(list(arrays.items())[:3]))
-        raise OSError("no space left on device")
-    monkeypatch.setattr(np, "savez", crash)
-    with pytest.raises(OSError, match="no space left"):
-        tp.train(small(), Noise(), N, checkpoint=path, progress=False)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_stopping(tmp_path):
-    path, model = tmp_path / "c.npz", small()
-    before = {n: a.copy() for n, a in model.state_dict().items()}
-    assert tp.train(model, Noise(), N, checkpoint=path, stop_after=0, progress=False).loss == []
-    assert same(model.state_dict(), before) and not path.exists()
-    assert len(tp.train(model, Noise(), N, stop_after=99, progress=False).loss) == N
-    assert len(tp.train(small(), Noise(), N, checkpoint=path, stop_after=2, progress=False).loss) == 2
-    assert len(tp.train(small(), Noise(), N, checkpoint=path, stop_after=1, progress=False).loss) == 2      # already further
-
-
-@pytest.mark.parametrize("changed, told", [
-    ({"lr": 0.5}, "lr was 0.001, is 0.5"), ({"steps": 10}, "steps was 9, is 10"), ({"seed": 1}, "seed was 0, is 1"),
-    ({"batch_size": 4}, "batch_size was 8, is 4"), ({"betas": (0.8, 0.9)}, r"betas was \[0.9, 0.999\], is \[0.8, 0.9\]"),
-    ({"model": tp.LoRA(alpha=1.0)}, r"method was None, is LoRA\(rank=8, alpha=1.0\)")])
-def test_a_checkpoint_of_another_run_is_refused(changed, told, tmp_path):
-    path, changed = tmp_path / "c.npz", dict(changed)
-    tp.train(small(), Noise(), N, lr=1e-3, checkpoint=path, stop_after=2, progress=False)
-    model = small()
-    if "model" in changed: model = tp.attach(model, changed.pop("model"))
-    before = {n: a.copy() for n, a in model.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"c.npz belongs to another run \(.*{told}.*\); give another file or the same"):
-        tp.train(model, Noise(), **{"steps": N, "lr": 1e-3, "checkpoint": path, "progress": False, **changed})
-    assert same(model.state_dict(), before)
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    path = tmp_path / "c.npz"
-    tp.train(small(), Noise(), N, checkpoint=path, stop_after=2, progress=False)
-    other = tp.GPT(tp.GPTConfig(37, 24, 8, 2, 4))
-    with pytest.raises(ValueError, match=r"token_embedding.weight has shape \(37, 16\), expected \(37, 8\)"):
-        tp.train(other, Noise(), N, checkpoint=path, progress=False)
-    path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="c.npz is not a file that tinypeft wrote"):
-        tp.train(small(), Noise(), N, checkpoint=path, progress=False)
-
-
-# -- when numbers are no longer numbers ------------------------------------------------------------
-class Poisoned(Noise):
-    """At the sixth step a weight becomes NaN."""
-    def __init__(self, weight):
-        super().__init__()
-        self.weight, self.steps = weight, 0
-
-    def batch(self, split, size, rng):
-        self.steps += 1
-        if self.steps == 6: self.weight.data = np.full_like(self.weight.data, np.nan)
-        return super().batch(split, size, rng)
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("path", ["token_embedding", "blocks.0.attention.value", "blocks.1.norm2", "blocks.1.mlp.down"])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_loss_that_is_not_finite_stops_and_says_where(path, dropout, tmp_path):
-    model, file = small(dropout), tmp_path / "c.npz"
-    modules = dict(model.named_modules())
-    with pytest.raises(tp.DivergedError) as e:
-        tp.train(model, Poisoned(model.get(path).weight), N, lr=1e-3, checkpoint=file, checkpoint_every=2, progress=False)
-    assert str(e.value) == (f"step 5: the loss is nan; the first value that is not finite comes out of {path}. "
-                            f"Try a smaller learning rate than 0.001. The last good state is in {file}.")
-    arrays, meta = load_arrays(file)
-    assert meta["step"] == 4 and all(np.isfinite(a).all() for a in arrays.values())
-    assert dict(model.named_modules()) == modules and not model.training                   # left as it was
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("weight, path", [("B", "value"), ("base.weight", "value.base")])
-def test_in_a_wrapped_layer_the_part_is_named(weight, path):
-    tuned = tp.attach(small(), tp.LoRA(rank=2))
-    weight = dict(tuned.model.blocks[1].attention.value.named_parameters())[weight]
-    with pytest.raises(tp.DivergedError, match=rf"comes out of model.blocks.1.attention.{path}\. "):
-        tp.train(tuned, Poisoned(weight), N, progress=False)
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_the_search_repeats_the_step_with_its_dropout():
-    class Infinite(Noise):
-        seen = []
-        def loss(self, model, batch):
-            loss = super().loss(model, batch)
-            self.seen.append(loss.item())
-            return loss * math.inf
-    task = Infinite()
-    with pytest.raises(tp.DivergedError):
-        tp.train(small(dropout=0.5), task, N, progress=False)
-    assert len(task.seen) == 2 and task.seen[0] == task.seen[1]
-
-
-def test_a_loss_that_is_infinite_by_itself():
-    class Infinite(Noise):
-        def loss(self, model, batch): return super().loss(model, batch) + math.inf
-    with pytest.raises(tp.DivergedError, match=r"step 0: the loss is inf; the first .* out of the loss itself\. Try a .*\.$"):
-        tp.train(small(), Infinite(), N, progress=False)
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_gradient_that_is_not_finite_is_named_and_not_taken():
-    class Steep(Noise):                                  # √0 has a value and no gradient
-        def loss(self, model, batch): return super().loss(model, batch) + (model.blocks[0].norm1.weight * 0).sqrt().sum()
-    model = small()
-    before = {n: a.copy() for n, a in model.state_dict().items()}
-    with pytest.raises(tp.DivergedError, match=r"step 0: the gradient is not finite, in blocks.0.norm1.weight\. Try"):
-        tp.train(model, Steep(), N, progress=False)
-    assert same(model.state_dict(), before) and all(p.grad is None for p in model.parameters())
 
 
 # -- evaluation ------------------------------------------------------------------------------------

@@ -7,6 +7,16 @@ import tinypeft as tp
 from tinypeft import functional as F
 
 
+def small(dropout=0.0, rng=0):
+    """A tiny GPT as it is initialised."""
+    return tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4, dropout=dropout), rng=rng)
+
+
+def same(a, b):
+    """Are two dicts of arrays equal, bit for bit?"""
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
 def linear_paths(model):
     """Paths of the linear layers in the blocks."""
     return [path for path, module in model.named_modules() if path.startswith("blocks.") and hasattr(module, "d_in")]

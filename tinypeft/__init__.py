@@ -1,16 +1,35 @@
-"""tinypeft: parameter-efficient and memory-efficient fine-tuning of language models, in readable NumPy."""
-from . import functional, optim
-from .course import check
-from .generate import KVCache, generate
+"""tinypeft: parameter-efficient and memory-efficient fine-tuning of language models in NumPy.
+
+A fine-tuning method and a quantization scheme are small values. Two verbs put them on a model:
+`attach(model, LoRA(rank=8))` and `quantize(model, NF4())`. The public names, by subject:
+"""
+# the model and its text
 from .gpt import GPT, GPTConfig
+from .pretrained import load_pretrained, load_tokenizer
+from .text import tasks
+from .interop import AdapterError, load_model
+
+# the first verb: fine-tuning methods
+from .peft import (METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning, LinearProbe, LoRA,
+                   Method, MethodError, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
+                   PTuning, PTuningV2, attach, load_adapter, mixed_batch, search_rank)
+
+# the second verb: quantization schemes
+from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant, FakeQuantLinear,
+                    FloatFormat, LLMInt8, QTensor, QuantizedKVCache, QuantizedLinear, Scheme,
+                    SelfDistillation, SmoothQuant, Uniform, ZeroQuant, bits_per_weight, capture,
+                    convert, layer_errors, load_quantized, loftq, plant_outliers, quantize,
+                    requantize_error, save_quantized, self_distillation, weight_error)
+
+# training, evaluation, generation
+from .train import DivergedError, History, evaluate, train
+from .paged import PagedAdamW
+from .generate import KVCache, generate
+from .course import check
+
+# the engine
+from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
+from .nn import Module, Parameter
 from .gradcheck import gradcheck
 from .graph import graph
-from .nn import Module, Parameter
-from .paged import PagedAdamW
-from .peft import *  # noqa: F403
-from .quant import *  # noqa: F403
-from .interop import AdapterError, load_model
-from .pretrained import load_pretrained, load_tokenizer
-from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
-from .text import tasks
-from .train import DivergedError, History, evaluate, train
+from . import functional, optim, plain

@@ -1,29 +1,37 @@
-"""Files written whole or not at all, and read without trusting them."""
+"""Files that are written completely or not at all, and read without trusting them."""
 import contextlib
+import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["cache_directory", "load_arrays", "parse_json", "replacing", "save_arrays", "write_atomically"]
+from .hints import Array
+
+__all__ = ["cache_directory", "fingerprint", "load_arrays", "parse_json", "replacing",
+           "save_arrays", "write_atomically"]
 
 
-def cache_directory():
-    """The directory for what can be computed again: $TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else
-    ~/.cache/tinypeft → `Path`, which need not exist."""
+def cache_directory() -> Path:
+    """$TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else ~/.cache/tinypeft; it need not exist.
+
+    The directory holds files that can be computed again.
+    """
     if chosen := os.environ.get("TINYPEFT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """A binary file to write that becomes `path` once it is complete and on disk: a reader finds the old one or the new."""
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which replaces `path` once it is complete and on disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")                # beside it: a rename must not copy
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")   # same disk: renaming is atomic
     try:
         with open(part, "wb") as f:
             yield f
@@ -34,21 +42,21 @@ def replacing(path):
         part.unlink(missing_ok=True)
 
 
-def write_atomically(path, text):
-    """Write `text` (UTF-8, newlines as they are) to `path`, whole or not at all."""
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write `text` to `path`, completely or not at all: UTF-8, with line ends as they are."""
     with replacing(path) as f:
         f.write(text.encode("utf-8"))
 
 
-def save_arrays(path, arrays, meta):
-    """Write named arrays and a JSON-able `meta` to one .npz file, whole or not at all."""
-    text = json.dumps(meta, default=lambda number: number.item())                 # NumPy's numbers among them
+def save_arrays(path: str | Path, arrays: Mapping[str, Array], meta: dict) -> None:
+    """Write named arrays, and `meta` as JSON, to one .npz file, completely or not at all."""
+    text = json.dumps(meta, default=lambda number: number.item())     # NumPy's numbers are allowed
     with replacing(path) as f:
         np.savez(f, **arrays, __meta__=np.frombuffer(text.encode(), np.uint8))
 
 
-def load_arrays(path):
-    """(arrays, meta) of a file that `save_arrays` wrote. Raises FileNotFoundError, or ValueError for another file."""
+def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
+    """(arrays, meta) from `save_arrays`; FileNotFoundError, or ValueError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as f:
             arrays = {name: f[name] for name in f.files}
@@ -59,9 +67,18 @@ def load_arrays(path):
         raise ValueError(f"{path} is not a file that tinypeft wrote, or it is damaged: {e}") from e
 
 
-def parse_json(text):
-    """`json.loads` for text that a stranger wrote: names that occur twice in an object, NaN and infinities, and nesting
-    without end are ValueErrors, too."""
+def fingerprint(arrays: Mapping[str, Array]) -> str:
+    """SHA-256 (hex) of named arrays, such as a model's `state_dict()`."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` for untrusted text: raises ValueError also for a name that occurs twice in an
+    object, for NaN and infinities, and for nesting that is too deep."""
     try:
         return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
     except RecursionError as e:

@@ -1,15 +1,20 @@
-"""Generation: one token after another, with a cache of what attention has seen.
+"""Generation: one token after another, with a cache of the keys and values that attention has seen.
 
-The model predicts a distribution over the next token; `generate` picks from it (greedily, or
-sampled with a temperature, from the k likeliest, from the smallest set of probability p) and feeds
-the choice back. With the cache each step runs one token through the model instead of all of them;
-the tokens are the same.
+The model predicts a distribution over the next token. `generate` picks from it (greedily, or by
+sampling with a temperature, from the k likeliest, or from the smallest set of probability p) and
+appends the choice. With the cache each step feeds one token instead of all; the result is the same.
 """
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
+from .hints import Array, Seed
 from .tensor import Tensor, no_grad
 
-__all__ = ["KVCache", "generate", "sample"]
+__all__ = ["KVCache", "LayerCache", "generate", "sample"]
 
 
 class LayerCache:
@@ -19,16 +24,16 @@ class LayerCache:
         self.k = self.v = None
         self.length = 0
 
-    def append(self, k, v):
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
         start, self.length = self.length, self.length + k.shape[2]
         if self.k is None or self.length > self.k.shape[2]:
-            self.k, self.v = (self._grown(old, new.data, start) for old, new in ((self.k, k), (self.v, v)))
+            self.k, self.v = self._grown(self.k, k.data, start), self._grown(self.v, v.data, start)
         self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k.data, v.data
         return Tensor(self.k[:, :, :self.length]), Tensor(self.v[:, :, :self.length])
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the keys and values held; the buffers take up to twice as many."""
         return 0 if self.k is None else 2 * self.k[:, :, :self.length].nbytes
 
@@ -40,53 +45,59 @@ class LayerCache:
 
 
 class KVCache:
-    """One cache per layer. `length`: positions it holds, virtual ones included; `nbytes`: their keys and values."""
+    """One cache per layer. length: positions held, virtual ones too; nbytes: of keys, values."""
 
-    def __init__(self, n_layers, layer=LayerCache):
+    def __init__(self, n_layers: int, layer: Callable[[], LayerCache] = LayerCache):
         self.layers = [layer() for _ in range(n_layers)]
 
-    length = property(lambda self: self.layers[0].length)
-    nbytes = property(lambda self: sum(layer.nbytes for layer in self.layers))
+    @property
+    def length(self) -> int: return self.layers[0].length
+    @property
+    def nbytes(self) -> int: return sum(layer.nbytes for layer in self.layers)
 
 
-def sample(logits, rng, temperature=1.0, top_k=None, top_p=None):
-    """Draw one token per row from logits (B, V); temperature 0 takes the likeliest."""
+def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0,
+           top_k: int | None = None, top_p: float | None = None) -> Array:
+    """Draw one token per row from logits (B, V) → (B,); temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(-1)
     z = logits.astype(np.float64) / temperature
-    order = np.argsort(-z, axis=-1, kind="stable")                         # likeliest first
+    order = np.argsort(-z, axis=-1, kind="stable")           # likeliest first
     z = np.take_along_axis(z, order, -1)
     p = np.exp(z - z[:, :1])
     if top_k is not None:
         p[:, top_k:] = 0
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
-        p[p.cumsum(-1) - p >= top_p] = 0                                   # keep while the mass before is below top_p
+        p[p.cumsum(-1) - p >= top_p] = 0                     # keep while the mass before is < top_p
         p /= p.sum(-1, keepdims=True)
     drawn = (p.cumsum(-1) < rng.random((len(p), 1))).sum(-1)
     drawn = np.minimum(drawn, (p > 0).sum(-1) - 1)
     return np.take_along_axis(order, drawn[:, None], -1)[:, 0]
 
 
-def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=None, rng=0, stop=None,
-             use_cache=True, cache=None):
-    """Continue `tokens` (B, T); return an int array (B, T + n), n ≤ max_new_tokens.
+def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
+             top_k: int | None = None, top_p: float | None = None, rng: Seed = 0,
+             stop: int | None = None, use_cache: bool = True,
+             cache: KVCache | None = None) -> Array:
+    """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens.
 
-    model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0 is greedy.
+    model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0: greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
     cache: a `KVCache` to use instead of a fresh one, for example one that quantizes.
-    Raises ValueError for options that make no sense and when the context would overflow.
+    Raises ValueError for options out of range, and if the sequence would exceed the context.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
-        raise ValueError(f"generate: tokens must be integers (B, T) with T ≥ 1, got {tokens.dtype} {tokens.shape}")
+        raise ValueError("generate: tokens must be integers (B, T) with T ≥ 1, got "
+                         f"{tokens.dtype} {tokens.shape}")
     if not max_new_tokens >= 0:
         raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-    virtual = getattr(model, "virtual_length", 0)
-    if virtual + tokens.shape[1] + max_new_tokens > model.config.context_length + 1:
+    virtual, context = getattr(model, "virtual_length", 0), model.config.context_length
+    if virtual + tokens.shape[1] + max_new_tokens > context + 1:
+        beside = f" beside {virtual} virtual ones" if virtual else ""
         raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones"
-                         + (f" beside {virtual} virtual ones" if virtual else "")
-                         + f" exceed the context of {model.config.context_length}; ask for fewer or shorten the input")
+                         f"{beside} exceed the context of {context}; ask for fewer new tokens")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
     if top_k is not None and not top_k >= 1:
@@ -97,10 +108,11 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=N
     if use_cache and cache is None:
         cache = KVCache(model.config.n_layers)
     done = np.zeros(len(tokens), bool)
-    fed = 0                                                                # tokens the cache has seen
+    fed = 0                                                  # tokens that the cache has seen
     with no_grad():
         for _ in range(max_new_tokens):
-            logits = model(tokens[:, fed:], cache=cache, last=True) if use_cache else model(tokens, last=True)
+            if use_cache: logits = model(tokens[:, fed:], cache=cache, last=True)
+            else:         logits = model(tokens, last=True)
             fed = tokens.shape[1]
             new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
             if stop is not None:

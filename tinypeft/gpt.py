@@ -19,6 +19,7 @@ import numpy as np
 from . import functional as F
 from .generate import KVCache, LayerCache, generate
 from .hints import Array, Seed
+from .hyper import Checked, real, whole
 from .nn import Dropout, Embedding, LayerNorm, Linear, Module
 from .tensor import GraphError, Tensor, concatenate
 
@@ -26,24 +27,20 @@ __all__ = ["GPT", "GPTConfig"]
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Checked):
     """The sizes of a GPT. d_model must divide into n_heads; the MLP is 4 d_model wide."""
-    vocab_size: int = 1024
-    context_length: int = 256
-    d_model: int = 128
-    n_layers: int = 6
-    n_heads: int = 4
-    dropout: float = 0.0
-    norm_eps: float = 1e-5
+    vocab_size: int = whole(1024, least=1)
+    context_length: int = whole(256, least=1, also=("n_positions", "n_ctx", "block_size"))
+    d_model: int = whole(128, least=1, also=("n_embd", "hidden_size"))
+    n_layers: int = whole(6, least=1, also=("n_layer", "num_hidden_layers"))
+    n_heads: int = whole(4, least=1, also=("n_head", "num_attention_heads"))
+    dropout: float = real(0.0, least=0, below=1)
+    norm_eps: float = real(1e-5, least=0, also=("layer_norm_epsilon",))
 
-    def __post_init__(self):
-        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
-            if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < 1:
-                raise ValueError(f"GPTConfig: {name} must be a positive integer, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"GPTConfig: dropout must lie in [0, 1), got {self.dropout}")
+    def check(self) -> None:
         if self.d_model % self.n_heads:
-            raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into {self.n_heads} heads")
+            raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into "
+                             f"{self.n_heads} heads")
 
 
 Prefix = list[tuple[Tensor, Tensor]]                     # one (K, V) per layer

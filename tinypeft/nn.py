@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from .hints import Array, Seed
 from .tensor import Tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
-           "replace_modules"]
+           "check_state", "replace_modules"]
 
 
 class Parameter(Tensor):
@@ -108,15 +108,7 @@ class Module:
 
         Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
         """
-        own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if strict and (missing or unknown):
-            raise KeyError(f"load_state_dict: missing {missing or 'nothing'}, "
-                           f"unknown {unknown or 'nothing'}")
-        for name in own:
-            if name in state and np.shape(state[name]) != own[name].shape:
-                raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, "
-                                 f"expected {own[name].shape}")
+        check_state(self.state_dict(), state, strict)
         for name, p in self.named_parameters():
             if name in state:
                 p.assign(np.array(state[name], dtype=p.dtype))
@@ -200,6 +192,23 @@ def _ranges(numbers):
         if runs and runs[-1][1] == i - 1: runs[-1][1] = i
         else:                             runs.append([i, i])
     return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
+
+
+def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
+                optional: Collection[str] = ()) -> None:
+    """Raise unless `state` can be loaded in place of `own`; names in `optional` may be missing.
+
+    Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
+    """
+    missing = sorted(own.keys() - state.keys() - set(optional))
+    unknown = sorted(state.keys() - own.keys())
+    if strict and (missing or unknown):
+        raise KeyError(f"load_state_dict: matched {len(own.keys() & state.keys())} tensors, "
+                       f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+    for name, array in own.items():
+        if name in state and np.shape(state[name]) != array.shape:
+            raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, "
+                             f"expected {array.shape}")
 
 
 def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:

@@ -1,23 +1,27 @@
-"""A paged optimizer: AdamW whose state is a file, of which memory holds only what an update is touching.
+"""A paged optimizer: AdamW whose state is a file, held in memory one parameter at a time.
 
-Adam keeps two numbers per trained parameter, twice the parameters' own bytes, and looks at each once per step. QLoRA
-(Dettmers et al., arXiv 2305.14314, §3, "Paged Optimizers") leaves them where the driver may move them from a GPU to the
-CPU's memory and back, page by page, so that a long batch that needs the room does not fail. Here the same is done between
-memory and disk: the state is memory-mapped, the operating system reads a page in when the update touches it, and after the
-update the process lets go of it.
+Adam keeps two numbers for each trained number and reads each once per step. In QLoRA (Dettmers et
+al., arXiv 2305.14314, §3, "Paged Optimizers") the driver moves them page by page between a GPU's
+memory and the CPU's, so that a long batch that needs the room does not fail. Here they move between
+memory and disk. The state is memory-mapped: the operating system reads a page when an update
+touches it, and the process releases it after the update.
 
-The arithmetic is AdamW's, on the same numbers in the same order: the trajectory is the same, bit for bit. Resident at a time:
-the state of the parameter that is being updated, instead of 8 bytes (float32) for every number trained, on one thread.
-What was let go of stays in the system's cache of the file while there is room, and goes to disk when there is not; in a
-directory that is itself in memory (tmpfs, as /tmp sometimes is) nothing is gained. Measured for 16 M parameters, whose state
-takes 128 MiB: the process grows by less than 1 MiB instead, and a step takes 1.5 times as long, while the cache has room.
+The arithmetic is AdamW's, on the same numbers in the same order, so the trajectory is the same, bit
+for bit. Instead of 8 bytes (float32) for every trained number, only one parameter's state is in
+memory at a time; one thread updates it. Released pages stay in the system's file cache while there
+is room, and go to disk otherwise. In a directory that is itself in memory (tmpfs, as /tmp sometimes
+is) nothing is gained. Measured for 16 M parameters, whose state takes 128 MiB: the process grows by
+less than 1 MiB, and a step takes 1.5 times as long while the file cache has room.
 """
 import mmap
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
+from .hints import Array
+from .nn import Parameter
 from .optim import AdamW
 
 __all__ = ["PagedAdamW"]
@@ -26,20 +30,23 @@ __all__ = ["PagedAdamW"]
 class PagedAdamW(AdamW):
     """`AdamW` with its state in a temporary file in `directory` (default: the system's).
 
-    The file has no name, or loses it with the process: it is gone when the optimizer is, however the process ends.
-    `nbytes`: the size of the state. Raises OSError when the directory cannot hold it.
+    The file is deleted with the optimizer, however the process ends. nbytes: the size of the state.
+    Raises OSError when the directory has no room for it.
     """
+    workers = 1                                          # one parameter's state in memory at a time
 
-    workers = 1                                                           # one parameter's state in memory at a time
-
-    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, directory=None):
+    def __init__(self, parameters: list[Parameter] | list[dict], lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.01, directory: str | Path | None = None):
         self.file, self.pages, self.nbytes = tempfile.TemporaryFile(dir=directory), {}, 0
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
-    def allocate(self, p):
-        start, size = self.file.seek(0, 2), -(-p.data.nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+    def allocate(self, p: Parameter) -> Array:
+        """A zero array of p's shape, mapped to the end of the file."""
+        page, start = mmap.ALLOCATIONGRANULARITY, self.file.seek(0, 2)
+        size = -(-p.data.nbytes // page) * page                                  # whole pages
         if hasattr(os, "posix_fallocate"): os.posix_fallocate(self.file.fileno(), start, size)
-        else:                              self.file.truncate(start + size)       # zeros, either way
+        else:                              self.file.truncate(start + size)     # zeros, either way
         pages = mmap.mmap(self.file.fileno(), size, offset=start)
         state = np.frombuffer(pages, p.dtype, p.size).reshape(p.shape)
         self.pages[id(state)] = pages
@@ -48,5 +55,5 @@ class PagedAdamW(AdamW):
 
     def _step_one(self, p, group):
         super()._step_one(p, group)
-        for state in self.state[id(p)]:                                   # the file, or the system's cache of it, keeps it
-            if hasattr(mmap, "MADV_DONTNEED"): self.pages[id(state)].madvise(mmap.MADV_DONTNEED)
+        if hasattr(mmap, "MADV_DONTNEED"):               # release the pages; the file keeps them
+            for state in self.state[id(p)]: self.pages[id(state)].madvise(mmap.MADV_DONTNEED)

@@ -1,32 +1,35 @@
-"""Which layers of a model a method or a scheme is for, said by name."""
+"""Which layers of a model a method or a scheme applies to, chosen by name."""
+from .hints import Targets
+from .nn import Module
 
 __all__ = ["TargetError", "match_targets"]
 
 
 class TargetError(ValueError):
-    """A target that names nothing, or something that cannot be adapted."""
+    """A target matches nothing, or something that cannot be adapted."""
 
 
-def match_targets(model, targets):
-    """[(path, layer)] of the linear layers in the blocks that `targets` name: last part of the path, or all of it.
+def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
+    """[(path, layer)] of the linear layers in the blocks that `targets` name.
 
-    `targets` is a tuple of names such as ("query", "value"), or "all". Raises TargetError for a name that
-    matches nothing, listing what exists, and for the embedding.
+    targets: "all", or a tuple of names: the last part of a layer's path, such as "query", or the
+    full path. Raises TargetError for a name that matches nothing, and for the embedding.
     """
-    layers = {p: m for p, m in model.named_modules()
-              if p.startswith("blocks.") and hasattr(m, "d_in") and not p.endswith(".base")}    # inside a layer: no target
+    layers = {path: m for path, m in model.named_modules() if path.startswith("blocks.")
+              and hasattr(m, "d_in") and not path.endswith(".base")}   # not the layer in a wrapper
     if targets == "all":
         return list(layers.items())
     if isinstance(targets, str) or not targets:
-        raise TargetError(f"targets: expected a tuple of names such as ('query', 'value'), or 'all', got {targets!r}")
-    hit = {t: [p for p in layers if p == t or p.rsplit(".", 1)[-1] == t] for t in targets}
-    for t, paths in hit.items():
-        if paths: continue
+        raise TargetError("targets: expected a tuple of names such as ('query', 'value'), or "
+                          f"'all', got {targets!r}")
+    targets = tuple(targets)
+    last = lambda path: path.rsplit(".", 1)[-1]
+    for t in targets:
+        if any(t in (path, last(path)) for path in layers): continue
         if t in ("token_embedding", "head"):
-            raise TargetError(f"targets: {t!r} is the token embedding, whose weight is also the output head (tied): "
-                              "a change meant for one end would change the other")
-        names = sorted({p.rsplit(".", 1)[-1] for p in layers})
-        raise TargetError(f"targets: {t!r} matches nothing; there are {', '.join(names)}, or full paths from "
+            raise TargetError(f"targets: {t!r} is the token embedding, which is tied to the output "
+                              "head: a change meant for one end would change the other")
+        names = ", ".join(sorted(set(map(last, layers))))
+        raise TargetError(f"targets: {t!r} matches nothing; there are {names}, or full paths from "
                           f"{next(iter(layers))!r} to {list(layers)[-1]!r}")
-    wanted = {p for paths in hit.values() for p in paths}
-    return [(p, m) for p, m in layers.items() if p in wanted]
+    return [(path, m) for path, m in layers.items() if path in targets or last(path) in targets]

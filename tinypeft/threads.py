@@ -1,16 +1,18 @@
-"""Two cores, used well: one thread per part of a batch, and a BLAS that keeps to its own thread.
+"""Two cores, used well: one thread per part of a batch, and one BLAS thread in each.
 
-NumPy spreads only large matrix products over cores; everything between them (GELU, softmax, layer
-norm) stays on one, and small products lose more by the hand-over than they gain. Splitting the
-batch instead keeps every core busy all the time: NumPy lets go of Python's lock while it computes.
-Measured on the base's size, two cores: a training step takes 0.52 of its single-threaded time this
-way, 0.80 with BLAS threads alone.
+NumPy spreads only large matrix products over cores. Everything between them (GELU, softmax, layer
+norm) stays on one core, and small products lose more to the hand-over than they gain. Splitting
+the batch keeps every core busy, because NumPy releases Python's lock while it computes. Measured on
+two cores, a training step of the base takes 0.52 of its single-threaded time this way, and 0.80
+with BLAS threads alone.
 """
 import contextlib
 import ctypes
 import functools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ __all__ = ["blas_threads", "parallel_map"]
 
 @functools.cache
 def _openblas():
-    """(get, set) of the OpenBLAS that NumPy's wheels bring, or None where NumPy uses another BLAS."""
+    """(get, set) of the thread count in the OpenBLAS of NumPy's wheels; None for another BLAS."""
     root = Path(np.__file__).parent
     for lib in [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]:
         with contextlib.suppress(OSError, AttributeError):
@@ -29,8 +31,8 @@ def _openblas():
 
 
 @contextlib.contextmanager
-def blas_threads(n):
-    """`with blas_threads(1):` matrix products use n threads each; no effect where NumPy's BLAS cannot be told."""
+def blas_threads(n: int) -> Iterator[None]:
+    """Inside `with blas_threads(n):` a matrix product uses n threads, if the BLAS is OpenBLAS."""
     blas = _openblas()
     before = blas[0]() if blas else None
     if blas: blas[1](n)
@@ -45,8 +47,8 @@ def _pool(workers):
     return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
 
 
-def parallel_map(fn, items, workers):
-    """[fn(item) for item in items], `workers` at a time, in order; one worker is a plain loop."""
+def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
+    """[fn(item) for item in items], in order, computed by `workers` threads; 1 is a plain loop."""
     items = list(items)
     if workers <= 1 or len(items) <= 1:
         return [fn(item) for item in items]

@@ -18,7 +18,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.course import show
 from tinypeft.quant import folding, int8, llm_int8, smoothquant, zeroquant
-from tinypeft.quant.calibration import walk
+from tinypeft.quant.calibration import block_by_block
 from tinypeft.study import plot
 
 model = tp.load_pretrained()
@@ -267,7 +267,7 @@ show(zeroquant.distill)
 scheme = tp.ZeroQuant(bits=4)
 linears = [f"attention.{name}" for name in ("query", "key", "value", "output")] + ["mlp.up", "mlp.down"]
 with tp.no_grad():
-    _, block, hs = next(walk(copy.deepcopy(model), [calibration[i:i + 4] for i in (0, 4, 8)]))
+    _, block, hs = next(block_by_block(copy.deepcopy(model), [calibration[i:i + 4] for i in (0, 4, 8)]))
     student = copy.deepcopy(block)
     tp.nn.replace_modules(student, {name: scheme.student(student.get(name), 4) for name in linears})
     losses = zeroquant.distill(block, student, hs, steps=40, lr=3e-4)
@@ -295,7 +295,7 @@ print(f"difference of the outputs, relative: {error((X / s) @ (W * s).T, X, W):.
 # $$\gamma \leftarrow \gamma / s, \qquad \beta \leftarrow \beta / s, \qquad W \leftarrow W \odot s$$
 
 # %%
-show(folding.fold)
+show(folding.fold_scale)
 
 # %% [markdown]
 # How much should be moved? Equation (4) shares the difficulty between the two sides by a number α between 0 and 1:

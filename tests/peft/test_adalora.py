@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests import protocol
 from tests.conftest import make_gpt
 from tests.oracles import assert_close
-from tests.protocol import assert_gradients, assert_saves, move
+from tests.protocol import assert_gradients, assert_saves
 from tests.toys import Distil, Noise, linear_paths, planted
 
 SHORT = tp.AdaLoRA(init_rank=6, target_rank=3, t_init=3, t_final=5, delta_t=2, targets="all")      # for 20 steps
 
 
-def learned(model, method=SHORT, seed=0):
-    """AdaLoRA with P, Λ, Q drawn at random, as if it had learned."""
-    tuned = tp.attach(model, method, rng=seed)
-    move(tuned, np.random.default_rng(seed))
-    return tuned
+def learned(model, method=SHORT):
+    return protocol.learned(model, method)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,21 +5,20 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests import protocol
 from tests.conftest import make_gpt
 from tests.oracles import assert_close
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves, move
+from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves
 from tests.toys import Noise, linear_paths
 from tinypeft import functional as F
 
 ALL = ("query", "key", "value", "output", "up", "down")
 QUERY = "blocks.0.attention.query"
+THREE = tp.LoRA(rank=3, targets="all")
 
 
-def learned(model, method=None, seed=0):
-    """LoRA with A and B drawn at random, as if it had learned."""
-    tuned = tp.attach(model, method or tp.LoRA(rank=3, targets="all"), rng=seed)
-    move(tuned, np.random.default_rng(seed))
-    return tuned
+def learned(model, method=THREE):
+    return protocol.learned(model, method)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

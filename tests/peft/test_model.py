@@ -1,38 +1,16 @@
-"""attach and what it gives: on and off, frozen and trained, the head, merging, counts, files, refusals."""
-import dataclasses
+"""attach and what it gives: on and off, frozen and trained, the head, merging, counts, refusals."""
+import copy
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
-from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves, frozen_bytes, move
-from tests.toys import Noise
-from tinypeft.files import load_arrays, save_arrays
+from tests.protocol import LENGTHS, Labels, assert_gradients, assert_leaves_base_alone, frozen_bytes, move, outputs
 
 LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
 EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4)]
 every = pytest.mark.parametrize("method", EVERY, ids=str)
-LENGTHS = [3, 7, 5]
-
-
-class Labels(Noise):
-    """Random tokens of random length, random classes of three."""
-
-    def batch(self, split, size, rng):
-        return rng.integers(0, 37, (size, 7)), rng.integers(1, 8, size), rng.integers(0, 3, size)
-
-    def count(self, batch):
-        return len(batch[0])
-
-    def loss(self, model, batch):
-        tokens, lengths, classes = batch
-        return tp.functional.cross_entropy(model.classify(tokens, lengths), classes)
-
-
-def outputs(tuned, tokens):
-    """Logits and class logits, as bytes."""
-    return tuned(tokens).data.tobytes(), tuned.classify(tokens, LENGTHS).data.tobytes()
 
 
 # -- on and off ----------------------------------------------------------------------------------
@@ -87,6 +65,18 @@ def test_two_methods_take_turns_and_one_method_object_serves_twice(gpt, tokens):
         with pytest.raises(tp.MethodError): verb()
     second.detach()
     assert np.array_equal(first.reattach()(tokens).data, a)
+
+
+@every
+def test_a_copy_is_attached_by_itself(method, gpt, tokens):
+    """What `detach` undoes belongs to the copy: the original stays as it is, and the other way round."""
+    tuned = tp.attach(gpt(np.float32), method, head=3, rng=1)
+    move(tuned, np.random.default_rng(0))
+    learned, base = outputs(tuned, tokens), frozen_bytes(gpt(np.float32))
+    twin = copy.deepcopy(tuned)
+    assert frozen_bytes(twin.detach()) == base and tuned.active and outputs(tuned, tokens) == learned
+    assert frozen_bytes(tuned.detach()) == base and not twin.active
+    assert outputs(twin.reattach(), tokens) == learned == outputs(tuned.reattach(), tokens)
 
 
 # -- frozen and trained --------------------------------------------------------------------------
@@ -195,69 +185,6 @@ def test_summary_counts_and_prints(gpt):
 def test_ranks_are_reported_by_those_that_have_them(gpt):
     assert set(tp.attach(gpt(), LORA).ranks().values()) == {2}
     with pytest.raises(tp.MethodError, match="low-rank"): tp.attach(gpt(), BITFIT).ranks()
-
-
-# -- files ---------------------------------------------------------------------------------------
-def test_saved_and_loaded_in_a_fresh_process_bit_exact(gpt, tokens, tmp_path):
-    assert_saves(gpt, [FULL, BITFIT, PROBE], tokens, tmp_path)
-
-
-@pytest.fixture
-def saved(gpt, tmp_path):
-    """A folder with a saved LoRA."""
-    tuned = tp.attach(gpt(np.float32), LORA, head=3)
-    move(tuned, np.random.default_rng(0))
-    tuned.save(tmp_path)
-    return tmp_path
-
-
-def edit(folder, change):
-    arrays, meta = load_arrays(folder / "adapter.npz")
-    change(arrays, meta)
-    save_arrays(folder / "adapter.npz", arrays, meta)
-
-
-@every
-def test_a_detached_method_saves_what_it_learned(method, gpt, tokens, tmp_path):
-    tuned = tp.attach(gpt(np.float32), method, head=3)
-    move(tuned, np.random.default_rng(0))
-    learned = outputs(tuned, tokens)
-    tuned.detach()
-    tuned.save(tmp_path)
-    assert outputs(tp.load_adapter(gpt(np.float32), tmp_path), tokens) == learned
-
-
-def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
-    def fails(error, words, **sizes):
-        model = gpt(np.float32, **sizes)
-        before = frozen_bytes(model)
-        with pytest.raises(error, match=words): tp.load_adapter(model, saved)
-        assert model.attached is None and frozen_bytes(model) == before
-    fails(tp.MethodError, "made for a model of", n_layers=3)
-    name = "blocks.0.attention.query.A"
-    edit(saved, lambda arrays, meta: arrays.update(extra=arrays.pop(name)))
-    fails(KeyError, rf"matched 9 tensors, missing \['{name}'\], unknown \['extra'\]")
-    model = gpt(np.float32)
-    tp.load_adapter(model, saved, strict=False).detach()
-    edit(saved, lambda arrays, meta: arrays.update({name: arrays.pop("extra").T}))
-    fails(ValueError, r"has shape \(16, 2\), expected \(2, 16\)")
-    edit(saved, lambda arrays, meta: meta.update(method="NoRA"))
-    fails(ValueError, "unknown method 'NoRA'")
-    (saved / "adapter.npz").write_bytes(b"not an archive")
-    fails(ValueError, "damaged")
-    (saved / "adapter.npz").unlink()
-    fails(FileNotFoundError, "adapter.npz")
-
-
-def test_loading_onto_another_base_warns(gpt, saved):
-    with pytest.warns(UserWarning, match="base's weights differ"):
-        tp.load_adapter(gpt(np.float32, rng=1), saved)
-
-
-def test_the_saved_form_is_the_dataclass(saved):
-    _, meta = load_arrays(saved / "adapter.npz")
-    assert meta["method"] == "LoRA" and meta["head"] == 3
-    assert meta["fields"] == {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
 
 
 # -- refusals ------------------------------------------------------------------------------------

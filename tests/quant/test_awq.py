@@ -9,7 +9,8 @@ from tests.oracles import assert_close
 from tests.toys import linear_paths
 from tinypeft.nn import Linear
 from tinypeft.quant.awq import InputScaledLinear
-from tinypeft.quant.folding import READS, fold, plant_outliers
+from tinypeft.quant.calibration import READERS
+from tinypeft.quant.folding import fold_scale, plant_outliers
 from tinypeft.quant.measure import layer_errors, output_error, unfolded
 
 
@@ -122,6 +123,22 @@ def test_query_key_and_value_share_the_scale_that_is_best_for_attention_numerica
     assert others
 
 
+def test_weights_that_the_search_tries_are_noticed_by_a_graph(gpt, tokens):
+    """While a scale is tried, saved views of a weight hold other numbers: a graph made before must be stale."""
+    model = gpt(np.float32)
+    block, y = model.blocks[0], model(tokens)
+    seen = tp.capture(model, tokens, ["blocks.0.attention.query"], hessian=True)["blocks.0.attention.query"]
+    names = ["attention.query", "attention.key", "attention.value"]
+    weights = [block.get(name).weight for name in names]
+    before = [(w.data, w.version) for w in weights]
+    with tp.no_grad():
+        x = model.token_embedding(tokens) + model.position_embedding(np.arange(tokens.shape[1]))
+        tp.AWQ(group_size=16).best_scale(block, "norm1", names, [x], seen)
+    assert all(w.data is a and w.version == n + 2 * 20 for w, (a, n) in zip(weights, before, strict=True))
+    with pytest.raises(tp.GraphError):
+        y.backward(np.ones(y.shape, np.float32))
+
+
 # -- clipping ----------------------------------------------------------------------------------------
 def test_clipping_takes_the_best_fraction_of_every_group_numerical(rng):
     """Against the search by brute force, on the inputs themselves."""
@@ -164,8 +181,8 @@ def test_folding_changes_no_function_numerical(gpt, tokens):
     model, rng = gpt(), np.random.default_rng(5)
     before = model(tokens).data
     for block in model.blocks:
-        for source, readers in READS:
-            if source: fold(block.get(source), [block.get(r) for r in readers], np.exp(rng.standard_normal(16)))
+        for source, readers in READERS.items():
+            if source: fold_scale(block.get(source), [block.get(r) for r in readers], np.exp(rng.standard_normal(16)))
     assert_close(model(tokens).data, before, 1e-12)
 
 

@@ -333,8 +333,9 @@ def test_training_beats_rounding(gpt, bits, learn_step):
 
 # -- what cannot be --------------------------------------------------------------------------------
 @pytest.mark.parametrize("fields, says", [
-    (dict(bits=1), "bits must be 2 … 8, got 1"), (dict(bits=9), "got 9"), (dict(bits=None), "got None"),
-    (dict(activation_bits=1), "activation_bits must be 2 … 8, or None"), (dict(mask="inclusive"), "'paper', 'torch'"),
+    (dict(bits=1), "bits must be an integer from 2 to 8, got 1"), (dict(bits=9), "got 9"), (dict(bits=None), "got None"),
+    (dict(activation_bits=1), "activation_bits must be an integer from 2 to 8, or None"),
+    (dict(mask="inclusive"), "'paper' or 'torch'"),
     (dict(granularity="row"), "granularity"), (dict(group_size=8), "granularity='group'"),
     (dict(activation_symmetric=False), "learn_step=True and activation_bits"),
     (dict(learn_step=True, activation_symmetric=False), "learn_step=True and activation_bits")])

@@ -10,7 +10,7 @@ from tests.oracles import assert_close
 from tinypeft.pretrained import FOLDER
 from tinypeft.quant.gptq import factor
 from tinypeft.quant.measure import layer_errors, output_error
-from tinypeft.quant.obq import obq
+from tinypeft.quant.obq import obq, obq_step
 from tinypeft.quant.packing import unpack
 
 
@@ -94,6 +94,16 @@ def test_obq_leaves_the_least_squares_of_what_it_has_fixed_numerical(rng):
         D, F = w_hat[:k] - w[:k], slice(k, None)
         rest = w[F] - np.linalg.solve(H[F, F], H[F, :k] @ D)
         assert w_hat[k] == grid.round(np.float32(rest[:1])[None])[0, 0]
+
+
+def test_a_step_of_obq_is_the_minimum_given_what_is_fixed_numerical(rng):
+    """The others after (2) solve the least squares with w_q fixed; (3) is the inverse without q. Nothing is written to."""
+    W, H = problem(rng, 1, 6)
+    w, Hinv, rest = W[0].astype(np.float64), np.linalg.inv(H), [0, 1, 3, 4, 5]
+    new, left = obq_step(w.copy(), Hinv.copy(), 2, 0.5)
+    assert new[2] == 0.5 and not left[2].any() and not left[:, 2].any()
+    assert_close(new[rest], w[rest] - np.linalg.solve(H[np.ix_(rest, rest)], H[rest, 2] * (0.5 - w[2])), 1e-9)
+    assert_close(left[np.ix_(rest, rest)], np.linalg.inv(H[np.ix_(rest, rest)]), 1e-9)
 
 
 def test_obq_is_on_the_grid_and_better_than_rounding_at_every_seed():
@@ -291,7 +301,7 @@ def test_weights_that_are_not_finite(rng, bad):
 @pytest.mark.parametrize("fields, match", [
     (dict(bits=0), "bits must be"), (dict(bits=9), "bits must be"), (dict(bits=1, symmetric=True), "bits must be"),
     (dict(group_size=0), "group_size"), (dict(group_size=-1), "group_size"), (dict(block_size=0), "block_size"),
-    (dict(damping=-0.1), "damping"), (dict(group_scales="late"), "'lazy', 'fresh'"), (dict(clipping="no"), "clipping"),
+    (dict(damping=-0.1), "damping"), (dict(group_scales="late"), "'lazy' or 'fresh'"), (dict(clipping="no"), "clipping"),
     (dict(scale_dtype="float8"), "scale_dtype"),
 ])
 def test_fields_that_make_no_sense(fields, match):

@@ -6,7 +6,7 @@ import tinypeft as tp
 from tinypeft import functional as F
 from tinypeft.nn import Linear
 from tinypeft.quant import int8
-from tinypeft.quant.int8 import Int8Linear, int8_inputs, int8_matmul, scaled_matmul, step
+from tinypeft.quant.int8 import Int8Linear, int8_inputs, int8_matmul, scale_of, scaled_matmul
 
 
 def random_int8(rng, *shape):
@@ -106,7 +106,7 @@ def test_zero_rows_are_exact_and_nan_stays_where_it_is(rng):
     layer = Int8Linear(tp.Uniform(8).quantize(rng.standard_normal((5, 6)).astype(np.float32)), None, "token")
     Y = layer(tp.Tensor(X)).data
     assert (Y[1] == 0).all() and np.isnan(Y[2]).all() and np.isfinite(Y[[0, 3]]).all()
-    assert step(np.float32([0, 1e-44, 127])).tolist() == [1, 1, 1]
+    assert scale_of(np.float32([0, 1e-44, 127])).tolist() == [1, 1, 1]
 
 
 # -- the layer -------------------------------------------------------------------------------------
@@ -177,8 +177,8 @@ def test_static_scale_is_the_largest_input_of_the_calibration(gpt, tokens):
 
 
 def test_errors(gpt, tokens):
-    with pytest.raises(ValueError, match="weights must be one of 'tensor', 'channel', got 'row'"): tp.W8A8(weights="row")
-    with pytest.raises(ValueError, match="activations must be one of"): tp.W8A8(activations="dynamic")
+    with pytest.raises(ValueError, match="weights must be 'tensor' or 'channel', got 'row'"): tp.W8A8(weights="row")
+    with pytest.raises(ValueError, match="activations must be 'tensor', 'token' or 'static'"): tp.W8A8(activations="dynamic")
     with pytest.raises(ValueError, match="calibration"): tp.quantize(gpt(np.float32), tp.W8A8(activations="static"))
     with pytest.raises(ValueError, match="calibration"): tp.W8A8(activations="static").layer(Linear(3, 4))
     with pytest.raises(ValueError, match="not one token"):

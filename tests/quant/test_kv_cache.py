@@ -175,8 +175,10 @@ def test_with_a_prefix(gpt, tokens):
 
 def test_errors(gpt, tokens):
     config = gpt().config
-    for match, options in (("bits must be one of", dict(bits=9)), ("keys must be one of", dict(keys="row")),
-                           ("values must be one of", dict(values="head")), ("residual=48 and group_size=32", dict(residual=48)),
+    for match, options in (("bits must be 1 … 8, .*got bits=9", dict(bits=9)),
+                           ("or 'token'; .*keys='row'", dict(keys="row")),
+                           ("or 'token'; .*values='head'", dict(values="head")),
+                           ("group_size=32 and residual=48", dict(residual=48)),
                            ("residual=0", dict(residual=0)), ("group_size=0", dict(group_size=0)),
                            ("group_size=3 does not divide a head of 4", dict(group_size=3, residual=3))):
         with pytest.raises(ValueError, match=match): tp.QuantizedKVCache(config, **options)

@@ -247,8 +247,8 @@ def test_every_method_on_every_int8_base(gpt, tokens, scheme, method):
 
 
 def test_errors(gpt):
-    with pytest.raises(ValueError, match="threshold must be positive, got 0"): tp.LLMInt8(threshold=0)
-    with pytest.raises(ValueError, match="variant must be one of"): tp.LLMInt8(variant="bnb")
+    with pytest.raises(ValueError, match="threshold must be a positive number or inf, got 0"): tp.LLMInt8(threshold=0)
+    with pytest.raises(ValueError, match="variant must be 'paper' or 'bitsandbytes', got 'bnb'"): tp.LLMInt8(variant="bnb")
     with pytest.raises(ValueError, match="not finite"):
         tp.LLMInt8(variant="bitsandbytes").quantize(np.full((2, 3), 1e5, np.float32))      # beyond float16
     with pytest.raises(ValueError, match="not finite"): tp.LLMInt8().quantize(np.full((2, 3), np.inf, np.float32))

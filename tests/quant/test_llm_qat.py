@@ -159,7 +159,8 @@ def test_it_learns_from_its_own_text_what_holds_for_other_text(gpt):
 
 # -- what cannot be --------------------------------------------------------------------------------
 @pytest.mark.parametrize("fields, says", [
-    (dict(bits=1), "bits must be 2 … 8"), (dict(kv_bits=16), "kv_bits must be 2 … 8, or None"),
+    (dict(bits=1), "bits must be an integer from 2 to 8"),
+    (dict(kv_bits=16), "kv_bits must be an integer from 2 to 8, or None"),
     (dict(activation_bits=0), "activation_bits"), (dict(cutoff=0), "cutoff")])
 def test_fields_that_make_no_sense(fields, says):
     with pytest.raises(ValueError, match=says): tp.LLMQAT(**fields)

@@ -1,5 +1,6 @@
 """LoftQ: the error falls with the rounds, whatever α is; PEFT's factors; a better start than QLoRA's, and a better end."""
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import frozen_bytes
 from tests.toys import Distil, Noise
-from tinypeft.quant.loftq import loftq_factors
+from tinypeft.quant.loftq import loftq_factors, loftq_rounds
+from tinypeft.tensor import GraphError
 
 SCHEMES = [tp.NF4(block_size=16), tp.NF4(double_quant=True), tp.Uniform(2), tp.Uniform(3, symmetric=False),
            tp.FloatFormat("E2M1"), tp.GGUF("Q4_0")]
@@ -98,6 +100,30 @@ def test_on_a_model(gpt, lora, tokens):
             assert np.array_equal(tuned.model.get(path).weight.codes, scheme.quantize(W).codes)
     exact = plain(tokens).data
     assert np.linalg.norm(tuned(tokens).data - exact) < np.linalg.norm(tp.quantize(plain, scheme)(tokens).data - exact)
+
+
+def test_a_graph_from_before_the_factors_is_stale(gpt, tokens, monkeypatch):
+    """The factors are assigned: a graph recorded when the LoRA was attached does not run backward through them."""
+    graphs = []
+
+    def attach_and_run(*args, **options):
+        tuned = tp.attach(*args, **options)
+        graphs.append(tuned(tokens))
+        return tuned
+    monkeypatch.setattr(sys.modules[loftq_factors.__module__], "attach", attach_and_run)
+    tp.loftq(gpt(np.float32), tp.LoRA(rank=4), tp.NF4(block_size=16))
+    with pytest.raises(GraphError, match="written to after"): graphs[-1].backward(np.ones_like(graphs[-1].data))
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_rounds_of_plain_arrays(rng, T):
+    """The loop takes any function that rounds a matrix, and keeps float64; its rounds are those the factors are chosen from."""
+    W, u = rng.standard_normal((24, 40)), tp.Uniform(2, symmetric=False)
+    rounds = list(loftq_rounds(W, lambda M: u.fit(M).round(M), 5, T))
+    assert len(rounds) == T and all(a.dtype == np.float64 for a in rounds[-1])
+    errors = [np.linalg.norm(W - Q - B @ A) for Q, B, A in rounds]
+    best = loftq_factors(W.astype(np.float32), u, 5, T)
+    assert_close(best[1] @ best[2], rounds[int(np.argmin(errors))][1] @ rounds[int(np.argmin(errors))][2], 1e-3)
 
 
 def test_it_is_a_lora_like_any_other(gpt, tokens, tmp_path):

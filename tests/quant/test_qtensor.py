@@ -159,7 +159,7 @@ def test_parts_that_do_not_fit(change, message):
 
 
 def test_codes_of_a_codebook_are_not_integers():
-    with pytest.raises(ValueError, match="codes of 'nf4' name entries of a table"):
+    with pytest.raises(ValueError, match="codes of 'nf4' name table entries"):
         NF4().quantize(np.ones(3)).integers()
 
 

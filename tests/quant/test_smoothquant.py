@@ -5,7 +5,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.nn import Linear
 from tinypeft.quant.calibration import capture
-from tinypeft.quant.folding import fold, followers
+from tinypeft.quant.folding import fold_scale, followers
 from tinypeft.quant.smoothquant import smoothing_factors
 
 SIZES = dict(d_model=64, vocab_size=64, context_length=32)
@@ -24,7 +24,7 @@ def test_folding_changes_nothing(gpt, tokens, rng):
         s = np.exp(rng.uniform(-5, 5, 16))
         gamma, W = model.get(norm).weight.data, model.get(readers[0]).weight.data
         kept = gamma.copy()
-        fold(model.get(norm), [model.get(path) for path in readers], s)
+        fold_scale(model.get(norm), [model.get(path) for path in readers], s)
         np.testing.assert_allclose(model.get(norm).weight.data, kept / s)
         np.testing.assert_allclose(model.get(readers[0]).weight.data, W * s)
         assert np.array_equal(gamma, kept)                             # the old array was left alone
@@ -98,7 +98,8 @@ def test_it_is_folding_and_then_w8a8(gpt, tokens, activations):
     inputs = capture(other, tokens)
     for norm, readers in followers(other).items():
         linears = [other.get(path) for path in readers]
-        fold(other.get(norm), linears, smoothing_factors(inputs[readers[0]].max_abs, [m.weight.data for m in linears], 0.6))
+        s = smoothing_factors(inputs[readers[0]].max_abs, [m.weight.data for m in linears], 0.6)
+        fold_scale(other.get(norm), linears, s)
     tp.quantize(other, tp.W8A8("tensor", activations), calibration=tokens if activations == "static" else None)
     mine, theirs = model.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()
@@ -165,8 +166,8 @@ def test_calibration_must_run(gpt, tokens):
 
 
 def test_errors_leave_the_model_alone(gpt, tokens):
-    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 1.5"): tp.SmoothQuant(alpha=1.5)
-    with pytest.raises(ValueError, match="activations must be one of"): tp.SmoothQuant(activations="O1")
+    with pytest.raises(ValueError, match=r"alpha must be a number in \[0, 1\], got 1.5"): tp.SmoothQuant(alpha=1.5)
+    with pytest.raises(ValueError, match="activations must be"): tp.SmoothQuant(activations="O1")
     with pytest.raises(ValueError, match="calibration"): tp.quantize(gpt(np.float32), tp.SmoothQuant())
     with pytest.raises(ValueError, match="not one token"): tp.quantize(gpt(np.float32), tp.SmoothQuant(), calibration=[])
 

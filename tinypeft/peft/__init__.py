@@ -1,21 +1,44 @@
-"""Every parameter-efficient fine-tuning method, one file each; `METHODS` maps names to their classes."""
+"""Parameter-efficient fine-tuning: one file per method, and `attach`, which puts one on a model.
+
+    method.py      the protocol           model.py      attach, and PeftModel: a model with a method
+    summary.py     what a method costs    folders.py    saved adapters
+    full.py        FullFineTuning and LinearProbe, the baselines
+    adapter.py     BottleneckAdapter: a small network after a sublayer
+    parallel.py    ParallelAdapter: one beside it
+    lora.py        LoRA: a low-rank change of a weight
+    adalora.py     AdaLoRA: training distributes the ranks over the layers
+    dylora.py      DyLoRA: all ranks are trained at once (rank_search.py: which one is enough?)
+    virtual.py     what the methods of virtual tokens share
+    prompt.py      PromptTuning: vectors before the input
+    ptuning.py     PTuning: vectors among the input's words, made by an encoder (lstm.py)
+    prefix.py      PrefixTuning: keys and values in every layer
+    ptuning_v2.py  PTuningV2: the same, trained directly
+    mixed.py       mixed_batch: the rows of one batch have different methods
+
+`METHODS` maps names to classes. PEQA is also a scheme, and is in `quant/peqa.py`.
+"""
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
-from .dylora import DyLoRA, search_rank
+from .dylora import DyLoRA
+from .folders import KNOWN, load_adapter
 from .full import FullFineTuning, LinearProbe
 from .lora import LoRA
+from .method import Method, MethodError
 from .mixed import mixed_batch
-from .model import Method, MethodError, PeftModel, attach, load_adapter
+from .model import PeftModel, attach
 from .parallel import ParallelAdapter
 from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
+from .rank_search import search_rank
 
-METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter, "parallel_adapter": ParallelAdapter,
-           "prefix": PrefixTuning, "prompt": PromptTuning, "ptuning": PTuning, "ptuning_v2": PTuningV2,
-           "lora": LoRA, "adalora": AdaLoRA, "dylora": DyLoRA}
+METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter,
+           "parallel_adapter": ParallelAdapter, "prefix": PrefixTuning, "prompt": PromptTuning,
+           "ptuning": PTuning, "ptuning_v2": PTuningV2, "lora": LoRA, "adalora": AdaLoRA,
+           "dylora": DyLoRA}
+KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), LinearProbe)})
 
-__all__ = ["METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning", "LinearProbe", "LoRA", "Method",
-           "MethodError", "PTuning", "PTuningV2", "ParallelAdapter", "PeftModel", "PrefixTuning", "PromptTuning",
-           "attach", "load_adapter", "mixed_batch", "search_rank"]
+__all__ = ["METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning", "LinearProbe",
+           "LoRA", "Method", "MethodError", "PTuning", "PTuningV2", "ParallelAdapter", "PeftModel",
+           "PrefixTuning", "PromptTuning", "attach", "load_adapter", "mixed_batch", "search_rank"]

@@ -1,28 +1,32 @@
-"""One call, several tasks: every row of a batch with its own method on the same frozen base.
+"""One call, several tasks: each row of a batch has its own method on the same frozen base.
 
-Virtual tokens do not change the model, so rows that bring equally many of them to the same seam go through it in
-one pass, each with its own (Lester et al., arXiv 2104.08691, figure 2: one frozen model serves all tasks). Methods
-that change the model itself, LoRA or adapters, take turns with the rows that are theirs.
+Virtual tokens do not change the model. Rows that bring equally many of them to the same seam
+therefore share one pass (Lester et al., arXiv 2104.08691, figure 2: one frozen model serves all
+tasks). Methods that change the model, such as LoRA or adapters, take turns, each with its own rows.
 """
 import contextlib
 from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 from ..gpt import GPT
+from ..hints import Array
 from ..tensor import Tensor, no_grad
-from .model import MethodError, PeftModel
+from .method import MethodError
+from .model import PeftModel
 
 __all__ = ["mixed_batch"]
 
 
-def mixed_batch(model, tuned, tokens, tasks):
-    """Logits (B, T, V) of tokens (B, T), row b computed as `tuned[tasks[b]](tokens[b:b+1])`; a task None is the base.
+def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
+                tasks: Sequence[Hashable]) -> Tensor:
+    """Logits (B, T, V) of tokens (B, T): row b by `tuned[tasks[b]]`, or by the base if it is None.
 
-    model: the base, a GPT. tuned: task → PeftModel on `model` or on a copy of it, attached or detached; each is put on
-    for its rows and everything left as it was found, so not for several threads at once. For inference: nothing is
-    recorded for `backward`. Raises ValueError for rows without a known task, and MethodError when a method
-    that is not in `tuned` is on the model.
+    model: the base. tuned: task → PeftModel on `model` or on a copy of it, attached or detached.
+    Each is put on for its rows, and all are left as they were, so threads must not share a model.
+    Nothing is recorded for `backward`. Raises ValueError for rows without a known task, and
+    MethodError when a method that is not in `tuned` is on the model.
     """
     if not isinstance(model, GPT) or not all(isinstance(t, PeftModel) for t in tuned.values()):
         raise TypeError("mixed_batch: expected a GPT and a dict task → PeftModel")
@@ -32,7 +36,8 @@ def mixed_batch(model, tuned, tokens, tasks):
     rows, together, seams = defaultdict(list), defaultdict(list), {}
     for b, task in enumerate(tasks):
         if task is not None and task not in tuned:
-            raise ValueError(f"mixed_batch: row {b} has the task {task!r}; there are {', '.join(map(repr, tuned))}")
+            raise ValueError(f"mixed_batch: row {b} has the task {task!r}; there are "
+                             f"{', '.join(map(repr, tuned))}")
         rows[task].append(b)
 
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
@@ -47,7 +52,8 @@ def mixed_batch(model, tuned, tokens, tasks):
         for group in together.values():
             at = [b for task in group for b in rows[task]]
             if group[0] in seams:
-                out = model(tokens[at], **_row_by_row([(seams[task], len(rows[task])) for task in group]))
+                parts = [(seams[task], len(rows[task])) for task in group]
+                out = model(tokens[at], **_row_by_row(parts))
             elif group[0] is None:
                 out = model(tokens[at])
             else:
@@ -57,15 +63,17 @@ def mixed_batch(model, tuned, tokens, tasks):
 
 
 def _row_by_row(parts):
-    """One call's seams from [(seams, number of rows)]: every vector with a batch axis, the parts' rows in order."""
-    join = lambda arrays: np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n, k in arrays])
-    if "prefix" in parts[0][0]:
-        layers = range(len(parts[0][0]["prefix"]))
-        return {"prefix": [tuple(Tensor(join([(s["prefix"][l][kv].data, n, 3) for s, n in parts])) for kv in (0, 1))
-                           for l in layers]}
-    first = np.arange(parts[0][0]["prompt"].shape[-2])                        # the default places
-    return {"prompt": Tensor(join([(s["prompt"].data, n, 2) for s, n in parts])),
-            "prompt_at": join([(np.asarray(s.get("prompt_at", first)), n, 1) for s, n in parts])}
+    """One call's seams from [(seams, number of rows)]: each vector repeated for its rows."""
+    def join(read, k):                                       # an array of k axes → (rows, *k axes)
+        arrays = [(read(seams), n) for seams, n in parts]
+        return np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n in arrays])
+    first = parts[0][0]
+    if "prefix" in first:
+        layer = lambda l, kv: Tensor(join(lambda seams: seams["prefix"][l][kv].data, 3))
+        return {"prefix": [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]}
+    default = np.arange(first["prompt"].shape[-2])
+    return {"prompt": Tensor(join(lambda seams: seams["prompt"].data, 2)),
+            "prompt_at": join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)}
 
 
 @contextlib.contextmanager
@@ -79,11 +87,12 @@ def _on(tuned):
 
 @contextlib.contextmanager
 def _all_off(model, tuned):
-    """Inside, no method is on any of the models; afterwards those that were are on again."""
+    """Inside, no method is on any of the models. Afterwards those that were on are on again."""
     on = [t for t in tuned if t.active]
     for m in [model, *(t.model for t in tuned)]:
         if m.attached is not None and not any(t.model is m for t in on):
-            raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the tasks' methods; detach it")
+            raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the "
+                              "tasks' methods; detach it")
     for t in on: t.detach()
     try:
         yield

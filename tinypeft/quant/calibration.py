@@ -1,155 +1,199 @@
-"""What calibrated quantizers know of the activations: streaming statistics, taken by wrappers that are put on and off.
+"""Calibration: which layers of a block share an input, and statistics of these inputs.
 
-    capture(model, batches, paths)      one pass over the model, a `Statistics` of the input of every layer named
-    walk(model, batches)                block after block, each with its inputs as the blocks before it produce them now
+    READERS            a layer of a block → the layers that read its output
+    capture            run the model once → `Statistics` of the inputs of every layer named
+    block_by_block     the blocks in order, with inputs recomputed through the quantized ones
+    recording_inputs   take `Statistics` of some layers while a part of the model runs
 
-For the inputs x ∈ ℝᵈ of a layer, one for each of n tokens, `Statistics` keeps
+`Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
 
-    H         (2/n) Σ x xᵀ      (d, d)   the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ (OBQ, GPTQ); only if asked for
-    mean_abs  (1/n) Σ |x|       (d,)     how large a channel usually is (AWQ)
-    max_abs   max |x|           (d,)     how large it ever is (SmoothQuant)
-    low, high min x, max x      (d,)     its range, made to contain 0 (LSQ's offsets)
+    H          (2/n) Σ x xᵀ    (d, d)   if asked for: the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ
+    mean_abs   (1/n) Σ |x|     (d,)     the usual size of a channel (AWQ)
+    max_abs    max |x|         (d,)     the largest size of a channel (SmoothQuant)
+    low, high  min x, max x    (d,)     the range of a channel, made to contain 0 (LSQ+'s offsets)
 
-and never the inputs: memory is O(d²) for a layer, or O(d) without H, however many tokens there are. `walk` does hold the
-hidden states between two blocks, O(n d), instead of running the model from its start for every block.
+and never the inputs, so memory per layer is O(d), or O(d²) with H, for any number of tokens.
+`block_by_block` holds the hidden states between two blocks, O(n d), because otherwise every block
+would need a run of the model from its start.
 """
 import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from ..nn import Module, replace_modules
+from ..gpt import GPT
+from ..hints import Array
+from ..hyper import flag
+from ..nn import Linear, Module, replace_modules
 from ..tensor import Tensor, no_grad
+from .scheme import Scheme, code_bits, weights_per_scale
+from .uniform import Uniform, group_width
 
-__all__ = ["Statistics", "capture", "walk"]
+__all__ = ["READERS", "Statistics", "block_by_block", "capture", "recording_inputs"]
+
+READERS = {"norm1":           ("attention.query", "attention.key", "attention.value"),
+           "attention.value": ("attention.output",),
+           "norm2":           ("mlp.up",),
+           None:              ("mlp.down",)}             # reads a GELU
 
 
 class Statistics:
-    """Running statistics of vectors x (d,); see the top of the file. `n` counts them. Sums are kept in float64."""
+    """Running statistics of n vectors x (d,). Sums are kept in float64."""
 
-    def __init__(self, d, hessian=False):
+    def __init__(self, d: int, hessian: bool = False):
         self.n, self.low, self.high = 0, np.zeros(d, np.float32), np.zeros(d, np.float32)
         self._abs, self._outer = np.zeros(d), np.zeros((d, d)) if hessian else None
 
-    def update(self, X):
-        """Take in X (n, d). ValueError if a number in it is not finite."""
+    def update(self, X: Array) -> None:
+        """Add the rows of X (n, d). ValueError if a number in it is not finite."""
         if not np.isfinite(X).all():
-            raise ValueError("calibration: an activation is not finite; the model's weights or its input are broken")
-        A = np.abs(X)
+            raise ValueError("calibration: an activation is not finite; look at weights and tokens")
         self.n += len(X)
         self.low = np.minimum(self.low, X.min(0)).astype(np.float32)
         self.high = np.maximum(self.high, X.max(0)).astype(np.float32)
-        self._abs += A.sum(0, dtype=np.float64)
-        if self._outer is not None:
-            self._outer += X.T @ X
-
-    max_abs = property(lambda self: np.maximum(-self.low, self.high))
-    mean_abs = property(lambda self: (self._abs / self.n).astype(np.float32))
+        self._abs += np.abs(X).sum(0, dtype=np.float64)
+        if self._outer is not None: self._outer += X.T @ X
 
     @property
-    def H(self):
+    def max_abs(self) -> Array:
+        return np.maximum(-self.low, self.high)
+
+    @property
+    def mean_abs(self) -> Array:
+        return (self._abs / self.n).astype(np.float32)
+
+    @property
+    def H(self) -> Array:
         """(2/n) Σ x xᵀ, float64 (d, d)."""
         if self._outer is None:
-            raise ValueError("these statistics were taken without a Hessian: capture(…, hessian=True)")
+            raise ValueError("these statistics have no H; take them by capture(…, hessian=True)")
         return self._outer * (2 / self.n)
 
 
-class Observed(Module):
-    """A layer whose input is looked at on its way in."""
+class Recorder(Module):
+    """A layer that adds its input to `statistics` before it computes."""
 
-    def __init__(self, base, statistics):
+    def __init__(self, base: Module, statistics: Statistics):
         self.base, self.statistics = base, statistics
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         self.statistics.update(x.data.reshape(-1, x.shape[-1]))
         return self.base(x)
 
 
 @contextlib.contextmanager
-def observed(root, paths, hessian=False):
-    """`with observed(root, paths) as found:` — whatever runs inside fills found, path → Statistics."""
+def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
+                     ) -> Iterator[dict[str, Statistics]]:
+    """`with recording_inputs(root, paths) as seen:` fills seen, path → `Statistics`, inside."""
     layers = {path: root.get(path) for path in paths}
-    found = {path: Statistics(layer.d_in, hessian) for path, layer in layers.items()}
-    replace_modules(root, {path: Observed(layer, found[path]) for path, layer in layers.items()})
+    seen = {path: Statistics(layer.d_in, hessian) for path, layer in layers.items()}
+    replace_modules(root, {path: Recorder(layer, seen[path]) for path, layer in layers.items()})
     try:
-        yield found
+        yield seen
     finally:
         replace_modules(root, layers)
 
 
-def capture(model, batches, paths=None, hessian=False):
-    """Run `model` on the batches once; return path → `Statistics` of the inputs of its linear layers.
+def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] | None = None,
+            hessian: bool = False) -> dict[str, Statistics]:
+    """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
 
-    batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`; default
-    all in the blocks. Raises ValueError for no tokens at all and for activations that are not finite.
+    batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,
+    by default all in the blocks. ValueError for no tokens and for activations that are not finite.
     """
+    if batches is None:
+        raise ValueError("capture: there are no tokens to calibrate on")
     batches = as_batches(model, batches)
-    if not batches:
-        raise ValueError("capture: no tokens to calibrate on")
     if paths is None:
-        paths = [p for p, m in model.named_modules() if p.startswith("blocks.") and hasattr(m, "d_in")]
-    with calibrating(model), observed(model, paths, hessian) as found:
-        for tokens in batches:
-            model.hidden(tokens)
-    return found
+        paths = [path for path, m in model.named_modules()
+                 if path.startswith("blocks.") and hasattr(m, "d_in")]
+    with calibrating(model), recording_inputs(model, paths, hessian) as seen:
+        for tokens in batches: model.hidden(tokens)
+    return seen
 
 
-def walk(model, batches, quantized=True):
-    """Yield (path, block, inputs) for every block in order, inputs a list of Tensors (B, T, d), one per batch.
+def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
+                   ) -> Iterator[tuple[str, Module, list[Tensor]]]:
+    """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch.
 
-    What the consumer does to a block before asking for the next is seen by all that follow: with `quantized`, a
-    block's inputs come from blocks that are quantized already; without, from the blocks as they were.
+    If the caller changes a block before requesting the next, later blocks see the change: with
+    `quantized`, their inputs come through the changed blocks; without, through the original ones.
     """
-    hs = [model.token_embedding(tokens) + model.position_embedding(np.arange(tokens.shape[1])) for tokens in batches]
+    hs = [model.token_embedding(tokens) + model.position_embedding(np.arange(tokens.shape[1]))
+          for tokens in batches]
     for i, block in enumerate(model.blocks):
         outputs = None if quantized else [block(h) for h in hs]
         yield f"blocks.{i}", block, hs
         hs = outputs or [block(h) for h in hs]
 
 
-def checked_hessian(H, d, who):
-    """A float64 copy of H (d, d). ValueError, in the name of `who`, when it is missing, zero, or no Σ x xᵀ at all."""
-    if H is None:
-        raise ValueError(f"{who}: H is missing, (2/n) Σ x xᵀ over the layer's inputs; capture(model, batches, "
-                         "hessian=True) takes it")
-    H = np.array(H, np.float64)
-    if H.shape != (d, d):
-        raise ValueError(f"{who}: a weight with {d} inputs needs H of shape {(d, d)}, got {H.shape}")
-    skew = np.abs(H.sum(0) - H.sum(1)).max()                              # cheaper to see than H − Hᵀ
-    if not np.isfinite(H).all() or (H.diagonal() < 0).any() or skew > 1e-3 * np.abs(H).sum(0).max():
-        raise ValueError(f"{who}: H is no sum of x xᵀ; it must be finite and symmetric, its diagonal not negative")
-    if not H.any():
-        raise ValueError(f"{who}: H is zero: the layer has seen no input but zeros; calibrate on real tokens")
-    return H
-
-
-def as_batches(model, calibration):
-    """Calibration tokens as a list of integer arrays (B, T); [] for None. ValueError or TypeError for anything else."""
-    if calibration is None:
-        return []
-    if isinstance(calibration, Tensor):
-        raise TypeError("calibration: tokens are integers, got a Tensor of floats")
-    batches = [calibration] if isinstance(calibration, np.ndarray) else list(calibration)
-    checked = []
-    for tokens in map(np.asarray, batches):
-        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-            raise ValueError(f"calibration: expected integers of shape (B, T), got {tokens.dtype} {tokens.shape}")
-        if tokens.shape[1] > model.config.context_length:
-            raise ValueError(f"calibration: rows of {tokens.shape[1]} tokens exceed the context of "
-                             f"{model.config.context_length}; cut them")
-        if tokens.size:
-            checked.append(tokens)
-    if not checked:
-        raise ValueError("calibration: there is not one token in it")
-    return checked
+def layers_in(path: str, layers: dict[str, Linear]) -> dict[str, Linear]:
+    """The `layers` below `path`, by their names inside it: {"mlp.up": layer, …}."""
+    return {p.removeprefix(f"{path}."): m for p, m in layers.items() if p.startswith(f"{path}.")}
 
 
 @contextlib.contextmanager
-def calibrating(model):
-    """Inside, nothing is recorded and dropout is off."""
+def calibrating(model: GPT) -> Iterator[GPT]:
+    """Switch off gradients and dropout inside the block, and restore both after it."""
     training = {module: module.training for _, module in model.named_modules()}
     try:
-        with no_grad():
-            yield model.eval()
+        with no_grad(): yield model.eval()
     finally:
-        for module, flag in training.items():
-            module.training = flag
+        for module, before in training.items(): module.training = before
+
+
+def as_batches(model: GPT, calibration: Array | Iterable[Array] | None) -> list[Array]:
+    """Calibration tokens as integer arrays (B, T); [] for None. ValueError if they are not."""
+    if calibration is None: return []
+    if isinstance(calibration, Tensor):
+        raise TypeError("calibration: expected integers (B, T), got a Tensor, which holds floats")
+    one, longest = isinstance(calibration, np.ndarray), model.config.context_length
+    batches = [np.asarray(tokens) for tokens in ([calibration] if one else calibration)]
+    for tokens in batches:
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] > longest:
+            raise ValueError(f"calibration: expected integers (B, T) with T ≤ {longest}, the "
+                             f"context length, got {tokens.dtype} {tokens.shape}")
+    batches = [tokens for tokens in batches if tokens.size]
+    if not batches:
+        raise ValueError("calibration: there is not one token in it; give integers (B, T)")
+    return batches
+
+
+@dataclass(frozen=True)
+class CalibratedWeights(Scheme):
+    """The base of GPTQ and AWQ: weights on a uniform grid per group, rounded with H at hand."""
+    bits: int = code_bits(4)
+    group_size: int | None = weights_per_scale()
+    symmetric: bool = flag(False, also=("sym", "zero_point"))
+    calibrated: ClassVar[bool] = True
+
+    def check(self) -> None:
+        _ = self.nearest                      # raises for bits that a symmetric grid cannot have
+
+    @property
+    def nearest(self) -> Uniform:
+        """Round to nearest on the same grid, whatever the inputs."""
+        granularity = "group" if self.group_size else "channel"
+        return Uniform(self.bits, self.symmetric, granularity, self.group_size,
+                       scale_dtype=self.scale_dtype)
+
+    def width(self, d_in: int) -> int:
+        """How many of a row's d_in weights share a scale. ValueError if groups do not divide it."""
+        return group_width(d_in, self.group_size or d_in)
+
+    def hessian(self, H: Array | None, d: int) -> Array:
+        """A float64 copy of H (d, d). ValueError when it is missing, zero, or no sum of x xᵀ."""
+        who = type(self).__name__
+        if H is None:
+            raise ValueError(f"{who}: H is missing; capture(model, batches, hessian=True) takes it")
+        H = np.array(H, np.float64)
+        if H.shape != (d, d):
+            raise ValueError(f"{who}: {d} inputs need an H of shape {(d, d)}, got {H.shape}")
+        skew, size = np.abs(H.sum(0) - H.sum(1)).max(), np.abs(H).sum(0).max()
+        if not np.isfinite(H).all() or (H.diagonal() < 0).any() or skew > 1e-3 * size:
+            raise ValueError(f"{who}: H must be a sum of x xᵀ: finite, symmetric, its diagonal ≥ 0")
+        if not H.any():
+            raise ValueError(f"{who}: H is zero, as all inputs were; calibrate on real tokens")
+        return H

@@ -1,25 +1,29 @@
-"""What a code means: the finite sets of numbers that a few bits can name.
+"""Codebooks: the value that each code of a b-bit format stands for.
 
-`codebook(name)` returns the 2ᵇ values of a b-bit format, in the order of its codes, as float32:
+`codebook(name)` returns the 2ᵇ values of a format, in the order of its codes, as float32:
 
-    "nf4"                      4-bit NormalFloat, ascending             Dettmers et al. 2023 (QLoRA), appendix E
-    "FP4"                      bitsandbytes' FP4, in its code order     bitsandbytes' table
-    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned   Dettmers et al. 2021 (8-bit optimizers), §2.2
-    "E4M3" "E5M2" "E2M1" …     floating point with E exponent and M mantissa bits; also "FP16" and "BF16"
-    "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: the scales of MX formats
+    "nf4"                      4-bit NormalFloat, ascending (QLoRA, arXiv 2305.14314, appendix E)
+    "FP4"                      bitsandbytes' FP4, in the order of its table
+    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned (Dettmers et al., "8-bit
+                               Optimizers", arXiv 2110.02861, §2.2)
+    "E4M3" "E5M2" "E2M1" …     floats with E exponent and M mantissa bits; also "FP16", "BF16"
+    "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: scales of MX formats
 
-Three different things are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "FP4" is bitsandbytes', whose magnitudes
-are 12 8 6 4 3 2 0.0625 and 0 twelfths; its source says that a 2-bit exponent and a 1-bit mantissa regenerate it, and
-they do not. The third, E3M0, stands beside E2M1 in QLoRA's table 2.
+Three formats are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "FP4" is bitsandbytes', whose
+magnitudes are 12 8 6 4 3 2 0.0625 and 0 twelfths. Its source says that a 2-bit exponent and a 1-bit
+mantissa give these values, which is not so. The third, E3M0, is in QLoRA's table 2 beside E2M1.
 """
 import re
 from functools import lru_cache
 
 import numpy as np
 
+from ..hints import Array
+
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-       0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
+       0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+       0.7229568362236023, 1.0)
 
 FP4 = (0, 0.0625, 8, 12, 4, 6, 2, 3)                 # ÷ 12; codes 8 … 15 are the negatives
 
@@ -29,8 +33,8 @@ HAS_NAN = {"E4M3"}                                   # OCP: only the code of all
 
 
 @lru_cache
-def codebook(name: str) -> np.ndarray:
-    """The values of the format `name`, one per code: float32 (2**bits,), read-only. ValueError for an unknown name."""
+def codebook(name: str) -> Array:
+    """The values of a format, one per code: float32 (2**bits,), read-only. Raises ValueError."""
     if name == "nf4":
         values = np.array(NF4)
     elif name == "FP4":
@@ -48,18 +52,19 @@ def codebook(name: str) -> np.ndarray:
 
 
 def float_layout(name: str) -> tuple[int, int, str | None]:
-    """"E4M3" → (exponent bits, mantissa bits, what the top codes are: "inf", "nan", or None when all are finite)."""
+    """"E4M3" → exponent bits, mantissa bits, what the top codes are: "inf", "nan" or None."""
     name = IEEE_NAMES.get(name, name)
     match = re.fullmatch(r"E([1-8])M(\d|10)", name)
     e, m = map(int, match.groups()) if match else (0, 0)
     if not match or not (1 + e + m <= 8 or name in HAS_INFINITY):
-        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'dynamic-u', 'FP16', 'BF16', "
-                         "'E8M0', or 'ExMy' of at most 8 bits with its sign, such as 'E4M3', 'E5M2', 'E2M1'")
+        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'dynamic-u', "
+                         "'FP16', 'BF16', 'E8M0', or 'ExMy' of at most 8 bits with its sign, "
+                         "such as 'E4M3', 'E5M2', 'E2M1'")
     return e, m, "inf" if name in HAS_INFINITY else "nan" if name in HAS_NAN else None
 
 
-def float_values(e: int, m: int, special: str | None) -> np.ndarray:
-    """Every value of a float with e exponent and m mantissa bits, in the order of its bit patterns (float64).
+def float_values(e: int, m: int, special: str | None) -> Array:
+    """All values of a float of e exponent and m mantissa bits, by their bit patterns (float64).
 
         x = (−1)^sign · 2^(E − bias) · (1 + M/2^m)       E ≥ 1: normal            bias = 2^(e−1) − 1
         x = (−1)^sign · 2^(1 − bias) · (    M/2^m)       E = 0: subnormal
@@ -74,16 +79,16 @@ def float_values(e: int, m: int, special: str | None) -> np.ndarray:
     return np.concatenate([x, -x])
 
 
-def dynamic_map(signed: bool = True) -> np.ndarray:
+def dynamic_map(signed: bool = True) -> Array:
     """The 256 values of the 8-bit dynamic type, ascending (float32).
 
-    The number of leading zero bits is a decimal exponent; what is left of the byte is a linear fraction, so numbers
-    near 1 get 64 steps per sign (unsigned: 128) and those near 1e-6 get one:
+    The number of leading zero bits is a decimal exponent; the remaining bits are a linear fraction.
+    Numbers near 1 thus get 64 steps per sign (unsigned: 128), and those near 1e-6 get one:
 
-        10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1],    i = 0 … 6;    and 0;    and 1.
+        10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1], i = 0 … 6;  0;  1
 
-    There is no −1: the smallest value is −0.99297. bitsandbytes computes it in float32, with edges spaced from both
-    ends of the interval, and so does this: from exact edges a quarter of the values would differ in the last bit.
+    There is no −1; the smallest value is −0.99297. As in bitsandbytes, the edges are float32 and
+    spaced from both ends of the interval. Exact edges would change a quarter of the last bits.
     """
     low, width = np.float32(0.1), np.float32(1) - np.float32(0.1)
     values = [np.array([0, 1], np.float32)]

@@ -1,29 +1,32 @@
-"""From packed codes to float32, about as fast as NumPy can.
+"""Decode packed codes to float32, about as fast as NumPy can: x̂ = s·(c[q] − z) + o.
 
-Three passes over a chunk that stays in a core's L2 cache: look up c[q] − z of all the codes of a byte at once, in a table
-of 256 rows; multiply every block by its scale; add the offset, if there is one. Two threads share a large array: NumPy
-lets go of Python's lock in the passes.
-Measured on 4 M codes of 4 bits (`tests/benchmarks/quant.py`): 2.5 ms alone and 1.6 ms shared, where one in-place
-multiplication takes 0.6 ms (from a warm cache) to 1.0 ms, and splitting the bytes first takes 11 ms. A compiled loop can
-look codes up in a register and multiply them there; NumPy cannot, and bitsandbytes' takes 0.3 to 1.2 ms.
+A chunk that fits in a core's L2 cache is passed over three times. The first pass looks up c[q] − z
+for all codes of a byte at once, in a table of 256 rows. The second multiplies every block by its
+scale. The third adds the offset, if there is one. Two threads share a large array, because NumPy
+releases Python's lock in these passes.
+
+4 M codes of 4 bits take 2.5 ms with one thread and 1.6 ms with two (`tests/benchmarks/quant.py`).
+One in-place multiplication takes 0.6 to 1.0 ms, and splitting the bytes first takes 11 ms. The
+compiled loop of bitsandbytes, which works in registers, takes 0.3 to 1.2 ms.
 """
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 
 import numpy as np
 
+from ..hints import Array
 from .codebooks import codebook
 from .packing import unpack
 
 CHUNK = 2**18                # elements at a time
-SHARED = 2**20               # from this size on, two threads decode every other chunk
+SHARED = 2**20               # arrays of at least this size are decoded by two threads
 
 
-def decode(q, flat: np.ndarray):
-    """Write s·(c[q] − z) + o of all N elements of the QTensor q, in stored order, into flat, float32 (N,)."""
+def decode(q, flat: Array) -> None:
+    """Write x̂ of all N elements of the QTensor q, in stored order, into flat, float32 (N,)."""
     table = decoding_table(q.bits, q.codebook, q.zero if isinstance(q.zero, int) else 0)
     scales, zeros, B = q.scales(), q.zeros(), q.block_size
-    step = 8 * max(1, CHUNK // (8 * B))                    # blocks; eight blocks always end on a whole byte
+    step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
     def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
         if zeros is not None:
@@ -52,15 +55,18 @@ def decode(q, flat: np.ndarray):
 
 @cache
 def helper() -> ThreadPoolExecutor:
-    """One thread that only ever decodes. It waits for nobody, so that workers of `threads.py` can wait for it."""
+    """The second thread. It only decodes and waits for no other, so a worker may wait for it."""
     return ThreadPoolExecutor(1, thread_name_prefix="tinypeft-decoding")
 
 
-def look_up(table: np.ndarray, q, start: int, x: np.ndarray):
-    """Write the table's values of elements start … start + len(x) of q into x."""
+def look_up(table: Array, q, start: int, x: Array) -> None:
+    """Write the table's values of elements start … start + len(x) of q into x.
+
+    No index needs clipping, but only mode="clip" lets NumPy write into `out` without a buffer.
+    """
     if table.ndim == 1:
-        np.take(table, q.unpack(start, len(x)), out=x, mode="clip")            # "clip" is never needed, but writes
-        return                                                                 # into out directly, as "raise" does not
+        np.take(table, q.unpack(start, len(x)), out=x, mode="clip")
+        return
     lanes = table.shape[1]
     octets, whole = q.codes[start // lanes:], len(x) // lanes
     np.take(table, octets[:whole], axis=0, out=x[:whole * lanes].reshape(whole, lanes), mode="clip")
@@ -69,10 +75,11 @@ def look_up(table: np.ndarray, q, start: int, x: np.ndarray):
 
 
 @lru_cache(maxsize=32)
-def decoding_table(bits: int, name: str | None, zero: int) -> np.ndarray:
-    """(256, 8/bits) float32: for every byte, c[q] − z of the codes it holds.
+def decoding_table(bits: int, name: str | None, zero: int) -> Array:
+    """c[q] − z of the codes in every byte, float32 (256, 8/bits).
 
-    When bits does not divide 8, a byte holds no whole number of codes: (2**bits,), to be indexed by unpacked codes."""
+    If bits does not divide 8, codes straddle bytes: then (2**bits,), indexed by unpacked codes.
+    """
     c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
     c = c - np.float32(zero)
     if 8 % bits:

@@ -1,36 +1,44 @@
-"""FakeQuant: quantization-aware training. The forward pass computes with rounded weights, training changes the floats.
+"""FakeQuant, quantization-aware training: the forward pass rounds weights, training moves floats.
 
-    y = x̂ Ŵᵀ + b,      Ŵ = s (q − z),   q = clip(⌊W/s⌉ + z, 0, 2ᵇ − 1),      x̂ likewise, or x itself
+"Fake" quantization computes with floats that lie on the quantized grid. After training, `convert`
+stores them as integers, and the model computes the same function:
 
-"Fake": Ŵ is on the grid, but a float. `rounding.py` has the gradients: straight through the rounding (STE, Jacob et al.,
-arXiv 1712.05877) with a step from the range of W as it is now, or with steps that are trained too (LSQ, Esser et al.,
-arXiv 1902.08153; with zero points: LSQ+, Bhalgat et al., arXiv 2004.09576).
+    y = x̂ Ŵᵀ + b,    Ŵ = s (q − z),   q = clip(⌊W/s⌉ + z, 0, 2ᵇ − 1),    x̂ likewise, or x itself
+
+`rounding.py` has the gradients: straight through the rounding (STE, Jacob et al., arXiv 1712.05877)
+with a step from the current range of W, or with trained steps (LSQ, Esser et al., arXiv 1902.08153;
+with trained zero points LSQ+, Bhalgat et al., arXiv 2004.09576).
 
     paper        here              shape
     w, ŵ         weight, Ŵ         (d_out, d_in)
-    s_w, β_w     round_weight      (n,): n = 1 per "tensor", d_out per "channel", d_out d_in/g per "group"
+    s_w, β_w     round_weight      (n,): n = 1 (tensor), d_out (channel) or d_out d_in/g (group)
     x, x̂         the input         (…, d_in)
-    s_x, β_x     round_input       (1,) learned; without `learn_step` one per token, from its own range
+    s_x, β_x     round_input       (1,) with `learn_step`; otherwise one per token, from its range
 
-Where things differ. LSQ has one step per layer, `granularity="tensor"`, and 8 bits in the first and last layer; here the
-default is one per output channel, and what is not a linear layer in a block stays as it is. An input's step starts from
-the calibration tokens, the paper's from the first batch.
+Where the paper and this file differ. LSQ has one step per layer (`granularity="tensor"`) and 8 bits
+in the first and last layer. Here the default is one step per output channel, and only linear layers
+in blocks are rounded. An input's step starts from the calibration tokens, not the first batch.
 
-Trained: all the model's parameters, and n per layer more, 2n with `symmetric=False`, 1 or 2 for the input. While that
-goes on nothing is smaller: weights, gradients and the optimizer's state are floats. `convert` then puts integers in the
-weights' place, b + 32/B bits per weight (B weights share a step), and the function stays the same, bit for bit.
+Trained: all parameters of the model, and per layer n steps, n offsets with `symmetric=False`, and 1
+or 2 numbers for the input. Training saves no memory, because weights, gradients and the optimizer's
+state are floats. Converted: b + 32/B bits per weight, where B weights share a step.
 """
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT
-from ..nn import Module, replace_modules
-from .calibration import capture
+from ..hints import Array
+from ..hyper import flag, one_of, whole
+from ..nn import Linear, Module, Parameter, replace_modules
+from ..tensor import Tensor
+from .calibration import Statistics, capture
 from .linear import QuantizedLinear, quantized_linear
-from .rounding import LearnedStep, MinMax, rounded
-from .scheme import Scheme, check_choice, checked
+from .qtensor import QTensor
+from .rounding import LearnedStep, MinMax, round_to_grid
+from .scheme import Scheme, checked
 from .uniform import Grid, Uniform
 
 __all__ = ["FakeQuant", "FakeQuantLinear", "RoundedLinear", "convert"]
@@ -38,129 +46,145 @@ __all__ = ["FakeQuant", "FakeQuantLinear", "RoundedLinear", "convert"]
 
 @dataclass(frozen=True)
 class FakeQuant(Scheme):
-    """Round weights to `bits` while they train; `convert` makes them integers afterwards. bits: 2 … 8.
+    """Round weights to `bits` bits while they train; `convert` makes them integers afterwards.
 
-    learn_step: False, the range is that of the weights as they are (STE); True, steps are parameters (LSQ).
-    symmetric: False gives weights a zero point, learned if the step is. granularity, group_size: what shares a step, as
-    in `Uniform`. activation_bits: rounds inputs too (None: it does not), per token by their own range, or with
-    `learn_step` by one learned step per layer, which needs calibration; activation_symmetric=False learns an offset.
-    mask: where a learned step clips, "paper" or "torch" (`rounding.py`). Steps are of the size of weights, so a learning
-    rate for weights suits them: on the base 1e-3, and 3e-4 for steps of 3 bits or more with offsets.
+    learn_step: False takes the range of the current weights (STE); True trains the steps (LSQ).
+    symmetric: False gives weights a zero point, which is trained if the step is.
+    granularity, group_size: the weights that share a step, as in `Uniform`.
+    activation_bits: rounds inputs too, unless None: per token by their range, or with `learn_step`
+    by one trained step per layer, which needs calibration tokens.
+    activation_symmetric: False trains an offset for inputs.
+    mask: where a trained step clips, "paper" or "torch" (`rounding.py`).
+
+    Steps have the size of weights, so learning rates for weights suit them: 1e-3 on the shipped
+    base, or 3e-4 with offsets at 3 bits or more.
     """
-    bits: int = 4
-    learn_step: bool = False
-    symmetric: bool = True
-    granularity: str = "channel"
-    group_size: int | None = None
-    activation_bits: int | None = None
-    activation_symmetric: bool = True
-    mask: str = "paper"
+    bits: int = whole(4, least=2, most=8, also=("n_bits", "num_bits", "wbits", "weight_bits"))
+    learn_step: bool = flag(False)
+    symmetric: bool = flag(True, also=("sym",))
+    granularity: str = one_of("channel", "tensor", "group")
+    group_size: int | None = whole(None, least=1, or_none=True, also=("groupsize", "q_group_size"))
+    activation_bits: int | None = whole(None, least=2, most=8, or_none=True, also=("a_bits",))
+    activation_symmetric: bool = flag(True)
+    mask: str = one_of("paper", "torch")
+    trains: ClassVar[bool] = True
     shown = ("bits", "learn_step")
+    trains: ClassVar[bool] = True
 
-    def __post_init__(self):
-        check_bits("FakeQuant", self.bits, activation_bits=self.activation_bits)
-        check_choice("mask", self.mask, ("paper", "torch"))
+    def check(self) -> None:
         if not (self.activation_symmetric or self.calibrated):
-            raise ValueError("FakeQuant: activation_symmetric=False learns an offset for inputs; it needs "
-                             "learn_step=True and activation_bits")
-        _ = self.uniform                                 # raises for a granularity or group size that makes no sense
+            raise ValueError("FakeQuant: activation_symmetric=False trains an offset for inputs; "
+                             "it needs learn_step=True and activation_bits")
+        _ = self.uniform                                 # raises for a group size without groups
 
     calibrated = property(lambda self: self.learn_step and self.activation_bits is not None)
-    uniform = property(lambda self: Uniform(self.bits, self.symmetric, self.granularity, self.group_size))
 
-    def rounding(self, W):
-        """The module that rounds W."""
+    @property
+    def uniform(self) -> Uniform:
+        return Uniform(self.bits, self.symmetric, self.granularity, self.group_size)
+
+    def rounding(self, W: Array) -> MinMax | LearnedStep:
+        """The module that rounds W (d_out, d_in)."""
         if not self.learn_step:
             return MinMax(self.uniform)
-        blocks = self.uniform.blocks(checked(W))
-        return LearnedStep(self.uniform, np.abs(blocks).mean(1), blocks.min(1), blocks.max(1), blocks.shape[1], self.mask)
+        x = self.uniform.blocks(checked(W))
+        start = np.abs(x).mean(1), x.min(1), x.max(1)
+        return LearnedStep(self.uniform, *start, x.shape[1], self.mask)
 
-    def quantize(self, W):
-        """What W becomes when it is converted without training."""
+    def quantize(self, W: Array) -> QTensor:
+        """The conversion of W without training."""
         return self.rounding(W).quantize(checked(W))
 
-    def layer(self, linear, seen=None):
-        """`seen`: the `Statistics` of its inputs, where steps of inputs are learned."""
-        self.quantize(linear.weight.data)                # raises where that cannot be done
+    def layer(self, linear: Linear, seen: Statistics | None = None) -> "FakeQuantLinear":
+        """`seen`: the `Statistics` of its inputs; needed if steps of inputs are trained."""
+        self.quantize(linear.weight.data)                # raises if W cannot be quantized
         round_input = None
         if self.calibrated:
+            start = (seen.mean_abs.mean(keepdims=True), seen.low.min(keepdims=True),
+                     seen.high.max(keepdims=True))
             inputs = Uniform(self.activation_bits, self.activation_symmetric, "tensor")
-            start = seen.mean_abs.mean(keepdims=True), seen.low.min(keepdims=True), seen.high.max(keepdims=True)
             round_input = LearnedStep(inputs, *start, linear.d_in, self.mask)
         elif self.activation_bits is not None:
             round_input = MinMax(Uniform(self.activation_bits))
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches, list(layers)) if self.calibrated else {}
-        replace_modules(model, {path: self.layer(linear, seen.get(path)) for path, linear in layers.items()})
+        replace_modules(model, {path: self.layer(linear, seen.get(path))
+                                for path, linear in layers.items()})
 
 
 class FakeQuantLinear(Module):
-    """y = r(x̂ Ŵᵀ + b) with Ŵ = round_weight(W), x̂ = round_input(x), r = round_output, each a module of `rounding.py`,
-    or None for what stays as it is. W is trained, in floating point."""
+    """y = r(x̂ Ŵᵀ + b), Ŵ = round_weight(W), x̂ = round_input(x), r = round_output. W is trained.
 
-    def __init__(self, linear, round_weight, round_input=None, round_output=None):
-        self.weight, self.bias = linear.weight, linear.bias
-        self.round_weight, self.round_input, self.round_output = round_weight, round_input, round_output
+    Each of the three is a module of `rounding.py`, or None to leave x or y unchanged.
+    """
+
+    def __init__(self, linear: Linear, round_weight: Module, round_input: Module | None = None,
+                 round_output: Module | None = None):
+        self.weight, self.bias, self.round_weight = linear.weight, linear.bias, round_weight
+        self.round_input, self.round_output = round_input, round_output
         for _, rounding in self.children(): rounding.to(self.weight.dtype)
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.round_input: x = self.round_input(x)
         y = F.linear(x, self.round_weight(self.weight), self.bias)
         return self.round_output(y) if self.round_output else y
 
-    def dense_weight(self):
-        """Ŵ, an array (d_out, d_in)."""
+    def dense_weight(self) -> Array:
+        """Ŵ (d_out, d_in)."""
         return self.round_weight(self.weight).data
 
-    def convert(self):
+    def convert(self) -> QuantizedLinear:
         """The layer with integers in place of W."""
         q = self.round_weight.quantize(self.weight.data)
         if not (self.round_input or self.round_output):
             return QuantizedLinear(q, self.bias)
         return RoundedLinear(q, self.bias, self.round_input, self.round_output)
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.d_in} → {self.d_out})"
 
 
 class RoundedLinear(QuantizedLinear):
-    """y = r(x̂ Ŵᵀ + b) with Ŵ as codes: what `FakeQuantLinear` becomes if it rounds more than its weight.
+    """y = r(x̂ Ŵᵀ + b), Ŵ as codes: a converted `FakeQuantLinear` that rounds inputs or outputs.
 
-    x̂ and Ŵ stand for integers, but their product is formed in floating point; `int8.py` multiplies the integers.
+    x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers.
     """
 
-    def __init__(self, weight, bias, round_input, round_output):
+    def __init__(self, weight: QTensor, bias: Parameter | None, round_input: Module | None,
+                 round_output: Module | None):
         super().__init__(weight, bias)
-        one = round_input or round_output
         self.input_bits = round_input and round_input.uniform.bits
         self.output_bits = round_output and round_output.uniform.bits
-        self.cutoff = getattr(one, "cutoff", None)
-        self.input_scale = self.input_zero = None                          # every token has its own
+        self.cutoff = getattr(round_input or round_output, "cutoff", None)
+        self.input_scale = self.input_zero = None                          # one per token
         if isinstance(round_input, LearnedStep):
             grid = round_input.grid()
             self.input_scale, self.input_zero = grid.scale, np.full((1, 1), grid.zero, np.float32)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         per_token = lambda x, bits: x if bits is None else MinMax(Uniform(bits), self.cutoff)(x)
-        if self.input_scale is None: x = per_token(x, self.input_bits)
-        else:                        x = rounded(x, Grid(self.input_scale, self.input_zero, self.input_bits))
+        if self.input_scale is None:
+            x = per_token(x, self.input_bits)
+        else:
+            x = round_to_grid(x, Grid(self.input_scale, self.input_zero, self.input_bits))
         return per_token(quantized_linear(x, self.weight, self.bias), self.output_bits)
 
-    def describe(self):
-        rounds = [f"{bits}-bit {what}" for what, bits in (("inputs", self.input_bits), ("outputs", self.output_bits)) if bits]
-        return f"{super().describe()[:-1]}, {', '.join(rounds)})"
+    def describe(self) -> str:
+        both = ("inputs", self.input_bits), ("outputs", self.output_bits)
+        rounds = ", ".join(f"{bits}-bit {name}" for name, bits in both if bits)
+        return f"{super().describe()[:-1]}, {rounds})"
 
 
-def convert(model):
-    """Replace every layer that was trained in quantized form by its integers, in place; return the model.
+def convert(model: GPT) -> GPT:
+    """Replace every layer that was trained in quantized form by its integers, in place → model.
 
-    A float32 model computes the same function, bit for bit. Raises ValueError when a method is attached, or when
-    there is nothing to convert.
+    A float32 model computes the same function, bit for bit. Raises ValueError if a method is
+    attached or if there is nothing to convert.
     """
     if not isinstance(model, GPT):
         raise TypeError(f"convert: expected a GPT, got {type(model).__name__}")
@@ -168,14 +192,7 @@ def convert(model):
         raise ValueError(f"convert: {model.attached} is attached; merge or detach it first")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
-        raise ValueError("convert: no layer of this model was trained in quantized form; tinypeft.quantize(model, "
-                         "FakeQuant(…)) makes such layers, and other schemes leave integers at once")
+        raise ValueError("convert: no layer of this model was trained in quantized form; call "
+                         "tinypeft.quantize(model, FakeQuant(…)) first")
     replace_modules(model, new)
     return model
-
-
-def check_bits(who, bits, **others):
-    """ValueError unless bits is 2 … 8, and each of the others too, or None."""
-    for name, b in {"bits": bits, **others}.items():
-        if b not in range(2, 9) and (b is not None or name == "bits"):
-            raise ValueError(f"{who}: {name} must be 2 … 8{'' if name == 'bits' else ', or None'}, got {b!r}")

@@ -1,56 +1,54 @@
-"""Moving scale between a layer norm and the linear layers it feeds, without changing what the model computes.
+"""Moving a scale from the input of linear layers into the layer that computes that input.
 
-    (x / s) (W ⊙ s)ᵀ = x Wᵀ        and        x / s = (γ/s) x̂ + β/s     for x = γ x̂ + β, the output of a layer norm
-                                              x / s = (V/s) h + c/s     for x = V h + c, of a linear layer, V by rows
+    (x / s) (W ⊙ s)ᵀ = x Wᵀ
+    x / s = (γ/s) x̂ + β/s      for x = γ x̂ + β, the output of a layer norm
+    x / s = (V/s) h + c/s      for x = V h + c, the output of a linear layer (V is divided by rows)
 
-so a positive number s_j per channel j goes from γ_j, β_j into column j of every W that reads the norm. SmoothQuant and
-AWQ choose s to make quantization easy; `plant_outliers` chooses it to make quantization hard, in a model of any size.
+So a positive s_j per channel j can move from γ_j and β_j into column j of every W that reads the
+norm, and the function stays the same. SmoothQuant and AWQ choose s to make quantization easy;
+`plant_outliers` chooses s to make it hard, in a model of any size.
 
-`READS` says, for a block of the GPT, which layers read the same input and what computes it. A scale passes through
-attention, where every channel of the result is a mean of the same channel of the values (values from elsewhere, such as
-a trained prefix, do not know of it). It does not pass through the GELU before `mlp.down`.
+`calibration.READERS` lists the layers that share an input. A scale passes through attention, where
+every channel of the result is a mean of the same channel of the values (a trained prefix supplies
+its own values, which are not rescaled). It does not pass through the GELU before `mlp.down`.
 """
 import numpy as np
 
-from ..nn import LayerNorm, Linear
+from ..gpt import GPT
+from ..hints import Array, Seed
+from ..nn import LayerNorm, Linear, Module
+from .calibration import READERS
 
-__all__ = ["READS", "fold", "followers", "plant_outliers"]
-
-READS = (("norm1",           ("attention.query", "attention.key", "attention.value")),
-         ("attention.value", ("attention.output",)),
-         ("norm2",           ("mlp.up",)),
-         (None,              ("mlp.down",)))
+__all__ = ["fold_scale", "followers", "plant_outliers"]
 
 
-def followers(model):
-    """Path of a layer norm → paths of all the linear layers that read it, for every norm in the blocks."""
-    return {f"blocks.{i}.{norm}": [f"blocks.{i}.{reader}" for reader in readers]
-            for i in range(len(model.blocks)) for norm, readers in READS if norm in ("norm1", "norm2")}
+def followers(model: GPT) -> dict[str, list[str]]:
+    """Path of a layer norm in the blocks → paths of the linear layers that read it."""
+    return {f"blocks.{i}.{norm}": [f"blocks.{i}.{reader}" for reader in READERS[norm]]
+            for i in range(len(model.blocks)) for norm in ("norm1", "norm2")}
 
 
-def fold(before, linears, s):
-    """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every one of `linears`, s (d,) > 0. Arrays are replaced, not written into.
+def fold_scale(source: Module, linears: list[Linear], s: Array) -> None:
+    """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d,) > 0.
 
-    before: the LayerNorm, or a Linear, whose output they read. Raises ValueError when one of the layers is not a plain
-    Linear any more: its weight cannot take up s.
+    source: the LayerNorm, or the Linear, whose output they read. ValueError when a layer is not a
+    plain Linear any more, because its weight cannot take up s.
     """
-    for linear in linears if isinstance(before, LayerNorm) else [before, *linears]:
+    for linear in linears if isinstance(source, LayerNorm) else [source, *linears]:
         if not isinstance(linear, Linear):
-            raise ValueError(f"fold: all layers that read an input change together, but one is a "
-                             f"{type(linear).__name__} already")
-    for p in (before.weight, before.bias):
-        if p is not None:
-            p.data, p.version = (p.data.T / s.astype(p.dtype)).T, p.version + 1
+            raise ValueError("fold_scale: all layers that read an input must change together, but "
+                             f"one is a {type(linear).__name__} already; fold before quantizing")
+    for p in (source.weight, source.bias):
+        if p is not None: p.assign((p.data.T / s.astype(p.dtype)).T)
     for linear in linears:
-        W = linear.weight
-        W.data, W.version = W.data * s.astype(W.dtype), W.version + 1
+        linear.weight.assign(linear.weight.data * s.astype(linear.weight.dtype))
 
 
-def plant_outliers(model, channels=3, factor=32.0, rng=0):
-    """Give `channels` channels `factor` times their size at the output of every norm in the blocks; return which.
+def plant_outliers(model: GPT, channels: int = 3, factor: float = 32.0, rng: Seed = 0) -> Array:
+    """Make `channels` channels of every norm's output `factor` times larger; return their numbers.
 
-    Large models grow such channels by themselves, small ones do not (LLM.int8(), §4). The same channels are drawn for
-    all blocks, as they are observed to be. The function stays the same: bit for bit when the factor is a power of two.
+    Large models grow such channels by themselves, the same ones in all blocks; small models do not
+    (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two.
     """
     d = model.config.d_model
     if not 1 <= channels <= d:
@@ -61,5 +59,5 @@ def plant_outliers(model, channels=3, factor=32.0, rng=0):
     s = np.ones(d)
     s[planted] = 1 / factor
     for norm, readers in followers(model).items():
-        fold(model.get(norm), [model.get(path) for path in readers], s)
+        fold_scale(model.get(norm), [model.get(path) for path in readers], s)
     return planted

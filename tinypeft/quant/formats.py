@@ -1,77 +1,89 @@
 """Floating point of a few bits: FP16, BF16, FP8 (E4M3, E5M2), FP4 (E2M1, and bitsandbytes' own).
 
-Micikevicius et al., "FP8 Formats for Deep Learning", 2022. Open Compute Project, "Microscaling Formats (MX)", 2023.
+Weights are divided by a scale and rounded to the nearest float of the format. Sources: Micikevicius
+et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433; Rouhani et al., "Microscaling Data
+Formats (MX)", 2023, arXiv 2310.10537, and the specification of the Open Compute Project.
 
-A float of e exponent and m mantissa bits is (−1)^sign · 2^(E−bias) · (1 + M/2^m), subnormal when E = 0; `codebooks.py`
-lists the values. Encoding a number |x| with exponent E = max(⌊log₂|x|⌋, 1 − bias):
+    E = max(⌊log₂|x|⌋, 1 − bias)      n = round(|x| / 2^(E−m)), half to even
+    code = (E + bias − 1)·2^m + n     x̂ = ± n · 2^(E−m)
 
-    n = round(|x| / 2^(E−m)), half to even           code = (E + bias − 1)·2^m + n
+    symbol   here         what
+    e, m     name         bits of the exponent and of the mantissa: "E4M3" has e = 4, m = 3
+    bias     bias         2^(e−1) − 1
+    V        max_value    the largest finite value; `codebooks.py` lists all values
 
-One formula serves all cases: a subnormal has E = 1 − bias and code n, and when n rounds up to 2^(m+1) the carry is the
-next exponent.
+One formula serves all cases. A subnormal has E = 1 − bias and code n. If n rounds up to 2^(m+1),
+the carry makes the next exponent.
 
-Beyond the largest value V the formats, and libraries, differ. `saturate=True`: ±V, which is what PyTorch ≥ 2.12 does
-for E4M3, even for ∞. `saturate=False`: ±∞ in FP16, BF16 and E5M2 (ml_dtypes, and PyTorch too); NaN in E4M3, which has
-no ∞ (ml_dtypes; above 464, not 448, since 464 is midway to the next value there would have been, and 448 the even
-one). E2M1 has neither, and always saturates.
+Where formats and libraries differ: beyond V. `saturate=True` gives ±V, as PyTorch ≥ 2.12 does for
+E4M3, even for ∞. `saturate=False` gives ±∞ in FP16, BF16 and E5M2, as ml_dtypes and PyTorch do. In
+E4M3, which has no ∞, it gives NaN above 464, as ml_dtypes does. (464 is midway between V = 448 and
+the next value of the grid, and 448 is the even one.) E2M1 has neither, and always saturates.
 """
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..hints import Array
+from ..hyper import Limit, declared, flag, one_of
 from .codebooks import codebook, float_layout
-from .nf4 import check_block_size, quantize_4bit
+from .nf4 import even, quantize_4bit
 from .packing import pack
 from .qtensor import QTensor, blocks_of
-from .scheme import Scheme, check_choice, checked
+from .scheme import Scheme, checked
+
+
+def is_format(name: str) -> bool:
+    """Whether `FloatFormat` knows the format."""
+    with contextlib.suppress(ValueError, TypeError):
+        return name == "FP4" or bool(float_layout(name))
+    return False
 
 
 @dataclass(frozen=True)
 class FloatFormat(Scheme):
-    """W rounded to the floats of `name`, after division by a scale.
+    """Divide W by a scale and round it to the floats of a format.
 
-    name          "E4M3", "E5M2", "E2M1", "FP16", "BF16", any "ExMy" of at most 8 bits; "FP4", which is bitsandbytes'
-    scaling       what shares a scale, amax/V: "none", "tensor", "channel" (a row), "block" (`block_size` consecutive
-                  elements; the last may be short). None: what is usual: none for 16 bits, tensor for 8, block below
-    scale_format  "float32", or as scales of blocks "E8M0": 2^(⌊log₂ amax⌋ − ⌊log₂ V⌋) as in MX, where the largest
-                  elements may saturate; "E4M3": as in NVFP4, with one float32 for the tensor, amax/(448·V)
-    saturate      see the top of the file; without it, only "none" and "E8M0" can overflow
+    name: "E4M3", "E5M2", "E2M1", "FP16", "BF16", any "ExMy" of ≤ 8 bits, or bitsandbytes' "FP4".
+    scaling: the weights that share a scale max|x|/V: "none", "tensor", "channel" (a row) or "block"
+    (`block_size` consecutive weights). None: "none" for 16 bits, "tensor" for 8, "block" below.
+    scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
+    with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
+    saturate: see below. It matters only if weights can exceed V, with "none" and "E8M0".
 
-    MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4 has blocks of 16 and
-    "E4M3", 4.5 bits. ValueError for a field or an array that does not fit.
+    MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight. NVFP4
+    has blocks of 16 and "E4M3", 4.5 bits.
     """
-    name: str = "E4M3"
-    scaling: str | None = None
-    block_size: int = 64
-    scale_format: str = "float32"
-    saturate: bool = True
-
+    name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
+                                       "bits, such as 'E4M3'", ("FP8", "nf4", "E8M8", 4)),
+                         also=("dtype", "quant_type", "bnb_4bit_quant_type"))
+    scaling: str | None = one_of("none", "tensor", "channel", "block", default=None, or_none=True,
+                                 also=("granularity",))
+    block_size: int = even(64, also=("blocksize", "group_size"))
+    scale_format: str = one_of("float32", "E8M0", "E4M3", also=("scale_dtype",))
+    saturate: bool = flag(True)
     shown = ("name",)
 
-    def __post_init__(self):
-        if self.name != "FP4":
-            float_layout(self.name)                                       # ValueError for an unknown name
-        check_choice("scaling", self.shared, ("none", "tensor", "channel", "block"))
-        check_choice("scale_format", self.scale_format, ("float32", "E8M0", "E4M3"))
-        check_choice("saturate", self.saturate, (False, True))
-        check_block_size(self.block_size)
-        if self.shared != "block" and (self.scale_format != "float32" or self.name == "FP4"):
-            raise ValueError(f"{self.name} with scale_format={self.scale_format!r} needs scaling='block', "
-                             f"got {self.shared!r}")
-        if self.name == "FP4" and self.scale_format != "float32":
-            raise ValueError(f"bitsandbytes' FP4 has float32 scales, got scale_format={self.scale_format!r}")
+    def check(self) -> None:
+        scale_format, shared = self.scale_format, self.shared
+        if shared != "block" and (scale_format != "float32" or self.name == "FP4"):
+            raise ValueError(f"FloatFormat: {self.name} with scale_format={scale_format!r} needs "
+                             f"scaling='block', got {shared!r}")
+        if self.name == "FP4" and scale_format != "float32":
+            raise ValueError("FloatFormat: bitsandbytes' FP4 has float32 scales, got "
+                             f"scale_format={scale_format!r}")
 
     @property
     def bits(self) -> int:
-        return int(codebook(self.name).size).bit_length() - 1
+            return int(codebook(self.name).size).bit_length() - 1
 
     @property
     def shared(self) -> str:
-        """`scaling`, or what is usual for this many bits."""
+        """`scaling`, or the usual choice for this many bits."""
         return self.scaling or {16: "none", 8: "tensor"}.get(self.bits, "block")
 
-    def quantize(self, W: np.ndarray) -> QTensor:
-        """W: any floating-point array of ≥ 1 axes."""
+    def quantize(self, W: Array) -> QTensor:
         W = checked(W)
         if self.name == "FP4":
             codes, scale = quantize_4bit(W, self.block_size, "FP4")
@@ -85,9 +97,11 @@ class FloatFormat(Scheme):
         codes = codes if self.bits == 16 else pack(codes, self.bits)
         return QTensor(codes, self.bits, W.shape, B, scale, codebook=self.name)
 
-    def scales(self, amax: np.ndarray) -> np.ndarray | QTensor:
-        """The stored scale of every block, from the block's largest magnitude (n_blocks,). Zero blocks get a nonzero
-        one: 1 (float32), 2⁻¹²⁷ (E8M0), 2⁻⁶ of the tensor's (E4M3)."""
+    def scales(self, amax: Array) -> Array | QTensor:
+        """The stored scales, from the largest magnitude of every block, amax (n_blocks,).
+
+        The scale of a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3).
+        """
         V, n = max_value(self.name), len(amax)
         if self.scale_format == "E8M0":
             exponent = np.frexp(amax)[1] - np.frexp(np.float32(V))[1]
@@ -107,14 +121,14 @@ def max_value(name: str) -> float:
     return float(values[np.isfinite(values)].max())
 
 
-def encode(x: np.ndarray, name: str, saturate: bool = True) -> np.ndarray:
-    """The bit patterns of the floats `name` nearest to x (float32, any shape): uint8, or uint16 for FP16 and BF16.
+def encode(x: Array, name: str, saturate: bool = True) -> Array:
+    """The bit patterns of the floats `name` nearest to x (float32): uint8, or uint16 for 16 bits.
 
-    Ties go to the even code (with no mantissa bits, to the larger magnitude). −0 keeps its sign. NaN becomes a NaN;
-    ValueError if the format has none.
+    Ties go to the even code (with no mantissa bits, to the larger magnitude). −0 keeps its sign.
+    NaN stays a NaN; ValueError if the format has none.
     """
     e, m, special = float_layout(name)
-    bias, top = 2**(e - 1) - 1, 2**(e + m) - 1                            # top: the code of all ones but the sign
+    bias, top = 2**(e - 1) - 1, 2**(e + m) - 1                            # all ones but the sign
     largest = top - {"inf": 2**m, "nan": 1, None: 0}[special]             # the code of V
     nan, a = np.isnan(x), np.abs(x)
     if special is None and nan.any():
@@ -128,6 +142,6 @@ def encode(x: np.ndarray, name: str, saturate: bool = True) -> np.ndarray:
     return code.astype(np.uint8 if e + m < 8 else np.uint16)
 
 
-def decode(codes: np.ndarray, name: str) -> np.ndarray:
-    """The values that bit patterns stand for, float32: the inverse of `encode` on every value the format has."""
+def decode(codes: Array, name: str) -> Array:
+    """The values of bit patterns, float32: the inverse of `encode` on every value of the format."""
     return codebook(name)[codes]

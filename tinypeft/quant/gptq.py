@@ -1,95 +1,85 @@
 """GPTQ: round column after column, and let the columns still to come make up for the error.
 
-Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", ICLR 2023 (arXiv 2210.17323). Minimise ‖WX − ŴX‖², of Hessian H = 2XXᵀ for every row of W, as OBQ does
-(`obq.py`), but in one order for all rows. All its matrices H_F⁻¹ are then found in one Cholesky factor (§3.3, step 3),
-and of what one column adds to a later one only the sum matters (step 2). Algorithm 1:
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+ICLR 2023 (arXiv 2210.17323). Like OBQ (`obq.py`), GPTQ minimises ‖WX − ŴX‖², whose Hessian is
+H = 2XXᵀ for every row of W, but it rounds all rows in the same order. Then one Cholesky factor U
+contains all the matrices H_F⁻¹ (§3.3, step 3), and the corrections of a block of B columns can be
+applied to later columns at once (step 2). Algorithm 1:
 
     for i = 0, B, 2B, …:   for j = i … i+B−1:
-        Q_:j = quant(W_:j)      E_:j = (W_:j − Q_:j)/U_jj      W_:k ← W_:k − E_:j U_jk        for all k > j in the block
-    W_:k ← W_:k − Σ_j E_:j U_jk                                                              for all k after the block
+        Q_:j = quant(W_:j)     E_:j = (W_:j − Q_:j)/U_jj
+        W_:k ← W_:k − E_:j U_jk         for all k > j in the block
+    W_:k ← W_:k − Σ_j E_:j U_jk         for all k after the block
 
-    paper              here          shape
-    W_:j, E_:j         W[j], E[j]    (d_out,): the arrays are transposed, (d_in, d_out), which makes columns contiguous
-    Q                  q             (d_in, d_out), its codes
-    H                  H             (d_in, d_in), and λI is added, λ = damping · mean(diag H)
-    Cholesky(H⁻¹)ᵀ     U             (d_in, d_in), upper: H⁻¹ = UᵀU
-    B                  block_size
+    paper              here         shape
+    W_:j, E_:j         W[j], E[j]   (d_out,): arrays are transposed, which makes columns contiguous
+    Q                  q            (d_in, d_out), its codes
+    H                  H            (d_in, d_in); λI is added, λ = damping · mean(diag H)
+    Cholesky(H⁻¹)ᵀ     U            (d_in, d_in), upper: H⁻¹ = UᵀU
+    B                  block_size   columns at a time
 
-Inside a block this file sums what a column gets just before it is rounded, W_:k − Σ_j E_:j U_jk, instead of adding to
-all that follow: the same numbers, with fewer memory writes. Work is float64, so that the codes do not depend on B.
-
-Bits per weight: b + (16 + b)/g with float16 scales and a b-bit zero point per group of g (symmetric: b + 16/g).
+Inside a block we apply a column's accumulated corrections, W_:k − Σ_j E_:j U_jk, just before
+rounding it, rather than updating every later column at once: the same numbers, fewer memory writes.
+The work is float64, so that the codes do not depend on B. Bits per weight: b + (16 + b)/g with
+float16 scales and a b-bit zero point per group of g columns; b + 16/g if symmetric.
 
 Where implementations differ:
- *  Scales of groups inside a block. The authors' code, and GPTQModel, choose them from W as it stood before the block,
-    without what the block's own columns add: `group_scales="lazy"`, the default. "fresh" takes what the columns have
-    become. With "lazy" and g < B the result does depend on B.
- *  Order. The paper takes columns as they come; `act_order=True` (AutoGPTQ's `desc_act`) by falling diagonal of H, and
-    has to store the order, 32 bits per column. `static_groups` chooses all scales beforehand, by the original columns;
-    with `act_order`, nothing is stored then.
- *  The grid is asymmetric as in the paper. `symmetric=True` is the authors', s = 2 max|w|/(2ᵇ−1); `clipping="mse"` is
-    their search, the best of 100 steps down to 0.2 of the range in the norm 2.4. Damping is 0.05 in GPTQModel.
- *  A dead input (H_jj = 0) gets weight 0 first of all; theirs lets it widen the range of a whole row.
- *  `true_sequential`: the inputs of a block's later layers are taken with its earlier ones quantized. The paper takes
-    all of a block's inputs at once.
+ *  Scales of groups inside a block. The authors' code and GPTQModel choose them from W as it was
+    before the block, ignoring corrections made inside it: `group_scales="lazy"`, the default.
+    "fresh" includes these corrections. With "lazy" and g < B, the result does depend on B.
+ *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
+    by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
+    chooses all scales beforehand, from the original columns; then no order is stored.
+ *  Grid. The default is asymmetric, as in the paper. `symmetric=True` is the authors', with
+    s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
+    keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
+ *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
+ *  `true_sequential=True` takes the inputs of a block's later layers with its earlier ones
+    quantized. The paper takes all inputs of a block at once.
 """
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..nn import replace_modules
-from .calibration import checked_hessian, observed, walk
-from .folding import READS
+from ..gpt import GPT
+from ..hints import Array
+from ..hyper import flag, one_of, real, whole
+from ..nn import Linear, replace_modules
+from .calibration import READERS, CalibratedWeights, block_by_block, layers_in, recording_inputs
 from .linear import QuantizedLinear
 from .packing import pack
 from .qtensor import QTensor
-from .scheme import Scheme, check_choice, checked
-from .uniform import Uniform, group_width
+from .scheme import checked
+from .uniform import Uniform
 
 
 @dataclass(frozen=True)
-class GPTQ(Scheme):
-    """bits 1 … 8 (symmetric: 2 … 8). group_size: columns that share a scale, None for whole rows. damping ≥ 0, in units
-    of the mean of diag H. block_size ≥ 1 columns. The other fields are explained at the top of the file."""
-    bits: int = 4
-    group_size: int | None = None
-    symmetric: bool = False
-    act_order: bool = False
-    static_groups: bool = False
-    group_scales: str = "lazy"
-    damping: float = 0.01
-    block_size: int = 128
-    clipping: str = "minmax"
-    scale_dtype: str = "float16"
-    true_sequential: bool = False
-    calibrated = True
-
-    def __post_init__(self):
-        check_choice("group_scales", self.group_scales, ("lazy", "fresh"))
-        check_choice("clipping", self.clipping, ("minmax", "mse"))
-        if self.group_size is not None and not self.group_size >= 1:
-            raise ValueError(f"group_size must be at least 1, or None for whole rows, got {self.group_size!r}")
-        if not self.block_size >= 1 or not self.damping >= 0:
-            raise ValueError(f"need block_size ≥ 1 and damping ≥ 0, got {self.block_size!r} and {self.damping!r}")
-        assert self.nearest                                               # ValueError for bits or dtypes it cannot have
+class GPTQ(CalibratedWeights):
+    """group_size: columns that share a scale, None for whole rows. damping: in units of
+    mean(diag H). block_size: columns at a time. For the rest see "Where implementations differ"."""
+    act_order: bool = flag(False, also=("desc_act",))
+    static_groups: bool = flag(False)
+    group_scales: str = one_of("lazy", "fresh")
+    damping: float = real(0.01, least=0, also=("percdamp", "damp_percent"))
+    block_size: int = whole(128, least=1, also=("blocksize",))
+    clipping: str = one_of("minmax", "mse")
+    scale_dtype: str = one_of("float32", "float16", default="float16")
+    true_sequential: bool = flag(False)
 
     @property
     def nearest(self) -> Uniform:
-        """The same grid without the corrections: round to nearest, which is what GPTQ is where H is the identity."""
-        granularity = "group" if self.group_size else "channel"
-        return Uniform(self.bits, self.symmetric, granularity, self.group_size, self.clipping, "full", self.scale_dtype,
-                       norm=2.4)
+        """The same grid without corrections: GPTQ is round to nearest if H is the identity."""
+        return replace(super().nearest, clipping=self.clipping, convention="full", norm=2.4)
 
-    def quantize(self, W: np.ndarray, H: np.ndarray | None = None) -> QTensor:
-        """W (d_out, d_in) and H (d_in, d_in), (2/n) Σ x xᵀ over the layer's inputs up to any factor → QTensor.
+    def quantize(self, W: Array, H: Array | None = None) -> QTensor:
+        """W (d_out, d_in); H (d_in, d_in), (2/n) Σ x xᵀ over the inputs, up to any factor.
 
-        ValueError when H is missing, zero, or no such sum, and for a group size that does not divide d_in.
+        ValueError when H is missing, zero, or no such sum, and for groups that do not divide d_in.
         """
         W, d = checked(W), W.shape[1]
-        H = checked_hessian(H, d, "GPTQ")
-        g, B = group_width(d, self.group_size or d), self.block_size
+        H = self.hessian(H, d)
+        g, B = self.width(d), self.block_size
         dead = H.diagonal() == 0
         H[dead, dead], W = 1, np.where(dead, np.float32(0), W)
         fit = self.nearest.fit
@@ -114,48 +104,51 @@ class GPTQ(Scheme):
             W[i + B:] -= U[i:i + B, i + B:].T @ E
 
         if self.static_groups:
-            q[order] = q.copy()                                           # back to the original columns
-        scale, zero = np.hstack([grid.scale for grid in grids]), grids[0].zero              # (d_out, d_in/g)
+            q[order] = q.copy()                                           # back in their order
+        scale, zero = np.hstack([grid.scale for grid in grids]), grids[0].zero     # (d_out, d_in/g)
         if not self.symmetric:
             zero = pack(np.hstack([grid.zero for grid in grids]).astype(np.uint8), self.bits)
-        return QTensor(pack(q.T, self.bits), self.bits, q.T.shape, g, scale.reshape(-1).astype(self.scale_dtype), zero,
-                       order=order.astype(np.int32) if self.act_order and not self.static_groups else None)
+        scale = scale.reshape(-1).astype(self.scale_dtype)
+        order = order.astype(np.int32) if self.act_order and not self.static_groups else None
+        return QTensor(pack(q.T, self.bits), self.bits, q.T.shape, g, scale, zero, order=order)
 
-    def apply(self, model, layers, batches):
-        """Block after block, each calibrated on what the quantized blocks before it put out."""
-        for layer in layers.values():
-            group_width(layer.d_in, self.group_size or layer.d_in)        # fail before any work is done
-        stages = [readers for _, readers in READS]
-        if not self.true_sequential:
-            stages = [sum(stages, ())]
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+        """Block by block, each calibrated on the outputs of the quantized blocks before it."""
+        for layer in layers.values(): self.width(layer.d_in)              # fail before any work
         n, d = sum(tokens.size for tokens in batches), max(layer.d_in for layer in layers.values())
         if n < d:
-            warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has rank {n} at most, "
-                          "and where it is blind only the damping decides; give more tokens", stacklevel=3)
-        for prefix, block, inputs in walk(model, batches):
-            for names in stages:
-                paths = [f"{prefix}.{name}" for name in names if f"{prefix}.{name}" in layers]
-                if not paths: continue
-                with observed(model, paths, hessian=True) as seen:
+            warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has "
+                          f"rank ≤ {n}, and damping alone decides the rest; give more tokens",
+                          stacklevel=3)
+        stages = [*READERS.values()] if self.true_sequential else [sum(READERS.values(), ())]
+        for path, block, inputs in block_by_block(model, batches):
+            inside = layers_in(path, layers)
+            for stage in stages:
+                names = [name for name in stage if name in inside]
+                if not names: continue
+                with recording_inputs(block, names, hessian=True) as seen:
                     for h in inputs: block(h)
-                replace_modules(model, {path: QuantizedLinear(self.quantize(layers[path].weight.data, seen[path].H),
-                                                              layers[path].bias) for path in paths})
+                new = {}
+                for name in names:
+                    weight = self.quantize(inside[name].weight.data, seen[name].H)
+                    new[name] = QuantizedLinear(weight, inside[name].bias)
+                replace_modules(block, new)
 
 
-def factor(H, damping):
+def factor(H: Array, damping: float) -> Array:
     """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d).
 
-    Where H + λI is not positive definite, to rounding, λ is raised tenfold, and a warning says so.
+    If H + λI is not positive definite up to rounding, λ is raised tenfold, and a warning says so.
     """
     from scipy.linalg.lapack import dpotrf, dtrtri
     while damping < 1e3:
-        A = H[::-1, ::-1].copy()                                          # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ
-        A.flat[::len(A) + 1] += damping * H.diagonal().mean()             # with R upper; so (H + λI)⁻¹ = R⁻ᵀ R⁻¹
+        A = H[::-1, ::-1].copy()                # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ with
+        A.flat[::len(A) + 1] += damping * H.diagonal().mean()      # R upper: (H + λI)⁻¹ = R⁻ᵀ R⁻¹
         C, failed = dpotrf(A.T, lower=1)
         if not failed and C.diagonal().min()**2 > len(A) * np.finfo(float).eps * A.diagonal().max():
-            return dtrtri(C, lower=1, overwrite_c=1)[0][::-1, ::-1]       # U = R⁻¹
+            return dtrtri(C, lower=1, overwrite_c=1)[0][::-1, ::-1]                       # U = R⁻¹
         more = max(10 * damping, 1e-3)
-        warnings.warn(f"GPTQ: H is not positive definite with damping {damping:g} (fewer tokens than inputs?); "
-                      f"taking {more:g}", stacklevel=3)
+        warnings.warn(f"GPTQ: H is not positive definite with damping {damping:g} (fewer tokens "
+                      f"than inputs?); taking {more:g}", stacklevel=3)
         damping = more
-    raise ValueError("GPTQ: H is not positive definite whatever the damping: it is no sum of x xᵀ")
+    raise ValueError("GPTQ: H is not positive definite whatever the damping; it is no sum of x xᵀ")

@@ -1,54 +1,57 @@
-"""Integer matrix products, exactly, and W8A8: layers whose weights and inputs are both integers of 8 bits.
+"""Exact integer matrix products, and W8A8: linear layers with 8-bit weights and 8-bit inputs.
+
+W8A8 rounds both factors of a matrix product to integers, multiplies the integers, and scales the
+result (Dettmers et al., LLM.int8(), arXiv 2208.07339, §2):
 
     y = x Wᵀ + b  ≈  s_x · s_w · (q_x q_wᵀ) + b          q = round(x/s),   s = max|x|/127
-
-The product of integers is exact, as in an int8 kernel with int32 accumulators, though it is computed by a float32 GEMM,
-which is two orders of magnitude faster here than NumPy's integer `@`. A float32 holds every integer up to 2²⁴, so if
-Σ|aᵢbᵢ| ≤ 2²⁴ then every partial sum is an integer that float32 holds, in whatever order the BLAS adds them up:
-
-    codes −127 … 127     127² K ≤ 2²⁴  ⇔  K ≤ 1040
-    codes −128 … 127     128² K ≤ 2²⁴  ⇔  K ≤ 1024        which is where the sum over K is cut here
-
-Longer sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
-
-What shares a scale decides how well this works (Dettmers et al., arXiv 2208.07339, Table 1):
 
     symbol   here                    "tensor"    "token" (inputs) or "channel" (weights)
     s_x      max|X|/127              one         one per row of X, a token
     s_w      max|W|/127              one         one per row of W, an output channel
 
-tensor × tensor is their "absmax", token × tensor "row-wise", token × channel "vector-wise" quantization. An outlier in
-a token's vector makes its step s_x coarse for everything else in that token (in the batch, with one scale for all):
-LLM.int8() (`llm_int8.py`) and SmoothQuant (`smoothquant.py`) are two ways out.
+The paper's Table 1 calls tensor × tensor "absmax", token × tensor "row-wise" and token × channel
+"vector-wise" quantization. An outlier makes s_x large, so the token's other features are rounded
+coarsely (with one scale per tensor, those of the whole batch). LLM.int8() (`llm_int8.py`) and
+SmoothQuant (`smoothquant.py`) are two remedies.
 
-Gradient: rounding has none, so it is passed over (straight-through): dX = dY Ŵ, Ŵ = s_w q_w. The weight has none.
-Stored: 8 bits per weight, and 32 per scale. Inputs are quantized anew in every call and stored nowhere.
+How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
+them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
+integer up to 2²⁴. If Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is therefore exact, in any order. This holds
+for K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127.
+Longer sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
+
+Gradient: dX = dY Ŵ, straight through the rounding (`linear.py`). Stored: 8 bits per weight and 32
+per scale. Inputs are quantized in every call and never stored.
 """
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..nn import replace_modules
+from ..gpt import GPT
+from ..hints import Array
+from ..hyper import one_of
+from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
-from .linear import QuantizedLinear
-from .scheme import Scheme, check_choice
+from .linear import QuantizedLinear, straight_through
+from .qtensor import QTensor
+from .scheme import Scheme
 from .uniform import Uniform
 
 CHUNK = 1024                                             # 128² · 1024 = 2²⁴
 
 
-def int8_matmul(A, B):
+def int8_matmul(A: Array, B: Array) -> Array:
     """A (M, K), B (N, K) → A Bᵀ (M, N), exact.
 
-    A and B are int8, or float32 holding integers in [−128, 127]. The result is float32, or float64 for K > 1024, where
-    float32 could not hold it. Raises TypeError for other dtypes, ValueError when the shapes do not fit.
+    A and B are int8, or float32 that holds integers in [−128, 127]. The result is float32, or
+    float64 for K > 1024. Raises TypeError for other dtypes and ValueError for other shapes.
     """
     for X in (A, B):
         if X.dtype not in (np.int8, np.float32):
-            raise TypeError(f"int8_matmul: expected int8, or float32 that holds int8 values, got {X.dtype}")
+            raise TypeError(f"int8_matmul: expected int8, or float32 of int8 values, got {X.dtype}")
     if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[1]:
-        raise ValueError(f"int8_matmul: expected A (M, K) and B (N, K), got {A.shape} and {B.shape}")
+        raise ValueError(f"int8_matmul: expected A (M, K), B (N, K), got {A.shape} and {B.shape}")
     piece = lambda X, k: X[:, k:k + CHUNK].astype(np.float32, copy=False)
     C = piece(A, 0) @ piece(B, 0).T
     if A.shape[1] > CHUNK:
@@ -57,116 +60,100 @@ def int8_matmul(A, B):
     return C
 
 
-def int8_inputs(X, activations, scale=None):
-    """X (M, d) → integers −127 … 127 as float32 (M, d), and their scale: (M, 1) for "token", () for the others.
+def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple[Array, Array]:
+    """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x.
 
-    "token" and "tensor" take it from X itself; "static" is given it, and clips what lies outside.
+    "token" and "tensor" compute s_x from X, (M, 1) and (). "static" uses `scale` and clips X.
     """
     if activations == "static":
         s = X.dtype.type(scale)
         return np.clip(np.rint(X / s), -127, 127).astype(np.float32, copy=False), s
-    s = step(np.abs(X).max(axis=1 if activations == "token" else None, keepdims=activations == "token"))
+    per_token = activations == "token"
+    s = scale_of(np.abs(X).max(axis=1 if per_token else None, keepdims=per_token))
     return rounded_quotient(X, s), s
 
 
-def rounded_quotient(X, s):
+def rounded_quotient(X: Array, s: Array) -> Array:
     """round(X/s), float32."""
     Q = X / s
     return np.rint(Q, out=Q).astype(np.float32, copy=False)
 
 
-def step(m):
-    """The scale m/127 of a range [−m, m], an array; 1 where m is zero (or so small that m/127 is no normal float32)."""
+def scale_of(m: Array) -> Array:
+    """The scale m/127 of a range [−m, m]; 1 where m/127 is less than a normal float32."""
     s = m / m.dtype.type(127)
     return np.where(s < np.finfo(np.float32).tiny, s.dtype.type(1), s)
 
 
-def integers(q):
-    """The integers of a symmetric QTensor of at most 8 bits, as float32, of its shape."""
-    if q.bits == 8:                                                                # nothing to unpack: one pass
+def signed_codes(q: QTensor) -> Array:
+    """q − z of a symmetric QTensor of at most 8 bits, as float32, of its shape."""
+    if q.bits == 8:                                      # nothing to unpack: one pass
         return np.subtract(q.codes, np.float32(q.zero), dtype=np.float32).reshape(q.shape)
     return replace(q, scale=None, block_size=q.shape[-1]).dequantize()
 
 
-def scaled_matmul(Q, q, dtype=np.float32):
-    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ, (M, N).
+def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
+    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N).
 
-    Where every row of W has one scale, the sum is an exact integer, scaled: s_w (Q Wᵀ). Where a row has several, an
-    integer kernel adds up scaled sums of groups in float32; one GEMM with the decoded Ŵ is as exact as that, and faster.
+    If every row of W has one scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If
+    a row has several, Q multiplies the decoded Ŵ; scaling sums of groups is no more exact.
     """
     N, K = q.shape
     if q.block_size % K:
         return Q.astype(dtype, copy=False) @ q.dequantize().astype(dtype, copy=False).T
-    Y = int8_matmul(Q, integers(q)).astype(dtype, copy=False)
+    Y = int8_matmul(Q, signed_codes(q)).astype(dtype, copy=False)
     Y *= np.repeat(q.scales(), q.block_size // K)[:N]
     return Y
 
 
-def straight_through(x, b, forward, dense):
-    """y = forward(X) + b for the rows X (M, d_in) of x, with the gradient of a product by Ŵ = dense(): dX = dY Ŵ."""
-    need, shape, dtype = [t is not None and t.requires_grad for t in (x, b)], x.shape, x.dtype
-    Y = forward(x.data.reshape(-1, shape[-1])).astype(dtype, copy=False)
-    if b is not None: Y += b.data
-
-    def vjp(dy):
-        dY = dy.reshape(-1, dy.shape[-1])
-        dx = (dY @ dense().astype(dtype, copy=False)).reshape(shape) if need[0] else None
-        db = dY.sum(0)                                               if need[1] else None
-        return (dx,) if b is None else (dx, db)
-    return Tensor.fused(Y.reshape(*shape[:-1], -1), (x,) if b is None else (x, b), vjp)
-
-
 class Int8Linear(QuantizedLinear):
-    """y = s_x · (q_x Ŵᵀ) + b. `scale`: s_x as an array of no axes when `activations` is "static", else None."""
+    """y = s_x · (q_x Ŵᵀ) + b. `scale`: s_x (), if `activations` is "static", else None."""
 
-    def __init__(self, weight, bias, activations, scale=None):
+    def __init__(self, weight: QTensor, bias: Parameter | None, activations: str,
+                 scale: Array | None = None):
         super().__init__(weight, bias)
         self.activations, self.scale = activations, scale
 
-    def forward(self, x):
-        if x.shape[-1] != self.d_in:
-            raise ValueError(f"int8 linear: x {x.shape} does not fit a weight of shape {self.weight.shape}")
+    def forward(self, x: Tensor) -> Tensor:
+        return straight_through(x, self.weight, self.bias, self.product, self.dense_weight)
 
-        def product(X):
-            Q, s = int8_inputs(X, self.activations, self.scale)
-            Y = scaled_matmul(Q, self.weight, X.dtype)
-            Y *= s
-            return Y
-        return straight_through(x, self.bias, product, self.dense_weight)
+    def product(self, X: Array) -> Array:
+        """X (M, d_in) → s_x · (q_x Ŵᵀ), (M, d_out)."""
+        Q, s = int8_inputs(X, self.activations, self.scale)
+        Y = scaled_matmul(Q, self.weight, X.dtype)
+        Y *= s
+        return Y
 
-    def describe(self):
+    def describe(self) -> str:
         return f"{super().describe()[:-1]}, int8 inputs per {self.activations})"
 
 
 @dataclass(frozen=True)
 class W8A8(Scheme):
-    """8-bit weights and inputs and nothing else: what fails when inputs have outliers.
+    """8-bit weights and inputs without any care for outliers: the baseline that outliers break.
 
-    weights: "tensor" or "channel". activations: "token", "tensor", or "static", one scale for all inputs to come, from
-    the largest in `calibration`.
+    weights: "tensor" or "channel", the weights that share a scale. activations: "token", "tensor",
+    or "static", which is one scale for all later inputs, from the largest in the calibration.
     """
-    weights: str = "tensor"
-    activations: str = "tensor"
+    weights: str = one_of("tensor", "channel", also=("weight_quant",))
+    activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")
-
-    def __post_init__(self):
-        check_choice("weights", self.weights, ("tensor", "channel"))
-        check_choice("activations", self.activations, ("token", "tensor", "static"))
 
     calibrated = property(lambda self: self.activations == "static")
 
-    def quantize(self, W):
+    def quantize(self, W: Array) -> QTensor:
         return Uniform(8, granularity=self.weights).quantize(W)
 
-    def layer(self, linear, largest=None):
-        """`largest`: max|x| of the inputs to expect, when they are quantized statically."""
+    def layer(self, linear: Linear, largest: float | None = None) -> Int8Linear:
+        """`largest`: max|x| over the inputs to expect; needed if activations are "static"."""
         static = self.activations == "static"
         if static and largest is None:
-            raise ValueError("activations='static' needs to know the inputs: quantize(…, calibration=tokens)")
-        scale = step(np.array(largest, np.float32)) if static else None
+            raise ValueError("activations='static' needs to know the largest input; "
+                             "call quantize(…, calibration=tokens)")
+        scale = scale_of(np.array(largest, np.float32)) if static else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches, list(layers)) if self.activations == "static" else {}
         replace_modules(model, {path: self.layer(linear, seen[path].max_abs.max() if seen else None)
                                 for path, linear in layers.items()})

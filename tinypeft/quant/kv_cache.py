@@ -1,65 +1,73 @@
 """KIVI: the generation cache in a few bits, keys quantized per channel and values per token.
 
-Keys have channels that are large for every token, so the numbers that share a step are those of one channel, over a
-group of tokens; values have none, and a token is the unit in which attention mixes them. The most recent tokens stay
-as they are (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
+Some channels of the keys are large for every token, so one channel of a group of tokens shares a
+scale. Values have no such channels, so the channels of one token share a scale. The most recent
+tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
 
-    x̂ = s·q + m,    q = round((x − m)/s),    m = min x,  s = (max x − min x)/(2ᵇ − 1)        over one group
+    x̂ = s·q + m,   q = round((x − m)/s),   m = min x,  s = (max x − min x)/(2ᵇ − 1)   over a group
 
     paper   here           what
     b       bits           1 … 8
-    G       group_size     32: tokens of one channel of K; channels of one token of V (d_head if that is less)
-    R       residual       how many recent tokens at most are kept in the model's precision; a multiple of G. 128 in the
-                           paper, for contexts of thousands; its ablation starts at 32, the default here
+    G       group_size     32: tokens of a channel of K; channels of a token of V, at most d_head
+    R       residual       at most so many recent tokens keep the model's precision; a multiple of G
 
-Keys move to codes R at a time, when R are waiting; values one at a time, as they leave the window of R. What is being
-fed attends to itself, and a prompt thereby to all of itself, in full precision. Unlike in `uniform.py` the range need
-not contain 0 (m is stored, not an integer zero point): keys have channels far from it. (Keys of a small model may have
-no such channels; they are then as well off per token, `keys="token"`.)
+Keys move to codes R at a time, as soon as R are waiting. Values move when they leave the window of
+R. Tokens attend to the tokens fed in the same call, hence a prompt to itself, in full precision.
+Stored: b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded
+when it attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
-Stored: b + 32/G bits per number (s and m in float16), codes packed, and the recent tokens in full. All of a layer is
-decoded when the layer attends, and dropped again: memory at rest is `nbytes`, at work one layer's cache more.
+Where things differ. The paper has R = 128 for contexts of thousands of tokens; its ablation starts
+at 32, the default here. The range need not contain 0 as in `uniform.py`, because some key channels
+are far from it. A small model may have no such channels; then `keys="token"` does as well.
 """
 import numpy as np
 
 from ..generate import KVCache
+from ..gpt import GPTConfig
+from ..hints import Array
 from ..tensor import Tensor
 from .packing import pack, unpack
-from .scheme import check_choice
 
 __all__ = ["QuantizedKVCache"]
 
 
 class QuantizedKVCache(KVCache):
-    """A cache for `generate(…, cache=QuantizedKVCache(model.config, bits=4))`. `nbytes`: all it holds now.
+    """A cache for `generate(…, cache=QuantizedKVCache(model.config, bits=4))`, of `nbytes` bytes.
 
-    keys, values: "channel" or "token", what shares a step. Raises ValueError for options that make no sense, for groups
-    that do not divide a head or the residual, and, when used, for keys or values that float16 cannot bound.
+    keys, values: "channel" or "token", within which numbers share a scale. Raises ValueError for
+    other options, for groups that divide neither a head nor the residual, and, when used, for keys
+    or values outside the range of float16.
     """
 
-    def __init__(self, config, bits=4, group_size=32, residual=32, keys="channel", values="token"):
-        check_choice("bits", bits, tuple(range(1, 9)))
-        check_choice("keys", keys, ("channel", "token"))
-        check_choice("values", values, ("channel", "token"))
+    def __init__(self, config: GPTConfig, bits: int = 4, group_size: int = 32, residual: int = 32,
+                 keys: str = "channel", values: str = "token"):
+        kinds = {"channel": ChannelHistory, "token": TokenHistory}
+        got = f"got bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
+        if bits not in range(1, 9) or keys not in kinds or values not in kinds:
+            raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
+                             f"'token'; {got}")
+        whole = group_size >= 1 and residual >= 0 and (
+            "channel" not in (keys, values) or residual >= 1 and residual % group_size == 0)
+        if not whole:
+            raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
+                             f"(tokens leave it in whole groups); {got}")
         d_head = config.d_model // config.n_heads
-        channels = min(group_size, d_head)
-        if group_size < 1 or residual < 0 or "channel" in (keys, values) and (residual < 1 or residual % group_size):
-            raise ValueError("QuantizedKVCache: groups of tokens leave the residual whole, so it must be a positive "
-                             f"multiple of group_size; got residual={residual} and group_size={group_size}")
-        if "token" in (keys, values) and d_head % channels:
-            raise ValueError(f"QuantizedKVCache: group_size={group_size} does not divide a head of {d_head} channels")
-        history = lambda kind: ChannelHistory(bits, group_size, residual) if kind == "channel" else \
-            TokenHistory(bits, channels, residual)
-        super().__init__(config.n_layers, lambda: QuantizedLayerCache(history(keys), history(values)))
+        size = {"channel": group_size, "token": min(group_size, d_head)}
+        if "token" in (keys, values) and d_head % size["token"]:
+            raise ValueError(f"QuantizedKVCache: group_size={group_size} does not divide a head of "
+                             f"{d_head} channels")
+        history = lambda kind: kinds[kind](bits, size[kind], residual)
+        layer = lambda: QuantizedLayerCache(history(keys), history(values))
+        super().__init__(config.n_layers, layer)
 
 
 class QuantizedLayerCache:
-    """Keys and values of one layer, as `generate.LayerCache` keeps them."""
+    """The keys and values of one layer, in place of a `generate.LayerCache`."""
 
-    def __init__(self, keys, values):
+    def __init__(self, keys: "History", values: "History"):
         self.keys, self.values, self.length = keys, values, 0
 
-    def append(self, k, v):
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
         self.length += k.shape[2]
         return Tensor(self.keys.append(k.data)), Tensor(self.values.append(v.data))
@@ -68,20 +76,21 @@ class QuantizedLayerCache:
 
 
 class History:
-    """Vectors (B, H, S, d): the old ones as codes, in groups and in order of time, the last ones as they came."""
+    """Vectors (B, H, S, d): the old ones as codes, in order of time, the recent ones unrounded."""
 
-    def __init__(self, bits, group, residual):
+    def __init__(self, bits: int, group: int, residual: int):
         self.bits, self.group, self.residual = bits, group, residual
-        self.codes, self.n = np.zeros(0, np.uint8), 0                              # packed; how many
-        self.scale = self.low = np.zeros(0, np.float16)                            # s and m of every group
-        self.recent = None                                                         # (B, H, r, d)
+        self.codes, self.n = np.zeros(0, np.uint8), 0                     # packed, and their number
+        self.scale = self.low = np.zeros(0, np.float16)                   # s and m of every group
+        self.recent = None                                                # (B, H, r, d)
 
     @property
-    def nbytes(self):
-        return sum(a.nbytes for a in (self.codes, self.scale, self.low, self.recent) if a is not None)
+    def nbytes(self) -> int:
+        arrays = self.codes, self.scale, self.low, self.recent
+        return sum(a.nbytes for a in arrays if a is not None)
 
-    def append(self, x):
-        """Add x (B, H, T, d); return everything so far, what was quantized before this call as it decodes."""
+    def append(self, x: Array) -> Array:
+        """Add x (B, H, T, d); return everything so far: decoded codes, recent vectors, x."""
         recent = x if self.recent is None else np.concatenate([self.recent, x], axis=2)
         everything = recent if not self.n else np.concatenate([self.decode(x), recent], axis=2)
         leaving = self.leaving(recent.shape[2])
@@ -89,13 +98,14 @@ class History:
         self.recent = recent[:, :, leaving:].copy()
         return everything
 
-    def encode(self, x):
+    def encode(self, x: Array) -> None:
         """Append groups x (n, G) to the codes."""
         low, high = x.min(1), x.max(1)
         m = -half(-low)
         s = half((high - m) / (2**self.bits - 1))
         if not (np.isfinite(m) & np.isfinite(s)).all():
-            raise ValueError(f"QuantizedKVCache: keys or values from {low.min()} to {high.max()} exceed float16 scales")
+            raise ValueError(f"QuantizedKVCache: keys or values from {low.min()} to {high.max()} "
+                             "exceed float16 scales")
         s[s == 0] = 1
         q = np.rint((x - m[:, None].astype(x.dtype)) / s[:, None].astype(x.dtype))
         q = np.clip(q, 0, 2**self.bits - 1).astype(np.uint8).reshape(-1)
@@ -103,23 +113,23 @@ class History:
         self.n += q.size
         self.scale, self.low = np.concatenate([self.scale, s]), np.concatenate([self.low, m])
 
-    def decode(self, like):
-        """What the codes stand for, (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
+    def decode(self, like: Array) -> Array:
+        """The decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
         x = unpack(self.codes, self.bits, self.n).astype(like.dtype).reshape(-1, self.group)
         x *= self.scale[:, None]
         x += self.low[:, None]
         return self.ungrouped(x, *like.shape[:2], like.shape[3])
 
 
-def half(x):
-    """x in float16, rounded up, so that a range keeps covering its group."""
+def half(x: Array) -> Array:
+    """x in float16, rounded up, so that a range still covers its group."""
     with np.errstate(over="ignore"):
         y = x.astype(np.float16)
     return np.where(y < x, np.nextafter(y, np.float16(np.inf)), y)
 
 
 class TokenHistory(History):
-    """A group is G channels of one token. One token leaves for every one that comes once R are there."""
+    """A group is G channels of one token. Tokens beyond the R most recent ones leave."""
 
     def leaving(self, r): return max(0, r - self.residual)
     def grouped(self, x): return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
@@ -127,13 +137,14 @@ class TokenHistory(History):
 
 
 class ChannelHistory(History):
-    """A group is G tokens of one channel. R tokens leave together once they are there."""
+    """A group is G tokens of one channel. R tokens leave together, as soon as R are waiting."""
 
     def leaving(self, r): return r - r % self.residual
 
     def grouped(self, x):
         B, H, n, d = x.shape
-        return x.reshape(B, H, n // self.group, self.group, d).transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
+        x = x.reshape(B, H, n // self.group, self.group, d)
+        return x.transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
 
     def ungrouped(self, x, B, H, d):
         return x.reshape(-1, B, H, d, self.group).transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)

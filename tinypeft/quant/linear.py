@@ -1,57 +1,76 @@
-"""The layer a quantizer leaves behind: y = x Ŵᵀ + b with Ŵ kept as codes."""
-from ..nn import Module
-from ..tensor import Tensor
+"""The layer that quantization leaves behind, and the one backward pass of all such layers.
 
-__all__ = ["QuantizedLinear", "quantized_linear"]
+    y = x Ŵᵀ + b        dx = dy Ŵ,   db = Σ dy        Ŵ is stored as codes and has no gradient
+
+A layer may compute its product with rounded inputs too (`int8.py`). Rounding has derivative 0
+almost everywhere, so such a layer takes the gradient of the formula above instead: the
+straight-through estimator (Bengio et al., arXiv 1308.3432).
+"""
+from collections.abc import Callable
+
+from ..hints import Array
+from ..nn import Module, Parameter
+from ..tensor import Tensor
+from .qtensor import QTensor
+
+__all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]
 
 
 class QuantizedLinear(Module):
-    """y = x Ŵᵀ + b. The weight is a QTensor (d_out, d_in), which has no gradient and cannot be trained; b is the
-    Parameter of the layer it stands for, or None.
+    """y = x Ŵᵀ + b. The weight is a QTensor (d_out, d_in), never trained; b is a Parameter or None.
 
-    Layers that also quantize their input are subclasses. They keep what everybody relies on, `d_in`, `d_out`, `bias`,
-    `dense_weight()` and the call, and whatever else they need as attributes that are arrays, QTensors, Parameters,
-    numbers, strings or None, so that `save_quantized` can write them.
+    Subclasses also quantize their input, and keep `d_in`, `d_out`, `bias` and `dense_weight()`.
+    Their further attributes are arrays, QTensors, Parameters, numbers, strings or None, which are
+    what `save_quantized` can write.
     """
 
-    def __init__(self, weight, bias):
+    def __init__(self, weight: QTensor, bias: Parameter | None):
         self.weight, self.bias = weight, bias
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return quantized_linear(x, self.weight, self.bias)
 
-    def dense_weight(self):
+    def dense_weight(self) -> Array:
         """Ŵ, float32 (d_out, d_in)."""
         return self.weight.dequantize()
 
     @property
-    def nbytes(self):
-        """Bytes that stand for the weight: all the layer keeps but its bias."""
+    def nbytes(self) -> int:
+        """The bytes of everything the layer stores, except its bias."""
         return sum(array.nbytes for name, array in self.state_dict().items() if name != "bias")
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, {8 * self.nbytes / self.weight.size:.2f} bits/weight)"
 
 
-def quantized_linear(x, q, b):
-    """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy;   there is no dŴ.
+def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
+    """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy.
 
-    x (…, d_in), q a QTensor (d_out, d_in), b (d_out,) or None → (…, d_out). Ŵ is decoded for the product and dropped,
-    and decoded again for dx: memory holds one layer's at a time.
+    x (…, d_in), q (d_out, d_in), b (d_out,) or None → (…, d_out). Ŵ is decoded for the forward
+    product, dropped, and decoded again for dx. Memory thus holds the Ŵ of one layer at a time.
     """
-    if x.shape[-1] != q.shape[1]:
-        raise ValueError(f"quantized linear: x {x.shape} does not fit a weight of shape {q.shape}")
-    need, shape, dtype = [t is not None and t.requires_grad for t in (x, b)], x.shape, x.dtype
+    dtype = x.dtype
     dense = lambda: q.dequantize().astype(dtype, copy=False)
-    Y = x.data.reshape(-1, q.shape[1]) @ dense().T
-    if b is not None: Y += b.data
+    return straight_through(x, q, b, lambda X: X @ dense().T, dense)
 
-    def vjp(dy):
-        dY = dy.reshape(-1, dy.shape[-1])
-        dx = (dY @ dense()).reshape(shape) if need[0] else None
-        db = dY.sum(0)                     if need[1] else None
-        return (dx,) if b is None else (dx, db)
-    return Tensor.fused(Y.reshape(*shape[:-1], -1), (x,) if b is None else (x, b), vjp)
+
+def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable, dense: Callable,
+                     *more: tuple) -> Tensor:
+    """y = product(X) + b.    dX = dY Ŵ,  Ŵ = dense(),    db = Σ dY.
+
+    X (M, d_in) are the rows of x, product(X) is (M, d_out). more: further edges of `Tensor.op`.
+    Raises ValueError unless x is (…, d_in).
+    """
+    if x.shape[-1:] != q.shape[1:]:
+        raise ValueError(f"x {x.shape} does not fit a weight of shape {q.shape}; "
+                         f"expected x (…, {q.shape[1]})")
+    shape, dtype = x.shape, x.dtype
+    rows = lambda a: a.reshape(-1, a.shape[-1])
+    Y = product(rows(x.data)).astype(dtype, copy=False)
+    if b is not None: Y += b.data
+    return Tensor.op(Y.reshape(*shape[:-1], -1),
+                     (x, lambda dy: (rows(dy) @ dense().astype(dtype, copy=False)).reshape(shape)),
+                     (b, lambda dy: rows(dy).sum(0)), *more)

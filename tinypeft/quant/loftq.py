@@ -25,10 +25,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..gpt import GPT
 from ..hints import Array, Seed
 from ..nn import Linear
 from ..peft.lora import LoRA
-from ..peft.model import MethodError, PeftModel, attach
+from ..peft.method import MethodError
+from ..peft.model import PeftModel, attach
 from .model import quantize
 from .qtensor import QTensor
 from .scheme import Scheme, checked
@@ -36,7 +38,7 @@ from .scheme import Scheme, checked
 __all__ = ["loftq", "loftq_factors", "loftq_rounds"]
 
 
-def loftq(model, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: Seed = 0,
+def loftq(model: GPT, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: Seed = 0,
           head: int | None = None) -> PeftModel:
     """Quantize the blocks of `model` by `scheme`, in place, and attach `lora`, started by LoftQ.
 

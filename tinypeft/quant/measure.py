@@ -1,81 +1,88 @@
-"""What a quantization costs, in numbers: bytes, weights, outputs; and what merging an adapter into it would cost.
+"""The cost of a quantization: bytes, errors of weights and outputs, and the price of merging.
 
-Two errors that are easily confused. GPTQ makes the first larger than round to nearest does, and the second smaller:
+Two errors are easily confused. GPTQ makes the first larger than round to nearest does, and the
+second smaller:
 
-    weight error    ‖Ŵ − W‖ / ‖W‖                         Frobenius norms
-    output error    ‖(Ŵ − W) X‖ / ‖W X‖                   X: a layer's inputs in the model as it was
+    weight error    ‖Ŵ − W‖ / ‖W‖               Frobenius norms
+    output error    ‖(Ŵ − W) X‖ / ‖W X‖         X: a layer's inputs in the original model
 
-Merging. A LoRA trained on a quantized base was trained on Ŵ, so it may be merged into Ŵ in floating point, exactly
-(`PeftModel.merge`), or kept apart. Merging it into the original W adds W − Ŵ, which the training never saw. Quantizing
-Ŵ + ΔW anew rounds away changes that are smaller than a step; on 4 bits that is most of ΔW (`requantize_error`).
+Merging. A LoRA on a quantized base was trained with Ŵ. It can be kept apart, or merged into Ŵ
+exactly, in floating point (`PeftModel.merge`). Merging it into the original W adds W − Ŵ, which the
+training never saw. Quantizing Ŵ + ΔW again rounds away changes smaller than a step: most of ΔW at 4
+bits (`requantize_error`).
 """
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
-from ..nn import Linear
-from .calibration import capture
-from .folding import READS
+from ..gpt import GPT
+from ..hints import Array
+from ..nn import Linear, Module
+from .calibration import READERS, capture
 from .linear import QuantizedLinear
+from .scheme import Scheme
 
 __all__ = ["bits_per_weight", "layer_errors", "output_error", "requantize_error", "weight_error"]
 
 
-def bits_per_weight(model):
-    """8 · bytes / weights over the quantized layers of a model, with their scales and whatever else they store."""
+def bits_per_weight(model: GPT) -> float:
+    """8 · bytes / weights over the quantized layers, with their scales and all else they store."""
     layers = [m for _, m in model.named_modules() if isinstance(m, QuantizedLinear)]
     return 8 * sum(m.nbytes for m in layers) / sum(m.weight.size for m in layers)
 
 
-def output_error(W, W_hat, H):
+def output_error(W: Array, W_hat: Array, H: Array) -> float:
     """‖(Ŵ − W)X‖/‖WX‖ from H = (2/n) X Xᵀ."""
     D = W_hat - W
     return float(np.sqrt(max(0.0, np.vdot(D @ H, D)) / np.vdot(W @ H, W)))
 
 
-def weight_error(before, after, trained=False):
+def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
     """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point.
-
-    trained: whether norms and biases have been trained in between, so that they do not tell what was folded into them.
-    """
+    trained: True if norms and biases were trained in between; they then show no folded scales."""
     pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
-    return float(np.sqrt(sum(np.square(W_hat - W).sum() for W, W_hat in pairs) / sum(np.square(W).sum() for W, _ in pairs)))
+    error = sum(np.square(W_hat - W).sum() for W, W_hat in pairs)
+    return float(np.sqrt(error / sum(np.square(W).sum() for W, _ in pairs)))
 
 
-def layer_errors(before, after, batches, trained=False):
-    """path → (weight error, output error) of every quantized layer; batches: tokens (B, T) or several such arrays.
+def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
+                 trained: bool = False) -> dict[str, tuple[float, float]]:
+    """path → (weight error, output error) of every quantized layer; batches: int (B, T) or several;
     trained: as in `weight_error`."""
-    seen = capture(before, batches, hessian=True)
-    return {path: (float(np.linalg.norm(W_hat - W) / np.linalg.norm(W)), output_error(W, W_hat, seen[path].H))
+    seen, norm = capture(before, batches, hessian=True), np.linalg.norm
+    return {path: (float(norm(W_hat - W) / norm(W)), output_error(W, W_hat, seen[path].H))
             for path, W, W_hat in unfolded(before, after, trained)}
 
 
-def unfolded(before, after, trained=False):
-    """(path, W, Ŵ) of the quantized layers, Ŵ without the scales that were folded into what computes its input."""
+def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[str, Array, Array]]:
+    """(path, W, Ŵ) of the quantized layers; scales that were folded into Ŵ are taken out again."""
     for i, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
-        folded = {} if trained else {source: ratio(old.get(source), new.get(source)) for source, _ in READS if source}
-        for source, readers in READS:
+        sources = () if trained else filter(None, READERS)
+        folded = {source: folded_scale(old.get(source), new.get(source)) for source in sources}
+        for source, readers in READERS.items():
             for name in readers:
                 layer = new.get(name)
                 if isinstance(layer, QuantizedLinear):
                     W_hat = layer.dense_weight() / folded.get(source, 1)
-                    yield f"blocks.{i}.{name}", old.get(name).dense_weight(), (W_hat.T * folded.get(name, 1)).T
+                    W_hat = (W_hat.T * folded.get(name, 1)).T
+                    yield f"blocks.{i}.{name}", old.get(name).dense_weight(), W_hat
 
 
-def ratio(old, new):
-    """By what (d,) the output of a norm or a projection was divided, as its bias, or a norm's γ, tells; 1 if it is 0."""
-    a, b = (m.bias.data if isinstance(m, (Linear, QuantizedLinear)) else m.weight.data for m in (old, new))
+def folded_scale(old: Module, new: Module) -> Array:
+    """The s (d,) that divided a norm's γ, or the bias of a linear layer; 1 where this is 0."""
+    linear = (Linear, QuantizedLinear)
+    a, b = (m.bias.data if isinstance(m, linear) else m.weight.data for m in (old, new))
     return np.divide(a, b, out=np.ones_like(a), where=b != 0)
 
 
-def requantize_error(tuned, scheme):
-    """What is lost when a LoRA on a quantized base is merged and the result quantized by `scheme`, two relative errors:
-
-    (‖Q(M) − M‖/‖M‖, ‖Q(M) − M‖/‖ΔW‖), M = Ŵ + ΔW, over all layers it is on. The second says how much of what was
-    learned is lost: near 1, about all of it. ValueError where nothing is merged, or nothing was learned.
-    """
+def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
+    """The price of merging a LoRA on a quantized base and quantizing the result M = Ŵ + ΔW again:
+    ‖Q(M) − M‖/‖M‖ and ‖Q(M) − M‖/‖ΔW‖ over all layers of the PeftModel. The second says how much
+    of the training is lost: near 1, almost all. ValueError if no weight has changed."""
     squares = np.zeros(3)
     for path, wrapper in tuned.wrappers.items():
         if not hasattr(wrapper, "merge"):
-            raise ValueError(f"requantize_error: {tuned.method} is not a change of weights at {path}")
+            raise ValueError(f"requantize_error: {tuned.method} does not change weights at {path}")
         M = wrapper.merge().dense_weight()
         squares += [np.square(scheme.quantize(M).dequantize() - M).sum(), np.square(M).sum(),
                     np.square(M - wrapper.base.dense_weight()).sum()]

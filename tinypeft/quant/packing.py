@@ -1,25 +1,27 @@
-"""Codes of b bits in an array of bytes, and back.
+"""Pack codes of b bits into an array of bytes, and unpack them.
 
-A code is an integer 0 … 2ᵇ−1, b = 1 … 8. The n codes are written one after the other into a stream of n·b bits, with
-nothing between them; zero bits fill up the last byte. Only the direction of the stream is a convention, and libraries
-differ in it. It is named as `np.packbits` names it (which this is, for b = 1):
+A code is an integer 0 … 2ᵇ−1, b = 1 … 8. The codes are written one after the other into a stream of
+bits without gaps; zero bits fill up the last byte. Libraries differ only in the direction of the
+stream. The names are those of `np.packbits`, which does the same for b = 1:
 
-    "big"      the first code sits in the high bits of the first byte: bitsandbytes' 4-bit order, and this package's.
-    "little"   the first code sits in the low bits: GPTQ's int32 words read as bytes, compressed-tensors.
+    "big"      the first code is in the high bits of the first byte: bitsandbytes; the default
+    "little"   the first code is in the low bits: GPTQ's int32 words, compressed-tensors
 
-Two libraries interleave: GGUF's Q4_0 puts elements i and i + 16 of a block of 32 into one byte (`gguf_blocks.py`), and
-AWQ orders the eight codes of a word 0 2 4 6 1 3 5 7. Those are permutations of the codes before "little" packing.
+Two libraries permute the codes before "little" packing. GGUF's Q4_0 puts elements i and i + 16 of a
+block of 32 into one byte (`gguf_blocks.py`). AWQ orders the eight codes of a word 0 2 4 6 1 3 5 7.
 """
 import numpy as np
 
+from ..hints import Array
+
 
 def packed_size(n: int, bits: int) -> int:
-    """The bytes that n codes of `bits` bits take: ⌈n·bits/8⌉."""
+    """How many bytes n codes of `bits` bits take: ⌈n·bits/8⌉."""
     return -(-n * bits // 8)
 
 
-def pack(codes, bits: int, bitorder: str = "big") -> np.ndarray:
-    """codes: integers 0 … 2**bits − 1, any shape → uint8 (⌈n·bits/8⌉,).
+def pack(codes: Array, bits: int, bitorder: str = "big") -> Array:
+    """Integers 0 … 2**bits − 1 of any shape → uint8 (⌈n·bits/8⌉,).
 
     Raises ValueError for bits outside 1 … 8, an unknown bitorder, or a code that does not fit.
     """
@@ -40,17 +42,17 @@ def pack(codes, bits: int, bitorder: str = "big") -> np.ndarray:
     if word is np.uint8:
         return words
     octets = words.astype(">u8" if bitorder == "big" else "<u8").view(np.uint8).reshape(-1, 8)
-    octets = octets[:, 8 - bits:] if bitorder == "big" else octets[:, :bits]   # eight codes of b bits: b bytes
+    octets = octets[:, 8 - bits:] if bitorder == "big" else octets[:, :bits]   # 8 codes are b bytes
     return np.ascontiguousarray(octets).reshape(-1)[:packed_size(n, bits)]
 
 
-def unpack(packed, bits: int, n: int, bitorder: str = "big") -> np.ndarray:
-    """The first n codes of a packed array: uint8 (n,). The inverse of `pack`; raises ValueError as it does."""
+def unpack(packed: Array, bits: int, n: int, bitorder: str = "big") -> Array:
+    """The first n codes of a packed array, uint8 (n,): the inverse of `pack`; the same errors."""
     lanes, word, shifts = _layout(bits, bitorder)
     packed = np.asarray(packed)
     if packed.dtype != np.uint8 or packed.size < packed_size(n, bits):
-        raise ValueError(f"unpack: {n} codes of {bits} bits need {packed_size(n, bits)} bytes (uint8), "
-                         f"got {packed.size} of {packed.dtype}")
+        raise ValueError(f"unpack: {n} codes of {bits} bits need {packed_size(n, bits)} bytes "
+                         f"(uint8), got {packed.size} of {packed.dtype}")
     octets = packed.reshape(-1)[:packed_size(n, bits)]
     if word is np.uint8:
         words = octets
@@ -66,9 +68,11 @@ def unpack(packed, bits: int, n: int, bitorder: str = "big") -> np.ndarray:
     return codes.reshape(-1)[:n]
 
 
-def _layout(bits: int, bitorder: str):
-    """(codes per word, dtype of a word, each code's shift in it). A word is the shortest run of whole bytes that holds
-    whole codes and is convenient: one byte when `bits` divides 8, else eight codes in the `bits` bytes of a uint64."""
+def _layout(bits: int, bitorder: str) -> tuple[int, type, list[int]]:
+    """Codes per word, dtype of a word, and each code's shift in it.
+
+    A word holds whole codes. It is a byte if `bits` divides 8; otherwise 8 codes, in a uint64.
+    """
     if bits not in range(1, 9):
         raise ValueError(f"bits must be 1 … 8, got {bits!r}")
     if bitorder not in ("big", "little"):

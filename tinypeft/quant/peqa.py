@@ -1,40 +1,43 @@
-"""PEQA: Parameter-Efficient and Quantization-aware Adaptation. Codes stay as they are, and only their scales are trained.
+"""PEQA (Parameter-Efficient and Quantization-aware Adaptation): frozen codes, trained scales.
 
-A weight is rounded to nearest, once, and what the model then learns is one number per output channel, or per group. The
-result is a quantized model like any other, of the same size: nothing is merged, and nothing is rounded again (Kim et al.,
-arXiv 2305.14152, equations 1 and 2):
+A weight is rounded to nearest once. Fine-tuning then learns one number per output channel or group,
+so the result is a quantized model of the same size, and nothing is merged or rounded again
+(Kim et al., arXiv 2305.14152, equations 1 and 2):
 
     Ŵ = (s₀ + Δs) ⊙ (q − z₀),    q = clip(⌊W/s₀⌉ + z₀, 0, 2ᵇ − 1)          trained: Δs
-    ∂L/∂Δsᵢ = Σⱼ Gᵢⱼ (qᵢⱼ − z₀ᵢ),    G = ∂L/∂Ŵ = dyᵀ x                      the sum over what shares sᵢ
+    ∂L/∂Δsᵢ = Σⱼ Gᵢⱼ (qᵢⱼ − z₀ᵢ),    G = ∂L/∂Ŵ = dyᵀ x        summed over what shares sᵢ
 
     paper     here            shape
     s₀ + Δs   scale           (n,): n = d_out, or d_out d_in/g for groups of g
     q, z₀     base.weight     a QTensor (d_out, d_in), frozen
     G         dW              (d_out, d_in), not kept
 
-One value does both steps, and its scales are an adapter: small, saved and taken off like any other.
+PEQA is a scheme and a method. The scales are an adapter that can be saved and detached.
 
     peqa = tp.PEQA(bits=4)
-    tp.train(tp.quantize(model, peqa), task, steps=300); tp.convert(model)      # as quantization, or
-    tuned = tp.attach(tp.quantize(model, peqa), peqa)                             # as fine-tuning: .save, .detach, .merge
+    tp.train(tp.quantize(model, peqa), task, steps=300); tp.convert(model)    # as quantization
+    tuned = tp.attach(tp.quantize(model, peqa), peqa)                         # or as fine-tuning
 
-`attach` also takes a model that another weight scheme quantized (Uniform, GPTQ, GGUF, NF4 without double quantization):
-the formula is the same, with c[q] for q − z₀ where there is a codebook. Scales that are codes themselves cannot be trained.
-Scales that the base keeps in float16 are trained in the model's precision, and rounded when it is merged or converted.
-
-As in the paper, grids are asymmetric, with one scale per output channel, or per group. Trained: Σ n over the layers.
+How this differs from the paper. `attach` also takes a model that another weight scheme quantized
+(Uniform, GPTQ, GGUF, NF4 without double quantization). With a codebook, c[q] replaces q − z₀.
+Scales that are stored as codes cannot be trained. float16 scales are trained in the model's
+precision and rounded by `merge` and `convert`. As in the paper, grids are asymmetric by default.
 """
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from ..nn import Module, Parameter, replace_modules
-from ..peft.model import Method, MethodError
+from ..gpt import GPT
+from ..hints import Array, Seed, Targets
+from ..hyper import flag, layer_names, whole
+from ..nn import Linear, Module, Parameter, replace_modules
+from ..peft.folders import KNOWN
+from ..peft.method import Method, MethodError
 from ..targets import match_targets
 from ..tensor import Tensor
-from .linear import QuantizedLinear
-from .qtensor import blocks_of
+from .linear import QuantizedLinear, straight_through
+from .qtensor import QTensor, blocks_of
 from .scheme import Scheme
 from .uniform import Uniform
 
@@ -43,123 +46,127 @@ __all__ = ["PEQA", "PEQALinear"]
 
 @dataclass(frozen=True)
 class PEQA(Scheme, Method):
-    """bits 1 … 8; symmetric; group_size: numbers that share a scale, None for all of an output channel.
-
-    targets: when attached, names of quantized layers, or "all".
-    """
-    bits: int = 4
-    symmetric: bool = False
-    group_size: int | None = None
-    targets: tuple | str = "all"
+    """bits: 1 … 8 (symmetric: 2 … 8). group_size: how many weights share a scale; None: all weights
+    of an output channel. targets: the quantized layers to attach to."""
+    bits: int = whole(4, least=1, most=8, also=("n_bits", "num_bits", "wbits"))
+    symmetric: bool = flag(False, also=("sym",))
+    group_size: int | None = whole(None, least=1, or_none=True, also=("groupsize", "q_group_size"))
+    targets: Targets = layer_names("all")
     learning_rate: ClassVar[float] = 1e-3
-    shown: ClassVar[tuple] = ("bits",)
+    trains: ClassVar[bool] = True
+    shown: ClassVar[tuple[str, ...]] = ("bits",)
+    error: ClassVar[type[ValueError]] = ValueError
 
-    def __post_init__(self):
-        _ = self.uniform                                 # raises for bits and sizes that make no sense
+    def check(self) -> None:
+        _ = self.uniform                                 # raises for a symmetric grid of 1 bit
 
-    uniform = property(lambda self: Uniform(self.bits, self.symmetric, "channel" if self.group_size is None else "group",
-                                            self.group_size))
+    @property
+    def uniform(self) -> Uniform:
+        granularity = "channel" if self.group_size is None else "group"
+        return Uniform(self.bits, self.symmetric, granularity, self.group_size)
 
     # -- quantize -------------------------------------------------------------------------------
-    def quantize(self, W):
+    def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W)
 
-    def layer(self, linear):
+    def layer(self, linear: Linear) -> "PEQALinear":
         q = self.quantize(linear.weight.data)
         return PEQALinear(QuantizedLinear(q, linear.bias), q.scales().astype(linear.weight.dtype))
 
-    def apply(self, model, layers, batches):
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         new = {path: self.layer(linear) for path, linear in layers.items()}
         for p in model.parameters(): p.requires_grad = False
         replace_modules(model, new)
 
     # -- attach ---------------------------------------------------------------------------------
-    def wrap(self, model, rng):
+    def wrap(self, model: GPT, rng: Seed) -> dict[str, Module]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
-            base, scale = (layer.base, layer.scale.data) if isinstance(layer, PEQALinear) else (layer, None)
-            self.check(path, base)
+            trained = isinstance(layer, PEQALinear)
+            base, scale = (layer.base, layer.scale.data) if trained else (layer, None)
+            self.check_base(path, base)
             wrappers[path] = PEQALinear(base, scale)
         return wrappers
 
-    def check(self, path, base):
-        """MethodError unless `base` is a quantized layer that this describes, and has scales that can be trained."""
+    def check_base(self, path: str, base: Module) -> None:
+        """Raise MethodError unless `base` is quantized like this and has trainable scales."""
+        kind = type(base).__name__
+        if not isinstance(base, QuantizedLinear):
+            raise MethodError(f"PEQA: {path} is a {kind}, not quantized; call "
+                              f"tinypeft.quantize(model, {self}) first")
         if type(base) is not QuantizedLinear:
-            quantized = isinstance(base, QuantizedLinear)
-            raise MethodError(f"PEQA: {path} is a {type(base).__name__}" + (", which changes its input as well; PEQA is for "
-                              "layers that multiply by a weight and do no more" if quantized else ", not quantized; call "
-                              f"tinypeft.quantize(model, {self}) first"))
-        q = base.weight
+            raise MethodError(f"PEQA: {path} is a {kind}, which changes its input as well; "
+                              "PEQA trains layers that only multiply by a quantized weight")
+        q, width = base.weight, base.d_in if self.group_size is None else self.group_size
         if not isinstance(q.scale, np.ndarray):
-            raise MethodError(f"PEQA: {path} has {'no scales' if q.scale is None else 'scales that are codes themselves'}, "
-                              "and codes cannot be trained; quantize with float scales (no double quantization)")
-        width = base.d_in if self.group_size is None else self.group_size
+            has = "no scales" if q.scale is None else "scales that are codes themselves"
+            raise MethodError(f"PEQA: {path} has {has}, and codes cannot be trained; quantize with "
+                              "float scales (no double quantization)")
         if (q.bits, q.block_size) != (self.bits, width):
-            raise MethodError(f"PEQA: {path} has {q.bits} bits and a scale for every {q.block_size} weights, {self} expects "
-                              f"{self.bits} and {width}; use PEQA(bits={q.bits}, group_size={q.block_size})")
+            raise MethodError(f"PEQA: {path} has {q.bits} bits and a scale per {q.block_size} "
+                              f"weights, but {self} expects {self.bits} and {width}; "
+                              f"use PEQA(bits={q.bits}, group_size={q.block_size})")
+
+
+KNOWN["PEQA"] = PEQA                                     # `load_adapter` finds it by this name
 
 
 class PEQALinear(Module):
-    """y = x Ŵᵀ + b with the codes of `base`, a QuantizedLinear, and `scale`, a Parameter (n,), in place of its scales."""
+    """y = x Ŵᵀ + b with the codes of `base`, a QuantizedLinear, and `scale`, a Parameter (n,)."""
 
-    def __init__(self, base, scale=None):
-        self.base, self.scale = base, Parameter(np.array(base.weight.scales() if scale is None else scale))
+    def __init__(self, base: QuantizedLinear, scale: Array | None = None):
+        self.base = base
+        self.scale = Parameter(np.array(base.weight.scales() if scale is None else scale))
 
     d_in = property(lambda self: self.base.d_in)
     d_out = property(lambda self: self.base.d_out)
     bias = property(lambda self: self.base.bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return scaled_linear(x, self.base.weight, self.scale, self.bias)
 
-    def dense_weight(self):
-        """Ŵ, an array (d_out, d_in)."""
+    def dense_weight(self) -> Array:
+        """Ŵ (d_out, d_in)."""
         return scaled(self.base.weight, self.scale.data)
 
-    def convert(self):
-        """A QuantizedLinear with these scales, rounded to what the base stores scales in."""
+    def convert(self) -> QuantizedLinear:
+        """The QuantizedLinear with these scales, rounded to the dtype of the base's scales."""
         q = self.base.weight
         return QuantizedLinear(replace(q, scale=self.scale.data.astype(q.scale.dtype)), self.bias)
 
     merge = convert
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, {self.scale.size} scales trained)"
 
 
-def scaled_linear(x, q, s, b):
-    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.    dx = dy Ŵ,  ds = Σ (dyᵀ x) ⊙ C over each block,  db = Σ dy.
+def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
+    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.
 
-    x (…, d_in), q a QTensor (d_out, d_in), s (n_blocks,), b (d_out,) or None → (…, d_out).
+    dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy.
+
+    x (…, d_in), q (d_out, d_in), s (n_blocks,), b (d_out,) or None → (…, d_out).
     """
-    if x.shape[-1] != q.shape[1]:
-        raise ValueError(f"PEQA: x {x.shape} does not fit a weight of shape {q.shape}")
-    X, S = x.data.reshape(-1, q.shape[1]), s.data
-    Y = X @ scaled(q, S).T
-    if b is not None: Y += b.data
-    need, shape = [t is not None and t.requires_grad for t in (x, s, b)], x.shape
+    X, S = x.data.reshape(-1, x.shape[-1]), s.data
+    dense = lambda: scaled(q, S)
 
-    def vjp(dy):
-        dY = dy.reshape(-1, dy.shape[-1])
-        dx = ds = None
-        if need[0]: dx = (dY @ scaled(q, S)).reshape(shape)
-        if need[1]:
-            dW = dY.T @ X                                                 # (d_out, d_in)
-            if q.order is not None: dW = dW[:, q.order]                   # to where codes are stored
-            ds = np.einsum("nb,nb->n", blocks_of(dW, q.block_size), integers(q).astype(S.dtype, copy=False))
-        db = dY.sum(0) if need[2] else None
-        return (dx, ds) if b is None else (dx, ds, db)
-    return Tensor.fused(Y.reshape(*shape[:-1], -1), (x, s) if b is None else (x, s, b), vjp)
+    def ds(dy):
+        dW = dy.reshape(-1, dy.shape[-1]).T @ X                           # (d_out, d_in)
+        if q.order is not None: dW = dW[:, q.order]                       # in the codes' order
+        C = unscaled(q).astype(S.dtype, copy=False)
+        return np.einsum("nb,nb->n", blocks_of(dW, q.block_size), C)
+    return straight_through(x, q, b, lambda X: X @ dense().T, dense, (s, ds))
 
 
-def integers(q):
+def unscaled(q: QTensor) -> Array:
     """C = c[q] − z in stored order, (n_blocks, block_size); zeros fill up the last block."""
     return blocks_of(replace(q, scale=None, order=None).dequantize(), q.block_size)
 
 
-def scaled(q, s):
+def scaled(q: QTensor, s: Array) -> Array:
     """Ŵ = s ⊙ C, of the shape of q and the dtype of s."""
-    W = (integers(q).astype(s.dtype, copy=False) * s[:, None]).reshape(-1)[:q.size].reshape(q.shape)
+    W = unscaled(q).astype(s.dtype, copy=False) * s[:, None]
+    W = W.reshape(-1)[:q.size].reshape(q.shape)
     if q.order is None:
         return W
     out = np.empty_like(W)

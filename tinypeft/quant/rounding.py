@@ -1,47 +1,50 @@
-"""Rounding through which gradients pass: what quantization-aware training puts in the place of a quantizer.
+"""Rounding through which gradients pass: it replaces the quantizer in quantization-aware training.
 
     u = x/s,   q = clip(⌊u⌉ + z, l, h),   x̂ = s (q − z)
 
-⌊·⌉ has derivative 0 wherever it has one. The straight-through estimator (STE; Bengio et al., arXiv 1308.3432) takes 1
-instead, which gives x a gradient, and in LSQ (Esser et al., arXiv 1902.08153, equations 2, 3 and 5) s as well:
+The derivative of ⌊·⌉ is 0 wherever it exists. The straight-through estimator (STE; Bengio et al.,
+arXiv 1308.3432) takes 1 instead. This gives x a gradient, and in LSQ (Esser et al., arXiv
+1902.08153, equations 2, 3 and 5) also s:
 
     ∂x̂/∂x = 1 inside the range,  0 outside
-    ∂x̂/∂s = ⌊u⌉ − u  inside,     l − z or h − z outside                          × g = 1/√(N Q_P)
-    ∂x̂/∂z = 0  inside,           −s outside                                      × g
+    ∂x̂/∂s = ⌊u⌉ − u  inside,     l − z or h − z outside         × g = 1/√(N Q_P)
+    ∂x̂/∂z = 0  inside,           −s outside                     × g
 
     paper     here            shape
     v, v̂      x, x̂            (n, B): n blocks of B numbers, each with a step of its own
     s         step            (n,)
-    Q_N, Q_P  z − l, h − z    2ᵇ⁻¹ and 2ᵇ⁻¹ − 1: codes are stored from 0 up, and z = 2ᵇ⁻¹, as in `uniform.py`
-    N         n_sharing       how many numbers share a step: B weights, or the d_in features of a layer's input
+    Q_N, Q_P  z − l, h − z    2ᵇ⁻¹ and 2ᵇ⁻¹ − 1: codes start at 0 and z = 2ᵇ⁻¹, as in `uniform.py`
+    N         n_sharing       numbers that share a step: B weights, or d_in features of an input
     β (LSQ+)  offset          (n,): z = ⌊−β/s⌉; then l = 0, and Q_P = h
 
-A step starts at 2⟨|x|⟩/√Q_P, or at 1 where all of a block is 0; with an offset, both start from the range of x.
+A step starts at 2⟨|x|⟩/√Q_P, or at 1 if its block is all 0; with an offset, at the range of x.
 
-Where things differ. The paper's "inside" is l < u + z < h; torch.fake_quantize* tests what was rounded,
-l ≤ ⌊u⌉ + z ≤ h, half a step further out on either side: `mask="torch"`. LSQ+ (Bhalgat et al., arXiv 2004.09576) adds β
-as it is, x̂ = s q + β, and starts where the squared error is least; here, as in torch, z is a whole number, so that sums
-of products stay integer, and the start is the range. But what is learned is β, in x's own units: a z that moves by one
-learning rate a step would take thousands to reach the next integer. g is meant for SGD: Adam divides it out again.
+Where things differ. The paper's "inside" is l < u + z < h. torch.fake_quantize* tests the rounded
+value, l ≤ ⌊u⌉ + z ≤ h, half a step further out on either side: `mask="torch"`. LSQ+ (Bhalgat et
+al., arXiv 2004.09576) adds β as it is, x̂ = s q + β, and starts at the least squared error. Here z
+is a whole number as in torch, so that sums of products stay integers, and the start is the range.
+The trained parameter is still β, in the units of x: a z that moves by one learning rate a step
+would take thousands of steps to the next integer. g is meant for SGD; Adam divides it out again.
 """
 import math
 
 import numpy as np
 
+from ..hints import Array
 from ..nn import Module, Parameter
 from ..tensor import Tensor, unbroadcast
-from .uniform import Grid
+from .qtensor import QTensor
+from .uniform import Grid, Uniform
 
-__all__ = ["LearnedStep", "MinMax", "fake_quantize", "rounded"]
+__all__ = ["LearnedStep", "MinMax", "fake_quantize", "round_to_grid"]
 
-EPS = np.finfo(np.float32).eps                           # a learned step counts as at least this, as in torch's module
+EPS = np.finfo(np.float32).eps                # the smallest learned step, as in torch's module
 
 
-def fake_quantize(x, s, z, low, high, mask="torch", g=1.0):
-    """x̂ = s (clip(⌊x/s⌉ + z, low, high) − z), and the gradients at the head of this file; g scales ds and dz.
-
-    x (n, B); s and z broadcast to it, z is rounded and clipped to [low, high] first → (n, B).
-    """
+def fake_quantize(x: Tensor, s: Tensor, z: Tensor, low: int, high: int, mask: str = "torch",
+                  g: float = 1.0) -> Tensor:
+    """x̂ = s (clip(⌊x/s⌉ + z, low, high) − z), with the gradients above; g scales ds and dz.
+    x (n, B); s and z broadcast to it; z is rounded and clipped to [low, high] first → (n, B)."""
     X, S, Z = x.data, s.data, np.clip(np.rint(z.data), low, high)
     u = X / S
     r = np.rint(u)
@@ -49,24 +52,19 @@ def fake_quantize(x, s, z, low, high, mask="torch", g=1.0):
     if mask == "torch": inside = (low <= r + Z) & (r + Z <= high)
     else:               inside = (low < u + Z) & (u + Z < high)
     slope = np.where(inside, r - u, k) if s.requires_grad else None
-    need, shapes = [p.requires_grad for p in (x, s, z)], (s.shape, z.shape)
-
-    def vjp(dy):
-        dx = dy * inside                                      if need[0] else None
-        ds = unbroadcast(dy * slope, shapes[0]) * g           if need[1] else None
-        dz = unbroadcast(dy * ~inside * -S, shapes[1]) * g    if need[2] else None
-        return dx, ds, dz
-    return Tensor.fused(k * S, (x, s, z), vjp)
+    s_shape, z_shape = s.shape, z.shape
+    return Tensor.op(k * S,
+                     (x, lambda dy: dy * inside),
+                     (s, lambda dy: unbroadcast(dy * slope, s_shape) * g),
+                     (z, lambda dy: unbroadcast(dy * ~inside * -S, z_shape) * g))
 
 
-def rounded(x, grid, cutoff=None):
-    """x on a constant `Grid`, whose rows cut x into as many blocks; dx = dy inside, 0 outside (STE).
-
-    `cutoff` c, if not None: dx = 0 where |x| ≥ c as well.
-    """
+def round_to_grid(x: Tensor, grid: Grid, cutoff: float | None = None) -> Tensor:
+    """x on a constant `Grid`, one block of x per row of it; dx = dy inside, 0 outside (STE), and
+    also 0 where |x| ≥ cutoff, if that is given."""
     constant = lambda a: Tensor(np.asarray(a, x.dtype))
-    blocks = x.reshape(len(grid.scale), -1)
-    y = fake_quantize(blocks, constant(grid.scale), constant(grid.zero), grid.low, 2**grid.bits - 1).reshape(x.shape)
+    blocks, s, z = x.reshape(len(grid.scale), -1), constant(grid.scale), constant(grid.zero)
+    y = fake_quantize(blocks, s, z, grid.low, 2**grid.bits - 1).reshape(x.shape)
     if cutoff is None:
         return y
     kept = np.abs(x.data) < cutoff
@@ -74,28 +72,27 @@ def rounded(x, grid, cutoff=None):
 
 
 class MinMax(Module):
-    """x̂ on the grid that spans x's own range, block by block, anew in every pass: nothing is clipped, dx = dy."""
+    """x̂ on the grid that spans each block's range in this pass: nothing is clipped, dx = dy."""
 
-    def __init__(self, uniform, cutoff=None):
+    def __init__(self, uniform: Uniform, cutoff: float | None = None):
         self.uniform, self.cutoff = uniform, cutoff
 
-    def forward(self, x):
-        return rounded(x, self.uniform.fit(self.uniform.blocks(x.data)), self.cutoff)
+    def forward(self, x: Tensor) -> Tensor:
+        return round_to_grid(x, self.uniform.fit(self.uniform.blocks(x.data)), self.cutoff)
 
-    def quantize(self, W):
+    def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W)
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.uniform}, straight through)"
 
 
 class LearnedStep(Module):
-    """LSQ: x̂ with a step, and unless `uniform` is symmetric an offset, that are Parameters.
+    """LSQ: x̂ with a step, and an offset unless `uniform` is symmetric, that are Parameters. They
+    start from mean_abs, low and high, ⟨|x|⟩, min x and max x of every block (n,). n_sharing: N."""
 
-    mean_abs, low, high: ⟨|x|⟩, min x and max x of every block, (n,), where they start from. n_sharing: N.
-    """
-
-    def __init__(self, uniform, mean_abs, low, high, n_sharing, mask="paper"):
+    def __init__(self, uniform: Uniform, mean_abs: Array, low: Array, high: Array, n_sharing: int,
+                 mask: str = "paper"):
         self.uniform, self.mask, self.top = uniform, mask, 2**uniform.bits - 1
         self.middle = 2**(uniform.bits - 1)
         Q_P = self.top - self.middle if uniform.symmetric else self.top
@@ -108,23 +105,26 @@ class LearnedStep(Module):
             self.offset = Parameter(-s * z)
         self.step = Parameter(s.copy())
 
-    def parts(self):
-        """s (n, 1) and z, (n, 1) or a number, not yet rounded: Tensors."""
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """s (n, 1), and z, (n, 1) or a number, not yet rounded."""
         step = self.step.reshape(-1, 1)
         s = Tensor.op(np.maximum(step.data, EPS).astype(step.dtype), (step, lambda ds: ds))
-        return s, s._constant(self.middle) if self.offset is None else -self.offset.reshape(-1, 1) / s
+        if self.offset is None: return s, s._constant(self.middle)
+        return s, -self.offset.reshape(-1, 1) / s
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         blocks = x.reshape(self.uniform.blocks(x.data).shape)
-        return fake_quantize(blocks, *self.parts(), 0, self.top, self.mask, self.g).reshape(x.shape)
+        x_hat = fake_quantize(blocks, *self.parts(), 0, self.top, self.mask, self.g)
+        return x_hat.reshape(x.shape)
 
-    def grid(self):
-        """The same as a `Grid`."""
+    def grid(self) -> Grid:
+        """The `Grid` of the step and offset as they are now."""
         s, z = (t.data.astype(np.float32) for t in self.parts())
-        return Grid(s, self.middle if self.offset is None else np.clip(np.rint(z), 0, self.top), self.uniform.bits)
+        zero = self.middle if self.offset is None else np.clip(np.rint(z), 0, self.top)
+        return Grid(s, zero, self.uniform.bits)
 
-    def quantize(self, W):
+    def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W, self.grid())
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.uniform}, {'step' if self.offset is None else 'step and offset'} learned)"

@@ -1,38 +1,51 @@
-"""A quantized model in a file: the bytes that it holds in memory, and a little JSON that says what they are.
+"""A quantized model in a file: the bytes that it holds in memory, and JSON that describes them.
 
-`state_dict` has every array under its name; what it lacks is of which kind a layer is, and the numbers that are no
-arrays (bits, shape, block size). A layer is what `vars(layer)` says, so that is what is written, and read back without
-running anybody's constructor. All arrays of one dtype are joined into one, and the JSON is compressed: the file is
-then within one percent of its arrays, where 100 headers would not be.
+`state_dict` has every array under its name, but records neither the class of each layer nor its
+scalar fields (bits, shape, block size). The JSON adds these, class and `vars(layer)`, and a layer
+is restored from them without running its constructor. Arrays of one dtype are joined into one, and
+the JSON is compressed: this keeps the file within one percent of its arrays.
 """
 import dataclasses
 import json
 import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import load_arrays, save_arrays
 from ..gpt import GPT, GPTConfig
+from ..hints import Array
 from ..nn import Linear, Parameter, replace_modules
+from .awq import InputScaledLinear
+from .fake_quant import RoundedLinear
+from .int8 import Int8Linear
 from .linear import QuantizedLinear
+from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
 __all__ = ["load_quantized", "save_quantized"]
 
+LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
 
-def save_quantized(model, path):
-    """Write a GPT, quantized layers and all, to one file, atomically. `load_quantized` reads it.
 
-    Raises ValueError while a method is attached (save that by its own `save`) or layers are still to be converted (see
-    `convert`), TypeError for a layer that holds something other than arrays, QTensors, Parameters and JSON values.
+def save_quantized(model: GPT, path: str | Path) -> None:
+    """Write a GPT with its quantized layers to one file, atomically. `load_quantized` reads it.
+
+    ValueError while a method is attached or layers are still to be converted (see `convert`);
+    TypeError for a layer with attributes other than arrays, QTensors, Parameters and JSON values.
     """
     if model.attached is not None:
-        raise ValueError(f"save_quantized: {model.attached} is attached; detach it first, and save it with its own .save")
+        raise ValueError(f"save_quantized: {model.attached} is attached; save it by its own .save, "
+                         "then detach it")
     if training := [path for path, m in model.named_modules() if hasattr(m, "convert")]:
-        raise ValueError(f"save_quantized: {training[0]} is still a layer for training; call tinypeft.convert(model) first")
+        raise ValueError(f"save_quantized: {training[0]} is still a layer for training; "
+                         "call tinypeft.convert(model) first")
     state = model.state_dict()
-    layers = {p: {"class": type(m).__name__} | {name: described(value, f"{p}.{name}") for name, value in vars(m).items()}
-              for p, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    layers = {path: {"class": type(m).__name__}
+              | {name: described(value, f"{path}.{name}") for name, value in vars(m).items()}
+              for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     index = [[name, a.dtype.name, list(a.shape)] for name, a in state.items()]
     joined = {dtype: np.concatenate([state[name].reshape(-1) for name, d, _ in index if d == dtype])
               for dtype in {d for _, d, _ in index}}
@@ -42,53 +55,53 @@ def save_quantized(model, path):
                  "head": None if model.head is None else model.head.d_out})
 
 
-def load_quantized(path):
-    """The GPT that `save_quantized` wrote to `path`: the same codes, the same function. It has no tokenizer.
+def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> GPT:
+    """The GPT that `save_quantized` wrote to `path`: same codes, same function, but no tokenizer.
 
-    Raises FileNotFoundError, or ValueError for a file that is damaged or something else.
+    layers: your own layer classes, if the model has any. FileNotFoundError, or ValueError for a
+    file that is damaged or something else.
     """
     joined, meta = load_arrays(path)
     if meta.get("format") != 1 or "layout" not in joined:
-        raise ValueError(f"{path} holds no quantized model; load_quantized reads what save_quantized wrote")
+        raise ValueError(f"{path} holds no quantized model that save_quantized wrote")
     layout = json.loads(zlib.decompress(joined["layout"]))
-    state, at = {}, dict.fromkeys(joined, 0)
+    state, start = {}, dict.fromkeys(joined, 0)
     for name, dtype, shape in layout["index"]:
         n = int(np.prod(shape))
-        state[name] = joined[dtype][at[dtype]:at[dtype] + n].reshape(shape)
-        at[dtype] += n
+        state[name] = joined[dtype][start[dtype]:start[dtype] + n].reshape(shape)
+        start[dtype] += n
     model = GPT(GPTConfig(**meta["config"]))
     if meta["head"] is not None:
         model.head = Linear(model.config.d_model, meta["head"])
-    kinds = subclasses(QuantizedLinear)
+    classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
     for p, parts in layout["layers"].items():
-        layer = object.__new__(kinds[parts.pop("class")])
+        if (kind := parts.pop("class")) not in classes:
+            raise ValueError(f"load_quantized: {p} is a {kind}; give its class in layers=")
+        layer = object.__new__(classes[kind])
         for name, value in parts.items():
             setattr(layer, name, restored(value, f"{p}.{name}", state))
         replace_modules(model, {p: layer})
     return model.load_state_dict(state)
 
 
-def described(value, name):
-    """What the file's JSON says of one attribute of a layer."""
+def described(value: Any, name: str) -> Any:
+    """What the file's JSON says about one attribute of a layer."""
     if isinstance(value, QTensor):
         return {"QTensor": value.metadata()}
     if isinstance(value, (Parameter, np.ndarray)):
         return {"array": type(value).__name__}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"save_quantized: {name} is a {type(value).__name__}, which it does not know how to write")
+    raise TypeError(f"save_quantized: {name} is a {type(value).__name__}, expected an array, a "
+                    "QTensor, a Parameter or a JSON value")
 
 
-def restored(value, name, state):
+def restored(value: Any, name: str, state: dict[str, Array]) -> Any:
     """The inverse of `described`."""
     if not isinstance(value, dict):
         return value
     if "QTensor" in value:
-        arrays = {k.removeprefix(f"{name}."): a for k, a in state.items() if k.startswith(f"{name}.")}
+        start = f"{name}."
+        arrays = {k.removeprefix(start): a for k, a in state.items() if k.startswith(start)}
         return QTensor.from_arrays(arrays, value["QTensor"])
     return Parameter(state[name]) if value["array"] == "Parameter" else state[name]
-
-
-def subclasses(cls):
-    """name → class, of a class and all that derive from it."""
-    return {cls.__name__: cls} | {name: c for sub in cls.__subclasses__() for name, c in subclasses(sub).items()}

@@ -1,61 +1,72 @@
-"""What every quantizer is, and what every quantizer asks of its input."""
+"""The base of all quantizers, and the check of the arrays that they quantize."""
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..hyper import Hyperparameters
-from ..nn import replace_modules
+from ..gpt import GPT
+from ..hints import Array
+from ..hyper import Hyperparameters, whole
+from ..nn import Linear, Module, replace_modules
 from .linear import QuantizedLinear
 from .qtensor import QTensor
 
 
+@dataclass(frozen=True)
 class Scheme(Hyperparameters):
     """A quantizer is a value: a frozen dataclass whose fields are the paper's hyperparameters.
 
-    A subclass defines `quantize(W) -> QTensor`; what it quantizes it first passes through `checked`. Its `repr`, which
-    tables print, names the bits or the format, and whatever else is not at its default. What it does to a model, when
-    `tinypeft.quantize` is called, is one of two further methods:
-
-        layer(linear)                   the module that stands for one Linear: overridden when inputs are quantized too
-        apply(model, layers, batches)   putting them in place: overridden when activations are looked at, or several
-                                        layers change together; `calibration.py` has what is needed for that
+    A subclass defines `quantize(W)`, which first passes W through `checked`. It also overrides
+    `layer` if it quantizes inputs, or `apply` if it looks at activations (`calibration.py`) or
+    changes several layers together.
     """
+    shown: ClassVar[tuple[str, ...]] = ("bits",)
+    calibrated: ClassVar[bool] = False           # must be given batches of tokens
+    trains: ClassVar[bool] = False               # leaves layers for training, to be converted later
 
-    shown = ("bits",)
-    calibrated = False           # must be given batches of tokens
-
-    def quantize(self, W: np.ndarray) -> QTensor:
+    def quantize(self, W: Array) -> QTensor:
+        """W: a floating-point array of ≥ 1 axes. ValueError for an array that does not fit."""
         raise NotImplementedError(f"{type(self).__name__} does not define quantize(W)")
 
-    def layer(self, linear) -> QuantizedLinear:
+    def layer(self, linear: Linear) -> Module:
+        """The module that replaces `linear`."""
         return QuantizedLinear(self.quantize(linear.weight.data), linear.bias)
 
-    def apply(self, model, layers: dict, batches: list):
-        """layers: path → Linear, those to replace in `model`. batches: int arrays (B, T); empty if none were given.
-
-        It may give a Parameter new `data` (never write into the old array): `quantize` undoes both if this raises.
-        """
+    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+        """Replace `layers` (path → Linear). batches: int (B, T), [] if none were given. Parameters
+        may be assigned new arrays, too; `quantize` undoes both if this raises."""
         replace_modules(model, {path: self.layer(linear) for path, linear in layers.items()})
 
 
-def checked(x, what: str = "W") -> np.ndarray:
-    """x as a C-contiguous float32 array. ValueError unless it is floating point, of ≥ 1 axes, not empty and finite."""
+def code_bits(default: int, least: int = 1, **options: Any) -> Any:
+    """A field: the bits of a code, from `least` to 8."""
+    return whole(default, least=least, most=8, also=("wbits", "w_bit", "nbits"), **options)
+
+
+def weights_per_scale(default: int | None = None) -> Any:
+    """A field: how many weights of a row share a scale; the class says what None means."""
+    return whole(default, least=1, or_none=True, also=("groupsize", "q_group_size"))
+
+
+def checked(x: Any, name: str = "W") -> Array:
+    """x as a C-contiguous float32 array. ValueError unless x is floats, not empty and finite."""
     got, x = type(x).__name__, np.asarray(x)
     if x.dtype.kind != "f":
-        raise ValueError(f"{what} must be a floating-point array, got {got} of dtype {x.dtype} "
+        raise ValueError(f"{name} must be a floating-point array, got {got} of dtype {x.dtype} "
                          "(a Tensor's array is its .data)")
     if x.ndim == 0 or x.size == 0:
-        raise ValueError(f"{what} must have at least one axis and one element, got shape {x.shape}")
+        raise ValueError(f"{name} must have at least one axis and one element, got shape {x.shape}")
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
         bad = np.argwhere(~np.isfinite(x))
         first = tuple(map(int, bad[0]))
-        raise ValueError(f"{what} {x.shape} has {len(bad)} elements that are not finite in float32, "
-                         f"the first at {first}: {x[first]}")
+        raise ValueError(f"{name} {x.shape} has {len(bad)} elements that are not finite in "
+                         f"float32, the first at {first}: {x[first]}")
     return x
 
 
-def check_choice(name: str, value, choices: tuple):
+def check_choice(name: str, value: Any, choices: tuple) -> None:
     """ValueError unless value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -2,7 +2,7 @@
 import numpy as np
 
 from ...nn import LayerNorm, Linear
-from ...quant.folding import fold
+from ...quant.folding import fold_scale
 from ...quant.int8 import int8_inputs, scaled_matmul
 from ...quant.llm_int8 import inputs
 from ...quant.smoothquant import smoothing_factors
@@ -80,7 +80,7 @@ def smooth(gamma, beta, weights, max_abs, alpha=0.5):
     norm.weight.data, norm.bias.data = gamma, beta
     for layer, W in zip(layers, weights, strict=True): layer.weight.data = W
     s = smoothing_factors(max_abs, weights, alpha)
-    fold(norm, layers, s)
+    fold_scale(norm, layers, s)
     return norm.weight.data, norm.bias.data, [layer.weight.data for layer in layers]
 
 

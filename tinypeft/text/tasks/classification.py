@@ -149,7 +149,8 @@ def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e
         columns = [np.array([column[w] for w in words(sentence) if w in column], int)
                    for sentence, _ in rows[split]]
         values = [idf[js] / max(np.linalg.norm(idf[js]), 1e-9) for js in columns]
-        entries = np.concatenate(values), np.concatenate(columns), np.cumsum([0, *map(len, columns)])
+        starts = np.cumsum([0, *map(len, columns)])
+        entries = np.concatenate(values), np.concatenate(columns), starts
         X = csr_array(entries, (len(columns), len(n)))
         return X, np.array([label for _, label in rows[split]])
 

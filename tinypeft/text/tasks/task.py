@@ -30,8 +30,8 @@ def tokenizer_of(model: Module | BPETokenizer | None) -> BPETokenizer:
         return model
     tokenizer, config = getattr(model, "tokenizer", None), getattr(model, "config", None)
     if tokenizer is None:
-        raise ValueError(f"{type(model).__name__} carries no tokenizer, but a task on text needs "
-                         "one: set model.tokenizer, or give the task a BPETokenizer instead of a model")
+        raise ValueError(f"{type(model).__name__} carries no tokenizer, but a task needs one: "
+                         "set model.tokenizer, or pass a BPETokenizer instead of a model")
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, "
                          f"the model only {config.vocab_size}")

@@ -1,0 +1,173 @@
+"""Saved adapters: the same bits in a fresh process, nothing loaded by halves, and classes of one's own."""
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.protocol import assert_saves, frozen_bytes, move, outputs
+from tests.toys import Noise
+from tinypeft.files import load_arrays, save_arrays
+
+LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
+EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4)]
+
+
+def test_saved_and_loaded_in_a_fresh_process_bit_exact(gpt, tokens, tmp_path):
+    assert_saves(gpt, [FULL, BITFIT, PROBE], tokens, tmp_path)
+
+
+@pytest.fixture
+def saved(gpt, tmp_path):
+    """A folder with a saved LoRA."""
+    tuned = tp.attach(gpt(np.float32), LORA, head=3)
+    move(tuned, np.random.default_rng(0))
+    tuned.save(tmp_path)
+    return tmp_path
+
+
+def edit(folder, change):
+    arrays, meta = load_arrays(folder / "adapter.npz")
+    change(arrays, meta)
+    save_arrays(folder / "adapter.npz", arrays, meta)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_a_detached_method_saves_what_it_learned(method, gpt, tokens, tmp_path):
+    tuned = tp.attach(gpt(np.float32), method, head=3)
+    move(tuned, np.random.default_rng(0))
+    learned = outputs(tuned, tokens)
+    tuned.detach()
+    tuned.save(tmp_path)
+    assert outputs(tp.load_adapter(gpt(np.float32), tmp_path), tokens) == learned
+
+
+def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
+    def fails(error, words, **sizes):
+        model = gpt(np.float32, **sizes)
+        before = frozen_bytes(model)
+        with pytest.raises(error, match=words): tp.load_adapter(model, saved)
+        assert model.attached is None and frozen_bytes(model) == before
+    fails(tp.MethodError, "made for a model of", n_layers=3)
+    name = "blocks.0.attention.query.A"
+    edit(saved, lambda arrays, meta: arrays.update(extra=arrays.pop(name)))
+    fails(KeyError, rf"matched 9 tensors, missing \['{name}'\], unknown \['extra'\]")
+    model = gpt(np.float32)
+    tp.load_adapter(model, saved, strict=False).detach()
+    edit(saved, lambda arrays, meta: arrays.update({name: arrays.pop("extra").T}))
+    fails(ValueError, r"has shape \(16, 2\), expected \(2, 16\)")
+    edit(saved, lambda arrays, meta: meta.update(method="NoRA"))
+    fails(ValueError, "unknown method 'NoRA'")
+    (saved / "adapter.npz").write_bytes(b"not an archive")
+    fails(ValueError, "damaged")
+    (saved / "adapter.npz").unlink()
+    fails(FileNotFoundError, "adapter.npz")
+
+
+def test_loading_onto_another_base_warns(gpt, saved):
+    with pytest.warns(UserWarning, match="base's weights differ"):
+        tp.load_adapter(gpt(np.float32, rng=1), saved)
+
+
+def test_the_saved_form_is_the_dataclass(saved):
+    _, meta = load_arrays(saved / "adapter.npz")
+    assert meta["method"] == "LoRA" and meta["head"] == 3
+    assert meta["fields"] == {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
+
+
+# -- classes of one's own ------------------------------------------------------------------------
+MINE = """
+from dataclasses import dataclass
+import tinypeft as tp
+
+class Mine(tp.LoRA):
+    'A method without a field of its own, and not decorated.'
+
+@dataclass(frozen=True)
+class Louder(tp.LoRA):
+    factor: float = 2.0
+    def scale(self, *args): return self.factor * super().scale(*args)
+
+class Outer:
+    class Inner(Mine): pass
+
+METHODS = [Mine(rank=2), Louder(rank=2, factor=3.0), Outer.Inner(rank=2), tp.LinearProbe(), tp.LoRA(rank=2)]
+"""
+FRESH = """
+import sys; sys.path[:0] = [{root!r}, {here!r}]
+import numpy as np, tinypeft as tp
+from tests.conftest import make_gpt
+from tests.protocol import LENGTHS, Labels
+tokens = np.random.default_rng(1).integers(0, 37, (3, 7))
+def run(tuned): return np.concatenate([tuned(tokens).data.ravel(), tuned.classify(tokens, LENGTHS).data.ravel()])
+class InMain(tp.LoRA): pass
+"""
+
+
+def fresh(code, folder):
+    """Run `code` in a new process, where `mine.py` can be imported and InMain is a class of __main__."""
+    (folder / "mine.py").write_text(MINE)
+    root = Path(__file__).parents[2]
+    code = FRESH.format(root=str(root), here=str(folder)) + code
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+def test_a_class_of_ones_own_trains_saves_and_loads_in_a_fresh_process(tmp_path):
+    fresh("""
+import mine
+for i, method in enumerate([*mine.METHODS, InMain(rank=3)]):
+    tuned = tp.attach(make_gpt(np.float32), method, head=3, rng=i)
+    history = tp.train(tuned, Labels(), 3, lr=1e-2)
+    tuned.save(str(i))
+    np.save(f"{i}.npy", run(tuned))
+""", tmp_path)
+    fresh("""
+import mine
+for i, method in enumerate([*mine.METHODS, InMain(rank=3)]):
+    tuned = tp.load_adapter(make_gpt(np.float32), str(i))
+    assert tuned.method == method and type(tuned.method) is type(method), tuned
+    assert np.array_equal(run(tuned), np.load(f"{i}.npy")), tuned
+""", tmp_path)
+
+
+def test_nothing_is_imported_to_load_a_class_of_ones_own(gpt, tmp_path, monkeypatch):
+    fresh("import mine; tp.attach(make_gpt(np.float32), mine.Mine(rank=2)).save('a')", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"unknown method 'Mine' of mine; .* import its module, or pass method=Mine"):
+        tp.load_adapter(gpt(np.float32), tmp_path / "a")
+    assert "mine" not in sys.modules
+    class Mine(tp.LoRA): pass
+    tuned = tp.load_adapter(gpt(np.float32), tmp_path / "a", method=Mine)
+    assert type(tuned.method) is Mine and tuned.method == Mine(rank=2)
+    for other in (tp.LoRA, Mine(), "Mine", Noise):
+        with pytest.raises(ValueError, match="unknown method 'Mine' of mine, got method="):
+            tp.load_adapter(gpt(np.float32), tmp_path / "a", method=other)
+
+
+@pytest.mark.parametrize("module, name", [
+    ("os", "system"), ("tinypeft.peft.lora", "LoRALinear"), ("tinypeft.peft.lora", "np.ndarray"), ("no", "LoRA"),
+    ("tinypeft.peft.lora", ""), (3, "LoRA"), (["os"], "LoRA"), ("tinypeft.peft.lora", "LoRA.scale.__globals__")])
+def test_a_file_can_name_no_other_object(module, name, gpt, saved):
+    edit(saved, lambda arrays, meta: meta.update(module=module, method=name))
+    with pytest.raises(ValueError, match="load_adapter: unknown method"):
+        tp.load_adapter(gpt(np.float32), saved)
+
+
+def test_a_class_of_the_package_is_named_without_its_module(gpt, saved, tmp_path):
+    """As in folders of earlier versions, which therefore load, and whatever file a class moves to."""
+    tp.attach(gpt(np.float32), PROBE, head=3).save(tmp_path / "probe")
+    peqa = tp.PEQA(bits=4)
+    tp.attach(tp.quantize(gpt(np.float32), tp.Uniform(4, symmetric=False, granularity="channel")), peqa).save(tmp_path / "peqa")
+    for folder, name in ((saved, "LoRA"), (tmp_path / "probe", "LinearProbe"), (tmp_path / "peqa", "PEQA")):
+        _, meta = load_arrays(folder / "adapter.npz")
+        assert meta["method"] == name and "module" not in meta
+    assert tp.load_adapter(gpt(np.float32), tmp_path / "probe").method == PROBE
+
+
+def test_pefts_folders_say_themselves_which_method_it_is(gpt, tmp_path):
+    tp.attach(gpt(np.float32), LORA).save(tmp_path, format="peft")
+    with pytest.raises(tp.MethodError, match="adapter_config.json says which method it is"):
+        tp.load_adapter(gpt(np.float32), tmp_path, method=tp.LoRA)

@@ -1,0 +1,62 @@
+"""The protocol: what a fine-tuning method says of itself, and when `train` calls it.
+
+Everything has a default that does nothing, so a method overrides only what it needs.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..hyper import Hyperparameters
+from ..nn import Module
+from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..gpt import GPT
+    from .model import PeftModel
+    from .virtual import VirtualTokens
+
+__all__ = ["Method", "MethodError"]
+
+
+class MethodError(ValueError):
+    """A method cannot do what was asked; the message says why."""
+
+
+class Method(Hyperparameters):
+    """A fine-tuning method: a frozen dataclass of hyperparameters that can be put on a model.
+
+    The method never changes. Whatever training changes lives in modules, as Parameters (trained) or
+    as ndarrays (saved, not trained).
+    """
+    error: ClassVar[type[ValueError]] = MethodError
+    learning_rate: ClassVar[float] = 1e-3        # for AdamW; used unless `train` is given another
+
+    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
+        """path → wrapper, for every module of the model that the method adapts."""
+        return {}
+
+    def virtual(self, model: GPT, rng: np.random.Generator) -> VirtualTokens | None:
+        """The module that emits the method's virtual tokens, or None."""
+
+    def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
+        """(method, virtual module) without a reparameterization, if they have one."""
+        return self, virtual
+
+    def trained(self, model: GPT) -> list[str]:
+        """Names of the base's own parameters that the method trains."""
+        return []
+
+    def before_step(self, tuned: PeftModel, step: int, total: int) -> None:
+        """Called before the forward pass of step 0 … total − 1."""
+
+    def penalty(self, tuned: PeftModel) -> Tensor | None:
+        """A term to add to the loss, or None."""
+
+    def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
+        """Called after the optimizer's step."""
+
+    def set_rank(self, tuned: PeftModel, rank: int) -> None:
+        """Use `rank` from now on; for methods that learn at several ranks."""
+        raise MethodError(f"set_rank: {self} learns at one rank only, and has no other to use")
