@@ -21,8 +21,7 @@ FOLDER = Path(__file__).parent
 
 
 def load_pretrained(folder: str | Path | None = None) -> GPT:
-    """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`. No network is
-    needed.
+    """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`, offline.
 
     folder: written by `python -m tinypeft pretrain --out FOLDER`; None is the shipped base. Raises
     FileNotFoundError or ValueError."""

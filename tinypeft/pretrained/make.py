@@ -1,8 +1,7 @@
 """`python -m tinypeft pretrain`: train the base model and write what the package ships.
 
 It takes about an hour and a half on two cores, and an interrupted run resumes. The text is
-`text.base_corpus()`. Every number in training.json is measured here, also the n-gram model's on the
-same tokens.
+`text.base_corpus()`. Every number in training.json is measured here, with the n-gram model's.
 """
 import dataclasses
 import json
@@ -78,8 +77,7 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
 
 
 def curve(losses: Sequence[float], points: int = 240) -> list[list[float]]:
-    """Reduce losses to about `points` pairs [step, mean loss since the last point], for a
-    picture."""
+    """Reduce losses to about `points` pairs [step, mean loss since the last point]."""
     width = max(1, math.ceil(len(losses) / points))
     return [[min(i + width, len(losses)), round(float(np.mean(losses[i:i + width])), 4)]
             for i in range(0, len(losses), width)]

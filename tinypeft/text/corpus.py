@@ -1,5 +1,4 @@
-"""The corpora: English that every installation carries, split so that no test repeats training
-text.
+"""The corpora: English from every installation, split so that no test repeats training text.
 
 `base_corpus()` is what the shipped model is pretrained on: Python's reference topics and the
 docstrings of the standard library, NumPy and SciPy. `domain_corpus()` is Matplotlib's docstrings,

@@ -50,8 +50,7 @@ class Document:
 def read(library: str) -> list[Document]:
     """Read every docstring of "python", "numpy", "scipy" or "matplotlib", in file order.
 
-    Raises `ValueError` for another name and `FileNotFoundError` if the library or its sources are
-    not installed."""
+    Raises `ValueError` for another name and `FileNotFoundError` if its sources are missing."""
     modules, packages = {}, set()                                        # dotted name → syntax tree
     for root, package in _roots(library):
         for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
@@ -105,8 +104,7 @@ def _parse(path):
 
 
 def _topics(library):
-    """(topic, text) of Python's reference, which `help('while')` shows; read from a dict
-    literal."""
+    """(topic, text) of Python's reference, shown by `help('while')`, from a dict literal."""
     if library == "python":
         tree = _parse(Path(next(iter(pydoc_data.__path__))) / "topics.py")
         table = next(node.value for node in tree.body if isinstance(node, ast.Assign))
@@ -117,8 +115,7 @@ def _topics(library):
 # ---- names, signatures and docstrings of one syntax tree -----------------------------------------
 
 def _docstrings(tree, module):
-    """Yield (defining module, qualified name in it, signature, docstring) of a module's syntax
-    tree."""
+    """Yield (defining module, qualified name in it, signature, docstring) of a module."""
     def walk(node, prefix):
         for child in node.body:
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -157,8 +154,7 @@ def _newdoc(node, module):
 
 
 def _split_usage(name, doc):
-    """Split the call off a docstring that begins with it: `array(object)` → ("(object)", the
-    rest)."""
+    """Split off a call at the beginning: `array(object)` → ("(object)", the rest)."""
     function = re.escape(name.rpartition(".")[2])
     usage = re.compile(rf"(?:\w+\.)*{function}\((.*)\)(?: *-> *[\w.]+)?(?: --)?")
     signature, blocks = "", doc.replace("\n--\n", "\n--\n\n").split("\n\n")
@@ -240,8 +236,8 @@ def prose(doc: str) -> str:
     """Remove doctests, unfilled templates, licence texts, tables and formulas from a docstring.
 
     Blank lines separate blocks. A block is cut at its first `>>>`, loses lines such as
-    `%(example)s`, and is kept if two thirds of its characters are letters. Headings without a text
-    are removed."""
+    `%(example)s`, and is kept if two thirds of its characters are letters. Empty sections are
+    removed."""
     kept, section_ends = [], True                                          # from the last block up
     for block in reversed(re.split(r"\n\s*\n", doc.expandtabs())):
         block = re.split(r"^\s*>>>", block, maxsplit=1, flags=re.MULTILINE)[0]

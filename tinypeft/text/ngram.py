@@ -79,8 +79,7 @@ class KneserNey:
 
     def tune(self, validation_ids: Array | Sequence[int]) -> float:
         """Choose the 3 · order discounts that minimize the loss on held-out ids (n,); return that
-        loss, nats/token. The steps are quasi-Newton, with the exact gradient, within 0 < D_i <
-        i."""
+        loss, nats/token. The steps are quasi-Newton, with exact gradients; 0 < D_i < i."""
         from scipy.optimize import minimize
         evidence = self._evidence(self._checked(validation_ids))
 
@@ -99,8 +98,7 @@ class KneserNey:
         return np.log(self._probabilities(self._evidence(self._checked(ids)), self.discounts))
 
     def loss(self, ids: Array | Sequence[int]) -> float:
-        """Mean −ln p of ids (n,) after the first, nats/token, to compare with a GPT's
-        cross-entropy."""
+        """Mean −ln p of ids (n,) after the first, nats/token, as a GPT's loss."""
         return -float(self.log_probabilities(ids).mean())
 
     def distribution(self, context: Array | Sequence[int] = ()) -> Array:
@@ -140,8 +138,7 @@ class KneserNey:
         return evidence
 
     def _probabilities(self, evidence, discounts, with_gradient=False):
-        """p of each predicted token, and if asked ∂(mean −ln p)/∂D (order, 3) by a backward
-        pass."""
+        """p of each predicted token, and if asked ∂(mean −ln p)/∂D (order, 3), backward."""
         n, *orders = evidence
         p, tape = np.full(n, 1 / self.vocab_size), []
         for (at, c, total, kinds), d in zip(orders, discounts, strict=True):
@@ -181,8 +178,7 @@ def _find(keys, wanted):
 def _closed_form(count):
     """Chen & Goodman's estimate: Y = n₁ / (n₁ + 2 n₂), D_i = i − (i + 1) Y n_{i+1} / n_i.
 
-    n_i is the number of k-grams with count i. D_i = i / 2 if the formula's value is not in (0,
-    i)."""
+    n_i is the number of k-grams with count i. D_i = i / 2 if the formula leaves (0, i)."""
     n = np.bincount(np.minimum(count, 5), minlength=6)
     Y = n[1] / (n[1] + 2 * n[2]) if n[1] else math.nan
     D = [i - (i + 1) * Y * n[i + 1] / n[i] if n[i] else math.nan for i in (1, 2, 3)]

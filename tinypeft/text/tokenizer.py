@@ -135,15 +135,14 @@ class BPETokenizer:
         return np.array(list(itertools.chain.from_iterable(ids)), np.int32)
 
     def encode_documents(self, documents: Iterable[object]) -> Array:
-        """Encode `str(document)` of each as one stream of ids (n,), with `<|endoftext|>` around
-        each."""
+        """Encode `str(document)` of each as one stream of ids (n,), each between ends of text."""
         end = np.array([self.end_of_text], np.int32)
         encoded = (self.encode(str(document)) for document in documents)
         return np.concatenate([end, *(part for ids in encoded for part in (ids, end))])
 
     def decode(self, ids: Sequence[int] | Array, errors: str = "replace") -> str:
-        """Decode ids as text. An incomplete or invalid UTF-8 sequence becomes "�" (`errors` as in
-        `bytes.decode`)."""
+        """Decode ids as text. An incomplete or invalid UTF-8 sequence becomes "�"; errors: as in
+        `bytes.decode`."""
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Sequence[int] | Array) -> bytes:
@@ -170,8 +169,7 @@ class BPETokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> BPETokenizer:
-        """Read a file that `save` wrote. Raises `ValueError` for another kind of file, `OSError` if
-        it cannot be read."""
+        """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             merges = [[token.encode("latin-1") for token in pair] for pair in content["merges"]]

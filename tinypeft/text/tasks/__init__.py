@@ -1,5 +1,4 @@
-"""The tasks: `train` draws batches from one, `evaluate` measures on it, and it has simple
-baselines.
+"""The tasks: `train` draws batches, `evaluate` measures, and baselines stand beside.
 
     task = tp.tasks.domain(model)          # or classify, summarize, planted
     tp.train(tuned, task, steps=300); tp.evaluate(tuned, task); task.baselines

@@ -86,8 +86,7 @@ def evenly(rows, most):
 
 
 class Classification(Rows):
-    """Name the class of a sentence. rows: split → [(sentence, label)]; a label is an index of
-    `classes`.
+    """Name the class of a sentence. rows: split → [(sentence, label)]; label indexes `classes`.
 
     A row of tokens is a document as in pretraining: the sentence, cut to fit the context, between
     two end-of-text tokens. The head reads the last one. A batch is (tokens (B, T), padded on the
@@ -136,8 +135,7 @@ def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e
     """Multinomial logistic regression on tf–idf weighted words → {"loss", "accuracy"} on test.
 
     x is 1 + ln((1 + N)/(1 + n)) for a word in n of train's N sentences, scaled so that a sentence
-    has ‖x‖ = 1. W minimizes mean NLL + λ/2 ‖W‖² on train; of `strengths`, λ has the least NLL on
-    validation."""
+    has ‖x‖ = 1. W minimizes mean NLL + λ/2 ‖W‖² on train; validation chooses λ of `strengths`."""
     from scipy.optimize import minimize
     from scipy.sparse import csr_array
     words = lambda sentence: sorted(set(re.findall(r"\w+", sentence.lower())))

@@ -86,8 +86,7 @@ class LanguageModelling(Task):
                 "bits_per_byte": means["loss"] / math.log(2) * tokens_per_byte}
 
     def measure_baselines(self) -> dict[str, Metrics]:
-        """Measure the unigram model and the Kneser–Ney 5-gram model, fitted on train and tuned on
-        validation."""
+        """Fit the unigram and Kneser–Ney 5-gram models on train; tune them on validation."""
         vocab_size = 1 + max(int(ids.max()) for ids in self.streams.values())
         losses = {}
         for name, order in ("unigram", 1), ("Kneser–Ney 5-gram", 5):

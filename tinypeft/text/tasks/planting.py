@@ -1,15 +1,14 @@
-"""Planting: recover a hidden change of known ranks. They are the truth for methods that allocate
-rank.
+"""Planting: recover a hidden change of known ranks, the truth for methods that allocate rank.
 
 The teacher is the model with a hidden change in some weight matrices, W + σ U Vᵀ of rank r. The
 rank differs from matrix to matrix and is mostly 0. The student is the model with a method attached.
 The loss, in nats/token on text, is
 
-    L = mean over positions of KL(teacher ‖ student) = Σ_w p_teacher(w) ln(p_teacher(w) /
-    p_student(w)),
+    L = mean over positions of KL(teacher ‖ student),
+    KL(p ‖ q) = Σ_w p(w) ln(p(w) / q(w)).
 
-0 if and only if the change is found. A method that allocates rank (AdaLoRA) should put it where it
-was planted. The loss as a function of the rank in use (DyLoRA) should fall up to the planted rank
+L is 0 if and only if the change is found. A method that allocates rank (AdaLoRA) should put it
+where it was planted. The loss as a function of the rank in use (DyLoRA) should fall up to that rank
 only.
 
 All planted directions must matter equally; leaving out an unimportant one would be no mistake. Let
@@ -78,8 +77,7 @@ def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float
 
 
 def plant(model, ranks, effect, tokens, rng):
-    """Make a Linear with W + σ U Vᵀ for each path of `ranks`, scaled on the text `tokens` (B,
-    T)."""
+    """Make a Linear with W + σ U Vᵀ for each path of `ranks`, scaled on tokens (B, T)."""
     recorders = {path: Recorder(model.get(path)) for path in ranks}
     replace_modules(model, recorders)
     with no_grad():

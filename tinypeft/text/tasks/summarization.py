@@ -82,8 +82,7 @@ class Summarization(Rows):
 
     def write(self, model: Module, split: str = "test", limit: int = 64,
               max_new_tokens: int = 48) -> list[str]:
-        """Let `model` answer the first `limit` prompts of a split, greedily; keep each first
-        line."""
+        """Let `model` answer the first `limit` prompts greedily; keep each first line."""
         prompts = [prompt for prompt, _ in self.data(split)[:limit]]
         written, end = {}, self.tokenizer.end_of_text
         length = lambda i: len(prompts[i])
@@ -98,8 +97,7 @@ class Summarization(Rows):
 
     def rouge(self, model: Module, split: str = "test", limit: int = 64,
               max_new_tokens: int = 48) -> float:
-        """Mean ROUGE-L of the result of `write` against the documentation's sentences, in [0,
-        1]."""
+        """Mean ROUGE-L of `write` against the documentation's sentences, in [0, 1]."""
         written = self.write(model, split, limit, max_new_tokens)
         pairs = zip(written, self.documents[split], strict=False)
         return float(np.mean([rouge_l(sentence, document.text) for sentence, document in pairs]))
@@ -132,8 +130,8 @@ def words_of(name):
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """ROUGE-L: F₁ of the longest common subsequence of words, in [0, 1]; case and punctuation
-    ignored.
+    """ROUGE-L in [0, 1]: F₁ of the longest common subsequence of words, without case and
+    punctuation.
 
     0 if a text has no word. Lin (2004), "ROUGE: A Package for Automatic Evaluation of
     Summaries"."""

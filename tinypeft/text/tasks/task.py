@@ -20,8 +20,8 @@ SHIPPED = Path(__file__).parents[2] / "pretrained" / "tokenizer.json"
 
 
 def tokenizer_of(model: Module | BPETokenizer | None) -> BPETokenizer:
-    """Return the tokenizer of a GPT or PeftModel. A tokenizer returns itself, None the shipped
-    base's.
+    """Return the tokenizer of a GPT or PeftModel. A tokenizer is returned as it is; None means the
+    shipped base's.
 
     Raises ValueError if the model has none, or a smaller vocabulary than its tokenizer."""
     if model is None:
@@ -77,8 +77,7 @@ class Task:
 
     @functools.cached_property
     def baselines(self) -> dict[str, Metrics]:
-        """name → metrics on the test split, named as in `evaluate`. Measured on first use, then
-        kept."""
+        """name → metrics on the test split, named as in `evaluate`. Measured once."""
         return self.measure_baselines()
 
     def __repr__(self):
