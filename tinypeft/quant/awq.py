@@ -95,13 +95,10 @@ class AWQ(CalibratedWeights):
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
         """Clip and round W (d_out, d_in), scaled already; H (d_in, d_in) of inputs divided already.
-
         With `clip=False` this is round to nearest and needs no H. ValueError if groups do not
-        divide d_in, or for an H that is missing, zero, or no sum of x xᵀ.
-        """
+        divide d_in, or for an H that is missing, zero, or no sum of x xᵀ."""
         W = checked(W)
-        if not self.clip:
-            return self.nearest.quantize(W)
+        if not self.clip: return self.nearest.quantize(W)
         x = self.nearest.blocks(W)                                        # (d_out · G, g)
         (n, d), g = W.shape, x.shape[1]
         H = self.hessian(H, d)
@@ -119,24 +116,22 @@ class AWQ(CalibratedWeights):
         return self.nearest.quantize(np.clip(x, -best, best).reshape(W.shape))
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
-        """Block by block: find all scales of a block, fold them, then clip and round."""
+        """Block by block: find and fold all scales of a block, then clip and round."""
         for layer in layers.values(): self.width(layer.d_in)              # fail before any work
         for path, block, inputs in block_by_block(model, batches, self.sequential):
             targets = {source: names for source, readers in READERS.items()
                        if (names := [name for name in readers if f"{path}.{name}" in layers])}
-            first = {source: READERS[source][0] for source in targets}    # all see the same input
-            with recording_inputs(block, first.values(), hessian=True) as seen:
+            with recording_inputs(block, [names[0] for names in targets.values()], True) as seen:
                 for h in inputs: block(h)
-            scales = {source: self.best_scale(block, source, names, inputs, seen[first[source]])
-                      for source, names in targets.items()}
-            folded = {source: fold_if_possible(block, source, s) for source, s in scales.items()}
-            new = {}
+            found = {}
             for source, names in targets.items():
-                s = scales[source]
-                H = seen[first[source]].H / np.outer(s, s)
-                for name in names:
-                    new[name] = self.rounded_layer(block, name, H, None if folded[source] else s)
-            replace_modules(block, new)
+                statistics = seen[names[0]]                               # all see the same input
+                s = self.best_scale(block, source, names, inputs, statistics)
+                folded = fold_if_possible(block, source, s)
+                H = statistics.H / np.outer(s, s)
+                found |= dict.fromkeys(names, (H, None if folded else s))
+            replace_modules(block, {name: self.rounded_layer(block, name, H, s)
+                                    for name, (H, s) in found.items()})
 
     def best_scale(self, block: Module, source: str | None, names: list[str], inputs: list[Tensor],
                    seen: Statistics) -> Array:
@@ -145,15 +140,13 @@ class AWQ(CalibratedWeights):
         W = np.concatenate([weight.data for weight in weights])
         if source != "norm1":
             return self.search(W, seen.mean_abs, self.output_loss(W, seen.H))[0]
-        xs = [block.norm1(h) for h in inputs]
-        outputs = [block.attention(x).data for x in xs]
+        pairs = [(x, block.attention(x).data) for x in map(block.norm1, inputs)]
+        originals = [weight.data for weight in weights]
 
         def L(s):                                                     # judged by all of attention
-            originals = [weight.data for weight in weights]
             try:
                 for weight in weights: weight.assign(self.rounded(weight.data, s))
-                return sum(np.square(block.attention(x).data - y).sum()
-                           for x, y in zip(xs, outputs, strict=True))
+                return sum(np.square(block.attention(x).data - y).sum() for x, y in pairs)
             finally:
                 for weight, data in zip(weights, originals, strict=True): weight.assign(data)
         return self.search(W, seen.mean_abs, L)[0]
@@ -162,9 +155,9 @@ class AWQ(CalibratedWeights):
         """The layer that replaces `name`. s: the scale, which it keeps, or None if s was folded."""
         clip = self.clip and name not in ("attention.query", "attention.key")
         scheme, linear = dataclasses.replace(self, clip=clip), block.get(name)
-        if s is None:
-            return QuantizedLinear(scheme.quantize(linear.weight.data, H), linear.bias)
-        return InputScaledLinear(scheme.quantize(linear.weight.data * s, H), linear.bias, s)
+        W, b = linear.weight.data, linear.bias
+        if s is None: return QuantizedLinear(scheme.quantize(W, H), b)
+        return InputScaledLinear(scheme.quantize(W * s, H), b, s)
 
 
 def fold_if_possible(block: Module, source: str | None, s: Array) -> bool:

@@ -34,8 +34,8 @@ Where implementations differ:
     s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
     keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
- *  `true_sequential=True` takes the inputs of a block's later layers with its earlier ones
-    quantized. The paper takes all inputs of a block at once.
+ *  The paper takes all inputs of a block at once. `true_sequential=True` takes the inputs of its
+    later layers with the earlier ones quantized.
 """
 import warnings
 from dataclasses import dataclass, replace
@@ -74,12 +74,10 @@ class GPTQ(CalibratedWeights):
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
         """W (d_out, d_in); H (d_in, d_in), (2/n) Σ x xᵀ over the inputs, up to any factor.
-
         ValueError when H is missing, zero, or no such sum, and for groups that do not divide d_in.
         """
         W, d = checked(W), W.shape[1]
-        H = self.hessian(H, d)
-        g, B = self.width(d), self.block_size
+        H, g, B = self.hessian(H, d), self.width(d), self.block_size
         dead = H.diagonal() == 0
         H[dead, dead], W = 1, np.where(dead, np.float32(0), W)
         fit = self.nearest.fit
@@ -118,21 +116,19 @@ class GPTQ(CalibratedWeights):
         n, d = sum(tokens.size for tokens in batches), max(layer.d_in for layer in layers.values())
         if n < d:
             warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has "
-                          f"rank ≤ {n}, and damping alone decides the rest; give more tokens",
-                          stacklevel=3)
+                          f"rank ≤ {n}, damping decides the rest; give more tokens", stacklevel=3)
         stages = [*READERS.values()] if self.true_sequential else [sum(READERS.values(), ())]
         for path, block, inputs in block_by_block(model, batches):
             inside = layers_in(path, layers)
             for stage in stages:
-                names = [name for name in stage if name in inside]
-                if not names: continue
-                with recording_inputs(block, names, hessian=True) as seen:
+                linears = {name: inside[name] for name in stage if name in inside}
+                if not linears: continue
+                with recording_inputs(block, linears, hessian=True) as seen:
                     for h in inputs: block(h)
-                new = {}
-                for name in names:
-                    weight = self.quantize(inside[name].weight.data, seen[name].H)
-                    new[name] = QuantizedLinear(weight, inside[name].bias)
-                replace_modules(block, new)
+                weights = {name: self.quantize(linear.weight.data, seen[name].H)
+                           for name, linear in linears.items()}
+                replace_modules(block, {name: QuantizedLinear(weights[name], linear.bias)
+                                        for name, linear in linears.items()})
 
 
 def factor(H: Array, damping: float) -> Array:

@@ -22,8 +22,6 @@ from .calibration import READERS, capture
 from .linear import QuantizedLinear
 from .scheme import Scheme
 
-__all__ = ["bits_per_weight", "layer_errors", "output_error", "requantize_error", "weight_error"]
-
 
 def bits_per_weight(model: GPT) -> float:
     """8 · bytes / weights over the quantized layers, with their scales and all else they store."""
@@ -61,8 +59,7 @@ def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[s
         folded = {source: folded_scale(old.get(source), new.get(source)) for source in sources}
         for source, readers in READERS.items():
             for name in readers:
-                layer = new.get(name)
-                if isinstance(layer, QuantizedLinear):
+                if isinstance(layer := new.get(name), QuantizedLinear):
                     W_hat = layer.dense_weight() / folded.get(source, 1)
                     W_hat = (W_hat.T * folded.get(name, 1)).T
                     yield f"blocks.{i}.{name}", old.get(name).dense_weight(), W_hat
@@ -84,8 +81,8 @@ def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
         if not hasattr(wrapper, "merge"):
             raise ValueError(f"requantize_error: {tuned.method} does not change weights at {path}")
         M = wrapper.merge().dense_weight()
-        squares += [np.square(scheme.quantize(M).dequantize() - M).sum(), np.square(M).sum(),
-                    np.square(M - wrapper.base.dense_weight()).sum()]
+        parts = scheme.quantize(M).dequantize() - M, M, M - wrapper.base.dense_weight()
+        squares += [np.square(part).sum() for part in parts]
     if not squares[2]:
         raise ValueError(f"requantize_error: {tuned.method} changes no weight (yet)")
-    return float(np.sqrt(squares[0] / squares[1])), float(np.sqrt(squares[0] / squares[2]))
+    return tuple(np.sqrt(squares[0] / squares[1:]).tolist())
