@@ -48,10 +48,8 @@ class ZeroQuant(Scheme):
     """bits: of the attention's weights; mlp_bits: of the MLP's (None: the same); 8-bit inputs.
 
     groups: equal runs of weights per matrix; group_size: weights per group instead, a divisor of a
-    row. steps: how many distillation steps a block gets, each on the next batch of calibration;
-    some hundred steps overfit a few thousand tokens. lr: their learning rate; large models want a
-    smaller one.
-    """
+    row. steps: distillation steps per block, each on the next batch of calibration; some hundred
+    overfit a few thousand tokens. lr: their learning rate; large models want a smaller one."""
     bits: int = code_bits(8, least=2)
     mlp_bits: int | None = whole(None, least=2, most=8, or_none=True)
     groups: int = whole(64, least=1, also=("num_groups", "quantize_groups"))
@@ -85,8 +83,7 @@ class ZeroQuant(Scheme):
             replace_modules(model, {path: self.layer(m, bits(path)) for path, m in layers.items()})
             return
         for path, block, inputs in block_by_block(model, batches):
-            inside = layers_in(path, layers)
-            if not inside: continue
+            if not (inside := layers_in(path, layers)): continue
             student = copy.deepcopy(block)
             replace_modules(student, {name: self.student(student.get(name), bits(name))
                                       for name in inside})
