@@ -3,8 +3,7 @@
 Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", MLSys
 2024 (arXiv 2306.00978). Multiply one weight w of a group by s > 1 and divide its input by s. The
 step Δ of the group barely changes, so the rounding error of ws reaches the output divided by s:
-equations (2) and (3). AWQ seeks one scale per input channel along a curve from round to nearest
-(α = 0) towards s_X itself:
+equations (2) and (3). AWQ seeks one scale per input channel between 1 (α = 0) and s_X (α = 1):
 
     L(s) = ‖Q(W diag(s)) diag(s)⁻¹ X − W X‖²          (4)
     s = s_X^α,  α* = argmin_α L(s_X^α)                (5)
@@ -24,16 +23,13 @@ bits per weight are b + (16 + b)/g, 4.156 at g = 128.
 
 Where implementations differ:
  *  As in the authors' code, α stops at 0.95; s is at least 1e-4 and is divided by √(max s · min s),
-    which affects only rounding; query, key and value share the s that is best for the output of all
-    of attention, and every other layer is judged by its own output. torchao's observer judges every
-    layer alone: `search` with `output_loss`.
+    which affects only rounding; query, key and value share the s that is best for attention's
+    output. torchao judges every layer by its own output alone: `search` with `output_loss`.
  *  `duo_scaling=True` is AutoAWQ's s = s_X^α / (w̄^(1−α) + 1e-4), w̄ the mean of |w|/max of its
     group. Then α = 0 is not round to nearest, and the best α may be worse than round to nearest.
- *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step is the group's
-    (max − min)/(2ᵇ − 1), which misses the largest weights of a group of one sign; here every range
-    contains 0.
- *  Calibration runs through the original blocks, or with `sequential=True` through the quantized
-    ones, as in GPTQ.
+ *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step, the group's
+    (max − min)/(2ᵇ − 1), misses the largest weights of a group of one sign. Here ranges contain 0.
+ *  Calibration runs through the original blocks, or as in GPTQ (`sequential`) the quantized ones.
 """
 import dataclasses
 import math
@@ -127,9 +123,11 @@ class AWQ(CalibratedWeights):
             for source, names in targets.items():
                 statistics = seen[names[0]]                               # all see the same input
                 s = self.best_scale(block, source, names, inputs, statistics)
-                folded = fold_if_possible(block, source, s)
                 H = statistics.H / np.outer(s, s)
-                found |= dict.fromkeys(names, (H, None if folded else s))
+                modules = [name and block.get(name) for name in (source, *READERS[source])]
+                folds = all(isinstance(m, (LayerNorm, Linear)) for m in modules)
+                if folds: fold_scale(modules[0], modules[1:], s)
+                found |= dict.fromkeys(names, (H, None if folds else s))
             replace_modules(block, {name: self.rounded_layer(block, name, H, s)
                                     for name, (H, s) in found.items()})
 
@@ -138,8 +136,7 @@ class AWQ(CalibratedWeights):
         """s for the layers `names` of a block, which read the output of `source`."""
         weights = [block.get(name).weight for name in names]
         W = np.concatenate([weight.data for weight in weights])
-        if source != "norm1":
-            return self.search(W, seen.mean_abs, self.output_loss(W, seen.H))[0]
+        if source != "norm1": return self.search(W, seen.mean_abs, self.output_loss(W, seen.H))[0]
         pairs = [(x, block.attention(x).data) for x in map(block.norm1, inputs)]
         originals = [weight.data for weight in weights]
 
@@ -160,13 +157,7 @@ class AWQ(CalibratedWeights):
         return InputScaledLinear(scheme.quantize(W * s, H), b, s)
 
 
-def fold_if_possible(block: Module, source: str | None, s: Array) -> bool:
-    """Fold s into `source` and its readers if all are still in floating point; return whether."""
-    if source is None: return False
-    modules = [block.get(name) for name in (source, *READERS[source])]
-    possible = all(isinstance(module, (LayerNorm, Linear)) for module in modules)
-    if possible: fold_scale(modules[0], modules[1:], s)
-    return possible
+
 
 
 class InputScaledLinear(QuantizedLinear):

@@ -1,11 +1,7 @@
-"""Calibration: which layers of a block share an input, and statistics of these inputs.
+"""Calibration: which layers of a block share an input (`READERS`), and statistics of these inputs.
 
-    READERS            a layer of a block → the layers that read its output
-    capture            run the model once → `Statistics` of the inputs of every layer named
-    block_by_block     the blocks in order, with inputs recomputed through the quantized ones
-    recording_inputs   take `Statistics` of some layers while a part of the model runs
-
-`Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
+`capture` runs the model once, `block_by_block` gives every block the outputs of those before it,
+quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
 
     H          (2/n) Σ x xᵀ    (d, d)   if asked for: the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ
     mean_abs   (1/n) Σ |x|     (d,)     the usual size of a channel (AWQ)
@@ -30,6 +26,7 @@ from ..tensor import Tensor, no_grad
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
 
+# A layer of a block → the layers that read its output.
 READERS = {"norm1":           ("attention.query", "attention.key", "attention.value"),
            "attention.value": ("attention.output",),
            "norm2":           ("mlp.up",),
@@ -96,10 +93,8 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
 def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] | None = None,
             hessian: bool = False) -> dict[str, Statistics]:
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
-
     batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,
-    by default all in the blocks. ValueError for no tokens and for activations that are not finite.
-    """
+    by default all in the blocks. ValueError for no tokens or activations that are not finite."""
     if not (batches := as_batches(model, batches)):
         raise ValueError("capture: there are no tokens to calibrate on")
     if paths is None:

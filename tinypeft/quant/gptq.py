@@ -24,9 +24,9 @@ The work is float64, so that the codes do not depend on B. Bits per weight: b + 
 float16 scales and a b-bit zero point per group of g columns; b + 16/g if symmetric.
 
 Where implementations differ:
- *  Scales of groups inside a block. The authors' code and GPTQModel choose them from W as it was
-    before the block, ignoring corrections made inside it: `group_scales="lazy"`, the default.
-    "fresh" includes these corrections. With "lazy" and g < B, the result does depend on B.
+ *  Scales of groups inside a block. `group_scales="lazy"`, the default, ignores corrections made in
+    the block, as the authors' code and GPTQModel do; if g < B, the result then depends on B.
+    "fresh" includes these corrections.
  *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
     by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
     chooses all scales beforehand, from the original columns; then no order is stored.
@@ -34,8 +34,8 @@ Where implementations differ:
     s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
     keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
- *  The paper takes all inputs of a block at once. `true_sequential=True` takes the inputs of its
-    later layers with the earlier ones quantized.
+ *  Inputs. The paper takes a block's inputs at once; `true_sequential=True` layer by layer, each
+    with the layers before it quantized.
 """
 import warnings
 from dataclasses import dataclass, replace
@@ -74,8 +74,7 @@ class GPTQ(CalibratedWeights):
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
         """W (d_out, d_in); H (d_in, d_in), (2/n) Σ x xᵀ over the inputs, up to any factor.
-        ValueError when H is missing, zero, or no such sum, and for groups that do not divide d_in.
-        """
+        ValueError when H is missing, zero, or no such sum, or if groups do not divide d_in."""
         W, d = checked(W), W.shape[1]
         H, g, B = self.hessian(H, d), self.width(d), self.block_size
         dead = H.diagonal() == 0
@@ -125,17 +124,14 @@ class GPTQ(CalibratedWeights):
                 if not linears: continue
                 with recording_inputs(block, linears, hessian=True) as seen:
                     for h in inputs: block(h)
-                weights = {name: self.quantize(linear.weight.data, seen[name].H)
-                           for name, linear in linears.items()}
-                replace_modules(block, {name: QuantizedLinear(weights[name], linear.bias)
-                                        for name, linear in linears.items()})
+                new = {name: QuantizedLinear(self.quantize(m.weight.data, seen[name].H), m.bias)
+                       for name, m in linears.items()}
+                replace_modules(block, new)
 
 
 def factor(H: Array, damping: float) -> Array:
-    """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d).
-
-    If H + λI is not positive definite up to rounding, λ is raised tenfold, and a warning says so.
-    """
+    """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While H + λI is
+    not positive definite up to rounding, λ is raised tenfold, and a warning says so."""
     from scipy.linalg.lapack import dpotrf, dtrtri
     while damping < 1e3:
         A = H[::-1, ::-1].copy()                # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ with

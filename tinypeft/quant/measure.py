@@ -1,15 +1,14 @@
 """The cost of a quantization: bytes, errors of weights and outputs, and the price of merging.
 
-Two errors are easily confused. GPTQ makes the first larger than round to nearest does, and the
-second smaller:
+Two errors are easily confused. Compared with round to nearest, GPTQ has more of the first and less
+of the second:
 
     weight error    ‖Ŵ − W‖ / ‖W‖               Frobenius norms
     output error    ‖(Ŵ − W) X‖ / ‖W X‖         X: a layer's inputs in the original model
 
 Merging. A LoRA on a quantized base was trained with Ŵ. It can be kept apart, or merged into Ŵ
-exactly, in floating point (`PeftModel.merge`). Merging it into the original W adds W − Ŵ, which the
-training never saw. Quantizing Ŵ + ΔW again rounds away changes smaller than a step: most of ΔW at 4
-bits (`requantize_error`).
+exactly, in floating point (`PeftModel.merge`). Merging it into W adds W − Ŵ, which training never
+saw. Quantizing Ŵ + ΔW again loses changes below a step: most of ΔW at 4 bits (`requantize_error`).
 """
 from collections.abc import Iterable, Iterator
 
@@ -45,7 +44,7 @@ def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
 
 def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
                  trained: bool = False) -> dict[str, tuple[float, float]]:
-    """path → (weight error, output error) of every quantized layer; batches: int (B, T) or several;
+    """path → (weight error, output error) of every quantized layer. batches: int (B, T) or several.
     trained: as in `weight_error`."""
     seen, norm = capture(before, batches, hessian=True), np.linalg.norm
     return {path: (float(norm(W_hat - W) / norm(W)), output_error(W, W_hat, seen[path].H))

@@ -15,9 +15,8 @@ a quadratic form with Hessian H = 2XXᵀ. F is the set of weights that are still
     quant      grid      a `Grid` with one row per row of W
 
 The choice of q in (2) is greedy, which is not always better: the fixed order 0 … d−1, with which
-OBQ is GPTQ, has won as often. OBQ costs O(d³) per row, GPTQ about that for all rows. The paper also
-rounds a weight immediately if its error exceeds half a step, so that a weight pushed outside the
-grid does not wait; this file does not.
+OBQ is GPTQ, has won as often. OBQ costs O(d³) per row, GPTQ about that for all rows. This file
+omits one rule of the paper: a weight whose error exceeds half a step is rounded immediately.
 """
 import numpy as np
 

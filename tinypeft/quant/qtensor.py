@@ -83,9 +83,8 @@ class QTensor(Packed):
     # -- values ---------------------------------------------------------------------------------
     def dequantize(self, out: Array | None = None) -> Array:
         """x̂, float32, of shape `shape`. out: a C-contiguous array of that kind to write into."""
-        if out is None:
-            out = np.empty(self.shape, np.float32)
-        elif out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        out = np.empty(self.shape, np.float32) if out is None else out
+        if out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"dequantize: out must be C-contiguous float32 {self.shape}, "
                              f"got {out.dtype} {out.shape}")
         values = out if self.order is None else np.empty_like(out)
@@ -95,8 +94,7 @@ class QTensor(Packed):
 
     def scales(self) -> Array | None:
         """s of every block, float32 (n_blocks,), decoded if need be; None for no scale."""
-        if isinstance(self.scale, QTensor):
-            return self.scale.dequantize().reshape(-1)
+        if isinstance(self.scale, QTensor): return self.scale.dequantize().reshape(-1)
         return None if self.scale is None else self.scale.astype(np.float32, copy=False)
 
     def zeros(self) -> Array | None:

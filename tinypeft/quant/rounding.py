@@ -2,11 +2,10 @@
 
     u = x/s,   q = clip(⌊u⌉ + z, l, h),   x̂ = s (q − z)
 
-The derivative of ⌊·⌉ is 0 wherever it exists. The straight-through estimator (STE; Bengio et al.,
-arXiv 1308.3432) takes 1 instead. This gives x a gradient, and in LSQ (Esser et al., arXiv
-1902.08153, equations 2, 3 and 5) also s:
+⌊·⌉ has derivative 0 wherever it has one. The straight-through estimator (STE; Bengio et al., arXiv
+1308.3432) takes 1. This gives x a gradient, and in LSQ (Esser et al., arXiv 1902.08153) also s:
 
-    ∂x̂/∂x = 1 inside the range,  0 outside
+    ∂x̂/∂x = 1 inside the range,  0 outside                      (LSQ's equations 2, 3 and 5)
     ∂x̂/∂s = ⌊u⌉ − u  inside,     l − z or h − z outside         × g = 1/√(N Q_P)
     ∂x̂/∂z = 0  inside,           −s outside                     × g
 

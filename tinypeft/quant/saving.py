@@ -26,8 +26,6 @@ from .linear import QuantizedLinear
 from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
-__all__ = ["load_quantized", "save_quantized"]
-
 LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
 
 
@@ -36,11 +34,9 @@ def save_quantized(model: GPT, path: str | Path) -> None:
     ValueError while a method is attached or layers are still to be converted (see `convert`);
     TypeError for a layer whose attributes are not arrays, QTensors, Parameters or JSON values."""
     if model.attached is not None:
-        raise ValueError(f"save_quantized: {model.attached} is attached; save it by its own .save, "
-                         "then detach it")
+        raise ValueError(f"save_quantized: {model.attached} is attached; save and detach it first")
     if training := [p for p, m in model.named_modules() if hasattr(m, "convert")]:
-        raise ValueError(f"save_quantized: {training[0]} is still a layer for training; "
-                         "call tinypeft.convert(model) first")
+        raise ValueError(f"save_quantized: {training[0]} is for training; convert(model) first")
     state = model.state_dict()
     layers = {p: {"class": type(m).__name__}
               | {name: described(value, f"{p}.{name}") for name, value in vars(m).items()}
@@ -56,8 +52,7 @@ def save_quantized(model: GPT, path: str | Path) -> None:
 
 def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> GPT:
     """The GPT that `save_quantized` wrote to `path`: same codes, same function, but no tokenizer.
-    layers: your own layer classes, if the model has any. FileNotFoundError, or ValueError for a
-    file that is damaged or something else."""
+    layers: your own layer classes, if any. ValueError if the file is damaged or of another kind."""
     joined, meta = load_arrays(path)
     if meta.get("format") != 1 or "layout" not in joined:
         raise ValueError(f"{path} holds no quantized model that save_quantized wrote")

@@ -5,20 +5,19 @@
     asymmetric   range [l, h], made to contain 0 so that 0 stays exact:
                  s = (h − l)/(2ᵇ − 1),  z = round(−l/s)
     symmetric    range [−m, m], z = 2ᵇ⁻¹, and either of two steps:
-      "absmax"   s = m/(2ᵇ⁻¹ − 1), the code of −2ᵇ⁻¹ unused (Zhao et al. 2023 §5.4, LLM.int8(),
-                 SmoothQuant, AWQ)
-      "full"     s = 2m/(2ᵇ − 1), every code used (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5)
+      "absmax"   s = m/(2ᵇ⁻¹ − 1), without code −2ᵇ⁻¹ (the survey's §5.4, LLM.int8(), SmoothQuant)
+      "full"     s = 2m/(2ᵇ − 1), with every code (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5)
 
 Signed codes are stored with 2ᵇ⁻¹ added, so that one formula serves both (`QTensor.integers()` gives
-them signed). The survey's Z is −z (`qtensor.py`).
+them signed). The survey (Zhao et al. 2023) writes −z as Z (`qtensor.py`).
 
 Where libraries differ. PyTorch multiplies by 1/s, so a tie, here rounded half to even, may fall on
 the other side. A float16 scale is rounded *up* here, then divides x. Libraries round it to nearest,
 which can leave the end of the range more than half a step outside the grid.
 
 Edges. An all-zero block has s = 1 and decodes to zeros, as does a block whose s would be subnormal.
-A constant block c decodes to c within float rounding, except under "full", whose grid has no point
-at m: at 4 bits it decodes to c·14/15 or c·16/15.
+A constant block c decodes to c within float rounding; under "full", whose grid lacks m, it decodes
+to c·14/15 or c·16/15 at 4 bits.
 """
 from dataclasses import dataclass
 
@@ -93,9 +92,9 @@ class Uniform(Scheme):
 
     bits            1 … 8 (symmetric: 2 … 8)
     symmetric       z fixed at the middle, or one stored z per block
-    granularity     what shares a scale. "tensor": everything; "channel": a row, which is an output
-                    channel of weights (d_out, d_in) or a token of activations (tokens, d);
-                    "group": `group_size` elements of a row, 128 when not given
+    granularity     what shares a scale: "tensor", all; "channel", a row: an output channel of
+                    weights (d_out, d_in) or a token of activations (tokens, d); "group",
+                    `group_size` elements of a row, by default 128
     clipping        the range of a block. "minmax": all of it. "percentile": without the outermost
                     100 − `percentile` percent (of |x| if symmetric, else half at either end).
                     "mse": p times all of it, p of 1, 1 − 1/`grid_steps`, … ≥ 1 − `shrink`, for the
@@ -125,8 +124,7 @@ class Uniform(Scheme):
 
     def quantize(self, W: Array, grid: Grid | None = None) -> QTensor:
         """W: any floating-point array of ≥ 1 axes. grid: from other data, if ranges are static."""
-        W = checked(W)
-        x = self.blocks(W)
+        x = self.blocks(W := checked(W))
         grid = grid or self.fit(x)
         q, of_blocks = grid.encode(x), lambda a: np.broadcast_to(a[:, 0], len(x))
         scale, zero = of_blocks(grid.scale).astype(self.scale_dtype), grid.zero
@@ -143,8 +141,8 @@ class Uniform(Scheme):
         low, high = x.min(1), x.max(1)
         if self.clipping == "minmax": return self.grid(low, high)
         if self.clipping == "percentile" and self.symmetric:
-            high = np.percentile(np.abs(x), self.percentile, axis=1)
-            return self.grid(-high, high)
+            m = np.percentile(np.abs(x), self.percentile, axis=1)
+            return self.grid(-m, m)
         if self.clipping == "percentile":
             out = (100 - self.percentile) / 2
             return self.grid(*np.percentile(x, [out, 100 - out], axis=1))
@@ -165,7 +163,6 @@ class Uniform(Scheme):
 def group_width(d: int, group_size: int | None) -> int:
     """The group size (default 128) if it divides rows of length d, else ValueError."""
     g = 128 if group_size is None else group_size
-    if d % g:
-        largest = max(k for k in range(1, min(d, g) + 1) if d % k == 0)
-        raise ValueError(f"group_size={g} does not divide the last axis, {d}; {largest} does")
-    return g
+    if d % g == 0: return g
+    largest = max(k for k in range(1, min(d, g) + 1) if d % k == 0)
+    raise ValueError(f"group_size={g} does not divide the last axis, {d}; {largest} does")
