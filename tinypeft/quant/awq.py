@@ -17,9 +17,8 @@ equations (2) and (3). AWQ seeks one scale per input channel between 1 (α = 0) 
 
 Each group's range is then clipped; of the fractions 1, 1 − 1/20, …, 0.55 the one that disturbs the
 group's output least is kept (in the authors' code, not in the paper; not for query and key). s is
-folded into what computes the input (`folding.py`). It cannot be folded into the GELU before
-`mlp.down`: this layer stores s, 32/d_out bits per weight, and divides its input by it. Otherwise
-bits per weight are b + (16 + b)/g, 4.156 at g = 128.
+folded into what computes the input (`folding.py`), but not into a GELU: `mlp.down` divides its
+input by s and stores it, 32/d_out bits per weight more than b + (16 + b)/g (4.156 at g = 128).
 
 Where implementations differ:
  *  As in the authors' code, α stops at 0.95; s is at least 1e-4 and is divided by √(max s · min s),
@@ -124,8 +123,8 @@ class AWQ(CalibratedWeights):
                 statistics = seen[names[0]]                               # all see the same input
                 s = self.best_scale(block, source, names, inputs, statistics)
                 H = statistics.H / np.outer(s, s)
-                modules = [name and block.get(name) for name in (source, *READERS[source])]
-                folds = all(isinstance(m, (LayerNorm, Linear)) for m in modules)
+                modules = [block.get(name) for name in (source, *READERS[source]) if name]
+                folds = source and all(isinstance(m, (LayerNorm, Linear)) for m in modules)
                 if folds: fold_scale(modules[0], modules[1:], s)
                 found |= dict.fromkeys(names, (H, None if folds else s))
             replace_modules(block, {name: self.rounded_layer(block, name, H, s)

@@ -14,14 +14,14 @@ and never the inputs: memory per layer is O(d), or O(d²) with H, for any number
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array
 from ..hyper import flag
-from ..nn import Linear, Module, replace_modules
+from ..nn import Module, replace_modules
 from ..tensor import Tensor, no_grad
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
@@ -107,9 +107,8 @@ def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] |
 
 def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
                    ) -> Iterator[tuple[str, Module, list[Tensor]]]:
-    """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch. They
-    come through the earlier blocks: with `quantized` as the caller has changed them before
-    requesting the next, otherwise as they were."""
+    """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch, from
+    the blocks before: as the caller has changed them if `quantized`, otherwise as they were."""
     hs = [model.token_embedding(tokens) + model.position_embedding(np.arange(tokens.shape[1]))
           for tokens in batches]
     for i, block in enumerate(model.blocks):
@@ -118,9 +117,9 @@ def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
         hs = outputs or [block(h) for h in hs]
 
 
-def layers_in(path: str, layers: dict[str, Linear]) -> dict[str, Linear]:
-    """The `layers` below `path`, by their names inside it: {"mlp.up": layer, …}."""
-    return {p.removeprefix(f"{path}."): m for p, m in layers.items() if p.startswith(f"{path}.")}
+def below(path: str, named: dict[str, Any]) -> dict[str, Any]:
+    """The entries of `named` below `path`, by their names inside it: {"mlp.up": layer, …}."""
+    return {p.removeprefix(f"{path}."): m for p, m in named.items() if p.startswith(f"{path}.")}
 
 
 @contextlib.contextmanager

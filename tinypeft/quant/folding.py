@@ -27,7 +27,6 @@ def followers(model: GPT) -> dict[str, list[str]]:
 
 def fold_scale(source: Module, linears: list[Linear], s: Array) -> None:
     """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d,) > 0.
-
     source: the LayerNorm or Linear whose output they read. ValueError when a layer is not a plain
     Linear any more, because its weight cannot take up s."""
     for linear in linears if isinstance(source, LayerNorm) else [source, *linears]:

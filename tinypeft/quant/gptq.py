@@ -24,9 +24,8 @@ The work is float64, so that the codes do not depend on B. Bits per weight: b + 
 float16 scales and a b-bit zero point per group of g columns; b + 16/g if symmetric.
 
 Where implementations differ:
- *  Scales of groups inside a block. `group_scales="lazy"`, the default, ignores corrections made in
-    the block, as the authors' code and GPTQModel do; if g < B, the result then depends on B.
-    "fresh" includes these corrections.
+ *  Scales of groups. `group_scales="lazy"`, the default, ignores corrections made inside the block,
+    as the authors' code and GPTQModel do: if g < B, the result depends on B. "fresh" includes them.
  *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
     by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
     chooses all scales beforehand, from the original columns; then no order is stored.
@@ -34,8 +33,7 @@ Where implementations differ:
     s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
     keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
- *  Inputs. The paper takes a block's inputs at once; `true_sequential=True` layer by layer, each
-    with the layers before it quantized.
+ *  Inputs. The paper records those of a block at once; `true_sequential=True` layer after layer.
 """
 import warnings
 from dataclasses import dataclass, replace
@@ -46,7 +44,7 @@ from ..gpt import GPT
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import Linear, replace_modules
-from .calibration import READERS, CalibratedWeights, block_by_block, layers_in, recording_inputs
+from .calibration import READERS, CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
 from .packing import pack
 from .qtensor import QTensor
@@ -100,8 +98,7 @@ class GPTQ(CalibratedWeights):
                 E[j - i] = (w - grid.decode(q[j, :, None])[:, 0]) / U[j, j]
             W[i + B:] -= U[i:i + B, i + B:].T @ E
 
-        if self.static_groups:
-            q[order] = q.copy()                                           # back in their order
+        if self.static_groups: q[order] = q.copy()                        # back in their order
         scale, zero = np.hstack([grid.scale for grid in grids]), grids[0].zero     # (d_out, d_in/g)
         if not self.symmetric:
             zero = pack(np.hstack([grid.zero for grid in grids]).astype(np.uint8), self.bits)
@@ -118,7 +115,7 @@ class GPTQ(CalibratedWeights):
                           f"rank ≤ {n}, damping decides the rest; give more tokens", stacklevel=3)
         stages = [*READERS.values()] if self.true_sequential else [sum(READERS.values(), ())]
         for path, block, inputs in block_by_block(model, batches):
-            inside = layers_in(path, layers)
+            inside = below(path, layers)
             for stage in stages:
                 linears = {name: inside[name] for name in stage if name in inside}
                 if not linears: continue

@@ -1,7 +1,6 @@
 """The cost of a quantization: bytes, errors of weights and outputs, and the price of merging.
 
-Two errors are easily confused. Compared with round to nearest, GPTQ has more of the first and less
-of the second:
+Two errors differ. Compared with round to nearest, GPTQ has more of the first, less of the second:
 
     weight error    ‖Ŵ − W‖ / ‖W‖               Frobenius norms
     output error    ‖(Ŵ − W) X‖ / ‖W X‖         X: a layer's inputs in the original model
@@ -16,7 +15,7 @@ import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array
-from ..nn import Linear, Module
+from ..nn import Module
 from .calibration import READERS, capture
 from .linear import QuantizedLinear
 from .scheme import Scheme
@@ -44,8 +43,8 @@ def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
 
 def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
                  trained: bool = False) -> dict[str, tuple[float, float]]:
-    """path → (weight error, output error) of every quantized layer. batches: int (B, T) or several.
-    trained: as in `weight_error`."""
+    """path → (weight error, output error) of the quantized layers; `trained` as in `weight_error`.
+    batches: int (B, T) or an iterable of such arrays."""
     seen, norm = capture(before, batches, hessian=True), np.linalg.norm
     return {path: (float(norm(W_hat - W) / norm(W)), output_error(W, W_hat, seen[path].H))
             for path, W, W_hat in unfolded(before, after, trained)}
@@ -66,8 +65,7 @@ def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[s
 
 def folded_scale(old: Module, new: Module) -> Array:
     """The s (d,) that divided a norm's γ, or the bias of a linear layer; 1 where this is 0."""
-    linear = (Linear, QuantizedLinear)
-    a, b = (m.bias.data if isinstance(m, linear) else m.weight.data for m in (old, new))
+    a, b = ((m.bias if hasattr(m, "d_in") else m.weight).data for m in (old, new))
     return np.divide(a, b, out=np.ones_like(a), where=b != 0)
 
 

@@ -11,12 +11,10 @@
 
     paper     here            shape
     v, v̂      x, x̂            (n, B): n blocks of B numbers, each with a step of its own
-    s         step            (n,)
+    s         step            (n,): starts at 2⟨|x|⟩/√Q_P, at 1 if x is 0, with β at the range of x
     Q_N, Q_P  z − l, h − z    2ᵇ⁻¹ and 2ᵇ⁻¹ − 1: codes start at 0 and z = 2ᵇ⁻¹, as in `uniform.py`
     N         n_sharing       numbers that share a step: B weights, or d_in features of an input
     β (LSQ+)  offset          (n,): z = ⌊−β/s⌉; then l = 0, and Q_P = h
-
-A step starts at 2⟨|x|⟩/√Q_P, or at 1 if its block is all 0; with an offset, at the range of x.
 
 Where things differ. The paper's "inside" is l < u + z < h. torch.fake_quantize* tests the rounded
 value, l ≤ ⌊u⌉ + z ≤ h, half a step further out on either side: `mask="torch"`. LSQ+ (Bhalgat et

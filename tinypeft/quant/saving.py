@@ -20,6 +20,7 @@ from ..gpt import GPT, GPTConfig
 from ..hints import Array
 from ..nn import Linear, Parameter, replace_modules
 from .awq import InputScaledLinear
+from .calibration import below
 from .fake_quant import RoundedLinear
 from .int8 import Int8Linear
 from .linear import QuantizedLinear
@@ -86,8 +87,5 @@ def described(value: Any, name: str) -> Any:
 def restored(value: Any, name: str, state: dict[str, Array]) -> Any:
     """The inverse of `described`."""
     if not isinstance(value, dict): return value
-    if "QTensor" in value:
-        start = f"{name}."
-        arrays = {k.removeprefix(start): a for k, a in state.items() if k.startswith(start)}
-        return QTensor.from_arrays(arrays, value["QTensor"])
+    if "QTensor" in value: return QTensor.from_arrays(below(name, state), value["QTensor"])
     return Parameter(state[name]) if value["array"] == "Parameter" else state[name]

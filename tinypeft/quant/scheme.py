@@ -54,8 +54,7 @@ def checked(x: Any, name: str = "W") -> Array:
                          "(a Tensor's array is its .data)")
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{name} must have at least one axis and one element, got shape {x.shape}")
-    with np.errstate(over="ignore"):
-        x = np.ascontiguousarray(x, np.float32)
+    with np.errstate(over="ignore"): x = np.ascontiguousarray(x, np.float32)
     if len(bad := np.argwhere(~np.isfinite(x))):
         first = tuple(bad[0].tolist())
         raise ValueError(f"{name} {x.shape} has {len(bad)} elements that are not finite in "

@@ -37,13 +37,10 @@ from .calibration import capture
 from .folding import fold_scale, followers
 from .int8 import W8A8
 
-FLOOR = np.float32(1e-5)
-
 
 @dataclass(frozen=True)
 class SmoothQuant(W8A8):
     """activations: "token" (O1), "tensor" (O2) or "static" (O3). weights: "tensor" or "channel".
-
     `targets` of `quantize` choose what is quantized; a norm that feeds any of these layers is
     folded into all of its readers. Storage is that of W8A8: 8 bits per weight."""
     activations: str = one_of("token", "tensor", "static", also=("act_quant",))
@@ -65,5 +62,6 @@ class SmoothQuant(W8A8):
 
 def smoothing_factors(max_abs: Array, weights: list[Array], alpha: float) -> Array:
     """s (d,) from max|X_j| (d,) and the weights (d_out, d) of all layers that read X."""
-    W = np.maximum(np.max([np.abs(w).max(0) for w in weights], axis=0), FLOOR)
-    return np.maximum(max_abs**alpha / W**(1 - alpha), FLOOR)
+    least = np.float32(1e-5)
+    W = np.maximum(np.max([np.abs(w).max(0) for w in weights], axis=0), least)
+    return np.maximum(max_abs**alpha / W**(1 - alpha), least)

@@ -15,9 +15,8 @@ Where libraries differ. PyTorch multiplies by 1/s, so a tie, here rounded half t
 the other side. A float16 scale is rounded *up* here, then divides x. Libraries round it to nearest,
 which can leave the end of the range more than half a step outside the grid.
 
-Edges. An all-zero block has s = 1 and decodes to zeros, as does a block whose s would be subnormal.
-A constant block c decodes to c within float rounding; under "full", whose grid lacks m, it decodes
-to c·14/15 or c·16/15 at 4 bits.
+Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A constant block decodes
+to c within rounding; under "full", which has no point at m, to c·14/15 or c·16/15 at 4 bits.
 """
 from dataclasses import dataclass
 
@@ -40,9 +39,7 @@ class Grid:
     low: int = 0                    # the smallest code in use
 
     def _codes(self, x):
-        q = np.rint(x / self.scale)
-        q += self.zero
-        return np.clip(q, self.low, 2**self.bits - 1, out=q)
+        return np.clip(np.rint(x / self.scale) + self.zero, self.low, 2**self.bits - 1)
 
     def encode(self, x: Array) -> Array:
         """x float32 (n, B) → the codes q of the nearest grid points, uint8 (n, B)."""
@@ -54,10 +51,7 @@ class Grid:
 
     def round(self, x: Array) -> Array:
         """The nearest grid points, float32 (n, B): decode(encode(x)), without uint8 in between."""
-        q = self._codes(x)
-        q -= self.zero
-        q *= self.scale
-        return q
+        return self.decode(self._codes(x))
 
 
 def make_grid(low: Array, high: Array, bits: int, symmetric: bool = True,
@@ -78,8 +72,7 @@ def stored(scale: Array, dtype: str | type) -> Array:
     """The scales as `dtype` will hold them, never rounded down, back in float32; 1 in place of a
     scale below float32's smallest normal number. ValueError on overflow."""
     dtype = np.dtype(dtype)
-    with np.errstate(over="ignore"):
-        kept = scale.astype(dtype)
+    with np.errstate(over="ignore"): kept = scale.astype(dtype)
     kept = np.where(kept < scale, np.nextafter(kept, dtype.type(np.inf)), kept)
     if not np.isfinite(kept).all():
         raise ValueError(f"a scale of {scale.max():g} overflows {dtype}: use scale_dtype='float32'")
@@ -92,17 +85,15 @@ class Uniform(Scheme):
 
     bits            1 … 8 (symmetric: 2 … 8)
     symmetric       z fixed at the middle, or one stored z per block
-    granularity     what shares a scale: "tensor", all; "channel", a row: an output channel of
-                    weights (d_out, d_in) or a token of activations (tokens, d); "group",
-                    `group_size` elements of a row, by default 128
+    granularity     what shares a scale: "tensor", all; "channel", a row, which is an output channel
+                    (d_in,) or a token (d,); "group", `group_size` elements of a row, by default 128
     clipping        the range of a block. "minmax": all of it. "percentile": without the outermost
                     100 − `percentile` percent (of |x| if symmetric, else half at either end).
                     "mse": p times all of it, p of 1, 1 − 1/`grid_steps`, … ≥ 1 − `shrink`, for the
                     least Σ|x − x̂|^`norm` (GPTQ's `mse`: norm 2.4)
     convention      the symmetric step, "absmax" or "full"
     scale_dtype     how scales are stored, "float32" or "float16"
-
-    Storage: bits + (bits of s + bits of z)/block per weight."""
+    storage         bits + (bits of s + bits of z)/block per weight"""
     bits: int = code_bits(8)
     symmetric: bool = flag(True, also=("sym",))
     granularity: str = one_of("tensor", "channel", "group", default="channel")

@@ -32,7 +32,7 @@ from ..hyper import real, whole
 from ..nn import Linear, Module, replace_modules
 from ..optim import AdamW
 from ..tensor import Tensor, enable_grad
-from .calibration import block_by_block, layers_in
+from .calibration import below, block_by_block
 from .fake_quant import FakeQuantLinear
 from .int8 import Int8Linear
 from .qtensor import QTensor
@@ -44,7 +44,6 @@ from .uniform import Uniform
 @dataclass(frozen=True)
 class ZeroQuant(Scheme):
     """bits: of the attention's weights; mlp_bits: of the MLP's (None: the same); 8-bit inputs.
-
     groups: equal runs of weights per matrix; group_size: weights per group instead, a divisor of a
     row. steps: distillation steps per block, each on the next batch of calibration; some hundred
     overfit a few thousand tokens. lr: their learning rate; large models want a smaller one."""
@@ -81,7 +80,7 @@ class ZeroQuant(Scheme):
             replace_modules(model, {path: self.layer(m, bits(path)) for path, m in layers.items()})
             return
         for path, block, inputs in block_by_block(model, batches):
-            if not (inside := layers_in(path, layers)): continue
+            if not (inside := below(path, layers)): continue
             student = copy.deepcopy(block)
             replace_modules(student, {name: self.student(student.get(name), bits(name))
                                       for name in inside})
