@@ -69,6 +69,7 @@ class FakeQuant(Scheme):
     mask: str = one_of("paper", "torch")
     trains: ClassVar[bool] = True
     shown = ("bits", "learn_step")
+    trains: ClassVar[bool] = True
 
     def check(self) -> None:
         if not (self.activation_symmetric or self.calibrated):

@@ -64,6 +64,7 @@ class LLMQAT(Scheme):
     cutoff: float | None = real(None, above=0, or_none=True)
     trains: ClassVar[bool] = True
     shown = ("bits", "activation_bits", "kv_bits")
+    trains: ClassVar[bool] = True
 
     def quantize(self, W: Array) -> QTensor:
         return Uniform(self.bits).quantize(W)
