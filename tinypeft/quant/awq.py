@@ -22,13 +22,14 @@ input by s and stores it, 32/d_out bits per weight more than b + (16 + b)/g (4.1
 
 Where implementations differ:
  *  As in the authors' code, α stops at 0.95; s is at least 1e-4 and is divided by √(max s · min s),
-    which affects only rounding; query, key and value share the s that is best for attention's
-    output. torchao judges every layer by its own output alone: `search` with `output_loss`.
+    which affects only rounding; query, key and value share the s that is best for the output of
+    attention, and every other layer is judged by its own output. torchao judges every layer alone:
+    `search` with `output_loss`.
  *  `duo_scaling=True` is AutoAWQ's s = s_X^α / (w̄^(1−α) + 1e-4), w̄ the mean of |w|/max of its
     group. Then α = 0 is not round to nearest, and the best α may be worse than round to nearest.
  *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step, the group's
     (max − min)/(2ᵇ − 1), misses the largest weights of a group of one sign. Here ranges contain 0.
- *  Calibration runs through the original blocks, or as in GPTQ (`sequential`) the quantized ones.
+ *  Calibration runs through the original blocks, with `sequential=True` through the quantized ones.
 """
 import dataclasses
 import math
@@ -154,9 +155,6 @@ class AWQ(CalibratedWeights):
         W, b = linear.weight.data, linear.bias
         if s is None: return QuantizedLinear(scheme.quantize(W, H), b)
         return InputScaledLinear(scheme.quantize(W * s, H), b, s)
-
-
-
 
 
 class InputScaledLinear(QuantizedLinear):

@@ -1,6 +1,6 @@
 """Calibration: which layers of a block share an input (`READERS`), and statistics of these inputs.
 
-`capture` runs the model once, `block_by_block` gives every block the outputs of those before it,
+`capture` runs the model once. `block_by_block` takes each block's inputs from the blocks before it,
 quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
 
     H          (2/n) Σ x xᵀ    (d, d)   if asked for: the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ
@@ -9,7 +9,8 @@ quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a lay
     low, high  min x, max x    (d,)     the range of a channel, made to contain 0 (LSQ+'s offsets)
 
 and never the inputs: memory per layer is O(d), or O(d²) with H, for any number of tokens.
-`block_by_block` holds the hidden states between two blocks, O(n d), to run every block only once.
+`block_by_block` holds the hidden states between two blocks, O(n d), because otherwise every block
+would need a run of the model from its start.
 """
 import contextlib
 from collections.abc import Iterable, Iterator

@@ -9,7 +9,7 @@ norm (`calibration.READERS`), and the function stays the same. SmoothQuant and A
 quantization easy; `plant_outliers` chooses it to make quantization hard, in a model of any size.
 
 A scale passes through attention, where every channel of the result is a mean of the same channel of
-the values (those of a trained prefix are not rescaled). It does not pass through a GELU.
+the values (not those of a trained prefix). It does not pass through the GELU before `mlp.down`.
 """
 import numpy as np
 

@@ -33,7 +33,8 @@ Where implementations differ:
     s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
     keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
- *  Inputs. The paper records those of a block at once; `true_sequential=True` layer after layer.
+ *  Inputs. The paper takes all inputs of a block at once; `true_sequential=True` takes those of its
+    later layers with the earlier ones quantized.
 """
 import warnings
 from dataclasses import dataclass, replace

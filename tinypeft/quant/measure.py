@@ -1,6 +1,7 @@
 """The cost of a quantization: bytes, errors of weights and outputs, and the price of merging.
 
-Two errors differ. Compared with round to nearest, GPTQ has more of the first, less of the second:
+Two errors are easily confused. GPTQ makes the first larger than round to nearest does, and the
+second smaller:
 
     weight error    ‖Ŵ − W‖ / ‖W‖               Frobenius norms
     output error    ‖(Ŵ − W) X‖ / ‖W X‖         X: a layer's inputs in the original model

@@ -1,8 +1,8 @@
 """OBQ, Optimal Brain Quantization: round one weight at a time; the others make up for its error.
 
 Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580), §5. The paper of
-GPTQ (arXiv 2210.17323) restates it as (2) and (3), in these letters. Each row w of W is a problem apart:
-minimise ‖wX − ŵX‖², with Hessian H = 2XXᵀ, over ŵ on a grid. F is the set of weights still free:
+GPTQ (arXiv 2210.17323) restates it as (2) and (3), in these letters. Each row w of W is a problem
+of its own: minimise ‖wX − ŵX‖², with Hessian H = 2XXᵀ, over ŵ on a grid. F holds the free weights:
 
     q = argmin_q (quant(w_q) − w_q)² / [H_F⁻¹]_qq
     δ_F = −(w_q − quant(w_q)) / [H_F⁻¹]_qq · (H_F⁻¹)_{:,q}                                      (2)

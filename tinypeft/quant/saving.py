@@ -37,7 +37,7 @@ def save_quantized(model: GPT, path: str | Path) -> None:
     if model.attached is not None:
         raise ValueError(f"save_quantized: {model.attached} is attached; save and detach it first")
     if training := [p for p, m in model.named_modules() if hasattr(m, "convert")]:
-        raise ValueError(f"save_quantized: {training[0]} is for training; convert(model) first")
+        raise ValueError(f"save_quantized: {training[0]} is a layer for training; call convert")
     state = model.state_dict()
     layers = {p: {"class": type(m).__name__}
               | {name: described(value, f"{p}.{name}") for name, value in vars(m).items()}

@@ -62,4 +62,3 @@ def checked(x: Any, name: str = "W") -> Array:
     return x
 
 
-

@@ -5,7 +5,7 @@
     asymmetric   range [l, h], made to contain 0 so that 0 stays exact:
                  s = (h − l)/(2ᵇ − 1),  z = round(−l/s)
     symmetric    range [−m, m], z = 2ᵇ⁻¹, and either of two steps:
-      "absmax"   s = m/(2ᵇ⁻¹ − 1), without code −2ᵇ⁻¹ (the survey's §5.4, LLM.int8(), SmoothQuant)
+      "absmax"   s = m/(2ᵇ⁻¹ − 1), without code −2ᵇ⁻¹ (survey §5.4, LLM.int8(), SmoothQuant, AWQ)
       "full"     s = 2m/(2ᵇ − 1), with every code (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5)
 
 Signed codes are stored with 2ᵇ⁻¹ added, so that one formula serves both (`QTensor.integers()` gives
@@ -15,8 +15,8 @@ Where libraries differ. PyTorch multiplies by 1/s, so a tie, here rounded half t
 the other side. A float16 scale is rounded *up* here, then divides x. Libraries round it to nearest,
 which can leave the end of the range more than half a step outside the grid.
 
-Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A constant block decodes
-to c within rounding; under "full", which has no point at m, to c·14/15 or c·16/15 at 4 bits.
+Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A block of one number c
+decodes to c within rounding; under "full", without a point at m, at 4 bits to c·14/15 or c·16/15.
 """
 from dataclasses import dataclass
 
