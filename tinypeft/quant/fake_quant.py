@@ -20,8 +20,8 @@ in the first and last layer. Here the default is one step per output channel, an
 in blocks are rounded. An input's step starts from the calibration tokens, not the first batch.
 
 Trained: all parameters of the model, and per layer n steps, n offsets with `symmetric=False`, and 1
-or 2 numbers for the input. Training saves no memory, because weights, gradients and the optimizer's
-state are floats. Converted: b + 32/B bits per weight, where B weights share a step.
+or 2 numbers for the input. All of them are floats, so training saves no memory. Converted: b + 32/B
+bits per weight, where B weights share a step.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,7 +38,7 @@ from .calibration import Statistics, capture
 from .linear import QuantizedLinear, quantized_linear
 from .qtensor import QTensor
 from .rounding import LearnedStep, MinMax, round_to_grid
-from .scheme import Scheme, checked
+from .scheme import Scheme, checked, code_bits, weights_per_scale
 from .uniform import Grid, Uniform
 
 __all__ = ["FakeQuant", "FakeQuantLinear", "RoundedLinear", "convert"]
@@ -57,13 +57,12 @@ class FakeQuant(Scheme):
     mask: where a trained step clips, "paper" or "torch" (`rounding.py`).
 
     Steps have the size of weights, so learning rates for weights suit them: 1e-3 on the shipped
-    base, or 3e-4 with offsets at 3 bits or more.
-    """
-    bits: int = whole(4, least=2, most=8, also=("n_bits", "num_bits", "wbits", "weight_bits"))
+    base, or 3e-4 with offsets at 3 bits or more."""
+    bits: int = code_bits(4, least=2)
     learn_step: bool = flag(False)
     symmetric: bool = flag(True, also=("sym",))
     granularity: str = one_of("channel", "tensor", "group")
-    group_size: int | None = whole(None, least=1, or_none=True, also=("groupsize", "q_group_size"))
+    group_size: int | None = weights_per_scale()
     activation_bits: int | None = whole(None, least=2, most=8, or_none=True, also=("a_bits",))
     activation_symmetric: bool = flag(True)
     mask: str = one_of("paper", "torch")
@@ -97,14 +96,12 @@ class FakeQuant(Scheme):
     def layer(self, linear: Linear, seen: Statistics | None = None) -> "FakeQuantLinear":
         """`seen`: the `Statistics` of its inputs; needed if steps of inputs are trained."""
         self.quantize(linear.weight.data)                # raises if W cannot be quantized
-        round_input = None
+        round_input = self.activation_bits and MinMax(Uniform(self.activation_bits))
         if self.calibrated:
             start = (seen.mean_abs.mean(keepdims=True), seen.low.min(keepdims=True),
                      seen.high.max(keepdims=True))
             inputs = Uniform(self.activation_bits, self.activation_symmetric, "tensor")
             round_input = LearnedStep(inputs, *start, linear.d_in, self.mask)
-        elif self.activation_bits is not None:
-            round_input = MinMax(Uniform(self.activation_bits))
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
@@ -115,9 +112,7 @@ class FakeQuant(Scheme):
 
 class FakeQuantLinear(Module):
     """y = r(x̂ Ŵᵀ + b), Ŵ = round_weight(W), x̂ = round_input(x), r = round_output. W is trained.
-
-    Each of the three is a module of `rounding.py`, or None to leave x or y unchanged.
-    """
+    Each of the three is a module of `rounding.py`, or None to leave x or y unchanged."""
 
     def __init__(self, linear: Linear, round_weight: Module, round_input: Module | None = None,
                  round_output: Module | None = None):
@@ -150,9 +145,7 @@ class FakeQuantLinear(Module):
 
 class RoundedLinear(QuantizedLinear):
     """y = r(x̂ Ŵᵀ + b), Ŵ as codes: a converted `FakeQuantLinear` that rounds inputs or outputs.
-
-    x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers.
-    """
+    x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers."""
 
     def __init__(self, weight: QTensor, bias: Parameter | None, round_input: Module | None,
                  round_output: Module | None):
@@ -174,24 +167,22 @@ class RoundedLinear(QuantizedLinear):
         return per_token(quantized_linear(x, self.weight, self.bias), self.output_bits)
 
     def describe(self) -> str:
-        both = ("inputs", self.input_bits), ("outputs", self.output_bits)
-        rounds = ", ".join(f"{bits}-bit {name}" for name, bits in both if bits)
-        return f"{super().describe()[:-1]}, {rounds})"
+        inputs = f", {self.input_bits}-bit inputs" if self.input_bits else ""
+        outputs = f", {self.output_bits}-bit outputs" if self.output_bits else ""
+        return f"{super().describe()[:-1]}{inputs}{outputs})"
 
 
 def convert(model: GPT) -> GPT:
-    """Replace every layer that was trained in quantized form by its integers, in place → model.
-
-    A float32 model computes the same function, bit for bit. Raises ValueError if a method is
-    attached or if there is nothing to convert.
-    """
+    """Replace every layer that was trained in quantized form by its integers, in place → model. A
+    float32 model computes the same function, bit for bit. Raises ValueError if a method is attached
+    or if there is nothing to convert."""
     if not isinstance(model, GPT):
         raise TypeError(f"convert: expected a GPT, got {type(model).__name__}")
     if model.attached is not None:
         raise ValueError(f"convert: {model.attached} is attached; merge or detach it first")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
-        raise ValueError("convert: no layer of this model was trained in quantized form; call "
+        raise ValueError("convert: no layer was trained in quantized form; call "
                          "tinypeft.quantize(model, FakeQuant(…)) first")
     replace_modules(model, new)
     return model

@@ -20,7 +20,6 @@ E4M3, even for ∞. `saturate=False` gives ±∞ in FP16, BF16 and E5M2, as ml_d
 E4M3, which has no ∞, it gives NaN above 464, as ml_dtypes does. (464 is midway between V = 448 and
 the next value of the grid, and 448 is the even one.) E2M1 has neither, and always saturates.
 """
-import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +35,13 @@ from .scheme import Scheme, checked
 
 def is_format(name: str) -> bool:
     """Whether `FloatFormat` knows the format."""
-    with contextlib.suppress(ValueError, TypeError):
+    try:
         return name == "FP4" or bool(float_layout(name))
-    return False
+    except (ValueError, TypeError):
+        return False
+
+FORMAT = Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 bits, such as 'E4M3'",
+               ("FP8", "nf4", "E8M8", 4))
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,8 @@ class FloatFormat(Scheme):
     saturate: see below. It matters only if weights can exceed V, with "none" and "E8M0".
 
     MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight. NVFP4
-    has blocks of 16 and "E4M3", 4.5 bits.
-    """
-    name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
-                                       "bits, such as 'E4M3'", ("FP8", "nf4", "E8M8", 4)),
-                         also=("dtype", "quant_type", "bnb_4bit_quant_type"))
+    has blocks of 16 and "E4M3", 4.5 bits."""
+    name: str = declared("E4M3", FORMAT, also=("dtype", "quant_type", "bnb_4bit_quant_type"))
     scaling: str | None = one_of("none", "tensor", "channel", "block", default=None, or_none=True,
                                  also=("granularity",))
     block_size: int = even(64, also=("blocksize", "group_size"))
@@ -66,17 +66,16 @@ class FloatFormat(Scheme):
     shown = ("name",)
 
     def check(self) -> None:
-        scale_format, shared = self.scale_format, self.shared
-        if shared != "block" and (scale_format != "float32" or self.name == "FP4"):
-            raise ValueError(f"FloatFormat: {self.name} with scale_format={scale_format!r} needs "
-                             f"scaling='block', got {shared!r}")
-        if self.name == "FP4" and scale_format != "float32":
-            raise ValueError("FloatFormat: bitsandbytes' FP4 has float32 scales, got "
-                             f"scale_format={scale_format!r}")
+        got, plain = f"scale_format={self.scale_format!r}", self.scale_format == "float32"
+        if self.shared != "block" and (not plain or self.name == "FP4"):
+            raise ValueError(f"FloatFormat: {self.name} with {got} needs scaling='block', "
+                             f"got {self.shared!r}")
+        if self.name == "FP4" and not plain:
+            raise ValueError(f"FloatFormat: bitsandbytes' FP4 has float32 scales, got {got}")
 
     @property
     def bits(self) -> int:
-            return int(codebook(self.name).size).bit_length() - 1
+        return int(codebook(self.name).size).bit_length() - 1
 
     @property
     def shared(self) -> str:
@@ -98,10 +97,8 @@ class FloatFormat(Scheme):
         return QTensor(codes, self.bits, W.shape, B, scale, codebook=self.name)
 
     def scales(self, amax: Array) -> Array | QTensor:
-        """The stored scales, from the largest magnitude of every block, amax (n_blocks,).
-
-        The scale of a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3).
-        """
+        """The stored scales, from the largest magnitude of every block, amax (n_blocks,). That of
+        a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3)."""
         V, n = max_value(self.name), len(amax)
         if self.scale_format == "E8M0":
             exponent = np.frexp(amax)[1] - np.frexp(np.float32(V))[1]
@@ -123,10 +120,8 @@ def max_value(name: str) -> float:
 
 def encode(x: Array, name: str, saturate: bool = True) -> Array:
     """The bit patterns of the floats `name` nearest to x (float32): uint8, or uint16 for 16 bits.
-
     Ties go to the even code (with no mantissa bits, to the larger magnitude). −0 keeps its sign.
-    NaN stays a NaN; ValueError if the format has none.
-    """
+    NaN stays a NaN; ValueError if the format has none."""
     e, m, special = float_layout(name)
     bias, top = 2**(e - 1) - 1, 2**(e + m) - 1                            # all ones but the sign
     largest = top - {"inf": 2**m, "nan": 1, None: 0}[special]             # the code of V

@@ -16,9 +16,9 @@ SmoothQuant (`smoothquant.py`) are two remedies.
 
 How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
 them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
-integer up to 2²⁴. If Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is therefore exact, in any order. This holds
-for K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127.
-Longer sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
+integer up to 2²⁴, so if Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is exact, in any order. This holds for
+K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127. Longer
+sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
 
 Gradient: dX = dY Ŵ, straight through the rounding (`linear.py`). Stored: 8 bits per weight and 32
 per scale. Inputs are quantized in every call and never stored.
@@ -42,11 +42,9 @@ CHUNK = 1024                                             # 128² · 1024 = 2²�
 
 
 def int8_matmul(A: Array, B: Array) -> Array:
-    """A (M, K), B (N, K) → A Bᵀ (M, N), exact.
-
-    A and B are int8, or float32 that holds integers in [−128, 127]. The result is float32, or
-    float64 for K > 1024. Raises TypeError for other dtypes and ValueError for other shapes.
-    """
+    """A (M, K), B (N, K) → A Bᵀ (M, N), exact. A and B are int8, or float32 that holds integers in
+    [−128, 127]. The result is float32, or float64 for K > 1024. Raises TypeError for other dtypes
+    and ValueError for other shapes."""
     for X in (A, B):
         if X.dtype not in (np.int8, np.float32):
             raise TypeError(f"int8_matmul: expected int8, or float32 of int8 values, got {X.dtype}")
@@ -61,10 +59,8 @@ def int8_matmul(A: Array, B: Array) -> Array:
 
 
 def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple[Array, Array]:
-    """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x.
-
-    "token" and "tensor" compute s_x from X, (M, 1) and (). "static" uses `scale` and clips X.
-    """
+    """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x. "token"
+    and "tensor" compute s_x from X, (M, 1) and (). "static" uses `scale` and clips X."""
     if activations == "static":
         s = X.dtype.type(scale)
         return np.clip(np.rint(X / s), -127, 127).astype(np.float32, copy=False), s
@@ -93,11 +89,9 @@ def signed_codes(q: QTensor) -> Array:
 
 
 def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
-    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N).
-
-    If every row of W has one scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If
-    a row has several, Q multiplies the decoded Ŵ; scaling sums of groups is no more exact.
-    """
+    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N). If every row of W has one
+    scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If a row has several, Q
+    multiplies the decoded Ŵ; scaling sums of groups is no more exact."""
     N, K = q.shape
     if q.block_size % K:
         return Q.astype(dtype, copy=False) @ q.dequantize().astype(dtype, copy=False).T
@@ -133,8 +127,7 @@ class W8A8(Scheme):
     """8-bit weights and inputs without any care for outliers: the baseline that outliers break.
 
     weights: "tensor" or "channel", the weights that share a scale. activations: "token", "tensor",
-    or "static", which is one scale for all later inputs, from the largest in the calibration.
-    """
+    or "static", which is one scale for all later inputs, from the largest in the calibration."""
     weights: str = one_of("tensor", "channel", also=("weight_quant",))
     activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")
@@ -146,14 +139,13 @@ class W8A8(Scheme):
 
     def layer(self, linear: Linear, largest: float | None = None) -> Int8Linear:
         """`largest`: max|x| over the inputs to expect; needed if activations are "static"."""
-        static = self.activations == "static"
-        if static and largest is None:
+        if self.calibrated and largest is None:
             raise ValueError("activations='static' needs to know the largest input; "
                              "call quantize(…, calibration=tokens)")
-        scale = scale_of(np.array(largest, np.float32)) if static else None
+        scale = scale_of(np.array(largest, np.float32)) if self.calibrated else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
-        seen = capture(model, batches, list(layers)) if self.activations == "static" else {}
+        seen = capture(model, batches, list(layers)) if self.calibrated else {}
         replace_modules(model, {path: self.layer(linear, seen[path].max_abs.max() if seen else None)
                                 for path, linear in layers.items()})

@@ -36,8 +36,7 @@ class QuantizedKVCache(KVCache):
 
     keys, values: "channel" or "token", within which numbers share a scale. Raises ValueError for
     other options, for groups that divide neither a head nor the residual, and, when used, for keys
-    or values outside the range of float16.
-    """
+    or values outside the range of float16."""
 
     def __init__(self, config: GPTConfig, bits: int = 4, group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
@@ -46,9 +45,8 @@ class QuantizedKVCache(KVCache):
         if bits not in range(1, 9) or keys not in kinds or values not in kinds:
             raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
                              f"'token'; {got}")
-        whole = group_size >= 1 and residual >= 0 and (
-            "channel" not in (keys, values) or residual >= 1 and residual % group_size == 0)
-        if not whole:
+        least = 1 if "channel" in (keys, values) else 0
+        if group_size < 1 or residual < least or least and residual % group_size:
             raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
                              f"(tokens leave it in whole groups); {got}")
         d_head = config.d_model // config.n_heads
@@ -57,8 +55,8 @@ class QuantizedKVCache(KVCache):
             raise ValueError(f"QuantizedKVCache: group_size={group_size} does not divide a head of "
                              f"{d_head} channels")
         history = lambda kind: kinds[kind](bits, size[kind], residual)
-        layer = lambda: QuantizedLayerCache(history(keys), history(values))
-        super().__init__(config.n_layers, layer)
+        super().__init__(config.n_layers,
+                         lambda: QuantizedLayerCache(history(keys), history(values)))
 
 
 class QuantizedLayerCache:
@@ -82,16 +80,15 @@ class History:
         self.bits, self.group, self.residual = bits, group, residual
         self.codes, self.n = np.zeros(0, np.uint8), 0                     # packed, and their number
         self.scale = self.low = np.zeros(0, np.float16)                   # s and m of every group
-        self.recent = None                                                # (B, H, r, d)
+        self.recent = np.zeros(0)                                         # then (B, H, r, d)
 
     @property
     def nbytes(self) -> int:
-        arrays = self.codes, self.scale, self.low, self.recent
-        return sum(a.nbytes for a in arrays if a is not None)
+        return sum(a.nbytes for a in (self.codes, self.scale, self.low, self.recent))
 
     def append(self, x: Array) -> Array:
         """Add x (B, H, T, d); return everything so far: decoded codes, recent vectors, x."""
-        recent = x if self.recent is None else np.concatenate([self.recent, x], axis=2)
+        recent = np.concatenate([self.recent, x], axis=2) if self.recent.size else x
         everything = recent if not self.n else np.concatenate([self.decode(x), recent], axis=2)
         leaving = self.leaving(recent.shape[2])
         if leaving: self.encode(self.grouped(recent[:, :, :leaving]))

@@ -16,11 +16,11 @@ X and of W (Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339, equation (8))
 
 Where the paper and its implementation differ. O depends on the input, so equation (8) needs a
 float16 copy of all of W: 24 bits per weight. The paper counts only 0.1 % of extra memory, because
-outliers are confined to at most seven features. We do the same. `columns` are the features that
-reach the threshold in calibration, and only they are kept in float16. An outlier feature that first
-appears in a later input is read from its codes. Without calibration tokens, the model sees one row
-of tokens spread over its vocabulary. It finds the same columns, because outliers belong to the
-features, not to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in.
+outliers are confined to at most seven features. We do the same: only `columns`, the features that
+reach the threshold in calibration, are kept in float16. An outlier feature that first appears in a
+later input is read from its codes. Without calibration tokens, the model sees one row of tokens
+spread over its vocabulary. It finds the same columns, because outliers belong to the features, not
+to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in.
 
 variant="bitsandbytes" computes as that library does (version 0.50):
 

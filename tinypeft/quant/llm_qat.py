@@ -46,7 +46,7 @@ from ..text.tasks.task import Rows
 from .fake_quant import FakeQuantLinear
 from .qtensor import QTensor
 from .rounding import MinMax
-from .scheme import Scheme, checked
+from .scheme import Scheme, checked, code_bits
 from .uniform import Uniform
 
 __all__ = ["LLMQAT", "SelfDistillation", "self_distillation"]
@@ -55,10 +55,8 @@ __all__ = ["LLMQAT", "SelfDistillation", "self_distillation"]
 @dataclass(frozen=True)
 class LLMQAT(Scheme):
     """bits: of weights. activation_bits, kv_bits: of inputs, of keys and values; None: not rounded.
-
-    cutoff: the |X| from which on gradients are stopped, or None.
-    """
-    bits: int = whole(4, least=2, most=8, also=("w_bits",))
+    cutoff: the |X| from which on gradients are stopped, or None."""
+    bits: int = code_bits(4, least=2)
     activation_bits: int | None = whole(8, least=2, most=8, or_none=True, also=("a_bits",))
     kv_bits: int | None = whole(4, least=2, most=8, or_none=True)
     cutoff: float | None = real(None, above=0, or_none=True)
@@ -84,10 +82,9 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
                       temperature: float = 1.0, rng: Seed = 0) -> "SelfDistillation":
     """Let a copy of `model` write training data and be the teacher → a task for `train`.
 
-    rows, held_out: how many rows to train on, and to validate and to test on. length: tokens per
+    rows: how many to train on. held_out: how many to validate and to test on. length: tokens per
     row; None: 128, or the context if that is less. temperature: of the drawn tokens. Raises
-    TypeError for anything but a GPT and ValueError for numbers that do not fit.
-    """
+    TypeError for anything but a GPT and ValueError for numbers that do not fit."""
     if not isinstance(model, GPT):
         raise TypeError(f"self_distillation: expected a GPT, got {type(model).__name__}")
     context = model.config.context_length
@@ -103,8 +100,7 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
 
 def write(teacher: GPT, n: int, length: int, temperature: float, rng: Seed) -> Array:
     """n rows of `length` tokens: a random one, the likeliest up to 3, 4 or 5, then drawn ones."""
-    start = rng.integers(0, teacher.config.vocab_size, (n, 1))
-    parts = []
+    start, parts = rng.integers(0, teacher.config.vocab_size, (n, 1)), []
     for greedy, first in zip((3, 4, 5), np.array_split(start, 3), strict=True):
         if len(first):
             opening = generate(teacher, first, greedy - 1)

@@ -44,8 +44,7 @@ def loftq(model: GPT, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: S
 
     scheme: one that needs only the weight (`NF4`, `Uniform`, `FloatFormat`, `GGUF`). iterations:
     T ≥ 1. rng, head: as in `attach`. Save the base too: `detach` gives back Q, which fits this LoRA
-    alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed.
-    """
+    alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed."""
     if type(lora) is not LoRA:
         raise MethodError(f"loftq: expected a LoRA, whose factors LoftQ initialises, got {lora!r}")
     kind = type(scheme)
@@ -81,10 +80,8 @@ def loftq_factors(W: Array, scheme: Scheme, r: int,
 
 def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
                  dense: Callable = lambda Q: Q) -> Iterator[tuple]:
-    """Algorithm 1: yield Q, B (d_out, r) and A (r, d_in) after each of T rounds.
-
-    quant: a matrix → Q. dense: Q → the rounded matrix, which by default is Q itself.
-    """
+    """Algorithm 1: yield Q, B (d_out, r) and A (r, d_in) after each of T rounds. quant: a matrix →
+    Q. dense: Q → the rounded matrix, which by default is Q itself."""
     BA = 0
     for _ in range(iterations):
         Q = quant(W - BA)

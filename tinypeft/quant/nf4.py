@@ -23,8 +23,8 @@ follow bitsandbytes on the CPU: d is the dynamic map; x is multiplied by 1/s, wh
 x/s; a number midway between two values gets the lower one; the first of two codes is in the high
 half of a byte; a zero block is 0 · code 7; a short last block is divided by s. The exceptions are:
 
- *  bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5
-    percent of its codes r are not the nearest. (None differ if a test emulates the table.)
+ *  bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to
+    1.5 % of its codes r are not the nearest. (None differ if a test emulates the table.)
  *  o is the mean rounded once, from float64. PyTorch's float32 sum can differ in the last bit.
  *  The scale of an all-zero short last block is 1e-38 there and 0 here; both decode to 0.
  *  `quantize_4bit` of bitsandbytes defaults to FP4. torchao's NF4Tensor has linear int8 scales.
@@ -47,17 +47,15 @@ TINY = np.float32(1e-38)                   # the least divisor: bitsandbytes' gu
 
 def even(default: int, **options: Any) -> Any:
     """A field for a block size: even, so that the 4-bit codes of every block begin with a byte."""
-    limit = Limit(lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0, "a positive even integer",
-                  (0, 63, 64.0, "64", True))
-    return declared(default, limit, **options)
+    holds = lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0
+    bad = 0, 63, 64.0, "64", True
+    return declared(default, Limit(holds, "a positive even integer", bad), **options)
 
 
 @dataclass(frozen=True)
 class NF4(Scheme):
     """4-bit NormalFloat in blocks of `block_size` consecutive weights, each with a float32 scale.
-
-    double_quant: True stores the scales in 8 bits, as QLoRA does. The last block may be short.
-    """
+    double_quant: True stores the scales in 8 bits, as QLoRA does. The last block may be short."""
     block_size: int = even(64, also=("blocksize", "group_size", "q_group_size"))
     double_quant: bool = flag(False, also=("bnb_4bit_use_double_quant", "compress_statistics"))
 
@@ -92,8 +90,7 @@ def nearest(v: Array, name: str) -> Array:
     """The code of the codebook value nearest to each v, uint8; midway, that of the lower value.
 
     A value's rank is the number of midpoints below v: 15 comparisons, summed. A binary search takes
-    four, but NumPy compares a whole array some 20 times faster than it takes one step of a search.
-    """
+    four, but in NumPy one of its steps takes as long as 20 comparisons of the whole array."""
     values = codebook(name)
     order = np.argsort(values, kind="stable").astype(np.uint8)
     rank = np.zeros(v.shape, np.uint8)
@@ -110,5 +107,5 @@ def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
     absmax = np.abs(x).max(axis=1)
     v = x * (1 / np.maximum(absmax, TINY))[:, None]
     codes = np.searchsorted((values[:-1] + values[1:]) / np.float32(2), v).astype(np.uint8)
-    codes = codes.reshape(-1)[:n]
-    return QTensor(codes, 8, (n,), block_size, absmax, codebook="dynamic", offset=offset)
+    return QTensor(codes.reshape(-1)[:n], 8, (n,), block_size, absmax, codebook="dynamic",
+                   offset=offset)

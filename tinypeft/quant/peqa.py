@@ -30,7 +30,7 @@ import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array, Seed, Targets
-from ..hyper import flag, layer_names, whole
+from ..hyper import flag, layer_names
 from ..nn import Linear, Module, Parameter, replace_modules
 from ..peft.folders import KNOWN
 from ..peft.method import Method, MethodError
@@ -38,7 +38,7 @@ from ..targets import match_targets
 from ..tensor import Tensor
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor, blocks_of
-from .scheme import Scheme
+from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform
 
 __all__ = ["PEQA", "PEQALinear"]
@@ -48,9 +48,9 @@ __all__ = ["PEQA", "PEQALinear"]
 class PEQA(Scheme, Method):
     """bits: 1 … 8 (symmetric: 2 … 8). group_size: how many weights share a scale; None: all weights
     of an output channel. targets: the quantized layers to attach to."""
-    bits: int = whole(4, least=1, most=8, also=("n_bits", "num_bits", "wbits"))
+    bits: int = code_bits(4)
     symmetric: bool = flag(False, also=("sym",))
-    group_size: int | None = whole(None, least=1, or_none=True, also=("groupsize", "q_group_size"))
+    group_size: int | None = weights_per_scale()
     targets: Targets = layer_names("all")
     learning_rate: ClassVar[float] = 1e-3
     trains: ClassVar[bool] = True
@@ -90,14 +90,13 @@ class PEQA(Scheme, Method):
 
     def check_base(self, path: str, base: Module) -> None:
         """Raise MethodError unless `base` is quantized like this and has trainable scales."""
-        kind = type(base).__name__
+        it_is = f"PEQA: {path} is a {type(base).__name__}"
         if not isinstance(base, QuantizedLinear):
-            raise MethodError(f"PEQA: {path} is a {kind}, not quantized; call "
-                              f"tinypeft.quantize(model, {self}) first")
+            raise MethodError(f"{it_is}, not quantized; call quantize(model, {self}) first")
         if type(base) is not QuantizedLinear:
-            raise MethodError(f"PEQA: {path} is a {kind}, which changes its input as well; "
-                              "PEQA trains layers that only multiply by a quantized weight")
-        q, width = base.weight, base.d_in if self.group_size is None else self.group_size
+            raise MethodError(f"{it_is}, which changes its input as well; PEQA trains layers that "
+                              "only multiply by a quantized weight")
+        q, width = base.weight, self.group_size or base.d_in
         if not isinstance(q.scale, np.ndarray):
             has = "no scales" if q.scale is None else "scales that are codes themselves"
             raise MethodError(f"PEQA: {path} has {has}, and codes cannot be trained; quantize with "
@@ -141,12 +140,9 @@ class PEQALinear(Module):
 
 
 def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
-    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.
+    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.    x (…, d_in), q (d_out, d_in), s (n_blocks,)
 
-    dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy.
-
-    x (…, d_in), q (d_out, d_in), s (n_blocks,), b (d_out,) or None → (…, d_out).
-    """
+    dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy."""
     X, S = x.data.reshape(-1, x.shape[-1]), s.data
     dense = lambda: scaled(q, S)
 
@@ -167,8 +163,4 @@ def scaled(q: QTensor, s: Array) -> Array:
     """Ŵ = s ⊙ C, of the shape of q and the dtype of s."""
     W = unscaled(q).astype(s.dtype, copy=False) * s[:, None]
     W = W.reshape(-1)[:q.size].reshape(q.shape)
-    if q.order is None:
-        return W
-    out = np.empty_like(W)
-    out[:, q.order] = W
-    return out
+    return W if q.order is None else W.take(np.argsort(q.order), axis=1)
