@@ -84,8 +84,8 @@ def dynamic_map(signed: bool = True) -> Array:
 
         10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1], i = 0 … 6;  0;  1
 
-    There is no −1; the smallest value is −0.99297. As in bitsandbytes, the edges are float32 and
-    spaced from both ends of the interval. Exact edges would change a quarter of the last bits."""
+    There is no −1; the smallest value is −0.99297. The edges are float32, spaced from both ends as
+    in bitsandbytes: exact edges would change a quarter of the last bits."""
     low, width, values = np.float32(0.1), np.float32(1) - np.float32(0.1), [np.float32([0, 1])]
     for i in range(7):
         n = 2**i if signed else 2**(i + 1)

@@ -9,7 +9,7 @@ One in-place multiplication takes 0.6 to 1.0 ms; splitting the bytes first would
 compiled loop of bitsandbytes, which works in registers, takes 0.3 to 1.2 ms.
 """
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from ..hints import Array
 from .codebooks import codebook
 from .packing import unpack
 
-CHUNK, SHARED = 2**18, 2**20       # elements at a time; arrays from this size on use two threads
+CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use two threads
+OTHER = ThreadPoolExecutor(1)    # the second thread; it waits for none, so a worker may wait for it
 
 
 def decode(q, flat: Array) -> None:
@@ -27,12 +28,9 @@ def decode(q, flat: Array) -> None:
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
     def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
-        if zeros is not None:
-            x -= zeros[first:first + len(x), None]
-        if scales is not None:
-            x *= scales[first:first + len(x), None]
-        if q.offset is not None:
-            x += q.offset
+        if zeros is not None:    x -= zeros[first:first + len(x), None]
+        if scales is not None:   x *= scales[first:first + len(x), None]
+        if q.offset is not None: x += q.offset
 
     def chunks(starts):
         for first in starts:
@@ -46,15 +44,9 @@ def decode(q, flat: Array) -> None:
     starts = range(0, q.n_blocks, step)
     if q.size < SHARED:
         return chunks(starts)
-    other = helper().submit(chunks, starts[1::2])
+    other = OTHER.submit(chunks, starts[1::2])
     chunks(starts[0::2])
     other.result()
-
-
-@cache
-def helper() -> ThreadPoolExecutor:
-    """The second thread. It only decodes and waits for no other, so a worker may wait for it."""
-    return ThreadPoolExecutor(1, thread_name_prefix="tinypeft-decoding")
 
 
 def look_up(table: Array, q, start: int, x: Array) -> None:

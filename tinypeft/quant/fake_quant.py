@@ -19,12 +19,10 @@ Where the paper and this file differ. LSQ has one step per layer (`granularity="
 in the first and last layer. Here the default is one step per output channel, and only linear layers
 in blocks are rounded. An input's step starts from the calibration tokens, not the first batch.
 
-Trained: all parameters of the model, and per layer n steps, n offsets with `symmetric=False`, and 1
-or 2 numbers for the input. All of them are floats, so training saves no memory. Converted: b + 32/B
-bits per weight, where B weights share a step.
+Trained, as floats, which saves no memory: all parameters, and per layer n steps, n offsets with
+`symmetric=False`, 1 or 2 numbers for the input. Converted: b + 32/B bits per weight, B per step.
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -55,9 +53,7 @@ class FakeQuant(Scheme):
     by one trained step per layer, which needs calibration tokens.
     activation_symmetric: False trains an offset for inputs.
     mask: where a trained step clips, "paper" or "torch" (`rounding.py`).
-
-    Steps have the size of weights, so learning rates for weights suit them: 1e-3 on the shipped
-    base, or 3e-4 with offsets at 3 bits or more."""
+    Learning rates for weights suit steps too: 1e-3, or 3e-4 with offsets at 3 bits or more."""
     bits: int = code_bits(4, least=2)
     learn_step: bool = flag(False)
     symmetric: bool = flag(True, also=("sym",))
@@ -66,8 +62,8 @@ class FakeQuant(Scheme):
     activation_bits: int | None = whole(None, least=2, most=8, or_none=True, also=("a_bits",))
     activation_symmetric: bool = flag(True)
     mask: str = one_of("paper", "torch")
-    trains: ClassVar[bool] = True
-    shown = ("bits", "learn_step")
+    trains, shown = True, ("bits", "learn_step")
+    calibrated = property(lambda self: self.learn_step and self.activation_bits is not None)
 
     def check(self) -> None:
         if not (self.activation_symmetric or self.calibrated):
@@ -75,16 +71,13 @@ class FakeQuant(Scheme):
                              "it needs learn_step=True and activation_bits")
         _ = self.uniform                                 # raises for a group size without groups
 
-    calibrated = property(lambda self: self.learn_step and self.activation_bits is not None)
-
     @property
     def uniform(self) -> Uniform:
         return Uniform(self.bits, self.symmetric, self.granularity, self.group_size)
 
     def rounding(self, W: Array) -> MinMax | LearnedStep:
         """The module that rounds W (d_out, d_in)."""
-        if not self.learn_step:
-            return MinMax(self.uniform)
+        if not self.learn_step: return MinMax(self.uniform)
         x = self.uniform.blocks(checked(W))
         start = np.abs(x).mean(1), x.min(1), x.max(1)
         return LearnedStep(self.uniform, *start, x.shape[1], self.mask)

@@ -1,8 +1,8 @@
 """Floating point of a few bits: FP16, BF16, FP8 (E4M3, E5M2), FP4 (E2M1, and bitsandbytes' own).
 
-Weights are divided by a scale and rounded to the nearest float of the format. Sources: Micikevicius
-et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433; Rouhani et al., "Microscaling Data
-Formats (MX)", 2023, arXiv 2310.10537, and the specification of the Open Compute Project.
+Weights are divided by a scale and rounded to the nearest float of the format. Sources: "FP8 Formats
+for Deep Learning" (Micikevicius et al., arXiv 2209.05433), "Microscaling Data Formats" (Rouhani et
+al., MX, arXiv 2310.10537), and the specification of the Open Compute Project.
 
     E = max(⌊log₂|x|⌋, 1 − bias)      n = round(|x| / 2^(E−m)), half to even
     code = (E + bias − 1)·2^m + n     x̂ = ± n · 2^(E−m)
@@ -12,8 +12,7 @@ Formats (MX)", 2023, arXiv 2310.10537, and the specification of the Open Compute
     bias     bias         2^(e−1) − 1
     V        max_value    the largest finite value; `codebooks.py` lists all values
 
-One formula serves all cases. A subnormal has E = 1 − bias and code n. If n rounds up to 2^(m+1),
-the carry makes the next exponent.
+A subnormal has E = 1 − bias and code n. If n rounds up to 2^(m+1), it carries into the exponent.
 
 Where formats and libraries differ: beyond V. `saturate=True` gives ±V, as PyTorch ≥ 2.12 does for
 E4M3, even for ∞. `saturate=False` gives ±∞ in FP16, BF16 and E5M2, as ml_dtypes and PyTorch do. In
@@ -40,9 +39,6 @@ def is_format(name: str) -> bool:
     except (ValueError, TypeError):
         return False
 
-FORMAT = Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 bits, such as 'E4M3'",
-               ("FP8", "nf4", "E8M8", 4))
-
 
 @dataclass(frozen=True)
 class FloatFormat(Scheme):
@@ -54,10 +50,11 @@ class FloatFormat(Scheme):
     scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
     with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
     saturate: see below. It matters only if weights can exceed V, with "none" and "E8M0".
-
-    MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight. NVFP4
+    MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4
     has blocks of 16 and "E4M3", 4.5 bits."""
-    name: str = declared("E4M3", FORMAT, also=("dtype", "quant_type", "bnb_4bit_quant_type"))
+    name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
+                                       "bits, such as 'E4M3'", ("FP8", "nf4", "E8M8", 4)),
+                         also=("dtype", "quant_type", "bnb_4bit_quant_type"))
     scaling: str | None = one_of("none", "tensor", "channel", "block", default=None, or_none=True,
                                  also=("granularity",))
     block_size: int = even(64, also=("blocksize", "group_size"))
@@ -68,10 +65,9 @@ class FloatFormat(Scheme):
     def check(self) -> None:
         got, plain = f"scale_format={self.scale_format!r}", self.scale_format == "float32"
         if self.shared != "block" and (not plain or self.name == "FP4"):
-            raise ValueError(f"FloatFormat: {self.name} with {got} needs scaling='block', "
-                             f"got {self.shared!r}")
+            raise ValueError(f"{self.name} with {got} needs scaling='block', got {self.shared!r}")
         if self.name == "FP4" and not plain:
-            raise ValueError(f"FloatFormat: bitsandbytes' FP4 has float32 scales, got {got}")
+            raise ValueError(f"bitsandbytes' FP4 has float32 scales, got {got}")
 
     @property
     def bits(self) -> int:

@@ -1,7 +1,6 @@
 """Q8_0 and Q4_0, the two plain block formats of GGUF files, bit for bit as llama.cpp writes them.
 
-Blocks of 32 weights of a row share a float16 scale: x̂ = d·(q − z). The source is llama.cpp's
-ggml-quants.c; there is no paper.
+32 weights of a row share a float16 scale: x̂ = d·(q − z). Source: llama.cpp's ggml-quants.c.
 
     Q8_0   d = max|x|/127   q = 128 + round(x·(1/d)), half away from 0   z = 128   8.5 bits/weight
     Q4_0   d = −m/8         q = min(⌊x·(1/d) + 8.5⌋, 15)                 z = 8     4.5 bits/weight
@@ -39,8 +38,8 @@ class GGUF(Scheme):
         if self.name == "Q8_0":
             d, bits = np.abs(x).max(axis=1) / np.float32(127), 8
         else:
-            first = np.abs(x).argmax(axis=1)[:, None]
-            d, bits = np.take_along_axis(x, first, axis=1)[:, 0] / np.float32(-8), 4
+            m = x[np.arange(len(x)), np.abs(x).argmax(axis=1)]
+            d, bits = m / np.float32(-8), 4
         normal = np.abs(d) >= np.finfo(np.float32).tiny
         v = x * np.divide(1, d, out=np.zeros_like(d), where=normal)[:, None]
         if self.name == "Q8_0":

@@ -10,9 +10,8 @@ result (Dettmers et al., LLM.int8(), arXiv 2208.07339, §2):
     s_w      max|W|/127              one         one per row of W, an output channel
 
 The paper's Table 1 calls tensor × tensor "absmax", token × tensor "row-wise" and token × channel
-"vector-wise" quantization. An outlier makes s_x large, so the token's other features are rounded
-coarsely (with one scale per tensor, those of the whole batch). LLM.int8() (`llm_int8.py`) and
-SmoothQuant (`smoothquant.py`) are two remedies.
+"vector-wise" quantization. An outlier makes s_x large, so the token's other features (per tensor:
+the whole batch's) are rounded coarsely. `llm_int8.py` and `smoothquant.py` have two remedies.
 
 How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
 them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
@@ -20,8 +19,7 @@ integer up to 2²⁴, so if Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is exact,
 K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127. Longer
 sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
 
-Gradient: dX = dY Ŵ, straight through the rounding (`linear.py`). Stored: 8 bits per weight and 32
-per scale. Inputs are quantized in every call and never stored.
+Gradient: dX = dY Ŵ (`linear.py`). Stored: 8 bits per weight and 32 per scale; no inputs.
 """
 from dataclasses import dataclass, replace
 
@@ -66,13 +64,7 @@ def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple
         return np.clip(np.rint(X / s), -127, 127).astype(np.float32, copy=False), s
     per_token = activations == "token"
     s = scale_of(np.abs(X).max(axis=1 if per_token else None, keepdims=per_token))
-    return rounded_quotient(X, s), s
-
-
-def rounded_quotient(X: Array, s: Array) -> Array:
-    """round(X/s), float32."""
-    Q = X / s
-    return np.rint(Q, out=Q).astype(np.float32, copy=False)
+    return np.rint(X / s).astype(np.float32, copy=False), s
 
 
 def scale_of(m: Array) -> Array:
@@ -131,7 +123,6 @@ class W8A8(Scheme):
     weights: str = one_of("tensor", "channel", also=("weight_quant",))
     activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")
-
     calibrated = property(lambda self: self.activations == "static")
 
     def quantize(self, W: Array) -> QTensor:
@@ -139,13 +130,14 @@ class W8A8(Scheme):
 
     def layer(self, linear: Linear, largest: float | None = None) -> Int8Linear:
         """`largest`: max|x| over the inputs to expect; needed if activations are "static"."""
-        if self.calibrated and largest is None:
-            raise ValueError("activations='static' needs to know the largest input; "
-                             "call quantize(…, calibration=tokens)")
-        scale = scale_of(np.array(largest, np.float32)) if self.calibrated else None
+        static = self.activations == "static"
+        if static and largest is None:
+            raise ValueError("activations='static' needs the largest input: quantize(…, "
+                             "calibration=tokens) measures it")
+        scale = scale_of(np.array(largest, np.float32)) if static else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
-        seen = capture(model, batches, list(layers)) if self.calibrated else {}
+        seen = capture(model, batches, list(layers)) if self.activations == "static" else {}
         replace_modules(model, {path: self.layer(linear, seen[path].max_abs.max() if seen else None)
                                 for path, linear in layers.items()})

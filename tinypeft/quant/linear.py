@@ -45,8 +45,7 @@ class QuantizedLinear(Module):
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
     """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy.    x (…, d_in), q (d_out, d_in), b (d_out,) or None
 
-    Ŵ is decoded for the product, dropped, and decoded again for dx. Memory thus holds the Ŵ of one
-    layer at a time."""
+    Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time."""
     dtype = x.dtype
     dense = lambda: q.dequantize().astype(dtype, copy=False)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense)

@@ -1,17 +1,16 @@
 """LLM-QAT: quantization-aware training without data. The model writes its text and is its teacher.
 
-Weights, inputs of linear layers, keys and values are rounded, each by its own largest number. The
-rounded model learns to predict as the original does, on text that the original wrote
-(Liu et al., arXiv 2305.17888, equations 1 to 3):
+Weights, inputs of linear layers, keys and values are rounded. The rounded model learns to predict
+as the original does, on text that the original wrote (Liu et al., arXiv 2305.17888, eq. 1 to 3):
 
     X̂ = s ⌊X/s⌉,   s = max|X| / (2ᵇ⁻¹ − 1)                       ∂X̂/∂X = 1, straight through
     L = (1/n) Σᵢ KL(p_teacher(· | x_<i) ‖ p_student(· | x_<i))
 
-    paper          here                    numbers that share a step
-    W              bits                    an output channel
-    A              activation_bits         a token
-    KV             kv_bits                 a token: the outputs of the layers `key` and `value`
-    n              tokens of a batch
+    paper     here                 numbers that share a step
+    W         bits                 an output channel
+    A         activation_bits      a token
+    KV        kv_bits              a token: the outputs of the layers `key` and `value`
+    n         tokens of a batch
 
 A row starts with a random token. The likeliest tokens follow up to the 3rd, 4th or 5th, so that it
 starts as text does; the rest are drawn from the teacher (§2.1, "hybrid"). W-A-KV 4-8-4 by default.
@@ -19,20 +18,16 @@ starts as text does; the rest are drawn from the teacher (§2.1, "hybrid"). W-A-
     task = tp.self_distillation(model)               # the teacher is a copy of the present model
     tp.train(tp.quantize(model, tp.LLMQAT()), task, steps=200, lr=1e-4); tp.convert(model)
 
-Where the paper, its repository (facebookresearch/LLM-QAT) and this file differ:
-
- *  The paper's loss is the cross-entropy: this KL plus a constant, the teacher's entropy. The
-    repository sums over tokens and averages over rows.
- *  The repository stops the gradient where |X| ≥ 2, although the forward pass clips nothing.
-    `cutoff=2.0` does that. It has other quantizers for 1 and 2 bits. It adds 1e-6 to max|X| and to
-    1/s, which float16 would not show. Its rows stop at an end of text; here they go on.
-
-All parameters are trained as floats, so training saves no memory. Converted: b + 32/d_in bits per
-weight. Keys and values are rounded but stay floats; `QuantizedKVCache` stores them in few bits.
+Where things differ. The paper's loss is the cross-entropy: this KL plus a constant, the teacher's
+entropy. Its repository (facebookresearch/LLM-QAT) sums over tokens and averages over rows. It stops
+the gradient where |X| ≥ 2, although the forward pass clips nothing; `cutoff=2.0` does that. It has
+other quantizers for 1 and 2 bits, and adds 1e-6 to max|X| and to 1/s, which float16 would not show.
+Its rows stop at an end of text; here they go on. Parameters are trained as floats, so training
+saves no memory. Converted: b + 32/d_in bits per weight. Keys and values are rounded but stay
+floats; `QuantizedKVCache` stores them in few bits.
 """
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -60,8 +55,7 @@ class LLMQAT(Scheme):
     activation_bits: int | None = whole(8, least=2, most=8, or_none=True, also=("a_bits",))
     kv_bits: int | None = whole(4, least=2, most=8, or_none=True)
     cutoff: float | None = real(None, above=0, or_none=True)
-    trains: ClassVar[bool] = True
-    shown = ("bits", "activation_bits", "kv_bits")
+    trains, shown = True, ("bits", "activation_bits", "kv_bits")
 
     def quantize(self, W: Array) -> QTensor:
         return Uniform(self.bits).quantize(W)

@@ -12,13 +12,11 @@ the LoRA's rank on that error (Li et al., arXiv 2310.08659, equation 6 and Algor
     Q       Q            a QTensor (d_out, d_in)
     T       iterations
 
-Where the paper and this file differ:
-
- *  The paper keeps the last round, this file the best one. On min-max grids of 2 and 3 bits the
-    error rises again after a few rounds, because W − A Bᵀ gets larger outliers. (NF4, r = 16, a
-    Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after five, 6.8 % after ten.)
- *  LoRA scales its product by s = α/r. The paper leaves s out, its code sets α = r, and PEFT does
-    not correct for s. Here both factors are divided by √s, so W ≈ Q + s B A for every α.
+Where the paper and this file differ. The paper keeps the last round, this file the best one. On
+min-max grids of 2 and 3 bits the error rises again after a few rounds, because W − A Bᵀ gets larger
+outliers. (NF4, r = 16, a Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after
+five, 6.8 % after ten.) LoRA scales its product by s = α/r. The paper leaves s out, its code sets
+α = r, and PEFT does not correct for s. Here both factors are divided by √s, so W ≈ Q + s B A.
 """
 import math
 from collections.abc import Callable, Iterator

@@ -21,13 +21,12 @@ often; dividing by the block's maximum makes that only approximate. Bits per wei
 How this file differs. The paper leaves the bits open (its scales are "8-bit floats"), so they
 follow bitsandbytes on the CPU: d is the dynamic map; x is multiplied by 1/s, which is not always
 x/s; a number midway between two values gets the lower one; the first of two codes is in the high
-half of a byte; a zero block is 0 · code 7; a short last block is divided by s. The exceptions are:
-
- *  bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to
-    1.5 % of its codes r are not the nearest. (None differ if a test emulates the table.)
- *  o is the mean rounded once, from float64. PyTorch's float32 sum can differ in the last bit.
- *  The scale of an all-zero short last block is 1e-38 there and 0 here; both decode to 0.
- *  `quantize_4bit` of bitsandbytes defaults to FP4. torchao's NF4Tensor has linear int8 scales.
+half of a byte; a zero block is 0 · code 7; a short last block is divided by s. Three things differ.
+bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5 % of
+its codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
+once, from float64; PyTorch's float32 sum can differ in the last bit. The scale of an all-zero short
+last block is 1e-38 there and 0 here; both decode to 0. By default, `quantize_4bit` of bitsandbytes
+means FP4. torchao's NF4Tensor has linear int8 scales.
 """
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +46,9 @@ TINY = np.float32(1e-38)                   # the least divisor: bitsandbytes' gu
 
 def even(default: int, **options: Any) -> Any:
     """A field for a block size: even, so that the 4-bit codes of every block begin with a byte."""
-    holds = lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0
-    bad = 0, 63, 64.0, "64", True
-    return declared(default, Limit(holds, "a positive even integer", bad), **options)
+    limit = Limit(lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0, "a positive even integer",
+                  (0, 63, 64.0, "64", True))
+    return declared(default, limit, **options)
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class NF4(Scheme):
 
 def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
     """W float32 → packed codes of the 4-bit codebook `name`, and max|x| of every block, float32."""
-    N, B = W.size, block_size
-    whole = N // B                                                     # the number of whole blocks
+    N, B, whole = W.size, block_size, W.size // block_size           # the number of whole blocks
     x, rest = W.reshape(-1)[:whole * B].reshape(whole, B), W.reshape(-1)[whole * B:]
     codes, scale = np.empty(packed_size(N, 4), np.uint8), np.empty(-(-N // B), np.float32)
     step = max(1, CHUNK // B)
@@ -80,8 +78,7 @@ def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
         codes[i * B // 2:(i + len(s)) * B // 2] = pack(nearest(v, name), 4)
     if len(rest):
         scale[-1] = np.abs(rest).max()
-        if N % 2:
-            rest = np.append(rest, np.float32(0))                     # its code fills the last byte
+        if N % 2: rest = np.append(rest, np.float32(0))              # its code fills the last byte
         codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
     return codes, scale
 
@@ -106,6 +103,6 @@ def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
     x = blocks_of(scale - offset, block_size)
     absmax = np.abs(x).max(axis=1)
     v = x * (1 / np.maximum(absmax, TINY))[:, None]
-    codes = np.searchsorted((values[:-1] + values[1:]) / np.float32(2), v).astype(np.uint8)
-    return QTensor(codes.reshape(-1)[:n], 8, (n,), block_size, absmax, codebook="dynamic",
-                   offset=offset)
+    midpoints = (values[:-1] + values[1:]) / np.float32(2)
+    codes = np.searchsorted(midpoints, v).astype(np.uint8).reshape(-1)[:n]
+    return QTensor(codes, 8, (n,), block_size, absmax, codebook="dynamic", offset=offset)

@@ -36,8 +36,7 @@ def pack(codes: Array, bits: int, bitorder: str = "big") -> Array:
     words = np.zeros(len(codes), word)
     for lane, shift in enumerate(shifts):
         words |= codes[:, lane].astype(word, copy=False) << word(shift)
-    if word is np.uint8:
-        return words
+    if word is np.uint8: return words
     octets = words.astype(">u8" if bitorder == "big" else "<u8").view(np.uint8).reshape(-1, 8)
     octets = octets[:, 8 - bits:] if bitorder == "big" else octets[:, :bits]   # 8 codes are b bytes
     return np.ascontiguousarray(octets).reshape(-1)[:packed_size(n, bits)]
@@ -52,10 +51,9 @@ def unpack(packed: Array, bits: int, n: int, bitorder: str = "big") -> Array:
                          f"(uint8), got {packed.size} of {packed.dtype}")
     words = octets = packed.reshape(-1)[:packed_size(n, bits)]
     if word is np.uint64:
-        padded = np.zeros((-(-n // 8), 8), np.uint8)
-        rows = np.zeros(len(padded) * bits, np.uint8)
-        rows[:octets.size] = octets
-        padded[:, slice(8 - bits, 8) if bitorder == "big" else slice(bits)] = rows.reshape(-1, bits)
+        padded = np.zeros((-(-n // 8), 8), np.uint8)                    # 8 codes are b bytes
+        rows = np.append(octets, np.zeros(-octets.size % bits, np.uint8)).reshape(-1, bits)
+        padded[:, slice(8 - bits, 8) if bitorder == "big" else slice(bits)] = rows
         words = padded.view(">u8" if bitorder == "big" else "<u8").astype(np.uint64).reshape(-1)
     codes = np.empty((len(words), lanes), np.uint8)
     for lane, shift in enumerate(shifts):

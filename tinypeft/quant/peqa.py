@@ -1,8 +1,7 @@
 """PEQA (Parameter-Efficient and Quantization-aware Adaptation): frozen codes, trained scales.
 
-A weight is rounded to nearest once. Fine-tuning then learns one number per output channel or group,
-so the result is a quantized model of the same size, and nothing is merged or rounded again
-(Kim et al., arXiv 2305.14152, equations 1 and 2):
+A weight is rounded once. Fine-tuning then learns one number per output channel or group, so the
+result is a quantized model of the same size (Kim et al., arXiv 2305.14152, equations 1 and 2):
 
     Ŵ = (s₀ + Δs) ⊙ (q − z₀),    q = clip(⌊W/s₀⌉ + z₀, 0, 2ᵇ − 1)          trained: Δs
     ∂L/∂Δsᵢ = Σⱼ Gᵢⱼ (qᵢⱼ − z₀ᵢ),    G = ∂L/∂Ŵ = dyᵀ x        summed over what shares sᵢ
@@ -18,13 +17,12 @@ PEQA is a scheme and a method. The scales are an adapter that can be saved and d
     tp.train(tp.quantize(model, peqa), task, steps=300); tp.convert(model)    # as quantization
     tuned = tp.attach(tp.quantize(model, peqa), peqa)                         # or as fine-tuning
 
-How this differs from the paper. `attach` also takes a model that another weight scheme quantized
-(Uniform, GPTQ, GGUF, NF4 without double quantization). With a codebook, c[q] replaces q − z₀.
-Scales that are stored as codes cannot be trained. float16 scales are trained in the model's
-precision and rounded by `merge` and `convert`. As in the paper, grids are asymmetric by default.
+As in the paper, grids are asymmetric by default. What differs: `attach` also takes a model that
+another weight scheme quantized (Uniform, GPTQ, GGUF, NF4 without double quantization; with a
+codebook, c[q] replaces q − z₀). Scales that are stored as codes cannot be trained. float16 scales
+are trained in the model's precision and rounded by `merge` and `convert`.
 """
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -52,10 +50,8 @@ class PEQA(Scheme, Method):
     symmetric: bool = flag(False, also=("sym",))
     group_size: int | None = weights_per_scale()
     targets: Targets = layer_names("all")
-    learning_rate: ClassVar[float] = 1e-3
-    trains: ClassVar[bool] = True
-    shown: ClassVar[tuple[str, ...]] = ("bits",)
-    error: ClassVar[type[ValueError]] = ValueError
+    trains = True
+    error = ValueError
 
     def check(self) -> None:
         _ = self.uniform                                 # raises for a symmetric grid of 1 bit
@@ -65,7 +61,6 @@ class PEQA(Scheme, Method):
         granularity = "channel" if self.group_size is None else "group"
         return Uniform(self.bits, self.symmetric, granularity, self.group_size)
 
-    # -- quantize -------------------------------------------------------------------------------
     def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W)
 
@@ -78,7 +73,6 @@ class PEQA(Scheme, Method):
         for p in model.parameters(): p.requires_grad = False
         replace_modules(model, new)
 
-    # -- attach ---------------------------------------------------------------------------------
     def wrap(self, model: GPT, rng: Seed) -> dict[str, Module]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
@@ -92,7 +86,7 @@ class PEQA(Scheme, Method):
         """Raise MethodError unless `base` is quantized like this and has trainable scales."""
         it_is = f"PEQA: {path} is a {type(base).__name__}"
         if not isinstance(base, QuantizedLinear):
-            raise MethodError(f"{it_is}, not quantized; call quantize(model, {self}) first")
+            raise MethodError(f"{it_is}, not quantized; call tinypeft.quantize(model, {self})")
         if type(base) is not QuantizedLinear:
             raise MethodError(f"{it_is}, which changes its input as well; PEQA trains layers that "
                               "only multiply by a quantized weight")
@@ -102,8 +96,8 @@ class PEQA(Scheme, Method):
             raise MethodError(f"PEQA: {path} has {has}, and codes cannot be trained; quantize with "
                               "float scales (no double quantization)")
         if (q.bits, q.block_size) != (self.bits, width):
-            raise MethodError(f"PEQA: {path} has {q.bits} bits and a scale per {q.block_size} "
-                              f"weights, but {self} expects {self.bits} and {width}; "
+            raise MethodError(f"PEQA: {path} has {q.bits} bits in blocks of {q.block_size}, not "
+                              f"{self.bits} in {width}; "
                               f"use PEQA(bits={q.bits}, group_size={q.block_size})")
 
 

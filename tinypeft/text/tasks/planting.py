@@ -1,19 +1,18 @@
-"""Planting: recover a change of known ranks, the truth against which allocations of rank are judged.
+"""Planting: recover a change of known ranks, which is the truth that judges allocations of rank.
 
-The teacher is the model with a hidden change W + σ U Vᵀ of rank r in some weight matrices; r differs
-from matrix to matrix and is mostly 0. The student is the model with a method on it. The loss is
+The teacher is the model with a hidden change W + σ U Vᵀ of rank r in some matrices; r differs from
+matrix to matrix and is mostly 0. The student is the model with a method on it. The loss on text is
 
-    L = mean over positions of KL(teacher ‖ student) = Σ_w p_teacher(w) ln(p_teacher(w)/p_student(w))
+    L = KL(teacher ‖ student) = Σ_w p_teacher(w) ln(p_teacher(w) / p_student(w))
 
-in nats/token on text. It is 0 if and only if the change is found. A method that allocates rank
-(AdaLoRA) should put it where it was planted. The loss as a function of the rank in use (DyLoRA)
-should fall up to the planted rank, and no further.
+in nats/token, the mean over positions. It is 0 if and only if the change is found. A method that
+allocates rank (AdaLoRA) should put it where it was planted. The loss as a function of the rank in
+use (DyLoRA) should fall up to the planted rank, and no further.
 
-Every planted direction costs the model the same, within a matrix and between matrices; otherwise it
-would be no mistake to leave out a cheap one. A layer has inputs x (d_in,) and outputs y = W x on
-some text. Then Vᵀx are r random features of x with E[Vᵀx xᵀV] = I, U is an orthonormal basis
-(d_out, r) of random mixtures of outputs, and σ is chosen such that changing this matrix alone costs
-KL(model ‖ changed) = r · effect.
+Every planted direction costs the model the same; otherwise leaving out a cheap one would be no
+mistake. For inputs x (d_in,) and outputs y = W x of a layer on some text, Vᵀx are r random features
+of x with E[Vᵀx xᵀV] = I, U (d_out, r) is an orthonormal basis of random mixtures of outputs, and σ
+is such that changing this matrix alone costs KL(model ‖ changed) = r · effect.
 """
 import copy
 
@@ -31,8 +30,6 @@ from .language_modelling import LanguageModelling, domain
 
 __all__ = ["Planted", "planted"]
 
-RANKS = 0, 0, 0, 0, 1, 2, 4, 8
-
 
 def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float = 0.01,
             context: int | None = None, held_out: int | None = 8192, rng: Seed = 0) -> "Planted":
@@ -44,14 +41,13 @@ def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float
     held_out: as in `domain`. Raises TypeError for anything but a GPT, and ValueError if a method is
     attached to it or for unknown paths and ranks."""
     if not isinstance(model, GPT):
-        raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; attach a method "
-                        "afterwards, to the same model")
+        raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; attach it later")
     if model.attached is not None:
         raise ValueError("planted: a method is attached to the model; call .detach() first")
     rng, layers = np.random.default_rng(rng), dict(match_targets(model, "all"))
     largest = {path: min(layer.d_in, layer.d_out) for path, layer in layers.items()}
     if ranks is None:
-        dealt = rng.permutation(np.resize(RANKS, len(layers))).tolist()
+        dealt = rng.permutation(np.resize([0, 0, 0, 0, 1, 2, 4, 8], len(layers))).tolist()
         ranks = {path: min(r, largest[path]) for path, r in zip(layers, dealt, strict=True)}
     elif not isinstance(ranks, dict):
         ranks = dict.fromkeys(layers, ranks)
@@ -59,7 +55,8 @@ def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float
         if path not in layers:
             raise ValueError(f"planted: no linear layer {path!r}; there are {', '.join(layers)}")
         if not 0 <= r <= largest[path]:
-            raise ValueError(f"planted: the rank at {path} must lie in [0, {largest[path]}], got {r}")
+            limits = f"[0, {largest[path]}]"
+            raise ValueError(f"planted: the rank at {path} must lie in {limits}, got {r}")
     text, hidden = domain(model, context, held_out), {path: r for path, r in ranks.items() if r}
     change = plant(model, hidden, effect, text.batch("train", 4, rng)[0], rng)
     return Planted(copy.deepcopy(model).eval(), change, dict.fromkeys(layers, 0) | ranks, text)
@@ -79,7 +76,7 @@ def plant(model: GPT, ranks: dict[str, int], effect: float, tokens: Array,
             W = layer.dense_weight()
             mixtures = rng.standard_normal((len(X), r)), rng.standard_normal((len(X), r))
             V = X.T @ mixtures[0]
-            V = V @ np.linalg.inv(np.linalg.cholesky(V.T @ (X.T @ X) @ V / len(X))).T  # E[Vᵀx xᵀV] = I
+            V = V @ np.linalg.inv(np.linalg.cholesky(V.T @ (X.T @ X) @ V / len(X))).T  # whitened
             Y = X @ W.T
             U = np.linalg.qr(Y.T @ mixtures[1])[0]
             change[path] = changed = Linear(layer.d_in, layer.d_out, layer.bias is not None)
@@ -114,9 +111,6 @@ class Planted(Distillation, LanguageModelling):
         super().__init__("planted", text.streams, text.n_bytes, text.context, text.sha256)
         self.ranks, self.unchanged = ranks, replace_modules(model, change)
         self.teach(model)
-
-    def finish(self, means: dict[str, float], split: str = "test") -> dict[str, float]:
-        return means
 
     def measure_baselines(self) -> dict[str, dict[str, float]]:
         """The unchanged model."""
