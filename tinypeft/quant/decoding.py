@@ -42,8 +42,7 @@ def decode(q, flat: Array) -> None:
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
     starts = range(0, q.n_blocks, step)
-    if q.size < SHARED:
-        return chunks(starts)
+    if q.size < SHARED: return chunks(starts)
     other = OTHER.submit(chunks, starts[1::2])
     chunks(starts[0::2])
     other.result()
@@ -68,6 +67,5 @@ def decoding_table(bits: int, name: str | None, zero: int) -> Array:
     straddle bytes: then (2**bits,), indexed by unpacked codes."""
     c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
     c = c - np.float32(zero)
-    if 8 % bits:
-        return c
+    if 8 % bits: return c
     return c[unpack(np.arange(256, dtype=np.uint8), bits, 256 * 8 // bits)].reshape(256, -1)

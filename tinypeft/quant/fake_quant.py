@@ -67,8 +67,7 @@ class FakeQuant(Scheme):
 
     def check(self) -> None:
         if not (self.activation_symmetric or self.calibrated):
-            raise ValueError("FakeQuant: activation_symmetric=False trains an offset for inputs; "
-                             "it needs learn_step=True and activation_bits")
+            raise ValueError("activation_symmetric=False needs learn_step=True and activation_bits")
         _ = self.uniform                                 # raises for a group size without groups
 
     @property
@@ -175,7 +174,6 @@ def convert(model: GPT) -> GPT:
         raise ValueError(f"convert: {model.attached} is attached; merge or detach it first")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
-        raise ValueError("convert: no layer was trained in quantized form; call "
-                         "tinypeft.quantize(model, FakeQuant(…)) first")
+        raise ValueError("convert: no layer was trained in quantized form; quantize by FakeQuant")
     replace_modules(model, new)
     return model

@@ -38,8 +38,7 @@ class GGUF(Scheme):
         if self.name == "Q8_0":
             d, bits = np.abs(x).max(axis=1) / np.float32(127), 8
         else:
-            m = x[np.arange(len(x)), np.abs(x).argmax(axis=1)]
-            d, bits = m / np.float32(-8), 4
+            d, bits = x[np.arange(len(x)), np.abs(x).argmax(axis=1)] / np.float32(-8), 4
         normal = np.abs(d) >= np.finfo(np.float32).tiny
         v = x * np.divide(1, d, out=np.zeros_like(d), where=normal)[:, None]
         if self.name == "Q8_0":

@@ -132,8 +132,7 @@ class W8A8(Scheme):
         """`largest`: max|x| over the inputs to expect; needed if activations are "static"."""
         static = self.activations == "static"
         if static and largest is None:
-            raise ValueError("activations='static' needs the largest input: quantize(…, "
-                             "calibration=tokens) measures it")
+            raise ValueError("activations='static' needs quantize(…, calibration=tokens)")
         scale = scale_of(np.array(largest, np.float32)) if static else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 

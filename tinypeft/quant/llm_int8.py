@@ -56,8 +56,7 @@ class LLMInt8(Scheme):
     shown = ("threshold",)
 
     def quantize(self, W: Array) -> QTensor:
-        if self.variant == "paper":
-            return Uniform(8, granularity="channel").quantize(W)
+        if self.variant == "paper": return Uniform(8, granularity="channel").quantize(W)
         with np.errstate(over="ignore"):
             W = checked(checked(W).astype(np.float16))
         Q, m = bitsandbytes_rows(W.reshape(-1, W.shape[-1]))

@@ -35,11 +35,10 @@ def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float
             context: int | None = None, held_out: int | None = 8192, rng: Seed = 0) -> "Planted":
     """The task whose teacher is `model` with a hidden low-rank change; `.ranks` is the truth.
 
-    model: a plain GPT with a tokenizer; it is not changed. ranks: path → rank for some of the
-    blocks' linear layers, one rank for all of them, or None to deal out 0, 0, 0, 0, 1, 2, 4, 8 at
-    random. effect: what a planted direction costs the unchanged model, nats/token. context,
-    held_out: as in `domain`. Raises TypeError for anything but a GPT, and ValueError if a method is
-    attached to it or for unknown paths and ranks."""
+    model: a plain GPT with a tokenizer; it is not changed. ranks: path → rank for linear layers in
+    the blocks, one rank for all, or None to deal out 0, 0, 0, 0, 1, 2, 4, 8 at random. effect:
+    what a planted direction costs the unchanged model, nats/token. context, held_out: as in
+    `domain`. TypeError for no GPT; ValueError for an attached method, unknown paths and ranks."""
     if not isinstance(model, GPT):
         raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; attach it later")
     if model.attached is not None:
@@ -55,15 +54,14 @@ def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float
         if path not in layers:
             raise ValueError(f"planted: no linear layer {path!r}; there are {', '.join(layers)}")
         if not 0 <= r <= largest[path]:
-            limits = f"[0, {largest[path]}]"
-            raise ValueError(f"planted: the rank at {path} must lie in {limits}, got {r}")
+            raise ValueError(f"the rank at {path} must lie in [0, {largest[path]}], got {r}")
     text, hidden = domain(model, context, held_out), {path: r for path, r in ranks.items() if r}
     change = plant(model, hidden, effect, text.batch("train", 4, rng)[0], rng)
     return Planted(copy.deepcopy(model).eval(), change, dict.fromkeys(layers, 0) | ranks, text)
 
 
 def plant(model: GPT, ranks: dict[str, int], effect: float, tokens: Array,
-          rng: np.random.Generator) -> dict[str, Linear]:
+          rng: "np.random.Generator") -> dict[str, Linear]:
     """path → Linear with W + σ U Vᵀ for each of `ranks`, measured on the text tokens (B, T)."""
     recorders = {path: Recorder(model.get(path)) for path in ranks}
     layers = replace_modules(model, recorders)
