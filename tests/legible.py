@@ -1,4 +1,4 @@
-"""What a reader could not read in a picture: the faults of a figure, as sentences. The tests hold every picture to it."""
+"""Is a picture legible? Its faults as sentences; a test demands that no picture has one."""
 from itertools import combinations
 
 from matplotlib.collections import PathCollection
@@ -9,11 +9,11 @@ from matplotlib.text import Text
 __all__ = ["faults", "texts"]
 
 PAGE, SMALLEST = 6.4, 9.0                                # inches, and points on a page that wide
-DISTINCT = 0.15                                          # of the way from black to white
+DISTINCT = 0.15                                          # least difference of luminance; black to white is 1
 
 
 def faults(fig):
-    """Text over text or beyond the edge, letters below 9 points at page width, series that a grey print cannot tell apart."""
+    """Texts that overlap or leave the picture, letters below 9 points at page width, and series that look alike in grey."""
     found = []
     shown = texts(fig)
     width, height = fig.canvas.get_width_height()
@@ -33,7 +33,7 @@ def faults(fig):
 
 
 def texts(fig):
-    """[(Text, its box in pixels)] for every text that is really drawn; tick labels beyond an axis' limits are not."""
+    """[(Text, its box in pixels)] for every text that is drawn. Tick labels beyond an axis' limits exist but are not drawn."""
     drawn, draw = {}, Text.draw
 
     def note(self, renderer, *args, **kwargs):
@@ -49,7 +49,7 @@ def texts(fig):
 
 
 def series(ax):
-    """[(name, (marker, line style, luminance))] of the lines and scatters of an axes that have more than one look."""
+    """[(name, (marker, line style, luminance))] of the lines and scatters of an axes, one entry for each look."""
     looks = {}
     for line in ax.lines:
         if isinstance(line, Line2D) and line.get_visible() and line.get_marker() not in ("|", "_"):      # caps of error bars
@@ -64,6 +64,6 @@ def series(ax):
 
 
 def grey(colour):
-    """What a grey print makes of a colour: 0 black, 1 white."""
+    """The luminance of a colour in a grey print: 0 is black, 1 is white."""
     r, g, b = to_rgb(colour)
     return 0.299 * r + 0.587 * g + 0.114 * b

@@ -1,4 +1,4 @@
-"""The command line as a user types it: small runs of every command, and what it says to mistakes."""
+"""The command line as a user types it: small runs of every command, and its answers to mistakes."""
 import json
 
 import numpy as np
@@ -24,6 +24,16 @@ def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tm
     assert tuned.method == tp.LoRA(rank=4)
     status, out, _ = run(capsys, "generate", "numpy.mean(a, axis=None)", "--adapter", folder, "--max-new-tokens", "8")
     assert status == 0 and out.startswith("numpy.mean(a, axis=None)")
+
+
+@pytest.mark.parametrize("format, says", [
+    ("tinypeft", "tinypeft.load_adapter(model, {0!r}) loads it"),
+    ("peft", "peft.PeftModel.from_pretrained(model, {0!r}) loads it, and so does tinypeft.load_adapter(model, {0!r})")])
+def test_the_last_line_names_what_loads_the_adapter(capsys, tmp_path, format, says):
+    folder = str(tmp_path / "adapter")
+    status, out, _ = run(capsys, "finetune", "lora", "--steps", "1", "--quick", "--out", folder, "--format", format)
+    assert status == 0 and out.splitlines()[-1] == f"saved in {folder}; {says.format(folder)}"
+    assert tp.load_adapter(tp.load_pretrained(), folder).method == tp.LoRA()
 
 
 def test_what_is_set_twice_is_set_twice_and_steps_that_are_asked_for_are_taken(capsys):
@@ -79,6 +89,8 @@ def test_a_model_of_ones_own(capsys, tmp_path):
     (["quantize", "nf5"], "nf4"),
     (["generate", ""], "empty"),
     (["generate", "word " * 2000], "256"),
+    (["finetune", "lora", "--set", "rank"], "expected FIELD=VALUE"),
+    (["figures", "rnak"], "there is no picture 'rnak'; there are"),
 ])
 def test_mistakes_are_said_in_one_line(capsys, argv, says):
     status, out, err = run(capsys, *argv)

@@ -3,8 +3,9 @@ from typing import TypeAlias, Union
 
 import numpy as np
 
-__all__ = ["Array", "Seed", "Targets"]
+__all__ = ["Array", "Rng", "Seed", "Targets"]
 
 Array: TypeAlias = np.ndarray
-Seed: TypeAlias = Union[int, "np.random.Generator"]  # noqa: UP007  a string: numpy.random loads late
+Rng: TypeAlias = "np.random.Generator"               # a string, because numpy.random loads late
+Seed: TypeAlias = Union[int, "np.random.Generator"]  # noqa: UP007  for the same reason
 Targets: TypeAlias = tuple[str, ...] | str           # names of layers, or "all"

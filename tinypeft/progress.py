@@ -1,4 +1,6 @@
-"""One line that says how far a long job is: redrawn on a terminal and in a notebook, silent in a pipe."""
+"""One line of progress of a long job: redrawn on a terminal or in a notebook, silent in a pipe."""
+from __future__ import annotations
+
 import sys
 import time
 
@@ -6,27 +8,25 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """`with Progress(total, "training") as bar: bar(step, "loss 3.21")`. At most ten redraws a second.
+    """`with Progress(total, "training") as bar: bar(step, "loss 3.21")` redraws at most ten times a
+    second. In a notebook it updates one output, so a saved notebook holds the last state."""
 
-    In a notebook the line is one output that is updated, so that what is saved holds its last state and nothing else.
-    """
-
-    def __init__(self, total, label="", show=None):
+    def __init__(self, total: int, label: str = "", show: bool | None = None):
         self.total, self.label, self.start, self.drawn = total, label, time.perf_counter(), 0.0
         self.notebook, self.handle = in_notebook(), None
         self.show = (self.notebook or sys.stderr.isatty()) if show is None else show
 
-    def __enter__(self):
+    def __enter__(self) -> Progress:
         return self
 
-    def __call__(self, done, text=""):
+    def __call__(self, done: int, text: str = "") -> None:
         now = time.perf_counter()
         if not self.show or now - self.drawn < 0.1 and done < self.total: return
         self.drawn = now
-        left = (now - self.start) / max(done, 1) * (self.total - done)
-        line = f"{self.label} {done}/{self.total}  {text}  {left:.0f} s left" if done < self.total else \
-               f"{self.label} {done}/{self.total}  {text}  {now - self.start:.1f} s"
-        self._draw(line)
+        spent = now - self.start
+        left = f"{spent / max(done, 1) * (self.total - done):.0f} s left"
+        when = left if done < self.total else f"{spent:.1f} s"
+        self._draw(f"{self.label} {done}/{self.total}  {text}  {when}")
 
     def _draw(self, line):
         if not self.notebook:
@@ -43,7 +43,7 @@ class Progress:
             sys.stderr.write("\n")
 
 
-def in_notebook():
-    """Does a kernel run this, so that what is displayed can be updated?"""
+def in_notebook() -> bool:
+    """Does a Jupyter kernel run this? Only a kernel can update what it has displayed."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")

@@ -139,7 +139,7 @@ print("with a gradient in the first alone:", np.array(path)[:, 1].round(3))
 # leaves alone what is outside it:
 
 # %%
-show(DyLoRALinear.train_at)
+show(DyLoRALinear.start_step)
 
 # %% [markdown]
 # ## Frozen: only the last row

@@ -51,7 +51,7 @@ result
 needed = result.function
 GiB = 2**30
 llama = memory.SHAPES["llama-7b"]
-n_lora = memory.METHODS["lora"](llama, rank=8).n
+n_lora = memory.FORMULAS["lora"](llama, rank=8).n
 print(f"{llama.parameters / 1e9:.2f} G parameters; LoRA of rank 8 on query and value trains {n_lora / 1e6:.1f} M of them")
 for name, bits in (("16-bit base", 16), ("NF4 with double quantization", 4.127)):
     print(f"LoRA on a {name:<29}{needed(llama.parameters, bits, n_lora) / GiB:6.1f} GiB")

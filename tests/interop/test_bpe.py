@@ -1,4 +1,4 @@
-"""interop/bpe.py: GPT-2's tokenizer files give transformers' ids, whatever the text, and what is no such file is named."""
+"""interop/bpe.py: GPT-2's tokenizer files give transformers' ids for any text; other files are refused."""
 import json
 import random
 import sys
@@ -9,7 +9,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
 from tinypeft.interop.bpe import CHARACTER
-from tinypeft.text import base
+from tinypeft.text import base_corpus
 from tinypeft.text.tokenizer import _newer, words
 
 MIXED = ("naïve Ⅷ½² x_1's  I'll\n\n\t日本語 한국어 🙂👨‍👩‍👧🇩🇪 e\u0301 ٣١ हिन्दी <|endoftext|> — \u200b\ufeff\x00\x7f\x1c "
@@ -24,14 +24,14 @@ def theirs(tmp_path_factory):
     learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=2000, special_tokens=["<|endoftext|>"], show_progress=False,
                                              initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    learned.train_from_iterator([*(str(d) for d in base().train[:150]), MIXED * 3], trainer)
+    learned.train_from_iterator([*(str(d) for d in base_corpus().train[:150]), MIXED * 3], trainer)
     folder = tmp_path_factory.mktemp("tokenizer")
     learned.model.save(str(folder))
     return folder, transformers.GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
 
 
 def nasty_strings(n=3000):
-    """Random strings of what tokenizers trip over, and of any characters at all."""
+    """Random strings of pieces that are hard for tokenizers, and of arbitrary characters."""
     rng = random.Random(0)
     pieces = [*" \n\t\x00\x1c\x1f\x7f\x85\xa0\u2003\u2028\u3000\ufeff\u200b\u200d\ufe0f\u0301\u0338'_aéßЖעह中한٣²½Ⅷ①9-—🙂🏽",
               *"\U00013460\U0001e4f0\U0010ffff\ue000", "'s", "'S", "'ll", "'re", "’s", "日本", "हि", "ก็", "42", "3.14", "...",
@@ -47,7 +47,7 @@ def test_ids_are_transformers(theirs):
     ours = read_tokenizer(folder)
     assert ours.vocab_size == len(tokenizer) and ours.end_of_text == tokenizer.eos_token_id
     count = 0
-    for text in [MIXED, base().text("test")[:100_000], "", *nasty_strings()]:
+    for text in [MIXED, base_corpus().text("test")[:100_000], "", *nasty_strings()]:
         ids = ours.encode(text, allow_special=True)
         assert ids.tolist() == tokenizer.encode(text), repr(text)
         assert ours.decode(ids) == text
@@ -91,7 +91,7 @@ def test_added_tokens(theirs, tmp_path):
     assert tp.text.BPETokenizer.load(tmp_path / "ours.json") == ours
     write_tokenizer(tmp_path / "again", ours)
     assert read_tokenizer(tmp_path / "again") == ours
-    (tmp_path / "again" / "tokenizer.json").unlink()                     # vocab.json has them too, but as what?
+    (tmp_path / "again" / "tokenizer.json").unlink()                     # vocab.json does not say that they are special
     (tmp_path / "again" / "added_tokens.json").write_text(json.dumps(ours.special))
     assert read_tokenizer(tmp_path / "again") == ours
 
@@ -110,8 +110,8 @@ def test_written_here_and_read_by_transformers(only, tmp_path):
     assert read_tokenizer(tmp_path) == ours
 
 
-def test_bytes_in_disguise():
-    """GPT-2's signs for the bytes, some of which are well known from its vocabulary."""
+def test_bytes_as_characters():
+    """Some of GPT-2's characters for bytes are well known from its vocabulary."""
     assert len(set(CHARACTER.values())) == 256 and all(c.isprintable() and not c.isspace() for c in CHARACTER.values())
     assert [CHARACTER[b] for b in b" \n\t\x00aZ~\xa1\xff\xad"] == list("ĠĊĉĀaZ~¡ÿŃ")
 
@@ -160,12 +160,12 @@ def change(content, path, value):
     ("normalizer", {"type": "NFC"}, "normalizer is 'NFC'"), ("normalizer", "NFC", "normalizer"),
     ("pre_tokenizer", None, "pre_tokenizer is None"), ("pre_tokenizer", "x", "pre_tokenizer is"),
     ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}, "'Sequence'"), ("pre_tokenizer", {}, "pre_tokenizer is None"),
-    ("pre_tokenizer.add_prefix_space", True, "without a space put in front"),
-    ("pre_tokenizer.use_regex", False, "cut as GPT-2's"),
+    ("pre_tokenizer.add_prefix_space", True, "put no space in front"),
+    ("pre_tokenizer.use_regex", False, "split by GPT-2's"),
     ("post_processor", {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}, "puts special tokens around"),
     ("post_processor", {"type": "BertProcessing"}, "post_processor is 'BertProcessing'"),
     ("decoder", {"type": "WordPiece"}, "decoder"),
-    ("added_tokens", [{"id": 5, "content": "<x>", "lstrip": True}], "leave what is around it alone"),
+    ("added_tokens", [{"id": 5, "content": "<x>", "lstrip": True}], "not depend on the text around it"),
     ("added_tokens", [{"id": 5}], "an added token"), ("added_tokens", [3], "an added token"),
     ("added_tokens", [{"content": "<x>"}], "ids must be integers, got None"),
     ("added_tokens", [{"id": True, "content": "<x>"}], "ids must be integers, got True"),
@@ -175,11 +175,11 @@ def change(content, path, value):
     ("model.vocab", [], "expected model"), ("model.vocab.a", "b", "ids must be integers, got 'b'"),
     ("model.vocab.a", 0, "each once"), ("model.vocab.a", 10**30, "each once"), ("model.vocab.a", 1.0, "ids must be integers"),
     ("model.vocab. ", 260, "' ', which stands"),
-    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "no byte-level BPE"),
-    ("model.merges", [3], "no byte-level BPE"),
+    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "not GPT-2's byte-level BPE"),
+    ("model.merges", [3], "not GPT-2's byte-level BPE"),
     ("model.merges", [["q", "x"]], "missing from the vocabulary"), ("model.merges", [[1, 2]], "a token must be a string"),
-    ("model.merges", ["a b c"], "no byte-level BPE")])
-def test_what_is_not_gpt2s_is_named(files, path, value, says):
+    ("model.merges", ["a b c"], "not GPT-2's byte-level BPE")])
+def test_a_tokenizer_unlike_gpt2s_is_an_error_that_names_the_difference(files, path, value, says):
     content, read = files
     change(content, path, value)
     with pytest.raises(HuggingFaceError, match=rf"tokenizer.json: .*{says}"):
@@ -199,7 +199,7 @@ def test_the_older_files_and_their_mistakes(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     with pytest.raises(HuggingFaceError, match="got None; is '</s>' in it"):
         read_tokenizer(tmp_path)
-    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "no byte-level BPE"), (b"q x", "missing from the vocabulary"):
+    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "byte-level BPE"), (b"q x", "missing from the vocabulary"):
         merges.write_bytes(content)
         (tmp_path / "tokenizer_config.json").write_text("{}")
         with pytest.raises(HuggingFaceError, match=says): read_tokenizer(tmp_path)

@@ -75,7 +75,7 @@ def test_the_tokenizer_is_in_the_file(tmp_path):
     (lambda m: tp.quantize(m, tp.GGUF(), targets=("query",)), "blocks.0.attention.query, .* quantized by the same GGUF"),
     (lambda m: tp.attach(m, tp.LoRA()), "it has LoRA"),
     (lambda m: setattr(m, "head", tp.nn.Linear(64, 3)), "a classification head")])
-def test_what_gguf_has_no_place_for(spoil, says, tmp_path):
+def test_models_that_gguf_cannot_hold_are_refused(spoil, says, tmp_path):
     model = with_tokenizer()
     spoil(model)
     with pytest.raises(ValueError, match=f"write_gguf: .*{says}"):

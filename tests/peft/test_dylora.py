@@ -29,7 +29,7 @@ class Watched(tp.DyLoRA):
 
     def after_step(self, tuned, step, total):
         layer = next(iter(tuned.wrappers.values()))
-        self.ranks_drawn.append(layer.drawn)
+        self.ranks_drawn.append(layer.rank_drawn)
         self.A.append(layer.A.data.copy())
         self.B.append(layer.B.data.copy())
         super().after_step(tuned, step, total)
@@ -85,6 +85,7 @@ def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
     tuned = learned(gpt(np.float32)).set_rank(2)
     tuned.save(tmp_path / "at2")
     logits = tuned(tokens).data
+    with np.load(tmp_path / "at2" / "adapter.npz") as file: assert file[f"{QUERY}.b"] == 2
     loaded = tp.load_adapter(gpt(np.float32), tmp_path / "at2")
     assert set(loaded.ranks().values()) == {2} and np.array_equal(loaded(tokens).data, logits)
 
@@ -93,7 +94,7 @@ def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
 def gradients(tuned, tokens, b):
     """name → gradient of A and B in a training step at rank b, for a fixed upstream gradient."""
     tuned.train()
-    for w in tuned.wrappers.values(): w.train_at(b)
+    for w in tuned.wrappers.values(): w.start_step(b)
     for p in tuned.trainable_parameters(): p.grad = None
     y = tuned(tokens)
     y.backward(np.random.default_rng(9).standard_normal(y.shape))
@@ -104,7 +105,7 @@ def gradients(tuned, tokens, b):
 def test_gradients_of_every_trainable_tensor_at_every_rank_numerical(b, gpt, tokens):
     tuned = learned(gpt())
     tuned.train()
-    for w in tuned.wrappers.values(): w.train_at(b)
+    for w in tuned.wrappers.values(): w.start_step(b)
     tp.gradcheck(lambda *_: tuned(tokens), *tuned.trainable_parameters(), directions=2)
     for name, g in gradients(tuned, tokens, b).items():
         rows = g if name.endswith("A") else g.T
@@ -196,7 +197,7 @@ def test_ranks_are_drawn_from_the_distribution_by_its_name(gpt):
     drawn = []
     for _ in range(4000):
         tuned.before_step(0, 1)
-        drawn.append({w.drawn for w in tuned.wrappers.values()})
+        drawn.append({w.rank_drawn for w in tuned.wrappers.values()})
     assert all(len(d) == 1 for d in drawn)                                    # one draw for all layers
     share = np.bincount([d.pop() for d in drawn], minlength=7)[3:] / 4000
     assert np.abs(share - geometric.probabilities()).max() < 4 * (0.25 / 4000) ** 0.5
@@ -264,7 +265,7 @@ def test_the_curve_over_b_is_below_truncated_loras_direction():
 # -- refusals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make, words", [
     (lambda: tp.DyLoRA(rank=0), "rank must be a positive integer"),
-    (lambda: tp.DyLoRA(rank=8, block_size=3), "blocks of 3"),
+    (lambda: tp.DyLoRA(rank=8, block_size=3), "block_size=3.: block_size does not divide rank 8"),
     (lambda: tp.DyLoRA(rank=4, rank_min=5), "rank_min 5 exceeds rank 4"),
     (lambda: tp.DyLoRA(distribution="zipf"), "'uniform' or 'geometric'"),
     (lambda: tp.DyLoRA(p=1.0), r"\(0, 1\)"),

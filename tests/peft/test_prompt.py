@@ -108,7 +108,7 @@ def test_does_not_merge(gpt):
     (lambda: tp.PromptTuning(0), "positive"), (lambda: tp.PromptTuning(-1), "positive"),
     (lambda: tp.PromptTuning(2.0), "positive"), (lambda: tp.PromptTuning(init="words"), "init must be"),
     (lambda: tp.PromptTuning(init="text"), "belong together"), (lambda: tp.PromptTuning(text="a"), "belong together"),
-    (lambda: tp.PromptTuning(init="text", text=np.arange(3)), "tuple of token ids, got a ndarray")])
+    (lambda: tp.PromptTuning(init="text", text=np.arange(3)), "a tuple of token ids, or None, got array")])
 def test_nonsense_is_refused_at_once(make, word):
     with pytest.raises(tp.MethodError, match=word):
         make()

@@ -1,4 +1,4 @@
-"""The main job: every method and scheme in the record, numbers that are what their names say, a picture that shows them."""
+"""The main job: every method and scheme is in the record, its numbers are right, and tables and picture show them."""
 import copy
 import xml.etree.ElementTree as ET
 

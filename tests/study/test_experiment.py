@@ -1,26 +1,41 @@
 """The study's framework: what is measured is kept, reused while it holds, and summed up over seeds as SciPy would."""
 import dataclasses
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import tinypeft as tp
 from tinypeft.cli import main
-from tinypeft.study import experiment
+from tinypeft.study import experiment, freshness
+from tinypeft.study.acceptance import accept, status
+from tinypeft.study.dependencies import Sources
 from tinypeft.study.experiment import Experiment, Results, run
+from tinypeft.study.experiments import EXPERIMENTS
+from tinypeft.study.freshness import StaleWarning, Stamp, changes, pack, unpack
 
+RESULTS = Path(__file__).parents[2] / "figures" / "results"
 MEASURED = []
 
 
-def measure(condition, seed, settings):
-    MEASURED.append((condition, seed))
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """A condition's value: how long a random vector is."""
+    n: int
+
+
+def measure(length, seed, settings):
+    MEASURED.append((length.n, seed))
     if len(MEASURED) > settings.get("stop", 99): raise KeyboardInterrupt
-    x = np.random.default_rng([len(condition), seed]).standard_normal(3)
-    return {"loss": np.float32(settings["size"] + x[0]), "curve": x, "n": np.int64(3)}
+    x = np.random.default_rng([length.n, seed]).standard_normal(3)
+    return {"loss": np.float32(settings["size"] + x[0]), "curve": x, "n": np.int64(3), "seconds": len(MEASURED)}
 
 
-TOY = Experiment("toy", "Made-up numbers.", measure, ("a", "bb"), {"size": 2.0}, {"size": 1.0})
+METRICS = {"loss": "nothing", "curve": "nothing, three numbers", "n": "three", "seconds": "a clock"}
+TOY = Experiment("toy", "Made-up numbers.", METRICS, measure, {"a": Length(1), "bb": Length(2)}, {"size": 2.0}, {"size": 1.0})
 
 
 @pytest.fixture(autouse=True)
@@ -28,57 +43,243 @@ def nothing_measured():
     MEASURED.clear()
 
 
+def toy(folder, e=TOY, **options):
+    return run(e, folder, jobs=1, progress=False, **{"say": lambda line: None, **options})
+
+
+def with_condition(**values):
+    return dataclasses.replace(TOY, conditions=TOY.conditions | values)
+
+
 def test_everything_is_measured_once(tmp_path):
-    first = run(TOY, tmp_path, jobs=1, progress=False)
-    assert len(MEASURED) == 10 and MEASURED[:2] == [("a", 0), ("bb", 0)]          # seed by seed: all conditions early
-    again = run(TOY, tmp_path, jobs=1, progress=False)
+    first = toy(tmp_path)
+    assert len(MEASURED) == 10 and MEASURED[:2] == [(1, 0), (2, 0)]               # seed by seed: all conditions early
+    again = toy(tmp_path)
     assert len(MEASURED) == 10 and again.record["runs"] == first.record["runs"]
     assert Results.load(tmp_path, "toy").record == first.record == json.loads((tmp_path / "toy.json").read_text("utf-8"))
     assert first.record["command"] == "python -m tinypeft figures toy --rerun" and len(first.record["base"]) == 64
     assert set(first.record["versions"]) == {"python", "numpy", "scipy", "matplotlib"} and first.record["seconds"] >= 0
+    assert first.record["about"] == TOY.about and first.record["metrics"] == METRICS
+    assert first.record["conditions"]["bb"]["value"] == "Length(n=2)"
 
 
 def test_what_was_stopped_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(dataclasses.replace(TOY, settings={"size": 2.0, "stop": 3}), tmp_path, jobs=1, progress=False)
+        toy(tmp_path, dataclasses.replace(TOY, settings={"size": 2.0, "stop": 3}))
     stored = json.loads((tmp_path / "toy.json").read_text("utf-8"))
     assert [len(r) for r in stored["runs"].values()] == [2, 1]
     stored["settings"].pop("stop")                                                # as if it had been stopped from outside
     (tmp_path / "toy.json").write_text(json.dumps(stored), "utf-8")
     MEASURED.clear()
-    assert run(TOY, tmp_path, jobs=1, progress=False).seeds == (0, 1, 2, 3, 4) and len(MEASURED) == 7
+    assert toy(tmp_path).seeds == (0, 1, 2, 3, 4) and len(MEASURED) == 7
 
 
-def test_what_is_added_is_measured_and_what_is_gone_goes(tmp_path):
-    run(TOY, tmp_path, jobs=1, progress=False)
+# -- what is measured again -----------------------------------------------------------------------
+def test_what_is_added_is_measured_alone_and_what_is_gone_goes(tmp_path):
+    before = toy(tmp_path)
     MEASURED.clear()
-    r = run(dataclasses.replace(TOY, conditions=("c", "bb"), seeds=(1, 7)), tmp_path, jobs=1, progress=False)
-    assert sorted(MEASURED) == [("bb", 7), ("c", 1), ("c", 7)] and r.conditions == ("c", "bb") and r.seeds == (1, 7)
-
-
-@pytest.mark.parametrize("key", ["settings", "text", "base", "source"])
-def test_what_no_longer_holds_is_measured_again_and_that_is_said(tmp_path, monkeypatch, key):
-    run(TOY, tmp_path, jobs=1, progress=False)
+    r = toy(tmp_path, with_condition(c=Length(3)))
+    assert sorted(MEASURED) == [(3, s) for s in range(5)] and r.conditions == ("a", "bb", "c")
+    assert r.record["runs"]["a"] == before.record["runs"]["a"] and set(r.record["conditions"]) == {"a", "bb", "c"}
     MEASURED.clear()
-    depends, told = experiment.depends, []
-    monkeypatch.setattr(experiment, "depends", lambda *a: depends(*a) | {key: {"another": 1}})
-    run(TOY, tmp_path, jobs=1, progress=False, say=told.append)
-    assert len(MEASURED) == 10 and key in told[0] and "toy" in told[0]
+    r = toy(tmp_path, dataclasses.replace(TOY, conditions={"c": Length(3), "bb": Length(2)}, seeds=(1, 7)))
+    assert sorted(MEASURED) == [(2, 7), (3, 7)] and r.conditions == ("c", "bb") and r.seeds == (1, 7)
 
 
-@pytest.mark.parametrize("line, same", [("# a remark", True), ('"""Said otherwise."""', True), ("TOY = Experiment('x')", True),
-                                        ("LIMIT = 3", False), ("def helper(): return 1", False)])
-def test_source_is_what_can_change_a_number(tmp_path, monkeypatch, line, same):
-    texts = ['"""What."""\nimport math\ndef measure(c, s, t):\n    """How."""\n    return {"x": math.pi}\n'] * 2
-    texts[1] = texts[1].replace('"""What."""', line) if line.startswith('"') else texts[1] + line
-    hashes = []
-    for text in texts:
-        (tmp_path / "module.py").write_text(text, "utf-8")
-        monkeypatch.setattr(experiment.inspect, "getsourcefile", lambda _: tmp_path / "module.py")
-        hashes.append(experiment.source(measure))
-    assert (hashes[0] == hashes[1]) == same
+def test_a_changed_value_is_measured_alone_and_that_is_told(tmp_path):
+    toy(tmp_path)
+    MEASURED.clear()
+    told = []
+    r = toy(tmp_path, with_condition(a=Length(9)), say=told.append)
+    assert sorted(MEASURED) == [(9, s) for s in range(5)] and r.conditions == ("a", "bb")
+    assert told == ["toy: a is measured again: its value (Length(n=1) → Length(n=9)) changed"]
 
 
+def restamped(folder, **changed):
+    """The stored file as if it had been measured under another stamp."""
+    record = json.loads((folder / "toy.json").read_text("utf-8"))
+    (folder / "toy.json").write_text(json.dumps(record | changed), "utf-8")
+
+
+@pytest.mark.parametrize("key, other, says", [
+    ("settings", {"size": 3.0}, "settings (size) changed"), ("text", {"base": "0", "domain": "0"}, "the text 'base' changed"),
+    ("base", "0", "the base's weights changed")])
+def test_what_all_depend_on_makes_all_stale(tmp_path, key, other, says):
+    toy(tmp_path)
+    restamped(tmp_path, **{key: other})
+    MEASURED.clear()
+    told = []
+    toy(tmp_path, say=told.append)
+    assert len(MEASURED) == 10 and len(told) == 2 and all(says in line for line in told)
+
+
+def other_sources(folder, label, changed="study/test_experiment.py measure", digest="0"):
+    """As if `label` had been measured with another version of a definition."""
+    record = json.loads((folder / "toy.json").read_text("utf-8"))
+    used = {c: unpack(record["sources"], c) for c in record["runs"]}
+    names = [d for d in used[label] if d.endswith(changed)]
+    assert names, used[label]
+    used[label][names[0]] = digest
+    restamped(folder, sources=pack(used))
+
+
+def test_changed_code_makes_its_condition_stale_alone(tmp_path):
+    toy(tmp_path)
+    other_sources(tmp_path, "bb")
+    assert status(TOY, tmp_path) == {"fresh": ["a"], "missing": [],
+                                     "stale": ["bb: tests/study/test_experiment.py measure changed"]}
+    MEASURED.clear()
+    r = toy(tmp_path)
+    assert sorted(MEASURED) == [(2, s) for s in range(5)] and r.seeds == (0, 1, 2, 3, 4)
+    assert status(TOY, tmp_path)["fresh"] == ["a", "bb"]
+
+
+def test_the_store_keeps_versions_apart():
+    used = {"a": {"x.py f": "1", "x.py g": "2"}, "b": {"x.py f": "1", "x.py g": "3"}, "c": {"x.py f": "1"}}
+    packed = pack(used)
+    assert {label: unpack(packed, label) for label in used} == used
+    assert [g["conditions"] for g in packed] == [["a", "b", "c"], ["a"], ["b"]]
+    assert json.loads(json.dumps(packed)) == packed
+
+
+def test_a_stale_result_is_told_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "toy", TOY)
+    toy(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Results.load(tmp_path, "toy")
+    other_sources(tmp_path, "bb")
+    says = r"toy: stored numbers are stale \(bb: .*measure changed\).*figures toy --rerun"
+    with pytest.warns(StaleWarning, match=says) as seen:
+        assert Results.load(tmp_path, "toy").mean("bb", "n") == 3                  # it is read all the same
+    assert len(seen) == 1
+    assert main(["figures", "--status", "toy", "--out", str(tmp_path.parent)]) == 1
+
+
+def test_changed_wording_is_taken_over_without_a_run(tmp_path):
+    toy(tmp_path)
+    MEASURED.clear()
+    toy(tmp_path, dataclasses.replace(TOY, about="Said better."))
+    assert not MEASURED and Results.load(tmp_path, "toy").record["about"] == "Said better."
+
+
+# -- accepting a change that moves nothing --------------------------------------------------------
+def test_a_refactoring_is_accepted_by_few_runs(tmp_path):
+    before = toy(tmp_path)
+    other_sources(tmp_path, "a")
+    other_sources(tmp_path, "bb")
+    MEASURED.clear()
+    said = []
+    r = accept(TOY, tmp_path, jobs=1, progress=False, say=said.append)
+    assert MEASURED == [(1, 0)] and r.record["runs"] == before.record["runs"] and status(TOY, tmp_path)["fresh"] == ["a", "bb"]
+    assert r.record["accepted"]["measured"] == {"a": [0]} and r.record["accepted"]["agreed"] == "equal to 0.0001"
+    assert r.record["accepted"]["changed"] == ["tests/study/test_experiment.py measure"]
+    assert said == ["toy: accepted; measured again, seed 0: a; equal to 0.0001"]
+    toy(tmp_path, with_condition(c=Length(3)))                                    # the note stays when something is added
+    assert "accepted" in Results.load(tmp_path, "toy").record
+    accept(with_condition(c=Length(3)), tmp_path, say=said.append)
+    assert said[-1] == "toy: nothing is stale"
+
+
+def test_every_change_is_run_at_least_once(tmp_path):
+    toy(tmp_path)
+    other_sources(tmp_path, "a", digest="1")
+    other_sources(tmp_path, "bb", digest="2")                                     # two versions of it
+    MEASURED.clear()
+    accept(TOY, tmp_path, jobs=1, progress=False, say=lambda line: None)
+    assert sorted(MEASURED) == [(1, 0), (2, 0)]
+
+
+def moved(folder, metric, by, seed="0"):
+    record = json.loads((folder / "toy.json").read_text("utf-8"))
+    for by_seed in record["runs"].values(): by_seed[seed][metric] = by(by_seed[seed][metric])
+    (folder / "toy.json").write_text(json.dumps(record), "utf-8")
+    return record
+
+
+@pytest.mark.parametrize("metric, by, says", [
+    ("loss", lambda x: x * 1.001, r"toy, a, seed 0: loss was [\d.]+, and is [\d.]+; nothing was accepted"),
+    ("curve", lambda x: [*x[:2], x[2] + 0.01], r"curve \(number 2\) was"), ("curve", lambda x: x[:2], "curve was"),
+    ("n", lambda x: 4, "n was 4, and is 3"), ("n", lambda x: "three", "n was 'three', and is 3")])
+def test_a_number_that_moved_is_refused(tmp_path, metric, by, says):
+    toy(tmp_path)
+    other_sources(tmp_path, "a")
+    record = moved(tmp_path, metric, by)
+    with pytest.raises(ValueError, match=says): accept(TOY, tmp_path, jobs=1, progress=False)
+    assert json.loads((tmp_path / "toy.json").read_text("utf-8")) == record and status(TOY, tmp_path)["stale"]
+
+
+def test_clocks_and_rounding_may_differ(tmp_path):
+    toy(tmp_path)
+    other_sources(tmp_path, "a")
+    moved(tmp_path, "seconds", lambda x: 1000)
+    moved(tmp_path, "loss", lambda x: x * (1 + 5e-5))
+    assert accept(TOY, tmp_path, jobs=1, progress=False).record["accepted"]["agreed"] == "equal to 0.0001"
+
+
+def test_another_blas_may_differ_within_the_interval(tmp_path):
+    toy(tmp_path)
+    other_sources(tmp_path, "a")
+    moved(tmp_path, "loss", lambda x: x + 0.05)
+    with pytest.raises(ValueError, match="loss was"): accept(TOY, tmp_path, jobs=1, progress=False)
+    restamped(tmp_path, rounding="of another machine")
+    accepted = accept(TOY, tmp_path, jobs=1, progress=False).record["accepted"]
+    assert accepted["agreed"] == "within the stored interval: loss of a"
+    other_sources(tmp_path, "a")
+    moved(tmp_path, "loss", lambda x: x + 50)
+    with pytest.raises(ValueError, match="loss was"): accept(TOY, tmp_path, jobs=1, progress=False)
+
+
+def test_only_code_can_be_accepted(tmp_path):
+    toy(tmp_path)
+    with pytest.raises(ValueError, match=r"for changes of the code, but toy, a: settings \(size\) changed"):
+        accept(dataclasses.replace(TOY, settings={"size": 3.0}), tmp_path)
+    with pytest.raises(ValueError, match="not measured yet: c"): accept(with_condition(c=Length(3)), tmp_path)
+    with pytest.raises(FileNotFoundError, match="--rerun"): accept(TOY, tmp_path / "nowhere")
+
+
+def test_a_value_that_is_written_otherwise_is_measured_itself(tmp_path):
+    toy(tmp_path)
+    record = json.loads((tmp_path / "toy.json").read_text("utf-8"))
+    record["conditions"]["bb"]["value"] = "Length(2)"
+    restamped(tmp_path, conditions=record["conditions"])
+    MEASURED.clear()
+    accept(TOY, tmp_path, jobs=1, progress=False)
+    assert MEASURED == [(2, 0)] and status(TOY, tmp_path)["fresh"] == ["a", "bb"]
+
+
+# -- what is stored with the project --------------------------------------------------------------
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_stored_result_is_stale(name):
+    """The code may not be ahead of the numbers. The text is another matter: another installation has another."""
+    e, record = EXPERIMENTS[name], Results.read(RESULTS, name)
+    why = changes(record, Stamp.now(e, world=False))
+    assert not why, (f"{name} is stale: {freshness.summary(why)}. If no number should move: `python -m tinypeft figures {name} "
+                       f"--accept`; else `python -m tinypeft figures {name} --rerun`")
+    assert set(record["conditions"]) == set(record["runs"]) == set(e.conditions)
+    assert record["about"] == e.about and record["metrics"] == e.metrics
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_metric_has_a_meaning(name):
+    e = EXPERIMENTS[name]
+    there = {metric for runs in Results.read(RESULTS, name)["runs"].values() for run in runs.values() for metric in run}
+    assert there == set(e.metrics) and e.about.endswith(".")
+
+
+def test_a_changed_method_is_told_by_name():
+    """What a contributor sees who changes a forward pass: which conditions, and what changed."""
+    text = (Path(tp.__file__).parent / "peft" / "lora.py").read_text("utf-8")
+    sources = Sources({"tinypeft.peft.lora": text.replace("self.base(x) + F.linear", "self.base(x) - F.linear")})
+    e = EXPERIMENTS["methods"]
+    record = Stamp.now(e, world=False).as_record(dict.fromkeys(e.conditions, "today")) | {"runs": dict.fromkeys(e.conditions)}
+    assert changes(record, Stamp.now(e, world=False)) == {}
+    why = changes(record, Stamp.now(e, world=False, sources=sources))
+    assert {label: list(map(str, reasons)) for label, reasons in why.items()} == dict.fromkeys(
+        ("lora", "dylora", "lora_all"), ["peft/lora.py LoRALinear changed"])
+
+
+# -- numbers -------------------------------------------------------------------------------------
 def test_quick_is_smaller_and_processes_give_the_same_numbers(tmp_path):
     from tinypeft.study.experiments.rank import RANK
     two = dataclasses.replace(RANK, quick=RANK.quick | {"steps": 1})
@@ -88,7 +289,7 @@ def test_quick_is_smaller_and_processes_give_the_same_numbers(tmp_path):
 
 
 def test_intervals_are_students(tmp_path):
-    r = run(TOY, tmp_path, jobs=1, progress=False)
+    r = toy(tmp_path)
     x, y = r.values("a", "loss"), r.values("bb", "loss")
     low, high = stats.t.interval(0.95, 4, loc=x.mean(), scale=stats.sem(x))
     assert (r.mean("a", "loss"), r.interval("a", "loss")) == pytest.approx(((low + high) / 2, (high - low) / 2))
@@ -100,9 +301,36 @@ def test_intervals_are_students(tmp_path):
 
 
 def test_mistakes_are_named(tmp_path, capsys):
-    r = run(TOY, tmp_path, jobs=1, progress=False)
+    r = toy(tmp_path)
     with pytest.raises(KeyError, match="no condition 'z'; there are a, bb"): r.values("z", "loss")
     with pytest.raises(KeyError, match="no metric 'z' of 'a'; there are loss"): r.mean("a", "z")
     with pytest.raises(FileNotFoundError, match="figures nothing --rerun"): Results.load(tmp_path, "nothing")
-    assert main(["figures", "nothing", "--rerun"]) == 2 and "no experiment 'nothing'; there are" in capsys.readouterr().err
+    for flag in ("--rerun", "--status", "--accept"):
+        assert main(["figures", "nothing", flag]) == 2
+        assert "no experiment 'nothing'; there are" in capsys.readouterr().err
     assert main(["figures", "nothing"]) == 2 and "no picture 'nothing'" in capsys.readouterr().err
+
+
+def test_the_command_shows_what_is_fresh_and_accepts_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "toy", TOY)
+    folder = tmp_path / "results"
+    toy(folder)
+    assert main(["figures", "toy", "--status", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "toy: 2 fresh, 0 stale, 0 missing\n"
+    other_sources(folder, "a")
+    assert main(["figures", "toy", "--status", "--out", str(tmp_path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["toy"]["fresh"] == ["bb"]
+    moved(folder, "n", lambda n: 4)
+    assert main(["figures", "toy", "--accept", "--out", str(tmp_path), "--jobs", "1"]) == 1
+    assert "nothing was accepted" in capsys.readouterr().out
+    moved(folder, "n", lambda n: 3)
+    assert main(["figures", "toy", "--accept", "--out", str(tmp_path), "--jobs", "1"]) == 0
+    assert main(["figures", "toy", "--status", "--out", str(tmp_path)]) == 0
+
+
+def test_weights_have_a_hash():
+    model = tp.load_pretrained()
+    before = freshness.hash_of_weights(model)
+    assert len(before) == 64 and before == freshness.hash_of_weights(tp.load_pretrained())
+    model.blocks[0].mlp.up.weight.data = model.blocks[0].mlp.up.weight.data * 1.0001
+    assert freshness.hash_of_weights(model) != before

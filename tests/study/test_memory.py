@@ -1,4 +1,4 @@
-"""The memory model: its predictions against traced bytes, its counts against the library's, and what the command says."""
+"""The memory model: predictions against traced bytes, counts against the library, and the command's output."""
 import json
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_prediction_is_within_ten_per_cent_of_what_is_traced(config, batch, to
 
 
 def test_both_moments_decide():
-    """A batch of 32 tokens is least of it, the gradients most; a large batch the other way round: both were tested above."""
+    """With a batch of 32 tokens the gradients dominate, with a large batch the activations do. Both were tested above."""
     moments = lambda batch, tokens: estimate(Shape.of(WIDE), "full", batch, tokens, FLOAT32)
     assert moments(1, 32)["backward"] > moments(1, 32)["forward"]
     assert moments(6, 96)["backward"] < moments(6, 96)["forward"]
@@ -32,7 +32,7 @@ def test_both_moments_decide():
 @pytest.mark.parametrize("method, options", METHODS[1:], ids=lambda v: str(v))
 def test_trained_parameters_are_the_librarys(method, options):
     tuned = tp.attach(tp.GPT(WIDE), memory.attachable(method, options))
-    assert memory.METHODS[method](Shape.of(WIDE), **options).n == tuned.summary().trained
+    assert memory.FORMULAS[method](Shape.of(WIDE), **options).n == tuned.summary().trained
 
 
 def test_shapes_have_the_parameters_they_are_known_for():

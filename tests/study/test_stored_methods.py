@@ -6,6 +6,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments.methods import COMPARED
+from tinypeft.study.experiments.rank import RANK
 from tinypeft.study.experiments.rank import measure as measure_rank
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
@@ -14,9 +15,9 @@ STORED = Results.load(RESULTS, "methods")
 
 def test_it_is_about_every_method_as_it_is_now():
     assert STORED.conditions == tuple(COMPARED) and {"frozen", *tp.METHODS} < set(COMPARED)
-    for name, (label, rate) in STORED.record["settings"]["methods"].items():
-        assert label == str(COMPARED[name])
-        if name in tp.METHODS: assert rate == COMPARED[name].learning_rate
+    assert {name: c["value"] for name, c in STORED.record["conditions"].items()} == {n: repr(a) for n, a in COMPARED.items()}
+    for name, arm in COMPARED.items():
+        if name in tp.METHODS: assert arm.method == tp.METHODS[name]() and arm.lr is None      # its own learning rate
 
 
 @pytest.mark.parametrize("name", tp.METHODS)
@@ -38,6 +39,6 @@ def test_measuring_again_gives_the_stored_numbers():
     stored = Results.load(RESULTS, "rank")
     if stored.record["text"]["domain"] != tp.tasks.domain().sha256["domain"]:
         pytest.xfail("this installation carries other versions of the text")
-    again = measure_rank("8", 0, stored.record["settings"])
+    again = measure_rank(RANK.conditions["8"], 0, stored.record["settings"])
     assert again["loss"] == pytest.approx(stored.values("8", "loss")[0], abs=stored.interval("8", "loss"))
     assert again["trained"] == stored.mean("8", "trained")

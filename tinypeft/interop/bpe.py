@@ -1,8 +1,8 @@
-"""GPT-2's tokenizer files, both ways: `vocab.json` with `merges.txt`, or `tokenizer.json`, ↔ `BPETokenizer`.
+"""GPT-2's tokenizer files, both ways: `tokenizer.json`, or `vocab.json` with `merges.txt`.
 
-The files hold bytes in disguise: JSON and lines of text need characters that can be seen, so each byte has one. A byte
-that is a printable character of Latin-1 stands for itself, and the 68 others, in order, are the characters from 256 on:
-the space is Ġ, the newline Ċ. What a file asks for beyond byte-level BPE as GPT-2 does it is a `HuggingFaceError`.
+JSON and lines of text need visible characters, so the files write each byte of a token as one
+character. A byte that is a printable character of Latin-1 is written as itself. The other 68 bytes
+are written, in order, as the characters from 256 on: the space is Ġ, the newline Ċ.
 """
 import json
 from pathlib import Path
@@ -11,114 +11,128 @@ from ..files import write_atomically
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer
 from .folder import HuggingFaceError, read_object, read_text
 
-__all__ = ["read_tokenizer", "write_tokenizer"]
+__all__ = ["as_characters", "read_tokenizer", "write_tokenizer"]
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-CHARACTER = {b: chr(b) for b in _PRINTABLE}                               # byte → the character that stands for it
+CHARACTER = {b: chr(b) for b in _PRINTABLE}                      # byte → its character in the files
 CHARACTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in CHARACTER)}
-_BYTE = {character: b for b, character in CHARACTER.items()}
+BYTE = {character: b for b, character in CHARACTER.items()}
 
-# what tokenizer.json may say of its model and of what stands before and behind it; anything else changes the ids
-MODEL = {"type": ("BPE",), "dropout": (None, 0), "unk_token": (None, END_OF_TEXT), "continuing_subword_prefix": (None, ""),
-         "end_of_word_suffix": (None, ""), "fuse_unk": (False,), "byte_fallback": (False,), "ignore_merges": (False,)}
-PARTS = {"normalizer": (None,), "pre_tokenizer": ("ByteLevel",), "post_processor": (None, "ByteLevel", "TemplateProcessing"),
-         "decoder": (None, "ByteLevel")}
+# Values that tokenizer.json may have in its model, and types of its other parts; others change ids.
+MODEL = {"type": ("BPE",), "dropout": (None, 0), "unk_token": (None, END_OF_TEXT),
+         "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
+         "fuse_unk": (False,), "byte_fallback": (False,), "ignore_merges": (False,)}
+PARTS = {"normalizer": (None,), "pre_tokenizer": ("ByteLevel",), "decoder": (None, "ByteLevel"),
+         "post_processor": (None, "ByteLevel", "TemplateProcessing")}
 
 
-def read_tokenizer(folder):
-    """The tokenizer of a Hugging Face folder → `BPETokenizer`, or None if there is none. `tokenizer.json` goes before.
+def read_tokenizer(folder: str | Path) -> BPETokenizer | None:
+    """The tokenizer in a Hugging Face folder, or None if there is none.
 
-    Its end of text is the `eos_token` of `tokenizer_config.json` or `special_tokens_map.json`, else `<|endoftext|>`.
-    `encode(text, allow_special=True)` gives transformers' ids. Raises `HuggingFaceError` for files that are damaged or ask
-    for more than GPT-2's byte-level BPE."""
+    `tokenizer.json` is preferred to `vocab.json`. The end of text is the `eos_token` of
+    `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`.
+    `encode(text, allow_special=True)` gives transformers' ids. Raises HuggingFaceError for damaged
+    files and for any tokenizer but GPT-2's byte-level BPE."""
     folder = Path(folder)
-    if (path := folder / "tokenizer.json").exists():
-        merges, vocab, special = _from_tokenizer_json(path)
-    elif (path := folder / "vocab.json").exists():
-        merges = [line.split(" ") for line in read_text(folder / "merges.txt").split("\n") if line.strip()]
-        if merges and merges[0][0].startswith("#version"): del merges[0]
-        vocab, special = read_object(path), {}
-        if (folder / "added_tokens.json").exists(): special = read_object(folder / "added_tokens.json")
-    else:
-        return None
-    end = _end_of_text(folder)
-    special = {end: vocab.get(end)} | special
-    vocab = {token: i for token, i in vocab.items() if token not in special}
-    if wrong := [i for i in [*vocab.values(), *special.values()] if type(i) is not int]:
-        raise HuggingFaceError(f"{path}: ids must be integers, got {wrong[0]!r}; is {end!r} in it?")
+    path = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
+    if not path.exists(): return None
+    content, end = read_object(path), _end_of_text(folder)
+    older = _read_older_files(folder, content) if path.name == "vocab.json" else None
     try:
-        merges = [(_bytes(a), _bytes(b)) for a, b in merges]
-        return BPETokenizer(merges, {_bytes(token): i for token, i in vocab.items()}, special[end], special)
+        merges, vocab, special = older or _parse_tokenizer_json(content)
+        special = {end: vocab.get(end)} | special
+        vocab = {token: i for token, i in vocab.items() if token not in special}
+        if wrong := [i for i in [*vocab.values(), *special.values()] if type(i) is not int]:
+            raise ValueError(f"ids must be integers, got {wrong[0]!r}; is {end!r} in it?")
+        merges = [(_as_bytes(a), _as_bytes(b)) for a, b in merges]
+        vocab = {_as_bytes(token): i for token, i in vocab.items()}
+        return BPETokenizer(merges, vocab, special[end], special)
     except (ValueError, TypeError) as e:
-        raise HuggingFaceError(f"{path}: no byte-level BPE: {e}") from e
+        raise HuggingFaceError(f"{path}: not GPT-2's byte-level BPE: {e}") from e
 
 
-def _from_tokenizer_json(path):
-    content = read_object(path)
-    model, added = content.get("model"), content.get("added_tokens") or []
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
-        raise HuggingFaceError(f"{path}: expected model: {{vocab: {{…}}, merges: […]}}")
-    said = {name: model.get(name, allowed[0]) for name, allowed in MODEL.items()}
+def _parse_tokenizer_json(content):
+    """(merges, vocab, special tokens → ids); `BPETokenizer` checks that they fit together."""
+    model, special = content.get("model"), {}
+    if not (isinstance(model, dict) and isinstance(model.get("vocab"), dict)
+            and isinstance(model.get("merges"), list)):
+        raise ValueError("expected model: {vocab: {…}, merges: […]}")
+    found = {name: model.get(name, allowed[0]) for name, allowed in MODEL.items()}
     for name in PARTS:
         part = content.get(name)
-        said[name] = part.get("type") if isinstance(part, dict) else part if part is None else [part]
+        found[name] = part.get("type") if isinstance(part, dict) else part and [part]
     for name, allowed in {**MODEL, **PARTS}.items():
-        if (value := said[name]) not in allowed:
-            raise HuggingFaceError(f"{path}: {name} is {repr(value)[:80]}; only GPT-2's byte-level BPE is read, which has "
-                                   f"{' or '.join(map(repr, allowed))}")
+        if found[name] not in allowed:
+            raise ValueError(f"{name} is {repr(found[name])[:80]}, expected "
+                             f"{' or '.join(map(repr, allowed))}")
     if (content.get("post_processor") or {}).get("special_tokens"):
-        raise HuggingFaceError(f"{path}: the post_processor puts special tokens around a text, which GPT-2's does not")
+        raise ValueError("the post_processor puts special tokens around a text")
     split = content["pre_tokenizer"]
     if split.get("add_prefix_space") or not split.get("use_regex", True):
-        raise HuggingFaceError(f"{path}: the pre_tokenizer must cut as GPT-2's, without a space put in front, got {split}")
-    special = {}
-    for token in added:
+        raise ValueError("the pre_tokenizer must split by GPT-2's expression and put no space in "
+                         f"front, got {split}")
+    for token in content.get("added_tokens") or []:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or any(
                 token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise HuggingFaceError(f"{path}: an added token must have a content, and leave what is around it alone, got "
-                                   f"{str(token)[:200]}")
+            raise ValueError("an added token needs a content, and must not depend on the text "
+                             f"around it, got {str(token)[:200]}")
         special[token["content"]] = token.get("id")
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     return merges, model["vocab"], special
 
 
+def _read_older_files(folder, vocab):
+    """(merges, vocab, special tokens → ids) of a folder with vocab.json."""
+    merges = [s.split(" ") for s in read_text(folder / "merges.txt").split("\n") if s.strip()]
+    if merges and merges[0][0].startswith("#version"): del merges[0]
+    added = folder / "added_tokens.json"
+    return merges, vocab, read_object(added) if added.exists() else {}
+
+
 def _end_of_text(folder):
-    for name in "tokenizer_config.json", "special_tokens_map.json":
-        if (folder / name).exists():
-            token = read_object(folder / name).get("eos_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str): return token
+    for path in folder / "tokenizer_config.json", folder / "special_tokens_map.json":
+        token = read_object(path).get("eos_token") if path.exists() else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str): return token
     return END_OF_TEXT
 
 
-def _bytes(token):
-    """A token as files write it → its bytes. ValueError for a character that stands for none."""
+def _as_bytes(token):
+    """A token as the files write it → its bytes. ValueError if it has a character of no byte."""
     if not isinstance(token, str):
         raise TypeError(f"a token must be a string, got {token!r}")
     try:
-        return bytes([_BYTE[character] for character in token])
+        return bytes([BYTE[character] for character in token])
     except KeyError as e:
         raise ValueError(f"{token[:40]!r} has {e.args[0]!r}, which stands for no byte") from None
 
 
-def write_tokenizer(folder, tokenizer):
-    """Write a `BPETokenizer` as GPT-2's files, all of them: what transformers, tokenizers and llama.cpp read."""
+def as_characters(token: bytes) -> str:
+    """A token's bytes → the characters that the files write for them."""
+    return "".join(CHARACTER[b] for b in token)
+
+
+def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
+    """Write all of GPT-2's tokenizer files; transformers, tokenizers and llama.cpp read them."""
     folder = Path(folder)
-    shown = lambda token: "".join(CHARACTER[b] for b in token)
-    in_order = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
-    merges = [[shown(a), shown(b)] for a, b in tokenizer.merges]
-    vocab = in_order({shown(token): i for token, i in tokenizer.vocab.items()} | tokenizer.special)
+    by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
+    special = by_id(tokenizer.special)
+    merges = [[as_characters(a), as_characters(b)] for a, b in tokenizer.merges]
+    vocab = by_id({as_characters(token): i for token, i in tokenizer.vocab.items()} | special)
     end = next(name for name, i in tokenizer.special.items() if i == tokenizer.end_of_text)
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": True}
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
     content = {"version": "1.0", "truncation": None, "padding": None,
-               "added_tokens": [{"id": i, "content": name, **flags} for name, i in in_order(tokenizer.special).items()],
-               "normalizer": None, "pre_tokenizer": level, "post_processor": level | {"trim_offsets": False}, "decoder": level,
-               "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+               "added_tokens": [{"id": i, "content": name, **flags, "special": True}
+                                for name, i in special.items()],
+               "normalizer": None, "pre_tokenizer": level,
+               "post_processor": level | {"trim_offsets": False}, "decoder": level,
+               "model": {**{name: allowed[0] for name, allowed in MODEL.items()},
                          "vocab": vocab, "merges": merges}}
-    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end, "eos_token": end,
-              "unk_token": end}
-    write_atomically(folder / "merges.txt", "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges]))
-    for name, value in ("vocab.json", vocab), ("tokenizer.json", content), ("tokenizer_config.json", config):
-        write_atomically(folder / name, json.dumps(value, ensure_ascii=False) + "\n")
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end,
+              "eos_token": end, "unk_token": end}
+    lines = "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges])
+    write_atomically(folder / "merges.txt", lines)
+    for name, value in ("vocab", vocab), ("tokenizer", content), ("tokenizer_config", config):
+        write_atomically(folder / f"{name}.json", json.dumps(value, ensure_ascii=False) + "\n")

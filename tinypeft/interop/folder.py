@@ -1,9 +1,9 @@
-"""A Hugging Face folder as a stranger may have written it: its JSON, and its tensors in one safetensors file or in several."""
+"""A Hugging Face folder: its JSON, and its tensors in one or several files. Nothing is trusted."""
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import parse_json
-from .safetensors import read_safetensors
+from .safetensors import SafeTensors, read_safetensors
 
 __all__ = ["HuggingFaceError", "Report", "read_object", "read_tensors", "read_text"]
 
@@ -13,26 +13,26 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 @dataclass(frozen=True)
 class Report:
     """Names of tensors: matched, missing from the folder, and in the folder but not used."""
-    matched: tuple
-    missing: tuple
-    unused: tuple
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
 
     def __str__(self):
-        some = lambda names: f"{len(names)}" + (f" ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})" if names else "")
-        return f"matched {len(self.matched)} tensors, missing {some(self.missing)}, not used {some(self.unused)}"
+        missing, unused = (f"{len(names)} ({', '.join(names[:6])}{', …' * (len(names) > 6)})"
+                           if names else "0" for names in (self.missing, self.unused))
+        return f"matched {len(self.matched)} tensors, missing {missing}, not used {unused}"
 
 
 class HuggingFaceError(ValueError):
-    """A folder does not hold what it should; the message names the file, and what was expected. `report`: a `Report` when
-    it is about names of tensors."""
+    """A file or folder is not as expected. `report`: a `Report` if tensors' names are at fault."""
 
-    def __init__(self, message, report=None):
+    def __init__(self, message: str, report: Report | None = None):
         super().__init__(message)
         self.report = report
 
 
-def read_text(path):
-    """A file of UTF-8 text. `HuggingFaceError` unless it is one."""
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. Raises HuggingFaceError if there is none."""
     if not path.is_file():
         raise HuggingFaceError(f"{path}: no such file")
     try:
@@ -41,39 +41,42 @@ def read_text(path):
         raise HuggingFaceError(f"{path}: not UTF-8 text: {e}") from e
 
 
-def read_object(path):
-    """A file with one JSON object → dict."""
+def read_object(path: Path) -> dict:
+    """The JSON object in a file. Raises HuggingFaceError for anything else."""
+    text = read_text(path)
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(text)
     except ValueError as e:
-        raise e if isinstance(e, HuggingFaceError) else HuggingFaceError(f"{path}: not JSON: {e}") from e
+        raise HuggingFaceError(f"{path}: not JSON: {e}") from e
     if not isinstance(content, dict):
         raise HuggingFaceError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
-def read_tensors(folder):
-    """All tensors of a model's folder, by name → the `SafeTensors` each one is in. Nothing but headers is read."""
+def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
+    """Tensor's name → the file that holds it, for a model's folder; reads only the headers."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}; nothing is downloaded here, give a folder with "
-                                f"config.json and {SINGLE}")
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}; nothing is downloaded, give "
+                                f"a folder with config.json and {SINGLE}")
     if (folder / SINGLE).exists():
         return dict.fromkeys(file := read_safetensors(folder / SINGLE), file)
-    if not (folder / INDEX).exists():
-        hint = ("; it has PyTorch's pickle, which can run code and is not read: save it again with transformers' "
-                "save_pretrained(folder)" if any(folder.glob("*.bin")) else "")
+    index = folder / INDEX
+    if not index.exists():
+        hint = ("; .bin files are pickles, which can run code and are not read: save it again with "
+                "transformers' save_pretrained(folder)" if any(folder.glob("*.bin")) else "")
         raise HuggingFaceError(f"{folder}: neither {SINGLE} nor {INDEX}{hint}")
-    shards = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise HuggingFaceError(f"{folder / INDEX}: weight_map must map tensors to files")
-    for shard in set(shards.values()):
-        if "/" in shard or "\\" in shard or not shard.endswith(".safetensors") or "\0" in shard:
-            raise HuggingFaceError(f"{folder / INDEX}: a shard is a .safetensors file beside its index, got {shard!r}")
-        if not (folder / shard).is_file():
-            raise HuggingFaceError(f"{folder / shard}: no such file, but {INDEX} names it; the download is incomplete")
-    files = {shard: read_safetensors(folder / shard) for shard in sorted(set(shards.values()))}
-    held = {(name, shard) for shard, file in files.items() for name in file}
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise HuggingFaceError(f"{index}: weight_map must map tensors to files")
+    for name in set(shards.values()):
+        if any(c in name for c in "/\\\0") or not name.endswith(".safetensors"):
+            raise HuggingFaceError(f"{index}: {name!r} is no .safetensors file in the same folder")
+        if not (folder / name).is_file():
+            raise HuggingFaceError(f"{folder / name} is missing; the download is incomplete")
+    files = {name: read_safetensors(folder / name) for name in sorted(set(shards.values()))}
+    held = {(tensor, name) for name, file in files.items() for tensor in file}
     if wrong := sorted(held ^ set(shards.items())):
-        raise HuggingFaceError(f"{folder / INDEX} and its shards differ in {len(wrong)} tensors, the first is {wrong[0]}")
-    return {name: files[shard] for name, shard in shards.items()}
+        raise HuggingFaceError(f"{index}: {len(wrong)} tensors differ from the shards', the first "
+                               f"is {wrong[0]}")
+    return {tensor: files[name] for tensor, name in shards.items()}

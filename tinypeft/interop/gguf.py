@@ -1,47 +1,51 @@
-"""A GPT as a GGUF file, llama.cpp's format: linear layers in Q8_0 or Q4_0 blocks if they are quantized so, the rest in F32.
+"""Write a GPT as GGUF, llama.cpp's format: quantized layers as Q8_0 or Q4_0, the rest as F32.
 
     "GGUF", version 3        uint32 each; all numbers are little-endian
     tensors, fields          uint64 each: how many there are
     fields                   name, type, value: the sizes, and the tokenizer
-    tensors                  name, number of axes, axes (the last first), type, where its data starts, counted from:
-    data                     from the next multiple of 32 bytes on; so does every tensor's
+    tensors                  name, number of axes, axes (last first), type, offset in the data
+    data                     starts at a multiple of 32 bytes; so does every tensor in it
 
-A string is its length (uint64) and its bytes. Weights are (d_out, d_in) as here; query, key and value are one tensor, their
-rows under each other. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+A string is its length (uint64) and its bytes. Weights are (d_out, d_in), as in tinypeft; query, key
+and value are one tensor, with their rows stacked.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 import struct
+from pathlib import Path
 
 import numpy as np
 
 from ..files import replacing
+from ..gpt import GPT
 from ..nn import Embedding, LayerNorm, Linear
 from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes
-from .bpe import CHARACTER
+from .bpe import as_characters
 from .gpt2 import MODULES
 
 __all__ = ["write_gguf"]
 
 ALIGNMENT = 32
 F32, TYPES = 0, {4: 2, 8: 8}                                             # bits → Q4_0, Q8_0
-FILE_TYPES = {F32: 0, 2: 2, 8: 7}                                        # what most weights are
-NAMES = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
-         "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}                 # GPT-2's module → GGUF's
+FILE_TYPES = {F32: 0, 2: 2, 8: 7}                  # type of most linear layers → file_type
+TENSORS = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
+           "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}   # GPT-2's → GGUF's
 NORMAL, CONTROL, UNUSED = 1, 3, 5                                        # kinds of tokens
 
 
-def write_gguf(path, model):
-    """Write a GPT, plain or quantized by `GGUF`, and its tokenizer if it has one, whole or not at all.
-
-    Raises ValueError for a model that has a method attached, a classification head, or layers of other kinds.
-    """
+def write_gguf(path: str | Path, model: GPT) -> None:
+    """Write a GPT, plain or quantized by `GGUF`, with its tokenizer, completely or not at all.
+    Raises ValueError if it has a method attached, a head, or layers quantized otherwise."""
     if model.attached is not None or model.head is not None:
-        raise ValueError(f"write_gguf: expected a GPT alone, it has {model.attached or 'a classification head'}; merge or "
-                         "detach the method, set model.head = None")
-    paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"], "output_norm": ["final_norm"]}
+        added = model.attached or "a classification head"
+        raise ValueError(f"write_gguf: expected a GPT alone, it has {added}; merge or detach the "
+                         "method, set model.head = None")
+    paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
+             "output_norm": ["final_norm"]}
     for i in range(model.config.n_layers):
-        paths |= {f"blk.{i}.{NAMES[theirs]}": [f"blocks.{i}.{name}" for name in ours] for theirs, (ours, _) in MODULES.items()}
-    tensors = {}                                                         # name → (type, shape, array of its bytes)
+        for theirs, (ours, _) in MODULES.items():
+            paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
+    tensors = {}                                                   # name → (type, shape, its bytes)
     for name, ours in paths.items():
         modules = [model.get(path) for path in ours]
         tensors[f"{name}.weight"] = _weight(modules, ours)
@@ -49,11 +53,12 @@ def write_gguf(path, model):
             bias = np.concatenate([module.bias.data for module in modules], dtype="<f4")
             tensors[f"{name}.bias"] = F32, bias.shape, bias
     types = [kind for name, (kind, *_) in tensors.items() if "attn_qkv.weight" in name]
-    fields = _sizes(model.config, max(set(types), key=types.count)) + _tokenizer(model.tokenizer, model.config.vocab_size)
-
+    fields = [*_sizes(model.config, max(set(types), key=types.count)),
+              *_tokenizer(model.tokenizer, model.config.vocab_size)]
     at, infos = 0, []
     for name, (kind, shape, array) in tensors.items():
-        infos.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, at))
+        n = len(shape)
+        infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], kind, at))
         at += array.nbytes + -array.nbytes % ALIGNMENT
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
     with replacing(path) as f:
@@ -64,37 +69,41 @@ def write_gguf(path, model):
 
 
 def _weight(modules, paths):
-    """(type, shape, array) of one weight, or of several under each other."""
-    shape = sum(m.weight.shape[0] for m in modules), *modules[0].weight.shape[1:]
+    """(type, shape, array) of one weight, or of several with their rows stacked."""
+    weights = [m.weight for m in modules]
+    shape = sum(W.shape[0] for W in weights), *weights[0].shape[1:]
     if all(type(m) in (Linear, LayerNorm, Embedding) for m in modules):
-        return F32, shape, np.ascontiguousarray(np.concatenate([m.weight.data for m in modules]), "<f4")
-    if all(type(m) is QuantizedLinear for m in modules) and len({m.weight.bits for m in modules}) == 1:
+        return F32, shape, np.concatenate([W.data for W in weights]).astype("<f4", copy=False)
+    if all(type(m) is QuantizedLinear for m in modules) and len({W.bits for W in weights}) == 1:
         try:
-            return TYPES.get(modules[0].weight.bits), shape, np.concatenate([block_bytes(m.weight) for m in modules])
+            return TYPES.get(weights[0].bits), shape, np.concatenate([*map(block_bytes, weights)])
         except ValueError as e:
-            raise ValueError(f"write_gguf: {paths[0]}: {e}; tinypeft.quantize(model, tinypeft.GGUF()) makes such") from e
-    raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them quantized by the same GGUF(…), "
-                     f"got {', '.join(map(repr, modules))}")
+            raise ValueError(f"write_gguf: {paths[0]}: {e}; quantize by tinypeft.GGUF()") from e
+    raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them "
+                     f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
 
 
 def _sizes(c, file_type):
-    numbers = {"context_length": c.context_length, "embedding_length": c.d_model, "feed_forward_length": 4 * c.d_model,
-               "block_count": c.n_layers, "attention.head_count": c.n_heads}
-    return [_field("general.architecture", "gpt2"), _field("general.file_type", FILE_TYPES[file_type]),
-            _field("general.quantization_version", 2), *(_field(f"gpt2.{name}", n) for name, n in numbers.items()),
-            _field("gpt2.attention.layer_norm_epsilon", float(c.norm_eps))]
+    numbers = {"context_length": c.context_length, "embedding_length": c.d_model,
+               "feed_forward_length": 4 * c.d_model, "block_count": c.n_layers,
+               "attention.head_count": c.n_heads,
+               "attention.layer_norm_epsilon": float(c.norm_eps)}
+    return [_field("general.architecture", "gpt2"),
+            _field("general.file_type", FILE_TYPES[file_type]),
+            _field("general.quantization_version", 2),
+            *(_field(f"gpt2.{name}", number) for name, number in numbers.items())]
 
 
 def _tokenizer(tokenizer, vocab_size):
-    """The fields that describe it; ids that a model has beyond its tokenizer's are tokens not in use."""
+    """The tokenizer's fields. Ids that only the model has are written as unused tokens."""
     if tokenizer is None: return []
-    shown = lambda token: "".join(CHARACTER[b] for b in token)
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
-    for token, i in tokenizer.vocab.items(): tokens[i], kinds[i] = shown(token), NORMAL
+    for token, i in tokenizer.vocab.items(): tokens[i], kinds[i] = as_characters(token), NORMAL
     for name, i in tokenizer.special.items(): tokens[i], kinds[i] = name, CONTROL
-    merges = [f"{shown(a)} {shown(b)}" for a, b in tokenizer.merges]
-    values = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": kinds, "merges": merges,
-              "bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    merges = [f"{as_characters(a)} {as_characters(b)}" for a, b in tokenizer.merges]
+    end = tokenizer.end_of_text
+    values = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": kinds,
+              "merges": merges, "bos_token_id": end, "eos_token_id": end}
     return [_field(f"tokenizer.ggml.{name}", value) for name, value in values.items()]
 
 
@@ -103,10 +112,11 @@ def _string(text):
 
 
 def _field(name, value):
-    """Name, type and value: uint32 (4), float32 (6), a string (8), or an array (9) of strings or of int32 (5)."""
+    """Name, type and value: uint32 4, float32 6, string 8, array 9 (of strings, or of int32 5)."""
+    n = len(value) if isinstance(value, list) else 0
     if isinstance(value, str):                content = struct.pack("<I", 8) + _string(value)
     elif isinstance(value, int):              content = struct.pack("<II", 4, value)
     elif isinstance(value, float):            content = struct.pack("<If", 6, value)
-    elif value and isinstance(value[0], int): content = struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
-    else:                                     content = struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
+    elif value and isinstance(value[0], int): content = struct.pack(f"<IIQ{n}i", 9, 5, n, *value)
+    else: content = struct.pack("<IIQ", 9, 8, n) + b"".join(map(_string, value))
     return _string(name) + content

@@ -1,199 +1,206 @@
-"""GPT-2 as Hugging Face keeps it, both ways: `config.json`, weights in safetensors, the tokenizer's files ↔ `GPT`.
+"""Hugging Face's GPT-2 folders, both ways: config.json, safetensors and tokenizer files ↔ `GPT`.
 
     theirs, in h.N                      ours, in blocks.N
     attn.c_attn         (d, 3d)         attention.query, .key, .value     (d, d) each
     attn.c_proj         (d, d)          attention.output                  (d, d)
     mlp.c_fc, .c_proj   (d, 4d) (4d, d) mlp.up, .down                     (4d, d) (d, 4d)
     ln_1, ln_2          (d,)            norm1, norm2                      (d,)
-    wte, wpe, ln_f, not in a block      token_embedding, position_embedding, final_norm
+    outside the blocks: wte, wpe, ln_f  token_embedding, position_embedding, final_norm
 
-Their linear layers, called Conv1D, keep W as (d_in, d_out), the transpose of ours, and compute query, key and value by one
-of them. Names may have "transformer." in front. `lm_head.weight` is the token embedding once more; `attn.bias` and
-`attn.masked_bias`, in old files, are the causal mask. A folder is not trusted: all is checked against the files' headers
-before memory for the model is taken, and every tensor has to be accounted for.
+Their linear layers (Conv1D) store W as (d_in, d_out), the transpose of ours. One of them computes
+query, key and value together. Names may start with "transformer.". `lm_head.weight` repeats the
+token embedding. `attn.bias` and `attn.masked_bias`, in old files, hold the causal mask. A folder is
+not trusted: headers are checked before the model gets memory, and every tensor must be known.
 """
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import write_atomically
 from ..gpt import GPT, MLP, Attention, Block, GPTConfig
-from ..nn import Dropout, LayerNorm, Linear
+from ..nn import Dropout, LayerNorm, Linear, Parameter
 from ..pretrained import load_pretrained
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import SINGLE, HuggingFaceError, Report, read_object, read_tensors
 from .safetensors import write_safetensors
 
-__all__ = ["from_huggingface", "load_model", "to_huggingface"]
+__all__ = ["MODULES", "from_huggingface", "load_model", "to_huggingface"]
 
-# their module in a block → ours, and the shape of their weight in units of d
-MODULES = {"ln_1": (["norm1"], (1,)), "attn.c_attn": (["attention.query", "attention.key", "attention.value"], (1, 3)),
+# their module in a block → ours, and the shape of its weight in units of d
+MODULES = {"ln_1": (["norm1"], (1,)),
+           "attn.c_attn": (["attention.query", "attention.key", "attention.value"], (1, 3)),
            "attn.c_proj": (["attention.output"], (1, 1)), "ln_2": (["norm2"], (1,)),
            "mlp.c_fc": (["mlp.up"], (1, 4)), "mlp.c_proj": (["mlp.down"], (4, 1))}
+CONV1D = re.compile(r"\.c_\w+\.weight$")                  # their weights that are stored transposed
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-SIZES = {"vocab_size": ("vocab_size", 50257), "context_length": ("n_positions", 1024), "d_model": ("n_embd", 768),
-         "n_layers": ("n_layer", 12), "n_heads": ("n_head", 12)}           # ours → theirs, and GPT2Config's default
+SIZES = {"vocab_size": ("vocab_size", 50257), "context_length": ("n_positions", 1024),
+         "d_model": ("n_embd", 768), "n_layers": ("n_layer", 12),
+         "n_heads": ("n_head", 12)}                      # ours → theirs, and GPT2Config's default
 DROPOUTS = "resid_pdrop", "embd_pdrop", "attn_pdrop"
-# what `GPT` computes; a config that says otherwise describes another function
-COMPUTED = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,), "add_cross_attention": (False,),
-            "pruned_heads": (None, {}), "quantization_config": (None,)}
+# The values for which `GPT` computes the same function. The first is GPT2Config's default.
+SUPPORTED = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+             "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
+             "reorder_and_upcast_attn": (False,), "add_cross_attention": (False,),
+             "pruned_heads": (None, {}), "quantization_config": (None,)}
 
 
-def from_huggingface(folder, dtype=np.float32, strict=True):
-    """A folder with a GPT-2 → `GPT` of `dtype`, with its tokenizer as `.tokenizer` (None if there is none).
+def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool = True) -> GPT:
+    """Load a GPT-2 folder as a `GPT` of `dtype`; also called as `GPT.from_huggingface(folder)`.
 
-    Also `GPT.from_huggingface(folder)`. Its dropout is the folder's. Memory: the model's own. `strict=False` leaves
-    tensors that a GPT has no use for unread. Raises `HuggingFaceError` or `SafeTensorsError`, both ValueErrors, for a
-    folder that is damaged or holds another model, and FileNotFoundError.
-    """
+    The tokenizer (or None) and dropout are the folder's. Loading takes no more memory than the
+    model. `strict=False` ignores tensors that a GPT has no use for. Raises FileNotFoundError, and
+    HuggingFaceError or SafeTensorsError (both ValueErrors) for a damaged or unsuitable folder."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
-    config, tensors, report = _examine(folder)
+    config, tensors, report = _check_folder(Path(folder))
     if report.missing or strict and report.unused:
-        hint = "" if report.missing else "; strict=False leaves out what is not used"
-        raise HuggingFaceError(f"{folder} is not the GPT that its config.json describes: {report}{hint}", report)
-    model = GPT(replace(config, vocab_size=1, context_length=1, d_model=1, n_heads=1))     # every parameter is replaced
-    model.config = config
+        hint = "" if report.missing else "; strict=False ignores the unused ones"
+        raise HuggingFaceError(f"{folder} does not fit its config.json: {report}{hint}", report)
+    # A tiny model costs no memory; each parameter is then replaced by one of the right size.
+    model = GPT(replace(config, vocab_size=1, context_length=1, d_model=1, n_heads=1))
+    model.config, modules = config, dict(model.named_modules())
     for block in model.blocks: block.attention.n_heads = config.n_heads
-    parameters = dict(model.named_parameters())
     for theirs, (ours, _) in _layout(config).items():
         array = _floats(tensors, theirs)
-        array = array.T if _is_conv1d(theirs) else array
+        array = array.T if CONV1D.search(theirs) else array
         for name, part in zip(ours, np.split(array, len(ours)), strict=True):
             with np.errstate(over="ignore"): data = np.array(part, dtype, order="C")
             if not np.isfinite([data.min(), data.max()]).all():
-                raise HuggingFaceError(f"{tensors[theirs][0].path}: {theirs} has numbers that are not finite")
-            parameters[name].data = data
+                raise HuggingFaceError(f"{folder}: {theirs} has numbers that are not finite")
+            path, kind = name.rsplit(".", 1)
+            setattr(modules[path], kind, Parameter(data))
     model.tokenizer = read_tokenizer(folder)
     if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
-        raise HuggingFaceError(f"{folder}: a tokenizer of {model.tokenizer.vocab_size} tokens, a model of {config.vocab_size}")
+        raise HuggingFaceError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, "
+                               f"the model only {config.vocab_size}")
     return model
 
 
-def load_model(folder=None):
-    """The shipped base (None), a folder that `python -m tinypeft pretrain --out` wrote, or a Hugging Face GPT-2 → `GPT`."""
+def load_model(folder: str | Path | None = None) -> GPT:
+    """Load the shipped base (None), a folder from `tinypeft pretrain`, or a GPT-2 folder."""
     if folder is None or (Path(folder) / "weights.npz").exists():
         return load_pretrained(folder)
     if not (Path(folder) / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no model: neither weights.npz, from `python -m tinypeft pretrain`, nor "
-                                f"config.json and {SINGLE}, a GPT-2 of Hugging Face's")
+        raise FileNotFoundError(f"{folder} holds no model: neither weights.npz (of `python -m "
+                                f"tinypeft pretrain`) nor config.json and {SINGLE} (of GPT-2)")
     return from_huggingface(folder)
 
 
-def _examine(folder):
-    folder = Path(folder)
+def _check_folder(folder):
+    """(GPTConfig, short name → (file, name in it), Report); of the weights, reads only lm_head."""
     tensors = {}
     for name, file in read_tensors(folder).items():
         short = name.removeprefix("transformer.")
         if short in tensors:
-            raise HuggingFaceError(f"{folder}: {short} is there with and without 'transformer.' in front")
+            raise HuggingFaceError(f"{folder}: {short} occurs with and without 'transformer.'")
         tensors[short] = file, name
-    config, tied = _config(folder / "config.json", len(tensors))
+    path = folder / "config.json"
+    content = read_object(path)
+    try:
+        config = _parse_config(content, len(tensors))
+    except ValueError as e:
+        raise HuggingFaceError(f"{path}: {e}") from e
     layout = _layout(config)
     for name, (_, shape) in layout.items():
         if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
-            raise HuggingFaceError(f"{folder}: {name} has shape {got}, by config.json it should have {shape}")
+            raise HuggingFaceError(f"{folder}: {name} has shape {got}, config.json says {shape}")
     ignored = {name for name in tensors if MASKS.fullmatch(name)}
     if "lm_head.weight" in tensors and "wte.weight" in tensors:
         if not _equal(_floats(tensors, "lm_head.weight"), _floats(tensors, "wte.weight")):
-            raise HuggingFaceError(f"{folder}: lm_head.weight is not wte.weight, the token embedding; a GPT's head is tied")
+            raise HuggingFaceError(f"{folder}: lm_head.weight is not wte.weight; a GPT's "
+                                   "output head is its token embedding")
         ignored.add("lm_head.weight")
-    elif not tied:
-        raise HuggingFaceError(f"{folder}: config.json says tie_word_embeddings=false, but lm_head.weight is missing")
+    elif content.get("tie_word_embeddings") is False:
+        raise HuggingFaceError(f"{path}: tie_word_embeddings=false, but lm_head.weight is missing")
     return config, tensors, Report(tuple(name for name in layout if name in tensors),
                                    tuple(name for name in layout if name not in tensors),
                                    tuple(sorted(tensors.keys() - layout.keys() - ignored)))
 
 
-def _config(path, n_tensors):
-    """config.json → (GPTConfig, whether the head is tied)."""
-    content = read_object(path)
-    for name, allowed in COMPUTED.items():
+def _parse_config(content, n_tensors):
+    """config.json → GPTConfig. ValueError for fields that do not describe a GPT."""
+    for name, allowed in SUPPORTED.items():
         if content.get(name, allowed[0]) not in allowed:
-            raise HuggingFaceError(f"{path}: {name} is {repr(content[name])[:80]}; a GPT here has "
-                                   f"{' or '.join(map(repr, allowed))}")
+            raise ValueError(f"{name} is {repr(content[name])[:80]}; a GPT here has "
+                             f"{' or '.join(map(repr, allowed))}")
     sizes = {ours: content.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
     if wrong := [f"{SIZES[name][0]}={n!r}" for name, n in sizes.items() if type(n) is not int]:
-        raise HuggingFaceError(f"{path}: expected whole numbers, got {', '.join(wrong)}")
-    if content.get("n_inner") not in (None, 4 * sizes["d_model"]):
-        raise HuggingFaceError(f"{path}: n_inner is {content['n_inner']!r}; an MLP here is 4 n_embd wide")
-    if sizes["n_layers"] > n_tensors:
-        raise HuggingFaceError(f"{path}: {sizes['n_layers']} layers, but the weights are {n_tensors} tensors")
+        raise ValueError(f"expected whole numbers, got {', '.join(wrong)}")
+    if (width := content.get("n_inner")) not in (None, 4 * sizes["d_model"]):
+        raise ValueError(f"n_inner is {width!r}; an MLP here is 4 n_embd wide")
+    if sizes["n_layers"] > n_tensors:                    # checked before memory is needed for them
+        raise ValueError(f"{sizes['n_layers']} layers, but the weights are {n_tensors} tensors")
     dropouts = {name: content.get(name, 0.1) for name in DROPOUTS}
     numbers = {"layer_norm_epsilon": content.get("layer_norm_epsilon", 1e-5), **dropouts}
-    if wrong := {name: x for name, x in numbers.items() if type(x) not in (int, float) or not 0 <= x < 1}:
-        raise HuggingFaceError(f"{path}: expected numbers in [0, 1), got {wrong}")
+    if wrong := {name: x for name, x in numbers.items()
+                 if type(x) not in (int, float) or not 0 <= x < 1}:
+        raise ValueError(f"expected numbers in [0, 1), got {wrong}")
     if len(set(dropouts.values())) > 1:
-        raise HuggingFaceError(f"{path}: a GPT here has one dropout for all, got {dropouts}; make them equal")
-    try:
-        config = GPTConfig(**sizes, dropout=dropouts["resid_pdrop"], norm_eps=numbers["layer_norm_epsilon"])
-    except ValueError as e:
-        raise HuggingFaceError(f"{path}: {e}") from e
-    return config, content.get("tie_word_embeddings", True) is not False
+        raise ValueError(f"a GPT here has one dropout for all, got {dropouts}; make them equal")
+    return GPTConfig(**sizes, dropout=dropouts["resid_pdrop"],
+                     norm_eps=numbers["layer_norm_epsilon"])
 
 
 def _layout(config):
-    """Their tensor → (names of our parameters that it is made of, its shape), in the model's order."""
+    """Their tensor → (names of our parameters that make it up, its shape), in the model's order."""
     d = config.d_model
     layout = {"wte.weight": (["token_embedding.weight"], (config.vocab_size, d)),
               "wpe.weight": (["position_embedding.weight"], (config.context_length, d))}
     for i in range(config.n_layers):
         for theirs, (ours, shape) in MODULES.items():
             shape = tuple(k * d for k in shape)
-            layout[f"h.{i}.{theirs}.weight"] = [f"blocks.{i}.{name}.weight" for name in ours], shape
-            layout[f"h.{i}.{theirs}.bias"] = [f"blocks.{i}.{name}.bias" for name in ours], shape[-1:]
+            for kind, size in ("weight", shape), ("bias", shape[-1:]):
+                layout[f"h.{i}.{theirs}.{kind}"] = [f"blocks.{i}.{m}.{kind}" for m in ours], size
     return layout | {f"ln_f.{kind}": ([f"final_norm.{kind}"], (d,)) for kind in ("weight", "bias")}
-
-
-def _is_conv1d(name):
-    return re.search(r"\.c_\w+\.weight$", name) is not None
 
 
 def _floats(tensors, name):
     file, full = tensors[name]
     if file.dtype(full) not in ("F64", "F32", "F16", "BF16"):
-        raise HuggingFaceError(f"{file.path}: {full} is {file.dtype(full)}; weights are F32, F16, BF16 or F64")
+        raise HuggingFaceError(f"{file.path}: {full} is {file.dtype(full)}, expected floats")
     return file[full]
 
 
 def _equal(a, b, rows=4096):
-    """Whether two matrices are the same, a few rows at a time."""
-    return a.shape == b.shape and all(np.array_equal(a[i:i + rows], b[i:i + rows]) for i in range(0, len(a), rows))
+    """Whether two matrices are equal; compares a few rows at a time to save memory."""
+    return a.shape == b.shape and all(np.array_equal(a[i:i + rows], b[i:i + rows])
+                                      for i in range(0, len(a), rows))
 
 
-def to_huggingface(model, folder):
-    """Write a GPT as a folder that transformers' `GPT2LMHeadModel.from_pretrained` reads, its tokenizer with it.
-
-    Also `model.to_huggingface(folder)`. Raises ValueError for a model that is not a plain GPT: a method is attached, a
-    layer is quantized, or it has a classification head.
-    """
+def to_huggingface(model: GPT, folder: str | Path) -> None:
+    """Write a GPT, with its tokenizer, for transformers' `GPT2LMHeadModel`; also called as
+    `model.to_huggingface(folder)`. Raises ValueError for a model that is quantized or has a method
+    or a classification head."""
     config, folder = model.config, Path(folder)
     layout, parameters = _layout(config), dict(model.named_parameters())
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
-    odd |= {path for path, m in model.named_modules() if path.startswith("blocks") and not isinstance(
-        m, (Block, Attention, MLP, Linear, LayerNorm, Dropout))}
+    odd |= {path for path, m in model.named_modules() if path.startswith("blocks")
+            and not isinstance(m, (Block, Attention, MLP, Linear, LayerNorm, Dropout))}
     if odd or model.attached is not None:
-        raise ValueError(f"to_huggingface: expected a plain GPT, got {model.attached or f'one with {sorted(odd)[:3]}'}; merge "
-                         "or detach the method, set model.head = None, or start from a model that is not quantized")
+        got = model.attached or f"one with {sorted(odd)[:3]}"
+        raise ValueError(f"to_huggingface: expected a plain GPT, got {got}; merge or detach the "
+                         "method, set model.head = None, or use a model that is not quantized")
     arrays = {}
     for theirs, (ours, _) in layout.items():
-        array = np.concatenate([parameters[name].data for name in ours]) if len(ours) > 1 else parameters[ours[0]].data
-        arrays[f"transformer.{theirs}"] = array.T if _is_conv1d(theirs) else array
+        array = parameters[ours[0]].data
+        if len(ours) > 1: array = np.concatenate([parameters[name].data for name in ours])
+        arrays[f"transformer.{theirs}"] = array.T if CONV1D.search(theirs) else array
     end = getattr(model.tokenizer, "end_of_text", None)
     content = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-               **{theirs: getattr(config, ours) for ours, (theirs, _) in SIZES.items()}, "n_inner": None,
-               "activation_function": "gelu_new", **dict.fromkeys(DROPOUTS, config.dropout),
-               "layer_norm_epsilon": config.norm_eps, "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True,
+               **{theirs: getattr(config, ours) for ours, (theirs, _) in SIZES.items()},
+               "n_inner": None, "activation_function": "gelu_new",
+               **dict.fromkeys(DROPOUTS, config.dropout), "layer_norm_epsilon": config.norm_eps,
+               "bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True,
                "dtype": str(model.token_embedding.weight.dtype)}
-    (folder / "config.json").unlink(missing_ok=True)                     # never a new file beside an old one
+    (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-# Methods of GPT as well, put there from here: gpt.py is below and knows nothing of anybody's files.
+# GPT has them as methods too. They are added here because gpt.py knows nothing of other formats.
 GPT.from_huggingface, GPT.to_huggingface = staticmethod(from_huggingface), to_huggingface

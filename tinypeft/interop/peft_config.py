@@ -1,98 +1,104 @@
-"""adapter_config.json of Hugging Face's PEFT: what its fields say, and which layers its names and patterns mean.
+"""The two files of a PEFT folder, read without trusting them: `Config` and `Tensors`.
 
-The file is not trusted. Every field that is read is of the type that it must be; a field that is unknown here is refused
-unless it is off (null, false, 0 or empty), for one that is on may change the function that the adapter computes.
+Every field that is read must have the right type. An unknown field may change the function that the
+adapter computes, so it is refused unless it is off (null, false, 0 or empty). PEFT 0.21 reads names
+of layers as follows:
 
-Names of layers, as PEFT 0.21 reads them:
+    target_modules     a list of paths or of their ends after a dot ("c_proj" means attn's and
+                       mlp's); or a str: a regular expression for whole paths, or "all-linear"
+    exclude_modules    the same, for layers to leave out
+    layers_to_transform, layers_pattern     numbers of blocks: restrict a list of targets to them
+    rank_pattern, alpha_pattern             {regular expression for the end of a path: value}
 
-    target_modules     a list: a path, or its end after a dot ("c_proj" is attn's and mlp's); a str: a regular
-                       expression for the whole path, or "all-linear"
-    exclude_modules    the same, and what is named is left out
-    layers_to_transform, layers_pattern      of what a list of targets names, the blocks of these numbers
-    rank_pattern, alpha_pattern              {regular expression for the end of a path: value}; the first that fits counts,
-                       of the file, where PEFT has sorted them: not always the one it trained with
-
-Python's `re` can take exponential time on a pattern made for that, hence `fits`, which knows the expressions that
-people write for paths, and takes a time in proportion to the pattern's length.
+The first pattern in the file that matches counts. PEFT sorts patterns when it saves, so this need
+not be the one it trained with. Python's `re` takes exponential time on some patterns. `matches`
+knows the expressions that people write for paths, and takes polynomial time.
 """
 import functools
 import math
 import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ..hints import Array
 from ..peft import MethodError
-from .folder import read_object
+from .folder import Report, read_object
+from .safetensors import read_safetensors
 
-__all__ = ["Config", "fits"]
+__all__ = ["Config", "Tensors", "matches"]
 
 COMMON = {"peft_type", "task_type", "modules_to_save"}
-IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "fan_in_fan_out",
-              "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-              "qalora_group_size", "ensure_weight_tying", "runtime_config"}
-TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
+IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+              "peft_version", "fan_in_fan_out", "megatron_config", "megatron_core", "loftq_config",
+              "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+              "ensure_weight_tying", "runtime_config"}
 LAYER = re.compile(r"transformer\.h\.(\d+)\.")
 
 
 class Config:
-    """The fields of one adapter_config.json. Raises HuggingFaceError, a ValueError, for a file that is none."""
+    """The fields of one adapter_config.json. HuggingFaceError if the file is no JSON object."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path, self.fields = path, read_object(path)
 
-    def get(self, name, kind, default=None):
-        """The field `name`, null or absent: the default. ValueError unless it is of type `kind`, one or a tuple of types."""
+    def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """The field `name`, or the default if it is null or absent. ValueError for another type."""
         value = self.fields.get(name)
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if value is None: return default
-        if float in kinds: value = _real(value)
+        if float in kinds: value = _as_float(value)
         if type(value) not in kinds:
-            raise ValueError(f"{self.path}: {name} must be {' or '.join(k.__name__ for k in kinds)}, got {str(value)[:80]!r}")
+            raise self.invalid(name, " or ".join(k.__name__ for k in kinds))
         return value
 
-    def names(self, name):
-        """A field that is a list of str, or None."""
-        value = self.get(name, list)
-        if value is not None and not all(isinstance(v, str) for v in value):
-            raise ValueError(f"{self.path}: {name} must be a list of names, got {str(value)[:80]}")
+    def names(self, name: str, kind: Any = list, default: Collection[str] = ()) -> Any:
+        """As `get`, for a list of names."""
+        value = self.get(name, kind, default)
+        if not all(isinstance(item, str) for item in value):
+            raise self.invalid(name, "a list of names")
         return value
 
-    def task(self):
-        """task_type: None, "CAUSAL_LM" or "SEQ_CLS". MethodError for what GPT-2 is not used for here."""
-        task = self.get("task_type", str)
-        if task not in TASKS:
-            raise MethodError(f"load_adapter: task_type {task!r} is not supported; there are CAUSAL_LM, and SEQ_CLS for a "
-                              "classification head")
-        saved = set(self.names("modules_to_save") or [])
+    def invalid(self, name: str, expected: str) -> ValueError:
+        """The error for a field that makes no sense."""
+        value = str(self.fields.get(name))[:80]
+        return ValueError(f"{self.path}: {name} must be {expected}, got {value!r}")
+
+    def unsupported(self, name: str, reason: str) -> MethodError:
+        """The error for a field that cannot be expressed here."""
+        value = repr(self.fields.get(name))[:80]
+        return MethodError(f"load_adapter: {name}={value} is not supported: {reason}")
+
+    def task(self) -> str | None:
+        """task_type: None, "CAUSAL_LM" or "SEQ_CLS". MethodError for any other."""
+        task, saved = self.get("task_type", str), set(self.names("modules_to_save"))
+        if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
+            raise self.unsupported("task_type", "it must be CAUSAL_LM, or SEQ_CLS with a head")
         if saved - {"score", "classifier"} or (saved and task == "CAUSAL_LM"):
-            raise MethodError(f"load_adapter: modules_to_save {sorted(saved)} is not supported: of the base, only the "
-                              "classification head 'score' can come with an adapter, in task_type SEQ_CLS")
+            raise self.unsupported("modules_to_save", "it can only be ['score'], for SEQ_CLS")
         return "SEQ_CLS" if "score" in saved else task
 
-    def refuse_others(self, known):
-        """MethodError for a field that is on and neither in `known` nor without effect on what is computed."""
+    def refuse_unknown(self, known: set[str]) -> None:
+        """MethodError for a field that is on, not `known`, and may change what is computed."""
         for name, value in self.fields.items():
-            if name not in known | COMMON | IRRELEVANT and value not in (None, False, 0, "", [], {}):
-                raise MethodError(f"load_adapter: {name}={str(value)[:80]} is not supported: an adapter with it computes "
-                                  "something else than one without")
+            is_off = value in (None, False, 0, "", [], {})
+            if not is_off and name not in known | COMMON | IRRELEVANT:
+                raise self.unsupported(name, "it may change what the adapter computes")
 
     # -- which layers ------------------------------------------------------------------------------
-    def hits(self, paths, linear):
-        """Those of a model's `paths` that are to be adapted; "all-linear" means those in `linear`."""
-        targets = self.get("target_modules", (list, str), ["c_attn"])
-        if isinstance(targets, list): targets = self.names("target_modules") or targets
-        excluded = self.get("exclude_modules", (list, str), [])
-        if isinstance(excluded, list): excluded = self.names("exclude_modules") or []
-        hit = linear if targets == "all-linear" else [p for p in paths if self._named(p, targets)]
-        hit = [p for p in hit if not self._named(p, excluded)]
-        if isinstance(targets, list): hit = [p for p in hit if self._in_layers(p)]
-        if not hit:
-            raise MethodError(f"load_adapter: target_modules {str(targets)[:200]!r} hits nothing in GPT-2; there are "
-                              "attn.c_attn, attn.c_proj, mlp.c_fc and mlp.c_proj in transformer.h.N")
-        return hit
-
-    @staticmethod
-    def _named(path, names):
-        if isinstance(names, str): return fits(names, path)
-        return any(path == n or path.endswith(f".{n}") for n in names)
+    def select(self, paths: list[str], linear: list[str]) -> list[str]:
+        """Those of a model's `paths` that are adapted; "all-linear" means all of `linear`."""
+        targets = self.names("target_modules", (list, str), ["c_attn"])
+        excluded = self.names("exclude_modules", (list, str))
+        chosen = linear if targets == "all-linear" else [p for p in paths if _is_named(p, targets)]
+        chosen = [p for p in chosen if not _is_named(p, excluded)]
+        if isinstance(targets, list): chosen = [p for p in chosen if self._in_layers(p)]
+        if not chosen:
+            raise self.unsupported("target_modules", "it selects no layer of GPT-2; there are attn."
+                                   "c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj in transformer.h.N")
+        return chosen
 
     def _in_layers(self, path):
         numbers = self.get("layers_to_transform", (int, list))
@@ -102,49 +108,95 @@ class Config:
         if layer is None or pattern not in (None, "", [], "h", ["h"]): return False
         return int(layer[1]) in (numbers if isinstance(numbers, list) else [numbers])
 
-    def by_pattern(self, name, kind, path, default):
+    def pattern_value(self, name: str, kind: type, path: str, default: float) -> Any:
         """The value of rank_pattern or alpha_pattern for one path."""
         pattern = self.get(name, dict, {})
         if len(pattern) > 1000 or sum(key.count(c) for key in pattern for c in "*+?([") > 50:
-            raise ValueError(f"{self.path}: {name} has {len(pattern)} entries, too many or too intricate for names of layers")
+            raise self.invalid(name, "at most 1000 simple patterns")
         ends = [0, *(i + 1 for i, c in enumerate(path) if c == ".")]
         for key, value in pattern.items():
-            if kind is float: value = _real(value)
+            if kind is float: value = _as_float(value)
             if type(value) is not kind:
-                raise ValueError(f"{self.path}: {name} must map names to {kind.__name__}, got {key[:80]!r}: {str(value)[:80]}")
-            if fits(key, path, [0] if key.startswith("^") else ends): return value
+                raise self.invalid(name, f"a mapping from patterns to {kind.__name__}")
+            if matches(key, path, [0] if key.startswith("^") else ends): return value
         return default
 
 
-def _real(value):
-    """A number of JSON as a float, if it is finite; anything else as it is, except that it is no float."""
+class Tensors:
+    """A folder's tensors. `take` records those found and missing; `report` adds those left over."""
+
+    def __init__(self, path: Path, dtype: Any):
+        self.path, self.dtype, self.file = path, dtype, read_safetensors(path)
+        self.names, self.matched, self.missing = {}, [], []
+        for name in self.file:
+            short = re.sub(r"\.default(?=\.|$)", "", name)       # some folders name the adapter
+            if short in self.names:
+                raise ValueError(f"{path}: {name!r} and {self.names[short]!r} are the same tensor")
+            self.names[short] = name
+
+    def take(self, name: str, shape: tuple[int | None, ...], reason: str = "") -> Array | None:
+        """The tensor `name` in the model's dtype, or None (recorded as missing). ValueError unless
+        it has this shape (None: any number) and finite floats."""
+        if name not in self.names:
+            self.missing.append(name)
+            return None
+        array = self.file[self.names[name]]
+        got, where = array.shape, f"{self.path}: {name}"
+        expected = tuple(got[i] if n is None else n for i, n in enumerate(shape) if i < len(got))
+        if len(got) != len(shape) or got != expected:
+            hint = "it is transposed" if got == shape[::-1] else "has the base other sizes?"
+            expected = str(shape).replace("None", "any") + (reason and f" for {reason}")
+            raise ValueError(f"{where} has shape {got}, expected {expected}; {hint}")
+        if array.dtype.kind != "f":
+            raise ValueError(f"{where} has {array.dtype} numbers, expected floats")
+        with np.errstate(over="ignore"): array = array.astype(self.dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{where} has numbers that are not finite in {np.dtype(self.dtype)}")
+        self.matched.append(name)
+        return array
+
+    def report(self) -> Report:
+        """The names of the tensors taken so far, of those missing, and of all others."""
+        unused = (name for short, name in self.names.items() if short not in self.matched)
+        return Report(tuple(self.matched), tuple(self.missing), tuple(unused))
+
+
+def _is_named(path, names):
+    if isinstance(names, str): return matches(names, path)
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _as_float(value):
+    """A finite number as a float; any other JSON value as something that is no float."""
     if type(value) is int and abs(value) < 1 << 53: return float(value)
     return value if type(value) is float and math.isfinite(value) else str(value)
 
 
-TOKEN = re.compile(r"(\\[.dw-]|\[\^?(?:\w-\w|\w|\\d|\.)+\]|\.|[\w-]|\((?:\?:)?([^()]*)\))([*+?]?)\??")
+TOKEN = re.compile(r"(\\[.dw-]|\[\^?(?:\w-\w|\w|\\d|\.)+\]|\.|[\w-]|\((?:\?:)?([^()]*)\))"
+                   r"([*+?]?)\??")
 
 
-def fits(pattern, text, starts=(0,)):
-    r"""Whether a regular expression matches all of `text` from one of the `starts` on, in time O(len(pattern) len(text)²).
+def matches(pattern: str, text: str, starts: Iterable[int] = (0,)) -> bool:
+    r"""Whether a regular expression matches `text` from one of the `starts` to the end.
 
-    It may have letters, `.`, `\.`, `\d`, `\w`, sets [0-9], groups (a|b), `*`, `+`, `?`, and groups with none of these
-    inside each other. ValueError for others, which PEFT may accept.
-    """
-    return len(text) in _ends(_parsed(pattern.removeprefix("^").removesuffix("$")), text, set(starts))
+    Takes time O(len(pattern) len(text)²). The pattern may have letters, `.`, `\.`, `\d`, `\w`, sets
+    [0-9], `*`, `+`, `?`, and groups (a|b) that are not nested; all others are ValueErrors."""
+    tokens = _parse(pattern.removeprefix("^").removesuffix("$"))
+    return len(text) in _match_ends(tokens, text, set(starts))
 
 
 @functools.lru_cache(4096)
-def _parsed(pattern):
-    """[(what matches once, "", "*", "+" or "?")]: a compiled expression for one character, or a list of alternatives."""
+def _parse(pattern):
+    """[(one step, "" or "*" or "+" or "?")]; a step is one character's `re` or alternatives."""
     tokens, at = [], 0
     while at < len(pattern):
         token = TOKEN.match(pattern, at)
         if token is None or len(pattern) > 1000:
-            raise ValueError(f"the pattern {pattern[:200]!r} is too long, or not understood from {pattern[at:at + 20]!r} on; "
-                             "write names of layers instead")
+            raise ValueError(f"the pattern {pattern[:200]!r} is too long, or not understood from "
+                             f"{pattern[at:at + 20]!r} on; write names of layers instead")
         try:
-            once = re.compile(token[1]) if token[2] is None else [_parsed(part) for part in token[2].split("|")]
+            once = (re.compile(token[1]) if token[2] is None
+                    else [_parse(part) for part in token[2].split("|")])
         except re.error as e:
             raise ValueError(f"the pattern {pattern[:200]!r} is no regular expression: {e}") from e
         tokens.append((once, token[3]))
@@ -152,12 +204,12 @@ def _parsed(pattern):
     return tokens
 
 
-def _ends(tokens, text, starts):
-    """Where a match that begins at one of `starts` can end."""
+def _match_ends(tokens, text, starts):
+    """The places where a match that begins at one of `starts` can end."""
     for once, repeat in tokens:
-        if not starts: break
-        if isinstance(once, list): step = lambda s, once=once: set().union(*(_ends(part, text, s) for part in once))
-        else:                      step = lambda s, once=once: {i + 1 for i in s if once.match(text, i)}
+        def step(at, once=once):
+            if isinstance(once, list): return set().union(*(_match_ends(p, text, at) for p in once))
+            return {i + 1 for i in at if once.match(text, i)}
         reached = new = step(starts)
         while new and repeat in ("*", "+"):
             new = step(new) - reached

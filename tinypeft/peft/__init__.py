@@ -7,7 +7,7 @@
     parallel.py    ParallelAdapter: one beside it
     lora.py        LoRA: a low-rank change of a weight
     adalora.py     AdaLoRA: training distributes the ranks over the layers
-    dylora.py      DyLoRA: all ranks are trained at once
+    dylora.py      DyLoRA: all ranks are trained at once (rank_search.py: which one is enough?)
     virtual.py     what the methods of virtual tokens share
     prompt.py      PromptTuning: vectors before the input
     ptuning.py     PTuning: vectors among the input's words, made by an encoder (lstm.py)
@@ -19,7 +19,7 @@
 """
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
-from .dylora import DyLoRA, search_rank
+from .dylora import DyLoRA
 from .folders import KNOWN, load_adapter
 from .full import FullFineTuning, LinearProbe
 from .lora import LoRA
@@ -31,6 +31,7 @@ from .prefix import PrefixTuning
 from .prompt import PromptTuning
 from .ptuning import PTuning
 from .ptuning_v2 import PTuningV2
+from .rank_search import search_rank
 
 METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter,
            "parallel_adapter": ParallelAdapter, "prefix": PrefixTuning, "prompt": PromptTuning,

@@ -1,27 +1,28 @@
-"""Bottleneck adapters (Houlsby et al., arXiv 1902.00751): small MLPs in every layer, each around a skip connection.
+"""Bottleneck adapters (Houlsby et al., arXiv 1902.00751): small MLPs inside every layer.
 
-An adapter maps d features to m ≪ d, bends them, and maps them back; added to its input, and started near zero,
-it leaves the model nearly as it was. Section 2.1:
+An adapter projects d features down to m ≪ d, applies a nonlinearity, and projects back up. It adds
+the result, which starts near zero, to its input: the model starts nearly unchanged. Section 2.1:
 
     h ← h + W_u f(W_d h + b_d) + b_u
 
     paper    here                shape
-    W_d      W_d                 (m, d), starts at N(0, 0.01²) cut off at two standard deviations, b_d at 0
-    W_u      W_u                 (d, m), the same
+    W_d      W_d                 (m, d), starts at N(0, 0.01²), truncated at two standard deviations
+    W_u      W_u                 (d, m), the same; b_d and b_u start at 0
     m        bottleneck
     f        activation          GELU in the authors' code
 
-`placement="houlsby"`: twice per layer, after the attention's output projection and after the feed-forward's, each
-before the residual addition. `placement="pfeiffer"`: after the feed-forward alone (Pfeiffer et al., arXiv
-2005.00247). With `norms` the layer norms are trained as well, as Houlsby does and Pfeiffer does not.
+`placement="houlsby"` puts two adapters into every layer, after the output projection of the
+attention and after that of the feed-forward part, each before the residual addition.
+`placement="pfeiffer"` uses only the second (Pfeiffer et al., arXiv 2005.00247). `norms` also trains
+the layer norms, as Houlsby does and Pfeiffer does not.
 
-Trained parameters: n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and 2 d (2 L + 1) of layer norms.
-The function is not linear in h: adapters cannot be merged.
+Trained parameters: n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and 2 d (2 L + 1) of layer
+norms. The function is not linear in h, so adapters cannot be merged.
 
-Where things differ. The paper starts at a standard deviation of 0.01, the authors' code at 0.001 (`init_std`). The
-survey (Matarazzo & Torlone, arXiv 2501.04040) writes z = σ(W_u y + b_u), with an activation on the way up as well,
-which neither paper nor code has: `activation_up=True`. BERT normalizes after the addition, GPT-2 before each
-sublayer: the adapter's place, between projection and addition, is the same in both.
+Where implementations differ. The paper starts at a standard deviation of 0.01, the authors' code at
+0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040) writes z = σ(W_u y + b_u),
+with an activation on the way up, which neither paper nor code has: `activation_up=True`. BERT
+normalizes after the addition, GPT-2 before each sublayer; the adapter's place is the same in both.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,10 +30,14 @@ from typing import ClassVar
 import numpy as np
 
 from .. import functional as F
+from ..gpt import GPT
+from ..hints import Array, Rng
+from ..hyper import flag, one_of, real, whole
 from ..nn import Module, Parameter
+from ..tensor import Tensor
 from .method import Method, MethodError
 
-__all__ = ["ACTIVATIONS", "Adapter", "BottleneckAdapter", "check_bottleneck", "truncated_normal"]
+__all__ = ["ACTIVATIONS", "Adapter", "BottleneckAdapter", "truncated_normal"]
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.tanh(),
                "silu": lambda x: x * x.sigmoid()}
@@ -40,72 +45,63 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.t
 
 @dataclass(frozen=True)
 class BottleneckAdapter(Method):
-    """bottleneck m, placement "houlsby" or "pfeiffer", activation "gelu", "relu", "tanh" or "silu".
+    """Train an MLP of `bottleneck` hidden units after the sublayers, and with `norms` layer norms.
 
-    activation_up: also on the way up, the survey's form. init_std: of both matrices at the start. norms: train the
-    layer norms too.
+    init_std is not 0, because then neither matrix would ever get a gradient.
     """
-    bottleneck: int = 64
-    placement: str = "houlsby"
-    activation: str = "gelu"
-    activation_up: bool = False
-    init_std: float = 1e-2
-    norms: bool = True
+    bottleneck: int = whole(64, least=1, also=("m", "adapter_size", "bottleneck_size"))
+    placement: str = one_of("houlsby", "pfeiffer")
+    activation: str = one_of(*ACTIVATIONS, also=("non_linearity",))
+    activation_up: bool = flag(False)
+    init_std: float = real(1e-2, above=0)
+    norms: bool = flag(True)
     learning_rate: ClassVar[float] = 5e-3
-    shown: ClassVar[tuple] = ("bottleneck",)
+    shown: ClassVar[tuple[str, ...]] = ("bottleneck",)
 
-    def __post_init__(self):
-        check_bottleneck("BottleneckAdapter", self.bottleneck, self.activation)
-        if self.placement not in ("houlsby", "pfeiffer"):
-            raise MethodError(f"BottleneckAdapter: placement must be 'houlsby' or 'pfeiffer', got {self.placement!r}")
-        if not self.init_std > 0:
-            raise MethodError(f"BottleneckAdapter: init_std must be positive, got {self.init_std!r}; "
-                              "with both matrices at 0 neither would ever get a gradient")
-
-    def wrap(self, model, rng):
-        check_bottleneck("BottleneckAdapter", self.bottleneck, self.activation, model)
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+        check_narrower(self, model)
         places = ("attention.output", "mlp.down") if self.placement == "houlsby" else ("mlp.down",)
         paths = [f"blocks.{i}.{place}" for i in range(model.config.n_layers) for place in places]
         return {path: Adapter(model.get(path), self, rng) for path in paths}
 
-    def trained(self, model):
+    def trained(self, model: GPT) -> list[str]:
         return [n for n, _ in model.named_parameters() if "norm" in n] if self.norms else []
 
 
 class Adapter(Module):
     """h + W_u f(W_d h + b_d) + b_u, for the output h of the layer `base`."""
 
-    def __init__(self, base, method, rng):
+    def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
         d, m = base.d_out, method.bottleneck
-        self.base, self.f, self.activation_up = base, ACTIVATIONS[method.activation], method.activation_up
-        self.W_d, self.b_d = Parameter(truncated_normal((m, d), method.init_std, rng)), Parameter(np.zeros(m))
-        self.W_u, self.b_u = Parameter(truncated_normal((d, m), method.init_std, rng)), Parameter(np.zeros(d))
+        draw = lambda *shape: Parameter(truncated_normal(shape, method.init_std, rng))
+        self.base, self.f = base, ACTIVATIONS[method.activation]
+        self.activation_up = method.activation_up
+        self.W_d, self.b_d = draw(m, d), Parameter(np.zeros(m))
+        self.W_u, self.b_u = draw(d, m), Parameter(np.zeros(d))
 
     d_in = property(lambda self: self.base.d_in)
     d_out = property(lambda self: self.base.d_out)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = self.base(x)                                                      # (B, T, d)
         y = self.f(F.linear(h, self.W_d, self.b_d))                           # (B, T, m)
         z = F.linear(y, self.W_u, self.b_u)                                   # (B, T, d)
         return h + (self.f(z) if self.activation_up else z)
 
-    def describe(self):
+    def describe(self) -> str:
         return "({1} → {0} → {1})".format(*self.W_d.shape)
 
 
-def check_bottleneck(name, m, activation, model=None):
-    """Raise MethodError unless m is a positive integer below the model's width and the activation is known."""
-    if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or m < 1:
-        raise MethodError(f"{name}: bottleneck must be a positive integer, got {m!r}")
-    if activation not in ACTIVATIONS:
-        raise MethodError(f"{name}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if model is not None and m >= model.config.d_model:
-        raise MethodError(f"{name}: a bottleneck of {m} does not narrow a model that is {model.config.d_model} wide")
+def check_narrower(method: Method, model: GPT) -> None:
+    """Raise MethodError unless the method's bottleneck is narrower than the model."""
+    m, d = method.bottleneck, model.config.d_model
+    if m >= d:
+        raise MethodError(f"{type(method).__name__}: bottleneck {m} does not narrow a model of "
+                          f"width {d}")
 
 
-def truncated_normal(shape, std, rng):
-    """N(0, std²) without its tails: what falls beyond two standard deviations is drawn again."""
+def truncated_normal(shape: tuple[int, ...], std: float, rng: Rng) -> Array:
+    """Numbers from N(0, std²); those beyond two standard deviations are drawn again."""
     z = rng.standard_normal(shape)
     while (far := np.abs(z) > 2).any():
         z[far] = rng.standard_normal(far.sum())

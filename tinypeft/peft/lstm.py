@@ -1,37 +1,38 @@
-"""Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000), with its backward written out.
+"""Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
 
 For a sequence x₁ … x_T, from h₀ = c₀ = 0:
 
-    z_t = W x_t + b + U h_{t−1} + b′                     (4 n,): what the four gates are made of
+    z_t = W x_t + b + U h_{t−1} + b′                     (4 n,), the inputs of the four gates
     i = σ(z_i),   f = σ(z_f),   g = tanh(z_g),   o = σ(z_o)
     c_t = f c_{t−1} + i g,        h_t = o tanh(c_t)
 
-and back from t = T to 1, with dh_t = ∂L/∂h_t and dc_t what reaches c_t from later steps and from h_t:
+and back from t = T to 1, with dh_t = ∂L/∂h_t, and dc_t from the later steps and from h_t:
 
     dh_t += Uᵀ dz_{t+1},       dc_t = f_{t+1} dc_{t+1} + dh_t o (1 − tanh² c_t)
-    dz_i = dc g i (1 − i),    dz_f = dc c_{t−1} f (1 − f),    dz_g = dc i (1 − g²),    dz_o = dh tanh(c) o (1 − o)
-    dU = Σ dz_t h_{t−1}ᵀ
+    dz_i = dc g i (1 − i),     dz_f = dc c_{t−1} f (1 − f)
+    dz_g = dc i (1 − g²),      dz_o = dh tanh(c) o (1 − o),       dU = Σ dz_t h_{t−1}ᵀ
 
-PyTorch's names and order: W is `weight_ih`, U `weight_hh`, b and b′ `bias_ih` and `bias_hh`, gates i f g o. The two
-biases only ever act as a sum, but both are kept, as PyTorch does: an optimizer moves each.
+PyTorch's names and order: W is `weight_ih`, U `weight_hh`, b and b′ `bias_ih` and `bias_hh`, gates
+i f g o. The two biases act only as a sum; both are kept, as an optimizer moves each.
 """
 import numpy as np
 
 from .. import functional as F
+from ..hints import Rng
 from ..nn import Module, Parameter
 from ..tensor import Tensor, concatenate
 
 __all__ = ["BiLSTM", "lstm"]
 
 
-def lstm(a, U):
-    """h (T, n) from a (T, 4n), the part W x_t + b + b′ of z_t, and U (4n, n); the recurrence above as one operation."""
+def lstm(a: Tensor, U: Tensor) -> Tensor:
+    """h (T, n) by the recurrence above, from U (4n, n) and a (T, 4n), the W x_t + b + b′ of z_t."""
     T, n = a.shape[0], U.shape[1]
     if a.ndim != 2 or U.shape != (4 * n, n) or a.shape[1] != 4 * n:
         raise ValueError(f"lstm: a {a.shape}, U {U.shape}; expected a (T, 4n), U (4n, n)")
-    A, Ud, dtype, need = a.data, U.data, a.dtype, (a.requires_grad, U.requires_grad)
+    A, Ud, dtype = a.data, U.data, a.dtype
     gates = np.empty((T, 4, n), dtype)
-    h, c = np.zeros((T + 1, n), dtype), np.zeros((T + 1, n), dtype)           # h[t] is h_t, h[0] = 0
+    h, c = np.zeros((2, T + 1, n), dtype)                                 # h[t] is h_t, h[0] = 0
     for t in range(T):
         z = (A[t] + Ud @ h[t]).reshape(4, n)
         gates[t] = 0.5 * (1 + np.tanh(0.5 * z))                               # σ(z)
@@ -46,34 +47,35 @@ def lstm(a, U):
             (i, f, g, o), tanh_c = gates[t], np.tanh(c[t + 1])
             dh_t = dh[t] + carry_h
             dc = carry_c + dh_t * o * (1 - tanh_c * tanh_c)
-            dz[t] = dc * g * i * (1 - i), dc * c[t] * f * (1 - f), dc * i * (1 - g * g), dh_t * tanh_c * o * (1 - o)
+            dz[t] = (dc * g * i * (1 - i),    dc * c[t] * f * (1 - f),
+                     dc * i * (1 - g * g),    dh_t * tanh_c * o * (1 - o))
             carry_h, carry_c = dz[t].reshape(-1) @ Ud, dc * f
         dz = dz.reshape(T, -1)
-        return dz if need[0] else None, dz.T @ h[:-1] if need[1] else None
+        return dz, dz.T @ h[:-1]
     return Tensor.fused(h[1:], (a, U), vjp)
 
 
 class LSTM(Module):
-    """One layer in one direction: (T, d_in) → (T, n). Everything starts at U(−1/√n, 1/√n), as in PyTorch."""
+    """One layer, one direction: (T, d_in) → (T, n). All starts at U(−1/√n, 1/√n), as in PyTorch."""
 
-    def __init__(self, d_in, n, rng):
+    def __init__(self, d_in: int, n: int, rng: Rng):
         draw = lambda *shape: Parameter(rng.uniform(-n ** -0.5, n ** -0.5, shape))
         self.weight_ih, self.weight_hh = draw(4 * n, d_in), draw(4 * n, n)
         self.bias_ih, self.bias_hh = draw(4 * n), draw(4 * n)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return lstm(F.linear(x, self.weight_ih, self.bias_ih) + self.bias_hh, self.weight_hh)
 
 
 class BiLSTM(Module):
-    """`n_layers` layers of two LSTMs, one forward in time, one backward, side by side: (T, d_in) → (T, 2n)."""
+    """`n_layers` layers of two LSTMs, one forward and one backward in time: (T, d_in) → (T, 2n)."""
 
-    def __init__(self, d_in, n, n_layers, rng):
+    def __init__(self, d_in: int, n: int, n_layers: int, rng: Rng):
         widths = [d_in] + [2 * n] * (n_layers - 1)
         self.forwards = [LSTM(d, n, rng) for d in widths]
         self.backwards = [LSTM(d, n, rng) for d in widths]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for ahead, back in zip(self.forwards, self.backwards, strict=True):
             x = concatenate([ahead(x), back(x[::-1])[::-1]], axis=1)
         return x

@@ -1,7 +1,7 @@
-"""Parallel adapters (He et al., arXiv 2110.04366): a bottleneck beside a sublayer instead of behind it.
+"""Parallel adapters (He et al., arXiv 2110.04366): a bottleneck beside a sublayer, not behind it.
 
-The adapter reads what the sublayer reads, and what it makes is scaled and added to the sublayer's output. The paper
-calls it the scaled parallel adapter:
+The adapter reads the sublayer's input, and its scaled output is added to the sublayer's output. The
+paper calls it the scaled parallel adapter:
 
     h ← h + s f(x W_down) W_up,      h = sublayer(x)
 
@@ -11,22 +11,26 @@ calls it the scaled parallel adapter:
     s          scale          a number, 4 in the paper
     f          activation     ReLU
 
-`beside="ffn"` (the default, and the best place in the paper), "attention" or "both". x is the sublayer's input after
-the layer norm, since GPT-2 normalizes there. Trained parameters: n (2 d m + d + m) for n = L adapters ("both": 2 L).
-Not linear in x, so it cannot be merged.
+`beside="ffn"` (the default, and the best place in the paper), "attention" or "both". x is the
+sublayer's input after the layer norm, since GPT-2 normalizes there. The adapter is not linear in x,
+so it cannot be merged. Trained parameters: n (2 d m + d + m) for n = L adapters ("both": 2 L).
 
-Where things differ. The equation has no biases, the authors' code and the `adapters` library have them, and so does
-this file. The paper's m is 512 in a model 1,024 wide; here the default is Houlsby's 64.
+Where implementations differ. The equation has no biases; the authors' code, the `adapters` library
+and this file have them. The paper's m is 512 in a model 1,024 wide; the default is Houlsby's 64.
 """
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import functional as F
+from ..gpt import GPT
+from ..hints import Rng
+from ..hyper import one_of, real, whole
 from ..nn import Module, Parameter, kaiming_uniform
-from .adapter import ACTIVATIONS, check_bottleneck
-from .method import Method, MethodError
+from ..tensor import Tensor
+from .adapter import ACTIVATIONS, check_narrower
+from .method import Method
 
 __all__ = ["Parallel", "ParallelAdapter"]
 
@@ -35,40 +39,34 @@ BESIDE = {"ffn": ("mlp",), "attention": ("attention",), "both": ("attention", "m
 
 @dataclass(frozen=True)
 class ParallelAdapter(Method):
-    """bottleneck m, scale s, beside "ffn", "attention" or "both", activation "relu", "gelu", "tanh" or "silu"."""
-    bottleneck: int = 64
-    scale: float = 4.0
-    beside: str = "ffn"
-    activation: str = "relu"
+    """Train an MLP of `bottleneck` hidden units beside the sublayers named by `beside`."""
+    bottleneck: int = whole(64, least=1, also=("m", "adapter_size", "bottleneck_size"))
+    scale: float = real(4.0, above=0, also=("s", "scaling"))
+    beside: str = one_of(*BESIDE)
+    activation: str = one_of(*ACTIVATIONS, default="relu", also=("non_linearity",))
     learning_rate: ClassVar[float] = 3e-3
-    shown: ClassVar[tuple] = ("bottleneck",)
+    shown: ClassVar[tuple[str, ...]] = ("bottleneck",)
 
-    def __post_init__(self):
-        check_bottleneck("ParallelAdapter", self.bottleneck, self.activation)
-        if self.beside not in BESIDE:
-            raise MethodError(f"ParallelAdapter: beside must be one of {', '.join(BESIDE)}, got {self.beside!r}")
-        if not 0 < self.scale < np.inf:
-            raise MethodError(f"ParallelAdapter: scale must be a positive number, got {self.scale!r}")
-
-    def wrap(self, model, rng):
-        check_bottleneck("ParallelAdapter", self.bottleneck, self.activation, model)
-        paths = [f"blocks.{i}.{name}" for i in range(model.config.n_layers) for name in BESIDE[self.beside]]
-        return {path: Parallel(model.get(path), model.config.d_model, self, rng) for path in paths}
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+        check_narrower(self, model)
+        c, names = model.config, BESIDE[self.beside]
+        paths = [f"blocks.{i}.{name}" for i in range(c.n_layers) for name in names]
+        return {path: Parallel(model.get(path), c.d_model, self, rng) for path in paths}
 
 
 class Parallel(Module):
     """sublayer(x) + s f(x W_down) W_up."""
 
-    def __init__(self, base, d, method, rng):
-        m = method.bottleneck
-        self.base, self.f, self.scale = base, ACTIVATIONS[method.activation], float(method.scale)
+    def __init__(self, base: Module, d: int, method: ParallelAdapter, rng: Rng):
+        m, self.base, self.scale = method.bottleneck, base, float(method.scale)
+        self.f = ACTIVATIONS[method.activation]
         self.W_down, self.b_down = Parameter(kaiming_uniform((m, d), rng)), Parameter(np.zeros(m))
         self.W_up, self.b_up = Parameter(np.zeros((d, m))), Parameter(np.zeros(d))
 
-    def forward(self, x, *seams):
+    def forward(self, x: Tensor, *seams: Any) -> Tensor:
         """x (B, T, d); `seams` are the attention's prefix and cache."""
         y = self.f(F.linear(x, self.W_down, self.b_down))                     # (B, T, m)
         return self.base(x, *seams) + F.linear(y, self.W_up, self.b_up) * self.scale
 
-    def describe(self):
+    def describe(self) -> str:
         return "({1} → {0} → {1}, scale {2:g})".format(*self.W_down.shape, self.scale)

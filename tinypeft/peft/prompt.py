@@ -1,7 +1,7 @@
-"""Prompt tuning (Lester, Al-Rfou & Constant, arXiv 2104.08691): P vectors before the embedded input, nothing else.
+"""Prompt tuning (Lester, Al-Rfou & Constant, arXiv 2104.08691): P trained vectors before the input.
 
-They are as wide as a token's embedding and trained instead of chosen, so that the frozen model, conditioned on
-them, does the task. Section 2:
+They are as wide as a token's embedding, and nothing else is trained: conditioned on them, the
+frozen model does the task. Section 2:
 
     Pr_{θ; θ_P}(Y | [P_e; X_e])
 
@@ -11,55 +11,57 @@ them, does the task. Section 2:
 
 Trained parameters: P d.
 
-Where things differ. The paper draws a random start from U(−0.5, 0.5) (`init="random"`), PEFT from N(0, 1). Both
-can start from words instead: `init="vocabulary"`, the default here, from common tokens; `init="text"` from the
-words of `text`, for example the class labels. The paper uses P = 100 and finds little gain beyond 20, which is
-the default here. PEFT returns logits for the prompt as well and trains on the first token's prediction from it;
-here virtual tokens never show.
+Where implementations differ. The paper draws a random start from U(−0.5, 0.5), `init="random"`;
+PEFT draws from N(0, 1). Both can start from words: `init="vocabulary"`, the default here, uses
+common tokens; `init="text"` uses the words of `text`, for example the class labels. The paper takes
+P = 100 and finds little gain beyond 20, the default here. PEFT also returns logits for the prompt
+and trains on the first token's prediction from it; here virtual tokens never show.
 """
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..gpt import GPT
+from ..hints import Array, Rng
+from ..hyper import one_of, whole
 from ..nn import Parameter
 from .method import Method
-from .virtual import VirtualTokens, check_length, check_words, starting_words
+from .virtual import VirtualTokens, check_room, check_words, starting_words, words
 
 __all__ = ["Prompt", "PromptTuning"]
 
 
 @dataclass(frozen=True)
 class PromptTuning(Method):
-    """length P virtual tokens; init: "vocabulary", "text" (with text: a str, or token ids) or "random"."""
-    length: int = 20
-    init: str = "vocabulary"
-    text: str | tuple | None = None
+    """Train `length` vectors that start as common words, as `text` (a str or ids) or at random."""
+    length: int = whole(20, least=1, also=("num_virtual_tokens", "P"))
+    init: str = one_of("vocabulary", "text", "random", also=("prompt_tuning_init",))
+    text: str | tuple[int, ...] | None = words(also=("prompt_tuning_init_text",))
     learning_rate: ClassVar[float] = 3e-2
-    shown: ClassVar[tuple] = ("length",)
+    shown: ClassVar[tuple[str, ...]] = ("length",)
 
-    def __post_init__(self):
-        check_length("PromptTuning", self.length)
-        check_words("PromptTuning", self.init, self.text)
+    def check(self) -> None:
+        check_words(self)
 
-    def virtual(self, model, rng):
-        check_length("PromptTuning", self.length, model)
+    def virtual(self, model: GPT, rng: Rng) -> "Prompt":
+        check_room(self, self.length, model)
         if self.init == "random":
             return Prompt(rng.uniform(-0.5, 0.5, (self.length, model.config.d_model)))
-        words = starting_words(model, self.length, self.text, rng)
-        return Prompt(model.token_embedding.weight.data[words])
+        ids = starting_words(model, self.length, self.text, rng)
+        return Prompt(model.token_embedding.weight.data[ids])
 
 
 class Prompt(VirtualTokens):
     """P_e, before the input of every row."""
 
-    def __init__(self, P_e):
+    def __init__(self, P_e: Array):
         self.P_e = Parameter(np.array(P_e))                                   # (P, d)
 
     length = property(lambda self: len(self.P_e))
 
-    def seams(self, tokens, lengths=None):
+    def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         return {"prompt": self.P_e}
 
-    def describe(self):
+    def describe(self) -> str:
         return f"({self.length} vectors)"

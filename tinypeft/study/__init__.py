@@ -1,0 +1,25 @@
+"""The study: what the methods and schemes cost and reach, what the papers claim, and the pictures.
+
+    about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
+    compare.py       the main job: every method and every scheme once, as tables and a picture
+
+    experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
+    experiments/     the experiments, one file per question
+    freshness.py     is a stored number still true?  what each condition depends on, and what has changed since
+    dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything it reaches
+    acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
+    tuning.py        one fine-tuning run, as the experiments make it
+    quantized.py     the model and the text on which the experiments judge quantization
+    bases.py         two smaller bases beside the shipped one
+
+    claims/          what the papers claim, a rule that judges each claim, and the verdicts
+    pictures/        every picture, drawn from stored results alone
+    plot.py          the style that all pictures share
+    gallery.py       figures/README.md: claims and pictures on one page
+    pages.py         the sections of the other pages that hold measured numbers
+    pretraining.py   the picture of how the base was trained
+    memory.py        the memory of fine-tuning, by formula
+    commands.py      the command line's compare, figures and memory
+
+`python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale.
+"""

@@ -1,19 +1,20 @@
-"""Two smaller bases beside the shipped one, of the same architecture, tokenizer and text, trained for fewer steps.
+"""Two smaller bases, of the same architecture, tokenizer and text as the shipped one, trained for fewer steps.
 
     name      d    layers   parameters    trained, 8 × 256 tokens a step
     "small"   32   2            66,432    3,000 steps
     "medium"  64   3           232,000    3,000 steps
     "base"    128  5         1,155,456    the shipped one: 16,000 steps
 
-They are made when first asked for, two and six minutes on one core, and kept in the user's cache directory as
+They are trained when they are first needed, in two and six minutes on one core, and kept in the user's cache directory as
 bases/NAME-KEY.npz (`files.save_arrays`: float16 arrays under the names of `GPT.state_dict`, meta {"config": …,
-"validation": nats/token}); KEY is a hash of configuration, recipe, text and tokenizer, so that a changed recipe is
-another file. What is in the file is a function of these alone: training is deterministic.
+"validation": nats/token}). KEY is a hash of configuration, recipe, text and tokenizer, so a changed recipe makes another
+file. Training is deterministic: these four decide the weights.
 """
 import dataclasses
 import functools
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ..files import cache_directory, load_arrays, save_arrays
 from ..gpt import GPT, GPTConfig
 from ..pretrained import FOLDER, load_pretrained, load_tokenizer
 from ..pretrained.make import RECIPE
-from ..text import base
+from ..text import corpus
 from ..text.tasks import LanguageModelling
 from ..train import evaluate, train
 
@@ -33,8 +34,8 @@ SIZES = {"small": GPTConfig(vocab_size=1024, context_length=256, d_model=32, n_l
 STEPS = 3000
 
 
-def small_base(name, progress=None):
-    """The base `name` of SIZES, as `load_pretrained` gives the shipped one: a fresh copy, with its tokenizer."""
+def small_base(name: str, progress: bool | None = None) -> GPT:
+    """A fresh copy of the base `name` of SIZES, with its tokenizer. Raises ValueError for another name."""
     if name not in SIZES:
         raise ValueError(f"small_base: there is no base {name!r}; there are {', '.join(SIZES)}")
     if SIZES[name] is None: return load_pretrained()
@@ -47,27 +48,29 @@ def small_base(name, progress=None):
     return model
 
 
-def recipe():
+def recipe() -> dict:
+    """The arguments of `train`: those of the shipped base, for fewer steps."""
     return {**RECIPE, "steps": STEPS, "eval_every": None}
 
 
-def key(name):
-    """16 hex digits that change with whatever decides the weights."""
-    what = [dataclasses.asdict(SIZES[name]), recipe(), base().sha256, (FOLDER / "tokenizer.json").read_text(encoding="utf-8")]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+def key(name: str) -> str:
+    """16 hex digits that change with everything that decides the weights."""
+    tokenizer = (FOLDER / "tokenizer.json").read_text(encoding="utf-8")
+    decisive = [dataclasses.asdict(SIZES[name]), recipe(), corpus.base_corpus().sha256, tokenizer]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
 
 @functools.cache
-def base_text(splits=("train", "validation"), context=256, every=1):
+def base_text(splits: tuple[str, ...] = ("train", "validation"), context: int = 256, every: int = 1) -> LanguageModelling:
     """The text of the bases as a task, every `every`-th document of it; they have never seen "validation" and "test"."""
-    documents = {split: getattr(base(), split)[::every] for split in splits}
+    documents = {split: getattr(corpus.base_corpus(), split)[::every] for split in splits}
     streams = {split: load_tokenizer().encode_documents(ds) for split, ds in documents.items()}
     n_bytes = {split: sum(len(str(d).encode()) for d in ds) for split, ds in documents.items()}
-    return LanguageModelling("base", streams, n_bytes, context, {"base": base().sha256})
+    return LanguageModelling("base", streams, n_bytes, context, {"base": corpus.base_corpus().sha256})
 
 
-def make(name, path, progress=None):
-    """Train the base `name` and write it to `path`; it resumes where it was stopped."""
+def make(name: str, path: Path, progress: bool | None = None) -> None:
+    """Train the base `name` and write it to `path`. A training that was stopped continues where it was."""
     model, checkpoint = GPT(SIZES[name], rng=RECIPE["seed"]), path.with_suffix(".checkpoint.npz")
     train(model, base_text(), **recipe(), workers=1, checkpoint=checkpoint, checkpoint_every=1000, progress=progress)
     half = {n: a.astype(np.float16) for n, a in model.state_dict().items()}

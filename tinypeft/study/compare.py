@@ -1,10 +1,12 @@
-"""The main job: every method on two tasks and every scheme on the same model, in one table and one picture.
+"""The main job: every method on two tasks and every scheme on the same model, in two tables and one picture.
 
-The base is fine-tuned on `domain` (the documentation of a library it never saw; test loss in nats/token)
-and on `classify` (which package a sentence documents; test accuracy) by each method with its defaults,
-and quantized by each scheme (test perplexity on `domain`, without fine-tuning). One seed; what a spread
-over seeds looks like is a question for a study.
+Each method, with its defaults, fine-tunes the base on two tasks: `domain` (the documentation of a library it never saw;
+test loss in nats/token) and `classify` (which package a sentence documents; test accuracy). Each scheme quantizes the
+base, which is then tested on `domain` without fine-tuning (perplexity). There is one seed; the study's experiments
+measure the spread over seeds.
 """
+from __future__ import annotations
+
 import copy
 import json
 import math
@@ -12,35 +14,40 @@ import platform
 import time
 import tracemalloc
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .. import quant as q
-from ..peft import METHODS, LinearProbe, attach
+from ..gpt import GPT
+from ..nn import Linear
+from ..peft import METHODS, LinearProbe, Method, PeftModel, attach
 from ..progress import Progress
 from ..text import tasks
 from ..train import backward, evaluate, train
 from . import plot
+from .about import about, name_of
 
-__all__ = ["QUICK", "Size", "compare", "draw", "measure_scheme", "picture", "tables"]
+__all__ = ["COMPARED_SCHEMES", "QUICK", "Size", "compare", "cost_of_scheme", "described", "draw", "measure_scheme", "picture",
+           "tables", "traced_peak"]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How long a comparison takes: training steps on either task (0: leave `classify` out), test batches of 16 rows of
-    `domain`, and which of the schemes in SHOWN (None: all)."""
+    """How much a comparison measures. steps, classify_steps: training steps on either task (0 leaves `classify` out).
+    test_batches: test batches of 16 rows of `domain`. schemes: labels in COMPARED_SCHEMES (None: all)."""
     steps: int = 30
     classify_steps: int = 60
     test_batches: int = 8
-    schemes: tuple | None = None
+    schemes: tuple[str, ...] | None = None
 
 
 QUICK = Size(steps=5, classify_steps=0, test_batches=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"))
 
 
-# label → scheme: what the table shows, 8, 4 and 3 bits, at settings that can be compared with each other
+# label → scheme: the rows of the table, at 8, 4 and 3 bits, with settings that can be compared; a star: it is trained
 GROUPS = {"granularity": "group", "group_size": 32}
-SHOWN = {
+COMPARED_SCHEMES = {
     "int8": q.Uniform(bits=8),
     "W8A8": q.W8A8("channel", "token"),
     "LLM.int8()": q.LLMInt8(),
@@ -65,14 +72,15 @@ SHOWN = {
 }
 
 
-def compare(model, size=None, seed=0, progress=None):
-    """Run the comparison on a GPT with a tokenizer; returns a JSON-able record. `size`: a `Size` or QUICK."""
+def compare(model: GPT, size: Size | None = None, seed: int = 0, progress: bool | None = None) -> dict:
+    """Run the comparison on a GPT with a tokenizer; returns a record that JSON can hold. size: None is `Size()`."""
     size = size or Size()
+    for name in METHODS: about(name)                     # it must have a mark: say so before a minute is spent
     started = time.perf_counter()
     domain = tasks.domain(model.tokenizer, context=128)
     classify = tasks.classify(model.tokenizer) if size.classify_steps else None
     methods = {name: cls() for name, cls in METHODS.items()}
-    shown = {label: scheme for label, scheme in SHOWN.items() if size.schemes is None or label in size.schemes}
+    shown = {label: scheme for label, scheme in COMPARED_SCHEMES.items() if size.schemes is None or label in size.schemes}
     with Progress(1 + len(methods) + len(shown), "compare", progress) as bar:
         frozen = {"name": "frozen", "label": "frozen base", "trained": 0, "share": 0.0,
                   "loss": evaluate(model, domain, "test", max_batches=size.test_batches)["loss"]}
@@ -85,8 +93,7 @@ def compare(model, size=None, seed=0, progress=None):
             bar(2 + i, str(method))
         quantized = []
         for i, (label, scheme) in enumerate(shown.items()):
-            name = next(n for n, cls in q.SCHEMES.items() if type(scheme) is cls)
-            quantized.append({"label": label, "name": name, **measure_scheme(model, scheme, domain, size, seed)})
+            quantized.append({"label": label, "name": name_of(scheme), **measure_scheme(model, scheme, domain, size, seed)})
             bar(2 + len(methods) + i, label)
     return {"command": "python -m tinypeft --out figures", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
             "classify_steps": size.classify_steps, "test_tokens": size.test_batches * 16 * 128,
@@ -96,8 +103,8 @@ def compare(model, size=None, seed=0, progress=None):
             "methods": rows, "schemes": quantized}
 
 
-def _adapt(model, method, domain, classify, size, seed):
-    """One method: fine-tuned on both tasks, each from the same base."""
+def _adapt(model: GPT, method: Method, domain: tasks.Task, classify: tasks.Task | None, size: Size, seed: int) -> dict:
+    """One row: the method on both tasks, each time from the same base."""
     tuned = attach(copy.deepcopy(model), method, rng=seed)
     counts = tuned.summary()
     peak = traced_peak(tuned, domain, 4)
@@ -108,21 +115,21 @@ def _adapt(model, method, domain, classify, size, seed):
     return row | (_classify(model, method, classify, size, seed) if classify else {})
 
 
-def _classify(model, method, classify, size, seed):
+def _classify(model: GPT, method: Method, classify: tasks.Task, size: Size, seed: int) -> dict:
     tuned = attach(copy.deepcopy(model), method, rng=seed, head=len(classify.classes))
     train(tuned, classify, size.classify_steps, batch_size=16, seed=seed, progress=False)
     return {"accuracy": evaluate(tuned, classify, "test", batch_size=32)["accuracy"]}
 
 
-def measure_scheme(model, scheme, domain, size, seed=0):
-    """One scheme: what is stored, and what that does to weights, outputs and perplexity.
+def measure_scheme(model: GPT, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0) -> dict:
+    """Quantize a copy of `model` and measure bits per weight, bytes, the relative errors of weights and of logits, and the
+    perplexity on `domain`.
 
-    A scheme that works by training is trained for `size.steps` steps: on `domain`, LLM-QAT on what the model writes.
+    A scheme that trains is trained for `size.steps` steps on `domain`; LLM-QAT on text that the model writes.
     """
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
     quantized = q.quantize(copy.deepcopy(model), scheme, calibration=calibration)
-    trained = isinstance(scheme, (q.FakeQuant, q.PEQA, q.LLMQAT))
-    if trained:
+    if scheme.trains:
         task = q.self_distillation(model, rows=32, held_out=1, length=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
         train(quantized, task, size.steps, batch_size=4, lr=3e-4, seed=seed, progress=False)
         quantized = q.convert(quantized)
@@ -130,13 +137,21 @@ def measure_scheme(model, scheme, domain, size, seed=0):
     exact = model(tokens).data
     return {"scheme": str(scheme), "bits_per_weight": q.bits_per_weight(quantized),
             "bytes": sum(m.nbytes for _, m in quantized.named_modules() if isinstance(m, q.QuantizedLinear)),
-            "weight_error": q.weight_error(model, quantized, trained),
+            "weight_error": q.weight_error(model, quantized, scheme.trains),
             "output_error": float(np.linalg.norm(quantized(tokens).data - exact) / np.linalg.norm(exact)),
             "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
 
 
-def traced_peak(tuned, task, batch_size):
-    """Peak bytes that one training step allocates beyond the model (forward, backward; one thread)."""
+def cost_of_scheme(model: GPT, scheme: q.Scheme, size: Size) -> dict:
+    """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
+    domain = tasks.domain(model, context=128)
+    exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
+    weights = sum(m.weight.size for _, m in model.named_modules() if isinstance(m, Linear))
+    return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights}
+
+
+def traced_peak(tuned: PeftModel, task: tasks.Task, batch_size: int) -> int:
+    """Peak bytes that one training step (forward and backward, one thread) allocates beyond the model."""
     batch = task.batch("train", batch_size, np.random.default_rng(0))
     tuned.before_step(0, 1)
     tracemalloc.start()
@@ -147,9 +162,21 @@ def traced_peak(tuned, task, batch_size):
     return peak
 
 
-# -- what is shown -------------------------------------------------------------------------------
-def tables(record):
-    """The record as text: one table of methods, one of schemes."""
+def described(cost: dict) -> str:
+    """The record of `cost_of_scheme` as text."""
+    weights = cost["weights"]
+    return (f"{cost['scheme']}\n"
+            f"  weights       {weights:,} in the blocks' linear layers, {4 * weights / 1024:,.0f} KiB in float32\n"
+            f"  stored in     {cost['bytes'] / 1024:,.0f} KiB, {cost['bits_per_weight']:.3f} bits/weight, scales included\n"
+            f"  weight error  {100 * cost['weight_error']:.2f} % of the weights' norm\n"
+            f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
+            f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "
+            "documentation")
+
+
+# -- tables and the picture ------------------------------------------------------------------------
+def tables(record: dict) -> str:
+    """The record as text: a table of methods, a table of schemes, and notes."""
     def table(head, rows):
         cells = [head, *rows]
         widths = [max(len(r[i]) for r in cells) for i in range(len(head))]
@@ -164,37 +191,35 @@ def tables(record):
     schemes = table(["scheme", "bits/weight", "KiB", "weight error", "output error", "perplexity"], [
         [r["label"], f"{r['bits_per_weight']:.3f}", f"{r['bytes'] / 1024:,.0f}", f"{100 * r['weight_error']:.2f} %",
          f"{100 * r['output_error']:.2f} %", f"{r['perplexity']:.2f}"] for r in record["schemes"]])
-    notes = ["domain: the first " + f"{record['test_tokens']:,} tokens of the test split, in windows of 128"]
-    if record["classify_steps"]: notes.append("classify: every row trains a linear head besides, which is not counted")
+    notes = [f"domain: the first {record['test_tokens']:,} tokens of the test split, in windows of 128"]
+    if record["classify_steps"]: notes.append("classify: every row also trains a linear head, which is not counted")
     if any(r["label"].endswith("*") for r in record["schemes"]): notes.append("* trained, on as much text as the methods")
     return f"{methods}\n\n{schemes}\n\n" + "\n".join(notes)
 
 
-def draw(record, path):
-    """The record as a picture."""
+def draw(record: dict, path: str | Path) -> Path:
+    """Draw the record into the file `path`."""
     with plot.style(): drawing = picture_of(record)
     return plot.save(drawing, path)
 
 
-def picture(results):
-    """The stored comparison as a `Drawing`."""
+def picture(results: Path) -> plot.Drawing:
+    """The comparison stored in the folder `results`, as a `Drawing`."""
     return picture_of(json.loads((results / "compare.json").read_text(encoding="utf-8")))
 
 
-def picture_of(record):
-    """Quality over trained parameters, and perplexity by bits per weight, as a `Drawing`."""
+def picture_of(record: dict) -> plot.Drawing:
+    """Loss over trained parameters, and perplexity by bits per weight, as a `Drawing`."""
     frozen, *methods = record["methods"]
     rows = sorted(record["schemes"], key=lambda r: -r["bits_per_weight"])
     fig, (above, below) = plot.figure(2, 1, height=3.4 + 0.6 + 0.19 * len(rows), height_ratios=(3.4, 0.6 + 0.19 * len(rows)))
     colour = lambda r: plot.mark(r["name"])["color"]
-    above.axhline(frozen["loss"], color=plot.COLOURS["grey"], lw=1, ls="--")
+    base = plot.reference_line(above, frozen["loss"], about("frozen").short, above=True, right=True)
     for r in methods: above.scatter(r["trained"], r["loss"], zorder=3, **plot.mark(r["name"]))
     above.set(xscale="log", xlabel="trained parameters", ylabel="test loss (nats/token)")
     above.set_title(f"Fine-tuning for {record['steps']} steps: lower is better")
     above.margins(x=0.12, y=0.14)
     plot.count_axis(above.xaxis)
-    base = above.annotate("frozen base", (1, frozen["loss"]), xycoords=("axes fraction", "data"), xytext=(-2, 3), ha="right",
-                          textcoords="offset points", color="#606060")
     fig.draw_without_rendering()
     plot.label_points(above, [(r["trained"], r["loss"], r["label"].split("(")[0], colour(r)) for r in methods],
                       avoid=[base.get_window_extent()])
@@ -209,10 +234,11 @@ def picture_of(record):
     best, small = min(methods, key=lambda r: r["loss"]), rows[-1]
     return plot.Drawing(
         fig,
-        "A few per cent of the parameters learn most of what all of them do, and four bits keep nearly all that "
-        "thirty-two hold.",
-        f"Both on *domain*, {record['test_tokens']:,} test tokens; one seed, {record['steps']} steps: a first look.",
-        f"Above: test loss against trained parameters for {len(methods)} methods; the frozen base is at "
-        f"{frozen['loss']:.3f}, the best, {best['label']}, at {best['loss']:.3f}. Below: perplexity by bits per weight for "
-        f"{len(rows)} quantization schemes; float32 is at {record['perplexity']:.2f}, the smallest, {small['label']}, at "
+        "A few per cent of the parameters learn most of what all parameters learn, and four bits keep nearly everything that "
+        "thirty-two bits hold.",
+        f"Both panels: *domain*, {record['test_tokens']:,} test tokens. This is a first look with one seed and "
+        f"{record['steps']} steps.",
+        f"Above: test loss against trained parameters for {len(methods)} methods. The frozen base is at {frozen['loss']:.3f} "
+        f"and the best method, {best['label']}, at {best['loss']:.3f}. Below: perplexity by bits per weight for {len(rows)} "
+        f"quantization schemes. float32 is at {record['perplexity']:.2f} and the smallest scheme, {small['label']}, at "
         f"{small['perplexity']:.2f}.")

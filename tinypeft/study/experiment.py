@@ -1,19 +1,21 @@
-"""An experiment is a function of (condition, seed, settings) to numbers; what it measures is kept in a file.
+"""An experiment is a function of (condition's value, seed, settings) to numbers; what it measures is kept in a file.
 
-    RANK = Experiment("rank", "LoRA's test loss at rank r (nats/token).", measure, ("1", "8"), {"steps": 150}, {"steps": 5})
-    run(RANK, "figures/results")                         # measures what is missing
+    RANK = Experiment("rank", "LoRA's test loss at rank r.", {"loss": "nats/token, domain test"}, measure,
+                      conditions={"1": LoRA(rank=1), "8": LoRA(rank=8)}, settings={"steps": 150}, quick={"steps": 5})
+    run(RANK, "figures/results")                         # measures what is missing or stale
     r = Results.load("figures/results", "rank")
     r.mean("8", "loss"), r.interval("8", "loss")         # over seeds; ± half of the 95 % confidence interval
     r.difference("1", "8", "loss")                       # paired over seeds: (mean, half width)
 
-The file says all that the numbers depend on: settings, hashes of the text, of the base's weights and of the code that
-measures. While these agree, a run that is in the file is never repeated, so that an experiment which was stopped goes on
-where it was; when one of them changes, everything is measured again. Pictures and tables read these files only.
+The file says what each condition's numbers depend on (`freshness.py`). As long as that has not changed, a run that is in
+the file is not repeated, so an experiment that was stopped continues where it was. A condition that is added, or that is
+stale, is measured alone. Pictures and tables read these files only.
 """
-import ast
+from __future__ import annotations
+
 import contextlib
+import dataclasses
 import hashlib
-import inspect
 import json
 import math
 import multiprocessing
@@ -21,7 +23,8 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,113 +32,108 @@ from pathlib import Path
 import numpy as np
 
 from ..files import write_atomically
-from ..pretrained import load_pretrained
 from ..progress import Progress
-from ..text import corpus
 from ..threads import blas_threads
+from .freshness import StaleWarning, Stamp, changes, summary
 
-__all__ = ["Experiment", "Results", "fingerprint", "run"]
+__all__ = ["Experiment", "Results", "run"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """name: of the results file. about: one sentence, what is measured, with each metric's unit.
+    """name: of the results file. about: one sentence, what is measured. metrics: metric → its unit and meaning.
 
-    measure: (condition, seed, settings) → dict metric → number or (nested) list of numbers; a function of a module. It runs
-        in a process of its own with one BLAS thread, beside others: train and evaluate with workers=1.
-    conditions: what is compared. settings: everything else that decides the numbers, JSON-able. seeds: one run each.
-    quick: settings of a smoke run, and "conditions" and "seeds" for it if it has fewer.
+    measure: (value, seed, settings) → dict metric → number or (nested) list of numbers; a function of a module. It runs in a
+        process of its own with one BLAS thread, beside others: train and evaluate with workers=1.
+    conditions: label → value: a method, a scheme, or a small frozen dataclass or tuple of plain values. What decides the
+        numbers of one condition alone belongs into its value, so that other conditions do not depend on it.
+    settings: everything else that decides the numbers, JSON-able. seeds: one run each.
+    quick: settings of a smoke run; its "conditions" (labels) and "seeds", if it has fewer.
     """
     name: str
     about: str
-    measure: Callable
-    conditions: tuple[str, ...]
+    metrics: dict[str, str]
+    measure: Callable[[object, int, dict], dict]
+    conditions: dict[str, object]
     settings: dict
     quick: dict
-    seeds: tuple = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def smoke_run(self) -> Experiment:
+        """The same with its `quick` settings, conditions and seeds: a few seconds that show that it works."""
+        settings = self.settings | self.quick
+        labels, seeds = settings.pop("conditions", self.conditions), settings.pop("seeds", self.seeds)
+        return dataclasses.replace(self, settings=settings, seeds=seeds, conditions={c: self.conditions[c] for c in labels})
 
 
 # -- measuring -----------------------------------------------------------------------------------
-def run(experiment, folder, quick=False, jobs=None, progress=None, say=print):
-    """Measure what is missing in `folder`/name.json, rewriting it, whole, after every run → `Results`.
+def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: int | None = None,
+        progress: bool | None = None, say: Callable[[str], object] = print) -> Results:
+    """Measure what is missing or stale in `folder`/name.json → `Results`. The file is rewritten, whole, after every run.
 
     quick: the smoke run, which is another measurement: give it another folder. jobs: processes (default: one per core; with
-    1 none is started). say: told when stored runs no longer hold, and why.
+    1 none is started). say: called with a line for each condition that is stale, and why.
     """
-    settings, conditions, seeds = dict(experiment.settings), experiment.conditions, experiment.seeds
-    if quick:
-        settings |= experiment.quick
-        conditions, seeds = settings.pop("conditions", conditions), settings.pop("seeds", seeds)
-    path = Path(folder) / f"{experiment.name}.json"
-    record = {"experiment": experiment.name, "about": experiment.about,
-              "command": f"python -m tinypeft figures {experiment.name} --rerun" + (" --quick" if quick else ""),
-              **now(), **depends(experiment, settings), "seconds": 0.0, "runs": {}}
+    e = experiment.smoke_run() if quick else experiment
+    path, stamp = Path(folder) / f"{e.name}.json", Stamp.now(e)
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-    changed = [key for key in ("settings", "text", "base", "source") if stored["runs"] and stored[key] != record[key]]
-    if changed:
-        say(f"{experiment.name}: measured again, for these are not what they were: {', '.join(changed)}")
-    elif stored["runs"]:
-        kept = {key: stored[key] for key in ("date", "versions", "seconds")}
-        record |= kept | {"runs": in_order(stored["runs"], conditions, seeds)}
-    tasks = [(experiment.measure, c, seed, settings) for seed in seeds for c in conditions
-             if str(seed) not in record["runs"].get(c, {})]
-    with Progress(len(tasks), experiment.name, progress) as bar, _workers(min(jobs or os.cpu_count(), len(tasks))) as each:
-        for done, (condition, seed, metrics, seconds) in enumerate(each(_measure, tasks)):
-            record["runs"].setdefault(condition, {})[str(seed)] = metrics
-            record["runs"] = in_order(record["runs"], conditions, seeds)
-            record |= {**now(), "seconds": round(record["seconds"] + seconds, 1)}
-            write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            bar(done + 1, f"{condition}, seed {seed}")
-    return Results(record)
+    stale = changes(stored, stamp)
+    for label, why in stale.items(): say(f"{e.name}: {label} is measured again: {'; '.join(map(str, why))}")
+    runs = {label: by_seed for label, by_seed in stored["runs"].items() if label in e.conditions and label not in stale}
+    measured = {label: stored["conditions"][label]["measured"] for label in runs}
+    seconds = stored["seconds"] if runs else 0.0
+    accepted = {"accepted": stored["accepted"]} if runs and "accepted" in stored else {}
+    tasks = [(e.measure, c, value, seed, e.settings) for seed in e.seeds for c, value in e.conditions.items()
+             if str(seed) not in runs.get(c, {})]
+    record = stored | {"about": e.about, "metrics": e.metrics}
+    if stored["runs"] and not tasks: write_atomically(path, as_text(record))      # their wording may have changed
+    with Progress(len(tasks), e.name, progress) as bar, workers(min(jobs or os.cpu_count(), len(tasks))) as each:
+        for done, (label, seed, metrics, took) in enumerate(each(measure_one, tasks)):
+            runs.setdefault(label, {})[str(seed)] = metrics
+            runs, measured[label], seconds = in_order(runs, e), time.strftime("%Y-%m-%d"), round(seconds + took, 1)
+            record = head(e, quick) | stamp.as_record(measured) | {"seconds": seconds} | accepted | {"runs": runs}
+            write_atomically(path, as_text(record))
+            bar(done + 1, f"{label}, seed {seed}")
+    return Results(record | {"runs": in_order(record["runs"], e)})
 
 
-def depends(experiment, settings):
-    """What the numbers depend on."""
-    return {"text": {"base": corpus.base().sha256, "domain": corpus.domain().sha256}, "base": fingerprint(load_pretrained()),
-            "settings": json.loads(json.dumps(settings)), "source": source(experiment.measure)}
-
-
-def in_order(runs, conditions, seeds):
-    """Those of `runs` that an experiment has, in its order."""
-    return {c: {str(s): runs[c][str(s)] for s in seeds if str(s) in runs[c]} for c in conditions if c in runs}
-
-
-def fingerprint(model):
-    """SHA-256 (hex) of a model's weights, names and shapes included."""
-    digest = hashlib.sha256()
-    for name, a in sorted(model.state_dict().items()):
-        digest.update(f"{name} {a.dtype} {a.shape} ".encode() + np.ascontiguousarray(a).tobytes())
-    return digest.hexdigest()
-
-
-def source(function):
-    """SHA-256 (hex) of the code of the function's module without comments, docstrings and its `Experiment(…)` values: what
-    these hold is compared by itself."""
-    tree = ast.parse(Path(inspect.getsourcefile(function)).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node): del node.body[0]
-    is_value = lambda node: isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Experiment(")
-    code = [ast.unparse(node) for node in tree.body if not is_value(node)]
-    return hashlib.sha256("\n".join(code).encode()).hexdigest()
-
-
-def now():
-    """When, and with which versions."""
+def head(experiment: Experiment, quick: bool = False) -> dict:
+    """The first lines of a file: what is measured, by which command, when and with which versions."""
     packages = {name: version(name) for name in ("numpy", "scipy", "matplotlib")}
-    return {"date": time.strftime("%Y-%m-%d"), "versions": {"python": platform.python_version(), **packages}}
+    return {"experiment": experiment.name, "about": experiment.about, "metrics": experiment.metrics,
+            "command": f"python -m tinypeft figures {experiment.name} --rerun" + (" --quick" if quick else ""),
+            "date": time.strftime("%Y-%m-%d"), "versions": {"python": platform.python_version(), **packages},
+            "rounding": rounding()}
 
 
-def _measure(task):
-    measure, condition, seed, settings = task
+def rounding() -> str:
+    """8 hex digits of a fixed product in float32: two machines whose BLAS adds up in another order have other digits."""
+    A = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    with blas_threads(1): return hashlib.sha256((A @ A.T @ A).tobytes()).hexdigest()[:8]
+
+
+def in_order(runs: dict, experiment: Experiment) -> dict:
+    """Those of `runs` that an experiment has, in its order."""
+    seeds = [str(s) for s in experiment.seeds]
+    return {c: {s: runs[c][s] for s in seeds if s in runs[c]} for c in experiment.conditions if c in runs}
+
+
+def as_text(record: dict) -> str:
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def measure_one(task: tuple) -> tuple[str, int, dict, float]:
+    """(measure, label, value, seed, settings) → label, seed, its metrics as JSON has them, seconds of processor time."""
+    measure, label, value, seed, settings = task
     start = time.process_time()
     with blas_threads(1):
-        metrics = measure(condition, seed, settings)
+        metrics = measure(value, seed, settings)
     plain = json.loads(json.dumps(metrics, default=lambda a: a.tolist()))         # NumPy's numbers among them
-    return condition, seed, plain, time.process_time() - start
+    return label, seed, plain, time.process_time() - start
 
 
 @contextlib.contextmanager
-def _workers(jobs):
+def workers(jobs: int) -> Iterator[Callable[[Callable, Iterable], Iterable]]:
     """A function as `map` that works in `jobs` processes and gives results as they come."""
     if jobs <= 1:
         yield map
@@ -152,23 +150,42 @@ class Results:
     record: dict
 
     @classmethod
-    def load(cls, folder, name):
-        """Of `folder`/name.json. Raises FileNotFoundError, saying which command measures it."""
+    def load(cls, folder: str | Path, name: str) -> Results:
+        """Read `folder`/name.json. Raises FileNotFoundError, which names the command that measures it.
+
+        Warns (StaleWarning) if the code, the settings or a condition have changed since it was measured. The text of this
+        installation is not compared here, for that takes seconds: `run` and `--status` compare it.
+        """
+        record = cls.read(folder, name)
+        from .experiments import EXPERIMENTS
+        if experiment := EXPERIMENTS.get(name):
+            if "--quick" in record["command"]: experiment = experiment.smoke_run()
+            if stale := changes(record, Stamp.now(experiment, world=False)):
+                warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). `{record['command']}` measures them again",
+                              StaleWarning, stacklevel=2)
+        return cls(record)
+
+    @staticmethod
+    def read(folder: str | Path, name: str) -> dict:
+        """What `folder`/name.json holds, whether it is stale or not."""
         path = Path(folder) / f"{name}.json"
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; `python -m tinypeft figures {name} --rerun` measures it")
-        return cls(json.loads(path.read_text(encoding="utf-8")))
-
-    conditions = property(lambda self: tuple(self.record["runs"]))
+        return json.loads(path.read_text(encoding="utf-8"))
 
     @property
-    def seeds(self):
+    def conditions(self) -> tuple[str, ...]:
+        """The labels of what was measured."""
+        return tuple(self.record["runs"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
         """The seeds that every condition has been measured for."""
         runs = list(self.record["runs"].values())
         return tuple(int(s) for s in (runs[0] if runs else ()) if all(s in r for r in runs))
 
-    def values(self, condition, metric, seeds=None):
-        """(seeds, …): one number, or list of them, per seed (None: all it was measured for)."""
+    def values(self, condition: str, metric: str, seeds: Iterable | None = None) -> np.ndarray:
+        """(seeds, …): one number, or list of numbers, per seed (None: all seeds it was measured for)."""
         runs, name = self.record["runs"], self.record["experiment"]
         if condition not in runs:
             raise KeyError(f"{name}: no condition {condition!r}; there are {', '.join(runs)}")
@@ -177,21 +194,22 @@ class Results:
             raise KeyError(f"{name}: no metric {metric!r} of {condition!r}; there are {', '.join(chosen[0])}")
         return np.array([r[metric] for r in chosen], float)
 
-    def mean(self, condition, metric):
+    def mean(self, condition: str, metric: str) -> np.ndarray:
+        """Mean over seeds."""
         return self.values(condition, metric).mean(0)
 
-    def interval(self, condition, metric):
+    def interval(self, condition: str, metric: str) -> np.ndarray:
         """Half the width of the mean's 95 % confidence interval (Student's t over seeds)."""
         return half_width(self.values(condition, metric))
 
-    def difference(self, a, b, metric, of_b=None):
+    def difference(self, a: str, b: str, metric: str, of_b: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """a − b, paired over the seeds both have: (mean, half width). of_b: b's metric, if it is another."""
         shared = [s for s in self.record["runs"].get(a, {}) if s in self.record["runs"].get(b, {})]
         d = self.values(a, metric, shared) - self.values(b, of_b or metric, shared)
         return d.mean(0), half_width(d)
 
 
-def half_width(values):
+def half_width(values) -> np.ndarray:
     """Half the width of the 95 % confidence interval of the mean over axis 0, by Student's t; inf for one value."""
     from scipy.stats import t
     values, n = np.asarray(values, float), len(values)

@@ -1,28 +1,28 @@
-"""figures/README.md: every picture with the sentence to remember, its lesson, and the commands that make it again."""
+"""figures/README.md: the claims, then every picture with its sentence, its lesson and the commands that make it."""
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..files import write_atomically
-from .claims import CLAIMS, brief, table
+from .claims import ALL_CLAIMS, brief, table
 from .pages import ROOT, main_job, over_seeds, write
 from .pictures import PICTURES, draw, missing
-from .quant_claims import QUANT_CLAIMS
+from .plot import Drawing
 
-__all__ = ["ALL_CLAIMS", "figures", "in_brief", "page"]
+__all__ = ["figures", "in_brief", "page"]
 
-ALL_CLAIMS = *CLAIMS, *QUANT_CLAIMS
-
-MADE_BY = {"compare": "python -m tinypeft --out figures"}
+MADE_BY = {"compare": "python -m tinypeft --out figures"}        # results that no experiment measures
 HEAD = """# Figures
 
-Made by `python -m tinypeft figures` from the numbers in [`results/`](results), this page included: it is not edited by hand.
-`python -m tinypeft figures NAME` draws one; `python -m tinypeft figures NAME --rerun` measures an experiment again, where that
-is not done yet or no longer holds. Bands and bars are 95 % confidence intervals of the mean over seeds (Student's t).
+`python -m tinypeft figures` makes the pictures and this page from the numbers in [`results/`](results); do not edit the page by
+hand. `python -m tinypeft figures NAME` draws one picture. `python -m tinypeft figures NAME --rerun` measures what an experiment
+lacks or what no longer holds. Bands and bars are 95 % confidence intervals of the mean over seeds (Student's t).
 
 ## What the papers claim, and what was measured
 
-A claim is *reproduced* if the whole interval lies on its side, *contradicted* if all of it lies clearly on the other, and
-else *not at this size*: a base of 1.2 million parameters, 150 steps, five seeds. The rule stands in
-[`claims.py`](../tinypeft/study/claims.py); ± is half of the 95 % interval over seeds, paired where two methods saw the same.
+A claim is *reproduced* if the whole confidence interval supports it, and *contradicted* if the whole interval lies clearly on
+the other side. Every other claim is *not at this size*: the base has 1.2 million parameters, training takes 150 steps, and
+there are five seeds. The rule is in [`rule.py`](../tinypeft/study/claims/rule.py). ± is half of the 95 % interval over seeds,
+paired where two methods saw the same seeds.
 
 {claims}
 """
@@ -31,15 +31,19 @@ else *not at this size*: a base of 1.2 million parameters, 150 steps, five seeds
 TABLES = {"The main job": (main_job, ("compare",)), "Every method over seeds": (over_seeds, ("methods", "baselines"))}
 
 
-def figures(folder, names=None, say=print):
-    """Draw the pictures into `folder`, from `folder`/results → name: `Drawing`. Without names: all of them, and the page;
-    and if `folder` is the checkout's, the generated sections of all pages. `say` is told of each."""
+def figures(folder: str | Path, names: Iterable[str] | None = None,
+            say: Callable[[str], object] = print) -> dict[str, Drawing]:
+    """Draw pictures into `folder` from the numbers in `folder`/results; returns name → `Drawing`.
+
+    names: which ones; None draws all and writes the page as well and, if `folder` is the checkout's, the generated sections
+    of the other pages. say: called with a line for each file.
+    """
     drawn = {}
     for name in names or PICTURES:
         lacking = missing(folder, name)
         if lacking:
-            say(f"{name}: not drawn, there is no {' and no '.join(f'results/{n}.json' for n in lacking)}: "
-                f"{'; '.join(command(n) for n in lacking)}")
+            say(f"{name}: not drawn, because {' and '.join(f'results/{n}.json' for n in lacking)} "
+                f"{'is' if len(lacking) == 1 else 'are'} missing; to measure: {'; '.join(command(n) for n in lacking)}")
         else:
             drawn[name] = draw(folder, name)
             say(str(Path(folder) / PICTURES[name].file(name)))
@@ -50,18 +54,18 @@ def figures(folder, names=None, say=print):
     return drawn
 
 
-def command(results):
-    """What measures results/NAME.json."""
+def command(results: str) -> str:
+    """The command that measures results/NAME.json."""
     return MADE_BY.get(results, f"python -m tinypeft figures {results} --rerun")
 
 
-def in_brief(results):
-    """The claims for the README: claim, paper, verdict."""
+def in_brief(results: str | Path) -> str:
+    """Every claim with its paper and verdict, as a Markdown table; results: the folder."""
     return brief(results, ALL_CLAIMS)
 
 
-def page(drawn, results):
-    """The page, for name → `Drawing`: the claims, then the pictures in the order of their lessons."""
+def page(drawn: dict[str, Drawing], results: str | Path) -> str:
+    """The text of the page: the claims, then the pictures `drawn` in the order of their lessons."""
     parts = [HEAD.replace("{claims}", table(results, ALL_CLAIMS))]
     for title, (section, needs) in TABLES.items():
         if all((results / f"{name}.json").exists() for name in needs): parts.append(f"## {title}\n\n{section(results)}")

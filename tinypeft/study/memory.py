@@ -1,7 +1,7 @@
-"""Where the memory of fine-tuning goes: a formula per term, tested against bytes that were traced, then asked about 7 B.
+"""The memory of fine-tuning: one formula per term, tested against traced bytes, then applied to a model of 7 B.
 
-Numbers (not bytes), for a batch of B rows of T tokens, N = B·T, in a transformer of L blocks, d wide, with H heads, h hidden
-units in an MLP and V tokens in the vocabulary:
+The formulas count numbers, not bytes, for a batch of B rows of T tokens, N = B·T, in a transformer of L blocks and width d,
+with H heads, h hidden units in an MLP and V tokens in the vocabulary:
 
     weights       L·(4 d² + m d h) + V d + …        m = 2 matrices in an MLP, 3 if it is gated; biases, norms, positions
     gradients     n                                 n: trained parameters
@@ -9,45 +9,49 @@ units in an MLP and V tokens in the vocabulary:
     activations   what the forward pass keeps for the backward pass:
                   L·N·(2 d                          x̂ of both norms
                        + 4 d                        Q, K, V and the attention's output O
-                       + H·(T + 64)/2               softmax(Q Kᵀ), of which blocks of 64 queries leave out the future
+                       + H·(T + 64)/2               P = softmax(Q Kᵀ); blocks of 64 queries leave out the future
                        + h                          GELU's slope (gated: the slope, and both factors of the product)
-                       + inputs                     x of every layer y = W x with something to train: its dW is dyᵀ x
+                       + inputs                     x of every trained layer y = W x, because dW = dyᵀ x
                        + method)                    what the method itself keeps
-    working       the larger of 2 N V               the logits and their softmax, when the loss has just been computed, and of
-                  N·(2 h + 2 d) + scratch           the last MLP's values less what is kept anyway, a decoded matrix (d h),
-                                                    and what GELU works with, 3·2¹⁸ at most
+    working       the larger of two: 2 N V          the logits and their softmax, just after the loss is computed; or
+                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway, a decoded matrix (d h),
+                                                    and GELU's scratch space, at most 4·2¹⁶
 
-A frozen W needs no x, which is what a LoRA saves besides gradients and moments; x̂, Q, K, V, P and the slope are needed to
-pass gradients on, whatever is trained. Memory is largest at one of two moments. At the end of the forward pass all
-activations are there, and no gradient; at that of the backward pass all gradients, and activations of one block at most.
+A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, P and the
+slope, are needed to pass gradients on, whatever is trained. Memory is largest at one of two moments: at the end of the
+forward pass all activations exist and no gradient; at the end of the backward pass all gradients exist, and the activations
+of at most one block.
 
     peak = weights + optimizer + max(activations + working, gradients + activations/L)
 
-This engine works in float32; so does the test. For large models `Precision` says how wide each kind of number is. Not
-counted: what Python and a framework take for themselves, kernels' workspaces, fragmentation. No activation is computed twice
-(checkpointing), and nothing is paged out.
+This engine and its test work in float32. For large models `Precision` gives the width of each kind of number. The formulas
+do not count the memory of Python and the framework, workspaces of kernels, or fragmentation. They assume that no activation
+is computed twice (checkpointing) and that nothing is paged out.
 """
+from __future__ import annotations
+
 import inspect
 import math
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..gpt import GPT, GPTConfig
 from ..optim import AdamW
-from ..peft import METHODS as PEFT_METHODS
-from ..peft import LoRA, attach
+from ..peft import METHODS, LoRA, Method, attach
 from ..quant import NF4, quantize
 
-__all__ = ["FLOAT32", "METHODS", "MIXED", "SHAPES", "Precision", "Shape", "compared", "estimate", "shape_of", "table", "traced"]
+__all__ = ["FLOAT32", "FORMULAS", "MIXED", "SHAPES", "Precision", "Shape", "compared", "estimate", "shape_of", "table",
+           "traced"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder-only transformer. hidden: h (None: 4 d). gated: an MLP of three matrices without biases, RMS norms and no
-    learned positions, as in LLaMA; else GPT-2's. tied: the head is the embedding."""
+    """The sizes of a decoder-only transformer. hidden: h (None: 4 d). gated: as in LLaMA, an MLP of three matrices without
+    biases, RMS norms and no learned positions; if not, as in GPT-2. tied: the head is the embedding."""
     layers: int
     d: int
     heads: int
@@ -66,28 +70,28 @@ class Shape:
     parameters = property(lambda self: self.matrices + self.biases + self.norms + self.embeddings)
 
     @classmethod
-    def of(cls, config):
-        """That of a GPTConfig."""
+    def of(cls, config: GPTConfig) -> Shape:
+        """The shape of a GPTConfig."""
         return cls(config.n_layers, config.d_model, config.n_heads, config.vocab_size, config.context_length)
 
 
 SHAPES = {
-    "base": Shape(5, 128, 4, 1024, 256),                                     # the shipped one
+    "base": Shape(5, 128, 4, 1024, 256),                                     # the shipped base
     "gpt2": Shape(12, 768, 12, 50257, 1024),
     "llama-7b": Shape(32, 4096, 32, 32000, 2048, 11008, gated=True, tied=False),      # Touvron et al., arXiv 2302.13971
 }
 
 
-def shape_of(parameters):
-    """A GPT of about so many parameters: heads of 128, as many blocks as heads, a vocabulary of 32,000, 2,048 positions."""
+def shape_of(parameters: float) -> Shape:
+    """A GPT with about this many parameters: heads of width 128, as many blocks as heads, 32,000 tokens, 2,048 positions."""
     shapes = [Shape(k, 128 * k, k, 32000, 2048) for k in range(1, 300)]
     return min(shapes, key=lambda s: abs(math.log(s.parameters / parameters)))
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per number. frozen: weights that stay as they are and are not quantized; trained: weights that do not;
-    moments: both of AdamW's."""
+    """Bytes per number. frozen: weights that are neither trained nor quantized. trained: weights that are trained.
+    moments: both moments of AdamW together."""
     frozen: float = 2
     trained: float = 4
     gradients: float = 4
@@ -96,15 +100,15 @@ class Precision:
     logits: float = 4
 
 
-FLOAT32 = Precision(4, 4, 4, 8, 4, 4)                 # this engine
+FLOAT32 = Precision(4, 4, 4, 8, 4, 4)                    # this engine
 MIXED = Precision()                                      # frozen weights and activations in 16 bits, the rest in 32
 
 
 @dataclass(frozen=True)
-class Method:
-    """n: trained parameters. inputs: widths of the x kept for dW, per block, mlp: those of them in the MLP. extra: numbers per
-    token and block that the method keeps. virtual: tokens it adds to a row. lowest: it trains something at or below the
-    first norm."""
+class Counts:
+    """What a method adds to the formulas. n: trained parameters. inputs: widths of the x that a block keeps for dW. mlp: the
+    part of them in the MLP. extra: numbers per token and block that the method keeps. virtual: tokens that it adds to a row.
+    lowest: it trains something at or below the first norm. full: it trains every weight."""
     n: int
     inputs: int = 0
     mlp: int = 0
@@ -114,56 +118,64 @@ class Method:
     full: bool = False
 
 
-def full(s):
-    return Method(s.parameters, inputs=3 * s.d + s.h, mlp=s.d + s.h, lowest=True, full=True)
+def full(s: Shape) -> Counts:
+    return Counts(s.parameters, inputs=3 * s.d + s.h, mlp=s.d + s.h, lowest=True, full=True)
 
 
-def lora(s, rank=8, targets=("query", "value")):
-    """On queries and values, or on "all" matrices: r (d_in + d_out) parameters each; A x, r numbers, is kept for dB."""
+def lora(s: Shape, rank: int = 8, targets: tuple[str, ...] | str = ("query", "value")) -> Counts:
+    """On query and value, or on "all" matrices: r (d_in + d_out) parameters each; the r numbers A x are kept for dB."""
     if targets == "all":
         matrices = 3 if s.gated else 2
         n = s.layers * rank * (8 * s.d + matrices * (s.d + s.h))
-        return Method(n, inputs=3 * s.d + s.h, mlp=s.d + s.h, extra=rank * (4 + matrices))
-    return Method(s.layers * rank * 4 * s.d, inputs=s.d, extra=2 * rank)
+        return Counts(n, inputs=3 * s.d + s.h, mlp=s.d + s.h, extra=rank * (4 + matrices))
+    return Counts(s.layers * rank * 4 * s.d, inputs=s.d, extra=2 * rank)
 
 
-def adapter(s, bottleneck=64):
-    """Houlsby's, two per block: h, the slope in the bottleneck, and what comes out of it are kept; norms are trained."""
+def adapter(s: Shape, bottleneck: int = 64) -> Counts:
+    """Houlsby's adapters, two per block: each keeps h, the slope in its bottleneck and the bottleneck's output; norms are
+    trained."""
     n = 2 * s.layers * (2 * s.d * bottleneck + bottleneck + s.d) + s.norms
-    return Method(n, extra=2 * (s.d + 2 * bottleneck), lowest=True)
+    return Counts(n, extra=2 * (s.d + 2 * bottleneck), lowest=True)
 
 
-def prefix(s, length=10):
+def prefix(s: Shape, length: int = 10) -> Counts:
     """Keys and values in every block, trained directly."""
-    return Method(2 * length * s.layers * s.d, virtual=length)
+    return Counts(2 * length * s.layers * s.d, virtual=length)
 
 
-def prompt(s, length=20):
-    """Vectors before the input: as tokens, they pass through everything."""
-    return Method(length * s.d, virtual=length, lowest=True)
+def prompt(s: Shape, length: int = 20) -> Counts:
+    """Vectors before the input; they pass through every layer, as tokens do."""
+    return Counts(length * s.d, virtual=length, lowest=True)
 
 
-METHODS = {"full": full, "lora": lora, "qlora": lora, "adapter": adapter, "prefix": prefix, "prompt": prompt}
+FORMULAS = {"full": full, "lora": lora, "qlora": lora, "adapter": adapter, "prefix": prefix, "prompt": prompt}
 
 
-def estimate(shape, method, batch=1, tokens=512, precision=MIXED, bits=None, **options):
-    """Bytes, a dict: weights, optimizer, gradients, activations, working; "forward" and "backward", what is there at the end
-    of either pass; "peak", the larger.
+def formula(method: str) -> Callable[..., Counts]:
+    """The formula of a method. Raises ValueError if there is none."""
+    if method not in FORMULAS:
+        raise ValueError(f"memory: unknown method {method!r}; expected one of {', '.join(FORMULAS)}")
+    return FORMULAS[method]
 
-    method: a name in METHODS, its options as keywords. bits: per weight of the blocks' matrices where these are frozen and
-    quantized; default 4.127 for "qlora" (NF4, double quantization), else none.
+
+def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, precision: Precision = MIXED,
+             bits: float | None = None, **options) -> dict[str, float]:
+    """Bytes by name: the parts weights, optimizer, gradients, activations and working; forward and backward, the sums at the
+    end of either pass; peak, the larger sum.
+
+    method: a name in FORMULAS; options: its keywords. bits: per weight of the blocks' matrices if they are frozen and
+    quantized; the default is 4.127 for "qlora" (NF4, double quantization) and no quantization for the others. Raises
+    ValueError for an unknown method, for sizes below 1, and for `bits` where no weight is frozen.
     """
-    if method not in METHODS:
-        raise ValueError(f"memory: unknown method {method!r}; there are {', '.join(METHODS)}")
     if batch < 1 or tokens < 1:
         raise ValueError(f"memory: batch and tokens must be at least 1, got {batch} and {tokens}")
-    s, p, m = shape, precision, METHODS[method](shape, **options)
+    s, p, m = shape, precision, formula(method)(shape, **options)
     if bits is None and method == "qlora": bits = NF4_DOUBLE
     if bits is not None and m.full:
-        raise ValueError("memory: full fine-tuning leaves no weight frozen that could be quantized; leave bits out")
+        raise ValueError("memory: full fine-tuning freezes no weight, so none can be quantized; leave bits out")
     L, d, H, V = s.layers, s.d, s.heads, s.vocab
-    Q = tokens + (m.virtual if method == "prompt" else 0)                    # positions in a row that are computed
-    S = tokens + m.virtual                                                   # and that can be attended to
+    Q = tokens + (m.virtual if method == "prompt" else 0)                    # positions of a row that are computed
+    S = tokens + m.virtual                                                   # positions that can be attended to
     N = batch * Q
 
     matrices = 0 if m.full else s.matrices * (p.frozen if bits is None else bits / 8)
@@ -175,12 +187,12 @@ def estimate(shape, method, batch=1, tokens=512, precision=MIXED, bits=None, **o
     hidden = 3 * s.h if s.gated else s.h
     block = N * (2 * d + 4 * d + hidden + m.inputs + m.extra)
     scores = H * batch * (S**2 - (S - Q)**2 + 64 * Q) / 2
-    keys = 2 * batch * (S - Q) * d                                           # of a prefix, and its values
+    keys = 2 * batch * (S - Q) * d                                           # keys and values of a prefix
     first = 0 if m.lowest else N * d                                         # x̂ of a norm below which nothing is trained
     last = N * d * (2 if m.full else 1)                                      # x̂ of the final norm, and the head's x
     activations = (L * (block + scores + keys) - first + last) * p.activations
     logits = 2 * batch * tokens * V * p.logits
-    mlp = (N * (2 * s.h + 2 * d - m.mlp) + 3 * min(N * s.h, 2**18)) * p.activations
+    mlp = (N * (2 * s.h + 2 * d - m.mlp) + 4 * min(N * s.h, 2**16)) * p.activations
     decoded = 0 if bits is None else d * s.h * p.frozen
     working = max(logits, mlp + decoded)
 
@@ -193,22 +205,25 @@ def estimate(shape, method, batch=1, tokens=512, precision=MIXED, bits=None, **o
 NF4_DOUBLE = 4 + 8 / 64 + 32 / (64 * 256)                # bits per weight (`quant/nf4.py`)
 
 
-def compared(shape, batch=1, tokens=512, precision=MIXED, methods=("full", "lora", "qlora"), **options):
-    """method → `estimate`, what the table prints and the picture stacks. options: each for the methods that have it."""
-    takes = lambda name: inspect.signature(METHODS[name]).parameters
+def compared(shape: Shape, batch: int = 1, tokens: int = 512, precision: Precision = MIXED,
+             methods: tuple[str, ...] = ("full", "lora", "qlora"), **options) -> dict[str, dict[str, float]]:
+    """method → `estimate`, the rows of the table. Each option goes to the methods that have it; an option that none of the
+    methods has raises ValueError."""
+    takes = lambda name: list(inspect.signature(formula(name)).parameters)[1:]
     unknown = [o for o in options if o != "bits" and not any(o in takes(name) for name in methods)]
     if unknown:
-        raise ValueError(f"memory: none of {', '.join(methods)} has an option {unknown[0]!r}")
+        options = ", ".join(dict.fromkeys(option for name in methods for option in (*takes(name), "bits")))
+        raise ValueError(f"memory: none of {', '.join(methods)} has an option {unknown[0]!r}; there are {options}")
     mine = lambda name: {o: v for o, v in options.items() if o in takes(name) or o == "bits" and name != "full"}
     return {name: estimate(shape, name, batch, tokens, precision, **mine(name)) for name in methods}
 
 
-# -- against what is true ------------------------------------------------------------------------
-def traced(config, method, batch, tokens, seed=0, **options):
-    """Peak bytes that this engine holds in one training step, everything included: model, method, AdamW, graph.
+# -- what this engine really takes ---------------------------------------------------------------
+def traced(config: GPTConfig, method: str, batch: int, tokens: int, seed: int = 0, **options) -> int:
+    """Peak bytes that this engine holds in one training step: model, method, AdamW and graph together.
 
-    The model is random; the step is the second, so that all state is there. Counted by tracemalloc, which NumPy tells of
-    every array.
+    The model is random. The second step is measured, because AdamW has its moments then. tracemalloc counts the bytes; NumPy
+    reports every array to it.
     """
     rng = np.random.default_rng(seed)
     x, y = rng.integers(0, config.vocab_size, (2, batch, tokens))
@@ -228,19 +243,19 @@ def traced(config, method, batch, tokens, seed=0, **options):
         tracemalloc.stop()
 
 
-def attachable(method, options):
-    """The value that `attach` takes for a name and options of METHODS."""
+def attachable(method: str, options: dict) -> Method:
+    """The method that `attach` takes, for a name in FORMULAS and its options."""
     if method in ("lora", "qlora"):
         return LoRA(**options | {"targets": options.get("targets", ("query", "value"))})
-    return PEFT_METHODS[method](**options, **({"reparameterize": False} if method == "prefix" else {}))
+    return METHODS[method](**options, **({"reparameterize": False} if method == "prefix" else {}))
 
 
-# -- shown ---------------------------------------------------------------------------------------
+# -- the table -----------------------------------------------------------------------------------
 PARTS = "weights", "optimizer", "gradients", "activations", "working"
 
 
-def table(rows):
-    """rows: label → what `estimate` gave. Text, in GiB (MiB where the largest is below one GiB)."""
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Estimates as text, in GiB, or in MiB if the largest is below one GiB. rows: label → `estimate`."""
     unit, name = (2**30, "GiB") if max(r["peak"] for r in rows.values()) >= 2**30 else (2**20, "MiB")
     head = ["method", *PARTS, "after forward", "after backward", "peak"]
     body = [[label, *(f"{row[k] / unit:.2f}" for k in (*PARTS, "forward", "backward", "peak"))] for label, row in rows.items()]

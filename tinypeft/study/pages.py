@@ -8,7 +8,6 @@ holds no measured number. A test compares every page with what `filled` makes of
 """
 from __future__ import annotations
 
-import collections
 import html
 import json
 import re
@@ -20,11 +19,11 @@ from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
 from . import compare as the_main_job
-from .claims import CLAIMS, brief
+from .about import about, arxiv, class_link, code, name_of
+from .claims import ALL_CLAIMS, brief
 from .experiment import Results
 from .experiments import methods as every_method
 from .pictures import drawing
-from .quant_claims import QUANT_CLAIMS
 
 __all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
 
@@ -64,35 +63,6 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def read(results: Path, name: str) -> dict:
     """The content of `results`/name.json."""
     return json.loads((results / f"{name}.json").read_text("utf-8"))
-
-
-# -- until study/about.py is merged
-_About = collections.namedtuple("_About", "equation papers")
-ABOUT = {
-    "full": _About("W ← W − η ∂L/∂W for every W; with targets, BitFit or layer-norm tuning", ("2106.10199",)),
-    "adapter": _About("h ← h + W_u f(W_d h + b_d) + b_u, behind a sublayer", ("1902.00751", "2005.00247")),
-    "parallel_adapter": _About("h ← h + s f(x W_down) W_up, h = sublayer(x)", ("2110.04366",)),
-    "prefix": _About("K ← [P_K; K], V ← [P_V; V] in every layer, P = MLP(P′)", ("2101.00190",)),
-    "prompt": _About("X ← [P_e; X], P vectors before the embedded input", ("2104.08691",)),
-    "ptuning": _About("X ← [h₀ … h_i; e(x); h_i+1 … h_m; e(y)], h = MLP(LSTM(P))", ("2103.10385",)),
-    "ptuning_v2": _About("K ← [P_K; K], V ← [P_V; V] in every layer, P trained directly", ("2110.07602",)),
-    "lora": _About("W ← W + (α/r) B A, or (α/√r) B A", ("2106.09685", "2312.03732")),
-    "adalora": _About("W ← W + P Λ Q, Λ pruned to a budget during training", ("2303.10512",)),
-    "dylora": _About("W ← W + (α/b) B[:, :b] A[:b], with b drawn anew in every step", ("2210.07558",)),
-    "uniform": _About("x̂ = s (q − z), q = clip(round(x/s) + z, 0, 2ᵇ − 1)", ("1712.05877",)),
-    "float": _About("x̂ = ±2^(E − bias) (1 + M/2^m): FP16, BF16, FP8, FP4, MX, NVFP4", ("2209.05433", "2310.10537")),
-    "nf4": _About("x̂ = s c[q], s = max|x| of 64 weights, c: quantiles of N(0, 1)", ("2305.14314",)),
-    "gguf": _About("x̂ = d (q − z), d in float16 per 32 weights: Q8_0 and Q4_0 of llama.cpp", ()),
-    "gptq": _About("W_k ← W_k − (W_j − quant(W_j)) U_jk / U_jj for every later column k", ("2210.17323", "2208.11580")),
-    "awq": _About("Q(W diag(s)) diag(s)⁻¹ X, s = mean|x|^α, α by search", ("2306.00978",)),
-    "w8a8": _About("y = s_x s_w (q_x q_wᵀ) + b, an exact product of integers", ("2208.07339",)),
-    "llm_int8": _About("X Wᵀ ≈ Σ_{h∈O} X_h W_hᵀ + s_x s_w Σ_{h∉O} q_x,h q_w,hᵀ, O: outlier columns", ("2208.07339",)),
-    "zeroquant": _About("W8A8 in groups; below 8 bits min MSE(L_k(x), L̂_k(x)) block by block", ("2206.01861",)),
-    "smoothquant": _About("(X diag(s)⁻¹) (diag(s) W), s_j = max|X_j|^α / max|W_j|^(1−α)", ("2211.10438",)),
-    "fake_quant": _About("y = x̂ Ŵᵀ + b, Ŵ = s (q − z), ∂Ŵ/∂W = 1 inside the range", ("1712.05877", "1902.08153")),
-    "llm_qat": _About("min KL(p_teacher ‖ p_student) on text that the teacher writes", ("2305.17888",)),
-    "peqa": _About("Ŵ = (s₀ + Δs) ⊙ (q − z₀), only Δs is trained", ("2305.14152",)),
-}
 
 
 # -- methods and schemes -------------------------------------------------------------------------
@@ -141,8 +111,8 @@ def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
     """Schemes with their equations, and the loss that each adds at its setting nearest to 4.5 bits per weight."""
     r, rows = Results.load(results, "schemes"), []
     for name in names:
-        labels = [label for label, scheme in the_main_job.SHOWN.items()
-                  if type(scheme) is SCHEMES[name] and label in r.conditions]
+        labels = [label for label, scheme in the_main_job.COMPARED_SCHEMES.items()
+                  if name_of(scheme) == name and label in r.conditions]
         label = min(labels, key=lambda label: abs(r.mean(label, "bits") - 4.5), default=None)
         measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3
         rows.append((*known(name, SCHEMES, prefix, papers), *measured))
@@ -152,11 +122,8 @@ def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
 
 def known(name: str, classes: dict[str, type], prefix: str, papers: bool) -> tuple[str, ...]:
     """The cells that say what a method or scheme is: its class, linked to its file, its equation, and its papers."""
-    cls, about = classes[name], ABOUT[name]
-    cells = (f"[`{cls.__name__}`]({prefix}{cls.__module__.replace('.', '/')}.py)",
-             f"`{about.equation}`".replace("|", "\\|"))
-    arxiv = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in about.papers)
-    return (f"`{name}`: {cells[0]}", cells[1], arxiv) if papers else cells
+    link, equation = class_link(classes[name], prefix), code(about(name).equation)
+    return (f"`{name}`: {link}", equation, arxiv(about(name).papers)) if papers else (link, equation)
 
 
 def pm(r: Results, condition: str, metric: str) -> str:
@@ -166,7 +133,7 @@ def pm(r: Results, condition: str, metric: str) -> str:
 
 def claims(results: Path) -> str:
     """How many claims there are, and how many of them have which verdict."""
-    return brief(results, (*CLAIMS, *QUANT_CLAIMS)).split("\n")[0].rstrip(".")
+    return brief(results, ALL_CLAIMS).split("\n")[0].rstrip(".")
 
 
 # -- figures/README.md: the tables that are too long for the first page ---------------------------

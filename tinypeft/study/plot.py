@@ -1,31 +1,35 @@
-"""One style for every picture: colours that colour-blind readers tell apart, labels at the data, sober axes.
+"""One style for every picture: colours that colour-blind readers can tell apart, labels at the data, plain axes.
 
-The eight colours are Okabe and Ito's (2008). A method has one colour and one marker, everywhere; relatives share the
-colour, and no two that meet in one picture share both, so that a grey print can still be read. A picture is 6.4 inches
-wide, the width of a page, with letters of 9 points.
+The eight colours are Okabe and Ito's (2008). A method has the same colour and marker in every picture; `about.py` holds
+them. Related methods share a colour. No two that meet in one picture share colour and marker, so a grey print can still
+be read. A picture is 6.4 inches wide, the width of a page, with letters of 9 points.
 """
+from __future__ import annotations
+
+import contextlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .about import about
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+    from .experiment import Results
+
 __all__ = ["COLOURS", "Drawing", "band", "count_axis", "figure", "ink", "key", "label_ends",
-           "label_points", "mark", "plain_log", "save", "style"]
+           "label_points", "mark", "plain_log", "reference_line", "save", "style"]
 
 COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
            "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#8A8A8A"}
-
-MARKS = {                                                # name in METHODS or SCHEMES → (colour, marker)
-    "full": ("black", "s"), "lora": ("blue", "o"), "lora_all": ("blue", "<"), "adalora": ("blue", "^"), "dylora": ("blue", "D"),
-    "adapter": ("vermillion", "P"), "parallel_adapter": ("vermillion", "X"), "prefix": ("green", "v"),
-    "ptuning_v2": ("green", "d"), "prompt": ("purple", "*"), "ptuning": ("purple", "h"),
-    "uniform": ("sky", "o"), "nf4": ("blue", "D"), "float": ("orange", "s"), "gguf": ("orange", "d"),
-    "gptq": ("vermillion", "^"), "awq": ("green", "v"), "llm_int8": ("purple", "P"), "zeroquant": ("purple", "X"),
-    "smoothquant": ("purple", "*"), "w8a8": ("purple", "h"), "fake_quant": ("black", "o"), "llm_qat": ("black", "^"),
-    "peqa": ("black", "D"),
-}
 
 STYLE = {
     "figure.figsize": (6.4, 3.6), "figure.dpi": 120, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 10,
@@ -38,22 +42,23 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture and its words. figure: a Matplotlib figure, or the text of an SVG. sentence: what to remember of it.
-    detail: units, sizes, number of seeds. alt: what it shows, for who cannot see it."""
+    """A picture and its words. figure: a Matplotlib figure, or the text of an SVG. sentence: the one thing to remember.
+    detail: units, sizes, number of seeds. alt: a description for readers who cannot see the picture."""
     figure: Any
     sentence: str
     detail: str
     alt: str
 
 
-def style():
-    """A context with Matplotlib's own defaults and the house style, whatever the reader's settings are."""
+def style() -> contextlib.AbstractContextManager:
+    """A context with Matplotlib's defaults and the house style, whatever the reader's own settings are."""
     from matplotlib import rc_context, rcParamsDefault
     return rc_context({name: value for name, value in rcParamsDefault.items() if "backend" not in name} | STYLE)
 
 
-def figure(rows=1, columns=1, height=None, width=6.4, **subplots):
-    """(figure, axes) in the house style, drawn without a display; height in inches. Letters are sized inside `style()`."""
+def figure(rows: int = 1, columns: int = 1, height: float | None = None, width: float = 6.4, **subplots) -> tuple[Figure, Any]:
+    """(figure, axes) in the house style, drawn without a display. height, width: inches. Draw inside `style()`, which sets
+    the size of letters."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     with style():
@@ -62,14 +67,14 @@ def figure(rows=1, columns=1, height=None, width=6.4, **subplots):
         return fig, fig.subplots(rows, columns, **subplots)
 
 
-def mark(name):
-    """Keyword arguments for a scatter point of the method or scheme `name`."""
-    colour, marker = MARKS.get(name, ("grey", "x"))
+def mark(name: str) -> dict[str, str]:
+    """Keyword arguments for a scatter point of the method, scheme or arm `name`. Raises KeyError if `about.py` lacks it."""
+    colour, marker, *_ = about(name).look
     return {"color": COLOURS[colour], "marker": marker}
 
 
-def ink(colour):
-    """The colour, darkened until letters of it on white have a contrast of 4.5 (WCAG 2, AA)."""
+def ink(colour: str) -> str:
+    """The colour, darkened until letters on white have a contrast of 4.5 (WCAG 2, AA)."""
     from matplotlib.colors import to_hex, to_rgb
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -77,10 +82,12 @@ def ink(colour):
     return to_hex(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
-def band(ax, x, results, conditions, metric, look, scale=1, **line):
-    """A metric of `Results` as a line, mean over seeds with the 95 % interval as a band; returns what is drawn.
+def band(ax: Axes, x, results: Results, conditions: str | Iterable[str], metric: str, look: tuple[str, ...],
+         scale: float = 1, **line) -> np.ndarray:
+    """Draw a metric of `Results` over x: the mean over seeds as a line, its 95 % interval as a band. Returns the mean.
 
-    conditions: one whose metric is a list as long as x, or one for each x. look: (colour's name, marker, and a line style).
+    conditions: one condition whose metric is a list as long as x, or one condition for each x. look: (name of the colour,
+    marker) and, if not solid, a line style. scale: a factor, such as 100 for per cent.
     """
     colour, marker, *style = look
     single = isinstance(conditions, str)
@@ -92,8 +99,16 @@ def band(ax, x, results, conditions, metric, look, scale=1, **line):
     return mean
 
 
-def count_axis(axis, base=10):
-    """Ticks of a logarithmic axis in words: 1 k, 10 k, 1 M; with base 2, 1, 2, 4, 8."""
+def reference_line(ax: Axes, y: float, text: str, above: bool = False, right: bool = False, ls: str = "--") -> Annotation:
+    """A grey horizontal line at y with its name at the left (or right) end, below (or above) it; returns the name."""
+    ax.axhline(y, color=COLOURS["grey"], lw=1, ls=ls)
+    return ax.annotate(text, (int(right), y), xycoords=("axes fraction", "data"), textcoords="offset points",
+                       xytext=(-4 if right else 4, 3 if above else -3), color="#606060", ha="right" if right else "left",
+                       va="bottom" if above else "top")
+
+
+def count_axis(axis: Axis, base: int = 10) -> None:
+    """Write the ticks of a logarithmic axis as counts: 1 k, 10 k, 1 M; with base 2 as 1, 2, 4, 8."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     def words(n, _):
@@ -104,8 +119,8 @@ def count_axis(axis, base=10):
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain_log(axis):
-    """Ticks of a logarithmic axis at 1, 2 and 5 (over a decade or two) or at powers of ten, written as plain numbers."""
+def plain_log(axis: Axis) -> None:
+    """Put the ticks of a logarithmic axis at 1, 2 and 5, or over many decades at powers of ten, as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(10, (1, 2, 5) if high < 150 * low else (1,)))
@@ -113,29 +128,30 @@ def plain_log(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def key(fig, looks, columns=3):
-    """Labels above the panels, where several have the same lines. looks: label → (colour's name, marker, and a line style)."""
+def key(fig: Figure, looks: dict[str, tuple[str, ...]], columns: int = 3) -> None:
+    """A legend above the panels, for lines that several panels share. looks: label → as for `band`."""
     from matplotlib.lines import Line2D
     handles = [Line2D([], [], color=COLOURS[colour], marker=marker, ms=5, ls=(style or ["-"])[0], label=label)
                for label, (colour, marker, *style) in looks.items()]
     fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
-def label_ends(ax, labels, gap=0, size=9):
-    """Write (x, y, text, colour) to the right of the ends of lines, pushed apart vertically until none overlaps."""
+def label_ends(ax: Axes, labels: Iterable[tuple], gap: float = 0, size: float = 9) -> None:
+    """Write labels (x, y, text, colour) to the right of the ends of lines, moved apart vertically until none overlap."""
     ax.figure.draw_without_rendering()
     scale, line = 72 / ax.figure.dpi, size * 1.3
     items = sorted(((ax.transData.transform((x, y))[1] * scale, x, y, text, colour) for x, y, text, colour in labels),
                    key=lambda item: item[0])
-    places = spread([item[0] for item in items], [line * (1 + item[3].count("\n")) for item in items])
+    places = moved_apart([item[0] for item in items], [line * (1 + item[3].count("\n")) for item in items])
     for place, (here, x, y, text, colour) in zip(places, items, strict=True):
         ax.annotate(text, (x, y), xytext=(6 + gap, place - here), textcoords="offset points", color=ink(colour), fontsize=size,
                     va="center", annotation_clip=False)
 
 
-def spread(wishes, heights):
-    """Positions as near to the ascending `wishes` as can be while neighbours keep half the sum of their heights apart."""
-    runs = []                                            # [members, where the first stands]
+def moved_apart(wishes: list[float], heights: list[float]) -> np.ndarray:
+    """Positions as near as possible to the ascending `wishes`, with neighbours at least half the sum of their heights
+    apart."""
+    runs = []                                            # [number of members, position of the first]
     offsets = np.concatenate([[0], np.cumsum((np.asarray(heights)[1:] + np.asarray(heights)[:-1]) / 2)])
     for wish, offset in zip(wishes, offsets, strict=True):
         runs.append([1, wish - offset])
@@ -145,11 +161,11 @@ def spread(wishes, heights):
     return np.repeat([start for _, start in runs], [n for n, _ in runs]) + offsets
 
 
-def label_points(ax, points, size=9, avoid=()):
-    """Write each label beside its point, where it covers no label, no point of the axes and none of the boxes `avoid`.
+def label_points(ax: Axes, points: list[tuple], size: float = 9, avoid: Iterable = ()) -> None:
+    """Write each label beside its point, where it covers no other label, no point and none of the boxes `avoid`.
 
-    points: (x, y, text, colour). Right, left, above and below are tried, then further and further up and down; a label
-    that ends far from its point gets a thin line to it.
+    points: (x, y, text, colour). The places tried are right, left, above and below, then further and further up and down.
+    A label far from its point gets a thin line to it.
     """
     from matplotlib.transforms import Bbox
     fig = ax.figure
@@ -177,8 +193,9 @@ def label_points(ax, points, size=9, avoid=()):
                         arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.6, "shrinkB": 4})
 
 
-def save(drawing, path):
-    """Write a `Drawing` (SVG or PNG by its ending) with its `alt` as description; the same input gives the same bytes."""
+def save(drawing: Drawing, path: str | Path) -> Path:
+    """Write a `Drawing` as SVG or PNG, by the ending of `path`, with `alt` as its description. The same input gives the same
+    bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(drawing.figure, str):
@@ -192,7 +209,7 @@ def save(drawing, path):
     return path
 
 
-def shorter(svg):
+def shorter(svg: str) -> str:
     """The same picture in fewer bytes: coordinates to a hundredth of a point, no indentation."""
     number = lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip(".")
     short = lambda m: re.sub(r"-?\d+\.\d+", number, re.sub(r"\s+", " ", m[0]))

@@ -1,5 +1,6 @@
-"""How the base was trained, as a picture: its loss over steps beside the n-gram model's."""
+"""The picture of how the base was trained: its loss over steps, beside the loss of an n-gram model."""
 import math
+from pathlib import Path
 
 from ..pretrained import training_record
 from . import plot
@@ -7,8 +8,8 @@ from . import plot
 __all__ = ["picture"]
 
 
-def picture(results=None):
-    """`pretrained.training_record()` as a `Drawing`; it lies beside the weights and not among the results."""
+def picture(results: Path | None = None) -> plot.Drawing:
+    """The training record as a `Drawing`. It needs no results: the record is stored beside the weights."""
     record = training_record()
     fig, ax = plot.figure()
     steps, loss = zip(*record["loss_curve"], strict=True)
@@ -29,8 +30,8 @@ def picture(results=None):
     return plot.Drawing(
         fig,
         "A million parameters trained for an hour beat the best n-gram model of the same text.",
-        f"Loss in nats per token over {recipe['steps']:,} steps; one seed. On the test split the base reaches {base:.3f}, "
+        f"Loss in nats per token over {recipe['steps']:,} steps; one seed. On the test split the base reaches {base:.3f} and "
         f"the 5-gram model {ngram:.3f}.",
         f"Loss of the base over {recipe['steps']:,} steps: validation falls from {first['loss']:.2f} to "
-        f"{last['loss']:.2f} nats per token. On the test split it reaches {base:.2f} ({base / math.log(2):.2f} bits) "
-        f"per token, the 5-gram model {ngram:.2f}.")
+        f"{last['loss']:.2f} nats per token. On the test split the base reaches {base:.2f} nats ({base / math.log(2):.2f} "
+        f"bits) per token and the 5-gram model {ngram:.2f} nats.")

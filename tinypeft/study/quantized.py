@@ -1,9 +1,9 @@
-"""What the experiments on quantization share: the base, the text it is judged on, and what a seed draws of it.
+"""What the experiments on quantization share: the base, the text that judges it, and the windows that a seed draws of it.
 
-Text. Rounding is judged on text of the kind the base was trained on (Python, NumPy and SciPy documentation, its held-out
-parts), where there is nothing left to learn: what training with rounded weights gains there is not a new domain.
-A seed draws the calibration windows (from the training part) and the test windows, so an interval over seeds says what
-other text would have given. Costs are differences to float32 on the same windows:
+Rounding is judged on held-out text of the kind that the base was trained on (Python, NumPy and SciPy documentation). There
+is nothing left to learn there, so gains from quantization-aware training are not mere domain adaptation. A seed draws the
+calibration windows (from the training part) and the test windows, so an interval over seeds says how much other text would
+change the result. Costs are differences to float32 on the same windows:
 
     excess    loss of the rounded model − loss of the float32 model                 nats/token
     error     ‖logits of the rounded model − logits of the float32 model‖ / ‖logits of the float32 model‖
@@ -14,23 +14,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import functional as F
+from ..gpt import GPT
 from ..pretrained import load_pretrained
-from ..quant import quantize
+from ..quant import Scheme, quantize
 from ..tensor import Tensor, no_grad
 from ..text import corpus
 from ..text.tasks import LanguageModelling
 from .tuning import pretrained
 
-__all__ = ["Sample", "base", "costs", "draw", "own_text", "rounded"]
+__all__ = ["Sample", "base_model", "costs", "draw", "logits_of", "mean_loss", "own_text", "rounded"]
 
 
-base = functools.cache(load_pretrained)                  # shared: look at it, and change a `pretrained()` one
+base_model = functools.cache(load_pretrained)            # shared by all: to change one, take `tuning.pretrained()`
 
 
 @functools.cache
-def own_text(context=128):
-    """Language modelling of the text the base was trained on, a `LanguageModelling`: to train on and to test."""
-    text, encode = corpus.base(), base().tokenizer.encode_documents
+def own_text(context: int = 128) -> LanguageModelling:
+    """Language modelling of the text that the base was trained on, to train on and to test."""
+    text, encode = corpus.base_corpus(), base_model().tokenizer.encode_documents
     splits = "train", "validation", "test"
     return LanguageModelling("base", {s: encode(getattr(text, s)) for s in splits}, {s: text.n_bytes(s) for s in splits},
                              context, {"base": text.sha256})
@@ -38,7 +39,7 @@ def own_text(context=128):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """calibration (n, T) tokens; windows: [(tokens, targets)], each (16, T); what the base makes of them: logits, loss."""
+    """calibration: tokens (n, T). windows: [(tokens, targets)], each (16, T). logits, loss: the base's own on the windows."""
     calibration: np.ndarray
     windows: list
     logits: list
@@ -46,21 +47,21 @@ class Sample:
 
 
 @functools.lru_cache(maxsize=2)
-def draw(seed, calibration=32, test=64, context=128, split="test"):
-    """What `seed` draws of the base's own text: windows of `context` tokens, to calibrate on and to test on."""
+def draw(seed: int, calibration: int = 32, test: int = 64, context: int = 128, split: str = "test") -> Sample:
+    """Windows of `context` tokens of the base's own text that `seed` draws, to calibrate on and to test on."""
     task, rng = own_text(context), np.random.default_rng([seed, 0])
     tokens = task.batch("train", calibration, rng)[0]
     windows = [task.batch(split, 16, rng) for _ in range(-(-test // 16))]
-    logits = [logits_of(base(), x) for x, _ in windows]
+    logits = [logits_of(base_model(), x) for x, _ in windows]
     return Sample(tokens, windows, logits, mean_loss(logits, windows))
 
 
-def rounded(scheme, sample, model=None):
+def rounded(scheme: Scheme, sample: Sample, model: GPT | None = None) -> GPT:
     """The base (or `model`, which is changed) quantized by `scheme` on the sample's calibration tokens."""
     return quantize(pretrained() if model is None else model, scheme, calibration=sample.calibration)
 
 
-def costs(model, sample):
+def costs(model: GPT, sample: Sample) -> dict[str, float]:
     """{"excess", "error"} of a model on the sample; see the top of the file."""
     logits = [logits_of(model, x) for x, _ in sample.windows]
     squares = lambda arrays: sum(float(np.vdot(a, a)) for a in arrays)
@@ -68,11 +69,11 @@ def costs(model, sample):
     return {"excess": mean_loss(logits, sample.windows) - sample.loss, "error": (off / squares(sample.logits))**0.5}
 
 
-def logits_of(model, tokens):
+def logits_of(model: GPT, tokens: np.ndarray) -> np.ndarray:
     with no_grad():
         return model.eval()(tokens).data
 
 
-def mean_loss(logits, windows):
+def mean_loss(logits: list, windows: list) -> float:
     """Nats/token of logits [(16, T, V)] on [(tokens, targets)]."""
     return float(np.mean([F.cross_entropy(Tensor(a), y).item() for a, (_, y) in zip(logits, windows, strict=True)]))

@@ -1,4 +1,8 @@
-"""Every experiment of the study, one file per question; `EXPERIMENTS` maps names to them."""
+"""Every experiment of the study, one file per question; `EXPERIMENTS` maps names to them.
+
+A file has a function `measure(value, seed, settings)` and an `Experiment` that says for which values it is called. To add a
+condition, add a label and a value: it is measured alone. To add an experiment, add a file and its line here.
+"""
 # ruff: noqa: I001
 from . import adalora, adapters, baselines, dylora, gradient_check, methods, placement, prompts, rank, rates, subspace
 from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, loftq, memory, qat, qlora
@@ -12,7 +16,7 @@ EXPERIMENTS = {e.name: e for e in (
     int8_outliers.INT8_OUTLIERS, int8_outliers.INT8_THRESHOLD, int8_outliers.INT8_ACTIVATIONS,
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
-    loftq.LOFTQ, qat.QAT, schemes.SCHEMES, bits_vs_parameters.BITS_VS_PARAMETERS, memory.MEMORY,
+    loftq.LOFTQ, qat.QAT, schemes.SCHEMES_OVER_SEEDS, bits_vs_parameters.BITS_VS_PARAMETERS, memory.MEMORY,
 )}
 
 __all__ = ["EXPERIMENTS"]

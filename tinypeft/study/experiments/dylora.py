@@ -1,20 +1,29 @@
-"""DyLoRA: one training for every rank, against LoRA cut to a smaller rank after training, and LoRA trained at each."""
-from ...peft import DyLoRA, LoRA
+"""DyLoRA: one training for every rank, against LoRA cut to a smaller rank after training, and LoRA trained at each rank."""
+from dataclasses import dataclass
+
+from ...peft import DyLoRA, LoRA, Method
 from ..experiment import Experiment
 from ..tuning import fine_tune, test_loss
 
 RANKS = 1, 2, 4, 8, 16
-METHODS = {"DyLoRA": DyLoRA(rank=16), "DyLoRA, frozen rows": DyLoRA(rank=16, frozen=True), "LoRA r=16, cut": LoRA(rank=16)}
 
 
-def measure(condition, seed, settings):
-    """Test loss at every rank of RANKS. A LoRA is cut to its first b rows of A and columns of B, or, by SVD, to the b largest
-    singular values of ΔW; its scale stays α/16, or becomes α/b."""
-    name, _, longer = condition.partition(" × ")
-    steps = settings["steps"] * int(longer or 1)
-    tuned, history = fine_tune(METHODS[name], seed, settings | {"steps": steps})
+@dataclass(frozen=True)
+class AtRanks:
+    """A method that is used at every rank of RANKS. times: how much longer than settings["steps"] it is trained. cut: it
+    learns at one rank, and is cut to the others after training."""
+    method: Method
+    times: int = 1
+    cut: bool = False
+
+
+def measure(arm: AtRanks, seed: int, settings: dict) -> dict:
+    """A LoRA is cut to its first b rows of A and columns of B, or, by SVD, to the b largest singular values of ΔW; its scale
+    stays α/16, or becomes α/b."""
+    steps = settings["steps"] * arm.times
+    tuned, history = fine_tune(arm.method, seed, settings | {"steps": steps})
     metrics = {"seconds": history.seconds, "steps": steps}
-    if name.startswith("DyLoRA"): return metrics | {"loss": [test_loss(tuned.set_rank(b)) for b in RANKS]}
+    if not arm.cut: return metrics | {"loss": [test_loss(tuned.set_rank(b)) for b in RANKS]}
     layers, R = list(tuned.wrappers.values()), tuned.method.rank
     learned = [(layer.A.data, layer.B.data, layer.scale, layer.svd()) for layer in layers]
 
@@ -28,9 +37,11 @@ def measure(condition, seed, settings):
 
 
 DYLORA = Experiment(
-    "dylora", "Query and value, α = 16. Lists over ranks 1, 2, 4, 8, 16: test loss on domain (nats/token) of DyLoRA at R = "
-    "16 used at rank b, trained as long as LoRA or × 3; of LoRA r = 16 cut after training to its first b rows and columns "
-    "with scale α/16 (loss) or α/b (loss_rescaled), or to its b largest singular values (loss_svd). Steps and seconds in "
-    "training; one LoRA for each rank is experiment `rank`.",
-    measure, ("DyLoRA", "DyLoRA × 3", "LoRA r=16, cut"),
+    "dylora", "One training used at ranks 1, 2, 4, 8 and 16 of query and value, α = 16: DyLoRA of rank 16, trained as long as "
+    "LoRA or three times as long, and LoRA of rank 16 cut after training; one LoRA for each rank is experiment `rank`.",
+    {"loss": "nats/token, domain test, one per rank; LoRA cut to its first b rows and columns, scale α/16",
+     "loss_rescaled": "the same with scale α/b", "loss_svd": "the same, cut to the b largest singular values",
+     "steps": "training steps", "seconds": "seconds in training steps"},
+    measure, {"DyLoRA": AtRanks(DyLoRA(rank=16)), "DyLoRA × 3": AtRanks(DyLoRA(rank=16), times=3),
+              "LoRA r=16, cut": AtRanks(LoRA(rank=16), cut=True)},
     {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0, 1), "conditions": ("DyLoRA", "LoRA r=16, cut")})

@@ -1,4 +1,6 @@
 """How large a step makes a finite difference right: truncation grows with h, rounding with 1/h."""
+from dataclasses import dataclass
+
 import numpy as np
 
 from ... import functional as F
@@ -6,11 +8,18 @@ from ...tensor import Tensor, no_grad
 from ..experiment import Experiment
 
 
-def layers(x, W, V, one, zero):
+@dataclass(frozen=True)
+class Difference:
+    """A central difference. order: 2, or 4, which extrapolates two of them."""
+    dtype: str
+    order: int = 2
+
+
+def layers(x: Tensor, W: Tensor, V: Tensor, one: Tensor, zero: Tensor) -> Tensor:
     return F.softmax(F.linear(F.gelu(F.linear(F.layer_norm(x, one, zero), W)), V))
 
 
-def measure(condition, seed, settings):
+def measure(difference: Difference, seed: int, settings: dict) -> dict:
     """For every step h, the error of the difference of ⟨u, f(x + hv)⟩ along a random v, relative to the derivative that
     backward gives in float64."""
     rng, d = np.random.default_rng([seed, 4]), settings["width"]
@@ -20,20 +29,21 @@ def measure(condition, seed, settings):
     leaf = Tensor(x, requires_grad=True)
     layers(leaf, *map(Tensor, rest)).backward(u)
     exact = np.vdot(leaf.grad, v)
-    x, v, u, *rest = (a.astype(condition.split(",")[0]) for a in (x, v, u, *rest))
+    x, v, u, *rest = (a.astype(difference.dtype) for a in (x, v, u, *rest))
     rest = [Tensor(a) for a in rest]
 
     def slope(h):
         with no_grad(): up, down = (layers(Tensor(x + x.dtype.type(s * h) * v), *rest).data for s in (1, -1))
         return float(np.vdot(u, up) - np.vdot(u, down)) / (2 * h)
 
-    fourth = condition.endswith("order")
+    fourth = difference.order == 4
     return {"error": [abs(((4 * slope(h / 2) - slope(h)) / 3 if fourth else slope(h)) / exact - 1) for h in settings["steps"]]}
 
 
 GRADIENT_CHECK = Experiment(
-    "gradient_check", "error of a central difference over its step h (of fourth order: two of them, extrapolated), relative to "
-    "the derivative of layer norm, linear, GELU, linear and softmax in a random direction; a seed draws everything", measure,
-    ("float32", "float64", "float64, fourth order"),
+    "gradient_check", "Central differences over their step h, for layer norm, linear, GELU, linear and softmax in a random "
+    "direction; a seed draws everything.", {"error": "relative, of the derivative, one per step h"},
+    measure, {"float32": Difference("float32"), "float64": Difference("float64"),
+              "float64, fourth order": Difference("float64", 4)},
     {"width": 16, "steps": [float(f"{10 ** (-i / 3):.3g}") for i in range(41)]},
     {"steps": [0.1, 1e-3, 1e-5], "seeds": (0, 1)}, tuple(range(10)))

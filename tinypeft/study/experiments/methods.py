@@ -1,56 +1,57 @@
-"""Every method on two tasks, at its own learning rate: quality, forgetting, and what it costs."""
-
+"""Every method on two tasks, at its own learning rate: quality, forgetting, and cost."""
 from ...peft import METHODS, LinearProbe, LoRA
 from ..bases import base_text
 from ..compare import traced_peak
-from ..experiment import Experiment
-from ..tuning import attach, classify, domain, evaluate, fine_tune, pretrained, test_loss
+from ..experiment import Experiment, Results
+from ..tuning import Arm, attach, classify, domain, evaluate, fine_tune, pretrained, test_loss
 
-COMPARED = {"frozen": LinearProbe(), **{name: cls() for name, cls in METHODS.items()}, "lora_all": LoRA(rank=4, targets="all")}
-RATE = {name: method.learning_rate for name, method in COMPARED.items()} | {"lora_all": 3.3e-3}
+COMPARED = {"frozen": Arm(LinearProbe()), **{name: Arm(cls()) for name, cls in METHODS.items()},
+            "lora_all": Arm(LoRA(rank=4, targets="all"), lr=3.3e-3)}
 
 
-def measure(condition, seed, settings):
-    method, frozen = COMPARED[condition], condition == "frozen"
+def measure(arm: Arm, seed: int, settings: dict) -> dict:
+    """A linear probe changes nothing of the model, so that on domain it is the frozen base."""
     on_classify = {"steps": settings["classify_steps"], "batch_size": 16}
-    tuned, history = fine_tune(method, seed, on_classify, task=classify(), head=len(classify().classes), lr=RATE[condition])
+    tuned, history = fine_tune(arm.method, seed, on_classify, task=classify(), head=len(classify().classes), lr=arm.lr)
     metrics = {"accuracy": evaluate(tuned, classify(), batch_size=32, workers=1)["accuracy"], "classify_curve": curve(history)}
     kept = base_text(("test",), 128, 8)
     before = test_loss(pretrained(), kept)
-    if frozen:
+    if isinstance(arm.method, LinearProbe):
         return metrics | {"loss": test_loss(pretrained()), "base_loss": before, "forgetting": 0.0, "trained": 0, "stored": 0,
                           "share": 0.0}
-    peak = traced_peak(attach(pretrained(), method, rng=seed), domain(), settings["batch_size"])
-    tuned, history = fine_tune(method, seed, settings, lr=RATE[condition])
+    peak = traced_peak(attach(pretrained(), arm.method, rng=seed), domain(), settings["batch_size"])
+    tuned, history = fine_tune(arm.method, seed, settings, lr=arm.lr)
     counts, after = tuned.summary(), test_loss(tuned, kept)
     return metrics | {"loss": test_loss(tuned), "base_loss": after, "forgetting": after - before, "trained": counts.trained,
                       "stored": counts.stored, "share": counts.share, "peak_bytes": peak,
                       "seconds_per_step": history.seconds / settings["steps"], "curve": curve(history)}
 
 
-def curve(history):
+def curve(history) -> list[float]:
     """Training loss per step, nats, in four digits."""
     return [round(x, 4) for x in history.loss]
 
 
 EVERY_METHOD = Experiment(
-    "methods", "Every method at its own learning rate. On domain: test loss (nats/token), training loss per step (curve), "
-    "trained and stored parameters, share of all parameters, peak bytes that a training step allocates beyond the model, "
-    "seconds per step (of a clock, on a machine busy with other work: not to be compared); base_loss on test text of the "
-    "base's own kind after that (nats/token), forgetting = the same minus before. On classify: test accuracy, training loss "
-    "per step (classify_curve).", measure, tuple(COMPARED),
-    {"steps": 150, "batch_size": 4, "classify_steps": 200,
-     "methods": {name: [str(m), RATE[name]] for name, m in COMPARED.items()}},
+    "methods", "Every method at its own learning rate, on domain and on classify; also what it forgets and what it costs.",
+    {"loss": "nats/token, domain test", "curve": "nats/token, domain training loss per step", "trained": "trained parameters",
+     "stored": "stored parameters", "share": "trained parameters over all",
+     "peak_bytes": "bytes that a training step allocates beyond the model",
+     "seconds_per_step": "seconds of a clock, on a machine busy with other work: not to be compared",
+     "base_loss": "nats/token on test text of the base's own kind, after training on domain",
+     "forgetting": "nats/token, base_loss minus the same before training",
+     "accuracy": "share of classify's test set that is classified correctly",
+     "classify_curve": "nats, classify training loss per step"},
+    measure, COMPARED, {"steps": 150, "batch_size": 4, "classify_steps": 200},
     {"steps": 10, "classify_steps": 5, "seeds": (0, 1), "conditions": ("frozen", "full", "lora")})
 
 
-def table(results):
+def table(results: Results) -> str:
     """The results as Markdown: mean over seeds ± half of the 95 % confidence interval."""
     def cell(condition, metric, form):
         return f"{form(results.mean(condition, metric))} ± {form(results.interval(condition, metric))}".replace(" ± 0.000", "")
-    labels = {name: label for name, (label, _) in results.record["settings"]["methods"].items()}
     share = lambda c: f"{100 * results.mean(c, 'share'):.2f} %" if c != "frozen" else "–"
-    rows = [f"| `{labels[c]}` | {share(c)} | {cell(c, 'loss', '{:.3f}'.format)} | {cell(c, 'accuracy', '{:.1%}'.format)} | "
-            f"{cell(c, 'forgetting', '{:.3f}'.format)} |" for c in results.conditions]
+    rows = [f"| `{COMPARED[c].method}` | {share(c)} | {cell(c, 'loss', '{:.3f}'.format)} | "
+            f"{cell(c, 'accuracy', '{:.1%}'.format)} | {cell(c, 'forgetting', '{:.3f}'.format)} |" for c in results.conditions]
     return "\n".join(["| method | trained | *domain*, nats/token | *classify*, accuracy | forgetting, nats/token |",
                       "|---|---|---|---|---|", *rows])

@@ -1,4 +1,4 @@
-"""What does the update look like: its singular values, and what updates of two ranks share (arXiv 2106.09685, section 7)."""
+"""The shape of an update: its singular values, and how much updates of two ranks share (arXiv 2106.09685, section 7)."""
 import numpy as np
 
 from ...peft import FullFineTuning, LoRA
@@ -8,12 +8,14 @@ from ..tuning import fine_tune, pretrained
 MATRICES = "query", "value"
 
 
-def measure(condition, seed, settings):
+METHODS_COMPARED = {"full": FullFineTuning(), "lora_8": LoRA(rank=8), "lora_64": LoRA(rank=64), "lora_64_again": LoRA(rank=64)}
+
+
+def measure(methods: dict, seed: int, settings: dict) -> dict:
     """For query and value, each a list over layers: the 64 largest singular values of ΔW for full fine-tuning and for LoRA
     r = 64; the similarity φ(A_8, A_64, i, j) = ‖U_8ᵢᵀ U_64ⱼ‖²_F / min(i, j) of right singular subspaces for the first
     i = 1 … 8 and j = 1 … 64; and φ between two seeds' A_64, beside that of A_64 and random directions."""
     base, S, V = pretrained(), {}, {}
-    methods = {"full": FullFineTuning(), "lora_8": LoRA(rank=8), "lora_64": LoRA(rank=64), "lora_64_again": LoRA(rank=64)}
     for name, method in methods.items():
         tuned, _ = fine_tune(method, seed if name != "lora_64_again" else seed + 100, settings)
         model = tuned.merge()
@@ -33,16 +35,20 @@ def measure(condition, seed, settings):
     return {name: rounded(x) for name, x in metrics.items()}
 
 
-def phi(A, B, i, j):
+def phi(A: np.ndarray, B: np.ndarray, i: int, j: int) -> np.ndarray:
     """φ(A, B, 1 … i, 1 … j), an array (i, j): rows of A and B are orthonormal directions."""
     squares = (A[:i] @ B[:j].T) ** 2
     return squares.cumsum(0).cumsum(1) / np.minimum.outer(np.arange(1, i + 1), np.arange(1, j + 1))
 
 
 SUBSPACE = Experiment(
-    "subspace", "The change of query and value by full fine-tuning and by LoRA, lists over layers: 64 largest singular "
-    "values (values_METHOD_MATRIX), share of the squared norm of full fine-tuning's 64 largest in the 8 largest "
-    "(energy_8_full), subspace similarity φ of LoRA r = 8 and r = 64 (phi, 8 × 64), of two seeds' r = 64 (phi_seeds) and of "
-    "r = 64 and random directions (phi_random), these for i = j = 1 … 64.",
-    measure, ("domain",), {"steps": 150, "batch_size": 4},
+    "subspace", "The change of query and value by full fine-tuning and by LoRA: singular values and subspace similarity.",
+    {f"{name}_{m}": meaning for m in MATRICES for name, meaning in {
+        **{f"values_{method}": f"64 largest singular values of ΔW by {method}, a list over layers"
+           for method in ("full", "lora_8", "lora_64")},
+        "energy_8_full": "share of ‖ΔW‖² in the 8 largest singular values, full fine-tuning, one per layer",
+        "phi": "similarity φ of LoRA r = 8 and r = 64 for i = 1 … 8 and j = 1 … 64, a list over layers",
+        "phi_seeds": "φ of two seeds' r = 64 for i = j = 1 … 64, a list over layers",
+        "phi_random": "φ of r = 64 and random directions for i = j = 1 … 64, a list over layers"}.items()},
+    measure, {"domain": METHODS_COMPARED}, {"steps": 150, "batch_size": 4},
     {"steps": 5, "seeds": (0, 1)}, seeds=(0, 1, 2))

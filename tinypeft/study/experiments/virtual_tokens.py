@@ -1,13 +1,14 @@
-"""What virtual tokens do: how much attention goes to a trained prefix, and how far trained prompts are from words."""
+"""How virtual tokens are used: the attention that a trained prefix gets, and the distance of trained prompts from words."""
 import numpy as np
 
-from ...peft import PrefixTuning, PromptTuning
+from ...gpt import GPT
+from ...peft import Method, PeftModel, PrefixTuning, PromptTuning
 from ...tensor import concatenate, no_grad
 from ..experiment import Experiment
 from ..tuning import attach, domain, fine_tune, pretrained, test_loss
 
 
-def attention(tuned, tokens):
+def attention(tuned: PeftModel, tokens: np.ndarray) -> np.ndarray:
     """The attention of tokens (B, T) to a prefix of P and to each other: (L, B, H, T, P + T)."""
     model, prefix, found = tuned.model, tuned.virtual.seams(tokens)["prefix"], []
     B, T = tokens.shape
@@ -25,7 +26,7 @@ def attention(tuned, tokens):
     return np.stack(found)
 
 
-def nearest(model, vectors):
+def nearest(model: GPT, vectors: np.ndarray) -> tuple[list[str], np.ndarray]:
     """For each of the vectors (P, d) the token with the largest cosine, as text, and that cosine."""
     E = model.token_embedding.weight.data
     unit = lambda a: a / np.linalg.norm(a, axis=-1, keepdims=True)
@@ -34,19 +35,17 @@ def nearest(model, vectors):
     return [model.tokenizer.decode([i]) for i in best], cosine[np.arange(len(best)), best]
 
 
-def measure(condition, seed, settings):
-    """prefix: the share of attention that goes to it, by layer, before and after training. prompt: the cosine of each of its
-    vectors with the nearest token and the token, and how far it has moved, ‖P − P₀‖/‖P₀‖, by vector."""
-    method = {"prefix": PrefixTuning(length=settings["prefix"]), "prompt": PromptTuning(length=settings["prompt"])}[condition]
+def measure(method: Method, seed: int, settings: dict) -> dict:
+    """A prefix: the share of attention that it gets. A prompt: how near its vectors are to tokens, and how far they moved."""
     fresh, (tuned, _) = attach(pretrained(), method, rng=seed), fine_tune(method, seed, settings)
     found = {"loss": test_loss(tuned)}
-    if condition == "prompt":
+    if hasattr(fresh.virtual, "P_e"):
         before, after = fresh.virtual.P_e.data, tuned.virtual.P_e.data
         words, cosine = nearest(tuned.model, after)
         moved = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
         return found | {"words": words, "started": nearest(tuned.model, before)[0], "cosine": cosine, "moved": moved}
     tokens = domain().batch("test", settings["rows"], np.random.default_rng([seed, 5]))[0]
-    P, start, end = settings["prefix"], *(attention(t.eval(), tokens) for t in (fresh, tuned))
+    P, start, end = method.length, *(attention(t.eval(), tokens) for t in (fresh, tuned))
     share = lambda a: a[..., :P].sum(-1).mean((1, 2, 3))
     found |= {"share_before": share(start), "share": share(end)}
     if seed == 0:                                        # one window's map: a picture
@@ -57,9 +56,13 @@ def measure(condition, seed, settings):
 
 
 VIRTUAL_TOKENS = Experiment(
-    "virtual_tokens", "After training on domain. prefix (of 10, reparameterized): share of all attention that goes to it, by "
-    "layer, before training (real words' keys and values) and after; with seed 0 also the attention of the first tokens of a "
-    "test window in one layer, a mean over heads (map). prompt (20 vectors): cosine with the nearest token's embedding, that "
-    "token, the word it started as, and ‖P − P₀‖/‖P₀‖; test loss (nats/token).", measure, ("prefix", "prompt"),
-    {"steps": 150, "batch_size": 4, "prefix": 10, "prompt": 20, "rows": 16, "layer": 2, "shown": 40},
+    "virtual_tokens", "A prefix of 10 (reparameterized) and a prompt of 20 vectors, after training on domain.",
+    {"loss": "nats/token, domain test", "share": "share of all attention that goes to the prefix, by layer",
+     "share_before": "the same before training, with real words' keys and values",
+     "map": "with seed 0: attention of the first tokens of a test window in one layer, mean over heads",
+     "tokens": "with seed 0: these tokens", "cosine": "cosine of each prompt vector with the nearest token's embedding",
+     "words": "that token, one per vector", "started": "the token that each vector started as",
+     "moved": "‖P − P₀‖/‖P₀‖, one per vector"},
+    measure, {"prefix": PrefixTuning(length=10), "prompt": PromptTuning(length=20)},
+    {"steps": 150, "batch_size": 4, "rows": 16, "layer": 2, "shown": 40},
     {"steps": 3, "rows": 1, "seeds": (0, 1)})

@@ -1,9 +1,15 @@
-"""Every picture of the study. `PICTURES`: name → what draws it, the results it reads, its lesson, its kind of file.
+"""Every picture of the study. `PICTURES`: name → the function that draws it, its title, its lesson and its results.
 
     draw("figures", "rank")          # figures/rank.svg from figures/results/rank.json → its `Drawing`
 
-A picture is a function of the folder of results to a `plot.Drawing`, the figure with its words. It reads what was
-measured and measures nothing; where there is nothing to measure, it computes exactly what it shows.
+    tuning.py       every method side by side, adapters          few_bits.py    QLoRA, LoftQ, trained roundings, all schemes
+    low_rank.py     LoRA, AdaLoRA, DyLoRA                        weights.py     granularity, formats, GPTQ, AWQ
+    prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
+    memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping, levels
+    engine.py       computation graph, gradient check            schematics.py  drawings without numbers
+
+A picture is a function from the folder of results to a `plot.Drawing`, a figure with its words. It reads stored results
+(`r` in these files) and measures nothing. Pictures that need no measurement compute exactly what they show.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +23,15 @@ __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
 @dataclass(frozen=True)
 class Picture:
-    """draw: folder of results → `Drawing`. title: what it is called. lesson: where it belongs. needs: names of results."""
-    draw: Callable
+    """draw: folder of results → `Drawing`. title: its heading. lesson: two digits. needs: names of results. ending: of its
+    file."""
+    draw: Callable[[Path], plot.Drawing]
     title: str
     lesson: str
-    needs: tuple = ()
+    needs: tuple[str, ...] = ()
     ending: str = "svg"
 
-    def file(self, name):
+    def file(self, name: str) -> str:
         return f"{name}.{self.ending}"
 
 
@@ -52,9 +59,9 @@ PICTURES = {
     "dylora": Picture(low_rank.dylora, "One training for every rank", "09", ("dylora", "rank")),
     "prompt_sizes": Picture(prompts.prompt_sizes, "Prompts and the size of the model", "05", ("prompts",)),
     "prefix_length": Picture(prompts.prefix_length, "Prompts at the input and in every layer", "06", ("prefix_length",)),
-    "prefix_rates": Picture(prompts.prefix_rates, "What the MLP in front of a prefix does", "06", ("prefix_rates",)),
-    "prefix_attention": Picture(prompts.prefix_attention, "What attention makes of a prefix", "06", ("virtual_tokens",), "png"),
-    "soft_prompts": Picture(prompts.soft_prompts, "What a soft prompt says", "05", ("virtual_tokens",)),
+    "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates",)),
+    "prefix_attention": Picture(prompts.prefix_attention, "Attention to a prefix", "06", ("virtual_tokens",), "png"),
+    "soft_prompts": Picture(prompts.soft_prompts, "Reading a soft prompt", "05", ("virtual_tokens",)),
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),
     "int8_threshold": Picture(outliers.int8_threshold, "LLM.int8()'s threshold", "11", ("int8_threshold",)),
     "activations": Picture(outliers.activations, "What outliers look like", "11", ("int8_activations",), "png"),
@@ -74,19 +81,19 @@ PICTURES = {
 }
 
 
-def missing(folder, name):
-    """Those of the picture's results that are not in `folder`/results."""
+def missing(folder: str | Path, name: str) -> list[str]:
+    """Names of the picture's results that are not in `folder`/results."""
     return [n for n in PICTURES[name].needs if not (Path(folder) / "results" / f"{n}.json").exists()]
 
 
-def drawing(folder, name):
-    """The picture as a `Drawing`, from what is stored in `folder`/results."""
+def drawing(folder: str | Path, name: str) -> plot.Drawing:
+    """The picture as a `Drawing`, from the results stored in `folder`/results."""
     with plot.style():
         return PICTURES[name].draw(Path(folder) / "results")
 
 
-def draw(folder, name):
-    """Draw the picture into `folder` → its `Drawing`."""
+def draw(folder: str | Path, name: str) -> plot.Drawing:
+    """Draw the picture into `folder`; returns its `Drawing`."""
     drawn = drawing(folder, name)
     plot.save(drawn, Path(folder) / PICTURES[name].file(name))
     return drawn

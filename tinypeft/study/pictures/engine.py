@@ -1,4 +1,6 @@
-"""Lesson 01: the graph that backward walks, and how a gradient is checked."""
+"""Lesson 01: a computation graph, and the check of a gradient."""
+from pathlib import Path
+
 import numpy as np
 
 from ...graph import graph
@@ -9,23 +11,23 @@ from ..experiment import Results
 __all__ = ["computation_graph", "gradient_check"]
 
 
-def computation_graph(results):
+def computation_graph(results: Path) -> plot.Drawing:
     values = {"x": 2.0, "w": -0.5, "b": 1.5, "t": 1.0}
     neuron = lambda x, w, b, t: ((x * w + b).tanh() - t) ** 2
     leaves = {name: Tensor(np.float64(value), requires_grad=True) for name, value in values.items()}
     loss = neuron(**leaves)
     drawn = graph(neuron, **{name: Tensor(np.float64(value), requires_grad=True) for name, value in values.items()})
     loss.backward()
-    told = ", ".join(f"∂L/∂{name} = {x.grad.item():.4f}" for name, x in leaves.items())
+    gradients = ", ".join(f"∂L/∂{name} = {x.grad.item():.4f}" for name, x in leaves.items())
     return plot.Drawing(
         drawn.svg,
-        "Every value remembers what it was made of; backward walks this graph once, from right to left.",
-        "L = (tanh(x·w + b) − t)²: in each box the value, and under it the gradient of L. Drawn by `tp.graph`.",
+        "Every value remembers the values it was computed from; backward walks this graph once, from right to left.",
+        "L = (tanh(x·w + b) − t)². Each box shows a value, and under it the gradient of L. Drawn by `tp.graph`.",
         f"Computation graph of (tanh(x·w + b) − t)² at x = {values['x']:g}, w = {values['w']:g}, b = {values['b']:g}, "
-        f"t = {values['t']:g}: the leaves on the left, the loss {loss.item():.4f} on the right; {told}.")
+        f"t = {values['t']:g}: the leaves on the left, the loss {loss.item():.4f} on the right; {gradients}.")
 
 
-def gradient_check(results):
+def gradient_check(results: Path) -> plot.Drawing:
     r = Results.load(results, "gradient_check")
     steps = np.array(r.record["settings"]["steps"])
     fig, ax = plot.figure()
@@ -46,9 +48,9 @@ def gradient_check(results):
     best = {c: f"10^{np.log10(e):.0f} at h = {h:.0e}" for c, (h, e) in least.items()}
     return plot.Drawing(
         fig,
-        "Too large a step is truncation, too small a one is rounding: in float32 the valley between them is too shallow "
+        "A large step has a truncation error and a small step a rounding error. In float32 even the best step is too inexact "
         "to tell a right gradient from a wrong one.",
-        f"Layer norm, linear, GELU and softmax in a row, differenced in random directions; geometric mean over "
-        f"{len(r.seeds)} seeds. `gradcheck` takes float64, h = 10⁻³ and the fourth order.",
+        "Finite differences through layer norm, linear, GELU and softmax, in random directions; geometric mean over "
+        f"{len(r.seeds)} seeds. `gradcheck` uses float64, h = 10⁻³ and the fourth order.",
         f"Relative error against the step h, both logarithmic: V-shaped curves. Smallest error: float32 {best['float32']}, "
         f"float64 {best['float64']}, float64 of fourth order {best['float64, fourth order']}.")

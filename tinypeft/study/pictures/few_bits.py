@@ -1,13 +1,16 @@
-"""Lessons 13 to 15: fine-tuning on few bits: QLoRA, LoftQ, and training with rounded weights; all schemes side by side."""
-from ...quant import SCHEMES
+"""Lessons 13 to 15: QLoRA, LoftQ, training with rounded weights, and all schemes side by side."""
+from pathlib import Path
+
 from .. import plot
-from ..compare import SHOWN
+from ..about import about, name_of
+from ..compare import COMPARED_SCHEMES
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["bits_vs_parameters", "loftq", "qat", "qlora", "schemes"]
 
 
-def qlora(results):
+def qlora(results: Path) -> plot.Drawing:
     r = Results.load(results, "qlora")
     looks = {"before": ("grey", "o", "before"), "after": ("blue", "o", "after: kept apart, or merged in 16 bits"),
              "merged_into_16_bits": ("orange", "^", "merged into the weights before rounding"),
@@ -33,19 +36,19 @@ def qlora(results):
     at = lambda c, m: f"{r.mean(c, m):.3f}"
     return plot.Drawing(
         fig,
-        f"On four bits a LoRA learns as well as on sixteen, within {gap:.3f} ± {half:.3f} nats; merging it and rounding again "
-        f"loses {lost:.3f} ± {lost_half:.3f}.",
+        f"A LoRA learns as well on four bits as on sixteen, within {gap:.3f} ± {half:.3f} nats. Merging it and rounding again "
+        f"loses {lost:.3f} ± {lost_half:.3f} nats.",
         f"Test loss on *domain* before and after {r.record['settings']['steps']} steps of a LoRA of rank "
-        f"{r.record['settings']['rank']} on all layers; dashed: after, on the 16-bit base; {len(r.seeds)} seeds.",
+        f"{r.record['settings']['rank']} on all layers. Dashed: after training on the 16-bit base. {len(r.seeds)} seeds.",
         "Dots per base. " + " ".join(f"{c}: before {at(c, 'before')}, after {at(c, 'after')}" + (
             f", merged and rounded again {at(c, 'merged_and_rounded')}." if c != "16 bits" else ".") for c in r.conditions))
 
 
-def loftq(results):
+def loftq(results: Path) -> plot.Drawing:
     r = Results.load(results, "loftq")
     bases = ["NF4", "4 bits", "3 bits", "2 bits"]
     fig, axes = plot.figure(1, 2, height=3.5)
-    looks = {"QLoRA": ("vermillion", "s"), "LoftQ": ("blue", "o")}
+    looks = {"QLoRA": about("qlora").look, "LoftQ": about("loftq").look}
     for ax, metric in zip(axes, ("before", "after"), strict=True):
         for method, look in looks.items():
             plot.band(ax, range(len(bases)), r, [f"{method}, {b}" for b in bases], metric, look)
@@ -60,9 +63,9 @@ def loftq(results):
     gain = {b: r.difference(f"QLoRA, {b}", f"LoftQ, {b}", "after") for b in bases}
     return plot.Drawing(
         fig,
-        "The fewer the bits, the more it helps to start from what rounding lost: at 2 bits LoftQ ends "
-        f"{gain['2 bits'][0]:.3f} ± {gain['2 bits'][1]:.3f} nats lower, at 4 bits {gain['4 bits'][0]:.3f} ± "
-        f"{gain['4 bits'][1]:.3f}.",
+        "LoftQ starts a LoRA at the rounding error, and the fewer the bits, the more this helps: it ends "
+        f"{gain['2 bits'][0]:.3f} ± {gain['2 bits'][1]:.3f} nats lower than QLoRA at 2 bits and {gain['4 bits'][0]:.3f} ± "
+        f"{gain['4 bits'][1]:.3f} at 4 bits.",
         f"A LoRA of rank {r.record['settings']['rank']} on all layers of a rounded base (integers in groups of 32, "
         f"asymmetric), before and after {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
         "Lines over the base's bits. " + " ".join(
@@ -70,11 +73,11 @@ def loftq(results):
             f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases))
 
 
-QAT = {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^"), "PEQA": ("black", "D"), "LLM-QAT": ("black", "^", "--"),
-       "STE": ("green", "s"), "LSQ": ("blue", "v")}
+QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "PEQA": about("peqa").look,
+       "LLM-QAT": about("llm_qat").look, "STE": ("green", "s"), "LSQ": ("blue", "v")}
 
 
-def qat(results):
+def qat(results: Path) -> plot.Drawing:
     r = Results.load(results, "qat")
     floor = "float32, trained as long"
     bits = [b for b in (4, 3, 2) if f"GPTQ, {b} bits" in r.conditions]
@@ -93,18 +96,19 @@ def qat(results):
     best = min(QAT, key=lambda n: mean[n][-1])
     return plot.Drawing(
         fig,
-        f"Where few bits break the model, training with them mends it: at 2 bits {best} leaves {mean[best][-1]:.2f} nats of "
-        f"the {mean['round to nearest'][-1]:.2f} that rounding costs, GPTQ without training {mean['GPTQ'][-1]:.2f}.",
-        "One grid for all, a scale and zero point per output channel (LLM-QAT's is symmetric); trained for "
-        f"{r.record['settings']['steps']} steps on the base's own text, LLM-QAT on what the base writes; above a float32 model "
-        f"trained as long; {len(r.seeds)} seeds.",
+        "Training with rounded weights repairs most of what few bits break: at 2 bits round to nearest costs "
+        f"{mean['round to nearest'][-1]:.2f} nats, GPTQ, without training, {mean['GPTQ'][-1]:.2f}, and {best} "
+        f"{mean[best][-1]:.2f}.",
+        "All use one kind of grid, with a scale and a zero point per output channel (LLM-QAT's is symmetric). Training takes "
+        f"{r.record['settings']['steps']} steps on the base's own text, or on text that the base writes (LLM-QAT). The loss is "
+        f"that above a float32 model trained as long; {len(r.seeds)} seeds.",
         f"Lines over {', '.join(map(str, bits))} bits: " + "; ".join(
             f"{name} {', '.join(f'{m:.3f}' for m in mean[name])}" for name in QAT) + " nats per token.")
 
 
-def schemes(results):
+def schemes(results: Path) -> plot.Drawing:
     r = Results.load(results, "schemes")
-    names = {label: next(n for n, cls in SCHEMES.items() if type(scheme) is cls) for label, scheme in SHOWN.items()}
+    names = {label: name_of(scheme) for label, scheme in COMPARED_SCHEMES.items()}
     x, y = ({c: r.mean(c, metric) for c in r.conditions} for metric in ("bits", "excess"))
     front = [c for c in x if not any(x[o] <= x[c] and y[o] < y[c] for o in x)]
     fig, (left, right) = plot.figure(1, 2, height=5.4, width_ratios=(2.6, 1), sharey=True)
@@ -125,45 +129,48 @@ def schemes(results):
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,
-        f"Eight bits cost next to nothing, four cost {y[four]:.3f} nats at best ({four}), three need calibration or training.",
-        f"Loss added to the base on held-out text of its own kind; hollow: trained for {r.record['settings']['steps']} steps; "
-        f"grey steps: what no other scheme beats in both; {len(r.seeds)} seeds draw calibration, batches and test windows.",
+        f"Eight bits cost almost nothing, four bits cost {y[four]:.3f} nats at best ({four}), and three bits need calibration "
+        "or training.",
+        f"Loss added to the base on held-out text of the kind it was trained on. Hollow: trained for "
+        f"{r.record['settings']['steps']} steps. Grey steps: schemes that no other scheme beats in both bits and loss. "
+        f"{len(r.seeds)} seeds draw calibration, batches and test windows.",
         "Scatter plot of loss added over bits per weight: " + ", ".join(
             f"{c} {x[c]:.2f} bits {y[c]:+.3f}" for c in sorted(x, key=x.get, reverse=True)) + ".")
 
 
-def bits_vs_parameters(results):
+def bits_vs_parameters(results: Path) -> plot.Drawing:
     r = Results.load(results, "bits_vs_parameters")
-    sizes = list(dict.fromkeys(c.split(", ")[0] for c in r.conditions))
-    bits = list(dict.fromkeys(c.split(", ")[1] for c in r.conditions))
+    models = {c: EXPERIMENTS["bits_vs_parameters"].conditions[c] for c in r.conditions}
+    sizes, bits = (list(dict.fromkeys(getattr(m, name) for m in models.values())) for name in ("size", "bits"))
+    label = {(m.size, m.bits): c for c, m in models.items()}
     looks = dict(zip(sizes, (("orange", "^"), ("sky", "s"), ("blue", "o")), strict=True))
     fig, (left, right) = plot.figure(1, 2, height=3.8, sharey=True)
     for ax, metric in ((left, "matrices"), (right, "bytes")):
         for size, look in looks.items():
-            conditions = [f"{size}, {b}" for b in bits]
+            conditions = [label[size, b] for b in bits]
             y = plot.band(ax, [r.mean(c, metric) / 1024 for c in conditions], r, conditions, "loss", look, ms=6)
             if ax is left:
                 for b, c, value in zip(bits, conditions, y, strict=True):
                     if size == sizes[-1]:
-                        ax.annotate(b.split()[0], (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
+                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
                                     ha="center", va="top", color="#606060")
         ax.set(xscale="log")
         plot.count_axis(ax.xaxis)
     left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
     right.set(xlabel="KiB in all, embeddings in 16 bits")
     left.margins(y=0.12)
-    parameters = {s: r.mean(f"{s}, {bits[0]}", "parameters") for s in sizes}
+    parameters = {s: r.mean(label[s, bits[0]], "parameters") for s in sizes}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    few, many = f"{sizes[-1]}, 2 bits", f"{sizes[-2]}, 16 bits"
+    few, many = label[sizes[-1], 2], label[sizes[-2], 16]
     at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
     better = r.mean(few, "loss") < r.mean(many, "loss")
     return plot.Drawing(
         fig,
-        f"{'More parameters at fewer bits beat fewer at more' if better else 'Two bits are too few'}: "
-        f"{parameters[sizes[-1]]:,.0f} at 2 bits reach {at(few)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 bits "
-        f"{at(many)}.",
-        f"Three bases trained on the same text, their matrices at {', '.join(b.split()[0] for b in bits)} bits (GPTQ, groups "
+        f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
+        f"{parameters[sizes[-1]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 "
+        f"bits reach {at(many)}.",
+        f"Three bases trained on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
         f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
         "Loss over memory, one line for each size. " + " ".join(
-            f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} {r.mean(s + ', ' + b, 'loss'):.3f}" for b in bits) + "."
+            f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} bits {r.mean(label[s, b], 'loss'):.3f}" for b in bits) + "."
             for s in sizes))

@@ -1,18 +1,22 @@
-"""Lessons 07, 08 and 09: LoRA's rank, its place, the shape of what is learned; AdaLoRA's ranks; DyLoRA's."""
+"""Lessons 07, 08 and 09: LoRA's rank, its place and the shape of its update; the ranks of AdaLoRA; the ranks of DyLoRA."""
+from pathlib import Path
+
 import numpy as np
 
 from .. import plot
+from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["adalora", "dylora", "placement", "planted", "rank", "subspace"]
 
 MATRICES = "query", "key", "value", "output", "up", "down"
 
 
-def rank(results):
+def rank(results: Path) -> plot.Drawing:
     r, others = Results.load(results, "rank"), Results.load(results, "methods")
-    ranks = [int(c) for c in r.conditions if "/" not in c]
-    stabilized = [int(c.split("/")[0]) for c in r.conditions if "/" in c]
+    methods = [EXPERIMENTS["rank"].conditions[c] for c in r.conditions]
+    ranks, stabilized = ([m.rank for m in methods if m.rank_stabilized == by_root] for by_root in (False, True))
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.8)
     mean = plot.band(ax, ranks, r, list(map(str, ranks)), "loss", ("blue", "o"))
@@ -24,10 +28,8 @@ def rank(results):
     ax.errorbar(4, every, yerr=others.interval("lora_all", "loss"), capsize=2, **plot.mark("lora_all"))
     ax.annotate("r = 4 on all six matrices", (4, every), xytext=(8, 0), textcoords="offset points", va="center",
                 color=plot.ink(plot.COLOURS["blue"]))
-    for y, text in ((frozen, "frozen base"), (full, "full fine-tuning")):
-        ax.axhline(y, color=plot.COLOURS["grey"], lw=1, ls="--")
-        ax.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(4, -3 if y == frozen else 3), color="#606060",
-                    textcoords="offset points", va="top" if y == frozen else "bottom")
+    plot.reference_line(ax, frozen, about("frozen").short)
+    plot.reference_line(ax, full, "full fine-tuning", above=True)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, map(str, ranks))
     ax.margins(y=0.1)
@@ -36,18 +38,18 @@ def rank(results):
     gain = lambda loss: (frozen - loss) / (frozen - full)
     return plot.Drawing(
         fig,
-        f"Rank is not free in a small model, and places are worth more than rank: on query and value rank {ranks[0]} gets "
-        f"{gain(mean[0]):.0%} of full fine-tuning's gain and rank {ranks[-1]} {gain(mean[-1]):.0%}, rank 4 on all six matrices "
-        f"{gain(every):.0%}.",
-        f"LoRA on query and value, α = 16, {r.record['settings']['steps']} steps on *domain*; squares: the scale α/√r, equal "
-        f"at r = 8; {len(r.seeds)} seeds.",
+        f"In a small model a higher rank helps, and more matrices help more: on query and value rank {ranks[0]} reaches "
+        f"{gain(mean[0]):.0%} of full fine-tuning's gain and rank {ranks[-1]} reaches {gain(mean[-1]):.0%}; rank 4 on all six "
+        f"matrices reaches {gain(every):.0%}.",
+        f"LoRA on query and value, α = 16, {r.record['settings']['steps']} steps on *domain*. Squares: the scale α/√r, which "
+        f"equals α/r at r = 8. {len(r.seeds)} seeds.",
         f"Test loss over rank between the frozen base, {frozen:.3f}, and full fine-tuning, {full:.3f}; rank 4 on all six "
         f"{every:.3f}; on two: " + ", ".join(
             f"r = {b} {m:.3f} ± {r.interval(str(b), 'loss'):.3f}" for b, m in zip(ranks, mean, strict=True)) + "; with α/√r: "
         + ", ".join(f"r = {b} {r.mean(f'{b}/sqrt', 'loss'):.3f}" for b in stabilized) + ".")
 
 
-def placement(results):
+def placement(results: Path) -> plot.Drawing:
     r = Results.load(results, "placement")
     fig, ax = plot.figure(height=2.6)
     order = sorted(r.conditions, key=lambda c: -r.mean(c, "loss"))
@@ -61,14 +63,14 @@ def placement(results):
     said = ", ".join(f"{c} {r.mean(c, 'loss'):.3f} ± {r.interval(c, 'loss'):.3f}" for c in order)
     return plot.Drawing(
         fig,
-        f"The same number of parameters goes further in more matrices at lower rank: {order[-1]} ends lowest, {order[0]} "
-        "highest.",
+        f"The same number of parameters helps more in more matrices at a lower rank: {order[-1]} has the lowest loss and "
+        f"{order[0]} the highest.",
         f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at the best of three learning rates; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Dots with intervals, test loss in nats per token: {said}.")
 
 
-def subspace(results):
+def subspace(results: Path) -> plot.Drawing:
     r = Results.load(results, "subspace")
     fig, axes = plot.figure(2, 2, height=5.4)
     looks = {"full": ("black", "s", "full fine-tuning"), "lora_64": ("sky", "^", "LoRA r = 64"),
@@ -93,17 +95,19 @@ def subspace(results):
     energy = {m: r.mean("domain", f"energy_8_full_{m}").mean() for m in at}
     return plot.Drawing(
         fig,
-        f"LoRA's few directions carry it: at rank 8 and rank 64 the first of them have φ = {at['value'][0]:.2f} in common for "
-        f"values; full fine-tuning's own change is spread out, its 8 largest directions hold {energy['value']:.0%} of it.",
-        "Above, the singular values of what training adds to a matrix; below, how much of the space of the first i "
-        f"directions at r = 8 lies in that of the first j at r = 64; means over 5 layers and {len(r.seeds)} seeds.",
-        "Singular values fall slowly for full fine-tuning, LoRA's stop at its rank. " + " ".join(
-            f"{m.capitalize()}: φ(1, 1) = {a:.2f}, φ(8, 8) = {b:.2f}, between two seeds of r = 64 φ(8, 8) = {c:.2f}, random "
-            f"directions {d:.2f}; the 8 largest of full fine-tuning hold {energy[m]:.0%} of its square."
+        f"LoRA's update for values lies in few directions: the first ones at rank 8 and at rank 64 have a similarity of φ = "
+        f"{at['value'][0]:.2f}. Full fine-tuning spreads its update: the 8 largest directions hold {energy['value']:.0%} of "
+        "its squared norm.",
+        "Above: the singular values of the update ΔW. Below: how much of the space of the first i directions at r = 8 lies in "
+        f"the space of the first j directions at r = 64. Means over 5 layers and {len(r.seeds)} seeds.",
+        "Singular values fall slowly for full fine-tuning and stop at the rank for LoRA. " + " ".join(
+            f"{m.capitalize()}: φ(1, 1) = {a:.2f}, φ(8, 8) = {b:.2f}; φ(8, 8) is {c:.2f} between two seeds of r = 64 and "
+            f"{d:.2f} for random directions; the 8 largest directions of full fine-tuning hold {energy[m]:.0%} of its squared "
+            "norm."
             for m, (a, b, c, d) in at.items()))
 
 
-def adalora(results):
+def adalora(results: Path) -> plot.Drawing:
     r = Results.load(results, "adalora")
     fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.25, 1))
     name = "AdaLoRA 12 → 8"
@@ -125,16 +129,16 @@ def adalora(results):
     high, low = max(by, key=by.get), min(by, key=by.get)
     return plot.Drawing(
         fig,
-        f"AdaLoRA takes rank from some matrices and leaves it to others: {by[low]:.1f} on average for {low}, {by[high]:.1f} "
-        f"for {high}.",
-        f"Mean over {len(r.seeds)} seeds. Loss against LoRA of the same final budget, AdaLoRA − LoRA: {versus[0][0]:+.3f} ± "
+        f"AdaLoRA removes rank from some matrices and keeps it in others: on average {by[low]:.1f} remain for {low} and "
+        f"{by[high]:.1f} for {high}.",
+        f"Mean over {len(r.seeds)} seeds. Loss of AdaLoRA minus loss of LoRA with the same final budget: {versus[0][0]:+.3f} ± "
         f"{versus[0][1]:.3f} nats at 8 per matrix, {versus[1][0]:+.3f} ± {versus[1][1]:.3f} at 2; "
         f"{r.record['settings']['steps']} steps on *domain*.",
         "Heat map of final ranks by layer and matrix; mean over layers: " + ", ".join(f"{m} {x:.1f}" for m, x in by.items())
-        + f". Beside it the budget, which falls from {budget[0]:.0f} to {budget[-1]:.0f} singular values.")
+        + f". Beside it the budget, a curve that falls from {budget[0]:.0f} to {budget[-1]:.0f} singular values.")
 
 
-def planted(results):
+def planted(results: Path) -> plot.Drawing:
     r = Results.load(results, "adalora_planted")
     dealt, found = (r.values("attention", m) for m in ("planted", "found"))  # (seeds, 20)
     fig, ax = plot.figure(height=3.6)
@@ -159,16 +163,16 @@ def planted(results):
     share, chance = r.mean("attention", "of_planted"), r.mean("attention", "share_planted")
     return plot.Drawing(
         fig,
-        f"Planted ranks are found, with exceptions: {share:.0%} of the rank lies where rank was planted, where chance would "
-        f"put {chance:.0%} (Spearman's correlation {rho:.2f} ± {half:.2f}).",
-        f"Ranks {', '.join(map(str, ranks))} planted in the attention's {dealt.shape[1]} matrices and found by AdaLoRA with "
-        f"as many singular values in the end; means by kind of matrix over {len(r.seeds)} seeds.",
-        "Found over planted rank: mean found " + ", ".join(
+        f"AdaLoRA finds planted ranks, with exceptions: {share:.0%} of the rank lies where rank was planted, and chance would "
+        f"put {chance:.0%} there (Spearman's correlation {rho:.2f} ± {half:.2f}).",
+        f"Ranks {', '.join(map(str, ranks))} were planted in the {dealt.shape[1]} matrices of the attention. AdaLoRA ends with "
+        f"as many singular values as were planted. Means by kind of matrix over {len(r.seeds)} seeds.",
+        "Rank found over rank planted: on average " + ", ".join(
             f"{e:.1f} where {b} was planted" for b, e in zip(ranks, every, strict=True)) + ". By kind: " + ", ".join(
             f"{k} {x:.1f}" for k, x in zip(kinds, r.mean("attention", "mean_by_kind"), strict=True)) + ".")
 
 
-def dylora(results):
+def dylora(results: Path) -> plot.Drawing:
     r, one = Results.load(results, "dylora"), Results.load(results, "rank")
     ranks = [1, 2, 4, 8, 16]
     lines = {"a LoRA for each rank": (one, list(map(str, ranks)), "loss", ("black", "s")),
@@ -189,10 +193,10 @@ def dylora(results):
     above = lambda name: f"{max(mean[name] - mean['a LoRA for each rank']):.3f}"
     return plot.Drawing(
         fig,
-        f"One DyLoRA trained three times as long serves every rank within {above('DyLoRA × 3 steps')} nats of a LoRA trained "
-        f"for that rank; a LoRA of rank 16 cut to its first columns is up to {above('LoRA cut')} above, cut by SVD "
-        f"{above('LoRA cut, by SVD')}.",
-        f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many); a LoRA of "
-        f"rank 16 is cut to its first b rows and columns, or to its b largest singular values; {len(r.seeds)} seeds.",
+        f"A DyLoRA trained three times as long stays, at every rank, within {above('DyLoRA × 3 steps')} nats of a LoRA trained "
+        f"for that rank. A LoRA of rank 16 cut to its first columns is up to {above('LoRA cut')} nats above it, and one cut by "
+        f"SVD up to {above('LoRA cut, by SVD')}.",
+        f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many). A LoRA of "
+        f"rank 16 is cut to its first b rows and columns, or to its b largest singular values. {len(r.seeds)} seeds.",
         "Test loss over the rank in use, 1 to 16: " + "; ".join(
             f"{name} {', '.join(f'{x:.3f}' for x in y)}" for name, y in mean.items()) + ".")

@@ -1,32 +1,37 @@
 """Lessons 03 and 15: where the memory of fine-tuning goes."""
+from pathlib import Path
+
 from .. import plot
+from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 from ..memory import MIXED, SHAPES, estimate
 
 __all__ = ["memory"]
 
 PARTS = {"weights": plot.COLOURS["blue"], "optimizer": plot.COLOURS["yellow"], "gradients": plot.COLOURS["vermillion"],
          "activations": plot.COLOURS["sky"], "working": "#D8D8D8"}
-NAMES = {"full": "full", "adapter": "adapters", "prompt": "prompt", "prefix": "prefix", "lora": "LoRA",
-         "lora, all": "LoRA on all", "qlora, all": "QLoRA on all"}
+SHORT = {run: about(name).short for run, name in (           # run of the experiment → label
+    *((name, name) for name in ("full", "adapter", "prompt", "prefix", "lora")),
+    ("lora, all", "lora_all"), ("qlora, all", "qlora_all"))}
 BATCH, TOKENS = 1, 512                                   # of the 7 B model
 
 
-def at_peak(found, layers):
-    """The parts of memory at whichever of its two moments is the larger."""
+def at_peak(found: dict[str, float], layers: int) -> dict[str, float]:
+    """The parts of memory at the end of the forward or of the backward pass, whichever takes more."""
     if found["forward"] >= found["backward"]: return {part: found[part] for part in PARTS if part != "gradients"}
     return {part: found[part] / (layers if part == "activations" else 1) for part in PARTS if part != "working"}
 
 
-def memory(results):
+def memory(results: Path) -> plot.Drawing:
     r = Results.load(results, "memory")
     batches = r.record["settings"]["batches"]
     i = batches.index([8, 128])
-    runs = [n for n in NAMES if f"{n}, base" in r.conditions]
+    runs = [n for n in SHORT if f"{n}, base" in r.conditions]
     ours = {n: {part: r.mean(f"{n}, base", part)[i] for part in (*PARTS, "forward", "backward", "peak")} for n in runs}
     traced = {n: r.mean(f"{n}, base", "traced")[i] for n in runs}
-    of_7b = lambda n: estimate(SHAPES["llama-7b"], n.split(",")[0], BATCH, TOKENS, MIXED,
-                               **({"targets": "all"} if "all" in n else {}))
+    steps = {n: EXPERIMENTS["memory"].conditions[f"{n}, base"] for n in runs}
+    of_7b = lambda n: estimate(SHAPES["llama-7b"], steps[n].name, BATCH, TOKENS, MIXED, **steps[n].options)
     large = {n: of_7b(n) for n in ("full", "lora", "lora, all", "qlora, all")}
     fig, axes = plot.figure(2, 1, height=5.2, height_ratios=(len(ours), len(large) + 0.4))
     for ax, rows, unit, layers in ((axes[0], ours, 2**20, SHAPES["base"].layers),
@@ -38,7 +43,7 @@ def memory(results):
                         label=part if part not in ax.get_legend_handles_labels()[1] else None)
                 left += size / unit
             ax.annotate(f"{left:.0f}", (left, y), xytext=(9, 0), textcoords="offset points", va="center")
-        ax.set_yticks(range(len(rows)), [NAMES[n] for n in rows])
+        ax.set_yticks(range(len(rows)), [SHORT[n] for n in rows])
         ax.grid(False)
         ax.invert_yaxis()
         ax.margins(x=0.08)
@@ -55,11 +60,13 @@ def memory(results):
     gib = {n: large[n]["peak"] / 2**30 for n in large}
     return plot.Drawing(
         fig,
-        f"What LoRA saves is the optimizer and the gradients, what QLoRA saves is the weights: 7 B parameters take "
+        f"LoRA saves the memory of optimizer and gradients; QLoRA also saves the memory of weights: 7 B parameters take "
         f"{gib['full']:.0f} GiB, {gib['lora']:.0f} with LoRA and {gib['qlora, all']:.0f} with QLoRA.",
-        "Memory at its peak, after the forward or after the backward pass, by formula (`python -m tinypeft memory`); working: "
-        f"logits and what operations need for a moment. The bars above are within {shown:.1%} of the bytes traced in a "
-        f"training step, all {len(r.conditions) * len(batches)} cases tried within {worst:.0%}.",
+        "Peak memory by formula (`python -m tinypeft memory`), at the end of the forward or of the backward pass, whichever is "
+        "larger. Working: logits and short-lived values of operations. The bars in the upper panel are within "
+        f"{shown:.1%} of the bytes traced in a training step; all {len(r.conditions) * len(batches)} cases tried are within "
+        f"{worst:.0%}.",
         "Stacked bars. The base, predicted and traced, in MiB: " + ", ".join(
-            f"{NAMES[n]} {ours[n]['peak'] / 2**20:.1f} and {traced[n] / 2**20:.1f}" for n in ours) + ". LLaMA 7 B, in GiB: "
-        + ", ".join(f"{NAMES[n]} {g:.1f}, of it weights {large[n]['weights'] / 2**30:.1f}" for n, g in gib.items()) + ".")
+            f"{SHORT[n]} {ours[n]['peak'] / 2**20:.1f} and {traced[n] / 2**20:.1f}" for n in ours) + ". LLaMA 7 B, in GiB: "
+        + ", ".join(f"{SHORT[n]} {g:.1f}, of which weights take {large[n]['weights'] / 2**30:.1f}" for n, g in gib.items())
+        + ".")

@@ -1,16 +1,19 @@
-"""Lesson 11: what outlier features do to 8-bit products, and what LLM.int8() and SmoothQuant do about them."""
+"""Lesson 11: outlier features harm 8-bit products, and LLM.int8() and SmoothQuant help."""
+from pathlib import Path
+
 import numpy as np
 
 from .. import plot
+from ..about import about
 from ..experiment import Results
 
 __all__ = ["activations", "int8_outliers", "int8_threshold", "maxima", "smoothquant"]
 
 LOOKS = {"absmax": ("black", "s"), "zero-point": ("orange", "d"), "row-wise": ("sky", "o"), "vector-wise": ("green", "v"),
-         "LLM.int8()": ("purple", "P")}
+         "LLM.int8()": about("llm_int8").look}
 
 
-def int8_outliers(results):
+def int8_outliers(results: Path) -> plot.Drawing:
     r = Results.load(results, "int8_outliers")
     factors = r.record["settings"]["factors"]
     fig, ax = plot.figure()
@@ -27,17 +30,18 @@ def int8_outliers(results):
     at = lambda c, i: f"{100 * r.mean(c, 'error')[i]:.1f} %"
     return plot.Drawing(
         fig,
-        "A few outlier features ruin 8-bit products that share a scale along them; taking their columns out saves the rest.",
-        f"Relative error of the base's logits with weights and inputs in 8 bits, {r.record['settings']['channels']} of 128 "
-        f"features of every layer planted at 1 to {factors[-1]} times their size without changing the float32 function; "
-        f"{len(r.seeds)} seeds.",
+        "A few outlier features ruin 8-bit products in which other features share their scale. Multiplying these columns "
+        "separately, as LLM.int8() does, keeps the error small.",
+        f"Relative error of the base's logits with weights and inputs in 8 bits. {r.record['settings']['channels']} of the 128 "
+        f"features of every layer are planted at 1 to {factors[-1]} times their size, which leaves the float32 function "
+        f"unchanged. {len(r.seeds)} seeds.",
         f"Error over the outliers' size, both logarithmic. Without outliers all lie between {at('absmax', 0)} (absmax) and "
         f"{at('LLM.int8()', 0)} (LLM.int8()). At {factors[-1]} times: absmax {at('absmax', -1)}, zero-point "
         f"{at('zero-point', -1)}, row-wise {at('row-wise', -1)}, vector-wise {at('vector-wise', -1)}, LLM.int8() "
         f"{at('LLM.int8()', -1)}.")
 
 
-def int8_threshold(results):
+def int8_threshold(results: Path) -> plot.Drawing:
     r = Results.load(results, "int8_threshold")
     thresholds = np.array(r.record["settings"]["thresholds"])
     fig, (above, below) = plot.figure(2, 1, height=4.8, sharex=True)
@@ -57,17 +61,16 @@ def int8_threshold(results):
     said = {c: (100 * r.mean(c, "error"), 100 * r.mean(c, "columns")) for c in looks}
     return plot.Drawing(
         fig,
-        f"With outliers the threshold hardly matters over a wide range: at 6, {said['planted'][1][i]:.1f} % of the columns "
-        "carry the error that all would have.",
+        f"With outliers the threshold hardly matters over a wide range: at 6, {said['planted'][1][i]:.1f} % of the columns are "
+        f"kept in float16, and the error falls from {said['planted'][0][-1]:.1f} % to {said['planted'][0][i]:.1f} %.",
         f"LLM.int8() on the base as it is and with {r.record['settings']['channels']} features planted at "
         f"{r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
-        "Above, the error of the logits over the threshold, below, the share of columns kept in float16. " + " ".join(
-            f"{c.capitalize()}: at a threshold of 6 an error of {e[i]:.2f} % with {k[i]:.1f} % of the columns, with none "
-            "taken out "
-            f"{e[-1]:.2f} %." for c, (e, k) in said.items()))
+        "Above: the error of the logits over the threshold. Below: the share of columns kept in float16. " + " ".join(
+            f"{c.capitalize()}: at a threshold of 6 the error is {e[i]:.2f} % with {k[i]:.1f} % of the columns in float16; "
+            f"with no column in float16 it is {e[-1]:.2f} %." for c, (e, k) in said.items()))
 
 
-def activations(results):
+def activations(results: Path) -> plot.Drawing:
     from matplotlib.colors import LogNorm
     r = Results.load(results, "int8_activations")
     fig, axes = plot.figure(2, 1, height=4.4, sharex=True)
@@ -83,16 +86,16 @@ def activations(results):
     fig.colorbar(image, ax=axes, label="|x|", pad=0.01)
     return plot.Drawing(
         fig,
-        "Outliers are whole columns: a few features are large for every token, so the scale of every row is theirs.",
+        "Outliers are whole columns: a few features are large for every token, so they set the scale of every row.",
         f"Inputs of the second block's attention for {len(x)} tokens of test text, |x| on a logarithmic scale; one seed.",
-        f"Heat maps of activations, tokens by features. As it is, the largest is {largest['as it is'][0]:.1f}, the median "
-        f"feature's maximum {largest['as it is'][1]:.1f}, with faint stripes; planted, three bright vertical stripes reach "
-        f"{largest['planted'][0]:.0f}.")
+        f"Heat maps of activations, tokens by features. As it is, there are faint stripes: the largest is "
+        f"{largest['as it is'][0]:.1f} and the median feature's maximum {largest['as it is'][1]:.1f}. Planted, three bright "
+        f"vertical stripes reach {largest['planted'][0]:.0f}.")
 
 
-def smoothquant(results):
-    """The outliers are undone whatever α is, because s_j follows any factor that inputs have and weights lack: the U is that of
-    the base's own channels."""
+def smoothquant(results: Path) -> plot.Drawing:
+    """Planted outliers are undone at every α, because s_j follows any factor that the inputs have and the weights lack. So the
+    U comes from the base's own channels."""
     r = Results.load(results, "smoothquant")
     alphas = np.array(r.record["settings"]["alphas"])
     looks = {"static": ("vermillion", "s", "static"), "tensor": ("orange", "d", "per tensor"),
@@ -111,21 +114,20 @@ def smoothquant(results):
            xlabel="α: how much of the difficulty moves from the inputs into the weights")
     plot.plain_log(ax.yaxis)
     plot.label_ends(ax, ends)
-    told = " ".join(
+    by_look = " ".join(
         f"{text.capitalize()}: {bare[n][0]:.1f} % without smoothing ({bare[n][1]:.1f} % without outliers), {best[n][0]:.1f} % "
-        "at "
-        f"α = 0, least {best[n][1]:.1f} % at {best[n][2]:g}, {best[n][3]:.1f} % at 1." for n, (*_, text) in looks.items())
+        f"at α = 0, least {best[n][1]:.1f} % at {best[n][2]:g}, {best[n][3]:.1f} % at 1." for n, (*_, text) in looks.items())
     return plot.Drawing(
         fig,
-        f"Sharing the difficulty between inputs and weights is best: of the {without:.0f} % error that outliers cause, "
-        f"SmoothQuant leaves {best['token'][1]:.1f} % at α = {best['token'][2]:g}.",
-        f"W8A8, {r.record['settings']['channels']} features planted at {r.record['settings']['factor']} times their size; "
+        f"It is best to share the difficulty between inputs and weights: outliers cause an error of {without:.0f} %, and "
+        f"SmoothQuant with α = {best['token'][2]:g} leaves {best['token'][1]:.1f} %.",
+        f"W8A8; {r.record['settings']['channels']} features planted at {r.record['settings']['factor']} times their size; "
         f"inputs with one scale per token, per tensor, or for all text (static); {len(r.seeds)} seeds. Planted outliers are "
-        "undone at any α: the U is that of the base's own channels.",
-        f"Error of the logits over α, U-shaped. {told}")
+        "undone at every α, so the U comes from the base's own channels.",
+        f"Error of the logits over α, U-shaped. {by_look}")
 
 
-def maxima(results):
+def maxima(results: Path) -> plot.Drawing:
     r = Results.load(results, "smoothquant_maxima")
     fig, axes = plot.figure(2, 2, height=3.8, sharex=True, sharey="row")
     ratio = {}
@@ -140,9 +142,10 @@ def maxima(results):
     axes[1, 0].set_ylabel("max |w|")
     return plot.Drawing(
         fig,
-        f"SmoothQuant divides the inputs' outliers and multiplies the weights: {ratio['before', 'inputs']:.0f} times the "
-        f"median before, {ratio['after', 'inputs']:.0f} after, and weights can take it.",
+        "SmoothQuant divides outlier channels of the inputs and multiplies the same channels of the weights: the largest input "
+        f"is {ratio['before', 'inputs']:.0f} times the median before and {ratio['after', 'inputs']:.0f} times after, and the "
+        "weights have room for it.",
         "Largest |x| and |w| of the 128 channels that the second block's attention reads, before and after SmoothQuant with "
-        f"α = {r.record['settings']['alpha']:g}; three features planted; one seed.",
+        f"α = {r.record['settings']['alpha']:g}; three planted features; one seed.",
         "Bars per channel. Largest over median: " + ", ".join(f"{metric} {condition} {x:.1f}"
                                                                for (condition, metric), x in ratio.items()) + ".")

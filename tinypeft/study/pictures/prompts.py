@@ -1,16 +1,20 @@
-"""Lessons 05 and 06: virtual tokens: what attention makes of them, how far from words they are."""
+"""Lessons 05 and 06: virtual tokens: how much attention they get, and how far they are from words."""
+from pathlib import Path
+
 import numpy as np
 
 from .. import plot
+from ..about import about
 from ..experiment import Results, half_width
+from ..experiments import EXPERIMENTS
 
 __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
 
-def prefix_attention(results):
+def prefix_attention(results: Path) -> plot.Drawing:
     from matplotlib.colors import LogNorm
     r = Results.load(results, "virtual_tokens")
-    P, layer = (r.record["settings"][k] for k in ("prefix", "layer"))
+    P, layer = EXPERIMENTS["virtual_tokens"].conditions["prefix"].length, r.record["settings"]["layer"]
     first = r.record["runs"]["prefix"]["0"]
     A = np.array(first["map"])                           # (T, P + T)
     T = len(A)
@@ -34,17 +38,17 @@ def prefix_attention(results):
     right.set_xticks(layers)
     return plot.Drawing(
         fig,
-        f"A prefix of {P} is read by every token in every layer: after training {after.min():.0f} to {after.max():.0f} % of "
-        "the attention goes to it.",
+        f"Tokens read a prefix of {P} in every layer: after training, {after.min():.0f} to {after.max():.0f} % of the "
+        "attention goes to it.",
         "Left: one window of test text, mean over heads, seed 0, logarithmic colours. Right: share of all attention that "
         f"goes to the prefix, before training (keys and values of real words) and after {r.record['settings']['steps']} "
         f"steps; {len(r.seeds)} seeds.",
-        f"Heat map of the attention of {T} tokens, the {P} columns of the prefix at the left, some bright, some dark, and a "
-        f"line of its share by layer: before {', '.join(f'{x:.0f}' for x in before)} %, after "
+        f"Heat map of the attention of {T} tokens; of the {P} columns of the prefix, at the left, some are bright and some "
+        f"dark. Beside it the prefix's share by layer: before training {', '.join(f'{x:.0f}' for x in before)} %, after "
         f"{', '.join(f'{x:.0f}' for x in after)} %.")
 
 
-def soft_prompts(results):
+def soft_prompts(results: Path) -> plot.Drawing:
     r = Results.load(results, "virtual_tokens")
     one = r.record["runs"]["prompt"]["0"]
     order = np.argsort(one["cosine"])[::-1]
@@ -63,20 +67,20 @@ def soft_prompts(results):
     cosine, moved = r.values("prompt", "cosine"), r.values("prompt", "moved")
     return plot.Drawing(
         fig,
-        f"Trained prompt vectors move {100 * moved.mean():.0f} % of their length and stay nearest to the word they started as "
-        f"in {np.mean(still):.0%} of cases: they are not a readable text.",
-        f"The {len(order)} vectors of one prompt (seed 0) with the tokens nearest to them, stars where that is the word they "
-        f"started as. Over {len(r.seeds)} seeds the mean cosine is {cosine.mean():.2f}.",
-        f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding from "
-        f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}; {int(same.sum())} are still nearest to the word they started "
-        "as.")
+        f"Trained prompt vectors are not a readable text: they move by {100 * moved.mean():.0f} % of their length, yet "
+        f"{np.mean(still):.0%} of them stay nearest to the word from which they started.",
+        f"The {len(order)} vectors of one prompt (seed 0) with the token nearest to each; a star marks a vector whose nearest "
+        f"token is the word from which it started. Over {len(r.seeds)} seeds the mean cosine is {cosine.mean():.2f}.",
+        f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding, from "
+        f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}. {int(same.sum())} vectors are still nearest to the word from "
+        "which they started.")
 
 
-def prompt_sizes(results):
+def prompt_sizes(results: Path) -> plot.Drawing:
     r = Results.load(results, "prompts")
-    sizes = list(dict.fromkeys(c.split()[1] for c in r.conditions))
-    looks = {"full": ("black", "s", "full fine-tuning"), "ptuning_v2": ("green", "d", "P-tuning v2"),
-             "prompt": ("purple", "*", "prompt")}
+    sizes = list(dict.fromkeys(EXPERIMENTS["prompts"].conditions[c].base for c in r.conditions))
+    looks = {"full": (*about("full").look, "full fine-tuning"),
+             **{name: (*about(name).look, about(name).short) for name in ("ptuning_v2", "prompt")}}
     fig, (left, right) = plot.figure(1, 2, height=3.5)
     x = [r.mean(f"full {s}", "parameters") for s in sizes]
     left.plot(x, [r.mean(f"full {s}", "before") for s in sizes], color=plot.COLOURS["grey"], ls="--", lw=1)
@@ -102,8 +106,8 @@ def prompt_sizes(results):
     deep = ", ".join(f"{100 * s:.0f} %" for s in share["ptuning_v2"])
     return plot.Drawing(
         fig,
-        f"A prompt at the input gets {first} of full fine-tuning's gain in the smallest model and {last} in the largest; "
-        f"prompts in every layer get {deep}.",
+        f"A prompt at the input reaches {first} of full fine-tuning's gain in the smallest model and {last} in the largest; "
+        f"prompts in every layer reach {deep}.",
         f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20; "
         f"{len(r.seeds)} seeds.",
         "Test loss and share of the gain over the base's size. " + " ".join(
@@ -112,7 +116,7 @@ def prompt_sizes(results):
             for n, s in zip(x, sizes, strict=True)))
 
 
-def prefix_rates(results):
+def prefix_rates(results: Path) -> plot.Drawing:
     r = Results.load(results, "prefix_rates")
     rates = r.record["settings"]["rates"]
     fig, (left, right) = plot.figure(1, 2, height=3.4)
@@ -129,18 +133,18 @@ def prefix_rates(results):
     (a, at, wild), (b, bt, calm) = best["reparameterized"], best["direct"]
     return plot.Drawing(
         fig,
-        f"The MLP in front of a prefix is a matter of the learning rate: it needs {at:g}, the bare prefix {bt:g}, and at "
-        f"their best they end at {a:.3f} and {b:.3f} nats.",
+        f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
+        f"these rates the losses are {a:.3f} and {b:.3f} nats.",
         f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
         f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {rates[-1]:g}. Direct: best "
         f"{b:.3f} at {bt:g}, {calm:.3f} at {rates[-1]:g}.")
 
 
-def prefix_length(results):
+def prefix_length(results: Path) -> plot.Drawing:
     r = Results.load(results, "prefix_length")
-    lengths = [int(c.split()[1]) for c in r.conditions if c.startswith("prompt")]
+    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].length for c in r.conditions})
     fig, ax = plot.figure(height=3.4)
-    looks, mean = {"prompt": ("purple", "*"), "prefix": ("green", "v")}, {}
+    looks, mean = {kind: about(kind).look for kind in ("prompt", "prefix")}, {}
     for kind, look in looks.items():
         mean[kind] = plot.band(ax, lengths, r, [f"{kind} {P}" for P in lengths], "loss", look, ms=7)
     ax.set(xscale="log", xlabel="virtual tokens P", ylabel="test loss (nats/token)")
@@ -151,7 +155,8 @@ def prefix_length(results):
     gap, half = r.difference(f"prompt {lengths[1]}", f"prefix {lengths[1]}", "loss")
     return plot.Drawing(
         fig,
-        f"Virtual tokens do more in every layer than at the input alone: {gap:.3f} ± {half:.3f} nats at {lengths[1]} of them.",
+        f"Virtual tokens in every layer help more than at the input alone: with {lengths[1]} of them by {gap:.3f} ± {half:.3f} "
+        "nats.",
         f"Test loss on *domain* after {r.record['settings']['steps']} steps, each method at its own learning rate; "
         f"{len(r.seeds)} seeds.",
         "Two lines over the number of virtual tokens. " + " ".join(

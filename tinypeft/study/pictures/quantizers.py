@@ -1,4 +1,6 @@
-"""Lesson 10 and 13: what rounding to a few levels does to numbers, computed by the package's own quantizers."""
+"""Lessons 10 and 13: rounding numbers to a few levels, computed by the package's own quantizers."""
+from pathlib import Path
+
 import numpy as np
 
 from ...quant import NF4, FloatFormat, Uniform
@@ -7,7 +9,7 @@ from .. import plot
 __all__ = ["clipping", "levels", "staircase"]
 
 
-def staircase(results):
+def staircase(results: Path) -> plot.Drawing:
     low, high, bits = -0.6, 1.4, 3
     x = np.linspace(-0.8, 1.6, 2401, dtype=np.float32)
     fig, axes = plot.figure(2, 2, height=4.4, sharex=True, sharey="row", height_ratios=(2, 1))
@@ -33,15 +35,15 @@ def staircase(results):
     axes[1, 0].text(0.52, steps[0] / 2 + 0.03, "s/2", transform=axes[1, 0].get_yaxis_transform(), va="bottom")
     return plot.Drawing(
         fig,
-        "Inside the range no error exceeds half a step; a zero point spends all levels on a lopsided range.",
-        f"Rounding to {bits} bits of numbers between {low:g} and {high:g} (shaded; outside it they are clipped). A symmetric "
-        "grid must reach as far to the left as to the right.",
+        "Inside the range no error exceeds half a step. With a zero point all levels serve a lopsided range.",
+        f"Numbers between {low:g} and {high:g} (shaded) rounded to {bits} bits; numbers outside are clipped. A symmetric grid "
+        "must reach as far to the left as to the right.",
         f"Staircases and their sawtooth errors. Symmetric: step {steps[0]:.3f}, {worst[0][0]} of {2**bits} levels used, "
         f"largest error {worst[0][1]:.3f}. Asymmetric: step {steps[1]:.3f}, {worst[1][0]} levels, largest error "
         f"{worst[1][1]:.3f}.")
 
 
-def clipping(results):
+def clipping(results: Path) -> plot.Drawing:
     x = bell_curve()[None]
     limits = np.linspace(0.6, 4.5, 79)
     fig, (left, right) = plot.figure(1, 2, height=3.4)
@@ -67,28 +69,28 @@ def clipping(results):
     left.set_title("total, and where it is least", fontsize=9)
     return plot.Drawing(
         fig,
-        "The fewer the bits, the more it pays to cut the tails off.",
-        "Normal numbers of variance 1 rounded to a symmetric grid that ends at ±c. A wide grid has large steps, a narrow one "
-        f"cuts off; computed from {x.size:,} numbers.",
+        "The fewer the bits, the more it pays to clip the tails.",
+        "Normal numbers of variance 1 rounded to a symmetric grid that ends at ±c. A wide grid has large steps and a narrow "
+        f"grid clips more; computed from {x.size:,} numbers.",
         "Mean squared error over the clipping limit, U-shaped for every number of bits: least at " + ", ".join(
             f"c = {c:.2f} ({bits} bits, error {e:.4f})" for bits, (c, e) in best.items()) + ".")
 
 
-def bell_curve(n=2**18):
+def bell_curve(n: int = 2**18) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(n).astype(np.float32)
 
 
-def parts(x, grid, limit):
-    """Mean squared error inside ±limit, which is rounding, and outside, which is clipping."""
+def parts(x: np.ndarray, grid, limit: float) -> tuple[float, float]:
+    """Mean squared error of the numbers inside ±limit (rounding) and of those outside (clipping)."""
     error, inside = (grid.round(x) - x) ** 2, np.abs(x) <= limit
     return (error * inside).sum() / x.size, (error * ~inside).sum() / x.size
 
 
-def levels(results):
+def levels(results: Path) -> plot.Drawing:
     block, x = 64, bell_curve()
     kinds = {"NF4": (NF4(block), "nf4"), "FP4 E2M1": (FloatFormat("E2M1", "block", block), "float"),
              "int4": (Uniform(4, True, "group", block), "uniform")}
-    unit = x / np.abs(x.reshape(-1, block)).max(1).repeat(block)             # what the formats see: [−1, 1]
+    unit = x / np.abs(x.reshape(-1, block)).max(1).repeat(block)             # the formats round these: [−1, 1]
     fig, axes = plot.figure(3, 2, height=4.8, sharex="col", sharey="col", width_ratios=(3, 1))
     edges, fine, said = np.linspace(-1, 1, 101), np.linspace(-0.2, 0.2, 61), []
     for (ax, errors), (name, (scheme, mark)) in zip(axes, kinds.items(), strict=True):
@@ -96,7 +98,7 @@ def levels(results):
         values, counts = np.unique(np.round(rounded, 4), return_counts=True)
         density, _ = np.histogram(unit, edges)
         share = counts / x.size
-        colour = plot.COLOURS[plot.MARKS[mark][0]]
+        colour = plot.mark(mark)["color"]
         ax.fill_between((edges[1:] + edges[:-1]) / 2, 100 * density / x.size * 4, color="#E4E4E4", lw=0)
         ax.vlines(values, 0, 100 * share, color=colour, lw=2)
         ax.plot(values, 100 * share, ls="none", **plot.mark(mark), ms=4)
@@ -112,7 +114,7 @@ def levels(results):
     axes[0, 1].set_title("errors", fontsize=9)
     return plot.Drawing(
         fig,
-        "NF4's levels lie closest where normal weights are densest: they are used more evenly than integers.",
-        f"{x.size:,} normal numbers in blocks of {block}, each divided by its block's largest (grey: their density): how often "
-        "each level is taken, and the error that is left.",
+        "NF4's levels lie closest together where normal weights are densest, so they are used more evenly than integers.",
+        f"{x.size:,} normal numbers in blocks of {block}, each divided by the largest of its block (grey: their density). "
+        "Left: how often each level is used. Right: the error.",
         "Levels of three formats on a bell curve: " + "; ".join(said) + ".")

@@ -1,7 +1,10 @@
-"""Where the methods sit in a transformer block, and what flows where in QLoRA: drawings, with no measurement behind them
-but for the bits, which the package counts."""
+"""Drawings: where each method sits in a transformer block, and the data flow of QLoRA. Nothing is measured here; the
+package counts the bits."""
+from pathlib import Path
+
 import numpy as np
 
+from ...peft import METHODS
 from ...quant import NF4
 from .. import plot
 
@@ -13,13 +16,13 @@ LAYERS = {"Q": (3, 3.7, 1.8, 1.3), "K": (5.1, 3.7, 1.8, 1.3), "V": (7.2, 3.7, 1.
 
 
 def canvas(ax, width, height):
-    """Units of the page on a bare axes."""
+    """Axes without frame and ticks, `width` × `height` units large."""
     ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     ax.axis("off")
 
 
 def box(ax, x, y, w, h, text="", fill=FROZEN, **look):
-    """A rectangle and its text; behind the text there is no hatching."""
+    """A rectangle with text in it; hatching leaves the text free."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
     dark = np.dot(to_rgb(fill), (0.299, 0.587, 0.114)) < 0.6
@@ -38,7 +41,7 @@ def arrow(ax, *points, color=EDGE, lw=0.9, head=True, ls="-"):
 
 
 def bottleneck(ax, x, y, w, h, colour, upright=False):
-    """Wide, narrow, wide: an adapter, lying along the flow."""
+    """An adapter: wide, narrow, wide along the direction of the flow."""
     from matplotlib.patches import Polygon
     corners = [(0, 0), (0.5, 0.32), (1, 0), (1, 1), (0.5, 0.68), (0, 1)]
     points = [(x + w * (b if upright else a), y + h * (a if upright else b)) for a, b in corners]
@@ -46,7 +49,8 @@ def bottleneck(ax, x, y, w, h, colour, upright=False):
 
 
 def block(ax, title, fill=None, tokens=0, template=False, **look):
-    """A frozen block; fill: name of a layer → its colour; tokens: virtual ones before the input; look: of the layers."""
+    """A frozen block. fill: name of a layer → its colour. tokens: number of virtual tokens before the input. template: put
+    virtual tokens between the parts of the input. look: keywords for the layers' rectangles."""
     fill = fill or {}
     canvas(ax, 11, 15.4)
     ax.set_title(title, fontsize=9, pad=2)
@@ -67,7 +71,7 @@ def block(ax, title, fill=None, tokens=0, template=False, **look):
 
 
 def low_rank(ax, colour, ranks):
-    """A and B under and over a layer: thicker for a higher rank."""
+    """A below and B above each layer, thicker for a higher rank. ranks: name of a layer → rank."""
     for name, rank in ranks.items():
         x, y, w, h = LAYERS[name]
         thick = 0.12 + 0.04 * rank
@@ -77,7 +81,7 @@ def low_rank(ax, colour, ranks):
 
 
 def prefixes(ax, colour, mlp):
-    """Keys and values that attention reads besides its own; an MLP that makes them, and is thrown away."""
+    """Additional keys and values for attention; mlp: with the MLP that makes them during training."""
     for y in (5.4, 6.15): box(ax, 9.75, y, 1.1, 0.65, "", colour, edgecolor="black")
     arrow(ax, (9.7, 6.1), (9.05, 6.1))
     if mlp:
@@ -85,9 +89,9 @@ def prefixes(ax, colour, mlp):
         arrow(ax, (10.3, 4.75), (10.3, 5.35))
 
 
-def methods_in_a_block(results):
+def methods_in_a_block(results: Path) -> plot.Drawing:
     fig, axes = plot.figure(3, 4, height=7.4)
-    c = {name: plot.mark(name)["color"] for name in plot.MARKS}
+    c = {name: plot.mark(name)["color"] for name in (*METHODS, "peqa")}
     (full, adapter, parallel, lora), (adalora, dylora, qlora, peqa), (prefix, v2, prompt, ptuning) = axes
     block(full, "full fine-tuning", dict.fromkeys([*LAYERS, "norm", "token"], "#000000"))
     block(adapter, "adapters", {"norm": c["adapter"]})
@@ -117,11 +121,12 @@ def methods_in_a_block(results):
     for x, y, _, h in LAYERS.values(): box(peqa, x, y, 0.35, h, "", c["peqa"], zorder=3)
     return plot.Drawing(
         fig,
-        "What a method trains is small: on the weights, between layers, in attention's memory, or before the text.",
+        "A method trains a small part: beside the weights, between layers, among attention's keys and values, or before the "
+        "text.",
         "One block, read upwards: tokens, layer norm, queries, keys and values (Q K V), attention and its output (O), the "
-        "MLP (up, down), the residual stream at the left. In colour what is trained, in grey what is frozen; hatched grey: "
-        "stored in few bits. DyLoRA's ranks can be cut to any size, AdaLoRA's are as thick as it finds them worth, PEQA "
-        "trains scales, and prefix tuning's MLP (hatched) is thrown away after training.",
+        "MLP (up, down); the residual stream is at the left. Trained parts are in colour, frozen parts are grey, and weights "
+        "stored in few bits are hatched grey. DyLoRA's ranks can be cut to any size, AdaLoRA gives each matrix its own rank, "
+        "PEQA trains scales, and the MLP of prefix tuning (hatched) is dropped after training.",
         "Twelve small drawings of one transformer block with the trained part in colour. Full fine-tuning: everything. "
         "Adapters: bottlenecks behind attention and MLP, and the layer norms. Parallel adapters: a bottleneck beside the "
         "MLP. LoRA: pairs of thin matrices on Q and V; AdaLoRA: on all, of unequal rank; DyLoRA: nested ranks; QLoRA: on "
@@ -129,7 +134,7 @@ def methods_in_a_block(results):
         "in attention, the first made by an MLP. Prompt tuning: vectors before the input; P-tuning: between its parts.")
 
 
-def qlora_flow(results):
+def qlora_flow(results: Path) -> plot.Drawing:
     W = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
     plain, double = (NF4(double_quant=d).quantize(W).bits_per_weight for d in (False, True))
     fig, ax = plot.figure(height=3.6)
@@ -161,9 +166,9 @@ def qlora_flow(results):
     ax.text(10.3, 9.9, "… and through Ŵ to x, but not to the codes", color=plot.ink(red), ha="center", va="center")
     return plot.Drawing(
         fig,
-        "Stored in 4 bits, multiplied in 16: the frozen weights are decoded for each product, and only A and B learn.",
+        "The frozen weights are stored in 4 bits and decoded to 16 bits for each product; only A and B learn.",
         f"With double quantization a weight takes {double:.3f} bits, scales included ({plain:.3f} without), counted by the "
         f"package for a {W.shape[0]} × {W.shape[1]} matrix. Grey: forward; dashed: backward.",
         f"Flow chart. NF4 codes and their scales ({double:.3f} bits per weight together) are dequantized to a 16-bit matrix "
-        "that multiplies x; beside it x passes A and B, which are trained; both are added to y. Gradients flow from the loss "
-        "to A and B and through the dequantized matrix to x, never to the codes.")
+        "that multiplies x; beside it x passes through A and B, which are trained; the sum of both is y. Gradients flow from "
+        "the loss to A and B and through the dequantized matrix to x, never to the codes.")

@@ -1,19 +1,24 @@
-"""Lessons 10, 12 and 13: rounding weights: what shares a scale, sixteen levels, GPTQ and AWQ."""
+"""Lessons 10, 12 and 13: rounding weights: how many weights share a scale, 4-bit formats, GPTQ and AWQ."""
+from pathlib import Path
+
 import numpy as np
 
 from .. import plot
+from ..about import about
 from ..experiment import Results
+from ..experiments import EXPERIMENTS
 
 __all__ = ["awq", "awq_search", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
 
 
-def granularity(results):
+def granularity(results: Path) -> plot.Drawing:
     r = Results.load(results, "granularity")
     fig, (left, right) = plot.figure(1, 2, height=3.8)
     looks = {8: ("blue", "o"), 4: ("vermillion", "s"), 3: ("orange", "^")}
-    looks = {b: look for b, look in looks.items() if any(c.startswith(f"{b} bits") for c in r.conditions)}
+    bits_of = {c: EXPERIMENTS["granularity"].conditions[c].bits for c in r.conditions}
+    looks = {b: look for b, look in looks.items() if b in bits_of.values()}
     for bits, look in looks.items():
-        conditions = [c for c in r.conditions if c.startswith(f"{bits} bits")]
+        conditions = [c for c in r.conditions if bits_of[c] == bits]
         x = np.array([r.mean(c, "bits") for c in conditions])
         for ax, metric in ((left, "weight_error"), (right, "excess")):
             y = plot.band(ax, x, r, conditions, metric, look, 100 if ax is left else 1)
@@ -29,19 +34,19 @@ def granularity(results):
     error = lambda c: f"{100 * r.mean(c, 'weight_error'):.1f} % at {r.mean(c, 'bits'):.2f} bits"
     return plot.Drawing(
         fig,
-        "Sharing a scale among fewer weights buys accuracy with bits: the first groups are cheap, the last are not.",
-        "Round to nearest with zero points and 16-bit scales for the whole tensor, a channel, and groups of 128, 64, 32, 16 "
-        f"and 8 weights, from left to right on each line; {len(r.seeds)} seeds draw the test windows.",
+        "A scale for fewer weights costs bits and gives accuracy: large groups are cheap, small groups are not.",
+        "Round to nearest with zero points and 16-bit scales. On each line, from left to right, one scale serves the whole "
+        f"tensor, a channel, and groups of 128, 64, 32, 16 and 8 weights. {len(r.seeds)} seeds draw the test windows.",
         f"Error of the weights, and loss added, over bits per weight for {', '.join(map(str, looks))} bits. 4 bits: tensor "
         f"{error('4 bits, tensor')}, channel {error('4 bits, channel')}, groups of 32 {error('4 bits, group 32')}, of 8 "
         f"{error('4 bits, group 8')}.")
 
 
-FORMATS = {"NF4": ("blue", "D"), "FP4 E2M1": ("orange", "s"), "int4 asymmetric": ("sky", "v"), "int4 symmetric": ("sky", "o"),
-           "FP4 bitsandbytes": ("orange", "d"), "FP4 E3M0": ("orange", "^")}
+FORMATS = {"NF4": about("nf4").look, "FP4 E2M1": about("float").look, "int4 asymmetric": ("sky", "v"),
+           "int4 symmetric": about("uniform").look, "FP4 bitsandbytes": ("orange", "d"), "FP4 E3M0": ("orange", "^")}
 
 
-def formats(results):
+def formats(results: Path) -> plot.Drawing:
     r = Results.load(results, "formats")
     s = r.record["settings"]
     fig, axes = plot.figure(1, 3, height=3.8, sharey=True)
@@ -61,15 +66,15 @@ def formats(results):
     return plot.Drawing(
         fig,
         f"On normal numbers NF4 ({at('NF4')}) beats E2M1 ({at('FP4 E2M1')}) and symmetric int4 ({at('int4 symmetric')}), as "
-        f"QLoRA says; int4 with a zero point ({at('int4 asymmetric')}) it does not.",
-        f"Relative RMS error of 4-bit formats; {s['numbers']:,} numbers a seed, {len(r.seeds)} seeds; scales in 32 bits, and "
-        "the zero points of asymmetric int4 take 4 bits a block more.",
+        f"QLoRA says. NF4 does not beat int4 with a zero point ({at('int4 asymmetric')}).",
+        f"Relative RMS error of 4-bit formats; {s['numbers']:,} numbers for each of {len(r.seeds)} seeds. Scales have 32 bits, "
+        "and the zero points of asymmetric int4 take 4 more bits per block.",
         f"RMS error over block size and tails. Normal numbers, block {s['block']}: " + ", ".join(
             f"{name} {at(name)}" for name in FORMATS) + f". The base's weights, block {s['block']}: " + ", ".join(
             f"{name} {100 * r.mean(name, 'weights')[i]:.2f} %" for name in FORMATS) + ".")
 
 
-def double_quantization(results):
+def double_quantization(results: Path) -> plot.Drawing:
     r = Results.load(results, "double_quantization")
     sigmas, bits = r.record["settings"]["sigmas"], {c: r.mean(c, "bits") for c in ("one", "double")}
     fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.3, 1))
@@ -92,45 +97,46 @@ def double_quantization(results):
     excess, rmse = ([r.mean(c, metric) for c in bits] for metric in ("excess", "rmse"))
     return plot.Drawing(
         fig,
-        f"Rounding the scales themselves saves {bits['one'] - bits['double']:.3f} bits per weight; it supposes that blocks "
-        "are alike.",
-        f"NF4 in blocks of 64. On the base, loss added is {excess[0]:.4f} nats/token with 32-bit scales and {excess[1]:.4f} "
-        f"with 8-bit ones. Right: rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds.",
+        f"Rounding the scales saves {bits['one'] - bits['double']:.3f} bits per weight; it works if blocks resemble each "
+        "other.",
+        f"NF4 in blocks of 64. On the base, the loss added is {excess[0]:.4f} nats/token with 32-bit scales and "
+        f"{excess[1]:.4f} with 8-bit scales. Right: rows of a normal matrix multiplied by e^(σz); {len(r.seeds)} seeds.",
         f"Left, bars: {bits['one']:.3f} and {bits['double']:.3f} bits per weight. Right, the error of the 8-bit scales over "
         f"σ: mean {mean[0]:.2f} % and worst {worst[0]:.2f} % where rows are alike, {mean[-2]:.0f} % and {worst[-2]:.0f} % at "
         f"σ = {sigmas[-2]:g}. The matrix's RMS error goes from {100 * rmse[0][0]:.2f} % to {100 * rmse[1][0]:.2f} % at σ = 0 "
         f"and from {100 * rmse[0][-1]:.2f} % to {100 * rmse[1][-1]:.2f} % at {sigmas[-1]:g}.")
 
 
-GPTQ = {"round to nearest, channel": ("sky", "o"), "GPTQ, channel": ("vermillion", "^"),
-        "round to nearest, groups of 32": ("sky", "s", "--"), "GPTQ, groups of 32": ("vermillion", "v", "--")}
+NEAREST, COLUMN_BY_COLUMN = about("uniform").look, about("gptq").look
+GPTQ = {("round to nearest", "channel"): NEAREST, ("GPTQ", "channel"): COLUMN_BY_COLUMN,
+        ("round to nearest", "group 32"): ("sky", "s", "--"), ("GPTQ", "group 32"): ("vermillion", "v", "--")}
 
 
-def gptq(results):
+def gptq(results: Path) -> plot.Drawing:
     r = Results.load(results, "gptq")
     fig, axes = plot.figure(1, 3, height=3.7)
     panels = (("weight_error", "error of the weights (%)", 100), ("output_error", "error of the outputs (%)", 100),
               ("excess", "loss added (nats/token)", 1))
     bits = 4, 3, 2
-    name = lambda variant, b, grid="channel": f"{variant}, {b} bits, {grid.replace('groups of', 'group')}"
+    name = lambda variant, b, grid="channel": f"{variant}, {b} bits, {grid}"
     for ax, (metric, label, scale) in zip(axes, panels, strict=True):
-        for line, look in GPTQ.items():
-            variant, grid = line.split(", ")
+        for (variant, grid), look in GPTQ.items():
             plot.band(ax, bits, r, [name(variant, b, grid) for b in bits], metric, look, scale)
         ax.set(yscale="log", ylabel=label, xlabel="bits", xlim=(4.2, 1.8))
         ax.set_xticks(bits)
         plot.plain_log(ax.yaxis)
-    plot.key(fig, GPTQ, 2)
+    plot.key(fig, {f"{variant}, {grid.replace('group', 'groups of')}": look for (variant, grid), look in GPTQ.items()}, 2)
     at = lambda v, b, m: f"{100 * r.mean(name(v, b), m):.0f} %"
     both = lambda b, m: f"{at('round to nearest', b, m)} to {at('GPTQ', b, m)}"
     added = lambda v: f"{r.mean(name(v, 3, 'group 32'), 'excess'):.3f}"
     return plot.Drawing(
         fig,
-        "GPTQ puts the weights further off and the outputs nearer: at 3 bits the weights' error goes from "
-        f"{both(3, 'weight_error')}, the outputs' from {both(3, 'output_error')}.",
-        "A scale and zero point per output channel or per group of 32, the same grids for both; errors are means over the "
-        f"base's layers, on test text; {len(r.seeds)} seeds draw calibration and test windows. At 3 bits in groups, loss "
-        f"added: round to nearest {added('round to nearest')}, GPTQ {added('GPTQ')}, in act-order {added('GPTQ, act-order')}.",
+        "GPTQ makes the error of the weights larger and the error of the outputs smaller: at 3 bits the former goes from "
+        f"{both(3, 'weight_error')}, the latter from {both(3, 'output_error')}.",
+        "A scale and zero point per output channel or per group of 32, with the same grids for both. Errors are means over the "
+        f"base's layers, on test text. {len(r.seeds)} seeds draw calibration and test windows. At 3 bits in groups the loss "
+        f"added is {added('round to nearest')} for round to nearest, {added('GPTQ')} for GPTQ and {added('GPTQ, act-order')} "
+        "for GPTQ in act-order.",
         "Three panels over 4, 3 and 2 bits; round to nearest to GPTQ, per channel. Weights: " + ", ".join(
             both(b, "weight_error") for b in bits) + ". Outputs: " + ", ".join(
             both(b, "output_error") for b in bits) + ". Loss added: " + ", ".join(
@@ -138,7 +144,7 @@ def gptq(results):
             for b in bits) + " nats per token.")
 
 
-def gptq_columns(results):
+def gptq_columns(results: Path) -> plot.Drawing:
     r = Results.load(results, "gptq_columns")
     moments = r.record["settings"]["moments"]
     fig = plot.figure(height=5.2)[0]
@@ -156,7 +162,7 @@ def gptq_columns(results):
             if column == 0: ax.set_ylabel(condition)
     fig.colorbar(image, ax=fig.axes, label="|Ŵ − W|", pad=0.01)
     ax = fig.add_subplot(grid[2, :])
-    for condition, (colour, marker) in {"round to nearest": ("sky", "o"), "GPTQ": ("vermillion", "^")}.items():
+    for condition, (colour, marker) in {"round to nearest": NEAREST, "GPTQ": COLUMN_BY_COLUMN}.items():
         y = 100 * r.values(condition, "output_error")[0]
         ax.plot(np.arange(len(y)), y, color=plot.COLOURS[colour], marker=marker, markevery=16, ms=5)
         above = condition != "GPTQ"
@@ -166,43 +172,44 @@ def gptq_columns(results):
     said = {c: (100 * r.values(c, "weight_error")[0], 100 * r.values(c, "output_error")[0][-1]) for c in frames}
     return plot.Drawing(
         fig,
-        "Columns still to come move to make up for those that are rounded: errors spread over the weights and cancel in the "
-        "output.",
+        "GPTQ moves the columns that are not rounded yet, to compensate for the rounded ones: errors spread over the weights "
+        "and cancel in the output.",
         f"One layer (blocks.2.mlp.up, the first {r.record['settings']['rows']} rows) rounded to "
         f"{r.record['settings']['bits']} bits column after column; one seed.",
         f"Heat maps of |Ŵ − W| after {', '.join(map(str, moments))} columns, and the error of the output. Round to nearest "
-        "leaves columns to come untouched, GPTQ moves them all. At the end: " + "; ".join(
+        "leaves later columns untouched, GPTQ moves them all. At the end: " + "; ".join(
             f"{c}: weights {w:.1f} %, output {o:.1f} %" for c, (w, o) in said.items()) + ".")
 
 
-AWQ = {"round to nearest": ("sky", "o"), "1 % at random": ("grey", "s"), "1 % by weight": ("orange", "d"),
-       "1 % by activation": ("vermillion", "^"), "AWQ without clipping": ("green", "<"), "AWQ": ("green", "v")}
+AWQ = {"round to nearest": NEAREST, "1 % at random": ("grey", "s"), "1 % by weight": ("orange", "d"),
+       "1 % by activation": ("vermillion", "^"), "AWQ without clipping": ("green", "<"), "AWQ": about("awq").look}
 
 
-def awq(results):
+def awq(results: Path) -> plot.Drawing:
     r = Results.load(results, "awq")
     fig, axes = plot.figure(1, 2, height=2.8, sharey=True)
     for ax, where in zip(axes, ("as it is", "planted"), strict=True):
         for y, (name, (colour, marker)) in enumerate(AWQ.items()):
             ax.errorbar(r.mean(f"{name}, {where}", "excess"), y, xerr=r.interval(f"{name}, {where}", "excess"), capsize=2,
                         color=plot.COLOURS[colour], marker=marker, ms=6)
-        ax.set_title(f"{where}", fontsize=9)
+        ax.set_title(where, fontsize=9)
         ax.set(xlabel="loss added (nats/token)", xlim=(0, None))
     axes[0].set_yticks(range(len(AWQ)), AWQ)
     axes[0].invert_yaxis()
     at = lambda name, where="as it is": f"{r.mean(f'{name}, {where}', 'excess'):.3f}"
     return plot.Drawing(
         fig,
-        f"Which weights matter is told by the inputs they meet: keeping 1 % of the channels by activation leaves "
-        f"{at('1 % by activation', 'planted')} of {at('round to nearest', 'planted')} nats with outliers, by weight "
-        f"{at('1 % by weight', 'planted')}; AWQ keeps none and leaves {at('AWQ', 'planted')}.",
+        "The inputs show which weights matter. With outliers round to nearest costs "
+        f"{at('round to nearest', 'planted')} nats; keeping 1 % of the channels leaves {at('1 % by activation', 'planted')} if "
+        f"they are chosen by activation and {at('1 % by weight', 'planted')} if by weight; AWQ keeps none and leaves "
+        f"{at('AWQ', 'planted')}.",
         f"3 bits in groups of 32, asymmetric; the base as it is, and with {r.record['settings']['channels']} features planted "
         f"at {r.record['settings']['factor']} times their size; {len(r.seeds)} seeds.",
         "Loss added, in nats per token. " + " ".join(f"{where.capitalize()}: " + ", ".join(
             f"{name} {at(name, where)}" for name in AWQ) + "." for where in ("as it is", "planted")))
 
 
-def awq_search(results):
+def awq_search(results: Path) -> plot.Drawing:
     r = Results.load(results, "awq_search")
     fig, ax = plot.figure()
     ends = []
@@ -218,7 +225,7 @@ def awq_search(results):
     best = ", ".join(f"{name} {r.mean(name, 'best'):.2f}" for name in looks)
     return plot.Drawing(
         fig,
-        "AWQ's search finds how far to go: some scaling helps nearly every layer, all of it hurts.",
-        "Squared error of a layer's outputs at 3 bits in groups of 32, over the 20 values of α that AWQ tries, relative to "
-        f"none; mean over the five layers of a name; {len(r.seeds)} seeds.",
-        f"Relative error over α for four kinds of layers. The best α of each layer leaves, on average: {best}.")
+        "Some scaling helps nearly every layer and full scaling hurts; AWQ's search finds the amount in between.",
+        "Squared error of a layer's outputs at 3 bits in groups of 32, over the 20 values of α that AWQ tries, relative to no "
+        f"scaling; mean over the five layers of a name; {len(r.seeds)} seeds.",
+        f"Relative error over α for four kinds of layers. With the best α of each layer it is on average: {best}.")

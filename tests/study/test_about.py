@@ -1,0 +1,81 @@
+"""The table of methods and schemes: nothing is missing, no two look alike, and what it says leads somewhere."""
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+import tinypeft as tp
+from tests.legible import DISTINCT, grey
+from tinypeft.study import about, compare, pages, plot
+from tinypeft.study.about import ABOUT, ARMS, arxiv, class_link, code, lesson_map, name_of
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "figures" / "results"
+EVERYTHING = {**tp.METHODS, **tp.SCHEMES}
+
+
+def test_every_method_and_scheme_is_in_the_table_and_nothing_else():
+    assert list(ABOUT) == [*tp.METHODS, *(n for n in ABOUT if n in tp.SCHEMES)] and ABOUT.keys() == EVERYTHING.keys()
+    assert not ARMS.keys() & ABOUT.keys()
+
+
+@pytest.mark.parametrize("name", [*ABOUT, *ARMS])
+def test_an_entry_is_well_formed(name):
+    known = about.about(name)
+    assert known.title and known.short and known.equation and "\n" not in known.equation and len(known.equation) <= 90
+    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", paper) for paper in known.papers)
+    assert len(list((ROOT / "lessons" / "src").glob(f"{known.lesson}_*.py"))) == 1
+    colour, marker, *style = known.look
+    assert colour in plot.COLOURS and len(style) <= 1
+    assert plot.mark(name) == {"color": plot.COLOURS[colour], "marker": marker}
+
+
+@pytest.mark.parametrize("group", [[*tp.METHODS, "lora_all", "frozen"], list(tp.SCHEMES)], ids=["methods", "schemes"])
+def test_no_two_look_alike_in_a_grey_print(group):
+    for a, b in combinations(group, 2):
+        (colour, marker, *_), (other, its, *_) = ABOUT.get(a, ARMS.get(a)).look, ABOUT.get(b, ARMS.get(b)).look
+        assert marker != its or abs(grey(plot.COLOURS[colour]) - grey(plot.COLOURS[other])) > DISTINCT, (a, b)
+
+
+def test_labels_of_pictures_are_distinct():
+    shorts = [known.short for known in (ABOUT | ARMS).values()]
+    assert len(set(shorts)) == len(shorts)
+
+
+def test_a_value_knows_its_name():
+    assert {name_of(cls()) for cls in EVERYTHING.values()} == set(EVERYTHING)
+    with pytest.raises(KeyError, match="LinearProbe is neither in METHODS nor in SCHEMES"): name_of(tp.LinearProbe())
+
+
+def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
+    class DoRA(tp.LoRA): pass
+    monkeypatch.setitem(tp.METHODS, "dora", DoRA)
+    for ask in (lambda: about.about("dora"), lambda: plot.mark("dora"), lesson_map, lambda: pages.all_methods(RESULTS),
+                lambda: compare.compare(tp.load_pretrained(), compare.QUICK, progress=False)):
+        with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): ask()
+    monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
+    with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): pages.all_methods(RESULTS)
+    monkeypatch.delitem(tp.METHODS, "dora")
+    with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): pages.all_schemes(RESULTS)
+
+
+def test_cells_of_tables_link_files_and_papers_and_keep_bars():
+    for cls in EVERYTHING.values():
+        name, file = re.fullmatch(r"\[`(\w+)`\]\(\.\./(.*)\)", class_link(cls, "../")).groups()
+        assert f"class {name}(" in (ROOT / file).read_text("utf-8")
+    assert arxiv(("2106.09685", "2312.03732")) == ("[2106.09685](https://arxiv.org/abs/2106.09685), "
+                                                   "[2312.03732](https://arxiv.org/abs/2312.03732)")
+    assert code("s = max|x|") == r"`s = max\|x\|`"
+
+
+def test_the_map_of_lessons_is_in_their_order_and_links_them():
+    rows = lesson_map("lessons/").splitlines()[2:]
+    lessons = [re.match(r"\| \[(\d\d)\]\((.*?)\)", row).groups() for row in rows]
+    assert len(rows) == len(EVERYTHING) + 2 and [n for n, _ in lessons] == sorted(n for n, _ in lessons)
+    assert all((ROOT / path).exists() for _, path in lessons)
+
+
+def test_every_scheme_is_compared():
+    assert {name_of(scheme) for scheme in compare.COMPARED_SCHEMES.values()} == set(tp.SCHEMES)
+    for label, scheme in compare.COMPARED_SCHEMES.items(): assert label.endswith("*") == scheme.trains, label

@@ -1,0 +1,178 @@
+"""The static walk: what a measurement reaches, and what a change of the source text makes stale."""
+from pathlib import Path
+
+import pytest
+
+import tinypeft as tp
+from tinypeft.study import dependencies
+from tinypeft.study.dependencies import Sources, definitions, starts
+from tinypeft.study.experiments import EXPERIMENTS
+
+PACKAGE = Path(tp.__file__).parent
+
+
+def stale(name, changed):
+    """The conditions of an experiment that other texts of some modules make stale."""
+    e, sources = EXPERIMENTS[name], Sources(changed)
+    return {label for label, value in e.conditions.items()
+            if definitions(e.measure, value) != definitions(e.measure, value, sources)}
+
+
+def edited(module, old, new):
+    """{module: its text with one thing replaced}."""
+    text = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
+    assert text.count(old) == 1
+    return {module: text.replace(old, new)}
+
+
+OLD, NEW = "return self.base(x) + F.linear(Ax, self.B)", "return self.base(x) - F.linear(Ax, self.B)"
+FORWARD = edited("tinypeft.peft.lora", OLD, NEW)
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("methods", {"lora", "lora_all", "dylora"}), ("rank", "all"), ("adapters", set()), ("qlora", "all"),
+    ("dylora", "all"), ("adalora", {"all six r=2", "all six r=8"}), ("prompts", set()), ("prefix_length", set()),
+    ("gptq", set()), ("qat", set())])
+def test_a_changed_lora_makes_stale_what_trains_a_lora(name, expected):
+    assert stale(name, FORWARD) == (set(EXPERIMENTS[name].conditions) if expected == "all" else expected)
+
+
+def test_a_changed_adapter_makes_stale_what_trains_one():
+    changed = edited("tinypeft.peft.adapter", "class Adapter(Module):", "class Adapter(Module):\n    more = 1\n")
+    assert stale("methods", changed) == {"adapter"}
+    assert stale("adapters", changed) == {"sequential 16", "sequential 64"}
+    assert stale("rank", changed) == set()
+
+
+def test_a_changed_scheme_makes_stale_what_rounds_by_it():
+    changed = edited("tinypeft.quant.nf4", "    double_quant: bool = False", "    double_quant: bool = True")
+    text = changed["tinypeft.quant.nf4"]
+    assert text.count("double_quant") > 1
+    assert {"NF4", "NF4 double"} <= stale("schemes", changed)
+    assert "GPTQ 4 bit" not in stale("schemes", changed)
+    assert stale("loftq", changed) == {"QLoRA, NF4", "LoftQ, NF4"}
+    assert stale("rank", changed) == set()
+
+
+TRAIN = [name for name, e in EXPERIMENTS.items()
+         if any(d.startswith("train.py train") for v in e.conditions.values() for d in definitions(e.measure, v))]
+
+
+def test_a_changed_loop_makes_everything_stale_that_trains():
+    assert {"rates", "methods", "rank", "placement", "adalora", "dylora", "adapters", "prompts", "qlora", "loftq", "qat",
+            "subspace", "virtual_tokens", "schemes"} <= set(TRAIN)
+    text = (PACKAGE / "train.py").read_text("utf-8")
+    changed = {"tinypeft.train": text.replace("optimizer.zero_grad()", "optimizer.zero_grad(); optimizer.zero_grad()")}
+    for name in ("rank", "methods", "qlora", "qat"): assert stale(name, changed) == set(EXPERIMENTS[name].conditions)
+    for name in ("gptq", "formats", "gradient_check"): assert stale(name, changed) == set()
+
+
+def test_a_changed_operation_makes_everything_stale():
+    text = (PACKAGE / "functional.py").read_text("utf-8")
+    at = text.index("def layer_norm(")
+    body = text.index('"""', text.index('"""', at) + 3) + 3             # after the docstring
+    changed = {"tinypeft.functional": text[:body] + "\n    x = x" + text[body:]}
+    for name in ("rank", "methods", "gptq", "gradient_check", "memory"):
+        assert stale(name, changed) == set(EXPERIMENTS[name].conditions), name
+
+
+@pytest.mark.parametrize("old, new", [
+    ('"""h = W₀ x + s B A x;', '"""Said otherwise.'),
+    ("return self.base(x) + F.linear(Ax, self.B)", "return self.base(x) + F.linear(Ax, self.B)      # a remark"),
+    ("def forward(self, x):", "def forward(self, x: object) -> object:"),
+    ("        Ax = F.linear", "\n\n        Ax = F.linear")])
+def test_words_and_layout_make_nothing_stale(old, new):
+    text = (PACKAGE / "peft" / "lora.py").read_text("utf-8")
+    assert old in text
+    assert stale("rank", {"tinypeft.peft.lora": text.replace(old, new)}) == set()
+
+
+TOY = """
+import math
+import numpy as np
+from . import corpus as words
+from .quant import nf4
+LIMIT = 3
+LIMIT += 1
+class Base:
+    def used(self): return LIMIT
+class Toy(Base):
+    x: int = 1
+    def __init__(self): self.y = words.base
+    def used(self): return super().used()
+    def unused(self): return nf4.NF4
+    def by_name(self): return 1
+    def __repr__(self): return "toy"
+def other(): return 1
+def measure(value, seed, settings):
+    def inner():
+        from .peft.lora import LoRA as L
+        return L
+    if seed < 0: raise ValueError("told")
+    return Toy().used(), hasattr(value, "by_name"), np.unused, math.pi
+"""
+
+
+def reached(text):
+    class Toy(Sources):                                  # a module of the package that is not there
+        def _file(self, name):
+            return PACKAGE / "tensor.py" if name == "tinypeft.toy" else super()._file(name)
+    function = type("F", (), {"__module__": "tinypeft.toy", "__qualname__": "measure"})
+    return Toy({"tinypeft.toy": text}).reach([function])
+
+
+def test_what_the_walk_follows():
+    found = reached(TOY)
+    assert {"toy.py measure", "toy.py Toy", "toy.py Base", "toy.py LIMIT", "peft/lora.py LoRA"} <= set(found)
+    assert "toy.py other" not in found and "quant/nf4.py NF4" not in found
+
+
+@pytest.mark.parametrize("old, new, which", [
+    ("LIMIT += 1", "LIMIT += 2", {"LIMIT"}), ("return super().used()", "return 1 + super().used()", {"Toy"}),
+    ("x: int = 1", "x: int = 2", {"Toy"}), ("x: int = 1", "x: float = 1", set()), ("return nf4.NF4", "return 3", set()),
+    ("def by_name(self): return 1", "def by_name(self): return 2", {"Toy"}), ('"toy"', '"another"', set()),
+    ('ValueError("told")', 'ValueError("said", "otherwise")', set()), ("seed < 0", "seed < 1", {"measure"}),
+    ("def other(): return 1", "def other(): return 2", set()), ("LIMIT = 3", "LIMIT: int = 3", set()),
+    ("x: int = 1", "x = 1", {"Toy"})])
+def test_what_counts_in_a_hash(old, new, which):
+    assert old in TOY
+    before, after = reached(TOY), reached(TOY.replace(old, new))
+    assert {d for d in {*before, *after} if before.get(d) != after.get(d)} == {f"toy.py {name}" for name in which}
+
+
+def test_a_registry_is_a_dead_end():
+    e = EXPERIMENTS["methods"]
+    found = definitions(e.measure, e.conditions["prompt"])
+    assert "peft/prompt.py PromptTuning" in found and "peft/__init__.py METHODS" not in found
+    assert not [d for d in found if d.startswith(("interop", "study/pictures", "study/plot", "markup", "progress", "course"))]
+
+
+def test_a_function_without_a_file_is_refused():
+    function = type("F", (), {"__module__": "__notebook__.cell", "__qualname__": "measure"})
+    with pytest.raises(ValueError, match="has no source file"): definitions(function, None)
+
+
+def test_where_a_value_starts():
+    value = {"a": (tp.LoRA(), [tp.GPTConfig(8, 8, 8, 1, 1)]), "f": definitions, "n": None}
+    assert {f.__name__ for f in starts(value)} >= {"LoRA", "GPTConfig", "definitions", "NoneType"}
+
+
+def test_no_value_hides_its_code_or_its_name():
+    """Each is written by its `repr` in the results, and goes to another process."""
+    import pickle
+    for e in EXPERIMENTS.values():
+        for label, value in e.conditions.items():
+            assert " at 0x" not in repr(value) and "lambda" not in repr(value), (e.name, label)
+            pickle.dumps(value)
+            assert all(f.__name__ != "<lambda>" for f in starts(value))
+
+
+def test_hashes_do_not_depend_on_pythons_version():
+    """ast.dump and ast.unparse differ between versions; the text that is hashed is the project's own."""
+    import ast
+    tree = dependencies._Bare().visit(ast.parse("def f(a, *, b: int = 1) -> int:\n    'd'\n    return f'{a!r:>{b}}' + 'x' 'y'"))
+    assert dependencies._text(tree.body[0]).startswith("(FunctionDef name='f' args=(arguments args=[(arg arg='a')]")
+    assert dependencies._hash([dependencies._text(tree.body[0])]) == HASH
+
+
+HASH = "5af11817"

@@ -1,0 +1,81 @@
+"""Arguments that several commands share, and the values that they stand for."""
+from __future__ import annotations
+
+import ast
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .gpt import GPT
+from .interop import load_model
+
+__all__ = ["SHARED", "build", "fields", "known", "model_of", "output", "parsed", "shared",
+           "show_json"]
+
+SHARED = "seed", "model", "json", "quick"
+
+
+def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> None:
+    """Add those options of SHARED that a command takes; they mean the same everywhere."""
+    if "seed" in takes:
+        p.add_argument("--seed", type=int, help="seed of everything random (default 0)",
+                       **{"default": 0, **same})
+    if "model" in takes:
+        p.add_argument("--model", type=Path, metavar="FOLDER", **same,
+                       help="a GPT-2 folder (of Hugging Face or of pretrain --out) instead of the "
+                            "shipped base")
+    for name, about in (("json", "print JSON instead of text"),
+                        ("quick", "far fewer steps and test batches")):
+        if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)
+
+
+def output(p: ArgumentParser, what: str, default: Path | None = None,
+           **options: Any) -> None:
+    """Add --out FOLDER."""
+    text = f"folder for {what}" + (f" (default {default})" if default else "")
+    p.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=text, **options)
+
+
+def fields(p: ArgumentParser, about: str) -> None:
+    """Add --set FIELD=VALUE …"""
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                   help=about)
+
+
+def show_json(record: Any) -> None:
+    print(json.dumps(record, indent=1))
+
+
+def model_of(args: Namespace) -> GPT:
+    """The model in the folder --model, or the shipped base. It must have a tokenizer."""
+    model = load_model(args.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
+                         "merges.txt, into it")
+    return model
+
+
+def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str]:
+    """The names. Raises ValueError if one of them does not exist."""
+    for name in names:
+        if name not in there:
+            raise ValueError(f"there is no {what} {name!r}; there are {', '.join(there)}")
+    return names
+
+
+def build(kind: str, classes: dict[str, type], name: str, assignments: Iterable[str]) -> Any:
+    """The method or scheme (kind) `name`, with fields set by strings "field=value"."""
+    known([name], classes, kind)
+    return classes[name](**dict(map(parsed, assignments)))
+
+
+def parsed(text: str) -> tuple[str, Any]:
+    """"field=value" as (field, Python value); a value that is no literal stays a string."""
+    field, equals, value = text.partition("=")
+    if not equals: raise ValueError(f"--set {text}: expected FIELD=VALUE, such as rank=4")
+    try:
+        return field, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return field, value

@@ -1,0 +1,44 @@
+"""search_rank: which rank of a trained DyLoRA is enough?"""
+from typing import Any
+
+from ..train import evaluate
+from .dylora import DyLoRA
+from .method import MethodError
+from .model import PeftModel
+
+__all__ = ["search_rank"]
+
+
+def search_rank(tuned: PeftModel, task: Any, split: str = "validation", tolerance: float = 0.0,
+                batch_size: int = 16, max_batches: int | None = None) -> tuple[int, dict]:
+    """(best, metrics by rank): the smallest rank whose loss is near the lowest, and all metrics.
+
+    tolerance: how far above the lowest loss its loss may be, in nats.
+
+    Each batch is read once and measured at every rank that DyLoRA was trained for. `tuned` keeps
+    its rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for another method.
+    """
+    if not isinstance(tuned.method, DyLoRA):
+        raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")
+    before, every = next(iter(tuned.ranks().values())), AtEveryRank(task, tuned.method.ranks)
+    try:
+        metrics = evaluate(tuned, every, split, batch_size, max_batches, workers=1)
+    finally:
+        tuned.set_rank(before)
+    lowest = min(m["loss"] for m in metrics.values())
+    return min(b for b, m in metrics.items() if m["loss"] <= lowest + tolerance), metrics
+
+
+class AtEveryRank:
+    """`task` as `evaluate` sees a task, but with metrics for each of `ranks`."""
+
+    def __init__(self, task, ranks):
+        self.task, self.ranks, self.count, self.batches = task, ranks, task.count, task.batches
+
+    def metrics(self, tuned, batch):
+        return {(b, name): value for b in self.ranks
+                for name, value in self.task.metrics(tuned.set_rank(b), batch).items()}
+
+    def finish(self, means, split):
+        at = lambda b: {name: mean for (rank, name), mean in means.items() if rank == b}
+        return {b: self.task.finish(at(b), split) for b in self.ranks}
