@@ -38,7 +38,8 @@ class Scheme(Hyperparameters):
 
 def code_bits(default: int, least: int = 1, **options: Any) -> Any:
     """A field: the bits of a code, from `least` to 8."""
-    return whole(default, least=least, most=8, also=("wbits", "w_bit", "nbits"), **options)
+    also = "wbits", "w_bit", "w_bits", "nbits", "n_bits", "num_bits", "weight_bits"
+    return whole(default, least=least, most=8, also=also, **options)
 
 
 def weights_per_scale(default: int | None = None) -> Any:
