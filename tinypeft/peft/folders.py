@@ -91,7 +91,6 @@ def _load(model, folder, strict, method=None):
                        meta.get("head_bias", True))
 
 
-# -- the class of a method: a file names those that are not `KNOWN` with their module ------------
 KNOWN: dict[str, type[Method]] = {}      # this package's; `peft/__init__` and `quant/peqa` fill it
 
 

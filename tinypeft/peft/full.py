@@ -9,30 +9,31 @@ Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-nor
 from dataclasses import dataclass
 
 from ..gpt import GPT
-from ..hints import Targets
-from ..hyper import layer_names
+from ..hyper import Limit, declared
 from ..nn import Packed
 from .method import Method, MethodError
 
 __all__ = ["FullFineTuning", "LinearProbe"]
 
+NAMES = Limit(lambda x: isinstance(x, (tuple, list)) and all(isinstance(t, str) for t in x),
+              "a tuple of names such as ('bias',)", ("bias", 3, (1,)))
+
 
 @dataclass(frozen=True)
 class FullFineTuning(Method):
     """Train all of the base, or only `targets`: parameters ("bias"), modules ("mlp"), or paths."""
-    targets: Targets | None = layer_names(None, or_none=True)
+    targets: tuple[str, ...] | None = declared(None, NAMES, or_none=True)
 
     def trained(self, model: GPT) -> list[str]:
         names = [n for n, _ in model.named_parameters()]
         quantized = [f"{path}.weight" for path, m in model.named_modules()
                      if isinstance(vars(m).get("weight"), Packed)]
-        targets = () if self.targets in (None, "all") else self.targets
         hit = lambda target, name: f".{target}." in f".{name}."
-        chosen = lambda name: not targets or any(hit(t, name) for t in targets)
+        chosen = lambda name: self.targets is None or any(hit(t, name) for t in self.targets)
         for name in filter(chosen, quantized):
             raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be trained; "
                               "attach a LoRA, or name other targets such as 'bias'")
-        for t in targets:
+        for t in self.targets or ():
             if not any(hit(t, n) for n in names):
                 raise MethodError(f"targets: {t!r} matches none of {', '.join(names)}")
         return list(filter(chosen, names))
