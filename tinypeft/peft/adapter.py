@@ -41,7 +41,7 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.t
 
 @dataclass(frozen=True)
 class BottleneckAdapter(Method):
-    """Train an MLP of `bottleneck` hidden units after sublayers, with `norms` layer norms too."""
+    """Train MLPs of `bottleneck` hidden units after sublayers and, if `norms`, the layer norms."""
     bottleneck: int = whole(64, least=1, also=("m", "adapter_size", "bottleneck_size"))
     placement: str = one_of("houlsby", "pfeiffer")
     activation: str = one_of(*ACTIVATIONS, also=("non_linearity",))

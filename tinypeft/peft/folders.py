@@ -91,7 +91,7 @@ def _load(model, folder, strict, method=None):
                        meta.get("head_bias", True))
 
 
-KNOWN: dict[str, type[Method]] = {}      # this package's; `peft/__init__` and `quant/peqa` fill it
+KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it
 
 
 def _find(name, module, given):

@@ -18,7 +18,7 @@ Where implementations differ. The paper draws A from a Gaussian of unnamed width
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
 PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
 large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
-here, as in the paper, query and value have a pair each. Other libraries may call s itself "alpha".
+here, as in the paper, query and value have a pair each. Other libraries call other numbers "alpha".
 """
 import math
 from dataclasses import dataclass

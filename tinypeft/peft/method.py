@@ -26,7 +26,7 @@ class MethodError(ValueError):
 class Method(Hyperparameters):
     """A fine-tuning method: a frozen dataclass of hyperparameters that can be put on a model.
 
-    It never changes. All that training changes is in modules: Parameters, and ndarrays to be saved.
+    It never changes. What training changes is in modules: Parameters, or ndarrays (not trained).
     """
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3        # for AdamW; used unless `train` is given another

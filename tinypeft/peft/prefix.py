@@ -28,7 +28,7 @@ words. The latter is the default here (`init="vocabulary"`: P common words; `ini
 `text`): training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
 least-squares solution for these activations. `init="random"` draws P_θ, or P′ and the MLP, from
 unit normals as PEFT does; its first loss is above that of no prefix. A zero prefix is not a no-op:
-it takes part of the softmax and moves the tokens by P. PEFT, unlike the authors, has no dropout.
+it takes part of the softmax and shifts positions by P. PEFT, unlike the authors, has no dropout.
 """
 from dataclasses import dataclass, replace
 from typing import Any

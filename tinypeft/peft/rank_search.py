@@ -14,7 +14,7 @@ def search_rank(tuned: PeftModel, task: Any, split: str = "validation", toleranc
     """(best, metrics by rank): the smallest rank whose loss is near the lowest, and all metrics.
 
     tolerance: how near, in nats. Each batch is read once and measured at all trained ranks. `tuned`
-    keeps its rank; `tuned.set_rank(best)` applies the answer. MethodError for other methods.
+    keeps its rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for other methods.
     """
     if not isinstance(tuned.method, DyLoRA):
         raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")

@@ -22,7 +22,7 @@ class VirtualTokens(Module):
     length: int
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
-        """The arguments beside `tokens` (B, T) to call the model with; lengths (B,) to classify."""
+        """Arguments of the model beside `tokens` (B, T). lengths (B,) is given to classify rows."""
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None, rng: 
 
 
 def token_ids(model: GPT, field: str, text: str | tuple[int, ...], **options: Any) -> Array:
-    """The ids of a field's `text`; MethodError unless all exist. options: for the tokenizer."""
+    """Token ids of a field's `text`; MethodError if one does not exist. options: of `encode`."""
     if isinstance(text, str):
         if model.tokenizer is None:
             raise MethodError(f"{field}: a str needs model.tokenizer; without one, give ids")
