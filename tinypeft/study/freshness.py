@@ -104,7 +104,7 @@ def briefly(why: list, shown: int = 3, between: str = ", ") -> str:
 def summary(stale: dict[str, list[Change]]) -> str:
     """What `changes` found, on one line: which conditions are stale, and what changed, the most frequent first."""
     reasons = Counter(str(c) for why in stale.values() for c in why)
-    return f"{briefly(list(stale))}: {briefly([reason for reason, _ in reasons.most_common()])}"
+    return f"{briefly(list(stale), between='; ')}: {briefly([reason for reason, _ in reasons.most_common()])}"
 
 
 def pack(sources: dict[str, dict[str, str]]) -> list[dict]:
