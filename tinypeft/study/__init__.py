@@ -19,7 +19,8 @@
     pages.py         the sections of the other pages that hold measured numbers
     pretraining.py   the picture of how the base was trained
     memory.py        the memory of fine-tuning, by formula
-    commands.py      the command line's compare, figures and memory
+    missing.py       what a new method, scheme, exercise or experiment still lacks
+    commands.py      the command line's compare, figures, memory and missing
 
 `python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale. Reading stale
 numbers gives a warning.
