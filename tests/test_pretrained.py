@@ -5,7 +5,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.pretrained import FOLDER, training_record
 from tinypeft.pretrained.make import tasks
-from tinypeft.text import base, domain
+from tinypeft.text import base_corpus, domain_corpus
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_every_load_is_a_copy_of_its_own(model):
 def test_it_is_as_good_as_its_record_says(model):
     """On a part of both test splits, within four standard errors of the mean over windows."""
     record = training_record()
-    if record["corpus"]["base"] != base().sha256 or record["corpus"]["domain"] != domain().sha256:
+    if record["corpus"]["base"] != base_corpus().sha256 or record["corpus"]["domain"] != domain_corpus().sha256:
         pytest.xfail("this installation carries other versions of the text")
     for task, name in zip(tasks(model.tokenizer, model.config.context_length), ("base test", "domain test"), strict=True):
         losses = [tp.evaluate(model, Part(task, i), "test")["loss"] for i in range(0, 96, 3)]
@@ -54,7 +54,7 @@ def test_it_is_clearly_better_than_the_n_gram_model():
 
 def test_it_writes_like_documentation(model):
     """Nine tenths of its words are words of the corpus, though it spells them from pieces."""
-    known = {w.strip(".,:;()`'\"") for w in base().text("train").split()}
+    known = {w.strip(".,:;()`'\"") for w in base_corpus().text("train").split()}
     prompt = model.tokenizer.encode("scipy.linalg.solve(a, b)\n")[None]
     out = model.generate(np.repeat(prompt, 4, 0), 100, temperature=0.7, rng=0)
     words = [w.strip(".,:;()`'\"") for row in out for w in model.tokenizer.decode(row[prompt.shape[1]:]).split()]

@@ -7,7 +7,7 @@ import numpy as np
 
 from .files import cache_directory
 from .pretrained import FOLDER, load_pretrained, training_record
-from .text import base, domain
+from .text import base_corpus, domain_corpus
 from .threads import _openblas
 
 __all__ = ["report"]
@@ -21,7 +21,7 @@ def report() -> dict[str, str]:
              "BLAS": "OpenBLAS, threads under control" if _openblas() else
                      "another BLAS; set its threads to 1 for best speed",
              "package": str(FOLDER.parent), "cache": str(cache_directory())}
-    for name, corpus in (("base", base), ("domain", domain)):
+    for name, corpus in (("base", base_corpus), ("domain", domain_corpus)):
         sha256 = corpus().sha256
         facts[f"text: {name}"] = f"{sha256[:12]}, " + (
             "as in the shipped records" if sha256 == record["corpus"][name] else

@@ -220,7 +220,7 @@ def report(name, nats, tokens, n_bytes):
     print(f"{name:32}{nats:6.3f} nats/token   perplexity {math.exp(nats):8.1f}   {bits_per_byte:.3f} bits/byte")
 
 
-text = "\n\n".join(str(d) for d in corpus.base().test)[:24_000]                         # documents the model never saw
+text = "\n\n".join(str(d) for d in corpus.base_corpus().test)[:24_000]                         # documents the model never saw
 stream = tok.encode(text)
 rows = stream[:len(stream) // 128 * 128].reshape(-1, 128)
 with tp.no_grad():

@@ -88,7 +88,7 @@ show(optim.AdamW.update)
 # base's own, which nobody asked us to touch.
 
 # %%
-streams = {split: base.tokenizer.encode_documents(corpus.base().test[:40]) for split in ("train", "validation", "test")}
+streams = {split: base.tokenizer.encode_documents(corpus.base_corpus().test[:40]) for split in ("train", "validation", "test")}
 own = LanguageModelling("own", streams, dict.fromkeys(streams, 1), context=128)        # only its test part is used
 
 

@@ -9,7 +9,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
 from tinypeft.interop.bpe import CHARACTER
-from tinypeft.text import base
+from tinypeft.text import base_corpus
 from tinypeft.text.tokenizer import _newer, words
 
 MIXED = ("naïve Ⅷ½² x_1's  I'll\n\n\t日本語 한국어 🙂👨‍👩‍👧🇩🇪 e\u0301 ٣١ हिन्दी <|endoftext|> — \u200b\ufeff\x00\x7f\x1c "
@@ -24,7 +24,7 @@ def theirs(tmp_path_factory):
     learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=2000, special_tokens=["<|endoftext|>"], show_progress=False,
                                              initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    learned.train_from_iterator([*(str(d) for d in base().train[:150]), MIXED * 3], trainer)
+    learned.train_from_iterator([*(str(d) for d in base_corpus().train[:150]), MIXED * 3], trainer)
     folder = tmp_path_factory.mktemp("tokenizer")
     learned.model.save(str(folder))
     return folder, transformers.GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
@@ -47,7 +47,7 @@ def test_ids_are_transformers(theirs):
     ours = read_tokenizer(folder)
     assert ours.vocab_size == len(tokenizer) and ours.end_of_text == tokenizer.eos_token_id
     count = 0
-    for text in [MIXED, base().text("test")[:100_000], "", *nasty_strings()]:
+    for text in [MIXED, base_corpus().text("test")[:100_000], "", *nasty_strings()]:
         ids = ours.encode(text, allow_special=True)
         assert ids.tolist() == tokenizer.encode(text), repr(text)
         assert ours.decode(ids) == text

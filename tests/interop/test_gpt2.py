@@ -18,7 +18,7 @@ from tinypeft.interop import (
     to_huggingface,
     write_safetensors,
 )
-from tinypeft.text import BPETokenizer, base
+from tinypeft.text import BPETokenizer, base_corpus
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def some_tokens(config):
 @pytest.fixture
 def folder(tmp_path):
     """A small GPT-2 folder with a tokenizer, written here."""
-    tokenizer = BPETokenizer.train(base().text("test")[:20_000], 300)
+    tokenizer = BPETokenizer.train(base_corpus().text("test")[:20_000], 300)
     model = make_gpt(np.float32, vocab_size=300)
     model.tokenizer = tokenizer
     model.to_huggingface(tmp_path / "gpt2")
@@ -264,7 +264,7 @@ def test_folders_that_hold_no_gpt2(tmp_path, folder):
 
 
 def test_a_tokenizer_too_large_for_the_model(folder):
-    BPETokenizer.train(base().text("test")[:20_000], 301).save(folder.parent / "t.json")
+    BPETokenizer.train(base_corpus().text("test")[:20_000], 301).save(folder.parent / "t.json")
     tp.interop.write_tokenizer(folder, BPETokenizer.load(folder.parent / "t.json"))
     with pytest.raises(HuggingFaceError, match="the tokenizer has 301 tokens, the model only 300"):
         from_huggingface(folder)
@@ -313,7 +313,7 @@ def run(capsys, *argv):
 
 def test_every_command_takes_a_hugging_face_folder(capsys, tmp_path):
     model = tp.GPT(tp.GPTConfig(vocab_size=400, context_length=160, d_model=96, n_layers=2, n_heads=2))
-    model.tokenizer = BPETokenizer.train(base().text("test")[:50_000], 400)
+    model.tokenizer = BPETokenizer.train(base_corpus().text("test")[:50_000], 400)
     folder, adapter = tmp_path / "gpt2", tmp_path / "adapter"
     model.to_huggingface(folder)
     assert tp.load_model(folder).config == model.config

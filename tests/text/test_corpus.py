@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tinypeft.files import cache_directory
-from tinypeft.text import Document, base, corpus, docstrings, domain
+from tinypeft.text import Document, base_corpus, corpus, docstrings, domain_corpus
 from tinypeft.text.docstrings import prose
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_signatures_are_pythons_own():
 
 
 def test_reading_imports_nothing():
-    code = ("import sys; from tinypeft.text import domain, docstrings; docstrings.read('matplotlib'); domain()\n"
+    code = ("import sys; from tinypeft.text import docstrings, domain_corpus; docstrings.read('matplotlib'); domain_corpus()\n"
             "print([m for m in ('scipy', 'matplotlib', 'pydoc_data.topics') if m in sys.modules])")
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
 
@@ -178,7 +178,7 @@ def test_the_words_before_a_doctest_stay():
 
 def test_the_base_is_mostly_prose():
     """Direction: nine in ten characters that are not space are letters, doctests are gone, code is below 1 %."""
-    text = base().text("train")
+    text = base_corpus().text("train")
     solid = "".join(re.sub(r"-{3,}|={3,}", "", text).split())
     assert sum(map(str.isalpha, solid)) > 0.87 * len(solid)
     assert not re.search(r"^\s*>>> ", text, re.MULTILINE)
@@ -245,7 +245,7 @@ def test_a_random_split_would_leak():
         assert sum(any(hash(s) in seen for s in spans(d)) for d in held_out) > 0.1 * len(held_out)
 
 
-@pytest.mark.parametrize("load", [base, domain])
+@pytest.mark.parametrize("load", [base_corpus, domain_corpus])
 def test_no_part_knows_another(load):
     c = load()
     seen, paragraphs = set(), set()
@@ -263,12 +263,12 @@ def test_no_part_knows_another(load):
 
 def test_sizes():
     """The base has 5–8 MB to train on; held-out parts are large enough to tell 1 % in loss."""
-    for c, low, high, held_out in ((base(), 5e6, 8e6, 200_000), (domain(), 0.9e6, 2e6, 80_000)):
+    for c, low, high, held_out in ((base_corpus(), 5e6, 8e6, 200_000), (domain_corpus(), 0.9e6, 2e6, 80_000)):
         assert low < c.n_bytes("train") < high
         assert all(held_out < c.n_bytes(part) < 0.15 * c.n_bytes("train") for part in PARTS[1:])
         assert len(c.text("test").encode()) == c.n_bytes("test") + len(c.test) - 1
-    assert {d.library for d in base().train} == {d.library for d in base().test} == {"python", "numpy", "scipy"}
-    assert {d.library for d in domain().train} == {"matplotlib"} and re.fullmatch("[0-9a-f]{64}", base().sha256)
+    assert {d.library for d in base_corpus().train} == {d.library for d in base_corpus().test} == {"python", "numpy", "scipy"}
+    assert {d.library for d in domain_corpus().train} == {"matplotlib"} and re.fullmatch("[0-9a-f]{64}", base_corpus().sha256)
 
 
 def test_the_same_in_every_process():

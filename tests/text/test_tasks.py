@@ -11,7 +11,7 @@ import tinypeft as tp
 from tests.conftest import make_gpt
 from tinypeft import functional as F
 from tinypeft import tasks
-from tinypeft.text import BPETokenizer, Document, base, domain
+from tinypeft.text import BPETokenizer, Document, base_corpus, domain_corpus
 from tinypeft.text.tasks import classification
 from tinypeft.text.tasks import task as common
 from tinypeft.text.tasks.sentences import first_sentences
@@ -27,7 +27,7 @@ MAKE = {"domain": lambda model: tasks.domain(model, context=32, held_out=3000),
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return BPETokenizer.train(domain().text("test")[:60_000], 320)
+    return BPETokenizer.train(domain_corpus().text("test")[:60_000], 320)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_same_call_gives_the_same_task(name, built, model):
 
 
 def test_it_says_what_it_was_made_from(task):
-    assert task.sha256["domain"] == domain().sha256 and set(task.sha256) <= {"base", "domain"}
+    assert task.sha256["domain"] == domain_corpus().sha256 and set(task.sha256) <= {"base", "domain"}
     assert ("base" in task.sha256) == (task.name == "classify")
 
 
@@ -186,13 +186,13 @@ def test_domain_is_matplotlib_and_held_out_thins_documents(built, tokenizer):
     whole, thin = tasks.domain(tokenizer, context=32), built["domain"]
     for split in SPLITS:
         assert tokenizer.decode(whole.data(split)) == "<|endoftext|>" + "".join(
-            f"{d}<|endoftext|>" for d in getattr(domain(), split))
-        assert whole.n_bytes[split] == domain().n_bytes(split)
+            f"{d}<|endoftext|>" for d in getattr(domain_corpus(), split))
+        assert whole.n_bytes[split] == domain_corpus().n_bytes(split)
     assert np.array_equal(thin.data("train"), whole.data("train"))
     for split in ("validation", "test"):
         kept = tokenizer.decode(thin.data(split)).split("<|endoftext|>")[1:-1]
-        k = next(i for i, d in enumerate(map(str, getattr(domain(), split))) if d == kept[1])
-        assert kept == [str(d) for d in getattr(domain(), split)[::k]] and k > 1
+        k = next(i for i, d in enumerate(map(str, getattr(domain_corpus(), split))) if d == kept[1])
+        assert kept == [str(d) for d in getattr(domain_corpus(), split)[::k]] and k > 1
         assert 1500 < len(thin.data(split)) < 6000 and thin.n_bytes[split] == sum(len(d.encode()) for d in kept)
 
 
@@ -258,7 +258,7 @@ def test_classify_parts_share_no_entry_and_no_sentence(classify):
     everything = sum(sentences.values(), [])
     assert len(everything) == len(set(everything))
     mask = lambda sentence: classification.package_words(classification.CLASSES).sub("_", sentence)
-    known = {d.text.lower() for d in first_sentences(base().train + domain().train, edit=mask)[0]}
+    known = {d.text.lower() for d in first_sentences(base_corpus().train + domain_corpus().train, edit=mask)[0]}
     assert known.isdisjoint(sentences["test"])                                    # so pretraining saw no test row
     assert known.issuperset(sentences["train"] + sentences["validation"])
 
@@ -353,7 +353,7 @@ def test_bag_of_words_is_the_minimum_that_torch_finds(torch):
 def test_summarize_parts_are_the_domains_and_share_no_entry_and_no_sentence(built):
     task = built["summarize"]
     for split in SPLITS:
-        there = {d.header: d.text for d in getattr(domain(), split)}
+        there = {d.header: d.text for d in getattr(domain_corpus(), split)}
         for d in task.documents[split]:
             assert d.signature and " ".join(there[d.header].split()).startswith(d.text)
     for attribute in (lambda d: d.header, lambda d: d.text.lower()):

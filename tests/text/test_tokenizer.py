@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinypeft.text import END_OF_TEXT, BPETokenizer, base, tokenizer
+from tinypeft.text import END_OF_TEXT, BPETokenizer, base_corpus, tokenizer
 from tinypeft.text.tokenizer import words
 
 PROSE = "The quick brown fox, 42 of them; it's \"naïve\" — 日本語 ² Ⅷ.\n\n    def f(x_1):\n\treturn x_1  \n" * 3
@@ -21,7 +21,7 @@ PROSE = "The quick brown fox, 42 of them; it's \"naïve\" — 日本語 ² Ⅷ.\
 
 @pytest.fixture(scope="module")
 def small():
-    return BPETokenizer.train(PROSE + " ".join(d.text for d in base().train[:200]), 500)
+    return BPETokenizer.train(PROSE + " ".join(d.text for d in base_corpus().train[:200]), 500)
 
 
 def slow_train(text, n):
@@ -54,7 +54,7 @@ def test_the_papers_example():
 
 
 def test_training_is_bit_exact_with_counting_from_scratch():
-    text = PROSE + " ".join(d.text for d in base().validation[:12])
+    text = PROSE + " ".join(d.text for d in base_corpus().validation[:12])
     assert BPETokenizer.train(text, 257 + 100).merges == slow_train(text, 100)
 
 
@@ -114,7 +114,7 @@ def test_text_comes_back_as_text(small):
 
 
 def test_encoding_is_bit_exact_with_applying_each_merge_in_turn(small):
-    for word in set(words(PROSE + base().text("test")[:30_000])):
+    for word in set(words(PROSE + base_corpus().text("test")[:30_000])):
         pieces = [bytes([b]) for b in word.encode()]
         for pair in small.merges:
             pieces = slow_merge(pieces, pair)
@@ -140,7 +140,7 @@ def test_documents_are_separated_and_enclosed(small):
     stream = small.encode_documents(["ab", "", "c"])
     assert small.decode(stream) == END_OF_TEXT.join(["", "ab", "", "c", ""]) and stream.dtype == np.int32
     assert small.encode_documents([]).tolist() == [small.end_of_text]
-    document = base().test[0]
+    document = base_corpus().test[0]
     assert small.decode(small.encode_documents([document])[1:-1]) == str(document)
 
 
@@ -177,7 +177,7 @@ def test_splitting_is_gpt2s():
     gpt2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     rng = random.Random(1)
     alphabet = " \n\t\r\x1c\x1f\x85\xa0\u2003\u3000'strevmld_09²½Ⅷ①٣aZéßж中\u0301-,.{🙂\u200b\x00"
-    for text in [base().text("test"), *("".join(rng.choices(alphabet, k=60)) for _ in range(3000))]:
+    for text in [base_corpus().text("test"), *("".join(rng.choices(alphabet, k=60)) for _ in range(3000))]:
         assert words(text) == gpt2.findall(text)
 
 
@@ -247,7 +247,7 @@ def test_a_damaged_file_is_refused(small, tmp_path):
 def test_training_and_encoding_are_fast():
     """1,024 tokens from the base's text (7 MB) take about 5 s on two cores, encoding runs at 7 MB/s: asked for are 60 s
     and 1 MB/s, of the processor's time, so that a busy machine fails nothing."""
-    text = base().text("train")
+    text = base_corpus().text("train")
     start = time.process_time()
     trained = BPETokenizer.train(text, 1024)
     assert time.process_time() - start < 60

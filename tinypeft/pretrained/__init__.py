@@ -1,12 +1,13 @@
 """The shipped base model: its weights, its tokenizer, and how it was trained.
 
-`weights.npz` holds float16 arrays under the names of `GPT.state_dict`, `tokenizer.json` the byte-level
-BPE, `training.json` the configuration, the loss curve and what was measured. `python -m tinypeft pretrain`
-makes all three (`make.py`).
+`weights.npz` holds float16 arrays under the names of `GPT.state_dict`, `tokenizer.json` the
+byte-level BPE, `training.json` the configuration, the loss curve and the measurements. `python -m
+tinypeft pretrain` makes all three (`make.py`).
 """
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +20,11 @@ __all__ = ["load_pretrained", "load_tokenizer", "training_record"]
 FOLDER = Path(__file__).parent
 
 
-def load_pretrained(folder=None):
-    """The base model, with its tokenizer as `.tokenizer`. Offline; a fresh copy at every call.
+def load_pretrained(folder: str | Path | None = None) -> GPT:
+    """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`, offline.
 
-    folder: another one that `python -m tinypeft pretrain --out FOLDER` wrote. Raises FileNotFoundError or ValueError.
-    """
+    folder: written by `python -m tinypeft pretrain --out FOLDER`; None is the shipped base. Raises
+    FileNotFoundError or ValueError."""
     folder = FOLDER if folder is None else Path(folder)
     arrays, meta = load_arrays(folder / "weights.npz")
     model = GPT(GPTConfig(**meta["config"]))
@@ -33,11 +34,11 @@ def load_pretrained(folder=None):
 
 
 @functools.cache
-def load_tokenizer(folder=FOLDER):
-    """The base's tokenizer."""
+def load_tokenizer(folder: Path = FOLDER) -> BPETokenizer:
+    """Load the base's tokenizer. Calls share one object."""
     return BPETokenizer.load(folder / "tokenizer.json")
 
 
-def training_record():
-    """How the base was trained and what it reached: the content of training.json."""
+def training_record() -> dict[str, Any]:
+    """Load training.json: the base's recipe, its loss curve and its results."""
     return json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))

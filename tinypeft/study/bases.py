@@ -56,17 +56,17 @@ def recipe() -> dict:
 def key(name: str) -> str:
     """16 hex digits that change with everything that decides the weights."""
     tokenizer = (FOLDER / "tokenizer.json").read_text(encoding="utf-8")
-    decisive = [dataclasses.asdict(SIZES[name]), recipe(), corpus.base().sha256, tokenizer]
+    decisive = [dataclasses.asdict(SIZES[name]), recipe(), corpus.base_corpus().sha256, tokenizer]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def base_text(splits: tuple[str, ...] = ("train", "validation"), context: int = 256, every: int = 1) -> LanguageModelling:
     """The text of the bases as a task, every `every`-th document of it; they have never seen "validation" and "test"."""
-    documents = {split: getattr(corpus.base(), split)[::every] for split in splits}
+    documents = {split: getattr(corpus.base_corpus(), split)[::every] for split in splits}
     streams = {split: load_tokenizer().encode_documents(ds) for split, ds in documents.items()}
     n_bytes = {split: sum(len(str(d).encode()) for d in ds) for split, ds in documents.items()}
-    return LanguageModelling("base", streams, n_bytes, context, {"base": corpus.base().sha256})
+    return LanguageModelling("base", streams, n_bytes, context, {"base": corpus.base_corpus().sha256})
 
 
 def make(name: str, path: Path, progress: bool | None = None) -> None:

@@ -128,7 +128,7 @@ def unpack(groups: list[dict], label: str) -> dict[str, str]:
 
 def text_hashes() -> dict[str, str]:
     """The hashes of the two corpora that this installation carries."""
-    return {"base": corpus.base().sha256, "domain": corpus.domain().sha256}
+    return {"base": corpus.base_corpus().sha256, "domain": corpus.domain_corpus().sha256}
 
 
 def hash_of_weights(model) -> str:

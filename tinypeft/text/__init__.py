@@ -1,7 +1,9 @@
-"""Text: corpora that every installation carries, a byte-level BPE tokenizer, and an n-gram model to measure against."""
-
-from .corpus import Corpus, Document, base, domain
+"""Text: `docstrings` reads a library's documentation, `corpus` makes the two corpora of it,
+`tokenizer` is byte-level BPE, `ngram` a baseline that counts, and `tasks/` what models learn and
+are measured on."""
+from .corpus import Corpus, Document, base_corpus, domain_corpus
 from .ngram import KneserNey
 from .tokenizer import END_OF_TEXT, BPETokenizer
 
-__all__ = ["END_OF_TEXT", "BPETokenizer", "Corpus", "Document", "KneserNey", "base", "domain"]
+__all__ = ["END_OF_TEXT", "BPETokenizer", "Corpus", "Document", "KneserNey", "base_corpus",
+           "domain_corpus"]

@@ -1,26 +1,27 @@
-"""The corpora: real English that every installation carries, divided so that a test shows nothing seen in training.
+"""The corpora: English from every installation, split so that no test repeats training text.
 
-`base()` is what the shipped model is pretrained on: Python's reference topics and the docstrings of the standard
-library, NumPy and SciPy. `domain()` is Matplotlib's docstrings, which the base never saw. Both are read at run time,
-in a fixed order, and carry a SHA-256 of what was read: another version of a library is another corpus, and says so.
+`base_corpus()` is what the shipped model is pretrained on: Python's reference topics and the
+docstrings of the standard library, NumPy and SciPy. `domain_corpus()` is Matplotlib's docstrings,
+which the base never saw. Both are read at run time, in a fixed order, and carry a SHA-256 of the
+documents read, which tells one library version from another.
 
-Documentation repeats itself: a method and its function, five FFTs, twenty distributions. Of test documents drawn one by
-one, every sixth shares 24 words in a row with training (measured), and a model is graded on its memory. So, in order:
+Documentation repeats itself. If test documents are drawn one by one, a sixth of them share 24 words
+in a row with training (measured), and the test rewards memory. So we split in three steps:
 
-1. Documents that share any span of 24 words form a *family* (union–find), and a family is split as a whole: no test
-   document shares 24 words in a row with training. A shorter document is one span, so equal ones meet too. Why 24:
-   shorter spans chain what merely uses the same phrases (the largest family is 38 % of the base's text at 12 words,
-   26 % at 16, 17 % at 24, 11 % at 32, 2 % at 48), longer ones let repetition through (at 48, 14 % of the test documents
-   share 24 words with training); and half of all docstrings are no longer than 24 words.
-2. A family goes to train, validation or test by the hash of its first member's header, so that a library's new
-   documents move few old ones. A family above 1 % of the text goes to train: a test should not be one family's.
-3. A paragraph of at least 80 characters is kept where it occurs first and dropped everywhere after, going through
-   train, then validation, then test: repetition would weigh it double, and would make a test easy.
+1. Documents that share any span of 24 words form a *family* (union–find; a shorter document is one
+   span), and a family is never divided. Why 24: shorter spans join documents that merely use the
+   same phrases (the largest family is 38 % of the base's text at 12 words, 26 % at 16, 17 % at 24,
+   11 % at 32, 2 % at 48), and longer spans let repetition through (at 48, 14 % of the test
+   documents share 24 words with training). Half of all docstrings have at most 24 words.
+2. The hash of a family's first header chooses train, validation or test, so new documents move few
+   old ones. A family above 1 % of the text goes to train: it should not dominate a test.
+3. A paragraph of at least 80 characters is kept at its first occurrence only, in the order train,
+   validation, test. A repeated one would count twice in training and make a test easy.
 
-Matplotlib's documents are divided by the same rules among themselves, not against the base's: what the two libraries
-word alike is what a model pretrained on the one knows about the other, and is no leak.
+Matplotlib's documents are split by the same rules but not compared with the base's. Wording that
+the libraries share is what a pretrained model may know, not a leak.
 """
-
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -28,6 +29,7 @@ import json
 import platform
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -35,103 +37,109 @@ from ..files import cache_directory, write_atomically
 from . import docstrings
 from .docstrings import LIBRARIES, Document, location
 
-SPAN = 24              # words in a row that make two documents one family
-PARAGRAPH = 80         # characters from which a repeated paragraph is dropped
-GIANT = 0.01           # share of the text from which a family stays in train
+SPAN = 24              # two documents that share so many words in a row are one family
+PARAGRAPH = 80         # repeated paragraphs of at least so many characters are dropped
+GIANT = 0.01           # a family above this share of the text stays in train
 
-# Editing the reader renews the cache. Hashed on import: a process that began before the edit keeps to its own entry.
+# Editing the reader renews the cache. A running process keeps its entry.
 _READER = hashlib.sha256(Path(docstrings.__file__).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in three parts, each a tuple of `Document`, and the SHA-256 of all that was read to make them."""
-    train: tuple
-    validation: tuple
-    test: tuple
+    """Documents in three parts, and the SHA-256 of all documents that were read."""
+    train: tuple[Document, ...]
+    validation: tuple[Document, ...]
+    test: tuple[Document, ...]
     sha256: str
 
-    def text(self, part):
-        """The documents of "train", "validation" or "test" as one string (what a tokenizer is trained on)."""
+    def text(self, part: str) -> str:
+        """Join the documents of "train", "validation" or "test" into one string."""
         return "\n".join(map(str, getattr(self, part)))
 
-    def n_bytes(self, part):
-        """UTF-8 bytes of a part's documents: what turns nats per token into bits per byte."""
+    def n_bytes(self, part: str) -> int:
+        """Count the UTF-8 bytes of a part's documents, which bits per byte divide by."""
         return sum(len(str(document).encode()) for document in getattr(self, part))
 
 
 @functools.cache
-def base():
-    """Python, NumPy and SciPy: the `Corpus` of the shipped base model."""
-    return _corpus("python", "numpy", "scipy", fractions=(0.05, 0.05))
+def base_corpus() -> Corpus:
+    """Read the corpus of the shipped base model: Python, NumPy and SciPy."""
+    return _read_corpus("python", "numpy", "scipy", fractions=(0.05, 0.05))
 
 
 @functools.cache
-def domain():
-    """Matplotlib: the `Corpus` the base has never seen. A fifth of the base's size, so twice the share is held out."""
-    return _corpus("matplotlib", fractions=(0.1, 0.1))
+def domain_corpus() -> Corpus:
+    """Read the corpus that the base has never seen: Matplotlib.
+
+    It has a fifth of the base corpus' size, so twice the share is held out."""
+    return _read_corpus("matplotlib", fractions=(0.1, 0.1))
 
 
-def _corpus(*libraries, fractions):
-    read = [d for library in libraries for d in documents(library)]
-    seen = set()
-    return Corpus(*(tuple(deduplicate(part, seen)) for part in split(read, fractions)), sha256=fingerprint(read))
+def _read_corpus(*libraries, fractions):
+    read, seen = [d for library in libraries for d in documents(library)], set()
+    parts = (tuple(deduplicate(part, seen)) for part in split(read, fractions))
+    return Corpus(*parts, sha256=fingerprint(read))
 
 
-def fingerprint(documents):
-    """SHA-256 (hex) over the documents, in order."""
+def fingerprint(documents: Iterable[Document]) -> str:
+    """SHA-256 (hex) of the documents, in order."""
     return hashlib.sha256(json.dumps([astuple(d) for d in documents]).encode()).hexdigest()
 
 
-# ---- families, split, repetition -------------------------------------------------------------------------------------
+# ---- families, split, repetition -----------------------------------------------------------------
 
-def families(documents, span=SPAN):
-    """For each document the index of its family's first member → list of int.
+def families(documents: Sequence[Document], span: int = SPAN) -> list[int]:
+    """Return, for each document, the index of its family's first member.
 
-    Two documents are joined if they share `span` consecutive words (case and punctuation ignored); families are the
-    connected components of that relation."""
+    Two documents are joined if they share `span` consecutive words (case and punctuation ignored);
+    families are the connected components of that relation."""
     parent = list(range(len(documents)))
 
     def root(i):
         while parent[i] != i:
-            parent[i] = i = parent[parent[i]]                                     # path halving
+            parent[i] = i = parent[parent[i]]                                   # path halving
         return i
 
-    number, owner = {}, {}                                      # word → number, hash of a span → its first document
+    number, owner = {}, {}                      # word → number, hash of a span → its first document
     for i, document in enumerate(documents):
-        words = [number.setdefault(w, len(number)) for w in re.findall(r"\w+", document.text.lower())]
+        words = re.findall(r"\w+", document.text.lower())
+        words = [number.setdefault(word, len(number)) for word in words]
         for row in zip(*(words[k:] for k in range(min(span, len(words)))), strict=False):
-            a, b = root(i), root(owner.setdefault(hash(row), i))                  # of integers: equal in every process
+            a, b = root(i), root(owner.setdefault(hash(row), i))  # equal in every process: integers
             parent[max(a, b)] = min(a, b)
     return [root(i) for i in range(len(documents))]
 
 
-def split(documents, fractions=(0.05, 0.05), seed=0):
-    """Documents → (train, validation, test), three lists in the given order; `fractions` are validation's and test's.
+def split(documents: Sequence[Document], fractions: tuple[float, float] = (0.05, 0.05),
+          seed: int = 0) -> tuple[list[Document], list[Document], list[Document]]:
+    """Split documents into (train, validation, test) by family, keeping their order.
 
-    Whole families, by hash (see the module's docstring); deterministic for equal `seed`. Raises `ValueError` unless
-    the fractions are positive or zero and leave something to train on."""
+    fractions: the shares of validation and test. seed: equal seeds give equal splits. Raises
+    `ValueError` if a fraction is negative or nothing is left to train on."""
     validation, test = fractions
     if min(fractions) < 0 or validation + test >= 1:
-        raise ValueError(f"fractions must be two numbers ≥ 0 with a sum below 1, got {fractions}")
+        raise ValueError(f"fractions must be two numbers ≥ 0 with sum below 1, got {fractions}")
     family = families(documents)
     members, size = Counter(family), Counter()
     for first, document in zip(family, documents, strict=True):
         size[first] += len(str(document))
-    giants = {first for first in members if members[first] > 1 and size[first] > GIANT * size.total()}
+    limit = GIANT * size.total()
+    giants = {first for first in members if members[first] > 1 and size[first] > limit}
     parts = [], [], []
     for first, document in zip(family, documents, strict=True):
         digest = hashlib.sha256(f"{seed} {documents[first].header}".encode()).digest()
-        u = int.from_bytes(digest[:8]) / 2**64                                    # uniform in [0, 1)
+        u = int.from_bytes(digest[:8]) / 2**64                                  # uniform in [0, 1)
         part = 0 if first in giants or u >= validation + test else 1 if u < validation else 2
         parts[part].append(document)
     return parts
 
 
-def deduplicate(documents, seen=None):
-    """Documents without the paragraphs in `seen`, a set of paragraphs (spaces collapsed) that grows as it is read.
+def deduplicate(documents: Iterable[Document], seen: set[str] | None = None) -> list[Document]:
+    """Drop repeated paragraphs, and documents that are then empty.
 
-    Paragraphs are what blank lines separate; those below 80 characters always stay. A document left empty is gone."""
+    Blank lines separate paragraphs; those below 80 characters always stay. seen: the paragraphs met
+    so far (spaces collapsed). The function adds to it, so that several calls can share one set."""
     seen, kept = set() if seen is None else seen, []
     for document in documents:
         paragraphs = []
@@ -145,17 +153,18 @@ def deduplicate(documents, seen=None):
     return kept
 
 
-# ---- the cache -------------------------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------
 
-def documents(library):
-    """The documents of an installed library: `docstrings.read`, remembered in a file because it takes seconds.
+def documents(library: str) -> list[Document]:
+    """Call `docstrings.read`, which takes seconds, and keep the result in a cache file.
 
-    The file's name says which library, which version, which Python and which reader; anything unreadable is read
-    again, and where nothing can be written nothing is. Raises like `docstrings.read`."""
+    The file's name contains a hash of the library's location and version, Python's version and the
+    reader's source. An unreadable file is made again; an unwritable directory means no cache.
+    Raises like `docstrings.read`."""
     version = importlib.metadata.version(library) if library in LIBRARIES[1:] else ""
-    what = f"{location(library)} {version} {platform.python_version()} {_READER}"
-    key = hashlib.sha256(what.encode()).hexdigest()
-    path = cache_directory() / f"{library}-{version or platform.python_version()}-{key[:16]}.json"
+    origin = f"{location(library)} {version} {platform.python_version()} {_READER}"
+    key = hashlib.sha256(origin.encode()).hexdigest()[:16]
+    path = cache_directory() / f"{library}-{version or platform.python_version()}-{key}.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         read = [Document(*fields) for fields in stored["documents"]]
@@ -164,8 +173,7 @@ def documents(library):
     except (OSError, ValueError, TypeError, KeyError):
         pass
     read = docstrings.read(library)
-    try:
-        write_atomically(path, json.dumps({"sha256": fingerprint(read), "documents": [astuple(d) for d in read]}))
-    except OSError:
-        pass
+    content = {"sha256": fingerprint(read), "documents": [astuple(d) for d in read]}
+    with contextlib.suppress(OSError):
+        write_atomically(path, json.dumps(content))
     return read

@@ -1,83 +1,100 @@
-"""Byte-level byte-pair encoding (BPE): text ↔ integers, for any text in any encoding, even broken.
+"""Byte-level byte-pair encoding (BPE): text ↔ integers, for any sequence of bytes.
 
-Source: Sennrich, Haddow & Birch (2016), "Neural Machine Translation of Rare Words with Subword Units",
-arXiv:1508.07909, on bytes instead of characters as in Radford et al. (2019), "Language Models are Unsupervised
-Multitask Learners" (GPT-2). Start with the 256 bytes; count neighbours; make the most frequent pair a token; repeat.
+Source: Sennrich, Haddow & Birch (2016), "Neural Machine Translation of Rare Words with Subword
+Units", arXiv:1508.07909, on bytes as in Radford et al. (2019), "Language Models are Unsupervised
+Multitask Learners" (GPT-2). Start with the 256 bytes, make the most frequent pair of neighbours a
+token, repeat.
 
-Merges never cross a *word*. `words` cuts a text exactly where GPT-2 does: an English contraction, letters, digits or
-other signs, each with one space before it if there is one, and runs of whitespace, which leave their last space to
-the word that follows. GPT-2's own merges and numbering can therefore be given to `BPETokenizer(merges, vocab)`.
+Merges never cross a *word*, and `words` cuts a text exactly as GPT-2 does: into English
+contractions; letters, digits or other signs, each with at most one space before them; and runs of
+whitespace without the space that belongs to the next word. `BPETokenizer(merges, vocab)` therefore
+accepts GPT-2's files.
 """
+from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..files import write_atomically
+from ..hints import Array
 
 END_OF_TEXT = "<|endoftext|>"
-_CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64                                       # bounds the cache: 65,536 short words
+_CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 
 
 class BPETokenizer:
-    """`merges`: pairs of byte strings, most important first. `vocab`: byte string → id; by default the bytes 0…255,
-    then what the merges make, in order. `end_of_text`: the id of `<|endoftext|>`; by default the last. `special`: str → id
-    of every token that no text produces by itself, the end of text among them, where there are others or it has another name.
+    """A byte-level BPE vocabulary; `encode` and `decode` translate between text and ids.
 
-    Raises `ValueError` unless the ids are 0 … vocab_size − 1 and every byte and every merge's parts and result are in
-    `vocab`."""
+    merges: pairs of byte strings, most important first. vocab: byte string → id; by default the
+    bytes 0 … 255, then the results of the merges, in order. end_of_text: the id of `<|endoftext|>`;
+    by default the last. special: str → id of every token that plain text never produces, the end of
+    text included; by default only `<|endoftext|>`. Raises `ValueError` unless the ids are 0 …
+    vocab_size − 1, and `vocab` has every byte and every merge's parts and result."""
 
-    def __init__(self, merges, vocab=None, end_of_text=None, special=None):
+    def __init__(self, merges: Iterable[tuple[bytes, bytes]],
+                 vocab: dict[bytes, int] | None = None, end_of_text: int | None = None,
+                 special: dict[str, int] | None = None):
         self.merges = [(bytes(a), bytes(b)) for a, b in merges]
+        alphabet = [bytes([b]) for b in range(256)]
         if vocab is None:
-            vocab = dict.fromkeys([bytes([b]) for b in range(256)] + [a + b for a, b in self.merges])
-            vocab = {token: i for i, token in enumerate(vocab)}
+            tokens = dict.fromkeys(alphabet + [a + b for a, b in self.merges])
+            vocab = {token: i for i, token in enumerate(tokens)}
         self.vocab = {bytes(token): int(i) for token, i in vocab.items()}
         self.end_of_text = len(self.vocab) if end_of_text is None else int(end_of_text)
         self.special = dict(special) if special else {END_OF_TEXT: self.end_of_text}
         self.vocab_size = len(self.vocab) + len(self.special)
         if self.end_of_text not in self.special.values() or "" in self.special:
-            raise ValueError(f"special tokens need names, and one of them the id {self.end_of_text}, got {self.special}")
+            raise ValueError("special tokens need names, and one of them must have the id "
+                             f"{self.end_of_text}, got {self.special}")
         if sorted([*self.vocab.values(), *self.special.values()]) != list(range(self.vocab_size)):
-            raise ValueError(f"ids must be 0 … {self.vocab_size - 1}, each once, {self.special} too")
-        needed = [bytes([b]) for b in range(256)] + [t for a, b in self.merges for t in (a, b, a + b)]
+            raise ValueError(f"ids must be 0 … {self.vocab_size - 1}, each once, "
+                             f"including those of {self.special}")
+        needed = alphabet + [t for a, b in self.merges for t in (a, b, a + b)]
         if missing := [t for t in needed if t not in self.vocab]:
-            raise ValueError(f"{len(missing)} tokens are missing from the vocabulary, the first is {missing[0]!r}")
+            raise ValueError(f"{len(missing)} tokens are missing from the vocabulary, "
+                             f"the first is {missing[0]!r}")
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._bytes = {i: token for token, i in self.vocab.items()} | {i: name.encode() for name, i in self.special.items()}
-        self._special = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))))
+        self._bytes = {i: token for token, i in self.vocab.items()}
+        self._bytes |= {i: name.encode() for name, i in self.special.items()}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._cache = {}
 
     def __repr__(self):
         return f"BPETokenizer(vocab_size={self.vocab_size})"
 
     def __eq__(self, other):
-        return isinstance(other, BPETokenizer) and (self.merges, self.vocab, self.end_of_text, self.special) == (
-            other.merges, other.vocab, other.end_of_text, other.special)
+        key = lambda t: (t.merges, t.vocab, t.end_of_text, t.special)
+        return isinstance(other, BPETokenizer) and key(self) == key(other)
 
     __hash__ = None
 
     @classmethod
-    def train(cls, text, vocab_size):
-        """Learn a vocabulary of `vocab_size` tokens (256 bytes, the merges, `<|endoftext|>`) from `text` (str).
+    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
+        """Learn `vocab_size` tokens (256 bytes, the merges, `<|endoftext|>`) from a text.
 
-        Of equally frequent pairs the one first in byte order is merged, so training is deterministic. Raises
-        `ValueError` for a size below 257 or beyond what the text has pairs for, `TypeError` for wrong types."""
+        Among equally frequent pairs the first in byte order is merged, so training is
+        deterministic. Raises `ValueError` if the size is below 257 or the text has too few pairs,
+        `TypeError` for wrong types."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
         if not isinstance(vocab_size, (int, np.integer)) or isinstance(vocab_size, bool):
             raise TypeError(f"vocab_size must be an integer, got {vocab_size!r}")
         if vocab_size < 257:
-            raise ValueError(f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), got {vocab_size}")
+            raise ValueError(f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), "
+                             f"got {vocab_size}")
         frequency = Counter(words(text))
         pieces = [_single_bytes(word.encode()) for word in frequency]
         weight = list(frequency.values())
-        count, where = Counter(), defaultdict(set)                                # of a pair: how often, in which words
+        count, where = Counter(), defaultdict(set)   # pair → occurrences, pair → words that have it
         for w, word in enumerate(pieces):
             for pair in zip(word, word[1:], strict=False):
                 count[pair] += weight[w]
@@ -85,59 +102,52 @@ class BPETokenizer:
         merges, tokens = [], set()
         while len(tokens) < vocab_size - 257:
             if not count:
-                raise ValueError(f"the text has pairs for a vocab_size of {257 + len(tokens)} only, not {vocab_size}")
+                raise ValueError(f"the text has pairs for a vocab_size of {257 + len(tokens)} "
+                                 f"only, got {vocab_size}: give more text or a smaller size")
             pair = min(count, key=lambda p: (-count[p], p))
             merges.append(pair)
-            tokens.add(pair[0] + pair[1])                                         # "a"+"bc" may equal "ab"+"c"
-            for w in where.pop(pair):                                             # only these words' counts change
+            tokens.add(pair[0] + pair[1])            # two pairs may give one token: a + bc = ab + c
+            for w in where.pop(pair):                   # only these words' counts change
                 for old in zip(pieces[w], pieces[w][1:], strict=False):
                     count[old] -= weight[w]
                 pieces[w] = _join(pieces[w], pair)
                 for new in zip(pieces[w], pieces[w][1:], strict=False):
                     count[new] += weight[w]
                     where[new].add(w)
-            count = +count                                                        # drops what no longer occurs
+            count = +count                              # drops pairs that no longer occur
         return cls(merges)
 
-    def encode(self, text, allow_special=False):
-        """`text` (str, or any bytes) → ids, an int32 array (n,). `decode_bytes` gives the same bytes back.
+    def encode(self, text: str | bytes, allow_special: bool = False) -> Array:
+        """Encode a str, or any bytes, as ids (n,), int32. `decode_bytes` returns the same bytes.
 
-        With `allow_special` the characters `<|endoftext|>` become that token, and likewise those of any other special token;
-        otherwise they are plain text. Raises
-        `TypeError` for other types and `ValueError` for a str that is not Unicode text (a lone surrogate)."""
+        allow_special: the name of a special token, such as `<|endoftext|>`, becomes that token; by
+        default it is plain text. Raises `TypeError` for other types and `ValueError` for a str with
+        a lone surrogate, which is not Unicode text."""
         if isinstance(text, (bytes, bytearray, memoryview)):
-            text = bytes(text).decode("utf-8", "surrogateescape")                 # a wrong byte becomes one character
+            text = bytes(text).decode("utf-8", "surrogateescape")   # an invalid byte is a character
         elif not isinstance(text, str):
             raise TypeError(f"encode expects str or bytes, got {type(text).__name__}")
         elif not text.isascii():
-            text.encode()                                                         # UnicodeEncodeError is a ValueError
-        if allow_special:
-            parts = [self.encode(part.encode("utf-8", "surrogateescape")) for part in self._special.split(text)]
-            marks = [np.array([self.special[name]], np.int32) for name in self._special.findall(text)]
-            return np.concatenate([parts[0], *(a for pair in zip(marks, parts[1:], strict=True) for a in pair)])
-        ids, cache = [], self._cache
-        for word in words(text):
-            known = cache.get(word)
-            if known is None:
-                known = self._encode_word(word.encode("utf-8", "surrogateescape"))
-                if len(word) <= _CACHED_LENGTH:
-                    if len(cache) >= _CACHED_WORDS:
-                        cache.clear()
-                    cache[word] = known
-            ids += known
-        return np.array(ids, np.int32)
+            text.encode()                               # UnicodeEncodeError is a ValueError
+        if not allow_special: return np.array(self._encode_text(text), np.int32)
+        parts = enumerate(self._special.split(text))    # plain text and special tokens alternate
+        ids = ([self.special[part]] if i % 2 else self._encode_text(part) for i, part in parts)
+        return np.array(list(itertools.chain.from_iterable(ids)), np.int32)
 
-    def encode_documents(self, documents):
-        """Documents (anything with a `str`) → one stream of ids (n,), `<|endoftext|>` before, between and after."""
+    def encode_documents(self, documents: Iterable[object]) -> Array:
+        """Encode `str(document)` of each as one stream of ids (n,), each between ends of text."""
         end = np.array([self.end_of_text], np.int32)
-        return np.concatenate([end, *(a for document in documents for a in (self.encode(str(document)), end))])
+        encoded = (self.encode(str(document)) for document in documents)
+        return np.concatenate([end, *(part for ids in encoded for part in (ids, end))])
 
-    def decode(self, ids, errors="replace"):
-        """ids → str. A cut-off or invalid UTF-8 sequence becomes "�" (`errors` as in `bytes.decode`)."""
+    def decode(self, ids: Sequence[int] | Array, errors: str = "replace") -> str:
+        """Decode ids as text. An incomplete or invalid UTF-8 sequence becomes "�"; errors: as in
+        `bytes.decode`."""
         return self.decode_bytes(ids).decode("utf-8", errors)
 
-    def decode_bytes(self, ids):
-        """ids (n,) → bytes. Raises `TypeError` unless they are integers, `ValueError` if one is out of range."""
+    def decode_bytes(self, ids: Sequence[int] | Array) -> bytes:
+        """Decode ids (n,) as bytes. Raises `TypeError` unless they are integers, `ValueError` for
+        an id out of range."""
         ids = np.asarray(ids)
         if ids.size == 0:
             return b""
@@ -146,33 +156,47 @@ class BPETokenizer:
         if ids.ndim > 1:
             raise ValueError(f"ids must be one sequence (n,), got shape {ids.shape}")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(f"ids must be in 0 … {self.vocab_size - 1}, got {ids.min()} … {ids.max()}")
+            raise ValueError(f"ids must be in 0 … {self.vocab_size - 1}, "
+                             f"got {ids.min()} … {ids.max()}")
         return b"".join(map(self._bytes.__getitem__, np.atleast_1d(ids).tolist()))
 
-    def save(self, path):
-        """Write to a JSON file, atomically; a byte string is stored as the characters of the same numbers."""
-        vocab = {token.decode("latin-1"): i for token, i in self.vocab.items()}
-        merges = [[a.decode("latin-1"), b.decode("latin-1")] for a, b in self.merges]
-        content = {"format": "tinypeft-bpe", "end_of_text": self.end_of_text, "special": self.special, "merges": merges,
-                   "vocab": vocab}
-        write_atomically(path, json.dumps(content))
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, atomically. Byte strings are stored as Latin-1 characters."""
+        write_atomically(path, json.dumps({
+            "format": "tinypeft-bpe", "end_of_text": self.end_of_text, "special": self.special,
+            "merges": [[token.decode("latin-1") for token in pair] for pair in self.merges],
+            "vocab": {token.decode("latin-1"): i for token, i in self.vocab.items()}}))
 
     @classmethod
-    def load(cls, path):
-        """Read what `save` wrote. Raises `ValueError` for another kind of file, `OSError` if it cannot be read."""
+    def load(cls, path: str | Path) -> BPETokenizer:
+        """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             merges = [[token.encode("latin-1") for token in pair] for pair in content["merges"]]
             vocab = {token.encode("latin-1"): i for token, i in content["vocab"].items()}
             return cls(merges, vocab, content["end_of_text"], content.get("special"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a tokenizer saved by BPETokenizer.save: {error}") from error
+            raise ValueError(f"{path} is not a tokenizer of BPETokenizer.save: {error}") from error
+
+    def _encode_text(self, text):
+        ids, cache = [], self._cache
+        for word in words(text):
+            word_ids = cache.get(word)
+            if word_ids is None:
+                word_ids = self._encode_word(word.encode("utf-8", "surrogateescape"))
+                if len(word) <= _CACHED_LENGTH:
+                    if len(cache) >= _CACHED_WORDS:
+                        cache.clear()
+                    cache[word] = word_ids
+            ids += word_ids
+        return ids
 
     def _encode_word(self, word):
-        """Apply the merges to the bytes of one word, the earliest learned first → list of ids."""
-        pieces = _single_bytes(word)
+        """Apply the merges to the bytes of one word, the earliest learned first; return the ids."""
+        pieces, last = _single_bytes(word), len(self.merges)
         while len(pieces) > 1:
-            pair = min(zip(pieces, pieces[1:], strict=False), key=lambda p: self._rank.get(p, len(self.merges)))
+            pairs = zip(pieces, pieces[1:], strict=False)
+            pair = min(pairs, key=lambda p: self._rank.get(p, last))
             if pair not in self._rank:
                 break
             pieces = _join(pieces, pair)
@@ -184,7 +208,7 @@ def _single_bytes(word):
 
 
 def _join(pieces, pair):
-    """Replace each occurrence of `pair` in a list of byte strings, from left to right, by one byte string."""
+    """Join each occurrence of `pair` in a list of byte strings, from left to right."""
     joined, i = [], 0
     while i < len(pieces):
         if pieces[i] == pair[0] and i + 1 < len(pieces) and pieces[i + 1] == pair[1]:
@@ -196,41 +220,48 @@ def _join(pieces, pair):
     return joined
 
 
-# Letters (L) and numerals (N) that Unicode 15.0, 15.1 and 16.0 added, for older Pythons: first-last character, hexadecimal.
-# Source: the Unicode Character Database, DerivedGeneralCategory.txt of 14.0.0 and 16.0.0. tokenizers 0.23 knows 16.0.
+# Letters (L) and numerals (N) that Unicode 15.0 to 16.0 added, for older Pythons, in hexadecimal.
+# Source: DerivedGeneralCategory.txt of the Unicode Character Database 14.0.0 and 16.0.0. The
+# package tokenizers 0.23 follows 16.0.
 _NEWER = {
-    "L": "1c89-1c8a a7cb-a7cd a7da-a7dc 105c0-105f3 10d4a-10d65 10d6f-10d85 10ec2-10ec4 1123f-11240 11380-11389 1138b 1138e "
-         "11390-113b5 113b7 113d1 113d3 11bc0-11be0 11f02 11f04-11f10 11f12-11f33 1342f 13441-13446 13460-143fa 16100-1611d "
-         "16d40-16d6c 18cff 1b132 1b155 1df25-1df2a 1e030-1e06d 1e4d0-1e4eb 1e5d0-1e5ed 1e5f0 2b739 2ebf0-2ee5d 31350-323af",
-    "N": "10d40-10d49 116d0-116e3 11bf0-11bf9 11f50-11f59 16130-16139 16d70-16d79 1ccf0-1ccf9 1d2c0-1d2d3 1e4f0-1e4f9 "
-         "1e5f1-1e5fa"}
+    "L": "1c89-1c8a a7cb-a7cd a7da-a7dc 105c0-105f3 10d4a-10d65 10d6f-10d85 10ec2-10ec4 "
+         "1123f-11240 11380-11389 1138b 1138e 11390-113b5 113b7 113d1 113d3 11bc0-11be0 11f02 "
+         "11f04-11f10 11f12-11f33 1342f 13441-13446 13460-143fa 16100-1611d 16d40-16d6c 18cff "
+         "1b132 1b155 1df25-1df2a 1e030-1e06d 1e4d0-1e4eb 1e5d0-1e5ed 1e5f0 2b739 2ebf0-2ee5d "
+         "31350-323af",
+    "N": "10d40-10d49 116d0-116e3 11bf0-11bf9 11f50-11f59 16130-16139 16d70-16d79 1ccf0-1ccf9 "
+         "1d2c0-1d2d3 1e4f0-1e4f9 1e5f1-1e5fa"}
 
 
 @functools.cache
 def _newer():
-    """Character → "L" or "N" of those in `_NEWER`."""
-    spans = [(kind, *(int(end, 16) for end in span.split("-"))) for kind, spans in _NEWER.items() for span in spans.split()]
-    return {chr(i): kind for kind, first, *last in spans for i in range(first, (last or [first])[0] + 1)}
+    """Map each character of `_NEWER` to "L" or "N"."""
+    ends = lambda span: [int(end, 16) for end in span.split("-")]
+    return {chr(i): kind for kind, spans in _NEWER.items() for span in spans.split()
+            for i in range(ends(span)[0], ends(span)[-1] + 1)}
 
 
-def words(text):
-    """Cut a str into the words that merges stay within; joined they are the text again → list of str."""
+def words(text: str) -> list[str]:
+    """Cut a text into the words that merges stay within; joined, they are the text again."""
     if text.isascii():
         return _word_pattern("", "", "").findall(text)
     kinds = {c: unicodedata.category(c) for c in set(text)}
     kinds |= {c: _newer().get(c, "Cn") for c, kind in kinds.items() if kind == "Cn"}
-    return _word_pattern(*("".join(sorted(c for c, kind in kinds.items() if kind in some))
-                           for some in (("Nl", "No"), ("L",), ("N",)))).findall(text)
+    members = lambda *some: "".join(sorted(c for c, kind in kinds.items() if kind in some))
+    return _word_pattern(members("Nl", "No"), members("L"), members("N")).findall(text)
 
 
 @functools.lru_cache(maxsize=64)
 def _word_pattern(odd, letters, numerals):
-    """What of a text's characters `re` does not class as Unicode does. `odd`: numerals that are not decimal digits (², Ⅷ),
-    which it counts as letters; `letters` and `numerals`: those of `_NEWER` that it does not know.
-    Space is spelled out because `re` also counts the four separator control characters as space."""
+    """Compile GPT-2's pattern for a text, with the characters that `re` classes unlike Unicode 16.
+
+    odd: numerals that are not decimal digits (², Ⅷ), which `re` takes for letters. letters,
+    numerals: characters of `_NEWER`, which this Python may not have. Whitespace is listed because
+    `re` also takes four separator control characters for whitespace."""
     space = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     letter = rf"[^\W\d_{odd}]"
     if letters: letter = rf"(?:{letter}|[{letters}])"
     digit = rf"[\d{odd}{numerals}]"
     other = rf"(?:[^\w{space}{letters}{numerals}]|_)"
-    return re.compile(rf"'(?:s|t|re|ve|m|ll|d)| ?{letter}+| ?{digit}+| ?{other}+|[{space}]+(?![^{space}])|[{space}]+")
+    return re.compile(rf"'(?:s|t|re|ve|m|ll|d)| ?{letter}+| ?{digit}+| ?{other}+|"
+                      rf"[{space}]+(?![^{space}])|[{space}]+")

@@ -1,12 +1,13 @@
-"""The tasks: what `train` draws batches from and `evaluate` measures on, each with simple baselines beside it.
+"""The tasks: `train` draws batches, `evaluate` measures, and baselines stand beside.
 
     task = tp.tasks.domain(model)          # or classify, summarize, planted
     tp.train(tuned, task, steps=300); tp.evaluate(tuned, task); task.baselines
 
-A task has `batch(split, size, rng)` (a random batch), `batches(split, size)` (all of a split, in order),
-`loss(model, batch)` (a Tensor, nats, the mean over `count(batch)` tokens or examples), `metrics(model, batch)`
-(name → mean) and `finish(means, split)`, which derives what is reported. Splits are "train", "validation", "test".
-A batch is a tuple of arrays with one row per example, which `train` cuts by rows; only its task looks into it.
+A task has `batch(split, size, rng)` (a random batch), `batches(split, size)` (a whole split, in
+order), `loss(model, batch)` (a Tensor, nats, the mean over `count(batch)` tokens or examples),
+`metrics(model, batch)` (name → mean) and `finish(means, split)`, which derives the reported
+metrics. Splits are "train", "validation" and "test". A batch is a tuple of arrays with one row per
+example. `train` cuts it by rows; only its task reads the arrays.
 """
 from .classification import Classification, classify
 from .language_modelling import LanguageModelling, domain
@@ -14,5 +15,5 @@ from .planting import Planted, planted
 from .summarization import Summarization, rouge_l, summarize
 from .task import Task
 
-__all__ = ["Classification", "LanguageModelling", "Planted", "Summarization", "Task", "classify", "domain", "planted",
-           "rouge_l", "summarize"]
+__all__ = ["Classification", "LanguageModelling", "Planted", "Summarization", "Task", "classify",
+           "domain", "planted", "rouge_l", "summarize"]

@@ -1,24 +1,32 @@
 """Language modelling: predict the next token of a stream of documents."""
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from ... import functional as F
+from ...hints import Array
+from ...nn import Module
+from ...tensor import Tensor
 from .. import corpus
 from ..ngram import KneserNey
-from .task import SPLITS, Task, context_of, tokenizer_of
+from ..tokenizer import BPETokenizer
+from .task import SPLITS, Batch, Metrics, Task, context_of, tokenizer_of
 
 __all__ = ["LanguageModelling", "domain"]
 
 
-def domain(model=None, context=None, held_out=None):
-    """Language modelling of Matplotlib's documentation, which the base never saw → `LanguageModelling`.
+def domain(model: Module | BPETokenizer | None = None, context: int | None = None,
+           held_out: int | None = None) -> LanguageModelling:
+    """Make the task of language modelling on Matplotlib's documentation, which the base never saw.
 
-    model: whose tokenizer encodes the text (a GPT, a PeftModel or a tokenizer; None: the shipped base's).
-    context: tokens per window, by default 128 or half of the model's context.
-    held_out: about how many tokens of validation and of test to use (None: all); every k-th document is kept.
-    """
-    text, tokenizer = corpus.domain(), tokenizer_of(model)
+    model: a GPT or PeftModel with a tokenizer, or a tokenizer; None means the shipped base's.
+    context: tokens per window; by default 128, or half of the model's context if that is less.
+    held_out: the approximate number of tokens of validation and of test (None: all); every k-th
+    document is kept."""
+    text, tokenizer = corpus.domain_corpus(), tokenizer_of(model)
     streams, n_bytes = {}, {}
     for split in SPLITS:
         documents = getattr(text, split)
@@ -27,54 +35,58 @@ def domain(model=None, context=None, held_out=None):
             documents = documents[::max(1, round(len(streams[split]) / held_out))]
             streams[split] = tokenizer.encode_documents(documents)
         n_bytes[split] = sum(len(str(document).encode()) for document in documents)
-    return LanguageModelling("domain", streams, n_bytes, context_of(model, context, 128), {"domain": text.sha256})
+    context = context_of(model, context, 128)
+    return LanguageModelling("domain", streams, n_bytes, context, {"domain": text.sha256})
 
 
 class LanguageModelling(Task):
     """Predict the next token of a stream of documents.
 
-    streams: split → int array of token ids (N,). n_bytes: split → bytes of the text behind them.
-    context: tokens a window holds. Training windows start anywhere; evaluation goes through the stream
-    in windows laid end to end, so that every token but the first is predicted once.
-    """
+    streams: split → int array of token ids (N,). n_bytes: split → bytes of the encoded text.
+    context: tokens per window. Training windows start anywhere. Evaluation windows lie end to end,
+    so that every token but the first is predicted once."""
 
-    def __init__(self, name, streams, n_bytes, context, sha256=None):
+    def __init__(self, name: str, streams: dict[str, Array], n_bytes: dict[str, int], context: int,
+                 sha256: dict[str, str] | None = None):
         super().__init__(name, streams, sha256)
         self.streams, self.n_bytes, self.context = streams, n_bytes, context
         for split, ids in streams.items():
             if len(ids) <= context:
-                raise ValueError(f"{name}: {split} has {len(ids)} tokens, fewer than a window of {context} + 1")
+                raise ValueError(f"{name}: {split} has {len(ids)} tokens, fewer than a window of "
+                                 f"{context} + 1: give more text or a smaller context")
 
-    def batch(self, split, size, rng):
+    def batch(self, split: str, size: int, rng: np.random.Generator) -> Batch:
+        """Draw windows at random: (tokens (B, T), next tokens (B, T))."""
         ids = self.data(split)
         start = rng.integers(0, len(ids) - self.context, size)
         windows = ids[start[:, None] + np.arange(self.context + 1)]               # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
 
-    def batches(self, split, size):
+    def batches(self, split: str, size: int) -> Iterator[Batch]:
+        """Go through a split once, in windows laid end to end."""
         ids, T = self.data(split), self.context
         full, rest = divmod(len(ids) - 1, T)
-        windows = ids[np.arange(full)[:, None] * T + np.arange(T + 1)]            # neighbours share the token between
+        windows = ids[np.arange(full)[:, None] * T + np.arange(T + 1)]    # neighbours share a token
         for i in range(0, full, size):
             yield windows[i:i + size, :-1], windows[i:i + size, 1:]
         if rest:
             yield ids[None, -rest - 1:-1], ids[None, -rest:]
 
-    def count(self, batch):
+    def count(self, batch: Batch) -> int:
         return batch[1].size
 
-    def loss(self, model, batch):
+    def loss(self, model: Module, batch: Batch) -> Tensor:
         tokens, targets = batch
         return F.cross_entropy(model(tokens), targets)
 
-    def finish(self, means, split="test"):
-        """Adds perplexity (per token) and bits per byte of text to the loss (nats per token)."""
+    def finish(self, means: Metrics, split: str = "test") -> Metrics:
+        """Add perplexity (per token) and bits per byte of text to the loss (nats per token)."""
         tokens_per_byte = (len(self.data(split)) - 1) / self.n_bytes[split]
         return {**means, "perplexity": math.exp(means["loss"]),
                 "bits_per_byte": means["loss"] / math.log(2) * tokens_per_byte}
 
-    def measure_baselines(self):
-        """The unigram model, and interpolated Kneser–Ney with discounts tuned on validation; both see only train."""
+    def measure_baselines(self) -> dict[str, Metrics]:
+        """Fit the unigram and Kneser–Ney 5-gram models on train; tune them on validation."""
         vocab_size = 1 + max(int(ids.max()) for ids in self.streams.values())
         losses = {}
         for name, order in ("unigram", 1), ("Kneser–Ney 5-gram", 5):
@@ -83,6 +95,7 @@ class LanguageModelling(Task):
             losses[name] = counts.loss(self.data("test"))
         return {name: self.finish({"loss": loss}, "test") for name, loss in losses.items()}
 
-    def describe(self):
+    def describe(self) -> str:
         sizes = " / ".join(f"{len(ids):,}" for ids in self.streams.values())
-        return f"language modelling, {sizes} tokens ({' / '.join(self.streams)}) in windows of {self.context}"
+        return (f"language modelling, {sizes} tokens ({' / '.join(self.streams)}) "
+                f"in windows of {self.context}")

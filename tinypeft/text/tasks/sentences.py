@@ -1,6 +1,9 @@
-"""The first sentence of a docstring, which says what the thing is: the examples of two tasks."""
+"""First sentences of docstrings, which two tasks use as examples."""
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+
+from ..docstrings import Document
 
 __all__ = ["first_sentences"]
 
@@ -8,12 +11,13 @@ _HEADING = re.compile(r"^\s*([-=~*^#])\1{2,}\s*$", re.MULTILINE)
 _END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)\s+(?=[A-Z`*\"'])")
 
 
-def first_sentences(*parts, edit=str):
-    """Lists of documents → as many lists of `Document`s whose text is their first sentence, on one line, `edit`ed.
+def first_sentences(*parts: Iterable[Document],
+                    edit: Callable[[str], str] = str) -> list[list[Document]]:
+    """Replace each document's text by its first sentence, on one line and passed through `edit`.
 
-    Documents without one (they begin with a heading or a directive, or have fewer than three words) are left out. A
-    sentence (case ignored) is kept where it occurs first and dropped everywhere after, within a part and across parts:
-    what is tested was not trained on, word for word."""
+    A document is left out if it begins with a heading or a directive, or its sentence has fewer
+    than three words. A sentence (case ignored) is kept at its first occurrence only, within and
+    across parts, so that no test sentence was trained on."""
     seen, kept = set(), []
     for documents in parts:
         kept.append([])

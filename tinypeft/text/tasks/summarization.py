@@ -1,42 +1,53 @@
-"""Summarization: a signature → the first sentence of its documentation, table-to-text as in prefix tuning's paper.
+"""Summarization: a signature → the first sentence of its documentation.
 
-A row is "name(signature)\\n", which is given, then the sentence and the end of text, which are to be written. The rows
-are Matplotlib's, in the parts of the domain corpus: the base has seen none of them.
+This stands for the table-to-text tasks of prefix tuning's paper. A row is a prompt,
+"name(signature)\\n", then an answer, the sentence and the end of text. The rows come from the
+domain corpus and keep its splits; the base has seen none of them.
 """
+from __future__ import annotations
+
 import itertools
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from ... import functional as F
+from ...nn import Module
+from ...tensor import Tensor
 from .. import corpus
+from ..docstrings import Document
 from ..ngram import KneserNey
+from ..tokenizer import BPETokenizer
 from .sentences import first_sentences
-from .task import SPLITS, Rows, context_of, pad, tokenizer_of
+from .task import SPLITS, Batch, Metrics, Rows, context_of, pad, tokenizer_of
 
 __all__ = ["Summarization", "rouge_l", "summarize"]
 
-IGNORED = -100                                                                    # a target that does not count
+IGNORED = -100                                                # a target that the loss ignores
 
 
-def summarize(model=None, context=None):
-    """Write the first sentence of a Matplotlib function's documentation, given its signature → `Summarization`.
+def summarize(model: Module | BPETokenizer | None = None,
+              context: int | None = None) -> Summarization:
+    """Make the task of writing a Matplotlib docstring's first sentence, given the signature.
 
-    model: as in `domain`. context: tokens of signature and sentence together (default 128, or half of the model's
-    context); longer rows are left out, from all splits.
-    """
-    text, tokenizer, context = corpus.domain(), tokenizer_of(model), context_of(model, context, 128)
+    model: as in `domain`. context: tokens of prompt and answer together, by default 128 or half of
+    the model's context; longer rows are left out of all splits."""
+    text, tokenizer = corpus.domain_corpus(), tokenizer_of(model)
     parts = first_sentences(*([d for d in getattr(text, split) if d.signature] for split in SPLITS))
-    return Summarization(dict(zip(SPLITS, parts, strict=True)), tokenizer, context, {"domain": text.sha256})
+    documents, context = dict(zip(SPLITS, parts, strict=True)), context_of(model, context, 128)
+    return Summarization(documents, tokenizer, context, {"domain": text.sha256})
 
 
 class Summarization(Rows):
-    """documents: split → `Document`s, header given, text to be written; those beyond `context` tokens are left out.
+    """Write each document's text, given its header.
 
-    A batch is (tokens (B, T), targets (B, T)), filled up on the right; targets that do not count are −100."""
+    documents: split → `Document`s; those with more than `context` tokens are left out. A batch is
+    (tokens (B, T), targets (B, T)), padded on the right; targets that the loss ignores are −100."""
 
-    def __init__(self, documents, tokenizer, context, sha256=None):
+    def __init__(self, documents: dict[str, list[Document]], tokenizer: BPETokenizer, context: int,
+                 sha256: dict[str, str] | None = None):
         end = [tokenizer.end_of_text]
         encode = lambda d: (np.concatenate([end, tokenizer.encode(f"{d.header}\n")]),
                             np.concatenate([tokenizer.encode(d.text), end]))
@@ -44,79 +55,88 @@ class Summarization(Rows):
         for split, part in documents.items():
             rows = [(d, *encode(d)) for d in part]
             rows = [row for row in rows if len(row[1]) + len(row[2]) <= context]
-            self.documents[split], splits[split] = [row[0] for row in rows], [row[1:] for row in rows]
+            self.documents[split] = [row[0] for row in rows]
+            splits[split] = [row[1:] for row in rows]
         super().__init__("summarize", splits, sha256)
         self.tokenizer = tokenizer
 
-    def collate(self, examples):
+    def collate(self, examples: Sequence) -> Batch:
         ids = [np.concatenate(example) for example in examples]
-        aims = [np.concatenate([np.full(len(given), IGNORED), wanted]) for given, wanted in examples]
+        targets = [np.concatenate([np.full(len(prompt), IGNORED), answer])
+                   for prompt, answer in examples]
         tokens, _ = pad([row[:-1] for row in ids], self.tokenizer.end_of_text)
-        return tokens, pad([row[1:] for row in aims], IGNORED)[0]
+        return tokens, pad([row[1:] for row in targets], IGNORED)[0]
 
-    def count(self, batch):
+    def count(self, batch: Batch) -> int:
         return int((batch[1] != IGNORED).sum())
 
-    def loss(self, model, batch):
+    def loss(self, model: Module, batch: Batch) -> Tensor:
         tokens, targets = batch
         return F.cross_entropy(model(tokens), targets, ignore_index=IGNORED)
 
-    def finish(self, means, split="test"):
-        """Adds bits per byte of the sentences to the loss (nats per token, the end of text being one)."""
-        n_tokens = sum(len(wanted) for _, wanted in self.data(split))
+    def finish(self, means: Metrics, split: str = "test") -> Metrics:
+        """Add bits per byte of the sentences to the loss (nats per token, end of text included)."""
+        n_tokens = sum(len(answer) for _, answer in self.data(split))
         n_bytes = sum(len(d.text.encode()) for d in self.documents[split])
         return {**means, "bits_per_byte": means["loss"] / math.log(2) * n_tokens / n_bytes}
 
-    def write(self, model, split="test", limit=64, max_new_tokens=48):
-        """What `model` writes, greedily and on one line, for the first `limit` signatures of a split → list of str."""
-        given = [row[0] for row in self.data(split)[:limit]]
+    def write(self, model: Module, split: str = "test", limit: int = 64,
+              max_new_tokens: int = 48) -> list[str]:
+        """Let `model` answer the first `limit` prompts greedily; keep each first line."""
+        prompts = [prompt for prompt, _ in self.data(split)[:limit]]
         written, end = {}, self.tokenizer.end_of_text
-        length = lambda i: len(given[i])
-        for T, group in itertools.groupby(sorted(range(len(given)), key=length), length):
-            rows = list(group)                                                    # equally long, so one batch
-            tokens = model.generate(np.array([given[i] for i in rows]), max_new_tokens, stop=end)[:, T:]
+        length = lambda i: len(prompts[i])
+        for T, group in itertools.groupby(sorted(range(len(prompts)), key=length), length):
+            rows = list(group)                                # equally long, so one batch
+            batch = np.array([prompts[i] for i in rows])
+            tokens = model.generate(batch, max_new_tokens, stop=end)[:, T:]
             for i, row in zip(rows, tokens.tolist(), strict=True):
                 sentence = self.tokenizer.decode(row[:row.index(end)] if end in row else row)
                 written[i] = sentence.strip().split("\n")[0]
-        return [written[i] for i in range(len(given))]
+        return [written[i] for i in range(len(prompts))]
 
-    def rouge(self, model, split="test", limit=64, max_new_tokens=48):
-        """Mean ROUGE-L of what `write` gives against the documentation's own sentences, in [0, 1]."""
+    def rouge(self, model: Module, split: str = "test", limit: int = 64,
+              max_new_tokens: int = 48) -> float:
+        """Mean ROUGE-L of `write` against the documentation's sentences, in [0, 1]."""
         written = self.write(model, split, limit, max_new_tokens)
-        return float(np.mean([rouge_l(w, d.text) for w, d in zip(written, self.documents[split], strict=False)]))
+        pairs = zip(written, self.documents[split], strict=False)
+        return float(np.mean([rouge_l(sentence, document.text) for sentence, document in pairs]))
 
-    def measure_baselines(self):
-        """The unigram model of the sentences, Kneser–Ney over whole rows; for ROUGE-L the words of the name."""
-        def streams(split):                                                       # ids (N,), which are to be written
+    def measure_baselines(self) -> dict[str, Metrics]:
+        """Measure the unigram model of the answers, Kneser–Ney on whole rows, and the words of the
+        name (for ROUGE-L)."""
+        def streams(split):                                 # ids (N,), is it part of an answer (N,)
             rows = self.data(split)
             return (np.concatenate([ids for row in rows for ids in row]),
                     np.repeat([False, True] * len(rows), [len(ids) for row in rows for ids in row]))
-        (train, written), (validation, _), (test, counted) = map(streams, SPLITS)
-        unigram = KneserNey(1).fit(train[written], self.tokenizer.vocab_size)
-        five = KneserNey(5).fit(train, self.tokenizer.vocab_size)
-        five.tune(validation)
-        loss = lambda counts: -float(counts.log_probabilities(test)[counted[1:]].mean())
+        (train, in_answer), (validation, _), (test, counted) = map(streams, SPLITS)
+        unigram = KneserNey(1).fit(train[in_answer], self.tokenizer.vocab_size)
+        five_gram = KneserNey(5).fit(train, self.tokenizer.vocab_size)
+        five_gram.tune(validation)
+        loss = lambda ngram: -float(ngram.log_probabilities(test)[counted[1:]].mean())
         words = [rouge_l(" ".join(words_of(d.name)), d.text) for d in self.documents["test"]]
         return {"unigram": self.finish({"loss": loss(unigram)}),
-                "Kneser–Ney 5-gram": self.finish({"loss": loss(five)}),
+                "Kneser–Ney 5-gram": self.finish({"loss": loss(five_gram)}),
                 "words of the name": {"rouge_l": float(np.mean(words))}}
 
-    def describe(self):
+    def describe(self) -> str:
         sizes = " / ".join(f"{len(rows):,}" for rows in self.splits.values())
         return f"signature → first sentence, {sizes} rows ({' / '.join(self.splits)})"
 
 
 def words_of(name):
-    """The words in the last two parts of a name: "axes.Axes.set_xlabel" → ["Axes", "set", "xlabel"]."""
+    """Split the last two parts of a name: "axes.Axes.set_xlabel" → ["Axes", "set", "xlabel"]."""
     return re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", " ".join(name.split(".")[-2:]))
 
 
-def rouge_l(candidate, reference):
-    """ROUGE-L: F₁ of the longest common subsequence of words (case and punctuation ignored), in [0, 1].
+def rouge_l(candidate: str, reference: str) -> float:
+    """ROUGE-L in [0, 1]: F₁ of the longest common subsequence of words, without case and
+    punctuation.
 
-    Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries". 0 if either text has no word."""
+    0 if a text has no word. Lin (2004), "ROUGE: A Package for Automatic Evaluation of
+    Summaries"."""
     a, b = (re.findall(r"\w+", text.lower()) for text in (candidate, reference))
-    longest = np.zeros(len(b) + 1, int)                                           # of a's words so far and of b[:j]
+    longest = np.zeros(len(b) + 1, int)                       # [j]: of a's words so far and b[:j]
     for word in a:
         longest[1:] = np.maximum(longest[1:], longest[:-1] + (np.array(b) == word))
         longest = np.maximum.accumulate(longest)

@@ -1,37 +1,46 @@
-"""What the tasks have in common: splits with names, baselines measured when somebody looks, rows of unequal length."""
+"""What all tasks share: named splits, baselines measured on first use, rows of unequal length."""
+from __future__ import annotations
+
 import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ...hints import Array
+from ...nn import Module
 from ..tokenizer import BPETokenizer
 
 __all__ = ["Rows", "Task", "tokenizer_of"]
 
+Batch = tuple[Array, ...]
+Metrics = dict[str, float]
 SPLITS = "train", "validation", "test"
 SHIPPED = Path(__file__).parents[2] / "pretrained" / "tokenizer.json"
 
 
-def tokenizer_of(model):
-    """The tokenizer that `model` (GPT or PeftModel) carries, `model` itself if it is one, for None the shipped base's.
+def tokenizer_of(model: Module | BPETokenizer | None) -> BPETokenizer:
+    """Return the tokenizer of a GPT or PeftModel. A tokenizer is returned as it is; None means the
+    shipped base's.
 
-    Raises ValueError for a model without one or with a smaller vocabulary than its tokenizer's."""
+    Raises ValueError if the model has none, or a smaller vocabulary than its tokenizer."""
     if model is None:
         return BPETokenizer.load(SHIPPED)
     if hasattr(model, "encode"):
         return model
     tokenizer, config = getattr(model, "tokenizer", None), getattr(model, "config", None)
     if tokenizer is None:
-        raise ValueError(f"{type(model).__name__} carries no tokenizer, which a task on text needs: "
-                         "set model.tokenizer, or give the task a BPETokenizer instead of a model")
+        raise ValueError(f"{type(model).__name__} carries no tokenizer, but a task needs one: "
+                         "set model.tokenizer, or pass a BPETokenizer instead of a model")
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}")
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, "
+                         f"the model only {config.vocab_size}")
     return tokenizer
 
 
 def context_of(model, context, default):
-    """`context` checked against the model's; by default `default`, or half the model's context if that is less, which
-    leaves the other half to virtual tokens."""
+    """Check `context` against the model's. If it is None, return `default`, or half the model's
+    context if that is less: the other half is left to virtual tokens."""
     longest = model.config.context_length if hasattr(model, "config") else None
     if context is None:
         return min(default, longest // 2) if longest else default
@@ -41,56 +50,63 @@ def context_of(model, context, default):
 
 
 class Task:
-    """A task's `name`, its `splits` (split → data), `sha256` (corpus → hash of what was read), and `baselines`."""
+    """splits: split → data. sha256: corpus → hash of the documents that were read."""
 
-    def __init__(self, name, splits, sha256=None):
+    def __init__(self, name: str, splits: dict[str, Sequence],
+                 sha256: dict[str, str] | None = None):
         self.name, self.splits, self.sha256 = name, splits, sha256
 
-    def data(self, split):
+    def data(self, split: str) -> Sequence:
+        """Return a split's data. Raises ValueError for an unknown split."""
         if split not in self.splits:
-            raise ValueError(f"{self.name}: there is no split {split!r}; there are {', '.join(self.splits)}")
+            raise ValueError(f"{self.name}: there is no split {split!r}; "
+                             f"there are {', '.join(self.splits)}")
         return self.splits[split]
 
-    def count(self, batch):
-        """How many terms the mean of `loss` has: tokens or examples."""
+    def count(self, batch: Batch) -> int:
+        """Count the terms in the mean of `loss`: tokens or examples."""
         return len(batch[0])
 
-    def metrics(self, model, batch):
+    def metrics(self, model: Module, batch: Batch) -> Metrics:
+        """Means over the batch; by default only the loss."""
         return {"loss": self.loss(model, batch).item()}
 
-    def finish(self, means, split="test"):
+    def finish(self, means: Metrics, split: str = "test") -> Metrics:
+        """Derive the reported metrics from the means over a split."""
         return means
 
     @functools.cached_property
-    def baselines(self):
-        """name → metrics on the test split, under the names `evaluate` uses. Measured at the first look, then kept."""
+    def baselines(self) -> dict[str, Metrics]:
+        """name → metrics on the test split, named as in `evaluate`. Measured once."""
         return self.measure_baselines()
 
     def __repr__(self):
-        told = "see .baselines"
+        baselines = "see .baselines"
         if "baselines" in vars(self):
-            told = "; ".join(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items())
-                             for name, metrics in self.baselines.items())
-        return f"{self.name}: {self.describe()}; test baselines: {told}"
+            numbers = lambda metrics: ", ".join(f"{k} {v:.3f}" for k, v in metrics.items())
+            baselines = "; ".join(f"{name}: {numbers(m)}" for name, m in self.baselines.items())
+        return f"{self.name}: {self.describe()}; test baselines: {baselines}"
 
 
 class Rows(Task):
-    """A task whose splits are lists of examples; `collate(examples)` makes a batch of some."""
+    """A task whose splits are lists of examples; `collate(examples)` makes a batch of them."""
 
-    def batch(self, split, size, rng):
+    def batch(self, split: str, size: int, rng: np.random.Generator) -> Batch:
+        """Draw a random batch, with replacement."""
         rows = self.data(split)
         return self.collate([rows[i] for i in rng.integers(0, len(rows), size)])
 
-    def batches(self, split, size):
+    def batches(self, split: str, size: int) -> Iterator[Batch]:
+        """Go through a split once, in order."""
         rows = self.data(split)
         for i in range(0, len(rows), size):
             yield self.collate(rows[i:i + size])
 
 
 def pad(rows, fill):
-    """Sequences of ids → (array (B, T), lengths (B,)), filled up on the right to the longest, T.
+    """Pad sequences of ids on the right to the longest, T → (array (B, T), lengths (B,)).
 
-    Attention is causal: no position that counts ever sees the filling."""
+    Attention is causal, so no position that counts sees the padding."""
     lengths = np.array([len(row) for row in rows])
     padded = np.full((len(rows), lengths.max()), fill)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(rows)
