@@ -14,9 +14,8 @@ holds the tensors:
     without a bias                  task SEQ_CLS      virtual tokens base_model.score.weight
 
 A reparameterization is folded, as in PEFT. On both sides the tokens' positions start after the
-virtual ones. Some mistakes that PEFT only warns of or ignores are errors here: names without their
-prefix, missing or extra tensors, virtual tokens without task_type. Nothing in a folder is executed,
-and reading it takes no more memory than its files.
+virtual ones. Mistakes that PEFT ignores, or only warns of, are errors here. Nothing in a folder is
+executed, and reading it takes no more memory than its files.
 """
 import json
 import warnings

@@ -108,9 +108,8 @@ def as_characters(token: bytes) -> str:
 
 def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
     """Write all of GPT-2's tokenizer files; transformers, tokenizers and llama.cpp read them."""
-    folder = Path(folder)
     by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
-    special = by_id(tokenizer.special)
+    folder, special = Path(folder), by_id(tokenizer.special)
     merges = [[as_characters(a), as_characters(b)] for a, b in tokenizer.merges]
     vocab = by_id({as_characters(token): i for token, i in tokenizer.vocab.items()} | special)
     end = next(name for name, i in tokenizer.special.items() if i == tokenizer.end_of_text)

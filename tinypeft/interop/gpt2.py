@@ -77,8 +77,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
 
 def load_model(folder: str | Path | None = None) -> GPT:
     """Load the shipped base (None), a folder from `tinypeft pretrain`, or a GPT-2 folder."""
-    if folder is None or (Path(folder) / "weights.npz").exists():
-        return load_pretrained(folder)
+    if folder is None or (Path(folder) / "weights.npz").exists(): return load_pretrained(folder)
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: neither weights.npz (of `python -m "
                                 f"tinypeft pretrain`) nor config.json and {SINGLE} (of GPT-2)")

@@ -85,11 +85,11 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     (scale,) = {w.scale for w in tuned.wrappers.values()}
     target = round(method.target_rank * len(tuned.wrappers) / len(adapted))   # mean rank in theirs
     return low_rank_fields(tuned, adapted) | {
-        "peft_type": "ADALORA", "init_r": init_r, "target_r": target,
+        "peft_type": "ADALORA", "init_r": init_r, "target_r": target, "total_step": total,
         "lora_alpha": scale * (init_r + 1e-5), "tinit": start, "tfinal": total - end,
-        "deltaT": method.delta_t, "total_step": total, "beta1": method.beta1,
-        "beta2": method.beta2, "orth_reg_weight": method.gamma,
-        "rank_pattern": None if all(all(m) for m in masks.values()) else masks}, tensors
+        "deltaT": method.delta_t, "beta1": method.beta1, "beta2": method.beta2,
+        "orth_reg_weight": method.gamma,
+        "rank_pattern": None if all(map(all, masks.values())) else masks}, tensors
 
 
 def adapted_layers(tuned):
@@ -148,9 +148,8 @@ def read_lora(model: GPT, config: Config, tensors: Tensors) -> tuple[LoRA | None
             alphas[ours] = plain_number(alpha / root(r) * root(ranks[ours]))
     if not state: return None, state
     r, alpha = most_common(ranks), most_common(alphas)
-    return LoRA(r, alpha, dropout=config.get("lora_dropout", float, 0.0),
-                targets=targets(model, ranks), rank_stabilized=rs,
-                rank_pattern=exceptions(ranks, r) or None,
+    return LoRA(r, alpha, dropout=config.get("lora_dropout", float, 0.0), rank_stabilized=rs,
+                targets=targets(model, ranks), rank_pattern=exceptions(ranks, r) or None,
                 alpha_pattern=exceptions(alphas, alpha) or None), state
 
 
