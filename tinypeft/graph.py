@@ -95,7 +95,7 @@ def operation(node):
 class Graph:
     """A drawn graph. `.svg` is the picture's text, a notebook shows it, `.save(path)` writes it."""
 
-    def __init__(self, boxes):
+    def __init__(self, boxes: list[Box]):
         place(boxes)
         self.boxes, self.svg = boxes, draw(boxes)
 

@@ -106,7 +106,7 @@ class SGD(Optimizer):
                  weight_decay: float = 0.0):
         super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def update(self, w, g, state, group):
+    def update(self, w: Array, g: Array, state: list[Array], group: dict) -> None:
         (u,) = state
         if group["weight_decay"]: g = g + group["weight_decay"] * w
         u *= group["momentum"]
@@ -126,7 +126,7 @@ class AdamW(Optimizer):
             if not all(0 <= b < 1 for b in g["betas"]):
                 raise ValueError(f"AdamW: betas must lie in [0, 1), got {g['betas']}")
 
-    def update(self, w, g, state, group):
+    def update(self, w: Array, g: Array, state: list[Array], group: dict) -> None:
         lr, (b1, b2) = group["lr"], group["betas"]
         for s in _chunks(w):                                         # a chunk stays in cache
             w_s, g_s, m, v = w[s], g[s], state[0][s], state[1][s]

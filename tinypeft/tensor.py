@@ -17,7 +17,7 @@ from the loss to the leaves and adds these gradients up. That is the chain rule.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def enable_grad() -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def tape():
+def tape() -> Iterator[list[Tensor]]:
     """Inside `with tape() as made:` the list `made` collects, and keeps, every recorded tensor."""
     global _tape
     before, _tape = _tape, []

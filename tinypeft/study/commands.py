@@ -68,7 +68,7 @@ def run_figures(args: Namespace) -> int | None:
         from .experiments import EXPERIMENTS
         chosen = [EXPERIMENTS[name] for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
         if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
-        if args.accept: return acceptance.accept_all(chosen, folder / "results", args.jobs)
+        if args.accept: return acceptance.accept(chosen, folder / "results", args.jobs)
         for experiment in chosen:
             results = run(experiment, folder / "results", args.quick, args.jobs)
             print(json.dumps(results.record) if args.json else f"{folder / 'results' / experiment.name}.json")
