@@ -78,7 +78,8 @@ class LowRankLinear(Module):
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
         if r > min(base.d_in, base.d_out):
-            raise MethodError(f"rank {r} exceeds what a {base.d_out} × {base.d_in} matrix can have")
+            raise MethodError(f"rank {r} exceeds {min(base.d_in, base.d_out)}, the largest that a "
+                              f"{base.d_out} × {base.d_in} matrix can have")
         self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
         self.dropout = Dropout(dropout, rng)
 

@@ -44,7 +44,8 @@ def check_free(model: GPT) -> None:
     """Raise TypeError unless `model` is a GPT, and MethodError if a method is on it."""
     method = getattr(model, "method" if isinstance(model, PeftModel) else "attached", None)
     if method is not None:
-        raise MethodError(f"attach: {method} is attached to this model already; detach or merge it")
+        raise MethodError(f"attach: {method} is attached to this model already; call .detach() or "
+                          ".merge() on the PeftModel that attach returned")
     if not isinstance(model, GPT):
         raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
 
