@@ -1,7 +1,7 @@
 """`python -m tinypeft pretrain`: train the base model and write what the package ships.
 
-It takes about an hour and a half on two cores, and an interrupted run resumes. The text is
-`text.base_corpus()`. Every number in training.json is measured here, with the n-gram model's.
+It takes an hour and a half on two cores; an interrupted run resumes. The text is `base_corpus()`.
+Every number in training.json is measured here, also the n-gram model's.
 """
 import dataclasses
 import json
@@ -53,8 +53,7 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out / "tokenizer.json")
     save_arrays(out / "weights.npz", half, {"config": dataclasses.asdict(config)})
-    results = {}
-    ngram = KneserNey(order=5).fit(own.data("train"), config.vocab_size)
+    ngram, results = KneserNey(order=5).fit(own.data("train"), config.vocab_size), {}
     ngram.tune(own.data("validation"))
     for task in (own, other):
         results[f"{task.name} test"] = evaluate(model, task, "test")
