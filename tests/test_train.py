@@ -241,7 +241,7 @@ class Silent(Noise):
 
 
 @pytest.mark.parametrize("misuse, says", [
-    (lambda: tp.train(small(), Noise(), 0), "steps and batch_size must be at least 1, got 0 and 8"),
+    (lambda: tp.train(small(), Noise(), 0), "steps and batch_size must be ≥ 1, got 0 and 8"),
     (lambda: tp.train(small(), Noise(), 3, batch_size=0), "got 3 and 0"),
     (lambda: tp.train(frozen(), Noise(), 3), "nothing to train, every parameter is frozen"),
     (lambda: tp.train(small(), Noise(), 3, schedule_kind="steps", progress=False), "got 'steps'"),

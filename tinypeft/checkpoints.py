@@ -1,7 +1,4 @@
-"""Checkpoints: what a stopped run of `train` needs to go on, in one file.
-
-There is no random state in it, because `train` draws everything random from (seed, step).
-"""
+"""Checkpoints: what a stopped run of `train` needs to go on, in one file; no random state."""
 from pathlib import Path
 
 from .files import load_arrays, save_arrays
@@ -19,12 +16,8 @@ def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, setti
     save_arrays(path, arrays, {"settings": settings, "step": step, "history": history})
 
 
-def resume(path: str | Path, model: Module, optimizer: Optimizer,
-           settings: dict) -> tuple[int, dict]:
-    """Load a checkpoint into model and optimizer; return (steps done, history).
-
-    Raises ValueError if the checkpoint's settings are others.
-    """
+def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict) -> tuple:
+    """Load a checkpoint; return (steps done, history). ValueError if its settings are others."""
     arrays, meta = load_arrays(path)
     differ = [f"{k} was {meta['settings'].get(k)}, is {v}" for k, v in settings.items()
               if meta["settings"].get(k) != v]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +18,9 @@ __all__ = ["cache_directory", "fingerprint", "load_arrays", "parse_json", "repla
 
 
 def cache_directory() -> Path:
-    """$TINYPEFT_CACHE, else $XDG_CACHE_HOME/tinypeft, else ~/.cache/tinypeft; it need not exist.
-
-    The directory holds files that can be computed again.
-    """
-    if chosen := os.environ.get("TINYPEFT_CACHE"):
-        return Path(chosen)
+    """The directory for files that can be computed again: $TINYPEFT_CACHE, or else tinypeft/ in
+    $XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    if chosen := os.environ.get("TINYPEFT_CACHE"): return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
 
 
@@ -44,8 +42,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Write `text` to `path`, completely or not at all: UTF-8, with line ends as they are."""
-    with replacing(path) as f:
-        f.write(text.encode("utf-8"))
+    with replacing(path) as f: f.write(text.encode("utf-8"))
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Array], meta: dict) -> None:
@@ -61,8 +58,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
         with np.load(path, allow_pickle=False) as f:
             arrays = {name: f[name] for name in f.files}
         return arrays, json.loads(arrays.pop("__meta__").tobytes())
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError: raise
     except Exception as e:
         raise ValueError(f"{path} is not a file that tinypeft wrote, or it is damaged: {e}") from e
 
@@ -77,8 +73,8 @@ def fingerprint(arrays: Mapping[str, Array]) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads` for untrusted text: raises ValueError also for a name that occurs twice in an
-    object, for NaN and infinities, and for nesting that is too deep."""
+    """`json.loads` for untrusted text: ValueError also for a name that occurs twice in an object,
+    for NaN and infinities, and for nesting that is too deep."""
     try:
         return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
     except RecursionError as e:
@@ -86,13 +82,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _without_twins(pairs):
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen = set()
-        twin = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the name {twin!r} occurs twice in one object")
-    return content
+    for name, n in Counter(name for name, _ in pairs).items():
+        if n > 1: raise ValueError(f"the name {name!r} occurs twice in one object")
+    return dict(pairs)
 
 
-def _no_constant(name):
-    raise ValueError(f"{name} is not JSON")
+def _no_constant(name): raise ValueError(f"{name} is not JSON")

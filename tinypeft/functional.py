@@ -1,12 +1,10 @@
 """The fused operations of a transformer, each with its backward beside it.
 
 `plain.py` has the same operations composed from primitives: read them there first. Here each is one
-operation with a backward written by hand. That saves memory and is several times faster.
+operation with a backward written by hand, which saves memory and is several times faster. GELU,
+cross-entropy and attention work on slices whose temporary arrays stay in a core's cache.
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
-
-GELU, cross-entropy and attention run over slices that fit in a core's cache. The temporaries of
-plain expressions then cost no traffic to memory.
 """
 import math
 
@@ -48,8 +46,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
     x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
     """
-    if (x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1]
-            or b is not None and b.shape != W.shape[:1]):
+    if W.ndim != 2 or x.shape[-1:] != W.shape[1:] or b is not None and b.shape != W.shape[:1]:
         raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
                          "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
     X, M, shape = _rows(x.data), W.data, x.shape
@@ -95,41 +92,32 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     approximate="none": Φ(x) = (1 + erf(x/√2))/2.
     The forward pass keeps the slope y′ = Φ + x Φ′ in place of x, and dx = dy y′.
     """
-    if approximate not in PHI:
+    if approximate not in ("tanh", "none"):
         raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
-    phi_of, x_dphi_of = PHI[approximate]
     y = np.empty(x.shape, x.dtype)
     slope = np.empty_like(y) if x.requires_grad else None
     X, Y = np.ascontiguousarray(x.data).reshape(-1), y.reshape(-1)
     for s in _slices(X.size, 1):
-        phi = phi_of(X[s])
+        phi = _phi(X[s], approximate)
         Y[s] = X[s] * phi
-        if slope is not None: slope.reshape(-1)[s] = x_dphi_of(X[s], phi) + phi
+        if slope is not None: slope.reshape(-1)[s] = _x_dphi(X[s], phi, approximate) + phi
     return Tensor.op(y, (x, lambda dy: np.multiply(slope, dy, out=slope)))
 
 
-def _phi_tanh(x):
-    return (np.tanh((x * x * (C * A) + C) * x) + 1) * 0.5
+C, A = math.sqrt(2 / math.pi), 0.044715                      # tanh: u = C (x + A x³)
 
 
-def _x_dphi_tanh(x, phi):
-    """x Φ′ = x Φ · 2 u′ · (1 − Φ),   u = C (x + A x³)."""
-    t = (x * x * (6 * C * A) + 2 * C) * (x * phi)
-    return t - t * phi
-
-
-def _phi_erf(x):
+def _phi(x, approximate):
+    if approximate == "tanh": return (np.tanh((x * x * (C * A) + C) * x) + 1) * 0.5
     from scipy.special import erf
     return (erf(x * math.sqrt(0.5)) + 1) * 0.5
 
 
-def _x_dphi_erf(x, phi):
-    """x Φ′ = x e^(−x²/2) / √(2π)."""
-    return x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-
-
-C, A = math.sqrt(2 / math.pi), 0.044715
-PHI = {"tanh": (_phi_tanh, _x_dphi_tanh), "none": (_phi_erf, _x_dphi_erf)}
+def _x_dphi(x, phi, approximate):
+    """x Φ′: for tanh x Φ · 2 u′ · (1 − Φ), otherwise x e^(−x²/2) / √(2π)."""
+    if approximate == "none": return x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    t = (x * x * (6 * C * A) + 2 * C) * (x * phi)
+    return t - t * phi
 
 
 def _softmax(x, axis):
@@ -166,19 +154,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
 
     q (…, T, d), k and v (…, S, d) → (…, T, d), d being a head's width. With `causal`, query i sees
     the keys up to i + S − T: all see the first S − T keys (a prefix, or a cache of past tokens).
-    `dropout` sets entries of P to 0 with this probability and divides the others by 1 − dropout; it
-    needs an `rng`. Scores that the mask would hide are never computed: a block of 64 queries meets
-    only the keys up to its last row. Heads go in groups that fit in cache.
+    `dropout` is the probability that an entry of P is dropped; it needs an `rng`. A block of 64
+    queries skips the keys that all its rows are hidden from. Heads go in groups that fit in cache.
     """
-    if (min(q.ndim, k.ndim) < 2 or q.shape[:-2] != k.shape[:-2] or k.shape != v.shape
-            or q.shape[-1] != k.shape[-1]):
+    outer = lambda t: (t.shape[:-2], t.shape[-1:])
+    if min(q.ndim, k.ndim) < 2 or k.shape != v.shape or outer(q) != outer(k):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; "
-                         "expected (…, T, d_head), (…, S, d_head), (…, S, d_head)")
+                         "expected (…, T, d), (…, S, d), (…, S, d)")
     (T, d), S = q.shape[-2:], k.shape[-2]
     if causal and S < T:
-        raise ValueError(f"attention: {T} queries but only {S} keys; "
-                         "a causal query needs its own key")
-    if dropout: rng = _generator(rng, dropout)
+        raise ValueError(f"attention: {T} queries but only {S} keys; causal attention needs S ≥ T")
+    if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
     scale = 1 / math.sqrt(d)
     Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))         # (B·H, T or S, d)
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
@@ -218,33 +204,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
 
 def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
                   label_smoothing: float = 0.0) -> Tensor:
-    """Mean of −log softmax(logits)[target], in nats; a single number.
+    """Mean of −log softmax(logits)[target], in nats.    dlogits = (softmax(logits) − onehot) / n.
 
-    dlogits = (softmax(logits) − onehot(target)) / n.
-
-    logits (…, V), targets (…) integers in [0, V). A position whose target is `ignore_index` does
-    not count; ValueError when none counts. With `label_smoothing` ε the aim is
+    logits (…, V), targets (…) integers in [0, V) → a single number. The n positions whose target is
+    not `ignore_index` count; ValueError when none does. With `label_smoothing` ε the aim is
     (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
     """
     targets = np.asarray(targets)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
         raise ValueError(f"cross_entropy: logits {logits.shape}, targets {targets.shape}; "
                          "expected (…, V) and (…)")
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: targets must be integers, got an array of {targets.dtype}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError("cross_entropy: label_smoothing must lie in [0, 1), "
-                         f"got {label_smoothing}")
+    V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
+    if not 0 <= eps < 1:
+        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {eps}")
     t = targets.reshape(-1)
     counted = t != ignore_index
     n = int(counted.sum())
-    if n == 0:
-        raise ValueError("cross_entropy: no target counts; the batch is empty or every target is "
-                         "ignore_index")
-    V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
     _ids(t[counted], V, "cross_entropy: targets")
+    if n == 0:
+        raise ValueError("cross_entropy: no target counts; all are ignore_index, or the batch is "
+                         "empty")
     t = np.where(counted, t, 0)
-
     Z = logits.data.reshape(-1, V)
     P = np.empty_like(Z) if logits.requires_grad else None
     total = 0.0
@@ -272,33 +252,26 @@ def embedding(ids: Array, E: Tensor) -> Tensor:
     """Rows of a table: y = E[ids].    dE[i] = Σ dy over the places where ids = i.
 
     ids integers (…) in [0, n), E (n, d) → (…, d). The gradient sorts the places by id and sums each
-    run. That is the sum of numpy.add.at, an order of magnitude faster.
+    run: that is numpy.add.at, an order of magnitude faster.
     """
     ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
 
     def dE(dy):
-        out = np.zeros(shape, dy.dtype)
+        out, flat = np.zeros(shape, dy.dtype), ids.reshape(-1)
         if ids.size:
-            flat = ids.reshape(-1)
             order = np.argsort(flat, kind="stable")
             unique, first = np.unique(flat[order], return_index=True)
-            out[unique] = np.add.reduceat(dy.reshape(-1, shape[1])[order], first, axis=0)
+            out[unique] = np.add.reduceat(_rows(dy)[order], first, axis=0)
         return out
     return Tensor.op(E.data[ids], (E, dE))
 
 
-def _generator(rng, p):
-    """The Generator that dropout with probability p draws from."""
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
-    if rng is None:
-        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
-    return np.random.default_rng(rng)
-
-
 def _keep_mask(shape, p, rng, dtype):
     """0 with probability p, else 1/(1 − p)."""
-    keep = (rng.random(shape, dtype=np.float32) >= p).astype(dtype)
+    if not 0 <= p < 1: raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
+    if rng is None:
+        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
+    keep = (np.random.default_rng(rng).random(shape, dtype=np.float32) >= p).astype(dtype)
     keep *= 1 / (1 - p)
     return keep
 
@@ -306,5 +279,5 @@ def _keep_mask(shape, p, rng, dtype):
 def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
     """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
     if p == 0: return x
-    mask = _keep_mask(x.shape, p, _generator(rng, p), x.dtype)
+    mask = _keep_mask(x.shape, p, rng, x.dtype)
     return Tensor.op(x.data * mask, (x, lambda dy: np.multiply(mask, dy, out=mask)))

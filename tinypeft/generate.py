@@ -1,8 +1,8 @@
 """Generation: one token after another, with a cache of the keys and values that attention has seen.
 
-The model predicts a distribution over the next token. `generate` picks from it (greedily, or by
-sampling with a temperature, from the k likeliest, or from the smallest set of probability p) and
-appends the choice. With the cache each step feeds one token instead of all; the result is the same.
+The model predicts a distribution over the next token. `generate` takes the likeliest, or samples
+(with a temperature, from the k likeliest, or from the smallest set of probability p), and appends
+the choice. With the cache each step feeds one token instead of all; the result is the same.
 """
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ __all__ = ["KVCache", "LayerCache", "generate", "sample"]
 class LayerCache:
     """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full."""
 
-    def __init__(self):
-        self.k = self.v = None
-        self.length = 0
+    def __init__(self): self.k, self.v, self.length = None, None, 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
@@ -38,8 +36,7 @@ class LayerCache:
         return 0 if self.k is None else 2 * self.k[:, :, :self.length].nbytes
 
     def _grown(self, old, new, filled):
-        B, H, _, d = new.shape
-        buffer = np.empty((B, H, 2 * self.length, d), new.dtype)
+        buffer = np.empty((*new.shape[:2], 2 * self.length, new.shape[3]), new.dtype)
         if filled: buffer[:, :, :filled] = old[:, :, :filled]
         return buffer
 
@@ -59,14 +56,12 @@ class KVCache:
 def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None) -> Array:
     """Draw one token per row from logits (B, V) → (B,); temperature 0 takes the likeliest."""
-    if temperature == 0:
-        return logits.argmax(-1)
+    if temperature == 0: return logits.argmax(-1)
     z = logits.astype(np.float64) / temperature
     order = np.argsort(-z, axis=-1, kind="stable")           # likeliest first
     z = np.take_along_axis(z, order, -1)
     p = np.exp(z - z[:, :1])
-    if top_k is not None:
-        p[:, top_k:] = 0
+    if top_k is not None: p[:, top_k:] = 0
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
         p[p.cumsum(-1) - p >= top_p] = 0                     # keep while the mass before is < top_p
@@ -84,31 +79,27 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
 
     model: a GPT or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0: greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
-    cache: a `KVCache` to use instead of a fresh one, for example one that quantizes.
-    Raises ValueError for options out of range, and if the sequence would exceed the context.
+    cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
+    options out of range, and if the sequence would exceed the context.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
         raise ValueError("generate: tokens must be integers (B, T) with T ≥ 1, got "
                          f"{tokens.dtype} {tokens.shape}")
-    if not max_new_tokens >= 0:
-        raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+    for name, value, holds, expected in (
+            ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "be at least 0"),
+            ("temperature", temperature, temperature >= 0, "be at least 0"),
+            ("top_k", top_k, top_k is None or top_k >= 1, "be at least 1"),
+            ("top_p", top_p, top_p is None or 0 < top_p <= 1, "lie in (0, 1]")):
+        if not holds: raise ValueError(f"generate: {name} must {expected}, got {value}")
     virtual, context = getattr(model, "virtual_length", 0), model.config.context_length
     if virtual + tokens.shape[1] + max_new_tokens > context + 1:
         beside = f" beside {virtual} virtual ones" if virtual else ""
         raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones"
                          f"{beside} exceed the context of {context}; ask for fewer new tokens")
-    if not temperature >= 0:
-        raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
-    if top_k is not None and not top_k >= 1:
-        raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
     rng = np.random.default_rng(rng)
-    if use_cache and cache is None:
-        cache = KVCache(model.config.n_layers)
-    done = np.zeros(len(tokens), bool)
-    fed = 0                                                  # tokens that the cache has seen
+    if use_cache and cache is None: cache = KVCache(model.config.n_layers)
+    done, fed = np.zeros(len(tokens), bool), 0               # fed: tokens that the cache has seen
     with no_grad():
         for _ in range(max_new_tokens):
             if use_cache: logits = model(tokens[:, fed:], cache=cache, last=True)

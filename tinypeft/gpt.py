@@ -37,6 +37,9 @@ class GPTConfig(Checked):
     dropout: float = real(0.0, least=0, below=1)
     norm_eps: float = real(1e-5, least=0, also=("layer_norm_epsilon",))
 
+    # The start of a layer whose output joins the residual stream, to which 2 L layers add.
+    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
+
     def check(self) -> None:
         if self.d_model % self.n_heads:
             raise ValueError(f"GPTConfig: d_model {self.d_model} does not divide into "
@@ -50,10 +53,9 @@ class Attention(Module):
     """Multi-head causal self-attention; head h takes columns h·d_head … (h+1)·d_head of q, k, v."""
 
     def __init__(self, c, rng):
-        d = c.d_model
-        self.n_heads = c.n_heads
+        self.n_heads, d = c.n_heads, c.d_model
         self.query, self.key, self.value = (Linear(d, d, rng=rng) for _ in range(3))
-        self.output = Linear(d, d, rng=rng, std=residual_std(c))
+        self.output = Linear(d, d, rng=rng, std=c.residual_std)
         self.dropout, self.residual_dropout = Dropout(c.dropout), Dropout(c.dropout)
 
     def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
@@ -62,12 +64,12 @@ class Attention(Module):
         heads = lambda t: t.reshape(B, T, self.n_heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, d_h)
         q, k, v = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
         if prefix is not None:
-            k, v = (concatenate([_expand(p, B, 4), t], axis=2)
-                    for p, t in zip(prefix, (k, v), strict=True))
+            K, V = (_expand(p, B, 4) for p in prefix)
+            k, v = concatenate([K, k], axis=2), concatenate([V, v], axis=2)
         if cache is not None:
             if k.requires_grad or v.requires_grad:
                 raise GraphError("GPT: a cache keeps numbers without their history, so gradients "
-                                 "would be lost; call the model under no_grad() or without a cache")
+                                 "would be lost; use no_grad() or no cache")
             k, v = cache.append(k, v)                                              # (B, H, S, d_h)
         drop = self.dropout
         o = F.attention(q, k, v, dropout=drop.p if drop.training else 0.0, rng=drop.rng)
@@ -79,16 +81,11 @@ class MLP(Module):
 
     def __init__(self, c, rng):
         self.up = Linear(c.d_model, 4 * c.d_model, rng=rng)
-        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=residual_std(c))
+        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=c.residual_std)
         self.dropout = Dropout(c.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.down(F.gelu(self.up(x))))
-
-
-def residual_std(c):
-    """The start of a layer whose output joins the residual stream, to which 2 L layers add."""
-    return 0.02 / (2 * c.n_layers) ** 0.5
 
 
 class Block(Module):
@@ -105,10 +102,7 @@ class Block(Module):
 
 
 class GPT(Module):
-    """A GPT of the given sizes, with random weights drawn from `rng`.
-
-    `interop/gpt2.py` adds `GPT.from_huggingface(folder)` and `model.to_huggingface(folder)`.
-    """
+    """A GPT with random weights. `interop/gpt2.py` adds `from_huggingface` and `to_huggingface`."""
 
     def __init__(self, config: GPTConfig, rng: Seed = 0):
         if not isinstance(config, GPTConfig):
@@ -116,12 +110,12 @@ class GPT(Module):
         rng = np.random.default_rng(rng)
         self.config, self.tokenizer = config, None
         self.attached = None                             # the method on this model, if there is one
-        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng=rng)
-        self.position_embedding = Embedding(config.context_length, config.d_model, rng=rng,
-                                            std=0.01)
+        d = config.d_model
+        self.token_embedding = Embedding(config.vocab_size, d, rng=rng)
+        self.position_embedding = Embedding(config.context_length, d, rng=rng, std=0.01)
         self.dropout = Dropout(config.dropout)
         self.blocks = [Block(config, rng) for _ in range(config.n_layers)]
-        self.final_norm = LayerNorm(config.d_model, config.norm_eps)
+        self.final_norm = LayerNorm(d, config.norm_eps)
         self.head = None                                 # a classifier, where a task needs one
 
     def forward(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
@@ -130,9 +124,8 @@ class GPT(Module):
         """tokens (B, T) integers → logits (B, T, V); position t predicts token t + 1.
 
         prompt: Tensor (P, d) or (B, P, d), vectors that enter like embedded tokens.
-        prompt_at: the places (P,) or (B, P) of these vectors in the lengthened sequence (default
-            0 … P−1, before all tokens). No logits are returned for them. The token after t is
-            predicted at the last place before token t + 1.
+        prompt_at: their places (P,) or (B, P) in the lengthened sequence (default 0 … P−1, before
+            all tokens). They get no logits; token t + 1 is predicted at the last place before it.
         prefix: one (K, V) per layer, each Tensor (H, P, d_head) or (B, H, P, d_head). Token
             positions then start at P.
         cache: a `KVCache` that holds the past; this call appends its keys and values.
@@ -154,70 +147,58 @@ class GPT(Module):
         if self.head is None:
             raise ValueError("classify: this model has no classification head; "
                              "attach(model, method, head=n_classes) adds one")
-        n, lengths = len(tokens), np.asarray(lengths)
-        if lengths.shape != (n,) or lengths.min() < 1 or lengths.max() > np.shape(tokens)[1]:
-            raise ValueError(f"classify: lengths must be {n} numbers in [1, {np.shape(tokens)[1]}]"
-                             f", got {lengths}")
-        return self.head(self.hidden(tokens, **virtual)[np.arange(n), lengths - 1])
+        (B, T), lengths = np.shape(tokens), np.asarray(lengths)
+        if lengths.shape != (B,) or lengths.min() < 1 or lengths.max() > T:
+            raise ValueError(f"classify: lengths must be {B} numbers in [1, {T}], got {lengths}")
+        return self.head(self.hidden(tokens, **virtual)[np.arange(B), lengths - 1])
 
     def hidden(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
                prefix: Prefix | None = None, cache: KVCache | None = None) -> Tensor:
         """As `forward`, but returns the final hidden states (B, T, d)."""
-        tokens = self._check_tokens(tokens)
+        if isinstance(tokens, Tensor):
+            raise TypeError("GPT: tokens are integers, got a Tensor of floats")
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise ValueError(f"GPT: tokens must have shape (B, T), B and T ≥ 1, got {tokens.shape}")
         B, T = tokens.shape
         self._check_virtual(B, prompt, prefix, cache)
         x, read = self.token_embedding(tokens), None                    # (B, T, d)
         if prompt is not None:
             x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)  # (B, P + T, d)
-        past = 0 if prefix is None else prefix[0][0].shape[-2]
-        past += 0 if cache is None else cache.length
-        if past + x.shape[1] > self.config.context_length:
-            raise ValueError(f"GPT: {past + x.shape[1]} positions ({T} tokens, {x.shape[1] - T} "
-                             f"prompt vectors, {past} of prefix or cache) exceed the context of "
-                             f"{self.config.context_length}; shorten the input")
-        x = self.dropout(x + self.position_embedding(np.arange(past, past + x.shape[1])))
+        past = prefix[0][0].shape[-2] if prefix else cache.length if cache else 0
+        end, context = past + x.shape[1], self.config.context_length
+        if end > context:
+            raise ValueError(f"GPT: {end} positions ({T} tokens, {x.shape[1] - T} prompt vectors, "
+                             f"{past} of prefix or cache) exceed the context of {context}")
+        x = self.dropout(x + self.position_embedding(np.arange(past, end)))
         for i, block in enumerate(self.blocks):
-            x = block(x, None if prefix is None else prefix[i],
-                      None if cache is None else cache.layers[i])
+            x = block(x, prefix and prefix[i], cache and cache.layers[i])
         x = self.final_norm(x)
         return x if read is None else x[np.arange(B)[:, None], read]    # drops the virtual tokens
 
-    def _check_tokens(self, tokens):
-        if isinstance(tokens, Tensor):
-            raise TypeError("GPT: tokens are integers, got a Tensor of floats")
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or 0 in tokens.shape:
-            raise ValueError("GPT: tokens must have shape (B, T) with B, T ≥ 1, "
-                             f"got {tokens.shape}")
-        return tokens
-
     def _check_virtual(self, B, prompt, prefix, cache):
         L, H, d = self.config.n_layers, self.config.n_heads, self.config.d_model
-        rows = (), (B,)                                  # what may stand before the shape expected
-        fits = lambda t, *shape: t.shape[-len(shape):] == shape and t.shape[:-len(shape)] in rows
+        fits = lambda t, *shape: t.shape in (shape, (B, *shape))
         if prompt is not None and not (prompt.ndim > 1 and fits(prompt, prompt.shape[-2], d)):
             raise ValueError(f"GPT: prompt must have shape (P, {d}) or ({B}, P, {d}), "
                              f"got {prompt.shape}")
         if prefix is None: return
         if cache is not None and cache.length:
-            raise ValueError("GPT: a prefix comes before everything, but the cache holds "
-                             f"{cache.length} positions already")
+            raise ValueError(f"GPT: a prefix comes first, but the cache holds {cache.length} "
+                             "positions already")
         if len(prefix) != L:
-            raise ValueError(f"GPT: prefix must have one (K, V) for each of the {L} layers, "
-                             f"got {len(prefix)}")
-        P = prefix[0][0].shape[-2]
+            raise ValueError(f"GPT: one (K, V) for each of the {L} layers, got {len(prefix)}")
+        shape = H, prefix[0][0].shape[-2], d // H
         for i, (k, v) in enumerate(prefix):
-            if not (fits(k, H, P, d // H) and fits(v, H, P, d // H)):
-                shape = f"{H}, {P}, {d // H}"
-                raise ValueError(f"GPT: the prefix of layer {i} must have shapes ({shape}) or "
-                                 f"({B}, {shape}), got {k.shape} and {v.shape}")
+            if not (fits(k, *shape) and fits(v, *shape)):
+                raise ValueError(f"GPT: the prefix of layer {i} must have shapes {shape} or "
+                                 f"{(B, *shape)}, got {k.shape} and {v.shape}")
 
     def generate(self, tokens: Array, max_new_tokens: int, **options: Any) -> Array:
         """Continue `tokens` (B, T) by up to `max_new_tokens`; options as in `tinypeft.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
-    def describe(self) -> str:
-        return f"({self.n_parameters():,} parameters)"
+    def describe(self) -> str: return f"({self.n_parameters():,} parameters)"
 
 
 def _expand(virtual, B, ndim):
@@ -231,14 +212,11 @@ def _interleave(prompt, x, at):
     Also return the places to read, (B, T). Token t is read at the place before token t + 1, its
     own unless virtual tokens stand between. The last token is read at the last place.
     """
-    B, P, _ = prompt.shape
-    n = P + x.shape[1]
+    (B, P, _), n = prompt.shape, prompt.shape[1] + x.shape[1]
     at = np.arange(P) if at is None else np.asarray(at)
     if at.shape not in ((P,), (B, P)):
-        raise ValueError(f"prompt_at: expected places of shape ({P},) or ({B}, {P}), "
-                         f"got {at.shape}")
-    at = np.broadcast_to(at, (B, P))
-    virtual = np.zeros((B, n), bool)
+        raise ValueError(f"prompt_at: expected shape ({P},) or ({B}, {P}), got {at.shape}")
+    at, virtual = np.broadcast_to(at, (B, P)), np.zeros((B, n), bool)
     if at.size and (at.min() < 0 or at.max() >= n):
         raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} "
                          f"tokens, got {at.tolist()}")

@@ -5,9 +5,8 @@
         rank: int = whole(8, least=1, also=("r",))
         init: str = one_of("kaiming", "gaussian")
 
-A value outside its limits raises an error that names both. A rule that concerns several fields
-stands in the class's `check`. An unknown name gets a hint: `LoRA(r=8)` says that the field is
-called rank, because `also` lists the names that other libraries use.
+A value outside its limits raises an error that names both. A rule for several fields stands in the
+class's `check`. `also` lists the names of other libraries: `LoRA(r=8)` is told of `rank`.
 """
 import dataclasses
 import difflib
@@ -38,14 +37,14 @@ def declared(default: Any, limit: Limit, *, or_none: bool = False, also: tuple =
     return dataclasses.field(default=default, metadata=stated)
 
 
-def whole(default: int | None, *, least: int = 0, most: int | None = None, **options: Any) -> Any:
+def whole(default: int | None, *, least: int = 0, most: float = math.inf, **options: Any) -> Any:
     """An integer in [least, most]; `True` is not one."""
     integer = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-    holds = lambda x: integer(x) and x >= least and (most is None or x <= most)
-    words = f"an integer ≥ {least}" if most is None else f"an integer from {least} to {most}"
-    if most is None and least in (0, 1): words = f"a {('non-negative', 'positive')[least]} integer"
-    bad = (least - 1, least + 0.5, True, str(least), *(() if most is None else (most + 1,)))
-    return declared(default, Limit(holds, words, bad), **options)
+    holds = lambda x: integer(x) and least <= x <= most
+    words = f"an integer ≥ {least}" if most == math.inf else f"an integer from {least} to {most}"
+    positive = {"an integer ≥ 0": "a non-negative integer", "an integer ≥ 1": "a positive integer"}
+    bad = (least - 1, least + 0.5, most + 1, True, str(least))
+    return declared(default, Limit(holds, positive.get(words, words), bad), **options)
 
 
 def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
@@ -58,9 +57,8 @@ def real(default: float | None, *, least: float = -math.inf, above: float = -mat
     right = f"{below:g})" if below <= most else f"{most:g}]"
     words = {"(0, inf)": "a positive number", "[0, inf)": "a non-negative number"}.get(
         f"{left}, {right}", f"a number in {left}, {right}")
-    ends = (above, below, math.nextafter(least, -math.inf), math.nextafter(most, math.inf))
-    bad = (math.nan, math.inf, "1", *(x for x in ends if math.isfinite(x)))
-    return declared(default, Limit(holds, words, bad), **options)
+    bad = math.nextafter(least, -math.inf), math.nextafter(most, math.inf), above, below
+    return declared(default, Limit(holds, words, (math.nan, math.inf, "1", *bad)), **options)
 
 
 def one_of(*choices: Any, default: Any = ..., **options: Any) -> Any:
@@ -110,16 +108,15 @@ class Checked:
         for f in _fields(self):
             limit, value = f.metadata.get("limit"), getattr(self, f.name)
             if limit and not limit.holds(value):
-                told = f"{f.name} must be {limit.expected}, got {value!r}"
-                raise self.error(f"{type(self).__name__}: {told}")
+                raise self.error(f"{type(self).__name__}: {f.name} must be {limit.expected}, "
+                                 f"got {value!r}")
         self.check()
 
     def check(self) -> None:
         """Rules that concern several fields; a subclass raises `self.error` where one is broken."""
 
 
-def _fields(cls):
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+def _fields(cls): return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
 
 
 def _hint(name, cls):
@@ -131,7 +128,7 @@ def _hint(name, cls):
 
 
 class Hyperparameters(Checked):
-    """The base of methods and schemes. The fields are the hyperparameters of a paper.
+    """The base of methods and schemes: dataclasses whose fields are a paper's hyperparameters.
 
     The `repr` labels an experiment: it shows the fields in `shown` and those not at their default.
     A class's docstring is followed by its module's: the paper, the equation, the symbols.

@@ -1,9 +1,8 @@
 """Modules: parameters with names, arranged in a tree.
 
-The attributes of a module are its parts. A `Parameter` is trained or frozen. An ndarray is a
-buffer: saved, never trained; so is a `Packed`, several arrays that make one value, such as a
-quantized weight. A `Module`, or a list of them, is a child. Nothing is registered and nothing is
-hidden: `vars(module)` shows all of it.
+The attributes of a module are its parts; `vars(module)` shows all of them. A `Parameter` is trained
+or frozen. An ndarray is a buffer: saved, never trained; so is a `Packed`, several arrays that make
+one value, such as a quantized weight. A `Module`, or a list of them, is a child.
 """
 from __future__ import annotations
 
@@ -24,10 +23,10 @@ __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "P
 
 
 class Parameter(Tensor):
-    """A tensor that a module owns, trained or frozen (`requires_grad=False`).
+    """A tensor that a module owns, trained or frozen.
 
-    A method may set `update_mask`, a boolean array that broadcasts to the parameter. An optimizer
-    then changes neither the numbers outside the mask nor their moments.
+    `update_mask`: None, or a boolean array that broadcasts to the parameter; an optimizer changes
+    neither the numbers outside it nor their moments.
     """
     __slots__ = ("update_mask",)
 
@@ -37,24 +36,19 @@ class Parameter(Tensor):
 
 
 class Packed:
-    """The base of values made of several arrays.
-
-    `arrays()` gives name → array; `repacked(arrays)` makes the same kind of value from others.
-    """
+    """Arrays that form a value. `arrays()` gives them by name, `repacked(arrays)` takes others."""
 
 
 class Module:
     """The base of layers and models: a subclass sets attributes and defines `forward`."""
     training = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: return self.forward(*args, **kwargs)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the direct children; one in a list is named `list.index`."""
         for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
+            if isinstance(value, Module): yield name, value
             elif isinstance(value, list):
                 for i, m in enumerate(value):
                     if isinstance(m, Module): yield f"{name}.{i}", m
@@ -68,16 +62,13 @@ class Module:
     def _named(self, kind):
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, kind):
-                    yield f"{path}.{name}" if path else name, value
+                if isinstance(value, kind): yield f"{path}.{name}" if path else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, Parameter). A tied weight, which has two paths, comes once, under its first."""
-        seen = set()
-        for path, p in self._named(Parameter):
-            if id(p) not in seen:
-                seen.add(id(p))
-                yield path, p
+        first = {}
+        for path, p in self._named(Parameter): first.setdefault(id(p), (path, p))
+        yield from first.values()
 
     def parameters(self) -> list[Parameter]:
         """All parameters, trained and frozen."""
@@ -109,29 +100,25 @@ class Module:
         Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
         """
         check_state(self.state_dict(), state, strict)
+        new = lambda name, own: np.array(state.get(name, own), dtype=own.dtype)
         for name, p in self.named_parameters():
-            if name in state:
-                p.assign(np.array(state[name], dtype=p.dtype))
+            if name in state: p.assign(new(name, p.data))
         for path, module in self.named_modules():
             for name, value in list(vars(module).items()):
                 full = f"{path}.{name}" if path else name
                 if isinstance(value, np.ndarray) and full in state:
-                    setattr(module, name, np.array(state[full], dtype=value.dtype))
+                    setattr(module, name, new(full, value))
                 if isinstance(value, Packed):
-                    parts = {k: np.array(state.get(f"{full}.{k}", a), dtype=a.dtype)
-                             for k, a in value.arrays().items()}
+                    parts = {k: new(f"{full}.{k}", a) for k, a in value.arrays().items()}
                     setattr(module, name, value.repacked(parts))
         return self
 
     def train(self, training: bool = True) -> Self:
         """Switch dropout on (or off) in this module and all below it."""
-        for _, module in self.named_modules():
-            module.training = training
+        for _, module in self.named_modules(): module.training = training
         return self
 
-    def eval(self) -> Self:
-        """Switch dropout off."""
-        return self.train(False)
+    def eval(self) -> Self: return self.train(False)
 
     def to(self, dtype: Any) -> Self:
         """Cast every parameter to float32 or float64, in place."""
@@ -146,28 +133,22 @@ class Module:
     # Three hooks that `train` calls in every step; a method on a model overrides them.
     def before_step(self, step: int, total: int) -> None:
         """Runs before the forward pass of step 0 … total − 1."""
-
     def penalty(self) -> Tensor | None:
         """A term to add to the loss, or None."""
-
     def after_step(self, step: int, total: int) -> None:
         """Runs after the optimizer's step."""
 
     def __repr__(self):
-        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ")
-                 for name, child in self.children()]
-        below = "(\n" + "\n".join(lines) + "\n)" if lines else ""
-        return type(self).__name__ + self.describe() + below
+        lines = [f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        return type(self).__name__ + self.describe() + (f"({''.join(lines)}\n)" if lines else "")
 
-    def describe(self) -> str:
-        """Text that follows the class name when the module is printed."""
-        return ""
+    def describe(self) -> str: return ""                 # follows the name in the repr
 
     def _repr_html_(self):
         named = self._named((Parameter, np.ndarray, Packed))
-        parts = {id(a): (name, a) for name, a in named}  # a tied weight once
+        parts = {id(a): (name, a) for name, a in named}.values()         # a tied weight once
         rows = {}                                        # equal layers in several blocks: one row
-        for name, a in parts.values():
+        for name, a in parts:
             tick = "✔" if getattr(a, "requires_grad", False) else ""
             a = a.data if isinstance(a, Parameter) else a
             block = re.search(r"\.(\d+)\.", name)
@@ -175,14 +156,14 @@ class Module:
             pattern = re.sub(r"\.\d+\.", ".*.", name, count=1)
             key = pattern, " × ".join(map(str, a.shape)), stored, tick
             rows.setdefault(key, []).append((block and int(block[1]), a.nbytes))
+        sizes = {key: sum(n for _, n in found) for key, found in rows.items()}
         trained = sum(p.size for p in self.parameters() if p.requires_grad)
-        total = sum(n for found in rows.values() for _, n in found)
         return markup.table(
-            [(name.replace("*", _ranges(i for i, _ in found)), *rest,
-              f"{sum(n for _, n in found):,}") for (name, *rest), found in rows.items()],
+            [(key[0].replace("*", _ranges(i for i, _ in found)), *key[1:], f"{sizes[key]:,}")
+             for key, found in rows.items()],
             ("layer", "shape of each", "stored as", "trained", "bytes in all"),
-            type(self).__name__ + self.describe(), (1, 4),
-            f"{self.n_parameters():,} parameters, {trained:,} of them trained; {total:,} bytes")
+            type(self).__name__ + self.describe(), (1, 4), f"{self.n_parameters():,} parameters, "
+            f"{trained:,} of them trained; {sum(sizes.values()):,} bytes")
 
 
 def _ranges(numbers):
@@ -196,10 +177,7 @@ def _ranges(numbers):
 
 def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
                 optional: Collection[str] = ()) -> None:
-    """Raise unless `state` can be loaded in place of `own`; names in `optional` may be missing.
-
-    Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
-    """
+    """Raise as `load_state_dict` does if `state` does not fit `own`; `optional` may be missing."""
     missing = sorted(own.keys() - state.keys() - set(optional))
     unknown = sorted(state.keys() - own.keys())
     if strict and (missing or unknown):
@@ -215,12 +193,11 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
     """Put each module of `new` (path → module) in its place under `root`; return the old ones."""
     old = {path: root.get(path) for path in new}
     for path, module in new.items():
-        parent = root
-        *above, name = path.split(".")
-        for part in above:
-            parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
-        if isinstance(parent, list): parent[int(name)] = module
-        else:                        setattr(parent, name, module)
+        above, _, name = path.rpartition(".")
+        if name.isdigit():                               # an item of a list
+            above, _, items = above.rpartition(".")
+            getattr(root.get(above), items)[int(name)] = module
+        else: setattr(root.get(above), name, module)
     return old
 
 
@@ -236,8 +213,7 @@ class Linear(Module):
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.bias)
 
     def dense_weight(self) -> Array:
         """The weight as an array (d_out, d_in). A quantized layer gives its dequantized weight."""
@@ -257,8 +233,7 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def describe(self) -> str:
-        return f"({self.weight.shape[0]})"
+    def describe(self) -> str: return f"({self.weight.size})"
 
 
 class Embedding(Module):
@@ -268,26 +243,21 @@ class Embedding(Module):
         rng = np.random.default_rng(rng)
         self.weight = Parameter((std * rng.standard_normal((n, d))).astype(np.float32))
 
-    def forward(self, ids: Array) -> Tensor:
-        return F.embedding(ids, self.weight)
-
-    def describe(self) -> str:
-        return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
+    def forward(self, ids: Array) -> Tensor: return F.embedding(ids, self.weight)
+    def describe(self) -> str: return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
 
 
 class Dropout(Module):
     """Dropout with probability p in training, the identity otherwise. `train` seeds `rng`."""
 
     def __init__(self, p: float, rng: Seed | None = None):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
+        if not 0 <= p < 1: raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
         self.p, self.rng = p, np.random.default_rng(rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.rng) if self.training and self.p else x
+        return F.dropout(x, self.p if self.training else 0, self.rng)
 
-    def describe(self) -> str:
-        return f"({self.p})"
+    def describe(self) -> str: return f"({self.p})"
 
 
 def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -22,8 +22,7 @@ __all__ = ["SGD", "AdamW", "clip_grad_norm", "schedule"]
 class Optimizer:
     """The base of optimizers: groups of parameters, and the state arrays that checkpoints keep.
 
-    parameters: a list of Parameters, or of dicts {"params": [...], "lr": …, "weight_decay": …}
-        whose entries override the defaults for their parameters.
+    parameters: Parameters, or dicts {"params": [...], "lr": …, …} that override the defaults.
     """
     workers: ClassVar[int] = 2                   # threads that share the parameters
     slots: ClassVar[tuple[str, ...]] = ()        # names of the state arrays, each shaped as p
@@ -32,20 +31,17 @@ class Optimizer:
         name = type(self).__name__
         if isinstance(parameters, Tensor):
             raise TypeError(f"{name}: expected a list of parameters, got one Tensor")
-        parameters = list(parameters)
-        grouped = bool(parameters) and isinstance(parameters[0], dict)
-        groups = parameters if grouped else [{"params": parameters}]
+        groups = list(parameters)
+        if not (groups and isinstance(groups[0], dict)): groups = [{"params": groups}]
         self.groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
         for g in self.groups:
             if g.keys() - defaults.keys() - {"params"}:
                 raise ValueError(f"{name}: a group has {', '.join(map(repr, g))}; expected "
                                  f"'params' and any of {', '.join(map(repr, defaults))}")
             g["base_lr"] = g["lr"]
-            if not g["lr"] >= 0:
-                raise ValueError(f"{name}: lr must be at least 0, got {g['lr']}")
+            if not g["lr"] >= 0: raise ValueError(f"{name}: lr must be at least 0, got {g['lr']}")
         params = self.parameters()
-        if not params:
-            raise ValueError(f"{name}: no parameters to train")
+        if not params: raise ValueError(f"{name}: no parameters to train")
         for p in params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{name}: expected Parameters, got {type(p).__name__}")
@@ -54,9 +50,7 @@ class Optimizer:
         self.t = 0                               # steps taken
         self.state = {id(p): [self.allocate(p) for _ in self.slots] for p in params}
 
-    def parameters(self) -> list[Tensor]:
-        """All parameters, in the order of the groups."""
-        return [p for g in self.groups for p in g["params"]]
+    def parameters(self) -> list[Tensor]: return [p for g in self.groups for p in g["params"]]
 
     def allocate(self, p: Tensor) -> Array:
         """A zero array for one slot of p's state."""
@@ -78,15 +72,15 @@ class Optimizer:
         parallel_map(lambda job: self._step_one(*job), todo, self.workers if large else 1)
 
     def _step_one(self, p, group):
-        mask = getattr(p, "update_mask", None)
+        mask, state = getattr(p, "update_mask", None), self.state[id(p)]
         if mask is None:
-            self.update(p.data, p.grad, self.state[id(p)], group)
+            self.update(p.data, p.grad, state, group)
         else:                                    # numbers outside the mask keep value and moments
             mask = np.broadcast_to(mask, p.shape)
-            data, state = p.data[mask], [s[mask] for s in self.state[id(p)]]
-            self.update(data, p.grad[mask], state, group)
-            p.data[mask] = data
-            for s, new in zip(self.state[id(p)], state, strict=True): s[mask] = new
+            kept = [p.data, *state]
+            data, *moments = [a[mask] for a in kept]
+            self.update(data, p.grad[mask], moments, group)
+            for a, new in zip(kept, [data, *moments], strict=True): a[mask] = new
         p.version += 1                           # written in place; `assign` would need a copy
 
     def state_arrays(self) -> dict[str, Array]:
@@ -100,9 +94,8 @@ class Optimizer:
         own = self.state_arrays()
         if own.keys() != arrays.keys() or any(own[k].shape != np.shape(arrays[k]) for k in own):
             raise ValueError("the optimizer state in this checkpoint belongs to other parameters")
-        self.t = int(arrays["t"])
-        for name, array in own.items():
-            if name != "t": array[...] = arrays[name]
+        for name, array in own.items(): array[...] = arrays[name]
+        self.t = int(own["t"])
 
 
 class SGD(Optimizer):
@@ -113,7 +106,7 @@ class SGD(Optimizer):
                  weight_decay: float = 0.0):
         super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def update(self, w, g, state, group):
+    def update(self, w: Array, g: Array, state: list[Array], group: dict) -> None:
         (u,) = state
         if group["weight_decay"]: g = g + group["weight_decay"] * w
         u *= group["momentum"]
@@ -133,7 +126,7 @@ class AdamW(Optimizer):
             if not all(0 <= b < 1 for b in g["betas"]):
                 raise ValueError(f"AdamW: betas must lie in [0, 1), got {g['betas']}")
 
-    def update(self, w, g, state, group):
+    def update(self, w: Array, g: Array, state: list[Array], group: dict) -> None:
         lr, (b1, b2) = group["lr"], group["betas"]
         for s in _chunks(w):                                         # a chunk stays in cache
             w_s, g_s, m, v = w[s], g[s], state[0][s], state[1][s]
@@ -143,8 +136,7 @@ class AdamW(Optimizer):
             np.multiply(g_s, g_s, out=scratch); scratch *= 1 - b2
             v *= b2; v += scratch
             np.sqrt(v, out=scratch)
-            scratch *= 1 / math.sqrt(1 - b2 ** self.t)
-            scratch += group["eps"]                                  # √v̂ + ε
+            scratch *= 1 / math.sqrt(1 - b2 ** self.t); scratch += group["eps"]      # √v̂ + ε
             np.divide(m, scratch, out=scratch)
             scratch *= lr / (1 - b1 ** self.t)                       # lr m̂ / (√v̂ + ε)
             w_s -= scratch
@@ -152,17 +144,13 @@ class AdamW(Optimizer):
 
 def _chunks(w, budget=1 << 16):
     """Cut the array w into runs of rows of about `budget` numbers."""
-    if w.size <= budget or w.ndim == 0:
-        return [...]
+    if w.size <= budget or w.ndim == 0: return [...]
     rows = max(1, budget * len(w) // w.size)
     return [slice(i, i + rows) for i in range(0, len(w), rows)]
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], limit: float) -> float:
-    """Scale all gradients by one factor so that their global norm √Σ‖g‖² is at most `limit`.
-
-    Returns the norm before.
-    """
+    """Scale all gradients so that their global norm √Σ‖g‖² is at most `limit`; return it before."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
     if norm > limit:
@@ -173,14 +161,13 @@ def clip_grad_norm(parameters: Iterable[Tensor], limit: float) -> float:
 def schedule(kind: str, step: int, total: int, warmup: int = 0, floor: float = 0.0) -> float:
     """The factor on the learning rate at `step` = 0 … total − 1.
 
-    The factor rises linearly over the first `warmup` steps, as (step + 1)/warmup. Then it stays
-    at 1 ("constant") or falls from 1 to `floor` at step `total` ("linear", "cosine").
+    It rises as (step + 1)/warmup over the first `warmup` steps. Then it stays at 1 ("constant") or
+    falls from 1 to `floor` at step `total` ("linear", "cosine").
     """
     if kind not in ("constant", "linear", "cosine"):
         raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    if step < warmup:      return (step + 1) / warmup
     if kind == "constant": return 1.0
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
     if kind == "linear":   return floor + (1 - floor) * (1 - done)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))

@@ -4,14 +4,12 @@ Adam keeps two numbers for each trained number and reads each once per step. In 
 al., arXiv 2305.14314, §3, "Paged Optimizers") the driver moves them page by page between a GPU's
 memory and the CPU's, so that a long batch that needs the room does not fail. Here they move between
 memory and disk. The state is memory-mapped: the operating system reads a page when an update
-touches it, and the process releases it after the update.
+touches it, and the process releases it after the update. The numbers stay AdamW's, bit for bit.
 
-The arithmetic is AdamW's, on the same numbers in the same order, so the trajectory is the same, bit
-for bit. Instead of 8 bytes (float32) for every trained number, only one parameter's state is in
-memory at a time; one thread updates it. Released pages stay in the system's file cache while there
-is room, and go to disk otherwise. In a directory that is itself in memory (tmpfs, as /tmp sometimes
-is) nothing is gained. Measured for 16 M parameters, whose state takes 128 MiB: the process grows by
-less than 1 MiB, and a step takes 1.5 times as long while the file cache has room.
+Instead of 8 bytes (float32) for every trained number, only one parameter's state is in memory. The
+system's file cache keeps released pages while there is room. A directory in memory (tmpfs) gains
+nothing. Measured for 16 M parameters, whose state takes 128 MiB: the process grows by less than
+1 MiB, and a step takes 1.5 times as long while the file cache has room.
 """
 import mmap
 import os
@@ -30,7 +28,7 @@ __all__ = ["PagedAdamW"]
 class PagedAdamW(AdamW):
     """`AdamW` with its state in a temporary file in `directory` (default: the system's).
 
-    The file is deleted with the optimizer, however the process ends. nbytes: the size of the state.
+    The file goes with the optimizer, however the process ends. nbytes: the size of the state.
     Raises OSError when the directory has no room for it.
     """
     workers = 1                                          # one parameter's state in memory at a time

@@ -1,8 +1,7 @@
 """A transformer's operations as one reads them: compositions of the primitives of `tensor.py`.
 
-Each function computes the same value as its fused twin in `functional.py`, and the engine derives
-its gradient by the chain rule. The twin has a backward written by hand, keeps fewer arrays and is
-several times faster. The tests compare the two. Read this file first.
+Each function computes the same value as its fused twin in `functional.py`; the engine derives its
+gradient by the chain rule. The tests compare the two. Read this file first.
 """
 import math
 

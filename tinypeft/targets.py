@@ -17,19 +17,17 @@ def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
     """
     layers = {path: m for path, m in model.named_modules() if path.startswith("blocks.")
               and hasattr(m, "d_in") and not path.endswith(".base")}   # not the layer in a wrapper
-    if targets == "all":
-        return list(layers.items())
+    if targets == "all": return list(layers.items())
     if isinstance(targets, str) or not targets:
         raise TargetError("targets: expected a tuple of names such as ('query', 'value'), or "
                           f"'all', got {targets!r}")
-    targets = tuple(targets)
-    last = lambda path: path.rsplit(".", 1)[-1]
-    for t in targets:
-        if any(t in (path, last(path)) for path in layers): continue
+    names = {path: (path, path.rpartition(".")[2]) for path in layers}       # in full, and the last
+    for t in tuple(targets):
+        if any(t in both for both in names.values()): continue
         if t in ("token_embedding", "head"):
             raise TargetError(f"targets: {t!r} is the token embedding, which is tied to the output "
                               "head: a change meant for one end would change the other")
-        names = ", ".join(sorted(set(map(last, layers))))
-        raise TargetError(f"targets: {t!r} matches nothing; there are {names}, or full paths from "
-                          f"{next(iter(layers))!r} to {list(layers)[-1]!r}")
-    return [(path, m) for path, m in layers.items() if path in targets or last(path) in targets]
+        paths, last = list(layers), ", ".join(sorted({last for _, last in names.values()}))
+        raise TargetError(f"targets: {t!r} matches nothing; there are {last}, or full paths from "
+                          f"{paths[0]!r} to {paths[-1]!r}")
+    return [(path, m) for path, m in layers.items() if set(names[path]) & set(targets)]

@@ -3,26 +3,21 @@
 Every operation computes its value with NumPy. For each parent it also records a *vector–Jacobian
 product* (vjp): a function that takes dy = ∂L/∂y, the gradient of the loss L with respect to the
 result y, and returns ∂L/∂parent, written `dx` for a parent `x`. `backward` walks the recorded graph
-from the loss to the leaves and adds these gradients up. That is the chain rule.
+from the loss to the leaves and adds these gradients up. That is the chain rule. Five rules:
 
-Five rules keep it small and fast:
-
-* A frozen parent costs nothing. Its vjp is dropped when the operation is recorded, and an operation
-  whose parents are all frozen records nothing. Parameter-efficient fine-tuning saves its time and
-  memory here.
+* A frozen parent costs nothing: its vjp is dropped when the operation is recorded. An operation on
+  frozen parents alone records nothing. Here fine-tuning few parameters saves its time and memory.
 * The graph holds no values. A vjp holds the arrays that it needs and never a tensor, so that there
   is no reference cycle. Every other value is freed as soon as the forward pass is done with it.
 * Gradients live in a dictionary during the walk, and only leaves keep `.grad`. A vjp runs once. It
   may overwrite the arrays it saved, and each piece of the graph is freed after its use.
-* Broadcasting is undone explicitly, by `unbroadcast`. Every gradient is checked against the shape
-  and dtype of its tensor, so that a wrong formula stops at once.
+* `unbroadcast` undoes broadcasting. Each gradient must have its tensor's shape and dtype.
 * Work is float32, checks are float64, and the two never mix: constants take the tensor's dtype.
 """
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,48 +35,39 @@ class GraphError(RuntimeError):
     """The recorded graph cannot be walked: it was used before, or its inputs have changed since."""
 
 
-_recording = True
-_tape = None
+_recording, _tape = True, None
 
 
 @contextlib.contextmanager
 def _record(on):
     global _recording
     before, _recording = _recording, on
-    try:
-        yield
-    finally:
-        _recording = before
+    try: yield
+    finally: _recording = before
 
 
-def no_grad() -> AbstractContextManager:
+def no_grad() -> contextlib.AbstractContextManager:
     """Inside `with no_grad():` operations compute values and record nothing."""
     return _record(False)
 
 
-def enable_grad() -> AbstractContextManager:
+def enable_grad() -> contextlib.AbstractContextManager:
     """Inside `with enable_grad():` operations record, even within a surrounding `no_grad()`."""
     return _record(True)
 
 
 @contextlib.contextmanager
-def tape():
-    """Inside `with tape() as made:` every recorded tensor is appended to the list `made`.
-
-    The list keeps the values of the graph alive.
-    """
+def tape() -> Iterator[list[Tensor]]:
+    """Inside `with tape() as made:` the list `made` collects, and keeps, every recorded tensor."""
     global _tape
     before, _tape = _tape, []
-    try:
-        yield _tape
-    finally:
-        _tape = before
+    try: yield _tape
+    finally: _tape = before
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
-    if dy.shape == shape:
-        return dy
+    if dy.shape == shape: return dy
     new = dy.ndim - len(shape)                           # axes that broadcasting put in front
     stretched = (new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i])
     return dy.sum(axis=(*range(new), *stretched)).reshape(shape)
@@ -91,8 +77,7 @@ class Tensor:
     """An array, and how it was computed.
 
     data: a float32 or float64 array; integers, booleans, lists and Python numbers become float32.
-    requires_grad: True makes a leaf. Its `.grad` (None, or an array) sums ∂L/∂data over all calls
-        of `backward`.
+    requires_grad: True makes a leaf; its `.grad` (None, or an array) sums ∂L/∂data over backwards.
     Raises TypeError for complex, half-precision and object arrays.
     """
     __slots__ = ("data", "requires_grad", "grad", "version", "node", "__weakref__")
@@ -117,8 +102,8 @@ class Tensor:
     def op(data: Array, *edges: tuple[Tensor | None, Vjp]) -> Tensor:
         """The result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
 
-        The function of a frozen parent is dropped, together with the arrays that only it holds.
-        The functions run in the order of the edges. A parent may be None (an absent bias).
+        The functions run in this order. That of a frozen parent is dropped, with the arrays that
+        only it holds. A parent may be None (an absent bias).
         """
         edges = [(x, f) for x, f in edges if x is not None]
         fs = [f if x.requires_grad else None for x, f in edges]
@@ -134,14 +119,11 @@ class Tensor:
         y = Tensor.__new__(Tensor)
         y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
         if any(x.data.dtype != y.data.dtype for x in parents):
-            given = ", ".join(str(x.dtype) for x in parents)
-            raise TypeError(f"an operation on {given} gave {y.dtype}: "
-                            "float32 and float64 do not mix; cast one of them explicitly")
+            raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave "
+                            f"{y.dtype}: float32 and float64 do not mix; cast one of them")
         y.requires_grad = _recording and any(x.requires_grad for x in parents)
         if y.requires_grad:
-            known = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
-            y.node = Node(known, vjp, y.data)
-            y.data = y.data.view()
+            y.node, y.data = Node(parents, vjp, y.data), y.data.view()
             y.data.flags.writeable = False               # a gradient may depend on this value
             if _tape is not None: _tape.append(y)
         return y
@@ -152,7 +134,7 @@ class Tensor:
 
         dy: ∂L/∂self, an array of this tensor's shape; a single number needs none (dy = 1).
         Raises GraphError when there is no graph, when it was walked before, or when a leaf's data
-        has changed since; ValueError when `dy` is missing or has another shape.
+        has changed since; ValueError for a missing `dy` or one of another shape.
         """
         for x, dx in self.gradients(dy):
             x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
@@ -162,15 +144,11 @@ class Tensor:
         if not self.requires_grad:
             raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
                              "from requires a gradient, or it was computed under no_grad()")
-        if dy is None:
-            if self.data.size != 1:
-                raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient; "
-                                 "call backward(dy) with dy of that shape")
-            dy = np.ones_like(self.data)
+        if dy is None and self.size == 1: dy = np.ones_like(self.data)
+        if np.shape(dy) != self.shape:
+            raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient dy in "
+                             f"that shape, got {dy if dy is None else np.shape(dy)}")
         dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
-        if dy.shape != self.shape:
-            raise ValueError(f"backward: dy has shape {dy.shape}, the tensor {self.shape}")
-
         root = self.node or self
         order, leaves = topological_order(root), []
         grads, own = {id(root): dy}, set()               # own: ids of gradients safe to add into
@@ -198,11 +176,7 @@ class Tensor:
         return leaves
 
     def assign(self, array: Array) -> None:
-        """Replace a leaf's data by an array of the same shape.
-
-        A graph that was recorded before then refuses to run backward: it compares versions, because
-        its gradients would belong to the old data.
-        """
+        """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
         array = np.asarray(array)
         if array.shape != self.shape or array.dtype not in (np.float32, np.float64):
             raise ValueError(f"assign: expected floats of shape {self.shape}, "
@@ -219,8 +193,8 @@ class Tensor:
     size = property(lambda self: self.data.size)
     dtype = property(lambda self: self.data.dtype)
     T = property(lambda self: self.transpose())
-
     def __len__(self): return len(self.data)
+    def __bool__(self): return bool(self.data)
     def item(self) -> float: return self.data.item()
 
     def __repr__(self):
@@ -234,26 +208,18 @@ class Tensor:
                          "None: no backward yet" if self.grad is None else some(self.grad)))
         return facts(rows, type(self).__name__)
 
-    def __bool__(self):
-        return bool(self.data)
-
-    def __setitem__(self, index, value):
-        raise TypeError("a Tensor cannot be assigned into, its history would be wrong; build a new "
-                        "one with tinypeft.where or concatenate, or use x.assign on a leaf")
-
-    def _no_inplace(self, other):
-        raise TypeError("in-place arithmetic on a Tensor is not recorded; write x = x + y, "
-                        "or use x.assign on a leaf")
+    def _no_inplace(self, *_):
+        raise TypeError("writing into a Tensor is not recorded; build a new one, as in x = x + y "
+                        "or with tinypeft.where or concatenate, or use x.assign on a leaf")
 
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _no_inplace
+    __setitem__ = _no_inplace
 
     def _constant(self, other):
         """`other` as a Tensor: numbers and arrays become constants of this tensor's dtype."""
         if isinstance(other, Tensor):
-            if other.dtype != self.dtype:
-                raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; "
-                                "cast one of them explicitly")
-            return other
+            if other.dtype == self.dtype: return other
+            raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; cast one of them")
         other = np.asarray(other)
         if other.dtype.kind not in "biuf":               # NumPy reads None as NaN and "3" as 3
             raise TypeError(f"a Tensor and {other.dtype} values do not mix; expected real numbers")
@@ -287,13 +253,8 @@ class Tensor:
         other = self._constant(other)
         a, b, A, B = self.data, other.data, self.shape, other.shape
         y = a ** b
-
-        def da(dy):
-            return unbroadcast(dy * b * a ** np.where(b == 0, 1, b - 1), A)      # not 0 · 0⁻¹
-
-        def db(dy):
-            log_a = np.log(a, out=np.zeros_like(a), where=a != 0)
-            return unbroadcast(dy * y * log_a, B)
+        da = lambda dy: unbroadcast(dy * b * a ** np.where(b == 0, 1, b - 1), A)     # not 0 · 0⁻¹
+        db = lambda dy: unbroadcast(dy * y * np.log(a, out=np.zeros_like(a), where=a != 0), B)
         return Tensor.op(y, (self, da), (other, db))
 
     def __matmul__(self, other):
@@ -355,10 +316,9 @@ class Tensor:
                          (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
-        total = self.sum(axis, keepdims)
-        if total.size > self.size:
-            raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
-        return total * (total.size / max(1, self.size))
+        y = self.sum(axis, keepdims)
+        if y.size <= self.size: return y * (y.size / max(1, self.size))
+        raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The largest element. Equal ones share the gradient evenly."""
@@ -399,23 +359,23 @@ class Tensor:
 
 
 class Node:
-    """What `backward` knows of an operation: parents, vjp, and the shape and dtype of its value.
+    """What `backward` knows of an operation. Its value is not held, so that it can be freed early.
 
-    The value itself is not held, so that it can be freed early. A parent is (node, version), or
-    None if it is frozen. A leaf is its own node, because its gradient is kept on it.
+    A parent is (node, version), or None if it is frozen. A leaf is its own node: it keeps `.grad`.
     """
     __slots__ = ("parents", "vjp", "shape", "dtype")
     version = 0
 
     def __init__(self, parents, vjp, y):
-        self.parents, self.vjp, self.shape, self.dtype = parents, vjp, y.shape, y.dtype
+        self.parents = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
+        self.vjp, self.shape, self.dtype = vjp, y.shape, y.dtype
 
 
 def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
     """All nodes and leaves that `root` was computed from, each after its parents.
 
-    The order matters. In a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after
-    both `b` and `c` have been visited. The walk is iterative, so that depth has no limit.
+    In a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after both `b` and `c`
+    have been visited. The walk is iterative, so that depth has no limit.
     """
     order, seen, stack = [], set(), [(root, False)]
     while stack:
@@ -424,7 +384,7 @@ def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
             order.append(y)
         elif id(y) not in seen:
             if y.parents is None:
-                raise GraphError("backward: this graph, or part of it, was walked already and its "
+                raise GraphError("backward: this graph, or a part, was walked already and its "
                                  "arrays are gone; run the forward pass again")
             seen.add(id(y))
             stack.append((y, True))
@@ -470,18 +430,15 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along an existing axis."""
     tensors = _common(tensors)
     ends = np.cumsum([t.shape[axis] for t in tensors])
-
-    def part(start, end):
-        return lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
-    edges = [(t, part(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
+    cut = lambda start, end: lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
+    edges = [(t, cut(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
     return Tensor.op(np.concatenate([t.data for t in tensors], axis), *edges)
 
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along a new axis."""
-    tensors = _common(tensors)
-    new = lambda t: t.shape[:axis % (t.ndim + 1)] + (1,) + t.shape[axis % (t.ndim + 1):]
-    return concatenate([t.reshape(new(t)) for t in tensors], axis)
+    return concatenate([t.reshape(np.expand_dims(t.data, axis).shape) for t in _common(tensors)],
+                       axis)
 
 
 def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
@@ -491,6 +448,5 @@ def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tenso
         if size % sections:
             raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections}")
         sections = range(size // sections, size, size // sections)
-    edges = [0, *sections, size]
-    before = (slice(None),) * (axis % x.ndim)
+    before, edges = (slice(None),) * (axis % x.ndim), [0, *sections, size]
     return [x[before + (slice(i, j),)] for i, j in zip(edges, edges[1:], strict=False)]

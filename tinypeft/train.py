@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoints import resume, save_checkpoint
-from .diagnosis import DivergedError, describe_gradient, describe_loss, diverged
+from .diagnosis import DivergedError, diverged
 from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
@@ -45,11 +45,10 @@ class History:
         parts = np.array_split(np.array(self.loss or [0.0]), min(max(len(self.loss), 1), 40))
         means = np.array([part.mean() for part in parts])
         heights = (7 * (means - means.min()) / max(np.ptp(means), 1e-12)).round().astype(int)
-        curve = "".join("▁▂▃▄▅▆▇█"[h] for h in heights)
+        foot = "loss " + "".join("▁▂▃▄▅▆▇█"[h] for h in heights) if self.loss else None
         names = list(self.evals[0][1]) if self.evals else []
         rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
         head = ["after step", *(f"validation {name}" for name in names)] if rows else None
-        foot = f"loss {curve}" if self.loss else None
         return table(rows, head, repr(self), range(1 + len(names)), foot)
 
 
@@ -69,35 +68,32 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
-    checkpoint: a file. If it exists, training goes on from it; it is rewritten, atomically, every
+    checkpoint: a file to go on from, if it exists, and to rewrite, atomically, every
         `checkpoint_every` steps and at the end. stop_after: stop after this many steps in all.
     workers: threads that share a batch; one if dropout draws. The number changes only rounding.
-    optimizer: AdamW, or `PagedAdamW`, whose state is a file; the trajectory is the same.
-    Raises ValueError for options out of range or a checkpoint of another run, and DivergedError,
-    naming step and module, when the loss or a gradient is not finite; the last checkpoint stays.
+    optimizer: AdamW or `PagedAdamW`. Raises ValueError for options out of range or a checkpoint of
+        another run, DivergedError, naming step and module, for a loss or gradient not finite.
     """
     if steps < 1 or batch_size < 1:
-        raise ValueError("train: steps and batch_size must be at least 1, got "
-                         f"{steps} and {batch_size}")
+        raise ValueError(f"train: steps and batch_size must be ≥ 1, got {steps} and {batch_size}")
     params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
-        raise ValueError("train: nothing to train, every parameter is frozen")
+    if not params: raise ValueError("train: nothing to train, every parameter is frozen")
     method = getattr(model, "method", None)
     rate = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
     warmup = warmup if warmup is not None else max(1, steps // 20)
-    settings = dict(steps=steps, batch_size=batch_size, lr=rate, head_lr=head_lr, clip=clip,
-                    betas=list(betas), weight_decay=weight_decay, schedule=schedule_kind,
-                    warmup=warmup, lr_floor=lr_floor, seed=seed, workers=workers,
-                    method=method and repr(method))
+    settings = dict(
+        steps=steps, batch_size=batch_size, lr=rate, head_lr=head_lr, clip=clip, betas=list(betas),
+        weight_decay=weight_decay, schedule=schedule_kind, warmup=warmup, lr_floor=lr_floor,
+        seed=seed, workers=workers, method=method and repr(method))
     if head_lr is None: head_lr = HEAD_LR if lr is None else lr
     groups = _groups(model, params, head_lr)
     optimizer = optimizer(groups, lr=rate, betas=betas, weight_decay=weight_decay)
     if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
         workers = 1                                      # threads would draw in no fixed order
-    first, history = 0, History()
+    first, past = 0, {}
     if checkpoint is not None and Path(checkpoint).exists():
         first, past = resume(checkpoint, model, optimizer, settings)
-        history = History(**past)
+    history = History(**past)
 
     model.train()
     last = steps if stop_after is None else min(steps, stop_after)
@@ -111,12 +107,10 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                 optimizer.zero_grad()
                 batch = task.batch("train", batch_size, np.random.default_rng([seed, step]))
                 loss = backward(model, task, batch, workers)
-                if not math.isfinite(loss):
+                norm = clip_grad_norm(params, clip or math.inf) if math.isfinite(loss) else loss
+                if not math.isfinite(norm):
                     _reseed(model, seed, step)           # the same dropout again
-                    what = describe_loss(model, task, batch, loss)
-                    raise diverged(what, step, rate, checkpoint)
-                if not math.isfinite(clip_grad_norm(params, clip or math.inf)):
-                    raise diverged(describe_gradient(model), step, rate, checkpoint)
+                    raise diverged(model, task, batch, loss, step, rate, checkpoint)
                 optimizer.step()
                 model.after_step(step, steps)
                 history.loss.append(loss)
@@ -148,8 +142,7 @@ def _reseed(model, seed, step):
     """Give everything that draws a generator of its own for this step."""
     drawing = [module for _, module in model.named_modules()
                if isinstance(getattr(module, "rng", None), np.random.Generator)]
-    for i, module in enumerate(drawing):
-        module.rng = np.random.default_rng([seed, step, 1 + i])
+    for i, module in enumerate(drawing, 1): module.rng = np.random.default_rng([seed, step, i])
 
 
 def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
@@ -159,23 +152,19 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
     """
     rows = len(batch[0])
     cuts = np.linspace(0, rows, min(workers, rows) + 1).astype(int)
-    parts = [tuple(a[i:j] for a in batch) for i, j in zip(cuts, cuts[1:], strict=False)]
+    parts = [tuple(a[i:j] for a in batch) for i, j in itertools.pairwise(cuts)]
     parts = [part for part in parts if task.count(part)]     # no mean where every target is ignored
-    if not parts:
-        raise ValueError(f"train: nothing counts in a batch of {rows} rows (all targets ignored)")
+    if not parts: raise ValueError(f"train: nothing counts in a batch of {rows} rows")
     total = sum(map(task.count, parts))
 
     def one(part):
-        share = task.count(part) / total
-        loss = task.loss(model, part)
+        loss, share = task.loss(model, part), task.count(part) / total
         return share * loss.item(), loss.gradients(share)
-    results = parallel_map(one, parts, workers)
-    penalty = model.penalty()
+    results, penalty = parallel_map(one, parts, workers), model.penalty()
     if penalty is not None: results.append((penalty.item(), penalty.gradients()))
-    for _, gradients in results:
-        for p, g in gradients:
-            if p.grad is None: p.grad = g
-            else:              p.grad += g
+    for p, g in itertools.chain.from_iterable(gradients for _, gradients in results):
+        if p.grad is None: p.grad = g
+        else:              p.grad += g
     return sum(loss for loss, _ in results)
 
 
@@ -188,9 +177,7 @@ def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16
         measured = lambda batch: (task.count(batch), task.metrics(model, batch))
         results = parallel_map(measured, batches, workers)
     sums, weight = {}, sum(n for n, _ in results)
+    if not weight: raise ValueError(f"evaluate: the split {split!r} of {task} is empty")
     for n, metrics in results:
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + n * value
-    if not weight:
-        raise ValueError(f"evaluate: the split {split!r} of {task} is empty")
+        for name, value in metrics.items(): sums[name] = sums.get(name, 0.0) + n * value
     return task.finish({name: total / weight for name, total in sums.items()}, split)

@@ -24,11 +24,13 @@
 
 # %%
 import numpy as np
+from IPython.display import Markdown
 
 import tinypeft as tp
 from tinypeft import functional as F
 from tinypeft.course import show
 from tinypeft.study import plot
+from tinypeft.study.about import lesson_map
 
 base = tp.load_pretrained()
 c = base.config
@@ -38,18 +40,11 @@ print(f"{base.n_parameters():,} parameters: V = {c.vocab_size}, context {c.conte
 # %% [markdown]
 # The course follows section 3.6, "Tuning and Optimization", of Matarazzo and Torlone's survey (arXiv 2501.04040): first
 # *parameter-efficient* adaptation, which trains few numbers, then *memory-efficient* adaptation, which stores the
-# others in few bits.
-#
-# | the survey's method | what it changes | paper (arXiv) | lesson |
-# |---|---|---|---|
-# | (full fine-tuning) | every weight | | [03](03_full_finetuning.ipynb) |
-# | adapter tuning | adds small networks behind or beside sublayers | 1902.00751, 2110.04366 | [04](04_adapters.ipynb) |
-# | prompt tuning, P-tuning | adds vectors to the input | 2104.08691, 2103.10385 | [05](05_prompt_tuning.ipynb) |
-# | prefix tuning, P-tuning v2 | adds keys and values to every layer | 2101.00190, 2110.07602 | [06](06_prefix.ipynb) |
-# | LoRA | adds a product of two thin matrices to weights | 2106.09685 | [07](07_lora.ipynb) |
-# | AdaLoRA, DyLoRA | the same, with ranks that are found, or free | 2303.10512, 2210.07558 | [08](08_adalora.ipynb), [09](09_dylora.ipynb) |
-# | quantization | stores weights (and activations) as small integers | 2303.18223, section 5.4 | [10](10_quantization.ipynb) to [14](14_qat.ipynb) |
-# | choosing among them | | | [15](15_choosing.ipynb) |
+# others in few bits. The table lists every method and scheme of the course with its lesson; lesson 15 helps to choose
+# among them.
+
+# %%
+Markdown(lesson_map())
 
 # %%
 show("methods_in_a_block")
@@ -314,7 +309,7 @@ show("compare")
 #
 # ## Where the paper says this
 #
-# - Matarazzo & Torlone, arXiv 2501.04040, section 3.6; for the mathematics go to the papers in the table.
+# - Matarazzo & Torlone, arXiv 2501.04040, section 3.6; for the mathematics go to the papers in the map.
 # - Zhao et al., arXiv 2303.18223, section 5.4, for the part on quantization.
 # - He et al., arXiv 2110.04366, were the first to write LoRA, adapters and prefixes as one family: what is added,
 #   where, and how it is scaled.

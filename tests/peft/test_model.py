@@ -192,11 +192,11 @@ def test_ranks_are_reported_by_those_that_have_them(gpt):
     (lambda: tp.attach(tp.attach(make_gpt(), LORA), LORA), tp.MethodError, "attached to this model already"),
     (lambda: tp.attach(tp.attach(make_gpt(), LORA).model, BITFIT), tp.MethodError, r"LoRA\(rank=2\) is attached"),
     (lambda: tp.attach(make_gpt().blocks[0], LORA), TypeError, "expected a GPT, got Block"),
-    (lambda: tp.attach(make_gpt(), "lora"), TypeError, "such as tinypeft.LoRA"),
-    (lambda: tp.attach(make_gpt(), tp.LoRA), TypeError, "such as tinypeft.LoRA"),
+    (lambda: tp.attach(make_gpt(), "lora"), TypeError, "such as LoRA"),
+    (lambda: tp.attach(make_gpt(), tp.LoRA), TypeError, "such as LoRA"),
     (lambda: tp.attach(make_gpt(), LORA, head=1), tp.MethodError, "at least 2, got 1"),
     (lambda: tp.attach(make_gpt(), PROBE), tp.MethodError, "give head="),
-    (lambda: tp.attach(make_gpt(), tp.FullFineTuning(targets=("c_attn",))), tp.MethodError, "matches no parameter"),
+    (lambda: tp.attach(make_gpt(), tp.FullFineTuning(targets=("c_attn",))), tp.MethodError, "matches none of"),
     (lambda: tp.attach(make_gpt(), tp.FullFineTuning(targets="bias")), tp.MethodError, "tuple of names"),
     (lambda: tp.attach(tp.quantize(make_gpt(np.float32), tp.NF4(block_size=16)), FULL), tp.MethodError, "quantized")])
 def test_what_makes_no_sense_raises_and_leaves_the_model_alone(make, error, words):

@@ -9,9 +9,10 @@ import pytest
 from scipy import stats
 
 import tinypeft as tp
+from tests.study.test_dependencies import edited
 from tinypeft.cli import main
-from tinypeft.study import experiment, freshness
-from tinypeft.study.acceptance import accept, status
+from tinypeft.study import acceptance, experiment, freshness
+from tinypeft.study.acceptance import status
 from tinypeft.study.dependencies import Sources
 from tinypeft.study.experiment import Experiment, Results, run
 from tinypeft.study.experiments import EXPERIMENTS
@@ -45,6 +46,15 @@ def nothing_measured():
 
 def toy(folder, e=TOY, **options):
     return run(e, folder, jobs=1, progress=False, **{"say": lambda line: None, **options})
+
+
+def accept(e, folder, say=print):
+    """`acceptance.accept` for one experiment: its results, or its refusal as an error."""
+    told = []
+    refused = acceptance.accept([e], folder, jobs=1, progress=False, say=told.append)
+    for line in told: say(line)
+    if refused: raise ValueError(told[-1])
+    return Results(Results.read(folder, e.name))
 
 
 def with_condition(**values):
@@ -126,8 +136,9 @@ def other_sources(folder, label, changed="study/test_experiment.py measure", dig
 def test_changed_code_makes_its_condition_stale_alone(tmp_path):
     toy(tmp_path)
     other_sources(tmp_path, "bb")
-    assert status(TOY, tmp_path) == {"fresh": ["a"], "missing": [],
-                                     "stale": ["bb: tests/study/test_experiment.py measure changed"]}
+    found = status(TOY, tmp_path)
+    assert found["fresh"] == ["a"] and found["missing"] == [] and set(found["stale"]) == {"bb"}
+    assert [str(c) for c in found["stale"]["bb"]] == ["tests/study/test_experiment.py measure changed"]
     MEASURED.clear()
     r = toy(tmp_path)
     assert sorted(MEASURED) == [(2, s) for s in range(5)] and r.seeds == (0, 1, 2, 3, 4)
@@ -153,6 +164,9 @@ def test_a_stale_result_is_told_when_it_is_read(tmp_path, monkeypatch):
     with pytest.warns(StaleWarning, match=says) as seen:
         assert Results.load(tmp_path, "toy").mean("bb", "n") == 3                  # it is read all the same
     assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Results.load(tmp_path, "toy")                                              # it is told once
     assert main(["figures", "--status", "toy", "--out", str(tmp_path.parent)]) == 1
 
 
@@ -170,11 +184,11 @@ def test_a_refactoring_is_accepted_by_few_runs(tmp_path):
     other_sources(tmp_path, "bb")
     MEASURED.clear()
     said = []
-    r = accept(TOY, tmp_path, jobs=1, progress=False, say=said.append)
+    r = accept(TOY, tmp_path, say=said.append)
     assert MEASURED == [(1, 0)] and r.record["runs"] == before.record["runs"] and status(TOY, tmp_path)["fresh"] == ["a", "bb"]
     assert r.record["accepted"]["measured"] == {"a": [0]} and r.record["accepted"]["agreed"] == "equal to 0.0001"
     assert r.record["accepted"]["changed"] == ["tests/study/test_experiment.py measure"]
-    assert said == ["toy: accepted; measured again, seed 0: a; equal to 0.0001"]
+    assert said == ["[1/1] toy: accepted; measured again, seed 0: a; equal to 0.0001"]
     toy(tmp_path, with_condition(c=Length(3)))                                    # the note stays when something is added
     assert "accepted" in Results.load(tmp_path, "toy").record
     accept(with_condition(c=Length(3)), tmp_path, say=said.append)
@@ -186,7 +200,7 @@ def test_every_change_is_run_at_least_once(tmp_path):
     other_sources(tmp_path, "a", digest="1")
     other_sources(tmp_path, "bb", digest="2")                                     # two versions of it
     MEASURED.clear()
-    accept(TOY, tmp_path, jobs=1, progress=False, say=lambda line: None)
+    accept(TOY, tmp_path, say=lambda line: None)
     assert sorted(MEASURED) == [(1, 0), (2, 0)]
 
 
@@ -205,7 +219,7 @@ def test_a_number_that_moved_is_refused(tmp_path, metric, by, says):
     toy(tmp_path)
     other_sources(tmp_path, "a")
     record = moved(tmp_path, metric, by)
-    with pytest.raises(ValueError, match=says): accept(TOY, tmp_path, jobs=1, progress=False)
+    with pytest.raises(ValueError, match=says): accept(TOY, tmp_path)
     assert json.loads((tmp_path / "toy.json").read_text("utf-8")) == record and status(TOY, tmp_path)["stale"]
 
 
@@ -214,20 +228,20 @@ def test_clocks_and_rounding_may_differ(tmp_path):
     other_sources(tmp_path, "a")
     moved(tmp_path, "seconds", lambda x: 1000)
     moved(tmp_path, "loss", lambda x: x * (1 + 5e-5))
-    assert accept(TOY, tmp_path, jobs=1, progress=False).record["accepted"]["agreed"] == "equal to 0.0001"
+    assert accept(TOY, tmp_path).record["accepted"]["agreed"] == "equal to 0.0001"
 
 
 def test_another_blas_may_differ_within_the_interval(tmp_path):
     toy(tmp_path)
     other_sources(tmp_path, "a")
     moved(tmp_path, "loss", lambda x: x + 0.05)
-    with pytest.raises(ValueError, match="loss was"): accept(TOY, tmp_path, jobs=1, progress=False)
+    with pytest.raises(ValueError, match="loss was"): accept(TOY, tmp_path)
     restamped(tmp_path, rounding="of another machine")
-    accepted = accept(TOY, tmp_path, jobs=1, progress=False).record["accepted"]
+    accepted = accept(TOY, tmp_path).record["accepted"]
     assert accepted["agreed"] == "within the stored interval: loss of a"
     other_sources(tmp_path, "a")
     moved(tmp_path, "loss", lambda x: x + 50)
-    with pytest.raises(ValueError, match="loss was"): accept(TOY, tmp_path, jobs=1, progress=False)
+    with pytest.raises(ValueError, match="loss was"): accept(TOY, tmp_path)
 
 
 def test_only_code_can_be_accepted(tmp_path):
@@ -235,7 +249,7 @@ def test_only_code_can_be_accepted(tmp_path):
     with pytest.raises(ValueError, match=r"for changes of the code, but toy, a: settings \(size\) changed"):
         accept(dataclasses.replace(TOY, settings={"size": 3.0}), tmp_path)
     with pytest.raises(ValueError, match="not measured yet: c"): accept(with_condition(c=Length(3)), tmp_path)
-    with pytest.raises(FileNotFoundError, match="--rerun"): accept(TOY, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="does not exist; .* --rerun"): accept(TOY, tmp_path / "nowhere")
 
 
 def test_a_value_that_is_written_otherwise_is_measured_itself(tmp_path):
@@ -244,7 +258,7 @@ def test_a_value_that_is_written_otherwise_is_measured_itself(tmp_path):
     record["conditions"]["bb"]["value"] = "Length(2)"
     restamped(tmp_path, conditions=record["conditions"])
     MEASURED.clear()
-    accept(TOY, tmp_path, jobs=1, progress=False)
+    accept(TOY, tmp_path)
     assert MEASURED == [(2, 0)] and status(TOY, tmp_path)["fresh"] == ["a", "bb"]
 
 
@@ -269,8 +283,7 @@ def test_every_metric_has_a_meaning(name):
 
 def test_a_changed_method_is_told_by_name():
     """What a contributor sees who changes a forward pass: which conditions, and what changed."""
-    text = (Path(tp.__file__).parent / "peft" / "lora.py").read_text("utf-8")
-    sources = Sources({"tinypeft.peft.lora": text.replace("self.base(x) + F.linear", "self.base(x) - F.linear")})
+    sources = Sources(edited("tinypeft.peft.lora", "LoRALinear.forward", "x = -x"))
     e = EXPERIMENTS["methods"]
     record = Stamp.now(e, world=False).as_record(dict.fromkeys(e.conditions, "today")) | {"runs": dict.fromkeys(e.conditions)}
     assert changes(record, Stamp.now(e, world=False)) == {}
@@ -316,7 +329,7 @@ def test_the_command_shows_what_is_fresh_and_accepts_the_others(tmp_path, capsys
     folder = tmp_path / "results"
     toy(folder)
     assert main(["figures", "toy", "--status", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "toy: 2 fresh, 0 stale, 0 missing\n"
+    assert capsys.readouterr().out == "toy                 2 fresh\n"
     other_sources(folder, "a")
     assert main(["figures", "toy", "--status", "--out", str(tmp_path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["toy"]["fresh"] == ["bb"]

@@ -19,8 +19,7 @@ and, while it trains, prunes the least important singular values of all matrices
     Ī, U        sensitivity, uncertainty  (r, 1 + d_out + d_in), row i for triplet [λᵢ, p, q]
     b(0), b(T)  init_rank, target_rank    numbers of triplets, here per matrix on average
     tᵢ, t_f     t_init, t_final           steps at the start and the end with a constant budget
-    Δ_T         delta_t                   steps from one allocation to the next
-    γ           gamma                     weight of R
+    Δ_T, γ      delta_t, gamma            steps from one allocation to the next; weight of R
 
 Pruning only sets λ to zero. P, Q and the optimizer's moments are kept, so the next step moves a
 pruned λ again, and it survives the next allocation if its score has risen. From step T − t_f on the
@@ -31,11 +30,10 @@ Where implementations differ ("both codes": the authors' and PEFT's):
 * Equation (14), the budget, has (t − tᵢ − t_f) in its numerator as printed. It jumps at tᵢ and
   misses b(T). Both codes and this file use b(T) + (b(0) − b(T)) u³, with u falling from 1 to 0.
 * Both codes average ‖·‖_F over all P and Q, `orthogonality="norm"`, instead of summing ‖·‖²_F. The
-  authors' γ = 0.1 belongs to the average. Used on the sum, γ = 0.1 pins P and Q so firmly that they
-  barely learn (measured on planted ranks), so the default is 0.01.
-* Algorithm 1 multiplies a gradient by the weights it was computed at. Both codes use the weights
-  after the optimizer's step, `importance="after"`. A λ just set to zero has no sensitivity at zero,
-  so this decides how soon triplets come back.
+  authors' γ = 0.1 is for the average. On the sum, 0.1 pins P and Q so firmly that they barely learn
+  (measured on planted ranks), so the default is 0.01.
+* Algorithm 1 multiplies a gradient by the weights it was computed at, both codes by those after the
+  step, `importance="after"`. A λ just pruned is 0 at first, so "after" lets it come back sooner.
 * The paper has no scale. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning;
   here s = α/init_rank, or 1 with `alpha=None`, the default.
 * Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept. P and
@@ -44,7 +42,6 @@ Where implementations differ ("both codes": the authors' and PEFT's):
   has a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -70,9 +67,8 @@ STEPS = Limit(lambda t: SOME.holds(t) and (t < 1 or t == int(t)),
 class AdaLoRA(Method):
     """Train changes P Λ Q of the layers named in `targets`, and prune their singular values.
 
-    init_rank, target_rank: singular values per matrix, at the start and (on average) at the end.
-    t_init, t_final: steps before and after the budget falls, or shares of all steps if below 1.
-    delta_t: steps between allocations (the authors take 100 for 10⁴ steps and more, 10 for 300).
+    t_init, t_final: numbers of steps, or shares of all steps if below 1. delta_t: the authors take
+    100 for 10⁴ steps and more, 10 for 300.
     """
     init_rank: int = whole(12, least=1, also=("init_r", "r"))
     target_rank: int = whole(8, least=1, also=("target_r",))
@@ -87,18 +83,16 @@ class AdaLoRA(Method):
     targets: Targets = layer_names("all")
     orthogonality: str = one_of("squared", "norm")
     importance: str = one_of("before", "after")
-    learning_rate: ClassVar[float] = 2e-2
-    shown: ClassVar[tuple[str, ...]] = ("init_rank", "target_rank")
+    learning_rate = 2e-2
+    shown = ("init_rank", "target_rank")
 
     def check(self) -> None:
         if self.target_rank > self.init_rank:
-            raise MethodError("AdaLoRA: the budget can only fall, but target_rank "
-                              f"{self.target_rank} exceeds init_rank {self.init_rank}")
+            raise MethodError(f"{self}: target_rank exceeds init_rank, but the budget only falls")
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
-        dtype = model.token_embedding.weight.dtype
-        return {path: AdaLoRALinear(layer, self, rng, dtype)
-                for path, layer in match_targets(model, self.targets)}
+        dtype, layers = model.token_embedding.weight.dtype, match_targets(model, self.targets)
+        return {path: AdaLoRALinear(layer, self, rng, dtype) for path, layer in layers}
 
     def phases(self, total: int) -> tuple[int, int]:
         """tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
@@ -169,7 +163,6 @@ class AdaLoRALinear(LowRankLinear):
         I = np.eye(len(self.Lam))
         return self.P.T @ self.P - I, self.Q @ self.Q.T - I
 
-    # -- importance ---------------------------------------------------------------------------
     def remember(self) -> None:
         """Copy the weights, which the optimizer is about to change."""
         self.before = tuple(p.data.copy() for p in (self.P, self.Lam, self.Q))
@@ -178,8 +171,7 @@ class AdaLoRALinear(LowRankLinear):
         """Update Ī and U by this step's gradients and the weights before or after the step."""
         parameters = self.P, self.Lam, self.Q
         if any(p.grad is None for p in parameters):
-            raise MethodError("AdaLoRA: after_step needs this step's gradients; call it after the "
-                              "optimizer's step and before zero_grad")
+            raise MethodError("AdaLoRA: a gradient is missing; call after_step before zero_grad")
         w, self.before = self.before or [p.data for p in parameters], None
         I = np.abs(triplets(*w) * triplets(*(p.grad for p in parameters)))
         self.sensitivity = beta1 * self.sensitivity + (1 - beta1) * I

@@ -8,16 +8,13 @@ the result, which starts near zero, to its input: the model starts nearly unchan
     paper    here                shape
     W_d      W_d                 (m, d), starts at N(0, 0.01²), truncated at two standard deviations
     W_u      W_u                 (d, m), the same; b_d and b_u start at 0
-    m        bottleneck
-    f        activation          GELU in the authors' code
+    m, f     bottleneck, activation; f is GELU in the authors' code
 
 `placement="houlsby"` puts two adapters into every layer, after the output projection of the
 attention and after that of the feed-forward part, each before the residual addition.
 `placement="pfeiffer"` uses only the second (Pfeiffer et al., arXiv 2005.00247). `norms` also trains
-the layer norms, as Houlsby does and Pfeiffer does not.
-
-Trained parameters: n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and 2 d (2 L + 1) of layer
-norms. The function is not linear in h, so adapters cannot be merged.
+the layer norms, as Houlsby does and Pfeiffer does not. Trained: n (2 d m + d + m) for n = 2 L
+adapters (pfeiffer: L), 2 d (2 L + 1) of norms. An adapter is not linear, so it cannot be merged.
 
 Where implementations differ. The paper starts at a standard deviation of 0.01, the authors' code at
 0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040) writes z = σ(W_u y + b_u),
@@ -25,7 +22,6 @@ with an activation on the way up, which neither paper nor code has: `activation_
 normalizes after the addition, GPT-2 before each sublayer; the adapter's place is the same in both.
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -45,18 +41,15 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.t
 
 @dataclass(frozen=True)
 class BottleneckAdapter(Method):
-    """Train an MLP of `bottleneck` hidden units after the sublayers, and with `norms` layer norms.
-
-    init_std is not 0, because then neither matrix would ever get a gradient.
-    """
+    """Train MLPs of `bottleneck` hidden units after sublayers and, if `norms`, the layer norms."""
     bottleneck: int = whole(64, least=1, also=("m", "adapter_size", "bottleneck_size"))
     placement: str = one_of("houlsby", "pfeiffer")
     activation: str = one_of(*ACTIVATIONS, also=("non_linearity",))
     activation_up: bool = flag(False)
-    init_std: float = real(1e-2, above=0)
+    init_std: float = real(1e-2, above=0)            # at 0 neither matrix would ever get a gradient
     norms: bool = flag(True)
-    learning_rate: ClassVar[float] = 5e-3
-    shown: ClassVar[tuple[str, ...]] = ("bottleneck",)
+    learning_rate = 5e-3
+    shown = ("bottleneck",)
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)
@@ -74,13 +67,10 @@ class Adapter(Module):
     def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
         d, m = base.d_out, method.bottleneck
         draw = lambda *shape: Parameter(truncated_normal(shape, method.init_std, rng))
-        self.base, self.f = base, ACTIVATIONS[method.activation]
-        self.activation_up = method.activation_up
+        self.base, self.d_in, self.d_out = base, base.d_in, d
+        self.f, self.activation_up = ACTIVATIONS[method.activation], method.activation_up
         self.W_d, self.b_d = draw(m, d), Parameter(np.zeros(m))
         self.W_u, self.b_u = draw(d, m), Parameter(np.zeros(d))
-
-    d_in = property(lambda self: self.base.d_in)
-    d_out = property(lambda self: self.base.d_out)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.base(x)                                                      # (B, T, d)
@@ -88,16 +78,14 @@ class Adapter(Module):
         z = F.linear(y, self.W_u, self.b_u)                                   # (B, T, d)
         return h + (self.f(z) if self.activation_up else z)
 
-    def describe(self) -> str:
-        return "({1} → {0} → {1})".format(*self.W_d.shape)
+    def describe(self) -> str: return "({1} → {0} → {1})".format(*self.W_d.shape)
 
 
 def check_narrower(method: Method, model: GPT) -> None:
     """Raise MethodError unless the method's bottleneck is narrower than the model."""
     m, d = method.bottleneck, model.config.d_model
     if m >= d:
-        raise MethodError(f"{type(method).__name__}: bottleneck {m} does not narrow a model of "
-                          f"width {d}")
+        raise MethodError(f"{type(method).__name__}: bottleneck {m} does not narrow a width of {d}")
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, rng: Rng) -> Array:

@@ -10,14 +10,13 @@ directions then come first, and the model works at any b. Section 3:
     W_dw↓b, W_up↓b     the first b rows of A, columns of B
     W_dw, W_up         A, B             (R, d_in), (d_out, R)
     r_min, r_max = R   rank_min, rank
-    p_B                distribution     uniform, or geometric: p_B(b) ∝ (1 − p)ᵇ
-    α                  alpha
+    p_B, α             distribution (uniform, or geometric: p_B(b) ∝ (1 − p)ᵇ), alpha
 
 With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Outside the mask the gradient
-is zero, but weight decay and the optimizer's moments would move A and B all the same. Therefore the
-mask is also the parameters' `update_mask`. `frozen=True` goes further: of the b rows only the last
-is trained (with `block_size` n: the last n), and the earlier rows are held constant, so that small
-ranks are not overwritten. Trained parameters: Σ R (d_in + d_out).
+is zero, but weight decay and the optimizer's moments would still move A and B. Therefore the mask
+is also the parameters' `update_mask`. `frozen=True` trains only the last of the b rows (with
+`block_size` n: the last n) and holds the earlier ones constant, so that small ranks are not
+overwritten. Trained parameters: Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
 is α/b. Others keep α/R at every b: `rescale=False`. The authors count ranks from 0, this file from
@@ -25,7 +24,6 @@ is α/b. Others keep α/R at every b: `rescale=False`. The authors count ranks f
 and evaluation uses the rank last set by `set_rank`, at first R. Merging makes the rank final.
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -60,8 +58,8 @@ class DyLoRA(Method):
     rescale: bool = flag(True)
     dropout: float = real(0.0, least=0, below=1, also=("lora_dropout",))
     targets: Targets = layer_names(("query", "value"))
-    learning_rate: ClassVar[float] = 1e-2
-    shown: ClassVar[tuple[str, ...]] = ("rank",)
+    learning_rate = 1e-2
+    shown = ("rank",)
 
     def check(self) -> None:
         if self.rank % self.block_size:
@@ -77,8 +75,7 @@ class DyLoRA(Method):
 
     def probabilities(self) -> Array:
         """p_B over `ranks`; the sum is 1."""
-        base = 1 - self.p if self.distribution == "geometric" else 1.0
-        p = base ** np.arange(len(self.ranks))
+        p = (1 - self.p if self.distribution == "geometric" else 1.0) ** np.arange(len(self.ranks))
         return p / p.sum()
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
@@ -94,40 +91,35 @@ class DyLoRA(Method):
 
     def set_rank(self, tuned: PeftModel, b: int) -> None:
         if b not in self.ranks:
-            known = ", ".join(map(str, self.ranks))
-            raise MethodError(f"set_rank: {self} learns at ranks {known}, not at {b!r}")
-        for layer in tuned.wrappers.values(): layer.rank_now = int(b)
+            raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {b!r}")
+        for layer in tuned.wrappers.values(): layer.b = np.array(int(b))
 
 
 class DyLoRALinear(LoRALinear):
-    """h = W₀ x + B (m ⊙ A x), m = α/b for the first b of R rows and 0 for the others.
-
-    b is `rank_now`, but in a training step, between `start_step` and `end_step`, `rank_drawn`.
-    """
+    """h = W₀ x + B (m ⊙ A x) at b = `rank`, or at b = `rank_drawn` in a training step."""
 
     def __init__(self, base: Module, method: DyLoRA, rng: Rng):
         A, self.method = kaiming_uniform((method.rank, base.d_in), rng), method
         super().__init__(base, A, None, method.dropout, rng)
-        self.rank_now, self.rank_drawn = int(method.rank), None
+        self.b, self.rank_drawn = np.array(method.rank), None         # b: a buffer, so it is saved
 
-    rank = property(lambda self: self.rank_now)
+    rank = property(lambda self: int(self.b))
 
     def scale_at(self, b: int) -> float:
         """α/b, or α/R."""
         return self.method.alpha / (b if self.method.rescale else self.method.rank)
 
     def start_step(self, b: int) -> None:
-        """Train at rank b from now on: the optimizer moves nothing outside the mask."""
+        """Train at rank b until `end_step`: the optimizer moves nothing outside the mask."""
         first = b - self.method.block_size if self.method.frozen else 0
-        i = np.arange(self.method.rank)
-        mask = (first <= i) & (i < b)
+        mask = (first <= np.arange(len(self.A))) & (np.arange(len(self.A)) < b)
         self.rank_drawn, self.A.update_mask, self.B.update_mask = b, mask[:, None], mask[None]
 
     def end_step(self) -> None:
         self.rank_drawn = self.A.update_mask = self.B.update_mask = None
 
     def forward(self, x: Tensor) -> Tensor:
-        A, B, b = self.A, self.B, self.rank_now
+        A, B, b = self.A, self.B, self.rank
         if self.training and self.rank_drawn:
             b = self.rank_drawn
             if self.method.frozen: A, B = (where(w.update_mask, w, w.data) for w in (A, B))
@@ -135,16 +127,8 @@ class DyLoRALinear(LoRALinear):
         return self.base(x) + F.linear(F.linear(self.dropout(x), A) * m, B)
 
     def factors(self) -> tuple[Array, Array]:
-        b = self.rank_now
+        b = self.rank
         return self.scale_at(b) * self.B.data[:, :b], self.A.data[:b]
 
-    def state_dict(self) -> dict[str, Array]:
-        return super().state_dict() | {"b": np.array(self.rank_now)}          # its name in files
-
-    def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> "DyLoRALinear":
-        super().load_state_dict(state, strict)
-        self.rank_now = int(state.get("b", self.rank_now))
-        return self
-
     def describe(self) -> str:
-        return f"({self.d_in} → {self.d_out}, rank {self.rank_now} of {self.method.rank})"
+        return f"({self.d_in} → {self.d_out}, rank {self.rank} of {self.method.rank})"

@@ -17,7 +17,7 @@ from ..hints import Array
 from .method import Method, MethodError
 from .model import PeftModel, attach, check_free
 
-__all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "load_adapter", "save"]
+__all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "load_adapter"]
 
 
 @dataclass(frozen=True)
@@ -30,36 +30,27 @@ class Format:
     check: Callable = lambda tuned: None
 
 
-def save(tuned: PeftModel, folder: str | Path, format: str = "tinypeft") -> None:
-    """Write `tuned` to `folder` in one of `FORMATS`; see `PeftModel.save`."""
-    if format not in FORMATS:
-        raise MethodError(f"save: unknown format {format!r}; there are {', '.join(FORMATS)}")
-    FORMATS[format].save(tuned, Path(folder))
-
-
 def load_adapter(model: GPT, folder: str | Path, strict: bool = True,
                  method: type[Method] | None = None) -> PeftModel:
     """Attach to `model` what `PeftModel.save`, or Hugging Face's PEFT, wrote to `folder`.
 
-    The files in the folder decide the format. Loading is all-or-nothing, and every mismatch is
-    reported: MethodError if the adapter is for a model of other sizes or cannot be expressed here,
-    KeyError or ValueError for tensors that are missing, unknown, misshapen or not finite,
-    FileNotFoundError or ValueError for a missing or damaged file. `strict=False` loads what
-    matches, and warns of the rest in PEFT's folders. Our own format also warns when the base's
-    weights differ from those in training. method: the adapter's class, if it is your own and its
-    module is not imported.
+    The files in the folder decide the format. Loading is all-or-nothing: it raises MethodError if
+    the adapter is for a model of other sizes or cannot be expressed here, KeyError or ValueError
+    for tensors that are missing, unknown, misshapen or not finite, FileNotFoundError or ValueError
+    for a missing or damaged file. `strict=False` loads what matches, and warns of the rest in
+    PEFT's folders. Our own format also warns if the base's weights differ from those in training.
+    method: the adapter's class, if it is your own and its module is not imported.
     """
     check_free(model)
-    found = {name: f for name, f in FORMATS.items() if (Path(folder) / f.file).exists()}
-    if len(found) != 1:
-        files = [f.file for f in (found or FORMATS).values()]
-        if not found: raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
+    found = [f for f in FORMATS.values() if (Path(folder) / f.file).exists()]
+    files = [f.file for f in found or FORMATS.values()]
+    if not found: raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
+    if len(found) > 1:
         raise ValueError(f"load_adapter: {folder} holds {' and '.join(files)}, two adapters; "
                          "delete the one that is out of date")
-    ((name, form),) = found.items()
-    if method is None: return form.load(model, Path(folder), strict)
-    if name != "tinypeft":
-        raise MethodError(f"load_adapter: {form.file} says which method it is; leave method= out")
+    if method is None: return found[0].load(model, Path(folder), strict)
+    if found[0] is not FORMATS["tinypeft"]:
+        raise MethodError(f"load_adapter: {files[0]} says which method it is; leave method= out")
     return _load(model, Path(folder), strict, method)
 
 
@@ -77,10 +68,12 @@ def attach_with(model: GPT, method: Method, state: dict[str, Array], strict: boo
 # -- our own format ------------------------------------------------------------------------------
 def _save(tuned, folder):
     method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
+    cls = type(method)
+    module = {} if KNOWN.get(cls.__name__) is cls else {"module": cls.__module__}
     with tuned.disabled() if tuned.active else contextlib.nullcontext():
         base = fingerprint(tuned.model.state_dict())
     save_arrays(folder / "adapter.npz", tuned.state_dict(to_train=False), {
-        "format": 1, **_named(type(method)), "fields": asdict(method),
+        "format": 1, "method": cls.__qualname__, **module, "fields": asdict(method),
         "config": asdict(tuned.config), "base": base, "head": None if head is None else head.d_out,
         "head_bias": head is not None and head.bias is not None})
 
@@ -93,33 +86,24 @@ def _load(model, folder, strict, method=None):
                           f"this one has {asdict(model.config)}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
     if meta["base"] != fingerprint(model.state_dict()):
-        warnings.warn("load_adapter: the base's weights differ from those this adapter was trained "
-                      "on", stacklevel=3)
-    head = meta["head"], meta.get("head_bias", True)
-    return attach_with(model, cls(**fields), arrays, strict, *head)
+        warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
+    return attach_with(model, cls(**fields), arrays, strict, meta["head"],
+                       meta.get("head_bias", True))
 
 
-# -- the class of a method in a file: by name if it is `KNOWN`, otherwise with its module --------
-KNOWN: dict[str, type[Method]] = {}      # this package's; `peft/__init__` and `quant/peqa` fill it
-
-
-def _named(cls):
-    if KNOWN.get(cls.__name__) is cls: return {"method": cls.__name__}
-    return {"method": cls.__qualname__, "module": cls.__module__}
+KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it
 
 
 def _find(name, module, given):
     """The class that a file names: `given`, one of `KNOWN`, or one of a module imported before."""
-    cls, last = given, name.rsplit(".", 1)[-1]
-    if given is None and module is None: cls = KNOWN.get(name)
-    elif given is None:
+    cls, last = given or KNOWN.get(name), name.rsplit(".", 1)[-1]
+    if module and not given:
         cls = sys.modules.get(str(module))
         for part in name.split("."): cls = getattr(cls, "__dict__", {}).get(part)    # runs no code
     if isinstance(cls, type) and issubclass(cls, Method) and cls.__name__ == last: return cls
-    name = repr(name) + (f" of {module}" if module else "")
-    if given is not None: name += f", got method={given!r}"
-    raise ValueError(f"load_adapter: unknown method {name}; known: {', '.join(KNOWN)}. For a class "
-                     f"of your own, import its module, or pass method={last}")
+    of, got = f" of {module}" if module else "", f", got method={given!r}" if given else ""
+    raise ValueError(f"load_adapter: unknown method {name!r}{of}{got}; known: {', '.join(KNOWN)}. "
+                     f"For a class of your own, import its module, or pass method={last}")
 
 
 FORMATS = {"tinypeft": Format("adapter.npz", _save, _load)}      # `interop` adds "peft"

@@ -7,7 +7,6 @@ Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-nor
     θ = θ₀ + Δθ          Δθ has as many numbers as the part of θ₀ that is trained
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..gpt import GPT
 from ..hyper import Limit, declared
@@ -16,39 +15,31 @@ from .method import Method, MethodError
 
 __all__ = ["FullFineTuning", "LinearProbe"]
 
-_names = Limit(lambda x: x is None or isinstance(x, (tuple, list))
-               and all(isinstance(t, str) for t in x),
-               "a tuple of names such as ('bias',), or None", ("bias", 3, (1,)))
+NAMES = Limit(lambda x: isinstance(x, (tuple, list)) and all(isinstance(t, str) for t in x),
+              "a tuple of names such as ('bias',)", ("bias", 3, (1,)))
 
 
 @dataclass(frozen=True)
 class FullFineTuning(Method):
-    """Train all of the base, or only `targets`: parts of the parameters' paths.
-
-    A target is a parameter ("bias"), a module ("mlp", "norm1"), or a full path.
-    """
-    targets: tuple[str, ...] | None = declared(None, _names)
-    learning_rate: ClassVar[float] = 1e-3
+    """Train all of the base, or only `targets`: parameters ("bias"), modules ("mlp"), or paths."""
+    targets: tuple[str, ...] | None = declared(None, NAMES, or_none=True)
 
     def trained(self, model: GPT) -> list[str]:
         names = [n for n, _ in model.named_parameters()]
+        quantized = [f"{path}.weight" for path, m in model.named_modules()
+                     if isinstance(vars(m).get("weight"), Packed)]
         hit = lambda target, name: f".{target}." in f".{name}."
-        for path, m in model.named_modules():
-            name = f"{path}.weight"
-            if isinstance(vars(m).get("weight"), Packed) and (
-                    self.targets is None or any(hit(t, name) for t in self.targets)):
-                raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be "
-                                  "trained; attach a LoRA, or name other targets such as 'bias'")
-        if self.targets is None:
-            return names
-        for t in self.targets:
+        chosen = lambda name: self.targets is None or any(hit(t, name) for t in self.targets)
+        for name in filter(chosen, quantized):
+            raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be trained; "
+                              "attach a LoRA, or name other targets such as 'bias'")
+        for t in self.targets or ():
             if not any(hit(t, n) for n in names):
-                raise MethodError(f"targets: {t!r} matches no parameter; there are "
-                                  f"{', '.join(names)}")
-        return [n for n in names if any(hit(t, n) for t in self.targets)]
+                raise MethodError(f"targets: {t!r} matches none of {', '.join(names)}")
+        return list(filter(chosen, names))
 
 
 @dataclass(frozen=True)
 class LinearProbe(Method):
     """Trains only the classification head; it measures the base's features as they are."""
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate = 1e-2

@@ -9,8 +9,7 @@ The change can be added to the weight afterwards. Section 4.1, equation (3):
     W₀         base           (d_out, d_in), frozen, quantized or not
     A          A              (r, d_in)
     B          B              (d_out, r), starts at 0, so that ΔW = 0
-    r, α       rank, alpha
-    α/r        scale          a number
+    r, α, s    rank, alpha, scale
 
 At the start only B has a gradient, because ∂L/∂A = s Bᵀ(…) = 0. Dropout acts on the input of A in
 training only, so merging needs no correction. Trained: Σ r (d_in + d_out) over the targets.
@@ -19,12 +18,10 @@ Where implementations differ. The paper draws A from a Gaussian of unnamed width
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
 PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
 large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
-here, as in the paper, query and value have a pair each. Other libraries call other numbers "scale"
-or "alpha"; here α is always divided by r or √r.
+here, as in the paper, query and value have a pair each. Other libraries call other numbers "alpha".
 """
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -44,9 +41,8 @@ __all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
 class LoRA(Method):
     """Train a low-rank change s B A of the linear layers named in `targets`.
 
-    rank r, alpha α. dropout: probability, on the input of A. init: how A starts. rank_pattern,
-    alpha_pattern: the rank or α of single layers, by path or by its last part:
-    {"value": 16, "blocks.0.attention.value": 2}.
+    dropout: probability, on the input of A. init: how A starts. rank_pattern, alpha_pattern: r or α
+    of single layers, by path or its last part: {"value": 16, "blocks.0.attention.value": 2}.
     """
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))
@@ -56,8 +52,8 @@ class LoRA(Method):
     rank_stabilized: bool = flag(False, also=("use_rslora",))
     rank_pattern: dict[str, int] | None = mapping(whole(8, least=1))
     alpha_pattern: dict[str, float] | None = mapping(real(16.0, above=0))
-    learning_rate: ClassVar[float] = 1e-2
-    shown: ClassVar[tuple[str, ...]] = ("rank",)
+    learning_rate = 1e-2
+    shown = ("rank",)
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         layers = dict(match_targets(model, self.targets))
@@ -82,12 +78,10 @@ class LowRankLinear(Module):
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
         if r > min(base.d_in, base.d_out):
-            raise MethodError(f"rank {r} exceeds {min(base.d_in, base.d_out)}, the most that a "
-                              f"{base.d_out} × {base.d_in} matrix can have")
-        self.base, self.dropout = base, Dropout(dropout, rng)
+            raise MethodError(f"rank {r} exceeds what a {base.d_out} × {base.d_in} matrix can have")
+        self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
+        self.dropout = Dropout(dropout, rng)
 
-    d_in = property(lambda self: self.base.d_in)
-    d_out = property(lambda self: self.base.d_out)
     rank = property(lambda self: self.factors()[0].shape[1])
 
     def factors(self) -> tuple[Array, Array]:
@@ -113,19 +107,16 @@ class LowRankLinear(Module):
         if base.bias is not None: merged.bias.data = base.bias.data.copy()
         return merged
 
-    def describe(self) -> str:
-        return f"({self.d_in} → {self.d_out}, rank {self.rank})"
+    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, rank {self.rank})"
 
 
 class LoRALinear(LowRankLinear):
     """h = W₀ x + s B A x. A (r, d_in) is given, B starts at 0."""
 
-    def __init__(self, base: Module, A: Array, scale: float, dropout: float = 0.0,
-                 rng: "Rng | None" = None):
-        r = len(A)
-        super().__init__(base, r, dropout, rng)
+    def __init__(self, base: Module, A: Array, scale: float, dropout: float, rng: Rng):
+        super().__init__(base, len(A), dropout, rng)
         self.scale, self.A = scale, Parameter(A.astype(np.float32))
-        self.B = Parameter(np.zeros((base.d_out, r), np.float32))
+        self.B = Parameter(np.zeros((base.d_out, len(A)), np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)

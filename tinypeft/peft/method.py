@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
+from ..gpt import GPT
+from ..hints import Rng
 from ..hyper import Hyperparameters
 from ..nn import Module
 from ..tensor import Tensor
 
-if TYPE_CHECKING:
-    from ..gpt import GPT
+if TYPE_CHECKING:                                # these files import this one
     from .model import PeftModel
     from .virtual import VirtualTokens
 
@@ -27,17 +26,16 @@ class MethodError(ValueError):
 class Method(Hyperparameters):
     """A fine-tuning method: a frozen dataclass of hyperparameters that can be put on a model.
 
-    The method never changes. Whatever training changes lives in modules, as Parameters (trained) or
-    as ndarrays (saved, not trained).
+    It never changes. What training changes is in modules: Parameters, or ndarrays (not trained).
     """
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3        # for AdamW; used unless `train` is given another
 
-    def wrap(self, model: GPT, rng: np.random.Generator) -> dict[str, Module]:
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         """path → wrapper, for every module of the model that the method adapts."""
         return {}
 
-    def virtual(self, model: GPT, rng: np.random.Generator) -> VirtualTokens | None:
+    def virtual(self, model: GPT, rng: Rng) -> VirtualTokens | None:
         """The module that emits the method's virtual tokens, or None."""
 
     def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
@@ -56,7 +54,3 @@ class Method(Hyperparameters):
 
     def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
         """Called after the optimizer's step."""
-
-    def set_rank(self, tuned: PeftModel, rank: int) -> None:
-        """Use `rank` from now on; for methods that learn at several ranks."""
-        raise MethodError(f"set_rank: {self} learns at one rank only, and has no other to use")

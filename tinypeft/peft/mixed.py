@@ -33,7 +33,7 @@ def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
     tokens, tasks = np.asarray(tokens), list(tasks)
     if len(tasks) != len(tokens):
         raise ValueError(f"mixed_batch: {len(tokens)} rows but {len(tasks)} tasks")
-    rows, together, seams = defaultdict(list), defaultdict(list), {}
+    rows, together = defaultdict(list), defaultdict(list)
     for b, task in enumerate(tasks):
         if task is not None and task not in tuned:
             raise ValueError(f"mixed_batch: row {b} has the task {task!r}; there are "
@@ -41,60 +41,41 @@ def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
         rows[task].append(b)
 
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
-    with no_grad(), _all_off(model, tuned.values()):
+    with no_grad(), contextlib.ExitStack() as afterwards:
+        for t in tuned.values():
+            if t.active:
+                t.detach()
+                afterwards.callback(t.reattach)
+        for m in [model, *(t.model for t in tuned.values())]:
+            if m.attached is not None:
+                raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the "
+                                  "tasks' methods; detach it")
         for task, at in rows.items():
             t = tuned.get(task)
             if t and t.model is model and t.virtual and not (t.wrappers or t.trained):
-                seams[task] = t.virtual.seams(tokens[at])
-                together["prefix" in seams[task], t.virtual.length].append(task)
+                seams = t.virtual.seams(tokens[at])
+                together["prefix" in seams, t.virtual.length].append((at, seams))
+            elif t is None:
+                logits[at] = model(tokens[at]).data
             else:
-                together[task].append(task)
+                t.reattach()
+                try: logits[at] = t(tokens[at]).data
+                finally: t.detach()
         for group in together.values():
-            at = [b for task in group for b in rows[task]]
-            if group[0] in seams:
-                parts = [(seams[task], len(rows[task])) for task in group]
-                out = model(tokens[at], **_row_by_row(parts))
-            elif group[0] is None:
-                out = model(tokens[at])
-            else:
-                with _on(tuned[group[0]]) as t: out = t(tokens[at])
-            logits[at] = out.data
+            at = [b for rows_of_task, _ in group for b in rows_of_task]
+            logits[at] = model(tokens[at], **_row_by_row(group)).data
     return Tensor(logits)
 
 
-def _row_by_row(parts):
-    """One call's seams from [(seams, number of rows)]: each vector repeated for its rows."""
+def _row_by_row(group):
+    """One call's seams from [(rows of a task, its seams)]: each vector repeated for its rows."""
     def join(read, k):                                       # an array of k axes → (rows, *k axes)
-        arrays = [(read(seams), n) for seams, n in parts]
+        arrays = [(read(seams), len(at)) for at, seams in group]
         return np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n in arrays])
-    first = parts[0][0]
+    first = group[0][1]
     if "prefix" in first:
         layer = lambda l, kv: Tensor(join(lambda seams: seams["prefix"][l][kv].data, 3))
         return {"prefix": [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]}
     default = np.arange(first["prompt"].shape[-2])
     return {"prompt": Tensor(join(lambda seams: seams["prompt"].data, 2)),
             "prompt_at": join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)}
-
-
-@contextlib.contextmanager
-def _on(tuned):
-    tuned.reattach()
-    try:
-        yield tuned
-    finally:
-        tuned.detach()
-
-
-@contextlib.contextmanager
-def _all_off(model, tuned):
-    """Inside, no method is on any of the models. Afterwards those that were on are on again."""
-    on = [t for t in tuned if t.active]
-    for m in [model, *(t.model for t in tuned)]:
-        if m.attached is not None and not any(t.model is m for t in on):
-            raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the "
-                              "tasks' methods; detach it")
-    for t in on: t.detach()
-    try:
-        yield
-    finally:
-        for t in on: t.reattach()

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..generate import KVCache, generate
 from ..gpt import GPT, GPTConfig
-from ..hints import Array, Seed
+from ..hints import Array, Rng, Seed
 from ..nn import Linear, Module, Parameter, check_state, replace_modules
 from ..tensor import Tensor
 from .method import Method, MethodError
@@ -29,25 +29,22 @@ def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None
            head_bias: bool = True) -> PeftModel:
     """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
 
-    rng: seed or Generator for what the method initialises. head: a number of classes; adds a linear
-    classifier on the final hidden state, trained and saved with the method (see `classify`).
-    head_bias: give the head a bias (the GPT-2 classifiers in transformers have none).
-    Raises MethodError when a method is on the model already, or this one does not fit it.
+    rng: seed or Generator. head: a number of classes; adds a linear classifier on the final hidden
+    state, trained and saved with the method, with a bias if head_bias (transformers has none).
+    Raises MethodError if the method does not fit the model, or another is on it.
     """
     check_free(model)
     if not isinstance(method, Method):
         hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
-        raise TypeError("attach: expected a method such as tinypeft.LoRA(rank=8), got "
-                        f"{method!r}{hint}")
+        raise TypeError(f"attach: expected a method such as LoRA(rank=8), got {method!r}{hint}")
     return PeftModel(model, method, np.random.default_rng(rng), head, head_bias)
 
 
 def check_free(model: GPT) -> None:
     """Raise TypeError unless `model` is a GPT, and MethodError if a method is on it."""
-    if isinstance(model, PeftModel) or getattr(model, "attached", None) is not None:
-        method = model.method if isinstance(model, PeftModel) else model.attached
-        raise MethodError(f"attach: {method} is attached to this model already; call .detach() "
-                          "on what attach returned, or merge it")
+    method = getattr(model, "method" if isinstance(model, PeftModel) else "attached", None)
+    if method is not None:
+        raise MethodError(f"attach: {method} is attached to this model already; detach or merge it")
     if not isinstance(model, GPT):
         raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
 
@@ -60,12 +57,10 @@ class PeftModel(Module):
     """
     is_disabled = False
 
-    def __init__(self, model: GPT, method: Method, rng: np.random.Generator,
-                 head: int | None = None, head_bias: bool = True):
+    def __init__(self, model: GPT, method: Method, rng: Rng, head: int | None, head_bias: bool):
         self.model, self.method, self.rng = model, method, rng
         base = dict(model.named_parameters())
-        self.wrappers = method.wrap(model, rng)
-        self.virtual = method.virtual(model, rng)
+        self.wrappers, self.virtual = method.wrap(model, rng), method.virtual(model, rng)
         self.head = None
         if head is not None:
             if not isinstance(head, (int, np.integer)) or head < 2:
@@ -73,12 +68,10 @@ class PeftModel(Module):
             self.head = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         if not (self.wrappers or self.virtual or self.trained or self.head):
-            hint = " without a classification head; give head=n_classes" if head is None else ""
-            raise MethodError(f"attach: {method} would train nothing{hint}")
+            raise MethodError(f"attach: {method} would train nothing; give head=n_classes")
         for p in self._added():
             p.data = p.data.astype(model.token_embedding.weight.dtype, copy=False)
-        # the arrays of `trained` that are not in use: the learned ones while the method is off, and
-        # the base's while it is on
+        # the arrays of `trained` not in use: the base's while the method is on, or the learned ones
         self._aside = {name: p.data.copy() for name, p in self.trained.items()}
         self._undo: list[tuple] = []             # calls (function, *arguments) that take it off
         self._put_on()
@@ -100,11 +93,6 @@ class PeftModel(Module):
         assign(self.model, "head", self.head or self.model.head)
         assign(self.model, "attached", self.method)
 
-    def _take_off(self):
-        while self._undo:
-            undo, *arguments = self._undo.pop()
-            undo(*arguments)
-
     @property
     def active(self) -> bool:
         """Is the method on the model now?"""
@@ -112,31 +100,30 @@ class PeftModel(Module):
 
     def _check_active(self):
         if not self.active:
-            raise MethodError(f"{self.method} is not on the model now (detached or disabled); "
-                              "call reattach()")
+            raise MethodError(f"{self.method} is detached or disabled; call reattach()")
 
     def detach(self) -> GPT:
         """Take the method off; return the base model: the same objects, bit for bit as before."""
         self._check_active()
-        self._take_off()
+        while self._undo:
+            undo, *arguments = self._undo.pop()
+            undo(*arguments)
         return self.model
 
     def reattach(self) -> PeftModel:
         """Put a detached method back on its model, with everything it had learned."""
-        if self.model.attached is not None:
-            raise MethodError(f"reattach: {self.model.attached} is on this model; detach it first")
+        check_free(self.model)
         for path, wrapper in self.wrappers.items():
             if self.model.get(path) is not wrapper.base:
-                raise MethodError(f"reattach: {path} was replaced, perhaps quantized since; attach "
-                                  "to the model as it is now, or load_adapter onto it")
+                raise MethodError(f"reattach: {path} was replaced, perhaps quantized since; use "
+                                  "attach or load_adapter on the model as it is now")
         self._put_on()
         return self
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[GPT]:
         """Inside `with tuned.disabled():`, model and `tuned` compute what the base computes."""
-        self._check_active()
-        self._take_off()
+        self.detach()
         self.is_disabled = True
         try:
             yield self.model
@@ -157,9 +144,9 @@ class PeftModel(Module):
 
     def _seams(self, tokens, cache=None, lengths=None):
         """The virtual module's input to the model's seams; none if the cache holds it already."""
-        if not self.is_disabled: self._check_active()
-        if self.virtual is None or self.is_disabled or (cache is not None and cache.length):
-            return {}
+        if self.is_disabled: return {}
+        self._check_active()
+        if self.virtual is None or (cache is not None and cache.length): return {}
         return self.virtual.seams(np.asarray(tokens), lengths)
 
     def forward(self, tokens: Array, cache: KVCache | None = None, last: bool = False) -> Tensor:
@@ -212,15 +199,14 @@ class PeftModel(Module):
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> PeftModel:
         """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes)."""
         self._check_active()
-        optional = {f"{path}.{n}" for path, m in self._parts()
-                    for n in getattr(m, "only_to_train", ())}
+        optional = {f"{at}.{n}" for at, m in self._parts() for n in getattr(m, "only_to_train", ())}
         check_state(self.state_dict(), state, strict, optional)
         for name, p in self.trained.items():
             if name in state: p.assign(np.array(state[name], dtype=p.dtype))
         for path, module in self._parts():
-            own = f"{path}."
-            module.load_state_dict({name.removeprefix(own): array for name, array in state.items()
-                                    if name.startswith(own)}, strict=False)
+            start = f"{path}."
+            own = {n.removeprefix(start): a for n, a in state.items() if n.startswith(start)}
+            module.load_state_dict(own, strict=False)
         return self
 
     def save(self, folder: str | Path, format: str = "tinypeft") -> None:
@@ -231,8 +217,10 @@ class PeftModel(Module):
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         Neither stores what only training needs; a checkpoint of `train` does.
         """
-        from .folders import save  # not above: folders.py imports this file
-        save(self, folder, format)
+        from .folders import FORMATS  # not above: folders.py imports this file
+        if format not in FORMATS:
+            raise MethodError(f"save: unknown format {format!r}; there are {', '.join(FORMATS)}")
+        FORMATS[format].save(self, Path(folder))
 
     # -- after training -------------------------------------------------------------------------
     def summary(self) -> Summary:
@@ -253,22 +241,21 @@ class PeftModel(Module):
 
     def set_rank(self, rank: int) -> PeftModel:
         """Use `rank` from now on, without more training; MethodError for all methods but DyLoRA."""
+        if not hasattr(self.method, "set_rank"):
+            raise MethodError(f"set_rank: {self.method} learns at one rank only")
         self.method.set_rank(self, rank)
         return self
 
     def merge(self) -> GPT:
         """A plain GPT, with its own weights, that computes the same; MethodError if none can."""
         self._check_active()
-        impossible = "no weights of the base compute the same function"
-        if self.virtual is not None:
-            raise MethodError(f"merge: {self.method} works by virtual tokens; {impossible}")
+        obstacles = [f"puts a nonlinear {type(wrapper).__name__} at {path}"
+                     for path, wrapper in self.wrappers.items() if not hasattr(wrapper, "merge")]
+        if self.virtual is not None: obstacles.append("works by virtual tokens")
+        if obstacles:
+            raise MethodError(f"merge: {self.method} {obstacles[0]}; no weights can replace that")
         plain = copy.deepcopy(self.model)
-        for path in self.wrappers:
-            wrapper = plain.get(path)
-            if not hasattr(wrapper, "merge"):
-                kind = f"a nonlinear {type(wrapper).__name__}"
-                raise MethodError(f"merge: {self.method} puts {kind} at {path}; {impossible}")
-            replace_modules(plain, {path: wrapper.merge()})
+        replace_modules(plain, {path: plain.get(path).merge() for path in self.wrappers})
         for p in plain.parameters(): p.requires_grad, p.grad = True, None
         plain.attached = None
         return plain
@@ -291,6 +278,5 @@ class PeftModel(Module):
 def _exchange(parameters, arrays):
     """Swap each parameter's data with the array of its name. Calling it twice changes nothing."""
     for name, p in parameters.items():
-        before = p.data
-        p.assign(arrays[name])
-        arrays[name] = before
+        array, arrays[name] = arrays[name], p.data
+        p.assign(array)

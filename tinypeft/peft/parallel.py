@@ -1,15 +1,13 @@
 """Parallel adapters (He et al., arXiv 2110.04366): a bottleneck beside a sublayer, not behind it.
 
-The adapter reads the sublayer's input, and its scaled output is added to the sublayer's output. The
-paper calls it the scaled parallel adapter:
+The scaled parallel adapter reads the sublayer's input and adds to the sublayer's output:
 
     h ← h + s f(x W_down) W_up,      h = sublayer(x)
 
     paper      here           shape
     W_down     W_down         (m, d), starts at Kaiming's uniform U(−1/√d, 1/√d)
     W_up       W_up           (d, m), starts at 0, so that the model starts unchanged
-    s          scale          a number, 4 in the paper
-    f          activation     ReLU
+    s, f       scale, activation; in the paper s = 4 and f is ReLU
 
 `beside="ffn"` (the default, and the best place in the paper), "attention" or "both". x is the
 sublayer's input after the layer norm, since GPT-2 normalizes there. The adapter is not linear in x,
@@ -19,7 +17,7 @@ Where implementations differ. The equation has no biases; the authors' code, the
 and this file have them. The paper's m is 512 in a model 1,024 wide; the default is Houlsby's 64.
 """
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +42,8 @@ class ParallelAdapter(Method):
     scale: float = real(4.0, above=0, also=("s", "scaling"))
     beside: str = one_of(*BESIDE)
     activation: str = one_of(*ACTIVATIONS, default="relu", also=("non_linearity",))
-    learning_rate: ClassVar[float] = 3e-3
-    shown: ClassVar[tuple[str, ...]] = ("bottleneck",)
+    learning_rate = 3e-3
+    shown = ("bottleneck",)
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)

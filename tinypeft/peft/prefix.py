@@ -26,13 +26,12 @@ PEFT trains it directly by default (`reparameterize=False`). The paper's m is 51
 wide: hence d/2. The paper starts at random, or, where data is scarce, from the activations of real
 words. The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of
 `text`): training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
-least-squares solution that gives these activations. `init="random"` draws P_θ, or P′ and the MLP,
-from unit normals as PEFT does, and starts with a loss above that of no prefix. A zero prefix is not
-a no-op either: its keys take part of the softmax, and the tokens' positions move by P. Dropout on
-the prefix is the authors', not PEFT's.
+least-squares solution for these activations. `init="random"` draws P_θ, or P′ and the MLP, from
+unit normals as PEFT does; its first loss is above that of no prefix. A zero prefix is not a no-op:
+it takes part of the softmax and shifts positions by P. PEFT, unlike the authors, has no dropout.
 """
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +59,9 @@ class PrefixTuning(Method):
     dropout: float = real(0.0, least=0, below=1)
     init: str = one_of("vocabulary", "text", "random")
     text: str | tuple[int, ...] | None = words()
-    shown: ClassVar[tuple[str, ...]] = ("length", "reparameterize")
+    shown = ("length", "reparameterize")
 
-    def check(self) -> None:
-        check_words(self)
+    check = check_words
 
     @property
     def learning_rate(self) -> float:
@@ -82,10 +80,8 @@ class PrefixTuning(Method):
         return Prefix(table, *shared)
 
     def fold(self, virtual: "Prefix") -> tuple["PrefixTuning", "Prefix"]:
-        if not self.reparameterize:
-            return self, virtual
-        with no_grad():
-            table = virtual.table().data
+        if not self.reparameterize: return self, virtual
+        with no_grad(): table = virtual.table().data
         plain = Prefix(table, virtual.n_layers, virtual.n_heads, self.dropout, virtual.dropout.rng)
         return replace(self, reparameterize=False), plain.train(virtual.training)
 
@@ -93,8 +89,7 @@ class PrefixTuning(Method):
 def activations(model: GPT, ids: Array) -> Array:
     """The keys and values the model computes for ids (P,): (P, 2 L d), as in `Prefix.table`."""
     cache = KVCache(model.config.n_layers)
-    with no_grad():
-        model.hidden(np.asarray(ids)[None], cache=cache)
+    with no_grad(): model.hidden(np.asarray(ids)[None], cache=cache)
     kv = [a[0, :, :cache.length] for layer in cache.layers for a in (layer.k, layer.v)]
     return np.stack(kv).transpose(2, 0, 1, 3).reshape(len(ids), -1)    # from (2L, H, P, d_head)
 
@@ -102,15 +97,11 @@ def activations(model: GPT, ids: Array) -> Array:
 class Prefix(VirtualTokens):
     """A table (P, 2 L d) of keys and values."""
 
-    def __init__(self, table: Array, n_layers: int, n_heads: int, dropout: float,
-                 rng: Rng):
-        self.P = Parameter(np.array(table))                                   # (P, 2Ld)
+    def __init__(self, table: Array, n_layers: int, n_heads: int, dropout: float, rng: Rng):
+        self.P, self.length = Parameter(np.array(table)), len(table)          # (P, 2Ld)
         self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
 
-    length = property(lambda self: len(self.P))
-
-    def table(self) -> Tensor:
-        return self.P
+    def table(self) -> Tensor: return self.P
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         table = self.table()
@@ -121,8 +112,7 @@ class Prefix(VirtualTokens):
         kv = kv.transpose(n + 1, *range(n), n + 2, n, n + 3)              # (2L, B?, H, P, d_head)
         return {"prefix": [(kv[i], kv[i + 1]) for i in range(0, 2 * self.n_layers, 2)]}
 
-    def describe(self) -> str:
-        return f"({self.length} keys and values in {self.n_layers} layers)"
+    def describe(self) -> str: return f"({self.length} keys and values in {self.n_layers} layers)"
 
 
 class ReparameterizedPrefix(Prefix):
@@ -130,17 +120,14 @@ class ReparameterizedPrefix(Prefix):
 
     def __init__(self, table: Array | None, P: int, d: int, m: int, n_layers: int, n_heads: int,
                  dropout: float, rng: Rng):
-        width = 2 * n_layers * d
-        self.P_small = Parameter(rng.standard_normal((P, d)))
+        self.P_small, self.length = Parameter(rng.standard_normal((P, d))), P
         self.W1 = Linear(d, m, rng=rng, std=d ** -0.5)
-        self.W2 = Linear(m, width, rng=rng, std=m ** -0.5)
+        self.W2 = Linear(m, 2 * n_layers * d, rng=rng, std=m ** -0.5)
         self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
         if table is not None:                                                 # exact if m ≥ P
             hidden = np.tanh(self.P_small.data @ self.W1.weight.data.T)       # (P, m)
             self.W2.bias.data = table.mean(0)
             self.W2.weight.data = (np.linalg.pinv(hidden) @ (table - table.mean(0))).T
-
-    length = property(lambda self: len(self.P_small))
 
     def table(self) -> Tensor:
         return self.W2(self.W1(self.P_small).tanh())                          # (P, 2Ld)

@@ -1,15 +1,13 @@
 """Prompt tuning (Lester, Al-Rfou & Constant, arXiv 2104.08691): P trained vectors before the input.
 
 They are as wide as a token's embedding, and nothing else is trained: conditioned on them, the
-frozen model does the task. Section 2:
+frozen model does the task. Trained parameters: P d. Section 2:
 
     Pr_{θ; θ_P}(Y | [P_e; X_e])
 
     paper    here          shape
     X_e      embeddings    (B, T, d), of the input
     P_e      P_e           (P, d), trained
-
-Trained parameters: P d.
 
 Where implementations differ. The paper draws a random start from U(−0.5, 0.5), `init="random"`;
 PEFT draws from N(0, 1). Both can start from words: `init="vocabulary"`, the default here, uses
@@ -18,7 +16,7 @@ P = 100 and finds little gain beyond 20, the default here. PEFT also returns log
 and trains on the first token's prediction from it; here virtual tokens never show.
 """
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +36,10 @@ class PromptTuning(Method):
     length: int = whole(20, least=1, also=("num_virtual_tokens", "P"))
     init: str = one_of("vocabulary", "text", "random", also=("prompt_tuning_init",))
     text: str | tuple[int, ...] | None = words(also=("prompt_tuning_init_text",))
-    learning_rate: ClassVar[float] = 3e-2
-    shown: ClassVar[tuple[str, ...]] = ("length",)
+    learning_rate = 3e-2
+    shown = ("length",)
 
-    def check(self) -> None:
-        check_words(self)
+    check = check_words
 
     def virtual(self, model: GPT, rng: Rng) -> "Prompt":
         check_room(self, self.length, model)
@@ -56,12 +53,9 @@ class Prompt(VirtualTokens):
     """P_e, before the input of every row."""
 
     def __init__(self, P_e: Array):
-        self.P_e = Parameter(np.array(P_e))                                   # (P, d)
-
-    length = property(lambda self: len(self.P_e))
+        self.P_e, self.length = Parameter(np.array(P_e)), len(P_e)            # (P, d)
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         return {"prompt": self.P_e}
 
-    def describe(self) -> str:
-        return f"({self.length} vectors)"
+    def describe(self) -> str: return f"({self.length} vectors)"

@@ -24,12 +24,11 @@ with "mlp": P d + (n d + n) + (n² + n) + (n d + d). Stored: P d.
 Where implementations differ. The paper's encoder is a two-layer bidirectional LSTM with n = d/2,
 then two linear maps with a ReLU between them (`encoder="lstm"`, the default). PEFT's default is
 three linear maps (`"mlp"`, n = d). The authors' code writes templates as numbers: (3, 3, 3) around
-mask and context for BERT, and (3, 3, 0) for GPT, the default here. A left-to-right model never sees
-pseudo-tokens after the target in time, so they are refused. In their SuperGLUE runs the authors
-tune the model too; here it is frozen.
+mask and context for BERT, and (3, 3, 0) for GPT, the default here. GPT sees pseudo-tokens after the
+target too late, so they are refused. For SuperGLUE the authors tune the model; here it is frozen.
 """
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor, no_grad
 from .lstm import BiLSTM
 from .method import Method, MethodError
-from .virtual import VirtualTokens, check_room
+from .virtual import VirtualTokens, check_room, token_ids
 
 __all__ = ["PTuning", "PseudoTokens", "places"]
 
@@ -63,8 +62,8 @@ class PTuning(Method):
     separator: int | str | None = declared(None, TOKEN, or_none=True)
     encoder: str | None = one_of("lstm", "mlp", None, also=("encoder_reparameterization_type",))
     hidden: int | None = whole(None, least=1, or_none=True, also=("encoder_hidden_size",))
-    learning_rate: ClassVar[float] = 3e-3
-    shown: ClassVar[tuple[str, ...]] = ("template", "encoder")
+    learning_rate = 3e-3
+    shown = ("template", "encoder")
 
     def check(self) -> None:
         P, before = sum(i for i in self.template if not isinstance(i, str)), sum(self.counts)
@@ -92,23 +91,15 @@ class PTuning(Method):
 
     def separator_id(self, model: GPT) -> int | None:
         """The separator as a token id."""
-        sep, V = self.separator, model.config.vocab_size
-        if isinstance(sep, str):
-            if model.tokenizer is None:
-                raise MethodError("PTuning: a str as separator needs model.tokenizer; give an id")
-            ids = model.tokenizer.encode(sep, allow_special=True).tolist()
-            if len(ids) != 1:
-                raise MethodError(f"PTuning: separator must be one token, {sep!r} is {ids}")
-            return ids[0]
-        if sep is not None and sep >= V:
-            raise MethodError(f"PTuning: separator must be a token id in [0, {V}), got {sep!r}")
-        return sep
+        if self.separator is None: return None
+        ids = token_ids(model, "separator", self.separator, allow_special=True).tolist()
+        if len(ids) != 1:
+            raise MethodError(f"PTuning: separator must be one token, {self.separator!r} is {ids}")
+        return ids[0]
 
     def fold(self, virtual: "PseudoTokens") -> tuple["PTuning", "PseudoTokens"]:
-        if self.encoder is None:
-            return self, virtual
-        with no_grad():
-            h = virtual.prompt().data
+        if self.encoder is None: return self, virtual
+        with no_grad(): h = virtual.prompt().data
         plain = PseudoTokens(h, None, virtual.counts, virtual.separator)
         return replace(self, encoder=None, hidden=None), plain
 
@@ -119,9 +110,7 @@ class PseudoTokens(VirtualTokens):
     def __init__(self, embedding: Array, encoder: Module | None, counts: tuple[int, ...],
                  separator: int | None):
         self.embedding, self.encoder = Parameter(np.array(embedding)), encoder
-        self.counts, self.separator = counts, separator
-
-    length = property(lambda self: len(self.embedding))
+        self.counts, self.separator, self.length = counts, separator, len(embedding)
 
     def prompt(self) -> Tensor:
         """The vectors h_i, (P, d)."""
@@ -131,8 +120,7 @@ class PseudoTokens(VirtualTokens):
         at = places(tokens, self.counts, self.separator, lengths)
         return {"prompt": self.prompt(), "prompt_at": at}
 
-    def describe(self) -> str:
-        return f"({' + '.join(map(str, self.counts))} pseudo-tokens)"
+    def describe(self) -> str: return f"({' + '.join(map(str, self.counts))} pseudo-tokens)"
 
 
 def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
@@ -142,8 +130,7 @@ def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
     Example: with counts (2, 1) and the separator |, the row "c c | t t" has the parts "c c |" and
     "t t". It becomes "P P c c | P t t", so the places are 0, 1 and 5.
 
-    tokens (B, T). Every part but the last ends with a separator; if `separator` is None, these
-    parts are empty. lengths (B,), of rows to classify: the last part begins there, whatever ended
+    tokens (B, T). lengths (B,), of rows to classify: the last part begins there, whatever ended
     before. Raises ValueError for a row with too few separators.
     """
     (B, T), k = tokens.shape, len(counts) - 1

@@ -6,8 +6,7 @@ models and hard tasks. Deep prompts act on every layer, as P keys and values bef
     K ← [P_K; K],   V ← [P_V; V]        in every layer (section 3.2)
 
     paper               here        shape
-    deep prompts        P           (P, 2 L d), the table of prefix tuning (`prefix.py`)
-    prompt length       length
+    deep prompts        P           (P, 2 L d), the table of prefix tuning (`prefix.py`); P = length
 
 It differs from prefix tuning in how the table is trained and what is read off (section 3.3):
 
@@ -17,15 +16,13 @@ It differs from prefix tuning in how the table is trained and what is read off (
     an MLP computes the table                    the table itself is trained: an MLP helped on some
                                                  datasets and hurt on others (`reparameterize`)
     no dropout by default                        dropout on the prompts, 0.1 in the authors' scripts
-    P around 10                                  P per task: under 20 for simple classification,
-                                                 about 100 for hard sequence labelling
+    P around 10                                  under 20 for simple tasks, about 100 for hard ones
 
 Trained parameters: 2 P L d, and C (d + 1) of a head with C classes. Where implementations differ:
 PEFT has one class for both. The authors draw the table from N(0, 1), `init="random"`; here it
 starts from real words' activations, as in `prefix.py`.
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..hyper import flag, real, whole
 from .prefix import PrefixTuning
@@ -39,4 +36,4 @@ class PTuningV2(PrefixTuning):
     length: int = whole(20, least=1, also=("num_virtual_tokens", "P"))
     reparameterize: bool = flag(False, also=("prefix_projection",))
     dropout: float = real(0.1, least=0, below=1)
-    shown: ClassVar[tuple[str, ...]] = ("length",)
+    shown = ("length",)

@@ -13,10 +13,8 @@ def search_rank(tuned: PeftModel, task: Any, split: str = "validation", toleranc
                 batch_size: int = 16, max_batches: int | None = None) -> tuple[int, dict]:
     """(best, metrics by rank): the smallest rank whose loss is near the lowest, and all metrics.
 
-    tolerance: how far above the lowest loss its loss may be, in nats.
-
-    Each batch is read once and measured at every rank that DyLoRA was trained for. `tuned` keeps
-    its rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for another method.
+    tolerance: how near, in nats. Each batch is read once and measured at all trained ranks. `tuned`
+    keeps its rank; `tuned.set_rank(best)` applies the answer. Raises MethodError for other methods.
     """
     if not isinstance(tuned.method, DyLoRA):
         raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")

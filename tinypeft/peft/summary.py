@@ -26,5 +26,4 @@ class Summary:
     def __repr__(self):
         return "\n".join([self.method, *(f"  {name:<13}{value}" for name, value in self._rows())])
 
-    def _repr_html_(self):
-        return facts(self._rows(), self.method)
+    def _repr_html_(self): return facts(self._rows(), self.method)

@@ -1,9 +1,8 @@
 """What methods of virtual tokens share: room in the context, and the real words they start as.
 
-A random start places the prompt far from any word's embedding, and makes a random prefix worse than
-none. Lester et al. (arXiv 2104.08691, section 3.2) start prompts from embeddings of common words or
-of the class labels. Li & Liang (arXiv 2101.00190, section 7.4) start prefixes from what the model
-computes for real words.
+A random start places a prompt far from any word's embedding, and makes a prefix worse than none.
+Lester et al. (arXiv 2104.08691, section 3.2) start prompts from embeddings of common words or class
+labels, Li & Liang (arXiv 2101.00190, section 7.4) prefixes from the activations of real words.
 """
 from typing import Any
 
@@ -15,35 +14,30 @@ from ..hyper import Limit, declared
 from ..nn import Module
 from .method import Method, MethodError
 
-__all__ = ["VirtualTokens", "check_room", "check_words", "starting_words", "words"]
-
-COMMON = 5000                        # Lester et al. draw from the 5,000 most common tokens
+__all__ = ["VirtualTokens", "check_room", "check_words", "starting_words", "token_ids", "words"]
 
 
 class VirtualTokens(Module):
     """`length` vectors that enter a model by its seams."""
+    length: int
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
-        """The arguments to call the model with, beside `tokens` (B, T).
-
-        lengths: (B,) of the rows, given when they are classified.
-        """
+        """Arguments of the model beside `tokens` (B, T). lengths (B,) is given to classify rows."""
         raise NotImplementedError
 
 
 def words(**options: Any) -> Any:
     """A field for words to start from."""
-    ids = lambda x: isinstance(x, tuple) and all(isinstance(i, (int, np.integer)) for i in x)
-    holds = lambda x: isinstance(x, str) or ids(x)
+    holds = lambda x: isinstance(x, str) or (
+        isinstance(x, tuple) and all(isinstance(i, (int, np.integer)) for i in x))
     limit = Limit(holds, "a str or a tuple of token ids", (3, [1], (0.5,)))
     return declared(None, limit, or_none=True, **options)
 
 
 def check_words(method: Method) -> None:
-    """Raise MethodError unless the method's fields `init` and `text` go together."""
+    """Raise MethodError unless `init` and `text` go together; the `check` of methods with both."""
     if (method.init == "text") != (method.text is not None):
-        raise MethodError(f"{type(method).__name__}: init='text' and text=… belong together, got "
-                          f"init={method.init!r}, text={method.text!r}")
+        raise MethodError(f"init='text' and text=… belong together, got {method}")
 
 
 def check_room(method: Method, P: int, model: GPT) -> None:
@@ -53,25 +47,24 @@ def check_room(method: Method, P: int, model: GPT) -> None:
                           f"a context of {model.config.context_length}")
 
 
-def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None,
-                   rng: Rng) -> Array:
+def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None, rng: Rng) -> Array:
     """P token ids: those of `text`, cut or repeated to fill P, or common tokens drawn at random.
 
-    Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare, so
-    tokens 256 … 4,999 are the common ones. A vocabulary of up to 512 tokens is not of that kind; it
-    is drawn from as a whole. Raises MethodError for ids outside the vocabulary, and for a str
-    without a tokenizer.
+    Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare. Lester
+    et al. draw from the first 5,000 tokens. A vocabulary of up to 512 is drawn from as a whole.
     """
     V = model.config.vocab_size
-    if text is None:
-        return rng.integers(256 if V > 512 else 0, min(V, COMMON), P)
+    if text is None: return rng.integers(256 if V > 512 else 0, min(V, 5000), P)
+    return np.resize(token_ids(model, "text", text), P)
+
+
+def token_ids(model: GPT, field: str, text: str | tuple[int, ...], **options: Any) -> Array:
+    """Token ids of a field's `text`; MethodError if one does not exist. options: of `encode`."""
     if isinstance(text, str):
         if model.tokenizer is None:
-            raise MethodError("init='text' needs model.tokenizer, and this model has none; "
-                              "give token ids instead")
-        text = model.tokenizer.encode(text)
-    ids = np.asarray(text)
+            raise MethodError(f"{field}: a str needs model.tokenizer; without one, give ids")
+        text = model.tokenizer.encode(text, **options)
+    ids, V = np.asarray(text).reshape(-1), model.config.vocab_size
     if not ids.size or ids.min() < 0 or ids.max() >= V:
-        raise MethodError(f"text must be a str or ids in [0, {V}), and not empty, "
-                          f"got {ids.tolist()}")
-    return np.resize(ids, P)
+        raise MethodError(f"{field} must be words or ids in [0, {V}), got {ids.tolist()}")
+    return ids

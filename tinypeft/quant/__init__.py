@@ -29,8 +29,8 @@ model level      model.py         quantize, the verb that puts a scheme on a mod
                  linear.py        the layer that a quantizer leaves behind
                  measure.py       bytes, errors, and the price of merging
 
-To follow GPTQ, open gptq, calibration and uniform; for AWQ awq, calibration and folding; for
-LLM.int8() llm_int8, int8 and linear.
+Three files suffice to follow a scheme: gptq, calibration and uniform for GPTQ; awq, calibration and
+folding for AWQ; llm_int8, int8 and linear for LLM.int8().
 """
 from .awq import AWQ
 from .calibration import capture

@@ -3,8 +3,7 @@
 Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", MLSys
 2024 (arXiv 2306.00978). Multiply one weight w of a group by s > 1 and divide its input by s. The
 step Δ of the group barely changes, so the rounding error of ws reaches the output divided by s:
-equations (2) and (3). AWQ seeks one scale per input channel along a curve from round to nearest
-(α = 0) towards s_X itself:
+equations (2) and (3). AWQ seeks one scale per input channel between 1 (α = 0) and s_X (α = 1):
 
     L(s) = ‖Q(W diag(s)) diag(s)⁻¹ X − W X‖²          (4)
     s = s_X^α,  α* = argmin_α L(s_X^α)                (5)
@@ -18,22 +17,19 @@ equations (2) and (3). AWQ seeks one scale per input channel along a curve from 
 
 Each group's range is then clipped; of the fractions 1, 1 − 1/20, …, 0.55 the one that disturbs the
 group's output least is kept (in the authors' code, not in the paper; not for query and key). s is
-folded into what computes the input (`folding.py`). It cannot be folded into the GELU before
-`mlp.down`: this layer stores s, 32/d_out bits per weight, and divides its input by it. Otherwise
-bits per weight are b + (16 + b)/g, 4.156 at g = 128.
+folded into what computes the input (`folding.py`), but not into a GELU: `mlp.down` divides its
+input by s and stores it, 32/d_out bits per weight more than b + (16 + b)/g (4.156 at g = 128).
 
 Where implementations differ:
  *  As in the authors' code, α stops at 0.95; s is at least 1e-4 and is divided by √(max s · min s),
-    which affects only rounding; query, key and value share the s that is best for the output of all
-    of attention, and every other layer is judged by its own output. torchao's observer judges every
-    layer alone: `search` with `output_loss`.
+    which affects only rounding; query, key and value share the s that is best for the output of
+    attention, and every other layer is judged by its own output. torchao judges every layer alone:
+    `search` with `output_loss`.
  *  `duo_scaling=True` is AutoAWQ's s = s_X^α / (w̄^(1−α) + 1e-4), w̄ the mean of |w|/max of its
     group. Then α = 0 is not round to nearest, and the best α may be worse than round to nearest.
- *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step is the group's
-    (max − min)/(2ᵇ − 1), which misses the largest weights of a group of one sign; here every range
-    contains 0.
- *  Calibration runs through the original blocks, or with `sequential=True` through the quantized
-    ones, as in GPTQ.
+ *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step, the group's
+    (max − min)/(2ᵇ − 1), misses the largest weights of a group of one sign. Here ranges contain 0.
+ *  Calibration runs through the original blocks, with `sequential=True` through the quantized ones.
 """
 import dataclasses
 import math
@@ -95,13 +91,10 @@ class AWQ(CalibratedWeights):
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
         """Clip and round W (d_out, d_in), scaled already; H (d_in, d_in) of inputs divided already.
-
         With `clip=False` this is round to nearest and needs no H. ValueError if groups do not
-        divide d_in, or for an H that is missing, zero, or no sum of x xᵀ.
-        """
+        divide d_in, or for an H that is missing, zero, or no sum of x xᵀ."""
         W = checked(W)
-        if not self.clip:
-            return self.nearest.quantize(W)
+        if not self.clip: return self.nearest.quantize(W)
         x = self.nearest.blocks(W)                                        # (d_out · G, g)
         (n, d), g = W.shape, x.shape[1]
         H = self.hessian(H, d)
@@ -119,41 +112,38 @@ class AWQ(CalibratedWeights):
         return self.nearest.quantize(np.clip(x, -best, best).reshape(W.shape))
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
-        """Block by block: find all scales of a block, fold them, then clip and round."""
+        """Block by block: find and fold all scales of a block, then clip and round."""
         for layer in layers.values(): self.width(layer.d_in)              # fail before any work
         for path, block, inputs in block_by_block(model, batches, self.sequential):
             targets = {source: names for source, readers in READERS.items()
                        if (names := [name for name in readers if f"{path}.{name}" in layers])}
-            first = {source: READERS[source][0] for source in targets}    # all see the same input
-            with recording_inputs(block, first.values(), hessian=True) as seen:
+            with recording_inputs(block, [names[0] for names in targets.values()], True) as seen:
                 for h in inputs: block(h)
-            scales = {source: self.best_scale(block, source, names, inputs, seen[first[source]])
-                      for source, names in targets.items()}
-            folded = {source: fold_if_possible(block, source, s) for source, s in scales.items()}
-            new = {}
+            found = {}
             for source, names in targets.items():
-                s = scales[source]
-                H = seen[first[source]].H / np.outer(s, s)
-                for name in names:
-                    new[name] = self.rounded_layer(block, name, H, None if folded[source] else s)
-            replace_modules(block, new)
+                statistics = seen[names[0]]                               # all see the same input
+                s = self.best_scale(block, source, names, inputs, statistics)
+                H = statistics.H / np.outer(s, s)
+                modules = [block.get(name) for name in (source, *READERS[source]) if name]
+                folds = source and all(isinstance(m, (LayerNorm, Linear)) for m in modules)
+                if folds: fold_scale(modules[0], modules[1:], s)
+                found |= dict.fromkeys(names, (H, None if folds else s))
+            replace_modules(block, {name: self.rounded_layer(block, name, H, s)
+                                    for name, (H, s) in found.items()})
 
     def best_scale(self, block: Module, source: str | None, names: list[str], inputs: list[Tensor],
                    seen: Statistics) -> Array:
         """s for the layers `names` of a block, which read the output of `source`."""
         weights = [block.get(name).weight for name in names]
         W = np.concatenate([weight.data for weight in weights])
-        if source != "norm1":
-            return self.search(W, seen.mean_abs, self.output_loss(W, seen.H))[0]
-        xs = [block.norm1(h) for h in inputs]
-        outputs = [block.attention(x).data for x in xs]
+        if source != "norm1": return self.search(W, seen.mean_abs, self.output_loss(W, seen.H))[0]
+        pairs = [(x, block.attention(x).data) for x in map(block.norm1, inputs)]
+        originals = [weight.data for weight in weights]
 
         def L(s):                                                     # judged by all of attention
-            originals = [weight.data for weight in weights]
             try:
                 for weight in weights: weight.assign(self.rounded(weight.data, s))
-                return sum(np.square(block.attention(x).data - y).sum()
-                           for x, y in zip(xs, outputs, strict=True))
+                return sum(np.square(block.attention(x).data - y).sum() for x, y in pairs)
             finally:
                 for weight, data in zip(weights, originals, strict=True): weight.assign(data)
         return self.search(W, seen.mean_abs, L)[0]
@@ -162,18 +152,9 @@ class AWQ(CalibratedWeights):
         """The layer that replaces `name`. s: the scale, which it keeps, or None if s was folded."""
         clip = self.clip and name not in ("attention.query", "attention.key")
         scheme, linear = dataclasses.replace(self, clip=clip), block.get(name)
-        if s is None:
-            return QuantizedLinear(scheme.quantize(linear.weight.data, H), linear.bias)
-        return InputScaledLinear(scheme.quantize(linear.weight.data * s, H), linear.bias, s)
-
-
-def fold_if_possible(block: Module, source: str | None, s: Array) -> bool:
-    """Fold s into `source` and its readers if all are still in floating point; return whether."""
-    if source is None: return False
-    modules = [block.get(name) for name in (source, *READERS[source])]
-    possible = all(isinstance(module, (LayerNorm, Linear)) for module in modules)
-    if possible: fold_scale(modules[0], modules[1:], s)
-    return possible
+        W, b = linear.weight.data, linear.bias
+        if s is None: return QuantizedLinear(scheme.quantize(W, H), b)
+        return InputScaledLinear(scheme.quantize(W * s, H), b, s)
 
 
 class InputScaledLinear(QuantizedLinear):

@@ -1,38 +1,33 @@
-"""Calibration: which layers of a block share an input, and statistics of these inputs.
+"""Calibration: which layers of a block share an input (`READERS`), and statistics of these inputs.
 
-    READERS            a layer of a block → the layers that read its output
-    capture            run the model once → `Statistics` of the inputs of every layer named
-    block_by_block     the blocks in order, with inputs recomputed through the quantized ones
-    recording_inputs   take `Statistics` of some layers while a part of the model runs
-
-`Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
+`capture` runs the model once. `block_by_block` takes each block's inputs from the blocks before it,
+quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
 
     H          (2/n) Σ x xᵀ    (d, d)   if asked for: the Hessian of ‖WX − ŴX‖²/n in a row of Ŵ
     mean_abs   (1/n) Σ |x|     (d,)     the usual size of a channel (AWQ)
     max_abs    max |x|         (d,)     the largest size of a channel (SmoothQuant)
     low, high  min x, max x    (d,)     the range of a channel, made to contain 0 (LSQ+'s offsets)
 
-and never the inputs, so memory per layer is O(d), or O(d²) with H, for any number of tokens.
+and never the inputs: memory per layer is O(d), or O(d²) with H, for any number of tokens.
 `block_by_block` holds the hidden states between two blocks, O(n d), because otherwise every block
 would need a run of the model from its start.
 """
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array
 from ..hyper import flag
-from ..nn import Linear, Module, replace_modules
+from ..nn import Module, replace_modules
 from ..tensor import Tensor, no_grad
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
 
-__all__ = ["READERS", "Statistics", "block_by_block", "capture", "recording_inputs"]
-
+# A layer of a block → the layers that read its output.
 READERS = {"norm1":           ("attention.query", "attention.key", "attention.value"),
            "attention.value": ("attention.output",),
            "norm2":           ("mlp.up",),
@@ -99,13 +94,10 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
 def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] | None = None,
             hessian: bool = False) -> dict[str, Statistics]:
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
-
     batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,
-    by default all in the blocks. ValueError for no tokens and for activations that are not finite.
-    """
-    if batches is None:
+    by default all in the blocks. ValueError for no tokens or activations that are not finite."""
+    if not (batches := as_batches(model, batches)):
         raise ValueError("capture: there are no tokens to calibrate on")
-    batches = as_batches(model, batches)
     if paths is None:
         paths = [path for path, m in model.named_modules()
                  if path.startswith("blocks.") and hasattr(m, "d_in")]
@@ -116,11 +108,8 @@ def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] |
 
 def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
                    ) -> Iterator[tuple[str, Module, list[Tensor]]]:
-    """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch.
-
-    If the caller changes a block before requesting the next, later blocks see the change: with
-    `quantized`, their inputs come through the changed blocks; without, through the original ones.
-    """
+    """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch, from
+    the blocks before: as the caller has changed them if `quantized`, otherwise as they were."""
     hs = [model.token_embedding(tokens) + model.position_embedding(np.arange(tokens.shape[1]))
           for tokens in batches]
     for i, block in enumerate(model.blocks):
@@ -129,9 +118,9 @@ def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
         hs = outputs or [block(h) for h in hs]
 
 
-def layers_in(path: str, layers: dict[str, Linear]) -> dict[str, Linear]:
-    """The `layers` below `path`, by their names inside it: {"mlp.up": layer, …}."""
-    return {p.removeprefix(f"{path}."): m for p, m in layers.items() if p.startswith(f"{path}.")}
+def below(path: str, named: dict[str, Any]) -> dict[str, Any]:
+    """The entries of `named` below `path`, by their names inside it: {"mlp.up": layer, …}."""
+    return {p.removeprefix(f"{path}."): m for p, m in named.items() if p.startswith(f"{path}.")}
 
 
 @contextlib.contextmanager
@@ -155,10 +144,9 @@ def as_batches(model: GPT, calibration: Array | Iterable[Array] | None) -> list[
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] > longest:
             raise ValueError(f"calibration: expected integers (B, T) with T ≤ {longest}, the "
                              f"context length, got {tokens.dtype} {tokens.shape}")
-    batches = [tokens for tokens in batches if tokens.size]
-    if not batches:
+    if not any(tokens.size for tokens in batches):
         raise ValueError("calibration: there is not one token in it; give integers (B, T)")
-    return batches
+    return [tokens for tokens in batches if tokens.size]
 
 
 @dataclass(frozen=True)
@@ -175,9 +163,8 @@ class CalibratedWeights(Scheme):
     @property
     def nearest(self) -> Uniform:
         """Round to nearest on the same grid, whatever the inputs."""
-        granularity = "group" if self.group_size else "channel"
-        return Uniform(self.bits, self.symmetric, granularity, self.group_size,
-                       scale_dtype=self.scale_dtype)
+        return Uniform(self.bits, self.symmetric, "group" if self.group_size else "channel",
+                       self.group_size, scale_dtype=self.scale_dtype)
 
     def width(self, d_in: int) -> int:
         """How many of a row's d_in weights share a scale. ValueError if groups do not divide it."""
@@ -188,8 +175,7 @@ class CalibratedWeights(Scheme):
         who = type(self).__name__
         if H is None:
             raise ValueError(f"{who}: H is missing; capture(model, batches, hessian=True) takes it")
-        H = np.array(H, np.float64)
-        if H.shape != (d, d):
+        if (H := np.array(H, np.float64)).shape != (d, d):
             raise ValueError(f"{who}: {d} inputs need an H of shape {(d, d)}, got {H.shape}")
         skew, size = np.abs(H.sum(0) - H.sum(1)).max(), np.abs(H).sum(0).max()
         if not np.isfinite(H).all() or (H.diagonal() < 0).any() or skew > 1e-3 * size:

@@ -4,14 +4,13 @@
 
     "nf4"                      4-bit NormalFloat, ascending (QLoRA, arXiv 2305.14314, appendix E)
     "FP4"                      bitsandbytes' FP4, in the order of its table
-    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned (Dettmers et al., "8-bit
-                               Optimizers", arXiv 2110.02861, §2.2)
+    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned (arXiv 2110.02861, §2.2)
     "E4M3" "E5M2" "E2M1" …     floats with E exponent and M mantissa bits; also "FP16", "BF16"
     "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: scales of MX formats
 
 Three formats are called "FP4". "E2M1" is OCP's: 0 .5 1 1.5 2 3 4 6. "FP4" is bitsandbytes', whose
-magnitudes are 12 8 6 4 3 2 0.0625 and 0 twelfths. Its source says that a 2-bit exponent and a 1-bit
-mantissa give these values, which is not so. The third, E3M0, is in QLoRA's table 2 beside E2M1.
+magnitudes are 12 8 6 4 3 2 0.0625 and 0 twelfths; no 2-bit exponent and 1-bit mantissa give these
+values, although its source says so. The third, E3M0, is in QLoRA's table 2 beside E2M1.
 """
 import re
 from functools import lru_cache
@@ -58,8 +57,7 @@ def float_layout(name: str) -> tuple[int, int, str | None]:
     e, m = map(int, match.groups()) if match else (0, 0)
     if not match or not (1 + e + m <= 8 or name in HAS_INFINITY):
         raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'dynamic-u', "
-                         "'FP16', 'BF16', 'E8M0', or 'ExMy' of at most 8 bits with its sign, "
-                         "such as 'E4M3', 'E5M2', 'E2M1'")
+                         "'FP16', 'BF16', 'E8M0', or 'ExMy' of at most 8 bits, such as 'E4M3'")
     return e, m, "inf" if name in HAS_INFINITY else "nan" if name in HAS_NAN else None
 
 
@@ -80,18 +78,15 @@ def float_values(e: int, m: int, special: str | None) -> Array:
 
 
 def dynamic_map(signed: bool = True) -> Array:
-    """The 256 values of the 8-bit dynamic type, ascending (float32).
-
-    The number of leading zero bits is a decimal exponent; the remaining bits are a linear fraction.
-    Numbers near 1 thus get 64 steps per sign (unsigned: 128), and those near 1e-6 get one:
+    """The 256 values of the 8-bit dynamic type, ascending, float32. The number of leading zero bits
+    is a decimal exponent; the other bits are a linear fraction. Numbers near 1 get 64 steps per
+    sign (unsigned: 128), and those near 1e-6 get one:
 
         10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1], i = 0 … 6;  0;  1
 
-    There is no −1; the smallest value is −0.99297. As in bitsandbytes, the edges are float32 and
-    spaced from both ends of the interval. Exact edges would change a quarter of the last bits.
-    """
-    low, width = np.float32(0.1), np.float32(1) - np.float32(0.1)
-    values = [np.array([0, 1], np.float32)]
+    There is no −1; the smallest value is −0.99297. The edges are float32, spaced from both ends as
+    in bitsandbytes: exact edges would change a quarter of the last bits."""
+    low, width, values = np.float32(0.1), np.float32(1) - np.float32(0.1), [np.float32([0, 1])]
     for i in range(7):
         n = 2**i if signed else 2**(i + 1)
         t = np.arange(n + 1) / n

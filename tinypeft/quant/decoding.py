@@ -1,16 +1,15 @@
 """Decode packed codes to float32, about as fast as NumPy can: x̂ = s·(c[q] − z) + o.
 
-A chunk that fits in a core's L2 cache is passed over three times. The first pass looks up c[q] − z
-for all codes of a byte at once, in a table of 256 rows. The second multiplies every block by its
-scale. The third adds the offset, if there is one. Two threads share a large array, because NumPy
-releases Python's lock in these passes.
+Each chunk fits in a core's L2 cache. The first pass over it looks up c[q] − z for all codes of a
+byte at once, in a table of 256 rows. The second multiplies every block by its scale; the third adds
+the offset, if any. Two threads share a large array: NumPy releases Python's lock in these passes.
 
 4 M codes of 4 bits take 2.5 ms with one thread and 1.6 ms with two (`tests/benchmarks/quant.py`).
-One in-place multiplication takes 0.6 to 1.0 ms, and splitting the bytes first takes 11 ms. The
+One in-place multiplication takes 0.6 to 1.0 ms; splitting the bytes first would take 11 ms. The
 compiled loop of bitsandbytes, which works in registers, takes 0.3 to 1.2 ms.
 """
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from ..hints import Array
 from .codebooks import codebook
 from .packing import unpack
 
-CHUNK = 2**18                # elements at a time
-SHARED = 2**20               # arrays of at least this size are decoded by two threads
+CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use two threads
+OTHER = ThreadPoolExecutor(1)    # the second thread; it waits for none, so a worker may wait for it
 
 
 def decode(q, flat: Array) -> None:
@@ -29,12 +28,9 @@ def decode(q, flat: Array) -> None:
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
     def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
-        if zeros is not None:
-            x -= zeros[first:first + len(x), None]
-        if scales is not None:
-            x *= scales[first:first + len(x), None]
-        if q.offset is not None:
-            x += q.offset
+        if zeros is not None:    x -= zeros[first:first + len(x), None]
+        if scales is not None:   x *= scales[first:first + len(x), None]
+        if q.offset is not None: x += q.offset
 
     def chunks(starts):
         for first in starts:
@@ -46,24 +42,15 @@ def decode(q, flat: Array) -> None:
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
     starts = range(0, q.n_blocks, step)
-    if q.size < SHARED:
-        return chunks(starts)
-    other = helper().submit(chunks, starts[1::2])
+    if q.size < SHARED: return chunks(starts)
+    other = OTHER.submit(chunks, starts[1::2])
     chunks(starts[0::2])
     other.result()
 
 
-@cache
-def helper() -> ThreadPoolExecutor:
-    """The second thread. It only decodes and waits for no other, so a worker may wait for it."""
-    return ThreadPoolExecutor(1, thread_name_prefix="tinypeft-decoding")
-
-
 def look_up(table: Array, q, start: int, x: Array) -> None:
-    """Write the table's values of elements start … start + len(x) of q into x.
-
-    No index needs clipping, but only mode="clip" lets NumPy write into `out` without a buffer.
-    """
+    """Write the table's values of elements start … start + len(x) of q into x. No index needs
+    clipping, but only mode="clip" lets NumPy write into `out` without a buffer."""
     if table.ndim == 1:
         np.take(table, q.unpack(start, len(x)), out=x, mode="clip")
         return
@@ -76,12 +63,9 @@ def look_up(table: Array, q, start: int, x: Array) -> None:
 
 @lru_cache(maxsize=32)
 def decoding_table(bits: int, name: str | None, zero: int) -> Array:
-    """c[q] − z of the codes in every byte, float32 (256, 8/bits).
-
-    If bits does not divide 8, codes straddle bytes: then (2**bits,), indexed by unpacked codes.
-    """
+    """c[q] − z of the codes in every byte, float32 (256, 8/bits). If bits does not divide 8, codes
+    straddle bytes: then (2**bits,), indexed by unpacked codes."""
     c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
     c = c - np.float32(zero)
-    if 8 % bits:
-        return c
+    if 8 % bits: return c
     return c[unpack(np.arange(256, dtype=np.uint8), bits, 256 * 8 // bits)].reshape(256, -1)

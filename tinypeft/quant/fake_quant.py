@@ -19,12 +19,10 @@ Where the paper and this file differ. LSQ has one step per layer (`granularity="
 in the first and last layer. Here the default is one step per output channel, and only linear layers
 in blocks are rounded. An input's step starts from the calibration tokens, not the first batch.
 
-Trained: all parameters of the model, and per layer n steps, n offsets with `symmetric=False`, and 1
-or 2 numbers for the input. Training saves no memory, because weights, gradients and the optimizer's
-state are floats. Converted: b + 32/B bits per weight, where B weights share a step.
+Trained, as floats, which saves no memory: all parameters, and per layer n steps, n offsets with
+`symmetric=False`, 1 or 2 numbers for the input. Converted: b + 32/B bits per weight, B per step.
 """
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -38,7 +36,7 @@ from .calibration import Statistics, capture
 from .linear import QuantizedLinear, quantized_linear
 from .qtensor import QTensor
 from .rounding import LearnedStep, MinMax, round_to_grid
-from .scheme import Scheme, checked
+from .scheme import Scheme, checked, code_bits, weights_per_scale
 from .uniform import Grid, Uniform
 
 __all__ = ["FakeQuant", "FakeQuantLinear", "RoundedLinear", "convert"]
@@ -55,29 +53,22 @@ class FakeQuant(Scheme):
     by one trained step per layer, which needs calibration tokens.
     activation_symmetric: False trains an offset for inputs.
     mask: where a trained step clips, "paper" or "torch" (`rounding.py`).
-
-    Steps have the size of weights, so learning rates for weights suit them: 1e-3 on the shipped
-    base, or 3e-4 with offsets at 3 bits or more.
-    """
-    bits: int = whole(4, least=2, most=8, also=("n_bits", "num_bits", "wbits", "weight_bits"))
+    Learning rates for weights suit steps too: 1e-3, or 3e-4 with offsets at 3 bits or more."""
+    bits: int = code_bits(4, least=2)
     learn_step: bool = flag(False)
     symmetric: bool = flag(True, also=("sym",))
     granularity: str = one_of("channel", "tensor", "group")
-    group_size: int | None = whole(None, least=1, or_none=True, also=("groupsize", "q_group_size"))
+    group_size: int | None = weights_per_scale()
     activation_bits: int | None = whole(None, least=2, most=8, or_none=True, also=("a_bits",))
     activation_symmetric: bool = flag(True)
     mask: str = one_of("paper", "torch")
-    trains: ClassVar[bool] = True
-    shown = ("bits", "learn_step")
-    trains: ClassVar[bool] = True
+    trains, shown = True, ("bits", "learn_step")
+    calibrated = property(lambda self: self.learn_step and self.activation_bits is not None)
 
     def check(self) -> None:
         if not (self.activation_symmetric or self.calibrated):
-            raise ValueError("FakeQuant: activation_symmetric=False trains an offset for inputs; "
-                             "it needs learn_step=True and activation_bits")
+            raise ValueError("activation_symmetric=False needs learn_step=True and activation_bits")
         _ = self.uniform                                 # raises for a group size without groups
-
-    calibrated = property(lambda self: self.learn_step and self.activation_bits is not None)
 
     @property
     def uniform(self) -> Uniform:
@@ -85,8 +76,7 @@ class FakeQuant(Scheme):
 
     def rounding(self, W: Array) -> MinMax | LearnedStep:
         """The module that rounds W (d_out, d_in)."""
-        if not self.learn_step:
-            return MinMax(self.uniform)
+        if not self.learn_step: return MinMax(self.uniform)
         x = self.uniform.blocks(checked(W))
         start = np.abs(x).mean(1), x.min(1), x.max(1)
         return LearnedStep(self.uniform, *start, x.shape[1], self.mask)
@@ -98,14 +88,12 @@ class FakeQuant(Scheme):
     def layer(self, linear: Linear, seen: Statistics | None = None) -> "FakeQuantLinear":
         """`seen`: the `Statistics` of its inputs; needed if steps of inputs are trained."""
         self.quantize(linear.weight.data)                # raises if W cannot be quantized
-        round_input = None
+        round_input = self.activation_bits and MinMax(Uniform(self.activation_bits))
         if self.calibrated:
             start = (seen.mean_abs.mean(keepdims=True), seen.low.min(keepdims=True),
                      seen.high.max(keepdims=True))
             inputs = Uniform(self.activation_bits, self.activation_symmetric, "tensor")
             round_input = LearnedStep(inputs, *start, linear.d_in, self.mask)
-        elif self.activation_bits is not None:
-            round_input = MinMax(Uniform(self.activation_bits))
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
@@ -116,9 +104,7 @@ class FakeQuant(Scheme):
 
 class FakeQuantLinear(Module):
     """y = r(x̂ Ŵᵀ + b), Ŵ = round_weight(W), x̂ = round_input(x), r = round_output. W is trained.
-
-    Each of the three is a module of `rounding.py`, or None to leave x or y unchanged.
-    """
+    Each of the three is a module of `rounding.py`, or None to leave x or y unchanged."""
 
     def __init__(self, linear: Linear, round_weight: Module, round_input: Module | None = None,
                  round_output: Module | None = None):
@@ -151,9 +137,7 @@ class FakeQuantLinear(Module):
 
 class RoundedLinear(QuantizedLinear):
     """y = r(x̂ Ŵᵀ + b), Ŵ as codes: a converted `FakeQuantLinear` that rounds inputs or outputs.
-
-    x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers.
-    """
+    x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers."""
 
     def __init__(self, weight: QTensor, bias: Parameter | None, round_input: Module | None,
                  round_output: Module | None):
@@ -175,24 +159,21 @@ class RoundedLinear(QuantizedLinear):
         return per_token(quantized_linear(x, self.weight, self.bias), self.output_bits)
 
     def describe(self) -> str:
-        both = ("inputs", self.input_bits), ("outputs", self.output_bits)
-        rounds = ", ".join(f"{bits}-bit {name}" for name, bits in both if bits)
-        return f"{super().describe()[:-1]}, {rounds})"
+        inputs = f", {self.input_bits}-bit inputs" if self.input_bits else ""
+        outputs = f", {self.output_bits}-bit outputs" if self.output_bits else ""
+        return f"{super().describe()[:-1]}{inputs}{outputs})"
 
 
 def convert(model: GPT) -> GPT:
-    """Replace every layer that was trained in quantized form by its integers, in place → model.
-
-    A float32 model computes the same function, bit for bit. Raises ValueError if a method is
-    attached or if there is nothing to convert.
-    """
+    """Replace every layer that was trained in quantized form by its integers, in place → model. A
+    float32 model computes the same function, bit for bit. Raises ValueError if a method is attached
+    or if there is nothing to convert."""
     if not isinstance(model, GPT):
         raise TypeError(f"convert: expected a GPT, got {type(model).__name__}")
     if model.attached is not None:
         raise ValueError(f"convert: {model.attached} is attached; merge or detach it first")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
-        raise ValueError("convert: no layer of this model was trained in quantized form; call "
-                         "tinypeft.quantize(model, FakeQuant(…)) first")
+        raise ValueError("convert: no layer was trained in quantized form; quantize by FakeQuant")
     replace_modules(model, new)
     return model

@@ -5,12 +5,11 @@
     x / s = (V/s) h + c/s      for x = V h + c, the output of a linear layer (V is divided by rows)
 
 So a positive s_j per channel j can move from γ_j and β_j into column j of every W that reads the
-norm, and the function stays the same. SmoothQuant and AWQ choose s to make quantization easy;
-`plant_outliers` chooses s to make it hard, in a model of any size.
+norm (`calibration.READERS`), and the function stays the same. SmoothQuant and AWQ choose s to make
+quantization easy; `plant_outliers` chooses it to make quantization hard, in a model of any size.
 
-`calibration.READERS` lists the layers that share an input. A scale passes through attention, where
-every channel of the result is a mean of the same channel of the values (a trained prefix supplies
-its own values, which are not rescaled). It does not pass through the GELU before `mlp.down`.
+A scale passes through attention, where every channel of the result is a mean of the same channel of
+the values (not those of a trained prefix). It does not pass through the GELU before `mlp.down`.
 """
 import numpy as np
 
@@ -18,8 +17,6 @@ from ..gpt import GPT
 from ..hints import Array, Seed
 from ..nn import LayerNorm, Linear, Module
 from .calibration import READERS
-
-__all__ = ["fold_scale", "followers", "plant_outliers"]
 
 
 def followers(model: GPT) -> dict[str, list[str]]:
@@ -30,10 +27,8 @@ def followers(model: GPT) -> dict[str, list[str]]:
 
 def fold_scale(source: Module, linears: list[Linear], s: Array) -> None:
     """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d,) > 0.
-
-    source: the LayerNorm, or the Linear, whose output they read. ValueError when a layer is not a
-    plain Linear any more, because its weight cannot take up s.
-    """
+    source: the LayerNorm or Linear whose output they read. ValueError when a layer is not a plain
+    Linear any more, because its weight cannot take up s."""
     for linear in linears if isinstance(source, LayerNorm) else [source, *linears]:
         if not isinstance(linear, Linear):
             raise ValueError("fold_scale: all layers that read an input must change together, but "
@@ -48,8 +43,7 @@ def plant_outliers(model: GPT, channels: int = 3, factor: float = 32.0, rng: See
     """Make `channels` channels of every norm's output `factor` times larger; return their numbers.
 
     Large models grow such channels by themselves, the same ones in all blocks; small models do not
-    (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two.
-    """
+    (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two."""
     d = model.config.d_model
     if not 1 <= channels <= d:
         raise ValueError(f"plant_outliers: channels must lie in 1 … {d}, got {channels}")

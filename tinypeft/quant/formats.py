@@ -1,8 +1,8 @@
 """Floating point of a few bits: FP16, BF16, FP8 (E4M3, E5M2), FP4 (E2M1, and bitsandbytes' own).
 
-Weights are divided by a scale and rounded to the nearest float of the format. Sources: Micikevicius
-et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433; Rouhani et al., "Microscaling Data
-Formats (MX)", 2023, arXiv 2310.10537, and the specification of the Open Compute Project.
+Weights are divided by a scale and rounded to the nearest float of the format. Sources: "FP8 Formats
+for Deep Learning" (Micikevicius et al., arXiv 2209.05433), "Microscaling Data Formats" (Rouhani et
+al., MX, arXiv 2310.10537), and the specification of the Open Compute Project.
 
     E = max(⌊log₂|x|⌋, 1 − bias)      n = round(|x| / 2^(E−m)), half to even
     code = (E + bias − 1)·2^m + n     x̂ = ± n · 2^(E−m)
@@ -12,15 +12,13 @@ Formats (MX)", 2023, arXiv 2310.10537, and the specification of the Open Compute
     bias     bias         2^(e−1) − 1
     V        max_value    the largest finite value; `codebooks.py` lists all values
 
-One formula serves all cases. A subnormal has E = 1 − bias and code n. If n rounds up to 2^(m+1),
-the carry makes the next exponent.
+A subnormal has E = 1 − bias and code n. If n rounds up to 2^(m+1), it carries into the exponent.
 
 Where formats and libraries differ: beyond V. `saturate=True` gives ±V, as PyTorch ≥ 2.12 does for
 E4M3, even for ∞. `saturate=False` gives ±∞ in FP16, BF16 and E5M2, as ml_dtypes and PyTorch do. In
 E4M3, which has no ∞, it gives NaN above 464, as ml_dtypes does. (464 is midway between V = 448 and
 the next value of the grid, and 448 is the even one.) E2M1 has neither, and always saturates.
 """
-import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +34,10 @@ from .scheme import Scheme, checked
 
 def is_format(name: str) -> bool:
     """Whether `FloatFormat` knows the format."""
-    with contextlib.suppress(ValueError, TypeError):
+    try:
         return name == "FP4" or bool(float_layout(name))
-    return False
+    except (ValueError, TypeError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,8 @@ class FloatFormat(Scheme):
     scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
     with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
     saturate: see below. It matters only if weights can exceed V, with "none" and "E8M0".
-
-    MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight. NVFP4
-    has blocks of 16 and "E4M3", 4.5 bits.
-    """
+    MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4
+    has blocks of 16 and "E4M3", 4.5 bits."""
     name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
                                        "bits, such as 'E4M3'", ("FP8", "nf4", "E8M8", 4)),
                          also=("dtype", "quant_type", "bnb_4bit_quant_type"))
@@ -66,17 +63,15 @@ class FloatFormat(Scheme):
     shown = ("name",)
 
     def check(self) -> None:
-        scale_format, shared = self.scale_format, self.shared
-        if shared != "block" and (scale_format != "float32" or self.name == "FP4"):
-            raise ValueError(f"FloatFormat: {self.name} with scale_format={scale_format!r} needs "
-                             f"scaling='block', got {shared!r}")
-        if self.name == "FP4" and scale_format != "float32":
-            raise ValueError("FloatFormat: bitsandbytes' FP4 has float32 scales, got "
-                             f"scale_format={scale_format!r}")
+        got, plain = f"scale_format={self.scale_format!r}", self.scale_format == "float32"
+        if self.shared != "block" and (not plain or self.name == "FP4"):
+            raise ValueError(f"{self.name} with {got} needs scaling='block', got {self.shared!r}")
+        if self.name == "FP4" and not plain:
+            raise ValueError(f"bitsandbytes' FP4 has float32 scales, got {got}")
 
     @property
     def bits(self) -> int:
-            return int(codebook(self.name).size).bit_length() - 1
+        return int(codebook(self.name).size).bit_length() - 1
 
     @property
     def shared(self) -> str:
@@ -98,10 +93,8 @@ class FloatFormat(Scheme):
         return QTensor(codes, self.bits, W.shape, B, scale, codebook=self.name)
 
     def scales(self, amax: Array) -> Array | QTensor:
-        """The stored scales, from the largest magnitude of every block, amax (n_blocks,).
-
-        The scale of a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3).
-        """
+        """The stored scales, from the largest magnitude of every block, amax (n_blocks,). That of
+        a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3)."""
         V, n = max_value(self.name), len(amax)
         if self.scale_format == "E8M0":
             exponent = np.frexp(amax)[1] - np.frexp(np.float32(V))[1]
@@ -123,10 +116,8 @@ def max_value(name: str) -> float:
 
 def encode(x: Array, name: str, saturate: bool = True) -> Array:
     """The bit patterns of the floats `name` nearest to x (float32): uint8, or uint16 for 16 bits.
-
     Ties go to the even code (with no mantissa bits, to the larger magnitude). −0 keeps its sign.
-    NaN stays a NaN; ValueError if the format has none.
-    """
+    NaN stays a NaN; ValueError if the format has none."""
     e, m, special = float_layout(name)
     bias, top = 2**(e - 1) - 1, 2**(e + m) - 1                            # all ones but the sign
     largest = top - {"inf": 2**m, "nan": 1, None: 0}[special]             # the code of V

@@ -1,7 +1,6 @@
 """Q8_0 and Q4_0, the two plain block formats of GGUF files, bit for bit as llama.cpp writes them.
 
-Blocks of 32 weights of a row share a float16 scale: x̂ = d·(q − z). There is no paper; the source
-is ggml-quants.c of llama.cpp.
+32 weights of a row share a float16 scale: x̂ = d·(q − z). Source: llama.cpp's ggml-quants.c.
 
     Q8_0   d = max|x|/127   q = 128 + round(x·(1/d)), half away from 0   z = 128   8.5 bits/weight
     Q4_0   d = −m/8         q = min(⌊x·(1/d) + 8.5⌋, 15)                 z = 8     4.5 bits/weight
@@ -28,10 +27,8 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class GGUF(Scheme):
-    """A block format of GGUF. name: "Q8_0" or "Q4_0".
-
-    `quantize` raises ValueError if 32 does not divide the last axis or a scale overflows float16.
-    """
+    """A block format of GGUF. name: "Q8_0" or "Q4_0". `quantize` raises ValueError if 32 does not
+    divide the last axis or if a scale overflows float16."""
     name: str = one_of("Q4_0", "Q8_0", also=("qtype", "quant_type"))
     shown = ("name",)
 
@@ -41,8 +38,7 @@ class GGUF(Scheme):
         if self.name == "Q8_0":
             d, bits = np.abs(x).max(axis=1) / np.float32(127), 8
         else:
-            first = np.abs(x).argmax(axis=1)[:, None]
-            d, bits = np.take_along_axis(x, first, axis=1)[:, 0] / np.float32(-8), 4
+            d, bits = x[np.arange(len(x)), np.abs(x).argmax(axis=1)] / np.float32(-8), 4
         normal = np.abs(d) >= np.finfo(np.float32).tiny
         v = x * np.divide(1, d, out=np.zeros_like(d), where=normal)[:, None]
         if self.name == "Q8_0":
@@ -59,15 +55,13 @@ class GGUF(Scheme):
 
 
 def block_bytes(q: QTensor) -> Array:
-    """The bytes of a GGUF file for a QTensor of `GGUF`: uint8 (n_blocks, 34 or 18).
-
-    Every block is its scale, then its codes: int8, or 16 bytes with element i of the block in the
-    low half and element i + 16 in the high half.
-    """
-    dtype = getattr(q.scale, "dtype", None)
-    if q.block_size != BLOCK or q.bits not in (4, 8) or dtype != np.float16:
-        raise ValueError(f"block_bytes needs blocks of {BLOCK} with float16 scales and 4 or 8 "
-                         f"bits, got {q}")
+    """The bytes of a GGUF file for a QTensor of `GGUF`: uint8 (n_blocks, 34 or 18). Every block is
+    its scale, then its codes: int8, or 16 bytes with element i of the block in the low half and
+    element i + 16 in the high half."""
+    half = getattr(q.scale, "dtype", None) == np.float16
+    if q.block_size != BLOCK or q.bits not in (4, 8) or not half:
+        raise ValueError("block_bytes needs blocks of 32 with float16 scales and 4 or 8 bits, "
+                         f"got {q}")
     codes = q.unpack().reshape(-1, BLOCK)
     octets = codes ^ 128 if q.bits == 8 else codes[:, :16] | codes[:, 16:] << 4
     return np.concatenate([q.scale.astype("<f2").view(np.uint8).reshape(-1, 2), octets], axis=1)

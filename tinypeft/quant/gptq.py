@@ -24,9 +24,8 @@ The work is float64, so that the codes do not depend on B. Bits per weight: b + 
 float16 scales and a b-bit zero point per group of g columns; b + 16/g if symmetric.
 
 Where implementations differ:
- *  Scales of groups inside a block. The authors' code and GPTQModel choose them from W as it was
-    before the block, ignoring corrections made inside it: `group_scales="lazy"`, the default.
-    "fresh" includes these corrections. With "lazy" and g < B, the result does depend on B.
+ *  Scales of groups. `group_scales="lazy"`, the default, ignores corrections made inside the block,
+    as the authors' code and GPTQModel do: if g < B, the result depends on B. "fresh" includes them.
  *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
     by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
     chooses all scales beforehand, from the original columns; then no order is stored.
@@ -34,8 +33,8 @@ Where implementations differ:
     s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
     keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
- *  `true_sequential=True` takes the inputs of a block's later layers with its earlier ones
-    quantized. The paper takes all inputs of a block at once.
+ *  Inputs. The paper takes all inputs of a block at once; `true_sequential=True` takes those of its
+    later layers with the earlier ones quantized.
 """
 import warnings
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ from ..gpt import GPT
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import Linear, replace_modules
-from .calibration import READERS, CalibratedWeights, block_by_block, layers_in, recording_inputs
+from .calibration import READERS, CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
 from .packing import pack
 from .qtensor import QTensor
@@ -74,12 +73,9 @@ class GPTQ(CalibratedWeights):
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
         """W (d_out, d_in); H (d_in, d_in), (2/n) Σ x xᵀ over the inputs, up to any factor.
-
-        ValueError when H is missing, zero, or no such sum, and for groups that do not divide d_in.
-        """
+        ValueError when H is missing, zero, or no such sum, or if groups do not divide d_in."""
         W, d = checked(W), W.shape[1]
-        H = self.hessian(H, d)
-        g, B = self.width(d), self.block_size
+        H, g, B = self.hessian(H, d), self.width(d), self.block_size
         dead = H.diagonal() == 0
         H[dead, dead], W = 1, np.where(dead, np.float32(0), W)
         fit = self.nearest.fit
@@ -103,8 +99,7 @@ class GPTQ(CalibratedWeights):
                 E[j - i] = (w - grid.decode(q[j, :, None])[:, 0]) / U[j, j]
             W[i + B:] -= U[i:i + B, i + B:].T @ E
 
-        if self.static_groups:
-            q[order] = q.copy()                                           # back in their order
+        if self.static_groups: q[order] = q.copy()                        # back in their order
         scale, zero = np.hstack([grid.scale for grid in grids]), grids[0].zero     # (d_out, d_in/g)
         if not self.symmetric:
             zero = pack(np.hstack([grid.zero for grid in grids]).astype(np.uint8), self.bits)
@@ -118,28 +113,23 @@ class GPTQ(CalibratedWeights):
         n, d = sum(tokens.size for tokens in batches), max(layer.d_in for layer in layers.values())
         if n < d:
             warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has "
-                          f"rank ≤ {n}, and damping alone decides the rest; give more tokens",
-                          stacklevel=3)
+                          f"rank ≤ {n}, damping decides the rest; give more tokens", stacklevel=3)
         stages = [*READERS.values()] if self.true_sequential else [sum(READERS.values(), ())]
         for path, block, inputs in block_by_block(model, batches):
-            inside = layers_in(path, layers)
+            inside = below(path, layers)
             for stage in stages:
-                names = [name for name in stage if name in inside]
-                if not names: continue
-                with recording_inputs(block, names, hessian=True) as seen:
+                linears = {name: inside[name] for name in stage if name in inside}
+                if not linears: continue
+                with recording_inputs(block, linears, hessian=True) as seen:
                     for h in inputs: block(h)
-                new = {}
-                for name in names:
-                    weight = self.quantize(inside[name].weight.data, seen[name].H)
-                    new[name] = QuantizedLinear(weight, inside[name].bias)
+                new = {name: QuantizedLinear(self.quantize(m.weight.data, seen[name].H), m.bias)
+                       for name, m in linears.items()}
                 replace_modules(block, new)
 
 
 def factor(H: Array, damping: float) -> Array:
-    """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d).
-
-    If H + λI is not positive definite up to rounding, λ is raised tenfold, and a warning says so.
-    """
+    """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While H + λI is
+    not positive definite up to rounding, λ is raised tenfold, and a warning says so."""
     from scipy.linalg.lapack import dpotrf, dtrtri
     while damping < 1e3:
         A = H[::-1, ::-1].copy()                # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ with

@@ -10,18 +10,16 @@ result (Dettmers et al., LLM.int8(), arXiv 2208.07339, §2):
     s_w      max|W|/127              one         one per row of W, an output channel
 
 The paper's Table 1 calls tensor × tensor "absmax", token × tensor "row-wise" and token × channel
-"vector-wise" quantization. An outlier makes s_x large, so the token's other features are rounded
-coarsely (with one scale per tensor, those of the whole batch). LLM.int8() (`llm_int8.py`) and
-SmoothQuant (`smoothquant.py`) are two remedies.
+"vector-wise" quantization. An outlier makes s_x large, so the token's other features (per tensor:
+the whole batch's) are rounded coarsely. `llm_int8.py` and `smoothquant.py` have two remedies.
 
 How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
 them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
-integer up to 2²⁴. If Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is therefore exact, in any order. This holds
-for K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127.
-Longer sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
+integer up to 2²⁴, so if Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is exact, in any order. This holds for
+K ≤ 1040 terms of codes −127 … 127, since 127² · 1040 ≤ 2²⁴, and for K ≤ 1024 of −128 … 127. Longer
+sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³.
 
-Gradient: dX = dY Ŵ, straight through the rounding (`linear.py`). Stored: 8 bits per weight and 32
-per scale. Inputs are quantized in every call and never stored.
+Gradient: dX = dY Ŵ (`linear.py`). Stored: 8 bits per weight and 32 per scale; no inputs.
 """
 from dataclasses import dataclass, replace
 
@@ -42,11 +40,9 @@ CHUNK = 1024                                             # 128² · 1024 = 2²�
 
 
 def int8_matmul(A: Array, B: Array) -> Array:
-    """A (M, K), B (N, K) → A Bᵀ (M, N), exact.
-
-    A and B are int8, or float32 that holds integers in [−128, 127]. The result is float32, or
-    float64 for K > 1024. Raises TypeError for other dtypes and ValueError for other shapes.
-    """
+    """A (M, K), B (N, K) → A Bᵀ (M, N), exact. A and B are int8, or float32 that holds integers in
+    [−128, 127]. The result is float32, or float64 for K > 1024. Raises TypeError for other dtypes
+    and ValueError for other shapes."""
     for X in (A, B):
         if X.dtype not in (np.int8, np.float32):
             raise TypeError(f"int8_matmul: expected int8, or float32 of int8 values, got {X.dtype}")
@@ -61,22 +57,14 @@ def int8_matmul(A: Array, B: Array) -> Array:
 
 
 def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple[Array, Array]:
-    """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x.
-
-    "token" and "tensor" compute s_x from X, (M, 1) and (). "static" uses `scale` and clips X.
-    """
+    """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x. "token"
+    and "tensor" compute s_x from X, (M, 1) and (). "static" uses `scale` and clips X."""
     if activations == "static":
         s = X.dtype.type(scale)
         return np.clip(np.rint(X / s), -127, 127).astype(np.float32, copy=False), s
     per_token = activations == "token"
     s = scale_of(np.abs(X).max(axis=1 if per_token else None, keepdims=per_token))
-    return rounded_quotient(X, s), s
-
-
-def rounded_quotient(X: Array, s: Array) -> Array:
-    """round(X/s), float32."""
-    Q = X / s
-    return np.rint(Q, out=Q).astype(np.float32, copy=False)
+    return np.rint(X / s).astype(np.float32, copy=False), s
 
 
 def scale_of(m: Array) -> Array:
@@ -93,11 +81,9 @@ def signed_codes(q: QTensor) -> Array:
 
 
 def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
-    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N).
-
-    If every row of W has one scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If
-    a row has several, Q multiplies the decoded Ŵ; scaling sums of groups is no more exact.
-    """
+    """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N). If every row of W has one
+    scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If a row has several, Q
+    multiplies the decoded Ŵ; scaling sums of groups is no more exact."""
     N, K = q.shape
     if q.block_size % K:
         return Q.astype(dtype, copy=False) @ q.dequantize().astype(dtype, copy=False).T
@@ -133,12 +119,10 @@ class W8A8(Scheme):
     """8-bit weights and inputs without any care for outliers: the baseline that outliers break.
 
     weights: "tensor" or "channel", the weights that share a scale. activations: "token", "tensor",
-    or "static", which is one scale for all later inputs, from the largest in the calibration.
-    """
+    or "static", which is one scale for all later inputs, from the largest in the calibration."""
     weights: str = one_of("tensor", "channel", also=("weight_quant",))
     activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")
-
     calibrated = property(lambda self: self.activations == "static")
 
     def quantize(self, W: Array) -> QTensor:
@@ -148,8 +132,7 @@ class W8A8(Scheme):
         """`largest`: max|x| over the inputs to expect; needed if activations are "static"."""
         static = self.activations == "static"
         if static and largest is None:
-            raise ValueError("activations='static' needs to know the largest input; "
-                             "call quantize(…, calibration=tokens)")
+            raise ValueError("activations='static' needs quantize(…, calibration=tokens)")
         scale = scale_of(np.array(largest, np.float32)) if static else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 

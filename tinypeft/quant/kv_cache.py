@@ -1,7 +1,7 @@
 """KIVI: the generation cache in a few bits, keys quantized per channel and values per token.
 
-Some channels of the keys are large for every token, so one channel of a group of tokens shares a
-scale. Values have no such channels, so the channels of one token share a scale. The most recent
+Some channels of the keys are large for every token, so a group of tokens shares one scale in each
+channel. Values have no such channels, so the channels of a token share a scale. The most recent
 tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
 
     x̂ = s·q + m,   q = round((x − m)/s),   m = min x,  s = (max x − min x)/(2ᵇ − 1)   over a group
@@ -11,14 +11,14 @@ tokens are not rounded (Liu et al., arXiv 2402.02750, §3 and Algorithm 1):
     G       group_size     32: tokens of a channel of K; channels of a token of V, at most d_head
     R       residual       at most so many recent tokens keep the model's precision; a multiple of G
 
-Keys move to codes R at a time, as soon as R are waiting. Values move when they leave the window of
-R. Tokens attend to the tokens fed in the same call, hence a prompt to itself, in full precision.
-Stored: b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded
-when it attends and dropped again, so memory is `nbytes` plus the cache of one layer.
+Keys move to codes R at a time, as soon as R are waiting; values when they leave the window of R.
+Tokens attend in full precision to those fed in the same call, hence a prompt to itself. Stored:
+b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded when it
+attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
 Where things differ. The paper has R = 128 for contexts of thousands of tokens; its ablation starts
-at 32, the default here. The range need not contain 0 as in `uniform.py`, because some key channels
-are far from it. A small model may have no such channels; then `keys="token"` does as well.
+at 32, the default here. The range need not contain 0 as in `uniform.py`: some key channels are far
+from it. A small model may have no such channels; then `keys="token"` does as well.
 """
 import numpy as np
 
@@ -33,11 +33,9 @@ __all__ = ["QuantizedKVCache"]
 
 class QuantizedKVCache(KVCache):
     """A cache for `generate(…, cache=QuantizedKVCache(model.config, bits=4))`, of `nbytes` bytes.
-
     keys, values: "channel" or "token", within which numbers share a scale. Raises ValueError for
     other options, for groups that divide neither a head nor the residual, and, when used, for keys
-    or values outside the range of float16.
-    """
+    or values outside the range of float16."""
 
     def __init__(self, config: GPTConfig, bits: int = 4, group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
@@ -46,19 +44,17 @@ class QuantizedKVCache(KVCache):
         if bits not in range(1, 9) or keys not in kinds or values not in kinds:
             raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
                              f"'token'; {got}")
-        whole = group_size >= 1 and residual >= 0 and (
-            "channel" not in (keys, values) or residual >= 1 and residual % group_size == 0)
-        if not whole:
+        least = 1 if "channel" in (keys, values) else 0
+        if group_size < 1 or residual < least or least and residual % group_size:
             raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
                              f"(tokens leave it in whole groups); {got}")
         d_head = config.d_model // config.n_heads
         size = {"channel": group_size, "token": min(group_size, d_head)}
         if "token" in (keys, values) and d_head % size["token"]:
-            raise ValueError(f"QuantizedKVCache: group_size={group_size} does not divide a head of "
-                             f"{d_head} channels")
+            raise ValueError(f"QuantizedKVCache: {group_size=} does not divide a head of {d_head}")
         history = lambda kind: kinds[kind](bits, size[kind], residual)
-        layer = lambda: QuantizedLayerCache(history(keys), history(values))
-        super().__init__(config.n_layers, layer)
+        super().__init__(config.n_layers,
+                         lambda: QuantizedLayerCache(history(keys), history(values)))
 
 
 class QuantizedLayerCache:
@@ -82,16 +78,15 @@ class History:
         self.bits, self.group, self.residual = bits, group, residual
         self.codes, self.n = np.zeros(0, np.uint8), 0                     # packed, and their number
         self.scale = self.low = np.zeros(0, np.float16)                   # s and m of every group
-        self.recent = None                                                # (B, H, r, d)
+        self.recent = np.zeros(0)                                         # then (B, H, r, d)
 
     @property
     def nbytes(self) -> int:
-        arrays = self.codes, self.scale, self.low, self.recent
-        return sum(a.nbytes for a in arrays if a is not None)
+        return sum(a.nbytes for a in (self.codes, self.scale, self.low, self.recent))
 
     def append(self, x: Array) -> Array:
         """Add x (B, H, T, d); return everything so far: decoded codes, recent vectors, x."""
-        recent = x if self.recent is None else np.concatenate([self.recent, x], axis=2)
+        recent = np.concatenate([self.recent, x], axis=2) if self.recent.size else x
         everything = recent if not self.n else np.concatenate([self.decode(x), recent], axis=2)
         leaving = self.leaving(recent.shape[2])
         if leaving: self.encode(self.grouped(recent[:, :, :leaving]))
@@ -142,8 +137,7 @@ class ChannelHistory(History):
     def leaving(self, r): return r - r % self.residual
 
     def grouped(self, x):
-        B, H, n, d = x.shape
-        x = x.reshape(B, H, n // self.group, self.group, d)
+        x = x.reshape(*x.shape[:2], -1, self.group, x.shape[3])
         return x.transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
 
     def ungrouped(self, x, B, H, d):

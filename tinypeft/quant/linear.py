@@ -2,9 +2,8 @@
 
     y = x Ŵᵀ + b        dx = dy Ŵ,   db = Σ dy        Ŵ is stored as codes and has no gradient
 
-A layer may compute its product with rounded inputs too (`int8.py`). Rounding has derivative 0
-almost everywhere, so such a layer takes the gradient of the formula above instead: the
-straight-through estimator (Bengio et al., arXiv 1308.3432).
+A layer may round its inputs too (`int8.py`). Rounding has derivative 0 almost everywhere, so such a
+layer takes the gradient above instead: the straight-through estimator (Bengio et al., 1308.3432).
 """
 from collections.abc import Callable
 
@@ -18,11 +17,8 @@ __all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]
 
 class QuantizedLinear(Module):
     """y = x Ŵᵀ + b. The weight is a QTensor (d_out, d_in), never trained; b is a Parameter or None.
-
-    Subclasses also quantize their input, and keep `d_in`, `d_out`, `bias` and `dense_weight()`.
-    Their further attributes are arrays, QTensors, Parameters, numbers, strings or None, which are
-    what `save_quantized` can write.
-    """
+    Subclasses also quantize their input. `save_quantized` can write their further attributes if
+    these are arrays, QTensors, Parameters, numbers, strings or None."""
 
     def __init__(self, weight: QTensor, bias: Parameter | None):
         self.weight, self.bias = weight, bias
@@ -47,11 +43,9 @@ class QuantizedLinear(Module):
 
 
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
-    """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy.
+    """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy.    x (…, d_in), q (d_out, d_in), b (d_out,) or None
 
-    x (…, d_in), q (d_out, d_in), b (d_out,) or None → (…, d_out). Ŵ is decoded for the forward
-    product, dropped, and decoded again for dx. Memory thus holds the Ŵ of one layer at a time.
-    """
+    Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time."""
     dtype = x.dtype
     dense = lambda: q.dequantize().astype(dtype, copy=False)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense)
@@ -62,8 +56,7 @@ def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable,
     """y = product(X) + b.    dX = dY Ŵ,  Ŵ = dense(),    db = Σ dY.
 
     X (M, d_in) are the rows of x, product(X) is (M, d_out). more: further edges of `Tensor.op`.
-    Raises ValueError unless x is (…, d_in).
-    """
+    Raises ValueError unless x is (…, d_in)."""
     if x.shape[-1:] != q.shape[1:]:
         raise ValueError(f"x {x.shape} does not fit a weight of shape {q.shape}; "
                          f"expected x (…, {q.shape[1]})")

@@ -1,9 +1,8 @@
 """LLM.int8(): integers for most of a matrix product, floating point for a few outlier features.
 
-Large transformers have a few input features of great magnitude, the outlier features, and they are
-the same for all tokens. The columns of X that hold them, and the matching columns of W, are
-multiplied in floating point. All other columns are multiplied as integers with one scale per row of
-X and of W (Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339, equation (8)):
+Large transformers have a few outlier features: input features of great magnitude, the same for all
+tokens. Their columns of X and W are multiplied in floating point. All others are multiplied as
+integers, with one scale per row of X and of W (Dettmers et al., arXiv 2208.07339, equation (8)):
 
     X Wᵀ ≈ Σ_{h∈O} X_h W_hᵀ + s_x s_w · Σ_{h∉O} q_x,h q_w,hᵀ        O = {h : any |X_h| ≥ threshold}
 
@@ -16,33 +15,29 @@ X and of W (Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339, equation (8))
 
 Where the paper and its implementation differ. O depends on the input, so equation (8) needs a
 float16 copy of all of W: 24 bits per weight. The paper counts only 0.1 % of extra memory, because
-outliers are confined to at most seven features. We do the same. `columns` are the features that
-reach the threshold in calibration, and only they are kept in float16. An outlier feature that first
-appears in a later input is read from its codes. Without calibration tokens, the model sees one row
-of tokens spread over its vocabulary. It finds the same columns, because outliers belong to the
-features, not to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in.
+outliers are confined to at most seven features. We do the same: only `columns`, the features that
+reach the threshold in calibration, are kept in float16. An outlier feature that first appears in a
+later input is read from its codes. Without calibration tokens, the model sees tokens at equal
+distances over its vocabulary. It finds the same columns, because outliers belong to the features,
+not to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in. Gradient: dX = dY Ŵ.
 
-variant="bitsandbytes" computes as that library does (version 0.50):
-
- *  W and X are rounded to float16 first, and multiplied by 127/max instead of divided by max/127.
- *  The entries of outlier columns that lie below the threshold count towards s_x.
- *  Every outlier column is read from its codes; there is no float16 copy.
- *  On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In train mode on a CPU
-    that library's layer multiplies X by the dequantized weight instead.)
-
-threshold=6 is the paper's. `float("inf")` is vector-wise quantization alone. Gradient: dX = dY Ŵ.
+variant="bitsandbytes" computes as that library does (version 0.50). W and X are rounded to float16
+first, and multiplied by 127/max instead of divided by max/127. The entries of outlier columns that
+lie below the threshold count towards s_x. Every outlier column is read from its codes; there is no
+float16 copy. On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In train
+mode on a CPU that library's layer multiplies X by the dequantized weight instead.)
 """
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..gpt import GPT, GPTConfig
+from ..gpt import GPT
 from ..hints import Array
 from ..hyper import Limit, declared, one_of
 from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
-from .int8 import int8_matmul, rounded_quotient, scale_of, signed_codes
+from .int8 import int8_matmul, scale_of, signed_codes
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme, checked
@@ -54,14 +49,14 @@ POSITIVE = Limit(lambda x: isinstance(x, (int, float, np.number)) and x is not T
 
 @dataclass(frozen=True)
 class LLMInt8(Scheme):
-    """threshold: the magnitude from which an input is an outlier. variant: see below."""
+    """threshold: the magnitude from which an input is an outlier, 6 in the paper. With inf there
+    are none, which is vector-wise quantization alone. variant: see below."""
     threshold: float = declared(6.0, POSITIVE, also=("llm_int8_threshold", "alpha"))
     variant: str = one_of("paper", "bitsandbytes")
     shown = ("threshold",)
 
     def quantize(self, W: Array) -> QTensor:
-        if self.variant == "paper":
-            return Uniform(8, granularity="channel").quantize(W)
+        if self.variant == "paper": return Uniform(8, granularity="channel").quantize(W)
         with np.errstate(over="ignore"):
             W = checked(checked(W).astype(np.float16))
         Q, m = bitsandbytes_rows(W.reshape(-1, W.shape[-1]))
@@ -75,15 +70,11 @@ class LLMInt8(Scheme):
         return LLMInt8Linear(self.quantize(linear.weight.data), linear.bias, self, columns, kept)
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
-        seen = capture(model, batches or [spread(model.config)], list(layers))
+        vocabulary = np.linspace(0, model.config.vocab_size - 1, model.config.context_length)
+        seen = capture(model, batches or [vocabulary.astype(int)[None]], list(layers))
         outliers = lambda path: np.flatnonzero(seen[path].max_abs >= self.threshold)
         replace_modules(model, {path: self.layer(linear, outliers(path))
                                 for path, linear in layers.items()})
-
-
-def spread(config: GPTConfig) -> Array:
-    """One row of tokens (1, T) at equal distances over the vocabulary."""
-    return np.linspace(0, config.vocab_size - 1, config.context_length).astype(int)[None]
 
 
 class LLMInt8Linear(QuantizedLinear):
@@ -128,7 +119,7 @@ def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
     O = np.flatnonzero(A.max(0) >= threshold)
     A[:, O] = 0
     s = scale_of(A.max(1, keepdims=True))
-    Q = rounded_quotient(X, s)
+    Q = np.rint(X / s).astype(np.float32, copy=False)
     Q[:, O] = 0
     return Q, s, O
 

@@ -1,17 +1,16 @@
 """LLM-QAT: quantization-aware training without data. The model writes its text and is its teacher.
 
-Weights, inputs of linear layers, keys and values are rounded, each by its own largest number. The
-rounded model learns to predict as the original does, on text that the original wrote
-(Liu et al., arXiv 2305.17888, equations 1 to 3):
+Weights, inputs of linear layers, keys and values are rounded. The rounded model learns to predict
+as the original does, on text that the original wrote (Liu et al., arXiv 2305.17888, eq. 1 to 3):
 
     X̂ = s ⌊X/s⌉,   s = max|X| / (2ᵇ⁻¹ − 1)                       ∂X̂/∂X = 1, straight through
     L = (1/n) Σᵢ KL(p_teacher(· | x_<i) ‖ p_student(· | x_<i))
 
-    paper          here                    numbers that share a step
-    W              bits                    an output channel
-    A              activation_bits         a token
-    KV             kv_bits                 a token: the outputs of the layers `key` and `value`
-    n              tokens of a batch
+    paper     here                 numbers that share a step
+    W         bits                 an output channel
+    A         activation_bits      a token
+    KV        kv_bits              a token: the outputs of the layers `key` and `value`
+    n         tokens of a batch
 
 A row starts with a random token. The likeliest tokens follow up to the 3rd, 4th or 5th, so that it
 starts as text does; the rest are drawn from the teacher (§2.1, "hybrid"). W-A-KV 4-8-4 by default.
@@ -19,20 +18,16 @@ starts as text does; the rest are drawn from the teacher (§2.1, "hybrid"). W-A-
     task = tp.self_distillation(model)               # the teacher is a copy of the present model
     tp.train(tp.quantize(model, tp.LLMQAT()), task, steps=200, lr=1e-4); tp.convert(model)
 
-Where the paper, its repository (facebookresearch/LLM-QAT) and this file differ:
-
- *  The paper's loss is the cross-entropy: this KL plus a constant, the teacher's entropy. The
-    repository sums over tokens and averages over rows.
- *  The repository stops the gradient where |X| ≥ 2, although the forward pass clips nothing.
-    `cutoff=2.0` does that. It has other quantizers for 1 and 2 bits. It adds 1e-6 to max|X| and to
-    1/s, which float16 would not show. Its rows stop at an end of text; here they go on.
-
-All parameters are trained as floats, so training saves no memory. Converted: b + 32/d_in bits per
-weight. Keys and values are rounded but stay floats; `QuantizedKVCache` stores them in few bits.
+Where things differ. The paper's loss is the cross-entropy: this KL plus a constant, the teacher's
+entropy. Its repository (facebookresearch/LLM-QAT) sums over tokens and averages over rows. It stops
+the gradient where |X| ≥ 2, although the forward pass clips nothing; `cutoff=2.0` does that. It has
+other quantizers for 1 and 2 bits, and adds 1e-6 to max|X| and to 1/s, which float16 would not show.
+Its rows stop at an end of text; here they go on. Parameters are trained as floats, so training
+saves no memory. Converted: b + 32/d_in bits per weight. Keys and values are rounded but stay
+floats; `QuantizedKVCache` stores them in few bits.
 """
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -46,7 +41,7 @@ from ..text.tasks.task import Rows
 from .fake_quant import FakeQuantLinear
 from .qtensor import QTensor
 from .rounding import MinMax
-from .scheme import Scheme, checked
+from .scheme import Scheme, checked, code_bits
 from .uniform import Uniform
 
 __all__ = ["LLMQAT", "SelfDistillation", "self_distillation"]
@@ -55,16 +50,12 @@ __all__ = ["LLMQAT", "SelfDistillation", "self_distillation"]
 @dataclass(frozen=True)
 class LLMQAT(Scheme):
     """bits: of weights. activation_bits, kv_bits: of inputs, of keys and values; None: not rounded.
-
-    cutoff: the |X| from which on gradients are stopped, or None.
-    """
-    bits: int = whole(4, least=2, most=8, also=("w_bits",))
+    cutoff: the |X| from which on gradients are stopped, or None."""
+    bits: int = code_bits(4, least=2)
     activation_bits: int | None = whole(8, least=2, most=8, or_none=True, also=("a_bits",))
     kv_bits: int | None = whole(4, least=2, most=8, or_none=True)
     cutoff: float | None = real(None, above=0, or_none=True)
-    trains: ClassVar[bool] = True
-    shown = ("bits", "activation_bits", "kv_bits")
-    trains: ClassVar[bool] = True
+    trains, shown = True, ("bits", "activation_bits", "kv_bits")
 
     def quantize(self, W: Array) -> QTensor:
         return Uniform(self.bits).quantize(W)
@@ -85,10 +76,9 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
                       temperature: float = 1.0, rng: Seed = 0) -> "SelfDistillation":
     """Let a copy of `model` write training data and be the teacher → a task for `train`.
 
-    rows, held_out: how many rows to train on, and to validate and to test on. length: tokens per
+    rows: how many to train on. held_out: how many to validate and to test on. length: tokens per
     row; None: 128, or the context if that is less. temperature: of the drawn tokens. Raises
-    TypeError for anything but a GPT and ValueError for numbers that do not fit.
-    """
+    TypeError for anything but a GPT and ValueError for numbers that do not fit."""
     if not isinstance(model, GPT):
         raise TypeError(f"self_distillation: expected a GPT, got {type(model).__name__}")
     context = model.config.context_length
@@ -104,8 +94,7 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
 
 def write(teacher: GPT, n: int, length: int, temperature: float, rng: Seed) -> Array:
     """n rows of `length` tokens: a random one, the likeliest up to 3, 4 or 5, then drawn ones."""
-    start = rng.integers(0, teacher.config.vocab_size, (n, 1))
-    parts = []
+    start, parts = rng.integers(0, teacher.config.vocab_size, (n, 1)), []
     for greedy, first in zip((3, 4, 5), np.array_split(start, 3), strict=True):
         if len(first):
             opening = generate(teacher, first, greedy - 1)

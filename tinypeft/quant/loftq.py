@@ -12,13 +12,11 @@ the LoRA's rank on that error (Li et al., arXiv 2310.08659, equation 6 and Algor
     Q       Q            a QTensor (d_out, d_in)
     T       iterations
 
-Where the paper and this file differ:
-
- *  The paper keeps the last round, this file the best one. On min-max grids of 2 and 3 bits the
-    error rises again after a few rounds, because W − A Bᵀ gets larger outliers. (NF4, r = 16, a
-    Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after five, 6.8 % after ten.)
- *  LoRA scales its product by s = α/r. The paper leaves s out, its code sets α = r, and PEFT does
-    not correct for s. Here both factors are divided by √s, so W ≈ Q + s B A for every α.
+Where the paper and this file differ. The paper keeps the last round, this file the best one. On
+min-max grids of 2 and 3 bits the error rises again after a few rounds, because W − A Bᵀ gets larger
+outliers. (NF4, r = 16, a Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after
+five, 6.8 % after ten.) LoRA scales its product by s = α/r. The paper leaves s out, its code sets
+α = r, and PEFT does not correct for s. Here both factors are divided by √s, so W ≈ Q + s B A.
 """
 import math
 from collections.abc import Callable, Iterator
@@ -44,8 +42,7 @@ def loftq(model: GPT, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: S
 
     scheme: one that needs only the weight (`NF4`, `Uniform`, `FloatFormat`, `GGUF`). iterations:
     T ≥ 1. rng, head: as in `attach`. Save the base too: `detach` gives back Q, which fits this LoRA
-    alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed.
-    """
+    alone. Raises MethodError and ValueError as `attach` and `quantize` do, with nothing changed."""
     if type(lora) is not LoRA:
         raise MethodError(f"loftq: expected a LoRA, whose factors LoftQ initialises, got {lora!r}")
     kind = type(scheme)
@@ -81,10 +78,8 @@ def loftq_factors(W: Array, scheme: Scheme, r: int,
 
 def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
                  dense: Callable = lambda Q: Q) -> Iterator[tuple]:
-    """Algorithm 1: yield Q, B (d_out, r) and A (r, d_in) after each of T rounds.
-
-    quant: a matrix → Q. dense: Q → the rounded matrix, which by default is Q itself.
-    """
+    """Algorithm 1: yield Q, B (d_out, r) and A (r, d_in) after each of T rounds. quant: a matrix →
+    Q. dense: Q → the rounded matrix, which by default is Q itself."""
     BA = 0
     for _ in range(iterations):
         Q = quant(W - BA)

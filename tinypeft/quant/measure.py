@@ -7,9 +7,8 @@ second smaller:
     output error    ‖(Ŵ − W) X‖ / ‖W X‖         X: a layer's inputs in the original model
 
 Merging. A LoRA on a quantized base was trained with Ŵ. It can be kept apart, or merged into Ŵ
-exactly, in floating point (`PeftModel.merge`). Merging it into the original W adds W − Ŵ, which the
-training never saw. Quantizing Ŵ + ΔW again rounds away changes smaller than a step: most of ΔW at 4
-bits (`requantize_error`).
+exactly, in floating point (`PeftModel.merge`). Merging it into W adds W − Ŵ, which training never
+saw. Quantizing Ŵ + ΔW again loses changes below a step: most of ΔW at 4 bits (`requantize_error`).
 """
 from collections.abc import Iterable, Iterator
 
@@ -17,12 +16,10 @@ import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array
-from ..nn import Linear, Module
+from ..nn import Module
 from .calibration import READERS, capture
 from .linear import QuantizedLinear
 from .scheme import Scheme
-
-__all__ = ["bits_per_weight", "layer_errors", "output_error", "requantize_error", "weight_error"]
 
 
 def bits_per_weight(model: GPT) -> float:
@@ -47,8 +44,8 @@ def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
 
 def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
                  trained: bool = False) -> dict[str, tuple[float, float]]:
-    """path → (weight error, output error) of every quantized layer; batches: int (B, T) or several;
-    trained: as in `weight_error`."""
+    """path → (weight error, output error) of the quantized layers; `trained` as in `weight_error`.
+    batches: int (B, T) or an iterable of such arrays."""
     seen, norm = capture(before, batches, hessian=True), np.linalg.norm
     return {path: (float(norm(W_hat - W) / norm(W)), output_error(W, W_hat, seen[path].H))
             for path, W, W_hat in unfolded(before, after, trained)}
@@ -61,8 +58,7 @@ def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[s
         folded = {source: folded_scale(old.get(source), new.get(source)) for source in sources}
         for source, readers in READERS.items():
             for name in readers:
-                layer = new.get(name)
-                if isinstance(layer, QuantizedLinear):
+                if isinstance(layer := new.get(name), QuantizedLinear):
                     W_hat = layer.dense_weight() / folded.get(source, 1)
                     W_hat = (W_hat.T * folded.get(name, 1)).T
                     yield f"blocks.{i}.{name}", old.get(name).dense_weight(), W_hat
@@ -70,8 +66,7 @@ def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[s
 
 def folded_scale(old: Module, new: Module) -> Array:
     """The s (d,) that divided a norm's γ, or the bias of a linear layer; 1 where this is 0."""
-    linear = (Linear, QuantizedLinear)
-    a, b = (m.bias.data if isinstance(m, linear) else m.weight.data for m in (old, new))
+    a, b = ((m.bias if hasattr(m, "d_in") else m.weight).data for m in (old, new))
     return np.divide(a, b, out=np.ones_like(a), where=b != 0)
 
 
@@ -84,8 +79,8 @@ def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
         if not hasattr(wrapper, "merge"):
             raise ValueError(f"requantize_error: {tuned.method} does not change weights at {path}")
         M = wrapper.merge().dense_weight()
-        squares += [np.square(scheme.quantize(M).dequantize() - M).sum(), np.square(M).sum(),
-                    np.square(M - wrapper.base.dense_weight()).sum()]
+        parts = scheme.quantize(M).dequantize() - M, M, M - wrapper.base.dense_weight()
+        squares += [np.square(part).sum() for part in parts]
     if not squares[2]:
         raise ValueError(f"requantize_error: {tuned.method} changes no weight (yet)")
-    return float(np.sqrt(squares[0] / squares[1])), float(np.sqrt(squares[0] / squares[2]))
+    return tuple(np.sqrt(squares[0] / squares[1:]).tolist())

@@ -21,13 +21,12 @@ often; dividing by the block's maximum makes that only approximate. Bits per wei
 How this file differs. The paper leaves the bits open (its scales are "8-bit floats"), so they
 follow bitsandbytes on the CPU: d is the dynamic map; x is multiplied by 1/s, which is not always
 x/s; a number midway between two values gets the lower one; the first of two codes is in the high
-half of a byte; a zero block is 0 · code 7; a short last block is divided by s. The exceptions are:
-
- *  bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5
-    percent of its codes r are not the nearest. (None differ if a test emulates the table.)
- *  o is the mean rounded once, from float64. PyTorch's float32 sum can differ in the last bit.
- *  The scale of an all-zero short last block is 1e-38 there and 0 here; both decode to 0.
- *  `quantize_4bit` of bitsandbytes defaults to FP4. torchao's NF4Tensor has linear int8 scales.
+half of a byte; a zero block is 0 · code 7; a short last block is divided by s. Three things differ.
+bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5 % of
+its codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
+once, from float64; PyTorch's float32 sum can differ in the last bit. The scale of an all-zero short
+last block is 1e-38 there and 0 here; both decode to 0. By default, `quantize_4bit` of bitsandbytes
+means FP4. torchao's NF4Tensor has linear int8 scales.
 """
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +54,7 @@ def even(default: int, **options: Any) -> Any:
 @dataclass(frozen=True)
 class NF4(Scheme):
     """4-bit NormalFloat in blocks of `block_size` consecutive weights, each with a float32 scale.
-
-    double_quant: True stores the scales in 8 bits, as QLoRA does. The last block may be short.
-    """
+    double_quant: True stores the scales in 8 bits, as QLoRA does. The last block may be short."""
     block_size: int = even(64, also=("blocksize", "group_size", "q_group_size"))
     double_quant: bool = flag(False, also=("bnb_4bit_use_double_quant", "compress_statistics"))
 
@@ -70,8 +67,7 @@ class NF4(Scheme):
 
 def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
     """W float32 → packed codes of the 4-bit codebook `name`, and max|x| of every block, float32."""
-    N, B = W.size, block_size
-    whole = N // B                                                     # the number of whole blocks
+    N, B, whole = W.size, block_size, W.size // block_size           # the number of whole blocks
     x, rest = W.reshape(-1)[:whole * B].reshape(whole, B), W.reshape(-1)[whole * B:]
     codes, scale = np.empty(packed_size(N, 4), np.uint8), np.empty(-(-N // B), np.float32)
     step = max(1, CHUNK // B)
@@ -82,8 +78,7 @@ def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
         codes[i * B // 2:(i + len(s)) * B // 2] = pack(nearest(v, name), 4)
     if len(rest):
         scale[-1] = np.abs(rest).max()
-        if N % 2:
-            rest = np.append(rest, np.float32(0))                     # its code fills the last byte
+        if N % 2: rest = np.append(rest, np.float32(0))              # its code fills the last byte
         codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
     return codes, scale
 
@@ -92,8 +87,7 @@ def nearest(v: Array, name: str) -> Array:
     """The code of the codebook value nearest to each v, uint8; midway, that of the lower value.
 
     A value's rank is the number of midpoints below v: 15 comparisons, summed. A binary search takes
-    four, but NumPy compares a whole array some 20 times faster than it takes one step of a search.
-    """
+    four, but in NumPy one of its steps takes as long as 20 comparisons of the whole array."""
     values = codebook(name)
     order = np.argsort(values, kind="stable").astype(np.uint8)
     rank = np.zeros(v.shape, np.uint8)
@@ -109,6 +103,6 @@ def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
     x = blocks_of(scale - offset, block_size)
     absmax = np.abs(x).max(axis=1)
     v = x * (1 / np.maximum(absmax, TINY))[:, None]
-    codes = np.searchsorted((values[:-1] + values[1:]) / np.float32(2), v).astype(np.uint8)
-    codes = codes.reshape(-1)[:n]
+    midpoints = (values[:-1] + values[1:]) / np.float32(2)
+    codes = np.searchsorted(midpoints, v).astype(np.uint8).reshape(-1)[:n]
     return QTensor(codes, 8, (n,), block_size, absmax, codebook="dynamic", offset=offset)

@@ -1,9 +1,8 @@
 """OBQ, Optimal Brain Quantization: round one weight at a time; the others make up for its error.
 
-Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580), §5: the ancestor
-of GPTQ, whose paper (arXiv 2210.17323) restates it as equations (2) and (3), in the letters used
-here. Every row w of W is a problem of its own: minimise ‖wX − ŵX‖² over ŵ on a grid. This error is
-a quadratic form with Hessian H = 2XXᵀ. F is the set of weights that are still free:
+Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580), §5. The paper of
+GPTQ (arXiv 2210.17323) restates it as (2) and (3), in these letters. Each row w of W is a problem
+of its own: minimise ‖wX − ŵX‖², with Hessian H = 2XXᵀ, over ŵ on a grid. F holds the free weights:
 
     q = argmin_q (quant(w_q) − w_q)² / [H_F⁻¹]_qq
     δ_F = −(w_q − quant(w_q)) / [H_F⁻¹]_qq · (H_F⁻¹)_{:,q}                                      (2)
@@ -14,10 +13,9 @@ a quadratic form with Hessian H = 2XXᵀ. F is the set of weights that are still
     H_F⁻¹      Hinv      (d, d)    rows and columns of weights that are already fixed are zero
     quant      grid      a `Grid` with one row per row of W
 
-The choice of q in (2) is greedy, which is not always the better order: the fixed order 0 … d−1,
-with which OBQ is GPTQ, has won as often. OBQ costs O(d³) per row, GPTQ about that for all rows. The
-paper also rounds any weight whose error exceeds half a step immediately, so that a weight pushed
-outside the grid does not wait; this file does not.
+The choice of q in (2) is greedy, which is not always better: the fixed order 0 … d−1, with which
+OBQ is GPTQ, has won as often. OBQ costs O(d³) per row, GPTQ about that for all rows. This file
+omits a rule of the paper: a weight pushed outside the grid by over half a step is rounded at once.
 """
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Pack codes of b bits into an array of bytes, and unpack them.
 
-A code is an integer 0 … 2ᵇ−1, b = 1 … 8. The codes are written one after the other into a stream of
-bits without gaps; zero bits fill up the last byte. Libraries differ only in the direction of the
-stream. The names are those of `np.packbits`, which does the same for b = 1:
+A code is an integer 0 … 2ᵇ−1, b = 1 … 8. The codes form a stream of bits without gaps; zero bits
+fill up the last byte. Libraries differ only in the direction of the stream, named as in
+`np.packbits`, which does the same for b = 1:
 
     "big"      the first code is in the high bits of the first byte: bitsandbytes; the default
     "little"   the first code is in the low bits: GPTQ's int32 words, compressed-tensors
@@ -21,10 +21,8 @@ def packed_size(n: int, bits: int) -> int:
 
 
 def pack(codes: Array, bits: int, bitorder: str = "big") -> Array:
-    """Integers 0 … 2**bits − 1 of any shape → uint8 (⌈n·bits/8⌉,).
-
-    Raises ValueError for bits outside 1 … 8, an unknown bitorder, or a code that does not fit.
-    """
+    """Integers 0 … 2**bits − 1 of any shape → uint8 (⌈n·bits/8⌉,). Raises ValueError for bits
+    outside 1 … 8, an unknown bitorder, or a code that does not fit."""
     lanes, word, shifts = _layout(bits, bitorder)
     codes = np.asarray(codes).reshape(-1)
     if codes.dtype.kind not in "ui":
@@ -33,14 +31,12 @@ def pack(codes: Array, bits: int, bitorder: str = "big") -> Array:
         raise ValueError(f"pack: codes must lie in 0 … {2**bits - 1} for {bits} bits, "
                          f"got {codes.min()} … {codes.max()}")
     n = codes.size
-    if n % lanes:
-        codes = np.concatenate([codes, np.zeros(-n % lanes, codes.dtype)])
+    if n % lanes: codes = np.append(codes, np.zeros(-n % lanes, codes.dtype))
     codes = codes.astype(np.uint8, copy=False).reshape(-1, lanes)
     words = np.zeros(len(codes), word)
     for lane, shift in enumerate(shifts):
         words |= codes[:, lane].astype(word, copy=False) << word(shift)
-    if word is np.uint8:
-        return words
+    if word is np.uint8: return words
     octets = words.astype(">u8" if bitorder == "big" else "<u8").view(np.uint8).reshape(-1, 8)
     octets = octets[:, 8 - bits:] if bitorder == "big" else octets[:, :bits]   # 8 codes are b bytes
     return np.ascontiguousarray(octets).reshape(-1)[:packed_size(n, bits)]
@@ -53,14 +49,11 @@ def unpack(packed: Array, bits: int, n: int, bitorder: str = "big") -> Array:
     if packed.dtype != np.uint8 or packed.size < packed_size(n, bits):
         raise ValueError(f"unpack: {n} codes of {bits} bits need {packed_size(n, bits)} bytes "
                          f"(uint8), got {packed.size} of {packed.dtype}")
-    octets = packed.reshape(-1)[:packed_size(n, bits)]
-    if word is np.uint8:
-        words = octets
-    else:
-        padded = np.zeros((-(-n // 8), 8), np.uint8)
-        rows = np.zeros(len(padded) * bits, np.uint8)
-        rows[:octets.size] = octets
-        padded[:, slice(8 - bits, 8) if bitorder == "big" else slice(bits)] = rows.reshape(-1, bits)
+    words = octets = packed.reshape(-1)[:packed_size(n, bits)]
+    if word is np.uint64:
+        padded = np.zeros((-(-n // 8), 8), np.uint8)                    # 8 codes are b bytes
+        rows = np.append(octets, np.zeros(-octets.size % bits, np.uint8)).reshape(-1, bits)
+        padded[:, slice(8 - bits, 8) if bitorder == "big" else slice(bits)] = rows
         words = padded.view(">u8" if bitorder == "big" else "<u8").astype(np.uint64).reshape(-1)
     codes = np.empty((len(words), lanes), np.uint8)
     for lane, shift in enumerate(shifts):
@@ -69,10 +62,8 @@ def unpack(packed: Array, bits: int, n: int, bitorder: str = "big") -> Array:
 
 
 def _layout(bits: int, bitorder: str) -> tuple[int, type, list[int]]:
-    """Codes per word, dtype of a word, and each code's shift in it.
-
-    A word holds whole codes. It is a byte if `bits` divides 8; otherwise 8 codes, in a uint64.
-    """
+    """Codes per word, dtype of a word, and each code's shift in it. A word holds whole codes: it is
+    a byte if `bits` divides 8, otherwise 8 codes in a uint64."""
     if bits not in range(1, 9):
         raise ValueError(f"bits must be 1 … 8, got {bits!r}")
     if bitorder not in ("big", "little"):

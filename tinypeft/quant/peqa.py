@@ -1,8 +1,7 @@
 """PEQA (Parameter-Efficient and Quantization-aware Adaptation): frozen codes, trained scales.
 
-A weight is rounded to nearest once. Fine-tuning then learns one number per output channel or group,
-so the result is a quantized model of the same size, and nothing is merged or rounded again
-(Kim et al., arXiv 2305.14152, equations 1 and 2):
+A weight is rounded once. Fine-tuning then learns one number per output channel or group, so the
+result is a quantized model of the same size (Kim et al., arXiv 2305.14152, equations 1 and 2):
 
     Ŵ = (s₀ + Δs) ⊙ (q − z₀),    q = clip(⌊W/s₀⌉ + z₀, 0, 2ᵇ − 1)          trained: Δs
     ∂L/∂Δsᵢ = Σⱼ Gᵢⱼ (qᵢⱼ − z₀ᵢ),    G = ∂L/∂Ŵ = dyᵀ x        summed over what shares sᵢ
@@ -18,19 +17,18 @@ PEQA is a scheme and a method. The scales are an adapter that can be saved and d
     tp.train(tp.quantize(model, peqa), task, steps=300); tp.convert(model)    # as quantization
     tuned = tp.attach(tp.quantize(model, peqa), peqa)                         # or as fine-tuning
 
-How this differs from the paper. `attach` also takes a model that another weight scheme quantized
-(Uniform, GPTQ, GGUF, NF4 without double quantization). With a codebook, c[q] replaces q − z₀.
-Scales that are stored as codes cannot be trained. float16 scales are trained in the model's
-precision and rounded by `merge` and `convert`. As in the paper, grids are asymmetric by default.
+As in the paper, grids are asymmetric by default. What differs: `attach` also takes a model that
+another weight scheme quantized (Uniform, GPTQ, GGUF, NF4 without double quantization; with a
+codebook, c[q] replaces q − z₀). Scales that are stored as codes cannot be trained. float16 scales
+are trained in the model's precision and rounded by `merge` and `convert`.
 """
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array, Seed, Targets
-from ..hyper import flag, layer_names, whole
+from ..hyper import flag, layer_names
 from ..nn import Linear, Module, Parameter, replace_modules
 from ..peft.folders import KNOWN
 from ..peft.method import Method, MethodError
@@ -38,7 +36,7 @@ from ..targets import match_targets
 from ..tensor import Tensor
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor, blocks_of
-from .scheme import Scheme
+from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform
 
 __all__ = ["PEQA", "PEQALinear"]
@@ -48,14 +46,12 @@ __all__ = ["PEQA", "PEQALinear"]
 class PEQA(Scheme, Method):
     """bits: 1 … 8 (symmetric: 2 … 8). group_size: how many weights share a scale; None: all weights
     of an output channel. targets: the quantized layers to attach to."""
-    bits: int = whole(4, least=1, most=8, also=("n_bits", "num_bits", "wbits"))
+    bits: int = code_bits(4)
     symmetric: bool = flag(False, also=("sym",))
-    group_size: int | None = whole(None, least=1, or_none=True, also=("groupsize", "q_group_size"))
+    group_size: int | None = weights_per_scale()
     targets: Targets = layer_names("all")
-    learning_rate: ClassVar[float] = 1e-3
-    trains: ClassVar[bool] = True
-    shown: ClassVar[tuple[str, ...]] = ("bits",)
-    error: ClassVar[type[ValueError]] = ValueError
+    trains = True
+    error = ValueError
 
     def check(self) -> None:
         _ = self.uniform                                 # raises for a symmetric grid of 1 bit
@@ -65,7 +61,6 @@ class PEQA(Scheme, Method):
         granularity = "channel" if self.group_size is None else "group"
         return Uniform(self.bits, self.symmetric, granularity, self.group_size)
 
-    # -- quantize -------------------------------------------------------------------------------
     def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W)
 
@@ -78,7 +73,6 @@ class PEQA(Scheme, Method):
         for p in model.parameters(): p.requires_grad = False
         replace_modules(model, new)
 
-    # -- attach ---------------------------------------------------------------------------------
     def wrap(self, model: GPT, rng: Seed) -> dict[str, Module]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
@@ -90,21 +84,20 @@ class PEQA(Scheme, Method):
 
     def check_base(self, path: str, base: Module) -> None:
         """Raise MethodError unless `base` is quantized like this and has trainable scales."""
-        kind = type(base).__name__
+        it_is = f"PEQA: {path} is a {type(base).__name__}"
         if not isinstance(base, QuantizedLinear):
-            raise MethodError(f"PEQA: {path} is a {kind}, not quantized; call "
-                              f"tinypeft.quantize(model, {self}) first")
+            raise MethodError(f"{it_is}, not quantized; call tinypeft.quantize(model, {self})")
         if type(base) is not QuantizedLinear:
-            raise MethodError(f"PEQA: {path} is a {kind}, which changes its input as well; "
-                              "PEQA trains layers that only multiply by a quantized weight")
-        q, width = base.weight, base.d_in if self.group_size is None else self.group_size
+            raise MethodError(f"{it_is}, which changes its input as well; PEQA trains layers that "
+                              "only multiply by a quantized weight")
+        q, width = base.weight, self.group_size or base.d_in
         if not isinstance(q.scale, np.ndarray):
             has = "no scales" if q.scale is None else "scales that are codes themselves"
             raise MethodError(f"PEQA: {path} has {has}, and codes cannot be trained; quantize with "
                               "float scales (no double quantization)")
         if (q.bits, q.block_size) != (self.bits, width):
-            raise MethodError(f"PEQA: {path} has {q.bits} bits and a scale per {q.block_size} "
-                              f"weights, but {self} expects {self.bits} and {width}; "
+            raise MethodError(f"PEQA: {path} has {q.bits} bits in blocks of {q.block_size}, not "
+                              f"{self.bits} in {width}; "
                               f"use PEQA(bits={q.bits}, group_size={q.block_size})")
 
 
@@ -141,12 +134,9 @@ class PEQALinear(Module):
 
 
 def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
-    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.
+    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.    x (…, d_in), q (d_out, d_in), s (n_blocks,)
 
-    dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy.
-
-    x (…, d_in), q (d_out, d_in), s (n_blocks,), b (d_out,) or None → (…, d_out).
-    """
+    dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy."""
     X, S = x.data.reshape(-1, x.shape[-1]), s.data
     dense = lambda: scaled(q, S)
 
@@ -167,8 +157,4 @@ def scaled(q: QTensor, s: Array) -> Array:
     """Ŵ = s ⊙ C, of the shape of q and the dtype of s."""
     W = unscaled(q).astype(s.dtype, copy=False) * s[:, None]
     W = W.reshape(-1)[:q.size].reshape(q.shape)
-    if q.order is None:
-        return W
-    out = np.empty_like(W)
-    out[:, q.order] = W
-    return out
+    return W if q.order is None else W.take(np.argsort(q.order), axis=1)

@@ -12,9 +12,8 @@ A block is `block_size` consecutive elements; the last may be short. Weights are
 order, so this rule covers every granularity: a block is N elements per tensor, d_in per output
 channel (or per token, of activations), g per group. NF4's blocks of 64 run on from row to row.
 
-Two signs of the zero point are in use. Libraries, and this file, write q = round(x/s) + z and
-x̂ = s(q − z). The survey (Zhao et al. 2023, §5.4) writes x_q = R(x/S) − Z and x̃ = S(x_q + Z): its
-Z is −z.
+Two signs of the zero point are in use. Libraries and this file write q = round(x/s) + z. The survey
+(Zhao et al. 2023, §5.4) writes x_q = R(x/S) − Z and x̃ = S(x_q + Z): its Z is −z.
 """
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ class QTensor(Packed):
         packed = lambda n: (np.uint8, packed_size(n, self.bits))
         self._require("codes", *((np.uint16, self.size) if self.bits == 16 else packed(self.size)))
         if isinstance(self.scale, QTensor) and self.scale.size != self.n_blocks:
-            raise ValueError(f"QTensor: {self.n_blocks} blocks, "
-                             f"but scale is a QTensor of {self.scale.size}")
+            raise ValueError(f"QTensor: {self.n_blocks} blocks, but {self.scale.size} scales")
         if isinstance(self.scale, np.ndarray):
             self._require("scale", self.scale.dtype, self.n_blocks)
         if not isinstance(self.zero, int): self._require("zero", *packed(self.n_blocks))
@@ -60,9 +58,8 @@ class QTensor(Packed):
     def _require(self, name, dtype, size):
         part = getattr(self, name)
         if part.shape != (size,) or part.dtype != dtype:
-            raise ValueError(f"QTensor {self.shape}, {self.bits} bits blocks of {self.block_size}: "
-                             f"{name} must be {np.dtype(dtype)} ({size},), "
-                             f"got {part.dtype} {part.shape}")
+            raise ValueError(f"QTensor {self.shape} of {self.bits} bits: {name} must be "
+                             f"{np.dtype(dtype)} ({size},), got {part.dtype} {part.shape}")
 
     # -- size -----------------------------------------------------------------------------------
     @property
@@ -81,27 +78,23 @@ class QTensor(Packed):
 
     @property
     def bits_per_weight(self) -> float:
-        """8 · nbytes / N."""
         return 8 * self.nbytes / self.size
 
     # -- values ---------------------------------------------------------------------------------
     def dequantize(self, out: Array | None = None) -> Array:
         """x̂, float32, of shape `shape`. out: a C-contiguous array of that kind to write into."""
-        if out is None:
-            out = np.empty(self.shape, np.float32)
-        elif out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        out = np.empty(self.shape, np.float32) if out is None else out
+        if out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"dequantize: out must be C-contiguous float32 {self.shape}, "
                              f"got {out.dtype} {out.shape}")
         values = out if self.order is None else np.empty_like(out)
         decode(self, values.reshape(-1))
-        if self.order is not None:
-            out[..., self.order] = values
+        if self.order is not None: out[..., self.order] = values
         return out
 
     def scales(self) -> Array | None:
         """s of every block, float32 (n_blocks,), decoded if need be; None for no scale."""
-        if isinstance(self.scale, QTensor):
-            return self.scale.dequantize().reshape(-1)
+        if isinstance(self.scale, QTensor): return self.scale.dequantize().reshape(-1)
         return None if self.scale is None else self.scale.astype(np.float32, copy=False)
 
     def zeros(self) -> Array | None:
@@ -112,8 +105,7 @@ class QTensor(Packed):
     def unpack(self, start: int = 0, n: int | None = None) -> Array:
         """The codes of n elements from `start` (a multiple of 8) on, as stored: uint8 or uint16."""
         n = self.size - start if n is None else n
-        if self.bits == 16:
-            return self.codes[start:start + n]
+        if self.bits == 16: return self.codes[start:start + n]
         return unpack(self.codes[start * self.bits // 8:], self.bits, n)
 
     def integers(self) -> Array:
@@ -131,15 +123,13 @@ class QTensor(Packed):
         for name, value in vars(self).items():
             if isinstance(value, QTensor):
                 parts |= {f"{name}.{inner}": array for inner, array in value.arrays().items()}
-            elif isinstance(value, (np.ndarray, np.floating)):
-                parts[name] = np.asarray(value)
+            elif isinstance(value, (np.ndarray, np.floating)): parts[name] = np.asarray(value)
         return parts
 
     def metadata(self) -> dict:
         """The parts that `arrays` does not hold, in types that JSON has."""
-        in_arrays = (np.ndarray, np.floating, QTensor, type(None))
-        plain = {name: value for name, value in vars(self).items()
-                 if name == "codebook" or not isinstance(value, in_arrays)}
+        plain = {name: value for name, value in vars(self).items() if name == "codebook"
+                 or not isinstance(value, (np.ndarray, np.floating, QTensor, type(None)))}
         inner = {"scale": self.scale.metadata()} if isinstance(self.scale, QTensor) else {}
         return plain | {"shape": list(self.shape)} | inner
 
@@ -160,8 +150,8 @@ class QTensor(Packed):
 
     # -- showing --------------------------------------------------------------------------------
     def _facts(self):
-        doubly, scale = isinstance(self.scale, QTensor), "none"
-        if self.scale is not None: scale = f"{self.scale.bits} bits" if doubly else self.scale.dtype
+        scale = getattr(self.scale, "dtype", "none")
+        if isinstance(self.scale, QTensor): scale = f"{self.scale.bits} bits"
         return {"shape": " × ".join(map(str, self.shape)),
                 "codes": f"{self.bits} bits, {self.codebook or 'integers'}",
                 "blocks": f"{self.n_blocks} of {self.block_size}", "scale": str(scale),
@@ -177,13 +167,12 @@ class QTensor(Packed):
             levels = [f"{v:.3g}" for v in table[np.isfinite(table)]]
         few = levels if len(levels) <= 16 else [*levels[:3], "…", levels[-1]]
         shown = {"levels": f"{len(levels)}: {', '.join(map(str, few))}".replace(", …,", " …")}
-        if scales is not None:
-            shown["scale s"] = f"{scales.min():.4g} … {scales.max():.4g}, one per block"
+        per_block = lambda a, form: f"{a.min():{form}} … {a.max():{form}}, one per block"
+        if scales is not None: shown["scale s"] = per_block(scales, ".4g")
         if self.codebook is None:
-            shown["zero point z"] = str(self.zero) if zeros is None else (
-                f"{zeros.min():.0f} … {zeros.max():.0f}, one per block")
-        if self.codebook is None and scales is not None:
-            shown["step s"] = f"rounding to nearest errs by at most {abs(scales).max() / 2:.4g}"
+            shown["zero point z"] = str(self.zero) if zeros is None else per_block(zeros, ".0f")
+            if scales is not None:
+                shown["step s"] = f"rounding to nearest errs by at most {abs(scales).max() / 2:.4g}"
         shown["of float32"] = f"{self.bits_per_weight / 32:.1%}"
         return facts((self._facts() | shown).items())
 

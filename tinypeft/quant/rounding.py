@@ -2,28 +2,25 @@
 
     u = x/s,   q = clip(⌊u⌉ + z, l, h),   x̂ = s (q − z)
 
-The derivative of ⌊·⌉ is 0 wherever it exists. The straight-through estimator (STE; Bengio et al.,
-arXiv 1308.3432) takes 1 instead. This gives x a gradient, and in LSQ (Esser et al., arXiv
-1902.08153, equations 2, 3 and 5) also s:
+⌊·⌉ has derivative 0 wherever it has one. The straight-through estimator (STE; Bengio et al., arXiv
+1308.3432) takes 1. This gives x a gradient, and in LSQ (Esser et al., arXiv 1902.08153) also s:
 
-    ∂x̂/∂x = 1 inside the range,  0 outside
+    ∂x̂/∂x = 1 inside the range,  0 outside                      (LSQ's equations 2, 3 and 5)
     ∂x̂/∂s = ⌊u⌉ − u  inside,     l − z or h − z outside         × g = 1/√(N Q_P)
     ∂x̂/∂z = 0  inside,           −s outside                     × g
 
     paper     here            shape
     v, v̂      x, x̂            (n, B): n blocks of B numbers, each with a step of its own
-    s         step            (n,)
+    s         step            (n,): starts at 2⟨|x|⟩/√Q_P, at 1 if x is 0, with β at the range of x
     Q_N, Q_P  z − l, h − z    2ᵇ⁻¹ and 2ᵇ⁻¹ − 1: codes start at 0 and z = 2ᵇ⁻¹, as in `uniform.py`
     N         n_sharing       numbers that share a step: B weights, or d_in features of an input
     β (LSQ+)  offset          (n,): z = ⌊−β/s⌉; then l = 0, and Q_P = h
-
-A step starts at 2⟨|x|⟩/√Q_P, or at 1 if its block is all 0; with an offset, at the range of x.
 
 Where things differ. The paper's "inside" is l < u + z < h. torch.fake_quantize* tests the rounded
 value, l ≤ ⌊u⌉ + z ≤ h, half a step further out on either side: `mask="torch"`. LSQ+ (Bhalgat et
 al., arXiv 2004.09576) adds β as it is, x̂ = s q + β, and starts at the least squared error. Here z
 is a whole number as in torch, so that sums of products stay integers, and the start is the range.
-The trained parameter is still β, in the units of x: a z that moves by one learning rate a step
+The trained parameter is β, in the units of x, because a z that moves by one learning rate a step
 would take thousands of steps to the next integer. g is meant for SGD; Adam divides it out again.
 """
 import math
@@ -35,8 +32,6 @@ from ..nn import Module, Parameter
 from ..tensor import Tensor, unbroadcast
 from .qtensor import QTensor
 from .uniform import Grid, Uniform
-
-__all__ = ["LearnedStep", "MinMax", "fake_quantize", "round_to_grid"]
 
 EPS = np.finfo(np.float32).eps                # the smallest learned step, as in torch's module
 
@@ -52,11 +47,10 @@ def fake_quantize(x: Tensor, s: Tensor, z: Tensor, low: int, high: int, mask: st
     if mask == "torch": inside = (low <= r + Z) & (r + Z <= high)
     else:               inside = (low < u + Z) & (u + Z < high)
     slope = np.where(inside, r - u, k) if s.requires_grad else None
-    s_shape, z_shape = s.shape, z.shape
     return Tensor.op(k * S,
                      (x, lambda dy: dy * inside),
-                     (s, lambda dy: unbroadcast(dy * slope, s_shape) * g),
-                     (z, lambda dy: unbroadcast(dy * ~inside * -S, z_shape) * g))
+                     (s, lambda dy: unbroadcast(dy * slope, S.shape) * g),
+                     (z, lambda dy: unbroadcast(dy * ~inside * -S, Z.shape) * g))
 
 
 def round_to_grid(x: Tensor, grid: Grid, cutoff: float | None = None) -> Tensor:
@@ -65,8 +59,7 @@ def round_to_grid(x: Tensor, grid: Grid, cutoff: float | None = None) -> Tensor:
     constant = lambda a: Tensor(np.asarray(a, x.dtype))
     blocks, s, z = x.reshape(len(grid.scale), -1), constant(grid.scale), constant(grid.zero)
     y = fake_quantize(blocks, s, z, grid.low, 2**grid.bits - 1).reshape(x.shape)
-    if cutoff is None:
-        return y
+    if cutoff is None: return y
     kept = np.abs(x.data) < cutoff
     return Tensor.op(y.data, (y, lambda dy: dy * kept))
 
@@ -101,8 +94,8 @@ class LearnedStep(Module):
         s, self.offset = np.where(s < EPS, 1, s).astype(np.float32), None
         if not uniform.symmetric:
             grid = uniform.grid(low, high)
-            s, z = grid.scale[:, 0], grid.zero[:, 0]
-            self.offset = Parameter(-s * z)
+            s = grid.scale[:, 0]
+            self.offset = Parameter(-s * grid.zero[:, 0])
         self.step = Parameter(s.copy())
 
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -114,8 +107,7 @@ class LearnedStep(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = x.reshape(self.uniform.blocks(x.data).shape)
-        x_hat = fake_quantize(blocks, *self.parts(), 0, self.top, self.mask, self.g)
-        return x_hat.reshape(x.shape)
+        return fake_quantize(blocks, *self.parts(), 0, self.top, self.mask, self.g).reshape(x.shape)
 
     def grid(self) -> Grid:
         """The `Grid` of the step and offset as they are now."""

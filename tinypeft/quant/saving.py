@@ -1,12 +1,13 @@
 """A quantized model in a file: the bytes that it holds in memory, and JSON that describes them.
 
-`state_dict` has every array under its name, but records neither the class of each layer nor its
-scalar fields (bits, shape, block size). The JSON adds these, class and `vars(layer)`, and a layer
-is restored from them without running its constructor. Arrays of one dtype are joined into one, and
-the JSON is compressed: this keeps the file within one percent of its arrays.
+`state_dict` has every array under its name, but neither the class of a layer nor its scalar fields
+(bits, shape, block size). The JSON adds class and `vars(layer)`, from which a layer is restored
+without running its constructor. Arrays of one dtype are joined into one, and the JSON is
+compressed: this keeps the file within one percent of its arrays.
 """
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,33 +20,28 @@ from ..gpt import GPT, GPTConfig
 from ..hints import Array
 from ..nn import Linear, Parameter, replace_modules
 from .awq import InputScaledLinear
+from .calibration import below
 from .fake_quant import RoundedLinear
 from .int8 import Int8Linear
 from .linear import QuantizedLinear
 from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
-__all__ = ["load_quantized", "save_quantized"]
-
 LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
 
 
 def save_quantized(model: GPT, path: str | Path) -> None:
     """Write a GPT with its quantized layers to one file, atomically. `load_quantized` reads it.
-
     ValueError while a method is attached or layers are still to be converted (see `convert`);
-    TypeError for a layer with attributes other than arrays, QTensors, Parameters and JSON values.
-    """
+    TypeError for a layer whose attributes are not arrays, QTensors, Parameters or JSON values."""
     if model.attached is not None:
-        raise ValueError(f"save_quantized: {model.attached} is attached; save it by its own .save, "
-                         "then detach it")
-    if training := [path for path, m in model.named_modules() if hasattr(m, "convert")]:
-        raise ValueError(f"save_quantized: {training[0]} is still a layer for training; "
-                         "call tinypeft.convert(model) first")
+        raise ValueError(f"save_quantized: {model.attached} is attached; save and detach it first")
+    if training := [p for p, m in model.named_modules() if hasattr(m, "convert")]:
+        raise ValueError(f"save_quantized: {training[0]} is a layer for training; call convert")
     state = model.state_dict()
-    layers = {path: {"class": type(m).__name__}
-              | {name: described(value, f"{path}.{name}") for name, value in vars(m).items()}
-              for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    layers = {p: {"class": type(m).__name__}
+              | {name: described(value, f"{p}.{name}") for name, value in vars(m).items()}
+              for p, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     index = [[name, a.dtype.name, list(a.shape)] for name, a in state.items()]
     joined = {dtype: np.concatenate([state[name].reshape(-1) for name, d, _ in index if d == dtype])
               for dtype in {d for _, d, _ in index}}
@@ -57,22 +53,17 @@ def save_quantized(model: GPT, path: str | Path) -> None:
 
 def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> GPT:
     """The GPT that `save_quantized` wrote to `path`: same codes, same function, but no tokenizer.
-
-    layers: your own layer classes, if the model has any. FileNotFoundError, or ValueError for a
-    file that is damaged or something else.
-    """
+    layers: your own layer classes, if any. ValueError if the file is damaged or of another kind."""
     joined, meta = load_arrays(path)
     if meta.get("format") != 1 or "layout" not in joined:
         raise ValueError(f"{path} holds no quantized model that save_quantized wrote")
     layout = json.loads(zlib.decompress(joined["layout"]))
-    state, start = {}, dict.fromkeys(joined, 0)
+    state = {}
     for name, dtype, shape in layout["index"]:
-        n = int(np.prod(shape))
-        state[name] = joined[dtype][start[dtype]:start[dtype] + n].reshape(shape)
-        start[dtype] += n
+        first, joined[dtype] = np.split(joined[dtype], [math.prod(shape)])
+        state[name] = first.reshape(shape)
     model = GPT(GPTConfig(**meta["config"]))
-    if meta["head"] is not None:
-        model.head = Linear(model.config.d_model, meta["head"])
+    if meta["head"] is not None: model.head = Linear(model.config.d_model, meta["head"])
     classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
     for p, parts in layout["layers"].items():
         if (kind := parts.pop("class")) not in classes:
@@ -86,22 +77,15 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
 
 def described(value: Any, name: str) -> Any:
     """What the file's JSON says about one attribute of a layer."""
-    if isinstance(value, QTensor):
-        return {"QTensor": value.metadata()}
-    if isinstance(value, (Parameter, np.ndarray)):
-        return {"array": type(value).__name__}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    if isinstance(value, QTensor): return {"QTensor": value.metadata()}
+    if isinstance(value, (Parameter, np.ndarray)): return {"array": type(value).__name__}
+    if value is None or isinstance(value, (bool, int, float, str)): return value
     raise TypeError(f"save_quantized: {name} is a {type(value).__name__}, expected an array, a "
                     "QTensor, a Parameter or a JSON value")
 
 
 def restored(value: Any, name: str, state: dict[str, Array]) -> Any:
     """The inverse of `described`."""
-    if not isinstance(value, dict):
-        return value
-    if "QTensor" in value:
-        start = f"{name}."
-        arrays = {k.removeprefix(start): a for k, a in state.items() if k.startswith(start)}
-        return QTensor.from_arrays(arrays, value["QTensor"])
+    if not isinstance(value, dict): return value
+    if "QTensor" in value: return QTensor.from_arrays(below(name, state), value["QTensor"])
     return Parameter(state[name]) if value["array"] == "Parameter" else state[name]

@@ -16,10 +16,8 @@ from .qtensor import QTensor
 class Scheme(Hyperparameters):
     """A quantizer is a value: a frozen dataclass whose fields are the paper's hyperparameters.
 
-    A subclass defines `quantize(W)`, which first passes W through `checked`. It also overrides
-    `layer` if it quantizes inputs, or `apply` if it looks at activations (`calibration.py`) or
-    changes several layers together.
-    """
+    A subclass defines `quantize(W)`, which first passes W through `checked`. It overrides `layer`
+    if it quantizes inputs, and `apply` if it is calibrated or changes several layers together."""
     shown: ClassVar[tuple[str, ...]] = ("bits",)
     calibrated: ClassVar[bool] = False           # must be given batches of tokens
     trains: ClassVar[bool] = False               # leaves layers for training, to be converted later
@@ -40,7 +38,8 @@ class Scheme(Hyperparameters):
 
 def code_bits(default: int, least: int = 1, **options: Any) -> Any:
     """A field: the bits of a code, from `least` to 8."""
-    return whole(default, least=least, most=8, also=("wbits", "w_bit", "nbits"), **options)
+    also = "wbits", "w_bit", "w_bits", "nbits", "n_bits", "num_bits", "weight_bits"
+    return whole(default, least=least, most=8, also=also, **options)
 
 
 def weights_per_scale(default: int | None = None) -> Any:
@@ -56,17 +55,11 @@ def checked(x: Any, name: str = "W") -> Array:
                          "(a Tensor's array is its .data)")
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{name} must have at least one axis and one element, got shape {x.shape}")
-    with np.errstate(over="ignore"):
-        x = np.ascontiguousarray(x, np.float32)
-    if not np.isfinite(x).all():
-        bad = np.argwhere(~np.isfinite(x))
-        first = tuple(map(int, bad[0]))
+    with np.errstate(over="ignore"): x = np.ascontiguousarray(x, np.float32)
+    if len(bad := np.argwhere(~np.isfinite(x))):
+        first = tuple(bad[0].tolist())
         raise ValueError(f"{name} {x.shape} has {len(bad)} elements that are not finite in "
                          f"float32, the first at {first}: {x[first]}")
     return x
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """ValueError unless value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

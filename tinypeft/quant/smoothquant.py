@@ -1,9 +1,8 @@
 """SmoothQuant: 8-bit weights and inputs, after outliers of the inputs have moved into the weights.
 
-Outliers sit in a few channels of the activations, the same for every token, while weights are easy
-to quantize. Dividing channel j of the input by s_j and multiplying column j of the weight by s_j
-leaves the product unchanged and evens the two out (Xiao et al., arXiv 2211.10438, equations (3) and
-(4)):
+Outliers sit in a few channels of the activations, the same for every token; weights are easy to
+quantize. Dividing channel j of the input and multiplying column j of the weight by s_j keeps the
+product and evens the two out (Xiao et al., arXiv 2211.10438, equations (3) and (4)):
 
     Y = (X diag(s)⁻¹) · (diag(s) W) = X̂ Ŵ,        s_j = max|X_j|^α / max|W_j|^(1−α)
 
@@ -15,16 +14,15 @@ leaves the product unchanged and evens the two out (Xiao et al., arXiv 2211.1043
 
 diag(s)⁻¹ is folded into the layer norm before (`folding.py`), where it costs nothing at run time.
 The inputs of `attention.output` and `mlp.down` come from no norm and stay as they are. Then
-everything is quantized as `W8A8`:
+everything is quantized as `W8A8`, with one scale per weight matrix (Table 2) and for inputs
 
     O1   activations="token"    one scale per token, found at run time
     O2   activations="tensor"   one scale per call, found at run time
     O3   activations="static"   one scale for all calls, found in calibration
 
-with one scale per weight matrix (Table 2). The authors' repository defaults to one per output
-channel: weights="channel". There, as here, s and max|W_j| are at least 1e-5; torchao adds 1.2e-7 to
-both maxima instead. α is 0.5 for OPT and BLOOM and 0.75 for GLM-130B; the repository uses 0.8 for
-Mistral and 0.85 or 0.9 for Llama.
+The authors' repository defaults to one scale per output channel: weights="channel". There, as here,
+s and max|W_j| are at least 1e-5; torchao adds 1.2e-7 to both maxima instead. α is 0.5 for OPT and
+BLOOM, 0.75 for GLM-130B, and in the repository 0.8 for Mistral and 0.85 or 0.9 for Llama.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,16 +37,12 @@ from .calibration import capture
 from .folding import fold_scale, followers
 from .int8 import W8A8
 
-FLOOR = np.float32(1e-5)
-
 
 @dataclass(frozen=True)
 class SmoothQuant(W8A8):
     """activations: "token" (O1), "tensor" (O2) or "static" (O3). weights: "tensor" or "channel".
-
     `targets` of `quantize` choose what is quantized; a norm that feeds any of these layers is
-    folded into all of its readers. Storage is that of W8A8: 8 bits per weight.
-    """
+    folded into all of its readers. Storage is that of W8A8: 8 bits per weight."""
     activations: str = one_of("token", "tensor", "static", also=("act_quant",))
     alpha: float = real(0.5, least=0, most=1, also=("migration_strength", "smoothing_strength"))
     shown: ClassVar[tuple[str, ...]] = ("alpha", "activations")
@@ -68,5 +62,6 @@ class SmoothQuant(W8A8):
 
 def smoothing_factors(max_abs: Array, weights: list[Array], alpha: float) -> Array:
     """s (d,) from max|X_j| (d,) and the weights (d_out, d) of all layers that read X."""
-    W = np.maximum(np.max([np.abs(w).max(0) for w in weights], axis=0), FLOOR)
-    return np.maximum(max_abs**alpha / W**(1 - alpha), FLOOR)
+    least = np.float32(1e-5)
+    W = np.maximum(np.max([np.abs(w).max(0) for w in weights], axis=0), least)
+    return np.maximum(max_abs**alpha / W**(1 - alpha), least)

@@ -5,20 +5,18 @@
     asymmetric   range [l, h], made to contain 0 so that 0 stays exact:
                  s = (h − l)/(2ᵇ − 1),  z = round(−l/s)
     symmetric    range [−m, m], z = 2ᵇ⁻¹, and either of two steps:
-      "absmax"   s = m/(2ᵇ⁻¹ − 1), the code of −2ᵇ⁻¹ unused (Zhao et al. 2023 §5.4, LLM.int8(),
-                 SmoothQuant, AWQ)
-      "full"     s = 2m/(2ᵇ − 1), every code used (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5)
+      "absmax"   s = m/(2ᵇ⁻¹ − 1), without code −2ᵇ⁻¹ (survey §5.4, LLM.int8(), SmoothQuant, AWQ)
+      "full"     s = 2m/(2ᵇ − 1), with every code (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5)
 
-Signed codes are stored with 2ᵇ⁻¹ added, so that one formula serves both; `QTensor.integers()` gives
-them signed. The sign of z is that of the libraries; the survey's Z is its negative (`qtensor.py`).
+Signed codes are stored with 2ᵇ⁻¹ added, so that one formula serves both (`QTensor.integers()` gives
+them signed). The survey (Zhao et al. 2023) writes −z as Z (`qtensor.py`).
 
-The quotient x/s is rounded half to even. PyTorch multiplies by 1/s instead, so a tie may fall on
-the other side. A scale stored as float16 is first rounded *up*, then divides x: rounded to nearest,
-as libraries do, it could leave the end of the range more than half a step outside the grid.
+Where libraries differ. PyTorch multiplies by 1/s, so a tie, here rounded half to even, may fall on
+the other side. A float16 scale is rounded *up* here, then divides x. Libraries round it to nearest,
+which can leave the end of the range more than half a step outside the grid.
 
-Edges. An all-zero block has s = 1 and decodes to zeros, as does a block whose s would be subnormal.
-A constant block c decodes to c within float rounding, except under "full", whose grid has no point
-at m: at 4 bits it decodes to c·14/15 or c·16/15.
+Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A block of one number c
+decodes to c within rounding; under "full", without a point at m, at 4 bits to c·14/15 or c·16/15.
 """
 from dataclasses import dataclass
 
@@ -41,9 +39,7 @@ class Grid:
     low: int = 0                    # the smallest code in use
 
     def _codes(self, x):
-        q = np.rint(x / self.scale)
-        q += self.zero
-        return np.clip(q, self.low, 2**self.bits - 1, out=q)
+        return np.clip(np.rint(x / self.scale) + self.zero, self.low, 2**self.bits - 1)
 
     def encode(self, x: Array) -> Array:
         """x float32 (n, B) → the codes q of the nearest grid points, uint8 (n, B)."""
@@ -55,16 +51,13 @@ class Grid:
 
     def round(self, x: Array) -> Array:
         """The nearest grid points, float32 (n, B): decode(encode(x)), without uint8 in between."""
-        q = self._codes(x)
-        q -= self.zero
-        q *= self.scale
-        return q
+        return self.decode(self._codes(x))
 
 
 def make_grid(low: Array, high: Array, bits: int, symmetric: bool = True,
               convention: str = "absmax", dtype: str | type = np.float32) -> Grid:
-    """The grid whose range is [low, high] per row (n,); symmetric: [−m, m], m = max(|low|, |high|).
-    dtype: what scales will be stored in. ValueError if one overflows it."""
+    """The grid of range [low, high], or if symmetric [−m, m] with m = max(|low|, |high|), per row
+    (n,). dtype: scales will be stored in it; ValueError if one overflows."""
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     if symmetric:
         m, top = np.maximum(-low, high), 2**(bits - 1)
@@ -79,8 +72,7 @@ def stored(scale: Array, dtype: str | type) -> Array:
     """The scales as `dtype` will hold them, never rounded down, back in float32; 1 in place of a
     scale below float32's smallest normal number. ValueError on overflow."""
     dtype = np.dtype(dtype)
-    with np.errstate(over="ignore"):
-        kept = scale.astype(dtype)
+    with np.errstate(over="ignore"): kept = scale.astype(dtype)
     kept = np.where(kept < scale, np.nextafter(kept, dtype.type(np.inf)), kept)
     if not np.isfinite(kept).all():
         raise ValueError(f"a scale of {scale.max():g} overflows {dtype}: use scale_dtype='float32'")
@@ -93,18 +85,15 @@ class Uniform(Scheme):
 
     bits            1 … 8 (symmetric: 2 … 8)
     symmetric       z fixed at the middle, or one stored z per block
-    granularity     what shares a scale. "tensor": everything; "channel": a row, which is an output
-                    channel of weights (d_out, d_in) or a token of activations (tokens, d);
-                    "group": `group_size` elements of a row, 128 when not given
+    granularity     what shares a scale: "tensor", all; "channel", a row, which is an output channel
+                    (d_in,) or a token (d,); "group", `group_size` elements of a row, by default 128
     clipping        the range of a block. "minmax": all of it. "percentile": without the outermost
                     100 − `percentile` percent (of |x| if symmetric, else half at either end).
-                    "mse": p times all of it, for the p of 1, 1 − 1/n, … ≥ 1 − `shrink`,
-                    n = `grid_steps`, of least Σ|x − x̂|^`norm` (GPTQ's `mse`: norm 2.4)
+                    "mse": p times all of it, p of 1, 1 − 1/`grid_steps`, … ≥ 1 − `shrink`, for the
+                    least Σ|x − x̂|^`norm` (GPTQ's `mse`: norm 2.4)
     convention      the symmetric step, "absmax" or "full"
-    scale_dtype     "float32" or "float16", in which scales are stored
-
-    Storage: bits + (bits of s + bits of z)/block per weight.
-    """
+    scale_dtype     how scales are stored, "float32" or "float16"
+    storage         bits + (bits of s + bits of z)/block per weight"""
     bits: int = code_bits(8)
     symmetric: bool = flag(True, also=("sym",))
     granularity: str = one_of("tensor", "channel", "group", default="channel")
@@ -121,35 +110,31 @@ class Uniform(Scheme):
         if self.symmetric and self.bits == 1:
             raise ValueError("Uniform: bits must be 2 … 8 if symmetric, got 1")
         if self.group_size is not None and self.granularity != "group":
-            raise ValueError(f"Uniform: group_size={self.group_size!r} needs granularity='group', "
+            raise ValueError(f"Uniform: group_size={self.group_size} needs granularity='group', "
                              f"got granularity={self.granularity!r}")
 
     def quantize(self, W: Array, grid: Grid | None = None) -> QTensor:
         """W: any floating-point array of ≥ 1 axes. grid: from other data, if ranges are static."""
-        W = checked(W)
-        x = self.blocks(W)
-        grid = self.fit(x) if grid is None else grid
-        scale = np.broadcast_to(grid.scale[:, 0], len(x)).astype(self.scale_dtype)
-        zero = grid.zero
-        if not isinstance(zero, int):
-            zero = pack(np.broadcast_to(zero[:, 0], len(x)).astype(np.uint8), self.bits)
-        return QTensor(pack(grid.encode(x), self.bits), self.bits, W.shape, x.shape[1], scale, zero)
+        x = self.blocks(W := checked(W))
+        grid = grid or self.fit(x)
+        q, of_blocks = grid.encode(x), lambda a: np.broadcast_to(a[:, 0], len(x))
+        scale, zero = of_blocks(grid.scale).astype(self.scale_dtype), grid.zero
+        if not isinstance(zero, int): zero = pack(of_blocks(zero).astype(np.uint8), self.bits)
+        return QTensor(pack(q, self.bits), self.bits, W.shape, x.shape[1], scale, zero)
 
     def blocks(self, W: Array) -> Array:
         """W as (n_blocks, block_size), one scale per row. ValueError if groups do not divide W."""
-        if self.granularity == "tensor": return W.reshape(1, -1)
-        d = W.shape[-1]
+        d = W.size if self.granularity == "tensor" else W.shape[-1]
         return W.reshape(-1, group_width(d, self.group_size) if self.granularity == "group" else d)
 
     def fit(self, x: Array) -> Grid:
         """The grid for the rows of x, float32 (n_blocks, block_size)."""
         low, high = x.min(1), x.max(1)
-        if self.clipping == "minmax":
-            return self.grid(low, high)
+        if self.clipping == "minmax": return self.grid(low, high)
+        if self.clipping == "percentile" and self.symmetric:
+            m = np.percentile(np.abs(x), self.percentile, axis=1)
+            return self.grid(-m, m)
         if self.clipping == "percentile":
-            if self.symmetric:
-                high = np.percentile(np.abs(x), self.percentile, axis=1)
-                return self.grid(-high, high)
             out = (100 - self.percentile) / 2
             return self.grid(*np.percentile(x, [out, 100 - out], axis=1))
         best, least = np.ones(len(x), np.float32), np.full(len(x), np.inf, np.float32)
@@ -169,7 +154,6 @@ class Uniform(Scheme):
 def group_width(d: int, group_size: int | None) -> int:
     """The group size (default 128) if it divides rows of length d, else ValueError."""
     g = 128 if group_size is None else group_size
-    if d % g:
-        largest = max(k for k in range(1, min(d, g) + 1) if d % k == 0)
-        raise ValueError(f"group_size={g} does not divide the last axis, {d}; {largest} does")
-    return g
+    if d % g == 0: return g
+    largest = max(k for k in range(1, min(d, g) + 1) if d % k == 0)
+    raise ValueError(f"group_size={g} does not divide the last axis, {d}; {largest} does")

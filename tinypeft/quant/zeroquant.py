@@ -1,9 +1,8 @@
 """ZeroQuant: groups for weights, tokens for activations, distillation that repairs 4-bit blocks.
 
-A weight matrix is cut into g groups, each with a scale of its own; inputs are quantized to 8 bits
-with one scale per token, found at run time. With 4 bits, each transformer block is then trained
-alone to give the outputs it gave before: layer-by-layer knowledge distillation (Yao et al., arXiv
-2206.01861, §4.1 and §4.2),
+Each of g groups of a weight matrix has a scale; inputs have 8 bits and one scale per token, found
+at run time. With 4 bits, each transformer block is then trained alone to give the outputs it gave
+before: layer-by-layer knowledge distillation (Yao et al., arXiv 2206.01861, §4.1 and §4.2),
 
     min over Ŵ of  MSE( L_k(x), L̂_k(x) ),     x = L̂_{k−1} … L̂_1 (h₀)
 
@@ -21,8 +20,7 @@ groups are whole rows, the product stays an integer one (`int8.py`).
 
 The paper has two settings: W8A8 without distillation, `ZeroQuant()`, and W4/8 with it, 4 bits in
 the MLP and 8 in the attention, `ZeroQuant(mlp_bits=4, steps=100)`. DeepSpeed released only the
-first, so the second is checked against its definition alone. Adam trains the weights that are
-quantized. Stored: bits + 32 g/(d_out d_in) per weight.
+first, so tests compare the second with its definition. Stored: bits + 32 g/(d_out d_in) per weight.
 """
 import copy
 import math
@@ -34,7 +32,7 @@ from ..hyper import real, whole
 from ..nn import Linear, Module, replace_modules
 from ..optim import AdamW
 from ..tensor import Tensor, enable_grad
-from .calibration import block_by_block, layers_in
+from .calibration import below, block_by_block
 from .fake_quant import FakeQuantLinear
 from .int8 import Int8Linear
 from .qtensor import QTensor
@@ -46,12 +44,9 @@ from .uniform import Uniform
 @dataclass(frozen=True)
 class ZeroQuant(Scheme):
     """bits: of the attention's weights; mlp_bits: of the MLP's (None: the same); 8-bit inputs.
-
     groups: equal runs of weights per matrix; group_size: weights per group instead, a divisor of a
-    row. steps: how many distillation steps a block gets, each on the next batch of calibration;
-    some hundred steps overfit a few thousand tokens. lr: their learning rate; large models want a
-    smaller one.
-    """
+    row. steps: distillation steps per block, each on the next batch of calibration; some hundred
+    overfit a few thousand tokens. lr: their learning rate; large models want a smaller one."""
     bits: int = code_bits(8, least=2)
     mlp_bits: int | None = whole(None, least=2, most=8, or_none=True)
     groups: int = whole(64, least=1, also=("num_groups", "quantize_groups"))
@@ -85,15 +80,14 @@ class ZeroQuant(Scheme):
             replace_modules(model, {path: self.layer(m, bits(path)) for path, m in layers.items()})
             return
         for path, block, inputs in block_by_block(model, batches):
-            inside = layers_in(path, layers)
-            if not inside: continue
+            if not (inside := below(path, layers)): continue
             student = copy.deepcopy(block)
             replace_modules(student, {name: self.student(student.get(name), bits(name))
                                       for name in inside})
             distill(block, student, inputs, self.steps, self.lr)
-            weights = {name: student.get(name).convert().weight for name in inside}
-            replace_modules(block, {name: Int8Linear(weights[name], linear.bias, "token")
-                                    for name, linear in inside.items()})
+            new = {name: Int8Linear(student.get(name).convert().weight, linear.bias, "token")
+                   for name, linear in inside.items()}
+            replace_modules(block, new)
 
     def student(self, linear: Linear, bits: int | None) -> FakeQuantLinear:
         """The layer that computes what `layer(linear, bits)` does, with a weight to train."""
@@ -110,14 +104,14 @@ class Runs(Uniform):
 
 def distill(teacher: Module, student: Module, inputs: list[Tensor], steps: int, lr: float
             ) -> list[float]:
-    """Train the rounded weights of the block `student` towards the outputs of the block `teacher`.
+    """Train the rounded weights of the block `student` by Adam towards the outputs of `teacher`.
     inputs: Tensors (B, T, d), one per step, in turn. Returns the loss of every step."""
-    targets = [teacher(x) for x in inputs]
+    pairs = [(x, teacher(x)) for x in inputs]
     weights = [m.weight for _, m in student.named_modules() if isinstance(m, FakeQuantLinear)]
     for p in student.parameters(): p.requires_grad = any(p is W for W in weights)
     optimizer, losses = AdamW(weights, lr=lr, weight_decay=0.0), []
     for step in range(steps):
-        x, y = inputs[step % len(inputs)], targets[step % len(inputs)]
+        x, y = pairs[step % len(pairs)]
         with enable_grad():
             error = student(x) - y
             loss = (error * error).mean()

@@ -6,7 +6,7 @@
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question
     freshness.py     is a stored number still true?  what each condition depends on, and what has changed since
-    dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything it reaches
+    dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
     tuning.py        one fine-tuning run, as the experiments make it
     quantized.py     the model and the text on which the experiments judge quantization
@@ -21,5 +21,6 @@
     memory.py        the memory of fine-tuning, by formula
     commands.py      the command line's compare, figures and memory
 
-`python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale.
+`python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale. Reading stale
+numbers gives a warning.
 """

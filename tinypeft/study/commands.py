@@ -1,4 +1,4 @@
-"""The study's commands: `compare`, which is also the main job, `figures` and `memory`."""
+"""The study's commands: `compare`, which is also the main job, `figures`, `memory` and `missing`."""
 from __future__ import annotations
 
 import dataclasses
@@ -41,6 +41,10 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--tokens", type=int, default=512, help="tokens per row (default 512)")
     p.add_argument("--float32", action="store_true", help="everything in 32 bits, as in this engine")
 
+    p = command("missing", run_missing, "what a method, scheme, exercise or experiment still lacks, for who adds one",
+                takes=("json",))
+    p.add_argument("name", nargs="?", metavar="NAME", help="such as lora, nf4, lora.forward or rank (default: everything)")
+
 
 def run_compare(args: Namespace) -> None:
     from . import compare
@@ -64,7 +68,7 @@ def run_figures(args: Namespace) -> int | None:
         from .experiments import EXPERIMENTS
         chosen = [EXPERIMENTS[name] for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
         if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
-        if args.accept: return acceptance.accept_all(chosen, folder / "results", args.jobs)
+        if args.accept: return acceptance.accept(chosen, folder / "results", args.jobs)
         for experiment in chosen:
             results = run(experiment, folder / "results", args.quick, args.jobs)
             print(json.dumps(results.record) if args.json else f"{folder / 'results' / experiment.name}.json")
@@ -92,3 +96,19 @@ def run_memory(args: Namespace) -> None:
     print(f"{shape}: {shape.parameters:,} parameters\n{args.batch_size} × {args.tokens} tokens, in bytes: {precision}\n\n"
           f"{memory.table(rows)}\n\nAfter backward: gradients, and the activations of one block. The peak is the larger of the "
           "two.")
+
+
+def run_missing(args: Namespace) -> int:
+    from .missing import missing, stale
+    found = missing(args.name)
+    lacks = [lack for of_one in found.values() for lack in of_one]
+    if args.json:
+        show_json({of: list(map(str, of_one)) for of, of_one in found.items()})
+        return int(bool(lacks))
+    for of, of_one in found.items():
+        if of_one: print(f"{of}\n" + "\n".join(f"  {lack}" for lack in of_one))
+    if lacks: print(f"Missing: {len(lacks)}. The steps are those of .github/CONTRIBUTING.md.")
+    else: print(f"Nothing is missing: {', '.join(found) if args.name else f'{len(found) - 1} things and the pages'}.")
+    if not args.name and (n := stale()):
+        print(f"Not counted: {n} stored measurements are stale; `python -m tinypeft figures --status` says which and why.")
+    return int(bool(lacks))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -34,7 +35,7 @@ import numpy as np
 from ..files import write_atomically
 from ..progress import Progress
 from ..threads import blas_threads
-from .freshness import StaleWarning, Stamp, changes, summary
+from .freshness import StaleWarning, Stamp, briefly, changes, summary
 
 __all__ = ["Experiment", "Results", "run"]
 
@@ -78,7 +79,7 @@ def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: i
     path, stamp = Path(folder) / f"{e.name}.json", Stamp.now(e)
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
     stale = changes(stored, stamp)
-    for label, why in stale.items(): say(f"{e.name}: {label} is measured again: {'; '.join(map(str, why))}")
+    for label, why in stale.items(): say(f"{e.name}: {label} is measured again: {briefly(why)}")
     runs = {label: by_seed for label, by_seed in stored["runs"].items() if label in e.conditions and label not in stale}
     measured = {label: stored["conditions"][label]["measured"] for label in runs}
     seconds = stored["seconds"] if runs else 0.0
@@ -153,16 +154,11 @@ class Results:
     def load(cls, folder: str | Path, name: str) -> Results:
         """Read `folder`/name.json. Raises FileNotFoundError, which names the command that measures it.
 
-        Warns (StaleWarning) if the code, the settings or a condition have changed since it was measured. The text of this
-        installation is not compared here, for that takes seconds: `run` and `--status` compare it.
+        Warns (StaleWarning), once in a process, if the code, the settings or a condition have changed since it was measured.
+        The text of this installation is not compared here, because that takes seconds: `run` and `--status` compare it.
         """
         record = cls.read(folder, name)
-        from .experiments import EXPERIMENTS
-        if experiment := EXPERIMENTS.get(name):
-            if "--quick" in record["command"]: experiment = experiment.smoke_run()
-            if stale := changes(record, Stamp.now(experiment, world=False)):
-                warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). `{record['command']}` measures them again",
-                              StaleWarning, stacklevel=2)
+        warn_if_stale(name, as_text(record))
         return cls(record)
 
     @staticmethod
@@ -207,6 +203,18 @@ class Results:
         shared = [s for s in self.record["runs"].get(a, {}) if s in self.record["runs"].get(b, {})]
         d = self.values(a, metric, shared) - self.values(b, of_b or metric, shared)
         return d.mean(0), half_width(d)
+
+
+@functools.cache                                                                  # the same numbers are told once
+def warn_if_stale(name: str, stored: str) -> None:
+    """StaleWarning if `stored`, a file's text, was measured with other code, settings or values than there are now."""
+    from .experiments import EXPERIMENTS
+    record, experiment = json.loads(stored), EXPERIMENTS.get(name)
+    if experiment is None: return
+    if "--quick" in record["command"]: experiment = experiment.smoke_run()
+    if stale := changes(record, Stamp.now(experiment, world=False)):
+        warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). `{record['command']}` measures them again",
+                      StaleWarning, stacklevel=3)
 
 
 def half_width(values) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,10 +102,9 @@ def briefly(why: list, shown: int = 3, between: str = ", ") -> str:
 
 
 def summary(stale: dict[str, list[Change]]) -> str:
-    """What `changes` found, on one line: labels with the same reasons share them."""
-    labels: dict[str, list[str]] = {}
-    for label, why in stale.items(): labels.setdefault(briefly(why), []).append(label)
-    return briefly([f"{briefly(same)}: {why}" for why, same in labels.items()], between="; ")
+    """What `changes` found, on one line: which conditions are stale, and what changed, the most frequent first."""
+    reasons = Counter(str(c) for why in stale.values() for c in why)
+    return f"{briefly(list(stale), between='; ')}: {briefly([reason for reason, _ in reasons.most_common()])}"
 
 
 def pack(sources: dict[str, dict[str, str]]) -> list[dict]:

@@ -13,9 +13,12 @@ __all__ = ["figures", "in_brief", "page"]
 MADE_BY = {"compare": "python -m tinypeft --out figures"}        # results that no experiment measures
 HEAD = """# Figures
 
-`python -m tinypeft figures` makes the pictures and this page from the numbers in [`results/`](results); do not edit the page by
-hand. `python -m tinypeft figures NAME` draws one picture. `python -m tinypeft figures NAME --rerun` measures what an experiment
-lacks or what no longer holds. Bands and bars are 95 % confidence intervals of the mean over seeds (Student's t).
+`python -m tinypeft figures` makes the pictures and this page from the numbers in [`results/`](results); do not edit the page
+by hand. `python -m tinypeft figures NAME` draws one picture. `python -m tinypeft figures NAME --rerun` measures the
+conditions of an experiment that are missing or stale; `--status` lists them. A condition is stale if its value, its settings,
+the text, the base or code that decides its numbers has changed. After a change of the code that should move no number,
+`--accept` measures a few runs again and keeps the stored results if they agree. Bands and bars are 95 % confidence intervals
+of the mean over seeds (Student's t).
 
 ## What the papers claim, and what was measured
 

@@ -9,7 +9,7 @@ from ...quant.peqa import scaled_linear
 from ...quant.qtensor import QTensor
 from ...quant.rounding import fake_quantize
 from ...tensor import Tensor
-from ...text.tasks.planting import divergence
+from ...text.tasks.distillation import divergence
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

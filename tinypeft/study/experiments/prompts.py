@@ -29,7 +29,8 @@ PROMPTS = Experiment(
      "seconds": "seconds in training steps"},
     measure, {f"{name} {base}": Arm(method, RATES.get(f"{name} {base}"), base)
               for base in SIZES for name, method in COMPARED.items()},
-    {"steps": 150, "batch_size": 4}, {"steps": 5, "seeds": (0, 1), "conditions": ("full base", "prompt base")})
+    {"steps": 150, "batch_size": 4},
+    {"steps": 5, "seeds": (0, 1), "conditions": ("full base", "prompt base", "ptuning_v2 base")})
 
 
 def measure_rate(method: PrefixTuning, seed: int, settings: dict) -> dict:

@@ -32,4 +32,5 @@ def measure(arm: Arm, seed: int, settings: dict) -> dict:
 RATES = Experiment(
     "rates", "Every method that is compared at one budget, at a third, once and three times its own learning rate.",
     {"rate": "the three learning rates", "loss": "nats/token, domain validation, one per rate"},
-    measure, TRIED, {"steps": 150, "batch_size": 4}, {"steps": 3, "conditions": ("LoRA r=1",)}, seeds=(0,))
+    measure, TRIED, {"steps": 150, "batch_size": 4},
+    {"steps": 3, "conditions": ("LoRA r=1", "full base", "prompt base")}, seeds=(0,))

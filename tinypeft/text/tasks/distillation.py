@@ -17,6 +17,7 @@ def divergence(log_p: Array, logits: Tensor) -> Tensor:
 
 class Distillation(Task):
     """Predict as `teacher` does on batch[0] (B, T). Subclasses supply batches and call `teach`."""
+    finish = Task.finish                         # a divergence has no perplexity
 
     def teach(self, teacher: Module) -> None:
         """Freeze the teacher, which then records no graph."""

@@ -1,96 +1,80 @@
-"""Planting: recover a hidden change of known ranks, the truth for methods that allocate rank.
+"""Planting: recover a change of known ranks, which is the truth that judges allocations of rank.
 
-The teacher is the model with a hidden change in some weight matrices, W + σ U Vᵀ of rank r. The
-rank differs from matrix to matrix and is mostly 0. The student is the model with a method attached.
-The loss, in nats/token on text, is
+The teacher is the model with a hidden change W + σ U Vᵀ of rank r in some matrices; r differs from
+matrix to matrix and is mostly 0. The student is the model with a method on it. The loss on text is
 
-    L = mean over positions of KL(teacher ‖ student),
-    KL(p ‖ q) = Σ_w p(w) ln(p(w) / q(w)).
+    L = KL(teacher ‖ student) = Σ_w p_teacher(w) ln(p_teacher(w) / p_student(w))
 
-L is 0 if and only if the change is found. A method that allocates rank (AdaLoRA) should put it
-where it was planted. The loss as a function of the rank in use (DyLoRA) should fall up to that rank
-only.
+in nats/token, the mean over positions. It is 0 if and only if the change is found. A method that
+allocates rank (AdaLoRA) should put it where it was planted. The loss as a function of the rank in
+use (DyLoRA) should fall up to the planted rank, and no further.
 
-All planted directions must matter equally; leaving out an unimportant one would be no mistake. Let
-x (d_in,) be the layer's inputs and y = W x its outputs on some text. Vᵀx are r random features of x
-with E[Vᵀx xᵀV] = I, and U is an orthonormal basis (d_out, r) of random mixtures of outputs. σ is
-chosen so that this matrix' change alone costs the model KL(model ‖ changed) = r · effect. Each
-direction then costs the same, within a matrix and between matrices.
+Every planted direction costs the model the same; otherwise leaving out a cheap one would be no
+mistake. For inputs x (d_in,) and outputs y = W x of a layer on some text, Vᵀx are r random features
+of x with E[Vᵀx xᵀV] = I, U (d_out, r) is an orthonormal basis of random mixtures of outputs, and σ
+is such that changing this matrix alone costs KL(model ‖ changed) = r · effect.
 """
-from __future__ import annotations
-
 import copy
 
 import numpy as np
 
 from ... import functional as F
 from ...gpt import GPT
-from ...hints import Seed
+from ...hints import Array, Seed
 from ...nn import Linear, Module, replace_modules
-from ...tensor import no_grad
+from ...targets import match_targets
+from ...tensor import Tensor, no_grad
 from ...train import evaluate
 from .distillation import Distillation, divergence
 from .language_modelling import LanguageModelling, domain
-from .task import Metrics
 
 __all__ = ["Planted", "planted"]
 
-RANKS = 0, 0, 0, 0, 1, 2, 4, 8
-
 
 def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float = 0.01,
-            context: int | None = None, held_out: int | None = 8192, rng: Seed = 0) -> Planted:
-    """Make the task of recovering a hidden low-rank change; `task.ranks` is the truth, path → rank.
+            context: int | None = None, held_out: int | None = 8192, rng: Seed = 0) -> "Planted":
+    """The task whose teacher is `model` with a hidden low-rank change; `.ranks` is the truth.
 
-    model: a plain GPT with a tokenizer; it is not changed. ranks: path → rank for some of the
-    blocks' linear layers, one rank for all of them, or None to deal 0, 0, 0, 0, 1, 2, 4, 8 out at
-    random. effect: the cost of a planted direction to the unchanged model, nats/token. context,
-    held_out: as in `domain`. Raises TypeError for anything but a GPT, and ValueError for an
-    attached method, an unknown path or an impossible rank."""
+    model: a plain GPT with a tokenizer; it is not changed. ranks: path → rank for linear layers in
+    the blocks, one rank for all, or None to deal out 0, 0, 0, 0, 1, 2, 4, 8 at random. effect:
+    what a planted direction costs the unchanged model, nats/token. context, held_out: as in
+    `domain`. TypeError for no GPT; ValueError for an attached method, unknown paths and ranks."""
     if not isinstance(model, GPT):
-        raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; "
-                        "attach a method afterwards, to the same model")
+        raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; attach it later")
     if model.attached is not None:
-        raise ValueError("planted: a method is attached to the model; "
-                         "call .detach() on the result of attach first")
-    rng = np.random.default_rng(rng)
-    layers = {path: m for path, m in model.named_modules()
-              if path.startswith("blocks.") and hasattr(m, "dense_weight")}
-    largest = {p: min(m.d_in, m.d_out) for p, m in layers.items()}
+        raise ValueError("planted: a method is attached to the model; call .detach() first")
+    rng, layers = np.random.default_rng(rng), dict(match_targets(model, "all"))
+    largest = {path: min(layer.d_in, layer.d_out) for path, layer in layers.items()}
     if ranks is None:
-        dealt = rng.permutation(np.resize(RANKS, len(layers))).tolist()
+        dealt = rng.permutation(np.resize([0, 0, 0, 0, 1, 2, 4, 8], len(layers))).tolist()
         ranks = {path: min(r, largest[path]) for path, r in zip(layers, dealt, strict=True)}
     elif not isinstance(ranks, dict):
         ranks = dict.fromkeys(layers, ranks)
     for path, r in ranks.items():
         if path not in layers:
-            raise ValueError(f"planted: there is no linear layer {path!r}; "
-                             f"there are {', '.join(layers)}")
+            raise ValueError(f"planted: no linear layer {path!r}; there are {', '.join(layers)}")
         if not 0 <= r <= largest[path]:
-            raise ValueError(f"planted: the rank at {path} must lie in [0, {largest[path]}], "
-                             f"got {r}")
-    text = domain(model, context, held_out)
-    tokens = text.batch("train", 4, rng)[0]
-    change = plant(model, {path: r for path, r in ranks.items() if r}, effect, tokens, rng)
-    every = {path: ranks.get(path, 0) for path in layers}
-    return Planted(copy.deepcopy(model).eval(), change, every, text)
+            raise ValueError(f"the rank at {path} must lie in [0, {largest[path]}], got {r}")
+    text, hidden = domain(model, context, held_out), {path: r for path, r in ranks.items() if r}
+    change = plant(model, hidden, effect, text.batch("train", 4, rng)[0], rng)
+    return Planted(copy.deepcopy(model).eval(), change, dict.fromkeys(layers, 0) | ranks, text)
 
 
-def plant(model, ranks, effect, tokens, rng):
-    """Make a Linear with W + σ U Vᵀ for each path of `ranks`, scaled on tokens (B, T)."""
+def plant(model: GPT, ranks: dict[str, int], effect: float, tokens: Array,
+          rng: "np.random.Generator") -> dict[str, Linear]:
+    """path → Linear with W + σ U Vᵀ for each of `ranks`, measured on the text tokens (B, T)."""
     recorders = {path: Recorder(model.get(path)) for path in ranks}
-    replace_modules(model, recorders)
+    layers = replace_modules(model, recorders)
     with no_grad():
         log_p = F.log_softmax(model(tokens)).data
-        replace_modules(model, {path: recorder.base for path, recorder in recorders.items()})
+        replace_modules(model, layers)
         change = {}
         for path, r in ranks.items():
-            layer, X = recorders[path].base, recorders[path].inputs.astype(np.float64)   # (N, d_in)
+            layer, X = layers[path], recorders[path].inputs.astype(np.float64)        # (N, d_in)
             W = layer.dense_weight()
             mixtures = rng.standard_normal((len(X), r)), rng.standard_normal((len(X), r))
             V = X.T @ mixtures[0]
-            L = np.linalg.cholesky(V.T @ (X.T @ X) @ V / len(X))
-            V = V @ np.linalg.inv(L).T                                         # now E[Vᵀx xᵀV] = I
+            V = V @ np.linalg.inv(np.linalg.cholesky(V.T @ (X.T @ X) @ V / len(X))).T  # whitened
             Y = X @ W.T
             U = np.linalg.qr(Y.T @ mixtures[1])[0]
             change[path] = changed = Linear(layer.d_in, layer.d_out, layer.bias is not None)
@@ -101,25 +85,24 @@ def plant(model, ranks, effect, tokens, rng):
                 replace_modules(model, {path: changed})
                 cost = divergence(log_p, model(tokens)).item()
                 replace_modules(model, {path: layer})
-                sigma *= np.sqrt(r * effect / cost)            # the cost is almost quadratic in σ
+                sigma *= np.sqrt(r * effect / cost)              # the cost is almost quadratic in σ
     return change
 
 
 class Recorder(Module):
-    """A wrapper that keeps the last inputs of its layer, (N, d_in)."""
+    """A layer that keeps its last inputs, (N, d_in)."""
 
-    def __init__(self, base):
+    def __init__(self, base: Module):
         self.base = base
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         self.inputs = x.data.reshape(-1, x.shape[-1])
         return self.base(x)
 
 
 class Planted(Distillation, LanguageModelling):
-    """Imitate `model` with the layers of `change` (path → Linear), on the windows of `text`.
-
-    ranks: path → rank. The model becomes the task's own, as `teacher`."""
+    """Compute what `model` computes with the layers of `change` (path → Linear), on the windows of
+    `text`. ranks: path → rank. The model becomes the task's own, as `teacher`."""
 
     def __init__(self, model: GPT, change: dict[str, Linear], ranks: dict[str, int],
                  text: LanguageModelling):
@@ -127,16 +110,13 @@ class Planted(Distillation, LanguageModelling):
         self.ranks, self.unchanged = ranks, replace_modules(model, change)
         self.teach(model)
 
-    def finish(self, means: Metrics, split: str = "test") -> Metrics:
-        return means
-
-    def measure_baselines(self) -> dict[str, Metrics]:
-        """Measure the unchanged model."""
+    def measure_baselines(self) -> dict[str, dict[str, float]]:
+        """The unchanged model."""
         model = copy.deepcopy(self.teacher)
         replace_modules(model, self.unchanged)
         return {"unchanged model": evaluate(model, self, "test")}
 
     def describe(self) -> str:
-        hidden = [r for r in self.ranks.values() if r]
-        return (f"rank {sum(hidden)} hidden in {len(hidden)} of {len(self.ranks)} matrices, "
+        ranks = [r for r in self.ranks.values() if r]
+        return (f"rank {sum(ranks)} hidden in {len(ranks)} of {len(self.ranks)} matrices, "
                 f"{super().describe()}")
