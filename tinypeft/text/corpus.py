@@ -141,11 +141,9 @@ def deduplicate(documents: Iterable[Document], seen: set[str] | None = None) -> 
         paragraphs = []
         for paragraph in document.text.split("\n\n"):
             key = " ".join(paragraph.split())
-            if len(key) < PARAGRAPH or key not in seen:
-                seen.add(key)
-                paragraphs.append(paragraph)
-        if paragraphs:
-            kept.append(replace(document, text="\n\n".join(paragraphs)))
+            if len(key) < PARAGRAPH or key not in seen: paragraphs.append(paragraph)
+            seen.add(key)
+        if paragraphs: kept.append(replace(document, text="\n\n".join(paragraphs)))
     return kept
 
 

@@ -134,8 +134,7 @@ def _docstrings(tree, module):
 
 
 def _newdoc(node, module):
-    """Read one call of `add_newdoc`, which has three forms: (name, doc), (module, name, doc) and
-    (module, class, (attribute, doc))."""
+    """Read `add_newdoc(name, doc)`, (module, name, doc) or (module, class, (attribute, doc))."""
     try:
         *target, name, doc = map(ast.literal_eval, node.args)
     except ValueError:                                                     # the text is computed

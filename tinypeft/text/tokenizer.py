@@ -34,10 +34,10 @@ class BPETokenizer:
     """A byte-level BPE vocabulary; `encode` and `decode` translate between text and ids.
 
     merges: pairs of byte strings, most important first. vocab: byte string → id; by default the
-    bytes 0 … 255, then the results of the merges, in order. end_of_text: the id of `<|endoftext|>`;
-    by default the last. special: str → id of every token that plain text never produces, the end of
-    text included; by default only `<|endoftext|>`. Raises `ValueError` unless the ids are 0 …
-    vocab_size − 1, and `vocab` has every byte and every merge's parts and result."""
+    bytes 0 … 255, then the merges' results. end_of_text: the id of `<|endoftext|>`, by default the
+    last. special: str → id of every token that plain text never produces, by default only the end
+    of text. Raises `ValueError` unless the ids are 0 … vocab_size − 1, and `vocab` has every byte
+    and every merge's parts and result."""
 
     def __init__(self, merges: Iterable[tuple[bytes, bytes]],
                  vocab: dict[bytes, int] | None = None, end_of_text: int | None = None,

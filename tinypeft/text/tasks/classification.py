@@ -68,7 +68,7 @@ def package(document):
 
 @functools.cache
 def package_words(classes):
-    """Compile what is masked: dotted names that begin with a library, and the classes' words."""
+    """Compile what is masked: libraries' dotted names; the classes' words, singular or plural."""
     libraries = "numpy|scipy|matplotlib|mpl_toolkits|np|mpl|plt"
     parts = {part for name in classes for part in name.split(".")}
     stems = "|".join(sorted({re.sub("e?s$", "", part) for part in parts}))
@@ -84,9 +84,8 @@ def evenly(rows, most):
 class Classification(Rows):
     """Name the class of a sentence. rows: split → [(sentence, label)]; label indexes `classes`.
 
-    A row of tokens is a document as in pretraining: the sentence, cut to fit the context, between
-    two end-of-text tokens. The head reads the last one. A batch is (tokens (B, T), padded on the
-    right, lengths (B,), labels (B,))."""
+    A row of tokens is a document as in pretraining: the sentence, cut to fit, between two ends of
+    text. The head reads the last. A batch is (padded tokens (B, T), lengths (B,), labels (B,))."""
 
     def __init__(self, rows: dict[str, list[tuple[str, int]]], classes: Iterable[str],
                  tokenizer: BPETokenizer, context: int, sha256: dict[str, str] | None = None):

@@ -42,8 +42,8 @@ def summarize(model: Module | BPETokenizer | None = None,
 class Summarization(Rows):
     """Write each document's text, given its header.
 
-    documents: split → `Document`s; those with more than `context` tokens are left out. A batch is
-    (tokens (B, T), targets (B, T)), padded on the right; targets that the loss ignores are −100."""
+    documents: split → `Document`s; those above `context` tokens are left out. A batch is (tokens
+    (B, T), targets (B, T)), padded on the right; the loss ignores targets of −100."""
 
     def __init__(self, documents: dict[str, list[Document]], tokenizer: BPETokenizer, context: int,
                  sha256: dict[str, str] | None = None):
