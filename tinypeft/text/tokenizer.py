@@ -178,8 +178,9 @@ class BPETokenizer:
         for word in words(text):
             if (word_ids := cache.get(word)) is None:
                 word_ids = self._encode_word(word.encode("utf-8", "surrogateescape"))
-                if len(cache) >= _CACHED_WORDS: cache.clear()
-                if len(word) <= _CACHED_LENGTH: cache[word] = word_ids
+                if len(word) <= _CACHED_LENGTH:
+                    if len(cache) >= _CACHED_WORDS: cache.clear()
+                    cache[word] = word_ids
             ids += word_ids
         return ids
 
