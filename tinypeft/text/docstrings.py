@@ -66,7 +66,7 @@ def read(library: str) -> list[Document]:
         if text := prose(doc):
             documents.append(Document(library, name + dot + attribute, signature or usage, text))
     if not documents:
-        raise FileNotFoundError(f"{library} has no docstrings: are its .py files installed?")
+        raise FileNotFoundError(f"no docstrings: install {library} together with its .py files")
     return documents
 
 
