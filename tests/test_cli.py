@@ -85,7 +85,7 @@ def test_a_model_of_ones_own(capsys, tmp_path):
     (["finetune", "lorra"], "lora"),
     (["finetune", "lora", "--set", "rnk=4"], "rank"),
     (["finetune", "lora", "--set", "rank=0"], "rank must be a positive integer"),
-    (["finetune", "lora", "--task", "translate"], "domain, classify or summarize"),
+    (["finetune", "lora", "--task", "translate"], "there is no task 'translate'; there are domain, classify, summarize"),
     (["quantize", "nf5"], "nf4"),
     (["generate", ""], "empty"),
     (["generate", "word " * 2000], "256"),

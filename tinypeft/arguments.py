@@ -1,6 +1,4 @@
 """Arguments that several commands share, and the values that they stand for."""
-from __future__ import annotations
-
 import ast
 import json
 from argparse import ArgumentParser, Namespace
@@ -23,16 +21,14 @@ def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> Non
         p.add_argument("--seed", type=int, help="seed of everything random (default 0)",
                        **{"default": 0, **same})
     if "model" in takes:
-        p.add_argument("--model", type=Path, metavar="FOLDER", **same,
-                       help="a GPT-2 folder (of Hugging Face or of pretrain --out) instead of the "
-                            "shipped base")
+        p.add_argument("--model", type=Path, metavar="FOLDER", **same, help="a GPT-2 folder (of "
+                       "Hugging Face or of pretrain --out) instead of the shipped base")
     for name, about in (("json", "print JSON instead of text"),
                         ("quick", "far fewer steps and test batches")):
         if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)
 
 
-def output(p: ArgumentParser, what: str, default: Path | None = None,
-           **options: Any) -> None:
+def output(p: ArgumentParser, what: str, default: Path | None = None, **options: Any) -> None:
     """Add --out FOLDER."""
     text = f"folder for {what}" + (f" (default {default})" if default else "")
     p.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=text, **options)
@@ -40,8 +36,8 @@ def output(p: ArgumentParser, what: str, default: Path | None = None,
 
 def fields(p: ArgumentParser, about: str) -> None:
     """Add --set FIELD=VALUE …"""
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
-                   help=about)
+    p.add_argument("--set", nargs="+", action="extend", default=[], help=about,
+                   metavar="FIELD=VALUE")
 
 
 def show_json(record: Any) -> None:
@@ -52,8 +48,8 @@ def model_of(args: Namespace) -> GPT:
     """The model in the folder --model, or the shipped base. It must have a tokenizer."""
     model = load_model(args.model)
     if model.tokenizer is None:
-        raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
-                         "merges.txt, into it")
+        raise ValueError(f"{args.model} holds no tokenizer; put tokenizer.json, or vocab.json and "
+                         "merges.txt, there")
     return model
 
 

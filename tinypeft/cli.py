@@ -12,18 +12,14 @@
     python -m tinypeft memory             the memory that fine-tuning takes, by formula
     python -m tinypeft doctor             what is installed, and whether all is well
 """
-from __future__ import annotations
-
-import argparse
-import json
 import os
 import sys
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .arguments import SHARED, build, fields, model_of, output, shared, show_json
+from .arguments import SHARED, build, fields, known, model_of, output, shared, show_json
 from .generate import generate
 from .peft import METHODS, attach, load_adapter
 from .peft.folders import FORMATS
@@ -55,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # -- arguments -------------------------------------------------------------------------------------
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="python -m tinypeft", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = ArgumentParser(prog="python -m tinypeft", description=__doc__,
+                         formatter_class=RawDescriptionHelpFormatter)
     top.set_defaults(run=study.run_compare)
     shared(top)
     output(top, "the picture and the JSON", study.LATEST)
@@ -67,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name, run, about, takes=SHARED):
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run, takes=takes)
-        shared(sub, takes, default=argparse.SUPPRESS)    # a value before the command stays valid
+        shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
     study.add_commands(command)
     add_model_commands(command)
@@ -85,8 +81,7 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--lr", type=float, help="learning rate (default: the method's)")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
-    p.add_argument("--format", default="tinypeft", choices=list(FORMATS),
-                   help="of the adapter: tinypeft's own, or that of Hugging Face PEFT")
+    p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
     p.add_argument("--checkpoint", type=Path, metavar="FILE",
                    help="write training's state to this file; resume from it if it exists")
 
@@ -100,51 +95,41 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
     p.add_argument("--top-k", type=int, help="sample from the k most probable tokens")
     p.add_argument("--top-p", type=float, help="sample from the tokens that hold probability p")
-    p.add_argument("--adapter", type=Path, metavar="FOLDER",
-                   help="an adapter that finetune --out or Hugging Face PEFT saved")
+    p.add_argument("--adapter", type=Path, metavar="FOLDER", help="saved by finetune --out or PEFT")
 
-    p = command("pretrain", run_pretrain, "train the base again: an hour on two cores; it resumes",
-                takes=())
+    p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
     output(p, "weights, tokenizer and record", required=True)
     p.add_argument("--work", type=Path, metavar="FOLDER", help="for the checkpoint (default: OUT)")
 
 
 def add_course_commands(command: Callable) -> None:
     p = command("lessons", run_lessons, "the course's notebooks, made from lessons/src", takes=())
-    p.add_argument("action", choices=("list", "build", "run"),
-                   help="build executes and writes them, run only executes them")
+    p.add_argument("action", choices=("list", "build", "run"), help="build runs and writes them")
     p.add_argument("which", nargs="*", metavar="NN", help="numbers of lessons (default: all)")
 
-    p = command("check", run_check, "check the functions in a Python file against exercises",
-                takes=("seed", "json"))
-    p.add_argument("exercise", metavar="NAME",
-                   help="an exercise, such as lora.forward, or a topic, such as lora")
+    p = command("check", run_check, "check the functions in a file", takes=("seed", "json"))
+    p.add_argument("exercise", metavar="NAME", help="an exercise (lora.forward) or a topic (lora)")
     p.add_argument("file", type=Path, help="it defines lora_forward or the like; it is executed")
 
     p = command("assign", run_assign, "write a lesson's assignment into a folder", takes=())
     p.add_argument("lesson", metavar="NN")
     output(p, "the assignment", required=True)
-    p.add_argument("--nbgrader", action="store_true",
-                   help="write the source notebook for nbgrader's own commands")
+    p.add_argument("--nbgrader", action="store_true", help="write nbgrader's source notebook")
 
-    p = command("grade", run_grade, "grade notebooks, or folders of them, with fresh data",
-                takes=("seed", "json"))
+    p = command("grade", run_grade, "grade notebooks with fresh data", takes=("seed", "json"))
     p.add_argument("submissions", nargs="+", metavar="FILE|FOLDER",
                    help="notebooks; grading executes them, and not in a sandbox")
     p.add_argument("--lesson", metavar="NN", help="default: by name or content of each file")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write the points to this file")
-    p.add_argument("--timeout", type=float, default=300, metavar="SECONDS",
-                   help="for running one notebook (default 300)")
+    p.add_argument("--timeout", type=float, default=300, help="seconds per notebook (default 300)")
     p.add_argument("--jobs", type=int, default=2, help="submissions at a time (default 2)")
 
 
 # -- commands --------------------------------------------------------------------------------------
 def run_finetune(args: Namespace) -> None:
-    model = model_of(args)
+    model, classify = model_of(args), args.task == "classify"
     method = build("method", METHODS, args.method, args.set)
-    if args.task not in ("domain", "classify", "summarize"):
-        raise ValueError(f"--task: expected domain, classify or summarize, got {args.task!r}")
-    classify = args.task == "classify"
+    known([args.task], ("domain", "classify", "summarize"), "task")
     task = getattr(tasks, args.task)(model)
     tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
                    head_bias=args.format != "peft")
@@ -166,14 +151,11 @@ def run_finetune(args: Namespace) -> None:
     print(f"{args.task}, {record['steps']} steps in {record['seconds']} s; on the test split:")
     for name, value in after.items():
         print(f"  {name:<15}{'' if before is None else f'{before[name]:.4f} → '}{value:.4f}")
-    if args.out: print(f"saved in {args.out}; {readers(args.format, str(args.out))}")
-
-
-def readers(format: str, folder: str) -> str:
-    """Which function loads an adapter of a format."""
-    ours = f"tinypeft.load_adapter(model, {folder!r})"
-    if format == "tinypeft": return f"{ours} loads it"
-    return f"peft.PeftModel.from_pretrained(model, {folder!r}) loads it, and so does {ours}"
+    if args.out:
+        loader = f"tinypeft.load_adapter(model, {str(args.out)!r})"
+        theirs = f"peft.PeftModel.from_pretrained(model, {str(args.out)!r}) loads it, and so does "
+        print(f"saved in {args.out}; "
+              + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
 
 
 def run_quantize(args: Namespace) -> None:
@@ -186,25 +168,23 @@ def run_quantize(args: Namespace) -> None:
 
 def run_generate(args: Namespace) -> None:
     model = model_of(args)
-    tokenizer = model.tokenizer
-    tokens, context = tokenizer.encode(args.prompt)[None], model.config.context_length
-    if tokens.size == 0:
-        raise ValueError("generate: the text is empty; give the model something to continue")
-    room = context - tokens.shape[1]
-    if room < 1:
-        raise ValueError(f"generate: the text has {tokens.shape[1]} tokens and the model takes "
-                         f"{context}, continuation included; shorten the text")
+    tokenizer, context = model.tokenizer, model.config.context_length
+    tokens = tokenizer.encode(args.prompt)[None]
+    n = tokens.size
+    if n == 0: raise ValueError("generate: the text is empty; give the model something to continue")
+    if n >= context:
+        raise ValueError(f"generate: the text has {n} tokens and the model takes {context}, "
+                         "continuation included; shorten the text")
     tuned = load_adapter(model, args.adapter) if args.adapter else model
     start = time.perf_counter()
-    out = generate(tuned, tokens, min(args.max_new_tokens, room), temperature=args.temperature,
-                   top_k=args.top_k, top_p=args.top_p, rng=args.seed, stop=tokenizer.end_of_text)[0]
-    seconds = time.perf_counter() - start
-    new = out[tokens.shape[1]:]
-    known = new < tokenizer.vocab_size                   # some vocabularies are padded
-    text = tokenizer.decode(new[known & (new != tokenizer.end_of_text)])
+    out = generate(tuned, tokens, min(args.max_new_tokens, context - n), args.temperature,
+                   args.top_k, args.top_p, rng=args.seed, stop=tokenizer.end_of_text)
+    new, seconds = out[0, n:], time.perf_counter() - start
+    in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
+    text = tokenizer.decode(new[in_vocabulary & (new != tokenizer.end_of_text)])
     if not args.json: return print(args.prompt + text)
-    print(json.dumps({"prompt": args.prompt, "text": text, "tokens": len(new),
-                      "tokens_per_second": len(new) / seconds}))
+    show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
+               "tokens_per_second": len(new) / seconds})
 
 
 def run_pretrain(args: Namespace) -> None:
@@ -225,8 +205,7 @@ def run_check(args: Namespace) -> int:
     if args.json:
         show_json({r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause}
                    for r in results})
-    else:
-        print("\n".join(map(repr, results)))
+    else: print("\n".join(map(repr, results)))
     return 0 if all(results) else 1
 
 
@@ -248,6 +227,5 @@ def run_doctor(args: Namespace) -> int:
     from .doctor import report
     found = report()
     if args.json: show_json(found)
-    else:
-        for name, value in found.items(): print(f"{name:<14}{value}")
+    else: print("\n".join(f"{name:<14}{value}" for name, value in found.items()))
     return 0 if found["verdict"] == "all is well" else 1

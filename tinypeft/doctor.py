@@ -26,11 +26,10 @@ def report() -> dict[str, str]:
         facts[f"text: {name}"] = f"{sha256[:12]}, " + (
             "as in the shipped records" if sha256 == record["corpus"][name] else
             "other library versions than in the shipped records, so numbers will differ")
-    model = load_pretrained()
-    tokens = model.tokenizer.encode("Return the sum of the array elements.")
-    loss = record["results"]["domain test"]["loss"]
+    model, loss = load_pretrained(), record["results"]["domain test"]["loss"]
     facts["base model"] = (f"{model.n_parameters():,} parameters, {loss:.3f} nats/token on domain "
                            "when it was made")
+    tokens = model.tokenizer.encode("Return the sum of the array elements.")
     finite = np.isfinite(model(tokens[None]).data).all()
     facts["verdict"] = "all is well" if finite else "the base computes values that are not finite"
     return facts

@@ -12,18 +12,17 @@ def table(rows: Iterable[Sequence], head: Sequence[str] | None = None, caption: 
           numbers: Sequence[int] = (), foot: str | None = None) -> str:
     """An HTML table of rows of values. numbers: columns aligned to the right. foot: a last line."""
     def line(row, tag):
-        styles = (RIGHT if i in numbers else LEFT for i in range(len(row)))
-        cells = (f"<{tag} {s}>{escape(str(v))}</{tag}>" for s, v in zip(styles, row, strict=True))
+        cells = (f"<{tag} {RIGHT if i in numbers else LEFT}>{escape(str(value))}</{tag}>"
+                 for i, value in enumerate(row))
         return f"<tr>{''.join(cells)}</tr>"
-    return (f"<table>{_caption(caption)}" + (f"<thead>{line(head, 'th')}</thead>" if head else "")
-            + "<tbody>" + "".join(line(row, "td") for row in rows) + "</tbody>"
-            + (f"<tfoot><tr><td colspan='9' {LEFT}>{escape(str(foot))}</td></tr></tfoot>" if foot
-               else "") + "</table>")
+    top = f"<thead>{line(head, 'th')}</thead>" if head else ""
+    body = "".join(line(row, "td") for row in rows)
+    end = f"<tfoot><tr><td colspan='9' {LEFT}>{escape(str(foot))}</td></tr></tfoot>" if foot else ""
+    return f"<table>{_caption(caption)}{top}<tbody>{body}</tbody>{end}</table>"
 
 
 def facts(pairs: Iterable[tuple], caption: str | None = None) -> str:
-    """An HTML table of (name, value) pairs, one a row. Arrays and text of several lines keep their
-    line breaks."""
+    """An HTML table of (name, value) pairs. Arrays and text of several lines keep their breaks."""
     def row(name, value):
         text = escape(value)
         if "\n" in value or value[:1] == "[": text = f"<pre style='margin:0'>{text}</pre>"

@@ -16,19 +16,14 @@ class Progress:
         self.notebook, self.handle = in_notebook(), None
         self.show = (self.notebook or sys.stderr.isatty()) if show is None else show
 
-    def __enter__(self) -> Progress:
-        return self
+    def __enter__(self) -> Progress: return self
 
     def __call__(self, done: int, text: str = "") -> None:
-        now = time.perf_counter()
-        if not self.show or now - self.drawn < 0.1 and done < self.total: return
-        self.drawn = now
-        spent = now - self.start
-        left = f"{spent / max(done, 1) * (self.total - done):.0f} s left"
-        when = left if done < self.total else f"{spent:.1f} s"
-        self._draw(f"{self.label} {done}/{self.total}  {text}  {when}")
-
-    def _draw(self, line):
+        now, more = time.perf_counter(), self.total - done
+        if not self.show or now - self.drawn < 0.1 and more > 0: return
+        self.drawn, spent = now, now - self.start
+        when = f"{spent / max(done, 1) * more:.0f} s left" if more > 0 else f"{spent:.1f} s"
+        line = f"{self.label} {done}/{self.total}  {text}  {when}"
         if not self.notebook:
             sys.stderr.write("\r" + line.ljust(100)[:100])
             sys.stderr.flush()
@@ -39,8 +34,7 @@ class Progress:
             self.handle.update({"text/plain": line}, raw=True)
 
     def __exit__(self, *_):
-        if self.show and self.drawn and not self.notebook:
-            sys.stderr.write("\n")
+        if self.show and self.drawn and not self.notebook: sys.stderr.write("\n")
 
 
 def in_notebook() -> bool:

@@ -168,22 +168,22 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"activation_function": "gelu"}, "activation_function is 'gelu'; a GPT here has 'gelu_new' or 'gelu_pytorch_tanh'"),
+    ({"activation_function": "gelu"}, "activation_function is 'gelu', expected 'gelu_new' or 'gelu_pytorch_tanh'"),
     ({"model_type": "llama"}, "model_type is 'llama'"), ({"scale_attn_weights": False}, "scale_attn_weights is False"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"), ({"add_cross_attention": True}, "add_cross_attention"),
-    ({"pruned_heads": {"0": [1]}}, "pruned_heads"), ({"n_inner": 65}, "n_inner is 65; an MLP here is 4 n_embd wide"),
+    ({"pruned_heads": {"0": [1]}}, "pruned_heads"), ({"n_inner": 65}, "n_inner is 65, expected None or 64"),
     ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
     ({"n_head": 5}, "does not divide into 5 heads"), ({"n_layer": 0}, "n_layers must be a positive integer"),
     ({"n_layer": -1}, "must be a positive"), ({"n_layer": 10**12}, "1000000000000 layers, but the weights are 28 tensors"),
-    ({"n_layer": 2.0}, "whole numbers, got n_layer=2.0"), ({"n_layer": True}, "n_layer=True"),
-    ({"n_layer": None}, "n_layer=None"), ({"n_layer": 3}, "missing 12 .h.2.ln_1.weight"),
+    ({"n_layer": 2.0}, "n_layers must be a positive integer, got 2.0"), ({"n_layer": True}, "integer, got True"),
+    ({"n_layer": None}, "integer, got None"), ({"n_layer": 3}, "missing 12 .h.2.ln_1.weight"),
     ({"n_layer": 1}, "not used 12 .h.1.attn.c_attn.bias.*strict=False ignores the unused ones"),
     ({"vocab_size": 10**12}, r"wte.weight has shape \(300, 16\), config.json says \(1000000000000, 16\)"),
     ({"vocab_size": "absent"}, r"config.json says \(50257, 16\)"), ({"n_positions": 1024}, "wpe.weight has shape"),
-    ({"n_embd": 32}, "has shape"), ({"layer_norm_epsilon": -1}, "expected numbers in"),
-    ({"layer_norm_epsilon": "x"}, "expected numbers"), ({"attn_pdrop": 0.5}, "one dropout for all"),
-    ({"resid_pdrop": 1.0}, "expected numbers in"),
+    ({"n_embd": 32}, "has shape"), ({"layer_norm_epsilon": -1}, "norm_eps must be a non-negative number"),
+    ({"layer_norm_epsilon": "x"}, "norm_eps must be"), ({"attn_pdrop": 0.5}, "one dropout for all"),
+    (dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], 1.0), r"dropout must be a number in \[0, 1\)"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings=false, but lm_head.weight is missing")])
 def test_another_config_is_named(changes, says, folder):
     edit(folder / "config.json", **changes)

@@ -247,7 +247,7 @@ def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction():
 # -- refusals ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make, words", [
     (lambda: tp.AdaLoRA(init_rank=0), "init_rank must be a positive integer"),
-    (lambda: tp.AdaLoRA(init_rank=4, target_rank=5), "can only fall"),
+    (lambda: tp.AdaLoRA(init_rank=4, target_rank=5), "budget only falls"),
     (lambda: tp.AdaLoRA(delta_t=0), "delta_t"),
     (lambda: tp.AdaLoRA(t_init=-1), "t_init"),
     (lambda: tp.AdaLoRA(t_final=10.5), "t_final"),

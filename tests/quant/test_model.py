@@ -1,6 +1,8 @@
 """Quantized models: what `quantize` does and leaves alone, gradients, every method on every base, merging, files."""
 import dataclasses
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -445,3 +447,14 @@ def test_schemes_are_values():
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(scheme, dataclasses.fields(scheme)[0].name, 1)
     assert repr(tp.GPTQ()) == "GPTQ(bits=4)" and repr(tp.GPTQ(3, 128)) == "GPTQ(bits=3, group_size=128)"
+
+
+def test_a_saved_file_does_not_depend_on_the_process(tmp_path):
+    """The same model gives the same bytes under two seeds of Python's hashes."""
+    code = ("import sys, tinypeft as tp\n"
+            "model = tp.GPT(tp.GPTConfig(vocab_size=16, context_length=8, d_model=16, n_layers=1, n_heads=2))\n"
+            "tp.save_quantized(tp.quantize(model, tp.NF4(double_quant=True, block_size=16)), sys.argv[1])")
+    for seed in "1", "2", "3":
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / f"{seed}.npz")], check=True,
+                       env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert len({(tmp_path / f"{seed}.npz").read_bytes() for seed in "123"}) == 1

@@ -1,22 +1,21 @@
 """PEFT's adapter folders for transformers' GPT-2, written for PEFT to load and read from PEFT.
 
-    adapter_config.json           peft_type, task_type and the method's fields
-    adapter_model.safetensors     the tensors below
+adapter_config.json holds peft_type, task_type and the method's fields. adapter_model.safetensors
+holds the tensors:
 
     here                            peft_type         tensors
     LoRA, DyLoRA, AdaLoRA           LORA, ADALORA     see `lowrank`
     PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L d): per layer first
                                                       the keys, then the values
     PromptTuning                    PROMPT_TUNING     prompt_embeddings (P, d)
-    PTuning with all its pseudo-    P_TUNING          prompt_embeddings (P, d), which the encoder
-    tokens before the text                            computes
+    PTuning, if all pseudo-tokens   P_TUNING          prompt_embeddings (P, d), which the encoder
+    stand before the text                             computes
     a classification head           the same, with    base_model.model.score.weight (C, d), or with
     without a bias                  task SEQ_CLS      virtual tokens base_model.score.weight
 
 A reparameterization is folded, as in PEFT. On both sides the tokens' positions start after the
-virtual ones. Mistakes that PEFT meets with a warning or in silence are errors here, such as names
-without their prefix, missing or extra tensors, and virtual tokens without task_type. Nothing in a
-folder is executed, and reading it takes no more memory than its files.
+virtual ones. Mistakes that PEFT ignores, or only warns of, are errors here. Nothing in a folder is
+executed, and reading it takes no more memory than its files.
 """
 import json
 import warnings
@@ -40,11 +39,10 @@ from .safetensors import write_safetensors
 __all__ = ["AdapterError", "load_peft", "peft_content", "save_peft"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-VIRTUAL_FIELDS = {"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads",
-                  "num_transformer_submodules", "encoder_hidden_size", "prefix_projection",
+VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
+                  "encoder_dropout", "encoder_reparameterization_type", "prefix_projection",
                   "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",
-                  "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
-                  "encoder_num_layers", "encoder_dropout"}
+                  "tokenizer_name_or_path", "tokenizer_kwargs"}
 
 
 class AdapterError(MethodError, HuggingFaceError):
@@ -62,34 +60,37 @@ def save_peft(tuned: PeftModel, folder: Path) -> None:
 
 
 def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(config, tensors) as PEFT would write them. MethodError for all that PEFT cannot express:
-    bottleneck and parallel adapters, trained parameters of the base, pseudo-tokens after text, and
-    heads with a bias."""
+    """(config, tensors) as PEFT would write them. MethodError for what PEFT lacks: bottleneck and
+    parallel adapters, trained weights of the base, pseudo-tokens after text, heads with a bias."""
     method, head = tuned.method, tuned.head
     if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
     elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
     elif tuned.virtual is not None:        config, tensors = virtual_folder(tuned)
     else:
         raise MethodError(f"save: PEFT has no counterpart of {method}; save it in our own format")
-    if head is not None and head.bias is not None:
+    config |= {"task_type": "CAUSAL_LM", "modules_to_save": None, "base_model_name_or_path": None,
+               "inference_mode": True}
+    if head is None: return config, tensors
+    if head.bias is not None:
         raise MethodError("save: the head has a bias, PEFT's has none; attach with head_bias=False")
-    if head is not None: tensors[score_name(tuned.virtual is not None)] = head.weight.data
-    return config | {"task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
-                     "modules_to_save": None if head is None else ["score"],
-                     "base_model_name_or_path": None, "inference_mode": True}, tensors
+    tensors[score_name(tuned.virtual is not None)] = head.weight.data
+    return config | {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}, tensors
 
 
-def score_name(is_virtual):
-    return ("base_model." if is_virtual else PREFIX) + "score.weight"
+def score_name(is_virtual): return ("base_model." if is_virtual else PREFIX) + "score.weight"
+
+
+def sizes(c):
+    """The model's sizes, which a folder with virtual tokens states."""
+    return {"token_dim": c.d_model, "num_layers": c.n_layers, "num_attention_heads": c.n_heads,
+            "num_transformer_submodules": 1}
 
 
 def virtual_folder(tuned):
     """(config, tensors) of a model tuned by virtual tokens, without the reparameterization."""
     method, c = tuned.method, tuned.config
     virtual = method.fold(tuned.virtual)[1]
-    fields = {"num_virtual_tokens": virtual.length, "token_dim": c.d_model,
-              "num_layers": c.n_layers, "num_attention_heads": c.n_heads,
-              "num_transformer_submodules": 1}
+    fields = sizes(c) | {"num_virtual_tokens": virtual.length}
     if isinstance(method, PrefixTuning):
         return fields | {"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": virtual.P.data}
     if isinstance(method, PromptTuning):
@@ -124,13 +125,12 @@ def load_peft(model: GPT, folder: Path, strict: bool = True) -> PeftModel:
     score = tensors.take(name, shape) if task == "SEQ_CLS" else None
     report = tensors.report()
     if report.missing or report.unused or method is None:
-        no_prefix = kind in LOW_RANK and any(not name.startswith(PREFIX) for name in report.unused)
-        hint = f" Names must begin with {PREFIX!r}." if no_prefix else ""
-        if strict or method is None:
-            hint += " strict=False loads those that match." if method is not None else ""
-            raise AdapterError(f"load_adapter: {folder} does not fit its configuration and this "
-                               f"model: {report}.{hint}", report)
-        warnings.warn(f"load_adapter: {folder}: {report}.{hint}", stacklevel=3)
+        message = f"load_adapter: {folder} does not fit its configuration and this model: {report}."
+        if kind in LOW_RANK and any(not name.startswith(PREFIX) for name in report.unused):
+            message += f" Names must begin with {PREFIX!r}."
+        if method is None: raise AdapterError(message, report)
+        if strict: raise AdapterError(f"{message} strict=False loads those that match.", report)
+        warnings.warn(message, stacklevel=3)
     if score is not None: state["head.weight"] = score
     head = None if score is None else len(score)
     return attach_with(model, method, state, head=head, head_bias=False)
@@ -138,13 +138,12 @@ def load_peft(model: GPT, folder: Path, strict: bool = True) -> PeftModel:
 
 def read_virtual(model, config, tensors):
     """(method, state) for virtual tokens."""
-    config.refuse_unknown(VIRTUAL_FIELDS)
     c, kind, task = model.config, config.get("peft_type", str), config.task()
+    config.refuse_unknown(VIRTUAL_FIELDS | sizes(c).keys())
     if task is None:
         raise config.unsupported("task_type", "it must be CAUSAL_LM or SEQ_CLS; PEFT ignores an "
                                  "adapter without one")
-    for name, ours in (("token_dim", c.d_model), ("num_layers", c.n_layers),
-                       ("num_attention_heads", c.n_heads), ("num_transformer_submodules", 1)):
+    for name, ours in sizes(c).items():
         if config.get(name, int, ours) != ours:
             raise config.unsupported(name, f"this model has {ours}")
     P, prefix = config.get("num_virtual_tokens", int), kind == "PREFIX_TUNING"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer
-from .folder import HuggingFaceError, read_object, read_text
+from .folder import HuggingFaceError, check_fields, read_object, read_text
 
 __all__ = ["as_characters", "read_tokenizer", "write_tokenizer"]
 
@@ -22,6 +22,7 @@ BYTE = {character: b for b, character in CHARACTER.items()}
 MODEL = {"type": ("BPE",), "dropout": (None, 0), "unk_token": (None, END_OF_TEXT),
          "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
          "fuse_unk": (False,), "byte_fallback": (False,), "ignore_merges": (False,)}
+FLAGS = "single_word", "lstrip", "rstrip"        # added tokens that depend on the text around them
 PARTS = {"normalizer": (None,), "pre_tokenizer": ("ByteLevel",), "decoder": (None, "ByteLevel"),
          "post_processor": (None, "ByteLevel", "TemplateProcessing")}
 
@@ -53,18 +54,13 @@ def read_tokenizer(folder: str | Path) -> BPETokenizer | None:
 
 def _parse_tokenizer_json(content):
     """(merges, vocab, special tokens → ids); `BPETokenizer` checks that they fit together."""
-    model, special = content.get("model"), {}
-    if not (isinstance(model, dict) and isinstance(model.get("vocab"), dict)
-            and isinstance(model.get("merges"), list)):
-        raise ValueError("expected model: {vocab: {…}, merges: […]}")
-    found = {name: model.get(name, allowed[0]) for name, allowed in MODEL.items()}
-    for name in PARTS:
-        part = content.get(name)
-        found[name] = part.get("type") if isinstance(part, dict) else part and [part]
-    for name, allowed in {**MODEL, **PARTS}.items():
-        if found[name] not in allowed:
-            raise ValueError(f"{name} is {repr(found[name])[:80]}, expected "
-                             f"{' or '.join(map(repr, allowed))}")
+    match content:
+        case {"model": {"vocab": dict(vocab), "merges": list(merges)} as model}:
+            check_fields(model, MODEL)
+        case _: raise ValueError("expected model: {vocab: {…}, merges: […]}")
+    special, parts = {}, {name: content.get(name) for name in PARTS}
+    check_fields({name: part.get("type") if isinstance(part, dict) else part and [part]
+                  for name, part in parts.items()}, PARTS)
     if (content.get("post_processor") or {}).get("special_tokens"):
         raise ValueError("the post_processor puts special tokens around a text")
     split = content["pre_tokenizer"]
@@ -72,13 +68,13 @@ def _parse_tokenizer_json(content):
         raise ValueError("the pre_tokenizer must split by GPT-2's expression and put no space in "
                          f"front, got {split}")
     for token in content.get("added_tokens") or []:
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or any(
-                token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise ValueError("an added token needs a content, and must not depend on the text "
-                             f"around it, got {str(token)[:200]}")
-        special[token["content"]] = token.get("id")
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return merges, model["vocab"], special
+        match token:
+            case {"content": str(name)} if not any(map(token.get, FLAGS)):
+                special[name] = token.get("id")
+            case _:
+                raise ValueError("an added token needs a content, and must not depend on the text "
+                                 f"around it, got {str(token)[:200]}")
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in merges], vocab, special
 
 
 def _read_older_files(folder, vocab):
@@ -99,12 +95,10 @@ def _end_of_text(folder):
 
 def _as_bytes(token):
     """A token as the files write it → its bytes. ValueError if it has a character of no byte."""
-    if not isinstance(token, str):
-        raise TypeError(f"a token must be a string, got {token!r}")
-    try:
-        return bytes([BYTE[character] for character in token])
-    except KeyError as e:
-        raise ValueError(f"{token[:40]!r} has {e.args[0]!r}, which stands for no byte") from None
+    if not isinstance(token, str): raise TypeError(f"a token must be a string, got {token!r}")
+    if odd := [c for c in token if c not in BYTE]:
+        raise ValueError(f"{token[:40]!r} has {odd[0]!r}, which stands for no byte")
+    return bytes([BYTE[c] for c in token])
 
 
 def as_characters(token: bytes) -> str:
@@ -114,15 +108,13 @@ def as_characters(token: bytes) -> str:
 
 def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
     """Write all of GPT-2's tokenizer files; transformers, tokenizers and llama.cpp read them."""
-    folder = Path(folder)
     by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
-    special = by_id(tokenizer.special)
+    folder, special = Path(folder), by_id(tokenizer.special)
     merges = [[as_characters(a), as_characters(b)] for a, b in tokenizer.merges]
     vocab = by_id({as_characters(token): i for token, i in tokenizer.vocab.items()} | special)
     end = next(name for name, i in tokenizer.special.items() if i == tokenizer.end_of_text)
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-             "use_regex": True}
-    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    flags = dict.fromkeys([*FLAGS, "normalized"], False)
     content = {"version": "1.0", "truncation": None, "padding": None,
                "added_tokens": [{"id": i, "content": name, **flags, "special": True}
                                 for name, i in special.items()],

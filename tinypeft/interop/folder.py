@@ -3,9 +3,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import parse_json
-from .safetensors import SafeTensors, read_safetensors
+from .safetensors import SafeTensors, naming, read_safetensors
 
-__all__ = ["HuggingFaceError", "Report", "read_object", "read_tensors", "read_text"]
+__all__ = ["HuggingFaceError", "Report", "check_fields", "read_object", "read_tensors", "read_text"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -33,24 +33,26 @@ class HuggingFaceError(ValueError):
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file. Raises HuggingFaceError if there is none."""
-    if not path.is_file():
-        raise HuggingFaceError(f"{path}: no such file")
-    try:
+    if not path.is_file(): raise HuggingFaceError(f"{path}: no such file")
+    with naming(f"{path}: not UTF-8 text", HuggingFaceError):
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise HuggingFaceError(f"{path}: not UTF-8 text: {e}") from e
 
 
 def read_object(path: Path) -> dict:
     """The JSON object in a file. Raises HuggingFaceError for anything else."""
     text = read_text(path)
-    try:
-        content = parse_json(text)
-    except ValueError as e:
-        raise HuggingFaceError(f"{path}: not JSON: {e}") from e
+    with naming(f"{path}: not JSON", HuggingFaceError): content = parse_json(text)
     if not isinstance(content, dict):
         raise HuggingFaceError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def check_fields(fields: dict, allowed: dict[str, tuple]) -> None:
+    """ValueError for a value that is not `allowed`. A field that is absent has the first value."""
+    for name, values in allowed.items():
+        if (got := fields.get(name, values[0])) not in values:
+            expected = " or ".join(map(repr, values))
+            raise ValueError(f"{name} is {repr(got)[:80]}, expected {expected}")
 
 
 def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
@@ -61,8 +63,7 @@ def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
                                 f"a folder with config.json and {SINGLE}")
     if (folder / SINGLE).exists():
         return dict.fromkeys(file := read_safetensors(folder / SINGLE), file)
-    index = folder / INDEX
-    if not index.exists():
+    if not (index := folder / INDEX).exists():
         hint = ("; .bin files are pickles, which can run code and are not read: save it again with "
                 "transformers' save_pretrained(folder)" if any(folder.glob("*.bin")) else "")
         raise HuggingFaceError(f"{folder}: neither {SINGLE} nor {INDEX}{hint}")
@@ -77,6 +78,6 @@ def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
     files = {name: read_safetensors(folder / name) for name in sorted(set(shards.values()))}
     held = {(tensor, name) for name, file in files.items() for tensor in file}
     if wrong := sorted(held ^ set(shards.items())):
-        raise HuggingFaceError(f"{index}: {len(wrong)} tensors differ from the shards', the first "
-                               f"is {wrong[0]}")
+        raise HuggingFaceError(
+            f"{index}: {len(wrong)} tensors differ from the shards', the first is {wrong[0]}")
     return {tensor: files[name] for tensor, name in shards.items()}

@@ -6,9 +6,8 @@
     tensors                  name, number of axes, axes (last first), type, offset in the data
     data                     starts at a multiple of 32 bytes; so does every tensor in it
 
-A string is its length (uint64) and its bytes. Weights are (d_out, d_in), as in tinypeft; query, key
-and value are one tensor, with their rows stacked.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+A string is its length (uint64) and its bytes. Weights are (d_out, d_in), as in tinypeft. Query, key
+and value are one tensor, with their rows stacked. Format: github.com/ggml-org/ggml, docs/gguf.md.
 """
 import struct
 from pathlib import Path
@@ -53,9 +52,8 @@ def write_gguf(path: str | Path, model: GPT) -> None:
             bias = np.concatenate([module.bias.data for module in modules], dtype="<f4")
             tensors[f"{name}.bias"] = F32, bias.shape, bias
     types = [kind for name, (kind, *_) in tensors.items() if "attn_qkv.weight" in name]
-    fields = [*_sizes(model.config, max(set(types), key=types.count)),
-              *_tokenizer(model.tokenizer, model.config.vocab_size)]
-    at, infos = 0, []
+    values = _sizes(model.config, max(set(types), key=types.count)) | _tokenizer(model)
+    fields, at, infos = [_field(name, value) for name, value in values.items()], 0, []
     for name, (kind, shape, array) in tensors.items():
         n = len(shape)
         infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], kind, at))
@@ -83,32 +81,30 @@ def _weight(modules, paths):
                      f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
 
 
-def _sizes(c, file_type):
-    numbers = {"context_length": c.context_length, "embedding_length": c.d_model,
-               "feed_forward_length": 4 * c.d_model, "block_count": c.n_layers,
-               "attention.head_count": c.n_heads,
-               "attention.layer_norm_epsilon": float(c.norm_eps)}
-    return [_field("general.architecture", "gpt2"),
-            _field("general.file_type", FILE_TYPES[file_type]),
-            _field("general.quantization_version", 2),
-            *(_field(f"gpt2.{name}", number) for name, number in numbers.items())]
+def _sizes(c, kind):
+    """The model's fields. kind: the type of most linear layers."""
+    return {"general.architecture": "gpt2", "general.file_type": FILE_TYPES[kind],
+            "general.quantization_version": 2, "gpt2.context_length": c.context_length,
+            "gpt2.embedding_length": c.d_model, "gpt2.feed_forward_length": 4 * c.d_model,
+            "gpt2.block_count": c.n_layers, "gpt2.attention.head_count": c.n_heads,
+            "gpt2.attention.layer_norm_epsilon": float(c.norm_eps)}
 
 
-def _tokenizer(tokenizer, vocab_size):
+def _tokenizer(model):
     """The tokenizer's fields. Ids that only the model has are written as unused tokens."""
-    if tokenizer is None: return []
-    tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
+    tokenizer, n = model.tokenizer, model.config.vocab_size
+    if tokenizer is None: return {}
+    tokens, kinds = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
     for token, i in tokenizer.vocab.items(): tokens[i], kinds[i] = as_characters(token), NORMAL
     for name, i in tokenizer.special.items(): tokens[i], kinds[i] = name, CONTROL
     merges = [f"{as_characters(a)} {as_characters(b)}" for a, b in tokenizer.merges]
     end = tokenizer.end_of_text
     values = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": kinds,
               "merges": merges, "bos_token_id": end, "eos_token_id": end}
-    return [_field(f"tokenizer.ggml.{name}", value) for name, value in values.items()]
+    return {f"tokenizer.ggml.{name}": value for name, value in values.items()}
 
 
-def _string(text):
-    return struct.pack("<Q", len(text.encode())) + text.encode()
+def _string(text): return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def _field(name, value):

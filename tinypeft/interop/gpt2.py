@@ -1,16 +1,11 @@
 """Hugging Face's GPT-2 folders, both ways: config.json, safetensors and tokenizer files ↔ `GPT`.
 
-    theirs, in h.N                      ours, in blocks.N
-    attn.c_attn         (d, 3d)         attention.query, .key, .value     (d, d) each
-    attn.c_proj         (d, d)          attention.output                  (d, d)
-    mlp.c_fc, .c_proj   (d, 4d) (4d, d) mlp.up, .down                     (4d, d) (d, 4d)
-    ln_1, ln_2          (d,)            norm1, norm2                      (d,)
-    outside the blocks: wte, wpe, ln_f  token_embedding, position_embedding, final_norm
-
-Their linear layers (Conv1D) store W as (d_in, d_out), the transpose of ours. One of them computes
-query, key and value together. Names may start with "transformer.". `lm_head.weight` repeats the
-token embedding. `attn.bias` and `attn.masked_bias`, in old files, hold the causal mask. A folder is
-not trusted: headers are checked before the model gets memory, and every tensor must be known.
+Their wte, wpe and ln_f are our token_embedding, position_embedding and final_norm. Their h.N is our
+blocks.N, and `MODULES` lists what is in it. Their linear layers (Conv1D) store W as (d_in, d_out),
+the transpose of ours. c_attn computes query, key and value together. Names may start with
+"transformer.". `lm_head.weight` repeats the token embedding. `attn.bias` and `attn.masked_bias`, in
+old files, hold the causal mask. A folder is not trusted: headers are checked before the model gets
+memory, and every tensor must be known.
 """
 import json
 import re
@@ -25,8 +20,8 @@ from ..gpt import GPT, MLP, Attention, Block, GPTConfig
 from ..nn import Dropout, LayerNorm, Linear, Parameter
 from ..pretrained import load_pretrained
 from .bpe import read_tokenizer, write_tokenizer
-from .folder import SINGLE, HuggingFaceError, Report, read_object, read_tensors
-from .safetensors import write_safetensors
+from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
+from .safetensors import naming, write_safetensors
 
 __all__ = ["MODULES", "from_huggingface", "load_model", "to_huggingface"]
 
@@ -37,9 +32,9 @@ MODULES = {"ln_1": (["norm1"], (1,)),
            "mlp.c_fc": (["mlp.up"], (1, 4)), "mlp.c_proj": (["mlp.down"], (4, 1))}
 CONV1D = re.compile(r"\.c_\w+\.weight$")                  # their weights that are stored transposed
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+# our size → theirs, and GPT2Config's default
 SIZES = {"vocab_size": ("vocab_size", 50257), "context_length": ("n_positions", 1024),
-         "d_model": ("n_embd", 768), "n_layers": ("n_layer", 12),
-         "n_heads": ("n_head", 12)}                      # ours → theirs, and GPT2Config's default
+         "d_model": ("n_embd", 768), "n_layers": ("n_layer", 12), "n_heads": ("n_head", 12)}
 DROPOUTS = "resid_pdrop", "embd_pdrop", "attn_pdrop"
 # The values for which `GPT` computes the same function. The first is GPT2Config's default.
 SUPPORTED = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -60,7 +55,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
     if report.missing or strict and report.unused:
         hint = "" if report.missing else "; strict=False ignores the unused ones"
         raise HuggingFaceError(f"{folder} does not fit its config.json: {report}{hint}", report)
-    # A tiny model costs no memory; each parameter is then replaced by one of the right size.
+    # A tiny model costs no memory. Each parameter is then replaced by one of the right size.
     model = GPT(replace(config, vocab_size=1, context_length=1, d_model=1, n_heads=1))
     model.config, modules = config, dict(model.named_modules())
     for block in model.blocks: block.attention.n_heads = config.n_heads
@@ -82,8 +77,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
 
 def load_model(folder: str | Path | None = None) -> GPT:
     """Load the shipped base (None), a folder from `tinypeft pretrain`, or a GPT-2 folder."""
-    if folder is None or (Path(folder) / "weights.npz").exists():
-        return load_pretrained(folder)
+    if folder is None or (Path(folder) / "weights.npz").exists(): return load_pretrained(folder)
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: neither weights.npz (of `python -m "
                                 f"tinypeft pretrain`) nor config.json and {SINGLE} (of GPT-2)")
@@ -92,27 +86,20 @@ def load_model(folder: str | Path | None = None) -> GPT:
 
 def _check_folder(folder):
     """(GPTConfig, short name → (file, name in it), Report); of the weights, reads only lm_head."""
-    tensors = {}
-    for name, file in read_tensors(folder).items():
-        short = name.removeprefix("transformer.")
-        if short in tensors:
-            raise HuggingFaceError(f"{folder}: {short} occurs with and without 'transformer.'")
-        tensors[short] = file, name
-    path = folder / "config.json"
-    content = read_object(path)
-    try:
-        config = _parse_config(content, len(tensors))
-    except ValueError as e:
-        raise HuggingFaceError(f"{path}: {e}") from e
+    found = read_tensors(folder)
+    if twin := next((name for name in found if f"transformer.{name}" in found), None):
+        raise HuggingFaceError(f"{folder}: {twin} occurs with and without 'transformer.'")
+    tensors = {name.removeprefix("transformer."): (file, name) for name, file in found.items()}
+    content = read_object(path := folder / "config.json")
+    with naming(path, HuggingFaceError): config = _parse_config(content, len(tensors))
     layout = _layout(config)
     for name, (_, shape) in layout.items():
         if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
             raise HuggingFaceError(f"{folder}: {name} has shape {got}, config.json says {shape}")
     ignored = {name for name in tensors if MASKS.fullmatch(name)}
     if "lm_head.weight" in tensors and "wte.weight" in tensors:
-        if not _equal(_floats(tensors, "lm_head.weight"), _floats(tensors, "wte.weight")):
-            raise HuggingFaceError(f"{folder}: lm_head.weight is not wte.weight; a GPT's "
-                                   "output head is its token embedding")
+        if not np.array_equal(*(_floats(tensors, f"{name}.weight") for name in ("lm_head", "wte"))):
+            raise HuggingFaceError(f"{folder}: lm_head.weight is not wte.weight; a GPT ties them")
         ignored.add("lm_head.weight")
     elif content.get("tie_word_embeddings") is False:
         raise HuggingFaceError(f"{path}: tie_word_embeddings=false, but lm_head.weight is missing")
@@ -123,26 +110,17 @@ def _check_folder(folder):
 
 def _parse_config(content, n_tensors):
     """config.json → GPTConfig. ValueError for fields that do not describe a GPT."""
-    for name, allowed in SUPPORTED.items():
-        if content.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{name} is {repr(content[name])[:80]}; a GPT here has "
-                             f"{' or '.join(map(repr, allowed))}")
-    sizes = {ours: content.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
-    if wrong := [f"{SIZES[name][0]}={n!r}" for name, n in sizes.items() if type(n) is not int]:
-        raise ValueError(f"expected whole numbers, got {', '.join(wrong)}")
-    if (width := content.get("n_inner")) not in (None, 4 * sizes["d_model"]):
-        raise ValueError(f"n_inner is {width!r}; an MLP here is 4 n_embd wide")
-    if sizes["n_layers"] > n_tensors:                    # checked before memory is needed for them
-        raise ValueError(f"{sizes['n_layers']} layers, but the weights are {n_tensors} tensors")
+    check_fields(content, SUPPORTED)
     dropouts = {name: content.get(name, 0.1) for name in DROPOUTS}
-    numbers = {"layer_norm_epsilon": content.get("layer_norm_epsilon", 1e-5), **dropouts}
-    if wrong := {name: x for name, x in numbers.items()
-                 if type(x) not in (int, float) or not 0 <= x < 1}:
-        raise ValueError(f"expected numbers in [0, 1), got {wrong}")
-    if len(set(dropouts.values())) > 1:
+    if any(p != dropouts["resid_pdrop"] for p in dropouts.values()):
         raise ValueError(f"a GPT here has one dropout for all, got {dropouts}; make them equal")
-    return GPTConfig(**sizes, dropout=dropouts["resid_pdrop"],
-                     norm_eps=numbers["layer_norm_epsilon"])
+    sizes = {ours: content.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
+    config = GPTConfig(**sizes, dropout=dropouts["resid_pdrop"],         # checks types and limits
+                       norm_eps=content.get("layer_norm_epsilon", 1e-5))
+    check_fields(content, {"n_inner": (None, 4 * config.d_model)})
+    if config.n_layers > n_tensors:                      # checked before memory is needed for them
+        raise ValueError(f"{config.n_layers} layers, but the weights are {n_tensors} tensors")
+    return config
 
 
 def _layout(config):
@@ -165,16 +143,9 @@ def _floats(tensors, name):
     return file[full]
 
 
-def _equal(a, b, rows=4096):
-    """Whether two matrices are equal; compares a few rows at a time to save memory."""
-    return a.shape == b.shape and all(np.array_equal(a[i:i + rows], b[i:i + rows])
-                                      for i in range(0, len(a), rows))
-
-
 def to_huggingface(model: GPT, folder: str | Path) -> None:
     """Write a GPT, with its tokenizer, for transformers' `GPT2LMHeadModel`; also called as
-    `model.to_huggingface(folder)`. Raises ValueError for a model that is quantized or has a method
-    or a classification head."""
+    `model.to_huggingface(folder)`. ValueError for one that is quantized, has a method or a head."""
     config, folder = model.config, Path(folder)
     layout, parameters = _layout(config), dict(model.named_parameters())
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
@@ -186,8 +157,8 @@ def to_huggingface(model: GPT, folder: str | Path) -> None:
                          "method, set model.head = None, or use a model that is not quantized")
     arrays = {}
     for theirs, (ours, _) in layout.items():
-        array = parameters[ours[0]].data
-        if len(ours) > 1: array = np.concatenate([parameters[name].data for name in ours])
+        parts = [parameters[name].data for name in ours]
+        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
         arrays[f"transformer.{theirs}"] = array.T if CONV1D.search(theirs) else array
     end = getattr(model.tokenizer, "end_of_text", None)
     content = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],

@@ -10,9 +10,9 @@ of layers as follows:
     layers_to_transform, layers_pattern     numbers of blocks: restrict a list of targets to them
     rank_pattern, alpha_pattern             {regular expression for the end of a path: value}
 
-The first pattern in the file that matches counts. PEFT sorts patterns when it saves, so this need
-not be the one it trained with. Python's `re` takes exponential time on some patterns. `matches`
-knows the expressions that people write for paths, and takes polynomial time.
+The first pattern in the file that matches counts. PEFT sorts patterns when it saves, so it may have
+trained with another one. Python's `re` takes exponential time on some patterns. `matches` knows the
+expressions that people write for paths, and takes polynomial time.
 """
 import functools
 import math
@@ -30,11 +30,11 @@ from .safetensors import read_safetensors
 
 __all__ = ["Config", "Tensors", "matches"]
 
-COMMON = {"peft_type", "task_type", "modules_to_save"}
-IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
-              "peft_version", "fan_in_fan_out", "megatron_config", "megatron_core", "loftq_config",
-              "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
-              "ensure_weight_tying", "runtime_config"}
+# fields that every kind of adapter may have, and those that do not change what it computes
+COMMON = {"peft_type", "task_type", "modules_to_save", "auto_mapping", "base_model_name_or_path",
+          "revision", "inference_mode", "peft_version", "fan_in_fan_out", "megatron_config",
+          "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+          "qalora_group_size", "ensure_weight_tying", "runtime_config"}
 LAYER = re.compile(r"transformer\.h\.(\d+)\.")
 
 
@@ -46,8 +46,7 @@ class Config:
 
     def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         """The field `name`, or the default if it is null or absent. ValueError for another type."""
-        value = self.fields.get(name)
-        kinds = kind if isinstance(kind, tuple) else (kind,)
+        value, kinds = self.fields.get(name), kind if isinstance(kind, tuple) else (kind,)
         if value is None: return default
         if float in kinds: value = _as_float(value)
         if type(value) not in kinds:
@@ -84,10 +83,9 @@ class Config:
         """MethodError for a field that is on, not `known`, and may change what is computed."""
         for name, value in self.fields.items():
             is_off = value in (None, False, 0, "", [], {})
-            if not is_off and name not in known | COMMON | IRRELEVANT:
+            if not is_off and name not in known | COMMON:
                 raise self.unsupported(name, "it may change what the adapter computes")
 
-    # -- which layers ------------------------------------------------------------------------------
     def select(self, paths: list[str], linear: list[str]) -> list[str]:
         """Those of a model's `paths` that are adapted; "all-linear" means all of `linear`."""
         targets = self.names("target_modules", (list, str), ["c_attn"])
@@ -101,11 +99,10 @@ class Config:
         return chosen
 
     def _in_layers(self, path):
-        numbers = self.get("layers_to_transform", (int, list))
-        pattern = self.get("layers_pattern", (str, list))
-        if numbers is None or numbers == []: return True
-        layer = LAYER.match(path)
-        if layer is None or pattern not in (None, "", [], "h", ["h"]): return False
+        numbers = self.get("layers_to_transform", (int, list), [])
+        pattern, layer = self.get("layers_pattern", (str, list), "h"), LAYER.match(path)
+        if numbers == []: return True
+        if layer is None or pattern not in ("", [], "h", ["h"]): return False
         return int(layer[1]) in (numbers if isinstance(numbers, list) else [numbers])
 
     def pattern_value(self, name: str, kind: type, path: str, default: float) -> Any:
@@ -142,13 +139,12 @@ class Tensors:
             return None
         array = self.file[self.names[name]]
         got, where = array.shape, f"{self.path}: {name}"
-        expected = tuple(got[i] if n is None else n for i, n in enumerate(shape) if i < len(got))
-        if len(got) != len(shape) or got != expected:
+        fits = lambda: all(n in (None, m) for n, m in zip(shape, got, strict=True))
+        if len(got) != len(shape) or not fits():
             hint = "it is transposed" if got == shape[::-1] else "has the base other sizes?"
             expected = str(shape).replace("None", "any") + (reason and f" for {reason}")
             raise ValueError(f"{where} has shape {got}, expected {expected}; {hint}")
-        if array.dtype.kind != "f":
-            raise ValueError(f"{where} has {array.dtype} numbers, expected floats")
+        if array.dtype.kind != "f": raise ValueError(f"{where} is {array.dtype}, expected floats")
         with np.errstate(over="ignore"): array = array.astype(self.dtype)
         if not np.isfinite(array).all():
             raise ValueError(f"{where} has numbers that are not finite in {np.dtype(self.dtype)}")
@@ -177,11 +173,13 @@ TOKEN = re.compile(r"(\\[.dw-]|\[\^?(?:\w-\w|\w|\\d|\.)+\]|\.|[\w-]|\((?:\?:)?([
 
 
 def matches(pattern: str, text: str, starts: Iterable[int] = (0,)) -> bool:
-    r"""Whether a regular expression matches `text` from one of the `starts` to the end.
-
-    Takes time O(len(pattern) len(text)²). The pattern may have letters, `.`, `\.`, `\d`, `\w`, sets
-    [0-9], `*`, `+`, `?`, and groups (a|b) that are not nested; all others are ValueErrors."""
-    tokens = _parse(pattern.removeprefix("^").removesuffix("$"))
+    r"""Whether a regular expression matches `text` from one of the `starts` to the end, in time
+    O(len(pattern) len(text)²). The pattern may have letters, `.`, `\.`, `\d`, `\w`, sets [0-9],
+    `*`, `+`, `?`, and groups (a|b) that are not nested; all others are ValueErrors."""
+    try:
+        tokens = _parse(pattern.removeprefix("^").removesuffix("$"))
+    except re.error as e:
+        raise ValueError(f"the pattern {pattern[:200]!r}: {e}; write names of layers") from e
     return len(text) in _match_ends(tokens, text, set(starts))
 
 
@@ -192,27 +190,23 @@ def _parse(pattern):
     while at < len(pattern):
         token = TOKEN.match(pattern, at)
         if token is None or len(pattern) > 1000:
-            raise ValueError(f"the pattern {pattern[:200]!r} is too long, or not understood from "
-                             f"{pattern[at:at + 20]!r} on; write names of layers instead")
-        try:
-            once = (re.compile(token[1]) if token[2] is None
-                    else [_parse(part) for part in token[2].split("|")])
-        except re.error as e:
-            raise ValueError(f"the pattern {pattern[:200]!r} is no regular expression: {e}") from e
-        tokens.append((once, token[3]))
+            raise re.error("too long, or not understood", pattern, at)
+        character, group, repeat = token.groups()
+        once = re.compile(character) if group is None else [_parse(p) for p in group.split("|")]
+        tokens.append((once, repeat))
         at = token.end()
     return tokens
 
 
 def _match_ends(tokens, text, starts):
     """The places where a match that begins at one of `starts` can end."""
-    for once, repeat in tokens:
-        def step(at, once=once):
-            if isinstance(once, list): return set().union(*(_match_ends(p, text, at) for p in once))
-            return {i + 1 for i in at if once.match(text, i)}
-        reached = new = step(starts)
+    for step, repeat in tokens:
+        def ends(at, step=step):
+            if isinstance(step, list): return set().union(*(_match_ends(p, text, at) for p in step))
+            return {i + 1 for i in at if step.match(text, i)}
+        reached = new = ends(starts)
         while new and repeat in ("*", "+"):
-            new = step(new) - reached
+            new = ends(new) - reached
             reached = reached | new
         starts = reached | starts if repeat in ("*", "?") else reached
     return starts

@@ -7,23 +7,24 @@
 
 A file is mapped into memory, so an array that is not used is not read. Files are not trusted. The
 arrays must fill the data without a gap or an overlap, and each must be as long as its shape and
-dtype say. Therefore no header can make this module ask for more memory than the file has bytes.
-Written files equal those of the safetensors library byte for byte.
-Format: https://github.com/huggingface/safetensors (its README).
+dtype say, so no header can make this module ask for more memory than the file has bytes. Written
+files equal the library's byte for byte. Format: https://github.com/huggingface/safetensors.
 """
+import contextlib
 import json
 import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import parse_json, replacing
 from ..hints import Array
 
-__all__ = ["SafeTensors", "SafeTensorsError", "read_safetensors", "write_safetensors"]
+__all__ = ["SafeTensors", "SafeTensorsError", "naming", "read_safetensors", "write_safetensors"]
 
 # dtype → (NumPy's name or None, bits per element), in the library's order: it writes the last first
 DTYPES = {"BOOL": ("?", 8), "F4": (None, 4), "F6_E2M3": (None, 6), "F6_E3M2": (None, 6),
@@ -32,8 +33,7 @@ DTYPES = {"BOOL": ("?", 8), "F4": (None, 4), "F6_E2M3": (None, 6), "F6_E3M2": (N
           "I16": ("<i2", 16), "U16": ("<u2", 16), "F16": ("<f2", 16), "BF16": ("<u2", 16),
           "I32": ("<i4", 32), "U32": ("<u4", 32), "F32": ("<f4", 32), "C64": ("<c8", 64),
           "F64": ("<f8", 64), "I64": ("<i8", 64), "U64": ("<u8", 64)}
-DTYPE_NAMES = {np.dtype(kind): name for name, (kind, _) in DTYPES.items()
-               if kind and name != "BF16"}
+DTYPE_NAMES = {np.dtype(kind): n for n, (kind, _) in DTYPES.items() if kind and n != "BF16"}
 LONGEST_HEADER = 100_000_000                                         # bytes; the library's limit
 MOST_AXES = 32
 
@@ -42,13 +42,21 @@ class SafeTensorsError(ValueError):
     """A file breaks the format. The message names the file, and the tensor if one is at fault."""
 
 
+@contextlib.contextmanager
+def naming(place: Any, error: type[ValueError] = ValueError) -> Iterator[None]:
+    """A ValueError inside becomes an `error` whose message begins with `place`."""
+    try:
+        yield
+    except ValueError as e:
+        raise error(f"{place}: {e}") from e
+
+
 class SafeTensors(Mapping[str, Array]):
     """The arrays of one file by name, each read when it is used; made by `read_safetensors`.
 
     `file[name]` is a read-only view of the mapped file; for BF16 it is a new float32 array.
     `shape(name)` and `dtype(name)` (such as "F16") come from the header and read no data.
-    `metadata` is the file's own mapping str → str.
-    """
+    `metadata` is the file's own mapping str → str."""
 
     def __init__(self, path: Path, entries: dict, metadata: dict[str, str], data: Array):
         self.path, self.metadata, self._entries, self._data = path, metadata, entries, data
@@ -62,11 +70,11 @@ class SafeTensors(Mapping[str, Array]):
         if kind is None:
             raise SafeTensorsError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy does not "
                                    "have; store it as F32, F16 or BF16")
-        array = self._data[start:end].view(kind)
-        if dtype == "BF16":                                          # the upper half of a float32
-            array = (array.astype("<u4") << 16).view("<f4")
-        if dtype == "BOOL" and self._data[start:end].max(initial=0) > 1:
+        data = self._data[start:end]
+        if dtype == "BOOL" and data.max(initial=0) > 1:
             raise SafeTensorsError(f"{self.path}: {name!r} is BOOL, with bytes other than 0 and 1")
+        array = data.view(kind)                                  # BF16: the upper half of a float32
+        if dtype == "BF16": array = (array.astype("<u4") << 16).view("<f4")
         return array.reshape(shape)
 
     def __iter__(self) -> Iterator[str]: return iter(self._entries)
@@ -84,41 +92,31 @@ def read_safetensors(path: str | Path) -> SafeTensors:
 
     The file must not shrink while its arrays are in use. Raises FileNotFoundError, or
     SafeTensorsError (a ValueError) for a file that is damaged, cut off or built to mislead."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
+    if (path := Path(path)).exists() and not path.is_file():
         raise SafeTensorsError(f"{path} is not a regular file")
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
-        if size < 8:
-            raise SafeTensorsError(f"{path}: {size} bytes, too short for a safetensors file")
+        if size < 8: raise SafeTensorsError(f"{path}: {size} bytes, too short for the format")
         data = np.frombuffer(mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
     n = int(data[:8].view("<u8")[0])
     if n > min(size - 8, LONGEST_HEADER):
         raise SafeTensorsError(f"{path}: a header of {n:,} bytes in a file of {size:,} (the limit "
                                f"is {LONGEST_HEADER:,}); it is cut off or no safetensors file")
-    try:
-        entries, metadata = _read_header(data[8:8 + n], size - 8 - n)
-    except ValueError as e:
-        raise SafeTensorsError(f"{path}: {e}") from e
-    return SafeTensors(path, entries, metadata, data[8 + n:])
+    with naming(path, SafeTensorsError):
+        return SafeTensors(path, *_read_header(data[8:8 + n], size - 8 - n), data[8 + n:])
 
 
 def _read_header(header, size):
     """(name → (dtype, shape, start, end), metadata), checked against `size`, the bytes of data."""
-    try:
+    with naming("the header is not the JSON of a safetensors file"):
         header = parse_json(str(header.data, "utf-8"))
-    except ValueError as e:
-        raise ValueError(f"the header is not the JSON of a safetensors file: {e}") from e
     if not isinstance(header, dict):
         raise ValueError(f"the header must be a JSON object, got {type(header).__name__}")
     metadata, entries, at = header.pop("__metadata__", {}), {}, 0
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("__metadata__ must map strings to strings")
     for name, entry in header.items():
-        try:
-            entries[name] = _read_entry(name, entry)
-        except ValueError as e:
-            raise ValueError(f"tensor {name!r}: {e}") from e
+        with naming(f"tensor {name!r}"): entries[name] = _read_entry(name, entry)
     for name, (*_, start, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != at:
             raise ValueError(f"tensor {name!r} starts at byte {start:,} of the data, expected "
@@ -138,18 +136,17 @@ def _read_entry(name, entry):
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"unknown dtype {str(dtype)[:40]!r}; there are {', '.join(DTYPES)}")
-    for field, numbers in ("shape", shape), ("data_offsets", offsets):
-        fits = lambda i: type(i) is int and 0 <= i < 1 << 63
-        if not isinstance(numbers, list) or not all(map(fits, numbers)):
-            raise ValueError(f"{field} must be a list of whole numbers in [0, 2⁶³), got "
-                             f"{str(numbers)[:80]}")
+    for field, value in ("shape", shape), ("data_offsets", offsets):
+        if type(value) is not list or not all(type(i) is int and 0 <= i < 1 << 63 for i in value):
+            got = str(value)[:80]
+            raise ValueError(f"{field} must be a list of whole numbers in [0, 2⁶³), got {got}")
     # NumPy multiplies the other axes even if one of them is 0
     if len(shape) > MOST_AXES or math.prod(max(i, 1) for i in shape) >= 1 << 59:
         raise ValueError(f"an array cannot have {len(shape)} axes of {str(shape)[:80]}")
     bits = math.prod(shape) * DTYPES[dtype][1]
     if len(offsets) != 2 or 8 * (offsets[1] - offsets[0]) != bits:
-        raise ValueError(f"{dtype} {tuple(shape)} has {bits / 8:g} bytes, data_offsets are "
-                         f"{str(offsets)[:80]}")
+        got = str(offsets)[:80]
+        raise ValueError(f"{dtype} {tuple(shape)} has {bits / 8:g} bytes, data_offsets are {got}")
     return dtype, tuple(shape), *offsets
 
 

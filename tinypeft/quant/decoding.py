@@ -8,8 +8,11 @@ the offset, if any. Two threads share a large array: NumPy releases Python's loc
 One in-place multiplication takes 0.6 to 1.0 ms; splitting the bytes first would take 11 ms. The
 compiled loop of bitsandbytes, which works in registers, takes 0.3 to 1.2 ms.
 """
+from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,11 +20,14 @@ from ..hints import Array
 from .codebooks import codebook
 from .packing import unpack
 
+if TYPE_CHECKING:
+    from .qtensor import QTensor
+
 CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use two threads
 OTHER = ThreadPoolExecutor(1)    # the second thread; it waits for none, so a worker may wait for it
 
 
-def decode(q, flat: Array) -> None:
+def decode(q: QTensor, flat: Array) -> None:
     """Write x̂ of all N elements of the QTensor q, in stored order, into flat, float32 (N,)."""
     table = decoding_table(q.bits, q.codebook, q.zero if isinstance(q.zero, int) else 0)
     scales, zeros, B = q.scales(), q.zeros(), q.block_size
@@ -48,7 +54,7 @@ def decode(q, flat: Array) -> None:
     other.result()
 
 
-def look_up(table: Array, q, start: int, x: Array) -> None:
+def look_up(table: Array, q: QTensor, start: int, x: Array) -> None:
     """Write the table's values of elements start … start + len(x) of q into x. No index needs
     clipping, but only mode="clip" lets NumPy write into `out` without a buffer."""
     if table.ndim == 1:

@@ -44,7 +44,7 @@ def save_quantized(model: GPT, path: str | Path) -> None:
               for p, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     index = [[name, a.dtype.name, list(a.shape)] for name, a in state.items()]
     joined = {dtype: np.concatenate([state[name].reshape(-1) for name, d, _ in index if d == dtype])
-              for dtype in {d for _, d, _ in index}}
+              for dtype in dict.fromkeys(d for _, d, _ in index)}   # in a fixed order
     layout = zlib.compress(json.dumps({"layers": layers, "index": index}).encode())
     save_arrays(path, joined | {"layout": np.frombuffer(layout, np.uint8)},
                 {"format": 1, "config": dataclasses.asdict(model.config),

@@ -12,13 +12,13 @@ import ast
 import importlib.util
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tinypeft
-
+from .. import peft, quant
 from ..course.build import table as table_of_lessons
 from ..course.exercises import TOPICS, of_topic
 from ..course.percent import parsed, sources
@@ -35,6 +35,7 @@ from .pictures import PICTURES
 
 __all__ = ["Lack", "missing", "stale"]
 
+PUBLIC = sys.modules[__name__.split(".")[0]]              # the package, for its list of public names
 RESULTS = ROOT / "figures" / "results"
 FIGURES, MAIN_JOB = "`python -m tinypeft figures`", "`python -m tinypeft --out figures`"
 TEXTBOOK = {"full", "uniform", "gguf"}                   # without a paper's letters to translate
@@ -120,13 +121,13 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
 
 def of_class(name: str, cls: type, folder: str) -> Lacks:
     """The docstring, and the lists of public names."""
-    package = getattr(tinypeft, folder)
+    package = {"peft": peft, "quant": quant}[folder]
     file, inits = f"{cls.__module__.split('.')[-1]}.py", (f"tinypeft/{folder}/__init__.py", "tinypeft/__init__.py")
     yield from of_docstring(name, f"{cls.__module__.replace('.', '/')}.py", cls.__doc__)
     if cls.__name__ not in package.__all__: yield Lack(2, inits[0], f"__all__ has no {cls.__name__!r}; add it")
-    both = tinypeft.peft.__doc__ + tinypeft.quant.__doc__               # PEQA is a method and in quant/
+    both = peft.__doc__ + quant.__doc__               # PEQA is a method and in quant/
     if f" {file} " not in both: yield Lack(2, inits[0], f"the docstring has no line about {file}; add one")
-    if not hasattr(tinypeft, cls.__name__): yield Lack(2, inits[1], f"it does not import {cls.__name__}; add it there")
+    if not hasattr(PUBLIC, cls.__name__): yield Lack(2, inits[1], f"it does not import {cls.__name__}; add it there")
 
 
 def of_docstring(name: str, file: str, doc: str) -> Lacks:
