@@ -330,6 +330,6 @@ def test_every_command_takes_a_hugging_face_folder(capsys, tmp_path):
 def test_a_model_without_a_tokenizer_or_none_at_all(capsys, folder):
     for name in "tokenizer.json", "vocab.json", "merges.txt": (folder / name).unlink()
     status, _, err = run(capsys, "generate", "x", "--model", folder)
-    assert status == 2 and "holds no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there" in err
+    assert status == 2 and "has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, into it" in err
     status, _, err = run(capsys, "generate", "x", "--model", folder.parent)
     assert status == 2 and "neither weights.npz" in err and "config.json and model.safetensors" in err

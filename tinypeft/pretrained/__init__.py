@@ -1,8 +1,7 @@
-"""The shipped base model: its weights, its tokenizer, and how it was trained.
+"""The shipped base model, which `python -m tinypeft pretrain` makes (`make.py`).
 
 `weights.npz` holds float16 arrays under the names of `GPT.state_dict`, `tokenizer.json` the
-byte-level BPE, `training.json` the configuration, the loss curve and the measurements. `python -m
-tinypeft pretrain` makes all three (`make.py`).
+byte-level BPE, `training.json` the configuration, the loss curve and the measurements.
 """
 import functools
 import json
@@ -23,8 +22,7 @@ FOLDER = Path(__file__).parent
 def load_pretrained(folder: str | Path | None = None) -> GPT:
     """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`, offline.
 
-    folder: written by `python -m tinypeft pretrain --out FOLDER`; None is the shipped base. Raises
-    FileNotFoundError or ValueError."""
+    folder: from `pretrain --out`; None is the shipped one. Raises FileNotFoundError, ValueError."""
     folder = FOLDER if folder is None else Path(folder)
     arrays, meta = load_arrays(folder / "weights.npz")
     model = GPT(GPTConfig(**meta["config"]))

@@ -1,7 +1,7 @@
 """`python -m tinypeft pretrain`: train the base model and write what the package ships.
 
-It takes about an hour and a half on two cores, and an interrupted run resumes. The text is
-`text.base_corpus()`. Every number in training.json is measured here, with the n-gram model's.
+It takes an hour and a half on two cores; an interrupted run resumes. The text is `base_corpus()`.
+Every number in training.json is measured here, also the n-gram model's.
 """
 import dataclasses
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from ..files import save_arrays, write_atomically
 from ..gpt import GPT, GPTConfig
 from ..text import BPETokenizer, KneserNey, base_corpus, domain_corpus
-from ..text.tasks import LanguageModelling
+from ..text.tasks import LanguageModelling, domain
 from ..train import evaluate, train
 from . import FOLDER
 
@@ -28,12 +28,8 @@ RECIPE = dict(steps=16_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_
 
 def tasks(tokenizer: BPETokenizer, context: int) -> tuple[LanguageModelling, LanguageModelling]:
     """Make two tasks of language modelling: the base's own text, and Matplotlib's."""
-    def task(name, corpus):
-        splits = {split: tokenizer.encode_documents(getattr(corpus, split))
-                  for split in ("train", "validation", "test")}
-        n_bytes = {split: corpus.n_bytes(split) for split in splits}
-        return LanguageModelling(name, splits, n_bytes, context)
-    return task("base", base_corpus()), task("domain", domain_corpus())
+    own = LanguageModelling.of_corpus("base", base_corpus(), tokenizer, context)
+    return own, domain(tokenizer, context)
 
 
 def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CONFIG,
@@ -45,7 +41,7 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
     work, out = Path(work), Path(out)
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = BPETokenizer.train(base_corpus().text("train"), config.vocab_size)
-    own, domain = tasks(tokenizer, config.context_length)
+    own, other = tasks(tokenizer, config.context_length)
     model = GPT(config, rng=recipe["seed"])
     history = train(model, own, **recipe, checkpoint=work / "checkpoint.npz",
                     checkpoint_every=500, stop_after=stop_after, progress=progress)
@@ -57,10 +53,9 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out / "tokenizer.json")
     save_arrays(out / "weights.npz", half, {"config": dataclasses.asdict(config)})
-    results = {}
-    ngram = KneserNey(order=5).fit(own.data("train"), config.vocab_size)
+    ngram, results = KneserNey(order=5).fit(own.data("train"), config.vocab_size), {}
     ngram.tune(own.data("validation"))
-    for task in (own, domain):
+    for task in (own, other):
         results[f"{task.name} test"] = evaluate(model, task, "test")
         results[f"5-gram {task.name} test"] = task.finish({"loss": ngram.loss(task.data("test"))})
     record = {

@@ -63,10 +63,9 @@ def key(name: str) -> str:
 @functools.cache
 def base_text(splits: tuple[str, ...] = ("train", "validation"), context: int = 256, every: int = 1) -> LanguageModelling:
     """The text of the bases as a task, every `every`-th document of it; they have never seen "validation" and "test"."""
-    documents = {split: getattr(corpus.base_corpus(), split)[::every] for split in splits}
-    streams = {split: load_tokenizer().encode_documents(ds) for split, ds in documents.items()}
-    n_bytes = {split: sum(len(str(d).encode()) for d in ds) for split, ds in documents.items()}
-    return LanguageModelling("base", streams, n_bytes, context, {"base": corpus.base_corpus().sha256})
+    text = corpus.base_corpus()
+    text = dataclasses.replace(text, **{split: getattr(text, split)[::every] for split in splits})
+    return LanguageModelling.of_corpus("base", text, load_tokenizer(), context, splits)
 
 
 def make(name: str, path: Path, progress: bool | None = None) -> None:

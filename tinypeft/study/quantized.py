@@ -31,10 +31,7 @@ base_model = functools.cache(load_pretrained)            # shared by all: to cha
 @functools.cache
 def own_text(context: int = 128) -> LanguageModelling:
     """Language modelling of the text that the base was trained on, to train on and to test."""
-    text, encode = corpus.base_corpus(), base_model().tokenizer.encode_documents
-    splits = "train", "validation", "test"
-    return LanguageModelling("base", {s: encode(getattr(text, s)) for s in splits}, {s: text.n_bytes(s) for s in splits},
-                             context, {"base": text.sha256})
+    return LanguageModelling.of_corpus("base", corpus.base_corpus(), base_model().tokenizer, context)
 
 
 @dataclass(frozen=True, eq=False)

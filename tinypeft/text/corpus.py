@@ -1,25 +1,24 @@
 """The corpora: English from every installation, split so that no test repeats training text.
 
-`base_corpus()` is what the shipped model is pretrained on: Python's reference topics and the
-docstrings of the standard library, NumPy and SciPy. `domain_corpus()` is Matplotlib's docstrings,
-which the base never saw. Both are read at run time, in a fixed order, and carry a SHA-256 of the
-documents read, which tells one library version from another.
+The shipped model is pretrained on `base_corpus()`: Python's reference topics and the docstrings of
+the standard library, NumPy and SciPy. `domain_corpus()` is Matplotlib's docstrings, which the base
+never saw. Both are read at run time, in a fixed order; their SHA-256 identifies what was read.
 
 Documentation repeats itself. If test documents are drawn one by one, a sixth of them share 24 words
 in a row with training (measured), and the test rewards memory. So we split in three steps:
 
 1. Documents that share any span of 24 words form a *family* (union–find; a shorter document is one
-   span), and a family is never divided. Why 24: shorter spans join documents that merely use the
-   same phrases (the largest family is 38 % of the base's text at 12 words, 26 % at 16, 17 % at 24,
-   11 % at 32, 2 % at 48), and longer spans let repetition through (at 48, 14 % of the test
-   documents share 24 words with training). Half of all docstrings have at most 24 words.
+   span), and a family is never divided. Shorter spans join documents that merely use the same
+   phrases (the largest family is 38 % of the base's text at 12 words, 26 % at 16, 17 % at 24, 11 %
+   at 32, 2 % at 48). Longer spans let repetition through (at 48, 14 % of the test documents share
+   24 words with training). Half of all docstrings have at most 24 words.
 2. The hash of a family's first header chooses train, validation or test, so new documents move few
    old ones. A family above 1 % of the text goes to train: it should not dominate a test.
 3. A paragraph of at least 80 characters is kept at its first occurrence only, in the order train,
    validation, test. A repeated one would count twice in training and make a test easy.
 
-Matplotlib's documents are split by the same rules but not compared with the base's. Wording that
-the libraries share is what a pretrained model may know, not a leak.
+Matplotlib's documents are split likewise but not compared with the base's: a pretrained model may
+know the wording that libraries share.
 """
 import contextlib
 import functools
@@ -37,11 +36,9 @@ from ..files import cache_directory, write_atomically
 from . import docstrings
 from .docstrings import LIBRARIES, Document, location
 
-SPAN = 24              # two documents that share so many words in a row are one family
-PARAGRAPH = 80         # repeated paragraphs of at least so many characters are dropped
+SPAN = 24              # words in a row that join two documents into a family
+PARAGRAPH = 80         # characters; repeated paragraphs of at least this length are dropped
 GIANT = 0.01           # a family above this share of the text stays in train
-
-# Editing the reader renews the cache. A running process keeps its entry.
 _READER = hashlib.sha256(Path(docstrings.__file__).read_bytes()).hexdigest()
 
 
@@ -70,9 +67,8 @@ def base_corpus() -> Corpus:
 
 @functools.cache
 def domain_corpus() -> Corpus:
-    """Read the corpus that the base has never seen: Matplotlib.
-
-    It has a fifth of the base corpus' size, so twice the share is held out."""
+    """Read the corpus that the base has never seen: Matplotlib. It is small (a fifth of the base
+    corpus), so twice the share is held out."""
     return _read_corpus("matplotlib", fractions=(0.1, 0.1))
 
 
@@ -92,8 +88,8 @@ def fingerprint(documents: Iterable[Document]) -> str:
 def families(documents: Sequence[Document], span: int = SPAN) -> list[int]:
     """Return, for each document, the index of its family's first member.
 
-    Two documents are joined if they share `span` consecutive words (case and punctuation ignored);
-    families are the connected components of that relation."""
+    Sharing `span` consecutive words (case and punctuation ignored) joins two documents. Families
+    are the connected components."""
     parent = list(range(len(documents)))
 
     def root(i):
@@ -120,8 +116,8 @@ def split(documents: Sequence[Document], fractions: tuple[float, float] = (0.05,
     validation, test = fractions
     if min(fractions) < 0 or validation + test >= 1:
         raise ValueError(f"fractions must be two numbers ≥ 0 with sum below 1, got {fractions}")
-    family = families(documents)
-    members, size = Counter(family), Counter()
+    family, size = families(documents), Counter()
+    members = Counter(family)
     for first, document in zip(family, documents, strict=True):
         size[first] += len(str(document))
     limit = GIANT * size.total()
@@ -138,18 +134,16 @@ def split(documents: Sequence[Document], fractions: tuple[float, float] = (0.05,
 def deduplicate(documents: Iterable[Document], seen: set[str] | None = None) -> list[Document]:
     """Drop repeated paragraphs, and documents that are then empty.
 
-    Blank lines separate paragraphs; those below 80 characters always stay. seen: the paragraphs met
-    so far (spaces collapsed). The function adds to it, so that several calls can share one set."""
+    Blank lines separate paragraphs; those below 80 characters stay. seen: the paragraphs met so far
+    (spaces collapsed); the function adds to it, so several calls can share one set."""
     seen, kept = set() if seen is None else seen, []
     for document in documents:
         paragraphs = []
         for paragraph in document.text.split("\n\n"):
             key = " ".join(paragraph.split())
-            if len(key) < PARAGRAPH or key not in seen:
-                seen.add(key)
-                paragraphs.append(paragraph)
-        if paragraphs:
-            kept.append(replace(document, text="\n\n".join(paragraphs)))
+            if len(key) < PARAGRAPH or key not in seen: paragraphs.append(paragraph)
+            seen.add(key)
+        if paragraphs: kept.append(replace(document, text="\n\n".join(paragraphs)))
     return kept
 
 
@@ -158,9 +152,9 @@ def deduplicate(documents: Iterable[Document], seen: set[str] | None = None) -> 
 def documents(library: str) -> list[Document]:
     """Call `docstrings.read`, which takes seconds, and keep the result in a cache file.
 
-    The file's name contains a hash of the library's location and version, Python's version and the
-    reader's source. An unreadable file is made again; an unwritable directory means no cache.
-    Raises like `docstrings.read`."""
+    The file is named after the library's location and version, Python's version and the reader's
+    source. An unreadable file is made again; an unwritable directory means no cache. Raises as
+    `docstrings.read` does."""
     version = importlib.metadata.version(library) if library in LIBRARIES[1:] else ""
     origin = f"{location(library)} {version} {platform.python_version()} {_READER}"
     key = hashlib.sha256(origin.encode()).hexdigest()[:16]
@@ -173,7 +167,7 @@ def documents(library: str) -> list[Document]:
     except (OSError, ValueError, TypeError, KeyError):
         pass
     read = docstrings.read(library)
-    content = {"sha256": fingerprint(read), "documents": [astuple(d) for d in read]}
     with contextlib.suppress(OSError):
-        write_atomically(path, json.dumps(content))
+        write_atomically(path, json.dumps({"sha256": fingerprint(read),
+                                           "documents": [astuple(d) for d in read]}))
     return read

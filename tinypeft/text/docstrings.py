@@ -1,14 +1,12 @@
 """Read the docstrings of an installed library from its source files: one `Document` per docstring.
 
-The sources are parsed with `ast`, never imported. An import would run code and need every optional
-dependency, and decorators would copy the same table into a hundred docstrings. The docstrings of
-compiled extensions are read from the `add_newdoc(name, text)` calls in the sources.
+The sources are parsed with `ast`, never imported: an import would run code and need every optional
+dependency, and decorators would copy one table into a hundred docstrings. Calls
+`add_newdoc(name, text)` in the sources give the docstrings of compiled extensions.
 
-A document is named as users call it (`numpy.mean`, not `numpy._core.fromnumeric.mean`):
-`_public_names` finds that name through the imports in the packages' `__init__.py`. Only prose is
-kept of a docstring: see `prose`.
+A document is named as users call it (`numpy.mean`, not `numpy._core.fromnumeric.mean`), by the
+imports in the packages' `__init__.py`. Its text is the docstring's prose.
 """
-
 import ast
 import importlib.util
 import inspect
@@ -21,7 +19,7 @@ from pathlib import Path
 
 LIBRARIES = ("python", "numpy", "scipy", "matplotlib")
 
-# Directories that do not document the library itself: tests, tables, code of other projects.
+# Tests, tables, code of other projects.
 _SKIPPED = set("""tests test conftest idle_test site-packages dist-packages lib-dynload __pycache__
 encodings turtledemo _vendor _bundled _external externals array_api_compat array_api_extra _uarray
 cobyqa pyprima _highspy""".split())
@@ -31,8 +29,7 @@ cobyqa pyprima _highspy""".split())
 class Document:
     """One docstring; `str(document)` is what a language model reads: a header line, then the text.
 
-    name: the dotted public name. signature: "(x, axis=None)", or "" if the object is not called.
-    text: the cleaned prose."""
+    name: dotted, public. signature: "(x, axis=None)", or "" if the object is not called."""
     library: str
     name: str
     signature: str
@@ -55,11 +52,10 @@ def read(library: str) -> list[Document]:
     for root, package in _roots(library):
         for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
             parts = path.relative_to(root).with_suffix("").parts
-            if _SKIPPED.isdisjoint(parts):
+            if _SKIPPED.isdisjoint(parts) and (tree := _parse(path)):
                 name = ".".join((*package, *(p for p in parts if p != "__init__")))
-                if tree := _parse(path):
-                    modules[name] = tree
-                    if path.stem == "__init__": packages.add(name)
+                modules[name] = tree
+                if path.stem == "__init__": packages.add(name)
     found = [entry for module, tree in modules.items() for entry in _docstrings(tree, module)]
     public = _public_names(modules, packages, found)
     documents = [Document(library, f"help({name!r})", "", text) for name, text in _topics(library)]
@@ -70,8 +66,7 @@ def read(library: str) -> list[Document]:
         if text := prose(doc):
             documents.append(Document(library, name + dot + attribute, signature or usage, text))
     if not documents:
-        raise FileNotFoundError(f"no docstrings found for {library!r}: "
-                                "is it installed together with its .py files?")
+        raise FileNotFoundError(f"no docstrings: install {library} together with its .py files")
     return documents
 
 
@@ -79,8 +74,7 @@ def location(library: str) -> Path:
     """Return the directory that `library` is read from. Raises like `read`."""
     if library not in LIBRARIES:
         raise ValueError(f"unknown library {library!r}: expected one of {', '.join(LIBRARIES)}")
-    if library == "python":
-        return Path(sysconfig.get_path("stdlib"))
+    if library == "python": return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(library)                               # does not import it
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"{library} is not installed: pip install {library}")
@@ -121,8 +115,8 @@ def _docstrings(tree, module):
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 is_class = isinstance(child, ast.ClassDef)
                 if doc := ast.get_docstring(child):
-                    called = [child] if not is_class else [
-                        f for f in child.body if getattr(f, "name", "") == "__init__"]
+                    initializer = [f for f in child.body if getattr(f, "name", "") == "__init__"]
+                    called = initializer if is_class else [child]
                     is_property = any("property" in ast.unparse(d) for d in child.decorator_list)
                     signature = _signature(called[0].args) if called and not is_property else ""
                     yield module, prefix + child.name, signature, doc
@@ -140,8 +134,7 @@ def _docstrings(tree, module):
 
 
 def _newdoc(node, module):
-    """Read one call of `add_newdoc`, which has three forms: (name, doc), (module, name, doc) and
-    (module, class, (attribute, doc))."""
+    """Read `add_newdoc(name, doc)`, (module, name, doc) or (module, class, (attribute, doc))."""
     try:
         *target, name, doc = map(ast.literal_eval, node.args)
     except ValueError:                                                     # the text is computed
@@ -166,27 +159,16 @@ def _split_usage(name, doc):
 
 def _signature(a):
     """Print `ast.arguments` as "(x, axis=None)", without annotations and a method's `self`."""
-    parts = [p.arg for p in a.posonlyargs + a.args]
-    for i, default in enumerate(a.defaults, len(parts) - len(a.defaults)):
-        parts[i] += f"={ast.unparse(default)}"
-    if a.posonlyargs:
-        parts.insert(len(a.posonlyargs), "/")
-    if a.vararg or a.kwonlyargs:
-        parts.append(f"*{a.vararg.arg if a.vararg else ''}")
-    for keyword, default in zip(a.kwonlyargs, a.kw_defaults, strict=True):
-        parts.append(keyword.arg + (f"={ast.unparse(default)}" if default else ""))
-    if a.kwarg:
-        parts.append(f"**{a.kwarg.arg}")
-    if parts[:1] in (["self"], ["cls"]):
-        del parts[:2 if parts[1:2] == ["/"] else 1]
-    return f"({', '.join(parts)})"
+    for arg in filter(None, [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]):
+        arg.annotation = None
+    return f"({re.sub('^(self|cls)(, /)?(, |$)', '', ast.unparse(a))})"
 
 
 def _public_names(modules, packages, found):
     """Map (defining module, name) to the dotted name under which a public package exports it.
 
-    Of several names, one in a package that contains the module is preferred, then one that keeps
-    the defined name, then the shortest path."""
+    A name in a package that contains the module is preferred, then the name as defined, then the
+    shortest path."""
     visible = {}
 
     def exports(module):                                            # name → (defining module, name)
@@ -211,12 +193,11 @@ def _public_names(modules, packages, found):
         if top := qualified.partition(".")[0]:
             defined.setdefault(module, {})[top] = (module, top)
     for package in sorted(p for p in packages if p == _without_private(p)):
-        for name, origin in exports(package).items():
-            module, defined_name = origin
+        for name, (module, defined_name) in exports(package).items():
             if module.partition(".")[0] == package.partition(".")[0]:    # asyncio re-exports typing
                 outside = not module.startswith(package)
                 rank = outside, name != defined_name, package.count("."), f"{package}.{name}"
-                candidates.setdefault(origin, []).append(rank)
+                candidates.setdefault((module, defined_name), []).append(rank)
     return {origin: min(ranks)[-1] for origin, ranks in candidates.items()}
 
 
@@ -235,9 +216,8 @@ _RULE = re.compile(r"^\s*([-=~*^\"#+_.])\1{2,}\s*$", re.MULTILINE)
 def prose(doc: str) -> str:
     """Remove doctests, unfilled templates, licence texts, tables and formulas from a docstring.
 
-    Blank lines separate blocks. A block is cut at its first `>>>`, loses lines such as
-    `%(example)s`, and is kept if two thirds of its characters are letters. Empty sections are
-    removed."""
+    A block between blank lines is cut at its first `>>>`, loses lines such as `%(example)s`, and is
+    kept if two thirds of its characters are letters. Empty sections are removed."""
     kept, section_ends = [], True                                          # from the last block up
     for block in reversed(re.split(r"\n\s*\n", doc.expandtabs())):
         block = re.split(r"^\s*>>>", block, maxsplit=1, flags=re.MULTILINE)[0]
@@ -245,10 +225,10 @@ def prose(doc: str) -> str:
                  if line.strip() and not re.fullmatch(r"\s*%\(.*\)s\s*", line)]
         block = "\n".join(lines)
         bare = "".join(_RULE.sub("", block).split())
-        heading = len(lines) > 1 and _RULE.match(lines[1])
-        empty = heading and len(lines) == 2 and section_ends
+        heading = len(lines) > 1 and bool(_RULE.match(lines[1]))
+        empty = not bare or heading and len(lines) == 2 and section_ends
         mostly_letters = 3 * sum(map(str.isalpha, bare)) >= 2 * len(bare)
-        if bare and not empty and mostly_letters and not _LEGAL.search(block):
+        if not empty and mostly_letters and not _LEGAL.search(block):
             kept.append(block)
-            section_ends = bool(heading)
+            section_ends = heading
     return "\n\n".join(reversed(kept)) if sum(map(len, kept)) >= 12 else ""

@@ -7,10 +7,9 @@ TR-10-98, Harvard. h is a context of k − 1 tokens, h′ is h without its first
     γ(h)       = (D₁ N₁(h•) + D₂ N₂(h•) + D₃₊ N₃₊(h•)) / c(h•)
 
 and p_k(w | h) = p_{k−1}(w | h′) for an unseen context. γ(h) is the mass that the discounts removed,
-so Σ_w p = 1. D(c) is D₁, D₂ or D₃₊ for a count of one, two or more, and each order has its own
-three. Kneser & Ney's idea concerns the counts below the highest order: there c(hw) is not how often
-hw occurs but how many different tokens precede it. ("Francisco" is frequent, but only after "San",
-so it is a poor guess elsewhere.)
+so Σ_w p = 1. D(c) is D₁, D₂ or D₃₊ for a count of one, two or more; each order has its own three.
+Kneser & Ney's idea: below the highest order, c(hw) is not how often hw occurs but how many
+different tokens precede it ("Francisco" is frequent, but only after "San").
 
 | paper    | here            | shape | meaning                                                     |
 |----------|-----------------|-------|-------------------------------------------------------------|
@@ -20,9 +19,9 @@ so it is a poor guess elsewhere.)
 | D₁ D₂ D₃₊| `discounts[k-1]`| (3,)  | first from the paper's closed formula; `tune` improves them |
 
 A k-gram is stored as one integer, (index of its first k − 1 tokens) · V + last token, in a sorted
-array. This is a trie whose edges are found by binary search; it is exact for any order and
-vocabulary. The text is one stream, and the end-of-text token between documents is a token like any
-other. Order 1 is the smoothed unigram model.
+array. This is a trie whose edges are found by binary search, exact for any order and vocabulary.
+The text is one stream, with end-of-text as a token like any other. Order 1 is the smoothed unigram
+model.
 """
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ class KneserNey:
     def __init__(self, order: int = 5):
         if not isinstance(order, (int, np.integer)) or order < 1:
             raise ValueError(f"order must be an integer ≥ 1, got {order!r}")
-        self.order = int(order)
-        self.vocab_size = None
+        self.order, self.vocab_size = int(order), None
 
     def __repr__(self):
         return f"KneserNey(order={self.order})"
@@ -53,8 +51,7 @@ class KneserNey:
 
         Raises `ValueError` if the stream is shorter than the order, or an id is out of range."""
         self.vocab_size = V = int(vocab_size)
-        ids = self._checked(ids)
-        if len(ids) < self.order:
+        if len(ids := self._checked(ids)) < self.order:
             raise ValueError(f"{len(ids)} tokens are too few for order {self.order}")
         self.keys, gram, count, suffix = [None], np.zeros(len(ids), np.int64), [None], [None]
         for k in range(1, self.order + 1):
@@ -64,22 +61,22 @@ class KneserNey:
             after = np.zeros(len(keys), np.int64)
             after[gram] = shorter[1:] if k > 1 else 0         # the k-gram without its first token
             self.keys.append(keys); count.append(occurrences); suffix.append(after)
-        predecessors = [np.bincount(suffix[k + 1], minlength=len(count[k]))
-                        for k in range(1, self.order)]
-        self.count = [None, *predecessors, count[self.order]]
+        for k in range(1, self.order):                        # distinct predecessors
+            count[k] = np.bincount(suffix[k + 1], minlength=len(count[k]))
+        self.count = count
         self.total, self.kinds = [None], [None]
         for k in range(1, self.order + 1):
             context, contexts = self.keys[k] // V, len(self.keys[k - 1]) if k > 1 else 1
-            self.total.append(np.bincount(context, self.count[k], contexts))
-            seen = np.minimum(self.count[k], 3)
+            self.total.append(np.bincount(context, count[k], contexts))
+            seen = np.minimum(count[k], 3)
             kinds = [np.bincount(context, seen == i, contexts) for i in (1, 2, 3)]
             self.kinds.append(np.stack(kinds, axis=1))
         self.discounts = np.array([_closed_form(c) for c in self.count[1:]])            # (order, 3)
         return self
 
     def tune(self, validation_ids: Array | Sequence[int]) -> float:
-        """Choose the 3 · order discounts that minimize the loss on held-out ids (n,); return that
-        loss, nats/token. The steps are quasi-Newton, with exact gradients; 0 < D_i < i."""
+        """Choose the 3 · order discounts, 0 < D_i < i, that minimize the loss on held-out ids (n,),
+        by quasi-Newton steps with exact gradients; return that loss, nats/token."""
         from scipy.optimize import minimize
         evidence = self._evidence(self._checked(validation_ids))
 
@@ -88,8 +85,8 @@ class KneserNey:
             return -np.log(p).mean(), gradient.ravel()
 
         bounds = [(_MARGIN, i - _MARGIN) for _ in range(self.order) for i in (1, 2, 3)]
-        start = self.discounts.ravel()
-        best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+        best = minimize(objective, self.discounts.ravel(), jac=True, method="L-BFGS-B",
+                        bounds=bounds)
         self.discounts = best.x.reshape(-1, 3)
         return float(best.fun)
 
@@ -113,27 +110,23 @@ class KneserNey:
                     return p                                  # longer contexts are unseen too
             if self.total[k][h] > 0:
                 edges = slice(*np.searchsorted(self.keys[k], (h * V, (h + 1) * V)))
-                D = np.concatenate([[0], self.discounts[k - 1]])
-                c = self.count[k][edges]
+                D, c = np.concatenate([[0], self.discounts[k - 1]]), self.count[k][edges]
                 p *= self.kinds[k][h] @ D[1:] / self.total[k][h]
                 p[self.keys[k][edges] % V] += (c - D[np.minimum(c, 3)]) / self.total[k][h]
         return p
 
     def _evidence(self, ids):
-        """Look up, for each order, the positions of the predicted tokens where c(h•) > 0, and there
-        c(hw), c(h•) and N(h•)."""
+        """Look up (positions of predicted tokens with c(h•) > 0, c(hw), c(h•), N(h•)) per order."""
         if len(ids) < 2:
             raise ValueError(f"at least 2 tokens are needed to predict one, got {len(ids)}")
         evidence, gram = [len(ids) - 1], np.zeros(len(ids), np.int64)
         for k in range(1, self.order + 1):
-            last = ids[k - 1:]
-            context = gram[:len(last)]                        # −1: never seen
+            last, context = ids[k - 1:], gram[:len(ids) - k + 1]          # context −1: never seen
             gram = np.where(context < 0, -1, _find(self.keys[k], context * self.vocab_size + last))
-            start = 1 if k == 1 else 0                        # the first token is not predicted
-            h = context[start:]
-            at = start + np.flatnonzero((h >= 0) & (self.total[k][h] > 0))
-            c = np.where(gram[at] < 0, 0, self.count[k][gram[at]])
-            h = context[at]
+            known = (context >= 0) & (self.total[k][context] > 0)
+            if k == 1: known[0] = False                       # the first token is not predicted
+            at = np.flatnonzero(known)
+            c, h = np.where(gram[at] < 0, 0, self.count[k][gram[at]]), context[at]
             evidence.append((at + k - 2, c, self.total[k][h], self.kinds[k][h]))
         return evidence
 
@@ -158,11 +151,10 @@ class KneserNey:
 
     def _checked(self, ids):
         if self.vocab_size is None:
-            raise ValueError("this model has not been trained yet: call fit(ids, vocab_size) first")
+            raise ValueError("the model has no counts yet: call fit(ids, vocab_size) first")
         ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError("expected a sequence of integer ids (n,), "
-                             f"got shape {ids.shape}, {ids.dtype}")
+            raise ValueError(f"expected integer ids (n,), got shape {ids.shape}, {ids.dtype}")
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             raise ValueError(f"ids must be in 0 … {self.vocab_size - 1}, "
                              f"got {ids.min()} … {ids.max()}")

@@ -5,10 +5,9 @@ Units", arXiv:1508.07909, on bytes as in Radford et al. (2019), "Language Models
 Multitask Learners" (GPT-2). Start with the 256 bytes, make the most frequent pair of neighbours a
 token, repeat.
 
-Merges never cross a *word*, and `words` cuts a text exactly as GPT-2 does: into English
-contractions; letters, digits or other signs, each with at most one space before them; and runs of
-whitespace without the space that belongs to the next word. `BPETokenizer(merges, vocab)` therefore
-accepts GPT-2's files.
+Merges never cross a *word*. `words` cuts a text exactly as GPT-2 does (English contractions;
+letters, digits or other signs, each with at most one space before them; other whitespace), so that
+`BPETokenizer(merges, vocab)` accepts GPT-2's files.
 """
 from __future__ import annotations
 
@@ -27,6 +26,7 @@ from ..files import write_atomically
 from ..hints import Array
 
 END_OF_TEXT = "<|endoftext|>"
+_BYTES = [bytes([b]) for b in range(256)]
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 
 
@@ -34,30 +34,29 @@ class BPETokenizer:
     """A byte-level BPE vocabulary; `encode` and `decode` translate between text and ids.
 
     merges: pairs of byte strings, most important first. vocab: byte string → id; by default the
-    bytes 0 … 255, then the results of the merges, in order. end_of_text: the id of `<|endoftext|>`;
-    by default the last. special: str → id of every token that plain text never produces, the end of
-    text included; by default only `<|endoftext|>`. Raises `ValueError` unless the ids are 0 …
-    vocab_size − 1, and `vocab` has every byte and every merge's parts and result."""
+    bytes 0 … 255, then the merges' results. end_of_text: the id of `<|endoftext|>`, by default the
+    last. special: str → id of every token that plain text never produces, by default only the end
+    of text. Raises `ValueError` unless the ids are 0 … vocab_size − 1, and `vocab` has every byte
+    and every merge's parts and result."""
 
     def __init__(self, merges: Iterable[tuple[bytes, bytes]],
                  vocab: dict[bytes, int] | None = None, end_of_text: int | None = None,
                  special: dict[str, int] | None = None):
         self.merges = [(bytes(a), bytes(b)) for a, b in merges]
-        alphabet = [bytes([b]) for b in range(256)]
         if vocab is None:
-            tokens = dict.fromkeys(alphabet + [a + b for a, b in self.merges])
+            tokens = dict.fromkeys(_BYTES + [a + b for a, b in self.merges])
             vocab = {token: i for i, token in enumerate(tokens)}
         self.vocab = {bytes(token): int(i) for token, i in vocab.items()}
         self.end_of_text = len(self.vocab) if end_of_text is None else int(end_of_text)
         self.special = dict(special) if special else {END_OF_TEXT: self.end_of_text}
         self.vocab_size = len(self.vocab) + len(self.special)
         if self.end_of_text not in self.special.values() or "" in self.special:
-            raise ValueError("special tokens need names, and one of them must have the id "
+            raise ValueError("special tokens need names, and one must have the id "
                              f"{self.end_of_text}, got {self.special}")
         if sorted([*self.vocab.values(), *self.special.values()]) != list(range(self.vocab_size)):
             raise ValueError(f"ids must be 0 … {self.vocab_size - 1}, each once, "
                              f"including those of {self.special}")
-        needed = alphabet + [t for a, b in self.merges for t in (a, b, a + b)]
+        needed = _BYTES + [t for a, b in self.merges for t in (a, b, a + b)]
         if missing := [t for t in needed if t not in self.vocab]:
             raise ValueError(f"{len(missing)} tokens are missing from the vocabulary, "
                              f"the first is {missing[0]!r}")
@@ -81,9 +80,8 @@ class BPETokenizer:
     def train(cls, text: str, vocab_size: int) -> BPETokenizer:
         """Learn `vocab_size` tokens (256 bytes, the merges, `<|endoftext|>`) from a text.
 
-        Among equally frequent pairs the first in byte order is merged, so training is
-        deterministic. Raises `ValueError` if the size is below 257 or the text has too few pairs,
-        `TypeError` for wrong types."""
+        Of equally frequent pairs the first in byte order is merged, so training is deterministic.
+        Raises `TypeError`, or `ValueError` for a size below 257 or a text with too few pairs."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
         if not isinstance(vocab_size, (int, np.integer)) or isinstance(vocab_size, bool):
@@ -92,13 +90,15 @@ class BPETokenizer:
             raise ValueError(f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), "
                              f"got {vocab_size}")
         frequency = Counter(words(text))
-        pieces = [_single_bytes(word.encode()) for word in frequency]
-        weight = list(frequency.values())
+        pieces = [[_BYTES[b] for b in word.encode()] for word in frequency]
         count, where = Counter(), defaultdict(set)   # pair → occurrences, pair → words that have it
-        for w, word in enumerate(pieces):
-            for pair in zip(word, word[1:], strict=False):
-                count[pair] += weight[w]
+
+        def tally(w, times):                            # `times` the pairs of word w
+            for pair in itertools.pairwise(pieces[w]):
+                count[pair] += times
                 where[pair].add(w)
+        weight = list(frequency.values())
+        for w in range(len(pieces)): tally(w, weight[w])
         merges, tokens = [], set()
         while len(tokens) < vocab_size - 257:
             if not count:
@@ -108,27 +108,24 @@ class BPETokenizer:
             merges.append(pair)
             tokens.add(pair[0] + pair[1])            # two pairs may give one token: a + bc = ab + c
             for w in where.pop(pair):                   # only these words' counts change
-                for old in zip(pieces[w], pieces[w][1:], strict=False):
-                    count[old] -= weight[w]
+                tally(w, -weight[w])
                 pieces[w] = _join(pieces[w], pair)
-                for new in zip(pieces[w], pieces[w][1:], strict=False):
-                    count[new] += weight[w]
-                    where[new].add(w)
+                tally(w, weight[w])
             count = +count                              # drops pairs that no longer occur
         return cls(merges)
 
     def encode(self, text: str | bytes, allow_special: bool = False) -> Array:
         """Encode a str, or any bytes, as ids (n,), int32. `decode_bytes` returns the same bytes.
 
-        allow_special: the name of a special token, such as `<|endoftext|>`, becomes that token; by
-        default it is plain text. Raises `TypeError` for other types and `ValueError` for a str with
-        a lone surrogate, which is not Unicode text."""
+        allow_special: whether the name of a special token, such as `<|endoftext|>`, becomes that
+        token or is plain text. Raises `TypeError` for other types, `ValueError` for a str with a
+        lone surrogate."""
         if isinstance(text, (bytes, bytearray, memoryview)):
             text = bytes(text).decode("utf-8", "surrogateescape")   # an invalid byte is a character
         elif not isinstance(text, str):
             raise TypeError(f"encode expects str or bytes, got {type(text).__name__}")
         elif not text.isascii():
-            text.encode()                               # UnicodeEncodeError is a ValueError
+            text.encode()                               # raises UnicodeEncodeError, a ValueError
         if not allow_special: return np.array(self._encode_text(text), np.int32)
         parts = enumerate(self._special.split(text))    # plain text and special tokens alternate
         ids = ([self.special[part]] if i % 2 else self._encode_text(part) for i, part in parts)
@@ -137,20 +134,18 @@ class BPETokenizer:
     def encode_documents(self, documents: Iterable[object]) -> Array:
         """Encode `str(document)` of each as one stream of ids (n,), each between ends of text."""
         end = np.array([self.end_of_text], np.int32)
-        encoded = (self.encode(str(document)) for document in documents)
-        return np.concatenate([end, *(part for ids in encoded for part in (ids, end))])
+        parts = (part for d in documents for part in (self.encode(str(d)), end))
+        return np.concatenate([end, *parts])
 
     def decode(self, ids: Sequence[int] | Array, errors: str = "replace") -> str:
-        """Decode ids as text. An incomplete or invalid UTF-8 sequence becomes "�"; errors: as in
-        `bytes.decode`."""
+        """Decode ids as text. Invalid UTF-8 becomes "�"; errors: as in `bytes.decode`."""
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Sequence[int] | Array) -> bytes:
         """Decode ids (n,) as bytes. Raises `TypeError` unless they are integers, `ValueError` for
         an id out of range."""
         ids = np.asarray(ids)
-        if ids.size == 0:
-            return b""
+        if ids.size == 0: return b""
         if ids.dtype.kind not in "iu":
             raise TypeError(f"ids must be integers, got {ids.dtype}")
         if ids.ndim > 1:
@@ -181,48 +176,37 @@ class BPETokenizer:
     def _encode_text(self, text):
         ids, cache = [], self._cache
         for word in words(text):
-            word_ids = cache.get(word)
-            if word_ids is None:
+            if (word_ids := cache.get(word)) is None:
                 word_ids = self._encode_word(word.encode("utf-8", "surrogateescape"))
                 if len(word) <= _CACHED_LENGTH:
-                    if len(cache) >= _CACHED_WORDS:
-                        cache.clear()
+                    if len(cache) >= _CACHED_WORDS: cache.clear()
                     cache[word] = word_ids
             ids += word_ids
         return ids
 
     def _encode_word(self, word):
         """Apply the merges to the bytes of one word, the earliest learned first; return the ids."""
-        pieces, last = _single_bytes(word), len(self.merges)
+        pieces, last = [_BYTES[b] for b in word], len(self.merges)
         while len(pieces) > 1:
-            pairs = zip(pieces, pieces[1:], strict=False)
-            pair = min(pairs, key=lambda p: self._rank.get(p, last))
-            if pair not in self._rank:
-                break
+            pair = min(itertools.pairwise(pieces), key=lambda p: self._rank.get(p, last))
+            if pair not in self._rank: break
             pieces = _join(pieces, pair)
         return [self.vocab[piece] for piece in pieces]
 
 
-def _single_bytes(word):
-    return [word[i:i + 1] for i in range(len(word))]
-
-
 def _join(pieces, pair):
     """Join each occurrence of `pair` in a list of byte strings, from left to right."""
-    joined, i = [], 0
-    while i < len(pieces):
-        if pieces[i] == pair[0] and i + 1 < len(pieces) and pieces[i + 1] == pair[1]:
-            joined.append(pair[0] + pair[1])
-            i += 2
+    joined = []
+    for piece in pieces:
+        if piece == pair[1] and joined and joined[-1] == pair[0]:
+            joined[-1] += piece                # longer than pair[0], so it is not joined once more
         else:
-            joined.append(pieces[i])
-            i += 1
+            joined.append(piece)
     return joined
 
 
 # Letters (L) and numerals (N) that Unicode 15.0 to 16.0 added, for older Pythons, in hexadecimal.
-# Source: DerivedGeneralCategory.txt of the Unicode Character Database 14.0.0 and 16.0.0. The
-# package tokenizers 0.23 follows 16.0.
+# Source: DerivedGeneralCategory.txt, 14.0.0 and 16.0.0. The package tokenizers 0.23 follows 16.0.
 _NEWER = {
     "L": "1c89-1c8a a7cb-a7cd a7da-a7dc 105c0-105f3 10d4a-10d65 10d6f-10d85 10ec2-10ec4 "
          "1123f-11240 11380-11389 1138b 1138e 11390-113b5 113b7 113d1 113d3 11bc0-11be0 11f02 "
@@ -253,11 +237,10 @@ def words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _word_pattern(odd, letters, numerals):
-    """Compile GPT-2's pattern for a text, with the characters that `re` classes unlike Unicode 16.
+    """Compile GPT-2's pattern for a text with some characters that `re` classes unlike Unicode 16.
 
     odd: numerals that are not decimal digits (², Ⅷ), which `re` takes for letters. letters,
-    numerals: characters of `_NEWER`, which this Python may not have. Whitespace is listed because
-    `re` also takes four separator control characters for whitespace."""
+    numerals: of `_NEWER`. Whitespace is listed because `re` adds four control characters to it."""
     space = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     letter = rf"[^\W\d_{odd}]"
     if letters: letter = rf"(?:{letter}|[{letters}])"

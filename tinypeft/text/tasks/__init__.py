@@ -3,11 +3,11 @@
     task = tp.tasks.domain(model)          # or classify, summarize, planted
     tp.train(tuned, task, steps=300); tp.evaluate(tuned, task); task.baselines
 
-A task has `batch(split, size, rng)` (a random batch), `batches(split, size)` (a whole split, in
+A task has `batch(split, size, rng)` (drawn at random), `batches(split, size)` (a whole split, in
 order), `loss(model, batch)` (a Tensor, nats, the mean over `count(batch)` tokens or examples),
-`metrics(model, batch)` (name → mean) and `finish(means, split)`, which derives the reported
-metrics. Splits are "train", "validation" and "test". A batch is a tuple of arrays with one row per
-example. `train` cuts it by rows; only its task reads the arrays.
+`metrics(model, batch)` (name → mean) and `finish(means, split)`, which derives what is reported.
+Splits are "train", "validation" and "test". A batch is a tuple of arrays with one row per example.
+`train` cuts it by rows; only its task reads the arrays.
 """
 from .classification import Classification, classify
 from .language_modelling import LanguageModelling, domain

@@ -1,8 +1,7 @@
 """Classification: which package does a docstring's first sentence document? The names are masked.
 
-The test rows come from the validation and test parts of the corpora, without any sentence of the
-training parts, so pretraining saw none of them. Validation is split off the training parts, by
-near-duplicate family like the corpora.
+Test rows come from the validation and test parts of the corpora, without any sentence of the
+training parts: pretraining saw none. Validation is split off the training parts, by family.
 """
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from ...tensor import Tensor
 from .. import corpus
 from ..tokenizer import BPETokenizer
 from .sentences import first_sentences
-from .task import Batch, Metrics, Rows, context_of, pad, tokenizer_of
+from .task import SPLITS, Batch, Metrics, Rows, context_of, pad, tokenizer_of
 
 __all__ = ["CLASSES", "Classification", "classify"]
 
@@ -34,19 +33,17 @@ def classify(model: Module | BPETokenizer | None = None, context: int | None = N
     """Make the task of naming the package that a docstring's first sentence documents.
 
     model: as in `domain`; `attach(model, method, head=len(task.classes))` gives it a head. context:
-    the most tokens of a row (default 64); longer sentences are cut. per_class: the most rows of a
-    class in train; held_out: in validation and in test. Rows are evenly spaced over the package's
-    files. "_" masks the names of packages. Raises ValueError if a class has no sentence."""
+    the most tokens of a row (default 64); longer sentences are cut. per_class, held_out: the most
+    rows of a class in train, and in validation or test, evenly spaced over the package's files. "_"
+    masks the names of packages. Raises ValueError if a class has no sentence."""
     tokenizer, context = tokenizer_of(model), context_of(model, context, 64)
-    caps = {"train": per_class, "validation": held_out, "test": held_out}
-    rows = {}
+    caps, rows = {"train": per_class, "validation": held_out, "test": held_out}, {}
     for split, documents in sentences(tuple(classes)).items():
-        by_class = {c: [d for d in documents if package(d) == c] for c in classes}
-        rows[split] = [(d.text, label) for label, c in enumerate(classes)
-                       for d in evenly(by_class[c], caps[split])]
-        if missing := [c for c in classes if not by_class[c]]:
-            raise ValueError(f"classify: no sentence for {split} in {', '.join(missing)}; "
-                             "leave it out of `classes`")
+        by_class = {c: [d.text for d in documents if package(d) == c] for c in classes}
+        if missing := ", ".join(c for c in classes if not by_class[c]):
+            raise ValueError(f"classify: no sentence for {split} in {missing}; change `classes`")
+        rows[split] = [(text, label) for label, c in enumerate(classes)
+                       for text in evenly(by_class[c], caps[split])]
     sha256 = {"base": corpus.base_corpus().sha256, "domain": corpus.domain_corpus().sha256}
     return Classification(rows, classes, tokenizer, context, sha256)
 
@@ -71,8 +68,7 @@ def package(document):
 
 @functools.cache
 def package_words(classes):
-    """Compile the pattern that is masked: dotted names that begin with a library, and the words in
-    the classes' names, singular and plural."""
+    """Compile what is masked: libraries' dotted names; the classes' words, singular or plural."""
     libraries = "numpy|scipy|matplotlib|mpl_toolkits|np|mpl|plt"
     parts = {part for name in classes for part in name.split(".")}
     stems = "|".join(sorted({re.sub("e?s$", "", part) for part in parts}))
@@ -88,17 +84,14 @@ def evenly(rows, most):
 class Classification(Rows):
     """Name the class of a sentence. rows: split → [(sentence, label)]; label indexes `classes`.
 
-    A row of tokens is a document as in pretraining: the sentence, cut to fit the context, between
-    two end-of-text tokens. The head reads the last one. A batch is (tokens (B, T), padded on the
-    right, lengths (B,), labels (B,))."""
+    A row of tokens is a document as in pretraining: the sentence, cut to fit, between two ends of
+    text. The head reads the last. A batch is (padded tokens (B, T), lengths (B,), labels (B,))."""
 
     def __init__(self, rows: dict[str, list[tuple[str, int]]], classes: Iterable[str],
                  tokenizer: BPETokenizer, context: int, sha256: dict[str, str] | None = None):
-        end = [tokenizer.end_of_text]
-
-        def encode(sentence):
-            return np.concatenate([end, tokenizer.encode(f"{sentence}\n")[:context - 2], end])
-        splits = {s: [(encode(text), label) for text, label in part] for s, part in rows.items()}
+        end, ids = [tokenizer.end_of_text], lambda text: tokenizer.encode(f"{text}\n")[:context - 2]
+        splits = {split: [(np.concatenate([end, ids(text), end]), label) for text, label in part]
+                  for split, part in rows.items()}
         super().__init__("classify", splits, sha256)
         self.rows, self.classes, self.end_of_text = rows, tuple(classes), tokenizer.end_of_text
 
@@ -107,23 +100,22 @@ class Classification(Rows):
         return tokens, lengths, np.array([label for _, label in examples])
 
     def logits(self, model: Module, batch: Batch) -> Tensor:
-        tokens, lengths, _ = batch
-        return model.classify(tokens, lengths)                # (B, C)
+        return model.classify(*batch[:2])                     # (B, C)
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
         return F.cross_entropy(self.logits(model, batch), batch[2])
 
     def metrics(self, model: Module, batch: Batch) -> Metrics:
         """Cross-entropy in nats, and accuracy."""
-        logits = self.logits(model, batch)
-        right = logits.data.argmax(-1) == batch[2]
-        return {"loss": F.cross_entropy(logits, batch[2]).item(), "accuracy": float(right.mean())}
+        logits, labels = self.logits(model, batch), batch[2]
+        accuracy = float((logits.data.argmax(-1) == labels).mean())
+        return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy}
 
     def measure_baselines(self) -> dict[str, Metrics]:
         """Measure the most frequent class of train, and `bag_of_words`."""
-        labels = np.array([label for _, label in self.rows["test"]])
-        majority = Counter(label for _, label in self.rows["train"]).most_common(1)[0][0]
-        return {"majority class": {"accuracy": float((labels == majority).mean())},
+        train, test = ([label for _, label in self.rows[split]] for split in ("train", "test"))
+        majority = Counter(train).most_common(1)[0][0]
+        return {"majority class": {"accuracy": test.count(majority) / len(test)},
                 "bag of words": bag_of_words(self.rows, len(self.classes))}
 
     def describe(self) -> str:
@@ -138,6 +130,7 @@ def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e
     has ‖x‖ = 1. W minimizes mean NLL + λ/2 ‖W‖² on train; validation chooses λ of `strengths`."""
     from scipy.optimize import minimize
     from scipy.sparse import csr_array
+    from scipy.special import log_softmax
     words = lambda sentence: sorted(set(re.findall(r"\w+", sentence.lower())))
     n = Counter(word for sentence, _ in rows["train"] for word in words(sentence))
     column = {word: j for j, word in enumerate(n)}
@@ -152,17 +145,13 @@ def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e
         X = csr_array(entries, (len(columns), len(n)))
         return X, np.array([label for _, label in rows[split]])
 
-    def log_probabilities(W, X):                              # W's last row is the bias
-        Z = X @ W[:-1] + W[-1]
-        Z -= Z.max(1, keepdims=True)
-        return Z - np.log(np.exp(Z).sum(1, keepdims=True))
-
+    (X, y), (X_validation, y_validation), (X_test, y_test) = map(design, SPLITS)
+    as_matrix = lambda w: w.reshape(len(n) + 1, n_classes)           # W; the last row is the bias
+    log_probabilities = lambda W, X: log_softmax(X @ W[:-1] + W[-1], axis=1)
     nll = lambda log_p, y: -log_p[np.arange(len(y)), y].mean()
-    (X, y), validation, (X_test, y_test) = map(design, ("train", "validation", "test"))
-    shape = len(n) + 1, n_classes
 
     def objective(w, strength):
-        W = w.reshape(shape)
+        W = as_matrix(w)
         log_p = log_probabilities(W, X)
         dZ = np.exp(log_p)
         dZ[np.arange(len(y)), y] -= 1
@@ -170,10 +159,11 @@ def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e
         dW[:-1] += strength * W[:-1]
         return nll(log_p, y) + strength / 2 * (W[:-1] ** 2).sum(), dW.ravel()
 
-    w, tried = np.zeros(shape).ravel(), []
+    w, tried = np.zeros((len(n) + 1) * n_classes), []
     for strength in strengths:                               # each starts at the solution before it
         w = minimize(objective, w, (strength,), jac=True, method="L-BFGS-B").x
-        tried.append((nll(log_probabilities(w.reshape(shape), validation[0]), validation[1]), w))
-    log_p = log_probabilities(min(tried, key=lambda pair: pair[0])[1].reshape(shape), X_test)
+        tried.append(as_matrix(w))
+    validation = lambda W: nll(log_probabilities(W, X_validation), y_validation)
+    log_p = log_probabilities(min(tried, key=validation), X_test)
     accuracy = float((log_p.argmax(1) == y_test).mean())
     return {"loss": float(nll(log_p, y_test)), "accuracy": accuracy}

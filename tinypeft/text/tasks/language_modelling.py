@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ...hints import Array
 from ...nn import Module
 from ...tensor import Tensor
 from .. import corpus
+from ..corpus import Corpus
 from ..ngram import KneserNey
 from ..tokenizer import BPETokenizer
 from .task import SPLITS, Batch, Metrics, Task, context_of, tokenizer_of
@@ -27,16 +29,11 @@ def domain(model: Module | BPETokenizer | None = None, context: int | None = Non
     held_out: the approximate number of tokens of validation and of test (None: all); every k-th
     document is kept."""
     text, tokenizer = corpus.domain_corpus(), tokenizer_of(model)
-    streams, n_bytes = {}, {}
-    for split in SPLITS:
+    for split in SPLITS[1:] if held_out is not None else ():
         documents = getattr(text, split)
-        streams[split] = tokenizer.encode_documents(documents)
-        if held_out is not None and split != "train":
-            documents = documents[::max(1, round(len(streams[split]) / held_out))]
-            streams[split] = tokenizer.encode_documents(documents)
-        n_bytes[split] = sum(len(str(document).encode()) for document in documents)
-    context = context_of(model, context, 128)
-    return LanguageModelling("domain", streams, n_bytes, context, {"domain": text.sha256})
+        every = max(1, round(len(tokenizer.encode_documents(documents)) / held_out))
+        text = replace(text, **{split: documents[::every]})
+    return LanguageModelling.of_corpus("domain", text, tokenizer, context_of(model, context, 128))
 
 
 class LanguageModelling(Task):
@@ -54,6 +51,14 @@ class LanguageModelling(Task):
             if len(ids) <= context:
                 raise ValueError(f"{name}: {split} has {len(ids)} tokens, fewer than a window of "
                                  f"{context} + 1: give more text or a smaller context")
+
+    @classmethod
+    def of_corpus(cls, name: str, text: Corpus, tokenizer: BPETokenizer, context: int,
+                  splits: Sequence[str] = SPLITS) -> LanguageModelling:
+        """Make the task of modelling a corpus, or some splits of it. name: also the corpus'."""
+        streams = {split: tokenizer.encode_documents(getattr(text, split)) for split in splits}
+        n_bytes = {split: text.n_bytes(split) for split in splits}
+        return cls(name, streams, n_bytes, context, {name: text.sha256})
 
     def batch(self, split: str, size: int, rng: np.random.Generator) -> Batch:
         """Draw windows at random: (tokens (B, T), next tokens (B, T))."""
@@ -76,8 +81,7 @@ class LanguageModelling(Task):
         return batch[1].size
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        tokens, targets = batch
-        return F.cross_entropy(model(tokens), targets)
+        return F.cross_entropy(model(batch[0]), batch[1])
 
     def finish(self, means: Metrics, split: str = "test") -> Metrics:
         """Add perplexity (per token) and bits per byte of text to the loss (nats per token)."""
@@ -88,12 +92,12 @@ class LanguageModelling(Task):
     def measure_baselines(self) -> dict[str, Metrics]:
         """Fit the unigram and Kneser–Ney 5-gram models on train; tune them on validation."""
         vocab_size = 1 + max(int(ids.max()) for ids in self.streams.values())
-        losses = {}
+        measured = {}
         for name, order in ("unigram", 1), ("Kneser–Ney 5-gram", 5):
             counts = KneserNey(order).fit(self.data("train"), vocab_size)
             counts.tune(self.data("validation"))
-            losses[name] = counts.loss(self.data("test"))
-        return {name: self.finish({"loss": loss}, "test") for name, loss in losses.items()}
+            measured[name] = self.finish({"loss": counts.loss(self.data("test"))})
+        return measured
 
     def describe(self) -> str:
         sizes = " / ".join(f"{len(ids):,}" for ids in self.streams.values())

@@ -15,9 +15,9 @@ def first_sentences(*parts: Iterable[Document],
                     edit: Callable[[str], str] = str) -> list[list[Document]]:
     """Replace each document's text by its first sentence, on one line and passed through `edit`.
 
-    A document is left out if it begins with a heading or a directive, or its sentence has fewer
-    than three words. A sentence (case ignored) is kept at its first occurrence only, within and
-    across parts, so that no test sentence was trained on."""
+    A document that begins with a heading or a directive, or whose sentence has fewer than three
+    words, is left out. A sentence (case ignored) is kept at its first occurrence in all parts only,
+    so that no test sentence was trained on."""
     seen, kept = set(), []
     for documents in parts:
         kept.append([])
@@ -31,6 +31,5 @@ def first_sentences(*parts: Iterable[Document],
 
 def _first(text):
     paragraph = text.split("\n\n")[0]
-    if _HEADING.search(paragraph) or paragraph.startswith(".."):
-        return ""
+    if _HEADING.search(paragraph) or paragraph.startswith(".."): return ""
     return _END.split(" ".join(paragraph.split()), maxsplit=1)[0]

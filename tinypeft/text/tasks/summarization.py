@@ -1,12 +1,11 @@
 """Summarization: a signature → the first sentence of its documentation.
 
-This stands for the table-to-text tasks of prefix tuning's paper. A row is a prompt,
-"name(signature)\\n", then an answer, the sentence and the end of text. The rows come from the
-domain corpus and keep its splits; the base has seen none of them.
+It stands for the table-to-text tasks of prefix tuning's paper. A row is a prompt,
+"name(signature)\\n", and an answer, the sentence and the end of text. The rows come from the domain
+corpus and keep its splits; the base has seen none of them.
 """
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -32,8 +31,8 @@ def summarize(model: Module | BPETokenizer | None = None,
               context: int | None = None) -> Summarization:
     """Make the task of writing a Matplotlib docstring's first sentence, given the signature.
 
-    model: as in `domain`. context: tokens of prompt and answer together, by default 128 or half of
-    the model's context; longer rows are left out of all splits."""
+    model: as in `domain`. context: the most tokens of prompt and answer together, by default 128 or
+    half of the model's context; longer rows are left out."""
     text, tokenizer = corpus.domain_corpus(), tokenizer_of(model)
     parts = first_sentences(*([d for d in getattr(text, split) if d.signature] for split in SPLITS))
     documents, context = dict(zip(SPLITS, parts, strict=True)), context_of(model, context, 128)
@@ -43,20 +42,18 @@ def summarize(model: Module | BPETokenizer | None = None,
 class Summarization(Rows):
     """Write each document's text, given its header.
 
-    documents: split → `Document`s; those with more than `context` tokens are left out. A batch is
-    (tokens (B, T), targets (B, T)), padded on the right; targets that the loss ignores are −100."""
+    documents: split → `Document`s; those above `context` tokens are left out. A batch is (tokens
+    (B, T), targets (B, T)), padded on the right; the loss ignores targets of −100."""
 
     def __init__(self, documents: dict[str, list[Document]], tokenizer: BPETokenizer, context: int,
                  sha256: dict[str, str] | None = None):
         end = [tokenizer.end_of_text]
         encode = lambda d: (np.concatenate([end, tokenizer.encode(f"{d.header}\n")]),
                             np.concatenate([tokenizer.encode(d.text), end]))
-        self.documents, splits = {}, {}
-        for split, part in documents.items():
-            rows = [(d, *encode(d)) for d in part]
-            rows = [row for row in rows if len(row[1]) + len(row[2]) <= context]
-            self.documents[split] = [row[0] for row in rows]
-            splits[split] = [row[1:] for row in rows]
+        rows = {split: [(d, encode(d)) for d in part] for split, part in documents.items()}
+        fits = lambda ids: len(ids[0]) + len(ids[1]) <= context
+        self.documents = {s: [d for d, ids in part if fits(ids)] for s, part in rows.items()}
+        splits = {s: [ids for _, ids in part if fits(ids)] for s, part in rows.items()}
         super().__init__("summarize", splits, sha256)
         self.tokenizer = tokenizer
 
@@ -71,8 +68,7 @@ class Summarization(Rows):
         return int((batch[1] != IGNORED).sum())
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
-        tokens, targets = batch
-        return F.cross_entropy(model(tokens), targets, ignore_index=IGNORED)
+        return F.cross_entropy(model(batch[0]), batch[1], ignore_index=IGNORED)
 
     def finish(self, means: Metrics, split: str = "test") -> Metrics:
         """Add bits per byte of the sentences to the loss (nats per token, end of text included)."""
@@ -84,16 +80,15 @@ class Summarization(Rows):
               max_new_tokens: int = 48) -> list[str]:
         """Let `model` answer the first `limit` prompts greedily; keep each first line."""
         prompts = [prompt for prompt, _ in self.data(split)[:limit]]
-        written, end = {}, self.tokenizer.end_of_text
-        length = lambda i: len(prompts[i])
-        for T, group in itertools.groupby(sorted(range(len(prompts)), key=length), length):
-            rows = list(group)                                # equally long, so one batch
-            batch = np.array([prompts[i] for i in rows])
-            tokens = model.generate(batch, max_new_tokens, stop=end)[:, T:]
-            for i, row in zip(rows, tokens.tolist(), strict=True):
+        lengths, end = np.array([len(prompt) for prompt in prompts]), self.tokenizer.end_of_text
+        written = [""] * len(prompts)
+        for T in np.unique(lengths):                          # equally long prompts make one batch
+            rows = np.flatnonzero(lengths == T)
+            tokens = model.generate(np.array([prompts[i] for i in rows]), max_new_tokens, stop=end)
+            for i, row in zip(rows, tokens[:, T:].tolist(), strict=True):
                 sentence = self.tokenizer.decode(row[:row.index(end)] if end in row else row)
                 written[i] = sentence.strip().split("\n")[0]
-        return [written[i] for i in range(len(prompts))]
+        return written
 
     def rouge(self, model: Module, split: str = "test", limit: int = 64,
               max_new_tokens: int = 48) -> float:
@@ -103,8 +98,7 @@ class Summarization(Rows):
         return float(np.mean([rouge_l(sentence, document.text) for sentence, document in pairs]))
 
     def measure_baselines(self) -> dict[str, Metrics]:
-        """Measure the unigram model of the answers, Kneser–Ney on whole rows, and the words of the
-        name (for ROUGE-L)."""
+        """Measure the answers' unigrams, Kneser–Ney on whole rows, the name's words (ROUGE-L)."""
         def streams(split):                                 # ids (N,), is it part of an answer (N,)
             rows = self.data(split)
             return (np.concatenate([ids for row in rows for ids in row]),
@@ -130,10 +124,9 @@ def words_of(name):
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """ROUGE-L in [0, 1]: F₁ of the longest common subsequence of words, without case and
-    punctuation.
+    """ROUGE-L in [0, 1]: F₁ of the longest common subsequence of words, 0 if a text has no word.
 
-    0 if a text has no word. Lin (2004), "ROUGE: A Package for Automatic Evaluation of
+    Case and punctuation are ignored. Lin (2004), "ROUGE: A Package for Automatic Evaluation of
     Summaries"."""
     a, b = (re.findall(r"\w+", text.lower()) for text in (candidate, reference))
     longest = np.zeros(len(b) + 1, int)                       # [j]: of a's words so far and b[:j]

@@ -20,27 +20,23 @@ SHIPPED = Path(__file__).parents[2] / "pretrained" / "tokenizer.json"
 
 
 def tokenizer_of(model: Module | BPETokenizer | None) -> BPETokenizer:
-    """Return the tokenizer of a GPT or PeftModel. A tokenizer is returned as it is; None means the
-    shipped base's.
+    """Return the tokenizer of a GPT or PeftModel, a tokenizer itself, or for None the shipped one.
 
     Raises ValueError if the model has none, or a smaller vocabulary than its tokenizer."""
-    if model is None:
-        return BPETokenizer.load(SHIPPED)
-    if hasattr(model, "encode"):
-        return model
+    if model is None: return BPETokenizer.load(SHIPPED)
+    if hasattr(model, "encode"): return model
     tokenizer, config = getattr(model, "tokenizer", None), getattr(model, "config", None)
     if tokenizer is None:
         raise ValueError(f"{type(model).__name__} carries no tokenizer, but a task needs one: "
                          "set model.tokenizer, or pass a BPETokenizer instead of a model")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, "
-                         f"the model only {config.vocab_size}")
+    if (size := tokenizer.vocab_size) > config.vocab_size:
+        raise ValueError(f"the tokenizer has {size} tokens, the model only {config.vocab_size}")
     return tokenizer
 
 
 def context_of(model, context, default):
-    """Check `context` against the model's. If it is None, return `default`, or half the model's
-    context if that is less: the other half is left to virtual tokens."""
+    """Check `context` against the model's. None means `default`, or half the model's context if
+    that is less: the other half is left to virtual tokens."""
     longest = model.config.context_length if hasattr(model, "config") else None
     if context is None:
         return min(default, longest // 2) if longest else default
@@ -58,10 +54,9 @@ class Task:
 
     def data(self, split: str) -> Sequence:
         """Return a split's data. Raises ValueError for an unknown split."""
-        if split not in self.splits:
-            raise ValueError(f"{self.name}: there is no split {split!r}; "
-                             f"there are {', '.join(self.splits)}")
-        return self.splits[split]
+        if split in self.splits: return self.splits[split]
+        names = ", ".join(self.splits)
+        raise ValueError(f"{self.name}: there is no split {split!r}; there are {names}")
 
     def count(self, batch: Batch) -> int:
         """Count the terms in the mean of `loss`: tokens or examples."""
@@ -81,11 +76,10 @@ class Task:
         return self.measure_baselines()
 
     def __repr__(self):
-        baselines = "see .baselines"
-        if "baselines" in vars(self):
-            numbers = lambda metrics: ", ".join(f"{k} {v:.3f}" for k, v in metrics.items())
-            baselines = "; ".join(f"{name}: {numbers(m)}" for name, m in self.baselines.items())
-        return f"{self.name}: {self.describe()}; test baselines: {baselines}"
+        numbers = lambda metrics: ", ".join(f"{k} {v:.3f}" for k, v in metrics.items())
+        measured = vars(self).get("baselines", {})
+        baselines = "; ".join(f"{name}: {numbers(metrics)}" for name, metrics in measured.items())
+        return f"{self.name}: {self.describe()}; test baselines: {baselines or 'see .baselines'}"
 
 
 class Rows(Task):
@@ -99,14 +93,12 @@ class Rows(Task):
     def batches(self, split: str, size: int) -> Iterator[Batch]:
         """Go through a split once, in order."""
         rows = self.data(split)
-        for i in range(0, len(rows), size):
-            yield self.collate(rows[i:i + size])
+        for i in range(0, len(rows), size): yield self.collate(rows[i:i + size])
 
 
 def pad(rows, fill):
-    """Pad sequences of ids on the right to the longest, T → (array (B, T), lengths (B,)).
-
-    Attention is causal, so no position that counts sees the padding."""
+    """Pad sequences of ids on the right → (array (B, T), lengths (B,)). Attention is causal, so no
+    position that counts sees the padding."""
     lengths = np.array([len(row) for row in rows])
     padded = np.full((len(rows), lengths.max()), fill)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(rows)
