@@ -22,8 +22,8 @@ def peft_model(tuned):
     peft = pytest.importorskip("peft")
     from tests.oracles.torch_gpt import torch_copy
     targets, inner = tuned.method.targets, tuned.method.feedforward or ()
-    names = [path.rsplit(".", 1)[-1] for path in linear_paths(make_gpt())] if targets == "all" else targets
-    config = peft.IA3Config(target_modules=list(names), feedforward_modules=list(inner))
+    if targets == "all": targets = {path.rsplit(".", 1)[-1] for path in linear_paths(make_gpt())}
+    config = peft.IA3Config(target_modules=list(targets), feedforward_modules=list(inner))
     with tuned.disabled() as base:
         model = peft.get_peft_model(torch_copy(base), config, autocast_adapter_dtype=False)
     pairs = []
@@ -60,8 +60,10 @@ def test_gradients_equal_pytorchs_numerical(method, gpt, tokens, torch):
     upstream = np.random.default_rng(2).standard_normal((*tokens.shape, 37))
     (tuned(tokens) * upstream).sum().backward()
     (theirs(tokens) * torch.as_tensor(upstream)).sum().backward()
-    assert_gradients_close({str(i): form(ours.grad) for i, (ours, _, form) in enumerate(pairs)},
-                           {str(i): their_l.grad.numpy() for i, (_, their_l, _) in enumerate(pairs)})
+    ours, theirs = {}, {}
+    for path, (l, their_l, form) in zip(tuned.wrappers, pairs, strict=True):
+        ours[path], theirs[path] = form(l.grad), their_l.grad.numpy()
+    assert_gradients_close(ours, theirs)
 
 
 @every
@@ -95,7 +97,8 @@ def test_one_vector_moves_keys_values_and_inner_activations_as_the_paper_says(gp
 
 def test_a_vector_of_zeros_inhibits_and_one_of_twos_amplifies(gpt, tokens):
     tuned = tp.attach(gpt(), PAPER)
-    x, layer = tp.Tensor(np.random.default_rng(3).standard_normal((5, 16))), tuned.wrappers["blocks.0.attention.value"]
+    x = tp.Tensor(np.random.default_rng(3).standard_normal((5, 16)))
+    layer = tuned.wrappers["blocks.0.attention.value"]
     layer.l.data[:] = 0
     assert not layer(x).data.any()
     layer.l.data[:] = 2
@@ -114,7 +117,8 @@ def test_feedforward_layers_are_scaled_at_their_input(gpt):
     kinds = lambda method: {path: type(w) for path, w in tp.attach(gpt(), method).wrappers.items()}
     assert list(kinds(PAPER)) == [f"blocks.{i}.{p}" for i in (0, 1)
                                   for p in ("attention.key", "attention.value", "mlp.down")]
-    assert kinds(PAPER)["blocks.1.mlp.down"] is ScaledInput and kinds(PAPER)["blocks.1.attention.key"] is ScaledOutput
+    assert kinds(PAPER)["blocks.1.mlp.down"] is ScaledInput
+    assert kinds(PAPER)["blocks.1.attention.key"] is ScaledOutput
     assert set(kinds(OUTPUTS).values()) == {ScaledOutput}
     assert set(kinds(tp.IA3(targets="all", feedforward="all")).values()) == {ScaledInput}
     one = kinds(tp.IA3(targets=("down",), feedforward=("blocks.0.mlp.down",)))
@@ -125,7 +129,8 @@ def test_feedforward_layers_are_scaled_at_their_input(gpt):
 def test_merged_is_wrapped_numerical(method, gpt, tokens):
     tuned = learned(gpt(), method)
     merged = tuned.merge()
-    assert type(merged) is tp.GPT and all(type(merged.get(path)) is tp.nn.Linear for path in linear_paths(gpt()))
+    assert type(merged) is tp.GPT
+    assert all(type(merged.get(path)) is tp.nn.Linear for path in linear_paths(gpt()))
     assert_close(merged(tokens), tuned(tokens), 1e-12)
     assert not np.allclose(merged(tokens).data, tuned.detach()(tokens).data)
 
@@ -136,13 +141,15 @@ def test_merging_scales_rows_and_the_bias_or_columns(gpt):
     for path, layer in tuned.wrappers.items():
         W, b, l = base.get(path).weight.data, base.get(path).bias.data, layer.l.data
         inner = path.endswith("down")
-        assert np.array_equal(merged.get(path).weight.data, W @ np.diag(l) if inner else np.diag(l) @ W)
+        want = W @ np.diag(l) if inner else np.diag(l) @ W
+        assert np.array_equal(merged.get(path).weight.data, want)
         assert np.array_equal(merged.get(path).bias.data, b if inner else l * b)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_layer_without_bias_merges(dtype, rng):
-    linear, x = tp.nn.Linear(5, 3, bias=False, rng=0).to(dtype), tp.Tensor(rng.standard_normal((4, 5)).astype(dtype))
+    linear = tp.nn.Linear(5, 3, bias=False, rng=0).to(dtype)
+    x = tp.Tensor(rng.standard_normal((4, 5)).astype(dtype))
     for kind in (ScaledInput, ScaledOutput):
         layer = kind(linear).to(dtype)
         layer.l.data[:] = rng.standard_normal(layer.l.shape)
@@ -198,9 +205,12 @@ def test_it_shows_where_it_scales(gpt):
     (lambda: tp.IA3(feedforward="down"), "feedforward must be .*, or None, got 'down'"),
     (lambda: tp.attach(make_gpt(), tp.IA3(targets=("c_attn",))), "there are down, key"),
     (lambda: tp.attach(make_gpt(), tp.IA3(targets=("token_embedding",))), "tied"),
-    (lambda: tp.attach(make_gpt(), tp.IA3(targets=("key", "value"))), "'down' is none of the targets.*add it to targets"),
-    (lambda: tp.attach(make_gpt(), tp.IA3(feedforward=("c_proj",))), "feedforward: 'c_proj' is none of the targets"),
-    (lambda: tp.attach(tp.attach(make_gpt(), PAPER).model, PAPER), "attached to this model already"),
+    (lambda: tp.attach(make_gpt(), tp.IA3(targets=("key", "value"))),
+     "'down' is none of the targets.*add it to targets"),
+    (lambda: tp.attach(make_gpt(), tp.IA3(feedforward=("c_proj",))),
+     "feedforward: 'c_proj' is none of the targets"),
+    (lambda: tp.attach(tp.attach(make_gpt(), PAPER).model, PAPER),
+     "attached to this model already"),
     (lambda: tp.attach(make_gpt(), PAPER).ranks(), "low-rank"),
     (lambda: tp.attach(make_gpt(), PAPER).set_rank(2), "no other to use")])
 def test_what_makes_no_sense_raises_and_says_why(make, words):
@@ -213,6 +223,8 @@ def test_it_has_no_folder_of_pefts_yet_and_says_so(gpt, tmp_path):
         tp.attach(gpt(), PAPER).save(tmp_path, format="peft")
 
 
-def test_names_of_peft_are_translated():
-    with pytest.raises(TypeError, match="the field is called targets"): tp.IA3(target_modules=("key",))
-    with pytest.raises(TypeError, match="the field is called feedforward"): tp.IA3(feedforward_modules=("down",))
+@pytest.mark.parametrize("theirs, ours", [("target_modules", "targets"),
+                                          ("feedforward_modules", "feedforward")])
+def test_names_of_peft_are_translated(theirs, ours):
+    with pytest.raises(TypeError, match=f"the field is called {ours}"):
+        tp.IA3(**{theirs: ("down",)})

@@ -52,7 +52,7 @@ class IA3(Method):
     targets: Targets = layer_names(("key", "value", "down"))
     feedforward: Targets | None = layer_names(("down",), or_none=True,
                                               also=("feedforward_modules",))
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-2
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         layers = dict(match_targets(model, self.targets))
