@@ -10,9 +10,10 @@ from .text import tasks
 from .interop import AdapterError, load_model
 
 # the first verb: fine-tuning methods
-from .peft import (METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning, LinearProbe, LoRA,
-                   Method, MethodError, ParallelAdapter, PeftModel, PrefixTuning, PromptTuning,
-                   PTuning, PTuningV2, attach, load_adapter, mixed_batch, search_rank)
+from .peft import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning, LinearProbe,
+                   LoRA, Method, MethodError, ParallelAdapter, PeftModel, PrefixTuning,
+                   PromptTuning, PTuning, PTuningV2, attach, load_adapter, mixed_batch,
+                   search_rank)
 
 # the second verb: quantization schemes
 from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant, FakeQuantLinear,

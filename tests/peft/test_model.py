@@ -9,7 +9,7 @@ from tests.conftest import make_gpt
 from tests.protocol import LENGTHS, Labels, assert_gradients, assert_leaves_base_alone, frozen_bytes, move, outputs
 
 LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
-EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4)]
+EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4), tp.IA3()]
 every = pytest.mark.parametrize("method", EVERY, ids=str)
 
 

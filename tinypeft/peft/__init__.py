@@ -8,6 +8,7 @@
     lora.py        LoRA: a low-rank change of a weight
     adalora.py     AdaLoRA: training distributes the ranks over the layers
     dylora.py      DyLoRA: all ranks are trained at once (rank_search.py: which one is enough?)
+    ia3.py         IA3: vectors that rescale keys, values and inner activations
     virtual.py     what the methods of virtual tokens share
     prompt.py      PromptTuning: vectors before the input
     ptuning.py     PTuning: vectors among the input's words, made by an encoder (lstm.py)
@@ -22,6 +23,7 @@ from .adapter import BottleneckAdapter
 from .dylora import DyLoRA
 from .folders import KNOWN, load_adapter
 from .full import FullFineTuning, LinearProbe
+from .ia3 import IA3
 from .lora import LoRA
 from .method import Method, MethodError
 from .mixed import mixed_batch
@@ -36,9 +38,10 @@ from .rank_search import search_rank
 METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter,
            "parallel_adapter": ParallelAdapter, "prefix": PrefixTuning, "prompt": PromptTuning,
            "ptuning": PTuning, "ptuning_v2": PTuningV2, "lora": LoRA, "adalora": AdaLoRA,
-           "dylora": DyLoRA}
+           "dylora": DyLoRA, "ia3": IA3}
 KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), LinearProbe)})
 
-__all__ = ["METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning", "LinearProbe",
-           "LoRA", "Method", "MethodError", "PTuning", "PTuningV2", "ParallelAdapter", "PeftModel",
-           "PrefixTuning", "PromptTuning", "attach", "load_adapter", "mixed_batch", "search_rank"]
+__all__ = ["IA3", "METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning",
+           "LinearProbe", "LoRA", "Method", "MethodError", "PTuning", "PTuningV2",
+           "ParallelAdapter", "PeftModel", "PrefixTuning", "PromptTuning", "attach",
+           "load_adapter", "mixed_batch", "search_rank"]

@@ -54,6 +54,8 @@ ABOUT: dict[str, About] = {
                      ("2303.10512",), "08", ("blue", "^"), "AdaLoRA"),
     "dylora": About("DyLoRA", "W ← W + (α/b) B[:, :b] A[:b], with b drawn anew in every step",
                     ("2210.07558",), "09", ("blue", "D"), "DyLoRA"),
+    "ia3": About("(IA)³", "K ← l_k ⊙ K, V ← l_v ⊙ V, γ(W₁ x) ← l_ff ⊙ γ(W₁ x)",
+                 ("2205.05638",), "07", ("orange", ">"), "(IA)³"),
     # -- schemes
     "uniform": About("Uniform integers", "x̂ = s (q − z), q = clip(round(x/s) + z, 0, 2ᵇ − 1)",
                      ("1712.05877",), "10", ("sky", "o"), "integers"),

@@ -1,0 +1,120 @@
+"""(IA)³: Infused Adapter by Inhibiting and Amplifying Inner Activations.
+
+(IA)³ freezes all weights and learns three vectors per block, which rescale keys, values and the
+inner activations of the feed-forward network (Liu et al., arXiv 2205.05638). Section 3.3, where ⊙
+multiplies elementwise:
+
+    h = softmax(Q (l_k ⊙ K)ᵀ / √d_k) (l_v ⊙ V),        ffn(x) = W₂ (l_ff ⊙ γ(W₁ x))
+
+    paper      here                    shape
+    l_k, l_v   l of `key` and `value`  (d,), starts at 1
+    l_ff       l of `down`             (4 d,), starts at 1
+    W₁, W₂     `up`, `down`            (4 d, d) and (d, 4 d), frozen, quantized or not
+    γ          GELU
+
+Keys and values are outputs of linear layers, so l scales an output: l ⊙ (W x + b). The inner
+activations are the input of `down`, so l scales an input: W (l ⊙ x) + b. Both are linear in x, so
+both can be merged: the first into the rows of W and into b, the second into the columns of W. With
+l = 1 the model starts unchanged, bit for bit. Trained: L (d + d + 4 d) numbers for L blocks.
+
+Where implementations differ. The paper's equation has one head; here and in PEFT a vector spans all
+heads, so each head has its own part. PEFT lists layers by name, and this file does the same:
+`targets` have vectors, and those that are in `feedforward`, too, have them at the input. On l_ff
+the paper, PEFT and this file agree. On GPT-2's attention they do not: PEFT's default target is the
+fused `c_attn`, whose output holds the queries as well. The paper leaves queries alone, and so does
+this file; `targets=("query", "key", "value", "down")` is PEFT's. T5, the paper's model, has no
+biases. Here, as in PEFT, l multiplies the bias of a key or a value with the rest. The losses of the
+paper's recipe T-Few, and its pretraining of l, are not part of (IA)³ and not here.
+"""
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..gpt import GPT
+from ..hints import Array, Rng, Targets
+from ..hyper import layer_names
+from ..nn import Linear, Module, Parameter
+from ..targets import match_targets
+from ..tensor import Tensor
+from .method import Method, MethodError
+
+__all__ = ["IA3", "ScaledInput", "ScaledOutput"]
+
+
+@dataclass(frozen=True)
+class IA3(Method):
+    """Train a vector l for each linear layer named in `targets`; it scales the layer's output.
+
+    feedforward: those of the targets whose input is scaled instead, or None.
+    """
+    targets: Targets = layer_names(("key", "value", "down"))
+    feedforward: Targets | None = layer_names(("down",), or_none=True,
+                                              also=("feedforward_modules",))
+    learning_rate: ClassVar[float] = 3e-2
+
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+        layers = dict(match_targets(model, self.targets))
+        inner = self.inner(layers)
+        return {path: (ScaledInput if path in inner else ScaledOutput)(layer)
+                for path, layer in layers.items()}
+
+    def inner(self, paths: Iterable[str]) -> set[str]:
+        """Those of the targets' paths that `feedforward` names; each name must be one of them."""
+        if self.feedforward == "all": return set(paths)
+        found = {name: {path for path in paths if name in (path, path.rpartition(".")[2])}
+                 for name in self.feedforward or ()}
+        for name, hits in found.items():
+            if not hits:
+                raise MethodError(f"feedforward: {name!r} is none of the targets, "
+                                  f"{', '.join(paths)}; add it to targets, or leave it out of "
+                                  "feedforward (None: every target's output is scaled)")
+        return set().union(*found.values())
+
+
+class Scaled(Module):
+    """A frozen linear layer `base` and a vector `l` of n ones, which is trained."""
+
+    def __init__(self, base: Module, n: int):
+        self.base, self.l = base, Parameter(np.ones(n, np.float32))
+
+    d_in = property(lambda self: self.base.d_in)
+    d_out = property(lambda self: self.base.d_out)
+
+    def merged(self, scale_W: Array, scale_b: "Array | float") -> Linear:
+        """A plain Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
+        base, plain = self.base, Linear(self.d_in, self.d_out, bias=self.base.bias is not None)
+        plain.weight.data = base.dense_weight() * scale_W
+        if base.bias is not None: plain.bias.data = base.bias.data * scale_b
+        return plain
+
+
+class ScaledOutput(Scaled):
+    """l ⊙ (W x + b), l (d_out,)."""
+
+    def __init__(self, base: Module):
+        super().__init__(base, base.d_out)
+
+    def forward(self, x: Tensor) -> Tensor: return self.base(x) * self.l
+
+    def merge(self) -> Linear:
+        """The rows of W, and b, times l."""
+        return self.merged(self.l.data[:, None], self.l.data)
+
+    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, output scaled)"
+
+
+class ScaledInput(Scaled):
+    """W (l ⊙ x) + b, l (d_in,)."""
+
+    def __init__(self, base: Module):
+        super().__init__(base, base.d_in)
+
+    def forward(self, x: Tensor) -> Tensor: return self.base(x * self.l)
+
+    def merge(self) -> Linear:
+        """The columns of W times l."""
+        return self.merged(self.l.data, 1)
+
+    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, input scaled)"
