@@ -144,3 +144,14 @@ def test_the_table_says_minutes_points_and_what_one_can_do_for_every_lesson():
     assert len(rows) == len(percent.sources())
     for row in rows:
         assert "–" not in row and re.search(r"\| \d\d \| \d+ \+ [345] \| [a-z0-9].{10,} \|$", row), row
+
+
+def test_pieces_of_a_stream_are_joined():
+    """A kernel sends what a cell prints in pieces of any length; the stored notebook has them as one."""
+    from nbformat.v4 import new_output
+
+    from tinypeft.course.percent import _joined
+    out, err = (lambda text, name=name: new_output("stream", name=name, text=text) for name in ("stdout", "stderr"))
+    shown = new_output("display_data", data={"text/plain": "x"})
+    joined = _joined([out("a"), out("b"), err("c"), out("d"), shown, out("e"), out("f")])
+    assert [o.get("text", "shown") for o in joined] == ["ab", "c", "d", "shown", "ef"]

@@ -275,7 +275,7 @@ def test_the_curve_over_b_is_below_truncated_loras_direction():
     (lambda: tp.attach(make_gpt(), FIVE).set_rank(6), "not at 6"),
     (lambda: tp.attach(make_gpt(), FIVE).set_rank(2.5), "not at 2.5"),
     (lambda: tp.attach(make_gpt(), tp.DyLoRA(block_size=4)).set_rank(5), r"\[4, 8\], not at 5"),
-    (lambda: tp.attach(make_gpt(), tp.LoRA()).set_rank(2), "one rank only"),
+    (lambda: tp.attach(make_gpt(), tp.LoRA()).set_rank(2), "no other rank to use"),
     (lambda: tp.attach(make_gpt(), tp.DyLoRA(targets=())), "tuple of names")])
 def test_what_makes_no_sense_raises_before_training_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):

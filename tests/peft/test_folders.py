@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.peft.test_model import EVERY
 from tests.protocol import assert_saves, frozen_bytes, move, outputs
 from tests.toys import Noise
 from tinypeft.files import load_arrays, save_arrays
 
 LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
-EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4), tp.IA3()]
+
 
 
 def test_saved_and_loaded_in_a_fresh_process_bit_exact(gpt, tokens, tmp_path):

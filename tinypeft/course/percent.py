@@ -236,6 +236,17 @@ def execute(notebook: NotebookNode, folder: str | Path = LESSONS,
     for cell in notebook.cells:
         if cell.cell_type != "code": continue
         cell.metadata.pop("execution", None)
+        cell.outputs = _joined(cell.outputs)
         warnings = [out.text for out in cell.outputs if out.get("name") == "stderr"]
         if warnings: print("".join(warnings), file=sys.stderr)
     return notebook
+
+
+def _joined(outputs: list) -> list:
+    """Consecutive pieces of one stream as one output: a kernel cuts a stream at random places."""
+    joined: list = []
+    for out in outputs:
+        same = joined and out.output_type == "stream" and joined[-1].get("name") == out.name
+        if same: joined[-1].text += out.text
+        else:    joined.append(out)
+    return joined

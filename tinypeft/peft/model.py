@@ -243,7 +243,8 @@ class PeftModel(Module):
     def set_rank(self, rank: int) -> PeftModel:
         """Use `rank` from now on, without more training; MethodError for all methods but DyLoRA."""
         if not hasattr(self.method, "set_rank"):
-            raise MethodError(f"set_rank: {self.method} learns at one rank only")
+            raise MethodError(f"set_rank: {self.method} has no other rank to use; "
+                              "DyLoRA learns all ranks at once")
         self.method.set_rank(self, rank)
         return self
 

@@ -3,7 +3,7 @@
 `TRIED` lists what is compared, label → `Arm`. The file of results says what each rate gave. An experiment states the rate
 it takes in its conditions, and a test holds that it is the best of the three.
 """
-from ...peft import AdaLoRA, BottleneckAdapter, FullFineTuning, LoRA, ParallelAdapter, PromptTuning
+from ...peft import IA3, AdaLoRA, BottleneckAdapter, FullFineTuning, LoRA, ParallelAdapter, PromptTuning
 from ..bases import small_base
 from ..experiment import Experiment
 from ..tuning import Arm, fine_tune, test_loss
@@ -14,6 +14,7 @@ TRIED = {label: Arm(method) for label, method in {
     "all four r=9": LoRA(rank=9, targets=("query", "key", "value", "output")),
     **{f"all six r={r}": LoRA(rank=r, targets="all") for r in (2, 4, 8)},
     "AdaLoRA 3 → 2": AdaLoRA(init_rank=3, target_rank=2), "AdaLoRA 12 → 8": AdaLoRA(),
+    "(IA)³": IA3(),
     **{f"sequential m={m}": BottleneckAdapter(bottleneck=m, norms=False) for m in (8, 64)},
     **{f"parallel m={m}": ParallelAdapter(bottleneck=m, beside="both") for m in (8, 64)},
 }.items()}
