@@ -1,11 +1,11 @@
-"""The study: what the methods and schemes cost and reach, what the papers claim, and the pictures.
+"""The study: the cost and the quality of methods and schemes, the claims of the papers, the pictures.
 
     about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
     compare.py       the main job: every method and every scheme once, as tables and a picture
 
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question
-    freshness.py     is a stored number still true?  what each condition depends on, and what has changed since
+    freshness.py     is a stored number still true?  the code that each condition depends on, and its changes since
     dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
     tuning.py        one fine-tuning run, as the experiments make it

@@ -91,7 +91,7 @@ def loftq(W, quant, r, T):
 
 
 def loftq_variant(rounds=lambda T: T, target=lambda W, BA: W - BA, of=lambda W, Q, BA: W - Q, rank=lambda r: r, split=True):
-    """loftq with a mistake: rounds, what is quantized, what is decomposed, the rank, Σ used twice."""
+    """loftq with a mistake: in the rounds, the quantized or the decomposed matrix, the rank, or Σ."""
     def wrong(W, quant, r, T):
         BA = np.zeros_like(W)
         for _ in range(rounds(T)):

@@ -1,6 +1,6 @@
 """The learning rate for everything that is compared at one budget: the best of three, on validation, with one seed.
 
-`TRIED` lists what is compared, label → `Arm`. The file of results says what each rate gave. An experiment states the rate
+`TRIED` lists the compared arms, label → `Arm`. The file of results has the loss at each rate. An experiment states the rate
 it takes in its conditions, and a test holds that it is the best of the three.
 """
 from ...peft import IA3, AdaLoRA, BottleneckAdapter, FullFineTuning, LoRA, ParallelAdapter, PromptTuning
