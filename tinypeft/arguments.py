@@ -48,8 +48,8 @@ def model_of(args: Namespace) -> GPT:
     """The model in the folder --model, or the shipped base. It must have a tokenizer."""
     model = load_model(args.model)
     if model.tokenizer is None:
-        raise ValueError(f"{args.model} holds no tokenizer; put tokenizer.json, or vocab.json and "
-                         "merges.txt, there")
+        raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
+                         "merges.txt, into it")
     return model
 
 
