@@ -207,13 +207,14 @@ def list_it(copy):
     copy.change("tinypeft/peft/__init__.py",
                 ("\n    mixed.py", "\n    toy.py         Toy: a trained shift of a layer's output\n    mixed.py"),
                 ("from .rank_search", "from .toy import Toy\nfrom .rank_search"),
-                ('"dylora": DyLoRA}', '"dylora": DyLoRA, "toy": Toy}'),
+                ("}\nKNOWN.update", ', "toy": Toy}\nKNOWN.update'),
                 ('"PromptTuning", "attach"', '"PromptTuning", "Toy", "attach"'))
     copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, attach,", "PTuning, PTuningV2, Toy, attach,"))
 
 
 def write_the_tests(copy):
     copy.write("tests/peft/test_toy.py", TESTS)
+    copy.change("tests/peft/test_model.py", ("\nevery = pytest", "\nEVERY.append(tp.Toy())\nevery = pytest"))
 
 
 def say_what_is_known(copy):
@@ -232,7 +233,7 @@ def measure_it(copy):
 STEPS = [
     (write_the_method, ["tinypeft/peft/NAME.py"], []),
     (list_it, ["tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
-    (write_the_tests, ["tests/peft/test_NAME.py"], ["pytest tests/peft/test_NAME.py"]),
+    (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py"], ["pytest tests/peft/test_NAME.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
     (measure_it, ["figures/results/"], []),
 ]
