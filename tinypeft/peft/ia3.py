@@ -82,7 +82,7 @@ class Scaled(Module):
     d_in = property(lambda self: self.base.d_in)
     d_out = property(lambda self: self.base.d_out)
 
-    def merged(self, scale_W: Array, scale_b: "Array | float") -> Linear:
+    def merged(self, scale_W: Array, scale_b: Array | float) -> Linear:
         """A plain Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
         base, plain = self.base, Linear(self.d_in, self.d_out, bias=self.base.bias is not None)
         plain.weight.data = base.dense_weight() * scale_W
