@@ -22,8 +22,7 @@ def quantize(model: GPT, scheme: Scheme, calibration: Array | Iterable[Array] | 
         raise TypeError(f"quantize: expected a GPT, got {type(model).__name__}{hint}")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
-    if model.attached is not None:
-        raise ValueError(f"quantize: {model.attached} is attached; merge or detach it first")
+    model.check_free("quantize")
     layers = dict(match_targets(model, targets))
     for path, layer in layers.items():
         if not isinstance(layer, Linear):
