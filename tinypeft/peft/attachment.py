@@ -44,7 +44,7 @@ def bare(model: GPT) -> Iterator[GPT]:
 
 
 class Attachment:
-    """A method's change of one model. Every step may run twice: a Ctrl-C in one does no harm.
+    """A method's change of one model. After a Ctrl-C it is off the model, or wholly on it.
 
     wrappers: path → module that takes a place in the model. trained: name → Parameter of the model.
     learned: name → array of `trained`, while the method is off. head: a classifier, or None.
@@ -61,8 +61,8 @@ class Attachment:
         self.flags = [(p, p.requires_grad) for p in model.parameters()]
         self.base = {name: p.data for name, p in self.trained.items()}
         self.base_head = model.head
-        model.attachment = self
         try:
+            model.attachment = self
             for p in model.parameters(): p.requires_grad = False
             for name, p in self.trained.items():
                 p.assign(self.learned[name].astype(p.dtype, copy=False))
@@ -76,6 +76,12 @@ class Attachment:
 
     def take_off(self, model: GPT) -> None:
         """Change the model back: the same objects, the same arrays."""
+        try: self._take_off(model)
+        except BaseException:
+            self._take_off(model)                # each step may run twice
+            raise
+
+    def _take_off(self, model):
         replace_modules(model, self.replaced)
         model.head = self.base_head
         for name, p in self.trained.items():

@@ -273,8 +273,7 @@ class PeftModel(Module):
         A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
         and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that
         are not rounded. `activations="exact"` merges all the same. The merged layers are then plain
-        and round nothing, which is another function, usually nearer to the model in floating point.
-        Layers without a change stay as they are, and round as before.
+        and round nothing, which is another function. Layers without a change stay as they are.
         """
         self._check_active()
         if activations not in ("kept", "exact"):
