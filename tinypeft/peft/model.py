@@ -32,7 +32,7 @@ def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None
 
     rng: seed or Generator. head: a number of classes; adds a linear classifier on the final hidden
     state, trained and saved with the method, with a bias if head_bias (transformers has none).
-    Raises MethodError if the method does not fit the model, or another is on it.
+    Raises MethodError if the method does not fit the model, or another is on it or disabled.
     """
     check_free(model)
     if not isinstance(method, Method):
