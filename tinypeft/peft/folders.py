@@ -4,16 +4,18 @@ Our own format is one file, adapter.npz. It holds the arrays of `PeftModel.state
 the method's class and fields, the model's sizes, and a fingerprint of the base's weights. `interop`
 adds PEFT's format. Files are not trusted: nothing in one is executed or imported.
 """
-import contextlib
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..files import fingerprint, load_arrays, save_arrays
 from ..gpt import GPT
 from ..hints import Array
+from .attachment import bare
 from .method import Method, MethodError
 from .model import PeftModel, attach, check_free
 
@@ -70,8 +72,7 @@ def _save(tuned, folder):
     method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
     cls = type(method)
     module = {} if KNOWN.get(cls.__name__) is cls else {"module": cls.__module__}
-    with tuned.disabled() if tuned.active else contextlib.nullcontext():
-        base = fingerprint(tuned.model.state_dict())
+    with bare(tuned.model): base = fingerprint(tuned.model.state_dict())
     save_arrays(folder / "adapter.npz", tuned.state_dict(to_train=False), {
         "format": 1, "method": cls.__qualname__, **module, "fields": asdict(method),
         "config": asdict(tuned.config), "base": base, "head": None if head is None else head.d_out,
@@ -81,14 +82,22 @@ def _save(tuned, folder):
 def _load(model, folder, strict, method=None):
     arrays, meta = load_arrays(folder / "adapter.npz")
     cls = _find(str(meta.get("method")), meta.get("module"), method)
-    if meta["config"] != asdict(model.config):
+    sizes = lambda config: {name: n for name, n in config.items() if name != "dropout"}
+    if sizes(meta["config"]) != sizes(asdict(model.config)):
         raise MethodError(f"load_adapter: the adapter was made for a model of {meta['config']}, "
                           f"this one has {asdict(model.config)}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
-    if meta["base"] != fingerprint(model.state_dict()):
+    if meta["base"] not in fingerprints(model):
         warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
     return attach_with(model, cls(**fields), arrays, strict, meta["head"],
                        meta.get("head_bias", True))
+
+
+def fingerprints(model):
+    """Of the model, as it is and cast to float32 or float64: a cast is not another base."""
+    state, numbers = model.state_dict(), dict(model.named_parameters())
+    for dtype in (model.token_embedding.weight.dtype, np.float32, np.float64):
+        yield fingerprint(state | {n: p.data.astype(dtype) for n, p in numbers.items()})
 
 
 KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it
