@@ -98,6 +98,7 @@ def _read_format(joined, meta):
             raise ValueError(f"{path} has the description {i!r} of {len(kinds)}")
     if meta["index"].keys() != joined.keys():
         raise ValueError(f"the index has {sorted(meta['index'])}, the file {sorted(joined)}")
+    check_fields(meta["index"], dict.fromkeys(meta["index"], dict))
     state = {}
     for dtype, shapes in meta["index"].items():
         check_fields(shapes, dict.fromkeys(shapes, list))
@@ -118,14 +119,14 @@ def _read_first_format(joined, meta):
     index = {}
     for entry in layout["index"]:
         match entry:
-            case [str(name), str(dtype), list(shape)]: index.setdefault(dtype, {})[name] = shape
+            case [str(name), str(dtype), list(shape)] if name not in index.get(dtype, {}):
+                index.setdefault(dtype, {})[name] = shape
             case _: raise ValueError(f"the index has an entry {str(entry)[:80]}")
     if index.keys() != joined.keys():
         raise ValueError(f"the index has {sorted(index)}, the file {sorted(joined)}")
     state = {}
     for dtype, shapes in index.items(): state |= cut(joined[dtype], shapes)
-    return state, {path: {n: v for n, v in check_fields(kind, dict.fromkeys(kind, object)).items()
-                          if n != "training"} for path, kind in layout["layers"].items()}
+    return state, layout["layers"]
 
 
 def cut(joined: Array, shapes: dict[str, list[int]]) -> dict[str, Array]:
@@ -177,8 +178,10 @@ def restored(told: Any, name: str, arrays: dict[str, Array]) -> Any:
 def _layer(kind, arrays, classes):
     """The layer that a description and its arrays make up. Its attributes are its class's `parts`;
     a class of your own may have others, unless they hide something of the class."""
-    kind = dict(check_fields(kind, {"class": str}, dict.fromkeys(kind, object)))
-    cls = classes.get(name := kind.pop("class"))
+    if not isinstance(kind, dict) or type(name := kind.get("class")) is not str:
+        raise ValueError(f"expected a description with a class, got {str(kind)[:80]}")
+    kind = {n: v for n, v in kind.items() if n not in ("class", "training")}
+    cls = classes.get(name)
     if cls is None: raise ValueError(f"it is a {name[:80]}; give its class in layers=")
     values = {attribute: restored(told, attribute, arrays) for attribute, told in kind.items()}
     more = {a: type(v) if v is not None else None for a, v in values.items()
