@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..files import check_fields, fingerprint, load_arrays, made, naming, only_file, save_arrays
 from ..gpt import GPT
 from ..hints import Array, Seed
@@ -105,23 +107,21 @@ MORE = {"module": str, "head_bias": bool}                # `module`: only of a c
 
 
 def _load(model, path, strict, method=None):
+    from .metered import Metered         # not above: numpy.random would load with the package
     arrays, meta = load_arrays(path)
-    with naming(path):
+    with _told(path):
         check_fields(meta, META, MORE)
         if meta["format"] != 1: raise ValueError(f"unknown format {meta['format']}; expected 1")
-    cls = _find(meta["method"], meta.get("module"), method)
-    if meta["config"] != asdict(model.config):
-        raise MethodError(f"load_adapter: the adapter was made for a model of {meta['config']}, "
-                          f"this one has {asdict(model.config)}")
-    if meta["base"] != fingerprint(model.state_dict()):
-        warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
-    n, weight = meta["head"], arrays.get("head.weight")
-    from .metered import Metered  # not above: numpy.random would load with the package
-    with _told(path):
-        if strict and (n is None) != (weight is None) or \
-                n is not None and weight is not None and weight.shape[:1] != (n,):
-            raise ValueError(f"head is {n}, but head.weight has the shape "
-                             f"{None if weight is None else weight.shape}")
+        cls = _find(meta["method"], meta.get("module"), method)
+        if meta["config"] != asdict(model.config):
+            raise MethodError(f"load_adapter: the adapter was made for a model of "
+                              f"{meta['config']}, this one has {asdict(model.config)}")
+        n, weight = meta["head"], arrays.get("head.weight")
+        rows = None if weight is None else len(np.atleast_1d(weight))
+        if strict and rows != n:
+            raise ValueError(f"head is {n}, but head.weight has {rows} rows")
+        if meta["base"] != fingerprint(model.state_dict()):
+            warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
         rng = Metered(sum(a.size for a in arrays.values()))
         tuned = attach_with(model, made(cls, meta["fields"]), arrays, strict, n,
                             meta.get("head_bias", True), rng)

@@ -66,7 +66,8 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
     naming the file, if it is damaged, of another kind, or does not fit together."""
     joined, meta = load_arrays(path)
     with naming(path):
-        read = {1: _read_first_format, 2: _read_format}.get(meta.get("format"))
+        formats = {1: _read_first_format, 2: _read_format}
+        read = formats.get(n) if type(n := meta.get("format")) is int else None
         if read is None or "config" not in meta or "method" in meta:
             raise ValueError("it holds no quantized model that save_quantized wrote")
         state, kinds = read(joined, meta)

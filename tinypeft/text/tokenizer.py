@@ -170,6 +170,8 @@ class BPETokenizer:
             content = check_fields(parse_json(text), {"format": str, "end_of_text": int,
                                                       "merges": list, "vocab": dict},
                                    {"special": dict})
+            if content["format"] != "tinypeft-bpe":
+                raise ValueError(f"its format is {content['format'][:80]!r}")
             special = content.get("special") or {}
             check_fields(content["vocab"], dict.fromkeys(content["vocab"], int))
             check_fields(special, dict.fromkeys(special, int))
