@@ -3,6 +3,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,8 @@ import numpy as np
 
 from .hints import Array
 
-__all__ = ["cache_directory", "fingerprint", "load_arrays", "parse_json", "replacing",
-           "save_arrays", "write_atomically"]
+__all__ = ["cache_directory", "check_writable", "fingerprint", "load_arrays", "parse_json",
+           "replacing", "save_arrays", "write_atomically"]
 
 
 def cache_directory() -> Path:
@@ -22,6 +23,17 @@ def cache_directory() -> Path:
     $XDG_CACHE_HOME or ~/.cache. It need not exist."""
     if chosen := os.environ.get("TINYPEFT_CACHE"): return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise OSError unless files can be written to `folder`, or it can be made. Leaves nothing."""
+    folder = Path(folder)
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    try:
+        with tempfile.TemporaryFile(dir=there): pass
+    except OSError as e:
+        raise OSError(f"cannot write to the folder {folder}: {there}: {e.strerror}; give a folder "
+                      "that can be written to") from e
 
 
 @contextlib.contextmanager
