@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomically
+from ..files.safetensors import write_safetensors
 from ..gpt import GPT
 from ..hints import Array
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
@@ -34,7 +35,6 @@ from ..peft.model import PeftModel
 from .folder import HuggingFaceError
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config, Tensors
-from .safetensors import write_safetensors
 
 __all__ = ["AdapterError", "load_peft", "peft_content", "save_peft"]
 

@@ -2,8 +2,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import parse_json
-from .safetensors import SafeTensors, naming, read_safetensors
+from ..files import naming, parse_json
+from ..files.safetensors import SafeTensors, read_safetensors
 
 __all__ = ["HuggingFaceError", "Report", "check_fields", "read_object", "read_tensors", "read_text"]
 

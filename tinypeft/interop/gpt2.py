@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
+from ..files import naming, write_atomically
+from ..files.safetensors import write_safetensors
 from ..gpt import GPT, MLP, Attention, Block, GPTConfig
 from ..nn import Dropout, LayerNorm, Linear, Parameter
 from ..pretrained import load_pretrained
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
-from .safetensors import naming, write_safetensors
 
 __all__ = ["MODULES", "from_huggingface", "load_model", "to_huggingface"]
 
