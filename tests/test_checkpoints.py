@@ -80,7 +80,8 @@ def test_a_checkpoint_of_another_run_is_refused(changed, told, tmp_path):
     model = small()
     if "model" in changed: model = tp.attach(model, changed.pop("model"))
     before = {n: a.copy() for n, a in model.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"c.npz belongs to another run \(.*{told}.*\); give another file or the same"):
+    refused = rf"c.npz cannot be resumed: it belongs to another run \(.*{told}.*\); give another file or the same settings"
+    with pytest.raises(ValueError, match=refused):
         tp.train(model, Noise(), **{"steps": N, "lr": 1e-3, "checkpoint": path, "progress": False, **changed})
     assert same(model.state_dict(), before)
 

@@ -8,8 +8,16 @@
 """
 from .arrays import fingerprint, load_arrays, save_arrays
 from .content import check_fields, made, naming, parse_json
-from .disk import cache_directory, only_file, open_regular, read_text, replacing, write_atomically
+from .disk import (
+    cache_directory,
+    check_writable,
+    only_file,
+    open_regular,
+    read_text,
+    replacing,
+    write_atomically,
+)
 
-__all__ = ["cache_directory", "check_fields", "fingerprint", "load_arrays", "made", "naming",
-           "only_file", "open_regular", "parse_json", "read_text", "replacing", "save_arrays",
-           "write_atomically"]
+__all__ = ["cache_directory", "check_fields", "check_writable", "fingerprint", "load_arrays",
+           "made", "naming", "only_file", "open_regular", "parse_json", "read_text", "replacing",
+           "save_arrays", "write_atomically"]
