@@ -117,6 +117,11 @@ class DyLoRALinear(LoRALinear):
         """α/b, or α/R."""
         return self.method.alpha / (b if self.method.rescale else self.method.rank)
 
+    def check_parts(self) -> None:
+        """ValueError unless b, which comes from a file, is a rank that the method trains."""
+        if self.b not in self.method.ranks:
+            raise ValueError(f"b is {self.b}, expected one of the ranks {self.method.ranks}")
+
     def start_step(self, b: int) -> None:
         """Train at rank b until `end_step`: the optimizer moves nothing outside the mask."""
         first = self.method.first_trained(b)
