@@ -26,7 +26,7 @@ PEFT trains it directly by default (`reparameterize=False`). In the paper P′ i
 k = 512 for GPT-2 and 800 for BART (footnote 4). In the authors' code P′ is (P, d), and 512 or 800
 is the width m of the hidden layer. This file follows the code: GPT-2 medium is 1,024 wide, hence
 m = d/2. The paper starts at random, or, where data is scarce, from the activations of real words.
-The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of `text`):
+The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: `text`):
 training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
 least-squares solution for these activations. `init="random"` draws P_θ from N(0, 1) as PEFT does.
 With the MLP, P′ is from N(0, 1) as in PEFT, but W₁ and W₂ are from N(0, 1/d_in) and the biases 0,
