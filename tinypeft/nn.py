@@ -100,7 +100,7 @@ class Module:
         Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
         """
         check_state(self.state_dict(), state, strict)
-        new = lambda name, own: np.array(state.get(name, own), dtype=own.dtype)
+        new = lambda name, own: copied(state.get(name, own), own)
         for name, p in self.named_parameters():
             if name in state: p.assign(new(name, p.data))
         for path, module in self.named_modules():
@@ -187,6 +187,17 @@ def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bo
         if name in state and np.shape(state[name]) != array.shape:
             raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, "
                              f"expected {array.shape}")
+
+
+def copied(array: Array, like: Array) -> Array:
+    """A copy of `array` with the dtype and the memory layout of `like`, which has its shape.
+
+    BLAS may sum a transposed matrix in another order. A run that is resumed from a file therefore
+    rounds as one that never stopped only if each array is laid out as before.
+    """
+    new = np.empty_like(like)
+    new[...] = array
+    return new
 
 
 def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:

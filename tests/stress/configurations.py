@@ -212,7 +212,7 @@ class Configuration:
             dense.weight.data = layer.dense_weight().astype(model.token_embedding.weight.dtype)
             if layer.bias is not None: dense.bias.data = layer.bias.data
             replace_modules(model, {path: dense})
-        self.near("a quantized layer is its dense weight", self.logits(model), self.logits(self.model))
+        self.near("a quantized layer is its dense weight", self.logits(model), self.logits(self.model), 4)
 
     def logits(self, model, tokens=None):
         with tp.no_grad(): return model(self.calibration[:, :1] if tokens is None else tokens).data
@@ -271,7 +271,7 @@ class Configuration:
             trained = sum(p.size for name, p in fresh.named_parameters()
                           if m.targets is None or any(hit(t, name) for t in m.targets))
         elif isinstance(m, tp.PEQA):
-            trained = sum(shape(p)[1] * -(-shape(p)[0] // (m.group_size or shape(p)[0])) for p in paths)
+            trained = sum(-(-shape(p)[0] * shape(p)[1] // (m.group_size or shape(p)[0])) for p in paths)
         else: trained = 0
         head = self.head and self.head[0] * (d + self.head[1]) or 0
         self.holds("trained parameters are the formula's", s.trained == trained + head, f"{s.trained}, {trained} + {head}")
