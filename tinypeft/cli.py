@@ -78,8 +78,7 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--task", default="domain", help="domain (default), classify or summarize")
     p.add_argument("--steps", type=int, help="optimizer steps (default 300, with --quick 12)")
     p.add_argument("--batch-size", type=int, help="rows per step (default 8, classify 16)")
-    p.add_argument("--lr", type=float, help="learning rate (default: the method's, "
-                   "chosen for a model 128 wide; try less on a wider one)")
+    p.add_argument("--lr", type=float, help="learning rate (default: the method's)")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
