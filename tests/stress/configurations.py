@@ -372,7 +372,7 @@ class Configuration:
         self.same_outputs("after disabled it computes the same", tuned, task, want)
         for call in (lambda: tp.attach(self.model, tp.LoRA(rank=1)), lambda: tp.quantize(self.model, tp.NF4()),
                      lambda: tp.quantize(tuned, tp.NF4()), lambda: tp.convert(self.model), tuned.reattach,
-                     lambda: tp.save_quantized(self.model, Path(self.folder) / "attached.npz")):
+                     lambda: tp.save_quantized(self.model, Path(self.folder) / "attached")):
             self.refuses("an attached model refuses", call, tuned)
 
     def merges(self, tuned, task):
@@ -396,7 +396,7 @@ class Configuration:
     def saves(self, tuned, fresh, task):
         want, before = self.outputs(tuned, task), state(tuned)
         for fmt in ("tinypeft", "peft"):
-            folder, base = Path(self.folder) / f"{self.i}{fmt}", copy.deepcopy(fresh)
+            folder, base = Path(self.folder) / fmt, copy.deepcopy(fresh)
             if fmt == "tinypeft": tuned.save(folder)
             elif self.attempt(lambda: tuned.save(folder, format="peft") or True, tuned) is None: continue  # noqa: B023
             loaded = tp.load_adapter(base, folder)
@@ -409,7 +409,7 @@ class Configuration:
     def saves_base(self, fresh):
         """A quantized model comes back from its file, codes and function."""
         if self.scheme is None: return
-        path = Path(self.folder) / f"{self.i}.npz"
+        path = Path(self.folder) / "base.safetensors"
         if self.trains:
             self.refuses("save_quantized refuses what is to be converted", lambda: tp.save_quantized(fresh, path), fresh)
             return
@@ -486,10 +486,31 @@ class Configuration:
         model = tuned.detach()
         before = of_bytes(model)
         scheme = drawn(SCHEMES[self.rng.choice(list(SCHEMES))], self.rng)
-        whole = self.attempt(lambda: tp.quantize(model, scheme, self.calibration), model)
-        if self.quantized: self.holds("a quantized layer is not quantized again", whole is None)
+        plain = tuple(path for path, m in model.named_modules() if path.startswith("blocks.") and type(m) is Linear)
+        targets = plain if plain and self.rng.random() < 0.5 else "all"
+        whole = self.attempt(lambda: tp.quantize(model, scheme, self.calibration, targets), model)
+        if self.quantized and targets == "all": self.holds("a quantized layer is not quantized again", whole is None)
         if whole is None or of_bytes(model) == before: return
         self.refuses("reattach refuses a base that changed", tuned.reattach, model)
+
+    def starts_by_loftq(self, fresh):
+        """LoftQ leaves no larger an error than rounding alone, and its base and LoRA come back from their files."""
+        if type(self.method) is not tp.LoRA or self.scheme: return
+        name = self.rng.choice(["uniform", "float", "nf4", "gguf"])
+        scheme, rounds = drawn(SCHEMES[name], self.rng), int(self.rng.integers(1, 4))
+        model, head = copy.deepcopy(fresh), self.head and self.head[0]
+        tuned = self.attempt(lambda: tp.loftq(model, self.method, scheme, rounds, rng=1, head=head), model)
+        if tuned is None: return
+        for path, w in tuned.wrappers.items():
+            W = fresh.get(path).weight.data.astype(np.float32)
+            error = np.linalg.norm(W - w.base.dense_weight() - w.delta())
+            alone = np.linalg.norm(W - scheme.quantize(W).dequantize())
+            self.holds("LoftQ's error is not above rounding's", error <= alone + 1e-5 * np.linalg.norm(W), f"{error}, {alone}")
+        folder, logits = Path(self.folder) / "loftq", self.logits(tuned)
+        tuned.save(folder)
+        tp.save_quantized(tuned.detach(), folder / "base.safetensors")
+        loaded = tp.load_adapter(tp.load_quantized(folder / "base.safetensors"), folder)
+        self.same("LoftQ's LoRA and base come back", self.logits(loaded), logits)
 
     def is_cast(self, tuned, task):
         """The base may be cast between detach and reattach."""
@@ -525,6 +546,7 @@ class Configuration:
         self.generates(tuned, task)
         self.special(tuned, task)
         self.is_cast(tuned, task)
+        self.starts_by_loftq(fresh)
         self.takes_turns(tuned, base, fresh, task)
         self.quantized_again(tuned, task)
 
