@@ -83,6 +83,7 @@ def spared(node, field):
     """Whether a field holds no arithmetic: annotations, decorators, messages, and the names of words."""
     if field in ("annotation", "returns", "decorator_list", "exc", "msg", "type_params"): return True
     if isinstance(node, ast.FunctionDef): return node.name in SILENT
+    if isinstance(node, ast.keyword): return node.arg in ("strict", "stacklevel", "encoding")   # a second look, and words
     if isinstance(node, ast.Call): return ast.unparse(node.func).endswith(("warn", "Error"))
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
@@ -159,7 +160,7 @@ def changed_calls(node):
         if alike and ast.dump(a) != ast.dump(b): yield "exchange", ast.Call(node.func, [b, a, *rest], node.keywords)
     for i, keyword in enumerate(node.keywords):
         others = node.keywords[:i] + node.keywords[i + 1:]
-        if keyword.arg in ("keepdims", "axis", "dtype", "strict", "limit", "out"):
+        if keyword.arg in ("keepdims", "axis", "dtype", "out"):
             yield "drop an argument", ast.Call(node.func, node.args, others)
         if name == "Exercise" and keyword.arg in CHECKS and isinstance(keyword.value, ast.Tuple):
             for j in range(len(keyword.value.elts)):

@@ -71,10 +71,8 @@ def modules():
 def sampled(count, seed, only=""):
     """[(module, source's hash, fault)]: from each module a share that grows as the root of its number of faults."""
     found = {}
-    for module in modules():
-        if only not in module: continue
+    for module, area in modules().items():
         source = (ROOT / module).read_text("utf-8")
-        area = modules()[module]
         wanted = [f for f in faults(ast.parse(source)) if area != "exercises" or is_check(source, f)]
         if wanted: found[module] = drawn(module, wanted, seed), hashlib.sha256(source.encode()).hexdigest()[:16]
     weight = {module: math.sqrt(len(fs)) for module, (fs, _) in found.items()}
@@ -82,7 +80,7 @@ def sampled(count, seed, only=""):
     taken = {module: [(module, digest, f) for f in fs[:max(1, round(share * weight[module]))]]
              for module, (fs, digest) in found.items()}
     turns = range(max(map(len, taken.values()), default=0))
-    return [row for turn in turns for rows in taken.values() for row in rows[turn:turn + 1]]
+    return [row for turn in turns for module, rows in taken.items() if only in module for row in rows[turn:turn + 1]]
 
 
 def is_check(source, fault):
