@@ -73,6 +73,7 @@ def nodes(tree):
         for field, value in ast.iter_fields(node):
             if spared(node, field): continue
             for i, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "Limit" and i: continue    # words and examples
                 if isinstance(child, ast.AST) and not is_text(child):
                     yield from walk(child, (*path, (field, i)), (*around, node))
     for i, statement in enumerate(tree.body):
@@ -117,7 +118,7 @@ def changes(node):
             yield "sign", operand
         case ast.IfExp(test, body, orelse):
             yield "condition", ast.IfExp(test, orelse, body)
-        case ast.If(test, body, orelse):
+        case ast.If(test, body, orelse) if "TYPE_CHECKING" not in ast.unparse(test):
             yield "condition", ast.If(negated(test), body, orelse)
         case ast.Constant(bool()):
             yield "constant", ast.Constant(not node.value)
@@ -191,17 +192,26 @@ def described(tree, node, new, kind, path, around):
     relative = path[depth:]
     if not before or isinstance(shown, (ast.FunctionDef, ast.ClassDef, ast.For, ast.With, ast.While, ast.Try)):
         shown, before, relative = node, text(node), ()
-    changed = copy.deepcopy(shown)
-    if not relative:
-        changed = new
-    else:
-        *way, (field, i) = relative
-        inner = changed
-        for name, j in way: inner = getattr(inner, name) if j is None else getattr(inner, name)[j]
-        if i is None: setattr(inner, field, new)
-        else: getattr(inner, field)[i] = new
-    return Fault(kind, ".".join(functions), getattr(node, "lineno", statement.lineno), statement.lineno, before, text(changed),
-                 path, new)
+    return Fault(kind, ".".join(functions), getattr(node, "lineno", statement.lineno), statement.lineno, before,
+                 changed(shown, relative, new), path, new)
+
+
+def changed(shown, path, new):
+    """The text of `shown` with `new` at the end of a path, which is there for as long as the text is made."""
+    if not path: return text(new)
+    *way, (field, i) = path
+    node = shown
+    for name, j in way: node = getattr(node, name) if j is None else getattr(node, name)[j]
+    old = getattr(node, field) if i is None else getattr(node, field)[i]
+
+    def put(value):
+        if i is None: setattr(node, field, value)
+        else: getattr(node, field)[i] = value
+    put(new)
+    try:
+        return text(shown)
+    finally:
+        put(old)
 
 
 def text(node):
@@ -209,7 +219,7 @@ def text(node):
     if isinstance(node, ast.If): return "if " + ast.unparse(node.test) + ": …"
     if isinstance(node, ast.Pass): return "pass"
     if isinstance(node, ast.Raise): return "raise " + (ast.unparse(node.exc).split("(")[0] if node.exc else "")
-    return ast.unparse(ast.fix_missing_locations(copy.deepcopy(node)))
+    return ast.unparse(node)
 
 
 def weakened(node, new, kind, functions, statement, path):
