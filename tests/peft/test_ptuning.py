@@ -232,3 +232,18 @@ def test_what_does_not_fit_the_model_is_refused(method, word, gpt):
 def test_does_not_merge(gpt):
     with pytest.raises(tp.MethodError, match="virtual tokens"):
         tp.attach(gpt(), LSTM).merge()
+
+
+def test_the_end_of_text_separates(gpt):
+    model = gpt(vocab_size=300)
+    model.tokenizer = tokenizer = BPETokenizer.train("axes of the axes of the " * 20, 264)
+    assert tp.attach(model, tp.PTuning(separator="<|endoftext|>")).virtual.separator == tokenizer.end_of_text
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_encoders_start_with_pytorchs_spread_numerical(encoder, gpt):
+    """A Linear of PyTorch starts within ±1/√d_in, of standard deviation 1/√(3 d_in)."""
+    made = tp.attach(gpt(np.float32, d_model=128), tp.PTuning(encoder=encoder, hidden=96), rng=0).virtual.encoder
+    layers = [m for _, m in made.named_modules() if hasattr(m, "d_in")]
+    assert len(layers) == (3 if encoder == "mlp" else 2)
+    for layer in layers: assert layer.weight.data.std() == pytest.approx((3 * layer.d_in) ** -0.5, rel=0.05)

@@ -434,7 +434,7 @@ def test_what_is_not_saved_or_loaded(base, tmp_path):
         load_quantized(tmp_path / "model.npz")
     tp.attach(base("nf4"), tp.LoRA(4)).save(tmp_path)
     with pytest.raises(ValueError, match="holds no quantized model"):
-        load_quantized(tmp_path / "adapter.npz")
+        load_quantized(tmp_path / "adapter.safetensors")
     (tmp_path / "noise.npz").write_bytes(b"PK" + bytes(100))
     with pytest.raises(ValueError, match="not a file that tinypeft wrote"):
         load_quantized(tmp_path / "noise.npz")

@@ -232,7 +232,7 @@ class PeftModel(Module):
     def save(self, folder: str | Path, format: str = "tinypeft") -> None:
         """Write the method and what it learned to `folder`; `load_adapter` reads either format.
 
-        "tinypeft": adapter.npz, exact for every method. "peft": adapter_config.json and
+        "tinypeft": adapter.safetensors, exact for every method. "peft": adapter_config.json and
         adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' GPT-2 with
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         Neither stores what only training needs; a checkpoint of `train` does.
