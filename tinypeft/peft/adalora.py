@@ -119,6 +119,9 @@ class AdaLoRA(Method):
         if self.importance == "before":
             for layer in tuned.wrappers.values(): layer.remember()
 
+    def end_training(self, tuned: PeftModel) -> None:
+        for layer in tuned.wrappers.values(): layer.before = None
+
     def penalty(self, tuned: PeftModel) -> Tensor | None:
         """γ Σ R(P, Q) over the matrices; for "norm", γ times the mean of unsquared norms."""
         if not self.gamma: return None

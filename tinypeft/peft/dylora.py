@@ -82,6 +82,11 @@ class DyLoRA(Method):
         p = (1 - self.p if self.distribution == "geometric" else 1.0) ** np.arange(len(self.ranks))
         return p / p.sum()
 
+    def first_trained(self, b: int) -> int:
+        """The first of the rows of A that a step at rank b trains; below the smallest rank, no
+        step would train them, so that rank trains all of its rows."""
+        return b - self.block_size if self.frozen and b > self.ranks[0] else 0
+
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         layers = match_targets(model, self.targets)
         return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
@@ -91,6 +96,9 @@ class DyLoRA(Method):
         for layer in tuned.wrappers.values(): layer.start_step(b)
 
     def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
+        self.end_training(tuned)
+
+    def end_training(self, tuned: PeftModel) -> None:
         for layer in tuned.wrappers.values(): layer.end_step()
 
     def set_rank(self, tuned: PeftModel, b: int) -> None:
@@ -113,9 +121,14 @@ class DyLoRALinear(LoRALinear):
         """α/b, or α/R."""
         return self.method.alpha / (b if self.method.rescale else self.method.rank)
 
+    def check_parts(self) -> None:
+        """ValueError unless b, which comes from a file, is a rank that the method trains."""
+        if self.b not in self.method.ranks:
+            raise ValueError(f"b is {self.b}, expected one of the ranks {self.method.ranks}")
+
     def start_step(self, b: int) -> None:
         """Train at rank b until `end_step`: the optimizer moves nothing outside the mask."""
-        first = b - self.method.block_size if self.method.frozen else 0
+        first = self.method.first_trained(b)
         mask = (first <= np.arange(len(self.A))) & (np.arange(len(self.A)) < b)
         self.rank_drawn, self.A.update_mask, self.B.update_mask = b, mask[:, None], mask[None]
 

@@ -72,7 +72,7 @@ class LoRA(Method):
     def start(self, r: int, d_in: int, rng: Rng) -> Array:
         """A at the start, (r, d_in)."""
         if self.init == "kaiming": return kaiming_uniform((r, d_in), rng)
-        return rng.normal(0, 1 / r, (r, d_in))
+        return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
 
 
 class LowRankLinear(Module):
@@ -114,12 +114,12 @@ class LowRankLinear(Module):
 
 
 class LoRALinear(LowRankLinear):
-    """h = W₀ x + s B A x. A (r, d_in) is given, B starts at 0."""
+    """h = W₀ x + s B A x. A (r, d_in) is given, in its own precision, and B starts at 0."""
 
     def __init__(self, base: Module, A: Array, scale: float, dropout: float, rng: Rng):
         super().__init__(base, len(A), dropout, rng)
-        self.scale, self.A = scale, Parameter(A.astype(np.float32))
-        self.B = Parameter(np.zeros((base.d_out, len(A)), np.float32))
+        self.scale, self.A = scale, Parameter(np.array(A))
+        self.B = Parameter(np.zeros((base.d_out, len(A)), A.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)

@@ -57,3 +57,6 @@ class Method(Hyperparameters):
 
     def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
         """Called after the optimizer's step."""
+
+    def end_training(self, tuned: PeftModel) -> None:
+        """Called when training ends, also by an error or Ctrl-C: drop what held for one step."""
