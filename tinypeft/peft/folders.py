@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import check_fields, fingerprint, load_arrays, made, naming, only_file, save_arrays
+from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
 from ..gpt import GPT
 from ..hints import Array, Seed
 from .method import Method, MethodError
@@ -107,7 +107,7 @@ MORE = {"module": str, "head_bias": bool}                # `module`: only of a c
 
 
 def _load(model, path, strict, method=None):
-    from .metered import Metered         # not above: numpy.random would load with the package
+    from .metered import Metered  # not above: numpy.random would load with the package
     arrays, meta = load_arrays(path)
     with _told(path):
         check_fields(meta, META, MORE)
