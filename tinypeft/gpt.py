@@ -110,7 +110,7 @@ class GPT(Module):
             raise TypeError(f"GPT: expected a GPTConfig, got {type(config).__name__}")
         rng = np.random.default_rng(rng)
         self.config, self.tokenizer = config, None
-        self.attached = None                             # the method on this model, if there is one
+        self.attachment = None                           # what `peft.attach` changed here
         d = config.d_model
         self.token_embedding = Embedding(config.vocab_size, d, rng=rng)
         self.position_embedding = Embedding(config.context_length, d, rng=rng, std=0.01)
@@ -118,6 +118,16 @@ class GPT(Module):
         self.blocks = [Block(config, rng) for _ in range(config.n_layers)]
         self.final_norm = LayerNorm(d, config.norm_eps)
         self.head = None                                 # a classifier, where a task needs one
+
+    @property
+    def attached(self) -> Any:
+        """The method on this model, or None."""
+        return self.attachment and self.attachment.method
+
+    def check_free(self, verb: str) -> None:
+        """Raise ValueError if a method is on this model, or is to return to it: nothing else may
+        change the model then. verb: who asks, for the message."""
+        if self.attachment is not None: self.attachment.refuse(verb)
 
     @classmethod
     def from_arrays(cls, config: GPTConfig, arrays: Mapping[str, Array],

@@ -191,7 +191,7 @@ def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bo
         if given.dtype.kind not in "biuf":
             raise ValueError(f"load_state_dict: {name} is {given.dtype}, expected real numbers")
         with np.errstate(over="ignore", invalid="ignore"):
-            new[name] = np.array(given, dtype=array.dtype)
+            new[name] = copied(given, array)
         is_float = array.dtype.kind == "f"
         if not (np.isfinite(new[name]).all() if is_float else np.array_equal(new[name], given)):
             raise ValueError(f"load_state_dict: {name} has numbers that {array.dtype} cannot hold")
@@ -207,6 +207,17 @@ def check_names(own: Collection[str], state: Collection[str],
         few = lambda names: f"{names[:8]}{', …' * (len(names) > 8)}" if names else "nothing"
         raise KeyError(f"load_state_dict: matched {len(set(own) & set(state))} tensors, "
                        f"missing {few(missing)}, unknown {few(unknown)}")
+
+
+def copied(array: Array, like: Array) -> Array:
+    """A copy of `array` with the dtype and the memory layout of `like`, which has its shape.
+
+    BLAS may sum a transposed matrix in another order. A run that is resumed from a file therefore
+    rounds as one that never stopped only if each array is laid out as before.
+    """
+    new = np.empty_like(like)
+    new[...] = array
+    return new
 
 
 def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
@@ -232,6 +243,11 @@ class Linear(Module):
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
+
+    @property
+    def is_affine(self) -> bool:
+        """Is the layer y = x Wᵀ + b with W = `dense_weight()`, and no more? Needed to merge."""
+        return type(self).forward is Linear.forward
 
     def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.bias)
 

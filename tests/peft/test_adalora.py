@@ -274,3 +274,11 @@ def test_a_run_too_short_raises_before_its_first_step(gpt):
 def test_after_step_without_gradients_says_when_to_call_it(gpt):
     with pytest.raises(tp.MethodError, match="before zero_grad"):
         tp.attach(gpt(), SHORT).after_step(0, 20)
+
+
+def test_an_interrupted_step_leaves_no_copy_of_the_weights(gpt):
+    def stop(*_): raise KeyboardInterrupt
+    task, tuned = Noise(), tp.attach(gpt(), tp.AdaLoRA(4, 2))
+    task.loss = stop
+    with pytest.raises(KeyboardInterrupt): tp.train(tuned, task, 3)
+    assert all(w.before is None for w in tuned.wrappers.values())

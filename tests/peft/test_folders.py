@@ -2,6 +2,7 @@
 import dataclasses
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,29 @@ def test_pefts_folders_say_themselves_which_method_it_is(gpt, tmp_path):
     tp.attach(gpt(np.float32), LORA).save(tmp_path, format="peft")
     with pytest.raises(tp.MethodError, match="adapter_config.json says which method it is"):
         tp.load_adapter(gpt(np.float32), tmp_path, method=tp.LoRA)
+
+
+# -- which base it is ----------------------------------------------------------------------------
+def quiet(model, folder):
+    """Load without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return tp.load_adapter(model, folder)
+
+
+def test_dropout_is_no_size_of_the_model(gpt, tokens, saved):
+    same = gpt(np.float32)
+    other = tp.GPT(dataclasses.replace(same.config, dropout=0.3)).load_state_dict(same.state_dict())
+    assert np.array_equal(quiet(other, saved)(tokens).data, quiet(same, saved)(tokens).data)
+
+
+def test_a_cast_base_is_the_same_base(gpt, saved, tmp_path):
+    """Also for older files, which say the same of their base; real changes still warn."""
+    assert quiet(gpt(np.float32).to(np.float64), saved).active
+    tp.attach(gpt(np.float32).to(np.float64), LORA).save(tmp_path / "64")
+    assert quiet(gpt(np.float32), tmp_path / "64").active
+    for change in (lambda m: m.final_norm.bias.assign(m.final_norm.bias.data + np.float32(1e-6)),
+                   lambda m: tp.quantize(m, tp.NF4(block_size=16))):
+        model = gpt(np.float32)
+        change(model)
+        with pytest.warns(UserWarning, match="the base's weights differ"): tp.load_adapter(model, saved)

@@ -18,6 +18,7 @@ import numpy as np
 from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
 from ..gpt import GPT
 from ..hints import Array, Seed
+from .attachment import bare
 from .method import Method, MethodError
 from .model import PeftModel, attach, check_free
 
@@ -92,8 +93,7 @@ def _save(tuned, folder):
     method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
     cls = type(method)
     module = {} if KNOWN.get(cls.__name__) is cls else {"module": cls.__module__}
-    with tuned.disabled() if tuned.active else contextlib.nullcontext():
-        base = fingerprint(tuned.model.state_dict())
+    with bare(tuned.model): base = fingerprint(tuned.model.state_dict())
     save_arrays(folder / OWN.file, tuned.state_dict(to_train=False), {
         "format": 1, "method": cls.__qualname__, **module, "fields": asdict(method),
         "config": asdict(tuned.config), "base": base, "head": None if head is None else head.d_out,
@@ -113,14 +113,15 @@ def _load(model, path, strict, method=None):
         check_fields(meta, META, MORE)
         if meta["format"] != 1: raise ValueError(f"unknown format {meta['format']}; expected 1")
         cls = _find(meta["method"], meta.get("module"), method)
-        if meta["config"] != asdict(model.config):
+        sizes = lambda config: {name: n for name, n in config.items() if name != "dropout"}
+        if sizes(meta["config"]) != sizes(asdict(model.config)):
             raise MethodError(f"load_adapter: the adapter was made for a model of "
                               f"{meta['config']}, this one has {asdict(model.config)}")
         n, weight = meta["head"], arrays.get("head.weight")
         rows = None if weight is None else len(np.atleast_1d(weight))
         if strict and rows != n:
             raise ValueError(f"head is {n}, but head.weight has {rows} rows")
-        if meta["base"] != fingerprint(model.state_dict()):
+        if meta["base"] not in fingerprints(model):
             warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
         rng = Metered(sum(a.size for a in arrays.values()))
         tuned = attach_with(model, made(cls, meta["fields"]), arrays, strict, n,
@@ -139,6 +140,13 @@ def _told(path):
     except KeyError as e:    raise KeyError(f"{path}: {e.args[0]}") from e
     except MemoryError as e:
         raise ValueError(f"{path}: the method that it names does not fit into memory") from e
+
+
+def fingerprints(model):
+    """Of the model, as it is and cast to float32 or float64: a cast is not another base."""
+    state, numbers = model.state_dict(), dict(model.named_parameters())
+    for dtype in (model.token_embedding.weight.dtype, np.float32, np.float64):
+        yield fingerprint(state | {n: p.data.astype(dtype) for n, p in numbers.items()})
 
 
 KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it

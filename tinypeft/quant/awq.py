@@ -162,6 +162,8 @@ class InputScaledLinear(QuantizedLinear):
     """y = (x/s) Ŵᵀ + b, s = `input_scale` (d_in,), which could not be folded away."""
     parts: ClassVar[dict[str, Any]] = QuantizedLinear.parts | {"input_scale": np.ndarray}
 
+    is_affine = True                                     # s is part of `dense_weight`
+
     def __init__(self, weight: QTensor, bias: Tensor | None, input_scale: Array):
         super().__init__(weight, bias)
         self.input_scale = input_scale

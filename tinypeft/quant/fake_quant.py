@@ -115,6 +115,7 @@ class FakeQuantLinear(Module):
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
+    is_affine = property(lambda self: not (self.round_input or self.round_output))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.round_input: x = self.round_input(x)
@@ -187,8 +188,7 @@ def convert(model: GPT) -> GPT:
     or if there is nothing to convert."""
     if not isinstance(model, GPT):
         raise TypeError(f"convert: expected a GPT, got {type(model).__name__}")
-    if model.attached is not None:
-        raise ValueError(f"convert: {model.attached} is attached; merge or detach it first")
+    model.check_free("convert")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
         raise ValueError("convert: no layer was trained in quantized form; quantize by FakeQuant")
