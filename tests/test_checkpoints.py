@@ -20,9 +20,10 @@ N = 9                                                    # steps of most runs be
 def plain(): return small()
 def with_dropout(): return small(dropout=0.2)
 def with_lora(): return tp.attach(small(), tp.LoRA(rank=2, dropout=0.3), rng=0)
+def with_prefix(): return tp.attach(tp.GPT(tp.GPTConfig(37, 24, 32, 3, 4)), tp.PrefixTuning(6))       # W2 is a transpose
 
 
-@pytest.mark.parametrize("make", [plain, with_dropout, with_lora])
+@pytest.mark.parametrize("make", [plain, with_dropout, with_lora, with_prefix])
 def test_resuming_is_never_having_stopped(make, tmp_path):
     task, options = Noise(), dict(eval_every=4, weight_decay=0.1, checkpoint_every=N, progress=False)
     whole = make()

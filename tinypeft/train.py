@@ -65,7 +65,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
 
     model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object that has its `batch`,
         `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
-    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3).
+    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3; both
+        were chosen for a model 128 wide; try less on a wider one).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
     weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["check_fields", "made", "naming", "parse_json"]
@@ -18,22 +19,24 @@ SPARE = 1 << 24
 
 @contextlib.contextmanager
 def naming(place: Any, error: type[ValueError] = ValueError) -> Iterator[None]:
-    """A ValueError inside becomes an `error` whose message begins with `place`."""
+    """A ValueError inside becomes an `error` whose message begins with `place`, and so does a
+    KeyError, which stays one."""
     try:
         yield
-    except ValueError as e:
-        raise error(f"{place}: {e}") from e
+    except ValueError as e: raise error(f"{place}: {e}") from e
+    except KeyError as e:   raise KeyError(f"{place}: {e.args[0]}") from e
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, infinity: bool = False) -> Any:
     """`json.loads` for untrusted text: ValueError also for a name that occurs twice in an object,
     for NaN and infinities, for nesting that is too deep, and for a text that would take more memory
-    than ten times its length."""
+    than ten times its length. infinity: whether Python's Infinity is allowed."""
     if isinstance(text, bytes): text = text.decode("utf-8")
     if sum(text.count(sign) * cost for sign, cost in COST.items()) > 10 * len(text) + SPARE:
         raise ValueError(f"{len(text):,} characters are mostly brackets and commas")
+    constant = lambda name: math.inf if infinity and name == "Infinity" else _no_constant(name)
     try:
-        return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant,
+        return json.loads(text, object_pairs_hook=_without_twins, parse_constant=constant,
                           parse_float=_finite)
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
@@ -53,15 +56,16 @@ def _finite(digits):
     return number
 
 
-def check_fields(content: Any, kinds: Mapping[str, type | tuple[type | None, ...]],
-                 optional: Mapping[str, type | tuple[type | None, ...]] | None = None) -> dict:
+Kinds = Mapping[str, type | tuple[type | None, ...]]
+
+
+def check_fields(content: Any, kinds: Kinds, optional: Kinds = MappingProxyType({})) -> dict:
     """`content`, if it is a JSON object with these fields, each of its kind, and no others.
 
-    A kind is a type, or several; None stands for null, and float allows whole numbers. ValueError
-    says which field is at fault."""
+    A kind is a type, or several; None stands for null, `object` for anything, and float allows
+    whole numbers. ValueError says which field is at fault."""
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {_told(content)}")
-    optional = optional or {}
     if missing := sorted(kinds.keys() - content.keys()):
         raise ValueError(f"{', '.join(missing)} missing; the fields must be {', '.join(kinds)}")
     for name, value in content.items():
@@ -71,8 +75,8 @@ def check_fields(content: Any, kinds: Mapping[str, type | tuple[type | None, ...
         kind = kinds[name] if name in kinds else optional[name]
         allowed = kind if type(kind) is tuple else (kind,)
         got = None if value is None else type(value)
-        if got not in allowed and not (got is int and float in allowed):
-            expected = " or ".join(NAMES[k] for k in allowed)
+        if got not in allowed and object not in allowed and not (got is int and float in allowed):
+            expected = " or ".join(NAMES.get(k) or k.__name__ for k in allowed)
             raise ValueError(f"{name} must be {expected}, got {_told(value)}")
     return content
 

@@ -92,9 +92,11 @@ def open_regular(path: str | Path, error: type[ValueError] = ValueError) -> Bina
 
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file of at most 100 MB. FileNotFoundError, or ValueError."""
-    with open_regular(path) as f: data = f.read(LONGEST_TEXT + 1)
-    if len(data) > LONGEST_TEXT:
-        raise ValueError(f"{path} has more than {LONGEST_TEXT:,} bytes; no text here is that long")
+    with open_regular(path) as f:
+        if (n := os.fstat(f.fileno()).st_size) > LONGEST_TEXT:
+            raise ValueError(f"{path} has {n:,} bytes; no text that is read here has more than "
+                             f"{LONGEST_TEXT:,}")
+        data = f.read()
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
