@@ -223,10 +223,10 @@ def main() -> None:
     parser.add_argument("--only", help="a name: grade this notebook alone")
     args = parser.parse_args()
     if args.only: return print(json.dumps(grade_class({args.only: CELLS[args.only]}, args.timeout, False), indent=1))
-    figures = {"damaged messages": {"tried": args.messages, **damage_messages(args.messages)},
-               "damaged notebooks": {"tried": args.notebooks, **damage_notebooks(args.notebooks)}}
-    print(json.dumps(figures, indent=1))
-    figures = {"a class": grade_class(CELLS, args.timeout)} | figures
+    figures = {"a class": grade_class(CELLS, args.timeout)}
+    print(json.dumps(figures, indent=1, ensure_ascii=False))
+    figures |= {"damaged messages": {"tried": args.messages, **damage_messages(args.messages)},
+                "damaged notebooks": {"tried": args.notebooks, **damage_notebooks(args.notebooks)}}
     print(json.dumps(figures, indent=1, ensure_ascii=False))
     if args.record: print(record("notebooks", figures))
 
