@@ -77,3 +77,17 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_taken():
     with pytest.raises(tp.DivergedError, match=r"step 0: the gradient is not finite, in blocks.0.norm1.weight\. Try"):
         tp.train(model, Steep(), N, progress=False)
     assert same(model.state_dict(), before) and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_one_bad_number_of_many_is_enough():
+    """One output of one layer is NaN: the layer is named, not the next one, where it has spread. The same for gradients."""
+    model = small()
+    model.blocks[0].mlp.down.bias.data[3] = np.nan
+    with pytest.raises(tp.DivergedError, match=r"the first value that is not finite comes out of blocks.0.mlp.down\."):
+        tp.train(model, Noise(), N, progress=False)
+
+    class Steep(Noise):
+        def loss(self, model, batch): return super().loss(model, batch) + (model.blocks[0].norm1.weight[:1] * 0).sqrt().sum()
+    with pytest.raises(tp.DivergedError, match=r"the gradient is not finite, in blocks.0.norm1.weight\. Try"):
+        tp.train(small(), Steep(), N, progress=False)

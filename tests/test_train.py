@@ -241,11 +241,11 @@ class Silent(Noise):
 
 
 @pytest.mark.parametrize("misuse, says", [
-    (lambda: tp.train(small(), Noise(), 0), "steps and batch_size must be ≥ 1, got 0 and 8"),
-    (lambda: tp.train(small(), Noise(), 3, batch_size=0), "got 3 and 0"),
+    (lambda: tp.train(small(), Noise(), 0), "train: steps must be a positive integer, got 0"),
+    (lambda: tp.train(small(), Noise(), 3, batch_size=0), "batch_size must be a positive integer, got 0"),
     (lambda: tp.train(frozen(), Noise(), 3), "nothing to train, every parameter is frozen"),
     (lambda: tp.train(small(), Noise(), 3, schedule_kind="steps", progress=False), "got 'steps'"),
-    (lambda: tp.train(small(), Noise(), 3, lr=-1.0), "lr must be at least 0, got -1.0"),
+    (lambda: tp.train(small(), Noise(), 3, lr=-1.0), "lr must be a non-negative number, or None, got -1.0"),
     (lambda: tp.train(small(), Silent(), 3, progress=False), "nothing counts in a batch of 8 rows"),
     (lambda: tp.train(small(), Noise(vocab_size=38), 30, progress=False), r"must lie in \[0, 37\), got 37"),
 ])

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from .hints import Array, Seed
-from .tensor import Tensor
+from .tensor import Tensor, gated
 
 __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
            "linear", "log_softmax", "softmax"]
@@ -27,7 +27,7 @@ def _slices(n, width, budget=1 << 16):
 
 def _rows(a):
     """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
-    return a.reshape(-1, a.shape[-1])
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # −1 would fail where d = 0
 
 
 def _ids(ids, n, what):
@@ -66,8 +66,9 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    mean = lambda a: a.mean(-1, keepdims=True)
-    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
+    d = max(1, x.shape[-1])
+    mean = lambda a: a.sum(-1, keepdims=True) / d
+    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / d
     xhat, g = x.data - mean(x.data), gamma.data
     r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
     xhat *= r
@@ -142,7 +143,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """y = x − log Σ eˣ.    dx = dy − eʸ Σ dy."""
     y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
-    y -= np.log(np.exp(y).sum(axis, keepdims=True))
+    if y.size: y -= np.log(np.exp(y).sum(axis, keepdims=True))
     return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
 
 
@@ -165,8 +166,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     if causal and S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys; causal attention needs S ≥ T")
     if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
-    scale = 1 / math.sqrt(d)
-    Q, K, V = (t.data.reshape(-1, *t.shape[-2:]) for t in (q, k, v))         # (B·H, T or S, d)
+    scale = 1 / math.sqrt(max(1, d))
+    heads = math.prod(q.shape[:-2])
+    Q, K, V = (t.data.reshape(heads, *t.shape[-2:]) for t in (q, k, v))      # (B·H, T or S, d)
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
     transposed = lambda a: a.swapaxes(1, 2)
     groups = lambda t, seen: _slices(len(Q), (t.stop - t.start) * seen, 1 << 18)
@@ -280,4 +282,4 @@ def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
     """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
     if p == 0: return x
     mask = _keep_mask(x.shape, p, rng, x.dtype)
-    return Tensor.op(x.data * mask, (x, lambda dy: np.multiply(mask, dy, out=mask)))
+    return Tensor.op(x.data * mask, (x, lambda dy: gated(dy, mask)))

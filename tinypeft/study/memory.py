@@ -40,6 +40,7 @@ import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT, GPTConfig
+from ..hyper import one_of, real, whole
 from ..optim import AdamW
 from ..peft import METHODS, LoRA, Method, attach
 from ..quant import NF4, quantize
@@ -83,8 +84,13 @@ SHAPES = {
 
 
 def shape_of(parameters: float) -> Shape:
-    """A GPT with about this many parameters: heads of width 128, as many blocks as heads, 32,000 tokens, 2,048 positions."""
+    """A GPT with about this many parameters: heads of width 128, as many blocks as heads, 32,000 tokens, 2,048 positions.
+
+    Raises ValueError where no such shape comes within a factor of 2."""
     shapes = [Shape(k, 128 * k, k, 32000, 2048) for k in range(1, 300)]
+    if not shapes[0].parameters / 2 <= parameters <= 2 * shapes[-1].parameters:
+        raise ValueError(f"memory: expected {shapes[0].parameters / 2:.0e} to {2 * shapes[-1].parameters:.0e} parameters, "
+                         f"got {parameters:g}")
     return min(shapes, key=lambda s: abs(math.log(s.parameters / parameters)))
 
 
@@ -151,6 +157,10 @@ def prompt(s: Shape, length: int = 20) -> Counts:
 FORMULAS = {"full": full, "lora": lora, "qlora": lora, "adapter": adapter, "prefix": prefix, "prompt": prompt}
 
 
+LIMITS = {"rank": whole(8, least=1), "bottleneck": whole(64, least=1), "length": whole(10, least=1),
+          "targets": one_of(("query", "value"), "all"), "bits": real(None, above=0, most=32, or_none=True)}
+
+
 def formula(method: str) -> Callable[..., Counts]:
     """The formula of a method. Raises ValueError if there is none."""
     if method not in FORMULAS:
@@ -169,6 +179,9 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     """
     if batch < 1 or tokens < 1:
         raise ValueError(f"memory: batch and tokens must be at least 1, got {batch} and {tokens}")
+    for name, value in {**options, "bits": bits}.items():
+        limit = LIMITS[name].metadata["limit"]
+        if not limit.holds(value): raise ValueError(f"memory: {name} must be {limit.expected}, got {value!r}")
     s, p, m = shape, precision, formula(method)(shape, **options)
     if bits is None and method == "qlora": bits = NF4_DOUBLE
     if bits is not None and m.full:
