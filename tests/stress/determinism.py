@@ -32,7 +32,7 @@ from tinypeft.study.experiment import Results, rounding
 __all__ = ["KERNELS", "SAME", "compare", "run"]
 
 ROOT = Path(__file__).parents[2]
-KERNELS = ("Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")     # of OpenBLAS, oldest processor first
+KERNELS = ("Prescott", "Haswell", "Zen", "SkylakeX")           # of OpenBLAS, oldest processor first
 SAME = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 
