@@ -185,9 +185,8 @@ def damage_messages(n: int, seed: int = 0) -> Counter:
             if k % 5 == 0: wire._described(there)
             else: wire._outcome(there)
             found["read"] += 1
-        except (ValueError, TypeError) as e:
-            found[type(e).__name__] += 1
-            if k % 5: assert isinstance(e, ValueError), (e, message)
+        except ValueError:
+            found["ValueError"] += 1
         if k % 5:                                            # … and the check of this exercise goes on from there
             signature = wire.inspect.signature(exercise.reference)
             result = judge(exercise, wire.Remote(Answers(message), exercise.function, "x", signature), seed=k)

@@ -78,7 +78,7 @@ def run(name: str, where: Path, tests: list[str]) -> dict:
         checkout = Path(out, "checkout")                 # what tests write stays out of this one
         shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".venv", "__pycache__"))
         environment["PYTHONPATH"] = str(checkout)
-        done = subprocess.run([inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors",
+        done = subprocess.run([inside, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors",
                                *tests], cwd=checkout, env=environment, capture_output=True, text=True)
         (where / f"{name}.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         last = next((line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ passed", line)), "")
