@@ -82,6 +82,7 @@ class Sources:
     def __init__(self, texts: dict[str, str] | None = None):
         self.texts, self.packages = texts or {}, {PACKAGE}
         self.modules: dict[str, _Module | None] = {}
+        self.files: dict[str, Path | None] = {}                      # looking for a file costs more than the walk
         self.known: dict[ast.AST, tuple] = {}                        # part → what it reads, as text
 
     def reach(self, functions: list[Callable]) -> dict[str, str]:
@@ -167,6 +168,10 @@ class Sources:
         return self.modules[name]
 
     def _file(self, name: str) -> Path | None:
+        if name not in self.files: self.files[name] = self._look_for(name)
+        return self.files[name]
+
+    def _look_for(self, name: str) -> Path | None:
         top, *rest = name.split(".")
         start = getattr(sys.modules.get(top), "__file__", None)
         if start is None: return None
