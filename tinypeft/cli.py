@@ -172,12 +172,12 @@ def run_finetune(args: Namespace) -> None:
     model, classify = model_of(args), args.task == "classify"
     method = build("method", METHODS, args.method, args.set)
     known([args.task], ("domain", "classify", "summarize"), "task")
+    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
+        if folder: check_writable(folder)
     task = getattr(tasks, args.task)(model)
     tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
                    head_bias=args.format != "peft")
     FORMATS[args.format].check(tuned)
-    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
-        if folder: check_writable(folder)
     test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
     before = None
     if not classify:
