@@ -534,7 +534,8 @@ class Found:
         print(f"{c!r}\n{broken if whole else self.failures[-1]['broken']}\n", flush=True)
 
     def figures(self):
-        return {"configurations": self.count, "seed": self.seed, "failures": self.failures,
+        return {"configurations": self.count, "seed": self.seed, "pairs_of_scheme_and_method": len(self.pairs),
+                "failures": self.failures,
                 "promises_checked": sum(self.checks.values()), "refusals": sum(self.refusals.values()),
                 "seconds": round(time.perf_counter() - self.start), "checks": dict(sorted(self.checks.items())),
                 "refusals_by_error": dict(sorted(self.refusals.items())),
