@@ -69,6 +69,7 @@ class Configuration:
         self.methods, self.schemes = methods, schemes
         self.checks, self.refusals = collections.Counter(), []
         self.scheme = self.targets = self.method = self.head = None
+        self.virtual_length = 0
 
     def __repr__(self):
         c = self.model.config
@@ -160,7 +161,9 @@ class Configuration:
         self.near("a quantized layer is its dense weight", self.logits(model), self.logits(self.model), 4)
 
     def logits(self, model, tokens=None):
-        with tp.no_grad(): return model(self.calibration[:, :1] if tokens is None else tokens).data
+        """Of `tokens`, or of as many of the calibration's as fit beside virtual ones."""
+        room = self.model.config.context_length - self.virtual_length
+        with tp.no_grad(): return model(self.calibration[:, :room] if tokens is None else tokens).data
 
     # -- the method
     def put_on(self):
@@ -172,7 +175,7 @@ class Configuration:
             attach = lambda: tp.attach(self.model, method, rng=draw, head=head, head_bias=bias)    # noqa: B023
             tuned = self.attempt(attach, self.model)
             if tuned is None: continue
-            self.method, self.head = method, head and (head, bias)
+            self.method, self.head, self.virtual_length = method, head and (head, bias), tuned.virtual_length
             return tuned, fresh, base
         raise Broken("no method fits, after a hundred draws")
 
