@@ -55,6 +55,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
+    except OSError as e:
+        if e.strerror and e.filename is None: e.filename = str(path)     # a full disk names none
+        raise
     finally:
         part.unlink(missing_ok=True)
 
