@@ -302,13 +302,22 @@ def test_cached_after_the_first_time(cache):
 @pytest.mark.parametrize("damage", [
     lambda text: "", lambda text: text[:-9], lambda text: text.replace("alles", "alle5"), lambda text: "[1, 2]",
     lambda text: '{"sha256": "", "documents": [["a"]]}', lambda text: '{"documents": 5, "sha256": 1}',
-    lambda text: "null"])
+    lambda text: "null", lambda text: "[" * 100_000,
+    lambda text: json.dumps({"sha256": corpus.fingerprint([]), "documents": []})])
 def test_a_damaged_cache_is_rebuilt(cache, damage):
     first = corpus.documents("numpy")
     file, = cache_directory().iterdir()
     file.write_text(damage(file.read_text("utf-8")), "utf-8")
     assert corpus.documents("numpy") == first and len(cache) == 2
     assert corpus.documents("numpy") == first and len(cache) == 2
+
+
+def test_a_pipe_in_place_of_the_cache_blocks_nobody(cache):
+    corpus.documents("numpy")
+    file, = cache_directory().iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    assert corpus.documents("numpy") == [document("Über alles, a text.")] and len(cache) == 2
 
 
 def test_no_cache_where_nothing_can_be_written(cache, tmp_path, monkeypatch):
