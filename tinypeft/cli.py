@@ -114,7 +114,8 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--batch-size", type=number(int, least=1),
                    help="rows per step (default 8, classify 16)")
     p.add_argument("--lr", type=number(float, least=0),
-                   help="learning rate (default: the method's)")
+                   help="learning rate (default: the method's, chosen for a model 128 wide; "
+                        "try less on a wider one)")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")

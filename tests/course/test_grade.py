@@ -1,6 +1,7 @@
 """Grading: fresh data, a process of its own, and nothing that one submission does reaches another or the grader."""
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from tests.stress import hostile, notebooks
 from tinypeft.course import grade as g
 from tinypeft.course import percent
 from tinypeft.course.assign import assign
+from tinypeft.course.calls import Local
+from tinypeft.course.exercises import find
+from tinypeft.course.judge import judge
 from tinypeft.course.wire import Opaque, Worker, decode, encode
 from tinypeft.course.worker import function
 
@@ -122,7 +126,7 @@ def array(dtype="<f4", shape=(), data=""): return json.dumps({"array": dtype, "s
 @pytest.mark.parametrize("text", [
     b"[]", b"no", b"{}", b"", b"\xff", b'{"function": 5}', b'{"list": 5}', b'{"dict": [[1]]}',
     b'{"dict": [[{"list": []}, 1]]}', b'{"opaque": 1, "type": "x"}', b'{"list": [' * 60 + b"1" + b"]}" * 60, b"[" * 100_000,
-    b'{"list": [' + b"[]," * 10**6 + b"[]]}", array(shape=(2**40,)), array(shape=(2**62, 4)), array(shape=(-1,)),
+    b'{"list": [' + b"1," * 10**6 + b"1]}", array(shape=(2**40,)), array(shape=(2**62, 4)), array(shape=(-1,)),
     array(shape=(True,)), array(shape=(1.5,)), array("|O", (1,)), array("<U4", (0,)),
     array("f4,f4", (0,)), array("(9,)f4", (0,)), array(data="?"), array(data="AAAA"), array("nonsense"),
     b'{"tensor": 5, "grad": true}', b'{"tensor": {"list": []}, "grad": true}', b"9" * 5000])
@@ -157,6 +161,22 @@ def test_all_calls_together_have_a_limit(tmp_path):
         worker.left, call = 1.0, worker.remote("f")
         assert call(()).value == 1
         assert any("the limit for the calls together" in str(call(()).error) for _ in range(3)) and not worker.alive
+
+
+def test_a_comparison_that_fails_costs_one_exercise(monkeypatch):
+    class Stub:
+        def remote(self, name): return Local(print)
+    def broken(*args): raise IndexError("too many indices")
+    monkeypatch.setattr(g, "judge", broken)
+    passed, message = g.checked(find("lora.merge"), Stub(), 0)
+    assert not passed and message == "your result cannot be compared: IndexError: too many indices"
+
+
+def test_an_invariant_that_fails_is_a_failed_check():
+    exercise = find("lora.merge")
+    exercise = replace(exercise, invariants=[("it divides", lambda fn, rng: 1 / 0)])
+    result = judge(exercise, Local(lambda W, A, B, alpha: exercise.reference(W, A, B, alpha)))
+    assert result.stage == "invariant" and "it divides. ZeroDivisionError: division by zero" in result.message
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])

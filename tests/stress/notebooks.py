@@ -185,9 +185,8 @@ def damage_messages(n: int, seed: int = 0) -> Counter:
             if k % 5 == 0: wire._described(there)
             else: wire._outcome(there)
             found["read"] += 1
-        except (ValueError, TypeError) as e:
-            found[type(e).__name__] += 1
-            if k % 5: assert isinstance(e, ValueError), (e, message)
+        except ValueError:
+            found["ValueError"] += 1
         if k % 5:                                            # … and the check of this exercise goes on from there
             signature = wire.inspect.signature(exercise.reference)
             result = judge(exercise, wire.Remote(Answers(message), exercise.function, "x", signature), seed=k)
@@ -223,10 +222,10 @@ def main() -> None:
     parser.add_argument("--only", help="a name: grade this notebook alone")
     args = parser.parse_args()
     if args.only: return print(json.dumps(grade_class({args.only: CELLS[args.only]}, args.timeout, False), indent=1))
-    figures = {"damaged messages": {"tried": args.messages, **damage_messages(args.messages)},
-               "damaged notebooks": {"tried": args.notebooks, **damage_notebooks(args.notebooks)}}
-    print(json.dumps(figures, indent=1))
-    figures = {"a class": grade_class(CELLS, args.timeout)} | figures
+    figures = {"a class": grade_class(CELLS, args.timeout)}
+    print(json.dumps(figures, indent=1, ensure_ascii=False))
+    figures |= {"damaged messages": {"tried": args.messages, **damage_messages(args.messages)},
+                "damaged notebooks": {"tried": args.notebooks, **damage_notebooks(args.notebooks)}}
     print(json.dumps(figures, indent=1, ensure_ascii=False))
     if args.record: print(record("notebooks", figures))
 

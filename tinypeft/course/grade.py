@@ -11,13 +11,14 @@ that you do not trust in a container or under a separate account.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
     if result.lesson is None:
         raise ValueError("cannot tell which lesson this is, neither from its name nor from a "
                          "tp.check in it; give --lesson NN")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with scratch() as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)
         with Worker(copy, folder, seconds) as worker:
@@ -131,6 +132,16 @@ def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
                 passed, message = checked(exercise, worker, seed)
                 row = result.exercises[name]
                 row["points"], row["message"] = row["of"] if passed else 0, plain(message)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[str]:
+    """A temporary folder. What cannot be removed from it stays: a submission may have locked it, or
+    put thousands of folders inside each other."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    try: yield folder.name
+    finally:
+        with contextlib.suppress(RecursionError): folder.cleanup()
 
 
 def of_lesson(lesson: str | None) -> dict[str, Exercise]:

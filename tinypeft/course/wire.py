@@ -176,7 +176,7 @@ class Worker:
         try:
             answer = self._within(seconds, b"", "running the cells")
             self.functions, self.problem = _described(answer)
-        except (TimeoutError, EOFError, ValueError, TypeError) as e:
+        except (TimeoutError, EOFError, ValueError) as e:
             self.problem = f"running the cells: {e}"
             self.close()
 
@@ -267,16 +267,24 @@ def _described(answer):
     """(name → (origin, signature), problem) from the answer after the cells have run."""
     match answer:
         case {"functions": dict(functions), "problem": None | str() as problem}:
-            return {name: _function(*of) for name, of in functions.items()}, problem
+            return {name: _function(of) for name, of in functions.items()}, problem
     raise ValueError("the process did not say which functions there are")
 
 
-def _function(origin, parameters):
-    if not isinstance(origin, str): raise ValueError("a function without a module")
-    return origin, None if parameters is None else inspect.Signature([
-        inspect.Parameter(name, inspect._ParameterKind(kind),
-                          default=None if optional else inspect.Parameter.empty)
-        for name, kind, optional in parameters])
+def _function(described):
+    match described:
+        case (str(origin), None): return origin, None
+        case (str(origin), [*parameters]):
+            return origin, inspect.Signature(list(map(_parameter, parameters)))
+    raise ValueError("the process described a function without its module and parameters")
+
+
+def _parameter(described):
+    match described:
+        case (str(name), int(kind), bool(optional)):
+            return inspect.Parameter(name, inspect._ParameterKind(kind),
+                                     default=None if optional else inspect.Parameter.empty)
+    raise ValueError("the process described a parameter without its name, kind and default")
 
 
 def _outcome(answer):

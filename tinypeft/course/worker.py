@@ -62,6 +62,8 @@ def run(path: Path) -> tuple[dict, str | None]:
     if path.suffix != ".ipynb":
         try:
             return runpy.run_path(str(path)), None
+        except SyntaxError as e:                         # it names the line itself
+            return {}, text_of(e)
         except (Exception, SystemExit) as e:
             return {}, one_line(e)
     try:
