@@ -31,6 +31,8 @@ def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict
     part = lambda own: {k.removeprefix(own): v for k, v in arrays.items() if k.startswith(own)}
     before, loaded = model.state_dict(), part("model/")  # not copies: loading replaces the arrays
     try:
+        if more := [k for k in arrays if not k.startswith(("model/", "optimizer/"))]:
+            raise ValueError(f"it has arrays of neither model nor optimizer: {more[:8]}")
         _check_settings(meta.get("settings"), settings)
         step = _checked_step(meta.get("step"), settings["steps"])
         history = _checked_history(meta.get("history"), step)

@@ -114,7 +114,8 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--batch-size", type=number(int, least=1),
                    help="rows per step (default 8, classify 16)")
     p.add_argument("--lr", type=number(float, least=0),
-                   help="learning rate (default: the method's)")
+                   help="learning rate (default: the method's, chosen for a model 128 wide; "
+                        "try less on a wider one)")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
@@ -171,12 +172,12 @@ def run_finetune(args: Namespace) -> None:
     model, classify = model_of(args), args.task == "classify"
     method = build("method", METHODS, args.method, args.set)
     known([args.task], ("domain", "classify", "summarize"), "task")
+    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
+        if folder: check_writable(folder)
     task = getattr(tasks, args.task)(model)
     tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
                    head_bias=args.format != "peft")
     FORMATS[args.format].check(tuned)
-    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
-        if folder: check_writable(folder)
     test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
     before = None
     if not classify:

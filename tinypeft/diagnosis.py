@@ -33,11 +33,8 @@ def diverged(model: Module, task: Any, batch: tuple, loss: float, step: int, lr:
 
 def check_finite(model: Module, optimizer: Optimizer, step: int, lr: float,
                  checkpoint: str | Path | None) -> None:
-    """Raise DivergedError if the last update left a number that is not finite.
-
-    The next step may not notice it, or there is none: a run ends, or a moment has overflowed, which
-    stops its weight for ever.
-    """
+    """Raise DivergedError if the last update left a number that is not finite, in a weight or in
+    the optimizer. The next step would notice a weight, but a run may have no next step."""
     moments = {f"the optimizer's {name}": a for name, a in optimizer.state_arrays().items()}
     state = model.state_dict() | moments
     bad = [name for name, a in state.items() if not np.isfinite(a).all()]

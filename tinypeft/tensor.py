@@ -246,16 +246,17 @@ class Tensor:
                                 (other, lambda dy: unbroadcast(dy * a, B)))
 
     def __truediv__(self, other):
-        """y = a / b.    da = dy/b,   db = −(dy/b) y: b² would leave float32's range beyond 1e±19."""
+        """y = a / b.    da = dy/b,   db = −dy y/b. (In a/b², b² leaves float32's range at 1e±19.)"""
         other = self._constant(other)
         b, y, A, B = other.data, self.data / other.data, self.shape, other.shape
         return Tensor.op(y, (self,  lambda dy: unbroadcast(dy / b, A)),
-                            (other, lambda dy: unbroadcast(-dy / b * y, B)))
+                            (other, lambda dy: unbroadcast(-dy * (y / b), B)))
 
     def __pow__(self, other):
-        """a ** b, usually for a number b.    da = dy b aᵇ⁻¹, 0 if b = 0;   db = dy aᵇ log a.
+        """y = a ** b, usually for a number b.    da = dy b aᵇ⁻¹,   db = dy y log a.
 
-        db = 0 where a = 0 ≤ b, as in PyTorch.
+        da = 0 where b = 0, and db = 0 where a = 0 ≤ b, as in PyTorch: there aᵇ⁻¹ or log a may be
+        infinite, and 0·∞ is NaN.
         """
         if isinstance(other, (int, float)):
             a, n = self.data, int(other) if isinstance(other, int) else float(other)
@@ -263,15 +264,9 @@ class Tensor:
             return Tensor.op(a ** n, (self, da))
         other = self._constant(other)
         a, b, A, B = self.data, other.data, self.shape, other.shape
-        y = a ** b
-
-        def da(dy):
-            flat = b == 0                                # a ** (b − 1) may be infinite: 0·∞ is NaN
-            return unbroadcast(np.where(flat, 0, dy) * (b * np.where(flat, 1, a) ** (b - 1)), A)
-
-        def db(dy):
-            flat = (a == 0) & (b >= 0)
-            return unbroadcast(np.where(flat, 0, dy) * (y * np.log(np.where(flat, 1, a))), B)
+        y, but = a ** b, lambda where: np.where(where, 1, a)                  # a, but 1 where …
+        da = lambda dy: unbroadcast(np.where(b == 0, 0, dy) * (b * but(b == 0) ** (b - 1)), A)
+        db = lambda dy: unbroadcast(dy * (y * np.log(but((a == 0) & (b >= 0)))), B)
         return Tensor.op(y, (self, da), (other, db))
 
     def __matmul__(self, other):
@@ -320,7 +315,7 @@ class Tensor:
 
     def relu(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, ~(x <= 0))))
+        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, x > 0)))
 
     def abs(self) -> Tensor:
         x = self.data

@@ -198,6 +198,7 @@ def test_does_not_merge(gpt):
 
 @pytest.mark.parametrize("make, word", [
     (lambda: tp.PrefixTuning(0), "PrefixTuning: .* positive"), (lambda: tp.PTuningV2(-1), "PTuningV2: .* positive"),
+    (lambda: tp.PTuningV2(0), "PTuningV2: .* positive"),
     (lambda: tp.PrefixTuning(hidden=0), "hidden"), (lambda: tp.PrefixTuning(dropout=1.0), "dropout"),
     (lambda: tp.PrefixTuning(init="zero"), "init must be"), (lambda: tp.PTuningV2(text="word"), "belong together")])
 def test_nonsense_is_refused_at_once(make, word):

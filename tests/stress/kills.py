@@ -8,12 +8,12 @@ must then hold the same numbers as that of a run that was never killed: paramete
 each kill the checkpoint is whole or not there yet. At the end no other file is left.
 """
 import argparse
-import os
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess as Process
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -48,20 +48,20 @@ KINDS: dict[str, Callable[[], tuple]] = {
 TOY = {"toy": lambda: (tp.attach(small(dropout=0.1), tp.DyLoRA(), rng=0), Noise(), {"steps": 600, "checkpoint_every": 7})}
 
 
-def train(kind: str, checkpoint: str) -> None:
+def train(kind: str, checkpoint: Path, begins: Event) -> None:
     """One run, in the child. It says when training begins."""
     model, task, options = (KINDS | TOY)[kind]()
-    print("training", flush=True)
+    begins.set()
     tp.train(model, task, progress=False, **{"steps": STEPS, "checkpoint": checkpoint, **options})
 
 
-def start(kind: str, checkpoint: Path) -> subprocess.Popen:
-    """A child that has begun to train."""
-    code = f"from tests.stress import kills; kills.train({kind!r}, {str(checkpoint)!r})"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-                             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
-    if child.stdout.readline() != "training\n":
-        raise RuntimeError(f"{kind}: the run ended with status {child.wait()} before training began")
+def start(kind: str, checkpoint: Path) -> Process:
+    """A child that has begun to train. It is forked, so it needs no time to import and read."""
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=train, args=(kind, checkpoint, begins := context.Event()))
+    child.start()
+    while not begins.wait(0.1):
+        if child.exitcode is not None: raise RuntimeError(f"{kind}: a run ended before training began")
     return child
 
 
@@ -81,17 +81,19 @@ def search(kinds: dict, count: int, seed: int = 0, say: Callable[[str], object] 
         with tempfile.TemporaryDirectory() as folder:
             whole, checkpoint = Path(folder) / "whole" / "c", Path(folder) / "killed" / "c"
             checkpoint.parent.mkdir()
+            (KINDS | TOY)[kind]()                        # what it reads is then in memory, for all children
             child, begin = start(kind, whole), time.perf_counter()
-            child.wait()
+            child.join()
             seconds, expected, ended = time.perf_counter() - begin, outcome(whole), False
             while found["kills"] < todo or not ended:
                 child = start(kind, checkpoint)
                 if found["kills"] < todo:
-                    try: child.wait(rng.uniform(0, 0.6 * seconds))
-                    except subprocess.TimeoutExpired: child.kill()
-                ended = child.wait() != -9               # it may have ended before it was killed
+                    child.join(rng.uniform(0, 0.6 * seconds))
+                    child.kill()
+                child.join()
+                ended = child.exitcode != -9             # it may have ended before it was killed
                 if ended:
-                    if child.returncode: raise RuntimeError(f"{kind}: a run ended with status {child.returncode}")
+                    if child.exitcode: raise RuntimeError(f"{kind}: a run ended with status {child.exitcode}")
                     found["runs that ended"] += 1
                     found["differ"] += outcome(checkpoint) != expected
                     checkpoint.unlink()

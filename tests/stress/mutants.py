@@ -118,10 +118,18 @@ class Reach:
         lines = places.get(function, {})
         numbers = lines.get(str(distance)) if function else None
         if not numbers: numbers = {n for tests in lines.values() for n in tests} if function else None
-        if not numbers: numbers = {n for lines in places.values() for tests in lines.values() for n in tests}
+        if not numbers: numbers = self.naming(module) or {n for ls in places.values() for tests in ls.values() for n in tests}
         own = f"tests/{Path(module).parent.relative_to('tinypeft').as_posix()}/test_{Path(module).stem}.py".replace("/./", "/")
         if "/exercises/" in module: own = "tests/course/test_exercises.py"
         return sorted((self.names[n] for n in numbers), key=lambda t: (t.split("::")[0] != own, self.seconds[t])), own
+
+    def naming(self, module):
+        """Tests in files that name what the module exports: for what is computed at its import, which no test reaches."""
+        public = re.search(r"__all__ = \[(.*?)\]", (ROOT / module).read_text("utf-8"), re.S)
+        names = re.findall(r'"(\w+)"', public.group(1)) if public else []
+        files = {file for file in {t.split("::")[0] for t in self.names} if any(
+            re.search(rf"\b{name}\b", (ROOT / file).read_text("utf-8")) for name in names)}
+        return {n for n, t in enumerate(self.names) if t.split("::")[0] in files}
 
     def rounds(self, module, fault):
         """Lists of tests to try one after the other."""

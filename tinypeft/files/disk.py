@@ -1,5 +1,6 @@
 """What is on the disk: writing a file in one step, and opening regular files only."""
 import contextlib
+import errno
 import glob
 import os
 import stat
@@ -54,6 +55,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
+    except OSError as e:
+        if e.strerror and e.filename is None: e.filename = str(path)     # a full disk names none
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -80,9 +84,14 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 # -- reading -------------------------------------------------------------------------------------
 def open_regular(path: str | Path, error: type[ValueError] = ValueError) -> BinaryIO:
-    """Open a file for reading. FileNotFoundError if there is none; `error` for a folder, a device
-    or a named pipe. A pipe would block, for ever perhaps, as soon as it is opened."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    """Open a file for reading. FileNotFoundError if there is none; `error` for a folder, a device,
+    a named pipe, which would block as soon as it is opened, or a link that leads to itself."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as e:
+        if e.errno not in (errno.ELOOP, errno.ENAMETOOLONG): raise
+        raise error(f"{str(path)[:300]} cannot be opened: {e.strerror}") from e
+    if not stat.S_ISREG(mode):
         raise error(f"{path} is not a regular file; give the path of a file")
     return open(path, "rb")
 

@@ -83,22 +83,21 @@ def read_safetensors(path: str | Path) -> SafeTensors:
     The file must not shrink while its arrays are in use. Raises FileNotFoundError, or
     SafeTensorsError (a ValueError) for a file that is damaged, cut off or built to mislead."""
     path = Path(path)
-    with open_regular(path, SafeTensorsError) as f:
-        size = os.fstat(f.fileno()).st_size
-        if size < 8: raise SafeTensorsError(f"{path}: {size} bytes, too short for the format")
+    with open_regular(path, SafeTensorsError) as f, naming(path, SafeTensorsError):
+        size, n = os.fstat(f.fileno()).st_size, int.from_bytes(f.read(8), "little")
+        if size < 8: raise ValueError(f"{size} bytes, too short for the format")
+        if n > min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"a header of {n:,} bytes in a file of {size:,} (the limit is "
+                             f"{LONGEST_HEADER:,}); it is cut off or no safetensors file")
+        entries, metadata = _read_header(f.read(n), size - 8 - n)
         data = np.frombuffer(mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
-    n = int(data[:8].view("<u8")[0])
-    if n > min(size - 8, LONGEST_HEADER):
-        raise SafeTensorsError(f"{path}: a header of {n:,} bytes in a file of {size:,} (the limit "
-                               f"is {LONGEST_HEADER:,}); it is cut off or no safetensors file")
-    with naming(path, SafeTensorsError):
-        return SafeTensors(path, *_read_header(data[8:8 + n], size - 8 - n), data[8 + n:])
+    return SafeTensors(path, entries, metadata, data[8 + n:])
 
 
 def _read_header(header, size):
     """(name → (dtype, shape, start, end), metadata), checked against `size`, the bytes of data."""
     with naming("the header is not the JSON of a safetensors file"):
-        header = parse_json(str(header.data, "utf-8"))
+        header = parse_json(header)
     if not isinstance(header, dict):
         raise ValueError(f"the header must be a JSON object, got {type(header).__name__}")
     metadata, entries, at = header.pop("__metadata__", {}), {}, 0

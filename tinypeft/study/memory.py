@@ -222,12 +222,12 @@ def compared(shape: Shape, batch: int = 1, tokens: int = 512, precision: Precisi
              methods: tuple[str, ...] = ("full", "lora", "qlora"), **options) -> dict[str, dict[str, float]]:
     """method → `estimate`, the rows of the table. Each option goes to the methods that have it; an option that none of the
     methods has raises ValueError."""
-    takes = lambda name: list(inspect.signature(formula(name)).parameters)[1:]
-    unknown = [o for o in options if o != "bits" and not any(o in takes(name) for name in methods)]
+    takes = lambda name: [*list(inspect.signature(formula(name)).parameters)[1:], *(["bits"] if name != "full" else [])]
+    unknown = [o for o in options if not any(o in takes(name) for name in methods)]
     if unknown:
-        options = ", ".join(dict.fromkeys(option for name in methods for option in (*takes(name), "bits")))
+        options = ", ".join(dict.fromkeys(option for name in methods for option in takes(name))) or "none"
         raise ValueError(f"memory: none of {', '.join(methods)} has an option {unknown[0]!r}; there are {options}")
-    mine = lambda name: {o: v for o, v in options.items() if o in takes(name) or o == "bits" and name != "full"}
+    mine = lambda name: {o: v for o, v in options.items() if o in takes(name)}
     return {name: estimate(shape, name, batch, tokens, precision, **mine(name)) for name in methods}
 
 
