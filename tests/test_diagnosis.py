@@ -7,6 +7,7 @@ import pytest
 import tinypeft as tp
 from tests.toys import Noise, same, small
 from tinypeft.files import load_arrays
+from tinypeft.optim import AdamW
 
 N = 9                                                    # steps of most runs below
 
@@ -45,6 +46,35 @@ def test_in_a_wrapped_layer_the_part_is_named(weight, path):
     weight = dict(tuned.model.blocks[1].attention.value.named_parameters())[weight]
     with pytest.raises(tp.DivergedError, match=rf"comes out of model.blocks.1.attention.{path}\. "):
         tp.train(tuned, Poisoned(weight), N, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_one_number_that_is_not_finite_is_enough():
+    """One NaN in a bias makes one number of a module's output NaN; that module is named, and not a later one."""
+    class OneNaN(Noise):
+        def batch(self, split, size, rng):
+            bias.data = np.where(np.arange(bias.size) == 3, np.float32(np.nan), bias.data)
+            return super().batch(split, size, rng)
+    model = small()
+    bias = model.blocks[1].mlp.up.bias
+    with pytest.raises(tp.DivergedError, match=r"comes out of blocks\.1\.mlp\.up\. "):
+        tp.train(model, OneNaN(), N, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_update_that_leaves_a_number_that_is_not_finite(checkpoint, tmp_path):
+    """The last step has no successor that would notice it, and a checkpoint must not hold it."""
+    class Overflowing(AdamW):
+        def step(self):
+            super().step()
+            if self.t == 3: self.parameters()[0].data[0, 0] = np.inf
+    file = tmp_path / "c" if checkpoint else None
+    kept = rf" The last good state is in {file}\." if checkpoint else ""
+    with pytest.raises(tp.DivergedError, match=r"step 2: after the update token_embedding\.weight holds a number that is not "
+                                               rf"finite\. Try a smaller learning rate than 0.001\.{kept}$"):
+        tp.train(small(), Noise(), 3, lr=1e-3, optimizer=Overflowing, checkpoint=file, progress=False)
+    if checkpoint: assert load_arrays(file)[1]["step"] == 2
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

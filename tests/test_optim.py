@@ -173,8 +173,9 @@ P = Parameter(np.ones(2))
     (lambda: AdamW([P, P]), ValueError, "occurs twice"),
     (lambda: AdamW([{"params": [P]}, {"params": [P]}]), ValueError, "occurs twice"),
     (lambda: AdamW([{"params": [P], "learning_rate": 1}]), ValueError, "'learning_rate'; expected 'params' and any of 'lr'"),
-    (lambda: AdamW([P], lr=-1), ValueError, "lr must be at least 0, got -1"),
-    (lambda: AdamW([P], lr=float("nan")), ValueError, "lr must be at least 0, got nan"),
+    (lambda: AdamW([P], lr=-1), ValueError, "lr must be finite and at least 0, got -1"),
+    (lambda: AdamW([P], lr=float("nan")), ValueError, "lr must be finite and at least 0, got nan"),
+    (lambda: AdamW([P], lr=math.inf), ValueError, "lr must be finite and at least 0, got inf"),
     (lambda: AdamW([P], betas=(0.9, 1.0)), ValueError, r"betas must lie in \[0, 1\)"),
     (lambda: schedule("step", 0, 10, warmup=5), ValueError, "expected 'constant', 'linear' or 'cosine', got 'step'"),
 ])

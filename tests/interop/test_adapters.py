@@ -402,7 +402,7 @@ def test_folders_that_peft_accepts_are_accepted(folders, tmp_path):
 
 
 def test_folders_are_known_by_their_files(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no adapter.npz or adapter_config.json in"):
+    with pytest.raises(FileNotFoundError, match="no adapter.safetensors or adapter_config.json in"):
         tp.load_adapter(make_gpt(np.float32), tmp_path)
     both = edited(folders / "lora", tmp_path / "both")
     tp.attach(make_gpt(np.float32), tp.LoRA(rank=2)).save(both)
@@ -580,7 +580,7 @@ def test_finetune_refuses_before_training_a_method_that_peft_lacks(capsys, tmp_p
 def test_our_own_files_say_whether_the_head_has_a_bias(tmp_path):
     tuned = tp.attach(make_gpt(np.float32), tp.LoRA(rank=2), head=3, head_bias=False)
     tuned.save(tmp_path)
-    assert load_arrays(tmp_path / "adapter.npz")[1]["head_bias"] is False
+    assert load_arrays(tmp_path / "adapter.safetensors")[1]["head_bias"] is False
     assert tp.load_adapter(make_gpt(np.float32), tmp_path).head.bias is None
 
 

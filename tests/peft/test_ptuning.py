@@ -124,6 +124,16 @@ def test_places(marked):
     assert places(marked, (4,), None, [2, 2, 2]).tolist() == [[0, 1, 2, 3]] * 3
 
 
+def test_a_separator_in_the_padding_ends_no_part(gpt):
+    """A row means the same with padding, whatever the padding is."""
+    row, counts = np.array([[1, SEP, 6, 7]]), (1, 1, 1)
+    assert places(np.hstack([row, [[SEP, SEP]]]), counts, SEP, [4]).tolist() == places(row, counts, SEP, [4]).tolist()
+    tuned, none = tp.attach(gpt(), tp.PTuning((1, "a", 1, "b", 1, "c"), SEP), head=3), "row 0 has 0 of the 1 separators"
+    for tokens in ([[1, 6, 7]], [[1, 6, 7, SEP]]):
+        with pytest.raises(ValueError, match=none): places(np.array(tokens), counts, SEP, [3])
+        with pytest.raises(ValueError, match=none): tuned.classify(np.array(tokens), [3])
+
+
 def test_what_precedes_does_not_move_when_text_is_added(marked):
     """So generation without a cache puts the pseudo-tokens where generation with one left them."""
     longer = np.hstack([marked, marked])

@@ -338,6 +338,18 @@ def test_inputs_are_not_written_to(rng):
     assert (W.tobytes(), H.tobytes()) == before
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_symmetric_grid_with_float16_scales_has_all_its_levels(rng, bits):
+    """A row whose outermost weight is negative takes the lowest code for it, even where nothing is corrected."""
+    W, _ = problem(rng, 200, 64)
+    q = tp.GPTQ(bits=bits, symmetric=True, group_size=32).quantize(W, np.eye(64))
+    assert q.scale.dtype == np.float16
+    w, codes = W.reshape(-1, 32), q.unpack().reshape(-1, 32)
+    negative = -w.min(1) > 1.001 * w.max(1)
+    assert negative.sum() > 100 and (codes[negative].min(1) == 0).all()
+    assert set(codes.reshape(-1)) == set(range(2**bits))
+
+
 def test_zero_points_are_stored_as_they_are(rng):
     """Not minus one, as in GPTQ's first file format."""
     W, H = problem(rng)
