@@ -21,7 +21,8 @@ EQUIVALENT = {
     ("tinypeft/quant/linear.py", "quantized_linear", "q.dequantize().astype(dtype, copy=False)",
      "q.dequantize().astype(dtype, copy=True)"):
         "one more copy of the same numbers",
-    ("tinypeft/quant/measure.py", "requantize_error", "scheme.quantize(M).dequantize() - M", "M - scheme.quantize(M).dequantize()"):
+    ("tinypeft/quant/measure.py", "requantize_error", "scheme.quantize(M).dequantize() - M",
+     "M - scheme.quantize(M).dequantize()"):
         "only the squares of the difference are read",
 }
 EXPLAINED = {}

@@ -42,6 +42,37 @@ def commands(r):
             f"{r['abuses']} abuses: {r['not survived']} not survived")
 
 
+def files(r):
+    bad = r["bad"] if isinstance(r["bad"], int) else len(r["bad"])
+    return f"{r['files']:,} damaged files of {len(r['by kind'])} kinds and {r['attacks']} attacks: {bad} end badly"
+
+
+def notebooks(r):
+    grading, messages, damaged = r["a class"], r["damaged messages"], r["damaged notebooks"]
+    rows = min(grading["rows in --json, --csv and the table"])
+    return (f"{grading['hostile notebooks']} hostile notebooks and {grading['other files']} other files: {rows} rows for "
+            f"{grading['submissions']} submissions; {messages['tried']:,} damaged messages and {damaged['tried']:,} damaged "
+            "notebooks: read, or a named error")
+
+
+def awq(r):
+    return "loss above float32, here and the authors': " + ", ".join(
+        f"{name} {row['tinypeft']:.4f} and {row['authors']:.4f}" for name, row in r["means"].items())
+
+
+def versions(r):
+    told = []
+    for name, row in r["combinations"].items():
+        tests = f"{row['passed']} passed, {len(row['failing'])} failing" if "passed" in row else row["result"]
+        told.append(f"{name}: {tests}")
+    return "; ".join(told)
+
+
+def determinism(r):
+    return (f"the loss of a short training differs by {r['spread of the loss over kernels']:.1g} over kernels; its stored "
+            f"interval over seeds is ± {r['half of the stored 95 % interval over seeds (rank 8)']:.1g}")
+
+
 def mutants(r):
     everything = r["areas"]["all"]
     counted = everything["planted"] - everything["equivalent"]
@@ -54,7 +85,8 @@ def numbers(r):
                      if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
 
 
-SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, mutants)}
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, files, notebooks, awq, versions, determinism,
+                               mutants)}
 
 
 # -- the page --------------------------------------------------------------------------------------
