@@ -42,12 +42,22 @@ def commands(r):
             f"{r['abuses']} abuses: {r['not survived']} not survived")
 
 
+def files(r):
+    bad = r["bad"] if isinstance(r["bad"], int) else len(r["bad"])
+    return f"{r['files']:,} damaged files of {len(r['by kind'])} kinds and {r['attacks']} attacks: {bad} end badly"
+
+
 def notebooks(r):
     c, rows = r["a class"], "/".join(map(str, r["a class"]["rows in --json, --csv and the table"]))
     return (f"{c['hostile notebooks']} hostile notebooks and {c['other files']} hostile files beside honest ones: rows in JSON, "
             f"CSV and table {rows} of {c['submissions']}, {c['peak memory of the grader, MiB']} MiB in the grader; "
             f"{r['damaged messages']['tried']:,} damaged messages and {r['damaged notebooks']['tried']:,} notebooks refused "
             "or read")
+
+
+def awq(r):
+    return "loss above float32, here and the authors': " + ", ".join(
+        f"{name} {row['tinypeft']:.4f} and {row['authors']:.4f}" for name, row in r["means"].items())
 
 
 def versions(r):
@@ -77,7 +87,7 @@ def numbers(r):
                      if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
 
 
-SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, notebooks, versions, determinism,
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, files, notebooks, awq, versions, determinism,
                                 mutants)}
 
 
