@@ -205,9 +205,11 @@ class Sloped(torch.autograd.Function):
 def torch_abs(a): return Chosen.apply(a, a.detach().abs(), a.detach().sgn())
 
 
+def over(a, axis): return tuple(range(a.ndim)) if axis is None else axis
+
+
 def torch_max(a, axis, keep):
-    axis = tuple(range(a.ndim)) if axis is None else axis
-    x = a.detach()
+    axis, x = over(a, axis), a.detach()
     y = x.amax(axis, keepdim=True)
     largest = x == y
     share = largest.to(x.dtype) / largest.sum(axis, keepdim=True).to(x.dtype)
@@ -253,7 +255,7 @@ def constant(c, a):
 
 
 def torch_attention(q, k, v, causal, mask, noise=None):
-    """PyTorch's own for moderate numbers. It gives 0 where all scores of a row are −∞; its softmax gives NaN, as here.
+    """PyTorch's own for moderate numbers. Where all scores of a row are −∞ it gives 0; its softmax gives NaN, as here.
 
     noise: the error of dP − rowsum(P ⊙ dP), as a function of P.
     """
@@ -297,7 +299,8 @@ def with_constant(pen):
 
 
 def of_power(pen):
-    n = pen.one((0, 1, 2, 3, -1, -2, 2.0, *(() if pen.graph.extreme else (0.5, 3.5, -0.5))))      # (−∞) ** ½: C and PyTorch differ
+    roots = () if pen.graph.extreme else (0.5, 3.5, -0.5)                   # of −∞, C and PyTorch differ
+    n = pen.one((0, 1, 2, 3, -1, -2, 2.0, *roots))
     return [pen.positive() if n not in (0, 1, 2, 3) else pen.value()], (n,)
 
 
@@ -340,7 +343,8 @@ def reshaped(pen):
 def permuted(pen):
     i = pen.value()
     n = pen.ours[i].ndim
-    return [i], (tuple(int(a) - (n if pen.chance(0.3) else 0) for a in pen.rng.permutation(n)) if pen.chance(0.7) and n else None,)
+    if not (pen.chance(0.7) and n): return [i], (None,)
+    return [i], (tuple(int(a) - (n if pen.chance(0.3) else 0) for a in pen.rng.permutation(n)),)
 
 
 def joined(pen):
@@ -469,9 +473,9 @@ OPERATIONS = {
     "relu": Operation("relu", unary, lambda a: a.relu()),
     "abs": Operation("abs", unary, lambda a: a.abs(), torch_abs),
     "sum": Operation("sum", nothing, lambda a, axis, k: a.sum(axis, keepdims=k),
-                     lambda a, axis, k: a.sum(tuple(range(a.ndim)) if axis is None else axis, keepdim=k) if a.ndim else a.sum()),
+                     lambda a, axis, k: a.sum(over(a, axis), keepdim=k) if a.ndim else a.sum()),
     "mean": Operation("mean", reduction, lambda a, axis, k: a.mean(axis, keepdims=k),
-                      lambda a, axis, k: a.mean(tuple(range(a.ndim)) if axis is None else axis, keepdim=k) if a.ndim else a.mean()),
+                      lambda a, axis, k: a.mean(over(a, axis), keepdim=k) if a.ndim else a.mean()),
     "max": Operation("max", reduction, lambda a, axis, k: a.max(axis, keepdims=k), torch_max),
     "reshape": Operation("reshape", reshaped, lambda a, s: a.reshape(s)),
     "transpose": Operation("transpose", permuted, lambda a, axes: a.transpose(axes) if axes else a.transpose(),
@@ -481,8 +485,10 @@ OPERATIONS = {
     "maximum": Operation("maximum", binary, tp.maximum, torch.maximum),
     "maximum of a and c": Operation("maximum", with_constant, tp.maximum, lambda a, c: torch.maximum(
         a, torch.as_tensor(np.asarray(c), dtype=a.dtype))),
-    "where": Operation("where", chosen, lambda a, b, c: tp.where(c, a, b), lambda a, b, c: torch.where(torch.as_tensor(c), a, b)),
-    "concatenate": Operation("concatenate", joined, lambda *a: tp.concatenate(a[:-1], a[-1]), lambda *a: torch.cat(a[:-1], a[-1])),
+    "where": Operation("where", chosen, lambda a, b, c: tp.where(c, a, b),
+                       lambda a, b, c: torch.where(torch.as_tensor(c), a, b)),
+    "concatenate": Operation("concatenate", joined, lambda *a: tp.concatenate(a[:-1], a[-1]),
+                             lambda *a: torch.cat(a[:-1], a[-1])),
     "stack": Operation("stack", stacked, lambda *a: tp.stack(a[:-1], a[-1]), lambda *a: torch.stack(a[:-1], a[-1])),
     "split": Operation("split", cut, lambda a, s, axis, i: tp.split(a, s, axis)[i],
                        lambda a, s, axis, i: a.tensor_split(s, axis)[i]),
@@ -496,7 +502,8 @@ OPERATIONS = {
     "log_softmax": Operation("log_softmax", along, F.log_softmax, torch.log_softmax),
     "masked log_softmax": Operation("log_softmax where", masked, lambda a, seen: F.log_softmax(tp.where(seen, a, -math.inf)),
                                     lambda a, seen: torch.log_softmax(a.masked_fill(torch.as_tensor(~seen), -math.inf), -1)),
-    "attention": Operation("attention", of_attention, lambda q, k, v, causal, p, seed, mask: F.attention(q, k, v, causal, p, seed),
+    "attention": Operation("attention", of_attention,
+                           lambda q, k, v, causal, p, seed, mask: F.attention(q, k, v, causal, p, seed),
                            lambda q, k, v, causal, p, seed, mask: torch_attention(q, k, v, causal, mask)),
     "cross_entropy": Operation("cross_entropy", of_cross_entropy, lambda z, t, e: F.cross_entropy(z, t, label_smoothing=e),
                                torch_cross_entropy),
@@ -631,7 +638,8 @@ def check(seed: int) -> Graph:
         else:
             dy = np.asarray(rng.standard_normal(ours[root].shape), graph.dtype)
             if graph.extreme and rng.random() < 0.7:
-                dy = np.where(rng.random(dy.shape) < 0.5, [np.inf, np.inf, 0, 1e30, 1e-30][rng.integers(5)], dy).astype(graph.dtype)
+                some = rng.random(dy.shape) < 0.5
+                dy = np.where(some, [np.inf, np.inf, 0, 1e30, 1e-30][rng.integers(5)], dy).astype(graph.dtype)
         kept = [(y.data, y.data.tobytes()) for y in ours] + ([] if dy is None else [(dy, dy.tobytes())])
         leaves = [ours[i] for i, (where, _) in enumerate(graph.places) if where == "leaf"]
 
@@ -658,7 +666,8 @@ def check(seed: int) -> Graph:
                     if undefined and kind == "gradient": wrong &= ~np.isnan(a)      # a NaN may spread, here or there
                     if not others: wrong &= ~np.isnan(right[0])                     # no float128 to ask
                 if wrong.any():
-                    raise Fault(kind, f"{kind} {i}: {a[wrong][:4]}, PyTorch {[r[wrong][:4] for r in right]}\n{graph}\n  dy = {dy!r}")
+                    expected = [r[wrong][:4] for r in right]
+                    raise Fault(kind, f"{kind} {i}: {a[wrong][:4]}, PyTorch {expected}\n{graph}\n  dy = {dy!r}")
         memory(graph, leaves, dy, kept, ours[root])
     return graph
 
@@ -726,8 +735,8 @@ def merged(parts) -> dict:
     total = parts[0]
     for part in parts[1:]:
         for name, figure in part.items():
-            if isinstance(figure, dict): total[name] = dict(sorted((collections.Counter(total[name]) + collections.Counter(figure)).items()))
-            else: total[name] += figure
+            if not isinstance(figure, dict): total[name] += figure
+            else: total[name] = dict(sorted((collections.Counter(total[name]) + collections.Counter(figure)).items()))
     return total | {"failures": {kind: total["failures"].get(kind, 0) for kind in KINDS}}
 
 
