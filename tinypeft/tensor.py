@@ -315,7 +315,7 @@ class Tensor:
 
     def relu(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, x > 0)))
+        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, ~(x <= 0))))
 
     def abs(self) -> Tensor:
         x = self.data
