@@ -34,6 +34,7 @@ Where implementations differ:
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -159,10 +160,20 @@ class AWQ(CalibratedWeights):
 
 class InputScaledLinear(QuantizedLinear):
     """y = (x/s) Ŵᵀ + b, s = `input_scale` (d_in,), which could not be folded away."""
+    parts: ClassVar[dict[str, Any]] = QuantizedLinear.parts | {"input_scale": np.ndarray}
+
+    is_affine = True                                     # s is part of `dense_weight`
 
     def __init__(self, weight: QTensor, bias: Tensor | None, input_scale: Array):
         super().__init__(weight, bias)
         self.input_scale = input_scale
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        s = self.input_scale
+        if s.shape != (self.d_in,) or s.dtype.kind != "f" or not (s > 0).all():
+            raise ValueError(f"input_scale must be {self.d_in} positive numbers, got {s.dtype} "
+                             f"{s.shape}")
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x / self.input_scale)
