@@ -16,8 +16,8 @@ Tokens attend in full precision to those fed in the same call, hence a prompt to
 b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded when it
 attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
-Where things differ. The paper has R = 128 for contexts of thousands of tokens; its ablation starts
-at 32, the default here. The range need not contain 0 as in `uniform.py`: some key channels are far
+Where things differ. The paper has R = 128 for contexts of thousands of tokens; here it is 32, for
+contexts of some hundred. The range need not contain 0 as in `uniform.py`: some key channels are far
 from it. A small model may have no such channels; then `keys="token"` does as well.
 """
 import numpy as np
@@ -125,7 +125,7 @@ class History:
         s[s == 0] = 1
         q = np.rint((x - m[:, None].astype(x.dtype)) / s[:, None].astype(x.dtype))
         q = np.clip(q, 0, 2**self.bits - 1).astype(np.uint8).reshape(-1)
-        whole = self.n // 8 * self.bits                                   # bytes that stay as they are
+        whole = self.n // 8 * self.bits                                   # bytes that stay
         begun = unpack(self.codes[whole:], self.bits, self.n % 8)
         self.packed.write(pack(np.concatenate([begun, q]), self.bits), whole)
         self.n += q.size

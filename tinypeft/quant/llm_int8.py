@@ -22,10 +22,10 @@ distances over its vocabulary. It finds the same columns, because outliers belon
 not to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in. Gradient: dX = dY Ŵ.
 
 variant="bitsandbytes" computes as that library does (version 0.50). W and X are rounded to float16
-first, and multiplied by 127 · (1/max) instead of divided by max/127. The entries of outlier columns that
-lie below the threshold count towards s_x. Every outlier column is read from its codes; there is no
-float16 copy. On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In train
-mode on a CPU that library's layer multiplies X by the dequantized weight instead.)
+first, and multiplied by 127·(1/max) instead of divided by max/127. The entries of outlier columns
+that lie below the threshold count towards s_x. Every outlier column is read from its codes; there
+is no float16 copy. On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In
+train mode on a CPU that library's layer multiplies X by the dequantized weight instead.)
 """
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -133,9 +133,9 @@ def half(W: Array) -> Array:
     """W as float16. ValueError for a weight beyond its largest number."""
     with np.errstate(over="ignore"): W_f16 = W.astype(np.float16)
     if not np.isfinite(W_f16).all():
-        raise ValueError(f"LLMInt8 keeps weights in float16 (in the outlier columns; as bitsandbytes "
-                         f"does it, all): expected at most 65504, got {np.abs(W).max():g}, which is "
-                         "not finite there; rescale the weights, or use tinypeft.W8A8()")
+        raise ValueError("LLMInt8 takes weights in float16 (outlier columns; as bitsandbytes does "
+                         f"it, all): expected at most 65504, got {np.abs(W).max():g}, which is not "
+                         "finite there; rescale the weights, or use tinypeft.W8A8()")
     return W_f16
 
 

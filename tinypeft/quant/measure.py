@@ -69,9 +69,12 @@ def folded_scales(old: Module, new: Module) -> dict[str, Array]:
 
     γ and β of a norm, or the bias of the values, show it, unless they are 0 (`ratio`). Where a bias
     is 0, the weights around s show it, up to about their error/√d."""
-    s = {norm: ratio(old.get(norm).weight, new.get(norm).weight,
-                     ratio(old.get(norm).bias, new.get(norm).bias, 1)) for norm in ("norm1", "norm2")}
-    V, W = ((old.get(path), new.get(path)) for path in ("attention.value", "attention.output"))
+    both = lambda path: (old.get(path), new.get(path))
+    s = {}
+    for norm in ("norm1", "norm2"):
+        a, b = both(norm)
+        s[norm] = ratio(a.weight, b.weight, ratio(a.bias, b.bias, 1))
+    V, W = both("attention.value"), both("attention.output")
     between = scale_between(V[0].dense_weight(), V[1].dense_weight() / s["norm1"],
                             W[0].dense_weight(), W[1].dense_weight())
     return s | {"attention.value": ratio(V[0].bias, V[1].bias, between)}
@@ -88,8 +91,11 @@ def scale_between(V: Array, V_hat: Array, W: Array, W_hat: Array) -> Array:
 
     Rounding shrinks or stretches a matrix, too: it moves the two least squares in opposite
     directions, so their geometric mean is s; and without a scale they do not go together."""
-    slope = lambda X, Y: np.divide((X * Y).sum(1), (X * X).sum(1), where=X.any(1), out=np.ones(len(X)))
-    rows, columns = (np.log(np.maximum(slope(*pair), 1e-6)) for pair in ((V_hat, V), (W.T, W_hat.T)))
+    def log_slope(X, Y):
+        XX, XY = (X * X).sum(1), (X * Y).sum(1)
+        return np.log(np.divide(XY, XX, where=(XX > 0) & (XY > 0), out=np.ones(len(X))))
+
+    rows, columns = log_slope(V_hat, V), log_slope(W.T, W_hat.T)
     a, b = rows - rows.mean(), columns - columns.mean()
     together = a @ b > 0.5 * np.sqrt((a @ a) * (b @ b))
     return np.exp((rows + columns) / 2 if together else 0 * rows).astype(V.dtype)
