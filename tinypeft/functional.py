@@ -6,6 +6,7 @@ cross-entropy and attention work on slices whose temporary arrays stay in a core
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
 """
+import functools
 import math
 
 import numpy as np
@@ -154,6 +155,12 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
 
 
+@functools.cache
+def _largest_scores(dtype):
+    """∞ for the keys that a query sees and −∞ for those after it, (64 queries, 64 keys)."""
+    return np.where(np.tri(64, dtype=bool), np.inf, -np.inf).astype(dtype)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: float = 0.0,
               rng: Seed | None = None) -> Tensor:
     """Scaled dot-product attention: O = P V,   P = softmax(Q Kᵀ / √d).
@@ -179,7 +186,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
     transposed = lambda a: a.swapaxes(1, 2)
     groups = lambda t, seen: _slices(len(Q), (t.stop - t.start) * seen, 1 << 18)
-    most = np.where(np.tri(64, dtype=bool), np.inf, -np.inf).astype(Q.dtype)      # of a score
+    most = _largest_scores(Q.dtype) if causal else None
     O, blocks = np.empty(Q.shape, Q.dtype), []
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
         n, seen = t.stop - t.start, S - T + t.stop if causal else S          # queries, keys

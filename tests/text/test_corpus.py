@@ -345,3 +345,13 @@ def test_where_the_cache_is(monkeypatch):
     assert cache_directory() == Path("/b/tinypeft")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == Path.home() / ".cache" / "tinypeft"
+
+
+@pytest.mark.parametrize("n, stays", [(130, True), (400, False)])
+def test_a_family_above_a_hundredth_of_the_text_is_giant(n, stays):
+    """Two related documents among n of the same length: 1.5 % of the text, or 0.5 %."""
+    family = [document("the same twenty-four words " * 8 + str(i), name=f"g{i}") for i in range(2)]
+    length = len(family[0].text)
+    single = [document((f"on its own {i} " * 30)[:length], name=f"s{i}") for i in range(n)]
+    trained = [family[0] in corpus.split(family + single, (0.3, 0.3), seed)[0] for seed in range(10)]
+    assert all(trained) is stays
