@@ -233,8 +233,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     q (…, H, T, d), k and v (…, G, S, d) → (…, H, T, d), d being a head's width. G divides H: in
     *grouped-query attention* H/G consecutive heads of q read one head of k and v. With `causal`,
     query i sees the keys up to i + S − T: all see the first S − T keys (a prefix, or a cache of
-    past tokens); with `window`, only the last `window` of them. `dropout` is the probability that an
-    entry of P is dropped; it needs an `rng`.
+    past tokens); with `window`, only the last `window` of them. `dropout` is the probability that
+    an entry of P is dropped; it needs an `rng`.
 
     A block of 64 queries skips the keys that all its rows are hidden from. The rows of the heads
     that share a key come after each other, in one product. Heads go in groups that fit in cache.

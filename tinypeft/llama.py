@@ -9,8 +9,8 @@
     MLP: down(silu(gate(x)) ⊙ up(x)); no layer has a bias
 
 *Rotary embeddings* (RoPE; Su et al., arXiv 2104.09864) take the place of learned positions. The
-numbers x_i and x_{i + d/2} of a head form a pair, i = 0 … d/2 − 1. Position t rotates the pair by the
-angle φ = t θ^(−2i/d). Then q·k depends only on the distance of the two positions.
+numbers x_i and x_{i + d/2} of a head form a pair, i = 0 … d/2 − 1. Position t rotates the pair by
+the angle φ = t θ^(−2i/d). Then q·k depends only on the distance of the two positions.
 
 Where things differ. The paper of RoPE, and GGUF files of this family, pair neighbours, x_{2i} and
 x_{2i+1}. Hugging Face's files pair halves, as this file does. One becomes the other by reordering
