@@ -1,9 +1,10 @@
-"""What all tests share: one BLAS thread, small models, and a loud word about what was skipped.
+"""What all tests share: one BLAS thread, no network, small models, and a loud word about what was skipped.
 
 `pytest --no-skips` (or TINYPEFT_NO_SKIPS=1) fails when anything is skipped: with the oracles of
 tests/requirements.txt installed nothing may be.
 """
 import os
+import socket
 
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")                     # sums in one order, and no fight over cores
@@ -47,6 +48,28 @@ def pytest_terminal_summary(terminalreporter, config):
                                     "pip install -r tests/requirements.txt", red=True, bold=True)
     if skipped and config.getoption("--no-skips"):
         terminalreporter.write_line(f"--no-skips: {len(skipped)} skipped, so this run fails", red=True, bold=True)
+
+
+# -- the network ---------------------------------------------------------------------------------
+def _is_here(family, address):
+    return family == getattr(socket, "AF_UNIX", None) or address[0] in ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that reaches for another machine fails, even if what reached takes the refusal calmly. Jupyter's kernels are
+    reached on this one."""
+    attempts, connect, look_up = [], socket.socket.connect, socket.getaddrinfo
+
+    def refuse(address):
+        attempts.append(address)
+        raise OSError(f"a test reached for the network: {address}")
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: connect(self, address)
+                        if _is_here(self.family, address) else refuse(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: look_up(host, *args, **kwargs)
+                        if host in (None, "127.0.0.1", "::1", "localhost", socket.gethostname()) else refuse(host))
+    yield attempts
+    assert not attempts, f"reached for the network: {attempts}"
 
 
 # -- models --------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_doctor_finds_all_well(capsys):
 
 def test_a_model_of_ones_own(capsys, tmp_path):
     status, _, err = run(capsys, "generate", "x", "--model", str(tmp_path))
-    assert status == 2 and "weights.npz" in err
+    assert status == 2 and "weights.safetensors" in err
 
 
 @pytest.mark.parametrize("argv, says", [

@@ -7,6 +7,7 @@ import pytest
 import tinypeft as tp
 from tests.toys import Noise, same, small
 from tinypeft.files import load_arrays
+from tinypeft.optim import AdamW
 
 N = 9                                                    # steps of most runs below
 
@@ -48,6 +49,35 @@ def test_in_a_wrapped_layer_the_part_is_named(weight, path):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_one_number_that_is_not_finite_is_enough():
+    """One NaN in a bias makes one number of a module's output NaN; that module is named, and not a later one."""
+    class OneNaN(Noise):
+        def batch(self, split, size, rng):
+            bias.data = np.where(np.arange(bias.size) == 3, np.float32(np.nan), bias.data)
+            return super().batch(split, size, rng)
+    model = small()
+    bias = model.blocks[1].mlp.up.bias
+    with pytest.raises(tp.DivergedError, match=r"comes out of blocks\.1\.mlp\.up\. "):
+        tp.train(model, OneNaN(), N, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_update_that_leaves_a_number_that_is_not_finite(checkpoint, tmp_path):
+    """The last step has no successor that would notice it, and a checkpoint must not hold it."""
+    class Overflowing(AdamW):
+        def step(self):
+            super().step()
+            if self.t == 3: self.parameters()[0].data[0, 0] = np.inf
+    file = tmp_path / "c" if checkpoint else None
+    kept = rf" The last good state is in {file}\." if checkpoint else ""
+    with pytest.raises(tp.DivergedError, match=r"step 2: after the update token_embedding\.weight holds a number that is not "
+                                               rf"finite\. Try a smaller learning rate than 0.001\.{kept}$"):
+        tp.train(small(), Noise(), 3, lr=1e-3, optimizer=Overflowing, checkpoint=file, progress=False)
+    if checkpoint: assert load_arrays(file)[1]["step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_search_repeats_the_step_with_its_dropout():
     class Infinite(Noise):
         seen = []
@@ -77,3 +107,17 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_taken():
     with pytest.raises(tp.DivergedError, match=r"step 0: the gradient is not finite, in blocks.0.norm1.weight\. Try"):
         tp.train(model, Steep(), N, progress=False)
     assert same(model.state_dict(), before) and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_one_bad_number_of_many_is_enough():
+    """One output of one layer is NaN: the layer is named, not the next one, where it has spread. The same for gradients."""
+    model = small()
+    model.blocks[0].mlp.down.bias.data[3] = np.nan
+    with pytest.raises(tp.DivergedError, match=r"the first value that is not finite comes out of blocks.0.mlp.down\."):
+        tp.train(model, Noise(), N, progress=False)
+
+    class Steep(Noise):
+        def loss(self, model, batch): return super().loss(model, batch) + (model.blocks[0].norm1.weight[:1] * 0).sqrt().sum()
+    with pytest.raises(tp.DivergedError, match=r"the gradient is not finite, in blocks.0.norm1.weight\. Try"):
+        tp.train(small(), Steep(), N, progress=False)

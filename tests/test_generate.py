@@ -185,3 +185,15 @@ def test_the_buffers_of_a_cache_grow(rng):
 def test_misuse(tokens, n, options, error, says, gpt):
     with pytest.raises(error, match=says):
         gpt().generate(tokens, n, **options)
+
+
+def test_a_method_uses_the_context_to_its_end(gpt, tokens):
+    """Nothing virtual, nothing lost: with LoRA, and with pseudo-tokens that are switched off."""
+    for method in (tp.LoRA(rank=2), tp.PromptTuning(length=3)):
+        tuned = tp.attach(gpt(), method)
+        room = 25 - tokens.shape[1] - tuned.virtual_length
+        assert tuned.virtual_length == (tuned.virtual is not None) * 3
+        assert tuned.generate(tokens, room).shape == (3, 7 + room)
+        with pytest.raises(ValueError, match="exceed the context"): tuned.generate(tokens, room + 1)
+        with tuned.disabled():
+            assert tuned.virtual_length == 0 and tuned.generate(tokens, 18).shape == (3, 25)

@@ -171,3 +171,52 @@ def test_the_docstring_of_a_class_has_paper_equation_symbols_and_differences(nam
         assert re.search(r"differ|authors|repository|DeepSpeed", doc), "not where implementations differ"
     shown = pydoc.plain(pydoc.render_doc(cls))
     for line in filter(str.strip, doc.splitlines()): assert line.strip() in shown
+
+
+# -- what they are ---------------------------------------------------------------------------------
+DEFAULTS = """
+    FullFineTuning(targets=None)
+    BottleneckAdapter(bottleneck=64, placement='houlsby', activation='gelu', activation_up=False, init_std=0.01,
+        norms=True)
+    ParallelAdapter(bottleneck=64, scale=4.0, beside='ffn', activation='relu')
+    PrefixTuning(length=10, reparameterize=True, hidden=None, dropout=0.0, init='vocabulary', text=None)
+    PromptTuning(length=20, init='vocabulary', text=None)
+    PTuning(template=(3, 'context', 3, 'target'), separator=None, encoder='lstm', hidden=None)
+    PTuningV2(length=20, reparameterize=False, hidden=None, dropout=0.1, init='vocabulary', text=None)
+    LoRA(rank=8, alpha=16.0, dropout=0.0, targets=('query', 'value'), init='kaiming', rank_stabilized=False,
+        rank_pattern=None, alpha_pattern=None)
+    AdaLoRA(init_rank=12, target_rank=8, t_init=0.1, t_final=0.4, delta_t=10, beta1=0.85, beta2=0.85, gamma=0.01,
+        alpha=None, dropout=0.0, targets='all', orthogonality='squared', importance='before')
+    DyLoRA(rank=8, alpha=16.0, rank_min=1, distribution='uniform', p=0.15, frozen=False, block_size=1, rescale=True,
+        dropout=0.0, targets=('query', 'value'))
+    IA3(targets=('key', 'value', 'down'), feedforward=('down',))
+    LinearProbe()
+    Uniform(bits=8, symmetric=True, granularity='channel', group_size=None, clipping='minmax', convention='absmax',
+        scale_dtype='float32', percentile=99.9, grid_steps=100, shrink=0.8, norm=2.0)
+    FloatFormat(name='E4M3', scaling=None, block_size=64, scale_format='float32', saturate=True)
+    NF4(block_size=64, double_quant=False)
+    GGUF(name='Q4_0')
+    GPTQ(bits=4, group_size=None, symmetric=False, act_order=False, static_groups=False, group_scales='lazy',
+        damping=0.01, block_size=128, clipping='minmax', scale_dtype='float16', true_sequential=False)
+    AWQ(bits=4, group_size=128, symmetric=False, n_ratios=20, duo_scaling=False, clip=True, clip_steps=20,
+        max_shrink=0.5, scale_dtype='float16', sequential=False)
+    W8A8(weights='tensor', activations='tensor')
+    LLMInt8(threshold=6.0, variant='paper')
+    ZeroQuant(bits=8, mlp_bits=None, groups=64, group_size=None, steps=0, lr=0.0001)
+    SmoothQuant(weights='tensor', activations='token', alpha=0.5)
+    FakeQuant(bits=4, learn_step=False, symmetric=True, granularity='channel', group_size=None,
+        activation_bits=None, activation_symmetric=True, mask='paper')
+    LLMQAT(bits=4, activation_bits=8, kv_bits=4, cutoff=None)
+    PEQA(bits=4, symmetric=False, group_size=None, targets='all')
+"""
+RATES = {"full": 1e-3, "adapter": 5e-3, "parallel_adapter": 3e-3, "prefix": 3e-3, "prompt": 3e-2, "ptuning": 3e-3,
+         "ptuning_v2": 6e-2, "lora": 1e-2, "adalora": 2e-2, "dylora": 1e-2, "ia3": 3e-2}
+
+
+def test_the_defaults_are_these():
+    """The papers' defaults, on which every stored result rests. A change of one is a decision, not a slip."""
+    defaults = lambda cls: ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)
+                                     if f.default is not dataclasses.MISSING)
+    stated = " ".join(DEFAULTS.split())
+    for cls in NAMED.values(): assert f"{cls.__name__}({defaults(cls)})" in stated
+    assert {name: cls().learning_rate for name, cls in tp.METHODS.items()} == RATES

@@ -1,8 +1,8 @@
 """What a notebook shows of models, tensors and histories, and the one line of a long job."""
 import re
 
-import nbformat
 import numpy as np
+import pytest
 
 import tinypeft as tp
 from tinypeft.course.percent import execute
@@ -63,6 +63,7 @@ def test_a_history_shows_its_curve_and_evaluations():
 
 
 def test_a_long_job_leaves_one_clean_line_in_a_notebook():
+    nbformat = pytest.importorskip("nbformat")
     cell = ("import time\nfrom tinypeft.progress import Progress\nwith Progress(3, 'steps') as bar:\n"
             "    for i in range(3): time.sleep(0.12); bar(i + 1, f'loss {i}')\n1 + 1")
     done = execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]))

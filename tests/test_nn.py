@@ -161,3 +161,11 @@ def test_printed():
                  "(norm1): LayerNorm(4)", "(dropout): Dropout(0.1)"):
         assert line in text
     assert repr(Linear(2, 3, bias=False)) == "Linear(2 → 3, no bias)"
+
+
+def test_loading_keeps_the_layout_in_memory_on_which_blas_rounds():
+    one, rng = Linear(3, 5), np.random.default_rng(0)
+    one.weight.data = np.asfortranarray(one.weight.data)
+    W = rng.standard_normal((5, 3)).astype(np.float32)
+    one.load_state_dict({"weight": W, "bias": one.bias.data})
+    assert one.weight.data.flags.f_contiguous and np.array_equal(one.weight.data, W)

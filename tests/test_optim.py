@@ -8,6 +8,7 @@ from tests.oracles import assert_close
 from tinypeft import functional as F
 from tinypeft.nn import Parameter
 from tinypeft.optim import SGD, AdamW, clip_grad_norm, schedule
+from tinypeft.tensor import GraphError
 
 STEPS = 50
 
@@ -172,8 +173,9 @@ P = Parameter(np.ones(2))
     (lambda: AdamW([P, P]), ValueError, "occurs twice"),
     (lambda: AdamW([{"params": [P]}, {"params": [P]}]), ValueError, "occurs twice"),
     (lambda: AdamW([{"params": [P], "learning_rate": 1}]), ValueError, "'learning_rate'; expected 'params' and any of 'lr'"),
-    (lambda: AdamW([P], lr=-1), ValueError, "lr must be at least 0, got -1"),
-    (lambda: AdamW([P], lr=float("nan")), ValueError, "lr must be at least 0, got nan"),
+    (lambda: AdamW([P], lr=-1), ValueError, "lr must be finite and at least 0, got -1"),
+    (lambda: AdamW([P], lr=float("nan")), ValueError, "lr must be finite and at least 0, got nan"),
+    (lambda: AdamW([P], lr=math.inf), ValueError, "lr must be finite and at least 0, got inf"),
     (lambda: AdamW([P], betas=(0.9, 1.0)), ValueError, r"betas must lie in \[0, 1\)"),
     (lambda: schedule("step", 0, 10, warmup=5), ValueError, "expected 'constant', 'linear' or 'cosine', got 'step'"),
 ])
@@ -221,3 +223,15 @@ def test_schedules_rise_then_never_rise_again(kind):
     factors = [schedule(kind, s, 40, warmup=10, floor=0.1) for s in range(45)]
     assert np.all(np.diff(factors[:10]) > 0) and factors[9] == factors[10] == 1 and np.all(np.diff(factors[10:]) <= 1e-15)
     assert min(factors[10:]) >= 0.1 - 1e-15
+
+
+def test_no_change_of_a_parameter_brings_an_old_version_back():
+    """Replaced by `assign`, then stepped: a graph of before must still refuse, though both count versions."""
+    p = Parameter(np.ones(3))
+    y, seen = (p * p).sum(), [p.version]
+    p.grad = np.ones(3)
+    for change in (lambda: p.assign(np.full(3, 2.0)), SGD([p], 0.1).step, lambda: p.assign(np.ones(3))):
+        change()
+        seen.append(p.version)
+    assert seen == sorted(set(seen))
+    with pytest.raises(GraphError): y.backward()

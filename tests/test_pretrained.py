@@ -14,7 +14,7 @@ def model():
 
 
 def test_it_is_at_most_four_megabytes():
-    assert sum(f.stat().st_size for f in FOLDER.glob("*") if f.suffix in (".npz", ".json")) <= 4e6
+    assert sum(f.stat().st_size for f in FOLDER.glob("*") if f.suffix in (".safetensors", ".json")) <= 4e6
 
 
 def test_every_load_is_a_copy_of_its_own(model):

@@ -1,4 +1,7 @@
 """train.py: the loop is what it says, with any number of workers, and evaluation weights what counts."""
+import io
+import math
+import sys
 
 import numpy as np
 import pytest
@@ -241,11 +244,16 @@ class Silent(Noise):
 
 
 @pytest.mark.parametrize("misuse, says", [
-    (lambda: tp.train(small(), Noise(), 0), "steps and batch_size must be ≥ 1, got 0 and 8"),
-    (lambda: tp.train(small(), Noise(), 3, batch_size=0), "got 3 and 0"),
+    (lambda: tp.train(small(), Noise(), 0), "train: steps must be a positive integer, got 0"),
+    (lambda: tp.train(small(), Noise(), 3, batch_size=0), "batch_size must be a positive integer, got 0"),
     (lambda: tp.train(frozen(), Noise(), 3), "nothing to train, every parameter is frozen"),
     (lambda: tp.train(small(), Noise(), 3, schedule_kind="steps", progress=False), "got 'steps'"),
-    (lambda: tp.train(small(), Noise(), 3, lr=-1.0), "lr must be at least 0, got -1.0"),
+    (lambda: tp.train(small(), Noise(), 3, lr=-1.0), "lr must be a non-negative number, or None, got -1.0"),
+    *((lambda name=name, bad=bad: tp.train(small(), Noise(), **{"steps": 3, "progress": False, name: bad}),
+       rf"train: {name} must be .*, got {bad}") for name, bad in (
+        ("steps", 2.5), ("batch_size", True), ("lr", math.nan), ("lr", math.inf), ("head_lr", -1.0), ("clip", -1.0),
+        ("clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1), ("warmup", -3), ("lr_floor", math.nan),
+        ("seed", -1), ("eval_every", -1), ("eval_batches", 0), ("checkpoint_every", 0), ("stop_after", -1), ("workers", 0))),
     (lambda: tp.train(small(), Silent(), 3, progress=False), "nothing counts in a batch of 8 rows"),
     (lambda: tp.train(small(), Noise(vocab_size=38), 30, progress=False), r"must lie in \[0, 37\), got 37"),
 ])
@@ -263,6 +271,17 @@ def test_progress_is_one_line(capsys):
     assert capsys.readouterr() == ("", "")               # in a pipe: silent
     with Progress(5, "nothing", show=True): pass
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stream", [None, "closed", "gone"])
+def test_a_terminal_that_is_not_there_ends_no_training(stream, monkeypatch):
+    class Gone(io.StringIO):
+        def isatty(self): return True
+        def write(self, text): raise OSError("input/output error")
+    gone = None if stream is None else Gone()
+    if stream == "closed": gone.close()
+    monkeypatch.setattr(sys, "stderr", gone)
+    assert len(tp.train(small(), Noise(), 2).loss) == 2
 
 
 def test_a_classifier_trains_through_classify():

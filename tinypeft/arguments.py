@@ -1,16 +1,17 @@
 """Arguments that several commands share, and the values that they stand for."""
 import ast
 import json
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from . import hyper
 from .gpt import GPT
 from .interop import load_model
 
-__all__ = ["SHARED", "build", "fields", "known", "model_of", "output", "parsed", "shared",
-           "show_json"]
+__all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
+           "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 
@@ -18,7 +19,8 @@ SHARED = "seed", "model", "json", "quick"
 def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> None:
     """Add those options of SHARED that a command takes; they mean the same everywhere."""
     if "seed" in takes:
-        p.add_argument("--seed", type=int, help="seed of everything random (default 0)",
+        p.add_argument("--seed", type=number(int, least=0),
+                       help="seed of everything random (default 0)",
                        **{"default": 0, **same})
     if "model" in takes:
         p.add_argument("--model", type=Path, metavar="FOLDER", **same, help="a GPT-2 folder (of "
@@ -32,6 +34,19 @@ def output(p: ArgumentParser, what: str, default: Path | None = None, **options:
     """Add --out FOLDER."""
     text = f"folder for {what}" + (f" (default {default})" if default else "")
     p.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=text, **options)
+
+
+def number(kind: type, **limits: float) -> Callable[[str], float]:
+    """The type of an argument that is a finite number of `kind`, int or float, within `limits`:
+    least and most, or for a float above and below, too (see `hyper`)."""
+    field = {int: hyper.whole, float: hyper.real}[kind](None, **limits)
+    limit = field.metadata["limit"]
+    def value(text):
+        try: x = kind(text)
+        except ValueError: x = None
+        if not limit.holds(x): raise ArgumentTypeError(f"must be {limit.expected}, got {text!r}")
+        return x
+    return value
 
 
 def fields(p: ArgumentParser, about: str) -> None:
@@ -73,5 +88,5 @@ def parsed(text: str) -> tuple[str, Any]:
     if not equals: raise ValueError(f"--set {text}: expected FIELD=VALUE, such as rank=4")
     try:
         return field, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return field, value
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return field, value                              # all of them mean: this is no literal

@@ -1,9 +1,14 @@
-"""Checkpoints: what a stopped run of `train` needs to go on, in one file; no random state."""
+"""Checkpoints: what a stopped run of `train` needs to go on, in one file; no random state.
+
+A checkpoint is checked whole before anything is assigned. One that is refused changes nothing.
+"""
+import math
 from pathlib import Path
+from typing import Any
 
 from .files import load_arrays, save_arrays
 from .nn import Module
-from .optim import Optimizer
+from .optim import Optimizer, misfit
 
 __all__ = ["resume", "save_checkpoint"]
 
@@ -17,14 +22,62 @@ def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, setti
 
 
 def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict) -> tuple:
-    """Load a checkpoint; return (steps done, history). ValueError if its settings are others."""
+    """Load a checkpoint; return (steps done, history).
+
+    Raises ValueError for a file that is no checkpoint, is damaged, or belongs to other settings or
+    another model. The model is then as it was; the optimizer may not be, so give a new one.
+    """
     arrays, meta = load_arrays(path)
-    differ = [f"{k} was {meta['settings'].get(k)}, is {v}" for k, v in settings.items()
-              if meta["settings"].get(k) != v]
-    if differ:
-        raise ValueError(f"the checkpoint {path} belongs to another run ({'; '.join(differ)}); "
-                         "give another file or the same settings")
     part = lambda own: {k.removeprefix(own): v for k, v in arrays.items() if k.startswith(own)}
-    model.load_state_dict(part("model/"))
-    optimizer.load_state_arrays(part("optimizer/"))
-    return meta["step"], meta["history"]
+    before, loaded = model.state_dict(), part("model/")  # not copies: loading replaces the arrays
+    try:
+        if more := [k for k in arrays if not k.startswith(("model/", "optimizer/"))]:
+            raise ValueError(f"it has arrays of neither model nor optimizer: {more[:8]}")
+        _check_settings(meta.get("settings"), settings)
+        step = _checked_step(meta.get("step"), settings["steps"])
+        history = _checked_history(meta.get("history"), step)
+        if wrong := misfit(before, loaded): raise ValueError(f"the model's {wrong}")
+        optimizer.load_state_arrays(part("optimizer/"))
+        if optimizer.t != step:
+            raise ValueError(f"its step is {step}, but its optimizer took {optimizer.t}")
+        try: model.load_state_dict(loaded)
+        except BaseException:
+            model.load_state_dict(before)
+            raise
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f"the checkpoint {path} cannot be resumed: {e}; give another file or the "
+                         "same settings, or delete the file to start anew") from e
+    return step, history
+
+
+def _check_settings(stored: Any, settings: dict) -> None:
+    if not isinstance(stored, dict): raise ValueError("it does not state the settings of its run")
+    differ = [f"{k} was {stored.get(k)}, is {v}" for k, v in settings.items() if stored.get(k) != v]
+    if differ: raise ValueError(f"it belongs to another run ({'; '.join(differ)})")
+
+
+def _checked_step(step: Any, steps: int) -> int:
+    if type(step) is not int or not 0 <= step <= steps:
+        raise ValueError(f"its step is {step!r}, expected an integer from 0 to {steps}")
+    return step
+
+
+def _checked_history(history: Any, step: int) -> dict:
+    """`history`, if it can be that of a run of `step` steps (see `train.History`)."""
+    number = lambda x: type(x) in (int, float) and math.isfinite(x)
+    each = lambda items, holds: isinstance(items, list) and all(map(holds, items))
+    evaluation = lambda e: (isinstance(e, list) and len(e) == 2 and isinstance(e[1], dict)
+                            and type(e[0]) is int and 0 < e[0] <= step)
+    expected = {
+        "loss": (f"{step} numbers", lambda x: each(x, number) and len(x) == step),
+        "evals": ("a list of [step, metrics]", lambda x: each(x, evaluation)),
+        "seconds": ("a number ≥ 0", lambda x: number(x) and x >= 0)}
+    if not isinstance(history, dict) or history.keys() != expected.keys():
+        raise ValueError(f"its history is {_short(history)}, expected {', '.join(expected)}")
+    for name, (words, holds) in expected.items():
+        if not holds(history[name]):
+            raise ValueError(f"{name} in its history is {_short(history[name])}, expected {words}")
+    return history
+
+
+def _short(value): return text if len(text := repr(value)) <= 60 else text[:59] + "…"

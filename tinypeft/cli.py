@@ -12,6 +12,7 @@
     python -m tinypeft memory             the memory that fine-tuning takes, by formula
     python -m tinypeft doctor             what is installed, and whether all is well
 """
+import contextlib
 import os
 import sys
 import time
@@ -19,35 +20,67 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .arguments import SHARED, build, fields, known, model_of, output, shared, show_json
+from .arguments import SHARED, build, fields, known, model_of, number, output, shared, show_json
+from .files import check_writable
 from .generate import generate
 from .peft import METHODS, attach, load_adapter
 from .peft.folders import FORMATS
 from .quant import SCHEMES
 from .study import commands as study
 from .text import tasks
-from .train import evaluate, train
+from .train import DivergedError, evaluate, train
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status. A wrong argument gives one line on stderr
-    and status 2; with TINYPEFT_TRACEBACK set in the environment it gives a traceback."""
+    """Run the command line and return the exit status. A wrong argument, or a file or folder that
+    cannot be used, gives one line on stderr and status 2; with TINYPEFT_TRACEBACK set in the
+    environment it gives a traceback."""
     args = parser().parse_args(argv)
     for name in set(SHARED) - set(getattr(args, "takes", SHARED)):
         if getattr(args, name):
             parser().error(f"this command does not take --{name}")
     try:
-        return args.run(args) or 0
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
-        if os.environ.get("TINYPEFT_TRACEBACK"): raise
-        message = e.args[0] if isinstance(e, KeyError) and e.args else e
-        print(f"tinypeft: {message}", file=sys.stderr)
-        return 2
+        status = args.run(args) or 0
+        if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
+        return status
+    except BrokenPipeError:                              # `… | head`: the reader has enough
+        _drop_output()
+        return 141                                       # 128 + 13, as a shell says of SIGPIPE
     except KeyboardInterrupt:
-        print("\ntinypeft: stopped", file=sys.stderr)
-        return 130
+        kept = getattr(args, "checkpoint", None)
+        kept = f"; the same command goes on from {kept}" if kept and kept.exists() else ""
+        return _tell(f"stopped{kept}", 130)              # 128 + 2, as a shell says of SIGINT
+    except Exception as e:
+        if os.environ.get("TINYPEFT_TRACEBACK") or not (message := explained(e)): raise
+        if isinstance(e, OSError): _drop_output()
+        return _tell(message, 2)
+
+
+def explained(e: Exception) -> str | None:
+    """One line about an error that the user can do something about; None for any other."""
+    if isinstance(e, KeyError): return str(e.args[0] if e.args else e)
+    if isinstance(e, OSError) and e.strerror:
+        return (f"{e.filename or 'the output'}: {e.strerror}; give another place, or change what "
+                "may be written there")
+    if isinstance(e, (ValueError, TypeError, OSError, DivergedError, ImportError)): return str(e)
+    if isinstance(e, ArithmeticError):
+        return f"a number is out of range ({e}); if a model was trained, try a smaller --lr"
+    if isinstance(e, MemoryError):
+        return f"there is not enough memory ({e}); try a smaller batch or a smaller model"
+    return None
+
+
+def _tell(message, status):
+    with contextlib.suppress(OSError): print(f"tinypeft: {message}", file=sys.stderr)
+    return status
+
+
+def _drop_output():
+    """Nobody takes the output: what is still buffered must not raise again when Python ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -76,9 +109,13 @@ def add_model_commands(command: Callable) -> None:
     p = command("finetune", run_finetune, "fine-tune with one method and save the adapter")
     p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     p.add_argument("--task", default="domain", help="domain (default), classify or summarize")
-    p.add_argument("--steps", type=int, help="optimizer steps (default 300, with --quick 12)")
-    p.add_argument("--batch-size", type=int, help="rows per step (default 8, classify 16)")
-    p.add_argument("--lr", type=float, help="learning rate (default: the method's)")
+    p.add_argument("--steps", type=number(int, least=1),
+                   help="optimizer steps (default 300, with --quick 12)")
+    p.add_argument("--batch-size", type=number(int, least=1),
+                   help="rows per step (default 8, classify 16)")
+    p.add_argument("--lr", type=number(float, least=0),
+                   help="learning rate (default: the method's, chosen for a model 128 wide; "
+                        "try less on a wider one)")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
@@ -91,10 +128,13 @@ def add_model_commands(command: Callable) -> None:
 
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
-    p.add_argument("--max-new-tokens", type=int, default=120)
-    p.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
-    p.add_argument("--top-k", type=int, help="sample from the k most probable tokens")
-    p.add_argument("--top-p", type=float, help="sample from the tokens that hold probability p")
+    p.add_argument("--max-new-tokens", type=number(int, least=0), default=120)
+    p.add_argument("--temperature", type=number(float, least=0), default=0.7,
+                   help="0 is greedy (default 0.7)")
+    p.add_argument("--top-k", type=number(int, least=1),
+                   help="sample from the k most probable tokens")
+    p.add_argument("--top-p", type=number(float, above=0, most=1),
+                   help="sample from the tokens that hold probability p")
     p.add_argument("--adapter", type=Path, metavar="FOLDER", help="saved by finetune --out or PEFT")
 
     p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
@@ -121,8 +161,10 @@ def add_course_commands(command: Callable) -> None:
                    help="notebooks; grading executes them, and not in a sandbox")
     p.add_argument("--lesson", metavar="NN", help="default: by name or content of each file")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write the points to this file")
-    p.add_argument("--timeout", type=float, default=300, help="seconds per notebook (default 300)")
-    p.add_argument("--jobs", type=int, default=2, help="submissions at a time (default 2)")
+    p.add_argument("--timeout", type=number(float, above=0), default=300,
+                   help="seconds per notebook (default 300)")
+    p.add_argument("--jobs", type=number(int, least=1), default=2,
+                   help="submissions at a time (default 2)")
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -130,6 +172,8 @@ def run_finetune(args: Namespace) -> None:
     model, classify = model_of(args), args.task == "classify"
     method = build("method", METHODS, args.method, args.set)
     known([args.task], ("domain", "classify", "summarize"), "task")
+    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
+        if folder: check_writable(folder)
     task = getattr(tasks, args.task)(model)
     tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
                    head_bias=args.format != "peft")
@@ -189,6 +233,7 @@ def run_generate(args: Namespace) -> None:
 
 def run_pretrain(args: Namespace) -> None:
     from .pretrained.make import pretrain
+    for folder in (args.out, args.work or args.out): check_writable(folder)
     show_json(pretrain(args.work or args.out, args.out)["results"])
 
 
@@ -201,6 +246,7 @@ def run_lessons(args: Namespace) -> None:
 
 def run_check(args: Namespace) -> int:
     from .course.check import check_file
+    if not args.file.is_file(): raise FileNotFoundError(f"check: there is no file {args.file}")
     results = check_file(args.exercise, args.file, args.seed)
     if args.json:
         show_json({r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause}
@@ -211,11 +257,13 @@ def run_check(args: Namespace) -> int:
 
 def run_assign(args: Namespace) -> None:
     from .course.assign import assign
+    check_writable(args.out)
     print("\n".join(map(str, assign(args.lesson, args.out, args.nbgrader))))
 
 
 def run_grade(args: Namespace) -> None:
     from .course.grade import as_json, grade, write_csv
+    if args.csv: check_writable(args.csv.parent)
     say = None if args.json else lambda result: print(result, flush=True)
     seed = args.seed + 1                                 # students practise with seed 0
     grades = grade(args.submissions, args.lesson, seed, args.timeout, args.jobs, say)

@@ -31,10 +31,21 @@ class Decoder(Module):
     config: has vocab_size, context_length, d_model, n_layers, n_kv_heads and d_head.
     blocks: modules, called as block(x, prefix, cache)."""
     config: Any
+    attachment: Any = None                               # what `peft.attach` changed here
     token_embedding: Embedding
     lm_head: Linear | None = None                        # None: tied to the token embedding
     blocks: list[Module]
     final_norm: Module
+
+    @property
+    def attached(self) -> Any:
+        """The method on this model, or None."""
+        return self.attachment and self.attachment.method
+
+    def check_free(self, verb: str) -> None:
+        """Raise ValueError if a method is on this model, or is to return to it: nothing else may
+        change the model then. verb: who asks, for the message."""
+        if self.attachment is not None: self.attachment.refuse(verb)
 
     def embed(self, x: Tensor, past: int) -> Tensor:
         """What enters the first block; x (B, n, d) are embedded tokens and virtual vectors at

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .nn import Module, replace_modules
+from .optim import Optimizer
 from .tensor import Tensor, no_grad
 
 __all__ = ["DivergedError", "diverged", "first_nonfinite"]
@@ -27,9 +28,25 @@ def diverged(model: Module, task: Any, batch: tuple, loss: float, step: int, lr:
     else:
         where = first_nonfinite(model, lambda: task.loss(model, batch))
         what = f"the loss is {loss}; the first value that is not finite comes out of {where}"
+    return _error(f"step {step}: {what}.", lr, checkpoint)
+
+
+def check_finite(model: Module, optimizer: Optimizer, step: int, lr: float,
+                 checkpoint: str | Path | None) -> None:
+    """Raise DivergedError if the last update left a number that is not finite, in a weight or in
+    the optimizer. The next step would notice a weight, but a run may have no next step."""
+    moments = {f"the optimizer's {name}": a for name, a in optimizer.state_arrays().items()}
+    state = model.state_dict() | moments
+    bad = [name for name, a in state.items() if not np.isfinite(a).all()]
+    if bad:
+        raise _error(f"step {step}: after the update {', '.join(bad[:3])} holds a number that is "
+                     "not finite.", lr, checkpoint)
+
+
+def _error(what, lr, checkpoint):
     saved = checkpoint is not None and Path(checkpoint).exists()
     kept = f" The last good state is in {checkpoint}." if saved else ""
-    return DivergedError(f"step {step}: {what}. Try a smaller learning rate than {lr:g}.{kept}")
+    return DivergedError(f"{what} Try a smaller learning rate than {lr:g}.{kept}")
 
 
 def first_nonfinite(model: Module, run: Callable[[], Any]) -> str:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from .hints import Array, Seed
-from .tensor import Tensor
+from .tensor import Tensor, gated
 
 __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
            "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
@@ -27,7 +27,7 @@ def _slices(n, width, budget=1 << 16):
 
 def _rows(a):
     """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
-    return a.reshape(-1, a.shape[-1])
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # −1 would fail where d = 0
 
 
 def _ids(ids, n, what):
@@ -66,11 +66,18 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    mean = lambda a: a.mean(-1, keepdims=True)
-    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
+    d = max(1, x.shape[-1])
+    mean = lambda a: a.sum(-1, keepdims=True) / d
+    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / d
     xhat, g = x.data - mean(x.data), gamma.data
     r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
-    xhat *= r
+    if r.all(): xhat *= r
+    else:                                                    # var is infinite: scale by s before
+        s = np.where(r == 0, np.abs(xhat).max(-1, keepdims=True), 1)
+        xhat /= s
+        r = 1 / np.sqrt(mean_product(xhat, xhat) + eps / s / s)
+        xhat *= r
+        r /= s
     y = xhat * g
     y += beta.data
 
@@ -192,6 +199,7 @@ def _phi(x, approximate):
 
 def _x_dphi(x, phi, approximate):
     """x Φ′: for tanh x Φ · 2 u′ · (1 − Φ), otherwise x e^(−x²/2) / √(2π)."""
+    x = np.clip(x, -50, 50)                                  # further out Φ′ = 0, and x³ overflows
     if approximate == "none": return x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     t = (x * x * (6 * C * A) + 2 * C) * (x * phi)
     return t - t * phi
@@ -219,7 +227,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """y = x − log Σ eˣ.    dx = dy − eʸ Σ dy."""
     y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
-    y -= np.log(np.exp(y).sum(axis, keepdims=True))
+    if y.size: y -= np.log(np.exp(y).sum(axis, keepdims=True))
     return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
 
 
@@ -250,23 +258,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     if window is not None and not (causal and window >= 1):
         raise ValueError(f"attention: a window is at least 1 and causal, got {window=}, {causal=}")
     if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
-    scale = 1 / math.sqrt(d) if scale is None else scale
-    Q = q.data.reshape(-1, R, T, d)                                          # (B·G, R, T, d)
-    K, V = (t.data.reshape(-1, S, d) for t in (k, v))                        # (B·G, S, d)
+    scale = 1 / math.sqrt(max(1, d)) if scale is None else scale
+    shared = math.prod(k.shape[:-2])
+    Q = q.data.reshape(shared, R, T, d)                                      # (B·G, R, T, d)
+    K, V = (t.data.reshape(shared, S, d) for t in (k, v))                    # (B·G, S, d)
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
     transposed = lambda a: a.swapaxes(1, 2)
-    stacked = lambda a: a.reshape(len(a), -1, d)                             # (h, R·n, d)
+    stacked = lambda a: a.reshape(len(a), R * a.shape[2], d)                 # (h, R·n, d)
     groups = lambda n, seen: _slices(len(Q), R * n * seen, 1 << 18)
     O, blocks = np.empty(Q.shape, Q.dtype), []
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
         n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
         s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
-        hidden = _hidden(n, end - s.start, window, Q.dtype) if causal else None
+        most = _most(n, end - s.start, window, Q.dtype) if causal else None
         P = np.empty((len(Q), R * n, end - s.start), Q.dtype)
         drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
         for h in groups(n, end - s.start):
             p = np.matmul(stacked(Q[h, :, t] * scale), transposed(K[h, s]), out=P[h])
-            if causal: p.reshape(len(p), R, n, -1)[..., -hidden.shape[1]:] += hidden
+            if causal:
+                score = p.reshape(len(p), R, n, -1)[..., -most.shape[1]:]
+                np.fmin(score, most, out=score)
             _softmax(p, -1)
             o = np.matmul(p if drop is None else p * drop[h], V[h, s])
             O[h, :, t] = o.reshape(len(o), R, n, d)
@@ -291,13 +302,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
 
 
-def _hidden(n, m, window, dtype):
-    """0 where one of the last n queries sees one of m keys, −∞ where it does not, (n, m).
-
-    Without a window all see the keys before the last n, so the mask (n, n) is for those alone."""
-    if window is None: return np.triu(np.full((n, n), -np.inf, dtype), 1)
+def _most(n, m, window, dtype):
+    """The most that a score may be, (n, m): ∞ where one of the last n queries sees one of m keys,
+    −∞ where it does not. Without a window, (n, n): all queries see the keys before the last n."""
+    m = m if window else n
     i, j = np.arange(m - n, m)[:, None], np.arange(m)
-    return np.where((i - window < j) & (j <= i), 0, -np.inf).astype(dtype)
+    seen = (j <= i) & (j > i - (window or n))
+    return np.where(seen, np.inf, -np.inf).astype(dtype)
 
 
 def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
@@ -332,7 +343,7 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
         aim = (1 - eps) * z[rows, t[s]] + eps * z.mean(-1) if eps else z[rows, t[s]]
         np.exp(z, out=z)
         sums = z.sum(-1, keepdims=True)
-        total += np.dot(np.log(sums[:, 0]) - aim, counted[s])
+        total += np.dot(np.where(counted[s], np.log(sums[:, 0]) - aim, 0), counted[s])
         if P is not None: z /= sums                      # P = softmax(Z)
 
     def dlogits(dy):
@@ -342,6 +353,7 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
             if eps: p -= eps / V
             p[np.arange(len(p)), t[s]] -= 1 - eps
             p *= w[s, None]
+            if n < len(t): p[~counted[s]] = 0            # not 0·∞, if a row's logits are infinite
         return P.reshape(shape)
     return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
 
@@ -378,4 +390,4 @@ def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
     """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
     if p == 0: return x
     mask = _keep_mask(x.shape, p, rng, x.dtype)
-    return Tensor.op(x.data * mask, (x, lambda dy: np.multiply(mask, dy, out=mask)))
+    return Tensor.op(x.data * mask, (x, lambda dy: gated(dy, mask)))

@@ -22,6 +22,9 @@ __all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_nam
            "one_of", "real", "whole"]
 
 
+FINITE = sys.float_info.max                  # a bound that NaN, inf and 10**400 do not keep
+
+
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """What a field may hold. expected: in words, after "must be". bad: some values it refuses."""
@@ -51,7 +54,7 @@ def real(default: float | None, *, least: float = -math.inf, above: float = -mat
          most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
     """A finite number x with least ≤ x ≤ most and above < x < below."""
     number = lambda x: isinstance(x, (int, float, np.integer, np.floating))
-    holds = lambda x: (number(x) and not isinstance(x, bool) and math.isfinite(x)
+    holds = lambda x: (number(x) and not isinstance(x, bool) and abs(x) <= FINITE
                        and least <= x <= most and above < x < below)
     left = f"({above:g}" if above >= least else f"[{least:g}"
     right = f"{below:g})" if below <= most else f"{most:g}]"

@@ -126,7 +126,7 @@ class Llama(Decoder):
             raise TypeError(f"Llama: expected a LlamaConfig, got {type(config).__name__}")
         rng = np.random.default_rng(rng)
         self.config, self.tokenizer = config, None
-        self.attached = None                             # the method on this model, if there is one
+        self.attachment = None                           # what `peft.attach` changed here
         d = config.d_model
         self.token_embedding = Embedding(config.vocab_size, d, rng=rng)
         self.blocks = [Block(config, rng) for _ in range(config.n_layers)]

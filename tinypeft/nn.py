@@ -19,7 +19,7 @@ from .hints import Array, Seed
 from .tensor import Tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
-           "RMSNorm", "check_state", "replace_modules"]
+           "RMSNorm", "check_names", "check_state", "replace_modules"]
 
 
 class Parameter(Tensor):
@@ -97,20 +97,21 @@ class Module:
     def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> Self:
         """Copy arrays into the parameters and buffers of the same names; all of them, or none.
 
-        Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape.
+        Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape, and
+        for numbers that the parameter's type cannot hold, such as complex ones or NaN.
         """
-        check_state(self.state_dict(), state, strict)
-        new = lambda name, own: np.array(state.get(name, own), dtype=own.dtype)
+        new = check_state(self.state_dict(), state, strict)
+        packed = {}                                      # may raise, so before anything is written
+        for name, value in self._named(Packed):
+            packed[name] = value.repacked({part: new.get(f"{name}.{part}", array)
+                                           for part, array in value.arrays().items()})
         for name, p in self.named_parameters():
-            if name in state: p.assign(new(name, p.data))
+            if name in new: p.assign(new[name])
         for path, module in self.named_modules():
             for name, value in list(vars(module).items()):
                 full = f"{path}.{name}" if path else name
-                if isinstance(value, np.ndarray) and full in state:
-                    setattr(module, name, new(full, value))
-                if isinstance(value, Packed):
-                    parts = {k: new(f"{full}.{k}", a) for k, a in value.arrays().items()}
-                    setattr(module, name, value.repacked(parts))
+                if isinstance(value, np.ndarray) and full in new: setattr(module, name, new[full])
+                if isinstance(value, Packed): setattr(module, name, packed[full])
         return self
 
     def train(self, training: bool = True) -> Self:
@@ -176,17 +177,47 @@ def _ranges(numbers):
 
 
 def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
-                optional: Collection[str] = ()) -> None:
-    """Raise as `load_state_dict` does if `state` does not fit `own`; `optional` may be missing."""
-    missing = sorted(own.keys() - state.keys() - set(optional))
-    unknown = sorted(state.keys() - own.keys())
-    if strict and (missing or unknown):
-        raise KeyError(f"load_state_dict: matched {len(own.keys() & state.keys())} tensors, "
-                       f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+                optional: Collection[str] = ()) -> dict[str, Array]:
+    """Copies of those arrays of `state` that `own` has, in the types of `own`. Raises as
+    `load_state_dict` does if they do not fit; `optional` may be missing."""
+    if strict: check_names(own, state, optional)
+    new = {}
     for name, array in own.items():
-        if name in state and np.shape(state[name]) != array.shape:
-            raise ValueError(f"load_state_dict: {name} has shape {np.shape(state[name])}, "
+        if name not in state: continue
+        given = np.asarray(state[name])
+        if given.shape != array.shape:
+            raise ValueError(f"load_state_dict: {name} has shape {given.shape}, "
                              f"expected {array.shape}")
+        if given.dtype.kind not in "biuf":
+            raise ValueError(f"load_state_dict: {name} is {given.dtype}, expected real numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            new[name] = copied(given, array)
+        is_float = array.dtype.kind == "f"
+        if not (np.isfinite(new[name]).all() if is_float else np.array_equal(new[name], given)):
+            raise ValueError(f"load_state_dict: {name} has numbers that {array.dtype} cannot hold")
+    return new
+
+
+def check_names(own: Collection[str], state: Collection[str],
+                optional: Collection[str] = ()) -> None:
+    """Raise KeyError unless the names are the same; `optional` may be missing."""
+    missing = sorted(set(own) - set(state) - set(optional))
+    unknown = sorted(set(state) - set(own))
+    if missing or unknown:
+        few = lambda names: f"{names[:8]}{', …' * (len(names) > 8)}" if names else "nothing"
+        raise KeyError(f"load_state_dict: matched {len(set(own) & set(state))} tensors, "
+                       f"missing {few(missing)}, unknown {few(unknown)}")
+
+
+def copied(array: Array, like: Array) -> Array:
+    """A copy of `array` with the dtype and the memory layout of `like`, which has its shape.
+
+    BLAS may sum a transposed matrix in another order. A run that is resumed from a file therefore
+    rounds as one that never stopped only if each array is laid out as before.
+    """
+    new = np.empty_like(like)
+    new[...] = array
+    return new
 
 
 def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
@@ -212,6 +243,11 @@ class Linear(Module):
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
+
+    @property
+    def is_affine(self) -> bool:
+        """Is the layer y = x Wᵀ + b with W = `dense_weight()`, and no more? Needed to merge."""
+        return type(self).forward is Linear.forward
 
     def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.bias)
 

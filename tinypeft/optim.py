@@ -7,7 +7,7 @@ AdamW (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2, in PyTorch's form: th
     w ← w − lr m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),   v̂ = v/(1 − β₂ᵗ)
 """
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,7 @@ class Optimizer:
     """
     workers: ClassVar[int] = 2                   # threads that share the parameters
     slots: ClassVar[tuple[str, ...]] = ()        # names of the state arrays, each shaped as p
+    squares: ClassVar[tuple[str, ...]] = ()      # those of them that cannot be negative
 
     def __init__(self, parameters: Iterable[Tensor | dict], **defaults: Any):
         name = type(self).__name__
@@ -39,7 +40,8 @@ class Optimizer:
                 raise ValueError(f"{name}: a group has {', '.join(map(repr, g))}; expected "
                                  f"'params' and any of {', '.join(map(repr, defaults))}")
             g["base_lr"] = g["lr"]
-            if not g["lr"] >= 0: raise ValueError(f"{name}: lr must be at least 0, got {g['lr']}")
+            if not 0 <= g["lr"] < math.inf:
+                raise ValueError(f"{name}: lr must be finite and at least 0, got {g['lr']}")
         params = self.parameters()
         if not params: raise ValueError(f"{name}: no parameters to train")
         for p in params:
@@ -90,12 +92,27 @@ class Optimizer:
         return {"t": np.array(self.t), **arrays}
 
     def load_state_arrays(self, arrays: dict[str, Array]) -> None:
-        """Load what `state_arrays` gave. Raises ValueError for the state of other parameters."""
+        """Load what `state_arrays` gave, all or nothing. Raises ValueError if it does not fit."""
         own = self.state_arrays()
-        if own.keys() != arrays.keys() or any(own[k].shape != np.shape(arrays[k]) for k in own):
-            raise ValueError("the optimizer state in this checkpoint belongs to other parameters")
+        wrong = misfit(own, arrays) or (arrays["t"] < 0 and f"t is {arrays['t']}, expected t ≥ 0")
+        wrong = wrong or next((f"{name} holds a number below 0" for name, a in arrays.items()
+                               if name.split(".")[0] in self.squares and (a < 0).any()), None)
+        if wrong: raise ValueError(f"the optimizer's state belongs to other parameters: {wrong}")
         for name, array in own.items(): array[...] = arrays[name]
         self.t = int(own["t"])
+
+
+def misfit(own: Mapping[str, Array], given: Mapping[str, Array]) -> str | None:
+    """Why `given` cannot replace the arrays `own`, which have the same names, or None if it can."""
+    if own.keys() != given.keys():
+        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        return f"arrays lack {missing or 'nothing'} and have, unexpected, {unknown or 'nothing'}"
+    for name, a in own.items():
+        b = np.asarray(given[name])
+        if b.shape != a.shape: return f"{name} has shape {b.shape}, expected {a.shape}"
+        if b.dtype != a.dtype: return f"{name} has dtype {b.dtype}, expected {a.dtype}"
+        if not np.isfinite(b).all(): return f"{name} holds a number that is not finite"
+    return None
 
 
 class SGD(Optimizer):
@@ -116,7 +133,7 @@ class SGD(Optimizer):
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; the equations stand at the head of this file."""
-    slots = ("m", "v")
+    slots, squares = ("m", "v"), ("v",)
 
     def __init__(self, parameters: Iterable[Tensor | dict], lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

@@ -1,6 +1,7 @@
 """One line of progress of a long job: redrawn on a terminal or in a notebook, silent in a pipe."""
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -14,7 +15,8 @@ class Progress:
     def __init__(self, total: int, label: str = "", show: bool | None = None):
         self.total, self.label, self.start, self.drawn = total, label, time.perf_counter(), 0.0
         self.notebook, self.handle = in_notebook(), None
-        self.show = (self.notebook or sys.stderr.isatty()) if show is None else show
+        terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+        self.show = (self.notebook or terminal) if show is None else show
 
     def __enter__(self) -> Progress: return self
 
@@ -25,16 +27,20 @@ class Progress:
         when = f"{spent / max(done, 1) * more:.0f} s left" if more > 0 else f"{spent:.1f} s"
         line = f"{self.label} {done}/{self.total}  {text}  {when}"
         if not self.notebook:
-            sys.stderr.write("\r" + line.ljust(100)[:100])
-            sys.stderr.flush()
+            self._write("\r" + line.ljust(100)[:100])
         elif self.handle is None:
             from IPython.display import display
             self.handle = display({"text/plain": line}, raw=True, display_id=True)
         else:
             self.handle.update({"text/plain": line}, raw=True)
 
+    def _write(self, text):
+        with contextlib.suppress(OSError, ValueError):   # a terminal that has gone ends no job
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
     def __exit__(self, *_):
-        if self.show and self.drawn and not self.notebook: sys.stderr.write("\n")
+        if self.show and self.drawn and not self.notebook: self._write("\n")
 
 
 def in_notebook() -> bool:

@@ -3,7 +3,7 @@
 Every operation computes its value with NumPy. For each parent it also records a *vector–Jacobian
 product* (vjp): a function that takes dy = ∂L/∂y, the gradient of the loss L with respect to the
 result y, and returns ∂L/∂parent, written `dx` for a parent `x`. `backward` walks the recorded graph
-from the loss to the leaves and adds these gradients up. That is the chain rule. Five rules:
+from the loss to the leaves and adds these gradients up. That is the chain rule. Six rules:
 
 * A frozen parent costs nothing: its vjp is dropped when the operation is recorded. An operation on
   frozen parents alone records nothing. Here fine-tuning few parameters saves its time and memory.
@@ -12,12 +12,15 @@ from the loss to the leaves and adds these gradients up. That is the chain rule.
 * Gradients live in a dictionary during the walk, and only leaves keep `.grad`. A vjp runs once. It
   may overwrite the arrays it saved, and each piece of the graph is freed after its use.
 * `unbroadcast` undoes broadcasting. Each gradient must have its tensor's shape and dtype.
+* What relu, abs, max, maximum, where and dropout do not pass on gets the gradient 0, even if dy is
+  infinite there, where a product with 0 would give NaN.
 * Work is float32, checks are float64, and the two never mix: constants take the tensor's dtype.
 """
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import contextvars
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,42 +30,40 @@ from .markup import facts
 
 Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
 
-__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "maximum", "no_grad", "split",
-           "stack", "tape", "unbroadcast", "where"]
+__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "gated", "maximum", "no_grad",
+           "split", "stack", "tape", "unbroadcast", "where"]
 
 
 class GraphError(RuntimeError):
     """The recorded graph cannot be walked: it was used before, or its inputs have changed since."""
 
 
-_recording, _tape = True, None
+# Each thread has its own values; threads.parallel_map hands the caller's on to its workers.
+_recording = contextvars.ContextVar("recording", default=True)
+_tape = contextvars.ContextVar("tape", default=None)
 
 
 @contextlib.contextmanager
-def _record(on):
-    global _recording
-    before, _recording = _recording, on
-    try: yield
-    finally: _recording = before
+def _within(variable, value):
+    before = variable.get()
+    variable.set(value)
+    try: yield value
+    finally: variable.set(before)
 
 
-def no_grad() -> contextlib.AbstractContextManager:
-    """Inside `with no_grad():` operations compute values and record nothing."""
-    return _record(False)
+def no_grad() -> contextlib.AbstractContextManager[bool]:
+    """Inside `with no_grad():` this thread's operations compute values and record nothing."""
+    return _within(_recording, False)
 
 
-def enable_grad() -> contextlib.AbstractContextManager:
+def enable_grad() -> contextlib.AbstractContextManager[bool]:
     """Inside `with enable_grad():` operations record, even within a surrounding `no_grad()`."""
-    return _record(True)
+    return _within(_recording, True)
 
 
-@contextlib.contextmanager
-def tape() -> Iterator[list[Tensor]]:
+def tape() -> contextlib.AbstractContextManager[list[Tensor]]:
     """Inside `with tape() as made:` the list `made` collects, and keeps, every recorded tensor."""
-    global _tape
-    before, _tape = _tape, []
-    try: yield _tape
-    finally: _tape = before
+    return _within(_tape, [])
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
@@ -71,6 +72,12 @@ def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     new = dy.ndim - len(shape)                           # axes that broadcasting put in front
     stretched = (new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i])
     return dy.sum(axis=(*range(new), *stretched)).reshape(shape)
+
+
+def gated(dy: Array, gate: Array) -> Array:
+    """dy · gate, but 0 where the gate is 0 even if dy is infinite there (0·∞ is NaN)."""
+    with np.errstate(invalid="ignore"): dx = dy * gate
+    return np.where(gate == 0, 0, dx) if np.isnan(dx).any() else dx       # `where` is slow, and rare
 
 
 class Tensor:
@@ -121,11 +128,11 @@ class Tensor:
         if any(x.data.dtype != y.data.dtype for x in parents):
             raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave "
                             f"{y.dtype}: float32 and float64 do not mix; cast one of them")
-        y.requires_grad = _recording and any(x.requires_grad for x in parents)
+        y.requires_grad = any(x.requires_grad for x in parents) and _recording.get()
         if y.requires_grad:
             y.node, y.data = Node(parents, vjp, y.data), y.data.view()
             y.data.flags.writeable = False               # a gradient may depend on this value
-            if _tape is not None: _tape.append(y)
+            if (made := _tape.get()) is not None: made.append(y)
         return y
 
     # -- backward -------------------------------------------------------------------------------
@@ -239,22 +246,27 @@ class Tensor:
                                 (other, lambda dy: unbroadcast(dy * a, B)))
 
     def __truediv__(self, other):
+        """y = a / b.    da = dy/b,   db = −dy y/b. (In a/b², b² leaves float32's range at 1e±19.)"""
         other = self._constant(other)
-        a, b, A, B = self.data, other.data, self.shape, other.shape
-        return Tensor.op(a / b, (self,  lambda dy: unbroadcast(dy / b, A)),
-                                (other, lambda dy: unbroadcast(-dy * a / (b * b), B)))
+        b, y, A, B = other.data, self.data / other.data, self.shape, other.shape
+        return Tensor.op(y, (self,  lambda dy: unbroadcast(dy / b, A)),
+                            (other, lambda dy: unbroadcast(-dy * (y / b), B)))
 
     def __pow__(self, other):
-        """a ** b, usually for a number b. For a tensor b, ∂/∂b = aᵇ log a, and 0 at a = 0 < b."""
+        """y = a ** b, usually for a number b.    da = dy b aᵇ⁻¹,   db = dy y log a.
+
+        da = 0 where b = 0, and db = 0 where a = 0 ≤ b, as in PyTorch: there aᵇ⁻¹ or log a may be
+        infinite, and 0·∞ is NaN.
+        """
         if isinstance(other, (int, float)):
             a, n = self.data, int(other) if isinstance(other, int) else float(other)
             da = lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)
             return Tensor.op(a ** n, (self, da))
         other = self._constant(other)
         a, b, A, B = self.data, other.data, self.shape, other.shape
-        y = a ** b
-        da = lambda dy: unbroadcast(dy * b * a ** np.where(b == 0, 1, b - 1), A)     # not 0 · 0⁻¹
-        db = lambda dy: unbroadcast(dy * y * np.log(a, out=np.zeros_like(a), where=a != 0), B)
+        y, but = a ** b, lambda where: np.where(where, 1, a)                  # a, but 1 where …
+        da = lambda dy: unbroadcast(np.where(b == 0, 0, dy) * (b * but(b == 0) ** (b - 1)), A)
+        db = lambda dy: unbroadcast(dy * (y * np.log(but((a == 0) & (b >= 0)))), B)
         return Tensor.op(y, (self, da), (other, db))
 
     def __matmul__(self, other):
@@ -303,11 +315,11 @@ class Tensor:
 
     def relu(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.maximum(x, 0), (self, lambda dy: dy * (x > 0)))
+        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, x > 0)))
 
     def abs(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.abs(x), (self, lambda dy: dy * np.sign(x)))
+        return Tensor.op(np.abs(x), (self, lambda dy: gated(dy, np.sign(x))))
 
     # -- reductions -----------------------------------------------------------------------------
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
@@ -328,7 +340,7 @@ class Tensor:
         def dx(dy):
             largest = x == y
             share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
-            return _keep(dy, axis, keepdims) * share
+            return gated(_keep(dy, axis, keepdims), share)
         return Tensor.op(y if keepdims else y.squeeze(axis), (self, dx))
 
     # -- shape ----------------------------------------------------------------------------------
@@ -412,9 +424,9 @@ def maximum(a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
     """The larger of a and b, elementwise. Equal elements share the gradient."""
     p, q = _common((a, b))
     a, b, A, B = p.data, q.data, p.shape, q.shape
-    share = lambda x, y: ((x > y) + 0.5 * (x == y)).astype(x.dtype)
-    return Tensor.op(np.maximum(a, b), (p, lambda dy: unbroadcast(dy * share(a, b), A)),
-                                       (q, lambda dy: unbroadcast(dy * share(b, a), B)))
+    share = lambda x, y: (~(x < y) - 0.5 * (x == y)).astype(x.dtype)
+    return Tensor.op(np.maximum(a, b), (p, lambda dy: unbroadcast(gated(dy, share(a, b)), A)),
+                                       (q, lambda dy: unbroadcast(gated(dy, share(b, a)), B)))
 
 
 def where(condition: Array, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
@@ -429,10 +441,11 @@ def where(condition: Array, a: Tensor | Array | float, b: Tensor | Array | float
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along an existing axis."""
     tensors = _common(tensors)
+    y = np.concatenate([t.data for t in tensors], axis)
     ends = np.cumsum([t.shape[axis] for t in tensors])
     cut = lambda start, end: lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
     edges = [(t, cut(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
-    return Tensor.op(np.concatenate([t.data for t in tensors], axis), *edges)
+    return Tensor.op(y, *edges)
 
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
@@ -445,8 +458,8 @@ def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tenso
     """Cut into `sections` equal parts, or at the indices of a list, as numpy.split."""
     size = x.shape[axis]
     if isinstance(sections, (int, np.integer)):
-        if size % sections:
+        if sections < 1 or size % sections:
             raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections}")
-        sections = range(size // sections, size, size // sections)
+        sections = [i * size // sections for i in range(1, sections)]
     before, edges = (slice(None),) * (axis % x.ndim), [0, *sections, size]
     return [x[before + (slice(i, j),)] for i, j in zip(edges, edges[1:], strict=False)]

@@ -4,12 +4,18 @@ NumPy spreads only large matrix products over cores. Everything between them (GE
 norm) stays on one core, and small products lose more to the hand-over than they gain. Splitting the
 batch keeps every core busy, because NumPy releases Python's lock while it computes. On two cores a
 training step takes 0.52 of its single-threaded time this way, and 0.80 with BLAS threads alone.
+
+Both functions may be used from several threads at once, one inside the other, and in a process made
+by `os.fork`. Only the forking thread lives on in that process, so that it starts new workers.
 """
 import contextlib
+import contextvars
 import ctypes
 import functools
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ import numpy as np
 __all__ = ["blas_threads", "parallel_map"]
 
 
+# -- threads of the BLAS --------------------------------------------------------------------------
 @functools.cache
 def _openblas():
     """(get, set) of the thread count in the OpenBLAS of NumPy's wheels; None for another BLAS."""
@@ -29,22 +36,81 @@ def _openblas():
     return None
 
 
+class _Requests:
+    """Who asks for how many BLAS threads. The process has one count, and the latest request sets
+    it; when the last block ends, the count is what it was before the first."""
+
+    def __init__(self):
+        self.lock, self.open, self.before = threading.Lock(), [], None      # open: (thread, count)
+        if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=self.forked)
+
+    def begin(self, n):
+        read, write = _openblas()
+        request = [threading.get_ident(), n]
+        with self.lock:
+            if not self.open: self.before = read()
+            self.open.append(request)
+            write(n)
+        return request
+
+    def end(self, request):
+        with self.lock: self.keep(lambda r: r is not request)
+
+    def keep(self, wanted):
+        left = [r for r in self.open if wanted(r)]
+        _openblas()[1](left[-1][1] if left else self.before)
+        self.open = left
+
+    def forked(self):
+        """The blocks of the other threads never end here, and one of them may hold the lock."""
+        self.lock = threading.Lock()
+        if self.open: self.keep(lambda r: r[0] == threading.get_ident())
+
+
+_requests = _Requests()
+
+
 @contextlib.contextmanager
 def blas_threads(n: int) -> Iterator[None]:
-    """Inside `with blas_threads(n):` a matrix product uses n threads, if the BLAS is OpenBLAS."""
-    read, write = _openblas() or (lambda: n, lambda n: None)
-    before = read()
-    write(n)
+    """Inside `with blas_threads(n):` a matrix product uses n threads, if the BLAS is OpenBLAS.
+
+    The count belongs to the whole process: of several open blocks the one begun last decides.
+    """
+    if _openblas() is None:
+        yield
+        return
+    request = _requests.begin(n)
     try: yield
-    finally: write(before)
+    finally: _requests.end(request)
 
 
+# -- workers --------------------------------------------------------------------------------------
 @functools.cache
 def _pool(workers): return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
 
 
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_pool.cache_clear)
+_in_worker = contextvars.ContextVar("in_worker", default=False)
+
+
 def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
-    """[fn(item) for item in items], in order, computed by `workers` threads; 1 is a plain loop."""
+    """[fn(item) for item in items], in order, computed by `workers` threads; 1 is a plain loop.
+
+    A worker has the caller's `no_grad`, `tape` and NumPy error state. In a worker this is a plain
+    loop, too: the pool's threads would wait for each other. When an item fails, the items that have
+    begun are finished before its error is raised, so that nothing is computed after the call.
+    """
     items = list(items)
-    if workers <= 1 or len(items) <= 1: return [fn(item) for item in items]
-    with blas_threads(1): return list(_pool(workers).map(fn, items))
+    if workers <= 1 or len(items) <= 1 or _in_worker.get(): return [fn(item) for item in items]
+
+    def work(item):
+        _in_worker.set(True)
+        return fn(item)
+    with blas_threads(1):
+        pool, jobs = _pool(workers), []
+        try:
+            for item in items: jobs.append(pool.submit(contextvars.copy_context().run, work, item))
+            return [job.result() for job in jobs]
+        finally:
+            wait([job for job in jobs if not job.cancel()])
+            jobs.clear()                                 # an error and its future hold each other

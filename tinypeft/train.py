@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from .checkpoints import resume, save_checkpoint
-from .diagnosis import DivergedError, diverged
+from .diagnosis import DivergedError, check_finite, diverged
+from .hyper import real, whole
 from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
 from .progress import Progress
+from .signals import HeldSignals
 from .tensor import no_grad
 from .threads import parallel_map
 
@@ -57,25 +59,28 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
           warmup: int | None = None, lr_floor: float = 0.0, clip: float | None = 1.0,
           betas: tuple[float, float] = (0.9, 0.999), seed: int = 0, eval_every: int | None = None,
           eval_batches: int | None = None, checkpoint: str | Path | None = None,
-          checkpoint_every: int = 500, stop_after: int | None = None, workers: int = 2,
+          checkpoint_every: int | None = None, stop_after: int | None = None, workers: int = 2,
           optimizer: Callable[..., Optimizer] = AdamW, progress: bool | None = None) -> History:
     """Train the parameters of `model` that require gradients on `task`; return a `History`.
 
     model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object that has its `batch`,
         `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
-    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3).
+    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3; both
+        were chosen for a model 128 wide; try less on a wider one).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
     weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
     checkpoint: a file to go on from, if it exists, and to rewrite, atomically, every
-        `checkpoint_every` steps and at the end. stop_after: stop after this many steps in all.
+        `checkpoint_every` steps (default: 500, or a tenth of the run if that is less), at the end,
+        and when the run is stopped. stop_after: stop after this many steps in all.
     workers: threads that share a batch; one if dropout draws. The number changes only rounding.
     optimizer: AdamW or `PagedAdamW`. Raises ValueError for options out of range or a checkpoint of
-        another run, DivergedError, naming step and module, for a loss or gradient not finite.
+        another run, DivergedError, naming step and module, for a number that is not finite.
+
+    Ctrl-C and SIGTERM act at the end of the step that they arrive in; Ctrl-C twice acts at once.
     """
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"train: steps and batch_size must be ≥ 1, got {steps} and {batch_size}")
+    _check_options(locals())
     params = [p for p in model.parameters() if p.requires_grad]
     if not params: raise ValueError("train: nothing to train, every parameter is frozen")
     method = getattr(model, "method", None)
@@ -95,10 +100,11 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
         first, past = resume(checkpoint, model, optimizer, settings)
     history = History(**past)
 
-    model.train()
     last = steps if stop_after is None else min(steps, stop_after)
-    try:
-        with Progress(steps, "training", progress) as bar:
+    every = checkpoint_every or max(1, min(500, steps // 10))
+    with HeldSignals() as signals, Progress(steps, "training", progress) as bar:
+        try:
+            model.train()
             for step in range(first, last):
                 start = time.perf_counter()
                 _reseed(model, seed, step)
@@ -121,12 +127,31 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                     metrics = evaluate(model, task, "validation", max_batches=eval_batches)
                     history.evals.append([done, metrics])
                     model.train()
-                if checkpoint is not None and (done % checkpoint_every == 0 or done == last):
-                    save_checkpoint(checkpoint, model, optimizer, settings, asdict(history), done)
-    finally:
-        optimizer.zero_grad()
-        model.eval()
+                saves = checkpoint is not None and (done % every == 0 or signals.waiting)
+                if saves or done == last:
+                    check_finite(model, optimizer, step, rate, checkpoint)
+                    if checkpoint is not None:
+                        save_checkpoint(checkpoint, model, optimizer, settings, asdict(history),
+                                        done)
+                signals.deliver()
+        finally:
+            optimizer.zero_grad()
+            model.eval()
     return history
+
+
+_LIMITS = {name: field.metadata["limit"] for name, field in {
+    **dict.fromkeys(("steps", "batch_size", "workers"), whole(1, least=1)),
+    **dict.fromkeys(("eval_batches", "checkpoint_every"), whole(None, least=1, or_none=True)),
+    **dict.fromkeys(("warmup", "eval_every", "stop_after"), whole(None, least=0, or_none=True)),
+    **dict.fromkeys(("lr", "head_lr", "clip"), real(None, least=0, or_none=True)),
+    **dict.fromkeys(("weight_decay", "lr_floor"), real(0.0, least=0)), "seed": whole(0)}.items()}
+
+
+def _check_options(options):
+    for name, limit in _LIMITS.items():
+        if not limit.holds(options[name]):
+            raise ValueError(f"train: {name} must be {limit.expected}, got {options[name]!r}")
 
 
 def _groups(model, params, head_lr):

@@ -174,9 +174,9 @@ result
 
 # %%
 count = result.function
-for name, (P, L, d, m) in {"this base": (10, c.n_layers, c.d_model, 64), "GPT-2 medium, as in the paper": (10, 24, 1024, 512)}.items():
+for name, (P, L, d, m) in {"this base": (10, c.n_layers, c.d_model, 64), "GPT-2 medium, as in the authors' code": (10, 24, 1024, 512)}.items():
     trained, stored = count(P, L, d, m)
-    print(f"{name:<30} trained {trained:>12,}   stored {stored:>9,}")
+    print(f"{name:<37} trained {trained:>12,}   stored {stored:>9,}")
 print(tp.attach(tp.load_pretrained(), tp.PrefixTuning(10, hidden=64)).summary())
 
 # %% [markdown]
@@ -336,7 +336,10 @@ fig
 # ## Where implementations differ
 #
 # * PEFT's `PrefixTuningConfig` trains the table directly unless `prefix_projection=True`; the paper's default is the network.
-# * PEFT draws the table from N(0, 1); here it starts from real words (`init="random"` for PEFT's).
+# * In the paper $P'$ is narrow ($P \times k$, $k = 512$ for GPT-2); in the authors' code, PEFT and here it is $P \times d$, and the hidden layer is the narrow
+#   one.
+# * PEFT draws the table from N(0, 1); here it starts from real words (`init="random"` for N(0, 1)). With the network, the random starts differ: PEFT's
+#   table has a standard deviation of about 0.28, this package's 0.62.
 # * PEFT's description of zero initialisation once called it a "no-op". You have seen that it is not.
 # * The authors' code has dropout on the prefix; PEFT has not.
 # * An exported prefix is the folded table: neither PEFT nor this package can resume training of the network from it.

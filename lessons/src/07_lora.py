@@ -306,6 +306,8 @@ show("placement")
 # * $A$ starts Gaussian in the paper, Kaiming-uniform in the authors' code and in PEFT (and here; `init="gaussian"`).
 # * On GPT-2, whose query, key and value are one matrix, PEFT adapts the fused one with *one* shared $A$; the authors' code keeps a pair for each, as here.
 # * Some programs call the factor $s$ itself "alpha" or "scale": 16 there is a multiplication by 16.
-# * PEFT's default is $\alpha = 8$, $r = 8$; here the paper's $\alpha/r = 2$ or so is common. Always compare $s$.
+# * The defaults here, $r = 8$ and $\alpha = 16$ ($s = 2$), are the paper's for RoBERTa large. For GPT-2 it takes $r = 4$, $\alpha = 32$ ($s = 8$); PEFT's defaults
+#   are 8 and 8 ($s = 1$). Always compare $s$.
+# * The learning rates here were chosen for a model 128 wide. The paper trains GPT-2 medium, 1,024 wide, at 0.0002: try less on a wider model.
 #
 # **Now you can** write LoRA, its gradient and its end. Next: [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.

@@ -129,7 +129,7 @@ show(AdaLoRALinear.scores)
 #
 # $$b^{(t)} = b^{(T)} + \left(b^{(0)} - b^{(T)}\right)\left(1 - \frac{t - t_i}{T - t_i - t_f}\right)^{3} \quad \text{for } t_i \le t \le T - t_f \tag{6}$$
 #
-# **This is not what the paper prints.** Its equation 14 has $t - t_i - t_f$ in the numerator. Draw both and decide for yourself which one
+# **This is not what the paper prints.** The equation of its Appendix A has $t - t_i - t_f$ in the numerator. Draw both and decide for yourself which one
 # can have been meant:
 
 # %%
@@ -291,14 +291,17 @@ show("adalora")
 #
 # ## Where the paper says this
 #
-# arXiv 2303.10512: the decomposition is equation 3, the penalty 4, importance 9 to 13, the budget 14, Algorithm 1 the whole. Table 1 (GLUE,
-# DeBERTaV3-base, average): full fine-tuning 88.09, LoRA with r = 8 (1.33 M parameters) 88.34, AdaLoRA (1.27 M) 89.31.
+# arXiv 2303.10512: the decomposition is equation 3, the penalty 4, pruning 6, importance 7 to 11, Algorithm 1 the whole; the budget is in
+# Appendix A. (These are the numbers of the PDF. The HTML rendering adds 2 from 6 on.) Table 1 (GLUE, DeBERTaV3-base, average): full
+# fine-tuning 88.09, LoRA with r = 8 (1.33 M parameters) 88.34, AdaLoRA (1.27 M) 89.31.
 #
 # ## Where implementations differ
 #
 # * The authors' code and PEFT average *unsquared* norms for the penalty: `orthogonality="norm"`. Its weight γ is not comparable then.
 # * Both multiply the gradient by the weights *after* the step (`importance="after"`); Algorithm 1 means before.
-# * Both scale $P \Lambda Q$ by α over the *initial* rank; the paper has no scale.
+# * The paper scales $P \Lambda Q$ by α/r, as LoRA does, and fixes α (16 or 32). Both codes divide by the *initial* rank, also after pruning. Here the scale is 1
+#   unless you give `alpha`, and the default learning rate belongs to that.
+# * Training a second time begins at the initial rank again, and prunes anew.
 # * In PEFT `tfinal` is a duration, `total_step` is required, and nothing is pruned unless you call `update_and_allocate`.
 #
 # **Now you can** allocate a budget by importance. Next: [09 · DyLoRA](09_dylora.ipynb), which does not choose a rank at all, and trains every one at once.

@@ -273,6 +273,8 @@ for tolerance in (0.0, 0.02, 0.05):
 # ## Where implementations differ
 #
 # * The authors' code multiplies by $\alpha/R$, and $A$ and $B$ by $\sqrt{R/b}$ each: together $\alpha/b$, as here. Others keep $\alpha/R$ (`rescale=False`).
+# * The authors' training script draws $b$ uniformly and always trains only the last row (`frozen=True`). Its AdamW also moves rows outside the mask, by
+#   its moments and a weight decay of 0.1; here rows outside the mask never move.
 # * The authors count ranks from 0: their rank 0 is our rank 1.
 # * Some implementations train blocks of rows (`block_size`), or draw a rank in evaluation as well, which makes results random.
 # * PEFT has no DyLoRA; an adapter exported at one rank is a LoRA.

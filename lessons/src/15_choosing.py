@@ -238,7 +238,7 @@ config = json.loads((folder / "adapter_config.json").read_text())
 print({k: config[k] for k in ("peft_type", "r", "lora_alpha", "target_modules", "fan_in_fan_out")})
 
 # %%
-from tinypeft.interop.safetensors import read_safetensors
+from tinypeft.interop import read_safetensors
 
 stored = read_safetensors(folder / "adapter_model.safetensors")
 name = "base_model.model.transformer.h.0.attn.c_attn"

@@ -118,3 +118,34 @@ def test_what_a_newcomer_stumbles_over_is_told():
         assert says in told.cause and "norm:" not in told.message, told
     first = tp.check("adalora.importance", lambda w, g, I_bar, U, beta1, beta2: (I_bar, U, U))
     assert first.message.startswith("result 1 of 3")
+
+
+# Cases with an obvious answer, invariants and gradients of each exercise; none where it is left out.
+CHECKS = {
+    "map.trained": (1, 0, 0), "map.bits": (2, 0, 0), "map.signs": (3, 0, 0),
+    "autograd.walk": (1, 0, 0), "autograd.unbroadcast": (4, 0, 0), "autograd.linear_vjp": (2, 0, 0),
+    "autograd.layer_norm_vjp": (0, 1, 0),
+    "transformer.attention": (2, 1, 0), "transformer.loss": (2, 0, 0), "transformer.count": (1, 0, 0),
+    "full.adamw": (1, 0, 0), "full.states": (2, 0, 0), "full.activations": (1, 0, 0),
+    "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0), "adapters.widen": (0, 1, 0),
+    "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (1, 0, 0), "prompts.places": (2, 0, 0),
+    "prefix.attention": (1, 0, 5), "prefix.share": (2, 1, 0),
+    "lora.forward": (1, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (3, 0, 0),
+    "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (4, 0, 0), "adalora.allocate": (3, 1, 0),
+    "dylora.forward": (2, 0, 3), "dylora.frozen_step": (1, 0, 0), "dylora.search": (1, 1, 0),
+    "quantization.absmax": (1, 1, 0), "quantization.survey": (2, 0, 0), "quantization.best_clip": (1, 0, 0),
+    "quantization.to_float": (3, 0, 0),
+    "outliers.codes_left": (1, 0, 0), "outliers.vector_wise": (1, 0, 0), "outliers.llm_int8": (3, 0, 0),
+    "outliers.smooth": (1, 1, 0),
+    "calibrated.output_error": (2, 0, 0), "calibrated.compensate": (1, 1, 0), "calibrated.gptq": (1, 0, 0),
+    "calibrated.awq": (1, 0, 0),
+    "nf4.levels": (2, 0, 0), "nf4.encode": (1, 0, 0), "nf4.backward": (1, 0, 0), "nf4.loftq": (1, 0, 0),
+    "qat.ste": (1, 0, 0), "qat.lsq": (1, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (2, 0, 0),
+    "choosing.memory": (2, 0, 0), "choosing.pareto": (1, 2, 0), "choosing.fuse": (0, 1, 0)}
+
+
+@pytest.mark.parametrize("topic", WRITTEN)
+def test_no_check_of_an_exercise_was_lost(topic):
+    """A wrong solution may fail several checks, and then none of the others is missed: so they are counted."""
+    for name, e in of_topic(topic).items():
+        assert (len(e.special), len(e.invariants), len(e.gradient)) == CHECKS.get(name, (0, 0, 0)), name

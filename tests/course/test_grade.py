@@ -1,19 +1,27 @@
 """Grading: fresh data, a process of its own, and nothing that one submission does reaches another or the grader."""
 import csv
 import json
+from dataclasses import replace
 
-import nbformat
 import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.stress import hostile, notebooks
 from tinypeft.course import grade as g
 from tinypeft.course import percent
 from tinypeft.course.assign import assign
-from tinypeft.course.wire import Worker, decode, encode
+from tinypeft.course.calls import Local
+from tinypeft.course.exercises import find
+from tinypeft.course.judge import judge
+from tinypeft.course.wire import Opaque, Worker, decode, encode
+from tinypeft.course.worker import function
 
-IMPORTS = "import os\nimport numpy as np\nimport tinypeft as tp\nfrom tinypeft import functional as F"
-SOLVED = [cell.source for cell in percent.read(percent.sources("07")[0]) if cell.exercise]
+IMPORTS, SOLVED = hostile.IMPORTS, hostile.SOLVED
+HOSTILE = {name: hostile.CELLS[name] for name in (       # each in its own way; `tests.stress.notebooks` grades all
+    "names_os_system", "problem_is_an_array", "writes_without_end", "writes_lines_without_end", "writes_slowly",
+    "half_a_message_then_exit", "nested_deeply", "an_array_of_4_TiB", "an_error_that_is_a_number",
+    "controls_the_terminal", "leaves_a_child_with_the_pipe", "returns_2_GiB", "raises_nonsense", "replaces_json")}
 SUBMISSIONS = {
     "solver": [IMPORTS, *SOLVED],
     "stub": [IMPORTS, "def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError('later')"],
@@ -25,6 +33,7 @@ SUBMISSIONS = {
     "tampers": [IMPORTS, "tp.check = lambda *a, **k: True\nimport tinypeft.course.check as c\nc.judge = lambda *a: True\n"
                 "def lora_forward(x, W, A, B, alpha): return x @ W.T\nassert tp.check('lora.forward', lora_forward)"],
     "borrows": [IMPORTS, "from tinypeft.course.exercises.lora import forward as lora_forward"],
+    "greedy": [IMPORTS, "np.zeros(2**30)", *SOLVED],
     "dies_when_called": [IMPORTS, "def lora_forward(x, W, A, B, alpha): os._exit(1)"],
     "lies": [IMPORTS, "class Odd:\n    def __eq__(self, other): return True\ndef lora_merge(W, A, B, alpha): return Odd()"],
 }
@@ -33,19 +42,29 @@ SUBMISSIONS = {
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("submissions")
-    for name, cells in SUBMISSIONS.items():
-        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-        nbformat.write(made, folder / f"{name}.ipynb")
-    (folder / "repository.py").write_text("\n".join([IMPORTS, *SOLVED]), encoding="utf-8")
+    pytest.importorskip("IPython")
+    for name, cells in (SUBMISSIONS | HOSTILE).items():
+        (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
+    for name in ("repository", "numpy"):                             # the second is not imported as NumPy
+        (folder / f"{name}.py").write_text("\n".join([IMPORTS, *SOLVED]), encoding="utf-8")
     (folder / "nonsense.ipynb").write_text("{", encoding="utf-8")
-    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=15)}
+    (folder / "nowhere.ipynb").symlink_to(folder / "nothing")
+    with open(folder / "sparse.ipynb", "wb") as f: f.truncate(2**40)
+    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=10, jobs=3)}
 
 
 @pytest.mark.parametrize("name, points, says", [
-    ("solver", 12, "right"), ("repository", 12, "right"), ("stub", 0, "not solved yet: later"), ("loops", 0, "never ends"),
+    ("solver", 12, "right"), ("repository", 12, "right"), ("numpy", 12, "right"), ("stub", 0, "not solved yet: later"),
+    ("loops", 0, "never ends"),
     ("exits", 0, "process ended"), ("stumbles", 12, "ZeroDivisionError"), ("floods", 12, "right"), ("talks", 0, "not defined"),
     ("tampers", 0, "other numbers"), ("borrows", 0, "the package's own function"), ("dies_when_called", 0, "the process ended"),
-    ("lies", 0, "Odd"), ("nonsense", 0, "running the cells")])
+    ("lies", 0, "Odd"), ("nonsense", 0, "no notebook of format 4"), ("nowhere", 0, "no file"),
+    ("sparse", 0, "1,099,511,627,776 bytes"),
+    ("names_os_system", 0, "did not say which functions"), ("writes_without_end", 0, "more than 16 MiB"),
+    ("writes_slowly", 0, "no answer after 10 s"), ("half_a_message_then_exit", 0, "process ended"),
+    ("leaves_a_child_with_the_pipe", 0, "no answer after"), ("an_array_of_4_TiB", 0, "0 bytes for an array"),
+    ("returns_2_GiB", 0, "more than 12 MiB of arrays"), ("raises_nonsense", 0, "Odd"),
+    ("controls_the_terminal", 0, r"\x1b[2J"), ("greedy", 12, "Unable to allocate")])
 def test_points(graded, name, points, says):
     assert graded[name].points == points and graded[name].of == 12
     assert says in repr(graded[name])
@@ -54,6 +73,12 @@ def test_points(graded, name, points, says):
 @pytest.mark.parametrize("path", ["ada.ipynb", "ada/07_lora.ipynb", "ada/07_lora/07_lora.ipynb", "ada/07/07_lora.ipynb"])
 def test_whose_it_is(path, tmp_path):
     assert g.student(tmp_path / path) == "ada"
+
+
+def test_each_submission_has_its_row(graded):
+    assert graded.keys() == {*SUBMISSIONS, *HOSTILE, "repository", "numpy", "nonsense", "nowhere", "sparse"}
+    assert not any(graded[name].points for name in HOSTILE)
+    assert all(c.isprintable() or c == "\n" for r in graded.values() for c in repr(r))
 
 
 def test_csv_and_json(graded, tmp_path):
@@ -79,7 +104,7 @@ def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):
     np.float32(1.5),
     np.array([True]), tp.Tensor(np.ones((2, 1), np.float32), requires_grad=True), tp.functional.gelu])
 def test_values_survive_the_wire(value):
-    there = decode(encode(value))
+    there = decode(encode(value), function)
     assert type(there) is type(value)
     a, b = (x.data if isinstance(x, tp.Tensor) else x for x in (value, there))
     assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
@@ -87,9 +112,79 @@ def test_values_survive_the_wire(value):
     if isinstance(value, np.ndarray): assert there.dtype == value.dtype
 
 
-def test_the_wire_runs_nothing(tmp_path):
-    for text in ('[{"function": ["os", "system"]}, ""]', "[]", "no", '[{"function": ["tinypeft.cli", "no_such"]}, ""]'):
-        with pytest.raises(ValueError): decode(text)
+def test_the_wire_looks_up_nothing():
+    for name in (["os", "system"], ["tinypeft.course.wire", "os.system"], ["tinypeft.__main__", "main"], ["no.such", "f"]):
+        there = decode(json.dumps({"function": name}).encode())
+        assert type(there) is Opaque and name[1] in repr(there)
+    gelu = decode(encode(tp.functional.gelu))
+    assert type(gelu) is Opaque
+
+
+def array(dtype="<f4", shape=(), data=""): return json.dumps({"array": dtype, "shape": shape, "data": data}).encode()
+
+
+@pytest.mark.parametrize("text", [
+    b"[]", b"no", b"{}", b"", b"\xff", b'{"function": 5}', b'{"list": 5}', b'{"dict": [[1]]}',
+    b'{"dict": [[{"list": []}, 1]]}', b'{"opaque": 1, "type": "x"}', b'{"list": [' * 60 + b"1" + b"]}" * 60, b"[" * 100_000,
+    b'{"list": [' + b"1," * 10**6 + b"1]}", array(shape=(2**40,)), array(shape=(2**62, 4)), array(shape=(-1,)),
+    array(shape=(True,)), array(shape=(1.5,)), array("|O", (1,)), array("<U4", (0,)),
+    array("f4,f4", (0,)), array("(9,)f4", (0,)), array(data="?"), array(data="AAAA"), array("nonsense"),
+    b'{"tensor": 5, "grad": true}', b'{"tensor": {"list": []}, "grad": true}', b"9" * 5000])
+def test_a_line_that_is_no_message(text):
+    with pytest.raises(ValueError, match="a line that is no message"): decode(text)
+
+
+@pytest.mark.parametrize("value, says", [
+    (np.zeros(2**24), "MiB of arrays"), (np.broadcast_to(1.0, (2**30, 2**10)), "MiB of arrays"),
+    ("x" * 2**25, "MiB of text"), (list(range(3 * 10**5)), "values"), ([np.zeros(2**20)] * 2, "MiB of arrays")])
+def test_what_is_too_large_for_a_message(value, says):
+    with pytest.raises(ValueError, match=says): encode(value)
+
+
+def test_damaged_messages_and_notebooks():
+    assert notebooks.damage_messages(50, seed=1)["judged wrong"] > 30
+    assert notebooks.damage_notebooks(100, seed=1)["ValueError"] > 40
+
+
+def test_the_limit_holds_while_nobody_reads(tmp_path):
+    (tmp_path / "f.py").write_text(hostile.PIPE + "say(told(forward())); wait()", encoding="utf-8")
+    with Worker(tmp_path / "f.py", tmp_path, 20, call_seconds=1) as worker:
+        call = worker.remote("lora_forward")
+        assert "no answer after 1 s" in call((np.zeros(2**20),)).error   # more than a pipe holds
+        assert not worker.alive
+        assert call((1,)).error == "the process ended"
+
+
+def test_all_calls_together_have_a_limit(tmp_path):
+    (tmp_path / "f.py").write_text("import time\ndef f(): time.sleep(.4); return 1", encoding="utf-8")
+    with Worker(tmp_path / "f.py", tmp_path, 20) as worker:
+        worker.left, call = 1.0, worker.remote("f")
+        assert call(()).value == 1
+        assert any("the limit for the calls together" in str(call(()).error) for _ in range(3)) and not worker.alive
+
+
+def test_a_comparison_that_fails_costs_one_exercise(monkeypatch):
+    class Stub:
+        def remote(self, name): return Local(print)
+    def broken(*args): raise IndexError("too many indices")
+    monkeypatch.setattr(g, "judge", broken)
+    passed, message = g.checked(find("lora.merge"), Stub(), 0)
+    assert not passed and message == "your result cannot be compared: IndexError: too many indices"
+
+
+def test_an_invariant_that_fails_is_a_failed_check():
+    exercise = find("lora.merge")
+    exercise = replace(exercise, invariants=[("it divides", lambda fn, rng: 1 / 0)])
+    result = judge(exercise, Local(lambda W, A, B, alpha: exercise.reference(W, A, B, alpha)))
+    assert result.stage == "invariant" and "it divides. ZeroDivisionError: division by zero" in result.message
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_limit_that_is_none(seconds):
+    with pytest.raises(ValueError, match="the time for one notebook"): g.grade([], seconds=seconds)
+
+
+def test_functions_are_called_in_another_process(tmp_path):
     (tmp_path / "f.py").write_text("def f(x, y=1):\n    return {x: [y]}\ndef g(x): return object()", encoding="utf-8")
     with Worker(tmp_path / "f.py", tmp_path, 20) as worker:
         call = worker.remote("f")

@@ -5,12 +5,12 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import nbformat
 import pytest
 
 from tinypeft.course import percent
 from tinypeft.study.pictures import PICTURES
 
+nbformat = pytest.importorskip("nbformat")
 SOURCES = percent.sources()
 KINDS = {"lesson": percent.LESSONS, "assignment": percent.LESSONS / "assignments"}
 MADE = {"lesson": percent.lesson, "assignment": percent.assignment}

@@ -4,12 +4,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from tinypeft.course import percent
 
 nbgrader = pytest.importorskip("nbgrader")
+import nbformat  # noqa: E402
 from nbgrader.apps import NbGraderAPI  # noqa: E402
 from nbgrader.nbgraderformat import MetadataValidator  # noqa: E402
 from traitlets.config import Config  # noqa: E402

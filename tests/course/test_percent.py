@@ -1,7 +1,6 @@
 """Lessons from percent files: what is read, what is refused, and what the notebooks are made of."""
 import re
 
-import nbformat
 import pytest
 
 from tinypeft.course import percent
@@ -11,6 +10,8 @@ from tinypeft.course.exercises import find
 from tinypeft.course.grade import grade
 from tinypeft.course.judge import judge
 from tinypeft.course.worth import worth
+
+nbformat = pytest.importorskip("nbformat")
 
 SOURCE = '''# %% [markdown]
 # # Title

@@ -402,7 +402,7 @@ def test_folders_that_peft_accepts_are_accepted(folders, tmp_path):
 
 
 def test_folders_are_known_by_their_files(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no adapter.npz or adapter_config.json in"):
+    with pytest.raises(FileNotFoundError, match="no adapter.safetensors or adapter_config.json in"):
         tp.load_adapter(make_gpt(np.float32), tmp_path)
     both = edited(folders / "lora", tmp_path / "both")
     tp.attach(make_gpt(np.float32), tp.LoRA(rank=2)).save(both)
@@ -580,5 +580,13 @@ def test_finetune_refuses_before_training_a_method_that_peft_lacks(capsys, tmp_p
 def test_our_own_files_say_whether_the_head_has_a_bias(tmp_path):
     tuned = tp.attach(make_gpt(np.float32), tp.LoRA(rank=2), head=3, head_bias=False)
     tuned.save(tmp_path)
-    assert load_arrays(tmp_path / "adapter.npz")[1]["head_bias"] is False
+    assert load_arrays(tmp_path / "adapter.safetensors")[1]["head_bias"] is False
     assert tp.load_adapter(make_gpt(np.float32), tmp_path).head.bias is None
+
+
+@pytest.mark.parametrize("targets, theirs", [(("query", "value"), 4), (("query", "value", "up"), 3), (("up",), 2)])
+def test_the_mean_rank_of_a_pruned_adalora_is_that_of_pefts_layers(targets, theirs, tmp_path):
+    """PEFT adapts query, key and value as one layer: it gets the sum of their triplets."""
+    method = tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1, targets=targets)
+    learned(method).save(tmp_path, format="peft")
+    assert json.loads((tmp_path / CONFIG).read_text("utf-8"))["target_r"] == theirs

@@ -332,4 +332,4 @@ def test_a_model_without_a_tokenizer_or_none_at_all(capsys, folder):
     status, _, err = run(capsys, "generate", "x", "--model", folder)
     assert status == 2 and "has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, into it" in err
     status, _, err = run(capsys, "generate", "x", "--model", folder.parent)
-    assert status == 2 and "neither weights.npz" in err and "config.json and model.safetensors" in err
+    assert status == 2 and "neither weights.safetensors" in err and "config.json and model.safetensors" in err

@@ -33,7 +33,7 @@ def peft_model(tuned, config):
     with tuned.disabled() as base:
         model = peft.get_peft_model(WithLoss(torch_copy(base)), config, autocast_adapter_dtype=False)
     for name, p in model.named_parameters():
-        if "ranknum" in name: p.requires_grad = False    # AdaLoRA's constant init_r, which PEFT 0.21 leaves trainable
+        if "ranknum" in name: p.requires_grad = False    # AdaLoRA's init_r; PEFT 0.21 trains it on a float64 base
     with torch.no_grad():
         for _, _, ours, theirs in pairs(tuned, model):
             assert theirs.dtype == torch.float64 and theirs.requires_grad

@@ -1,7 +1,7 @@
 """AdaLoRA as the paper has it, in PyTorch: Algorithm 1, the squared penalty of equation (4), scores before the step.
 
 Written from the paper, layer by layer with dictionaries, apart from one departure it shares with all codes: the
-schedule (equation 14 as printed does not end at the target).
+schedule (that of the paper's Appendix A, as printed, does not end at the target).
 """
 import numpy as np
 import torch

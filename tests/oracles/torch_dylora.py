@@ -34,13 +34,16 @@ def dylora(tuned, alpha):
     return model, layers
 
 
-def train(model, layers, task, ranks, batch_size, lr, weight_decay=0.0, block=None, seed=0):
-    """A step of AdamW per rank b of `ranks`, on rows [0, b) or, with `block`, [b − block, b); returns the losses."""
+def train(model, layers, task, ranks, batch_size, lr, weight_decay=0.0, block=None, smallest=0, seed=0):
+    """A step of AdamW per rank b of `ranks`; returns the losses.
+
+    It moves rows [0, b) or, with `block`, [b − block, b) at all ranks but the smallest.
+    """
     moments = {(path, n): torch.zeros(2, *getattr(m, n).shape, dtype=torch.float64)
                for path, m in layers.items() for n in "AB"}
     losses, (beta1, beta2) = [], (0.9, 0.999)
     for t, b in enumerate(ranks, start=1):
-        first = b - block if block else 0
+        first = b - block if block and b > smallest else 0
         for m in layers.values(): m.b, m.fixed = b, first
         tokens, targets = task.batch("train", batch_size, np.random.default_rng([seed, t - 1]))
         model.zero_grad()

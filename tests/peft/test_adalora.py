@@ -11,6 +11,7 @@ from tests.conftest import make_gpt
 from tests.oracles import assert_close
 from tests.protocol import assert_gradients, assert_saves
 from tests.toys import Distil, Noise, linear_paths, planted
+from tinypeft.files import load_arrays
 
 SHORT = tp.AdaLoRA(init_rank=6, target_rank=3, t_init=3, t_final=5, delta_t=2, targets="all")      # for 20 steps
 
@@ -207,8 +208,8 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(gpt, tmp_path):
 
 def test_saved_and_loaded_bit_exact_without_the_averages(gpt, tokens, tmp_path):
     assert_saves(gpt, [SHORT], tokens, tmp_path)
-    with np.load(tmp_path / "0" / "adapter.npz") as f:
-        assert {n.rsplit(".", 1)[-1] for n in f.files} == {"__meta__", "P", "Lam", "Q", "weight", "bias"}
+    arrays, _ = load_arrays(tmp_path / "0" / "adapter.safetensors")
+    assert {n.rsplit(".", 1)[-1] for n in arrays} == {"P", "Lam", "Q", "weight", "bias"}
 
 
 def test_on_a_quantized_base(gpt, tokens):
@@ -273,3 +274,11 @@ def test_a_run_too_short_raises_before_its_first_step(gpt):
 def test_after_step_without_gradients_says_when_to_call_it(gpt):
     with pytest.raises(tp.MethodError, match="before zero_grad"):
         tp.attach(gpt(), SHORT).after_step(0, 20)
+
+
+def test_an_interrupted_step_leaves_no_copy_of_the_weights(gpt):
+    def stop(*_): raise KeyboardInterrupt
+    task, tuned = Noise(), tp.attach(gpt(), tp.AdaLoRA(4, 2))
+    task.loss = stop
+    with pytest.raises(KeyboardInterrupt): tp.train(tuned, task, 3)
+    assert all(w.before is None for w in tuned.wrappers.values())

@@ -120,7 +120,7 @@ def test_generates_with_and_without_cache(method, gpt, tokens, rng):
 
 @each
 def test_does_not_merge(method, gpt):
-    with pytest.raises(tp.MethodError, match="nonlinear"):
+    with pytest.raises(tp.MethodError, match="has no `merge`; keep the method attached"):
         tp.attach(gpt(), method).merge()
 
 

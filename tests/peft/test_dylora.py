@@ -11,6 +11,7 @@ from tests.conftest import make_gpt
 from tests.oracles import assert_close
 from tests.protocol import assert_saves
 from tests.toys import Distil, Noise, linear_paths, planted
+from tinypeft.files import load_arrays
 
 FIVE = tp.DyLoRA(rank=5, alpha=3.0, targets=("query", "up"))
 QUERY = "blocks.0.attention.query"
@@ -85,7 +86,7 @@ def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
     tuned = learned(gpt(np.float32)).set_rank(2)
     tuned.save(tmp_path / "at2")
     logits = tuned(tokens).data
-    with np.load(tmp_path / "at2" / "adapter.npz") as file: assert file[f"{QUERY}.b"] == 2
+    assert load_arrays(tmp_path / "at2" / "adapter.safetensors")[0][f"{QUERY}.b"] == 2
     loaded = tp.load_adapter(gpt(np.float32), tmp_path / "at2")
     assert set(loaded.ranks().values()) == {2} and np.array_equal(loaded(tokens).data, logits)
 
@@ -129,6 +130,7 @@ TRAIN = dict(lr=1e-2, schedule_kind="constant", warmup=0, clip=None, workers=1)
 
 
 @pytest.mark.parametrize("options", [{}, dict(frozen=True), dict(rank=6, block_size=2, frozen=True),
+                                     dict(rank_min=3, frozen=True),
                                      dict(distribution="geometric", p=0.4, rank_min=2)], ids=str)
 def test_20_steps_of_adamw_equal_explicit_truncation_in_pytorch_numerical(options, gpt, tokens):
     pytest.importorskip("torch")
@@ -140,7 +142,7 @@ def test_20_steps_of_adamw_equal_explicit_truncation_in_pytorch_numerical(option
     ours = tp.train(tuned, Noise(), 20, weight_decay=0.1, **TRAIN)
     assert set(method.ranks_drawn) <= set(method.ranks) and len(set(method.ranks_drawn)) > 2
     losses = torch_dylora.train(model, layers, Noise(), method.ranks_drawn, 8, 1e-2, weight_decay=0.1,
-                                block=method.block_size if method.frozen else None)
+                                block=method.block_size if method.frozen else None, smallest=method.ranks[0])
     assert_close(ours.loss, losses, 1e-10)
     for path, m in layers.items():
         assert_close(tuned.wrappers[path].A, m.A, 1e-8, path)
@@ -159,6 +161,36 @@ def test_rows_outside_the_mask_do_not_move_by_moments_or_decay(options, gpt):
             first = b - method.block_size if method.frozen else 0
             assert np.array_equal(np.flatnonzero(moved), np.arange(first, b)), b
     assert {1, 5} <= set(method.ranks_drawn) or method.rank == 6
+
+
+@pytest.mark.parametrize("options", [dict(rank_min=4), dict(rank_min=3, block_size=2), dict(rank_min=8), {}], ids=str)
+def test_frozen_training_reaches_every_row_and_column(options, gpt):
+    """At the smallest rank no earlier row is held: below it, no other step would train them."""
+    method = tp.DyLoRA(rank=8, frozen=True, **options)
+    tuned = tp.attach(gpt(np.float32), method)
+    start = {path: w.A.data.copy() for path, w in tuned.wrappers.items()}
+    tp.train(tuned, Noise(), 40, lr=1e-2)
+    for path, w in tuned.wrappers.items():
+        assert w.B.data.any(0).all() and (w.A.data != start[path]).any(1).all(), path
+    trained = [range(method.first_trained(b), b) for b in method.ranks]
+    assert sorted(i for rows in trained for i in rows) == list(range(8))          # each row at one rank
+
+
+@pytest.mark.parametrize("where", ["task", "forward", "after_step"])
+def test_no_mask_is_left_when_training_is_interrupted(where, gpt, tokens, monkeypatch):
+    def stop(*_): raise KeyboardInterrupt
+    task, tuned = Noise(), learned(gpt(np.float32))
+    if where == "task": task.batch = stop
+    if where == "forward": task.loss = lambda model, batch: (model(batch[0]), stop())
+    if where == "after_step": tuned.after_step = stop
+    with pytest.raises(KeyboardInterrupt): tp.train(tuned, task, 3)
+    layers = [m for m in tuned.wrappers.values()]
+    assert all(p.update_mask is None for w in layers for p in (w.A, w.B)) and {w.rank_drawn for w in layers} == {None}
+    before = {n: a.copy() for n, a in tuned.state_dict().items() if n.endswith(("A", "B"))}
+    optimizer = tp.optim.AdamW(tuned.trainable_parameters(), lr=1e-2)             # it trains all rows, as before
+    tp.functional.cross_entropy(tuned(tokens), tokens).backward()
+    optimizer.step()
+    assert all((tuned.state_dict()[n] != a).any(int(n.endswith("A"))).all() for n, a in before.items())
 
 
 def test_after_training_the_rank_is_the_full_one_and_nothing_is_masked(gpt, tokens):

@@ -2,6 +2,7 @@
 import dataclasses
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ def saved(gpt, tmp_path):
 
 
 def edit(folder, change):
-    arrays, meta = load_arrays(folder / "adapter.npz")
+    arrays, meta = load_arrays(folder / "adapter.safetensors")
     change(arrays, meta)
-    save_arrays(folder / "adapter.npz", arrays, meta)
+    save_arrays(folder / "adapter.safetensors", arrays, meta)
 
 
 @pytest.mark.parametrize("method", EVERY, ids=str)
@@ -62,10 +63,10 @@ def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
     fails(ValueError, r"has shape \(16, 2\), expected \(2, 16\)")
     edit(saved, lambda arrays, meta: meta.update(method="NoRA"))
     fails(ValueError, "unknown method 'NoRA'")
-    (saved / "adapter.npz").write_bytes(b"not an archive")
+    (saved / "adapter.safetensors").write_bytes(b"not an archive")
     fails(ValueError, "damaged")
-    (saved / "adapter.npz").unlink()
-    fails(FileNotFoundError, "adapter.npz")
+    (saved / "adapter.safetensors").unlink()
+    fails(FileNotFoundError, "adapter.safetensors")
 
 
 def test_loading_onto_another_base_warns(gpt, saved):
@@ -74,7 +75,7 @@ def test_loading_onto_another_base_warns(gpt, saved):
 
 
 def test_the_saved_form_is_the_dataclass(saved):
-    _, meta = load_arrays(saved / "adapter.npz")
+    _, meta = load_arrays(saved / "adapter.safetensors")
     assert meta["method"] == "LoRA" and meta["head"] == 3
     assert meta["fields"] == {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
 
@@ -153,7 +154,7 @@ def test_nothing_is_imported_to_load_a_class_of_ones_own(gpt, tmp_path, monkeypa
     ("tinypeft.peft.lora", ""), (3, "LoRA"), (["os"], "LoRA"), ("tinypeft.peft.lora", "LoRA.scale.__globals__")])
 def test_a_file_can_name_no_other_object(module, name, gpt, saved):
     edit(saved, lambda arrays, meta: meta.update(module=module, method=name))
-    with pytest.raises(ValueError, match="load_adapter: unknown method"):
+    with pytest.raises(ValueError, match="load_adapter: unknown method|adapter.safetensors: module must be a string"):
         tp.load_adapter(gpt(np.float32), saved)
 
 
@@ -163,7 +164,7 @@ def test_a_class_of_the_package_is_named_without_its_module(gpt, saved, tmp_path
     peqa = tp.PEQA(bits=4)
     tp.attach(tp.quantize(gpt(np.float32), tp.Uniform(4, symmetric=False, granularity="channel")), peqa).save(tmp_path / "peqa")
     for folder, name in ((saved, "LoRA"), (tmp_path / "probe", "LinearProbe"), (tmp_path / "peqa", "PEQA")):
-        _, meta = load_arrays(folder / "adapter.npz")
+        _, meta = load_arrays(folder / "adapter.safetensors")
         assert meta["method"] == name and "module" not in meta
     assert tp.load_adapter(gpt(np.float32), tmp_path / "probe").method == PROBE
 
@@ -172,3 +173,29 @@ def test_pefts_folders_say_themselves_which_method_it_is(gpt, tmp_path):
     tp.attach(gpt(np.float32), LORA).save(tmp_path, format="peft")
     with pytest.raises(tp.MethodError, match="adapter_config.json says which method it is"):
         tp.load_adapter(gpt(np.float32), tmp_path, method=tp.LoRA)
+
+
+# -- which base it is ----------------------------------------------------------------------------
+def quiet(model, folder):
+    """Load without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return tp.load_adapter(model, folder)
+
+
+def test_dropout_is_no_size_of_the_model(gpt, tokens, saved):
+    same = gpt(np.float32)
+    other = tp.GPT(dataclasses.replace(same.config, dropout=0.3)).load_state_dict(same.state_dict())
+    assert np.array_equal(quiet(other, saved)(tokens).data, quiet(same, saved)(tokens).data)
+
+
+def test_a_cast_base_is_the_same_base(gpt, saved, tmp_path):
+    """Also for older files, which say the same of their base; real changes still warn."""
+    assert quiet(gpt(np.float32).to(np.float64), saved).active
+    tp.attach(gpt(np.float32).to(np.float64), LORA).save(tmp_path / "64")
+    assert quiet(gpt(np.float32), tmp_path / "64").active
+    for change in (lambda m: m.final_norm.bias.assign(m.final_norm.bias.data + np.float32(1e-6)),
+                   lambda m: tp.quantize(m, tp.NF4(block_size=16))):
+        model = gpt(np.float32)
+        change(model)
+        with pytest.warns(UserWarning, match="the base's weights differ"): tp.load_adapter(model, saved)

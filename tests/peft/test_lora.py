@@ -159,3 +159,18 @@ def test_dropout_acts_in_training_only_and_on_lora_only(gpt, tokens):
 def test_what_makes_no_sense_raises_before_training_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_start_keeps_its_precision(gpt):
+    """A float64 start, of an SVD for example, is not rounded; attach casts it to the model's precision."""
+    A, base = np.random.default_rng(0).standard_normal((2, 16)), gpt().get(QUERY)
+    layer = tp.peft.lora.LoRALinear(base, A, 1.0, 0.0, np.random.default_rng(0))
+    assert layer.A.dtype == layer.B.dtype == np.float64 and np.array_equal(layer.A.data, A)
+    layer.A.data += 1                                                              # a copy: the caller's A stays
+    assert not np.array_equal(layer.A.data, A)
+
+    class Mine(tp.LoRA):
+        def start(self, r, d_in, rng): return np.random.default_rng(1).standard_normal((r, d_in))
+    want = np.random.default_rng(1).standard_normal((2, 16))
+    for dtype in (np.float32, np.float64):
+        assert np.array_equal(tp.attach(gpt(dtype), Mine(rank=2)).wrappers[QUERY].A.data, want.astype(dtype))

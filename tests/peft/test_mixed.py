@@ -127,3 +127,11 @@ def test_what_it_refuses(batch, gpt):
     with pytest.raises(tp.MethodError, match="not among the tasks' methods"):
         tp.mixed_batch(model, others, tokens[:1], ["prompt"])
     assert tuned["lora"].active
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix", "lora"])
+def test_a_base_that_was_changed_serves_no_task(name, batch):
+    model, tuned, tokens, tasks, _ = batch
+    tp.plant_outliers(model)
+    with pytest.raises(tp.MethodError, match="learned on a base that was changed"):
+        tp.mixed_batch(model, {name: tuned[name]}, tokens[:2], [name, None])

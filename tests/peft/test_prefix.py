@@ -198,6 +198,7 @@ def test_does_not_merge(gpt):
 
 @pytest.mark.parametrize("make, word", [
     (lambda: tp.PrefixTuning(0), "PrefixTuning: .* positive"), (lambda: tp.PTuningV2(-1), "PTuningV2: .* positive"),
+    (lambda: tp.PTuningV2(0), "PTuningV2: .* positive"),
     (lambda: tp.PrefixTuning(hidden=0), "hidden"), (lambda: tp.PrefixTuning(dropout=1.0), "dropout"),
     (lambda: tp.PrefixTuning(init="zero"), "init must be"), (lambda: tp.PTuningV2(text="word"), "belong together")])
 def test_nonsense_is_refused_at_once(make, word):
@@ -208,3 +209,9 @@ def test_nonsense_is_refused_at_once(make, word):
 def test_a_prefix_that_fills_the_context_is_refused(gpt):
     with pytest.raises(tp.MethodError, match="PTuningV2: 24 virtual tokens leave no room"):
         tp.attach(gpt(), tp.PTuningV2(24))
+
+
+def test_the_mlp_starts_with_outputs_of_size_one_numerical(gpt):
+    """Weights of standard deviation 1/√d_in keep the size of what they read."""
+    made = tp.attach(gpt(np.float32, d_model=128), tp.PrefixTuning(4, hidden=96, init="random"), rng=0).virtual
+    for layer in (made.W1, made.W2): assert layer.weight.data.std() == pytest.approx(layer.d_in ** -0.5, rel=0.05)

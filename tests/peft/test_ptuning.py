@@ -124,6 +124,16 @@ def test_places(marked):
     assert places(marked, (4,), None, [2, 2, 2]).tolist() == [[0, 1, 2, 3]] * 3
 
 
+def test_a_separator_in_the_padding_ends_no_part(gpt):
+    """A row means the same with padding, whatever the padding is."""
+    row, counts = np.array([[1, SEP, 6, 7]]), (1, 1, 1)
+    assert places(np.hstack([row, [[SEP, SEP]]]), counts, SEP, [4]).tolist() == places(row, counts, SEP, [4]).tolist()
+    tuned, none = tp.attach(gpt(), tp.PTuning((1, "a", 1, "b", 1, "c"), SEP), head=3), "row 0 has 0 of the 1 separators"
+    for tokens in ([[1, 6, 7]], [[1, 6, 7, SEP]]):
+        with pytest.raises(ValueError, match=none): places(np.array(tokens), counts, SEP, [3])
+        with pytest.raises(ValueError, match=none): tuned.classify(np.array(tokens), [3])
+
+
 def test_what_precedes_does_not_move_when_text_is_added(marked):
     """So generation without a cache puts the pseudo-tokens where generation with one left them."""
     longer = np.hstack([marked, marked])
@@ -222,3 +232,18 @@ def test_what_does_not_fit_the_model_is_refused(method, word, gpt):
 def test_does_not_merge(gpt):
     with pytest.raises(tp.MethodError, match="virtual tokens"):
         tp.attach(gpt(), LSTM).merge()
+
+
+def test_the_end_of_text_separates(gpt):
+    model = gpt(vocab_size=300)
+    model.tokenizer = tokenizer = BPETokenizer.train("axes of the axes of the " * 20, 264)
+    assert tp.attach(model, tp.PTuning(separator="<|endoftext|>")).virtual.separator == tokenizer.end_of_text
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_encoders_start_with_pytorchs_spread_numerical(encoder, gpt):
+    """A Linear of PyTorch starts within ±1/√d_in, of standard deviation 1/√(3 d_in)."""
+    made = tp.attach(gpt(np.float32, d_model=128), tp.PTuning(encoder=encoder, hidden=96), rng=0).virtual.encoder
+    layers = [m for _, m in made.named_modules() if hasattr(m, "d_in")]
+    assert len(layers) == (3 if encoder == "mlp" else 2)
+    for layer in layers: assert layer.weight.data.std() == pytest.approx((3 * layer.d_in) ** -0.5, rel=0.05)

@@ -172,3 +172,12 @@ def test_output_error_is_that_of_the_outputs_numerical(rng):
     expected = np.linalg.norm(X @ (W_hat - W).T) / np.linalg.norm(X @ W.T)
     assert_close(output_error(W, W_hat, 2 / 50 * X.T @ X), expected, 1e-12)
     assert output_error(W, W, X.T @ X) == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_range_holds_zero_numerical(sign, rng):
+    """Activations of one sign: zero, which padding and masks produce, stays representable."""
+    X, s = sign * np.float32(rng.uniform(2, 3, (20, 4))), Statistics(4)
+    s.update(X)
+    zero, extreme = (s.low, s.high)[::sign]
+    assert np.array_equal(zero, np.zeros(4)) and np.array_equal(sign * extreme, np.abs(X).max(0))

@@ -338,9 +338,56 @@ def test_inputs_are_not_written_to(rng):
     assert (W.tobytes(), H.tobytes()) == before
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_symmetric_grid_with_float16_scales_has_all_its_levels(rng, bits):
+    """A row whose outermost weight is negative takes the lowest code for it, even where nothing is corrected."""
+    W, _ = problem(rng, 200, 64)
+    q = tp.GPTQ(bits=bits, symmetric=True, group_size=32).quantize(W, np.eye(64))
+    assert q.scale.dtype == np.float16
+    w, codes = W.reshape(-1, 32), q.unpack().reshape(-1, 32)
+    negative = -w.min(1) > 1.001 * w.max(1)
+    assert negative.sum() > 100 and (codes[negative].min(1) == 0).all()
+    assert set(codes.reshape(-1)) == set(range(2**bits))
+
+
 def test_zero_points_are_stored_as_they_are(rng):
     """Not minus one, as in GPTQ's first file format."""
     W, H = problem(rng)
     q = tp.GPTQ(scale_dtype="float32").quantize(W, H)
     zero = unpack(q.zero, 4, 24)
     assert np.array_equal(zero, np.rint(-W.min(1) / q.scale))
+
+
+def least_error(w, H, fixed):
+    """The weights (d,) with the `fixed` ones, {index: value}, that are nearest to w in the norm of H, and how far they are."""
+    at, free = sorted(fixed), [i for i in range(len(w)) if i not in fixed]
+    new = w.copy()
+    new[at] = [fixed[i] for i in at]
+    if at and free: new[free] -= np.linalg.solve(H[np.ix_(free, free)], H[np.ix_(free, at)] @ (new - w)[at])
+    return new, (new - w) @ H @ (new - w)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_obq_fixes_the_weight_that_costs_least_numerical(seed):
+    """The cost of a weight is by how much the least possible error grows. H has an uneven diagonal."""
+    grid, rng = tp.Uniform(2).grid([-3], [3]), np.random.default_rng(seed)
+    X = rng.standard_normal((5, 40)) * np.array([[0.2], [5], [1], [0.05], [2]])
+    H, w = 2 * X @ X.T + 0.5 * np.eye(5), rng.uniform(-3, 3, 5)
+    fixed, now = {}, w
+    for _ in range(5):
+        nearest = grid.round(np.float32(now)[None])[0]
+        fixed |= min(({q: nearest[q]} for q in range(5) if q not in fixed), key=lambda one: least_error(w, H, fixed | one)[1])
+        now, _ = least_error(w, H, fixed)
+    assert np.array_equal(obq(w[None], H, grid)[0], now)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_hessian_without_full_rank_is_noticed_at_every_scale(seed):
+    """And one of full rank at none. The scale is the unit of the loss. Rounding may leave the missing pivot just above zero."""
+    X = np.random.default_rng(seed).standard_normal((12, 60))
+    full, X[-1] = X @ X.T, X[0]
+    for c in (1e-6, 1, 1e6):
+        with pytest.warns(UserWarning, match="not positive definite with damping 0 "): factor(c * X @ X.T, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            factor(c * full, 0)

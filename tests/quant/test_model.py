@@ -1,4 +1,5 @@
 """Quantized models: what `quantize` does and leaves alone, gradients, every method on every base, merging, files."""
+import copy
 import dataclasses
 import os
 import subprocess
@@ -11,7 +12,7 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.toys import linear_paths
 from tinypeft import functional as F
-from tinypeft.nn import Linear, Packed, replace_modules
+from tinypeft.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.optim import AdamW
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
@@ -290,6 +291,49 @@ def test_merging_adds_to_the_decoded_weights(base, tokens, name):
     assert isinstance(tuned.detach().get("blocks.0.mlp.up"), QuantizedLinear)         # the base keeps its codes
 
 
+ROUNDS = [tp.W8A8(), tp.W8A8("channel", "static"), tp.SmoothQuant(), tp.ZeroQuant(), tp.ZeroQuant(mlp_bits=4),
+          tp.LLMInt8(), tp.LLMInt8(variant="bitsandbytes"), tp.FakeQuant(4, activation_bits=8),
+          tp.FakeQuant(4, learn_step=True, activation_bits=8), tp.LLMQAT(), tp.LLMQAT(activation_bits=None)]
+
+
+@pytest.mark.parametrize("method", [tp.LoRA(4, targets="all"), tp.IA3(), tp.LoRA(4, targets=("key",))], ids=str)
+@pytest.mark.parametrize("scheme", ROUNDS, ids=str)
+def test_no_weights_replace_a_layer_that_rounds_its_inputs(gpt, tokens, scheme, method):
+    """So merging refuses, by the layer's name, until it is told to drop the rounding. Then it is exact: the merged
+    model is the one whose layers are plain, with the decoded weights and the same method on them."""
+    model = tp.quantize(gpt(np.float32), scheme, calibration=np.random.default_rng(7).integers(0, 37, (4, 24)))
+    for trains in [True, False] if scheme.trains else [False]:
+        if scheme.trains and not trains: model = tp.convert(model)
+        tuned = moved(tp.attach(model, method), np.random.default_rng(0))
+        path = next(path for path, w in tuned.wrappers.items() if not w.base.is_affine)   # LLM-QAT may round keys only
+        with pytest.raises(tp.MethodError, match=rf'^merge: {path} is a \w+, .* merge\(activations="exact"\)'):
+            tuned.merge()
+        merged, state = tuned.merge(activations="exact"), tuned.state_dict()
+        plain = copy.deepcopy(tuned.detach())
+        for p in tuned.wrappers:
+            layer = Linear(plain.get(p).d_in, plain.get(p).d_out)
+            layer.weight, layer.bias = Parameter(plain.get(p).dense_weight()), plain.get(p).bias
+            replace_modules(plain, {p: layer})
+        again = tp.attach(plain, method).load_state_dict(state)
+        others = len(tuned.wrappers) < len(linear_paths(gpt()))          # they round still: ties may fall either way
+        assert_close(merged(tokens), again(tokens), 0.03 if others else 1e-4)
+        assert all(type(merged.get(p)) is Linear for p in tuned.wrappers)
+        assert all(type(merged.get(p)) is type(model.get(p)) for p in linear_paths(gpt()) if p not in tuned.wrappers)
+    with pytest.raises(tp.MethodError, match="activations must be 'kept' or 'exact', got 'dropped'"):
+        tp.attach(gpt(), method).merge("dropped")
+
+
+@pytest.mark.parametrize("scheme", [tp.FakeQuant(4), tp.PEQA(4), tp.LLMQAT(activation_bits=None, kv_bits=None)],
+                         ids=str)
+def test_layers_for_training_that_round_only_weights_merge_exactly(gpt, tokens, scheme):
+    model = tp.quantize(gpt(np.float32), scheme)
+    for _ in range(2):
+        tuned = moved(tp.attach(model, tp.LoRA(4, targets="all")), np.random.default_rng(0))
+        assert_close(tuned.merge()(tokens), tuned(tokens), 1e-4)
+        tuned.detach()
+        if any(hasattr(m, "convert") for _, m in model.named_modules()): tp.convert(model)
+
+
 def test_what_requantizing_a_merge_loses(base, gpt, rng):
     """A change of a few percent is smaller than a 4-bit step: most of it is rounded away, and at 8 bits it is not."""
     model = base("nf4")
@@ -390,7 +434,7 @@ def test_what_is_not_saved_or_loaded(base, tmp_path):
         load_quantized(tmp_path / "model.npz")
     tp.attach(base("nf4"), tp.LoRA(4)).save(tmp_path)
     with pytest.raises(ValueError, match="holds no quantized model"):
-        load_quantized(tmp_path / "adapter.npz")
+        load_quantized(tmp_path / "adapter.safetensors")
     (tmp_path / "noise.npz").write_bytes(b"PK" + bytes(100))
     with pytest.raises(ValueError, match="not a file that tinypeft wrote"):
         load_quantized(tmp_path / "noise.npz")

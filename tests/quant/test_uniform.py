@@ -102,6 +102,20 @@ def test_a_float16_scale_is_rounded_up_and_is_the_one_that_rounds():
     assert (tiny.scales() == 2.0**-24).all() and (tiny.dequantize() == 0).all()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_full_uses_its_lowest_code_where_the_outermost_weight_is_negative(bits):
+    """With a float16 scale. The step that is rounded up would leave the lowest code without any number, in every row."""
+    x = np.random.default_rng(bits).standard_normal((2000, 128)).astype(f32)
+    scheme = Uniform(bits, convention="full", scale_dtype="float16")
+    q = scheme.quantize(x)
+    codes, negative = q.unpack().reshape(x.shape), -x.min(axis=1) > x.max(axis=1) * 1.001
+    assert (codes[negative].min(axis=1) == 0).all() and 900 < negative.sum() < 1100
+    if bits < 8: assert set(codes[negative].reshape(-1)) == set(range(2**bits))
+    assert_half_step(scheme, x)
+    assert_half_step(scheme, np.concatenate([x[:300], -x[:300]], axis=1))                # both ends are outermost
+    for scale in (1e-4, 1e-6, 3e-8): assert_half_step(scheme, x[:300] * f32(scale))      # float16's subnormal numbers
+
+
 # ---- blocks with nothing to quantize ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -163,6 +177,26 @@ def test_mse_is_the_best_of_its_grid(symmetric, norm):
     assert error == pytest.approx(np.min([e.sum(axis=1) for e in tried], axis=0), rel=1e-6)
     minmax = (np.abs(Uniform(3, symmetric).quantize(x).dequantize() - x)**norm).sum(axis=1)
     assert (error <= minmax).all() and error.sum() < 0.9 * minmax.sum()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("norm", [2.0, 2.4])
+def test_mse_chooses_the_same_at_every_size_bit_exact(symmetric, norm):
+    """The powers of very small and very large errors leave float32, which used to change the choice."""
+    x, scheme = weights(), Uniform(3, symmetric, clipping="mse", norm=norm)
+    codes = scheme.quantize(x).codes
+    with np.errstate(over="raise"):
+        for e in (-110, -80, -60, 60, 80, 120): assert np.array_equal(scheme.quantize(x * f32(2.0)**e).codes, codes), e
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_percentile_of_zeros_and_an_outlier(symmetric):
+    """The percentile is 0, which is no range; the row keeps all of its range, whatever the size of the outlier."""
+    scheme = Uniform(4, symmetric, clipping="percentile", percentile=80.0)
+    for c in (0.3, -5.0, 300.0, 1e-6):
+        x = np.zeros((2, 40), f32)
+        x[0, 7] = c
+        assert scheme.quantize(x).dequantize() == pytest.approx(x, rel=1e-6)
 
 
 def test_static_ranges():

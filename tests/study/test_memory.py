@@ -70,10 +70,15 @@ def test_the_command(capsys):
 
 @pytest.mark.parametrize("args, says", [
     (["--shape", "llama-70b"], "llama-7b"), (["--method", "magic"], "prompt"), (["--set", "rnak=3"], "rnak"),
-    (["--params", "0"], "positive"), (["--params", "7e9", "--shape", "gpt2"], "not both"), (["--tokens", "0"], "at least 1")])
+    (["--params", "0"], "positive"), (["--params", "7e9", "--shape", "gpt2"], "not both"), (["--tokens", "0"], "positive"),
+    (["--set", "rank=-1"], "rank must be a positive integer, got -1"), (["--params", "1e30"], "parameters, got 1e+30"),
+    (["--set", "bits=-4"], "bits must be a number in (0, 32]"), (["--params", "inf"], "must be a positive number, got 'inf'"),
+    (["--set", "targets=key"], "targets must be ('query', 'value') or 'all', got 'key'"),
+    (["--batch-size", "0"], "must be a positive integer, got '0'")])
 def test_mistakes_are_told(args, says, capsys):
-    assert main(["memory", *args]) == 2
-    assert says in capsys.readouterr().err
+    try: status = main(["memory", *args])
+    except SystemExit as e: status = e.code              # argparse found it
+    assert status == 2 and says in capsys.readouterr().err
 
 
 def test_full_fine_tuning_has_nothing_to_quantize():

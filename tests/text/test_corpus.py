@@ -122,7 +122,7 @@ def test_known_entries_of_the_installed_libraries():
             ("python", "help('while')", 'The "while" statement'),
             ("python", "textwrap.dedent(text)", "Remove any common"),
             ("numpy", "numpy.linalg.norm(x, ord=None, axis=None, keepdims=False)", "Matrix or vector norm."),
-            ("numpy", "numpy.array(object, dtype=None", "Create an array."),
+            ("numpy", "numpy.dot(a, b, out=None)", "Dot product of two arrays."),    # of a compiled function
             ("scipy", "scipy.linalg.inv(a", "Compute the inv"),
             ("matplotlib", "matplotlib.axes.Axes.set_title(label", "Set a title")]:
         found = [d for d in corpus.documents(library) if d.header.startswith(header)]

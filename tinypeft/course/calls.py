@@ -22,7 +22,7 @@ import numpy as np
 from ..hints import Array
 from ..tensor import Tensor
 
-__all__ = ["Local", "Outcome", "copied", "leaves", "one_line"]
+__all__ = ["Local", "Outcome", "copied", "leaves", "one_line", "text_of"]
 
 
 @dataclass
@@ -111,11 +111,17 @@ def one_line(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not ours(f.filename)]
     # a line of NumPy's own code helps nobody
     frames = [f for f in frames if "site-packages" not in f.filename] or frames
-    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    text = text_of(error).strip().rstrip(":")
     if not frames: return text
     last = frames[-1]
     line = (last.line or linecache.getline(last.filename, last.lineno)).strip()
     return f"{text}, in line {last.lineno} of {last.name}" + (f":  {line}" if line else "")
+
+
+def text_of(error: BaseException) -> str:
+    """An error's type and message. The message is cut, and left out if it fails itself."""
+    try: return f"{type(error).__name__}: {error}"[:5000]
+    except Exception: return type(error).__name__
 
 
 class TooSlow(Exception):

@@ -41,10 +41,13 @@ def check_file(name: str, path: str | Path, seed: int = 0) -> list[CheckResult]:
     """Check the functions that the Python file `path` defines. The file is executed.
 
     name: an exercise, or a topic; of a topic, every exercise is checked whose function the file
-    defines. Raises ValueError if the file defines no such function.
+    defines. Raises ValueError if the file does not run or defines no such function.
     """
     chosen = of_topic(name) if name in TOPICS else {name: find(name)}
-    defined = runpy.run_path(str(path))
+    try:
+        defined = runpy.run_path(str(path))
+    except (Exception, SystemExit) as e:                 # the student's own, wherever it comes from
+        raise ValueError(f"{path} does not run to its end: {type(e).__name__}: {e}") from e
     results = [check(e.name, defined[e.function], seed=seed)
                for e in chosen.values() if e.function in defined]
     if not results:

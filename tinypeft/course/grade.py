@@ -1,25 +1,28 @@
 """Grading: submissions → points, with fresh data.
 
-The cells of a submission run in their own process, in a temporary folder, for a limited time. Then
-the lesson's exercises are checked on the functions that the cells defined, with another seed than
-the student saw. The arguments are drawn and the results compared in the grader's process, so that a
-notebook that prints "passed", or replaces `tp.check`, gains nothing.
+The cells of a submission run in their own process, in a temporary folder, with limited time and
+memory. Then the lesson's exercises are checked on the functions that the cells defined, with
+another seed than the student saw. The arguments are drawn and the results compared in the grader's
+process, so that a notebook that prints "passed", or replaces `tp.check`, gains nothing. Whatever a
+submission does, it has a row in the result, and so have the others.
 
 This is not a sandbox: a submission can do to the machine whatever its user can. Grade submissions
 that you do not trust in a container or under a separate account.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .judge import judge
 from .percent import sources
@@ -27,6 +30,10 @@ from .wire import Worker
 from .worth import worth
 
 __all__ = ["Grade", "as_json", "grade", "submissions", "write_csv"]
+
+LARGEST = 1 << 26                                        # bytes of a submission
+LONGEST_TIME = 86_400                                    # seconds
+LONGEST = 2000                                           # characters of a message
 
 
 @dataclass
@@ -63,11 +70,11 @@ class Grade:
 
 def submissions(paths: Iterable[str | Path]) -> list[Path]:
     """The notebooks and Python files among `paths`, folders searched. ValueError for a path that
-    has none."""
+    has none. What has the name of one but is no file, such as a broken link, is among them."""
     found = []
     for path in map(Path, paths):
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files = [f for f in files if f.is_file() and f.suffix in (".ipynb", ".py") and not any(
+        files = [f for f in files if not f.is_dir() and f.suffix in (".ipynb", ".py") and not any(
             part.startswith((".", "__")) for part in f.relative_to(path).parts)]
         if not files: raise ValueError(f"grade: there is no notebook and no Python file in {path}")
         found += files
@@ -81,53 +88,90 @@ def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: in
     that order.
 
     lesson: its number or name; if None, each file's name or the exercises it checks decide. seed:
-    of the data. seconds: the limit for running one notebook. say: called with each grade as soon as
-    it is known.
+    of the data. seconds: the limit for running one notebook, and for all calls of its functions.
+    say: called with each grade as soon as it is known.
     """
+    if not 0 < seconds <= LONGEST_TIME:
+        raise ValueError(f"grade: the time for one notebook is {seconds} s; expected more than 0 "
+                         f"and at most {LONGEST_TIME}")
     path, *_ = sources(lesson)                           # raises if the lessons are not there
     chosen = None if lesson is None else path.stem
 
     def one(path):
+        result = Grade(plain(student(path)), plain(str(path)), chosen, unearned(chosen))
         try:
-            result = grade_one(path, chosen, seed, seconds)
+            grade_one(path, result, seed, seconds)
         except Exception as e:                           # one submission must not stop the others
-            result = Grade(student(path), str(path), chosen, problem=f"{type(e).__name__}: {e}")
+            result.problem = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
+        if result.problem: result.problem = plain(result.problem)
         if say: say(result)
         return result
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(one, submissions(paths)))
 
 
-def grade_one(path: Path, lesson: str | None, seed: int, seconds: float) -> Grade:
-    """The `Grade` of one file."""
-    result = Grade(student(path), str(path), lesson or lesson_of(path))
+def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
+    """Grade one file: fill in its `Grade`."""
+    if not path.is_file(): raise ValueError("this is no file that can be read")
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"the file has {size:,} bytes; a submission has at most {LARGEST:,}")
     if result.lesson is None:
-        result.problem = ("cannot tell which lesson this is, neither from its name nor from a "
-                          "tp.check in it; give --lesson NN")
-        return result
-    topic = next(t for t, name in TOPICS.items() if name == result.lesson)
-    with tempfile.TemporaryDirectory() as folder:
+        result.lesson = lesson_of(path)
+        result.exercises = unearned(result.lesson)
+    if result.lesson is None:
+        raise ValueError("cannot tell which lesson this is, neither from its name nor from a "
+                         "tp.check in it; give --lesson NN")
+    with scratch() as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)
         with Worker(copy, folder, seconds) as worker:
             result.problem = worker.problem
-            for name, exercise in of_topic(topic).items():
-                points = worth(name).points
+            for name, exercise in of_lesson(result.lesson).items():
                 passed, message = checked(exercise, worker, seed)
-                result.exercises[name] = {"points": points if passed else 0, "of": points,
-                                          "message": message}
-    return result
+                row = result.exercises[name]
+                row["points"], row["message"] = row["of"] if passed else 0, plain(message)
 
 
-def checked(exercise, worker, seed):
+@contextlib.contextmanager
+def scratch() -> Iterator[str]:
+    """A temporary folder. What cannot be removed from it stays: a submission may have locked it, or
+    put thousands of folders inside each other."""
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    try: yield folder.name
+    finally:
+        with contextlib.suppress(RecursionError): folder.cleanup()
+
+
+def of_lesson(lesson: str | None) -> dict[str, Exercise]:
+    """A lesson's exercises by name; none of an unknown lesson."""
+    return {name: e for t, of in TOPICS.items() if of == lesson for name, e in of_topic(t).items()}
+
+
+def unearned(lesson: str | None) -> dict[str, dict]:
+    """What a submission has before it is looked at: no points in any exercise of its lesson."""
+    return {name: {"points": 0, "of": worth(name).points, "message": "not reached"}
+            for name in of_lesson(lesson)}
+
+
+def checked(exercise: Exercise, worker: Worker, seed: int) -> tuple[bool, str]:
     """Whether the submission solves the exercise, and the message that says so."""
     call = worker.remote(exercise.function)
     if call is None:
         reason = f"{exercise.function} is not defined" if worker.alive else "the process has ended"
         return False, reason
-    result = judge(exercise, call, seed)
+    try:
+        result = judge(exercise, call, seed)
+    except Exception as e:                               # a result that the comparison cannot bear
+        return False, f"your result cannot be compared: {type(e).__name__}: {e}"
     cause = f" Likely cause: {result.cause}" if result.cause else ""
     return result.passed, result.message + cause
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal obeys or a file cannot hold, and not longer than needed."""
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
+                    for c in text[:LONGEST])
+    return shown + "…" * (len(text) > LONGEST)
 
 
 def lesson_of(path: Path) -> str | None:

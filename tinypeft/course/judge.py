@@ -142,9 +142,10 @@ def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, r
         return out.value
     try:
         good = bool(holds(fn, rng))
-    except RuntimeError as e:
+    except Exception as e:                               # its own, or one that its result causes
+        reason = str(e) if type(e) is RuntimeError else f"{type(e).__name__}: {e}"
         return failed(exercise, "invariant", "your function fails where this should hold: "
-                                             f"{sentence}. {e}")
+                                             f"{sentence}. {reason}")
     if not good:
         return failed(exercise, "invariant", f"this should hold, but does not: {sentence}")
 

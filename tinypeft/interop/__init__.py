@@ -3,19 +3,18 @@
     gpt2.py           Hugging Face's GPT-2 folders ↔ `GPT`; `load_model` for every kind of folder
     folder.py         what these folders share: JSON, one or several files of tensors, a `Report`
     bpe.py            GPT-2's tokenizer files ↔ `BPETokenizer`
-    safetensors.py    the format of the tensors
     adapters.py       PEFT's adapter folders ↔ `PeftModel`; virtual tokens and heads
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     gguf.py           `GPT` → GGUF, the format of llama.cpp
 """
+from ..files.safetensors import SafeTensors, SafeTensorsError, read_safetensors, write_safetensors
 from ..peft.folders import FORMATS, Format
 from .adapters import AdapterError, load_peft, peft_content, save_peft
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import HuggingFaceError, Report
 from .gguf import write_gguf
 from .gpt2 import from_huggingface, load_model, to_huggingface
-from .safetensors import SafeTensors, SafeTensorsError, read_safetensors, write_safetensors
 
 __all__ = ["AdapterError", "HuggingFaceError", "Report", "SafeTensors", "SafeTensorsError",
            "from_huggingface", "load_model", "read_safetensors", "read_tokenizer",

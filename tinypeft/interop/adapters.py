@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomically
+from ..files.safetensors import write_safetensors
 from ..gpt import GPT
 from ..hints import Array
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
@@ -34,7 +35,6 @@ from ..peft.model import PeftModel
 from .folder import HuggingFaceError
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config, Tensors
-from .safetensors import write_safetensors
 
 __all__ = ["AdapterError", "load_peft", "peft_content", "save_peft"]
 
@@ -105,13 +105,15 @@ def virtual_folder(tuned):
 
 
 # -- from a folder -------------------------------------------------------------------------------
-def load_peft(model: GPT, folder: Path, strict: bool = True) -> PeftModel:
-    """Attach the adapter that PEFT, or `save_peft`, wrote to `folder`; all of it can be trained.
+def load_peft(model: GPT, file: Path, strict: bool = True) -> PeftModel:
+    """Attach the adapter that PEFT, or `save_peft`, wrote to the folder of `file`, its
+    adapter_config.json; all of it can be trained.
 
     Raises AdapterError unless the tensors are exactly those that the configuration and the model
     need; `strict=False` loads those that match and warns. Raises MethodError for fields that cannot
     be expressed here, and ValueError for invalid fields and shapes."""
-    config, path = Config(folder / CONFIG), folder / TENSORS
+    folder = file.parent
+    config, path = Config(file), folder / TENSORS
     kind = config.get("peft_type", str)
     if kind not in READERS:
         hint = f"; write it in capitals, {kind.upper()}" if str(kind).upper() in READERS else ""

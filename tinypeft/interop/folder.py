@@ -2,12 +2,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import parse_json
-from .safetensors import SafeTensors, naming, read_safetensors
+from .. import files
+from ..files import naming, parse_json
+from ..files.safetensors import SafeTensors, read_safetensors
 
 __all__ = ["HuggingFaceError", "Report", "check_fields", "read_object", "read_tensors", "read_text"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST_NAME = 255                                       # bytes that a file's name can have
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class HuggingFaceError(ValueError):
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file. Raises HuggingFaceError if there is none."""
-    if not path.is_file(): raise HuggingFaceError(f"{path}: no such file")
-    with naming(f"{path}: not UTF-8 text", HuggingFaceError):
-        return path.read_text(encoding="utf-8")
+    try:
+        return files.read_text(path)
+    except FileNotFoundError as e: raise HuggingFaceError(f"{path}: no such file") from e
+    except ValueError as e:        raise HuggingFaceError(str(e)) from e
 
 
 def read_object(path: Path) -> dict:
@@ -71,8 +74,10 @@ def read_tensors(folder: str | Path) -> dict[str, SafeTensors]:
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise HuggingFaceError(f"{index}: weight_map must map tensors to files")
     for name in set(shards.values()):
-        if any(c in name for c in "/\\\0") or not name.endswith(".safetensors"):
-            raise HuggingFaceError(f"{index}: {name!r} is no .safetensors file in the same folder")
+        if (any(c in name for c in "/\\\0") or not name.endswith(".safetensors")
+                or len(name.encode("utf-8", "replace")) > LONGEST_NAME):
+            raise HuggingFaceError(f"{index}: {name[:80]!r} is no .safetensors file in the same "
+                                   "folder")
         if not (folder / name).is_file():
             raise HuggingFaceError(f"{folder / name} is missing; the download is incomplete")
     files = {name: read_safetensors(folder / name) for name in sorted(set(shards.values()))}

@@ -9,19 +9,18 @@ memory, and every tensor must be known.
 """
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
+from ..files import naming, only_file, write_atomically
+from ..files.safetensors import write_safetensors
 from ..gpt import GPT, MLP, Attention, Block, GPTConfig
-from ..nn import Dropout, LayerNorm, Linear, Parameter
-from ..pretrained import load_pretrained
+from ..nn import Dropout, LayerNorm, Linear
+from ..pretrained import WEIGHTS, load_pretrained
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
-from .safetensors import naming, write_safetensors
 
 __all__ = ["MODULES", "from_huggingface", "load_model", "to_huggingface"]
 
@@ -55,10 +54,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
     if report.missing or strict and report.unused:
         hint = "" if report.missing else "; strict=False ignores the unused ones"
         raise HuggingFaceError(f"{folder} does not fit its config.json: {report}{hint}", report)
-    # A tiny model costs no memory. Each parameter is then replaced by one of the right size.
-    model = GPT(replace(config, vocab_size=1, context_length=1, d_model=1, n_heads=1))
-    model.config, modules = config, dict(model.named_modules())
-    for block in model.blocks: block.attention.n_heads = config.n_heads
+    arrays = {}
     for theirs, (ours, _) in _layout(config).items():
         array = _floats(tensors, theirs)
         array = array.T if CONV1D.search(theirs) else array
@@ -66,8 +62,8 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
             with np.errstate(over="ignore"): data = np.array(part, dtype, order="C")
             if not np.isfinite([data.min(), data.max()]).all():
                 raise HuggingFaceError(f"{folder}: {theirs} has numbers that are not finite")
-            path, kind = name.rsplit(".", 1)
-            setattr(modules[path], kind, Parameter(data))
+            arrays[name] = data
+    model = GPT.from_arrays(config, arrays)
     model.tokenizer = read_tokenizer(folder)
     if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
         raise HuggingFaceError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, "
@@ -77,9 +73,9 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
 
 def load_model(folder: str | Path | None = None) -> GPT:
     """Load the shipped base (None), a folder from `tinypeft pretrain`, or a GPT-2 folder."""
-    if folder is None or (Path(folder) / "weights.npz").exists(): return load_pretrained(folder)
+    if folder is None or only_file(folder, *WEIGHTS): return load_pretrained(folder)
     if not (Path(folder) / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no model: neither weights.npz (of `python -m "
+        raise FileNotFoundError(f"{folder} holds no model: neither {WEIGHTS[0]} (of `python -m "
                                 f"tinypeft pretrain`) nor config.json and {SINGLE} (of GPT-2)")
     return from_huggingface(folder)
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from ..files.safetensors import read_safetensors
 from ..hints import Array
 from ..peft import MethodError
 from .folder import Report, read_object
-from .safetensors import read_safetensors
 
 __all__ = ["Config", "Tensors", "matches"]
 

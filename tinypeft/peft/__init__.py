@@ -1,7 +1,8 @@
 """Parameter-efficient fine-tuning: one file per method, and `attach`, which puts one on a model.
 
     method.py      the protocol           model.py      attach, and PeftModel: a model with a method
-    summary.py     what a method costs    folders.py    saved adapters
+    attachment.py  what it changes        folders.py    saved adapters
+    summary.py     what a method costs
     full.py        FullFineTuning and LinearProbe, the baselines
     adapter.py     BottleneckAdapter: a small network after a sublayer
     parallel.py    ParallelAdapter: one beside it
@@ -20,6 +21,7 @@
 """
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
+from .attachment import detach
 from .dylora import DyLoRA
 from .folders import KNOWN, load_adapter
 from .full import FullFineTuning, LinearProbe
@@ -44,4 +46,4 @@ KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), LinearProbe)})
 __all__ = ["IA3", "METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning",
            "LinearProbe", "LoRA", "Method", "MethodError", "PTuning", "PTuningV2",
            "ParallelAdapter", "PeftModel", "PrefixTuning", "PromptTuning", "attach",
-           "load_adapter", "mixed_batch", "search_rank"]
+           "detach", "load_adapter", "mixed_batch", "search_rank"]

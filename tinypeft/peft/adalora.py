@@ -3,15 +3,15 @@
 LoRA gives every matrix the same rank. AdaLoRA writes the change as a singular value decomposition
 and, while it trains, prunes the least important singular values of all matrices together:
 
-    W = W₀ + ΔW = W₀ + P Λ Q                                                            (3)
+    W = W₀ + ΔW = W₀ + P Λ Q                                                           (3)
     R(P, Q) = ‖PᵀP − I‖²_F + ‖QQᵀ − I‖²_F,      loss + γ Σ R over the matrices         (4)
 
-    I(w) = |w ∂L/∂w|                   sensitivity: how much the loss moves without w  (9–13)
-    Ī ← β₁ Ī + (1 − β₁) I              its moving average
-    U ← β₂ U + (1 − β₂) |I − Ī|        its uncertainty
-    s = Ī U                            the score of a number
-    S = s(λ) + mean s(p) + mean s(q)   the score of a triplet: λ, its column p of P, its row q of Q
-    λ ← λ if S is among the b(t) largest of all matrices, else 0
+    λ ← λ if S is among the b(t) largest of all matrices, else 0                       (6)
+    S = s(λ) + mean s(p) + mean s(q)   the score of a triplet: λ, p of P, q of Q       (7)
+    I(w) = |w ∂L/∂w|                   how much the loss moves without w               (8)
+    Ī ← β₁ Ī + (1 − β₁) I              its moving average                              (9)
+    U ← β₂ U + (1 − β₂) |I − Ī|        its uncertainty                                 (10)
+    s = Ī U                            the score of a number w                         (11)
 
     paper       here                      shape
     W₀          base                      (d_out, d_in), frozen
@@ -24,22 +24,28 @@ and, while it trains, prunes the least important singular values of all matrices
 Pruning only sets λ to zero. P, Q and the optimizer's moments are kept, so the next step moves a
 pruned λ again, and it survives the next allocation if its score has risen. From step T − t_f on the
 choice is final and applied after every step. Trained: Σ r (d_in + d_out + 1), r = init_rank.
+Training a second time starts at init_rank again and prunes anew. AdamW's weight decay is for
+matrices here, so it skips λ; PEFT's λ is an (r, 1) matrix, which decays.
+
+The equations are numbered as in the PDF. The HTML rendering adds 2 to every number from (6) on.
 
 Where implementations differ ("both codes": the authors' and PEFT's):
 
-* Equation (14), the budget, has (t − tᵢ − t_f) in its numerator as printed. It jumps at tᵢ and
-  misses b(T). Both codes and this file use b(T) + (b(0) − b(T)) u³, with u falling from 1 to 0.
+* The budget, the equation of Appendix A, has (t − tᵢ − t_f) in its numerator as printed. It jumps
+  at tᵢ and misses b(T). Both codes and this file use b(T) + (b(0) − b(T)) u³, u from 1 to 0.
 * Both codes average ‖·‖_F over all P and Q, `orthogonality="norm"`, instead of summing ‖·‖²_F. The
   authors' γ = 0.1 is for the average. On the sum, 0.1 pins P and Q so firmly that they barely learn
   (measured on planted ranks), so the default is 0.01.
 * Algorithm 1 multiplies a gradient by the weights it was computed at, both codes by those after the
   step, `importance="after"`. A λ just pruned is 0 at first, so "after" lets it come back sooner.
-* The paper has no scale. Both codes multiply P Λ Q by α/(init_rank + 10⁻⁵), also after pruning;
-  here s = α/init_rank, or 1 with `alpha=None`, the default.
+* The paper scales P Λ Q as LoRA does, with α fixed (section 4 names 16 and 32). Both codes multiply
+  by α/(init_rank + 10⁻⁵), also after pruning. Here s = α/init_rank, or 1 with `alpha=None`. That is
+  the default and not the paper's choice: the default learning rate was found at s = 1.
 * Both codes prune every triplet whose score equals the threshold; here exactly b(t) are kept. P and
   Q start at N(0, 0.02²), as in both codes; the paper says Gaussian.
-* PEFT 0.21 by oversight trains the init_rank in its scale, and omits the penalty unless the model
-  has a task type. `tests/peft/test_adalora.py` compares with it at "norm" and "after".
+* PEFT 0.21 holds init_rank as a parameter, `ranknum`. It is frozen on a float32 base, but trained
+  on any other: the cast to the base's dtype makes a new parameter. PEFT also omits the penalty
+  unless the model has a task type. `tests/peft/test_adalora.py` freezes `ranknum`.
 """
 from dataclasses import dataclass
 
@@ -67,8 +73,8 @@ STEPS = Limit(lambda t: SOME.holds(t) and (t < 1 or t == int(t)),
 class AdaLoRA(Method):
     """Train changes P Λ Q of the layers named in `targets`, and prune their singular values.
 
-    t_init, t_final: numbers of steps, or shares of all steps if below 1. delta_t: the authors take
-    100 for 10⁴ steps and more, 10 for 300.
+    t_init, t_final: numbers of steps, or shares of all steps if below 1. delta_t: in Table 8 of the
+    paper 100 for runs of more than 10⁴ steps, 10 or 1 for those of 3,500 to 7,000.
     """
     init_rank: int = whole(12, least=1, also=("init_r", "r"))
     target_rank: int = whole(8, least=1, also=("target_r",))
@@ -112,6 +118,9 @@ class AdaLoRA(Method):
         self.phases(total)                                        # a run too short ends at step 0
         if self.importance == "before":
             for layer in tuned.wrappers.values(): layer.remember()
+
+    def end_training(self, tuned: PeftModel) -> None:
+        for layer in tuned.wrappers.values(): layer.before = None
 
     def penalty(self, tuned: PeftModel) -> Tensor | None:
         """γ Σ R(P, Q) over the matrices; for "norm", γ times the mean of unsquared norms."""

@@ -10,18 +10,22 @@ directions then come first, and the model works at any b. Section 3:
     W_dw↓b, W_up↓b     the first b rows of A, columns of B
     W_dw, W_up         A, B             (R, d_in), (d_out, R)
     r_min, r_max = R   rank_min, rank
-    p_B, α             distribution (uniform, or geometric: p_B(b) ∝ (1 − p)ᵇ), alpha
+    p_B, α             distribution (uniform, or geometric: p_B(b) ∝ (1 − p)^(b/n)), alpha
+    n                  block_size: b is a multiple of n
 
 With m = α/b · (1 … 1 0 … 0), b ones, this is h = W₀ x + B (m ⊙ A x). Outside the mask the gradient
 is zero, but weight decay and the optimizer's moments would still move A and B. Therefore the mask
-is also the parameters' `update_mask`. `frozen=True` trains only the last of the b rows (with
-`block_size` n: the last n) and holds the earlier ones constant, so that small ranks are not
-overwritten. Trained parameters: Σ R (d_in + d_out).
+is also the parameters' `update_mask`. `frozen=True` trains only the last n of the b rows and holds
+the earlier ones constant, so that small ranks are not overwritten. Trained parameters:
+Σ R (d_in + d_out).
 
 Where implementations differ. The authors' code multiplies α/R by √(R/b) on A and again on B, which
-is α/b. Others keep α/R at every b: `rescale=False`. The authors count ranks from 0, this file from
-1. Some draw a b for each layer, or also in evaluation; here, as in the paper, all layers share it,
-and evaluation uses the rank last set by `set_rank`, at first R. Merging makes the rank final.
+is α/b. Others keep α/R at every b: `rescale=False`. The authors' training script always freezes the
+earlier rows, and draws b uniformly; here `frozen=True` is an option. In their code AdamW also moves
+rows outside the mask, by its moments and a weight decay of 0.1; here it never does. The authors
+count ranks from 0, this file from 1. Some draw a b for each layer, or also in evaluation; here, as
+in the paper, all layers share it, and evaluation uses the rank last set by `set_rank`, at first R.
+Merging makes the rank final.
 """
 from dataclasses import dataclass
 
@@ -78,6 +82,11 @@ class DyLoRA(Method):
         p = (1 - self.p if self.distribution == "geometric" else 1.0) ** np.arange(len(self.ranks))
         return p / p.sum()
 
+    def first_trained(self, b: int) -> int:
+        """The first of the rows of A that a step at rank b trains; below the smallest rank, no
+        step would train them, so that rank trains all of its rows."""
+        return b - self.block_size if self.frozen and b > self.ranks[0] else 0
+
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         layers = match_targets(model, self.targets)
         return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
@@ -87,6 +96,9 @@ class DyLoRA(Method):
         for layer in tuned.wrappers.values(): layer.start_step(b)
 
     def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
+        self.end_training(tuned)
+
+    def end_training(self, tuned: PeftModel) -> None:
         for layer in tuned.wrappers.values(): layer.end_step()
 
     def set_rank(self, tuned: PeftModel, b: int) -> None:
@@ -109,9 +121,14 @@ class DyLoRALinear(LoRALinear):
         """α/b, or α/R."""
         return self.method.alpha / (b if self.method.rescale else self.method.rank)
 
+    def check_parts(self) -> None:
+        """ValueError unless b, which comes from a file, is a rank that the method trains."""
+        if self.b not in self.method.ranks:
+            raise ValueError(f"b is {self.b}, expected one of the ranks {self.method.ranks}")
+
     def start_step(self, b: int) -> None:
         """Train at rank b until `end_step`: the optimizer moves nothing outside the mask."""
-        first = b - self.method.block_size if self.method.frozen else 0
+        first = self.method.first_trained(b)
         mask = (first <= np.arange(len(self.A))) & (np.arange(len(self.A)) < b)
         self.rank_drawn, self.A.update_mask, self.B.update_mask = b, mask[:, None], mask[None]
 

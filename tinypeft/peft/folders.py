@@ -1,19 +1,24 @@
 """Adapters in folders: saving them, loading them, and the formats they can have.
 
-Our own format is one file, adapter.npz. It holds the arrays of `PeftModel.state_dict`, and as JSON
-the method's class and fields, the model's sizes, and a fingerprint of the base's weights. `interop`
-adds PEFT's format. Files are not trusted: nothing in one is executed or imported.
+Our own format is one file, adapter.safetensors (adapter.npz in folders made before). It holds the
+arrays of `PeftModel.state_dict`, and as JSON the method's class and fields, the model's sizes, and
+a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted: nothing in
+one is executed or imported, and what it says is checked before the model changes.
 """
 import contextlib
+import math
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..files import fingerprint, load_arrays, save_arrays
+import numpy as np
+
+from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
 from ..gpt import GPT
-from ..hints import Array
+from ..hints import Array, Seed
+from .attachment import bare
 from .method import Method, MethodError
 from .model import PeftModel, attach, check_free
 
@@ -22,45 +27,63 @@ __all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "load_adapter"]
 
 @dataclass(frozen=True)
 class Format:
-    """A format, recognised by its `file`: save(tuned, folder), load(model, folder, strict), and
-    check(tuned), which raises MethodError, before any training, if `save` would refuse."""
+    """A format, recognised by its `file`: save(tuned, folder), load(model, file, strict), and
+    check(tuned), which raises MethodError, before any training, if `save` would refuse. older: the
+    file's name in folders that earlier versions wrote."""
     file: str
     save: Callable
     load: Callable
     check: Callable = lambda tuned: None
+    older: tuple[str, ...] = ()
+
+    def find(self, folder: Path) -> Path | None:
+        """The format's file in a folder, or None. ValueError for two of them."""
+        return only_file(folder, self.file, *self.older)
 
 
 def load_adapter(model: GPT, folder: str | Path, strict: bool = True,
-                 method: type[Method] | None = None) -> PeftModel:
+                 method: type[Method] | None = None, format: str | None = None) -> PeftModel:
     """Attach to `model` what `PeftModel.save`, or Hugging Face's PEFT, wrote to `folder`.
 
-    The files in the folder decide the format. Loading is all-or-nothing: it raises MethodError if
-    the adapter is for a model of other sizes or cannot be expressed here, KeyError or ValueError
-    for tensors that are missing, unknown, misshapen or not finite, FileNotFoundError or ValueError
-    for a missing or damaged file. `strict=False` loads what matches, and warns of the rest in
-    PEFT's folders. Our own format also warns if the base's weights differ from those in training.
+    The files in the folder decide the format; if it holds both, `format` says which to read: one of
+    `FORMATS`, as in `PeftModel.save`. Loading is all-or-nothing: it raises MethodError if the
+    adapter is for a model of other sizes or cannot be expressed here, KeyError or ValueError for
+    tensors that are missing, unknown, misshapen or not finite, FileNotFoundError or ValueError for
+    a missing or damaged file. `strict=False` loads what matches, and warns of the rest in PEFT's
+    folders. Our own format also warns if the base's weights differ from those in training.
     method: the adapter's class, if it is your own and its module is not imported.
     """
     check_free(model)
-    found = [f for f in FORMATS.values() if (Path(folder) / f.file).exists()]
-    files = [f.file for f in found or FORMATS.values()]
-    if not found: raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
+    if format is not None and format not in FORMATS:
+        raise MethodError(f"load_adapter: unknown format {format!r}; there are "
+                          f"{', '.join(FORMATS)}")
+    found = {name: path for name, f in FORMATS.items() if format in (None, name)
+             and (path := f.find(Path(folder)))}
+    if not found:
+        files = [f.file for name, f in FORMATS.items() if format in (None, name)]
+        raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
     if len(found) > 1:
-        raise ValueError(f"load_adapter: {folder} holds {' and '.join(files)}, two adapters; "
-                         "delete the one that is out of date")
-    if method is None: return found[0].load(model, Path(folder), strict)
-    if found[0] is not FORMATS["tinypeft"]:
-        raise MethodError(f"load_adapter: {files[0]} says which method it is; leave method= out")
-    return _load(model, Path(folder), strict, method)
+        files = " and ".join(path.name for path in found.values())
+        raise ValueError(f"load_adapter: {folder} holds {files}, two adapters; say which to read "
+                         f"by format={' or '.join(map(repr, found))}, or delete the one that is "
+                         "out of date")
+    (name, path), = found.items()
+    if method is None: return FORMATS[name].load(model, path, strict)
+    if name != "tinypeft":
+        raise MethodError(f"load_adapter: {path.name} says which method it is; leave method= out")
+    return _load(model, path, strict, method)
 
 
 def attach_with(model: GPT, method: Method, state: dict[str, Array], strict: bool = True,
-                head: int | None = None, head_bias: bool = True) -> PeftModel:
+                head: int | None = None, head_bias: bool = True, rng: Seed = 0) -> PeftModel:
     """`attach`, then load `state`; the model stays as it was if that fails."""
-    tuned = attach(model, method, head=head, head_bias=head_bias)
+    tuned = attach(model, method, rng=rng, head=head, head_bias=head_bias)
     try:
-        return tuned.load_state_dict(state, strict)
-    except Exception:
+        tuned.load_state_dict(state, strict)
+        for wrapper in tuned.wrappers.values():
+            if hasattr(wrapper, "check_parts"): wrapper.check_parts()
+        return tuned
+    except BaseException:
         tuned.detach()
         raise
 
@@ -70,25 +93,60 @@ def _save(tuned, folder):
     method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
     cls = type(method)
     module = {} if KNOWN.get(cls.__name__) is cls else {"module": cls.__module__}
-    with tuned.disabled() if tuned.active else contextlib.nullcontext():
-        base = fingerprint(tuned.model.state_dict())
-    save_arrays(folder / "adapter.npz", tuned.state_dict(to_train=False), {
+    with bare(tuned.model): base = fingerprint(tuned.model.state_dict())
+    save_arrays(folder / OWN.file, tuned.state_dict(to_train=False), {
         "format": 1, "method": cls.__qualname__, **module, "fields": asdict(method),
         "config": asdict(tuned.config), "base": base, "head": None if head is None else head.d_out,
         "head_bias": head is not None and head.bias is not None})
+    for name in OWN.older: (folder / name).unlink(missing_ok=True)       # it is out of date now
 
 
-def _load(model, folder, strict, method=None):
-    arrays, meta = load_arrays(folder / "adapter.npz")
-    cls = _find(str(meta.get("method")), meta.get("module"), method)
-    if meta["config"] != asdict(model.config):
-        raise MethodError(f"load_adapter: the adapter was made for a model of {meta['config']}, "
-                          f"this one has {asdict(model.config)}")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["fields"].items()}
-    if meta["base"] != fingerprint(model.state_dict()):
-        warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
-    return attach_with(model, cls(**fields), arrays, strict, meta["head"],
-                       meta.get("head_bias", True))
+META = {"format": int, "method": str, "fields": dict, "config": dict, "base": str,
+        "head": (int, None)}
+MORE = {"module": str, "head_bias": bool}                # `module`: only of a class of one's own
+
+
+def _load(model, path, strict, method=None):
+    from .metered import Metered  # not above: numpy.random would load with the package
+    arrays, meta = load_arrays(path)
+    with _told(path):
+        check_fields(meta, META, MORE)
+        if meta["format"] != 1: raise ValueError(f"unknown format {meta['format']}; expected 1")
+        cls = _find(meta["method"], meta.get("module"), method)
+        sizes = lambda config: {name: n for name, n in config.items() if name != "dropout"}
+        if sizes(meta["config"]) != sizes(asdict(model.config)):
+            raise MethodError(f"load_adapter: the adapter was made for a model of "
+                              f"{meta['config']}, this one has {asdict(model.config)}")
+        n, weight = meta["head"], arrays.get("head.weight")
+        rows = None if weight is None else len(np.atleast_1d(weight))
+        if strict and rows != n:
+            raise ValueError(f"head is {n}, but head.weight has {rows} rows")
+        if meta["base"] not in fingerprints(model):
+            warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
+        rng = Metered(sum(a.size for a in arrays.values()))
+        tuned = attach_with(model, made(cls, meta["fields"]), arrays, strict, n,
+                            meta.get("head_bias", True), rng)
+    rng.left = math.inf                                  # from here on it is like any other
+    return tuned
+
+
+@contextlib.contextmanager
+def _told(path):
+    """An error inside names the file; a method too large for the memory is an error of the file."""
+    try:
+        yield
+    except MethodError as e: raise MethodError(f"{path}: {e}") from e
+    except ValueError as e:  raise ValueError(f"{path}: {e}") from e
+    except KeyError as e:    raise KeyError(f"{path}: {e.args[0]}") from e
+    except MemoryError as e:
+        raise ValueError(f"{path}: the method that it names does not fit into memory") from e
+
+
+def fingerprints(model):
+    """Of the model, as it is and cast to float32 or float64: a cast is not another base."""
+    state, numbers = model.state_dict(), dict(model.named_parameters())
+    for dtype in (model.token_embedding.weight.dtype, np.float32, np.float64):
+        yield fingerprint(state | {n: p.data.astype(dtype) for n, p in numbers.items()})
 
 
 KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it
@@ -106,4 +164,5 @@ def _find(name, module, given):
                      f"For a class of your own, import its module, or pass method={last}")
 
 
-FORMATS = {"tinypeft": Format("adapter.npz", _save, _load)}      # `interop` adds "peft"
+OWN = Format("adapter.safetensors", _save, _load, older=("adapter.npz",))
+FORMATS = {"tinypeft": OWN}                                      # `interop` adds "peft"

@@ -18,7 +18,9 @@ Where implementations differ. The paper draws A from a Gaussian of unnamed width
 use Kaiming's uniform U(−1/√d_in, 1/√d_in), `init="kaiming"`, the default here; `init="gaussian"` is
 PEFT's N(0, 1/r²). `rank_stabilized` takes s = α/√r (Kalajdzievski, arXiv 2312.03732), with which
 large ranks keep learning. PEFT adapts GPT-2's fused query-key-value matrix by one pair with one A;
-here, as in the paper, query and value have a pair each. Other libraries call other numbers "alpha".
+here, as in the paper, query and value have a pair each. The defaults r = 8, α = 16 are the paper's
+for RoBERTa large (Table 9), so s = 2. For GPT-2 it takes 4 and 32 (Table 11, s = 8), and PEFT's
+defaults are 8 and 8 (s = 1): with another s, another learning rate is best.
 """
 import math
 from dataclasses import dataclass
@@ -70,7 +72,7 @@ class LoRA(Method):
     def start(self, r: int, d_in: int, rng: Rng) -> Array:
         """A at the start, (r, d_in)."""
         if self.init == "kaiming": return kaiming_uniform((r, d_in), rng)
-        return rng.normal(0, 1 / r, (r, d_in))
+        return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
 
 
 class LowRankLinear(Module):
@@ -112,12 +114,12 @@ class LowRankLinear(Module):
 
 
 class LoRALinear(LowRankLinear):
-    """h = W₀ x + s B A x. A (r, d_in) is given, B starts at 0."""
+    """h = W₀ x + s B A x. A (r, d_in) is given, in its own precision, and B starts at 0."""
 
     def __init__(self, base: Module, A: Array, scale: float, dropout: float, rng: Rng):
         super().__init__(base, len(A), dropout, rng)
-        self.scale, self.A = scale, Parameter(A.astype(np.float32))
-        self.B = Parameter(np.zeros((base.d_out, len(A)), np.float32))
+        self.scale, self.A = scale, Parameter(np.array(A))
+        self.B = Parameter(np.zeros((base.d_out, len(A)), A.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         Ax = F.linear(self.dropout(x), self.A) * self.scale                   # (…, r)

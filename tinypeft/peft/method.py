@@ -27,9 +27,12 @@ class Method(Hyperparameters):
     """A fine-tuning method: a frozen dataclass of hyperparameters that can be put on a model.
 
     It never changes. What training changes is in modules: Parameters, or ndarrays (not trained).
+    learning_rate: for AdamW, used unless `train` is given another. It was chosen for the shipped
+    base, which is 128 wide. Papers train models 768 wide and more at smaller rates (LoRA's for
+    GPT-2 is 2e-4), so give `train` an `lr` for such a model.
     """
     error: ClassVar[type[ValueError]] = MethodError
-    learning_rate: ClassVar[float] = 1e-3        # for AdamW; used unless `train` is given another
+    learning_rate: ClassVar[float] = 1e-3
 
     def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
         """path → wrapper, for every module of the model that the method adapts."""
@@ -54,3 +57,6 @@ class Method(Hyperparameters):
 
     def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
         """Called after the optimizer's step."""
+
+    def end_training(self, tuned: PeftModel) -> None:
+        """Called when training ends, also by an error or Ctrl-C: drop what held for one step."""

@@ -53,6 +53,7 @@ def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
         for task, at in rows.items():
             t = tuned.get(task)
             if t and t.model is model and t.virtual and not (t.wrappers or t.trained):
+                t.check_base("mixed_batch")
                 seams = t.virtual.seams(tokens[at])
                 together["prefix" in seams, t.virtual.length].append((at, seams))
             elif t is None:

@@ -19,6 +19,7 @@ from ..gpt import GPT, GPTConfig
 from ..hints import Array, Rng, Seed
 from ..nn import Linear, Module, Parameter, check_state, replace_modules
 from ..tensor import Tensor
+from .attachment import Attachment, Loan, detach
 from .method import Method, MethodError
 from .summary import Summary
 
@@ -31,7 +32,7 @@ def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None
 
     rng: seed or Generator. head: a number of classes; adds a linear classifier on the final hidden
     state, trained and saved with the method, with a bias if head_bias (transformers has none).
-    Raises MethodError if the method does not fit the model, or another is on it.
+    Raises MethodError if the method does not fit the model, or another is on it or disabled.
     """
     check_free(model)
     if not isinstance(method, Method):
@@ -41,13 +42,11 @@ def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None
 
 
 def check_free(model: GPT) -> None:
-    """Raise TypeError unless `model` is a GPT, and MethodError if a method is on it."""
-    method = getattr(model, "method" if isinstance(model, PeftModel) else "attached", None)
-    if method is not None:
-        raise MethodError(f"attach: {method} is attached to this model already; call .detach() or "
-                          ".merge() on the PeftModel that attach returned")
+    """Raise TypeError unless `model` is a GPT, and MethodError if a method is on it or disabled."""
+    if isinstance(model, PeftModel): model.model.check_free("attach")
     if not isinstance(model, GPT):
         raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
+    model.check_free("attach")
 
 
 class PeftModel(Module):
@@ -55,8 +54,11 @@ class PeftModel(Module):
 
     wrappers: path → module that took the place of one in the model. virtual: the module of virtual
     tokens, or None. trained: name → Parameter of the base that the method trains.
+
+    `copy.deepcopy` of a PeftModel copies all: model, method, and what the method had learned. A
+    copy of `tuned.model` has the method on it, and `peft.detach` takes it off. A copy of a base
+    without a method, or inside `disabled`, is a plain model.
     """
-    is_disabled = False
 
     def __init__(self, model: GPT, method: Method, rng: Rng, head: int | None, head_bias: bool):
         self.model, self.method, self.rng = model, method, rng
@@ -70,67 +72,83 @@ class PeftModel(Module):
         self.trained = {name: base[name] for name in method.trained(model)}
         if not (self.wrappers or self.virtual or self.trained or self.head):
             raise MethodError(f"attach: {method} would train nothing; give head=n_classes")
-        for p in self._added():
-            p.data = p.data.astype(model.token_embedding.weight.dtype, copy=False)
-        # the arrays of `trained` not in use: the base's while the method is on, or the learned ones
-        self._aside = {name: p.data.copy() for name, p in self.trained.items()}
-        self._undo: list[tuple] = []             # calls (function, *arguments) that take it off
+        self.attachment = Attachment(method, self.wrappers, self.trained, self.head)
+        self.loan = None                         # the model's mark while the method is disabled
         self._put_on()
 
     # -- on and off -----------------------------------------------------------------------------
     def _put_on(self):
-        """Change the model. Every change puts the call that undoes it on the stack `_undo`."""
-        def assign(owner, name, value):
-            self._undo.append((setattr, owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
-        for p in self.model.parameters():
-            self._undo.append((setattr, p, "grad", None))
-            assign(p, "requires_grad", False)
-        _exchange(self.trained, self._aside)
-        self._undo.append((_exchange, self.trained, self._aside))
-        for p in self.trained.values(): p.requires_grad = True
-        base = replace_modules(self.model, self.wrappers)
-        self._undo.append((replace_modules, self.model, base))
-        assign(self.model, "head", self.head or self.model.head)
-        assign(self.model, "attached", self.method)
+        dtype = self.model.token_embedding.weight.dtype
+        for p in self._added():
+            if p.dtype != dtype: p.assign(p.data.astype(dtype))
+        self.attachment.put_on(self.model)
 
     @property
     def active(self) -> bool:
         """Is the method on the model now?"""
-        return bool(self._undo)
+        return self.model.attachment is self.attachment
+
+    @property
+    def is_disabled(self) -> bool:
+        """Is this inside `with tuned.disabled():`?"""
+        return self.loan is not None and self.model.attachment is self.loan
 
     def _check_active(self):
-        if not self.active:
-            raise MethodError(f"{self.method} is detached or disabled; call reattach()")
+        if self.is_disabled:
+            raise MethodError(f"{self.method} is disabled; leave `with tuned.disabled():`, or "
+                              "call reattach()")
+        if not self.active: raise MethodError(f"{self.method} is detached; call reattach()")
 
     def detach(self) -> GPT:
         """Take the method off; return the base model: the same objects, bit for bit as before."""
         self._check_active()
-        while self._undo:
-            undo, *arguments = self._undo.pop()
-            undo(*arguments)
-        return self.model
+        return detach(self.model)
 
     def reattach(self) -> PeftModel:
-        """Put a detached method back on its model, with everything it had learned."""
-        check_free(self.model)
-        for path, wrapper in self.wrappers.items():
-            if self.model.get(path) is not wrapper.base:
-                raise MethodError(f"reattach: {path} was replaced, perhaps quantized since; use "
-                                  "attach or load_adapter on the model as it is now")
+        """Put a detached method back on its model, with everything it had learned.
+
+        Raises MethodError if the base is not what it was at `detach`: what was learned fits no
+        other. Only `to` may have cast it. For a base that was quantized, folded or trained since,
+        save the method, and `load_adapter` it on the base as it is.
+        """
+        if self.is_disabled: self.loan = self.model.attachment = None
+        self.model.check_free("reattach")
+        self.check_base("reattach")
         self._put_on()
         return self
 
+    def check_base(self, verb: str) -> None:
+        """Raise MethodError if the base is not what it was when the method was last taken off."""
+        if found := self.attachment.changes(self.model):
+            more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+            raise MethodError(
+                f"{verb}: {self.method} learned on a base that was changed (quantized, folded, "
+                f"trained or loaded) since it was taken off: {'; '.join(found[:3])}{more}. Undo "
+                "the change, or save the method and use load_adapter on the model as it is now")
+
     @contextlib.contextmanager
     def disabled(self) -> Iterator[GPT]:
-        """Inside `with tuned.disabled():`, model and `tuned` compute what the base computes."""
+        """Inside `with tuned.disabled():`, model and `tuned` compute what the base computes.
+
+        The base is on loan there: `attach`, `quantize` and other verbs that change a model refuse
+        it. If it was changed all the same, MethodError names the change at the end of the block,
+        and the method stays off. Blocks may be nested.
+        """
+        if self.is_disabled:
+            yield self.model
+            return
         self.detach()
-        self.is_disabled = True
+        self.loan = self.model.attachment = Loan(self.method)
         try:
             yield self.model
         finally:
-            self.is_disabled = False
-            self._put_on()
+            if self.is_disabled: self.reattach()
+
+    def train(self, training: bool = True) -> PeftModel:
+        """As `Module.train`. The end of training also ends a step that was not finished."""
+        super().train(training)
+        if not training: self.method.end_training(self)
+        return self
 
     # -- what a model does ----------------------------------------------------------------------
     @property
@@ -188,8 +206,9 @@ class PeftModel(Module):
         `to_train=False` omits what only further training needs: the buffers that a wrapper lists in
         `only_to_train`, and a reparameterization, whose output takes its place (see `fold`).
         """
-        data = {name: p.data for name, p in self.trained.items()} if self.active else self._aside
-        state, folded = dict(data), None if to_train else self.method.fold(self.virtual)[1]
+        off = self.attachment.learned
+        state = {name: p.data if self.active else off[name] for name, p in self.trained.items()}
+        folded = None if to_train else self.method.fold(self.virtual)[1]
         for path, module in self._parts():
             if path == "virtual" and not to_train: module = folded
             skipped = () if to_train else getattr(module, "only_to_train", ())
@@ -213,7 +232,7 @@ class PeftModel(Module):
     def save(self, folder: str | Path, format: str = "tinypeft") -> None:
         """Write the method and what it learned to `folder`; `load_adapter` reads either format.
 
-        "tinypeft": adapter.npz, exact for every method. "peft": adapter_config.json and
+        "tinypeft": adapter.safetensors, exact for every method. "peft": adapter_config.json and
         adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' GPT-2 with
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         Neither stores what only training needs; a checkpoint of `train` does.
@@ -248,18 +267,35 @@ class PeftModel(Module):
         self.method.set_rank(self, rank)
         return self
 
-    def merge(self) -> GPT:
-        """A plain GPT, with its own weights, that computes the same; MethodError if none can."""
+    def merge(self, activations: str = "kept") -> GPT:
+        """A plain GPT, with its own weights, that computes the same; MethodError if none can.
+
+        A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
+        and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that
+        are not rounded. `activations="exact"` merges all the same. The merged layers are then plain
+        and round nothing, which is another function. Layers without a change stay as they are.
+        """
         self._check_active()
-        obstacles = [f"puts a nonlinear {type(wrapper).__name__} at {path}"
-                     for path, wrapper in self.wrappers.items() if not hasattr(wrapper, "merge")]
-        if self.virtual is not None: obstacles.append("works by virtual tokens")
-        if obstacles:
-            raise MethodError(f"merge: {self.method} {obstacles[0]}; no weights can replace that")
-        plain = copy.deepcopy(self.model)
+        if activations not in ("kept", "exact"):
+            raise MethodError(f"merge: activations must be 'kept' or 'exact', got {activations!r}")
+        if self.virtual is not None:
+            raise MethodError(f"merge: {self.method} works by virtual tokens; no weights can "
+                              "replace that")
+        for path, wrapper in self.wrappers.items():
+            if not hasattr(wrapper, "merge"):
+                raise MethodError(f"merge: {self.method} puts a {type(wrapper).__name__} at {path},"
+                                  " which has no `merge`; keep the method attached")
+            if activations == "kept" and not getattr(wrapper.base, "is_affine", False):
+                raise MethodError(
+                    f"merge: {path} is a {type(wrapper.base).__name__}, which does more than "
+                    "multiply by a weight: it rounds its inputs or outputs, and no weights do "
+                    'that. Keep the method attached, or call merge(activations="exact"), whose '
+                    "merged layers round nothing")
+        memo = {id(self.attachment): self.attachment}              # of no use to the copy
+        plain = copy.deepcopy(self.model, memo)
         replace_modules(plain, {path: plain.get(path).merge() for path in self.wrappers})
         for p in plain.parameters(): p.requires_grad, p.grad = True, None
-        plain.attached = None
+        plain.attachment = None
         return plain
 
     def fold(self) -> PeftModel:
@@ -270,15 +306,8 @@ class PeftModel(Module):
         method, virtual = self.method.fold(self.virtual)
         if virtual is self.virtual:
             raise MethodError(f"fold: {self.method} has no reparameterization to drop")
-        self.method, self.virtual = method, virtual
-        if self.active: self.model.attached = method
+        self.method, self.virtual, self.attachment.method = method, virtual, method
         return self
 
     def describe(self) -> str: return f"({self.method})"
 
-
-def _exchange(parameters, arrays):
-    """Swap each parameter's data with the array of its name. Calling it twice changes nothing."""
-    for name, p in parameters.items():
-        array, arrays[name] = arrays[name], p.data
-        p.assign(array)

@@ -13,7 +13,7 @@ For one head (He et al., arXiv 2110.04366, equations 7, 8; λ is the prefix's sh
     paper           here            shape
     P_θ             table()         (P, 2 L d): per layer keys, then values, each of H heads
     P_K, P_V        seams           (H, P, d_head) in each of L layers
-    P′_θ            P_small         (P, d)
+    P′_θ            P_small         (P, d)              in the paper (P, k)
     W₁, b₁          W1              (m, d), (m,)        m = `hidden`, d/2
     W₂, b₂          W2              (2 L d, m), (2 L d,)
 
@@ -22,13 +22,17 @@ either way, which the paper counts as "0.1 %". `tuned.fold()` drops the MLP and 
 folded prefix; checkpoints of `train` keep the MLP, so that training resumes exactly.
 
 Where implementations differ. The paper uses the MLP because training P_θ directly was unstable;
-PEFT trains it directly by default (`reparameterize=False`). The paper's m is 512 in a model 1,024
-wide: hence d/2. The paper starts at random, or, where data is scarce, from the activations of real
-words. The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: those of
-`text`): training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
-least-squares solution for these activations. `init="random"` draws P_θ, or P′ and the MLP, from
-unit normals as PEFT does; its first loss is above that of no prefix. A zero prefix is not a no-op:
-it takes part of the softmax and shifts positions by P. PEFT, unlike the authors, has no dropout.
+PEFT trains it directly by default (`reparameterize=False`). In the paper P′ is narrow, (P, k), with
+k = 512 for GPT-2 and 800 for BART (footnote 4). In the authors' code P′ is (P, d), and 512 or 800
+is the width m of the hidden layer. This file follows the code: GPT-2 medium is 1,024 wide, hence
+m = d/2. The paper starts at random, or, where data is scarce, from the activations of real words.
+The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: `text`):
+training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
+least-squares solution for these activations. `init="random"` draws P_θ from N(0, 1) as PEFT does.
+With the MLP, P′ is from N(0, 1) as in PEFT, but W₁ and W₂ are from N(0, 1/d_in) and the biases 0,
+where PEFT draws all of them from U(±1/√d_in): the table starts at a standard deviation of 0.62, and
+PEFT's at 0.28. The first loss is above that of no prefix. A zero prefix is not a no-op: it takes
+part of the softmax and shifts positions by P. PEFT, unlike the authors, has no dropout.
 """
 from dataclasses import dataclass, replace
 from typing import Any

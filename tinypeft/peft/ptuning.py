@@ -138,12 +138,14 @@ def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
     if separator is None:
         part = np.full((B, T), k if lengths is None else 0)                # the part of each token
     else:
-        ended = np.cumsum(tokens == separator, axis=1)
+        ends = tokens == separator
+        if lengths is not None: ends &= np.arange(T) < np.reshape(lengths, (B, 1))  # not in padding
+        ended = np.cumsum(ends, axis=1)
         if (ended[:, -1] < needed).any():
             b = int((ended[:, -1] < needed).argmax())
             raise ValueError(f"P-tuning: row {b} has {ended[b, -1]} of the {needed} separators "
                              f"(token {separator}) that a template of {k + 1} parts needs")
-        part = np.minimum(ended - (tokens == separator), needed)
+        part = np.minimum(ended - ends, needed)
     if lengths is not None:
         part = np.where(np.arange(T) < np.reshape(lengths, (B, 1)), part, k)
     real = np.arange(T) + np.cumsum(counts)[part]                          # the places of tokens

@@ -15,10 +15,11 @@ import numpy as np
 
 from ..files import save_arrays, write_atomically
 from ..gpt import GPT, GPTConfig
+from ..hints import Array
 from ..text import BPETokenizer, KneserNey, base_corpus, domain_corpus
 from ..text.tasks import LanguageModelling, domain
 from ..train import evaluate, train
-from . import FOLDER
+from . import FOLDER, WEIGHTS
 
 CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=5, n_heads=4)
 RECIPE = dict(steps=16_000, batch_size=8, lr=2.5e-3, weight_decay=0.1, schedule_kind="cosine",
@@ -43,7 +44,7 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
     tokenizer = BPETokenizer.train(base_corpus().text("train"), config.vocab_size)
     own, other = tasks(tokenizer, config.context_length)
     model = GPT(config, rng=recipe["seed"])
-    history = train(model, own, **recipe, checkpoint=work / "checkpoint.npz",
+    history = train(model, own, **recipe, checkpoint=work / "checkpoint.safetensors",
                     checkpoint_every=500, stop_after=stop_after, progress=progress)
     if len(history.loss) < recipe["steps"]:
         return None
@@ -52,7 +53,7 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
     model.tokenizer = tokenizer
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out / "tokenizer.json")
-    save_arrays(out / "weights.npz", half, {"config": dataclasses.asdict(config)})
+    save_weights(out, half, config)
     ngram, results = KneserNey(order=5).fit(own.data("train"), config.vocab_size), {}
     ngram.tune(own.data("validation"))
     for task in (own, other):
@@ -69,6 +70,13 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
         "validation": history.evals, "results": results}
     write_atomically(out / "training.json", json.dumps(record) + "\n")
     return record
+
+
+def save_weights(folder: Path, arrays: dict[str, Array], config: GPTConfig) -> None:
+    """Write a model's arrays to a folder, in place of those that an older version wrote there."""
+    present, *older = WEIGHTS
+    save_arrays(folder / present, arrays, {"config": dataclasses.asdict(config)})
+    for name in older: (folder / name).unlink(missing_ok=True)
 
 
 def curve(losses: Sequence[float], points: int = 240) -> list[list[float]]:

@@ -34,6 +34,7 @@ Where implementations differ:
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -99,17 +100,17 @@ class AWQ(CalibratedWeights):
         (n, d), g = W.shape, x.shape[1]
         H = self.hessian(H, d)
         H = np.array([H[j:j + g, j:j + g] for j in range(0, d, g)])       # (G, g, g)
-        top = np.abs(x).max(1, keepdims=True)
-        best, least = top, np.full((n, d // g), np.inf)
+        low, high = x.min(1), x.max(1)
+        top = np.maximum(-low, high)
+        at = lambda edge: self.nearest.grid(np.maximum(low, -edge), np.minimum(high, edge))
+        best, least = top, np.full(len(x), np.inf)
         for i in range(max(1, int(self.clip_steps * self.max_shrink))):
             edge = top * np.float32(1 - i / self.clip_steps)
-            inside = np.clip(x, -edge, edge)
-            D = self.nearest.fit(inside).round(inside) - x
+            D = at(edge).round(x) - x
             D = D.reshape(n, -1, g).transpose(1, 0, 2)                    # (G, d_out, g)
-            error = ((D @ H) * D).sum(2).T                                # (d_out, G)
-            best = np.where((error < least).reshape(-1, 1), edge, best)
-            least = np.minimum(error, least)
-        return self.nearest.quantize(np.clip(x, -best, best).reshape(W.shape))
+            error = ((D @ H) * D).sum(2).T.reshape(-1)                    # (d_out · G,)
+            best, least = np.where(error < least, edge, best), np.minimum(error, least)
+        return self.nearest.quantize(W, at(best))
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Block by block: find and fold all scales of a block, then clip and round."""
@@ -159,10 +160,20 @@ class AWQ(CalibratedWeights):
 
 class InputScaledLinear(QuantizedLinear):
     """y = (x/s) Ŵᵀ + b, s = `input_scale` (d_in,), which could not be folded away."""
+    parts: ClassVar[dict[str, Any]] = QuantizedLinear.parts | {"input_scale": np.ndarray}
+
+    is_affine = True                                     # s is part of `dense_weight`
 
     def __init__(self, weight: QTensor, bias: Tensor | None, input_scale: Array):
         super().__init__(weight, bias)
         self.input_scale = input_scale
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        s = self.input_scale
+        if s.shape != (self.d_in,) or s.dtype.kind != "f" or not (s > 0).all():
+            raise ValueError(f"input_scale must be {self.d_in} positive numbers, got {s.dtype} "
+                             f"{s.shape}")
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x / self.input_scale)

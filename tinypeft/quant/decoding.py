@@ -10,13 +10,13 @@ compiled loop of bitsandbytes, which works in registers, takes 0.3 to 1.2 ms.
 """
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..hints import Array
+from ..threads import parallel_map
 from .codebooks import codebook
 from .packing import unpack
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .qtensor import QTensor
 
 CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use two threads
-OTHER = ThreadPoolExecutor(1)    # the second thread; it waits for none, so a worker may wait for it
 
 
 def decode(q: QTensor, flat: Array) -> None:
@@ -48,10 +47,8 @@ def decode(q: QTensor, flat: Array) -> None:
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
     starts = range(0, q.n_blocks, step)
-    if q.size < SHARED: return chunks(starts)
-    other = OTHER.submit(chunks, starts[1::2])
-    chunks(starts[0::2])
-    other.result()
+    if q.size < SHARED: chunks(starts)
+    else:               parallel_map(chunks, (starts[0::2], starts[1::2]), workers=2)
 
 
 def look_up(table: Array, q: QTensor, start: int, x: Array) -> None:

@@ -23,6 +23,7 @@ Trained, as floats, which saves no memory: all parameters, and per layer n steps
 `symmetric=False`, 1 or 2 numbers for the input. Converted: b + 32/B bits per weight, B per step.
 """
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -114,6 +115,7 @@ class FakeQuantLinear(Module):
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
+    is_affine = property(lambda self: not (self.round_input or self.round_output))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.round_input: x = self.round_input(x)
@@ -138,6 +140,9 @@ class FakeQuantLinear(Module):
 class RoundedLinear(QuantizedLinear):
     """y = r(x̂ Ŵᵀ + b), Ŵ as codes: a converted `FakeQuantLinear` that rounds inputs or outputs.
     x̂ and Ŵ stand for integers, but are multiplied as floats; `int8.py` multiplies the integers."""
+    parts: ClassVar[dict[str, Any]] = QuantizedLinear.parts | {
+        "input_bits": (int, None), "output_bits": (int, None), "cutoff": (float, None),
+        "input_scale": (np.ndarray, None), "input_zero": (np.ndarray, None)}
 
     def __init__(self, weight: QTensor, bias: Parameter | None, round_input: Module | None,
                  round_output: Module | None):
@@ -149,6 +154,19 @@ class RoundedLinear(QuantizedLinear):
         if isinstance(round_input, LearnedStep):
             grid = round_input.grid()
             self.input_scale, self.input_zero = grid.scale, np.full((1, 1), grid.zero, np.float32)
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        for bits in self.input_bits, self.output_bits:
+            if bits is not None: Uniform(bits)           # raises for a number it does not take
+        if self.cutoff is not None and not self.cutoff > 0:
+            raise ValueError(f"cutoff must be positive, got {self.cutoff}")
+        s, z = self.input_scale, self.input_zero
+        if s is None and z is None: return
+        if self.input_bits is None or s is None or z is None or not (
+                s.size == z.size == 1 and (s > 0).all()):
+            raise ValueError("input_scale, input_zero and input_bits belong together: one positive "
+                             f"number, one number and an integer; got {s}, {z}, {self.input_bits}")
 
     def forward(self, x: Tensor) -> Tensor:
         per_token = lambda x, bits: x if bits is None else MinMax(Uniform(bits), self.cutoff)(x)
@@ -170,8 +188,7 @@ def convert(model: GPT) -> GPT:
     or if there is nothing to convert."""
     if not isinstance(model, GPT):
         raise TypeError(f"convert: expected a GPT, got {type(model).__name__}")
-    if model.attached is not None:
-        raise ValueError(f"convert: {model.attached} is attached; merge or detach it first")
+    model.check_free("convert")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:
         raise ValueError("convert: no layer was trained in quantized form; quantize by FakeQuant")

@@ -44,6 +44,7 @@ def plant_outliers(model: GPT, channels: int = 3, factor: float = 32.0, rng: See
 
     Large models grow such channels by themselves, the same ones in all blocks; small models do not
     (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two."""
+    model.check_free("plant_outliers")
     d = model.config.d_model
     if not 1 <= channels <= d:
         raise ValueError(f"plant_outliers: channels must lie in 1 … {d}, got {channels}")

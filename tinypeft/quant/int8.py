@@ -22,6 +22,7 @@ sums are cut into pieces of 1024, which are added in float64, exact up to 2⁵³
 Gradient: dX = dY Ŵ (`linear.py`). Stored: 8 bits per weight and 32 per scale; no inputs.
 """
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -80,6 +81,15 @@ def signed_codes(q: QTensor) -> Array:
     return replace(q, scale=None, block_size=q.shape[-1]).dequantize()
 
 
+def check_integers(q: QTensor) -> None:
+    """ValueError unless the products of this file can use q: q − z are integers of at most 8 bits,
+    with one z for all where every row has one scale."""
+    per_row = q.block_size % q.shape[-1] == 0
+    if (q.codebook is not None or q.bits > 8 or q.scale is None or q.order is not None
+            or per_row and not isinstance(q.zero, int)):
+        raise ValueError(f"expected a symmetric weight of at most 8 bits, got {q}")
+
+
 def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
     """Integers Q (M, K) and a symmetric QTensor q (N, K) → Q Ŵᵀ (M, N). If every row of W has one
     scale, this is an exact integer product, then scaled: s_w (Q q_wᵀ). If a row has several, Q
@@ -94,11 +104,24 @@ def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
 
 class Int8Linear(QuantizedLinear):
     """y = s_x · (q_x Ŵᵀ) + b. `scale`: s_x (), if `activations` is "static", else None."""
+    parts: ClassVar[dict[str, Any]] = QuantizedLinear.parts | {"activations": str,
+                                                               "scale": (np.ndarray, None)}
 
     def __init__(self, weight: QTensor, bias: Parameter | None, activations: str,
                  scale: Array | None = None):
         super().__init__(weight, bias)
         self.activations, self.scale = activations, scale
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        check_integers(self.weight)
+        if self.activations not in ("tensor", "token", "static"):
+            raise ValueError(f"activations must be tensor, token or static, "
+                             f"got {self.activations[:80]!r}")
+        s, static = self.scale, self.activations == "static"
+        if (s is not None) != static or static and (s.shape != () or not s > 0):
+            raise ValueError(f"activations={self.activations!r} with the scale {s}; static ones "
+                             "need one positive number, others none")
 
     def forward(self, x: Tensor) -> Tensor:
         return straight_through(x, self.weight, self.bias, self.product, self.dense_weight)

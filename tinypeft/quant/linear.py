@@ -6,6 +6,7 @@ A layer may round its inputs too (`int8.py`). Rounding has derivative 0 almost e
 layer takes the gradient above instead: the straight-through estimator (Bengio et al., 1308.3432).
 """
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 from ..hints import Array
 from ..nn import Module, Parameter
@@ -18,13 +19,29 @@ __all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]
 class QuantizedLinear(Module):
     """y = x Ŵᵀ + b. The weight is a QTensor (d_out, d_in), never trained; b is a Parameter or None.
     Subclasses also quantize their input. `save_quantized` can write their further attributes if
-    these are arrays, QTensors, Parameters, numbers, strings or None."""
+    these are arrays, QTensors, Parameters, numbers, strings or None; `parts` says what a file must
+    hold of a layer: attribute → type, or types."""
+
+    parts: ClassVar[dict[str, Any]] = {"weight": QTensor, "bias": (Parameter, None)}
 
     def __init__(self, weight: QTensor, bias: Parameter | None):
         self.weight, self.bias = weight, bias
 
+    def check_parts(self) -> None:
+        """ValueError unless `parts`, each of its type, fit together: what a file says is checked."""
+        q, bias = self.weight, self.bias
+        if len(q.shape) != 2: raise ValueError(f"the weight has shape {q.shape}, not two axes")
+        if bias is not None and bias.shape != (self.d_out,):
+            raise ValueError(f"the bias has shape {bias.shape}, expected {(self.d_out,)}")
+        q.check_finite()
+
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
+
+    @property
+    def is_affine(self) -> bool:
+        """As in `Linear`. A subclass with a `forward` of its own says so if it rounds nothing."""
+        return type(self).forward is QuantizedLinear.forward
 
     def forward(self, x: Tensor) -> Tensor:
         return quantized_linear(x, self.weight, self.bias)

@@ -28,6 +28,7 @@ float16 copy. On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too
 mode on a CPU that library's layer multiplies X by the dequantized weight instead.)
 """
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from ..hyper import Limit, declared, one_of
 from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
-from .int8 import int8_matmul, scale_of, signed_codes
+from .int8 import check_integers, int8_matmul, scale_of, signed_codes
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme, checked
@@ -79,12 +80,28 @@ class LLMInt8(Scheme):
 
 class LLMInt8Linear(QuantizedLinear):
     """Equation (8). `kept` float16 (d_out, k): the weights of the features `columns` int32 (k,)."""
+    parts: ClassVar[dict[str, Any]] = QuantizedLinear.parts | {
+        "threshold": float, "variant": str, "columns": np.ndarray, "kept": np.ndarray}
 
     def __init__(self, weight: QTensor, bias: Parameter | None, scheme: LLMInt8, columns: Array,
                  kept: Array):
         super().__init__(weight, bias)
         self.threshold, self.variant = scheme.threshold, scheme.variant
         self.columns, self.kept = columns, kept
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        check_integers(self.weight)
+        LLMInt8(self.threshold, self.variant)            # raises for values that it does not take
+        k, d_in = self.columns, self.d_in
+        if self.weight.bits != 8 or self.weight.block_size != d_in:
+            raise ValueError(f"expected 8 bits and a scale per row, got {self.weight}")
+        if (k.dtype, k.ndim) != (np.int32, 1) or ((k < 0) | (k >= d_in)).any() \
+                or len(np.unique(k)) < k.size:
+            raise ValueError(f"columns must be different int32 numbers below {d_in}, got {k}")
+        if (self.kept.dtype, self.kept.shape) != (np.float16, (self.d_out, k.size)):
+            raise ValueError(f"kept must be float16 {(self.d_out, k.size)}, got "
+                             f"{self.kept.dtype} {self.kept.shape}")
 
     def dense_weight(self) -> Array:
         """Ŵ float32 (d_out, d_in): the decoded codes, with the float16 columns in their place."""

@@ -6,9 +6,10 @@ second smaller:
     weight error    ‖Ŵ − W‖ / ‖W‖               Frobenius norms
     output error    ‖(Ŵ − W) X‖ / ‖W X‖         X: a layer's inputs in the original model
 
-Merging. A LoRA on a quantized base was trained with Ŵ. It can be kept apart, or merged into Ŵ
-exactly, in floating point (`PeftModel.merge`). Merging it into W adds W − Ŵ, which training never
-saw. Quantizing Ŵ + ΔW again loses changes below a step: most of ΔW at 4 bits (`requantize_error`).
+Merging. A LoRA on a quantized base was trained with Ŵ. It can be kept apart, or merged into Ŵ in
+floating point (`PeftModel.merge`). This is exact where a layer rounds nothing but its weight; one
+that also rounds its inputs does not. Merging it into W adds W − Ŵ, which training never saw.
+Quantizing Ŵ + ΔW again loses changes below a step: most of ΔW at 4 bits (`requantize_error`).
 """
 from collections.abc import Iterable, Iterator
 

@@ -15,15 +15,14 @@ def quantize(model: GPT, scheme: Scheme, calibration: Array | Iterable[Array] | 
 
     scheme: such as `NF4()`. calibration: tokens for schemes that look at activations, int (B, T) or
     an iterable of such arrays. targets: names of layers as in `attach`, or "all". Embeddings and
-    norms keep their precision. ValueError when a method is attached, a layer is quantized already,
-    or needed calibration is missing. After an error the model is as it was before."""
+    norms keep their precision. ValueError when a method is attached or disabled, a layer is
+    quantized already, or needed calibration is missing. An error leaves the model as it was."""
     if not isinstance(model, GPT):
         hint = "; quantize first, then attach the method" if hasattr(model, "detach") else ""
         raise TypeError(f"quantize: expected a GPT, got {type(model).__name__}{hint}")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
-    if model.attached is not None:
-        raise ValueError(f"quantize: {model.attached} is attached; merge or detach it first")
+    model.check_free("quantize")
     layers = dict(match_targets(model, targets))
     for path, layer in layers.items():
         if not isinstance(layer, Linear):

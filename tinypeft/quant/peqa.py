@@ -114,6 +114,7 @@ class PEQALinear(Module):
     d_in = property(lambda self: self.base.d_in)
     d_out = property(lambda self: self.base.d_out)
     bias = property(lambda self: self.base.bias)
+    is_affine = True
 
     def forward(self, x: Tensor) -> Tensor:
         return scaled_linear(x, self.base.weight, self.scale, self.bias)

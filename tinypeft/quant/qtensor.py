@@ -18,16 +18,19 @@ Two signs of the zero point are in use. Libraries and this file write q = round(
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..files import check_fields
 from ..hints import Array
 from ..markup import facts
 from ..nn import Packed
 from .codebooks import codebook
 from .decoding import decode
 from .packing import packed_size, unpack
+
+ARRAYS = "codes", "scale", "zero", "offset", "order"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,22 +47,38 @@ class QTensor(Packed):
     order: Array | None = None           # int32 (d_in,): stored column j is column order[j] (GPTQ)
 
     def __post_init__(self):
-        if self.bits not in (*range(1, 9), 16):
+        if not _whole(self.bits) or self.bits not in (*range(1, 9), 16):
             raise ValueError(f"QTensor: bits must be 1 … 8 or 16, got {self.bits!r}")
+        if not all(_whole(n) and n >= 0 for n in self.shape):
+            raise ValueError(f"QTensor: shape must be whole numbers ≥ 0, got {self.shape}")
+        if not _whole(self.block_size) or self.block_size < 1:
+            raise ValueError(f"QTensor: block_size must be a whole number ≥ 1, "
+                             f"got {self.block_size!r}")
+        if self.codebook is not None and len(codebook(self.codebook)) != 2**self.bits:
+            raise ValueError(f"QTensor: {self.codebook!r} has {len(codebook(self.codebook))} "
+                             f"values, codes of {self.bits} bits have {2**self.bits}")
         packed = lambda n: (np.uint8, packed_size(n, self.bits))
         self._require("codes", *((np.uint16, self.size) if self.bits == 16 else packed(self.size)))
-        if isinstance(self.scale, QTensor) and self.scale.size != self.n_blocks:
-            raise ValueError(f"QTensor: {self.n_blocks} blocks, but {self.scale.size} scales")
-        if isinstance(self.scale, np.ndarray):
-            self._require("scale", self.scale.dtype, self.n_blocks)
-        if not isinstance(self.zero, int): self._require("zero", *packed(self.n_blocks))
+        if isinstance(self.scale, QTensor):
+            if self.scale.size != self.n_blocks:
+                raise ValueError(f"QTensor: {self.n_blocks} blocks, but {self.scale.size} scales")
+            if isinstance(self.scale.scale, QTensor):
+                raise ValueError("QTensor: the scales of scales must be numbers, got codes")
+        elif self.scale is not None:
+            kinds = np.float16, np.float32, np.float64
+            dtype = getattr(self.scale, "dtype", None)
+            self._require("scale", dtype if dtype in kinds else np.float32, self.n_blocks)
+        if type(self.zero) is not int: self._require("zero", *packed(self.n_blocks))
+        elif abs(self.zero) > 1 << 15:
+            raise ValueError(f"QTensor: zero must be from −2¹⁵ to 2¹⁵, got {self.zero}")
         if self.order is not None: self._require("order", np.int32, self.shape[-1])
 
     def _require(self, name, dtype, size):
         part = getattr(self, name)
-        if part.shape != (size,) or part.dtype != dtype:
+        if not isinstance(part, np.ndarray) or part.shape != (size,) or part.dtype != dtype:
+            got = f"{getattr(part, 'dtype', part)!s:.80} {getattr(part, 'shape', '')}"
             raise ValueError(f"QTensor {self.shape} of {self.bits} bits: {name} must be "
-                             f"{np.dtype(dtype)} ({size},), got {part.dtype} {part.shape}")
+                             f"{np.dtype(dtype)} ({size},), got {got}")
 
     # -- size -----------------------------------------------------------------------------------
     @property
@@ -116,6 +135,16 @@ class QTensor(Packed):
         z = self.zero if z is None else np.repeat(z.astype(np.int16), self.block_size)[:self.size]
         return (q - z).astype(np.int16, copy=False).reshape(self.shape)
 
+    def check_finite(self) -> None:
+        """ValueError if a code, or the code of a scale, stands for infinity or NaN."""
+        if isinstance(self.scale, QTensor): self.scale.check_finite()
+        finite = [True] if self.codebook is None else np.isfinite(codebook(self.codebook))
+        if np.all(finite): return
+        for start in range(0, self.size, 1 << 20):
+            if not finite[self.unpack(start, min(1 << 20, self.size - start))].all():
+                raise ValueError(f"a code of {self.codebook} stands for a number that is not "
+                                 "finite")
+
     # -- saving ---------------------------------------------------------------------------------
     def arrays(self) -> dict[str, Array]:
         """The stored arrays by name; those of a quantized scale under "scale."."""
@@ -128,21 +157,36 @@ class QTensor(Packed):
 
     def metadata(self) -> dict:
         """The parts that `arrays` does not hold, in types that JSON has."""
-        plain = {name: value for name, value in vars(self).items() if name == "codebook"
-                 or not isinstance(value, (np.ndarray, np.floating, QTensor, type(None)))}
-        inner = {"scale": self.scale.metadata()} if isinstance(self.scale, QTensor) else {}
-        return plain | {"shape": list(self.shape)} | inner
+        told = {"bits": int(self.bits), "shape": [int(n) for n in self.shape],
+                "block_size": int(self.block_size), "codebook": self.codebook}
+        if type(self.zero) is int: told["zero"] = self.zero
+        if isinstance(self.scale, QTensor): told["scale"] = self.scale.metadata()
+        return told
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Array], metadata: dict) -> QTensor:
-        """Inverse of `arrays` and `metadata`. KeyError or ValueError for parts missing or unfit."""
-        parts = dict.fromkeys(("scale", "offset", "order")) | arrays | metadata
+        """Inverse of `arrays` and `metadata`, which may come from a file. KeyError for arrays that
+        are missing or unknown, ValueError for parts that do not fit together."""
+        check_fields(metadata, {"bits": int, "shape": list, "block_size": int,
+                                "codebook": (str, None)}, {"zero": int, "scale": dict})
+        parts = {name: a for name, a in arrays.items() if not name.startswith("scale.")}
         if "scale" in metadata:
             inner = {name[6:]: a for name, a in arrays.items() if name.startswith("scale.")}
             parts["scale"] = cls.from_arrays(inner, metadata["scale"])
-        if parts["offset"] is not None: parts["offset"] = np.float32(parts["offset"])
-        parts["shape"] = tuple(parts["shape"])
-        return cls(**{f.name: parts[f.name] for f in fields(cls)})
+        twice = parts.keys() & metadata.keys() - {"scale"}
+        wrong = {name for name in arrays if name.partition(".")[0] not in ARRAYS} | twice
+        if missing := {"codes"} - parts.keys(): raise KeyError(f"QTensor: no array {missing}")
+        if wrong: raise KeyError(f"QTensor: unknown arrays {sorted(wrong)}")
+        parts = dict.fromkeys(("scale", "offset", "order")) | {"zero": 0} | metadata | parts
+        if (offset := parts["offset"]) is not None:
+            if offset.shape != () or offset.dtype.kind != "f":
+                raise ValueError(f"QTensor: offset must be one float, got {offset.dtype} "
+                                 f"{offset.shape}")
+            parts["offset"] = np.float32(offset)
+        q = cls(**{**parts, "shape": tuple(parts["shape"])})
+        if q.order is not None and not np.array_equal(np.sort(q.order), np.arange(q.order.size)):
+            raise ValueError(f"QTensor: order must have each of 0 … {q.order.size - 1} once")
+        return q
 
     def repacked(self, arrays: dict[str, Array]) -> QTensor:
         """The same layout around other arrays."""
@@ -175,6 +219,9 @@ class QTensor(Packed):
                 shown["step s"] = f"rounding to nearest errs by at most {abs(scales).max() / 2:.4g}"
         shown["of float32"] = f"{self.bits_per_weight / 32:.1%}"
         return facts((self._facts() | shown).items())
+
+
+def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def blocks_of(x: Array, block_size: int) -> Array:

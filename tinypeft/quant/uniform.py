@@ -6,14 +6,18 @@
                  s = (h − l)/(2ᵇ − 1),  z = round(−l/s)
     symmetric    range [−m, m], z = 2ᵇ⁻¹, and either of two steps:
       "absmax"   s = m/(2ᵇ⁻¹ − 1), without code −2ᵇ⁻¹ (survey §5.4, LLM.int8(), SmoothQuant, AWQ)
-      "full"     s = 2m/(2ᵇ − 1), with every code (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5)
+      "full"     s = 2m/(2ᵇ − 1), with code −2ᵇ⁻¹ (GPTQ's and torchao's "symmetric"; 4 bits: m/7.5).
+                 Only a number at −m takes that code, so rows without one do not use it.
 
 Signed codes are stored with 2ᵇ⁻¹ added, so that one formula serves both (`QTensor.integers()` gives
 them signed). The survey (Zhao et al. 2023) writes −z as Z (`qtensor.py`).
 
 Where libraries differ. PyTorch multiplies by 1/s, so a tie, here rounded half to even, may fall on
-the other side. A float16 scale is rounded *up* here, then divides x. Libraries round it to nearest,
-which can leave the end of the range more than half a step outside the grid.
+the other side. A float16 scale is rounded *up* here, then divides x, so |x − x̂| ≤ s/2 holds for the
+stored s. ("full" rounds it down where the bound allows that: −m keeps its code.) Libraries round it
+to nearest, which can leave the end of the range more than half a step outside the grid. A range
+[−l, l] ends half a step beyond the outermost levels, so one of them may lose its last number; cut
+a range, but leave the numbers as they are, and those beyond it take both.
 
 Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A block of one number c
 decodes to c within rounding; under "full", without a point at m, at 4 bits to c·14/15 or c·16/15.
@@ -61,11 +65,21 @@ def make_grid(low: Array, high: Array, bits: int, symmetric: bool = True,
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     if symmetric:
         m, top = np.maximum(-low, high), 2**(bits - 1)
-        scale = m / np.float32(top - 1 if convention == "absmax" else (2**bits - 1) / 2)
-        return Grid(stored(scale, dtype)[:, None], top, bits, 1 if convention == "absmax" else 0)
+        if convention == "full": return Grid(full_step(m, high, bits, dtype)[:, None], top, bits)
+        return Grid(stored(m / np.float32(top - 1), dtype)[:, None], top, bits, 1)
     n = np.float32(2**bits - 1)
     scale = stored(high / n - low / n, dtype)[:, None]                    # high − low may overflow
     return Grid(scale, np.clip(np.rint(-low[:, None] / scale), 0, 2**bits - 1), bits)
+
+
+def full_step(m: Array, high: Array, bits: int, dtype: str | type) -> Array:
+    """2m/(2ᵇ − 1) as `stored`, or the number below where rounding up made it too large for −m to
+    reach its code, and where the smaller step still keeps m and `high` within s/2 of the grid."""
+    half, dtype = np.float32((2**bits - 1) / 2), np.dtype(dtype)
+    s = stored(m / half, dtype)
+    below = np.nextafter(s.astype(dtype), dtype.type(0)).astype(np.float32)
+    reached = (high <= half * below) & (half * below < m) & (m - half * below <= below)
+    return np.where((s > m / half) & reached, below, s)
 
 
 def stored(scale: Array, dtype: str | type) -> Array:
@@ -130,20 +144,32 @@ class Uniform(Scheme):
     def fit(self, x: Array) -> Grid:
         """The grid for the rows of x, float32 (n_blocks, block_size)."""
         low, high = x.min(1), x.max(1)
-        if self.clipping == "minmax": return self.grid(low, high)
-        if self.clipping == "percentile" and self.symmetric:
-            m = np.percentile(np.abs(x), self.percentile, axis=1)
-            return self.grid(-m, m)
-        if self.clipping == "percentile":
+        if self.clipping == "percentile": low, high = self.inner_range(x, low, high)
+        if self.clipping == "mse": low, high = self.best_share(x, low, high) * np.stack([low, high])
+        return self.grid(low, high)
+
+    def inner_range(self, x: Array, low: Array, high: Array) -> Array:
+        """The range without its outermost percents, (2, n_blocks); all of it, low … high, where
+        the rest is zeros, which give no step."""
+        if self.symmetric:
+            inner = np.percentile(np.abs(x), self.percentile, axis=1) * np.float32([[-1], [1]])
+        else:
             out = (100 - self.percentile) / 2
-            return self.grid(*np.percentile(x, [out, 100 - out], axis=1))
+            inner = np.percentile(x, [out, 100 - out], axis=1)
+        return np.where(inner.any(0), inner, [low, high])
+
+    def best_share(self, x: Array, low: Array, high: Array) -> Array:
+        """The p (n_blocks,) whose range p·low … p·high has the least error. Errors are measured in
+        units of 2³²ᵏ, of the order of the row, so that their powers are float32 numbers too."""
+        k = np.rint(np.frexp(np.maximum(-low, high))[1] / 32).clip(-3, 3).astype(int)
+        unit = np.ldexp(np.float32(1), 32 * k)[:, None]
         best, least = np.ones(len(x), np.float32), np.full(len(x), np.inf, np.float32)
         for i in range(int(self.grid_steps * self.shrink) + 1):
             p = np.float32(1 - i / self.grid_steps)
-            error = np.abs(self.grid(p * low, p * high).round(x) - x)
+            error = np.abs(self.grid(p * low, p * high).round(x) - x) / unit
             error = (error * error if self.norm == 2 else error**self.norm).sum(1)
             best, least = np.where(error < least, p, best), np.minimum(error, least)
-        return self.grid(best * low, best * high)
+        return best
 
     def grid(self, low: Array, high: Array) -> Grid:
         """The grid for given ranges (n_blocks,), such as ranges that were calibrated beforehand."""

@@ -6,7 +6,7 @@
     "base"    128  5         1,155,456    the shipped one: 16,000 steps
 
 They are trained when they are first needed, in two and six minutes on one core, and kept in the user's cache directory as
-bases/NAME-KEY.npz (`files.save_arrays`: float16 arrays under the names of `GPT.state_dict`, meta {"config": …,
+bases/NAME-KEY.safetensors (`files.save_arrays`: float16 arrays under the names of `GPT.state_dict`, meta {"config": …,
 "validation": nats/token}). KEY is a hash of configuration, recipe, text and tokenizer, so a changed recipe makes another
 file. Training is deterministic: these four decide the weights.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import cache_directory, load_arrays, save_arrays
+from ..files import cache_directory, only_file, save_arrays
 from ..gpt import GPT, GPTConfig
-from ..pretrained import FOLDER, load_pretrained, load_tokenizer
+from ..pretrained import FOLDER, load_pretrained, load_tokenizer, read_weights
 from ..pretrained.make import RECIPE
 from ..text import corpus
 from ..text.tasks import LanguageModelling
@@ -39,11 +39,10 @@ def small_base(name: str, progress: bool | None = None) -> GPT:
     if name not in SIZES:
         raise ValueError(f"small_base: there is no base {name!r}; there are {', '.join(SIZES)}")
     if SIZES[name] is None: return load_pretrained()
-    path = cache_directory() / "bases" / f"{name}-{key(name)}.npz"
-    if not path.exists(): make(name, path, progress)
-    arrays, meta = load_arrays(path)
-    model = GPT(GPTConfig(**meta["config"]))
-    model.load_state_dict({n: a.astype(np.float32) for n, a in arrays.items()})
+    folder, stem = cache_directory() / "bases", f"{name}-{key(name)}"
+    path = only_file(folder, f"{stem}.safetensors", f"{stem}.npz")       # .npz: an older version's
+    if path is None: make(name, path := folder / f"{stem}.safetensors", progress)
+    model = read_weights(path)
     model.tokenizer = load_tokenizer()
     return model
 
@@ -70,7 +69,7 @@ def base_text(splits: tuple[str, ...] = ("train", "validation"), context: int = 
 
 def make(name: str, path: Path, progress: bool | None = None) -> None:
     """Train the base `name` and write it to `path`. A training that was stopped continues where it was."""
-    model, checkpoint = GPT(SIZES[name], rng=RECIPE["seed"]), path.with_suffix(".checkpoint.npz")
+    model, checkpoint = GPT(SIZES[name], rng=RECIPE["seed"]), path.with_suffix(".checkpoint.safetensors")
     train(model, base_text(), **recipe(), workers=1, checkpoint=checkpoint, checkpoint_every=1000, progress=progress)
     half = {n: a.astype(np.float16) for n, a in model.state_dict().items()}
     model.load_state_dict({n: a.astype(np.float32) for n, a in half.items()})

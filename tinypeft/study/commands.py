@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ..arguments import fields, known, model_of, output, parsed, show_json
+from ..arguments import fields, known, model_of, number, output, parsed, show_json
+from ..files import check_writable, write_atomically
 
 __all__ = ["LATEST", "add_commands", "run_compare"]
 
@@ -27,18 +28,19 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
     p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs again "
                    "and keep the stored results if they agree")
-    p.add_argument("--jobs", type=int, metavar="N", help="processes that measure (default: one per core)")
+    p.add_argument("--jobs", type=number(int, least=1), metavar="N", help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
 
     p = command("memory", run_memory, "the memory that fine-tuning takes, by formula: weights, gradients, optimizer, "
                 "activations", takes=("json",))
-    p.add_argument("--params", type=float, metavar="N", help="for a GPT with about this many parameters, such as 7e9")
+    p.add_argument("--params", type=number(float, above=0), metavar="N",
+                   help="for a GPT with about this many parameters, such as 7e9")
     p.add_argument("--shape", help="for base, gpt2 or llama-7b (default llama-7b)")
     p.add_argument("--method", nargs="+", default=["full", "lora", "qlora"], metavar="METHOD",
                    help="full, lora, qlora, adapter, prefix or prompt (default full lora qlora)")
     fields(p, "options of the methods: rank=64, targets=all, bottleneck=64, length=10; or bits=4.5 for frozen matrices")
-    p.add_argument("--batch-size", type=int, default=1, help="rows (default 1)")
-    p.add_argument("--tokens", type=int, default=512, help="tokens per row (default 512)")
+    p.add_argument("--batch-size", type=number(int, least=1), default=1, help="rows (default 1)")
+    p.add_argument("--tokens", type=number(int, least=1), default=512, help="tokens per row (default 512)")
     p.add_argument("--float32", action="store_true", help="everything in 32 bits, as in this engine")
 
     p = command("missing", run_missing, "what a method, scheme, exercise or experiment still lacks, for who adds one",
@@ -48,12 +50,12 @@ def add_commands(command: Callable) -> None:
 
 def run_compare(args: Namespace) -> None:
     from . import compare
+    if not args.json: check_writable(args.out)
     record = compare.compare(model_of(args), compare.QUICK if args.quick else compare.Size(), args.seed)
     if args.json: return show_json(record)
     print(compare.tables(record))
     data = args.out / "results" / "compare.json"
-    data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_atomically(data, json.dumps(record, indent=1) + "\n")
     picture = compare.draw(record, args.out / "compare.svg")
     print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}\n"
           "Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in tinypeft/peft and the schemes in "
@@ -67,6 +69,7 @@ def run_figures(args: Namespace) -> int | None:
         from .experiment import run
         from .experiments import EXPERIMENTS
         chosen = [EXPERIMENTS[name] for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
+        if not args.status: check_writable(folder)
         if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
         if args.accept: return acceptance.accept(chosen, folder / "results", args.jobs)
         for experiment in chosen:
@@ -75,6 +78,7 @@ def run_figures(args: Namespace) -> int | None:
         return None
     from .gallery import figures
     from .pictures import PICTURES
+    check_writable(folder)
     figures(folder, known(args.names, PICTURES, "picture") or None)
     return None
 
@@ -83,8 +87,6 @@ def run_memory(args: Namespace) -> None:
     from . import memory
     if args.params is not None and args.shape is not None:
         raise ValueError("memory: give --params or --shape, not both")
-    if args.params is not None and not args.params > 0:
-        raise ValueError(f"memory: --params must be positive, got {args.params:g}")
     known([args.shape or "llama-7b"], memory.SHAPES, "shape")
     shape = memory.SHAPES[args.shape or "llama-7b"] if args.params is None else memory.shape_of(args.params)
     options = dict(map(parsed, args.set))

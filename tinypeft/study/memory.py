@@ -40,6 +40,7 @@ import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT, GPTConfig
+from ..hyper import one_of, real, whole
 from ..optim import AdamW
 from ..peft import METHODS, LoRA, Method, attach
 from ..quant import NF4, quantize
@@ -83,8 +84,13 @@ SHAPES = {
 
 
 def shape_of(parameters: float) -> Shape:
-    """A GPT with about this many parameters: heads of width 128, as many blocks as heads, 32,000 tokens, 2,048 positions."""
+    """A GPT with about this many parameters: heads of width 128, as many blocks as heads, 32,000 tokens, 2,048 positions.
+
+    Raises ValueError where no such shape comes within a factor of 2."""
     shapes = [Shape(k, 128 * k, k, 32000, 2048) for k in range(1, 300)]
+    if not shapes[0].parameters / 2 <= parameters <= 2 * shapes[-1].parameters:
+        raise ValueError(f"memory: expected {shapes[0].parameters / 2:.0e} to {2 * shapes[-1].parameters:.0e} parameters, "
+                         f"got {parameters:g}")
     return min(shapes, key=lambda s: abs(math.log(s.parameters / parameters)))
 
 
@@ -151,6 +157,10 @@ def prompt(s: Shape, length: int = 20) -> Counts:
 FORMULAS = {"full": full, "lora": lora, "qlora": lora, "adapter": adapter, "prefix": prefix, "prompt": prompt}
 
 
+LIMITS = {"rank": whole(8, least=1), "bottleneck": whole(64, least=1), "length": whole(10, least=1),
+          "targets": one_of(("query", "value"), "all"), "bits": real(None, above=0, most=32, or_none=True)}
+
+
 def formula(method: str) -> Callable[..., Counts]:
     """The formula of a method. Raises ValueError if there is none."""
     if method not in FORMULAS:
@@ -169,6 +179,9 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     """
     if batch < 1 or tokens < 1:
         raise ValueError(f"memory: batch and tokens must be at least 1, got {batch} and {tokens}")
+    for name, value in {**options, "bits": bits}.items():
+        limit = LIMITS[name].metadata["limit"]
+        if not limit.holds(value): raise ValueError(f"memory: {name} must be {limit.expected}, got {value!r}")
     s, p, m = shape, precision, formula(method)(shape, **options)
     if bits is None and method == "qlora": bits = NF4_DOUBLE
     if bits is not None and m.full:
@@ -209,12 +222,12 @@ def compared(shape: Shape, batch: int = 1, tokens: int = 512, precision: Precisi
              methods: tuple[str, ...] = ("full", "lora", "qlora"), **options) -> dict[str, dict[str, float]]:
     """method → `estimate`, the rows of the table. Each option goes to the methods that have it; an option that none of the
     methods has raises ValueError."""
-    takes = lambda name: list(inspect.signature(formula(name)).parameters)[1:]
-    unknown = [o for o in options if o != "bits" and not any(o in takes(name) for name in methods)]
+    takes = lambda name: [*list(inspect.signature(formula(name)).parameters)[1:], *(["bits"] if name != "full" else [])]
+    unknown = [o for o in options if not any(o in takes(name) for name in methods)]
     if unknown:
-        options = ", ".join(dict.fromkeys(option for name in methods for option in (*takes(name), "bits")))
+        options = ", ".join(dict.fromkeys(option for name in methods for option in takes(name))) or "none"
         raise ValueError(f"memory: none of {', '.join(methods)} has an option {unknown[0]!r}; there are {options}")
-    mine = lambda name: {o: v for o, v in options.items() if o in takes(name) or o == "bits" and name != "full"}
+    mine = lambda name: {o: v for o, v in options.items() if o in takes(name)}
     return {name: estimate(shape, name, batch, tokens, precision, **mine(name)) for name in methods}
 
 

@@ -7,6 +7,7 @@ be read. A picture is 6.4 inches wide, the width of a page, with letters of 9 po
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import replacing, write_atomically
 from .about import about
 
 if TYPE_CHECKING:
@@ -196,16 +198,17 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9, avoid: Iterable
 def save(drawing: Drawing, path: str | Path) -> Path:
     """Write a `Drawing` as SVG or PNG, by the ending of `path`, with `alt` as its description. The same input gives the same
     bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, content = Path(path), io.BytesIO()
     if isinstance(drawing.figure, str):
-        path.write_text(drawing.figure, encoding="utf-8")
+        write_atomically(path, drawing.figure)
         return path
     metadata = {"Description": drawing.alt, "Date": None} if path.suffix == ".svg" else {"Description": drawing.alt}
     with style():
-        drawing.figure.savefig(path, metadata=metadata)
+        drawing.figure.savefig(content, format=path.suffix[1:], metadata=metadata)
     if path.suffix == ".svg":
-        path.write_text(shorter(path.read_text(encoding="utf-8")), encoding="utf-8")
+        write_atomically(path, shorter(content.getvalue().decode("utf-8")))
+    else:
+        with replacing(path) as f: f.write(content.getvalue())
     return path
 
 

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from ..files import cache_directory, write_atomically
+from ..files import cache_directory, check_fields, parse_json, read_text, write_atomically
 from . import docstrings
 from .docstrings import LIBRARIES, Document, location
 
@@ -160,11 +160,12 @@ def documents(library: str) -> list[Document]:
     key = hashlib.sha256(origin.encode()).hexdigest()[:16]
     path = cache_directory() / f"{library}-{version or platform.python_version()}-{key}.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = check_fields(parse_json(read_text(path)), {"sha256": str, "documents": list})
         read = [Document(*fields) for fields in stored["documents"]]
-        if stored["sha256"] == fingerprint(read):
+        texts = all(isinstance(part, str) for document in read for part in astuple(document))
+        if read and texts and stored["sha256"] == fingerprint(read):
             return read
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError):
         pass
     read = docstrings.read(library)
     with contextlib.suppress(OSError):

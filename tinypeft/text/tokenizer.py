@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_atomically
+from ..files import check_fields, parse_json, read_text, write_atomically
 from ..hints import Array
 
 END_OF_TEXT = "<|endoftext|>"
@@ -165,12 +165,20 @@ class BPETokenizer:
     @classmethod
     def load(cls, path: str | Path) -> BPETokenizer:
         """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
+        text = read_text(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = check_fields(parse_json(text), {"format": str, "end_of_text": int,
+                                                      "merges": list, "vocab": dict},
+                                   {"special": dict})
+            if content["format"] != "tinypeft-bpe":
+                raise ValueError(f"its format is {content['format'][:80]!r}")
+            special = content.get("special") or {}
+            check_fields(content["vocab"], dict.fromkeys(content["vocab"], int))
+            check_fields(special, dict.fromkeys(special, int))
             merges = [[token.encode("latin-1") for token in pair] for pair in content["merges"]]
             vocab = {token.encode("latin-1"): i for token, i in content["vocab"].items()}
-            return cls(merges, vocab, content["end_of_text"], content.get("special"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls(merges, vocab, content["end_of_text"], special)
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a tokenizer of BPETokenizer.save: {error}") from error
 
     def _encode_text(self, text):

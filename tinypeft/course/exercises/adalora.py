@@ -129,7 +129,7 @@ EXERCISES = (
             ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
             ("the last step", _at(lambda T, t_i, t_f: T))),
         mistakes=(
-            ("this is equation 14 as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
+            ("this is the paper's Appendix A as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
              lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else bT if t > T - t_f else
              int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / (T - t_i - t_f)) ** 3)),
             ("the fall is cubic, not linear",

@@ -10,21 +10,20 @@ arrays must fill the data without a gap or an overlap, and each must be as long 
 dtype say, so no header can make this module ask for more memory than the file has bytes. Written
 files equal the library's byte for byte. Format: https://github.com/huggingface/safetensors.
 """
-import contextlib
 import json
 import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..files import parse_json, replacing
 from ..hints import Array
+from .content import naming, parse_json
+from .disk import open_regular, replacing
 
-__all__ = ["SafeTensors", "SafeTensorsError", "naming", "read_safetensors", "write_safetensors"]
+__all__ = ["SafeTensors", "SafeTensorsError", "read_safetensors", "write_safetensors"]
 
 # dtype → (NumPy's name or None, bits per element), in the library's order: it writes the last first
 DTYPES = {"BOOL": ("?", 8), "F4": (None, 4), "F6_E2M3": (None, 6), "F6_E3M2": (None, 6),
@@ -40,15 +39,6 @@ MOST_AXES = 32
 
 class SafeTensorsError(ValueError):
     """A file breaks the format. The message names the file, and the tensor if one is at fault."""
-
-
-@contextlib.contextmanager
-def naming(place: Any, error: type[ValueError] = ValueError) -> Iterator[None]:
-    """A ValueError inside becomes an `error` whose message begins with `place`."""
-    try:
-        yield
-    except ValueError as e:
-        raise error(f"{place}: {e}") from e
 
 
 class SafeTensors(Mapping[str, Array]):
@@ -92,24 +82,22 @@ def read_safetensors(path: str | Path) -> SafeTensors:
 
     The file must not shrink while its arrays are in use. Raises FileNotFoundError, or
     SafeTensorsError (a ValueError) for a file that is damaged, cut off or built to mislead."""
-    if (path := Path(path)).exists() and not path.is_file():
-        raise SafeTensorsError(f"{path} is not a regular file")
-    with open(path, "rb") as f:
-        size = os.fstat(f.fileno()).st_size
-        if size < 8: raise SafeTensorsError(f"{path}: {size} bytes, too short for the format")
+    path = Path(path)
+    with open_regular(path, SafeTensorsError) as f, naming(path, SafeTensorsError):
+        size, n = os.fstat(f.fileno()).st_size, int.from_bytes(f.read(8), "little")
+        if size < 8: raise ValueError(f"{size} bytes, too short for the format")
+        if n > min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"a header of {n:,} bytes in a file of {size:,} (the limit is "
+                             f"{LONGEST_HEADER:,}); it is cut off or no safetensors file")
+        entries, metadata = _read_header(f.read(n), size - 8 - n)
         data = np.frombuffer(mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
-    n = int(data[:8].view("<u8")[0])
-    if n > min(size - 8, LONGEST_HEADER):
-        raise SafeTensorsError(f"{path}: a header of {n:,} bytes in a file of {size:,} (the limit "
-                               f"is {LONGEST_HEADER:,}); it is cut off or no safetensors file")
-    with naming(path, SafeTensorsError):
-        return SafeTensors(path, *_read_header(data[8:8 + n], size - 8 - n), data[8 + n:])
+    return SafeTensors(path, entries, metadata, data[8 + n:])
 
 
 def _read_header(header, size):
     """(name → (dtype, shape, start, end), metadata), checked against `size`, the bytes of data."""
     with naming("the header is not the JSON of a safetensors file"):
-        header = parse_json(str(header.data, "utf-8"))
+        header = parse_json(header)
     if not isinstance(header, dict):
         raise ValueError(f"the header must be a JSON object, got {type(header).__name__}")
     metadata, entries, at = header.pop("__metadata__", {}), {}, 0

@@ -1,13 +1,13 @@
-"""interop/safetensors.py: the library's files byte for byte, read lazily, and never trusted."""
+"""files/safetensors.py: the library's files byte for byte, read lazily, and never trusted."""
 import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from tinypeft import files
+from tinypeft.files import disk
+from tinypeft.files.safetensors import DTYPE_NAMES, DTYPES
 from tinypeft.interop import SafeTensorsError, read_safetensors, write_safetensors
-from tinypeft.interop.safetensors import DTYPE_NAMES, DTYPES
 
 RNG = np.random.default_rng(0)
 ARRAYS = {f"of {name}": (100 * RNG.random((2, 3))).astype(dtype) % 2 for dtype, name in DTYPE_NAMES.items()
@@ -82,7 +82,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def crash(*args): raise OSError("no space left on device")
-    monkeypatch.setattr(files.os, "replace", crash)
+    monkeypatch.setattr(disk.os, "replace", crash)
     with pytest.raises(OSError, match="no space left"):
         write_safetensors(path, {"a": np.zeros(3)})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -1,13 +1,13 @@
-"""files.py: what goes in comes out, a crash leaves the old file, and a file is not trusted."""
+"""files/: what goes in comes out, a crash leaves the old file, and a file is not trusted."""
 import hashlib
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinypeft import files
-from tinypeft.files import cache_directory, fingerprint, load_arrays, save_arrays, write_atomically
+from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, save_arrays, write_atomically
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
           "t": np.array(7), "empty": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(np.eye(3)[:2])}
@@ -30,19 +30,25 @@ def test_numpy_numbers_are_numbers_in_meta(tmp_path):
     assert load_arrays(tmp_path / "a")[1] == {"steps": 3, "lr": 0.5, "on": True}
 
 
-@pytest.mark.parametrize("where", ["savez", "fsync", "replace"])
+class FullDisk(io.FileIO):
+    """A file that takes 100 bytes."""
+    def write(self, data):
+        if self.tell() + len(data) > 100: raise OSError("no space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("where", ["write", "fsync", "replace"])
 def test_a_crash_leaves_the_old_file(where, tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.npz"
+    path = tmp_path / "checkpoint.safetensors"
     save_arrays(path, ARRAYS, {"step": 1})
     before = path.read_bytes()
 
-    def crash(f, *args, **kwargs):
-        if where == "savez": f.write(b"half of a fi")
-        raise OSError("no space left on device")
-    monkeypatch.setattr(np if where == "savez" else files.os, where, crash)
+    def crash(*args): raise OSError("no space left on device")
+    if where == "write": monkeypatch.setattr(disk, "open", FullDisk, raising=False)
+    else:                monkeypatch.setattr(disk.os, where, crash)
     with pytest.raises(OSError, match="no space left"):
         save_arrays(path, ARRAYS, {"step": 2})
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.npz"]      # and leaves no litter
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.safetensors"]  # and leaves no litter
 
 
 def test_write_atomically(tmp_path, monkeypatch):

@@ -1,0 +1,61 @@
+"""files/disk.py: what cannot be written is said before any work, and writers that were killed leave nothing for long."""
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tinypeft.files import check_writable, write_atomically
+
+
+@pytest.mark.parametrize("where", [".", "new", "new/below", "link"])
+def test_a_folder_that_can_be_written_to_or_made(where, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    check_writable(tmp_path / where)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "real"]           # nothing is left
+
+
+@pytest.mark.parametrize("where", ["file", "file/x", "file/x/y", "broken/x"])
+def test_a_folder_that_cannot(where, tmp_path):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "broken").symlink_to("nowhere")
+    with pytest.raises(OSError, match=rf"cannot write to the folder .*{where}: .*; give a folder that can be written to"):
+        check_writable(tmp_path / where)
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(descriptor): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as e: write_atomically(tmp_path / "text", "x")
+    assert e.value.filename == str(tmp_path / "text") and not list(tmp_path.iterdir())
+
+
+WRITER = """
+import sys, time
+from tinypeft.files import replacing
+with replacing(sys.argv[1]):
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot remove an open file, and needs no lock")
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_what_a_living_one_writes_stays(tmp_path):
+    path, other = tmp_path / "c[1]*", tmp_path / "other"
+    write_atomically(other, "o")
+    child = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        child.stdout.readline()
+        (part,) = tmp_path.glob("*.part")
+        os.utime(part, (time.time() - 9, time.time() - 9))
+        write_atomically(path, "1")
+        assert part.exists()                             # its writer is alive
+    finally:
+        child.kill(); child.wait(); child.stdout.close()
+    write_atomically(other, "2")
+    assert part.exists()                                 # another file's part
+    write_atomically(path, "2")
+    assert not part.exists() and path.read_text() == "2" and len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,423 @@
+"""Files built to take memory, to hang, to run code or to leave their folder; `files.py` reads them.
+
+An attack is (name, kind, change): `change(folder)` spoils a folder that holds a good file of the kind. All must be
+refused.
+"""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tinypeft.files import load_arrays
+from tinypeft.files.arrays import _checksum
+from tinypeft.files.safetensors import write_safetensors
+
+__all__ = ["MAIN", "attacks", "save_first", "save_npz", "save_raw"]
+
+MAIN = {
+    "huggingface": "model.safetensors",
+    "peft": "adapter_model.safetensors",
+    "adapter": "adapter.safetensors",
+    "adapter, older": "adapter.npz",
+    "pretrained": "weights.safetensors",
+    "pretrained, older": "weights.npz",
+    "quantized": "model.safetensors",
+    "quantized, older": "model.safetensors",
+    "checkpoint": "run.safetensors",
+    "checkpoint, older": "run.safetensors",
+    "tokenizer": "tokenizer.json",
+}
+OWN = [kind for kind in MAIN if kind not in ("huggingface", "peft", "tokenizer")]
+CONFIGS = {"huggingface": "config.json", "peft": "adapter_config.json", "tokenizer": "tokenizer.json"}
+
+
+# -- writing without checks ------------------------------------------------------------------------------------------
+def save_npz(path: Path, arrays: dict, meta: dict) -> None:
+    """As tinypeft wrote files before it wrote safetensors."""
+    with open(path, "wb") as f:
+        np.savez(f, **arrays, __meta__=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+
+
+def save_raw(path: Path, arrays: dict, meta: dict) -> None:
+    """As `save_arrays`, but without its checks."""
+    text = json.dumps(meta)
+    write_safetensors(path, arrays, {"tinypeft": text, "sha256": _checksum(text, arrays)})
+
+
+def save_first(path: Path, arrays: dict, layout: object, meta: dict) -> None:
+    """A quantized model in format 1: a compressed layout in an .npz file."""
+    packed = zlib.compress(layout if isinstance(layout, bytes) else json.dumps(layout).encode())
+    save_npz(
+        path, {k: v for k, v in arrays.items() if k != "layout"} | {"layout": np.frombuffer(packed, np.uint8)}, meta
+    )
+
+
+# -- any file --------------------------------------------------------------------------------------------------------
+class Trap:
+    """A pickle of it makes a folder "sprung" where it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def change(path):
+        path.unlink()
+        make(path)
+
+    return change
+
+
+def sparse(path, size=1 << 40):
+    with open(path, "wb") as f:
+        f.truncate(size)
+
+
+PLACES = {
+    "a named pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "an endless device": lambda p: os.symlink("/dev/zero", p),
+    "a link to itself": lambda p: os.symlink(p.name, p),
+    "no bytes": lambda p: p.write_bytes(b""),
+    "a file of 1 TiB": sparse,
+    "a pickle": lambda p: p.write_bytes(pickle.dumps(Trap())),
+}
+NESTED = b"[" * 1_000_000
+TEXTS = {
+    "deep nesting": NESTED,
+    "nothing but brackets": b"[" + b"[]," * 3_000_000 + b"[]]",
+    "a number of a million digits": b"1" * 1_000_000,
+    "no UTF-8": b'{"a": "\xff"}',
+    "a name twice": b'{"a": 1, "a": 2}',
+    "NaN": b'{"a": NaN}',
+    "deep objects": b'{"a":' * 200_000,
+}
+
+
+def header(text: bytes, data: bytes = b"") -> bytes:
+    return len(text).to_bytes(8, "little") + text + data
+
+
+HEADERS = {
+    "a header of 2^63 bytes": (1 << 63).to_bytes(8, "little") + b"{}",
+    "a header as long as the file": (10**6).to_bytes(8, "little") + b" " * 100,
+    "a tensor of 4 TiB": header(
+        b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}', bytes(64)
+    ),
+    "a tensor of 2^63 axes' product": header(
+        b'{"x":{"dtype":"F32","shape":[4294967296,4294967296,4294967296,0],"data_offsets":[0,0]}}'
+    ),
+    "offsets that overlap": header(
+        b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
+        bytes(12),
+    ),
+    **{f"a header with {name}": header(text) for name, text in TEXTS.items()},
+}
+
+
+# -- ZIP archives ----------------------------------------------------------------------------------------------------
+def npy(shape="(2,)", descr="'<f4'", data=bytes(8)):
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def archive(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w", compression) as z:
+        for name, data in members:
+            z.writestr(name, data)
+    return file.getvalue()
+
+
+META = ("__meta__.npy", npy("(2,)", "'|u1'", b"{}"))
+
+
+def lying(data: bytes, size: int) -> bytes:
+    """An archive of one member whose directory, and local header, claim another size."""
+    at, sizes = data.index(b"PK\1\2"), size.to_bytes(4, "little") * 2
+    return data[:18] + sizes + data[26 : at + 20] + sizes + data[at + 28 :]
+
+
+ZIPS = {
+    "a member that claims 4 GiB": lying(archive([("x.npy", npy())]), 0xFFFFFFF0),
+    "a bomb": archive([("x.npy", npy("(268435456,)", "'|u1'", bytes(1 << 28))), META], zipfile.ZIP_DEFLATED),
+    "an array that claims 4 TiB": archive([("x.npy", npy("(1099511627776,)")), META]),
+    "a negative shape": archive([("x.npy", npy("(-1,)")), META]),
+    "a shape of floats": archive([("x.npy", npy("(2.0,)")), META]),
+    "a shape of 10^400": archive([("x.npy", npy(f"({10**400},)")), META]),
+    "a nested header": archive([("x.npy", npy("(" * 9000)), META]),
+    "objects": archive([("x.npy", npy("()", "'|O'", pickle.dumps(Trap()))), META]),
+    "a record type": archive([("x.npy", npy("(1,)", "[('a','<f4')]", bytes(4))), META]),
+    "text": archive([("x.npy", npy("(1,)", "'<U2'")), META]),
+    "names that climb": archive([("../../sprung.npy", npy()), META]),
+    "a name from the root": archive([("/sprung.npy", npy()), META]),
+    "no description": archive([("x.npy", npy())]),
+    "a nested description": archive([("__meta__.npy", npy(f"({len(NESTED)},)", "'|u1'", NESTED))]),
+    "no archive after its first bytes": b"PK\3\4" + bytes(1000),
+    "an empty archive": archive([]),
+}
+
+
+# -- forged descriptions and arrays ----------------------------------------------------------------------------------
+def edited(kind: str, edit: Callable[[dict, dict], object]) -> Callable[[Path], None]:
+    """Change arrays and description of one of our own files; the checksum fits."""
+
+    def change(folder):
+        arrays, meta = load_arrays(path := folder / MAIN[kind])
+        edit(arrays, meta)
+        (save_npz if "older" in kind else save_raw)(path, arrays, meta)
+
+    return change
+
+
+def layout_edited(edit):
+    def change(folder):
+        arrays, meta = load_arrays(path := folder / MAIN["quantized, older"])
+        layout = json.loads(zlib.decompress(arrays["layout"].tobytes()))
+        save_first(path, arrays, edit(layout) or layout, meta)
+
+    return change
+
+
+def object_edited(kind: str, **fields) -> Callable[[Path], None]:
+    def change(folder):
+        path = folder / CONFIGS[kind]
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
+
+    return change
+
+
+SIZES = {
+    "vocab_size": [2**22, 2**40, 0, "x", True],
+    "d_model": [2**14, 2**40, 3],
+    "n_layers": [20_000, 2**22, 2**40, 0, -1, 10**400],
+    "n_heads": [True, 0, 3, 2**40],
+    "context_length": [2**40, -1],
+    "norm_eps": [-1, None, "x", 1e308, float("nan")],
+    "dropout": [2, -1, None],
+    "more": [1],
+}
+FIELDS = {
+    "rank": [2**22, 2**40, 0, -1, 1.5, None, True],
+    "alpha": [None, -1, "x", float("nan"), 10**400],
+    "targets": [[], ["nothing"], 3, "x"],
+    "rank_pattern": [{"query": 2**22}, {"query": -1}, 3],
+    "init": ["__class__", 3],
+    "more": [1],
+}
+NAMES = {
+    "method": ["os.system", "LoRALinear", "", 3, "PeftModel.save"],
+    "module": ["os", 3, None, "__main__"],
+    "head": [2**26, 2**40, -1, 1, True, "x"],
+    "format": [2, "1"],
+    "base": [3],
+    "config": [[], None, {}],
+    "fields": [[], None, 3],
+}
+ATTRIBUTES = {
+    "forward": "x",
+    "__class__": "x",
+    "__dict__": "x",
+    "dense_weight": 3,
+    "d_in": 3,
+    "children": None,
+    "parts": "x",
+    "bias": 3,
+    "weight": None,
+    "extra": {"array": "ndarray"},
+    "a": {"array": "Trap"},
+    "b": [1],
+}
+TENSORS = {
+    "bits": [64, 0, -1, True, "4", 16],
+    "block_size": [0, -1, 2**62, 1.5, True, None],
+    "shape": [[16, 2**40], [2**62, 4], [-16, -16], [256], [], 3, ["16"], [16, 16, 1]],
+    "codebook": ["none", "E4M3", "x" * 1000, 3, []],
+    "zero": [10**400, 2**20, 0.5, "x", None],
+    "scale": [{}, 3, "x"],
+    "more": [1],
+}
+BAD_ARRAYS = {
+    "NaN": lambda a: np.full_like(a, np.nan),
+    "inf": lambda a: np.full_like(a, np.inf),
+    "complex": lambda a: a.astype(np.complex64),
+    "int64": lambda a: np.ones(a.shape, np.int64).reshape(-1),
+    "nothing": lambda a: a[:0],
+    "transposed": lambda a: a.reshape(-1, 1).T[None],
+}
+
+
+def floats(arrays):
+    """The name of an array of floats of more than one number."""
+    return next(name for name, a in arrays.items() if a.dtype.kind == "f" and a.size > 1)
+
+
+def put(where: Callable[[dict], dict], name: str, value: object):
+    def edit(arrays, meta):
+        where(meta)[name] = value
+
+    return edit
+
+
+def of_all(where: Callable[[dict], dict], name: str, value: object):
+    """Set a part of the first quantized weight."""
+    return put(lambda meta: where(meta)["weight"]["QTensor"], name, value)
+
+
+def nested_scale(arrays, meta):
+    q = meta["kinds"][0]["weight"]["QTensor"]
+    for _ in range(50):
+        q["scale"] = {**q["scale"], "scale": q["scale"]}
+
+
+def everywhere(arrays, meta):
+    """A path that is no linear layer."""
+    meta["layers"]["token_embedding"] = 0
+
+
+def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
+    """(name, kind, change) of every attack."""
+    for kind, main in MAIN.items():
+        for file in dict.fromkeys([main, CONFIGS.get(kind, main)]):
+            for name, make in PLACES.items():
+                if "checkpoint" in kind and "link" in name:
+                    continue  # there is no file: training starts anew
+                yield f"{file} is {name}", kind, lambda d, f=file, m=make: instead(m)(d / f)
+            written = TEXTS if file.endswith(".json") else {**HEADERS, **(ZIPS if kind in OWN else {})}
+            for name, data in written.items():
+                yield f"{file}: {name}", kind, lambda d, f=file, x=data: (d / f).write_bytes(x)
+    for kind in OWN:
+        for name, spoil in BAD_ARRAYS.items():
+
+            def edit(arrays, meta, spoil=spoil):
+                arrays[floats(arrays)] = spoil(arrays[floats(arrays)])
+
+            yield f"an array of {name}", kind, edited(kind, edit)
+        yield "an array more", kind, edited(kind, lambda arrays, meta: arrays.update(more=np.ones(3, np.float32)))
+        yield "an array less", kind, edited(kind, lambda arrays, meta: arrays.pop(floats(arrays)))
+        yield "no description", kind, edited(kind, lambda arrays, meta: meta.clear())
+        if "checkpoint" in kind:
+            continue
+        for name, values in SIZES.items():
+            for value in values:
+                yield f"config.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m["config"], name, value))
+    for kind in "adapter", "adapter, older":
+        for name, values in FIELDS.items():
+            for value in values:
+                yield f"fields.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m["fields"], name, value))
+        for name, values in NAMES.items():
+            for value in values:
+                yield f"{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m, name, value))
+    for name, value in ATTRIBUTES.items():
+        yield f"a layer's {name} = {value}", "quantized", edited("quantized", put(lambda m: m["kinds"][0], name, value))
+        yield (
+            f"a layer's {name} = {value}",
+            "quantized, older",
+            layout_edited(lambda x, n=name, v=value: next(iter(x["layers"].values())).update({n: v})),
+        )
+    for name, values in TENSORS.items():
+        for value in values:
+            yield (
+                f"a weight's {name} = {str(value)[:20]}",
+                "quantized",
+                edited("quantized", of_all(lambda m: m["kinds"][0], name, value)),
+            )
+            yield (
+                f"a weight's {name} = {str(value)[:20]}",
+                "quantized, older",
+                layout_edited(
+                    lambda x, n=name, v=value: next(iter(x["layers"].values()))["weight"]["QTensor"].update({n: v})
+                ),
+            )
+    for name, value in {
+        "kinds": [[], [3], {}],
+        "layers": [{}, [], {"blocks.0": 0}, {"blocks.0.mlp.up": 99}, {"blocks.0.mlp.up": -1}],
+        "index": [{}, {"uint8": {"x": [2**62]}}, {"uint8": 3}, []],
+        "format": [3, [], {}, "2"],
+    }.items():
+        for v in value:
+            yield f"{name} = {v}", "quantized", edited("quantized", put(lambda m: m, name, v))
+    yield "scales of scales of scales", "quantized", edited("quantized", nested_scale)
+    yield "a layer in place of the embedding", "quantized", edited("quantized", everywhere)
+    for name, layout in {
+        "a bomb of 1 GiB": bytes(1 << 30),
+        "nested": NESTED,
+        "brackets": b"[" + b"[]," * 10**6 + b"[]]",
+        "no JSON": b"x",
+    }.items():
+        yield f"a layout: {name}", "quantized, older", layout_edited(lambda x, v=layout: v)
+    for name, value in {
+        "step": [10**9, -1, 1.5, True, None, 3],
+        "history": [{}, None, "x", {"loss": []}],
+        "settings": [{}, None, 3],
+    }.items():
+        for kind in "checkpoint", "checkpoint, older":
+            for v in value:
+                yield f"{name} = {v}", kind, edited(kind, put(lambda m: m, name, v))
+    for t in -1, 0, 3, 2**40:
+        yield (
+            f"an optimizer of {t} steps",
+            "checkpoint",
+            edited("checkpoint", lambda a, m, t=t: a.update({"optimizer/t": np.array(t)})),
+        )
+    for name, values in {
+        "r": [2**22, 2**40, 0, -1, "x", True],
+        "lora_alpha": [10**400, "x", []],
+        "target_modules": ["(a+)+$", "(.*)*x", [], 3, ["nothing"]],
+        "rank_pattern": [{"c_attn": 2**40}, 3],
+        "peft_type": ["x", "PROMPT_TUNING", None, "__class__"],
+        "num_virtual_tokens": [2**40],
+        "task_type": ["x"],
+        "use_dora": [True],
+        "bias": ["all"],
+        "layers_to_transform": [[2**40], "x"],
+        "modules_to_save": [["wte"]],
+    }.items():
+        for v in values:
+            yield f"{name} = {str(v)[:30]}", "peft", object_edited("peft", **{name: v})
+    for name, values in {
+        "vocab_size": [2**22, 2**40, -1, "x", True, 10**400],
+        "n_embd": [2**14, 3],
+        "n_layer": [2**22, 2**40, 0],
+        "n_head": [0, 3, True],
+        "n_positions": [2**40],
+        "layer_norm_epsilon": [-1, None, "x", 1e308],
+        "model_type": ["x"],
+        "activation_function": ["relu"],
+        "n_inner": [2**40],
+    }.items():
+        for v in values:
+            yield f"{name} = {str(v)[:20]}", "huggingface", object_edited("huggingface", **{name: v})
+    for shard in (
+        "../../etc/passwd",
+        "/dev/zero",
+        "x" * 5000 + ".safetensors",
+        "a\0.safetensors",
+        "nothing.safetensors",
+        "../model.safetensors",
+    ):
+        yield f"a shard {shard[:30]!r}", "huggingface", lambda d, s=shard: shards(d, s)
+    for name, values in {
+        "vocab": [{}, 3, {"a": 2**40}, {"a": True}],
+        "merges": [3, [3], [["a"]], [["a", "b", "c"]], ["ab"], [["é", "€"]]],
+        "end_of_text": [-1, 2**40, "x", None],
+        "special": [{"": 261}, {"x": 3}, 3],
+        "format": ["x"],
+    }.items():
+        for v in values:
+            yield f"{name} = {str(v)[:20]}", "tokenizer", object_edited("tokenizer", **{name: v})
+
+
+def shards(folder: Path, shard: str) -> None:
+    """An index in place of the single file."""
+    (folder / MAIN["huggingface"]).unlink()
+    (folder / f"{MAIN['huggingface']}.index.json").write_text(
+        json.dumps({"weight_map": {"wte.weight": shard}}), "utf-8"
+    )

@@ -1,0 +1,622 @@
+"""Random configurations: a small model × a scheme or none × a method, and everything a user may do with them.
+
+    python -m tests.stress.configurations --count 3000 --record
+    python -m tests.stress.configurations --only 17                 configuration 17 again
+
+Every field of every method and scheme is drawn from what its own limit allows, so that a new field or class is tried
+without a change here. Configuration i is drawn from (seed, i) alone. Each one is quantized, attached, trained for five
+steps, saved, loaded, merged, copied, disabled, detached, swapped and put back. A refusal is fine if it has a named error
+and changes nothing. `Broken` says which promise does not hold.
+"""
+import argparse
+import collections
+import contextlib
+import copy
+import dataclasses
+import re
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import tinypeft as tp
+from tests.conftest import make_gpt
+from tests.stress import record
+from tinypeft import functional as F
+from tinypeft.nn import Linear, Packed, Parameter, replace_modules
+
+__all__ = ["Broken", "Configuration", "drawn", "main", "run"]
+
+METHODS = {**tp.METHODS, "probe": tp.LinearProbe, "peqa": tp.PEQA}
+SCHEMES = tp.SCHEMES
+REFUSALS = ValueError, TypeError, KeyError
+LAYERS = {"query": (1, 1), "key": (1, 1), "value": (1, 1), "output": (1, 1), "up": (1, 4), "down": (4, 1)}   # in d
+
+
+class Broken(AssertionError):
+    """A promise that does not hold."""
+
+
+# -- what is drawn -------------------------------------------------------------------------------
+NUMBERS = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 0.01, 0.1, 0.3, 0.5, 0.8, 0.9, 1.0, 2.0, 60.0, 99.0)
+NAMES = ("all", ("query",), ("query", "value"), ("key", "down"), ("up", "down"), ("output", "blocks.0.mlp.up"),
+         ("bias",), ("norm1", "final_norm"), ("mlp",), ("blocks.0.attention.value",))
+OTHERS = (None, True, False, *NAMES, (2, "context", 1, "target"), ("context", 2, "target"), (1, "a", 1, "b", 1, "c"),
+          (3, 1), (5,), {"query": 3}, {"value": 1, "blocks.0.mlp.down": 2}, {"up": 4.0},
+          "FP4", "FP16", "BF16", "E4M3", "E5M2", "E2M1", "E3M2")
+
+
+def drawn(cls, rng, chance=0.4):
+    """An instance of a class of declared fields: each keeps its default, or takes what its limit holds, at random."""
+    while True:
+        fields = {}
+        for f in dataclasses.fields(cls):
+            limit = f.metadata["limit"]
+            named = re.findall(r"'([^']+)'", limit.expected)                   # of `one_of`
+            legal = [x for x in (*NUMBERS, *OTHERS, *named) if limit.holds(x)]
+            if legal and rng.random() < chance: fields[f.name] = legal[rng.integers(len(legal))]
+        try:
+            return cls(**fields)
+        except cls.error:                                                      # a rule for several fields
+            pass
+
+
+def drawn_model(rng):
+    """A GPT with random sizes, whose every parameter is random."""
+    heads, d_head = int(rng.choice([1, 2, 4])), int(rng.choice([2, 4, 8]))
+    return make_gpt(rng.choice([np.float32, np.float64]), int(rng.integers(1e6)), n_heads=heads, d_model=heads * d_head,
+                    n_layers=int(rng.choice([1, 1, 2, 2, 3])), vocab_size=int(rng.integers(5, 60)),
+                    context_length=int(rng.integers(6, 25)), dropout=float(rng.choice([0, 0, 0.1])))
+
+
+class Task:
+    """Random tokens and next tokens or, for a model with a head, random classes; separators where a method needs them."""
+
+    def __init__(self, tuned, rng):
+        self.V, self.head = tuned.config.vocab_size, getattr(tuned, "head", None)
+        virtual = getattr(tuned, "virtual", None)
+        self.separator, self.needed = getattr(virtual, "separator", None), len(getattr(virtual, "counts", [0])) - 1
+        room = tuned.config.context_length - getattr(tuned, "virtual_length", 0)
+        self.T = int(rng.integers(1, min(room, 8) + 1)) if self.separator is None else min(room, 8)
+
+    def tokens(self, rows, rng):
+        x = rng.integers(0, self.V, (rows, self.T))
+        if self.separator is not None: x[:, :min(self.needed, self.T)] = self.separator
+        return x
+
+    def batch(self, split, rows, rng):
+        x = self.tokens(rows, rng)
+        if self.head is None: return x, rng.integers(0, self.V, x.shape)
+        return x, rng.integers(min(max(self.needed, 1), self.T), self.T + 1, rows), rng.integers(0, self.head.d_out, rows)
+
+    def batches(self, split, rows):
+        yield self.batch(split, rows, np.random.default_rng(0))
+
+    def count(self, batch): return batch[0].size if self.head is None else len(batch[0])
+
+    def loss(self, model, batch):
+        if self.head is None: return F.cross_entropy(model(batch[0]), batch[1])
+        return F.cross_entropy(model.classify(*batch[:2]), batch[2])
+
+    def metrics(self, model, batch): return {"loss": self.loss(model, batch).item()}
+    def finish(self, means, split): return means
+
+
+# -- what must not change ------------------------------------------------------------------------
+def walked(model):
+    """(objects and modes, name → bytes, flags of the parameters) of a model, in one walk."""
+    objects, arrays, flags = {}, {}, {}
+    for path, module in model.named_modules():
+        objects[path] = id(module), module.training
+        for name, value in vars(module).items():
+            if isinstance(value, Parameter):
+                arrays[f"{path}.{name}"] = value.data.tobytes()
+                flags[f"{path}.{name}"] = id(value), value.requires_grad, value.grad is None, value.update_mask is None
+            elif isinstance(value, np.ndarray): arrays[f"{path}.{name}"] = value.tobytes()
+            elif isinstance(value, Packed):
+                arrays |= {f"{path}.{name}.{part}": a.tobytes() for part, a in value.arrays().items()}
+    return objects, arrays, flags
+
+
+def state(model):
+    """Everything of a model that a refused or undone call must leave alone."""
+    return (*walked(model), model.method if isinstance(model, tp.PeftModel) else model.attached)
+
+
+def of_bytes(model):
+    return walked(model)[1]
+
+
+class Configuration:
+    """One random configuration, and the promises it is held to. `checks` counts them, `refusals` what was refused."""
+
+    def __init__(self, seed, i, methods=METHODS, schemes=SCHEMES):
+        self.rng, self.i = np.random.default_rng([seed, i]), i
+        self.methods, self.schemes = methods, schemes
+        self.checks, self.refusals = collections.Counter(), []
+        self.scheme = self.targets = self.method = self.head = None
+
+    def __repr__(self):
+        c = self.model.config
+        return (f"{self.i}: {c}, {self.model.token_embedding.weight.dtype} | {self.scheme}, {self.targets} | "
+                f"{self.method}, head={self.head}")
+
+    @property
+    def is_float64(self): return self.model.token_embedding.weight.dtype == np.float64
+
+    # -- tools
+    def holds(self, promise, true, detail=""):
+        self.checks[promise] += 1
+        if not true: raise Broken(f"{promise}{detail and ': '}{detail}")
+
+    def same(self, promise, a, b):
+        """Two arrays are equal, bit for bit."""
+        self.holds(promise, np.array_equal(a, b), f"off by {np.abs(a - b).max():.3g}" if a.shape == b.shape else "shapes")
+
+    def near(self, promise, a, b, digits=0):
+        """Two arrays are equal to rounding: that of the model's precision, or to so many digits."""
+        eps = 10.0**-digits if digits else 1e-9 if self.is_float64 else 1e-4
+        error = np.abs(a - b).max() / (1 + np.abs(b).max())
+        self.holds(promise, error <= eps, f"off by {error:.3g}")
+
+    def attempt(self, call, *watched):
+        """The result of `call()`, or None if it refuses: by a named error, and with all `watched` as they were."""
+        before = [state(m) for m in watched]
+        try:
+            return call()
+        except REFUSALS as error:
+            if isinstance(error, np.linalg.LinAlgError) or not str(error): raise
+            self.refusals.append(f"{type(error).__name__}: {error}")
+            self.holds("a refusal changes nothing", before == [state(m) for m in watched], str(error))
+
+    def refuses(self, promise, call, *watched):
+        self.holds(promise, self.attempt(call, *watched) is None, "it was done")
+
+    def several(self, classes):
+        """Random values of a random class, a hundred in all: ten of one class, ever fewer at their defaults, then others."""
+        for _ in range(10):
+            cls = classes[self.rng.choice(list(classes))]
+            for k in range(10): yield drawn(cls, self.rng, 0.3 + 0.06 * k)
+
+    # -- the base
+    def prepare(self):
+        """A model, a scheme on it if one fits, and what is then known of it."""
+        rng, model = self.rng, drawn_model(self.rng)
+        self.model, self.quantized, self.rounding = model, [], {}
+        self.calibration = rng.integers(0, model.config.vocab_size, (3, min(5, model.config.context_length)))
+        if rng.random() < 0.25 or not self.schemes: return
+        for scheme in self.several(self.schemes):
+            targets = NAMES[rng.choice([0, 0, 0, 1, 2, 3, 4])]
+            tokens = self.calibration if scheme.calibrated or rng.random() < 0.2 else None
+            if self.attempt(lambda: tp.quantize(model, scheme, tokens, targets), model) is None: continue   # noqa: B023
+            self.scheme, self.targets = scheme, targets
+            self.quantized = [path for path, m in model.named_modules() if path.startswith("blocks.") and "Linear" in
+                              type(m).__name__ and type(m) is not Linear and not path.endswith(".base")]
+            break
+        if self.scheme is None: return
+        self.trains = self.scheme.trains and rng.random() < 0.5
+        if self.scheme.trains:
+            if rng.random() < 0.5: tp.train(model, Task(model, rng), 2, batch_size=2, lr=1e-3, workers=1, progress=False)
+            if not self.trains:
+                before = self.logits(model)
+                tp.convert(model)
+                if not self.is_float64:
+                    self.same("a converted model computes the same", self.logits(model), before)
+        self.rounding = {path for path in self.quantized if self.rounds(path)}
+        if not self.rounding: self.is_its_dense_weights()
+
+    def rounds(self, path):
+        """Does the scheme round the layer's inputs or outputs?"""
+        s = self.scheme
+        if isinstance(s, (tp.W8A8, tp.LLMInt8, tp.ZeroQuant)): return True
+        kv = getattr(s, "kv_bits", None) is not None and path.endswith((".key", ".value"))
+        return getattr(s, "activation_bits", None) is not None or kv
+
+    def is_its_dense_weights(self):
+        """A layer that rounds nothing but its weight computes x Ŵᵀ + b."""
+        model = copy.deepcopy(self.model)
+        for path in self.quantized:
+            layer = model.get(path)
+            dense = Linear(layer.d_in, layer.d_out, bias=layer.bias is not None)
+            dense.weight.data = layer.dense_weight().astype(model.token_embedding.weight.dtype)
+            if layer.bias is not None: dense.bias.data = layer.bias.data
+            replace_modules(model, {path: dense})
+        self.near("a quantized layer is its dense weight", self.logits(model), self.logits(self.model), 4)
+
+    def logits(self, model, tokens=None):
+        with tp.no_grad(): return model(self.calibration[:, :1] if tokens is None else tokens).data
+
+    # -- the method
+    def put_on(self):
+        """A method that fits the model, on it; the base as it was before is kept."""
+        for method in self.several(self.methods):
+            head = int(self.rng.integers(2, 6)) if self.rng.random() < 0.35 else None
+            bias, draw = bool(self.rng.random() < 0.7), int(self.rng.integers(1e6))
+            fresh, base = copy.deepcopy(self.model), state(self.model)
+            tuned = self.attempt(lambda: tp.attach(self.model, method, rng=draw, head=head, head_bias=bias),  # noqa: B023
+                                 self.model)
+            if tuned is None: continue
+            self.method, self.head = method, head and (head, bias)
+            return tuned, fresh, base
+        raise Broken("no method fits, after a hundred draws")
+
+    def starts_as_the_base(self, tuned, fresh):
+        identity = tp.LoRA, tp.AdaLoRA, tp.DyLoRA, tp.IA3, tp.ParallelAdapter, tp.FullFineTuning, tp.LinearProbe
+        if isinstance(self.method, identity): self.same("fresh, it is the base", self.logits(tuned), self.logits(fresh))
+        if isinstance(self.method, tp.PEQA): self.near("fresh, it is the base", self.logits(tuned), self.logits(fresh))
+
+    def counts(self, tuned, fresh):
+        """Parameters trained and stored are those of the methods' formulas."""
+        m, c, s = self.method, tuned.config, tuned.summary()
+        d, L, P = c.d_model, c.n_layers, getattr(m, "length", 0)
+        shape = lambda path: [n * d for n in LAYERS[path.rsplit(".", 1)[-1]]]        # d_in, d_out
+        paths, by = list(tuned.wrappers), lambda path: m.rank_pattern or {}
+        rank = lambda path: by(path).get(path, by(path).get(path.rsplit(".", 1)[-1], m.rank))
+        stored = None
+        if isinstance(m, tp.LoRA):      trained = sum(rank(p) * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
+        elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
+        elif isinstance(m, tp.IA3):
+            named = lambda p: m.feedforward == "all" or {p, p.rsplit(".", 1)[-1]} & set(m.feedforward or ())
+            trained = sum(shape(p)[0 if named(p) else 1] for p in paths)
+        elif isinstance(m, tp.BottleneckAdapter):
+            n = 2 * L if m.placement == "houlsby" else L
+            trained = n * (2 * d * m.bottleneck + d + m.bottleneck) + m.norms * 2 * d * (2 * L + 1)
+        elif isinstance(m, tp.ParallelAdapter):
+            trained = L * (1 + (m.beside == "both")) * (2 * d * m.bottleneck + d + m.bottleneck)
+        elif isinstance(m, tp.PrefixTuning):
+            stored = trained = 2 * P * L * d
+            h = m.hidden or max(1, d // 2)
+            if m.reparameterize: trained = P * d + (d * h + h) + (2 * L * d * h + 2 * L * d)
+        elif isinstance(m, tp.PromptTuning): trained = P * d
+        elif isinstance(m, tp.PTuning):
+            P = sum(m.counts)
+            stored, n = P * d, m.hidden or (max(1, d // 2) if m.encoder == "lstm" else d)
+            trained = P * d + {"mlp": (n * d + n) + (n * n + n) + (n * d + d), None: 0, "lstm":
+                               8 * (n * d + n * n + 2 * n) + 8 * (3 * n * n + 2 * n) + 4 * n * n + 2 * n + 2 * n * d + d
+                               }[m.encoder]
+        elif isinstance(m, tp.FullFineTuning):
+            hit = lambda t, name: f".{t}." in f".{name}."
+            trained = sum(p.size for name, p in fresh.named_parameters()
+                          if m.targets is None or any(hit(t, name) for t in m.targets))
+        elif isinstance(m, tp.PEQA):
+            trained = sum(-(-shape(p)[0] * shape(p)[1] // (m.group_size or shape(p)[0])) for p in paths)
+        else: trained = 0
+        head = self.head and self.head[0] * (d + self.head[1]) or 0
+        self.holds("trained parameters are the formula's", s.trained == trained + head, f"{s.trained}, {trained} + {head}")
+        stored = (trained if stored is None else stored) + head
+        self.holds("stored parameters are the formula's", s.stored == stored, f"{s.stored}, {stored}")
+
+    def trains_alone(self, tuned):
+        """Five steps move what is trained, deterministically, and give nothing else a gradient."""
+        task, seed = Task(tuned, self.rng), int(self.rng.integers(1e6))
+        tuned_before = of_bytes(tuned)
+        moving = {id(p) for p in tuned.trainable_parameters()}
+        frozen = {n: (p, p.data.tobytes()) for n, p in tuned.named_parameters() if id(p) not in moving}
+        codes = {n: a.tobytes() for n, packed in tuned._named(Packed) for a in packed.arrays().values()}
+        gradients = []
+        step = type(tuned).after_step
+
+        class Watched(type(tuned)):
+            def after_step(self, *args):
+                gradients.extend(n for n, (p, _) in frozen.items() if p.grad is not None)
+                step(self, *args)
+        kind, parts = type(tuned), [copy.deepcopy(tuned) for _ in range(2)]
+        train = lambda t, **options: tp.train(t, task, 5, batch_size=3, seed=seed, workers=1, progress=False, **options)
+        tuned.__class__ = Watched
+        try:
+            history = self.attempt(lambda: train(tuned), tuned)
+        finally:
+            tuned.__class__ = kind
+        if history is None:
+            self.holds("a refused run changes nothing", of_bytes(tuned) == tuned_before)
+            return task
+        self.holds("frozen parameters get no gradient", not gradients, str(gradients[:3]))
+        self.holds("frozen parameters do not move", all(p.data.tobytes() == b and p.grad is None for p, b in frozen.values()))
+        self.holds("codes do not move",
+                   codes == {n: a.tobytes() for n, packed in tuned._named(Packed) for a in packed.arrays().values()})
+        self.holds("training moves something", of_bytes(tuned) != tuned_before)
+        self.holds("gradients and masks are gone", all(p.grad is None and p.update_mask is None for p in tuned.parameters()))
+        self.holds("losses are finite", np.isfinite(history.loss).all())
+        file = Path(self.folder) / "checkpoint"
+        train(parts[0], checkpoint=file, stop_after=2)
+        train(parts[1], checkpoint=file)
+        self.holds("a resumed run trains the same", of_bytes(parts[1]) == of_bytes(tuned))
+        return task
+
+    def outputs(self, tuned, task):
+        """Logits and class logits of one batch."""
+        batch = task.batch("test", 3, np.random.default_rng(self.i))
+        out = [self.logits(tuned, batch[0])]
+        with tp.no_grad():
+            if task.head is not None: out.append(tuned.classify(*batch[:2]).data)
+        return out
+
+    def same_outputs(self, promise, tuned, task, want):
+        for a, b in zip(self.outputs(tuned, task), want, strict=True): self.same(promise, a, b)
+
+    def has_its_gradients(self, tuned, task):
+        """The gradients of the trained parameters are those of finite differences."""
+        if not self.is_float64 or self.rounding or self.scheme and self.scheme.trains and self.trains: return
+        x, params = task.tokens(2, np.random.default_rng(self.i)), tuned.trainable_parameters()
+        if self.head: params = [p for p in params if all(p is not q for q in tuned.head.parameters())]
+        if not params: return
+        before = of_bytes(tuned)
+        self.holds("gradients are those of finite differences",
+                   tp.gradcheck(lambda *_: tuned(x), *params, directions=1, step=1e-6, tolerance=1e-4) < 1e-4)
+        for p in params: p.grad = None
+        self.holds("a gradient check changes nothing", of_bytes(tuned) == before)
+
+    def keeps_rows_apart(self, tuned, fresh, task):
+        """A row's result depends on itself alone, beside rows of the base as well; on no padding either."""
+        batch = task.batch("test", 3, np.random.default_rng(self.i))
+        x, whole, before = batch[0], self.want, state(tuned)
+        mixed = tp.mixed_batch(self.model, {"a": tuned}, x, ["a", None, "a"]).data
+        self.holds("a mixed batch changes nothing", state(tuned) == before)
+        if self.rounding: return                                      # rounding by ranges sees other tokens beside
+        self.near("a row is by itself", self.logits(tuned, x[1:2]), whole[0][1:2])
+        self.near("rows of a mixed batch are their methods'", mixed,
+                  np.stack([whole[0][0], self.logits(fresh, x)[1], whole[0][2]]))
+        if task.head is None: return
+        padded, lengths = x.copy(), batch[1]
+        for row, n in zip(padded, lengths, strict=True): row[n:] = self.rng.integers(0, task.V)
+        with tp.no_grad(): self.near("padding does not count", tuned.classify(padded, lengths).data, whole[1])
+
+    def is_disabled(self, tuned, fresh, task):
+        want, before, plain = self.want, state(tuned), self.logits(fresh)
+        with tuned.disabled() as base:
+            self.holds("disabled gives the base", base is self.model)
+            self.same("disabled is the base", self.logits(tuned), plain)
+            self.same("disabled is the base", self.logits(base), plain)
+            with tuned.disabled(): self.same("disabled twice is the base", self.logits(tuned), plain)
+            self.same("disabled is the base", self.logits(base), plain)
+            self.refuses("attach refuses a base on loan", lambda: tp.attach(base, tp.LoRA(rank=1)), base)
+            self.refuses("quantize refuses a base on loan", lambda: tp.quantize(base, tp.NF4()), base)
+            self.refuses("detach refuses while disabled", tuned.detach, base)
+        self.holds("after disabled all is as before", state(tuned) == before)
+        self.same_outputs("after disabled it computes the same", tuned, task, want)
+        for call in (lambda: tp.attach(self.model, tp.LoRA(rank=1)), lambda: tp.quantize(self.model, tp.NF4()),
+                     lambda: tp.quantize(tuned, tp.NF4()), lambda: tp.convert(self.model), tuned.reattach,
+                     lambda: tp.save_quantized(self.model, Path(self.folder) / "attached")):
+            self.refuses("an attached model refuses", call, tuned)
+
+    def merges(self, tuned, task):
+        want, before = self.want, state(tuned)
+        possible = tuned.virtual is None and all(hasattr(w, "merge") for w in tuned.wrappers.values())
+        rounded = self.rounding and set(tuned.wrappers) & set(self.rounding)
+        if not possible or rounded:
+            self.refuses("merge refuses what no weights compute", tuned.merge, tuned)
+        if rounded and possible:
+            merged = tuned.merge(activations="exact")
+            self.holds("merged layers round nothing", all(type(merged.get(p)) is Linear for p in tuned.wrappers))
+        elif possible:
+            merged = tuned.merge()
+            self.holds("merged is a plain model", type(merged) is tp.GPT and merged.attached is None)
+            rounds = isinstance(self.method, tp.PEQA)                          # its scales may be float16 at rest
+            for a, b in zip(self.outputs(merged, task), want, strict=True): self.near("merged is wrapped", a, b, 3 * rounds)
+        else: return
+        for p in merged.parameters(): p.data = p.data + 1
+        self.holds("merging leaves the method alone", state(tuned) == before)
+
+    def saves(self, tuned, fresh, task):
+        want, before = self.want, state(tuned)
+        for fmt in ("tinypeft", "peft"):
+            folder, base = Path(self.folder) / fmt, copy.deepcopy(fresh)
+            if fmt == "tinypeft": tuned.save(folder)
+            elif self.attempt(lambda: tuned.save(folder, format="peft") or True, tuned) is None: continue  # noqa: B023
+            loaded = tp.load_adapter(base, folder)
+            for a, b in zip(self.outputs(loaded, task), want, strict=True):
+                if fmt == "tinypeft": self.same("loaded is saved", a, b)
+                else:                 self.near("loaded from PEFT's folder is saved", a, b, digits=4)
+            self.holds("a loaded base detaches to itself", of_bytes(loaded.detach()) == of_bytes(fresh))
+        self.holds("saving changes nothing", state(tuned) == before)
+
+    def saves_base(self, fresh):
+        """A quantized model comes back from its file, codes and function."""
+        if self.scheme is None: return
+        path = Path(self.folder) / "base.safetensors"
+        if self.trains:
+            self.refuses("save_quantized refuses what is to be converted", lambda: tp.save_quantized(fresh, path), fresh)
+            return
+        tp.save_quantized(fresh, path)
+        back = tp.load_quantized(path)
+        self.holds("a quantized file has the same arrays", of_bytes(back) == of_bytes(fresh))
+        self.same("a quantized file has the same function", self.logits(back), self.logits(fresh))
+
+    def copies(self, tuned, fresh, task):
+        want, base = self.want, of_bytes(fresh)
+        twin = copy.deepcopy(tuned)
+        self.same_outputs("a copy computes the same", twin, task, want)
+        self.holds("a copy detaches to the base", of_bytes(twin.detach()) == base)
+        self.same_outputs("a copy is by itself", tuned, task, want)
+        self.same_outputs("a copy comes back", twin.reattach(), task, want)
+
+    def generates(self, tuned, task):
+        """One token after another with the cache is the whole sequence at once."""
+        x, V = task.tokens(2, np.random.default_rng(self.i)), tuned.config.context_length - tuned.virtual_length
+        n = min(3, V - x.shape[1])
+        if n < 1 or isinstance(tuned.method, tp.PTuning) and task.separator is not None: return
+        long = tuned.generate(x, n, rng=0)
+        self.holds("generation has its length", long.shape == (2, x.shape[1] + n) and np.array_equal(long[:, :-n], x))
+        if self.rounding: return                                      # rounding by ranges sees other tokens beside
+        with tp.no_grad():
+            whole, cache = tuned(long).data, tp.KVCache(tuned.config.n_layers)
+            parts = [tuned(long[:, :x.shape[1]], cache=cache).data]
+            parts += [tuned(long[:, i:i + 1], cache=cache).data for i in range(x.shape[1], long.shape[1])]
+        moves = isinstance(tuned.method, tp.PTuning)                  # its places depend on where the text ends
+        if not moves or tuned.virtual.separator is None:
+            self.near("with the cache it computes the same", np.concatenate(parts, 1), whole)
+        gap = np.sort(whole[:, x.shape[1] - 1:-1], -1)
+        if V and (gap.shape[-1] < 2 or (gap[..., -1] - gap[..., -2]).min() > 1e-3):
+            self.holds("without the cache it writes the same",
+                       np.array_equal(tuned.generate(x, n, rng=0, use_cache=False), long))
+
+    def special(self, tuned, task):
+        """fold, ranks and set_rank, where a method has them."""
+        m = self.method
+        if isinstance(m, tp.DyLoRA):
+            b = int(self.rng.choice(m.ranks))
+            tuned.set_rank(b)
+            self.holds("set_rank sets the rank", set(tuned.ranks().values()) == {b})
+            cut = [w.B.data[:, :b] @ w.A.data[:b] * (m.alpha / (b if m.rescale else m.rank)) for w in tuned.wrappers.values()]
+            for w, delta in zip(tuned.wrappers.values(), cut, strict=True):
+                self.near("at rank b it is its truncation", w.delta(), delta)
+        else: self.refuses("set_rank is DyLoRA's", lambda: tuned.set_rank(1), tuned)
+        folds = isinstance(m, tp.PTuning) and m.encoder or getattr(m, "reparameterize", False)
+        if not folds:
+            self.refuses("fold needs a reparameterization", tuned.fold, tuned)
+            return
+        twin = copy.deepcopy(tuned)
+        self.same_outputs("folded it computes the same", twin.fold(), task, self.want)
+
+    def takes_turns(self, tuned, base, fresh, task):
+        want, learned = self.want, of_bytes(tuned)
+        model = tuned.detach()
+        self.holds("detach gives the base, objects and bytes", model is self.model and state(model) == base)
+        self.same("detached it is the base", self.logits(model), self.logits(fresh))
+        for call in (tuned.detach, tuned.merge, lambda: tuned(self.calibration), tuned.summary):
+            self.refuses("a detached method refuses", call, model)
+        other = self.attempt(lambda: tp.attach(model, drawn(METHODS[self.rng.choice(list(METHODS))], self.rng), head=2), model)
+        if other is not None:
+            self.refuses("reattach refuses beside another", tuned.reattach, model)
+            with contextlib.suppress(*REFUSALS):
+                tp.train(other, Task(other, self.rng), 1, batch_size=2, workers=1, progress=False)
+            self.holds("the other gives the base back", other.detach() is model and state(model) == base)
+        tuned.reattach()
+        self.holds("put back it has what it learned", of_bytes(tuned) == learned)
+        self.same_outputs("put back it computes the same", tuned, task, want)
+
+    def quantized_again(self, tuned, task):
+        """Quantizing between detach and reattach: refused, or refused at reattach if it changed the method's base."""
+        model = tuned.detach()
+        before = of_bytes(model)
+        scheme = drawn(SCHEMES[self.rng.choice(list(SCHEMES))], self.rng)
+        plain = tuple(path for path, m in model.named_modules() if path.startswith("blocks.") and type(m) is Linear)
+        targets = plain if plain and self.rng.random() < 0.5 else "all"
+        whole = self.attempt(lambda: tp.quantize(model, scheme, self.calibration, targets), model)
+        if self.quantized and targets == "all": self.holds("a quantized layer is not quantized again", whole is None)
+        if whole is None or of_bytes(model) == before: return
+        self.refuses("reattach refuses a base that changed", tuned.reattach, model)
+
+    def starts_by_loftq(self, fresh):
+        """LoftQ leaves no larger an error than rounding alone, and its base and LoRA come back from their files."""
+        if type(self.method) is not tp.LoRA or self.scheme: return
+        name = self.rng.choice(["uniform", "float", "nf4", "gguf"])
+        scheme, rounds = drawn(SCHEMES[name], self.rng), int(self.rng.integers(1, 4))
+        model, head = copy.deepcopy(fresh), self.head and self.head[0]
+        tuned = self.attempt(lambda: tp.loftq(model, self.method, scheme, rounds, rng=1, head=head), model)
+        if tuned is None: return
+        for path, w in tuned.wrappers.items():
+            W = fresh.get(path).weight.data.astype(np.float32)
+            error = np.linalg.norm(W - w.base.dense_weight() - w.delta())
+            alone = np.linalg.norm(W - scheme.quantize(W).dequantize())
+            self.holds("LoftQ's error is not above rounding's", error <= alone + 1e-5 * np.linalg.norm(W), f"{error}, {alone}")
+        folder, logits = Path(self.folder) / "loftq", self.logits(tuned)
+        tuned.save(folder)
+        tp.save_quantized(tuned.detach(), folder / "base.safetensors")
+        loaded = tp.load_adapter(tp.load_quantized(folder / "base.safetensors"), folder)
+        self.same("LoftQ's LoRA and base come back", self.logits(loaded), logits)
+
+    def is_cast(self, tuned, task):
+        """The base may be cast between detach and reattach."""
+        twin, other = copy.deepcopy(tuned), np.float32 if self.is_float64 else np.float64
+        twin.detach().to(other)
+        twin.reattach()
+        for a, b in zip(self.outputs(twin, task), self.want, strict=True):
+            self.holds("cast, it has the base's precision", a.dtype == other)
+            if not self.rounding: self.near("cast, it computes the same", a, b, 3)
+
+    def is_shown(self, tuned):
+        for thing in (tuned, self.model, tuned.summary()):
+            self.holds("it can be shown", repr(thing) and thing._repr_html_())
+
+    # -- all of it
+    def run(self, folder):
+        self.folder = folder
+        self.prepare()
+        tuned, fresh, base = self.put_on()
+        separator = getattr(tuned.virtual, "separator", None)
+        if separator is not None: self.calibration[:] = separator
+        self.starts_as_the_base(tuned, fresh)
+        self.counts(tuned, fresh)
+        task = self.trains_alone(tuned)
+        self.want = self.outputs(tuned, task)
+        self.has_its_gradients(tuned, task)
+        self.keeps_rows_apart(tuned, fresh, task)
+        self.is_disabled(tuned, fresh, task)
+        self.is_shown(tuned)
+        self.merges(tuned, task)
+        self.saves(tuned, fresh, task)
+        self.saves_base(fresh)
+        self.copies(tuned, fresh, task)
+        self.generates(tuned, task)
+        self.special(tuned, task)
+        self.want = self.outputs(tuned, task)                         # at another rank, perhaps
+        self.is_cast(tuned, task)
+        self.starts_by_loftq(fresh)
+        self.takes_turns(tuned, base, fresh, task)
+        self.quantized_again(tuned, task)
+
+
+def run(seed, i, **classes):
+    """Run configuration i: (it, None or what broke). classes: `methods` and `schemes`, to draw from fewer."""
+    configuration = Configuration(seed, i, **classes)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "GPTQ: ")                   # of little or degenerate calibration
+        try:
+            configuration.run(folder)
+        except Exception:                                             # whatever it is, the search goes on
+            return configuration, traceback.format_exc()
+    return configuration, None
+
+
+class Found:
+    """What a search has found so far."""
+
+    def __init__(self, seed):
+        self.seed, self.count, self.start, self.failures = seed, 0, time.perf_counter(), []
+        self.checks, self.pairs, self.refusals = (collections.Counter() for _ in range(3))
+
+    def add(self, i, whole=False):
+        """Run configuration i, and print what broke: its last line, or the `whole` traceback."""
+        c, broken = run(self.seed, i)
+        kind = lambda x: "none" if x is None else type(x).__name__
+        self.count += 1
+        self.checks += c.checks
+        self.pairs[f"{kind(c.scheme)} × {kind(c.method)}"] += 1
+        self.refusals.update(r.split(":")[0] for r in c.refusals)
+        if not broken: return
+        self.failures.append({"configuration": repr(c), "broken": broken.strip().splitlines()[-1]})
+        print(f"{c!r}\n{broken if whole else self.failures[-1]['broken']}\n", flush=True)
+
+    def figures(self):
+        return {"configurations": self.count, "seed": self.seed, "failures": self.failures,
+                "promises_checked": sum(self.checks.values()), "refusals": sum(self.refusals.values()),
+                "seconds": round(time.perf_counter() - self.start), "checks": dict(sorted(self.checks.items())),
+                "refusals_by_error": dict(sorted(self.refusals.items())),
+                "schemes_and_methods": dict(sorted(self.pairs.items()))}
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--count", type=int, default=200)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--only", type=int, help="the number of one configuration")
+    p.add_argument("--record", action="store_true", help="write the figures, after every hundred configurations")
+    args = p.parse_args(argv)
+    found = Found(args.seed)
+    for i in range(args.count) if args.only is None else [args.only]:
+        found.add(i, args.only is not None)
+        if args.record and (found.count % 100 == 0 or found.count == args.count): record("configurations", found.figures())
+    f = found.figures()
+    print(f"{f['configurations']} configurations, {len(found.pairs)} pairs of scheme and method, {f['promises_checked']:,} "
+          f"promises checked, {f['refusals']:,} refusals, {len(found.failures)} broken, {f['seconds']} s")
+    return len(found.failures)
+
+
+if __name__ == "__main__":
+    raise SystemExit(bool(main()))

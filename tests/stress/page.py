@@ -1,0 +1,95 @@
+"""The figures on tests/README.md: the last recorded run of each long search, in the last column of its tables.
+
+    python -m tests.stress.page                  write them again, from results/*.json
+
+A figure stands between `<!-- name -->` and `<!-- /name -->`, name being the search's. One that was not recorded yet says so.
+"""
+import json
+import re
+from pathlib import Path
+
+from tests.stress import RESULTS
+from tinypeft.files import write_atomically
+from tinypeft.study.pages import filled, table
+
+__all__ = ["PAGE", "generated"]
+
+PAGE = Path(__file__).parents[1] / "README.md"
+
+
+# -- what is said of each search -------------------------------------------------------------------
+def graphs(r):
+    failed = sum(r["failures"].values())
+    return f"{r['graphs']:,} graphs, {r['operations']:,} operations of {len(r['by operation'])} kinds: {failed} differ"
+
+
+def configurations(r):
+    return (f"{r['configurations']:,} configurations, {r['pairs_of_scheme_and_method']} pairs of scheme and method, "
+            f"{r['promises_checked']:,} promises checked: {len(r['failures'])} broken")
+
+
+def leaks(r):
+    return f"{r['steps']:,} steps: " + ", ".join(f"{name} {grown['MiB']:+.2f} MiB" for name, grown in r["growth"].items())
+
+
+def kills(r):
+    return (f"{r['kills']} kills, {r['kills that cut a write']} of them during a write: {r['differ']} of "
+            f"{r['runs that ended']} runs differ, {r['files left']} files left behind")
+
+
+def commands(r):
+    return (f"{r['wrong command lines']} wrong command lines: {r['not answered well']} answered badly; "
+            f"{r['abuses']} abuses: {r['not survived']} not survived")
+
+
+def mutants(r):
+    everything = r["areas"]["all"]
+    counted = everything["planted"] - everything["equivalent"]
+    return f"{everything['caught']} of {counted} faults caught, {everything['caught'] / counted:.1%}"
+
+
+def numbers(r):
+    """Any other search: its numbers, by their names."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in r.items()
+                     if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
+
+
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, mutants)}
+
+
+# -- the page --------------------------------------------------------------------------------------
+def figure(results, name):
+    """One search in one line: its figures, and the day."""
+    path = results / f"{name}.json"
+    if not path.exists(): return "not recorded yet"
+    r = json.loads(path.read_text("utf-8"))
+    try:
+        return f"{SAYS.get(name, numbers)(r)} ({r['date']})"
+    except (KeyError, TypeError, AttributeError):        # recorded by another version of the search
+        return f"{numbers(r)} ({r['date']})"
+
+
+def by_area(results):
+    """The table of planted faults."""
+    path = results / "mutants.json"
+    if not path.exists(): return "not recorded yet"
+    r = json.loads(path.read_text("utf-8"))
+    rows = [(area, *(str(n[key]) for key in ("planted", "equivalent", "caught", "survived")), f"{n['share caught']:.1%}")
+            for area, n in r["areas"].items()]
+    return table(("area", "planted", "equivalent", "caught", "survived", "share caught"), rows)
+
+
+def sections(text):
+    """{name: function} for the marks on the page."""
+    names = dict.fromkeys(re.findall(r"<!-- ([\w-]+) -->", text))
+    return {name: by_area if name == "mutants-by-area" else lambda results, name=name: figure(results, name) for name in names}
+
+
+def generated(text: str, results: Path = RESULTS) -> str:
+    """The page's text with the figures that `results` holds."""
+    return filled(text, sections(text), results)
+
+
+if __name__ == "__main__":
+    write_atomically(PAGE, generated(PAGE.read_text("utf-8")))
+    print(PAGE)

@@ -1,0 +1,131 @@
+"""Which tests reach which lines of the package, so that a fault in a line runs those tests alone.
+
+    python -m tests.stress.reached               measure every test once (about ten minutes), write build/mutants/reached.json
+
+The tests of a paper's claim (`_direction`) are left out: they train for seconds, to see what others see in milliseconds.
+A line is named by its module, the innermost function around it, and its distance from the function's first line: so a
+change in one function leaves the others' names as they are, and an old measurement stays of use.
+"""
+import ast
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tinypeft.files import write_atomically
+
+__all__ = ["FILE", "ROOT", "functions", "place_of", "tests_by_place"]
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "tinypeft"
+FILE = ROOT / "build" / "mutants" / "reached.json"
+TESTS = ["tests/peft", "tests/quant", "tests/interop", "tests/text", "tests/files", "tests/course/test_exercises.py",
+         *(f"tests/test_{name}.py" for name in (
+             "checkpoints", "diagnosis", "files", "functional", "generate", "gpt", "gradcheck", "graph", "hyper", "nn", "optim",
+             "paged", "pretrained", "random_graphs", "tensor", "threads", "train", "llama", "decoder", "language_model"))]
+
+
+def functions(tree):
+    """[(first line, last line, qualified name)] of a module's functions, outer ones first."""
+    found = []
+
+    def walk(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                name = prefix + child.name
+                if not isinstance(child, ast.ClassDef): found.append((child.lineno, child.end_lineno, name))
+                walk(child, name + ".")
+            else:
+                walk(child, prefix)
+    walk(tree, "")
+    return found
+
+
+def place_of(line, spans):
+    """(name of the innermost function around a line, the line's distance from its first); ("", line) outside of all."""
+    inside = [span for span in spans if span[0] <= line <= span[1]]
+    first, _, name = max(inside, default=(0, 0, ""))
+    return name, line - first
+
+
+class Recorder:
+    """A pytest plugin: for each test that passes, its seconds and the lines of the package that it executed."""
+
+    def __init__(self):
+        self.seconds, self.lines, self.failed, self.saved = {}, {}, [], time.monotonic()
+
+    def trace(self, frame, event, arg):
+        """Called at each call of a function: lines are noted for the package's own, until all of them were seen."""
+        code = frame.f_code
+        if (left := self.left.get(id(code))) is None:    # hashing the code itself would take longer than the tests
+            mine = code.co_filename.startswith(str(PACKAGE))
+            left = {line for *_, line in code.co_lines() if line} if mine else set()
+            self.left[id(code)], self.alive[id(code)] = left, code
+            if mine: self.seen.setdefault(code.co_filename, set())
+        if not left: return None
+        seen = self.seen[code.co_filename]
+
+        def each(frame, event, arg):
+            if event == "line":
+                seen.add(frame.f_lineno)
+                left.discard(frame.f_lineno)
+                if not left: frame.f_trace_lines = False
+            return each
+        seen.add(code.co_firstlineno)
+        left.discard(code.co_firstlineno)
+        return each
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.left, self.seen, self.alive, start = {}, {}, {}, time.process_time()
+        threading.settrace(self.trace)
+        sys.settrace(self.trace)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)
+            self.lines[item.nodeid], self.seconds[item.nodeid] = self.seen, time.process_time() - start
+            if time.monotonic() > self.saved + 60: self.save()
+
+    def pytest_runtest_logreport(self, report):
+        if report.outcome != "passed": self.failed.append(report.nodeid)
+
+    def save(self):
+        numbers = {test: i for i, test in enumerate(self.seconds)}
+        places = {module: {function: {distance: [numbers[t] for t in tests] for distance, tests in lines.items()}
+                           for function, lines in functions.items()} for module, functions in tests_by_place(self).items()}
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(FILE, json.dumps({"tests": list(numbers), "seconds": [round(s, 3) for s in self.seconds.values()],
+                                           "failed": self.failed, "places": places}))
+        self.saved = time.monotonic()
+
+
+def tests_by_place(recorder):
+    """{module: {function: {distance: [tests]}}} of the tests that passed."""
+    spans, out = {}, {}
+    for test, files in recorder.lines.items():
+        if test in recorder.failed: continue
+        for file, lines in files.items():
+            module = Path(file).relative_to(ROOT).as_posix()
+            if module not in spans: spans[module] = functions(ast.parse(Path(file).read_text("utf-8")))
+            for line in lines:
+                function, distance = place_of(line, spans[module])
+                out.setdefault(module, {}).setdefault(function, {}).setdefault(distance, []).append(test)
+    return out
+
+
+def main():
+    recorder = Recorder()
+    there = [path for path in TESTS if (ROOT / path).exists()]
+    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-k", "not direction",
+                 *sys.argv[1:], *there], plugins=[recorder])
+    recorder.save()
+    print(f"{len(recorder.seconds)} tests, {sum(recorder.seconds.values()):.0f} s, failed or skipped: {recorder.failed}")
+
+
+if __name__ == "__main__":
+    main()

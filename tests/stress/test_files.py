@@ -1,0 +1,13 @@
+"""A short form of `files.py`: one attack in fifteen, and a few damaged files of every kind."""
+import pytest
+
+from tests.stress.files import KINDS, attacked, damaged_files
+
+
+def test_attacks_are_refused():
+    assert [outcome for outcome in attacked(every=15) if outcome.startswith("BAD")] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_refused_or_read_as_they_are(kind):
+    assert [outcome for outcome in damaged_files(kind, 20, seed=7) if outcome.startswith("BAD")] == []

@@ -1,0 +1,29 @@
+"""The figures on tests/README.md are the recorded ones."""
+import json
+
+import pytest
+
+from tests.stress import RESULTS
+from tests.stress.page import PAGE, generated
+
+TEXT = PAGE.read_text("utf-8")
+
+
+def test_the_page_says_what_was_recorded():
+    assert generated(TEXT) == TEXT, "run `python -m tests.stress.page`"
+
+
+def test_every_search_has_its_place():
+    for path in RESULTS.glob("*.json"): assert f"<!-- {path.stem} -->" in TEXT, path.stem
+
+
+@pytest.mark.parametrize("name, record, words", [
+    ("graphs", {"graphs": 50000, "operations": 123456, "by operation": {"a": 1, "b": 2}, "failures": {}},
+     "50,000 graphs, 123,456 operations of 2 kinds: 0 differ (2026-01-02)"),
+    ("graphs", {"graphs": 7}, "graphs 7 (2026-01-02)"),
+    ("awq", {"cases_tried": 12, "seconds": 5}, "cases tried 12 (2026-01-02)")])
+def test_a_record_becomes_one_line(name, record, words, tmp_path):
+    """By its own words, or by the names of its numbers where those do not fit it."""
+    (tmp_path / f"{name}.json").write_text(json.dumps({"date": "2026-01-02"} | record), "utf-8")
+    assert f"<!-- {name} -->{words}<!-- /{name} -->" in generated(TEXT, tmp_path)
+    assert "<!-- kills -->not recorded yet<!-- /kills -->" in generated(TEXT, tmp_path)

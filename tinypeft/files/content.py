@@ -1,0 +1,97 @@
+"""JSON that somebody else may have written, and the types of the values in it."""
+import contextlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["check_fields", "made", "naming", "parse_json"]
+
+NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole number",
+         float: "a number", bool: "true or false", None: "null"}
+# What one { or [ or comma can cost in memory (bytes), and what a text may cost beside ten times
+# its length. Without a limit, a text "[[],[],…]" takes twenty times its length.
+COST = {"{": 250, "[": 64, ",": 32}
+SPARE = 1 << 24
+
+
+@contextlib.contextmanager
+def naming(place: Any, error: type[ValueError] = ValueError) -> Iterator[None]:
+    """A ValueError inside becomes an `error` whose message begins with `place`, and so does a
+    KeyError, which stays one."""
+    try:
+        yield
+    except ValueError as e: raise error(f"{place}: {e}") from e
+    except KeyError as e:   raise KeyError(f"{place}: {e.args[0]}") from e
+
+
+def parse_json(text: str | bytes, infinity: bool = False) -> Any:
+    """`json.loads` for untrusted text: ValueError also for a name that occurs twice in an object,
+    for NaN and infinities, for nesting that is too deep, and for a text that would take more memory
+    than ten times its length. infinity: whether Python's Infinity is allowed."""
+    if isinstance(text, bytes): text = text.decode("utf-8")
+    if sum(text.count(sign) * cost for sign, cost in COST.items()) > 10 * len(text) + SPARE:
+        raise ValueError(f"{len(text):,} characters are mostly brackets and commas")
+    constant = lambda name: math.inf if infinity and name == "Infinity" else _no_constant(name)
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins, parse_constant=constant,
+                          parse_float=_finite)
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+
+
+def _without_twins(pairs):
+    for name, n in Counter(name for name, _ in pairs).items():
+        if n > 1: raise ValueError(f"the name {name!r} occurs twice in one object")
+    return dict(pairs)
+
+
+def _no_constant(name): raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits):
+    if math.isinf(number := float(digits)): raise ValueError(f"the number {digits} is too large")
+    return number
+
+
+Kinds = Mapping[str, type | tuple[type | None, ...]]
+
+
+def check_fields(content: Any, kinds: Kinds, optional: Kinds = MappingProxyType({})) -> dict:
+    """`content`, if it is a JSON object with these fields, each of its kind, and no others.
+
+    A kind is a type, or several; None stands for null, `object` for anything, and float allows
+    whole numbers. ValueError says which field is at fault."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {_told(content)}")
+    if missing := sorted(kinds.keys() - content.keys()):
+        raise ValueError(f"{', '.join(missing)} missing; the fields must be {', '.join(kinds)}")
+    for name, value in content.items():
+        if name not in kinds and name not in optional:
+            raise ValueError(f"unknown field {str(name)[:80]!r}; there are "
+                             f"{', '.join([*kinds, *optional])}")
+        kind = kinds[name] if name in kinds else optional[name]
+        allowed = kind if type(kind) is tuple else (kind,)
+        got = None if value is None else type(value)
+        if got not in allowed and object not in allowed and not (got is int and float in allowed):
+            expected = " or ".join(NAMES.get(k) or k.__name__ for k in allowed)
+            raise ValueError(f"{name} must be {expected}, got {_told(value)}")
+    return content
+
+
+def made(cls: type, fields: Any) -> Any:
+    """`cls(**fields)` for fields from a file; a wrong field is a ValueError, as a wrong value is.
+    JSON has no tuples, so lists become tuples."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{cls.__name__}: expected an object of fields, got {_told(fields)}")
+    try:
+        return cls(**{k: tuple(v) if type(v) is list else v for k, v in fields.items()})
+    except (TypeError, ArithmeticError) as e:
+        raise ValueError(f"{cls.__name__}: {e}") from e
+
+
+def _told(value):
+    text = repr(value)
+    return text[:80] + "…" * (len(text) > 80)

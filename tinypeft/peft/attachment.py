@@ -1,0 +1,146 @@
+"""What a method changes in a model, and how the model becomes again what it was.
+
+The record of the change lies on the model itself, as `model.attachment`. A copy of the model has a
+copy of the record, so the method can be taken off the copy, too (`detach`).
+"""
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from typing import NoReturn
+
+import numpy as np
+
+from ..gpt import GPT
+from ..hints import Array
+from ..nn import Module, Parameter, replace_modules
+from .method import Method, MethodError
+
+__all__ = ["Attachment", "Loan", "bare", "detach"]
+
+
+def detach(model: GPT) -> GPT:
+    """Take the method off a model; return the model, which is the base again.
+
+    For a copy of `tuned.model`, which belongs to no PeftModel; elsewhere use `tuned.detach()`.
+    """
+    if not isinstance(model, GPT):
+        raise TypeError(f"detach: expected a GPT, got {type(model).__name__}")
+    if model.attached is None:
+        raise MethodError("detach: no method is on this model")
+    model.attachment.take_off(model)
+    return model
+
+
+@contextlib.contextmanager
+def bare(model: GPT) -> Iterator[GPT]:
+    """Inside `with bare(model):`, no method is on the model; it is for reading, not for changes."""
+    attached = model.attachment if model.attached is not None else None
+    if attached is not None: attached.take_off(model)
+    try: yield model
+    finally:
+        if attached is not None: attached.put_on(model)
+
+
+class Attachment:
+    """A method's change of one model. After a Ctrl-C it is off the model, or wholly on it.
+
+    wrappers: path → module that takes a place in the model. trained: name → Parameter of the model.
+    learned: name → array of `trained`, while the method is off. head: a classifier, or None.
+    """
+
+    def __init__(self, method: Method, wrappers: dict[str, Module], trained: dict[str, Parameter],
+                 head: Module | None):
+        self.method, self.wrappers, self.trained, self.head = method, wrappers, trained, head
+        self.learned = {name: p.data.copy() for name, p in trained.items()}
+
+    def put_on(self, model: GPT) -> None:
+        """Change the model; note what `take_off` must know."""
+        self.replaced = {path: model.get(path) for path in self.wrappers}
+        self.flags = [(p, p.requires_grad) for p in model.parameters()]
+        self.base = {name: p.data for name, p in self.trained.items()}
+        self.base_head = model.head
+        try:
+            model.attachment = self
+            for p in model.parameters(): p.requires_grad = False
+            for name, p in self.trained.items():
+                p.assign(self.learned[name].astype(p.dtype, copy=False))
+                p.requires_grad = True
+            replace_modules(model, self.wrappers)
+            model.head = self.head or model.head
+        except BaseException:
+            self.take_off(model)
+            raise
+        self.learned = {}                        # these arrays are the parameters' now
+
+    def take_off(self, model: GPT) -> None:
+        """Change the model back: the same objects, the same arrays."""
+        try: self._take_off(model)
+        except BaseException:
+            self._take_off(model)                # each step may run twice
+            raise
+
+    def _take_off(self, model):
+        replace_modules(model, self.replaced)
+        model.head = self.base_head
+        for name, p in self.trained.items():
+            self.base[name] = array = self.base[name].astype(p.dtype, copy=False)    # after `to`
+            if p.data is not array:
+                self.learned[name] = p.data
+                p.assign(array)
+        for p, flag in self.flags: p.grad, p.requires_grad = None, flag
+        self.left = contents(model)
+        model.attachment = None
+
+    def changes(self, model: GPT) -> list[str]:
+        """What became different in the base since `take_off`, in words; [] if it may be put on."""
+        now, then, found = contents(model), self.left, []
+        for name in {**then, **now}:
+            if name not in now:             found.append(f"{name} is gone")
+            elif name not in then:          found.append(f"{name} is new")
+            elif isinstance(now[name], str) and now[name] != then[name]:
+                found.append(f"{name} was of class {then[name]} and is {now[name]}")
+            elif now[name] != then[name]:   found.append(f"{name} has other numbers")
+        return found or [f"{path} is another object" for path, module in self.replaced.items()
+                         if model.get(path) is not module]
+
+    def refuse(self, verb: str) -> NoReturn:
+        """Raise MethodError: this method is on the model, so `verb` cannot be done."""
+        raise MethodError(
+            f"{verb}: {self.method} is attached to this model already; call .detach() or .merge() "
+            "on the PeftModel that attach returned. (Is this a copy of its model? Then "
+            "tinypeft.peft.detach(copy) takes the method off.)")
+
+
+class Loan:
+    """The mark on a base inside `with tuned.disabled():`. Nothing is on it, but the method returns.
+
+    The base may run and be copied, not changed. A copy is free: it has no mark.
+    """
+    method = None
+
+    def __init__(self, absent: Method):
+        self.absent = absent
+
+    def refuse(self, verb: str) -> NoReturn:
+        """Raise MethodError: `verb` would change a base to which a method returns."""
+        raise MethodError(f"{verb}: this model is on loan: {self.absent} is disabled, and returns "
+                          "to it at the end of the `with` block; leave the block, or take a copy "
+                          "of the model (copy.deepcopy)")
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+
+def contents(model: GPT) -> dict[str, str | tuple]:
+    """name → class of a module, or shape and checksum of an array, for every part of the model.
+
+    Numbers are rounded to float32 first: to cast the model is no change.
+    """
+    def checksum(array: Array):
+        if array.dtype == np.float64:
+            with np.errstate(over="ignore", under="ignore"): array = array.astype(np.float32)
+        return array.shape, zlib.crc32(np.ascontiguousarray(array))
+    classes = {path: type(module).__name__ for path, module in model.named_modules() if path}
+    return classes | {name: checksum(array) for name, array in model.state_dict().items()}
