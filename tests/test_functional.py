@@ -33,6 +33,10 @@ CASES = {
         (normal(2, 0, 4), normal(5, 4), normal(5)), F.linear, linear, lambda f: f.linear),
     "linear, one output": (
         (normal(3, 4), normal(1, 4), normal(1)), F.linear, linear, lambda f: f.linear),
+    "linear, no outputs": (
+        (normal(2, 3), normal(0, 3), normal(0)), F.linear, linear, lambda f: f.linear),
+    "linear, no inputs": (
+        (normal(2, 0), normal(4, 0), normal(4)), F.linear, linear, lambda f: f.linear),
     "layer norm": (
         (3 + normal(2, 3, 4), positive(4), normal(4)), F.layer_norm, layer_norm,
         lambda f: lambda x, g, b: f.layer_norm(x, (4,), g, b)),
@@ -54,6 +58,8 @@ CASES = {
         (normal(2, 3, 5, 6),), lambda x: F.rotary(x, *ANGLES), lambda x: plain.rotary(x, *ANGLES), None),
     "swiglu": (
         (3 * normal(2, 3, 5), normal(2, 3, 5)), F.swiglu, plain.swiglu, lambda f: lambda g, u: f.silu(g) * u),
+    "layer norm, no columns": (
+        (normal(3, 0), normal(0), normal(0)), F.layer_norm, None, lambda f: lambda x, g, b: f.layer_norm(x, (0,), g, b)),
     "gelu": (
         (2 * normal(3, 5),), F.gelu, gelu, lambda f: lambda x: f.gelu(x, approximate="tanh")),
     "gelu 0-d": (
@@ -68,6 +74,12 @@ CASES = {
         (normal(2, 3, 4),), F.log_softmax, log_softmax, lambda f: lambda x: f.log_softmax(x, -1)),
     "log softmax, axis 0": (
         (normal(3, 4),), lambda x: F.log_softmax(x, 0), lambda x: log_softmax(x, 0), lambda f: lambda x: f.log_softmax(x, 0)),
+    "softmax of nothing": (
+        (normal(3, 0),), F.softmax, None, lambda f: lambda x: f.softmax(x, -1)),
+    "log softmax of nothing": (
+        (normal(3, 0),), F.log_softmax, None, lambda f: lambda x: f.log_softmax(x, -1)),
+    "log softmax 0-d": (
+        (normal(),), F.log_softmax, None, lambda f: lambda x: f.log_softmax(x, -1)),
     "attention": (
         qkv, F.attention, attention, lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True)),
     "attention, everything seen": (
@@ -83,6 +95,15 @@ CASES = {
         lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, seen(150, 161))),
     "attention, no rows": (
         [a[:0] for a in qkv], F.attention, attention, lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v)),
+    "attention, no queries": (
+        (normal(2, 0, 4), normal(2, 3, 4), normal(2, 3, 4)), F.attention, None,
+        lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v)),
+    "attention, no keys": (
+        (normal(2, 3, 4), normal(2, 0, 4), normal(2, 0, 4)), lambda *a: F.attention(*a, causal=False), None,
+        lambda f: lambda q, k, v: f.softmax(q @ k.mT, -1) @ v),
+    "attention, heads of width 0": (
+        (normal(2, 3, 0), normal(2, 3, 0), normal(2, 3, 0)), F.attention, None,
+        lambda f: lambda q, k, v: f.softmax(q @ k.mT, -1) @ v),
     "cross entropy": (
         (3 * normal(6, 5),), lambda z: F.cross_entropy(z, IDS.ravel() % 4), lambda z: cross_entropy(z, IDS % 4),
         lambda f: lambda z: f.cross_entropy(z, long(IDS.ravel() % 4))),
@@ -104,6 +125,11 @@ CASES = {
     "embedding, one id": (
         (normal(6, 4),), lambda E: F.embedding(3, E), lambda E: plain.embedding(3, E),
         lambda f: lambda E: f.embedding(long(3), E)),
+    "embedding, no columns": (
+        (normal(6, 0),), lambda E: F.embedding(IDS, E), lambda E: plain.embedding(IDS, E),
+        lambda f: lambda E: f.embedding(long(IDS), E)),
+    "dropout 0-d": (
+        (normal(),), lambda x: F.dropout(x, 0.3, rng=7), lambda x: x * mask((), 0.3), None),
     "dropout": (
         (normal(40, 5),), lambda x: F.dropout(x, 0.3, rng=7), lambda x: x * mask((40, 5), 0.3), None),
     "attention, dropout": (
@@ -195,6 +221,53 @@ def test_layer_norm_far_from_zero():
     assert_close(y, (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True), 1e-3)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-12)])
+def test_layer_norm_of_numbers_whose_squares_overflow(dtype, tolerance):
+    """Value and gradient are those of the row divided by 2¹⁰⁰ (2⁸⁰⁰). They were β and 0 without a word."""
+    s = 2.0 ** (100 if dtype == np.float32 else 800)
+    small, dy = normal(3, 5).astype(dtype), normal(3, 5).astype(dtype)[::-1]
+    g, b = positive(5).astype(dtype), normal(5).astype(dtype)
+    results = []
+    for scale in (np.array([[s], [1], [s]], dtype), 1):
+        xs = [Tensor(a, requires_grad=True) for a in (small * scale, g, b)]
+        with np.errstate(over="ignore"): y = F.layer_norm(*xs, eps=0.0)
+        y.backward(dy)
+        results.append([y.data, xs[0].grad * scale, xs[1].grad, xs[2].grad])
+    for got, expected in zip(*results, strict=True): assert_close(got, expected, tolerance)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_gelu_far_from_zero(approximate):
+    """Its slope is 0 or 1 there; x³ overflows in float32 from 1e13 on, and the gradient was NaN."""
+    x = Tensor(np.array([-1e30, -1e13, -60, 60, 1e13, 1e30], np.float32), requires_grad=True)
+    with np.errstate(over="ignore"): y = F.gelu(x, approximate)
+    y.backward(np.ones(6))
+    assert np.array_equal(y.data, np.maximum(x.data, 0)) and np.array_equal(x.grad, [0, 0, 0, 1, 1, 1])
+
+
+def test_an_ignored_position_changes_nothing_even_if_its_logits_are_infinite():
+    """Its share of the loss was 0 · NaN."""
+    z = normal(3, 4)
+    for hidden in (np.inf, -np.inf, np.nan):
+        z[1] = hidden
+        x = Tensor(z, requires_grad=True)
+        with np.errstate(invalid="ignore"): loss = F.cross_entropy(x, [2, F.IGNORED, 0])
+        loss.backward()
+        assert_close(loss, F.cross_entropy(Tensor(z[[0, 2]]), [2, 0]), 1e-14)
+        assert np.isfinite(x.grad).all() and not x.grad[1].any() and x.grad[[0, 2]].all()
+
+
+def test_a_hidden_key_changes_nothing_even_if_its_score_overflows():
+    """∞ − ∞ made the row NaN."""
+    q, k, v = (np.ones((1, 3, 2), np.float32) for _ in range(3))
+    q[0, :2], k[0, 2], v[0] = 1e20, 1e20, [[1, 2], [3, 4], [5, 6]]
+    with np.errstate(over="ignore", invalid="ignore"): y = F.attention(Tensor(q), Tensor(k), Tensor(v)).data
+    assert np.array_equal(y[0, :2], [[1, 2], [2, 3]])
+    k[0, 2] = np.nan
+    with np.errstate(invalid="ignore"): z = F.attention(Tensor(q), Tensor(k), Tensor(v)).data
+    assert np.array_equal(z[0, :2], y[0, :2])
+
+
 def test_a_constant_row_is_normalized_to_beta():
     y = F.layer_norm(Tensor(np.full((1, 4), 7.0)), Tensor(np.ones(4)), Tensor(np.arange(4.0)))
     assert np.array_equal(y.data, [np.arange(4.0)])
@@ -234,6 +307,13 @@ def test_dropout_keeps_the_mean_and_the_share():
     assert y.dtype == np.float32 and np.allclose(np.unique(y), [0, 1 / 0.7])
     assert abs((y == 0).mean() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / x.size)              # five standard deviations
     assert abs(y.mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / x.size)
+
+
+def test_dropped_numbers_have_gradient_zero_even_if_dy_is_infinite():
+    x = Tensor(np.ones(50), requires_grad=True)
+    y = F.dropout(x, 0.5, rng=0)
+    y.backward(np.full(50, np.inf))
+    assert np.array_equal(x.grad, np.where(y.data == 0, 0, np.inf))
 
 
 def test_attention_dropout_keeps_the_mean():

@@ -1,5 +1,7 @@
 """gpt.py: the model against PyTorch and finite differences, its two seams for virtual tokens, and every error."""
 import dataclasses
+import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tinypeft as tp
 from tests.oracles import assert_close, assert_gradients_close
 from tinypeft import functional as F
 from tinypeft.generate import KVCache
+from tinypeft.gpt import parameter_shapes
 from tinypeft.nn import Dropout
 from tinypeft.tensor import Tensor, topological_order
 
@@ -291,3 +294,50 @@ def test_classify_refuses_lengths(lengths, gpt):
     model.head = tp.nn.Linear(16, 3)
     with pytest.raises(ValueError, match=r"lengths must be 1 numbers in \[1, 5\]"):
         model.classify(IDS, lengths)
+
+
+# -- a model from arrays -------------------------------------------------------------------------
+CONFIG = tp.GPTConfig(37, 24, 16, 2, 4)
+
+
+def test_the_shapes_of_a_model_are_known_without_one():
+    assert parameter_shapes(CONFIG) == {n: p.shape for n, p in tp.GPT(CONFIG).named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_model_is_made_of_arrays_without_copies(dtype):
+    first = tp.GPT(CONFIG, rng=0).to(dtype)
+    arrays = first.state_dict() | {"head.weight": np.ones((3, 16), dtype)}
+    second = tp.GPT.from_arrays(CONFIG, arrays)
+    tokens = np.arange(10).reshape(2, 5)
+    assert np.array_equal(second(tokens).data, first(tokens).data) and repr(second.blocks[0]) == repr(first.blocks[0])
+    assert all(second.state_dict()[n] is a for n, a in arrays.items()) and second.head.bias is None
+
+
+@pytest.mark.parametrize("change, error, says", [
+    ({"blocks.1.norm1.weight": None}, KeyError, "missing .*blocks.1.norm1.weight"),
+    ({"x": np.ones(3)}, KeyError, "unknown .*'x'"),
+    ({"final_norm.bias": np.ones(3, np.float32)}, ValueError, r"final_norm.bias has shape \(3,\), expected \(16,\)"),
+    ({"final_norm.bias": np.ones(16)}, ValueError, "float32 and float64, expected float32 or float64 for all"),
+    ({"final_norm.bias": np.ones(16, int)}, ValueError, "the arrays are float32 and int64"),
+    ({"head.weight": np.float32(1)}, ValueError, r"head.weight has shape \(\), expected \(16,\)")])
+def test_arrays_that_do_not_fit_are_named(change, error, says):
+    arrays = {n: a for n, a in (tp.GPT(CONFIG).state_dict() | change).items() if a is not None}
+    with pytest.raises(error, match=says): tp.GPT.from_arrays(CONFIG, arrays)
+
+
+def test_sizes_that_the_arrays_do_not_have_take_no_memory():
+    arrays = tp.GPT(CONFIG).state_dict()
+    tracemalloc.start()
+    for sizes in {"n_layers": 1 << 40}, {"vocab_size": 1 << 40}, {"d_model": 1 << 40}, {"n_layers": 3}:
+        with pytest.raises((ValueError, KeyError)): tp.GPT.from_arrays(dataclasses.replace(CONFIG, **sizes), arrays)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("field, values", {
+    "norm_eps": [-1, None, "x", 1e308, math.nan, True, 10**400], "n_heads": [True, 0, 3], "n_layers": [0, 1.0, "2"],
+    "dropout": [1, -0.1, None], "vocab_size": [0, 2.5], "d_model": [-16], "context_length": [False]}.items())
+def test_every_field_of_a_config_is_checked(field, values):
+    for value in values:
+        with pytest.raises(ValueError, match="GPTConfig: "): dataclasses.replace(CONFIG, **{field: value})

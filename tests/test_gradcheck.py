@@ -82,3 +82,9 @@ def test_parameters_of_a_module():
 def test_misuse(inputs, error, says):
     with pytest.raises(error, match=says):
         tp.gradcheck(lambda x: x * 2, *inputs)
+
+
+def test_the_error_is_relative_to_the_gradients_size():
+    """Rounding of a steep function is large, too; an error of a millionth is still found."""
+    tp.gradcheck(lambda a: a.exp() * 1e6, X)
+    with pytest.raises(AssertionError): tp.gradcheck(lambda a: one_element_off(a) * 1e6, X)

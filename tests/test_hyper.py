@@ -220,3 +220,12 @@ def test_the_defaults_are_these():
     stated = " ".join(DEFAULTS.split())
     for cls in NAMED.values(): assert f"{cls.__name__}({defaults(cls)})" in stated
     assert {name: cls().learning_rate for name, cls in tp.METHODS.items()} == RATES
+
+
+@pytest.mark.parametrize("cls, name", [(cls, f.name) for cls in NAMED.values() for f in dataclasses.fields(cls)
+                                       if f.name.endswith("bits")])
+def test_codes_have_at_most_eight_bits(cls, name):
+    """More do not fit the packed bytes."""
+    assert getattr(cls(**{name: 8}), name) == 8
+    for bits in (0, 9):
+        with pytest.raises(ValueError, match=f"^{cls.__name__}: {name} must be .*, got {bits}$"): cls(**{name: bits})

@@ -169,3 +169,36 @@ def test_loading_keeps_the_layout_in_memory_on_which_blas_rounds():
     W = rng.standard_normal((5, 3)).astype(np.float32)
     one.load_state_dict({"weight": W, "bias": one.bias.data})
     assert one.weight.data.flags.f_contiguous and np.array_equal(one.weight.data, W)
+
+
+@pytest.mark.parametrize("bad, says", [
+    (np.array([1, np.nan]), "float32 cannot hold"), (np.array([1, np.inf]), "cannot hold"),
+    (np.array([1, 1e300]), "cannot hold"),
+    (np.array([1, 1j]), "is complex128, expected real numbers"), (np.array(["a", "b"]), "expected real numbers"),
+    (np.array([None, 1]), "expected real numbers")])
+def test_loading_refuses_what_the_type_cannot_hold_and_changes_nothing(bad, says):
+    class Two(Module):
+        def __init__(self):
+            self.first, self.w = Parameter(np.zeros(3, np.float32)), Parameter(np.zeros(2, np.float32))
+    m = Two()
+    with pytest.raises(ValueError, match=f"load_state_dict: w .*{says}"): m.load_state_dict({"first": np.ones(3), "w": bad})
+    assert not m.first.data.any() and not m.w.data.any()
+
+
+@pytest.mark.parametrize("bad", [np.array([256]), np.array([-1]), np.array([0.5]), np.array([np.nan])])
+def test_a_buffer_of_integers_takes_integers_in_its_range(bad):
+    class Buffer(Module):
+        def __init__(self): self.codes = np.zeros(1, np.uint8)
+    with pytest.raises(ValueError, match="codes has numbers that uint8 cannot hold"): Buffer().load_state_dict({"codes": bad})
+    assert Buffer().load_state_dict({"codes": np.array([7.0])}).codes.tolist() == [7]
+
+
+@pytest.mark.filterwarnings("ignore:GPTQ. 36 calibration tokens")
+def test_loading_is_all_or_nothing_with_packed_weights(gpt):
+    """The packed weight is made before a parameter changes: here its order is no order."""
+    m = tp.quantize(gpt(np.float32), tp.GPTQ(bits=4, act_order=True), np.arange(36).reshape(2, 18))
+    before = {n: a.copy() for n, a in m.state_dict().items()}
+    name = next(n for n in before if n.endswith("order"))
+    state = {n: a + 1 if a.dtype.kind == "f" else a for n, a in before.items()} | {name: np.zeros_like(before[name])}
+    with pytest.raises(ValueError, match="order must have each of"): m.load_state_dict(state)
+    assert all(np.array_equal(before[n], a) for n, a in m.state_dict().items())

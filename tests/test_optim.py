@@ -235,3 +235,9 @@ def test_no_change_of_a_parameter_brings_an_old_version_back():
         seen.append(p.version)
     assert seen == sorted(set(seen))
     with pytest.raises(GraphError): y.backward()
+
+
+def test_a_norm_at_its_limit_is_left_alone_bit_exact():
+    p = Parameter(np.zeros(2))
+    p.grad = np.array([3.0, 4.0])
+    assert clip_grad_norm([p], 5.0) == 5 and np.array_equal(p.grad, [3, 4])

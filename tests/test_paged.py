@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.test_threads import forks, in_child
 from tests.toys import Noise
 from tinypeft.nn import Parameter
 from tinypeft.optim import AdamW
@@ -120,6 +121,24 @@ def test_memory_after_a_step():
     assert resident(optimizer) in (None, 0)
     assert optimizer.state[id(ours[0])][1].any() and optimizer.state[id(ours[1])][1].any()
     assert resident(optimizer) != 0
+
+
+@forks
+def test_a_forked_child_cannot_write_into_its_parents_moments():
+    ours = parameters()
+    optimizer = tp.PagedAdamW(ours)
+    for p in ours: p.grad = np.ones_like(p.data)
+    optimizer.step()
+    before = {name: a.copy() for name, a in optimizer.state_arrays().items()}
+
+    def child():
+        with pytest.raises(RuntimeError, match="make a new PagedAdamW"): optimizer.step()
+        tp.PagedAdamW(ours).step()
+        return True
+    in_child(child)
+    after = optimizer.state_arrays()
+    assert all(np.array_equal(after[name], a) for name, a in before.items())
+    optimizer.step()
 
 
 def test_errors(tmp_path):

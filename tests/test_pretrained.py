@@ -1,10 +1,14 @@
 """The shipped base: small enough, loadable without a network, and as good as its record says."""
+import shutil
+
 import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.stress.attacks import save_npz, save_raw
+from tinypeft.files import fingerprint, load_arrays
 from tinypeft.pretrained import FOLDER, training_record
-from tinypeft.pretrained.make import tasks
+from tinypeft.pretrained.make import save_weights, tasks
 from tinypeft.text import base_corpus, domain_corpus
 
 
@@ -59,3 +63,41 @@ def test_it_writes_like_documentation(model):
     out = model.generate(np.repeat(prompt, 4, 0), 100, temperature=0.7, rng=0)
     words = [w.strip(".,:;()`'\"") for row in out for w in model.tokenizer.decode(row[prompt.shape[1]:]).split()]
     assert len(words) > 100 and np.mean([w in known for w in words]) > 0.9
+
+
+# -- folders of weights that are not to be trusted -----------------------------------------------
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the shipped base."""
+    for name in "weights.safetensors", "tokenizer.json": shutil.copy(FOLDER / name, tmp_path)
+    return tmp_path
+
+
+def test_a_folder_of_an_earlier_version_is_loaded(model, folder):
+    save_npz(folder / "weights.npz", *load_arrays(folder / "weights.safetensors"))
+    with pytest.raises(ValueError, match="weights.safetensors and weights.npz, of which one is out of date"):
+        tp.load_model(folder)
+    (folder / "weights.safetensors").unlink()
+    assert fingerprint(tp.load_model(folder).state_dict()) == fingerprint(model.state_dict())
+
+
+def test_writing_weights_replaces_those_of_an_earlier_version(folder):
+    arrays, meta = load_arrays(folder / "weights.safetensors")
+    save_npz(folder / "weights.npz", arrays, meta)
+    save_weights(folder, arrays, tp.GPTConfig(**meta["config"]))
+    assert not (folder / "weights.npz").exists() and load_arrays(folder / "weights.safetensors")[1] == meta
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 1 << 40}, {"n_layers": 1 << 40}, {"d_model": 1 << 14}, {"norm_eps": -1},
+                                    {"more": 1}, None])
+def test_a_config_that_lies_is_refused_and_named(change, folder):
+    arrays, meta = load_arrays(path := folder / "weights.safetensors")
+    save_raw(path, arrays, {"config": change and meta["config"] | change})
+    with pytest.raises((ValueError, KeyError), match="weights.safetensors: "): tp.load_pretrained(folder)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(model, folder):
+    arrays, meta = load_arrays(path := folder / "weights.safetensors")
+    arrays["token_embedding.weight"] = arrays["token_embedding.weight"][:500]
+    save_raw(path, arrays, {"config": meta["config"] | {"vocab_size": 500}})
+    with pytest.raises(ValueError, match="the tokenizer has 1024 tokens, the model only 500"): tp.load_pretrained(folder)

@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-import tinypeft as tp  # noqa: E402
 from tests.stress import graphs  # noqa: E402
 from tests.stress.graphs import OPERATIONS, Fault, check, search  # noqa: E402
 from tinypeft import functional as F  # noqa: E402
@@ -133,7 +132,8 @@ FAULTS = {
     "gelu's other form": operation("gelu", lambda a: F.gelu(a, "none")),
     "epsilon": operation("layer_norm", lambda x, g, b, eps: F.layer_norm(x, g, b, 1.01 * eps)),
     "frozen": operation("a * b", lambda a, b: a.detach() * b),
-    "float64": operation("c * a", lambda a, c: Tensor(np.float64(1) * a.data * np.asarray(c)) if not a.requires_grad else c * a),
+    "float64": operation("c * a",
+                         lambda a, c: c * a if a.requires_grad else Tensor(np.float64(1) * a.data * np.asarray(c))),
 }
 
 

@@ -1,5 +1,6 @@
 """tensor.py: every primitive against finite differences and PyTorch, the walk backward, memory, and every error."""
 import gc
+import threading
 import weakref
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
+from tinypeft import tensor
 from tinypeft.tensor import Tensor, enable_grad, topological_order, unbroadcast
 
 
@@ -114,6 +116,9 @@ CASES = {
     "empty mean":       ((normal(0, 4),), lambda a: a.mean(-1), None),
     "empty slice":      ((normal(3, 4), normal(4)), lambda a, b: (a[3:] + b).sum(), None),
     "empty ids":        ((normal(3, 4),), lambda a: a[np.zeros(0, int)], None),
+    "empty max":        ((normal(0, 4),), lambda a: a.max(1), lambda a: a.amax(1)),
+    "empty split":      ((normal(0, 4), normal(4)), lambda a, b: tp.split(a, 2)[1] + b, lambda a, b: a + b),
+    "no columns":       ((normal(3, 0), normal(0, 2)), lambda a, b: a @ b, None),
     "empty matmul":     ((normal(0, 4), normal(4, 3)), lambda a, b: a @ b, None),
 }
 
@@ -196,6 +201,53 @@ def test_sigmoid_in_its_tails():
     assert_close(y, [0, np.exp(-30), 1, 1], 1e-6)
     assert_close(y.data[1], np.exp(-30), 1e-6)
     assert_close(x.grad, [0, np.exp(-30), np.exp(-30), 0], 1e-6)
+
+
+@pytest.mark.parametrize("dtype, huge", [(np.float32, 1e25), (np.float64, 1e200)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_division_of_numbers_whose_square_is_out_of_range(dtype, huge, inverse, torch):
+    """b² overflows or is 0, a/b² is in range: the gradient was 0 or infinite."""
+    c = 1 / huge if inverse else huge
+    for a, b in ((c, c), (-3 * c, c), (0, c), (1, -c)):
+        x, y = (Tensor(np.asarray(v, dtype), requires_grad=True) for v in (a, b))
+        with np.errstate(over="ignore"): (x / y).backward()
+        t, u = (torch.tensor(np.asarray(v, dtype), requires_grad=True) for v in (a, b))
+        (t / u).backward()
+        assert x.grad == pytest.approx(t.grad.item(), 1e-6, 0) and y.grad == pytest.approx(u.grad.item(), 1e-6, 0)
+
+
+@pytest.mark.parametrize("f, passes", [
+    (lambda x: x.relu(), [0, 0, 1]), (lambda x: x.abs(), [-1, 0, 1]), (lambda x: x.max(), [0, 0, 1]),
+    (lambda x: x.max(0, keepdims=True), [0, 0, 1]), (lambda x: tp.maximum(x, 1), [0, 0, 1]),
+    (lambda x: tp.maximum(1, x), [0, 0, 1]),
+    (lambda x: tp.where([False, False, True], x, 5), [0, 0, 1]),
+    (lambda x: tp.where([True, True, False], 5, x), [0, 0, 1]),
+], ids=["relu", "abs", "max", "max, kept", "maximum", "maximum, swapped", "where", "where, swapped"])
+def test_what_is_not_passed_on_has_gradient_zero_even_if_dy_is_infinite(f, passes):
+    """0 · ∞ is NaN: in relu(x).sqrt(), dy is infinite wherever x ≤ 0."""
+    x = Tensor(np.array([-2.0, 0.0, 3.0]), requires_grad=True)
+    y = f(x)
+    with np.errstate(all="raise"): y.backward(np.full(y.shape, np.inf))
+    assert np.array_equal(x.grad, [np.inf * p if p else 0 for p in passes])
+
+
+def test_the_root_of_relu():
+    x = Tensor(np.array([-1.0, 4.0]), requires_grad=True)
+    with np.errstate(divide="ignore"): x.relu().sqrt().backward(np.ones(2))
+    assert np.array_equal(x.grad, [0, 0.25])
+
+
+def test_powers_of_extreme_numbers(torch):
+    """As PyTorch's, at the places where a factor of the gradient is infinite or its product with dy overflows."""
+    values = [0.0, 1e-25, 0.5, 2.0, 1e25, np.inf]
+    a, b = (x.ravel().astype(np.float32) for x in np.meshgrid(values, [-2.0, -1.0, 0.0, 1e-25, 1.0, 2.0, 100.0]))
+    for dy in (1.0, 1e37, np.inf):
+        x, y = Tensor(a, requires_grad=True), Tensor(b, requires_grad=True)
+        with np.errstate(all="ignore"): (x ** y).backward(np.full(a.shape, dy, np.float32))
+        t, u = (torch.tensor(v, requires_grad=True) for v in (a, b))
+        (t ** u).backward(torch.full(a.shape, dy))
+        for got, expected in ((x.grad, t.grad), (y.grad, u.grad)):
+            np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-37)
 
 
 # -- the walk --------------------------------------------------------------------------------------
@@ -335,6 +387,39 @@ def test_enable_grad_records_inside_no_grad():
         assert not (x * 2).requires_grad
     y.backward()
     assert np.array_equal(x.grad, [2, 2])
+
+
+def test_each_thread_has_its_own_no_grad():
+    """One trains while another generates; and blocks that overlap leave both as they were."""
+    x = Tensor(np.ones(2), requires_grad=True)
+    inside, leave, recorded = threading.Event(), threading.Event(), []
+
+    def generate():
+        with tp.no_grad():
+            inside.set()
+            assert leave.wait(10)
+            recorded.append((x * 2).requires_grad)
+        recorded.append((x * 2).requires_grad)
+    thread = threading.Thread(target=generate)
+    thread.start()
+    assert inside.wait(10)
+    assert (x * 2).requires_grad
+    with tp.no_grad():
+        leave.set()
+        thread.join()
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad and recorded == [False, True]
+
+
+def test_each_thread_has_its_own_tape():
+    x = Tensor(np.ones(2), requires_grad=True)
+    with tensor.tape() as made:
+        thread = threading.Thread(target=lambda: x * 2)
+        thread.start()
+        thread.join()
+        y = x * 3
+    x * 4
+    assert made == [y]
 
 
 # -- memory ----------------------------------------------------------------------------------------

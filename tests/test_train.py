@@ -2,6 +2,7 @@
 import io
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -294,3 +295,9 @@ def test_a_classifier_trains_through_classify():
     tuned = tp.attach(small(), tp.FullFineTuning(), head=2, rng=0)
     history = tp.train(tuned, Parity(), 120, batch_size=16, lr=1e-2, progress=False)
     assert np.mean(history.loss[-10:]) < 0.1 and isinstance(tuned.head, Linear)
+
+
+def test_the_seconds_are_those_of_the_steps():
+    start = time.perf_counter()
+    history = tp.train(small(), Noise(), 3, progress=False)
+    assert 0 < history.seconds < time.perf_counter() - start

@@ -6,6 +6,7 @@ cross-entropy and attention work on slices whose temporary arrays stay in a core
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
 """
+import functools
 import math
 
 import numpy as np
@@ -66,24 +67,15 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    d = max(1, x.shape[-1])
-    mean = lambda a: a.sum(-1, keepdims=True) / d
-    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / d
+    mean = lambda a: a.sum(-1, keepdims=True) / max(1, a.shape[-1])
     xhat, g = x.data - mean(x.data), gamma.data
-    r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
-    if r.all(): xhat *= r
-    else:                                                    # var is infinite: scale by s before
-        s = np.where(r == 0, np.abs(xhat).max(-1, keepdims=True), 1)
-        xhat /= s
-        r = 1 / np.sqrt(mean_product(xhat, xhat) + eps / s / s)
-        xhat *= r
-        r /= s
+    r = _normalize(xhat, eps)                                # 1/σ  (…, 1)
     y = xhat * g
     y += beta.data
 
     def dx(dy):
         dx = dy * g                                          # dx̂, then dx in place
-        m = mean_product(dx, xhat)
+        m = _mean_product(dx, xhat)
         dx -= mean(dx)
         dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
         dx *= r
@@ -99,19 +91,35 @@ def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
     """
     if not gamma.shape == x.shape[-1:] != ():
         raise ValueError(f"rms_norm: x {x.shape}, gamma {gamma.shape}; expected (…, d), (d,)")
-    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
-    g = gamma.data
-    r = 1 / np.sqrt(mean_product(x.data, x.data) + eps)      # (…, 1)
-    xhat = x.data * r
+    xhat, g = x.data.copy(), gamma.data
+    r = _normalize(xhat, eps)                                # 1/√(mean x² + ε)  (…, 1)
 
     def dx(dy):
         dx = dy * g                                          # dx̂, then dx in place
-        m = mean_product(dx, xhat)
+        m = _mean_product(dx, xhat)
         dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
         dx *= r
         return dx
     return Tensor.op(xhat * g,
                      (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))), (x, dx))
+
+
+def _normalize(x, eps):
+    """x ← x / √(mean x² + ε) in place, over the last axis; return 1 / √(mean x² + ε), (…, 1)."""
+    r = 1 / np.sqrt(_mean_product(x, x) + eps)
+    if r.all():
+        x *= r
+        return r
+    s = np.where(r == 0, np.abs(x).max(-1, keepdims=True), 1)    # x² is infinite: divide by s
+    x /= s
+    r = 1 / np.sqrt(_mean_product(x, x) + eps / s / s)
+    x *= r
+    return r / s
+
+
+def _mean_product(a, b):
+    """The mean of a b over the last axis, (…, 1)."""
+    return np.einsum("...i,...i->...", a, b)[..., None] / max(1, a.shape[-1])
 
 
 def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
@@ -142,7 +150,7 @@ def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """y = silu(g) u,   silu(g) = g σ(g)   (Shazeer, arXiv 2002.05202).
 
-    du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ). The shapes are equal.
+    du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ);   g and u (…) → (…).
     """
     if gate.shape != up.shape:
         raise ValueError(f"swiglu: gate {gate.shape} and up {up.shape} must have the same shape")
@@ -151,22 +159,22 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     flat = lambda a: np.ascontiguousarray(a).reshape(-1)
     g, u, Y = flat(gate.data), flat(up.data), y.reshape(-1)
     for s in _slices(Y.size, 1):
-        sigma = _sigmoid(g[s])
+        sigma, rest = _sigmoid(g[s])
         silu = g[s] * sigma
         np.multiply(silu, u[s], out=Y[s])
         if keep:
             keep[0].reshape(-1)[s] = silu                    # ∂y/∂u
-            keep[1].reshape(-1)[s] = (sigma + silu * (1 - sigma)) * u[s]      # ∂y/∂g
+            keep[1].reshape(-1)[s] = (sigma + silu * rest) * u[s]             # ∂y/∂g
     return Tensor.op(y, (gate, lambda dy: np.multiply(keep[1], dy, out=keep[1])),
                      (up, lambda dy: np.multiply(keep[0], dy, out=keep[0])))
 
 
 def _sigmoid(x):
-    """1 / (1 + e⁻ˣ) as (1 + tanh(x/2)) / 2, which cannot overflow."""
-    y = np.tanh(x * 0.5)
-    y *= 0.5
-    y += 0.5
-    return y
+    """σ(x) and 1 − σ(x), both exact in both tails."""
+    z = np.exp(-np.abs(x))                                   # no overflow
+    large = 1 / (1 + z)
+    z *= large
+    return np.where(x < 0, z, large), np.where(x < 0, large, z)
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -249,7 +257,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     """
     H, G = (t.shape[-3] if t.ndim > 2 else 1 for t in (q, k))
     if (min(q.ndim, k.ndim) < 2 or k.shape != v.shape or q.shape[-1] != k.shape[-1]
-            or q.shape[:-3] != k.shape[:-3] or H != G and (not G or H % G)):
+            or q.shape[:-3] != k.shape[:-3] or H != G and (not G or not H or H % G)):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected "
                          "(…, H, T, d), (…, G, S, d), (…, G, S, d), and G a divisor of H")
     (T, d), S, R = q.shape[-2:], k.shape[-2], H // max(1, G) or 1            # R: heads per key
@@ -302,6 +310,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
 
 
+@functools.lru_cache(maxsize=64)
 def _most(n, m, window, dtype):
     """The most that a score may be, (n, m): ∞ where one of the last n queries sees one of m keys,
     −∞ where it does not. Without a window, (n, n): all queries see the keys before the last n."""

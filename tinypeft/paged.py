@@ -37,6 +37,7 @@ class PagedAdamW(AdamW):
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.01, directory: str | Path | None = None):
         self.file, self.pages, self.nbytes = tempfile.TemporaryFile(dir=directory), {}, 0
+        self.process = os.getpid()
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
     def allocate(self, p: Parameter) -> Array:
@@ -50,6 +51,14 @@ class PagedAdamW(AdamW):
         self.pages[id(state)] = pages
         self.nbytes += state.nbytes
         return state
+
+    def step(self) -> None:
+        """As `AdamW.step`. Raises RuntimeError in a forked process, which shares the file."""
+        if os.getpid() != self.process:
+            raise RuntimeError("PagedAdamW.step: this process was forked after the optimizer was "
+                               "made, and both processes would write into one file of moments; "
+                               "make a new PagedAdamW in this process")
+        super().step()
 
     def _step_one(self, p, group):
         super()._step_one(p, group)

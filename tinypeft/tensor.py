@@ -77,7 +77,7 @@ def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
 def gated(dy: Array, gate: Array) -> Array:
     """dy · gate, but 0 where the gate is 0 even if dy is infinite there (0·∞ is NaN)."""
     with np.errstate(invalid="ignore"): dx = dy * gate
-    return np.where(gate == 0, 0, dx) if np.isnan(dx).any() else dx       # `where` is slow, and rare
+    return np.where(gate == 0, 0, dx) if np.isnan(dx).any() else dx     # `where` is slow and rare
 
 
 class Tensor:
@@ -246,7 +246,7 @@ class Tensor:
                                 (other, lambda dy: unbroadcast(dy * a, B)))
 
     def __truediv__(self, other):
-        """y = a / b.    da = dy/b,   db = −dy y/b. (In a/b², b² leaves float32's range at 1e±19.)"""
+        """y = a / b.    da = dy/b,   db = −dy y/b. (b² would leave float32's range at 1e±19.)"""
         other = self._constant(other)
         b, y, A, B = other.data, self.data / other.data, self.shape, other.shape
         return Tensor.op(y, (self,  lambda dy: unbroadcast(dy / b, A)),
@@ -315,7 +315,7 @@ class Tensor:
 
     def relu(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, x > 0)))
+        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, ~(x <= 0))))
 
     def abs(self) -> Tensor:
         x = self.data

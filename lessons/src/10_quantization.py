@@ -481,8 +481,8 @@ show("granularity")
 #
 # ## Where implementations differ
 #
-# - *Symmetric.* SmoothQuant, AWQ and LLM.int8() divide by $2^{b-1}-1$. GPTQ's code and torchao use all codes,
-#   $s = 2m/(2^b - 1)$: `Uniform(convention="full")`.
+# - *Symmetric.* SmoothQuant, AWQ and LLM.int8() divide by $2^{b-1}-1$. In GPTQ's code and torchao $-m$ has a code of its
+#   own, $s = 2m/(2^b - 1)$: `Uniform(convention="full")`.
 # - *Ties.* NumPy and PyTorch round half to even, llama.cpp half away from zero. PyTorch multiplies by $1/s$, which can
 #   put a tie on the other side.
 # - *Scales in 16 bits.* Rounded to nearest, a scale may become smaller, and the largest weight is then clipped by more

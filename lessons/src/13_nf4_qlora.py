@@ -445,15 +445,15 @@ show("loftq")
 # - QLoRA: Dettmers et al. (arXiv 2305.14314), §3: NormalFloat, double quantization, equations (5) and (6); Table 2 the
 #   perplexities quoted; appendix E the sixteen values. The 8-bit table of scales: Dettmers et al. (arXiv 2110.02861),
 #   §2.
-# - LoftQ: Li et al. (arXiv 2310.08659), equation (6) and Algorithm 1.
+# - LoftQ: Li et al. (arXiv 2310.08659), Algorithm 1.
 #
 # ## Where implementations differ
 #
 # - The paper leaves the 8-bit type of the scales open. bitsandbytes uses a *dynamic* table; torchao's NF4 uses linear
 #   int8, which gives other scales.
 # - bitsandbytes' `quantize_4bit` defaults to **FP4**, not NF4. The first of two codes sits in the high half of a byte.
-# - LoftQ's code, like PEFT's, takes α = $r$ for granted; with another α the product would be scaled and no longer
-#   repair the error. Here the factors are divided by $\sqrt{\alpha/r}$.
+# - LoftQ's code sets α = $r$, but α = 16 for causal models of 4 bits, and corrects neither; nor does PEFT. With α ≠ $r$
+#   the product is scaled and no longer repairs the error. Here the factors are divided by $\sqrt{\alpha/r}$.
 # - The paper of LoftQ keeps the last round; with uniform grids of 2 or 3 bits a later round can be worse than an
 #   earlier one, and the package keeps the best.
 #

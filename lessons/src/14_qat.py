@@ -176,7 +176,7 @@ fig
 #
 # Full quantization-aware training moves every weight, and needs for each a float, a gradient and an optimizer's state:
 # nothing is saved until it is over. PEQA keeps the codes of round to nearest, *frozen*, and trains one number per
-# output channel or per group, equations (1) and (2):
+# output channel or per group:
 #
 # $$\hat W = (s_0 + \Delta s) \odot (q - z_0)$$
 #

@@ -50,7 +50,7 @@ def graded(tmp_path_factory):
     (folder / "nonsense.ipynb").write_text("{", encoding="utf-8")
     (folder / "nowhere.ipynb").symlink_to(folder / "nothing")
     with open(folder / "sparse.ipynb", "wb") as f: f.truncate(2**40)
-    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=10, jobs=3)}
+    return {r.student: r for r in g.grade([folder], lesson="07", seed=5, seconds=10, jobs=4)}
 
 
 @pytest.mark.parametrize("name, points, says", [

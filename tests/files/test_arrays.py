@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, save_arrays, write_atomically
+from tests.stress.attacks import PLACES, save_npz, save_raw
+from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, only_file, read_text, save_arrays, write_atomically
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
           "t": np.array(7), "empty": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(np.eye(3)[:2])}
@@ -108,3 +109,48 @@ def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
     others = [{**a, "w": a["w"].T.copy()}, {**a, "w": a["w"].astype(np.float64)}, {"v": a["w"], "b": a["b"]},
               {**a, "w": a["w"] + 1}, {"w": a["w"]}]
     assert len({fingerprint(x) for x in [a, *others]}) == 6
+
+
+@pytest.mark.parametrize("bad, says", [
+    (np.array([1, np.nan], np.float32), "'w' has numbers that are not finite"),
+    (np.array([np.inf], np.float16), "'w' has numbers that are not finite"),
+    (np.ones(2, np.complex64), "'w' is of type complex64, expected real numbers")])
+def test_numbers_that_are_not_finite_or_real_are_neither_written_nor_read(bad, says, tmp_path):
+    with pytest.raises(ValueError, match=f"new: {says}"): save_arrays(tmp_path / "new", {"w": bad}, {})
+    assert not list(tmp_path.iterdir())
+    save_raw(tmp_path / "raw", {"w": bad}, {})
+    save_npz(tmp_path / "old", {"w": bad}, {})
+    for name in "raw", "old":
+        with pytest.raises(ValueError, match=f"{name} is not a file.*(not finite|complex)"): load_arrays(tmp_path / name)
+
+
+def test_any_changed_byte_is_noticed(tmp_path):
+    arrays = {"w": np.arange(20, dtype=np.float32), "codes": np.arange(9, dtype=np.uint8)}
+    save_arrays(path := tmp_path / "f", arrays, {"alpha": 16.5})
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1:])
+        with pytest.raises(ValueError, match="f is not a file that tinypeft wrote"): load_arrays(path)
+
+
+def test_the_description_is_a_finite_object(tmp_path):
+    with pytest.raises(ValueError, match="JSON"): save_arrays(tmp_path / "f", {}, {"loss": float("nan")})
+    save_raw(tmp_path / "f", {}, [])
+    with pytest.raises(ValueError, match="must be an object, got list"): load_arrays(tmp_path / "f")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_only_regular_files_are_opened(name, tmp_path):
+    PLACES[name](tmp_path / "place")
+    error = r"place (is not a regular file|cannot be opened|is not a file that tinypeft wrote|has 1,099,511,627,776 bytes)"
+    for read in load_arrays, *[read_text] * (name not in ("a pickle", "no bytes")):
+        with pytest.raises(ValueError, match=error): read(tmp_path / "place")
+
+
+def test_one_of_several_files(tmp_path):
+    assert only_file(tmp_path, "a", "b") is None
+    (tmp_path / "b").touch()
+    assert only_file(tmp_path, "a", "b") == tmp_path / "b"
+    (tmp_path / "a").touch()
+    with pytest.raises(ValueError, match="holds a and b, of which one is out of date; delete that one"):
+        only_file(tmp_path, "a", "b")

@@ -181,7 +181,7 @@ def edit(path, **changes):
     ({"n_layer": 1}, "not used 12 .h.1.attn.c_attn.bias.*strict=False ignores the unused ones"),
     ({"vocab_size": 10**12}, r"wte.weight has shape \(300, 16\), config.json says \(1000000000000, 16\)"),
     ({"vocab_size": "absent"}, r"config.json says \(50257, 16\)"), ({"n_positions": 1024}, "wpe.weight has shape"),
-    ({"n_embd": 32}, "has shape"), ({"layer_norm_epsilon": -1}, "norm_eps must be a non-negative number"),
+    ({"n_embd": 32}, "has shape"), ({"layer_norm_epsilon": -1}, r"norm_eps must be a number in \[0, 1\]"),
     ({"layer_norm_epsilon": "x"}, "norm_eps must be"), ({"attn_pdrop": 0.5}, "one dropout for all"),
     (dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], 1.0), r"dropout must be a number in \[0, 1\)"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings=false, but lm_head.weight is missing")])
@@ -234,7 +234,8 @@ def test_shards_are_files_of_the_folder(folder):
     index.write_text(json.dumps({"weight_map": good}))
     assert from_huggingface(folder).config.n_layers == 2
     name = outside.name
-    for shard in f"../{name}", str(outside), f"x/../../{name}", f"..\\{name}", "a.bin", "", "a\0", "a\0.safetensors":
+    for shard in f"../{name}", str(outside), f"x/../../{name}", f"..\\{name}", "a.bin", "", "a\0", "a\0.safetensors", \
+            "a" * 300 + ".safetensors":
         index.write_text(json.dumps({"weight_map": good | {"transformer.wte.weight": shard}}))
         with pytest.raises(HuggingFaceError, match="is no .safetensors file in the same folder"):
             from_huggingface(folder)

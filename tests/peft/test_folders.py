@@ -1,7 +1,9 @@
 """Saved adapters: the same bits in a fresh process, nothing loaded by halves, and classes of one's own."""
 import dataclasses
+import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.oracles import assert_close
 from tests.peft.test_model import EVERY
 from tests.protocol import assert_saves, frozen_bytes, move, outputs
+from tests.stress.attacks import save_npz, save_raw
 from tests.toys import Noise
 from tinypeft.files import load_arrays, save_arrays
 
@@ -199,3 +203,82 @@ def test_a_cast_base_is_the_same_base(gpt, saved, tmp_path):
         model = gpt(np.float32)
         change(model)
         with pytest.warns(UserWarning, match="the base's weights differ"): tp.load_adapter(model, saved)
+
+
+# -- older folders, two formats, and files that lie --------------------------------------------------
+def older(folder):
+    """What an earlier version would have written."""
+    save_npz(folder / "adapter.npz", *load_arrays(folder / "adapter.safetensors"))
+    (folder / "adapter.safetensors").unlink()
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_a_folder_of_an_earlier_version_is_loaded_and_replaced(method, gpt, tokens, tmp_path):
+    tuned = tp.attach(gpt(np.float32), method, head=3)
+    move(tuned, np.random.default_rng(0))
+    learned = outputs(tuned, tokens)
+    tuned.save(tmp_path)
+    older(tmp_path)
+    loaded = tp.load_adapter(gpt(np.float32), tmp_path)
+    assert outputs(loaded, tokens) == learned
+    loaded.save(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["adapter.safetensors"]
+
+
+def test_a_folder_with_two_adapters_says_so(gpt, tokens, saved):
+    shutil.copytree(saved, saved / "copy")
+    older(saved / "copy")
+    shutil.copy(saved / "copy" / "adapter.npz", saved)
+    with pytest.raises(ValueError, match="adapter.safetensors and adapter.npz, of which one is out of date; delete that one"):
+        tp.load_adapter(gpt(np.float32), saved)
+
+
+def test_a_folder_with_both_formats_can_be_read(gpt, tokens, tmp_path):
+    """Ours is of training step 1, PEFT's of step 2: the reader is asked which, and gets that one."""
+    tuned, learned = tp.attach(gpt(np.float32), LORA), {}
+    for seed, format in enumerate(["tinypeft", "peft"]):
+        move(tuned, np.random.default_rng(seed))
+        tuned.save(tmp_path, format=format)
+        learned[format] = tuned(tokens).data
+    with pytest.raises(ValueError, match="two adapters; say which to read by format='tinypeft' or 'peft', or delete"):
+        tp.load_adapter(gpt(np.float32), tmp_path)
+    for format, expected in learned.items():
+        assert_close(tp.load_adapter(gpt(np.float32), tmp_path, format=format)(tokens), expected, 1e-6)
+    with pytest.raises(ValueError, match="unknown format 'npz'; there are tinypeft, peft"):
+        tp.load_adapter(gpt(np.float32), tmp_path, format="npz")
+    with pytest.raises(FileNotFoundError, match="no adapter_config.json in"):
+        (tmp_path / "adapter_config.json").unlink()
+        tp.load_adapter(gpt(np.float32), tmp_path, format="peft")
+
+
+@pytest.mark.parametrize("part, value", [
+    ("fields", {"rank": 1 << 40}), ("fields", {"rank": 1 << 22}), ("fields", {"rank": "2"}), ("head", 1 << 26),
+    ("fields", {"rank_pattern": {"query": 1 << 22}}), ("fields", {"more": 1}), ("fields", []), ("head", True), ("format", 2),
+    ("config", None), ("base", 3), ("more", 1)])
+def test_a_description_that_lies_is_refused_and_takes_no_memory(part, value, gpt, saved):
+    def lie(meta): meta[part] = meta[part] | value if isinstance(value, dict) else value
+    arrays, meta = load_arrays(saved / "adapter.safetensors")
+    lie(meta)
+    save_raw(saved / "adapter.safetensors", arrays, meta)
+    model = gpt(np.float32)
+    before = frozen_bytes(model)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="adapter.safetensors: "): tp.load_adapter(model, saved)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert model.attached is None and frozen_bytes(model) == before
+
+
+@pytest.mark.parametrize("b", [-1, 0, 9])
+def test_the_rank_of_a_dylora_is_one_that_it_trains(b, gpt, tmp_path):
+    tp.attach(gpt(np.float32), tp.DyLoRA(rank=4)).save(tmp_path)
+    edit(tmp_path, lambda arrays, meta: [a.fill(b) for n, a in arrays.items() if n.endswith(".b")])
+    model = gpt(np.float32)
+    with pytest.raises(ValueError, match=rf"b is {b}, expected one of the ranks \[1, 2, 3, 4\]"):
+        tp.load_adapter(model, tmp_path)
+    assert model.attached is None
+
+
+def test_a_loaded_adapter_draws_without_a_limit(gpt, saved):
+    tuned = tp.load_adapter(gpt(np.float32), saved)
+    assert tuned.rng.standard_normal(1 << 20).size == 1 << 20

@@ -1,4 +1,4 @@
-"""Sentences of the methods' docstrings that a run can check: about PEFT, about defaults, and about a second training."""
+"""Sentences of the methods' docstrings that a run can check: on PEFT, on defaults, on a second training."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +26,8 @@ def test_the_random_tables_of_prefix_tuning_start_at_62_and_peft_s_at_28_hundred
     assert abs(np.mean(ours) - 0.62) < 0.015 and abs(np.mean(theirs) - 0.28) < 0.015
 
 
-@pytest.mark.parametrize("dtype, trained", [("float32", False), ("float64", True), ("bfloat16", True), ("float16", True)])
+@pytest.mark.parametrize("dtype, trained", [
+    ("float32", False), ("float64", True), ("bfloat16", True), ("float16", True)])
 def test_peft_trains_adaloras_rank_number_unless_the_base_is_float32(dtype, trained):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     model = torch.nn.Sequential(torch.nn.Linear(8, 8)).to(getattr(torch, dtype))

@@ -227,7 +227,7 @@ def test_scales_and_ranges_are_the_authors_numerical(torch, bits):
         assert np.isclose(scheme.quantize(W, hessian(X)).scales(), step, rtol=1e-5).mean() > 0.9
 
 
-@pytest.mark.skipif(not (FOLDER / "weights.npz").exists(), reason="the base is not trained yet")
+@pytest.mark.skipif(not (FOLDER / "weights.safetensors").exists(), reason="the base is not trained yet")
 def test_the_base_loses_no_more_than_by_the_authors_algorithm_direction(torch):
     """At most 1.02 of it, and less than round to nearest. Over three seeds: `python -m tests.stress.awq`."""
     from tests.stress.awq import excess
@@ -256,6 +256,27 @@ def test_every_folded_scale_can_be_told_from_the_model_numerical(gpt, tokens):
     folded = [p for p in paths if np.linalg.norm(quantized.get(p).dense_weight() - model.get(p).weight.data)
               > 0.05 * np.linalg.norm(model.get(p).weight.data)]
     assert set(folded) == {p for p in paths if not p.endswith("down")}
+
+
+@pytest.mark.parametrize("bits, tolerance", [(8, 0.02), (4, 0.02), (2, 0.06)])
+def test_errors_are_right_where_biases_are_zero_numerical(bits, tolerance):
+    """As in a fresh model. The same errors are shown exactly by a bias of 1e-6, which changes nothing else."""
+    config = tp.GPTConfig(vocab_size=64, context_length=32, d_model=64, n_layers=1, n_heads=2)
+    for seed in range(2):
+        errors, tokens = [], np.random.default_rng(seed).integers(0, 64, (8, 32))
+        for bias in (0, 1e-6):
+            model = tp.GPT(config, rng=seed)
+            model.blocks[0].attention.value.bias.data[:] = bias
+            errors.append(layer_errors(model, tp.quantize(copy.deepcopy(model), tp.AWQ(bits, 32), tokens), tokens))
+        for path in errors[1]: assert errors[0][path] == pytest.approx(errors[1][path], rel=tolerance), path
+
+
+def test_where_no_scale_was_folded_none_is_seen_bit_exact():
+    """Zero biases, and rounding that shrinks the weights: the layers' own weights are what is compared."""
+    model = tp.GPT(tp.GPTConfig(vocab_size=64, context_length=32, d_model=64, n_layers=1, n_heads=2), rng=0)
+    for scheme in (tp.Uniform(2), tp.Uniform(3), tp.NF4(), tp.Uniform(2, symmetric=False)):
+        for path, W, W_hat in unfolded(model, tp.quantize(copy.deepcopy(model), scheme)):
+            assert np.array_equal(W_hat, scheme.quantize(W).dequantize()), path
 
 
 def test_what_stands_before_a_gelu_is_divided_at_run_time(gpt, tokens):

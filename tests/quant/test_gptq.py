@@ -1,6 +1,10 @@
 """OBQ and GPTQ: identities that hold bit for bit, the paper's loop in PyTorch, and outputs better than round to nearest."""
+import ast
 import copy
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,7 +179,7 @@ def test_every_layer_of_a_model_is_better_than_round_to_nearest_direction(gpt, b
             assert gptq[path][0] != nearest[path][0]           # it is not round to nearest under another name
 
 
-@pytest.mark.skipif(not (FOLDER / "weights.npz").exists(), reason="the base is not trained yet")
+@pytest.mark.skipif(not (FOLDER / "weights.safetensors").exists(), reason="the base is not trained yet")
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_every_layer_of_the_base_is_better_than_round_to_nearest_direction(bits):
     """On real text. Measured while the base was in training: 0.14 … 0.86 of round to nearest's output error."""
@@ -307,6 +311,25 @@ def test_weights_that_are_not_finite(rng, bad):
 def test_fields_that_make_no_sense(fields, match):
     with pytest.raises(ValueError, match=match):
         tp.GPTQ(**fields)
+
+
+def test_fields_are_checked_by_an_optimizing_interpreter_too():
+    """`python -O` drops every assert statement."""
+    code = ("import tinypeft as tp\n"
+            "for cls in (tp.GPTQ, tp.AWQ, tp.PEQA, tp.Uniform, tp.FakeQuant):\n"
+            "    for fields in (dict(bits=9), dict(bits=1, symmetric=True), dict(group_size=0)):\n"
+            "        try: print('accepted:', cls(**fields))\n"
+            "        except ValueError: pass\n")
+    run = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
+
+
+def test_no_check_is_an_assert_statement():
+    """In the package, apart from the engine's check of a gradient's shape, which is that of an operation's author."""
+    package = Path(tp.__file__).parent
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py")
+             for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Assert)}
+    assert found <= {"tensor.py"}
 
 
 def test_groups_must_divide_and_nothing_is_changed_when_they_do_not(gpt, rng, tokens):

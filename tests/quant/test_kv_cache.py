@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tinypeft.quant import kv_cache
 from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory
+from tinypeft.quant.packing import pack
 from tinypeft.tensor import no_grad
 
 LONG = dict(d_model=32, vocab_size=64, context_length=128)
@@ -63,6 +65,19 @@ def test_history_is_kivi(rng, kind, History, bits, calls):
     old = total - kept
     assert mine.codes.nbytes == -(-2 * 3 * old * 8 * bits // 8)
     assert mine.nbytes == mine.codes.nbytes + 4 * (2 * 3 * old * 8 // group) + 4 * 2 * 3 * kept * 8
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 1])
+def test_a_token_packs_itself_alone_bit_exact(rng, monkeypatch, bits):
+    """At most 7 older codes, which share its first bytes, are packed once more; the bytes are those of one call."""
+    sizes, x = [], rng.standard_normal((1, 1, 60, 5)).astype(np.float32)
+    monkeypatch.setattr(kv_cache, "pack", lambda q, bits: sizes.append(q.size) or pack(q, bits))
+    history, together = TokenHistory(bits, 5, 0), TokenHistory(bits, 5, 0)
+    for t in range(60): history.append(x[:, :, t:t + 1])
+    assert max(sizes) <= 5 + 7
+    together.append(x)
+    for name in ("codes", "scale", "low"): assert np.array_equal(getattr(history, name), getattr(together, name))
+    assert history.nbytes == together.nbytes
 
 
 @pytest.mark.parametrize("History", [TokenHistory, ChannelHistory])

@@ -8,6 +8,7 @@ import tinypeft as tp
 from tinypeft import functional as F
 from tinypeft.nn import Linear
 from tinypeft.quant.linear import QuantizedLinear
+from tinypeft.quant.llm_int8 import bitsandbytes_rows
 
 OUTLIERS = [3, 17, 50]
 
@@ -135,6 +136,20 @@ def test_as_bitsandbytes_computes(bnb, torch, seed, kind):
     assert error(paper, Y) > 1e-4                                      # the variant is what makes them agree
 
 
+def test_ties_are_rounded_as_by_bitsandbytes_bit_exact(bnb, torch):
+    """Inputs on a coarse grid, half of whose quotients by the step are ties: PyTorch's 127/m is 127 · (1/m), rounded twice."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(-64, 65, (3000, 64)).astype(np.float32) * np.float32(2.0**-6) * rng.integers(1, 90, (3000, 1))
+    X = X.astype(np.float16)
+    codes, m, _ = bnb.functional.int8_vectorwise_quant(torch.tensor(X))
+    Q, ours = bitsandbytes_rows(X.astype(np.float32))
+    assert np.array_equal(Q, codes.numpy()) and np.array_equal(ours[:, 0], m.numpy())
+    quotient = np.abs(X.astype(float) * 127 / ours)
+    ties = (np.abs(quotient % 1 - 0.5) < 1e-6).mean()
+    assert ties > 0.001
+    assert not np.array_equal(Q, np.rint(X.astype(np.float32) * (np.float32(127) / ours)))    # what one division gives
+
+
 def test_gradient_as_bitsandbytes(bnb, torch, rng):
     layer, X, dY = linear(rng), inputs(rng), rng.standard_normal((40, 48)).astype(np.float32)
     mine, other = tp.LLMInt8(variant="bitsandbytes").layer(layer), theirs(bnb, torch, layer).eval()
@@ -254,6 +269,10 @@ def test_errors(gpt):
     with pytest.raises(ValueError, match="not finite"):
         tp.LLMInt8(variant="bitsandbytes").quantize(np.full((2, 3), 1e5, np.float32))      # beyond float16
     with pytest.raises(ValueError, match="not finite"): tp.LLMInt8().quantize(np.full((2, 3), np.inf, np.float32))
+    large = Linear(3, 2)
+    large.weight.data[0, 2] = 1e5                                      # a kept column of it would hold an inf
+    with pytest.raises(ValueError, match="at most 65504, got 100000"): tp.LLMInt8().layer(large, [1, 2])
+    assert np.isfinite(tp.LLMInt8().layer(large, [1]).dense_weight()).all()
     with pytest.raises(ValueError, match=r"\(2, 5\) does not fit"):
         tp.LLMInt8().layer(Linear(3, 4))(tp.Tensor(np.zeros((2, 5), np.float32)))
     with pytest.raises(ValueError, match="not one token"): tp.quantize(gpt(np.float32), tp.LLMInt8(), calibration=[])

@@ -2,11 +2,12 @@
 import dataclasses
 import json
 import re
-from threading import current_thread
+from threading import Barrier, current_thread
 
 import numpy as np
 import pytest
 
+from tests.test_threads import forks, in_child
 from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform, decoding
 from tinypeft.quant.codebooks import codebook
 from tinypeft.quant.packing import pack, packed_size
@@ -67,15 +68,31 @@ def test_exact_across_the_real_chunk():
 
 
 def test_exact_in_two_threads_even_inside_workers(monkeypatch):
-    """Large arrays are decoded by two threads; workers that decode share the second one, and none waits for itself."""
+    """Large arrays are decoded by two threads. A worker decodes alone: it waits for no other."""
     monkeypatch.setattr(decoding, "SHARED", 1)
     monkeypatch.setattr(decoding, "CHUNK", 64)
-    names, original = set(), decoding.look_up
-    monkeypatch.setattr(decoding, "look_up", lambda *args: names.add(current_thread().name) or original(*args))
+    names, original, meet = set(), decoding.look_up, Barrier(2, timeout=10)
+
+    def look_up(*args):
+        if current_thread().name not in names:
+            names.add(current_thread().name)
+            meet.wait()                                  # until the other thread has come, too
+        original(*args)
     q, x = random_qtensor(np.random.default_rng(0), 4, (37, 24), 16, book=True)
-    assert np.array_equal(q.dequantize(), x) and len(names) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "look_up", look_up)
+        assert np.array_equal(q.dequantize(), x) and len(names) == 2
     for y in parallel_map(lambda _: q.dequantize(), range(20), workers=2):
         assert np.array_equal(y, x)
+
+
+@forks
+def test_a_forked_child_decodes():
+    """The second thread does not exist there, and the child waited for it."""
+    q = NF4().quantize(np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32))
+    x = q.dequantize()
+    assert q.size >= decoding.SHARED
+    in_child(lambda: np.array_equal(q.dequantize(), x))
 
 
 def test_an_error_in_the_second_thread_is_raised(monkeypatch):

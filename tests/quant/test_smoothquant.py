@@ -56,7 +56,8 @@ def test_planted_outliers_change_nothing_but_activations(gpt, tokens, dtype, fac
 
 
 def test_plant_outliers_errors(gpt):
-    with pytest.raises(ValueError, match="1 … 16, got 17"): tp.plant_outliers(gpt(), 17)
+    for n in (0, 17):
+        with pytest.raises(ValueError, match=f"1 … 16, got {n}"): tp.plant_outliers(gpt(), n)
     with pytest.raises(ValueError, match="factor must be positive"): tp.plant_outliers(gpt(), factor=0)
     with pytest.raises(ValueError, match="QuantizedLinear already"): tp.plant_outliers(tp.quantize(gpt(np.float32), tp.NF4()))
 

@@ -11,11 +11,13 @@ import contextlib
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,8 +213,8 @@ ABUSES = {
     "folder that cannot be written to, csv": Abuse("cp right.py 07_lora.py; here=$PWD; cd /proc; $T grade $here/07_lora.py "
                                                    "--csv p.csv", 2, ("cannot write",)),
     "Ctrl-C": Abuse(f"set -m; {LONG}kill -INT %1; wait %1", 130, ("stopped; the same command goes on from new",)),
-    "Ctrl-C without a checkpoint": Abuse("set -m; $T finetune lora --quick --steps 3000 & sleep 5; kill -INT %1; wait %1", 130,
-                                         ("stopped",)),
+    "Ctrl-C without a checkpoint": Abuse("set -m; export TINYPEFT_CACHE=$PWD/new; $T finetune lora --quick --steps 3000 & "
+                                         "until [ -e new ]; do sleep 0.1; done; kill -INT %1; wait %1", 130, ("stopped",)),
     "SIGTERM": Abuse(f"set -m; {LONG}kill -TERM %1; wait %1", 143),
     "killed, and again": Abuse(f"{LONG.replace('300', '20')}kill -KILL %1; wait %1; $T finetune lora --quick --steps 20 "
                                "--batch-size 1 --checkpoint new", 0),
@@ -224,11 +226,10 @@ ABUSES = {
 }
 
 
-def suffered(abuse: Abuse) -> str | None:
-    """What went wrong in a script, or None."""
+def suffered(abuse: Abuse, furnished: Path) -> str | None:
+    """What went wrong in a script that ran in a copy of a folder made by `furnish`, or None."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        furnish(folder)
+        folder = Path(shutil.copytree(furnished, name, dirs_exist_ok=True))
         before = contents(folder)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "ROOT": str(ROOT), "T": f"{sys.executable} -m tinypeft",
                                     "OPENBLAS_NUM_THREADS": "1"}
@@ -251,17 +252,18 @@ def suffered(abuse: Abuse) -> str | None:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--record", action="store_true", help="write results/commands.json")
+    p.add_argument("--jobs", type=int, default=2, help="scripts at a time (default 2)")
     args = p.parse_args()
     begin, lines = time.perf_counter(), wrong_lines()
-    with tempfile.TemporaryDirectory() as folder:
-        furnish(Path(folder))
-        found = faults(lines, Path(folder))
-    for sentence in found: print(sentence, flush=True)
-    bad = {}
-    for name, abuse in ABUSES.items():
-        if wrong := suffered(abuse):
-            bad[name] = wrong
-            print(f"{name}: {wrong}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        furnish(folder := Path(name))
+        found = faults(lines, folder)
+        for sentence in found: print(sentence, flush=True)
+        bad = {}
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for abuse, wrong in zip(ABUSES, pool.map(lambda a: suffered(a, folder), ABUSES.values()), strict=True):
+                if wrong: bad[abuse] = wrong
+                print(f"{abuse}: {wrong or 'survived'}", flush=True)
     figures = {"wrong command lines": len(lines), "not answered well": len(found), "abuses": len(ABUSES),
                "not survived": len(bad), "seconds": round(time.perf_counter() - begin)}
     print(figures)

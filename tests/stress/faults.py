@@ -22,7 +22,7 @@ NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum",
          "argmin": "argmax", "argmax": "argmin", "rint": "floor", "sin": "cos", "cos": "sin"}
 CALLS_TO_DROP = {"sqrt", "abs", "copy", "square", "rint", "sorted", "reversed", "ascontiguousarray", "exp", "log"}
 CHECKS = {"special", "invariants", "gradient"}            # of an exercise; its mistakes and symptoms are words
-SILENT = {"__repr__", "__str__", "describe", "summary"}                     # functions that make words
+SILENT = {"__repr__", "_repr_html_", "__str__", "describe", "summary"}      # functions that make words
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import os
 import time
 from pathlib import Path
 
-
 import tinypeft as tp
 from tests.stress import record
 from tests.toys import Noise, small

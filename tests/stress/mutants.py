@@ -7,8 +7,8 @@
 The faults are drawn from every module of `AREAS` by a hash of what they change, so that a change elsewhere draws the same
 ones. For each, a process is forked that has NumPy, PyTorch, PEFT and pytest in memory, but not the package: it imports
 the package with one module changed, and runs the module's own tests first (tests/a/test_b.py of tinypeft/a/b.py), then
-others that reach the line, quick ones first, until one fails. A hang or a crash counts as a failure. `equivalent.py`
-lists the faults that change no result, and the ones that no test can see, each with its reason.
+others that reach the line, quick ones first, until one fails that passes without the fault. A hang or a crash counts as a
+failure. `equivalent.py` lists the faults that change no result, and the ones that no test can see, each with its reason.
 
 Faults that were tried are kept in build/mutants/: an interrupted run goes on where it was. After a change of the code, the
 test that caught a fault in the committed table is tried first. `--again` tries those anew that survived.
@@ -110,6 +110,15 @@ class Reach:
         data = json.loads(FILE.read_text("utf-8"))
         self.names, self.places = data["tests"], data["places"]
         self.seconds = dict(zip(data["tests"], data["seconds"], strict=True))
+        self.sound, self.unsound = set(), set()          # tests that pass without a fault, and those that do not
+
+    def trust(self, by, module):
+        """Does the test that caught a fault pass without it?"""
+        if by in self.sound or "::" not in by: return True
+        whole = ast.parse((ROOT / module).read_text("utf-8"))
+        failed = first_failure(module, whole, [by.removesuffix(" (import)")], self.seconds.get(by, 5))
+        (self.unsound if failed else self.sound).add(by)
+        return not failed
 
     def tests(self, module, fault):
         """Tests that reach the fault's line, and if none is known its function or its module; its own first, then the quick."""
@@ -138,7 +147,11 @@ class Reach:
         others = spread([t for t in tests if t not in mine], 4)
         first = within(others, self.seconds, OTHERS)
         rest = within([t for t in tests if t not in mine and t not in first], self.seconds, REST)
-        return [tests for tests in (mine, first, rest) if tests]
+        known = {*mine, *first, *rest}                   # and those that were measured when the line was another one
+        more = within([t for t in self.names if t.startswith(own + "::") and t not in known], self.seconds, OWN)
+        rounds = [tests for tests in (mine, first, rest, more) if tests]
+        about = f"[{Path(module).stem}." if "/exercises/" in module else ""
+        return rounds or [[f"{own}::*{about}"]] * (ROOT / own).exists()      # nothing was measured: the whole file
 
 
 def within(tests, seconds, limit):
@@ -176,13 +189,16 @@ class Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Chosen:
-    """A pytest plugin: runs the chosen tests in their order, and tells the first that fails."""
+    """A pytest plugin: runs the chosen tests in their order, and tells the first that fails. FILE::*WORD is all with a word."""
 
     def __init__(self, tests):
         self.order, self.failed = {t: i for i, t in enumerate(tests)}, None
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = sorted((item for item in items if item.nodeid in self.order), key=lambda item: self.order[item.nodeid])
+        words = [t.split("::*") for t in self.order if "::*" in t]
+        chosen = [item for item in items if item.nodeid in self.order
+                  or any(item.nodeid.startswith(file + "::") and word in item.nodeid for file, word in words)]
+        items[:] = sorted(chosen, key=lambda item: self.order.get(item.nodeid, 0))
 
     def pytest_runtest_logreport(self, report):
         if report.failed: self.failed = self.failed or report.nodeid
@@ -258,12 +274,13 @@ def attempt(module, fault, reach, hint):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compile(tree, module, "exec")
-    rounds = ([[hint]] if hint in reach.seconds else []) + reach.rounds(module, fault)
-    by = None
-    for tests in rounds:
-        by = first_failure(module, tree, tests, sum(reach.seconds[t] for t in tests))
-        if by: break
-    return by, time.monotonic() - start
+    for tests in ([[hint]] if hint in reach.seconds else []) + reach.rounds(module, fault):
+        while tests := [t for t in tests if t not in reach.unsound]:
+            by = first_failure(module, tree, tests, sum(reach.seconds.get(t, 60) for t in tests))
+            if by is None: break
+            if reach.trust(by, module): return by, time.monotonic() - start
+            tests = [t for t in tests if t != by]
+    return None, time.monotonic() - start
 
 
 COLUMNS = ("module", "line", "function", "kind", "before", "after", "state", "caught by", "seconds")

@@ -42,6 +42,39 @@ def commands(r):
             f"{r['abuses']} abuses: {r['not survived']} not survived")
 
 
+def files(r):
+    bad = r["bad"] if isinstance(r["bad"], int) else len(r["bad"])
+    return f"{r['files']:,} damaged files of {len(r['by kind'])} kinds and {r['attacks']} attacks: {bad} end badly"
+
+
+def notebooks(r):
+    c, rows = r["a class"], "/".join(map(str, r["a class"]["rows in --json, --csv and the table"]))
+    return (f"{c['hostile notebooks']} hostile notebooks and {c['other files']} hostile files beside honest ones: rows in "
+            f"JSON, CSV and table {rows} of {c['submissions']}, {c['peak memory of the grader, MiB']} MiB in the grader; "
+            f"{r['damaged messages']['tried']:,} damaged messages and {r['damaged notebooks']['tried']:,} notebooks refused "
+            "or read")
+
+
+def awq(r):
+    return "loss above float32, here and the authors': " + ", ".join(
+        f"{name} {row['tinypeft']:.4f} and {row['authors']:.4f}" for name, row in r["means"].items())
+
+
+def versions(r):
+    def said(row):
+        if "missing" in row: return row["missing"]
+        if "passed" not in row: return row["result"]
+        return f"{row['passed']:,} passed, {len(row['failing'])} failed, main job {row['main job']}"
+    return "; ".join(f"{name}: {said(row)}" for name, row in r["combinations"].items())
+
+
+def determinism(r):
+    same = [name for name in ("again", "hash seed", "BLAS threads") if not r[name]["different"]]
+    return (f"bit for bit: {', '.join(same)}. Loss after {r['steps']} steps: workers "
+            f"{r['workers'].get('largest difference, tested', 0):.0e}, kernels "
+            f"{r['spread of the loss over kernels'] / r['tested here']:.0e} relative")
+
+
 def mutants(r):
     everything = r["areas"]["all"]
     counted = everything["planted"] - everything["equivalent"]
@@ -54,7 +87,8 @@ def numbers(r):
                      if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
 
 
-SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, mutants)}
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, files, notebooks, awq, versions, determinism,
+                                mutants)}
 
 
 # -- the page --------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
     python -m tests.stress.reached               measure every test once (about ten minutes), write build/mutants/reached.json
 
-The tests of a paper's claim (`_direction`) are left out: they train for seconds, to see what others see in milliseconds.
+Tests that were measured before are not measured again; delete the file to measure all. Left out are the tests of a paper's
+claim (`_direction`) and of training on the base: they train for seconds, to reach what others reach in milliseconds.
 A line is named by its module, the innermost function around it, and its distance from the function's first line: so a
 change in one function leaves the others' names as they are, and an old measurement stays of use.
 """
@@ -17,15 +18,16 @@ import pytest
 
 from tinypeft.files import write_atomically
 
-__all__ = ["FILE", "ROOT", "functions", "place_of", "tests_by_place"]
+__all__ = ["FILE", "ROOT", "functions", "place_of"]
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tinypeft"
 FILE = ROOT / "build" / "mutants" / "reached.json"
+LIMIT = 10                                               # seconds of one test; what it reaches later is not noted
 TESTS = ["tests/peft", "tests/quant", "tests/interop", "tests/text", "tests/files", "tests/course/test_exercises.py",
          *(f"tests/test_{name}.py" for name in (
-             "checkpoints", "diagnosis", "files", "functional", "generate", "gpt", "gradcheck", "graph", "hyper", "nn", "optim",
-             "paged", "pretrained", "random_graphs", "tensor", "threads", "train", "llama", "decoder", "language_model"))]
+             "checkpoints", "diagnosis", "files", "markup", "functional", "generate", "gpt", "llama", "decoder", "gradcheck",
+             "graph", "hyper", "nn", "optim", "paged", "pretrained", "random_graphs", "tensor", "threads", "train"))]
 
 
 def functions(tree):
@@ -54,8 +56,11 @@ def place_of(line, spans):
 class Recorder:
     """A pytest plugin: for each test that passes, its seconds and the lines of the package that it executed."""
 
-    def __init__(self):
-        self.seconds, self.lines, self.failed, self.saved = {}, {}, [], time.monotonic()
+    def __init__(self, old):
+        self.seconds = dict(zip(old["tests"], old["seconds"], strict=True))
+        self.failed, self.saved = old["failed"], time.monotonic()
+        self.places, self.spans = old["places"], {}      # {module: {function: {distance: [numbers of tests]}}}
+        self.numbers = {test: i for i, test in enumerate(old["tests"])}
 
     def trace(self, frame, event, arg):
         """Called at each call of a function: lines are noted for the package's own, until all of them were seen."""
@@ -66,6 +71,7 @@ class Recorder:
             self.left[id(code)], self.alive[id(code)] = left, code
             if mine: self.seen.setdefault(code.co_filename, set())
         if not left: return None
+        if time.process_time() - self.start > LIMIT: return sys.settrace(None)
         seen = self.seen[code.co_filename]
 
         def each(frame, event, arg):
@@ -78,9 +84,12 @@ class Recorder:
         left.discard(code.co_firstlineno)
         return each
 
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid not in self.seconds]
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        self.left, self.seen, self.alive, start = {}, {}, {}, time.process_time()
+        self.left, self.seen, self.alive, self.start = {}, {}, {}, time.process_time()
         threading.settrace(self.trace)
         sys.settrace(self.trace)
         try:
@@ -88,40 +97,35 @@ class Recorder:
         finally:
             sys.settrace(None)
             threading.settrace(None)
-            self.lines[item.nodeid], self.seconds[item.nodeid] = self.seen, time.process_time() - start
+            self.note(item.nodeid, time.process_time() - self.start)
             if time.monotonic() > self.saved + 60: self.save()
 
     def pytest_runtest_logreport(self, report):
         if report.outcome != "passed": self.failed.append(report.nodeid)
 
+    def note(self, test, seconds):
+        """Keep the lines of a test that passed, by their places."""
+        self.seconds[test], number = round(seconds, 3), self.numbers.setdefault(test, len(self.numbers))
+        for file, lines in self.seen.items() if test not in self.failed else ():
+            module = Path(file).relative_to(ROOT).as_posix()
+            if module not in self.spans: self.spans[module] = functions(ast.parse(Path(file).read_text("utf-8")))
+            for line in lines:
+                function, distance = place_of(line, self.spans[module])
+                tests = self.places.setdefault(module, {}).setdefault(function, {}).setdefault(str(distance), [])
+                tests.append(number)
+
     def save(self):
-        numbers = {test: i for i, test in enumerate(self.seconds)}
-        places = {module: {function: {distance: [numbers[t] for t in tests] for distance, tests in lines.items()}
-                           for function, lines in functions.items()} for module, functions in tests_by_place(self).items()}
         FILE.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(FILE, json.dumps({"tests": list(numbers), "seconds": [round(s, 3) for s in self.seconds.values()],
-                                           "failed": self.failed, "places": places}))
+        write_atomically(FILE, json.dumps({"tests": list(self.seconds), "seconds": list(self.seconds.values()),
+                                           "failed": self.failed, "places": self.places}))
         self.saved = time.monotonic()
 
 
-def tests_by_place(recorder):
-    """{module: {function: {distance: [tests]}}} of the tests that passed."""
-    spans, out = {}, {}
-    for test, files in recorder.lines.items():
-        if test in recorder.failed: continue
-        for file, lines in files.items():
-            module = Path(file).relative_to(ROOT).as_posix()
-            if module not in spans: spans[module] = functions(ast.parse(Path(file).read_text("utf-8")))
-            for line in lines:
-                function, distance = place_of(line, spans[module])
-                out.setdefault(module, {}).setdefault(function, {}).setdefault(distance, []).append(test)
-    return out
-
-
 def main():
-    recorder = Recorder()
+    old = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {"tests": [], "seconds": [], "failed": [], "places": {}}
+    recorder = Recorder(old)
     there = [path for path in TESTS if (ROOT / path).exists()]
-    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-k", "not direction",
+    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-k", "not direction and not quantized_training",
                  *sys.argv[1:], *there], plugins=[recorder])
     recorder.save()
     print(f"{len(recorder.seconds)} tests, {sum(recorder.seconds.values()):.0f} s, failed or skipped: {recorder.failed}")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.stress.configurations import METHODS, SCHEMES, drawn, run
+from tests.stress.configurations import METHODS, SCHEMES, run
+from tests.stress.drawing import drawn
 from tinypeft.nn import Dropout
 from tinypeft.peft.adalora import AdaLoRALinear
 from tinypeft.peft.dylora import DyLoRALinear
@@ -30,7 +31,8 @@ def test_every_field_is_drawn_with_several_values(cls):
 # fault → the method it shows in, the class and attribute where it is, what takes its place, the promise that breaks
 FAULTS = {
     "ΔW is larger than what the wrapper adds": (
-        tp.LoRA, LowRankLinear, "delta", lambda self, delta=LowRankLinear.delta: 1.01 * delta(self), "merged is wrapped"),
+        tp.LoRA, LowRankLinear, "delta", lambda self, delta=LowRankLinear.delta: 1.01 * delta(self),
+        "merged is wrapped"),
     "a merged layer forgets to scale its bias": (
         tp.IA3, ScaledOutput, "merge", lambda self: self.merged(self.l.data[:, None], 1), "merged is wrapped"),
     "a method trains a norm in secret": (
@@ -41,7 +43,8 @@ FAULTS = {
         tp.DyLoRA, DyLoRALinear, "end_step", lambda self: None, "gradients and masks are gone"),
     "a rank is drawn from no seed": (
         tp.DyLoRA, tp.DyLoRA, "before_step", lambda self, tuned, step, total: [
-            layer.start_step(b) for b in [np.random.default_rng().choice(self.ranks)] for layer in tuned.wrappers.values()],
+            layer.start_step(b) for b in [np.random.default_rng().choice(self.ranks)]
+            for layer in tuned.wrappers.values()],
         "trains the same"),
     "dropout is on outside training": (
         tp.LoRA, Dropout, "forward", lambda self, x: tp.functional.dropout(x, self.p, self.rng), ""),

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tests.stress import RESULTS
+from tests.stress import RESULTS, as_text
 from tests.stress.page import PAGE, generated
 
 TEXT = PAGE.read_text("utf-8")
@@ -27,3 +27,11 @@ def test_a_record_becomes_one_line(name, record, words, tmp_path):
     (tmp_path / f"{name}.json").write_text(json.dumps({"date": "2026-01-02"} | record), "utf-8")
     assert f"<!-- {name} -->{words}<!-- /{name} -->" in generated(TEXT, tmp_path)
     assert "<!-- kills -->not recorded yet<!-- /kills -->" in generated(TEXT, tmp_path)
+
+
+def test_a_record_is_json_with_one_line_for_each_row():
+    figures = {"a": {"b": [1, 2]}, "é": "x\ny", "rows": [[1, "["], (2, "]")], "none": []}
+    assert json.loads(as_text(figures)) == json.loads(json.dumps(figures))
+    assert '\n  [1, "["],\n  [2, "]"]\n' in as_text(figures)
+    del figures["rows"]
+    assert as_text(figures) == json.dumps(figures, indent=1, ensure_ascii=False) + "\n"

@@ -61,11 +61,11 @@ def interpreter(version: str) -> str | None:
 def run(name: str, where: Path, tests: list[str]) -> dict:
     """One row of the table: versions, tests passed, failed and skipped, the main job, seconds."""
     version, packages = COMBINATIONS[name]
-    if not (python := interpreter(version)): return {"python": version, "result": "there is no such Python here"}
+    if not (python := interpreter(version)): return {"python": version, "missing": "there is no such Python here"}
     inside = where / name / "bin" / "python"
     if not inside.exists(): subprocess.run([python, "-m", "venv", where / name], check=True)
     if subprocess.run([inside, "-m", "pip", "install", "-q", *packages]).returncode:
-        return {"python": version, "result": "pip finds no wheels"}
+        return {"python": version, "missing": "pip finds no wheels"}
     listed = json.loads(subprocess.check_output([inside, "-m", "pip", "list", "--format", "json"], text=True))
     versions = {p["name"]: p["version"] for p in listed if p["name"] in ("numpy", "scipy", "matplotlib")}
     row = {"python": subprocess.check_output([inside, "-V"], text=True).split()[1], **versions}
@@ -83,6 +83,7 @@ def run(name: str, where: Path, tests: list[str]) -> dict:
         (where / f"{name}.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         last = next((line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ passed", line)), "")
         counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
+        if done.returncode > 1 or not counts: counts["result"] = (done.stdout + done.stderr).strip()[-300:]
         failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
         job = subprocess.run([inside, "-c", MAIN_JOB, Path(out, "job")], cwd=out, env=environment, text=True,
                              capture_output=True)
@@ -104,7 +105,8 @@ def main() -> None:
         path = RESULTS / "versions.json"
         before = json.loads(path.read_text(encoding="utf-8"))["combinations"] if path.exists() and args.names else {}
         print(record("versions", {"combinations": before | rows}))
-    sys.exit(any(row.get("failing") for row in rows.values()))
+    sys.exit(any(row.get("failing") or row.get("main job", "passed") != "passed" or row.get("result", "passed") != "passed"
+                 for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -302,13 +302,22 @@ def test_cached_after_the_first_time(cache):
 @pytest.mark.parametrize("damage", [
     lambda text: "", lambda text: text[:-9], lambda text: text.replace("alles", "alle5"), lambda text: "[1, 2]",
     lambda text: '{"sha256": "", "documents": [["a"]]}', lambda text: '{"documents": 5, "sha256": 1}',
-    lambda text: "null"])
+    lambda text: "null", lambda text: "[" * 100_000,
+    lambda text: json.dumps({"sha256": corpus.fingerprint([]), "documents": []})])
 def test_a_damaged_cache_is_rebuilt(cache, damage):
     first = corpus.documents("numpy")
     file, = cache_directory().iterdir()
     file.write_text(damage(file.read_text("utf-8")), "utf-8")
     assert corpus.documents("numpy") == first and len(cache) == 2
     assert corpus.documents("numpy") == first and len(cache) == 2
+
+
+def test_a_pipe_in_place_of_the_cache_blocks_nobody(cache):
+    corpus.documents("numpy")
+    file, = cache_directory().iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    assert corpus.documents("numpy") == [document("Über alles, a text.")] and len(cache) == 2
 
 
 def test_no_cache_where_nothing_can_be_written(cache, tmp_path, monkeypatch):
@@ -336,3 +345,13 @@ def test_where_the_cache_is(monkeypatch):
     assert cache_directory() == Path("/b/tinypeft")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == Path.home() / ".cache" / "tinypeft"
+
+
+@pytest.mark.parametrize("n, stays", [(130, True), (400, False)])
+def test_a_family_above_a_hundredth_of_the_text_is_giant(n, stays):
+    """Two related documents among n of the same length: 1.5 % of the text, or 0.5 %."""
+    family = [document("the same twenty-four words " * 8 + str(i), name=f"g{i}") for i in range(2)]
+    length = len(family[0].text)
+    single = [document((f"on its own {i} " * 30)[:length], name=f"s{i}") for i in range(n)]
+    trained = [family[0] in corpus.split(family + single, (0.3, 0.3), seed)[0] for seed in range(10)]
+    assert all(trained) is stays

@@ -226,7 +226,7 @@ def test_an_interrupted_save_keeps_the_old_file(small, tmp_path, monkeypatch):
 def test_another_file_is_refused(content, tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match="not a tokenizer"):
+    with pytest.raises(ValueError, match="not a tokenizer|not UTF-8 text"):
         BPETokenizer.load(path)
 
 
@@ -269,3 +269,18 @@ def _seconds(f, *args):
     start = time.process_time()
     f(*args)
     return time.process_time() - start
+
+
+@pytest.mark.parametrize("change", [{"merges": 3}, {"vocab": []}, {"end_of_text": "x"}, {"end_of_text": True}, {"special": 3},
+                                    {"special": {"<|endoftext|>": 1.0}}, {"format": "x"}, {"more": 1}, {"vocab": {"a": 1.5}}])
+def test_a_file_with_parts_of_another_type_is_refused(change, small, tmp_path):
+    small.save(path := tmp_path / "t.json")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    with pytest.raises(ValueError, match="t.json is not a tokenizer"): BPETokenizer.load(path)
+
+
+def test_deep_nesting_and_a_pipe_are_refused(tmp_path):
+    (tmp_path / "deep").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="deep is not a tokenizer.*nested too deeply"): BPETokenizer.load(tmp_path / "deep")
+    with pytest.raises(ValueError, match="pipe is not a regular file"): BPETokenizer.load(tmp_path / "pipe")

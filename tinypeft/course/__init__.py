@@ -14,8 +14,8 @@ An exercise:
     judge.py       the stages of a check, from the signature to the invariants
     diagnose.py    from a wrong result to its likely cause
     result.py      what the student sees
-    calls.py       calls a student's function safely: copies, errors with the student's line, a time
-    limit wire.py        the same in another process, which runs worker.py
+    calls.py       calls a student's function: on copies, for a limited time, errors with the line
+    wire.py        the same in another process, which runs worker.py
 
 An assignment:
     assign.py      what an instructor hands out

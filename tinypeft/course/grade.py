@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .judge import judge
@@ -199,13 +201,14 @@ def write_csv(grades: Iterable[Grade], path: str | Path) -> None:
     problem."""
     grades = list(grades)
     names = list(dict.fromkeys(name for g in grades for name in g.exercises))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["student", "file", "lesson", "points", "of", *names, "problem"])
-        for g in grades:
-            points = [g.exercises[n]["points"] if n in g.exercises else "" for n in names]
-            rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, *points,
-                           _cell(g.problem or "")])
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["student", "file", "lesson", "points", "of", *names, "problem"])
+    for g in grades:
+        points = [g.exercises[n]["points"] if n in g.exercises else "" for n in names]
+        rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, *points,
+                       _cell(g.problem or "")])
+    write_atomically(path, text.getvalue())
 
 
 def _cell(text):

@@ -10,13 +10,13 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
-from ..gpt import GPT
+from ..gpt import GPT, GPTConfig
 from ..hints import Array, Seed
 from .attachment import bare
 from .method import Method, MethodError
@@ -113,8 +113,8 @@ def _load(model, path, strict, method=None):
         check_fields(meta, META, MORE)
         if meta["format"] != 1: raise ValueError(f"unknown format {meta['format']}; expected 1")
         cls = _find(meta["method"], meta.get("module"), method)
-        sizes = lambda config: {name: n for name, n in config.items() if name != "dropout"}
-        if sizes(meta["config"]) != sizes(asdict(model.config)):
+        theirs = made(GPTConfig, meta["config"])
+        if replace(theirs, dropout=model.config.dropout) != model.config:
             raise MethodError(f"load_adapter: the adapter was made for a model of "
                               f"{meta['config']}, this one has {asdict(model.config)}")
         n, weight = meta["head"], arrays.get("head.weight")

@@ -15,20 +15,24 @@ equations (2) and (3). AWQ seeks one scale per input channel between 1 (α = 0) 
     s, α      s, ratio    (d_in,) float32, and a number of 0, 1/n_ratios, …, 1 − 1/n_ratios
     Q         nearest     round to nearest on groups, asymmetric
 
-Each group's range is then clipped; of the fractions 1, 1 − 1/20, …, 0.55 the one that disturbs the
-group's output least is kept (in the authors' code, not in the paper; not for query and key). s is
+Each group's range is then cut; of the fractions 1, 1 − 1/20, …, 0.55 the one that disturbs the
+group's output least is kept (in the authors' code, not in the paper; not for query and key).
+Weights beyond the range take the outermost levels. s is
 folded into what computes the input (`folding.py`), but not into a GELU: `mlp.down` divides its
 input by s and stores it, 32/d_out bits per weight more than b + (16 + b)/g (4.156 at g = 128).
 
 Where implementations differ:
  *  As in the authors' code, α stops at 0.95; s is at least 1e-4 and is divided by √(max s · min s),
-    which affects only rounding; query, key and value share the s that is best for the output of
-    attention, and every other layer is judged by its own output. torchao judges every layer alone:
-    `search` with `output_loss`.
+    which affects only rounding. As in its branch for OPT, query, key and value share the s that is
+    best for the output of attention, and every other layer is judged by its own output. For other
+    families that code judges `mlp.up` by the whole MLP or block, and for some of them it does not
+    scale `attention.output`. torchao judges every layer alone: `search` with `output_loss`.
  *  `duo_scaling=True` is AutoAWQ's s = s_X^α / (w̄^(1−α) + 1e-4), w̄ the mean of |w|/max of its
     group. Then α = 0 is not round to nearest, and the best α may be worse than round to nearest.
  *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step, the group's
     (max − min)/(2ᵇ − 1), misses the largest weights of a group of one sign. Here ranges contain 0.
+    They also cut the weights themselves to [−e, e]. Both ends are then half a step beyond the grid,
+    so a step that is stored a little too large would leave a level without weights.
  *  Calibration runs through the original blocks, with `sequential=True` through the quantized ones.
 """
 import dataclasses

@@ -116,7 +116,8 @@ def max_value(name: str) -> float:
 
 def encode(x: Array, name: str, saturate: bool = True) -> Array:
     """The bit patterns of the floats `name` nearest to x (float32): uint8, or uint16 for 16 bits.
-    Ties go to the even code (with no mantissa bits, to the larger magnitude). −0 keeps its sign.
+    Ties go to the even code (with no mantissa bits, to the larger magnitude; between 0 and the
+    smallest number, to 0). −0 keeps its sign.
     NaN stays a NaN; ValueError if the format has none."""
     e, m, special = float_layout(name)
     bias, top = 2**(e - 1) - 1, 2**(e + m) - 1                            # all ones but the sign

@@ -1,4 +1,4 @@
-"""Q8_0 and Q4_0, the two plain block formats of GGUF files, bit for bit as llama.cpp writes them.
+"""Q8_0 and Q4_0, the two plain block formats of GGUF files, as llama.cpp writes them.
 
 32 weights of a row share a float16 scale: x̂ = d·(q − z). Source: llama.cpp's ggml-quants.c.
 
@@ -9,7 +9,8 @@
 
 How they differ from `uniform.py`. Q4_0 gives the extra negative code to the largest element,
 whatever its sign, so d may be negative. Codes are rounded with the float32 d, but decoded with
-float16(d), so |x − x̂| can exceed |d|/2 by the rounding of d, up to 127·2⁻¹¹ of a step.
+float16(d), so |x − x̂| can exceed |d|/2 by the rounding of d, up to 127·2⁻¹¹ of a step. The bytes
+are llama.cpp's, except in blocks with |d| < 1.2e-38, a subnormal float32, whose values are all 0.
 """
 from dataclasses import dataclass
 

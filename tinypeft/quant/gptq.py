@@ -29,9 +29,10 @@ Where implementations differ:
  *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
     by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
     chooses all scales beforehand, from the original columns; then no order is stored.
- *  Grid. The default is asymmetric, as in the paper. `symmetric=True` is the authors', with
-    s = 2 max|w|/(2ᵇ−1). `clipping="mse"` is their search: of 100 steps down to 0.2 of the range, it
-    keeps the best in the norm 2.4. GPTQModel's damping is 0.05.
+ *  Grid. The default is asymmetric, as in the paper. `symmetric=True` has s = 2 max|w|/(2ᵇ−1), as
+    in the authors' code, but there a row without a negative weight gets half this step, so that
+    half of its range is clipped. `clipping="mse"` is their search in steps of 1 % and the norm 2.4;
+    it ends at 0.20 of the range, theirs at 0.21. GPTQModel's damping is 0.05.
  *  Dead inputs (H_jj = 0) first get weight 0. In the authors' code they can widen a row's range.
  *  Inputs. The paper takes all inputs of a block at once; `true_sequential=True` takes those of its
     later layers with the earlier ones quantized.

@@ -16,8 +16,8 @@ Tokens attend in full precision to those fed in the same call, hence a prompt to
 b + 32/G bits per number (s and m in float16), and the recent tokens. A layer is decoded when it
 attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
-Where things differ. The paper has R = 128 for contexts of thousands of tokens; its ablation starts
-at 32, the default here. The range need not contain 0 as in `uniform.py`: some key channels are far
+Where things differ. The paper has R = 128 for contexts of thousands of tokens; here it is 32, for
+contexts of some hundred. The range need not contain 0 as in `uniform.py`: some key channels are far
 from it. A small model may have no such channels; then `keys="token"` does as well.
 """
 import numpy as np
@@ -71,17 +71,38 @@ class QuantizedLayerCache:
     nbytes = property(lambda self: self.keys.nbytes + self.values.nbytes)
 
 
+class Growing:
+    """A flat array, `array`, to which numbers are added; its memory doubles when it is full."""
+
+    def __init__(self, dtype: type):
+        self.memory, self.array = np.empty(0, dtype), np.empty(0, dtype)
+
+    def write(self, x: Array, start: int | None = None) -> None:
+        """Replace the numbers from `start` on (by default: none) by x (n,)."""
+        start = self.array.size if start is None else start
+        if start + x.size > self.memory.size:
+            self.memory = np.empty(2 * (start + x.size), x.dtype)
+            self.memory[:start] = self.array[:start]
+        self.memory[start:start + x.size] = x
+        self.array = self.memory[:start + x.size]
+
+
 class History:
     """Vectors (B, H, S, d): the old ones as codes, in order of time, the recent ones unrounded."""
 
     def __init__(self, bits: int, group: int, residual: int):
         self.bits, self.group, self.residual = bits, group, residual
-        self.codes, self.n = np.zeros(0, np.uint8), 0                     # packed, and their number
-        self.scale = self.low = np.zeros(0, np.float16)                   # s and m of every group
+        self.packed, self.n = Growing(np.uint8), 0                        # codes, and their number
+        self.scales, self.lows = Growing(np.float16), Growing(np.float16)     # s, m of every group
         self.recent = np.zeros(0)                                         # then (B, H, r, d)
+
+    codes = property(lambda self: self.packed.array)
+    scale = property(lambda self: self.scales.array)
+    low = property(lambda self: self.lows.array)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of what is held; the memory that waits for more takes up to as many again."""
         return sum(a.nbytes for a in (self.codes, self.scale, self.low, self.recent))
 
     def append(self, x: Array) -> Array:
@@ -104,9 +125,12 @@ class History:
         s[s == 0] = 1
         q = np.rint((x - m[:, None].astype(x.dtype)) / s[:, None].astype(x.dtype))
         q = np.clip(q, 0, 2**self.bits - 1).astype(np.uint8).reshape(-1)
-        self.codes = pack(np.concatenate([unpack(self.codes, self.bits, self.n), q]), self.bits)
+        whole = self.n // 8 * self.bits                                   # bytes that stay
+        begun = unpack(self.codes[whole:], self.bits, self.n % 8)
+        self.packed.write(pack(np.concatenate([begun, q]), self.bits), whole)
         self.n += q.size
-        self.scale, self.low = np.concatenate([self.scale, s]), np.concatenate([self.low, m])
+        self.scales.write(s)
+        self.lows.write(m)
 
     def decode(self, like: Array) -> Array:
         """The decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""

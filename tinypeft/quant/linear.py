@@ -28,7 +28,7 @@ class QuantizedLinear(Module):
         self.weight, self.bias = weight, bias
 
     def check_parts(self) -> None:
-        """ValueError unless `parts`, each of its type, fit together: what a file says is checked."""
+        """ValueError unless `parts`, each of its type, fit together: a file is not believed."""
         q, bias = self.weight, self.bias
         if len(q.shape) != 2: raise ValueError(f"the weight has shape {q.shape}, not two axes")
         if bias is not None and bias.shape != (self.d_out,):

@@ -22,10 +22,10 @@ distances over its vocabulary. It finds the same columns, because outliers belon
 not to the text. Bits per weight: 8 + 32/d_in + (16 + 32/d_out)·|columns|/d_in. Gradient: dX = dY Ŵ.
 
 variant="bitsandbytes" computes as that library does (version 0.50). W and X are rounded to float16
-first, and multiplied by 127/max instead of divided by max/127. The entries of outlier columns that
-lie below the threshold count towards s_x. Every outlier column is read from its codes; there is no
-float16 copy. On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In train
-mode on a CPU that library's layer multiplies X by the dequantized weight instead.)
+first, and multiplied by 127·(1/max) instead of divided by max/127. The entries of outlier columns
+that lie below the threshold count towards s_x. Every outlier column is read from its codes; there
+is no float16 copy. On a CPU the constant 1/127² is 6.200124e-05, which is 1.8e-5 too large. (In
+train mode on a CPU that library's layer multiplies X by the dequantized weight instead.)
 """
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -58,8 +58,7 @@ class LLMInt8(Scheme):
 
     def quantize(self, W: Array) -> QTensor:
         if self.variant == "paper": return Uniform(8, granularity="channel").quantize(W)
-        with np.errstate(over="ignore"):
-            W = checked(checked(W).astype(np.float16))
+        W = half(checked(W)).astype(np.float32)
         Q, m = bitsandbytes_rows(W.reshape(-1, W.shape[-1]))
         codes = (Q + 128).astype(np.uint8).reshape(-1)
         return QTensor(codes, 8, W.shape, W.shape[-1], (m / np.float32(127)).reshape(-1), 128)
@@ -67,7 +66,7 @@ class LLMInt8(Scheme):
     def layer(self, linear: Linear, columns: Array = ()) -> "LLMInt8Linear":
         """`columns`: the input features whose weights stay in float16, integers in [0, d_in)."""
         columns = np.array(columns if self.variant == "paper" else (), np.int32)
-        kept = linear.weight.data[:, columns].astype(np.float16)
+        kept = half(linear.weight.data[:, columns])
         return LLMInt8Linear(self.quantize(linear.weight.data), linear.bias, self, columns, kept)
 
     def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
@@ -130,6 +129,16 @@ class LLMInt8Linear(QuantizedLinear):
         return f"{super().describe()[:-1]}, {len(self.columns)} columns in float16)"
 
 
+def half(W: Array) -> Array:
+    """W as float16. ValueError for a weight beyond its largest number."""
+    with np.errstate(over="ignore"): W_f16 = W.astype(np.float16)
+    if not np.isfinite(W_f16).all():
+        raise ValueError("LLMInt8 takes weights in float16 (outlier columns; as bitsandbytes does "
+                         f"it, all): expected at most 65504, got {np.abs(W).max():g}, which is not "
+                         "finite there; rescale the weights, or use tinypeft.W8A8()")
+    return W_f16
+
+
 def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
     """X (M, d) → Q, integers float32 (M, d), 0 in outlier columns; s_x (M, 1); O, these columns."""
     A = np.abs(X)
@@ -156,4 +165,4 @@ def bitsandbytes_rows(X: Array) -> tuple[Array, Array]:
     """X (M, d) → integers float32 (M, d); max|X| of every row (M, 1), 127 for a row of zeros."""
     m = np.abs(X).max(1, keepdims=True)
     m[m == 0] = 127
-    return np.rint(X * (np.float32(127) / m)), m
+    return np.rint(X * (np.float32(127) * (1 / m))), m                    # PyTorch's 127 / m

@@ -1,7 +1,7 @@
 """LoftQ: start a quantized base and the LoRA on it as close as possible to the original weights.
 
 QLoRA starts from Q + 0, so training begins with the whole quantization error. LoftQ first spends
-the LoRA's rank on that error (Li et al., arXiv 2310.08659, equation 6 and Algorithm 1):
+the LoRA's rank on that error (Li et al., arXiv 2310.08659, Algorithm 1):
 
     min ‖W − Q − A Bᵀ‖,   alternating for t = 1 … T, from A₀ B₀ᵀ = 0:
         Qₜ = quant(W − Aₜ₋₁ Bₜ₋₁ᵀ),   Aₜ = U_r √Σ_r,  Bₜ = V_r √Σ_r   of the SVD W − Qₜ = U Σ Vᵀ
@@ -15,8 +15,9 @@ the LoRA's rank on that error (Li et al., arXiv 2310.08659, equation 6 and Algor
 Where the paper and this file differ. The paper keeps the last round, this file the best one. On
 min-max grids of 2 and 3 bits the error rises again after a few rounds, because W − A Bᵀ gets larger
 outliers. (NF4, r = 16, a Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after
-five, 6.8 % after ten.) LoRA scales its product by s = α/r. The paper leaves s out, its code sets
-α = r, and PEFT does not correct for s. Here both factors are divided by √s, so W ≈ Q + s B A.
+five, 6.8 % after ten.) LoRA scales its product by s = α/r. The paper leaves s out. The authors'
+code sets α = r, except for causal models of 4 bits, where α = 16 whatever the rank, and neither it
+nor PEFT corrects for s. Here both factors are divided by √s, so W ≈ Q + s B A.
 """
 import math
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..gpt import GPT
 from ..hints import Array
-from ..nn import Module
+from ..nn import Module, Parameter
 from .calibration import READERS, capture
 from .linear import QuantizedLinear
 from .scheme import Scheme
@@ -55,8 +55,7 @@ def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
 def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[str, Array, Array]]:
     """(path, W, Ŵ) of the quantized layers; scales that were folded into Ŵ are taken out again."""
     for i, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
-        sources = () if trained else filter(None, READERS)
-        folded = {source: folded_scale(old.get(source), new.get(source)) for source in sources}
+        folded = {} if trained else folded_scales(old, new)
         for source, readers in READERS.items():
             for name in readers:
                 if isinstance(layer := new.get(name), QuantizedLinear):
@@ -65,10 +64,41 @@ def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[s
                     yield f"blocks.{i}.{name}", old.get(name).dense_weight(), W_hat
 
 
-def folded_scale(old: Module, new: Module) -> Array:
-    """The s (d,) that divided a norm's γ, or the bias of a linear layer; 1 where this is 0."""
-    a, b = ((m.bias if hasattr(m, "d_in") else m.weight).data for m in (old, new))
-    return np.divide(a, b, out=np.ones_like(a), where=b != 0)
+def folded_scales(old: Module, new: Module) -> dict[str, Array]:
+    """Path in a block → the s (d,) that divided what this norm or layer computes.
+
+    γ and β of a norm, or the bias of the values, show it, unless they are 0 (`ratio`). Where a bias
+    is 0, the weights around s show it, up to about their error/√d."""
+    both = lambda path: (old.get(path), new.get(path))
+    s = {}
+    for norm in ("norm1", "norm2"):
+        a, b = both(norm)
+        s[norm] = ratio(a.weight, b.weight, ratio(a.bias, b.bias, 1))
+    V, W = both("attention.value"), both("attention.output")
+    between = scale_between(V[0].dense_weight(), V[1].dense_weight() / s["norm1"],
+                            W[0].dense_weight(), W[1].dense_weight())
+    return s | {"attention.value": ratio(V[0].bias, V[1].bias, between)}
+
+
+def ratio(a: Parameter | None, b: Parameter | None, otherwise: Array | float) -> Array:
+    """a/b, or `otherwise` where b is 0 or missing."""
+    if b is None: return otherwise
+    return np.divide(a.data, b.data, out=np.zeros_like(a.data) + otherwise, where=b.data != 0)
+
+
+def scale_between(V: Array, V_hat: Array, W: Array, W_hat: Array) -> Array:
+    """The s (d,) for which V ≈ s ⊙ V̂ by rows and W s ≈ Ŵ by columns, or 1 if there is none.
+
+    Rounding shrinks or stretches a matrix, too: it moves the two least squares in opposite
+    directions, so their geometric mean is s; and without a scale they do not go together."""
+    def log_slope(X, Y):
+        XX, XY = (X * X).sum(1), (X * Y).sum(1)
+        return np.log(np.divide(XY, XX, where=(XX > 0) & (XY > 0), out=np.ones(len(X))))
+
+    rows, columns = log_slope(V_hat, V), log_slope(W.T, W_hat.T)
+    a, b = rows - rows.mean(), columns - columns.mean()
+    together = a @ b > 0.5 * np.sqrt((a @ a) * (b @ b))
+    return np.exp((rows + columns) / 2 if together else 0 * rows).astype(V.dtype)
 
 
 def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:

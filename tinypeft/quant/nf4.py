@@ -24,9 +24,9 @@ x/s; a number midway between two values gets the lower one; the first of two cod
 half of a byte; a zero block is 0 · code 7; a short last block is divided by s. Three things differ.
 bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5 % of
 its codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
-once, from float64; PyTorch's float32 sum can differ in the last bit. The scale of an all-zero short
-last block is 1e-38 there and 0 here; both decode to 0. By default, `quantize_4bit` of bitsandbytes
-means FP4. torchao's NF4Tensor has linear int8 scales.
+once, from float64; PyTorch's float32 sum can differ in the last bit. The scale of a short last
+block is at least 1e-38 there, and max|x| here. By default, `quantize_4bit` of bitsandbytes means
+FP4. torchao's NF4Tensor has linear int8 scales.
 """
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,7 @@
 """PEQA (Parameter-Efficient and Quantization-aware Adaptation): frozen codes, trained scales.
 
 A weight is rounded once. Fine-tuning then learns one number per output channel or group, so the
-result is a quantized model of the same size (Kim et al., arXiv 2305.14152, equations 1 and 2):
+result is a quantized model of the same size (Kim et al., arXiv 2305.14152):
 
     Ŵ = (s₀ + Δs) ⊙ (q − z₀),    q = clip(⌊W/s₀⌉ + z₀, 0, 2ᵇ − 1)          trained: Δs
     ∂L/∂Δsᵢ = Σⱼ Gᵢⱼ (qᵢⱼ − z₀ᵢ),    G = ∂L/∂Ŵ = dyᵀ x        summed over what shares sᵢ

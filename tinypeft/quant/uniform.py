@@ -13,11 +13,12 @@ Signed codes are stored with 2ᵇ⁻¹ added, so that one formula serves both (`
 them signed). The survey (Zhao et al. 2023) writes −z as Z (`qtensor.py`).
 
 Where libraries differ. PyTorch multiplies by 1/s, so a tie, here rounded half to even, may fall on
-the other side. A float16 scale is rounded *up* here, then divides x, so |x − x̂| ≤ s/2 holds for the
-stored s. ("full" rounds it down where the bound allows that: −m keeps its code.) Libraries round it
-to nearest, which can leave the end of the range more than half a step outside the grid. A range
-[−l, l] ends half a step beyond the outermost levels, so one of them may lose its last number; cut
-a range, but leave the numbers as they are, and those beyond it take both.
+the other side. A float16 scale is rounded *up* here, then divides x, so |x − x̂| ≤ s/2 holds for
+the stored s. ("full" rounds it down where the bound allows that: −m keeps its code.) Libraries
+round it to nearest, which can leave the end of the range more than half a step outside the grid. On
+an asymmetric grid of a range [−l, l], both ends lie half a step beyond the outermost levels, so a
+step that is a little too large leaves one level unused. `awq.py` cuts ranges, not numbers: those
+beyond a range take its outermost levels.
 
 Edges. A block of zeros or of subnormal s takes s = 1 and decodes to zeros. A block of one number c
 decodes to c within rounding; under "full", without a point at m, at 4 bits to c·14/15 or c·16/15.

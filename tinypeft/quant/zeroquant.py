@@ -13,7 +13,10 @@ before: layer-by-layer knowledge distillation (Yao et al., arXiv 2206.01861, §4
     L̂_k      its copy              of `FakeQuantLinear`s: rounds forward, straight through backward
     x        inputs                (B, T, d), from the blocks before, already quantized
 
-The paper and DeepSpeed count groups (64 per matrix for GPT-3), the survey of Zhao et al. counts
+The inputs x of a block come here from the quantized blocks before it, as they will in use. (Whether
+the paper takes these or the original blocks' outputs could not be checked.)
+
+The paper and DeepSpeed count groups, the survey of Zhao et al. counts
 weights per group ("usually 128"): the fields `groups` and `group_size`. DeepSpeed's symmetric step
 is max/2ᵇ⁻¹, whose code 2ᵇ⁻¹ is clipped; here, as in the other schemes, it is max/(2ᵇ⁻¹ − 1). If
 groups are whole rows, the product stays an integer one (`int8.py`).

@@ -1,0 +1,156 @@
+"""quant/saving.py: every kind of model comes back, older files are read, and nothing that a file says is believed."""
+import json
+import math
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, layout_edited, of_all, put, save_first
+from tests.stress.files import SCHEMES, first_quantized_format, model
+from tinypeft.files import load_arrays
+from tinypeft.nn import Linear
+from tinypeft.quant import load_quantized, save_quantized
+from tinypeft.quant.linear import QuantizedLinear
+from tinypeft.quant.saving import LAYERS
+
+TOKENS = np.random.default_rng(0).integers(0, 37, (2, 7))
+
+
+def nf4(dtype=np.float32): return tp.quantize(model().to(dtype), tp.NF4(block_size=16, double_quant=True))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.filterwarnings("ignore:GPTQ. 14 calibration tokens")
+def test_older_files_give_the_same_model_bit_exact(scheme, tmp_path):
+    m = scheme(model())
+    m.eval()                                                     # older files hold `training`, too
+    first_quantized_format(tmp_path / "old", m)
+    assert load_arrays(tmp_path / "old")[1]["format"] == 1
+    loaded = load_quantized(tmp_path / "old")
+    assert repr(loaded) == repr(m) and np.array_equal(loaded(TOKENS).data, m(TOKENS).data)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[:-1])                # AWQ's search wants float32
+@pytest.mark.filterwarnings("ignore:GPTQ. 14 calibration tokens")
+def test_a_model_of_float64_comes_back_bit_exact(scheme, tmp_path):
+    m = scheme(model().to(np.float64))
+    save_quantized(m, tmp_path / "f")
+    loaded = load_quantized(tmp_path / "f")
+    assert {p.dtype for p in loaded.parameters()} == {np.dtype(np.float64)}
+    assert np.array_equal(loaded(TOKENS).data, m(TOKENS).data)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_comes_back_with_or_without_a_bias(bias, tmp_path):
+    m = nf4()
+    m.head = Linear(16, 5, bias=bias, rng=0)
+    save_quantized(m, tmp_path / "f")
+    loaded = load_quantized(tmp_path / "f")
+    assert (loaded.head.bias is not None) == bias
+    assert np.array_equal(loaded.classify(TOKENS, [7, 3]).data, m.classify(TOKENS, [7, 3]).data)
+
+
+def test_a_threshold_of_infinity_comes_back(tmp_path):
+    m = tp.quantize(model(), tp.LLMInt8(threshold=math.inf), TOKENS)
+    save_quantized(m, tmp_path / "f")
+    assert load_quantized(tmp_path / "f").get("blocks.0.mlp.up").threshold == math.inf
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_quantized(nf4(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def refused(folder, says=None):
+    with pytest.raises((ValueError, KeyError), match=says) as error: load_quantized(folder / "model.safetensors")
+    assert "model.safetensors" in str(error.value) and len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_layer_has_the_attributes_of_its_class_and_no_others(name, saved):
+    edited("quantized", put(lambda meta: meta["kinds"][0], name, ATTRIBUTES[name]))(saved)
+    refused(saved, "blocks.0.attention.query: ")
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in TENSORS.items() for value in values])
+def test_a_weight_has_parts_that_fit(name, value, saved):
+    edited("quantized", of_all(lambda meta: meta["kinds"][0], name, value))(saved)
+    refused(saved)
+
+
+@pytest.mark.parametrize("scheme, name, value", [
+    (4, "activations", "none"), (4, "scale", None), (3, "variant", "mine"), (3, "threshold", -1), (3, "threshold", None),
+    (6, "input_scale", None)])
+@pytest.mark.filterwarnings("ignore:GPTQ. 14 calibration tokens")
+def test_what_a_class_cannot_compute_with_is_refused(scheme, name, value, tmp_path):
+    save_quantized(SCHEMES[scheme](model()), tmp_path / "model.safetensors")
+
+    def edit(arrays, meta):
+        for kind in meta["kinds"]:
+            if name in kind: kind[name] = value
+    edited("quantized", edit)(tmp_path)
+    refused(tmp_path)
+
+
+def test_codes_that_stand_for_no_number_are_refused(tmp_path):
+    save_quantized(tp.quantize(model(), tp.FloatFormat("E4M3")), tmp_path / "model.safetensors")
+    edited("quantized", lambda arrays, meta: arrays["uint8"].fill(127))(tmp_path)        # E4M3's NaN
+    refused(tmp_path, "a code of E4M3 stands for a number that is not finite")
+
+
+def test_a_file_takes_no_more_memory_than_it_should(saved):
+    """A layout that unpacks to 1 GiB, and sizes that would take as much, are refused before they take it."""
+    def peak(read):
+        tracemalloc.start()
+        read()
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+    for sizes in {"vocab_size": 1 << 24}, {"d_model": 1 << 14}, {"n_layers": 1 << 22}, {"n_layers": 1 << 40}:
+        save_quantized(nf4(), saved / "model.safetensors")
+        edited("quantized", lambda arrays, meta, sizes=sizes: meta["config"].update(sizes))(saved)
+        assert peak(lambda: refused(saved)) < 4 << 20
+    first_quantized_format(saved / "model.safetensors", nf4())
+    layout_edited(lambda layout: bytes(1 << 28))(saved)
+    assert peak(lambda: refused(saved, "its layout has more than 4,194,304 bytes")) < 16 << 20
+
+
+def test_an_older_layout_that_is_damaged_is_a_value_error(saved):
+    first_quantized_format(path := saved / "model.safetensors", nf4())
+    arrays, meta = load_arrays(path)
+    layout = zlib.decompress(arrays["layout"].tobytes())
+    for text in layout[:100], b"[" * 100_000, b"[]", b"{}", b'{"layers": {}, "index": [3]}', \
+            json.dumps({"layers": 3, "index": []}).encode():
+        save_first(path, arrays, text, meta)
+        refused(saved)
+
+
+class Noisy(QuantizedLinear):
+    """A layer of one's own, with an attribute that `parts` does not have."""
+    def __init__(self, weight, bias):
+        super().__init__(weight, bias)
+        self.level, self.shift = 0.5, np.ones(3, np.float32)
+
+    def helper(self): return None
+
+
+def test_a_class_of_ones_own_keeps_its_attributes_but_not_in_place_of_its_methods(saved):
+    m = nf4()
+    old = m.get("blocks.1.mlp.up")
+    m.blocks[1].mlp.up = Noisy(old.weight, old.bias)
+    save_quantized(m, saved / "model.safetensors")
+    layer = load_quantized(saved / "model.safetensors", layers=[Noisy]).get("blocks.1.mlp.up")
+    assert layer.level == 0.5 and layer.shift.tolist() == [1, 1, 1]
+    for name in "helper", "forward", "no name":
+        edited("quantized", lambda arrays, meta, name=name: meta["kinds"][-1].update({name: 1}))(saved)
+        with pytest.raises(ValueError, match=f"unknown field '{name}'"):
+            load_quantized(saved / "model.safetensors", layers=[Noisy])
+        save_quantized(m, saved / "model.safetensors")
+
+
+def test_every_class_says_which_parts_it_has():
+    for cls in LAYERS: assert {"weight", "bias"} <= cls.parts.keys()

@@ -1,0 +1,147 @@
+"""Ctrl-C at any line of training: the model can be used, trained and taken apart afterwards.
+
+    nice python -m tests.stress.interrupts --count 1000 --record
+
+KeyboardInterrupt is raised at a random line of the package while a method trains, is evaluated, and is switched off for an
+evaluation. (`train` makes a real Ctrl-C wait for the end of its step; this is the harder case of a second one, or of a
+thread.) Lines that clean up after an error are left out: an interrupt of the cleaning itself is not survived. So are
+`signals.py`, where a real one waits, and the code that takes a method off a model and puts it on: an interrupt there leaves
+it off, or half off, and the next use says so.
+
+Afterwards: gradients are recorded again, no module is in training mode, no gradient and no update mask is left, BLAS has its
+threads back; the logits are finite; `detach` gives the base back bit for bit; and with the method back on, training goes on.
+"""
+import argparse
+import ast
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import tinypeft as tp
+from tests.stress import record
+from tests.toys import Noise, same
+from tinypeft.threads import blas_threads
+
+NARROW = tp.BottleneckAdapter, tp.ParallelAdapter          # their default is wider than the model here
+METHODS = {name: cls(bottleneck=4) if cls in NARROW else cls() for name, cls in tp.METHODS.items()} | {
+    "DyLoRA, frozen": tp.DyLoRA(frozen=True), "LoRA, dropout": tp.LoRA(dropout=0.2)}
+CONFIG = tp.GPTConfig(37, 64, 16, 2, 4, dropout=0.1)
+PACKAGE = Path(tp.__file__).parent
+TAKEN_APART = {"disabled", "take_off", "put_on", "_take_off", "_put_on", "detach", "reattach"}
+
+
+def cleaning_lines(path: Path) -> set[int]:
+    """The lines of a file that clean up: `finally`, `except`, and `__enter__` and `__exit__`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        bodies = [*node.finalbody, *node.handlers] if isinstance(node, ast.Try) else []
+        if isinstance(node, ast.FunctionDef) and node.name in ("__enter__", "__exit__", *TAKEN_APART): bodies = [node]
+        for body in bodies: found.update(range(body.lineno, body.end_lineno + 1))
+    return found
+
+
+CLEANING = {str(path): cleaning_lines(path) for path in PACKAGE.rglob("*.py")}
+
+
+class Interrupter:
+    """A trace function that lists the lines of the package in the order they run, and raises KeyboardInterrupt at the one
+    with the index `at`."""
+    def __init__(self, at: int = -1): self.at, self.lines, self.where = at, [], None
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_filename not in CLEANING or frame.f_code.co_filename.endswith("signals.py"): return None
+        if event == "line" and not self.cleans(frame):
+            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(self.lines) == self.at + 1:
+                sys.settrace(None)
+                self.where = self.lines[-1]
+                raise KeyboardInterrupt
+        return self
+
+    @staticmethod
+    def cleans(frame) -> bool:
+        while frame is not None:
+            if frame.f_lineno in CLEANING.get(frame.f_code.co_filename, ()): return True
+            frame = frame.f_back
+        return False
+
+
+def job(tuned: tp.PeftModel, checkpoint: Path) -> None:
+    """What is interrupted: two steps, an evaluation after them, one of the base, a checkpoint."""
+    tp.train(tuned, Noise(), 3, eval_every=2, eval_batches=1, checkpoint=checkpoint, checkpoint_every=3, stop_after=2,
+             progress=False)
+    with tuned.disabled(): tp.evaluate(tuned, Noise(), max_batches=1)
+
+
+def interrupted(tuned: tp.PeftModel, at: int = -1) -> Interrupter:
+    """Run the job; interrupt it at the line with the index `at`, if there is one."""
+    trace = Interrupter(at)
+    with tempfile.TemporaryDirectory() as folder:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try: job(tuned, Path(folder) / "c")
+        except KeyboardInterrupt:
+            if trace.where is None: raise                # the user's own
+        finally: sys.settrace(before)
+        trace.files = [path.name for path in Path(folder).iterdir() if path.suffix == ".part"]
+    return trace
+
+
+def faults(tuned: tp.PeftModel, base: dict) -> list[str]:
+    """What is wrong with a model after an interrupt."""
+    found, tokens = [], np.arange(6)[None]
+    x = tp.Tensor(np.ones(2), requires_grad=True)
+    (x * x).sum().backward()
+    if x.grad is None: found.append("nothing is recorded")
+    if any(m.training for _, m in tuned.named_modules()): found.append("a module is in training mode")
+    if any(p.grad is not None for p in tuned.parameters()): found.append("a gradient is left")
+    if any(p.update_mask is not None for p in tuned.parameters()): found.append("an update mask is left")
+    if not tuned.active or tuned.is_disabled: found.append("the method is off")
+    if not np.isfinite(tuned(tokens).data).all(): found.append("logits are not finite")
+    if not same(tuned.detach().state_dict(), base): found.append("detach does not give the base back")
+    tuned.reattach()
+    losses = tp.train(tuned, Noise(), 9, stop_after=1, progress=False).loss
+    if not np.isfinite(losses).all(): found.append("a loss is not finite")
+    return found
+
+
+def search(count: int, seed: int = 0, methods: dict = METHODS, say: Callable[[str], object] = print) -> dict:
+    """Interrupt `count` times, in turns over the methods."""
+    rng, figures = np.random.default_rng(seed), {"interrupts": 0, "lines": set(), "faults": 0}
+    with blas_threads(2):                                # so that one thread left over would be seen
+        for i, (name, method) in enumerate(methods.items()):
+            attached = lambda method=method: tp.attach(tp.GPT(CONFIG, rng=0), method, rng=0)
+            lines = interrupted(attached()).lines
+            for line in rng.choice(sorted(set(lines)), (count + i) // len(methods)):
+                at = rng.choice([k for k, other in enumerate(lines) if other == (line[0], int(line[1]))])
+                tuned = attached()
+                with tuned.disabled() as model: base = {n: a.copy() for n, a in model.state_dict().items()}
+                trace = interrupted(tuned, at)
+                wrong = faults(tuned, base) + [f"{file} is left" for file in trace.files]
+                figures["interrupts"] += trace.where is not None
+                figures["lines"].add(trace.where)
+                figures["faults"] += bool(wrong)
+                if wrong: say(f"{name}, interrupted at {line[0]}:{line[1]}: {', '.join(wrong)}")
+    return {"seed": seed, "methods": len(methods), **figures, "lines": len(figures["lines"])}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--count", type=int, default=1000, help="how many interrupts (default 1000)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--record", action="store_true", help="write results/interrupts.json")
+    args = p.parse_args()
+    begin = time.perf_counter()
+    figures = search(args.count, args.seed)
+    figures["seconds"] = round(time.perf_counter() - begin)
+    print(figures)
+    if args.record: print(record("interrupts", figures))
+    if figures["faults"]: raise SystemExit("interrupts: see above")
+
+
+if __name__ == "__main__":
+    main()
