@@ -449,7 +449,7 @@ def test_a_users_own_layer_is_loaded_by_its_class(base, tokens, tmp_path):
     old = model.get("blocks.0.mlp.up")
     replace_modules(model, {"blocks.0.mlp.up": Mine(old.weight, old.bias)})
     save_quantized(model, tmp_path / "model.npz")
-    with pytest.raises(ValueError, match=r"blocks.0.mlp.up is a Mine; give its class in layers="):
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.up: it is a Mine; give its class in layers="):
         load_quantized(tmp_path / "model.npz")
     loaded = load_quantized(tmp_path / "model.npz", layers=(Mine,))
     assert type(loaded.get("blocks.0.mlp.up")) is Mine and np.array_equal(loaded(tokens).data, model(tokens).data)
