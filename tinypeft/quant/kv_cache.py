@@ -26,6 +26,7 @@ from ..generate import KVCache
 from ..gpt import GPTConfig
 from ..hints import Array
 from ..tensor import Tensor
+from .decoding import decoding_table
 from .packing import pack, unpack
 
 __all__ = ["QuantizedKVCache"]
@@ -134,9 +135,12 @@ class History:
 
     def decode(self, like: Array) -> Array:
         """The decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
-        x = unpack(self.codes, self.bits, self.n).astype(like.dtype).reshape(-1, self.group)
-        x *= self.scale[:, None]
-        x += self.low[:, None]
+        table = decoding_table(self.bits, None, 0)                        # the codes of every byte
+        if table.ndim == 2: x = table.take(self.codes, axis=0).reshape(-1)[:self.n]
+        else:               x = unpack(self.codes, self.bits, self.n)
+        x = x.astype(like.dtype, copy=False).reshape(-1, self.group)
+        x *= self.scale.astype(x.dtype)[:, None]
+        x += self.low.astype(x.dtype)[:, None]
         return self.ungrouped(x, *like.shape[:2], like.shape[3])
 
 
