@@ -123,6 +123,13 @@ def test_a_quantized_model_computes_about_the_same(gpt, base, tokens, name):
 
 
 # -- the layer -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", BASES)
+def test_a_float64_model_is_quantized_like_its_float32_copy(gpt, tokens, name):
+    calibration = np.random.default_rng(7).integers(0, 37, (4, 24))
+    narrow, wide = (tp.quantize(gpt(np.float32).to(dtype), BASES[name], calibration) for dtype in (np.float32, np.float64))
+    assert_close(wide(tokens), narrow(tokens), 1e-3)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_forward_and_gradients_are_a_linear_layers_with_the_decoded_weight_numerical(rng, bias):
     q = tp.NF4().quantize(rng.standard_normal((5, 8)).astype(np.float32))
