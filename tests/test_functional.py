@@ -17,6 +17,9 @@ IDS = np.array([[3, 0, 3], [3, 5, 0]])                   # repeated, and some ro
 TARGETS = np.array([[3, 0, F.IGNORED, 4], [F.IGNORED, 1, 4, 4]])
 
 
+PHI = np.random.default_rng(3).uniform(-4, 4, (5, 3))
+ANGLES = np.cos(PHI), np.sin(PHI)
+
 # name → (arrays, fused, composed, PyTorch's, given torch.nn.functional)
 qkv = normal(2, 3, 5, 4), normal(2, 3, 5, 4) + 1, normal(2, 3, 5, 4) - 1
 CASES = {
@@ -46,6 +49,15 @@ CASES = {
     "layer norm, no rows": (
         (normal(0, 4), positive(4), normal(4)), F.layer_norm, layer_norm,
         lambda f: lambda x, g, b: f.layer_norm(x, (4,), g, b)),
+    "rms norm": (
+        (3 + normal(2, 3, 4), positive(4)), F.rms_norm, plain.rms_norm, lambda f: lambda x, g: f.rms_norm(x, (4,), g, 1e-6)),
+    "rms norm, large ε": (
+        (normal(2, 5), positive(5)), lambda *a: F.rms_norm(*a, eps=0.5), lambda *a: plain.rms_norm(*a, eps=0.5),
+        lambda f: lambda x, g: f.rms_norm(x, (5,), g, 0.5)),
+    "rotary": (
+        (normal(2, 3, 5, 6),), lambda x: F.rotary(x, *ANGLES), lambda x: plain.rotary(x, *ANGLES), None),
+    "swiglu": (
+        (3 * normal(2, 3, 5), normal(2, 3, 5)), F.swiglu, plain.swiglu, lambda f: lambda g, u: f.silu(g) * u),
     "layer norm, no columns": (
         (normal(3, 0), normal(0), normal(0)), F.layer_norm, None, lambda f: lambda x, g, b: f.layer_norm(x, (0,), g, b)),
     "gelu": (

@@ -2,7 +2,7 @@
 
 A checkpoint is checked whole before anything is assigned. One that is refused changes nothing.
 """
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _checked_step(step: Any, steps: int) -> int:
 
 def _checked_history(history: Any, step: int) -> dict:
     """`history`, if it can be that of a run of `step` steps (see `train.History`)."""
-    number = lambda x: type(x) in (int, float) and math.isfinite(x)
+    number = lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max  # 10**400 is none
     each = lambda items, holds: isinstance(items, list) and all(map(holds, items))
     evaluation = lambda e: (isinstance(e, list) and len(e) == 2 and isinstance(e[1], dict)
                             and type(e[0]) is int and 0 < e[0] <= step)

@@ -15,7 +15,7 @@ from .hints import Array, Seed
 from .tensor import Tensor, gated
 
 __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
-           "linear", "log_softmax", "softmax"]
+           "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
 
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
@@ -67,30 +67,114 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    d = max(1, x.shape[-1])
-    mean = lambda a: a.sum(-1, keepdims=True) / d
-    mean_product = lambda a, b: np.einsum("...i,...i->...", a, b)[..., None] / d
+    mean = lambda a: a.sum(-1, keepdims=True) / max(1, a.shape[-1])
     xhat, g = x.data - mean(x.data), gamma.data
-    r = 1 / np.sqrt(mean_product(xhat, xhat) + eps)          # 1/σ  (…, 1)
-    if r.all(): xhat *= r
-    else:                                                    # var is infinite: scale by s before
-        s = np.where(r == 0, np.abs(xhat).max(-1, keepdims=True), 1)
-        xhat /= s
-        r = 1 / np.sqrt(mean_product(xhat, xhat) + eps / s / s)
-        xhat *= r
-        r /= s
+    r = _normalize(xhat, eps)                                # 1/σ  (…, 1)
     y = xhat * g
     y += beta.data
 
     def dx(dy):
         dx = dy * g                                          # dx̂, then dx in place
-        m = mean_product(dx, xhat)
+        m = _mean_product(dx, xhat)
         dx -= mean(dx)
         dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
         dx *= r
         return dx
     return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
                      (beta, lambda dy: _rows(dy).sum(0)), (x, dx))
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = γ x̂,   x̂ = x / √(mean x² + ε), over the last axis (Zhang & Sennrich, arXiv 1910.07467).
+
+    dx = (dx̂ − x̂ mean(dx̂ x̂)) / √(mean x² + ε),   dx̂ = γ dy;   dγ = Σ dy x̂.
+    """
+    if not gamma.shape == x.shape[-1:] != ():
+        raise ValueError(f"rms_norm: x {x.shape}, gamma {gamma.shape}; expected (…, d), (d,)")
+    xhat, g = x.data.copy(), gamma.data
+    r = _normalize(xhat, eps)                                # 1/√(mean x² + ε)  (…, 1)
+
+    def dx(dy):
+        dx = dy * g                                          # dx̂, then dx in place
+        m = _mean_product(dx, xhat)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(xhat * g,
+                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))), (x, dx))
+
+
+def _normalize(x, eps):
+    """x ← x / √(mean x² + ε) in place, over the last axis; return 1 / √(mean x² + ε), (…, 1)."""
+    r = 1 / np.sqrt(_mean_product(x, x) + eps)
+    if r.all():
+        x *= r
+        return r
+    s = np.where(r == 0, np.abs(x).max(-1, keepdims=True), 1)    # x² is infinite: divide by s
+    x /= s
+    r = 1 / np.sqrt(_mean_product(x, x) + eps / s / s)
+    x *= r
+    return r / s
+
+
+def _mean_product(a, b):
+    """The mean of a b over the last axis, (…, 1)."""
+    return np.einsum("...i,...i->...", a, b)[..., None] / max(1, a.shape[-1])
+
+
+def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
+    """Rotate every pair (x_i, x_{i + d/2}) of position t by an angle φ_{t,i} (RoPE).
+
+    y₁ = x₁ cos φ − x₂ sin φ,   y₂ = x₂ cos φ + x₁ sin φ      x₁, x₂: the two halves of x
+    dx is dy, rotated by −φ.
+
+    x (…, T, d), cos and sin (T, d/2) → (…, T, d). Su et al. (arXiv 2104.09864) pair neighbours,
+    (x_{2i}, x_{2i+1}): the same function after the columns are put into another order.
+    """
+    T, d = x.shape[-2:]
+    if d % 2 or not cos.shape == sin.shape == (T, d // 2):
+        raise ValueError(f"rotary: x {x.shape}, cos {cos.shape}, sin {sin.shape}; "
+                         "expected (…, T, d), (T, d/2), (T, d/2)")
+
+    def rotated(x, sin):
+        (x1, x2), y = (x[..., :d // 2], x[..., d // 2:]), np.empty_like(x)
+        y1, y2 = y[..., :d // 2], y[..., d // 2:]
+        np.multiply(x1, cos, out=y1)
+        y1 -= x2 * sin
+        np.multiply(x2, cos, out=y2)
+        y2 += x1 * sin
+        return y
+    return Tensor.op(rotated(x.data, sin), (x, lambda dy: rotated(dy, -sin)))
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = silu(g) u,   silu(g) = g σ(g)   (Shazeer, arXiv 2002.05202).
+
+    du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ);   g and u (…) → (…).
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"swiglu: gate {gate.shape} and up {up.shape} must have the same shape")
+    y = np.empty(up.shape, up.dtype)
+    keep = [np.empty_like(y) for _ in range(2)] if gate.requires_grad or up.requires_grad else ()
+    flat = lambda a: np.ascontiguousarray(a).reshape(-1)
+    g, u, Y = flat(gate.data), flat(up.data), y.reshape(-1)
+    for s in _slices(Y.size, 1):
+        sigma, rest = _sigmoid(g[s])
+        silu = g[s] * sigma
+        np.multiply(silu, u[s], out=Y[s])
+        if keep:
+            keep[0].reshape(-1)[s] = silu                    # ∂y/∂u
+            keep[1].reshape(-1)[s] = (sigma + silu * rest) * u[s]             # ∂y/∂g
+    return Tensor.op(y, (gate, lambda dy: np.multiply(keep[1], dy, out=keep[1])),
+                     (up, lambda dy: np.multiply(keep[0], dy, out=keep[0])))
+
+
+def _sigmoid(x):
+    """σ(x) and 1 − σ(x), both exact in both tails."""
+    z = np.exp(-np.abs(x))                                   # no overflow
+    large = 1 / (1 + z)
+    z *= large
+    return np.where(x < 0, z, large), np.where(x < 0, large, z)
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -155,67 +239,85 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
 
 
-@functools.cache
-def _largest_scores(dtype):
-    """∞ for the keys that a query sees and −∞ for those after it, (64 queries, 64 keys)."""
-    return np.where(np.tri(64, dtype=bool), np.inf, -np.inf).astype(dtype)
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: float = 0.0,
-              rng: Seed | None = None) -> Tensor:
-    """Scaled dot-product attention: O = P V,   P = softmax(Q Kᵀ / √d).
+              rng: Seed | None = None, scale: float | None = None,
+              window: int | None = None) -> Tensor:
+    """Scaled dot-product attention: O = P V,   P = softmax(s Q Kᵀ),   s = 1/√d if `scale` is None.
 
-    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = dS K/√d,   dK = dSᵀ Q/√d.
+    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = s dS K,   dK = s dSᵀ Q.
 
-    q (…, T, d), k and v (…, S, d) → (…, T, d), d being a head's width. With `causal`, query i sees
-    the keys up to i + S − T: all see the first S − T keys (a prefix, or a cache of past tokens).
-    `dropout` is the probability that an entry of P is dropped; it needs an `rng`. A block of 64
-    queries skips the keys that all its rows are hidden from. Heads go in groups that fit in cache.
+    q (…, H, T, d), k and v (…, G, S, d) → (…, H, T, d), d being a head's width. G divides H: in
+    *grouped-query attention* H/G consecutive heads of q read one head of k and v. With `causal`,
+    query i sees the keys up to i + S − T: all see the first S − T keys (a prefix, or a cache of
+    past tokens); with `window`, only the last `window` of them. `dropout` is the probability that
+    an entry of P is dropped; it needs an `rng`.
+
+    A block of 64 queries skips the keys that all its rows are hidden from. The rows of the heads
+    that share a key come after each other, in one product. Heads go in groups that fit in cache.
     """
-    outer = lambda t: (t.shape[:-2], t.shape[-1:])
-    if min(q.ndim, k.ndim) < 2 or k.shape != v.shape or outer(q) != outer(k):
-        raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; "
-                         "expected (…, T, d), (…, S, d), (…, S, d)")
-    (T, d), S = q.shape[-2:], k.shape[-2]
+    H, G = (t.shape[-3] if t.ndim > 2 else 1 for t in (q, k))
+    if (min(q.ndim, k.ndim) < 2 or k.shape != v.shape or q.shape[-1] != k.shape[-1]
+            or q.shape[:-3] != k.shape[:-3] or H != G and (not G or not H or H % G)):
+        raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected "
+                         "(…, H, T, d), (…, G, S, d), (…, G, S, d), and G a divisor of H")
+    (T, d), S, R = q.shape[-2:], k.shape[-2], H // max(1, G) or 1            # R: heads per key
     if causal and S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys; causal attention needs S ≥ T")
+    if window is not None and not (causal and window >= 1):
+        raise ValueError(f"attention: a window is at least 1 and causal, got {window=}, {causal=}")
     if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
-    scale = 1 / math.sqrt(max(1, d))
-    heads = math.prod(q.shape[:-2])
-    Q, K, V = (t.data.reshape(heads, *t.shape[-2:]) for t in (q, k, v))      # (B·H, T or S, d)
+    scale = 1 / math.sqrt(max(1, d)) if scale is None else scale
+    shared = math.prod(k.shape[:-2])
+    Q = q.data.reshape(shared, R, T, d)                                      # (B·G, R, T, d)
+    K, V = (t.data.reshape(shared, S, d) for t in (k, v))                    # (B·G, S, d)
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
     transposed = lambda a: a.swapaxes(1, 2)
-    groups = lambda t, seen: _slices(len(Q), (t.stop - t.start) * seen, 1 << 18)
-    most = _largest_scores(Q.dtype) if causal else None
+    stacked = lambda a: a.reshape(len(a), R * a.shape[2], d)                 # (h, R·n, d)
+    groups = lambda n, seen: _slices(len(Q), R * n * seen, 1 << 18)
     O, blocks = np.empty(Q.shape, Q.dtype), []
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
-        n, seen = t.stop - t.start, S - T + t.stop if causal else S          # queries, keys
-        P = np.empty((len(Q), n, seen), Q.dtype)
+        n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
+        s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
+        most = _most(n, end - s.start, window, Q.dtype) if causal else None
+        P = np.empty((len(Q), R * n, end - s.start), Q.dtype)
         drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
-        for h in groups(t, seen):
-            p = np.matmul(Q[h, t] * scale, transposed(K[h, :seen]), out=P[h])
-            if causal: np.fmin(p[..., seen - n:], most[:n, :n], out=p[..., seen - n:])
+        for h in groups(n, end - s.start):
+            p = np.matmul(stacked(Q[h, :, t] * scale), transposed(K[h, s]), out=P[h])
+            if causal:
+                score = p.reshape(len(p), R, n, -1)[..., -most.shape[1]:]
+                np.fmin(score, most, out=score)
             _softmax(p, -1)
-            np.matmul(p if drop is None else p * drop[h], V[h, :seen], out=O[h, t])
-        if any(trained): blocks.append((t, seen, P, drop))
+            o = np.matmul(p if drop is None else p * drop[h], V[h, s])
+            O[h, :, t] = o.reshape(len(o), R, n, d)
+        if any(trained): blocks.append((t, s, P, drop))
 
     def vjp(do):
         dO = do.reshape(O.shape)
         dQ, dK, dV = (np.zeros_like(A) for A in (Q, K, V))
-        for t, seen, P, drop in blocks:
-            for h in groups(t, seen):
-                p, do = P[h], dO[h, t]
-                if trained[2]: dV[h, :seen] += transposed(p if drop is None else p * drop[h]) @ do
+        for t, s, P, drop in blocks:
+            for h in groups(t.stop - t.start, s.stop - s.start):
+                p, do = P[h], stacked(dO[h, :, t])
+                if trained[2]: dV[h, s] += transposed(p if drop is None else p * drop[h]) @ do
                 if not (trained[0] or trained[1]): continue
-                dS = do @ transposed(V[h, :seen])                             # dP, then dS in place
+                dS = do @ transposed(V[h, s])                                 # dP, then dS in place
                 if drop is not None: dS *= drop[h]
                 dS -= np.einsum("hij,hij->hi", p, dS)[..., None]
                 dS *= p
                 dS *= scale
-                if trained[0]: np.matmul(dS, K[h, :seen], out=dQ[h, t])
-                if trained[1]: dK[h, :seen] += transposed(dS) @ Q[h, t]
-        return [g.reshape(s) for g, s in zip((dQ, dK, dV), shapes, strict=True)]
+                if trained[0]: dQ[h, :, t] = (dS @ K[h, s]).reshape(dQ[h, :, t].shape)
+                if trained[1]: dK[h, s] += transposed(dS) @ stacked(Q[h, :, t])
+        return [g.reshape(shape) for g, shape in zip((dQ, dK, dV), shapes, strict=True)]
     return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
+
+
+@functools.lru_cache(maxsize=64)
+def _most(n, m, window, dtype):
+    """The most that a score may be, (n, m): ∞ where one of the last n queries sees one of m keys,
+    −∞ where it does not. Without a window, (n, n): all queries see the keys before the last n."""
+    m = m if window else n
+    i, j = np.arange(m - n, m)[:, None], np.arange(m)
+    seen = (j <= i) & (j > i - (window or n))
+    return np.where(seen, np.inf, -np.inf).astype(dtype)
 
 
 def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,

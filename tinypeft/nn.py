@@ -19,7 +19,7 @@ from .hints import Array, Seed
 from .tensor import Tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
-           "check_names", "check_state", "replace_modules"]
+           "RMSNorm", "check_names", "check_state", "replace_modules"]
 
 
 class Parameter(Tensor):
@@ -268,6 +268,19 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def describe(self) -> str: return f"({self.weight.size})"
+
+
+class RMSNorm(Module):
+    """y = γ x/√(mean x² + ε); γ is `weight`. Gemma stores γ − 1: `offset` 1 adds it."""
+
+    def __init__(self, d: int, eps: float = 1e-6, offset: float = 0.0):
+        self.weight = Parameter(np.full(d, 1 - offset, np.float32))
+        self.eps, self.offset = eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps)
 
     def describe(self) -> str: return f"({self.weight.size})"
 

@@ -8,10 +8,10 @@ import math
 import numpy as np
 
 from .hints import Array
-from .tensor import Tensor
+from .tensor import Tensor, concatenate
 
-__all__ = ["attention", "cross_entropy", "embedding", "gelu", "layer_norm", "linear", "log_softmax",
-           "softmax"]
+__all__ = ["attention", "cross_entropy", "embedding", "gelu", "grouped_attention", "layer_norm",
+           "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
 
 
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
@@ -24,6 +24,23 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     centred = x - x.mean(-1, keepdims=True)
     var = (centred * centred).mean(-1, keepdims=True)
     return centred / (var + eps).sqrt() * gamma + beta
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = γ x / √(mean x² + ε), over the last axis."""
+    return x / ((x * x).mean(-1, keepdims=True) + eps).sqrt() * gamma
+
+
+def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
+    """Rotate the pair of numbers (x_i, x_{i + d/2}) of position t by the angle φ_{t,i}."""
+    d = x.shape[-1]
+    x1, x2 = x[..., :d // 2], x[..., d // 2:]
+    return concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = silu(g) u, silu(g) = g σ(g)."""
+    return gate * gate.sigmoid() * up
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -55,6 +72,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True,
     if causal: scores = scores + np.triu(np.full((T, S), -1e30), 1 + S - T)
     P = softmax(scores)
     return (P if drop is None else P * drop) @ v
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+    """Attention in which H/G consecutive heads of q (…, H, T, d) share one of k, v (…, G, S, d)."""
+    shared = np.arange(q.shape[-3]) // (q.shape[-3] // k.shape[-3])        # query head → key head
+    return attention(q, k[..., shared, :, :], v[..., shared, :, :], causal)
 
 
 def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = -100,

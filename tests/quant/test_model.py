@@ -16,7 +16,7 @@ from tinypeft.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.optim import AdamW
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
-from tinypeft.quant.saving import load_quantized, save_quantized
+from tinypeft.quant.saving import load_quantized, restored, save_quantized
 
 BASES = {"nf4": tp.NF4(), "nf4, double": tp.NF4(double_quant=True), "uniform": tp.Uniform(4),
          "gptq": tp.GPTQ(group_size=16, act_order=True), "awq": tp.AWQ(group_size=16),
@@ -123,6 +123,13 @@ def test_a_quantized_model_computes_about_the_same(gpt, base, tokens, name):
 
 
 # -- the layer -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", BASES)
+def test_a_float64_model_is_quantized_like_its_float32_copy(gpt, tokens, name):
+    calibration = np.random.default_rng(7).integers(0, 37, (4, 24))
+    narrow, wide = (tp.quantize(gpt(np.float32).to(dtype), BASES[name], calibration) for dtype in (np.float32, np.float64))
+    assert_close(wide(tokens), narrow(tokens), 1e-3)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_forward_and_gradients_are_a_linear_layers_with_the_decoded_weight_numerical(rng, bias):
     q = tp.NF4().quantize(rng.standard_normal((5, 8)).astype(np.float32))
@@ -449,7 +456,7 @@ def test_a_users_own_layer_is_loaded_by_its_class(base, tokens, tmp_path):
     old = model.get("blocks.0.mlp.up")
     replace_modules(model, {"blocks.0.mlp.up": Mine(old.weight, old.bias)})
     save_quantized(model, tmp_path / "model.npz")
-    with pytest.raises(ValueError, match=r"blocks.0.mlp.up is a Mine; give its class in layers="):
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.up: it is a Mine; give its class in layers="):
         load_quantized(tmp_path / "model.npz")
     loaded = load_quantized(tmp_path / "model.npz", layers=(Mine,))
     assert type(loaded.get("blocks.0.mlp.up")) is Mine and np.array_equal(loaded(tokens).data, model(tokens).data)
@@ -502,3 +509,8 @@ def test_a_saved_file_does_not_depend_on_the_process(tmp_path):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / f"{seed}.npz")], check=True,
                        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert len({(tmp_path / f"{seed}.npz").read_bytes() for seed in "123"}) == 1
+
+
+@pytest.mark.parametrize("kind", ["Parameter", "ndarray"])
+def test_an_array_that_a_file_announces_must_be_in_it(kind):
+    with pytest.raises(KeyError, match="there is no array bias"): restored({"array": kind}, "bias", {"weight": np.ones(2)})

@@ -7,6 +7,8 @@ the speed, the memory, the edge of a threshold); they count as survivors.
 __all__ = ["EQUIVALENT", "EXPLAINED"]
 
 EQUIVALENT = {
+    ("tinypeft/functional.py", "attention", "t.stop - t.start", "t.stop + t.start"):
+        "how many heads are computed at once: the size of temporaries, not a number in them",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
     ("tinypeft/generate.py", "sample", "np.argsort(-z, axis=-1, kind='stable')", "np.argsort(-z, kind='stable')"):
@@ -25,4 +27,7 @@ EQUIVALENT = {
      "M - scheme.quantize(M).dequantize()"):
         "only the squares of the difference are read",
 }
-EXPLAINED = {}
+EXPLAINED = {
+    ("tinypeft/train.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
+        "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
+}

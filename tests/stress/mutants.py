@@ -133,10 +133,10 @@ class Reach:
         return sorted((self.names[n] for n in numbers), key=lambda t: (t.split("::")[0] != own, self.seconds[t])), own
 
     def naming(self, module):
-        """Tests in files that name what the module exports: for what is computed at its import, which no test reaches."""
+        """Tests in files that name what the module exports, and those of all fields: for what is computed at its import."""
         public = re.search(r"__all__ = \[(.*?)\]", (ROOT / module).read_text("utf-8"), re.S)
         names = re.findall(r'"(\w+)"', public.group(1)) if public else []
-        files = {file for file in {t.split("::")[0] for t in self.names} if any(
+        files = {"tests/test_hyper.py"} | {file for file in {t.split("::")[0] for t in self.names} if any(
             re.search(rf"\b{name}\b", (ROOT / file).read_text("utf-8")) for name in names)}
         return {n for n, t in enumerate(self.names) if t.split("::")[0] in files}
 
@@ -147,11 +147,12 @@ class Reach:
         others = spread([t for t in tests if t not in mine], 4)
         first = within(others, self.seconds, OTHERS)
         rest = within([t for t in tests if t not in mine and t not in first], self.seconds, REST)
-        known = {*mine, *first, *rest}                   # and those that were measured when the line was another one
+        known = {*mine, *first, *rest}                   # and those that were measured when the line was another
         more = within([t for t in self.names if t.startswith(own + "::") and t not in known], self.seconds, OWN)
-        rounds = [tests for tests in (mine, first, rest, more) if tests]
         about = f"[{Path(module).stem}." if "/exercises/" in module else ""
-        return rounds or [[f"{own}::*{about}"]] * (ROOT / own).exists()      # nothing was measured: the whole file
+        measured = any(t.startswith(own + "::") for t in self.names) or not (ROOT / own).exists()
+        whole = [] if measured else [f"{own}::*{about}"]
+        return [tests for tests in (whole, mine, first, rest, more) if tests]
 
 
 def within(tests, seconds, limit):
@@ -268,13 +269,13 @@ def catchers():
     return {place: by for place, by in out.items() if by and "::" in by}
 
 
-def attempt(module, fault, reach, hint):
+def attempt(module, fault, reach, hint, most):
     """(who caught it or None, seconds)."""
     start, tree = time.monotonic(), planted(ast.parse((ROOT / module).read_text("utf-8")), fault)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compile(tree, module, "exec")
-    for tests in ([[hint]] if hint in reach.seconds else []) + reach.rounds(module, fault):
+    for tests in ([[hint]] if hint in reach.seconds else []) + reach.rounds(module, fault)[:most]:
         while tests := [t for t in tests if t not in reach.unsound]:
             by = first_failure(module, tree, tests, sum(reach.seconds.get(t, 60) for t in tests))
             if by is None: break
@@ -310,6 +311,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="modules whose path holds this")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
+    parser.add_argument("--rounds", type=int, default=9, help="how many lists of tests to try, the module's own first")
     parser.add_argument("--again", action="store_true", help="try anew what survived")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
@@ -325,7 +327,7 @@ def main():
             rows.append(row_of(module, fault, None, 0))
             continue
         if time.monotonic() - start > 60 * args.minutes: break
-        by, seconds = attempt(module, fault, reach, hints.get((module, fault.key)))
+        by, seconds = attempt(module, fault, reach, hints.get((module, fault.key)), args.rounds)
         rows.append(row_of(module, fault, by, seconds))
         with open(STATE, "a", encoding="utf-8") as f:
             f.write(json.dumps({"module": module, "digest": digest, "key": fault.key, "by": by, "seconds": seconds}) + "\n")

@@ -49,8 +49,8 @@ def files(r):
 
 def notebooks(r):
     c, rows = r["a class"], "/".join(map(str, r["a class"]["rows in --json, --csv and the table"]))
-    return (f"{c['hostile notebooks']} hostile notebooks and {c['other files']} hostile files beside honest ones: rows in JSON, "
-            f"CSV and table {rows} of {c['submissions']}, {c['peak memory of the grader, MiB']} MiB in the grader; "
+    return (f"{c['hostile notebooks']} hostile notebooks and {c['other files']} hostile files beside honest ones: rows in "
+            f"JSON, CSV and table {rows} of {c['submissions']}, {c['peak memory of the grader, MiB']} MiB in the grader; "
             f"{r['damaged messages']['tried']:,} damaged messages and {r['damaged notebooks']['tried']:,} notebooks refused "
             "or read")
 

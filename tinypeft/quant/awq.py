@@ -147,7 +147,8 @@ class AWQ(CalibratedWeights):
 
         def L(s):                                                     # judged by all of attention
             try:
-                for weight in weights: weight.assign(self.rounded(weight.data, s))
+                for weight in weights:
+                    weight.assign(self.rounded(weight.data, s).astype(weight.dtype, copy=False))
                 return sum(np.square(block.attention(x).data - y).sum() for x, y in pairs)
             finally:
                 for weight, data in zip(weights, originals, strict=True): weight.assign(data)

@@ -110,8 +110,7 @@ def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
                    ) -> Iterator[tuple[str, Module, list[Tensor]]]:
     """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch, from
     the blocks before: as the caller has changed them if `quantized`, otherwise as they were."""
-    hs = [model.token_embedding(tokens) + model.position_embedding(np.arange(tokens.shape[1]))
-          for tokens in batches]
+    hs = [model.embed(model.token_embedding(tokens), past=0) for tokens in batches]
     for i, block in enumerate(model.blocks):
         outputs = None if quantized else [block(h) for h in hs]
         yield f"blocks.{i}", block, hs

@@ -11,7 +11,8 @@ aliases such as `F.linear`. Four rules keep it from following too much:
    `hasattr(x, "merge")`). Special methods, such as `__init__`, always count. A measurement that saves nothing therefore does
    not depend on `PeftModel.save`, nor on the file formats behind it.
 2. The walk does not enter a registry (METHODS, SCHEMES): the value says which class is needed.
-3. It does not enter modules that only show things or only check hyperparameters (SILENT).
+3. It does not enter modules that only show things, only check hyperparameters, or only write arrays to files and read the
+   same arrays back (SILENT).
 4. Docstrings, comments, annotations, messages of exceptions and `__repr__` cannot change a number. They do not count.
 
 The hash of a definition covers the parts of it that count. It does not depend on the version of Python. The walk cannot
@@ -31,7 +32,8 @@ __all__ = ["Sources", "definitions", "starts"]
 
 PACKAGE = __name__.split(".")[0]
 REGISTRIES = {(f"{PACKAGE}.peft", "METHODS"), (f"{PACKAGE}.quant", "SCHEMES")}
-SILENT = {f"{PACKAGE}.{name}" for name in ("hints", "hyper", "markup", "progress", "study.plot", "study.experiment")}
+SILENT = tuple(f"{PACKAGE}.{name}" for name in ("checkpoints", "files", "hints", "hyper", "markup", "progress", "signals",
+                                                "study.plot", "study.experiment"))
 NOT_COUNTED = {"__repr__", "__str__", "_repr_html_"}
 
 
@@ -137,7 +139,7 @@ class Sources:
         for node in ast.walk(part):
             if isinstance(node, (ast.Name, ast.Attribute)):
                 at = stands_for(node)
-                if at and at[1] and at not in REGISTRIES and at[0] not in SILENT: names.append(at)
+                if at and at[1] and at not in REGISTRIES and not _silent(at[0]): names.append(at)
                 if not at and isinstance(node, ast.Attribute): attributes.add(node.attr)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
                 attributes |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
@@ -187,6 +189,11 @@ class Sources:
         """A module's file, relative to the package."""
         path = module.removeprefix(PACKAGE + ".").replace(".", "/")
         return f"{path}/__init__.py" if self._is_package(module) else f"{path}.py"
+
+
+def _silent(module: str) -> bool:
+    """Whether a module, or the package around it, is in SILENT."""
+    return any(f"{module}.".startswith(f"{name}.") for name in SILENT)
 
 
 # -- syntax ---------------------------------------------------------------------------------------

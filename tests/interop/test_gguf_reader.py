@@ -1,0 +1,142 @@
+"""gguf_reader.py and interop/llama.py: files that the package gguf wrote, and files that are damaged or built to mislead."""
+import struct
+
+import numpy as np
+import pytest
+
+from tests.oracles import assert_close
+from tests.test_llama import llama
+from tinypeft.interop.gguf_reader import GGUFError, read_gguf
+from tinypeft.interop.llama import MODULES, from_gguf, halves
+
+gguf = pytest.importorskip("gguf")
+SIZES = {"d_model": 32, "d_mlp": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_head": 8}
+
+
+def neighbours(W, d_head):
+    """Rows for a rotation of neighbours from rows for a rotation of halves, written without `halves`."""
+    order = [head + i + half for head in range(0, len(W), d_head) for i in range(d_head // 2) for half in (0, d_head // 2)]
+    return W[order]
+
+
+def write(path, model, kind="F32", drop=(), **fields):
+    c, w = model.config, gguf.GGUFWriter(path, fields.pop("architecture", "llama"))
+    w.add_context_length(c.context_length)
+    w.add_embedding_length(c.d_model)
+    w.add_block_count(c.n_layers)
+    w.add_feed_forward_length(c.d_mlp)
+    w.add_head_count(c.n_heads)
+    w.add_head_count_kv(c.n_kv_heads)
+    w.add_rope_freq_base(c.rope_theta)
+    w.add_layer_norm_rms_eps(c.norm_eps)
+    for name, value in fields.items(): w.add_string(name, value)
+    tensors = {"token_embd": "token_embedding", "output_norm": "final_norm"} | ({} if c.tied else {"output": "lm_head"})
+    tensors |= {f"blk.{i}.{theirs}": f"blocks.{i}.{ours}" for i in range(c.n_layers) for theirs, (ours, _) in MODULES.items()}
+    for theirs, ours in tensors.items():
+        W = model.get(ours).weight.data
+        if theirs.endswith(("attn_q", "attn_k")): W = neighbours(W, c.d_head)
+        if theirs in drop: continue
+        t = gguf.GGMLQuantizationType[kind if W.ndim == 2 else "F32"]
+        w.add_tensor(f"{theirs}.weight", gguf.quants.quantize(W, t), raw_dtype=t)
+    for step in (w.write_header_to_file, w.write_kv_data_to_file, w.write_tensors_to_file, w.close): step()
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "model.gguf", llama(dtype=np.float32, **SIZES))
+
+
+@pytest.mark.parametrize("kind", ["grouped", "one key head"])
+def test_a_model_is_read_bit_for_bit(kind, tmp_path, rng):
+    sizes = SIZES if kind == "grouped" else {"d_model": 24}
+    model = llama(kind, np.float32, **sizes)
+    got, tokens = from_gguf(write(tmp_path / "m.gguf", model)), rng.integers(0, 41, (2, 9))
+    assert got.config.n_kv_heads == model.config.n_kv_heads and got.config.tied == model.config.tied
+    for (name, p), (other, q) in zip(got.named_parameters(), model.named_parameters(), strict=True):
+        assert name == other and p.data.tobytes() == q.data.tobytes()
+    assert_close(got(tokens), model(tokens), 1e-5)               # norm_eps is float32 in the file
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q4_0"])
+def test_quantized_tensors_are_decoded(kind, tmp_path):
+    model = llama(dtype=np.float32, **SIZES)
+    file = read_gguf(write(tmp_path / "m.gguf", model, kind))
+    assert file.kind("blk.1.ffn_up.weight").name == kind and file.shape("blk.1.ffn_up.weight") == (64, 32)
+    W, t = model.blocks[1].mlp.up.weight.data, gguf.GGMLQuantizationType[kind]
+    np.testing.assert_array_equal(file["blk.1.ffn_up.weight"], gguf.quants.dequantize(gguf.quants.quantize(W, t), t))
+
+
+def test_halves_undoes_neighbours(rng):
+    W = rng.standard_normal((24, 5))
+    np.testing.assert_array_equal(halves(neighbours(W, 8), 8), W)
+    assert not np.array_equal(halves(W, 8), W)
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"architecture": "gpt2"}, "the architecture is 'gpt2', expected 'llama'"),
+    ({"drop": ("blk.1.ffn_up",)}, "blk.1.ffn_up.weight' does not fit"),
+    ({"drop": ("output_norm",)}, "output_norm.weight is missing"),
+    ({"llama.rope.scaling.type": "yarn"}, "scaled rotary embeddings")])
+def test_models_that_are_not_a_llama(change, message, tmp_path):
+    path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), **change)
+    with pytest.raises(GGUFError, match=message): from_gguf(path)
+
+
+def test_a_tensor_that_does_not_exist(file):
+    with pytest.raises(KeyError, match="has no tensor 'nothing'"): read_gguf(file)["nothing"]
+    with pytest.raises(FileNotFoundError): read_gguf(file.with_name("none"))
+
+
+# -- files that are not to be believed --------------------------------------------------------------
+def test_damaged_files_end_in_a_named_error_or_the_same_model(file, tmp_path, rng):
+    good, expected = file.read_bytes(), from_gguf(file).state_dict()
+    n = 0
+    for i in range(400):
+        damaged = bytearray(good[:rng.integers(0, len(good))] if i % 4 == 0 else good)
+        for at in rng.integers(0, min(len(damaged), 3000), 1 + i % 3) if damaged else ():
+            damaged[at] = rng.integers(256)
+        (path := tmp_path / "bad.gguf").write_bytes(damaged)
+        try:
+            state = from_gguf(path).state_dict()
+        except GGUFError as e:
+            n += str(path) in str(e)
+            continue
+        assert state.keys() == expected.keys() and all(np.isfinite(a).all() for a in state.values())
+        n += 1
+    assert n == 400
+
+
+def head(version=3, tensors=0, fields=0, rest=b""): return b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + rest
+def text(s): return struct.pack("<Q", len(s)) + s
+def tensor(name, shape, kind=0, at=0): return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, at)
+
+
+CRAFTED = {"nothing": b"", "another format": b"PK" + bytes(40), "an old version": head(1),
+           "a quintillion tensors": head(tensors=1 << 60), "a quintillion fields": head(fields=1 << 60),
+           "a string of 2⁶³ bytes": head(fields=1, rest=struct.pack("<Q", 1 << 63) + bytes(40)),
+           "an array of 2⁶⁰ numbers": head(fields=1, rest=text(b"a") + struct.pack("<IIQ", 9, 4, 1 << 60) + bytes(40)),
+           "an array of 2⁶⁰ strings": head(fields=1, rest=text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 60) + bytes(40)),
+           "arrays in an array": head(fields=1, rest=text(b"a") + struct.pack("<IIQ", 9, 9, 1) + bytes(40)),
+           "a name that is not UTF-8": head(fields=1, rest=text(b"\xff") + struct.pack("<II", 4, 1)),
+           "a field twice": head(fields=2, rest=2 * (text(b"a") + struct.pack("<II", 4, 1))),
+           "a tensor twice": head(tensors=2, rest=2 * tensor(b"a", (4,)) + bytes(64)),
+           "tensors that overlap": head(tensors=2, rest=tensor(b"a", (16,)) + tensor(b"b", (16,), at=32) + bytes(200)),
+           "a tensor of 2⁶² numbers": head(tensors=1, rest=tensor(b"a", (1 << 31, 1 << 31)) + bytes(64)),
+           "a tensor beyond the end": head(tensors=1, rest=tensor(b"a", (4,), at=1 << 40) + bytes(64)),
+           "a tensor off the grid": head(tensors=1, rest=tensor(b"a", (4,), at=4) + bytes(64)),
+           "five axes": head(tensors=1, rest=tensor(b"a", (1, 1, 1, 1, 1)) + bytes(64)),
+           "a row of half a block": head(tensors=1, rest=tensor(b"a", (16, 2), kind=2) + bytes(64)),
+           "a type of tomorrow": head(tensors=1, rest=tensor(b"a", (4,), kind=99) + bytes(64)),
+           "no axis": head(tensors=1, rest=tensor(b"a", ()) + bytes(64)),
+           "an alignment of 3": head(fields=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 3))}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_files_are_refused(name, tmp_path):
+    (path := tmp_path / "crafted.gguf").write_bytes(CRAFTED[name])
+    with pytest.raises(GGUFError, match="crafted.gguf"): read_gguf(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(GGUFError, match="not a regular file"): read_gguf(tmp_path)

@@ -1,0 +1,165 @@
+"""Read GGUF files: the metadata and the tensors, with NumPy alone. `gguf.py` has the format.
+
+A file is mapped into memory, and a tensor is decoded when it is used. Files are not trusted: every
+count is compared with the bytes that are left before anything is read, and the tensors must lie
+inside the file, apart from each other.
+"""
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..hints import Array
+from .gguf_types import TYPES, BlockType, decode
+
+__all__ = ["GGUFError", "GGUFFile", "read_gguf"]
+
+# type of a field → struct's letter; 8 is a string and 9 an array
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+MOST_AXES = 4
+
+
+class GGUFError(ValueError):
+    """A file breaks the format, or has a type of tensor that is not known. Names file and place."""
+
+
+class GGUFFile(Mapping[str, Array]):
+    """The tensors of one file by name, each decoded to float32 when it is used.
+
+    fields: the metadata, name → number, str or list. `file[name]` has rows as in tinypeft, so a
+    weight is (d_out, d_in). `shape(name)` and `kind(name)` read no data; `octets(name)` are the
+    bytes of its blocks, a view of the mapped file."""
+
+    def __init__(self, path: Path, fields: dict[str, Any], tensors: dict[str, tuple], data: Array):
+        self.path, self.fields, self._tensors, self._data = path, fields, tensors, data
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._tensors:
+            raise KeyError(f"{self.path} has no tensor {name!r}; it has {len(self)}: "
+                           f"{', '.join(list(self)[:8])}{', …' if len(self) > 8 else ''}")
+        return decode(self.kind(name), self.octets(name), self.shape(name))
+
+    def __iter__(self) -> Iterator[str]: return iter(self._tensors)
+    def __len__(self) -> int: return len(self._tensors)
+    def __contains__(self, name: object) -> bool: return name in self._tensors
+    def kind(self, name: str) -> BlockType: return self._tensors[name][0]
+    def shape(self, name: str) -> tuple[int, ...]: return self._tensors[name][1]
+
+    def octets(self, name: str) -> Array:
+        _, _, start, end = self._tensors[name]
+        return self._data[start:end]
+
+    def __repr__(self):
+        return f"GGUFFile({str(self.path)!r}, {len(self)} tensors, {self._data.size:,} bytes)"
+
+
+def read_gguf(path: str | Path) -> GGUFFile:
+    """Open a GGUF file (version 2 or 3) as a mapping from names to float32 arrays.
+
+    Raises FileNotFoundError, or GGUFError (a ValueError) for a file that is damaged, cut off, built
+    to mislead, or whose tensors have a type that is not known here."""
+    if (path := Path(path)).exists() and not path.is_file():
+        raise GGUFError(f"{path} is not a regular file")
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        if size < 24: raise GGUFError(f"{path}: {size} bytes, too short for a GGUF file")
+        mapped = mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ)
+    try:
+        return _read(path, _Cursor(mapped), np.frombuffer(mapped, np.uint8))
+    except GGUFError as e:
+        raise GGUFError(f"{path}: {e}") from e
+
+
+class _Cursor:
+    """A place in the bytes of a file, which moves on with each number or string."""
+
+    def __init__(self, data): self.data, self.at = data, 0
+
+    def need(self, n, what):
+        if n > (left := len(self.data) - self.at):
+            raise GGUFError(f"{what} at byte {self.at:,} needs {n:,} bytes, the file has {left:,} "
+                            "more; it is cut off or damaged")
+
+    def numbers(self, letter, n, what):
+        self.need(n * struct.calcsize(letter), what)
+        values = struct.unpack_from(f"<{n}{letter}", self.data, self.at)
+        self.at += n * struct.calcsize(letter)
+        return values
+
+    def number(self, letter, what): return self.numbers(letter, 1, what)[0]
+
+    def string(self, what):
+        self.need(n := self.number("Q", what), what)
+        text, self.at = self.data[self.at:self.at + n], self.at + n
+        try:
+            return text.decode()
+        except UnicodeDecodeError as e:
+            raise GGUFError(f"{what} at byte {self.at - n:,} is not UTF-8: {e}") from e
+
+
+def _read(path, c, data):
+    if c.data[:4] != b"GGUF": raise GGUFError(f"expected it to begin with GGUF, got {c.data[:4]}")
+    c.at = 4
+    version, n_tensors, n_fields = c.number("I", "the version"), *c.numbers("Q", 2, "the counts")
+    if version not in (2, 3): raise GGUFError(f"version {version}, expected 2 or 3")
+    c.need(24 * n_tensors + 13 * n_fields, f"the list of {n_tensors:,} tensors and {n_fields:,} fields")
+    fields, found = {}, {}
+    for _ in range(n_fields):
+        _once(name := c.string("the name of a field"), fields)
+        fields[name] = _value(c, f"field {name!r}")
+    for _ in range(n_tensors):
+        _once(name := c.string("the name of a tensor"), found)
+        found[name] = _tensor(c, f"tensor {name!r}")
+    align = fields.get("general.alignment", 32)
+    if type(align) is not int or align < 8 or align & align - 1 or align > 1 << 16:
+        raise GGUFError(f"general.alignment must be a power of 2 from 8 to 65536, got {align!r}")
+    start, tensors, end = c.at + -c.at % align, {}, 0
+    for name, (kind, shape, at) in sorted(found.items(), key=lambda item: item[1][2]):
+        if at % align or at < end:
+            raise GGUFError(f"tensor {name!r} starts at byte {at:,} of the data, expected a "
+                            f"multiple of {align}, from {end:,} on")
+        end = at + math.prod(shape) // kind.weights * kind.octets
+        if start + end > len(data):
+            raise GGUFError(f"tensor {name!r} {shape} of {kind.name} ends at byte {start + end:,}, "
+                            f"the file at {len(data):,}; it is cut off")
+        tensors[name] = kind, shape, start + at, start + end
+    return GGUFFile(path, fields, {name: tensors[name] for name in found}, data)
+
+
+def _once(name, names):
+    if name in names: raise GGUFError(f"the name {name!r} occurs twice")
+
+
+def _value(c, what):
+    """The value of a field; arrays are lists."""
+    kind = c.number("I", what)
+    if kind in NUMBERS: return c.number(NUMBERS[kind], what)
+    if kind == STRING: return c.string(what)
+    if kind != ARRAY: raise GGUFError(f"{what} has type {kind}, expected 0 … 12")
+    inner, n = c.number("I", what), c.number("Q", what)
+    if inner in NUMBERS: return list(c.numbers(NUMBERS[inner], n, what))
+    if inner != STRING: raise GGUFError(f"{what} is an array of type {inner}; numbers and strings "
+                                        "are supported")
+    c.need(8 * n, what)
+    return [c.string(what) for _ in range(n)]
+
+
+def _tensor(c, what):
+    """(type, shape, offset) of a tensor."""
+    if (n := c.number("I", what)) > MOST_AXES:
+        raise GGUFError(f"{what} has {n} axes, at most {MOST_AXES} are allowed")
+    shape = c.numbers("Q", n, what)[::-1]
+    kind, at = c.number("I", what), c.number("Q", what)
+    if kind not in TYPES:
+        known = ", ".join(t.name for t in TYPES.values())
+        raise GGUFError(f"{what} has type {kind}, which is not supported; the types are {known}")
+    if not shape or 0 in shape or shape[-1] % TYPES[kind].weights:
+        raise GGUFError(f"{what} has shape {shape}, expected rows of whole blocks of "
+                        f"{TYPES[kind].weights} ({TYPES[kind].name})")
+    return TYPES[kind], shape, at

@@ -1,0 +1,98 @@
+"""GGUF files of the Llama family → `Llama`.
+
+    theirs                   ours                     blk.N is blocks.N
+    token_embd               token_embedding          attn_q  attn_k  attn_v  attn_output
+    output (absent if tied)  lm_head                  attention.query  key  value  output
+    output_norm              final_norm               attn_norm  ffn_norm: norm1  norm2
+                                                      ffn_gate  ffn_up  ffn_down: mlp.gate  up  down
+
+GGUF stores the rows of attn_q and attn_k for a rotation of neighbours (x_{2i}, x_{2i+1}). `halves`
+reorders them for the rotation of halves (x_i, x_{i + d/2}) that `Llama` computes.
+"""
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..hints import Array
+from ..llama import Llama, LlamaConfig
+from ..nn import Parameter
+from .gguf_reader import GGUFError, read_gguf
+
+__all__ = ["from_gguf", "halves"]
+
+# their module in a block → ours, and its shape in (d_model, queries, keys, MLP)
+MODULES = {"attn_norm": ("norm1", "d"), "attn_q": ("attention.query", "qd"),
+           "attn_k": ("attention.key", "kd"), "attn_v": ("attention.value", "kd"),
+           "attn_output": ("attention.output", "dq"), "ffn_norm": ("norm2", "d"),
+           "ffn_gate": ("mlp.gate", "md"), "ffn_up": ("mlp.up", "md"), "ffn_down": ("mlp.down", "dm")}
+# our size → their field, after "llama."
+SIZES = {"context_length": "context_length", "d_model": "embedding_length", "n_layers": "block_count",
+         "n_heads": "attention.head_count", "n_kv_heads": "attention.head_count_kv",
+         "d_mlp": "feed_forward_length", "rope_theta": "rope.freq_base",
+         "norm_eps": "attention.layer_norm_rms_epsilon"}
+
+
+def from_gguf(path: str | Path) -> Llama:
+    """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, without a tokenizer.
+
+    Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
+    file = read_gguf(path)
+    config = _config(file)
+    layout = {"token_embd": ("token_embedding", "vd"), "output_norm": ("final_norm", "d")}
+    if not config.tied: layout["output"] = "lm_head", "vd"
+    for i in range(config.n_layers):
+        layout |= {f"blk.{i}.{theirs}": (f"blocks.{i}.{ours}", shape)
+                   for theirs, (ours, shape) in MODULES.items()}
+    sizes = {"v": config.vocab_size, "d": config.d_model, "m": config.d_mlp,
+             "q": config.n_heads * config.d_head, "k": config.n_kv_heads * config.d_head}
+    expected = {f"{name}.weight": tuple(sizes[axis] for axis in axes)
+                for name, (_, axes) in layout.items()}
+    got = {name: file.shape(name) for name in file if name != "rope_freqs.weight"}
+    if wrong := sorted(expected.items() ^ got.items()):
+        raise GGUFError(f"{path}: {wrong[0][0]!r} does not fit: expected "
+                        f"{expected.get(wrong[0][0], 'no such tensor')}, got "
+                        f"{got.get(wrong[0][0], 'none')}")
+    # A tiny model costs no memory. Each parameter is then replaced by one of the right size.
+    small = {"vocab_size": 1, "context_length": 1, "d_model": 1, "n_heads": 1, "n_kv_heads": 1,
+             "d_head": 2, "d_mlp": 1}
+    model = Llama(replace(config, **small))
+    model.config, modules = config, dict(model.named_modules())
+    for block in model.blocks: block.attention.config = config
+    for theirs, (ours, _) in layout.items():
+        W = file[f"{theirs}.weight"]
+        if theirs.endswith(("attn_q", "attn_k")): W = halves(W, config.d_head)
+        if not np.isfinite([W.min(), W.max()]).all():
+            raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
+        modules[ours].weight = Parameter(W)
+    return model
+
+
+def halves(W: Array, d_head: int) -> Array:
+    """Reorder the rows of W (heads · d_head, d): neighbours 2i and 2i + 1 become i and i + d_head/2."""
+    return np.ascontiguousarray(W.reshape(-1, d_head // 2, 2, W.shape[1]).swapaxes(1, 2)).reshape(W.shape)
+
+
+def _config(file) -> LlamaConfig:
+    fields: dict[str, Any] = file.fields
+    if (kind := fields.get("general.architecture")) != "llama":
+        raise GGUFError(f"{file.path}: the architecture is {kind!r}, expected 'llama'")
+    if missing := [name for name in SIZES.values() if f"llama.{name}" not in fields
+                   and name not in ("attention.head_count_kv", "rope.freq_base")]:
+        raise GGUFError(f"{file.path}: the field llama.{missing[0]} is missing")
+    if scaling := [name for name in fields if name.startswith("llama.rope.scaling.")]:
+        raise GGUFError(f"{file.path}: {scaling[0]} asks for scaled rotary embeddings, which are "
+                        "not supported")
+    defaults = {"attention.head_count_kv": fields["llama.attention.head_count"],
+                "rope.freq_base": 10000.0}
+    values = {ours: fields.get(f"llama.{theirs}", defaults.get(theirs))
+              for ours, theirs in SIZES.items()}
+    for name in ("token_embd.weight", "output_norm.weight"):
+        if name not in file: raise GGUFError(f"{file.path}: the tensor {name} is missing")
+    try:
+        d_head = fields.get("llama.attention.key_length", values["d_model"] // values["n_heads"])
+        return LlamaConfig(vocab_size=file.shape("token_embd.weight")[0], d_head=d_head,
+                           tied="output.weight" not in file, **values)
+    except (ValueError, TypeError, ZeroDivisionError) as e:
+        raise GGUFError(f"{file.path}: {e}") from e
