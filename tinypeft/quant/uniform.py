@@ -167,7 +167,8 @@ class Uniform(Scheme):
         best, least = np.ones(len(x), np.float32), np.full(len(x), np.inf, np.float32)
         for i in range(int(self.grid_steps * self.shrink) + 1):
             p = np.float32(1 - i / self.grid_steps)
-            error = np.abs(self.grid(p * low, p * high).round(x) - x) / unit
+            error = np.abs(self.grid(p * low, p * high).round(x) - x)
+            if k.any(): error /= unit
             error = (error * error if self.norm == 2 else error**self.norm).sum(1)
             best, least = np.where(error < least, p, best), np.minimum(error, least)
         return best
