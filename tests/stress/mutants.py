@@ -39,6 +39,7 @@ from tests.stress import RESULTS, record
 from tests.stress.equivalent import EQUIVALENT, EXPLAINED
 from tests.stress.faults import faults, planted
 from tests.stress.reached import FILE, ROOT, functions, place_of
+from tinypeft.files import cache_directory
 
 __all__ = ["AREAS", "main", "sampled"]
 
@@ -129,6 +130,7 @@ class Reach:
         if not numbers: numbers = {n for tests in lines.values() for n in tests} if function else None
         if not numbers: numbers = self.naming(module) or {n for ls in places.values() for tests in ls.values() for n in tests}
         own = f"tests/{Path(module).parent.relative_to('tinypeft').as_posix()}/test_{Path(module).stem}.py".replace("/./", "/")
+        if "/tasks/" in module: own = "tests/text/test_tasks.py"
         if "/exercises/" in module: own = "tests/course/test_exercises.py"
         return sorted((self.names[n] for n in numbers), key=lambda t: (t.split("::")[0] != own, self.seconds[t])), own
 
@@ -234,7 +236,11 @@ def first_failure(module, tree, tests, seconds):
 
 
 def in_child(module, tree, tests, seconds, folder):
-    """In the forked process: forget the package, plant the fault, run pytest."""
+    """In the forked process: forget the package, plant the fault, run pytest, with a cache of its own."""
+    cache, theirs = Path(folder, "cache"), cache_directory()           # what a fault computes is kept from others
+    if theirs.exists() and not module.endswith("text/docstrings.py"):  # whose faults show where it reads the text anew
+        shutil.copytree(theirs, cache, copy_function=linked)
+    os.environ["TINYPEFT_CACHE"] = str(cache)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2): os.dup2(nowhere, stream)
     cpu = int(20 + 4 * seconds)
@@ -246,9 +252,15 @@ def in_child(module, tree, tests, seconds, folder):
     chosen = Chosen(tests)
     files = list(dict.fromkeys(str(ROOT / t.split("::")[0]) for t in tests))
     status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"),
-                          "--basetemp", folder, *files], plugins=[chosen])
+                          "--basetemp", f"{folder}/tests", *files], plugins=[chosen])
     if chosen.failed is None and status not in (0, 5): return "the package's import"
     return chosen.failed
+
+
+def linked(source, target):
+    """A second name of a file, or a copy on another disk."""
+    try: os.link(source, target)
+    except OSError: shutil.copy(source, target)
 
 
 # -- all of them -----------------------------------------------------------------------------------
