@@ -15,6 +15,9 @@ EQUIVALENT = {
         "the last axis is the default of argsort",
     ("tinypeft/generate.py", "sample", "np.take_along_axis(z, order, -1)", "np.take_along_axis(z, order, 1)"):
         "z has two axes, so that 1 is the last one",
+    ("tinypeft/interop/adapters.py", "load_peft", "model: GPT, file: Path, strict: bool=True",
+     "model: GPT, file: Path, strict: bool=False"):
+        "`load_adapter`, its one caller, always says whether",
     ("tinypeft/peft/lora.py", "by_path", "path.rsplit('.', 1)", "path.rsplit('.', 2)"):
         "only the last part of the path is read, and it is the same",
     ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
