@@ -20,7 +20,8 @@ from .gguf_types import TYPES, BlockType, decode
 __all__ = ["GGUFError", "GGUFFile", "read_gguf"]
 
 # type of a field → struct's letter; 8 is a string and 9 an array
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
+           12: "d"}
 STRING, ARRAY = 8, 9
 MOST_AXES = 4
 
@@ -108,7 +109,8 @@ def _read(path, c, data):
     c.at = 4
     version, n_tensors, n_fields = c.number("I", "the version"), *c.numbers("Q", 2, "the counts")
     if version not in (2, 3): raise GGUFError(f"version {version}, expected 2 or 3")
-    c.need(24 * n_tensors + 13 * n_fields, f"the list of {n_tensors:,} tensors and {n_fields:,} fields")
+    c.need(24 * n_tensors + 13 * n_fields,
+           f"the list of {n_tensors:,} tensors and {n_fields:,} fields")
     fields, found = {}, {}
     for _ in range(n_fields):
         _once(name := c.string("the name of a field"), fields)

@@ -85,8 +85,8 @@ def _q8_0(b): return _one(b[:, 2:].view(np.int8), _half(b[:, :2]))
 def _scales(b):
     """s and m (n, 8) of Q4_K and Q5_K.
 
-    sm[0:4] and sm[4:8] hold sc_j and mn_j, j < 4, in their low six bits. For j ≥ 4 the low four bits
-    are the two halves of sm[8:12], and the high two bits are those of sm[0:4] and sm[4:8]."""
+    sm[0:4] and sm[4:8] hold sc_j and mn_j, j < 4, in their low six bits. For j ≥ 4 the low four
+    bits are the two halves of sm[8:12], and the high two bits those of sm[0:4] and sm[4:8]."""
     a, c, low = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     sc = np.concatenate([a & 63, low & 15 | a >> 6 << 4], axis=1)
     mn = np.concatenate([c & 63, low >> 4 | c >> 6 << 4], axis=1)

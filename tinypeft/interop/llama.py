@@ -26,10 +26,11 @@ __all__ = ["from_gguf", "halves"]
 MODULES = {"attn_norm": ("norm1", "d"), "attn_q": ("attention.query", "qd"),
            "attn_k": ("attention.key", "kd"), "attn_v": ("attention.value", "kd"),
            "attn_output": ("attention.output", "dq"), "ffn_norm": ("norm2", "d"),
-           "ffn_gate": ("mlp.gate", "md"), "ffn_up": ("mlp.up", "md"), "ffn_down": ("mlp.down", "dm")}
+           "ffn_gate": ("mlp.gate", "md"), "ffn_up": ("mlp.up", "md"),
+           "ffn_down": ("mlp.down", "dm")}
 # our size → their field, after "llama."
-SIZES = {"context_length": "context_length", "d_model": "embedding_length", "n_layers": "block_count",
-         "n_heads": "attention.head_count", "n_kv_heads": "attention.head_count_kv",
+SIZES = {"context_length": "context_length", "d_model": "embedding_length",
+         "n_layers": "block_count", "n_heads": "attention.head_count", "n_kv_heads": "attention.head_count_kv",
          "d_mlp": "feed_forward_length", "rope_theta": "rope.freq_base",
          "norm_eps": "attention.layer_norm_rms_epsilon"}
 
@@ -70,8 +71,9 @@ def from_gguf(path: str | Path) -> Llama:
 
 
 def halves(W: Array, d_head: int) -> Array:
-    """Reorder the rows of W (heads · d_head, d): neighbours 2i and 2i + 1 become i and i + d_head/2."""
-    return np.ascontiguousarray(W.reshape(-1, d_head // 2, 2, W.shape[1]).swapaxes(1, 2)).reshape(W.shape)
+    """Reorder the rows of W (heads · d_head, d): 2i and 2i + 1 of a head become i and i + d_head/2."""
+    pairs = W.reshape(-1, d_head // 2, 2, W.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
 
 
 def _config(file) -> LlamaConfig:
