@@ -126,7 +126,7 @@ def test_what_does_not_fit_the_model_is_refused(method, word, gpt):
 
 def test_the_first_and_the_last_token_are_words(gpt):
     table = gpt().token_embedding.weight.data
-    start = tp.attach(gpt(), tp.PromptTuning(length=2, init="text", text=(0, 36))).virtual.P.data
+    start = tp.attach(gpt(), tp.PromptTuning(length=2, init="text", text=(0, 36))).virtual.P_e.data
     assert np.array_equal(start, table[[0, 36]])
     for ids in ((-1, 0), (0, 37)):
         with pytest.raises(tp.MethodError, match=r"must be words or ids in \[0, 37\)"):
