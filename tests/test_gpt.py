@@ -341,3 +341,12 @@ def test_sizes_that_the_arrays_do_not_have_take_no_memory():
 def test_every_field_of_a_config_is_checked(field, values):
     for value in values:
         with pytest.raises(ValueError, match="GPTConfig: "): dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_layers_start_with_gpt2s_spread_numerical():
+    """0.02; the 2 L layers that add to the residual stream start smaller by √(2 L); positions by a half."""
+    model = tp.GPT(tp.GPTConfig(vocab_size=200, context_length=100, d_model=64, n_layers=8, n_heads=4), rng=0)
+    for path, module in model.named_modules():
+        if not hasattr(module, "weight") or "norm" in path: continue
+        expected = 0.01 if path == "position_embedding" else 0.02 / 4 if path.endswith(("output", "down")) else 0.02
+        assert module.weight.data.std() == pytest.approx(expected, rel=0.06), path

@@ -8,6 +8,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.course import percent
+from tinypeft.course.check import check_file
 from tinypeft.course.exercises import TOPICS, of_topic
 from tinypeft.course.worth import worth
 
@@ -149,3 +150,19 @@ def test_no_check_of_an_exercise_was_lost(topic):
     """A wrong solution may fail several checks, and then none of the others is missed: so they are counted."""
     for name, e in of_topic(topic).items():
         assert (len(e.special), len(e.invariants), len(e.gradient)) == CHECKS.get(name, (0, 0, 0)), name
+
+
+def test_a_missing_factor_is_named():
+    right = of_topic("lora")["lora.merge"].reference
+    told = tp.check("lora.merge", lambda W, A, B, alpha: 7 * right(W, A, B, alpha))
+    assert told.cause == "your result is 7 times the expected one everywhere: a factor is wrong or missing"
+
+
+def test_a_file_with_some_functions_of_a_topic(tmp_path):
+    """Those are checked, and the others are not missed."""
+    path = tmp_path / "mine.py"
+    path.write_text("def lora_merge(W, A, B, alpha): return W + alpha / len(A) * B @ A\n"
+                    "def lora_overlap(A1, A2, i, j): return 0.0\n")
+    assert [(r.exercise.name, bool(r)) for r in check_file("lora", path)] == [("lora.overlap", False), ("lora.merge", True)]
+    path.write_text("x = 1")
+    with pytest.raises(ValueError, match="defines none of lora_forward, lora_backward"): check_file("lora", path)

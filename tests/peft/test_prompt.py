@@ -122,3 +122,12 @@ def test_what_does_not_fit_the_model_is_refused(method, word, gpt):
     with pytest.raises(tp.MethodError, match=word):
         tp.attach(model, method)
     assert model.attached is None
+
+
+def test_the_first_and_the_last_token_are_words(gpt):
+    table = gpt().token_embedding.weight.data
+    start = tp.attach(gpt(), tp.PromptTuning(length=2, init="text", text=(0, 36))).virtual.P_e.data
+    assert np.array_equal(start, table[[0, 36]])
+    for ids in ((-1, 0), (0, 37)):
+        with pytest.raises(tp.MethodError, match=r"must be words or ids in \[0, 37\)"):
+            tp.attach(gpt(), tp.PromptTuning(length=2, init="text", text=ids))

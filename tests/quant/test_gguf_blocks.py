@@ -51,6 +51,8 @@ def test_errors():
         GGUF().quantize(np.ones((4, 48)))
     with pytest.raises(ValueError, match="a scale of 7.87402e.07 overflows GGUF's float16"):
         GGUF("Q8_0").quantize(np.full((1, 32), 1e10))
+    with pytest.raises(ValueError, match="overflows"):           # in one block of many
+        GGUF("Q8_0").quantize(np.vstack([np.ones((3, 32)), np.full((1, 32), 1e10)]))
     for other in (NF4(), Uniform(4), Uniform(4, granularity="group", group_size=32)):
         with pytest.raises(ValueError, match="block_bytes needs blocks of 32 with float16 scales and 4 or 8 bits, got"):
             block_bytes(other.quantize(np.ones((4, 64))))

@@ -16,7 +16,7 @@ from tinypeft.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.optim import AdamW
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
-from tinypeft.quant.saving import load_quantized, restored, save_quantized
+from tinypeft.quant.saving import load_quantized, save_quantized
 
 BASES = {"nf4": tp.NF4(), "nf4, double": tp.NF4(double_quant=True), "uniform": tp.Uniform(4),
          "gptq": tp.GPTQ(group_size=16, act_order=True), "awq": tp.AWQ(group_size=16),
@@ -509,8 +509,3 @@ def test_a_saved_file_does_not_depend_on_the_process(tmp_path):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / f"{seed}.npz")], check=True,
                        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert len({(tmp_path / f"{seed}.npz").read_bytes() for seed in "123"}) == 1
-
-
-@pytest.mark.parametrize("kind", ["Parameter", "ndarray"])
-def test_an_array_that_a_file_announces_must_be_in_it(kind):
-    with pytest.raises(KeyError, match="there is no array bias"): restored({"array": kind}, "bias", {"weight": np.ones(2)})

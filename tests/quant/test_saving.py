@@ -14,7 +14,7 @@ from tinypeft.files import load_arrays
 from tinypeft.nn import Linear
 from tinypeft.quant import load_quantized, save_quantized
 from tinypeft.quant.linear import QuantizedLinear
-from tinypeft.quant.saving import LAYERS
+from tinypeft.quant.saving import LAYERS, restored
 
 TOKENS = np.random.default_rng(0).integers(0, 37, (2, 7))
 
@@ -154,3 +154,8 @@ def test_a_class_of_ones_own_keeps_its_attributes_but_not_in_place_of_its_method
 
 def test_every_class_says_which_parts_it_has():
     for cls in LAYERS: assert {"weight", "bias"} <= cls.parts.keys()
+
+
+@pytest.mark.parametrize("kind", ["Parameter", "ndarray"])
+def test_an_array_that_a_file_announces_must_be_in_it(kind):
+    with pytest.raises(KeyError, match="there is no array bias"): restored({"array": kind}, "bias", {"weight": np.ones(2)})

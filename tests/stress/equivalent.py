@@ -7,7 +7,7 @@ the speed, the memory, the edge of a threshold); they count as survivors.
 __all__ = ["EQUIVALENT", "EXPLAINED"]
 
 EQUIVALENT = {
-    ("tinypeft/functional.py", "attention", "t.stop - t.start", "t.stop + t.start"):
+    ("tinypeft/functional.py", "attention", "R * n * seen", "R * n"):
         "how many heads are computed at once: the size of temporaries, not a number in them",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
@@ -15,11 +15,19 @@ EQUIVALENT = {
         "the last axis is the default of argsort",
     ("tinypeft/generate.py", "sample", "np.take_along_axis(z, order, -1)", "np.take_along_axis(z, order, 1)"):
         "z has two axes, so that 1 is the last one",
+    ("tinypeft/interop/adapters.py", "load_peft", "model: GPT, file: Path, strict: bool=True",
+     "model: GPT, file: Path, strict: bool=False"):
+        "`load_adapter`, its one caller, always says whether",
     ("tinypeft/peft/lora.py", "by_path", "path.rsplit('.', 1)", "path.rsplit('.', 2)"):
         "only the last part of the path is read, and it is the same",
     ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
      "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
         "the last six axes of an array of three are its three axes",
+    ("tinypeft/quant/awq.py", "AWQ.best_scale.L", "block.attention(x).data - y", "y - block.attention(x).data"):
+        "only the square of the difference is read",
+    ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=2)",
+     "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=3)"):
+        "there are two items: a third worker has nothing to do",
     ("tinypeft/quant/linear.py", "quantized_linear", "q.dequantize().astype(dtype, copy=False)",
      "q.dequantize().astype(dtype, copy=True)"):
         "one more copy of the same numbers",
@@ -28,6 +36,14 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/course/calls.py", "text_of", "f'{type(error).__name__}: {error}'[:5000]",
+     "f'{type(error).__name__}: {error}'[:5001]"):
+        "the length at which a very long message of an error is cut",
+    ("tinypeft/course/judge.py", "wrong_gradient", "difference(g, e, 1e-07, f'the gradient of {name}')",
+     "difference(g, e, 2e-07, f'the gradient of {name}')"):
+        "right gradients in float64 are within 1e-12, the wrong ones of the tests beyond 1e-3: the edge is between",
+    ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
+        "headers of the arrays that were ever written are below 200 bytes: the edge is a guess",
     ("tinypeft/train.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
         "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
 }
