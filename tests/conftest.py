@@ -4,6 +4,7 @@
 tests/requirements.txt installed nothing may be.
 """
 import os
+import signal
 import socket
 
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -20,6 +21,12 @@ try:
     settings.load_profile("tests")
 except ImportError:                                      # its tests skip themselves
     pass
+
+
+# -- signals -------------------------------------------------------------------------------------
+def pytest_configure(config):
+    """A shell starts a command in the background with Ctrl-C ignored, and then no test could send it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- skips ---------------------------------------------------------------------------------------

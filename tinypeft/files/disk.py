@@ -97,14 +97,15 @@ def open_regular(path: str | Path, error: type[ValueError] = ValueError) -> Bina
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file of at most 100 MB. FileNotFoundError, or ValueError."""
+    """The text of a UTF-8 file of at most 100 MB, each of its line ends as "\\n". FileNotFoundError,
+    or ValueError."""
     with open_regular(path) as f:
         if (n := os.fstat(f.fileno()).st_size) > LONGEST_TEXT:
             raise ValueError(f"{path} has {n:,} bytes; no text that is read here has more than "
                              f"{LONGEST_TEXT:,}")
         data = f.read()
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text: {e}") from e
 
