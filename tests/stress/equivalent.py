@@ -38,6 +38,9 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/course/diagnose.py", "_value_cause", "isinstance(a, np.ndarray) and a.shape == E.shape and a.any()",
+     "isinstance(a, np.ndarray) and a.shape == E.shape and a.all()"):
+        "a hint is not given for an argument that has a zero in it, and no exercise draws one",
     ("tinypeft/interop/gguf_reader.py", "_read", "13 * n_fields", "n_fields"):
         "how early a file is refused that is too short for its counts: it is refused while they are read, too",
     ("tinypeft/quant/uniform.py", "Uniform.best_share", "error < least", "error <= least"):
