@@ -9,6 +9,8 @@ __all__ = ["EQUIVALENT", "EXPLAINED"]
 EQUIVALENT = {
     ("tinypeft/functional.py", "attention", "R * n * seen", "R * n"):
         "how many heads are computed at once: the size of temporaries, not a number in them",
+    ("tinypeft/functional.py", "swiglu", "np.multiply(keep[0], dy, out=keep[0])", "np.multiply(keep[0], dy)"):
+        "the product goes into a new array and not into one that is needed no more",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
     ("tinypeft/generate.py", "sample", "np.argsort(-z, axis=-1, kind='stable')", "np.argsort(-z, kind='stable')"):
@@ -30,6 +32,8 @@ EQUIVALENT = {
     ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=2)",
      "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=3)"):
         "there are two items: a third worker has nothing to do",
+    ("tinypeft/quant/uniform.py", "Uniform.grid", "np.float32(low).reshape(-1)", "np.float32(low).reshape(-2)"):
+        "NumPy takes every negative length as the one to find",
     ("tinypeft/quant/linear.py", "quantized_linear", "q.dequantize().astype(dtype, copy=False)",
      "q.dequantize().astype(dtype, copy=True)"):
         "one more copy of the same numbers",
@@ -38,6 +42,8 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/course/diagnose.py", "_value_cause", "wrong.size > 1", "wrong.size > 2"):
+        "a hint where one of two numbers is wrong: the numbers are printed beside it",
     ("tinypeft/course/diagnose.py", "_value_cause", "isinstance(a, np.ndarray) and a.shape == E.shape and a.any()",
      "isinstance(a, np.ndarray) and a.shape == E.shape and a.all()"):
         "a hint is not given for an argument that has a zero in it, and no exercise draws one",
