@@ -42,6 +42,8 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/checkpoints.py", "_checked_history", "text[:59] + '…'", "'…'"):
+        "how much of a wrong value a message shows",
     ("tinypeft/course/diagnose.py", "_value_cause", "wrong.size > 1", "wrong.size > 2"):
         "a hint where one of two numbers is wrong: the numbers are printed beside it",
     ("tinypeft/course/diagnose.py", "_value_cause", "isinstance(a, np.ndarray) and a.shape == E.shape and a.any()",
