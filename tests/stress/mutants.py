@@ -71,16 +71,16 @@ def modules():
 
 
 def sampled(count, seed, only=""):
-    """[(module, source's hash, fault)]: from each module a share that grows as the root of its number of faults."""
+    """[(module, its source, fault)]: from each module a share that grows as the root of its number of faults."""
     found = {}
     for module, area in modules().items():
         source = (ROOT / module).read_text("utf-8")
         wanted = [f for f in faults(ast.parse(source)) if area != "exercises" or is_check(source, f)]
-        if wanted: found[module] = drawn(module, wanted, seed), hashlib.sha256(source.encode()).hexdigest()[:16]
+        if wanted: found[module] = drawn(module, wanted, seed), source
     weight = {module: SHARES.get(modules()[module], 1) * math.sqrt(len(fs)) for module, (fs, _) in found.items()}
     share = count / max(sum(weight.values()), 1e-9)
-    taken = {module: [(module, digest, f) for f in fs[:max(1, round(share * weight[module]))]]
-             for module, (fs, digest) in found.items()}
+    taken = {module: [(module, source, f) for f in fs[:max(1, round(share * weight[module]))]]
+             for module, (fs, source) in found.items()}
     turns = range(max(map(len, taken.values()), default=0))
     return [row for turn in turns for module, rows in taken.items() if only in module for row in rows[turn:turn + 1]]
 
@@ -281,9 +281,9 @@ def catchers():
     return {place: by for place, by in out.items() if by and "::" in by}
 
 
-def attempt(module, fault, reach, hint, most):
+def attempt(module, source, fault, reach, hint, most):
     """(who caught it or None, seconds)."""
-    start, tree = time.monotonic(), planted(ast.parse((ROOT / module).read_text("utf-8")), fault)
+    start, tree = time.monotonic(), planted(ast.parse(source), fault)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compile(tree, module, "exec")
@@ -330,7 +330,8 @@ def main():
     start, reach, known, hints, rows = time.monotonic(), Reach(), tried(), catchers(), []
     for name in WITH_US:
         with contextlib.suppress(Exception): importlib.import_module(name)
-    for module, digest, fault in sampled(args.count, args.seed, args.only):
+    for module, source, fault in sampled(args.count, args.seed, args.only):
+        digest = hashlib.sha256(source.encode()).hexdigest()[:16]
         old = known.get((module, digest, fault.key))
         if old and (old["by"] or not args.again):
             rows.append(row_of(module, fault, old["by"], old["seconds"]))
@@ -339,7 +340,7 @@ def main():
             rows.append(row_of(module, fault, None, 0))
             continue
         if time.monotonic() - start > 60 * args.minutes: break
-        by, seconds = attempt(module, fault, reach, hints.get((module, fault.key)), args.rounds)
+        by, seconds = attempt(module, source, fault, reach, hints.get((module, fault.key)), args.rounds)
         rows.append(row_of(module, fault, by, seconds))
         with open(STATE, "a", encoding="utf-8") as f:
             f.write(json.dumps({"module": module, "digest": digest, "key": fault.key, "by": by, "seconds": seconds}) + "\n")
