@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from tests.stress.attacks import PLACES, save_npz, save_raw
-from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, only_file, read_text, save_arrays, write_atomically
+from tinypeft.files import (
+    cache_directory,
+    disk,
+    fingerprint,
+    load_arrays,
+    only_file,
+    read_text,
+    save_arrays,
+    write_atomically,
+    write_safetensors,
+)
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
           "t": np.array(7), "empty": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(np.eye(3)[:2])}
@@ -80,6 +90,9 @@ def test_another_programs_file_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", w=np.ones(3))
     with pytest.raises(ValueError, match="other.npz is not a file that tinypeft wrote"):
         load_arrays(tmp_path / "other.npz")
+    write_safetensors(tmp_path / "other.safetensors", {"w": np.ones(3)})
+    with pytest.raises(ValueError, match="is not a file that tinypeft wrote, or it is damaged: .* no entry 'tinypeft'"):
+        load_arrays(tmp_path / "other.safetensors")
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):

@@ -18,6 +18,8 @@ EQUIVALENT = {
     ("tinypeft/interop/adapters.py", "load_peft", "model: GPT, file: Path, strict: bool=True",
      "model: GPT, file: Path, strict: bool=False"):
         "`load_adapter`, its one caller, always says whether",
+    ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):
+        "`reshape` copies what is not contiguous, so that the result is",
     ("tinypeft/peft/lora.py", "by_path", "path.rsplit('.', 1)", "path.rsplit('.', 2)"):
         "only the last part of the path is read, and it is the same",
     ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
@@ -36,6 +38,8 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/quant/uniform.py", "Uniform.best_share", "error < least", "error <= least"):
+        "of two ranges with the same error to the last bit, either is as good",
     ("tinypeft/course/calls.py", "text_of", "f'{type(error).__name__}: {error}'[:5000]",
      "f'{type(error).__name__}: {error}'[:5001]"):
         "the length at which a very long message of an error is cut",
