@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 
 from tests.stress.attacks import PLACES, save_npz, save_raw
-from tinypeft.files import (
-    cache_directory,
-    disk,
-    fingerprint,
-    load_arrays,
-    only_file,
-    read_text,
-    save_arrays,
-    write_atomically,
-    write_safetensors,
-)
+from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, only_file, read_text, save_arrays, write_atomically
+from tinypeft.files.safetensors import write_safetensors
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
           "t": np.array(7), "empty": np.zeros((0, 3), np.float32), "columns": np.asfortranarray(np.eye(3)[:2])}
