@@ -269,3 +269,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="c.npz is not a file that tinypeft wrote"):
         tp.train(small(), Noise(), N, checkpoint=path, progress=False)
+
+
+def test_an_evaluation_after_the_first_step_is_kept(tmp_path):
+    """And the method is named in the settings: null where there is none."""
+    path, options = tmp_path / "c", dict(eval_every=1, checkpoint=tmp_path / "c", progress=False)
+    first = tp.train(small(), Noise(), 3, stop_after=1, **options)
+    whole = tp.train(small(), Noise(), 3, **options)
+    assert [step for step, _ in whole.evals] == [1, 2, 3] and whole.evals[0] == first.evals[0]
+    assert load_arrays(path)[1]["settings"]["method"] is None

@@ -241,7 +241,9 @@ def test_shards_are_files_of_the_folder(folder):
             from_huggingface(folder)
     for content, says in [({"weight_map": good | {"transformer.wte.weight": "b.safetensors"}}, "the download is incomplete"),
                           ({"weight_map": {**good, "x": "a.safetensors"}}, "1 tensors differ from .*, the first is .'x'"),
-                          ({"weight_map": {"x": 3}}, "weight_map must map"), ({"weight_map": []}, "weight_map must map"),
+                          ({"weight_map": {"x": 3}}, "weight_map must map"),
+                          ({"weight_map": {**good, "x": 3}}, "weight_map must map"),
+                          ({"weight_map": []}, "weight_map must map"),
                           ({}, "weight_map must map"), ([], "expected a JSON object, got list")]:
         index.write_text(json.dumps(content))
         with pytest.raises(HuggingFaceError, match=says): from_huggingface(folder)

@@ -38,6 +38,8 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/interop/gguf_reader.py", "_read", "13 * n_fields", "n_fields"):
+        "how early a file is refused that is too short for its counts: it is refused while they are read, too",
     ("tinypeft/quant/uniform.py", "Uniform.best_share", "error < least", "error <= least"):
         "of two ranges with the same error to the last bit, either is as good",
     ("tinypeft/course/calls.py", "text_of", "f'{type(error).__name__}: {error}'[:5000]",
