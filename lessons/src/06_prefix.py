@@ -40,7 +40,7 @@ print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/
 # prefix is a past that never happened.
 
 # %%
-show(type(model.blocks[0].attention).forward, around="prefix is not None")
+show(tp.decoder.attend, around="concatenate([K, k]")
 
 # %% [markdown]
 # Nothing else changes. Queries are computed from tokens alone; there are as many outputs as tokens; no weight of the

@@ -229,7 +229,7 @@ fig
 # $$p^* = \arg\min_p \sum_i \left(\hat x_i(p) - x_i\right)^2$$
 
 # %%
-show(tp.Uniform.fit, "p * low")
+show(tp.Uniform.best_share, "p = np.float32")
 
 # %% [markdown]
 # 81 fractions from 1 down to 0.2 are tried on every row at once. Here are both parts of the error for 512 rows of

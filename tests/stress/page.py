@@ -37,6 +37,15 @@ def kills(r):
             f"{r['runs that ended']} runs differ, {r['files left']} files left behind")
 
 
+def interrupts(r):
+    return f"{r['interrupts']} interrupts of {r['methods']} methods, at {r['lines']} different lines: {r['faults']} did harm"
+
+
+def kv_cache(r):
+    return "processor time: " + ", ".join(
+        f"{int(n):,} tokens {seconds} s" for n, seconds in r["processor seconds by tokens"].items())
+
+
 def commands(r):
     return (f"{r['wrong command lines']} wrong command lines: {r['not answered well']} answered badly; "
             f"{r['abuses']} abuses: {r['not survived']} not survived")
@@ -87,8 +96,8 @@ def numbers(r):
                      if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
 
 
-SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, commands, files, notebooks, awq, versions, determinism,
-                                mutants)}
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, commands, files, kv_cache, notebooks,
+                                awq, versions, determinism, mutants)}
 
 
 # -- the page --------------------------------------------------------------------------------------
