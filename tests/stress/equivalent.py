@@ -42,7 +42,7 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
-    ("tinypeft/checkpoints.py", "_checked_history", "text[:59] + '…'", "'…'"):
+    ("tinypeft/checkpoints.py", "_short", "text[:59] + '…'", "'…'"):
         "how much of a wrong value a message shows",
     ("tinypeft/course/diagnose.py", "_value_cause", "wrong.size > 1", "wrong.size > 2"):
         "a hint where one of two numbers is wrong: the numbers are printed beside it",
@@ -58,9 +58,9 @@ EXPLAINED = {
         "the length at which a very long message of an error is cut",
     ("tinypeft/course/judge.py", "wrong_gradient", "difference(g, e, 1e-07, f'the gradient of {name}')",
      "difference(g, e, 2e-07, f'the gradient of {name}')"):
-        "right gradients in float64 are within 1e-12, the wrong ones of the tests beyond 1e-3: the edge is between",
+        "which rounding of a gradient passes: right ones are far below either edge, and wrong ones far above",
     ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
-        "headers of the arrays that were ever written are below 200 bytes: the edge is a guess",
+        "how long the header of an array in an older file may be: the edge is a guess, and generous",
     ("tinypeft/train.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
         "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
 }
