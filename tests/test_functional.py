@@ -421,3 +421,11 @@ def t32(*shape):
 def test_misuse(misuse, error, says):
     with pytest.raises(error, match=says):
         misuse()
+
+
+@pytest.mark.parametrize("x", [[1000.0, 999.0, -1000.0], [-800.0, -800.0, -801.0]])
+def test_the_plain_softmax_of_large_numbers_is_the_fused_one(x):
+    """exp(1000) is no number: the largest is subtracted first."""
+    for name in ("softmax", "log_softmax"):
+        ours = getattr(plain, name)(Tensor(np.array([x])))
+        assert np.isfinite(ours.data).all() and np.allclose(ours.data, getattr(F, name)(Tensor(np.array([x]))).data, 1e-12)

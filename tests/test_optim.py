@@ -241,3 +241,13 @@ def test_a_norm_at_its_limit_is_left_alone_bit_exact():
     p = Parameter(np.zeros(2))
     p.grad = np.array([3.0, 4.0])
     assert clip_grad_norm([p], 5.0) == 5 and np.array_equal(p.grad, [3, 4])
+
+
+@pytest.mark.parametrize("make", [lambda ps: SGD(ps, 0.1, momentum=0.9), lambda ps: AdamW(ps, 0.1)])
+def test_a_parameter_without_numbers_is_no_special_case(make):
+    empty, full = Parameter(np.zeros((0, 3))), Parameter(np.ones(2))
+    optimizer = make([empty, full])
+    for _ in range(2):
+        for p in (empty, full): p.grad = np.ones_like(p.data)
+        optimizer.step()
+    assert empty.shape == (0, 3) and (full.data < 1).all()

@@ -166,3 +166,14 @@ def test_a_file_with_some_functions_of_a_topic(tmp_path):
     assert [(r.exercise.name, bool(r)) for r in check_file("lora", path)] == [("lora.overlap", False), ("lora.merge", True)]
     path.write_text("x = 1")
     with pytest.raises(ValueError, match="defines none of lora_forward, lora_backward"): check_file("lora", path)
+
+
+def test_an_error_where_an_invariant_is_checked_is_told():
+    """The function is right on random arrays, and fails at B = 0."""
+    right = of_topic("lora")["lora.backward"].reference
+
+    def fails(x, W, A, B, alpha, dh):
+        if not B.any(): raise KeyError("no B")
+        return right(x, W, A, B, alpha, dh)
+    told = tp.check("lora.backward", fails)
+    assert told.message.startswith("your function fails where this should hold: with B = 0") and "KeyError" in told.message

@@ -81,3 +81,15 @@ def test_models_that_gguf_cannot_hold_are_refused(spoil, says, tmp_path):
     with pytest.raises(ValueError, match=f"write_gguf: .*{says}"):
         write_gguf(tmp_path / "model.gguf", model)
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_of_odd_sizes_are_read_from_their_places(tmp_path):
+    """Biases of 12 numbers are no multiple of 32 bytes: zeros follow them."""
+    gguf = pytest.importorskip("gguf")
+    model = with_tokenizer(d_model=12)
+    write_gguf(tmp_path / "model.gguf", model)
+    read = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert np.array_equal(read["output_norm.bias"], model.final_norm.bias.data)
+    for i, block in enumerate(model.blocks):
+        assert np.array_equal(read[f"blk.{i}.ffn_down.bias"], block.mlp.down.bias.data)
+        assert np.array_equal(read[f"blk.{i}.ffn_norm.weight"], block.norm2.weight.data)

@@ -210,3 +210,10 @@ def test_checked_gives_contiguous_float32():
     assert x.dtype == np.float32 and x.flags.c_contiguous
     same = np.ones(3, np.float32)
     assert checked(same) is same
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_codes_from_a_place_on_are_the_last_ones(bits):
+    q = Uniform(bits).quantize(np.float32(np.random.default_rng(0).standard_normal((3, 10))))
+    assert q.unpack().size == 30 and np.array_equal(q.unpack(8), q.unpack()[8:])
+    assert np.array_equal(q.unpack(16, 5), q.unpack()[16:21])

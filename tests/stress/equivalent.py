@@ -9,6 +9,8 @@ __all__ = ["EQUIVALENT", "EXPLAINED"]
 EQUIVALENT = {
     ("tinypeft/functional.py", "attention", "R * n * seen", "R * n"):
         "how many heads are computed at once: the size of temporaries, not a number in them",
+    ("tinypeft/functional.py", "swiglu", "np.multiply(keep[0], dy, out=keep[0])", "np.multiply(keep[0], dy)"):
+        "the product goes into a new array and not into one that is needed no more",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
     ("tinypeft/generate.py", "sample", "np.argsort(-z, axis=-1, kind='stable')", "np.argsort(-z, kind='stable')"):
@@ -30,6 +32,8 @@ EQUIVALENT = {
     ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=2)",
      "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=3)"):
         "there are two items: a third worker has nothing to do",
+    ("tinypeft/quant/uniform.py", "Uniform.grid", "np.float32(low).reshape(-1)", "np.float32(low).reshape(-2)"):
+        "NumPy takes every negative length as the one to find",
     ("tinypeft/quant/linear.py", "quantized_linear", "q.dequantize().astype(dtype, copy=False)",
      "q.dequantize().astype(dtype, copy=True)"):
         "one more copy of the same numbers",
@@ -38,6 +42,13 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
+    ("tinypeft/checkpoints.py", "_short", "text[:59] + '…'", "'…'"):
+        "how much of a wrong value a message shows",
+    ("tinypeft/course/diagnose.py", "_value_cause", "wrong.size > 1", "wrong.size > 2"):
+        "a hint where one of two numbers is wrong: the numbers are printed beside it",
+    ("tinypeft/course/diagnose.py", "_value_cause", "isinstance(a, np.ndarray) and a.shape == E.shape and a.any()",
+     "isinstance(a, np.ndarray) and a.shape == E.shape and a.all()"):
+        "a hint is not given for an argument that has a zero in it, and no exercise draws one",
     ("tinypeft/interop/gguf_reader.py", "_read", "13 * n_fields", "n_fields"):
         "how early a file is refused that is too short for its counts: it is refused while they are read, too",
     ("tinypeft/quant/uniform.py", "Uniform.best_share", "error < least", "error <= least"):
@@ -47,9 +58,9 @@ EXPLAINED = {
         "the length at which a very long message of an error is cut",
     ("tinypeft/course/judge.py", "wrong_gradient", "difference(g, e, 1e-07, f'the gradient of {name}')",
      "difference(g, e, 2e-07, f'the gradient of {name}')"):
-        "right gradients in float64 are within 1e-12, the wrong ones of the tests beyond 1e-3: the edge is between",
+        "which rounding of a gradient passes: right ones are far below either edge, and wrong ones far above",
     ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
-        "headers of the arrays that were ever written are below 200 bytes: the edge is a guess",
+        "how long the header of an array in an older file may be: the edge is a guess, and generous",
     ("tinypeft/train.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
         "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
 }

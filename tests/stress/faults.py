@@ -21,6 +21,7 @@ NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum",
          "mean": "sum", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like", "floor": "ceil", "ceil": "floor",
          "argmin": "argmax", "argmax": "argmin", "rint": "floor", "sin": "cos", "cos": "sin"}
 CALLS_TO_DROP = {"sqrt", "abs", "copy", "square", "rint", "sorted", "reversed", "ascontiguousarray", "exp", "log"}
+SYMMETRIC = {"min", "max", "minimum", "maximum", "allclose", "array_equal", "isclose", "vdot", "gcd", "hypot", "zip"}
 CHECKS = {"special", "invariants", "gradient"}            # of an exercise; its mistakes and symptoms are words
 SILENT = {"__repr__", "_repr_html_", "__str__", "describe", "summary"}      # functions that make words
 
@@ -155,7 +156,7 @@ def changed_calls(node):
     if name in CALLS_TO_DROP and plain:
         if node.args: yield "drop a call", node.args[0]
         elif isinstance(node.func, ast.Attribute): yield "drop a call", node.func.value
-    if plain and len(node.args) >= 2 and name not in ("isinstance", "getattr", "hasattr"):
+    if plain and len(node.args) >= 2 and name not in ("isinstance", "getattr", "hasattr", *SYMMETRIC):
         a, b, *rest = node.args
         alike = all(isinstance(x, (ast.Name, ast.Attribute, ast.Subscript)) for x in (a, b))
         if alike and ast.dump(a) != ast.dump(b): yield "exchange", ast.Call(node.func, [b, a, *rest], node.keywords)
