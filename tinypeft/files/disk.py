@@ -97,8 +97,8 @@ def open_regular(path: str | Path, error: type[ValueError] = ValueError) -> Bina
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file of at most 100 MB, each of its line ends as "\\n". FileNotFoundError,
-    or ValueError."""
+    """The text of a UTF-8 file of at most 100 MB, its line ends as "\\n". FileNotFoundError, or
+    ValueError."""
     with open_regular(path) as f:
         if (n := os.fstat(f.fileno()).st_size) > LONGEST_TEXT:
             raise ValueError(f"{path} has {n:,} bytes; no text that is read here has more than "

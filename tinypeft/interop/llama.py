@@ -30,9 +30,9 @@ MODULES = {"attn_norm": ("norm1", "d"), "attn_q": ("attention.query", "qd"),
            "ffn_down": ("mlp.down", "dm")}
 # our size → their field, after "llama."
 SIZES = {"context_length": "context_length", "d_model": "embedding_length",
-         "n_layers": "block_count", "n_heads": "attention.head_count", "n_kv_heads": "attention.head_count_kv",
-         "d_mlp": "feed_forward_length", "rope_theta": "rope.freq_base",
-         "norm_eps": "attention.layer_norm_rms_epsilon"}
+         "n_layers": "block_count", "n_heads": "attention.head_count",
+         "n_kv_heads": "attention.head_count_kv", "d_mlp": "feed_forward_length",
+         "rope_theta": "rope.freq_base", "norm_eps": "attention.layer_norm_rms_epsilon"}
 
 
 def from_gguf(path: str | Path) -> Llama:
@@ -71,7 +71,7 @@ def from_gguf(path: str | Path) -> Llama:
 
 
 def halves(W: Array, d_head: int) -> Array:
-    """Reorder the rows of W (heads · d_head, d): 2i and 2i + 1 of a head become i and i + d_head/2."""
+    """Reorder the rows of W (heads · d_head, d): 2i, 2i + 1 of a head become i, i + d_head/2."""
     pairs = W.reshape(-1, d_head // 2, 2, W.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
 
