@@ -160,7 +160,7 @@ class AWQ(CalibratedWeights):
         scheme, linear = dataclasses.replace(self, clip=clip), block.get(name)
         W, b = linear.weight.data, linear.bias
         if s is None: return QuantizedLinear(scheme.quantize(W, H), b)
-        return InputScaledLinear(scheme.quantize(W * s, H), b, s)
+        return InputScaledLinear(scheme.quantize(W * s, H), b, s.astype(W.dtype, copy=False))
 
 
 class InputScaledLinear(QuantizedLinear):
