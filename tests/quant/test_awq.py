@@ -420,7 +420,8 @@ def test_planted_outliers_are_recovered_direction(gpt, bits, factor):
 
 def test_a_scale_that_stays_has_the_precision_of_the_model(gpt, tokens):
     """The merge of a float64 model divides by it: in float32 it would be off by 3e-8."""
-    model = tp.quantize(gpt(np.float64), tp.AWQ(3, group_size=16), calibration=np.random.default_rng(7).integers(0, 37, (4, 24)))
+    calibration = np.random.default_rng(7).integers(0, 37, (4, 24))
+    model = tp.quantize(gpt(np.float64), tp.AWQ(3, group_size=16), calibration)
     tuned = tp.attach(model, tp.LoRA(2, targets=("down",)), rng=0)
     for p in tuned.trainable_parameters(): p.data = p.data + 0.1
     assert model.get("blocks.0.mlp.down").base.input_scale.dtype == np.float64
