@@ -179,3 +179,10 @@ def test_models_it_cannot_start_from(gpt):
     tp.attach(model, tp.LoRA())
     with pytest.raises(tp.MethodError, match="attached"): tp.loftq(model, tp.LoRA(), tp.NF4())
     with pytest.raises(TypeError, match="expected a GPT"): tp.loftq(None, tp.LoRA(), tp.NF4())
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_scheme_that_decodes_to_no_number_is_named(bad):
+    from tinypeft.quant.loftq import loftq_rounds
+    with pytest.raises(ValueError, match="decodes a weight to infinity or NaN"):
+        next(loftq_rounds(np.eye(4), lambda W: np.full_like(W, bad), 2, 1))

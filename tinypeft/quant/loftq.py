@@ -84,7 +84,10 @@ def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
     BA = 0
     for _ in range(iterations):
         Q = quant(W - BA)
-        U, S, Vt = np.linalg.svd(W - dense(Q), full_matrices=False)
+        if not np.isfinite(R := W - dense(Q)).all():
+            raise ValueError("loftq: the scheme decodes a weight to infinity or NaN; use one whose "
+                             "range holds all weights")
+        U, S, Vt = np.linalg.svd(R, full_matrices=False)
         B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
         BA = B @ A
         yield Q, B, A
