@@ -11,8 +11,8 @@ __all__ = ["check_fields", "made", "naming", "parse_json"]
 
 NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole number",
          float: "a number", bool: "true or false", None: "null"}
-# What one { or [ or comma can cost in memory (bytes), and what a text may cost beside ten times
-# its length. Without a limit, a text "[[],[],…]" takes twenty times its length.
+# The bytes of memory that one sign of a text can cost. A text may cost ten times its length, and
+# SPARE bytes more. Without a limit, "[[],[],…]" takes twenty times its length.
 COST = {"{": 250, "[": 64, ",": 32}
 SPARE = 1 << 24
 

@@ -1,4 +1,4 @@
-"""What a method changes in a model, and how the model becomes again what it was.
+"""The change that a method makes to a model, and the way back.
 
 The record of the change lies on the model itself, as `model.attachment`. A copy of the model has a
 copy of the record, so the method can be taken off the copy, too (`detach`).

@@ -107,9 +107,9 @@ class PeftModel(Module):
     def reattach(self) -> PeftModel:
         """Put a detached method back on its model, with everything it had learned.
 
-        Raises MethodError if the base is not what it was at `detach`: what was learned fits no
-        other. Only `to` may have cast it. For a base that was quantized, folded or trained since,
-        save the method, and `load_adapter` it on the base as it is.
+        Raises MethodError if the base has changed since `detach`, because the learned numbers fit
+        no other base. Only `to` may have cast it. For a base that was quantized, folded or trained
+        since, save the method, and `load_adapter` it on the base as it is.
         """
         if self.is_disabled: self.loan = self.model.attachment = None
         self.model.check_free("reattach")
