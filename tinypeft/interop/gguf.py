@@ -19,7 +19,7 @@ from ..gpt import GPT
 from ..nn import Embedding, LayerNorm, Linear
 from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes
-from .bpe import as_characters
+from .byte_level import as_characters
 from .gpt2 import MODULES
 
 __all__ = ["write_gguf"]
