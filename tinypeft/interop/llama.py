@@ -17,6 +17,7 @@ import numpy as np
 from ..hints import Array
 from ..llama import Llama, LlamaConfig
 from .gguf_reader import GGUFError, read_gguf
+from .gguf_tokenizer import tokenizer_of_gguf
 
 __all__ = ["from_gguf", "halves"]
 
@@ -34,7 +35,7 @@ SIZES = {"context_length": "context_length", "d_model": "embedding_length",
 
 
 def from_gguf(path: str | Path) -> Llama:
-    """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, without a tokenizer.
+    """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, with its tokenizer.
 
     Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
     file = read_gguf(path)
@@ -60,7 +61,9 @@ def from_gguf(path: str | Path) -> Llama:
         if not np.isfinite([W.min(), W.max()]).all():
             raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
         arrays[f"{ours}.weight"] = W
-    return Llama.from_arrays(config, arrays)
+    model = Llama.from_arrays(config, arrays)
+    model.tokenizer = tokenizer_of_gguf(file.fields)
+    return model
 
 
 def halves(W: Array, d_head: int) -> Array:

@@ -6,7 +6,7 @@ condition, add a label and a value: it is measured alone. To add an experiment, 
 # ruff: noqa: I001
 from . import adalora, adapters, baselines, dylora, gradient_check, methods, placement, prompts, rank, rates, subspace
 from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, loftq, memory, qat, qlora
-from . import schemes, smoothquant, virtual_tokens
+from . import schemes, smollm2, smoothquant, virtual_tokens
 
 EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, virtual_tokens.VIRTUAL_TOKENS,
@@ -17,6 +17,7 @@ EXPERIMENTS = {e.name: e for e in (
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
     loftq.LOFTQ, qat.QAT, schemes.SCHEMES_OVER_SEEDS, bits_vs_parameters.BITS_VS_PARAMETERS, memory.MEMORY,
+    smollm2.SMOLLM2_RATES,
 )}
 
 __all__ = ["EXPERIMENTS"]
