@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ..files import naming
 from ..hints import Array
 from ..llama import Llama, LlamaConfig
 from .gguf_reader import GGUFError, read_gguf
+from .gguf_tokenizer import tokenizer_of_gguf
 
 __all__ = ["from_gguf", "halves"]
 
@@ -34,11 +36,15 @@ SIZES = {"context_length": "context_length", "d_model": "embedding_length",
 
 
 def from_gguf(path: str | Path) -> Llama:
-    """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, without a tokenizer.
+    """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, with its tokenizer.
 
     Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
     file = read_gguf(path)
     config = _config(file)
+    with naming(path, GGUFError): tokenizer = tokenizer_of_gguf(file.fields)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise GGUFError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+                        f"{config.vocab_size}")
     layout = {"token_embd": ("token_embedding", "vd"), "output_norm": ("final_norm", "d")}
     if not config.tied: layout["output"] = "lm_head", "vd"
     for i in range(config.n_layers):
@@ -60,7 +66,9 @@ def from_gguf(path: str | Path) -> Llama:
         if not np.isfinite([W.min(), W.max()]).all():
             raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
         arrays[f"{ours}.weight"] = W
-    return Llama.from_arrays(config, arrays)
+    model = Llama.from_arrays(config, arrays)
+    model.tokenizer = tokenizer
+    return model
 
 
 def halves(W: Array, d_head: int) -> Array:
