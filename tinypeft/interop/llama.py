@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import naming
 from ..hints import Array
 from ..llama import Llama, LlamaConfig
 from .gguf_reader import GGUFError, read_gguf
@@ -40,6 +41,10 @@ def from_gguf(path: str | Path) -> Llama:
     Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
     file = read_gguf(path)
     config = _config(file)
+    with naming(path, GGUFError): tokenizer = tokenizer_of_gguf(file.fields)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise GGUFError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+                        f"{config.vocab_size}")
     layout = {"token_embd": ("token_embedding", "vd"), "output_norm": ("final_norm", "d")}
     if not config.tied: layout["output"] = "lm_head", "vd"
     for i in range(config.n_layers):
@@ -62,7 +67,7 @@ def from_gguf(path: str | Path) -> Llama:
             raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
         arrays[f"{ours}.weight"] = W
     model = Llama.from_arrays(config, arrays)
-    model.tokenizer = tokenizer_of_gguf(file.fields)
+    model.tokenizer = tokenizer
     return model
 
 
