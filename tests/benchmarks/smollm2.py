@@ -25,7 +25,7 @@ from tests.benchmarks.gpt2 import PROMPTS, compared, generators, record_of, thei
 from tests.benchmarks.step import in_turn, ours, torch_peak, traced_peak  # noqa: E402
 from tests.oracles.torch_llama import torch_llama  # noqa: E402
 from tinypeft.interop.gguf_reader import read_gguf  # noqa: E402
-from tinypeft.pretrained.smollm2 import smollm2_file  # noqa: E402
+from tinypeft.loading import smollm2_file  # noqa: E402
 from tinypeft.study.compare import sharing  # noqa: E402
 
 ROWS, LENGTH = 4, 128

@@ -18,7 +18,7 @@ from ..files import naming, only_file, write_atomically
 from ..files.safetensors import write_safetensors
 from ..gpt import GPT, MLP, Attention, Block, GPTConfig
 from ..nn import Dropout, LayerNorm, Linear
-from ..pretrained import WEIGHTS, load_pretrained
+from ..pretrained import WEIGHTS, load_base
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
 
@@ -73,7 +73,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
 
 def load_model(folder: str | Path | None = None) -> GPT:
     """Load the shipped base (None), a folder from `tinypeft pretrain`, or a GPT-2 folder."""
-    if folder is None or only_file(folder, *WEIGHTS): return load_pretrained(folder)
+    if folder is None or only_file(folder, *WEIGHTS): return load_base(folder)
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: neither {WEIGHTS[0]} (of `python -m "
                                 f"tinypeft pretrain`) nor config.json and {SINGLE} (of GPT-2)")

