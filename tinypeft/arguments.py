@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import hyper
-from .gpt import GPT
+from .decoder import Decoder
 from .interop import load_model
 
 __all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
@@ -59,7 +59,7 @@ def show_json(record: Any) -> None:
     print(json.dumps(record, indent=1))
 
 
-def model_of(args: Namespace) -> GPT:
+def model_of(args: Namespace) -> Decoder:
     """The model in the folder --model, or the shipped base. It must have a tokenizer."""
     model = load_model(args.model)
     if model.tokenizer is None:

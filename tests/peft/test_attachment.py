@@ -210,7 +210,7 @@ def test_the_method_can_be_taken_off_a_copy_of_the_model(method, gpt, tokens):
     assert tp.attach(tp.quantize(twin, tp.NF4(block_size=16)), LORA).active
     assert tuned.active and np.array_equal(tuned(tokens).data, want)
     with pytest.raises(tp.MethodError, match="detach: no method is on this model"): detach(tuned.detach())
-    with pytest.raises(TypeError, match="detach: expected a GPT, got PeftModel"): detach(tuned)
+    with pytest.raises(TypeError, match="detach: expected a language model, got PeftModel"): detach(tuned)
 
 
 def test_taking_it_off_by_the_model_is_as_good_as_by_the_method(gpt, tokens):

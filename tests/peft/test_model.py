@@ -191,7 +191,7 @@ def test_ranks_are_reported_by_those_that_have_them(gpt):
 @pytest.mark.parametrize("make, error, words", [
     (lambda: tp.attach(tp.attach(make_gpt(), LORA), LORA), tp.MethodError, "attached to this model already"),
     (lambda: tp.attach(tp.attach(make_gpt(), LORA).model, BITFIT), tp.MethodError, r"LoRA\(rank=2\) is attached"),
-    (lambda: tp.attach(make_gpt().blocks[0], LORA), TypeError, "expected a GPT, got Block"),
+    (lambda: tp.attach(make_gpt().blocks[0], LORA), TypeError, "expected a language model, got Block"),
     (lambda: tp.attach(make_gpt(), "lora"), TypeError, "such as LoRA"),
     (lambda: tp.attach(make_gpt(), tp.LoRA), TypeError, "such as LoRA"),
     (lambda: tp.attach(make_gpt(), LORA, head=1), tp.MethodError, "at least 2, got 1"),

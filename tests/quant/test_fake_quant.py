@@ -350,7 +350,7 @@ def test_errors(gpt, tokens):
     with pytest.raises(ValueError, match="does not divide"):
         tp.quantize(model, tp.FakeQuant(4, granularity="group", group_size=5))
     with pytest.raises(ValueError, match="nothing|no layer"): tp.convert(model)
-    with pytest.raises(TypeError, match="expected a GPT"): tp.convert(tp.attach(gpt(), tp.LoRA()))
+    with pytest.raises(TypeError, match="expected a language model"): tp.convert(tp.attach(gpt(), tp.LoRA()))
     attached = gpt(); tp.attach(tp.quantize(attached, tp.FakeQuant(4)), tp.LoRA())
     with pytest.raises(ValueError, match="is attached"): tp.convert(attached)
     tp.quantize(model, tp.FakeQuant(4))

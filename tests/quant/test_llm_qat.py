@@ -169,5 +169,5 @@ def test_fields_that_make_no_sense(fields, says):
 def test_errors(gpt):
     for options in (dict(length=5), dict(length=25), dict(rows=0), dict(held_out=0)):
         with pytest.raises(ValueError, match="length in 6 … 24"): small_task(gpt(np.float32), **options)
-    with pytest.raises(TypeError, match="expected a GPT"): tp.self_distillation(tp.attach(gpt(), tp.LoRA()))
+    with pytest.raises(TypeError, match="expected a language model"): tp.self_distillation(tp.attach(gpt(), tp.LoRA()))
     with pytest.raises(ValueError, match="already"): tp.quantize(tp.quantize(gpt(np.float32), tp.NF4()), tp.LLMQAT())

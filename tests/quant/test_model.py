@@ -77,12 +77,12 @@ def test_what_quantize_refuses(gpt, tokens):
         tp.quantize(model, "nf4")
     with pytest.raises(TypeError, match="expected a scheme such as"):
         tp.quantize(model, tp.NF4)
-    with pytest.raises(TypeError, match="expected a GPT, got ndarray"):
+    with pytest.raises(TypeError, match="expected a language model, got ndarray"):
         tp.quantize(np.zeros((3, 3)), tp.NF4())
     tuned = tp.attach(model, tp.LoRA(4))
     with pytest.raises(ValueError, match="LoRA.* is attached"):
         tp.quantize(model, tp.NF4())
-    with pytest.raises(TypeError, match="expected a GPT, got PeftModel"):
+    with pytest.raises(TypeError, match="expected a language model, got PeftModel"):
         tp.quantize(tuned, tp.NF4())
     tuned.detach()
     tp.quantize(model, tp.NF4())

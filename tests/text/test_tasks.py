@@ -496,7 +496,7 @@ def test_planted_refuses(model):
     tuned = tp.attach(make_copy(model), tp.LoRA(rank=1))
     with pytest.raises(ValueError, match="a method is attached to the model"):
         tasks.planted(tuned.model)
-    with pytest.raises(TypeError, match="expected a GPT, got PeftModel"):
+    with pytest.raises(TypeError, match="expected a language model, got PeftModel"):
         tasks.planted(tuned)
     with pytest.raises(ValueError, match="no linear layer 'query'; there are blocks.0.attention.query"):
         tasks.planted(model, {"query": 1})

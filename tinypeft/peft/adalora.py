@@ -52,7 +52,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import Limit, declared, layer_names, one_of, real, whole
 from ..nn import Module, Parameter
@@ -96,7 +96,7 @@ class AdaLoRA(Method):
         if self.target_rank > self.init_rank:
             raise MethodError(f"{self}: target_rank exceeds init_rank, but the budget only falls")
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         dtype, layers = model.token_embedding.weight.dtype, match_targets(model, self.targets)
         return {path: AdaLoRALinear(layer, self, rng, dtype) for path, layer in layers}
 

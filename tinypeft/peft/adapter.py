@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..hyper import flag, one_of, real, whole
 from ..nn import Module, Parameter
@@ -54,13 +54,13 @@ class BottleneckAdapter(Method):
     learning_rate = 5e-3
     shown = ("bottleneck",)
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)
         places = ("attention.output", "mlp.down") if self.placement == "houlsby" else ("mlp.down",)
         paths = [f"blocks.{i}.{place}" for i in range(model.config.n_layers) for place in places]
         return {path: Adapter(model.get(path), self, rng) for path in paths}
 
-    def trained(self, model: GPT) -> list[str]:
+    def trained(self, model: Decoder) -> list[str]:
         return [n for n, _ in model.named_parameters() if "norm" in n] if self.norms else []
 
 
@@ -84,7 +84,7 @@ class Adapter(Module):
     def describe(self) -> str: return "({1} → {0} → {1})".format(*self.W_d.shape)
 
 
-def check_narrower(method: Method, model: GPT) -> None:
+def check_narrower(method: Method, model: Decoder) -> None:
     """Raise MethodError unless the method's bottleneck is narrower than the model."""
     m, d = method.bottleneck, model.config.d_model
     if m >= d:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..nn import Module, Parameter, replace_modules
 from .method import Method, MethodError
@@ -20,13 +20,13 @@ from .method import Method, MethodError
 __all__ = ["Attachment", "Loan", "bare", "detach"]
 
 
-def detach(model: GPT) -> GPT:
+def detach(model: Decoder) -> Decoder:
     """Take the method off a model; return the model, which is the base again.
 
     For a copy of `tuned.model`, which belongs to no PeftModel; elsewhere use `tuned.detach()`.
     """
-    if not isinstance(model, GPT):
-        raise TypeError(f"detach: expected a GPT, got {type(model).__name__}")
+    if not isinstance(model, Decoder):
+        raise TypeError(f"detach: expected a language model, got {type(model).__name__}")
     if model.attached is None:
         raise MethodError("detach: no method is on this model")
     model.attachment.take_off(model)
@@ -34,7 +34,7 @@ def detach(model: GPT) -> GPT:
 
 
 @contextlib.contextmanager
-def bare(model: GPT) -> Iterator[GPT]:
+def bare(model: Decoder) -> Iterator[Decoder]:
     """Inside `with bare(model):`, no method is on the model; it is for reading, not for changes."""
     attached = model.attachment if model.attached is not None else None
     if attached is not None: attached.take_off(model)
@@ -55,7 +55,7 @@ class Attachment:
         self.method, self.wrappers, self.trained, self.head = method, wrappers, trained, head
         self.learned = {name: p.data.copy() for name, p in trained.items()}
 
-    def put_on(self, model: GPT) -> None:
+    def put_on(self, model: Decoder) -> None:
         """Change the model; note what `take_off` must know."""
         self.replaced = {path: model.get(path) for path in self.wrappers}
         self.flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -74,7 +74,7 @@ class Attachment:
             raise
         self.learned = {}                        # these arrays are the parameters' now
 
-    def take_off(self, model: GPT) -> None:
+    def take_off(self, model: Decoder) -> None:
         """Change the model back: the same objects, the same arrays."""
         try: self._take_off(model)
         except BaseException:
@@ -93,7 +93,7 @@ class Attachment:
         self.left = contents(model)
         model.attachment = None
 
-    def changes(self, model: GPT) -> list[str]:
+    def changes(self, model: Decoder) -> list[str]:
         """What became different in the base since `take_off`, in words; [] if it may be put on."""
         now, then, found = contents(model), self.left, []
         for name in {**then, **now}:
@@ -133,7 +133,7 @@ class Loan:
         return None
 
 
-def contents(model: GPT) -> dict[str, str | tuple]:
+def contents(model: Decoder) -> dict[str, str | tuple]:
     """name → class of a module, or shape and checksum of an array, for every part of the model.
 
     Numbers are rounded to float32 first: to cast the model is no change.

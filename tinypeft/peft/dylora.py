@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, one_of, real, whole
 from ..nn import Module, kaiming_uniform
@@ -87,7 +87,7 @@ class DyLoRA(Method):
         step would train them, so that rank trains all of its rows."""
         return b - self.block_size if self.frozen and b > self.ranks[0] else 0
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         layers = match_targets(model, self.targets)
         return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
 

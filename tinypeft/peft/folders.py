@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
-from ..gpt import GPT, GPTConfig
+from ..gpt import GPTConfig
 from ..hints import Array, Seed
 from .attachment import bare
 from .method import Method, MethodError
@@ -41,7 +42,7 @@ class Format:
         return only_file(folder, self.file, *self.older)
 
 
-def load_adapter(model: GPT, folder: str | Path, strict: bool = True,
+def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
                  method: type[Method] | None = None, format: str | None = None) -> PeftModel:
     """Attach to `model` what `PeftModel.save`, or Hugging Face's PEFT, wrote to `folder`.
 
@@ -74,7 +75,7 @@ def load_adapter(model: GPT, folder: str | Path, strict: bool = True,
     return _load(model, path, strict, method)
 
 
-def attach_with(model: GPT, method: Method, state: dict[str, Array], strict: bool = True,
+def attach_with(model: Decoder, method: Method, state: dict[str, Array], strict: bool = True,
                 head: int | None = None, head_bias: bool = True, rng: Seed = 0) -> PeftModel:
     """`attach`, then load `state`; the model stays as it was if that fails."""
     tuned = attach(model, method, rng=rng, head=head, head_bias=head_bias)

@@ -8,7 +8,7 @@ Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-nor
 """
 from dataclasses import dataclass
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hyper import Limit, declared
 from ..nn import Packed
 from .method import Method, MethodError
@@ -24,7 +24,7 @@ class FullFineTuning(Method):
     """Train all of the base, or only `targets`: parameters ("bias"), modules ("mlp"), or paths."""
     targets: tuple[str, ...] | None = declared(None, NAMES, or_none=True)
 
-    def trained(self, model: GPT) -> list[str]:
+    def trained(self, model: Decoder) -> list[str]:
         names = [n for n, _ in model.named_parameters()]
         quantized = [f"{path}.weight" for path, m in model.named_modules()
                      if isinstance(vars(m).get("weight"), Packed)]

@@ -32,7 +32,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import layer_names
 from ..nn import Linear, Module, Parameter
@@ -54,7 +54,7 @@ class IA3(Method):
                                               also=("feedforward_modules",))
     learning_rate: ClassVar[float] = 3e-2
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         layers = dict(match_targets(model, self.targets))
         inner = self.inner(layers)
         return {path: (ScaledInput if path in inner else ScaledOutput)(layer)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, mapping, one_of, real, whole
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
@@ -57,7 +57,7 @@ class LoRA(Method):
     learning_rate = 1e-2
     shown = ("rank",)
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         layers = dict(match_targets(model, self.targets))
         r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
         alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)

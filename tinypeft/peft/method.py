@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Rng
 from ..hyper import Hyperparameters
 from ..nn import Module
@@ -34,18 +34,18 @@ class Method(Hyperparameters):
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         """path → wrapper, for every module of the model that the method adapts."""
         return {}
 
-    def virtual(self, model: GPT, rng: Rng) -> VirtualTokens | None:
+    def virtual(self, model: Decoder, rng: Rng) -> VirtualTokens | None:
         """The module that emits the method's virtual tokens, or None."""
 
     def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
         """(method, virtual module) without a reparameterization, if they have one."""
         return self, virtual
 
-    def trained(self, model: GPT) -> list[str]:
+    def trained(self, model: Decoder) -> list[str]:
         """Names of the base's own parameters that the method trains."""
         return []
 

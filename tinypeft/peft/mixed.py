@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..tensor import Tensor, no_grad
 from .method import MethodError
@@ -19,7 +19,7 @@ from .model import PeftModel
 __all__ = ["mixed_batch"]
 
 
-def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
+def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Array,
                 tasks: Sequence[Hashable]) -> Tensor:
     """Logits (B, T, V) of tokens (B, T): row b by `tuned[tasks[b]]`, or by the base if it is None.
 
@@ -28,8 +28,8 @@ def mixed_batch(model: GPT, tuned: Mapping[Hashable, PeftModel], tokens: Array,
     Nothing is recorded for `backward`. Raises ValueError for rows without a known task, and
     MethodError when a method that is not in `tuned` is on the model.
     """
-    if not isinstance(model, GPT) or not all(isinstance(t, PeftModel) for t in tuned.values()):
-        raise TypeError("mixed_batch: expected a GPT and a dict task → PeftModel")
+    if not isinstance(model, Decoder) or not all(isinstance(t, PeftModel) for t in tuned.values()):
+        raise TypeError("mixed_batch: expected a language model and a dict task → PeftModel")
     tokens, tasks = np.asarray(tokens), list(tasks)
     if len(tasks) != len(tokens):
         raise ValueError(f"mixed_batch: {len(tokens)} rows but {len(tasks)} tasks")

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..generate import KVCache, generate
-from ..gpt import GPT, GPTConfig
+from ..gpt import GPTConfig
 from ..hints import Array, Rng, Seed
 from ..nn import Linear, Module, Parameter, check_state, replace_modules
 from ..tensor import Tensor
@@ -26,7 +27,7 @@ from .summary import Summary
 __all__ = ["PeftModel", "attach", "check_free"]
 
 
-def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None,
+def attach(model: Decoder, method: Method, *, rng: Seed = 0, head: int | None = None,
            head_bias: bool = True) -> PeftModel:
     """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
 
@@ -41,11 +42,11 @@ def attach(model: GPT, method: Method, *, rng: Seed = 0, head: int | None = None
     return PeftModel(model, method, np.random.default_rng(rng), head, head_bias)
 
 
-def check_free(model: GPT) -> None:
-    """Raise TypeError unless `model` is a GPT, and MethodError if a method is on it or disabled."""
+def check_free(model: Decoder) -> None:
+    """Raise TypeError for anything but a `Decoder`, MethodError if it has a method, on or off."""
     if isinstance(model, PeftModel): model.model.check_free("attach")
-    if not isinstance(model, GPT):
-        raise TypeError(f"attach: expected a GPT, got {type(model).__name__}")
+    if not isinstance(model, Decoder):
+        raise TypeError(f"attach: expected a language model, got {type(model).__name__}")
     model.check_free("attach")
 
 
@@ -60,7 +61,7 @@ class PeftModel(Module):
     without a method, or inside `disabled`, is a plain model.
     """
 
-    def __init__(self, model: GPT, method: Method, rng: Rng, head: int | None, head_bias: bool):
+    def __init__(self, model: Decoder, method: Method, rng: Rng, head: int | None, head_bias: bool):
         self.model, self.method, self.rng = model, method, rng
         base = dict(model.named_parameters())
         self.wrappers, self.virtual = method.wrap(model, rng), method.virtual(model, rng)
@@ -99,7 +100,7 @@ class PeftModel(Module):
                               "call reattach()")
         if not self.active: raise MethodError(f"{self.method} is detached; call reattach()")
 
-    def detach(self) -> GPT:
+    def detach(self) -> Decoder:
         """Take the method off; return the base model: the same objects, bit for bit as before."""
         self._check_active()
         return detach(self.model)
@@ -127,7 +128,7 @@ class PeftModel(Module):
                 "the change, or save the method and use load_adapter on the model as it is now")
 
     @contextlib.contextmanager
-    def disabled(self) -> Iterator[GPT]:
+    def disabled(self) -> Iterator[Decoder]:
         """Inside `with tuned.disabled():`, model and `tuned` compute what the base computes.
 
         The base is on loan there: `attach`, `quantize` and other verbs that change a model refuse
@@ -177,7 +178,7 @@ class PeftModel(Module):
         return self.model.classify(tokens, lengths, **self._seams(tokens, lengths=lengths))
 
     def generate(self, tokens: Array, max_new_tokens: int, **options: Any) -> Array:
-        """As `GPT.generate`."""
+        """As `Decoder.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
     def before_step(self, step: int, total: int) -> None: self.method.before_step(self, step, total)
@@ -267,8 +268,8 @@ class PeftModel(Module):
         self.method.set_rank(self, rank)
         return self
 
-    def merge(self, activations: str = "kept") -> GPT:
-        """A plain GPT, with its own weights, that computes the same; MethodError if none can.
+    def merge(self, activations: str = "kept") -> Decoder:
+        """A plain model, with its own weights, that computes the same; MethodError if none can.
 
         A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
         and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that

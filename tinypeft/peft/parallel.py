@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Rng
 from ..hyper import one_of, real, whole
 from ..nn import Module, Parameter, kaiming_uniform
@@ -45,7 +45,7 @@ class ParallelAdapter(Method):
     learning_rate = 3e-3
     shown = ("bottleneck",)
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)
         c, names = model.config, BESIDE[self.beside]
         paths = [f"blocks.{i}.{name}" for i in range(c.n_layers) for name in names]

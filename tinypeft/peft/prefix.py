@@ -39,8 +39,8 @@ from typing import Any
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..generate import KVCache
-from ..gpt import GPT
 from ..hints import Array, Rng
 from ..hyper import flag, one_of, real, whole
 from ..nn import Dropout, Linear, Parameter
@@ -72,7 +72,7 @@ class PrefixTuning(Method):
         """Each weight of the MLP moves many numbers of the table; alone, it needs larger steps."""
         return 3e-3 if self.reparameterize else 6e-2
 
-    def virtual(self, model: GPT, rng: Rng) -> "Prefix":
+    def virtual(self, model: Decoder, rng: Rng) -> "Prefix":
         check_room(self, self.length, model)
         c, P, d, table = model.config, self.length, model.config.d_model, None
         if self.init != "random":
@@ -90,7 +90,7 @@ class PrefixTuning(Method):
         return replace(self, reparameterize=False), plain.train(virtual.training)
 
 
-def activations(model: GPT, ids: Array) -> Array:
+def activations(model: Decoder, ids: Array) -> Array:
     """The keys and values the model computes for ids (P,): (P, 2 L d), as in `Prefix.table`."""
     cache = KVCache(model.config.n_layers)
     with no_grad(): model.hidden(np.asarray(ids)[None], cache=cache)

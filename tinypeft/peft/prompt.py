@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..hyper import one_of, whole
 from ..nn import Parameter
@@ -41,7 +41,7 @@ class PromptTuning(Method):
 
     check = check_words
 
-    def virtual(self, model: GPT, rng: Rng) -> "Prompt":
+    def virtual(self, model: Decoder, rng: Rng) -> "Prompt":
         check_room(self, self.length, model)
         if self.init == "random":
             return Prompt(rng.uniform(-0.5, 0.5, (self.length, model.config.d_model)))

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..hyper import Limit, declared, one_of, whole
 from ..nn import Linear, Module, Parameter
@@ -81,7 +81,7 @@ class PTuning(Method):
         starts = [0, *(end + 1 for end in ends[:-1])]
         return tuple(sum(self.template[i:j]) for i, j in zip(starts, ends, strict=False))
 
-    def virtual(self, model: GPT, rng: Rng) -> "PseudoTokens":
+    def virtual(self, model: Decoder, rng: Rng) -> "PseudoTokens":
         P, d, encoder = sum(self.counts), model.config.d_model, None
         check_room(self, P, model)
         if self.encoder == "lstm": encoder = LSTMEncoder(d, self.hidden or max(1, d // 2), rng)
@@ -89,7 +89,7 @@ class PTuning(Method):
         h = rng.standard_normal((P, d))
         return PseudoTokens(h, encoder, self.counts, self.separator_id(model))
 
-    def separator_id(self, model: GPT) -> int | None:
+    def separator_id(self, model: Decoder) -> int | None:
         """The separator as a token id."""
         if self.separator is None: return None
         ids = token_ids(model, "separator", self.separator, allow_special=True).tolist()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..hyper import Limit, declared
 from ..nn import Module
@@ -40,14 +40,14 @@ def check_words(method: Method) -> None:
         raise MethodError(f"init='text' and text=… belong together, got {method}")
 
 
-def check_room(method: Method, P: int, model: GPT) -> None:
+def check_room(method: Method, P: int, model: Decoder) -> None:
     """Raise MethodError unless `model` has room for P virtual tokens and a real one."""
     if P >= model.config.context_length:
         raise MethodError(f"{type(method).__name__}: {P} virtual tokens leave no room for text in "
                           f"a context of {model.config.context_length}")
 
 
-def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None, rng: Rng) -> Array:
+def starting_words(model: Decoder, P: int, text: str | tuple[int, ...] | None, rng: Rng) -> Array:
     """P token ids: those of `text`, cut or repeated to fill P, or common tokens drawn at random.
 
     Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare. Lester
@@ -58,7 +58,7 @@ def starting_words(model: GPT, P: int, text: str | tuple[int, ...] | None, rng: 
     return np.resize(token_ids(model, "text", text), P)
 
 
-def token_ids(model: GPT, field: str, text: str | tuple[int, ...], **options: Any) -> Array:
+def token_ids(model: Decoder, field: str, text: str | tuple[int, ...], **options: Any) -> Array:
     """Token ids of a field's `text`; MethodError if one does not exist. options: of `encode`."""
     if isinstance(text, str):
         if model.tokenizer is None:

@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import LayerNorm, Linear, Module, replace_modules
@@ -116,7 +116,7 @@ class AWQ(CalibratedWeights):
             best, least = np.where(error < least, edge, best), np.minimum(error, least)
         return self.nearest.quantize(W, at(best))
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Block by block: find and fold all scales of a block, then clip and round."""
         for layer in layers.values(): self.width(layer.d_in)              # fail before any work
         for path, block, inputs in block_by_block(model, batches, self.sequential):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag
 from ..nn import Module, replace_modules
@@ -91,7 +91,7 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
         replace_modules(root, layers)
 
 
-def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] | None = None,
+def capture(model: Decoder, batches: Array | Iterable[Array], paths: Iterable[str] | None = None,
             hessian: bool = False) -> dict[str, Statistics]:
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
     batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,
@@ -106,7 +106,7 @@ def capture(model: GPT, batches: Array | Iterable[Array], paths: Iterable[str] |
     return seen
 
 
-def block_by_block(model: GPT, batches: list[Array], quantized: bool = True
+def block_by_block(model: Decoder, batches: list[Array], quantized: bool = True
                    ) -> Iterator[tuple[str, Module, list[Tensor]]]:
     """Yield (path, block, inputs) for every block; inputs: Tensors (B, T, d), one per batch, from
     the blocks before: as the caller has changed them if `quantized`, otherwise as they were."""
@@ -123,7 +123,7 @@ def below(path: str, named: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def calibrating(model: GPT) -> Iterator[GPT]:
+def calibrating(model: Decoder) -> Iterator[Decoder]:
     """Switch off gradients and dropout inside the block, and restore both after it."""
     training = {module: module.training for _, module in model.named_modules()}
     try:
@@ -132,7 +132,7 @@ def calibrating(model: GPT) -> Iterator[GPT]:
         for module, before in training.items(): module.training = before
 
 
-def as_batches(model: GPT, calibration: Array | Iterable[Array] | None) -> list[Array]:
+def as_batches(model: Decoder, calibration: Array | Iterable[Array] | None) -> list[Array]:
     """Calibration tokens as integer arrays (B, T); [] for None. ValueError if they are not."""
     if calibration is None: return []
     if isinstance(calibration, Tensor):

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, whole
 from ..nn import Linear, Module, Parameter, replace_modules
@@ -97,7 +97,7 @@ class FakeQuant(Scheme):
             round_input = LearnedStep(inputs, *start, linear.d_in, self.mask)
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches, list(layers)) if self.calibrated else {}
         replace_modules(model, {path: self.layer(linear, seen.get(path))
                                 for path, linear in layers.items()})
@@ -182,12 +182,12 @@ class RoundedLinear(QuantizedLinear):
         return f"{super().describe()[:-1]}{inputs}{outputs})"
 
 
-def convert(model: GPT) -> GPT:
+def convert(model: Decoder) -> Decoder:
     """Replace every layer that was trained in quantized form by its integers, in place → model. A
     float32 model computes the same function, bit for bit. Raises ValueError if a method is attached
     or if there is nothing to convert."""
-    if not isinstance(model, GPT):
-        raise TypeError(f"convert: expected a GPT, got {type(model).__name__}")
+    if not isinstance(model, Decoder):
+        raise TypeError(f"convert: expected a language model, got {type(model).__name__}")
     model.check_free("convert")
     new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
     if not new:

@@ -13,13 +13,13 @@ the values (not those of a trained prefix). It does not pass through the GELU be
 """
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Seed
 from ..nn import LayerNorm, Linear, Module
 from .calibration import READERS
 
 
-def followers(model: GPT) -> dict[str, list[str]]:
+def followers(model: Decoder) -> dict[str, list[str]]:
     """Path of a layer norm in the blocks → paths of the linear layers that read it."""
     return {f"blocks.{i}.{norm}": [f"blocks.{i}.{reader}" for reader in READERS[norm]]
             for i in range(len(model.blocks)) for norm in ("norm1", "norm2")}
@@ -39,7 +39,7 @@ def fold_scale(source: Module, linears: list[Linear], s: Array) -> None:
         linear.weight.assign(linear.weight.data * s.astype(linear.weight.dtype))
 
 
-def plant_outliers(model: GPT, channels: int = 3, factor: float = 32.0, rng: Seed = 0) -> Array:
+def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0, rng: Seed = 0) -> Array:
     """Make `channels` channels of every norm's output `factor` times larger; return their numbers.
 
     Large models grow such channels by themselves, the same ones in all blocks; small models do not

@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import Linear, replace_modules
@@ -108,7 +108,7 @@ class GPTQ(CalibratedWeights):
         order = order.astype(np.int32) if self.act_order and not self.static_groups else None
         return QTensor(pack(q.T, self.bits), self.bits, q.T.shape, g, scale, zero, order=order)
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Block by block, each calibrated on the outputs of the quantized blocks before it."""
         for layer in layers.values(): self.width(layer.d_in)              # fail before any work
         n, d = sum(tokens.size for tokens in batches), max(layer.d_in for layer in layers.values())

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import one_of
 from ..nn import Linear, Parameter, replace_modules
@@ -159,7 +159,7 @@ class W8A8(Scheme):
         scale = scale_of(np.array(largest, np.float32)) if static else None
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         seen = capture(model, batches, list(layers)) if self.activations == "static" else {}
         replace_modules(model, {path: self.layer(linear, seen[path].max_abs.max() if seen else None)
                                 for path, linear in layers.items()})

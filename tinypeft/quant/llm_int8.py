@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import Limit, declared, one_of
 from ..nn import Linear, Parameter, replace_modules
@@ -69,7 +69,7 @@ class LLMInt8(Scheme):
         kept = half(linear.weight.data[:, columns])
         return LLMInt8Linear(self.quantize(linear.weight.data), linear.bias, self, columns, kept)
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         vocabulary = np.linspace(0, model.config.vocab_size - 1, model.config.context_length)
         seen = capture(model, batches or [vocabulary.astype(int)[None]], list(layers))
         outliers = lambda path: np.flatnonzero(seen[path].max_abs >= self.threshold)

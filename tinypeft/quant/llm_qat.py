@@ -31,8 +31,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..generate import generate
-from ..gpt import GPT
 from ..hints import Array, Seed
 from ..hyper import real, whole
 from ..nn import Linear, replace_modules
@@ -67,20 +67,21 @@ class LLMQAT(Scheme):
         return FakeQuantLinear(linear, rounding(self.bits), rounding(self.activation_bits),
                                rounding(self.kv_bits) if caches else None)
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         replace_modules(model, {path: self.layer(linear, path.endswith((".key", ".value")))
                                 for path, linear in layers.items()})
 
 
-def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: int | None = None,
-                      temperature: float = 1.0, rng: Seed = 0) -> "SelfDistillation":
+def self_distillation(model: Decoder, rows: int = 256, held_out: int = 32,
+                      length: int | None = None, temperature: float = 1.0,
+                      rng: Seed = 0) -> "SelfDistillation":
     """Let a copy of `model` write training data and be the teacher → a task for `train`.
 
     rows: how many to train on. held_out: how many to validate and to test on. length: tokens per
     row; None: 128, or the context if that is less. temperature: of the drawn tokens. Raises
-    TypeError for anything but a GPT and ValueError for numbers that do not fit."""
-    if not isinstance(model, GPT):
-        raise TypeError(f"self_distillation: expected a GPT, got {type(model).__name__}")
+    TypeError for anything but a model and ValueError for numbers that do not fit."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"self_distillation: expected a language model, got {type(model).__name__}")
     context = model.config.context_length
     length = min(128, context) if length is None else length
     if not 6 <= length <= context or rows < 1 or held_out < 1:
@@ -92,7 +93,7 @@ def self_distillation(model: GPT, rows: int = 256, held_out: int = 32, length: i
     return SelfDistillation(teacher, written)
 
 
-def write(teacher: GPT, n: int, length: int, temperature: float, rng: Seed) -> Array:
+def write(teacher: Decoder, n: int, length: int, temperature: float, rng: Seed) -> Array:
     """n rows of `length` tokens: a random one, the likeliest up to 3, 4 or 5, then drawn ones."""
     start, parts = rng.integers(0, teacher.config.vocab_size, (n, 1)), []
     for greedy, first in zip((3, 4, 5), np.array_split(start, 3), strict=True):
@@ -105,7 +106,7 @@ def write(teacher: GPT, n: int, length: int, temperature: float, rng: Seed) -> A
 class SelfDistillation(Distillation, Rows):
     """Predict as `teacher` does on its rows: split → int (n, T). A batch is (tokens (B, T),)."""
 
-    def __init__(self, teacher: GPT, rows: dict[str, Array]):
+    def __init__(self, teacher: Decoder, rows: dict[str, Array]):
         super().__init__("self-distillation", rows)
         self.teach(teacher)
 

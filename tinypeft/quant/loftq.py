@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Seed
 from ..nn import Linear
 from ..peft.lora import LoRA
@@ -37,7 +37,7 @@ from .scheme import Scheme, checked
 __all__ = ["loftq", "loftq_factors", "loftq_rounds"]
 
 
-def loftq(model: GPT, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: Seed = 0,
+def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rng: Seed = 0,
           head: int | None = None) -> PeftModel:
     """Quantize the blocks of `model` by `scheme`, in place, and attach `lora`, started by LoftQ.
 

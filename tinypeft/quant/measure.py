@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..nn import Module, Parameter
 from .calibration import READERS, capture
@@ -23,7 +23,7 @@ from .linear import QuantizedLinear
 from .scheme import Scheme
 
 
-def bits_per_weight(model: GPT) -> float:
+def bits_per_weight(model: Decoder) -> float:
     """8 · bytes / weights over the quantized layers, with their scales and all else they store."""
     layers = [m for _, m in model.named_modules() if isinstance(m, QuantizedLinear)]
     return 8 * sum(m.nbytes for m in layers) / sum(m.weight.size for m in layers)
@@ -35,7 +35,7 @@ def output_error(W: Array, W_hat: Array, H: Array) -> float:
     return float(np.sqrt(max(0.0, np.vdot(D @ H, D)) / np.vdot(W @ H, W)))
 
 
-def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
+def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> float:
     """‖Ŵ − W‖/‖W‖ over all quantized layers of `after`; `before`: the same model in floating point.
     trained: True if norms and biases were trained in between; they then show no folded scales."""
     pairs = [(W, W_hat) for _, W, W_hat in unfolded(before, after, trained)]
@@ -43,7 +43,7 @@ def weight_error(before: GPT, after: GPT, trained: bool = False) -> float:
     return float(np.sqrt(error / sum(np.square(W).sum() for W, _ in pairs)))
 
 
-def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
+def layer_errors(before: Decoder, after: Decoder, batches: Array | Iterable[Array],
                  trained: bool = False) -> dict[str, tuple[float, float]]:
     """path → (weight error, output error) of the quantized layers; `trained` as in `weight_error`.
     batches: int (B, T) or an iterable of such arrays."""
@@ -52,7 +52,8 @@ def layer_errors(before: GPT, after: GPT, batches: Array | Iterable[Array],
             for path, W, W_hat in unfolded(before, after, trained)}
 
 
-def unfolded(before: GPT, after: GPT, trained: bool = False) -> Iterator[tuple[str, Array, Array]]:
+def unfolded(before: Decoder, after: Decoder, trained: bool = False
+             ) -> Iterator[tuple[str, Array, Array]]:
     """(path, W, Ŵ) of the quantized layers; scales that were folded into Ŵ are taken out again."""
     for i, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
         folded = {} if trained else folded_scales(old, new)

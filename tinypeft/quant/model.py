@@ -1,7 +1,7 @@
 """quantize: the one verb that puts any scheme on a model."""
 from collections.abc import Iterable
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Targets
 from ..nn import Linear, replace_modules
 from ..targets import match_targets
@@ -9,17 +9,17 @@ from .calibration import as_batches, calibrating
 from .scheme import Scheme
 
 
-def quantize(model: GPT, scheme: Scheme, calibration: Array | Iterable[Array] | None = None,
-             targets: Targets = "all") -> GPT:
+def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array] | None = None,
+             targets: Targets = "all") -> Decoder:
     """Replace the linear layers in the blocks by quantized ones, in place; return the model.
 
     scheme: such as `NF4()`. calibration: tokens for schemes that look at activations, int (B, T) or
     an iterable of such arrays. targets: names of layers as in `attach`, or "all". Embeddings and
     norms keep their precision. ValueError when a method is attached or disabled, a layer is
     quantized already, or needed calibration is missing. An error leaves the model as it was."""
-    if not isinstance(model, GPT):
+    if not isinstance(model, Decoder):
         hint = "; quantize first, then attach the method" if hasattr(model, "detach") else ""
-        raise TypeError(f"quantize: expected a GPT, got {type(model).__name__}{hint}")
+        raise TypeError(f"quantize: expected a language model, got {type(model).__name__}{hint}")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
     model.check_free("quantize")

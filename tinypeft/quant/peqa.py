@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array, Seed, Targets
 from ..hyper import flag, layer_names
 from ..nn import Linear, Module, Parameter, replace_modules
@@ -68,12 +68,12 @@ class PEQA(Scheme, Method):
         q = self.quantize(linear.weight.data)
         return PEQALinear(QuantizedLinear(q, linear.bias), q.scales().astype(linear.weight.dtype))
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         new = {path: self.layer(linear) for path, linear in layers.items()}
         for p in model.parameters(): p.requires_grad = False
         replace_modules(model, new)
 
-    def wrap(self, model: GPT, rng: Seed) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Seed) -> dict[str, Module]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
             trained = isinstance(layer, PEQALinear)

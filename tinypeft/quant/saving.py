@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..files import check_fields, load_arrays, made, naming, parse_json, save_arrays
 from ..gpt import GPT, GPTConfig
 from ..hints import Array
@@ -38,8 +39,8 @@ LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, Rounded
 LONGEST_LAYOUT = 1 << 22                                 # bytes, unpacked; of files of format 1
 
 
-def save_quantized(model: GPT, path: str | Path) -> None:
-    """Write a GPT with its quantized layers to one file, atomically. `load_quantized` reads it.
+def save_quantized(model: Decoder, path: str | Path) -> None:
+    """Write a model with its quantized layers to one file, atomically. `load_quantized` reads it.
     ValueError while a method is attached or layers are still to be converted (see `convert`);
     TypeError for a layer whose attributes are not arrays, QTensors, Parameters or JSON values."""
     if model.attached is not None:
@@ -60,8 +61,8 @@ def save_quantized(model: GPT, path: str | Path) -> None:
                                "index": index, "kinds": kinds, "layers": layers})
 
 
-def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> GPT:
-    """The GPT that `save_quantized` wrote to `path`: same codes, same function, but no tokenizer.
+def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = ()) -> Decoder:
+    """The model that `save_quantized` wrote to `path`: same codes, same function, but no tokenizer.
     layers: your own layer classes, if any. Raises FileNotFoundError, and ValueError or KeyError,
     naming the file, if it is damaged, of another kind, or does not fit together."""
     joined, meta = load_arrays(path)

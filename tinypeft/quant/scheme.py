@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import Hyperparameters, whole
 from ..nn import Linear, Module, replace_modules
@@ -30,7 +30,7 @@ class Scheme(Hyperparameters):
         """The module that replaces `linear`."""
         return QuantizedLinear(self.quantize(linear.weight.data), linear.bias)
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Replace `layers` (path → Linear). batches: int (B, T), [] if none were given. Parameters
         may be assigned new arrays, too; `quantize` undoes both if this raises."""
         replace_modules(model, {path: self.layer(linear) for path, linear in layers.items()})

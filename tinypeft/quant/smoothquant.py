@@ -29,7 +29,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import one_of, real
 from ..nn import Linear
@@ -48,7 +48,7 @@ class SmoothQuant(W8A8):
     shown: ClassVar[tuple[str, ...]] = ("alpha", "activations")
     calibrated: ClassVar[bool] = True
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         folded = {norm: readers for norm, readers in followers(model).items()
                   if not layers.keys().isdisjoint(readers)}
         seen = capture(model, batches, [readers[0] for readers in folded.values()])

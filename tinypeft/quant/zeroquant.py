@@ -29,7 +29,7 @@ import copy
 import math
 from dataclasses import dataclass
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import real, whole
 from ..nn import Linear, Module, replace_modules
@@ -77,7 +77,7 @@ class ZeroQuant(Scheme):
     def layer(self, linear: Linear, bits: int | None = None) -> Int8Linear:
         return Int8Linear(self.quantize(linear.weight.data, bits), linear.bias, "token")
 
-    def apply(self, model: GPT, layers: dict[str, Linear], batches: list[Array]) -> None:
+    def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         bits = lambda path: self.mlp_bits if "mlp." in path else self.bits
         if not self.steps:
             replace_modules(model, {path: self.layer(m, bits(path)) for path, m in layers.items()})

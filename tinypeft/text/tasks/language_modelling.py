@@ -24,7 +24,7 @@ def domain(model: Module | BPETokenizer | None = None, context: int | None = Non
            held_out: int | None = None) -> LanguageModelling:
     """Make the task of language modelling on Matplotlib's documentation, which the base never saw.
 
-    model: a GPT or PeftModel with a tokenizer, or a tokenizer; None means the shipped base's.
+    model: a model or PeftModel with a tokenizer, or a tokenizer; None means the shipped base's.
     context: tokens per window; by default 128, or half of the model's context if that is less.
     held_out: the approximate number of tokens of validation and of test (None: all); every k-th
     document is kept."""

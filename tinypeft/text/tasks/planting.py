@@ -19,7 +19,7 @@ import copy
 import numpy as np
 
 from ... import functional as F
-from ...gpt import GPT
+from ...decoder import Decoder
 from ...hints import Array, Seed
 from ...nn import Linear, Module, replace_modules
 from ...targets import match_targets
@@ -31,16 +31,17 @@ from .language_modelling import LanguageModelling, domain
 __all__ = ["Planted", "planted"]
 
 
-def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float = 0.01,
+def planted(model: Decoder, ranks: dict[str, int] | int | None = None, effect: float = 0.01,
             context: int | None = None, held_out: int | None = 8192, rng: Seed = 0) -> "Planted":
     """The task whose teacher is `model` with a hidden low-rank change; `.ranks` is the truth.
 
-    model: a plain GPT with a tokenizer; it is not changed. ranks: path → rank for linear layers in
+    model: a plain one with a tokenizer; it is not changed. ranks: path → rank for linear layers in
     the blocks, one rank for all, or None to deal out 0, 0, 0, 0, 1, 2, 4, 8 at random. effect:
     what a planted direction costs the unchanged model, nats/token. context, held_out: as in
-    `domain`. TypeError for no GPT; ValueError for an attached method, unknown paths and ranks."""
-    if not isinstance(model, GPT):
-        raise TypeError(f"planted: expected a GPT, got {type(model).__name__}; attach it later")
+    `domain`. TypeError for no model; ValueError for an attached method, unknown paths and ranks."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"planted: expected a language model, got "
+                        f"{type(model).__name__}; attach it later")
     if model.attached is not None:
         raise ValueError("planted: a method is attached to the model; call .detach() first")
     rng, layers = np.random.default_rng(rng), dict(match_targets(model, "all"))
@@ -60,7 +61,7 @@ def planted(model: GPT, ranks: dict[str, int] | int | None = None, effect: float
     return Planted(copy.deepcopy(model).eval(), change, dict.fromkeys(layers, 0) | ranks, text)
 
 
-def plant(model: GPT, ranks: dict[str, int], effect: float, tokens: Array,
+def plant(model: Decoder, ranks: dict[str, int], effect: float, tokens: Array,
           rng: "np.random.Generator") -> dict[str, Linear]:
     """path → Linear with W + σ U Vᵀ for each of `ranks`, measured on the text tokens (B, T)."""
     recorders = {path: Recorder(model.get(path)) for path in ranks}
@@ -104,7 +105,7 @@ class Planted(Distillation, LanguageModelling):
     """Compute what `model` computes with the layers of `change` (path → Linear), on the windows of
     `text`. ranks: path → rank. The model becomes the task's own, as `teacher`."""
 
-    def __init__(self, model: GPT, change: dict[str, Linear], ranks: dict[str, int],
+    def __init__(self, model: Decoder, change: dict[str, Linear], ranks: dict[str, int],
                  text: LanguageModelling):
         super().__init__("planted", text.streams, text.n_bytes, text.context, text.sha256)
         self.ranks, self.unchanged = ranks, replace_modules(model, change)

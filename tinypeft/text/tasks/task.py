@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).parents[2] / "pretrained" / "tokenizer.json"
 
 
 def tokenizer_of(model: Module | BPETokenizer | None) -> BPETokenizer:
-    """Return the tokenizer of a GPT or PeftModel, a tokenizer itself, or for None the shipped one.
+    """Return a model's or PeftModel's tokenizer, a tokenizer itself, or for None the shipped one.
 
     Raises ValueError if the model has none, or a smaller vocabulary than its tokenizer."""
     if model is None: return BPETokenizer.load(SHIPPED)
