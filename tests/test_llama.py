@@ -131,6 +131,30 @@ def test_a_prefix_is_what_the_model_would_have_computed(rng):
     assert_close(model(tokens[:, 4:], prefix=prefix), model(tokens).data[:, 4:], 1e-12)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_prefix_is_pefts(kind, batched, rng, torch):
+    """Keys that are not rotated, before the others, in each group of heads: as a cache that PEFT fills. Its gradients, too."""
+    import transformers
+
+    from tests.oracles.torch_llama import torch_llama
+    ours = llama(kind)
+    c, theirs = ours.config, torch_llama(ours)
+    prefix = [[Tensor(rng.standard_normal((*[2] * batched, c.n_kv_heads, 4, c.d_head)), requires_grad=True) for _ in "kv"]
+              for _ in range(c.n_layers)]
+    given = [[torch.tensor(p.data, requires_grad=True) for p in pair] for pair in prefix]
+    cache = transformers.DynamicCache(config=theirs.config)
+    for i, pair in enumerate(given): cache.update(*(t.expand(2, *t.shape[-3:]) for t in pair), i)
+    tokens, dy = rng.integers(0, 41, (2, 7)), rng.standard_normal((2, 7, 41))
+    y = ours(tokens, prefix=prefix)
+    z = theirs(torch.tensor(tokens), attention_mask=torch.ones((2, 11), dtype=torch.long), cache=cache).logits
+    assert_close(y, z, 1e-10)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    for ps, ts in zip(prefix, given, strict=True):
+        for p, t in zip(ps, ts, strict=True): assert_close(p.grad, t.grad, 1e-10)
+
+
 @pytest.mark.parametrize("sizes", [{"n_heads": 6, "n_kv_heads": 4}, {"d_head": 5}])
 def test_sizes_that_do_not_fit(sizes):
     with pytest.raises(ValueError, match="must divide n_heads .* even"): LlamaConfig(**sizes)
