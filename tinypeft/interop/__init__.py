@@ -1,7 +1,8 @@
 """Other projects' files, read and written with NumPy. Nothing in a file is trusted or executed.
 
-    gpt2.py           Hugging Face's GPT-2 folders ↔ `GPT`; `load_model` for every kind of folder
-    folder.py         what these folders share: JSON, one or several files of tensors, a `Report`
+    huggingface.py    Hugging Face's folders of models ↔ `Decoder`; `load_model` for every folder
+    families/         the names that each family of models has there
+    folder.py         what is in a folder: JSON, one or several files of tensors, a `Report`
     bpe.py            GPT-2's tokenizer files ↔ `BPETokenizer`
     adapters.py       PEFT's adapter folders ↔ `PeftModel`; virtual tokens and heads
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
@@ -14,7 +15,7 @@ from .adapters import AdapterError, load_peft, peft_content, save_peft
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import HuggingFaceError, Report
 from .gguf import write_gguf
-from .gpt2 import from_huggingface, load_model, to_huggingface
+from .huggingface import from_huggingface, load_model, to_huggingface
 
 __all__ = ["AdapterError", "HuggingFaceError", "Report", "SafeTensors", "SafeTensorsError",
            "from_huggingface", "load_model", "read_safetensors", "read_tokenizer",

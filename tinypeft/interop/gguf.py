@@ -20,7 +20,7 @@ from ..nn import Embedding, LayerNorm, Linear
 from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes
 from .bpe import as_characters
-from .gpt2 import MODULES
+from .families import GPT2
 
 __all__ = ["write_gguf"]
 
@@ -42,7 +42,7 @@ def write_gguf(path: str | Path, model: GPT) -> None:
     paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
              "output_norm": ["final_norm"]}
     for i in range(model.config.n_layers):
-        for theirs, (ours, _) in MODULES.items():
+        for theirs, ours in GPT2.modules.items():
             paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
     tensors = {}                                                   # name → (type, shape, its bytes)
     for name, ours in paths.items():

@@ -1,0 +1,122 @@
+"""Llama and models of its architecture, as transformers writes them: SmolLM2, TinyLlama, Mistral
+without a window, and Qwen3.
+
+Their model.layers.N is our blocks.N. Rows of q_proj and k_proj are for a rotation of halves, as in
+`Llama`. Their configurations differ in the defaults of fields that a folder leaves out. A model
+says nothing of the name that it came under, so it is written as "llama", or as "qwen3" if it
+normalizes queries and keys.
+
+θ of the rotary embeddings has two places. transformers 5 writes `rope_parameters`: {"rope_type":
+"default", "rope_theta": θ}. Older files have `rope_theta`, and `rope_scaling` if the angles are
+changed for long contexts, which is not supported. Folders written here have both.
+"""
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...llama import MLP, Attention, Llama, LlamaConfig
+from ..folder import check_fields
+from .family import Family
+
+__all__ = ["LlamaFamily", "rope_theta"]
+
+LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
+         "head_dim": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+         "tie_word_embeddings": False}
+MISTRAL = {"intermediate_size": 14336, "num_key_value_heads": 8,
+           "max_position_embeddings": 131072, "sliding_window": 4096}
+QWEN3 = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+         "head_dim": 128, "max_position_embeddings": 32768}
+# what `rope_parameters` and `rope_scaling` may say, beside θ
+ROTARY = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (None, 1.0)}
+
+
+class LlamaFamily(Family):
+    """model_type "llama", "mistral" and "qwen3" ↔ `Llama`."""
+    model, parts = Llama, (Attention, MLP)
+    defaults = {"llama": LLAMA, "mistral": LLAMA | MISTRAL, "qwen3": LLAMA | QWEN3}
+    fields = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
+              "d_model": "hidden_size", "n_layers": "num_hidden_layers",
+              "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+              "d_mlp": "intermediate_size", "d_head": "head_dim", "norm_eps": "rms_norm_eps",
+              "tied": "tie_word_embeddings"}
+    supported = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,),
+                 "attention_dropout": (0.0, None), "use_sliding_window": (False, None),
+                 "partial_rotary_factor": (None, 1.0), "rope_interleaved": (None, False),
+                 "per_layer_config": (None,), "quantization_config": (None,)}
+    prefix, embedding, blocks = "model.", "embed_tokens", "layers"
+    outer = {"embed_tokens": "token_embedding", "norm": "final_norm", "lm_head": "lm_head"}
+    modules = {"input_layernorm": ["norm1"], "self_attn.q_proj": ["attention.query"],
+               "self_attn.k_proj": ["attention.key"], "self_attn.v_proj": ["attention.value"],
+               "self_attn.o_proj": ["attention.output"],
+               "self_attn.q_norm": ["attention.query_norm"],
+               "self_attn.k_norm": ["attention.key_norm"],
+               "post_attention_layernorm": ["norm2"], "mlp.gate_proj": ["mlp.gate"],
+               "mlp.up_proj": ["mlp.up"], "mlp.down_proj": ["mlp.down"]}
+    buffers = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+    def read(self, kind: str, content: dict[str, Any]) -> LlamaConfig:
+        fields = self.defaults[kind] | content
+        if kind == "mistral": check_fields(fields, {"sliding_window": (None,)})
+        layers = fields.get("layer_types") or []
+        if type(layers) is not list or any(layer != "full_attention" for layer in layers):
+            raise ValueError(f"layer_types is {layers!r:.80}, expected 'full_attention' for all")
+        return with_heads(LlamaConfig, self.sizes(fields), rope_theta=rope_theta(content),
+                          qk_norm=kind == "qwen3")
+
+    def sizes(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Their fields → ours that have the same meaning."""
+        return {ours: fields[theirs] for ours, theirs in self.fields.items()}
+
+    def write(self, config: LlamaConfig) -> dict[str, Any]:
+        kind, name = ("qwen3", "Qwen3") if config.qk_norm else ("llama", "Llama")
+        if kind == "llama" and config.d_model % config.n_heads:
+            raise ValueError("to_huggingface: transformers has no Llama whose hidden size does not "
+                             f"divide into its heads, got {config.d_model} and {config.n_heads}")
+        theta = {"rope_theta": config.rope_theta}
+        return {"model_type": kind, "architectures": [f"{name}ForCausalLM"],
+                **{theirs: getattr(config, ours) for ours, theirs in self.fields.items()},
+                "hidden_act": "silu", "attention_bias": False,
+                "rope_parameters": {"rope_type": "default", **theta}, **theta}
+
+
+def with_heads(cls, sizes, **more):
+    """`cls(**sizes, **more)`. A number of key heads that is None is that of the queries, and a
+    width of heads that is None is d_model / n_heads."""
+    kv_heads, d_head = sizes["n_kv_heads"], sizes["d_head"]
+    if kv_heads is None: sizes |= {"n_kv_heads": sizes["n_heads"]}
+    if d_head is not None: return cls(**sizes, **more)
+    config = cls(**sizes | {"d_head": 2}, **more)        # checks that the two are whole numbers
+    if config.d_model % config.n_heads:
+        raise ValueError(f"the hidden size {config.d_model} does not divide into {config.n_heads} "
+                         "heads; state head_dim")
+    return replace(config, d_head=config.d_model // config.n_heads)
+
+
+def rope_theta(content: Mapping[str, Any], older: str = "rope_theta", layers: str | None = None,
+               default: float = 10000.0) -> Any:
+    """θ of rotary embeddings, from both places. older: the field in older files. layers: which of
+    `rope_parameters`, if it has some for each type of layer. ValueError if both places disagree, or
+    if the angles are not the plain ones."""
+    new, scaling = content.get("rope_parameters"), content.get("rope_scaling")
+    if layers is not None and new is not None: new = as_object("rope_parameters", new).get(layers)
+    found = [content[older]] if older in content else []
+    for name, value in ("rope_parameters", new), ("rope_scaling", scaling):
+        if value is None: continue
+        check_fields(value := as_object(name, value), ROTARY)
+        if unknown := sorted(value.keys() - ROTARY.keys() - {"rope_theta"}):
+            raise ValueError(f"{name} has {unknown[0]}={value[unknown[0]]!r:.80}, which is not "
+                             "supported; expected rope_type and rope_theta")
+        if "rope_theta" in value: found.append(value["rope_theta"])
+    if any(theta != found[0] for theta in found):
+        raise ValueError(f"rope_theta is {' and '.join(str(theta)[:40] for theta in found)}, "
+                         "expected one number")
+    return found[0] if found else default
+
+
+def as_object(name, value):
+    """A field that must be a JSON object."""
+    if isinstance(value, dict): return value
+    raise ValueError(f"{name} is {value!r:.80}, expected an object or null")
