@@ -3,15 +3,17 @@
     family.py         what every table says: a `Family`
     gpt2.py           GPT-2 ↔ `GPT`
     llama.py          Llama, SmolLM2, TinyLlama, Mistral and Qwen3 ↔ `Llama`
+    gemma.py          Gemma 3 for text ↔ `Gemma`
 """
 from ...decoder import Decoder
 from .family import Family
+from .gemma import GemmaFamily
 from .gpt2 import GPT2
 from .llama import LlamaFamily
 
-__all__ = ["FAMILIES", "GPT2", "Family", "LlamaFamily", "family_of"]
+__all__ = ["FAMILIES", "GPT2", "Family", "GemmaFamily", "LlamaFamily", "family_of"]
 
-FAMILIES: tuple[Family, ...] = GPT2(), LlamaFamily()
+FAMILIES: tuple[Family, ...] = GPT2(), LlamaFamily(), GemmaFamily()
 
 
 def family_of(model: Decoder) -> Family:

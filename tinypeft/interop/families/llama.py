@@ -11,7 +11,6 @@ normalizes queries and keys.
 changed for long contexts, which is not supported. Folders written here have both.
 """
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +18,14 @@ from ...llama import MLP, Attention, Llama, LlamaConfig
 from ..folder import check_fields
 from .family import Family
 
-__all__ = ["LlamaFamily", "rope_theta"]
+__all__ = ["SIZES", "LlamaFamily", "as_object", "check_division", "rope_theta", "with_heads"]
 
+# our size → their field, also in Gemma 3's configuration
+SIZES = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
+         "d_model": "hidden_size", "n_layers": "num_hidden_layers",
+         "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+         "d_mlp": "intermediate_size", "d_head": "head_dim", "norm_eps": "rms_norm_eps"}
+# the values of fields that are absent
 LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
          "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
          "head_dim": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
@@ -37,11 +42,7 @@ class LlamaFamily(Family):
     """model_type "llama", "mistral" and "qwen3" ↔ `Llama`."""
     model, parts = Llama, (Attention, MLP)
     defaults = {"llama": LLAMA, "mistral": LLAMA | MISTRAL, "qwen3": LLAMA | QWEN3}
-    fields = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
-              "d_model": "hidden_size", "n_layers": "num_hidden_layers",
-              "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
-              "d_mlp": "intermediate_size", "d_head": "head_dim", "norm_eps": "rms_norm_eps",
-              "tied": "tie_word_embeddings"}
+    fields = SIZES | {"tied": "tie_word_embeddings"}
     supported = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,),
                  "attention_dropout": (0.0, None), "use_sliding_window": (False, None),
                  "partial_rotary_factor": (None, 1.0), "rope_interleaved": (None, False),
@@ -63,7 +64,9 @@ class LlamaFamily(Family):
         layers = fields.get("layer_types") or []
         if type(layers) is not list or any(layer != "full_attention" for layer in layers):
             raise ValueError(f"layer_types is {layers!r:.80}, expected 'full_attention' for all")
-        return with_heads(LlamaConfig, self.sizes(fields), rope_theta=rope_theta(content),
+        theta = rope_theta(content, "rope_theta", 10000.0, rope_scaling=content.get("rope_scaling"),
+                           rope_parameters=content.get("rope_parameters"))
+        return with_heads(LlamaConfig, self.sizes(fields), rope_theta=theta,
                           qk_norm=kind == "qwen3")
 
     def sizes(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -72,9 +75,7 @@ class LlamaFamily(Family):
 
     def write(self, config: LlamaConfig) -> dict[str, Any]:
         kind, name = ("qwen3", "Qwen3") if config.qk_norm else ("llama", "Llama")
-        if kind == "llama" and config.d_model % config.n_heads:
-            raise ValueError("to_huggingface: transformers has no Llama whose hidden size does not "
-                             f"divide into its heads, got {config.d_model} and {config.n_heads}")
+        if kind == "llama": check_division(config)
         theta = {"rope_theta": config.rope_theta}
         return {"model_type": kind, "architectures": [f"{name}ForCausalLM"],
                 **{theirs: getattr(config, ours) for ours, theirs in self.fields.items()},
@@ -82,7 +83,7 @@ class LlamaFamily(Family):
                 "rope_parameters": {"rope_type": "default", **theta}, **theta}
 
 
-def with_heads(cls, sizes, **more):
+def with_heads(cls: type, sizes: dict[str, Any], **more: Any) -> Any:
     """`cls(**sizes, **more)`. A number of key heads that is None is that of the queries, and a
     width of heads that is None is d_model / n_heads."""
     kv_heads, d_head = sizes["n_kv_heads"], sizes["d_head"]
@@ -95,15 +96,11 @@ def with_heads(cls, sizes, **more):
     return replace(config, d_head=config.d_model // config.n_heads)
 
 
-def rope_theta(content: Mapping[str, Any], older: str = "rope_theta", layers: str | None = None,
-               default: float = 10000.0) -> Any:
-    """θ of rotary embeddings, from both places. older: the field in older files. layers: which of
-    `rope_parameters`, if it has some for each type of layer. ValueError if both places disagree, or
-    if the angles are not the plain ones."""
-    new, scaling = content.get("rope_parameters"), content.get("rope_scaling")
-    if layers is not None and new is not None: new = as_object("rope_parameters", new).get(layers)
+def rope_theta(content: dict[str, Any], older: str, default: float, **places: Any) -> Any:
+    """θ of rotary embeddings. older: the field in older files. places: what newer fields hold, by
+    their name. ValueError if they disagree, or if the angles are not the plain ones."""
     found = [content[older]] if older in content else []
-    for name, value in ("rope_parameters", new), ("rope_scaling", scaling):
+    for name, value in places.items():
         if value is None: continue
         check_fields(value := as_object(name, value), ROTARY)
         if unknown := sorted(value.keys() - ROTARY.keys() - {"rope_theta"}):
@@ -111,12 +108,19 @@ def rope_theta(content: Mapping[str, Any], older: str = "rope_theta", layers: st
                              "supported; expected rope_type and rope_theta")
         if "rope_theta" in value: found.append(value["rope_theta"])
     if any(theta != found[0] for theta in found):
-        raise ValueError(f"rope_theta is {' and '.join(str(theta)[:40] for theta in found)}, "
+        raise ValueError(f"{older} is {' and '.join(str(theta)[:40] for theta in found)}, "
                          "expected one number")
     return found[0] if found else default
 
 
-def as_object(name, value):
-    """A field that must be a JSON object."""
+def check_division(config: Any) -> None:
+    """Raise ValueError for sizes that transformers refuses in all families but Qwen3."""
+    if config.d_model % config.n_heads:
+        raise ValueError("to_huggingface: transformers needs a hidden size that divides into the "
+                         f"heads, got {config.d_model} and {config.n_heads}")
+
+
+def as_object(name: str, value: Any) -> dict:
+    """The value of a field, which must be a JSON object."""
     if isinstance(value, dict): return value
     raise ValueError(f"{name} is {value!r:.80}, expected an object or null")
