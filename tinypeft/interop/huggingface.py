@@ -38,12 +38,12 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
     ValueErrors) for a damaged or unsuitable folder."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
-    family, config, tensors, report = _check_folder(Path(folder), expected)
+    family, config, layout, tensors, report = _check_folder(Path(folder), expected)
     if report.missing or strict and report.unused:
         hint = "" if report.missing else "; strict=False ignores the unused ones"
         raise HuggingFaceError(f"{folder} does not fit its config.json: {report}{hint}", report)
     arrays = {}
-    for theirs, (ours, _) in family.layout(config).items():
+    for theirs, (ours, _) in layout.items():
         array = _floats(tensors, theirs)
         array = array.T if family.transposed.search(theirs) else array
         for name, part in zip(ours, np.split(array, len(ours)), strict=True):
@@ -70,8 +70,8 @@ def load_model(folder: str | Path | None = None) -> Decoder:
 
 
 def _check_folder(folder, expected):
-    """(family, configuration, short name → (file, name in it), Report). Of the weights, reads only
-    a head that is tied."""
+    """(family, configuration, its layout, short name → (file, name in it), Report). Of the
+    weights, reads only a head that is tied."""
     found, content = read_tensors(folder), read_object(path := folder / "config.json")
     with naming(path, HuggingFaceError):
         family, kind = _family(content, expected)
@@ -93,7 +93,7 @@ def _check_folder(folder, expected):
         ignored.add(HEAD)
     elif HEAD not in layout and content.get("tie_word_embeddings") is False:
         raise HuggingFaceError(f"{path}: tie_word_embeddings=false, but {HEAD} is missing")
-    return family, config, tensors, Report(
+    return family, config, layout, tensors, Report(
         tuple(name for name in layout if name in tensors),
         tuple(name for name in layout if name not in tensors),
         tuple(sorted(tensors.keys() - layout.keys() - ignored)))

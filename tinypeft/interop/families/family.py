@@ -1,5 +1,6 @@
 """How transformers writes one family of models: the names of its tensors, and its config.json."""
 import re
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ...decoder import Decoder
@@ -37,18 +38,34 @@ class Family:
         model."""
         raise NotImplementedError
 
+    def sizes(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Our sizes, from `fields`. One that is absent has its default; null stays None."""
+        there = self.defaults[kind] | content
+        return {ours: there[theirs] for ours, theirs in self.fields.items()}
+
+    def named(self, config: Any) -> dict[str, Any]:
+        """Our sizes under the names of their fields."""
+        return {theirs: getattr(config, ours) for ours, theirs in self.fields.items()}
+
     def layout(self, config: Any) -> Layout:
         """Their tensors, without the prefix. A part that the configuration lacks has none."""
-        layout, shapes = {}, self.model.parameter_shapes(config)
-        names = {theirs: [ours] for theirs, ours in self.outer.items()}
+        shapes = self.model.parameter_shapes(replace(config, n_layers=1))    # blocks are alike
+        layout = self._tensors(shapes, "", {theirs: [ours] for theirs, ours in self.outer.items()})
+        block = self._tensors(shapes, "blocks.0.", self.modules)
         for i in range(config.n_layers):
-            names |= {f"{self.blocks}.{i}.{theirs}": [f"blocks.{i}.{name}" for name in ours]
-                      for theirs, ours in self.modules.items()}
-        for module, paths in names.items():
+            for theirs, (ours, shape) in block.items():
+                paths = [f"blocks.{i}.{name}" for name in ours]
+                layout[f"{self.blocks}.{i}.{theirs}"] = paths, shape
+        return layout
+
+    def _tensors(self, shapes, path, modules):
+        """A layout of modules whose parameters have `shapes`, named path + ours."""
+        layout = {}
+        for module, parts in modules.items():
             for kind in "weight", "bias":
-                if f"{paths[0]}.{kind}" not in shapes: continue
-                theirs, ours = f"{module}.{kind}", [f"{path}.{kind}" for path in paths]
-                rows, *columns = shapes[ours[0]]
-                shape = len(ours) * rows, *columns
-                layout[theirs] = ours, shape[::-1] if self.transposed.search(theirs) else shape
+                if f"{path}{parts[0]}.{kind}" not in shapes: continue
+                rows, *columns = shapes[f"{path}{parts[0]}.{kind}"]
+                theirs, shape = f"{module}.{kind}", (len(parts) * rows, *columns)
+                layout[theirs] = ([f"{part}.{kind}" for part in parts],
+                                  shape[::-1] if self.transposed.search(f".{theirs}") else shape)
         return layout

@@ -9,7 +9,15 @@ from typing import Any
 
 from ...gemma import Gemma, GemmaBlock, GemmaConfig
 from ...llama import MLP, Attention
-from .llama import SIZES, LlamaFamily, as_object, check_division, rope_theta, with_heads
+from .llama import (
+    SIZES,
+    SUPPORTED,
+    LlamaFamily,
+    check_division,
+    object_in,
+    rope_theta,
+    with_heads,
+)
 
 __all__ = ["GemmaFamily"]
 
@@ -25,28 +33,25 @@ class GemmaFamily(LlamaFamily):
         "head_dim": 256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
         "sliding_window": 4096, "query_pre_attn_scalar": 256}}
     fields = SIZES | {"window": "sliding_window", "query_scale": "query_pre_attn_scalar"}
-    supported = {"hidden_activation": ("gelu_pytorch_tanh", "gelu_new"), "attention_bias": (False,),
-                 "attention_dropout": (0.0, None), "partial_rotary_factor": (None, 1.0),
-                 "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
-                 "use_bidirectional_attention": (False, None), "per_layer_config": (None,),
-                 "quantization_config": (None,)}
+    supported = SUPPORTED | {"hidden_activation": ("gelu_pytorch_tanh", "gelu_new"),
+                             "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
+                             "use_bidirectional_attention": (False, None)}
     outer = {"embed_tokens": "token_embedding", "norm": "final_norm"}
     modules = LlamaFamily.modules | {"post_attention_layernorm": ["post_norm1"],
                                      "pre_feedforward_layernorm": ["norm2"],
                                      "post_feedforward_layernorm": ["post_norm2"]}
 
     def read(self, kind: str, content: dict[str, Any]) -> GemmaConfig:
-        new = as_object("rope_parameters", content.get("rope_parameters") or {})
+        new, layers = object_in(content, "rope_parameters"), content.get("layer_types")
         if unknown := sorted(new.keys() - {FULL, WINDOW}):
             raise ValueError(f"rope_parameters has {unknown[0]!r:.80}, expected {FULL}, {WINDOW}")
-        layers = content.get("layer_types")
-        every = content.get("sliding_window_pattern", 6) if layers is None else period(layers)
         config = with_heads(
-            GemmaConfig, self.sizes(self.defaults[kind] | content), global_every=every,
-            rope_theta=rope_theta(content, "rope_theta", 1e6, rope_parameters=new.get(FULL),
-                                  rope_scaling=content.get("rope_scaling")),
-            local_theta=rope_theta(content, "rope_local_base_freq", 1e4,
-                                   rope_parameters=new.get(WINDOW)))
+            GemmaConfig, self.sizes(kind, content),
+            global_every=(content.get("sliding_window_pattern", 6) if layers is None
+                          else period(layers)),
+            rope_theta=rope_theta(content, "rope_theta", 1e6, object_in(new, FULL),
+                                  object_in(content, "rope_scaling")),
+            local_theta=rope_theta(content, "rope_local_base_freq", 1e4, object_in(new, WINDOW)))
         if layers is not None and len(layers) != config.n_layers:
             raise ValueError(f"layer_types has {len(layers)} layers, expected {config.n_layers}")
         return config
@@ -59,8 +64,8 @@ class GemmaFamily(LlamaFamily):
         rotary = {name: {"rope_type": "default", "rope_theta": theta} for name, theta in
                   ((FULL, config.rope_theta), (WINDOW, config.local_theta))}
         return {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"],
-                **{theirs: getattr(config, ours) for ours, theirs in self.fields.items()},
-                "query_pre_attn_scalar": int(config.query_scale), "tie_word_embeddings": True,
+                **self.named(config), "query_pre_attn_scalar": int(config.query_scale),
+                "tie_word_embeddings": True,
                 "layer_types": layer_types(config.n_layers, config.global_every),
                 "sliding_window_pattern": config.global_every,
                 "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,

@@ -39,16 +39,14 @@ class GPT2(Family):
     buffers = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
     def read(self, kind: str, content: dict[str, Any]) -> GPTConfig:
-        fields = self.defaults[kind] | content
-        dropouts = {name: fields[name] for name in DROPOUTS}
+        dropouts = {name: content.get(name, self.defaults[kind][name]) for name in DROPOUTS}
         if any(p != dropouts["resid_pdrop"] for p in dropouts.values()):
             raise ValueError(f"a GPT here has one dropout for all, got {dropouts}; make them equal")
-        config = GPTConfig(**{ours: fields[theirs] for ours, theirs in self.fields.items()})
+        config = GPTConfig(**self.sizes(kind, content))
         check_fields(content, {"n_inner": (None, 4 * config.d_model)})
         return config
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-                **{theirs: getattr(config, ours) for ours, theirs in self.fields.items()},
-                **dict.fromkeys(DROPOUTS, config.dropout), "n_inner": None,
+                **self.named(config), **dict.fromkeys(DROPOUTS, config.dropout), "n_inner": None,
                 "activation_function": "gelu_new", "tie_word_embeddings": True}

@@ -18,13 +18,18 @@ from ...llama import MLP, Attention, Llama, LlamaConfig
 from ..folder import check_fields
 from .family import Family
 
-__all__ = ["SIZES", "LlamaFamily", "as_object", "check_division", "rope_theta", "with_heads"]
+__all__ = ["SIZES", "SUPPORTED", "LlamaFamily", "check_division", "object_in", "rope_theta",
+           "with_heads"]
 
 # our size → their field, also in Gemma 3's configuration
 SIZES = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
          "d_model": "hidden_size", "n_layers": "num_hidden_layers",
          "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
          "d_mlp": "intermediate_size", "d_head": "head_dim", "norm_eps": "rms_norm_eps"}
+# the values for which our models are the same, also for Gemma 3
+SUPPORTED = {"attention_bias": (False,), "attention_dropout": (0.0, None),
+             "partial_rotary_factor": (None, 1.0), "per_layer_config": (None,),
+             "quantization_config": (None,)}
 # the values of fields that are absent
 LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
          "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
@@ -43,10 +48,9 @@ class LlamaFamily(Family):
     model, parts = Llama, (Attention, MLP)
     defaults = {"llama": LLAMA, "mistral": LLAMA | MISTRAL, "qwen3": LLAMA | QWEN3}
     fields = SIZES | {"tied": "tie_word_embeddings"}
-    supported = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,),
-                 "attention_dropout": (0.0, None), "use_sliding_window": (False, None),
-                 "partial_rotary_factor": (None, 1.0), "rope_interleaved": (None, False),
-                 "per_layer_config": (None,), "quantization_config": (None,)}
+    supported = SUPPORTED | {"hidden_act": ("silu", "swish"), "mlp_bias": (False,),
+                             "use_sliding_window": (False, None),
+                             "rope_interleaved": (False, None)}
     prefix, embedding, blocks = "model.", "embed_tokens", "layers"
     outer = {"embed_tokens": "token_embedding", "norm": "final_norm", "lm_head": "lm_head"}
     modules = {"input_layernorm": ["norm1"], "self_attn.q_proj": ["attention.query"],
@@ -59,27 +63,22 @@ class LlamaFamily(Family):
     buffers = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
     def read(self, kind: str, content: dict[str, Any]) -> LlamaConfig:
-        fields = self.defaults[kind] | content
-        if kind == "mistral": check_fields(fields, {"sliding_window": (None,)})
-        layers = fields.get("layer_types") or []
+        if kind == "mistral":
+            check_fields(self.defaults[kind] | content, {"sliding_window": (None,)})
+        layers = [] if (given := content.get("layer_types")) is None else given
         if type(layers) is not list or any(layer != "full_attention" for layer in layers):
             raise ValueError(f"layer_types is {layers!r:.80}, expected 'full_attention' for all")
-        theta = rope_theta(content, "rope_theta", 10000.0, rope_scaling=content.get("rope_scaling"),
-                           rope_parameters=content.get("rope_parameters"))
-        return with_heads(LlamaConfig, self.sizes(fields), rope_theta=theta,
+        theta = rope_theta(content, "rope_theta", 10000.0, object_in(content, "rope_parameters"),
+                           object_in(content, "rope_scaling"))
+        return with_heads(LlamaConfig, self.sizes(kind, content), rope_theta=theta,
                           qk_norm=kind == "qwen3")
-
-    def sizes(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Their fields → ours that have the same meaning."""
-        return {ours: fields[theirs] for ours, theirs in self.fields.items()}
 
     def write(self, config: LlamaConfig) -> dict[str, Any]:
         kind, name = ("qwen3", "Qwen3") if config.qk_norm else ("llama", "Llama")
         if kind == "llama": check_division(config)
         theta = {"rope_theta": config.rope_theta}
         return {"model_type": kind, "architectures": [f"{name}ForCausalLM"],
-                **{theirs: getattr(config, ours) for ours, theirs in self.fields.items()},
-                "hidden_act": "silu", "attention_bias": False,
+                **self.named(config), "hidden_act": "silu", "attention_bias": False,
                 "rope_parameters": {"rope_type": "default", **theta}, **theta}
 
 
@@ -96,21 +95,27 @@ def with_heads(cls: type, sizes: dict[str, Any], **more: Any) -> Any:
     return replace(config, d_head=config.d_model // config.n_heads)
 
 
-def rope_theta(content: dict[str, Any], older: str, default: float, **places: Any) -> Any:
-    """θ of rotary embeddings. older: the field in older files. places: what newer fields hold, by
-    their name. ValueError if they disagree, or if the angles are not the plain ones."""
+def rope_theta(content: dict[str, Any], older: str, default: float, *newer: dict) -> Any:
+    """θ of rotary embeddings. older: the field in older files. newer: objects that may hold it as
+    rope_theta. ValueError if they disagree, or if the angles are not the plain ones."""
     found = [content[older]] if older in content else []
-    for name, value in places.items():
-        if value is None: continue
-        check_fields(value := as_object(name, value), ROTARY)
-        if unknown := sorted(value.keys() - ROTARY.keys() - {"rope_theta"}):
-            raise ValueError(f"{name} has {unknown[0]}={value[unknown[0]]!r:.80}, which is not "
-                             "supported; expected rope_type and rope_theta")
-        if "rope_theta" in value: found.append(value["rope_theta"])
+    for rotary in newer:
+        check_fields(rotary, ROTARY)
+        if unknown := sorted(rotary.keys() - ROTARY.keys() - {"rope_theta"}):
+            raise ValueError(f"rotary embeddings with {unknown[0]}={rotary[unknown[0]]!r:.80} are "
+                             "not supported; expected rope_type and rope_theta")
+        if "rope_theta" in rotary: found.append(rotary["rope_theta"])
     if any(theta != found[0] for theta in found):
         raise ValueError(f"{older} is {' and '.join(str(theta)[:40] for theta in found)}, "
                          "expected one number")
     return found[0] if found else default
+
+
+def object_in(content: dict[str, Any], name: str) -> dict:
+    """A field that is a JSON object; {} if it is absent or null."""
+    if (value := content.get(name)) is None: return {}
+    if isinstance(value, dict): return value
+    raise ValueError(f"{name} is {value!r:.80}, expected an object or null")
 
 
 def check_division(config: Any) -> None:
@@ -118,9 +123,3 @@ def check_division(config: Any) -> None:
     if config.d_model % config.n_heads:
         raise ValueError("to_huggingface: transformers needs a hidden size that divides into the "
                          f"heads, got {config.d_model} and {config.n_heads}")
-
-
-def as_object(name: str, value: Any) -> dict:
-    """The value of a field, which must be a JSON object."""
-    if isinstance(value, dict): return value
-    raise ValueError(f"{name} is {value!r:.80}, expected an object or null")
