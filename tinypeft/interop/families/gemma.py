@@ -9,15 +9,7 @@ from typing import Any
 
 from ...gemma import Gemma, GemmaBlock, GemmaConfig
 from ...llama import MLP, Attention
-from .llama import (
-    SIZES,
-    SUPPORTED,
-    LlamaFamily,
-    check_division,
-    object_in,
-    rope_theta,
-    with_heads,
-)
+from .llama import SUPPORTED, LlamaFamily, check_division, object_in, rope_theta, with_heads
 
 __all__ = ["GemmaFamily"]
 
@@ -32,7 +24,8 @@ class GemmaFamily(LlamaFamily):
         "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
         "head_dim": 256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
         "sliding_window": 4096, "query_pre_attn_scalar": 256}}
-    fields = SIZES | {"window": "sliding_window", "query_scale": "query_pre_attn_scalar"}
+    fields = LlamaFamily.fields | {"window": "sliding_window",
+                                   "query_scale": "query_pre_attn_scalar"}
     supported = SUPPORTED | {"hidden_activation": ("gelu_pytorch_tanh", "gelu_new"),
                              "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
                              "use_bidirectional_attention": (False, None)}

@@ -18,14 +18,9 @@ from ...llama import MLP, Attention, Llama, LlamaConfig
 from ..folder import check_fields
 from .family import Family
 
-__all__ = ["SIZES", "SUPPORTED", "LlamaFamily", "check_division", "object_in", "rope_theta",
+__all__ = ["SUPPORTED", "LlamaFamily", "check_division", "object_in", "rope_theta",
            "with_heads"]
 
-# our size → their field, also in Gemma 3's configuration
-SIZES = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
-         "d_model": "hidden_size", "n_layers": "num_hidden_layers",
-         "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
-         "d_mlp": "intermediate_size", "d_head": "head_dim", "norm_eps": "rms_norm_eps"}
 # the values for which our models are the same, also for Gemma 3
 SUPPORTED = {"attention_bias": (False,), "attention_dropout": (0.0, None),
              "partial_rotary_factor": (None, 1.0), "per_layer_config": (None,),
@@ -33,8 +28,7 @@ SUPPORTED = {"attention_bias": (False,), "attention_dropout": (0.0, None),
 # the values of fields that are absent
 LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
          "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
-         "head_dim": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-         "tie_word_embeddings": False}
+         "head_dim": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 MISTRAL = {"intermediate_size": 14336, "num_key_value_heads": 8,
            "max_position_embeddings": 131072, "sliding_window": 4096}
 QWEN3 = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
@@ -47,7 +41,10 @@ class LlamaFamily(Family):
     """model_type "llama", "mistral" and "qwen3" ↔ `Llama`."""
     model, parts = Llama, (Attention, MLP)
     defaults = {"llama": LLAMA, "mistral": LLAMA | MISTRAL, "qwen3": LLAMA | QWEN3}
-    fields = SIZES | {"tied": "tie_word_embeddings"}
+    fields = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
+              "d_model": "hidden_size", "n_layers": "num_hidden_layers",
+              "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+              "d_mlp": "intermediate_size", "d_head": "head_dim", "norm_eps": "rms_norm_eps"}
     supported = SUPPORTED | {"hidden_act": ("silu", "swish"), "mlp_bias": (False,),
                              "use_sliding_window": (False, None),
                              "rope_interleaved": (False, None)}
@@ -71,14 +68,14 @@ class LlamaFamily(Family):
         theta = rope_theta(content, "rope_theta", 10000.0, object_in(content, "rope_parameters"),
                            object_in(content, "rope_scaling"))
         return with_heads(LlamaConfig, self.sizes(kind, content), rope_theta=theta,
-                          qk_norm=kind == "qwen3")
+                          qk_norm=kind == "qwen3", tied=content.get("tie_word_embeddings", False))
 
     def write(self, config: LlamaConfig) -> dict[str, Any]:
         kind, name = ("qwen3", "Qwen3") if config.qk_norm else ("llama", "Llama")
         if kind == "llama": check_division(config)
         theta = {"rope_theta": config.rope_theta}
         return {"model_type": kind, "architectures": [f"{name}ForCausalLM"],
-                **self.named(config), "hidden_act": "silu", "attention_bias": False,
+                **self.named(config), "tie_word_embeddings": config.tied, "hidden_act": "silu", "attention_bias": False,
                 "rope_parameters": {"rope_type": "default", **theta}, **theta}
 
 
