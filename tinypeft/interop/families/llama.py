@@ -18,8 +18,7 @@ from ...llama import MLP, Attention, Llama, LlamaConfig
 from ..folder import check_fields
 from .family import Family
 
-__all__ = ["SUPPORTED", "LlamaFamily", "check_division", "object_in", "rope_theta",
-           "with_heads"]
+__all__ = ["SUPPORTED", "LlamaFamily", "check_division", "object_in", "rope_theta", "with_heads"]
 
 # the values for which our models are the same, also for Gemma 3
 SUPPORTED = {"attention_bias": (False,), "attention_dropout": (0.0, None),
@@ -75,13 +74,14 @@ class LlamaFamily(Family):
         if kind == "llama": check_division(config)
         theta = {"rope_theta": config.rope_theta}
         return {"model_type": kind, "architectures": [f"{name}ForCausalLM"],
-                **self.named(config), "tie_word_embeddings": config.tied, "hidden_act": "silu", "attention_bias": False,
+                **self.named(config), "tie_word_embeddings": config.tied,
+                "hidden_act": "silu", "attention_bias": False,
                 "rope_parameters": {"rope_type": "default", **theta}, **theta}
 
 
 def with_heads(cls: type, sizes: dict[str, Any], **more: Any) -> Any:
-    """`cls(**sizes, **more)`. A number of key heads that is None is that of the queries, and a
-    width of heads that is None is d_model / n_heads."""
+    """`cls(**sizes, **more)`. Without a number of key heads, there are as many as of queries.
+    Without a width of heads, they share d_model."""
     kv_heads, d_head = sizes["n_kv_heads"], sizes["d_head"]
     if kv_heads is None: sizes |= {"n_kv_heads": sizes["n_heads"]}
     if d_head is not None: return cls(**sizes, **more)
