@@ -10,10 +10,12 @@ groups of 32 hold them without any error. Schemes of 4 bits cannot be ranked on 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from . import interop
 from .decoder import Decoder
+from .files import only_file
+from .interop.folder import SINGLE
+from .interop.huggingface import from_huggingface
 from .interop.llama import from_gguf
-from .pretrained import load_base
+from .pretrained import WEIGHTS, load_base
 
 __all__ = ["SMOLLM2", "load_model", "load_pretrained", "smollm2_file"]
 
@@ -35,7 +37,12 @@ def load_model(place: str | Path | None = None) -> Decoder:
     FileNotFoundError, and ValueError for files that are damaged or unsuitable."""
     if place is None or str(place) == SMOLLM2: return load_pretrained(place)
     if Path(place).suffix == ".gguf": return from_gguf(place)
-    return interop.load_model(place)
+    if only_file(place, *WEIGHTS): return load_base(place)
+    if not (Path(place) / "config.json").exists():
+        raise FileNotFoundError(f"{place} holds no model: neither {WEIGHTS[0]} (of `python -m "
+                                f"tinypeft pretrain`) nor config.json and {SINGLE} (of "
+                                "transformers)")
+    return from_huggingface(place)
 
 
 def smollm2_file() -> Path:

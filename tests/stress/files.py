@@ -40,6 +40,8 @@ from tests.stress.attacks import attacks, save_first, save_npz, save_raw
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
+from tinypeft.gemma import Gemma, GemmaConfig
+from tinypeft.llama import Llama, LlamaConfig
 from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError
@@ -143,6 +145,22 @@ class HuggingFace(Kind):
     def read(self, folder):
         m = self.seen = tp.load_model(folder)
         return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
+
+
+FAMILIES = [
+    Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
+    Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
+    Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0),
+]
+
+
+class OtherFamilies(HuggingFace):
+    """Folders of Llama, Qwen3 and Gemma 3, without tokenizers."""
+
+    variants = len(FAMILIES)
+
+    def make(self, folder, i):
+        FAMILIES[i].to_huggingface(folder)
 
 
 class Tokenizer(Kind):
@@ -255,6 +273,7 @@ class OlderCheckpoint(Checkpoint):
 
 KINDS: dict[str, type[Kind]] = {
     "huggingface": HuggingFace,
+    "other families": OtherFamilies,
     "tokenizer": Tokenizer,
     "peft": PeftFolder,
     "adapter": Adapter,

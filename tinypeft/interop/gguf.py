@@ -21,8 +21,8 @@ from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
+from .families import GPT2
 from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
-from .gpt2 import MODULES
 
 __all__ = ["write_gguf"]
 
@@ -43,7 +43,7 @@ def write_gguf(path: str | Path, model: GPT) -> None:
     paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
              "output_norm": ["final_norm"]}
     for i in range(model.config.n_layers):
-        for theirs, (ours, _) in MODULES.items():
+        for theirs, ours in GPT2.modules.items():
             paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
     tensors = {}                                                   # name → (type, shape, its bytes)
     for name, ours in paths.items():

@@ -31,13 +31,13 @@ from ..hints import Array
 from ..peft import AdaLoRA, LoRA, MethodError
 from ..peft.dylora import DyLoRALinear
 from ..peft.model import PeftModel
-from .gpt2 import MODULES
+from .families import GPT2
 from .peft_config import Config, Tensors
 
 __all__ = ["LAYERS", "adalora_folder", "lora_folder", "read_adalora", "read_lora"]
 
 # their linear layer → ours, from top to bottom
-LAYERS = {theirs: ours for theirs, (ours, shape) in MODULES.items() if len(shape) == 2}
+LAYERS = {theirs: ours for theirs, ours in GPT2.modules.items() if "." in theirs}
 PREFIX = "base_model.model."
 State = dict[str, Array]                                # what `PeftModel.load_state_dict` takes
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
@@ -200,7 +200,7 @@ def layers_to_adapt(model, config):
         raise config.unsupported(
             "init_lora_weights", "it changed the base's weights as well, which the folder lacks; "
             "save it in PEFT with path_initial_model_for_weight_conversion")
-    d, blocks = model.config.d_model, [f"transformer.h.{n}" for n in range(model.config.n_layers)]
+    blocks = [f"transformer.h.{n}" for n in range(model.config.n_layers)]
     linear = [f"{block}.{theirs}" for block in blocks for theirs in LAYERS]
     others = [f"transformer{x}" for x in ("", ".wte", ".wpe", ".drop", ".h", ".ln_f")]
     others += [f"{block}{x}" for block in blocks for x in (
@@ -211,7 +211,8 @@ def layers_to_adapt(model, config):
     if wrong := [p for p in chosen if p not in linear]:
         raise config.unsupported("target_modules", f"it selects {wrong[0]}, but only the linear "
                                  "layers of blocks can have low-rank changes here")
-    return [(p, *(d * n for n in MODULES[p.split(".", 3)[3]][1])) for p in chosen]
+    layout = GPT2().layout(model.config)
+    return [(p, *layout[f"{p.removeprefix('transformer.')}.weight"][1]) for p in chosen]
 
 
 def split(path, B):
