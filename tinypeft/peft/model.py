@@ -16,7 +16,6 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..generate import KVCache, generate
-from ..gpt import GPTConfig
 from ..hints import Array, Rng, Seed
 from ..nn import Linear, Module, Parameter, check_state, replace_modules
 from ..tensor import Tensor
@@ -153,7 +152,7 @@ class PeftModel(Module):
 
     # -- what a model does ----------------------------------------------------------------------
     @property
-    def config(self) -> GPTConfig: return self.model.config
+    def config(self) -> Any: return self.model.config
     @property
     def tokenizer(self) -> Any: return self.model.tokenizer
     @property
