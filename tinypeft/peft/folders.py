@@ -133,7 +133,7 @@ def _check_sizes(model, family, fields):
     """MethodError unless the adapter's model was of the same family and sizes; dropout is no size."""
     kind, ours = type(model).__name__, asdict(model.config)
     if family == kind:
-        theirs = asdict(made(type(model.config), fields))
+        theirs = asdict(made(model.Config, fields))
         if all(theirs[name] == value for name, value in ours.items() if name != "dropout"): return
     raise MethodError(f"load_adapter: the adapter was made for a model of {fields}, a "
                       f"{family[:80]}; this one is a {kind} of {ours}")

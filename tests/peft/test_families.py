@@ -1,0 +1,175 @@
+"""Every method on every family of models: grouped heads, gated MLPs, norms of queries and keys, tied heads and others."""
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.families import FAMILIES, make
+from tests.oracles import assert_close
+from tests.protocol import Labels, assert_gradients, assert_leaves_base_alone, frozen_bytes, move, outputs
+
+METHODS = {"full": tp.FullFineTuning(), "adapter": tp.BottleneckAdapter(4),
+           "parallel_adapter": tp.ParallelAdapter(4, beside="both", activation="gelu"),
+           "prefix": tp.PrefixTuning(3, hidden=5), "prompt": tp.PromptTuning(3), "ptuning": tp.PTuning(hidden=4),
+           "ptuning_v2": tp.PTuningV2(3, dropout=0.0), "lora": tp.LoRA(rank=2, alpha=2, targets="all"),
+           "adalora": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=1, delta_t=1),
+           "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all"), "ia3": tp.IA3()}
+MERGE = "full", "lora", "adalora", "dylora", "ia3"
+GATED = [name for name in FAMILIES if name != "GPT"]
+families = pytest.mark.parametrize("family", GATED)
+methods = pytest.mark.parametrize("name", METHODS)
+
+
+def test_no_method_is_left_out():
+    assert METHODS.keys() == tp.METHODS.keys()
+
+
+@families
+@methods
+def test_gradients_are_those_of_finite_differences(family, name, tokens):
+    tuned = tp.attach(make(family), METHODS[name], rng=0)
+    move(tuned, np.random.default_rng(0))
+    assert_gradients(tuned, tokens[:, :4], kinks=name == "ptuning")
+
+
+@families
+@methods
+def test_the_base_stays_as_it_is(family, name, tokens):
+    if name in ("adalora", "dylora"): return             # `train` moves their buffers: see the next test
+    assert_leaves_base_alone(make(family, np.float32), METHODS[name], tokens)
+
+
+@families
+@methods
+def test_trained_switched_off_saved_merged_and_taken_off(family, name, tokens, tmp_path):
+    model = make(family, np.float32)
+    before, logits = frozen_bytes(model), model(tokens).data
+    tuned = tp.attach(model, METHODS[name], head=3, rng=1)
+    history = tp.train(tuned, Labels(), 4, batch_size=4, lr=1e-2)
+    assert np.isfinite(history.loss).all()
+    learned = outputs(tuned, tokens)
+    with tuned.disabled(): assert np.array_equal(tuned(tokens).data, logits)
+    assert not np.array_equal(tuned(tokens).data, logits) and outputs(tuned, tokens) == learned
+
+    tuned.save(tmp_path)
+    loaded = tp.load_adapter(make(family, np.float32), tmp_path)
+    assert outputs(loaded, tokens) == learned and type(loaded.method) is type(tuned.method)
+    assert loaded.summary().stored == tuned.summary().stored
+
+    if name in MERGE:
+        merged = tuned.merge()
+        assert type(merged) is type(model) and merged.attached is None and merged.config == model.config
+        assert_close(merged(tokens), tuned(tokens), 1e-5)
+    else:
+        with pytest.raises(tp.MethodError, match="merge: "): tuned.merge()
+    assert tuned.detach() is model and frozen_bytes(model) == before and np.array_equal(model(tokens).data, logits)
+
+
+@families
+@methods
+def test_generates_with_and_without_cache(family, name, tokens):
+    tuned = tp.attach(make(family), METHODS[name], rng=0)
+    move(tuned, np.random.default_rng(0))
+    a, b = (tuned.generate(tokens, 8, use_cache=cached) for cached in (True, False))
+    assert a.shape == (3, 15) and np.array_equal(a, b)
+
+
+@families
+def test_rows_of_one_batch_have_different_methods(family, rng):
+    model, tuned = make(family), {}
+    for name, method in METHODS.items():
+        tuned[name] = tp.attach(model, method, rng=0)
+        move(tuned[name], rng)
+        tuned[name].detach()
+    tasks = [*METHODS, None]
+    tokens = rng.integers(0, 37, (len(tasks), 6))
+    got = tp.mixed_batch(model, tuned, tokens, tasks).data
+    for b, task in enumerate(tasks):
+        alone = tuned[task].reattach()(tokens[b:b + 1]) if task else model(tokens[b:b + 1])
+        np.testing.assert_allclose(got[b], alone.data[0], rtol=0, atol=1e-10)
+        if task: tuned[task].detach()
+    assert len({row.tobytes() for row in got}) == len(tasks)
+
+
+# -- which layers, and how many numbers --------------------------------------------------------------
+@families
+def test_targets_name_the_same_paths_as_in_a_gpt_and_the_gate(family):
+    matched = lambda targets: list(tp.attach(make(family), tp.LoRA(rank=1, targets=targets)).wrappers)
+    layers = [f"attention.{x}" for x in ("query", "key", "value", "output")] + [f"mlp.{x}" for x in ("gate", "up", "down")]
+    assert sorted(matched("all")) == sorted(f"blocks.{n}.{x}" for n in (0, 1) for x in layers)
+    assert matched(("query", "value")) == [f"blocks.{n}.attention.{x}" for n in (0, 1) for x in ("query", "value")]
+    assert matched(("blocks.1.mlp.gate",)) == ["blocks.1.mlp.gate"]
+    with pytest.raises(ValueError, match="'lm_head' matches nothing; there are down, gate, key"): matched(("lm_head",))
+
+
+@families
+def test_counts_are_the_formulas(family):
+    """w numbers per position are the keys of a layer, of the heads that have keys of their own."""
+    model = make(family)
+    c, L = model.config, 2
+    d, q, w, h = c.d_model, c.n_heads * c.d_head, c.n_kv_heads * c.d_head, c.d_mlp
+    norms = d * (2 * L + 1) + (2 * c.d_head * L if c.qk_norm else 0)
+    want = {"full": model.n_parameters(), "adapter": 2 * L * (2 * d * 4 + d + 4) + norms,
+            "parallel_adapter": 2 * L * (2 * d * 4 + d + 4), "prefix": 3 * w + (5 * w + 5) + 2 * L * w * (5 + 1),
+            "prompt": 3 * d, "ptuning_v2": 2 * 3 * L * w, "lora": L * 2 * (2 * (d + q) + 2 * (d + w) + 3 * (d + h)),
+            "adalora": L * 4 * (2 * (d + q) + 2 * (d + w) + 3 * (d + h) + 7), "ia3": L * (2 * w + h)}
+    want["dylora"] = 2 * want["lora"]
+    for name, n in want.items():
+        tuned = tp.attach(model, METHODS[name])
+        assert tuned.summary().trained == n, name
+        if name in ("prefix", "ptuning_v2"): assert tuned.summary().stored == 2 * 3 * L * w
+        tuned.detach()
+
+
+@families
+def test_a_prefix_starts_as_if_real_words_had_gone_before(family, tokens):
+    """The stored keys are rotated already, and the text starts at position P."""
+    model = make(family)
+    want = model(np.hstack([np.tile([7, 1, 7], (3, 1)), tokens])).data[:, 3:]
+    for method in (tp.PTuningV2(3, init="text", text=(7, 1)), tp.PrefixTuning(3, hidden=3, init="text", text=(7, 1))):
+        tuned = tp.attach(model, method)
+        np.testing.assert_allclose(tuned(tokens).data, want, rtol=0, atol=1e-10)
+        assert tuned.detach() is model
+
+
+@families
+def test_one_vector_scales_what_the_down_projection_reads(family, rng):
+    """IA³'s l_ff multiplies silu(gate(x)) ⊙ up(x), the inner activations of a gated MLP."""
+    model = make(family)
+    mlp, x = model.blocks[0].mlp, tp.Tensor(rng.standard_normal((4, model.config.d_model)))
+    g, u, W2 = mlp.gate(x).data, mlp.up(x).data, mlp.down.weight.data
+    l = rng.standard_normal(20)
+    tp.attach(model, tp.IA3()).wrappers["blocks.0.mlp.down"].l.data[:] = l
+    assert_close(mlp(x), (l * g / (1 + np.exp(-g)) * u) @ W2.T, 1e-12)
+
+
+@families
+def test_a_model_without_biases_has_none_to_train(family):
+    model = make(family)
+    with pytest.raises(tp.MethodError, match="'bias' matches none of the parameters; this model has no biases"):
+        tp.attach(model, tp.FullFineTuning(targets=("bias",)))
+    with pytest.raises(tp.MethodError, match="'wrong' matches none of the parameters; there are .*gate.*, or full paths"):
+        tp.attach(model, tp.FullFineTuning(targets=("wrong",)))
+    norms = tp.attach(model, tp.FullFineTuning(targets=("norm1", "norm2", "final_norm")))
+    assert norms.summary().trained == 5 * model.config.d_model
+
+
+@families
+def test_an_adapter_says_of_which_family_it_is(family, tmp_path):
+    """The same sizes are not enough: a Llama's adapter on a GPT would be numbers without a meaning."""
+    tp.attach(make(family, np.float32), tp.LoRA(rank=2)).save(tmp_path)
+    with pytest.raises(tp.MethodError, match="made for a model of .* a Llama; this one is a GPT of"):
+        tp.load_adapter(make("GPT", np.float32), tmp_path)
+    with pytest.raises(tp.MethodError, match="rope_theta"):
+        tp.load_adapter(make(family, np.float32, rope_theta=1e4), tmp_path)
+
+
+@methods
+def test_a_learning_rate_can_be_given(name):
+    """Its default suits a model 128 wide."""
+    moved = []
+    for lr in (None, 1e-12):
+        tuned = tp.attach(make("Llama", np.float32), METHODS[name], head=3, rng=1)
+        start = [p.data.copy() for p in tuned.trainable_parameters()]
+        tp.train(tuned, Labels(), 3, batch_size=4, lr=lr, weight_decay=0.0)
+        moved.append(max(np.abs(p.data - a).max() for p, a in zip(tuned.trainable_parameters(), start, strict=True)))
+    assert moved[0] > 1e-5 and moved[1] < 1e-9
