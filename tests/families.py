@@ -1,15 +1,14 @@
 """One tiny random model of each family, of `conftest.TINY`'s sizes: 37 tokens, a context of 24, 2 layers."""
 import numpy as np
 
-import tinypeft as tp
 from tests.conftest import make_gpt
 from tinypeft.llama import Llama, LlamaConfig
 
 __all__ = ["FAMILIES", "make"]
 
 LLAMA = LlamaConfig(37, 24, d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=20, d_head=6, rope_theta=1e3)
-FAMILIES = {"GPT": {}, "Llama": {}, "Llama, untied": {"tied": False},
-            "Qwen3": {"d_model": 16, "d_head": 10, "qk_norm": True}}       # heads wider than d_model / n_heads
+FAMILIES = {"GPT": {}, "Llama": {},
+            "Qwen3": {"d_model": 16, "d_head": 10, "qk_norm": True, "tied": False}}    # heads wider than d_model / n_heads
 
 
 def make(family, dtype=np.float64, rng=0, **sizes):

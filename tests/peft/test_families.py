@@ -5,7 +5,17 @@ import pytest
 import tinypeft as tp
 from tests.families import FAMILIES, make
 from tests.oracles import assert_close
-from tests.protocol import Labels, assert_gradients, assert_leaves_base_alone, frozen_bytes, move, outputs
+from tests.protocol import (
+    Labels,
+    assert_gradients,
+    assert_leaves_base_alone,
+    assert_same_race,
+    frozen_bytes,
+    learned,
+    move,
+    outputs,
+)
+from tests.toys import Noise
 
 METHODS = {"full": tp.FullFineTuning(), "adapter": tp.BottleneckAdapter(4),
            "parallel_adapter": tp.ParallelAdapter(4, beside="both", activation="gelu"),
@@ -15,6 +25,7 @@ METHODS = {"full": tp.FullFineTuning(), "adapter": tp.BottleneckAdapter(4),
            "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all"), "ia3": tp.IA3()}
 MERGE = "full", "lora", "adalora", "dylora", "ia3"
 GATED = [name for name in FAMILIES if name != "GPT"]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*")
 families = pytest.mark.parametrize("family", GATED)
 methods = pytest.mark.parametrize("name", METHODS)
 
@@ -173,3 +184,65 @@ def test_a_learning_rate_can_be_given(name):
         tp.train(tuned, Labels(), 3, batch_size=4, lr=lr, weight_decay=0.0)
         moved.append(max(np.abs(p.data - a).max() for p, a in zip(tuned.trainable_parameters(), start, strict=True)))
     assert moved[0] > 1e-5 and moved[1] < 1e-9
+
+
+# -- PEFT on transformers' own models, in float64 ------------------------------------------------------
+LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WRAPPED = {
+    "LoRA": (tp.LoRA(rank=3, alpha=5, targets="all", rank_pattern={"gate": 2}), lambda peft: peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=LAYERS, rank_pattern={"gate_proj": 2})),
+    "AdaLoRA": (tp.AdaLoRA(init_rank=4, target_rank=2, t_init=2, t_final=3, delta_t=1, targets="all", orthogonality="norm",
+                           importance="after", gamma=0.5, alpha=9 * 4 / (4 + 1e-5)), lambda peft: peft.AdaLoraConfig(
+        init_r=4, target_r=2, tinit=2, tfinal=3, deltaT=1, lora_alpha=9, orth_reg_weight=0.5, total_step=10,
+        target_modules=LAYERS)),
+    "IA³": (tp.IA3(), lambda peft: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"],
+                                                  feedforward_modules=["down_proj"]))}
+
+
+@families
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_logits_and_10_steps_of_adamw_equal_pefts_numerical(kind, family, tokens):
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    from tests.oracles import peft_lora
+    method, config = WRAPPED[kind]
+    tuned = learned(make(family), method)
+    theirs = peft_lora.peft_model(tuned, config(peft))
+    assert_close(tuned(tokens), theirs(tokens).logits, 1e-12)
+    ours = tp.train(tuned, Noise(), 10, lr=1e-2, schedule_kind="constant", warmup=0, clip=None, weight_decay=0.0, workers=1)
+    assert_close(ours.loss, peft_lora.train(theirs, Noise(), 10, 8, lr=1e-2), 1e-10)
+    for path, name, p, their_p in peft_lora.pairs(tuned, theirs):
+        assert_close(p, their_p.reshape(p.shape), 1e-8, f"{path}.{name}")
+    if kind == "AdaLoRA": assert len(set(tuned.ranks().values())) > 1      # it pruned
+
+
+VIRTUAL = {
+    "prefix": (tp.PTuningV2(3, init="random", dropout=0.0), lambda peft: peft.PrefixTuningConfig(
+        num_virtual_tokens=3, task_type="CAUSAL_LM")),
+    "prefix of an MLP": (tp.PrefixTuning(3, hidden=5), lambda peft: peft.PrefixTuningConfig(
+        num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5, task_type="CAUSAL_LM")),
+    "prompt": (tp.PromptTuning(3, "random"), lambda peft: peft.PromptTuningConfig(
+        num_virtual_tokens=3, task_type="CAUSAL_LM")),
+    "P-tuning": (tp.PTuning((3, "target"), encoder="mlp", hidden=5), lambda peft: peft.PromptEncoderConfig(
+        num_virtual_tokens=3, encoder_hidden_size=5, task_type="CAUSAL_LM"))}
+
+
+@families
+@pytest.mark.parametrize("kind", VIRTUAL)
+def test_virtual_tokens_equal_pefts_for_10_steps_numerical(kind, family, tokens):
+    """PEFT puts the prefix into the cache of transformers' model, which decides positions, windows and shared heads."""
+    peft = pytest.importorskip("peft")
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from tests.oracles.torch_llama import torch_llama
+    method, config = VIRTUAL[kind]
+    tuned = tp.attach(make(family), method, rng=0)
+    move(tuned, np.random.default_rng(0))
+    with tuned.disabled() as base: model = peft.get_peft_model(torch_llama(base), config(peft)).double()
+    encoder, v = model.prompt_encoder["default"], tuned.virtual
+    theirs, ours = [p for _, p in encoder.named_parameters()], list(v.parameters())
+    by_shape = lambda ps: sorted(ps, key=lambda p: str(tuple(p.shape)))
+
+    def oracle(x):
+        x = torch.as_tensor(x)
+        return model(input_ids=x, attention_mask=torch.ones_like(x)).logits[:, -x.shape[1]:]
+    assert_same_race(tuned, oracle, list(zip(by_shape(ours), by_shape(theirs), strict=True)), tokens, steps=10)
