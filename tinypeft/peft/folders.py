@@ -153,9 +153,10 @@ def _told(path):
 
 def fingerprints(model):
     """Of the model, as it is and cast to float32 or float64: a cast is not another base."""
-    state, numbers = model.state_dict(), dict(model.named_parameters())
-    for dtype in (model.token_embedding.weight.dtype, np.float32, np.float64):
-        yield fingerprint(state | {n: p.data.astype(dtype) for n, p in numbers.items()})
+    own, floats = model.token_embedding.weight.dtype, (np.dtype("f4"), np.dtype("f8"))
+    names = [name for name, _ in model.named_parameters()]
+    for dtype in dict.fromkeys([own, *floats]):
+        yield fingerprint(model.state_dict(), dict.fromkeys(names, dtype))
 
 
 KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it

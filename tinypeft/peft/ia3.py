@@ -35,7 +35,7 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import layer_names
-from ..nn import Linear, Module, Parameter
+from ..nn import Linear, Module, Parameter, shapes_only
 from ..targets import match_targets
 from ..tensor import Tensor
 from .method import Method, MethodError
@@ -84,7 +84,8 @@ class Scaled(Module):
 
     def merged(self, scale_W: Array, scale_b: Array | float) -> Linear:
         """A plain Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
-        base, plain = self.base, Linear(self.d_in, self.d_out, bias=self.base.bias is not None)
+        base = self.base
+        with shapes_only(): plain = Linear(self.d_in, self.d_out, bias=base.bias is not None)
         plain.weight.data = base.dense_weight() * scale_W
         if base.bias is not None: plain.bias.data = base.bias.data * scale_b
         return plain
