@@ -1,4 +1,6 @@
 """Every method on every family of models: grouped heads, gated MLPs, norms of queries and keys, tied heads and others."""
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from tests.protocol import (
     outputs,
 )
 from tests.toys import Noise
+from tinypeft.llama import Llama, LlamaConfig
 
 METHODS = {"full": tp.FullFineTuning(), "adapter": tp.BottleneckAdapter(4),
            "parallel_adapter": tp.ParallelAdapter(4, beside="both", activation="gelu"),
@@ -109,7 +112,10 @@ def test_targets_name_the_same_paths_as_in_a_gpt_and_the_gate(family):
     assert sorted(matched("all")) == sorted(f"blocks.{n}.{x}" for n in (0, 1) for x in layers)
     assert matched(("query", "value")) == [f"blocks.{n}.attention.{x}" for n in (0, 1) for x in ("query", "value")]
     assert matched(("blocks.1.mlp.gate",)) == ["blocks.1.mlp.gate"]
-    with pytest.raises(ValueError, match="'lm_head' matches nothing; there are down, gate, key"): matched(("lm_head",))
+    for name in ("lm_head", "token_embedding"):
+        tied = make(family).lm_head is None and name != "lm_head"
+        says = "is the token embedding, which is tied" if tied else "there are down, gate, key"
+        with pytest.raises(ValueError, match=f"'{name}' .*{says}"): matched((name,))
 
 
 @families
@@ -144,13 +150,17 @@ def test_a_prefix_starts_as_if_real_words_had_gone_before(family, tokens):
 
 @families
 def test_one_vector_scales_what_the_down_projection_reads(family, rng):
-    """IA³'s l_ff multiplies silu(gate(x)) ⊙ up(x), the inner activations of a gated MLP."""
+    """IA³'s l_ff multiplies silu(gate(x)) ⊙ up(x), the inner activations of a gated MLP; so does a vector behind `up`."""
     model = make(family)
     mlp, x = model.blocks[0].mlp, tp.Tensor(rng.standard_normal((4, model.config.d_model)))
     g, u, W2 = mlp.gate(x).data, mlp.up(x).data, mlp.down.weight.data
     l = rng.standard_normal(20)
-    tp.attach(model, tp.IA3()).wrappers["blocks.0.mlp.down"].l.data[:] = l
-    assert_close(mlp(x), (l * g / (1 + np.exp(-g)) * u) @ W2.T, 1e-12)
+    want = (l * g / (1 + np.exp(-g)) * u) @ W2.T
+    for method, place in (tp.IA3(), "down"), (tp.IA3(targets=("up",), feedforward=None), "up"):
+        tuned = tp.attach(model, method)
+        tuned.wrappers[f"blocks.0.mlp.{place}"].l.data[:] = l
+        assert_close(mlp(x), want, 1e-12)
+        tuned.detach()
 
 
 @families
@@ -172,6 +182,34 @@ def test_an_adapter_says_of_which_family_it_is(family, tmp_path):
         tp.load_adapter(make("GPT", np.float32), tmp_path)
     with pytest.raises(tp.MethodError, match="rope_theta"):
         tp.load_adapter(make(family, np.float32, rope_theta=1e4), tmp_path)
+
+
+def test_nothing_but_full_fine_tuning_copies_the_weights(tmp_path):
+    """7 MB of weights: attaching, switching off, saving and loading take a tenth of that."""
+    model = Llama(LlamaConfig(8192, 256, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, d_mlp=384, d_head=32))
+    most = model.n_parameters() * 4 // 10
+    peaks, tokens = {}, np.arange(12).reshape(2, 6)
+
+    def traced(what, call):
+        tracemalloc.start()
+        try: return call()
+        finally:
+            peaks[what] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    for name, method in METHODS.items():
+        if name == "full": continue
+        tuned = traced(name, lambda method=method: tp.attach(model, method, rng=0))
+        tuned(tokens)                                    # and it runs
+        traced(f"{name} detached", tuned.detach)
+    assert peaks["lora"] - sum(p.data.nbytes for p in tuned.trainable_parameters()) < 2e5
+    tuned = tp.attach(model, tp.LoRA(rank=2), rng=0)
+    traced("save", lambda: tuned.save(tmp_path / "ours"))
+    traced("save for PEFT", lambda: tuned.save(tmp_path / "peft", format="peft"))
+    traced("off and on", lambda: tuned.detach() and tuned.reattach())
+    for folder in ("ours", "peft"):
+        tuned.detach()
+        tuned = traced(f"load {folder}", lambda folder=folder: tp.load_adapter(model, tmp_path / folder))
+    assert max(peaks.values()) < most, {what: n for what, n in peaks.items() if n >= most}
 
 
 @methods

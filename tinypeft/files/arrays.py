@@ -77,7 +77,8 @@ def check_numbers(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{name!r} has numbers that are not finite")
 
 
-def fingerprint(arrays: Mapping[str, Array], dtypes: Mapping[str, Any] = MappingProxyType({})) -> str:
+def fingerprint(arrays: Mapping[str, Array],
+                dtypes: Mapping[str, Any] = MappingProxyType({})) -> str:
     """SHA-256 (hex) of named arrays, such as a model's `state_dict()`. dtypes: name → the precision
     to which an array is cast before, one array at a time."""
     digest = hashlib.sha256()

@@ -2,8 +2,8 @@
 
 Our own format is one file, adapter.safetensors (adapter.npz in folders made before). It holds the
 arrays of `PeftModel.state_dict`, and as JSON the method's class and fields, the model's family and
-sizes, and a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted: nothing in
-one is executed or imported, and what it says is checked before the model changes.
+sizes, and a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted:
+nothing in one is executed or imported, and what it says is checked before the model changes.
 """
 import contextlib
 import math
@@ -130,7 +130,7 @@ def _load(model, path, strict, method=None):
 
 
 def _check_sizes(model, family, fields):
-    """MethodError unless the adapter's model was of the same family and sizes; dropout is no size."""
+    """MethodError unless the adapter's model was of the same family and sizes, dropout aside."""
     kind, ours = type(model).__name__, asdict(model.config)
     if family == kind:
         theirs = asdict(made(model.Config, fields))

@@ -233,7 +233,7 @@ class PeftModel(Module):
         """Write the method and what it learned to `folder`; `load_adapter` reads either format.
 
         "tinypeft": adapter.safetensors, exact for every method. "peft": adapter_config.json and
-        adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' GPT-2 with
+        adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' model with
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         Neither stores what only training needs; a checkpoint of `train` does.
         """

@@ -35,7 +35,7 @@ import inspect
 import math
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,11 +85,13 @@ class Shape:
     @classmethod
     def of(cls, config: Any) -> Shape:
         """The shape of a GPTConfig or a LlamaConfig. Raises ValueError for another family."""
-        sizes = config.n_layers, config.d_model, config.n_heads, config.vocab_size, config.context_length
-        if isinstance(config, GPTConfig): return cls(*sizes)
-        if not isinstance(config, LlamaConfig):
-            raise ValueError(f"memory: the formulas are for a GPTConfig or a LlamaConfig, got a {type(config).__name__}")
-        return cls(*sizes, config.d_mlp, True, config.tied, config.n_kv_heads, config.d_head, config.qk_norm)
+        c = config
+        if not isinstance(c, (GPTConfig, LlamaConfig)):
+            raise ValueError(f"memory: the formulas are for a GPTConfig or a LlamaConfig, got a {type(c).__name__}")
+        shape = cls(c.n_layers, c.d_model, c.n_heads, c.vocab_size, c.context_length)
+        if isinstance(c, GPTConfig): return shape
+        return replace(shape, hidden=c.d_mlp, gated=True, tied=c.tied, kv_heads=c.n_kv_heads, d_head=c.d_head,
+                       qk_norm=c.qk_norm)
 
 
 SHAPES = {
