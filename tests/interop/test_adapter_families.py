@@ -23,15 +23,16 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 SEVEN = [7, 7, 7]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*",
                                         "ignore:The following rank_pattern keys")     # of AdaLoRA, which PEFT reads elsewhere
-families = pytest.mark.parametrize("family", [name for name in FAMILIES if name != "GPT"])
+families = pytest.mark.parametrize("family", FAMILIES)
 
 LAYERS = [*LLAMA.layers]
 OURS = {
     "LoRA": tp.LoRA(rank=2), "all": tp.LoRA(rank=2, alpha=3, targets="all", rank_stabilized=True),
-    "patterns": tp.LoRA(rank=2, targets="all", rank_pattern={"value": 3, "blocks.1.mlp.gate": 4}, alpha_pattern={"query": 3.5}),
+    "patterns": tp.LoRA(rank=2, targets=("query", "value", "gate"), rank_pattern={"value": 3, "blocks.1.mlp.gate": 4}, alpha_pattern={"query": 3.5}),
     "paths": tp.LoRA(rank=3, targets=("blocks.1.attention.key", "blocks.0.mlp.gate"), dropout=0.1),
-    "DyLoRA": tp.DyLoRA(rank=4, targets="all"),
-    "AdaLoRA": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1), "prefix": tp.PrefixTuning(length=3),
+    "DyLoRA": tp.DyLoRA(rank=4, targets=("query", "gate")),
+    "AdaLoRA": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1, targets=("key", "gate", "down")),
+    "prefix": tp.PrefixTuning(length=3),
     "PTuningV2": tp.PTuningV2(length=4), "prompt": tp.PromptTuning(length=3), "PTuning": tp.PTuning()}
 THEIRS = {
     "LoRA": peft.LoraConfig(r=3, lora_alpha=5), "all-linear": peft.LoraConfig(
@@ -219,7 +220,7 @@ def test_layers_are_selected_as_in_peft(fields, tmp_path):
     assert expected and Config(tmp_path / CONFIG).select(LLAMA, PATHS) == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["GPT", *FAMILIES])
 def test_the_names_are_those_of_transformers_modules(family, base):
     """Every module of transformers' model is known, so that a pattern selects here what it selects there."""
     theirs = {path for path, _ in base(family, np.float32).named_modules() if path}
