@@ -8,7 +8,7 @@
 from ...decoder import Decoder
 from .family import Family
 from .gemma import GemmaFamily
-from .huggingface import GPT2
+from .gpt2 import GPT2
 from .llama import LlamaFamily
 
 __all__ = ["FAMILIES", "GPT2", "Family", "GemmaFamily", "LlamaFamily", "family_of"]
