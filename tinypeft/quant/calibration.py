@@ -1,4 +1,4 @@
-"""Calibration: which layers of a block share an input (`READERS`), and statistics of these inputs.
+"""Calibration: which layers of a block share an input (`readers`), and statistics of these inputs.
 
 `capture` runs the model once. `block_by_block` takes each block's inputs from the blocks before it,
 quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
@@ -27,11 +27,28 @@ from ..tensor import Tensor, no_grad
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
 
-# A layer of a block → the layers that read its output.
-READERS = {"norm1":           ("attention.query", "attention.key", "attention.value"),
-           "attention.value": ("attention.output",),
-           "norm2":           ("mlp.up",),
-           None:              ("mlp.down",)}             # reads a GELU
+
+def readers(block: Module) -> dict[str | None, tuple[str, ...]]:
+    """A norm or layer of `block` → the linear layers that read its output, in order.
+
+    `mlp.down` reads a GELU, which lets no scale through: None. In a gated MLP it reads
+    act(gate(x)) ⊙ up(x), a product, to which a scale can come from `mlp.up`."""
+    gated = hasattr(block.mlp, "gate")
+    return {"norm1":                     ("attention.query", "attention.key", "attention.value"),
+            "attention.value":           ("attention.output",),
+            "norm2":                     ("mlp.gate", "mlp.up") if gated else ("mlp.up",),
+            "mlp.up" if gated else None: ("mlp.down",)}
+
+
+def channels(block: Module, source: str | None) -> Array:
+    """For every input channel of the layers that read `source`, the number of the output channel of
+    `source` that it carries: int (d_in,). These are 0 … d_in − 1, except in attention with grouped
+    heads, where H/G consecutive heads of `attention.output` carry one head of the values."""
+    d_in = block.get(readers(block)[source][0]).d_in
+    if source != "attention.value" or (d := block.attention.value.d_out) == d_in:
+        return np.arange(d_in)
+    heads = np.arange(d).reshape(-1, 1, block.attention.config.d_head)            # (G, 1, d_head)
+    return np.broadcast_to(heads, (len(heads), d_in // d, heads.shape[2])).reshape(-1)
 
 
 class Statistics:
@@ -76,6 +93,28 @@ class Recorder(Module):
     def forward(self, x: Tensor) -> Tensor:
         self.statistics.update(x.data.reshape(-1, x.shape[-1]))
         return self.base(x)
+
+
+class Keeper(Module):
+    """A module that keeps its inputs, Tensors, in the list `inputs`."""
+
+    def __init__(self, base: Module, inputs: list[Tensor]):
+        self.base, self.inputs = base, inputs
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        self.inputs.append(x)
+        return self.base(x, *more)
+
+
+def inputs_of(block: Module, name: str, hs: list[Tensor]) -> list[Tensor]:
+    """What the module `name` of a block is given, for each input of `hs` of the block."""
+    part, inputs = block.get(name), []
+    replace_modules(block, {name: Keeper(part, inputs)})
+    try:
+        for h in hs: block(h)
+    finally:
+        replace_modules(block, {name: part})
+    return inputs
 
 
 @contextlib.contextmanager
