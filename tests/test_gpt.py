@@ -10,7 +10,6 @@ import tinypeft as tp
 from tests.oracles import assert_close, assert_gradients_close
 from tinypeft import functional as F
 from tinypeft.generate import KVCache
-from tinypeft.gpt import parameter_shapes
 from tinypeft.nn import Dropout
 from tinypeft.tensor import Tensor, topological_order
 
@@ -301,7 +300,7 @@ CONFIG = tp.GPTConfig(37, 24, 16, 2, 4)
 
 
 def test_the_shapes_of_a_model_are_known_without_one():
-    assert parameter_shapes(CONFIG) == {n: p.shape for n, p in tp.GPT(CONFIG).named_parameters()}
+    assert tp.GPT.parameter_shapes(CONFIG) == {n: p.shape for n, p in tp.GPT(CONFIG).named_parameters()}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

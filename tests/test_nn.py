@@ -4,7 +4,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tinypeft.nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter, kaiming_uniform, replace_modules
+from tinypeft.nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm, replace_modules
 from tinypeft.tensor import Tensor
 
 rng = np.random.default_rng(0)
@@ -23,6 +23,7 @@ LAYERS = {
     "Linear":    (lambda: Linear(4, 3), X, lambda nn: nn.Linear(4, 3)),
     "no bias":   (lambda: Linear(4, 3, bias=False), X, lambda nn: nn.Linear(4, 3, bias=False)),
     "LayerNorm": (lambda: LayerNorm(4, eps=1e-3), X, lambda nn: nn.LayerNorm(4, eps=1e-3)),
+    "RMSNorm":   (lambda: RMSNorm(4, eps=1e-3), X, lambda nn: nn.RMSNorm(4, eps=1e-3)),
     "Embedding": (lambda: Embedding(6, 3), IDS, lambda nn: nn.Embedding(6, 3)),
 }
 
@@ -58,11 +59,22 @@ def test_dropout_acts_in_training_only():
         Dropout(1)
 
 
+@pytest.mark.parametrize("make", [lambda n: Linear(n, 3), lambda n: LayerNorm(n), lambda n: RMSNorm(n, offset=1.0),
+                                  lambda n: Embedding(n, 3)])
+def test_layers_of_shapes_only_take_no_memory(make):
+    n = 1 << 40
+    with tp.nn.shapes_only():
+        assert n in make(n).weight.shape and not make(4).weight.data.flags.writeable
+        with pytest.raises((ValueError, OverflowError)): make(1 << 80)
+    layer = make(4)
+    assert layer.weight.data.flags.writeable and layer.weight.data.flags.owndata
+
+
 def test_initialisation():
     assert_close(Linear(300, 400, rng=0).weight.data.std(), 0.02, 0.02)
     assert not Linear(3, 4).bias.data.any() and Linear(3, 4, bias=False).bias is None
     assert np.array_equal(Linear(3, 4, rng=5).weight.data, Linear(3, 4, rng=np.random.default_rng(5)).weight.data)
-    W = kaiming_uniform((200, 100), np.random.default_rng(0))
+    W = tp.nn.kaiming_uniform((200, 100), np.random.default_rng(0))
     assert W.dtype == np.float32 and np.abs(W).max() <= 0.1 and np.isclose(W.std(), 0.1 / np.sqrt(3), rtol=0.02)
 
 

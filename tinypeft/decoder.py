@@ -1,4 +1,4 @@
-"""A decoder: the parts of a language model that GPT-2 and the Llama family share.
+"""A decoder: the parts of a language model that GPT-2, the Llama family and Gemma share.
 
     x = embed(E[tokens])           where a subclass adds positions, or scales
     x = block(x)                   in every block
@@ -10,32 +10,103 @@ layer's attention sees before its own. The generation cache is a prefix that gro
 """
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from . import functional as F
 from .generate import KVCache, LayerCache, generate
-from .hints import Array
-from .nn import Embedding, Linear, Module
+from .hints import Array, Rng
+from .nn import Embedding, Linear, Module, Parameter, check_names, shapes_only
 from .tensor import GraphError, Tensor, concatenate
 
-__all__ = ["Decoder", "Prefix", "attend", "heads"]
+__all__ = ["Block", "Decoder", "Prefix", "attend", "heads"]
 
 Prefix = list[tuple[Tensor, Tensor]]                     # one (K, V) per layer
 
 
-class Decoder(Module):
-    """What a language model does with its parts; a subclass makes them.
+class Block(Module):
+    """x + attention(norm1(x)), and to that + mlp(norm2(·)); a family of models gives the parts."""
 
-    config: has vocab_size, context_length, d_model, n_layers, n_kv_heads and d_head.
+    def __init__(self, norm1: Module, attention: Module, norm2: Module, mlp: Module):
+        self.norm1, self.attention, self.norm2, self.mlp = norm1, attention, norm2, mlp
+
+    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+                cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), prefix, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(Module):
+    """What a language model does with its parts; a subclass makes them, with random weights.
+
+    config: a `Config`, with vocab_size, context_length, d_model, n_layers, n_kv_heads, d_head.
     blocks: modules, called as block(x, prefix, cache)."""
-    config: Any
+    Config: ClassVar[type]
+    tokenizer: Any = None
     attachment: Any = None                               # what `peft.attach` changed here
-    token_embedding: Embedding
-    lm_head: Linear | None = None                        # None: tied to the token embedding
     blocks: list[Module]
     final_norm: Module
+    lm_head: Linear | None = None                        # None: tied to the token embedding
+    head: Module | None = None                           # a classifier, where a task needs one
+
+    def __init__(self, config: Any, rng: Rng):
+        if not isinstance(config, self.Config):
+            raise TypeError(f"{type(self).__name__}: expected a {self.Config.__name__}, "
+                            f"got {type(config).__name__}")
+        self.config = config
+        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng=rng)
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        """name → shape of every parameter of a model without a classifier. It takes no memory."""
+        return {name: p.shape for name, p in cls._unfilled(config).named_parameters()}
+
+    @classmethod
+    def _unfilled(cls, config):
+        """A model whose parameters have shapes and no memory."""
+        try:
+            with shapes_only(): return cls(config)
+        except (ValueError, OverflowError) as e:
+            raise ValueError(f"no array has the shapes of {config}") from e
+
+    @classmethod
+    def from_arrays(cls, config: Any, arrays: Mapping[str, Array],
+                    layers: Mapping[str, Module] | None = None) -> Self:
+        """A model whose parameters are `arrays`, which have the names of `state_dict`.
+
+        It takes no memory beside the arrays. layers: path → the layer to have there in place of a
+        `Linear`, with its weight and bias. The model has a head if there is a "head.weight".
+        Raises KeyError for names missing or unknown, ValueError for shapes that do not fit
+        `config`, and for arrays that are not all float32, or all float64."""
+        layers, d = layers or {}, config.d_model
+        if 2 * config.n_layers > len(arrays):            # its norms alone are 2 arrays per block
+            raise ValueError(f"{len(arrays)} arrays are too few for {config.n_layers} layers")
+        model = cls._unfilled(config)
+        shapes = {name: p.shape for name, p in model.named_parameters()}
+        for path, layer in layers.items():
+            expected, _ = shapes.pop(f"{path}.weight", None), shapes.pop(f"{path}.bias", None)
+            if (layer.d_out, layer.d_in) != expected:
+                kind = f"none: a {cls.__name__} has no such layer"
+                raise ValueError(f"{path} has a weight of shape {(layer.d_out, layer.d_in)}, "
+                                 f"expected {expected or kind}")
+        if "head.weight" in arrays:
+            shapes["head.weight"] = (*arrays["head.weight"].shape[:1], d)
+            if "head.bias" in arrays: shapes["head.bias"] = shapes["head.weight"][:1]
+            with shapes_only(): model.head = Linear(d, 1, bias="head.bias" in arrays)
+        check_names(shapes, arrays)
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
+        if (kinds := {a.dtype.name for a in arrays.values()}) not in ({"float32"}, {"float64"}):
+            raise ValueError(f"the arrays are {' and '.join(sorted(kinds))}, expected float32 or "
+                             "float64 for all")
+        modules = dict(model.named_modules())
+        for name, part in [*layers.items(), *((n, Parameter(a)) for n, a in arrays.items())]:
+            path, _, kind = name.rpartition(".")
+            setattr(modules[path], kind, part)
+        return model
 
     @property
     def attached(self) -> Any:

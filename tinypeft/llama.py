@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import functional as F
-from .decoder import Decoder, attend, heads
+from .decoder import Block, Decoder, attend, heads
 from .generate import LayerCache
 from .hints import Array, Seed
 from .hyper import Checked, flag, real, whole
-from .nn import Embedding, Linear, Module, RMSNorm
+from .nn import Linear, Module, RMSNorm
 from .tensor import Tensor
 
 __all__ = ["Llama", "LlamaConfig"]
@@ -105,31 +105,17 @@ class MLP(Module):
         return self.down(F.swiglu(self.gate(x), self.up(x)))
 
 
-class Block(Module):
-    """x + Attention(RMSNorm(x)), and to that + MLP(RMSNorm(·))."""
-
-    def __init__(self, c, rng):
-        self.norm1, self.attention = RMSNorm(c.d_model, c.norm_eps), Attention(c, rng)
-        self.norm2, self.mlp = RMSNorm(c.d_model, c.norm_eps), MLP(c, rng)
-
-    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
-                cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), prefix, cache)
-        return x + self.mlp(self.norm2(x))
-
-
 class Llama(Decoder):
     """A Llama with random weights."""
 
+    Config = LlamaConfig
+
     def __init__(self, config: LlamaConfig, rng: Seed = 0):
-        if not isinstance(config, LlamaConfig):
-            raise TypeError(f"Llama: expected a LlamaConfig, got {type(config).__name__}")
         rng = np.random.default_rng(rng)
-        self.config, self.tokenizer = config, None
-        self.attachment = None                           # what `peft.attach` changed here
-        d = config.d_model
-        self.token_embedding = Embedding(config.vocab_size, d, rng=rng)
-        self.blocks = [Block(config, rng) for _ in range(config.n_layers)]
-        self.final_norm = RMSNorm(d, config.norm_eps)
-        self.lm_head = None if config.tied else Linear(d, config.vocab_size, bias=False, rng=rng)
-        self.head = None                                 # a classifier, where a task needs one
+        super().__init__(config, rng)
+        norm = lambda: RMSNorm(config.d_model, config.norm_eps)
+        self.blocks = [Block(norm(), Attention(config, rng), norm(), MLP(config, rng))
+                       for _ in range(config.n_layers)]
+        self.final_norm = norm()
+        if not config.tied:
+            self.lm_head = Linear(config.d_model, config.vocab_size, bias=False, rng=rng)

@@ -6,6 +6,8 @@ one value, such as a quantized weight. A `Module`, or a list of them, is a child
 """
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -19,7 +21,7 @@ from .hints import Array, Seed
 from .tensor import Tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
-           "RMSNorm", "check_names", "check_state", "replace_modules"]
+           "RMSNorm", "check_names", "check_state", "replace_modules", "shapes_only"]
 
 
 class Parameter(Tensor):
@@ -232,14 +234,42 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
     return old
 
 
+# -- layers --------------------------------------------------------------------------------------
+_shapes_only = contextvars.ContextVar("shapes_only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside `with shapes_only():` the parameters of the layers below have shapes and no memory.
+
+    Each is a read-only view of a single 0, and nothing is drawn: a model made so says which
+    parameters it needs, and each is to be replaced. Raises ValueError or OverflowError for a shape
+    that no array can have."""
+    before = _shapes_only.set(True)
+    try: yield
+    finally: _shapes_only.reset(before)
+
+
+def _normal(shape, std, rng):
+    """A parameter that starts at N(0, std²)."""
+    if _shapes_only.get(): return _full(shape, 0)
+    W = std * np.random.default_rng(rng).standard_normal(shape)
+    return Parameter(W.astype(np.float32))
+
+
+def _full(shape, value):
+    """A parameter whose numbers all start at `value`."""
+    if _shapes_only.get(): return Parameter(np.broadcast_to(np.float32(0), shape))
+    return Parameter(np.full(shape, value, np.float32))
+
+
 class Linear(Module):
     """y = x Wᵀ + b, W (d_out, d_in). W starts at N(0, std²) and b at 0, as in GPT-2."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True, rng: Seed | None = None,
                  std: float = 0.02):
-        rng = np.random.default_rng(rng)
-        self.weight = Parameter((std * rng.standard_normal((d_out, d_in))).astype(np.float32))
-        self.bias = Parameter(np.zeros(d_out, np.float32)) if bias else None
+        self.weight = _normal((d_out, d_in), std, rng)
+        self.bias = _full(d_out, 0) if bias else None
 
     d_in = property(lambda self: self.weight.shape[1])
     d_out = property(lambda self: self.weight.shape[0])
@@ -263,8 +293,7 @@ class LayerNorm(Module):
     """y = γ (x − mean)/√(var + ε) + β; γ is `weight`, β is `bias`."""
 
     def __init__(self, d: int, eps: float = 1e-5):
-        self.weight = Parameter(np.ones(d, np.float32))
-        self.bias, self.eps = Parameter(np.zeros(d, np.float32)), eps
+        self.weight, self.bias, self.eps = _full(d, 1), _full(d, 0), eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
@@ -276,8 +305,7 @@ class RMSNorm(Module):
     """y = γ x/√(mean x² + ε); γ is `weight`. Gemma stores γ − 1: `offset` 1 adds it."""
 
     def __init__(self, d: int, eps: float = 1e-6, offset: float = 0.0):
-        self.weight = Parameter(np.full(d, 1 - offset, np.float32))
-        self.eps, self.offset = eps, offset
+        self.weight, self.eps, self.offset = _full(d, 1 - offset), eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps)
@@ -289,8 +317,7 @@ class Embedding(Module):
     """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²)."""
 
     def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02):
-        rng = np.random.default_rng(rng)
-        self.weight = Parameter((std * rng.standard_normal((n, d))).astype(np.float32))
+        self.weight = _normal((n, d), std, rng)
 
     def forward(self, ids: Array) -> Tensor: return F.embedding(ids, self.weight)
     def describe(self) -> str: return f"({self.weight.shape[0]} × {self.weight.shape[1]})"

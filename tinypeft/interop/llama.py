@@ -9,7 +9,6 @@
 GGUF stores the rows of attn_q and attn_k for a rotation of neighbours (x_{2i}, x_{2i+1}). `halves`
 reorders them for the rotation of halves (x_i, x_{i + d/2}) that `Llama` computes.
 """
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 
 from ..hints import Array
 from ..llama import Llama, LlamaConfig
-from ..nn import Parameter
 from .gguf_reader import GGUFError, read_gguf
 
 __all__ = ["from_gguf", "halves"]
@@ -55,19 +53,14 @@ def from_gguf(path: str | Path) -> Llama:
         raise GGUFError(f"{path}: {wrong[0][0]!r} does not fit: expected "
                         f"{expected.get(wrong[0][0], 'no such tensor')}, got "
                         f"{got.get(wrong[0][0], 'none')}")
-    # A tiny model costs no memory. Each parameter is then replaced by one of the right size.
-    small = {"vocab_size": 1, "context_length": 1, "d_model": 1, "n_heads": 1, "n_kv_heads": 1,
-             "d_head": 2, "d_mlp": 1}
-    model = Llama(replace(config, **small))
-    model.config, modules = config, dict(model.named_modules())
-    for block in model.blocks: block.attention.config = config
+    arrays = {}
     for theirs, (ours, _) in layout.items():
         W = file[f"{theirs}.weight"]
         if theirs.endswith(("attn_q", "attn_k")): W = halves(W, config.d_head)
         if not np.isfinite([W.min(), W.max()]).all():
             raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
-        modules[ours].weight = Parameter(W)
-    return model
+        arrays[f"{ours}.weight"] = W
+    return Llama.from_arrays(config, arrays)
 
 
 def halves(W: Array, d_head: int) -> Array:
