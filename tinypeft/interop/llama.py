@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..files import naming
 from ..hints import Array
 from ..llama import Llama, LlamaConfig
+from ..quant import QuantizedLinear
 from .gguf_reader import GGUFError, read_gguf
+from .gguf_types import as_qtensor, decode
 
 __all__ = ["from_gguf", "halves"]
 
@@ -33,9 +36,11 @@ SIZES = {"context_length": "context_length", "d_model": "embedding_length",
          "rope_theta": "rope.freq_base", "norm_eps": "attention.layer_norm_rms_epsilon"}
 
 
-def from_gguf(path: str | Path) -> Llama:
+def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
     """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, without a tokenizer.
 
+    quantized: True leaves the linear layers of the blocks as codes, where the file has codes: they
+    become `QuantizedLinear`s, which compute the same numbers. Embeddings and norms are float32.
     Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
     file = read_gguf(path)
     config = _config(file)
@@ -53,14 +58,20 @@ def from_gguf(path: str | Path) -> Llama:
         raise GGUFError(f"{path}: {wrong[0][0]!r} does not fit: expected "
                         f"{expected.get(wrong[0][0], 'no such tensor')}, got "
                         f"{got.get(wrong[0][0], 'none')}")
-    arrays = {}
+    arrays, layers = {}, {}
     for theirs, (ours, _) in layout.items():
-        W = file[f"{theirs}.weight"]
-        if theirs.endswith(("attn_q", "attn_k")): W = halves(W, config.d_head)
-        if not np.isfinite([W.min(), W.max()]).all():
-            raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
-        arrays[f"{ours}.weight"] = W
-    return Llama.from_arrays(config, arrays)
+        name = f"{theirs}.weight"
+        kind, shape, octets = file.kind(name), file.shape(name), file.octets(name)
+        if theirs.endswith(("attn_q", "attn_k")):                # a row is whole blocks
+            octets = halves(octets.reshape(shape[0], -1), config.d_head).reshape(-1)
+        with naming(f"{path}: {name}", GGUFError):
+            if quantized and kind.bits and theirs.startswith("blk."):
+                layers[ours] = QuantizedLinear(as_qtensor(kind, octets, shape), None)
+                continue
+            W = arrays[f"{ours}.weight"] = decode(kind, octets, shape)
+            if not np.isfinite([W.min(), W.max()]).all():
+                raise ValueError("it has numbers that are not finite")
+    return Llama.from_arrays(config, arrays, layers)
 
 
 def halves(W: Array, d_head: int) -> Array:
