@@ -4,8 +4,11 @@ import struct
 import numpy as np
 import pytest
 
+import tinypeft as tp
 from tests.oracles import assert_close
 from tests.test_llama import llama
+from tests.toys import Noise, linear_paths, same
+from tinypeft.interop import llama as llama_module
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.llama import MODULES, from_gguf, halves
 
@@ -67,9 +70,57 @@ def test_quantized_tensors_are_decoded(kind, tmp_path):
     np.testing.assert_array_equal(file["blk.1.ffn_up.weight"], gguf.quants.dequantize(gguf.quants.quantize(W, t), t))
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_blocks_that_stay_as_they_are_compute_the_same_bit_exact(kind, tmp_path, rng):
+    """Linear layers hold the file's codes; logits are those of the decoded model."""
+    model, tokens = llama(dtype=np.float32, **SIZES), rng.integers(0, 41, (2, 9))
+    path = write(tmp_path / "m.gguf", model, kind)
+    packed, decoded = from_gguf(path, quantized=True), from_gguf(path)
+    assert all(type(packed.get(p)) is tp.QuantizedLinear and type(decoded.get(p)) is tp.nn.Linear for p in linear_paths(model))
+    np.testing.assert_array_equal(packed(tokens).data, decoded(tokens).data)
+    file = read_gguf(path)
+    assert sum(packed.get(p).nbytes for p in linear_paths(model)) == sum(
+        file.octets(n).size for n in file if n.startswith("blk.") and "norm" not in n)
+    assert all(p.dtype == np.float32 for p in packed.parameters())
+
+
+def test_files_of_numbers_have_nothing_to_leave_as_it_is(file):
+    assert all(type(m) is not tp.QuantizedLinear for _, m in from_gguf(file, quantized=True).named_modules())
+
+
+def test_a_lora_on_the_blocks_of_a_file_trains_as_on_the_decoded_weights(tmp_path):
+    """QLoRA: the same losses, bit for bit, and the codes stay."""
+    path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), "Q4_1")
+    runs, states = [], []
+    for quantized in (True, False):
+        model = from_gguf(path, quantized=quantized)
+        before = {name: a.copy() for name, a in model.state_dict().items()}
+        tuned = tp.attach(model, tp.LoRA(rank=4, targets=("query", "value", "gate", "down")), rng=0)
+        runs.append(tp.train(tuned, Noise(41), steps=6, batch_size=4, lr=1e-2, progress=False).loss)
+        states.append({name: p.data for name, p in tuned.named_parameters() if p.requires_grad})
+        assert same(before, tuned.detach().state_dict())
+    assert runs[0] == runs[1] and same(*states) and all(a.any() for a in states[0].values())
+
+
+def test_scales_of_blocks_are_trained(tmp_path):
+    """PEQA on Q4_1: s changes, the codes and the offsets stay, and the merged model computes the same."""
+    model = from_gguf(write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), "Q4_1"), quantized=True)
+    tokens = np.arange(12).reshape(2, 6)
+    start, before = model(tokens).data, model.get("blocks.0.mlp.up").weight
+    tuned = tp.attach(model, tp.PEQA(4, group_size=32), rng=0)
+    assert_close(tuned(tokens), start, 1e-5)
+    tp.train(tuned, Noise(41), steps=5, batch_size=4, lr=1e-3, progress=False)
+    merged = tuned.merge()
+    after = merged.get("blocks.0.mlp.up").weight
+    assert np.array_equal(before.codes, after.codes) and np.array_equal(before.offset, after.offset)
+    assert not np.array_equal(before.scale, after.scale)
+    assert_close(merged(tokens), tuned(tokens), 2e-2)              # scales are float16 again
+
+
 def test_halves_undoes_neighbours(rng):
     W = rng.standard_normal((24, 5))
     np.testing.assert_array_equal(halves(neighbours(W, 8), 8), W)
+    np.testing.assert_array_equal(llama_module.neighbours(W, 8), neighbours(W, 8))
     assert not np.array_equal(halves(W, 8), W)
 
 

@@ -80,6 +80,12 @@ def halves(W: Array, d_head: int) -> Array:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
 
 
+def neighbours(W: Array, d_head: int) -> Array:
+    """The inverse of `halves`."""
+    pairs = W.reshape(-1, 2, d_head // 2, W.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
+
+
 def _config(file) -> LlamaConfig:
     fields: dict[str, Any] = file.fields
     if (kind := fields.get("general.architecture")) != "llama":
