@@ -10,9 +10,9 @@ from tests.toys import linear_paths
 from tinypeft.nn import Linear
 from tinypeft.pretrained import FOLDER
 from tinypeft.quant.awq import InputScaledLinear
-from tinypeft.quant.calibration import readers
 from tinypeft.quant.folding import fold_scale, plant_outliers
 from tinypeft.quant.measure import layer_errors, output_error, unfolded
+from tinypeft.quant.readers import readers
 
 
 def problem(rng, d_out=24, d_in=64, n=300, spread=1.0):

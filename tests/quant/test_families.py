@@ -11,9 +11,9 @@ from tests.oracles import assert_close
 from tests.test_llama import llama
 from tests.toys import Distil, Noise, linear_paths, same
 from tinypeft.files import load_arrays
-from tinypeft.quant.calibration import channels, readers
 from tinypeft.quant.folding import fold_scale
 from tinypeft.quant.measure import folded_scales, unfolded
+from tinypeft.quant.readers import channels, readers
 
 TOKENS = np.random.default_rng(0).integers(0, 41, (8, 40))
 KINDS = ["grouped", "Qwen3", "one key head"]
@@ -30,32 +30,6 @@ def random_scales(block, rng):
         if source: yield source, np.exp(rng.uniform(-1, 1, columns.max() + 1)), columns
 
 
-# -- who reads what --------------------------------------------------------------------------------
-def test_readers_of_a_gated_block():
-    block = llama().blocks[0]
-    assert readers(block) == {"norm1": ("attention.query", "attention.key", "attention.value"),
-                              "attention.value": ("attention.output",), "norm2": ("mlp.gate", "mlp.up"),
-                              "mlp.up": ("mlp.down",)}
-    assert channels(block, "mlp.up").tolist() == list(range(20))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_channels_are_what_depends_on_a_channel(kind):
-    """A row of W_value that changes is seen in the columns of W_output that its heads have, and in no others."""
-    block = llama(kind).blocks[0]
-    columns, value, n = channels(block, "attention.value"), block.attention.value, len(TOKENS[0])
-    x = tp.Tensor(np.random.default_rng(1).standard_normal((1, n, 24)))
-    seen = []
-    block.attention.output.forward = lambda o: seen.append(o.data) or o      # what attention computes
-    block.attention(x)
-    for row in range(value.d_out):
-        kept = value.weight.data[row].copy()
-        value.weight.data[row] += 1
-        block.attention(x)
-        assert np.array_equal(np.flatnonzero((seen[0] != seen[-1]).any((0, 1))), np.flatnonzero(columns == row))
-        value.weight.data[row] = kept
-
-
 # -- folding ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
 def test_folding_changes_no_function_numerical(kind, rng):
@@ -66,7 +40,9 @@ def test_folding_changes_no_function_numerical(kind, rng):
         for source, s, columns in random_scales(block, rng):
             fold_scale(block.get(source), [block.get(name) for name in readers(block)[source]], s[columns], columns)
     assert error(model, before) < 1e-10
-    assert max(np.abs(a - b).max() for a, b in zip(model.state_dict().values(), llama(kind).state_dict().values(), strict=True)) > 1
+    for (name, a), b in zip(model.named_parameters(), llama(kind).parameters(), strict=True):
+        assert name == "token_embedding.weight" or "final" in name or "lm_head" in name or "_norm" in name \
+            or not np.allclose(a.data, b.data)
 
 
 @pytest.mark.parametrize("dtype, factor, tolerance", [(np.float64, 30.0, 1e-10), (np.float32, 64.0, 0)])
@@ -214,13 +190,14 @@ def test_gptq_is_its_definition_numerical():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_awq_is_its_definition_numerical(kind):
-    """Every α of every group of layers tried by hand: query, key and value by all of attention, gate and up by all of the
-    MLP, output and down by themselves; heads that share values share s."""
+    """Every α of every group of layers tried by hand: query, key and value by all of attention, gate and up by all of the MLP,
+    output and down by themselves; heads that share values share s."""
     model, scheme = llama(kind, np.float32), tp.AWQ(3, group_size=4, clip=False)
     (X, W), c = parts_of(model, 0), model.config
     quantized = tp.quantize(copy.deepcopy(model), scheme, TOKENS)
     rounded = lambda w, s: scheme.nearest.quantize((w * s).astype(np.float32)).dequantize() / s
-    attention, x1 = copy.deepcopy(model.blocks[0].attention), tp.Tensor(X["attention.key"].reshape(8, 40, -1).astype(np.float32))
+    attention = copy.deepcopy(model.blocks[0].attention)
+    x1 = tp.Tensor(X["attention.key"].reshape(8, 40, -1).astype(np.float32))
 
     def attended(s):
         for name in ("query", "key", "value"):
@@ -243,26 +220,30 @@ def test_awq_is_its_definition_numerical(kind):
                 x[at] = np.mean(x[at])
         return x
 
-    judges = {("attention.query", "attention.key", "attention.value"): attended, ("attention.output",): alone("attention.output"),
-              ("mlp.gate", "mlp.up"): mlp, ("mlp.down",): alone("mlp.down")}
+    judges = {("attention.query", "attention.key", "attention.value"): attended, ("mlp.gate", "mlp.up"): mlp,
+              ("attention.output",): alone("attention.output"), ("mlp.down",): alone("mlp.down")}
     best = {}
     for names, computed in judges.items():
         s_X, losses = np.abs(X[names[0]]).mean(0), []
         if names == ("attention.output",): s_X = per_group(s_X)
         for i in range(20):
             s = np.maximum(s_X**(i / 20), 1e-4)
-            losses.append((np.square(computed(s / np.sqrt(s.max() * s.min())) - computed(None)).sum(), s / np.sqrt(s.max() * s.min())))
+            s = s / np.sqrt(s.max() * s.min())
+            losses.append((np.square(computed(s) - computed(None)).sum(), s))
         best |= dict.fromkeys(names, min(losses, key=lambda pair: pair[0])[1])
-    rows = {"attention.value": best["attention.output"].reshape(G, H // G, d)[:, 0].reshape(-1), "mlp.up": best["mlp.down"]}
+    rows = {"attention.value": best["attention.output"].reshape(G, H // G, d)[:, 0].reshape(-1),
+            "mlp.up": best["mlp.down"]}
     for name, w in W.items():
-        expected = scheme.nearest.quantize(((w * best[name]).T / rows.get(name, 1)).T.astype(np.float32)).dequantize()
+        w = ((w * best[name]).T / rows.get(name, 1)).T
+        expected = scheme.nearest.quantize(w.astype(np.float32)).dequantize()
         got = quantized.get(f"blocks.0.{name}").dense_weight()
         assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected), name
     assert all(type(quantized.get(path)) is tp.QuantizedLinear for path in linear_paths(model))     # every s was folded
 
 
 # -- training --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("scheme", [tp.FakeQuant(3), tp.FakeQuant(3, learn_step=True), tp.LLMQAT(3, kv_bits=8), tp.PEQA(3)], ids=repr)
+@pytest.mark.parametrize("scheme", [tp.FakeQuant(3), tp.FakeQuant(3, learn_step=True), tp.LLMQAT(3, kv_bits=8), tp.PEQA(3)],
+                         ids=repr)
 def test_training_lowers_the_loss_and_convert_keeps_the_function(scheme):
     model = llama(dtype=np.float32)
     task = Distil(copy.deepcopy(model))

@@ -67,7 +67,8 @@ def test_errors():
         with pytest.raises(ValueError, match="block_bytes needs"): block_bytes(replace(q, **wrong))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILE_TYPES.values() if kind.name in TYPES.values()], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [kind for kind in FILE_TYPES.values() if kind.name in TYPES.values()],
+                         ids=lambda kind: kind.name)
 def test_what_a_file_holds_is_written_again_bit_exact(kind, rng):
     octets = rng.integers(0, 256, (24, kind.octets), np.uint8)
     octets[:, [1, 3]] &= 0b1011_1111                                           # finite scales

@@ -52,11 +52,11 @@ from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import Linear, Module, replace_modules
 from ..tensor import Tensor
-from .calibration import (CalibratedWeights, Statistics, block_by_block, channels, inputs_of,
-                          readers, recording_inputs)
+from .calibration import CalibratedWeights, Statistics, block_by_block, inputs_of, recording_inputs
 from .folding import NORMS, fold_scale
 from .linear import QuantizedLinear
 from .qtensor import QTensor
+from .readers import channels, readers
 from .scheme import checked, weights_per_scale
 
 

@@ -1,4 +1,4 @@
-"""Calibration: which layers of a block share an input (`readers`), and statistics of these inputs.
+"""Calibration: running a model on tokens, block by block, and statistics of its layers' inputs.
 
 `capture` runs the model once. `block_by_block` takes each block's inputs from the blocks before it,
 quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
@@ -26,29 +26,6 @@ from ..nn import Module, replace_modules
 from ..tensor import Tensor, no_grad
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
-
-
-def readers(block: Module) -> dict[str | None, tuple[str, ...]]:
-    """A norm or layer of `block` → the linear layers that read its output, in order.
-
-    `mlp.down` reads a GELU, which lets no scale through: None. In a gated MLP it reads
-    act(gate(x)) ⊙ up(x), a product, to which a scale can come from `mlp.up`."""
-    gated = hasattr(block.mlp, "gate")
-    return {"norm1":                     ("attention.query", "attention.key", "attention.value"),
-            "attention.value":           ("attention.output",),
-            "norm2":                     ("mlp.gate", "mlp.up") if gated else ("mlp.up",),
-            "mlp.up" if gated else None: ("mlp.down",)}
-
-
-def channels(block: Module, source: str | None) -> Array:
-    """For every input channel of the layers that read `source`, the number of the output channel of
-    `source` that it carries: int (d_in,). These are 0 … d_in − 1, except in attention with grouped
-    heads, where H/G consecutive heads of `attention.output` carry one head of the values."""
-    d_in = block.get(readers(block)[source][0]).d_in
-    if source != "attention.value" or (d := block.attention.value.d_out) == d_in:
-        return np.arange(d_in)
-    heads = np.arange(d).reshape(-1, 1, block.attention.config.d_head)            # (G, 1, d_head)
-    return np.broadcast_to(heads, (len(heads), d_in // d, heads.shape[2])).reshape(-1)
 
 
 class Statistics:

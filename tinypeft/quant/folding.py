@@ -5,7 +5,7 @@
     x / s = (V/s) h + c/s      for x = V h + c, the output of a linear layer (V is divided by rows)
 
 So a positive s_j per channel j can move from γ_j and β_j into column j of every W that reads the
-norm (`calibration.readers`), and the function stays the same. SmoothQuant and AWQ choose s to make
+norm (`readers.py`), and the function stays the same. SmoothQuant and AWQ choose s to make
 quantization easy; `plant_outliers` chooses it to make quantization hard, in a model of any size.
 Gemma stores w = γ − 1, which becomes (1 + w)/s − 1.
 
@@ -25,7 +25,7 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array, Seed
 from ..nn import LayerNorm, Linear, Module, RMSNorm
-from .calibration import readers
+from .readers import readers
 
 NORMS = LayerNorm, RMSNorm
 
@@ -70,6 +70,6 @@ def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0, rng:
     planted = np.sort(np.random.default_rng(rng).choice(d, channels, replace=False))
     s = np.ones(d)
     s[planted] = 1 / factor
-    for norm, readers in followers(model).items():
-        fold_scale(model.get(norm), [model.get(path) for path in readers], s)
+    for norm, paths in followers(model).items():
+        fold_scale(model.get(norm), [model.get(path) for path in paths], s)
     return planted

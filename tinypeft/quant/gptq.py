@@ -46,10 +46,11 @@ from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import Linear, replace_modules
-from .calibration import CalibratedWeights, below, block_by_block, readers, recording_inputs
+from .calibration import CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
 from .packing import pack
 from .qtensor import QTensor
+from .readers import readers
 from .scheme import checked
 from .uniform import Uniform
 

@@ -18,8 +18,9 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array
 from ..nn import Module
-from .calibration import capture, channels, readers
+from .calibration import capture
 from .linear import QuantizedLinear
+from .readers import channels, readers
 from .scheme import Scheme
 
 
@@ -78,12 +79,12 @@ def folded_scales(old: Module, new: Module) -> dict[str, Array]:
         s[norm] = ratio(gain(a), gain(b), ratio(bias(a), bias(b), 1))
         for source in folds[norm]:                       # a layer that reads the norm and is read
             if source not in folds: continue
-            V, (W, W_hat) = both(source), (m.dense_weight() for m in both(*folds[source]))
-            order = np.argsort(channels(old, source), kind="stable")
-            columns = lambda W: W.T[order].reshape(V[0].d_out, -1).T     # those of a channel in one
-            between = scale_between(V[0].dense_weight(), V[1].dense_weight() / s[norm],
-                                    columns(W), columns(W_hat))
-            s[source] = ratio(bias(V[0]), bias(V[1]), between)
+            a, b = both(source)
+            V, V_hat = a.dense_weight(), b.dense_weight() / s[norm]
+            order = np.argsort(channels(old, source), kind="stable")      # columns of one channel
+            W, W_hat = (m.dense_weight().T[order].reshape(len(V), -1)     # make one row of Wᵀ
+                        for m in both(*folds[source]))
+            s[source] = ratio(bias(a), bias(b), scale_between(V, V_hat, W.T, W_hat.T))
     return s
 
 
