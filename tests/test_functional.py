@@ -58,6 +58,9 @@ CASES = {
         (normal(2, 3, 5, 6),), lambda x: F.rotary(x, *ANGLES), lambda x: plain.rotary(x, *ANGLES), None),
     "swiglu": (
         (3 * normal(2, 3, 5), normal(2, 3, 5)), F.swiglu, plain.swiglu, lambda f: lambda g, u: f.silu(g) * u),
+    "geglu": (
+        (3 * normal(2, 3, 5), normal(2, 3, 5)), F.geglu, plain.geglu,
+        lambda f: lambda g, u: f.gelu(g, approximate="tanh") * u),
     "layer norm, no columns": (
         (normal(3, 0), normal(0), normal(0)), F.layer_norm, None, lambda f: lambda x, g, b: f.layer_norm(x, (0,), g, b)),
     "gelu": (
@@ -88,6 +91,12 @@ CASES = {
     "attention, after a prefix": (
         (normal(2, 3, 4), normal(2, 8, 4), normal(2, 8, 4) + 1), F.attention, attention,
         lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, seen(3, 8))),
+    "attention, grouped": (
+        (normal(2, 6, 5, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4) + 1), F.attention, plain.grouped_attention,
+        lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)),
+    "attention, grouped, a window after a prefix": (
+        (normal(4, 5, 3), normal(2, 7, 3), normal(2, 7, 3) + 1), lambda *a: F.attention(*a, window=3), None,
+        lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, seen(5, 7).triu(), enable_gqa=True)),
     "attention, one query": (
         (normal(1, 4), normal(6, 4), normal(6, 4) + 1), F.attention, attention, lambda f: f.scaled_dot_product_attention),
     "attention, many blocks": (

@@ -1,6 +1,6 @@
 """A decoder: the parts of a language model that GPT-2, the Llama family and Gemma share.
 
-    x = embed(E[tokens])           where a subclass adds positions, or scales
+    x = embed(E[tokens])           where a subclass may add positions
     x = block(x)                   in every block
     logits = final_norm(x) Eᵀ      the head is tied to E, or `lm_head` is a matrix of its own
 
@@ -56,7 +56,7 @@ class Decoder(Module):
             raise TypeError(f"{type(self).__name__}: expected a {self.Config.__name__}, "
                             f"got {type(config).__name__}")
         self.config = config
-        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng=rng)
+        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng)
 
     @classmethod
     def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:

@@ -44,8 +44,8 @@ from tinypeft.files import cache_directory
 __all__ = ["AREAS", "main", "sampled"]
 
 AREAS = {
-    "engine": ["tensor.py", "functional.py", "plain.py", "gradcheck.py", "nn.py", "gpt.py", "llama.py", "decoder.py",
-               "optim.py", "generate.py", "threads.py", "paged.py"],
+    "engine": ["tensor.py", "functional.py", "plain.py", "gradcheck.py", "nn.py", "gpt.py", "llama.py", "gemma.py",
+               "decoder.py", "optim.py", "generate.py", "threads.py", "paged.py"],
     "methods": ["peft/*.py", "targets.py", "hyper.py"],
     "schemes": ["quant/*.py"],
     "training": ["train.py", "checkpoints.py", "diagnosis.py"],
