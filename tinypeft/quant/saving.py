@@ -26,6 +26,7 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..files import check_fields, load_arrays, made, naming, parse_json, save_arrays
+from ..gemma import Gemma
 from ..gpt import GPT
 from ..hints import Array
 from ..llama import Llama
@@ -37,7 +38,7 @@ from .linear import QuantizedLinear
 from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
-FAMILIES = {cls.__name__: cls for cls in (GPT, Llama)}
+FAMILIES = {cls.__name__: cls for cls in (GPT, Llama, Gemma)}
 LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
 LONGEST_LAYOUT = 1 << 22                                 # bytes, unpacked; of files of format 1
 
