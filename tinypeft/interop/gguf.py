@@ -22,7 +22,7 @@ from ..llama import Llama
 from ..nn import Embedding, LayerNorm, Linear, RMSNorm
 from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes, block_type
-from .bpe import as_characters
+from .byte_level import as_characters
 from .gguf_types import TYPES
 from .gpt2 import MODULES
 from .llama import MODULES as LLAMA_MODULES

@@ -1,5 +1,5 @@
 """Text: `docstrings` reads a library's documentation, `corpus` makes the two corpora of it,
-`tokenizer` is byte-level BPE, `ngram` a baseline that counts, and `tasks/` what models learn and
+`tokenizer`, `words` and `sentencepiece` turn it into ids, `chat` writes conversations, `ngram` is a baseline that counts, and `tasks/` what models learn and
 are measured on."""
 from .corpus import Corpus, Document, base_corpus, domain_corpus
 from .ngram import KneserNey
