@@ -68,8 +68,9 @@ def decode(kind: BlockType, octets: Array, shape: tuple[int, ...]) -> Array:
         s, o = _product(d, sc), _product(m, mn)
         if kind.zero: q = (q - np.uint8(kind.zero)).view(np.int8)               # modulo 256
         x = x.reshape(*s.shape, -1)                                             # (n, k, weights/k)
-        np.multiply(q.reshape(x.shape), s[..., None], out=x, casting="same_kind")
-        if o is not None: x += o[..., None]
+        with np.errstate(invalid="ignore"):                                     # a scale of ∞
+            np.multiply(q.reshape(x.shape), s[..., None], out=x, casting="same_kind")
+            if o is not None: x += o[..., None]
     return out
 
 

@@ -44,6 +44,8 @@ def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
     Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
     file = read_gguf(path)
     config = _config(file)
+    if len(MODULES) * config.n_layers > len(file):
+        raise GGUFError(f"{path}: {len(file)} tensors are too few for {config.n_layers} layers")
     layout = {"token_embd": ("token_embedding", "vd"), "output_norm": ("final_norm", "d")}
     if not config.tied: layout["output"] = "lm_head", "vd"
     for i in range(config.n_layers):
@@ -65,7 +67,7 @@ def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
         if theirs.endswith(("attn_q", "attn_k")):                # a row is whole blocks
             octets = halves(octets.reshape(shape[0], -1), config.d_head).reshape(-1)
         with naming(f"{path}: {name}", GGUFError):
-            if quantized and kind.bits and theirs.startswith("blk."):
+            if quantized and kind.bits and theirs.startswith("blk.") and len(shape) == 2:
                 layers[ours] = QuantizedLinear(as_qtensor(kind, octets, shape), None)
                 continue
             W = arrays[f"{ours}.weight"] = decode(kind, octets, shape)
