@@ -201,7 +201,8 @@ def test_the_older_files_and_their_mistakes(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     with pytest.raises(HuggingFaceError, match="got None; is '</s>' in it"):
         read_tokenizer(tmp_path)
-    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "a merge must be two tokens"), (b"q x", "missing from the vocabulary"):
+    for content, says in ((b"\xff", "not UTF-8"), (b"a b c", "a merge must be two tokens"),
+                          (b"q x", "missing from the vocabulary")):
         merges.write_bytes(content)
         (tmp_path / "tokenizer_config.json").write_text("{}")
         with pytest.raises(HuggingFaceError, match=says): read_tokenizer(tmp_path)

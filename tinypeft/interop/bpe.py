@@ -25,10 +25,11 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
 
     `tokenizer.json` is preferred to `vocab.json`. The end of text is the `eos_token` of
     `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`, `</s>` or
-    `<eos>`. An added token is `special` if the file says so, and `added` if not. `start` is the
-    token that the post-processor puts in front; `add_bos_token` in `tokenizer_config.json` decides
-    instead if it is there, as in transformers. rows: the ids that the model has; named tokens
-    beyond them are left out (Gemma 3's `<image_soft_token>` in its models of text).
+    `<eos>`. An `eos_token` beside a special `<|endoftext|>` is the end of a turn. An added token is
+    `special` if the file says so, and `added` if not. `start` is the token that the post-processor
+    puts in front; `add_bos_token` in `tokenizer_config.json` decides instead if it is there, as in
+    transformers. rows: the ids that the model has; named tokens beyond them are left out (Gemma 3's
+    `<image_soft_token>` in its models of text).
 
     `encode(text, allow_special=True)` gives the ids of tokenizers for the file as it is, and
     `encode_prompt` adds `start`. One difference: a special token is found wherever its name stands,
@@ -54,10 +55,10 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
         if rows is not None:
             special, added = ({name: i for name, i in names.items() if i < rows or name == end}
                               for names in (special, added))
-        start = _start(content, config, special)
+        ends = _ends(end, special) | {"start": _start(content, config, special)}
         model["merges"] = [_pair(merge) for merge in merges]
         kind = sentencepiece if model.get("byte_fallback") is True else byte_level
-        return kind.parsed(content, special, added, end_of_text=special[end], start=start)
+        return kind.parsed(content, special, added, **ends)
     except (ValueError, TypeError) as e:
         raise HuggingFaceError(f"{path}: not a byte-pair encoding that is supported: {e}") from e
 
@@ -86,6 +87,12 @@ def _named_tokens(content):
             raise ValueError(f"the added token {name[:80]!r} is looked for in normalized text")
         else: added[name] = token.get("id")
     return special, added
+
+
+def _ends(eos, special):
+    """The arguments end_of_text and end_of_turn, for the name of the file's eos_token."""
+    if eos == END_OF_TEXT or END_OF_TEXT not in special: return {"end_of_text": special[eos]}
+    return {"end_of_text": special[END_OF_TEXT], "end_of_turn": special[eos]}
 
 
 def _start(content, config, special):
@@ -158,11 +165,12 @@ def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
                                  "special": name in special}
                                 for name, i in by_id(special | added).items()],
                **parts, "model": {**parts["model"], "vocab": vocab, "merges": merges}}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+    eos = end if tokenizer.end_of_turn is None else name[tokenizer.end_of_turn]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
     if start is not None: config["bos_token"] = name[start]
     if getattr(tokenizer, "split", None) == "gpt2" and start is None:
         config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end,
-                  "eos_token": end, "unk_token": end}
+                  "eos_token": eos, "unk_token": end}
         lines = "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges])
         write_atomically(folder / "merges.txt", lines)
         write_atomically(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False) + "\n")

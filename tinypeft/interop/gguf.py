@@ -22,7 +22,9 @@ from ..llama import Llama
 from ..nn import Embedding, LayerNorm, Linear, RMSNorm
 from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes, block_type
+from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
+from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
 from .gguf_types import TYPES
 from .gpt2 import MODULES
 from .llama import MODULES as LLAMA_MODULES
@@ -36,7 +38,6 @@ NUMBERS = {kind.name: number for number, kind in TYPES.items()}          # type 
 FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
 TENSORS = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
            "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}   # GPT-2's → GGUF's
-NORMAL, CONTROL, UNUSED = 1, 3, 5                                        # kinds of tokens
 
 
 def write_gguf(path: str | Path, model: GPT | Llama) -> None:
@@ -126,13 +127,19 @@ def _tokenizer(model):
     """The tokenizer's fields. Ids that only the model has are written as unused tokens."""
     tokenizer, n = model.tokenizer, model.config.vocab_size
     if tokenizer is None: return {}
+    if not isinstance(tokenizer, BPETokenizer):
+        raise ValueError(f"write_gguf: the tokenizer must be byte-level, got {tokenizer!r}; set "
+                         "model.tokenizer = None to write the model without one")
     tokens, kinds = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
     for token, i in tokenizer.vocab.items(): tokens[i], kinds[i] = as_characters(token), NORMAL
+    for name, i in tokenizer.added.items(): tokens[i], kinds[i] = name, USER
     for name, i in tokenizer.special.items(): tokens[i], kinds[i] = name, CONTROL
     merges = [f"{as_characters(a)} {as_characters(b)}" for a, b in tokenizer.merges]
-    end = tokenizer.end_of_text
-    values = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": kinds,
-              "merges": merges, "bos_token_id": end, "eos_token_id": end}
+    bos, eos = tokenizer.opening, tokenizer.end_of_turn
+    values = {"model": "gpt2", "pre": PRE[tokenizer.split], "tokens": tokens, "token_type": kinds,
+              "merges": merges, "bos_token_id": bos,
+              "eos_token_id": tokenizer.end_of_text if eos is None else eos,
+              "add_bos_token": tokenizer.start is not None}
     return {f"tokenizer.ggml.{name}": value for name, value in values.items()}
 
 
@@ -140,9 +147,11 @@ def _string(text): return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def _field(name, value):
-    """Name, type and value: uint32 4, float32 6, string 8, array 9 (of strings, or of int32 5)."""
+    """Name, type and value: uint32 4, float32 6, bool 7, string 8, array 9 (of strings, or of
+    int32 5)."""
     n = len(value) if isinstance(value, list) else 0
     if isinstance(value, str):                content = struct.pack("<I", 8) + _string(value)
+    elif isinstance(value, bool):             content = struct.pack("<I?", 7, value)
     elif isinstance(value, int):              content = struct.pack("<II", 4, value)
     elif isinstance(value, float):            content = struct.pack("<If", 6, value)
     elif value and isinstance(value[0], int): content = struct.pack(f"<IIQ{n}i", 9, 5, n, *value)

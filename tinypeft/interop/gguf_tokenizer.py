@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..text.sentencepiece import SentencePieceTokenizer
-from ..text.tokenizer import BPETokenizer, Tokenizer
+from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
 from .byte_level import as_bytes
 from .gguf_reader import GGUFError
 
@@ -28,10 +28,11 @@ KEY = "tokenizer.ggml."
 def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
     """The tokenizer that a GGUF file's fields describe, None if they have none.
 
-    `start` is the file's BOS if `add_bos_token` is true; without that field it is so for "llama"
-    and for the splitting rule of Llama 3, as in llama.cpp. A text is given a space in front as
-    llama.cpp and TinyLlama's own tokenizer.json do ("prepend"). Raises GGUFError for fields that do
-    not fit together, and for tokenizers of other kinds."""
+    The end of text is `<|endoftext|>` if it is a control token, and the file's EOS then ends a
+    turn. `start` is the file's BOS if `add_bos_token` is true; without that field it is so for
+    "llama" and for the splitting rule of Llama 3, as in llama.cpp. A text is given a space in front
+    as llama.cpp and TinyLlama's own tokenizer.json do ("prepend"). Raises GGUFError for fields that
+    do not fit together, and for tokenizers of other kinds."""
     kind = fields.get(f"{KEY}model")
     if kind in (None, "no_vocab", "none"): return None
     try:
@@ -79,7 +80,8 @@ def _tokens(fields):
     tokens, types = _array(fields, "tokens", str), _array(fields, "token_type", int)
     if len(types) != len(tokens): raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
     vocab, special, added = {}, {}, {}
-    homes = {NORMAL: vocab, BYTE: vocab, UNKNOWN: special, CONTROL: special, USER: added, UNUSED: {}}
+    homes = {NORMAL: vocab, BYTE: vocab, USER: added, CONTROL: special, UNKNOWN: special,
+             UNUSED: {}}
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if (home := homes.get(kind)) is None:
             raise ValueError(f"token {i} has type {kind}, expected 1 … 6")
@@ -89,14 +91,16 @@ def _tokens(fields):
 
 
 def _ends(fields, named, default):
-    """The arguments end_of_text and start."""
-    bos, end = (fields.get(f"{KEY}{name}_token_id") for name in ("bos", "eos"))
-    if end not in named["special"].values():
-        raise ValueError(f"{KEY}eos_token_id is {end!r}, which is no control token")
+    """The arguments end_of_text, end_of_turn and start."""
+    bos, eos = (fields.get(f"{KEY}{name}_token_id") for name in ("bos", "eos"))
+    if eos not in named["special"].values():
+        raise ValueError(f"{KEY}eos_token_id is {eos!r}, which is no control token")
+    end = named["special"].get(END_OF_TEXT, eos)
     adds = fields.get(f"{KEY}add_bos_token", default and bos is not None)
     if fields.get(f"{KEY}add_eos_token"):
         raise ValueError("add_eos_token: a token after every text is not supported")
-    return {"end_of_text": end, "start": bos if adds else None}
+    return {"end_of_text": end, "end_of_turn": None if end == eos else eos,
+            "start": bos if adds else None}
 
 
 def _array(fields, name, kind):

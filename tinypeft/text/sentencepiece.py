@@ -41,13 +41,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, merges: Iterable[tuple[str, str]], vocab: dict[str, int], end_of_text: int,
                  special: dict[str, int], added: dict[str, int] | None = None,
-                 start: int | None = None, prefix: str = "prepend"):
+                 start: int | None = None, end_of_turn: int | None = None,
+                 prefix: str = "prepend"):
         if prefix not in _PREFIXES:
             raise ValueError(f"prefix must be one of {', '.join(_PREFIXES)}, "
                              f"got {str(prefix)[:80]!r}")
         self.prefix, self._strips = prefix, prefix != "never"
         super().__init__([(str(a), str(b)) for a, b in merges], dict(vocab), int(end_of_text),
-                         special, added, start)
+                         special, added, start, end_of_turn)
         if missing := [name for b, name in enumerate(_NAMES) if name not in self.vocab
                        and not (b < 128 and chr(b) in self.vocab)]:
             raise ValueError(f"{len(missing)} bytes have no token, the first is {missing[0]}")

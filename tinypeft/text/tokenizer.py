@@ -24,12 +24,16 @@ from ..files import check_fields, parse_json, read_text, write_atomically
 from ..hints import Array
 from .words import SPLITS, words
 
-__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Tokenizer", "join"]
+__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Special", "Tokenizer", "join"]
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = [bytes([b]) for b in range(256)]
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
 _MOST_IDS = 1 << 31                                      # ids are int32
+
+
+class Special(str):
+    """The name of a special token, which is that token in `encode_parts`; any other str is text."""
 
 
 class Tokenizer:
@@ -40,19 +44,25 @@ class Tokenizer:
     of every text. special: name → id of tokens that plain text never produces; the end of text must
     be among them. added: name → id of tokens that are taken wherever their name stands in a text,
     before any merge. start: the id that the family puts in front of every text, None if it puts
-    none. Ids may leave gaps; an id without a token decodes to nothing. Raises `ValueError` unless
-    ids are different whole numbers, and every merge's parts and result are tokens."""
+    none. end_of_turn: the id that ends an answer, where it is not the end of text: SmolLM2 and Qwen
+    were pretrained on documents between `<|endoftext|>`, and end an answer with `<|im_end|>`. Ids
+    may leave gaps; an id without a token decodes to nothing. Raises `ValueError` unless ids are
+    different whole numbers, and every merge's parts and result are tokens."""
 
     _format, _options, _strips = "", {}, False       # options: field → its value in older files
 
-    def __init__(self, merges, vocab, end_of_text, special, added, start):
+    def __init__(self, merges: list[tuple[Any, Any]], vocab: dict[Any, int], end_of_text: int,
+                 special: dict[str, int], added: dict[str, int] | None, start: int | None,
+                 end_of_turn: int | None):
         self.merges, self.vocab, self.end_of_text = merges, vocab, end_of_text
         self.special, self.added, self.start = dict(special), dict(added or {}), start
+        self.end_of_turn = end_of_turn
         if self.end_of_text not in self.special.values() or "" in self.special | self.added:
             raise ValueError("special tokens need names, and one must have the id "
                              f"{self.end_of_text}, got {self.special}")
-        if start is not None and start not in self.special.values():
-            raise ValueError(f"no special token has the id of start, {start}")
+        for name, i in ("start", start), ("end_of_turn", end_of_turn):
+            if i is not None and i not in self.special.values():
+                raise ValueError(f"no special token has the id of {name}, {i}")
         self._bytes = {i: self._as_bytes(token) for token, i in self.vocab.items()}
         more = {name: i for name, i in self.added.items()      # an added token may also have merges
                 if self._bytes.get(i) != self._named(name)} | self.special
@@ -76,7 +86,7 @@ class Tokenizer:
 
     def __eq__(self, other):
         key = lambda t: (t.merges, t.vocab, t.end_of_text, t.special, t.added, t.start,
-                         [getattr(t, name) for name in t._options])
+                         t.end_of_turn, [getattr(t, name) for name in t._options])
         return type(other) is type(self) and key(self) == key(other)
 
     __hash__ = None
@@ -99,11 +109,18 @@ class Tokenizer:
         elif not text.isascii():
             text.encode()                               # raises UnicodeEncodeError, a ValueError
         find = self._find_names if allow_special else self._find_added
-        if find is None: return np.array(self._encode_text(text, True), np.int32)
-        parts = enumerate(find.split(text))              # plain text and named tokens alternate
-        ids = ([self._names[part]] if i % 2 else self._encode_text(part, i == 0)
-               for i, part in parts)
-        return np.array(list(itertools.chain.from_iterable(ids)), np.int32)
+        return np.array(self._encode_named(text, find, True), np.int32)
+
+    def encode_parts(self, parts: Iterable[str]) -> Array:
+        """Encode text in which some parts are special tokens, each a `Special`, as ids (n,).
+
+        Text beside text is encoded together, and the name of a special token in it stays text. So
+        nobody who writes a part of a prompt can write a special token into it."""
+        ids = []
+        for is_special, group in itertools.groupby(parts, lambda part: isinstance(part, Special)):
+            if is_special: ids += [self.special[name] for name in group]
+            else: ids += self._encode_named("".join(group), self._find_added, not ids)
+        return np.array(ids, np.int32)
 
     def encode_prompt(self, text: str | bytes, allow_special: bool = False) -> Array:
         """The ids of a text that a model shall continue: `encode`'s, after `start` if there is one.
@@ -142,7 +159,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, atomically. Byte strings are stored as Latin-1 characters."""
-        fields = {"added": self.added or None, "start": self.start}
+        fields = {"added": self.added or None, "start": self.start, "end_of_turn": self.end_of_turn}
         fields |= {name: getattr(self, name) for name in self._options}
         changed = {name: value for name, value in fields.items()
                    if value != self._options.get(name)}
@@ -159,11 +176,11 @@ class Tokenizer:
             content = check_fields(parse_json(text), {"format": str, "end_of_text": int,
                                                       "merges": list, "vocab": dict},
                                    {"special": dict, "added": dict, "start": int,
-                                    **dict.fromkeys(cls._options, str)})
+                                    "end_of_turn": int, **dict.fromkeys(cls._options, str)})
             if content["format"] != cls._format:
                 raise ValueError(f"its format is {content['format'][:80]!r}")
-            fields: dict[str, Any] = {name: content[name] for name in ("start", *cls._options)
-                                      if name in content}
+            names = {"start", "end_of_turn", *cls._options} & content.keys()
+            fields: dict[str, Any] = {name: content[name] for name in names}
             for name in "vocab", "special", "added":
                 ids = content.get(name) or {}
                 fields[name] = check_fields(ids, dict.fromkeys(ids, int))
@@ -173,6 +190,13 @@ class Tokenizer:
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: {error}"
                              ) from error
+
+    def _encode_named(self, text, find, first):
+        """The ids of a text with the tokens that `find` finds. first: is it a text's beginning?"""
+        if find is None: return self._encode_text(text, first)
+        parts = enumerate(find.split(text))              # plain text and named tokens alternate
+        return [i for n, part in parts for i in (
+            [self._names[part]] if n % 2 else self._encode_text(part, first and n == 0))]
 
     def _cached(self, word, encode):
         """The ids of a word, `encode(word)`, remembered."""
@@ -198,7 +222,7 @@ class BPETokenizer(Tokenizer):
     def __init__(self, merges: Iterable[tuple[bytes, bytes]],
                  vocab: dict[bytes, int] | None = None, end_of_text: int | None = None,
                  special: dict[str, int] | None = None, added: dict[str, int] | None = None,
-                 start: int | None = None, split: str = "gpt2"):
+                 start: int | None = None, end_of_turn: int | None = None, split: str = "gpt2"):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {str(split)[:80]!r}")
         merges = [(bytes(a), bytes(b)) for a, b in merges]
@@ -208,7 +232,8 @@ class BPETokenizer(Tokenizer):
         vocab = {bytes(token): int(i) for token, i in vocab.items()}
         end = max(vocab.values(), default=-1) + 1 if end_of_text is None else int(end_of_text)
         self.split = split
-        super().__init__(merges, vocab, end, special or {END_OF_TEXT: end}, added, start)
+        super().__init__(merges, vocab, end, special or {END_OF_TEXT: end}, added, start,
+                         end_of_turn)
 
     @classmethod
     def train(cls, text: str, vocab_size: int, split: str = "gpt2") -> BPETokenizer:
