@@ -1,4 +1,4 @@
-"""Write a GPT or a Llama as GGUF, llama.cpp's format: quantized layers as they are, the rest as F32.
+"""Write a GPT or a Llama as GGUF, llama.cpp's format: quantized layers as they are, the rest F32.
 
     "GGUF", version 3        uint32 each; all numbers are little-endian
     tensors, fields          uint64 each: how many there are

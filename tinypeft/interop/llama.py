@@ -66,9 +66,10 @@ def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
 
 
 def _names(file, config):
-    """Their name of every tensor → the path of our module. GGUFError unless names and shapes fit."""
+    """Their name of every tensor → our module's path. GGUFError unless names and shapes fit."""
     if len(MODULES) * config.n_layers > len(file):
-        raise GGUFError(f"{file.path}: {len(file)} tensors are too few for {config.n_layers} layers")
+        raise GGUFError(f"{file.path}: {len(file)} tensors are too few for {config.n_layers} "
+                        "layers")
     layout = {"token_embd": ("token_embedding", "vd"), "output_norm": ("final_norm", "d")}
     if not config.tied: layout["output"] = "lm_head", "vd"
     for i in range(config.n_layers):

@@ -14,8 +14,8 @@ are llama.cpp's, except in blocks with |d| < 1.2e-38, a subnormal float32, whose
 
 `block_bytes` also writes Q4_1, Q5_0 and Q5_1, of weights that were read from a file. Q4_1 and Q5_1
 store a float16 offset per block, x̂ = d q + m. A model whose file has such blocks, SmolLM2's for
-one, is already rounded: asymmetric 4-bit schemes with groups of 32 change it by almost nothing, so
-on such a model 4-bit schemes cannot be compared.
+one, is already rounded. What a 4-bit scheme loses on it says how well its grid fits d q + m (with
+the same grid nothing, with an integer zero point per group 8 %), and cannot rank schemes.
 """
 from dataclasses import dataclass
 
@@ -76,9 +76,11 @@ def block_type(q: QTensor) -> str:
 
 
 def block_bytes(q: QTensor) -> Array:
-    """The bytes of a GGUF file for q: uint8 (n_blocks, octets of a block). Every block is its scale,
-    its offset, if any, and its codes: int8, or 16 bytes with the low four bits of element i of the
-    block in the low half and those of element i + 16 in the high half. The fifth bits come before."""
+    """The bytes of a GGUF file for q: uint8 (n_blocks, octets of a block).
+
+    Every block is its scale, its offset, if any, and its codes: int8, or 16 bytes with the low four
+    bits of element i of the block in the low half and those of element i + 16 in the high half. In
+    types of 5 bits, the fifth bits of all elements stand before these bytes."""
     block_type(q)
     octets = lambda a: np.ascontiguousarray(a, "<f2").view(np.uint8).reshape(-1, 2)
     codes, parts = q.unpack().reshape(-1, BLOCK), [octets(q.scale)]

@@ -18,9 +18,9 @@ attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
 Where things differ. The paper has R = 128 for contexts of thousands of tokens; here it is 32, for
 contexts of some hundred. The range need not contain 0 as in `uniform.py`: some key channels are far
-from it. A small model may have no such channels; then `keys="token"` does as well. Rotary embeddings
-are in the stored keys already, as in the authors' code; they mix pairs of channels, and what is
-large in both stays large.
+from it. A small model may have no such channels; then `keys="token"` does as well. With rotary
+embeddings the keys are stored after the rotation, as in the authors' code. It turns each pair of
+channels by an angle that depends on the position, so a channel's range is that of its pair.
 """
 from typing import Any
 
