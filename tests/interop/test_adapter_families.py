@@ -28,7 +28,8 @@ families = pytest.mark.parametrize("family", FAMILIES)
 LAYERS = [*LLAMA.layers]
 OURS = {
     "LoRA": tp.LoRA(rank=2), "all": tp.LoRA(rank=2, alpha=3, targets="all", rank_stabilized=True),
-    "patterns": tp.LoRA(rank=2, targets=("query", "value", "gate"), rank_pattern={"value": 3, "blocks.1.mlp.gate": 4}, alpha_pattern={"query": 3.5}),
+    "patterns": tp.LoRA(rank=2, targets=("query", "value", "gate"), alpha_pattern={"query": 3.5},
+                        rank_pattern={"value": 3, "blocks.1.mlp.gate": 4}),
     "paths": tp.LoRA(rank=3, targets=("blocks.1.attention.key", "blocks.0.mlp.gate"), dropout=0.1),
     "DyLoRA": tp.DyLoRA(rank=4, targets=("query", "gate")),
     "AdaLoRA": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1, targets=("key", "gate", "down")),
