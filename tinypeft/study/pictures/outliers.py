@@ -175,8 +175,8 @@ def natural(results: Path) -> plot.Drawing:
         f"{top['SmolLM2', 'stream']:.0f} times the median feature, and one that mlp.down reads is "
         f"{top['SmolLM2', 'down']:,.0f} times it.",
         f"The size of a feature is its largest |x| over {s['rows']} × {s['context']} tokens. SmolLM2 has {largest.size} "
-        f"blocks, the base has 5. In the planted base, {s['channels']} features of every norm's output are {s['factor']} times as "
-        f"large. Means over {len(r.seeds)} draws of text.",
+        f"blocks, the base has 5. In the planted base, {s['channels']} features of every norm's output are {s['factor']} times "
+        f"as large. Means over {len(r.seeds)} draws of text.",
         "Largest over median feature, logarithmic, over depth. " + " ".join(
             f"{condition}, {names[metric]}: up to {most:,.0f}." for (condition, metric), most in top.items())
         + f" The largest number of SmolLM2's residual stream is {largest.max():,.0f}.")
