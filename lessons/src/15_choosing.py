@@ -297,4 +297,4 @@ print(again.method, "; the same logits:", np.allclose(again(np.arange(10)[None])
 # * Memory as frameworks report it includes caches of the allocator; as this package traces it, arrays alone.
 # * PEFT's LoRA on `c_attn` shares one $A$ among query, key and value. That is a different method from LoRA on query and value, with the same name.
 #
-# **Now you can** choose, and say why, and take what you trained to where it is used. The end of the course is the beginning of `tinypeft/`: every file of it is meant to be read.
+# **Now you can** choose, and say why, and take what you trained to where it is used. [Lesson 16](16_real_model.ipynb) does it with a real model. The end of the course is the beginning of `tinypeft/`: every file of it is meant to be read.

@@ -142,7 +142,8 @@ CHECKS = {
     "calibrated.awq": (1, 0, 0),
     "nf4.levels": (2, 0, 0), "nf4.encode": (1, 0, 0), "nf4.backward": (1, 0, 0), "nf4.loftq": (1, 0, 0),
     "qat.ste": (1, 0, 0), "qat.lsq": (1, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (2, 0, 0),
-    "choosing.memory": (2, 0, 0), "choosing.pareto": (1, 2, 0), "choosing.fuse": (0, 1, 0)}
+    "choosing.memory": (2, 0, 0), "choosing.pareto": (1, 2, 0), "choosing.fuse": (0, 1, 0),
+    "real.rms_norm": (1, 0, 0), "real.rotary": (1, 1, 0), "real.grouped": (1, 0, 0), "real.q4_1": (1, 0, 0)}
 
 
 @pytest.mark.parametrize("topic", WRITTEN)
