@@ -213,7 +213,7 @@ def run_quantize(args: Namespace) -> None:
 def run_generate(args: Namespace) -> None:
     model = model_of(args)
     tokenizer, context = model.tokenizer, model.config.context_length
-    tokens = tokenizer.encode(args.prompt)[None]
+    tokens = tokenizer.encode_prompt(args.prompt)[None]
     n = tokens.size
     if n == 0: raise ValueError("generate: the text is empty; give the model something to continue")
     if n >= context:
@@ -225,7 +225,7 @@ def run_generate(args: Namespace) -> None:
                    args.top_k, args.top_p, rng=args.seed, stop=tokenizer.end_of_text)
     new, seconds = out[0, n:], time.perf_counter() - start
     in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
-    text = tokenizer.decode(new[in_vocabulary & (new != tokenizer.end_of_text)])
+    text = tokenizer.decode(new[in_vocabulary & (new != tokenizer.end_of_text)], continued=True)
     if not args.json: return print(args.prompt + text)
     show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
                "tokens_per_second": len(new) / seconds})
