@@ -12,7 +12,7 @@ from tests.protocol import move
 from tests.toys import Noise
 from tinypeft.interop import read_safetensors
 from tinypeft.interop.peft_config import Config
-from tinypeft.interop.peft_names import LLAMA, names_of
+from tinypeft.interop.peft_names import GPT2, LLAMA, names_of
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -28,7 +28,8 @@ families = pytest.mark.parametrize("family", FAMILIES)
 LAYERS = [*LLAMA.layers]
 OURS = {
     "LoRA": tp.LoRA(rank=2), "all": tp.LoRA(rank=2, alpha=3, targets="all", rank_stabilized=True),
-    "patterns": tp.LoRA(rank=2, targets=("query", "value", "gate"), rank_pattern={"value": 3, "blocks.1.mlp.gate": 4}, alpha_pattern={"query": 3.5}),
+    "patterns": tp.LoRA(rank=2, targets=("query", "value", "gate"), rank_pattern={"value": 3, "blocks.1.mlp.gate": 4},
+                        alpha_pattern={"query": 3.5}),
     "paths": tp.LoRA(rank=3, targets=("blocks.1.attention.key", "blocks.0.mlp.gate"), dropout=0.1),
     "DyLoRA": tp.DyLoRA(rank=4, targets=("query", "gate")),
     "AdaLoRA": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1, targets=("key", "gate", "down")),
@@ -218,6 +219,22 @@ def test_layers_are_selected_as_in_peft(fields, tmp_path):
     hit = {p: check_target_module_exists(config, p) for p in PATHS}
     expected = [p for p, found in hit.items() if found and type(found).__name__ != "_ExcludedModule"]
     assert expected and Config(tmp_path / CONFIG).select(LLAMA, PATHS) == expected
+
+
+def test_a_folder_without_targets_has_pefts_default():
+    from peft.utils import constants
+    for kind in ("LORA", "ADALORA"):
+        theirs = getattr(constants, f"TRANSFORMERS_MODELS_TO_{kind}_TARGET_MODULES_MAPPING")
+        assert theirs["gpt2"] == [*GPT2.default]
+        for family in ("llama", "qwen3", "gemma3_text"): assert theirs[family] == [*LLAMA.default]
+
+
+def test_a_folder_without_targets_loads(tmp_path):
+    tuned = learned("Llama", OURS["LoRA"])
+    tuned.save(tmp_path, format="peft")
+    fields = json.loads((tmp_path / CONFIG).read_text("utf-8"))
+    (tmp_path / CONFIG).write_text(json.dumps(fields | {"target_modules": None}), "utf-8")
+    assert np.array_equal(tp.load_adapter(make("Llama", np.float32), tmp_path)(TOKENS).data, tuned(TOKENS).data)
 
 
 @pytest.mark.parametrize("family", ["GPT", *FAMILIES])

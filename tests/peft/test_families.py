@@ -228,8 +228,9 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 WRAPPED = {
     "LoRA": (tp.LoRA(rank=3, alpha=5, targets="all", rank_pattern={"gate": 2}), lambda peft: peft.LoraConfig(
         r=3, lora_alpha=5, target_modules=LAYERS, rank_pattern={"gate_proj": 2})),
-    "AdaLoRA": (tp.AdaLoRA(init_rank=4, target_rank=2, t_init=2, t_final=3, delta_t=1, orthogonality="norm",
-                           importance="after", gamma=0.5, alpha=9 * 4 / (4 + 1e-5), targets=("query", "value", "gate", "down")), lambda peft: peft.AdaLoraConfig(
+    "AdaLoRA": (tp.AdaLoRA(init_rank=4, target_rank=2, t_init=2, t_final=3, delta_t=1, orthogonality="norm", gamma=0.5,
+                           importance="after", alpha=9 * 4 / (4 + 1e-5), targets=("query", "value", "gate", "down")),
+                lambda peft: peft.AdaLoraConfig(
         init_r=4, target_r=2, tinit=2, tfinal=3, deltaT=1, lora_alpha=9, orth_reg_weight=0.5, total_step=10,
         target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"])),
     "IA³": (tp.IA3(), lambda peft: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"],

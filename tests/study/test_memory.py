@@ -15,7 +15,7 @@ METHODS = [("full", {}), ("lora", {}), ("lora", {"targets": "all", "rank": 4}), 
            ("adapter", {"bottleneck": 16}), ("prefix", {}), ("prompt", {})]
 
 
-GROUPED = LlamaConfig(1024, 128, 96, 4, n_heads=6, n_kv_heads=2, d_mlp=256, d_head=16)
+GROUPED = LlamaConfig(512, 128, 96, 4, n_heads=6, n_kv_heads=2, d_mlp=640, d_head=16)
 QWEN = LlamaConfig(512, 128, 96, 3, n_heads=4, n_kv_heads=2, d_mlp=160, d_head=32, qk_norm=True, tied=False)
 
 

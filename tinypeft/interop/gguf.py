@@ -27,7 +27,9 @@ from .byte_level import as_characters
 from .families import GPT2
 from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
 from .gguf_types import TYPES
-from .llama import MODULES, SIZES, neighbours
+from .llama import MODULES as LLAMA_MODULES
+from .llama import SIZES as LLAMA_SIZES
+from .llama import neighbours
 
 __all__ = ["write_gguf"]
 
@@ -83,7 +85,7 @@ def _paths(model):
         if not model.config.tied: paths["output"] = ["lm_head"]
         return paths | {f"blk.{i}.{theirs}": [f"blocks.{i}.{ours}"]
                         for i in range(model.config.n_layers)
-                        for theirs, (ours, _) in MODULES.items()}
+                        for theirs, (ours, _) in LLAMA_MODULES.items()}
     paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
              "output_norm": ["final_norm"]}
     for i in range(model.config.n_layers):
@@ -111,7 +113,7 @@ def _sizes(model):
     """The fields of the model's sizes."""
     c = model.config
     if isinstance(model, Llama):
-        sizes = {theirs: getattr(c, ours) for ours, theirs in SIZES.items()}
+        sizes = {theirs: getattr(c, ours) for ours, theirs in LLAMA_SIZES.items()}
         sizes |= {"vocab_size": c.vocab_size, "rope.dimension_count": c.d_head,
                   "attention.key_length": c.d_head, "attention.value_length": c.d_head}
         return {"general.architecture": "llama"} | {f"llama.{n}": v for n, v in sizes.items()}

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..decoder import Block, Decoder
-from ..files import naming, only_file, write_atomically
+from ..files import naming, write_atomically
 from ..files.safetensors import write_safetensors
 from ..nn import Dropout, LayerNorm, Linear, RMSNorm
-from ..pretrained import WEIGHTS, load_pretrained
 from .bpe import read_tokenizer, write_tokenizer
 from .families import FAMILIES, family_of
 from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
 
-__all__ = ["from_huggingface", "load_model", "to_huggingface"]
+__all__ = ["from_huggingface", "to_huggingface"]
 
 HEAD = "lm_head.weight"
 REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text",
@@ -57,16 +56,6 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
         raise HuggingFaceError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, "
                                f"the model only {config.vocab_size}")
     return model
-
-
-def load_model(folder: str | Path | None = None) -> Decoder:
-    """Load the shipped base (None), a folder from `tinypeft pretrain`, or one of transformers."""
-    if folder is None or only_file(folder, *WEIGHTS): return load_pretrained(folder)
-    if not (Path(folder) / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no model: neither {WEIGHTS[0]} (of `python -m "
-                                f"tinypeft pretrain`) nor config.json and {SINGLE} (of "
-                                "transformers)")
-    return from_huggingface(folder)
 
 
 def _check_folder(folder, expected):

@@ -15,8 +15,8 @@ q = w = d in GPT-2; w is smaller if heads share keys.
                        + inputs                     x of every trained layer y = W x, because dW = dyᵀ x
                        + method)                    what the method itself keeps
     working       the larger of two: 2 N V          the logits and their softmax, just after the loss is computed; or
-                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway, a decoded matrix (d h),
-                                                    and GELU's scratch space, at most 4·2¹⁶
+                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), a decoded
+                                                    matrix (d h), and GELU's scratch space, at most 4·2¹⁶ (gated: 7·2¹⁶)
 
 A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, P and the
 slope, are needed to pass gradients on, whatever is trained. Memory is largest at one of two moments: at the end of the
@@ -223,7 +223,8 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     last = N * d * (2 if m.full else 1)                                      # x̂ of the final norm, and the head's x
     activations = (L * (block + scores + keys) - first + last) * p.activations
     logits = 2 * batch * tokens * V * p.logits
-    mlp = (N * (2 * s.h + 2 * d - m.mlp) + 4 * min(N * s.h, 2**16)) * p.activations
+    values, scratch = (3, 7) if s.gated else (2, 4)                          # of h: gate(x), up(x) and their product
+    mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**16)) * p.activations
     decoded = 0 if bits is None else d * s.h * p.frozen
     working = max(logits, mlp + decoded)
 
