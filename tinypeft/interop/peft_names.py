@@ -6,12 +6,14 @@
     mlp.gate                     (none)                       mlp.gate_proj
     mlp.up, mlp.down             mlp.c_fc, mlp.c_proj         mlp.up_proj, mlp.down_proj
 
-A family with the same names needs one entry in `FAMILIES`, any other one a table as well.
+The layers are in the tables of `families/`. PEFT's patterns also meet the paths of other modules,
+which are here.
 """
 from dataclasses import dataclass
 
 from ..decoder import Decoder
 from ..peft import MethodError
+from . import families
 
 __all__ = ["FAMILIES", "GPT2", "LLAMA", "Names", "names_of"]
 
@@ -20,17 +22,26 @@ __all__ = ["FAMILIES", "GPT2", "LLAMA", "Names", "names_of"]
 class Names:
     """Their names for one family.
 
-    blocks: the path of the list of blocks. layers: a linear layer in a block, from top to bottom →
-    our layers whose rows its matrix stacks. inner, outer: modules that are not linear, in a block
-    and outside of the blocks. default: the target_modules that PEFT takes if a folder names none.
-    conv1d: do their layers store W as (d_in, d_out)? PEFT calls it fan_in_fan_out."""
+    inner, outer: modules that are not linear, in a block and outside of the blocks. default: the
+    target_modules that PEFT takes if a folder names none. conv1d: do their layers store W as
+    (d_in, d_out)? PEFT calls it fan_in_fan_out."""
     family: str
-    blocks: str
-    layers: dict[str, tuple[str, ...]]
+    table: type[families.Family]
     inner: tuple[str, ...]
     outer: tuple[str, ...]
     default: tuple[str, ...]
     conv1d: bool = False
+
+    @property
+    def blocks(self) -> str:
+        """The path of the list of blocks."""
+        return self.table.prefix + self.table.blocks
+
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """A linear layer in a block → our layers whose rows its matrix stacks, top to bottom."""
+        return {theirs: ours for theirs, ours in self.table.modules.items()
+                if "norm" not in ours[0]}
 
     def linear(self, n_layers: int) -> list[str]:
         """The paths of all linear layers in the blocks."""
@@ -48,20 +59,13 @@ class Names:
 
 
 GPT2 = Names(
-    "GPT-2", "transformer.h", conv1d=True, default=("c_attn",),
-    layers={"attn.c_attn": ("attention.query", "attention.key", "attention.value"),
-            "attn.c_proj": ("attention.output",), "mlp.c_fc": ("mlp.up",),
-            "mlp.c_proj": ("mlp.down",)},
+    "GPT-2", families.GPT2, conv1d=True, default=("c_attn",),
     inner=("", "attn", "mlp", "ln_1", "ln_2", "attn.attn_dropout", "attn.resid_dropout", "mlp.act",
            "mlp.dropout"),
     outer=("transformer", "transformer.wte", "transformer.wpe", "transformer.drop",
            "transformer.h", "transformer.ln_f"))
 LLAMA = Names(
-    "the Llama family", "model.layers", default=("q_proj", "v_proj"),
-    layers={"self_attn.q_proj": ("attention.query",), "self_attn.k_proj": ("attention.key",),
-            "self_attn.v_proj": ("attention.value",), "self_attn.o_proj": ("attention.output",),
-            "mlp.gate_proj": ("mlp.gate",), "mlp.up_proj": ("mlp.up",),
-            "mlp.down_proj": ("mlp.down",)},
+    "the Llama family", families.LlamaFamily, default=("q_proj", "v_proj"),
     inner=("", "self_attn", "self_attn.q_norm", "self_attn.k_norm", "mlp", "mlp.act_fn",
            "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
            "post_feedforward_layernorm"),
