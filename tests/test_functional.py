@@ -1,5 +1,7 @@
 """functional.py: every fused operation against finite differences, its composition from primitives, and PyTorch."""
+import contextlib
 import math
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -368,6 +370,22 @@ def test_gelu_keeps_one_array():
     assert [r() for r in held] == [None, None]
     loss.backward()
     assert x.grad is not None
+
+
+def test_the_loss_has_one_array_of_the_size_of_the_logits():
+    """The softmax, which becomes the gradient; the logits go when the loss is known. Without gradients, there is none."""
+    h, W = Tensor(np.ones((256, 2), np.float32), requires_grad=True), Tensor(np.ones((1 << 14, 2), np.float32))
+    size, found = 256 * (1 << 14) * 4, []
+    for context in (contextlib.nullcontext, tp.no_grad):
+        tracemalloc.start()
+        with context():
+            loss = F.cross_entropy(F.linear(h, W), np.arange(256))
+            found.append(tracemalloc.get_traced_memory()[0])
+            if loss.requires_grad: loss.backward()
+        found.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    kept, peak, nothing, evaluation = np.array(found) / size
+    assert 0.99 < kept < 1.05 and peak < 2.05 and nothing < 0.05 and evaluation < 1.3
 
 
 @pytest.mark.parametrize("need, backward", [

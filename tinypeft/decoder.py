@@ -19,6 +19,7 @@ from . import functional as F
 from .generate import KVCache, LayerCache, generate
 from .hints import Array, Rng
 from .nn import Embedding, Linear, Module, Parameter, check_names, shapes_only
+from .recompute import run_block
 from .tensor import GraphError, Tensor, concatenate
 
 __all__ = ["Block", "Decoder", "Prefix", "attend", "heads"]
@@ -179,7 +180,7 @@ class Decoder(Module):
                              f"vectors, {past} of prefix or cache) exceed the context of {context}")
         x = self.embed(x, past)
         for i, block in enumerate(self.blocks):
-            x = block(x, prefix and prefix[i], cache and cache.layers[i])
+            x = run_block(block, x, prefix and prefix[i], cache and cache.layers[i])
         x = self.final_norm(x)
         return x if read is None else x[np.arange(B)[:, None], read]    # drops the virtual tokens
 

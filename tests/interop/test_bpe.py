@@ -8,9 +8,9 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
-from tinypeft.interop.bpe import CHARACTER
+from tinypeft.interop.byte_level import CHARACTER
 from tinypeft.text import base_corpus
-from tinypeft.text.tokenizer import _newer, words
+from tinypeft.text.words import _newer, words
 
 MIXED = ("naïve Ⅷ½² x_1's  I'll\n\n\t日本語 한국어 🙂👨‍👩‍👧🇩🇪 e\u0301 ٣١ हिन्दी <|endoftext|> — \u200b\ufeff\x00\x7f\x1c "
          "ΑΒΓ'S") * 3
@@ -84,7 +84,8 @@ def test_added_tokens(theirs, tmp_path):
     tokenizer.add_tokens(["naïve"])
     tokenizer.save_pretrained(tmp_path)
     ours = read_tokenizer(tmp_path)
-    assert ours.special.keys() == {"<|endoftext|>", "<pad>", "<pad>>", "naïve"} and ours.end_of_text == tokenizer.eos_token_id
+    assert ours.special.keys() == {"<|endoftext|>", "<pad>", "<pad>>"} and ours.added.keys() == {"naïve"}
+    assert ours.end_of_text == tokenizer.eos_token_id
     for text in ("naïve<pad> <pad>>x naïvet<|endoftext|>", " naïve", "<pad", "<pad>>>"):
         assert ours.encode(text, allow_special=True).tolist() == tokenizer.encode(text)
     ours.save(tmp_path / "ours.json")
@@ -92,8 +93,9 @@ def test_added_tokens(theirs, tmp_path):
     write_tokenizer(tmp_path / "again", ours)
     assert read_tokenizer(tmp_path / "again") == ours
     (tmp_path / "again" / "tokenizer.json").unlink()                     # vocab.json does not say that they are special
-    (tmp_path / "again" / "added_tokens.json").write_text(json.dumps(ours.special))
-    assert read_tokenizer(tmp_path / "again") == ours
+    (tmp_path / "again" / "added_tokens.json").write_text(json.dumps(ours.special | ours.added))
+    older = read_tokenizer(tmp_path / "again")
+    assert older.special == ours.special | ours.added and (older.vocab, older.merges) == (ours.vocab, ours.merges)
 
 
 @pytest.mark.parametrize("only", ["tokenizer.json", "vocab.json merges.txt"])
@@ -175,10 +177,10 @@ def change(content, path, value):
     ("model.vocab", [], "expected model"), ("model.vocab.a", "b", "ids must be integers, got 'b'"),
     ("model.vocab.a", 0, "each once"), ("model.vocab.a", 10**30, "each once"), ("model.vocab.a", 1.0, "ids must be integers"),
     ("model.vocab. ", 260, "' ', which stands"),
-    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "not GPT-2's byte-level BPE"),
-    ("model.merges", [3], "not GPT-2's byte-level BPE"),
+    ("model.merges", {}, "expected model"), ("model.merges", [["l"]], "a merge must be two tokens"),
+    ("model.merges", [3], "a merge must be two tokens, got '3'"),
     ("model.merges", [["q", "x"]], "missing from the vocabulary"), ("model.merges", [[1, 2]], "a token must be a string"),
-    ("model.merges", ["a b c"], "not GPT-2's byte-level BPE")])
+    ("model.merges", ["a b c"], "a merge must be two tokens, got 'a b c'")])
 def test_a_tokenizer_unlike_gpt2s_is_an_error_that_names_the_difference(files, path, value, says):
     content, read = files
     change(content, path, value)
@@ -199,7 +201,8 @@ def test_the_older_files_and_their_mistakes(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     with pytest.raises(HuggingFaceError, match="got None; is '</s>' in it"):
         read_tokenizer(tmp_path)
-    for content, says in (b"\xff", "not UTF-8"), (b"a b c", "byte-level BPE"), (b"q x", "missing from the vocabulary"):
+    for content, says in ((b"\xff", "not UTF-8"), (b"a b c", "a merge must be two tokens"),
+                          (b"q x", "missing from the vocabulary")):
         merges.write_bytes(content)
         (tmp_path / "tokenizer_config.json").write_text("{}")
         with pytest.raises(HuggingFaceError, match=says): read_tokenizer(tmp_path)

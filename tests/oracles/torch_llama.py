@@ -1,6 +1,7 @@
 """transformers' Llama, Qwen3 and Gemma 3 with the weights of one of ours.
 
-transformers computes norms, angles and Gemma's √d in float32, whatever the model's dtype. `exact` replaces them by float64.
+transformers computes norms, angles and Gemma's √d in float32, whatever the model's dtype. `exact` replaces them by the
+model's own.
 """
 import math
 
@@ -13,7 +14,8 @@ from tinypeft.gemma import GemmaConfig
 __all__ = ["their_name", "torch_llama"]
 
 # our part of a name → theirs
-TOP = {"token_embedding": "model.embed_tokens", "final_norm": "model.norm", "blocks": "model.layers", "lm_head": "lm_head"}
+TOP = {"token_embedding": "model.embed_tokens", "final_norm": "model.norm", "blocks": "model.layers",
+       "lm_head": "lm_head"}
 PARTS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attention": "self_attn", "mlp": "mlp",
          "query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "query_norm": "q_norm",
          "key_norm": "k_norm", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -28,8 +30,7 @@ def their_name(name: str, gemma: bool = False) -> str:
 
 
 class Rotary(torch.nn.Module):
-    """The angles of positions, in the precision of the model (transformers: always float32). theta: the base, or the base
-    of each type of layer."""
+    """The angles of positions, in the precision of the model. theta: their base, or that of each type of layer."""
 
     def __init__(self, theta, d_head):
         super().__init__()
@@ -83,7 +84,8 @@ def torch_llama(model, dtype=torch.float64, exact=True):
         for path, norm in list(theirs.named_modules()):
             if path.endswith("norm"): theirs.set_submodule(path, Norm(norm, c.norm_eps, float(gemma)).to(dtype))
         if gemma: theirs.model.embed_tokens.embed_scale = torch.tensor(math.sqrt(c.d_model), dtype=torch.float64)
-    state = {their_name(name, gemma): torch.tensor(np.asarray(a), dtype=dtype) for name, a in model.state_dict().items()}
+    tensor = lambda a: torch.tensor(np.asarray(a), dtype=dtype)
+    state = {their_name(name, gemma): tensor(a) for name, a in model.state_dict().items()}
     if "lm_head.weight" not in state: state["lm_head.weight"] = state["model.embed_tokens.weight"]
     theirs.load_state_dict(state)
     return theirs

@@ -27,8 +27,8 @@ LIMIT = 10                                               # seconds of one test; 
 TESTS = ["tests/peft", "tests/quant", "tests/interop", "tests/text", "tests/files", "tests/course/test_exercises.py",
          *(f"tests/test_{name}.py" for name in (
              "checkpoints", "diagnosis", "files", "markup", "functional", "generate", "gpt", "llama", "gemma", "decoder",
-             "gradcheck", "graph", "hyper", "nn", "optim", "paged", "pretrained", "random_graphs", "tensor", "threads",
-             "train"))]
+             "gradcheck", "graph", "hyper", "nn", "optim", "paged", "pretrained", "random_graphs", "recompute", "tensor",
+             "threads", "train"))]
 
 
 def functions(tree):

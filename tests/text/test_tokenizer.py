@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tinypeft.text import END_OF_TEXT, BPETokenizer, base_corpus, tokenizer
-from tinypeft.text.tokenizer import words
+from tinypeft.text.words import words
 
 PROSE = "The quick brown fox, 42 of them; it's \"naïve\" — 日本語 ² Ⅷ.\n\n    def f(x_1):\n\treturn x_1  \n" * 3
 
@@ -197,7 +197,8 @@ def test_an_inconsistent_vocabulary_is_refused():
         BPETokenizer([(b"a", b"b")], alphabet)
     with pytest.raises(ValueError, match="missing"):
         BPETokenizer([(b"ab", b"c")], alphabet | {b"abc": 256})
-    for vocab, end in (({**alphabet, b"a": 0}, None), ({**alphabet, b"a": 300}, None), (alphabet, 5)):
+    for vocab, end in (({**alphabet, b"a": 0}, None), ({**alphabet, b"a": 2**31}, 300), ({**alphabet, b"a": -1}, None),
+                       (alphabet, 5)):
         with pytest.raises(ValueError, match="each once"):
             BPETokenizer([], vocab, end)
 

@@ -1,130 +1,187 @@
-"""GPT-2's tokenizer files, both ways: `tokenizer.json`, or `vocab.json` with `merges.txt`.
+"""The tokenizer files of a Hugging Face folder, both ways: `tokenizer.json` of GPT-2, SmolLM2,
+TinyLlama, Llama 2 and 3, Qwen 2 and 3, and Gemma; GPT-2's `vocab.json` with `merges.txt`.
 
-JSON and lines of text need visible characters, so the files write each byte of a token as one
-character. A byte that is a printable character of Latin-1 is written as itself. The other 68 bytes
-are written, in order, as the characters from 256 on: the space is Ġ, the newline Ċ.
+`byte_level.py` and `sentencepiece.py` read and write the parts in which the two kinds differ. What
+they share is here: the tokens that are found by name, and the one that is put in front of a text.
 """
 import json
 from pathlib import Path
 
 from ..files import write_atomically
-from ..text.tokenizer import END_OF_TEXT, BPETokenizer
-from .folder import HuggingFaceError, check_fields, read_object, read_text
+from ..text.sentencepiece import SentencePieceTokenizer
+from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
+from . import byte_level, sentencepiece
+from .folder import HuggingFaceError, read_object, read_text
 
-__all__ = ["as_characters", "read_tokenizer", "write_tokenizer"]
+__all__ = ["read_tokenizer", "write_tokenizer"]
 
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-CHARACTER = {b: chr(b) for b in _PRINTABLE}                      # byte → its character in the files
-CHARACTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in CHARACTER)}
-BYTE = {character: b for b, character in CHARACTER.items()}
-
-# Values that tokenizer.json may have in its model, and types of its other parts; others change ids.
-MODEL = {"type": ("BPE",), "dropout": (None, 0), "unk_token": (None, END_OF_TEXT),
-         "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
-         "fuse_unk": (False,), "byte_fallback": (False,), "ignore_merges": (False,)}
 FLAGS = "single_word", "lstrip", "rstrip"        # added tokens that depend on the text around them
-PARTS = {"normalizer": (None,), "pre_tokenizer": ("ByteLevel",), "decoder": (None, "ByteLevel"),
-         "post_processor": (None, "ByteLevel", "TemplateProcessing")}
+ENDS = END_OF_TEXT, "</s>", "<eos>"               # the end of text where no file names it
+POST_PROCESSORS = "ByteLevel", "TemplateProcessing", "Sequence"
 
 
-def read_tokenizer(folder: str | Path) -> BPETokenizer | None:
+def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | None:
     """The tokenizer in a Hugging Face folder, or None if there is none.
 
     `tokenizer.json` is preferred to `vocab.json`. The end of text is the `eos_token` of
-    `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`.
-    `encode(text, allow_special=True)` gives transformers' ids. Raises HuggingFaceError for damaged
-    files and for any tokenizer but GPT-2's byte-level BPE."""
+    `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`, `</s>` or
+    `<eos>`. An `eos_token` beside a special `<|endoftext|>` is the end of a turn. An added token is
+    `special` if the file says so, and `added` if not. `start` is the token that the post-processor
+    puts in front; `add_bos_token` in `tokenizer_config.json` decides instead if it is there, as in
+    transformers. rows: the ids that the model has; named tokens beyond them are left out (Gemma 3's
+    `<image_soft_token>` in its models of text).
+
+    `encode(text, allow_special=True)` gives the ids of tokenizers for the file as it is, and
+    `encode_prompt` adds `start`. One difference: a special token is found wherever its name stands,
+    also if the file says `normalized`. transformers 5 builds LlamaTokenizer anew with a space in
+    front only at the beginning of a text ("first"), whatever the file says. Raises HuggingFaceError
+    for damaged files, and for any part that would give other ids."""
     folder = Path(folder)
     path = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
     if not path.exists(): return None
-    content, end = read_object(path), _end_of_text(folder)
-    older = _read_older_files(folder, content) if path.name == "vocab.json" else None
+    content, config = read_object(path), _config(folder)
+    if path.name == "vocab.json": content = _older_files(folder, content)
     try:
-        merges, vocab, special = older or _parse_tokenizer_json(content)
+        match content:
+            case {"model": {"vocab": dict(vocab), "merges": list(merges)} as model}: pass
+            case _: raise ValueError("expected model: {vocab: {…}, merges: […]}")
+        special, added = _named_tokens(content)
+        end = config["eos_token"] or next((name for name in ENDS if name in vocab | special),
+                                          END_OF_TEXT)
         special = {end: vocab.get(end)} | special
-        vocab = {token: i for token, i in vocab.items() if token not in special}
-        if wrong := [i for i in [*vocab.values(), *special.values()] if type(i) is not int]:
+        ids = [*vocab.values(), *special.values(), *added.values()]
+        if wrong := [i for i in ids if type(i) is not int]:
             raise ValueError(f"ids must be integers, got {wrong[0]!r}; is {end!r} in it?")
-        merges = [(_as_bytes(a), _as_bytes(b)) for a, b in merges]
-        vocab = {_as_bytes(token): i for token, i in vocab.items()}
-        return BPETokenizer(merges, vocab, special[end], special)
+        if rows is not None:
+            special, added = ({name: i for name, i in names.items() if i < rows or name == end}
+                              for names in (special, added))
+        ends = _ends(end, special) | {"start": _start(content, config, special)}
+        model["merges"] = [_pair(merge) for merge in merges]
+        kind = sentencepiece if model.get("byte_fallback") is True else byte_level
+        return kind.parsed(content, special, added, **ends)
     except (ValueError, TypeError) as e:
-        raise HuggingFaceError(f"{path}: not GPT-2's byte-level BPE: {e}") from e
+        raise HuggingFaceError(f"{path}: not a byte-pair encoding that is supported: {e}") from e
 
 
-def _parse_tokenizer_json(content):
-    """(merges, vocab, special tokens → ids); `BPETokenizer` checks that they fit together."""
-    match content:
-        case {"model": {"vocab": dict(vocab), "merges": list(merges)} as model}:
-            check_fields(model, MODEL)
-        case _: raise ValueError("expected model: {vocab: {…}, merges: […]}")
-    special, parts = {}, {name: content.get(name) for name in PARTS}
-    check_fields({name: part.get("type") if isinstance(part, dict) else part and [part]
-                  for name, part in parts.items()}, PARTS)
-    if (content.get("post_processor") or {}).get("special_tokens"):
-        raise ValueError("the post_processor puts special tokens around a text")
-    split = content["pre_tokenizer"]
-    if split.get("add_prefix_space") or not split.get("use_regex", True):
-        raise ValueError("the pre_tokenizer must split by GPT-2's expression and put no space in "
-                         f"front, got {split}")
+def _pair(merge):
+    """A merge, "a b" or ["a", "b"], as a list of two strings."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise ValueError(f"a merge must be two tokens, got {str(merge)[:80]!r}")
+    for token in pair:
+        if not isinstance(token, str): raise TypeError(f"a token must be a string, got {token!r}")
+    return pair
+
+
+def _named_tokens(content):
+    """({special name: id}, {other added name: id})"""
+    special, added = {}, {}
     for token in content.get("added_tokens") or []:
         match token:
-            case {"content": str(name)} if not any(map(token.get, FLAGS)):
-                special[name] = token.get("id")
+            case {"content": str(name)} if not any(map(token.get, FLAGS)): pass
             case _:
                 raise ValueError("an added token needs a content, and must not depend on the text "
                                  f"around it, got {str(token)[:200]}")
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in merges], vocab, special
+        if token.get("special") is True: special[name] = token.get("id")
+        elif token.get("normalized") and content.get("normalizer"):
+            raise ValueError(f"the added token {name[:80]!r} is looked for in normalized text")
+        else: added[name] = token.get("id")
+    return special, added
 
 
-def _read_older_files(folder, vocab):
-    """(merges, vocab, special tokens → ids) of a folder with vocab.json."""
+def _ends(eos, special):
+    """The arguments end_of_text and end_of_turn, for the name of the file's eos_token."""
+    if eos == END_OF_TEXT or END_OF_TEXT not in special: return {"end_of_text": special[eos]}
+    return {"end_of_text": special[END_OF_TEXT], "end_of_turn": special[eos]}
+
+
+def _start(content, config, special):
+    """The id that is put in front of every text, or None."""
+    part, name = content.get("post_processor"), None
+    in_sequence = isinstance(part, dict) and part.get("type") == "Sequence"
+    steps = part.get("processors") if in_sequence else [part]
+    for step in steps if isinstance(steps, list) else [steps]:
+        kind = step.get("type") if isinstance(step, dict) else step
+        if kind is not None and kind not in POST_PROCESSORS[:2]:
+            raise ValueError(f"post_processor is {str(kind)[:80]!r}, expected one of "
+                             f"{', '.join(POST_PROCESSORS)}")
+        if kind != "TemplateProcessing": continue
+        match step.get("single"):
+            case [{"Sequence": {"id": "A"}}]: pass
+            case [{"SpecialToken": {"id": str(name)}}, {"Sequence": {"id": "A"}}]: pass
+            case single:
+                raise ValueError("the post_processor puts special tokens around a text; one in "
+                                 f"front is supported, got {str(single)[:200]}")
+    if config["add_eos_token"] is True:
+        raise ValueError("add_eos_token: a token after every text is not supported")
+    if isinstance(config["add_bos_token"], bool):
+        name = config["bos_token"] if config["add_bos_token"] else None
+    if name is None: return None
+    if name not in special:
+        raise ValueError(f"{name[:80]!r} stands in front of every text, but is no special token")
+    return special[name]
+
+
+def _config(folder):
+    """What the two small files say of the tokens at a text's ends; None for what they do not."""
+    found = dict.fromkeys(("bos_token", "eos_token", "add_bos_token", "add_eos_token"))
+    for path in folder / "tokenizer_config.json", folder / "special_tokens_map.json":
+        content = read_object(path) if path.exists() else {}
+        for name in found:
+            value = content.get(name)
+            value = value.get("content") if isinstance(value, dict) else value
+            if found[name] is None and isinstance(value, (str, bool)): found[name] = value
+    return found
+
+
+def _older_files(folder, vocab):
+    """vocab.json and its companions as a tokenizer.json."""
     merges = [s.split(" ") for s in read_text(folder / "merges.txt").split("\n") if s.strip()]
     if merges and merges[0][0].startswith("#version"): del merges[0]
-    added = folder / "added_tokens.json"
-    return merges, vocab, read_object(added) if added.exists() else {}
+    path = folder / "added_tokens.json"                  # it does not say which ones are special
+    named = read_object(path) if path.exists() else {}
+    return {"model": {"vocab": vocab, "merges": merges}, "pre_tokenizer": byte_level.LEVEL,
+            "added_tokens": [{"content": name, "id": i, "special": True}
+                             for name, i in named.items()]}
 
 
-def _end_of_text(folder):
-    for path in folder / "tokenizer_config.json", folder / "special_tokens_map.json":
-        token = read_object(path).get("eos_token") if path.exists() else None
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str): return token
-    return END_OF_TEXT
-
-
-def _as_bytes(token):
-    """A token as the files write it → its bytes. ValueError if it has a character of no byte."""
-    if not isinstance(token, str): raise TypeError(f"a token must be a string, got {token!r}")
-    if odd := [c for c in token if c not in BYTE]:
-        raise ValueError(f"{token[:40]!r} has {odd[0]!r}, which stands for no byte")
-    return bytes([BYTE[c] for c in token])
-
-
-def as_characters(token: bytes) -> str:
-    """A token's bytes → the characters that the files write for them."""
-    return "".join(CHARACTER[b] for b in token)
-
-
-def write_tokenizer(folder: str | Path, tokenizer: BPETokenizer) -> None:
-    """Write all of GPT-2's tokenizer files; transformers, tokenizers and llama.cpp read them."""
+def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer's files; transformers, tokenizers and llama.cpp read them. GPT-2's older
+    files are written too where they say the same. A chat template is not written."""
+    folder = Path(folder)
     by_id = lambda ids: dict(sorted(ids.items(), key=lambda pair: pair[1]))
-    folder, special = Path(folder), by_id(tokenizer.special)
-    merges = [[as_characters(a), as_characters(b)] for a, b in tokenizer.merges]
-    vocab = by_id({as_characters(token): i for token, i in tokenizer.vocab.items()} | special)
-    end = next(name for name, i in tokenizer.special.items() if i == tokenizer.end_of_text)
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    name = {i: name for name, i in tokenizer.special.items()}
+    end, start = name[tokenizer.end_of_text], tokenizer.start
+    special, added = tokenizer.special, tokenizer.added
+    match tokenizer:
+        case BPETokenizer():           parts = byte_level.described(tokenizer)
+        case SentencePieceTokenizer(): parts = sentencepiece.described(tokenizer)
+        case _: raise TypeError(f"write_tokenizer: got {type(tokenizer).__name__}")
+    vocab, merges = by_id(parts["model"]["vocab"] | special | added), parts["model"]["merges"]
+    if start is not None: parts["post_processor"] = _in_front(name[start], start)
     flags = dict.fromkeys([*FLAGS, "normalized"], False)
     content = {"version": "1.0", "truncation": None, "padding": None,
-               "added_tokens": [{"id": i, "content": name, **flags, "special": True}
-                                for name, i in special.items()],
-               "normalizer": None, "pre_tokenizer": level,
-               "post_processor": level | {"trim_offsets": False}, "decoder": level,
-               "model": {**{name: allowed[0] for name, allowed in MODEL.items()},
-                         "vocab": vocab, "merges": merges}}
-    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end,
-              "eos_token": end, "unk_token": end}
-    lines = "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges])
-    write_atomically(folder / "merges.txt", lines)
-    for name, value in ("vocab", vocab), ("tokenizer", content), ("tokenizer_config", config):
-        write_atomically(folder / f"{name}.json", json.dumps(value, ensure_ascii=False) + "\n")
+               "added_tokens": [{"id": i, "content": name, **flags,
+                                 "special": name in special}
+                                for name, i in by_id(special | added).items()],
+               **parts, "model": {**parts["model"], "vocab": vocab, "merges": merges}}
+    eos = end if tokenizer.end_of_turn is None else name[tokenizer.end_of_turn]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
+    if start is not None: config["bos_token"] = name[start]
+    if getattr(tokenizer, "split", None) == "gpt2" and start is None:
+        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end,
+                  "eos_token": eos, "unk_token": end}
+        lines = "".join(f"{a} {b}\n" for a, b in [("#version:", "0.2"), *merges])
+        write_atomically(folder / "merges.txt", lines)
+        write_atomically(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False) + "\n")
+    for file, value in ("tokenizer", content), ("tokenizer_config", config):
+        write_atomically(folder / f"{file}.json", json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def _in_front(name, i):
+    """The post-processor that puts a token in front of a text, and of each of two."""
+    piece = lambda side, kind: [{"SpecialToken": {"id": name, "type_id": kind}},
+                                {"Sequence": {"id": side, "type_id": kind}}]
+    return {"type": "TemplateProcessing", "single": piece("A", 0),
+            "pair": piece("A", 0) + piece("B", 1),
+            "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]}}}

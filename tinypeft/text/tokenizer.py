@@ -1,17 +1,14 @@
-"""Byte-level byte-pair encoding (BPE): text ↔ integers, for any sequence of bytes.
+"""Byte-pair encoding (BPE): text ↔ integers. `Tokenizer` is the part that every family shares,
+`BPETokenizer` works on bytes, `sentencepiece.py` on characters.
 
 Source: Sennrich, Haddow & Birch (2016), "Neural Machine Translation of Rare Words with Subword
 Units", arXiv:1508.07909, on bytes as in Radford et al. (2019), "Language Models are Unsupervised
 Multitask Learners" (GPT-2). Start with the 256 bytes, make the most frequent pair of neighbours a
-token, repeat.
-
-Merges never cross a *word*. `words` cuts a text exactly as GPT-2 does (English contractions;
-letters, digits or other signs, each with at most one space before them; other whitespace), so that
-`BPETokenizer(merges, vocab)` accepts GPT-2's files.
+token, repeat. Merges never cross a *word*; `words.py` has each family's rule for cutting a text.
 """
 from __future__ import annotations
 
-import functools
+import heapq
 import itertools
 import json
 import re
@@ -19,65 +16,227 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import check_fields, parse_json, read_text, write_atomically
 from ..hints import Array
+from .words import SPLITS, words
+
+__all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Special", "Tokenizer", "join"]
 
 END_OF_TEXT = "<|endoftext|>"
-_BYTES = [bytes([b]) for b in range(256)]
+BYTES = [bytes([b]) for b in range(256)]
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 16, 64             # the cache holds 65,536 short words at most
+_MOST_IDS = 1 << 31                                      # ids are int32
 
 
-class BPETokenizer:
-    """A byte-level BPE vocabulary; `encode` and `decode` translate between text and ids.
+class Special(str):
+    """The name of a special token, which is that token in `encode_parts`; any other str is text."""
 
-    merges: pairs of byte strings, most important first. vocab: byte string → id; by default the
-    bytes 0 … 255, then the merges' results. end_of_text: the id of `<|endoftext|>`, by default the
-    last. special: str → id of every token that plain text never produces, by default only the end
-    of text. Raises `ValueError` unless the ids are 0 … vocab_size − 1, and `vocab` has every byte
-    and every merge's parts and result."""
 
-    def __init__(self, merges: Iterable[tuple[bytes, bytes]],
-                 vocab: dict[bytes, int] | None = None, end_of_text: int | None = None,
-                 special: dict[str, int] | None = None):
-        self.merges = [(bytes(a), bytes(b)) for a, b in merges]
-        if vocab is None:
-            tokens = dict.fromkeys(_BYTES + [a + b for a, b in self.merges])
-            vocab = {token: i for i, token in enumerate(tokens)}
-        self.vocab = {bytes(token): int(i) for token, i in vocab.items()}
-        self.end_of_text = len(self.vocab) if end_of_text is None else int(end_of_text)
-        self.special = dict(special) if special else {END_OF_TEXT: self.end_of_text}
-        self.vocab_size = len(self.vocab) + len(self.special)
-        if self.end_of_text not in self.special.values() or "" in self.special:
+class Tokenizer:
+    """A vocabulary; `encode` and `decode` translate between text and ids. See its two families,
+    `BPETokenizer` and `SentencePieceTokenizer`.
+
+    merges: pairs of tokens, most important first. vocab: token → id. end_of_text: the id at the end
+    of every text. special: name → id of tokens that plain text never produces; the end of text must
+    be among them. added: name → id of tokens that are taken wherever their name stands in a text,
+    before any merge. start: the id that the family puts in front of every text, None if it puts
+    none. end_of_turn: the id that ends an answer, where it is not the end of text: SmolLM2 and Qwen
+    were pretrained on documents between `<|endoftext|>`, and end an answer with `<|im_end|>`. Ids
+    may leave gaps; an id without a token decodes to nothing. Raises `ValueError` unless ids are
+    different whole numbers, and every merge's parts and result are tokens."""
+
+    _format, _options, _strips = "", {}, False       # options: field → its value in older files
+
+    def __init__(self, merges: list[tuple[Any, Any]], vocab: dict[Any, int], end_of_text: int,
+                 special: dict[str, int], added: dict[str, int] | None, start: int | None,
+                 end_of_turn: int | None):
+        self.merges, self.vocab, self.end_of_text = merges, vocab, end_of_text
+        self.special, self.added, self.start = dict(special), dict(added or {}), start
+        self.end_of_turn = end_of_turn
+        if self.end_of_text not in self.special.values() or "" in self.special | self.added:
             raise ValueError("special tokens need names, and one must have the id "
                              f"{self.end_of_text}, got {self.special}")
-        if sorted([*self.vocab.values(), *self.special.values()]) != list(range(self.vocab_size)):
-            raise ValueError(f"ids must be 0 … {self.vocab_size - 1}, each once, "
-                             f"including those of {self.special}")
-        needed = _BYTES + [t for a, b in self.merges for t in (a, b, a + b)]
+        for name, i in ("start", start), ("end_of_turn", end_of_turn):
+            if i is not None and i not in self.special.values():
+                raise ValueError(f"no special token has the id of {name}, {i}")
+        self._bytes = {i: self._as_bytes(token) for token, i in self.vocab.items()}
+        more = {name: i for name, i in self.added.items()      # an added token may also have merges
+                if self._bytes.get(i) != self._named(name)} | self.special
+        ids = [*self.vocab.values(), *more.values()]
+        self._bytes |= {i: self._named(name) for name, i in more.items()}
+        if len(self._bytes) < len(ids) or min(ids) < 0 or max(ids) >= _MOST_IDS:
+            raise ValueError(f"ids must be whole numbers from 0 to {_MOST_IDS - 1}, each once, "
+                             f"including those of {str(more)[:200]}")
+        self.vocab_size = max(ids) + 1
+        needed = dict.fromkeys(t for a, b in self.merges for t in (a, b, a + b))
         if missing := [t for t in needed if t not in self.vocab]:
             raise ValueError(f"{len(missing)} tokens are missing from the vocabulary, "
                              f"the first is {missing[0]!r}")
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._bytes = {i: token for token, i in self.vocab.items()}
-        self._bytes |= {i: name.encode() for name, i in self.special.items()}
-        longest_first = sorted(self.special, key=len, reverse=True)
-        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._names = self.added | self.special
+        self._find_added, self._find_names = _finder(self.added), _finder(self._names)
         self._cache = {}
 
     def __repr__(self):
-        return f"BPETokenizer(vocab_size={self.vocab_size})"
+        return f"{type(self).__name__}(vocab_size={self.vocab_size})"
 
     def __eq__(self, other):
-        key = lambda t: (t.merges, t.vocab, t.end_of_text, t.special)
-        return isinstance(other, BPETokenizer) and key(self) == key(other)
+        key = lambda t: (t.merges, t.vocab, t.end_of_text, t.special, t.added, t.start,
+                         t.end_of_turn, [getattr(t, name) for name in t._options])
+        return type(other) is type(self) and key(self) == key(other)
 
     __hash__ = None
 
+    @property
+    def opening(self) -> int:
+        """The id in front of a document in training: `start`, or without one the end of text."""
+        return self.end_of_text if self.start is None else self.start
+
+    def encode(self, text: str | bytes, allow_special: bool = False) -> Array:
+        """Encode a str, or any bytes, as ids (n,), int32. Nothing is put in front of them.
+
+        allow_special: whether the name of a special token, such as `<|endoftext|>`, becomes that
+        token or is plain text. Raises `TypeError` for other types, `ValueError` for a str with a
+        lone surrogate."""
+        if isinstance(text, (bytes, bytearray, memoryview)):
+            text = bytes(text).decode("utf-8", "surrogateescape")   # an invalid byte is a character
+        elif not isinstance(text, str):
+            raise TypeError(f"encode expects str or bytes, got {type(text).__name__}")
+        elif not text.isascii():
+            text.encode()                               # raises UnicodeEncodeError, a ValueError
+        find = self._find_names if allow_special else self._find_added
+        return np.array(self._encode_named(text, find, True), np.int32)
+
+    def encode_parts(self, parts: Iterable[str]) -> Array:
+        """Encode text in which some parts are special tokens, each a `Special`, as ids (n,).
+
+        Text beside text is encoded together, and the name of a special token in it stays text. So
+        nobody who writes a part of a prompt can write a special token into it."""
+        ids = []
+        for is_special, group in itertools.groupby(parts, lambda part: isinstance(part, Special)):
+            if is_special: ids += [self.special[name] for name in group]
+            else: ids += self._encode_named("".join(group), self._find_added, not ids)
+        return np.array(ids, np.int32)
+
+    def encode_prompt(self, text: str | bytes, allow_special: bool = False) -> Array:
+        """The ids of a text that a model shall continue: `encode`'s, after `start` if there is one.
+        transformers' `tokenizer(text)` gives the same."""
+        start = [] if self.start is None else [self.start]
+        return np.concatenate([np.array(start, np.int32), self.encode(text, allow_special)])
+
+    def encode_documents(self, documents: Iterable[object]) -> Array:
+        """Encode `str(document)` of each as one stream of ids (n,). Each ends with the end of text,
+        and `opening` is in front of it: a start of its own, or the end of text before it."""
+        end, start = np.array([self.end_of_text], np.int32), self.start is not None
+        encode = self.encode_prompt                      # puts a start in front of each, if any
+        parts = (part for d in documents for part in (encode(str(d)), end))
+        return np.concatenate([end[:0] if start else end, *parts])
+
+    def decode(self, ids: Sequence[int] | Array, errors: str = "replace",
+               continued: bool = False) -> str:
+        """Decode ids as text. Invalid UTF-8 becomes "�"; errors: as in `bytes.decode`."""
+        return self.decode_bytes(ids, continued).decode("utf-8", errors)
+
+    def decode_bytes(self, ids: Sequence[int] | Array, continued: bool = False) -> bytes:
+        """Decode ids (n,) as bytes. continued: whether other ids came before these, as in
+        generation; then a space in front is text, also where a family puts one in front of every
+        text. Raises `TypeError` unless ids are integers, `ValueError` for an id out of range."""
+        ids = np.asarray(ids)
+        if ids.size == 0: return b""
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"ids must be integers, got {ids.dtype}")
+        if ids.ndim > 1:
+            raise ValueError(f"ids must be one sequence (n,), got shape {ids.shape}")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(f"ids must be in 0 … {self.vocab_size - 1}, "
+                             f"got {ids.min()} … {ids.max()}")
+        text = b"".join(self._bytes.get(i, b"") for i in np.atleast_1d(ids).tolist())
+        return text[1:] if self._strips and not continued and text[:1] == b" " else text
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, atomically. Byte strings are stored as Latin-1 characters."""
+        fields = {"added": self.added or None, "start": self.start, "end_of_turn": self.end_of_turn}
+        fields |= {name: getattr(self, name) for name in self._options}
+        changed = {name: value for name, value in fields.items()
+                   if value != self._options.get(name)}
+        write_atomically(path, json.dumps({
+            "format": self._format, "end_of_text": self.end_of_text, "special": self.special,
+            "merges": [[self._written(token) for token in pair] for pair in self.merges],
+            "vocab": {self._written(token): i for token, i in self.vocab.items()}, **changed}))
+
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
+        text = read_text(path)
+        try:
+            content = check_fields(parse_json(text), {"format": str, "end_of_text": int,
+                                                      "merges": list, "vocab": dict},
+                                   {"special": dict, "added": dict, "start": int,
+                                    "end_of_turn": int, **dict.fromkeys(cls._options, str)})
+            if content["format"] != cls._format:
+                raise ValueError(f"its format is {content['format'][:80]!r}")
+            names = {"start", "end_of_turn", *cls._options} & content.keys()
+            fields: dict[str, Any] = {name: content[name] for name in names}
+            for name in "vocab", "special", "added":
+                ids = content.get(name) or {}
+                fields[name] = check_fields(ids, dict.fromkeys(ids, int))
+            fields["vocab"] = {cls._read(token): i for token, i in fields["vocab"].items()}
+            merges = [[cls._read(token) for token in pair] for pair in content["merges"]]
+            return cls(merges, end_of_text=content["end_of_text"], **fields)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a tokenizer of {cls.__name__}.save: {error}"
+                             ) from error
+
+    def _encode_named(self, text, find, first):
+        """The ids of a text with the tokens that `find` finds. first: is it a text's beginning?"""
+        if find is None: return self._encode_text(text, first)
+        parts = enumerate(find.split(text))              # plain text and named tokens alternate
+        return [i for n, part in parts for i in (
+            [self._names[part]] if n % 2 else self._encode_text(part, first and n == 0))]
+
+    def _cached(self, word, encode):
+        """The ids of a word, `encode(word)`, remembered."""
+        if (ids := self._cache.get(word)) is None:
+            ids = encode(word)
+            if len(word) <= _CACHED_LENGTH:
+                if len(self._cache) >= _CACHED_WORDS: self._cache.clear()
+                self._cache[word] = ids
+        return ids
+
+
+class BPETokenizer(Tokenizer):
+    """A byte-level BPE vocabulary: GPT-2, SmolLM2, Qwen 2 and 3, Llama 3.
+
+    merges: pairs of byte strings. vocab: byte string → id; by default the bytes 0 … 255, then the
+    merges' results. A byte that it lacks gives no id. end_of_text: the id of `<|endoftext|>`, by
+    default the last. special: by default only the end of text. split: how a text is cut into words,
+    a name of `words.SPLITS`. Of "qwen2" the text is first brought into Unicode's form NFC, so other
+    forms do not come back. Further arguments and errors: `Tokenizer`'s."""
+
+    _format, _options = "tinypeft-bpe", {"split": "gpt2"}
+
+    def __init__(self, merges: Iterable[tuple[bytes, bytes]],
+                 vocab: dict[bytes, int] | None = None, end_of_text: int | None = None,
+                 special: dict[str, int] | None = None, added: dict[str, int] | None = None,
+                 start: int | None = None, end_of_turn: int | None = None, split: str = "gpt2"):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {str(split)[:80]!r}")
+        merges = [(bytes(a), bytes(b)) for a, b in merges]
+        if vocab is None:
+            tokens = dict.fromkeys(BYTES + [a + b for a, b in merges])
+            vocab = {token: i for i, token in enumerate(tokens)}
+        vocab = {bytes(token): int(i) for token, i in vocab.items()}
+        end = max(vocab.values(), default=-1) + 1 if end_of_text is None else int(end_of_text)
+        self.split = split
+        super().__init__(merges, vocab, end, special or {END_OF_TEXT: end}, added, start,
+                         end_of_turn)
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int, split: str = "gpt2") -> BPETokenizer:
         """Learn `vocab_size` tokens (256 bytes, the merges, `<|endoftext|>`) from a text.
 
         Of equally frequent pairs the first in byte order is merged, so training is deterministic.
@@ -89,8 +248,8 @@ class BPETokenizer:
         if vocab_size < 257:
             raise ValueError(f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), "
                              f"got {vocab_size}")
-        frequency = Counter(words(text))
-        pieces = [[_BYTES[b] for b in word.encode()] for word in frequency]
+        frequency = Counter(words(text, split))
+        pieces = [[BYTES[b] for b in word.encode()] for word in frequency]
         count, where = Counter(), defaultdict(set)   # pair → occurrences, pair → words that have it
 
         def tally(w, times):                            # `times` the pairs of word w
@@ -109,150 +268,57 @@ class BPETokenizer:
             tokens.add(pair[0] + pair[1])            # two pairs may give one token: a + bc = ab + c
             for w in where.pop(pair):                   # only these words' counts change
                 tally(w, -weight[w])
-                pieces[w] = _join(pieces[w], pair)
+                pieces[w] = join(pieces[w], {pair: 0})
                 tally(w, weight[w])
             count = +count                              # drops pairs that no longer occur
-        return cls(merges)
+        return cls(merges, split=split)
 
-    def encode(self, text: str | bytes, allow_special: bool = False) -> Array:
-        """Encode a str, or any bytes, as ids (n,), int32. `decode_bytes` returns the same bytes.
+    @staticmethod
+    def _as_bytes(token): return token
+    @staticmethod
+    def _named(name): return name.encode()
+    @staticmethod
+    def _written(token): return token.decode("latin-1")
+    @staticmethod
+    def _read(token): return token.encode("latin-1")
 
-        allow_special: whether the name of a special token, such as `<|endoftext|>`, becomes that
-        token or is plain text. Raises `TypeError` for other types, `ValueError` for a str with a
-        lone surrogate."""
-        if isinstance(text, (bytes, bytearray, memoryview)):
-            text = bytes(text).decode("utf-8", "surrogateescape")   # an invalid byte is a character
-        elif not isinstance(text, str):
-            raise TypeError(f"encode expects str or bytes, got {type(text).__name__}")
-        elif not text.isascii():
-            text.encode()                               # raises UnicodeEncodeError, a ValueError
-        if not allow_special: return np.array(self._encode_text(text), np.int32)
-        parts = enumerate(self._special.split(text))    # plain text and special tokens alternate
-        ids = ([self.special[part]] if i % 2 else self._encode_text(part) for i, part in parts)
-        return np.array(list(itertools.chain.from_iterable(ids)), np.int32)
-
-    def encode_documents(self, documents: Iterable[object]) -> Array:
-        """Encode `str(document)` of each as one stream of ids (n,), each between ends of text."""
-        end = np.array([self.end_of_text], np.int32)
-        parts = (part for d in documents for part in (self.encode(str(d)), end))
-        return np.concatenate([end, *parts])
-
-    def decode(self, ids: Sequence[int] | Array, errors: str = "replace") -> str:
-        """Decode ids as text. Invalid UTF-8 becomes "�"; errors: as in `bytes.decode`."""
-        return self.decode_bytes(ids).decode("utf-8", errors)
-
-    def decode_bytes(self, ids: Sequence[int] | Array) -> bytes:
-        """Decode ids (n,) as bytes. Raises `TypeError` unless they are integers, `ValueError` for
-        an id out of range."""
-        ids = np.asarray(ids)
-        if ids.size == 0: return b""
-        if ids.dtype.kind not in "iu":
-            raise TypeError(f"ids must be integers, got {ids.dtype}")
-        if ids.ndim > 1:
-            raise ValueError(f"ids must be one sequence (n,), got shape {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(f"ids must be in 0 … {self.vocab_size - 1}, "
-                             f"got {ids.min()} … {ids.max()}")
-        return b"".join(map(self._bytes.__getitem__, np.atleast_1d(ids).tolist()))
-
-    def save(self, path: str | Path) -> None:
-        """Write a JSON file, atomically. Byte strings are stored as Latin-1 characters."""
-        write_atomically(path, json.dumps({
-            "format": "tinypeft-bpe", "end_of_text": self.end_of_text, "special": self.special,
-            "merges": [[token.decode("latin-1") for token in pair] for pair in self.merges],
-            "vocab": {token.decode("latin-1"): i for token, i in self.vocab.items()}}))
-
-    @classmethod
-    def load(cls, path: str | Path) -> BPETokenizer:
-        """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
-        text = read_text(path)
-        try:
-            content = check_fields(parse_json(text), {"format": str, "end_of_text": int,
-                                                      "merges": list, "vocab": dict},
-                                   {"special": dict})
-            if content["format"] != "tinypeft-bpe":
-                raise ValueError(f"its format is {content['format'][:80]!r}")
-            special = content.get("special") or {}
-            check_fields(content["vocab"], dict.fromkeys(content["vocab"], int))
-            check_fields(special, dict.fromkeys(special, int))
-            merges = [[token.encode("latin-1") for token in pair] for pair in content["merges"]]
-            vocab = {token.encode("latin-1"): i for token, i in content["vocab"].items()}
-            return cls(merges, vocab, content["end_of_text"], special)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a tokenizer of BPETokenizer.save: {error}") from error
-
-    def _encode_text(self, text):
-        ids, cache = [], self._cache
-        for word in words(text):
-            if (word_ids := cache.get(word)) is None:
-                word_ids = self._encode_word(word.encode("utf-8", "surrogateescape"))
-                if len(word) <= _CACHED_LENGTH:
-                    if len(cache) >= _CACHED_WORDS: cache.clear()
-                    cache[word] = word_ids
-            ids += word_ids
+    def _encode_text(self, text, first):
+        if SPLITS[self.split].nfc: text = unicodedata.normalize("NFC", text)
+        ids = []
+        for word in words(text, self.split): ids += self._cached(word, self._encode_word)
         return ids
 
     def _encode_word(self, word):
-        """Apply the merges to the bytes of one word, the earliest learned first; return the ids."""
-        pieces, last = [_BYTES[b] for b in word], len(self.merges)
-        while len(pieces) > 1:
-            pair = min(itertools.pairwise(pieces), key=lambda p: self._rank.get(p, last))
-            if pair not in self._rank: break
-            pieces = _join(pieces, pair)
-        return [self.vocab[piece] for piece in pieces]
+        word, vocab = word.encode("utf-8", "surrogateescape"), self.vocab
+        if SPLITS[self.split].whole and word in vocab: return [vocab[word]]
+        return [vocab[t] for t in join([BYTES[b] for b in word if BYTES[b] in vocab], self._rank)]
 
 
-def _join(pieces, pair):
-    """Join each occurrence of `pair` in a list of byte strings, from left to right."""
-    joined = []
-    for piece in pieces:
-        if piece == pair[1] and joined and joined[-1] == pair[0]:
-            joined[-1] += piece                # longer than pair[0], so it is not joined once more
-        else:
-            joined.append(piece)
-    return joined
+def join(pieces: Sequence[Any], rank: dict[tuple[Any, Any], int]) -> list[Any]:
+    """Apply merges to a list of byte strings or strings, until none applies.
+
+    rank: pair of neighbours → its rank. The pair of the lowest rank is joined first, of equal
+    ranks the leftmost. A heap holds the pairs, so n pieces take O(n log n)."""
+    pieces, n = list(pieces), len(pieces)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    heap = [(rank[pair], i) for i, pair in enumerate(itertools.pairwise(pieces)) if pair in rank]
+    heapq.heapify(heap)
+    while heap:
+        r, i = heapq.heappop(heap)
+        j = after[i]
+        if j == n or rank.get((pieces[i], pieces[j])) != r: continue     # one of them was joined
+        pieces[i], pieces[j] = pieces[i] + pieces[j], None
+        h, k = before[i], after[j]
+        after[i] = k
+        if k < n:
+            before[k] = i
+            if (r := rank.get((pieces[i], pieces[k]))) is not None: heapq.heappush(heap, (r, i))
+        if h >= 0 and (r := rank.get((pieces[h], pieces[i]))) is not None:
+            heapq.heappush(heap, (r, h))
+    return [piece for piece in pieces if piece is not None]
 
 
-# Letters (L) and numerals (N) that Unicode 15.0 to 16.0 added, for older Pythons, in hexadecimal.
-# Source: DerivedGeneralCategory.txt, 14.0.0 and 16.0.0. The package tokenizers 0.23 follows 16.0.
-_NEWER = {
-    "L": "1c89-1c8a a7cb-a7cd a7da-a7dc 105c0-105f3 10d4a-10d65 10d6f-10d85 10ec2-10ec4 "
-         "1123f-11240 11380-11389 1138b 1138e 11390-113b5 113b7 113d1 113d3 11bc0-11be0 11f02 "
-         "11f04-11f10 11f12-11f33 1342f 13441-13446 13460-143fa 16100-1611d 16d40-16d6c 18cff "
-         "1b132 1b155 1df25-1df2a 1e030-1e06d 1e4d0-1e4eb 1e5d0-1e5ed 1e5f0 2b739 2ebf0-2ee5d "
-         "31350-323af",
-    "N": "10d40-10d49 116d0-116e3 11bf0-11bf9 11f50-11f59 16130-16139 16d70-16d79 1ccf0-1ccf9 "
-         "1d2c0-1d2d3 1e4f0-1e4f9 1e5f1-1e5fa"}
-
-
-@functools.cache
-def _newer():
-    """Map each character of `_NEWER` to "L" or "N"."""
-    ends = lambda span: [int(end, 16) for end in span.split("-")]
-    return {chr(i): kind for kind, spans in _NEWER.items() for span in spans.split()
-            for i in range(ends(span)[0], ends(span)[-1] + 1)}
-
-
-def words(text: str) -> list[str]:
-    """Cut a text into the words that merges stay within; joined, they are the text again."""
-    if text.isascii():
-        return _word_pattern("", "", "").findall(text)
-    kinds = {c: unicodedata.category(c) for c in set(text)}
-    kinds |= {c: _newer().get(c, "Cn") for c, kind in kinds.items() if kind == "Cn"}
-    members = lambda *some: "".join(sorted(c for c, kind in kinds.items() if kind in some))
-    return _word_pattern(members("Nl", "No"), members("L"), members("N")).findall(text)
-
-
-@functools.lru_cache(maxsize=64)
-def _word_pattern(odd, letters, numerals):
-    """Compile GPT-2's pattern for a text with some characters that `re` classes unlike Unicode 16.
-
-    odd: numerals that are not decimal digits (², Ⅷ), which `re` takes for letters. letters,
-    numerals: of `_NEWER`. Whitespace is listed because `re` adds four control characters to it."""
-    space = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-    letter = rf"[^\W\d_{odd}]"
-    if letters: letter = rf"(?:{letter}|[{letters}])"
-    digit = rf"[\d{odd}{numerals}]"
-    other = rf"(?:[^\w{space}{letters}{numerals}]|_)"
-    return re.compile(rf"'(?:s|t|re|ve|m|ll|d)| ?{letter}+| ?{digit}+| ?{other}+|"
-                      rf"[{space}]+(?![^{space}])|[{space}]+")
+def _finder(names):
+    """A pattern that finds the longest of some names, None for no names."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if names else None

@@ -16,7 +16,7 @@ from ... import functional as F
 from ...nn import Module
 from ...tensor import Tensor
 from .. import corpus
-from ..tokenizer import BPETokenizer
+from ..tokenizer import Tokenizer
 from .sentences import first_sentences
 from .task import SPLITS, Batch, Metrics, Rows, context_of, pad, tokenizer_of
 
@@ -27,7 +27,7 @@ CLASSES = ("numpy.ma", "numpy.polynomial", "scipy.interpolate", "scipy.io", "sci
            "matplotlib.axes", "matplotlib.backends", "matplotlib.patches")
 
 
-def classify(model: Module | BPETokenizer | None = None, context: int | None = None,
+def classify(model: Module | Tokenizer | None = None, context: int | None = None,
              classes: Sequence[str] = CLASSES, per_class: int = 160,
              held_out: int = 40) -> Classification:
     """Make the task of naming the package that a docstring's first sentence documents.
@@ -85,12 +85,15 @@ class Classification(Rows):
     """Name the class of a sentence. rows: split → [(sentence, label)]; label indexes `classes`.
 
     A row of tokens is a document as in pretraining: the sentence, cut to fit, between two ends of
-    text. The head reads the last. A batch is (padded tokens (B, T), lengths (B,), labels (B,))."""
+    text, or after the start of a tokenizer that has one. The head reads the last. A batch is
+    (padded tokens (B, T), lengths (B,), labels (B,))."""
 
     def __init__(self, rows: dict[str, list[tuple[str, int]]], classes: Iterable[str],
-                 tokenizer: BPETokenizer, context: int, sha256: dict[str, str] | None = None):
-        end, ids = [tokenizer.end_of_text], lambda text: tokenizer.encode(f"{text}\n")[:context - 2]
-        splits = {split: [(np.concatenate([end, ids(text), end]), label) for text, label in part]
+                 tokenizer: Tokenizer, context: int, sha256: dict[str, str] | None = None):
+        opening, end = [tokenizer.opening], [tokenizer.end_of_text]
+        ids = lambda text: tokenizer.encode(f"{text}\n")[:context - 2]
+        document = lambda text: np.concatenate([opening, ids(text), end])
+        splits = {split: [(document(text), label) for text, label in part]
                   for split, part in rows.items()}
         super().__init__("classify", splits, sha256)
         self.rows, self.classes, self.end_of_text = rows, tuple(classes), tokenizer.end_of_text

@@ -14,13 +14,13 @@ from ...tensor import Tensor
 from .. import corpus
 from ..corpus import Corpus
 from ..ngram import KneserNey
-from ..tokenizer import BPETokenizer
+from ..tokenizer import Tokenizer
 from .task import SPLITS, Batch, Metrics, Task, context_of, tokenizer_of
 
 __all__ = ["LanguageModelling", "domain"]
 
 
-def domain(model: Module | BPETokenizer | None = None, context: int | None = None,
+def domain(model: Module | Tokenizer | None = None, context: int | None = None,
            held_out: int | None = None) -> LanguageModelling:
     """Make the task of language modelling on Matplotlib's documentation, which the base never saw.
 
@@ -53,7 +53,7 @@ class LanguageModelling(Task):
                                  f"{context} + 1: give more text or a smaller context")
 
     @classmethod
-    def of_corpus(cls, name: str, text: Corpus, tokenizer: BPETokenizer, context: int,
+    def of_corpus(cls, name: str, text: Corpus, tokenizer: Tokenizer, context: int,
                   splits: Sequence[str] = SPLITS) -> LanguageModelling:
         """Make the task of modelling a corpus, or some splits of it. name: also the corpus'."""
         streams = {split: tokenizer.encode_documents(getattr(text, split)) for split in splits}

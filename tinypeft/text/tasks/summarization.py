@@ -18,7 +18,7 @@ from ...tensor import Tensor
 from .. import corpus
 from ..docstrings import Document
 from ..ngram import KneserNey
-from ..tokenizer import BPETokenizer
+from ..tokenizer import Tokenizer
 from .sentences import first_sentences
 from .task import SPLITS, Batch, Metrics, Rows, context_of, pad, tokenizer_of
 
@@ -27,7 +27,7 @@ __all__ = ["Summarization", "rouge_l", "summarize"]
 IGNORED = -100                                                # a target that the loss ignores
 
 
-def summarize(model: Module | BPETokenizer | None = None,
+def summarize(model: Module | Tokenizer | None = None,
               context: int | None = None) -> Summarization:
     """Make the task of writing a Matplotlib docstring's first sentence, given the signature.
 
@@ -45,10 +45,10 @@ class Summarization(Rows):
     documents: split → `Document`s; those above `context` tokens are left out. A batch is (tokens
     (B, T), targets (B, T)), padded on the right; the loss ignores targets of −100."""
 
-    def __init__(self, documents: dict[str, list[Document]], tokenizer: BPETokenizer, context: int,
+    def __init__(self, documents: dict[str, list[Document]], tokenizer: Tokenizer, context: int,
                  sha256: dict[str, str] | None = None):
-        end = [tokenizer.end_of_text]
-        encode = lambda d: (np.concatenate([end, tokenizer.encode(f"{d.header}\n")]),
+        opening, end = [tokenizer.opening], [tokenizer.end_of_text]
+        encode = lambda d: (np.concatenate([opening, tokenizer.encode(f"{d.header}\n")]),
                             np.concatenate([tokenizer.encode(d.text), end]))
         rows = {split: [(d, encode(d)) for d in part] for split, part in documents.items()}
         fits = lambda ids: len(ids[0]) + len(ids[1]) <= context

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...hints import Array
 from ...nn import Module
-from ..tokenizer import BPETokenizer
+from ..tokenizer import BPETokenizer, Tokenizer
 
 __all__ = ["Rows", "Task", "tokenizer_of"]
 
@@ -19,7 +19,7 @@ SPLITS = "train", "validation", "test"
 SHIPPED = Path(__file__).parents[2] / "pretrained" / "tokenizer.json"
 
 
-def tokenizer_of(model: Module | BPETokenizer | None) -> BPETokenizer:
+def tokenizer_of(model: Module | Tokenizer | None) -> Tokenizer:
     """Return a model's or PeftModel's tokenizer, a tokenizer itself, or for None the shipped one.
 
     Raises ValueError if the model has none, or a smaller vocabulary than its tokenizer."""

@@ -1,0 +1,113 @@
+"""The tokenizer in a GGUF file's metadata. It has one of two kinds, `tokenizer.ggml.model`:
+
+    gpt2     byte-level BPE: tokens and merges as tokenizer.json writes them. `tokenizer.ggml.pre`
+             names the rule for cutting a text into words
+    llama    SentencePiece: tokens with scores. The merges follow: two tokens that make a third are
+             merged, and the third's score is the rank
+
+`token_type` says of each token whether text makes it: 1 normal, 2 unknown, 3 control, 4 user
+defined, 5 unused, 6 a byte. Control tokens are `special`, user-defined ones `added`.
+Source: llama.cpp's llama-vocab.cpp, and gguf-py's constants.py.
+"""
+from typing import Any
+
+import numpy as np
+
+from ..text.sentencepiece import SentencePieceTokenizer
+from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
+from .byte_level import as_bytes
+from .gguf_reader import GGUFError
+
+__all__ = ["PRE", "tokenizer_of_gguf"]
+
+PRE = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
+KEY = "tokenizer.ggml."
+
+
+def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer that a GGUF file's fields describe, None if they have none.
+
+    The end of text is `<|endoftext|>` if it is a control token, and the file's EOS then ends a
+    turn. `start` is the file's BOS if `add_bos_token` is true; without that field it is so for
+    "llama" and for the splitting rule of Llama 3, as in llama.cpp. A text is given a space in front
+    as llama.cpp and TinyLlama's own tokenizer.json do ("prepend"). Raises GGUFError for fields that
+    do not fit together, and for tokenizers of other kinds."""
+    kind = fields.get(f"{KEY}model")
+    if kind in (None, "no_vocab", "none"): return None
+    try:
+        if kind == "gpt2":  return _byte_level(fields)
+        if kind == "llama": return _sentencepiece(fields)
+        raise ValueError(f"{KEY}model is {str(kind)[:80]!r}, expected 'gpt2' or 'llama'")
+    except (ValueError, TypeError) as e:
+        raise GGUFError(f"the tokenizer is not supported: {e}") from e
+
+
+def _byte_level(fields):
+    split = next((ours for ours, theirs in PRE.items() if theirs == fields.get(f"{KEY}pre")), None)
+    if split is None:
+        raise ValueError(f"{KEY}pre is {str(fields.get(f'{KEY}pre'))[:80]!r}, expected one of "
+                         f"{', '.join(PRE.values())}")
+    vocab, named = _tokens(fields)
+    merges = [tuple(merge.split(" ")) for merge in _array(fields, "merges", str)]
+    if wrong := [merge for merge in merges if len(merge) != 2]:
+        raise ValueError(f"a merge must be two tokens, got {str(wrong[0])[:80]}")
+    octets = {token: as_bytes(token) for token in vocab}
+    if missing := [t for pair in merges for t in pair if t not in octets]:
+        raise ValueError(f"{missing[0][:80]!r} is merged, but is no token that text makes")
+    return BPETokenizer([(octets[a], octets[b]) for a, b in merges],
+                        {octets[token]: i for token, i in vocab.items()},
+                        split=split, **named, **_ends(fields, named, split == "llama3"))
+
+
+def _sentencepiece(fields):
+    if str(fields.get("general.architecture")).startswith("gemma"):
+        raise ValueError("a Gemma GGUF file does not say in which order to merge; read the folder "
+                         "with tokenizer.json instead")
+    vocab, named = _tokens(fields)
+    scores = _array(fields, "scores", float)
+    if len(scores) != len(fields[f"{KEY}tokens"]):
+        raise ValueError(f"{len(scores)} scores for {len(fields[f'{KEY}tokens'])} tokens")
+    merges = [(-scores[i], i, n, token[:n], token[n:]) for token, i in vocab.items()
+              for n in range(1, len(token)) if token[:n] in vocab and token[n:] in vocab]
+    prefix = "prepend" if fields.get(f"{KEY}add_space_prefix", True) else "never"
+    return SentencePieceTokenizer([merge[3:] for merge in sorted(merges)], vocab, prefix=prefix,
+                                  **named, **_ends(fields, named, True))
+
+
+def _tokens(fields):
+    """({token: id} of what text makes, {"special": …, "added": …} of what is found by its name)"""
+    tokens, types = _array(fields, "tokens", str), _array(fields, "token_type", int)
+    if len(types) != len(tokens): raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
+    vocab, special, added = {}, {}, {}
+    homes = {NORMAL: vocab, BYTE: vocab, USER: added, CONTROL: special, UNKNOWN: special,
+             UNUSED: {}}
+    for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if (home := homes.get(kind)) is None:
+            raise ValueError(f"token {i} has type {kind}, expected 1 … 6")
+        if home.setdefault(token, i) != i and kind != UNUSED:
+            raise ValueError(f"the tokens {home[token]} and {i} are both {token[:80]!r}")
+    return vocab, {"special": special, "added": added}
+
+
+def _ends(fields, named, default):
+    """The arguments end_of_text, end_of_turn and start."""
+    bos, eos = (fields.get(f"{KEY}{name}_token_id") for name in ("bos", "eos"))
+    if eos not in named["special"].values():
+        raise ValueError(f"{KEY}eos_token_id is {eos!r}, which is no control token")
+    end = named["special"].get(END_OF_TEXT, eos)
+    adds = fields.get(f"{KEY}add_bos_token", default and bos is not None)
+    if fields.get(f"{KEY}add_eos_token"):
+        raise ValueError("add_eos_token: a token after every text is not supported")
+    return {"end_of_text": end, "end_of_turn": None if end == eos else eos,
+            "start": bos if adds else None}
+
+
+def _array(fields, name, kind):
+    """A field that is a list of `kind`."""
+    values = fields.get(f"{KEY}{name}")
+    if isinstance(values, np.ndarray): values = values.tolist()
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise ValueError(f"{KEY}{name} must be an array of {kind.__name__}, "
+                         f"got {str(values)[:80]}")
+    return values
