@@ -235,7 +235,7 @@ def test_stopping(tmp_path):
 @pytest.mark.parametrize("changed, told", [
     ({"lr": 0.5}, "lr was 0.001, is 0.5"), ({"steps": 10}, "steps was 9, is 10"), ({"seed": 1}, "seed was 0, is 1"),
     ({"batch_size": 4}, "batch_size was 8, is 4"), ({"betas": (0.8, 0.9)}, r"betas was \[0.9, 0.999\], is \[0.8, 0.9\]"),
-    ({"head_lr": 0.1}, "head_lr was None, is 0.1"),
+    ({"head_lr": 0.1}, "head_lr was None, is 0.1"), ({"accumulate": 2}, "accumulate was None, is 2"),
     ({"model": tp.LoRA(alpha=1.0)}, r"method was None, is LoRA\(rank=8, alpha=1.0\)")])
 def test_a_checkpoint_of_another_run_is_refused(changed, told, tmp_path):
     path, changed = tmp_path / "c.npz", dict(changed)
@@ -249,11 +249,12 @@ def test_a_checkpoint_of_another_run_is_refused(changed, told, tmp_path):
     assert same(model.state_dict(), before)
 
 
-def test_a_checkpoint_from_before_head_lr_is_resumed(tmp_path):
+@pytest.mark.parametrize("option", ["head_lr", "accumulate"])
+def test_a_checkpoint_from_before_an_option_is_resumed(option, tmp_path):
     path, whole, resumed = tmp_path / "c.npz", small(), small()
     tp.train(small(), Noise(), N, checkpoint=path, stop_after=4, checkpoint_every=N, progress=False)
     arrays, meta = load_arrays(path)
-    assert meta["settings"].pop("head_lr") is None
+    assert meta["settings"].pop(option) is None
     save_arrays(path, arrays, meta)
     tp.train(resumed, Noise(), N, checkpoint=path, checkpoint_every=N, progress=False)
     tp.train(whole, Noise(), N, progress=False)

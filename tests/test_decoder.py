@@ -7,12 +7,15 @@ import pytest
 
 import tinypeft as tp
 from tests.toys import same
+from tinypeft.gemma import Gemma, GemmaConfig
 from tinypeft.llama import Llama, LlamaConfig
 
 LLAMA = LlamaConfig(41, 32, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=10, d_head=6)
 CONFIGS = {"GPT": tp.GPTConfig(37, 24, 16, 2, 4), "Llama": LLAMA,
-           "Qwen3": dataclasses.replace(LLAMA, qk_norm=True, tied=False)}
-CLASSES = {tp.GPTConfig: tp.GPT, LlamaConfig: Llama}
+           "Qwen3": dataclasses.replace(LLAMA, qk_norm=True, tied=False),
+           "Gemma": GemmaConfig(41, 32, 12, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=10, d_head=6, window=3,
+                                global_every=2)}
+CLASSES = {tp.GPTConfig: tp.GPT, LlamaConfig: Llama, GemmaConfig: Gemma}
 IDS = np.arange(10).reshape(2, 5)
 
 

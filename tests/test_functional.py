@@ -1,5 +1,7 @@
 """functional.py: every fused operation against finite differences, its composition from primitives, and PyTorch."""
+import contextlib
 import math
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -58,6 +60,9 @@ CASES = {
         (normal(2, 3, 5, 6),), lambda x: F.rotary(x, *ANGLES), lambda x: plain.rotary(x, *ANGLES), None),
     "swiglu": (
         (3 * normal(2, 3, 5), normal(2, 3, 5)), F.swiglu, plain.swiglu, lambda f: lambda g, u: f.silu(g) * u),
+    "geglu": (
+        (3 * normal(2, 3, 5), normal(2, 3, 5)), F.geglu, plain.geglu,
+        lambda f: lambda g, u: f.gelu(g, approximate="tanh") * u),
     "layer norm, no columns": (
         (normal(3, 0), normal(0), normal(0)), F.layer_norm, None, lambda f: lambda x, g, b: f.layer_norm(x, (0,), g, b)),
     "gelu": (
@@ -88,6 +93,12 @@ CASES = {
     "attention, after a prefix": (
         (normal(2, 3, 4), normal(2, 8, 4), normal(2, 8, 4) + 1), F.attention, attention,
         lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, seen(3, 8))),
+    "attention, grouped": (
+        (normal(2, 6, 5, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4) + 1), F.attention, plain.grouped_attention,
+        lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)),
+    "attention, grouped, a window after a prefix": (
+        (normal(4, 5, 3), normal(2, 7, 3), normal(2, 7, 3) + 1), lambda *a: F.attention(*a, window=3), None,
+        lambda f: lambda q, k, v: f.scaled_dot_product_attention(q, k, v, seen(5, 7).triu(), enable_gqa=True)),
     "attention, one query": (
         (normal(1, 4), normal(6, 4), normal(6, 4) + 1), F.attention, attention, lambda f: f.scaled_dot_product_attention),
     "attention, many blocks": (
@@ -359,6 +370,22 @@ def test_gelu_keeps_one_array():
     assert [r() for r in held] == [None, None]
     loss.backward()
     assert x.grad is not None
+
+
+def test_the_loss_has_one_array_of_the_size_of_the_logits():
+    """The softmax, which becomes the gradient; the logits go when the loss is known. Without gradients, there is none."""
+    h, W = Tensor(np.ones((256, 2), np.float32), requires_grad=True), Tensor(np.ones((1 << 14, 2), np.float32))
+    size, found = 256 * (1 << 14) * 4, []
+    for context in (contextlib.nullcontext, tp.no_grad):
+        tracemalloc.start()
+        with context():
+            loss = F.cross_entropy(F.linear(h, W), np.arange(256))
+            found.append(tracemalloc.get_traced_memory()[0])
+            if loss.requires_grad: loss.backward()
+        found.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    kept, peak, nothing, evaluation = np.array(found) / size
+    assert 0.99 < kept < 1.05 and peak < 2.05 and nothing < 0.05 and evaluation < 1.3
 
 
 @pytest.mark.parametrize("need, backward", [

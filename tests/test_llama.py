@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.oracles import assert_close
+from tests.oracles import assert_close, assert_gradients_close
 from tinypeft import functional as F
 from tinypeft import plain
 from tinypeft.generate import KVCache
@@ -13,6 +13,7 @@ from tinypeft.tensor import Tensor
 SIZES = {"vocab_size": 41, "context_length": 80, "d_model": 24, "n_layers": 3, "d_mlp": 20, "rope_theta": 1e3}
 KINDS = {"grouped": {"n_heads": 6, "n_kv_heads": 2, "d_head": 4},
          "one key head": {"n_heads": 3, "n_kv_heads": 1, "d_head": 8, "tied": False},
+         "odd sizes": {"d_model": 25, "d_mlp": 13, "n_heads": 5, "n_kv_heads": 1, "d_head": 2, "vocab_size": 43},
          "as many key heads": {"n_heads": 4, "n_kv_heads": 4, "d_head": 6, "norm_eps": 1e-2},
          "Qwen3": {"n_heads": 4, "n_kv_heads": 2, "d_head": 10, "qk_norm": True, "tied": False}}
 
@@ -34,13 +35,14 @@ def test_agrees_with_transformers(kind, T, rng, torch):
     from tests.oracles.torch_llama import their_name, torch_llama
     ours = llama(kind)
     theirs = torch_llama(ours)
-    tokens, dy = rng.integers(0, 41, (2, T)), rng.standard_normal((2, T, 41))
+    tokens, dy = rng.integers(0, 41, (2, T)), rng.standard_normal((2, T, ours.config.vocab_size))
     y, z = ours(tokens), theirs(torch.tensor(tokens)).logits
     assert_close(y, z, 1e-10)
     y.backward(dy)
     z.backward(torch.tensor(dy))
     grads = dict(theirs.named_parameters())
-    for name, p in ours.named_parameters(): assert_close(p.grad, grads[their_name(name)].grad, 1e-9)
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    assert_gradients_close(found, {name: grads[their_name(name)].grad.numpy() for name in found}, 1e-10)
 
 
 def test_float32_agrees_with_transformers(rng, torch):
@@ -58,7 +60,7 @@ def test_finite_differences_of_every_parameter(rng):
 # -- rotary embeddings -----------------------------------------------------------------------------
 def test_a_score_depends_on_the_distance_alone(rng):
     q, k = (Tensor(rng.standard_normal((1, 8))) for _ in range(2))
-    cos, sin = angles(100.0, 8, 50, np.dtype(np.float64))
+    cos, sin = angles(100.0, 8, 0, 50, np.dtype(np.float64))
     score = lambda i, j: (F.rotary(q, cos[i:i + 1], sin[i:i + 1]).data * F.rotary(k, cos[j:j + 1], sin[j:j + 1]).data).sum()
     assert np.isclose(score(7, 3), score(44, 40), rtol=1e-12)
     assert not np.isclose(score(7, 3), score(8, 3), rtol=1e-3)
@@ -67,7 +69,7 @@ def test_a_score_depends_on_the_distance_alone(rng):
 def test_halves_are_paired_and_not_neighbours(rng):
     """A position rotates (x_i, x_{i + d/2}). Pairs of neighbours are another function of the same columns."""
     x = rng.standard_normal((1, 3, 8))
-    cos, sin = angles(100.0, 8, 3, np.dtype(np.float64))
+    cos, sin = angles(100.0, 8, 0, 3, np.dtype(np.float64))
     z = x[..., :4] + 1j * x[..., 4:]                       # a pair as a complex number: rotation is a product
     y = z * (cos + 1j * sin)
     ours = F.rotary(Tensor(x), cos, sin).data
@@ -128,6 +130,30 @@ def test_a_prefix_is_what_the_model_would_have_computed(rng):
     with tp.no_grad(): model(tokens[:, :4], cache=cache)
     prefix = [(Tensor(c.k[0, :, :4]), Tensor(c.v[0, :, :4])) for c in cache.layers]
     assert_close(model(tokens[:, 4:], prefix=prefix), model(tokens).data[:, 4:], 1e-12)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_prefix_is_pefts(kind, batched, rng, torch):
+    """Keys that are not rotated, before the others, in each group of heads: as a cache that PEFT fills."""
+    import transformers
+
+    from tests.oracles.torch_llama import torch_llama
+    ours = llama(kind)
+    c, theirs = ours.config, torch_llama(ours)
+    prefix = [[Tensor(rng.standard_normal((*[2] * batched, c.n_kv_heads, 4, c.d_head)), requires_grad=True) for _ in "kv"]
+              for _ in range(c.n_layers)]
+    given = [[torch.tensor(p.data, requires_grad=True) for p in pair] for pair in prefix]
+    cache = transformers.DynamicCache(config=theirs.config)
+    for i, pair in enumerate(given): cache.update(*(t.expand(2, *t.shape[-3:]) for t in pair), i)
+    tokens, dy = rng.integers(0, 41, (2, 7)), rng.standard_normal((2, 7, c.vocab_size))
+    y = ours(tokens, prefix=prefix)
+    z = theirs(torch.tensor(tokens), attention_mask=torch.ones((2, 11), dtype=torch.long), cache=cache).logits
+    assert_close(y, z, 1e-10)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    for ps, ts in zip(prefix, given, strict=True):
+        for p, t in zip(ps, ts, strict=True): assert_close(p.grad, t.grad, 1e-10)
 
 
 @pytest.mark.parametrize("sizes", [{"n_heads": 6, "n_kv_heads": 4}, {"d_head": 5}])

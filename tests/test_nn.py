@@ -49,6 +49,15 @@ def test_layers_by_finite_differences(name):
     tp.gradcheck(lambda *_: layer(Tensor(x) if x is X else x), *layer.parameters())
 
 
+def test_an_offset_is_added_to_the_weights_of_a_norm():
+    """Gemma's RMSNorm holds γ − 1; both compute the same function, and start with γ = 1."""
+    first, second = randomized(RMSNorm(4)), RMSNorm(4, offset=1.0).to(np.float64)
+    assert np.array_equal(second(Tensor(X)).data, RMSNorm(4).to(np.float64)(Tensor(X)).data)
+    second.weight.data = first.weight.data - 1
+    assert_close(second(Tensor(X)), first(Tensor(X)), 1e-14)
+    tp.gradcheck(lambda x, *_: second(x), X, second.weight)
+
+
 def test_dropout_acts_in_training_only():
     layer, x = Dropout(0.5, rng=0), Tensor(np.ones((100, 100)))
     assert layer(x) is x

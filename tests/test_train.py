@@ -3,6 +3,7 @@ import io
 import math
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -189,6 +190,36 @@ def test_parts_are_weighted_by_what_counts_in_them():
         assert np.allclose(p.grad, q.grad, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("task", [Noise(), Ragged()], ids=["equal", "ragged"])
+def test_accumulation_changes_rounding_only(task, workers):
+    """A step whose batch is cut into parts, one after another, is the step on the batch; 50 parts are one per row."""
+    runs = []
+    for accumulate in (1, 2, 3, 50):
+        model = small().to(np.float64)
+        history = tp.train(model, task, 4, batch_size=7, workers=workers, accumulate=accumulate, progress=False)
+        runs.append((history.loss, model.state_dict()))
+    for loss, state in runs[1:]:
+        assert_close(loss, runs[0][0], 1e-10)
+        for name in state:
+            if "key.bias" not in name: assert_close(state[name], runs[0][1][name], 1e-8, name)
+
+
+def test_accumulation_takes_the_memory_of_a_part_and_adds_a_penalty_once():
+    task, model = Noise(T=24), tp.attach(small().to(np.float64), tp.AdaLoRA(), rng=0)
+    batch, found = task.batch("train", 32, np.random.default_rng(0)), []
+    for accumulate in (1, 8):
+        for p in model.parameters(): p.grad = None
+        tracemalloc.start()
+        loss = backward(model, task, batch, accumulate=accumulate)
+        found.append((loss, [p.grad for p in model.trainable_parameters()], tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    (a, before, whole), (b, after, part) = found
+    assert_close(b, a, 1e-12)
+    for x, y in zip(before, after, strict=True): assert np.allclose(y, x, rtol=1e-9, atol=1e-14)
+    assert part < 0.3 * whole
+
+
 def test_dropout_draws_the_same_for_any_number_of_workers():
     states = []
     for workers in (1, 2):
@@ -254,7 +285,8 @@ class Silent(Noise):
        rf"train: {name} must be .*, got {bad}") for name, bad in (
         ("steps", 2.5), ("batch_size", True), ("lr", math.nan), ("lr", math.inf), ("head_lr", -1.0), ("clip", -1.0),
         ("clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1), ("warmup", -3), ("lr_floor", math.nan),
-        ("seed", -1), ("eval_every", -1), ("eval_batches", 0), ("checkpoint_every", 0), ("stop_after", -1), ("workers", 0))),
+        ("seed", -1), ("eval_every", -1), ("eval_batches", 0), ("checkpoint_every", 0), ("stop_after", -1), ("workers", 0),
+        ("accumulate", 0), ("checkpoint_activations", 1))),
     (lambda: tp.train(small(), Silent(), 3, progress=False), "nothing counts in a batch of 8 rows"),
     (lambda: tp.train(small(), Noise(vocab_size=38), 30, progress=False), r"must lie in \[0, 37\), got 37"),
 ])

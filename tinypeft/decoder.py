@@ -1,6 +1,6 @@
 """A decoder: the parts of a language model that GPT-2, the Llama family and Gemma share.
 
-    x = embed(E[tokens])           where a subclass adds positions, or scales
+    x = embed(E[tokens])           where a subclass may add positions
     x = block(x)                   in every block
     logits = final_norm(x) Eᵀ      the head is tied to E, or `lm_head` is a matrix of its own
 
@@ -19,6 +19,7 @@ from . import functional as F
 from .generate import KVCache, LayerCache, generate
 from .hints import Array, Rng
 from .nn import Embedding, Linear, Module, Parameter, check_names, shapes_only
+from .recompute import run_block
 from .tensor import GraphError, Tensor, concatenate
 
 __all__ = ["Block", "Decoder", "Prefix", "attend", "heads"]
@@ -56,7 +57,7 @@ class Decoder(Module):
             raise TypeError(f"{type(self).__name__}: expected a {self.Config.__name__}, "
                             f"got {type(config).__name__}")
         self.config = config
-        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng=rng)
+        self.token_embedding = Embedding(config.vocab_size, config.d_model, rng)
 
     @classmethod
     def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
@@ -179,7 +180,7 @@ class Decoder(Module):
                              f"vectors, {past} of prefix or cache) exceed the context of {context}")
         x = self.embed(x, past)
         for i, block in enumerate(self.blocks):
-            x = block(x, prefix and prefix[i], cache and cache.layers[i])
+            x = run_block(block, x, prefix and prefix[i], cache and cache.layers[i])
         x = self.final_norm(x)
         return x if read is None else x[np.arange(B)[:, None], read]    # drops the virtual tokens
 

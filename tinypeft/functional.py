@@ -14,8 +14,8 @@ import numpy as np
 from .hints import Array, Seed
 from .tensor import Tensor, gated
 
-__all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
-           "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
+__all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "geglu", "gelu",
+           "layer_norm", "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
 
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
@@ -152,19 +152,40 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ);   g and u (…) → (…).
     """
+    def silu(g):
+        sigma, rest = _sigmoid(g)
+        y = g * sigma
+        return y, lambda: sigma + y * rest
+    return _glu(gate, up, silu, "swiglu")
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = GELU(g) u, GELU in its tanh form   (Shazeer, arXiv 2002.05202).
+
+    du = dy GELU(g),   dg = dy u GELU′(g),   GELU′ = Φ + g Φ′;   g and u (…) → (…).
+    """
+    def tanh_gelu(g):
+        phi = _phi(g, "tanh")
+        return g * phi, lambda: _x_dphi(g, phi, "tanh") + phi
+    return _glu(gate, up, tanh_gelu, "geglu")
+
+
+def _glu(gate, up, curve, name):
+    """y = a(g) u, where curve(g) gives a(g) and a function that computes the slope a′(g).
+
+    The forward pass keeps ∂y/∂u and ∂y/∂g in place of g and u."""
     if gate.shape != up.shape:
-        raise ValueError(f"swiglu: gate {gate.shape} and up {up.shape} must have the same shape")
+        raise ValueError(f"{name}: gate {gate.shape} and up {up.shape} must have the same shape")
     y = np.empty(up.shape, up.dtype)
     keep = [np.empty_like(y) for _ in range(2)] if gate.requires_grad or up.requires_grad else ()
     flat = lambda a: np.ascontiguousarray(a).reshape(-1)
     g, u, Y = flat(gate.data), flat(up.data), y.reshape(-1)
     for s in _slices(Y.size, 1):
-        sigma, rest = _sigmoid(g[s])
-        silu = g[s] * sigma
-        np.multiply(silu, u[s], out=Y[s])
+        a, slope = curve(g[s])
+        np.multiply(a, u[s], out=Y[s])
         if keep:
-            keep[0].reshape(-1)[s] = silu                    # ∂y/∂u
-            keep[1].reshape(-1)[s] = (sigma + silu * rest) * u[s]             # ∂y/∂g
+            keep[0].reshape(-1)[s] = a                       # ∂y/∂u
+            keep[1].reshape(-1)[s] = slope() * u[s]          # ∂y/∂g
     return Tensor.op(y, (gate, lambda dy: np.multiply(keep[1], dy, out=keep[1])),
                      (up, lambda dy: np.multiply(keep[0], dy, out=keep[0])))
 

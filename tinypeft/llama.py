@@ -37,8 +37,19 @@ from .tensor import Tensor
 __all__ = ["Llama", "LlamaConfig"]
 
 
+class Grouped(Checked):
+    """What the sizes of models with grouped heads and rotary embeddings must obey."""
+    # The start of a layer whose output joins the residual stream, to which 2 L layers add.
+    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
+
+    def check(self) -> None:
+        if self.n_heads % self.n_kv_heads or self.d_head % 2:
+            raise ValueError(f"{type(self).__name__}: n_kv_heads {self.n_kv_heads} must divide "
+                             f"n_heads {self.n_heads}, and d_head {self.d_head} must be even")
+
+
 @dataclass(frozen=True)
-class LlamaConfig(Checked):
+class LlamaConfig(Grouped):
     """The sizes of a Llama. The defaults are SmolLM2-135M's.
 
     n_kv_heads divides n_heads. d_head: the width of a head, an even number. d_mlp: the width of the
@@ -56,25 +67,20 @@ class LlamaConfig(Checked):
     tied: bool = flag(True, also=("tie_word_embeddings",))
     qk_norm: bool = flag(False)
 
-    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
-
-    def check(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.d_head % 2:
-            raise ValueError(f"LlamaConfig: n_kv_heads {self.n_kv_heads} must divide n_heads "
-                             f"{self.n_heads}, and d_head {self.d_head} must be even")
-
 
 class Attention(Module):
-    """Causal self-attention with rotated queries and keys, in groups of heads."""
+    """Causal self-attention with rotated queries and keys, in groups of heads.
 
-    def __init__(self, c, rng):
+    theta: the base of the angles. norm: makes a norm of width d_head, or is None; each head of q
+    and of k is then normalized first. options: of `functional.attention`."""
+
+    def __init__(self, c, rng, theta, norm=None, **options):
         d, q, kv = c.d_model, c.n_heads * c.d_head, c.n_kv_heads * c.d_head
-        self.config = c
+        self.config, self.theta, self.options = c, theta, options
         self.query = Linear(d, q, bias=False, rng=rng)
         self.key, self.value = (Linear(d, kv, bias=False, rng=rng) for _ in range(2))
         self.output = Linear(q, d, bias=False, rng=rng, std=c.residual_std)
-        self.query_norm, self.key_norm = (RMSNorm(c.d_head, c.norm_eps) if c.qk_norm else None
-                                          for _ in range(2))
+        self.query_norm, self.key_norm = (norm and norm(c.d_head) for _ in range(2))
 
     def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
                 cache: LayerCache | None = None) -> Tensor:
@@ -83,26 +89,28 @@ class Attention(Module):
         k, v = heads(self.key(x), c.n_kv_heads), heads(self.value(x), c.n_kv_heads)
         if self.query_norm is not None: q, k = self.query_norm(q), self.key_norm(k)
         past = prefix[0].shape[-2] if prefix else cache.length if cache else 0
-        at = [a[past:past + n] for a in angles(c.rope_theta, c.d_head, c.context_length, x.dtype)]
-        return self.output(attend(F.rotary(q, *at), F.rotary(k, *at), v, prefix, cache))
+        at = angles(self.theta, c.d_head, past, past + n, x.dtype)
+        o = attend(F.rotary(q, *at), F.rotary(k, *at), v, prefix, cache, **self.options)
+        return self.output(o)
 
 
 @functools.lru_cache(maxsize=8)
-def angles(theta: float, d: int, n: int, dtype: np.dtype) -> tuple[Array, Array]:
-    """cos φ and sin φ, (n, d/2) each, of the angles φ = t θ^(−2i/d) for positions t < n."""
-    phi = np.arange(n)[:, None] * theta ** (-2 * np.arange(d // 2) / d)
+def angles(theta: float, d: int, start: int, stop: int, dtype: np.dtype) -> tuple[Array, Array]:
+    """cos φ and sin φ, (n, d/2) each, φ = t θ^(−2i/d), of the n positions t = start … stop − 1."""
+    phi = np.arange(start, stop)[:, None] * theta ** (-2 * np.arange(d // 2) / d)
     return np.cos(phi).astype(dtype), np.sin(phi).astype(dtype)
 
 
 class MLP(Module):
-    """down(silu(gate(x)) ⊙ up(x)): SwiGLU."""
+    """down(a(gate(x)) ⊙ up(x)): SwiGLU, or another function of the two, `gated`."""
 
-    def __init__(self, c, rng):
+    def __init__(self, c, rng, gated=F.swiglu):
         self.gate, self.up = (Linear(c.d_model, c.d_mlp, bias=False, rng=rng) for _ in range(2))
         self.down = Linear(c.d_mlp, c.d_model, bias=False, rng=rng, std=c.residual_std)
+        self.gated = gated
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.swiglu(self.gate(x), self.up(x)))
+        return self.down(self.gated(self.gate(x), self.up(x)))
 
 
 class Llama(Decoder):
@@ -113,9 +121,9 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig, rng: Seed = 0):
         rng = np.random.default_rng(rng)
         super().__init__(config, rng)
-        norm = lambda: RMSNorm(config.d_model, config.norm_eps)
-        self.blocks = [Block(norm(), Attention(config, rng), norm(), MLP(config, rng))
-                       for _ in range(config.n_layers)]
-        self.final_norm = norm()
-        if not config.tied:
-            self.lm_head = Linear(config.d_model, config.vocab_size, bias=False, rng=rng)
+        c, norm = config, functools.partial(RMSNorm, eps=config.norm_eps)
+        self.blocks = [Block(norm(c.d_model),
+                             Attention(c, rng, c.rope_theta, norm if c.qk_norm else None),
+                             norm(c.d_model), MLP(c, rng)) for _ in range(c.n_layers)]
+        self.final_norm = norm(c.d_model)
+        if not c.tied: self.lm_head = Linear(c.d_model, c.vocab_size, bias=False, rng=rng)

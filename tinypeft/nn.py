@@ -314,12 +314,17 @@ class RMSNorm(Module):
 
 
 class Embedding(Module):
-    """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²)."""
+    """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²).
+    scale: what the vectors that are looked up are multiplied by; Gemma's are by √d."""
 
-    def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02):
-        self.weight = _normal((n, d), std, rng)
+    def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02,
+                 scale: float = 1.0):
+        self.weight, self.scale = _normal((n, d), std, rng), scale
 
-    def forward(self, ids: Array) -> Tensor: return F.embedding(ids, self.weight)
+    def forward(self, ids: Array) -> Tensor:
+        x = F.embedding(ids, self.weight)
+        return x if self.scale == 1 else x * self.scale
+
     def describe(self) -> str: return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
 
 

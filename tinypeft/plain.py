@@ -10,8 +10,8 @@ import numpy as np
 from .hints import Array
 from .tensor import Tensor, concatenate
 
-__all__ = ["attention", "cross_entropy", "embedding", "gelu", "grouped_attention", "layer_norm",
-           "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
+__all__ = ["attention", "cross_entropy", "embedding", "geglu", "gelu", "grouped_attention",
+           "layer_norm", "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
 
 
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
@@ -41,6 +41,11 @@ def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """y = silu(g) u, silu(g) = g σ(g)."""
     return gate * gate.sigmoid() * up
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = GELU(g) u."""
+    return gelu(gate) * up
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ import numpy as np
 
 from .checkpoints import resume, save_checkpoint
 from .diagnosis import DivergedError, check_finite, diverged
-from .hyper import real, whole
+from .hyper import flag, real, whole
 from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
 from .progress import Progress
+from .recompute import recomputing
 from .signals import HeldSignals
 from .tensor import no_grad
 from .threads import parallel_map
@@ -60,11 +61,12 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
           betas: tuple[float, float] = (0.9, 0.999), seed: int = 0, eval_every: int | None = None,
           eval_batches: int | None = None, checkpoint: str | Path | None = None,
           checkpoint_every: int | None = None, stop_after: int | None = None, workers: int = 2,
+          accumulate: int = 1, checkpoint_activations: bool = False,
           optimizer: Callable[..., Optimizer] = AdamW, progress: bool | None = None) -> History:
     """Train the parameters of `model` that require gradients on `task`; return a `History`.
 
-    model: a GPT or a PeftModel. task: from `tinypeft.tasks`, or any object that has its `batch`,
-        `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
+    model: a Decoder or a PeftModel. task: from `tinypeft.tasks`, or any object that has
+        its `batch`, `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
     batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3; both
         were chosen for a model 128 wide; try less on a wider one).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
@@ -75,6 +77,10 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
         `checkpoint_every` steps (default: 500, or a tenth of the run if that is less), at the end,
         and when the run is stopped. stop_after: stop after this many steps in all.
     workers: threads that share a batch; one if dropout draws. The number changes only rounding.
+    accumulate: the gradients of a batch are summed over this many parts, one after another, so that
+        a step takes the memory of a part. The number changes rounding, and the masks of dropout.
+    checkpoint_activations: compute each block again in backward (`recompute.py`): less memory, more
+        time, and the same numbers.
     optimizer: AdamW or `PagedAdamW`. Raises ValueError for options out of range or a checkpoint of
         another run, DivergedError, naming step and module, for a number that is not finite.
 
@@ -89,7 +95,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     settings = dict(
         steps=steps, batch_size=batch_size, lr=rate, head_lr=head_lr, clip=clip, betas=list(betas),
         weight_decay=weight_decay, schedule=schedule_kind, warmup=warmup, lr_floor=lr_floor,
-        seed=seed, workers=workers, method=method and repr(method))
+        seed=seed, workers=workers, method=method and repr(method),
+        accumulate=accumulate if accumulate > 1 else None)             # older files do not say
     if head_lr is None: head_lr = HEAD_LR if lr is None else lr
     groups = _groups(model, params, head_lr)
     optimizer = optimizer(groups, lr=rate, betas=betas, weight_decay=weight_decay)
@@ -112,7 +119,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                 optimizer.scale_lr(schedule(schedule_kind, step, steps, warmup, lr_floor))
                 optimizer.zero_grad()
                 batch = task.batch("train", batch_size, np.random.default_rng([seed, step]))
-                loss = backward(model, task, batch, workers)
+                with recomputing(checkpoint_activations):
+                    loss = backward(model, task, batch, workers, accumulate)
                 norm = clip_grad_norm(params, clip or math.inf) if math.isfinite(loss) else loss
                 if not math.isfinite(norm):
                     _reseed(model, seed, step)           # the same dropout again
@@ -141,7 +149,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
 
 
 _LIMITS = {name: field.metadata["limit"] for name, field in {
-    **dict.fromkeys(("steps", "batch_size", "workers"), whole(1, least=1)),
+    **dict.fromkeys(("steps", "batch_size", "workers", "accumulate"), whole(1, least=1)),
+    "checkpoint_activations": flag(False),
     **dict.fromkeys(("eval_batches", "checkpoint_every"), whole(None, least=1, or_none=True)),
     **dict.fromkeys(("warmup", "eval_every", "stop_after"), whole(None, least=0, or_none=True)),
     **dict.fromkeys(("lr", "head_lr", "clip"), real(None, least=0, or_none=True)),
@@ -170,27 +179,33 @@ def _reseed(model, seed, step):
     for i, module in enumerate(drawing, 1): module.rng = np.random.default_rng([seed, step, i])
 
 
-def backward(model: Module, task: Any, batch: tuple, workers: int = 1) -> float:
+def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
+             accumulate: int = 1) -> float:
     """Add the gradients of the batch's mean loss and the penalty to the parameters; return the sum.
 
-    The batch is cut into one part per worker, each weighted by its share of what counts.
+    The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
+    take one each at a time. Each part is weighted by its share of what counts.
     """
     rows = len(batch[0])
-    cuts = np.linspace(0, rows, min(workers, rows) + 1).astype(int)
+    cuts = np.linspace(0, rows, min(workers * accumulate, rows) + 1).astype(int)
     parts = [tuple(a[i:j] for a in batch) for i, j in itertools.pairwise(cuts)]
     parts = [part for part in parts if task.count(part)]     # no mean where every target is ignored
     if not parts: raise ValueError(f"train: nothing counts in a batch of {rows} rows")
-    total = sum(map(task.count, parts))
+    total, losses = sum(map(task.count, parts)), []
 
     def one(part):
         loss, share = task.loss(model, part), task.count(part) / total
         return share * loss.item(), loss.gradients(share)
-    results, penalty = parallel_map(one, parts, workers), model.penalty()
-    if penalty is not None: results.append((penalty.item(), penalty.gradients()))
-    for p, g in itertools.chain.from_iterable(gradients for _, gradients in results):
-        if p.grad is None: p.grad = g
-        else:              p.grad += g
-    return sum(loss for loss, _ in results)
+
+    def add(loss, gradients):
+        losses.append(loss)
+        for p, g in gradients:
+            if p.grad is None: p.grad = g
+            else:              p.grad += g
+    for i in range(0, len(parts), workers):
+        for result in parallel_map(one, parts[i:i + workers], workers): add(*result)
+    if (penalty := model.penalty()) is not None: add(penalty.item(), penalty.gradients())
+    return sum(losses)
 
 
 def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,

@@ -1,10 +1,18 @@
-"""interop/gguf.py: the gguf package opens the file and finds the same numbers, under the names it gives GPT-2's tensors."""
+"""interop/gguf.py: the gguf package opens the file and finds the same numbers, under the names it gives the tensors of GPT-2
+and Llama."""
+import dataclasses
+
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
+from tests.test_llama import llama
 from tinypeft.interop import write_gguf
+from tinypeft.interop.gguf_reader import read_gguf
+from tinypeft.interop.llama import from_gguf
+
+LLAMA = {"d_model": 32, "d_mlp": 64, "n_layers": 2, "n_heads": 8, "n_kv_heads": 2, "d_head": 4}
 
 
 def with_tokenizer(**sizes):
@@ -93,3 +101,48 @@ def test_tensors_of_odd_sizes_are_read_from_their_places(tmp_path):
     for i, block in enumerate(model.blocks):
         assert np.array_equal(read[f"blk.{i}.ffn_down.bias"], block.mlp.down.bias.data)
         assert np.array_equal(read[f"blk.{i}.ffn_norm.weight"], block.norm2.weight.data)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scheme, kind", [(None, "F32"), (tp.GGUF("Q4_0"), "Q4_0"), (tp.GGUF("Q8_0"), "Q8_0")])
+def test_a_llama_is_read_by_the_gguf_package_and_comes_back(scheme, kind, tied, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = llama(dtype=np.float32, tied=tied, **LLAMA)
+    if scheme is not None: tp.quantize(model, scheme)
+    write_gguf(tmp_path / "model.gguf", model)
+    reader, c = gguf.GGUFReader(tmp_path / "model.gguf"), model.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    theirs = {"token_embedding": "model.embed_tokens", "final_norm": "model.norm"} | ({} if tied else {"lm_head": "lm_head"})
+    for i in range(2):
+        block, layer = f"blocks.{i}", f"model.layers.{i}"
+        theirs |= {f"{block}.attention.{ours}": f"{layer}.self_attn.{hf}_proj" for ours, hf in
+                   (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))}
+        theirs |= {f"{block}.mlp.{name}": f"{layer}.mlp.{name}_proj" for name in ("gate", "up", "down")}
+        theirs |= {f"{block}.norm1": f"{layer}.input_layernorm", f"{block}.norm2": f"{layer}.post_attention_layernorm"}
+    tensors = {t.name: t for t in reader.tensors}
+    for ours, hf in theirs.items():
+        t = tensors.pop(names.get_name(f"{hf}.weight", try_suffixes=(".weight",)))
+        W, got = model.get(ours), gguf.quants.dequantize(t.data, t.tensor_type)
+        W = W.dense_weight() if hasattr(W, "dense_weight") else W.weight.data
+        if ours.endswith(("query", "key")):                       # neighbours, head by head, by the package's own rule
+            n = c.n_heads if "query" in ours else c.n_kv_heads
+            W = W.reshape(n, 2, len(W) // n // 2, 32).swapaxes(1, 2).reshape(W.shape)
+        np.testing.assert_array_equal(got, W)
+        assert t.tensor_type.name == (kind if ours.startswith("blocks") and "norm" not in ours else "F32")
+    assert tensors == {}
+    field = lambda name: reader.fields[name].contents()
+    assert field(gguf.Keys.Attention.HEAD_COUNT_KV.format(arch="llama")) == 2
+    assert field(gguf.Keys.Rope.DIMENSION_COUNT.format(arch="llama")) == 4
+    assert field(gguf.Keys.Rope.FREQ_BASE.format(arch="llama")) == 1e3 and field("general.architecture") == "llama"
+    back = from_gguf(tmp_path / "model.gguf", quantized=True)
+    assert back.config == dataclasses.replace(c, norm_eps=back.config.norm_eps) and repr(back) == repr(model)
+    for (name, a), (other, b) in zip(back.state_dict().items(), model.state_dict().items(), strict=True):
+        assert name == other and np.array_equal(a, b)
+    write_gguf(tmp_path / "again.gguf", back)
+    one, two = (read_gguf(tmp_path / f"{name}.gguf") for name in ("model", "again"))
+    assert list(one) == list(two) and all(np.array_equal(one.octets(n), two.octets(n)) for n in one)
+
+
+def test_families_that_gguf_is_not_written_for(tmp_path):
+    with pytest.raises(ValueError, match="got Llama with norms of queries and keys"):
+        write_gguf(tmp_path / "model.gguf", llama("Qwen3", np.float32))

@@ -1,13 +1,18 @@
 """gguf_reader.py and interop/llama.py: files that the package gguf wrote, and files that are damaged or built to mislead."""
-import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 
+import tinypeft as tp
 from tests.oracles import assert_close
+from tests.stress.attacks import GGUFS, LARGE_GGUFS, gguf_content, save_gguf
 from tests.test_llama import llama
+from tests.toys import Noise, linear_paths, same
+from tinypeft.interop import llama as llama_module
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.llama import MODULES, from_gguf, halves
+from tinypeft.quant.gguf_blocks import block_bytes
 
 gguf = pytest.importorskip("gguf")
 SIZES = {"d_model": 32, "d_mlp": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_head": 8}
@@ -67,9 +72,57 @@ def test_quantized_tensors_are_decoded(kind, tmp_path):
     np.testing.assert_array_equal(file["blk.1.ffn_up.weight"], gguf.quants.dequantize(gguf.quants.quantize(W, t), t))
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_blocks_that_stay_as_they_are_compute_the_same_bit_exact(kind, tmp_path, rng):
+    """Linear layers hold the file's codes; logits are those of the decoded model."""
+    model, tokens = llama(dtype=np.float32, **SIZES), rng.integers(0, 41, (2, 9))
+    path = write(tmp_path / "m.gguf", model, kind)
+    packed, decoded = from_gguf(path, quantized=True), from_gguf(path)
+    assert all(type(packed.get(p)) is tp.QuantizedLinear and type(decoded.get(p)) is tp.nn.Linear for p in linear_paths(model))
+    np.testing.assert_array_equal(packed(tokens).data, decoded(tokens).data)
+    file = read_gguf(path)
+    assert sum(packed.get(p).nbytes for p in linear_paths(model)) == sum(
+        file.octets(n).size for n in file if n.startswith("blk.") and "norm" not in n)
+    assert all(p.dtype == np.float32 for p in packed.parameters())
+
+
+def test_files_of_numbers_have_nothing_to_leave_as_it_is(file):
+    assert all(type(m) is not tp.QuantizedLinear for _, m in from_gguf(file, quantized=True).named_modules())
+
+
+def test_a_lora_on_the_blocks_of_a_file_trains_as_on_the_decoded_weights(tmp_path):
+    """QLoRA: the same losses, bit for bit, and the codes stay."""
+    path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), "Q4_1")
+    runs, states = [], []
+    for quantized in (True, False):
+        model = from_gguf(path, quantized=quantized)
+        before = {name: a.copy() for name, a in model.state_dict().items()}
+        tuned = tp.attach(model, tp.LoRA(rank=4, targets=("query", "value", "gate", "down")), rng=0)
+        runs.append(tp.train(tuned, Noise(41), steps=6, batch_size=4, lr=1e-2, progress=False).loss)
+        states.append({name: p.data for name, p in tuned.named_parameters() if p.requires_grad})
+        assert same(before, tuned.detach().state_dict())
+    assert runs[0] == runs[1] and same(*states) and all(a.any() for a in states[0].values())
+
+
+def test_scales_of_blocks_are_trained(tmp_path):
+    """PEQA on Q4_1: s changes, the codes and the offsets stay, and the merged model computes the same."""
+    model = from_gguf(write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), "Q4_1"), quantized=True)
+    tokens = np.arange(12).reshape(2, 6)
+    start, before = model(tokens).data, model.get("blocks.0.mlp.up").weight
+    tuned = tp.attach(model, tp.PEQA(4, group_size=32), rng=0)
+    assert_close(tuned(tokens), start, 1e-5)
+    tp.train(tuned, Noise(41), steps=5, batch_size=4, lr=1e-3, progress=False)
+    merged = tuned.merge()
+    after = merged.get("blocks.0.mlp.up").weight
+    assert np.array_equal(before.codes, after.codes) and np.array_equal(before.offset, after.offset)
+    assert not np.array_equal(before.scale, after.scale)
+    assert_close(merged(tokens), tuned(tokens), 2e-2)              # scales are float16 again
+
+
 def test_halves_undoes_neighbours(rng):
     W = rng.standard_normal((24, 5))
     np.testing.assert_array_equal(halves(neighbours(W, 8), 8), W)
+    np.testing.assert_array_equal(llama_module.neighbours(W, 8), neighbours(W, 8))
     assert not np.array_equal(halves(W, 8), W)
 
 
@@ -107,35 +160,37 @@ def test_damaged_files_end_in_a_named_error_or_the_same_model(file, tmp_path, rn
     assert n == 400
 
 
-def head(version=3, tensors=0, fields=0, rest=b""): return b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + rest
-def text(s): return struct.pack("<Q", len(s)) + s
-def tensor(name, shape, kind=0, at=0): return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, at)
-
-
-CRAFTED = {"nothing": b"", "another format": b"PK" + bytes(40), "an old version": head(1),
-           "a quintillion tensors": head(tensors=1 << 60), "a quintillion fields": head(fields=1 << 60),
-           "a string of 2⁶³ bytes": head(fields=1, rest=struct.pack("<Q", 1 << 63) + bytes(40)),
-           "an array of 2⁶⁰ numbers": head(fields=1, rest=text(b"a") + struct.pack("<IIQ", 9, 4, 1 << 60) + bytes(40)),
-           "an array of 2⁶⁰ strings": head(fields=1, rest=text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 60) + bytes(40)),
-           "arrays in an array": head(fields=1, rest=text(b"a") + struct.pack("<IIQ", 9, 9, 1) + bytes(40)),
-           "a name that is not UTF-8": head(fields=1, rest=text(b"\xff") + struct.pack("<II", 4, 1)),
-           "a field twice": head(fields=2, rest=2 * (text(b"a") + struct.pack("<II", 4, 1))),
-           "a tensor twice": head(tensors=2, rest=2 * tensor(b"a", (4,)) + bytes(64)),
-           "tensors that overlap": head(tensors=2, rest=tensor(b"a", (16,)) + tensor(b"b", (16,), at=32) + bytes(200)),
-           "a tensor of 2⁶² numbers": head(tensors=1, rest=tensor(b"a", (1 << 31, 1 << 31)) + bytes(64)),
-           "a tensor beyond the end": head(tensors=1, rest=tensor(b"a", (4,), at=1 << 40) + bytes(64)),
-           "a tensor off the grid": head(tensors=1, rest=tensor(b"a", (4,), at=4) + bytes(64)),
-           "five axes": head(tensors=1, rest=tensor(b"a", (1, 1, 1, 1, 1)) + bytes(64)),
-           "a row of half a block": head(tensors=1, rest=tensor(b"a", (16, 2), kind=2) + bytes(64)),
-           "a type of tomorrow": head(tensors=1, rest=tensor(b"a", (4,), kind=99) + bytes(64)),
-           "no axis": head(tensors=1, rest=tensor(b"a", ()) + bytes(64)),
-           "an alignment of 3": head(fields=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 3))}
-
-
-@pytest.mark.parametrize("name", CRAFTED)
+@pytest.mark.parametrize("name", GGUFS)
 def test_crafted_files_are_refused(name, tmp_path):
-    (path := tmp_path / "crafted.gguf").write_bytes(CRAFTED[name])
+    (path := tmp_path / "crafted.gguf").write_bytes(GGUFS[name])
     with pytest.raises(GGUFError, match="crafted.gguf"): read_gguf(path)
+
+
+@pytest.mark.parametrize("name", LARGE_GGUFS)
+def test_reading_takes_less_than_ten_times_the_file(name, tmp_path):
+    (path := tmp_path / "large.gguf").write_bytes(LARGE_GGUFS[name]())
+    tracemalloc.start()
+    try:
+        read_gguf(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 * path.stat().st_size
+    finally: tracemalloc.stop()
+
+
+def test_a_norm_in_blocks_is_decoded(tmp_path):
+    """`quantized=True` is for weights of layers."""
+    path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), "Q8_0")
+    fields, tensors = gguf_content(path)
+    tensors["blk.0.ffn_norm.weight"] = 8, (32,), block_bytes(tp.GGUF("Q8_0").quantize(np.ones(32)))
+    save_gguf(path, fields, tensors)
+    assert_close(from_gguf(path, quantized=True).blocks[0].norm2.weight.data, np.ones(32), 1e-3)
+
+
+def test_fields_are_numbers_words_and_arrays(tmp_path):
+    values = {"a": 3, "b": -2.5, "c": "é", "d": True, "e": ["x", ""], "f": np.arange(5, dtype=np.int16), "g": np.zeros(0)}
+    save_gguf(path := tmp_path / "f.gguf", values, {})
+    fields = read_gguf(path).fields
+    assert fields.keys() == values.keys() and all(np.array_equal(fields[name], values[name]) for name in values)
+    assert type(fields["a"]) is int and type(fields["d"]) is bool and fields["f"].dtype == np.int16
 
 
 def test_what_is_no_file_is_refused(tmp_path):

@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from tinypeft.interop.gguf_types import TYPES, decode
+from tinypeft.interop.gguf_types import TYPES, as_qtensor, decode
+from tinypeft.quant import QTensor
 
 gguf = pytest.importorskip("gguf")
 
@@ -20,6 +21,26 @@ def test_random_bytes_decode_to_the_same_numbers(kind, n, rng):
         got = decode(kind, octets.reshape(-1), (n * kind.weights,))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES.values() if kind.bits], ids=lambda kind: kind.name)
+def test_a_qtensor_holds_the_same_numbers_in_as_many_bits_bit_exact(kind, rng):
+    octets = rng.integers(0, 256, (24, kind.octets), np.uint8)
+    for at in halves(kind): octets[:, at + 1] &= 0b1011_1111
+    shape = (6, 4 * kind.weights)
+    q = as_qtensor(kind, octets.reshape(-1), shape)
+    np.testing.assert_array_equal(q.dequantize(), decode(kind, octets.reshape(-1), shape))
+    assert q.bits == kind.bits and q.nbytes == octets.nbytes
+    again = QTensor.from_arrays(q.arrays(), q.metadata())
+    np.testing.assert_array_equal(again.dequantize(), q.dequantize())
+
+
+def test_what_a_qtensor_cannot_hold():
+    with pytest.raises(ValueError, match="F16 holds numbers, not codes"): as_qtensor(TYPES[1], np.zeros(4, np.uint8), (2,))
+    for kind, at in (TYPES[3], 1), (TYPES[3], 3), (TYPES[12], 3):
+        octets = np.zeros(kind.octets, np.uint8)
+        octets[at] = 0x7C                                              # infinity
+        with pytest.raises(ValueError, match="a scale is not finite"): as_qtensor(kind, octets, (kind.weights,))
 
 
 def halves(kind):

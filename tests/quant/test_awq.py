@@ -10,9 +10,9 @@ from tests.toys import linear_paths
 from tinypeft.nn import Linear
 from tinypeft.pretrained import FOLDER
 from tinypeft.quant.awq import InputScaledLinear
-from tinypeft.quant.calibration import READERS
 from tinypeft.quant.folding import fold_scale, plant_outliers
 from tinypeft.quant.measure import layer_errors, output_error, unfolded
+from tinypeft.quant.readers import readers
 
 
 def problem(rng, d_out=24, d_in=64, n=300, spread=1.0):
@@ -240,8 +240,8 @@ def test_folding_changes_no_function_numerical(gpt, tokens):
     model, rng = gpt(), np.random.default_rng(5)
     before = model(tokens).data
     for block in model.blocks:
-        for source, readers in READERS.items():
-            if source: fold_scale(block.get(source), [block.get(r) for r in readers], np.exp(rng.standard_normal(16)))
+        for source, names in readers(block).items():
+            if source: fold_scale(block.get(source), [block.get(n) for n in names], np.exp(rng.standard_normal(16)))
     assert_close(model(tokens).data, before, 1e-12)
 
 

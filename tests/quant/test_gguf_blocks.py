@@ -1,11 +1,14 @@
 """gguf_blocks.py, bit-exact against the gguf package: bytes and values of Q8_0 and Q4_0; every error."""
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tinypeft.interop.gguf_types import TYPES as FILE_TYPES
+from tinypeft.interop.gguf_types import as_qtensor
 from tinypeft.quant import GGUF, NF4, Uniform
-from tinypeft.quant.gguf_blocks import block_bytes
+from tinypeft.quant.gguf_blocks import TYPES, block_bytes, block_type
 
 
 def cases():
@@ -53,6 +56,21 @@ def test_errors():
         GGUF("Q8_0").quantize(np.full((1, 32), 1e10))
     with pytest.raises(ValueError, match="overflows"):           # in one block of many
         GGUF("Q8_0").quantize(np.vstack([np.ones((3, 32)), np.full((1, 32), 1e10)]))
-    for other in (NF4(), Uniform(4), Uniform(4, granularity="group", group_size=32)):
-        with pytest.raises(ValueError, match="block_bytes needs blocks of 32 with float16 scales and 4 or 8 bits, got"):
+    half = {"granularity": "group", "group_size": 32, "scale_dtype": "float16"}
+    others = (NF4(), Uniform(4), Uniform(4, granularity="group", group_size=32), Uniform(4, symmetric=False, **half),
+              Uniform(3, **half), Uniform(4, convention="full", **half | {"group_size": 16}))
+    for other in others:
+        with pytest.raises(ValueError, match="block_bytes needs blocks of 32 with float16 scales, as Q4_0, Q4_1"):
             block_bytes(other.quantize(np.ones((4, 64))))
+    q = GGUF().quantize(np.ones((4, 64)))
+    for wrong in {"order": np.arange(64, dtype=np.int32)}, {"offset": np.float32(1)}, {"zero": 7}:
+        with pytest.raises(ValueError, match="block_bytes needs"): block_bytes(replace(q, **wrong))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILE_TYPES.values() if kind.name in TYPES.values()],
+                         ids=lambda kind: kind.name)
+def test_what_a_file_holds_is_written_again_bit_exact(kind, rng):
+    octets = rng.integers(0, 256, (24, kind.octets), np.uint8)
+    octets[:, [1, 3]] &= 0b1011_1111                                           # finite scales
+    q = as_qtensor(kind, octets.reshape(-1), (6, 128))
+    assert np.array_equal(block_bytes(q), octets) and block_type(q) == kind.name

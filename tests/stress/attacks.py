@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,11 +19,14 @@ import numpy as np
 from tinypeft.files import load_arrays
 from tinypeft.files.arrays import _checksum
 from tinypeft.files.safetensors import write_safetensors
+from tinypeft.interop.gguf_reader import read_gguf
+from tinypeft.interop.gguf_types import TYPES
 
-__all__ = ["MAIN", "attacks", "save_first", "save_npz", "save_raw"]
+__all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_first", "save_gguf", "save_npz", "save_raw"]
 
 MAIN = {
     "huggingface": "model.safetensors",
+    "other families": "model.safetensors",
     "peft": "adapter_model.safetensors",
     "adapter": "adapter.safetensors",
     "adapter, older": "adapter.npz",
@@ -33,9 +37,15 @@ MAIN = {
     "checkpoint": "run.safetensors",
     "checkpoint, older": "run.safetensors",
     "tokenizer": "tokenizer.json",
+    "gguf": "model.gguf",
 }
-OWN = [kind for kind in MAIN if kind not in ("huggingface", "peft", "tokenizer")]
-CONFIGS = {"huggingface": "config.json", "peft": "adapter_config.json", "tokenizer": "tokenizer.json"}
+OWN = [kind for kind in MAIN if kind not in ("huggingface", "other families", "peft", "tokenizer", "gguf")]
+CONFIGS = {
+    "huggingface": "config.json",
+    "other families": "config.json",
+    "peft": "adapter_config.json",
+    "tokenizer": "tokenizer.json",
+}
 
 
 # -- writing without checks ------------------------------------------------------------------------------------------
@@ -120,6 +130,141 @@ HEADERS = {
     ),
     **{f"a header with {name}": header(text) for name, text in TEXTS.items()},
 }
+
+
+# -- GGUF files ------------------------------------------------------------------------------------------------------
+GGUF_TYPES = {"|b1": 7, "|u1": 0, "|i1": 1, "<u2": 2, "<i2": 3, "<u4": 4, "<i4": 5, "<f4": 6, "<u8": 10, "<i8": 11, "<f8": 12}
+
+
+def head(version=3, tensors=0, fields=0, rest=b""):
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + rest
+
+
+def text(s):
+    s = s.encode() if isinstance(s, str) else s
+    return struct.pack("<Q", len(s)) + s
+
+
+def tensor(name, shape, kind=0, at=0):
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, at)
+
+
+def field(name, value):
+    if isinstance(value, str):
+        return text(name) + struct.pack("<I", 8) + text(value)
+    if isinstance(value, list) and all(isinstance(s, str) for s in value):
+        return text(name) + struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
+    array = np.asarray(value)  # ValueError or OverflowError for what is no number
+    if array.dtype.str not in GGUF_TYPES or array.ndim > 1:
+        raise ValueError(f"GGUF has no type for {value}")
+    kind = GGUF_TYPES[array.dtype.str]
+    announced = struct.pack("<IIQ", 9, kind, len(array)) if array.ndim else struct.pack("<I", kind)
+    return text(name) + announced + array.tobytes()
+
+
+def gguf_content(path: Path) -> tuple[dict, dict]:
+    """(fields, name → (number of the type, shape, octets)) of a GGUF file."""
+    numbers = {kind.name: number for number, kind in TYPES.items()}
+    file = read_gguf(path)
+    return dict(file.fields), {n: (numbers[file.kind(n).name], file.shape(n), np.array(file.octets(n))) for n in file}
+
+
+def save_gguf(path: Path, fields: dict, tensors: dict) -> None:
+    """Write a GGUF file without any checks."""
+    infos, data = b"", b""
+    for name, (kind, shape, octets) in tensors.items():
+        infos += tensor(name, shape[::-1], kind, len(data))
+        data += octets.tobytes() + bytes(-octets.nbytes % 32)
+    start = head(3, len(tensors), len(fields), b"".join(field(n, v) for n, v in fields.items()) + infos)
+    path.write_bytes(start + bytes(-len(start) % 32) + data)
+
+
+GGUFS = {
+    "nothing": b"",
+    "another format": b"PK" + bytes(40),
+    "an old version": head(1),
+    "a quintillion tensors": head(tensors=1 << 60),
+    "a quintillion fields": head(fields=1 << 60),
+    "a hundred thousand fields": head(fields=10**5, rest=b"".join(field(f"{i}", True) for i in range(10**5))),
+    "a string of 2⁶³ bytes": head(fields=1, rest=struct.pack("<Q", 1 << 63) + bytes(40)),
+    "an array of 2⁶⁰ numbers": head(fields=1, rest=text("a") + struct.pack("<IIQ", 9, 4, 1 << 60) + bytes(40)),
+    "an array of 2⁶⁰ strings": head(fields=1, rest=text("a") + struct.pack("<IIQ", 9, 8, 1 << 60) + bytes(40)),
+    "arrays in an array": head(fields=1, rest=text("a") + struct.pack("<IIQ", 9, 9, 1) + bytes(40)),
+    "a type of field of tomorrow": head(fields=1, rest=text("a") + struct.pack("<II", 13, 1)),
+    "a name that is not UTF-8": head(fields=1, rest=text(b"\xff") + struct.pack("<II", 4, 1)),
+    "a field twice": head(fields=2, rest=2 * (text("a") + struct.pack("<II", 4, 1))),
+    "a tensor twice": head(tensors=2, rest=2 * tensor("a", (4,)) + bytes(64)),
+    "tensors that overlap": head(tensors=2, rest=tensor("a", (16,)) + tensor("b", (16,), at=32) + bytes(200)),
+    "a tensor of 2⁶² numbers": head(tensors=1, rest=tensor("a", (1 << 31, 1 << 31)) + bytes(64)),
+    "a tensor of 2⁶⁴ numbers": head(tensors=1, rest=tensor("a", (1 << 32, 1 << 32)) + bytes(64)),
+    "a tensor beyond the end": head(tensors=1, rest=tensor("a", (4,), at=1 << 40) + bytes(64)),
+    "a tensor off the grid": head(tensors=1, rest=tensor("a", (4,), at=4) + bytes(64)),
+    "five axes": head(tensors=1, rest=tensor("a", (1, 1, 1, 1, 1)) + bytes(64)),
+    "2³¹ axes": head(tensors=1, rest=text("a") + struct.pack("<I", 1 << 31) + bytes(64)),
+    "a row of half a block": head(tensors=1, rest=tensor("a", (16, 2), kind=2) + bytes(64)),
+    "a type of tomorrow": head(tensors=1, rest=tensor("a", (4,), kind=99) + bytes(64)),
+    "no axis": head(tensors=1, rest=tensor("a", ()) + bytes(64)),
+    "an empty axis": head(tensors=1, rest=tensor("a", (0, 4)) + bytes(64)),
+    "an alignment of 3": head(fields=1, rest=text("general.alignment") + struct.pack("<II", 4, 3)),
+    "an alignment of 2³¹": head(fields=1, rest=text("general.alignment") + struct.pack("<II", 4, 1 << 31)),
+    "an alignment in words": head(fields=1, rest=field("general.alignment", "32")),
+}
+# Read without complaint, but no model, and not to be held as so many Python objects.
+LARGE_GGUFS = {
+    "ten million numbers": lambda: head(fields=1, rest=field("a", np.full(10**7, 999, np.uint16))),
+    "a quarter of a million strings": lambda: head(fields=1, rest=field("a", ["ab"] * 250_000)),
+    "sixteen thousand tensors": lambda: head(
+        tensors=16_000, rest=b"".join(tensor(f"{i}", (4,), at=32 * i) for i in range(16_000)) + bytes(32 * 16_001)
+    ),
+}
+GGUF_FIELDS = {
+    "general.architecture": ["gpt2", "", 3, ["llama"]],
+    "llama.context_length": [0, -1, "x", 1.5, True, [64]],
+    "llama.embedding_length": [2**14, 2**40, 2**63, 0, -1, "x", True, [32]],
+    "llama.block_count": [2**22, 2**32 - 1, 2**63, 3, 0, -1, 1.5, "x"],
+    "llama.attention.head_count": [0, -1, 3, 2**40, "x", [4, 4]],
+    "llama.attention.head_count_kv": [0, 3, -1, 2**40, "x", [2, 2]],
+    "llama.attention.key_length": [0, -8, 7, 2**40, 1.5, "x"],
+    "llama.feed_forward_length": [2**40, 0, "x", [64, 64]],
+    "llama.rope.freq_base": [0.0, -1.0, float("nan"), float("inf"), "x"],
+    "llama.attention.layer_norm_rms_epsilon": [-1.0, float("nan"), float("inf"), "x"],
+    "llama.rope.scaling.type": ["yarn", 3],
+}
+
+
+def gguf_edited(edit: Callable[[dict, dict], object]) -> Callable[[Path], None]:
+    """Change the fields and tensors of a GGUF file."""
+
+    def change(folder):
+        fields, tensors = gguf_content(path := folder / MAIN["gguf"])
+        edit(fields, tensors)
+        save_gguf(path, fields, tensors)
+
+    return change
+
+
+def gguf_attacks() -> Iterator[tuple[str, Callable[[Path], object]]]:
+    for name, data in GGUFS.items():
+        yield name, lambda d, x=data: (d / MAIN["gguf"]).write_bytes(x)
+    for name, data in LARGE_GGUFS.items():
+        yield name, lambda d, make=data: (d / MAIN["gguf"]).write_bytes(make())
+    for name, values in GGUF_FIELDS.items():
+        if not name.endswith(("key_length", "freq_base", "type")):  # these may be missing
+            yield f"no {name}", gguf_edited(lambda fields, tensors, n=name: fields.pop(n))
+        for v in values:
+            yield f"{name} = {v}", gguf_edited(lambda fields, tensors, n=name, v=v: fields.update({n: v}))
+    up = "blk.1.ffn_up.weight"
+    for name, edit in {
+        "a tensor less": lambda t: t.pop(up),
+        "a tensor more": lambda t: t.update(more=t[up]),
+        "another name": lambda t: t.update({up.upper(): t.pop(up)}),
+        "another type": lambda t: t.update({up: (1, *t[up][1:])}),
+        "a flat weight": lambda t: t.update({up: (t[up][0], (64 * 32,), t[up][2])}),
+        "a transposed weight": lambda t: t.update({up: (t[up][0], t[up][1][::-1], t[up][2])}),
+        "a weight that is not finite": lambda t: t.update({up: (*t[up][:2], np.full_like(t[up][2], 0xFF))}),
+        "a norm that is not finite": lambda t: t.update({"output_norm.weight": (0, (32,), np.full(128, 0xFF, np.uint8))}),
+    }.items():
+        yield name, gguf_edited(lambda fields, tensors, edit=edit: edit(tensors))
 
 
 # -- ZIP archives ----------------------------------------------------------------------------------------------------
@@ -293,6 +438,8 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
             written = TEXTS if file.endswith(".json") else {**HEADERS, **(ZIPS if kind in OWN else {})}
             for name, data in written.items():
                 yield f"{file}: {name}", kind, lambda d, f=file, x=data: (d / f).write_bytes(x)
+    for name, change in gguf_attacks():
+        yield name, "gguf", change
     for kind in OWN:
         for name, spoil in BAD_ARRAYS.items():
 
@@ -395,6 +542,25 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
     }.items():
         for v in values:
             yield f"{name} = {str(v)[:20]}", "huggingface", object_edited("huggingface", **{name: v})
+    for name, values in {
+        "vocab_size": [2**40, -1, True, 10**400],
+        "hidden_size": [2**40, 10**400, "x", None],
+        "num_hidden_layers": [2**22, 2**40, 0, 1.5],
+        "num_attention_heads": [0, 3, 2**40],
+        "num_key_value_heads": [0, 3, None, 2**40],
+        "head_dim": [0, 5, None, 2**40],
+        "rope_theta": [0, -1, None, [], 1e5],
+        "rope_parameters": [3, [[]], {"rope_type": "yarn"}, {"rope_theta": None}, {"rope_theta": 1e5}, {"a": {}}],
+        "rope_scaling": [{"type": "linear", "factor": 1e308}, 3],
+        "layer_types": [["sliding_attention"], [[]], 3, {"a": 1}],
+        "hidden_act": ["relu", []],
+        "model_type": ["qwen2", "gemma3", "gemma3_text", "mistral", ["llama"], {}],
+        "tie_word_embeddings": [None, True, 2],
+        "rms_norm_eps": [-1, None, "x"],
+        "attention_bias": [True, "x", None],
+    }.items():
+        for v in values:
+            yield f"{name} = {str(v)[:20]}", "other families", object_edited("other families", **{name: v})
     for shard in (
         "../../etc/passwd",
         "/dev/zero",

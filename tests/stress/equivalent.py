@@ -9,7 +9,7 @@ __all__ = ["EQUIVALENT", "EXPLAINED"]
 EQUIVALENT = {
     ("tinypeft/functional.py", "attention", "R * n * seen", "R * n"):
         "how many heads are computed at once: the size of temporaries, not a number in them",
-    ("tinypeft/functional.py", "swiglu", "np.multiply(keep[0], dy, out=keep[0])", "np.multiply(keep[0], dy)"):
+    ("tinypeft/functional.py", "_glu", "np.multiply(keep[0], dy, out=keep[0])", "np.multiply(keep[0], dy)"):
         "the product goes into a new array and not into one that is needed no more",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",

@@ -36,10 +36,14 @@ import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tests.stress.attacks import attacks, save_first, save_npz, save_raw
+from tests.stress.attacks import attacks, gguf_content, save_first, save_gguf, save_npz, save_raw
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
+from tinypeft.gemma import Gemma, GemmaConfig
+from tinypeft.interop import write_gguf
+from tinypeft.interop.llama import from_gguf
+from tinypeft.llama import Llama, LlamaConfig
 from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError
@@ -145,6 +149,22 @@ class HuggingFace(Kind):
         return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
 
 
+FAMILIES = [
+    Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
+    Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
+    Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0),
+]
+
+
+class OtherFamilies(HuggingFace):
+    """Folders of Llama, Qwen3 and Gemma 3, without tokenizers."""
+
+    variants = len(FAMILIES)
+
+    def make(self, folder, i):
+        FAMILIES[i].to_huggingface(folder)
+
+
 class Tokenizer(Kind):
     own = False
 
@@ -153,6 +173,25 @@ class Tokenizer(Kind):
 
     def read(self, folder):
         return [BPETokenizer.load(folder / "tokenizer.json").encode(TEXT)]
+
+
+class GGUF(Kind):
+    """A Llama with a tokenizer, its weights in floating point, and in blocks of two types."""
+
+    own, variants = False, 3
+
+    def make(self, folder, i):
+        m = Llama(LlamaConfig(262, 24, 32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64), rng=0)
+        m.tokenizer = tokenizer()
+        if i:
+            tp.quantize(m, tp.GGUF(["Q4_0", "Q8_0"][i - 1]))
+        write_gguf(folder / "model.gguf", m)
+
+    def read(self, folder):
+        decoded = from_gguf(folder / "model.gguf")
+        m = self.seen = from_gguf(folder / "model.gguf", quantized=True)
+        assert np.array_equal(logits(m), logits(decoded), equal_nan=True)
+        return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
 
 
 class Adapter(Kind):
@@ -255,7 +294,9 @@ class OlderCheckpoint(Checkpoint):
 
 KINDS: dict[str, type[Kind]] = {
     "huggingface": HuggingFace,
+    "other families": OtherFamilies,
     "tokenizer": Tokenizer,
+    "gguf": GGUF,
     "peft": PeftFolder,
     "adapter": Adapter,
     "adapter, older": OlderAdapter,
@@ -403,8 +444,35 @@ def forged_arrays(arrays: dict, rng: np.random.Generator) -> dict:
     return arrays
 
 
+def forged_gguf(path: Path, rng: np.random.Generator) -> None:
+    """Change a field of a GGUF file, or a tensor's name, type, shape or blocks."""
+    fields, tensors = gguf_content(path)
+    if rng.random() < 0.5:
+        return save_gguf(path, forged(fields, rng), tensors)
+    name, what = list(tensors)[rng.integers(len(tensors))], rng.integers(7)
+    kind, shape, octets = tensors.pop(name)
+    if what == 0:
+        kind = int(rng.integers(0, 32))
+    elif what == 1:
+        shape = tuple(int(n) for n in rng.permutation(shape))
+    elif what == 2:
+        shape = tuple(int(n) for n in np.array(shape) * rng.choice([0, 1, 2, 1 << 31], len(shape)))
+    elif what == 3:
+        octets = np.frombuffer(damage(octets.tobytes(), rng), np.uint8)
+    elif what == 4:
+        octets = octets.copy()
+        octets[rng.integers(0, octets.size, 20)] = rng.choice(np.uint8([0, 0x7C, 0x7F, 0x80, 0xFF]), 20)
+    elif what == 5:
+        name = str(NASTY[rng.integers(17, 22)])
+    if what < 6:
+        tensors[name] = kind, shape, octets
+    save_gguf(path, fields, tensors)
+
+
 def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
     """Change a file as somebody would who knows the format."""
+    if path.suffix == ".gguf":
+        return forged_gguf(path, rng)
     if path.suffix == ".json":
         text = json.dumps(forged(json.loads(path.read_text("utf-8")), rng))
         if rng.random() < 0.02:

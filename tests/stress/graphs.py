@@ -527,6 +527,7 @@ OPERATIONS = {
     "rms_norm": Operation("rms_norm", of_rms_norm, F.rms_norm, torch_rms_norm),
     "rotary": Operation("rotary", of_rotary, F.rotary, torch_rotary),
     "swiglu": Operation("swiglu", pair, F.swiglu, lambda g, u: nn.silu(g) * u),
+    "geglu": Operation("geglu", pair, F.geglu, lambda g, u: torch_gelu(g, "tanh") * u),
     "gelu": Operation("gelu", unary, F.gelu, lambda a: torch_gelu(a, "tanh")),
     "gelu, erf": Operation("gelu", unary, lambda a: F.gelu(a, "none"), lambda a: torch_gelu(a, "none")),
     "softmax": Operation("softmax", along, F.softmax, torch.softmax),
@@ -551,7 +552,7 @@ SUMS = {"a @ b", "C @ a", "sum", "mean", "linear", "layer_norm", "rms_norm", "ro
         "log_softmax", "masked log_softmax", "attention", "cross_entropy"}
 FUSED = {"a @ b", "C @ a", "linear", "attention"}        # a product of matrices adds a·b before it rounds: ∞ or NaN
 SOFTMAXES = {"softmax", "masked softmax", "log_softmax", "masked log_softmax"}
-SATURATING = {"tanh", "sigmoid", "swiglu", "gelu", "gelu, erf", *SOFTMAXES}
+SATURATING = {"tanh", "sigmoid", "swiglu", "geglu", "gelu", "gelu, erf", *SOFTMAXES}
 LOGARITHMS = {"log_softmax", "masked log_softmax", "cross_entropy"}
 
 
@@ -653,6 +654,7 @@ def rounded(step, xs, eps, rng):
     if name in LOGARITHMS: y = y + noise(y)                              # log(1 + …) has the error of the 1,
     if name in SATURATING: y = y + noise(x) * slope(x)                   # as have 1 − y² and dy − p Σ dy,
     if "gelu" in name: y = y + noise(x) * x.clamp(-10, 10)               # 1 + erf(x),
+    if name == "geglu": y = y + noise(x) * x.clamp(-10, 10) * xs[1]      # 1 + tanh,
     if name == "cross_entropy": y = y + (noise(x) * slope(x)).sum()      # p − onehot,
     if name in ("layer_norm", "rms_norm"):                               # and dx̂ − mean(dx̂), dx̂ − x̂ mean(dx̂ x̂)
         square = plain.var(-1, keepdim=True, correction=0) if name == "layer_norm" else (plain * plain).mean(-1, keepdim=True)

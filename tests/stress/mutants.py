@@ -44,12 +44,12 @@ from tinypeft.files import cache_directory
 __all__ = ["AREAS", "main", "sampled"]
 
 AREAS = {
-    "engine": ["tensor.py", "functional.py", "plain.py", "gradcheck.py", "nn.py", "gpt.py", "llama.py", "decoder.py",
-               "optim.py", "generate.py", "threads.py", "paged.py"],
+    "engine": ["tensor.py", "functional.py", "plain.py", "gradcheck.py", "nn.py", "gpt.py", "llama.py", "gemma.py",
+               "decoder.py", "optim.py", "generate.py", "threads.py", "paged.py"],
     "methods": ["peft/*.py", "targets.py", "hyper.py"],
     "schemes": ["quant/*.py"],
-    "training": ["train.py", "checkpoints.py", "diagnosis.py"],
-    "interop": ["interop/*.py", "files.py", "files/*.py"],
+    "training": ["train.py", "recompute.py", "checkpoints.py", "diagnosis.py"],
+    "interop": ["interop/*.py", "interop/families/*.py", "files.py", "files/*.py"],
     "text": ["text/*.py", "text/tasks/*.py"],
     "exercises": ["course/exercises/*.py", "course/judge.py", "course/diagnose.py", "course/calls.py", "course/check.py"]}
 SHARES = {"engine": 2, "training": 3}                    # of few and large modules; 1 for the other areas

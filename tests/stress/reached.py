@@ -26,8 +26,9 @@ FILE = ROOT / "build" / "mutants" / "reached.json"
 LIMIT = 10                                               # seconds of one test; what it reaches later is not noted
 TESTS = ["tests/peft", "tests/quant", "tests/interop", "tests/text", "tests/files", "tests/course/test_exercises.py",
          *(f"tests/test_{name}.py" for name in (
-             "checkpoints", "diagnosis", "files", "markup", "functional", "generate", "gpt", "llama", "decoder", "gradcheck",
-             "graph", "hyper", "nn", "optim", "paged", "pretrained", "random_graphs", "tensor", "threads", "train"))]
+             "checkpoints", "diagnosis", "files", "markup", "functional", "generate", "gpt", "llama", "gemma", "decoder",
+             "gradcheck", "graph", "hyper", "nn", "optim", "paged", "pretrained", "random_graphs", "recompute", "tensor",
+             "threads", "train"))]
 
 
 def functions(tree):

@@ -1,4 +1,4 @@
-"""Write a GPT as GGUF, llama.cpp's format: quantized layers as Q8_0 or Q4_0, the rest as F32.
+"""Write a GPT or a Llama as GGUF, llama.cpp's format: quantized layers as they are, the rest F32.
 
     "GGUF", version 3        uint32 each; all numbers are little-endian
     tensors, fields          uint64 each: how many there are
@@ -6,8 +6,10 @@
     tensors                  name, number of axes, axes (last first), type, offset in the data
     data                     starts at a multiple of 32 bytes; so does every tensor in it
 
-A string is its length (uint64) and its bytes. Weights are (d_out, d_in), as in tinypeft. Query, key
-and value are one tensor, with their rows stacked. Format: github.com/ggml-org/ggml, docs/gguf.md.
+A string is its length (uint64) and its bytes. Weights are (d_out, d_in), as in tinypeft. A GPT's
+query, key and value are one tensor, with their rows stacked. The rows of a Llama's query and key
+are reordered for rotations of neighbours (`llama.py`). A row is whole blocks, so this is exact.
+Format: github.com/ggml-org/ggml, docs/gguf.md.
 """
 import struct
 from pathlib import Path
@@ -16,48 +18,57 @@ import numpy as np
 
 from ..files import replacing
 from ..gpt import GPT
-from ..nn import Embedding, LayerNorm, Linear
+from ..llama import Llama
+from ..nn import Embedding, LayerNorm, Linear, RMSNorm
 from ..quant import QuantizedLinear
-from ..quant.gguf_blocks import block_bytes
+from ..quant.gguf_blocks import block_bytes, block_type
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
+from .families import GPT2
 from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
-from .gpt2 import MODULES
+from .gguf_types import TYPES
+from .llama import MODULES as LLAMA_MODULES
+from .llama import SIZES as LLAMA_SIZES
+from .llama import neighbours
 
 __all__ = ["write_gguf"]
 
 ALIGNMENT = 32
-F32, TYPES = 0, {4: 2, 8: 8}                                             # bits → Q4_0, Q8_0
-FILE_TYPES = {F32: 0, 2: 2, 8: 7}                  # type of most linear layers → file_type
+NUMBERS = {kind.name: number for number, kind in TYPES.items()}          # type → its number
+FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
 TENSORS = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
            "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}   # GPT-2's → GGUF's
 
 
-def write_gguf(path: str | Path, model: GPT) -> None:
-    """Write a GPT, plain or quantized by `GGUF`, with its tokenizer, completely or not at all.
-    Raises ValueError if it has a method attached, a head, or layers quantized otherwise."""
+def write_gguf(path: str | Path, model: GPT | Llama) -> None:
+    """Write a model, plain or quantized by `GGUF` or read from a GGUF file with `quantized=True`,
+    with its tokenizer, completely or not at all. Raises ValueError for another family, a method
+    attached, a head, layers quantized otherwise, or a tokenizer that GGUF does not know."""
     if model.attached is not None or model.head is not None:
         added = model.attached or "a classification head"
-        raise ValueError(f"write_gguf: expected a GPT alone, it has {added}; merge or detach the "
-                         "method, set model.head = None")
-    paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
-             "output_norm": ["final_norm"]}
-    for i in range(model.config.n_layers):
-        for theirs, (ours, _) in MODULES.items():
-            paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
-    tensors = {}                                                   # name → (type, shape, its bytes)
-    for name, ours in paths.items():
+        raise ValueError(f"write_gguf: expected a {type(model).__name__} alone, it has {added}; "
+                         "merge or detach the method, set model.head = None")
+    c, tensors = model.config, {}                                  # name → (type, shape, its bytes)
+    if not isinstance(model, (GPT, Llama)) or getattr(c, "qk_norm", False):
+        raise ValueError(f"write_gguf: a GPT or a Llama is expected, got {type(model).__name__}"
+                         f"{' with norms of queries and keys' * isinstance(model, Llama)}")
+    for name, ours in _paths(model).items():
         modules = [model.get(path) for path in ours]
-        tensors[f"{name}.weight"] = _weight(modules, ours)
-        if hasattr(modules[0], "bias"):
+        kind, shape, array = _weight(modules, ours)
+        if name.endswith((".attn_q", ".attn_k")):
+            array = neighbours(array.reshape(shape[0], -1), c.d_head)
+        tensors[f"{name}.weight"] = kind, shape, array
+        if getattr(modules[0], "bias", None) is not None:
             bias = np.concatenate([module.bias.data for module in modules], dtype="<f4")
-            tensors[f"{name}.bias"] = F32, bias.shape, bias
-    types = [kind for name, (kind, *_) in tensors.items() if "attn_qkv.weight" in name]
-    values = _sizes(model.config, max(set(types), key=types.count)) | _tokenizer(model)
+            tensors[f"{name}.bias"] = "F32", bias.shape, bias
+    types = [kind for name, (kind, *_) in tensors.items() if "attn_output.weight" in name]
+    kind = FILE_TYPES[max(set(types), key=types.count)]
+    values = _sizes(model) | {"general.file_type": kind, "general.quantization_version": 2}
+    values |= _tokenizer(model)
     fields, at, infos = [_field(name, value) for name, value in values.items()], 0, []
     for name, (kind, shape, array) in tensors.items():
         n = len(shape)
-        infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], kind, at))
+        infos.append(_string(name) + struct.pack(f"<I{n}QIQ", n, *shape[::-1], NUMBERS[kind], at))
         at += array.nbytes + -array.nbytes % ALIGNMENT
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
     with replacing(path) as f:
@@ -67,25 +78,46 @@ def write_gguf(path: str | Path, model: GPT) -> None:
             f.write(bytes(-array.nbytes % ALIGNMENT))
 
 
+def _paths(model):
+    """Their name of a tensor → our paths of what it holds."""
+    if isinstance(model, Llama):
+        paths = {"token_embd": ["token_embedding"], "output_norm": ["final_norm"]}
+        if not model.config.tied: paths["output"] = ["lm_head"]
+        return paths | {f"blk.{i}.{theirs}": [f"blocks.{i}.{ours}"]
+                        for i in range(model.config.n_layers)
+                        for theirs, (ours, _) in LLAMA_MODULES.items()}
+    paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
+             "output_norm": ["final_norm"]}
+    for i in range(model.config.n_layers):
+        for theirs, ours in GPT2.modules.items():
+            paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
+    return paths
+
+
 def _weight(modules, paths):
     """(type, shape, array) of one weight, or of several with their rows stacked."""
     weights = [m.weight for m in modules]
     shape = sum(W.shape[0] for W in weights), *weights[0].shape[1:]
-    if all(type(m) in (Linear, LayerNorm, Embedding) for m in modules):
-        return F32, shape, np.concatenate([W.data for W in weights]).astype("<f4", copy=False)
-    if all(type(m) is QuantizedLinear for m in modules) and len({W.bits for W in weights}) == 1:
-        try:
-            return TYPES.get(weights[0].bits), shape, np.concatenate([*map(block_bytes, weights)])
+    if all(type(m) in (Linear, LayerNorm, RMSNorm, Embedding) for m in modules):
+        return "F32", shape, np.concatenate([W.data for W in weights]).astype("<f4", copy=False)
+    if all(type(m) is QuantizedLinear for m in modules):
+        try: kinds = {block_type(W) for W in weights}
         except ValueError as e:
             raise ValueError(f"write_gguf: {paths[0]}: {e}; quantize by tinypeft.GGUF()") from e
+        if len(kinds) == 1: return *kinds, shape, np.concatenate([*map(block_bytes, weights)])
     raise ValueError(f"write_gguf: {', '.join(paths)}: expected floating point, or all of them "
                      f"quantized by the same GGUF(…), got {', '.join(map(repr, modules))}")
 
 
-def _sizes(c, kind):
-    """The model's fields. kind: the type of most linear layers."""
-    return {"general.architecture": "gpt2", "general.file_type": FILE_TYPES[kind],
-            "general.quantization_version": 2, "gpt2.context_length": c.context_length,
+def _sizes(model):
+    """The fields of the model's sizes."""
+    c = model.config
+    if isinstance(model, Llama):
+        sizes = {theirs: getattr(c, ours) for ours, theirs in LLAMA_SIZES.items()}
+        sizes |= {"vocab_size": c.vocab_size, "rope.dimension_count": c.d_head,
+                  "attention.key_length": c.d_head, "attention.value_length": c.d_head}
+        return {"general.architecture": "llama"} | {f"llama.{n}": v for n, v in sizes.items()}
+    return {"general.architecture": "gpt2", "gpt2.context_length": c.context_length,
             "gpt2.embedding_length": c.d_model, "gpt2.feed_forward_length": 4 * c.d_model,
             "gpt2.block_count": c.n_layers, "gpt2.attention.head_count": c.n_heads,
             "gpt2.attention.layer_norm_epsilon": float(c.norm_eps)}

@@ -2,7 +2,7 @@
 
 A file is mapped into memory, and a tensor is decoded when it is used. Files are not trusted: every
 count is compared with the bytes that are left before anything is read, and the tensors must lie
-inside the file, apart from each other.
+inside the file, apart from each other. Reading takes no more memory than ten times the file.
 """
 import math
 import mmap
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import naming, open_regular
 from ..hints import Array
 from .gguf_types import TYPES, BlockType, decode
 
@@ -23,7 +24,7 @@ __all__ = ["GGUFError", "GGUFFile", "read_gguf"]
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
            12: "d"}
 STRING, ARRAY = 8, 9
-MOST_AXES = 4
+MOST_AXES, MOST_ENTRIES = 4, 1 << 14                     # of a tensor; in a list of the file
 
 
 class GGUFError(ValueError):
@@ -33,9 +34,9 @@ class GGUFError(ValueError):
 class GGUFFile(Mapping[str, Array]):
     """The tensors of one file by name, each decoded to float32 when it is used.
 
-    fields: the metadata, name → number, str or list. `file[name]` has rows as in tinypeft, so a
-    weight is (d_out, d_in). `shape(name)` and `kind(name)` read no data; `octets(name)` are the
-    bytes of its blocks, a view of the mapped file."""
+    fields: the metadata, name → number, str, list of str, or array (n,) of numbers. `file[name]`
+    has rows as in tinypeft, so a weight is (d_out, d_in). `shape(name)` and `kind(name)` read no
+    data; `octets(name)` are the bytes of its blocks, a view of the mapped file."""
 
     def __init__(self, path: Path, fields: dict[str, Any], tensors: dict[str, tuple], data: Array):
         self.path, self.fields, self._tensors, self._data = path, fields, tensors, data
@@ -65,16 +66,14 @@ def read_gguf(path: str | Path) -> GGUFFile:
 
     Raises FileNotFoundError, or GGUFError (a ValueError) for a file that is damaged, cut off, built
     to mislead, or whose tensors have a type that is not known here."""
-    if (path := Path(path)).exists() and not path.is_file():
-        raise GGUFError(f"{path} is not a regular file")
-    with open(path, "rb") as f:
-        size = os.fstat(f.fileno()).st_size
-        if size < 24: raise GGUFError(f"{path}: {size} bytes, too short for a GGUF file")
-        mapped = mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ)
-    try:
+    with open_regular(path := Path(path), GGUFError) as f, naming(path, GGUFError):
+        size, begins = os.fstat(f.fileno()).st_size, f.read(4)
+        if size < 24: raise GGUFError(f"{size} bytes, too short for a GGUF file")
+        if begins != b"GGUF": raise GGUFError(f"expected it to begin with GGUF, got {begins}")
+        try: mapped = mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise GGUFError(f"{size:,} bytes cannot be mapped into memory: {e.strerror}") from e
         return _read(path, _Cursor(mapped), np.frombuffer(mapped, np.uint8))
-    except GGUFError as e:
-        raise GGUFError(f"{path}: {e}") from e
 
 
 class _Cursor:
@@ -93,24 +92,40 @@ class _Cursor:
         self.at += n * struct.calcsize(letter)
         return values
 
+    def array(self, letter, n, what):
+        kind = np.dtype(f"<{letter}")
+        self.need(n * kind.itemsize, what)
+        values = np.frombuffer(self.data, kind, n, self.at)
+        self.at += values.nbytes
+        return values
+
     def number(self, letter, what): return self.numbers(letter, 1, what)[0]
 
-    def string(self, what):
-        self.need(n := self.number("Q", what), what)
-        text, self.at = self.data[self.at:self.at + n], self.at + n
-        try:
-            return text.decode()
-        except UnicodeDecodeError as e:
-            raise GGUFError(f"{what} at byte {self.at - n:,} is not UTF-8: {e}") from e
+    def string(self, what): return self.strings(1, what)[0]
+
+    def strings(self, n, what):
+        texts, data, at, length = [], self.data, self.at, struct.Struct("<Q")
+        for _ in range(n):
+            if (end := at + 8) <= len(data): end += length.unpack_from(data, at)[0]
+            if end > len(data):
+                self.at = at
+                self.need(end - at, what)
+            try: texts.append(data[at + 8:end].decode())
+            except UnicodeDecodeError as e:
+                raise GGUFError(f"{what} at byte {at + 8:,} is not UTF-8: {e}") from e
+            at = end
+        self.at = at
+        return texts
 
 
 def _read(path, c, data):
-    if c.data[:4] != b"GGUF": raise GGUFError(f"expected it to begin with GGUF, got {c.data[:4]}")
     c.at = 4
     version, n_tensors, n_fields = c.number("I", "the version"), *c.numbers("Q", 2, "the counts")
     if version not in (2, 3): raise GGUFError(f"version {version}, expected 2 or 3")
-    c.need(24 * n_tensors + 13 * n_fields,
-           f"the list of {n_tensors:,} tensors and {n_fields:,} fields")
+    lists = f"the list of {n_tensors:,} tensors and {n_fields:,} fields"
+    c.need(24 * n_tensors + 13 * n_fields, lists)
+    if max(n_tensors, n_fields) > MOST_ENTRIES:
+        raise GGUFError(f"{lists} is longer than {MOST_ENTRIES:,}")
     fields, found = {}, {}
     for _ in range(n_fields):
         _once(name := c.string("the name of a field"), fields)
@@ -139,17 +154,18 @@ def _once(name, names):
 
 
 def _value(c, what):
-    """The value of a field; arrays are lists."""
+    """The value of a field. Arrays of numbers are not copied: as Python's numbers they would take
+    many times the file's bytes."""
     kind = c.number("I", what)
     if kind in NUMBERS: return c.number(NUMBERS[kind], what)
     if kind == STRING: return c.string(what)
     if kind != ARRAY: raise GGUFError(f"{what} has type {kind}, expected 0 … 12")
     inner, n = c.number("I", what), c.number("Q", what)
-    if inner in NUMBERS: return list(c.numbers(NUMBERS[inner], n, what))
+    if inner in NUMBERS: return c.array(NUMBERS[inner], n, what)
     if inner != STRING: raise GGUFError(f"{what} is an array of type {inner}; numbers and strings "
                                         "are supported")
     c.need(8 * n, what)
-    return [c.string(what) for _ in range(n)]
+    return c.strings(n, what)
 
 
 def _tensor(c, what):

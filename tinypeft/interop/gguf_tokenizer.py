@@ -11,6 +11,8 @@ Source: llama.cpp's llama-vocab.cpp, and gguf-py's constants.py.
 """
 from typing import Any
 
+import numpy as np
+
 from ..text.sentencepiece import SentencePieceTokenizer
 from ..text.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer
 from .byte_level import as_bytes
@@ -105,6 +107,7 @@ def _ends(fields, named, default):
 def _array(fields, name, kind):
     """A field that is a list of `kind`."""
     values = fields.get(f"{KEY}{name}")
+    if isinstance(values, np.ndarray): values = values.tolist()
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise ValueError(f"{KEY}{name} must be an array of {kind.__name__}, "
                          f"got {str(values)[:80]}")

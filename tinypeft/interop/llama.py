@@ -17,8 +17,10 @@ import numpy as np
 from ..files import naming
 from ..hints import Array
 from ..llama import Llama, LlamaConfig
+from ..quant import QuantizedLinear
 from .gguf_reader import GGUFError, read_gguf
 from .gguf_tokenizer import tokenizer_of_gguf
+from .gguf_types import as_qtensor, decode
 
 __all__ = ["from_gguf", "halves"]
 
@@ -35,16 +37,39 @@ SIZES = {"context_length": "context_length", "d_model": "embedding_length",
          "rope_theta": "rope.freq_base", "norm_eps": "attention.layer_norm_rms_epsilon"}
 
 
-def from_gguf(path: str | Path) -> Llama:
+def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
     """Load a GGUF file of the architecture "llama" as a `Llama`, in float32, with its tokenizer.
 
+    quantized: True leaves the linear layers of the blocks as codes, where the file has codes: they
+    become `QuantizedLinear`s, which compute the same numbers. Embeddings and norms are float32.
     Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
     file = read_gguf(path)
-    config = _config(file)
+    config, arrays, layers = _config(file), {}, {}
     with naming(path, GGUFError): tokenizer = tokenizer_of_gguf(file.fields)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise GGUFError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
                         f"{config.vocab_size}")
+    for name, ours in _names(file, config).items():
+        kind, shape, octets = file.kind(name), file.shape(name), file.octets(name)
+        if "attn_q." in name or "attn_k." in name:               # a row is whole blocks
+            octets = halves(octets.reshape(shape[0], -1), config.d_head).reshape(-1)
+        with naming(f"{path}: {name}", GGUFError):
+            if quantized and kind.bits and ours.startswith("blocks.") and len(shape) == 2:
+                layers[ours] = QuantizedLinear(as_qtensor(kind, octets, shape), None)
+                continue
+            W = arrays[f"{ours}.weight"] = decode(kind, octets, shape)
+            if not np.isfinite([W.min(), W.max()]).all():
+                raise ValueError("it has numbers that are not finite")
+    model = Llama.from_arrays(config, arrays, layers)
+    model.tokenizer = tokenizer
+    return model
+
+
+def _names(file, config):
+    """Their name of every tensor → our module's path. GGUFError unless names and shapes fit."""
+    if len(MODULES) * config.n_layers > len(file):
+        raise GGUFError(f"{file.path}: {len(file)} tensors are too few for {config.n_layers} "
+                        "layers")
     layout = {"token_embd": ("token_embedding", "vd"), "output_norm": ("final_norm", "d")}
     if not config.tied: layout["output"] = "lm_head", "vd"
     for i in range(config.n_layers):
@@ -56,24 +81,21 @@ def from_gguf(path: str | Path) -> Llama:
                 for name, (_, axes) in layout.items()}
     got = {name: file.shape(name) for name in file if name != "rope_freqs.weight"}
     if wrong := sorted(expected.items() ^ got.items()):
-        raise GGUFError(f"{path}: {wrong[0][0]!r} does not fit: expected "
+        raise GGUFError(f"{file.path}: {wrong[0][0]!r} does not fit: expected "
                         f"{expected.get(wrong[0][0], 'no such tensor')}, got "
                         f"{got.get(wrong[0][0], 'none')}")
-    arrays = {}
-    for theirs, (ours, _) in layout.items():
-        W = file[f"{theirs}.weight"]
-        if theirs.endswith(("attn_q", "attn_k")): W = halves(W, config.d_head)
-        if not np.isfinite([W.min(), W.max()]).all():
-            raise GGUFError(f"{path}: {theirs}.weight has numbers that are not finite")
-        arrays[f"{ours}.weight"] = W
-    model = Llama.from_arrays(config, arrays)
-    model.tokenizer = tokenizer
-    return model
+    return {f"{theirs}.weight": ours for theirs, (ours, _) in layout.items()}
 
 
 def halves(W: Array, d_head: int) -> Array:
     """Reorder the rows of W (heads · d_head, d): 2i, 2i + 1 of a head become i, i + d_head/2."""
     pairs = W.reshape(-1, d_head // 2, 2, W.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
+
+
+def neighbours(W: Array, d_head: int) -> Array:
+    """The inverse of `halves`."""
+    pairs = W.reshape(-1, 2, d_head // 2, W.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
 
 

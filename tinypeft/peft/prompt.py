@@ -46,7 +46,7 @@ class PromptTuning(Method):
         if self.init == "random":
             return Prompt(rng.uniform(-0.5, 0.5, (self.length, model.config.d_model)))
         ids = starting_words(model, self.length, self.text, rng)
-        return Prompt(model.token_embedding.weight.data[ids])
+        return Prompt(model.token_embedding(ids).data)      # as the words themselves enter
 
 
 class Prompt(VirtualTokens):

@@ -10,7 +10,8 @@ grids            scheme.py        the base of all quantizers
                  formats.py       floating point of a few bits: FP16, BF16, FP8, FP4, MX
                  nf4.py           NF4 and double quantization (QLoRA)
                  gguf_blocks.py   the blocks of llama.cpp's files
-calibrated       calibration.py   which layers share an input, and statistics of the inputs
+calibrated       readers.py       who reads what in a block
+                 calibration.py   statistics of inputs, block by block
                  obq.py           one weight at a time, the others make up for it
                  gptq.py          the same in one order for a whole matrix
                  folding.py       moving a scale from an input into the layer before

@@ -18,15 +18,20 @@ equations (2) and (3). AWQ seeks one scale per input channel between 1 (α = 0) 
 Each group's range is then cut; of the fractions 1, 1 − 1/20, …, 0.55 the one that disturbs the
 group's output least is kept (in the authors' code, not in the paper; not for query and key).
 Weights beyond the range take the outermost levels. s is
-folded into what computes the input (`folding.py`), but not into a GELU: `mlp.down` divides its
-input by s and stores it, 32/d_out bits per weight more than b + (16 + b)/g (4.156 at g = 128).
+folded into what computes the input (`folding.py`), but not into a GELU: there `mlp.down` divides
+its input by s and stores it, 32/d_out bits per weight more than b + (16 + b)/g (4.156 at g = 128).
+In a gated MLP s is folded into `mlp.up`.
 
 Where implementations differ:
  *  As in the authors' code, α stops at 0.95; s is at least 1e-4 and is divided by √(max s · min s),
-    which affects only rounding. As in its branch for OPT, query, key and value share the s that is
-    best for the output of attention, and every other layer is judged by its own output. For other
-    families that code judges `mlp.up` by the whole MLP or block, and for some of them it does not
-    scale `attention.output`. torchao judges every layer alone: `search` with `output_loss`.
+    which affects only rounding. As in its branches for OPT and Llama, layers that read one input
+    share the s that is best for what they compute together: query, key and value for attention,
+    gate and up for the MLP. Every other layer is judged by its own output. For other families that
+    code judges `mlp.up` by the whole MLP or block. torchao judges every layer alone: `search` with
+    `output_loss`.
+ *  Grouped heads. The authors' code and AutoAWQ do not scale `attention.output` where several of
+    its heads read one head of the values. Here these heads share s, whose s_X is the mean over all
+    of them.
  *  `duo_scaling=True` is AutoAWQ's s = s_X^α / (w̄^(1−α) + 1e-4), w̄ the mean of |w|/max of its
     group. Then α = 0 is not round to nearest, and the best α may be worse than round to nearest.
  *  The authors choose the clipping on 512 tokens, this file on all, by H. Their step, the group's
@@ -45,12 +50,13 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
-from ..nn import LayerNorm, Linear, Module, replace_modules
+from ..nn import Linear, Module, replace_modules
 from ..tensor import Tensor
-from .calibration import READERS, CalibratedWeights, Statistics, block_by_block, recording_inputs
-from .folding import fold_scale
+from .calibration import CalibratedWeights, Statistics, block_by_block, inputs_of, recording_inputs
+from .folding import NORMS, fold_scale
 from .linear import QuantizedLinear
 from .qtensor import QTensor
+from .readers import channels, readers
 from .scheme import checked, weights_per_scale
 
 
@@ -67,19 +73,26 @@ class AWQ(CalibratedWeights):
     scale_dtype: str = one_of("float32", "float16", default="float16")
     sequential: bool = flag(False)
 
-    def scale(self, ratio: float, mean_abs: Array, W: Array) -> Array:
-        """s for one α, float32 (d_in,). W (d_out, d_in): the weights of all layers that read X."""
-        s = np.float32(mean_abs)**np.float32(ratio)
+    def scale(self, ratio: float, mean_abs: Array, W: Array, columns: Array | None = None) -> Array:
+        """s for one α, float32 (d,): one for every channel of what computes X. mean_abs (d_in,);
+        W (d_out, d_in): the weights of all layers that read X. columns: the `channels` of the
+        layers' inputs, if d < d_in; s_X is then the mean over the columns of a channel."""
+        shared = lambda a: a if columns is None else np.bincount(columns, a) / np.bincount(columns)
+        s = np.float32(shared(mean_abs))**np.float32(ratio)
         if self.duo_scaling:
             x = self.nearest.blocks(np.abs(W))
             w = (x / (x.max(1, keepdims=True) + np.float32(1e-6))).reshape(W.shape).mean(0)
+            w = np.float32(shared(w))
             s = s / (w**np.float32(1 - ratio) + np.float32(1e-4))
         s = np.maximum(s, np.float32(1e-4))
         return s / np.float32(math.sqrt(s.max() * s.min()))
 
-    def search(self, W: Array, mean_abs: Array, loss: Callable) -> tuple[Array, Array]:
-        """The s of least loss(s), and all losses (n_ratios,). W (d_out, d_in): as in `scale`."""
-        candidates = [self.scale(i / self.n_ratios, mean_abs, W) for i in range(self.n_ratios)]
+    def search(self, W: Array, mean_abs: Array, loss: Callable, columns: Array | None = None
+               ) -> tuple[Array, Array]:
+        """The s (d_in,) of least loss(s), and all losses (n_ratios,). The rest is as in `scale`."""
+        ratios = [i / self.n_ratios for i in range(self.n_ratios)]
+        candidates = [self.scale(ratio, mean_abs, W, columns) for ratio in ratios]
+        if columns is not None: candidates = [s[columns] for s in candidates]
         losses = np.array([loss(s) for s in candidates])
         return candidates[losses.argmin()], losses
 
@@ -120,8 +133,8 @@ class AWQ(CalibratedWeights):
         """Block by block: find and fold all scales of a block, then clip and round."""
         for layer in layers.values(): self.width(layer.d_in)              # fail before any work
         for path, block, inputs in block_by_block(model, batches, self.sequential):
-            targets = {source: names for source, readers in READERS.items()
-                       if (names := [name for name in readers if f"{path}.{name}" in layers])}
+            targets = {source: names for source, every in readers(block).items()
+                       if (names := [name for name in every if f"{path}.{name}" in layers])}
             with recording_inputs(block, [names[0] for names in targets.values()], True) as seen:
                 for h in inputs: block(h)
             found = {}
@@ -129,27 +142,30 @@ class AWQ(CalibratedWeights):
                 statistics = seen[names[0]]                               # all see the same input
                 s = self.best_scale(block, source, names, inputs, statistics)
                 H = statistics.H / np.outer(s, s)
-                modules = [block.get(name) for name in (source, *READERS[source]) if name]
-                folds = source and all(isinstance(m, (LayerNorm, Linear)) for m in modules)
-                if folds: fold_scale(modules[0], modules[1:], s)
+                modules = [block.get(name) for name in (source, *readers(block)[source]) if name]
+                folds = source and all(isinstance(m, (*NORMS, Linear)) for m in modules)
+                if folds: fold_scale(modules[0], modules[1:], s, channels(block, source))
                 found |= dict.fromkeys(names, (H, None if folds else s))
             replace_modules(block, {name: self.rounded_layer(block, name, H, s)
                                     for name, (H, s) in found.items()})
 
     def best_scale(self, block: Module, source: str | None, names: list[str], inputs: list[Tensor],
                    seen: Statistics) -> Array:
-        """s for the layers `names` of a block, which read the output of `source`."""
+        """s (d_in,) for the layers `names` of a block, which read the output of `source`."""
         weights = [block.get(name).weight for name in names]
-        W = np.concatenate([weight.data for weight in weights])
-        if source != "norm1": return self.search(W, seen.mean_abs, self.output_loss(W, seen.H))[0]
-        pairs = [(x, block.attention(x).data) for x in map(block.norm1, inputs)]
+        W, columns = np.concatenate([weight.data for weight in weights]), channels(block, source)
+        if len(every := readers(block)[source]) == 1:
+            return self.search(W, seen.mean_abs, self.output_loss(W, seen.H), columns)[0]
+        above = every[0].partition(".")[0]                                # "attention" or "mlp"
+        module = block.get(above)
+        pairs = [(x, module(x).data) for x in inputs_of(block, above, inputs)]
         originals = [weight.data for weight in weights]
 
-        def L(s):                                                     # judged by all of attention
+        def L(s):                                                     # judged by all of the module
             try:
                 for weight in weights:
                     weight.assign(self.rounded(weight.data, s).astype(weight.dtype, copy=False))
-                return sum(np.square(block.attention(x).data - y).sum() for x, y in pairs)
+                return sum(np.square(module(x).data - y).sum() for x, y in pairs)
             finally:
                 for weight, data in zip(weights, originals, strict=True): weight.assign(data)
         return self.search(W, seen.mean_abs, L)[0]

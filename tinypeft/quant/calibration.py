@@ -1,4 +1,4 @@
-"""Calibration: which layers of a block share an input (`READERS`), and statistics of these inputs.
+"""Calibration: running a model on tokens, block by block, and statistics of its layers' inputs.
 
 `capture` runs the model once. `block_by_block` takes each block's inputs from the blocks before it,
 quantized already. `Statistics` keeps, for n input vectors x ∈ ℝᵈ of a layer, one per token,
@@ -26,12 +26,6 @@ from ..nn import Module, replace_modules
 from ..tensor import Tensor, no_grad
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
-
-# A layer of a block → the layers that read its output.
-READERS = {"norm1":           ("attention.query", "attention.key", "attention.value"),
-           "attention.value": ("attention.output",),
-           "norm2":           ("mlp.up",),
-           None:              ("mlp.down",)}             # reads a GELU
 
 
 class Statistics:
@@ -76,6 +70,28 @@ class Recorder(Module):
     def forward(self, x: Tensor) -> Tensor:
         self.statistics.update(x.data.reshape(-1, x.shape[-1]))
         return self.base(x)
+
+
+class Keeper(Module):
+    """A module that keeps its inputs, Tensors, in the list `inputs`."""
+
+    def __init__(self, base: Module, inputs: list[Tensor]):
+        self.base, self.inputs = base, inputs
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        self.inputs.append(x)
+        return self.base(x, *more)
+
+
+def inputs_of(block: Module, name: str, hs: list[Tensor]) -> list[Tensor]:
+    """What the module `name` of a block is given, for each input of `hs` of the block."""
+    part, inputs = block.get(name), []
+    replace_modules(block, {name: Keeper(part, inputs)})
+    try:
+        for h in hs: block(h)
+    finally:
+        replace_modules(block, {name: part})
+    return inputs
 
 
 @contextlib.contextmanager

@@ -30,13 +30,15 @@ CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on 
 def decode(q: QTensor, flat: Array) -> None:
     """Write x̂ of all N elements of the QTensor q, in stored order, into flat, float32 (N,)."""
     table = decoding_table(q.bits, q.codebook, q.zero if isinstance(q.zero, int) else 0)
-    scales, zeros, B = q.scales(), q.zeros(), q.block_size
+    scales, zeros, offsets, B = q.scales(), q.zeros(), q.offsets(), q.block_size
+    if offsets is not None: offsets = np.broadcast_to(offsets, q.n_blocks)
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
     def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
-        if zeros is not None:    x -= zeros[first:first + len(x), None]
-        if scales is not None:   x *= scales[first:first + len(x), None]
-        if q.offset is not None: x += q.offset
+        blocks = slice(first, first + len(x))
+        if zeros is not None:   x -= zeros[blocks, None]
+        if scales is not None:  x *= scales[blocks, None]
+        if offsets is not None: x += offsets[blocks, None]
 
     def chunks(starts):
         for first in starts:

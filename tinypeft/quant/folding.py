@@ -1,40 +1,56 @@
 """Moving a scale from the input of linear layers into the layer that computes that input.
 
     (x / s) (W ⊙ s)ᵀ = x Wᵀ
-    x / s = (γ/s) x̂ + β/s      for x = γ x̂ + β, the output of a layer norm
+    x / s = (γ/s) x̂ + β/s      for x = γ x̂ + β, the output of a layer norm; an RMS norm has no β
     x / s = (V/s) h + c/s      for x = V h + c, the output of a linear layer (V is divided by rows)
 
 So a positive s_j per channel j can move from γ_j and β_j into column j of every W that reads the
-norm (`calibration.READERS`), and the function stays the same. SmoothQuant and AWQ choose s to make
+norm (`readers.py`), and the function stays the same. SmoothQuant and AWQ choose s to make
 quantization easy; `plant_outliers` chooses it to make quantization hard, in a model of any size.
+Gemma stores w = γ − 1, which becomes (1 + w)/s − 1.
 
 A scale passes through attention, where every channel of the result is a mean of the same channel of
-the values (not those of a trained prefix). It does not pass through the GELU before `mlp.down`.
+the values (not those of a trained prefix). With grouped heads, several heads of the result are
+means of one head of the values, so they share its s: column c of `attention.output` is multiplied
+by s_k, k = `channels`[c]. A scale passes through a gated MLP from `mlp.up`,
+
+    silu(g(x)) ⊙ (U x) / s = silu(g(x)) ⊙ (U/s) x                      (U is divided by rows)
+
+but neither through its gate nor through the GELU of a plain MLP. It does not pass through a norm:
+what Gemma's norms after attention and MLP are given has the same direction, whatever its scale, but
+s differs from channel to channel. Norms of queries and keys stand in no scale's way.
 """
 import numpy as np
 
 from ..decoder import Decoder
 from ..hints import Array, Seed
-from ..nn import LayerNorm, Linear, Module
-from .calibration import READERS
+from ..nn import LayerNorm, Linear, Module, RMSNorm
+from .readers import readers
+
+NORMS = LayerNorm, RMSNorm
 
 
 def followers(model: Decoder) -> dict[str, list[str]]:
     """Path of a layer norm in the blocks → paths of the linear layers that read it."""
-    return {f"blocks.{i}.{norm}": [f"blocks.{i}.{reader}" for reader in READERS[norm]]
-            for i in range(len(model.blocks)) for norm in ("norm1", "norm2")}
+    return {f"blocks.{i}.{norm}": [f"blocks.{i}.{name}" for name in readers(block)[norm]]
+            for i, block in enumerate(model.blocks) for norm in ("norm1", "norm2")}
 
 
-def fold_scale(source: Module, linears: list[Linear], s: Array) -> None:
-    """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d,) > 0.
-    source: the LayerNorm or Linear whose output they read. ValueError when a layer is not a plain
-    Linear any more, because its weight cannot take up s."""
-    for linear in linears if isinstance(source, LayerNorm) else [source, *linears]:
+def fold_scale(source: Module, linears: list[Linear], s: Array, columns: Array | None = None
+               ) -> None:
+    """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d_in,) > 0.
+    source: the norm or Linear whose output they read. columns: its `channels`, where it has fewer
+    than d_in; columns of one channel have one s. ValueError when a layer is not a plain Linear any
+    more, because its weight cannot take up s."""
+    for linear in linears if isinstance(source, NORMS) else [source, *linears]:
         if not isinstance(linear, Linear):
             raise ValueError("fold_scale: all layers that read an input must change together, but "
                              f"one is a {type(linear).__name__} already; fold before quantizing")
-    for p in (source.weight, source.bias):
-        if p is not None: p.assign((p.data.T / s.astype(p.dtype)).T)
+    of_source = s if columns is None else s[np.unique(columns, return_index=True)[1]]
+    divided = lambda a: (a.T / of_source.astype(a.dtype)).T
+    w, b, o = source.weight, getattr(source, "bias", None), getattr(source, "offset", 0)
+    w.assign(divided(w.data + o) - o if o else divided(w.data))                 # γ = w + o
+    if b is not None: b.assign(divided(b.data))
     for linear in linears:
         linear.weight.assign(linear.weight.data * s.astype(linear.weight.dtype))
 
@@ -43,7 +59,8 @@ def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0, rng:
     """Make `channels` channels of every norm's output `factor` times larger; return their numbers.
 
     Large models grow such channels by themselves, the same ones in all blocks; small models do not
-    (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two."""
+    (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two (and
+    norms do not store γ − 1, as Gemma's do)."""
     model.check_free("plant_outliers")
     d = model.config.d_model
     if not 1 <= channels <= d:
@@ -53,6 +70,6 @@ def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0, rng:
     planted = np.sort(np.random.default_rng(rng).choice(d, channels, replace=False))
     s = np.ones(d)
     s[planted] = 1 / factor
-    for norm, readers in followers(model).items():
-        fold_scale(model.get(norm), [model.get(path) for path in readers], s)
+    for norm, paths in followers(model).items():
+        fold_scale(model.get(norm), [model.get(path) for path in paths], s)
     return planted

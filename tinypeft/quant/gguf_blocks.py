@@ -1,4 +1,4 @@
-"""Q8_0 and Q4_0, the two plain block formats of GGUF files, as llama.cpp writes them.
+"""Q8_0 and Q4_0, the two plainest block formats of GGUF files, as llama.cpp writes them.
 
 32 weights of a row share a float16 scale: x̂ = d·(q − z). Source: llama.cpp's ggml-quants.c.
 
@@ -11,6 +11,11 @@ How they differ from `uniform.py`. Q4_0 gives the extra negative code to the lar
 whatever its sign, so d may be negative. Codes are rounded with the float32 d, but decoded with
 float16(d), so |x − x̂| can exceed |d|/2 by the rounding of d, up to 127·2⁻¹¹ of a step. The bytes
 are llama.cpp's, except in blocks with |d| < 1.2e-38, a subnormal float32, whose values are all 0.
+
+`block_bytes` also writes Q4_1, Q5_0 and Q5_1, of weights that were read from a file. Q4_1 and Q5_1
+store a float16 offset per block, x̂ = d q + m. A model whose file has such blocks, SmolLM2's for
+one, is already rounded. What a 4-bit scheme loses on it says how well its grid fits d q + m (with
+the same grid nothing, with an integer zero point per group 8 %), and cannot rank schemes.
 """
 from dataclasses import dataclass
 
@@ -24,6 +29,8 @@ from .scheme import Scheme, checked
 from .uniform import group_width
 
 BLOCK = 32
+TYPES = {(4, 8, False): "Q4_0", (4, 0, True): "Q4_1", (5, 16, False): "Q5_0", (5, 0, True): "Q5_1",
+         (8, 128, False): "Q8_0"}                        # bits, z, has an offset per block
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,30 @@ class GGUF(Scheme):
         return QTensor(codes, bits, W.shape, BLOCK, scale, 2**(bits - 1))
 
 
+def block_type(q: QTensor) -> str:
+    """The GGUF type that holds q: blocks of 32 codes, each with float16 scales. ValueError for what
+    none of `TYPES` holds."""
+    half = lambda part: getattr(part, "dtype", None) == np.float16
+    zero = q.zero if isinstance(q.zero, int) else None
+    name = TYPES.get((q.bits, zero, q.offset is not None))
+    plain = q.codebook is None and q.order is None and q.block_size == BLOCK and half(q.scale)
+    if name is None or not plain or q.offset is not None and not half(q.offset):
+        raise ValueError("block_bytes needs blocks of 32 with float16 scales, as "
+                         f"{', '.join(TYPES.values())} have them, got {q}")
+    return name
+
+
 def block_bytes(q: QTensor) -> Array:
-    """The bytes of a GGUF file for a QTensor of `GGUF`: uint8 (n_blocks, 34 or 18). Every block is
-    its scale, then its codes: int8, or 16 bytes with element i of the block in the low half and
-    element i + 16 in the high half."""
-    half = getattr(q.scale, "dtype", None) == np.float16
-    if q.block_size != BLOCK or q.bits not in (4, 8) or not half:
-        raise ValueError("block_bytes needs blocks of 32 with float16 scales and 4 or 8 bits, "
-                         f"got {q}")
-    codes = q.unpack().reshape(-1, BLOCK)
-    octets = codes ^ 128 if q.bits == 8 else codes[:, :16] | codes[:, 16:] << 4
-    return np.concatenate([q.scale.astype("<f2").view(np.uint8).reshape(-1, 2), octets], axis=1)
+    """The bytes of a GGUF file for q: uint8 (n_blocks, octets of a block).
+
+    Every block is its scale, its offset, if any, and its codes: int8, or 16 bytes with the low four
+    bits of element i of the block in the low half and those of element i + 16 in the high half. In
+    types of 5 bits, the fifth bits of all elements stand before these bytes."""
+    block_type(q)
+    octets = lambda a: np.ascontiguousarray(a, "<f2").view(np.uint8).reshape(-1, 2)
+    codes, parts = q.unpack().reshape(-1, BLOCK), [octets(q.scale)]
+    if q.offset is not None: parts.append(octets(q.offset))
+    if q.bits == 5: parts.append(np.packbits(codes >> 4, axis=1, bitorder="little"))
+    low = codes & 15
+    parts.append(codes ^ 128 if q.bits == 8 else low[:, :16] | low[:, 16:] << 4)
+    return np.concatenate(parts, axis=1)

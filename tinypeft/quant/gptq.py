@@ -46,10 +46,11 @@ from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
 from ..nn import Linear, replace_modules
-from .calibration import READERS, CalibratedWeights, below, block_by_block, recording_inputs
+from .calibration import CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
 from .packing import pack
 from .qtensor import QTensor
+from .readers import readers
 from .scheme import checked
 from .uniform import Uniform
 
@@ -115,10 +116,9 @@ class GPTQ(CalibratedWeights):
         if n < d:
             warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has "
                           f"rank ≤ {n}, damping decides the rest; give more tokens", stacklevel=3)
-        stages = [*READERS.values()] if self.true_sequential else [sum(READERS.values(), ())]
         for path, block, inputs in block_by_block(model, batches):
-            inside = below(path, layers)
-            for stage in stages:
+            inside, stages = below(path, layers), [*readers(block).values()]
+            for stage in stages if self.true_sequential else [sum(stages, ())]:
                 linears = {name: inside[name] for name in stage if name in inside}
                 if not linears: continue
                 with recording_inputs(block, linears, hessian=True) as seen:

@@ -86,7 +86,7 @@ def check_integers(q: QTensor) -> None:
     with one z for all where every row has one scale."""
     per_row = q.block_size % q.shape[-1] == 0
     if (q.codebook is not None or q.bits > 8 or q.scale is None or q.order is not None
-            or per_row and not isinstance(q.zero, int)):
+            or q.offset is not None or per_row and not isinstance(q.zero, int)):
         raise ValueError(f"expected a symmetric weight of at most 8 bits, got {q}")
 
 

@@ -18,12 +18,15 @@ attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 
 Where things differ. The paper has R = 128 for contexts of thousands of tokens; here it is 32, for
 contexts of some hundred. The range need not contain 0 as in `uniform.py`: some key channels are far
-from it. A small model may have no such channels; then `keys="token"` does as well.
+from it. A small model may have no such channels; then `keys="token"` does as well. With rotary
+embeddings the keys are stored after the rotation, as in the authors' code. It turns each pair of
+channels by an angle that depends on the position, so a channel's range is that of its pair.
 """
+from typing import Any
+
 import numpy as np
 
 from ..generate import KVCache
-from ..gpt import GPTConfig
 from ..hints import Array
 from ..tensor import Tensor
 from .decoding import decoding_table
@@ -38,7 +41,7 @@ class QuantizedKVCache(KVCache):
     other options, for groups that divide neither a head nor the residual, and, when used, for keys
     or values outside the range of float16."""
 
-    def __init__(self, config: GPTConfig, bits: int = 4, group_size: int = 32, residual: int = 32,
+    def __init__(self, config: Any, bits: int = 4, group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
         kinds = {"channel": ChannelHistory, "token": TokenHistory}
         got = f"got bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
@@ -49,7 +52,7 @@ class QuantizedKVCache(KVCache):
         if group_size < 1 or residual < least or least and residual % group_size:
             raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
                              f"(tokens leave it in whole groups); {got}")
-        d_head = config.d_model // config.n_heads
+        d_head = config.d_head
         size = {"channel": group_size, "token": min(group_size, d_head)}
         if "token" in (keys, values) and d_head % size["token"]:
             raise ValueError(f"QuantizedKVCache: {group_size=} does not divide a head of {d_head}")

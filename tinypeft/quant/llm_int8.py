@@ -48,6 +48,9 @@ POSITIVE = Limit(lambda x: isinstance(x, (int, float, np.number)) and x is not T
                  "a positive number or inf", (0, -6.0, float("nan"), "6", True))
 
 
+MOST_TOKENS = 1024                                       # that a model sees without calibration
+
+
 @dataclass(frozen=True)
 class LLMInt8(Scheme):
     """threshold: the magnitude from which an input is an outlier, 6 in the paper. With inf there
@@ -70,7 +73,8 @@ class LLMInt8(Scheme):
         return LLMInt8Linear(self.quantize(linear.weight.data), linear.bias, self, columns, kept)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        vocabulary = np.linspace(0, model.config.vocab_size - 1, model.config.context_length)
+        T = min(model.config.context_length, MOST_TOKENS)
+        vocabulary = np.linspace(0, model.config.vocab_size - 1, T)
         seen = capture(model, batches or [vocabulary.astype(int)[None]], list(layers))
         outliers = lambda path: np.flatnonzero(seen[path].max_abs >= self.threshold)
         replace_modules(model, {path: self.layer(linear, outliers(path))

@@ -17,9 +17,10 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..hints import Array
-from ..nn import Module, Parameter
-from .calibration import READERS, capture
+from ..nn import Module
+from .calibration import capture
 from .linear import QuantizedLinear
+from .readers import channels, readers
 from .scheme import Scheme
 
 
@@ -57,10 +58,12 @@ def unfolded(before: Decoder, after: Decoder, trained: bool = False
     """(path, W, Ŵ) of the quantized layers; scales that were folded into Ŵ are taken out again."""
     for i, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
         folded = {} if trained else folded_scales(old, new)
-        for source, readers in READERS.items():
-            for name in readers:
+        for source, names in readers(old).items():
+            columns = channels(old, source)
+            for name in names:
                 if isinstance(layer := new.get(name), QuantizedLinear):
-                    W_hat = layer.dense_weight() / folded.get(source, 1)
+                    s = folded.get(source)
+                    W_hat = layer.dense_weight() / (1 if s is None else s[columns])
                     W_hat = (W_hat.T * folded.get(name, 1)).T
                     yield f"blocks.{i}.{name}", old.get(name).dense_weight(), W_hat
 
@@ -68,23 +71,34 @@ def unfolded(before: Decoder, after: Decoder, trained: bool = False
 def folded_scales(old: Module, new: Module) -> dict[str, Array]:
     """Path in a block → the s (d,) that divided what this norm or layer computes.
 
-    γ and β of a norm, or the bias of the values, show it, unless they are 0 (`ratio`). Where a bias
-    is 0, the weights around s show it, up to about their error/√d."""
-    both = lambda path: (old.get(path), new.get(path))
-    s = {}
+    γ and β of a norm, or the bias of a layer, show it, unless they are 0 or missing (`ratio`). The
+    weights around s then show it, up to about their error/√d."""
+    both, folds, s = lambda path: (old.get(path), new.get(path)), readers(old), {}
     for norm in ("norm1", "norm2"):
         a, b = both(norm)
-        s[norm] = ratio(a.weight, b.weight, ratio(a.bias, b.bias, 1))
-    V, W = both("attention.value"), both("attention.output")
-    between = scale_between(V[0].dense_weight(), V[1].dense_weight() / s["norm1"],
-                            W[0].dense_weight(), W[1].dense_weight())
-    return s | {"attention.value": ratio(V[0].bias, V[1].bias, between)}
+        s[norm] = ratio(gain(a), gain(b), ratio(bias(a), bias(b), 1))
+        for source in folds[norm]:                       # a layer that reads the norm and is read
+            if source not in folds: continue
+            a, b = both(source)
+            V, V_hat = a.dense_weight(), b.dense_weight() / s[norm]
+            order = np.argsort(channels(old, source), kind="stable")      # columns of one channel
+            W, W_hat = (m.dense_weight().T[order].reshape(len(V), -1)     # make one row of Wᵀ
+                        for m in both(*folds[source]))
+            s[source] = ratio(bias(a), bias(b), scale_between(V, V_hat, W.T, W_hat.T))
+    return s
 
 
-def ratio(a: Parameter | None, b: Parameter | None, otherwise: Array | float) -> Array:
+def gain(norm: Module) -> Array: return norm.weight.data + getattr(norm, "offset", 0)
+
+
+def bias(module: Module) -> Array | None:
+    return None if (b := getattr(module, "bias", None)) is None else b.data
+
+
+def ratio(a: Array | None, b: Array | None, otherwise: Array | float) -> Array:
     """a/b, or `otherwise` where b is 0 or missing."""
     if b is None: return otherwise
-    return np.divide(a.data, b.data, out=np.zeros_like(a.data) + otherwise, where=b.data != 0)
+    return np.divide(a, b, out=np.zeros_like(a) + otherwise, where=b != 0)
 
 
 def scale_between(V: Array, V_hat: Array, W: Array, W_hat: Array) -> Array:

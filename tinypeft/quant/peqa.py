@@ -19,8 +19,9 @@ PEQA is a scheme and a method. The scales are an adapter that can be saved and d
 
 As in the paper, grids are asymmetric by default. What differs: `attach` also takes a model that
 another weight scheme quantized (Uniform, GPTQ, GGUF, NF4 without double quantization; with a
-codebook, c[q] replaces q − z₀). Scales that are stored as codes cannot be trained. float16 scales
-are trained in the model's precision and rounded by `merge` and `convert`.
+codebook, c[q] replaces q − z₀; an offset per block, as in GGUF's Q4_1, stays as it is). Scales that
+are stored as codes cannot be trained. float16 scales are trained in the model's precision and
+rounded by `merge` and `convert`.
 """
 from dataclasses import dataclass, replace
 
@@ -135,7 +136,7 @@ class PEQALinear(Module):
 
 
 def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
-    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C,  C = c[q] − z.    x (…, d_in), q (d_out, d_in), s (n_blocks,)
+    """y = x Ŵᵀ + b,  Ŵ = s ⊙ C + o,  C = c[q] − z.    x (…, d_in), q (d_out, d_in), s (n_blocks,)
 
     dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy."""
     X, S = x.data.reshape(-1, x.shape[-1]), s.data
@@ -151,11 +152,12 @@ def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
 
 def unscaled(q: QTensor) -> Array:
     """C = c[q] − z in stored order, (n_blocks, block_size); zeros fill up the last block."""
-    return blocks_of(replace(q, scale=None, order=None).dequantize(), q.block_size)
+    return blocks_of(replace(q, scale=None, order=None, offset=None).dequantize(), q.block_size)
 
 
 def scaled(q: QTensor, s: Array) -> Array:
-    """Ŵ = s ⊙ C, of the shape of q and the dtype of s."""
+    """Ŵ = s ⊙ C + o, of the shape of q and the dtype of s."""
     W = unscaled(q).astype(s.dtype, copy=False) * s[:, None]
+    if q.offset is not None: W += q.offsets().reshape(-1, 1)
     W = W.reshape(-1)[:q.size].reshape(q.shape)
     return W if q.order is None else W.take(np.argsort(q.order), axis=1)

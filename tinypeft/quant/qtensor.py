@@ -6,7 +6,8 @@
     s   scale      one per block: an array, or a QTensor (double quantization), or None for 1
     z   zero       one int for all, or one b-bit code per block, packed
     c   codebook   the name of a table in `codebooks.py`, or None
-    o   offset     one float32 for all, or None         (only for the scales of double quantization)
+    o   offset     one float32 for all (the scales of double quantization), or one per block: an
+                   array, or a QTensor; None for 0      (the weights of some types of GGUF files)
 
 A block is `block_size` consecutive elements; the last may be short. Weights are (d_out, d_in) in C
 order, so this rule covers every granularity: a block is N elements per tensor, d_in per output
@@ -43,7 +44,7 @@ class QTensor(Packed):
     scale: Array | QTensor | None        # (n_blocks,), float16 or float32
     zero: int | Array = 0                # or uint8 (⌈n_blocks·bits/8⌉,)
     codebook: str | None = None
-    offset: np.float32 | None = None
+    offset: np.float32 | Array | QTensor | None = None
     order: Array | None = None           # int32 (d_in,): stored column j is column order[j] (GPTQ)
 
     def __post_init__(self):
@@ -59,15 +60,17 @@ class QTensor(Packed):
                              f"values, codes of {self.bits} bits have {2**self.bits}")
         packed = lambda n: (np.uint8, packed_size(n, self.bits))
         self._require("codes", *((np.uint16, self.size) if self.bits == 16 else packed(self.size)))
-        if isinstance(self.scale, QTensor):
-            if self.scale.size != self.n_blocks:
-                raise ValueError(f"QTensor: {self.n_blocks} blocks, but {self.scale.size} scales")
-            if isinstance(self.scale.scale, QTensor):
-                raise ValueError("QTensor: the scales of scales must be numbers, got codes")
-        elif self.scale is not None:
-            kinds = np.float16, np.float32, np.float64
-            dtype = getattr(self.scale, "dtype", None)
-            self._require("scale", dtype if dtype in kinds else np.float32, self.n_blocks)
+        for name in "scale", "offset":
+            part = getattr(self, name)
+            if isinstance(part, QTensor):
+                if part.size != self.n_blocks:
+                    raise ValueError(f"QTensor: {self.n_blocks} blocks, but {part.size} {name}s")
+                if any(isinstance(a, QTensor) for a in (part.scale, part.offset)):
+                    raise ValueError(f"QTensor: the scales of {name}s must be numbers, got codes")
+            elif part is not None and not (name == "offset" and np.shape(part) == ()):
+                kinds = np.float16, np.float32, np.float64
+                dtype = getattr(part, "dtype", None)
+                self._require(name, dtype if dtype in kinds else np.float32, self.n_blocks)
         if type(self.zero) is not int: self._require("zero", *packed(self.n_blocks))
         elif abs(self.zero) > 1 << 15:
             raise ValueError(f"QTensor: zero must be from −2¹⁵ to 2¹⁵, got {self.zero}")
@@ -113,8 +116,11 @@ class QTensor(Packed):
 
     def scales(self) -> Array | None:
         """s of every block, float32 (n_blocks,), decoded if need be; None for no scale."""
-        if isinstance(self.scale, QTensor): return self.scale.dequantize().reshape(-1)
-        return None if self.scale is None else self.scale.astype(np.float32, copy=False)
+        return _decoded(self.scale)
+
+    def offsets(self) -> Array | None:
+        """o of every block, float32 (n_blocks,), or () if it is one for all; None for no offset."""
+        return _decoded(self.offset)
 
     def zeros(self) -> Array | None:
         """z of every block, float32 (n_blocks,); None when it is one int for all, `zero`."""
@@ -137,7 +143,8 @@ class QTensor(Packed):
 
     def check_finite(self) -> None:
         """ValueError if a code, or the code of a scale, stands for infinity or NaN."""
-        if isinstance(self.scale, QTensor): self.scale.check_finite()
+        for part in self.scale, self.offset:
+            if isinstance(part, QTensor): part.check_finite()
         finite = [True] if self.codebook is None else np.isfinite(codebook(self.codebook))
         if np.all(finite): return
         for start in range(0, self.size, 1 << 20):
@@ -147,7 +154,7 @@ class QTensor(Packed):
 
     # -- saving ---------------------------------------------------------------------------------
     def arrays(self) -> dict[str, Array]:
-        """The stored arrays by name; those of a quantized scale under "scale."."""
+        """The stored arrays by name; those of a quantized scale under "scale.", and so on."""
         parts = {}
         for name, value in vars(self).items():
             if isinstance(value, QTensor):
@@ -160,28 +167,29 @@ class QTensor(Packed):
         told = {"bits": int(self.bits), "shape": [int(n) for n in self.shape],
                 "block_size": int(self.block_size), "codebook": self.codebook}
         if type(self.zero) is int: told["zero"] = self.zero
-        if isinstance(self.scale, QTensor): told["scale"] = self.scale.metadata()
-        return told
+        return told | {name: part.metadata() for name, part in vars(self).items()
+                       if isinstance(part, QTensor)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Array], metadata: dict) -> QTensor:
         """Inverse of `arrays` and `metadata`, which may come from a file. KeyError for arrays that
         are missing or unknown, ValueError for parts that do not fit together."""
         check_fields(metadata, {"bits": int, "shape": list, "block_size": int,
-                                "codebook": (str, None)}, {"zero": int, "scale": dict})
-        parts = {name: a for name, a in arrays.items() if not name.startswith("scale.")}
-        if "scale" in metadata:
-            inner = {name[6:]: a for name, a in arrays.items() if name.startswith("scale.")}
-            parts["scale"] = cls.from_arrays(inner, metadata["scale"])
-        twice = parts.keys() & metadata.keys() - {"scale"}
+                                "codebook": (str, None)},
+                     {"zero": int, "scale": dict, "offset": dict})
+        parts = {name: a for name, a in arrays.items() if "." not in name}
+        twice = parts.keys() & metadata.keys()
+        for name in {"scale", "offset"} & metadata.keys():
+            own = [n for n in arrays if n.startswith(f"{name}.")]
+            inner = {n.removeprefix(f"{name}."): arrays[n] for n in own}
+            parts[name] = cls.from_arrays(inner, metadata[name])
         wrong = {name for name in arrays if name.partition(".")[0] not in ARRAYS} | twice
         if missing := {"codes"} - parts.keys(): raise KeyError(f"QTensor: no array {missing}")
         if wrong: raise KeyError(f"QTensor: unknown arrays {sorted(wrong)}")
         parts = dict.fromkeys(("scale", "offset", "order")) | {"zero": 0} | metadata | parts
-        if (offset := parts["offset"]) is not None:
-            if offset.shape != () or offset.dtype.kind != "f":
-                raise ValueError(f"QTensor: offset must be one float, got {offset.dtype} "
-                                 f"{offset.shape}")
+        if isinstance(offset := parts["offset"], np.ndarray) and offset.shape == ():
+            if offset.dtype.kind != "f":
+                raise ValueError(f"QTensor: offset must be a float, got {offset.dtype}")
             parts["offset"] = np.float32(offset)
         q = cls(**{**parts, "shape": tuple(parts["shape"])})
         if q.order is not None and not np.array_equal(np.sort(q.order), np.arange(q.order.size)):
@@ -215,10 +223,17 @@ class QTensor(Packed):
         if scales is not None: shown["scale s"] = per_block(scales, ".4g")
         if self.codebook is None:
             shown["zero point z"] = str(self.zero) if zeros is None else per_block(zeros, ".0f")
+            if self.offset is not None: shown["offset o"] = per_block(self.offsets(), ".4g")
             if scales is not None:
                 shown["step s"] = f"rounding to nearest errs by at most {abs(scales).max() / 2:.4g}"
         shown["of float32"] = f"{self.bits_per_weight / 32:.1%}"
         return facts((self._facts() | shown).items())
+
+
+def _decoded(part):
+    """Numbers in float32, which may be codes."""
+    if isinstance(part, QTensor): return part.dequantize().reshape(-1)
+    return None if part is None else part.astype(np.float32, copy=False)
 
 
 def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool)

@@ -6,7 +6,8 @@ constructor. A file has an entry of a hundred bytes for every array, so arrays o
 joined into one, and equal layers share a description. This keeps the file within one percent of
 its arrays.
 
-    config     the fields of `GPTConfig`
+    family     the class of the model, such as "Llama"; without it, it is a GPT
+    config     the fields of its `Config`
     index      type → {name: shape}: the arrays that are joined, in their order
     kinds      the descriptions: attribute → number, string, null or array; and the class
     layers     path → the number of its description
@@ -25,8 +26,10 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..files import check_fields, load_arrays, made, naming, parse_json, save_arrays
-from ..gpt import GPT, GPTConfig
+from ..gemma import Gemma
+from ..gpt import GPT
 from ..hints import Array
+from ..llama import Llama
 from ..nn import Parameter
 from .awq import InputScaledLinear
 from .fake_quant import RoundedLinear
@@ -35,6 +38,7 @@ from .linear import QuantizedLinear
 from .llm_int8 import LLMInt8Linear
 from .qtensor import QTensor
 
+FAMILIES = {cls.__name__: cls for cls in (GPT, Llama, Gemma)}
 LAYERS = (QuantizedLinear, InputScaledLinear, Int8Linear, LLMInt8Linear, RoundedLinear)
 LONGEST_LAYOUT = 1 << 22                                 # bytes, unpacked; of files of format 1
 
@@ -57,7 +61,8 @@ def save_quantized(model: Decoder, path: str | Path) -> None:
     for name, a in state.items(): index.setdefault(a.dtype.name, {})[name] = list(a.shape)
     joined = {dtype: np.concatenate([state[name].reshape(-1) for name in names])
               for dtype, names in index.items()}
-    save_arrays(path, joined, {"format": 2, "config": dataclasses.asdict(model.config),
+    save_arrays(path, joined, {"format": 2, "family": type(model).__name__,
+                               "config": dataclasses.asdict(model.config),
                                "index": index, "kinds": kinds, "layers": layers})
 
 
@@ -72,7 +77,10 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
         if read is None or "config" not in meta or "method" in meta:
             raise ValueError("it holds no quantized model that save_quantized wrote")
         state, kinds = read(joined, meta)
-        config = made(GPTConfig, meta["config"])
+        family = meta.get("family", "GPT")
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise ValueError(f"its family is {str(family)[:80]!r}; there are {', '.join(FAMILIES)}")
+        config = made(FAMILIES[family].Config, meta["config"])
         classes = {cls.__name__: cls for cls in (*LAYERS, *layers)}
         of_layer: dict[str, dict[str, Array]] = {path: {} for path in kinds}
         rest = {}
@@ -87,13 +95,13 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
         for at, layer in made_layers.items():
             if layer.bias is not None and layer.bias.dtype not in dtype:
                 raise ValueError(f"the bias of {at} is {layer.bias.dtype}, the model is not")
-        return GPT.from_arrays(config, rest, made_layers)
+        return FAMILIES[family].from_arrays(config, rest, made_layers)
 
 
 def _read_format(joined, meta):
     """(name → array, path → description)."""
     check_fields(meta, {"format": int, "config": dict, "index": dict, "kinds": list,
-                        "layers": dict})
+                        "layers": dict}, {"family": str})
     kinds = meta["kinds"]
     for path, i in meta["layers"].items():
         if type(i) is not int or not 0 <= i < len(kinds):

@@ -1,0 +1,41 @@
+"""Who reads what in a block: the layers that share an input, and what computes that input.
+
+    what is read      who reads it
+    norm1             attention.query, attention.key, attention.value
+    attention.value   attention.output: means over tokens; with grouped heads, several of each value
+    norm2             mlp.up; in a gated MLP mlp.gate and mlp.up
+    a GELU            mlp.down
+    mlp.up            mlp.down in a gated MLP, which reads act(gate) ⊙ up
+
+Layers that read one input are calibrated, scaled and rounded together (`gptq.py`, `awq.py`), and a
+scale can move from an input into what computes it (`folding.py`).
+"""
+import numpy as np
+
+from ..hints import Array
+from ..nn import Module
+
+__all__ = ["channels", "readers"]
+
+
+def readers(block: Module) -> dict[str | None, tuple[str, ...]]:
+    """A norm or layer of `block` → the linear layers that read its output, in order.
+
+    `mlp.down` reads a GELU, which lets no scale through: None. In a gated MLP it reads
+    act(gate(x)) ⊙ up(x), a product, to which a scale can come from `mlp.up`."""
+    gated = hasattr(block.mlp, "gate")
+    return {"norm1":                     ("attention.query", "attention.key", "attention.value"),
+            "attention.value":           ("attention.output",),
+            "norm2":                     ("mlp.gate", "mlp.up") if gated else ("mlp.up",),
+            "mlp.up" if gated else None: ("mlp.down",)}
+
+
+def channels(block: Module, source: str | None) -> Array:
+    """For every input channel of the layers that read `source`, the number of the output channel of
+    `source` that it carries: int (d_in,). These are 0 … d_in − 1, except in attention with grouped
+    heads, where H/G consecutive heads of `attention.output` carry one head of the values."""
+    d_in = block.get(readers(block)[source][0]).d_in
+    if source != "attention.value" or (d := block.attention.value.d_out) == d_in:
+        return np.arange(d_in)
+    heads = np.arange(d).reshape(-1, 1, block.attention.config.d_head)            # (G, 1, d_head)
+    return np.broadcast_to(heads, (len(heads), d_in // d, heads.shape[2])).reshape(-1)
