@@ -26,7 +26,7 @@ def test_smollm2s_ids_are_transformers(fields):
     assert ours.special["<|im_end|>"] == ours.end_of_turn == theirs.eos_token_id
     assert ours.end_of_text == ours.special["<|endoftext|>"] == 0
     assert sum(bytes([b]) not in ours.vocab for b in range(256)) == 21
-    for text in [MIXED, "\n".join(documents()), "<|im_start|>user\n1  2<|im_end|>", *nasty_strings(1500)]:
+    for text in [MIXED, "\n".join(documents()), "<|im_start|>user\n1  2<|im_end|>", *nasty_strings()]:
         for special in True, False:
             got = ours.encode(text, special).tolist()
             assert got == ids(theirs.backend_tokenizer, text, special), repr(text)
