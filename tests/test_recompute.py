@@ -63,12 +63,13 @@ class Classes(Noise):
     def loss(self, model, batch): return F.cross_entropy(model.classify(*batch[:2]), batch[2])
 
 
-def test_upon_quantized_weights():
-    results = []
-    for on in (False, True):
-        tuned = tp.attach(tp.quantize(small(), tp.NF4(block_size=16)), tp.LoRA(rank=2), rng=1)
-        results.append(trained(tuned, on))
-    (a, before), (b, after) = results
+@pytest.mark.parametrize("make", [
+    lambda: tp.attach(tp.quantize(small(), tp.NF4(block_size=16)), tp.LoRA(rank=2), rng=1),
+    lambda: tp.quantize(small(), tp.FakeQuant(learn_step=True, symmetric=False)),
+    lambda: tp.quantize(small(), tp.LLMQAT()), lambda: tp.quantize(small(), tp.PEQA())],
+    ids=["QLoRA", "LSQ", "LLM-QAT", "PEQA"])
+def test_training_quantized_weights_is_the_same_bit_for_bit(make):
+    (a, before), (b, after) = (trained(make(), on) for on in (False, True))
     assert a == b and same(before, after)
 
 

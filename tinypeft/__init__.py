@@ -5,9 +5,12 @@ A fine-tuning method and a quantization scheme are small values. Two verbs put t
 """
 # the model and its text
 from .gpt import GPT, GPTConfig
-from .pretrained import load_pretrained, load_tokenizer
+from .llama import Llama, LlamaConfig
+from .pretrained import load_tokenizer
 from .text import tasks
-from .interop import AdapterError, load_model
+from .text.chat import chat_end, chat_prompt
+from .interop import AdapterError
+from .loading import load_model, load_pretrained
 
 # the first verb: fine-tuning methods
 from .peft import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning, LinearProbe,

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import hyper
 from .decoder import Decoder
-from .interop import load_model
+from .loading import load_model
 
 __all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
            "shared", "show_json"]
@@ -23,8 +23,9 @@ def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> Non
                        help="seed of everything random (default 0)",
                        **{"default": 0, **same})
     if "model" in takes:
-        p.add_argument("--model", type=Path, metavar="FOLDER", **same, help="a GPT-2 folder (of "
-                       "Hugging Face or of pretrain --out) instead of the shipped base")
+        p.add_argument("--model", type=Path, metavar="MODEL", **same, help="instead of the shipped "
+                       "base: smollm2, a folder (of Hugging Face or of pretrain --out), or a file "
+                       "of GGUF")
     for name, about in (("json", "print JSON instead of text"),
                         ("quick", "far fewer steps and test batches")):
         if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)
@@ -60,7 +61,7 @@ def show_json(record: Any) -> None:
 
 
 def model_of(args: Namespace) -> Decoder:
-    """The model in the folder --model, or the shipped base. It must have a tokenizer."""
+    """The model that --model names, or the shipped base. It must have a tokenizer."""
     model = load_model(args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "

@@ -4,6 +4,7 @@
     python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
     python -m tinypeft quantize nf4       quantize the base with one scheme and measure the cost
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
+    python -m tinypeft generate --model smollm2 --chat "…"    ask a real model
     python -m tinypeft pretrain           train the base again (an hour; it resumes)
     python -m tinypeft figures            draw the pictures from stored numbers; --rerun measures
     python -m tinypeft lessons list       the course: list, build or run its notebooks
@@ -28,6 +29,7 @@ from .peft.folders import FORMATS
 from .quant import SCHEMES
 from .study import commands as study
 from .text import tasks
+from .text.chat import chat_end, chat_prompt
 from .train import DivergedError, evaluate, train
 
 __all__ = ["main"]
@@ -114,8 +116,11 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--batch-size", type=number(int, least=1),
                    help="rows per step (default 8, classify 16)")
     p.add_argument("--lr", type=number(float, least=0),
-                   help="learning rate (default: the method's, chosen for a model 128 wide; "
-                        "try less on a wider one)")
+                   help="learning rate (default: the method's, for the width of the model)")
+    p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
+                   help="cut a step's rows into K parts, one after the other, to save memory")
+    p.add_argument("--checkpoint-activations", action="store_true",
+                   help="compute each block again in the backward pass, to save memory")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
@@ -136,6 +141,9 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--top-p", type=number(float, above=0, most=1),
                    help="sample from the tokens that hold probability p")
     p.add_argument("--adapter", type=Path, metavar="FOLDER", help="saved by finetune --out or PEFT")
+    p.add_argument("--chat", action="store_true",
+                   help="TEXT is a message to a model that was trained on conversations, such as "
+                        "smollm2; print its answer")
 
     p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
     output(p, "weights, tokenizer and record", required=True)
@@ -184,7 +192,9 @@ def run_finetune(args: Namespace) -> None:
         with tuned.disabled(): before = test()
     steps = args.steps if args.steps is not None else 12 if args.quick else 300
     history = train(tuned, task, steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
-                    batch_size=args.batch_size or (16 if classify else 8))
+                    batch_size=args.batch_size or (16 if classify else 8),
+                    accumulate=args.accumulate,
+                    checkpoint_activations=args.checkpoint_activations)
     after = test()
     if args.out: tuned.save(args.out, args.format)
     record = {"method": str(method), "task": args.task, "steps": len(history.loss),
@@ -213,7 +223,8 @@ def run_quantize(args: Namespace) -> None:
 def run_generate(args: Namespace) -> None:
     model = model_of(args)
     tokenizer, context = model.tokenizer, model.config.context_length
-    tokens = tokenizer.encode_prompt(args.prompt)[None]
+    if args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
+    else:         tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
     n = tokens.size
     if n == 0: raise ValueError("generate: the text is empty; give the model something to continue")
     if n >= context:
@@ -221,12 +232,12 @@ def run_generate(args: Namespace) -> None:
                          "continuation included; shorten the text")
     tuned = load_adapter(model, args.adapter) if args.adapter else model
     start = time.perf_counter()
-    out = generate(tuned, tokens, min(args.max_new_tokens, context - n), args.temperature,
-                   args.top_k, args.top_p, rng=args.seed, stop=tokenizer.end_of_text)
+    out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), args.temperature,
+                   args.top_k, args.top_p, rng=args.seed, stop=stop)
     new, seconds = out[0, n:], time.perf_counter() - start
     in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
-    text = tokenizer.decode(new[in_vocabulary & (new != tokenizer.end_of_text)], continued=True)
-    if not args.json: return print(args.prompt + text)
+    text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not args.chat)
+    if not args.json: return print(text if args.chat else args.prompt + text)
     show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
                "tokens_per_second": len(new) / seconds})
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 import numpy as np
 
 from .files import cache_directory
-from .pretrained import FOLDER, load_pretrained, training_record
+from .pretrained import FOLDER, load_base, training_record
 from .text import base_corpus, domain_corpus
 from .threads import _openblas
 
@@ -47,7 +47,7 @@ def report() -> dict[str, str]:
         facts[f"text: {name}"] = f"{sha256[:12]}, " + (
             "as in the shipped records" if sha256 == record["corpus"][name] else
             "other library versions than in the shipped records, so numbers will differ")
-    model, loss = load_pretrained(), record["results"]["domain test"]["loss"]
+    model, loss = load_base(), record["results"]["domain test"]["loss"]
     facts["base model"] = (f"{model.n_parameters():,} parameters, {loss:.3f} nats/token on domain "
                            "when it was made")
     tokens = model.tokenizer.encode("Return the sum of the array elements.")

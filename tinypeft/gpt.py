@@ -77,7 +77,7 @@ class MLP(Module):
 
 
 class GPT(Decoder):
-    """A GPT with random weights. `interop/gpt2.py` adds `from_huggingface` and `to_huggingface`."""
+    """A GPT with random weights."""
 
     Config = GPTConfig
 

@@ -24,7 +24,7 @@ def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
     names = {path: (path, path.rpartition(".")[2]) for path in layers}       # in full, and the last
     for t in tuple(targets):
         if any(t in both for both in names.values()): continue
-        if t in ("token_embedding", "head"):
+        if t in ("token_embedding", "head") and getattr(model, "lm_head", None) is None:
             raise TargetError(f"targets: {t!r} is the token embedding, which is tied to the output "
                               "head: a change meant for one end would change the other")
         paths, last = list(layers), ", ".join(sorted({last for _, last in names.values()}))

@@ -104,14 +104,25 @@ def main():
         tp.quantize(twin, scheme, calibration=draw(0, model.config.vocab_size, (16, LENGTH)) if name == "GPTQ" else None)
         quantizing[f"{name} s"] = round(time.perf_counter() - start, 2)
 
-    libraries = np, torch, transformers, peft
-    record = {"command": "python tests/benchmarks/gpt2.py", "rounds": args.rounds, "parameters": base.n_parameters(),
-              "batch": [ROWS, LENGTH], "new tokens": NEW, "same tokens generated": bool(same),
-              "machine": machine(),
-              "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in libraries}},
-              "seconds": {}, "tokens per second": {}, "LoRA peak bytes": peaks, "quantizing": quantizing}
-    print(f"{'GPT-2 small':<28}{'tinypeft':>10}{'theirs':>10}{'ratio':>8}")
-    for name, times in {"load, first token": load, "forward": forward, "LoRA step": lora, **generation}.items():
+    record = record_of("gpt2", base, args.rounds, batch, bool(same), peaks, quantizing)
+    compared(record, {"load, first token": load, "forward": forward, "LoRA step": lora}, generation)
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def record_of(name, model, rounds, batch, same, peaks, quantizing):
+    """What a file of this comparison states beside the times."""
+    versions = {m.__name__: m.__version__ for m in (np, torch, transformers, peft)}
+    return {"command": f"python tests/benchmarks/{name}.py", "rounds": rounds, "parameters": model.n_parameters(),
+            "batch": list(batch[0].shape), "new tokens": NEW, "same tokens generated": same, "machine": machine(),
+            "versions": {"python": platform.python_version(), **versions},
+            "seconds": {}, "tokens per second": {}, "LoRA peak bytes": peaks, "quantizing": quantizing}
+
+
+def compared(record, measured, generation):
+    """Put medians and ratios of the times into the record, and print them."""
+    print(f"{'':<28}{'tinypeft':>10}{'theirs':>10}{'ratio':>8}")
+    for name, times in {**measured, **generation}.items():
         (_, a), (_, b) = times.items()
         medians = {side: statistics.median(t) for side, t in times.items()}
         record["seconds"][name] = {side: round(t, 4) for side, t in medians.items()} | {"ratio": round(ratio(a, b), 3)}
@@ -121,12 +132,10 @@ def main():
         record["tokens per second"][name] = speed | {"ratio": round(ratio(times["transformers"], times["tinypeft"]), 3)}
         print(f"{name + ', tokens/s':<28}" + "".join(f"{n:>10.1f}" for n in speed.values())
               + f"{ratio(times['transformers'], times['tinypeft']):>8.2f}")
-    print(f"{'LoRA step, peak MiB':<28}" + "".join(f"{p / 2**20:>10.0f}" for p in peaks.values())
-          + f"{peaks['tinypeft'] / peaks['PEFT']:>8.2f}")
-    for name, seconds in quantizing.items(): print(f"{name:<28}{seconds:>10.2f}")
-    print("both generate the same tokens" if same else "the two generate different tokens")
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    ours, theirs = record["LoRA peak bytes"].values()
+    print(f"{'LoRA step, peak MiB':<28}{ours / 2**20:>10.0f}{theirs / 2**20:>10.0f}{ours / theirs:>8.2f}")
+    for name, seconds in record["quantizing"].items(): print(f"{name:<28}{seconds:>10.2f}")
+    print("both generate the same tokens" if record["same tokens generated"] else "the two generate different tokens")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""interop/gpt2.py and folder.py: transformers' GPT-2 and ours compute the same; other folders are refused."""
+"""interop/huggingface.py, folder.py and families/gpt2.py: transformers' GPT-2 and ours compute the same; other folders
+are refused. test_huggingface.py has the other families."""
 import json
 import os
 import shutil
@@ -169,7 +170,8 @@ def edit(path, **changes):
 
 @pytest.mark.parametrize("changes, says", [
     ({"activation_function": "gelu"}, "activation_function is 'gelu', expected 'gelu_new' or 'gelu_pytorch_tanh'"),
-    ({"model_type": "llama"}, "model_type is 'llama'"), ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+    ({"model_type": "bloom"}, "model_type is 'bloom', expected 'gpt2' or"),
+    ({"scale_attn_weights": False}, "scale_attn_weights is False"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"), ({"add_cross_attention": True}, "add_cross_attention"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads"), ({"n_inner": 65}, "n_inner is 65, expected None or 64"),

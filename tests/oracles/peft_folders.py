@@ -1,4 +1,4 @@
-"""transformers' GPT-2 with the weights of one of ours, PEFT on it, and a few steps of training there."""
+"""transformers' models with the weights of ours, PEFT on them, and a few steps of training there."""
 import copy
 import logging
 import warnings
@@ -7,10 +7,34 @@ import numpy as np
 import peft
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
+
+import tinypeft as tp
+
+from .torch_llama import torch_llama
 
 LAYERS = {"attn.c_proj": "attention.output", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def transformers_model(model, classes=None):
+    """transformers' model for the next token, or with `classes` a classifier, with the weights of `model`, in its dtype."""
+    if isinstance(model, tp.GPT): return gpt2(model, classes)
+    exact = model.token_embedding.weight.dtype == np.float64
+    theirs = torch_llama(model, torch.float64 if exact else torch.float32, exact)
+    theirs.config.pad_token_id = theirs.config.bos_token_id = 0
+    if classes is None: return theirs
+    config = copy.deepcopy(theirs.config)
+    config.num_labels = classes
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_config(config).to(theirs.dtype)
+    classifier.model = theirs.model
+    return classifier.eval()
 
 
 def gpt2(model, classes=None):

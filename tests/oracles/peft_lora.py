@@ -1,4 +1,4 @@
-"""LoRA and AdaLoRA of Hugging Face's PEFT on the torch copy, in float64, from where ours stands.
+"""LoRA, AdaLoRA and IA³ of Hugging Face's PEFT on a torch copy, in float64, from where ours stands.
 
 PEFT's AdaLoRA adds its orthogonality penalty to `output.loss`; its allocator is called after the optimizer.
 """
@@ -10,20 +10,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .torch_gpt import torch_copy
+import tinypeft as tp
 
-THEIRS = {"A": "lora_A", "B": "lora_B", "P": "lora_B", "Lam": "lora_E", "Q": "lora_A"}
+from .torch_gpt import torch_copy
+from .torch_llama import their_name, torch_llama
+
+THEIRS = {"A": "lora_A", "B": "lora_B", "P": "lora_B", "Lam": "lora_E", "Q": "lora_A", "l": "ia3_l"}
 
 
 class WithLoss(nn.Module):
     """tokens, targets → an output with `logits` and `loss`, as transformers' models give it."""
 
-    def __init__(self, gpt):
+    def __init__(self, base):
         super().__init__()
-        self.gpt = gpt
+        self.copy = torch_copy(base) if isinstance(base, tp.GPT) else torch_llama(base)
 
     def forward(self, tokens, targets=None):
-        logits = self.gpt(tokens)
+        logits = self.copy(torch.as_tensor(tokens))
+        logits = getattr(logits, "logits", logits)
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), torch.as_tensor(targets).flatten())
         return SimpleNamespace(logits=logits, loss=loss)
 
@@ -31,11 +35,12 @@ class WithLoss(nn.Module):
 def peft_model(tuned, config):
     """PEFT with `config` on a copy of the base of `tuned`, every trainable tensor as in `tuned`."""
     with tuned.disabled() as base:
-        model = peft.get_peft_model(WithLoss(torch_copy(base)), config, autocast_adapter_dtype=False)
+        model = peft.get_peft_model(WithLoss(base), config, autocast_adapter_dtype=False)
     for name, p in model.named_parameters():
         if "ranknum" in name: p.requires_grad = False    # AdaLoRA's init_r; PEFT 0.21 trains it on a float64 base
     with torch.no_grad():
-        for _, _, ours, theirs in pairs(tuned, model):
+        for _, name, ours, theirs in pairs(tuned, model):
+            if name == "l": theirs.data = theirs.data.double()             # PEFT makes IA³'s vectors in float32
             assert theirs.dtype == torch.float64 and theirs.requires_grad
             theirs.copy_(torch.as_tensor(np.array(ours.data)).reshape(theirs.shape))
     return model
@@ -43,9 +48,9 @@ def peft_model(tuned, config):
 
 def pairs(tuned, model):
     """(path, name, our Parameter, PEFT's parameter) of all that is trained."""
-    found = []
+    found, name_of = [], str if isinstance(tuned.model, tp.GPT) else their_name
     for path, wrapper in tuned.wrappers.items():
-        layer = model.get_submodule(f"base_model.model.gpt.{path}")
+        layer = model.get_submodule(f"base_model.model.copy.{name_of(path)}")
         for name, p in wrapper.named_parameters():
             if name in THEIRS:
                 theirs = getattr(layer, THEIRS[name])["default"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.families import make
 from tests.oracles import assert_close
 from tests.peft.test_model import EVERY
 from tests.protocol import assert_saves, frozen_bytes, move, outputs
@@ -76,6 +77,14 @@ def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
 def test_loading_onto_another_base_warns(gpt, saved):
     with pytest.warns(UserWarning, match="base's weights differ"):
         tp.load_adapter(gpt(np.float32, rng=1), saved)
+
+
+def test_an_older_file_that_names_no_family_is_of_a_gpt(gpt, tokens, saved):
+    want = tp.load_adapter(gpt(np.float32), saved)(tokens).data
+    edit(saved, lambda arrays, meta: meta.pop("family"))
+    assert np.array_equal(tp.load_adapter(gpt(np.float32), saved)(tokens).data, want)
+    with pytest.raises(tp.MethodError, match="a GPT; this one is a Llama of"):
+        tp.load_adapter(make("Llama", np.float32), saved)
 
 
 def test_the_saved_form_is_the_dataclass(saved):

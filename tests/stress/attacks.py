@@ -26,6 +26,7 @@ __all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_first", "save_gguf"
 
 MAIN = {
     "huggingface": "model.safetensors",
+    "other families": "model.safetensors",
     "peft": "adapter_model.safetensors",
     "adapter": "adapter.safetensors",
     "adapter, older": "adapter.npz",
@@ -38,8 +39,13 @@ MAIN = {
     "tokenizer": "tokenizer.json",
     "gguf": "model.gguf",
 }
-OWN = [kind for kind in MAIN if kind not in ("huggingface", "peft", "tokenizer", "gguf")]
-CONFIGS = {"huggingface": "config.json", "peft": "adapter_config.json", "tokenizer": "tokenizer.json"}
+OWN = [kind for kind in MAIN if kind not in ("huggingface", "other families", "peft", "tokenizer", "gguf")]
+CONFIGS = {
+    "huggingface": "config.json",
+    "other families": "config.json",
+    "peft": "adapter_config.json",
+    "tokenizer": "tokenizer.json",
+}
 
 
 # -- writing without checks ------------------------------------------------------------------------------------------
@@ -536,6 +542,25 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
     }.items():
         for v in values:
             yield f"{name} = {str(v)[:20]}", "huggingface", object_edited("huggingface", **{name: v})
+    for name, values in {
+        "vocab_size": [2**40, -1, True, 10**400],
+        "hidden_size": [2**40, 10**400, "x", None],
+        "num_hidden_layers": [2**22, 2**40, 0, 1.5],
+        "num_attention_heads": [0, 3, 2**40],
+        "num_key_value_heads": [0, 3, None, 2**40],
+        "head_dim": [0, 5, None, 2**40],
+        "rope_theta": [0, -1, None, [], 1e5],
+        "rope_parameters": [3, [[]], {"rope_type": "yarn"}, {"rope_theta": None}, {"rope_theta": 1e5}, {"a": {}}],
+        "rope_scaling": [{"type": "linear", "factor": 1e308}, 3],
+        "layer_types": [["sliding_attention"], [[]], 3, {"a": 1}],
+        "hidden_act": ["relu", []],
+        "model_type": ["qwen2", "gemma3", "gemma3_text", "mistral", ["llama"], {}],
+        "tie_word_embeddings": [None, True, 2],
+        "rms_norm_eps": [-1, None, "x"],
+        "attention_bias": [True, "x", None],
+    }.items():
+        for v in values:
+            yield f"{name} = {str(v)[:20]}", "other families", object_edited("other families", **{name: v})
     for shard in (
         "../../etc/passwd",
         "/dev/zero",

@@ -40,6 +40,7 @@ from tests.stress.attacks import attacks, gguf_content, save_first, save_gguf, s
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
+from tinypeft.gemma import Gemma, GemmaConfig
 from tinypeft.interop import write_gguf
 from tinypeft.interop.llama import from_gguf
 from tinypeft.llama import Llama, LlamaConfig
@@ -146,6 +147,22 @@ class HuggingFace(Kind):
     def read(self, folder):
         m = self.seen = tp.load_model(folder)
         return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
+
+
+FAMILIES = [
+    Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
+    Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
+    Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0),
+]
+
+
+class OtherFamilies(HuggingFace):
+    """Folders of Llama, Qwen3 and Gemma 3, without tokenizers."""
+
+    variants = len(FAMILIES)
+
+    def make(self, folder, i):
+        FAMILIES[i].to_huggingface(folder)
 
 
 class Tokenizer(Kind):
@@ -277,6 +294,7 @@ class OlderCheckpoint(Checkpoint):
 
 KINDS: dict[str, type[Kind]] = {
     "huggingface": HuggingFace,
+    "other families": OtherFamilies,
     "tokenizer": Tokenizer,
     "gguf": GGUF,
     "peft": PeftFolder,

@@ -49,7 +49,7 @@ AREAS = {
     "methods": ["peft/*.py", "targets.py", "hyper.py"],
     "schemes": ["quant/*.py"],
     "training": ["train.py", "recompute.py", "checkpoints.py", "diagnosis.py"],
-    "interop": ["interop/*.py", "files.py", "files/*.py"],
+    "interop": ["interop/*.py", "interop/families/*.py", "files.py", "files/*.py"],
     "text": ["text/*.py", "text/tasks/*.py"],
     "exercises": ["course/exercises/*.py", "course/judge.py", "course/diagnose.py", "course/calls.py", "course/check.py"]}
 SHARES = {"engine": 2, "training": 3}                    # of few and large modules; 1 for the other areas

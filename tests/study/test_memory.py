@@ -6,6 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.cli import main
+from tinypeft.llama import Llama, LlamaConfig
 from tinypeft.study import memory
 from tinypeft.study.memory import FLOAT32, SHAPES, Shape, estimate, shape_of, traced
 
@@ -14,12 +15,30 @@ METHODS = [("full", {}), ("lora", {}), ("lora", {"targets": "all", "rank": 4}), 
            ("adapter", {"bottleneck": 16}), ("prefix", {}), ("prompt", {})]
 
 
+GROUPED = LlamaConfig(512, 128, 96, 4, n_heads=6, n_kv_heads=2, d_mlp=640, d_head=16)
+QWEN = LlamaConfig(512, 128, 96, 3, n_heads=4, n_kv_heads=2, d_mlp=160, d_head=32, qk_norm=True, tied=False)
+
+
 @pytest.mark.parametrize("config", [DEEP, WIDE], ids=["deep", "wide"])
 @pytest.mark.parametrize("batch, tokens", [(1, 32), (6, 96)])
 @pytest.mark.parametrize("method, options", METHODS, ids=lambda v: str(v))
 def test_a_prediction_is_within_ten_per_cent_of_what_is_traced(config, batch, tokens, method, options):
     predicted = estimate(Shape.of(config), method, batch, tokens, FLOAT32, **options)["peak"]
     assert predicted == pytest.approx(traced(config, method, batch, tokens, **options), rel=0.1)
+
+
+@pytest.mark.parametrize("config", [GROUPED, QWEN], ids=["grouped heads", "Qwen3"])
+@pytest.mark.parametrize("method, options", METHODS, ids=lambda v: str(v))
+def test_a_prediction_for_a_llama_is_within_ten_per_cent_of_what_is_traced(config, method, options):
+    predicted = estimate(Shape.of(config), method, 4, 64, FLOAT32, **options)["peak"]
+    assert predicted == pytest.approx(traced(config, method, 4, 64, **options), rel=0.1)
+    tuned = tp.attach(Llama(config), memory.attachable(method, options))
+    assert memory.FORMULAS[method](Shape.of(config), **options).n == tuned.summary().trained
+    assert Shape.of(config).parameters == Llama(config).n_parameters()
+
+
+def test_a_family_without_a_formula_is_refused():
+    with pytest.raises(ValueError, match="for a GPTConfig or a LlamaConfig, got a str"): Shape.of("gpt")
 
 
 def test_both_moments_decide():

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,13 @@ def check_numbers(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{name!r} has numbers that are not finite")
 
 
-def fingerprint(arrays: Mapping[str, Array]) -> str:
-    """SHA-256 (hex) of named arrays, such as a model's `state_dict()`."""
+def fingerprint(arrays: Mapping[str, Array],
+                dtypes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """SHA-256 (hex) of named arrays, such as a model's `state_dict()`. dtypes: name → the precision
+    to which an array is cast before, one array at a time."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
+        array = array.astype(dtypes.get(name, array.dtype), copy=False)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -63,8 +63,11 @@ class SafeTensors(Mapping[str, Array]):
         data = self._data[start:end]
         if dtype == "BOOL" and data.max(initial=0) > 1:
             raise SafeTensorsError(f"{self.path}: {name!r} is BOOL, with bytes other than 0 and 1")
-        array = data.view(kind)                                  # BF16: the upper half of a float32
-        if dtype == "BF16": array = (array.astype("<u4") << 16).view("<f4")
+        array = data.view(kind)
+        if dtype == "BF16":                                      # the upper half of a float32
+            wide = array.astype("<u4")
+            wide <<= 16
+            array = wide.view("<f4")
         return array.reshape(shape)
 
     def __iter__(self) -> Iterator[str]: return iter(self._entries)

@@ -1,12 +1,15 @@
 """Other projects' files, read and written with NumPy. Nothing in a file is trusted or executed.
 
-    gpt2.py           Hugging Face's GPT-2 folders ↔ `GPT`; `load_model` for every kind of folder
-    folder.py         what these folders share: JSON, one or several files of tensors, a `Report`
-    bpe.py            GPT-2's tokenizer files ↔ `BPETokenizer`
+    huggingface.py    Hugging Face's folders of models ↔ `Decoder`
+    families/         the names that each family of models has there
+    folder.py         what is in a folder: JSON, one or several files of tensors, a `Report`
+    bpe.py            the tokenizer files in such a folder: byte_level.py, sentencepiece.py
     adapters.py       PEFT's adapter folders ↔ `PeftModel`; virtual tokens and heads
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
+    peft_names.py     what PEFT calls the layers of GPT-2 and of the Llama family
     gguf.py           `GPT` → GGUF, the format of llama.cpp
+    llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
 """
 from ..files.safetensors import SafeTensors, SafeTensorsError, read_safetensors, write_safetensors
 from ..peft.folders import FORMATS, Format
@@ -14,10 +17,10 @@ from .adapters import AdapterError, load_peft, peft_content, save_peft
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import HuggingFaceError, Report
 from .gguf import write_gguf
-from .gpt2 import from_huggingface, load_model, to_huggingface
+from .huggingface import from_huggingface, to_huggingface
 
 __all__ = ["AdapterError", "HuggingFaceError", "Report", "SafeTensors", "SafeTensorsError",
-           "from_huggingface", "load_model", "read_safetensors", "read_tokenizer",
+           "from_huggingface", "read_safetensors", "read_tokenizer",
            "to_huggingface", "write_gguf", "write_safetensors", "write_tokenizer"]
 
 FORMATS["peft"] = Format("adapter_config.json", save_peft, load_peft, check=peft_content)

@@ -1,12 +1,12 @@
-"""PEFT's adapter folders for transformers' GPT-2, written for PEFT to load and read from PEFT.
+"""PEFT's adapter folders for transformers' models, written for PEFT to load and read from PEFT.
 
 adapter_config.json holds peft_type, task_type and the method's fields. adapter_model.safetensors
 holds the tensors:
 
     here                            peft_type         tensors
     LoRA, DyLoRA, AdaLoRA           LORA, ADALORA     see `lowrank`
-    PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L d): per layer first
-                                                      the keys, then the values
+    PrefixTuning, PTuningV2         PREFIX_TUNING     prompt_embeddings (P, 2 L w): per layer first
+                                                      the keys, then the values (see `prefix`)
     PromptTuning                    PROMPT_TUNING     prompt_embeddings (P, d)
     PTuning, if all pseudo-tokens   P_TUNING          prompt_embeddings (P, d), which the encoder
     stand before the text                             computes
@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from ..decoder import Decoder
 from ..files import write_atomically
 from ..files.safetensors import write_safetensors
-from ..gpt import GPT
 from ..hints import Array
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from ..peft.folders import attach_with
@@ -80,9 +80,11 @@ def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
 def score_name(is_virtual): return ("base_model." if is_virtual else PREFIX) + "score.weight"
 
 
-def sizes(c):
-    """The model's sizes, which a folder with virtual tokens states."""
-    return {"token_dim": c.d_model, "num_layers": c.n_layers, "num_attention_heads": c.n_heads,
+def sizes(c, is_prefix):
+    """The model's sizes, which a folder with virtual tokens states; for a prefix those of the keys,
+    which grouped heads share."""
+    heads, d = (c.n_kv_heads, c.n_kv_heads * c.d_head) if is_prefix else (c.n_heads, c.d_model)
+    return {"token_dim": d, "num_layers": c.n_layers, "num_attention_heads": heads,
             "num_transformer_submodules": 1}
 
 
@@ -90,8 +92,9 @@ def virtual_folder(tuned):
     """(config, tensors) of a model tuned by virtual tokens, without the reparameterization."""
     method, c = tuned.method, tuned.config
     virtual = method.fold(tuned.virtual)[1]
-    fields = sizes(c) | {"num_virtual_tokens": virtual.length}
-    if isinstance(method, PrefixTuning):
+    is_prefix = isinstance(method, PrefixTuning)
+    fields = sizes(c, is_prefix) | {"num_virtual_tokens": virtual.length}
+    if is_prefix:
         return fields | {"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": virtual.P.data}
     if isinstance(method, PromptTuning):
         return fields | {"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": virtual.P_e.data}
@@ -105,7 +108,7 @@ def virtual_folder(tuned):
 
 
 # -- from a folder -------------------------------------------------------------------------------
-def load_peft(model: GPT, file: Path, strict: bool = True) -> PeftModel:
+def load_peft(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
     """Attach the adapter that PEFT, or `save_peft`, wrote to the folder of `file`, its
     adapter_config.json; all of it can be trained.
 
@@ -141,16 +144,18 @@ def load_peft(model: GPT, file: Path, strict: bool = True) -> PeftModel:
 def read_virtual(model, config, tensors):
     """(method, state) for virtual tokens."""
     c, kind, task = model.config, config.get("peft_type", str), config.task()
-    config.refuse_unknown(VIRTUAL_FIELDS | sizes(c).keys())
+    prefix = kind == "PREFIX_TUNING"
+    expected = sizes(c, prefix)
+    config.refuse_unknown(VIRTUAL_FIELDS | expected.keys())
     if task is None:
         raise config.unsupported("task_type", "it must be CAUSAL_LM or SEQ_CLS; PEFT ignores an "
                                  "adapter without one")
-    for name, ours in sizes(c).items():
+    for name, ours in expected.items():
         if config.get(name, int, ours) != ours:
             raise config.unsupported(name, f"this model has {ours}")
-    P, prefix = config.get("num_virtual_tokens", int), kind == "PREFIX_TUNING"
+    P, width = config.get("num_virtual_tokens", int), expected["token_dim"]
     if P is None: raise config.invalid("num_virtual_tokens", "given")
-    width = 2 * c.n_layers * c.d_model if prefix else c.d_model
+    if prefix: width *= 2 * c.n_layers
     table = tensors.take("prompt_embeddings", (P, width), f"num_virtual_tokens = {P}")
     if table is None: return None, {}
     if prefix and task == "SEQ_CLS": return PTuningV2(P, dropout=0.0), {"virtual.P": table}

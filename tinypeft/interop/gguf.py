@@ -24,9 +24,9 @@ from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes, block_type
 from ..text.tokenizer import BPETokenizer
 from .byte_level import as_characters
+from .families import GPT2
 from .gguf_tokenizer import CONTROL, NORMAL, PRE, UNUSED, USER
 from .gguf_types import TYPES
-from .gpt2 import MODULES
 from .llama import MODULES as LLAMA_MODULES
 from .llama import SIZES as LLAMA_SIZES
 from .llama import neighbours
@@ -89,7 +89,7 @@ def _paths(model):
     paths = {"token_embd": ["token_embedding"], "position_embd": ["position_embedding"],
              "output_norm": ["final_norm"]}
     for i in range(model.config.n_layers):
-        for theirs, (ours, _) in MODULES.items():
+        for theirs, ours in GPT2.modules.items():
             paths[f"blk.{i}.{TENSORS[theirs]}"] = [f"blocks.{i}.{name}" for name in ours]
     return paths
 

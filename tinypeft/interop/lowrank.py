@@ -1,7 +1,8 @@
-"""The tensors of LoRA and AdaLoRA in PEFT's folders for transformers' GPT-2, both ways.
+"""The tensors of LoRA and AdaLoRA in PEFT's folders, both ways.
 
-transformers' GPT-2 computes query, key and value by one matrix, c_attn, and PEFT adapts it by one
-pair (B, A). tinypeft has three layers with a pair each. Written as (d_out, d_in), c_attn stacks
+Most layers of transformers' models are layers here as well (`peft_names`), and their pairs (B, A)
+are ours. GPT-2 is special: it computes query, key and value by one matrix, c_attn, and PEFT adapts
+it by one pair. tinypeft has three layers with a pair each. Written as (d_out, d_in), c_attn stacks
 W_q, W_k and W_v. So our pairs become one pair with zeros, whose rank is the sum of theirs:
 
     ΔW = [B_q   0 ] [A_q]          r = r_q + r_v, with one scale s for both;
@@ -12,13 +13,14 @@ The other way, one pair becomes three. Each gets a copy of A without the rows fo
 B is 0. So a pair made of B_q A_q and B_v A_v gives these back, and any other keeps its ΔW, up to
 rounding. Further training differs: our copies of A diverge, and PEFT trains the zeros.
 
-    here                 in a folder, after base_model.model.transformer.h.N.<layer>    shape
+    here                 in a folder, after base_model.model.<their layer>              shape
     LoRA, DyLoRA at b    .lora_A.weight, .lora_B.weight                (r, d_in), (d_out, r)
                              s = α/r, or α/√r with use_rslora
     AdaLoRA Q, Λ, P      .lora_A, .lora_E, .lora_B             (r, d_in), (r, 1), (d_out, r)
                              s = α/(init_r + 10⁻⁵); rank_pattern: which triplets are not pruned
 
-These matrices are not transposed, unlike GPT-2's own (Conv1D). Format: PEFT 0.21.2, as it behaves.
+They are not transposed, even where GPT-2's own matrices are (Conv1D). Format: PEFT 0.21.2, as it
+behaves.
 """
 import math
 from collections import Counter
@@ -26,18 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..hints import Array
 from ..peft import AdaLoRA, LoRA, MethodError
 from ..peft.dylora import DyLoRALinear
 from ..peft.model import PeftModel
-from .gpt2 import MODULES
 from .peft_config import Config, Tensors
+from .peft_names import names_of
 
-__all__ = ["LAYERS", "adalora_folder", "lora_folder", "read_adalora", "read_lora"]
+__all__ = ["adalora_folder", "lora_folder", "read_adalora", "read_lora"]
 
-# their linear layer → ours, from top to bottom
-LAYERS = {theirs: ours for theirs, (ours, shape) in MODULES.items() if len(shape) == 2}
 PREFIX = "base_model.model."
 State = dict[str, Array]                                # what `PeftModel.load_state_dict` takes
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
@@ -94,10 +94,10 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
 
 def adapted_layers(tuned):
     """(their path, [our wrapper or None, for each of its parts]) of each layer that is adapted."""
-    for n in range(tuned.config.n_layers):
-        for theirs, parts in LAYERS.items():
-            layers = [tuned.wrappers.get(f"blocks.{n}.{part}") for part in parts]
-            if any(layers): yield f"transformer.h.{n}.{theirs}", layers
+    names = names_of(tuned.model)
+    for path in names.linear(tuned.config.n_layers):
+        layers = [tuned.wrappers.get(ours) for ours in names.ours(path)]
+        if any(layers): yield path, layers
 
 
 def stack(pairs):
@@ -114,12 +114,12 @@ def stack(pairs):
 
 def low_rank_fields(tuned, paths):
     """The fields that LoRA and AdaLoRA share. A layer that all blocks adapt is named once."""
-    targets = []
-    for theirs in LAYERS:
+    targets, names = [], names_of(tuned.model)
+    for theirs in names.layers:
         there = [p for p in paths if p.endswith(f".{theirs}")]
         targets += [theirs] if len(there) == tuned.config.n_layers else there
-    return {"target_modules": targets, "lora_dropout": tuned.method.dropout, "fan_in_fan_out": True,
-            "bias": "none", "init_lora_weights": True}
+    return {"target_modules": targets, "lora_dropout": tuned.method.dropout,
+            "fan_in_fan_out": names.conv1d, "bias": "none", "init_lora_weights": True}
 
 
 def scale_of(w): return w.scale_at(w.rank) if isinstance(w, DyLoRALinear) else w.scale
@@ -129,7 +129,7 @@ def plain_number(x): return int(x) if x == int(x) else float(x)       # int wher
 
 
 # -- from a folder -------------------------------------------------------------------------------
-def read_lora(model: GPT, config: Config, tensors: Tensors) -> tuple[LoRA | None, State]:
+def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | None, State]:
     """(method, state) for LORA; method is None if no layer's tensors are there."""
     config.refuse_unknown(LORA_FIELDS | {"use_rslora", "alpha_pattern"})
     usual_r, usual_alpha = config.get("r", int, 8), config.get("lora_alpha", float, 8.0)
@@ -142,7 +142,7 @@ def read_lora(model: GPT, config: Config, tensors: Tensors) -> tuple[LoRA | None
         B = tensors.take(f"{PREFIX}{path}.lora_B.weight", (d_out, r), f"r = {r}")
         if A is None or B is None: continue
         root = math.sqrt if rs else float
-        for ours, rows, used in split(path, B):
+        for ours, rows, used in split(names_of(model).ours(path), B):
             state |= {f"{ours}.A": A[used], f"{ours}.B": rows[:, used]}
             ranks[ours] = int(used.sum())
             alphas[ours] = plain_number(alpha / root(r) * root(ranks[ours]))
@@ -153,7 +153,7 @@ def read_lora(model: GPT, config: Config, tensors: Tensors) -> tuple[LoRA | None
                 alpha_pattern=exceptions(alphas, alpha) or None), state
 
 
-def read_adalora(model: GPT, config: Config, tensors: Tensors) -> tuple[AdaLoRA | None, State]:
+def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaLoRA | None, State]:
     """(method, state) for ADALORA. Each matrix is filled up to the largest rank by λ = 0."""
     config.refuse_unknown(LORA_FIELDS | ADALORA_FIELDS)
     init_r, masks = config.get("init_r", int, 12), dict(config.get("rank_pattern", dict, {}))
@@ -171,7 +171,8 @@ def read_adalora(model: GPT, config: Config, tensors: Tensors) -> tuple[AdaLoRA 
         A, E, B = (tensors.take(f"{PREFIX}{path}.lora_{x}", shape, reason)
                    for x, shape in (("A", (r, d_in)), ("E", (r, 1)), ("B", (d_out, r))))
         if A is None or E is None or B is None: continue
-        for ours, rows, used in split(path, B): found[ours] = rows[:, used], A[used], E[used, 0]
+        for ours, rows, used in split(names_of(model).ours(path), B):
+            found[ours] = rows[:, used], A[used], E[used, 0]
     if masks:
         unknown = sorted(masks)[:8]
         raise ValueError(f"{config.path}: rank_pattern names {unknown}, target_modules does not")
@@ -192,7 +193,7 @@ def read_adalora(model: GPT, config: Config, tensors: Tensors) -> tuple[AdaLoRA 
 
 
 def layers_to_adapt(model, config):
-    """[(their path, d_in, d_out)] of the adapted layers. MethodError for more than a LoRA does."""
+    """(their path, d_in, d_out) of each adapted layer. MethodError for more than a LoRA does."""
     if config.get("bias", str, "none") != "none":
         raise config.unsupported("bias", "an adapter here does not train the base's biases")
     init = config.get("init_lora_weights", (bool, str), True)
@@ -200,27 +201,24 @@ def layers_to_adapt(model, config):
         raise config.unsupported(
             "init_lora_weights", "it changed the base's weights as well, which the folder lacks; "
             "save it in PEFT with path_initial_model_for_weight_conversion")
-    d, blocks = model.config.d_model, [f"transformer.h.{n}" for n in range(model.config.n_layers)]
-    linear = [f"{block}.{theirs}" for block in blocks for theirs in LAYERS]
-    others = [f"transformer{x}" for x in ("", ".wte", ".wpe", ".drop", ".h", ".ln_f")]
-    others += [f"{block}{x}" for block in blocks for x in (
-        "", ".attn", ".mlp", ".ln_1", ".ln_2", ".attn.attn_dropout", ".attn.resid_dropout",
-        ".mlp.act", ".mlp.dropout")]
-    if config.task() != "SEQ_CLS": others.append("lm_head")
-    chosen = config.select(linear + others, linear)
+    names, n_layers = names_of(model), model.config.n_layers
+    linear = names.linear(n_layers)
+    chosen = config.select(names, names.modules(n_layers, config.task() != "SEQ_CLS"))
     if wrong := [p for p in chosen if p not in linear]:
         raise config.unsupported("target_modules", f"it selects {wrong[0]}, but only the linear "
                                  "layers of blocks can have low-rank changes here")
-    return [(p, *(d * n for n in MODULES[p.split(".", 3)[3]][1])) for p in chosen]
+    for path in chosen:
+        parts = [model.get(ours) for ours in names.ours(path)]
+        yield path, parts[0].d_in, sum(part.d_out for part in parts)
 
 
-def split(path, B):
-    """(our path, its rows of B, a mask of the columns it uses) of each changed part of a layer."""
-    _, _, n, theirs = path.split(".", 3)
-    keep_all = len(LAYERS[theirs]) == 1 or not B.any()              # if B is 0, all parts are alike
-    for part, rows in zip(LAYERS[theirs], np.split(B, len(LAYERS[theirs])), strict=True):
+def split(parts, B):
+    """(our path, its rows of B, a mask of the columns it uses) of each of the layers at the paths
+    `parts` that change: they are the parts of one layer of theirs, and their sizes are equal."""
+    keep_all = len(parts) == 1 or not B.any()                       # if B is 0, all parts are alike
+    for ours, rows in zip(parts, np.split(B, len(parts)), strict=True):
         used = rows.any(0) | keep_all
-        if used.any() or keep_all: yield f"blocks.{n}.{part}", rows, used
+        if used.any() or keep_all: yield ours, rows, used
 
 
 def targets(model, paths):

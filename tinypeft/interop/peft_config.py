@@ -4,8 +4,8 @@ Every field that is read must have the right type. An unknown field may change t
 adapter computes, so it is refused unless it is off (null, false, 0 or empty). PEFT 0.21 reads names
 of layers as follows:
 
-    target_modules     a list of paths or of their ends after a dot ("c_proj" means attn's and
-                       mlp's); or a str: a regular expression for whole paths, or "all-linear"
+    target_modules     a list of paths or of their ends after a dot (in GPT-2 "c_proj" means attn's
+                       and mlp's); or a str: a regular expression for whole paths, or "all-linear"
     exclude_modules    the same, for layers to leave out
     layers_to_transform, layers_pattern     numbers of blocks: restrict a list of targets to them
     rank_pattern, alpha_pattern             {regular expression for the end of a path: value}
@@ -27,6 +27,7 @@ from ..files.safetensors import read_safetensors
 from ..hints import Array
 from ..peft import MethodError
 from .folder import Report, read_object
+from .peft_names import Names
 
 __all__ = ["Config", "Tensors", "matches"]
 
@@ -35,7 +36,6 @@ COMMON = {"peft_type", "task_type", "modules_to_save", "auto_mapping", "base_mod
           "revision", "inference_mode", "peft_version", "fan_in_fan_out", "megatron_config",
           "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
           "qalora_group_size", "ensure_weight_tying", "runtime_config"}
-LAYER = re.compile(r"transformer\.h\.(\d+)\.")
 
 
 class Config:
@@ -86,24 +86,27 @@ class Config:
             if not is_off and name not in known | COMMON:
                 raise self.unsupported(name, "it may change what the adapter computes")
 
-    def select(self, paths: list[str], linear: list[str]) -> list[str]:
-        """Those of a model's `paths` that are adapted; "all-linear" means all of `linear`."""
-        targets = self.names("target_modules", (list, str), ["c_attn"])
+    def select(self, names: Names, paths: list[str]) -> list[str]:
+        """Those of a model's `paths` that are adapted. names: of the model's family."""
+        targets = self.names("target_modules", (list, str), list(names.default))
         excluded = self.names("exclude_modules", (list, str))
-        chosen = linear if targets == "all-linear" else [p for p in paths if _is_named(p, targets)]
+        if targets == "all-linear": chosen = [p for p in paths if p.endswith((*names.layers,))]
+        else:                       chosen = [p for p in paths if _is_named(p, targets)]
         chosen = [p for p in chosen if not _is_named(p, excluded)]
-        if isinstance(targets, list): chosen = [p for p in chosen if self._in_layers(p)]
+        if isinstance(targets, list): chosen = [p for p in chosen if self._in_layers(names, p)]
         if not chosen:
-            raise self.unsupported("target_modules", "it selects no layer of GPT-2; there are attn."
-                                   "c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj in transformer.h.N")
+            raise self.unsupported("target_modules", f"it selects no layer of {names.family}; there"
+                                   f" are {', '.join(names.layers)} in {names.blocks}.N")
         return chosen
 
-    def _in_layers(self, path):
-        numbers = self.get("layers_to_transform", (int, list), [])
-        pattern, layer = self.get("layers_pattern", (str, list), "h"), LAYER.match(path)
+    def _in_layers(self, names, path):
+        numbers, blocks = self.get("layers_to_transform", (int, list), []), names.blocks
+        name = blocks.rpartition(".")[2]
+        pattern = self.get("layers_pattern", (str, list), name)
         if numbers == []: return True
-        if layer is None or pattern not in ("", [], "h", ["h"]): return False
-        return int(layer[1]) in (numbers if isinstance(numbers, list) else [numbers])
+        if not path.startswith(f"{blocks}.") or pattern not in ("", [], name, [name]): return False
+        layer = int(path.removeprefix(f"{blocks}.").split(".")[0])
+        return layer in (numbers if isinstance(numbers, list) else [numbers])
 
     def pattern_value(self, name: str, kind: type, path: str, default: float) -> Any:
         """The value of rank_pattern or alpha_pattern for one path."""

@@ -15,14 +15,16 @@ attention and after that of the feed-forward part, each before the residual addi
 `placement="pfeiffer"` uses only the second (Pfeiffer et al., arXiv 2005.00247). `norms` also trains
 the layer norms, as Houlsby does and Pfeiffer does not. It is on by default in both placements:
 Pfeiffer's adapter is `BottleneckAdapter(placement="pfeiffer", norms=False)`. Trained:
-n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), 2 d (2 L + 1) of norms. An adapter is not
-linear, so it cannot be merged.
+n (2 d m + d + m) for n = 2 L adapters (pfeiffer: L), and the norms: 2 d (2 L + 1) in GPT-2. An
+adapter is not linear, so it cannot be merged.
 
 Where implementations differ. The paper starts at a standard deviation of 0.01, the authors' code at
 0.001 (`init_std`). The survey (Matarazzo & Torlone, arXiv 2501.04040, equation 23) writes
 z = σ(W_u y + b_u), with an activation on the way up, which neither paper nor code has:
-`activation_up=True`. BERT normalizes after the addition, GPT-2 before each sublayer; the adapter's
-place is the same in both.
+`activation_up=True`. BERT normalizes after the addition, GPT-2 and Llama before each sublayer; the
+adapter's place is the same in all. Gemma 3 also normalizes a sublayer's output before the addition:
+the adapter comes before that norm, so it reads and changes what the projection gives. `norms` then
+trains all norms of the model, and with Qwen3's and Gemma's also those of queries and keys.
 """
 from dataclasses import dataclass
 

@@ -1,23 +1,22 @@
 """Adapters in folders: saving them, loading them, and the formats they can have.
 
 Our own format is one file, adapter.safetensors (adapter.npz in folders made before). It holds the
-arrays of `PeftModel.state_dict`, and as JSON the method's class and fields, the model's sizes, and
-a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted: nothing in
-one is executed or imported, and what it says is checked before the model changes.
+arrays of `PeftModel.state_dict`, and as JSON the method's class and fields, the model's family and
+sizes, and a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted:
+nothing in one is executed or imported, and what it says is checked before the model changes.
 """
 import contextlib
 import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..decoder import Decoder
 from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
-from ..gpt import GPTConfig
 from ..hints import Array, Seed
 from .attachment import bare
 from .method import Method, MethodError
@@ -97,14 +96,16 @@ def _save(tuned, folder):
     with bare(tuned.model): base = fingerprint(tuned.model.state_dict())
     save_arrays(folder / OWN.file, tuned.state_dict(to_train=False), {
         "format": 1, "method": cls.__qualname__, **module, "fields": asdict(method),
-        "config": asdict(tuned.config), "base": base, "head": None if head is None else head.d_out,
+        "family": type(tuned.model).__name__, "config": asdict(tuned.config), "base": base,
+        "head": None if head is None else head.d_out,
         "head_bias": head is not None and head.bias is not None})
     for name in OWN.older: (folder / name).unlink(missing_ok=True)       # it is out of date now
 
 
 META = {"format": int, "method": str, "fields": dict, "config": dict, "base": str,
         "head": (int, None)}
-MORE = {"module": str, "head_bias": bool}                # `module`: only of a class of one's own
+# module: only of a class of one's own. family: the model's class; older files of GPTs lack it.
+MORE = {"module": str, "head_bias": bool, "family": str}
 
 
 def _load(model, path, strict, method=None):
@@ -114,10 +115,7 @@ def _load(model, path, strict, method=None):
         check_fields(meta, META, MORE)
         if meta["format"] != 1: raise ValueError(f"unknown format {meta['format']}; expected 1")
         cls = _find(meta["method"], meta.get("module"), method)
-        theirs = made(GPTConfig, meta["config"])
-        if replace(theirs, dropout=model.config.dropout) != model.config:
-            raise MethodError(f"load_adapter: the adapter was made for a model of "
-                              f"{meta['config']}, this one has {asdict(model.config)}")
+        _check_sizes(model, meta.get("family", "GPT"), meta["config"])
         n, weight = meta["head"], arrays.get("head.weight")
         rows = None if weight is None else len(np.atleast_1d(weight))
         if strict and rows != n:
@@ -129,6 +127,16 @@ def _load(model, path, strict, method=None):
                             meta.get("head_bias", True), rng)
     rng.left = math.inf                                  # from here on it is like any other
     return tuned
+
+
+def _check_sizes(model, family, fields):
+    """MethodError unless the adapter's model was of the same family and sizes, dropout aside."""
+    kind, ours = type(model).__name__, asdict(model.config)
+    if family == kind:
+        theirs = asdict(made(model.Config, fields))
+        if all(theirs[name] == value for name, value in ours.items() if name != "dropout"): return
+    raise MethodError(f"load_adapter: the adapter was made for a model of {fields}, a "
+                      f"{family[:80]}; this one is a {kind} of {ours}")
 
 
 @contextlib.contextmanager
@@ -145,9 +153,10 @@ def _told(path):
 
 def fingerprints(model):
     """Of the model, as it is and cast to float32 or float64: a cast is not another base."""
-    state, numbers = model.state_dict(), dict(model.named_parameters())
-    for dtype in (model.token_embedding.weight.dtype, np.float32, np.float64):
-        yield fingerprint(state | {n: p.data.astype(dtype) for n, p in numbers.items()})
+    own, floats = model.token_embedding.weight.dtype, (np.dtype("f4"), np.dtype("f8"))
+    names = [name for name, _ in model.named_parameters()]
+    for dtype in dict.fromkeys([own, *floats]):
+        yield fingerprint(model.state_dict(), dict.fromkeys(names, dtype))
 
 
 KNOWN: dict[str, type[Method]] = {}    # our methods; `peft/__init__`, `quant/peqa` fill it

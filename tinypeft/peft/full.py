@@ -2,7 +2,8 @@
 
 It obeys the same protocol: the base keeps its arrays, training works on copies, and `detach` puts
 the originals back. `targets` select a part: `FullFineTuning(targets=("bias",))` is BitFit (Ben
-Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-norm tuning.
+Zaken et al., arXiv 2106.10199), `("norm1", "norm2", "final_norm")` is layer-norm tuning. A Llama
+has no biases, so BitFit is not possible there, but it has norms.
 
     θ = θ₀ + Δθ          Δθ has as many numbers as the part of θ₀ that is trained
 """
@@ -34,8 +35,11 @@ class FullFineTuning(Method):
             raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be trained; "
                               "attach a LoRA, or name other targets such as 'bias'")
         for t in self.targets or ():
-            if not any(hit(t, n) for n in names):
-                raise MethodError(f"targets: {t!r} matches none of {', '.join(names)}")
+            if any(hit(t, n) for n in names): continue
+            parts = sorted({p for n in names for p in n.split(".") if not p.isdecimal()})
+            hint = ("this model has no biases" if t == "bias" else
+                    f"there are {', '.join(parts)}, or full paths such as {names[-1]!r}")
+            raise MethodError(f"targets: {t!r} matches none of the parameters; {hint}")
         return list(filter(chosen, names))
 
 

@@ -7,22 +7,26 @@ multiplies elementwise:
     h = softmax(Q (l_k ⊙ K)ᵀ / √d_k) (l_v ⊙ V),        ffn(x) = W₂ (l_ff ⊙ γ(W₁ x))
 
     paper      here                    shape
-    l_k, l_v   l of `key` and `value`  (d,), starts at 1
-    l_ff       l of `down`             (4 d,), starts at 1
-    W₁, W₂     `up`, `down`            (4 d, d) and (d, 4 d), frozen, quantized or not
+    l_k, l_v   l of `key` and `value`  (w,), starts at 1; w = n_kv_heads d_head, which is d in GPT-2
+    l_ff       l of `down`             (h,), starts at 1; h is the MLP's width, 4 d in GPT-2
+    W₁, W₂     `up`, `down`            (h, d) and (d, h), frozen, quantized or not
     γ          GELU
 
+In a gated MLP, such as Llama's, the inner activations are silu(gate(x)) ⊙ up(x). They are the input
+of `down` there as well, so l_ff scales the product. The authors' code scales the output of `up`
+instead (`wi_1` in T5), which is the same function.
 Keys and values are outputs of linear layers, so l scales an output: l ⊙ (W x + b). The inner
 activations are the input of `down`, so l scales an input: W (l ⊙ x) + b. Both are linear in x, so
 both can be merged: the first into the rows of W and into b, the second into the columns of W. With
-l = 1 the model starts unchanged, bit for bit. Trained: L (d + d + 4 d) numbers for L blocks.
+l = 1 the model starts unchanged, bit for bit. Trained: L (2 w + h) numbers for L blocks.
 
 Where implementations differ. The paper's equation has one head; here and in PEFT a vector spans all
 heads, so each head has its own part. PEFT lists layers by name, and this file does the same:
 `targets` have vectors, and those that are in `feedforward`, too, have them at the input. On l_ff
 the paper, PEFT and this file agree. On GPT-2's attention they do not: PEFT's default target is the
 fused `c_attn`, whose output holds the queries as well. The paper leaves queries alone, and so does
-this file; `targets=("query", "key", "value", "down")` is PEFT's. T5, the paper's model, has no
+this file; `targets=("query", "key", "value", "down")` is PEFT's. On Llama PEFT's defaults are the
+paper's, but on Qwen3 and Gemma 3 they are query, value and down. T5, the paper's model, has no
 biases. Here, as in PEFT, l multiplies the bias of a key or a value with the rest. The losses of the
 paper's recipe T-Few, and its pretraining of l, are not part of (IA)³ and not here.
 """
@@ -35,7 +39,7 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import layer_names
-from ..nn import Linear, Module, Parameter
+from ..nn import Linear, Module, Parameter, shapes_only
 from ..targets import match_targets
 from ..tensor import Tensor
 from .method import Method, MethodError
@@ -84,7 +88,8 @@ class Scaled(Module):
 
     def merged(self, scale_W: Array, scale_b: Array | float) -> Linear:
         """A plain Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
-        base, plain = self.base, Linear(self.d_in, self.d_out, bias=self.base.bias is not None)
+        base = self.base
+        with shapes_only(): plain = Linear(self.d_in, self.d_out, bias=base.bias is not None)
         plain.weight.data = base.dense_weight() * scale_W
         if base.bias is not None: plain.bias.data = base.bias.data * scale_b
         return plain

@@ -31,7 +31,7 @@ from .. import functional as F
 from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, mapping, one_of, real, whole
-from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform
+from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
 from ..targets import match_targets
 from ..tensor import Tensor
 from .method import Method, MethodError
@@ -105,7 +105,8 @@ class LowRankLinear(Module):
 
     def merge(self) -> Linear:
         """A plain Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
-        base, merged = self.base, Linear(self.d_in, self.d_out, bias=self.base.bias is not None)
+        base = self.base
+        with shapes_only(): merged = Linear(self.d_in, self.d_out, bias=base.bias is not None)
         merged.weight.data = base.dense_weight() + self.delta()
         if base.bias is not None: merged.bias.data = base.bias.data.copy()
         return merged

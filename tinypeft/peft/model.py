@@ -16,7 +16,6 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..generate import KVCache, generate
-from ..gpt import GPTConfig
 from ..hints import Array, Rng, Seed
 from ..nn import Linear, Module, Parameter, check_state, replace_modules
 from ..tensor import Tensor
@@ -153,7 +152,7 @@ class PeftModel(Module):
 
     # -- what a model does ----------------------------------------------------------------------
     @property
-    def config(self) -> GPTConfig: return self.model.config
+    def config(self) -> Any: return self.model.config
     @property
     def tokenizer(self) -> Any: return self.model.tokenizer
     @property
@@ -234,7 +233,7 @@ class PeftModel(Module):
         """Write the method and what it learned to `folder`; `load_adapter` reads either format.
 
         "tinypeft": adapter.safetensors, exact for every method. "peft": adapter_config.json and
-        adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' GPT-2 with
+        adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' model with
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         Neither stores what only training needs; a checkpoint of `train` does.
         """

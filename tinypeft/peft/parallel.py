@@ -10,8 +10,10 @@ The scaled parallel adapter reads the sublayer's input and adds to the sublayer'
     s, f       scale, activation; in the paper s = 4 and f is ReLU
 
 `beside="ffn"` (the default, and the best place in the paper), "attention" or "both". x is the
-sublayer's input after the layer norm, since GPT-2 normalizes there. The adapter is not linear in x,
-so it cannot be merged. Trained parameters: n (2 d m + d + m) for n = L adapters ("both": 2 L).
+sublayer's input after the norm, since GPT-2 and Llama normalize there, and a gated MLP is one
+sublayer with its gate. Where Gemma 3 normalizes a sublayer's output, h is what enters that norm.
+The adapter is not linear in x, so it cannot be merged. Trained parameters: n (2 d m + d + m) for
+n = L adapters ("both": 2 L).
 
 Where implementations differ. The equation has no biases; the authors' code, the `adapters` library
 and this file have them. The paper's m is 512 in a model 1,024 wide; the default is Houlsby's 64.

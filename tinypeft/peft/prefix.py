@@ -11,21 +11,29 @@ For one head (He et al., arXiv 2110.04366, equations 7, 8; λ is the prefix's sh
     head = (1 − λ(x)) Attn(x W_q, C W_k, C W_v) + λ(x) Attn(x W_q, P_K, P_V)
 
     paper           here            shape
-    P_θ             table()         (P, 2 L d): per layer keys, then values, each of H heads
+    P_θ             table()         (P, 2 L w): per layer keys, then values, each of H heads
     P_K, P_V        seams           (H, P, d_head) in each of L layers
-    P′_θ            P_small         (P, d)              in the paper (P, k)
-    W₁, b₁          W1              (m, d), (m,)        m = `hidden`, d/2
-    W₂, b₂          W2              (2 L d, m), (2 L d,)
+    P′_θ            P_small         (P, w)              in the paper (P, k)
+    W₁, b₁          W1              (m, w), (m,)        m = `hidden`, w/2
+    W₂, b₂          W2              (2 L w, m), (2 L w,)
 
-Trained parameters: 2 P L d, or P d + (d m + m) + (2 L d m + 2 L d) with the MLP. Stored: 2 P L d
+Here H counts the heads that have keys of their own, `n_kv_heads`, and w = H d_head is the width of
+one layer's keys. In GPT-2 w is the model's width d; in a Llama with grouped heads it is smaller.
+
+Trained parameters: 2 P L w, or P w + (w m + m) + (2 L w m + 2 L w) with the MLP. Stored: 2 P L w
 either way, which the paper counts as "0.1 %". `tuned.fold()` drops the MLP and `save` stores the
 folded prefix; checkpoints of `train` keep the MLP, so that training resumes exactly.
 
+Positions. The text starts at position P. A rotary model rotates the text's queries and keys by
+their positions, but P_K enters as it is stored: training learns keys that are rotated already, and
+`activations` takes them after the rotation. PEFT does both in the same way, since it gives the
+prefix to the model as a cache of P positions.
+
 Where implementations differ. The paper uses the MLP because training P_θ directly was unstable;
 PEFT trains it directly by default (`reparameterize=False`). In the paper P′ is narrow, (P, k), with
-k = 512 for GPT-2 and 800 for BART (footnote 4). In the authors' code P′ is (P, d), and 512 or 800
+k = 512 for GPT-2 and 800 for BART (footnote 4). In the authors' code P′ is (P, w), and 512 or 800
 is the width m of the hidden layer. This file follows the code: GPT-2 medium is 1,024 wide, hence
-m = d/2. The paper starts at random, or, where data is scarce, from the activations of real words.
+m = w/2. The paper starts at random, or, where data is scarce, from the activations of real words.
 The latter is the default here (`init="vocabulary"`: P common words; `init="text"`: `text`):
 training starts as if these words preceded the input. With the MLP, W₂ and b₂ start at the
 least-squares solution for these activations. `init="random"` draws P_θ from N(0, 1) as PEFT does.
@@ -55,7 +63,7 @@ __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]
 class PrefixTuning(Method):
     """Train `length` keys and values per layer. They start as common words, `text` or at random.
 
-    reparameterize: by P′ and an MLP of `hidden` units (None: d/2). text: a str or token ids.
+    reparameterize: by P′ and an MLP of `hidden` units (None: w/2). text: a str or token ids.
     """
     length: int = whole(10, least=1, also=("num_virtual_tokens", "P"))
     reparameterize: bool = flag(True, also=("prefix_projection",))
@@ -74,13 +82,14 @@ class PrefixTuning(Method):
 
     def virtual(self, model: Decoder, rng: Rng) -> "Prefix":
         check_room(self, self.length, model)
-        c, P, d, table = model.config, self.length, model.config.d_model, None
+        c, P, table = model.config, self.length, None
+        w = c.n_kv_heads * c.d_head
         if self.init != "random":
             table = activations(model, starting_words(model, P, self.text, rng))
-        shared = c.n_layers, c.n_heads, self.dropout, rng
+        shared = c.n_layers, c.n_kv_heads, self.dropout, rng
         if self.reparameterize:
-            return ReparameterizedPrefix(table, P, d, self.hidden or max(1, d // 2), *shared)
-        if table is None: table = rng.standard_normal((P, 2 * c.n_layers * d))
+            return ReparameterizedPrefix(table, P, w, self.hidden or max(1, w // 2), *shared)
+        if table is None: table = rng.standard_normal((P, 2 * c.n_layers * w))
         return Prefix(table, *shared)
 
     def fold(self, virtual: "Prefix") -> tuple["PrefixTuning", "Prefix"]:
@@ -91,7 +100,7 @@ class PrefixTuning(Method):
 
 
 def activations(model: Decoder, ids: Array) -> Array:
-    """The keys and values the model computes for ids (P,): (P, 2 L d), as in `Prefix.table`."""
+    """The keys and values the model computes for ids (P,): (P, 2 L w), as in `Prefix.table`."""
     cache = KVCache(model.config.n_layers)
     with no_grad(): model.hidden(np.asarray(ids)[None], cache=cache)
     kv = [a[0, :, :cache.length] for layer in cache.layers for a in (layer.k, layer.v)]
@@ -99,10 +108,10 @@ def activations(model: Decoder, ids: Array) -> Array:
 
 
 class Prefix(VirtualTokens):
-    """A table (P, 2 L d) of keys and values."""
+    """A table (P, 2 L w) of keys and values, each of n_heads heads."""
 
     def __init__(self, table: Array, n_layers: int, n_heads: int, dropout: float, rng: Rng):
-        self.P, self.length = Parameter(np.array(table)), len(table)          # (P, 2Ld)
+        self.P, self.length = Parameter(np.array(table)), len(table)          # (P, 2Lw)
         self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
 
     def table(self) -> Tensor: return self.P
@@ -110,7 +119,7 @@ class Prefix(VirtualTokens):
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         table = self.table()
         if self.training and self.dropout.p:                                  # drawn for each row
-            table = self.dropout(table + np.zeros((len(tokens), 1, 1)))       # (B, P, 2Ld)
+            table = self.dropout(table + np.zeros((len(tokens), 1, 1)))       # (B, P, 2Lw)
         batch, n = table.shape[:-2], table.ndim - 2
         kv = table.reshape(*batch, self.length, 2 * self.n_layers, self.n_heads, -1)
         kv = kv.transpose(n + 1, *range(n), n + 2, n, n + 3)              # (2L, B?, H, P, d_head)
@@ -122,11 +131,11 @@ class Prefix(VirtualTokens):
 class ReparameterizedPrefix(Prefix):
     """A table that an MLP computes from P′. It starts as `table`, or at random if that is None."""
 
-    def __init__(self, table: Array | None, P: int, d: int, m: int, n_layers: int, n_heads: int,
+    def __init__(self, table: Array | None, P: int, w: int, m: int, n_layers: int, n_heads: int,
                  dropout: float, rng: Rng):
-        self.P_small, self.length = Parameter(rng.standard_normal((P, d))), P
-        self.W1 = Linear(d, m, rng=rng, std=d ** -0.5)
-        self.W2 = Linear(m, 2 * n_layers * d, rng=rng, std=m ** -0.5)
+        self.P_small, self.length = Parameter(rng.standard_normal((P, w))), P
+        self.W1 = Linear(w, m, rng=rng, std=w ** -0.5)
+        self.W2 = Linear(m, 2 * n_layers * w, rng=rng, std=m ** -0.5)
         self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
         if table is not None:                                                 # exact if m ≥ P
             hidden = np.tanh(self.P_small.data @ self.W1.weight.data.T)       # (P, m)
@@ -134,4 +143,4 @@ class ReparameterizedPrefix(Prefix):
             self.W2.weight.data = (np.linalg.pinv(hidden) @ (table - table.mean(0))).T
 
     def table(self) -> Tensor:
-        return self.W2(self.W1(self.P_small).tanh())                          # (P, 2Ld)
+        return self.W2(self.W1(self.P_small).tanh())                          # (P, 2Lw)

@@ -6,7 +6,7 @@ models and hard tasks. Deep prompts act on every layer, as P keys and values bef
     K ← [P_K; K],   V ← [P_V; V]        in every layer (section 3.2)
 
     paper               here        shape
-    deep prompts        P           (P, 2 L d), the table of prefix tuning (`prefix.py`); P = length
+    deep prompts        P           (P, 2 L w), the table of prefix tuning (`prefix.py`); P = length
 
 It differs from prefix tuning in how the table is trained and what is read off (section 3.3):
 
@@ -18,7 +18,8 @@ It differs from prefix tuning in how the table is trained and what is read off (
     no dropout by default                        dropout on the prompts, 0.1 in the authors' scripts
     P around 10                                  under 20 for simple tasks, about 100 for hard ones
 
-Trained parameters: 2 P L d, and C (d + 1) of a head with C classes. Where implementations differ:
+Trained parameters: 2 P L w, w the width of a layer's keys (d in GPT-2), and C (d + 1) of a head
+with C classes. Where implementations differ:
 PEFT has one class for both. The authors draw the table from N(0, 1), `init="random"`; here it
 starts from real words' activations, as in `prefix.py`.
 """

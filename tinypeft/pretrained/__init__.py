@@ -14,13 +14,13 @@ from ..files import check_fields, load_arrays, made, naming, only_file
 from ..gpt import GPT, GPTConfig
 from ..text.tokenizer import BPETokenizer
 
-__all__ = ["WEIGHTS", "load_pretrained", "load_tokenizer", "read_weights", "training_record"]
+__all__ = ["WEIGHTS", "load_base", "load_tokenizer", "read_weights", "training_record"]
 
 FOLDER = Path(__file__).parent
 WEIGHTS = "weights.safetensors", "weights.npz"           # the second: of folders made before
 
 
-def load_pretrained(folder: str | Path | None = None) -> GPT:
+def load_base(folder: str | Path | None = None) -> GPT:
     """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`, offline.
 
     folder: from `pretrain --out`; None is the shipped one. Raises FileNotFoundError, and ValueError

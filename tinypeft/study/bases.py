@@ -20,7 +20,7 @@ import numpy as np
 
 from ..files import cache_directory, only_file, save_arrays
 from ..gpt import GPT, GPTConfig
-from ..pretrained import FOLDER, load_pretrained, load_tokenizer, read_weights
+from ..pretrained import FOLDER, load_base, load_tokenizer, read_weights
 from ..pretrained.make import RECIPE
 from ..text import corpus
 from ..text.tasks import LanguageModelling
@@ -38,7 +38,7 @@ def small_base(name: str, progress: bool | None = None) -> GPT:
     """A fresh copy of the base `name` of SIZES, with its tokenizer. Raises ValueError for another name."""
     if name not in SIZES:
         raise ValueError(f"small_base: there is no base {name!r}; there are {', '.join(SIZES)}")
-    if SIZES[name] is None: return load_pretrained()
+    if SIZES[name] is None: return load_base()
     folder, stem = cache_directory() / "bases", f"{name}-{key(name)}"
     path = only_file(folder, f"{stem}.safetensors", f"{stem}.npz")       # .npz: an older version's
     if path is None: make(name, path := folder / f"{stem}.safetensors", progress)

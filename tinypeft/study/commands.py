@@ -51,7 +51,8 @@ def add_commands(command: Callable) -> None:
 def run_compare(args: Namespace) -> None:
     from . import compare
     if not args.json: check_writable(args.out)
-    record = compare.compare(model_of(args), compare.QUICK if args.quick else compare.Size(), args.seed)
+    record = compare.compare(model_of(args), compare.QUICK if args.quick else None, args.seed)
+    if args.model: record["command"] = f"python -m tinypeft --model {args.model}"
     if args.json: return show_json(record)
     print(compare.tables(record))
     data = args.out / "results" / "compare.json"

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import quant as q
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..nn import Linear
 from ..peft import METHODS, LinearProbe, Method, PeftModel, attach
 from ..progress import Progress
@@ -29,20 +29,27 @@ from . import plot
 from .about import about, name_of
 
 __all__ = ["COMPARED_SCHEMES", "QUICK", "Size", "compare", "cost_of_scheme", "described", "draw", "measure_scheme", "picture",
-           "tables", "traced_peak"]
+           "sharing", "tables", "traced_peak"]
 
 
 @dataclass(frozen=True)
 class Size:
     """How much a comparison measures. steps, classify_steps: training steps on either task (0 leaves `classify` out).
-    test_batches: test batches of 16 rows of `domain`. schemes: labels in COMPARED_SCHEMES (None: all)."""
+    test_batches: test batches of 16 rows of `domain`. schemes: labels in COMPARED_SCHEMES (None: all). batch_size: rows of 128
+    tokens in a training step on `domain`."""
     steps: int = 30
     classify_steps: int = 60
     test_batches: int = 8
     schemes: tuple[str, ...] | None = None
+    batch_size: int = 4
 
 
 QUICK = Size(steps=5, classify_steps=0, test_batches=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"))
+
+# A few minutes for SmolLM2. Its weights were quantized to 4 bits before, which would decide a comparison of 4-bit schemes.
+LARGE = Size(steps=8, classify_steps=0, test_batches=1, batch_size=2, schemes=(
+    "int8", "W8A8", "LLM.int8()", "SmoothQuant", "FP8 E4M3", "NF4", "int3 asymmetric", "AWQ 3 bit", "GPTQ 3 bit"))
+LARGE_FROM = 20_000_000                                  # parameters
 
 
 # label → scheme: the rows of the table, at 8, 4 and 3 bits, with settings that can be compared; a star: it is trained
@@ -72,9 +79,10 @@ COMPARED_SCHEMES = {
 }
 
 
-def compare(model: GPT, size: Size | None = None, seed: int = 0, progress: bool | None = None) -> dict:
-    """Run the comparison on a GPT with a tokenizer; returns a record that JSON can hold. size: None is `Size()`."""
-    size = size or Size()
+def compare(model: Decoder, size: Size | None = None, seed: int = 0, progress: bool | None = None) -> dict:
+    """Run the comparison on a model with a tokenizer; returns a record that JSON can hold. size: None is `Size()`, or `LARGE`
+    for a model of LARGE_FROM parameters or more. The model is as it was afterwards."""
+    size = size or (Size() if model.n_parameters() < LARGE_FROM else LARGE)
     for name in METHODS: about(name)                     # it must have a mark: say so before a minute is spent
     started = time.perf_counter()
     domain = tasks.domain(model.tokenizer, context=128)
@@ -103,35 +111,39 @@ def compare(model: GPT, size: Size | None = None, seed: int = 0, progress: bool 
             "methods": rows, "schemes": quantized}
 
 
-def _adapt(model: GPT, method: Method, domain: tasks.Task, classify: tasks.Task | None, size: Size, seed: int) -> dict:
+def _adapt(model: Decoder, method: Method, domain: tasks.Task, classify: tasks.Task | None, size: Size, seed: int) -> dict:
     """One row: the method on both tasks, each time from the same base."""
-    tuned = attach(copy.deepcopy(model), method, rng=seed)
+    tuned = attach(model, method, rng=seed)
     counts = tuned.summary()
-    peak = traced_peak(tuned, domain, 4)
-    history = train(tuned, domain, size.steps, batch_size=4, seed=seed, progress=False)
+    peak = traced_peak(tuned, domain, size.batch_size)
+    history = train(tuned, domain, size.steps, batch_size=size.batch_size, seed=seed, progress=False)
     loss = evaluate(tuned, domain, "test", max_batches=size.test_batches)["loss"]
+    tuned.detach()
     row = {"label": str(method), "trained": counts.trained, "stored": counts.stored, "share": counts.share, "loss": loss,
            "seconds_per_step": history.seconds / size.steps, "peak_bytes": peak}
     return row | (_classify(model, method, classify, size, seed) if classify else {})
 
 
-def _classify(model: GPT, method: Method, classify: tasks.Task, size: Size, seed: int) -> dict:
-    tuned = attach(copy.deepcopy(model), method, rng=seed, head=len(classify.classes))
+def _classify(model: Decoder, method: Method, classify: tasks.Task, size: Size, seed: int) -> dict:
+    tuned = attach(model, method, rng=seed, head=len(classify.classes))
     train(tuned, classify, size.classify_steps, batch_size=16, seed=seed, progress=False)
-    return {"accuracy": evaluate(tuned, classify, "test", batch_size=32)["accuracy"]}
+    accuracy = evaluate(tuned, classify, "test", batch_size=32)["accuracy"]
+    tuned.detach()
+    return {"accuracy": accuracy}
 
 
-def measure_scheme(model: GPT, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0) -> dict:
+def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0) -> dict:
     """Quantize a copy of `model` and measure bits per weight, bytes, the relative errors of weights and of logits, and the
     perplexity on `domain`.
 
     A scheme that trains is trained for `size.steps` steps on `domain`; LLM-QAT on text that the model writes.
     """
     calibration = domain.batch("train", 16, np.random.default_rng(seed))[0]
-    quantized = q.quantize(copy.deepcopy(model), scheme, calibration=calibration)
+    copied = copy.deepcopy(model) if scheme.trains else sharing(model)
+    quantized = q.quantize(copied, scheme, calibration=calibration)
     if scheme.trains:
         task = q.self_distillation(model, rows=32, held_out=1, length=64, rng=seed) if isinstance(scheme, q.LLMQAT) else domain
-        train(quantized, task, size.steps, batch_size=4, lr=3e-4, seed=seed, progress=False)
+        train(quantized, task, size.steps, batch_size=size.batch_size, lr=3e-4, seed=seed, progress=False)
         quantized = q.convert(quantized)
     tokens = next(iter(domain.batches("test", 4)))[0]
     exact = model(tokens).data
@@ -142,7 +154,13 @@ def measure_scheme(model: GPT, scheme: q.Scheme, domain: tasks.Task, size: Size,
             "perplexity": evaluate(quantized, domain, "test", max_batches=size.test_batches)["perplexity"]}
 
 
-def cost_of_scheme(model: GPT, scheme: q.Scheme, size: Size) -> dict:
+def sharing(model: Decoder) -> Decoder:
+    """A copy of a model that shares its arrays, so that a large one is in memory once. `quantize` puts other arrays into the
+    copy and writes into none; an optimizer would write into them."""
+    return copy.deepcopy(model, {id(p.data): p.data for p in model.parameters()})
+
+
+def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     """What `measure_scheme` gives on `domain`, with the number of weights and the float32 model's perplexity beside it."""
     domain = tasks.domain(model, context=128)
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]

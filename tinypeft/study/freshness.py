@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..pretrained import load_pretrained
+from ..pretrained import load_base
 from ..text import corpus
 from .dependencies import Sources, definitions
 
@@ -64,7 +64,7 @@ class Stamp:
                    {label: definitions(experiment.measure, value, sources) for label, value in experiment.conditions.items()},
                    json.loads(json.dumps(experiment.settings)),
                    text_hashes() if world else None,
-                   hash_of_weights(load_pretrained()) if world else None)
+                   hash_of_weights(load_base()) if world else None)
 
     def as_record(self, measured: dict[str, str]) -> dict:
         """The stamp as a file of results has it. measured: label → date, the conditions that are in the file."""

@@ -1,21 +1,22 @@
 """The memory of fine-tuning: one formula per term, tested against traced bytes, then applied to a model of 7 B.
 
 The formulas count numbers, not bytes, for a batch of B rows of T tokens, N = B·T, in a transformer of L blocks and width d,
-with H heads, h hidden units in an MLP and V tokens in the vocabulary:
+with H heads, h hidden units in an MLP and V tokens in the vocabulary. The H queries of a token have q numbers, its keys w:
+q = w = d in GPT-2; w is smaller if heads share keys.
 
-    weights       L·(4 d² + m d h) + V d + …        m = 2 matrices in an MLP, 3 if it is gated; biases, norms, positions
+    weights       L·(2 d (q + w) + m d h) + V d + … m = 2 matrices in an MLP, 3 if it is gated; biases, norms, positions
     gradients     n                                 n: trained parameters
     optimizer     2 n                               AdamW's two moments
     activations   what the forward pass keeps for the backward pass:
                   L·N·(2 d                          x̂ of both norms
-                       + 4 d                        Q, K, V and the attention's output O
+                       + 2 (q + w)                  Q and the attention's output O, K and V; with norms of q, k, their x̂ as well
                        + H·(T + 64)/2               P = softmax(Q Kᵀ); blocks of 64 queries leave out the future
-                       + h                          GELU's slope (gated: the slope, and both factors of the product)
+                       + h                          GELU's slope (gated, 2 h: both slopes of silu(g) u)
                        + inputs                     x of every trained layer y = W x, because dW = dyᵀ x
                        + method)                    what the method itself keeps
     working       the larger of two: 2 N V          the logits and their softmax, just after the loss is computed; or
-                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway, a decoded matrix (d h),
-                                                    and GELU's scratch space, at most 4·2¹⁶
+                  N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), a decoded
+                                                    matrix (d h), and GELU's scratch space, at most 4·2¹⁶ (gated: 7·2¹⁶)
 
 A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, P and the
 slope, are needed to pass gradients on, whatever is trained. Memory is largest at one of two moments: at the end of the
@@ -34,13 +35,15 @@ import inspect
 import math
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from .. import functional as F
 from ..gpt import GPT, GPTConfig
 from ..hyper import one_of, real, whole
+from ..llama import Llama, LlamaConfig
 from ..optim import AdamW
 from ..peft import METHODS, LoRA, Method, attach
 from ..quant import NF4, quantize
@@ -52,7 +55,8 @@ __all__ = ["FLOAT32", "FORMULAS", "MIXED", "SHAPES", "Precision", "Shape", "comp
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder-only transformer. hidden: h (None: 4 d). gated: as in LLaMA, an MLP of three matrices without
-    biases, RMS norms and no learned positions; if not, as in GPT-2. tied: the head is the embedding."""
+    biases, RMS norms and no learned positions; if not, as in GPT-2. tied: the head is the embedding. kv_heads: heads that
+    have keys of their own (None: all). d_head: the width of a head (None: d/H). qk_norm: queries and keys have norms."""
     layers: int
     d: int
     heads: int
@@ -61,19 +65,33 @@ class Shape:
     hidden: int | None = None
     gated: bool = False
     tied: bool = True
+    kv_heads: int | None = None
+    d_head: int | None = None
+    qk_norm: bool = False
 
     h = property(lambda self: self.hidden or 4 * self.d)
-    matrices = property(lambda self: self.layers * (4 * self.d**2 + (3 if self.gated else 2) * self.d * self.h))
+    head = property(lambda self: self.d_head or self.d // self.heads)
+    q = property(lambda self: self.heads * self.head)
+    w = property(lambda self: (self.kv_heads or self.heads) * self.head)
+    attention = property(lambda self: 2 * self.d * (self.q + self.w))
+    matrices = property(lambda self: self.layers * (self.attention + (3 if self.gated else 2) * self.d * self.h))
     biases = property(lambda self: 0 if self.gated else self.layers * (5 * self.d + self.h))
-    norms = property(lambda self: (1 if self.gated else 2) * self.d * (2 * self.layers + 1))
+    norms = property(lambda self: (1 if self.gated else 2) * self.d * (2 * self.layers + 1)
+                     + self.qk_norm * 2 * self.head * self.layers)
     positions = property(lambda self: 0 if self.gated else self.context * self.d)
     embeddings = property(lambda self: self.vocab * self.d * (1 if self.tied else 2) + self.positions)
     parameters = property(lambda self: self.matrices + self.biases + self.norms + self.embeddings)
 
     @classmethod
-    def of(cls, config: GPTConfig) -> Shape:
-        """The shape of a GPTConfig."""
-        return cls(config.n_layers, config.d_model, config.n_heads, config.vocab_size, config.context_length)
+    def of(cls, config: Any) -> Shape:
+        """The shape of a GPTConfig or a LlamaConfig. Raises ValueError for another family."""
+        c = config
+        if not isinstance(c, (GPTConfig, LlamaConfig)):
+            raise ValueError(f"memory: the formulas are for a GPTConfig or a LlamaConfig, got a {type(c).__name__}")
+        shape = cls(c.n_layers, c.d_model, c.n_heads, c.vocab_size, c.context_length)
+        if isinstance(c, GPTConfig): return shape
+        return replace(shape, hidden=c.d_mlp, gated=True, tied=c.tied, kv_heads=c.n_kv_heads, d_head=c.d_head,
+                       qk_norm=c.qk_norm)
 
 
 SHAPES = {
@@ -125,16 +143,16 @@ class Counts:
 
 
 def full(s: Shape) -> Counts:
-    return Counts(s.parameters, inputs=3 * s.d + s.h, mlp=s.d + s.h, lowest=True, full=True)
+    return Counts(s.parameters, inputs=2 * s.d + s.q + s.h, mlp=s.d + s.h, lowest=True, full=True)
 
 
 def lora(s: Shape, rank: int = 8, targets: tuple[str, ...] | str = ("query", "value")) -> Counts:
     """On query and value, or on "all" matrices: r (d_in + d_out) parameters each; the r numbers A x are kept for dB."""
     if targets == "all":
         matrices = 3 if s.gated else 2
-        n = s.layers * rank * (8 * s.d + matrices * (s.d + s.h))
-        return Counts(n, inputs=3 * s.d + s.h, mlp=s.d + s.h, extra=rank * (4 + matrices))
-    return Counts(s.layers * rank * 4 * s.d, inputs=s.d, extra=2 * rank)
+        n = s.layers * rank * (4 * s.d + 2 * (s.q + s.w) + matrices * (s.d + s.h))
+        return Counts(n, inputs=2 * s.d + s.q + s.h, mlp=s.d + s.h, extra=rank * (4 + matrices))
+    return Counts(s.layers * rank * (2 * s.d + s.q + s.w), inputs=s.d, extra=2 * rank)
 
 
 def adapter(s: Shape, bottleneck: int = 64) -> Counts:
@@ -146,7 +164,7 @@ def adapter(s: Shape, bottleneck: int = 64) -> Counts:
 
 def prefix(s: Shape, length: int = 10) -> Counts:
     """Keys and values in every block, trained directly."""
-    return Counts(2 * length * s.layers * s.d, virtual=length)
+    return Counts(2 * length * s.layers * s.w, virtual=length)
 
 
 def prompt(s: Shape, length: int = 20) -> Counts:
@@ -197,15 +215,16 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     optimizer = m.n * p.moments
     gradients = m.n * p.gradients
 
-    hidden = 3 * s.h if s.gated else s.h
-    block = N * (2 * d + 4 * d + hidden + m.inputs + m.extra)
+    hidden = 2 * s.h if s.gated else s.h
+    block = N * (2 * d + (3 if s.qk_norm else 2) * (s.q + s.w) + hidden + m.inputs + m.extra)
     scores = H * batch * (S**2 - (S - Q)**2 + 64 * Q) / 2
-    keys = 2 * batch * (S - Q) * d                                           # keys and values of a prefix
+    keys = 2 * batch * (S - Q) * s.w                                         # keys and values of a prefix
     first = 0 if m.lowest else N * d                                         # x̂ of a norm below which nothing is trained
     last = N * d * (2 if m.full else 1)                                      # x̂ of the final norm, and the head's x
     activations = (L * (block + scores + keys) - first + last) * p.activations
     logits = 2 * batch * tokens * V * p.logits
-    mlp = (N * (2 * s.h + 2 * d - m.mlp) + 4 * min(N * s.h, 2**16)) * p.activations
+    values, scratch = (3, 7) if s.gated else (2, 4)                          # of h: gate(x), up(x) and their product
+    mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**16)) * p.activations
     decoded = 0 if bits is None else d * s.h * p.frozen
     working = max(logits, mlp + decoded)
 
@@ -232,7 +251,7 @@ def compared(shape: Shape, batch: int = 1, tokens: int = 512, precision: Precisi
 
 
 # -- what this engine really takes ---------------------------------------------------------------
-def traced(config: GPTConfig, method: str, batch: int, tokens: int, seed: int = 0, **options) -> int:
+def traced(config: Any, method: str, batch: int, tokens: int, seed: int = 0, **options) -> int:
     """Peak bytes that this engine holds in one training step: model, method, AdamW and graph together.
 
     The model is random. The second step is measured, because AdamW has its moments then. tracemalloc counts the bytes; NumPy
@@ -242,7 +261,7 @@ def traced(config: GPTConfig, method: str, batch: int, tokens: int, seed: int = 
     x, y = rng.integers(0, config.vocab_size, (2, batch, tokens))
     tracemalloc.start()
     try:
-        model = GPT(config, rng=seed)
+        model = {GPTConfig: GPT, LlamaConfig: Llama}[type(config)](config, rng=seed)
         tuned = model if method == "full" else attach(
             quantize(model, NF4(double_quant=True)) if method == "qlora" else model, attachable(method, options), rng=seed)
         optimizer = AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)

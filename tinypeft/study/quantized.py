@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import functional as F
 from ..decoder import Decoder
-from ..pretrained import load_pretrained
+from ..pretrained import load_base
 from ..quant import Scheme, quantize
 from ..tensor import Tensor, no_grad
 from ..text import corpus
@@ -25,7 +25,7 @@ from .tuning import pretrained
 __all__ = ["Sample", "base_model", "costs", "draw", "logits_of", "mean_loss", "own_text", "rounded"]
 
 
-base_model = functools.cache(load_pretrained)            # shared by all: to change one, take `tuning.pretrained()`
+base_model = functools.cache(load_base)            # shared by all: to change one, take `tuning.pretrained()`
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..peft import Method, PeftModel, attach
-from ..pretrained import load_pretrained
+from ..pretrained import load_base
 from ..text import tasks
 from ..train import HEAD_LR, History, evaluate, train
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Arm", "classify", "domain", "fine_tune", "pretrained", "test_loss"]
 
-_pretrained = functools.cache(load_pretrained)
+_pretrained = functools.cache(load_base)
 classify = functools.cache(tasks.classify)
 
 

@@ -4,9 +4,10 @@ A file has a function `measure(value, seed, settings)` and an `Experiment` that 
 condition, add a label and a value: it is measured alone. To add an experiment, add a file and its line here.
 """
 # ruff: noqa: I001
-from . import adalora, adapters, baselines, dylora, gradient_check, methods, placement, prompts, rank, rates, subspace
+from . import adalora, adapters, baselines, dylora, gradient_check, methods, natural_outliers, placement, prompts, rank, rates
+from . import subspace
 from . import awq, bits_vs_parameters, double_quantization, formats, gptq, granularity, int8_outliers, loftq, memory, qat, qlora
-from . import schemes, smoothquant, virtual_tokens
+from . import schemes, smollm2, smoothquant, virtual_tokens
 
 EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, virtual_tokens.VIRTUAL_TOKENS,
@@ -17,6 +18,7 @@ EXPERIMENTS = {e.name: e for e in (
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
     loftq.LOFTQ, qat.QAT, schemes.SCHEMES_OVER_SEEDS, bits_vs_parameters.BITS_VS_PARAMETERS, memory.MEMORY,
+    smollm2.SMOLLM2_RATES, natural_outliers.NATURAL_OUTLIERS,
 )}
 
 __all__ = ["EXPERIMENTS"]

@@ -41,6 +41,7 @@ PICTURES = {
     "curves": Picture(tuning.curves, "Loss over training", "03", ("methods",)),
     "compare": Picture(compare.picture, "Every method and every scheme at a glance", "15", ("compare",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
+    "natural_outliers": Picture(outliers.natural, "Outliers of a real model", "16", ("natural_outliers",)),
     "schemes": Picture(few_bits.schemes, "Bits and what they cost", "15", ("schemes",)),
     "bits_vs_parameters": Picture(few_bits.bits_vs_parameters, "More parameters or more bits", "15", ("bits_vs_parameters",)),
     "memory": Picture(memory.memory, "Where the memory goes", "03", ("memory",)),

