@@ -10,6 +10,7 @@ import pytest
 
 import tinypeft as tp
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
+from tinypeft.cli import main
 from tinypeft.gemma import Gemma, GemmaConfig
 from tinypeft.interop import HuggingFaceError, from_huggingface, read_safetensors, write_safetensors
 from tinypeft.interop.families import FAMILIES
@@ -184,6 +185,15 @@ def test_named_tokens_that_a_gemma_of_text_has_no_row_for(tmp_path):
     token = content["added_tokens"][0] | {"id": 269, "content": "<image_soft_token>"}
     edit(tmp_path / "tokenizer.json", added_tokens=[*content["added_tokens"], token])
     assert tp.load_model(tmp_path).tokenizer == model.tokenizer
+
+
+@pytest.mark.parametrize("kind, model", [
+    ("smollm", Llama(LlamaConfig(300, 200, 24, 1, 6, 2, 20, 4))), ("never", Gemma(GemmaConfig(300, 200, 24, 1, 4, 2, 20, 6)))])
+def test_the_command_line_takes_a_folder(kind, model, capsys, tmp_path):
+    model.tokenizer = tokenizers()[kind]
+    model.to_huggingface(tmp_path)
+    assert main(["generate", "ab cab", "--model", str(tmp_path), "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("ab cab")
 
 
 # -- config.json in its older and newer forms ------------------------------------------------------
