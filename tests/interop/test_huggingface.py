@@ -16,6 +16,8 @@ from tinypeft.interop import HuggingFaceError, from_huggingface, read_safetensor
 from tinypeft.interop.families import FAMILIES
 from tinypeft.interop.llama import from_gguf
 from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.text import BPETokenizer
+from tinypeft.text.sentencepiece import SentencePieceTokenizer
 
 COMMON = {"vocab_size": 41, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
           "max_position_embeddings": 60, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
@@ -147,6 +149,43 @@ def test_memory_is_the_models_and_one_tensors(transformers, tmp_path):
         own, largest = (f(p.data.nbytes for p in model.parameters()) for f in (sum, max))
         assert peak < 1.05 * own + largest * (dtype == "bfloat16") + 200_000
         for p in model.parameters(): assert p.data.flags.c_contiguous and p.data.flags.writeable and p.data.flags.owndata
+
+
+def tokenizers():
+    """Small tokenizers of the kinds that the families have."""
+    plain = BPETokenizer.train("the cat sat on the mat " * 9, 265)
+    named = {"<|endoftext|>": 264, "<|im_end|>": 265}
+    byte_level = {split: BPETokenizer(plain.merges, plain.vocab, 264, named, end_of_turn=265, split=split)
+                  for split in ("smollm", "qwen2")}
+    pieces = [f"<0x{b:02X}>" for b in range(256)] + ["▁", *"abcdefgh", "ab", "▁ab"]
+    vocab = {token: i for i, token in enumerate(pieces, 2)}
+    named = {"<bos>": 0, "<eos>": 1}
+    return byte_level | {prefix: SentencePieceTokenizer([("a", "b"), ("▁", "ab")], vocab, 1, named, start=0, prefix=prefix)
+                         for prefix in ("prepend", "never")}
+
+
+@pytest.mark.parametrize("kind", ["smollm", "qwen2", "prepend", "never"])
+def test_the_tokenizer_goes_with_the_model(kind, transformers, tmp_path):
+    """bos_token_id is the token in front of a text, eos_token_id the one that ends an answer."""
+    model = Llama(LlamaConfig(300, 60, 24, 1, 6, 2, 20, 4))
+    model.tokenizer = tokenizers()[kind]
+    model.to_huggingface(tmp_path)
+    assert tp.load_model(tmp_path).tokenizer == model.tokenizer
+    ids = model.tokenizer.encode_prompt("ab cat the 12")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("ab cat the 12")["input_ids"] == ids.tolist()
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert (config["bos_token_id"], config["eos_token_id"]) == ((264, 265) if kind in ("smollm", "qwen2") else (0, 1))
+
+
+def test_named_tokens_that_a_gemma_of_text_has_no_row_for(tmp_path):
+    """Gemma 3's tokenizer names a token for images, whose id is the first that its models of text do not have."""
+    model = Gemma(GemmaConfig(269, 60, 24, 1, 4, 2, 20, 6))
+    model.tokenizer = tokenizers()["never"]
+    model.to_huggingface(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    token = content["added_tokens"][0] | {"id": 269, "content": "<image_soft_token>"}
+    edit(tmp_path / "tokenizer.json", added_tokens=[*content["added_tokens"], token])
+    assert tp.load_model(tmp_path).tokenizer == model.tokenizer
 
 
 # -- config.json in its older and newer forms ------------------------------------------------------
