@@ -1,9 +1,13 @@
 """interop/sentencepiece.py: the tokenizer.json of Llama 2 and Gemma gives tokenizers' ids and is written again."""
 import json
 
+import numpy as np
 import pytest
 
+import tinypeft as tp
 from tests.oracles.hf_tokenizers import BYTES, MIXED, PREFIXES, documents, end_of, ids, made, nasty_strings
+from tests.test_llama import llama
+from tinypeft.cli import main
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -125,6 +129,22 @@ def test_a_byte_without_a_token_is_refused(tmp_path):
     del content["model"]["vocab"]["<0xC3>"]
     with pytest.raises(HuggingFaceError, match="1 bytes have no token, the first is <0xC3>"):
         read_tokenizer(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("prefix", ["prepend", "never"])
+def test_the_command_line_begins_with_the_start(prefix, tmp_path, capsys):
+    """A folder of the Llama family: generation goes on from <s>, the text, and keeps the space in front of a word."""
+    tokenizer = read_tokenizer(written(tmp_path / "theirs", made(prefix).to_str(), prefix))
+    model = llama(dtype=np.float32, vocab_size=tokenizer.vocab_size)
+    model.tokenizer = tokenizer
+    tp.interop.to_huggingface(model, tmp_path / "model")
+    tokens = tokenizer.encode_prompt("the array")
+    assert tokens[0] == tokenizer.start and tp.load_model(tmp_path / "model").tokenizer == tokenizer
+    out = tp.load_model(tmp_path / "model").generate(tokens[None], 8, stop=tokenizer.end_of_text)[0]
+    end = out[len(tokens):] != tokenizer.end_of_text
+    assert main(["generate", "the array", "--model", str(tmp_path / "model"), "--max-new-tokens", "8",
+                 "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "the array" + tokenizer.decode(out[len(tokens):][end], continued=True) + "\n"
 
 
 def test_mutated_files_give_the_named_error_or_a_tokenizer_that_works(tmp_path):

@@ -176,7 +176,8 @@ class Tokenizer:
             content = parse_json(text)
             if isinstance(content, dict) and content.get("format") != cls._format:
                 raise ValueError(f"its format is {str(content.get('format'))[:80]!r}")
-            check_fields(content, {"format": str, "end_of_text": int, "merges": list, "vocab": dict},
+            check_fields(content, {"format": str, "end_of_text": int, "merges": list,
+                                   "vocab": dict},
                          {"special": dict, "added": dict, "start": int, "end_of_turn": int,
                           **dict.fromkeys(cls._options, str)})
             names = {"start", "end_of_turn", *cls._options} & content.keys()
