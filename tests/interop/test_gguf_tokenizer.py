@@ -97,6 +97,7 @@ def test_merges_follow_from_scores():
     ours = tokenizer_of_gguf(fields)
     merges = generate_merges({t: i for i, t in enumerate(tokens)}, {t: -float(i) for i, t in enumerate(tokens)})
     assert ours.merges == merges and (ours.start, ours.end_of_text, ours.prefix) == (1, 2, "prepend")
+    assert ours.end_of_turn is None
     theirs = made("prepend").from_str(made("prepend").to_str())
     theirs.model = tokenizers.models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, unk_token="<unk>",
                                          fuse_unk=True, byte_fallback=True)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.oracles.hf_tokenizers import BYTES, MIXED, PREFIXES
 from tinypeft.text import BPETokenizer, SentencePieceTokenizer
-from tinypeft.text.tokenizer import join
+from tinypeft.text.tokenizer import Special, join
 
 NAMED = {"<unk>": 0, "<s>": 1, "</s>": 2}
 LETTERS = list("▁abcdehlorw")
@@ -37,6 +37,8 @@ def slow(pieces, merges):
 
 def test_merges_are_joined_as_the_definition_says():
     """Merges in any order, also where a token is made before its parts, which no training gives but a file may."""
+    order = [("b", "c"), ("a", "b"), ("bc", "d"), ("a", "bc")]           # (a, b) is gone when its turn comes
+    assert join("abcd", {pair: i for i, pair in enumerate(order)}) == slow("abcd", order) == ["a", "bcd"]
     rng = random.Random(0)
     for _ in range(300):
         made, merges = ["a", "b", "c"], []
@@ -59,6 +61,9 @@ def test_the_space_in_front():
             ("never", "hello", ["hell", "o"]), ("never", " hello", ["▁hello"]), ("prepend", "", []), ("first", "", [])]:
         t = small(prefix=prefix)
         assert tokens(t, t.encode(text, allow_special=True)) == expected, (prefix, text)
+    for prefix, expected in ("prepend", "▁ o </s> ▁ o"), ("first", "▁ o </s> o"):
+        t = small(prefix=prefix)
+        assert tokens(t, t.encode_parts(["o", Special("</s>"), "o"])) == expected.split()
 
 
 def test_bytes_stand_for_what_has_no_token():
@@ -96,8 +101,9 @@ def test_documents_begin_with_the_start():
 
 
 def test_where_a_token_reaches_across_a_space_nothing_is_cut():
-    t = small([*MERGES, ("o", "▁"), ("o▁", "w")], prefix="never")
-    assert tokens(t, t.encode("hello worw")) == slow(list("hello▁worw"), [*MERGES, ("o", "▁"), ("o▁", "w")])
+    merges = [("o", "▁"), ("o▁", "w"), *MERGES]
+    t = small(merges, prefix="never")
+    assert tokens(t, t.encode("hello worw")) == slow(list("hello▁worw"), merges) == ["hell", "o▁w", "o", "r", "w"]
 
 
 def test_added_tokens_and_long_words():

@@ -97,7 +97,7 @@ def _ends(fields, named, default):
     if eos not in named["special"].values():
         raise ValueError(f"{KEY}eos_token_id is {eos!r}, which is no control token")
     end = named["special"].get(END_OF_TEXT, eos)
-    adds = fields.get(f"{KEY}add_bos_token", default and bos is not None)
+    adds = fields.get(f"{KEY}add_bos_token", default)
     if fields.get(f"{KEY}add_eos_token"):
         raise ValueError("add_eos_token: a token after every text is not supported")
     return {"end_of_text": end, "end_of_turn": None if end == eos else eos,
