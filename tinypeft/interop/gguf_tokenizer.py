@@ -68,10 +68,11 @@ def _sentencepiece(fields):
     scores = _array(fields, "scores", float)
     if len(scores) != len(fields[f"{KEY}tokens"]):
         raise ValueError(f"{len(scores)} scores for {len(fields[f'{KEY}tokens'])} tokens")
-    merges = [(-scores[i], i, n, token[:n], token[n:]) for token, i in vocab.items()
-              for n in range(1, len(token)) if token[:n] in vocab and token[n:] in vocab]
+    merges = [(-scores[i], -n, n - len(token), i, token[:n], token[n:])
+              for token, i in vocab.items() for n in range(1, len(token))
+              if token[:n] in vocab and token[n:] in vocab]       # in transformers' order
     prefix = "prepend" if fields.get(f"{KEY}add_space_prefix", True) else "never"
-    return SentencePieceTokenizer([merge[3:] for merge in sorted(merges)], vocab, prefix=prefix,
+    return SentencePieceTokenizer([merge[4:] for merge in sorted(merges)], vocab, prefix=prefix,
                                   **named, **_ends(fields, named, True))
 
 
