@@ -17,8 +17,8 @@ EQUIVALENT = {
         "the last axis is the default of argsort",
     ("tinypeft/generate.py", "sample", "np.take_along_axis(z, order, -1)", "np.take_along_axis(z, order, 1)"):
         "z has two axes, so that 1 is the last one",
-    ("tinypeft/interop/adapters.py", "load_peft", "model: GPT, file: Path, strict: bool=True",
-     "model: GPT, file: Path, strict: bool=False"):
+    ("tinypeft/interop/adapters.py", "load_peft", "model: Decoder, file: Path, strict: bool=True",
+     "model: Decoder, file: Path, strict: bool=False"):
         "`load_adapter`, its one caller, always says whether",
     ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):
         "`reshape` copies what is not contiguous, so that the result is",

@@ -1,0 +1,192 @@
+"""Lesson 16: the parts of a Llama that a GPT-2 has not, and a block of a GGUF file."""
+import numpy as np
+
+from ...interop.gguf_types import TYPES, decode
+from ..exercise import Exercise
+
+__all__ = ["EXERCISES"]
+
+Q4_1 = next(kind for kind in TYPES.values() if kind.name == "Q4_1")
+
+
+# -- real.rms_norm ---------------------------------------------------------------------------------
+def rms_norm(x, gamma, eps):
+    return gamma * x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+
+
+def _vectors(rng):
+    d = int(rng.integers(5, 9))
+    return rng.normal(0.7, 1, (int(rng.integers(2, 5)), d)), rng.uniform(0.5, 2, d), float(rng.choice([0.1, 0.3]))
+
+
+def _root_of(size):
+    """Divided by the root of another size of the row."""
+    return lambda x, gamma, eps: gamma * x / np.sqrt(size(x) + eps)
+
+
+# -- real.rotary -----------------------------------------------------------------------------------
+def rotary(x, theta):
+    return _rotated(x, theta)
+
+
+def _halves(d):
+    return np.arange(d // 2), np.arange(d // 2, d)
+
+
+def _rotated(x, theta, pairs=_halves, sign=1, positions=np.arange, power=2):
+    T, d = x.shape[-2:]
+    first, second = pairs(d)
+    phi = sign * positions(T)[:, None] * theta ** (-power * np.arange(d // 2) / d)
+    x1, x2, y = x[..., first], x[..., second], np.empty_like(x)
+    y[..., first] = x1 * np.cos(phi) - x2 * np.sin(phi)
+    y[..., second] = x2 * np.cos(phi) + x1 * np.sin(phi)
+    return y
+
+
+def _by_head(x, theta):
+    """The number of the head in place of the position."""
+    return _rotated(x.swapaxes(0, 1), theta).swapaxes(0, 1)
+
+
+def _heads(rng):
+    H, T = int(rng.integers(2, 4)), int(rng.integers(4, 7))
+    return rng.standard_normal((H, T, 2 * int(rng.integers(2, 5)))), float(rng.choice([10.0, 100.0]))
+
+
+def _by_distance(fn, rng):
+    """One query and one key, at every position: their product is the same along each diagonal."""
+    q, k = (fn(np.repeat(rng.standard_normal((1, 1, 6)), 8, axis=1), 10.0)[0] for _ in range(2))
+    S = q @ k.T
+    return all(np.ptp(np.diagonal(S, t)) < 1e-9 for t in range(-7, 8))
+
+
+# -- real.grouped ----------------------------------------------------------------------------------
+def grouped(q, k, v):
+    return _attended(q, k, v, lambda a, n: np.repeat(a, n, axis=0))
+
+
+def _attended(q, k, v, shared, scale=lambda d: d ** -0.5, causal=True):
+    (H, T, d), G = q.shape, len(k)
+    k, v = shared(k, H // G), shared(v, H // G)
+    S = scale(d) * q @ k.swapaxes(1, 2)
+    if causal: S = np.where(np.tri(T, dtype=bool), S, -np.inf)
+    P = np.exp(S - S.max(-1, keepdims=True))
+    return P / P.sum(-1, keepdims=True) @ v
+
+
+def _first(a, n):
+    """All heads read the first one."""
+    return np.repeat(a[:1], n * len(a), axis=0)
+
+
+def _mean(a, n):
+    """All heads read the mean."""
+    return np.repeat(a.mean(0, keepdims=True), n * len(a), axis=0)
+
+
+def _groups(rng):
+    G, n, T, d = 2, int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
+    return tuple(rng.standard_normal((heads, T, d)) for heads in (G * n, G, G))
+
+
+# -- real.q4_1 -------------------------------------------------------------------------------------
+def q4_1(octets):
+    return decode(Q4_1, octets, (len(octets), 32))
+
+
+def _decoded(octets, order=lambda low, high: np.concatenate([low, high], axis=1), weight=lambda d, m, q: d * q + m,
+             floats="<f2"):
+    d, m = np.ascontiguousarray(octets[:, :4]).view(floats).astype(np.float32).T[:, :, None]
+    return weight(d, m, order(octets[:, 4:] & 15, octets[:, 4:] >> 4)).astype(np.float32)
+
+
+def _blocks(rng, n=None):
+    n = int(rng.integers(2, 5)) if n is None else n
+    d, m = rng.uniform(0.01, 0.1, n), rng.uniform(-1, -0.1, n)
+    numbers = np.stack([d, m], axis=1).astype("<f2").view(np.uint8)
+    return (np.concatenate([numbers, rng.integers(0, 256, (n, 16), dtype=np.uint8)], axis=1),)
+
+
+def _counting(rng):
+    """d = 1, m = 0 and the codes 0 … 15, twice."""
+    q = np.arange(16, dtype=np.uint8)
+    return (np.concatenate([np.array([1, 0], "<f2").view(np.uint8), q | q << 4])[None],)
+
+
+EXERCISES = (
+    Exercise(
+        name="real.rms_norm", title="A norm without a mean",
+        reference=rms_norm, cases=_vectors,
+        special=(
+            ("ε = 0 and equal numbers: every one becomes ±1, times γ",
+             lambda rng: (np.array([[3.0, 3.0, 3.0, -3.0]]), np.array([1.0, 2.0, 1.0, 1.0]), 0.0)),),
+        mistakes=(
+            ("RMSNorm subtracts no mean: this is a layer norm",
+             lambda x, gamma, eps: gamma * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)),
+            ("the root of the mean of the squares; you took that of their sum",
+             _root_of(lambda x: (x * x).sum(-1, keepdims=True))),
+            ("ε is added under the root",
+             lambda x, gamma, eps: gamma * x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps)),
+            ("each row has a norm of its own: take the mean over the last axis", _root_of(lambda x: (x * x).mean())),
+            ("the variance is about the mean; RMSNorm takes the mean of the squares", _root_of(lambda x: x.var(-1, keepdims=True))),
+            ("1 + γ is Gemma's norm; Llama's multiplies by γ", lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps))),
+        tolerance=1e-9,
+        hint="Square, take the mean over the last axis with keepdims=True, add ε, take the root, divide x by it, multiply by γ."),
+    Exercise(
+        name="real.rotary", title="Rotated by position",
+        reference=rotary, cases=_heads,
+        special=(
+            ("one pair, at the positions 0, 1 and 2", lambda rng: (np.array([[[1.0, 0.0]] * 3] * 2), 10.0)),),
+        invariants=(("the product of a rotated query and a rotated key depends on their distance alone", _by_distance),),
+        mistakes=(
+            ("you paired neighbours, x_{2i} and x_{2i+1}; here x_i belongs to x_{i + d/2}",
+             lambda x, theta: _rotated(x, theta, lambda d: (np.arange(0, d, 2), np.arange(1, d, 2)))),
+            ("the pairs turn the other way: the sign of sin φ is wrong", lambda x, theta: _rotated(x, theta, sign=-1)),
+            ("the angle grows with the position, axis 1; yours grows with the head", _by_head),
+            ("the first position is 0, and is not rotated", lambda x, theta: _rotated(x, theta, positions=lambda T: 1 + np.arange(T))),
+            ("the exponent is −2i/d; yours is −i/d", lambda x, theta: _rotated(x, theta, power=1)),
+            ("the exponent is −2i/d, so that later pairs turn more slowly", lambda x, theta: _rotated(x, theta, power=-2))),
+        tolerance=1e-9,
+        hint="phi = t[:, None] * theta ** (-2 * i / d), (T, d/2), for t = 0 … T − 1 and i = 0 … d/2 − 1. Cut x into halves x1, x2 "
+             "of its last axis, and join x1 cos φ − x2 sin φ and x2 cos φ + x1 sin φ."),
+    Exercise(
+        name="real.grouped", title="Many queries, few keys",
+        reference=grouped, cases=_groups,
+        special=(
+            ("one token: each head returns the value of its group",
+             lambda rng: (np.ones((4, 1, 2)), np.ones((2, 1, 2)), np.array([[[1.0, 2.0]], [[3.0, 4.0]]]))),),
+        mistakes=(
+            ("consecutive heads share a key: repeat each of them (0, 0, 1, 1), do not tile them (0, 1, 0, 1)",
+             lambda q, k, v: _attended(q, k, v, lambda a, n: np.tile(a, (n, 1, 1)))),
+            ("a token sees itself and what came before; yours sees the future, too",
+             lambda q, k, v: _attended(q, k, v, lambda a, n: np.repeat(a, n, axis=0), causal=False)),
+            ("the scores are divided by √d, the root of a head's width",
+             lambda q, k, v: _attended(q, k, v, lambda a, n: np.repeat(a, n, axis=0), scale=lambda d: 1)),
+            ("each group of heads has its own key and value; yours reads the first one in all heads",
+             lambda q, k, v: _attended(q, k, v, _first)),
+            ("heads of different groups read different keys; yours read their mean", lambda q, k, v: _attended(q, k, v, _mean))),
+        tolerance=1e-9,
+        hint="np.repeat(k, H // G, axis=0) gives every head its key; the same for v. Then it is causal attention: scores q kᵀ/√d, "
+             "−∞ above the diagonal, softmax over the last axis, times v."),
+    Exercise(
+        name="real.q4_1", title="A block of 32 weights",
+        reference=q4_1, cases=_blocks,
+        special=(("d = 1, m = 0, and the codes 0 … 15 twice", _counting),),
+        mistakes=(
+            ("the low halves of the 16 bytes come first: weights 0 … 15", lambda octets: _decoded(
+                octets, lambda low, high: np.concatenate([high, low], axis=1))),
+            ("a byte holds the codes j and j + 16 of the block, which are no neighbours", lambda octets: _decoded(
+                octets, lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32))),
+            ("Q4_1 adds m: d · q + m; d · (q − 8) is Q4_0", lambda octets: _decoded(
+                octets, weight=lambda d, m, q: d * (q.astype(np.float32) - 8))),
+            ("m is added: d · q + m", lambda octets: _decoded(octets, weight=lambda d, m, q: d * q - m)),
+            ("the first number of a block is the step d, the second the offset m", lambda octets: _decoded(
+                octets, weight=lambda d, m, q: m * q + d)),
+            ("the two float16 are little-endian: the dtype '<f2'", lambda octets: _decoded(octets, floats=">f2"))),
+        symptoms=(
+            ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+        tolerance=1e-6,
+        hint="octets[:, :4].copy().view('<f2') are d and m of each block. octets[:, 4:] & 15 are the codes of the first 16 weights, "
+             "octets[:, 4:] >> 4 those of the last 16. Decode in float32."),
+)
