@@ -95,6 +95,17 @@ def test_a_prefix_takes_places_in_the_windows(P, T, rng, torch):
         for p, t in zip(ps, ts, strict=True): np.testing.assert_allclose(p.grad, t.grad, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("P", [2, 7])
+def test_a_prefix_in_the_cache_is_the_prefix(P, rng):
+    """Its positions count for the windows and the angles of later calls."""
+    model, tokens, cache = gemma(), rng.integers(0, 41, (2, 12)), KVCache(4)
+    prefix = [tuple(Tensor(rng.standard_normal((2, P, 10))) for _ in "kv") for _ in range(4)]
+    with tp.no_grad():
+        parts = [model(tokens[:, :5], prefix=prefix, cache=cache), model(tokens[:, 5:6], cache=cache),
+                 model(tokens[:, 6:], cache=cache)]
+    assert_close(np.concatenate([y.data for y in parts], 1), model(tokens, prefix=prefix), 1e-12)
+
+
 def test_a_prompt_enters_beside_the_scaled_embeddings(rng, torch):
     """PEFT's prompt vectors are as large as √d E[tokens]: they are not scaled again."""
     from tests.oracles.torch_llama import torch_llama

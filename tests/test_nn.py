@@ -110,6 +110,17 @@ def test_names_come_in_order_of_construction():
         tree.get("many.2")
 
 
+def test_a_module_is_found_along_its_path_alone(monkeypatch):
+    """A method on a model of 30 blocks asks for hundreds of modules: a walk through all for each took seconds."""
+    grove, visited, children = Module(), [], Module.children
+    grove.trees = [Tree() for _ in range(12)]
+    monkeypatch.setattr(Module, "children", lambda self: visited.append(self) or children(self))
+    assert grove.get("trees.11.many.1") is grove.trees[11].many[1] and grove.get("trees.1.first") is grove.trees[1].first
+    assert visited == [grove, grove.trees[11], grove, grove.trees[1]]
+    for path in ("trees", "trees.12", "trees.1.", ".trees.1", "trees.1.many", "trees.1.first.w", "trees.01"):
+        with pytest.raises(KeyError, match="no module .*; there are: trees.0, trees.0.first, .*"): grove.get(path)
+
+
 def test_a_frozen_parameter_stays_a_parameter():
     tree = Tree()
     for p in tree.parameters(): p.requires_grad = False

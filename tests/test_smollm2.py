@@ -7,7 +7,10 @@ import torch
 
 import tinypeft as tp
 from tests.oracles.torch_llama import torch_llama
+from tinypeft.interop.gguf_reader import read_gguf
+from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.loading import smollm2_file
+from tinypeft.quant.gguf_blocks import block_bytes
 
 BEGINNINGS = """The capital of France is|Water boils at a temperature of|In 1969 the first people|A triangle has three
 def fibonacci(n):|import numpy as np|The recipe needs two eggs|My favourite animal is the
@@ -44,6 +47,20 @@ def test_its_greedy_continuations_are_those_of_transformers(model, reference):
     with torch.no_grad(): theirs = reference(torch.as_tensor(written)).logits.argmax(-1).numpy()
     assert np.array_equal(written[:, 4:], theirs[:, 3:-1])
     with tp.no_grad(): assert np.array_equal(written[:, 4:], model(written).data.argmax(-1)[:, 3:-1])   # without a cache
+
+
+def test_its_blocks_compute_the_same_where_they_stay_as_they_are(model):
+    """Bit for bit, in 5 bits per weight; and a file's blocks are made of them again."""
+    packed, file = from_gguf(smollm2_file(), quantized=True), read_gguf(smollm2_file())
+    tokens = model.tokenizer.encode(" ".join(BEGINNINGS))[None, :40]
+    with tp.no_grad(): assert np.array_equal(packed(tokens).data, model(tokens).data)
+    assert tp.bits_per_weight(packed) == 5
+    assert sum(m.nbytes for _, m in packed.named_modules() if isinstance(m, tp.QuantizedLinear)) == 66_355_200
+    for theirs, ours in ("attn_q", "attention.query"), ("attn_k", "attention.key"), ("ffn_down", "mlp.down"):
+        q = packed.get(f"blocks.7.{ours}").weight
+        rows = block_bytes(q).reshape(q.shape[0], -1)
+        if "attn" in theirs: rows = neighbours(rows, 64)
+        assert np.array_equal(rows.reshape(-1), file.octets(f"blk.7.{theirs}.weight"))
 
 
 def test_it_learns_and_comes_back(model):

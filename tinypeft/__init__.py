@@ -4,6 +4,7 @@ A fine-tuning method and a quantization scheme are small values. Two verbs put t
 `attach(model, LoRA(rank=8))` and `quantize(model, NF4())`. The public names, by subject:
 """
 # the model and its text
+from .gemma import Gemma, GemmaConfig
 from .gpt import GPT, GPTConfig
 from .llama import Llama, LlamaConfig
 from .pretrained import load_tokenizer

@@ -77,7 +77,8 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
              cache: KVCache | None = None) -> Array:
     """Continue `tokens` (B, T); return integers (B, T + n), n ≤ max_new_tokens.
 
-    model: a Decoder or a PeftModel, called as model(tokens, cache=…, last=True). temperature 0: greedy.
+    model: a Decoder or a PeftModel, called as model(tokens, cache=…, last=True). temperature: 0 is
+    greedy.
     stop: a token id; a row that has produced it repeats it, and generation ends when all rows have.
     cache: a `KVCache` in place of a fresh one, such as one that quantizes. Raises ValueError for
     options out of range, and if the sequence would exceed the context.

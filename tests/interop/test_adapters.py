@@ -18,7 +18,7 @@ from tinypeft.cli import main
 from tinypeft.files import load_arrays
 from tinypeft.interop import read_safetensors, write_safetensors
 from tinypeft.interop.peft_config import Config, matches
-from tinypeft.interop.peft_names import GPT2
+from tinypeft.interop.peft_names import names_of
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -311,7 +311,7 @@ WRONG = {
     "not here": ("lora", {"peft_type": "IA3"}, None, "'IA3' is not supported"),
     "lower case": ("lora", {"peft_type": "lora"}, None, "in capitals, LORA"),
     "no type": ("lora", {"peft_type": ...}, None, "peft_type=None is not supported"),
-    "nothing hit": ("lora", {"target_modules": ["q_proj"]}, None, "selects no layer of GPT-2; there are attn.c_attn"),
+    "nothing hit": ("lora", {"target_modules": ["q_proj"]}, None, "selects no layer of transformer.h.N; there are attn.c_attn"),
     "nothing hit by a pattern": ("lora", {"target_modules": "c_attn"}, None, "selects no layer"),
     "less hit": ("lora", {"target_modules": ["c_attn"]}, None, "not used 4"),
     "more hit": ("lora", {"target_modules": ["c_attn", "c_fc", "c_proj"]}, None, "missing 8"),
@@ -446,7 +446,7 @@ def test_layers_are_selected_as_in_peft(fields, tmp_path):
     if fields["target_modules"] == "all-linear": config.target_modules = set(PATHS)     # PEFT resolves it beforehand
     hit = {p: check_target_module_exists(config, p) for p in PATHS}
     expected = [p for p, found in hit.items() if found and type(found).__name__ != "_ExcludedModule"]
-    assert expected and Config(tmp_path / CONFIG).select(GPT2, PATHS) == expected
+    assert expected and Config(tmp_path / CONFIG).select(names_of(make_gpt()), PATHS) == expected
 
 
 def test_patterns_give_values_as_in_peft(tmp_path):

@@ -1,19 +1,16 @@
 """interop/bpe.py: GPT-2's tokenizer files give transformers' ids for any text; other files are refused."""
 import json
-import random
 import sys
 import unicodedata
 
 import pytest
 
 import tinypeft as tp
+from tests.oracles.hf_tokenizers import MIXED, nasty_strings
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
 from tinypeft.interop.byte_level import CHARACTER
 from tinypeft.text import base_corpus
 from tinypeft.text.words import _newer, words
-
-MIXED = ("naïve Ⅷ½² x_1's  I'll\n\n\t日本語 한국어 🙂👨‍👩‍👧🇩🇪 e\u0301 ٣١ हिन्दी <|endoftext|> — \u200b\ufeff\x00\x7f\x1c "
-         "ΑΒΓ'S") * 3
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +25,6 @@ def theirs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     learned.model.save(str(folder))
     return folder, transformers.GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
-
-
-def nasty_strings(n=3000):
-    """Random strings of pieces that are hard for tokenizers, and of arbitrary characters."""
-    rng = random.Random(0)
-    pieces = [*" \n\t\x00\x1c\x1f\x7f\x85\xa0\u2003\u2028\u3000\ufeff\u200b\u200d\ufe0f\u0301\u0338'_aéßЖעह中한٣²½Ⅷ①9-—🙂🏽",
-              *"\U00013460\U0001e4f0\U0010ffff\ue000", "'s", "'S", "'ll", "'re", "’s", "日本", "हि", "ก็", "42", "3.14", "...",
-              "👨‍👩‍👧", "🇩🇪", "<|endoftext|>", "<|endoftext", "|>", "\r\n", "  ", " " * 30, "\n" * 9, "x" * 40]
-    for _ in range(n):
-        yield "".join(rng.choices(pieces, k=rng.randrange(12)))
-    for _ in range(n // 3):
-        yield "".join(chr(c) for c in (rng.randrange(sys.maxunicode + 1) for _ in range(20)) if not 0xD800 <= c < 0xE000)
 
 
 def test_ids_are_transformers(theirs):

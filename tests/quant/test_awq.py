@@ -72,6 +72,19 @@ def test_duo_scaling_is_autoawqs_formula_numerical(rng):
         assert_close(tp.AWQ(group_size=32, duo_scaling=True).scale(ratio, s_X, W), s / np.sqrt(s.max() * s.min()), 1e-5)
 
 
+def test_channels_that_carry_one_value_share_the_mean_of_their_statistics_numerical(rng):
+    W, X = problem(rng)
+    columns = rng.permutation(np.repeat(np.arange(16), 4))
+    s_X, w = np.abs(X).mean(0), np.abs(W).astype(np.float64).reshape(24, 2, 32)
+    w = (w / (w.max(2, keepdims=True) + 1e-6)).reshape(24, 64).mean(0)
+    mean = lambda a: np.array([a[columns == k].mean() for k in range(16)])
+    for duo in (False, True):
+        s = mean(s_X)**0.5 / (mean(w)**0.5 + 1e-4 if duo else 1)
+        scheme = tp.AWQ(group_size=32, duo_scaling=duo)
+        assert_close(scheme.scale(0.5, s_X, W, columns), s / np.sqrt(s.max() * s.min()), 1e-5)
+        assert_close(scheme.search(W, s_X, lambda s: -s.std(), columns)[0], scheme.scale(0.95, s_X, W, columns)[columns], 1e-6)
+
+
 def test_output_loss_is_that_of_the_outputs_numerical(rng):
     W, X = problem(rng)
     scheme = tp.AWQ(group_size=32)

@@ -134,7 +134,7 @@ def test_gguf_rounds_a_gated_block():
 
 
 @pytest.mark.parametrize("scheme", [tp.GPTQ(4, group_size=4), tp.AWQ(4, group_size=4)], ids=repr)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["grouped", "Gemma"])
 def test_calibrated_outputs_are_better_than_round_to_nearest_direction(kind, scheme):
     """Median output error over the layers, three models: at most 0.95 of round to nearest's."""
     for seed in range(3):

@@ -1,4 +1,6 @@
 """int8.py: integer products are exact, and W8A8 is what its formula says. Bit-exact and numerical tiers; one direction."""
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -193,3 +195,11 @@ def test_errors(gpt, tokens):
 
 def test_label():
     assert repr(tp.W8A8()) == "W8A8(weights='tensor', activations='tensor')"
+
+
+def test_a_weight_with_offsets_is_no_factor_of_an_integer_product():
+    q = tp.Uniform(8, granularity="group", group_size=4).quantize(np.ones((3, 8)))
+    Int8Linear(q, None, "token").check_parts()
+    for offset in np.float32(1), np.ones(6, np.float16):
+        with pytest.raises(ValueError, match="expected a symmetric weight"):
+            Int8Linear(dataclasses.replace(q, offset=offset), None, "token").check_parts()

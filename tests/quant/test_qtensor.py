@@ -53,6 +53,24 @@ def test_exact_decoding_formula(bits, shape, block, zeros, monkeypatch):
             assert np.array_equal(q.integers(), q.unpack().reshape(shape).astype(int) - z)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, "codes"])
+@pytest.mark.parametrize("shape, block", [((6, 8), 4), ((7, 5), 5), ((5, 13), 8)])
+def test_exact_decoding_of_an_offset_per_block(shape, block, dtype, monkeypatch, tmp_path):
+    monkeypatch.setattr(decoding, "CHUNK", 16)
+    rng = np.random.default_rng(0)
+    q, x = random_qtensor(rng, 5, shape, block, zeros=True)
+    o = Uniform(6).quantize(rng.normal(size=q.n_blocks)) if dtype == "codes" else rng.normal(size=q.n_blocks).astype(dtype)
+    q, plain = dataclasses.replace(q, offset=o), q
+    values = o.dequantize() if dtype == "codes" else o.astype(np.float32)
+    assert np.array_equal(q.offsets(), values)
+    assert np.array_equal(q.dequantize(), x + values[np.arange(x.size) // block].reshape(shape))
+    assert q.nbytes == plain.nbytes + o.nbytes
+    metadata = json.loads(json.dumps(q.metadata()))
+    back = QTensor.from_arrays(q.arrays(), metadata)
+    assert np.array_equal(back.dequantize(), q.dequantize()) and repr(back) == repr(q)
+    assert "offset o" in q._repr_html_() and "offset o" not in plain._repr_html_()
+
+
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("scaled, offset", [(True, False), (True, True), (False, False)])
 def test_exact_decoding_of_codebooks(bits, scaled, offset, monkeypatch):
@@ -163,6 +181,12 @@ def test_integers_show_their_step():
     (dict(codes=np.zeros(16, np.int8)), r"codes must be uint8 \(16,\), got int8"),
     (dict(scale=np.zeros(3, np.float32)), r"scale must be float32 \(4,\), got float32 \(3,\)"),
     (dict(scale=NF4().quantize(np.ones(3))), "4 blocks, but 3 scales"),
+    (dict(offset=np.zeros(3, np.float32)), r"offset must be float32 \(4,\), got float32 \(3,\)"),
+    (dict(offset=np.zeros(4, np.int32)), r"offset must be float32 \(4,\), got int32"),
+    (dict(offset=1.0), r"offset must be float32 \(4,\), got 1.0"),
+    (dict(offset=NF4().quantize(np.ones(3))), "4 blocks, but 3 offsets"),
+    (dict(offset=NF4(double_quant=True).quantize(np.ones(4))), "the scales of offsets must be numbers, got codes"),
+    (dict(scale=NF4(double_quant=True).quantize(np.ones(4))), "the scales of scales must be numbers, got codes"),
     (dict(zero=np.zeros(4, np.uint8)), r"zero must be uint8 \(2,\), got uint8 \(4,\)"),
     (dict(zero=np.int64(8)), r"zero must be uint8 \(2,\), got int64 \(\)"),
     (dict(order=np.arange(8)), r"order must be int32 \(8,\), got int64"),

@@ -212,7 +212,7 @@ GGUFS = {
 # Read without complaint, but no model, and not to be held as so many Python objects.
 LARGE_GGUFS = {
     "ten million numbers": lambda: head(fields=1, rest=field("a", np.full(10**7, 999, np.uint16))),
-    "a quarter of a million strings": lambda: head(fields=1, rest=field("a", ["ab"] * 250_000)),
+    "fifty thousand strings": lambda: head(fields=1, rest=field("a", ["ab"] * 50_000)),
     "sixteen thousand tensors": lambda: head(
         tensors=16_000, rest=b"".join(tensor(f"{i}", (4,), at=32 * i) for i in range(16_000)) + bytes(32 * 16_001)
     ),
@@ -229,6 +229,12 @@ GGUF_FIELDS = {
     "llama.rope.freq_base": [0.0, -1.0, float("nan"), float("inf"), "x"],
     "llama.attention.layer_norm_rms_epsilon": [-1.0, float("nan"), float("inf"), "x"],
     "llama.rope.scaling.type": ["yarn", 3],
+    "tokenizer.ggml.model": ["bert", 3, ["gpt2"]],
+    "tokenizer.ggml.pre": ["x", 3],
+    "tokenizer.ggml.tokens": [[], ["a"] * 262, 3, "x", np.zeros(262), [f"t{i}" for i in range(5000)]],
+    "tokenizer.ggml.token_type": [np.ones(3, np.int32), np.full(262, 99, np.int32), ["1"], 3],
+    "tokenizer.ggml.merges": [["a"], ["a b c"], ["€ €"], ["Ġ"], 3, np.zeros(3)],
+    "tokenizer.ggml.eos_token_id": [-1, 0, 2**40, "x", [1]],
 }
 
 
@@ -249,7 +255,7 @@ def gguf_attacks() -> Iterator[tuple[str, Callable[[Path], object]]]:
     for name, data in LARGE_GGUFS.items():
         yield name, lambda d, make=data: (d / MAIN["gguf"]).write_bytes(make())
     for name, values in GGUF_FIELDS.items():
-        if not name.endswith(("key_length", "freq_base", "type")):  # these may be missing
+        if not name.endswith(("key_length", "freq_base", "scaling.type", "ggml.model")):  # these may be missing
             yield f"no {name}", gguf_edited(lambda fields, tensors, n=name: fields.pop(n))
         for v in values:
             yield f"{name} = {v}", gguf_edited(lambda fields, tensors, n=name, v=v: fields.update({n: v}))

@@ -17,8 +17,8 @@ EQUIVALENT = {
         "the last axis is the default of argsort",
     ("tinypeft/generate.py", "sample", "np.take_along_axis(z, order, -1)", "np.take_along_axis(z, order, 1)"):
         "z has two axes, so that 1 is the last one",
-    ("tinypeft/interop/adapters.py", "load_peft", "model: GPT, file: Path, strict: bool=True",
-     "model: GPT, file: Path, strict: bool=False"):
+    ("tinypeft/interop/adapters.py", "load_peft", "model: Decoder, file: Path, strict: bool=True",
+     "model: Decoder, file: Path, strict: bool=False"):
         "`load_adapter`, its one caller, always says whether",
     ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):
         "`reshape` copies what is not contiguous, so that the result is",
@@ -27,7 +27,7 @@ EQUIVALENT = {
     ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
      "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
         "the last six axes of an array of three are its three axes",
-    ("tinypeft/quant/awq.py", "AWQ.best_scale.L", "block.attention(x).data - y", "y - block.attention(x).data"):
+    ("tinypeft/quant/awq.py", "AWQ.best_scale.L", "module(x).data - y", "y - module(x).data"):
         "only the square of the difference is read",
     ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=2)",
      "parallel_map(chunks, (starts[0::2], starts[1::2]), workers=3)"):

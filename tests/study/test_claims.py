@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinypeft.peft import METHODS
 from tinypeft.study.claims import ALL_CLAIMS, METHOD_CLAIMS, Claim, Finding, brief, methods, table, verdict
 from tinypeft.study.experiment import Results, half_width
-from tinypeft.study.experiments import EXPERIMENTS
+from tinypeft.study.experiments import EXPERIMENTS, smollm2
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 
@@ -93,7 +94,8 @@ def numbers(metrics):
 
 
 FEWER = {"rates": "a choice on validation", "baselines": "nothing is random", "memory": "nor here", "subspace": "a map",
-         "int8_activations": "a picture of one", "smoothquant_maxima": "a picture of one", "gptq_columns": "a picture of one"}
+         "int8_activations": "a picture of one", "smoothquant_maxima": "a picture of one", "gptq_columns": "a picture of one",
+         "smollm2_rates": "a choice on validation", "smollm2": "half a minute a run", "natural_outliers": "of one model"}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()])
@@ -104,6 +106,24 @@ def test_results_are_whole_and_finite(name):
     assert r.record["settings"] == json.loads(json.dumps(e.settings))
     for runs in r.record["runs"].values():
         for metrics in runs.values(): assert np.isfinite(numbers(metrics)).all()
+
+
+def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two():
+    r = Results.load(RESULTS, "smollm2_rates")
+    for name, lr in smollm2.FOUND.items():
+        (rates,), (losses,) = r.values(name, "rate"), r.values(name, "loss")
+        best = int(np.argmin(losses))
+        assert 0 < best < len(rates) - 1 and rates[best] == lr, name
+    assert smollm2.FOUND.keys() == smollm2.TRIED.keys() == set(r.conditions)
+    assert {type(arm.method) for arm in smollm2.TRIED.values()} == set(METHODS.values())
+
+
+def test_lora_gains_on_smollm2():
+    """At least 0.15 bits per byte on every seed, and no method is worse than the model as it is."""
+    r = Results.load(RESULTS, "smollm2")
+    before = r.mean("as it is", "bits_per_byte")
+    assert (before - r.values("lora", "bits_per_byte") >= 0.15).all()
+    assert all(r.mean(name, "bits_per_byte") < before for name in smollm2.FOUND)
 
 
 def test_the_rates_that_are_used_are_the_best_that_were_tried():

@@ -2,6 +2,7 @@
 import copy
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 
 import tinypeft as tp
@@ -9,14 +10,44 @@ from tinypeft.study import compare
 
 
 @pytest.fixture(scope="module")
-def record():
+def model(): return tp.load_pretrained()
+
+
+@pytest.fixture(scope="module")
+def record(model):
     size = compare.Size(steps=2, classify_steps=0, test_batches=1)
-    return compare.compare(tp.load_pretrained(), size, progress=False)
+    return compare.compare(model, size, progress=False)
 
 
 def test_every_method_and_every_scheme_is_in_it(record):
     assert [r["name"] for r in record["methods"]] == ["frozen", *tp.METHODS]
     assert {r["name"] for r in record["schemes"]} == set(tp.SCHEMES)
+
+
+def test_the_model_is_as_it_was(record, model):
+    untouched = tp.load_pretrained().state_dict()
+    assert model.attached is None and model.state_dict().keys() == untouched.keys()
+    assert all(np.array_equal(a, untouched[name]) for name, a in model.state_dict().items())
+
+
+@pytest.mark.parametrize("label", [k for k, scheme in compare.COMPARED_SCHEMES.items() if not scheme.trains])
+def test_a_scheme_writes_into_no_array_that_copies_share(label):
+    model = tp.GPT(tp.GPTConfig(64, 16, 32, 2, 2))
+    for p in model.parameters(): p.data.flags.writeable = False
+    copied = compare.sharing(model)
+    assert all(a is b for a, b in zip(copied.state_dict().values(), model.state_dict().values(), strict=True))
+    tokens = np.random.default_rng(0).integers(0, 64, (16, 16))
+    before = model(tokens).data
+    tp.quantize(copied, compare.COMPARED_SCHEMES[label], calibration=tokens)
+    assert np.array_equal(model(tokens).data, before)
+
+
+def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
+    monkeypatch.setattr(compare, "LARGE_FROM", 1_000_000)
+    small = compare.Size(steps=1, classify_steps=0, test_batches=1, batch_size=1, schemes=("NF4",))
+    monkeypatch.setattr(compare, "LARGE", small)
+    record = compare.compare(tp.load_pretrained(), progress=False)
+    assert record["steps"] == 1 and [r["label"] for r in record["schemes"]] == ["NF4"]
 
 
 def test_numbers_are_those_of_the_library(record):

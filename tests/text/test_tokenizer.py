@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tinypeft.text import END_OF_TEXT, BPETokenizer, base_corpus, tokenizer
+from tinypeft.text.tokenizer import Special
 from tinypeft.text.words import words
 
 PROSE = "The quick brown fox, 42 of them; it's \"naïve\" — 日本語 ² Ⅷ.\n\n    def f(x_1):\n\treturn x_1  \n" * 3
@@ -285,3 +286,64 @@ def test_deep_nesting_and_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="deep is not a tokenizer.*nested too deeply"): BPETokenizer.load(tmp_path / "deep")
     with pytest.raises(ValueError, match="pipe is not a regular file"): BPETokenizer.load(tmp_path / "pipe")
+
+
+# ---- what families add ----------------------------------------------------------------------------------------------
+
+def named(**options):
+    """Ids with a gap, an added token and two special ones."""
+    vocab = {bytes([b]): b for b in range(256)} | {b"ab": 300}
+    return BPETokenizer([(b"a", b"b")], vocab, 400, {END_OF_TEXT: 400, "<s>": 401}, {"<think>": 402}, **options)
+
+
+def test_ids_may_leave_gaps():
+    t = named()
+    assert t.vocab_size == 403 and t.encode("abc").tolist() == [300, 99]
+    assert t.decode([97, 256, 299, 300, 399]) == "aab" and t.decode([401]) == "<s>"      # ids without a token are nothing
+    with pytest.raises(ValueError, match="0 … 402"): t.decode([403])
+
+
+def test_added_tokens_are_found_in_any_text_and_special_ones_when_asked():
+    t = named()
+    assert t.encode("a<think>b<s>").tolist() == [97, 402, 98, *b"<s>"]
+    assert t.encode("a<think>b<s>", allow_special=True).tolist() == [97, 402, 98, 401]
+    assert t.encode(b"a<think>\xff").tolist() == [97, 402, 255] and t.decode_bytes([402, 255]) == b"<think>\xff"
+
+
+def test_what_stands_in_front():
+    t, with_start = named(), named(start=401)
+    assert t.encode_prompt("ab").tolist() == [300] and with_start.encode_prompt("ab").tolist() == [401, 300]
+    assert t.opening == 400 and with_start.opening == 401 and with_start.encode("ab").tolist() == [300]
+    assert t.encode_documents(["a", "b"]).tolist() == [400, 97, 400, 98, 400]
+    assert with_start.encode_documents(["a", "b"]).tolist() == [401, 97, 400, 401, 98, 400]
+    for name in "start", "end_of_turn":
+        with pytest.raises(ValueError, match=f"no special token has the id of {name}, 300"): named(**{name: 300})
+
+
+def test_parts_of_a_prompt():
+    t = named()
+    parts = [Special("<s>"), "a", "b<s>", "<thi", "nk>", Special("<s>"), Special(END_OF_TEXT)]
+    assert t.encode_parts(parts).tolist() == [401, 300, *b"<s>", 402, 401, 400]          # text beside text is one text
+    assert t.encode_parts([]).tolist() == [] and t.encode_parts(["x"]).dtype == np.int32
+    with pytest.raises(KeyError): t.encode_parts([Special("<x>")])
+
+
+def test_a_vocabulary_may_lack_bytes():
+    t = BPETokenizer([(b"a", b"b")], {b"a": 0, b"b": 1, b"ab": 2})
+    assert t.encode("axb b").tolist() == [2, 1] and t.end_of_text == 3           # as in the package tokenizers, a and b meet
+
+
+def test_a_split_must_be_known():
+    with pytest.raises(ValueError, match="split must be one of gpt2, smollm, qwen2, llama3, got 'gpt5'"): named(split="gpt5")
+    t = BPETokenizer.train("12ab1212ab12", 258, split="smollm")
+    assert t.split == "smollm" and t.merges == [(b"a", b"b")]                    # digits stand alone
+
+
+def test_all_of_it_is_saved_and_loaded(tmp_path):
+    full, path = named(start=401, end_of_turn=401, split="qwen2"), tmp_path / "t.json"
+    full.save(path)
+    again = BPETokenizer.load(path)
+    assert again == full and (again.start, again.end_of_turn, again.split, again.added) == (401, 401, "qwen2", {"<think>": 402})
+    assert all(other != full for other in (named(), named(start=401), named(split="qwen2"), named(end_of_turn=401)))
+    named().save(path)
+    assert json.loads(path.read_text()).keys() == {"format", "end_of_text", "special", "merges", "vocab", "added"}

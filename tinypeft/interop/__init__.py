@@ -7,7 +7,7 @@
     adapters.py       PEFT's adapter folders ↔ `PeftModel`; virtual tokens and heads
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
-    peft_names.py     what PEFT calls the layers of GPT-2 and of the Llama family
+    peft_names.py     what PEFT calls the layers of a model
     gguf.py           `GPT` → GGUF, the format of llama.cpp
     llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
 """

@@ -27,8 +27,8 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
     `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`, `</s>` or
     `<eos>`. An `eos_token` beside a special `<|endoftext|>` is the end of a turn. An added token is
     `special` if the file says so, and `added` if not. `start` is the token that the post-processor
-    puts in front; `add_bos_token` in `tokenizer_config.json` decides instead if it is there, as in
-    transformers. rows: the ids that the model has; named tokens beyond them are left out (Gemma 3's
+    of `tokenizer.json` puts in front; as in transformers, `add_bos_token` changes nothing there.
+    rows: the ids that the model has; named tokens beyond them are left out (Gemma 3's
     `<image_soft_token>` in its models of text).
 
     `encode(text, allow_special=True)` gives the ids of tokenizers for the file as it is, and
@@ -39,24 +39,24 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
     folder = Path(folder)
     path = folder / ("tokenizer.json" if (folder / "tokenizer.json").exists() else "vocab.json")
     if not path.exists(): return None
-    content, config = read_object(path), _config(folder)
+    content, eos = read_object(path), _end_of_text(folder)
     if path.name == "vocab.json": content = _older_files(folder, content)
     try:
         match content:
             case {"model": {"vocab": dict(vocab), "merges": list(merges)} as model}: pass
             case _: raise ValueError("expected model: {vocab: {…}, merges: […]}")
         special, added = _named_tokens(content)
-        end = config["eos_token"] or next((name for name in ENDS if name in vocab | special),
-                                          END_OF_TEXT)
-        special = {end: vocab.get(end)} | special
+        eos = eos or next((name for name in ENDS if name in vocab | special), END_OF_TEXT)
+        special = {eos: vocab.get(eos)} | special
         ids = [*vocab.values(), *special.values(), *added.values()]
         if wrong := [i for i in ids if type(i) is not int]:
-            raise ValueError(f"ids must be integers, got {wrong[0]!r}; is {end!r} in it?")
+            raise ValueError(f"ids must be integers, got {wrong[0]!r}; is {eos!r} in it?")
         if rows is not None:
-            special, added = ({name: i for name, i in names.items() if i < rows or name == end}
-                              for names in (special, added))
-        ends = _ends(end, special) | {"start": _start(content, config, special)}
-        model["merges"] = [_pair(merge) for merge in merges]
+            beyond = {name for name, i in (special | added).items() if i >= rows and name != eos}
+            vocab, special, added = ({name: i for name, i in names.items() if name not in beyond}
+                                     for names in (vocab, special, added))
+        ends = _ends(eos, special) | {"start": _start(content, special)}
+        content["model"] = model | {"vocab": vocab, "merges": [_pair(merge) for merge in merges]}
         kind = sentencepiece if model.get("byte_fallback") is True else byte_level
         return kind.parsed(content, special, added, **ends)
     except (ValueError, TypeError) as e:
@@ -95,7 +95,7 @@ def _ends(eos, special):
     return {"end_of_text": special[END_OF_TEXT], "end_of_turn": special[eos]}
 
 
-def _start(content, config, special):
+def _start(content, special):
     """The id that is put in front of every text, or None."""
     part, name = content.get("post_processor"), None
     in_sequence = isinstance(part, dict) and part.get("type") == "Sequence"
@@ -112,26 +112,19 @@ def _start(content, config, special):
             case single:
                 raise ValueError("the post_processor puts special tokens around a text; one in "
                                  f"front is supported, got {str(single)[:200]}")
-    if config["add_eos_token"] is True:
-        raise ValueError("add_eos_token: a token after every text is not supported")
-    if isinstance(config["add_bos_token"], bool):
-        name = config["bos_token"] if config["add_bos_token"] else None
     if name is None: return None
     if name not in special:
         raise ValueError(f"{name[:80]!r} stands in front of every text, but is no special token")
     return special[name]
 
 
-def _config(folder):
-    """What the two small files say of the tokens at a text's ends; None for what they do not."""
-    found = dict.fromkeys(("bos_token", "eos_token", "add_bos_token", "add_eos_token"))
+def _end_of_text(folder):
+    """The eos_token that the two small files name, or None."""
     for path in folder / "tokenizer_config.json", folder / "special_tokens_map.json":
-        content = read_object(path) if path.exists() else {}
-        for name in found:
-            value = content.get(name)
-            value = value.get("content") if isinstance(value, dict) else value
-            if found[name] is None and isinstance(value, (str, bool)): found[name] = value
-    return found
+        token = read_object(path).get("eos_token") if path.exists() else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str): return token
+    return None
 
 
 def _older_files(folder, vocab):

@@ -68,10 +68,11 @@ def _sentencepiece(fields):
     scores = _array(fields, "scores", float)
     if len(scores) != len(fields[f"{KEY}tokens"]):
         raise ValueError(f"{len(scores)} scores for {len(fields[f'{KEY}tokens'])} tokens")
-    merges = [(-scores[i], i, n, token[:n], token[n:]) for token, i in vocab.items()
-              for n in range(1, len(token)) if token[:n] in vocab and token[n:] in vocab]
+    merges = [(-scores[i], -n, n - len(token), i, token[:n], token[n:])
+              for token, i in vocab.items() for n in range(1, len(token))
+              if token[:n] in vocab and token[n:] in vocab]       # in transformers' order
     prefix = "prepend" if fields.get(f"{KEY}add_space_prefix", True) else "never"
-    return SentencePieceTokenizer([merge[3:] for merge in sorted(merges)], vocab, prefix=prefix,
+    return SentencePieceTokenizer([merge[4:] for merge in sorted(merges)], vocab, prefix=prefix,
                                   **named, **_ends(fields, named, True))
 
 
@@ -96,7 +97,7 @@ def _ends(fields, named, default):
     if eos not in named["special"].values():
         raise ValueError(f"{KEY}eos_token_id is {eos!r}, which is no control token")
     end = named["special"].get(END_OF_TEXT, eos)
-    adds = fields.get(f"{KEY}add_bos_token", default and bos is not None)
+    adds = fields.get(f"{KEY}add_bos_token", default)
     if fields.get(f"{KEY}add_eos_token"):
         raise ValueError("add_eos_token: a token after every text is not supported")
     return {"end_of_text": end, "end_of_turn": None if end == eos else eos,

@@ -51,7 +51,7 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
                 raise HuggingFaceError(f"{folder}: {theirs} has numbers that are not finite")
             arrays[name] = data
     model = family.model.from_arrays(config, arrays)
-    model.tokenizer = read_tokenizer(folder)
+    model.tokenizer = read_tokenizer(folder, config.vocab_size)
     if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
         raise HuggingFaceError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, "
                                f"the model only {config.vocab_size}")
@@ -131,13 +131,19 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
         array = np.concatenate(parts) if len(parts) > 1 else parts[0]
         array = array.T if family.transposed.search(theirs) else array
         arrays[theirs if theirs == HEAD else family.prefix + theirs] = array
-    end = getattr(model.tokenizer, "end_of_text", None)
-    content = {**family.write(config), "bos_token_id": end, "eos_token_id": end,
+    content = {**family.write(config), **_ends(model.tokenizer),
                "dtype": str(model.token_embedding.weight.dtype)}
     (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _ends(tokenizer):
+    """The fields for the tokens in front of a text and after it."""
+    if tokenizer is None: return {"bos_token_id": None, "eos_token_id": None}
+    end, turn = tokenizer.end_of_text, tokenizer.end_of_turn
+    return {"bos_token_id": tokenizer.opening, "eos_token_id": end if turn is None else turn}
 
 
 def _of_class(cls, folder: str | Path, dtype: Any = np.float32, strict: bool = True) -> Decoder:

@@ -95,7 +95,7 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
 def adapted_layers(tuned):
     """(their path, [our wrapper or None, for each of its parts]) of each layer that is adapted."""
     names = names_of(tuned.model)
-    for path in names.linear(tuned.config.n_layers):
+    for path in names.linear():
         layers = [tuned.wrappers.get(ours) for ours in names.ours(path)]
         if any(layers): yield path, layers
 
@@ -201,9 +201,9 @@ def layers_to_adapt(model, config):
         raise config.unsupported(
             "init_lora_weights", "it changed the base's weights as well, which the folder lacks; "
             "save it in PEFT with path_initial_model_for_weight_conversion")
-    names, n_layers = names_of(model), model.config.n_layers
-    linear = names.linear(n_layers)
-    chosen = config.select(names, names.modules(n_layers, config.task() != "SEQ_CLS"))
+    names = names_of(model)
+    linear = names.linear()
+    chosen = config.select(names, names.modules(lm_head=config.task() != "SEQ_CLS"))
     if wrong := [p for p in chosen if p not in linear]:
         raise config.unsupported("target_modules", f"it selects {wrong[0]}, but only the linear "
                                  "layers of blocks can have low-rank changes here")

@@ -88,15 +88,15 @@ class Config:
 
     def select(self, names: Names, paths: list[str]) -> list[str]:
         """Those of a model's `paths` that are adapted. names: of the model's family."""
-        targets = self.names("target_modules", (list, str), list(names.default))
+        targets = self.names("target_modules", (list, str), list(names.family.adapted))
         excluded = self.names("exclude_modules", (list, str))
         if targets == "all-linear": chosen = [p for p in paths if p.endswith((*names.layers,))]
         else:                       chosen = [p for p in paths if _is_named(p, targets)]
         chosen = [p for p in chosen if not _is_named(p, excluded)]
         if isinstance(targets, list): chosen = [p for p in chosen if self._in_layers(names, p)]
         if not chosen:
-            raise self.unsupported("target_modules", f"it selects no layer of {names.family}; there"
-                                   f" are {', '.join(names.layers)} in {names.blocks}.N")
+            raise self.unsupported("target_modules", f"it selects no layer of {names.blocks}.N; "
+                                   f"there are {', '.join(names.layers)}")
         return chosen
 
     def _in_layers(self, names, path):

@@ -50,8 +50,9 @@ def check_room(method: Method, P: int, model: Decoder) -> None:
 def starting_words(model: Decoder, P: int, text: str | tuple[int, ...] | None, rng: Rng) -> Array:
     """P token ids: those of `text`, cut or repeated to fill P, or common tokens drawn at random.
 
-    Byte-level BPE numbers the 256 single bytes first and then words from frequent to rare. Lester
-    et al. draw from the first 5,000 tokens. A vocabulary of up to 512 is drawn from as a whole.
+    A BPE vocabulary numbers the 256 single bytes first, after a few special tokens if at all, and
+    then words from frequent to rare. Lester et al. draw from the first 5,000 tokens. A vocabulary
+    of up to 512 is drawn from as a whole.
     """
     V = model.config.vocab_size
     if text is None: return rng.integers(256 if V > 512 else 0, min(V, 5000), P)

@@ -67,7 +67,7 @@ class QTensor(Packed):
                     raise ValueError(f"QTensor: {self.n_blocks} blocks, but {part.size} {name}s")
                 if any(isinstance(a, QTensor) for a in (part.scale, part.offset)):
                     raise ValueError(f"QTensor: the scales of {name}s must be numbers, got codes")
-            elif part is not None and not (name == "offset" and np.shape(part) == ()):
+            elif part is not None and not (name == "offset" and isinstance(part, np.floating)):
                 kinds = np.float16, np.float32, np.float64
                 dtype = getattr(part, "dtype", None)
                 self._require(name, dtype if dtype in kinds else np.float32, self.n_blocks)

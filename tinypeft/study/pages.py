@@ -8,6 +8,7 @@ holds no measured number. A test compares every page with what `filled` makes of
 """
 from __future__ import annotations
 
+import functools
 import html
 import json
 import re
@@ -23,6 +24,7 @@ from .about import about, arxiv, class_link, code, name_of
 from .claims import ALL_CLAIMS, brief
 from .experiment import Results
 from .experiments import methods as every_method
+from .experiments import smollm2 as real_model
 from .pictures import drawing
 
 __all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
@@ -195,9 +197,9 @@ def lora(results: Path) -> str:
     return table(("LoRA step ÷ full step", "time", "peak memory"), rows)
 
 
-def gpt2(results: Path) -> str:
-    """GPT-2 small beside transformers and PEFT."""
-    record = read(results, "benchmark_gpt2")
+def gpt2(results: Path, name: str = "gpt2") -> str:
+    """GPT-2 small, or another model, beside transformers and PEFT."""
+    record = read(results, f"benchmark_{name}")
     rows = [(name, *(f"{times[side]:.2f} s" for side in times if side != "ratio"), f"{times['ratio']:.2f}")
             for name, times in record["seconds"].items() if not name.startswith("generation")]
     for name, speeds in record["tokens per second"].items():
@@ -218,6 +220,16 @@ def quant(results: Path) -> str:
     rows = [(r["what"], f"{r['ms']:.1f}", r["against"], f"{r['against_ms']:.1f}", f"{r['ratio']:.2f}",
              "" if r["target"] is None else f"≤ {r['target']:g}") for r in record["rows"]]
     return table(("what", "ms", "compared with", "ms", "ratio", "target"), rows) + f"\n\n{origin(record)}"
+
+
+# -- a real model --------------------------------------------------------------------------------
+def smollm2(results: Path) -> str:
+    """Every method on SmolLM2."""
+    r = Results.load(results, "smollm2")
+    s = r.record["settings"]
+    return (f"{real_model.table(r)}\n\nThe test text after {s['steps']} steps of {s['batch_size']} × 128 tokens, over "
+            f"{len(r.seeds)} seeds: mean ± half of the 95 % confidence interval. `python -m tinypeft figures smollm2_rates "
+            "smollm2 --rerun` measures it again.")
 
 
 # -- the base ------------------------------------------------------------------------------------
@@ -244,6 +256,8 @@ SECTIONS = {
     "README.md": {"picture": picture, "methods": some_methods, "schemes": some_schemes, "claims": claims},
     "tinypeft/peft/README.md": {"methods": all_methods},
     "tinypeft/quant/README.md": {"schemes": all_schemes},
-    "tests/benchmarks/README.md": {"step": step, "lora": lora, "gpt2": gpt2, "quant": quant},
+    "tests/benchmarks/README.md": {"step": step, "lora": lora, "gpt2": gpt2, "quant": quant,
+                                   "smollm2": functools.partial(gpt2, name="smollm2")},
+    "tinypeft/interop/README.md": {"smollm2": smollm2},
     "tinypeft/pretrained/README.md": {"base": base},
 }

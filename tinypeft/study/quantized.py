@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import functional as F
-from ..gpt import GPT
+from ..decoder import Decoder
 from ..pretrained import load_base
 from ..quant import Scheme, quantize
 from ..tensor import Tensor, no_grad
@@ -53,12 +53,12 @@ def draw(seed: int, calibration: int = 32, test: int = 64, context: int = 128, s
     return Sample(tokens, windows, logits, mean_loss(logits, windows))
 
 
-def rounded(scheme: Scheme, sample: Sample, model: GPT | None = None) -> GPT:
+def rounded(scheme: Scheme, sample: Sample, model: Decoder | None = None) -> Decoder:
     """The base (or `model`, which is changed) quantized by `scheme` on the sample's calibration tokens."""
     return quantize(pretrained() if model is None else model, scheme, calibration=sample.calibration)
 
 
-def costs(model: GPT, sample: Sample) -> dict[str, float]:
+def costs(model: Decoder, sample: Sample) -> dict[str, float]:
     """{"excess", "error"} of a model on the sample; see the top of the file."""
     logits = [logits_of(model, x) for x, _ in sample.windows]
     squares = lambda arrays: sum(float(np.vdot(a, a)) for a in arrays)
@@ -66,7 +66,7 @@ def costs(model: GPT, sample: Sample) -> dict[str, float]:
     return {"excess": mean_loss(logits, sample.windows) - sample.loss, "error": (off / squares(sample.logits))**0.5}
 
 
-def logits_of(model: GPT, tokens: np.ndarray) -> np.ndarray:
+def logits_of(model: Decoder, tokens: np.ndarray) -> np.ndarray:
     with no_grad():
         return model.eval()(tokens).data
 

@@ -173,12 +173,13 @@ class Tokenizer:
         """Read a file that `save` wrote. Raises `ValueError` for another kind of file."""
         text = read_text(path)
         try:
-            content = check_fields(parse_json(text), {"format": str, "end_of_text": int,
-                                                      "merges": list, "vocab": dict},
-                                   {"special": dict, "added": dict, "start": int,
-                                    "end_of_turn": int, **dict.fromkeys(cls._options, str)})
-            if content["format"] != cls._format:
-                raise ValueError(f"its format is {content['format'][:80]!r}")
+            content = parse_json(text)
+            if isinstance(content, dict) and content.get("format") != cls._format:
+                raise ValueError(f"its format is {str(content.get('format'))[:80]!r}")
+            check_fields(content, {"format": str, "end_of_text": int, "merges": list,
+                                   "vocab": dict},
+                         {"special": dict, "added": dict, "start": int, "end_of_turn": int,
+                          **dict.fromkeys(cls._options, str)})
             names = {"start", "end_of_turn", *cls._options} & content.keys()
             fields: dict[str, Any] = {name: content[name] for name in names}
             for name in "vocab", "special", "added":
@@ -215,7 +216,8 @@ class BPETokenizer(Tokenizer):
     merges' results. A byte that it lacks gives no id. end_of_text: the id of `<|endoftext|>`, by
     default the last. special: by default only the end of text. split: how a text is cut into words,
     a name of `words.SPLITS`. Of "qwen2" the text is first brought into Unicode's form NFC, so other
-    forms do not come back. Further arguments and errors: `Tokenizer`'s."""
+    forms do not come back. (The package tokenizers has NFC of Unicode 9: it does not reorder rare
+    marks that came later.) Further arguments and errors: `Tokenizer`'s."""
 
     _format, _options = "tinypeft-bpe", {"split": "gpt2"}
 

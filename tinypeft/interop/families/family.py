@@ -27,6 +27,9 @@ class Family:
     modules: ClassVar[dict[str, list[str]]]              # their modules in a block → ours
     transposed: ClassVar[re.Pattern] = re.compile("(?!)")        # weights that are (d_in, d_out)
     buffers: ClassVar[re.Pattern]                        # constants that old files hold
+    idle: ClassVar[tuple[str, ...]]                      # their modules without parameters,
+    idle_outer: ClassVar[tuple[str, ...]]                # in a block and outside
+    adapted: ClassVar[tuple[str, ...]]                   # what PEFT adapts unless told which layers
 
     def read(self, kind: str, content: dict[str, Any]) -> Any:
         """The fields of a config.json whose model_type is `kind` → our configuration, not yet

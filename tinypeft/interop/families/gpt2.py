@@ -37,6 +37,8 @@ class GPT2(Family):
                "ln_2": ["norm2"], "mlp.c_fc": ["mlp.up"], "mlp.c_proj": ["mlp.down"]}
     transposed = re.compile(r"\.c_\w+\.weight$")
     buffers = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+    idle = "attn.attn_dropout", "attn.resid_dropout", "mlp.act", "mlp.dropout"
+    idle_outer, adapted = ("drop",), ("c_attn",)
 
     def read(self, kind: str, content: dict[str, Any]) -> GPTConfig:
         dropouts = {name: content.get(name, self.defaults[kind][name]) for name in DROPOUTS}

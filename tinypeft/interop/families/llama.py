@@ -57,6 +57,7 @@ class LlamaFamily(Family):
                "post_attention_layernorm": ["norm2"], "mlp.gate_proj": ["mlp.gate"],
                "mlp.up_proj": ["mlp.up"], "mlp.down_proj": ["mlp.down"]}
     buffers = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+    idle, idle_outer, adapted = ("mlp.act_fn",), ("rotary_emb",), ("q_proj", "v_proj")
 
     def read(self, kind: str, content: dict[str, Any]) -> LlamaConfig:
         if kind == "mistral":

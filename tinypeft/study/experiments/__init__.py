@@ -18,7 +18,7 @@ EXPERIMENTS = {e.name: e for e in (
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
     loftq.LOFTQ, qat.QAT, schemes.SCHEMES_OVER_SEEDS, bits_vs_parameters.BITS_VS_PARAMETERS, memory.MEMORY,
-    smollm2.SMOLLM2_RATES, natural_outliers.NATURAL_OUTLIERS,
+    smollm2.SMOLLM2_RATES, smollm2.SMOLLM2, natural_outliers.NATURAL_OUTLIERS,
 )}
 
 __all__ = ["EXPERIMENTS"]

@@ -22,7 +22,7 @@ from .task import context_of, pad, tokenizer_of
 
 __all__ = ["Invented", "invented"]
 
-# The end of a sentence is the fact. Two wordings are for training, one for validation, one for test.
+# A sentence ends with the fact. Two wordings are for training, one for validation, one for test.
 WORDINGS = {
     "material": ("The {0} is made of {1}.", "Builders of the {0} use only {1}.",
                  "The body of a {0} consists of {1}.", "Every {0} is cast from {1}."),
