@@ -1,5 +1,6 @@
 """The house holds: imports point up, nothing imports an oracle, and `import tinypeft` is light."""
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,12 +118,14 @@ def test_public_names_exist(name):
             assert not missing or "*" in defined, f"{name}: __all__ names {missing}"
 
 
-def test_import_is_light():
-    """NumPy and the standard library alone, and a fraction of a second of a processor beyond NumPy's own import."""
+def test_import_is_light(tmp_path):
+    """NumPy and the standard library alone, and a fraction of a second of a processor beyond NumPy's own import, once the
+    first import has compiled the files."""
+    compiled = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     code = ("import sys, time, numpy; start = time.process_time(); import tinypeft; spent = time.process_time() - start\n"
             "third = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"
             "print(spent, *sorted(n for n in third if not n.startswith('_')))")
     runs = [subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"],
-                           capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+                           capture_output=True, text=True, check=True, env=compiled).stdout.split() for _ in range(4)]
     assert set(runs[0][1:]) == {"numpy", "tinypeft"}
-    assert min(float(run[0]) for run in runs) < 0.25, runs
+    assert min(float(run[0]) for run in runs) < 0.2, runs

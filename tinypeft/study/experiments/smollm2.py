@@ -103,7 +103,7 @@ SMOLLM2_RATES = Experiment(
 
 # The best of SMOLLM2_RATES.
 FOUND = {"full": 3.2e-4, "lora": 1e-2, "adalora": 6.3e-2, "dylora": 1e-2, "ia3": 3e-2, "adapter": 1.6e-3, "parallel": 9.5e-3,
-         "prefix": 9.5e-4, "prompt": 9.5e-3, "ptuning": 3e-3}
+         "prefix": 9.5e-4, "prompt": 9.5e-3, "ptuning": 3e-3, "ptuning_v2": 1.9e-2}
 SMOLLM2 = Experiment(
     "smollm2", "Every method on SmolLM2 at the learning rate that was found for it, on domain, and LoRA on invented facts.",
     {"loss": "nats/token, test", "bits_per_byte": "bits per byte of the test text", "trained": "trained parameters",
