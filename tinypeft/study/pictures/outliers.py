@@ -162,8 +162,9 @@ def natural(results: Path) -> plot.Drawing:
     fig, ax = plot.figure()
     top = {}
     for (condition, metric), look in NATURAL.items():
-        n = r.mean(condition, metric).size
-        top[condition, metric] = plot.band(ax, (np.arange(n) + 0.5) / n, r, condition, metric, look).max()
+        mean = r.mean(condition, metric)
+        ax.plot((np.arange(mean.size) + 0.5) / mean.size, mean, color=plot.COLOURS[look[0]], marker=look[1], ms=4)
+        top[condition, metric] = mean.max()
     ax.set(yscale="log", xlabel="depth: 0 is before the first block, 1 after the last",
            ylabel="largest feature ÷ median feature")
     plot.plain_log(ax.yaxis)
