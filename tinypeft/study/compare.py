@@ -47,10 +47,11 @@ class Size:
 
 QUICK = Size(steps=5, classify_steps=0, test_batches=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"))
 
-# A few minutes for SmolLM2. Its weights were quantized to 4 bits before, which would decide a comparison of 4-bit schemes.
+# Some minutes for SmolLM2; AWQ's search would take as long again. Its weights were quantized to 4 bits before, which would
+# decide a comparison of 4-bit schemes.
 # Half of the methods' own rates lies between the rates that are good for it (`experiments/smollm2.py`).
 LARGE = Size(steps=8, classify_steps=0, test_batches=1, batch_size=2, rate=0.5, schemes=(
-    "int8", "W8A8", "LLM.int8()", "SmoothQuant", "FP8 E4M3", "NF4", "int3 asymmetric", "AWQ 3 bit", "GPTQ 3 bit"))
+    "int8", "W8A8", "LLM.int8()", "SmoothQuant", "NF4", "int3 asymmetric", "GPTQ 3 bit"))
 LARGE_FROM = 20_000_000                                  # parameters
 
 
