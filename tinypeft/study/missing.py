@@ -39,7 +39,7 @@ PUBLIC = sys.modules[__name__.split(".")[0]]              # the package, for its
 RESULTS = ROOT / "figures" / "results"
 FIGURES, MAIN_JOB = "`python -m tinypeft figures`", "`python -m tinypeft --out figures`"
 TEXTBOOK = {"full", "uniform", "gguf"}                   # without a paper's letters to translate
-SERVING = {"rates", "baselines"}                         # experiments that are there for other experiments and for a page
+SERVING = {"rates", "baselines", "smollm2_rates", "smollm2"}   # there for other experiments and for a page
 
 
 @dataclass(frozen=True)
