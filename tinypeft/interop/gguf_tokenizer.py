@@ -77,7 +77,7 @@ def _sentencepiece(fields):
 
 
 def _tokens(fields):
-    """({token: id} of what text makes, {"special": …, "added": …} of what is found by its name)"""
+    """({token: id} of the vocabulary, {"special": …, "added": …} of tokens found by name)"""
     tokens, types = _array(fields, "tokens", str), _array(fields, "token_type", int)
     if len(types) != len(tokens): raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
     vocab, special, added = {}, {}, {}

@@ -1,4 +1,4 @@
-"""Who reads what in a block: the layers that share an input, and what computes that input.
+"""The readers in a block: the layers that share an input, and the layer that computes it.
 
     what is read      who reads it
     norm1             attention.query, attention.key, attention.value

@@ -1,7 +1,7 @@
 """Outlier features that a model has grown by itself: SmolLM2's, beside the base's and those that are planted in it.
 
 The size of a feature is its largest |x| over some tokens. An outlier is a feature that is many times larger than the median
-feature of the same vector: of the residual stream, of what query, key and value read, or of what mlp.down reads.
+feature of the same vector: of the residual stream, of the input of query, key and value, or of the input of mlp.down.
 """
 import numpy as np
 
