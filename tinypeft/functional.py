@@ -70,10 +70,11 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
     x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
     """
-    if W.ndim != 2 or x.shape[-1:] != W.shape[1:] or b is not None and b.shape != W.shape[:1]:
+    M, shape = W.data, x.data.shape
+    if M.ndim != 2 or shape[-1:] != M.shape[1:] or b is not None and b.shape != M.shape[:1]:
         raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
                          "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
-    X, M, shape = _rows(x.data), W.data, x.shape
+    X = _rows(x.data)
     Y = X @ M.T
     if b is not None: Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], len(M)),
@@ -344,13 +345,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
         n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
         s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
-        most = _most(n, end - s.start, window, Q.dtype) if causal else None
+        hidden = causal and (n > 1 or window)                                # are some, perhaps?
+        most = _most(n, end - s.start, window, Q.dtype) if hidden else None
         E = np.empty((len(Q), R * n, end - s.start), Q.dtype)
         Z = np.empty((len(Q), R * n, 1), Q.dtype)
         drop = _keep_mask(E.shape, dropout, rng, E.dtype) if dropout else None
         for h in groups(n, end - s.start):
             e = np.matmul(stacked(Q[h, :, t]), transposed(K[h, s]), out=E[h])
-            if causal:
+            if hidden:
                 score = e.reshape(len(e), R, n, -1)[..., -most.shape[1]:]
                 np.fmin(score, most, out=score)
             e -= e.max(-1, keepdims=True, initial=-math.inf)
