@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "tinypeft"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 
 # What is in a row may import what is in rows above it, and what is in its own folder.
-LAYERS = ["files hints hyper markup progress signals threads", "tensor", "graph functional plain", "gradcheck",
+LAYERS = ["files heap hints hyper markup progress signals threads", "tensor", "graph functional plain", "gradcheck",
           "nn", "targets recompute", "generate", "decoder", "gpt llama gemma", "optim", "paged checkpoints diagnosis", "train",
           "text", "pretrained", "peft quant", "interop", "loading", "arguments doctor", "study course", "cli", "__main__"]
 LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}

@@ -6,6 +6,7 @@ from importlib.metadata import version
 import numpy as np
 
 from .files import cache_directory
+from .heap import keep_freed_memory
 from .pretrained import FOLDER, load_base, training_record
 from .text import base_corpus, domain_corpus
 from .threads import _openblas
@@ -41,6 +42,8 @@ def report() -> dict[str, str]:
              **{name: version(name) for name in ("numpy", "scipy", "matplotlib")},
              "BLAS": "OpenBLAS, threads under control" if _openblas() else
                      "another BLAS; set its threads to 1 for best speed",
+             "freed memory": "kept for the next step, once training begins" if keep_freed_memory()
+                             else "goes back to the system, as this C library decides",
              "package": str(FOLDER.parent), "cache": str(cache_directory())}
     for name, corpus in (("base", base_corpus), ("domain", domain_corpus)):
         sha256 = corpus().sha256

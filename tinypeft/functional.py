@@ -20,15 +20,38 @@ __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "geg
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
-def _slices(n, width, budget=1 << 16):
-    """Cut n rows of `width` numbers into slices of about `budget` numbers."""
-    step = max(1, budget // max(1, width))
+def _slices(n, width, budget=1 << 17):
+    """Cut n rows of `width` numbers into equal slices of about `budget` numbers.
+
+    They stay in a core's cache, yet take long enough: two threads hinder each other where an
+    operation takes only microseconds."""
+    step = max(1, math.ceil(n / max(1, round(n * width / budget))))
     return [slice(i, i + step) for i in range(0, n, step)]
 
 
 def _rows(a):
     """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # −1 would fail where d = 0
+
+
+def _flat(a):
+    """a as a contiguous array of one axis."""
+    return np.ascontiguousarray(a).reshape(-1)
+
+
+def _contiguous(a, factor):
+    """a · factor, as a contiguous array of the dtype of a."""
+    return np.multiply(a, a.dtype.type(factor), out=np.empty(a.shape, a.dtype))
+
+
+def _column_sums(a):
+    """Σ over the rows of a (N, d), as a product: BLAS adds twice as fast as `sum`."""
+    return np.ones(len(a), a.dtype) @ a
+
+
+def _row_sums(a):
+    """Σ over the last axis of a (…, d) → (…, 1), as a product."""
+    return (a @ np.ones(a.shape[-1], a.dtype))[..., None]
 
 
 def _ids(ids, n, what):
@@ -47,16 +70,17 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
     x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
     """
-    if W.ndim != 2 or x.shape[-1:] != W.shape[1:] or b is not None and b.shape != W.shape[:1]:
+    M, shape = W.data, x.data.shape
+    if M.ndim != 2 or shape[-1:] != M.shape[1:] or b is not None and b.shape != M.shape[:1]:
         raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
                          "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
-    X, M, shape = _rows(x.data), W.data, x.shape
+    X = _rows(x.data)
     Y = X @ M.T
     if b is not None: Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], len(M)),
                      (x, lambda dy: (_rows(dy) @ M).reshape(shape)),
                      (W, lambda dy: _rows(dy).T @ X),        # a frozen W drops this, and X with it
-                     (b, lambda dy: _rows(dy).sum(0)))
+                     (b, lambda dy: _column_sums(_rows(dy))))
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
@@ -67,21 +91,27 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    mean = lambda a: a.sum(-1, keepdims=True) / max(1, a.shape[-1])
-    xhat, g = x.data - mean(x.data), gamma.data
-    r = _normalize(xhat, eps)                                # 1/σ  (…, 1)
-    y = xhat * g
-    y += beta.data
+    X, g, d = _rows(x.data), gamma.data, max(1, x.shape[-1])
+    xhat, y, r = np.empty_like(X), np.empty_like(X), np.empty((len(X), 1), X.dtype)
+    for s in _slices(*X.shape):
+        np.subtract(X[s], _row_sums(X[s]) / d, out=xhat[s])
+        r[s] = _normalize(xhat[s], eps)                      # 1/σ
+        np.multiply(xhat[s], g, out=y[s])
+        y[s] += beta.data
 
     def dx(dy):
-        dx = dy * g                                          # dx̂, then dx in place
-        m = _mean_product(dx, xhat)
-        dx -= mean(dx)
-        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
-        dx *= r
-        return dx
-    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
-                     (beta, lambda dy: _rows(dy).sum(0)), (x, dx))
+        dy, dx = _rows(dy), np.empty_like(xhat)
+        for s in _slices(*dx.shape):
+            dxhat = np.multiply(dy[s], g, out=dx[s])         # becomes dx in place
+            m = _mean_product(dxhat, xhat[s])
+            dxhat -= _row_sums(dxhat) / d
+            dxhat -= np.multiply(xhat[s], m, out=xhat[s])    # x̂ is used up: this edge runs last
+            dxhat *= r[s]
+        return dx.reshape(x_shape)
+    x_shape = x.shape
+    return Tensor.op(y.reshape(x_shape),
+                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), xhat)),
+                     (beta, lambda dy: _column_sums(_rows(dy))), (x, dx))
 
 
 def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
@@ -119,7 +149,7 @@ def _normalize(x, eps):
 
 def _mean_product(a, b):
     """The mean of a b over the last axis, (…, 1)."""
-    return np.einsum("...i,...i->...", a, b)[..., None] / max(1, a.shape[-1])
+    return np.vecdot(a, b)[..., None] / max(1, a.shape[-1])
 
 
 def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
@@ -147,57 +177,6 @@ def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
     return Tensor.op(rotated(x.data, sin), (x, lambda dy: rotated(dy, -sin)))
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """y = silu(g) u,   silu(g) = g σ(g)   (Shazeer, arXiv 2002.05202).
-
-    du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ);   g and u (…) → (…).
-    """
-    def silu(g):
-        sigma, rest = _sigmoid(g)
-        y = g * sigma
-        return y, lambda: sigma + y * rest
-    return _glu(gate, up, silu, "swiglu")
-
-
-def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """y = GELU(g) u, GELU in its tanh form   (Shazeer, arXiv 2002.05202).
-
-    du = dy GELU(g),   dg = dy u GELU′(g),   GELU′ = Φ + g Φ′;   g and u (…) → (…).
-    """
-    def tanh_gelu(g):
-        phi = _phi(g, "tanh")
-        return g * phi, lambda: _x_dphi(g, phi, "tanh") + phi
-    return _glu(gate, up, tanh_gelu, "geglu")
-
-
-def _glu(gate, up, curve, name):
-    """y = a(g) u, where curve(g) gives a(g) and a function that computes the slope a′(g).
-
-    The forward pass keeps ∂y/∂u and ∂y/∂g in place of g and u."""
-    if gate.shape != up.shape:
-        raise ValueError(f"{name}: gate {gate.shape} and up {up.shape} must have the same shape")
-    y = np.empty(up.shape, up.dtype)
-    keep = [np.empty_like(y) for _ in range(2)] if gate.requires_grad or up.requires_grad else ()
-    flat = lambda a: np.ascontiguousarray(a).reshape(-1)
-    g, u, Y = flat(gate.data), flat(up.data), y.reshape(-1)
-    for s in _slices(Y.size, 1):
-        a, slope = curve(g[s])
-        np.multiply(a, u[s], out=Y[s])
-        if keep:
-            keep[0].reshape(-1)[s] = a                       # ∂y/∂u
-            keep[1].reshape(-1)[s] = slope() * u[s]          # ∂y/∂g
-    return Tensor.op(y, (gate, lambda dy: np.multiply(keep[1], dy, out=keep[1])),
-                     (up, lambda dy: np.multiply(keep[0], dy, out=keep[0])))
-
-
-def _sigmoid(x):
-    """σ(x) and 1 − σ(x), both exact in both tails."""
-    z = np.exp(-np.abs(x))                                   # no overflow
-    large = 1 / (1 + z)
-    z *= large
-    return np.where(x < 0, z, large), np.where(x < 0, large, z)
-
-
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """y = x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 
@@ -207,31 +186,96 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """
     if approximate not in ("tanh", "none"):
         raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
+    curve = _tanh_gelu if approximate == "tanh" else _erf_gelu
     y = np.empty(x.shape, x.dtype)
     slope = np.empty_like(y) if x.requires_grad else None
-    X, Y = np.ascontiguousarray(x.data).reshape(-1), y.reshape(-1)
-    for s in _slices(X.size, 1):
-        phi = _phi(X[s], approximate)
-        Y[s] = X[s] * phi
-        if slope is not None: slope.reshape(-1)[s] = _x_dphi(X[s], phi, approximate) + phi
+    X, Y, D = _flat(x.data), y.reshape(-1), slope if slope is None else slope.reshape(-1)
+    for s in _slices(X.size, 1): curve(X[s], Y[s], D if D is None else D[s])
     return Tensor.op(y, (x, lambda dy: np.multiply(slope, dy, out=slope)))
 
 
-C, A = math.sqrt(2 / math.pi), 0.044715                      # tanh: u = C (x + A x³)
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = silu(g) u,   silu(g) = g σ(g)   (Shazeer, arXiv 2002.05202).
+
+    du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ);   g and u (…) → (…).
+    """
+    return _glu(gate, up, _silu, "swiglu")
 
 
-def _phi(x, approximate):
-    if approximate == "tanh": return (np.tanh((x * x * (C * A) + C) * x) + 1) * 0.5
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = GELU(g) u, GELU in its tanh form   (Shazeer, arXiv 2002.05202).
+
+    du = dy GELU(g),   dg = dy u GELU′(g),   GELU′ = Φ + g Φ′;   g and u (…) → (…).
+    """
+    return _glu(gate, up, _tanh_gelu, "geglu")
+
+
+def _glu(gate, up, curve, name):
+    """y = a(g) u.   du = dy a,   dg = dy a′ u; a and a′ u are kept in place of g and u."""
+    if gate.shape != up.shape:
+        raise ValueError(f"{name}: gate {gate.shape} and up {up.shape} must have the same shape")
+    y = np.empty(up.shape, up.dtype)
+    G, U, Y = _flat(gate.data), _flat(up.data), y.reshape(-1)
+    trained = gate.requires_grad or up.requires_grad
+    a, slope = (np.empty_like(y) if trained else None for _ in range(2))
+    for s in _slices(Y.size, 1):
+        if trained:
+            A, D = a.reshape(-1)[s], slope.reshape(-1)[s]
+            curve(G[s], A, D)
+            D *= U[s]
+        else: curve(G[s], A := Y[s], None)
+        np.multiply(A, U[s], out=Y[s])
+    return Tensor.op(y, (gate, lambda dy: np.multiply(slope, dy, out=slope)),
+                     (up, lambda dy: np.multiply(a, dy, out=a)))
+
+
+# Each curve writes a(x) into y and, unless it is None, a′(x) into slope. All are flat arrays. The
+# steps are written one by one, so that each has its result where the last one is still in cache.
+
+def _silu(x, y, slope):
+    """a = x σ,   a′ = σ + a (1 − σ)."""
+    sigma = np.negative(x)
+    with np.errstate(over="ignore"): np.exp(sigma, out=sigma)                # ∞ makes σ = 0
+    sigma += 1
+    np.divide(1, sigma, out=sigma)
+    np.multiply(x, sigma, out=y)
+    if slope is None: return
+    np.multiply(y, sigma, out=slope)
+    np.subtract(y, slope, out=slope)
+    slope += sigma
+
+
+C, A = math.sqrt(2 / math.pi), 0.044715                      # u = C (x + A x³)
+
+
+def _tanh_gelu(x, y, slope):
+    """a = x Φ,   Φ = (1 + tanh u)/2,   a′ = Φ + a (1 − Φ) 2u′."""
+    xx = np.clip(x, -50, 50)                                 # further out Φ is 0 or 1
+    xx *= xx
+    phi = xx * (C * A)
+    phi += C
+    phi *= x
+    np.tanh(phi, out=phi)
+    phi *= 0.5
+    phi += 0.5
+    np.multiply(x, phi, out=y)
+    if slope is None: return
+    np.multiply(y, phi, out=slope)
+    np.subtract(y, slope, out=slope)
+    xx *= 6 * C * A
+    xx += 2 * C
+    slope *= xx
+    slope += phi
+
+
+def _erf_gelu(x, y, slope):
+    """a = x Φ,   Φ = (1 + erf(x/√2))/2,   a′ = Φ + x e^(−x²/2) / √(2π)."""
     from scipy.special import erf
-    return (erf(x * math.sqrt(0.5)) + 1) * 0.5
-
-
-def _x_dphi(x, phi, approximate):
-    """x Φ′: for tanh x Φ · 2 u′ · (1 − Φ), otherwise x e^(−x²/2) / √(2π)."""
-    x = np.clip(x, -50, 50)                                  # further out Φ′ = 0, and x³ overflows
-    if approximate == "none": return x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-    t = (x * x * (6 * C * A) + 2 * C) * (x * phi)
-    return t - t * phi
+    phi = (erf(x * math.sqrt(0.5)) + 1) * 0.5
+    np.multiply(x, phi, out=y)
+    if slope is None: return
+    x = np.clip(x, -50, 50)                                  # further out Φ′ = 0, and x² overflows
+    slope[...] = x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)) + phi
 
 
 def _softmax(x, axis):
@@ -265,7 +309,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
               window: int | None = None) -> Tensor:
     """Scaled dot-product attention: O = P V,   P = softmax(s Q Kᵀ),   s = 1/√d if `scale` is None.
 
-    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = s dS K,   dK = s dSᵀ Q.
+    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(dO ⊙ O)),   dQ = s dS K,   dK = s dSᵀ Q.
 
     q (…, H, T, d), k and v (…, G, S, d) → (…, H, T, d), d being a head's width. G divides H: in
     *grouped-query attention* H/G consecutive heads of q read one head of k and v. With `causal`,
@@ -275,6 +319,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
 
     A block of 64 queries skips the keys that all its rows are hidden from. The rows of the heads
     that share a key come after each other, in one product. Heads go in groups that fit in cache.
+    P = E / Z, E = exp(S − max S), Z = rowsum(E): dividing the rows of O and of dO by Z, which are
+    narrow, spares two walks through P. rowsum(dO ⊙ O) = rowsum(P ⊙ dP) spares another one.
     """
     H, G = (t.shape[-3] if t.ndim > 2 else 1 for t in (q, k))
     if (min(q.ndim, k.ndim) < 2 or k.shape != v.shape or q.shape[-1] != k.shape[-1]
@@ -289,7 +335,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
     scale = 1 / math.sqrt(max(1, d)) if scale is None else scale
     shared = math.prod(k.shape[:-2])
-    Q = q.data.reshape(shared, R, T, d)                                      # (B·G, R, T, d)
+    Q = _contiguous(q.data, scale).reshape(shared, R, T, d)                  # (B·G, R, T, d), s Q
     K, V = (t.data.reshape(shared, S, d) for t in (k, v))                    # (B·G, S, d)
     trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
     transposed = lambda a: a.swapaxes(1, 2)
@@ -299,34 +345,39 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
         n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
         s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
-        most = _most(n, end - s.start, window, Q.dtype) if causal else None
-        P = np.empty((len(Q), R * n, end - s.start), Q.dtype)
-        drop = _keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
+        hidden = causal and (n > 1 or window)                                # are some, perhaps?
+        most = _most(n, end - s.start, window, Q.dtype) if hidden else None
+        E = np.empty((len(Q), R * n, end - s.start), Q.dtype)
+        Z = np.empty((len(Q), R * n, 1), Q.dtype)
+        drop = _keep_mask(E.shape, dropout, rng, E.dtype) if dropout else None
         for h in groups(n, end - s.start):
-            p = np.matmul(stacked(Q[h, :, t] * scale), transposed(K[h, s]), out=P[h])
-            if causal:
-                score = p.reshape(len(p), R, n, -1)[..., -most.shape[1]:]
+            e = np.matmul(stacked(Q[h, :, t]), transposed(K[h, s]), out=E[h])
+            if hidden:
+                score = e.reshape(len(e), R, n, -1)[..., -most.shape[1]:]
                 np.fmin(score, most, out=score)
-            _softmax(p, -1)
-            o = np.matmul(p if drop is None else p * drop[h], V[h, s])
+            e -= e.max(-1, keepdims=True, initial=-math.inf)
+            np.exp(e, out=e)
+            Z[h] = _row_sums(e) if S else 1                                  # no keys: O = 0
+            o = (e if drop is None else e * drop[h]) @ V[h, s]
+            o /= Z[h]
             O[h, :, t] = o.reshape(len(o), R, n, d)
-        if any(trained): blocks.append((t, s, P, drop))
+        if any(trained): blocks.append((t, s, E, Z, drop))
 
-    def vjp(do):
-        dO = do.reshape(O.shape)
+    def vjp(dy):
+        dO = dy.reshape(O.shape)
         dQ, dK, dV = (np.zeros_like(A) for A in (Q, K, V))
-        for t, s, P, drop in blocks:
+        for t, s, E, Z, drop in blocks:
             for h in groups(t.stop - t.start, s.stop - s.start):
-                p, do = P[h], stacked(dO[h, :, t])
-                if trained[2]: dV[h, s] += transposed(p if drop is None else p * drop[h]) @ do
+                e, do = E[h], stacked(dO[h, :, t]) / Z[h]
+                if trained[2]: dV[h, s] += transposed(e if drop is None else e * drop[h]) @ do
                 if not (trained[0] or trained[1]): continue
-                dS = do @ transposed(V[h, s])                                 # dP, then dS in place
+                dS = do @ transposed(V[h, s])                                # dP, then dS in place
                 if drop is not None: dS *= drop[h]
-                dS -= np.einsum("hij,hij->hi", p, dS)[..., None]
-                dS *= p
-                dS *= scale
+                dS -= np.vecdot(do, stacked(O[h, :, t]))[..., None]
+                dS *= e
                 if trained[0]: dQ[h, :, t] = (dS @ K[h, s]).reshape(dQ[h, :, t].shape)
                 if trained[1]: dK[h, s] += transposed(dS) @ stacked(Q[h, :, t])
+        if trained[0]: dQ *= scale
         return [g.reshape(shape) for g, shape in zip((dQ, dK, dV), shapes, strict=True)]
     return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
 
@@ -365,26 +416,25 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
                          "empty")
     t = np.where(counted, t, 0)
     Z = logits.data.reshape(-1, V)
-    P = np.empty_like(Z) if logits.requires_grad else None
-    total = 0.0
+    E = np.empty_like(Z) if logits.requires_grad else None    # softmax(Z) = E / sums
+    sums, total = np.empty(len(Z), Z.dtype), 0.0
     for s in _slices(len(Z), V, 1 << 18):
-        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if P is None else P[s])
+        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if E is None else E[s])
         rows = np.arange(len(z))
         aim = (1 - eps) * z[rows, t[s]] + eps * z.mean(-1) if eps else z[rows, t[s]]
         np.exp(z, out=z)
-        sums = z.sum(-1, keepdims=True)
-        total += np.dot(np.where(counted[s], np.log(sums[:, 0]) - aim, 0), counted[s])
-        if P is not None: z /= sums                      # P = softmax(Z)
+        sums[s] = _row_sums(z)[:, 0]
+        total += np.dot(np.where(counted[s], np.log(sums[s]) - aim, 0), counted[s])
 
     def dlogits(dy):
-        w = np.where(counted, dy / n, 0).astype(P.dtype)
-        for s in _slices(len(P), V, 1 << 18):
-            p = P[s]
-            if eps: p -= eps / V
-            p[np.arange(len(p)), t[s]] -= 1 - eps
-            p *= w[s, None]
-            if n < len(t): p[~counted[s]] = 0            # not 0·∞, if a row's logits are infinite
-        return P.reshape(shape)
+        w = np.where(counted, dy / n, 0).astype(E.dtype)
+        for s in _slices(len(E), V, 1 << 18):
+            e = E[s]
+            e *= (w[s] / sums[s])[:, None]
+            if eps: e -= (w[s] * (eps / V))[:, None]
+            e[np.arange(len(e)), t[s]] -= w[s] * (1 - eps)
+            if n < len(t): e[~counted[s]] = 0            # not 0·∞, if a row's logits are infinite
+        return E.reshape(shape)
     return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
 
 

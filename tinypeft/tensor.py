@@ -112,9 +112,10 @@ class Tensor:
         The functions run in this order. That of a frozen parent is dropped, with the arrays that
         only it holds. A parent may be None (an absent bias).
         """
-        edges = [(x, f) for x, f in edges if x is not None]
-        fs = [f if x.requires_grad else None for x, f in edges]
-        return Tensor.fused(data, [x for x, _ in edges], lambda dy: [f and f(dy) for f in fs])
+        parents = [x for x, _ in edges if x is not None]
+        if not _recording.get(): return Tensor.fused(data, parents, None)
+        fs = [f if x.requires_grad else None for x, f in edges if x is not None]
+        return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs])
 
     @staticmethod
     def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
@@ -123,12 +124,14 @@ class Tensor:
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
         itself or views of it, and never the same fresh array twice.
         """
-        y = Tensor.__new__(Tensor)
+        y, trained = Tensor.__new__(Tensor), False
         y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
-        if any(x.data.dtype != y.data.dtype for x in parents):
-            raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave "
-                            f"{y.dtype}: float32 and float64 do not mix; cast one of them")
-        y.requires_grad = any(x.requires_grad for x in parents) and _recording.get()
+        for x in parents:                                # a plain loop: generation runs this often
+            trained = trained or x.requires_grad
+            if x.data.dtype != y.data.dtype:
+                raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave "
+                                f"{y.dtype}: float32 and float64 do not mix; cast one of them")
+        y.requires_grad = trained and _recording.get()
         if y.requires_grad:
             y.node, y.data = Node(parents, vjp, y.data), y.data.view()
             y.data.flags.writeable = False               # a gradient may depend on this value
@@ -353,8 +356,9 @@ class Tensor:
         """Permute the axes, as numpy.transpose: x.transpose(0, 2, 1). No argument reverses them."""
         axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
         axes = tuple(axes) or tuple(range(self.ndim))[::-1]
-        back = tuple(np.argsort([i % self.ndim for i in axes]))
-        return Tensor.op(self.data.transpose(axes), (self, lambda dy: dy.transpose(back)))
+        n = self.ndim
+        back = lambda dy: dy.transpose(np.argsort([i % n for i in axes]))
+        return Tensor.op(self.data.transpose(axes), (self, back))
 
     def __getitem__(self, index):
         """Index by slices, integers, integer arrays or a mask; repeated elements add up."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from .checkpoints import resume, save_checkpoint
 from .diagnosis import DivergedError, check_finite, diverged
+from .heap import keep_freed_memory
 from .hyper import flag, real, whole
 from .markup import table
 from .nn import Dropout, Module
@@ -184,8 +185,10 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
     """Add the gradients of the batch's mean loss and the penalty to the parameters; return the sum.
 
     The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
-    take one each at a time. Each part is weighted by its share of what counts.
+    take one each at a time. Each part is weighted by its share of what counts. The first call asks
+    the C library to keep freed memory for the next step (`heap.py`).
     """
+    keep_freed_memory()
     rows = len(batch[0])
     cuts = np.linspace(0, rows, min(workers * accumulate, rows) + 1).astype(int)
     parts = [tuple(a[i:j] for a in batch) for i, j in itertools.pairwise(cuts)]
