@@ -1,7 +1,5 @@
 """The house holds: imports point up, nothing imports an oracle, and `import tinypeft` is light."""
 import ast
-import os
-import subprocess
 import sys
 from pathlib import Path
 

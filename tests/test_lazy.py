@@ -11,7 +11,8 @@ import tinypeft
 
 ROOT = Path(__file__).parents[1]
 TOY = {"__init__": "from typing import TYPE_CHECKING\nfrom tinypeft.lazy import lazily\nlazily(__name__)\n"
-                   "if TYPE_CHECKING:\n    from .train import rate, train\n    from .inner import parts\n    from . import alone\n",
+                   "if TYPE_CHECKING:\n    from .train import rate, train\n"
+                   "    from .inner import parts\n    from . import alone\n",
        "train": "rate = 3\ndef train(): return rate", "alone": "", "other": "from . import train as module",
        "broken": "import no_such_module", "inner/__init__": "", "inner/parts": ""}
 
@@ -19,7 +20,8 @@ TOY = {"__init__": "from typing import TYPE_CHECKING\nfrom tinypeft.lazy import 
 def python(code, **options):
     """What a fresh interpreter prints, with compiled files; it does not run `site`, which imports modules of its own."""
     code = f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}\n{code}"
-    return subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, **options).stdout.split()
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, **options)
+    return done.stdout.split()
 
 
 @pytest.fixture
