@@ -68,6 +68,13 @@ def test_a_function_has_its_name_before_the_module_of_the_same_name(name):
         assert python(f"import tinypeft\n{first}\nprint(type(tinypeft.{name}).__name__)") == ["function"]
 
 
+def test_a_folder_of_peft_is_written_and_read_when_nothing_else_was_imported(tmp_path):
+    start = ("from tinypeft.gpt import GPT, GPTConfig; from tinypeft.peft import LoRA, attach, load_adapter\n"
+             "model = GPT(GPTConfig(50, 16, 16, 1, 2), rng=0)\n")
+    python(start + f"attach(model, LoRA(rank=2)).save({str(tmp_path)!r}, 'peft')")
+    assert python(start + f"print(type(load_adapter(model, {str(tmp_path)!r}).method).__name__)") == ["LoRA"]
+
+
 # -- a toy -----------------------------------------------------------------------------------------
 def test_names_are_imported_when_they_are_used(toy):
     loaded = lambda: {name for name in sys.modules if name.startswith("lazy_toy.")}

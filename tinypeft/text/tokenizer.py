@@ -91,7 +91,7 @@ class Tokenizer:
 
     __hash__ = None
 
-    def __deepcopy__(self, memo: dict): return self      # nothing changes it: copied models share it
+    def __deepcopy__(self, memo: dict): return self      # it never changes: copied models share it
 
     @property
     def opening(self) -> int:
