@@ -53,7 +53,8 @@ def sorted_sample(logits, rng, temperature=1.0, top_k=None, top_p=None):
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.1}, {"temperature": 9.0}, {"top_k": 1}, {"top_k": 40},
-                                     {"top_k": 9999}, {"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 1.0}, {"top_k": 70, "top_p": 0.9}])
+                                     {"top_k": 9999}, {"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 1.0},
+                                     {"top_k": 70, "top_p": 0.9}])
 def test_the_tokens_are_those_of_a_full_sort(options):
     g = np.random.default_rng(0)
     for n, width in ((5, 1.0), (64, 1.0), (65, 0.0), (700, 0.3), (700, 4.0), (5000, 2.0)):
