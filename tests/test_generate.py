@@ -37,6 +37,34 @@ def test_tokens_are_drawn_as_often_as_they_should(options):
     assert (np.abs(drawn - n * q) <= 5 * np.sqrt(n * q * (1 - q)) + 1e-9).all()            # five standard deviations
 
 
+def sorted_sample(logits, rng, temperature=1.0, top_k=None, top_p=None):
+    """`sample` as one reads it: all tokens in order, the likeliest first."""
+    z = logits.astype(np.float64) / temperature
+    order = np.argsort(-z, axis=-1, kind="stable")
+    z = np.take_along_axis(z, order, -1)
+    p = np.exp(z - z[:, :1])
+    if top_k is not None: p[:, top_k:] = 0
+    p /= p.sum(-1, keepdims=True)
+    if top_p is not None:
+        p[p.cumsum(-1) - p >= top_p] = 0
+        p /= p.sum(-1, keepdims=True)
+    drawn = np.minimum((p.cumsum(-1) < rng.random((len(p), 1))).sum(-1), (p > 0).sum(-1) - 1)
+    return np.take_along_axis(order, drawn[:, None], -1)[:, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.1}, {"temperature": 9.0}, {"top_k": 1}, {"top_k": 40},
+                                     {"top_k": 9999}, {"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 1.0},
+                                     {"top_k": 70, "top_p": 0.9}])
+def test_the_tokens_are_those_of_a_full_sort(options):
+    g = np.random.default_rng(0)
+    for n, width in ((5, 1.0), (64, 1.0), (65, 0.0), (700, 0.3), (700, 4.0), (5000, 2.0)):
+        z = (g.standard_normal((30, n)) * width).astype(np.float32)
+        z[::3] = z[::3].round()                          # many equal ones
+        z[1::3, 0] = -np.inf
+        draws = [f(z, np.random.default_rng(n), **options) for f in (sample, sorted_sample)]
+        assert np.array_equal(*draws) and draws[0].dtype == draws[1].dtype
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_p():
     p = np.log(np.array([[0.5, 0.3, 0.2]]))
     kept = lambda top_p: set(sample(np.repeat(p, 500, axis=0), np.random.default_rng(0), top_p=top_p))

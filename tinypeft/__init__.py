@@ -1,40 +1,48 @@
 """tinypeft: parameter-efficient and memory-efficient fine-tuning of language models in NumPy.
 
 A fine-tuning method and a quantization scheme are small values. Two verbs put them on a model:
-`attach(model, LoRA(rank=8))` and `quantize(model, NF4())`. The public names, by subject:
+`attach(model, LoRA(rank=8))` and `quantize(model, NF4())`. The public names stand below, by
+subject. Each is imported when it is first used (`lazy.py`).
 """
-# the model and its text
-from .gemma import Gemma, GemmaConfig
-from .gpt import GPT, GPTConfig
-from .llama import Llama, LlamaConfig
-from .pretrained import load_tokenizer
-from .text import tasks
-from .text.chat import chat_end, chat_prompt
-from .interop import AdapterError
-from .loading import load_model, load_pretrained
+from typing import TYPE_CHECKING
 
-# the first verb: fine-tuning methods
-from .peft import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning, LinearProbe,
-                   LoRA, Method, MethodError, ParallelAdapter, PeftModel, PrefixTuning,
-                   PromptTuning, PTuning, PTuningV2, attach, load_adapter, mixed_batch,
-                   search_rank)
+from .lazy import lazily
 
-# the second verb: quantization schemes
-from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant, FakeQuantLinear,
-                    FloatFormat, LLMInt8, QTensor, QuantizedKVCache, QuantizedLinear, Scheme,
-                    SelfDistillation, SmoothQuant, Uniform, ZeroQuant, bits_per_weight, capture,
-                    convert, layer_errors, load_quantized, loftq, plant_outliers, quantize,
-                    requantize_error, save_quantized, self_distillation, weight_error)
+lazily(__name__)
+if TYPE_CHECKING:
+    # the model and its text
+    from .gemma import Gemma, GemmaConfig
+    from .gpt import GPT, GPTConfig
+    from .llama import Llama, LlamaConfig
+    from .pretrained import load_tokenizer
+    from .text import tasks
+    from .text.chat import chat_end, chat_prompt
+    from .interop import AdapterError
+    from .loading import load_model, load_pretrained
 
-# training, evaluation, generation
-from .train import DivergedError, History, evaluate, train
-from .paged import PagedAdamW
-from .generate import KVCache, generate
-from .course import check
+    # the first verb: fine-tuning methods
+    from .peft import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning,
+                       LinearProbe, LoRA, Method, MethodError, ParallelAdapter, PeftModel,
+                       PrefixTuning, PromptTuning, PTuning, PTuningV2, attach, load_adapter,
+                       mixed_batch, search_rank)
 
-# the engine
-from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
-from .nn import Module, Parameter
-from .gradcheck import gradcheck
-from .graph import graph
-from . import functional, optim, plain
+    # the second verb: quantization schemes
+    from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant,
+                        FakeQuantLinear, FloatFormat, LLMInt8, QTensor, QuantizedKVCache,
+                        QuantizedLinear, Scheme, SelfDistillation, SmoothQuant, Uniform, ZeroQuant,
+                        bits_per_weight, capture, convert, layer_errors, load_quantized, loftq,
+                        plant_outliers, quantize, requantize_error, save_quantized,
+                        self_distillation, weight_error)
+
+    # training, evaluation, generation
+    from .train import DivergedError, History, evaluate, train
+    from .paged import PagedAdamW
+    from .generate import KVCache, generate
+    from .course import check
+
+    # the engine
+    from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
+    from .nn import Module, Parameter
+    from .gradcheck import gradcheck
+    from .graph import graph
+    from . import functional, optim, plain

@@ -1,14 +1,17 @@
 """Arguments that several commands share, and the values that they stand for."""
+from __future__ import annotations
+
 import ast
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import hyper
-from .decoder import Decoder
-from .loading import load_model
+
+if TYPE_CHECKING:
+    from .decoder import Decoder
 
 __all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
            "shared", "show_json"]
@@ -62,6 +65,7 @@ def show_json(record: Any) -> None:
 
 def model_of(args: Namespace) -> Decoder:
     """The model that --model names, or the shipped base. It must have a tokenizer."""
+    from .loading import load_model
     model = load_model(args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "

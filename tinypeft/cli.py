@@ -22,16 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import SHARED, build, fields, known, model_of, number, output, shared, show_json
-from .files import check_writable
-from .generate import generate
-from .peft import METHODS, attach, load_adapter
-from .peft.folders import FORMATS
-from .quant import SCHEMES
 from .study import commands as study
-from .text import tasks
-from .text.chat import chat_end, chat_prompt
-from .train import DivergedError, evaluate, train
 
+# A command imports what it needs when it runs, so that `--help` does not wait for all modules.
 __all__ = ["main"]
 
 
@@ -62,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explained(e: Exception) -> str | None:
     """One line about an error that the user can do something about; None for any other."""
+    from .train import DivergedError
     if isinstance(e, KeyError): return str(e.args[0] if e.args else e)
     if isinstance(e, OSError) and e.strerror:
         return (f"{e.filename or 'the output'}: {e.strerror}; give another place, or change what "
@@ -86,6 +80,16 @@ def _drop_output():
 
 
 # -- arguments -------------------------------------------------------------------------------------
+class Command(ArgumentParser):
+    """The parser of a command. options: adds arguments to it when it is used."""
+    options: Callable | None = None
+
+    def parse_known_args(self, *args, **kwargs):
+        add, self.options = self.options, None
+        if add: add(self)
+        return super().parse_known_args(*args, **kwargs)
+
+
 def parser() -> ArgumentParser:
     """All commands and their options."""
     top = ArgumentParser(prog="python -m tinypeft", description=__doc__,
@@ -93,10 +97,11 @@ def parser() -> ArgumentParser:
     top.set_defaults(run=study.run_compare)
     shared(top)
     output(top, "the picture and the JSON", study.LATEST)
-    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
 
-    def command(name, run, about, takes=SHARED):
+    def command(name, run, about, takes=SHARED, options=None):
         sub = commands.add_parser(name, help=about, description=about)
+        sub.options = options
         sub.set_defaults(run=run, takes=takes)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
@@ -107,8 +112,9 @@ def parser() -> ArgumentParser:
     return top
 
 
-def add_model_commands(command: Callable) -> None:
-    p = command("finetune", run_finetune, "fine-tune with one method and save the adapter")
+def finetune_options(p: ArgumentParser) -> None:
+    from .peft import METHODS
+    from .peft.folders import formats
     p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     p.add_argument("--task", default="domain", help="domain (default), classify or summarize")
     p.add_argument("--steps", type=number(int, least=1),
@@ -124,13 +130,22 @@ def add_model_commands(command: Callable) -> None:
                    help="compute each block again in the backward pass, to save memory")
     fields(p, "hyperparameters, such as rank=4")
     output(p, "the adapter (default: it is not saved)")
-    p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
+    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
     p.add_argument("--checkpoint", type=Path, metavar="FILE",
                    help="write training's state to this file; resume from it if it exists")
 
-    p = command("quantize", run_quantize, "quantize with one scheme and measure the cost")
+
+def quantize_options(p: ArgumentParser) -> None:
+    from .quant import SCHEMES
     p.add_argument("scheme", metavar="SCHEME", help=f"one of {', '.join(SCHEMES)}")
     fields(p, "hyperparameters, such as bits=4")
+
+
+def add_model_commands(command: Callable) -> None:
+    command("finetune", run_finetune, "fine-tune with one method and save the adapter",
+            options=finetune_options)
+    command("quantize", run_quantize, "quantize with one scheme and measure the cost",
+            options=quantize_options)
 
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
@@ -178,6 +193,11 @@ def add_course_commands(command: Callable) -> None:
 
 # -- commands --------------------------------------------------------------------------------------
 def run_finetune(args: Namespace) -> None:
+    from .files import check_writable
+    from .peft import METHODS, attach
+    from .peft.folders import formats
+    from .text import tasks
+    from .train import evaluate, train
     model, classify = model_of(args), args.task == "classify"
     method = build("method", METHODS, args.method, args.set)
     known([args.task], ("domain", "classify", "summarize"), "task")
@@ -186,7 +206,7 @@ def run_finetune(args: Namespace) -> None:
     task = getattr(tasks, args.task)(model)
     tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
                    head_bias=args.format != "peft")
-    FORMATS[args.format].check(tuned)
+    formats()[args.format].check(tuned)
     test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
     before = None
     if not classify:
@@ -214,6 +234,7 @@ def run_finetune(args: Namespace) -> None:
 
 
 def run_quantize(args: Namespace) -> None:
+    from .quant import SCHEMES
     from .study.compare import Size, cost_of_scheme, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
     record = cost_of_scheme(model_of(args), scheme, Size(test_batches=2 if args.quick else 8))
@@ -222,6 +243,9 @@ def run_quantize(args: Namespace) -> None:
 
 
 def run_generate(args: Namespace) -> None:
+    from .generate import generate
+    from .peft import load_adapter
+    from .text.chat import chat_end, chat_prompt
     model = model_of(args)
     tokenizer, context = model.tokenizer, model.config.context_length
     if args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
@@ -244,6 +268,7 @@ def run_generate(args: Namespace) -> None:
 
 
 def run_pretrain(args: Namespace) -> None:
+    from .files import check_writable
     from .pretrained.make import pretrain
     for folder in (args.out, args.work or args.out): check_writable(folder)
     show_json(pretrain(args.work or args.out, args.out)["results"])
@@ -269,12 +294,14 @@ def run_check(args: Namespace) -> int:
 
 def run_assign(args: Namespace) -> None:
     from .course.assign import assign
+    from .files import check_writable
     check_writable(args.out)
     print("\n".join(map(str, assign(args.lesson, args.out, args.nbgrader))))
 
 
 def run_grade(args: Namespace) -> None:
     from .course.grade import as_json, grade, write_csv
+    from .files import check_writable
     if args.csv: check_writable(args.csv.parent)
     say = None if args.json else lambda result: print(result, flush=True)
     seed = args.seed + 1                                 # students practise with seed 0

@@ -12,9 +12,6 @@ from pathlib import Path
 
 from .decoder import Decoder
 from .files import only_file
-from .interop.folder import SINGLE
-from .interop.huggingface import from_huggingface
-from .interop.llama import from_gguf
 from .pretrained import WEIGHTS, load_base
 
 __all__ = ["SMOLLM2", "load_model", "load_pretrained", "smollm2_file"]
@@ -30,7 +27,7 @@ def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> 
     is one that `pretrain --out` wrote. quantized: keep the matrices of SmolLM2's blocks in the
     file's codes (180 MB in all), as a base for QLoRA. Raises FileNotFoundError, which for SmolLM2
     names the command that installs it, and ValueError for files that are damaged or do not fit."""
-    if str(name) == SMOLLM2: return from_gguf(smollm2_file(), quantized)
+    if str(name) == SMOLLM2: return load_model(smollm2_file(), quantized)
     _check_floats(quantized)
     return load_base(name)
 
@@ -40,6 +37,9 @@ def load_model(place: str | Path | None = None, quantized: bool = False) -> Deco
     `quantized` keeps the codes. Raises FileNotFoundError, and ValueError for files that are damaged
     or unsuitable."""
     if place is None or str(place) == SMOLLM2: return load_pretrained(place, quantized)
+    from .interop.folder import SINGLE  # here, because the shipped base needs none of the three
+    from .interop.huggingface import from_huggingface
+    from .interop.llama import from_gguf
     if Path(place).suffix == ".gguf": return from_gguf(place, quantized)
     _check_floats(quantized)
     if only_file(place, *WEIGHTS): return load_base(place)

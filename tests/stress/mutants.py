@@ -45,7 +45,7 @@ __all__ = ["AREAS", "main", "sampled"]
 
 AREAS = {
     "engine": ["tensor.py", "functional.py", "plain.py", "gradcheck.py", "nn.py", "gpt.py", "llama.py", "gemma.py",
-               "decoder.py", "optim.py", "generate.py", "threads.py", "heap.py", "paged.py"],
+               "decoder.py", "optim.py", "generate.py", "threads.py", "heap.py", "paged.py", "lazy.py"],
     "methods": ["peft/*.py", "targets.py", "hyper.py"],
     "schemes": ["quant/*.py"],
     "training": ["train.py", "recompute.py", "checkpoints.py", "diagnosis.py"],

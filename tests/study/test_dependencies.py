@@ -148,6 +148,11 @@ def test_what_the_walk_follows():
     assert "toy.py other" not in found and "quant/nf4.py NF4" not in found
 
 
+def test_the_walk_follows_the_packages_late_names():
+    found = reached("import tinypeft as tp\ndef measure(value, seed, settings): return tp.NF4, tp.train")
+    assert {"quant/nf4.py NF4", "train.py train"} <= set(found) and "peft/lora.py LoRA" not in found
+
+
 @pytest.mark.parametrize("old, new, which", [
     ("LIMIT += 1", "LIMIT += 2", {"LIMIT"}), ("return super().used()", "return 1 + super().used()", {"Toy"}),
     ("x: int = 1", "x: int = 2", {"Toy"}), ("x: int = 1", "x: float = 1", set()), ("return nf4.NF4", "return 3", set()),

@@ -55,7 +55,7 @@ def test_docstrings(doc, says):
 def test_public_names(monkeypatch):
     monkeypatch.setattr(tp.peft, "__all__", ["attach"])
     monkeypatch.setattr(tp.peft, "__doc__", "One line.")
-    monkeypatch.delattr(tp, "LoRA")
+    monkeypatch.setattr(tp, "__all__", ["attach"])
     assert [line.split(";")[0] for line in said("lora")] == [
         "step 2  tinypeft/peft/__init__.py: __all__ has no 'LoRA'",
         "step 2  tinypeft/peft/__init__.py: the docstring has no line about lora.py",

@@ -1,6 +1,7 @@
 """The corpora: what is read from sources, what counts as prose, and that no part of a split knows another."""
 
 import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -328,7 +329,7 @@ def test_no_cache_where_nothing_can_be_written(cache, tmp_path, monkeypatch):
 
 def test_another_version_is_another_entry(cache, monkeypatch):
     corpus.documents("numpy")
-    monkeypatch.setattr(corpus.importlib.metadata, "version", lambda name: "9.9")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     corpus.documents("numpy")
     monkeypatch.setattr(corpus.platform, "python_version", lambda: "3.99")
     corpus.documents("numpy")

@@ -1,5 +1,6 @@
 """BPE: bit-exact against a plain re-implementation, against GPT-2's splitting, and on every kind of bad input."""
 
+import copy
 import json
 import os
 import random
@@ -212,6 +213,10 @@ def test_saved_and_loaded(small, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
     mask = os.umask(0); os.umask(mask)
     assert os.name == "nt" or stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask         # readable by others as usual
+
+
+def test_copied_models_share_it(small):
+    assert copy.deepcopy({"tokenizer": small})["tokenizer"] is small
 
 
 def test_an_interrupted_save_keeps_the_old_file(small, tmp_path, monkeypatch):

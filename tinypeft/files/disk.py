@@ -4,9 +4,7 @@ import errno
 import glob
 import os
 import stat
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +30,7 @@ def cache_directory() -> Path:
 # -- writing -------------------------------------------------------------------------------------
 def check_writable(folder: str | Path) -> None:
     """Raise OSError unless files can be written to `folder`, or it can be made. Leaves nothing."""
+    import tempfile  # 3 ms that only a writer waits for
     folder = Path(folder)
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
     try:
@@ -47,7 +46,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")   # same disk: renaming is atomic
+    part = path.with_name(f".{path.name}.{os.urandom(16).hex()}.part")  # the same disk: atomic
     try:
         with open(part, "wb") as f:
             with contextlib.suppress(OSError): _lock(f)          # says that its writer is alive

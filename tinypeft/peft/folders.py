@@ -22,7 +22,7 @@ from .attachment import bare
 from .method import Method, MethodError
 from .model import PeftModel, attach, check_free
 
-__all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "load_adapter"]
+__all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "formats", "load_adapter"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class Format:
         return only_file(folder, self.file, *self.older)
 
 
+def formats() -> dict[str, Format]:
+    """All formats by name. PEFT's is in `interop`, which builds on this file and adds the format
+    when it is imported."""
+    from .. import interop  # noqa: F401
+    return FORMATS
+
+
 def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
                  method: type[Method] | None = None, format: str | None = None) -> PeftModel:
     """Attach to `model` what `PeftModel.save`, or Hugging Face's PEFT, wrote to `folder`.
@@ -54,13 +61,13 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     method: the adapter's class, if it is your own and its module is not imported.
     """
     check_free(model)
-    if format is not None and format not in FORMATS:
-        raise MethodError(f"load_adapter: unknown format {format!r}; there are "
-                          f"{', '.join(FORMATS)}")
-    found = {name: path for name, f in FORMATS.items() if format in (None, name)
+    there = formats()
+    if format is not None and format not in there:
+        raise MethodError(f"load_adapter: unknown format {format!r}; there are {', '.join(there)}")
+    found = {name: path for name, f in there.items() if format in (None, name)
              and (path := f.find(Path(folder)))}
     if not found:
-        files = [f.file for name, f in FORMATS.items() if format in (None, name)]
+        files = [f.file for name, f in there.items() if format in (None, name)]
         raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
     if len(found) > 1:
         files = " and ".join(path.name for path in found.values())
@@ -68,7 +75,7 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
                          f"by format={' or '.join(map(repr, found))}, or delete the one that is "
                          "out of date")
     (name, path), = found.items()
-    if method is None: return FORMATS[name].load(model, path, strict)
+    if method is None: return there[name].load(model, path, strict)
     if name != "tinypeft":
         raise MethodError(f"load_adapter: {path.name} says which method it is; leave method= out")
     return _load(model, path, strict, method)

@@ -237,10 +237,10 @@ class PeftModel(Module):
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
         Neither stores what only training needs; a checkpoint of `train` does.
         """
-        from .folders import FORMATS  # not above: folders.py imports this file
-        if format not in FORMATS:
-            raise MethodError(f"save: unknown format {format!r}; there are {', '.join(FORMATS)}")
-        FORMATS[format].save(self, Path(folder))
+        from .folders import formats  # not above: folders.py imports this file
+        if format not in (there := formats()):
+            raise MethodError(f"save: unknown format {format!r}; there are {', '.join(there)}")
+        there[format].save(self, Path(folder))
 
     # -- after training -------------------------------------------------------------------------
     def summary(self) -> Summary:

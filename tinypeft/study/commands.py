@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..arguments import fields, known, model_of, number, output, parsed, show_json
-from ..files import check_writable, write_atomically
 
 __all__ = ["LATEST", "add_commands", "run_compare"]
 
@@ -49,6 +48,7 @@ def add_commands(command: Callable) -> None:
 
 
 def run_compare(args: Namespace) -> None:
+    from ..files import check_writable, write_atomically
     from . import compare
     if not args.json: check_writable(args.out)
     record = compare.compare(model_of(args), compare.QUICK if args.quick else None, args.seed)
@@ -64,6 +64,7 @@ def run_compare(args: Namespace) -> None:
 
 
 def run_figures(args: Namespace) -> int | None:
+    from ..files import check_writable
     folder = args.out or (LATEST if args.quick else Path("figures"))
     if args.rerun or args.quick or args.status or args.accept:
         from . import acceptance

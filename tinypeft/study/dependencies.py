@@ -199,8 +199,10 @@ def _silent(module: str) -> bool:
 # -- syntax ---------------------------------------------------------------------------------------
 def _parse(name: str, is_package: bool, text: str) -> _Module:
     tree = _Bare().visit(ast.parse(text))
+    late = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]   # see `lazy.py`
+    body = [*(n for n in tree.body if n not in late), *(n for each in late for n in each.body)]
     found: dict[str, list[tuple[str | None, ast.AST]]] = {}
-    for node in tree.body:
+    for node in body:
         if isinstance(node, (ast.Import, ast.ImportFrom)): continue
         if isinstance(node, ast.ClassDef):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
@@ -211,7 +213,7 @@ def _parse(name: str, is_package: bool, text: str) -> _Module:
         elif isinstance(node, ast.Assign): bound = {n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
         else: bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}      # `del x`, `x |= …`, `if …: x = …`
         for each in bound: found.setdefault(each, []).append((None, node))
-    return _Module(found, *_imports(name, is_package, tree.body))
+    return _Module(found, *_imports(name, is_package, body))
 
 
 def _imports(module: str, is_package: bool, nodes: Iterable[ast.AST]) -> tuple[dict[str, tuple[str, str | None]], list[str]]:

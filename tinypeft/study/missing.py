@@ -126,7 +126,7 @@ def of_class(name: str, cls: type, folder: str) -> Lacks:
     yield from of_docstring(name, f"{cls.__module__.replace('.', '/')}.py", cls.__doc__)
     if cls.__name__ not in package.__all__: yield Lack(2, inits[0], f"__all__ has no {cls.__name__!r}; add it")
     if f" {file} " not in package.__doc__: yield Lack(2, inits[0], f"the docstring has no line about {file}; add one")
-    if not hasattr(PUBLIC, cls.__name__): yield Lack(2, inits[1], f"it does not import {cls.__name__}; add it there")
+    if cls.__name__ not in PUBLIC.__all__: yield Lack(2, inits[1], f"it does not import {cls.__name__}; add it there")
 
 
 def of_docstring(name: str, file: str, doc: str) -> Lacks:

@@ -91,6 +91,8 @@ class Tokenizer:
 
     __hash__ = None
 
+    def __deepcopy__(self, memo: dict): return self      # it never changes: copied models share it
+
     @property
     def opening(self) -> int:
         """The id in front of a document in training: `start`, or without one the end of text."""
