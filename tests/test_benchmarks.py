@@ -1,16 +1,19 @@
 """Every benchmark runs, at sizes too small to tell anything, and its record fills its table; the limit is complete."""
+import functools
 import importlib
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
 from tests.benchmarks import __main__ as every
-from tests.benchmarks import limit, measure, scaling, sides
+from tests.benchmarks import limit, measure, operations, scaling, sides
 from tests.conftest import Watched
 from tinypeft.interop import write_gguf
 from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.nn import Linear
 from tinypeft.study import speed
 from tinypeft.tensor import Tensor
 
@@ -26,7 +29,9 @@ def tiny(monkeypatch, tmp_path):
         for attribute, value in SMALLER.get(name, lambda folder: {})(tmp_path).items():
             assert hasattr(module, attribute), attribute
             monkeypatch.setattr(module, attribute, value)
-        module.main(["--rounds", "1", "--json", str(tmp_path / "record.json"), *OPTIONS.get(name, ())])
+        if name == "step":                               # torch.compile without a C++ compiler
+            monkeypatch.setattr(module.torch, "compile", functools.partial(module.torch.compile, backend="eager"))
+        module.main(["--rounds", "1", "--json", str(tmp_path / "record.json")])
         return json.loads((tmp_path / "record.json").read_text("utf-8"))
     return run
 
@@ -46,7 +51,6 @@ SMALLER = {                                              # name → what its mod
                                           for name in scaling.SERIES}},
     "gpt2": lambda folder: {"SIZES": {"n_layer": 1, "n_embd": 128, "n_head": 2, "vocab_size": 64}, "LENGTH": 8},
     "smollm2": lambda folder: {"smollm2_file": lambda: small_llama(folder), "LENGTH": 8}}
-OPTIONS = {"step": ["--no-compile"]}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -59,6 +63,36 @@ def test_a_benchmark_runs_and_its_record_fills_its_table(name, tiny, tmp_path):
         text = speed.SECTIONS[section](every.file_of(name, tmp_path).parent)
         assert speed.make(record["machine"]) in text
         assert "nan" not in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_sides_train_as_many_numbers(tiny):
+    for oracle in ("torch", "transformers", "peft"): pytest.importorskip(oracle)
+    rows = tiny("methods")["methods"]
+    both = {name: row["trained"] for name, row in rows.items() if row["ratio"] is not None}
+    assert rows.keys() == tp.METHODS.keys() and both.keys() == rows.keys() - {"adapter", "parallel_adapter", "dylora"}
+    assert all(trained["tinypeft"] == trained["PEFT"] for trained in both.values()), both
+
+
+def test_every_operation_of_a_step_is_timed_once_in_each_direction():
+    """Dropout that draws nothing returns its input, whose backward belongs to another operation."""
+    config, rows = TINY["base"]
+    model = tp.GPT(config)
+    step = sides.ours(model, sides.batch_of(config, rows), workers=1)
+    with operations.watched() as spent: step()
+    calls = Counter((name, direction) for name, direction, _ in spent)
+    layers = sum(isinstance(m, Linear) for _, m in model.named_modules()) + 1                # and the head
+    assert calls["linear", "forward"] == calls["linear", "backward"] == layers
+    assert calls["dropout", "forward"] > 0 == calls["dropout", "backward"] and calls["AdamW", ""] == 1
+    for name in ("attention", "gelu", "layer_norm", "cross_entropy", "embedding"):
+        assert calls[name, "forward"] == calls[name, "backward"] > 0
+
+
+def test_the_parts_of_a_step_are_the_whole():
+    found = operations.shares(*TINY["base"], 3)["operations"]
+    assert sum(row["share"] for row in found) == pytest.approx(1, abs=0.05)      # each is a median of its own
+    alone = {(row["operation"], row["direction"]) for row in found if row["products alone ms"]}
+    assert alone == {(o, d) for o in ("linear", "attention") for d in ("forward", "backward")}
 
 
 def test_every_benchmark_is_run_and_has_a_table():

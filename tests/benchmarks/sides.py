@@ -51,12 +51,13 @@ def theirs(model, batch, forward=None, loss=None, after_step=lambda t: None):
     """A training step in PyTorch. forward: tokens → logits, or an output that has them; the model itself if None. loss: tokens
     → the loss, in place of the cross-entropy of the logits. after_step(t) runs after step t = 1, 2, …"""
     import torch
+    forward = model if forward is None else forward      # `or` would ask a compiled model for its length
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     tokens, targets = (torch.as_tensor(a) for a in batch)
     steps = itertools.count(1)
 
     def cross_entropy(tokens):
-        output = (forward or model)(tokens)
+        output = forward(tokens)
         logits = getattr(output, "logits", output)[:, -targets.shape[1]:]                # without those of virtual tokens
         return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 

@@ -119,7 +119,10 @@ def generation(results: Path) -> str:
     rows = {name: (name, number(found[0]["tokens per second"][name], ",.0f"), against(name),
                    number(found[0]["tokens per second"][against(name)], ",.0f"), number(r))
             for name, r in found[0]["ratio"].items()}
-    return beside(("weights", "tokens/s", "compared with", "tokens/s", "ratio"), rows, found, lambda run: run["ratio"])
+    newest = found[0]
+    same = "the same tokens as transformers" if newest["same tokens generated"] else "other tokens than transformers"
+    return (f"{newest['new tokens']} tokens after a prompt of {newest['prompt']}; in float32 {same}.\n\n"
+            + beside(("weights", "tokens/s", "compared with", "tokens/s", "ratio"), rows, found, lambda run: run["ratio"]))
 
 
 def whole(results: Path, name: str) -> str:
@@ -142,8 +145,9 @@ def whole(results: Path, name: str) -> str:
                       number(ratio["memory"]))
     alone = "; ".join(f"{name.removesuffix(' s')} {seconds:.1f} s" for name, seconds in newest["quantizing"].items())
     batch, length = newest["batch"]
-    return (f"A batch has {batch} rows of {length} tokens; {newest['new tokens']} tokens are generated. Quantizing the whole "
-            f"model: {alone}.\n\n" + beside(("what", "tinypeft", "transformers or PEFT", "ratio"), rows, found, ratios))
+    same = "the same on both sides" if newest["same tokens generated"] else "not the same on both sides"
+    return (f"A batch has {batch} rows of {length} tokens; {newest['new tokens']} tokens are generated, {same}. Quantizing the "
+            f"whole model: {alone}.\n\n" + beside(("what", "tinypeft", "transformers or PEFT", "ratio"), rows, found, ratios))
 
 
 def quant(results: Path) -> str:
