@@ -2,6 +2,7 @@
 import functools
 import importlib
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_a_benchmark_runs_and_its_record_fills_its_table(name, tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_quantizers_benchmark_runs(monkeypatch, tmp_path):
+    """Each of its cases once, not timed; the sizes are its own."""
+    for oracle in ("torch", "bitsandbytes"): pytest.importorskip(oracle)
+    from tests.benchmarks import quant
+    monkeypatch.setattr(quant, "pairs", lambda f, g, rounds: (f(), g(), (1.0, 1.0, 1.0))[-1])
+    monkeypatch.setattr(sys, "argv", ["quant.py", "--json", str(tmp_path / "record.json")])
+    quant.main()
+    record = json.loads((tmp_path / "record.json").read_text("utf-8"))
+    every.filed(every.file_of("quant", tmp_path), {"date": "2026-11-25", "commit": "a"} | record)
+    text = speed.quant(every.file_of("quant", tmp_path).parent)
+    assert text.count("| 1.00 |") == len(record["rows"]) > 20
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_both_sides_train_as_many_numbers(tiny):
     for oracle in ("torch", "transformers", "peft"): pytest.importorskip(oracle)
     rows = tiny("methods")["methods"]
@@ -123,13 +138,13 @@ def test_the_limit_has_every_product_of_a_step_and_no_other(computed, length):
     config = tp.GPTConfig(vocab_size=48, context_length=length, d_model=16, n_layers=2, n_heads=2)
     model, rows = tp.GPT(config), 3
     sides.ours(model, sides.batch_of(config, rows), workers=1)()
-    flops = lambda a, b: 2 * int(np.prod(a)) * b[-1]
     expected = limit.products(model, rows)
-    assert sorted(flops(a, b) for a, b in computed) == sorted(p.flops for p in expected)
+    total = sum(p.flops for p in expected)
+    assert sum(2 * int(np.prod(a)) * b[-1] for a, b in computed) == total                   # the step may join products
 
     d, L, V = config.d_model, config.n_layers, config.vocab_size
     pairs = sum(min(64, length - i) * min(i + 64, length) for i in range(0, length, 64))      # of query and key
-    assert sum(p.flops for p in expected) == 6 * rows * (length * (12 * L * d * d + V * d) + 2 * L * d * pairs)
+    assert total == 6 * rows * (length * (12 * L * d * d + V * d) + 2 * L * d * pairs)
 
 
 def test_the_limits_parts_are_the_whole():
