@@ -10,7 +10,8 @@ from .plot import Drawing
 
 __all__ = ["figures", "in_brief", "page"]
 
-MADE_BY = {"compare": "python -m tinypeft --out figures"}        # results that no experiment measures
+MADE_BY = {"compare": "python -m tinypeft --out figures",        # results that no experiment measures
+           "benchmark_scaling": "python -m tests.benchmarks scaling"}
 HEAD = """# Figures
 
 `python -m tinypeft figures` makes the pictures and this page from the numbers in [`results/`](results); do not edit the page

@@ -8,11 +8,9 @@ holds no measured number. A test compares every page with what `filled` makes of
 """
 from __future__ import annotations
 
-import functools
 import html
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from ..files import write_atomically
@@ -20,11 +18,13 @@ from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
 from . import compare as the_main_job
+from . import speed
 from .about import about, arxiv, class_link, code, name_of
 from .claims import ALL_CLAIMS, brief
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
+from .markdown import read, table
 from .pictures import drawing
 
 __all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
@@ -54,17 +54,6 @@ def filled(text: str, sections: dict[str, Callable[[Path], str]], results: Path)
         made = section(results)
         text = f"{before}{start}\n{made}\n{end}{after}" if "\n" in made else f"{before}{start}{made}{end}{after}"
     return text
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]])
-
-
-def read(results: Path, name: str) -> dict:
-    """The content of `results`/name.json."""
-    return json.loads((results / f"{name}.json").read_text("utf-8"))
 
 
 # -- methods and schemes -------------------------------------------------------------------------
@@ -170,58 +159,6 @@ def over_seeds(results: Path) -> str:
             "*classify* less than twice.\n")
 
 
-# -- speed ---------------------------------------------------------------------------------------
-MACHINES = {"python tests/benchmarks/step.py": "an Intel Xeon, 2 cores",          # of runs from before records named it
-            "python tests/benchmarks/gpt2.py": "an AMD EPYC, 2 cores"}
-
-
-def origin(record: dict) -> str:
-    """The line under a benchmark's table: what ran, and on which machine."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    machine = record.get("machine") or MACHINES.get(record["command"], "not recorded")
-    return f"`{record['command']}`, medians over {record['rounds']} rounds; {versions}. Machine: {machine}."
-
-
-def step(results: Path) -> str:
-    """A training step against PyTorch."""
-    record = read(results, "benchmark_step")
-    rows = [(name, f"{r['parameters']:,}", f"{r['ms']['tinypeft']:.0f}", f"{r['ratio']['eager']:.2f}",
-             f"{r['ratio']['compile']:.2f}") for name, r in record["steps"].items()]
-    return table(("model", "parameters", "ms per step", "÷ PyTorch eager", "÷ `torch.compile`"), rows) + \
-        f"\n\n{origin(record)}"
-
-
-def lora(results: Path) -> str:
-    """A LoRA step over a full step."""
-    rows = [(name, f"{r['time']:.2f}", f"{r['memory']:.2f}") for name, r in read(results, "benchmark_step")["lora"].items()]
-    return table(("LoRA step ÷ full step", "time", "peak memory"), rows)
-
-
-def gpt2(results: Path, name: str = "gpt2") -> str:
-    """GPT-2 small, or another model, beside transformers and PEFT."""
-    record = read(results, f"benchmark_{name}")
-    rows = [(name, *(f"{times[side]:.2f} s" for side in times if side != "ratio"), f"{times['ratio']:.2f}")
-            for name, times in record["seconds"].items() if not name.startswith("generation")]
-    for name, speeds in record["tokens per second"].items():
-        cells = (f"{speeds[side]:.1f} tokens/s" for side in speeds if side != "ratio")
-        rows.append((f"{name.replace('after', 'after a prompt of')} tokens", *cells, f"{speeds['ratio']:.2f}"))
-    ours, theirs = record["LoRA peak bytes"].values()
-    rows.append(("LoRA step, peak memory", f"{ours / 2**20:.0f} MiB", f"{theirs / 2**20:.0f} MiB", f"{ours / theirs:.2f}"))
-    alone = "; ".join(f"{name.removesuffix(' s')} {seconds:.1f} s" for name, seconds in record["quantizing"].items())
-    batch, length = record["batch"]
-    return (table(("what", "tinypeft", "transformers or PEFT", "ratio"), rows)
-            + f"\n\nA batch has {batch} rows of {length} tokens; {record['new tokens']} tokens are generated. Quantizing the "
-              f"whole model: {alone}.\n\n{origin(record)}")
-
-
-def quant(results: Path) -> str:
-    """Quantizing, decoding and quantized layers."""
-    record = read(results, "benchmark_quant")
-    rows = [(r["what"], f"{r['ms']:.1f}", r["against"], f"{r['against_ms']:.1f}", f"{r['ratio']:.2f}",
-             "" if r["target"] is None else f"≤ {r['target']:g}") for r in record["rows"]]
-    return table(("what", "ms", "compared with", "ms", "ratio", "target"), rows) + f"\n\n{origin(record)}"
-
-
 # -- a real model --------------------------------------------------------------------------------
 def smollm2(results: Path) -> str:
     """Every method on SmolLM2."""
@@ -256,8 +193,7 @@ SECTIONS = {
     "README.md": {"picture": picture, "methods": some_methods, "schemes": some_schemes, "claims": claims},
     "tinypeft/peft/README.md": {"methods": all_methods},
     "tinypeft/quant/README.md": {"schemes": all_schemes},
-    "tests/benchmarks/README.md": {"step": step, "lora": lora, "gpt2": gpt2, "quant": quant,
-                                   "smollm2": functools.partial(gpt2, name="smollm2")},
+    "tests/benchmarks/README.md": speed.SECTIONS,
     "tinypeft/interop/README.md": {"smollm2": smollm2},
     "tinypeft/pretrained/README.md": {"base": base},
 }

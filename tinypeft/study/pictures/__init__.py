@@ -7,6 +7,7 @@
     prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
     memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping, levels
     engine.py       computation graph, gradient check            schematics.py  drawings without numbers
+    speed.py        cost as the work grows
 
 A picture is a function from the folder of results to a `plot.Drawing`, a figure with its words. It reads stored results
 (`r` in these files) and measures nothing. Pictures that need no measurement compute exactly what they show.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import compare, plot, pretraining
-from . import engine, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, tuning, weights
+from . import engine, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, speed, tuning, weights
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
@@ -45,6 +46,7 @@ PICTURES = {
     "schemes": Picture(few_bits.schemes, "Bits and what they cost", "15", ("schemes",)),
     "bits_vs_parameters": Picture(few_bits.bits_vs_parameters, "More parameters or more bits", "15", ("bits_vs_parameters",)),
     "memory": Picture(memory.memory, "Where the memory goes", "03", ("memory",)),
+    "scaling": Picture(speed.scaling, "Cost as work grows", "03", ("benchmark_scaling",)),
     "computation_graph": Picture(engine.computation_graph, "A computation graph", "01"),
     "gradient_check": Picture(engine.gradient_check, "Checking a gradient", "01", ("gradient_check",)),
     "methods_in_a_block": Picture(schematics.methods_in_a_block, "Where each method sits", "04"),

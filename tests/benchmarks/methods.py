@@ -1,0 +1,108 @@
+"""A training step of every method over PEFT's, on the same model of the base's size; ratios are medians over pairs.
+
+    python -m tests.benchmarks.methods [--rounds 9] [--json FILE]
+
+What PEFT wraps a layer with goes on a copy of the model that is written in plain PyTorch, and virtual tokens, for which PEFT
+needs a model of transformers, on a GPT-2 of transformers with the same weights. Both sides train the same number of
+parameters. Methods that PEFT does not have are timed alone.
+"""
+import tempfile
+from types import SimpleNamespace
+
+import peft
+import torch
+import transformers
+
+import tinypeft as tp
+from tests.benchmarks.measure import in_turn, medians, parser, ratio, write
+from tests.benchmarks.sides import HORIZON, SIZES, batch_of, ours, theirs
+from tests.oracles.torch_gpt import TorchGPT, torch_copy
+
+CONFIG, ROWS = SIZES["base"]
+VIRTUAL, WIDTH = 20, 128                                 # virtual tokens; units of the MLP that makes them
+MATRICES = ["query", "key", "value", "output", "up", "down"]
+LM = {"task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL}
+
+OURS = {
+    "full": tp.FullFineTuning(), "lora": tp.LoRA(rank=8), "adalora": tp.AdaLoRA(init_rank=12, target_rank=8), "ia3": tp.IA3(),
+    "prefix": tp.PrefixTuning(VIRTUAL, hidden=WIDTH), "ptuning_v2": tp.PTuningV2(VIRTUAL, dropout=0.0),
+    "prompt": tp.PromptTuning(VIRTUAL), "ptuning": tp.PTuning((VIRTUAL, "target"), encoder="mlp", hidden=WIDTH),
+    "adapter": tp.BottleneckAdapter(), "parallel_adapter": tp.ParallelAdapter(), "dylora": tp.DyLoRA(rank=8)}
+WRAPPING = {
+    "full": None,
+    "lora": peft.LoraConfig(r=8, target_modules=["query", "value"]),
+    "adalora": peft.AdaLoraConfig(init_r=12, target_r=8, tinit=HORIZON // 10, tfinal=4 * HORIZON // 10, deltaT=10,
+                                  orth_reg_weight=0.01, total_step=HORIZON, target_modules=MATRICES),
+    "ia3": peft.IA3Config(target_modules=["key", "value", "down"], feedforward_modules=["down"])}
+AT_SEAMS = {
+    "prefix": peft.PrefixTuningConfig(**LM, prefix_projection=True, encoder_hidden_size=WIDTH),
+    "ptuning_v2": peft.PrefixTuningConfig(**LM),
+    "prompt": peft.PromptTuningConfig(**LM),
+    "ptuning": peft.PromptEncoderConfig(**LM, encoder_hidden_size=WIDTH)}
+
+
+class WithLoss(torch.nn.Module):
+    """A model whose output has the loss as well, to which PEFT's AdaLoRA adds its penalty."""
+
+    def __init__(self, model: TorchGPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, targets=None):
+        logits = self.model(tokens)
+        loss = None if targets is None else torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def transformers_copy(model):
+    """A GPT-2 of transformers with the weights of `model`, by way of a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.to_huggingface(folder)
+        return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+
+
+def counterpart(name, model, batch):
+    """(model, step) of PEFT, or None for a method that it lacks."""
+    if name in AT_SEAMS:
+        adapted = peft.get_peft_model(transformers_copy(model), AT_SEAMS[name])
+        mask = torch.ones(batch[0].shape, dtype=torch.long)
+        return adapted, theirs(adapted, batch, lambda tokens: adapted(input_ids=tokens, attention_mask=mask))
+    if name not in WRAPPING: return None
+    copy = torch_copy(model, torch.float32)
+    if name == "full": return copy, theirs(copy, batch)
+    adapted = peft.get_peft_model(WithLoss(copy), WRAPPING[name])
+    for n, p in adapted.named_parameters():
+        if "ranknum" in n: p.requires_grad = False       # AdaLoRA's init_r, a constant
+    allocate = getattr(adapted.base_model, "update_and_allocate", lambda t: None)
+    if name != "adalora": return adapted, theirs(adapted, batch)
+    targets = torch.as_tensor(batch[1])                  # PeftModel's own forward would leave the penalty out
+    return adapted, theirs(adapted, batch, after_step=allocate, loss=lambda tokens: adapted.base_model(tokens, targets).loss)
+
+
+def compared(name, rounds):
+    """One method: milliseconds per step and trained parameters on each side, and the ratio."""
+    config, model = CONFIG, tp.GPT(CONFIG)
+    batch = batch_of(config, ROWS, config.context_length - VIRTUAL)
+    tuned = tp.attach(tp.GPT(config), OURS[name])
+    trained, steps = {"tinypeft": sum(p.size for p in tuned.trainable_parameters())}, {"tinypeft": ours(tuned, batch)}
+    if there := counterpart(name, model, batch):
+        adapted, steps["PEFT"] = there
+        trained["PEFT"] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    times = in_turn(steps, rounds)
+    return {"method": repr(OURS[name]), "trained": trained, "ms": medians(times, 1e-3, 1),
+            "ratio": ratio(times["tinypeft"], times["PEFT"]) if there else None}
+
+
+def main(argv=None):
+    args = parser(__doc__, 9).parse_args(argv)
+    record = {"batch": [ROWS, CONFIG.context_length - VIRTUAL], "methods": {}}
+    print(f"{'method':<20}{'trained':>10}{'ms':>8}{'PEFT':>8}{'ratio':>8}")
+    for name in tp.METHODS:
+        row = record["methods"][name] = compared(name, args.rounds)
+        print(f"{name:<20}{row['trained']['tinypeft']:>10,}{row['ms']['tinypeft']:>8}{row['ms'].get('PEFT', '–'):>8}"
+              f"{row['ratio'] or '–':>8}", flush=True)
+    write("methods", args, record)
+
+
+if __name__ == "__main__":
+    main()

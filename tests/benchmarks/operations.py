@@ -1,0 +1,98 @@
+"""Where a training step spends its time: CPU seconds of every operation, forward and backward, and of its products alone.
+
+    python -m tests.benchmarks.operations [--rounds 9] [--json FILE]
+
+Every function of `tinypeft.functional` is timed by its thread's own clock, and so is the backward that it records. AdamW is
+timed as a whole. The rest of the step's CPU time is sums, reshaping, views, the walk of the graph and the batch. The products
+of linear layers and of attention are timed alone (`limit.py`), as a share of what their operation takes.
+"""
+import contextlib
+import functools
+import statistics
+import time
+from unittest import mock
+
+import numpy as np
+
+from tests.benchmarks.limit import limit
+from tests.benchmarks.measure import in_turn, medians, parser, seconds, write
+from tests.benchmarks.sides import SIZES, batch_of, ours
+from tinypeft import GPT, functional, optim
+from tinypeft.tensor import Tensor
+
+DIRECTIONS = "forward", "backward"
+
+
+def timed(function, name, direction, spent, clock=time.thread_time):
+    """The function, with (name, direction, seconds) noted in `spent` at each call."""
+    @functools.wraps(function)
+    def call(*args, **options):
+        start = clock()
+        try: return function(*args, **options)
+        finally: spent.append((name, direction, clock() - start))
+    return call
+
+
+def operation(function, name, spent):
+    """An operation whose forward and backward are both timed."""
+    forward = timed(function, name, "forward", spent)
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        y = forward(*args, **options)
+        made = isinstance(y, Tensor) and y.node is not None and all(y is not x for x in args)     # dropout may return x
+        if made: y.node.vjp = timed(y.node.vjp, name, "backward", spent)
+        return y
+    return call
+
+
+@contextlib.contextmanager
+def watched():
+    """Inside, every operation and the optimizer note in the list given what they spend."""
+    spent = []
+    with contextlib.ExitStack() as patches:
+        for name in functional.__all__:
+            f = getattr(functional, name)
+            if callable(f): patches.enter_context(mock.patch.object(functional, name, operation(f, name, spent)))
+        step = timed(optim.AdamW.step, "AdamW", "", spent, time.process_time)
+        patches.enter_context(mock.patch.object(optim.AdamW, "step", step))
+        yield spent
+
+
+def shares(config, rows, rounds):
+    """One row per operation and direction, the largest first: milliseconds of CPU time, and their share of the step."""
+    model = GPT(config)
+    step = ours(model, batch_of(config, rows))
+    for _ in range(3): step()
+    times = {}
+    with watched() as spent:
+        for i in range(rounds):
+            spent.clear()
+            total = seconds(step, time.process_time)
+            for name, direction, t in spent: times.setdefault((name, direction), np.zeros(rounds))[i] += t
+            times.setdefault("all", np.zeros(rounds))[i] = total
+    total = times.pop("all")
+    times["rest", ""] = total - sum(times.values())
+    only = {(o, d): limit(model, rows, only=lambda p, o=o, d=d: (p.operation, p.direction) == (o, d))
+            for o in ("linear", "attention") for d in DIRECTIONS}
+    alone = medians(in_turn(only, rounds, clock=time.process_time), 1e-3, 2)
+    return {"cpu ms": round(1e3 * statistics.median(total), 1), "operations": [
+        {"operation": name, "direction": direction, "ms": round(1e3 * statistics.median(t), 2),
+         "share": round(statistics.median(t / total), 4), "products alone ms": alone.get((name, direction))}
+        for (name, direction), t in sorted(times.items(), key=lambda item: (item[0][0] == "rest", -item[1].sum()))]}
+
+
+def main(argv=None):
+    args = parser(__doc__, 9).parse_args(argv)
+    record = {"steps": {name: shares(config, rows, args.rounds) for name, (config, rows) in SIZES.items()}}
+    for name, step in record["steps"].items():
+        print(f"{name}: {step['cpu ms']} ms of CPU time")
+        for row in step["operations"]:
+            alone = row["products alone ms"]
+            print(f"  {row['operation'] + ' ' + row['direction']:<26}{row['ms']:>8.2f} ms{row['share']:>7.1%}"
+                  + (f"   products alone {alone:.2f} ms, {alone / row['ms']:.0%} of it" if alone else ""))
+    write("operations", args, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What each trick buys: the same run without it over the run with it, in turn, one trick at a time.
+
+    python -m tests.benchmarks.tricks [--rounds 9] [--json FILE]
+
+`WITHOUT` says how to take a trick away; what then runs in its place is the readable form that the tests compare it with. The
+run is a training step of the base, where nothing else is said. To add a trick, add an entry.
+"""
+import contextlib
+from unittest import mock
+
+import numpy as np
+
+import tinypeft as tp
+from tests.benchmarks.measure import in_turn, medians, parser, ratio, write
+from tests.benchmarks.sides import SIZES, batch_of, ours
+from tinypeft import functional, plain
+
+
+def plainly(name, form=None):
+    """Inside, an operation is composed from primitives, as `plain.py` has it."""
+    return lambda: mock.patch.object(functional, name, form or getattr(plain, name))
+
+
+WITHOUT = {                                              # trick → (run, the file that has it, a context without it)
+    "one operation, one backward: linear": ("step", "functional.py", plainly("linear")),
+    "one operation, one backward: layer norm": ("step", "functional.py", plainly("layer_norm")),
+    "GELU in slices that stay in the cache, which keeps its slope": ("step", "functional.py", plainly("gelu")),
+    "attention in blocks of 64 queries, without the keys that none of them sees":
+        ("step", "functional.py", plainly("attention", lambda q, k, v, **options: plain.attention(q, k, v))),
+    "cross-entropy in slices, its gradient in place": ("step", "functional.py", plainly("cross_entropy")),
+    "the embedding's gradient as a sum of sorted runs": ("step", "functional.py", plainly("embedding")),
+    "a thread for each half of the batch, in place of two threads in each product": ("step", "threads.py", "one worker"),
+    "a cache of keys and values: generation of 64 tokens": ("generation", "generate.py", "no cache")}
+
+
+def runs_of(config, rows):
+    """name → function: what a trick is judged by."""
+    model, batch, prompt = tp.GPT(config), batch_of(config, rows), np.zeros((1, 16), int)
+    return {"step": ours(model, batch), "one worker": ours(model, batch, workers=1),      # with the BLAS's own two threads
+            "generation": lambda: model.generate(prompt, 64), "no cache": lambda: model.generate(prompt, 64, use_cache=False)}
+
+
+def without(runs, run, how):
+    """The run without a trick: another run, or the same one inside a context."""
+    def step():
+        with how() if callable(how) else contextlib.nullcontext(): runs[run if callable(how) else how]()
+    return step
+
+
+def main(argv=None):
+    args = parser(__doc__, 9).parse_args(argv)
+    runs, rows = runs_of(*SIZES["base"]), []
+    for trick, (run, file, how) in WITHOUT.items():
+        times = in_turn({"with": runs[run], "without": without(runs, run, how)}, args.rounds, warmup=1)
+        rows.append({"trick": trick, "file": file, "ms": medians(times, 1e-3, 1),
+                     "ratio": ratio(times["without"], times["with"])})
+        print(f"{trick:<78}{rows[-1]['ratio']:>7.2f}", flush=True)
+    write("tricks", args, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
