@@ -91,26 +91,20 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    X, g, d = _rows(x.data), gamma.data, max(1, x.shape[-1])
-    xhat, y, r = np.empty_like(X), np.empty_like(X), np.empty((len(X), 1), X.dtype)
-    for s in _slices(*X.shape):
-        np.subtract(X[s], _row_sums(X[s]) / d, out=xhat[s])
-        r[s] = _normalize(xhat[s], eps)                      # 1/σ
-        np.multiply(xhat[s], g, out=y[s])
-        y[s] += beta.data
+    mean = lambda a: _row_sums(a) / max(1, a.shape[-1])
+    xhat, g = x.data - mean(x.data), gamma.data
+    r = _normalize(xhat, eps)                                # 1/σ  (…, 1)
+    y = xhat * g
+    y += beta.data
 
     def dx(dy):
-        dy, dx = _rows(dy), np.empty_like(xhat)
-        for s in _slices(*dx.shape):
-            dxhat = np.multiply(dy[s], g, out=dx[s])         # becomes dx in place
-            m = _mean_product(dxhat, xhat[s])
-            dxhat -= _row_sums(dxhat) / d
-            dxhat -= np.multiply(xhat[s], m, out=xhat[s])    # x̂ is used up: this edge runs last
-            dxhat *= r[s]
-        return dx.reshape(x_shape)
-    x_shape = x.shape
-    return Tensor.op(y.reshape(x_shape),
-                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), xhat)),
+        dx = dy * g                                          # dx̂, then dx in place
+        m = _mean_product(dx, xhat)
+        dx -= mean(dx)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
                      (beta, lambda dy: _column_sums(_rows(dy))), (x, dx))
 
 
@@ -309,7 +303,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
               window: int | None = None) -> Tensor:
     """Scaled dot-product attention: O = P V,   P = softmax(s Q Kᵀ),   s = 1/√d if `scale` is None.
 
-    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(dO ⊙ O)),   dQ = s dS K,   dK = s dSᵀ Q.
+    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = s dS K,   dK = s dSᵀ Q.
 
     q (…, H, T, d), k and v (…, G, S, d) → (…, H, T, d), d being a head's width. G divides H: in
     *grouped-query attention* H/G consecutive heads of q read one head of k and v. With `causal`,
@@ -320,7 +314,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     A block of 64 queries skips the keys that all its rows are hidden from. The rows of the heads
     that share a key come after each other, in one product. Heads go in groups that fit in cache.
     P = E / Z, E = exp(S − max S), Z = rowsum(E): dividing the rows of O and of dO by Z, which are
-    narrow, spares two walks through P. rowsum(dO ⊙ O) = rowsum(P ⊙ dP) spares another one.
+    narrow, spares a walk through P. Then dP / Z takes the place of dP.
     """
     H, G = (t.shape[-3] if t.ndim > 2 else 1 for t in (q, k))
     if (min(q.ndim, k.ndim) < 2 or k.shape != v.shape or q.shape[-1] != k.shape[-1]
@@ -364,16 +358,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
         if any(trained): blocks.append((t, s, E, Z, drop))
 
     def vjp(dy):
-        dO = dy.reshape(O.shape)
+        dO = dy.reshape(Q.shape)
         dQ, dK, dV = (np.zeros_like(A) for A in (Q, K, V))
         for t, s, E, Z, drop in blocks:
             for h in groups(t.stop - t.start, s.stop - s.start):
                 e, do = E[h], stacked(dO[h, :, t]) / Z[h]
                 if trained[2]: dV[h, s] += transposed(e if drop is None else e * drop[h]) @ do
                 if not (trained[0] or trained[1]): continue
-                dS = do @ transposed(V[h, s])                                # dP, then dS in place
+                dS = do @ transposed(V[h, s])                                # dP / Z, then dS in place
                 if drop is not None: dS *= drop[h]
-                dS -= np.vecdot(do, stacked(O[h, :, t]))[..., None]
+                dS -= np.vecdot(e, dS)[..., None] / Z[h]
                 dS *= e
                 if trained[0]: dQ[h, :, t] = (dS @ K[h, s]).reshape(dQ[h, :, t].shape)
                 if trained[1]: dK[h, s] += transposed(dS) @ stacked(Q[h, :, t])
@@ -441,17 +435,13 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
 def embedding(ids: Array, E: Tensor) -> Tensor:
     """Rows of a table: y = E[ids].    dE[i] = Σ dy over the places where ids = i.
 
-    ids integers (…) in [0, n), E (n, d) → (…, d). The gradient sorts the places by id and sums each
-    run: that is numpy.add.at in half its time.
+    ids integers (…) in [0, n), E (n, d) → (…, d).
     """
     ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
 
     def dE(dy):
-        out, flat = np.zeros(shape, dy.dtype), ids.reshape(-1)
-        if ids.size:
-            order = np.argsort(flat, kind="stable")
-            unique, first = np.unique(flat[order], return_index=True)
-            out[unique] = np.add.reduceat(_rows(dy)[order], first, axis=0)
+        out = np.zeros(shape, dy.dtype)
+        np.add.at(out, ids, dy)
         return out
     return Tensor.op(E.data[ids], (E, dE))
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,8 +149,9 @@ class Tensor:
         for x, dx in self.gradients(dy):
             x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
 
-    def gradients(self, dy: Array | None = None) -> list[tuple[Tensor, Array]]:
-        """As `backward`, but return [(leaf, ∂L/∂leaf)] and leave every `.grad` alone."""
+    def gradients(self, dy: Array | None = None) -> Iterator[tuple[Tensor, Array]]:
+        """As `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
+        `.grad` alone."""
         if not self.requires_grad:
             raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
                              "from requires a gradient, or it was computed under no_grad()")
@@ -160,13 +161,13 @@ class Tensor:
                              f"that shape, got {dy if dy is None else np.shape(dy)}")
         dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
         root = self.node or self
-        order, leaves = topological_order(root), []
+        order = topological_order(root)
         grads, own = {id(root): dy}, set()               # own: ids of gradients safe to add into
         while order:
             y = order.pop()
             dy = grads.pop(id(y))
             if isinstance(y, Tensor):                    # a leaf
-                leaves.append((y, np.asarray(dy) if id(y) in own else np.array(dy)))
+                yield y, np.asarray(dy) if id(y) in own else np.array(dy)
                 continue
             parents, vjp = y.parents, y.vjp
             y.parents = y.vjp = None                     # walked: free the arrays it saved
@@ -183,7 +184,6 @@ class Tensor:
                 else:
                     grads[id(x)] = dx
                     if dx is not dy and dx.base is None: own.add(id(x))
-        return leaves
 
     def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""

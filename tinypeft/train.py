@@ -196,18 +196,24 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
     if not parts: raise ValueError(f"train: nothing counts in a batch of {rows} rows")
     total, losses = sum(map(task.count, parts)), []
 
-    def one(part):
+    def one(job):
+        i, part = job
         loss, share = task.loss(model, part), task.count(part) / total
-        return share * loss.item(), loss.gradients(share)
+        for p, g in loss.gradients(share):
+            first = sums.setdefault((i // 2, p), g)      # of two parts, the second adds to the
+            if first is not g: first += g                # first's array: a + b = b + a
+        return share * loss.item()
 
-    def add(loss, gradients):
-        losses.append(loss)
-        for p, g in gradients:
-            if p.grad is None: p.grad = g
-            else:              p.grad += g
+    def add(p, g):
+        if p.grad is None: p.grad = g
+        else:              p.grad += g
     for i in range(0, len(parts), workers):
-        for result in parallel_map(one, parts[i:i + workers], workers): add(*result)
-    if (penalty := model.penalty()) is not None: add(penalty.item(), penalty.gradients())
+        sums = {}                                        # (pair of parts, parameter) → gradient
+        losses += parallel_map(one, enumerate(parts[i:i + workers]), workers)
+        for (_, p), g in sorted(sums.items(), key=lambda item: item[0][0]): add(p, g)
+    if (penalty := model.penalty()) is not None:
+        losses.append(penalty.item())
+        for p, g in penalty.gradients(): add(p, g)
     return sum(losses)
 
 

@@ -30,12 +30,17 @@ def seconds(run, clock=time.perf_counter):
 
 
 def in_turn(runs, rounds, warmup=3, clock=time.perf_counter):
-    """name → seconds of each round. runs: name → function; they run A B C A B C …"""
+    """name → seconds of each round. runs: name → function; they run A B C A B C …
+
+    A pause comes first: the threads of a BLAS or of OpenMP go on spinning for up to 150 ms after a product, and would slow the
+    run that follows."""
     for _ in range(warmup):
         for run in runs.values(): run()
     times = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in runs.items(): times[name].append(seconds(run, clock))
+        for name, run in runs.items():
+            time.sleep(0.2)
+            times[name].append(seconds(run, clock))
     return times
 
 

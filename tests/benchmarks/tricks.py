@@ -6,12 +6,14 @@
 run is a training step of the base, where nothing else is said. To add a trick, add an entry.
 """
 import contextlib
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
 
 import tinypeft as tp
-from tests.benchmarks.measure import in_turn, medians, parser, ratio, write
+from tests.benchmarks.measure import ROOT, in_turn, medians, parser, ratio, write
 from tests.benchmarks.sides import SIZES, batch_of, ours
 from tinypeft import functional, plain
 
@@ -28,16 +30,44 @@ WITHOUT = {                                              # trick → (run, the f
     "attention in blocks of 64 queries, without the keys that none of them sees":
         ("step", "functional.py", plainly("attention", lambda q, k, v, **options: plain.attention(q, k, v))),
     "cross-entropy in slices, its gradient in place": ("step", "functional.py", plainly("cross_entropy")),
-    "the embedding's gradient as a sum of sorted runs": ("step", "functional.py", plainly("embedding")),
+    "freed memory stays with the process": ("kept memory", "heap.py", "returned memory"),
     "a thread for each half of the batch, in place of two threads in each product": ("step", "threads.py", "one worker"),
     "a cache of keys and values: generation of 64 tokens": ("generation", "generate.py", "no cache")}
 
 
+@contextlib.contextmanager
 def runs_of(config, rows):
     """name → function: what a trick is judged by."""
+    (kept, one), (returned, other) = (in_a_child(keeps, config, rows) for keeps in (True, False))
     model, batch, prompt = tp.GPT(config), batch_of(config, rows), np.zeros((1, 16), int)
-    return {"step": ours(model, batch), "one worker": ours(model, batch, workers=1),      # with the BLAS's own two threads
-            "generation": lambda: model.generate(prompt, 64), "no cache": lambda: model.generate(prompt, 64, use_cache=False)}
+    with one, other:
+        yield {"step": ours(model, batch), "one worker": ours(model, batch, workers=1),  # with the BLAS's own two threads
+               "kept memory": kept, "returned memory": returned, "generation": lambda: model.generate(prompt, 64),
+               "no cache": lambda: model.generate(prompt, 64, use_cache=False)}
+
+
+CHILD = """
+import sys
+import tinypeft as tp, tinypeft.train
+from tests.benchmarks.sides import batch_of, ours
+if not {keeps}: sys.modules["tinypeft.train"].keep_freed_memory = lambda: False
+config, rows = tp.{config}, {rows}
+step = ours(tp.GPT(config), batch_of(config, rows))
+for _ in sys.stdin: step(), print(flush=True)
+"""
+
+
+def in_a_child(keeps, config, rows):
+    """A training step in a process of its own, because a C library that was told to keep memory cannot be told otherwise."""
+    code = CHILD.format(keeps=keeps, config=config, rows=rows)
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, encoding="utf-8",
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def step():
+        child.stdin.write("\n")
+        child.stdin.flush()
+        if not child.stdout.readline(): raise RuntimeError("the process that takes steps has ended")
+    return step, child
 
 
 def without(runs, run, how):
@@ -49,12 +79,13 @@ def without(runs, run, how):
 
 def main(argv=None):
     args = parser(__doc__, 9).parse_args(argv)
-    runs, rows = runs_of(*SIZES["base"]), []
-    for trick, (run, file, how) in WITHOUT.items():
-        times = in_turn({"with": runs[run], "without": without(runs, run, how)}, args.rounds, warmup=1)
-        rows.append({"trick": trick, "file": file, "ms": medians(times, 1e-3, 1),
-                     "ratio": ratio(times["without"], times["with"])})
-        print(f"{trick:<78}{rows[-1]['ratio']:>7.2f}", flush=True)
+    rows = []
+    with runs_of(*SIZES["base"]) as runs:
+        for trick, (run, file, how) in WITHOUT.items():
+            times = in_turn({"with": runs[run], "without": without(runs, run, how)}, args.rounds, warmup=2)
+            rows.append({"trick": trick, "file": file, "ms": medians(times, 1e-3, 1),
+                         "ratio": ratio(times["without"], times["with"])})
+            print(f"{trick:<78}{rows[-1]['ratio']:>7.2f}", flush=True)
     write("tricks", args, {"rows": rows})
 
 
