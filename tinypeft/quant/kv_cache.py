@@ -138,9 +138,9 @@ class History:
 
     def decode(self, like: Array) -> Array:
         """The decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
-        table = decoding_table(self.bits, None, 0)                        # the codes of every byte
-        if table.ndim == 2: x = table.take(self.codes, axis=0).reshape(-1)[:self.n]
-        else:               x = unpack(self.codes, self.bits, self.n)
+        if 8 % self.bits == 0:                                            # the codes of every byte
+            x = decoding_table(self.bits, None, 0, 1).take(self.codes, axis=0).reshape(-1)[:self.n]
+        else: x = unpack(self.codes, self.bits, self.n)
         x = x.astype(like.dtype, copy=False).reshape(-1, self.group)
         x *= self.scale.astype(x.dtype)[:, None]
         x += self.low.astype(x.dtype)[:, None]
