@@ -35,7 +35,20 @@ def test_product_is_exact(rng, K, extreme):
     C = int8_matmul(A, B)
     assert np.array_equal(C, in_int64(A, B))
     assert np.array_equal(int8_matmul(A.astype(np.float32), B.astype(np.float32)), C)
-    assert C.dtype == (np.float32 if K <= 1024 else np.float64)
+    large = np.abs(A.astype(int)).sum(1).max() > 2**17
+    assert C.dtype == (np.float64 if K > 1024 and large else np.float32)
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_small_codes_need_no_pieces_but_one_row_too_large_does(row):
+    """4096 codes of 32 have the sum 2¹⁷, and times −128 that of 2²⁴. One more, and float32 alone is wrong."""
+    A, B = np.full((3, 4096), 32, np.int8), np.full((2, 4096), -128, np.int8)
+    assert int8_matmul(A, B).dtype == np.float32 and (int8_matmul(A, B) == -2.0**24).all()
+    A[row, 0], B[:, 0] = 33, -127
+    A[row, 1] = 33
+    C = int8_matmul(A, B)
+    assert C.dtype == np.float64 and np.array_equal(C, in_int64(A, B))
+    assert np.float32(C[row, 0]) != C[row, 0]                              # an odd number beyond 2²⁴
 
 
 def test_product_is_exact_where_the_sum_is_odd_and_large():
@@ -82,7 +95,7 @@ def test_product_refuses_what_it_cannot_do():
 def test_scaled_product_is_the_product_with_the_decoded_weight(rng, block):
     W = rng.standard_normal((6, 40)).astype(np.float32)
     q = tp.Uniform(8, granularity="group", group_size=block).quantize(W.reshape(-1))
-    q = int8.replace(q, shape=W.shape)
+    q = dataclasses.replace(q, shape=W.shape)
     Q = random_int8(rng, 9, 40).astype(np.float32)
     expected = Q.astype(np.float64) @ q.dequantize().astype(np.float64).T
     np.testing.assert_allclose(scaled_matmul(Q, q), expected, rtol=1e-5, atol=1e-4)
