@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..decoder import Decoder
+from ..generate import kept
 from ..hints import Array
 from ..hyper import one_of
 from ..nn import Linear, Parameter, replace_modules
@@ -38,6 +39,8 @@ from .qtensor import QTensor
 from .scheme import Scheme
 from .uniform import Uniform
 
+TINY = float(np.finfo(np.float32).tiny)
+INTEGERS = {np.dtype(np.int8), np.dtype(np.float32)}
 CHUNK, MOST = 1024, 2**17                                # 128² · 1024 = 128 · 2¹⁷ = 2²⁴
 
 
@@ -45,9 +48,9 @@ def int8_matmul(A: Array, B: Array) -> Array:
     """A (M, K), B (N, K) → A Bᵀ (M, N), exact. A and B are int8, or float32 that holds integers in
     [−128, 127]. The result is float32, or float64 if that needs pieces. Raises TypeError for other
     dtypes and ValueError for other shapes."""
-    for X in (A, B):
-        if X.dtype not in (np.int8, np.float32):
-            raise TypeError(f"int8_matmul: expected int8, or float32 of int8 values, got {X.dtype}")
+    if not {A.dtype, B.dtype} <= INTEGERS:
+        raise TypeError("int8_matmul: expected int8, or float32 of int8 values, got "
+                        f"{A.dtype} and {B.dtype}")
     if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[1]:
         raise ValueError(f"int8_matmul: expected A (M, K), B (N, K), got {A.shape} and {B.shape}")
     A, B = (X.astype(np.float32, copy=False) for X in (A, B))
@@ -59,7 +62,7 @@ def int8_matmul(A: Array, B: Array) -> Array:
 
 def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple[Array, Array]:
     """Quantize X (M, d) → integers in [−127, 127] as float32 (M, d), and their scale s_x. "token"
-    and "tensor" compute s_x from X, (M, 1) and (). "static" uses `scale` and clips X."""
+    and "tensor" compute s_x from X, (M, 1) (() for one token) and (). "static" uses `scale` and clips X."""
     if activations == "static":
         s = X.dtype.type(scale)
         return np.clip(rounded(X, s), -127, 127), s
@@ -75,24 +78,26 @@ def rounded(X: Array, s: Array) -> Array:
 
 
 def row_max(A: Array) -> Array:
-    """The largest number of each row of a C-contiguous A (M, d), (M, 1); 0 if d = 0. `A.max(1)`
-    takes twice as long where rows are short."""
-    if not A.size: return np.zeros((len(A), 1), A.dtype)
+    """The largest number of each row of a C-contiguous A (M, d), (M, 1), or () for a single row; 0
+    if d = 0. `A.max(1)` takes twice as long where rows are short."""
+    if not A.size:  return np.zeros((len(A), 1), A.dtype)
+    if len(A) == 1: return A.max()
     return np.maximum.reduceat(A.reshape(-1), np.arange(0, A.size, A.shape[1]))[:, None]
 
 
 def scale_of(m: Array) -> Array:
     """The scale m/127 of a range [−m, m]; 1 where m/127 is less than a normal float32."""
     s = m / m.dtype.type(127)
-    none = s < np.finfo(np.float32).tiny
-    return np.where(none, s.dtype.type(1), s) if none.any() else s
+    return np.where(s < TINY, s.dtype.type(1), s) if s.ndim else s.dtype.type(1) if s < TINY else s
 
 
 def signed_codes(q: QTensor) -> Array:
-    """q − z of a symmetric QTensor of at most 8 bits, as float32, of its shape."""
-    Q = np.empty(q.shape, np.float32)
-    look_up(q, 0, Q.reshape(-1))
-    return Q
+    """q − z of a symmetric QTensor of at most 8 bits, as float32, of its shape; to be read only."""
+    def codes():
+        Q = np.empty(q.shape, np.float32)
+        look_up(q, 0, Q.reshape(-1))
+        return Q
+    return kept((q, "codes"), codes)
 
 
 def check_integers(q: QTensor) -> None:
@@ -110,7 +115,7 @@ def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
     multiplies the decoded Ŵ; scaling sums of groups is no more exact."""
     N, K = q.shape
     if q.block_size % K:
-        return Q.astype(dtype, copy=False) @ q.dequantize().astype(dtype, copy=False).T
+        return Q.astype(dtype, copy=False) @ kept(q, q.dequantize).astype(dtype, copy=False).T
     s_w = np.repeat(q.scales(), q.block_size // K)[:N] if q.block_size > K else q.scales()
     return scaled(int8_matmul(Q, signed_codes(q)).astype(dtype, copy=False), s_w)
 

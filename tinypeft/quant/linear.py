@@ -8,6 +8,7 @@ layer takes the gradient above instead: the straight-through estimator (Bengio e
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from ..generate import kept
 from ..hints import Array
 from ..nn import Module, Parameter
 from ..tensor import Tensor
@@ -62,9 +63,10 @@ class QuantizedLinear(Module):
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
     """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy.    x (…, d_in), q (d_out, d_in), b (d_out,) or None
 
-    Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time."""
+    Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time.
+    (`generate` keeps up to 8 MiB of them until it returns.)"""
     dtype = x.dtype
-    dense = lambda: q.dequantize().astype(dtype, copy=False)
+    dense = lambda: kept(q, q.dequantize).astype(dtype, copy=False)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense)
 
 
