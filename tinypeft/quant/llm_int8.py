@@ -120,12 +120,18 @@ class LLMInt8Linear(QuantizedLinear):
         Q, s, O = (inputs if self.variant == "paper" else bitsandbytes_inputs)(X, self.threshold)
         W, s_w = signed_codes(self.weight), self.weight.scales()
         Y = scaled(int8_matmul(Q, W).astype(X.dtype, copy=False), s, s_w)
-        if len(O):
-            W_O = W[:, O] * s_w[:, None]
-            _, at, of = np.intersect1d(O, self.columns, assume_unique=True, return_indices=True)
-            W_O[:, at] = self.kept[:, of]
-            Y += X[:, O] @ W_O.T.astype(X.dtype, copy=False)
+        if len(O): Y += X[:, O] @ self.outlier_weight(O, W, s_w).T.astype(X.dtype, copy=False)
         return Y
+
+    def outlier_weight(self, O: Array, W: Array, s_w: Array) -> Array:
+        """The columns O of Ŵ, float32 (d_out, |O|): kept, or from the codes W and their scales."""
+        kept = np.full(self.d_in, -1)
+        kept[self.columns] = np.arange(len(self.columns))
+        places = kept[O]
+        if places.min() >= 0: return self.kept[:, places].astype(np.float32)
+        W_O, there = W[:, O] * s_w[:, None], places >= 0
+        W_O[:, there] = self.kept[:, places[there]]
+        return W_O
 
     def describe(self) -> str:
         return f"{super().describe()[:-1]}, {len(self.columns)} columns in float16)"
