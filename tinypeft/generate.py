@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from . import functional as F
 from .hints import Array, Seed
 from .tensor import Tensor, no_grad
 
@@ -57,6 +58,11 @@ class LayerCache:
             self.k, self.v = self._grown(self.k, k.data, start), self._grown(self.v, v.data, start)
         self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k.data, v.data
         return Tensor(self.k[:, :, :self.length]), Tensor(self.v[:, :, :self.length])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """Attention of q (B, H, T, d_head) over everything so far and k, v, which are added.
+        options: of `functional.attention`."""
+        return F.attention(q, *self.append(k, v), **options)
 
     @property
     def nbytes(self) -> int:

@@ -62,18 +62,27 @@ def look_up(q: QTensor, start: int, x: Array) -> None:
     zero = q.zero if isinstance(q.zero, int) else 0
     if q.bits == 8 and q.codebook is None:                 # a byte is a number: nothing to look up
         np.subtract(q.codes[start:start + len(x)], np.float32(zero), out=x)
-        return
-    values, done = decoding_table(q.bits, q.codebook, zero), 0
-    if 8 % q.bits == 0:
-        octets = 2 if q.size >= SHARED else 1
-        table, lanes = decoding_table(q.bits, q.codebook, zero, octets), octets * 8 // q.bits
-        rows, first = len(x) // lanes, start * q.bits // 8
-        done = rows * lanes
-        words = q.codes[first:first + rows * octets].view(f"u{octets}")
-        # No index needs clipping, but only mode="clip" lets NumPy write into `out` without a buffer.
+    elif q.bits == 16:
+        table = decoding_table(16, q.codebook, zero)
+        np.take(table, q.codes[start:start + len(x)], out=x, mode="clip")
+    else: expand(q.codes[start * q.bits // 8:], q.bits, x, q.codebook, zero, q.size >= SHARED)
+
+
+def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: int = 0,
+           wide: bool = False) -> None:
+    """Write c[q] − z of the first len(x) of packed codes of 1 … 8 bits into x, float32. wide: two
+    bytes at a time. No index needs clipping, but only mode="clip" lets NumPy write into `out`
+    without a buffer."""
+    done = 0
+    if 8 % bits == 0:
+        octets = 2 if wide else 1
+        table, lanes = decoding_table(bits, name, zero, octets), octets * 8 // bits
+        rows = len(x) // lanes
+        words, done = packed[:rows * octets].view(f"u{octets}"), rows * lanes
         np.take(table, words, axis=0, out=x[:done].reshape(rows, lanes), mode="clip")
     if done < len(x):                                      # codes that straddle bytes, or the last
-        np.take(values, q.unpack(start + done, len(x) - done), out=x[done:], mode="clip")
+        rest = unpack(packed[done * bits // 8:], bits, len(x) - done)
+        np.take(decoding_table(bits, name, zero), rest, out=x[done:], mode="clip")
 
 
 @lru_cache(maxsize=32)
