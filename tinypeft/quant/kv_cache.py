@@ -96,8 +96,8 @@ class QuantizedLayerCache:
         P /= P.sum(3, keepdims=True)
         old = P.shape[3] - V.shape[2]
         O = self.values.mean(P[..., :old], d) + P[..., old:] @ V
-        self.keys.add(k.data)
-        self.values.add(v.data)
+        self.keys.keep(K)
+        self.values.keep(V)
         self.length += 1
         return Tensor(O.reshape(q.shape))
 
@@ -142,16 +142,15 @@ class History:
         """Add x (B, H, T, d); return everything so far: decoded codes, recent vectors, x."""
         recent = self.after(x)
         everything = recent if not self.n else np.concatenate([self.decode(x), recent], axis=2)
-        self.add(x)
+        self.keep(recent)
         return everything
 
     def after(self, x: Array) -> Array:
         """The recent vectors, and x (B, H, T, d) after them."""
         return np.concatenate([self.recent, x], axis=2) if self.recent.size else x
 
-    def add(self, x: Array) -> None:
-        """Add x (B, H, T, d) to the recent vectors, and encode those that leave."""
-        recent = self.after(x)
+    def keep(self, recent: Array) -> None:
+        """Encode those of the recent vectors (B, H, r, d) that leave; keep the others."""
         leaving = self.leaving(recent.shape[2])
         if leaving: self.encode(self.grouped(recent[:, :, :leaving]))
         self.recent = recent[:, :, leaving:].copy()
@@ -166,11 +165,11 @@ class History:
                              "exceed float16 scales")
         s[s == 0] = 1
         q = np.rint((x - m[:, None].astype(x.dtype)) / s[:, None].astype(x.dtype))
-        q = np.clip(q, 0, 2**self.bits - 1).astype(np.uint8).reshape(-1)
-        whole = self.n // 8 * self.bits                                   # bytes that stay
-        begun = unpack(self.codes[whole:], self.bits, self.n % 8)
-        self.packed.write(pack(np.concatenate([begun, q]), self.bits), whole)
-        self.n += q.size
+        q = np.minimum(np.maximum(q, 0), 2**self.bits - 1).astype(np.uint8).reshape(-1)
+        n, whole = q.size, self.n // 8 * self.bits                        # bytes that stay
+        if begun := self.n % 8: q = np.append(unpack(self.codes[whole:], self.bits, begun), q)
+        self.packed.write(pack(q, self.bits), whole)
+        self.n += n
         self.scales.write(s)
         self.lows.write(m)
 
@@ -185,8 +184,8 @@ class History:
         """q (n, G), s and m (n,) of all n groups, in floating point."""
         q = np.empty(self.n, np.float32)
         expand(self.codes, self.bits, q, wide=self.n >= WIDE)
-        return (q.astype(dtype, copy=False).reshape(-1, self.group), self.scale.astype(dtype),
-                self.low.astype(dtype))
+        s, m = (single(a).astype(dtype, copy=False) for a in (self.scale, self.low))
+        return q.astype(dtype, copy=False).reshape(-1, self.group), s, m
 
 
 def half(x: Array) -> Array:
@@ -194,6 +193,14 @@ def half(x: Array) -> Array:
     with np.errstate(over="ignore"):
         y = x.astype(np.float16)
     return np.where(y < x, np.nextafter(y, np.float16(np.inf)), y)
+
+
+def single(x: Array) -> Array:
+    """Finite float16 as float32: exponent and mantissa move 13 bits, and the biases differ by 112.
+    NumPy's `astype` converts one number at a time and takes three times as long."""
+    bits = x.view(np.uint16).astype(np.uint32)
+    bits = (bits & 0x7FFF) << 13 | (bits & 0x8000) << 16
+    return bits.view(np.float32) * np.float32(2.0**112)
 
 
 class TokenHistory(History):
