@@ -115,6 +115,23 @@ def test_inputs_are_rounded_to_the_nearest_step(rng, kind, dtype):
     assert (kind == "static") == (not inside.all())
 
 
+def test_row_max_is_the_largest_of_each_row(rng):
+    """One row gives a number, which scales as a column of one does."""
+    for shape in ((5, 7), (3, 1), (1, 6), (4, 0), (0, 4)):
+        A = np.abs(rng.standard_normal(shape)).astype(np.float32)
+        assert np.array_equal(np.reshape(int8.row_max(A), (-1, 1)), A.max(1, keepdims=True, initial=0))
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (3, 3000)])
+def test_scaling_in_place_leaves_the_buffer_as_it_was(rng, shape):
+    Y, before = rng.standard_normal(shape), np.getbufsize()
+    s, s_w = rng.standard_normal((len(Y), 1)), rng.standard_normal(shape[1])
+    expected = Y * s * s_w
+    assert int8.scaled(Y, s, s_w) is Y and np.array_equal(Y, expected) and np.getbufsize() == before
+    with pytest.raises(ValueError): int8.scaled(Y, np.ones(2))
+    assert np.getbufsize() == before
+
+
 def test_zero_rows_are_exact_and_nan_stays_where_it_is(rng):
     X = rng.standard_normal((4, 6)).astype(np.float32)
     X[1], X[2, 3] = 0, np.nan
