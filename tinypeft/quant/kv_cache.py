@@ -19,8 +19,8 @@ attends and dropped again, so memory is `nbytes` plus the cache of one layer.
 A single token, as in generation, attends to the integers themselves: s and m move to the query and
 to the probabilities, which are G times fewer numbers. For a query x and probabilities p,
 
-    keys per channel    x·k̂_t = Σ_d (x_d s_d) q_td + Σ_d x_d m_d       s, m: of t's group of tokens
-    values per token    Σ_t p_t v̂_t = Σ_t (p_t s_t) q_t + Σ_t p_t m_t    s, m: of a group of channels
+    keys per channel   x·k̂_t = Σ_d (x_d s_d) q_td + Σ_d x_d m_d       s, m: of t's group of tokens
+    values per token   Σ_t p_t v̂_t = Σ_t (p_t s_t) q_t + Σ_t p_t m_t  s, m: of a group of channels
 
 Where things differ. The paper has R = 128 for contexts of thousands of tokens; here it is 32, for
 contexts of some hundred. The range need not contain 0 as in `uniform.py`: some key channels are far

@@ -8,6 +8,8 @@ layer takes the gradient above instead: the straight-through estimator (Bengio e
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..generate import kept
 from ..hints import Array
 from ..nn import Module, Parameter
@@ -81,8 +83,9 @@ def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable,
                          f"expected x (…, {q.shape[1]})")
     shape, dtype = x.shape, x.dtype
     rows = lambda a: a.reshape(-1, a.shape[-1])
+    sums = lambda a: np.ones(len(a), a.dtype) @ a        # as in `functional.linear`
     Y = product(rows(x.data)).astype(dtype, copy=False)
     if b is not None: Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], -1),
                      (x, lambda dy: (rows(dy) @ dense().astype(dtype, copy=False)).reshape(shape)),
-                     (b, lambda dy: rows(dy).sum(0)), *more)
+                     (b, lambda dy: sums(rows(dy))), *more)
