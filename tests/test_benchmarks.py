@@ -68,10 +68,11 @@ def test_a_benchmark_runs_and_its_record_fills_its_table(name, tiny, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_quantizers_benchmark_runs(monkeypatch, tmp_path):
-    """Each of its cases once, not timed; the sizes are its own."""
+    """Each of its cases once, not timed; the sizes are its own, but for the tokens in a cache."""
     for oracle in ("torch", "bitsandbytes"): pytest.importorskip(oracle)
     from tests.benchmarks import quant
-    monkeypatch.setattr(quant, "pairs", lambda f, g, rounds: (f(), g(), (1.0, 1.0, 1.0))[-1])
+    monkeypatch.setattr(quant, "pairs", lambda f, g, rounds, rest: (f(), g(), (1.0, 1.0, 1.0))[-1])
+    monkeypatch.setattr(quant, "LENGTHS", (40, 50))
     monkeypatch.setattr(sys, "argv", ["quant.py", "--json", str(tmp_path / "record.json")])
     quant.main()
     record = json.loads((tmp_path / "record.json").read_text("utf-8"))

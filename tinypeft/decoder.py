@@ -226,12 +226,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None
     if prefix is not None:
         K, V = (_expand(p, B, 4) for p in prefix)
         k, v = concatenate([K, k], axis=2), concatenate([V, v], axis=2)
-    if cache is not None:
-        if k.requires_grad or v.requires_grad:
-            raise GraphError("a cache keeps numbers without their history, so gradients would be "
-                             "lost; use no_grad() or no cache")
-        k, v = cache.append(k, v)                                          # (B, H_kv, S, d_head)
-    return F.attention(q, k, v, **options).transpose(0, 2, 1, 3).reshape(B, T, H * d)
+    if cache is not None and (k.requires_grad or v.requires_grad):
+        raise GraphError("a cache keeps numbers without their history, so gradients would be "
+                         "lost; use no_grad() or no cache")
+    attention = F.attention if cache is None else cache.attend
+    return attention(q, k, v, **options).transpose(0, 2, 1, 3).reshape(B, T, H * d)
 
 
 def _expand(virtual, B, ndim):

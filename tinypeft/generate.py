@@ -3,18 +3,47 @@
 The model predicts a distribution over the next token. `generate` takes the likeliest, or samples
 (with a temperature, from the k likeliest, or from the smallest set of probability p), and appends
 the choice. With the cache each step feeds one token instead of all; the result is the same.
+
+A quantized layer decodes its weight for every token, which takes longer than the product of the
+weight and one token. So `generate` keeps decoded weights until it returns, of the layers that come
+first, at most KEPT bytes in all: those of a small model, and a small part of a large one.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
 
+from . import functional as F
 from .hints import Array, Seed
 from .tensor import Tensor, no_grad
 
-__all__ = ["KVCache", "LayerCache", "generate", "sample"]
+__all__ = ["KVCache", "LayerCache", "generate", "keeping", "kept", "sample"]
+
+KEPT = 2**23                                                 # bytes of decoded weights
+_kept = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[dict[Hashable, Array]]:
+    """Inside `with keeping():` `kept` returns an array again. No weight may change there."""
+    before = _kept.set({})
+    try: yield _kept.get()
+    finally: _kept.reset(before)
+
+
+def kept(source: Hashable, make: Callable[[], Array]) -> Array:
+    """make(), to be read only. Inside `keeping()` it is made once for each `source`, as long as all
+    that is kept takes at most KEPT bytes."""
+    arrays = _kept.get()
+    if arrays is None: return make()
+    if (array := arrays.get(source)) is None:
+        array = make()
+        if sum(a.nbytes for a in arrays.values()) + array.nbytes <= KEPT: arrays[source] = array
+    return array
 
 
 class LayerCache:
@@ -29,6 +58,11 @@ class LayerCache:
             self.k, self.v = self._grown(self.k, k.data, start), self._grown(self.v, v.data, start)
         self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k.data, v.data
         return Tensor(self.k[:, :, :self.length]), Tensor(self.v[:, :, :self.length])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """Attention of q (B, H, T, d_head) over everything so far and k, v, which are added.
+        options: of `functional.attention`."""
+        return F.attention(q, *self.append(k, v), **options)
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +150,7 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     rng = np.random.default_rng(rng)
     if use_cache and cache is None: cache = KVCache(model.config.n_layers)
     done, fed = np.zeros(len(tokens), bool), 0               # fed: tokens that the cache has seen
-    with no_grad():
+    with no_grad(), keeping():
         for _ in range(max_new_tokens):
             if use_cache: logits = model(tokens[:, fed:], cache=cache, last=True)
             else:         logits = model(tokens, last=True)

@@ -1,10 +1,12 @@
 """GPTQ in PyTorch, as its paper's Algorithm 1 reads: what `tinypeft.quant.gptq` must equal, in codes and in time.
 
-Right-looking, untransposed, H inverted, its Cholesky factor upper: none of tinypeft's rearrangements.
+Right-looking, untransposed, H inverted, its Cholesky factor upper: none of tinypeft's rearrangements. `gptq_model` is the loop
+over a model of the authors' repository: a block's layers are given its inputs, each has an H of its own, and the next block
+is given what the quantized one computes.
 """
 import torch
 
-__all__ = ["gptq"]
+__all__ = ["gptq", "gptq_model"]
 
 
 def grid(w, bits, symmetric):
@@ -47,3 +49,22 @@ def gptq(W, H, bits=4, group_size=None, block_size=128, damping=0.01, symmetric=
         W[:, i2:] -= E @ U[i1:i2, i2:]
     back = torch.argsort(order)
     return codes[:, back], Q[:, back]
+
+
+@torch.no_grad()
+def gptq_model(model, tokens, bits, group_size):
+    """Quantize the TorchGPT `model` in place, calibrated on tokens (B, T)."""
+    tokens = torch.as_tensor(tokens).long()
+    h = model.token_embedding(tokens) + model.position_embedding(torch.arange(tokens.shape[1]))
+    for block in model.blocks:
+        linears, H = [m for m in block.modules() if isinstance(m, torch.nn.Linear)], {}
+
+        def add(m, inputs, H=H):
+            x = inputs[0].reshape(-1, inputs[0].shape[-1])
+            H[m] = H.get(m, 0) + 2 / len(x) * x.T @ x
+        hooks = [m.register_forward_pre_hook(add) for m in linears]
+        block(h)
+        for hook in hooks: hook.remove()
+        for m in linears: m.weight.copy_(gptq(m.weight.data, H[m], bits, group_size)[1])
+        h = block(h)
+    return model

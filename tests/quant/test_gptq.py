@@ -11,8 +11,9 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
+from tests.toys import linear_paths
 from tinypeft.pretrained import FOLDER
-from tinypeft.quant.gptq import factor
+from tinypeft.quant.gptq import factor, inverse_cholesky
 from tinypeft.quant.measure import layer_errors, output_error
 from tinypeft.quant.obq import obq, obq_step
 from tinypeft.quant.packing import unpack
@@ -80,6 +81,23 @@ def test_factor_is_that_of_the_inverse_numerical(rng):
     U = factor(H, 0.1)
     assert np.array_equal(U, np.triu(U)) and (U.diagonal() > 0).all()
     assert_close(np.linalg.inv(U.T @ U), H + 0.1 * H.diagonal().mean() * np.eye(48), 1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 2, 63, 64, 65, 200])
+def test_inverse_cholesky_numerical(d, rng):
+    """Sizes below and above those that are halved."""
+    X = rng.standard_normal((d, 3 * d))
+    M = inverse_cholesky(X @ X.T)
+    assert np.array_equal(M, np.tril(M)) and (M.diagonal() > 0).all()
+    assert_close(M, np.linalg.inv(np.linalg.cholesky(X @ X.T)), 1e-9)
+    with pytest.raises(np.linalg.LinAlgError): inverse_cholesky(-X @ X.T)
+
+
+def test_layers_that_read_one_input_are_rounded_as_if_alone_bit_exact(rng):
+    (W, H), other = problem(rng), problem(rng, 40)[0]
+    for name in VARIANTS:
+        scheme = tp.GPTQ(**VARIANTS[name])
+        assert all(same(a, scheme.quantize(b, H)) for a, b in zip(scheme.together([W, other], H), (W, other), strict=True))
 
 
 def test_scale_of_the_hessian_does_not_matter(rng):
@@ -225,6 +243,17 @@ def test_true_sequential_looks_behind_the_layers_of_its_own_block_bit_exact(gpt,
 
 
 # -- storage -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_model_is_what_the_authors_loop_over_blocks_makes_of_it_numerical(torch, gpt, rng, bits):
+    from tests.oracles.torch_gpt import torch_copy
+    from tests.oracles.torch_gptq import gptq_model
+    tokens = rng.integers(0, 37, (6, 24))
+    model, theirs = gpt(np.float64), gptq_model(torch_copy(gpt(np.float64)), tokens, bits, 16)
+    tp.quantize(model, tp.GPTQ(bits, group_size=16, scale_dtype="float32"), tokens)
+    for path in linear_paths(model):
+        assert_close(model.get(path).dense_weight(), theirs.get_submodule(path).weight.detach().numpy(), 1e-6, path)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_bits_per_weight_are_the_formula_bit_exact(rng, bits):
     W, H = problem(rng, 64, 256)

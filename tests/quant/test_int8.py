@@ -35,7 +35,20 @@ def test_product_is_exact(rng, K, extreme):
     C = int8_matmul(A, B)
     assert np.array_equal(C, in_int64(A, B))
     assert np.array_equal(int8_matmul(A.astype(np.float32), B.astype(np.float32)), C)
-    assert C.dtype == (np.float32 if K <= 1024 else np.float64)
+    large = np.abs(A.astype(int)).sum(1).max() > 2**17
+    assert C.dtype == (np.float64 if K > 1024 and large else np.float32)
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_small_codes_need_no_pieces_but_one_row_too_large_does(row):
+    """4096 codes of 32 have the sum 2¹⁷, and times −128 that of 2²⁴. One more, and float32 alone is wrong."""
+    A, B = np.full((3, 4096), 32, np.int8), np.full((2, 4096), -128, np.int8)
+    assert int8_matmul(A, B).dtype == np.float32 and (int8_matmul(A, B) == -2.0**24).all()
+    A[row, 0], B[:, 0] = 33, -127
+    A[row, 1] = 33
+    C = int8_matmul(A, B)
+    assert C.dtype == np.float64 and np.array_equal(C, in_int64(A, B))
+    assert np.float32(C[row, 0]) != C[row, 0]                              # an odd number beyond 2²⁴
 
 
 def test_product_is_exact_where_the_sum_is_odd_and_large():
@@ -82,7 +95,7 @@ def test_product_refuses_what_it_cannot_do():
 def test_scaled_product_is_the_product_with_the_decoded_weight(rng, block):
     W = rng.standard_normal((6, 40)).astype(np.float32)
     q = tp.Uniform(8, granularity="group", group_size=block).quantize(W.reshape(-1))
-    q = int8.replace(q, shape=W.shape)
+    q = dataclasses.replace(q, shape=W.shape)
     Q = random_int8(rng, 9, 40).astype(np.float32)
     expected = Q.astype(np.float64) @ q.dequantize().astype(np.float64).T
     np.testing.assert_allclose(scaled_matmul(Q, q), expected, rtol=1e-5, atol=1e-4)
@@ -100,6 +113,23 @@ def test_inputs_are_rounded_to_the_nearest_step(rng, kind, dtype):
     assert (np.abs(Q * s - X)[inside] <= np.broadcast_to(s / 2, X.shape)[inside] * (1 + 1e-5)).all()
     assert (np.abs(Q)[~inside] == 127).all()
     assert (kind == "static") == (not inside.all())
+
+
+def test_row_max_is_the_largest_of_each_row(rng):
+    """One row gives a number, which scales as a column of one does."""
+    for shape in ((5, 7), (3, 1), (1, 6), (4, 0), (0, 4)):
+        A = np.abs(rng.standard_normal(shape)).astype(np.float32)
+        assert np.array_equal(np.reshape(int8.row_max(A), (-1, 1)), A.max(1, keepdims=True, initial=0))
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (3, 3000)])
+def test_scaling_in_place_leaves_the_buffer_as_it_was(rng, shape):
+    Y, before = rng.standard_normal(shape), np.getbufsize()
+    s, s_w = rng.standard_normal((len(Y), 1)), rng.standard_normal(shape[1])
+    expected = Y * s * s_w
+    assert int8.scaled(Y, s, s_w) is Y and np.array_equal(Y, expected) and np.getbufsize() == before
+    with pytest.raises(ValueError): int8.scaled(Y, np.ones(2))
+    assert np.getbufsize() == before
 
 
 def test_zero_rows_are_exact_and_nan_stays_where_it_is(rng):

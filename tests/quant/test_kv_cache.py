@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.oracles import assert_close
+from tinypeft import functional as F
 from tinypeft.quant import kv_cache
-from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory
+from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory, single
 from tinypeft.quant.packing import pack
 from tinypeft.tensor import no_grad
 
@@ -119,6 +121,41 @@ def test_keys_want_channels(seed):
     assert channel < 0.5 * token
     channel, token = errors(V)
     assert token < 0.5 * channel
+
+
+def test_every_finite_float16_bit_exact():
+    x = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    x = x[np.isfinite(x)]
+    assert single(x).tobytes() == x.astype(np.float32).tobytes()
+
+
+# -- one token attends to the codes ----------------------------------------------------------------
+@pytest.mark.parametrize("keys", ["channel", "token"])
+@pytest.mark.parametrize("values", ["channel", "token"])
+@pytest.mark.parametrize("bits, heads, dtype, tolerance", [(4, 4, np.float32, 1e-5), (3, 2, np.float64, 1e-12),
+                                                           (1, 4, np.float64, 1e-12), (8, 2, np.float32, 1e-5)])
+def test_attention_to_codes_is_attention_to_what_they_decode_to_numerical(rng, monkeypatch, keys, values, bits, heads, dtype,
+                                                                          tolerance):
+    """With as many heads of keys as of queries and with fewer; what is stored is the same, bit for bit."""
+    monkeypatch.setattr(kv_cache, "WIDE", 1500)                        # both ways to read codes, one after the other
+    config = tp.GPTConfig(64, 512, 32, 1, heads)
+    mine, plain = (tp.QuantizedKVCache(config, bits, 8, 16, keys, values).layers[0] for _ in range(2))
+    monkeypatch.setattr(plain, "attend", lambda q, k, v, **options: F.attention(q, *plain.append(k, v), **options))
+    for i, T in enumerate([40, *[1] * 40, 3, 1]):
+        q, k, v = (tp.Tensor(rng.standard_normal((2, n, T, 32 // heads)).astype(dtype)) for n in (4, heads, heads))
+        options = {} if i % 2 else {"scale": 0.3}
+        assert_close(mine.attend(q, k, v, **options).data, plain.attend(q, k, v, **options).data, tolerance)
+        assert mine.length == plain.length and mine.nbytes == plain.nbytes
+    for a, b in ((mine.keys, plain.keys), (mine.values, plain.values)):
+        for name in ("codes", "scale", "low", "recent"): assert np.array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_with_a_window_it_is_attention_to_decoded_vectors_numerical(rng):
+    mine, plain = (tp.QuantizedKVCache(tp.GPTConfig(64, 512, 32, 1, 4), 4, 8, 8).layers[0] for _ in range(2))
+    for T in (40, 1, 1):
+        q, k, v = (tp.Tensor(rng.standard_normal((1, 4, T, 8)).astype(np.float32)) for _ in range(3))
+        o, expected = mine.attend(q, k, v, window=20), F.attention(q, *plain.append(k, v), window=20)
+        assert_close(o.data, expected.data, 1e-6)
 
 
 # -- generation ------------------------------------------------------------------------------------

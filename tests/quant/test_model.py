@@ -1,6 +1,7 @@
 """Quantized models: what `quantize` does and leaves alone, gradients, every method on every base, merging, files."""
 import copy
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.toys import linear_paths
 from tinypeft import functional as F
+from tinypeft.generate import keeping, kept
 from tinypeft.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.optim import AdamW
+from tinypeft.quant import decoding, int8
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
 from tinypeft.quant.saving import load_quantized, save_quantized
 
+generate_module = importlib.import_module("tinypeft.generate")         # tinypeft.generate is the function
 BASES = {"nf4": tp.NF4(), "nf4, double": tp.NF4(double_quant=True), "uniform": tp.Uniform(4),
          "gptq": tp.GPTQ(group_size=16, act_order=True), "awq": tp.AWQ(group_size=16),
          "float": tp.FloatFormat("E2M1"), "w8a8": tp.W8A8(), "llm_int8": tp.LLMInt8(),
@@ -163,7 +167,8 @@ def test_an_input_without_gradient_costs_no_product(rng, products):
     dy = tp.Tensor(rng.standard_normal((3, 5)))
     products.watch(dy)
     y.backward(dy)
-    assert b.grad is not None and not products
+    assert products == [((3,), (3, 5))]                    # the sum of dy's rows, which is the bias' gradient
+    assert_close(b.grad, dy.data.sum(0), 1e-12)
 
 
 def test_codes_are_no_parameter_and_have_no_gradient(base, tokens):
@@ -509,3 +514,34 @@ def test_a_saved_file_does_not_depend_on_the_process(tmp_path):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / f"{seed}.npz")], check=True,
                        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert len({(tmp_path / f"{seed}.npz").read_bytes() for seed in "123"}) == 1
+
+
+# -- generation -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scheme", [tp.NF4(), tp.LLMInt8(), tp.W8A8(), tp.ZeroQuant(group_size=16)], ids=repr)
+def test_generate_decodes_every_weight_once_and_keeps_none(gpt, tokens, scheme, monkeypatch):
+    """The same tokens as when weights are decoded again for each; outside of `generate` they are."""
+    model = tp.quantize(gpt(np.float32), scheme)
+    monkeypatch.setattr(generate_module, "KEPT", 0)
+    expected = model.generate(tokens[:1], 6)
+    monkeypatch.undo()
+    made, look_up = [], decoding.look_up
+    for module in (decoding, int8): monkeypatch.setattr(module, "look_up", lambda q, *more: (made.append(q), look_up(q, *more)))
+    assert np.array_equal(model.generate(tokens[:1], 6), expected)
+    assert len(made) == len(linear_paths(model)) == len(set(made))
+    with tp.no_grad(): model(tokens[:1]), model(tokens[:1])
+    assert len(made) == 3 * len(linear_paths(model))
+
+
+def test_what_generation_keeps_is_bounded(monkeypatch):
+    made = []
+    def make(name): return lambda: made.append(name) or np.zeros(256, np.float32)          # 1024 bytes
+    monkeypatch.setattr(generate_module, "KEPT", 2048)
+    with keeping() as arrays:
+        for _ in range(2):
+            for name in "abc": kept(name, make(name))
+        assert made == ["a", "b", "c", "c"] and list(arrays) == ["a", "b"]
+        assert kept("a", make("a")) is arrays["a"]
+        with keeping(): kept("a", make("a"))                               # one inside another keeps its own
+        kept("a", make("a"))
+    kept("a", make("a"))
+    assert made == ["a", "b", "c", "c", "a", "a"]

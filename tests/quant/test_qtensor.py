@@ -104,6 +104,17 @@ def test_exact_in_two_threads_even_inside_workers(monkeypatch):
         assert np.array_equal(y, x)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("shape, block", [((6, 8), 4), ((7, 5), 5), ((5, 13), 8), ((1,), 1)])
+def test_exact_two_bytes_at_a_time(bits, shape, block, monkeypatch):
+    """As large arrays are decoded: the last codes fill no whole word, or no whole byte."""
+    monkeypatch.setattr(decoding, "SHARED", 1)
+    monkeypatch.setattr(decoding, "CHUNK", 16)
+    for book in {False, bits in BOOK}:
+        q, x = random_qtensor(np.random.default_rng(bits), bits, shape, block, book=book)
+        assert np.array_equal(q.dequantize(), x)
+
+
 @forks
 def test_a_forked_child_decodes():
     """The second thread does not exist there, and the child waited for it."""
@@ -117,7 +128,7 @@ def test_an_error_in_the_second_thread_is_raised(monkeypatch):
     monkeypatch.setattr(decoding, "SHARED", 1)
     monkeypatch.setattr(decoding, "CHUNK", 64)
     q, _ = random_qtensor(np.random.default_rng(0), 4, (8, 32), 16, book=True)      # two chunks of 128
-    monkeypatch.setattr(decoding, "look_up", lambda table, q, start, x: 1 // (128 - start))
+    monkeypatch.setattr(decoding, "look_up", lambda q, start, x: 1 // (128 - start))
     with pytest.raises(ZeroDivisionError):
         q.dequantize()
 

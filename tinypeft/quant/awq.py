@@ -40,6 +40,7 @@ Where implementations differ:
     so a step that is stored a little too large would leave a level without weights.
  *  Calibration runs through the original blocks, with `sequential=True` through the quantized ones.
 """
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -50,8 +51,9 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array
 from ..hyper import flag, one_of, real, whole
-from ..nn import Linear, Module, replace_modules
+from ..nn import Linear, Module, Parameter, replace_modules
 from ..tensor import Tensor
+from ..threads import parallel_map
 from .calibration import CalibratedWeights, Statistics, block_by_block, inputs_of, recording_inputs
 from .folding import NORMS, fold_scale
 from .linear import QuantizedLinear
@@ -93,17 +95,25 @@ class AWQ(CalibratedWeights):
         ratios = [i / self.n_ratios for i in range(self.n_ratios)]
         candidates = [self.scale(ratio, mean_abs, W, columns) for ratio in ratios]
         if columns is not None: candidates = [s[columns] for s in candidates]
-        losses = np.array([loss(s) for s in candidates])
+        losses = np.array(parallel_map(loss, candidates, workers=2))
         return candidates[losses.argmin()], losses
 
-    def rounded(self, W: Array, s: Array) -> Array:
-        """Q(W diag(s)) diag(s)⁻¹."""
-        return self.nearest.quantize(W * s).dequantize() / s
+    def rounding(self, W: Array) -> Callable:
+        """s ↦ Q(W diag(s)) diag(s)⁻¹."""
+        nearest, W = self.nearest, checked(W)
+
+        def rounded(s):
+            x = nearest.blocks(W * s)
+            return nearest.fit(x).round(x).reshape(W.shape) / s
+        return rounded
 
     def output_loss(self, W: Array, H: Array) -> Callable:
-        """L as a function of s, for a layer judged by its own output."""
+        """L as a function of s, for a layer judged by its own output. The sums are float32: they
+        tell two losses apart unless these agree in some six digits."""
+        H, rounded = H.astype(np.float32), self.rounding(W)
+
         def L(s):
-            D = self.rounded(W, s) - W
+            D = rounded(s) - W
             return np.vdot(D @ H, D)
         return L
 
@@ -118,16 +128,17 @@ class AWQ(CalibratedWeights):
         H = self.hessian(H, d)
         H = np.array([H[j:j + g, j:j + g] for j in range(0, d, g)])       # (G, g, g)
         low, high = x.min(1), x.max(1)
-        top = np.maximum(-low, high)
-        at = lambda edge: self.nearest.grid(np.maximum(low, -edge), np.minimum(high, edge))
-        best, least = top, np.full(len(x), np.inf)
-        for i in range(max(1, int(self.clip_steps * self.max_shrink))):
-            edge = top * np.float32(1 - i / self.clip_steps)
-            D = at(edge).round(x) - x
+        top, nearest = np.maximum(-low, high), self.nearest
+        at = lambda edge: nearest.grid(np.maximum(low, -edge), np.minimum(high, edge))
+        shares = [np.float32(1 - i / self.clip_steps)
+                  for i in range(max(1, int(self.clip_steps * self.max_shrink)))]
+
+        def error(share):                                                 # (d_out · G,)
+            D = at(share * top).round(x) - x
             D = D.reshape(n, -1, g).transpose(1, 0, 2)                    # (G, d_out, g)
-            error = ((D @ H) * D).sum(2).T.reshape(-1)                    # (d_out · G,)
-            best, least = np.where(error < least, edge, best), np.minimum(error, least)
-        return self.nearest.quantize(W, at(best))
+            return np.einsum("gij,gij->ig", D @ H, D).reshape(-1)
+        best = np.argmin(parallel_map(error, shares, workers=2), axis=0)  # of equals, the widest
+        return nearest.quantize(W, at(np.take(shares, best) * top))
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Block by block: find and fold all scales of a block, then clip and round."""
@@ -152,22 +163,21 @@ class AWQ(CalibratedWeights):
     def best_scale(self, block: Module, source: str | None, names: list[str], inputs: list[Tensor],
                    seen: Statistics) -> Array:
         """s (d_in,) for the layers `names` of a block, which read the output of `source`."""
-        weights = [block.get(name).weight for name in names]
-        W, columns = np.concatenate([weight.data for weight in weights]), channels(block, source)
+        linears = [block.get(name) for name in names]
+        W, columns = np.concatenate([m.weight.data for m in linears]), channels(block, source)
         if len(every := readers(block)[source]) == 1:
             return self.search(W, seen.mean_abs, self.output_loss(W, seen.H), columns)[0]
         above = every[0].partition(".")[0]                                # "attention" or "mlp"
-        module = block.get(above)
+        module, roundings = block.get(above), [self.rounding(m.weight.data) for m in linears]
         pairs = [(x, module(x).data) for x in inputs_of(block, above, inputs)]
-        originals = [weight.data for weight in weights]
 
         def L(s):                                                     # judged by all of the module
-            try:
-                for weight in weights:
-                    weight.assign(self.rounded(weight.data, s).astype(weight.dtype, copy=False))
-                return sum(np.square(module(x).data - y).sum() for x, y in pairs)
-            finally:
-                for weight, data in zip(weights, originals, strict=True): weight.assign(data)
+            twin = copy.copy(module)
+            for name, linear, rounded in zip(names, linears, roundings, strict=True):
+                other = copy.copy(linear)
+                other.weight = Parameter(rounded(s).astype(linear.weight.dtype, copy=False), False)
+                replace_modules(twin, {name.removeprefix(f"{above}."): other})
+            return sum(np.square(twin(x).data - y).sum() for x, y in pairs)
         return self.search(W, seen.mean_abs, L)[0]
 
     def rounded_layer(self, block: Module, name: str, H: Array, s: Array | None) -> QuantizedLinear:

@@ -192,9 +192,10 @@ class CalibratedWeights(Scheme):
             raise ValueError(f"{who}: H is missing; capture(model, batches, hessian=True) takes it")
         if (H := np.array(H, np.float64)).shape != (d, d):
             raise ValueError(f"{who}: {d} inputs need an H of shape {(d, d)}, got {H.shape}")
-        skew, size = np.abs(H.sum(0) - H.sum(1)).max(), np.abs(H).sum(0).max()
-        if not np.isfinite(H).all() or (H.diagonal() < 0).any() or skew > 1e-3 * size:
+        rows, size = H.sum(1), np.linalg.norm(H)                          # infinite if any is
+        skew = np.abs(H.sum(0) - rows).max()
+        if not np.isfinite(size) or (H.diagonal() < 0).any() or skew > 1e-3 * size:
             raise ValueError(f"{who}: H must be a sum of x xᵀ: finite, symmetric, its diagonal ≥ 0")
-        if not H.any():
+        if not size:
             raise ValueError(f"{who}: H is zero, as all inputs were; calibrate on real tokens")
         return H

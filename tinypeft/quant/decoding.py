@@ -1,13 +1,15 @@
 """Decode packed codes to float32, about as fast as NumPy can: x̂ = s·(c[q] − z) + o.
 
-Each chunk fits in a core's L2 cache. The first pass over it looks up c[q] − z for all codes of a
-byte at once, in a table of 256 rows. The second multiplies every block by its scale; the third adds
-the offset, if any. Two threads share a large array, because NumPy releases Python's lock in these
-passes. In a worker of `parallel_map` one thread decodes, because the others are busy anyway.
+The first pass over a chunk looks up c[q] − z for all codes of a byte at once, in a table of 256
+rows. A large array is read two bytes at a time, in a table of 65,536 rows: a look-up costs about
+the same whether it brings two numbers or four. The second pass multiplies every block by its scale;
+the third adds the offset, if any. Two threads share a large array, because NumPy releases Python's
+lock in these passes. In a worker of `parallel_map` one thread decodes: the others are busy anyway.
+Chunks that fit in a core's cache would be smaller, but then the threads wait for the lock.
 
-4 M codes of 4 bits take 2.5 ms with one thread and 1.6 ms with two (`tests/benchmarks/quant.py`).
-One in-place multiplication takes 0.6 to 1.0 ms; splitting the bytes first would take 11 ms. The
-compiled loop of bitsandbytes, which works in registers, takes 0.3 to 1.2 ms.
+4 M codes of 4 bits take about 2.5 times as long as one in-place multiplication of the array
+(`tests/benchmarks/quant.py`), which reads and writes as many numbers; writing zeros takes 0.8 of
+it, the look-ups 1.5 and the scales 1.4, each alone. bitsandbytes' compiled loop works in registers.
 """
 from __future__ import annotations
 
@@ -29,7 +31,6 @@ CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on 
 
 def decode(q: QTensor, flat: Array) -> None:
     """Write x̂ of all N elements of the QTensor q, in stored order, into flat, float32 (N,)."""
-    table = decoding_table(q.bits, q.codebook, q.zero if isinstance(q.zero, int) else 0)
     scales, zeros, offsets, B = q.scales(), q.zeros(), q.offsets(), q.block_size
     if offsets is not None: offsets = np.broadcast_to(offsets, q.n_blocks)
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
@@ -43,35 +44,53 @@ def decode(q: QTensor, flat: Array) -> None:
     def chunks(starts):
         for first in starts:
             x = flat[first * B:(first + step) * B]
-            look_up(table, q, first * B, x)
+            look_up(q, first * B, x)
             whole = len(x) // B
             affine(x[:whole * B].reshape(whole, B), first)
             if len(x) % B:                                 # the short block at the end
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
     starts = range(0, q.n_blocks, step)
+    half = -(-len(starts) // 2)
     if q.size < SHARED: chunks(starts)
-    else:               parallel_map(chunks, (starts[0::2], starts[1::2]), workers=2)
+    else:               parallel_map(chunks, (starts[:half], starts[half:]), workers=2)
 
 
-def look_up(table: Array, q: QTensor, start: int, x: Array) -> None:
-    """Write the table's values of elements start … start + len(x) of q into x. No index needs
-    clipping, but only mode="clip" lets NumPy write into `out` without a buffer."""
-    if table.ndim == 1:
-        np.take(table, q.unpack(start, len(x)), out=x, mode="clip")
-        return
-    lanes = table.shape[1]
-    octets, whole = q.codes[start // lanes:], len(x) // lanes
-    np.take(table, octets[:whole], axis=0, out=x[:whole * lanes].reshape(whole, lanes), mode="clip")
-    if len(x) % lanes:
-        x[whole * lanes:] = table[octets[whole], :len(x) % lanes]
+def look_up(q: QTensor, start: int, x: Array) -> None:
+    """Write c[q] − z of elements start … start + len(x) of q into x, float32; z is 0 if each block
+    has its own. start: a multiple of 8."""
+    zero = q.zero if isinstance(q.zero, int) else 0
+    if q.bits == 8 and q.codebook is None:                 # a byte is a number: nothing to look up
+        np.subtract(q.codes[start:start + len(x)], np.float32(zero), out=x)
+    elif q.bits == 16:
+        table = decoding_table(16, q.codebook, zero)
+        np.take(table, q.codes[start:start + len(x)], out=x, mode="clip")
+    else: expand(q.codes[start * q.bits // 8:], q.bits, x, q.codebook, zero, q.size >= SHARED)
+
+
+def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: int = 0,
+           wide: bool = False) -> None:
+    """Write c[q] − z of the first len(x) of packed codes of 1 … 8 bits into x, float32. wide: two
+    bytes at a time. No index needs clipping, but only mode="clip" lets NumPy write into `out`
+    without a buffer."""
+    done = 0
+    if 8 % bits == 0:
+        octets = 2 if wide else 1
+        table, lanes = decoding_table(bits, name, zero, octets), octets * 8 // bits
+        rows = len(x) // lanes
+        words, done = packed[:rows * octets].view(f"u{octets}"), rows * lanes
+        np.take(table, words, axis=0, out=x[:done].reshape(rows, lanes), mode="clip")
+    if done < len(x):                                      # codes that straddle bytes, or the last
+        rest = unpack(packed[done * bits // 8:], bits, len(x) - done)
+        np.take(decoding_table(bits, name, zero), rest, out=x[done:], mode="clip")
 
 
 @lru_cache(maxsize=32)
-def decoding_table(bits: int, name: str | None, zero: int) -> Array:
-    """c[q] − z of the codes in every byte, float32 (256, 8/bits). If bits does not divide 8, codes
-    straddle bytes: then (2**bits,), indexed by unpacked codes."""
+def decoding_table(bits: int, name: str | None, zero: int, octets: int = 0) -> Array:
+    """c[q] − z, float32: of every code q (2**bits,), or of all the codes in every word of so many
+    octets, (256**octets, octets·8/bits), if bits divides 8."""
     c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
     c = c - np.float32(zero)
-    if 8 % bits: return c
-    return c[unpack(np.arange(256, dtype=np.uint8), bits, 256 * 8 // bits)].reshape(256, -1)
+    if not octets: return c
+    words = np.arange(256**octets, dtype=f"u{octets}")
+    return c[unpack(words.view(np.uint8), bits, words.nbytes * 8 // bits)].reshape(len(words), -1)

@@ -18,14 +18,17 @@ applied to later columns at once (step 2). Algorithm 1:
     Cholesky(H⁻¹)ᵀ     U            (d_in, d_in), upper: H⁻¹ = UᵀU
     B                  block_size   columns at a time
 
-Inside a block we apply a column's accumulated corrections, W_:k − Σ_j E_:j U_jk, just before
-rounding it, rather than updating every later column at once: the same numbers, fewer memory writes.
-The work is float64, so that the codes do not depend on B. Bits per weight: b + (16 + b)/g with
-float16 scales and a b-bit zero point per group of g columns; b + 16/g if symmetric.
+A block is halved again and again: the first half is rounded, then corrects the second at once, then
+the second is rounded. These are the same corrections in matrix products, which take less time than
+one product of a vector and a matrix per column. The work is float64, so that the codes do not
+depend on B. Layers that read one input share H and U, so their rows are rounded in one go. Bits per
+weight: b + (16 + b)/g with float16 scales and a b-bit zero point per group of g columns; b + 16/g
+if symmetric.
 
 Where implementations differ:
  *  Scales of groups. `group_scales="lazy"`, the default, ignores corrections made inside the block,
-    as the authors' code and GPTQModel do: if g < B, the result depends on B. "fresh" includes them.
+    as the authors' code and GPTQModel do: if g < B, the result depends on B. "fresh" includes them:
+    a block then also ends before every group.
  *  Order. The paper takes columns as they come. `act_order=True` (AutoGPTQ's `desc_act`) takes them
     by falling diagonal of H and must store the order, 32 bits per column. `static_groups=True`
     chooses all scales beforehand, from the original columns; then no order is stored.
@@ -37,6 +40,8 @@ Where implementations differ:
  *  Inputs. The paper takes all inputs of a block at once; `true_sequential=True` takes those of its
     later layers with the earlier ones quantized.
 """
+import contextlib
+import itertools
 import warnings
 from dataclasses import dataclass, replace
 
@@ -52,7 +57,7 @@ from .packing import pack
 from .qtensor import QTensor
 from .readers import readers
 from .scheme import checked
-from .uniform import Uniform
+from .uniform import Grid, Uniform
 
 
 @dataclass(frozen=True)
@@ -76,38 +81,67 @@ class GPTQ(CalibratedWeights):
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
         """W (d_out, d_in); H (d_in, d_in), (2/n) Σ x xᵀ over the inputs, up to any factor.
         ValueError when H is missing, zero, or no such sum, or if groups do not divide d_in."""
-        W, d = checked(W), W.shape[1]
-        H, g, B = self.hessian(H, d), self.width(d), self.block_size
+        return self.together([W], H)[0]
+
+    def together(self, weights: list[Array], H: Array | None) -> list[QTensor]:
+        """`quantize` of several W that see the same inputs. No row depends on another."""
+        W = np.concatenate([checked(W) for W in weights])
+        d = W.shape[1]
+        H, g = self.hessian(H, d), self.width(d)
         dead = H.diagonal() == 0
         H[dead, dead], W = 1, np.where(dead, np.float32(0), W)
-        fit = self.nearest.fit
-        grids = [fit(W[:, j:j + g]) for j in range(0, d, g)] if self.static_groups else []
         order = np.argsort(-H.diagonal(), kind="stable") if self.act_order else np.arange(d)
         U = factor(H[order][:, order] if self.act_order else H, self.damping)
 
-        W = W.T[order].astype(np.float64)                                 # (d_in, d_out)
-        q = np.empty(W.shape, np.uint8)
-        for i in range(0, d, B):
-            E = np.empty((min(B, d - i), W.shape[1]))
-            for j in range(i, i + len(E)):
-                if j % g == 0 and not self.static_groups:
-                    group = W[j:j + g]
-                    if self.group_scales == "fresh":
-                        group = group - U[i:j, j:j + g].T @ E[:j - i]
-                    grids.append(fit(group.T.astype(np.float32, "C")))
-                grid = grids[(order[j] if self.static_groups else j) // g]
-                w = W[j] - U[i:j, j] @ E[:j - i]
-                q[j] = grid.encode(w.astype(np.float32)[:, None])[:, 0]
-                E[j - i] = (w - grid.decode(q[j, :, None])[:, 0]) / U[j, j]
-            W[i + B:] -= U[i:i + B, i + B:].T @ E
+        W = W.T.astype(np.float64)                                        # (d_in, Σ d_out)
+        grids = self.grids(W, g) if self.static_groups else []
+        W = W[order]
+        q, E, correction = np.empty(W.shape, np.uint8), np.empty_like(W), np.empty_like(W)
+
+        def correct(done, rest):                         # slices: columns rounded, columns to come
+            product = np.matmul(U[done, rest].T, E[done], out=correction[rest])
+            np.subtract(W[rest], product, out=W[rest])
+
+        def columns(i, end):                             # rounds the columns i … end − 1
+            if end - i > 1:
+                middle = (i + end) // 2
+                columns(i, middle)
+                correct(slice(i, middle), slice(middle, end))
+                columns(middle, end)
+            else:
+                grid = grids[(order[i] if self.static_groups else i) // g]
+                q[i] = grid.encode(W[i].astype(np.float32))
+                E[i] = (W[i] - grid.decode(q[i])) / U[i, i]
+
+        starts = set(range(0, d, self.block_size))
+        if self.group_scales == "fresh": starts |= set(range(0, d, g))
+        for i, end in itertools.pairwise([*sorted(starts), d]):
+            if not self.static_groups:                   # the scales of groups that begin here
+                grids += self.grids(W[-(-i // g) * g:-(-end // g) * g], g)
+            columns(i, end)
+            correct(slice(i, end), slice(end, d))
 
         if self.static_groups: q[order] = q.copy()                        # back in their order
-        scale, zero = np.hstack([grid.scale for grid in grids]), grids[0].zero     # (d_out, d_in/g)
-        if not self.symmetric:
-            zero = pack(np.hstack([grid.zero for grid in grids]).astype(np.uint8), self.bits)
-        scale = scale.reshape(-1).astype(self.scale_dtype)
         order = order.astype(np.int32) if self.act_order and not self.static_groups else None
-        return QTensor(pack(q.T, self.bits), self.bits, q.T.shape, g, scale, zero, order=order)
+        scale = np.stack([grid.scale for grid in grids], 1).astype(self.scale_dtype)
+        zero = grids[0].zero                                              # (Σ d_out, d_in/g)
+        if not self.symmetric: zero = np.stack([grid.zero for grid in grids], 1).astype(np.uint8)
+
+        def part(rows):
+            z = zero if self.symmetric else pack(zero[rows], self.bits)
+            codes = q.T[rows]
+            return QTensor(pack(codes, self.bits), self.bits, codes.shape, g,
+                           scale[rows].reshape(-1), z, order=order)
+        ends = np.cumsum([0, *map(len, weights)])
+        return [part(slice(*rows)) for rows in itertools.pairwise(ends)]
+
+    def grids(self, W: Array, g: int) -> list[Grid]:
+        """The grid of every g rows of W (n g, d_out), with a scale for each of its columns."""
+        x = W.reshape(-1, g, W.shape[1]).swapaxes(1, 2).astype(np.float32, "C")   # (n, d_out, g)
+        grid = self.nearest.fit(x.reshape(-1, g))
+        each = lambda a: a.reshape(x.shape[:2]) if isinstance(a, np.ndarray) else [a] * len(x)
+        return [replace(grid, scale=s, zero=z)
+                for s, z in zip(each(grid.scale), each(grid.zero), strict=True)]
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         """Block by block, each calibrated on the outputs of the quantized blocks before it."""
@@ -117,29 +151,54 @@ class GPTQ(CalibratedWeights):
             warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has "
                           f"rank ≤ {n}, damping decides the rest; give more tokens", stacklevel=3)
         for path, block, inputs in block_by_block(model, batches):
-            inside, stages = below(path, layers), [*readers(block).values()]
-            for stage in stages if self.true_sequential else [sum(stages, ())]:
-                linears = {name: inside[name] for name in stage if name in inside}
-                if not linears: continue
-                with recording_inputs(block, linears, hessian=True) as seen:
+            inside, every = below(path, layers), readers(block).values()
+            groups = [names for stage in every if (names := [n for n in stage if n in inside])]
+            for stage in ([group] for group in groups) if self.true_sequential else [groups]:
+                with recording_inputs(block, [names[0] for names in stage], hessian=True) as seen:
                     for h in inputs: block(h)
-                new = {name: QuantizedLinear(self.quantize(m.weight.data, seen[name].H), m.bias)
-                       for name, m in linears.items()}
-                replace_modules(block, new)
+                for names in stage:                      # all see the same input
+                    linears = [inside[name] for name in names]
+                    weights = self.together([m.weight.data for m in linears], seen[names[0]].H)
+                    replace_modules(block, {name: QuantizedLinear(q, m.bias) for name, q, m
+                                            in zip(names, weights, linears, strict=True)})
 
 
 def factor(H: Array, damping: float) -> Array:
     """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While H + λI is
     not positive definite up to rounding, λ is raised tenfold, and a warning says so."""
-    from scipy.linalg.lapack import dpotrf, dtrtri
     while damping < 1e3:
         A = H[::-1, ::-1].copy()                # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ with
         A.flat[::len(A) + 1] += damping * H.diagonal().mean()      # R upper: (H + λI)⁻¹ = R⁻ᵀ R⁻¹
-        C, failed = dpotrf(A.T, lower=1)
-        if not failed and C.diagonal().min()**2 > len(A) * np.finfo(float).eps * A.diagonal().max():
-            return dtrtri(C, lower=1, overwrite_c=1)[0][::-1, ::-1]                       # U = R⁻¹
+        with contextlib.suppress(np.linalg.LinAlgError):
+            M = inverse_cholesky(A)                                       # C⁻¹
+            least = len(A) * np.finfo(float).eps * A.diagonal().max()
+            if M.diagonal().max()**-2 > least: return M[::-1, ::-1]       # U = R⁻¹
         more = max(10 * damping, 1e-3)
         warnings.warn(f"GPTQ: H is not positive definite with damping {damping:g} (fewer tokens "
-                      f"than inputs?); taking {more:g}", stacklevel=3)
+                      f"than inputs?); taking {more:g}", stacklevel=4)
         damping = more
     raise ValueError("GPTQ: H is not positive definite whatever the damping; it is no sum of x xᵀ")
+
+
+def inverse_cholesky(A: Array) -> Array:
+    """C⁻¹ (d, d), lower, of the C with C Cᵀ = A. LinAlgError unless A is positive definite.
+
+    By halves:  A = [P Bᵀ; B D],  C = [X 0; Y Z]:  X Xᵀ = P,  Y = B X⁻ᵀ,  Z Zᵀ = D − Y Yᵀ,  and C⁻¹
+    = [X⁻¹ 0; −Z⁻¹ Y X⁻¹ Z⁻¹]. Nearly all of it is matrix products, in NumPy's own BLAS: SciPy's has
+    threads of its own, and while either's wait for work they take the core from the other's."""
+    h = len(A) // 2
+    if h < 32: return np.tril(np.linalg.inv(np.linalg.cholesky(A)))
+    M = np.zeros(A.shape)
+    M[:h, :h] = X = inverse_cholesky(A[:h, :h])
+    Y = lower_times(X, A[:h, h:]).T
+    M[h:, h:] = Z = inverse_cholesky(A[h:, h:] - Y @ Y.T)
+    M[h:, :h] = -lower_times(Z, Y @ X)
+    return M
+
+
+def lower_times(L: Array, B: Array) -> Array:
+    """L B for a lower triangular L, without the quarter of the products that is zero by halves."""
+    h, out = len(L) // 2, np.empty(B.shape)
+    np.matmul(L[:h, :h], B[:h], out=out[:h])
+    np.matmul(L[h:], B, out=out[h:])
+    return out

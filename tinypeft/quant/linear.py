@@ -8,6 +8,9 @@ layer takes the gradient above instead: the straight-through estimator (Bengio e
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
+
+from ..generate import kept
 from ..hints import Array
 from ..nn import Module, Parameter
 from ..tensor import Tensor
@@ -62,9 +65,10 @@ class QuantizedLinear(Module):
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
     """y = x Ŵᵀ + b.    dx = dy Ŵ,   db = Σ dy.    x (…, d_in), q (d_out, d_in), b (d_out,) or None
 
-    Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time."""
+    Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time.
+    (`generate` keeps up to 8 MiB of them until it returns.)"""
     dtype = x.dtype
-    dense = lambda: q.dequantize().astype(dtype, copy=False)
+    dense = lambda: kept(q, q.dequantize).astype(dtype, copy=False)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense)
 
 
@@ -79,8 +83,9 @@ def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable,
                          f"expected x (…, {q.shape[1]})")
     shape, dtype = x.shape, x.dtype
     rows = lambda a: a.reshape(-1, a.shape[-1])
+    sums = lambda a: np.ones(len(a), a.dtype) @ a        # as in `functional.linear`
     Y = product(rows(x.data)).astype(dtype, copy=False)
     if b is not None: Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], -1),
                      (x, lambda dy: (rows(dy) @ dense().astype(dtype, copy=False)).reshape(shape)),
-                     (b, lambda dy: rows(dy).sum(0)), *more)
+                     (b, lambda dy: sums(rows(dy))), *more)

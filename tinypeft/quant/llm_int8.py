@@ -38,7 +38,7 @@ from ..hyper import Limit, declared, one_of
 from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
-from .int8 import check_integers, int8_matmul, scale_of, signed_codes
+from .int8 import check_integers, int8_matmul, rounded, row_max, scale_of, scaled, signed_codes
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme, checked
@@ -119,15 +119,19 @@ class LLMInt8Linear(QuantizedLinear):
         """X (M, d_in) → (M, d_out)."""
         Q, s, O = (inputs if self.variant == "paper" else bitsandbytes_inputs)(X, self.threshold)
         W, s_w = signed_codes(self.weight), self.weight.scales()
-        Y = int8_matmul(Q, W).astype(X.dtype, copy=False)
-        Y *= s
-        Y *= s_w
-        if len(O):
-            W_O = W[:, O] * s_w[:, None]
-            _, at, of = np.intersect1d(O, self.columns, assume_unique=True, return_indices=True)
-            W_O[:, at] = self.kept[:, of]
-            Y += X[:, O] @ W_O.T.astype(X.dtype, copy=False)
+        Y = scaled(int8_matmul(Q, W).astype(X.dtype, copy=False), s, s_w)
+        if len(O): Y += X[:, O] @ self.outlier_weight(O, W, s_w).T.astype(X.dtype, copy=False)
         return Y
+
+    def outlier_weight(self, O: Array, W: Array, s_w: Array) -> Array:
+        """The columns O of Ŵ, float32 (d_out, |O|): kept, or from the codes W and their scales."""
+        kept = np.full(self.d_in, -1)
+        kept[self.columns] = np.arange(len(self.columns))
+        places = kept[O]
+        if places.min() >= 0: return self.kept[:, places].astype(np.float32)
+        W_O, there = W[:, O] * s_w[:, None], places >= 0
+        W_O[:, there] = self.kept[:, places[there]]
+        return W_O
 
     def describe(self) -> str:
         return f"{super().describe()[:-1]}, {len(self.columns)} columns in float16)"
@@ -146,11 +150,11 @@ def half(W: Array) -> Array:
 def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
     """X (M, d) → Q, integers float32 (M, d), 0 in outlier columns; s_x (M, 1); O, these columns."""
     A = np.abs(X)
-    O = np.flatnonzero(A.max(0) >= threshold)
-    A[:, O] = 0
-    s = scale_of(A.max(1, keepdims=True))
-    Q = np.rint(X / s).astype(np.float32, copy=False)
-    Q[:, O] = 0
+    O = () if A.max() < threshold else np.flatnonzero(A.max(0) >= threshold)
+    if len(O): A[:, O] = 0
+    s = scale_of(row_max(A))
+    Q = rounded(X, s)
+    if len(O): Q[:, O] = 0
     return Q, s, O
 
 

@@ -44,7 +44,11 @@ class Grid:
     low: int = 0                    # the smallest code in use
 
     def _codes(self, x):
-        return np.clip(np.rint(x / self.scale) + self.zero, self.low, 2**self.bits - 1)
+        q = x / self.scale
+        np.rint(q, out=q)
+        q += self.zero
+        np.maximum(q, self.low, out=q)
+        return np.minimum(q, 2**self.bits - 1, out=q)
 
     def encode(self, x: Array) -> Array:
         """x float32 (n, B) → the codes q of the nearest grid points, uint8 (n, B)."""
