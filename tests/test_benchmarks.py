@@ -141,7 +141,8 @@ def test_the_limit_has_every_product_of_a_step_and_no_other(computed, length):
     sides.ours(model, sides.batch_of(config, rows), workers=1)()
     expected = limit.products(model, rows)
     total = sum(p.flops for p in expected)
-    assert sum(2 * int(np.prod(a)) * b[-1] for a, b in computed) == total                   # the step may join products
+    products = [(a, b) for a, b in computed if len(a) > 1 < len(b)]                         # with a vector of ones it is a sum
+    assert sum(2 * int(np.prod(a)) * b[-1] for a, b in products) == total                   # the step may join products
 
     d, L, V = config.d_model, config.n_layers, config.vocab_size
     pairs = sum(min(64, length - i) * min(i + 64, length) for i in range(0, length, 64))      # of query and key
