@@ -365,7 +365,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
                 e, do = E[h], stacked(dO[h, :, t]) / Z[h]
                 if trained[2]: dV[h, s] += transposed(e if drop is None else e * drop[h]) @ do
                 if not (trained[0] or trained[1]): continue
-                dS = do @ transposed(V[h, s])                                # dP / Z, then dS in place
+                dS = do @ transposed(V[h, s])                            # dP / Z, then dS in place
                 if drop is not None: dS *= drop[h]
                 dS -= np.vecdot(e, dS)[..., None] / Z[h]
                 dS *= e
