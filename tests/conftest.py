@@ -3,6 +3,7 @@
 `pytest --no-skips` (or TINYPEFT_NO_SKIPS=1) fails when anything is skipped: with the oracles of
 tests/requirements.txt installed nothing may be.
 """
+import gc
 import os
 import signal
 import socket
@@ -40,6 +41,13 @@ def pytest_cmdline_main(config):
     if option.numprocesses is not None or option.dist != "no": return                                  # somebody chose
     if option.usepdb or option.capture == "no" or not all(os.path.isdir(arg) for arg in config.args): return
     if cores() > 1: option.numprocesses, option.dist = cores(), "worksteal"
+
+
+def pytest_collection_finish():
+    """Python's collector looks no longer at what the imports have made: with PyTorch a look at all of it takes half a second,
+    and tests ask for a thousand."""
+    gc.collect()
+    gc.freeze()
 
 
 # -- signals -------------------------------------------------------------------------------------
