@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_numbers(record):
     some = ("NF4", "GPTQ 4 bit", "QAT 3 bit *")
     size = compare.Size(steps=2, classify_steps=0, test_batches=1, schemes=some)
     again = compare.compare(tp.load_pretrained(), size, progress=False)
-    losses = lambda r: [row["loss"] for row in r["methods"]] + [r["perplexity"] for r in r["schemes"] if r["label"] in some]
+    losses = lambda r: [row["loss"] for row in r["methods"]] + [s["perplexity"] for s in r["schemes"] if s["label"] in some]
     assert losses(again) == losses(record) and len(losses(again)) == len(tp.METHODS) + 4
 
 
