@@ -1,8 +1,9 @@
-"""What all tests share: one BLAS thread, no network, small models, and a loud word about what was skipped.
+"""What all tests share: every core, one BLAS thread, no network, small models, and a loud word about what was skipped.
 
 `pytest --no-skips` (or TINYPEFT_NO_SKIPS=1) fails when anything is skipped: with the oracles of
 tests/requirements.txt installed nothing may be.
 """
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,32 @@ try:
     settings.load_profile("tests")
 except ImportError:                                      # its tests skip themselves
     pass
+
+
+# -- cores ---------------------------------------------------------------------------------------
+def cores():
+    """How many processes run whole folders of tests. Each may hold PyTorch and SmolLM2, so four at most."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(len(usable), 4)
+
+
+@pytest.hookimpl(tryfirst=True)                          # before xdist looks at its options
+def pytest_cmdline_main(config):
+    """Whole folders run on every core where pytest-xdist is installed: each process takes a run of neighbouring tests,
+    which share what their module builds, and then helps another one. Single files start faster without.
+    """
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ: return      # this is one of them
+    if option.numprocesses is not None or option.dist != "no": return                                  # somebody chose
+    if option.usepdb or option.capture == "no" or not all(os.path.isdir(arg) for arg in config.args): return
+    if cores() > 1: option.numprocesses, option.dist = cores(), "worksteal"
+
+
+def pytest_collection_finish():
+    """Python's collector looks no longer at what the imports have made: with PyTorch a look at all of it takes half a second,
+    and tests ask for a thousand."""
+    gc.collect()
+    gc.freeze()
 
 
 # -- signals -------------------------------------------------------------------------------------

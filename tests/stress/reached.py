@@ -126,8 +126,8 @@ def main():
     old = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {"tests": [], "seconds": [], "failed": [], "places": {}}
     recorder = Recorder(old)
     there = [path for path in TESTS if (ROOT / path).exists()]
-    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-k", "not direction and not quantized_training",
-                 *sys.argv[1:], *there], plugins=[recorder])
+    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT),
+                 "-k", "not direction and not quantized_training", *sys.argv[1:], *there], plugins=[recorder])
     recorder.save()
     print(f"{len(recorder.seconds)} tests, {sum(recorder.seconds.values()):.0f} s, failed or skipped: {recorder.failed}")
 
