@@ -223,6 +223,16 @@ def test_a_number_that_moved_is_refused(tmp_path, metric, by, says):
     assert json.loads((tmp_path / "toy.json").read_text("utf-8")) == record and status(TOY, tmp_path)["stale"]
 
 
+def test_a_number_of_one_seed_that_moved_is_refused(tmp_path):
+    toy(tmp_path)
+    other_sources(tmp_path, "a")
+    record = moved(tmp_path, "curve", lambda x: [*x[:2], x[2] + 0.01])
+    for by_seed in record["runs"].values():
+        for seed in set(by_seed) - {"0"}: del by_seed[seed]["curve"]
+    (tmp_path / "toy.json").write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ValueError, match=r"curve \(number 2\) was"): accept(TOY, tmp_path)
+
+
 def test_clocks_and_rounding_may_differ(tmp_path):
     toy(tmp_path)
     other_sources(tmp_path, "a")

@@ -168,7 +168,7 @@ def compare(name: str, label: str, stored: dict, seed: str, found: dict, same_ro
             raise ValueError(f"{name}, {label}, seed {seed}: {metric} was {old!r}, and is {new!r}")
         off = np.abs(b - a)
         if off.max() <= tolerance * np.abs(a).max(): continue
-        width = half_width([run[metric] for run in stored.values()])
+        width = half_width([run[metric] for run in stored.values() if metric in run])      # some are of one seed only
         if not same_rounding and np.isfinite(width).all() and (off <= width).all():
             by_interval.append(f"{metric} of {label}")
             continue
