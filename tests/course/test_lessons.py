@@ -23,22 +23,26 @@ each = lambda cases: pytest.mark.parametrize("kind, path", cases, ids=[f"{path.s
 
 # -- running -------------------------------------------------------------------------------------
 SHORT = """
-import functools
-import tinypeft
+import functools, tinypeft
+
 @functools.wraps(tinypeft.train)
-def short(model, task, steps, *args, train=tinypeft.train, **options):
-    history = train(model, task, steps, *args, **{**options, "stop_after": 2})
+def train(model, task, steps, *args, whole=tinypeft.train, **options):
+    history = whole(model, task, steps, *args, **{**options, "stop_after": 2})
     history.loss += history.loss[-1:] * (steps - len(history.loss))
     return history
-tinypeft.train = short
-del functools, short, tinypeft
+
+@functools.wraps(tinypeft.evaluate)
+def evaluate(*args, whole=tinypeft.evaluate, **options): return whole(*args, **{**options, "max_batches": 1})
+
+tinypeft.train, tinypeft.evaluate = train, evaluate
+del functools, tinypeft, train, evaluate
 """
 
 
 @each(EACH)
 def test_it_runs_from_a_clean_kernel(kind, path):
-    """An assignment trains as its lesson does, and what follows a training sees no number of it but prints it: so its
-    trainings end after two steps, with a history of full length."""
+    """The lesson's run shows that its training works at full length. The assignment trains by the same cells, so that two
+    steps suffice, of which a history of full length is made, and one batch for an evaluation."""
     notebook = MADE[kind](percent.read(path))
     if kind == "assignment": notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORT))
     percent.execute(notebook, timeout=600)               # an exception in a cell is raised here, with its traceback

@@ -17,6 +17,7 @@ from tinypeft.study.dependencies import Sources
 from tinypeft.study.experiment import Experiment, Results, run
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.freshness import StaleWarning, Stamp, changes, pack, unpack
+from tinypeft.text import base_corpus, domain_corpus
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 MEASURED = []
@@ -270,6 +271,10 @@ def test_a_value_that_is_written_otherwise_is_measured_itself(tmp_path):
     MEASURED.clear()
     accept(TOY, tmp_path)
     assert MEASURED == [(2, 0)] and status(TOY, tmp_path)["fresh"] == ["a", "bb"]
+
+
+def test_the_hashes_of_the_text_are_those_of_the_corpora():
+    assert freshness.text_hashes() == {"base": base_corpus().sha256, "domain": domain_corpus().sha256}
 
 
 # -- what is stored with the project --------------------------------------------------------------

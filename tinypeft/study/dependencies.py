@@ -143,7 +143,7 @@ class Sources:
                 if not at and isinstance(node, ast.Attribute): attributes.add(node.attr)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
                 attributes |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
-        self.known[part] = names, attributes, _text(part)
+        self.known[part] = names, attributes, _text_of(part)
         return self.known[part]
 
     def _find(self, module: str, name: str) -> tuple[str, str | None] | None:
@@ -197,6 +197,7 @@ def _silent(module: str) -> bool:
 
 
 # -- syntax ---------------------------------------------------------------------------------------
+@cache                                                   # for those who ask what a change of one module would touch
 def _parse(name: str, is_package: bool, text: str) -> _Module:
     tree = _Bare().visit(ast.parse(text))
     late = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]   # see `lazy.py`
@@ -246,6 +247,10 @@ class _Bare(ast.NodeTransformer):
         elif isinstance(node, ast.AnnAssign): node.annotation = ast.Constant(None)
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call): node.exc = node.exc.func
         return node
+
+
+@cache
+def _text_of(part: ast.AST) -> str: return _text(part)
 
 
 def _text(node: object) -> str:
