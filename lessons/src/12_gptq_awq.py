@@ -171,11 +171,12 @@ fig
 
 # %%
 show(gptq.factor)
-show(gptq.GPTQ.quantize, "E[")
+show(gptq.GPTQ.together, "E[")
 
 # %% [markdown]
-# The two lines that form `w` and `E` are the equation. The loop around them does 128 columns at a time and passes their
-# errors to all later columns in one matrix product, which changes nothing in the result. Before $H$ is inverted a
+# The line that writes `E[i]` is the first equation. `correct` is the second one, for many columns at once: a block of
+# 128 columns is halved again and again, the first half is rounded and corrects the second, and a finished block corrects
+# all later columns in one matrix product. The order of the corrections changes nothing in the result. Before $H$ is inverted a
 # little is added to its diagonal, *damping*, one per cent of its mean: directions that the calibration text hardly used
 # would otherwise look free of charge.
 #
@@ -318,7 +319,7 @@ for s in (1.0, 1.5, 2.0, 4.0):
 
 # %%
 show(awq.AWQ.output_loss)
-show(awq.AWQ.rounded)
+show(awq.AWQ.rounding)
 show(awq.AWQ.search)
 
 # %% [markdown]

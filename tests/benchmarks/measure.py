@@ -99,7 +99,7 @@ def write(name, args, content):
 
 def about():
     """The machine, the day, the commit (with + if the code differs from it), and the versions of what was imported."""
-    loaded = [sys.modules[name] for name in ("numpy", "torch", "transformers", "peft") if name in sys.modules]
+    loaded = [sys.modules[name] for name in ("numpy", "torch", "transformers", "peft", "bitsandbytes") if name in sys.modules]
     return {"machine": machine(), "date": datetime.date.today().isoformat(), "commit": commit(),
             "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in loaded}}}
 

@@ -1,6 +1,6 @@
 """Quantizing and decoding 4 M weights, and what is built on it, in pairs in one run; medians of ratios.
 
-    python tests/benchmarks/quant.py [--rounds 25] [--json figures/results/benchmark_quant.json]
+    python -m tests.benchmarks.quant [--rounds 25] [--json FILE]
 
 NF4 quantization takes ≤ 0.6 of bitsandbytes' time, and NF4 decoding ≤ 2.2 in-place multiplications of a float32 array of the
 same size. bitsandbytes' decoder is a compiled loop that looks codes up in registers, which NumPy cannot express and does not
@@ -11,31 +11,24 @@ float32 one, up to 4,000 tokens; generation by the quantized base takes ≤ 1.25
 tokens per second. Before a side of a comparison of whole algorithms starts, both rest, because the waiting threads of either
 library take a core from the other for some time.
 """
-import argparse
 import copy
-import json
-import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 
-import bitsandbytes
 import numpy as np
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import tinypeft as tp  # noqa: E402
-from tests.benchmarks.machine import machine  # noqa: E402
-from tests.oracles import torch_awq  # noqa: E402
-from tests.oracles.torch_gpt import torch_copy  # noqa: E402
-from tests.oracles.torch_gptq import gptq, gptq_model  # noqa: E402
-from tinypeft import Tensor, no_grad  # noqa: E402
-from tinypeft.nn import Linear  # noqa: E402
-from tinypeft.quant import AWQ, GGUF, GPTQ, NF4, W8A8, FloatFormat, LLMInt8, Uniform, ZeroQuant  # noqa: E402
-from tinypeft.study.compare import sharing  # noqa: E402
-from tinypeft.study.quantized import draw  # noqa: E402
+import tinypeft as tp
+from tests.benchmarks.measure import parser, write
+from tests.oracles import torch_awq
+from tests.oracles.torch_gpt import torch_copy
+from tests.oracles.torch_gptq import gptq, gptq_model
+from tinypeft import Tensor, no_grad
+from tinypeft.nn import Linear
+from tinypeft.quant import AWQ, GGUF, GPTQ, NF4, W8A8, FloatFormat, LLMInt8, Uniform, ZeroQuant
+from tinypeft.study.compare import sharing
+from tinypeft.study.quantized import draw
 
 SHAPE, REST = (2048, 2048), 0.1                          # weights; seconds
 LENGTHS = 1000, 2000, 4000                               # tokens, of generation with a cache
@@ -98,11 +91,8 @@ def generated():
     return rows
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+def main(argv=None):
+    args = parser(__doc__, 25).parse_args(argv)
 
     W = (np.random.default_rng(0).normal(size=SHAPE) * 0.02).astype(np.float32)
     T, out, x = torch.tensor(W), np.empty_like(W), W.copy()
@@ -146,11 +136,7 @@ def main():
         rows.append({"what": name, "ms": 1e3 * a, "against": against, "against_ms": 1e3 * b, "ratio": ratio,
                      "target": target})
         print(f"{name:<54}{1e3 * a:8.2f}   {against:<20}{1e3 * b:8.2f}{ratio:8.2f}{'' if target is None else f'≤ {target}':>8}")
-    if args.json:
-        record = {"command": "python tests/benchmarks/quant.py", "rounds": args.rounds, "rows": rows,
-                  "machine": machine(), "versions": {"python": platform.python_version(), "numpy": np.__version__,
-                               "torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__}}
-        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write("quant", args, {"rows": rows})
 
 
 if __name__ == "__main__":
