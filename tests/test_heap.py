@@ -11,7 +11,7 @@ COUNT = """
 import resource
 import sys
 import numpy as np
-import tinypeft as tp
+import tinypeft as tp, tinypeft.train
 train = sys.modules["tinypeft.train"]
 if sys.argv[1] == "returned": train.keep_freed_memory = lambda: False
 model = tp.GPT(tp.GPTConfig(1024, 128, 128, 4, 4))

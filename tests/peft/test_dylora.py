@@ -263,7 +263,7 @@ def test_search_measures_every_rank_in_one_pass_and_picks_the_best(gpt):
     best, metrics = tp.search_rank(tuned, task)
     loss = {b: m["loss"] for b, m in metrics.items()}
     assert best == 3 and abs(loss[3]) < 1e-12 and loss[1] > 0 and loss[2] > 0
-    assert tp.search_rank(tuned, task, tolerance=max(loss.values()))[0] == 1
+    assert tp.search_rank(tuned, task, tolerance=1.001 * max(loss.values()))[0] == 1
     assert tp.search_rank(tuned, task, tolerance=(loss[1] + loss[2]) / 2)[0] == (2 if loss[2] < loss[1] else 1)
     with pytest.raises(tp.MethodError, match="one rank only"):
         tp.search_rank(tp.attach(gpt(), tp.LoRA()), task)

@@ -9,14 +9,8 @@ __all__ = ["EQUIVALENT", "EXPLAINED"]
 EQUIVALENT = {
     ("tinypeft/functional.py", "attention", "R * n * seen", "R * n"):
         "how many heads are computed at once: the size of temporaries, not a number in them",
-    ("tinypeft/functional.py", "_glu", "np.multiply(keep[0], dy, out=keep[0])", "np.multiply(keep[0], dy)"):
-        "the product goes into a new array and not into one that is needed no more",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
-    ("tinypeft/generate.py", "sample", "np.argsort(-z, axis=-1, kind='stable')", "np.argsort(-z, kind='stable')"):
-        "the last axis is the default of argsort",
-    ("tinypeft/generate.py", "sample", "np.take_along_axis(z, order, -1)", "np.take_along_axis(z, order, 1)"):
-        "z has two axes, so that 1 is the last one",
     ("tinypeft/interop/adapters.py", "load_peft", "model: Decoder, file: Path, strict: bool=True",
      "model: Decoder, file: Path, strict: bool=False"):
         "`load_adapter`, its one caller, always says whether",
@@ -34,9 +28,6 @@ EQUIVALENT = {
         "there are two items: a third worker has nothing to do",
     ("tinypeft/quant/uniform.py", "Uniform.grid", "np.float32(low).reshape(-1)", "np.float32(low).reshape(-2)"):
         "NumPy takes every negative length as the one to find",
-    ("tinypeft/quant/linear.py", "quantized_linear", "q.dequantize().astype(dtype, copy=False)",
-     "q.dequantize().astype(dtype, copy=True)"):
-        "one more copy of the same numbers",
     ("tinypeft/quant/measure.py", "requantize_error", "scheme.quantize(M).dequantize() - M",
      "M - scheme.quantize(M).dequantize()"):
         "only the squares of the difference are read",

@@ -25,19 +25,23 @@ def test_at_least_95_percent_of_300_faults_are_caught():
     assert RECORD["areas"] == summary(RECORD["mutants"])
 
 
+def can_be_planted(place):
+    """Is there such code today? (module, function, before, after)"""
+    module, *fault = place
+    return " | ".join(fault) in {f.key for f in faults(ast.parse((ROOT / module).read_text("utf-8")))}
+
+
 def test_every_survivor_is_explained():
+    """One in code that has changed since then needs no reason any more."""
     unnoticed = {(r["module"], r["function"], r["before"], r["after"]): r["state"] for r in ROWS if r["state"] != "caught"}
     reasons = EQUIVALENT | EXPLAINED
-    assert [place for place in unnoticed if place not in reasons] == []
+    assert [place for place in unnoticed if place not in reasons and can_be_planted(place)] == []
     assert all(len(reason) > 20 for reason in reasons.values()) and not EQUIVALENT.keys() & EXPLAINED.keys()
 
 
 def test_every_reason_is_of_a_fault_that_can_be_planted():
     """One that was written for older code goes."""
-    reasons = EQUIVALENT | EXPLAINED
-    for module in dict.fromkeys(module for module, *_ in reasons):
-        there = {f.key for f in faults(ast.parse((ROOT / module).read_text("utf-8")))}
-        assert [place for place in reasons if place[0] == module and " | ".join(place[1:]) not in there] == []
+    assert [place for place in EQUIVALENT | EXPLAINED if not can_be_planted(place)] == []
 
 
 def test_every_area_has_its_faults():

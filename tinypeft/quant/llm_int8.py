@@ -150,11 +150,11 @@ def half(W: Array) -> Array:
 def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
     """X (M, d) → Q, integers float32 (M, d), 0 in outlier columns; s_x (M, 1); O, these columns."""
     A = np.abs(X)
-    O = () if A.max() < threshold else np.flatnonzero(A.max(0) >= threshold)
-    if len(O): A[:, O] = 0
+    O = np.flatnonzero(A.max(0) >= threshold) if A.max() >= threshold else np.empty(0, int)
+    A[:, O] = 0
     s = scale_of(row_max(A))
     Q = rounded(X, s)
-    if len(O): Q[:, O] = 0
+    Q[:, O] = 0
     return Q, s, O
 
 

@@ -9,16 +9,16 @@ q = w = d in GPT-2; w is smaller if heads share keys.
     optimizer     2 n                               AdamW's two moments
     activations   what the forward pass keeps for the backward pass:
                   L·N·(2 d                          x̂ of both norms
-                       + 2 (q + w)                  Q and the attention's output O, K and V; with norms of q, k, their x̂ as well
-                       + H·(T + 64)/2               P = softmax(Q Kᵀ); blocks of 64 queries leave out the future
+                       + q + 2 w                    Q, K and V; with norms of q, k, their x̂ as well, q + w
+                       + H·(T + 64)/2               softmax's numerators; blocks of 64 queries leave out the future
                        + h                          GELU's slope (gated, 2 h: both slopes of silu(g) u)
                        + inputs                     x of every trained layer y = W x, because dW = dyᵀ x
                        + method)                    what the method itself keeps
     working       the larger of two: 2 N V          the logits and their softmax, just after the loss is computed; or
                   N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), a decoded
-                                                    matrix (d h), and GELU's scratch space, at most 4·2¹⁶ (gated: 7·2¹⁶)
+                                                    matrix (d h), and GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷)
 
-A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, P and the
+A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, numerators and
 slope, are needed to pass gradients on, whatever is trained. Memory is largest at one of two moments: at the end of the
 forward pass all activations exist and no gradient; at the end of the backward pass all gradients exist, and the activations
 of at most one block.
@@ -216,15 +216,16 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     gradients = m.n * p.gradients
 
     hidden = 2 * s.h if s.gated else s.h
-    block = N * (2 * d + (3 if s.qk_norm else 2) * (s.q + s.w) + hidden + m.inputs + m.extra)
+    norms = s.q + s.w if s.qk_norm else 0
+    block = N * (2 * d + s.q + 2 * s.w + norms + hidden + m.inputs + m.extra)
     scores = H * batch * (S**2 - (S - Q)**2 + 64 * Q) / 2
     keys = 2 * batch * (S - Q) * s.w                                         # keys and values of a prefix
     first = 0 if m.lowest else N * d                                         # x̂ of a norm below which nothing is trained
     last = N * d * (2 if m.full else 1)                                      # x̂ of the final norm, and the head's x
     activations = (L * (block + scores + keys) - first + last) * p.activations
     logits = 2 * batch * tokens * V * p.logits
-    values, scratch = (3, 7) if s.gated else (2, 4)                          # of h: gate(x), up(x) and their product
-    mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**16)) * p.activations
+    values, scratch = (3, 1) if s.gated else (2, 2)                          # of h: gate(x), up(x) and their product
+    mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**17)) * p.activations
     decoded = 0 if bits is None else d * s.h * p.frozen
     working = max(logits, mlp + decoded)
 
