@@ -16,7 +16,8 @@ q = w = d in GPT-2; w is smaller if heads share keys.
                        + method)                    what the method itself keeps
     working       the larger of two: 2 N V          the logits and their softmax, just after the loss is computed; or
                   N·(2 h + 2 d) + scratch           the last MLP's values that are not kept anyway (gated: 3 h), a decoded
-                                                    matrix (d h), and GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷)
+                                                    matrix (d h) and as many bytes of indices, at most 2²⁰, to look it up,
+                                                    and GELU's scratch space, about 2·2¹⁷ at most (gated: 2¹⁷)
 
 A frozen W needs no x; LoRA saves these inputs, and the gradients and moments of W. The other terms, x̂, Q, K, V, numerators and
 slope, are needed to pass gradients on, whatever is trained. Memory is largest at one of two moments: at the end of the
@@ -226,7 +227,7 @@ def estimate(shape: Shape, method: str, batch: int = 1, tokens: int = 512, preci
     logits = 2 * batch * tokens * V * p.logits
     values, scratch = (3, 1) if s.gated else (2, 2)                          # of h: gate(x), up(x) and their product
     mlp = (N * (values * s.h + 2 * d - m.mlp) + scratch * min(N * s.h, 2**17)) * p.activations
-    decoded = 0 if bits is None else d * s.h * p.frozen
+    decoded = 0 if bits is None else d * s.h * p.frozen + 4 * min(d * s.h, 2**18)            # and the indices of look-ups
     working = max(logits, mlp + decoded)
 
     forward = weights + optimizer + activations + working
