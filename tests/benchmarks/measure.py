@@ -29,17 +29,17 @@ def seconds(run, clock=time.perf_counter):
     return clock() - start
 
 
-def in_turn(runs, rounds, warmup=3, clock=time.perf_counter):
+def in_turn(runs, rounds, warmup=3, clock=time.perf_counter, twice=True):
     """name → seconds of each round. runs: name → function; they run A B C A B C …
 
-    A pause comes first: the threads of a BLAS or of OpenMP go on spinning for up to 150 ms after a product, and would slow the
-    run that follows."""
+    Each runs twice in a round, and the second time counts: the first one brings its arrays into the caches, and meanwhile the
+    threads of the side before, which wait for work, go to sleep. twice=False: for runs so long that this does not matter."""
     for _ in range(warmup):
         for run in runs.values(): run()
     times = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            time.sleep(0.2)
+            if twice: run()
             times[name].append(seconds(run, clock))
     return times
 

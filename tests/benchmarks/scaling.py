@@ -67,7 +67,7 @@ def measured(series, rounds):
     found = {"rest": series.rest, "x": [], "seconds": [], "bytes": []}
     for x, step, kept in steps_of(series):
         found["x"].append(x)
-        found["seconds"].append(medians(in_turn({x: step}, rounds, warmup=1), digits=6)[x])
+        found["seconds"].append(medians(in_turn({x: step}, rounds, warmup=1, twice=False), digits=6)[x])
         found["bytes"].append(kept + traced_peak(step))
     return found
 

@@ -33,7 +33,8 @@ def decoded_there(path):
 def main(argv=None):
     args = parser(__doc__, 5).parse_args(argv)
     path = smollm2_file()
-    load = in_turn({"tinypeft": lambda: decoded_here(path), "gguf": lambda: decoded_there(path)}, min(3, args.rounds), warmup=1)
+    load = in_turn({"tinypeft": lambda: decoded_here(path), "gguf": lambda: decoded_there(path)}, min(3, args.rounds),
+                   warmup=1, twice=False)
     model = tp.load_model(path)
     reference = torch_llama(model, torch.float32, exact=False)
     schemes = {"NF4": tp.NF4(), "GPTQ": tp.GPTQ(bits=3, group_size=32)}

@@ -38,11 +38,12 @@ def compared(load, model, reference, rows, length, lora, schemes, rounds):
     batch, draw = batch_of(model.config, rows, length), np.random.default_rng(0).integers
     ids, times, same = torch.as_tensor(batch[0]), dict([load]), True
     times["forward"] = in_turn({"tinypeft": without_gradients(lambda: model(batch[0])),
-                                "transformers": without_gradients(lambda: reference(ids, use_cache=False))}, rounds, warmup=1)
+                                "transformers": without_gradients(lambda: reference(ids, use_cache=False))}, rounds,
+                               warmup=1, twice=False)
     for length in PROMPTS:
         mine, other = generators(model, reference, draw(0, model.config.vocab_size, (1, length)), NEW)
         same = same and bool(np.array_equal(mine(), other()))
-        times[f"generation after {length}"] = in_turn({"tinypeft": mine, "transformers": other}, rounds, warmup=1)
+        times[f"generation after {length}"] = in_turn({"tinypeft": mine, "transformers": other}, rounds, warmup=1, twice=False)
     times["LoRA step"], peaks = lora_step(model, reference, lora, batch, rounds)
     return {"parameters": model.n_parameters(), "batch": [rows, batch[0].shape[1]], "new tokens": NEW,
             "same tokens generated": same, **tables(times), "LoRA peak bytes": peaks,
@@ -53,7 +54,7 @@ def lora_step(model, reference, lora, batch, rounds):
     """(times, peak bytes) of a LoRA step on each side; `model` is afterwards as before."""
     tuned, adapted = tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0), peft.get_peft_model(reference, lora)
     steps = {"tinypeft": ours(tuned, batch), "PEFT": theirs(adapted, batch, lambda tokens: adapted(tokens, use_cache=False))}
-    times = in_turn(steps, rounds, warmup=1)
+    times = in_turn(steps, rounds, warmup=1, twice=False)
     peaks = {"tinypeft": traced_peak(steps["tinypeft"]), "PEFT": torch_peak(steps["PEFT"])}
     tuned.detach()
     return times, peaks
