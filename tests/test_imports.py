@@ -13,7 +13,7 @@ LAYERS = ["files heap hints hyper lazy markup progress signals threads", "tensor
           "nn", "targets recompute", "generate", "decoder", "gpt llama gemma", "optim", "paged checkpoints diagnosis", "train",
           "text", "pretrained", "peft quant", "interop", "loading", "arguments doctor", "study course", "cli", "__main__"]
 LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}
-LATE = {("peft/folders", "interop")}                             # inside a function, when a folder is written or read
+LATE = {("peft/folders", "interop"), ("decoder", "interop")}     # inside a function, when a folder is written or read
 COMPOSITIONS = {"loftq", "peqa"}                                 # files of peft/ or quant/ that know both, by their nature
 
 RUN_TIME = {"numpy", "scipy", "matplotlib", "IPython", "ipykernel", "nbformat", "nbclient", "nbconvert", "pytest"}

@@ -76,6 +76,12 @@ def test_a_folder_of_peft_is_written_and_read_when_nothing_else_was_imported(tmp
 
 
 # -- a toy -----------------------------------------------------------------------------------------
+def test_a_model_is_written_for_transformers_when_nothing_else_was_imported(tmp_path):
+    code = ("from tinypeft.gpt import GPT, GPTConfig; GPT(GPTConfig(16, 8, 8, 1, 2)).to_huggingface(sys.argv[1])\n"
+            "print(GPT.from_huggingface(sys.argv[1]).n_parameters() > 0)")
+    assert python(code.replace("sys.argv[1]", repr(str(tmp_path)))) == ["True"]
+
+
 def test_names_are_imported_when_they_are_used(toy):
     loaded = lambda: {name for name in sys.modules if name.startswith("lazy_toy.")}
     assert loaded() == set() and {"train", "rate", "parts", "alone"} <= set(dir(toy)) and loaded() == set()

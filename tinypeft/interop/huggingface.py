@@ -144,12 +144,3 @@ def _ends(tokenizer):
     if tokenizer is None: return {"bos_token_id": None, "eos_token_id": None}
     end, turn = tokenizer.end_of_text, tokenizer.end_of_turn
     return {"bos_token_id": tokenizer.opening, "eos_token_id": end if turn is None else turn}
-
-
-def _of_class(cls, folder: str | Path, dtype: Any = np.float32, strict: bool = True) -> Decoder:
-    """Load a folder of this class's family; see `tinypeft.interop.from_huggingface`."""
-    return from_huggingface(folder, dtype, strict, expected=cls)
-
-
-# Models have them as methods too. They are added here because decoder.py knows no other formats.
-Decoder.from_huggingface, Decoder.to_huggingface = classmethod(_of_class), to_huggingface
