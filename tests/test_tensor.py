@@ -630,3 +630,13 @@ def test_numpy_does_not_take_over():
     array = np.ones(2)
     with pytest.raises(TypeError):
         array += x
+
+
+def test_a_walk_that_fails_leaves_every_gradient_as_it_was():
+    def fails(dy): raise FloatingPointError
+    x, w = (Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+    y = x * 2 + Tensor.op(np.ones(3), (w, fails))         # x is complete when the other branch fails, or the other way round
+    z = Tensor.op(np.ones(3), (w, fails)) + x * 2
+    for root in (y, z):
+        with pytest.raises(FloatingPointError): root.backward(np.ones(3))
+        assert x.grad is None and w.grad is None

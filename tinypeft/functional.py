@@ -339,7 +339,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
         n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
         s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
-        hidden = causal and (n > 1 or window)                                # are some, perhaps?
+        hidden = causal and (n > 1 or window)            # may a key be hidden from a query?
         most = _most(n, end - s.start, window, Q.dtype) if hidden else None
         E = np.empty((len(Q), R * n, end - s.start), Q.dtype)
         Z = np.empty((len(Q), R * n, 1), Q.dtype)

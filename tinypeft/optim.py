@@ -161,7 +161,8 @@ class AdamW(Optimizer):
 
 def _chunks(w, budget=1 << 18):
     """Cut the array w into runs of rows of about `budget` numbers. Two threads hinder each other
-    where an operation takes only microseconds; with 2¹⁶ numbers a step took a third longer."""
+    where an operation takes only microseconds: with 2¹⁶ numbers a step of 30 M parameters took half
+    as long again."""
     if w.size <= budget or w.ndim == 0: return [...]
     rows = max(1, budget * len(w) // w.size)
     return [slice(i, i + rows) for i in range(0, len(w), rows)]

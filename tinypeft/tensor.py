@@ -146,7 +146,7 @@ class Tensor:
         Raises GraphError when there is no graph, when it was walked before, or when a leaf's data
         has changed since; ValueError for a missing `dy` or one of another shape.
         """
-        for x, dx in self.gradients(dy):
+        for x, dx in list(self.gradients(dy)):           # all, or none if the walk fails
             x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
 
     def gradients(self, dy: Array | None = None) -> Iterator[tuple[Tensor, Array]]:

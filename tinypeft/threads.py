@@ -2,8 +2,8 @@
 
 NumPy spreads only large matrix products over cores. Everything between them (GELU, softmax, layer
 norm) stays on one core, and small products lose more to the hand-over than they gain. Splitting the
-batch keeps every core busy, because NumPy releases Python's lock while it computes. On two cores a
-training step takes 0.52 of its single-threaded time this way, and 0.80 with BLAS threads alone.
+batch keeps every core busy, because NumPy releases Python's lock while it computes. A step of the
+base takes a third longer with BLAS threads alone (`tests/benchmarks/README.md`).
 
 Both functions may be used from several threads at once, one inside the other, and in a process made
 by `os.fork`. Only the forking thread lives on in that process, so that it starts new workers.
