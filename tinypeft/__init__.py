@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .peft import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning,
                        LinearProbe, LoRA, Method, MethodError, ParallelAdapter, PeftModel,
                        PrefixTuning, PromptTuning, PTuning, PTuningV2, attach, load_adapter,
-                       mixed_batch, search_rank)
+                       mixed_batch, mixed_classify, search_rank)
 
     # the second verb: quantization schemes
     from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant,

@@ -266,9 +266,10 @@ def cycle(tuned):
     tuned.detach()
     tuned.reattach()
     with tuned.disabled(): pass
+    if len(tuned.parts) > 1: tuned.detach("a"), tuned.reattach("a")
 
 
-@pytest.mark.parametrize("method", [LORA, NORMS, tp.DyLoRA(2, targets=("query",))], ids=str)
+@pytest.mark.parametrize("method", [LORA, NORMS, tp.DyLoRA(2, targets=("query",)), {"a": NORMS, "b": LORA}], ids=str)
 def test_an_interrupt_anywhere_leaves_model_and_method_usable(method, gpt, tokens):
     model = gpt(np.float32, n_layers=1)
     before, tuned = frozen_bytes(model), learned(model, method)
@@ -277,7 +278,9 @@ def test_an_interrupt_anywhere_leaves_model_and_method_usable(method, gpt, token
     assert count[0] > 100
     for n in some(count[0]):
         with interrupted_at(n): cycle(tuned)
-        if not tuned.active: tuned.reattach()
+        for part in tuned.parts.values(): part.on = True                # it may have been in the middle of a switch
+        if tuned.active: tuned.detach()
+        tuned.reattach()
         assert np.array_equal(tuned(tokens).data, want), n
         assert frozen_bytes(tuned.detach()) == before, n
         tuned.reattach()

@@ -332,7 +332,7 @@ def test_no_weights_replace_a_layer_that_rounds_its_inputs(gpt, tokens, scheme, 
         assert all(type(merged.get(p)) is Linear for p in tuned.wrappers)
         assert all(type(merged.get(p)) is type(model.get(p)) for p in linear_paths(gpt()) if p not in tuned.wrappers)
     with pytest.raises(tp.MethodError, match="activations must be 'kept' or 'exact', got 'dropped'"):
-        tp.attach(gpt(), method).merge("dropped")
+        tp.attach(gpt(), method).merge(activations="dropped")
 
 
 @pytest.mark.parametrize("scheme", [tp.FakeQuant(4), tp.PEQA(4), tp.LLMQAT(activation_bits=None, kv_bits=None)],

@@ -1,8 +1,8 @@
 """Parameter-efficient fine-tuning: one file per method, and `attach`, which puts one on a model.
 
-    method.py      the protocol           model.py      attach, and PeftModel: a model with a method
-    attachment.py  what it changes        folders.py    saved adapters
-    summary.py     what a method costs
+    method.py      the protocol           model.py    attach, and PeftModel: a model with methods
+    part.py        what one method adds   attachment.py  how all of them change the model
+    folders.py     saved adapters         summary.py  what a method costs
     full.py        FullFineTuning and LinearProbe, the baselines
     adapter.py     BottleneckAdapter: a small network after a sublayer
     parallel.py    ParallelAdapter: one beside it
@@ -15,7 +15,7 @@
     ptuning.py     PTuning: vectors among the input's words, made by an encoder (lstm.py)
     prefix.py      PrefixTuning: keys and values in every layer
     ptuning_v2.py  PTuningV2: the same, trained directly
-    mixed.py       mixed_batch: the rows of one batch have different methods
+    mixed.py       mixed_batch, mixed_classify: the rows of one batch have different methods
 
 `METHODS` maps names to classes. PEQA is also a scheme, and is in `quant/peqa.py`.
 """
@@ -28,7 +28,7 @@ from .full import FullFineTuning, LinearProbe
 from .ia3 import IA3
 from .lora import LoRA
 from .method import Method, MethodError
-from .mixed import mixed_batch
+from .mixed import mixed_batch, mixed_classify
 from .model import PeftModel, attach
 from .parallel import ParallelAdapter
 from .prefix import PrefixTuning
@@ -46,4 +46,4 @@ KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), LinearProbe)})
 __all__ = ["IA3", "METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning",
            "LinearProbe", "LoRA", "Method", "MethodError", "PTuning", "PTuningV2",
            "ParallelAdapter", "PeftModel", "PrefixTuning", "PromptTuning", "attach",
-           "detach", "load_adapter", "mixed_batch", "search_rank"]
+           "detach", "load_adapter", "mixed_batch", "mixed_classify", "search_rank"]

@@ -60,7 +60,7 @@ from ..targets import match_targets
 from ..tensor import Tensor
 from .lora import LowRankLinear
 from .method import Method, MethodError
-from .model import PeftModel
+from .part import Part
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 
@@ -114,23 +114,23 @@ class AdaLoRA(Method):
         b0, bT = n * self.init_rank, n * self.target_rank
         return int((b0 - bT) * (1 - (min(max(t, start), end) - start) / (end - start)) ** 3 + bT)
 
-    def before_step(self, tuned: PeftModel, step: int, total: int) -> None:
+    def before_step(self, part: Part, step: int, total: int) -> None:
         self.phases(total)                                        # a run too short ends at step 0
         if self.importance == "before":
-            for layer in tuned.wrappers.values(): layer.remember()
+            for layer in part.wrappers.values(): layer.remember()
 
-    def end_training(self, tuned: PeftModel) -> None:
-        for layer in tuned.wrappers.values(): layer.before = None
+    def end_training(self, part: Part) -> None:
+        for layer in part.wrappers.values(): layer.before = None
 
-    def penalty(self, tuned: PeftModel) -> Tensor | None:
+    def penalty(self, part: Part) -> Tensor | None:
         """γ Σ R(P, Q) over the matrices; for "norm", γ times the mean of unsquared norms."""
         if not self.gamma: return None
-        R = [(D * D).sum() for layer in tuned.wrappers.values() for D in layer.departures()]
+        R = [(D * D).sum() for layer in part.wrappers.values() for D in layer.departures()]
         if self.orthogonality == "squared": return self.gamma * sum(R)
         return self.gamma / len(R) * sum(r.sqrt() for r in R)
 
-    def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
-        layers, t = list(tuned.wrappers.values()), step + 1
+    def after_step(self, part: Part, step: int, total: int) -> None:
+        layers, t = list(part.wrappers.values()), step + 1
         start, end = self.phases(total)
         if t < end:
             for layer in layers: layer.observe(self.beta1, self.beta2)

@@ -1,7 +1,7 @@
-"""The change that a method makes to a model, and the way back.
+"""The change that methods make to a model, and the way back.
 
 The record of the change lies on the model itself, as `model.attachment`. A copy of the model has a
-copy of the record, so the method can be taken off the copy, too (`detach`).
+copy of the record, so the methods can be taken off the copy, too (`detach`).
 """
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from ..decoder import Decoder
 from ..hints import Array
-from ..nn import Module, Parameter, replace_modules
+from ..nn import Module, replace_modules
 from .method import Method, MethodError
+from .part import Methods, Part, innermost
 
 __all__ = ["Attachment", "Loan", "bare", "detach"]
 
@@ -44,54 +45,77 @@ def bare(model: Decoder) -> Iterator[Decoder]:
 
 
 class Attachment:
-    """A method's change of one model. After a Ctrl-C it is off the model, or wholly on it.
+    """The change that methods make to one model. After a Ctrl-C it is off it, or wholly on it.
 
-    wrappers: path → module that takes a place in the model. trained: name → Parameter of the model.
-    learned: name → array of `trained`, while the method is off. head: a classifier, or None.
+    parts: name → Part, in the order in which wrappers nest. head: a classifier, or None.
     """
 
-    def __init__(self, method: Method, wrappers: dict[str, Module], trained: dict[str, Parameter],
-                 head: Module | None):
-        self.method, self.wrappers, self.trained, self.head = method, wrappers, trained, head
-        self.learned = {name: p.data.copy() for name, p in trained.items()}
+    def __init__(self, parts: dict[str, Part], head: Module | None):
+        self.parts, self.head = parts, head
+
+    @property
+    def method(self) -> Method | Methods:
+        """The method, or all of them if there are several."""
+        methods = Methods(part.method for part in self.parts.values())
+        return methods[0] if len(methods) == 1 else methods
 
     def put_on(self, model: Decoder) -> None:
         """Change the model; note what `take_off` must know."""
-        self.replaced = {path: model.get(path) for path in self.wrappers}
+        self.used = [part for part in self.parts.values() if part.on]
+        self.replaced = {path: model.get(path) for part in self.used for path in part.wrappers}
         self.flags = [(p, p.requires_grad) for p in model.parameters()]
-        self.base = {name: p.data for name, p in self.trained.items()}
+        self.base = {name: p.data for part in self.used for name, p in part.trained.items()}
         self.base_head = model.head
         try:
             model.attachment = self
             for p in model.parameters(): p.requires_grad = False
-            for name, p in self.trained.items():
-                p.assign(self.learned[name].astype(p.dtype, copy=False))
-                p.requires_grad = True
-            replace_modules(model, self.wrappers)
+            for part in self.used:
+                for name, p in part.trained.items():
+                    p.assign(part.learned[name].astype(p.dtype, copy=False))
+                    p.requires_grad = True
+            replace_modules(model, self._nested())
             model.head = self.head or model.head
         except BaseException:
             self.take_off(model)
             raise
-        self.learned = {}                        # these arrays are the parameters' now
+        for part in self.used: part.learned = {}         # these arrays are the parameters' now
 
-    def take_off(self, model: Decoder) -> None:
-        """Change the model back: the same objects, the same arrays."""
-        try: self._take_off(model)
+    def _nested(self):
+        """path → the outermost wrapper there, the deepest path first: a module that contains
+        another one may have a wrapper, too."""
+        places = dict(self.replaced)
+        for part in self.used:
+            for path, wrapper in part.wrappers.items():
+                if not innermost(wrapper): wrapper.base = places[path]
+                places[path] = wrapper
+        return {path: places[path] for path in sorted(places, key=_depth, reverse=True)}
+
+    def take_off(self, model: Decoder, note: bool = True) -> None:
+        """Change the model back: the same objects, the same arrays. note: keep checksums of the
+        base, by which `changes` finds what is done to it."""
+        try: self._take_off(model, note)
         except BaseException:
-            self._take_off(model)                # each step may run twice
+            self._take_off(model, note)          # each step may run twice
             raise
 
-    def _take_off(self, model):
-        replace_modules(model, self.replaced)
+    def _take_off(self, model, note):
+        for path in sorted(self.replaced, key=_depth):   # the outer first: it hides paths inside
+            replace_modules(model, {path: self.replaced[path]})
         model.head = self.base_head
-        for name, p in self.trained.items():
-            self.base[name] = array = self.base[name].astype(p.dtype, copy=False)    # after `to`
-            if p.data is not array:
-                self.learned[name] = p.data
-                p.assign(array)
+        for part in self.used:
+            for name, p in part.trained.items():
+                array = self.base[name].astype(p.dtype, copy=False)                  # after `to`
+                self.base[name] = array
+                if p.data is not array:
+                    part.learned[name] = p.data
+                    p.assign(array)
         for p, flag in self.flags: p.grad, p.requires_grad = None, flag
-        self.left = contents(model)
+        if note: self.left = contents(model)
         model.attachment = None
+
+    def forget(self) -> None:
+        """Let go of the base, to which the methods will not return as it was."""
+        self.used, self.replaced, self.flags, self.base = [], {}, [], {}
 
     def changes(self, model: Decoder) -> list[str]:
         """What became different in the base since `take_off`, in words; [] if it may be put on."""
@@ -120,7 +144,7 @@ class Loan:
     """
     method = None
 
-    def __init__(self, absent: Method):
+    def __init__(self, absent: Method | Methods):
         self.absent = absent
 
     def refuse(self, verb: str) -> NoReturn:
@@ -131,6 +155,9 @@ class Loan:
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
+
+
+def _depth(path): return path.count(".")
 
 
 def contents(model: Decoder) -> dict[str, str | tuple]:

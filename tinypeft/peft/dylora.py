@@ -40,7 +40,7 @@ from ..targets import match_targets
 from ..tensor import Tensor, where
 from .lora import LoRALinear
 from .method import Method, MethodError
-from .model import PeftModel
+from .part import Part
 
 __all__ = ["DyLoRA", "DyLoRALinear"]
 
@@ -91,20 +91,20 @@ class DyLoRA(Method):
         layers = match_targets(model, self.targets)
         return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
 
-    def before_step(self, tuned: PeftModel, step: int, total: int) -> None:
-        b = int(tuned.rng.choice(self.ranks, p=self.probabilities()))
-        for layer in tuned.wrappers.values(): layer.start_step(b)
+    def before_step(self, part: Part, step: int, total: int) -> None:
+        b = int(part.rng.choice(self.ranks, p=self.probabilities()))
+        for layer in part.wrappers.values(): layer.start_step(b)
 
-    def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
-        self.end_training(tuned)
+    def after_step(self, part: Part, step: int, total: int) -> None:
+        self.end_training(part)
 
-    def end_training(self, tuned: PeftModel) -> None:
-        for layer in tuned.wrappers.values(): layer.end_step()
+    def end_training(self, part: Part) -> None:
+        for layer in part.wrappers.values(): layer.end_step()
 
-    def set_rank(self, tuned: PeftModel, b: int) -> None:
+    def set_rank(self, part: Part, b: int) -> None:
         if b not in self.ranks:
             raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {b!r}")
-        for layer in tuned.wrappers.values(): layer.b = np.array(int(b))
+        for layer in part.wrappers.values(): layer.b = np.array(int(b))
 
 
 class DyLoRALinear(LoRALinear):

@@ -1,7 +1,7 @@
 """Adapters in folders: saving them, loading them, and the formats they can have.
 
 Our own format is one file, adapter.safetensors (adapter.npz in folders made before). It holds the
-arrays of `PeftModel.state_dict`, and as JSON the method's class and fields, the model's family and
+arrays of `PeftModel.state_dict`, and as JSON each method's class and fields, the model's family and
 sizes, and a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted:
 nothing in one is executed or imported, and what it says is checked before the model changes.
 """
@@ -9,14 +9,14 @@ import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..decoder import Decoder
-from ..files import check_fields, fingerprint, load_arrays, made, only_file, save_arrays
+from ..files import check_fields, fingerprint, load_arrays, made, naming, only_file, save_arrays
 from ..hints import Array, Seed
 from .attachment import bare
 from .method import Method, MethodError
@@ -81,14 +81,16 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     return _load(model, path, strict, method)
 
 
-def attach_with(model: Decoder, method: Method, state: dict[str, Array], strict: bool = True,
-                head: int | None = None, head_bias: bool = True, rng: Seed = 0) -> PeftModel:
+def attach_with(model: Decoder, method: Method | Mapping[str, Method], state: dict[str, Array],
+                strict: bool = True, head: int | None = None, head_bias: bool = True,
+                rng: Seed = 0) -> PeftModel:
     """`attach`, then load `state`; the model stays as it was if that fails."""
     tuned = attach(model, method, rng=rng, head=head, head_bias=head_bias)
     try:
         tuned.load_state_dict(state, strict)
-        for wrapper in tuned.wrappers.values():
-            if hasattr(wrapper, "check_parts"): wrapper.check_parts()
+        for part in tuned.parts.values():
+            for wrapper in part.wrappers.values():
+                if hasattr(wrapper, "check_parts"): wrapper.check_parts()
         return tuned
     except BaseException:
         tuned.detach()
@@ -97,31 +99,36 @@ def attach_with(model: Decoder, method: Method, state: dict[str, Array], strict:
 
 # -- our own format ------------------------------------------------------------------------------
 def _save(tuned, folder):
-    method, head = tuned.method.fold(tuned.virtual)[0], tuned.head
-    cls = type(method)
-    module = {} if KNOWN.get(cls.__name__) is cls else {"module": cls.__module__}
+    head, methods = tuned.head, {name: _entry(part) for name, part in tuned.parts.items()}
+    alone = [prefix for prefix, _ in tuned.prefixes()] == [""]
     with bare(tuned.model): base = fingerprint(tuned.model.state_dict())
     save_arrays(folder / OWN.file, tuned.state_dict(to_train=False), {
-        "format": 1, "method": cls.__qualname__, **module, "fields": asdict(method),
+        **({"format": 1, **methods.popitem()[1]} if alone else {"format": 2, "parts": methods}),
         "family": type(tuned.model).__name__, "config": asdict(tuned.config), "base": base,
         "head": None if head is None else head.d_out,
         "head_bias": head is not None and head.bias is not None})
     for name in OWN.older: (folder / name).unlink(missing_ok=True)       # it is out of date now
 
 
-META = {"format": int, "method": str, "fields": dict, "config": dict, "base": str,
-        "head": (int, None)}
-# module: only of a class of one's own. family: the model's class; older files of GPTs lack it.
-MORE = {"module": str, "head_bias": bool, "family": str}
+def _entry(part):
+    """A method in a file. module: only of a class of one's own."""
+    method = part.method.fold(part.virtual)[0]
+    cls = type(method)
+    module = {} if KNOWN.get(cls.__name__) is cls else {"module": cls.__module__}
+    return {"method": cls.__qualname__, **module, "fields": asdict(method)}
+
+
+# Format 1 holds one method, format 2 several in "parts", name → entry.
+ENTRY, OWN_CLASS = {"method": str, "fields": dict}, {"module": str}
+META = {"format": int, "config": dict, "base": str, "head": (int, None)}
+MORE = {"head_bias": bool, "family": str}                # older files of GPTs lack the family
 
 
 def _load(model, path, strict, method=None):
     from .metered import Metered  # not above: numpy.random would load with the package
     arrays, meta = load_arrays(path)
     with _told(path):
-        check_fields(meta, META, MORE)
-        if meta["format"] != 1: raise ValueError(f"unknown format {meta['format']}; expected 1")
-        cls = _find(meta["method"], meta.get("module"), method)
+        methods = _methods(meta, method, len(arrays))
         _check_sizes(model, meta.get("family", "GPT"), meta["config"])
         n, weight = meta["head"], arrays.get("head.weight")
         rows = None if weight is None else len(np.atleast_1d(weight))
@@ -130,10 +137,27 @@ def _load(model, path, strict, method=None):
         if meta["base"] not in fingerprints(model):
             warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
         rng = Metered(sum(a.size for a in arrays.values()))
-        tuned = attach_with(model, made(cls, meta["fields"]), arrays, strict, n,
-                            meta.get("head_bias", True), rng)
+        tuned = attach_with(model, methods, arrays, strict, n, meta.get("head_bias", True), rng)
     rng.left = math.inf                                  # from here on it is like any other
     return tuned
+
+
+def _methods(meta, given, n_arrays):
+    """The method that a file names, or a dict of several. given: a class for `load_adapter`."""
+    several = isinstance(meta, dict) and meta.get("format") == 2
+    check_fields(meta, META | ({"parts": dict} if several else ENTRY),
+                 MORE | ({} if several else OWN_CLASS))
+    if meta["format"] not in (1, 2):
+        raise ValueError(f"unknown format {meta['format']}; expected 1 or 2")
+    if not several: return made(_find(meta["method"], meta.get("module"), given), meta["fields"])
+    if len(meta["parts"]) > n_arrays + 1:
+        raise ValueError(f"{len(meta['parts'])} methods are too many for {n_arrays} arrays")
+    found = {}
+    for name, entry in meta["parts"].items():
+        with naming(f"parts, {name[:80]!r}"): check_fields(entry, ENTRY, OWN_CLASS)
+        theirs = given if given and given.__name__ == entry["method"].rsplit(".", 1)[-1] else None
+        found[name] = made(_find(entry["method"], entry.get("module"), theirs), entry["fields"])
+    return found
 
 
 def _check_sizes(model, family, fields):

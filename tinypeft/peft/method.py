@@ -13,7 +13,7 @@ from ..nn import Module
 from ..tensor import Tensor
 
 if TYPE_CHECKING:                                # these files import this one
-    from .model import PeftModel
+    from .part import Part
     from .virtual import VirtualTokens
 
 __all__ = ["Method", "MethodError"]
@@ -49,14 +49,15 @@ class Method(Hyperparameters):
         """Names of the base's own parameters that the method trains."""
         return []
 
-    def before_step(self, tuned: PeftModel, step: int, total: int) -> None:
-        """Called before the forward pass of step 0 … total − 1."""
+    def before_step(self, part: Part, step: int, total: int) -> None:
+        """Called before the forward pass of step 0 … total − 1. part: what this method put on the
+        model. Its `rng` is seeded anew for each step."""
 
-    def penalty(self, tuned: PeftModel) -> Tensor | None:
+    def penalty(self, part: Part) -> Tensor | None:
         """A term to add to the loss, or None."""
 
-    def after_step(self, tuned: PeftModel, step: int, total: int) -> None:
+    def after_step(self, part: Part, step: int, total: int) -> None:
         """Called after the optimizer's step."""
 
-    def end_training(self, tuned: PeftModel) -> None:
+    def end_training(self, part: Part) -> None:
         """Called when training ends, also by an error or Ctrl-C: drop what held for one step."""

@@ -16,7 +16,7 @@ from ..tensor import Tensor, no_grad
 from .method import MethodError
 from .model import PeftModel
 
-__all__ = ["mixed_batch"]
+__all__ = ["mixed_batch", "mixed_classify"]
 
 
 def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Array,
@@ -28,55 +28,104 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
     Nothing is recorded for `backward`. Raises ValueError for rows without a known task, and
     MethodError when a method that is not in `tuned` is on the model.
     """
-    if not isinstance(model, Decoder) or not all(isinstance(t, PeftModel) for t in tuned.values()):
-        raise TypeError("mixed_batch: expected a language model and a dict task → PeftModel")
-    tokens, tasks = np.asarray(tokens), list(tasks)
-    if len(tasks) != len(tokens):
-        raise ValueError(f"mixed_batch: {len(tokens)} rows but {len(tasks)} tasks")
-    rows, together = defaultdict(list), defaultdict(list)
-    for b, task in enumerate(tasks):
-        if task is not None and task not in tuned:
-            raise ValueError(f"mixed_batch: row {b} has the task {task!r}; there are "
-                             f"{', '.join(map(repr, tuned))}")
-        rows[task].append(b)
+    tokens = np.asarray(tokens)
 
+    def alone(m, rows): logits[rows] = m(tokens[rows]).data
+
+    def shared(group, rows, seams): logits[rows] = model(tokens[rows], **seams).data
+    run = _Turns("mixed_batch", model, tuned, tokens, tasks)
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
-    with no_grad(), contextlib.ExitStack() as afterwards:
-        for t in tuned.values():
-            if t.active:
-                t.detach()
-                afterwards.callback(t.reattach)
-        for m in [model, *(t.model for t in tuned.values())]:
-            if m.attached is not None:
-                raise MethodError(f"mixed_batch: {m.attached} is on the model, but not among the "
-                                  "tasks' methods; detach it")
-        for task, at in rows.items():
-            t = tuned.get(task)
-            if t and t.model is model and t.virtual and not (t.wrappers or t.trained):
-                t.check_base("mixed_batch")
-                seams = t.virtual.seams(tokens[at])
-                together["prefix" in seams, t.virtual.length].append((at, seams))
-            elif t is None:
-                logits[at] = model(tokens[at]).data
-            else:
-                t.reattach()
-                try: logits[at] = t(tokens[at]).data
-                finally: t.detach()
-        for group in together.values():
-            at = [b for rows_of_task, _ in group for b in rows_of_task]
-            logits[at] = model(tokens[at], **_row_by_row(group)).data
+    run(alone, shared)
     return Tensor(logits)
 
 
+def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Array,
+                   lengths: Array, tasks: Sequence[Hashable]) -> list[Array]:
+    """Class logits (C,) of each row of tokens (B, T), by the head of its task; C is the task's.
+
+    lengths (B,): row b has lengths[b] tokens. All else is as in `mixed_batch`. MethodError for a
+    task whose PeftModel has no head.
+    """
+    tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+    classes = [None] * len(tokens)
+    for task in dict.fromkeys(tasks):
+        if task in tuned and tuned[task].head is None and tuned[task].model.head is None:
+            raise MethodError(f"mixed_classify: the task {task!r} has no classification head; "
+                              "attach(model, method, head=n_classes) adds one")
+
+    def fill(rows, logits):
+        for b, row in zip(rows, logits.data, strict=True): classes[b] = row
+
+    def alone(m, rows): fill(rows, m.classify(tokens[rows], lengths[rows]))
+
+    def shared(group, rows, seams):
+        last = model.hidden(tokens[rows], **seams)[np.arange(len(rows)), lengths[rows] - 1]
+        for t, own, _ in group:
+            fill(own, (t.head or model.head)(last[[rows.index(b) for b in own]]))
+    _Turns("mixed_classify", model, tuned, tokens, tasks, lengths)(alone, shared)
+    return classes
+
+
+class _Turns:
+    """Which rows go through the model together. Calling it runs alone(model, rows) for those with
+    a method of their own, and shared(group, rows, seams) for virtual tokens, where group holds
+    (PeftModel, its rows, its seams)."""
+
+    def __init__(self, verb, model, tuned, tokens, tasks, lengths=None):
+        if not isinstance(model, Decoder) or not all(isinstance(t, PeftModel)
+                                                     for t in tuned.values()):
+            raise TypeError(f"{verb}: expected a language model and a dict task → PeftModel")
+        tasks = list(tasks)
+        if len(tasks) != len(tokens):
+            raise ValueError(f"{verb}: {len(tokens)} rows but {len(tasks)} tasks")
+        self.rows = defaultdict(list)
+        for b, task in enumerate(tasks):
+            if task is not None and task not in tuned:
+                raise ValueError(f"{verb}: row {b} has the task {task!r}; there are "
+                                 f"{', '.join(map(repr, tuned))}")
+            self.rows[task].append(b)
+        self.verb, self.model, self.tuned = verb, model, tuned
+        self.tokens, self.lengths = tokens, lengths
+
+    def __call__(self, alone, shared):
+        with no_grad(), contextlib.ExitStack() as afterwards:
+            for t in self.tuned.values():
+                if t.active:
+                    t.detach()
+                    afterwards.callback(t.reattach)
+            for m in [self.model, *(t.model for t in self.tuned.values())]:
+                if m.attached is not None:
+                    raise MethodError(f"{self.verb}: {m.attached} is on the model, but not among "
+                                      "the tasks' methods; detach it")
+            together = defaultdict(list)
+            for task, rows in self.rows.items():
+                t = self.tuned.get(task)
+                if t and t.model is self.model and t.virtual and not (t.wrappers or t.trained):
+                    t.check_base(self.verb)
+                    lengths = None if self.lengths is None else self.lengths[rows]
+                    seams = t.virtual.seams(self.tokens[rows], lengths)
+                    kinds = "prefix" in seams, "prompt" in seams, t.virtual.length
+                    together[kinds].append((t, rows, seams))
+                elif t is None: alone(self.model, rows)
+                else:
+                    t.reattach()
+                    try: alone(t, rows)
+                    finally: t.detach()
+            for group in together.values():
+                shared(group, [b for _, rows, _ in group for b in rows], _row_by_row(group))
+
+
 def _row_by_row(group):
-    """One call's seams from [(rows of a task, its seams)]: each vector repeated for its rows."""
+    """One call's seams from those of several tasks: each vector repeated for its task's rows."""
     def join(read, k):                                       # an array of k axes → (rows, *k axes)
-        arrays = [(read(seams), len(at)) for at, seams in group]
+        arrays = [(read(seams), len(rows)) for _, rows, seams in group]
         return np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n in arrays])
-    first = group[0][1]
+    first, joined = group[0][2], {}
     if "prefix" in first:
         layer = lambda l, kv: Tensor(join(lambda seams: seams["prefix"][l][kv].data, 3))
-        return {"prefix": [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]}
-    default = np.arange(first["prompt"].shape[-2])
-    return {"prompt": Tensor(join(lambda seams: seams["prompt"].data, 2)),
-            "prompt_at": join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)}
+        joined["prefix"] = [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]
+    if "prompt" in first:
+        default = np.arange(first["prompt"].shape[-2])
+        joined["prompt"] = Tensor(join(lambda seams: seams["prompt"].data, 2))
+        joined["prompt_at"] = join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)
+    return joined

@@ -1,13 +1,15 @@
-"""attach: put a method on a model. PeftModel: a model with a method on it.
+"""attach: put methods on a model. PeftModel: a model with methods on it.
 
 There are two ways to attach. A *wrapper* is a module that holds the module it adapts as `base` and
 takes its place in the model. A *virtual* module emits vectors for the model's seams `prompt=` and
 `prefix=`. A method may also train some of the base's own parameters. Everything else is frozen.
+What one method puts on a model is a *part* (`part.py`); a model may have several.
 """
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,28 +19,28 @@ import numpy as np
 from ..decoder import Decoder
 from ..generate import KVCache, generate
 from ..hints import Array, Rng, Seed
-from ..nn import Linear, Module, Parameter, check_state, replace_modules
+from ..nn import Linear, Module, Parameter, check_state
 from ..tensor import Tensor
 from .attachment import Attachment, Loan, detach
 from .method import Method, MethodError
+from .part import Methods, Part, check_fit, free_name, joined, load, named, own_parameters
 from .summary import Summary
 
 __all__ = ["PeftModel", "attach", "check_free"]
 
 
-def attach(model: Decoder, method: Method, *, rng: Seed = 0, head: int | None = None,
-           head_bias: bool = True) -> PeftModel:
-    """Put `method` on `model`, in place, freeze everything else, and return a `PeftModel`.
+def attach(model: Decoder, *methods: Method | Mapping[str, Method], rng: Seed = 0,
+           head: int | None = None, head_bias: bool = True) -> PeftModel:
+    """Put methods on `model`, in place, freeze everything else, and return a `PeftModel`.
 
-    rng: seed or Generator. head: a number of classes; adds a linear classifier on the final hidden
-    state, trained and saved with the method, with a bias if head_bias (transformers has none).
-    Raises MethodError if the method does not fit the model, or another is on it or disabled.
+    methods: one, or several, each a part with a name: its class's, or the key in a dict, such as
+    {"style": LoRA(8)}. Wrappers nest: the first is innermost. rng: seed or Generator. head: a
+    number of classes; adds a linear classifier on the final hidden state, trained and saved with
+    the methods, with a bias if head_bias (transformers has none). Raises MethodError if a method
+    fits neither the model nor the other methods, or if the model has one already, on or disabled.
     """
     check_free(model)
-    if not isinstance(method, Method):
-        hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
-        raise TypeError(f"attach: expected a method such as LoRA(rank=8), got {method!r}{hint}")
-    return PeftModel(model, method, np.random.default_rng(rng), head, head_bias)
+    return PeftModel(model, named(methods), np.random.default_rng(rng), head, head_bias)
 
 
 def check_free(model: Decoder) -> None:
@@ -50,37 +52,113 @@ def check_free(model: Decoder) -> None:
 
 
 class PeftModel(Module):
-    """A model with a method on it, made by `attach`. It is called as the model is.
+    """A model with methods on it, made by `attach`. It is called as the model is.
 
-    wrappers: path → module that took the place of one in the model. virtual: the module of virtual
-    tokens, or None. trained: name → Parameter of the base that the method trains.
+    parts: name → Part, what each method put on the model. virtual: the module of virtual tokens, or
+    None.
 
-    `copy.deepcopy` of a PeftModel copies all: model, method, and what the method had learned. A
-    copy of `tuned.model` has the method on it, and `peft.detach` takes it off. A copy of a base
-    without a method, or inside `disabled`, is a plain model.
+    `copy.deepcopy` of a PeftModel copies all: model, methods, and what they had learned. A copy of
+    `tuned.model` has the methods on it, and `peft.detach` takes them off. A copy of a base without
+    a method, or inside `disabled`, is a plain model.
     """
 
-    def __init__(self, model: Decoder, method: Method, rng: Rng, head: int | None, head_bias: bool):
-        self.model, self.method, self.rng = model, method, rng
-        base = dict(model.named_parameters())
-        self.wrappers, self.virtual = method.wrap(model, rng), method.virtual(model, rng)
-        self.head = None
+    def __init__(self, model: Decoder, methods: Mapping[str, Method], rng: Rng, head: int | None,
+                 head_bias: bool):
+        self.model, self.rng, self.parts, self.head = model, rng, {}, None
+        new = {name: Part(method, model, rng) for name, method in methods.items()}
         if head is not None:
             if not isinstance(head, (int, np.integer)) or head < 2:
                 raise MethodError(f"attach: head is a number of classes, at least 2, got {head!r}")
             self.head = Linear(model.config.d_model, int(head), bias=head_bias, rng=rng)
-        self.trained = {name: base[name] for name in method.trained(model)}
-        if not (self.wrappers or self.virtual or self.trained or self.head):
-            raise MethodError(f"attach: {method} would train nothing; give head=n_classes")
-        self.attachment = Attachment(method, self.wrappers, self.trained, self.head)
-        self.loan = None                         # the model's mark while the method is disabled
+        self.attachment = Attachment(self.parts, self.head)
+        self.loan = None                         # the model's mark while the methods are disabled
+        self._take_in(new)
+
+    # -- the parts ------------------------------------------------------------------------------
+    def _take_in(self, new):
+        """Put more parts on the model, which has none on it now."""
+        for part in new.values():
+            if not (part.wrappers or part.virtual or part.trained or self.head):
+                raise MethodError(f"attach: {part.method} would train nothing; give head=n_classes")
+        check_fit({**self.parts, **new}, self.model)
+        self.parts.update(new)
         self._put_on()
+
+    def _used(self):
+        """The parts that are on, each with the generator that `train` gave this model last."""
+        for part in self.parts.values():
+            if part.on:
+                part.rng = self.rng
+                yield part
+
+    @property
+    def method(self) -> Method | Methods:
+        """The method, or all of them if there are several."""
+        return self.attachment.method
+    @property
+    def wrappers(self) -> dict[str, Module]:
+        """path → the outermost module of those that took this place in the model."""
+        return {path: wrapper for part in self._used() for path, wrapper in part.wrappers.items()}
+    @property
+    def trained(self) -> dict[str, Parameter]:
+        """name → Parameter of the base that a method trains."""
+        return {name: p for part in self._used() for name, p in part.trained.items()}
+
+    def add(self, *methods: Method | Mapping[str, Method] | PeftModel, rng: Seed = 0) -> PeftModel:
+        """Put more methods on the model, beside those that are there; see `attach`.
+
+        A detached PeftModel of the same model gives its parts away, with all that they learned."""
+        self._check_active()
+        self.attachment.take_off(self.model, note=False)
+        rng, new = np.random.default_rng(rng), {}
+        try:
+            for given in methods:
+                if isinstance(given, PeftModel): parts = given._given_away(self.model)
+                else: parts = {name: Part(method, self.model, rng)
+                               for name, method in named([given], {**self.parts, **new}).items()}
+                for name, part in parts.items(): new[free_name(name, {**self.parts, **new})] = part
+            self._take_in(new)
+        except BaseException:
+            for name in new: self.parts.pop(name, None)
+            self._put_on()
+            raise
+        for given in methods:
+            if isinstance(given, PeftModel): given.parts.clear()
+        return self
+
+    def _given_away(self, model):
+        """The parts, if another PeftModel of `model` may have them."""
+        if not self.parts: self._check_active()
+        if self.model is not model:
+            raise MethodError("add: the other PeftModel is on another model")
+        if self.head is not None:
+            raise MethodError("add: this PeftModel has a classification head, and a model has one; "
+                              "add the other methods to this one")
+        self.check_base("add")
+        return self.parts
+
+    def _switch(self, names, on):
+        """Take parts off the model, or put them back; the others stay."""
+        chosen = self._chosen(names)
+        self._check_active()
+        self.attachment.take_off(self.model, note=False)
+        for part in chosen: part.on = on
+        self._put_on()
+        return self
+
+    def _chosen(self, names):
+        for name in names:
+            if name not in self.parts:
+                raise MethodError(f"no method is called {name!r}; there are "
+                                  f"{', '.join(map(repr, self.parts))}")
+        return [self.parts[name] for name in names]
 
     # -- on and off -----------------------------------------------------------------------------
     def _put_on(self):
         dtype = self.model.token_embedding.weight.dtype
         for p in self._added():
             if p.dtype != dtype: p.assign(p.data.astype(dtype))
+        self.virtual = joined(part.virtual for part in self._used())
         self.attachment.put_on(self.model)
 
     @property
@@ -94,28 +172,44 @@ class PeftModel(Module):
         return self.loan is not None and self.model.attachment is self.loan
 
     def _check_active(self):
+        if not self.parts:
+            raise MethodError("this PeftModel has no methods any more: they were merged into its "
+                              "model, or given to another PeftModel")
         if self.is_disabled:
             raise MethodError(f"{self.method} is disabled; leave `with tuned.disabled():`, or "
                               "call reattach()")
         if not self.active: raise MethodError(f"{self.method} is detached; call reattach()")
 
-    def detach(self) -> Decoder:
-        """Take the method off; return the base model: the same objects, bit for bit as before."""
+    def detach(self, *parts: str) -> Decoder:
+        """Take the methods off; return the base model: the same objects, bit for bit as before.
+
+        With names of parts, take only these off. The model that is returned has the others on it.
+        """
+        if parts: return self._switch(parts, on=False).model
         self._check_active()
         return detach(self.model)
 
-    def reattach(self) -> PeftModel:
-        """Put a detached method back on its model, with everything it had learned.
+    def reattach(self, *parts: str) -> PeftModel:
+        """Put detached methods, or parts by name, back on the model, with all that they learned.
 
         Raises MethodError if the base has changed since `detach`, because the learned numbers fit
         no other base. Only `to` may have cast it. For a base that was quantized, folded or trained
         since, save the method, and `load_adapter` it on the base as it is.
         """
+        if parts: return self._switch(parts, on=True)
+        if not self.parts: self._check_active()
         if self.is_disabled: self.loan = self.model.attachment = None
         self.model.check_free("reattach")
         self.check_base("reattach")
         self._put_on()
         return self
+
+    def activate(self) -> PeftModel:
+        """Switch tasks: put the methods on in place of those that another PeftModel of the same
+        model has on it. What those have learned stays with them."""
+        if self.active: return self
+        if self.model.attached is not None: detach(self.model)
+        return self.reattach()
 
     def check_base(self, verb: str) -> None:
         """Raise MethodError if the base is not what it was when the method was last taken off."""
@@ -147,7 +241,7 @@ class PeftModel(Module):
     def train(self, training: bool = True) -> PeftModel:
         """As `Module.train`. The end of training also ends a step that was not finished."""
         super().train(training)
-        if not training: self.method.end_training(self)
+        for part in () if training else self._used(): part.method.end_training(part)
         return self
 
     # -- what a model does ----------------------------------------------------------------------
@@ -156,7 +250,9 @@ class PeftModel(Module):
     @property
     def tokenizer(self) -> Any: return self.model.tokenizer
     @property
-    def learning_rate(self) -> float: return self.method.learning_rate
+    def learning_rate(self) -> float:
+        """The rate of the first method."""
+        return next(iter(self.parts.values())).method.learning_rate
     @property
     def virtual_length(self) -> int:
         return self.virtual.length if self.virtual and self.active else 0
@@ -180,53 +276,62 @@ class PeftModel(Module):
         """As `Decoder.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
-    def before_step(self, step: int, total: int) -> None: self.method.before_step(self, step, total)
-    def penalty(self) -> Tensor | None: return self.method.penalty(self)
-    def after_step(self, step: int, total: int) -> None: self.method.after_step(self, step, total)
+    def before_step(self, step: int, total: int) -> None:
+        for part in self._used(): part.method.before_step(part, step, total)
+
+    def penalty(self) -> Tensor | None:
+        terms = [part.method.penalty(part) for part in self._used()]
+        terms = [term for term in terms if term is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def after_step(self, step: int, total: int) -> None:
+        for part in self._used(): part.method.after_step(part, step, total)
 
     # -- what was added -------------------------------------------------------------------------
-    def _parts(self):
-        """(path, module) of everything added to the base. A wrapper contains its `base`, too."""
-        yield from self.wrappers.items()
-        if self.virtual is not None: yield "virtual", self.virtual
-        if self.head is not None:    yield "head", self.head
+    def _head(self):
+        """[("head", module)], or [] without a classifier."""
+        return [("head", self.head)] if self.head else []
 
     def _added(self):
         """Every Parameter that was added to the base."""
-        return [p for _, module in self._parts() for n, p in module.named_parameters()
-                if not n.startswith("base.")]
+        parts = [p for part in self.parts.values() for p in part.added()]
+        return parts + own_parameters(self._head())
+
+    def prefixes(self) -> Iterator[tuple[str, Part]]:
+        """(prefix, part): what the names of a part's arrays begin with. A part that is alone and
+        has its class's name needs none."""
+        for name, part in self.parts.items():
+            alone = len(self.parts) == 1 and name == type(part.method).__name__
+            yield "" if alone else f"{name}/", part
 
     def trainable_parameters(self) -> list[Parameter]:
         """The parameters that training changes."""
-        return [p for p in [*self._added(), *self.trained.values()] if p.requires_grad]
+        added = [p for part in self._used() for p in part.added()] + own_parameters(self._head())
+        return [p for p in [*added, *self.trained.values()] if p.requires_grad]
 
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
-        """name → array of everything that belongs to the method, and nothing of the base.
+        """name → array of everything that belongs to the methods, and nothing of the base. If there
+        are several, the names begin with that of the part: "LoRA/blocks.0.attention.query.A".
 
         `to_train=False` omits what only further training needs: the buffers that a wrapper lists in
         `only_to_train`, and a reparameterization, whose output takes its place (see `fold`).
         """
-        off = self.attachment.learned
-        state = {name: p.data if self.active else off[name] for name, p in self.trained.items()}
-        folded = None if to_train else self.method.fold(self.virtual)[1]
-        for path, module in self._parts():
-            if path == "virtual" and not to_train: module = folded
-            skipped = () if to_train else getattr(module, "only_to_train", ())
-            state |= {f"{path}.{n}": a for n, a in module.state_dict().items()
-                      if not n.startswith("base.") and n not in skipped}
+        state = {f"{prefix}{name}": array for prefix, part in self.prefixes()
+                 for name, array in part.state_dict(to_train).items()}
+        for path, head in self._head():
+            state |= {f"{path}.{name}": array for name, array in head.state_dict().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> PeftModel:
         """Load what `state_dict` gave, or raise KeyError (names) or ValueError (shapes)."""
         self._check_active()
-        optional = {f"{at}.{n}" for at, m in self._parts() for n in getattr(m, "only_to_train", ())}
+        optional = {f"{prefix}{name}" for prefix, part in self.prefixes()
+                    for name in part.optional()}
         check_state(self.state_dict(), state, strict, optional)
-        for name, p in self.trained.items():
-            if name in state: p.assign(np.array(state[name], dtype=p.dtype))
-        for path, module in self._parts():
-            start = f"{path}."
-            own = {n.removeprefix(start): a for n, a in state.items() if n.startswith(start)}
-            module.load_state_dict(own, strict=False)
+        for prefix, part in self.prefixes():
+            part.load_state_dict({name.removeprefix(prefix): array for name, array in state.items()
+                                  if name.startswith(prefix)})
+        for path, head in self._head(): load(head, path, state)
         return self
 
     def save(self, folder: str | Path, format: str = "tinypeft") -> None:
@@ -255,58 +360,101 @@ class PeftModel(Module):
 
     def ranks(self) -> dict[str, int]:
         """path → rank of the change ΔW there; MethodError if the changes are not low-rank."""
-        if not self.wrappers or not all(hasattr(w, "rank") for w in self.wrappers.values()):
+        found = {}
+        for part in self._used():
+            for path, w in part.wrappers.items():
+                found[path] = found.get(path, 0) + getattr(w, "rank", math.nan)
+        if not found or any(map(math.isnan, found.values())):
             raise MethodError(f"ranks: {self.method} does not give weights a low-rank change")
-        return {path: w.rank for path, w in self.wrappers.items()}
+        return found
 
     def set_rank(self, rank: int) -> PeftModel:
         """Use `rank` from now on, without more training; MethodError for all methods but DyLoRA."""
-        if not hasattr(self.method, "set_rank"):
+        ranked = [part for part in self._used() if hasattr(part.method, "set_rank")]
+        if not ranked:
             raise MethodError(f"set_rank: {self.method} has no other rank to use; "
                               "DyLoRA learns all ranks at once")
-        self.method.set_rank(self, rank)
+        for part in ranked: part.method.set_rank(part, rank)
         return self
 
-    def merge(self, activations: str = "kept") -> Decoder:
+    def merge(self, *parts: str, activations: str = "kept",
+              in_place: bool = False) -> Decoder | PeftModel:
         """A plain model, with its own weights, that computes the same; MethodError if none can.
+
+        parts: names; only these are merged, and a PeftModel with the others is returned. They must
+        be innermost, since a change cannot move into a weight past another change.
+        in_place: change this model instead of a copy, layer by layer, so that no more than one
+        layer's weights exist twice. What was merged cannot be detached any more.
 
         A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
         and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that
         are not rounded. `activations="exact"` merges all the same. The merged layers are then plain
-        and round nothing, which is another function. Layers without a change stay as they are.
+        and round nothing, which is another function. Layers without a change stay as they are, so a
+        merged quantized model has both kinds; `quantize(…, skip_quantized=True)` rounds the rest.
         """
         self._check_active()
         if activations not in ("kept", "exact"):
             raise MethodError(f"merge: activations must be 'kept' or 'exact', got {activations!r}")
-        if self.virtual is not None:
-            raise MethodError(f"merge: {self.method} works by virtual tokens; no weights can "
-                              "replace that")
-        for path, wrapper in self.wrappers.items():
-            if not hasattr(wrapper, "merge"):
-                raise MethodError(f"merge: {self.method} puts a {type(wrapper).__name__} at {path},"
-                                  " which has no `merge`; keep the method attached")
-            if activations == "kept" and not getattr(wrapper.base, "is_affine", False):
-                raise MethodError(
-                    f"merge: {path} is a {type(wrapper.base).__name__}, which does more than "
-                    "multiply by a weight: it rounds its inputs or outputs, and no weights do "
-                    'that. Keep the method attached, or call merge(activations="exact"), whose '
-                    "merged layers round nothing")
-        memo = {id(self.attachment): self.attachment}              # of no use to the copy
-        plain = copy.deepcopy(self.model, memo)
-        replace_modules(plain, {path: plain.get(path).merge() for path in self.wrappers})
-        for p in plain.parameters(): p.requires_grad, p.grad = True, None
-        plain.attachment = None
-        return plain
+        names = [name for name, part in self.parts.items()
+                 if (name in parts if parts else part.on)]
+        self._check_mergeable(parts or names, activations)
+        if in_place: return self._fuse(names, keep=bool(parts))
+        replaced = [self.attachment.base[name] for part in self._chosen(names)
+                    for name in part.trained]
+        memo = {id(array): array for array in replaced}          # of no use to the copy
+        return copy.deepcopy(self, memo)._fuse(names, keep=bool(parts))
+
+    def _check_mergeable(self, names, activations):
+        """Raise MethodError unless the parts can be merged."""
+        for part in self._chosen(names):
+            if not part.on: raise MethodError(f"merge: {part.method} is detached; reattach it")
+            if part.virtual is not None:
+                raise MethodError(f"merge: {part.method} works by virtual tokens; no weights can "
+                                  "replace that")
+            for path, wrapper in part.wrappers.items():
+                if not hasattr(wrapper, "merge"):
+                    raise MethodError(f"merge: {part.method} puts a {type(wrapper).__name__} at "
+                                      f"{path}, which has no `merge`; keep the method attached")
+                if inner := next((name for name, other in self.parts.items()
+                                  if wrapper.base is other.wrappers.get(path)
+                                  and name not in names), None):
+                    raise MethodError(f"merge: {part.method} changes {path} as {inner} gives it, "
+                                      f"and {inner} stays; merge both, or detach {inner}")
+                base = self.attachment.replaced[path]
+                if activations == "kept" and not getattr(base, "is_affine", False):
+                    raise MethodError(
+                        f"merge: {path} is a {type(base).__name__}, which does more than multiply "
+                        "by a weight: it rounds its inputs or outputs, and no weights do that. "
+                        'Keep the method attached, or call merge(activations="exact"), whose '
+                        "merged layers round nothing")
+
+    def _fuse(self, names, keep):
+        """Change the base's weights as the parts do. keep: then put the other parts on again."""
+        self.attachment.take_off(self.model, note=False)
+        self.attachment.forget()                 # or the layers that are replaced would all stay
+        merged = [self.parts.pop(name) for name in names]
+        for part in merged:                      # before a wrapper copies them
+            for name, array in part.learned.items(): part.trained[name].assign(array)
+        for part in merged: part.fuse(self.model)
+        if self.parts and keep:
+            base = dict(self.model.named_parameters())
+            for part in self.parts.values():
+                part.trained = {name: base[name] for name in part.trained}
+            self._put_on()
+            return self
+        self.parts.clear()
+        self.model.head = self.head or self.model.head
+        for p in self.model.parameters(): p.requires_grad, p.grad = True, None
+        return self.model
 
     def fold(self) -> PeftModel:
         """Replace a reparameterization (prefix tuning's MLP, P-tuning's encoder) by its output.
 
         The function stays the same, bit for bit. Further training changes the vectors themselves.
         """
-        method, virtual = self.method.fold(self.virtual)
-        if virtual is self.virtual:
+        if not any([part.fold() for part in self.parts.values()]):
             raise MethodError(f"fold: {self.method} has no reparameterization to drop")
-        self.method, self.virtual, self.attachment.method = method, virtual, method
+        self.virtual = joined(part.virtual for part in self._used())
         return self
 
     def describe(self) -> str: return f"({self.method})"

@@ -109,6 +109,7 @@ def activations(model: Decoder, ids: Array) -> Array:
 
 class Prefix(VirtualTokens):
     """A table (P, 2 L w) of keys and values, each of n_heads heads."""
+    seam = "prefix"
 
     def __init__(self, table: Array, n_layers: int, n_heads: int, dropout: float, rng: Rng):
         self.P, self.length = Parameter(np.array(table)), len(table)          # (P, 2Lw)

@@ -4,7 +4,7 @@ A random start places a prompt far from any word's embedding, and makes a prefix
 Lester et al. (arXiv 2104.08691, section 3.2) start prompts from embeddings of common words or class
 labels, Li & Liang (arXiv 2101.00190, section 7.4) prefixes from the activations of real words.
 """
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,8 +18,9 @@ __all__ = ["VirtualTokens", "check_room", "check_words", "starting_words", "toke
 
 
 class VirtualTokens(Module):
-    """`length` vectors that enter a model by its seams."""
+    """`length` vectors that enter a model by a seam, "prompt" or "prefix"."""
     length: int
+    seam: ClassVar[str] = "prompt"
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         """Arguments of the model beside `tokens` (B, T). lengths (B,) is given to classify rows."""

@@ -10,12 +10,13 @@ from .scheme import Scheme
 
 
 def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array] | None = None,
-             targets: Targets = "all") -> Decoder:
+             targets: Targets = "all", skip_quantized: bool = False) -> Decoder:
     """Replace the linear layers in the blocks by quantized ones, in place; return the model.
 
     scheme: such as `NF4()`. calibration: tokens for schemes that look at activations, int (B, T) or
-    an iterable of such arrays. targets: names of layers as in `attach`, or "all". Embeddings and
-    norms keep their precision. ValueError when a method is attached or disabled, a layer is
+    an iterable of such arrays. targets: names of layers as in `attach`, or "all". skip_quantized:
+    leave layers that are quantized already as they are; a merged QLoRA has both kinds. Embeddings
+    and norms keep their precision. ValueError when a method is attached or disabled, a layer is
     quantized already, or needed calibration is missing. An error leaves the model as it was."""
     if not isinstance(model, Decoder):
         hint = "; quantize first, then attach the method" if hasattr(model, "detach") else ""
@@ -24,9 +25,13 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
     model.check_free("quantize")
     layers = dict(match_targets(model, targets))
-    for path, layer in layers.items():
-        if not isinstance(layer, Linear):
-            raise ValueError(f"quantize: {path} is a {type(layer).__name__} already, not a Linear")
+    quantized = {path: layer for path, layer in layers.items() if not isinstance(layer, Linear)}
+    for path, layer in quantized.items():
+        if not skip_quantized:
+            raise ValueError(f"quantize: {path} is a {type(layer).__name__} already, not a Linear; "
+                             "skip_quantized=True quantizes the other layers")
+        del layers[path]
+    if not layers: raise ValueError("quantize: all of these layers are quantized already")
     batches = as_batches(model, calibration)
     if scheme.calibrated and not batches:
         raise ValueError(f"quantize: {type(scheme).__name__} looks at activations; give it "

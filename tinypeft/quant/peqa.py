@@ -116,6 +116,7 @@ class PEQALinear(Module):
     d_out = property(lambda self: self.base.d_out)
     bias = property(lambda self: self.base.bias)
     is_affine = True
+    innermost = True                                     # it computes with the codes of `base`
 
     def forward(self, x: Tensor) -> Tensor:
         return scaled_linear(x, self.base.weight, self.scale, self.bias)
