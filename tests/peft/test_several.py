@@ -285,6 +285,9 @@ def test_each_method_learns_at_its_own_steps(gpt):
     assert sum(ranks) == 2 * len(ranks) and {w.rank for w in tuned.parts["dy"].wrappers.values()} == {4}
     tuned.set_rank(1)
     assert {w.rank for w in tuned.parts["dy"].wrappers.values()} == {1}
+    counts = tuned.summary()
+    assert counts.parts == {name: sum(p.size for p in part.added()) for name, part in tuned.parts.items()}
+    assert sum(counts.parts.values()) == counts.trained and f"\n    by dy      {counts.parts['dy']:,}\n" in repr(counts)
     assert [w.rank for w in tuned.parts["ada"].wrappers.values()] == ranks
 
 

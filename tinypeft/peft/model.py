@@ -356,7 +356,9 @@ class PeftModel(Module):
             str(self.method), trained=sum(p.size for p in self.trainable_parameters()),
             stored=sum(a.size for a in arrays if a.dtype.kind == "f"),
             total=self.model.n_parameters() + (self.virtual.n_parameters() if self.virtual else 0),
-            nbytes=sum(a.nbytes for a in arrays))
+            nbytes=sum(a.nbytes for a in arrays),
+            parts={name: sum(p.size for p in part.parameters())
+                   for name, part in self.parts.items() if part.on and len(self.parts) > 1})
 
     def ranks(self) -> dict[str, int]:
         """path → rank of the change ΔW there; MethodError if the changes are not low-rank."""
