@@ -30,6 +30,7 @@ MAIN = {
     "peft": "adapter_model.safetensors",
     "adapter": "adapter.safetensors",
     "adapter, older": "adapter.npz",
+    "adapter, several": "adapter.safetensors",
     "pretrained": "weights.safetensors",
     "pretrained, older": "weights.npz",
     "quantized": "model.safetensors",
@@ -461,13 +462,17 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
         for name, values in SIZES.items():
             for value in values:
                 yield f"config.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m["config"], name, value))
-    for kind in "adapter", "adapter, older":
+    for kind in "adapter", "adapter, older", "adapter, several":
+        entry = lambda m: m["parts"]["LoRA"] if "parts" in m else m
         for name, values in FIELDS.items():
             for value in values:
-                yield f"fields.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m["fields"], name, value))
+                yield f"fields.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: entry(m)["fields"], name, value))
         for name, values in NAMES.items():
-            for value in values:
-                yield f"{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m, name, value))
+            place = entry if name in ("method", "module", "fields") else lambda m: m
+            for value in [1, "2"] if name == "format" and "several" in kind else values:
+                yield f"{name} = {str(value)[:20]}", kind, edited(kind, put(place, name, value))
+    for value in ({}, [], 3, None, {"": {}}, {"a/b": {}}, {"LoRA": 3}, {str(i): {} for i in range(10**5)}):
+        yield f"parts = {str(value)[:20]}", "adapter, several", edited("adapter, several", put(lambda m: m, "parts", value))
     for name, value in ATTRIBUTES.items():
         yield f"a layer's {name} = {value}", "quantized", edited("quantized", put(lambda m: m["kinds"][0], name, value))
         yield (

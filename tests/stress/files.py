@@ -221,6 +221,16 @@ class OlderAdapter(Adapter):
         path.unlink()
 
 
+class SeveralAdapters(Adapter):
+    """Two methods on one model; the first is a LoRA."""
+
+    variants = 2
+
+    def make(self, folder, i):
+        second = [tp.PrefixTuning(3, hidden=4), tp.BottleneckAdapter(4)][i]
+        moved(tp.attach(model(), tp.LoRA(rank=2), second, head=3)).save(folder)
+
+
 class PeftFolder(Adapter):
     own, variants = False, 2
 
@@ -300,6 +310,7 @@ KINDS: dict[str, type[Kind]] = {
     "peft": PeftFolder,
     "adapter": Adapter,
     "adapter, older": OlderAdapter,
+    "adapter, several": SeveralAdapters,
     "pretrained": Pretrained,
     "pretrained, older": OlderPretrained,
     "quantized": Quantized,

@@ -150,8 +150,9 @@ def _methods(meta, given, n_arrays):
     if meta["format"] not in (1, 2):
         raise ValueError(f"unknown format {meta['format']}; expected 1 or 2")
     if not several: return made(_find(meta["method"], meta.get("module"), given), meta["fields"])
-    if len(meta["parts"]) > n_arrays + 1:
-        raise ValueError(f"{len(meta['parts'])} methods are too many for {n_arrays} arrays")
+    if not 0 < len(meta["parts"]) <= n_arrays + 1:
+        raise ValueError(f"it has {len(meta['parts'])} methods for {n_arrays} arrays; expected "
+                         "one or more, and no more than arrays")
     found = {}
     for name, entry in meta["parts"].items():
         with naming(f"parts, {name[:80]!r}"): check_fields(entry, ENTRY, OWN_CLASS)
