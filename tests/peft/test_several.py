@@ -291,9 +291,10 @@ def test_each_method_learns_at_its_own_steps(gpt):
     assert [w.rank for w in tuned.parts["ada"].wrappers.values()] == ranks
 
 
-def test_peft_holds_one_method(gpt, tmp_path):
-    tuned = tp.attach(gpt(np.float32), tp.LoRA(2), tp.IA3())
-    with pytest.raises(tp.MethodError, match="PEFT"): tuned.save(tmp_path, "peft")
+@pytest.mark.parametrize("second", [tp.IA3(), tp.PrefixTuning(3), tp.LoRA(1)], ids=str)
+def test_pefts_folder_holds_one_method(gpt, tmp_path, second):
+    tuned = tp.attach(gpt(np.float32), tp.LoRA(2), second)
+    with pytest.raises(tp.MethodError, match="are several methods, and a folder of PEFT's holds one"): tuned.save(tmp_path, "peft")
     assert not list(tmp_path.iterdir())
 
 

@@ -63,6 +63,9 @@ def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) as PEFT would write them. MethodError for what PEFT lacks: bottleneck and
     parallel adapters, trained weights of the base, pseudo-tokens after text, heads with a bias."""
     method, head = tuned.method, tuned.head
+    if len(tuned.parts) > 1:
+        raise MethodError(f"save: {method} are several methods, and a folder of PEFT's holds one; "
+                          "save them in our own format, or merge all but one into the base")
     if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
     elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
     elif tuned.virtual is not None:        config, tensors = virtual_folder(tuned)
