@@ -256,6 +256,8 @@ def test_a_merged_qlora_is_quantized_again(gpt, tokens):
     assert again.keys() == codes.keys()
     changed = {path.rsplit(".", 1)[1] for path in codes if not same(codes[path].arrays(), again[path].arrays())}
     assert changed == {"query", "value"}
+    both = learned(tp.quantize(gpt(np.float32), scheme), {"a": tp.LoRA(2), "b": tp.LoRA(2)})
+    with pytest.raises(ValueError, match="by one change that can be merged"): tp.requantize_error(both, scheme)
     with pytest.raises(ValueError, match="all of these layers are quantized already"):
         tp.quantize(merged, scheme, skip_quantized=True)
 
@@ -294,7 +296,8 @@ def test_each_method_learns_at_its_own_steps(gpt):
 @pytest.mark.parametrize("second", [tp.IA3(), tp.PrefixTuning(3), tp.LoRA(1)], ids=str)
 def test_pefts_folder_holds_one_method(gpt, tmp_path, second):
     tuned = tp.attach(gpt(np.float32), tp.LoRA(2), second)
-    with pytest.raises(tp.MethodError, match="are several methods, and a folder of PEFT's holds one"): tuned.save(tmp_path, "peft")
+    with pytest.raises(tp.MethodError, match="are several methods, and a folder of PEFT's holds one"):
+        tuned.save(tmp_path, "peft")
     assert not list(tmp_path.iterdir())
 
 

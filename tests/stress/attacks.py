@@ -462,13 +462,15 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
         for name, values in SIZES.items():
             for value in values:
                 yield f"config.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m["config"], name, value))
+    entry, whole = lambda m: m["parts"]["LoRA"] if "parts" in m else m, lambda m: m
     for kind in "adapter", "adapter, older", "adapter, several":
-        entry = lambda m: m["parts"]["LoRA"] if "parts" in m else m
         for name, values in FIELDS.items():
             for value in values:
-                yield f"fields.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: entry(m)["fields"], name, value))
+                yield f"fields.{name} = {str(value)[:20]}", kind, edited(
+                    kind, put(lambda m: entry(m)["fields"], name, value)
+                )
         for name, values in NAMES.items():
-            place = entry if name in ("method", "module", "fields") else lambda m: m
+            place = entry if name in ("method", "module", "fields") else whole
             for value in [1, "2"] if name == "format" and "several" in kind else values:
                 yield f"{name} = {str(value)[:20]}", kind, edited(kind, put(place, name, value))
     for value in ({}, [], 3, None, {"": {}}, {"a/b": {}}, {"LoRA": 3}, {str(i): {} for i in range(10**5)}):
