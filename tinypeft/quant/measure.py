@@ -123,7 +123,7 @@ def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
     squares = np.zeros(3)
     for path, wrapper in tuned.wrappers.items():
         if not hasattr(wrapper, "merge") or not getattr(wrapper.base, "is_affine", False):
-            raise ValueError(f"requantize_error: {tuned.method} does not change a weight at {path} "
+            raise ValueError(f"requantize_error: {tuned.method} does not change weights at {path} "
                              "by one change that can be merged")
         M = wrapper.merge().dense_weight()
         parts = scheme.quantize(M).dequantize() - M, M, M - wrapper.base.dense_weight()
