@@ -177,7 +177,7 @@ P = Parameter(np.ones(2))
     (lambda: AdamW([P], lr=float("nan")), ValueError, "lr must be finite and at least 0, got nan"),
     (lambda: AdamW([P], lr=math.inf), ValueError, "lr must be finite and at least 0, got inf"),
     (lambda: AdamW([P], betas=(0.9, 1.0)), ValueError, r"betas must lie in \[0, 1\)"),
-    (lambda: schedule("step", 0, 10, warmup=5), ValueError, "expected 'constant', 'linear' or 'cosine', got 'step'"),
+    (lambda: schedule("step", 0, 10, warmup=5), ValueError, "expected 'constant', 'linear', 'cosine' or 'exponential', got 'step'"),
 ])
 def test_misuse(misuse, error, says):
     with pytest.raises(error, match=says):

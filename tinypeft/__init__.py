@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     # training, evaluation, generation
     from .train import DivergedError, History, evaluate, train
+    from .curves import LiveCurve
+    from .finder import RateSearch, find_rate
     from .paged import PagedAdamW
     from .generate import KVCache, generate
     from .course import check

@@ -3,10 +3,12 @@
 A checkpoint is checked whole before anything is assigned. One that is refused changes nothing.
 """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .files import load_arrays, save_arrays
+from .hints import Array
 from .nn import Module
 from .optim import Optimizer, misfit
 
@@ -14,29 +16,32 @@ __all__ = ["resume", "save_checkpoint"]
 
 
 def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, settings: dict,
-                    history: dict, step: int) -> None:
-    """Write the state after `step` steps to `path`, completely or not at all."""
+                    history: dict, step: int, best: Mapping[str, Array] | None = None) -> None:
+    """Write the state after `step` steps to `path`, completely or not at all. best: the model's
+    arrays at the best evaluation, if they are kept."""
     arrays = {f"model/{k}": v for k, v in model.state_dict().items()}
     arrays |= {f"optimizer/{k}": v for k, v in optimizer.state_arrays().items()}
+    arrays |= {f"best/{k}": v for k, v in (best or {}).items()}
     save_arrays(path, arrays, {"settings": settings, "step": step, "history": history})
 
 
 def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict) -> tuple:
-    """Load a checkpoint; return (steps done, history).
+    """Load a checkpoint; return (steps done, history, best arrays or {}).
 
     Raises ValueError for a file that is no checkpoint, is damaged, or belongs to other settings or
     another model. The model is then as it was; the optimizer may not be, so give a new one.
     """
     arrays, meta = load_arrays(path)
     part = lambda own: {k.removeprefix(own): v for k, v in arrays.items() if k.startswith(own)}
-    before, loaded = model.state_dict(), part("model/")  # not copies: loading replaces the arrays
+    before, loaded, best = model.state_dict(), part("model/"), part("best/")     # not copies: loading replaces the arrays
     try:
-        if more := [k for k in arrays if not k.startswith(("model/", "optimizer/"))]:
+        if more := [k for k in arrays if not k.startswith(("model/", "optimizer/", "best/"))]:
             raise ValueError(f"it has arrays of neither model nor optimizer: {more[:8]}")
         _check_settings(meta.get("settings"), settings)
         step = _checked_step(meta.get("step"), settings["steps"])
         history = _checked_history(meta.get("history"), step)
         if wrong := misfit(before, loaded): raise ValueError(f"the model's {wrong}")
+        if best and (wrong := misfit(before, best)): raise ValueError(f"the best model's {wrong}")
         optimizer.load_state_arrays(part("optimizer/"))
         if optimizer.t != step:
             raise ValueError(f"its step is {step}, but its optimizer took {optimizer.t}")
@@ -47,7 +52,7 @@ def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict
     except (ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"the checkpoint {path} cannot be resumed: {e}; give another file or the "
                          "same settings, or delete the file to start anew") from e
-    return step, history
+    return step, history, best
 
 
 def _check_settings(stored: Any, settings: dict) -> None:

@@ -7,43 +7,62 @@ same parameters, bit for bit, as one that never stopped.
 import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .checkpoints import resume, save_checkpoint
+from .curves import draw_history
 from .diagnosis import DivergedError, check_finite, diverged
 from .heap import keep_freed_memory
-from .hyper import flag, real, whole
+from .hyper import flag, mapping, real, whole
 from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
 from .progress import Progress
+from .rates import groups, own_rate
 from .recompute import recomputing
 from .signals import HeldSignals
 from .tensor import no_grad
 from .threads import parallel_map
 
-__all__ = ["HEAD_LR", "DivergedError", "History", "backward", "evaluate", "train"]
+__all__ = ["HEAD_LR", "DivergedError", "History", "Step", "backward", "evaluate", "train"]
 
 HEAD_LR = 1e-2        # a classification head starts from nothing, whatever method is beside it
 
 
 @dataclass
 class History:
-    """loss: nats, per step. evals: [step, metrics] per evaluation. seconds: time spent in steps."""
+    """loss: nats, per step. evals: [step, metrics] per evaluation. seconds: time spent in steps.
+    stopped: why training ended before its last step, in words; None if it did not."""
     loss: list[float] = field(default_factory=list)
     evals: list[list] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: str | None = None
+
+    @property
+    def best(self) -> list | None:
+        """The first [step, metrics] with the lowest validation loss; None without evaluations."""
+        finite = [e for e in self.evals if math.isfinite(e[1].get("loss", math.nan))]
+        return min(finite, key=lambda e: e[1]["loss"], default=None)
+
+    def record(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"loss": self.loss, "evals": self.evals, "seconds": self.seconds}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the losses on Matplotlib axes (default: new ones); return the axes."""
+        return draw_history(self, ax)
 
     def __repr__(self):
         n = len(self.loss)
         if not n: return "History()"
         last = np.mean(self.loss[-max(1, n // 10):])
-        return f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, {self.seconds:.1f} s)"
+        return (f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, {self.seconds:.1f} s"
+                + (f", stopped: {self.stopped})" if self.stopped else ")"))
 
     def _repr_html_(self):
         parts = np.array_split(np.array(self.loss or [0.0]), min(max(len(self.loss), 1), 40))
@@ -56,24 +75,49 @@ class History:
         return table(rows, head, repr(self), range(1 + len(names)), foot)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a callback of `train` is given after a step.
+
+    step: how many are done, of `total`. loss: of this step, nats. metrics: of the evaluation after
+    it, or None. model: in evaluation mode, its parameters still with this step's gradients.
+    """
+    step: int
+    total: int
+    loss: float
+    metrics: dict | None
+    model: Module
+    history: History
+
+
 def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: float | None = None,
-          head_lr: float | None = None, weight_decay: float = 0.0, schedule_kind: str = "linear",
-          warmup: int | None = None, lr_floor: float = 0.0, clip: float | None = 1.0,
+          head_lr: float | None = None, rates: Mapping[str, float] | None = None,
+          weight_decay: float = 0.0, schedule_kind: str = "linear", warmup: int | None = None,
+          lr_floor: float = 0.0, clip: float | None = 1.0,
           betas: tuple[float, float] = (0.9, 0.999), seed: int = 0, eval_every: int | None = None,
-          eval_batches: int | None = None, checkpoint: str | Path | None = None,
-          checkpoint_every: int | None = None, stop_after: int | None = None, workers: int = 2,
-          accumulate: int = 1, checkpoint_activations: bool = False,
-          optimizer: Callable[..., Optimizer] = AdamW, progress: bool | None = None) -> History:
+          eval_batches: int | None = None, patience: int | None = None, keep_best: bool = False,
+          callbacks: Sequence[Callable[[Step], object]] = (),
+          checkpoint: str | Path | None = None, checkpoint_every: int | None = None,
+          stop_after: int | None = None, workers: int = 2, accumulate: int = 1,
+          checkpoint_activations: bool = False, optimizer: Callable[..., Optimizer] = AdamW,
+          progress: bool | None = None) -> History:
     """Train the parameters of `model` that require gradients on `task`; return a `History`.
 
     model: a Decoder or a PeftModel. task: from `tinypeft.tasks`, or any object that has
         its `batch`, `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
-    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3; both
-        were chosen for a model 128 wide; try less on a wider one).
+    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3, times
+        √(128/d) for a model that is d wide; see `rates.py`, and `find_rate`, which measures).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
+    rates: factors on the rate by name of the parameter: a part of it ("B", "blocks.0") or a
+        pattern of all of it ("*.mlp.*"). Factors of several multiply. {"B": 16} is LoRA+ (Hayou
+        et al., arXiv 2402.12354).
     weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
+    patience: stop after this many evaluations without a lower validation loss. keep_best: end with
+        the parameters of the best evaluation, `history.best`, not with the last ones.
+    callbacks: each is called with a `Step` after every step; training stops if one returns True.
+        A checkpoint does not keep what they remember.
     checkpoint: a file to go on from, if it exists, and to rewrite, atomically, every
         `checkpoint_every` steps (default: 500, or a tenth of the run if that is less), at the end,
         and when the run is stopped. stop_after: stop after this many steps in all.
@@ -91,24 +135,26 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     params = [p for p in model.parameters() if p.requires_grad]
     if not params: raise ValueError("train: nothing to train, every parameter is frozen")
     method = getattr(model, "method", None)
-    rate = lr if lr is not None else getattr(model, "learning_rate", 1e-3)
+    rate = lr if lr is not None else own_rate(model)
     warmup = warmup if warmup is not None else max(1, steps // 20)
     settings = dict(
         steps=steps, batch_size=batch_size, lr=rate, head_lr=head_lr, clip=clip, betas=list(betas),
         weight_decay=weight_decay, schedule=schedule_kind, warmup=warmup, lr_floor=lr_floor,
         seed=seed, workers=workers, method=method and repr(method),
-        accumulate=accumulate if accumulate > 1 else None)             # older files do not say
+        accumulate=accumulate if accumulate > 1 else None,             # older files do not say
+        rates=dict(rates) if rates else None, keep_best=keep_best or None)
     if head_lr is None: head_lr = HEAD_LR if lr is None else lr
-    groups = _groups(model, params, head_lr)
-    optimizer = optimizer(groups, lr=rate, betas=betas, weight_decay=weight_decay)
+    optimizer = optimizer(groups(model, lambda p: rate, head_lr, rates), lr=rate, betas=betas,
+                          weight_decay=weight_decay)
     if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
         workers = 1                                      # threads would draw in no fixed order
-    first, past = 0, {}
+    first, past, best = 0, {}, {}
     if checkpoint is not None and Path(checkpoint).exists():
-        first, past = resume(checkpoint, model, optimizer, settings)
+        first, past, best = resume(checkpoint, model, optimizer, settings)
     history = History(**past)
 
     last = steps if stop_after is None else min(steps, stop_after)
+    if first < last and (why := _in_vain(history, patience)): last, history.stopped = first, why
     every = checkpoint_every or max(1, min(500, steps // 10))
     with HeldSignals() as signals, Progress(steps, "training", progress) as bar:
         try:
@@ -132,21 +178,48 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                 history.seconds += time.perf_counter() - start
                 done = step + 1
                 bar(done, f"loss {np.mean(history.loss[-50:]):.3f}")
+                metrics, why = None, None
                 if eval_every and (done % eval_every == 0 or done == steps):
                     metrics = evaluate(model, task, "validation", max_batches=eval_batches)
                     history.evals.append([done, metrics])
+                    if keep_best and history.best and history.best[0] == done:
+                        best = {name: a.copy() for name, a in model.state_dict().items()}
                     model.train()
+                if callbacks:
+                    model.eval()
+                    why = _called(callbacks, Step(done, steps, loss, metrics, model, history))
+                    model.train()
+                if done < steps: history.stopped = why or _in_vain(history, patience)
                 saves = checkpoint is not None and (done % every == 0 or signals.waiting)
-                if saves or done == last:
+                if saves or done == last or history.stopped:
                     check_finite(model, optimizer, step, rate, checkpoint)
                     if checkpoint is not None:
-                        save_checkpoint(checkpoint, model, optimizer, settings, asdict(history),
-                                        done)
+                        save_checkpoint(checkpoint, model, optimizer, settings, history.record(),
+                                        done, best)
                 signals.deliver()
+                if history.stopped: break
         finally:
             optimizer.zero_grad()
             model.eval()
+    if best: model.load_state_dict(best)
     return history
+
+
+def _in_vain(history, patience):
+    """In words: the last evaluations, `patience` of them or more, brought no lower loss; or None."""
+    step, metrics = history.best or (0, None)
+    waited = sum(at > step for at, _ in history.evals)
+    if patience is None or waited < patience: return None
+    lowest = f"the lowest, {metrics['loss']:.4f}, came at step {step}" if metrics else "none is finite"
+    return f"{waited} evaluations without a lower validation loss; {lowest}"
+
+
+def _called(callbacks, step):
+    """Call all of them; in words: which returned True, or None. What is no bool stops nothing."""
+    answers = [f(step) for f in callbacks]
+    who = [getattr(f, "__name__", type(f).__name__) for f, answer in
+           zip(callbacks, answers, strict=True) if isinstance(answer, (bool, np.bool_)) and answer]
+    return f"{', '.join(who)} returned True after step {step.step}" if who else None
 
 
 _LIMITS = {name: field.metadata["limit"] for name, field in {
@@ -154,23 +227,19 @@ _LIMITS = {name: field.metadata["limit"] for name, field in {
     "checkpoint_activations": flag(False),
     **dict.fromkeys(("eval_batches", "checkpoint_every"), whole(None, least=1, or_none=True)),
     **dict.fromkeys(("warmup", "eval_every", "stop_after"), whole(None, least=0, or_none=True)),
+    "patience": whole(None, least=1, or_none=True), "keep_best": flag(False),
+    "rates": mapping(real(1.0, least=0)),
     **dict.fromkeys(("lr", "head_lr", "clip"), real(None, least=0, or_none=True)),
     **dict.fromkeys(("weight_decay", "lr_floor"), real(0.0, least=0)), "seed": whole(0)}.items()}
 
 
 def _check_options(options):
+    if (options["patience"] or options["keep_best"]) and not options["eval_every"]:
+        raise ValueError("train: patience and keep_best need evaluations; give eval_every, the "
+                         "steps between them")
     for name, limit in _LIMITS.items():
         if not limit.holds(options[name]):
             raise ValueError(f"train: {name} must be {limit.expected}, got {options[name]!r}")
-
-
-def _groups(model, params, head_lr):
-    """Groups for the optimizer: weight decay is for matrices, a head has its own learning rate."""
-    head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
-    rest = [p for p in params if id(p) not in head]
-    return [{"params": [p for p in rest if p.ndim >= 2]},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-            {"params": [p for p in params if id(p) in head], "weight_decay": 0.0, "lr": head_lr}]
 
 
 def _reseed(model, seed, step):

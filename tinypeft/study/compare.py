@@ -36,21 +36,19 @@ __all__ = ["COMPARED_SCHEMES", "QUICK", "Size", "compare", "cost_of_scheme", "de
 class Size:
     """How much a comparison measures. steps, classify_steps: training steps on either task (0 leaves `classify` out).
     test_batches: test batches of 16 rows of `domain`. schemes: labels in COMPARED_SCHEMES (None: all). batch_size: rows of 128
-    tokens in a training step on `domain`. rate: times each method's own learning rate."""
+    tokens in a training step on `domain`."""
     steps: int = 30
     classify_steps: int = 60
     test_batches: int = 8
     schemes: tuple[str, ...] | None = None
     batch_size: int = 4
-    rate: float = 1.0
 
 
 QUICK = Size(steps=5, classify_steps=0, test_batches=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"))
 
 # Some minutes for SmolLM2; AWQ's search would take as long again. Its weights were quantized to 4 bits before, which would
 # decide a comparison of 4-bit schemes.
-# Half of the methods' own rates lies between the rates that are good for it (`experiments/smollm2.py`).
-LARGE = Size(steps=8, classify_steps=0, test_batches=1, batch_size=2, rate=0.5, schemes=(
+LARGE = Size(steps=8, classify_steps=0, test_batches=1, batch_size=2, schemes=(
     "int8", "W8A8", "LLM.int8()", "SmoothQuant", "NF4", "int3 asymmetric", "GPTQ 3 bit"))
 LARGE_FROM = 20_000_000                                  # parameters
 
@@ -119,8 +117,7 @@ def _adapt(model: Decoder, method: Method, domain: tasks.Task, classify: tasks.T
     tuned = attach(model, method, rng=seed)
     counts = tuned.summary()
     peak = traced_peak(tuned, domain, size.batch_size)
-    history = train(tuned, domain, size.steps, batch_size=size.batch_size, lr=size.rate * method.learning_rate, seed=seed,
-                    progress=False)
+    history = train(tuned, domain, size.steps, batch_size=size.batch_size, seed=seed, progress=False)
     loss = evaluate(tuned, domain, "test", max_batches=size.test_batches)["loss"]
     tuned.detach()
     row = {"label": str(method), "trained": counts.trained, "stored": counts.stored, "share": counts.share, "loss": loss,

@@ -45,10 +45,10 @@ def fine_tune(method: Method, seed: int, settings: dict, model: GPT | None = Non
               head: int | None = None, lr: float | None = None) -> tuple[PeftModel, History]:
     """Train `method` on a model (default: the base) for settings["steps"] steps of settings["batch_size"] rows of `task`
     (default: domain). The seed draws the initialisation and the batches. head: classes of a classification head, which
-    keeps its own learning rate. lr: the method's learning rate (default: the method's own)."""
+    keeps its own learning rate. lr: the method's learning rate (default: the method's own, whatever the base's width)."""
     tuned = attach(pretrained() if model is None else model, method, rng=seed, head=head)
-    history = train(tuned, task or domain(), settings["steps"], batch_size=settings["batch_size"], seed=seed, lr=lr,
-                    head_lr=HEAD_LR, workers=1, progress=False)
+    history = train(tuned, task or domain(), settings["steps"], batch_size=settings["batch_size"], seed=seed,
+                    lr=method.learning_rate if lr is None else lr, head_lr=HEAD_LR, workers=1, progress=False)
     return tuned, history
 
 
