@@ -20,6 +20,7 @@ N = 9                                                    # steps of most runs be
 def plain(): return small()
 def with_dropout(): return small(dropout=0.2)
 def with_lora(): return tp.attach(small(), tp.LoRA(rank=2, dropout=0.3), rng=0)
+def with_adalora(): return tp.attach(small(), tp.AdaLoRA(t_init=1, t_final=2, delta_t=1), rng=0)
 def with_prefix(): return tp.attach(tp.GPT(tp.GPTConfig(37, 24, 32, 3, 4)), tp.PrefixTuning(6))       # W2 is a transpose
 
 
@@ -37,6 +38,60 @@ def test_resuming_is_never_having_stopped(make, tmp_path):
         history = tp.train(second, task, N, checkpoint=path, **options)
         assert same(second.state_dict(), whole.state_dict())
         assert history.loss == expected.loss and history.evals == expected.evals
+
+
+class Falling(Noise):
+    """Random tokens, and given validation losses: the third is the lowest. done: how many came in an earlier run."""
+    def __init__(self, done=0):
+        super().__init__()
+        self.losses = [5.0, 4.0, 3.0, 3.5, 3.0, 9.0, 8.0, 7.0, 6.0][done:]
+
+    def finish(self, means, split): return {"loss": self.losses.pop(0)}
+
+
+@pytest.mark.parametrize("make", [plain, with_lora, with_adalora, with_prefix])
+@pytest.mark.parametrize("patience", [None, 3])
+def test_the_best_parameters_survive_a_stop(make, patience, tmp_path):
+    """However often a run is stopped, it ends with the same parameters, and gives up at the same step."""
+    options = dict(eval_every=1, checkpoint_every=N, keep_best=True, patience=patience, progress=False)
+    whole = make()
+    expected = tp.train(whole, Falling(), N, **options)
+    assert expected.best[0] == 3 and len(expected.loss) == (6 if patience else N)
+    for stop in (1, 3, 5, 6, N):
+        path = tmp_path / f"{stop}"
+        tp.train(make(), Falling(), N, checkpoint=path, stop_after=stop, **options)
+        for _ in range(2):                               # the second time there is nothing left to do
+            second = make()
+            history = tp.train(second, Falling(stop), N, checkpoint=path, **options)
+            assert same(second.state_dict(), whole.state_dict()), stop
+            assert (history.loss, history.evals, history.stopped) == (expected.loss, expected.evals, expected.stopped)
+
+
+def test_more_patience_goes_on_where_less_gave_up(tmp_path):
+    path, whole, resumed = tmp_path / "c", small(), small()
+    options = dict(eval_every=1, progress=False)
+    first = tp.train(small(), Falling(), N, checkpoint=path, patience=2, **options)
+    assert len(first.loss) == 5 and first.stopped
+    history = tp.train(resumed, Falling(5), N, checkpoint=path, **options)
+    tp.train(whole, Falling(), N, **options)
+    assert len(history.loss) == N and history.stopped is None and same(resumed.state_dict(), whole.state_dict())
+
+
+def test_best_parameters_that_do_not_fit_are_refused(tmp_path):
+    path, options = tmp_path / "c", dict(eval_every=1, keep_best=True, progress=False)
+    tp.train(small(), Falling(), N, checkpoint=path, stop_after=4, **options)
+    arrays, meta = load_arrays(path)
+    model = small()
+    before = {n: a.copy() for n, a in model.state_dict().items()}
+    name = "best/blocks.0.mlp.up.weight"
+    without = {n: a for n, a in arrays.items() if not n.startswith("best/")}
+    for broken, says in (({**arrays, name: arrays[name][:3]}, "the best model's blocks.0.mlp.up.weight has shape"),
+                         (without, "it has 0 arrays of the best evaluation, which is after step 3")):
+        save_arrays(path, broken, meta)
+        with pytest.raises(ValueError, match=says): tp.train(model, Falling(4), N, checkpoint=path, **options)
+        assert same(model.state_dict(), before)
+    with pytest.raises(ValueError, match="keep_best was True, is None"):
+        tp.train(model, Noise(), N, checkpoint=path, progress=False)
 
 
 def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(tmp_path):

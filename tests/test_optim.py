@@ -177,7 +177,8 @@ P = Parameter(np.ones(2))
     (lambda: AdamW([P], lr=float("nan")), ValueError, "lr must be finite and at least 0, got nan"),
     (lambda: AdamW([P], lr=math.inf), ValueError, "lr must be finite and at least 0, got inf"),
     (lambda: AdamW([P], betas=(0.9, 1.0)), ValueError, r"betas must lie in \[0, 1\)"),
-    (lambda: schedule("step", 0, 10, warmup=5), ValueError, "expected 'constant', 'linear', 'cosine' or 'exponential', got 'step'"),
+    (lambda: schedule("step", 0, 10, warmup=5), ValueError,
+     "expected 'constant', 'linear', 'cosine' or 'exponential', got 'step'"),
 ])
 def test_misuse(misuse, error, says):
     with pytest.raises(error, match=says):
@@ -213,6 +214,7 @@ def test_clipping_reports_what_is_not_finite():
     ("cosine", 10, 10, 0, 0.1, 0.1),
     ("cosine", 99, 10, 0, 0.0, 0), ("cosine", 2, 10, 5, 0.0, 0.6),
     ("linear", 0, 1, 1, 0.0, 1), ("linear", 0, 1, 0, 0.0, 1), ("cosine", 4, 5, 5, 0.0, 1), ("cosine", 0, 5, 10, 0.0, 0.1),
+    ("exponential", 0, 4, 0, 1e-4, 1e-4), ("exponential", 1, 4, 0, 1e-4, 1e-3), ("exponential", 4, 4, 0, 1e-4, 1),
 ])
 def test_schedule(kind, step, total, warmup, floor, factor):
     assert schedule(kind, step, total, warmup, floor) == pytest.approx(factor, abs=1e-15)

@@ -1,4 +1,5 @@
 """train.py: the loop is what it says, with any number of workers, and evaluation weights what counts."""
+import csv
 import io
 import math
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tests.toys import Noise, same, small
+from tests.toys import Distil, Noise, same, small
 from tinypeft import functional as F
 from tinypeft.nn import Linear
 from tinypeft.optim import AdamW, clip_grad_norm, schedule
@@ -170,6 +171,117 @@ def test_evaluations_on_the_way():
     assert history.evals[-1][1] != tp.evaluate(model, task, "validation", max_batches=1)
 
 
+# -- when to stop, and what to keep ----------------------------------------------------------------
+class Scripted(Noise):
+    """Random tokens to train on; the validation losses are given."""
+    def __init__(self, *losses):
+        super().__init__()
+        self.losses = list(losses)
+
+    def metrics(self, model, batch): return {"count": 1.0}
+    def finish(self, means, split): return {"loss": self.losses.pop(0)}
+
+
+@pytest.mark.parametrize("patience, losses, steps, best", [
+    (1, [3, 2, 2, 9], 6, [4, 2]), (2, [3, 2, 4, 1, 5, 1, 9], 12, [8, 1]), (3, [1, 2, 2, 2], 8, [2, 1]), (2, [1, 2], 4, [2, 1]),
+    (2, [math.nan, math.inf, 9], 4, None), (2, [math.nan, 3, math.nan, 2, 1, 0], 12, [12, 0]), (None, [1, 2, 3, 4], 8, [2, 1])])
+def test_patience_ends_a_run_that_brings_nothing(patience, losses, steps, best):
+    """Evaluations come after steps 2, 4, …; equal is not lower, and NaN is never the lowest."""
+    total = 2 * len(losses)
+    history = tp.train(small(), Scripted(*losses), total, eval_every=2, patience=patience, progress=False)
+    assert len(history.loss) == steps and (history.best and [history.best[0], history.best[1]["loss"]]) == best
+    assert (history.stopped is None) == (steps == total)
+    if steps < total:
+        says = f"the lowest, {best[1]:.4f}, came at step {best[0]}" if best else "none is finite"
+        assert history.stopped == f"{patience} evaluations without a lower validation loss; {says}"
+        assert f", stopped: {history.stopped})" in repr(history)
+
+
+@pytest.mark.parametrize("make", [
+    small, lambda: tp.attach(small(dropout=0.1), tp.LoRA(rank=2, dropout=0.1), rng=0, head=3),
+    lambda: tp.attach(small(), tp.AdaLoRA(t_init=2, t_final=2, delta_t=2), rng=0),
+    lambda: tp.attach(small(), tp.PrefixTuning(4), rng=0)], ids=["model", "lora", "adalora", "prefix"])
+def test_the_best_parameters_are_kept(make):
+    """They are, bit for bit, those that a run has after the best evaluation's step; buffers such as AdaLoRA's too."""
+    losses, expected = [5, 3, 4, 3, 6], make()
+    tp.train(expected, Noise(), 10, stop_after=4, progress=False)
+    for keep in (False, True):
+        model = make()
+        history = tp.train(model, Scripted(*losses), 10, eval_every=2, keep_best=keep, progress=False)
+        assert history.best == [4, {"loss": 3}] and len(history.loss) == 10
+        assert same(model.state_dict(), expected.state_dict()) == keep
+
+
+def test_what_is_kept_needs_an_evaluation_and_a_loss():
+    model, expected = small(), small()
+    tp.train(model, Scripted(math.nan), 2, eval_every=2, keep_best=True, progress=False)       # there is no best one
+    tp.train(expected, Noise(), 2, progress=False)
+    assert same(model.state_dict(), expected.state_dict())
+    for option in ({"patience": 2}, {"keep_best": True}):
+        with pytest.raises(ValueError, match="patience and keep_best need evaluations; give eval_every"):
+            tp.train(small(), Noise(), 3, progress=False, **option)
+        class Lossless(Noise):
+            def finish(self, means, split): return {"accuracy": 1.0}
+        with pytest.raises(ValueError, match="the evaluation after step 1 has only accuracy; add a loss to the task's metrics"):
+            tp.train(small(), Lossless(), 3, eval_every=1, progress=False, **option)
+
+
+# -- callbacks -------------------------------------------------------------------------------------
+def test_a_callback_sees_every_step():
+    """In evaluation mode, before the gradients go; and what it does there changes no number of the run."""
+    seen, model, alone = [], tp.attach(small(dropout=0.2), tp.DyLoRA(rank=2), rng=0), tp.attach(
+        small(dropout=0.2), tp.DyLoRA(rank=2), rng=0)
+
+    def look(step):
+        assert step.model is model and not any(m.training for _, m in model.named_modules())
+        assert any(p.grad is not None for p in model.trainable_parameters())
+        model.generate([[1, 2]], 3, temperature=1.0, rng=0)
+        seen.append((step.step, step.total, step.loss, step.metrics, len(step.history.loss)))
+    history = tp.train(model, Noise(), 5, eval_every=2, callbacks=[look], progress=False)
+    evals = dict(history.evals)
+    assert seen == [(s, 5, history.loss[s - 1], evals.get(s), s) for s in range(1, 6)] and evals.keys() == {2, 4, 5}
+    assert tp.train(alone, Noise(), 5, eval_every=2, progress=False).loss == history.loss
+    assert same(model.state_dict(), alone.state_dict())
+
+
+@pytest.mark.parametrize("answer, stops", [
+    (True, True), (np.True_, True), (False, False), (np.False_, False), (None, False), (1, False), ("stop", False)])
+def test_a_callback_that_returns_true_stops_training(answer, stops, tmp_path):
+    """Nothing else does: `writerow` returns a number. All callbacks are called, and the state is written."""
+    called = []
+    def at_three(step): return answer if step.step == 3 else None
+    history = tp.train(small(), Noise(), 5, callbacks=[at_three, lambda step: called.append(step.step)],
+                       checkpoint=tmp_path / "c", checkpoint_every=99, progress=False)
+    assert len(called) == len(history.loss) == (3 if stops else 5)
+    assert history.stopped == ("at_three returned True after step 3" if stops else None)
+    whole, resumed = small(), small()
+    tp.train(resumed, Noise(), 5, checkpoint=tmp_path / "c", progress=False)
+    tp.train(whole, Noise(), 5, progress=False)
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+def test_what_callbacks_are_for(tmp_path):
+    """A log in CSV, text on the way, and a rule of one's own for when to stop."""
+    texts, log = [], tmp_path / "log.csv"
+
+    def sample(step):
+        if step.step % 4 == 0: texts.append(step.model.generate([[1, 2]], 3).tolist())
+    def low(step): return np.mean(step.history.loss[-3:]) < 2.0
+    with log.open("w", newline="") as file:
+        rows = csv.writer(file)
+        history = tp.train(small(), Counting(), 150, batch_size=16, lr=1e-2, progress=False,
+                           callbacks=[lambda step: rows.writerow([step.step, step.loss]), sample, low])
+    n = len(history.loss)
+    assert 4 < n < 150 and len(texts) == n // 4 and history.stopped == f"low returned True after step {n}"
+    assert [[int(s), float(loss)] for s, loss in csv.reader(log.open())] == [[i + 1, x] for i, x in enumerate(history.loss)]
+
+
+def test_an_error_in_a_callback_ends_training_cleanly():
+    model = small()
+    with pytest.raises(ZeroDivisionError): tp.train(model, Noise(), 3, callbacks=[lambda step: 1 / 0], progress=False)
+    assert not model.training and all(p.grad is None for p in model.parameters())
+
+
 # -- several workers -------------------------------------------------------------------------------
 @pytest.mark.parametrize("task", [Noise(), Ragged()], ids=["equal", "ragged"])
 def test_workers_change_rounding_only(task):
@@ -196,18 +308,34 @@ def test_parts_are_weighted_by_what_counts_in_them():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("task", [Noise(), Ragged()], ids=["equal", "ragged"])
+@pytest.mark.parametrize("task", [Noise(), Ragged(), Classes(), Distil(small(rng=1).to(np.float64))],
+                         ids=["equal", "ragged", "classes", "distillation"])
 def test_accumulation_changes_rounding_only(task, workers):
     """A step whose batch is cut into parts, one after another, is the step on the batch; 50 parts are one per row."""
     runs = []
     for accumulate in (1, 2, 3, 50):
-        model = small().to(np.float64)
-        history = tp.train(model, task, 4, batch_size=7, workers=workers, accumulate=accumulate, progress=False)
+        model = tp.attach(small().to(np.float64), tp.FullFineTuning(), rng=0, head=3)
+        history = tp.train(model, task, 4, batch_size=7, workers=workers, accumulate=accumulate, lr=1e-3, progress=False)
         runs.append((history.loss, model.state_dict()))
     for loss, state in runs[1:]:
         assert_close(loss, runs[0][0], 1e-10)
         for name in state:
             if "key.bias" not in name: assert_close(state[name], runs[0][1][name], 1e-8, name)
+
+
+@pytest.mark.parametrize("name", ["domain", "classify", "summarize", "invented"])
+def test_accumulation_changes_rounding_only_on_every_task(name):
+    """The gradient of a batch of each of the package's tasks, in float64, whose parts have different counts."""
+    model = tp.load_pretrained().to(np.float64)
+    task = getattr(tp.tasks, name)(model)
+    tuned = tp.attach(model, tp.LoRA(rank=2, init="gaussian"), rng=0, head=len(task.classes) if name == "classify" else None)
+    batch, runs = task.batch("train", 5, np.random.default_rng(0)), []
+    for accumulate in (1, 2, 5):
+        for p in tuned.trainable_parameters(): p.grad = None
+        runs.append((backward(tuned, task, batch, accumulate=accumulate), [p.grad for p in tuned.trainable_parameters()]))
+    for loss, grads in runs[1:]:
+        assert_close(loss, runs[0][0], 1e-12)
+        for g, expected in zip(grads, runs[0][1], strict=True): assert_close(g, expected, 1e-9)
 
 
 def test_accumulation_takes_the_memory_of_a_part_and_adds_a_penalty_once():
@@ -291,7 +419,8 @@ class Silent(Noise):
         ("steps", 2.5), ("batch_size", True), ("lr", math.nan), ("lr", math.inf), ("head_lr", -1.0), ("clip", -1.0),
         ("clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1), ("warmup", -3), ("lr_floor", math.nan),
         ("seed", -1), ("eval_every", -1), ("eval_batches", 0), ("checkpoint_every", 0), ("stop_after", -1), ("workers", 0),
-        ("accumulate", 0), ("checkpoint_activations", 1))),
+        ("accumulate", 0), ("checkpoint_activations", 1), ("patience", 0), ("keep_best", 1),
+        ("callbacks", len), ("callbacks", 3))),
     (lambda: tp.train(small(), Silent(), 3, progress=False), "nothing counts in a batch of 8 rows"),
     (lambda: tp.train(small(), Noise(vocab_size=38), 30, progress=False), r"must lie in \[0, 37\), got 37"),
 ])

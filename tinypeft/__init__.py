@@ -35,7 +35,8 @@ if TYPE_CHECKING:
                         self_distillation, weight_error)
 
     # training, evaluation, generation
-    from .train import DivergedError, History, evaluate, train
+    from .train import DivergedError, evaluate, train
+    from .history import History
     from .curves import LiveCurve
     from .finder import RateSearch, find_rate
     from .paged import PagedAdamW

@@ -48,7 +48,7 @@ def draw_history(history: Any, ax: Axes | None = None) -> Axes:
     points = [(step, metrics["loss"]) for step, metrics in history.evals if "loss" in metrics]
     if points:
         ax.plot(*zip(*points, strict=True), color=ORANGE, marker="o", ms=4, label="validation")
-    if history.best:
+    if points and history.best:
         step, metrics = history.best
         ax.plot(step, metrics["loss"], "o", color=ORANGE, ms=9, mfc="none",
                 label=f"best: {metrics['loss']:.3f} at step {step}")

@@ -82,4 +82,7 @@ def find_rate(model: Module, task: Any, *, lowest: float = 1e-5, highest: float 
               **{"eval_batches": 1, **rising, **options})
     factors = [schedule("exponential", i, steps, 0, lowest / highest) for i in range(len(losses))]
     rates, finite = highest * np.array(factors), np.isfinite(losses)
+    if not finite.any():
+        raise ValueError("find_rate: the loss was not finite after a step at the lowest rate, "
+                         f"{lowest:g}; try a smaller `lowest`, or look at the task's data")
     return RateSearch(rates[finite], np.array(losses)[finite])

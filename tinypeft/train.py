@@ -8,18 +8,16 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .checkpoints import resume, save_checkpoint
-from .curves import draw_history
 from .diagnosis import DivergedError, check_finite, diverged
 from .heap import keep_freed_memory
+from .history import History, Step
 from .hyper import flag, mapping, real, whole
-from .markup import table
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
 from .progress import Progress
@@ -32,62 +30,6 @@ from .threads import parallel_map
 __all__ = ["HEAD_LR", "DivergedError", "History", "Step", "backward", "evaluate", "train"]
 
 HEAD_LR = 1e-2        # a classification head starts from nothing, whatever method is beside it
-
-
-@dataclass
-class History:
-    """loss: nats, per step. evals: [step, metrics] per evaluation. seconds: time spent in steps.
-    stopped: why training ended before its last step, in words; None if it did not."""
-    loss: list[float] = field(default_factory=list)
-    evals: list[list] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: str | None = None
-
-    @property
-    def best(self) -> list | None:
-        """The first [step, metrics] with the lowest validation loss; None without evaluations."""
-        finite = [e for e in self.evals if math.isfinite(e[1].get("loss", math.nan))]
-        return min(finite, key=lambda e: e[1]["loss"], default=None)
-
-    def record(self) -> dict:
-        """What a checkpoint keeps."""
-        return {"loss": self.loss, "evals": self.evals, "seconds": self.seconds}
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the losses on Matplotlib axes (default: new ones); return the axes."""
-        return draw_history(self, ax)
-
-    def __repr__(self):
-        n = len(self.loss)
-        if not n: return "History()"
-        last = np.mean(self.loss[-max(1, n // 10):])
-        return (f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, {self.seconds:.1f} s"
-                + (f", stopped: {self.stopped})" if self.stopped else ")"))
-
-    def _repr_html_(self):
-        parts = np.array_split(np.array(self.loss or [0.0]), min(max(len(self.loss), 1), 40))
-        means = np.array([part.mean() for part in parts])
-        heights = (7 * (means - means.min()) / max(np.ptp(means), 1e-12)).round().astype(int)
-        foot = "loss " + "".join("▁▂▃▄▅▆▇█"[h] for h in heights) if self.loss else None
-        names = list(self.evals[0][1]) if self.evals else []
-        rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
-        head = ["after step", *(f"validation {name}" for name in names)] if rows else None
-        return table(rows, head, repr(self), range(1 + len(names)), foot)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback of `train` is given after a step.
-
-    step: how many are done, of `total`. loss: of this step, nats. metrics: of the evaluation after
-    it, or None. model: in evaluation mode, its parameters still with this step's gradients.
-    """
-    step: int
-    total: int
-    loss: float
-    metrics: dict | None
-    model: Module
-    history: History
 
 
 def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: float | None = None,
@@ -148,13 +90,12 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                           weight_decay=weight_decay)
     if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
         workers = 1                                      # threads would draw in no fixed order
-    first, past, best = 0, {}, {}
+    first, history, best = 0, History(), {}
     if checkpoint is not None and Path(checkpoint).exists():
-        first, past, best = resume(checkpoint, model, optimizer, settings)
-    history = History(**past)
+        first, history, best = resume(checkpoint, model, optimizer, settings)
 
     last = steps if stop_after is None else min(steps, stop_after)
-    if first < last and (why := _in_vain(history, patience)): last, history.stopped = first, why
+    if first < last and (why := history.in_vain(patience)): last, history.stopped = first, why
     every = checkpoint_every or max(1, min(500, steps // 10))
     with HeldSignals() as signals, Progress(steps, "training", progress) as bar:
         try:
@@ -178,24 +119,21 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
                 history.seconds += time.perf_counter() - start
                 done = step + 1
                 bar(done, f"loss {np.mean(history.loss[-50:]):.3f}")
-                metrics, why = None, None
+                metrics = None
                 if eval_every and (done % eval_every == 0 or done == steps):
                     metrics = evaluate(model, task, "validation", max_batches=eval_batches)
                     history.evals.append([done, metrics])
-                    if keep_best and history.best and history.best[0] == done:
+                    if keep_best and history.best == [done, metrics]:
                         best = {name: a.copy() for name, a in model.state_dict().items()}
                     model.train()
-                if callbacks:
-                    model.eval()
-                    why = _called(callbacks, Step(done, steps, loss, metrics, model, history))
-                    model.train()
-                if done < steps: history.stopped = why or _in_vain(history, patience)
+                why = _called(callbacks, Step(done, steps, loss, metrics, model, history))
+                if done < steps: history.stopped = why or history.in_vain(patience)
                 saves = checkpoint is not None and (done % every == 0 or signals.waiting)
                 if saves or done == last or history.stopped:
                     check_finite(model, optimizer, step, rate, checkpoint)
                     if checkpoint is not None:
-                        save_checkpoint(checkpoint, model, optimizer, settings, history.record(),
-                                        done, best)
+                        save_checkpoint(checkpoint, model, optimizer, settings, history, done,
+                                        best)
                 signals.deliver()
                 if history.stopped: break
         finally:
@@ -205,18 +143,12 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     return history
 
 
-def _in_vain(history, patience):
-    """In words: the last evaluations, `patience` of them or more, brought no lower loss; or None."""
-    step, metrics = history.best or (0, None)
-    waited = sum(at > step for at, _ in history.evals)
-    if patience is None or waited < patience: return None
-    lowest = f"the lowest, {metrics['loss']:.4f}, came at step {step}" if metrics else "none is finite"
-    return f"{waited} evaluations without a lower validation loss; {lowest}"
-
-
 def _called(callbacks, step):
     """Call all of them; in words: which returned True, or None. What is no bool stops nothing."""
+    if not callbacks: return None
+    step.model.eval()
     answers = [f(step) for f in callbacks]
+    step.model.train()
     who = [getattr(f, "__name__", type(f).__name__) for f, answer in
            zip(callbacks, answers, strict=True) if isinstance(answer, (bool, np.bool_)) and answer]
     return f"{', '.join(who)} returned True after step {step.step}" if who else None
@@ -234,12 +166,15 @@ _LIMITS = {name: field.metadata["limit"] for name, field in {
 
 
 def _check_options(options):
-    if (options["patience"] or options["keep_best"]) and not options["eval_every"]:
-        raise ValueError("train: patience and keep_best need evaluations; give eval_every, the "
-                         "steps between them")
     for name, limit in _LIMITS.items():
         if not limit.holds(options[name]):
             raise ValueError(f"train: {name} must be {limit.expected}, got {options[name]!r}")
+    if (options["patience"] or options["keep_best"]) and not options["eval_every"]:
+        raise ValueError("train: patience and keep_best need evaluations; give eval_every, the "
+                         "steps between them")
+    callbacks = options["callbacks"]
+    if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
+        raise ValueError(f"train: callbacks must be a list of functions, got {callbacks!r}")
 
 
 def _reseed(model, seed, step):

@@ -59,15 +59,15 @@ def pairs(tuned, model):
     return found
 
 
-def train(model, task, steps, batch_size, lr, weight_decay=0.0, seed=0, after_step=lambda t: None):
+def train(model, task, steps, batch_size, lr, weight_decay=0.0, seed=0, after_step=lambda t: None, make=None):
     """AdamW on the batches that tinypeft.train draws (λ, a vector, is not decayed); the loss of every step.
 
-    after_step(t) runs after step t of 1 … steps.
+    after_step(t) runs after step t of 1 … steps. make: makes another optimizer.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [p for p in trained if min(p.shape) > 1]},
-                                   {"params": [p for p in trained if min(p.shape) == 1], "weight_decay": 0.0}],
-                                  lr=lr, weight_decay=weight_decay)
+    optimizer = make() if make else torch.optim.AdamW(
+        [{"params": [p for p in trained if min(p.shape) > 1]},
+         {"params": [p for p in trained if min(p.shape) == 1], "weight_decay": 0.0}], lr=lr, weight_decay=weight_decay)
     losses = []
     for step in range(steps):
         tokens, targets = task.batch("train", batch_size, np.random.default_rng([seed, step]))

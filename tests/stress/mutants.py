@@ -48,7 +48,8 @@ AREAS = {
                "decoder.py", "optim.py", "generate.py", "threads.py", "heap.py", "paged.py", "lazy.py"],
     "methods": ["peft/*.py", "targets.py", "hyper.py"],
     "schemes": ["quant/*.py"],
-    "training": ["train.py", "recompute.py", "checkpoints.py", "diagnosis.py", "rates.py", "finder.py", "curves.py"],
+    "training": ["train.py", "recompute.py", "checkpoints.py", "diagnosis.py", "history.py", "rates.py", "finder.py",
+                 "curves.py"],
     "interop": ["interop/*.py", "interop/families/*.py", "files.py", "files/*.py"],
     "text": ["text/*.py", "text/tasks/*.py"],
     "exercises": ["course/exercises/*.py", "course/judge.py", "course/diagnose.py", "course/calls.py", "course/check.py"]}
