@@ -124,6 +124,7 @@ def test_the_picture_marks_the_suggestion():
     ax = Figure().subplots()
     assert found.plot(ax) is ax and ax.get_xscale() == "log"
     curve, mark = ax.get_lines()
+    assert ax.get_ylim() == (0.8, 5.0)
     assert curve.get_xydata().tolist() == [[1e-3, 3], [1e-2, 1], [1e-1, 2]] and set(mark.get_xdata()) == {0.01}
 
 

@@ -44,7 +44,7 @@ def draw_history(history: Any, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, losses, color=BLUE, alpha=0.25, lw=0.8)
-    ax.plot(steps, smooth(losses, len(losses) / 50), color=BLUE, label="training, smoothed")
+    ax.plot(steps, smooth(losses, len(losses) / 25), color=BLUE, label="training, smoothed")
     points = [(step, metrics["loss"]) for step, metrics in history.evals if "loss" in metrics]
     if points:
         ax.plot(*zip(*points, strict=True), color=ORANGE, marker="o", ms=4, label="validation")
@@ -65,6 +65,8 @@ def draw_rates(found: Any, ax: Axes | None = None) -> Axes:
     ax.annotate(f"{found.suggestion:.2g}", (found.suggestion, 1), (4, -2), color=ORANGE, va="top",
                 xycoords=("data", "axes fraction"), textcoords="offset points")
     ax.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats)")
+    low, fall = min(found.losses), found.losses[0] - min(found.losses)
+    if fall > 0: ax.set_ylim(low - 0.1 * fall, low + 2 * fall)           # the climb goes out of it
     return ax
 
 
