@@ -12,15 +12,16 @@ from tests.oracles import assert_close
 from tests.protocol import learned
 from tests.toys import Noise, small
 from tinypeft.optim import AdamW
-from tinypeft.rates import groups, matches, own_rate, width_factor
+from tinypeft.rates import groups, matches, own_rate, trained, width_factor
+from tinypeft.train import HEAD_LR
 
 RESULTS = Path(__file__).parents[1] / "figures" / "results"
 
 
 def rates_of(model, factors, rate=1.0, head_rate=10.0):
     """name → the rate of its group, for every parameter that trains."""
-    names = {id(p): name.removeprefix("model.") for name, p in model.named_parameters()}
-    return {names[id(p)]: g["lr"] for g in groups(model, lambda p: rate, head_rate, factors) for p in g["params"]}
+    names = {id(a): name for name, a in model.state_dict().items()}
+    return {names[id(p.data)]: g["lr"] for g in groups(model, lambda p: rate, head_rate, factors) for p in g["params"]}
 
 
 # -- by name ---------------------------------------------------------------------------------------
@@ -72,6 +73,24 @@ def test_a_pattern_that_matches_nothing_is_refused_and_says_what_there_is():
 def test_factors_that_are_none(bad):
     with pytest.raises(ValueError, match="train: rates must be a dict whose keys"):
         tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, rates=bad, progress=False)
+
+
+@pytest.mark.parametrize("lr", [None, 0.5])
+def test_each_of_several_methods_has_its_own_rate_and_is_a_part_of_the_names(lr):
+    """And `lr`, if given, is that of all of them."""
+    tuned = tp.attach(small(), tp.LoRA(rank=2), {"more": tp.LoRA(rank=3)}, tp.PrefixTuning(3, reparameterize=False),
+                      tp.AdaLoRA(targets=("up",)), head=3, rng=0)
+    named, made = {id(p): name for name, p in trained(tuned).items()}, []
+    optimizer = lambda groups, **options: made.append(AdamW(groups, **options)) or made[-1]
+    tp.train(tuned, Noise(), 6, lr=lr, rates={"more": 4, "blocks.1": 3}, optimizer=optimizer, progress=False)
+    rates = {"LoRA": 1e-2, "more": 4e-2, "PrefixTuning": 6e-2, "AdaLoRA": 2e-2}
+    for g in made[0].groups:
+        for p in g["params"]:
+            part = named[id(p)].split("/")[0]
+            own = lr * (4 if part == "more" else 1) if lr else rates.get(part, 0) * 8 ** 0.5
+            if part.startswith("head"): own = lr or HEAD_LR
+            assert g["base_lr"] == pytest.approx(own * (3 if "blocks.1" in named[id(p)] else 1), rel=1e-12), named[id(p)]
+    assert len(named) == sum(len(g["params"]) for g in made[0].groups) and len(set(named.values())) == len(named)
 
 
 # -- in training -----------------------------------------------------------------------------------

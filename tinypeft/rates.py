@@ -15,13 +15,13 @@ its own rate, the largest that was tried, and prompt tuning at its own. Nothing 
 `find_rate` measures the rate for a model and a task at hand.
 """
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .nn import Module, Parameter
 
-__all__ = ["WIDTH", "groups", "own_rate", "width_factor"]
+__all__ = ["WIDTH", "groups", "own_rate", "own_rates", "width_factor"]
 
 WIDTH = 128                                          # of the model that the own rates are for
 
@@ -36,6 +36,13 @@ def own_rate(model: Module) -> float:
     return getattr(model, "learning_rate", 1e-3) * width_factor(model)
 
 
+def own_rates(model: Module) -> Callable[[Parameter], float]:
+    """Parameter → its rate at this width: of several methods on one model, each has its own."""
+    parts, factor = getattr(model, "parts", {}).values(), width_factor(model)
+    rates = {id(p): part.method.learning_rate * factor for part in parts for p in part.parameters()}
+    return lambda p: rates.get(id(p), own_rate(model))
+
+
 def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
            factors: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
     """Groups for an optimizer of all parameters that require gradients.
@@ -44,7 +51,7 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
     outside the head, before its factors (see `train`). Raises ValueError for a pattern without a
     parameter.
     """
-    named = {name: p for name, p in trained(model)}
+    named = trained(model)
     head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
     scale = dict.fromkeys(named, 1.0)
     for pattern, factor in (factors or {}).items():
@@ -61,16 +68,17 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
             for kind, lr in sorted(found, key=lambda key: key[0])]
 
 
-def trained(model: Module) -> Iterator[tuple[str, Parameter]]:
-    """(name, Parameter) of all that require gradients, named as in the model's `state_dict`."""
-    for name, p in model.named_parameters():
-        if p.requires_grad: yield name.removeprefix("model."), p     # a PeftModel's own prefix
+def trained(model: Module) -> dict[str, Parameter]:
+    """name → Parameter of all that require gradients, named as in the model's `state_dict`."""
+    names = {id(array): name for name, array in model.state_dict().items()}
+    return {names[id(p.data)]: p for p in model.parameters() if p.requires_grad}
 
 
 def matches(pattern: str, name: str) -> bool:
     """Is `pattern` a run of whole parts of `name` ("B", "blocks.0"), or a pattern such as
     "blocks.*.mlp.*" of all of it?"""
-    return f".{pattern}." in f".{name}." or fnmatchcase(name, pattern)
+    path = name.replace("/", ".")                    # "LoRA/blocks.0.attention.query.A"
+    return f".{pattern}." in f".{path}." or fnmatchcase(name, pattern)
 
 
 def _nothing(pattern, named):

@@ -21,7 +21,7 @@ from .hyper import flag, mapping, real, whole
 from .nn import Dropout, Module
 from .optim import AdamW, Optimizer, clip_grad_norm, schedule
 from .progress import Progress
-from .rates import groups, own_rate
+from .rates import groups, own_rate, own_rates
 from .recompute import recomputing
 from .signals import HeldSignals
 from .tensor import no_grad
@@ -47,7 +47,7 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
 
     model: a Decoder or a PeftModel. task: from `tinypeft.tasks`, or any object that has
         its `batch`, `count` and `loss` (for evaluations also `batches`, `metrics` and `finish`).
-    batch_size: rows per step. lr: peak learning rate (default: the method's own, or 1e-3, times
+    batch_size: rows per step. lr: peak learning rate (default: each method's own, or 1e-3, times
         √(128/d) for a model that is d wide; see `rates.py`, and `find_rate`, which measures).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
     rates: factors on the rate by name of the parameter: a part of it ("B", "blocks.0") or a
@@ -86,7 +86,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
         accumulate=accumulate if accumulate > 1 else None,             # older files do not say
         rates=dict(rates) if rates else None, keep_best=keep_best or None)
     if head_lr is None: head_lr = HEAD_LR if lr is None else lr
-    optimizer = optimizer(groups(model, lambda p: rate, head_lr, rates), lr=rate, betas=betas,
+    own = own_rates(model) if lr is None else lambda p: lr
+    optimizer = optimizer(groups(model, own, head_lr, rates), lr=rate, betas=betas,
                           weight_decay=weight_decay)
     if any(isinstance(m, Dropout) and m.p for _, m in model.named_modules()):
         workers = 1                                      # threads would draw in no fixed order
