@@ -95,3 +95,43 @@ def test_a_model_of_ones_own(capsys, tmp_path):
 def test_mistakes_are_said_in_one_line(capsys, argv, says):
     status, out, err = run(capsys, *argv)
     assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+# -- how finetune trains ---------------------------------------------------------------------------
+def test_finetune_keeps_what_is_best_on_validation(capsys, tmp_path):
+    """At a rate that spoils the model the first measurement stays the best, and patience ends the run."""
+    argv = *"finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16".split(),
+    status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
+    record = json.loads(out)
+    assert status == 0 and record["steps"] == record["best"] + 2 < 20
+    assert record["stopped"].startswith("2 evaluations without a lower validation loss")
+    kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
+    model = tp.load_pretrained()
+    tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.domain(model)
+    if record["best"]: tp.train(tuned, task, 20, lr=0.3, rates={"B": 16.0}, stop_after=record["best"], progress=False)
+    for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
+    _, out, _ = run(capsys, *argv)
+    assert f"\nkept: the state after step {record['best']}, the best on validation\n" in out
+    assert f"\nstopped early: {record['stopped']}\n" in out
+
+
+def test_find_rate_prints_a_rate_and_draws(capsys, tmp_path):
+    status, out, _ = run(capsys, "finetune", "lora", "--find-rate", "--quick", "--steps", "8", "--json", "--out", str(tmp_path))
+    found = json.loads(out)
+    assert status == 0 and found["suggestion"] in found["rates"] and len(found["losses"]) == len(found["rates"]) <= 8
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.svg"]
+    assert "learning rate" in (tmp_path / "rates.svg").read_text("utf-8")
+    _, out, _ = run(capsys, "finetune", "lora", "--find-rate", "--quick", "--steps", "8")
+    assert out.startswith("RateSearch(") and out.endswith(f"with --lr {found['suggestion']:.2g} instead of --find-rate\n")
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--patience", "2"], "--patience counts measurements of the validation loss; give --validate-every, too"),
+    (["--find-rate", "--lr", "1"], "--find-rate does not train; leave out --lr"),
+    (["--find-rate", "--checkpoint", "c"], "leave out --checkpoint"),
+    (["--rates", "C=2"], "'C' matches none of the parameters"),
+    (["--rates", "B"], "--rates B: expected NAME=FACTOR, such as B=16"),
+    (["--rates", "B=x"], "--rates B=x: expected NAME=FACTOR"), (["--rates", "A=1", "B=-1"], "got {'A': 1.0, 'B': -1.0}")])
+def test_options_that_would_do_nothing_are_refused(capsys, options, says):
+    status, out, err = run(capsys, "finetune", "lora", "--quick", *options)
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1

@@ -20,6 +20,7 @@ import time
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .arguments import SHARED, build, fields, known, model_of, number, output, shared, show_json
 from .study import commands as study
@@ -112,6 +113,15 @@ def parser() -> ArgumentParser:
     return top
 
 
+def factor(text: str) -> tuple[str, float]:
+    """"B=16" as ("B", 16.0)."""
+    try:
+        name, value = text.split("=")
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"--rates {text}: expected NAME=FACTOR, such as B=16") from None
+
+
 def finetune_options(p: ArgumentParser) -> None:
     from .peft import METHODS
     from .peft.folders import formats
@@ -122,8 +132,18 @@ def finetune_options(p: ArgumentParser) -> None:
     p.add_argument("--batch-size", type=number(int, least=1),
                    help="rows per step (default 8, classify 16)")
     p.add_argument("--lr", type=number(float, least=0),
-                   help="learning rate (default: the method's own, chosen for a model 128 wide; "
-                        "tinypeft/interop/README.md has those for SmolLM2)")
+                   help="learning rate (default: the method's own for a model 128 wide, times "
+                        "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2)")
+    p.add_argument("--find-rate", action="store_true",
+                   help="do not train: measure which rate suits the method and the task, and draw "
+                        "the loss over the rate into rates.svg in the folder")
+    p.add_argument("--rates", nargs="+", action="extend", default=[], metavar="NAME=FACTOR",
+                   help="factors on the rate by name of the parameter, such as blocks.0=0.5; B=16 "
+                        "is LoRA+")
+    p.add_argument("--validate-every", type=number(int, least=1), metavar="N",
+                   help="measure the validation loss every N steps, and end with the best state")
+    p.add_argument("--patience", type=number(int, least=1), metavar="K",
+                   help="stop after K of these measurements without a lower loss")
     p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
                    help="cut a step's rows into K parts, one after the other, to save memory")
     p.add_argument("--checkpoint-activations", action="store_true",
@@ -192,12 +212,43 @@ def add_course_commands(command: Callable) -> None:
 
 
 # -- commands --------------------------------------------------------------------------------------
+def training_of(args: Namespace) -> dict:
+    """The options that `train` takes and `find_rate` does not. Raises ValueError for an option that
+    would do nothing."""
+    options = dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
+                   patience=args.patience)
+    given = [name for name in ("lr", "checkpoint", "validate_every", "patience") if vars(args)[name]]
+    if args.find_rate and given:
+        raise ValueError("--find-rate does not train; leave out "
+                         + ", ".join(f"--{name.replace('_', '-')}" for name in given))
+    if args.patience and not args.validate_every:
+        raise ValueError("--patience counts measurements of the validation loss; give "
+                         "--validate-every, too")
+    return options | {"keep_best": args.validate_every is not None}
+
+
+def show_rates(found: Any, args: Namespace) -> None:
+    """Print a `RateSearch`, and draw it."""
+    from .curves import draw_rates, svg
+    from .files import write_atomically
+    picture = args.out and args.out / "rates.svg"
+    if picture: write_atomically(picture, svg(draw_rates, found))
+    if args.json:
+        return show_json({"suggestion": found.suggestion, "rates": found.rates.tolist(),
+                          "losses": found.losses.tolist(), "picture": picture and str(picture)})
+    print(found)
+    print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
+          + (f"; the curve is in {picture}" if picture else ""))
+
+
 def run_finetune(args: Namespace) -> None:
     from .files import check_writable
+    from .finder import find_rate
     from .peft import METHODS, attach
     from .peft.folders import formats
     from .text import tasks
     from .train import evaluate, train
+    options = training_of(args)
     model, classify = model_of(args), args.task == "classify"
     method = build("method", METHODS, args.method, args.set)
     known([args.task], ("domain", "classify", "summarize"), "task")
@@ -207,22 +258,28 @@ def run_finetune(args: Namespace) -> None:
     tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
                    head_bias=args.format != "peft")
     formats()[args.format].check(tuned)
+    both = dict(batch_size=args.batch_size or (16 if classify else 8), seed=args.seed,
+                rates=dict(map(factor, args.rates)), accumulate=args.accumulate,
+                checkpoint_activations=args.checkpoint_activations)
+    if args.find_rate:
+        tried = args.steps or (12 if args.quick else 60)
+        return show_rates(find_rate(tuned, task, steps=tried, **both), args)
     test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
     before = None
     if not classify:
         with tuned.disabled(): before = test()
     steps = args.steps if args.steps is not None else 12 if args.quick else 300
-    history = train(tuned, task, steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
-                    batch_size=args.batch_size or (16 if classify else 8),
-                    accumulate=args.accumulate,
-                    checkpoint_activations=args.checkpoint_activations)
+    history = train(tuned, task, steps, **both, **options)
     after = test()
     if args.out: tuned.save(args.out, args.format)
     record = {"method": str(method), "task": args.task, "steps": len(history.loss),
               "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
-              "before": before, "after": after, "saved": args.out and str(args.out)}
+              "before": before, "after": after, "best": history.best and history.best[0],
+              "stopped": history.stopped, "saved": args.out and str(args.out)}
     if args.json: return show_json(record)
     print(tuned.summary())
+    if history.stopped: print(f"stopped early: {history.stopped}")
+    if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
     print(f"{args.task}, {record['steps']} steps in {record['seconds']} s; on the test split:")
     for name, value in after.items():
         print(f"  {name:<15}{'' if before is None else f'{before[name]:.4f} → '}{value:.4f}")
