@@ -62,6 +62,14 @@ def test_without_factors_the_groups_are_matrices_vectors_and_head_in_the_models_
     assert "weight_decay" not in matrices and vectors["weight_decay"] == last["weight_decay"] == 0.0
 
 
+def test_a_parameter_of_the_base_that_was_unfrozen_by_hand_trains_too():
+    tuned = tp.attach(small(), tp.LoRA(rank=2), rng=0)
+    tuned.model.final_norm.weight.requires_grad = True
+    before = tuned.model.final_norm.weight.data.copy()
+    tp.train(tuned, Noise(), 2, rates={"model.final_norm": 2.0, "B": 4}, progress=False)
+    assert not np.array_equal(tuned.model.final_norm.weight.data, before)
+
+
 def test_a_pattern_that_matches_nothing_is_refused_and_says_what_there_is():
     tuned = tp.attach(small(), tp.LoRA(rank=2), rng=0)
     with pytest.raises(ValueError, match=r"train: rates: 'bias' matches none of the parameters that train; there are A, B, "

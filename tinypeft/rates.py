@@ -69,9 +69,11 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
 
 
 def trained(model: Module) -> dict[str, Parameter]:
-    """name → Parameter of all that require gradients, named as in the model's `state_dict`."""
+    """name → Parameter of all that require gradients, named as in the model's `state_dict`, or, if
+    they are not in it (a base's, unfrozen by hand), in `named_parameters`."""
     names = {id(array): name for name, array in model.state_dict().items()}
-    return {names[id(p.data)]: p for p in model.parameters() if p.requires_grad}
+    return {names.get(id(p.data), path): p for path, p in model.named_parameters()
+            if p.requires_grad}
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -57,7 +57,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     eval_every: steps between evaluations on at most `eval_batches` batches of "validation".
     patience: stop after this many evaluations without a lower validation loss. keep_best: end with
-        the parameters of the best evaluation, `history.best`, not with the last ones.
+        the parameters of the best evaluation, `history.best`, not with the last ones. (A method
+        such as AdaLoRA may then not have finished: its ranks are those of that step.)
     callbacks: each is called with a `Step` after every step; training stops if one returns True.
         A checkpoint does not keep what they remember.
     checkpoint: a file to go on from, if it exists, and to rewrite, atomically, every
