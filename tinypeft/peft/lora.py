@@ -32,11 +32,11 @@ from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, mapping, one_of, real, whole
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
-from ..targets import match_targets
+from ..targets import chosen, match_targets
 from ..tensor import Tensor
 from .method import Method, MethodError
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "thin_svd"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class LoRA(Method):
     """Train a low-rank change s B A of the linear layers named in `targets`.
 
     dropout: probability, on the input of A. init: how A starts. rank_pattern, alpha_pattern: r or α
-    of single layers, by path or its last part: {"value": 16, "blocks.0.attention.value": 2}.
+    of some of them: {"value": 16, "blocks.0.value": 2}. Of the keys that match a layer, one with
+    more parts comes before others, then the last. `targets.py` says how names match layers.
     """
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))
@@ -98,10 +99,7 @@ class LowRankLinear(Module):
 
     def svd(self) -> tuple[Array, Array, Array]:
         """U (d_out, r), S (r,), Vᵀ (r, d_in) with ΔW = U diag(S) Vᵀ, without forming ΔW."""
-        left, right = self.factors()
-        (Q1, R1), (Q2, R2) = np.linalg.qr(left), np.linalg.qr(right.T)
-        U, S, Vt = np.linalg.svd(R1 @ R2.T)
-        return Q1 @ U, S, Vt @ Q2.T
+        return thin_svd(*self.factors())
 
     def merge(self) -> Linear:
         """A plain Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
@@ -130,10 +128,16 @@ class LoRALinear(LowRankLinear):
         return self.scale * self.B.data, self.A.data
 
 
+def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """U (d_out, k), S (k,), Vᵀ (k, d_in), of left (d_out, r) times right (r, d_in), k ≤ r."""
+    (Q1, R1), (Q2, R2) = np.linalg.qr(left), np.linalg.qr(right.T)
+    U, S, Vt = np.linalg.svd(R1 @ R2.T, full_matrices=False)
+    return Q1 @ U, S, Vt @ Q2.T
+
+
 def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
-    """path → pattern[path], or pattern[last part of path], or default; a key must name a path."""
-    last, pattern = lambda path: path.rsplit(".", 1)[-1], pattern or {}
-    for key in pattern:
-        if key not in paths and key not in map(last, paths):
-            raise MethodError(f"{field}: {key!r} is none of the targets, {', '.join(paths)}")
-    return {path: pattern.get(path, pattern.get(last(path), default)) for path in paths}
+    """path → the value of the key of `pattern` that matches it best, or the default."""
+    values = dict.fromkeys(paths, default)
+    for key in sorted(pattern or {}, key=lambda key: key.count(".")):
+        values |= dict.fromkeys(chosen(paths, (key,), field, "targets"), pattern[key])
+    return values
