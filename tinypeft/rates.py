@@ -16,10 +16,10 @@ its own rate, the largest that was tried, and prompt tuning at its own. Nothing 
 """
 import math
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 from .nn import Module, Parameter
+from .targets import chosen
 
 __all__ = ["WIDTH", "groups", "own_rate", "own_rates", "width_factor"]
 
@@ -52,12 +52,12 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
     parameter.
     """
     named = trained(model)
+    paths = {name: name.replace("/", ".") for name in named}    # "LoRA/blocks.0.attention.query.A"
     head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
     scale = dict.fromkeys(named, 1.0)
     for pattern, factor in (factors or {}).items():
-        hits = [name for name in named if matches(pattern, name)]
-        if not hits: raise ValueError(_nothing(pattern, named))
-        for name in hits: scale[name] *= factor
+        hits = chosen(paths.values(), (pattern,), "train: rates", "parameters that train")
+        for name in named: scale[name] *= factor if paths[name] in hits else 1.0
     found = {}                                       # (kind, rate) → parameters
     for name, p in named.items():
         kind = 2 if id(p) in head else int(p.ndim < 2)
@@ -74,17 +74,3 @@ def trained(model: Module) -> dict[str, Parameter]:
     names = {id(array): name for name, array in model.state_dict().items()}
     return {names.get(id(p.data), path): p for path, p in model.named_parameters()
             if p.requires_grad}
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Is `pattern` a run of whole parts of `name` ("B", "blocks.0"), or a pattern such as
-    "blocks.*.mlp.*" of all of it?"""
-    path = name.replace("/", ".")                    # "LoRA/blocks.0.attention.query.A"
-    return f".{pattern}." in f".{path}." or fnmatchcase(name, pattern)
-
-
-def _nothing(pattern, named):
-    names = list(named)
-    parts = sorted({part for name in names for part in name.split(".") if not part.isdecimal()})
-    return (f"train: rates: {pattern!r} matches none of the parameters that train; there are "
-            f"{', '.join(parts)}, and full names from {names[0]!r} to {names[-1]!r}")

@@ -50,9 +50,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     batch_size: rows per step. lr: peak learning rate (default: each method's own, or 1e-3, times
         √(128/d) for a model that is d wide; see `rates.py`, and `find_rate`, which measures).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
-    rates: factors on the rate by name of the parameter: a part of it ("B", "blocks.0") or a
-        pattern of all of it ("*.mlp.*"). Factors of several multiply. {"B": 16} is LoRA+ (Hayou
-        et al., arXiv 2402.12354).
+    rates: factors on the rate by names of parameters, as in `targets.py`: "B", "blocks.0-2.mlp".
+        Factors of several names multiply. {"B": 16} is LoRA+ (Hayou et al., arXiv 2402.12354).
     weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
     eval_every: steps between evaluations on at most `eval_batches` batches of "validation".

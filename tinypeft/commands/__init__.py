@@ -1,0 +1,18 @@
+"""The commands about adapters.
+
+    data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
+    training.py    finetune, export-training
+    using.py       evaluate, classify, generate
+"""
+from collections.abc import Callable
+
+from . import training, using
+
+__all__ = ["add_commands"]
+
+
+def add_commands(command: Callable) -> None:
+    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
+    for its options."""
+    training.add_commands(command)
+    using.add_commands(command)

@@ -1,0 +1,81 @@
+"""What a task is made of on the command line: a task that comes with the package, or own files."""
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arguments import known, number
+
+if TYPE_CHECKING:
+    from ..decoder import Decoder
+    from ..text.tasks import Task
+
+__all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "kind_of", "own_task", "task_of"]
+
+BUILT_IN = "domain", "classify", "summarize"
+OWN = {"text": "--text", "labelled": "--csv", "pairs": "--pairs"}        # kind of task → its option
+COLUMNS = {"text_column": "csv", "label_column": "csv", "prompt_column": "pairs",
+           "answer_column": "pairs"}
+
+
+def data_options(p: ArgumentParser, default: str) -> None:
+    """What a task is made of: one that comes with the package, or files of one's own."""
+    one = p.add_mutually_exclusive_group()
+    one.add_argument("--task", help=f"one of {', '.join(BUILT_IN)} (default {default})")
+    one.add_argument("--text", nargs="+", type=Path, metavar="PATH",
+                     help="your own text: files, or folders with Markdown or text files in them")
+    one.add_argument("--csv", type=Path, metavar="FILE",
+                     help="your own rows with labels: CSV or TSV with a header, or JSONL")
+    one.add_argument("--pairs", type=Path, metavar="FILE",
+                     help="your own prompts and answers: JSONL, or CSV with a header")
+    for column, of in COLUMNS.items():
+        what = column.removesuffix("_column")
+        p.add_argument(f"--{what}-column", metavar="NAME", help=f"of --{of}: the column of the "
+                       f"{what} (default {what if of == 'csv' else 'by its usual names'})")
+    p.add_argument("--encoding", default="utf-8", help="of your files (default utf-8)")
+    p.add_argument("--context", type=number(int, least=2), metavar="TOKENS",
+                   help="tokens of a row or window of your files, at most")
+
+
+def kind_of(args: Namespace) -> str | None:
+    """The kind of one's own data that was given, or None. ValueError for an option that does not
+    belong to it."""
+    kind = next((kind for kind, option in OWN.items() if vars(args)[option[2:]] is not None), None)
+    for name, of in COLUMNS.items():
+        if vars(args)[name] is not None and OWN.get(kind) != f"--{of}":
+            raise ValueError(f"--{name.replace('_', '-')} needs --{of} FILE")
+    if kind is None and args.context is not None:
+        raise ValueError(f"--context needs {' or '.join(OWN.values())}")
+    return kind
+
+
+def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = None,
+             **options: object) -> Task:
+    """The task of one's own files. form: of an adapter's task.json, which decides what the command
+    line leaves open. options: of the task's function."""
+    from ..text import tasks
+    form = form or {}
+    options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
+    if kind == "text": return tasks.text(args.text, model, **options)
+    names = {"labelled": ("text", "label"), "pairs": ("prompt", "answer")}[kind]
+    given = [vars(args)[f"{name}_column"] for name in names]
+    if given == [None, None] and len(form.get("columns", ())) == 2: given = form["columns"]
+    columns = {n: column for n, column in zip(names, given, strict=True) if column is not None}
+    if kind == "labelled":
+        return tasks.labelled(args.csv, model, **columns, classes=form.get("classes"), **options)
+    chat = form["chat"] or False if form else None
+    return tasks.pairs(args.pairs, model, **columns, chat=chat, **options)
+
+
+def built_in(name: str, model: Decoder) -> Task:
+    """A task that comes with the package, by its name."""
+    from ..text import tasks
+    known([name], BUILT_IN, "task")
+    return getattr(tasks, name)(model)
+
+
+def task_of(args: Namespace, model: Decoder) -> Task:
+    """The task of one's own files if there are some, or the one that --task names, or domain."""
+    own = kind_of(args)
+    return own_task(args, model, own) if own else built_in(args.task or "domain", model)

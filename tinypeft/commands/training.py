@@ -1,0 +1,212 @@
+"""The commands that train: finetune here, and export-training, the same run for PyTorch."""
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import build, fields, known, model_of, number, output, show_json
+from .data import data_options, kind_of, task_of
+from .using import compared
+
+if TYPE_CHECKING:
+    from ..decoder import Decoder
+    from ..peft import Method, PeftModel
+    from ..text.tasks import Task
+
+__all__ = ["add_commands"]
+
+
+def add_commands(command: Callable) -> None:
+    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
+    for its options."""
+    command("finetune", run_finetune, "fine-tune with one method, or several, and save the adapter",
+            options=finetune_options)
+    command("export-training", run_export, "write what finetune would do as a folder that goes on "
+            "in PyTorch, on several GPUs or machines", options=export_options)
+
+
+# -- options ---------------------------------------------------------------------------------------
+def training_options(p: ArgumentParser) -> None:
+    from ..peft import METHODS
+    p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}; or several, such "
+                   "as lora+prefix")
+    data_options(p, "domain")
+    p.add_argument("--steps", type=number(int, least=1),
+                   help="optimizer steps (default 300, with --quick 12)")
+    p.add_argument("--batch-size", type=number(int, least=1),
+                   help="rows per step (default 8, for classes 16)")
+    p.add_argument("--lr", type=number(float, least=0),
+                   help="learning rate (default: each method's own for a model 128 wide, times "
+                        "√(128/d); tinypeft/interop/README.md has better ones for SmolLM2)")
+    p.add_argument("--rates", nargs="+", action="extend", default=[], metavar="NAME=FACTOR",
+                   help="factors on the rate by name of the parameter, such as blocks.0=0.5; B=16 "
+                        "is LoRA+")
+    p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
+                   help="cut a step's rows into K parts, one after the other, to save memory")
+    p.add_argument("--checkpoint-activations", action="store_true",
+                   help="compute each block again in the backward pass, to save memory")
+    fields(p, "hyperparameters, such as rank=4; of several methods, lora.rank=4")
+    p.add_argument("--checkpoint", type=Path, metavar="FILE",
+                   help="write training's state to this file; resume from it if it exists")
+
+
+def finetune_options(p: ArgumentParser) -> None:
+    from ..peft.folders import formats
+    training_options(p)
+    p.add_argument("--find-rate", action="store_true",
+                   help="do not train: measure which rate suits the method and the task, and draw "
+                        "the loss over the rate into rates.svg in the folder")
+    p.add_argument("--validate-every", type=number(int, least=1), metavar="N",
+                   help="measure the validation loss every N steps, and end with the best state")
+    p.add_argument("--patience", type=number(int, least=1), metavar="K",
+                   help="stop after K of these measurements without a lower loss")
+    output(p, "the adapter (default: it is not saved)")
+    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
+
+
+def export_options(p: ArgumentParser) -> None:
+    training_options(p)
+    output(p, "the run", required=True)
+
+
+def factor(text: str) -> tuple[str, float]:
+    """"B=16" as ("B", 16.0)."""
+    try:
+        name, value = text.split("=")
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"--rates {text}: expected NAME=FACTOR, such as B=16") from None
+
+
+def methods_of(args: Namespace) -> dict[str, Method]:
+    """name → method. Of "lora+prefix", --set prefix.length=5 is for the second."""
+    from ..peft import METHODS
+    names = args.method.split("+")
+    if len(names) == 1: return {args.method: build("method", METHODS, args.method, args.set)}
+    known(names, METHODS, "method")
+    own = {name: [] for name in names}
+    if len(own) < len(names): raise ValueError(f"{args.method}: a method is named twice")
+    for text in args.set:
+        name, dot, rest = text.partition(".")
+        if not dot or name not in own:
+            raise ValueError(f"--set {text}: of several methods, say whose field it is, such as "
+                             f"{names[0]}.FIELD=VALUE")
+        own[name].append(rest)
+    return {name: build("method", METHODS, name, own[name]) for name in names}
+
+
+def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> PeftModel:
+    """The methods on the model, with a head if the task has classes."""
+    from ..peft import attach
+    methods = methods_of(args)
+    classes = getattr(task, "classes", None)
+    several = (methods,) if len(methods) > 1 else methods.values()
+    return attach(model, *several, rng=args.seed, head=classes and len(classes),
+                  head_bias=head_bias)
+
+
+def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
+    """(steps, the options that every run takes)."""
+    steps = args.steps if args.steps is not None else 12 if args.quick else 300
+    rows = args.batch_size or (16 if hasattr(task, "classes") else 8)
+    return steps, dict(batch_size=rows, seed=args.seed, rates=dict(map(factor, args.rates)),
+                       accumulate=args.accumulate,
+                       checkpoint_activations=args.checkpoint_activations)
+
+
+def own_options(args: Namespace) -> dict[str, Any]:
+    """The options that `train` takes and `find_rate` does not. Raises ValueError for an option that
+    would do nothing."""
+    given = [name for name in ("lr", "checkpoint", "validate_every", "patience") if vars(args)[name]]
+    if args.find_rate and given:
+        raise ValueError("--find-rate does not train; leave out "
+                         + ", ".join(f"--{name.replace('_', '-')}" for name in given))
+    if args.patience and not args.validate_every:
+        raise ValueError("--patience counts measurements of the validation loss; give "
+                         "--validate-every, too")
+    return dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
+                patience=args.patience, keep_best=args.validate_every is not None)
+
+
+# -- commands --------------------------------------------------------------------------------------
+def run_finetune(args: Namespace) -> None:
+    from ..files import check_writable
+    from ..finder import find_rate
+    from ..peft.folders import formats
+    from ..text import tasks
+    from ..train import evaluate, train
+    options, own = own_options(args), kind_of(args)
+    methods_of(args)                                     # an error in them comes before the reading
+    model = model_of(args)
+    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
+        if folder: check_writable(folder)
+    task = task_of(args, model)
+    tuned = attached(args, model, task, head_bias=args.format != "peft")
+    formats()[args.format].check(tuned)
+    steps, both = shared_options(args, task)
+    if args.find_rate:
+        tried = args.steps or (12 if args.quick else 60)
+        return show_rates(find_rate(tuned, task, steps=tried, **both), args)
+    test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
+    before = None
+    if not hasattr(task, "classes"):
+        with tuned.disabled(): before = test()
+    history = train(tuned, task, steps, **both, **options)
+    after = test()
+    if args.out:
+        tuned.save(args.out, args.format)
+        tasks.save_task(task, args.out)
+    record = {"method": str(tuned.method), "task": task.name,
+              "data": [task.describe(), *task.notes], "steps": len(history.loss),
+              "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
+              "before": before, "after": after,
+              "baselines": task.baselines if own and not args.quick else None,
+              "best": history.best and history.best[0], "stopped": history.stopped,
+              "saved": args.out and str(args.out)}
+    if args.json: return show_json(record)
+    print(tuned.summary())
+    if own: print(f"{task.name}: {'; '.join(record['data'])}")
+    if history.stopped: print(f"stopped early: {history.stopped}")
+    if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
+    print(f"{task.name}, {record['steps']} steps in {record['seconds']} s; on the test split:")
+    print(compared(before, after, record["baselines"]))
+    if args.out:
+        loader = f"tinypeft.load_adapter(model, {str(args.out)!r})"
+        theirs = f"peft.PeftModel.from_pretrained(model, {str(args.out)!r}) loads it, and so does "
+        command = "classify" if hasattr(task, "classes") else "generate"
+        base = f" --model {args.model}" if args.model else ""
+        print(f'next: python -m tinypeft {command} "…"{base} --adapter {args.out}')
+        print(f"saved in {args.out}; "
+              + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
+
+
+def show_rates(found: Any, args: Namespace) -> None:
+    """Print a `RateSearch`, and draw it."""
+    from ..curves import draw_rates, svg
+    from ..files import write_atomically
+    picture = args.out and args.out / "rates.svg"
+    if picture: write_atomically(picture, svg(draw_rates, found))
+    if args.json:
+        return show_json({"suggestion": found.suggestion, "rates": found.rates.tolist(),
+                          "losses": found.losses.tolist(), "picture": picture and str(picture)})
+    print(found)
+    print(f"next: the same command with --lr {found.suggestion:.2g} instead of --find-rate"
+          + (f"; the curve is in {picture}" if picture else ""))
+
+
+def run_export(args: Namespace) -> None:
+    """Write the folder, and say how to run it."""
+    from ..interop.export import export_training
+    methods_of(args)
+    model = model_of(args)
+    task = task_of(args, model)
+    tuned = attached(args, model, task, head_bias=False)
+    steps, options = shared_options(args, task)
+    export_training(tuned, task, args.out, steps, lr=args.lr, checkpoint=args.checkpoint, **options)
+    if args.json:
+        return show_json({"method": str(tuned.method), "task": task.name, "steps": steps,
+                          "saved": str(args.out)})
+    print(f"saved in {args.out}; `accelerate launch {args.out / 'train.py'}` runs it where torch, "
+          "transformers, peft and accelerate are installed")

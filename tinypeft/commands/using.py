@@ -1,0 +1,165 @@
+"""The commands that use an adapter: evaluate, classify, generate.
+
+`finetune --out` writes task.json beside the adapter. It says what the adapter does: the classes'
+names, the form of the prompts, and how one's own files were split.
+"""
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from ..arguments import model_of, number, show_json
+from .data import OWN, built_in, data_options, kind_of, own_task
+
+__all__ = ["add_commands", "compared"]
+
+
+def add_commands(command: Callable) -> None:
+    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
+    for its options."""
+    p = command("evaluate", run_evaluate, "measure an adapter, or the model alone, on a task",
+                takes=("model", "json", "quick"))
+    adapter_option(p)
+    data_options(p, "the adapter's own, or domain")
+
+    p = command("classify", run_classify, "name the class of each text, by an adapter",
+                takes=("model", "json"))
+    p.add_argument("texts", nargs="+", metavar="TEXT", help="- reads one text from each line of "
+                   "standard input")
+    adapter_option(p, required=True)
+
+    p = command("generate", run_generate, "continue a text")
+    p.add_argument("prompt", metavar="TEXT")
+    p.add_argument("--max-new-tokens", type=number(int, least=0), default=120)
+    p.add_argument("--temperature", type=number(float, least=0),
+                   help="0 is greedy (default 0.7; 0 with an adapter that was trained on pairs)")
+    p.add_argument("--top-k", type=number(int, least=1),
+                   help="sample from the k most probable tokens")
+    p.add_argument("--top-p", type=number(float, above=0, most=1),
+                   help="sample from the tokens that hold probability p")
+    adapter_option(p)
+    p.add_argument("--chat", action="store_true",
+                   help="TEXT is a message to a model that was trained on conversations, such as "
+                        "smollm2; print its answer")
+
+
+def adapter_option(p: ArgumentParser, **options: bool) -> None:
+    p.add_argument("--adapter", type=Path, metavar="FOLDER", **options,
+                   help="saved by finetune --out or PEFT; with an adapter that was trained on "
+                        "pairs, TEXT is a prompt" if p.prog.endswith("generate") else
+                        "saved by finetune --out")
+
+
+def compared(before: dict | None, after: dict, baselines: dict | None = None) -> str:
+    """Lines of metrics: before and after, and what each baseline reaches."""
+    width = max(15, *(len(name) + 2 for name in baselines or [""]))
+    shown = lambda x: "" if x is None else f"{x:.4f} → "
+    lines = [f"  {name:<{width}}{shown(before and before[name])}{value:.4f}"
+             for name, value in after.items()]
+    for name, metrics in (baselines or {}).items():
+        lines.append(f"  {name:<{width}}" + ", ".join(f"{k} {x:.4f}" for k, x in metrics.items()))
+    return "\n".join(lines)
+
+
+def run_evaluate(args: Namespace) -> None:
+    from ..peft import load_adapter
+    from ..text import tasks
+    from ..text.tasks.saved import FILE
+    from ..train import evaluate
+    model, own, form, saved = model_of(args), kind_of(args), {}, None
+    if args.adapter and (args.adapter / FILE).exists() or own == "labelled":
+        if not args.adapter: raise ValueError("--csv needs --adapter: the model has no classes")
+        saved = tasks.load_task(args.adapter, model)
+        form = saved.form
+    is_own = "held_out" in form
+    if own and is_own and own != form["kind"]:
+        raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
+    if not own and is_own and not args.task:
+        raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, "
+                         f"or another, by {OWN[form['kind']]}")
+    rows = "the test split"
+    if own:
+        task = own_task(args, model, own, form, **{"held_out": (0, 1)} if is_own else {})
+        if is_own and sorted(task.sha256.values()) == sorted(saved.sha256.values()):
+            task = own_task(args, model, own, form, held_out=form["held_out"], seed=form["seed"])
+        elif is_own:
+            rows = "all of it"
+            if task.name == saved.name: rows += (", though it has changed since training, which may"
+                                                 " have read some of it")
+    else:
+        name = args.task or (saved.name if saved else "domain")
+        task = built_in(name, model)
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
+    before, after = None, measured()
+    if args.adapter and not hasattr(task, "classes"):
+        with tuned.disabled(): before = measured()
+    record = {"task": task.name, "data": [task.describe(), *task.notes], "on": rows,
+              "adapter": args.adapter and str(args.adapter), "before": before, "after": after}
+    if args.json: return show_json(record)
+    print(f"{task.name}: {'; '.join(record['data'])}\non {rows}:\n{compared(before, after)}")
+
+
+def run_classify(args: Namespace) -> None:
+    from ..peft import load_adapter
+    from ..text import tasks
+    texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
+                         "standard input")
+    model = model_of(args)
+    task = tasks.load_task(args.adapter, model)
+    if task.form["kind"] != "labelled":
+        raise ValueError(f"{args.adapter} holds an adapter for {task.name}, which has no classes; "
+                         "use generate")
+    labels, p = task.predict(load_adapter(model, args.adapter), texts, probabilities=True)
+    if args.json:
+        return show_json([{"text": text, "label": label,
+                           "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
+                          for text, label, row in zip(texts, labels, p, strict=True)])
+    for text, label, row in zip(texts, labels, p, strict=True):
+        print(f"{label}\t{row.max():.3f}\t{text}")
+
+
+def lines() -> list[str]:
+    """The lines of standard input that are not blank."""
+    from ..text.tasks.own_files import decoded
+    if sys.stdin is None: raise ValueError("there is no standard input to read")
+    text = decoded(sys.stdin.buffer.read(), "standard input", "utf-8")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def run_generate(args: Namespace) -> None:
+    from ..generate import generate
+    from ..peft import load_adapter
+    from ..text import tasks
+    from ..text.chat import chat_end, chat_prompt
+    from ..text.tasks.saved import FILE
+    model, pairs = model_of(args), None
+    tokenizer, context = model.tokenizer, model.config.context_length
+    if args.adapter and not args.chat and (args.adapter / FILE).exists():
+        task = tasks.load_task(args.adapter, model)
+        if task.form["kind"] == "pairs": pairs = task
+    if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
+    elif args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
+    else:           tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
+    is_answer, n = bool(pairs or args.chat), tokens.size
+    if n == 0 or pairs and not args.prompt.strip():
+        raise ValueError("generate: the text is empty; give the model something to continue")
+    if n >= context:
+        raise ValueError(f"generate: the text has {n} tokens and the model takes {context}, "
+                         "continuation included; shorten the text")
+    temperature = args.temperature if args.temperature is not None else 0.0 if pairs else 0.7
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    start = time.perf_counter()
+    out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
+                   args.top_k, args.top_p, rng=args.seed, stop=stop)
+    new, seconds = out[0, n:], time.perf_counter() - start
+    in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
+    text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not is_answer)
+    if not args.json: return print(text if is_answer else args.prompt + text)
+    show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
+               "tokens_per_second": len(new) / seconds})
