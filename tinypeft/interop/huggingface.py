@@ -14,12 +14,14 @@ import numpy as np
 from ..decoder import Block, Decoder
 from ..files import naming, write_atomically
 from ..files.safetensors import write_safetensors
-from ..nn import Dropout, LayerNorm, Linear, RMSNorm
+from ..hints import Array
+from ..nn import Dropout, LayerNorm, Linear, Parameter, RMSNorm
 from .bpe import read_tokenizer, write_tokenizer
-from .families import FAMILIES, family_of
+from .families import FAMILIES, Family, family_of
+from .families.family import Layout
 from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
 
-__all__ = ["from_huggingface", "to_huggingface"]
+__all__ = ["HEAD", "arrays_of", "from_huggingface", "to_huggingface"]
 
 HEAD = "lm_head.weight"
 REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text",
@@ -125,18 +127,24 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
         got, kind = model.attached or f"one with {sorted(odd)[:3]}", type(model).__name__
         raise ValueError(f"to_huggingface: expected a plain {kind}, got {got}; merge or detach the "
                          "method, set model.head = None, or use a model that is not quantized")
-    arrays = {}
-    for theirs, (ours, _) in layout.items():
-        parts = [parameters[name].data for name in ours]
-        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        array = array.T if family.transposed.search(theirs) else array
-        arrays[theirs if theirs == HEAD else family.prefix + theirs] = array
+    arrays = arrays_of(family, layout, parameters)
     content = {**family.write(config), **_ends(model.tokenizer),
                "dtype": str(model.token_embedding.weight.dtype)}
     (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def arrays_of(family: Family, layout: Layout, parameters: dict[str, Parameter]) -> dict[str, Array]:
+    """Their tensors in full, from our parameters by name."""
+    arrays = {}
+    for theirs, (ours, _) in layout.items():
+        parts = [parameters[name].data for name in ours]
+        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        array = array.T if family.transposed.search(theirs) else array
+        arrays[theirs if theirs == HEAD else family.prefix + theirs] = array
+    return arrays
 
 
 def _ends(tokenizer):
