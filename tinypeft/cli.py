@@ -2,6 +2,7 @@
 
     python -m tinypeft                    compare every method and scheme: tables, picture, JSON
     python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
+    python -m tinypeft export-training lora --out DIR    the same run, for PyTorch and several GPUs
     python -m tinypeft quantize nf4       quantize the base with one scheme and measure the cost
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft generate --model smollm2 --chat "…"    ask a real model
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import SHARED, build, fields, known, model_of, number, output, shared, show_json
+from .exporting import run_export
 from .study import commands as study
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
@@ -112,9 +114,8 @@ def parser() -> ArgumentParser:
     return top
 
 
-def finetune_options(p: ArgumentParser) -> None:
+def training_options(p: ArgumentParser) -> None:
     from .peft import METHODS
-    from .peft.folders import formats
     p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     p.add_argument("--task", default="domain", help="domain (default), classify or summarize")
     p.add_argument("--steps", type=number(int, least=1),
@@ -129,10 +130,20 @@ def finetune_options(p: ArgumentParser) -> None:
     p.add_argument("--checkpoint-activations", action="store_true",
                    help="compute each block again in the backward pass, to save memory")
     fields(p, "hyperparameters, such as rank=4")
-    output(p, "the adapter (default: it is not saved)")
-    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
     p.add_argument("--checkpoint", type=Path, metavar="FILE",
                    help="write training's state to this file; resume from it if it exists")
+
+
+def finetune_options(p: ArgumentParser) -> None:
+    from .peft.folders import formats
+    training_options(p)
+    output(p, "the adapter (default: it is not saved)")
+    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
+
+
+def export_options(p: ArgumentParser) -> None:
+    training_options(p)
+    output(p, "the run", required=True)
 
 
 def quantize_options(p: ArgumentParser) -> None:
@@ -144,6 +155,8 @@ def quantize_options(p: ArgumentParser) -> None:
 def add_model_commands(command: Callable) -> None:
     command("finetune", run_finetune, "fine-tune with one method and save the adapter",
             options=finetune_options)
+    command("export-training", run_export, "write what finetune would do as a folder that goes on "
+            "in PyTorch, on several GPUs or machines", options=export_options)
     command("quantize", run_quantize, "quantize with one scheme and measure the cost",
             options=quantize_options)
 

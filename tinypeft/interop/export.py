@@ -31,7 +31,7 @@ from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task
 from ..train import train
-from .rows import check_batches, padding, rows_of
+from .rows import check_batches, check_loss, padding, rows_of
 from .torch_names import encoder_fields, start_of, trains_the_base
 
 __all__ = ["export_training"]
@@ -82,18 +82,24 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
 
 
 def check(tuned, task):
-    """Raise an error unless PyTorch, transformers and PEFT can train this method as `train` does."""
+    """Raise an error unless transformers and PEFT can train this method as `train` does."""
     if not isinstance(tuned, PeftModel):
         raise TypeError("export_training: expected what attach returns, got a "
                         f"{type(tuned).__name__}; attach(model, FullFineTuning()) trains all of it")
+    check_loss(task)
     if isinstance(task, Classification) != (tuned.head is not None):
         raise ValueError("export_training: a classification and a head belong together; attach with"
                          " head=len(task.classes), or without a head for another task")
-    method, refuse = tuned.method, lambda why: MethodError(f"export_training: {tuned.method}: {why}")
+    method = tuned.method
+    refuse = lambda why: MethodError(f"export_training: {method}: {why}")
     for kind, why in NO_LOOP.items():
         if isinstance(method, kind): raise refuse(f"{why}; train it here")
     if tuned.head is not None and tuned.head.bias is not None:
         raise refuse("the head has a bias, transformers' has none; attach with head_bias=False")
+    for path, layer in quantized(tuned.model).items():
+        if not layer.is_affine:
+            raise refuse(f"{path} is a {type(layer).__name__}, which rounds its inputs; "
+                         "transformers has no such layer")
     if trains_the_base(tuned): return
     formats()["peft"].check(tuned)
     if tuned.virtual is not None and tuned.head is not None:
@@ -136,17 +142,18 @@ def write_base(tuned: PeftModel, folder: Path) -> None:
         with tuned.disabled() as base: dense(base).to_huggingface(folder)
 
 
+def quantized(model: Decoder) -> dict[str, QuantizedLinear]:
+    """path → quantized layer."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+
+
 def dense(model: Decoder) -> Decoder:
     """The model, or a copy whose quantized layers hold the same numbers in plain weights."""
-    layers = {path: m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     plain = {}
-    for path, layer in layers.items():
-        if not layer.is_affine:
-            raise MethodError(f"export_training: {path} is a {type(layer).__name__}, which rounds "
-                              "its inputs; transformers has no such layer")
+    for path, layer in quantized(model).items():
         with shapes_only(): plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
         plain[path].weight.data, plain[path].bias = layer.dense_weight(), layer.bias
-    if not layers: return model
+    if not plain: return model
     model = copy.deepcopy(model)
     replace_modules(model, plain)
     return model
@@ -154,15 +161,15 @@ def dense(model: Decoder) -> Decoder:
 
 def said(tuned, task):
     """What the README says of a run: how its result comes back, and what is special about it."""
-    special, load = [], '`tp.load_adapter(tp.load_model("model"), "result")`'
+    special, load = [], '`tp.load_adapter(tp.load_model("model"), "result")` reads the result.'
     if trains_the_base(tuned):
-        load = '`tp.load_model("result")`'
-        if tuned.head is not None:
-            load = ('`tinypeft.interop.from_huggingface("result", strict=False)`, which leaves out '
-                    "the head, `score.weight`")
+        load = '`tp.load_model("result")` reads the result.'
+        if tuned.head is not None and tuned.model.lm_head is not None:
+            load = ("nothing reads the result: transformers' classifiers lack the output matrix "
+                    "that this model has.")
     else:
-        special.append("`adapter/` is the method at its start, for `peft.PeftModel.from_pretrained`.")
-    if any(isinstance(m, QuantizedLinear) for _, m in tuned.model.named_modules()):
+        special.append("`adapter/` is the method at its start, a folder of PEFT.")
+    if quantized(tuned.model):
         special.append(
             "The base was quantized here. `model/` has the same numbers in dense weights. To hold "
             "them in 4 bits there, give `from_pretrained` in `train.py` the argument "

@@ -23,7 +23,7 @@ from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object,
 
 __all__ = ["HEAD", "arrays_of", "from_huggingface", "to_huggingface"]
 
-HEAD = "lm_head.weight"
+HEAD, SCORE = "lm_head.weight", "score.weight"
 REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text",
            "qwen2": "its queries, keys and values have biases"}
 
@@ -33,10 +33,11 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
     """Load a folder as a model of `dtype`; also called as `GPT.from_huggingface(folder)`, which
     takes only GPT-2's folders.
 
-    The tokenizer (or None) is the folder's. Loading takes no more memory than the model and one
-    tensor. `strict=False` ignores tensors that the model has no use for. expected: the class that
-    the model must have. Raises FileNotFoundError, and HuggingFaceError or SafeTensorsError (both
-    ValueErrors) for a damaged or unsuitable folder."""
+    The tokenizer (or None) is the folder's. A folder of a `ForSequenceClassification` gives a model
+    with a head; it must be tied, or have lm_head, too. Loading takes no more memory than the model
+    and one tensor. `strict=False` ignores tensors that the model has no use for. expected: the
+    class that the model must have. Raises FileNotFoundError, and HuggingFaceError or
+    SafeTensorsError (both ValueErrors) for a damaged or unsuitable folder."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
     family, config, layout, tensors, report = _check_folder(Path(folder), expected)
@@ -72,6 +73,9 @@ def _check_folder(folder, expected):
             raise ValueError(f"{config.n_layers} layers, but the weights are {len(found)} tensors")
         layout = family.layout(config)
     tensors = _without_prefix(folder, found, family.prefix)
+    if _is_classifier(content) and SCORE in tensors:
+        file, name = tensors[SCORE]
+        layout[SCORE] = ["head.weight"], (max((*file.shape(name), 1)[0], 1), config.d_model)
     for name, (_, shape) in layout.items():
         if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
             raise HuggingFaceError(f"{folder}: {name} has shape {got}, config.json says {shape}")
@@ -99,6 +103,11 @@ def _family(content, expected):
         raise ValueError(f"model_type is {kind!r}, which is not supported: {REFUSED[kind]}")
     check_fields({"model_type": kind}, {"model_type": tuple(families)})
     return families[kind], kind
+
+
+def _is_classifier(content):
+    kinds = content.get("architectures")
+    return isinstance(kinds, list) and str(kinds[:1]).endswith("ForSequenceClassification']")
 
 
 def _without_prefix(folder, found, prefix):

@@ -127,10 +127,11 @@ def start_of(tuned: PeftModel, optimizer: Optimizer, moments: bool) -> tuple[lis
                               "here at different rates, or not at all; treat them alike")
         group["params"].append(name)
         if not mask.all(): start[f"mask/{name}"] = mask
-    for i, slot in enumerate(optimizer.slots if moments else ()):
-        arrays = converted(tuned, lambda p: optimizer.state[id(p)][i] if id(p) in number
-                           else np.zeros(p.shape, p.dtype))
-        start |= {f"{slot}/{name}": array for name, array in arrays.items()}
+    if moments:
+        for i, slot in enumerate(optimizer.slots):
+            arrays = converted(tuned, lambda p, i=i:
+                               optimizer.state[id(p)][i] if id(p) in number else np.zeros(p.shape))
+            start |= {f"{slot}/{name}": array for name, array in arrays.items()}
     return [g for g in groups if g["params"]], start
 
 
