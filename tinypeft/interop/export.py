@@ -31,14 +31,13 @@ from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task
 from ..train import train
+from .lowrank import adapted_layers
 from .rows import check_batches, check_loss, padding, rows_of
-from .torch_names import encoder_fields, start_of, trains_the_base
+from .torch_names import start_of, training_fields, trains_the_base
 
 __all__ = ["export_training"]
 
 TEMPLATES = Path(__file__).parent / "training"
-NO_LOOP = {AdaLoRA: "PEFT scores, prunes and decays its singular values in another way",
-           DyLoRA: "it draws a rank for each step, and PEFT's LoRA has one rank"}
 
 
 def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int,
@@ -72,7 +71,8 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
                 "schedule": given["schedule_kind"], "warmup": warmup,
                 "classes": tuned.head and tuned.head.d_out,
                 "pad": padding(data.values()) if tuned.head else 0,
-                "adapter": None if trains_the_base(tuned) else encoder_fields(tuned),
+                "adapter": None if trains_the_base(tuned) else training_fields(tuned, steps),
+                "gamma": tuned.method.gamma if isinstance(tuned.method, AdaLoRA) else None,
                 "groups": groups}
     template = lambda name: (TEMPLATES / f"{name}.txt").read_text("utf-8")
     write_atomically(folder / "train.py", template("train.py"))
@@ -92,8 +92,14 @@ def check(tuned, task):
                          " head=len(task.classes), or without a head for another task")
     method = tuned.method
     refuse = lambda why: MethodError(f"export_training: {method}: {why}")
-    for kind, why in NO_LOOP.items():
-        if isinstance(method, kind): raise refuse(f"{why}; train it here")
+    if isinstance(method, DyLoRA):
+        raise refuse("it draws a rank for each step, PEFT's LoRA has one rank; train it here")
+    if isinstance(method, AdaLoRA):
+        if (method.orthogonality, method.importance) != ("norm", "after"):
+            raise refuse('PEFT has orthogonality="norm" and importance="after"; set these two')
+        if any(len(layers) > 1 for _, layers in adapted_layers(tuned)):
+            raise refuse("PEFT prunes GPT-2's query, key and value as one matrix; give other "
+                         "targets, or train it here")
     if tuned.head is not None and tuned.head.bias is not None:
         raise refuse("the head has a bias, transformers' has none; attach with head_bias=False")
     for path, layer in quantized(tuned.model).items():
@@ -124,6 +130,9 @@ def started(tuned: PeftModel, task: Task, steps: int, options: dict) -> Iterator
             "optimizer": kept, "stop_after": 0, "progress": False})
         if not isinstance(made[0], AdamW):
             raise ValueError(f"export_training: the script has AdamW, got {type(made[0]).__name__}")
+        if history.loss and isinstance(tuned.method, AdaLoRA):
+            raise MethodError("export_training: PEFT cannot go on with AdaLoRA's scores; export "
+                              "the run from its start, or finish it here")
         if len(history.loss) == steps:
             raise ValueError(f"export_training: {options['checkpoint']} holds a run whose {steps} "
                              "steps are done; save the adapter, or give more steps")

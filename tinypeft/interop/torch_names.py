@@ -1,6 +1,7 @@
 """What trains, under the names that PyTorch's modules have: transformers' with PEFT on them.
 
     LoRA                 base_model.model.<their layer>.lora_A.default.weight, and lora_B
+    AdaLoRA              <their layer>.lora_A.default, lora_E, lora_B, as LoRA's
     virtual tokens       prompt_encoder.default.embedding.weight; transform.0, .2 of a prefix' MLP;
                          lstm_head and mlp_head.0, .2, .4 of P-tuning's encoder
     the base itself      the names in transformers' folders
@@ -31,7 +32,7 @@ import numpy as np
 from ..hints import Array
 from ..nn import Parameter
 from ..optim import Optimizer
-from ..peft.method import MethodError
+from ..peft import AdaLoRA, MethodError
 from ..peft.model import PeftModel
 from ..peft.prefix import ReparameterizedPrefix
 from ..peft.ptuning import LSTMEncoder, PseudoTokens
@@ -39,7 +40,7 @@ from .families import family_of
 from .huggingface import HEAD, arrays_of
 from .lowrank import PREFIX, adapted_layers, lora_folder, scale_of
 
-__all__ = ["encoder_fields", "start_of", "tensors_of", "trains_the_base"]
+__all__ = ["start_of", "tensors_of", "training_fields", "trains_the_base"]
 
 
 def trains_the_base(tuned: PeftModel) -> bool:
@@ -60,10 +61,18 @@ def tensors_of(tuned: PeftModel) -> dict[str, Array]:
             if len({scale_of(layer) for layer in layers if layer}) > 1:
                 raise MethodError(f"export_training: the parts of {path} have different scales; "
                                   "PEFT has one for them, so give them one rank and one alpha")
-        tensors = {name.replace(".weight", ".default.weight"): a
-                   for name, a in lora_folder(tuned)[1].items()}
+        tensors = low_rank_tensors(tuned)
         score = f"{PREFIX}score.modules_to_save.default.weight"
     return tensors if tuned.head is None else tensors | {score: tuned.head.weight.data}
+
+
+def low_rank_tensors(tuned):
+    """Of LoRA, and of AdaLoRA with all its triplets, pruned or not."""
+    if not isinstance(tuned.method, AdaLoRA):
+        return {name.replace(".weight", ".default.weight"): array
+                for name, array in lora_folder(tuned)[1].items()}
+    return {f"{PREFIX}{path}.lora_{letter}.default": array for path, (w,) in adapted_layers(tuned)
+            for letter, array in (("A", w.Q.data), ("E", w.Lam.data[:, None]), ("B", w.P.data))}
 
 
 def base_tensors(tuned):
@@ -96,9 +105,12 @@ def encoder_tensors(virtual):
     return found
 
 
-def encoder_fields(tuned: PeftModel) -> dict[str, Any]:
+def training_fields(tuned: PeftModel, steps: int) -> dict[str, Any]:
     """Fields of PEFT's configuration that a saved folder lacks and training needs."""
-    virtual, fields = tuned.virtual, {"inference_mode": False}
+    virtual, method, fields = tuned.virtual, tuned.method, {"inference_mode": False}
+    if isinstance(method, AdaLoRA):
+        first, last = method.phases(steps)
+        fields |= {"total_step": steps, "tinit": first, "tfinal": steps - last, "rank_pattern": None}
     if isinstance(virtual, ReparameterizedPrefix):
         fields |= {"prefix_projection": True, "encoder_hidden_size": virtual.W1.d_out}
     if isinstance(virtual, PseudoTokens):
