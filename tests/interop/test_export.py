@@ -289,6 +289,7 @@ def test_what_else_the_script_cannot_do_is_refused(tmp_path):
              "the script has AdamW, got SGD"),
             (lora(make_gpt()), language(), {"batch": 3}, TypeError, "batch"),
             (lora(make_gpt()), language(), {"lr": -1.0}, ValueError, "lr must be"),
+            (tp.attach(make_gpt(), tp.LoRA(rank=2), tp.PromptTuning(length=2)), language(), {}, tp.MethodError, "one method"),
             (lora(rounding), language(), {}, tp.MethodError, "rounds its inputs"),
             (tp.attach(make_gpt(), tp.FullFineTuning(targets=("query",))), language(), {"weight_decay": 0.1}, tp.MethodError,
              "one tensor there")]:

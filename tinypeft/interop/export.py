@@ -53,6 +53,9 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
     given = inspect.signature(train).bind(tuned, task, steps, **options)
     given.apply_defaults()
     given, folder = given.arguments, Path(folder)
+    for name in "patience", "keep_best", "callbacks":
+        if given.get(name):
+            raise ValueError(f"export_training: the script has no {name}, and takes all steps")
     check(tuned, task)
     data = {split: rows_of(task, split) for split in task.splits}
     check_batches(task, data["train"], given["batch_size"], given["seed"])
@@ -107,6 +110,7 @@ def check(tuned, task):
             raise refuse(f"{path} is a {type(layer).__name__}, which rounds its inputs; "
                          "transformers has no such layer")
     if trains_the_base(tuned): return
+    if len(tuned.parts) > 1: raise refuse("a folder of PEFT holds one method; attach one")
     formats()["peft"].check(tuned)
     if tuned.virtual is not None and tuned.head is not None:
         raise refuse("PEFT's classifiers with virtual tokens read the padding at the end of short "

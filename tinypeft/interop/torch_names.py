@@ -110,7 +110,8 @@ def training_fields(tuned: PeftModel, steps: int) -> dict[str, Any]:
     virtual, method, fields = tuned.virtual, tuned.method, {"inference_mode": False}
     if isinstance(method, AdaLoRA):
         first, last = method.phases(steps)
-        fields |= {"total_step": steps, "tinit": first, "tfinal": steps - last, "rank_pattern": None}
+        fields |= {"total_step": steps, "tinit": first, "tfinal": steps - last}
+        fields |= {"rank_pattern": None}                         # nothing is pruned yet
     if isinstance(virtual, ReparameterizedPrefix):
         fields |= {"prefix_projection": True, "encoder_hidden_size": virtual.W1.d_out}
     if isinstance(virtual, PseudoTokens):
