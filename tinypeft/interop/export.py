@@ -72,7 +72,7 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
     warmup = given["warmup"] if given["warmup"] is not None else max(1, steps // 20)
     settings = {"steps": steps, "first_step": first_step, **{name: given[name] for name in same},
                 "schedule": given["schedule_kind"], "warmup": warmup,
-                "classes": tuned.head and tuned.head.d_out,
+                "nf4": False, "classes": tuned.head and tuned.head.d_out,
                 "pad": padding(data.values()) if tuned.head else 0,
                 "adapter": None if trains_the_base(tuned) else training_fields(tuned, steps),
                 "gamma": tuned.method.gamma if isinstance(tuned.method, AdaLoRA) else None,
@@ -184,10 +184,9 @@ def said(tuned, task):
         special.append("`adapter/` is the method at its start, a folder of PEFT.")
     if quantized(tuned.model):
         special.append(
-            "The base was quantized here. `model/` has the same numbers in dense weights. To hold "
-            "them in 4 bits there, give `from_pretrained` in `train.py` the argument "
-            '`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")`'
-            "; that may round them again.")
+            "The base was quantized, and `model/` has the same numbers in dense weights. With "
+            '`"nf4": true` in `settings.json` bitsandbytes holds them in 4 bits. That changes no '
+            "number of NF4, and rounds those of other schemes again.")
     if any(isinstance(m, Dropout) and m.p for _, m in tuned.named_modules()):
         special.append("Dropout draws other masks than in tinypeft.")
     return {"title": f"{tuned.method} on {task.name}", "load": load,
