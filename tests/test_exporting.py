@@ -19,7 +19,7 @@ def test_it_writes_the_run_of_finetune(capsys, tmp_path):
     assert (said["steps"], said["batch_size"], said["seed"], said["classes"]) == (12, 16, 2, 12)
     assert {group["lr"] for group in said["groups"]} == {0.003}
     readme = (folder / "README.md").read_text("utf-8")
-    assert readme.startswith("# LoRA(rank=4) on classify") and len(readme.splitlines()) <= 15
+    assert readme.startswith("# LoRA(rank=4) on classify") and len(readme.splitlines()) <= 16
 
 
 def test_it_says_in_json_what_it_wrote(capsys, tmp_path):

@@ -259,6 +259,9 @@ def test_quantized_weights_are_written_as_numbers(tmp_path):
     tp.export_training(tuned, language(), tmp_path, STEPS)
     says = (tmp_path / "README.md").read_text("utf-8")
     assert "bitsandbytes" in says and "other masks" in says
+    tp.export_training(tp.attach(tp.quantize(make("Llama"), tp.NF4()), tp.LoRA(rank=2)), language(), tmp_path / "64", STEPS)
+    exact = read_safetensors(tmp_path / "64" / "model" / "model.safetensors")
+    assert {exact.dtype(name) for name in exact} == {"F64"}
     dense, layer = tp.load_model(tmp_path / "model"), model.get("blocks.0.mlp.up")
     assert np.array_equal(dense.get("blocks.0.mlp.up").weight.data, layer.dense_weight())
     assert np.array_equal(tp.NF4().quantize(layer.dense_weight()).codes, layer.weight.codes)    # 4 bits hold them again

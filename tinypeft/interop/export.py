@@ -44,12 +44,13 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
                     **options: Any) -> None:
     """Write to `folder` what goes on with `train(tuned, task, steps, **options)` in PyTorch.
 
-    tuned: what `attach` returned; it stays as it is. task: language modelling, classification or
-    summarization. options: those of `train`; with a `checkpoint` that exists the run goes on from
+    tuned: what `attach` returned; it stays as it is. task: language modelling, classification, or
+    prompts and answers. options: those of `train`; with a `checkpoint` that exists the run goes on from
     there, AdamW's moments included. Options of this machine alone (workers, progress, evaluations)
     change nothing. Dropout draws other masks there.
-    Raises MethodError for a method that PEFT lacks or trains in another way, ValueError for another
-    task, optimizer or checkpoint, TypeError for a model without a method."""
+    Raises MethodError for a method that PEFT lacks or trains in another way, ValueError for a task,
+    an option or a checkpoint that the script cannot take, TypeError for a model without a method.
+    """
     given = inspect.signature(train).bind(tuned, task, steps, **options)
     given.apply_defaults()
     given, folder = given.arguments, Path(folder)
@@ -162,10 +163,11 @@ def quantized(model: Decoder) -> dict[str, QuantizedLinear]:
 
 def dense(model: Decoder) -> Decoder:
     """The model, or a copy whose quantized layers hold the same numbers in plain weights."""
-    plain = {}
+    plain, dtype = {}, model.token_embedding.weight.dtype
     for path, layer in quantized(model).items():
         with shapes_only(): plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
-        plain[path].weight.data, plain[path].bias = layer.dense_weight(), layer.bias
+        plain[path].weight.data = layer.dense_weight().astype(dtype, copy=False)
+        plain[path].bias = layer.bias
     if not plain: return model
     model = copy.deepcopy(model)
     replace_modules(model, plain)

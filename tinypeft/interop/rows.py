@@ -49,7 +49,7 @@ def check_loss(task: Task) -> None:
     known = LanguageModelling.loss, Classification.loss, Summarization.loss
     if getattr(type(task), "loss", None) not in known:
         raise ValueError(f"export_training: {type(task).__name__} has a loss of its own; expected "
-                         "language modelling, classification or summarization")
+                         "language modelling, classification, or prompts and answers")
 
 
 def check_batches(task: Task, rows: Rows, size: int, seed: int) -> None:
