@@ -45,12 +45,12 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
     """Write to `folder` what goes on with `train(tuned, task, steps, **options)` in PyTorch.
 
     tuned: what `attach` returned; it stays as it is. task: language modelling, classification, or
-    prompts and answers. options: those of `train`; with a `checkpoint` that exists the run goes on from
-    there, AdamW's moments included. Options of this machine alone (workers, progress, evaluations)
-    change nothing. Dropout draws other masks there.
+    prompts and answers. options: those of `train`; with a `checkpoint` that exists the run goes on
+    from there, AdamW's moments included. Options of this machine alone (workers, progress,
+    evaluations) change nothing. Dropout draws other masks there.
     Raises MethodError for a method that PEFT lacks or trains in another way, ValueError for a task,
-    an option or a checkpoint that the script cannot take, TypeError for a model without a method.
-    """
+    an option or a checkpoint that the script cannot take, TypeError for a model without a
+    method."""
     given = inspect.signature(train).bind(tuned, task, steps, **options)
     given.apply_defaults()
     given, folder = given.arguments, Path(folder)
