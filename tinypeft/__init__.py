@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .text import tasks
     from .text.chat import chat_end, chat_prompt
     from .interop import AdapterError
+    from .interop.export import export_training
     from .loading import load_model, load_pretrained
 
     # the first verb: fine-tuning methods

@@ -2,6 +2,7 @@
 machinery's other cases."""
 import json
 import math
+import re
 import shutil
 import tracemalloc
 
@@ -388,6 +389,32 @@ UP = "model.layers.1.mlp.up_proj.weight"
 def test_other_tensors_are_named(change, says, folder):
     with_tensors(folder, change)
     with pytest.raises(HuggingFaceError, match=says): from_huggingface(folder)
+
+
+def test_a_classifiers_folder_has_a_head(transformers, tmp_path):
+    """The logits of its classes, at the last token that is no padding."""
+    import torch
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 37, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 4}
+    config = transformers.GPT2Config(**sizes, num_labels=3, pad_token_id=0)
+    theirs = transformers.GPT2ForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, tokens = tp.load_model(tmp_path), np.array([[3, 4, 5, 0], [9, 8, 7, 6]])
+    with torch.no_grad(): expected = theirs(torch.as_tensor(tokens), attention_mask=torch.as_tensor(tokens > 0)).logits
+    np.testing.assert_allclose(ours.classify(tokens, [3, 4]).data, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [["LlamaForSequenceClassification"], 3, None, [], [3], ["LlamaForCausalLM"]])
+def test_a_head_of_another_shape_or_in_another_folder_is_named(kinds, folder):
+    edit(folder / "config.json", architectures=kinds)
+    for shape in (3, 23), (0, 24), (24,), (3, 24):
+        with_tensors(folder, lambda t, shape=shape: t.update({"score.weight": np.ones(shape)}))
+        if kinds != ["LlamaForSequenceClassification"]: says = "not used 1 .score.weight"
+        elif shape != (3, 24): says = f"score.weight has shape {re.escape(str(shape))}"
+        else:
+            assert from_huggingface(folder).head.weight.shape == shape
+            continue
+        with pytest.raises(HuggingFaceError, match=says): from_huggingface(folder)
 
 
 def test_a_repeated_head_must_be_the_embedding(tmp_path):

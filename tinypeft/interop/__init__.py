@@ -8,6 +8,7 @@
     lowrank.py        the tensors of LoRA, DyLoRA and AdaLoRA in such a folder
     peft_config.py    adapter_config.json: its fields, and which layers its patterns select
     peft_names.py     what PEFT calls the layers of a model
+    export.py         a run of `train` → a folder that goes on in PyTorch: rows.py, torch_names.py
     gguf.py           `GPT` → GGUF, the format of llama.cpp
     llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
 """

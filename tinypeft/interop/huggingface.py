@@ -14,14 +14,16 @@ import numpy as np
 from ..decoder import Block, Decoder
 from ..files import naming, write_atomically
 from ..files.safetensors import write_safetensors
-from ..nn import Dropout, LayerNorm, Linear, RMSNorm
+from ..hints import Array
+from ..nn import Dropout, LayerNorm, Linear, Parameter, RMSNorm
 from .bpe import read_tokenizer, write_tokenizer
-from .families import FAMILIES, family_of
+from .families import FAMILIES, Family, family_of
+from .families.family import Layout
 from .folder import SINGLE, HuggingFaceError, Report, check_fields, read_object, read_tensors
 
-__all__ = ["from_huggingface", "to_huggingface"]
+__all__ = ["HEAD", "arrays_of", "from_huggingface", "to_huggingface"]
 
-HEAD = "lm_head.weight"
+HEAD, SCORE = "lm_head.weight", "score.weight"
 REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_type gemma3_text",
            "qwen2": "its queries, keys and values have biases"}
 
@@ -31,10 +33,11 @@ def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool =
     """Load a folder as a model of `dtype`; also called as `GPT.from_huggingface(folder)`, which
     takes only GPT-2's folders.
 
-    The tokenizer (or None) is the folder's. Loading takes no more memory than the model and one
-    tensor. `strict=False` ignores tensors that the model has no use for. expected: the class that
-    the model must have. Raises FileNotFoundError, and HuggingFaceError or SafeTensorsError (both
-    ValueErrors) for a damaged or unsuitable folder."""
+    The tokenizer (or None) is the folder's. A folder of a `ForSequenceClassification` gives a model
+    with a head; it must be tied, or have lm_head, too. Loading takes no more memory than the model
+    and one tensor. `strict=False` ignores tensors that the model has no use for. expected: the
+    class that the model must have. Raises FileNotFoundError, and HuggingFaceError or
+    SafeTensorsError (both ValueErrors) for a damaged or unsuitable folder."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
     family, config, layout, tensors, report = _check_folder(Path(folder), expected)
@@ -70,6 +73,9 @@ def _check_folder(folder, expected):
             raise ValueError(f"{config.n_layers} layers, but the weights are {len(found)} tensors")
         layout = family.layout(config)
     tensors = _without_prefix(folder, found, family.prefix)
+    if _is_classifier(content) and SCORE in tensors:
+        file, name = tensors[SCORE]
+        layout[SCORE] = ["head.weight"], (max((*file.shape(name), 1)[0], 1), config.d_model)
     for name, (_, shape) in layout.items():
         if name in tensors and (got := tensors[name][0].shape(tensors[name][1])) != shape:
             raise HuggingFaceError(f"{folder}: {name} has shape {got}, config.json says {shape}")
@@ -99,6 +105,11 @@ def _family(content, expected):
     return families[kind], kind
 
 
+def _is_classifier(content):
+    kinds = content.get("architectures")
+    return isinstance(kinds, list) and str(kinds[:1]).endswith("ForSequenceClassification']")
+
+
 def _without_prefix(folder, found, prefix):
     """Short name → (file, its name there)."""
     if twin := next((name for name in found if f"{prefix}{name}" in found), None):
@@ -125,18 +136,24 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
         got, kind = model.attached or f"one with {sorted(odd)[:3]}", type(model).__name__
         raise ValueError(f"to_huggingface: expected a plain {kind}, got {got}; merge or detach the "
                          "method, set model.head = None, or use a model that is not quantized")
-    arrays = {}
-    for theirs, (ours, _) in layout.items():
-        parts = [parameters[name].data for name in ours]
-        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        array = array.T if family.transposed.search(theirs) else array
-        arrays[theirs if theirs == HEAD else family.prefix + theirs] = array
+    arrays = arrays_of(family, layout, parameters)
     content = {**family.write(config), **_ends(model.tokenizer),
                "dtype": str(model.token_embedding.weight.dtype)}
     (folder / "config.json").unlink(missing_ok=True)             # it must not describe new tensors
     write_safetensors(folder / SINGLE, arrays, {"format": "pt"})
     if model.tokenizer is not None: write_tokenizer(folder, model.tokenizer)
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def arrays_of(family: Family, layout: Layout, parameters: dict[str, Parameter]) -> dict[str, Array]:
+    """Their tensors in full, from our parameters by name."""
+    arrays = {}
+    for theirs, (ours, _) in layout.items():
+        parts = [parameters[name].data for name in ours]
+        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        array = array.T if family.transposed.search(theirs) else array
+        arrays[theirs if theirs == HEAD else family.prefix + theirs] = array
+    return arrays
 
 
 def _ends(tokenizer):

@@ -1,0 +1,164 @@
+"""What trains, under the names that PyTorch's modules have: transformers' with PEFT on them.
+
+    LoRA                 base_model.model.<their layer>.lora_A.default.weight, and lora_B
+    AdaLoRA              <their layer>.lora_A.default, lora_E, lora_B, as LoRA's
+    virtual tokens       prompt_encoder.default.embedding.weight; transform.0, .2 of a prefix' MLP;
+                         lstm_head and mlp_head.0, .2, .4 of P-tuning's encoder
+    the base itself      the names in transformers' folders
+    a head               score.weight, or base_model.model.score.modules_to_save.default.weight
+
+A file start.safetensors has, for such a NAME:
+
+    weight/NAME          the value at the start; absent for the base itself
+    m/NAME, v/NAME       AdamW's moments, of a run that goes on
+    mask/NAME            which numbers train, where some are zeros that must stay
+
+The last is for GPT-2. Our query and value have a pair (B, A) each, and PEFT's c_attn has one pair,
+made of blocks (`lowrank`). PEFT alone trains the zeros between the blocks, which is another run.
+With their gradients masked it is the same one.
+
+`tensors_of` only stacks our arrays, transposes them and fills up with zeros. So it converts what
+belongs to the parameters as well: their moments, and the numbers of the groups that they are in,
+from which names and masks are read off.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..hints import Array
+from ..nn import Parameter
+from ..optim import Optimizer
+from ..peft import AdaLoRA, MethodError
+from ..peft.model import PeftModel
+from ..peft.prefix import ReparameterizedPrefix
+from ..peft.ptuning import LSTMEncoder, PseudoTokens
+from .families import family_of
+from .huggingface import HEAD, arrays_of
+from .lowrank import PREFIX, adapted_layers, lora_folder, scale_of
+
+__all__ = ["start_of", "tensors_of", "training_fields", "trains_the_base"]
+
+
+def trains_the_base(tuned: PeftModel) -> bool:
+    """Is nothing added to the base but a head?"""
+    return not tuned.wrappers and tuned.virtual is None
+
+
+def tensors_of(tuned: PeftModel) -> dict[str, Array]:
+    """PyTorch's name → array of everything that trains. MethodError for what one of its tensors
+    cannot hold."""
+    score = "score.weight"
+    if trains_the_base(tuned): tensors = base_tensors(tuned)
+    elif tuned.virtual is not None:
+        parts = encoder_tensors(tuned.virtual).items()
+        tensors = {f"prompt_encoder.default.{name}": p.data for name, p in parts}
+    else:
+        for path, layers in adapted_layers(tuned):
+            if len({scale_of(layer) for layer in layers if layer}) > 1:
+                raise MethodError(f"export_training: the parts of {path} have different scales; "
+                                  "PEFT has one for them, so give them one rank and one alpha")
+        tensors = low_rank_tensors(tuned)
+        score = f"{PREFIX}score.modules_to_save.default.weight"
+    return tensors if tuned.head is None else tensors | {score: tuned.head.weight.data}
+
+
+def low_rank_tensors(tuned):
+    """Of LoRA, and of AdaLoRA with all its triplets, pruned or not."""
+    if not isinstance(tuned.method, AdaLoRA):
+        return {name.replace(".weight", ".default.weight"): array
+                for name, array in lora_folder(tuned)[1].items()}
+    return {f"{PREFIX}{path}.lora_{letter}.default": array for path, (w,) in adapted_layers(tuned)
+            for letter, array in (("A", w.Q.data), ("E", w.Lam.data[:, None]), ("B", w.P.data))}
+
+
+def base_tensors(tuned):
+    """Tensors of transformers' model of which a part trains."""
+    family = family_of(tuned.model)
+    layout = {theirs: entry for theirs, entry in family.layout(tuned.config).items()
+              if any(name in tuned.trained for name in entry[0])}
+    if tuned.head is not None: layout.pop(HEAD, None)            # a classifier has no other head
+    return arrays_of(family, layout, dict(tuned.model.named_parameters()))
+
+
+def encoder_tensors(virtual):
+    """Name in PEFT's encoder → Parameter."""
+    if not isinstance(virtual, (ReparameterizedPrefix, PseudoTokens)):
+        (table,) = virtual.parameters()
+        return {"embedding.weight": table}
+    if isinstance(virtual, PseudoTokens):
+        layers = [virtual.encoder.W1, virtual.encoder.W2, getattr(virtual.encoder, "W3", None)]
+        found, stack = {"embedding.weight": virtual.embedding}, "mlp_head"
+    else:
+        layers, stack = [virtual.W1, virtual.W2], "transform"
+        found = {"embedding.weight": virtual.P_small}
+    for i, layer in enumerate(filter(None, layers)):             # a nonlinearity between any two
+        found |= {f"{stack}.{2 * i}.{name}": p for name, p in layer.named_parameters()}
+    if isinstance(getattr(virtual, "encoder", None), LSTMEncoder):
+        lstm = virtual.encoder.lstm
+        for stack, suffix in (lstm.forwards, ""), (lstm.backwards, "_reverse"):
+            found |= {f"lstm_head.{name}_l{i}{suffix}": p for i, layer in enumerate(stack)
+                      for name, p in layer.named_parameters()}
+    return found
+
+
+def training_fields(tuned: PeftModel, steps: int) -> dict[str, Any]:
+    """Fields of PEFT's configuration that a saved folder lacks and training needs."""
+    virtual, method, fields = tuned.virtual, tuned.method, {"inference_mode": False}
+    if isinstance(method, AdaLoRA):
+        first, last = method.phases(steps)
+        fields |= {"total_step": steps, "tinit": first, "tfinal": steps - last}
+        fields |= {"rank_pattern": None}                         # nothing is pruned yet
+    if isinstance(virtual, ReparameterizedPrefix):
+        fields |= {"prefix_projection": True, "encoder_hidden_size": virtual.W1.d_out}
+    if isinstance(virtual, PseudoTokens):
+        hidden = virtual.encoder.W2.d_in // (1 + isinstance(virtual.encoder, LSTMEncoder))
+        fields |= {"encoder_hidden_size": hidden, "encoder_dropout": 0.0}
+    return fields
+
+
+def start_of(tuned: PeftModel, optimizer: Optimizer, moments: bool) -> tuple[list, dict]:
+    """(groups as PyTorch's AdamW takes them, with names for parameters; arrays of
+    start.safetensors)."""
+    number = {id(p): i for i, g in enumerate(optimizer.groups, 1) for p in g["params"]}
+    start = {} if trains_the_base(tuned) else tensors_of(tuned)
+    if trains_the_base(tuned) and tuned.head is not None:
+        start = {"score.weight": tuned.head.weight.data}
+    start = {f"weight/{name}": array for name, array in start.items()}
+    groups = [{"params": [], "lr": g["base_lr"], "weight_decay": g["weight_decay"]}
+              for g in optimizer.groups]
+    labels = converted(tuned, lambda p: np.full(p.shape, number.get(id(p), 0), np.float32))
+    for name, label in labels.items():
+        of, mask = set(label[label > 0].astype(int).tolist()), label > 0
+        if not of: continue                                      # it is frozen
+        group = groups[min(of) - 1]
+        if len(of) > 1 or (not mask.all() and group["weight_decay"] and trains_the_base(tuned)):
+            raise MethodError(f"export_training: {name} is one tensor there, whose parts train "
+                              "here at different rates, or not at all; treat them alike")
+        group["params"].append(name)
+        if not mask.all(): start[f"mask/{name}"] = mask
+    if moments:
+        for i, slot in enumerate(optimizer.slots):
+            arrays = converted(tuned, lambda p, i=i:
+                               optimizer.state[id(p)][i] if id(p) in number else np.zeros(p.shape))
+            start |= {f"{slot}/{name}": array for name, array in arrays.items()}
+    return [g for g in groups if g["params"]], start
+
+
+def converted(tuned: PeftModel, array_of: Callable[[Parameter], Array]) -> dict[str, Array]:
+    """`tensors_of`, with an array in place of each parameter's own."""
+    with holding({p: array_of(p) for p in tuned.parameters()}): return tensors_of(tuned)
+
+
+@contextlib.contextmanager
+def holding(arrays: dict[Parameter, Array]) -> Iterator[None]:
+    """Inside, the parameters hold other arrays."""
+    own = {p: p.data for p in arrays}
+    try:
+        for p, array in arrays.items(): p.data = array
+        yield
+    finally:
+        for p, array in own.items(): p.data = array
