@@ -20,7 +20,7 @@ METHODS = {"biases": tp.FullFineTuning(("bias",)), "norms": tp.FullFineTuning(("
            "adalora": tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=1, delta_t=1),
            "dylora": tp.DyLoRA(rank=4, alpha=4, targets="all"), "peqa": tp.PEQA(bits=4)}
 MERGE = {"biases", "norms", "weights", "lora", "ia3", "adalora", "dylora", "peqa"}
-ON_LAYERS = {"adapter", "lora", "ia3", "adalora", "dylora"}
+ON_LAYERS = "adapter", "lora", "ia3", "adalora", "dylora"
 APART = [("prefix", "v2"), ("prompt", "ptuning"), ("biases", "norms"), ("weights", "biases"), *((a, "peqa") for a in ON_LAYERS)]
 PAIRS = [(a, b) for a, b in itertools.permutations(METHODS, 2) if (a, b) not in APART and {a, b} != {"weights", "peqa"}
          and ((b, a) not in APART or "peqa" in (a, b))]
