@@ -217,7 +217,8 @@ def training_of(args: Namespace) -> dict:
     would do nothing."""
     options = dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
                    patience=args.patience)
-    given = [name for name in ("lr", "checkpoint", "validate_every", "patience") if vars(args)[name]]
+    given = [name for name in ("lr", "checkpoint", "validate_every", "patience")
+             if vars(args)[name] is not None]
     if args.find_rate and given:
         raise ValueError("--find-rate does not train; leave out "
                          + ", ".join(f"--{name.replace('_', '-')}" for name in given))
