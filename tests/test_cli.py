@@ -144,7 +144,7 @@ def test_find_rate_prints_a_rate_and_draws(capsys, tmp_path):
 
 @pytest.mark.parametrize("options, says", [
     (["--patience", "2"], "--patience counts measurements of the validation loss; give --validate-every, too"),
-    (["--find-rate", "--lr", "1"], "--find-rate does not train; leave out --lr"),
+    (["--find-rate", "--lr", "0"], "--find-rate does not train; leave out --lr"),
     (["--find-rate", "--checkpoint", "c"], "leave out --checkpoint"),
     (["--rates", "C=2"], "'C' matches none of the parameters"),
     (["--rates", "B"], "--rates B: expected NAME=FACTOR, such as B=16"),

@@ -103,6 +103,8 @@ def test_a_live_curve_is_one_output_that_is_drawn_again(notebook):
 def test_a_live_curve_takes_its_time_and_shows_the_end(notebook):
     tp.train(small(), Noise(), 4, callbacks=[tp.LiveCurve(seconds=1000)], progress=False)
     assert [kind for kind, _ in notebook] == ["display", "update"]               # the first step and the last
+    tp.train(small(), Noise(), 9, callbacks=[tp.LiveCurve(seconds=1000)], eval_every=3, progress=False)
+    assert [kind for kind, _ in notebook[2:]] == ["display", "update", "update", "update"]       # and each evaluation
 
 
 def test_a_live_curve_outside_a_notebook_draws_nothing(monkeypatch):

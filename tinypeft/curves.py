@@ -92,16 +92,17 @@ def svg(draw: Any, shown: Any) -> str:
 class LiveCurve:
     """A callback of `train`: in a notebook, the curve of the history, drawn again as it grows.
 
-    seconds: the least time between two drawings; one takes about a tenth of a second. Outside a
-    notebook it does nothing.
+    seconds: the least time between two drawings; one takes about a tenth of a second. An evaluation
+    and the last step are always drawn. Outside a notebook it does nothing.
     """
 
     def __init__(self, seconds: float = 2.0):
         self.seconds, self.drawn, self.handle = seconds, -np.inf, None
 
     def __call__(self, step: Any) -> None:
-        now, ends = time.perf_counter(), step.step == step.total
-        if not in_notebook() or (now - self.drawn < self.seconds and not ends): return
+        soon = time.perf_counter() - self.drawn < self.seconds
+        due = step.metrics is not None or step.step == step.total
+        if not in_notebook() or soon and not due: return
         from IPython.display import display
         shown = {"text/html": drawing(svg(draw_history, step.history), "losses over steps")}
         if self.handle is None: self.handle = display(shown, raw=True, display_id=True)

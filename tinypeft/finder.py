@@ -30,7 +30,7 @@ SET = {"lr", "lr_floor", "schedule_kind", "warmup", "eval_every", "patience", "k
        "checkpoint", "checkpoint_every", "stop_after"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RateSearch:
     """What `find_rate` measured. rates: learning rates, ascending (n,). losses: nats on the same
     validation rows after the step at each rate (n,)."""
@@ -64,8 +64,9 @@ def find_rate(model: Module, task: Any, *, lowest: float = 1e-5, highest: float 
     `RateSearch`, whose `suggestion` is for `train(…, lr=…)`.
 
     The search ends before `highest` when the loss is twice the lowest one and above the first, or
-    not finite. The model stays as it is; frozen arrays are shared. options: of `train`, such as
-    batch_size, rates, weight_decay and seed. Raises ValueError for the ones that a search sets
+    not finite. Each step costs a step of `train` and a pass over 16 validation rows. The model
+    stays as it is; frozen arrays are shared. options: of `train`, such as batch_size, rates and
+    seed. Raises ValueError for the ones that a search sets
     itself, for a task without validation loss, and as `train` does.
     """
     if not 0 < lowest < highest < np.inf:

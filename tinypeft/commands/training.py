@@ -119,7 +119,8 @@ def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
 def own_options(args: Namespace) -> dict[str, Any]:
     """The options that `train` takes and `find_rate` does not. Raises ValueError for an option that
     would do nothing."""
-    given = [name for name in ("lr", "checkpoint", "validate_every", "patience") if vars(args)[name]]
+    given = [name for name in ("lr", "checkpoint", "validate_every", "patience")
+             if vars(args)[name] is not None]
     if args.find_rate and given:
         raise ValueError("--find-rate does not train; leave out "
                          + ", ".join(f"--{name.replace('_', '-')}" for name in given))
