@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tinypeft.arguments import build
 from tinypeft.cli import main
 
 
@@ -79,6 +80,22 @@ def test_doctor_finds_all_well(capsys):
 def test_a_model_of_ones_own(capsys, tmp_path):
     status, _, err = run(capsys, "generate", "x", "--model", str(tmp_path))
     assert status == 2 and "weights.safetensors" in err
+
+
+@pytest.mark.parametrize("text, value", [
+    ("query", ("query",)), ("query,blocks.2-5,!blocks.3", ("query", "blocks.2-5", "!blocks.3")), ("all", "all"),
+    ("('mlp', '!up')", ("mlp", "!up")), ("['mlp']", ["mlp"]), ("*.mlp", ("*.mlp",))])
+def test_names_of_layers_are_separated_by_commas(text, value):
+    assert build("method", tp.METHODS, "lora", [f"targets={text}", "rank=3"]) == tp.LoRA(3, targets=value)
+    assert build("method", tp.METHODS, "ia3", ["feedforward=down", f"targets={text}"]).feedforward == ("down",)
+
+
+@pytest.mark.parametrize("text", ["query,", "", "a b", "3", "()", "blocks..1,up"])
+def test_what_are_no_names_is_refused_on_the_command_line(text):
+    with pytest.raises(tp.MethodError, match="LoRA: targets must be a tuple of names"):
+        build("method", tp.METHODS, "lora", [f"targets={text}"])
+    with pytest.raises(tp.MethodError, match="init must be 'kaiming' or 'gaussian', got 'a,b'"):
+        build("method", tp.METHODS, "lora", ["init=a,b"])
 
 
 @pytest.mark.parametrize("argv, says", [

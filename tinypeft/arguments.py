@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
@@ -82,9 +83,17 @@ def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str
 
 
 def build(kind: str, classes: dict[str, type], name: str, assignments: Iterable[str]) -> Any:
-    """The method or scheme (kind) `name`, with fields set by strings "field=value"."""
+    """The method or scheme (kind) `name`, with fields set by strings "field=value".
+
+    A field that takes a tuple of names takes them with commas between: targets=query,blocks.2-5."""
     known([name], classes, kind)
-    return classes[name](**dict(map(parsed, assignments)))
+    values = dict(map(parsed, assignments))
+    limits = {f.name: f.metadata["limit"] for f in dataclasses.fields(classes[name])}
+    for field, value in values.items():
+        if isinstance(value, str) and field in limits and not limits[field].holds(value):
+            names = tuple(value.split(","))
+            if limits[field].holds(names): values[field] = names
+    return classes[name](**values)
 
 
 def parsed(text: str) -> tuple[str, Any]:

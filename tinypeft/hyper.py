@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ __all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_nam
 
 
 FINITE = sys.float_info.max                  # a bound that NaN, inf and 10**400 do not keep
+NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers, as in `targets.py`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +81,25 @@ def flag(default: bool, **options: Any) -> Any:
 
 
 def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
-    """A tuple of layer names, or "all"; `targets.match_targets` finds the layers."""
+    """A tuple of names of layers, spelled as in `targets.py`, or "all"."""
     holds = lambda x: x == "all" if isinstance(x, str) else (
-        isinstance(x, (tuple, list)) and len(x) > 0 and all(isinstance(t, str) for t in x))
-    limit = Limit(holds, "a tuple of names such as ('query',), or 'all'", ("query", (), 3, (1,)))
+        isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_name, x)))
+    limit = Limit(holds, "a tuple of names such as ('query', 'blocks.2-5', '!blocks.3'), or 'all'",
+                  ("query", (), 3, (1,), ("!",), ("blocks..0",), ("query value",)))
     return declared(default, limit, **{"also": ("target_modules",), **options})
 
 
 def mapping(field: Any, **options: Any) -> Any:
     """None, or a dict from layer names to values that `field` (a declared field) allows."""
     limit = field.metadata["limit"]
-    item = lambda name, value: isinstance(name, str) and limit.holds(value)
+    item = lambda name, value: _is_name(name) and limit.holds(value)
     holds = lambda x: isinstance(x, dict) and all(item(*pair) for pair in x.items())
-    words = f"a dict whose keys are layer names and whose values are each {limit.expected}"
+    words = f"a dict whose keys are names of layers and whose values are each {limit.expected}"
     bad = (3, {1: field.default}, *({"query": value} for value in limit.bad))
     return declared(None, Limit(holds, words, bad), or_none=True, **options)
+
+
+def _is_name(x): return isinstance(x, str) and NAME.fullmatch(x) is not None
 
 
 class Checked:

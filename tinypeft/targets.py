@@ -1,8 +1,33 @@
-"""Which layers of a model a method or a scheme applies to, chosen by name."""
+"""Which layers a method or a scheme applies to, chosen by name. All of them follow this one rule.
+
+A path is a row of parts, such as blocks.0.attention.query. A name lists some of a path's parts, in
+the same order, and matches every path that has them:
+
+    query            attention         the layer; every layer of the module
+    blocks.0         blocks.0.query    every layer of the first block; one of them
+    blocks.2-5       blocks.6-         of blocks 2, 3, 4 and 5; of block 6 and all later ones
+    *norm*           blocks.[02].m*    a part may be a pattern, as of file names (`fnmatch`)
+    !blocks.0        !*.mlp            leaves out what the rest of the name matches
+
+Targets are a tuple of names, and each must match something. ("query", "mlp", "!blocks.0") chooses
+what the first or the second matches and the third does not. If all names leave something out, they
+leave it out of everything, and "all" is everything.
+
+So chosen are the layers of `targets`, in `attach` and in `quantize`, and of IA3's `feedforward`;
+the layers of a key of LoRA's `rank_pattern` or `alpha_pattern`; and the parameters of
+`FullFineTuning.targets`, whose names end in one more part, such as blocks.0.norm1.bias.
+"""
+import difflib
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 from .hints import Targets
 from .nn import Module
 
-__all__ = ["TargetError", "match_targets"]
+__all__ = ["TargetError", "chosen", "match_targets"]
+
+RANGE = re.compile("([0-9]{1,9})-([0-9]{0,9})")
 
 
 class TargetError(ValueError):
@@ -10,24 +35,58 @@ class TargetError(ValueError):
 
 
 def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
-    """[(path, layer)] of the linear layers in the blocks that `targets` name.
+    """[(path, layer)] of the linear layers in the blocks that `targets` choose.
 
-    targets: "all", or a tuple of names: the last part of a layer's path, such as "query", or the
-    full path. Raises TargetError for a name that matches nothing, and for the embedding.
+    Raises TargetError for a name that matches nothing, and for the embedding.
     """
     layers = {path: m for path, m in model.named_modules() if path.startswith("blocks.")
               and hasattr(m, "d_in") and not path.endswith(".base")}   # not the layer in a wrapper
-    if targets == "all": return list(layers.items())
-    if isinstance(targets, str) or not targets:
-        raise TargetError("targets: expected a tuple of names such as ('query', 'value'), or "
-                          f"'all', got {targets!r}")
-    names = {path: (path, path.rpartition(".")[2]) for path in layers}       # in full, and the last
-    for t in tuple(targets):
-        if any(t in both for both in names.values()): continue
-        if t in ("token_embedding", "head") and getattr(model, "lm_head", None) is None:
-            raise TargetError(f"targets: {t!r} is the token embedding, which is tied to the output "
-                              "head: a change meant for one end would change the other")
-        paths, last = list(layers), ", ".join(sorted({last for _, last in names.values()}))
-        raise TargetError(f"targets: {t!r} matches nothing; there are {last}, or full paths from "
-                          f"{paths[0]!r} to {paths[-1]!r}")
-    return [(path, m) for path, m in layers.items() if set(names[path]) & set(targets)]
+    for end in "token_embedding", "head":
+        if targets != "all" and end in targets and getattr(model, "lm_head", None) is None:
+            raise TargetError(f"targets: {end!r} is the token embedding, which is tied to the "
+                              "output head: a change meant for one end would change the other")
+    return [(path, layers[path]) for path in chosen(layers, targets)]
+
+
+def chosen(paths: Iterable[str], names: Targets, field: str = "targets",
+           kind: str = "layers") -> list[str]:
+    """Those of `paths` that `names` choose, in their order; an error speaks of `field` and `kind`.
+
+    Raises TargetError for no names, for a name that matches nothing, and if nothing is chosen.
+    """
+    paths = list(paths)
+    if names == "all": return paths
+    if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+        raise TargetError(f"{field}: expected a tuple of names such as ('query', 'value'), or "
+                          f"'all', got {names!r}")
+    hits = {name: {p for p in paths if _matches(name.removeprefix("!"), p)} for name in names}
+    for name, found in hits.items():
+        if not found: raise TargetError(f"{field}: {name!r} matches none of the {kind}; "
+                                        f"{_hint(name, paths, field, kind)}")
+    out = set().union(*(found for name, found in hits.items() if name.startswith("!")))
+    into = [found for name, found in hits.items() if not name.startswith("!")]
+    left = set().union(*into or [paths]) - out
+    if not left: raise TargetError(f"{field}: {names!r} leaves out all that it chooses")
+    return [path for path in paths if path in left]
+
+
+def _matches(name, path):
+    """Has the path the parts of the name, in this order?"""
+    parts = iter(path.split("."))
+    return all(any(_is(wanted, part) for part in parts) for wanted in name.split("."))
+
+
+def _is(wanted, part):
+    if not (ends := RANGE.fullmatch(wanted)): return fnmatchcase(part, wanted)
+    return part.isdecimal() and int(ends[1]) <= int(part) <= int(ends[2] or part)
+
+
+def _hint(name, paths, field, kind):
+    """What to write instead of a name that matches nothing."""
+    if kind == "targets": return f"{field} takes names of {', '.join(paths)}; add it to targets?"
+    rows = [path.split(".") for path in paths]
+    runs = {".".join(row[i:j]) for row in rows for j in range(len(row) + 1) for i in range(j)}
+    near = difflib.get_close_matches(name.removeprefix("!"), sorted(runs), 1)
+    parts = sorted({part for row in rows for part in row if not part.isdecimal()})
+    return (f"did you mean {near[0]!r}? There are " if near else "there are ") + (
+        f"{', '.join(parts)}, in paths from {paths[0]!r} to {paths[-1]!r}")

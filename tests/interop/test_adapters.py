@@ -36,6 +36,8 @@ OURS = [
     tp.LoRA(rank=2), tp.LoRA(rank=2, alpha=3, targets="all", rank_stabilized=True),
     tp.LoRA(rank=2, targets=ALL, rank_pattern={"value": 3, "blocks.1.mlp.up": 4}, alpha_pattern={"query": 3.5}),
     tp.LoRA(rank=3, targets=("blocks.1.attention.key", "blocks.0.mlp.down"), dropout=0.1),
+    tp.LoRA(rank=3, targets=("blocks.1-", "up", "!value"), rank_pattern={"blocks.1.attention": 2, "u*": 1}),
+    tp.LoRA(rank=2, targets=("!blocks.0.query", "!blocks.1.mlp")),
     tp.DyLoRA(rank=4), tp.DyLoRA(rank=4, rescale=False, targets="all"),
     tp.AdaLoRA(init_rank=4, target_rank=2, t_init=1, t_final=2, delta_t=1),
     tp.AdaLoRA(init_rank=4, target_rank=1, t_init=1, t_final=2, delta_t=1, alpha=8, targets=("query", "value", "up")),

@@ -257,7 +257,7 @@ def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction():
     (lambda: tp.AdaLoRA(orthogonality="cubed"), "'squared' or 'norm'"),
     (lambda: tp.AdaLoRA(alpha=-2.0), "alpha"),
     (lambda: tp.attach(make_gpt(), tp.AdaLoRA(init_rank=17)), "rank 17 exceeds"),
-    (lambda: tp.attach(make_gpt(), tp.AdaLoRA(targets=("c_attn",))), "matches nothing")])
+    (lambda: tp.attach(make_gpt(), tp.AdaLoRA(targets=("c_attn",))), "matches none of the layers")])
 def test_what_makes_no_sense_raises_before_training_and_says_why(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -164,7 +164,7 @@ def test_a_better_start_and_a_better_end_than_qlora(gpt, scheme):
     (tp.LoRA(), tp.GPTQ(bits=4), {}, "nothing but the weight"), (tp.LoRA(), tp.LLMInt8(), {}, "nothing but the weight"),
     (tp.LoRA(), tp.FakeQuant(4), {}, "nothing but the weight"), (tp.LoRA(), "nf4", {}, "nothing but the weight"),
     (tp.LoRA(), tp.NF4(), dict(iterations=0), "positive integer, got 0"), (tp.LoRA(rank=17), tp.NF4(), {}, "exceeds"),
-    (tp.LoRA(targets=("nothing",)), tp.NF4(), {}, "matches nothing"), (tp.LoRA(), tp.NF4(), dict(head=1), "classes"),
+    (tp.LoRA(targets=("nothing",)), tp.NF4(), {}, "matches none"), (tp.LoRA(), tp.NF4(), dict(head=1), "classes"),
     (tp.LoRA(), tp.Uniform(4, granularity="group", group_size=5), {}, "does not divide")], ids=str)
 def test_errors_leave_the_model_alone(gpt, lora, scheme, options, says):
     model = gpt(np.float32)

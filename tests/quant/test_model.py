@@ -71,7 +71,7 @@ def test_targets_choose_the_layers(gpt):
     assert quantized == {"blocks.0.mlp.up", "blocks.1.mlp.up", "blocks.1.attention.query"}
     tp.quantize(model, tp.Uniform(8), targets=("down",))       # another scheme for other layers
     assert model.get("blocks.0.mlp.down").weight.bits == 8
-    with pytest.raises(ValueError, match="matches nothing"):
+    with pytest.raises(ValueError, match="'upp' matches none of the layers; did you mean 'up'"):
         tp.quantize(model, tp.NF4(), targets=("upp",))
 
 

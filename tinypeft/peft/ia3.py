@@ -40,9 +40,9 @@ from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import layer_names
 from ..nn import Linear, Module, Parameter, shapes_only
-from ..targets import match_targets
+from ..targets import chosen, match_targets
 from ..tensor import Tensor
-from .method import Method, MethodError
+from .method import Method
 
 __all__ = ["IA3", "ScaledInput", "ScaledOutput"]
 
@@ -65,16 +65,9 @@ class IA3(Method):
                 for path, layer in layers.items()}
 
     def inner(self, paths: Iterable[str]) -> set[str]:
-        """Those of the targets' paths that `feedforward` names; each name must be one of them."""
-        if self.feedforward == "all": return set(paths)
-        found = {name: {path for path in paths if name in (path, path.rpartition(".")[2])}
-                 for name in self.feedforward or ()}
-        for name, hits in found.items():
-            if not hits:
-                raise MethodError(f"feedforward: {name!r} is none of the targets, "
-                                  f"{', '.join(paths)}; add it to targets, or leave it out of "
-                                  "feedforward (None: every target's output is scaled)")
-        return set().union(*found.values())
+        """Those of the targets' paths that `feedforward` chooses."""
+        return set(chosen(paths, self.feedforward, "feedforward", "targets")
+                   if self.feedforward else ())
 
 
 class Scaled(Module):

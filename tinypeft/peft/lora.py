@@ -32,7 +32,7 @@ from ..decoder import Decoder
 from ..hints import Array, Rng, Targets
 from ..hyper import flag, layer_names, mapping, one_of, real, whole
 from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
-from ..targets import match_targets
+from ..targets import chosen, match_targets
 from ..tensor import Tensor
 from .method import Method, MethodError
 
@@ -44,7 +44,8 @@ class LoRA(Method):
     """Train a low-rank change s B A of the linear layers named in `targets`.
 
     dropout: probability, on the input of A. init: how A starts. rank_pattern, alpha_pattern: r or α
-    of single layers, by path or its last part: {"value": 16, "blocks.0.attention.value": 2}.
+    of some of them: {"value": 16, "blocks.0.value": 2}. Of the keys that match a layer, one with
+    more parts comes before others, then the last. `targets.py` says how names match layers.
     """
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))
@@ -131,9 +132,8 @@ class LoRALinear(LowRankLinear):
 
 
 def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
-    """path → pattern[path], or pattern[last part of path], or default; a key must name a path."""
-    last, pattern = lambda path: path.rsplit(".", 1)[-1], pattern or {}
-    for key in pattern:
-        if key not in paths and key not in map(last, paths):
-            raise MethodError(f"{field}: {key!r} is none of the targets, {', '.join(paths)}")
-    return {path: pattern.get(path, pattern.get(last(path), default)) for path in paths}
+    """path → the value of the key of `pattern` that matches it best, or the default."""
+    values = dict.fromkeys(paths, default)
+    for key in sorted(pattern or {}, key=lambda key: key.count(".")):
+        values |= dict.fromkeys(chosen(paths, (key,), field, "targets"), pattern[key])
+    return values
