@@ -25,6 +25,7 @@ if TYPE_CHECKING:
                        LinearProbe, LoRA, Method, MethodError, ParallelAdapter, PeftModel,
                        PrefixTuning, PromptTuning, PTuning, PTuningV2, attach, load_adapter,
                        mixed_batch, mixed_classify, search_rank)
+    from .peft.combine import combine
 
     # the second verb: quantization schemes
     from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant,

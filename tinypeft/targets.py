@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from .hints import Targets
 from .nn import Module
 
-__all__ = ["TargetError", "chosen", "match_targets"]
+__all__ = ["TargetError", "chosen", "match_targets", "names_for"]
 
 RANGE = re.compile("([0-9]{1,9})-([0-9]{0,9})")
 
@@ -68,6 +68,14 @@ def chosen(paths: Iterable[str], names: Targets, field: str = "targets",
     left = set().union(*into or [paths]) - out
     if not left: raise TargetError(f"{field}: {names!r} leaves out all that it chooses")
     return [path for path in paths if path in left]
+
+
+def names_for(paths: Iterable[str], n_blocks: int) -> tuple[str, ...]:
+    """Targets that choose exactly `paths` of layers: by their last parts, if every block has them.
+    """
+    paths = list(paths)
+    names = dict.fromkeys(path.rpartition(".")[2] for path in paths)
+    return tuple(names if len(paths) == len(names) * n_blocks else paths)
 
 
 def _matches(name, path):

@@ -16,8 +16,6 @@ EQUIVALENT = {
         "`load_adapter`, its one caller, always says whether",
     ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):
         "`reshape` copies what is not contiguous, so that the result is",
-    ("tinypeft/peft/lora.py", "by_path", "path.rsplit('.', 1)", "path.rsplit('.', 2)"):
-        "only the last part of the path is read, and it is the same",
     ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
      "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
         "the last six axes of an array of three are its three axes",

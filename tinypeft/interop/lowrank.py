@@ -31,8 +31,9 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array
 from ..peft import AdaLoRA, LoRA, MethodError
-from ..peft.dylora import DyLoRALinear
+from ..peft.dylora import scale_of
 from ..peft.model import PeftModel
+from ..targets import names_for
 from .peft_config import Config, Tensors
 from .peft_names import names_of
 
@@ -122,7 +123,6 @@ def low_rank_fields(tuned, paths):
             "fan_in_fan_out": names.conv1d, "bias": "none", "init_lora_weights": True}
 
 
-def scale_of(w): return w.scale_at(w.rank) if isinstance(w, DyLoRALinear) else w.scale
 def most_common(values): return Counter(values.values()).most_common(1)[0][0]
 def exceptions(values, usual): return {path: x for path, x in values.items() if x != usual}
 def plain_number(x): return int(x) if x == int(x) else float(x)       # int where PEFT writes an int
@@ -149,7 +149,8 @@ def read_lora(model: Decoder, config: Config, tensors: Tensors) -> tuple[LoRA | 
     if not state: return None, state
     r, alpha = most_common(ranks), most_common(alphas)
     return LoRA(r, alpha, dropout=config.get("lora_dropout", float, 0.0), rank_stabilized=rs,
-                targets=targets(model, ranks), rank_pattern=exceptions(ranks, r) or None,
+                targets=names_for(ranks, model.config.n_layers),
+                rank_pattern=exceptions(ranks, r) or None,
                 alpha_pattern=exceptions(alphas, alpha) or None), state
 
 
@@ -188,7 +189,8 @@ def read_adalora(model: Decoder, config: Config, tensors: Tensors) -> tuple[AdaL
         t_final=config.get("tfinal", int, 0), delta_t=config.get("deltaT", int, 1),
         beta1=config.get("beta1", float, 0.85), beta2=config.get("beta2", float, 0.85),
         gamma=config.get("orth_reg_weight", float, 0.5), alpha=scale * most,
-        dropout=config.get("lora_dropout", float, 0.0), targets=targets(model, found),
+        dropout=config.get("lora_dropout", float, 0.0),
+        targets=names_for(found, model.config.n_layers),
         orthogonality="norm", importance="after"), state
 
 
@@ -219,9 +221,3 @@ def split(parts, B):
     for ours, rows in zip(parts, np.split(B, len(parts)), strict=True):
         used = rows.any(0) | keep_all
         if used.any() or keep_all: yield ours, rows, used
-
-
-def targets(model, paths):
-    """Targets that name exactly `paths`: by their last parts, if every block has them."""
-    names = list(dict.fromkeys(p.rsplit(".", 1)[-1] for p in paths))
-    return tuple(names if len(paths) == len(names) * model.config.n_layers else paths)

@@ -38,11 +38,11 @@ from ..hyper import flag, layer_names, one_of, real, whole
 from ..nn import Module, kaiming_uniform
 from ..targets import match_targets
 from ..tensor import Tensor, where
-from .lora import LoRALinear
+from .lora import LoRALinear, LowRankLinear
 from .method import Method, MethodError
 from .part import Part
 
-__all__ = ["DyLoRA", "DyLoRALinear"]
+__all__ = ["DyLoRA", "DyLoRALinear", "scale_of"]
 
 
 @dataclass(frozen=True)
@@ -149,3 +149,8 @@ class DyLoRALinear(LoRALinear):
 
     def describe(self) -> str:
         return f"({self.d_in} → {self.d_out}, rank {self.rank} of {self.method.rank})"
+
+
+def scale_of(layer: LowRankLinear) -> float:
+    """s of a layer of LoRA or AdaLoRA, or of DyLoRA at its present rank."""
+    return layer.scale_at(layer.rank) if isinstance(layer, DyLoRALinear) else layer.scale

@@ -36,7 +36,7 @@ from ..targets import chosen, match_targets
 from ..tensor import Tensor
 from .method import Method, MethodError
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "thin_svd"]
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,7 @@ class LowRankLinear(Module):
 
     def svd(self) -> tuple[Array, Array, Array]:
         """U (d_out, r), S (r,), Vᵀ (r, d_in) with ΔW = U diag(S) Vᵀ, without forming ΔW."""
-        left, right = self.factors()
-        (Q1, R1), (Q2, R2) = np.linalg.qr(left), np.linalg.qr(right.T)
-        U, S, Vt = np.linalg.svd(R1 @ R2.T)
-        return Q1 @ U, S, Vt @ Q2.T
+        return thin_svd(*self.factors())
 
     def merge(self) -> Linear:
         """A plain Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
@@ -129,6 +126,13 @@ class LoRALinear(LowRankLinear):
 
     def factors(self) -> tuple[Array, Array]:
         return self.scale * self.B.data, self.A.data
+
+
+def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """U (d_out, k), S (k,), Vᵀ (k, d_in), of left (d_out, r) times right (r, d_in), k ≤ r."""
+    (Q1, R1), (Q2, R2) = np.linalg.qr(left), np.linalg.qr(right.T)
+    U, S, Vt = np.linalg.svd(R1 @ R2.T, full_matrices=False)
+    return Q1 @ U, S, Vt @ Q2.T
 
 
 def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
