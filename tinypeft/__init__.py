@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from .loading import load_model, load_pretrained
 
     # the first verb: fine-tuning methods
-    from .peft import (IA3, METHODS, AdaLoRA, BottleneckAdapter, DyLoRA, FullFineTuning,
-                       LinearProbe, LoRA, Method, MethodError, ParallelAdapter, PeftModel,
-                       PrefixTuning, PromptTuning, PTuning, PTuningV2, attach, load_adapter,
-                       mixed_batch, mixed_classify, search_rank)
-    from .peft.combine import combine
+    from .peft import (IA3, METHODS, AdaLoRA, AdapterFusion, BottleneckAdapter, DyLoRA,
+                       FullFineTuning, LinearProbe, LoRA, Method, MethodError, ParallelAdapter,
+                       PeftModel, PrefixTuning, PromptTuning, PTuning, PTuningV2, attach, combine,
+                       fuse, load_adapter, mixed_batch, mixed_classify, search_rank)
 
     # the second verb: quantization schemes
     from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant,

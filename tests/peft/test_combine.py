@@ -298,7 +298,7 @@ def test_a_head_is_that_of_the_adapter_which_is_named(gpt, tokens):
     (a,) = adapters(model, LORA)
     b = tp.attach(model, WIDE, head=3, rng=1)
     b.detach()
-    with pytest.raises(tp.MethodError, match="heads are not combined; head= must be the adapter"): tp.combine({a: 1, b: 1})
+    with pytest.raises(tp.MethodError, match="heads are not combined; head= must be one of"): tp.combine({a: 1, b: 1})
     with pytest.raises(tp.MethodError, match="heads are not combined"): tp.combine({a: 1, b: 1}, head=a)
     tuned = tp.combine({a: 1, b: 1}, head=b)
     assert np.array_equal(tuned.head.weight.data, b.head.weight.data) and tuned.head.weight is not b.head.weight
@@ -343,7 +343,7 @@ def test_options_that_make_no_sense_are_refused(options, words, gpt):
 @pytest.mark.parametrize("x", [float("nan"), float("inf"), "1", None, True])
 def test_what_is_no_number_is_refused(x, gpt):
     (a,) = adapters(gpt(), LORA)
-    with pytest.raises(tp.MethodError, match="expected a number"): tp.combine({a: x})
+    with pytest.raises(tp.MethodError, match="has .*, expected a finite number"): tp.combine({a: x})
 
 
 def test_bases_that_differ_are_refused(gpt, tmp_path):
@@ -365,7 +365,7 @@ def test_what_is_no_adapter_is_refused(gpt, tmp_path):
     model = gpt()
     (a,) = adapters(model, LORA)
     for wrong in ({}, [a], a, {model: 1}, {3: 1}):
-        with pytest.raises(TypeError, match="combine: expected a"): tp.combine(wrong)
+        with pytest.raises(TypeError, match="combine: expected "): tp.combine(wrong)
     with pytest.raises(tp.MethodError, match="model= must be the base of the adapters in folders, got NoneType"):
         tp.combine({tmp_path: 1})
     with pytest.raises(FileNotFoundError): tp.combine({tmp_path: 1}, model=model)

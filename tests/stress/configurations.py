@@ -189,14 +189,15 @@ class Configuration:
         m, c, s = self.method, tuned.config, tuned.summary()
         d, L, P = c.d_model, c.n_layers, getattr(m, "length", 0)
         shape = lambda path: [n * d for n in LAYERS[path.rsplit(".", 1)[-1]]]        # d_in, d_out
-        paths, by = list(tuned.wrappers), lambda path: m.rank_pattern or {}
-        rank = lambda path: by(path).get(path, by(path).get(path.rsplit(".", 1)[-1], m.rank))
+        paths, hit = list(tuned.wrappers), lambda name, path: f".{name}." in f".{path}."
+        rank = lambda path: max([(-1, m.rank), *((key.count("."), r) for key, r in (m.rank_pattern or {}).items()
+                                                 if hit(key, path))], key=lambda pair: pair[0])[1]
         stored = None
         if isinstance(m, tp.LoRA):      trained = sum(rank(p) * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.AdaLoRA): trained = sum(m.init_rank * (sum(shape(p)) + 1) for p in paths)
         elif isinstance(m, tp.DyLoRA):  trained = sum(m.rank * sum(shape(p)) for p in paths)
         elif isinstance(m, tp.IA3):
-            named = lambda p: m.feedforward == "all" or {p, p.rsplit(".", 1)[-1]} & set(m.feedforward or ())
+            named = lambda p: m.feedforward == "all" or any(hit(name, p) for name in m.feedforward or ())
             trained = sum(shape(p)[0 if named(p) else 1] for p in paths)
         elif isinstance(m, tp.BottleneckAdapter):
             n = 2 * L if m.placement == "houlsby" else L
@@ -215,9 +216,8 @@ class Configuration:
                                8 * (n * d + n * n + 2 * n) + 8 * (3 * n * n + 2 * n) + 4 * n * n + 2 * n + 2 * n * d + d
                                }[m.encoder]
         elif isinstance(m, tp.FullFineTuning):
-            hit = lambda t, name: f".{t}." in f".{name}."
             trained = sum(p.size for name, p in fresh.named_parameters()
-                          if m.targets is None or any(hit(t, name) for t in m.targets))
+                          if m.targets in (None, "all") or any(hit(t, name) for t in m.targets))
         elif isinstance(m, tp.PEQA):
             trained = sum(-(-shape(p)[0] * shape(p)[1] // (m.group_size or shape(p)[0])) for p in paths)
         else: trained = 0

@@ -5,6 +5,7 @@
     folders.py     saved adapters         summary.py  what a method costs
     full.py        FullFineTuning and LinearProbe, the baselines
     adapter.py     BottleneckAdapter: a small network after a sublayer
+    fusion.py      AdapterFusion: an attention over trained adapters, and `fuse`, which makes it
     parallel.py    ParallelAdapter: one beside it
     lora.py        LoRA: a low-rank change of a weight
     adalora.py     AdaLoRA: training distributes the ranks over the layers
@@ -16,15 +17,18 @@
     prefix.py      PrefixTuning: keys and values in every layer
     ptuning_v2.py  PTuningV2: the same, trained directly
     mixed.py       mixed_batch, mixed_classify: the rows of one batch have different methods
+    combine.py     combine: one LoRA out of several adapters of low rank
 
 `METHODS` maps names to classes. PEQA is also a scheme, and is in `quant/peqa.py`.
 """
 from .adalora import AdaLoRA
 from .adapter import BottleneckAdapter
 from .attachment import detach
+from .combine import combine
 from .dylora import DyLoRA
 from .folders import KNOWN, load_adapter
 from .full import FullFineTuning, LinearProbe
+from .fusion import AdapterFusion, fuse
 from .ia3 import IA3
 from .lora import LoRA
 from .method import Method, MethodError
@@ -41,9 +45,10 @@ METHODS = {"full": FullFineTuning, "adapter": BottleneckAdapter,
            "parallel_adapter": ParallelAdapter, "prefix": PrefixTuning, "prompt": PromptTuning,
            "ptuning": PTuning, "ptuning_v2": PTuningV2, "lora": LoRA, "adalora": AdaLoRA,
            "dylora": DyLoRA, "ia3": IA3}
-KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), LinearProbe)})
+KNOWN.update({cls.__name__: cls for cls in (*METHODS.values(), AdapterFusion, LinearProbe)})
 
-__all__ = ["IA3", "METHODS", "AdaLoRA", "BottleneckAdapter", "DyLoRA", "FullFineTuning",
-           "LinearProbe", "LoRA", "Method", "MethodError", "PTuning", "PTuningV2",
-           "ParallelAdapter", "PeftModel", "PrefixTuning", "PromptTuning", "attach",
-           "detach", "load_adapter", "mixed_batch", "mixed_classify", "search_rank"]
+__all__ = ["IA3", "METHODS", "AdaLoRA", "AdapterFusion", "BottleneckAdapter", "DyLoRA",
+           "FullFineTuning", "LinearProbe", "LoRA", "Method", "MethodError", "PTuning",
+           "PTuningV2", "ParallelAdapter", "PeftModel", "PrefixTuning", "PromptTuning", "attach",
+           "combine", "detach", "fuse", "load_adapter", "mixed_batch", "mixed_classify",
+           "search_rank"]

@@ -38,7 +38,7 @@ from ..nn import Module, Parameter
 from ..tensor import Tensor
 from .method import Method, MethodError
 
-__all__ = ["ACTIVATIONS", "Adapter", "BottleneckAdapter", "truncated_normal"]
+__all__ = ["ACTIVATIONS", "Adapter", "Bottleneck", "BottleneckAdapter", "truncated_normal"]
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.tanh(),
                "silu": lambda x: x * x.sigmoid()}
@@ -58,32 +58,46 @@ class BottleneckAdapter(Method):
 
     def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
         check_narrower(self, model)
+        return {path: Adapter(model.get(path), self, rng) for path in self.paths(model)}
+
+    def paths(self, model: Decoder) -> list[str]:
+        """The paths of the layers behind which there is an adapter."""
         places = ("attention.output", "mlp.down") if self.placement == "houlsby" else ("mlp.down",)
-        paths = [f"blocks.{i}.{place}" for i in range(model.config.n_layers) for place in places]
-        return {path: Adapter(model.get(path), self, rng) for path in paths}
+        return [f"blocks.{i}.{place}" for i in range(model.config.n_layers) for place in places]
 
     def trained(self, model: Decoder) -> list[str]:
         return [n for n, _ in model.named_parameters() if "norm" in n] if self.norms else []
 
 
-class Adapter(Module):
-    """h + W_u f(W_d h + b_d) + b_u, for the output h of the layer `base`."""
+class Bottleneck(Module):
+    """z = W_u f(W_d h + b_d) + b_u, of d features."""
 
-    def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
-        d, m = base.d_out, method.bottleneck
-        draw = lambda *shape: Parameter(truncated_normal(shape, method.init_std, rng))
-        self.base, self.d_in, self.d_out = base, base.d_in, d
+    def __init__(self, d: int, method: BottleneckAdapter, rng: Rng):
+        m, draw = method.bottleneck, lambda *shape: Parameter(
+            truncated_normal(shape, method.init_std, rng))
         self.f, self.activation_up = ACTIVATIONS[method.activation], method.activation_up
         self.W_d, self.b_d = draw(m, d), Parameter(np.zeros(m))
         self.W_u, self.b_u = draw(d, m), Parameter(np.zeros(d))
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.base(x)                                                      # (B, T, d)
+    def z(self, h: Tensor) -> Tensor:
+        """h (B, T, d) → z (B, T, d)."""
         y = self.f(F.linear(h, self.W_d, self.b_d))                           # (B, T, m)
-        z = F.linear(y, self.W_u, self.b_u)                                   # (B, T, d)
-        return h + (self.f(z) if self.activation_up else z)
+        z = F.linear(y, self.W_u, self.b_u)
+        return self.f(z) if self.activation_up else z
 
     def describe(self) -> str: return "({1} → {0} → {1})".format(*self.W_d.shape)
+
+
+class Adapter(Bottleneck):
+    """h + z, for the output h of the layer `base`."""
+
+    def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
+        self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
+        super().__init__(base.d_out, method, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.base(x)                                                      # (B, T, d)
+        return h + self.z(h)
 
 
 def check_narrower(method: Method, model: Decoder) -> None:

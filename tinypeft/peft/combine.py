@@ -28,9 +28,10 @@ dare_ties. As PEFT does, this file trims each matrix by itself, where the paper 
 an adapter together; it elects by numbers without their wᵢ. PEFT puts the singular values into B;
 here B and A have their roots, so that both have gradients of one size.
 """
+import contextlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ from .lora import LoRA, LowRankLinear, thin_svd
 from .method import MethodError
 from .model import PeftModel
 
-__all__ = ["Combination", "combine"]
+__all__ = ["Combination", "combine", "free_base", "on_base"]
 
 Adapter = PeftModel | str | Path
 
@@ -68,15 +69,8 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
     Raises MethodError, and leaves all as it was, if that is not possible.
     """
     recipe, w = Combination(how, rank, density, sign, factors), numbers(adapters)
-    base = model or next((a.model for a in adapters if isinstance(a, PeftModel)), None)
-    if not isinstance(base, Decoder):
-        raise MethodError("combine: model= must be the base of the adapters in folders, got "
-                          f"{type(base).__name__}")
-    on = [a for a in adapters if isinstance(a, PeftModel) and a.active and a.model is base]
-    for tuned in on: tuned.detach()                               # one at most
-    try:
-        base.check_free("combine")
-        opened = {adapter: low_rank(on_base(adapter, base)) for adapter in adapters}
+    with free_base("combine", adapters, model) as base:
+        opened = {adapter: low_rank(on_base("combine", adapter, base)) for adapter in adapters}
         kept = head_of(opened, head)
         pairs = combined(base, list(opened.values()), w, recipe, np.random.default_rng(rng))
         r, others = common({path: len(A) for path, (B, A) in pairs.items()})
@@ -87,45 +81,64 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
         if kept is None: return attach_with(base, lora, state)
         state |= {f"head.{name}": array for name, array in kept.state_dict().items()}
         return attach_with(base, lora, state, head=kept.d_out, head_bias=kept.bias is not None)
-    except BaseException:
-        for tuned in on: tuned.reattach()
-        raise
 
 
 # -- the adapters --------------------------------------------------------------------------------
+@contextlib.contextmanager
+def free_base(verb: str, adapters: Iterable[Adapter], model: Decoder | None) -> Iterator[Decoder]:
+    """The base of several adapters, with none of them on it; after an error as it was before."""
+    for a in adapters:
+        if not isinstance(a, (PeftModel, str, Path)):
+            raise TypeError(f"{verb}: expected PeftModels or folders, got a {type(a).__name__}")
+    tuned = [a for a in adapters if isinstance(a, PeftModel)]
+    base = model or next((t.model for t in tuned), None)
+    if not isinstance(base, Decoder):
+        raise MethodError(f"{verb}: model= must be the base of the adapters in folders, got "
+                          f"{type(base).__name__}")
+    on = [t for t in tuned if t.active and t.model is base][:1]   # there may be the same one twice
+    for t in on: t.detach()
+    try:
+        base.check_free(verb)
+        yield base
+    except BaseException:
+        for t in on: t.reattach()
+        raise
+
+
+def on_base(verb: str, adapter: Adapter, base: Decoder) -> PeftModel:
+    """A PeftModel that learned on a base equal to `base`. A folder's is loaded and detached."""
+    if isinstance(adapter, PeftModel):
+        if adapter.model is base:
+            adapter.check_base(verb)
+            return adapter
+        with bare(adapter.model): theirs = fingerprint(adapter.model.state_dict())
+        if theirs in fingerprints(base): return adapter
+        raise MethodError(f"{verb}: {adapter.method} is on a base with other weights, which its "
+                          "numbers do not fit")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*the base's weights differ")
+        try:
+            tuned = load_adapter(base, adapter)
+        except UserWarning:
+            raise MethodError(f"{verb}: {adapter} learned on a base with other weights. If it fits "
+                              "this one all the same, give what load_adapter(model, folder) "
+                              "returns for each adapter") from None
+    tuned.detach()
+    return tuned
+
+
 def numbers(adapters):
     """The adapters' numbers w, (n,)."""
+    kind = type(adapters).__name__
     if not isinstance(adapters, Mapping) or not adapters:
         raise TypeError("combine: expected a dict from PeftModels or folders to numbers, such as "
-                        f"{{a: 0.7, b: 0.3}}, got {adapters!r}")
+                        f"{{a: 0.7, b: 0.3}}, got {'an empty dict' if adapters == {} else kind}")
     finite = real(1.0).metadata["limit"].holds
     for adapter, x in adapters.items():
-        if not isinstance(adapter, (PeftModel, str, Path)):
-            raise TypeError(f"combine: expected a PeftModel or a folder, got {adapter!r}")
-        if not finite(x): raise MethodError(f"combine: {adapter!r} has {x!r}, expected a number")
+        if not finite(x):
+            name = adapter.method if isinstance(adapter, PeftModel) else adapter
+            raise MethodError(f"combine: {name} has {x!r}, expected a finite number")
     return np.array([*adapters.values()], float)
-
-
-def on_base(adapter, base):
-    """A PeftModel that learned on a base equal to `base`. A folder's is loaded and detached."""
-    if not isinstance(adapter, PeftModel):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".*the base's weights differ")
-            try:
-                tuned = load_adapter(base, adapter)
-            except UserWarning:
-                raise MethodError(f"combine: {adapter} learned on a base with other weights. If it "
-                                  "fits this one all the same, give what load_adapter(model, "
-                                  "folder) returns for each adapter") from None
-        tuned.detach()
-    elif (tuned := adapter).model is base:
-        tuned.check_base("combine")
-    else:
-        with bare(tuned.model): theirs = fingerprint(tuned.model.state_dict())
-        if theirs not in fingerprints(base):
-            raise MethodError(f"combine: {tuned.method} is on a base with other weights; changes "
-                              "of different bases cannot be added")
-    return tuned
 
 
 def low_rank(tuned):
@@ -133,9 +146,9 @@ def low_rank(tuned):
     if tuned.trained:
         raise MethodError(f"combine: {tuned.method} trains parameters of the base, such as "
                           f"{next(iter(tuned.trained))}; only low-rank changes can be combined")
-    layers = [layer for w in tuned.wrappers.values() for layer in (w, w.base)]
-    if not layers or tuned.virtual or [isinstance(x, LowRankLinear) for x in layers] != [
-            True, False] * len(tuned.wrappers):
+    one = all(isinstance(w, LowRankLinear) and not isinstance(w.base, LowRankLinear)
+              for w in tuned.wrappers.values())
+    if tuned.virtual or not tuned.wrappers or not one:
         raise MethodError(f"combine: {tuned.method} is not one LoRA, AdaLoRA or DyLoRA; only "
                           "low-rank changes can be combined")
     return tuned
@@ -145,8 +158,8 @@ def head_of(opened, head):
     """The classifier of the adapter `head`, or None if none of them has a classifier."""
     if head is None and all(tuned.head is None for tuned in opened.values()): return None
     if head not in opened or opened[head].head is None:
-        raise MethodError("combine: heads are not combined; head= must be the adapter, one of the "
-                          f"dict's keys, whose classification head is kept, got {head!r}")
+        raise MethodError("combine: classification heads are not combined; head= must be one of "
+                          "the dict's keys, an adapter with a head, and its head is kept")
     return opened[head].head
 
 

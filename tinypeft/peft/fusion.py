@@ -1,0 +1,138 @@
+"""AdapterFusion (Pfeiffer et al., arXiv 2005.00247): an attention over adapters of several tasks.
+
+Each adapter was trained on a task of its own, on the same frozen base. Fusion puts all of them
+behind the same sublayers, frozen, and trains an attention that mixes what they say. Position by
+position it asks which adapters help with the hidden state h that the sublayer gives. Section 3:
+
+    zₙ = W_uₙ f(W_dₙ h + b_dₙ) + b_uₙ              adapter n's change of h, see `adapter.py`
+    α  = softmax over n of (Q h)ᵀ (K zₙ)
+    h  ← h + Σ αₙ V zₙ
+    loss + c Σ ‖V − I‖²_F over the layers
+
+    paper     here            shape
+    N         adapters        how many adapters there are
+    Q, K      Q, K            (d, d), start at N(0, 0.02²)
+    V         V               (d, d), starts at 1 on the diagonal and 10⁻⁶ elsewhere
+    c         regularization
+
+V starts, and is held, near the identity, so that a fusion starts as an average of its adapters.
+Trained: 3 d² for each layer that has adapters. Only the fusion learns, so what one adapter knows is
+not overwritten by another task. The adapters themselves are saved with the fusion.
+
+The code uses that V and K are linear: Σ αₙ V zₙ = V Σ αₙ zₙ, and (Q h)ᵀ (K zₙ) = (Kᵀ Q h)ᵀ zₙ. That
+is one product with V, and one with K, instead of N.
+
+Where implementations differ. The paper's V starts with small random numbers off the diagonal, and
+it names an l2 norm without a factor; the `adapters` library has 10⁻⁶, and c = 0.01 on the distance
+from the identity. This file follows the library, but for the biases that the library gives Q and K
+(the one of K has no influence). The paper fuses adapters behind the feed-forward part,
+`placement="pfeiffer"`; those of Houlsby's placement can be fused here, too. `norms=True` trains the
+base's norms for one task. A base has only one set of norms, so such adapters cannot be fused.
+"""
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import functional as F
+from ..decoder import Decoder
+from ..files import made
+from ..hints import Rng, Seed
+from ..hyper import Limit, declared, real
+from ..nn import Module, Parameter
+from ..tensor import Tensor, stack
+from .adapter import Bottleneck, BottleneckAdapter, check_narrower
+from .combine import Adapter, free_base, on_base
+from .method import Method, MethodError
+from .model import PeftModel, attach
+
+__all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
+
+SEVERAL = Limit(lambda x: (isinstance(x, (tuple, list)) and len(x) > 0
+                           and all(type(a) is BottleneckAdapter for a in x)),
+                "a tuple of BottleneckAdapters", ((), 3, (3,), BottleneckAdapter()))
+
+
+def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: Decoder | None = None,
+         head: int | None = None, head_bias: bool = True, rng: Seed = 0) -> PeftModel:
+    """An `AdapterFusion` of trained adapters, on their base, ready to be trained on another task.
+
+    adapters: PeftModels or folders, each with a `BottleneckAdapter(…, norms=False)` of one base and
+    placement. One that is on the base is detached; all stay as they are, and are copied. Their
+    heads are left out: head, head_bias, rng are as in `attach`. model: the base, if all adapters
+    are folders. Raises MethodError, and leaves all as it was, if that is not possible.
+    """
+    adapters = list(adapters)
+    with free_base("fuse", adapters, model) as base:
+        opened = [on_base("fuse", adapter, base) for adapter in adapters]
+        for tuned in opened:
+            if type(tuned.method) is not BottleneckAdapter:
+                raise MethodError(f"fuse: expected a BottleneckAdapter, got {tuned.method}")
+        method = AdapterFusion(tuple(tuned.method for tuned in opened), regularization)
+        fused = attach(base, method, rng=rng, head=head, head_bias=head_bias)
+        for path, layer in fused.wrappers.items():
+            for ours, tuned in zip(layer.adapters, opened, strict=True):
+                theirs = dict(tuned.wrappers[path].named_parameters())
+                for name, p in ours.named_parameters(): p.assign(theirs[name].data.astype(p.dtype))
+        return fused
+
+
+@dataclass(frozen=True)
+class AdapterFusion(Method):
+    """Train an attention over frozen adapters. `fuse` makes one from adapters that were trained."""
+    adapters: tuple[BottleneckAdapter, ...] = declared((), SEVERAL)
+    regularization: float = real(0.01, least=0)
+    learning_rate = 5e-3
+
+    def __post_init__(self):
+        if isinstance(self.adapters, tuple):             # a file holds the fields of each
+            told = lambda a: made(BottleneckAdapter, a) if isinstance(a, dict) else a
+            object.__setattr__(self, "adapters", tuple(map(told, self.adapters)))
+        super().__post_init__()
+
+    def check(self) -> None:
+        if any(a.norms for a in self.adapters):
+            raise MethodError("AdapterFusion: an adapter with norms=True trains the norms of the "
+                              "base as well, and a base has one set of norms for all adapters; "
+                              "train BottleneckAdapter(norms=False)")
+        if len({a.placement for a in self.adapters}) > 1:
+            raise MethodError("AdapterFusion: all adapters must have the same placement, got "
+                              f"{', '.join(a.placement for a in self.adapters)}")
+
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
+        for adapter in self.adapters: check_narrower(adapter, model)
+        return {path: FusedAdapters(model.get(path), self, rng)
+                for path in self.adapters[0].paths(model)}
+
+    def penalty(self, tuned: PeftModel) -> Tensor | None:
+        """c Σ ‖V − I‖²_F over the layers."""
+        if not self.regularization: return None
+        D = [layer.V - np.eye(layer.d_out) for layer in tuned.wrappers.values()]
+        return self.regularization * sum((d * d).sum() for d in D)
+
+
+class FusedAdapters(Module):
+    """h + Σ αₙ V zₙ, for the output h of the layer `base`."""
+
+    def __init__(self, base: Module, method: AdapterFusion, rng: Rng):
+        self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
+        d, self.adapters = base.d_out, [Bottleneck(base.d_out, m, rng) for m in method.adapters]
+        for adapter in self.adapters:
+            for p in adapter.parameters(): p.requires_grad = False
+        self.Q, self.K = (Parameter(0.02 * rng.standard_normal((d, d))) for _ in range(2))
+        self.V = Parameter(np.full((d, d), 1e-6) + (1 - 1e-6) * np.eye(d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.base(x)                                                      # (B, T, d)
+        z = stack([adapter.z(h) for adapter in self.adapters], 2)             # (B, T, N, d)
+        mixed = (self.attention(h, z) * z).sum(2)                             # (B, T, d)
+        return h + F.linear(mixed, self.V)
+
+    def attention(self, h: Tensor, z: Tensor) -> Tensor:
+        """α, (B, T, N, 1), of h (B, T, d) and z (B, T, N, d)."""
+        B, T, N, d = z.shape
+        KQh = F.linear(F.linear(h, self.Q), self.K.T)                         # (B, T, d)
+        scores = (z * KQh.reshape(B, T, 1, d)).sum(3)                         # (B, T, N)
+        return F.softmax(scores).reshape(B, T, N, 1)
+
+    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, {len(self.adapters)} adapters)"
