@@ -324,6 +324,14 @@ def test_other_methods_are_refused_and_all_is_left_as_it_was(method, words, gpt,
     assert all(np.array_equal(x, a.state_dict()[n]) for n, x in state.items())
 
 
+@pytest.mark.parametrize("methods", [(LORA, tp.PrefixTuning(2)), (LORA, WIDE), (LORA, tp.BottleneckAdapter(4, norms=False))],
+                         ids=str)
+def test_of_several_methods_on_one_model_each_is_combined_alone(methods, gpt):
+    tuned = tp.attach(gpt(), *methods)
+    with pytest.raises(tp.MethodError, match=r"combine: LoRA\(.* is not one LoRA, AdaLoRA or DyLoRA"): tp.combine({tuned: 1})
+    assert tuned.active
+
+
 @pytest.mark.parametrize("options, words", [
     (dict(how="sum"), "how must be 'cat', 'svd', 'linear', 'ties', 'dare' or 'dare_ties', got 'sum'"),
     (dict(how="svd", rank=0), "rank must be a positive integer, or None, got 0"), (dict(how="cat", rank=3), "rank is of the"),

@@ -161,6 +161,15 @@ def test_generates_with_and_without_cache(gpt, tokens):
     assert np.array_equal(one, two)
 
 
+def test_another_method_beside_it(gpt, tokens):
+    tuned = fused(gpt(), A, B)
+    logits = tuned(tokens).data
+    tuned.add(tp.LoRA(rank=2, targets=("down", "query")))
+    assert np.array_equal(tuned(tokens).data, logits) and set(tuned.parts) == {"AdapterFusion", "LoRA"}
+    move(tuned, np.random.default_rng(1))
+    assert_gradients(tuned, tokens[:2, :4])
+
+
 def test_it_does_not_merge(gpt):
     with pytest.raises(tp.MethodError, match="has no `merge`; keep the method attached"): fused(gpt(), A, B).merge()
 

@@ -45,6 +45,7 @@ from .adapter import Bottleneck, BottleneckAdapter, check_narrower
 from .combine import Adapter, free_base, on_base
 from .method import Method, MethodError
 from .model import PeftModel, attach
+from .part import Part
 
 __all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
 
@@ -104,10 +105,10 @@ class AdapterFusion(Method):
         return {path: FusedAdapters(model.get(path), self, rng)
                 for path in self.adapters[0].paths(model)}
 
-    def penalty(self, tuned: PeftModel) -> Tensor | None:
+    def penalty(self, part: Part) -> Tensor | None:
         """c Σ ‖V − I‖²_F over the layers."""
         if not self.regularization: return None
-        D = [layer.V - np.eye(layer.d_out) for layer in tuned.wrappers.values()]
+        D = [layer.V - np.eye(layer.d_out) for layer in part.wrappers.values()]
         return self.regularization * sum((d * d).sum() for d in D)
 
 
