@@ -8,7 +8,7 @@ import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.families import FAMILIES, make
 from tests.toys import linear_paths
-from tinypeft.targets import TargetError, chosen, match_targets
+from tinypeft.targets import TargetError, chosen, match_targets, names_for
 
 Q, K, V, O, UP, DOWN = LAYERS = [*(f"attention.{x}" for x in ("query", "key", "value", "output")), "mlp.up", "mlp.down"]
 BLOCKS = [f"blocks.{n}.{layer}" for n in range(12) for layer in LAYERS]
@@ -94,9 +94,17 @@ def test_an_adapter_with_such_targets_is_saved_and_loaded(gpt, tokens, tmp_path)
         f"blocks.1.attention.{name}": r for name, r in (("query", 3), ("key", 3), ("value", 2), ("output", 2))}
 
 
+@pytest.mark.parametrize("paths, names", [
+    (BLOCKS, ("query", "key", "value", "output", "up", "down")), (blocks(range(12), V, UP), ("value", "up")),
+    (blocks(range(11), V), None), (blocks([3], V, UP), None), (blocks(range(12), V) + blocks([0], UP), None)])
+def test_paths_have_short_names_if_every_block_has_them(paths, names):
+    assert names_for(iter(paths), 12) == (names or tuple(paths))
+    assert set(chosen(BLOCKS, names_for(paths, 12))) == set(paths)
+
+
 # -- what is refused -----------------------------------------------------------------------------
 @pytest.mark.parametrize("targets, words", [
-    ((), r"tuple of names .* got \(\)"), ([], r"got \[\]"), ("query", "got 'query'"), ((1,), r"got \(1,\)"),
+    ((), r"tuple of names .* got \(\)"), ([], r"got \[\]"), ("query", "got 'query'"), (("query", 1), r"got \('query', 1\)"),
     (("token_embedding",), "tied to the output"), (("head",), "tied to the output"),
     (("attn",), r"'attn' matches none of the layers; did you mean 'attention'\? There are attention, blocks, down, key, mlp, "
                 "output, query, up, value, in paths from 'blocks.0.attention.query' to 'blocks.1.mlp.down'"),

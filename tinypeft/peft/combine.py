@@ -61,10 +61,11 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
 
     adapters: PeftModel, or folder of a saved adapter → its number w, which may be negative. All are
     low-rank (LoRA, AdaLoRA, DyLoRA) and of one base; ranks and targets may differ. An adapter that
-    is on the base is detached, and each stays as it is. how, density (in (0, 1]; 0.2 for "ties"),
-    sign, factors: see the module. rank: of the nearest matrix; by default the largest among the
-    adapters'. head: the adapter whose classification head is kept, because heads are not combined.
-    model: the base, if all adapters are folders. rng: what "dare" draws from.
+    is on the base is detached, and each stays as it is. how, density, sign, factors: see the
+    module; density lies in (0, 1], and is the paper's 0.2 for "ties" if it is not given. rank: of
+    the nearest matrix; by default the largest that an adapter has in the layer. head: the adapter
+    whose classification head is kept, because heads are not combined. model: the base, if all
+    adapters are folders. rng: what "dare" draws from.
 
     Raises MethodError, and leaves all as it was, if that is not possible.
     """
@@ -129,10 +130,10 @@ def on_base(verb: str, adapter: Adapter, base: Decoder) -> PeftModel:
 
 def numbers(adapters):
     """The adapters' numbers w, (n,)."""
-    kind = type(adapters).__name__
     if not isinstance(adapters, Mapping) or not adapters:
+        got = type(adapters).__name__ if adapters else "nothing"
         raise TypeError("combine: expected a dict from PeftModels or folders to numbers, such as "
-                        f"{{a: 0.7, b: 0.3}}, got {'an empty dict' if adapters == {} else kind}")
+                        f"{{a: 0.7, b: 0.3}}, got {got}")
     finite = real(1.0).metadata["limit"].holds
     for adapter, x in adapters.items():
         if not finite(x):
@@ -208,27 +209,32 @@ class Combination(Checked):
     def pair(self, path: str, layers: Sequence[LowRankLinear], w: Array,
              rng: Rng) -> tuple[Array, Array]:
         """B (d_out, r) and A (r, d_in) of the layer at `path`, in float64."""
-        if self.factors or self.how == "linear":
-            s, B, A = zip(*map(split, layers), strict=True)
-            ranks = [len(a) for a in A]
-            if len({*ranks}) > 1:
-                raise MethodError(f"combine: {path} has the ranks {', '.join(map(str, ranks))}; "
-                                  "factors of different ranks cannot be added, take 'cat' or 'svd'")
-            root = np.sqrt(np.abs(w * np.array(s)))
-            A = self.merged(A, np.sign(w) * root, rng)
-            return self.merged(B, root, rng), A
-        rank = self.rank or max(1, *(layer.rank for layer in layers))
+        if self.factors or self.how == "linear": return self.sums(path, layers, w, rng)
+        r = self.rank or max(1, *(layer.rank for layer in layers))
         if self.how not in ("cat", "svd"):
-            return halves(*np.linalg.svd(self.merged([x.delta() for x in layers], w, rng),
-                                         full_matrices=False), rank)
+            W = self.merged([layer.delta() for layer in layers], w, rng)
+            return halves(*np.linalg.svd(W, full_matrices=False), r)
         lefts, rights = zip(*(layer.factors() for layer in layers), strict=True)
         B = np.hstack([x * left.astype(float) for x, left in zip(w, lefts, strict=True)])
         A = np.vstack(rights).astype(float)
         used = B.any(0)                                           # pruned triplets add nothing
         used[0] |= not used.any()
         B, A = B[:, used], A[used]
-        if self.how == "cat" and len(A) <= (most := min(len(B), A.shape[1])): return B, A
-        return halves(*thin_svd(B, A), most if self.how == "cat" else rank)
+        most = min(len(B), A.shape[1])                            # the rank of any matrix
+        if self.how == "cat" and len(A) <= most: return B, A
+        return halves(*thin_svd(B, A), most if self.how == "cat" else r)
+
+    def sums(self, path: str, layers: Sequence[LowRankLinear], w: Array,
+             rng: Rng) -> tuple[Array, Array]:
+        """B and A, each merged by itself."""
+        s = np.array([scale_of(layer) for layer in layers])
+        lefts, A = zip(*(layer.factors() for layer in layers), strict=True)
+        ranks, root = [len(a) for a in A], np.sqrt(np.abs(w * s))
+        if len({*ranks}) > 1:
+            raise MethodError(f"combine: {path} has the ranks {', '.join(map(str, ranks))}; "
+                              "factors of different ranks cannot be added, take 'cat' or 'svd'")
+        A = self.merged(A, np.sign(w) * root, rng)
+        return self.merged([left / x for left, x in zip(lefts, s, strict=True)], root, rng), A
 
     def merged(self, T: Sequence[Array], w: Array, rng: Rng) -> Array:
         """One matrix made of several, each with its number."""
@@ -253,9 +259,3 @@ def halves(U: Array, S: Array, Vt: Array, r: int) -> tuple[Array, Array]:
     """B = U √S and A = √S Vᵀ of the r largest singular values, or of all if they are fewer."""
     root = np.sqrt(S[:r])
     return U[:, :r] * root, root[:, None] * Vt[:r]
-
-
-def split(layer: LowRankLinear) -> tuple[float, Array, Array]:
-    """(s, B, A) with ΔW = s B A."""
-    s, (left, right) = scale_of(layer), layer.factors()
-    return s, left / s, right
