@@ -27,7 +27,7 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
@@ -91,23 +91,39 @@ def families(documents: Sequence[Document], span: int = SPAN) -> list[int]:
 
     Sharing `span` consecutive words (case and punctuation ignored) joins two documents. Families
     are the connected components."""
-    parent = list(range(len(documents)))
+    number = {}
+    return components(spans(document.text, number, span) for document in documents)
+
+
+def spans(text: str, number: dict[str, int], span: int = SPAN) -> Iterator[tuple[int, ...]]:
+    """The spans of a text: each run of `span` words, or all words if there are fewer.
+
+    number: word → its number; the function adds to it, so several texts can share one."""
+    words = re.findall(r"\w+", text.lower())
+    words = [number.setdefault(word, len(number)) for word in words]
+    return zip(*(words[k:] for k in range(min(span, len(words)))), strict=False)
+
+
+def components(keys: Iterable[Iterable[Hashable]]) -> list[int]:
+    """Return, for each item, the first of the items that it is joined with (union–find).
+
+    keys: those of each item. Items with a key in common are joined. Keys are compared by their
+    hash, which for tuples of integers is equal in every process."""
+    parent, owner = [], {}                               # hash of a key → the first item that has it
 
     def root(i):
         while parent[i] != i:
             parent[i] = i = parent[parent[i]]                                   # path halving
         return i
 
-    number, owner = {}, {}                      # word → number, hash of a span → its first document
-    for i, document in enumerate(documents):
-        words = re.findall(r"\w+", document.text.lower())
-        words = [number.setdefault(word, len(number)) for word in words]
-        for row in zip(*(words[k:] for k in range(min(span, len(words)))), strict=False):
-            first = owner.setdefault(hash(row), i)      # equal in every process: integers
+    for i, own in enumerate(keys):
+        parent.append(i)
+        for key in own:
+            first = owner.setdefault(hash(key), i)
             if first != i:
                 a, b = root(i), root(first)
                 parent[max(a, b)] = min(a, b)
-    return [root(i) for i in range(len(documents))]
+    return [root(i) for i in range(len(parent))]
 
 
 def split(documents: Sequence[Document], fractions: tuple[float, float] = (0.05, 0.05),
