@@ -24,7 +24,8 @@ from ..hints import Array
 from .sentencepiece import SentencePieceTokenizer
 from .tokenizer import BPETokenizer, Special, Tokenizer
 
-__all__ = ["FAMILIES", "Family", "chat_end", "chat_prompt", "family_of"]
+__all__ = ["FAMILIES", "Family", "chat_answer", "chat_end", "chat_prompt", "family_of",
+           "turns_of"]
 
 Turns = list[tuple[str, str]]                                    # (role, text) of each message
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -98,7 +99,27 @@ def chat_prompt(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]
     `FAMILIES`; None finds it by the tokenizer. Other models have the tokenizer of a family, too
     (Llama 2 has TinyLlama's), and another template. Raises ValueError for other conversations,
     and for a tokenizer without the family's special tokens."""
-    name = family_of(tokenizer, family)
+    return tokenizer.encode_parts(_parts(tokenizer, messages, family))
+
+
+def chat_answer(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]], answer: str,
+                family: str | None = None) -> Array:
+    """The ids (n,) of the model's answer in a conversation, without the token that ends it.
+
+    Arguments and errors: `chat_prompt`'s, whose ids come before these."""
+    parts = _parts(tokenizer, messages, family)
+    prompt, whole = (tokenizer.encode_parts(p) for p in (parts, [*parts, answer]))
+    if whole[:len(prompt)].tolist() == prompt.tolist(): return whole[len(prompt):]
+    return tokenizer.encode(answer)              # its first token would reach into the prompt
+
+
+def _parts(tokenizer, messages, family):
+    """The parts of a conversation's prompt, for `encode_parts`."""
+    return FAMILIES[family_of(tokenizer, family)].template(turns_of(messages))
+
+
+def turns_of(messages: str | Sequence[Mapping[str, str]]) -> Turns:
+    """The turns of a conversation, checked as `chat_prompt` does."""
     if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
     turns = [_turn(message) for message in messages]
     roles = [role for role, _ in turns]
@@ -107,7 +128,7 @@ def chat_prompt(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]
     if not len(spoken) % 2 or spoken != expected:
         raise ValueError("a conversation is a system message or none, then user and assistant in "
                          f"turn, the user first and last; got {', '.join(roles) or 'no message'}")
-    return tokenizer.encode_parts(FAMILIES[name].template(turns))
+    return turns
 
 
 def chat_end(tokenizer: Tokenizer, family: str | None = None) -> int:

@@ -109,7 +109,7 @@ def components(keys: Iterable[Iterable[Hashable]]) -> list[int]:
 
     keys: those of each item. Items with a key in common are joined. Keys are compared by their
     hash, which for tuples of integers is equal in every process."""
-    parent, owner = [], {}                               # hash of a key → the first item that has it
+    parent, owner = [], {}                               # hash of a key → the first that has it
 
     def root(i):
         while parent[i] != i:

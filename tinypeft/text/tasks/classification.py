@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ... import functional as F
+from ...hints import Array
 from ...nn import Module
-from ...tensor import Tensor
+from ...tensor import Tensor, no_grad
 from .. import corpus
 from ..tokenizer import Tokenizer
 from .sentences import first_sentences
-from .task import SPLITS, Batch, Metrics, Rows, context_of, pad, tokenizer_of
+from .task import SPLITS, Batch, Metrics, Rows, checked_texts, context_of, pad, tokenizer_of
 
 __all__ = ["CLASSES", "Classification", "classify"]
 
@@ -45,7 +46,9 @@ def classify(model: Module | Tokenizer | None = None, context: int | None = None
         rows[split] = [(text, label) for label, c in enumerate(classes)
                        for text in evenly(by_class[c], caps[split])]
     sha256 = {"base": corpus.base_corpus().sha256, "domain": corpus.domain_corpus().sha256}
-    return Classification(rows, classes, tokenizer, context, sha256)
+    task = Classification(rows, classes, tokenizer, context, sha256)
+    task.nouns = "packages", "sentences"
+    return task
 
 
 @functools.cache
@@ -82,28 +85,53 @@ def evenly(rows, most):
 
 
 class Classification(Rows):
-    """Name the class of a sentence. rows: split → [(sentence, label)]; label indexes `classes`.
+    """Name the class of a text. rows: split → [(text, label)]; label indexes `classes`.
 
-    A row of tokens is a document as in pretraining: the sentence, cut to fit, between two ends of
-    text, or after the start of a tokenizer that has one. The head reads the last. A batch is
-    (padded tokens (B, T), lengths (B,), labels (B,))."""
+    A row of tokens is a document as in pretraining: the text, cut to fit, between two ends of text,
+    or after the start of a tokenizer that has one. The head reads the last. A batch is (padded
+    tokens (B, T), lengths (B,), labels (B,))."""
+    nouns = "classes", "rows"
 
     def __init__(self, rows: dict[str, list[tuple[str, int]]], classes: Iterable[str],
-                 tokenizer: Tokenizer, context: int, sha256: dict[str, str] | None = None):
-        opening, end = [tokenizer.opening], [tokenizer.end_of_text]
-        ids = lambda text: tokenizer.encode(f"{text}\n")[:context - 2]
-        document = lambda text: np.concatenate([opening, ids(text), end])
-        splits = {split: [(document(text), label) for text, label in part]
+                 tokenizer: Tokenizer, context: int, sha256: dict[str, str] | None = None,
+                 name: str = "classify"):
+        self.rows, self.classes = rows, tuple(classes)
+        self.tokenizer, self.context = tokenizer, context
+        splits = {split: [(self.encode(text), label) for text, label in part]
                   for split, part in rows.items()}
-        super().__init__("classify", splits, sha256)
-        self.rows, self.classes, self.end_of_text = rows, tuple(classes), tokenizer.end_of_text
+        super().__init__(name, splits, sha256)
+        self.form = {"kind": "labelled", "context": context, "classes": list(self.classes)}
+
+    def encode(self, text: str) -> Array:
+        """The ids (n,) of a row, n ≤ context."""
+        ids = self.tokenizer.encode(f"{text}\n")[:self.context - 2]
+        return np.concatenate([[self.tokenizer.opening], ids, [self.tokenizer.end_of_text]])
+
+    def predict(self, model: Module, texts: Sequence[str], probabilities: bool = False,
+                batch_size: int = 16) -> list[str] | tuple[list[str], Array]:
+        """The likeliest class of each text; with `probabilities` also those of all classes, (N, C).
+
+        model: with a head for the classes. Raises ValueError for another number of classes."""
+        model.eval()
+        rows, p = [(self.encode(text), 0) for text in checked_texts(texts)], []
+        with no_grad():
+            for i in range(0, len(rows), batch_size):
+                logits = self.logits(model, self.collate(rows[i:i + batch_size]))
+                p.append(np.exp(F.log_softmax(logits).data))
+        p = np.concatenate([np.zeros((0, len(self.classes)), np.float32), *p])
+        labels = [self.classes[i] for i in p.argmax(-1)]
+        return (labels, p) if probabilities else labels
 
     def collate(self, examples: Sequence) -> Batch:
-        tokens, lengths = pad([ids for ids, _ in examples], self.end_of_text)
+        tokens, lengths = pad([ids for ids, _ in examples], self.tokenizer.end_of_text)
         return tokens, lengths, np.array([label for _, label in examples])
 
     def logits(self, model: Module, batch: Batch) -> Tensor:
-        return model.classify(*batch[:2])                     # (B, C)
+        logits = model.classify(*batch[:2])                   # (B, C)
+        if logits.shape[1] != len(self.classes):
+            raise ValueError(f"{self.name}: the model's head has {logits.shape[1]} classes, the "
+                             f"task {len(self.classes)}: {', '.join(self.classes)[:200]}")
+        return logits
 
     def loss(self, model: Module, batch: Batch) -> Tensor:
         return F.cross_entropy(self.logits(model, batch), batch[2])
@@ -123,7 +151,8 @@ class Classification(Rows):
 
     def describe(self) -> str:
         sizes = " / ".join(f"{len(rows):,}" for rows in self.rows.values())
-        return f"{len(self.classes)} packages, {sizes} sentences ({' / '.join(self.rows)})"
+        classes, rows = self.nouns
+        return f"{len(self.classes)} {classes}, {sizes} {rows} ({' / '.join(self.rows)})"
 
 
 def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):

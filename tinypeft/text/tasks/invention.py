@@ -63,14 +63,12 @@ def invented(model: Module | BPETokenizer | None = None, context: int | None = N
     task = Invented.of_corpus("invented", text, tokenizer, context_of(model, context, 128))
     task.questions = [(WORDINGS[kind][3].removesuffix(" {1}.").format(name), f" {value}")
                       for name, facts in catalogue.items() for kind, value in facts.items()]
-    task.tokenizer = tokenizer
     return task
 
 
 class Invented(LanguageModelling):
     """Language modelling of the catalogue. questions: (beginning of a test sentence, its end)."""
     questions: list[tuple[str, str]]
-    tokenizer: BPETokenizer
 
     def recall(self, model: Module) -> float:
         """The share of the facts that greedy continuations of the questions state correctly."""

@@ -15,7 +15,8 @@ from .. import corpus
 from ..corpus import Corpus
 from ..ngram import KneserNey
 from ..tokenizer import Tokenizer
-from .task import SPLITS, Batch, Metrics, Task, context_of, tokenizer_of
+from .task import SPLITS, Batch, Metrics, Task, checked_texts, context_of, tokenizer_of
+from .writing import written
 
 __all__ = ["LanguageModelling", "domain"]
 
@@ -44,9 +45,10 @@ class LanguageModelling(Task):
     so that every token but the first is predicted once."""
 
     def __init__(self, name: str, streams: dict[str, Array], n_bytes: dict[str, int], context: int,
-                 sha256: dict[str, str] | None = None):
+                 sha256: dict[str, str] | None = None, tokenizer: Tokenizer | None = None):
         super().__init__(name, streams, sha256)
         self.streams, self.n_bytes, self.context = streams, n_bytes, context
+        self.tokenizer, self.form = tokenizer, {"kind": "text", "context": context}
         for split, ids in streams.items():
             if len(ids) <= context:
                 raise ValueError(f"{name}: {split} has {len(ids)} tokens, fewer than a window of "
@@ -58,7 +60,7 @@ class LanguageModelling(Task):
         """Make the task of modelling a corpus, or some splits of it. name: also the corpus'."""
         streams = {split: tokenizer.encode_documents(getattr(text, split)) for split in splits}
         n_bytes = {split: text.n_bytes(split) for split in splits}
-        return cls(name, streams, n_bytes, context, {name: text.sha256})
+        return cls(name, streams, n_bytes, context, {name: text.sha256}, tokenizer)
 
     def batch(self, split: str, size: int, rng: np.random.Generator) -> Batch:
         """Draw windows at random: (tokens (B, T), next tokens (B, T))."""
@@ -88,6 +90,13 @@ class LanguageModelling(Task):
         tokens_per_byte = (len(self.data(split)) - 1) / self.n_bytes[split]
         return {**means, "perplexity": math.exp(means["loss"]),
                 "bits_per_byte": means["loss"] / math.log(2) * tokens_per_byte}
+
+    def predict(self, model: Module, texts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
+        """The likeliest continuation of each text, token by token, up to the end of text.
+
+        Raises ValueError for an empty text, or one that fills the model's context."""
+        prompts = [self.tokenizer.encode_prompt(text) for text in checked_texts(texts)]
+        return written(model, self.tokenizer, prompts, self.tokenizer.end_of_text, max_new_tokens)
 
     def measure_baselines(self) -> dict[str, Metrics]:
         """Fit the unigram and Kneser–Ney 5-gram models on train; tune them on validation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,19 @@ def context_of(model, context, default):
     return context
 
 
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """A list of texts; TypeError for one text alone, which is a sequence of letters, or others."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"predict: expected a list of texts, got {str(texts)[:80]!r}")
+    return list(texts)
+
+
 class Task:
-    """splits: split → data. sha256: corpus → hash of the documents that were read."""
+    """splits: split → data. sha256: corpus, or file → hash of what was read. notes: what was left
+    out of one's own data, cut or joined, a sentence each. form: what prediction needs beside the
+    model, for `save_task`."""
+    notes: tuple[str, ...] = ()
+    form: dict[str, Any]
 
     def __init__(self, name: str, splits: dict[str, Sequence],
                  sha256: dict[str, str] | None = None):
@@ -55,7 +67,7 @@ class Task:
     def data(self, split: str) -> Sequence:
         """Return a split's data. Raises ValueError for an unknown split."""
         if split in self.splits: return self.splits[split]
-        names = ", ".join(self.splits)
+        names = ", ".join(self.splits) or "none, only what prediction needs"
         raise ValueError(f"{self.name}: there is no split {split!r}; there are {names}")
 
     def count(self, batch: Batch) -> int:
@@ -76,10 +88,12 @@ class Task:
         return self.measure_baselines()
 
     def __repr__(self):
+        if not self.splits: return f"{self.name}: without data, for predict"
         numbers = lambda metrics: ", ".join(f"{k} {v:.3f}" for k, v in metrics.items())
         measured = vars(self).get("baselines", {})
         baselines = "; ".join(f"{name}: {numbers(metrics)}" for name, metrics in measured.items())
-        return f"{self.name}: {self.describe()}; test baselines: {baselines or 'see .baselines'}"
+        said = "; ".join([self.describe(), *self.notes])
+        return f"{self.name}: {said}; test baselines: {baselines or 'see .baselines'}"
 
 
 class Rows(Task):

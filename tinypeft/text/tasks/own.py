@@ -1,0 +1,247 @@
+"""Tasks from one's own files: text to continue, rows with a label, and prompts with an answer.
+
+    task = tp.tasks.text("notes/", model)                    # Markdown or plain text, or folders
+    task = tp.tasks.labelled("reviews.csv", model)           # columns text and label
+    task = tp.tasks.pairs("answers.jsonl", model)            # prompt and answer, or messages
+
+Each is split into train, validation and test by `held_out.py`, near-duplicates on one side. Rows
+that repeat another are left out, and so are repeated paragraphs of a text. `task.notes` says how
+many, and what did not fit. The task's `sha256` is that of the files.
+
+A file of text is a document. One that holds more than a twentieth of all text is cut into
+documents: at Markdown headings, where a part is still longer at blank lines, then at line ends,
+sentences and words, and neighbours that fit together stay together. The parts of one file may then
+stand on different sides. They share its subject and its style, so the test says how well the model
+continues this text, and not how well it would continue another author's.
+"""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...files import naming
+from ...nn import Module
+from ..chat import family_of, turns_of
+from ..corpus import deduplicate
+from ..tokenizer import Tokenizer
+from .answering import Answering, plain
+from .classification import Classification
+from .held_out import parts
+from .language_modelling import LanguageModelling
+from .own_files import Paths, Table, checked, files_named, in_lines, read_table, read_texts
+from .task import SPLITS, context_of, tokenizer_of
+
+__all__ = ["PAIRS", "cut", "labelled", "pairs", "text"]
+
+PAIRS = (("prompt", "answer"), ("prompt", "completion"), ("instruction", "output"),
+         ("question", "answer"), ("messages",))
+DOCUMENTS = 20                                                # a document is no larger part of all
+SHORTEST = 16                                                 # tokens of a window
+# Where a long text is cut: before headings; after blank lines, line ends, sentences, words.
+PLACES = r"(?m)(?=^#{1,6} )", r"(?<=\n\n)", r"(?<=\n)", r"(?<=[.!?] )", r"(?<= )"
+Shares = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document that is only text."""
+    text: str
+
+    def __str__(self): return f"{self.text}\n"
+
+
+# -- text ------------------------------------------------------------------------------------------
+def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | None = None, *,
+         held_out: Shares = (0.1, 0.1), seed: int = 0,
+         encoding: str = "utf-8") -> LanguageModelling:
+    """Make the task of language modelling on files of text, and text files in folders.
+
+    model: a model or PeftModel with a tokenizer, or a tokenizer; None means the shipped base's.
+    context: tokens per window; by default 128, or less if the model's context or a part of the text
+    is short. held_out: the shares of validation and test, by length; (0, 1) makes everything the
+    test. seed: another one draws other parts. Raises FileNotFoundError, and ValueError for files
+    that are not text, too long (20 MB) or too short."""
+    files, sha256 = read_texts(paths, encoding)
+    tokenizer, name = tokenizer_of(model), _name(paths)
+    most = sum(len(text) for _, text in files) // DOCUMENTS
+    if held_out[1] < 1: files = [(name, part) for name, text in files for part in cut(text, most)]
+    documents = [Passage(part) for _, text in files if (part := text.strip("\n")).strip()]
+    split, seen = _split([(d.text,) for d in documents], held_out, seed,
+                         weights=[len(d.text) for d in documents]), set()
+    kept = {s: deduplicate([documents[i] for i in rows], seen) for s, rows in split.items()}
+    streams = {s: tokenizer.encode_documents(part) for s, part in kept.items() if part}
+    _nothing_empty(name, streams, held_out, "documents", "give more text")
+    if context is None:
+        context = min(context_of(model, None, 128), *(len(ids) - 1 for ids in streams.values()))
+        if context < SHORTEST:
+            sizes = " / ".join(str(len(ids)) for ids in streams.values())
+            raise ValueError(f"{name} is too short: {sizes} tokens ({' / '.join(streams)}), and "
+                             f"each needs {SHORTEST + 1}; give more text")
+    n_bytes = {s: sum(len(str(d).encode()) for d in kept[s]) for s in streams}
+    task = LanguageModelling(name, streams, n_bytes, context_of(model, context, 128),
+                             {name: sha256}, tokenizer)
+    task.form |= {"held_out": list(held_out), "seed": seed}
+    lost = sum(len(d.text) for d in documents) - sum(len(d.text) for p in kept.values() for d in p)
+    task.notes = _notes((len(documents), "documents", ""),
+                        (lost, "characters", " in repeated paragraphs left out"))
+    return task
+
+
+def cut(text: str, most: int, places: Sequence[str] = PLACES) -> list[str]:
+    """Cut a text into parts of at most `most` characters where that is possible. The parts joined
+    are the text. places: where to cut, as patterns; the next one is for what is still too long."""
+    if len(text) <= most or not places: return [text]
+    joined = []
+    for piece in re.split(places[0], text):
+        for part in cut(piece, most, places[1:]):
+            if joined and len(joined[-1]) + len(part) <= most: joined[-1] += part
+            else: joined.append(part)
+    return joined
+
+
+# -- rows ------------------------------------------------------------------------------------------
+def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: str = "text",
+             label: str = "label", context: int | None = None, *,
+             classes: Sequence[str] | None = None, held_out: Shares = (0.15, 0.15), seed: int = 0,
+             encoding: str = "utf-8", delimiter: str | None = None) -> Classification:
+    """Make the task of naming the label of each row of a CSV or TSV file with a header, or JSONL.
+
+    `attach(model, method, head=len(task.classes))` gives the model a head. text, label: columns.
+    context: the most tokens of a row, by default 128 or half of the model's; longer rows are cut.
+    classes: the labels in the head's order; by default all there are, sorted. Each needs 3 rows.
+    model, held_out (here shares of each class' rows), seed: as in `text`. encoding, delimiter: of
+    the file. Raises FileNotFoundError, and ValueError for a file that is not such a table."""
+    table = read_table(path, encoding, delimiter)
+    table.chosen((text, label))
+    rows = list(zip(table.texts(text), table.texts(label), strict=True))
+    lines = [line for line, _ in table.rows]
+    known = sorted({label for _, label in rows})
+    if classes is not None:
+        if wrong := [(n, c) for n, (_, c) in zip(lines, rows, strict=True) if c not in classes]:
+            raise ValueError(f"{table.place(wrong[0][0])}: {label!r} is {wrong[0][1][:80]!r}, and "
+                             f"the classes are {', '.join(classes)[:400]}")
+    elif len(known) < 2:
+        raise ValueError(f"{path}: every row has the label {known[0][:80]!r}; a classifier needs "
+                         "two classes")
+    kept = _first(rows)
+    count = Counter(rows[i][1] for i in kept)
+    if held_out[1] < 1 and (rare := [c for c in known if count[c] < 3]):
+        where = in_lines([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
+        others = f", and so do {len(rare) - 1} other classes" if len(rare) > 1 else ""
+        raise ValueError(f"{path}: the class {rare[0][:80]!r} has {count[rare[0]]} different rows "
+                         f"({where}){others}; each class needs 3, one each to train, validate and "
+                         f"test. Add rows, join classes, or name another column than {label!r}")
+    classes, tokenizer = tuple(classes or known), tokenizer_of(model)
+    split = _split([(rows[i][0],) for i in kept], held_out, seed, [rows[i][1] for i in kept])
+    _nothing_empty(path, split, held_out, "rows", "add rows that are not near-duplicates")
+    index = {c: i for i, c in enumerate(classes)}
+    examples = {s: [(rows[kept[i]][0], index[rows[kept[i]][1]]) for i in part]
+                for s, part in split.items()}
+    context = context_of(model, context, 128)
+    task = Classification(examples, classes, tokenizer, context, {table.path.name: table.sha256},
+                          _name(path))
+    n_cut = sum(len(tokenizer.encode(f"{text}\n")) > context - 2
+                for part in examples.values() for text, _ in part)
+    task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}
+    task.notes = _notes((len(rows) - len(kept), "rows", " repeat another and are left out"),
+                        (n_cut, "rows", f" cut to {context} tokens"))
+    return task
+
+
+def pairs(path: str | Path, model: Module | Tokenizer | None = None, prompt: str | None = None,
+          answer: str | None = None, context: int | None = None, *,
+          chat: str | bool | None = None, held_out: Shares = (0.15, 0.15), seed: int = 0,
+          encoding: str = "utf-8", delimiter: str | None = None) -> Answering:
+    """Make the task of answering the prompts of a JSONL or CSV file. The loss is on the answers.
+
+    prompt, answer: columns; by default the first of `PAIRS` that the file has. An "input" beside
+    "instruction" and "output" is a part of the prompt. "messages" is a conversation, whose last
+    message is the answer. chat: the family of the chat template (`chat.FAMILIES`), False for plain
+    text; by default the template that the tokenizer is known for, plain text if there is none. (A
+    base model may have the tokenizer of a chat model.) context: the most tokens of a row, by
+    default 256 or half of the model's; longer rows are left out. Otherwise as `labelled`."""
+    table, tokenizer = read_table(path, encoding, delimiter), tokenizer_of(model)
+    if (prompt is None) != (answer is None):
+        raise ValueError("pairs: name both columns, prompt and answer, or none of them")
+    names = table.chosen(*([(prompt, answer)] if prompt is not None else PAIRS))
+    rows = _conversations(table) if names == ("messages",) else _prompts(table, names)
+    kept = _first([(plain(prompt), answer) for prompt, answer in rows])
+    if chat is None: chat = _known_family(tokenizer)
+    split = _split([(plain(rows[i][0]), rows[i][1]) for i in kept], held_out, seed)
+    _nothing_empty(path, split, held_out, "rows", "add rows that are not near-duplicates")
+    examples = {s: [rows[kept[i]] for i in part] for s, part in split.items()}
+    context = context_of(model, context, 256)
+    task = Answering(examples, tokenizer, context, {table.path.name: table.sha256}, chat or None,
+                     _name(path))
+    _nothing_empty(path, {s: part for s, part in task.splits.items() if part}, held_out,
+                   f"rows of at most {context} tokens", "shorten them, or give a larger context")
+    task.form |= {"held_out": list(held_out), "seed": seed, "columns": list(names)}
+    task.notes = _notes((len(rows) - len(kept), "rows", " repeat another and are left out"),
+                        (task.n_left_out, "rows", f" longer than {context} tokens left out"))
+    return task
+
+
+def _prompts(table, names):
+    """[(prompt, answer)] of two columns."""
+    prompts, answers = map(table.texts, names)
+    if names == ("instruction", "output") and table.columns.count("input") == 1:
+        more = table.texts("input", is_optional=True)
+        prompts = [f"{p}\n\n{m}" if m else p for p, m in zip(prompts, more, strict=True)]
+    return list(zip(prompts, answers, strict=True))
+
+
+def _conversations(table: Table):
+    """[(messages, answer)] of the column "messages"."""
+    rows = []
+    for line, row in table.rows:
+        messages, place = row.get("messages"), table.place(line)
+        match messages:
+            case [*before, {"role": "assistant", "content": str(answer)}] if answer.strip(): pass
+            case _:
+                raise ValueError(f'{place}: messages must be a list of {{"role": …, "content": …}},'
+                                 " the last one from the assistant and not empty, got "
+                                 f"{str(messages)[:80]}")
+        with naming(place): turns = turns_of(before)
+        rows.append((tuple({"role": role, "content": checked(said, place)}
+                           for role, said in turns), checked(answer, place).strip()))
+    return rows
+
+
+# -- both ------------------------------------------------------------------------------------------
+def _name(paths):
+    return files_named([paths] if isinstance(paths, (str, Path)) else paths)
+
+
+def _first(rows):
+    """The indices of rows that do not repeat an earlier one; case and spaces are ignored."""
+    found = {}
+    for i, row in enumerate(rows):
+        found.setdefault(tuple(" ".join(text.lower().split()) for text in row), i)
+    return list(found.values())
+
+
+def _split(texts, held_out, seed, classes=None, weights=None):
+    """split → indices of texts, in order; without splits that have none."""
+    n = len(texts)
+    part = parts(texts, classes or [None] * n, weights or [1] * n, held_out, seed)
+    split = {s: [i for i in range(n) if part[i] == s] for s in SPLITS}
+    return {s: rows for s, rows in split.items() if rows}
+
+
+def _nothing_empty(place, split, held_out, what, remedy):
+    """ValueError if a split that was asked for has nothing."""
+    shares = zip(SPLITS, (1 - sum(held_out), *held_out), strict=True)
+    if lost := [s for s, share in shares if share > 1e-9 and s not in split]:
+        raise ValueError(f"{place}: there are no {what} for {' and '.join(lost)}: {remedy}")
+
+
+def _known_family(tokenizer):
+    try: return family_of(tokenizer)
+    except ValueError: return None
+
+
+def _notes(*found):
+    return tuple(f"{n:,} {what}{said}" for n, what, said in found if n)

@@ -1,0 +1,217 @@
+"""Reading the files that somebody brings: texts, and tables in CSV, TSV or JSON.
+
+Nothing is guessed and nothing is skipped in silence: a file that is not what it should be is a
+ValueError that names the file, the line, what is there and what to do. A file may have 20 MB,
+because a corpus is held in memory, with each of its spans of words.
+"""
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...files import naming, open_regular, parse_json
+
+__all__ = ["Table", "read_table", "read_texts"]
+
+MOST = 20_000_000                                             # bytes
+TEXTS = ".md", ".markdown", ".rst", ".txt"                    # what is read of a folder
+WIDE = b"\xff\xfe", b"\xfe\xff"                               # how UTF-16 and UTF-32 begin
+Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file: (line, column → value). columns: in the file's order; a name may repeat."""
+    path: Path
+    sha256: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, dict[str, Any]], ...]
+
+    def place(self, line: int) -> str:
+        return f"{self.path}, line {line}"
+
+    def chosen(self, *options: tuple[str, ...]) -> tuple[str, ...]:
+        """The first option whose columns all exist. ValueError, with a list of the columns, if none
+        is there, or one of them twice."""
+        for names in options:
+            if not set(names) <= set(self.columns): continue
+            if twice := [name for name in names if self.columns.count(name) > 1]:
+                raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; rename one")
+            return names
+        wanted = " or ".join(" and ".join(map(repr, names)) for names in options)
+        there = ", ".join(repr(name[:40]) for name in self.columns[:40])
+        raise ValueError(f"{self.path} has no column {wanted}; there are {there}. Say which of "
+                         "them to read")
+
+    def texts(self, column: str, is_optional: bool = False) -> list[str]:
+        """The column's values as text, without whitespace around them. ValueError for a value that
+        is missing, empty (unless is_optional) or no text; numbers and truth values become text."""
+        texts = [self._text(line, row.get(column), column, is_optional) for line, row in self.rows]
+        empty = [line for (line, _), text in zip(self.rows, texts, strict=True) if not text]
+        if empty and not is_optional:
+            raise ValueError(f"{self.path}: {column!r} is empty in {in_lines(empty)}; fill it in, "
+                             "or delete the row")
+        return texts
+
+    def _text(self, line, value, column, is_optional):
+        if type(value) in (int, float, bool): value = json.dumps(value)
+        if value is None and is_optional: value = ""
+        if not isinstance(value, str):
+            got = "nothing" if value is None else f"{str(value)[:80]}"
+            raise ValueError(f"{self.place(line)}: {column!r} must be text, got {got}")
+        return checked(value, self.place(line)).strip()
+
+
+def in_lines(lines: Sequence[int]) -> str:
+    """"line 3", or "lines 3, 5, 8, 9, 12 and 7 more"."""
+    more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+    return f"line{'s'[:len(lines) > 1]} {', '.join(map(str, lines[:5]))}{more}"
+
+
+def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, str]], str]:
+    """([(name, text)] of files, and of the text files in folders; SHA-256 of them all).
+
+    Of a folder, files that end in .md, .markdown, .rst or .txt are read, in the order of their
+    names, those of inner folders too; hidden ones and blank ones are not. Raises FileNotFoundError,
+    and ValueError for what is not text, for no text at all, and for more than 20 MB."""
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    found, hashed, left = [], hashlib.sha256(), MOST
+    for path in dict.fromkeys(file for given in paths for file in _files(Path(given))):
+        data = _bytes(path, left)
+        left -= len(data)
+        hashed.update(hashlib.sha256(data).digest())
+        if text := decoded(data, path, encoding).strip(): found.append((path.name, text))
+    if not found:
+        raise ValueError(f"{', '.join(map(str, paths)) or 'no file'}: there is no text in it; give "
+                         "files that hold text")
+    return found, hashed.hexdigest()
+
+
+def _files(path):
+    """The file itself, or a folder's text files."""
+    if not path.is_dir(): return [path]
+    there = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXTS
+                   and file.is_file()
+                   and not any(part.startswith(".") for part in file.relative_to(path).parts))
+    if there: return there
+    raise ValueError(f"the folder {path} holds no text file: none ends in {', '.join(TEXTS)}; name "
+                     "the files instead")
+
+
+def read_table(path: str | Path, encoding: str = "utf-8", delimiter: str | None = None) -> Table:
+    """The rows of a file: JSON if it ends in .jsonl, .ndjson or .json, or begins with a brace or a
+    bracket, and otherwise CSV with a header.
+
+    delimiter: what separates fields; None is a tab in a file that ends in .tsv, and elsewhere what
+    the header has most of: commas, semicolons or tabs. Raises FileNotFoundError and ValueError."""
+    path = Path(path)
+    data = _bytes(path, MOST)
+    text = decoded(data, path, encoding)
+    if not text.strip(): raise ValueError(f"{path} is empty; give a file with rows")
+    is_json = path.suffix in (".jsonl", ".ndjson", ".json")
+    if path.suffix not in (".csv", ".tsv"): is_json |= text.lstrip()[0] in "{["
+    columns, rows = _json(text, path) if is_json else _csv(text, path, delimiter)
+    if not rows: raise ValueError(f"{path} has no row; give a file with rows")
+    return Table(path, hashlib.sha256(data).hexdigest(), columns, tuple(rows))
+
+
+def _json(text, path):
+    if text.lstrip()[0] == "[":
+        with naming(path): values = list(enumerate(_parsed(text, path), 1))
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        values = [(n, _parsed(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
+    for n, value in values:
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {n}: expected a JSON object such as {{\"prompt\": "
+                             f"\"…\", \"answer\": \"…\"}}, got {str(value)[:80]}")
+    return tuple(dict.fromkeys(name for _, row in values for name in row)), values
+
+
+def _parsed(text, place):
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{place}: this is not JSON: {e.msg}, at character {e.pos + 1}; each line "
+                         "holds one JSON object") from e
+    except ValueError as e:
+        raise ValueError(f"{place}: {e}") from e
+
+
+def _csv(text, path, delimiter):
+    header = text.lstrip("\n").split("\n", 1)[0]
+    if delimiter is None:
+        delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=header.count)
+    if len(delimiter) != 1 or delimiter in '"\n\r ':
+        raise ValueError(f"delimiter must be one character such as ',' or ';', got {delimiter!r}")
+    reader, rows, before = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True), [], 0
+    try:
+        for row in reader:
+            if row: rows.append((before + 1, row))            # the line that the row begins in
+            before = reader.line_num
+    except csv.Error as e:
+        raise ValueError(f"{path}, line {before + 1}: {e}; a text that contains {delimiter!r}, a "
+                         "quote or a line end stands in quotes, and a quote in it is written twice"
+                         ) from e
+    (_, columns), *rows = rows
+    columns = [name.strip() for name in columns]
+    ragged = [(line, row) for line, row in rows if len(row) != len(columns)]
+    if ragged:
+        line, row = ragged[0]
+        raise ValueError(f"{path}: {in_lines([line for line, _ in ragged])}: line {line} has "
+                         f"{len(row)} fields, the header has {len(columns)}; put quotes around a "
+                         f"text that contains {delimiter!r} or a line end")
+    return tuple(columns), [(line, dict(zip(columns, row, strict=True))) for line, row in rows]
+
+
+# -- bytes and characters --------------------------------------------------------------------------
+def _bytes(path, most):
+    if path.is_dir(): raise ValueError(f"{path} is a folder; give a file in it")
+    with open_regular(path) as f: data = f.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path}: more than {MOST:,} bytes in all, which is the most that is read "
+                         "as a task; give a part of it")
+    return data
+
+
+def decoded(data: bytes, path: str | Path, encoding: str) -> str:
+    """The bytes as text, its line ends as "\\n" and without a byte order mark. ValueError names the
+    first byte that does not fit, and an encoding to try."""
+    try:
+        is_wide = "\0".encode(encoding) != b"\0"
+        if not is_wide and data.startswith(WIDE):
+            raise ValueError(f"{path} begins as a file in UTF-16 does; give encoding='utf-16'")
+        if not is_wide and (at := data.find(0)) >= 0:
+            raise ValueError(f"{path} is not a text file: byte {at:,} is 0; save it as plain text")
+        text = data.decode(encoding)
+    except UnicodeDecodeError as e:
+        other = "cp1252" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else "utf-8"
+        raise ValueError(f"{path} is not text in {encoding}: byte {e.start:,} does not fit "
+                         f"({e.reason}). Save it as UTF-8, or say its encoding, such as "
+                         f"encoding={other!r}") from e
+    except (LookupError, UnicodeError, TypeError) as e:
+        raise ValueError(f"{path}: encoding {encoding!r} cannot be used ({e}); files are usually "
+                         "in 'utf-8', and older ones of Windows in 'cp1252'") from e
+    return checked(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), path)
+
+
+def checked(text: str, place: object) -> str:
+    """The text. ValueError if it holds NUL, or half of a pair of surrogates, which no file can."""
+    if "\0" in text: raise ValueError(f"{place}: the text holds the character NUL; remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{place}: {text[e.start]!r} is half of a character; write the whole one"
+                         ) from e
+    return text
+
+
+def files_named(paths: Iterable[object]) -> str:
+    """A short name for a task made of files."""
+    return ", ".join(Path(str(path)).name for path in paths)[:60]

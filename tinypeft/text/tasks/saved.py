@@ -1,0 +1,75 @@
+"""What prediction needs of a task beside the adapter: task.json, in the adapter's folder.
+
+It holds the kind of the task, the classes or the form of the prompts, the longest row, and, of
+one's own files, how they were split and the SHA-256 of what was read. It holds no text of them. The
+file is not trusted: what it says is checked.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...files import check_fields, naming, parse_json, read_text, write_atomically
+from ...nn import Module
+from ..tokenizer import Tokenizer
+from .answering import Answering
+from .classification import Classification
+from .language_modelling import LanguageModelling
+from .task import Task, context_of, tokenizer_of
+
+__all__ = ["FILE", "load_task", "save_task"]
+
+FILE = "task.json"
+KINDS = {"text": {}, "labelled": {"classes": list}, "pairs": {"chat": (str, None)}}
+FIELDS = {"format": int, "kind": str, "context": int, "name": str, "sha256": dict}
+OWN = {"held_out": list, "seed": int, "columns": list}
+
+
+def save_task(task: Task, folder: str | Path) -> None:
+    """Write task.json to an adapter's folder. ValueError for a task that has no `predict`."""
+    if not hasattr(task, "form"):
+        raise ValueError(f"save_task: {task.name} has nothing to predict")
+    content = {"format": 1, **task.form, "name": task.name, "sha256": task.sha256 or {}}
+    write_atomically(Path(folder) / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Task:
+    """The task whose task.json is in a folder, without its data: for `predict`.
+
+    model: the one that predicts, or its tokenizer. Raises FileNotFoundError, and ValueError for a
+    file that is damaged or does not fit the model."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {FILE}; `finetune --out` writes it beside the "
+                                "adapter, and so does tinypeft.tasks.save_task(task, folder)")
+    with naming(path):
+        content = parse_json(read_text(path))
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {str(kind)[:80]!r}")
+        check_fields(content, FIELDS | KINDS[kind], OWN)
+        if content["format"] != 1: raise ValueError(f"unknown format {content['format']}")
+        _check(content)
+        tokenizer, context = tokenizer_of(model), context_of(model, content["context"], 0)
+        if kind == "text":
+            task = LanguageModelling(content["name"], {}, {}, context, None, tokenizer)
+        elif kind == "labelled":
+            task = Classification({}, content["classes"], tokenizer, context, None, content["name"])
+        else:
+            task = Answering({}, tokenizer, context, None, content["chat"], content["name"])
+        task.sha256 = content["sha256"]
+        task.form = {name: value for name, value in content.items()
+                     if name not in ("format", "name", "sha256")}
+    return task
+
+
+def _check(content):
+    """ValueError for lists whose values are not what they should be."""
+    texts = lambda values: all(isinstance(value, str) for value in values)
+    classes, shares = content.get("classes", ["a", "b"]), content.get("held_out", [0, 0])
+    if len(classes) < 2 or not texts(classes) or len(set(classes)) < len(classes):
+        raise ValueError("classes must be two or more different names")
+    if len(shares) != 2 or any(type(x) not in (int, float) for x in shares):
+        raise ValueError("held_out must be two shares")
+    if not texts(content.get("columns", [])) or not texts(content["sha256"].values()):
+        raise ValueError("columns and the values of sha256 must be text")
