@@ -11,7 +11,8 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sor
 # What is in a row may import what is in rows above it, and what is in its own folder.
 LAYERS = ["files heap hints hyper lazy markup progress signals threads", "tensor", "graph functional plain", "gradcheck",
           "nn", "targets recompute", "generate", "decoder", "gpt llama gemma", "optim", "paged checkpoints diagnosis", "train",
-          "text", "pretrained", "peft quant", "interop", "loading", "arguments doctor", "study course", "cli", "__main__"]
+          "text", "pretrained", "peft quant", "interop", "loading", "arguments doctor", "commands study course", "cli",
+          "__main__"]
 LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}
 LATE = {("peft/folders", "interop"), ("decoder", "interop")}     # inside a function, when a folder is written or read
 COMPOSITIONS = {"loftq", "peqa"}                                 # files of peft/ or quant/ that know both, by their nature

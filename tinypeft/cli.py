@@ -2,6 +2,8 @@
 
     python -m tinypeft                    compare every method and scheme: tables, picture, JSON
     python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
+    python -m tinypeft finetune lora --csv reviews.csv    or on --text or --pairs of your own
+    python -m tinypeft evaluate --adapter FOLDER          measure it;  classify "…"  uses it
     python -m tinypeft quantize nf4       quantize the base with one scheme and measure the cost
     python -m tinypeft generate "…"       continue a text, with an adapter if you have one
     python -m tinypeft generate --model smollm2 --chat "…"    ask a real model
@@ -16,12 +18,12 @@
 import contextlib
 import os
 import sys
-import time
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .arguments import SHARED, build, fields, known, model_of, number, output, shared, show_json
+from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
+from .commands import add_commands
 from .study import commands as study
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
@@ -106,33 +108,11 @@ def parser() -> ArgumentParser:
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
     study.add_commands(command)
-    add_model_commands(command)
+    add_commands(command)
+    add_base_commands(command)
     add_course_commands(command)
     command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))
     return top
-
-
-def finetune_options(p: ArgumentParser) -> None:
-    from .peft import METHODS
-    from .peft.folders import formats
-    p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
-    p.add_argument("--task", default="domain", help="domain (default), classify or summarize")
-    p.add_argument("--steps", type=number(int, least=1),
-                   help="optimizer steps (default 300, with --quick 12)")
-    p.add_argument("--batch-size", type=number(int, least=1),
-                   help="rows per step (default 8, classify 16)")
-    p.add_argument("--lr", type=number(float, least=0),
-                   help="learning rate (default: the method's own, chosen for a model 128 wide; "
-                        "tinypeft/interop/README.md has those for SmolLM2)")
-    p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
-                   help="cut a step's rows into K parts, one after the other, to save memory")
-    p.add_argument("--checkpoint-activations", action="store_true",
-                   help="compute each block again in the backward pass, to save memory")
-    fields(p, "hyperparameters, such as rank=4")
-    output(p, "the adapter (default: it is not saved)")
-    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
-    p.add_argument("--checkpoint", type=Path, metavar="FILE",
-                   help="write training's state to this file; resume from it if it exists")
 
 
 def quantize_options(p: ArgumentParser) -> None:
@@ -141,25 +121,9 @@ def quantize_options(p: ArgumentParser) -> None:
     fields(p, "hyperparameters, such as bits=4")
 
 
-def add_model_commands(command: Callable) -> None:
-    command("finetune", run_finetune, "fine-tune with one method and save the adapter",
-            options=finetune_options)
+def add_base_commands(command: Callable) -> None:
     command("quantize", run_quantize, "quantize with one scheme and measure the cost",
             options=quantize_options)
-
-    p = command("generate", run_generate, "continue a text")
-    p.add_argument("prompt", metavar="TEXT")
-    p.add_argument("--max-new-tokens", type=number(int, least=0), default=120)
-    p.add_argument("--temperature", type=number(float, least=0), default=0.7,
-                   help="0 is greedy (default 0.7)")
-    p.add_argument("--top-k", type=number(int, least=1),
-                   help="sample from the k most probable tokens")
-    p.add_argument("--top-p", type=number(float, above=0, most=1),
-                   help="sample from the tokens that hold probability p")
-    p.add_argument("--adapter", type=Path, metavar="FOLDER", help="saved by finetune --out or PEFT")
-    p.add_argument("--chat", action="store_true",
-                   help="TEXT is a message to a model that was trained on conversations, such as "
-                        "smollm2; print its answer")
 
     p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
     output(p, "weights, tokenizer and record", required=True)
@@ -192,47 +156,6 @@ def add_course_commands(command: Callable) -> None:
 
 
 # -- commands --------------------------------------------------------------------------------------
-def run_finetune(args: Namespace) -> None:
-    from .files import check_writable
-    from .peft import METHODS, attach
-    from .peft.folders import formats
-    from .text import tasks
-    from .train import evaluate, train
-    model, classify = model_of(args), args.task == "classify"
-    method = build("method", METHODS, args.method, args.set)
-    known([args.task], ("domain", "classify", "summarize"), "task")
-    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
-        if folder: check_writable(folder)
-    task = getattr(tasks, args.task)(model)
-    tuned = attach(model, method, rng=args.seed, head=len(task.classes) if classify else None,
-                   head_bias=args.format != "peft")
-    formats()[args.format].check(tuned)
-    test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
-    before = None
-    if not classify:
-        with tuned.disabled(): before = test()
-    steps = args.steps if args.steps is not None else 12 if args.quick else 300
-    history = train(tuned, task, steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
-                    batch_size=args.batch_size or (16 if classify else 8),
-                    accumulate=args.accumulate,
-                    checkpoint_activations=args.checkpoint_activations)
-    after = test()
-    if args.out: tuned.save(args.out, args.format)
-    record = {"method": str(method), "task": args.task, "steps": len(history.loss),
-              "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
-              "before": before, "after": after, "saved": args.out and str(args.out)}
-    if args.json: return show_json(record)
-    print(tuned.summary())
-    print(f"{args.task}, {record['steps']} steps in {record['seconds']} s; on the test split:")
-    for name, value in after.items():
-        print(f"  {name:<15}{'' if before is None else f'{before[name]:.4f} → '}{value:.4f}")
-    if args.out:
-        loader = f"tinypeft.load_adapter(model, {str(args.out)!r})"
-        theirs = f"peft.PeftModel.from_pretrained(model, {str(args.out)!r}) loads it, and so does "
-        print(f"saved in {args.out}; "
-              + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
-
-
 def run_quantize(args: Namespace) -> None:
     from .quant import SCHEMES
     from .study.compare import Size, cost_of_scheme, described
@@ -240,31 +163,6 @@ def run_quantize(args: Namespace) -> None:
     record = cost_of_scheme(model_of(args), scheme, Size(test_batches=2 if args.quick else 8))
     if args.json: return show_json(record)
     print(described(record))
-
-
-def run_generate(args: Namespace) -> None:
-    from .generate import generate
-    from .peft import load_adapter
-    from .text.chat import chat_end, chat_prompt
-    model = model_of(args)
-    tokenizer, context = model.tokenizer, model.config.context_length
-    if args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
-    else:         tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
-    n = tokens.size
-    if n == 0: raise ValueError("generate: the text is empty; give the model something to continue")
-    if n >= context:
-        raise ValueError(f"generate: the text has {n} tokens and the model takes {context}, "
-                         "continuation included; shorten the text")
-    tuned = load_adapter(model, args.adapter) if args.adapter else model
-    start = time.perf_counter()
-    out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), args.temperature,
-                   args.top_k, args.top_p, rng=args.seed, stop=stop)
-    new, seconds = out[0, n:], time.perf_counter() - start
-    in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
-    text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not args.chat)
-    if not args.json: return print(text if args.chat else args.prompt + text)
-    show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
-               "tokens_per_second": len(new) / seconds})
 
 
 def run_pretrain(args: Namespace) -> None:

@@ -1,0 +1,297 @@
+"""The commands that make an adapter and use it: finetune, evaluate, classify, generate.
+
+`finetune --out` writes task.json beside the adapter, which tells the others what the adapter does:
+the classes' names, the form of the prompts, and how one's own files were split.
+"""
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import build, fields, known, model_of, number, output, show_json
+
+if TYPE_CHECKING:
+    from .decoder import Decoder
+    from .text.tasks import Task
+
+__all__ = ["add_commands"]
+
+BUILT_IN = "domain", "classify", "summarize"
+OWN = {"text": "--text", "labelled": "--csv", "pairs": "--pairs"}        # kind of task → its option
+COLUMNS = {"text_column": "csv", "label_column": "csv", "prompt_column": "pairs",
+           "answer_column": "pairs"}
+
+
+def add_commands(command: Callable) -> None:
+    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
+    for its options."""
+    command("finetune", run_finetune, "fine-tune with one method and save the adapter",
+            options=finetune_options)
+
+    p = command("evaluate", run_evaluate, "measure an adapter, or the model alone, on a task",
+                takes=("model", "json", "quick"))
+    adapter_option(p)
+    data_options(p, "the adapter's own, or domain")
+
+    p = command("classify", run_classify, "name the class of each text, by an adapter",
+                takes=("model", "json"))
+    p.add_argument("texts", nargs="+", metavar="TEXT", help="- reads one text from each line of "
+                   "standard input")
+    adapter_option(p, required=True)
+
+    p = command("generate", run_generate, "continue a text")
+    p.add_argument("prompt", metavar="TEXT")
+    p.add_argument("--max-new-tokens", type=number(int, least=0), default=120)
+    p.add_argument("--temperature", type=number(float, least=0),
+                   help="0 is greedy (default 0.7; 0 with an adapter that was trained on pairs)")
+    p.add_argument("--top-k", type=number(int, least=1),
+                   help="sample from the k most probable tokens")
+    p.add_argument("--top-p", type=number(float, above=0, most=1),
+                   help="sample from the tokens that hold probability p")
+    adapter_option(p)
+    p.add_argument("--chat", action="store_true",
+                   help="TEXT is a message to a model that was trained on conversations, such as "
+                        "smollm2; print its answer")
+
+
+# -- options ---------------------------------------------------------------------------------------
+def adapter_option(p: ArgumentParser, **options: bool) -> None:
+    p.add_argument("--adapter", type=Path, metavar="FOLDER", **options,
+                   help="saved by finetune --out or PEFT; with an adapter that was trained on "
+                        "pairs, TEXT is a prompt" if p.prog.endswith("generate") else
+                        "saved by finetune --out")
+
+
+def data_options(p: ArgumentParser, default: str) -> None:
+    """What a task is made of: one that comes with the package, or files of one's own."""
+    one = p.add_mutually_exclusive_group()
+    one.add_argument("--task", help=f"one of {', '.join(BUILT_IN)} (default {default})")
+    one.add_argument("--text", nargs="+", type=Path, metavar="PATH",
+                     help="your own text: files, or folders with Markdown or text files in them")
+    one.add_argument("--csv", type=Path, metavar="FILE",
+                     help="your own rows with labels: CSV or TSV with a header, or JSONL")
+    one.add_argument("--pairs", type=Path, metavar="FILE",
+                     help="your own prompts and answers: JSONL, or CSV with a header")
+    for column, of in COLUMNS.items():
+        what = column.removesuffix("_column")
+        p.add_argument(f"--{what}-column", metavar="NAME", help=f"of --{of}: the column of the "
+                       f"{what} (default {what if of == 'csv' else 'by its usual names'})")
+    p.add_argument("--encoding", default="utf-8", help="of your files (default utf-8)")
+    p.add_argument("--context", type=number(int, least=2), metavar="TOKENS",
+                   help="tokens of a row or window of your files, at most")
+
+
+def finetune_options(p: ArgumentParser) -> None:
+    from .peft import METHODS
+    from .peft.folders import formats
+    p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    data_options(p, "domain")
+    p.add_argument("--steps", type=number(int, least=1),
+                   help="optimizer steps (default 300, with --quick 12)")
+    p.add_argument("--batch-size", type=number(int, least=1),
+                   help="rows per step (default 8, for classes 16)")
+    p.add_argument("--lr", type=number(float, least=0),
+                   help="learning rate (default: the method's own, chosen for a model 128 wide; "
+                        "tinypeft/interop/README.md has those for SmolLM2)")
+    p.add_argument("--accumulate", type=number(int, least=1), default=1, metavar="K",
+                   help="cut a step's rows into K parts, one after the other, to save memory")
+    p.add_argument("--checkpoint-activations", action="store_true",
+                   help="compute each block again in the backward pass, to save memory")
+    fields(p, "hyperparameters, such as rank=4")
+    output(p, "the adapter (default: it is not saved)")
+    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
+    p.add_argument("--checkpoint", type=Path, metavar="FILE",
+                   help="write training's state to this file; resume from it if it exists")
+
+
+def kind_of(args: Namespace) -> str | None:
+    """The kind of one's own data that was given, or None. ValueError for an option that does not
+    belong to it."""
+    kind = next((kind for kind, option in OWN.items() if vars(args)[option[2:]] is not None), None)
+    for name, of in COLUMNS.items():
+        if vars(args)[name] is not None and OWN.get(kind) != f"--{of}":
+            raise ValueError(f"--{name.replace('_', '-')} needs --{of} FILE")
+    if kind is None and args.context is not None:
+        raise ValueError(f"--context needs {' or '.join(OWN.values())}")
+    return kind
+
+
+def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = None,
+             **options: object) -> Task:
+    """The task of one's own files. form: of an adapter's task.json, which decides what the command
+    line leaves open. options: of the task's function."""
+    from .text import tasks
+    form = form or {}
+    options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
+    if kind == "text": return tasks.text(args.text, model, **options)
+    names = {"labelled": ("text", "label"), "pairs": ("prompt", "answer")}[kind]
+    given = [vars(args)[f"{name}_column"] for name in names]
+    if given == [None, None] and len(form.get("columns", ())) == 2: given = form["columns"]
+    columns = {n: column for n, column in zip(names, given, strict=True) if column is not None}
+    if kind == "labelled":
+        return tasks.labelled(args.csv, model, **columns, classes=form.get("classes"), **options)
+    chat = form["chat"] or False if form else None
+    return tasks.pairs(args.pairs, model, **columns, chat=chat, **options)
+
+
+# -- commands --------------------------------------------------------------------------------------
+def run_finetune(args: Namespace) -> None:
+    from .files import check_writable
+    from .peft import METHODS, attach
+    from .peft.folders import formats
+    from .text import tasks
+    from .train import evaluate, train
+    model, own = model_of(args), kind_of(args)
+    method = build("method", METHODS, args.method, args.set)
+    known([args.task or "domain"], BUILT_IN, "task")
+    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
+        if folder: check_writable(folder)
+    task = own_task(args, model, own) if own else getattr(tasks, args.task or "domain")(model)
+    classes = getattr(task, "classes", None)
+    tuned = attach(model, method, rng=args.seed, head=classes and len(classes),
+                   head_bias=args.format != "peft")
+    formats()[args.format].check(tuned)
+    test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
+    before = None
+    if not classes:
+        with tuned.disabled(): before = test()
+    steps = args.steps if args.steps is not None else 12 if args.quick else 300
+    history = train(tuned, task, steps, seed=args.seed, lr=args.lr, checkpoint=args.checkpoint,
+                    batch_size=args.batch_size or (16 if classes else 8),
+                    accumulate=args.accumulate,
+                    checkpoint_activations=args.checkpoint_activations)
+    after = test()
+    if args.out:
+        tuned.save(args.out, args.format)
+        tasks.save_task(task, args.out)
+    record = {"method": str(method), "task": task.name, "data": [task.describe(), *task.notes],
+              "steps": len(history.loss), "seconds": round(history.seconds, 1),
+              "trained": tuned.summary().trained, "before": before, "after": after,
+              "baselines": task.baselines if own and not args.quick else None,
+              "saved": args.out and str(args.out)}
+    if args.json: return show_json(record)
+    print(tuned.summary())
+    if own: print(f"{task.name}: {'; '.join(record['data'])}")
+    print(f"{task.name}, {record['steps']} steps in {record['seconds']} s; on the test split:")
+    print(compared(before, after, record["baselines"]))
+    if args.out:
+        loader = f"tinypeft.load_adapter(model, {str(args.out)!r})"
+        theirs = f"peft.PeftModel.from_pretrained(model, {str(args.out)!r}) loads it, and so does "
+        command = "classify" if classes else "generate"
+        base = f" --model {args.model}" if args.model else ""
+        print(f'next: python -m tinypeft {command} "…"{base} --adapter {args.out}')
+        print(f"saved in {args.out}; "
+              + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
+
+
+def compared(before: dict | None, after: dict, baselines: dict | None = None) -> str:
+    """Lines of metrics: before and after, and what each baseline reaches."""
+    width = max(15, *(len(name) + 2 for name in baselines or [""]))
+    shown = lambda x: "" if x is None else f"{x:.4f} → "
+    lines = [f"  {name:<{width}}{shown(before and before[name])}{value:.4f}"
+             for name, value in after.items()]
+    for name, metrics in (baselines or {}).items():
+        lines.append(f"  {name:<{width}}" + ", ".join(f"{k} {x:.4f}" for k, x in metrics.items()))
+    return "\n".join(lines)
+
+
+def run_evaluate(args: Namespace) -> None:
+    from .peft import load_adapter
+    from .text import tasks
+    from .text.tasks.saved import FILE
+    from .train import evaluate
+    model, own, form, saved = model_of(args), kind_of(args), {}, None
+    if args.adapter and (args.adapter / FILE).exists() or own == "labelled":
+        if not args.adapter: raise ValueError("--csv needs --adapter: the model has no classes")
+        saved = tasks.load_task(args.adapter, model)
+        form = saved.form
+    is_own = "held_out" in form
+    if own and is_own and own != form["kind"]:
+        raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
+    if not own and is_own and not args.task:
+        raise ValueError(f"the adapter was trained on {saved.name}; give {OWN[form['kind']]} and "
+                         "what to measure it on")
+    rows = "the test split"
+    if own:
+        task = own_task(args, model, own, form, **{"held_out": (0, 1)} if is_own else {})
+        if is_own and sorted(task.sha256.values()) == sorted(saved.sha256.values()):
+            task = own_task(args, model, own, form, held_out=form["held_out"], seed=form["seed"])
+        elif is_own: rows = "all of it"
+    else:
+        name = args.task or (saved.name if saved else "domain")
+        task = getattr(tasks, known([name], BUILT_IN, "task")[0])(model)
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
+    before, after = None, measured()
+    if args.adapter and not hasattr(task, "classes"):
+        with tuned.disabled(): before = measured()
+    record = {"task": task.name, "data": [task.describe(), *task.notes], "on": rows,
+              "adapter": args.adapter and str(args.adapter), "before": before, "after": after}
+    if args.json: return show_json(record)
+    print(f"{task.name}: {'; '.join(record['data'])}\non {rows}:\n{compared(before, after)}")
+
+
+def run_classify(args: Namespace) -> None:
+    from .peft import load_adapter
+    from .text import tasks
+    texts = [text for given in args.texts for text in (lines() if given == "-" else [given])]
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
+                         "standard input")
+    model = model_of(args)
+    task = tasks.load_task(args.adapter, model)
+    if task.form["kind"] != "labelled":
+        raise ValueError(f"{args.adapter} holds an adapter for {task.name}, which has no classes; "
+                         "use generate")
+    labels, p = task.predict(load_adapter(model, args.adapter), texts, probabilities=True)
+    if args.json:
+        return show_json([{"text": text, "label": label,
+                           "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
+                          for text, label, row in zip(texts, labels, p, strict=True)])
+    for text, label, row in zip(texts, labels, p, strict=True):
+        print(f"{label}\t{row.max():.3f}\t{text}")
+
+
+def lines() -> list[str]:
+    """The lines of standard input that are not blank."""
+    from .text.tasks.own_files import decoded
+    if sys.stdin is None: raise ValueError("there is no standard input to read")
+    text = decoded(sys.stdin.buffer.read(), "standard input", "utf-8")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def run_generate(args: Namespace) -> None:
+    from .generate import generate
+    from .peft import load_adapter
+    from .text import tasks
+    from .text.chat import chat_end, chat_prompt
+    from .text.tasks.saved import FILE
+    model, pairs = model_of(args), None
+    tokenizer, context = model.tokenizer, model.config.context_length
+    if args.adapter and not args.chat and (args.adapter / FILE).exists():
+        task = tasks.load_task(args.adapter, model)
+        if task.form["kind"] == "pairs": pairs = task
+    if pairs:       tokens, stop = pairs.encode_prompt(args.prompt), pairs.end
+    elif args.chat: tokens, stop = chat_prompt(tokenizer, args.prompt), chat_end(tokenizer)
+    else:           tokens, stop = tokenizer.encode_prompt(args.prompt), tokenizer.end_of_text
+    is_answer, n = bool(pairs or args.chat), tokens.size
+    if n == 0 or pairs and not args.prompt.strip():
+        raise ValueError("generate: the text is empty; give the model something to continue")
+    if n >= context:
+        raise ValueError(f"generate: the text has {n} tokens and the model takes {context}, "
+                         "continuation included; shorten the text")
+    temperature = args.temperature if args.temperature is not None else 0.0 if pairs else 0.7
+    tuned = load_adapter(model, args.adapter) if args.adapter else model
+    start = time.perf_counter()
+    out = generate(tuned, tokens[None], min(args.max_new_tokens, context - n), temperature,
+                   args.top_k, args.top_p, rng=args.seed, stop=stop)
+    new, seconds = out[0, n:], time.perf_counter() - start
+    in_vocabulary = new < tokenizer.vocab_size           # some vocabularies are padded
+    text = tokenizer.decode(new[in_vocabulary & (new != stop)], continued=not is_answer)
+    if not args.json: return print(text if is_answer else args.prompt + text)
+    show_json({"prompt": args.prompt, "text": text, "tokens": len(new),
+               "tokens_per_second": len(new) / seconds})
