@@ -6,6 +6,7 @@ because a corpus is held in memory, with each of its spans of words.
 """
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -184,20 +185,23 @@ def decoded(data: bytes, path: str | Path, encoding: str) -> str:
     """The bytes as text, its line ends as "\\n" and without a byte order mark. ValueError names the
     first byte that does not fit, and an encoding to try."""
     try:
-        is_wide = "\0".encode(encoding) != b"\0"
-        if not is_wide and data.startswith(WIDE):
+        name = codecs.lookup(encoding).name
+        b" ".decode(encoding, "ignore")                       # refuses "hex" and the like
+    except (LookupError, ValueError, TypeError) as e:
+        raise ValueError(f"{path}: there is no encoding {encoding!r} of text; files are usually in "
+                         "'utf-8', and older ones of Windows in 'cp1252'") from e
+    if not name.startswith(("utf-16", "utf-32")):
+        if data.startswith(WIDE):
             raise ValueError(f"{path} begins as a file in UTF-16 does; give encoding='utf-16'")
-        if not is_wide and (at := data.find(0)) >= 0:
+        if (at := data.find(0)) >= 0:
             raise ValueError(f"{path} is not a text file: byte {at:,} is 0; save it as plain text")
+    try:
         text = data.decode(encoding)
-    except UnicodeDecodeError as e:
-        other = "cp1252" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else "utf-8"
-        raise ValueError(f"{path} is not text in {encoding}: byte {e.start:,} does not fit "
-                         f"({e.reason}). Save it as UTF-8, or say its encoding, such as "
-                         f"encoding={other!r}") from e
-    except (LookupError, UnicodeError, TypeError) as e:
-        raise ValueError(f"{path}: encoding {encoding!r} cannot be used ({e}); files are usually "
-                         "in 'utf-8', and older ones of Windows in 'cp1252'") from e
+    except UnicodeError as e:
+        at = f"byte {e.start:,} does not fit" if isinstance(e, UnicodeDecodeError) else str(e)
+        other = "cp1252" if name.startswith("utf-8") else "utf-8"
+        raise ValueError(f"{path} is not text in {encoding}: {at}. Save it as UTF-8, or say its "
+                         f"encoding, such as encoding={other!r}") from e
     return checked(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), path)
 
 
