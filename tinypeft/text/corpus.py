@@ -92,15 +92,16 @@ def families(documents: Sequence[Document], span: int = SPAN) -> list[int]:
     Sharing `span` consecutive words (case and punctuation ignored) joins two documents. Families
     are the connected components."""
     number = {}
-    return components(spans(document.text, number, span) for document in documents)
+    return components(spans(numbered(document.text, number), span) for document in documents)
 
 
-def spans(text: str, number: dict[str, int], span: int = SPAN) -> Iterator[tuple[int, ...]]:
-    """The spans of a text: each run of `span` words, or all words if there are fewer.
+def numbered(text: str, number: dict[str, int]) -> list[int]:
+    """The words of a text as numbers. number: word → its number; new words are added to it."""
+    return [number.setdefault(w, len(number)) for w in re.findall(r"\w+", text.lower())]
 
-    number: word → its number; the function adds to it, so several texts can share one."""
-    words = re.findall(r"\w+", text.lower())
-    words = [number.setdefault(word, len(number)) for word in words]
+
+def spans(words: Sequence[int], span: int = SPAN) -> Iterator[tuple[int, ...]]:
+    """Each run of `span` words, or all words if there are fewer."""
     return zip(*(words[k:] for k in range(min(span, len(words)))), strict=False)
 
 

@@ -4,9 +4,9 @@ The corpora's rule (`corpus.py`) decides by hashes alone, which leaves parts of 
 or too large by chance. Here the families are the same, and the parts have the sizes that are asked
 for:
 
-1. Texts that share a span of 24 words, or all their words if they have fewer, are one family. Words
-   that more than a tenth of the texts share (and more than ten) are a form, such as a licence or an
-   instruction in front of every prompt; they join nobody.
+1. Texts that share a span of 24 words, or all their words if they have fewer, are one family. A
+   span that more than a tenth of the texts have (and more than ten) is a form, such as a licence or
+   an instruction in front of every prompt: its words do not count.
 2. The families are taken in the order of their size, and among equals of a hash. Each goes to test
    if it fits in what is left of test's share, or else to validation, or else to training. So single
    texts are held out before families of near-duplicates, of which a test would say little.
@@ -30,14 +30,24 @@ FORM = 10                                                     # 1 in FORM texts,
 def near_duplicates(texts: Sequence[tuple[str, ...]]) -> list[int]:
     """For each text, the index of its family's first member. A text may have several sections, of
     which a later one counts only where it has a whole span: many answers are "yes"."""
-    number, hashed = {}, []
-    for sections in texts:
-        keys = (hash(span) for i, section in enumerate(sections)
-                for span in corpus.spans(section, number) if not i or len(span) == corpus.SPAN)
-        hashed.append(np.unique(np.fromiter(keys, np.int64)))
-    key, count = np.unique(np.concatenate(hashed), return_counts=True)
-    forms = set(key[count > max(FORM, len(texts) // FORM)].tolist())
-    return corpus.components([k for k in own.tolist() if k not in forms] for own in hashed)
+    number = {}
+    words = [[corpus.numbered(section, number) for section in sections] for sections in texts]
+    hashed = lambda section: np.fromiter(map(hash, corpus.spans(section)), np.int64)
+    found = [np.unique(np.concatenate([*map(hashed, sections)])) for sections in words]
+    key, count = np.unique(np.concatenate(found), return_counts=True)
+    if len(forms := key[count > max(FORM, len(texts) // FORM)]):
+        words = [[_without(section, np.isin(hashed(section), forms)) for section in sections]
+                 for sections in words]
+    return corpus.components([span for i, section in enumerate(sections)
+                              for span in corpus.spans(section)
+                              if not i or len(span) == corpus.SPAN] for sections in words)
+
+
+def _without(words, is_form):
+    """The words that stand in no span that is a form. is_form: for each span."""
+    kept, n = np.ones(len(words), bool), min(corpus.SPAN, len(words))
+    for i in np.flatnonzero(is_form): kept[i:i + n] = False
+    return [word for word, keep in zip(words, kept, strict=True) if keep]
 
 
 def parts(texts: Sequence[tuple[str, ...]], classes: Sequence[Hashable], weights: Sequence[int],
@@ -50,6 +60,7 @@ def parts(texts: Sequence[tuple[str, ...]], classes: Sequence[Hashable], weights
     if min(shares) < 0 or sum(shares) > 1:
         raise ValueError("held_out must be the shares of validation and test, at least 0 and "
                          f"together at most 1, got {shares}")
+    if tuple(shares) == (0, 1): return ["test"] * len(texts)
     family = near_duplicates(texts)
     members = defaultdict(list)
     for i, first in enumerate(family): members[first].append(i)
@@ -63,7 +74,7 @@ def parts(texts: Sequence[tuple[str, ...]], classes: Sequence[Hashable], weights
     for first in sorted(members, key=lambda first: (len(members[first]), luck(first))):
         own = members[first]
         weight, kinds = sum(weights[i] for i in own), {classes[i] for i in own}
-        for part in ("test", "validation") if len(kinds) == 1 or shares[1] == 1 else ():
+        for part in ("test", "validation") if len(kinds) == 1 else ():
             if weight <= left[classes[first], part]:
                 left[classes[first], part] -= weight
                 for i in own: chosen[i] = part

@@ -31,7 +31,7 @@ from .answering import Answering, plain
 from .classification import Classification
 from .held_out import parts
 from .language_modelling import LanguageModelling
-from .own_files import Paths, Table, checked, files_named, in_lines, read_table, read_texts
+from .own_files import Paths, Table, checked, in_lines, read_table, read_texts
 from .task import SPLITS, context_of, tokenizer_of
 
 __all__ = ["PAIRS", "cut", "labelled", "pairs", "text"]
@@ -146,7 +146,9 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     n_cut = sum(len(tokenizer.encode(f"{text}\n")) > context - 2
                 for part in examples.values() for text, _ in part)
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}
+    untested = len(known) - len({label for _, label in examples.get("test", examples["train"])})
     task.notes = _notes((len(rows) - len(kept), "rows", " repeat another and are left out"),
+                        (untested, "classes", " have near-duplicates only and no row in test"),
                         (n_cut, "rows", f" cut to {context} tokens"))
     return task
 
@@ -212,7 +214,9 @@ def _conversations(table: Table):
 
 # -- both ------------------------------------------------------------------------------------------
 def _name(paths):
-    return files_named([paths] if isinstance(paths, (str, Path)) else paths)
+    """A short name of a task that is made of files."""
+    first, *more = [paths] if isinstance(paths, (str, Path)) else paths
+    return Path(first).absolute().name + (f" and {len(more)} more" if more else "")
 
 
 def _first(rows):

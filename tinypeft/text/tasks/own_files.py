@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,8 +214,3 @@ def checked(text: str, place: object) -> str:
         raise ValueError(f"{place}: {text[e.start]!r} is half of a character; write the whole one"
                          ) from e
     return text
-
-
-def files_named(paths: Iterable[object]) -> str:
-    """A short name for a task made of files."""
-    return ", ".join(Path(str(path)).name for path in paths)[:60]
