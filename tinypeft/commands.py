@@ -213,14 +213,17 @@ def run_evaluate(args: Namespace) -> None:
     if own and is_own and own != form["kind"]:
         raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
     if not own and is_own and not args.task:
-        raise ValueError(f"the adapter was trained on {saved.name}; give {OWN[form['kind']]} and "
-                         "what to measure it on")
+        raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, or "
+                         f"another, by {OWN[form['kind']]}")
     rows = "the test split"
     if own:
         task = own_task(args, model, own, form, **{"held_out": (0, 1)} if is_own else {})
         if is_own and sorted(task.sha256.values()) == sorted(saved.sha256.values()):
             task = own_task(args, model, own, form, held_out=form["held_out"], seed=form["seed"])
-        elif is_own: rows = "all of it"
+        elif is_own:
+            rows = "all of it"
+            if task.name == saved.name: rows += (", though it has changed since training, which may"
+                                                 " have read some of it")
     else:
         name = args.task or (saved.name if saved else "domain")
         task = getattr(tasks, known([name], BUILT_IN, "task")[0])(model)

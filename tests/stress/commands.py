@@ -93,6 +93,18 @@ WRONG = [(line.split("|"), says) for line, *says in (
     ("finetune|lora|--set|rank={[]: 1}", "rank", POSITIVE), ("finetune|lora|--set|r=4", "called rank"),
     ("finetune|lora|--set|=4", "no field ''"), ("finetune|dylora|--set|rank=5|block_size=2", "block_size", "5"),
     ("finetune|adapter|--format|peft|--steps|1", "BottleneckAdapter", "PEFT"),
+    # files of one's own
+    ("finetune|lora|--csv|nosuch", "nosuch", "No such file"), ("finetune|lora|--csv|empty", "empty", "folder"),
+    ("finetune|lora|--csv|file", "file has no row"), ("finetune|lora|--csv|right.py", "right.py has no row"),
+    ("finetune|lora|--pairs|file", "file has no row"), ("finetune|lora|--pairs|c", "c is not a text file", "byte"),
+    ("finetune|lora|--text|nosuch", "nosuch", "No such file"), ("finetune|lora|--text|empty", "empty holds no text file"),
+    ("finetune|lora|--text|file", "file is too short", "give more text"), ("finetune|lora|--text|/dev/zero", "not a regular file"),
+    ("finetune|lora|--text|file|--encoding|nosuch", "no encoding 'nosuch'"), ("finetune|lora|--text", "--text", "expected"),
+    ("finetune|lora|--csv|a|--pairs|b", "--pairs", "not allowed with argument --csv"),
+    ("finetune|lora|--label-column|x", "--label-column needs --csv"), ("finetune|lora|--context|9", "--context needs --text"),
+    ("classify|x", "--adapter"), ("classify||--adapter|adapter", "empty"), ("classify|x|--adapter|empty", "no task.json"),
+    ("classify|x|--adapter|adapter", "domain", "no classes", "generate"), ("evaluate|--csv|file", "--csv needs --adapter"),
+    ("evaluate|--adapter|empty", "empty", "adapter"), ("evaluate|--task|nosuch", "no task 'nosuch'", "domain"),
     ("generate|", "empty"), ("generate|" + "word " * 2000, "the model takes 256", "shorten"),
     # files and folders
     *((f"{command}|--model|{folder}", folder, "model") for command in ("generate|x", "quantize|nf4", "finetune|lora", "--quick")

@@ -54,7 +54,7 @@ def model():
 def test_shares_are_kept_in_each_class_and_each_class_is_trained_on():
     labels = ["a"] * 200 + ["b"] * 40 + ["c"] * 3
     chosen = parts([(f"row {i} {i}",) for i in range(243)], labels, [1] * 243, (0.1, 0.2))
-    count = {c: [sum(part == s for part, label in zip(chosen, labels, strict=True) if label == c) for s in SPLITS] for c in "abc"}
+    count = {c: [sum(pair == (s, c) for pair in zip(chosen, labels, strict=True)) for s in SPLITS] for c in "abc"}
     assert count == {"a": [140, 20, 40], "b": [28, 4, 8], "c": [1, 1, 1]}
 
 
@@ -68,8 +68,8 @@ def test_near_duplicates_stay_together():
     """24 words in a row join two rows, or all words of shorter ones; 23 do not."""
     rng = np.random.default_rng(0)
     long = words(rng, 24)
-    texts = [(f"{words(rng, 9)} {long}",), (f"{long} {words(rng, 9)}",), (long[2:],), ("Great phone!",), ("great, PHONE",), ("!!",), ("?",)]
-    assert near_duplicates(texts) == [0, 0, 2, 3, 3, 5, 6]
+    texts = [f"{words(rng, 9)} {long}", f"{long} {words(rng, 9)}", long[2:], "Great phone!", "great, PHONE", "!!", "?"]
+    assert near_duplicates([(text,) for text in texts]) == [0, 0, 2, 3, 3, 5, 6]
 
 
 def test_what_many_rows_begin_with_joins_nobody():
@@ -188,12 +188,12 @@ def test_rows_become_a_task(tmp_path):
     path = table(tmp_path / "reviews.csv", [*rows, (rows[0][0].upper() + " ", rows[0][1]), *rows[5:8]])
     task = tasks.labelled(path, BYTES)
     assert task.classes == ("bad", "good", "so so") and [len(task.rows[s]) for s in SPLITS] == [210, 45, 45]
-    assert task.notes == ("4 rows repeat another and are left out",)
+    assert task.notes == ("4 rows left out as repeating another",)
     assert task.sha256 == {"reviews.csv": hashlib.sha256(path.read_bytes()).hexdigest()}
     got = [(text, task.classes[i]) for s in SPLITS for text, i in task.rows[s]]
     assert sorted(got) == sorted((text.strip(), label) for text, label in rows) and len(set(got)) == 300
     assert all(sorted({i for _, i in task.rows[s]}) == [0, 1, 2] for s in SPLITS)
-    assert repr(task).startswith("reviews.csv: 3 classes, 210 / 45 / 45 rows (train / validation / test); 4 rows repeat")
+    assert repr(task).startswith("reviews.csv: 3 classes, 210 / 45 / 45 rows (train / validation / test); 4 rows left")
 
 
 @pytest.mark.parametrize("name, options", [("a.csv", {}), ("a.tsv", {"delimiter": "\t"}), ("a.csv", {"delimiter": ";"}),
@@ -223,8 +223,14 @@ def test_rows_of_json_have_labels_of_any_kind(tmp_path):
 def test_a_class_of_near_duplicates_has_no_test_and_that_is_told(tmp_path):
     rows = [("Same", "a"), ("same!", "a"), ("same?", "a"), *((f"row {i}", "b") for i in range(20))]
     task = tasks.labelled(table(tmp_path / "a.csv", rows), BYTES)
-    assert task.notes == ("1 classes have near-duplicates only and no row in test",)
+    assert task.notes == ("1 class without a row in test, as near-duplicates stay in train",)
     assert [label for _, label in task.rows["train"]].count(0) == 3
+
+
+def test_a_file_may_be_all_test_with_the_classes_of_another(tmp_path):
+    path = table(tmp_path / "a.csv", [("x", "b"), ("y", "b")])
+    task = tasks.labelled(path, BYTES, classes=("a", "b"), held_out=(0, 1))
+    assert task.classes == ("a", "b") and task.rows == {"test": [("x", 1), ("y", 1)]}
 
 
 def test_long_rows_are_cut_and_counted(tmp_path, model):
@@ -287,7 +293,7 @@ def test_an_answer_is_the_rest_of_the_whole_conversation():
         if answer != "\nAB": assert [*prompt, *said] == whole.tolist()
 
 
-@pytest.mark.parametrize("names", [("prompt", "answer"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer")])
+@pytest.mark.parametrize("names", own.PAIRS[:-1])
 def test_the_usual_columns_are_found(tmp_path, names):
     path = table(tmp_path / "a.csv", [(f"p{i}", f"a{i}", "x") for i in range(9)], (*names, "more"))
     task = tasks.pairs(path, BYTES)
@@ -305,7 +311,8 @@ def test_an_instructions_input_is_a_part_of_it(tmp_path):
 
 def test_conversations_have_several_turns(tmp_path):
     said = lambda *texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    rows = [{"messages": [{"role": "system", "content": "Be brief."}, *said(f"Hi {i}", "Hello.", "Bye", f"Bye {i}")]} for i in range(9)]
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"messages": [system, *said(f"Hi {i}", "Hello.", "Bye", f"Bye {i}")]} for i in range(9)]
     path = jsonl(tmp_path / "a.jsonl", rows)
     task = tasks.pairs(path, CHAT)
     messages, answer = task.rows["test"][0]
@@ -320,7 +327,7 @@ def test_long_rows_of_pairs_are_left_out_and_counted(tmp_path):
     rows = [{"prompt": f"p {i}", "answer": "long " * 60 if i < 3 else f"a {i}"} for i in range(33)]
     path = jsonl(tmp_path / "a.jsonl", rows)
     task = tasks.pairs(path, BYTES, context=40)
-    assert task.notes == ("3 rows longer than 40 tokens left out",) and sum(map(len, task.rows.values())) == 30
+    assert task.notes == ("3 rows left out as longer than 40 tokens",) and sum(map(len, task.rows.values())) == 30
     with pytest.raises(ValueError, match="no rows of at most 4 tokens for train and validation and test"):
         tasks.pairs(path, BYTES, context=4)
 
@@ -388,7 +395,8 @@ def test_what_prediction_needs_is_saved(tmp_path, model, kind):
     ("labelled", {"classes": ["a"]}, "two or more different names"), ("labelled", {"classes": ["a", "a"]}, "different names"),
     ("labelled", {"classes": ["a", 3]}, "different names"), ("labelled", {"classes": {}}, "classes must be a list"),
     ("labelled", {"context": 1}, "context must lie in"), ("labelled", {"context": 10**9}, "context must lie in"),
-    ("labelled", {"kind": "x"}, "kind must be one of text, labelled, pairs, got 'x'"), ("labelled", {"kind": []}, "kind must be"),
+    ("labelled", {"kind": "x"}, "kind must be one of text, labelled, pairs, got 'x'"),
+    ("labelled", {"kind": []}, "kind must be"),
     ("labelled", {"format": 2}, "unknown format 2"), ("labelled", {"more": 1}, "unknown field 'more'"),
     ("labelled", {"held_out": [1]}, "held_out must be two shares"), ("labelled", {"held_out": [0, "1"]}, "two shares"),
     ("labelled", {"sha256": {"a": 1}}, "must be text"), ("labelled", {"columns": [1, 2]}, "must be text"),
@@ -403,7 +411,7 @@ def test_a_forged_task_is_refused(tmp_path, model, kind, change, says):
 
 
 def test_a_folder_without_a_task(tmp_path, model):
-    with pytest.raises(FileNotFoundError, match="holds no task.json; `finetune --out` writes it"): tasks.load_task(tmp_path, model)
+    with pytest.raises(FileNotFoundError, match="no task.json; `finetune --out` writes it"): tasks.load_task(tmp_path, model)
     (tmp_path / saved.FILE).write_text("[]")
     with pytest.raises(ValueError, match="kind must be"): tasks.load_task(tmp_path, model)
 
@@ -423,10 +431,11 @@ BROKEN = [
     ("labelled", "a.csv", b"text,label\n" + b"x" * 200_000 + b",b\n", "line 2: field larger than field limit"),
     ("labelled", "a.csv", b"text,label\na,b\n,b\nc, \n", "'text' is empty in line 3; fill it in"),
     ("labelled", "a.csv", b"text,label\na,x\nb,x\nc,x\n", "every row has the label 'x'; a classifier needs two classes"),
-    ("labelled", "a.csv", f"text,label\n{ROWS}seven,c\n".encode(), r"class 'c' has 1 different rows \(line 8\); each class needs 3"),
-    ("labelled", "a.csv", b"text,label\n" + b"one,a\n" * 9 + b"two,b\n" * 9, r"'a' has 1 different rows \(lines 2, 3, 4, 5, 6 and 4 "
-                                                                              r"more\), and so do 1 other classes"),
-    ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": }\n', "a.jsonl, line 2: this is not JSON.*character 27"),
+    ("labelled", "a.csv", f"text,label\n{ROWS}seven,c\n".encode(), r"'c' has 1 different rows \(line 8\); each class needs 3"),
+    ("labelled", "a.csv", b"text,label\n" + b"one,a\n" * 9 + b"two,b\n" * 9,
+     r"'a' has 1 different rows \(lines 2, 3, 4, 5, 6 and 4 more\), and so do 1 other classes"),
+    ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": }\n',
+     "line 2: this is not JSON.*character 27"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n[1]\n', r"line 2: expected a JSON object"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "line 1: the name 'prompt' occurs twice"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: 'answer' must be text, got nothing"),
@@ -434,15 +443,16 @@ BROKEN = [
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": " "}\n', "'answer' is empty in line 1"),
     ("pairs", "a.jsonl", rb'{"prompt": "a", "answer": "\ud800"}', "line 1: .* is half of a character"),
     ("pairs", "a.jsonl", rb'{"prompt": "a", "answer": "\u0000"}', "line 1: the text holds the character NUL"),
-    ("pairs", "a.jsonl", b'{"q": "a", "a": "b"}\n', "no column 'prompt' and 'answer' or 'prompt' and 'completion' or .* or 'messages'; "
-                                                    "there are 'q', 'a'"),
+    ("pairs", "a.jsonl", b'{"q": "a", "a": "b"}\n',
+     "no column 'prompt' and 'answer' or 'prompt' and 'completion' or .* or 'messages'; there are 'q', 'a'"),
     ("pairs", "a.jsonl", b'{"messages": "hi"}', "line 1: messages must be a list of"),
     ("pairs", "a.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}', "the last one from the assistant"),
-    ("pairs", "a.jsonl", b'{"messages": [{"role": "assistant", "content": "hi"}]}', "line 1: a conversation is .* got no message"),
+    ("pairs", "a.jsonl", b'{"messages": [{"role": "assistant", "content": "hi"}]}', "line 1: .* got no message"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}\n', "there are no rows for"),
     ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}', "a.json: this is not JSON"),
     ("text", "a.md", b"\xe9t\xe9 " * 99, "a.md is not text in utf-8: byte 0 does not fit"),
-    ("text", "a.md", b"\n \n", "a.md: there is no text in it"), ("text", "a.md", b"MZ\x90\0", "byte 3 is 0; save it as plain text"),
+    ("text", "a.md", b"\n \n", "a.md: there is no text in it"),
+    ("text", "a.md", b"MZ\x90\0", "byte 3 is 0; save it as plain text"),
 ]
 
 
@@ -456,11 +466,12 @@ def test_a_broken_file_is_told_what_is_wrong(tmp_path, kind, name, content, says
 @pytest.mark.parametrize("call, error, says", [
     (lambda p: tasks.text(p / "nosuch"), FileNotFoundError, "nosuch"), (lambda p: tasks.labelled(p), ValueError, "is a folder"),
     (lambda p: tasks.text(p), ValueError, "holds no text file: none ends in .md, .markdown, .rst, .txt"),
-    (lambda p: tasks.text([]), ValueError, "no file: there is no text"), (lambda p: tasks.text("/dev/zero"), ValueError, "regular file"),
+    (lambda p: tasks.text([]), ValueError, "no file: there is no text"),
+    (lambda p: tasks.text("/dev/zero"), ValueError, "regular file"),
     (lambda p: tasks.pairs(p / "a.csv", BYTES, prompt="x"), ValueError, "name both columns"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, delimiter="::"), ValueError, "delimiter must be one character"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, encoding="hex"), ValueError, "no encoding 'hex' of text"),
-    (lambda p: tasks.labelled(p / "a.csv", BYTES, classes=("a", "c")), ValueError, "line 5: 'label' is 'b', and the classes are a, c"),
+    (lambda p: tasks.labelled(p / "a.csv", BYTES, classes=("a", "c")), ValueError, "line 5: 'label' is 'b', and the"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, context=1), ValueError, "context must lie in"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, held_out=(0.9, 0.9)), ValueError, "held_out must be")])
 def test_wrong_calls(tmp_path, call, error, says):
@@ -479,9 +490,11 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
 
 def test_any_bytes_give_a_task_or_a_named_error(tmp_path):
     hypothesis, st = pytest.importorskip("hypothesis"), pytest.importorskip("hypothesis.strategies")
-    parts = ["text,label\n", "prompt,answer\n", *(f"{n} {c},{c}\n" for n in ("one", "two", "three", "four") for c in "ab"), ",", ";", "\t", '"',
-             "\n", "\r", "\0", "\ud800", "é", "a", '{"prompt": "p", "answer": "a"}\n', '{"prompt": "\\ud800", "answer": 1}\n',
-             '{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}\n', '{"text": null, "label": []}\n',
+    parts = ["text,label\n", "prompt,answer\n", *(f"{n} {c},{c}\n" for n in ("one", "two", "six") for c in "ab"),
+             ",", ";", "\t", '"', "\n", "\r", "\0", "\ud800", "é", "a",
+             '{"prompt": "p", "answer": "a"}\n', '{"prompt": "\\ud800", "answer": 1}\n',
+             '{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}\n',
+             '{"text": null, "label": []}\n',
              "{", "}", "[", "]", "1e999", "# T\n\n", "word " * 30, "\n\n"]
     content = st.binary(max_size=200) | st.lists(st.sampled_from(parts), max_size=40).map(
         lambda chosen: "".join(chosen).encode("utf-8", "surrogatepass"))

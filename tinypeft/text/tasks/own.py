@@ -85,8 +85,8 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
                              {name: sha256}, tokenizer)
     task.form |= {"held_out": list(held_out), "seed": seed}
     lost = sum(len(d.text) for d in documents) - sum(len(d.text) for p in kept.values() for d in p)
-    task.notes = _notes((len(documents), "documents", ""),
-                        (lost, "characters", " in repeated paragraphs left out"))
+    task.notes = _notes((len(documents), "document", ""),
+                        (lost, "character", " in repeated paragraphs left out"))
     return task
 
 
@@ -146,10 +146,10 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     n_cut = sum(len(tokenizer.encode(f"{text}\n")) > context - 2
                 for part in examples.values() for text, _ in part)
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}
-    untested = len(known) - len({label for _, label in examples.get("test", examples["train"])})
-    task.notes = _notes((len(rows) - len(kept), "rows", " repeat another and are left out"),
-                        (untested, "classes", " have near-duplicates only and no row in test"),
-                        (n_cut, "rows", f" cut to {context} tokens"))
+    untested = len(known) - len({label for _, label in examples.get("test") or examples["train"]})
+    task.notes = _notes((len(rows) - len(kept), "row", " left out as repeating another"),
+                        (untested, "class", " without a row in test, as near-duplicates stay in train"),
+                        (n_cut, "row", f" cut to {context} tokens"))
     return task
 
 
@@ -181,8 +181,8 @@ def pairs(path: str | Path, model: Module | Tokenizer | None = None, prompt: str
     _nothing_empty(path, {s: part for s, part in task.splits.items() if part}, held_out,
                    f"rows of at most {context} tokens", "shorten them, or give a larger context")
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": list(names)}
-    task.notes = _notes((len(rows) - len(kept), "rows", " repeat another and are left out"),
-                        (task.n_left_out, "rows", f" longer than {context} tokens left out"))
+    task.notes = _notes((len(rows) - len(kept), "row", " left out as repeating another"),
+                        (task.n_left_out, "row", f" left out as longer than {context} tokens"))
     return task
 
 
@@ -248,4 +248,5 @@ def _known_family(tokenizer):
 
 
 def _notes(*found):
-    return tuple(f"{n:,} {what}{said}" for n, what, said in found if n)
+    plural = lambda n, what: what if n == 1 else f"{what}es" if what[-1] == "s" else f"{what}s"
+    return tuple(f"{n:,} {plural(n, what)}{said}" for n, what, said in found if n)

@@ -1,0 +1,167 @@
+"""From one's own files to an adapter and a prediction, as a user types it: finetune, evaluate, classify, generate."""
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.cli import main
+
+GOOD, BAD = "lovely excellent bright quick honest gentle".split(), "broken awful dull slow rude sticky".split()
+THINGS = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
+
+
+def run(capsys, *argv):
+    status = main([str(arg) for arg in argv])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def review(rng, label):
+    (a, b), (x, y) = rng.choice(GOOD if label else BAD, 2, replace=False), rng.choice(THINGS, 2)
+    return rng.choice([f"The {x} is {a} and {b}.", f"My {x} was {a}, the {y} was {b}.", f"A {a} {x}, and a {b} {y}!"])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder of Markdown, a CSV of 300 rows and a JSONL of 200 pairs, of words that a seed chooses."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    with open(folder / "reviews.csv", "w", newline="", encoding="utf-8") as f:
+        rows = [(review(rng, i % 2), ("bad", "good")[i % 2]) for i in range(300)]
+        csv.writer(f).writerows([("text", "label"), *rows])
+    with open(folder / "answers.jsonl", "w", encoding="utf-8") as f:
+        for n in rng.permutation(200):
+            thing, word = rng.choice(THINGS), rng.choice(GOOD + BAD)
+            f.write(json.dumps({"prompt": f"Describe {n} {word} {thing}s.", "answer": f"Each {thing} is {word}."}) + "\n")
+    (folder / "notes").mkdir()
+    for i in range(6):
+        sections = ("## Visit\n\n" + " ".join(review(rng, rng.random() < 0.5) for _ in range(8)) for _ in range(8))
+        (folder / "notes" / f"{i}.md").write_text(f"# Shop {i}\n\n" + "\n\n".join(sections) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(own):
+    """Trained once for the tests that only read it."""
+    data, out = str(own / "reviews.csv"), str(own / "judge")
+    assert main(["finetune", "lora", "--csv", data, "--quick", "--steps", "40", "--out", out]) == 0
+    return own / "judge"
+
+
+# -- five commands or fewer ------------------------------------------------------------------------
+def test_ones_own_rows(capsys, own, classifier):
+    """The classifier beats the majority; what it says of new texts is right."""
+    status, out, _ = run(capsys, "classify", "The spoon is rude.", "An honest clock", "--adapter", classifier)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert status == 0 and [row[::2] for row in rows] == [["bad", "The spoon is rude."], ["good", "An honest clock"]]
+    assert all(0.5 < float(p) <= 1 for _, p, _ in rows)
+    _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", own / "reviews.csv", "--json")
+    record = json.loads(out)
+    task = tp.tasks.labelled(own / "reviews.csv", tp.load_pretrained())
+    tuned = tp.load_adapter(tp.load_pretrained(), classifier)
+    assert record["after"] == tp.evaluate(tuned, task) and record["on"] == "the test split"
+    assert record["after"]["accuracy"] > 0.9 > 0.6 > task.baselines["majority class"]["accuracy"]
+
+
+def test_ones_own_pairs(capsys, own, tmp_path):
+    made = "finetune", "lora", "--pairs", own / "answers.jsonl", "--steps", "60"
+    status, out, _ = run(capsys, *made, "--out", tmp_path, "--json")
+    record = json.loads(out)
+    assert status == 0 and record["task"] == "answers.jsonl" and record["before"]["loss"] > 1 > 0.3 > record["after"]["loss"]
+    assert record["after"]["loss"] < record["baselines"]["Kneser–Ney 5-gram"]["loss"] < record["baselines"]["unigram"]["loss"]
+    _, out, _ = run(capsys, "generate", "Describe 300 dull coats.", "--adapter", tmp_path)
+    assert out == "Each coat is dull.\n"
+    _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--pairs", own / "answers.jsonl", "--json")
+    assert json.loads(out)["after"] == record["after"] and json.loads(out)["before"] == record["before"]
+
+
+def test_ones_own_text(capsys, own, tmp_path):
+    status, out, _ = run(capsys, "finetune", "lora", "--text", own / "notes", "--quick", "--out", tmp_path, "--json")
+    record = json.loads(out)
+    assert status == 0 and record["after"]["loss"] < 0.8 * record["before"]["loss"] and record["baselines"] is None
+    asked = "generate", "The kettle", "--adapter", tmp_path, "--max-new-tokens", "9"
+    texts = [run(capsys, *asked, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert texts[0].startswith("The kettle") and texts[0] == texts[1] != texts[2]           # drawn, as of any other text
+    _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", own / "notes" / "1.md", "--quick", "--json")
+    other = json.loads(out)
+    assert other["on"] == "all of it" and other["data"][0].endswith("tokens (test) in windows of 128")
+    assert other["after"]["loss"] < other["before"]["loss"]
+
+
+# -- what the commands say -------------------------------------------------------------------------
+def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path):
+    _, out, _ = run(capsys, "finetune", "lora", "--csv", own / "reviews.csv", "--steps", "1", "--out", tmp_path / "a")
+    lines = out.splitlines()
+    assert any(line.startswith("reviews.csv: 2 classes, ") and "left out as repeating another" in line for line in lines)
+    assert any(line.split()[:3] == ["majority", "class", "accuracy"] for line in lines)
+    assert lines[-2] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
+
+
+def test_texts_come_from_standard_input(capsys, classifier, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("A dull café\r\n\nA quick lamp\n".encode())))
+    _, out, _ = run(capsys, "classify", "-", "--adapter", classifier, "--json")
+    rows = json.loads(out)
+    assert [(row["text"], row["label"]) for row in rows] == [("A dull café", "bad"), ("A quick lamp", "good")]
+    for row in rows:
+        assert list(row["probabilities"]) == ["bad", "good"] and sum(row["probabilities"].values()) == pytest.approx(1)
+
+
+def test_another_file_is_measured_whole_by_the_adapters_classes(capsys, own, classifier, tmp_path):
+    (tmp_path / "new.csv").write_text("label,review\ngood,A bright lamp\ngood,The radio is quick.\n")
+    _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "new.csv", "--text-column", "review",
+                    "--label-column", "label", "--json")
+    record = json.loads(out)
+    assert record["on"] == "all of it" and record["data"] == ["2 classes, 2 rows (test)"] and record["after"]["accuracy"] == 1
+    (tmp_path / "reviews.csv").write_text((own / "reviews.csv").read_text() + "A new row,bad\n")
+    _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "reviews.csv", "--json")
+    assert json.loads(out)["on"].startswith("all of it, though it has changed since training")
+
+
+@pytest.mark.parametrize("task", ["domain", "classify", "summarize"])
+def test_an_adapter_for_a_task_of_the_package_is_measured_on_it(capsys, tmp_path, task):
+    _, out, _ = run(capsys, "finetune", "lora", "--task", task, "--quick", "--steps", "1", "--out", tmp_path, "--json")
+    _, again, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--quick", "--json")
+    trained, measured = json.loads(out), json.loads(again)
+    assert measured["after"] == trained["after"] and measured["before"] == trained["before"] and measured["task"] == task
+
+
+def test_a_model_is_measured_without_an_adapter(capsys, own):
+    _, out, _ = run(capsys, "evaluate", "--text", own / "notes", "--quick", "--json")
+    record = json.loads(out)
+    assert record["before"] is record["adapter"] is None and record["after"]["loss"] > 1
+
+
+def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
+    """task.json lies beside PEFT's files, which are unchanged by it."""
+    run(capsys, "finetune", "lora", "--pairs", own / "answers.jsonl", "--quick", "--format", "peft", "--out", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "task.json"}
+    _, out, _ = run(capsys, "generate", "Describe 3 dull coats.", "--adapter", tmp_path, "--max-new-tokens", "3")
+    assert not out.startswith("Describe")
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("argv, says", [
+    ("evaluate --csv reviews.csv", "--csv needs --adapter"),
+    ("evaluate --adapter judge", "trained on reviews.csv, a file of your own"),
+    ("evaluate --adapter judge --text notes", "trained on --csv, not on --text"), ("evaluate --adapter nosuch", "nosuch"),
+    ("classify x --adapter notes", "holds no task.json"), ("classify --adapter judge -- ", "empty"),
+    ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
+    ("finetune lora --text-column x", "--text-column needs --csv FILE"), ("finetune lora --context 8", "--context needs --text"),
+    ("finetune lora --csv reviews.csv --text-column review", "no column 'review' and 'label'; there are 'text', 'label'"),
+    ("finetune lora --pairs reviews.csv", "no column 'prompt' and 'answer'"),
+    ("finetune lora --pairs answers.jsonl --answer-column x", "both"),
+    ("finetune lora --csv nosuch.csv", "nosuch.csv: No such file"),
+    ("finetune lora --text notes --context 4000", "[2, 256]"),
+    ("finetune lora --csv reviews.csv --encoding nosuch", "no encoding 'nosuch'"), ("finetune lora --pairs notes", "is a folder")])
+def test_mistakes_are_said_in_one_line(capsys, own, classifier, monkeypatch, argv, says):
+    monkeypatch.chdir(own)
+    status, out, err = run(capsys, *argv.split(" "))
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+def test_one_kind_of_data_at_a_time(capsys):
+    with pytest.raises(SystemExit): main(["finetune", "lora", "--csv", "a", "--pairs", "b"])
+    assert "not allowed with argument --csv" in capsys.readouterr().err
