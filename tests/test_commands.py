@@ -146,16 +146,19 @@ def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
 @pytest.mark.parametrize("argv, says", [
     ("evaluate --csv reviews.csv", "--csv needs --adapter"),
     ("evaluate --adapter judge", "trained on reviews.csv, a file of your own"),
-    ("evaluate --adapter judge --text notes", "trained on --csv, not on --text"), ("evaluate --adapter nosuch", "nosuch"),
-    ("classify x --adapter notes", "holds no task.json"), ("classify --adapter judge -- ", "empty"),
+    ("evaluate --adapter judge --text notes", "trained on --csv, not on --text"),
+    ("evaluate --adapter nosuch", "nosuch"),
+    ("classify x --adapter notes", "no task.json"), ("classify --adapter judge -- ", "empty"),
     ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
-    ("finetune lora --text-column x", "--text-column needs --csv FILE"), ("finetune lora --context 8", "--context needs --text"),
+    ("finetune lora --text-column x", "--text-column needs --csv FILE"),
+    ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
     ("finetune lora --csv reviews.csv --text-column review", "no column 'review' and 'label'; there are 'text', 'label'"),
     ("finetune lora --pairs reviews.csv", "no column 'prompt' and 'answer'"),
     ("finetune lora --pairs answers.jsonl --answer-column x", "both"),
     ("finetune lora --csv nosuch.csv", "nosuch.csv: No such file"),
     ("finetune lora --text notes --context 4000", "[2, 256]"),
-    ("finetune lora --csv reviews.csv --encoding nosuch", "no encoding 'nosuch'"), ("finetune lora --pairs notes", "is a folder")])
+    ("finetune lora --csv reviews.csv --encoding nosuch", "no encoding 'nosuch'"),
+    ("finetune lora --pairs notes", "is a folder")])
 def test_mistakes_are_said_in_one_line(capsys, own, classifier, monkeypatch, argv, says):
     monkeypatch.chdir(own)
     status, out, err = run(capsys, *argv.split(" "))

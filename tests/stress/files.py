@@ -240,6 +240,46 @@ class PeftFolder(Adapter):
         )
 
 
+class Prediction(Kind):
+    """task.json, which lies beside an adapter."""
+
+    own, variants = False, 3
+
+    def made(self, folder, i):
+        (folder / "own.txt").write_text("\n\n".join(f"{n} cats on the mat {n}" for n in range(99)), "utf-8")
+        (folder / "own.csv").write_text("text,label\n" + "".join(f"{n} {TEXT},{n % 2}\n" for n in range(12)), "utf-8")
+        rows = ({"prompt": f"{n} cats", "answer": f"{n} mats"} for n in range(12))
+        (folder / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+        return self.tasks(folder)[i]
+
+    def tasks(self, folder):
+        t = tokenizer()
+        makers = [(tp.tasks.text, "txt"), (tp.tasks.labelled, "csv"), (tp.tasks.pairs, "jsonl")]
+        return [make(path, t) for make, suffix in makers if (path := folder / f"own.{suffix}").exists()]
+
+    def make(self, folder, i):
+        with tempfile.TemporaryDirectory() as other:
+            tp.tasks.save_task(self.made(Path(other), i), folder)
+
+    def read(self, folder):
+        task = tp.tasks.load_task(folder, tokenizer())
+        return [np.frombuffer(json.dumps(task.form).encode("utf-8", "surrogatepass"), np.uint8)]
+
+
+class OwnData(Prediction):
+    """Files of one's own: text, CSV, JSONL."""
+
+    def make(self, folder, i):
+        self.made(folder, i)
+        for path in folder.iterdir():
+            if path.suffix != (".txt", ".csv", ".jsonl")[i]:
+                path.unlink()
+
+    def read(self, folder):
+        (task,) = self.tasks(folder)
+        return [np.concatenate(batch[:1]) for batch in task.batches("test", 99)]
+
+
 class Pretrained(Kind):
     file = "weights.safetensors"
 
@@ -311,6 +351,8 @@ KINDS: dict[str, type[Kind]] = {
     "adapter": Adapter,
     "adapter, older": OlderAdapter,
     "adapter, several": SeveralAdapters,
+    "prediction": Prediction,
+    "own data": OwnData,
     "pretrained": Pretrained,
     "pretrained, older": OlderPretrained,
     "quantized": Quantized,
@@ -489,7 +531,7 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
         if rng.random() < 0.02:
             text = "[" * 100_000
         return path.write_text(text, "utf-8")
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".csv", ".jsonl"):
         return path.write_bytes(damage(path.read_bytes(), rng))
     if not kind.own:  # a safetensors file of somebody else's
         arrays = dict(tp.interop.read_safetensors(path))

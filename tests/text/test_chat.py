@@ -11,7 +11,7 @@ from tinypeft.interop import read_tokenizer
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.gguf_tokenizer import tokenizer_of_gguf
 from tinypeft.text import BPETokenizer, SentencePieceTokenizer, chat_end, chat_prompt
-from tinypeft.text.chat import FAMILIES, family_of
+from tinypeft.text.chat import FAMILIES, chat_answer, family_of
 
 RULES = {"smollm2": "smollm", "qwen3": "qwen2", "tinyllama": "prepend", "gemma3": "never"}      # of small tokenizers
 
@@ -37,6 +37,10 @@ def test_smollm2s_prompts_are_its_templates():
                      said("a", "b  3", "c\n\n"), said(" one ", "two", "three", "four\n", "five", system="S")):
         expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert chat_prompt(ours, messages).tolist() == expected
+    for answer in ("Yo.", "12 + 3 = 15\nor so", "def f(x):\n    return 2"):           # as in training on the whole conversation
+        whole = theirs.apply_chat_template([*said("Hi  3"), {"role": "assistant", "content": answer}], return_dict=False)
+        got = [*chat_prompt(ours, "Hi  3"), *chat_answer(ours, "Hi  3", answer), chat_end(ours)]
+        assert got + ours.encode("\n").tolist() == whole
     assert chat_prompt(ours, "Hi").tolist() == chat_prompt(ours, said("Hi")).tolist()
     assert chat_end(ours) == theirs.eos_token_id and chat_prompt(ours, "Hi").dtype == np.int32
 

@@ -11,7 +11,7 @@ import tinypeft as tp
 from tests.conftest import make_gpt
 from tinypeft import tasks
 from tinypeft.text import BPETokenizer
-from tinypeft.text.chat import FAMILIES, chat_end, chat_prompt
+from tinypeft.text.chat import FAMILIES, chat_answer, chat_end, chat_prompt
 from tinypeft.text.tasks import held_out, own, own_files, saved
 from tinypeft.text.tasks.held_out import near_duplicates, parts
 from tinypeft.text.tasks.own_files import read_table
@@ -178,7 +178,7 @@ def test_a_short_text_has_short_windows_and_a_shorter_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a.txt.*give more text"): tasks.text(path, BYTES)
     assert tasks.text(path, BYTES, held_out=(0, 1)).splits.keys() == {"test"}
     path.write_text("x" * 4000)                                                 # it cannot be cut
-    with pytest.raises(ValueError, match="a.txt: there are no documents for validation and test: give more text"):
+    with pytest.raises(ValueError, match="a.txt: there are no documents for validation and test: give more text, which"):
         tasks.text(path, BYTES)
 
 
@@ -285,7 +285,6 @@ def test_an_answer_is_the_rest_of_the_whole_conversation():
     """Whatever merges there are, prompt and answer together are the ids of the one text."""
     merged = BPETokenizer([(b"\n", b"A"), (b"A", b"B"), (b"t", b"\n")], special=CHAT.special, end_of_text=256, split="smollm",
                           vocab={bytes([b]): b for b in range(256)} | {b"\nA": 300, b"AB": 301, b"t\n": 302})
-    from tinypeft.text.chat import chat_answer
     for answer in ("ABA", "\nAB", "yes"):
         prompt, said = chat_prompt(merged, "Hi"), chat_answer(merged, "Hi", answer)
         whole = merged.encode_parts([*FAMILIES["smollm2"].template([("user", "Hi")]), answer])

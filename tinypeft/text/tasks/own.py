@@ -73,7 +73,8 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
                          weights=[len(d.text) for d in documents]), set()
     kept = {s: deduplicate([documents[i] for i in rows], seen) for s, rows in split.items()}
     streams = {s: tokenizer.encode_documents(part) for s, part in kept.items() if part}
-    _nothing_empty(name, streams, held_out, "documents", "give more text")
+    _nothing_empty(name, streams, held_out, "documents",
+                   "give more text, which does not repeat itself")
     if context is None:
         context = min(context_of(model, None, 128), *(len(ids) - 1 for ids in streams.values()))
         if context < SHORTEST:
