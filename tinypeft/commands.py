@@ -213,8 +213,8 @@ def run_evaluate(args: Namespace) -> None:
     if own and is_own and own != form["kind"]:
         raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
     if not own and is_own and not args.task:
-        raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, or "
-                         f"another, by {OWN[form['kind']]}")
+        raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, "
+                         f"or another, by {OWN[form['kind']]}")
     rows = "the test split"
     if own:
         task = own_task(args, model, own, form, **{"held_out": (0, 1)} if is_own else {})

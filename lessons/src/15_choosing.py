@@ -195,6 +195,71 @@ show("bits_vs_parameters")
 #
 # Each line is a starting point, and each can be checked with a command of this package.
 #
+# ## Your own data
+#
+# A choice is made for a task, and yours is in a file. Three functions read it, and each has an option of `finetune`, `evaluate` and so on:
+#
+# | you have | in Python | on the command line |
+# |---|---|---|
+# | Markdown or plain text, to continue | `tp.tasks.text("notes/", model)` | `finetune lora --text notes/` |
+# | rows with a label, as CSV or TSV | `tp.tasks.labelled("reviews.csv", model)` | `finetune lora --csv reviews.csv` |
+# | prompts with answers, as JSONL or CSV | `tp.tasks.pairs("answers.jsonl", model)` | `finetune lora --pairs answers.jsonl` |
+#
+# Here is a file of 300 rows as somebody might collect them. (A seed makes it up, so that you see the numbers that are printed below.)
+
+# %%
+import csv
+
+rng = np.random.default_rng(0)
+words = {"good": "lovely excellent bright quick honest gentle".split(), "bad": "broken awful dull slow rude sticky".split()}
+things = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
+own = Path(tempfile.mkdtemp()) / "reviews.csv"
+with own.open("w", newline="") as f:
+    table = csv.writer(f)
+    table.writerow(["text", "label"])
+    for i in range(300):
+        label = ("bad", "good")[i % 2]
+        (a, b), x = rng.choice(words[label], 2, replace=False), rng.choice(things)
+        table.writerow([f"{rng.choice(['The', 'My', 'That'])} {x} is {a} and {b}.", label])
+
+model = tp.load_pretrained()
+task = tp.tasks.labelled(own, model)
+task.baselines
+task
+
+# %% [markdown]
+# Before a model is trained, the task says three things. *How it was split*: rows that share 24 words in a row, or all their words, stand on one side, because a test on what was trained on
+# measures memory. *What was left out*: a row that repeats another would count twice. *What is easy*: on rows like these a bag of words finds the label, so a model must do as well at least. A model that
+# only beats the majority is not worth its parameters.
+
+# %%
+tuned = tp.attach(model, tp.LoRA(rank=8), rng=0, head=len(task.classes))
+print(tp.train(tuned, task, 40, batch_size=16, progress=False))
+print(tp.evaluate(tuned, task))
+task.predict(tuned, ["The violin is rude.", "An honest clock, and a quick one!"])
+
+# %% [markdown]
+# The violin is in no row: what the base learned before carries over. The adapter alone does not know the names of the classes. `task.json`, beside it, does, and it holds no row of your file:
+
+# %%
+place = Path(tempfile.mkdtemp())
+tuned.save(place)
+tp.tasks.save_task(task, place)
+task = tp.tasks.load_task(place, model)
+print(*sorted(p.name for p in place.iterdir()), "; classes:", *task.classes)
+task.predict(tuned, ["My coat is sticky."])
+
+# %% [markdown]
+# In a terminal these are three lines, and with `--model smollm2` the same three for a real model:
+#
+# ```bash
+# python -m tinypeft finetune lora --csv reviews.csv --out my-adapter
+# python -m tinypeft classify "The violin is rude." --adapter my-adapter
+# python -m tinypeft evaluate --adapter my-adapter --csv reviews.csv
+# ```
+#
+# `evaluate` recognises the file by its SHA-256 and measures the test part that training left alone; another file it measures whole. If a file is broken, the error says in which line, and how to mend it.
+#
 # ## Taking an adapter to PEFT
 #
 # GPT-2, as the world stores it, has query, key and value in one matrix `c_attn` of $3d$ rows of outputs. A LoRA on query and on value apart is there *one* LoRA of rank

@@ -8,11 +8,11 @@ Each is split into train, validation and test by `held_out.py`, near-duplicates 
 that repeat another are left out, and so are repeated paragraphs of a text. `task.notes` says how
 many, and what did not fit. The task's `sha256` is that of the files.
 
-A file of text is a document. One that holds more than a twentieth of all text is cut into
-documents: at Markdown headings, where a part is still longer at blank lines, then at line ends,
-sentences and words, and neighbours that fit together stay together. The parts of one file may then
-stand on different sides. They share its subject and its style, so the test says how well the model
-continues this text, and not how well it would continue another author's.
+A file of text is a document. One that holds more than a twentieth of all text is cut into documents
+of at most half of that: at Markdown headings, where a part is still longer at blank lines, then at
+line ends, sentences and words. Neighbours that fit together stay together. The parts of one file
+may then stand on different sides. They share its subject and its style, so the test says how well
+the model continues this text, and not how well it would continue another author's.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["PAIRS", "cut", "labelled", "pairs", "text"]
 
 PAIRS = (("prompt", "answer"), ("prompt", "completion"), ("instruction", "output"),
          ("question", "answer"), ("messages",))
-DOCUMENTS = 20                                                # a document is no larger part of all
+LARGEST = 20                                                  # a document is a 20th of all at most
 SHORTEST = 16                                                 # tokens of a window
 # Where a long text is cut: before headings; after blank lines, line ends, sentences, words.
 PLACES = r"(?m)(?=^#{1,6} )", r"(?<=\n\n)", r"(?<=\n)", r"(?<=[.!?] )", r"(?<= )"
@@ -66,11 +66,14 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
     that are not text, too long (20 MB) or too short."""
     files, sha256 = read_texts(paths, encoding)
     tokenizer, name = tokenizer_of(model), _name(paths)
-    most = sum(len(text) for _, text in files) // DOCUMENTS
-    if held_out[1] < 1: files = [(name, part) for name, text in files for part in cut(text, most)]
-    documents = [Passage(part) for _, text in files if (part := text.strip("\n")).strip()]
-    split, seen = _split([(d.text,) for d in documents], held_out, seed,
-                         weights=[len(d.text) for d in documents]), set()
+    most = sum(len(text) for _, text in files) // LARGEST
+    is_long = lambda text: len(text) > most and held_out[1] < 1
+    pieces = (piece for _, text in files
+              for piece in (cut(text, most // 2) if is_long(text) else [text]))
+    documents = [Passage(piece.strip("\n")) for piece in pieces if piece.strip()]
+    split = _split([(d.text,) for d in documents], held_out, seed,
+                   weights=[len(d.text) for d in documents])
+    seen = set()
     kept = {s: deduplicate([documents[i] for i in rows], seen) for s, rows in split.items()}
     streams = {s: tokenizer.encode_documents(part) for s, part in kept.items() if part}
     _nothing_empty(name, streams, held_out, "documents",
@@ -149,7 +152,7 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}
     untested = len(known) - len({label for _, label in examples.get("test") or examples["train"]})
     task.notes = _notes((len(rows) - len(kept), "row", " left out as repeating another"),
-                        (untested, "class", " without a row in test, as near-duplicates stay in train"),
+                        (untested, "class", " without a row in test, by near-duplicates"),
                         (n_cut, "row", f" cut to {context} tokens"))
     return task
 
