@@ -120,6 +120,15 @@ def test_another_file_is_measured_whole_by_the_adapters_classes(capsys, own, cla
     assert json.loads(out)["on"].startswith("all of it, though it has changed since training")
 
 
+def test_columns_are_named_once(capsys, own, tmp_path):
+    """The adapter's task.json knows them, and the classes."""
+    (tmp_path / "b.csv").write_text((own / "reviews.csv").read_text().replace("text,label", "review,stars", 1))
+    named = "--csv", tmp_path / "b.csv", "--text-column", "review", "--label-column", "stars"
+    run(capsys, "finetune", "lora", *named, "--quick", "--steps", "1", "--out", tmp_path / "a")
+    status, out, _ = run(capsys, "evaluate", "--adapter", tmp_path / "a", "--csv", tmp_path / "b.csv", "--json")
+    assert status == 0 and json.loads(out)["on"] == "the test split"
+
+
 @pytest.mark.parametrize("task", ["domain", "classify", "summarize"])
 def test_an_adapter_for_a_task_of_the_package_is_measured_on_it(capsys, tmp_path, task):
     _, out, _ = run(capsys, "finetune", "lora", "--task", task, "--quick", "--steps", "1", "--out", tmp_path, "--json")
