@@ -217,9 +217,12 @@ def run_evaluate(args: Namespace) -> None:
                          f"or another, by {OWN[form['kind']]}")
     rows = "the test split"
     if own:
-        task = own_task(args, model, own, form, **{"held_out": (0, 1)} if is_own else {})
+        options = {"held_out": (0, 1)} if is_own else {}
+        if own == "text": form = {**form, "context": None}   # a short text has shorter windows
+        task = own_task(args, model, own, form, **options)
         if is_own and sorted(task.sha256.values()) == sorted(saved.sha256.values()):
-            task = own_task(args, model, own, form, held_out=form["held_out"], seed=form["seed"])
+            options = {"held_out": form["held_out"], "seed": form["seed"]}
+            task = own_task(args, model, own, saved.form, **options)
         elif is_own:
             rows = "all of it"
             if task.name == saved.name: rows += (", though it has changed since training, which may"
