@@ -89,7 +89,7 @@ def test_ones_own_text(capsys, own, tmp_path):
     other = json.loads(out)
     assert other["on"] == "all of it" and other["data"][0].endswith("tokens (test) in windows of 128")
     assert other["after"]["loss"] < other["before"]["loss"]
-    (tmp_path / "short.txt").write_text("The kettle is quick and gentle. A lamp was slow, the radio was awful, and the coat dull.")
+    (tmp_path / "short.txt").write_text("The kettle is quick. A lamp was slow, the radio was awful, and the coat is dull.")
     _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", tmp_path / "short.txt", "--json")
     assert "in windows of" in (data := json.loads(out)["data"][0]) and 16 <= int(data.split()[-1]) < 64
 
