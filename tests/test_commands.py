@@ -89,6 +89,9 @@ def test_ones_own_text(capsys, own, tmp_path):
     other = json.loads(out)
     assert other["on"] == "all of it" and other["data"][0].endswith("tokens (test) in windows of 128")
     assert other["after"]["loss"] < other["before"]["loss"]
+    (tmp_path / "short.txt").write_text("The kettle is quick. A lamp was slow, the radio was awful, and the coat is dull.")
+    _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", tmp_path / "short.txt", "--json")
+    assert "in windows of" in (data := json.loads(out)["data"][0]) and 16 <= int(data.split()[-1]) < 64
 
 
 # -- what the commands say -------------------------------------------------------------------------
@@ -118,6 +121,15 @@ def test_another_file_is_measured_whole_by_the_adapters_classes(capsys, own, cla
     (tmp_path / "reviews.csv").write_text((own / "reviews.csv").read_text() + "A new row,bad\n")
     _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "reviews.csv", "--json")
     assert json.loads(out)["on"].startswith("all of it, though it has changed since training")
+
+
+def test_columns_are_named_once(capsys, own, tmp_path):
+    """The adapter's task.json knows them, and the classes."""
+    (tmp_path / "b.csv").write_text((own / "reviews.csv").read_text().replace("text,label", "review,stars", 1))
+    named = "--csv", tmp_path / "b.csv", "--text-column", "review", "--label-column", "stars"
+    run(capsys, "finetune", "lora", *named, "--quick", "--steps", "1", "--out", tmp_path / "a")
+    status, out, _ = run(capsys, "evaluate", "--adapter", tmp_path / "a", "--csv", tmp_path / "b.csv", "--json")
+    assert status == 0 and json.loads(out)["on"] == "the test split"
 
 
 @pytest.mark.parametrize("task", ["domain", "classify", "summarize"])

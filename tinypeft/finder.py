@@ -26,8 +26,8 @@ from .train import Step, train
 
 __all__ = ["RateSearch", "find_rate"]
 
-SET = {"lr", "lr_floor", "schedule_kind", "warmup", "eval_every", "patience", "keep_best", "callbacks",
-       "checkpoint", "checkpoint_every", "stop_after"}
+SET = {"lr", "lr_floor", "schedule_kind", "warmup", "eval_every", "patience", "keep_best",
+       "callbacks", "checkpoint", "checkpoint_every", "stop_after"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -181,8 +181,8 @@ def schedule(kind: str, step: int, total: int, warmup: int = 0, floor: float = 0
     """The factor on the learning rate at `step` = 0 … total − 1.
 
     It rises as (step + 1)/warmup over the first `warmup` steps. Then it stays at 1 ("constant") or
-    falls from 1 to `floor` at step `total` ("linear", "cosine"). "exponential" rises from `floor` to
-    1 in equal ratios, to find a rate.
+    falls from 1 to `floor` at step `total` ("linear", "cosine"). "exponential" rises from `floor`
+    to 1 in equal ratios, to find a rate.
     """
     if kind not in ("constant", "linear", "cosine", "exponential"):
         raise ValueError("schedule: expected 'constant', 'linear', 'cosine' or 'exponential', got "

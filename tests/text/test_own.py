@@ -158,7 +158,9 @@ def test_a_folder_becomes_a_task(tmp_path):
 def test_a_document_is_a_file_where_there_are_many(tmp_path):
     for i in range(40): (tmp_path / f"{i:02}.md").write_text(words(np.random.default_rng(i), 40) + "\n\n# Not cut\n")
     task = tasks.text(tmp_path, BYTES)
-    assert task.notes == ("40 documents",) and len(task.data("test")) == 1 + 4 * (79 + 11 + 2)
+    (tmp_path / "00.md").write_text(words(np.random.default_rng(0), 70) + "\n\n# Not cut\n")
+    assert task.notes == tasks.text(tmp_path, BYTES).notes == ("40 documents",)              # it is larger, and whole
+    assert len(task.data("test")) == 1 + 4 * (79 + 11 + 2)
 
 
 def test_repeated_paragraphs_are_read_once(tmp_path):
@@ -176,7 +178,8 @@ def test_a_short_text_has_short_windows_and_a_shorter_one_is_refused(tmp_path):
     assert own.SHORTEST <= task.context == min(len(task.data(s)) for s in SPLITS) - 1 < 128
     path.write_text("Only one sentence is here, and it is not enough.")
     with pytest.raises(ValueError, match="a.txt.*give more text"): tasks.text(path, BYTES)
-    assert tasks.text(path, BYTES, held_out=(0, 1)).splits.keys() == {"test"}
+    whole = tasks.text(path, BYTES, held_out=(0, 1))
+    assert whole.splits.keys() == {"test"} and whole.notes == ("1 document",)
     path.write_text("x" * 4000)                                                 # it cannot be cut
     with pytest.raises(ValueError, match="a.txt: there are no documents for validation and test: give more text, which"):
         tasks.text(path, BYTES)
@@ -189,6 +192,7 @@ def test_rows_become_a_task(tmp_path):
     task = tasks.labelled(path, BYTES)
     assert task.classes == ("bad", "good", "so so") and [len(task.rows[s]) for s in SPLITS] == [210, 45, 45]
     assert task.notes == ("4 rows left out as repeating another",)
+    assert task.form["columns"] == ["text", "label"] and task.form["held_out"] == [0.15, 0.15]
     assert task.sha256 == {"reviews.csv": hashlib.sha256(path.read_bytes()).hexdigest()}
     got = [(text, task.classes[i]) for s in SPLITS for text, i in task.rows[s]]
     assert sorted(got) == sorted((text.strip(), label) for text, label in rows) and len(set(got)) == 300
@@ -203,6 +207,15 @@ def test_every_usual_table_is_read(tmp_path, name, options):
     got = read_table(table(tmp_path / name, rows, **options))
     assert got.texts("text") == [text for text, _ in rows] and got.texts("label") == ["a, b", "c"]
     assert [line for line, _ in got.rows] == [2, 4]
+
+
+def test_the_header_and_the_name_decide_how_a_file_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\ntext;label\na, b, c;x\n")
+    assert read_table(tmp_path / "a.csv").rows == ((4, {"text": "a, b, c", "label": "x"}),)
+    (tmp_path / "a.csv").write_text("{text,label\na,x\n")
+    assert read_table(tmp_path / "a.csv").columns == ("{text", "label")
+    (tmp_path / "a.rows").write_text('{"text": "a", "label": "x"}\n')
+    assert read_table(tmp_path / "a.rows").columns == ("text", "label")
 
 
 def test_marks_and_line_ends_of_other_systems_are_no_text(tmp_path):
@@ -324,9 +337,10 @@ def test_conversations_have_several_turns(tmp_path):
 
 def test_long_rows_of_pairs_are_left_out_and_counted(tmp_path):
     rows = [{"prompt": f"p {i}", "answer": "long " * 60 if i < 3 else f"a {i}"} for i in range(33)]
-    path = jsonl(tmp_path / "a.jsonl", rows)
+    path = jsonl(tmp_path / "a.jsonl", [*rows, rows[9]])
     task = tasks.pairs(path, BYTES, context=40)
-    assert task.notes == ("3 rows left out as longer than 40 tokens",) and sum(map(len, task.rows.values())) == 30
+    assert task.notes == ("1 row left out as repeating another", "3 rows left out as longer than 40 tokens")
+    assert sum(map(len, task.rows.values())) == 30
     with pytest.raises(ValueError, match="no rows of at most 4 tokens for train and validation and test"):
         tasks.pairs(path, BYTES, context=4)
 
@@ -449,6 +463,9 @@ BROKEN = [
     ("pairs", "a.jsonl", b'{"messages": [{"role": "assistant", "content": "hi"}]}', "line 1: .* got no message"),
     ("pairs", "a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}\n', "there are no rows for"),
     ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}', "a.json: this is not JSON"),
+    ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}, 3]', "a.json, item 2: expected a JSON object"),
+    ("pairs", "a.json", b'[{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}]', "'prompt' is empty in item 2"),
+    ("text", "a.md", b"\0" + b"word " * 99, "byte 0 is 0"),
     ("text", "a.md", b"\xe9t\xe9 " * 99, "a.md is not text in utf-8: byte 0 does not fit"),
     ("text", "a.md", b"\n \n", "a.md: there is no text in it"),
     ("text", "a.md", b"MZ\x90\0", "byte 3 is 0; save it as plain text"),

@@ -30,8 +30,8 @@ def add_commands(command: Callable) -> None:
 # -- options ---------------------------------------------------------------------------------------
 def training_options(p: ArgumentParser) -> None:
     from ..peft import METHODS
-    p.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}; or several, such "
-                   "as lora+prefix")
+    p.add_argument("method", metavar="METHOD",
+                   help=f"one of {', '.join(METHODS)}; or several, such as lora+prefix")
     data_options(p, "domain")
     p.add_argument("--steps", type=number(int, least=1),
                    help="optimizer steps (default 300, with --quick 12)")

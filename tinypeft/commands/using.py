@@ -10,9 +10,14 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..arguments import model_of, number, show_json
 from .data import OWN, built_in, data_options, kind_of, own_task
+
+if TYPE_CHECKING:
+    from ..decoder import Decoder
+    from ..text.tasks import Task
 
 __all__ = ["add_commands", "compared"]
 
@@ -69,29 +74,12 @@ def run_evaluate(args: Namespace) -> None:
     from ..text import tasks
     from ..text.tasks.saved import FILE
     from ..train import evaluate
-    model, own, form, saved = model_of(args), kind_of(args), {}, None
-    if args.adapter and (args.adapter / FILE).exists() or own == "labelled":
-        if not args.adapter: raise ValueError("--csv needs --adapter: the model has no classes")
+    model, own, saved = model_of(args), kind_of(args), None
+    if own == "labelled" and not args.adapter:
+        raise ValueError("--csv needs --adapter: the model alone has no classes")
+    if args.adapter and ((args.adapter / FILE).exists() or own == "labelled"):
         saved = tasks.load_task(args.adapter, model)
-        form = saved.form
-    is_own = "held_out" in form
-    if own and is_own and own != form["kind"]:
-        raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
-    if not own and is_own and not args.task:
-        raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, "
-                         f"or another, by {OWN[form['kind']]}")
-    rows = "the test split"
-    if own:
-        task = own_task(args, model, own, form, **{"held_out": (0, 1)} if is_own else {})
-        if is_own and sorted(task.sha256.values()) == sorted(saved.sha256.values()):
-            task = own_task(args, model, own, form, held_out=form["held_out"], seed=form["seed"])
-        elif is_own:
-            rows = "all of it"
-            if task.name == saved.name: rows += (", though it has changed since training, which may"
-                                                 " have read some of it")
-    else:
-        name = args.task or (saved.name if saved else "domain")
-        task = built_in(name, model)
+    task, rows = measured_on(args, model, own, saved)
     tuned = load_adapter(model, args.adapter) if args.adapter else model
     measured = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
     before, after = None, measured()
@@ -101,6 +89,32 @@ def run_evaluate(args: Namespace) -> None:
               "adapter": args.adapter and str(args.adapter), "before": before, "after": after}
     if args.json: return show_json(record)
     print(f"{task.name}: {'; '.join(record['data'])}\non {rows}:\n{compared(before, after)}")
+
+
+def measured_on(args: Namespace, model: Decoder, own: str | None,
+                saved: Task | None) -> tuple[Task, str]:
+    """The task that `evaluate` measures, and which of its rows, in words. saved: the adapter's.
+
+    Of the file that the adapter was trained on, which its SHA-256 tells, the test split is
+    measured; any other file is measured whole."""
+    form, split = saved.form if saved else {}, "the test split"
+    was_own = "held_out" in form
+    if own and was_own and own != form["kind"]:
+        raise ValueError(f"the adapter was trained on {OWN[form['kind']]}, not on {OWN[own]}")
+    if not own and was_own and not args.task:
+        raise ValueError(f"the adapter was trained on {saved.name}, a file of your own; give it, "
+                         f"or another, by {OWN[form['kind']]}")
+    if not own:
+        name = args.task or (saved.name if saved else "domain")
+        return built_in(name, model), split
+    if not was_own: return own_task(args, model, own, form), split
+    shorter = {"context": None} if own == "text" else {}     # windows, where a text is short
+    task = own_task(args, model, own, form | shorter, held_out=(0, 1))
+    if sorted(task.sha256.values()) == sorted(saved.sha256.values()):
+        made = {"held_out": form["held_out"], "seed": form["seed"]}
+        return own_task(args, model, own, form, **made), split
+    changed = ", though it has changed since training, which may have read some of it"
+    return task, "all of it" + changed * (task.name == saved.name)
 
 
 def run_classify(args: Namespace) -> None:

@@ -31,7 +31,7 @@ from .answering import Answering, plain
 from .classification import Classification
 from .held_out import parts
 from .language_modelling import LanguageModelling
-from .own_files import Paths, Table, checked, in_lines, read_table, read_texts
+from .own_files import Paths, Table, checked, read_table, read_texts
 from .task import SPLITS, context_of, tokenizer_of
 
 __all__ = ["PAIRS", "cut", "labelled", "pairs", "text"]
@@ -133,7 +133,7 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     kept = _first(rows)
     count = Counter(rows[i][1] for i in kept)
     if held_out[1] < 1 and (rare := [c for c in known if count[c] < 3]):
-        where = in_lines([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
+        where = table.places([n for n, (_, c) in zip(lines, rows, strict=True) if c == rare[0]])
         others = f", and so do {len(rare) - 1} other classes" if len(rare) > 1 else ""
         raise ValueError(f"{path}: the class {rare[0][:80]!r} has {count[rare[0]]} different rows "
                          f"({where}){others}; each class needs 3, one each to train, validate and "
@@ -193,7 +193,7 @@ def pairs(path: str | Path, model: Module | Tokenizer | None = None, prompt: str
 def _prompts(table, names):
     """[(prompt, answer)] of two columns."""
     prompts, answers = map(table.texts, names)
-    if names == ("instruction", "output") and table.columns.count("input") == 1:
+    if names == ("instruction", "output"):
         more = table.texts("input", is_optional=True)
         prompts = [f"{p}\n\n{m}" if m else p for p, m in zip(prompts, more, strict=True)]
     return list(zip(prompts, answers, strict=True))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import naming, open_regular, parse_json
+from ...files import open_regular, parse_json
 
 __all__ = ["Table", "read_table", "read_texts"]
 
@@ -28,14 +28,21 @@ Paths = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file: (line, column → value). columns: in the file's order; a name may repeat."""
+    """Rows of a file: (line, column → value). columns: in the file's order; a name may repeat.
+    unit: what a row is known by, "line", or "item" of a JSON list."""
     path: Path
     sha256: str
     columns: tuple[str, ...]
     rows: tuple[tuple[int, dict[str, Any]], ...]
+    unit: str = "line"
 
     def place(self, line: int) -> str:
-        return f"{self.path}, line {line}"
+        """"reviews.csv, line 3"."""
+        return f"{self.path}, {self.unit} {line}"
+
+    def places(self, lines: Sequence[int]) -> str:
+        """"line 3", or "lines 3, 5, 8, 9, 12 and 7 more"."""
+        return several(self.unit, lines)
 
     def chosen(self, *options: tuple[str, ...]) -> tuple[str, ...]:
         """The first option whose columns all exist. ValueError, with a list of the columns, if none
@@ -56,8 +63,8 @@ class Table:
         texts = [self._text(line, row.get(column), column, is_optional) for line, row in self.rows]
         empty = [line for (line, _), text in zip(self.rows, texts, strict=True) if not text]
         if empty and not is_optional:
-            raise ValueError(f"{self.path}: {column!r} is empty in {in_lines(empty)}; fill it in, "
-                             "or delete the row")
+            raise ValueError(f"{self.path}: {column!r} is empty in {self.places(empty)}; fill it "
+                             "in, or delete the row")
         return texts
 
     def _text(self, line, value, column, is_optional):
@@ -69,10 +76,10 @@ class Table:
         return checked(value, self.place(line)).strip()
 
 
-def in_lines(lines: Sequence[int]) -> str:
-    """"line 3", or "lines 3, 5, 8, 9, 12 and 7 more"."""
-    more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-    return f"line{'s'[:len(lines) > 1]} {', '.join(map(str, lines[:5]))}{more}"
+def several(unit: str, numbers: Sequence[int]) -> str:
+    """The first numbers of lines or items, and how many more there are."""
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"{unit}{'s'[:len(numbers) > 1]} {', '.join(map(str, numbers[:5]))}{more}"
 
 
 def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, str]], str]:
@@ -119,19 +126,20 @@ def read_table(path: str | Path, encoding: str = "utf-8", delimiter: str | None 
     if path.suffix not in (".csv", ".tsv"): is_json |= text.lstrip()[0] in "{["
     columns, rows = _json(text, path) if is_json else _csv(text, path, delimiter)
     if not rows: raise ValueError(f"{path} has no row; give a file with rows")
-    return Table(path, hashlib.sha256(data).hexdigest(), columns, tuple(rows))
+    unit = "item" if is_json and text.lstrip()[0] == "[" else "line"
+    return Table(path, hashlib.sha256(data).hexdigest(), columns, tuple(rows), unit)
 
 
 def _json(text, path):
     if text.lstrip()[0] == "[":
-        with naming(path): values = list(enumerate(_parsed(text, path), 1))
+        unit, values = "item", [*enumerate(_parsed(text, path), 1)]
     else:
-        lines = enumerate(text.split("\n"), 1)
+        unit, lines = "line", enumerate(text.split("\n"), 1)
         values = [(n, _parsed(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
     for n, value in values:
         if not isinstance(value, dict):
-            raise ValueError(f"{path}, line {n}: expected a JSON object such as {{\"prompt\": "
-                             f"\"…\", \"answer\": \"…\"}}, got {str(value)[:80]}")
+            raise ValueError(f'{path}, {unit} {n}: expected a JSON object such as {{"prompt": "…", '
+                             f'"answer": "…"}}, got {str(value)[:80]}')
     return tuple(dict.fromkeys(name for _, row in values for name in row)), values
 
 
@@ -164,10 +172,10 @@ def _csv(text, path, delimiter):
     columns = [name.strip() for name in columns]
     ragged = [(line, row) for line, row in rows if len(row) != len(columns)]
     if ragged:
-        line, row = ragged[0]
-        raise ValueError(f"{path}: {in_lines([line for line, _ in ragged])}: line {line} has "
-                         f"{len(row)} fields, the header has {len(columns)}; put quotes around a "
-                         f"text that contains {delimiter!r} or a line end")
+        (line, row), where = ragged[0], several("line", [line for line, _ in ragged])
+        raise ValueError(f"{path}: {where}: line {line} has {len(row)} fields, the "
+                         f"header has {len(columns)}; put quotes around a text that contains "
+                         f"{delimiter!r} or a line end")
     return tuple(columns), [(line, dict(zip(columns, row, strict=True))) for line, row in rows]
 
 
