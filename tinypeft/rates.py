@@ -48,16 +48,16 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
     """Groups for an optimizer of all parameters that require gradients.
 
     Weight decay is for matrices, and never for a classification head. rate: of each parameter
-    outside the head, before its factors (see `train`). Raises ValueError for a pattern without a
-    parameter.
+    outside the head, before its factors. factors: by name, under the rule of `targets.py`. Raises
+    TargetError for a name that matches nothing.
     """
     named = trained(model)
-    paths = {name: name.replace("/", ".") for name in named}    # "LoRA/blocks.0.attention.query.A"
     head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
     scale = dict.fromkeys(named, 1.0)
+    paths = {name.replace("/", "."): name for name in named}         # "LoRA/blocks.0.query.A"
     for pattern, factor in (factors or {}).items():
-        hits = chosen(paths.values(), (pattern,), "train: rates", "parameters that train")
-        for name in named: scale[name] *= factor if paths[name] in hits else 1.0
+        for path in chosen(paths, (pattern,), "rates", "parameters that train"):
+            scale[paths[path]] *= factor
     found = {}                                       # (kind, rate) → parameters
     for name, p in named.items():
         kind = 2 if id(p) in head else int(p.ndim < 2)

@@ -15,7 +15,8 @@ leave it out of everything, and "all" is everything.
 
 So chosen are the layers of `targets`, in `attach` and in `quantize`, and of IA3's `feedforward`;
 the layers of a key of LoRA's `rank_pattern` or `alpha_pattern`; and the parameters of
-`FullFineTuning.targets`, whose names end in one more part, such as blocks.0.norm1.bias.
+`FullFineTuning.targets` and of a key of `train`'s `rates`, whose names end in one more part, such
+as blocks.0.norm1.bias.
 """
 import difflib
 import re
