@@ -308,6 +308,7 @@ show("placement")
 # * Some programs call the factor $s$ itself "alpha" or "scale": 16 there is a multiplication by 16.
 # * The defaults here, $r = 8$ and $\alpha = 16$ ($s = 2$), are the paper's for RoBERTa large. For GPT-2 it takes $r = 4$, $\alpha = 32$ ($s = 8$); PEFT's defaults
 #   are 8 and 8 ($s = 1$). Always compare $s$.
-# * The learning rates here were chosen for a model 128 wide. The paper trains GPT-2 medium, 1,024 wide, at 0.0002: try less on a wider model.
+# * The learning rates here were chosen for a model 128 wide; `train` multiplies them by √(128/d) on another. The paper trains GPT-2 medium,
+#   1,024 wide, at 0.0002 and for longer. `tp.find_rate` measures which rate suits a model.
 #
 # **Now you can** write LoRA, its gradient and its end. Next: [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.

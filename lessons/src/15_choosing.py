@@ -234,6 +234,15 @@ task
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8), rng=0, head=len(task.classes))
+found = tp.find_rate(tuned, task, steps=40, batch_size=16)
+print(found)
+found.plot()
+
+# %% [markdown]
+# `find_rate` raises the learning rate from step to step and measures the validation loss after each. The model stays as it was. The rate at the lowest loss is a place to start from, not the best rate: in a
+# longer training a smaller one is often better. LoRA's own rate lies near it, so the training below keeps its own.
+
+# %%
 print(tp.train(tuned, task, 40, batch_size=16, progress=False))
 print(tp.evaluate(tuned, task))
 task.predict(tuned, ["The violin is rude.", "An honest clock, and a quick one!"])
