@@ -1,5 +1,8 @@
 """The command `export-training`: the folder it writes, and its answers to mistakes."""
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +39,22 @@ def test_mistakes_are_said_in_one_line(capsys, tmp_path, argv, says):
     assert main(["export-training", *argv, "--quick", "--out", str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_run_on_ones_own_rows_comes_back_and_classifies(capsys, tmp_path):
+    """From a CSV to a run, to its result in PyTorch, to a prediction of `classify`."""
+    for oracle in ("torch", "transformers", "peft", "accelerate"): pytest.importorskip(oracle)
+    rows = [f"the {thing} is {word},{'good' if word == 'quick' else 'bad'}" for thing in map(str, range(100, 150))
+            for word in ("quick", "broken")]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows), "utf-8")
+    run = tmp_path / "run"
+    assert main(["export-training", "lora", "--csv", str(tmp_path / "rows.csv"), "--steps", "12", "--out", str(run)]) == 0
+    done = subprocess.run([sys.executable, str(run / "train.py")], capture_output=True, text=True,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [json.loads(line)["loss"] for line in done.stdout.splitlines() if line.startswith('{"step')]
+    assert losses[-1] < losses[0]
+    capsys.readouterr()
+    assert main(["classify", "the lamp is quick", "the lamp is broken", "--model", str(run / "model"),
+                 "--adapter", str(run / "result")]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["good", "bad"]

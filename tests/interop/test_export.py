@@ -74,6 +74,7 @@ RUNS = {
     "LoRA of Llama": lambda: (tp.attach(make("Llama"), tp.LoRA(rank=2)), answers(),
                               {"schedule_kind": "cosine", "lr_floor": 0.2}),
     "AdaLoRA": lambda: (tp.attach(make("Llama"), ADALORA), language(), {"weight_decay": 0.1, "accumulate": 3}),
+    "LoRA+": lambda: (tp.attach(make_gpt(), tp.LoRA(rank=2)), language(), {"rates": {"B": 16, "blocks.0": 0.5}, "lr": 1e-3}),
     "QLoRA": lambda: (tp.attach(tp.quantize(make("Qwen3", np.float32), tp.NF4()), tp.LoRA(rank=2)), language(),
                       {"schedule_kind": "constant"}),
     "QLoRA of bitsandbytes": lambda: (tp.attach(tp.quantize(wide(), tp.NF4()), tp.LoRA(rank=2)), language(), {}),
@@ -91,7 +92,8 @@ HALF_DONE = {
     "LoRA, half done": lambda: (tp.attach(make_gpt(), tp.LoRA(rank=2, targets="all")), language(), {"weight_decay": 0.1}),
     "full, half done": lambda: (tp.attach(make_gpt(), tp.FullFineTuning()), language(), {"batch_size": 3}),
     "MLP, half done": lambda: (tp.attach(make_gpt(np.float32), tp.PrefixTuning(length=2)), language(), {})}
-EXACT = {"LoRA of all", "LoRA on a classifier", "full", "a bias of three", "probe", "LoRA, half done", "full, half done"}
+EXACT = {"LoRA of all", "LoRA+", "LoRA on a classifier", "full", "a bias of three", "probe", "LoRA, half done",
+         "full, half done"}
 SHARED = ["LoRA of all", "AdaLoRA", "probe", "LoRA of Llama", "LoRA on a classifier", "prefix", "full"]      # by two processes
 BASE = {"full", "full, half done", "full classifier", "a bias of three", "probe"}
 DRIVER = """import os, runpy, sys
@@ -315,6 +317,10 @@ def test_what_else_the_script_cannot_do_is_refused(tmp_path):
             (lora(make_gpt()), language(), {"optimizer": lambda groups, lr, **more: SGD(groups, lr)}, ValueError,
              "the script has AdamW, got SGD"),
             (lora(make_gpt()), language(), {"batch": 3}, TypeError, "batch"),
+            (lora(make_gpt()), language(), {"rates": {"query": 2}}, tp.MethodError, "different rates"),
+            (lora(make_gpt()), language(), {"patience": 2, "eval_every": 1}, ValueError, "the script has no patience"),
+            (lora(make_gpt()), language(), {"keep_best": True, "eval_every": 1}, ValueError, "the script has no keep_best"),
+            (lora(make_gpt()), language(), {"callbacks": [print]}, ValueError, "the script has no callbacks"),
             (lora(make_gpt()), language(), {"lr": -1.0}, ValueError, "lr must be"),
             (tp.attach(make_gpt(), tp.LoRA(rank=2), tp.PromptTuning(length=2)), language(), {}, tp.MethodError, "one method"),
             (lora(rounding), language(), {}, tp.MethodError, "rounds its inputs"),

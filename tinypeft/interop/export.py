@@ -4,6 +4,7 @@
     adapter/               the method, a folder of PEFT; a run that trains the base itself has none
     start.safetensors      where the trained parameters start (`torch_names`)
     data/SPLIT             the rows of a split (`rows_of`)
+    task.json              what `classify` and `generate` must know of the task
     settings.json          steps, rates by group of parameters, schedule, seed
     train.py, README.md    the loop of `train` in PyTorch (`training/train.py.txt`), how to run it
 
@@ -29,7 +30,7 @@ from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
 from ..peft.folders import formats
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
-from ..text.tasks import Classification, Task
+from ..text.tasks import Classification, Task, save_task
 from ..train import train
 from .lowrank import adapted_layers
 from .rows import check_batches, check_loss, padding, rows_of
@@ -78,6 +79,7 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
                 "adapter": None if trains_the_base(tuned) else training_fields(tuned, steps),
                 "gamma": tuned.method.gamma if isinstance(tuned.method, AdaLoRA) else None,
                 "groups": groups}
+    save_task(task, folder)
     template = lambda name: (TEMPLATES / f"{name}.txt").read_text("utf-8")
     write_atomically(folder / "train.py", template("train.py"))
     write_atomically(folder / "README.md", template("README.md").format(
