@@ -187,13 +187,15 @@ def test_two_methods_are_trained_and_loaded(capsys, tmp_path):
     assert main(["finetune", "lora+prefix", "--quick", "--set", "lora.rank=2", "prefix.length=3", "--json",
                  "--out", str(tmp_path / "both")]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["method"] == "LoRA(rank=2) + PrefixTuning(length=3, reparameterize=True)" and record["after"] != record["before"]
+    assert record["method"] == "LoRA(rank=2) + PrefixTuning(length=3, reparameterize=True)"
+    assert record["after"] != record["before"]
     assert list(tp.load_adapter(tp.load_pretrained(), tmp_path / "both").parts) == ["lora", "prefix"]
     assert main(["generate", "numpy", "--max-new-tokens", "2", "--adapter", str(tmp_path / "both")]) == 0
 
 
 @pytest.mark.parametrize("argv, says", [
-    (["lora+lora"], "named twice"), (["lora+lorra"], "there is no method 'lorra'"), (["prefix+ptuning_v2"], "both give the model"),
+    (["lora+lora"], "named twice"), (["lora+lorra"], "there is no method 'lorra'"),
+    (["prefix+ptuning_v2"], "both give the model"),
     (["lora+prefix", "--set", "rank=2"], "say whose field it is, such as lora.FIELD=VALUE"),
     (["lora+prefix", "--format", "peft"], "a folder of PEFT's holds one")])
 def test_methods_that_do_not_go_together(capsys, argv, says):
