@@ -239,8 +239,9 @@ print(found)
 found.plot()
 
 # %% [markdown]
-# `find_rate` raises the learning rate from step to step and measures the validation loss after each. The model stays as it was. The rate at the lowest loss is a place to start from, not the best rate: in a
-# longer training a smaller one is often better. LoRA's own rate lies near it, so the training below keeps its own.
+# `find_rate` raises the learning rate from step to step and measures the validation loss after each. The model stays as it was. *What to see:* at small rates nothing happens, then the loss falls, and at
+# large rates it jumps up and down. A rate inside the region where it falls is a place to start from. The lowest point of a jagged curve is partly luck, and a longer training often wants a smaller rate.
+# LoRA's own rate, 0.01, is in that region, so the training below keeps it.
 
 # %%
 print(tp.train(tuned, task, 40, batch_size=16, progress=False))
