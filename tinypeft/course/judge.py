@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..tensor import Tensor
-from .calls import Local, copied
-from .diagnose import cause_of_error, describe, difference, likely_cause
+from .calls import Local, copied, leaves
+from .diagnose import cause_of_error, describe, difference, likely_cause, where_it_differs
 from .exercise import Exercise
 from .result import CheckResult
 from .worth import worth
@@ -77,6 +77,10 @@ def wrong_signature(exercise, call, args):
     if str(call.origin or "").startswith("tinypeft."):
         return failed(exercise, "signature", "this is the package's own function, from "
                                              f"{call.origin}; write yours")
+    avoided = [name for name in exercise.avoids if name in call.uses]
+    if avoided:
+        return failed(exercise, "signature", f"your function uses {' and '.join(avoided)} of the "
+                                             "package; this is what the exercise asks you to write")
     if call.signature is None:
         return failed(exercise, "signature", "got an object that cannot be called, expected a "
                                              f"function {wanted}")
@@ -92,22 +96,28 @@ def wrong_result(exercise, call, args, stage, about=""):
     expected, out = Local(exercise.reference)(args).value, call(args, names)
     sizes = f" ({shapes(names, args)})" if shapes(names, args) else ""
     if out.unsolved:
-        return failed(exercise, "unsolved", f"not solved yet: {out.error}")
+        told = "" if out.error == exercise.name else f": {out.error}"
+        return failed(exercise, "unsolved", f"not solved yet{told}")
     if out.error:
         return failed(exercise, "error", f"your function fails{about}{sizes}. {out.error}",
-                      cause=cause_of_error(out.error))
-    found = difference(out.value, expected, exercise.tolerance)
+                      cause=cause_of_error(out.error, exercise, names))
+    free = not any(a.dtype.kind == "f" for a in leaves(args))
+    value, expected = exercise.settled(out.value), exercise.settled(expected)
+    found = difference(value, expected, exercise.tolerance, free=free)
     if found is not None:
         kind, sentence, got, want = found
-        if got is None: got, want = out.value, expected
-        return failed(exercise, kind if kind != "value" else stage, f"{sentence}{about}{sizes}.",
+        place = where_it_differs(got, want, exercise.tolerance) if kind == "value" and \
+            got is not None else ""
+        if got is None: got, want = value, expected
+        return failed(exercise, kind if kind != "value" else stage,
+                      f"{sentence}{about}{sizes}.{place and f' {place}.'}",
                       got=describe(got), expected=describe(want),
-                      cause=likely_cause(exercise, args, out.value, expected, found))
+                      cause=likely_cause(exercise, args, value, expected, found, out.strained))
     if out.changed:
         return failed(exercise, "inputs", "your function writes into its argument "
                                           f"{', '.join(out.changed)}; work on a copy",
-                      cause="+=, -=, *= and x[…] = change the caller's array; "
-                            "write x = x + …, or call x.copy() first")
+                      cause="+=, -=, *= and x[…] = change the caller's array, and .pop() or .sort() "
+                            "the caller's list or dict; write x = x + …, or copy it first")
 
 
 def wrong_gradient(exercise, call, args):
@@ -125,14 +135,16 @@ def wrong_gradient(exercise, call, args):
                           expected=describe(want.gradients[name]),
                           cause="your function leaves the graph: .data, a NumPy function or a new "
                                 "Tensor cuts it; use operations on Tensors")
-    values_only = replace(exercise, mistakes=(), symptoms=())
+    values_only = replace(exercise, mistakes=(), symptoms=(), normalize=None)
     for name in exercise.gradient:
         g, e = got.gradients[name], want.gradients[name]
         found = difference(g, e, 1e-7, f"the gradient of {name}")
         if found is not None:
-            return failed(exercise, "gradient", f"{found[1]}, though the result is right.",
+            place = where_it_differs(g, e, 1e-7) if found[0] == "value" else ""
+            return failed(exercise, "gradient",
+                          f"{found[1]}, though the result is right.{place and f' {place}.'}",
                           got=describe(g), expected=describe(e),
-                          cause=likely_cause(values_only, (), g, e, found))
+                          cause=likely_cause(values_only, (), g, e, found, got.strained))
 
 
 def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, rng):

@@ -103,7 +103,7 @@ def layer_norm_cases(rng):
 
 EXERCISES = (
     Exercise(
-        name="autograd.walk", title="The walk through the graph",
+        name="autograd.walk", title="The walk through the graph", stars=2,
         reference=reference_walk, cases=walk_cases,
         special=(("the example of equation (2)", chain),),
         mistakes=(
@@ -116,11 +116,15 @@ EXERCISES = (
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
         tolerance=1e-9,
-        hint="Keep a list of gradients, None at first, and put dy last. Go through k from the last to the "
-             "first; skip a k without a gradient; for each (j, J) add J.T @ grads[k] to grads[j]. Do not use "
-             "+=: another part of the program may use the same array."),
+        hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
+               "gradient that reaches the same value?",
+               "Keep a list as long as the tape, None at first; entry k has the size of value k. J is (size of k, size of "
+               "j), so J.T @ grads[k] has the size of value j.",
+               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is None. For each (j, J) in "
+               "tape[k], the new grads[j] is J.T @ grads[k], plus the old one if there is one. Write a + b, not +=, which "
+               "would change an array that another value uses.")),
     Exercise(
-        name="autograd.unbroadcast", title="Undo a broadcast",
+        name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
             ("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
@@ -135,10 +139,13 @@ EXERCISES = (
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
              lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
         tolerance=1e-9,
-        hint="Two kinds of axes: the first dy.ndim − len(shape) are new, sum over them; of the others, those "
-             "where shape has a 1 are summed with keepdims=True. Check the result's shape against `shape`."),
+        hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
+               "The first dy.ndim − len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
+               "The result has the shape `shape`.",
+               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim − len(shape)))). Then sum over the axes where"
+               " `shape` has a 1, with keepdims=True.")),
     Exercise(
-        name="autograd.linear_vjp", title="The backward pass of a linear layer",
+        name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
             ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
@@ -154,11 +161,13 @@ EXERCISES = (
             ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
              lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
         tolerance=1e-9,
-        hint="Let the shapes lead you: dX (N, d_in) can only be dY (N, d_out) times W (d_out, d_in), and dW "
-             "(d_out, d_in) only dYᵀ times X. db is the sum of dY over its rows. Write each as `… if need[i] "
-             "else None`."),
+        hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
+               "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
+               " db (d_out,) is a sum over N rows.",
+               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) in the same way, so that "
+               "nothing is computed that nobody needs.")),
     Exercise(
-        name="autograd.layer_norm_vjp", title="The backward pass of layer norm",
+        name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
@@ -173,6 +182,8 @@ EXERCISES = (
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
              + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
         tolerance=1e-7,
-        hint="∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. Put this into equation (1): the δ gives dx̂_j, the "
-             "1/d the mean of dx̂, and x̂_i x̂_j/d gives x̂_j times the mean of dx̂ x̂."),
+        hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
+               "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
+               "With dxhat = gamma * dy: dx = (dxhat − mean(dxhat) − xhat * mean(dxhat * xhat))/sigma, and each mean is "
+               "over the last axis.")),
 )

@@ -64,7 +64,7 @@ def off_by(term):
 
 EXERCISES = (
     Exercise(
-        name="full.adamw", title="One step of AdamW",
+        name="full.adamw", title="One step of AdamW", stars=2,
         reference=reference_adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays",
@@ -85,11 +85,14 @@ EXERCISES = (
                  w - lr * decay * w - lr * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) + eps),
                  *adamw(w, g, m, v, t, lr, b1, b2, eps, decay)[1:]))),
         tolerance=1e-9,
-        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − "
-             "lr·m_hat/(√v_hat + eps). Write m = beta1 * m + …, not m *= beta1: the caller's array must not "
-             "change."),
+        hints=("Why are m and v divided by something at the start? Does the decay go into the gradient, or straight to the"
+               " weight?",
+               "w, g, m and v have one shape; the others are numbers. Return (w, m, v) as new arrays.",
+               "m = beta1·m + (1 − beta1)·g, and v the same with beta2 and g². m_hat = m/(1 − beta1**t), and v_hat "
+               "likewise. The new w is w − lr·decay·w − lr·m_hat/(√v_hat + eps). Do not write m *= beta1, which changes "
+               "the caller's array.")),
     Exercise(
-        name="full.states", title="Memory for weights, gradients and optimizer",
+        name="full.states", title="Memory for weights, gradients and optimizer", stars=1,
         reference=reference_states, cases=states_cases,
         special=(
             ("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
@@ -106,10 +109,12 @@ EXERCISES = (
              lambda N, n, b, f: reference_states(N, n, b, f) - 4 * n),
             ("the gradient is missing", lambda N, n, b, f: reference_states(N, n, b, f) - n * b)),
         tolerance=1e-9,
-        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes "
-             "for its gradient, 8 for m and v, and 4 more if weight_bytes < 4."),
+        hints=("What is kept for a frozen weight, and what for a trained one? When does a trained weight need a second "
+               "copy?",
+               "All are bytes. N − n weights are frozen. Each of the n others has itself, a gradient and two moments.",
+               "(N − n)·frozen_bytes + n·(2·weight_bytes + 8), and 4 n more if weight_bytes < 4.")),
     Exercise(
-        name="full.activations", title="Memory for activations",
+        name="full.activations", title="Memory for activations", stars=2,
         reference=reference_activations, cases=activations_cases,
         special=(("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
         mistakes=(
@@ -134,6 +139,10 @@ EXERCISES = (
             ("this is in bytes; count numbers", lambda *a: 4 * reference_activations(*a)),
             ("this counts one block; there are L", lambda B, T, d, H, L, V: reference_activations(B, T, d, H, 1, V))),
         tolerance=0,
-        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the "
-             "weights B·H·T·(T + 64)/2, times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
+        hints=("Which arrays does a block keep for its backward pass, one row of the table after another? What is kept "
+               "once, after all blocks?",
+               "Most arrays are (B, T, d), two are (B, T, 4d). The norms' 1/σ are (B, T), attention's weights about half "
+               "of (B, H, T, T), the probabilities (B, T, V).",
+               "In a block: 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 times B T d, then 2 B T and B H T (T + 64)/2. Multiply by L; "
+               "add 2 B T d + B T + B T V.")),
 )

@@ -84,7 +84,7 @@ def _weights(rng):
 
 EXERCISES = (
     Exercise(
-        name="lora.forward", title="The forward pass of LoRA",
+        name="lora.forward", title="The forward pass of LoRA", stars=1,
         reference=forward, cases=_tensors, gradient=("x", "A", "B"),
         special=(("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),),
         mistakes=(
@@ -99,10 +99,11 @@ EXERCISES = (
              lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
             ("r is the number of rows of A, not of its columns",
              lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1]))),
-        hint="F.linear(x, A) is A x for each row, (…, r); F.linear of that with B is (…, d_out). Multiply by "
-             "alpha / A.shape[0], add F.linear(x, W)."),
+        hints=("Which product is small and should be taken first, B A or A x?",
+               "F.linear(x, A) is (…, r). F.linear of that with B is (…, d_out), like F.linear(x, W).",
+               "low = F.linear(F.linear(x, A), B); then F.linear(x, W) + low * (alpha / A.shape[0]).")),
     Exercise(
-        name="lora.backward", title="The backward pass of LoRA",
+        name="lora.backward", title="The backward pass of LoRA", stars=2,
         reference=backward, cases=_with_upstream,
         invariants=(
             ("with B = 0, as at the start, dA is zero and dB is not",
@@ -127,10 +128,13 @@ EXERCISES = (
             ("a gradient has the shape of its parameter: transpose it",
              lambda got, expected, arguments: np.shape(got) == np.shape(expected)[::-1] and np.shape(got) != np.shape(expected)),),
         tolerance=1e-7,
-        hint="s = alpha / len(A). dB = s dHᵀ (X Aᵀ); dA = s (dH B)ᵀ X; dX = dH W + s (dH B) A. Check each "
-             "shape against A, B and x."),
+        hints=("h = W x + s B (A x). What stands to the left and to the right of A, and of B, in this product?",
+               "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its array: A (r, d_in), B "
+               "(d_out, r), x (N, d_in).",
+               "s = alpha/len(A). dB = s · dhᵀ (x Aᵀ). dA = s · (dh B)ᵀ x. dx is a sum: one term through W, and s · (dh B)"
+               " A.")),
     Exercise(
-        name="lora.overlap", title="The overlap of two subspaces",
+        name="lora.overlap", title="The overlap of two subspaces", stars=2,
         reference=overlap, cases=_two,
         special=(
             ("a space with itself: 1", lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([3.0, 2.0, 1.0]), 2, 2)),
@@ -154,10 +158,11 @@ EXERCISES = (
             ("you used all singular vectors; use only the top i and j",
              lambda A1, A2, i, j: overlap(A1, A2, len(A1), len(A2)))),
         tolerance=1e-6,
-        hint="V = np.linalg.svd(A)[2] has the right singular vectors as rows: take V1[:i] and V2[:j]; the sum "
-             "of squares of V1 V2ᵀ over min(i, j)."),
+        hints=("The rows of A span the space, but they are not orthonormal. Which vectors are? When is φ equal to 1?",
+               "V1 (i, d) and V2 (j, d) are the first rows of Vᵀ. V1 V2ᵀ is (i, j). φ is one number.",
+               "np.linalg.svd(A)[2][:n] has the top n vectors as rows. Sum the squares of V1 V2ᵀ and divide by min(i, j).")),
     Exercise(
-        name="lora.merge", title="Merging LoRA into the weight",
+        name="lora.merge", title="Merging LoRA into the weight", stars=1,
         reference=merge, cases=_weights,
         mistakes=(
             ("the scale is α/r, not α", lambda W, A, B, alpha: W + alpha * B @ A),
@@ -167,5 +172,7 @@ EXERCISES = (
             ("r is the number of rows of A, not of its columns",
              lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A)),
         tolerance=1e-9,
-        hint="B @ A is (d_out, d_in), like W. Write W + …, not W += …, which would change the base."),
+        hints=("Which single matrix gives the output of W and of the low-rank part together?",
+               "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W.",
+               "W + alpha/len(A) · B A. Write it as W + a change, not as W +=, which would change the base.")),
 )

@@ -55,7 +55,7 @@ def signs_cases(rng, shift=None, convention=None):
 
 EXERCISES = (
     Exercise(
-        name="map.trained", title="Four counts of trained parameters",
+        name="map.trained", title="Four counts of trained parameters", stars=1,
         reference=reference_trained, cases=trained_cases,
         special=(("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
         mistakes=(
@@ -72,10 +72,13 @@ EXERCISES = (
             ("there are two adapters in a block, one after attention and one after the MLP",
              replaced(3, lambda d, L, r, P, m: L * (2 * d * m + m + d)))),
         tolerance=0,
-        hint="LoRA: L blocks with two matrices each, and r·(d + d) for a matrix. Prompt: P·d. Prefix: L "
-             "layers, P positions, a key and a value of d. Adapters: 2 L of them."),
+        hints=("How many matrices does LoRA change in a block, and how many numbers describe each change? In how many "
+               "layers does a prompt stand, and in how many a prefix?",
+               "LoRA: A (r, d) and B (d, r) for each of 2 L matrices. Prompt: (P, d). Prefix: a key and a value, (P, d) "
+               "each, in L layers. An adapter: (m, d), m, (d, m) and d.",
+               "LoRA: 2 L · r · (d + d). Prompt: P · d. Prefix: 2 · P · L · d. Adapters: 2 L · (2 d m and the two biases).")),
     Exercise(
-        name="map.bits", title="Bits per weight, scales included",
+        name="map.bits", title="Bits per weight, scales included", stars=1,
         reference=reference_bits, cases=bits_cases,
         special=(
             ("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
@@ -90,9 +93,13 @@ EXERCISES = (
             ("you gave every scale 32 bits of a second level; `outer` scales share them",
              lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
         tolerance=1e-9,
-        hint="Per group: scale_bits + zero_bits, and 32/outer if outer is not 0. Divide by group, add bits."),
+        hints=("What is stored once per group, and not once per weight? With double quantization, how many scales share "
+               "one number of 32 bits?",
+               "All are numbers. A group of `group` weights stores scale_bits + zero_bits beside its codes. Every `outer` "
+               "groups store 32 bits more.",
+               "extra = scale_bits + zero_bits, plus 32/outer if outer is not 0. The answer is bits + extra/group.")),
     Exercise(
-        name="map.signs", title="One quantizer in two sign conventions",
+        name="map.signs", title="One quantizer in two sign conventions", stars=2,
         reference=reference_signs, cases=signs_cases,
         special=(
             ("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")),
@@ -107,6 +114,8 @@ EXERCISES = (
             ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=0)),
             ("the codes are not clipped to 0 … 2ᵇ − 1", lambda *a: signs(*a, clip=False))),
         tolerance=1e-6,
-        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; "
-             "then return z or −z."),
+        hints=("Which of the codes, the scale and the zero point differ between the two conventions?",
+               "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",
+               "s = (h − l)/(2**bits − 1); z = np.rint(−l/s); codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1), in both "
+               "conventions. Return z or −z.")),
 )

@@ -119,7 +119,7 @@ def loftq_stale(W, quant, r, T):
 
 EXERCISES = (
     Exercise(
-        name="nf4.levels", title="NF4's table of levels",
+        name="nf4.levels", title="NF4's table of levels", stars=2,
         reference=levels, cases=lambda rng: (rng.uniform(0.93, 0.99), int(rng.integers(4, 9)), int(rng.integers(3, 8))),
         special=(
             ("NF4 itself", lambda rng: (DELTA, 8, 7)),
@@ -135,10 +135,13 @@ EXERCISES = (
             ("0 is missing", levels_variant(zero=False)),
             ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
              levels_variant(quantile=lambda p: p - 0.5))),
-        hint="side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]); concatenate side(positive), [0] and "
-             "−side(negative), sort, divide by the largest magnitude."),
+        hints=("The last point of each side is ½, whose quantile is 0, and it is dropped. How many points does a side of n"
+               " levels need?",
+               "One side is (n,). The table is (positive + 1 + negative,), ascending, with a largest magnitude of 1.",
+               "side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]). Sort side(positive), 0 and −side(negative) "
+               "together, and divide by the largest magnitude.")),
     Exercise(
-        name="nf4.encode", title="The nearest level",
+        name="nf4.encode", title="The nearest level", stars=1,
         reference=encode, cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), 64), codebook("nf4").astype(float)),
         special=(
             ("multiples of the levels",
@@ -153,9 +156,11 @@ EXERCISES = (
             ("the levels are not evenly spaced: compare with each of them",
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
         tolerance=1e-9,
-        hint="np.abs(x[:, None]/s − levels) is (B, L); its argmin over axis 1 is the code."),
+        hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
+               "x[:, None]/s is (B, 1) and levels (L,), so their difference is (B, L). The codes are (B,), integers.",
+               "s = np.abs(x).max(); the codes are np.abs(x[:, None]/s − levels).argmin(1).")),
     Exercise(
-        name="nf4.backward", title="The gradient of QLoRA",
+        name="nf4.backward", title="The gradient of QLoRA", stars=2,
         reference=backward, cases=backward_case,
         special=(
             ("one number of each: W is 3", lambda rng: (
@@ -170,10 +175,13 @@ EXERCISES = (
             ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
             ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
             ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile", backward_variant(tiled=True))),
-        hint="W = levels[codes] * np.repeat(scales, g, axis=1). dy @ B is (n, r): dA is s times its transpose "
-             "times x, and dx is dy @ W + s (dy @ B) @ A."),
+        hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
+               "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = codes.shape[1] // "
+               "scales.shape[1] weights.",
+               "W = levels[codes] * np.repeat(scales, g, axis=1). dA is s times (dy B)ᵀ x, dB is s times dyᵀ (x Aᵀ), and "
+               "dx is dy W + s (dy B) A.")),
     Exercise(
-        name="nf4.loftq", title="LoftQ's alternating rounds",
+        name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
         reference=loftq,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16)))), asymmetric2,
                            int(rng.integers(2, 4)), int(rng.integers(2, 5))),
@@ -188,6 +196,8 @@ EXERCISES = (
             ("Q, B and A must come from the same round", loftq_stale),
             ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
             ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
-        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = "
-             "U[:, :r]·√S, A = √S·Vt[:r]."),
+        hints=("What should Q round, once there is a low-rank part? And what should the low-rank part make up for?",
+               "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
+               "Begin with B A = 0. In each of T rounds: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, "
+               "full_matrices=False); B = U[:, :r]·√S, A = √S·Vt[:r].")),
 )

@@ -111,7 +111,7 @@ def _unchanged(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="outliers.codes_left", title="The codes that outliers leave",
+        name="outliers.codes_left", title="The codes that outliers leave", stars=1,
         reference=codes_left, cases=lambda rng: with_outliers(rng),
         special=(
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
@@ -123,9 +123,12 @@ EXERCISES = (
             ("these are the codes of the outliers; count those of the other columns",
              codes_left_variant(rest=False))),
         tolerance=0,
-        hint="np.delete(np.abs(X), O, axis=1).max(1) is m' for every token, np.abs(X).max(1) is m."),
+        hints=("By which number is an entry divided before it is rounded? How many integers lie in −c … c?",
+               "np.abs(X).max(1) is (n,): one maximum per token. The same maximum without the columns O is (n,), too.",
+               "rest = np.delete(np.abs(X), O, axis=1).max(1); c = np.rint(127 · rest / np.abs(X).max(1)). Return 2c + 1 "
+               "as integers.")),
     Exercise(
-        name="outliers.vector_wise", title="Vector-wise quantization",
+        name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
         reference=vector_wise,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(4, 7)), 12)) * rng.uniform(0.2, 5, (1, 12)),
                            rng.normal(0, 1, (int(rng.integers(8, 11)), 12)) * rng.uniform(0.5, 2, (1, 12))),
@@ -141,10 +144,12 @@ EXERCISES = (
             ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
             ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
         tolerance=1e-6,
-        hint="s_x = np.abs(X).max(1, keepdims=True)/127 is (n, 1). The same for W is (d_out, 1), but in the "
-             "result output channels run along axis 1."),
+        hints=("Along which axis of the result does the scale of a row of X run, and along which the scale of a row of W?",
+               "s_x is (n, 1). s_w is (d_out, 1), so s_w.T is (1, d_out). The product of the codes is (n, d_out).",
+               "s_x = np.abs(X).max(1, keepdims=True)/127, and s_w likewise. s_x · s_w.T · (codes of X) @ (codes of W).T. "
+               "Leave the codes in floats: a product of two int8 arrays wraps.")),
     Exercise(
-        name="outliers.llm_int8", title="LLM.int8()'s decomposition, equation (8)",
+        name="outliers.llm_int8", title="LLM.int8()'s decomposition, equation (8)", stars=2,
         reference=llm_int8,
         cases=lambda rng: (with_outliers(rng, d=12)[0], rng.normal(0, 1,
                                                                    (int(rng.integers(8, 11)),
@@ -169,10 +174,13 @@ EXERCISES = (
             ("use W's own numbers in the outlier columns, not its decoded codes",
              llm_int8_variant(float_w=False))),
         tolerance=1e-6,
-        hint="O from np.abs(X).max(0). A copy of X with those columns set to 0 gives the integers and their "
-             "s_x; s_w is over whole rows of W. Add X[:, O] @ W[:, O].T."),
+        hints=("Which entries of a token decide its scale, once the outlier columns are taken out?",
+               "O holds indices of columns. X[:, O] is (n, len(O)), W[:, O] is (d_out, len(O)), Y is (n, d_out).",
+               "O = np.flatnonzero(np.abs(X).max(0) >= threshold). Copy X and set the columns O to 0; quantize that as in "
+               "the exercise before, with s_x = 1 where a row has only zeros and s_w over whole rows of W. Add X[:, O] @ "
+               "W[:, O].T.")),
     Exercise(
-        name="outliers.smooth", title="Smoothing a layer",
+        name="outliers.smooth", title="Smoothing a layer", stars=2,
         reference=smooth, cases=smooth_case,
         special=(("α = 1 moves everything: s is max|X|", lambda rng: (*smooth_case(rng)[:4], 1.0)),),
         invariants=(
@@ -186,6 +194,9 @@ EXERCISES = (
             ("this is the wrong way round: divide γ by s and multiply W by s", smooth_variant(inverse=True)),
             ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False))),
         tolerance=1e-6,
-        hint="largest = maximum over the layers of np.abs(W).max(0); s = max_abs**alpha / largest**(1 − "
-             "alpha); γ and β are divided by s, columns of W multiplied."),
+        hints=("If the output of the norm is divided by s, what must happen to the columns of W so that the layer computes"
+               " the same?",
+               "s, γ, β and max_abs are (d,). Column j of each W (d_out, d) belongs to input j. np.abs(W).max(0) is (d,).",
+               "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha / largest**(1 − alpha). "
+               "Divide γ and β by s, and multiply each W by s.")),
 )

@@ -113,7 +113,7 @@ def distillation_variant(reverse=False, mean=True, gradient=lambda p, q: q - p, 
 
 EXERCISES = (
     Exercise(
-        name="qat.ste", title="The straight-through gradient",
+        name="qat.ste", title="The straight-through gradient", stars=1,
         reference=ste, cases=ste_case,
         special=(
             ("one number inside the range, one outside on each side",
@@ -128,9 +128,11 @@ EXERCISES = (
             ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
              ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high)))),
-        hint="u = x/s + z; dx is dy where low < u < high and 0 elsewhere."),
+        hints=("Where does x̂ follow x, and where does it stand still?",
+               "u = x/s + z has the shape of x, and so has the mask.",
+               "u = x/s + z; dx is dy where low < u < high, and 0 elsewhere.")),
     Exercise(
-        name="qat.lsq", title="The gradient of the step",
+        name="qat.lsq", title="The gradient of the step", stars=3,
         reference=lsq, cases=lsq_case,
         special=(
             ("one number inside, one clipped",
@@ -145,10 +147,13 @@ EXERCISES = (
             ("multiply the slopes by dy before you sum them", lsq_variant(summed=False)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
              lsq_variant(rounded_mask=True))),
-        hint="u = x/s, k = clip(round(u), −Q_N, Q_P). The slope is k − u inside and k outside; ds = g · Σ "
-             "dy·slope over the row, g = 1/√(B Q_P)."),
+        hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped number, whose code does not "
+               "change?",
+               "s[:, None] is (n, 1), u = x/s is (n, B). ds is (n,): a sum over each row.",
+               "k = np.clip(np.rint(u), −Q_N, Q_P). The slope is k − u inside and k elsewhere. ds = g · (dy · "
+               "slope).sum(1) with g = 1/√(B Q_P). dx is dy inside and 0 elsewhere.")),
     Exercise(
-        name="qat.peqa", title="The gradient of PEQA's scales",
+        name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
         reference=peqa, cases=peqa_case,
         special=(
             ("all codes are at the zero point: scales do not matter", lambda rng: (
@@ -157,10 +162,12 @@ EXERCISES = (
             ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=False)),
             ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
             ("take the sum over the group, not the mean", peqa_variant(summed=False))),
-        hint="G = dy.T @ x is (d_out, d_in). Multiply by q − z, z repeated g times along a row, reshape to "
-             "(d_out, −1, g), sum over the last axis."),
+        hints=("Ŵ = s (q − z). What is its derivative with respect to s, and which weights share one s?",
+               "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), too. The result is "
+               "(d_out, d_in/g).",
+               "Multiply G by q − np.repeat(z, g, axis=1), reshape to (d_out, −1, g), and sum over the last axis.")),
     Exercise(
-        name="qat.distillation", title="Distillation from logits",
+        name="qat.distillation", title="Distillation from logits", stars=2,
         reference=distillation,
         cases=lambda rng: (a := rng.normal(0, 2, (int(rng.integers(3, 6)), int(rng.integers(6, 9)))),
                            a + rng.normal(0, 1, a.shape)),
@@ -175,6 +182,9 @@ EXERCISES = (
              distillation_variant(gradient=lambda p, q: p - q)),
             ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
              distillation_variant(entropy=False))),
-        hint="KL = Σ p (log p − log q), averaged over rows; its gradient is that of cross-entropy with soft "
-             "targets, (q − p)/n."),
+        hints=("Which distribution stands in front of the logarithm, the teacher's or the student's? What is the gradient "
+               "of a cross-entropy?",
+               "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
+               "The log softmax of a row is a − max − log Σ exp(a − max). The loss is the sum of p (log p − log q), "
+               "divided by n; the gradient is (q − p)/n.")),
 )

@@ -83,7 +83,7 @@ def float_case(rng):
 
 EXERCISES = (
     Exercise(
-        name="quantization.absmax", title="Symmetric quantization by absmax",
+        name="quantization.absmax", title="Symmetric quantization by absmax", stars=1,
         reference=absmax,
         cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), (rng.integers(2, 5), rng.integers(5, 9))),
                            int(rng.integers(2, 9))),
@@ -103,10 +103,11 @@ EXERCISES = (
             ("these are the codes; multiply them by the scale to get x̂", absmax_variant(back=False)),
             ("you cut x/s off; round it to the nearest integer", absmax_variant(round=np.trunc)),
             ("you rounded x/s down; round it to the nearest integer", absmax_variant(round=np.floor))),
-        hint="s = max|x| / (2**(bits − 1) − 1); the codes are np.rint(x / s), and x̂ is s times them. If x is "
-             "all zeros, s would be 0."),
+        hints=("Which code should the largest magnitude have? What would the scale be if all numbers were 0?",
+               "s is one number for all of x. The codes and x̂ have the shape of x.",
+               "s = np.abs(x).max()/(2**(bits − 1) − 1). If s is 0, the result is zeros; otherwise np.rint(x/s) · s.")),
     Exercise(
-        name="quantization.survey", title="The survey's quantizer",
+        name="quantization.survey", title="The survey's quantizer", stars=2,
         reference=survey,
         cases=lambda rng: (rng.normal(rng.uniform(-1, 1), 1, (3, rng.integers(6, 10))), int(rng.integers(2, 9))),
         special=(
@@ -122,10 +123,12 @@ EXERCISES = (
              survey_variant(lambda b: 2**b)),
             ("Z must be an integer: round it", survey_variant(whole=lambda z: z))),
         tolerance=1e-6,
-        hint="Stretch [l, h] to contain 0. S = (h − l)/(2**bits − 1). The code of l is round(l/S) − Z, and "
-             "should be 0. Clip at the end."),
+        hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
+               "x_q has the shape of x and an integer type. S and Z are numbers.",
+               "l = min(x.min(), 0), h = max(x.max(), 0), S = (h − l)/(2**bits − 1), or any positive number if that is 0. "
+               "Z = np.rint(l/S). Round x/S before you subtract Z, then clip to 0 … 2**bits − 1 and use .astype(int).")),
     Exercise(
-        name="quantization.best_clip", title="The best clipping range",
+        name="quantization.best_clip", title="The best clipping range", stars=2,
         reference=best_clip,
         cases=lambda rng: (rng.standard_t(6, (rng.integers(4, 7), 40)), int(rng.integers(2, 5)), np.linspace(1, 0.2, 17)),
         special=(
@@ -140,10 +143,14 @@ EXERCISES = (
              best_clip_variant(low=lambda n: -n - 1)),
             ("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False)),
             ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax))),
-        hint="For every p: s = p·m/n with n = 2**(bits − 1) − 1 and m kept as a column, codes clipped to ±n, "
-             "squared errors summed over axis 1. Then argmin over the fractions."),
+        hints=("What is gained when the range becomes smaller, and what is lost? Which of the two is invisible if the "
+               "codes are not clipped?",
+               "m is (n, 1). For one p the codes are (n, B) and the errors (n,). The errors for all p are (k, n), and the "
+               "result is (n,).",
+               "For every p: s = p·m/n with n = 2**(bits − 1) − 1, codes clipped to −n … n, np.square(s·codes − x).sum(1)."
+               " np.argmin over the fractions takes the first of equals. A row of zeros needs an s that is not 0.")),
     Exercise(
-        name="quantization.to_float", title="Rounding to a small float",
+        name="quantization.to_float", title="Rounding to a small float", stars=3,
         reference=to_float, cases=float_case,
         special=(
             ("E2M1: values of the format stay as they are",
@@ -159,6 +166,9 @@ EXERCISES = (
             ("the bias is 2**(e − 1) − 1", to_float_variant(bias=lambda e: 2**(e - 1))),
             ("you cut off; round to the nearest value", to_float_variant(round=np.trunc))),
         tolerance=1e-9,
-        hint="E = np.frexp(|x|)[1] − 1, but at least 1 − bias; the spacing is 2.0**(E − m); round x/spacing, "
-             "multiply, clip to ±V."),
+        hints=("How far apart are the values of the format between 2**E and 2**(E + 1)? Where does this distance stop "
+               "shrinking?",
+               "E has the shape of x: np.frexp(np.abs(x))[1] − 1, but at least 1 − bias. The spacing is 2.0**(E − m), with"
+               " the float 2.0.",
+               "Round x/spacing with np.rint, multiply by the spacing, and clip to −V … V.")),
 )
