@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import inspect
 import linecache
 import signal
@@ -106,17 +107,16 @@ def _same(a, b):
 
 
 def _uses(fn):
-    """The names that the code of `fn` looks up, in functions inside it as well. A global name that
-    stands for a function of the student's own is left out."""
+    """The names that the code of `fn` looks up, in functions inside it as well: attributes, and
+    global names unless they stand for a function of the student's own."""
     codes, names = [getattr(fn, "__code__", None)], set()
-    for code in codes:
-        if code is None: continue
-        names |= set(code.co_names)
-        codes += [c for c in code.co_consts if inspect.iscode(c)]
-    defined = getattr(fn, "__globals__", {})
-    own = {n for n in names if inspect.isfunction(defined.get(n))
-           and not str(defined[n].__module__).startswith("tinypeft.")}
-    return sorted(names - own)
+    for code in filter(None, codes):
+        codes += filter(inspect.iscode, code.co_consts)
+        for op in dis.get_instructions(code):
+            defined = fn.__globals__.get(op.argval) if op.opname == "LOAD_GLOBAL" else None
+            own = inspect.isfunction(defined) and not str(defined.__module__).startswith("tinypeft.")
+            if op.opcode in dis.hasname and not own: names.add(op.argval)
+    return sorted(names)
 
 
 def _gradients(value, arguments, wanted, seed):

@@ -1,16 +1,18 @@
 """From a wrong result to its likely cause: how it differs, and which mistake makes it differ so."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ..hints import Array
 from ..tensor import Tensor
-from .calls import Local
+from .calls import Local, Outcome
 from .exercise import Exercise
 
-__all__ = ["cause_of_error", "close", "describe", "difference", "likely_cause", "where_it_differs"]
+__all__ = ["cause_of_error", "close", "describe", "difference", "in_arrays", "likely_cause",
+           "where_it_differs"]
 
 Difference = tuple[str, str, Array | None, Array | None]         # stage, sentence, got, expected
 
@@ -59,9 +61,9 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
         return "type", f"{where} is an array of {g.dtype}, expected numbers", None, None
     if g.shape != e.shape:
         return "shape", f"{where} has shape {g.shape}, expected {e.shape}", g, e
-    alike = {g.dtype.kind, e.dtype.kind} <= set("iu") or (
-        g.dtype.kind in "iuf" and e.dtype.kind == "f" and listed) or (
-        g.dtype.kind == e.dtype.kind == "f" and free)
+    kinds = g.dtype.kind + e.dtype.kind
+    alike = set(kinds) <= set("iu") or kinds == "ff" and (free or listed) or listed and (
+        kinds in ("if", "uf") or not g.size)
     if isinstance(expected, np.ndarray) and g.dtype != e.dtype and not alike:
         return "dtype", f"{where} has dtype {g.dtype}, expected {e.dtype}", g, e
     if not np.isfinite(g).all() and np.isfinite(e).all():
@@ -71,6 +73,16 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
     if close(g, e, tolerance): return None
     numbers = "other numbers" if g.ndim else "another number"
     return "value", f"{where} has {numbers} than expected", g, e
+
+
+def in_arrays(value: Any, expected: Any) -> Any:
+    """The value, with an array for each list where `expected` has an array; the value itself if
+    there is none."""
+    if not isinstance(value, (tuple, list)): return value
+    if isinstance(expected, np.ndarray): return np.array(value)
+    if not isinstance(expected, (tuple, list)): return value
+    parts = [in_arrays(v, e) for v, e in zip(value, expected, strict=True)]
+    return value if all(p is v for p, v in zip(parts, value, strict=True)) else type(value)(parts)
 
 
 def _array(value):
@@ -148,21 +160,25 @@ def describe(value: Any) -> str:
 
 
 # -- the likely cause of a difference --------------------------------------------------------------
-def likely_cause(exercise: Exercise, args: tuple, value: Any, expected: Any,
-                 found: Difference, strained: str = "") -> str:
+def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Difference, args: tuple,
+                 strained: str = "", others: Iterable[tuple[tuple, Outcome]] = ()) -> str:
     """A sentence, or "" if no cause is recognised. The exercise's own mistakes and symptoms come
-    first; but NaN equals NaN, whatever made it, so that a mistake is recognised by numbers only.
+    first.
 
-    value, expected: the whole results, settled. found: what `difference` returned for them.
-    strained: of the call's `Outcome`.
+    value, expected: the whole results for `args`, settled. found: what `difference` returned for
+    them. strained: of the call's `Outcome`. others: (arguments, outcome) of other calls. Two
+    mistakes may agree in one call, so a mistake must fit them all, except where one of the two
+    functions fails or overflows. It is recognised by numbers only: NaN equals NaN, whatever made
+    it.
     """
     stage, _, g, e = found
-    for sentence, wrong in exercise.mistakes if _finite(value) or not _finite(expected) else ():
-        out = Local(wrong)(args)
-        if out.error is not None: continue
-        theirs = exercise.settled(out.value)
-        same = difference(value, theirs, max(exercise.tolerance, 1e-7)) is None
-        if same and difference(theirs, expected, exercise.tolerance) is not None: return sentence
+    if _finite(value):
+        others = [(a, exercise.settled(out.value)) for a, out in others if out.error is None]
+        for sentence, wrong in exercise.mistakes:
+            fits = _fits(exercise, wrong, args, value) and \
+                not _fits(exercise, wrong, args, expected)
+            if fits and all(_fits(exercise, wrong, *call, undecided=True) for call in others):
+                return sentence
     for sentence, predicate in exercise.symptoms:
         try:
             if predicate(*((value, expected) if g is None else (g, e)), args): return sentence
@@ -172,6 +188,15 @@ def likely_cause(exercise: Exercise, args: tuple, value: Any, expected: Any,
     if stage == "value" and not np.isfinite(g).all(): return _strain(strained)
     causes = {"shape": _shape_cause, "dtype": _dtype_cause, "value": _value_cause}
     return causes[stage](g, e, args, exercise.tolerance)
+
+
+def _fits(exercise, wrong, args, value, undecided=False):
+    """Does a wrong variant return this value? undecided: the answer if the variant fails, or if one
+    of the two is not finite."""
+    out = Local(wrong)(args)
+    theirs = exercise.settled(out.value)
+    if out.error is not None or not (_finite(value) and _finite(theirs)): return undecided
+    return difference(value, theirs, max(exercise.tolerance, 1e-7)) is None
 
 
 def _finite(value):
@@ -235,6 +260,10 @@ def _dtype_cause(g, e, args, tolerance):
     if g.dtype == np.float64 and e.dtype == np.float32:
         return ("a float64 came in, from np.sqrt of a Python number, a np.float64 constant or "
                 "np.zeros without a dtype; use math.sqrt, or dtype=x.dtype")
+    if g.dtype == bool: return "these are True and False, where numbers are expected"
+    if g.dtype == np.float32 and e.dtype == np.float64:
+        return ("the numbers were turned into float32, by .astype or by a new Tensor, which also "
+                "cuts the graph of the gradients; keep the dtype of the arguments")
     if e.dtype.kind in "iu" and g.dtype.kind == "f":
         if np.array_equal(g, np.rint(g)):
             return "the numbers are whole, but their type is a floating-point one; use .astype(int)"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..tensor import Tensor
 from .calls import Local, copied, leaves
-from .diagnose import cause_of_error, describe, difference, likely_cause, where_it_differs
+from .diagnose import cause_of_error, describe, difference, in_arrays, likely_cause, where_it_differs
 from .exercise import Exercise
 from .result import CheckResult
 from .worth import worth
@@ -33,24 +33,28 @@ def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResul
     """The `CheckResult` of the function behind `call`. Its field `function` is left empty."""
     rng = lambda *key: np.random.default_rng([seed, zlib.crc32(exercise.name.encode()), *key])
     first = exercise.cases(rng(0))
+    more = [exercise.cases(rng(2, i)) for i in range(1, CASES)]
+    special = [(f", in the case “{sentence}”", arguments(rng(1, i)))
+               for i, (sentence, arguments) in enumerate(exercise.special)]
+    others = [*(args for _, args in special), *more]
     failure = wrong_signature(exercise, call, first)
-    if failure is None: failure = wrong_result(exercise, call, first, "random")
-    # If only its numbers are wrong, a case whose answer is obvious explains the mistake better.
+    if failure is None: failure = wrong_result(exercise, call, first, "random", "", others)
+    # If only its numbers are wrong, a case whose answer is obvious shows the mistake better.
     if failure is not None and (failure.stage != "random" or not exercise.special): return failure
-    for i, (sentence, arguments) in enumerate(exercise.special):
-        about = f", in the case “{sentence}”"
-        failure = wrong_result(exercise, call, arguments(rng(1, i)), "special", about)
-        if failure is not None: return failure
-    for args in (first, *(exercise.cases(rng(2, i)) for i in range(1, CASES))):
-        failure = wrong_result(exercise, call, args, "random")
-        if failure is not None: return failure
+    random = [("", args) for args in (first, *more)]
+    for stage, cases in (("special", special), ("random", random)):
+        for about, args in cases:
+            failure = wrong_result(exercise, call, args, stage, about, others)
+            if failure is not None: return failure
     if exercise.gradient:
         failure = wrong_gradient(exercise, call, exercise.cases(rng(3)))
         if failure is not None: return failure
     for i, (sentence, holds) in enumerate(exercise.invariants):
         failure = broken_invariant(exercise, call, sentence, holds, rng(4, i))
         if failure is not None: return failure
-    return CheckResult(exercise, True, f"right.{points_of(exercise)}")
+    expected, out = Local(exercise.reference)(first).value, call(first)
+    listed = in_arrays(out.value, expected) is not out.value
+    return CheckResult(exercise, True, f"right.{points_of(exercise)}", listed=listed)
 
 
 def points_of(exercise: Exercise) -> str:
@@ -91,7 +95,8 @@ def wrong_signature(exercise, call, args):
                                              f"{wanted}: {e}")
 
 
-def wrong_result(exercise, call, args, stage, about=""):
+def wrong_result(exercise, call, args, stage, about, others):
+    """others: the arguments of other cases, in which the likely cause must fit as well."""
     names = names_of(exercise)
     expected, out = Local(exercise.reference)(args).value, call(args, names)
     sizes = f" ({shapes(names, args)})" if shapes(names, args) else ""
@@ -112,7 +117,8 @@ def wrong_result(exercise, call, args, stage, about=""):
         return failed(exercise, kind if kind != "value" else stage,
                       f"{sentence}{about}{sizes}.{place and f' {place}.'}",
                       got=describe(got), expected=describe(want),
-                      cause=likely_cause(exercise, args, value, expected, found, out.strained))
+                      cause=likely_cause(exercise, value, expected, found, args, out.strained,
+                                         ((a, call(a, names)) for a in others)))
     if out.changed:
         return failed(exercise, "inputs", "your function writes into its argument "
                                           f"{', '.join(out.changed)}; work on a copy",
@@ -144,14 +150,14 @@ def wrong_gradient(exercise, call, args):
             return failed(exercise, "gradient",
                           f"{found[1]}, though the result is right.{place and f' {place}.'}",
                           got=describe(g), expected=describe(e),
-                          cause=likely_cause(values_only, (), g, e, found, got.strained))
+                          cause=likely_cause(values_only, g, e, found, (), got.strained))
 
 
 def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, rng):
     def fn(*args):
         out = call(args, names_of(exercise))
         if out.error: raise RuntimeError(out.error)
-        return out.value
+        return in_arrays(out.value, Local(exercise.reference)(args).value)
     try:
         good = bool(holds(fn, rng))
     except Exception as e:                               # its own, or one that its result causes
@@ -164,9 +170,11 @@ def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, r
 
 def shapes(names: list[str], args: tuple) -> str:
     """ "x (2, 3), n = 4": the shapes of arrays and Tensors among the arguments, and the values of
-    numbers."""
+    numbers and of dicts of numbers."""
     parts = []
     for name, a in zip(names, args, strict=False):
         if isinstance(a, (np.ndarray, Tensor)): parts.append(f"{name} {a.shape}")
         elif isinstance(a, (int, float)):       parts.append(f"{name} = {a:g}")
+        elif isinstance(a, dict) and all(isinstance(v, (int, float)) for v in a.values()):
+            parts.append(f"{name} = {{{', '.join(f'{k}: {v:.4g}' for k, v in a.items())}}}")
     return ", ".join(parts)

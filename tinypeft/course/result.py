@@ -20,7 +20,8 @@ class CheckResult:
         None if the function passed. got, expected: the values in question, as text. cause: the
         likely cause, or "".
     function: the student's function if it passed, otherwise the package's, so that the cells below
-        a check never depend on its outcome.
+        a check never depend on its outcome; None if no cells follow, as in a terminal.
+    listed: the function passed with a list in place of an array.
     """
     exercise: Exercise
     passed: bool
@@ -30,6 +31,7 @@ class CheckResult:
     got: str = ""
     expected: str = ""
     cause: str = ""
+    listed: bool = False
 
     def __bool__(self) -> bool:
         return self.passed
@@ -45,7 +47,7 @@ class CheckResult:
         if self.expected:   yield f"expected  {self.expected}"
         if self.cause:      yield f"Likely cause: {self.cause}"
         if not self.passed: yield self.hint(1)
-        if not self.passed: yield IN_ITS_PLACE
+        if not self.passed and self.function: yield IN_ITS_PLACE
 
     def hint(self, step: int) -> str:
         """The hint of that step: 1 is a question, 2 the shapes, 3 nearly the code."""
@@ -68,7 +70,8 @@ class CheckResult:
             for name, value in (("got", self.got), ("expected", self.expected)) if value)
         cause = f"<div><b>Likely cause:</b> {escape(self.cause)}</div>" if self.cause else ""
         help_ = "" if self.passed else (
-            folded(self.exercise.hints) + f"<div style='color:#707070'>{IN_ITS_PLACE}</div>")
+            folded(self.exercise.hints)
+            + (f"<div style='color:#707070'>{IN_ITS_PLACE}</div>" if self.function else ""))
         title = f"<b style='color:{colour}'>{self.sign} {escape(self.exercise.name)}</b>"
         return (f"<div style='border-left:4px solid {colour};padding:2px 10px'>"
                 f"<div>{title} {escape(self.message)}</div>"

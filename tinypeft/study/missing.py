@@ -236,7 +236,7 @@ def of_exercise(name: str, fresh: bool) -> Lacks:
         spec = importlib.util.spec_from_file_location(f"solutions_{topic}", ROOT / solutions)
         tried = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tried)
-        for kind, least in (("WRONG", 3), ("RIGHT", 1)):
+        for kind, least in (("WRONG", 4), ("RIGHT", 1)):
             if len(getattr(tried, kind, {}).get(name, ())) < least:
                 yield Lack(3, solutions, f"{kind} has fewer than {least} solutions of {name}; add them")
     else:

@@ -168,6 +168,8 @@ EXERCISES = (
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
+            ("place −b is place 0 when b is 0, so that [−b:] takes everything; take the first b in descending order",
+             lambda scores, b: allocate(scores, b or scores.size)),
             ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
             ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
             ("you kept one too many: was the b-th largest score counted from 0?",

@@ -75,15 +75,15 @@ def gptq(W, U, quant):
     return W_hat
 
 
-def gptq_variant(pass_on=True, sign=1, divide=True, original=False):
-    """gptq with a mistake: nothing passed on, the wrong sign, not divided by U_jj, errors of the original W."""
+def gptq_variant(pass_on=True, sign=1, divide=True, original=False, running=False):
+    """gptq with a mistake: nothing passed on, the wrong sign, not divided by U_jj, errors of the original W, W returned."""
     def wrong(W, U, quant):
         V, W_hat = W.copy(), np.empty_like(W)
         for j in range(W.shape[1]):
             W_hat[:, j] = quant(V[:, j])
             E = ((W if original else V)[:, j] - W_hat[:, j]) / (U[j, j] if divide else 1)
             if pass_on: V[:, j + 1:] -= sign * np.outer(E, U[j, j + 1:])
-        return W_hat
+        return V if running else W_hat
     return wrong
 
 
@@ -185,6 +185,7 @@ EXERCISES = (
              "diagonal; take row j)", gptq_variant(pass_on=False)),
             ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divide=False)),
+            ("this is the running W; return the rounded columns, Ŵ", gptq_variant(running=True)),
             ("take the error of the column in its current state, not of the original W", gptq_variant(original=True))),
         hints=("When column j is rounded, which columns can still make up for its error?",
                "E = (w_j − ŵ_j)/U[j, j] is (d_out,). U[j, j+1:] has one entry for each later column. Their outer product "
@@ -194,9 +195,18 @@ EXERCISES = (
     Exercise(
         name="calibrated.awq", title="AWQ's search for a scale", stars=2,
         reference=awq, cases=awq_case,
-        special=(("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),),
+        special=(
+            ("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),
+            ("all inputs have the mean 1, so that no α does anything: the first one",
+             lambda rng: (lambda W, H, mean_abs, quant, alphas: (W, H, np.ones_like(mean_abs), quant, alphas + 0.25))(*awq_case(rng)))),
         mistakes=(
             ("the rounded matrix must be divided by s after it was scaled up before", awq_variant(back=False)),
+            ("this is the place of the best α; return α itself",
+             lambda *a: (lambda alpha, losses: (float(losses.argmin()), losses))(*awq(*a))),
+            ("of equal losses, the first α is wanted; with <= the last one wins",
+             lambda *a: (lambda alpha, losses: (float(a[-1][np.flatnonzero(losses == losses.min())[-1]]), losses))(*awq(*a))),
+            ("these are roots of the losses; the loss is tr(D H Dᵀ) itself",
+             lambda *a: (lambda alpha, losses: (alpha, np.sqrt(losses)))(*awq(*a))),
             ("scale W before you round it", awq_variant(forward=False)),
             ("s is s_X to the power α, so it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
             ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),

@@ -84,6 +84,8 @@ EXERCISES = (
             ("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
             ("7 billion weights in 16 bits, 20 million trained", lambda rng: (7_000_000_000, 16.0, 20_000_000))),
         mistakes=(
+            ("this is in GiB; return bytes", lambda n, bits, t: memory(n, bits, t) / 2**30),
+            ("this is in GB; return bytes", lambda n, bits, t: memory(n, bits, t) / 1e9),
             ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
             ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, its gradient or one of two moments?",
              lambda n, bits, t: n * bits / 8 + t * 12),
@@ -92,7 +94,7 @@ EXERCISES = (
             ("frozen weights have no gradient and no moments", lambda n, bits, t: n * bits / 8 + 12 * n + 16 * t),
             ("a trained number takes 4 bytes, whatever the base's bits are",
              lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
-        tolerance=1e-9,
+        tolerance=2e-6,                                                       # a byte more or less: bytes are whole
         hints=("How many numbers of 4 bytes does training with AdamW keep for one trained number?",
                "All are numbers. The result is in bytes; a byte has 8 bits.",
                "n_base · base_bits/8 for the base. For each trained number: 4 (itself) + 4 (gradient) + 2 · 4 (moments).")),
@@ -134,6 +136,10 @@ EXERCISES = (
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
             ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
+            ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
+             lambda a, b: ((a - b).mean(), 1.96 * (a - b).std(ddof=1) / math.sqrt(len(a)))),
+            ("these are the two ends of the interval; return its middle and half of its width",
+             lambda a, b: (lambda d, h: (d - h, d + h))(*difference(a, b))),
             ("the interval has two sides: 2.5 % are cut off on each, so the quantile is 0.975",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), 0.95))),
             ("this is the spread of single runs; the mean's is smaller by √n",
@@ -155,8 +161,14 @@ EXERCISES = (
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
                  *fuse(A_q, B_q, A_v, B_v))),
             ("the two ranks stand beside each other: B_v's columns are the last s, those of A_v's rows",
-             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1]))),
+             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
+            ("the query's rows are the first third, and the value's the last; yours are exchanged",
+             lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, np.concatenate(np.split(B, 3)[::-1])))(
+                 *fuse(A_q, B_q, A_v, B_v)))),
         symptoms=(
+            ("A has both A_q and A_v, one below the other: (r + s, d)",
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected) == (
+                 len(arguments[0]) + len(arguments[2]), len(arguments[1]))),
             ("B has 3d rows (query, key, value) and one column for each row of A",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
         tolerance=1e-9,

@@ -26,6 +26,12 @@ def _tensors(rng, zero=False):
     return Tensor(rows), Tensor(W), Tensor(A), Tensor(B * (not zero)), alpha
 
 
+def _vast(rng):
+    """x so small, and A and B so large, that B A is infinite in float32, but B (A x) is not."""
+    x, W, A, B, alpha = _tensors(rng)
+    return x * 1e-30, W, A * 1e20, B * 1e30, alpha
+
+
 def _scaled(scale, base=True):
     def wrong(x, W, A, B, alpha):
         low = F.linear(F.linear(x, A), B) * scale(alpha, A.shape[0])
@@ -86,7 +92,9 @@ EXERCISES = (
     Exercise(
         name="lora.forward", title="The forward pass of LoRA", stars=1,
         reference=forward, cases=_tensors, gradient=("x", "A", "B"),
-        special=(("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),),
+        special=(
+            ("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),
+            ("A and B so large that B A is infinite, and B (A x) is not", _vast)),
         mistakes=(
             ("the scale is α/r, not α", _scaled(lambda alpha, r: alpha)),
             ("the scale α/r is missing", _scaled(lambda alpha, r: 1.0)),
@@ -98,7 +106,12 @@ EXERCISES = (
             ("the scale belongs to B A x alone, not to W₀ x",
              lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
             ("r is the number of rows of A, not of its columns",
-             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1]))),
+             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1])),
+            ("r is the number of columns of B, not of its rows",
+             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / B.shape[0]))),
+        symptoms=(
+            ("you formed B A, with d_out · d_in numbers: apply A to x first, and B to what comes out",
+             lambda got, expected, args: not np.isfinite(got).all()),),
         hints=("Which product is small and should be taken first, B A or A x?",
                "F.linear(x, A) is (…, r). F.linear of that with B is (…, d_out), like F.linear(x, W).",
                "low = F.linear(F.linear(x, A), B); then F.linear(x, W) + low * (alpha / A.shape[0]).")),
@@ -147,6 +160,10 @@ EXERCISES = (
              _variant(finish=lambda M, i, j: np.linalg.norm(M) / min(i, j))),
             ("divide by min(i, j), not by max(i, j)", _variant(finish=lambda M, i, j: (M ** 2).sum() / max(i, j))),
             ("the division by min(i, j) is missing", _variant(finish=lambda M, i, j: (M ** 2).sum())),
+            ("the norm of φ is Frobenius', the root of the sum of all squares; np.linalg.norm(M, 2) is the spectral norm",
+             _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) ** 2 / min(i, j))),
+            ("the norm of φ is Frobenius', and squared; np.linalg.norm(M, 2) is the spectral norm",
+             _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) / min(i, j))),
             ("the division is by min(i, j), not i · j", _variant(finish=lambda M, i, j: (M ** 2).mean())),
             ("you took columns of Vᵀ; its rows are the right singular vectors",
              _variant(lambda A, n: np.linalg.svd(A)[2][:, :n].T)),
@@ -170,7 +187,8 @@ EXERCISES = (
             ("this is ΔW; add W₀", lambda W, A, B, alpha: alpha / len(A) * B @ A),
             ("you subtracted the change; add it", lambda W, A, B, alpha: W - alpha / len(A) * B @ A),
             ("r is the number of rows of A, not of its columns",
-             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A)),
+             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A),
+            ("r is the number of columns of B, not of its rows", lambda W, A, B, alpha: W + alpha / len(B) * B @ A)),
         tolerance=1e-9,
         hints=("Which single matrix gives the output of W and of the low-rank part together?",
                "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W.",

@@ -34,11 +34,11 @@ def bits_cases(rng):
 
 
 # -- signs ---------------------------------------------------------------------------------------
-def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True):
+def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True, whole=np.rint):
     l, h = (min(x.min(), 0.0), max(x.max(), 0.0)) if contain else (x.min(), x.max())
     s = (h - l) / (2 ** bits + levels)
-    z = np.rint(-l / s)
-    codes = np.rint(x / s) + (-z if both and convention == "survey" else z)
+    z = whole(-l / s)
+    codes = whole(x / s) + (-z if both and convention == "survey" else z)
     if clip: codes = np.clip(codes, 0, 2 ** bits - 1)
     return codes, float(s), float(-z if flip and convention == "survey" else z)
 
@@ -61,6 +61,10 @@ EXERCISES = (
         mistakes=(
             ("LoRA: count two adapted matrices in a block, query and value",
              replaced(0, lambda d, L, r, P, m: 2 * L * r * d)),
+            ("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²",
+             replaced(0, lambda d, L, r, P, m: 2 * L * r * d * d)),
+            ("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²",
+             replaced(0, lambda d, L, r, P, m: 2 * r * d * d)),
             ("LoRA: this counts one block; there are L", replaced(0, lambda d, L, r, P, m: 4 * r * d)),
             ("LoRA: this counts all four matrices of attention; only query and value are adapted",
              replaced(0, lambda d, L, r, P, m: 8 * L * r * d)),
@@ -104,7 +108,8 @@ EXERCISES = (
         special=(
             ("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")),
             ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
-            ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
+            ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey")),
+            ("a symmetric range, whose ends lie midway between two codes", lambda rng: (np.linspace(-1, 1, 5), 8, "library"))),
         mistakes=(
             ("the zero point has the libraries' sign in both conventions: the survey's Z is −z",
              lambda *a: signs(*a, flip=False)),
@@ -112,7 +117,9 @@ EXERCISES = (
              lambda *a: signs(*a, both=True)),
             ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)", lambda *a: signs(*a, contain=False)),
             ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=0)),
-            ("the codes are not clipped to 0 … 2ᵇ − 1", lambda *a: signs(*a, clip=False))),
+            ("the codes are not clipped to 0 … 2ᵇ − 1; 2ᵇ would become 0 in the bits of a code", lambda *a: signs(*a, clip=False)),
+            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
+             lambda *a: signs(*a, whole=lambda v: np.floor(v + 0.5)))),
         tolerance=1e-6,
         hints=("Which of the codes, the scale and the zero point differ between the two conventions?",
                "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",

@@ -104,6 +104,14 @@ def loftq_variant(rounds=lambda T: T, target=lambda W, BA: W - BA, of=lambda W, 
     return wrong
 
 
+def same_signs(result):
+    """The result, with the sign of each column of B such that its largest entry is positive. A singular vector and its
+    negative are equally right."""
+    Q, B, A = result
+    sign = np.sign(B[np.abs(B).argmax(0), np.arange(B.shape[1])])
+    return Q, B * sign, A * sign[:, None]
+
+
 def loftq_sided(W, quant, r, T):
     """All of Σ on B."""
     Q, B, A = loftq(W, quant, r, T)
@@ -149,6 +157,8 @@ EXERCISES = (
         mistakes=(
             ("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
             ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
+            ("these are the levels; return their numbers, the codes",
+             lambda x, levels: (lambda q, s: (levels[q], s))(*encode(x, levels))),
             ("you took the next level below or above, not the nearest",
              encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
             ("you took the next level below or above, not the nearest",
@@ -185,6 +195,7 @@ EXERCISES = (
         reference=loftq,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16)))), asymmetric2,
                            int(rng.integers(2, 4)), int(rng.integers(2, 5))),
+        normalize=same_signs,
         special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
         mistakes=(
             ("quantize W − B A, which the low-rank part leaves, not W",

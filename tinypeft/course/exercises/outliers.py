@@ -41,6 +41,11 @@ def vector_wise(X, W):
     return (s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype)
 
 
+def vector_wise_in_int8(X, W):
+    s_x, s_w = (np.abs(a).max(1, keepdims=True) / 127 for a in (X, W))
+    return s_x * s_w.T * (np.rint(X / s_x).astype(np.int8) @ np.rint(W / s_w).astype(np.int8).T)
+
+
 def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, by_column=False):
     """vector_wise with a mistake: scales over everything or over features, 128 steps, or a scale that is left out."""
     def wrong(X, W):
@@ -57,11 +62,12 @@ def llm_int8(X, W, threshold=6.0):
     return (X[:, O] @ W[:, O].T + s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype), O
 
 
-def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True):
+def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True,
+                     half=False):
     """llm_int8 with a mistake, one of: O from means; outliers not taken out; s_x over everything; the float part left out;
-    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes."""
+    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes; the float part in float16."""
     def wrong(X, W, threshold=6.0):
-        A = np.abs(X).max(0) if over == "column" else np.abs(X).mean(0)
+        A = {"column": np.abs(X).max, "mean": np.abs(X).mean, "signed": X.max}[over](0)
         O = np.flatnonzero(A > threshold if strict else A >= threshold)
         rest = X.copy()
         if zeroed: rest[:, O] = 0
@@ -70,7 +76,9 @@ def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, wh
         s_w = np.abs(W if whole_w else np.delete(W, O, 1)).max(1, keepdims=True) / 127
         q_w = np.rint(W / s_w)
         Y = s_x * s_w.T * (np.rint(rest / s_x) @ q_w.T)
-        return Y + (X[:, O] @ (W if float_w else q_w * s_w)[:, O].T if added else 0), O
+        L, R = X[:, O], (W if float_w else q_w * s_w)[:, O]
+        if half: L, R = L.astype(np.float16), R.astype(np.float16)
+        return Y + (L @ R.T if added else 0), O
     return wrong
 
 
@@ -117,6 +125,7 @@ EXERCISES = (
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
              lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
         mistakes=(
+            ("this is c: the codes −c … c, with 0, are 2c + 1", codes_left_variant(both=False, zero=False)),
             ("codes have both signs: −c … c", codes_left_variant(both=False)),
             ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
             ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
@@ -140,6 +149,8 @@ EXERCISES = (
             ("X has one scale for everything; it should have one per row, with keepdims=True",
              vector_wise_variant(per_x=None)),
             ("W has one scale for everything; it should have one per row", vector_wise_variant(per_w=None)),
+            ("a product of int8 arrays is int8 again and wraps beyond 127: keep the codes in floats, or in int32",
+             vector_wise_in_int8),
             ("the largest code is 127", vector_wise_variant(n=128)),
             ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
             ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
@@ -157,6 +168,8 @@ EXERCISES = (
         special=(
             ("a token that has only an outlier",
              lambda rng: (np.array([[0.0, 8, 0], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
+            ("an outlier that is negative",
+             lambda rng: (np.array([[0.3, -8, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
             ("an entry exactly at the threshold is an outlier",
              lambda rng: (np.array([[0.3, -6, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
             ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0))),
@@ -168,6 +181,8 @@ EXERCISES = (
             ("the product of the outlier columns is not added", llm_int8_variant(added=False)),
             ("s_w must be taken over the whole row: W is quantized before any input is seen",
              llm_int8_variant(whole_w=False)),
+            ("outliers may be negative: compare |X| with the threshold", llm_int8_variant(over="signed")),
+            ("the outlier columns are multiplied in the type of X here, not in float16", llm_int8_variant(half=True)),
             ("an entry equal to the threshold is an outlier too: |X| ≥ threshold", llm_int8_variant(strict=True)),
             ("you compared a column's mean; a column is an outlier if any entry reaches the threshold",
              llm_int8_variant(over="mean")),

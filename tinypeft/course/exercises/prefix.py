@@ -80,6 +80,7 @@ EXERCISES = (
         name="prefix.attention", title="Attention with a prefix", stars=2,
         reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
         special=(("one token, which sees everything", lambda rng: _head(rng, T=1)),),
+        avoids=("attention",),
         mistakes=(
             ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the prefix; the diagonal is P + 1",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 1)),
@@ -104,20 +105,25 @@ EXERCISES = (
         reference=share, cases=_scores,
         special=(
             ("all keys are equal: λ is P/(P + S)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
-            ("scores in the thousands, where exp overflows",
-             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.9 * np.eye(4)[:2]))),
+            ("scores in the thousands, the text's larger, where exp overflows",
+             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
+            ("scores in the thousands, the prefix's larger",
+             lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]))),
         invariants=(
             ("λ is the weight that mixes the two attentions (equation 4)", _mixes),),
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
              lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
+            ("prefix and text had a maximum each subtracted; subtract the same one, the largest of all, or λ changes",
+             lambda q, k, P_K: (lambda p, s: np.exp(p - p.max()).sum() / (np.exp(p - p.max()).sum() + np.exp(s - s.max()).sum()))(
+                 P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q)))),
             ("this is the share of the text, 1 − λ", lambda q, k, P_K: 1 - share(q, k, P_K)),
             ("the scores are not divided by √d_head",
              lambda q, k, P_K: (lambda p, s: p / (p + s))(*_exp_share(q, k, P_K, False))),
             ("the sums are of scores, not of their exponentials",
              lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
         symptoms=(
-            ("exp overflows for large scores: subtract the largest score first; λ stays the same",
+            ("exp overflows: subtract the largest score, of prefix and text together; λ stays the same",
              lambda got, expected, arguments: not np.isfinite(got)),),
         hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
                "P_K @ q is (P,), k @ q is (S,). Both are divided by √d_head. λ is one number.",

@@ -89,6 +89,7 @@ EXERCISES = (
         special=(("no prompt costs nothing", lambda rng: (0, 64, 32)),),
         mistakes=(
             ("this is the ratio of the work; the extra work is 1 less", lambda P, T, d: reference_cost(P, T, d) + 1),
+            ("this is in per cent; return a share", lambda P, T, d: 100 * reference_cost(P, T, d)),
             ("only the matrices are counted; attention grows faster than the length", lambda P, T, d: P / T),
             ("attention's share is d S (S + 1): one product for the scores and one for the values",
              lambda P, T, d: (12 * d * (P + T) + (P + T) * (P + T + 1) / 2) / (12 * d * T + T * (T + 1) / 2) - 1),
@@ -108,6 +109,8 @@ EXERCISES = (
             ("each prompt vector is three times a token's vector: that token is the nearest",
              lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
         mistakes=(
+            ("these are the cosines; return the numbers of the tokens",
+             lambda P, E, k: -np.sort(-(unit(P) @ unit(E).T), axis=1)[:, :k]),
             ("these are the largest dot products: long tokens win; divide by the lengths",
              lambda P, E, k: np.argsort(-(P @ E.T), axis=1, kind="stable")[:, :k]),
             ("these are the tokens nearest by distance; use the angle",

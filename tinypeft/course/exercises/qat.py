@@ -45,14 +45,15 @@ def lsq(x, s, bits, dy):
 
 
 def lsq_variant(inner=lambda k, u: k - u, factor=True, masked=True, summed=True, outer=True, symmetric=False,
-                rounded_mask=False):
+                rounded_mask=False, ends=False):
     """lsq with a mistake: the sign inside, g left out, dx everywhere, the clipped left out, −Q_P for −Q_N."""
     def wrong(x, s, bits, dy):
         Q_N, Q_P = 2**(bits - 1), 2**(bits - 1) - 1
         if symmetric: Q_N = Q_P
         u = x / s[:, None]
         k = np.clip(np.rint(u), -Q_N, Q_P)
-        inside = (-Q_N <= np.rint(u)) & (np.rint(u) <= Q_P) if rounded_mask else (-Q_N < u) & (u < Q_P)
+        v = np.rint(u) if rounded_mask else u
+        inside = (-Q_N <= v) & (v <= Q_P) if rounded_mask or ends else (-Q_N < v) & (v < Q_P)
         g = 1 / math.sqrt(x.shape[1] * Q_P) if factor else 1
         slope = np.where(inside, inner(k, u), k if outer else 0)
         return s[:, None] * k, dy * inside if masked else dy, g * (dy * slope if summed else slope).sum(1)
@@ -117,10 +118,14 @@ EXERCISES = (
         reference=ste, cases=ste_case,
         special=(
             ("one number inside the range, one outside on each side",
-             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),),
+             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),
+            ("numbers exactly at both ends of the range",
+             lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
         mistakes=(
             ("the zero point is missing in u = x/s + z", ste_variant(u=lambda x, s, z: x / s)),
             ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
+            ("the inequalities are strict: exactly at an end the gradient is 0",
+             ste_variant(inside=lambda u, low, high: (low <= u) & (u <= high))),
             ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
             ("you gave the clipped numbers a gradient; only the others have one",
              ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
@@ -136,10 +141,13 @@ EXERCISES = (
         reference=lsq, cases=lsq_case,
         special=(
             ("one number inside, one clipped",
-             lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),),
+             lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),
+            ("numbers exactly at both ends of the range",
+             lambda rng: (np.array([[3.0, -4.0, 0.6]]), np.array([1.0]), 3, np.array([[1.0, 2.0, 1.0]])))),
         mistakes=(
             ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
             ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
+            ("the inequalities are strict: exactly at an end a number counts as clipped", lsq_variant(ends=True)),
             ("the factor g = 1/√(N Q_P) is missing in ds", lsq_variant(factor=False)),
             ("x has no gradient where it is clipped", lsq_variant(masked=False)),
             ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
@@ -161,6 +169,7 @@ EXERCISES = (
         mistakes=(
             ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=False)),
             ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
+            ("the gradient has the other sign: the scale multiplies q − z, not z − q", lambda *a: -peqa(*a)),
             ("take the sum over the group, not the mean", peqa_variant(summed=False))),
         hints=("Ŵ = s (q − z). What is its derivative with respect to s, and which weights share one s?",
                "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), too. The result is "

@@ -28,6 +28,11 @@ def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
     return (A @ v).astype(q.dtype)
 
 
+def large_scores(rng):
+    """Whole numbers and √d_head = 2, so that scores of about 1,000 are exact in float32."""
+    return tuple(rng.integers(-30, 31, shape).astype(np.float32) for shape in ((3, 4), (5, 4), (5, 4)))
+
+
 def attention_cases(rng, T=None, past=None):
     T, past, d = T or int(rng.integers(3, 6)), int(rng.integers(1, 4)) if past is None else past, int(rng.integers(3, 7))
     return tuple(rng.standard_normal((n, d)).astype(np.float32) for n in (T, T + past, T + past))
@@ -52,11 +57,6 @@ def picked(log_p, targets):
     return np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
-def overflowing(logits, tokens):
-    p = np.exp(logits[:, :-1])
-    return float(-np.log(picked(p / p.sum(-1, keepdims=True), tokens[:, 1:])).mean())
-
-
 # -- counting ------------------------------------------------------------------------------------
 def reference_count(V, C, d, L):
     return Shape(layers=L, d=d, heads=1, vocab=V, context=C).parameters
@@ -72,7 +72,8 @@ EXERCISES = (
         reference=reference_attention, cases=attention_cases,
         special=(
             ("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
-            ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+            ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3)),
+            ("scores of about 1,000", large_scores)),
         invariants=(
             ("weights are positive and sum to one: values that are all 1 give 1",
              lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
@@ -90,6 +91,10 @@ EXERCISES = (
             ("the softmax runs over the queries; it must run over the keys", lambda *a: attention(*a, axis=0)),
             ("you masked after the softmax, so the remaining weights no longer sum to one; put −∞ into the scores before it",
              lambda *a: attention(*a, late=True))),
+        symptoms=(
+            ("np.exp overflows: subtract the largest score of each row first; the softmax stays the same",
+             lambda got, expected, args: not np.isfinite(got).all() and args[0].max() > 9),),
+        avoids=("attention",),
         hints=("At which position does query i stand, if the queries are the last T of S positions? Which keys come after "
                "it?",
                "scores (T, S) = q (T, d) times kᵀ (d, S). The mask is (T, S), the softmax runs over the last axis, the "
@@ -113,8 +118,9 @@ EXERCISES = (
             ("this is in bits; equation (5) has a natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
             ("the softmax runs over positions; it must run over the vocabulary",
              lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
-            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t)),
-            ("np.exp overflows; subtract the largest logit of each position first", overflowing)),
+            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t))),
+        symptoms=(
+            ("np.exp overflows; subtract the largest logit of each position first", lambda got, expected, args: not np.isfinite(got)),),
         tolerance=1e-7,
         hints=("Which token do the logits at position t speak about? Which position has no next token?",
                "logits[:, :-1] is (B, T − 1, V), and its targets, tokens[:, 1:], are (B, T − 1). One log probability "
