@@ -195,7 +195,7 @@ def test_functions_are_called_in_another_process(tmp_path):
 def test_what_is_handed_out(tmp_path):
     notebook, readme = assign("7", tmp_path)
     text = readme.read_text(encoding="utf-8")
-    assert "`lora_forward`" in text and "| | together | 12 |" in text and "Rubric" in text
+    assert "`lora_forward`" in text and "| | together | | 12 |" in text and "| ★ |" in text and "Rubric" in text
     for which in percent.sources():                                  # every lesson has an open question with a rubric
         readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
         assert "ubric" in readme and "open" in readme.lower(), which

@@ -71,7 +71,7 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
         numbers = "1 number that is" if n == 1 else f"{n} numbers that are"
         return "value", f"{where} contains {numbers} NaN or infinite", g, e
     if close(g, e, tolerance): return None
-    numbers = "other numbers" if g.ndim else "another number"
+    numbers = "another number" if g.size == 1 else "other numbers"
     return "value", f"{where} has {numbers} than expected", g, e
 
 
