@@ -109,8 +109,8 @@ def _same(a, b):
 def _uses(fn):
     """The names that the code of `fn` looks up, in functions inside it as well: attributes, and
     global names unless they stand for a function of the student's own."""
-    codes, names = [getattr(fn, "__code__", None)], set()
-    for code in filter(None, codes):
+    codes, names = [fn.__code__] if inspect.isfunction(fn) else [], set()
+    for code in codes:
         codes += filter(inspect.iscode, code.co_consts)
         for op in dis.get_instructions(code):
             defined = fn.__globals__.get(op.argval) if op.opname == "LOAD_GLOBAL" else None

@@ -144,7 +144,7 @@ def smooth_inverse(gamma, beta, weights, max_abs, alpha=0.5):
 
 
 WRONG = {
-    "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "numbers than expected"),
+    "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "magnitude"),
                              (lambda X, O: (left_by_mask(X, O) - 1) // 2, "are 2c + 1"), (lambda X, O: left_by_mask(X, O) - 1, "0 is a code"),
                              (lambda X, O: left_by_mask(X.T, []), "shape")],
     "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "numbers than expected"), (vector_unscaled, "s_w"),

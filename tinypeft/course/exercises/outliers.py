@@ -125,6 +125,8 @@ EXERCISES = (
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
              lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
         mistakes=(
+            ("entries may be negative: take the largest magnitude |x|, not the largest x",
+             lambda X, O: 2 * np.rint(127 * np.delete(X, O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1),
             ("this is c: the codes −c … c, with 0, are 2c + 1", codes_left_variant(both=False, zero=False)),
             ("codes have both signs: −c … c", codes_left_variant(both=False)),
             ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
