@@ -20,7 +20,8 @@ from tinypeft.course.worker import function
 IMPORTS, SOLVED = hostile.IMPORTS, hostile.SOLVED
 HOSTILE = {name: hostile.CELLS[name] for name in (       # each in its own way; `tests.stress.notebooks` grades all
     "names_os_system", "problem_is_an_array", "strained_by_a_number", "uses_are_text", "writes_without_end",
-    "writes_lines_without_end", "writes_slowly", "half_a_message_then_exit", "nested_deeply", "an_array_of_4_TiB", "an_error_that_is_a_number",
+    "writes_lines_without_end", "writes_slowly", "half_a_message_then_exit", "nested_deeply", "an_array_of_4_TiB",
+    "an_error_that_is_a_number",
     "controls_the_terminal", "leaves_a_child_with_the_pipe", "returns_2_GiB", "raises_nonsense", "replaces_json")}
 SUBMISSIONS = {
     "solver": [IMPORTS, *SOLVED],
