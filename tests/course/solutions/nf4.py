@@ -147,7 +147,10 @@ WRONG = {
                    (lambda x, levels: (np.abs(x[:, None] / x.max() - levels).argmin(1), x.max()), "not the largest number"),
                    (lambda x, levels: code_by_midpoints(x, levels)[0], "2 results")],
     "nf4.backward": [(gradients_adapter_only, "dy Ŵ"), (gradients_unscaled, "s is missing"), (gradients_tiled, "np.repeat"),
-                     (gradients_transposed, "transposed")],
+                     (gradients_transposed, "transposed"),
+                     (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, np.ones_like(scales), levels, *a), "scale of their group"),
+                     (lambda x, codes, scales, levels, A, B, s, dy: gradients_by_parts(x, codes, scales, levels, 0 * A, B, s, dy)[:1]
+                      + gradients_by_parts(x, codes, scales, levels, A, B, s, dy)[1:], "also passes through the adapter")],
     "nf4.loftq": [(loftq_never_back, "leaves"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round"),
                   (lambda W, quant, r, T: alternate(W, quant, r, T + 1), "too many"), (lambda W, quant, r, T: alternate(W, quant, r, T)[1:], "3 results"),
                   (lambda W, quant, r, T: alternate(W, quant, r + 1, T), "shape")],

@@ -90,7 +90,9 @@ WRONG = {
         (lambda P, E, k: nearest()(P, E, k)[:, 0], "shape")],
     "prompts.places": [
         (unshifted, "not counted"), (walk(ends_behind=False), "belongs to the part that it ends"), (walk(reverse=True), "wrong order"),
-        (walk(limit=False), "IndexError")],
+        (walk(limit=False), "a later one is a token like others"),
+        (lambda *a: np.setdiff1d(np.arange(len(a[0]) + sum(a[1])), inserted(*a)), "not of the pseudo-tokens"),
+        (lambda *a: walk()(*a) + 1, "everywhere")],
 }
 RIGHT = {
     "prompts.input": [built()], "prompts.cost": [cost, lambda *a: np.array(cost(*a))],

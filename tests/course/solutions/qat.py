@@ -117,7 +117,10 @@ WRONG = {
                 (lsq(clipped=False), "clipped numbers"), (lsq(g=False), "factor g"), (lsq(stop=False), "no gradient where it is clipped"),
                 (lsq(ends=True), "strict"), (lambda *a: lsq()(*a)[1:], "3 results")],
     "qat.peqa": [(peqa_codes, "zero points"), (peqa_mean, "sum over the group"), (peqa_row, "shape"),
-                 (lambda *a: -peqa_einsum(*a), "not z − q"), (lambda x, dy, q, z, g: peqa_einsum(x, dy, q, 0 * z, g) + z, "numbers differ")],
+                 (lambda *a: -peqa_einsum(*a), "not z − q"),
+                 (lambda x, dy, q, z, g: ((dy.T @ x) * (q - np.tile(z, g))).reshape(len(q), -1, g).sum(2), "np.repeat, not np.tile"), (lambda x, dy, q, z, g: peqa_einsum(x, dy, q, 0 * z, g) + z, "numbers differ")],
     "qat.distillation": [(distil_reverse, "other divergence"), (distil_cross_entropy, "entropy"), (distil_sign, "sign"),
-                         (distil_sum, "numbers"), (distil_unstable, "NaN")],
+                         (distil_sum, "gradient as well"),
+                         (lambda p, q: tuple(len(p) * x for x in distil_scipy(p, q)), "in the loss and in the gradient"),
+                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN")],
 }

@@ -141,6 +141,7 @@ EXERCISES = (
             ("the counts are taken in the wrong order", lambda t, counts, s: reference_places(t, counts[::-1], s)),
             ("these are the places of the tokens, not of the pseudo-tokens",
              lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s)))),
+        errors=(("IndexError", "only the first len(counts) − 1 separators end parts; a later one is a token like others"),),
         tolerance=0,
         hints=("A pseudo-token moves everything behind it by one place. How many pseudo-tokens stand before part j?",
                "np.nonzero(tokens == separator)[0] are the separators; the first len(counts) − 1 of them end parts. The "

@@ -186,6 +186,10 @@ EXERCISES = (
             ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]])))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
+            ("take the mean over the n rows in the loss as well, not only in the gradient",
+             lambda p, q: (lambda loss, gradient: (loss * len(p), gradient))(*distillation(p, q))),
+            ("take the mean over the n rows in the gradient as well, not only in the loss",
+             lambda p, q: (lambda loss, gradient: (loss, gradient * len(p)))(*distillation(p, q))),
             ("take the mean over the n rows, in the loss and in the gradient", distillation_variant(mean=False)),
             ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
              distillation_variant(gradient=lambda p, q: p - q)),
