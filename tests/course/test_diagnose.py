@@ -42,6 +42,11 @@ def test_two_numbers_are_shown_with_the_digits_that_tell_them_apart():
     assert told.endswith("got 0.333333334, expected 0.333333333")
 
 
+def test_whole_numbers_and_masks_are_shown_as_they_are():
+    assert where_it_differs(np.array([12345, 2]), np.array([1, 2]), 0).endswith("at [0]: got 12345, expected 1")
+    assert where_it_differs(np.array([True, True]), np.array([True, False]), 0).endswith("at [1]: got True, expected False")
+
+
 def test_nan_is_where_it_differs_most():
     assert "the most at [1]: got nan, expected 2" in where_it_differs(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
 
@@ -134,6 +139,9 @@ def test_the_cells_below_a_check_get_arrays_from_a_function_that_returns_lists()
     told = tp.check("outliers.smooth", lambda *a: [right(*a)[0].tolist(), right(*a)[1], tuple(map(list, right(*a)[2]))])
     gamma, beta, weights = told.function(np.ones(2), np.ones(2), [np.eye(2), 2 * np.eye(2)], np.ones(2), 0.5)
     assert told and all(isinstance(x, np.ndarray) for x in (gamma, beta, *weights))
+    split = find("outliers.llm_int8").reference
+    told = tp.check("outliers.llm_int8", lambda *a: [x.tolist() for x in split(*a)])
+    assert told.function(np.ones((2, 3)), np.ones((4, 3)), 6.0)[1].dtype == int           # no outliers, and still an index
     whole = [np.ones(2), (1.0, np.ones(3))]
     assert in_arrays(whole, [np.ones(2), (1.0, np.ones(3))]) is whole
 

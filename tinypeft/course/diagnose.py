@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,13 @@ from .exercise import Exercise
 
 __all__ = ["cause_of_error", "close", "describe", "difference", "in_arrays", "likely_cause",
            "where_it_differs"]
+
+STRAINS = {                                              # what NumPy notes → what to do about it
+    "overflow":       "a number became too large for its type; before np.exp, subtract the largest "
+                      "exponent",
+    "divide by zero": "a division by zero, or the logarithm of zero",
+    "invalid value":  "0/0, ∞ − ∞, or the root or logarithm of a negative number",
+}
 
 Difference = tuple[str, str, Array | None, Array | None]         # stage, sentence, got, expected
 
@@ -76,11 +84,13 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
 
 
 def in_arrays(value: Any, expected: Any) -> Any:
-    """The value, with an array for each list where `expected` has an array; the value itself if
-    there is none."""
+    """The value, with an array of the same dtype for each list where `expected` has an array; the
+    value itself if there is none."""
     if not isinstance(value, (tuple, list)): return value
-    if isinstance(expected, np.ndarray): return np.array(value)
-    if not isinstance(expected, (tuple, list)): return value
+    if isinstance(expected, np.ndarray):
+        array = _array(value)
+        return value if array is value else array.astype(expected.dtype)
+    if not isinstance(expected, (tuple, list)) or len(value) != len(expected): return value
     parts = [in_arrays(v, e) for v, e in zip(value, expected, strict=True)]
     return value if all(p is v for p, v in zip(parts, value, strict=True)) else type(value)(parts)
 
@@ -121,13 +131,15 @@ def where_it_differs(got: Array, expected: Array, tolerance: float) -> str:
     distance[np.isnan(distance)] = np.inf
     n = int((distance > _bound(e[finite], tolerance)).sum())
     at = np.unravel_index(distance.argmax(), distance.shape)
-    place, (a, b) = ", ".join(str(int(i)) for i in at), _distinct(g[at], e[at])
+    place = ", ".join(str(int(i)) for i in at)
+    a, b = _distinct(np.asarray(got)[at], np.asarray(expected)[at])
     return (f"{n} of {g.size} numbers {'differs' if n == 1 else 'differ'}, the most at [{place}]: "
             f"got {a}, expected {b}")
 
 
 def _distinct(a, b):
     """Two numbers as text, with as many digits as tell them apart."""
+    if a.dtype.kind in "biu" and b.dtype.kind in "biu": return str(a), str(b)
     return next(pair for digits in range(4, 18)
                 if len(set(pair := (f"{a:.{digits}g}", f"{b:.{digits}g}"))) == 2 or digits == 17)
 
@@ -166,14 +178,15 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     first.
 
     value, expected: the whole results for `args`, settled. found: what `difference` returned for
-    them. strained: of the call's `Outcome`. others: (arguments, outcome) of other calls. Two
-    mistakes may agree in one call, so a mistake must fit them all, except where one of the two
-    functions fails or overflows. It is recognised by numbers only: NaN equals NaN, whatever made
-    it.
+    them. strained: of the call's `Outcome`. others: (arguments, outcome) of other calls, which are
+    read up to the first that failed. Two mistakes may agree in one call, so a mistake must fit all,
+    except where it fails or something is not finite. It is recognised by numbers only: NaN equals
+    NaN, whatever made it.
     """
     stage, _, g, e = found
     if _finite(value):
-        others = [(a, exercise.settled(out.value)) for a, out in others if out.error is None]
+        others = [(a, exercise.settled(out.value))
+                  for a, out in takewhile(lambda call: call[1].error is None, others)]
         for sentence, wrong in exercise.mistakes:
             fits = _fits(exercise, wrong, args, value) and \
                 not _fits(exercise, wrong, args, expected)
@@ -196,7 +209,7 @@ def _fits(exercise, wrong, args, value, undecided=False):
     out = Local(wrong)(args)
     theirs = exercise.settled(out.value)
     if out.error is not None or not (_finite(value) and _finite(theirs)): return undecided
-    return difference(value, theirs, max(exercise.tolerance, 1e-7)) is None
+    return difference(value, theirs, max(exercise.tolerance, 1e-7), free=True) is None
 
 
 def _finite(value):
@@ -211,13 +224,10 @@ def _finite(value):
 
 def _strain(strained):
     """What to do about the first event that NumPy noted ("overflow, in line 2 of f")."""
+    if not strained:
+        return "a division by zero, a logarithm of zero, or an exponential of a large number"
     kind = strained.partition(",")[0]
-    advice = {"overflow": "a number became too large for its type; before np.exp, subtract the "
-                          "largest exponent",
-              "divide by zero": "a division by zero, or the logarithm of zero",
-              "invalid value": "0/0, ∞ − ∞, or the root or logarithm of a negative number"}.get(
-        kind, "a division by zero, a logarithm of zero, or an exponential of a large number")
-    return advice + (f" ({strained})" if strained else "")
+    return f"{STRAINS.get(kind, kind)} ({strained})"
 
 
 def cause_of_error(error: str, exercise: Exercise, names: list[str]) -> str:

@@ -36,7 +36,7 @@ def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResul
     more = [exercise.cases(rng(2, i)) for i in range(1, CASES)]
     special = [(f", in the case “{sentence}”", arguments(rng(1, i)))
                for i, (sentence, arguments) in enumerate(exercise.special)]
-    others = [*(args for _, args in special), *more]
+    others = [*more, *(args for _, args in special)]
     failure = wrong_signature(exercise, call, first)
     if failure is None: failure = wrong_result(exercise, call, first, "random", "", others)
     # If only its numbers are wrong, a case whose answer is obvious shows the mistake better.
