@@ -10,7 +10,7 @@ from tinypeft import functional as F
 from tinypeft.course import grade, percent
 from tinypeft.course.calls import Local
 from tinypeft.course.check import check_file
-from tinypeft.course.diagnose import difference, in_arrays, likely_cause, where_it_differs
+from tinypeft.course.diagnose import difference, in_arrays, likely_cause, place_of
 from tinypeft.course.exercise import Exercise
 from tinypeft.course.exercises import TOPICS, find, of_topic
 from tinypeft.course.judge import judge
@@ -32,23 +32,23 @@ def test_the_largest_difference_is_shown():
     e = np.arange(42.0).reshape(2, 3, 7)
     g = e.copy()
     g[1, 0, 3], g[0, 0, 0] = 24.5, 1e-3
-    assert where_it_differs(g, e, 1e-5) == "2 of 42 numbers differ, the most at [1, 0, 3]: got 24.5, expected 24"
+    assert place_of(g, e, 1e-5) == "2 of 42 numbers differ, the most at [1, 0, 3]: got 24.5, expected 24"
     g[0, 0, 0] = 0
-    assert where_it_differs(g, e, 1e-5) == "1 of 42 numbers differs, the most at [1, 0, 3]: got 24.5, expected 24"
+    assert place_of(g, e, 1e-5) == "1 of 42 numbers differs, the most at [1, 0, 3]: got 24.5, expected 24"
 
 
 def test_two_numbers_are_shown_with_the_digits_that_tell_them_apart():
-    told = where_it_differs(np.array([0, 1 / 3 + 1e-9]), np.array([0, 1 / 3]), 1e-12)
+    told = place_of(np.array([0, 1 / 3 + 1e-9]), np.array([0, 1 / 3]), 1e-12)
     assert told.endswith("got 0.333333334, expected 0.333333333")
 
 
 def test_whole_numbers_and_masks_are_shown_as_they_are():
-    assert where_it_differs(np.array([12345, 2]), np.array([1, 2]), 0).endswith("at [0]: got 12345, expected 1")
-    assert where_it_differs(np.array([True, True]), np.array([True, False]), 0).endswith("at [1]: got True, expected False")
+    assert place_of(np.array([12345, 2]), np.array([1, 2]), 0).endswith("at [0]: got 12345, expected 1")
+    assert place_of(np.array([True, True]), np.array([True, False]), 0).endswith("at [1]: got True, expected False")
 
 
-def test_nan_is_where_it_differs_most():
-    assert "the most at [1]: got nan, expected 2" in where_it_differs(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
+def test_nan_is_place_of_most():
+    assert "the most at [1]: got nan, expected 2" in place_of(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
 
 
 @pytest.mark.parametrize("e", ALL, ids=ids)

@@ -114,8 +114,9 @@ def _uses(fn):
         codes += filter(inspect.iscode, code.co_consts)
         for op in dis.get_instructions(code):
             defined = fn.__globals__.get(op.argval) if op.opname == "LOAD_GLOBAL" else None
-            own = inspect.isfunction(defined) and not str(defined.__module__).startswith("tinypeft.")
-            if op.opcode in dis.hasname and not own: names.add(op.argval)
+            module = defined.__module__ if inspect.isfunction(defined) else "tinypeft.any"
+            looked_up = op.opcode in dis.hasname
+            if looked_up and str(module).startswith("tinypeft."): names.add(op.argval)
     return sorted(names)
 
 
@@ -160,8 +161,10 @@ def _noting(out):
         if out.strained: return
         frame = sys._getframe(1)
         while frame and not _written_by_student(frame.f_code.co_filename): frame = frame.f_back
-        code = frame and frame.f_code
-        out.strained = kind + (_place(code.co_filename, frame.f_lineno, code.co_name) if code else "")
+        out.strained = kind
+        if frame:
+            code = frame.f_code
+            out.strained += _place(code.co_filename, frame.f_lineno, code.co_name)
     return note
 
 

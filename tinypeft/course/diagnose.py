@@ -13,7 +13,7 @@ from .calls import Local, Outcome
 from .exercise import Exercise
 
 __all__ = ["cause_of_error", "close", "describe", "difference", "in_arrays", "likely_cause",
-           "where_it_differs"]
+           "place_of"]
 
 STRAINS = {                                              # what NumPy notes → what to do about it
     "overflow":       "a number became too large for its type; before np.exp, subtract the largest "
@@ -118,7 +118,7 @@ def _bound(e, tolerance):
     return tolerance * max(abs(e).max(initial=0), 1e-12)
 
 
-def where_it_differs(got: Array, expected: Array, tolerance: float) -> str:
+def place_of(got: Array, expected: Array, tolerance: float) -> str:
     """A sentence: how many numbers differ, and which one the most. "" if there is only one number.
 
     Both have the same shape.
@@ -165,7 +165,7 @@ def describe(value: Any) -> str:
                                   suppress_small=True, max_line_width=90)
         return f"{numbers}  {value.dtype}{value.shape}"
     if isinstance(value, (np.ndarray, np.generic)): value = value.item()
-    if isinstance(value, float): return f"{value:.1f}" if 1e5 < abs(value) < 1e15 else f"{value:.6g}"
+    if isinstance(value, float): return f"{value:{'.1f' if 1e5 < abs(value) < 1e15 else '.6g'}}"
     if isinstance(value, (tuple, list)): return "(" + ", ".join(map(describe, value)) + ")"
     text = repr(value)
     return text if len(text) < 200 else text[:200] + "…"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..tensor import Tensor
 from .calls import Local, copied, leaves
-from .diagnose import cause_of_error, describe, difference, in_arrays, likely_cause, where_it_differs
+from .diagnose import cause_of_error, describe, difference, in_arrays, likely_cause, place_of
 from .exercise import Exercise
 from .result import CheckResult
 from .worth import worth
@@ -111,7 +111,7 @@ def wrong_result(exercise, call, args, stage, about, others):
     found = difference(value, expected, exercise.tolerance, free=free)
     if found is not None:
         kind, sentence, got, want = found
-        place = where_it_differs(got, want, exercise.tolerance) if kind == "value" and \
+        place = place_of(got, want, exercise.tolerance) if kind == "value" and \
             got is not None else ""
         if got is None: got, want = value, expected
         return failed(exercise, kind if kind != "value" else stage,
@@ -122,7 +122,7 @@ def wrong_result(exercise, call, args, stage, about, others):
     if out.changed:
         return failed(exercise, "inputs", "your function writes into its argument "
                                           f"{', '.join(out.changed)}; work on a copy",
-                      cause="+=, -=, *= and x[…] = change the caller's array, and .pop() or .sort() "
+                      cause="+=, -=, *= and x[…] = change the caller's array, .pop() and .sort() "
                             "the caller's list or dict; write x = x + …, or copy it first")
 
 
@@ -146,7 +146,7 @@ def wrong_gradient(exercise, call, args):
         g, e = got.gradients[name], want.gradients[name]
         found = difference(g, e, 1e-7, f"the gradient of {name}")
         if found is not None:
-            place = where_it_differs(g, e, 1e-7) if found[0] == "value" else ""
+            place = place_of(g, e, 1e-7) if found[0] == "value" else ""
             return failed(exercise, "gradient",
                           f"{found[1]}, though the result is right.{place and f' {place}.'}",
                           got=describe(g), expected=describe(e),
