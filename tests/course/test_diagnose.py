@@ -77,6 +77,7 @@ def test_a_check_says_where(e):
     (3.0 * np.arange(1.0, 9), np.arange(1.0, 9), "3 times"),
     (1.002 * np.arange(1.0, 9), np.arange(1.0, 9), ""),                            # no factor of one
     (np.arange(8.0) + 5, np.arange(8.0), "differs by 5 everywhere"),
+    (np.arange(8.0) + 5 + np.linspace(-0.01, 0.01, 8), np.arange(8.0), "differs by 5 everywhere"),
     (np.arange(8.0) + np.linspace(-1e-5, 1e-5, 8), np.arange(8.0), ""),            # no constant: it is as large as its spread
     (1e6 + np.arange(8.0) + np.linspace(0.5, 1, 8), 1e6 + np.arange(8.0), ""),
     (-np.arange(1.0, 9), np.arange(1.0, 9), "the sign is wrong"),
@@ -113,6 +114,13 @@ def test_a_mistake_is_not_recognised_by_its_nan():
         return p / (p + s)
     told = tp.check("prefix.share", prefix_share)
     assert "1 number that is NaN" in told.message and "odds" not in told.cause and "overflows" in told.cause
+
+
+def test_nan_equals_no_mistakes_nan():
+    got, expected = np.array([np.nan, 1.0]), np.array([2.0, 1.0])
+    e = Exercise(name="x.y", title="", stars=1, reference=lambda: expected, cases=lambda rng: (), hints=("", "", ""),
+                 mistakes=(("a mistake that overflows, too", lambda: got),))
+    assert "overflows" not in likely_cause(e, got, expected, difference(got, expected, 1e-5), ())
 
 
 def test_a_cause_fits_all_cases():

@@ -184,14 +184,14 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     NaN, whatever made it.
     """
     stage, _, g, e = found
-    if _finite(value):
+    fits = lambda wrong, *call: _fits(exercise, wrong, *call)
+    likely = [(sentence, wrong) for sentence, wrong in exercise.mistakes
+              if fits(wrong, args, value) and not fits(wrong, args, expected)]
+    if likely:
         others = [(a, exercise.settled(out.value))
                   for a, out in takewhile(lambda call: call[1].error is None, others)]
-        for sentence, wrong in exercise.mistakes:
-            fits = _fits(exercise, wrong, args, value) and \
-                not _fits(exercise, wrong, args, expected)
-            if fits and all(_fits(exercise, wrong, *call, undecided=True) for call in others):
-                return sentence
+    for sentence, wrong in likely:
+        if all(fits(wrong, *call, True) for call in others): return sentence
     for sentence, predicate in exercise.symptoms:
         try:
             if predicate(*((value, expected) if g is None else (g, e)), args): return sentence
