@@ -218,7 +218,9 @@ fig
 # Quantize the array `x` to codes $0 \dots 2^b - 1$: the range is $[l, h]$ with $l = \min(x_{min}, 0)$ and
 # $h = \max(x_{max}, 0)$, so that 0 is a grid point, and $s = (h - l)/(2^b - 1)$. Round with `np.rint`. For `convention`
 # "library" the zero point is $z = \mathrm{round}(-l/s)$ with equation (4), for "survey" $Z = \mathrm{round}(l/s)$ with
-# equation (6). Return `(codes, s, zero point)`, everything as floats; clip the codes.
+# equation (6). Return `(codes, s, zero point)`, everything as floats. Clip the codes to $0 \dots 2^b - 1$: the ends of a
+# symmetric range lie midway between two codes, and without the clip its largest number gets the code $2^b$, which would
+# become 0 in $b$ bits.
 
 # %% exercise=map.signs points=3 minutes=10
 def map_signs(x, bits, convention):

@@ -90,7 +90,8 @@ tp.graph(f, x=3.0)
 # `tape[k]` says how value number `k` was made: a list of pairs `(j, J)`, one for each use of an earlier value `j < k`,
 # with the Jacobian `J` of value `k` with respect to that use, of shape (size of `k`, size of `j`). A leaf has the empty
 # list. The last value has the gradient `dy`. Return the list of all gradients, $\partial L/\partial$ (value k) for
-# every `k`, and `None` for a value that the last one does not depend on.
+# every `k`, and `None` for a value that the last one does not depend on. A tape may be thousands of values long, and $n$
+# steps may have $2^n$ paths through them: visit each value once.
 #
 # Equation (2) at $x = 3$ is `[[], [(0, J3), (0, J3)], [(1, J1), (1, J1)], [(2, J1), (1, J1)]]` with
 # `J3 = np.array([[3.0]])` and `J1 = np.array([[1.0]])`; for `dy = np.array([1.0])` the four gradients are 18, 3, 1 and
@@ -178,8 +179,9 @@ show(plain.linear)
 #
 # ### {exercise}
 #
-# Return `(dX, dW, db)`; in place of a gradient that is not needed return `None`. `X` is `(N, d_in)`, `W`
-# `(d_out, d_in)`, `dY` `(N, d_out)`.
+# Return `(dX, dW, db)`. Do not compute a gradient that is not needed, but return `None` in its place. `X` is `(N, d_in)`,
+# `W` `(d_out, d_in)`, `dY` `(N, d_out)`. What no needed gradient uses was not kept: `X` may be `None` if $dW$ is not
+# needed, and `W` may be `None` if $dX$ is not.
 
 # %% exercise=autograd.linear_vjp points=4 minutes=10
 def autograd_linear_vjp(X, W, dY, need=(True, True, True)):

@@ -81,7 +81,8 @@ show(plain.gelu)
 # Compute $O$ for one head, with a twist that you will meet again in lesson 06: there may be more keys than queries. `q`
 # is $(T, d_{head})$, `k` and `v` are $(S, d_{head})$ with $S \ge T$. The queries belong to the **last** $T$ of the $S$
 # positions; what stands before them (a cache of past tokens, a prefix) is seen by all. So query $i$ sees the keys
-# $0 \dots i + S - T$. NumPy only; keep the dtype.
+# $0 \dots i + S - T$. Scores may be as large as 1,000, and then `np.exp` overflows: subtract the largest score of each row
+# first. Write it with NumPy, without the package's `attention`, and keep the dtype.
 
 # %% exercise=transformer.attention points=5 minutes=15
 def transformer_attention(q, k, v):

@@ -171,7 +171,8 @@ result
 # ### {exercise}
 #
 # Now the step that gives the method its name. `scores` is an array $(n, r)$: the scores of $r$ triplets in each of $n$ matrices.
-# Return a boolean array $(n, r)$ that is true for exactly the `b` best **of all matrices together**.
+# Return a boolean array $(n, r)$ that is true for exactly the `b` best **of all matrices together**. `b` may be 0. Where
+# scores are equal, any of them may stay, but exactly `b` in all.
 
 # %% exercise=adalora.allocate points=3 minutes=12
 def adalora_allocate(scores, b):

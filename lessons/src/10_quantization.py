@@ -155,7 +155,7 @@ for bits in (8, 4, 2):
 # the scale as a positive number, and the zero point as an integer (a Python number will do), such that
 # $\tilde x = S\,(x_q + Z)$ is as near to `x` as the grid allows. Work out first what $Z$ must be for the code of $l$ to
 # be 0. The code must be clipped: where both ends lie midway between two grid points, rounding twice pushes the largest
-# number one step past the end.
+# number one step past the end. Round $x/S$ before you subtract $Z$. Zeros must come back as zeros, with $S > 0$.
 
 # %% exercise=quantization.survey points=3 minutes=12
 def quantization_survey(x, bits):
@@ -265,8 +265,8 @@ fig
 #
 # Write `quantization_best_clip(x, bits, fractions)` for rows `x (n, B)` and symmetric grids: for each row, the fraction
 # $p$ of `fractions` whose range $[-p\,m, p\,m]$, $m = \max|x|$ of the row, gives the least squared error. Return
-# `(n,)`; of equally good fractions, the one that comes first. Build it from the formulas of sections 1 and 2: remember
-# that the code is clipped, and where.
+# `(n,)`; of equally good fractions, the first. A row may be all zeros. Build it from the formulas of sections 1 and 2:
+# remember that the code is clipped, and where.
 
 # %% exercise=quantization.best_clip points=4 minutes=15
 def quantization_best_clip(x, bits, fractions):

@@ -195,7 +195,8 @@ show(llm_int8.LLMInt8Linear.product)
 #
 # Write `outliers_llm_int8(X, W, threshold)`, which returns `(Y, O)`: the product by equation (8), `(n, d_out)`, and the
 # outlier columns, ascending. Where a token has nothing but outliers and zeros, its scale must not become 0. The scale
-# of a row of `W` is taken over the whole row, since $W$ is quantized before any input is seen.
+# of a row of `W` is taken over the whole row, since $W$ is quantized before any input is seen. Multiply the outlier
+# columns in the dtype of `X`: only a GPU gains by 16 bits.
 
 # %% exercise=outliers.llm_int8 points=4 minutes=15
 def outliers_llm_int8(X, W, threshold=6.0):

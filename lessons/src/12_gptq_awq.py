@@ -327,7 +327,8 @@ show(awq.AWQ.search)
 #
 # Write `calibrated_awq(W, H, mean_abs, quant, alphas)`: for each α the loss $\mathrm{tr}(D H D^\top)$,
 # $D = Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1} - W$, with $s = s_X^\alpha$ and $s_X$ = `mean_abs (d_in,)`. `quant`
-# rounds a matrix `(d_out, d_in)`. Return `(alpha, losses)`, the α of least loss and all losses `(len(alphas),)`.
+# rounds a matrix `(d_out, d_in)`. Return `(alpha, losses)`, the α of least loss (of equal losses the first α) and all
+# losses `(len(alphas),)`.
 
 # %% exercise=calibrated.awq points=4 minutes=15
 def calibrated_awq(W, H, mean_abs, quant, alphas):

@@ -322,7 +322,7 @@ show(loftq_rounds)
 #
 # Write `nf4_loftq(W, quant, r, T)`: exactly $T$ rounds from $B A = 0$, returning `(Q, B, A)` of the **last** round (the
 # paper's; the package keeps the best). `quant` takes a matrix and returns the rounded matrix. `B (d_out, r)` and
-# `A (r, d_in)` are determined up to signs; the check takes those of `np.linalg.svd`. Split $\Sigma$ evenly.
+# `A (r, d_in)` are determined up to signs; either sign is right. Split $\Sigma$ evenly.
 
 # %% exercise=nf4.loftq points=4 minutes=15
 def nf4_loftq(W, quant, r, T):

@@ -19,8 +19,9 @@ from tinypeft.course.worker import function
 
 IMPORTS, SOLVED = hostile.IMPORTS, hostile.SOLVED
 HOSTILE = {name: hostile.CELLS[name] for name in (       # each in its own way; `tests.stress.notebooks` grades all
-    "names_os_system", "problem_is_an_array", "writes_without_end", "writes_lines_without_end", "writes_slowly",
-    "half_a_message_then_exit", "nested_deeply", "an_array_of_4_TiB", "an_error_that_is_a_number",
+    "names_os_system", "problem_is_an_array", "strained_by_a_number", "uses_are_text", "writes_without_end",
+    "writes_lines_without_end", "writes_slowly", "half_a_message_then_exit", "nested_deeply", "an_array_of_4_TiB",
+    "an_error_that_is_a_number",
     "controls_the_terminal", "leaves_a_child_with_the_pipe", "returns_2_GiB", "raises_nonsense", "replaces_json")}
 SUBMISSIONS = {
     "solver": [IMPORTS, *SOLVED],
@@ -195,7 +196,7 @@ def test_functions_are_called_in_another_process(tmp_path):
 def test_what_is_handed_out(tmp_path):
     notebook, readme = assign("7", tmp_path)
     text = readme.read_text(encoding="utf-8")
-    assert "`lora_forward`" in text and "| | together | 12 |" in text and "Rubric" in text
+    assert "`lora_forward`" in text and "| | together | | 12 |" in text and "| ★ |" in text and "Rubric" in text
     for which in percent.sources():                                  # every lesson has an open question with a rubric
         readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
         assert "ubric" in readme and "open" in readme.lower(), which

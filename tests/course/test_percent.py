@@ -66,10 +66,10 @@ HEADED = SOURCE.replace("# Text", "# ### {exercise}\n#\n# Text") + '''
 
 def test_headings_are_written_out():
     cells = percent.headed(percent.parse(HEADED))
-    assert "### Exercise 1 · The forward pass of LoRA (3 points, 10 minutes)" in cells[0].source.split("\n")
+    assert "### Exercise 1 · The forward pass of LoRA (★, 3 points, 10 minutes)" in cells[0].source.split("\n")
     assert cells[-1].source == "### Exercise 2 · Your choice (open, 4 points, 25 minutes)"
     one = percent.headed(percent.parse(HEADED.replace("points=3", "points=1")))
-    assert "(1 point, 10 minutes)" in one[0].source
+    assert "(★, 1 point, 10 minutes)" in one[0].source
 
 
 @pytest.mark.parametrize("old, new, says", [
@@ -87,7 +87,7 @@ def test_exercises_are_numbered_without_a_gap_and_nowhere_by_hand(path):
     headings = [line for cell in percent.read(path) if cell.kind == "markdown"
                 for line in cell.source.split("\n") if re.match(r"#+ Exercise", line)]
     assert [int(re.search(r"\d+", line)[0]) for line in headings] == list(range(1, len(headings) + 1))
-    assert all(re.search(r"^### Exercise \d · .+ \((open, )?\d points?, \d+ minutes\)$", line) for line in headings)
+    assert all(re.search(r"^### Exercise \d · .+ \((open|★{1,3}), \d points?, \d+ minutes\)$", line) for line in headings)
     assert not re.search(r"^# #+ Exercise|\{exercise\} · (?!.*\(open, )", path.read_text(encoding="utf-8"), re.M)
 
 

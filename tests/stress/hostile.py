@@ -25,9 +25,10 @@ def wait():
 NONE = {"dict": []}
 def told(functions=NONE, problem=None): return {"dict": [["functions", functions], ["problem", problem]]}
 FIVE = {"list": [{"tuple": [name, 1, False]} for name in ("x", "W", "A", "B", "alpha")]}
-def forward(parameters=FIVE): return {"dict": [["lora_forward", {"tuple": ["x", parameters]}]]}
-def outcome(value, error=None, changed={"list": []}, gradients=NONE):
-    return {"dict": [["value", value], ["error", error], ["unsolved", False], ["changed", changed], ["gradients", gradients]]}
+def forward(parameters=FIVE, uses={"list": []}): return {"dict": [["lora_forward", {"tuple": ["x", uses, parameters]}]]}
+def outcome(value, error=None, changed={"list": []}, gradients=NONE, strained=""):
+    return {"dict": [["value", value], ["error", error], ["unsolved", False], ["changed", changed], ["gradients", gradients],
+                     ["strained", strained]]}
 def array(dtype, shape, data=b""): return {"array": dtype, "shape": shape, "data": base64.b64encode(data).decode()}
 """
 BOMB = """
@@ -83,6 +84,8 @@ CELLS = {
     "answers_the_same": answers("outcome(1.0)"),
     "an_error_that_is_a_number": answers("outcome(None, 5)"),
     "gradients_that_are_a_list": answers("outcome(1.0, gradients={'list': []})"),
+    "strained_by_a_number": answers("outcome(1.0, strained=5)"),
+    "uses_are_text": says("told(forward(uses='attention'))"),
     "changed_that_are_numbers": answers("outcome(1.0, changed={'list': [1]})"),
     "a_result_of_no_columns": answers("outcome(array('<f4', [2**60, 0]))"),
     "controls_the_terminal": answers(r"outcome(None, '\x1b[2J\x1b]0;title\x07\u202e\ud800\x00' * 50)"),

@@ -174,7 +174,8 @@ def damage_messages(n: int, seed: int = 0) -> Counter:
         exercise = exercises[k % len(exercises)]
         args = exercise.cases(np.random.default_rng(k))
         value = exercise.reference(*args)
-        outcome = {"value": value, "error": None, "unsolved": False, "changed": [], "gradients": {"x": np.ones(3)}}
+        outcome = {"value": value, "error": None, "unsolved": False, "changed": [], "gradients": {"x": np.ones(3)},
+                   "strained": ""}
         described = {"functions": {exercise.function: worker.description(exercise.reference)}, "problem": None}
         fault = damaged if rng.random() < 0.4 else altered
         message = fault(wire.encode(described if k % 5 == 0 else outcome), rng)
@@ -189,7 +190,7 @@ def damage_messages(n: int, seed: int = 0) -> Counter:
             found["ValueError"] += 1
         if k % 5:                                            # … and the check of this exercise goes on from there
             signature = wire.inspect.signature(exercise.reference)
-            result = judge(exercise, wire.Remote(Answers(message), exercise.function, "x", signature), seed=k)
+            result = judge(exercise, wire.Remote(Answers(message), exercise.function, "x", [], signature), seed=k)
             found["judged wrong" if not result else "judged right"] += 1
         assert time.monotonic() - start < 5, message
     return found

@@ -34,7 +34,7 @@ def readme(path: Path) -> str:
     exercises = topic_of(path).values()
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
     worths = [worth(e.name) for e in exercises]
-    rows = [f"| `{e.function}` | {e.title} | {w.points} | {w.minutes} |"
+    rows = [f"| `{e.function}` | {e.title} | {'★' * e.stars} | {w.points} | {w.minutes} |"
             for e, w in zip(exercises, worths, strict=True)]
     points, minutes = (sum(column) for column in zip(*worths, strict=True))
     return "\n".join([
@@ -44,6 +44,6 @@ def readme(path: Path) -> str:
         "cell says whether the function is right and, if not, what the likely cause is. Hand in",
         "the notebook under your name. The functions in the table are graded with other data",
         "than the notebook shows.", "",
-        "| function | exercise | points | minutes |", "|---|---|---|---|", *rows,
-        f"| | together | {points} | {minutes} |", "",
+        "| function | exercise | difficulty | points | minutes |", "|---|---|---|---|---|", *rows,
+        f"| | together | | {points} | {minutes} |", "",
         *(f"## {heading}\n\n{text}\n" for heading, text in open_questions(path).items())])

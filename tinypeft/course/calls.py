@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dis
 import inspect
 import linecache
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,17 +27,21 @@ from ..tensor import Tensor
 
 __all__ = ["Local", "Outcome", "copied", "leaves", "one_line", "text_of"]
 
+PACKAGE = Path(__file__).parents[1]
+
 
 @dataclass
 class Outcome:
     """The value of a call, or its error. unsolved: the stub was called. changed: names of the
     arguments that the function wrote into. gradients: argument's name → array, or None if no
-    gradient reached it."""
+    gradient reached it. strained: the first overflow, division by zero or invalid operation of
+    NumPy, with its line ("overflow, in line 2 of f:  np.exp(s)"), or ""."""
     value: Any = None
     error: str | None = None
     unsolved: bool = False
     changed: list[str] = field(default_factory=list)
     gradients: dict[str, Array | None] = field(default_factory=dict)
+    strained: str = ""
 
 
 def copied(value: Any, cast: Any = None) -> Any:
@@ -58,10 +65,11 @@ def leaves(value: Any) -> list[Array]:
 
 class Local:
     """A function of this process. signature: an inspect.Signature, or None. origin: the module that
-    defines it."""
+    defines it. uses: the names that its code looks up, without those of the student's own."""
 
     def __init__(self, fn: Callable, seconds: float = 20):
         self.fn, self.seconds, self.origin = fn, seconds, getattr(fn, "__module__", None)
+        self.uses = _uses(fn)
         try:
             self.signature = inspect.signature(fn)
         except (TypeError, ValueError):
@@ -73,7 +81,8 @@ class Local:
         gradients are wanted, for an upstream gradient drawn from the seed `upstream`."""
         mine, out = copied(args), Outcome()
         try:
-            with _limit(self.seconds), np.errstate(all="ignore"):
+            note = np.errstate(all="call", under="ignore", call=_noting(out))
+            with _limit(self.seconds), note:
                 out.value = self.fn(*mine)
                 if differentiate:
                     named = dict(zip(names, mine, strict=False))
@@ -88,10 +97,27 @@ class Local:
 
 
 def _same(a, b):
-    """Do two structures hold equal arrays?"""
-    a, b = leaves(a), leaves(b)
-    return len(a) == len(b) and all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
-                                    for x, y in zip(a, b, strict=True))
+    """Are two structures equal, in the order of their parts as well?"""
+    if isinstance(a, Tensor): a, b = a.data, b.data
+    if isinstance(a, np.ndarray): return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    if isinstance(a, dict): a, b = list(a.items()), list(b.items())
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return callable(a) or a == b or a != a
+
+
+def _uses(fn):
+    """The names that the code of `fn` looks up, in functions inside it as well: attributes, and
+    global names unless they stand for a function of the student's own."""
+    codes, names = [fn.__code__] if inspect.isfunction(fn) else [], set()
+    for code in codes:
+        codes += filter(inspect.iscode, code.co_consts)
+        for op in dis.get_instructions(code):
+            defined = fn.__globals__.get(op.argval) if op.opname == "LOAD_GLOBAL" else None
+            module = defined.__module__ if inspect.isfunction(defined) else "tinypeft.any"
+            looked_up = op.opcode in dis.hasname
+            if looked_up and str(module).startswith("tinypeft."): names.add(op.argval)
+    return sorted(names)
 
 
 def _gradients(value, arguments, wanted, seed):
@@ -104,18 +130,42 @@ def _gradients(value, arguments, wanted, seed):
     return {name: t.grad for name, t in tensors.items()}
 
 
+def _ours(file):
+    return Path(file).is_relative_to(PACKAGE)
+
+
+def _written_by_student(file):
+    return not _ours(file) and "site-packages" not in file
+
+
 def one_line(error: BaseException) -> str:
     """An exception as one line of text, with the line of the student's code that raised it."""
-    ours = lambda file: ("tinypeft" in file.replace("\\", "/").split("/")
-                         or file.endswith("calls.py"))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not ours(f.filename)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _ours(f.filename)]
     # a line of NumPy's own code helps nobody
-    frames = [f for f in frames if "site-packages" not in f.filename] or frames
+    frames = [f for f in frames if _written_by_student(f.filename)] or frames
     text = text_of(error).strip().rstrip(":")
     if not frames: return text
     last = frames[-1]
-    line = (last.line or linecache.getline(last.filename, last.lineno)).strip()
-    return f"{text}, in line {last.lineno} of {last.name}" + (f":  {line}" if line else "")
+    return text + _place(last.filename, last.lineno, last.name)
+
+
+def _place(file, number, name):
+    """", in line 2 of f:  y = np.exp(x)"."""
+    line = linecache.getline(file, number).strip()
+    return f", in line {number} of {name}" + (f":  {line}" if line else "")
+
+
+def _noting(out):
+    """A handler for np.errstate that keeps the first event, and the student's line, in `out`."""
+    def note(kind, flag):
+        if out.strained: return
+        frame = sys._getframe(1)
+        while frame and not _written_by_student(frame.f_code.co_filename): frame = frame.f_back
+        out.strained = kind
+        if frame:
+            code = frame.f_code
+            out.strained += _place(code.co_filename, frame.f_lineno, code.co_name)
+    return note
 
 
 def text_of(error: BaseException) -> str:

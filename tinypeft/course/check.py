@@ -4,12 +4,14 @@
 """
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 from .calls import Local
+from .diagnose import in_arrays
 from .exercises import TOPICS, find, of_topic
 from .judge import CheckResult, judge
 
@@ -25,16 +27,25 @@ def check(name: str, fn: Callable, *, seed: int = 0) -> CheckResult:
 
     Returns a `CheckResult`, which is true if the function passed. A wrong or unsolved function
     raises nothing, so that a notebook always runs to its end. The one exception is nbgrader, which
-    counts
-    exceptions: while it grades, a failed check raises CheckFailed.
+    counts exceptions: while it grades, a failed check raises CheckFailed.
 
     seed: of the random cases. Raises KeyError if there is no such exercise.
     """
     result = judge(find(name), fn if hasattr(fn, "origin") else Local(fn), seed)
-    result.function = fn if result else result.exercise.reference
+    reference = result.exercise.reference
+    result.function = (with_arrays(fn, reference) if result.listed else fn) if result else reference
     if not result and os.environ.get("NBGRADER_EXECUTION"):
         raise CheckFailed(repr(result))
     return result
+
+
+def with_arrays(fn: Callable, reference: Callable) -> Callable:
+    """The function, with arrays in place of lists wherever the reference has arrays, so that the
+    cells below a check can index its results."""
+    @functools.wraps(fn)
+    def function(*args, **options):
+        return in_arrays(fn(*args, **options), reference(*args, **options))
+    return function
 
 
 def check_file(name: str, path: str | Path, seed: int = 0) -> list[CheckResult]:
@@ -48,7 +59,7 @@ def check_file(name: str, path: str | Path, seed: int = 0) -> list[CheckResult]:
         defined = runpy.run_path(str(path))
     except (Exception, SystemExit) as e:                 # the student's own, wherever it comes from
         raise ValueError(f"{path} does not run to its end: {type(e).__name__}: {e}") from e
-    results = [check(e.name, defined[e.function], seed=seed)
+    results = [judge(e, Local(defined[e.function]), seed)
                for e in chosen.values() if e.function in defined]
     if not results:
         raise ValueError(f"{path} defines none of {', '.join(e.function for e in chosen.values())}")

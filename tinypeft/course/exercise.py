@@ -1,6 +1,7 @@
 """What an exercise is: a reference, data to compare on, and the mistakes that people make."""
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Exercise"]
 
@@ -26,23 +27,41 @@ class Exercise:
         result, the sentence is the likely cause.
     symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
         mistake by the arrays it produces.
+    errors: (text, sentence). If the student's function raises an error whose message contains the
+        text, the sentence is the likely cause.
+    avoids: names that the student's function may not use, because the package has the answer there.
+    normalize: result → result, with a choice settled that is left to the student, such as the sign
+        of a singular vector. Both results are compared in this form.
     tolerance: the largest accepted difference, relative to the largest expected number; 0 for
         integers and codes.
-    hint: what helps a student who is stuck, without the finished code.
+    stars: 1 to 3, how hard it is: to write down, to think about, to derive.
+    hints: three steps for a student who is stuck: a question, the shapes, and nearly the code.
     """
     name: str
     title: str
+    stars: int
     reference: Callable
     cases: Callable
-    hint: str
+    hints: tuple[str, str, str]
     special: tuple = ()
     gradient: tuple = ()
     invariants: tuple = ()
     mistakes: tuple = ()
     symptoms: tuple = ()
+    errors: tuple = ()
+    avoids: tuple[str, ...] = ()
+    normalize: Callable | None = None
     tolerance: float = 1e-5
 
     @property
     def function(self) -> str:
         """The name of the student's function."""
         return self.name.replace(".", "_")
+
+    def settled(self, value: Any) -> Any:
+        """The value in the form in which results are compared; as it is if it has another kind."""
+        if self.normalize is None: return value
+        try:
+            return self.normalize(value)
+        except Exception:                                # not what the exercise asks for
+            return value

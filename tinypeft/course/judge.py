@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..tensor import Tensor
-from .calls import Local, copied
-from .diagnose import cause_of_error, describe, difference, likely_cause
+from .calls import Local, copied, leaves
+from .diagnose import cause_of_error, describe, difference, in_arrays, likely_cause, place_of
 from .exercise import Exercise
 from .result import CheckResult
 from .worth import worth
@@ -33,24 +33,28 @@ def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResul
     """The `CheckResult` of the function behind `call`. Its field `function` is left empty."""
     rng = lambda *key: np.random.default_rng([seed, zlib.crc32(exercise.name.encode()), *key])
     first = exercise.cases(rng(0))
+    more = [exercise.cases(rng(2, i)) for i in range(1, CASES)]
+    special = [(f", in the case “{sentence}”", arguments(rng(1, i)))
+               for i, (sentence, arguments) in enumerate(exercise.special)]
+    others = [*more, *(args for _, args in special)]
     failure = wrong_signature(exercise, call, first)
-    if failure is None: failure = wrong_result(exercise, call, first, "random")
-    # If only its numbers are wrong, a case whose answer is obvious explains the mistake better.
+    if failure is None: failure = wrong_result(exercise, call, first, "random", "", others)
+    # If only its numbers are wrong, a case whose answer is obvious shows the mistake better.
     if failure is not None and (failure.stage != "random" or not exercise.special): return failure
-    for i, (sentence, arguments) in enumerate(exercise.special):
-        about = f", in the case “{sentence}”"
-        failure = wrong_result(exercise, call, arguments(rng(1, i)), "special", about)
-        if failure is not None: return failure
-    for args in (first, *(exercise.cases(rng(2, i)) for i in range(1, CASES))):
-        failure = wrong_result(exercise, call, args, "random")
-        if failure is not None: return failure
+    random = [("", args) for args in (first, *more)]
+    for stage, cases in (("special", special), ("random", random)):
+        for about, args in cases:
+            failure = wrong_result(exercise, call, args, stage, about, others)
+            if failure is not None: return failure
     if exercise.gradient:
         failure = wrong_gradient(exercise, call, exercise.cases(rng(3)))
         if failure is not None: return failure
     for i, (sentence, holds) in enumerate(exercise.invariants):
         failure = broken_invariant(exercise, call, sentence, holds, rng(4, i))
         if failure is not None: return failure
-    return CheckResult(exercise, True, f"right.{points_of(exercise)}")
+    expected, out = Local(exercise.reference)(first).value, call(first)
+    listed = in_arrays(out.value, expected) is not out.value
+    return CheckResult(exercise, True, f"right.{points_of(exercise)}", listed=listed)
 
 
 def points_of(exercise: Exercise) -> str:
@@ -77,6 +81,10 @@ def wrong_signature(exercise, call, args):
     if str(call.origin or "").startswith("tinypeft."):
         return failed(exercise, "signature", "this is the package's own function, from "
                                              f"{call.origin}; write yours")
+    avoided = [name for name in exercise.avoids if name in call.uses]
+    if avoided:
+        return failed(exercise, "signature", f"your function uses {' and '.join(avoided)} of the "
+                                             "package; this is what the exercise asks you to write")
     if call.signature is None:
         return failed(exercise, "signature", "got an object that cannot be called, expected a "
                                              f"function {wanted}")
@@ -87,27 +95,35 @@ def wrong_signature(exercise, call, args):
                                              f"{wanted}: {e}")
 
 
-def wrong_result(exercise, call, args, stage, about=""):
+def wrong_result(exercise, call, args, stage, about, others):
+    """others: the arguments of other cases, in which the likely cause must fit as well."""
     names = names_of(exercise)
     expected, out = Local(exercise.reference)(args).value, call(args, names)
     sizes = f" ({shapes(names, args)})" if shapes(names, args) else ""
     if out.unsolved:
-        return failed(exercise, "unsolved", f"not solved yet: {out.error}")
+        told = "" if out.error == exercise.name else f": {out.error}"
+        return failed(exercise, "unsolved", f"not solved yet{told}")
     if out.error:
         return failed(exercise, "error", f"your function fails{about}{sizes}. {out.error}",
-                      cause=cause_of_error(out.error))
-    found = difference(out.value, expected, exercise.tolerance)
+                      cause=cause_of_error(out.error, exercise, names))
+    free = not any(a.dtype.kind == "f" for a in leaves(args))
+    value, expected = exercise.settled(out.value), exercise.settled(expected)
+    found = difference(value, expected, exercise.tolerance, free=free)
     if found is not None:
         kind, sentence, got, want = found
-        if got is None: got, want = out.value, expected
-        return failed(exercise, kind if kind != "value" else stage, f"{sentence}{about}{sizes}.",
+        place = place_of(got, want, exercise.tolerance) if kind == "value" and \
+            got is not None else ""
+        if got is None: got, want = value, expected
+        return failed(exercise, kind if kind != "value" else stage,
+                      f"{sentence}{about}{sizes}.{place and f' {place}.'}",
                       got=describe(got), expected=describe(want),
-                      cause=likely_cause(exercise, args, out.value, expected, found))
+                      cause=likely_cause(exercise, value, expected, found, args, out.strained,
+                                         ((a, call(a, names)) for a in others)))
     if out.changed:
         return failed(exercise, "inputs", "your function writes into its argument "
                                           f"{', '.join(out.changed)}; work on a copy",
-                      cause="+=, -=, *= and x[…] = change the caller's array; "
-                            "write x = x + …, or call x.copy() first")
+                      cause="+=, -=, *= and x[…] = change the caller's array, .pop() and .sort() "
+                            "the caller's list or dict; write x = x + …, or copy it first")
 
 
 def wrong_gradient(exercise, call, args):
@@ -125,21 +141,23 @@ def wrong_gradient(exercise, call, args):
                           expected=describe(want.gradients[name]),
                           cause="your function leaves the graph: .data, a NumPy function or a new "
                                 "Tensor cuts it; use operations on Tensors")
-    values_only = replace(exercise, mistakes=(), symptoms=())
+    values_only = replace(exercise, mistakes=(), symptoms=(), normalize=None)
     for name in exercise.gradient:
         g, e = got.gradients[name], want.gradients[name]
         found = difference(g, e, 1e-7, f"the gradient of {name}")
         if found is not None:
-            return failed(exercise, "gradient", f"{found[1]}, though the result is right.",
+            place = place_of(g, e, 1e-7) if found[0] == "value" else ""
+            return failed(exercise, "gradient",
+                          f"{found[1]}, though the result is right.{place and f' {place}.'}",
                           got=describe(g), expected=describe(e),
-                          cause=likely_cause(values_only, (), g, e, found))
+                          cause=likely_cause(values_only, g, e, found, (), got.strained))
 
 
 def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, rng):
     def fn(*args):
         out = call(args, names_of(exercise))
         if out.error: raise RuntimeError(out.error)
-        return out.value
+        return in_arrays(out.value, Local(exercise.reference)(args).value)
     try:
         good = bool(holds(fn, rng))
     except Exception as e:                               # its own, or one that its result causes
@@ -152,9 +170,11 @@ def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, r
 
 def shapes(names: list[str], args: tuple) -> str:
     """ "x (2, 3), n = 4": the shapes of arrays and Tensors among the arguments, and the values of
-    numbers."""
+    numbers and of dicts of numbers."""
     parts = []
     for name, a in zip(names, args, strict=False):
         if isinstance(a, (np.ndarray, Tensor)): parts.append(f"{name} {a.shape}")
         elif isinstance(a, (int, float)):       parts.append(f"{name} = {a:g}")
+        elif isinstance(a, dict) and all(isinstance(v, (int, float)) for v in a.values()):
+            parts.append(f"{name} = {{{', '.join(f'{k}: {v:.4g}' for k, v in a.items())}}}")
     return ", ".join(parts)

@@ -10,7 +10,7 @@ The code cell after an exercise calls `tp.check` with the exercise's name; that 
 points. An exercise's heading is generated, so that its number, title, points and minutes stand in
 one place each:
 
-    # ### {exercise}                        → ### Exercise 1 · Its title (3 points, 10 minutes)
+    # ### {exercise}                        → ### Exercise 1 · Its title (★★, 3 points, 10 minutes)
     # ### {exercise} · Your choice (open, 5 points, 30 minutes)
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
@@ -166,8 +166,9 @@ def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:
 
 def _title(cell):
     points, minutes = cell.options["points"], cell.options["minutes"]
-    title, plural = find(cell.exercise).title, "s" * (points != 1)
-    return f" · {title} ({points} point{plural}, {minutes} minutes)"
+    exercise, plural = find(cell.exercise), "s" * (points != 1)
+    stars = "★" * exercise.stars
+    return f" · {exercise.title} ({stars}, {points} point{plural}, {minutes} minutes)"
 
 
 # -- notebooks -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a check found, as a student sees it: one clean block of text, or of HTML in a notebook."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..markup import escape
@@ -20,7 +20,8 @@ class CheckResult:
         None if the function passed. got, expected: the values in question, as text. cause: the
         likely cause, or "".
     function: the student's function if it passed, otherwise the package's, so that the cells below
-        a check never depend on its outcome.
+        a check never depend on its outcome; None if no cells follow, as in a terminal.
+    listed: the function passed with a list in place of an array.
     """
     exercise: Exercise
     passed: bool
@@ -30,6 +31,7 @@ class CheckResult:
     got: str = ""
     expected: str = ""
     cause: str = ""
+    listed: bool = False
 
     def __bool__(self) -> bool:
         return self.passed
@@ -44,8 +46,16 @@ class CheckResult:
         if self.got:        yield f"got       {self.got}"
         if self.expected:   yield f"expected  {self.expected}"
         if self.cause:      yield f"Likely cause: {self.cause}"
-        if not self.passed: yield f"Hint: {self.exercise.hint}"
-        if not self.passed: yield IN_ITS_PLACE
+        if not self.passed: yield self.hint(1)
+        if not self.passed and self.function: yield IN_ITS_PLACE
+
+    def hint(self, step: int) -> str:
+        """The hint of that step: 1 is a question, 2 the shapes, 3 nearly the code."""
+        hints = self.exercise.hints
+        if step not in range(1, len(hints) + 1):
+            raise ValueError(f"hint: got step {step!r}, expected 1 to {len(hints)}")
+        more = f" (the next one: result.hint({step + 1}))" if step < len(hints) else ""
+        return f"Hint {step} of {len(hints)}: {hints[step - 1]}{more}"
 
     def __repr__(self) -> str:
         first, *rest = self._lines()
@@ -60,9 +70,18 @@ class CheckResult:
             for name, value in (("got", self.got), ("expected", self.expected)) if value)
         cause = f"<div><b>Likely cause:</b> {escape(self.cause)}</div>" if self.cause else ""
         help_ = "" if self.passed else (
-            f"<details><summary>A hint</summary>{escape(self.exercise.hint)}</details>"
-            f"<div style='color:#707070'>{IN_ITS_PLACE}</div>")
+            folded(self.exercise.hints)
+            + (f"<div style='color:#707070'>{IN_ITS_PLACE}</div>" if self.function else ""))
         title = f"<b style='color:{colour}'>{self.sign} {escape(self.exercise.name)}</b>"
         return (f"<div style='border-left:4px solid {colour};padding:2px 10px'>"
                 f"<div>{title} {escape(self.message)}</div>"
                 + (f"<table>{rows}</table>" if rows else "") + cause + help_ + "</div>")
+
+
+def folded(hints: Sequence[str]) -> str:
+    """HTML in which each hint is folded inside the one before, so that they open one by one."""
+    names, page = ("A hint: a question", "Another: the shapes", "The last: nearly the code"), ""
+    for name, hint in reversed(list(zip(names, hints, strict=True))):
+        page = (f"<details style='margin-left:1em'><summary>{name}</summary>"
+                f"<div>{escape(hint)}</div>{page}</details>")
+    return page

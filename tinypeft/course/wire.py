@@ -248,8 +248,10 @@ class Worker:
 class Remote:
     """A function of another process, with the members of `calls.Local`."""
 
-    def __init__(self, worker: Worker, name: str, origin: str, signature: inspect.Signature | None):
-        self.worker, self.name, self.origin, self.signature = worker, name, origin, signature
+    def __init__(self, worker: Worker, name: str, origin: str, uses: list[str],
+                 signature: inspect.Signature | None):
+        self.worker, self.name = worker, name
+        self.origin, self.uses, self.signature = origin, uses, signature
 
     def __call__(self, args: tuple, names: Sequence[str] = (), differentiate: Sequence[str] = (),
                  upstream: int | None = None) -> Outcome:
@@ -264,7 +266,7 @@ class Remote:
 
 # -- answers, with nothing in them believed --------------------------------------------------------
 def _described(answer):
-    """(name → (origin, signature), problem) from the answer after the cells have run."""
+    """(name → (origin, uses, signature), problem) from the answer after the cells have run."""
     match answer:
         case {"functions": dict(functions), "problem": None | str() as problem}:
             return {name: _function(of) for name, of in functions.items()}, problem
@@ -273,10 +275,10 @@ def _described(answer):
 
 def _function(described):
     match described:
-        case (str(origin), None): return origin, None
-        case (str(origin), [*parameters]):
-            return origin, inspect.Signature(list(map(_parameter, parameters)))
-    raise ValueError("the process described a function without its module and parameters")
+        case (str(origin), [*uses], None): return origin, uses, None
+        case (str(origin), [*uses], [*parameters]):
+            return origin, uses, inspect.Signature(list(map(_parameter, parameters)))
+    raise ValueError("the process described a function without its module, names and parameters")
 
 
 def _parameter(described):
@@ -292,8 +294,8 @@ def _outcome(answer):
     array = lambda value: value is None or isinstance(value, np.ndarray)
     match answer:
         case {"value": value, "error": None | str() as error, "unsolved": bool(unsolved),
-              "changed": list(changed), "gradients": dict(gradients)} \
+              "changed": list(changed), "gradients": dict(gradients), "strained": str(strained)} \
                 if all(isinstance(name, str) for name in [*changed, *gradients]) \
                 and all(map(array, gradients.values())):
-            return Outcome(value, error, unsolved, changed, gradients)
+            return Outcome(value, error, unsolved, changed, gradients, strained)
     raise ValueError("the process sent no outcome of a call")

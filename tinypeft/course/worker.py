@@ -80,15 +80,16 @@ def run(path: Path) -> tuple[dict, str | None]:
     return shell.user_ns, "; ".join(problems[:3]) or None
 
 
-def description(fn: Callable) -> tuple[str, list | None]:
-    """The module that defines a function, and its parameters as (name, kind, has a default)."""
+def description(fn: Callable) -> tuple[str, list[str], list | None]:
+    """The module that defines a function, the names that it uses, and its parameters as (name,
+    kind, has a default)."""
     try:
         signature = inspect.signature(fn)
         parameters = [(p.name, int(p.kind), p.default is not p.empty)
                       for p in signature.parameters.values()]
     except (TypeError, ValueError):
         parameters = None
-    return str(getattr(fn, "__module__", ""))[:500], parameters
+    return str(getattr(fn, "__module__", ""))[:500], Local(fn).uses[:500], parameters
 
 
 def function(module: str, name: str) -> Any:

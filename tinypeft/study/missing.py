@@ -226,7 +226,7 @@ def of_exercise(name: str, fresh: bool) -> Lacks:
     topic = name.partition(".")[0]
     lesson, exercise = TOPICS[topic], of_topic(topic)[name]
     source, solutions = f"lessons/src/{lesson}.py", f"tests/course/solutions/{topic}.py"
-    if not exercise.hint: yield Lack(1, f"tinypeft/course/exercises/{topic}.py", f"{name} has no hint; write one")
+    if not all(exercise.hints): yield Lack(1, f"tinypeft/course/exercises/{topic}.py", f"{name} has no hints; write three")
     cells = parsed(ROOT / source)
     if not any(cell.exercise == name for cell in cells):
         yield Lack(2, source, f"no cell sets it; add one that begins # %% exercise={name} points=… minutes=…")
@@ -236,7 +236,7 @@ def of_exercise(name: str, fresh: bool) -> Lacks:
         spec = importlib.util.spec_from_file_location(f"solutions_{topic}", ROOT / solutions)
         tried = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tried)
-        for kind, least in (("WRONG", 3), ("RIGHT", 1)):
+        for kind, least in (("WRONG", 4), ("RIGHT", 1)):
             if len(getattr(tried, kind, {}).get(name, ())) < least:
                 yield Lack(3, solutions, f"{kind} has fewer than {least} solutions of {name}; add them")
     else:

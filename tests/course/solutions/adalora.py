@@ -1,6 +1,8 @@
 """Lesson 08: what students write, wrong and right."""
 import numpy as np
 
+from tinypeft import Tensor
+
 
 def penalty(left, right, root=False, mean=False):
     def adalora_penalty(P, Q):
@@ -74,21 +76,36 @@ def per_matrix(scores, b):
     return kept
 
 
+def from_the_end(scores, b):
+    kept = np.zeros(scores.size, bool)
+    kept[np.argsort(scores.ravel())[-b:]] = True
+    return kept.reshape(scores.shape)
+
+
 WRONG = {
     "adalora.penalty": [
         (penalty(cogram, gram), "wrong side"), (penalty(cogram, cogram), "columns of P"), (penalty(gram, cogram, root=True), "squared"),
         (lambda P, Q: (gram(P) * gram(P)).sum() + (cogram(Q) * cogram(Q)).sum(), "identity"), (penalty(gram, cogram, mean=True), "averaged"),
-        (without_graph, "no gradient reaches P")],
+        (without_graph, "no gradient reaches P"),
+        (lambda P, Q: Tensor(np.float32(expanded(P, Q).item())), "also cuts the graph"), (lambda P, Q: expanded(P, Q).item(), "expected a tinypeft.Tensor"),
+        (lambda P, Q: (gram(P) * gram(P)).sum(), "another number")],
     "adalora.importance": [
-        (importance(old=True), "new Ī"), (importance(score=np.add), "product"), (importance(sign=True), "sign"), (in_place, "I_bar")],
+        (importance(old=True), "new Ī"), (importance(score=np.add), "product"), (importance(sign=True), "sign"), (in_place, "I_bar"),
+        (lambda *a: importance()(*a)[::-1], "result 1 of 3"), (lambda *a: importance()(*a)[2], "3 results"),
+        (lambda w, g, I, U, b1, b2: importance()(w, g, I, U, 1 - b1, 1 - b2), "wrong way round"),
+        (lambda w, g, I, U, b1, b2: importance()(np.ones_like(w), g, I, U, b1, b2), "weight is missing")],
     "adalora.budget": [
         (budget(lambda t, t_i, t_f: t - t_i - t_f), "as printed"), (budget(power=1), "cubic"), (budget(whole=float), "whole number"),
-        (no_rest, "rests at the start")],
+        (no_rest, "rests at the start"),
+        (lambda *a: None, "is there a return"), (lambda *a: budget()(*a) + 1, "another number")],
     "adalora.allocate": [
         (per_matrix, "all matrices together"), (lambda scores, b: by_partition(-scores, b), "least important"),
-        (lambda scores, b: by_partition(scores, scores.size - b), "not those that go"), (by_threshold, "exactly b")],
+        (lambda scores, b: by_partition(scores, scores.size - b), "not those that go"), (by_threshold, "exactly b"),
+        (from_the_end, "place −b is place 0"), (lambda scores, b: by_partition(scores, min(b + 1, scores.size)), "one too many"),
+        (lambda scores, b: by_partition(scores, b).reshape(-1), "shape"), (lambda scores, b: scores * by_partition(scores, b), "not the scores")],
 }
 RIGHT = {
-    "adalora.penalty": [expanded, penalty(gram, cogram)], "adalora.importance": [importance()], "adalora.budget": [budget()],
-    "adalora.allocate": [by_partition],
+    "adalora.penalty": [expanded, penalty(gram, cogram)], "adalora.importance": [importance(), lambda *a: [x.tolist() for x in importance()(*a)]],
+    "adalora.budget": [budget(), lambda *a: float(budget()(*a))],
+    "adalora.allocate": [by_partition, lambda *a: by_partition(*a).tolist()],
 }

@@ -45,17 +45,23 @@ WRONG = {
     "adapters.forward": [
         (adapter(skip=False), "addition of h is missing"), (adapter(up=F.gelu), "survey's form"),
         (adapter(down=lambda y: y), "activation is missing"), (adapter(biases=(False, False)), "biases are missing"),
-        (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h")],
+        (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h"),
+        (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "2 times the expected"),
+        (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing")],
     "adapters.count": [
         (lambda d, m, L, p: L * (2 * d * m + m + d) + (p == "houlsby") * 2 * d * (2 * L + 1), "two adapters into every block"),
         (lambda d, m, L, p: (1 + (p == "houlsby")) * L * (2 * d * m + m + d), "trains the layer norms"),
         (lambda d, m, L, p: (1 + (p == "houlsby")) * L * 2 * d * m + (p == "houlsby") * 2 * d * (2 * L + 1), "biases are missing"),
-        (lambda d, m, L, p: count(d, m, L, p) - (p == "houlsby") * 2 * d, "final norm")],
+        (lambda d, m, L, p: count(d, m, L, p) - (p == "houlsby") * 2 * d, "final norm"),
+        (lambda d, m, L, p: count(d, m, L, p) + (p == "pfeiffer") * 2 * d * (2 * L + 1), "leaves the norms alone"),
+        (lambda d, m, L, p: count(d, m, L, p) - (p == "houlsby") * d * (2 * L + 1), "a weight and a bias")],
     "adapters.widen": [
         (widen(scale=False, bias=lambda s: 1), "s is missing"), (widen(inside=True), "f(s y) is not s f(y)"),
         (widen(bias=lambda s: 1), "output bias as well"), (widen(bias=lambda s: 0), "b_up is missing"),
+        (lambda *a: blockwise(*a)[::-1], "result 1 of 4"),
         (lambda *a: tuple(np.swapaxes(x, 0, -1) for x in blockwise(*a)), "transposed")],
 }
 RIGHT = {
-    "adapters.forward": [by_matmul, adapter()], "adapters.count": [count], "adapters.widen": [blockwise, widen()],
+    "adapters.forward": [by_matmul, adapter()], "adapters.count": [count, lambda *a: float(count(*a))],
+    "adapters.widen": [blockwise, widen(), lambda *a: [x.tolist() for x in widen()(*a)]],
 }

@@ -38,8 +38,10 @@ def awq_by_trace(W, H, mean_abs, quant, alphas):
     return alphas[losses.argmin()], losses
 
 
-RIGHT = {"calibrated.output_error": [error_by_factor], "calibrated.compensate": [step_in_loops], "calibrated.gptq": [gptq_rows],
-         "calibrated.awq": [awq_by_trace]}
+RIGHT = {"calibrated.output_error": [error_by_factor, lambda *a: np.float32(error_by_factor(*a))],
+         "calibrated.compensate": [step_in_loops, lambda *a: [x.tolist() for x in step_in_loops(*a)]],
+         "calibrated.gptq": [gptq_rows, lambda *a: gptq_rows(*a).tolist()],
+         "calibrated.awq": [awq_by_trace, lambda *a: (awq_by_trace(*a)[0], awq_by_trace(*a)[1].tolist())]}
 
 
 def step_wrong_sign(w, Hinv, q, value):
@@ -123,13 +125,46 @@ def inverse(W, H, s, quant):
     return ((D @ H) * D).sum()
 
 
+def step_undivided(w, Hinv, q, value):
+    new = w + (value - w[q]) * Hinv[:, q]
+    new[q] = value
+    M = Hinv - np.outer(Hinv[:, q], Hinv[q])
+    M[q] = M[:, q] = 0
+    return new, M
+
+
+def gptq_steps(sign, result):
+    def calibrated_gptq(W, U, quant):
+        W, out = W.copy(), np.empty_like(W)
+        for j in range(W.shape[1]):
+            out[:, j] = quant(W[:, j])
+            W[:, j + 1:] -= sign * np.outer((W[:, j] - out[:, j]) / U[j, j], U[j, j + 1:])
+        return result(W, out)
+    return calibrated_gptq
+
+
+gptq_running, gptq_added = gptq_steps(1, lambda W, out: W), gptq_steps(-1, lambda W, out: out)
+
+
+def awq_last(W, H, mean_abs, quant, alphas):
+    losses = awq_by_trace(W, H, mean_abs, quant, alphas)[1]
+    losses = np.array([float(f"{x:.12g}") for x in losses])
+    return alphas[np.flatnonzero(losses == losses.min())[-1]], losses
+
+
 WRONG = {
     "calibrated.output_error": [(lambda W, W_hat, H: float(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum((W @ H) * W)), "square"),
                                 (lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W)), "H is not in it"),
-                                (lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H)), "XXᵀ already")],
+                                (lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H)), "XXᵀ already"),
+                                (lambda W, W_hat, H: float(np.sqrt(np.sum((W_hat @ H) * W_hat) / np.sum((W @ H) * W))), "must use Ŵ − W"),
+                                (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum(W * W))), "also contains H")],
     "calibrated.compensate": [(step_wrong_sign, "sign"), (step_no_elimination, "equation (3)"), (step_alone, "must move"),
-                              (step_in_place, "writes into its argument")],
+                              (step_in_place, "writes into its argument"), (step_undivided, "diagonal entry"),
+                              (lambda *a: step_in_loops(*a)[0], "2 results")],
     "calibrated.gptq": [(gptq_nearest, "round to nearest"), (gptq_undivided, "U_jj"), (gptq_in_place, "writes into its argument"),
-                        (gptq_last_only, "numbers")],
-    "calibrated.awq": [(awq_loss(plain), "with H"), (awq_loss(not_back), "divided by s after it"), (awq_loss(inverse), "grows with the inputs")],
+                        (gptq_last_only, "numbers"), (gptq_running, "return the rounded columns"), (gptq_added, "wrong sign")],
+    "calibrated.awq": [(awq_loss(plain), "with H"), (awq_loss(not_back), "divided by s after it"), (awq_loss(inverse), "grows with the inputs"),
+                       (lambda *a: (float(awq_by_trace(*a)[1].argmin()), awq_by_trace(*a)[1]), "return α itself"),
+                       (lambda *a: (awq_by_trace(*a)[0], np.sqrt(awq_by_trace(*a)[1])), "roots of the losses"), (awq_last, "the first α"),
+                       (awq_loss(lambda W, H, s, quant: (((quant(W) / s - W) @ H) * (quant(W) / s - W)).sum()), "before you round")],
 }

@@ -67,17 +67,25 @@ def swapped_A(A_q, B_q, A_v, B_v):
 WRONG = {
     "choosing.memory": [
         (memory(16, 1), "bits are not bytes"), (memory(8), "moments"), (lambda n, bits, t: memory(16)(n, bits, t) + 12 * n, "frozen weights"),
-        (lambda n, bits, t: (n + t) * bits / 8 + 12 * t, "whatever the base's bits")],
+        (lambda n, bits, t: (n + t) * bits / 8 + 12 * t, "whatever the base's bits"),
+        (lambda n, bits, t: memory(16)(n, bits, t) / 2**30, "in GiB"), (lambda n, bits, t: memory(16)(n, bits, t) / 1e9, "in GB"),
+        (memory(12), "yours takes 12")],
     "choosing.pareto": [
         (lambda cost, loss: ~pareto_loop(cost, loss), "dominated ones"), (pareto_sorted, "sort first"),
-        (lambda cost, loss: loss == loss.min(), "single best"), (pareto_strict, "dearer is dominated"), (pareto_weak, "equal points")],
+        (lambda cost, loss: loss == loss.min(), "single best"), (pareto_strict, "dearer is dominated"), (pareto_weak, "equal points"),
+        (lambda cost, loss: np.flatnonzero(pareto_loop(cost, loss)), "shape"), (lambda cost, loss: pareto_loop(cost, -loss), "a low loss is good")],
     "choosing.difference": [
         (unpaired, "paired"), (half_width(lambda n: stats.t.ppf(0.975, n - 1), 0), "ddof=1"), (half_width(lambda n: 1.959964, 1), "Student's t"),
-        (half_width(lambda n: stats.t.ppf(0.95, n - 1), 1), "two sides")],
+        (half_width(lambda n: stats.t.ppf(0.95, n - 1), 1), "two sides"),
+        (half_width(lambda n: 1.96, 1), "normal distribution's 1.96"), (lambda a, b: tuple(stats.ttest_1samp(a - b, 0).confidence_interval(0.95)), "two ends"),
+        (lambda a, b: half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)(b, a), "is a − b")],
     "choosing.fuse": [
-        (without_key, "3d rows"), (in_the_middle, "last third"), (swapped_A, "ranks stand beside")],
+        (without_key, "3d rows"), (in_the_middle, "last third"), (swapped_A, "ranks stand beside"),
+        (lambda *a: (blocks(*a)[0], np.concatenate(np.split(blocks(*a)[1], 3)[::-1])), "exchanged"),
+        (lambda A_q, B_q, A_v, B_v: (A_q, blocks(A_q, B_q, A_v, B_v)[1]), "one below the other")],
 }
 RIGHT = {
-    "choosing.memory": [memory(16)], "choosing.pareto": [pareto_loop], "choosing.difference": [by_ttest, half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)],
-    "choosing.fuse": [blocks],
+    "choosing.memory": [memory(16), lambda *a: int(memory(16)(*a)), lambda *a: math.ceil(memory(16)(*a))],
+    "choosing.pareto": [pareto_loop, lambda *a: pareto_loop(*a).tolist()], "choosing.difference": [by_ttest, half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)],
+    "choosing.fuse": [blocks, lambda *a: [x.tolist() for x in blocks(*a)]],
 }

@@ -38,15 +38,30 @@ def activations(B, T, d, H, L, V):
     return L * (17 * n * d + 2 * n + weights) + n * (2 * d + 1 + V)
 
 
+def plain(root=np.sqrt, decay=1, late=False, hat=True):
+    """Line by line; the variants are what one forgets."""
+    def full_adamw(w, g, m, v, t, lr, beta1, beta2, eps, lam):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        a, b = 1 - beta1 ** t, 1 - beta2 ** t
+        step = lr * (m / a) / (root(v / b) + eps) if hat else lr * np.sqrt(b) / a * m / (np.sqrt(v) + eps)
+        return (w - step) * (1 - lr * lam) if late else w - step - decay * lr * lam * w, m, v
+    return full_adamw
+
+
 WRONG = {
     "full.adamw": [
         (adamw(correct=False), "started at 0"), (adamw(coupled=True), "L2 penalty"), (adamw(inside=True), "outside the root"),
         (adamw(decay_lr=False), "lr · λ · w"), (adamw(shift=1), "not t + 1"), (adamw(old=True), "update them first"),
-        (in_place, "writes into its argument")],
+        (in_place, "writes into its argument"),
+        (plain(root=lambda v: v), "without its root"), (plain(decay=0), "decay is missing"), (plain(late=True), "after the step"),
+        (plain(hat=False), "added to √v̂"), (lambda *a: adamw()(*a)[0], "3 results"), (lambda *a: adamw()(*a)[::-1], "result 1 of 3")],
     "full.states": [
         (lambda N, n, b, f: (N - n) * f + n * b + N * (b + 8 + 4 * (b < 4)), "n trained weights only"),
         (lambda N, n, b, f: (N - n) * f + n * (2 * b + 8), "master copy of mixed"),
-        (lambda N, n, b, f: states(N, n, b, f) - 4 * n, "two numbers"), (lambda N, n, b, f: N * f + n * (2 * b + 8 + 4 * (b < 4)), "counted as frozen")],
+        (lambda N, n, b, f: states(N, n, b, f) - 4 * n, "two numbers"), (lambda N, n, b, f: N * f + n * (2 * b + 8 + 4 * (b < 4)), "counted as frozen"),
+        (lambda N, n, b, f: (N - n) * b + n * (2 * b + 8 + 4 * (b < 4)), "takes frozen_bytes"),
+        (lambda N, n, b, f: (N - n) * f + n * (2 * b + 8) + 4 * N * (b < 4), "only trained weights"),
+        (lambda N, n, b, f: states(N, n, b, f) - n * b, "gradient is missing")],
     "full.activations": [
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - L * (B * T * d + B * T), "two layer norms"),
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - (2 * L + 1) * B * T, "1/σ"),
@@ -55,4 +70,6 @@ WRONG = {
         (lambda B, T, d, H, L, V: 4 * activations(B, T, d, H, L, V), "in bytes"),
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * (T * T - T * (T + 64) // 2), "all T²")],
 }
-RIGHT = {"full.adamw": [folded, adamw()], "full.states": [states], "full.activations": [activations]}
+RIGHT = {"full.adamw": [folded, adamw(), plain(), lambda *a: list(adamw()(*a)), lambda *a: tuple(x.tolist() for x in adamw()(*a))],
+         "full.states": [states, lambda *a: int(states(*a))],
+         "full.activations": [activations, lambda *a: float(activations(*a)), lambda *a: np.int64(activations(*a))]}

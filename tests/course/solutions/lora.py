@@ -49,19 +49,35 @@ def in_place(W, A, B, alpha):
     return W
 
 
+def spectral(power):
+    def lora_overlap(A1, A2, i, j):
+        V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
+        return np.linalg.norm(V1 @ V2.T, 2) ** power / min(i, j)
+    return lora_overlap
+
+
 WRONG = {
     "lora.forward": [
         (forward(lambda a, r: a), "α/r, not α"), (forward(lambda a, r: a / r, base=False), "W₀ x is missing"),
-        (forward(lambda a, r: a / r ** 0.5), "rank-stabilised"), (exchanged, "matmul"), (detached, "no gradient reaches")],
+        (forward(lambda a, r: a / r ** 0.5), "rank-stabilised"), (exchanged, "matmul"), (detached, "no gradient reaches"),
+        (dense, "you formed B A"), (lambda x, W, A, B, alpha: forward(lambda a, r: a / B.shape[0])(x, W, A, B, alpha), "columns of B"),
+        (lambda x, W, A, B, alpha: forward(lambda a, r: a / A.shape[1])(x, W, A, B, alpha), "rows of A"),
+        (lambda *a: forward(lambda a, r: a / r)(*a).data, "expected a tinypeft.Tensor")],
     "lora.backward": [
         (backward(lambda a, r: 1.0), "missing in all three"), (backward(frozen=False), "frozen weight"), (backward(low=False), "through A and B"),
-        (backward(order=(1, 0, 2)), "exchanged"), (backward(transposed=True), "transpose")],
+        (backward(order=(1, 0, 2)), "exchanged"), (backward(transposed=True), "transpose"),
+        (backward(lambda a, r: a), "α/r, not α"), (lambda x, W, A, B, alpha, dh: backward()(x, W, A, B, alpha, dh)[:2], "3 results")],
     "lora.overlap": [
         (rows, "not orthonormal"), (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j), "missing"),
         (lambda A1, A2, i, j: np.sqrt(by_projections(A1, A2, i, j) * min(i, j)) / min(i, j), "squared"),
-        (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j) / max(i, j), "max(i, j)")],
+        (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j) / max(i, j), "max(i, j)"),
+        (spectral(2), "spectral"), (spectral(1), "and squared"), (lambda A1, A2, i, j: by_projections(A1, A2, len(A1), len(A2)), "only the top i")],
     "lora.merge": [
-        (lambda W, A, B, alpha: W + alpha * B @ A, "α/r, not α"), (in_place, "argument W"), (lambda W, A, B, alpha: alpha / len(A) * B @ A, "add W₀")],
+        (lambda W, A, B, alpha: W + alpha * B @ A, "α/r, not α"), (in_place, "argument W"), (lambda W, A, B, alpha: alpha / len(A) * B @ A, "add W₀"),
+        (lambda W, A, B, alpha: W + alpha / len(B) * B @ A, "columns of B"), (lambda W, A, B, alpha: W - alpha / len(A) * B @ A, "subtracted"),
+        (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "must be transposed")],
 }
-RIGHT = {"lora.forward": [forward(lambda a, r: a / r), dense], "lora.backward": [backward()], "lora.overlap": [by_projections],
-         "lora.merge": [lambda W, A, B, alpha: W + (B * (alpha / A.shape[0])) @ A]}
+RIGHT = {"lora.forward": [forward(lambda a, r: a / r), lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ (B * (alpha / A.shape[0])).T],
+         "lora.backward": [backward(), lambda *a: list(backward()(*a)), lambda *a: [g.tolist() for g in backward()(*a)]],
+         "lora.overlap": [by_projections, lambda *a: np.float32(by_projections(*a))],
+         "lora.merge": [lambda W, A, B, alpha: W + (B * (alpha / A.shape[0])) @ A, lambda W, A, B, alpha: (W + alpha / len(A) * B @ A).tolist()]}

@@ -2,6 +2,20 @@
 import numpy as np
 
 
+def half_up(x, b, convention):
+    l, h = min(x.min(), 0), max(x.max(), 0)
+    s = (h - l) / (2**b - 1)
+    z = np.floor(-l / s + 0.5)
+    return np.clip(np.floor(x / s + 0.5) + z, 0, 2**b - 1), s, z if convention == "library" else -z
+
+
+def unclipped(x, b, convention):
+    l, h = min(x.min(), 0), max(x.max(), 0)
+    s = (h - l) / (2**b - 1)
+    z = np.rint(-l / s)
+    return np.rint(x / s) + z, s, z if convention == "library" else -z
+
+
 def trained(d, L, r, P, m):
     lora = sum(r * d + d * r for _ in range(L) for _ in ("query", "value"))
     return lora, P * d, L * P * 2 * d, 2 * L * (d * m + m + m * d + d)
@@ -29,15 +43,24 @@ def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0
 WRONG = {
     "map.trained": [
         (swap(0, lambda d, L, r, P, m: 2 * L * r * d), "query and value"), (swap(1, lambda d, L, r, P, m: L * P * d), "enters once"),
-        (swap(2, lambda d, L, r, P, m: P * L * d), "a key and a value"), (swap(3, lambda d, L, r, P, m: 4 * L * d * m), "biases are missing")],
+        (swap(2, lambda d, L, r, P, m: P * L * d), "a key and a value"), (swap(3, lambda d, L, r, P, m: 4 * L * d * m), "biases are missing"),
+        (swap(0, lambda d, L, r, P, m: 2 * L * r * d * d), "and not d²"), (swap(2, lambda d, L, r, P, m: 2 * P * d), "every one of the L"),
+        (lambda *a: list(trained(*a))[:3], "4 results"), (lambda *a: None, "is there a return"), (lambda *a: np.array(trained(*a)) + 0.5, "number")],
     "map.bits": [
         (lambda b, g, s, z, o: b + (s + z) / g, "own scales are missing"),
         (lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0), "not per `outer` weights"),
-        (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"), (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g")],
+        (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"), (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g"),
+        (lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g, "`outer` scales share them"),
+        (lambda b, g, s, z, o: b + (s + z + 32 / o) / g, "ZeroDivisionError"), (lambda b, g, s, z, o: [bits(b, g, s, z, o)], "expected a number")],
     "map.signs": [
         (lambda x, b, c: quantize(x, b, c, sign=lambda Z: -Z), "libraries' sign in both"),
         (lambda x, b, c: quantize(x, b, c, code_sign=lambda Z, survey: -Z if survey else Z), "only the zero point's sign"),
         (lambda x, b, c: quantize(x, b, c, lambda x: (x.min(), x.max())), "must contain 0"),
-        (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps")],
+        (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps"), (unclipped, "not clipped"),
+        (half_up, "half to the even"), (lambda x, b, c: quantize(x, b, c)[:2], "3 results"),
+        (lambda x, b, c: (quantize(x, b, c)[0].astype(np.uint8), *quantize(x, b, c)[1:]), "dtype uint8")],
 }
-RIGHT = {"map.trained": [trained], "map.bits": [bits], "map.signs": [quantize]}
+RIGHT = {
+    "map.trained": [trained, lambda *a: np.array(trained(*a)), lambda *a: list(trained(*a)), lambda *a: tuple(map(float, trained(*a)))],
+    "map.bits": [bits, lambda *a: np.float64(bits(*a)), lambda *a: np.array(bits(*a))],
+    "map.signs": [quantize, lambda *a: list(quantize(*a)), lambda *a: (quantize(*a)[0].tolist(), *quantize(*a)[1:])]}

@@ -32,7 +32,24 @@ def alternate(W, quant, r, T):
     return Q, B, A
 
 
-RIGHT = {"nf4.levels": [levels_in_loops], "nf4.encode": [code_by_midpoints], "nf4.backward": [gradients_by_parts], "nf4.loftq": [alternate]}
+def by_eigenvectors(W, quant, r, T):
+    """Right singular vectors from RᵀR: other signs than the SVD's."""
+    BA = np.zeros_like(W)
+    for _ in range(T):
+        Q = quant(W - BA)
+        R = W - Q
+        V = np.linalg.eigh(R.T @ R)[1][:, ::-1][:, :r]
+        s = np.sqrt(np.linalg.norm(R @ V, axis=0))
+        B, A = R @ V / s, (V * s).T
+        BA = B @ A
+    return Q, B, A
+
+
+RIGHT = {"nf4.levels": [levels_in_loops, lambda *a: levels_in_loops(*a).astype(np.float32), lambda *a: levels_in_loops(*a).tolist()],
+         "nf4.encode": [code_by_midpoints, lambda *a: (code_by_midpoints(*a)[0].astype(np.uint8), np.array(code_by_midpoints(*a)[1])),
+                        lambda *a: [code_by_midpoints(*a)[0].tolist(), code_by_midpoints(*a)[1]]],
+         "nf4.backward": [gradients_by_parts, lambda *a: [g.tolist() for g in gradients_by_parts(*a)]],
+         "nf4.loftq": [alternate, by_eigenvectors, lambda *a: (lambda Q, B, A: (Q, -B, -A))(*alternate(*a))]}
 
 
 def levels_short(delta, positive, negative):
@@ -123,9 +140,18 @@ def loftq_stale(W, quant, r, T):
 
 WRONG = {
     "nf4.levels": [(levels_short, "n + 1 points"), (levels_unscaled, "largest magnitude of 1"), (levels_two_zeros, "shape"),
-                   (levels_swapped, "exchanged")],
-    "nf4.encode": [(code_unscaled, "divide by the scale"), (code_below, "not the nearest"), (code_even, "not evenly spaced")],
+                   (levels_swapped, "exchanged"), (lambda *a: levels_in_loops(*a)[::-1], "numbers differ"),
+                   (lambda d, p, n: np.sort(np.concatenate([np.linspace(0, 1, p + 1), np.linspace(-1, 0, n + 1)[:-1]])), "evenly spaced")],
+    "nf4.encode": [(code_unscaled, "divide by the scale"), (code_below, "not the nearest"), (code_even, "not evenly spaced"),
+                   (lambda x, levels: (levels[code_by_midpoints(x, levels)[0]], np.abs(x).max()), "these are the levels"),
+                   (lambda x, levels: (np.abs(x[:, None] / x.max() - levels).argmin(1), x.max()), "not the largest number"),
+                   (lambda x, levels: code_by_midpoints(x, levels)[0], "2 results")],
     "nf4.backward": [(gradients_adapter_only, "dy Ŵ"), (gradients_unscaled, "s is missing"), (gradients_tiled, "np.repeat"),
-                     (gradients_transposed, "transposed")],
-    "nf4.loftq": [(loftq_never_back, "leaves"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round")],
+                     (gradients_transposed, "transposed"),
+                     (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, np.ones_like(scales), levels, *a), "scale of their group"),
+                     (lambda x, codes, scales, levels, A, B, s, dy: gradients_by_parts(x, codes, scales, levels, 0 * A, B, s, dy)[:1]
+                      + gradients_by_parts(x, codes, scales, levels, A, B, s, dy)[1:], "also passes through the adapter")],
+    "nf4.loftq": [(loftq_never_back, "leaves"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round"),
+                  (lambda W, quant, r, T: alternate(W, quant, r, T + 1), "too many"), (lambda W, quant, r, T: alternate(W, quant, r, T)[1:], "3 results"),
+                  (lambda W, quant, r, T: alternate(W, quant, r + 1, T), "shape")],
 }

@@ -33,8 +33,10 @@ def stacked(gamma, beta, weights, max_abs, alpha=0.5):
     return gamma / s, beta / s, [np.multiply(W, s[None]) for W in weights]
 
 
-RIGHT = {"outliers.codes_left": [left_by_mask], "outliers.vector_wise": [product_in_loops], "outliers.llm_int8": [split_by_mask],
-         "outliers.smooth": [stacked]}
+RIGHT = {"outliers.codes_left": [left_by_mask, lambda X, O: [int(n) for n in left_by_mask(X, O)]],
+         "outliers.vector_wise": [product_in_loops, lambda *a: product_in_loops(*a).tolist()],
+         "outliers.llm_int8": [split_by_mask, lambda *a: [x.tolist() for x in split_by_mask(*a)]],
+         "outliers.smooth": [stacked, lambda *a: [x.tolist() if isinstance(x, np.ndarray) else tuple(x) for x in stacked(*a)]]}
 
 
 def left_floats(X, O):
@@ -111,10 +113,47 @@ def smooth_each(gamma, beta, weights, max_abs, alpha=0.5):
     return gamma / each[0], beta / each[0], [W * s for W, s in zip(weights, each, strict=True)]
 
 
+def vector_int8(X, W):
+    s_x, s_w = np.abs(X).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return s_x * s_w.T * (np.rint(X / s_x).astype(np.int8) @ np.rint(W / s_w).astype(np.int8).T)
+
+
+def vector_128(X, W):
+    s_x, s_w = np.abs(X).max(1, keepdims=True) / 128, np.abs(W).max(1, keepdims=True) / 128
+    return s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T)
+
+
+def split_with(O, product):
+    def outliers_llm_int8(X, W, threshold=6.0):
+        out = O(X, threshold)
+        R = X.copy()
+        R[:, out] = 0
+        s_x, s_w = np.abs(R).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+        s_x[s_x == 0] = 1
+        return product(X[:, out], W[:, out]) + s_x * s_w.T * (np.rint(R / s_x) @ np.rint(W / s_w).T), out
+    return outliers_llm_int8
+
+
+split_half = split_with(lambda X, t: np.flatnonzero(np.abs(X).max(0) >= t), lambda x, w: x.astype(np.float16) @ w.astype(np.float16).T)
+split_signed = split_with(lambda X, t: np.flatnonzero(X.max(0) >= t), lambda x, w: x @ w.T)
+
+
+def smooth_inverse(gamma, beta, weights, max_abs, alpha=0.5):
+    s = max_abs**alpha * np.abs(np.vstack(weights)).max(0)**(alpha - 1)
+    return gamma * s, beta * s, [W / s for W in weights]
+
+
 WRONG = {
-    "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "numbers than expected")],
-    "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "numbers than expected"), (vector_unscaled, "s_w")],
+    "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "magnitude"),
+                             (lambda X, O: (left_by_mask(X, O) - 1) // 2, "are 2c + 1"), (lambda X, O: left_by_mask(X, O) - 1, "0 is a code"),
+                             (lambda X, O: left_by_mask(X.T, []), "shape")],
+    "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "numbers than expected"), (vector_unscaled, "s_w"),
+                              (vector_int8, "wraps beyond 127"), (vector_128, "largest code is 127"), (lambda X, W: product_in_loops(X, W).T, "transposed")],
     "outliers.llm_int8": [(split_late, "ordinary entries alone"), (split_in_place, "writes into its argument"),
-                          (split_integers_only, "not added"), (split_zero_scale, "NaN")],
-    "outliers.smooth": [(smooth_exchanged, "exchanged"), (smooth_no_beta, "β"), (smooth_each, "numbers than expected")],
+                          (split_integers_only, "not added"), (split_zero_scale, "NaN"),
+                          (split_half, "not in float16"), (split_signed, "compare |X|"), (lambda *a: split_by_mask(*a)[0], "2 results"),
+                          (lambda X, W, t: split_by_mask(X, W, np.nextafter(t, 9)), "|X| ≥ threshold")],
+    "outliers.smooth": [(smooth_exchanged, "exchanged"), (smooth_no_beta, "β"), (smooth_each, "numbers than expected"),
+                        (lambda g, b, Ws, m, a: stacked(g, b, Ws[:1], m, a), "result 3 of 3"),
+                        (smooth_inverse, "wrong way round"), (lambda g, b, Ws, m, a: (*stacked(g, b, Ws, m, a)[:2], Ws), "multiplied by s")],
 }

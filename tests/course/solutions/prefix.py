@@ -22,7 +22,8 @@ def detached(q, k, v, P_K, P_V):
 
 
 def apart(q, k, v, P_K, P_V):
-    return F.attention(q, k, v) + F.softmax(q @ P_K.T / q.shape[1] ** 0.5) @ P_V
+    M = np.triu(np.full((q.shape[0], k.shape[0]), -np.inf), 1)
+    return F.softmax(q @ k.T / q.shape[1] ** 0.5 + M) @ v + F.softmax(q @ P_K.T / q.shape[1] ** 0.5) @ P_V
 
 
 def per_row(q, k, v, P_K, P_V):
@@ -30,6 +31,20 @@ def per_row(q, k, v, P_K, P_V):
     rows = [F.softmax(q[t:t + 1] @ K[:len(P_K.data) + t + 1].T * q.shape[1] ** -0.5) @ V[:len(P_K.data) + t + 1]
             for t in range(q.shape[0])]
     return tp.concatenate(rows, axis=0)
+
+
+def packaged(q, k, v, P_K, P_V):
+    return F.attention(q, tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0))
+
+
+def share_with(maxima):
+    """λ, with these maxima of the prefix's and of the text's scores subtracted."""
+    def prefix_share(q, k, P_K):
+        p, s = P_K @ q / len(q) ** 0.5, k @ q / len(q) ** 0.5
+        a, b = maxima(p, s)
+        p, s = np.exp(p - a).sum(), np.exp(s - b).sum()
+        return p / (p + s)
+    return prefix_share
 
 
 def overflowing(q, k, P_K):
@@ -54,16 +69,18 @@ WRONG = {
     "prefix.attention": [
         (attention_mask(lambda P: 1), "diagonal is P + 1"), (attention_mask(lambda P: P + 1, scale=False), "√d_head"),
         (attention_mask(None, mask=False), "no causal mask"), (attention_mask(lambda P: P), "themselves"), (apart, "one softmax"),
-        (attention_mask(lambda P: P + 1, order="text first"), "behind the text"), (detached, "no gradient reaches P_K")],
+        (attention_mask(lambda P: P + 1, order="text first"), "behind the text"), (detached, "no gradient reaches P_K"),
+        (packaged, "uses attention of the package"), (lambda *a: attention_mask(lambda P: P + 2)(*a), "one future token")],
     "prefix.share": [
-        (overflowing, "overflows"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
+        (overflowing, "overflows"), (share_with(lambda p, s: (s.max(), s.max())), "subtract the largest score"), (share_with(lambda p, s: (p.max(), s.max())), "subtract the same one"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
         (lambda q, k, P_K: np.exp(P_K @ q / len(q) ** 0.5).sum() / np.exp(k @ q / len(q) ** 0.5).sum(), "odds"),
         (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head")],
     "prefix.count": [
         (lambda P, L, d, m: (P * d + d * m + m * 2 * L * d, 2 * P * L * d), "biases"),
         (lambda P, L, d, m: (P * d + d * m + m + (m + 1) * L * d, P * L * d), "2 L d, not L d"),
         (lambda P, L, d, m: (d * m + m + (m + 1) * 2 * L * d, 2 * P * L * d), "P′"),
-        (lambda P, L, d, m: (2 * P * L * d, P * d + d * m + m + (m + 1) * 2 * L * d), "wrong way round")],
+        (lambda P, L, d, m: (2 * P * L * d, P * d + d * m + m + (m + 1) * 2 * L * d), "wrong way round"),
+        (lambda P, L, d, m: ((P * d + m * (d + 1) + 2 * L * d * (m + 1)),) * 2, "dropped after training")],
     "prefix.cut": [
         (lambda t, L, H: [(v, k) for k, v in cut_loop(t, L, H)], "wrong way round"),
         (lambda t, L, H: [tuple(p) for p in t.reshape(L, 2, H, len(t), -1)], "reshape alone"),
@@ -71,6 +88,6 @@ WRONG = {
         (lambda t, L, H: [(k.swapaxes(0, 1), v.swapaxes(0, 1)) for k, v in cut_loop(t, L, H)], "(H, P, d_head)")],
 }
 RIGHT = {
-    "prefix.attention": [per_row, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs],
-    "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [cut_loop],
+    "prefix.attention": [per_row, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs, share_with(lambda p, s: 2 * [max(p.max(), s.max())]), lambda *a: np.array(by_logs(*a))],
+    "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [cut_loop, lambda *a: np.array(cut_loop(*a)), lambda *a: tuple([k.tolist(), v.tolist()] for k, v in cut_loop(*a))],
 }

@@ -67,22 +67,35 @@ def inserted(tokens, counts, separator):
     return np.array([i for i, t in enumerate(row) if t is None])
 
 
+def cosines(P_e, E, k):
+    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+    return np.sort(unit(P_e) @ unit(E).T, axis=1)[:, ::-1][:, :k]
+
+
 WRONG = {
     "prompts.input": [
         (built(text_at=lambda P, T: slice(0, T)), "begin behind the prompt"), (built(prompt_at=None), "have positions, too"),
         (built(None, None), "position vectors are missing"), (cut, "no gradient reaches P_e"),
+        (lambda P_e, X_e, pos: built()(P_e, X_e, pos).data, "expected a tinypeft.Tensor"),
         (built(lambda P, T: slice(T, P + T), lambda P, T: slice(0, T), swapped=True), "not behind it")],
     "prompts.cost": [
         (lambda P, T, d: cost(P, T, d) + 1, "1 less"), (lambda P, T, d: P / T, "only the matrices"),
         (lambda P, T, d: (12 * d * P + 2 * ((P + T) ** 2 - T * T)) / (12 * d * T + 2 * T * T), "not 2 S²"),
-        (lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)), "alone")],
+        (lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)), "alone"),
+        (lambda P, T, d: 100 * cost(P, T, d), "in per cent")],
     "prompts.nearest": [
         (nearest(length=lambda a: 1), "dot products"), (by_distance, "by distance"), (nearest(sign=1), "farthest"),
-        (nearest(order=-1), "nearest should come first")],
+        (nearest(order=-1), "nearest should come first"),
+        (cosines, "these are the cosines"), (lambda P, E, k: nearest()(P, E, k).astype(float), "use .astype(int)"),
+        (lambda P, E, k: nearest()(P, E, k)[:, 0], "shape")],
     "prompts.places": [
         (unshifted, "not counted"), (walk(ends_behind=False), "belongs to the part that it ends"), (walk(reverse=True), "wrong order"),
-        (walk(limit=False), "IndexError")],
+        (walk(limit=False), "a later one is a token like others"),
+        (lambda *a: np.setdiff1d(np.arange(len(a[0]) + sum(a[1])), inserted(*a)), "not of the pseudo-tokens"),
+        (lambda *a: walk()(*a) + 1, "everywhere")],
 }
 RIGHT = {
-    "prompts.input": [built()], "prompts.cost": [cost], "prompts.nearest": [nearest(), partitioned], "prompts.places": [inserted, walk()],
+    "prompts.input": [built()], "prompts.cost": [cost, lambda *a: np.array(cost(*a))],
+    "prompts.nearest": [nearest(), partitioned, lambda *a: nearest()(*a).tolist(), lambda *a: nearest()(*a).astype(np.int32)],
+    "prompts.places": [inserted, walk(), lambda *a: [int(i) for i in walk()(*a)]],
 }

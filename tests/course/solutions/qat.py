@@ -36,7 +36,9 @@ def distil_scipy(teacher, student):
     return kl / len(p), (q - p) / len(p)
 
 
-RIGHT = {"qat.ste": [ste_where], "qat.lsq": [lsq_in_loops], "qat.peqa": [peqa_einsum], "qat.distillation": [distil_scipy]}
+RIGHT = {"qat.ste": [ste_where, lambda *a: ste_where(*a).tolist()], "qat.lsq": [lsq_in_loops, lambda *a: [x.tolist() for x in lsq_in_loops(*a)]],
+         "qat.peqa": [peqa_einsum, lambda *a: peqa_einsum(*a).tolist()],
+         "qat.distillation": [distil_scipy, lambda *a: [float(distil_scipy(*a)[0]), distil_scipy(*a)[1].tolist()]]}
 
 
 def ste_everywhere(x, s, z, low, high, dy):
@@ -56,12 +58,12 @@ def ste_scaled(x, s, z, low, high, dy):
     return s * dy * ((u > low) & (u < high))
 
 
-def lsq(slope=lambda k, u: k - u, clipped=True, g=True, stop=True):
+def lsq(slope=lambda k, u: k - u, clipped=True, g=True, stop=True, ends=False):
     def solve(x, s, bits, dy):
         N, P = 2**(bits - 1), 2**(bits - 1) - 1
         u = x / s[:, None]
         k = np.clip(np.rint(u), -N, P)
-        inside = (u > -N) & (u < P)
+        inside = (u >= -N) & (u <= P) if ends else (u > -N) & (u < P)
         d = np.where(inside, slope(k, u), k * clipped)
         return k * s[:, None], dy * (inside if stop else 1.0), (dy * d).sum(1) / (math.sqrt(x.shape[1] * P) if g else 1)
     return solve
@@ -106,10 +108,19 @@ def distil_unstable(teacher, student):
 
 
 WRONG = {
-    "qat.ste": [(ste_everywhere, "outside the range"), (ste_no_zero, "x/s + z"), (ste_staircase, "0 everywhere"), (ste_scaled, "not s")],
+    "qat.ste": [(ste_everywhere, "outside the range"), (ste_no_zero, "x/s + z"), (ste_staircase, "0 everywhere"), (ste_scaled, "not s"),
+                (lambda x, s, z, low, high, dy: dy * ((low <= x / s + z) & (x / s + z <= high)), "strict"),
+                (lambda x, s, z, low, high, dy: 1.0 * ((low < x / s + z) & (x / s + z < high)), "multiply it by dy"),
+                (lambda x, s, z, low, high, dy: (low < x / s + z) & (x / s + z < high), "True and False"),
+                (lambda x, s, z, low, high, dy: dy * ((low <= np.rint(x / s + z)) & (np.rint(x / s + z) <= high)), "not the rounded u")],
     "qat.lsq": [(lsq(slope=lambda k, u: u - k), "round(u) − u"), (lsq(slope=lambda k, u: k), "s also divides"),
-                (lsq(clipped=False), "clipped numbers"), (lsq(g=False), "factor g"), (lsq(stop=False), "no gradient where it is clipped")],
-    "qat.peqa": [(peqa_codes, "zero points"), (peqa_mean, "sum over the group"), (peqa_row, "shape")],
+                (lsq(clipped=False), "clipped numbers"), (lsq(g=False), "factor g"), (lsq(stop=False), "no gradient where it is clipped"),
+                (lsq(ends=True), "strict"), (lambda *a: lsq()(*a)[1:], "3 results")],
+    "qat.peqa": [(peqa_codes, "zero points"), (peqa_mean, "sum over the group"), (peqa_row, "shape"),
+                 (lambda *a: -peqa_einsum(*a), "not z − q"),
+                 (lambda x, dy, q, z, g: ((dy.T @ x) * (q - np.tile(z, g))).reshape(len(q), -1, g).sum(2), "np.repeat, not np.tile"), (lambda x, dy, q, z, g: peqa_einsum(x, dy, q, 0 * z, g) + z, "numbers differ")],
     "qat.distillation": [(distil_reverse, "other divergence"), (distil_cross_entropy, "entropy"), (distil_sign, "sign"),
-                         (distil_sum, "numbers"), (distil_unstable, "NaN")],
+                         (distil_sum, "gradient as well"),
+                         (lambda p, q: tuple(len(p) * x for x in distil_scipy(p, q)), "in the loss and in the gradient"),
+                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN")],
 }

@@ -20,9 +20,9 @@ def table_of_floats(x, e, m):
 def loop_of_rows(x, bits, fractions):
     best = []
     for row in x:
-        least, chosen = np.inf, None
+        least, chosen = np.inf, fractions[0]
         for p in fractions:
-            s = p * abs(row).max() / (2**(bits - 1) - 1)
+            s = p * abs(row).max() / (2**(bits - 1) - 1) or 1
             q = np.round(np.clip(row, -p * abs(row).max(), p * abs(row).max()) / s)
             error = ((s * q - row)**2).mean()
             if error < least: least, chosen = error, p
@@ -33,17 +33,36 @@ def loop_of_rows(x, bits, fractions):
 def by_library(x, bits):
     """The libraries' z, its sign changed at the end."""
     low, high = np.minimum(0, np.min(x)), np.maximum(0, np.max(x))
-    s = (high - low) / (2**bits - 1)
+    s = (high - low) / (2**bits - 1) or 1.0
     z = np.rint(-low / s)
     return np.clip(np.rint(x / s) + z, 0, 2**bits - 1).astype(np.uint8), s, -z
 
 
+half_up = lambda v: np.floor(v + 0.5)
+half_away = lambda v: np.trunc(v + np.copysign(0.5, v))
+
+
+def absmax_with(whole):
+    def quantization_absmax(x, bits):
+        s = np.abs(x).max() / (2**(bits - 1) - 1)
+        return whole(x / s) * s if s else np.zeros_like(x)
+    return quantization_absmax
+
+
+def float_with(whole, V=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)):
+    def quantization_to_float(x, e, m):
+        bias = 2**(e - 1) - 1
+        step = 2.0**(np.maximum(np.frexp(np.abs(x))[1] - 1, 1 - bias) - m)
+        return np.clip(whole(x / step) * step, -V(e, m, bias), V(e, m, bias))
+    return quantization_to_float
+
+
 RIGHT = {
     "quantization.absmax": [lambda x, bits: x * 0 if not x.any() else np.round(x / abs(x).max() * (2**(bits - 1) - 1))
-                            / (2**(bits - 1) - 1) * abs(x).max()],
-    "quantization.survey": [by_library],
-    "quantization.best_clip": [loop_of_rows],
-    "quantization.to_float": [table_of_floats],
+                            / (2**(bits - 1) - 1) * abs(x).max(), absmax_with(np.rint), lambda *a: absmax_with(np.rint)(*a).tolist()],
+    "quantization.survey": [by_library, lambda *a: (by_library(*a)[0].tolist(), *by_library(*a)[1:])],
+    "quantization.best_clip": [loop_of_rows, lambda *a: loop_of_rows(*a).tolist()],
+    "quantization.to_float": [table_of_floats, float_with(np.rint), lambda *a: float_with(np.rint)(*a).tolist()],
 }
 
 
@@ -127,11 +146,61 @@ def float_endless(x, e, m):
     return np.rint(x / 2.0**(E - m)) * 2.0**(E - m)
 
 
+def absmax_in_place(x, bits):
+    s = np.abs(x).max() / (2**(bits - 1) - 1)
+    if s: x[...] = np.rint(x / s) * s
+    return x
+
+
+def survey_late(x, bits):
+    low, high = min(0, x.min()), max(0, x.max())
+    S = (high - low) / (2**bits - 1) or 1
+    Z = np.rint(low / S)
+    return np.clip(np.rint(x / S - Z), 0, 2**bits - 1).astype(int), S, Z
+
+
+def survey_zeros(x, bits):
+    low, high = min(0, x.min()), max(0, x.max())
+    S = (high - low) / (2**bits - 1)
+    Z = np.rint(low / S)
+    return np.clip(np.rint(x / S) - Z, 0, 2**bits - 1).astype(int), S, Z
+
+
+def clip_errors(x, bits, fractions):
+    m, n = np.abs(x).max(1, keepdims=True), 2**(bits - 1) - 1
+    steps = [np.where(m, p * m / n, 1) for p in fractions]
+    return np.array([np.square(np.clip(np.rint(x / s), -n, n) * s - x).sum(1) for s in steps])
+
+
+def clip_last(x, bits, fractions):
+    errors, best, at = clip_errors(x, bits, fractions), np.full(len(x), np.inf), np.zeros(len(x), int)
+    for i, e in enumerate(errors):
+        at, best = np.where(e <= best, i, at), np.minimum(e, best)
+    return np.asarray(fractions)[at]
+
+
+def clip_place(x, bits, fractions):
+    return clip_errors(x, bits, fractions).argmin(0)
+
+
+def float_integers(x, e, m):
+    E = np.maximum(np.frexp(np.abs(x))[1] - 1, 2 - 2**(e - 1))
+    return np.rint(x / 2**(E - m)) * 2**(E - m)
+
+
 WRONG = {
     "quantization.absmax": [(absmax_128, "one less than a power of two"), (absmax_int, "cut x/s off"), (absmax_nan, "zeros"),
                             (lambda x, bits: np.rint(x / (np.abs(x).max() / (2**(bits - 1) - 1))), "codes"),
-                            (absmax_by_axis, "whole array")],
-    "quantization.survey": [(survey_sign, "libraries' sign"), (survey_min_max, "does not contain 0"), (survey_unclipped, "not clipped")],
-    "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "its own fraction"), (clip_absolute, "squared")],
-    "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V")],
+                            (absmax_by_axis, "whole array"), (absmax_with(half_up), "rounds it up"), (absmax_with(half_away), "away from 0"),
+                            (absmax_in_place, "argument x"), (lambda x, bits: absmax_with(np.rint)(x, bits).astype(np.float32), "float32")],
+    "quantization.survey": [(survey_sign, "libraries' sign"), (survey_min_max, "does not contain 0"), (survey_unclipped, "not clipped"),
+                            (survey_late, "before you subtract Z"), (survey_zeros, "an array of zeros"),
+                            (lambda *a: (by_library(*a)[0].astype(float), *by_library(*a)[1:]), "use .astype(int)")],
+    "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "its own fraction"), (clip_absolute, "squared"),
+                               (clip_last, "the first one is wanted"), (clip_place, "return the fraction itself"),
+                               (lambda x, bits, fractions: loop_of_rows(x, bits, fractions[::-1]), "equally good")],
+    "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V"),
+                              (float_with(half_up), "rounds it up"), (float_with(half_away), "away from 0"), (float_integers, "2.0**(E − m)"),
+                              (float_with(np.trunc), "you cut off"), (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m)), "is reserved"),
+                              (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 1 - bias)), "all bits 1")],
 }

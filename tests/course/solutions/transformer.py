@@ -59,11 +59,20 @@ def summed(V, C, d, L):
     return sum(p.size for p in tp.GPT(config).parameters())
 
 
+
+def overflowing(q, k, v):
+    S, T = len(k), len(q)
+    e = np.where(np.arange(S) <= np.arange(T)[:, None] + S - T, np.exp(q @ k.T / math.sqrt(q.shape[1])), np.float32(0))
+    return e / e.sum(1, keepdims=True) @ v
+
+
 WRONG = {
     "transformer.attention": [
         (attention(scale=lambda d, S: 1), "not divided by √d_head"), (attention(scale=lambda d, S: d), "not by its root"),
         (attention(diagonal=None), "keys of the future"), (attention(diagonal=lambda T, S: 1), "forgets the past"),
         (attention(diagonal=lambda T, S: S - T + 2), "the key after its own"), (attention(axis=0), "over the queries"),
+        (overflowing, "np.exp overflows"), (lambda q, k, v: F.attention(*map(tp.Tensor, (q, k, v))).data, "uses attention of the package"),
+        (lambda q, k, v: attention()(q, k, v).astype(np.float64), "float64"), (lambda q, k, v: tp.Tensor(attention()(q, k, v)), "a Tensor"),
         (attention(late=True), "after the softmax")],
     "transformer.loss": [
         (loss(lambda z, t: (z, t)), "are about token t + 1"), (loss(lambda z, t: (z[:, 1:], t[:, :-1])), "wrong way"),
@@ -72,9 +81,11 @@ WRONG = {
     "transformer.count": [
         (lambda V, C, d, L: count(V, C, d, L) + V * d, "tied"), (lambda V, C, d, L: count(V, C, d, L) - 2 * d, "final norm"),
         (lambda V, C, d, L: count(V, C, d, L) - 9 * d * L, "biases"), (lambda V, C, d, L: count(V, C, d, L) - C * d, "position table"),
-        (lambda V, C, d, L: count(V, C, d, L) - 4 * d * L, "layer norms of the blocks")],
+        (lambda V, C, d, L: count(V, C, d, L) - 4 * d * L, "layer norms of the blocks"),
+        (lambda V, C, d, L: count(V, C, d, L) + 1, "another number")],
 }
 RIGHT = {
-    "transformer.attention": [row_by_row, attention(), lambda q, k, v: F.attention(*map(tp.Tensor, (q, k, v))).data],
-    "transformer.loss": [loops, loss()], "transformer.count": [count, summed],
+    "transformer.attention": [row_by_row, attention(), lambda q, k, v: attention()(q, k, v).tolist()],
+    "transformer.loss": [loops, loss(), lambda z, t: np.float32(loops(z, t)), lambda z, t: np.array(loops(z, t))],
+    "transformer.count": [count, summed, lambda *a: float(count(*a))],
 }

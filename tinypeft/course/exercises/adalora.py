@@ -82,7 +82,7 @@ def _scores(rng):
 
 EXERCISES = (
     Exercise(
-        name="adalora.penalty", title="The orthogonality penalty",
+        name="adalora.penalty", title="The orthogonality penalty", stars=1,
         reference=penalty, cases=_factors, gradient=("P", "Q"),
         special=(
             ("P has orthonormal columns, Q orthogonal rows of length 2: R = 0 + 3 (2² − 1)²", _orthonormal),),
@@ -103,10 +103,11 @@ EXERCISES = (
             ("you took the mean of the squares; they are summed, not averaged",
              lambda P, Q: penalty(P, Q) / P.shape[1] ** 2)),
         tolerance=1e-6,
-        hint="D = PᵀP − I is (r, r), and ‖D‖²_F = (D * D).sum(). Do the same for QQᵀ − I and add them. "
-             "np.eye(r) is I."),
+        hints=("What is PᵀP if the columns of P are orthonormal? Which product says the same about the rows of Q?",
+               "PᵀP and Q Qᵀ are (r, r), like np.eye(r). The result is a Tensor with one number.",
+               "D = P.T @ P − np.eye(r), and ‖D‖² is (D * D).sum(). Do the same for Q @ Q.T, and add.")),
     Exercise(
-        name="adalora.importance", title="The importance of a weight",
+        name="adalora.importance", title="The importance of a weight", stars=1,
         reference=importance, cases=_averages,
         special=(
             ("no gradient: sensitivity only fades",
@@ -119,9 +120,12 @@ EXERCISES = (
             ("you added; the score is the product Ī U", _variant(score=np.add)),
             ("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(swap=True)),
             ("the weight is missing: the sensitivity is the gradient times the weight", _variant(weight=False))),
-        hint="I = |w g| first; then the new I_bar; then U with |I − new I_bar|; s is their product."),
+        hints=("From which average does U measure the distance, from the old one or the new one?",
+               "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
+               "I = |w g|. The new Ī is β1 Ī + (1 − β1) I. The new U is β2 U + (1 − β2) |I − Ī|, with the new Ī. s is "
+               "their product.")),
     Exercise(
-        name="adalora.budget", title="The schedule of the budget",
+        name="adalora.budget", title="The schedule of the budget", stars=2,
         reference=budget, cases=_schedule,
         special=(
             ("the first step", _at(lambda T, t_i, t_f: 0)),
@@ -146,10 +150,12 @@ EXERCISES = (
             ("the fall takes T − t_i − t_f steps; you let it take T − t_i",
              lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i)) ** 3))),
         tolerance=0,
-        hint="Clip t to [t_i, T − t_f] first; then one formula serves all t. int(…) rounds a positive number "
-             "down."),
+        hints=("Which part of the fall is over at t = t_i, and which at t = T − t_f?",
+               "All are numbers. The fall takes T − t_i − t_f steps.",
+               "Clip t to t_i … T − t_f first, so that one formula serves all t. left = 1 − (t − t_i)/(T − t_i − t_f); "
+               "int(bT + (b0 − bT) * left**3) rounds down.")),
     Exercise(
-        name="adalora.allocate", title="Allocation of the budget",
+        name="adalora.allocate", title="Allocation of the budget", stars=2,
         reference=allocate, cases=_scores,
         special=(
             ("one matrix has all the important triplets",
@@ -162,6 +168,8 @@ EXERCISES = (
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
+            ("place −b is place 0 when b is 0, so that [−b:] takes everything; take the first b in descending order",
+             lambda scores, b: allocate(scores, b or scores.size)),
             ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
             ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
             ("you kept one too many: was the b-th largest score counted from 0?",
@@ -172,6 +180,9 @@ EXERCISES = (
             ("return a mask of True and False, not the scores",
              lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),),
         tolerance=0,
-        hint="Flatten the scores, sort them (np.argsort of −scores), mark the first b, and reshape back to (n, "
-             "r)."),
+        hints=("Does each matrix have its own share, or do all triplets compete? What should come out for b = 0, and for "
+               "equal scores?",
+               "The flattened scores are (n r,). Exactly b of them are marked, and the mask is (n, r) again.",
+               "order = np.argsort(−scores.reshape(−1)). Mark the places order[:b] in an array of n r False values, then "
+               "reshape. (The last b of an ascending order, [−b:], are all of them when b is 0.)")),
 )

@@ -67,7 +67,7 @@ def same_function(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="adapters.forward", title="The forward pass of an adapter",
+        name="adapters.forward", title="The forward pass of an adapter", stars=1,
         reference=reference_forward, cases=forward_cases, gradient=("h", "W_d", "b_d", "W_u", "b_u"),
         special=(
             ("W_u and b_u are 0: the adapter is the identity", lambda rng: forward_cases(rng, up=0.0)),),
@@ -85,9 +85,11 @@ EXERCISES = (
             ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
             ("you used a ReLU instead of a GELU",
              lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
-        hint="Two lines: y = F.gelu(F.linear(h, W_d, b_d)), which is (…, m); then h + F.linear(y, W_u, b_u)."),
+        hints=("How many activations are in equation (1), and what is added at the end?",
+               "F.linear(h, W_d, b_d) is (…, m). F.linear of that with W_u and b_u is (…, d), like h.",
+               "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
     Exercise(
-        name="adapters.count", title="The number of trained parameters",
+        name="adapters.count", title="The number of trained parameters", stars=1,
         reference=reference_count, cases=count_cases,
         special=(
             ("the base with Houlsby's adapters, m = 64", lambda rng: (128, 64, 5, "houlsby")),
@@ -102,10 +104,12 @@ EXERCISES = (
              plus(lambda d, m, L, h: -(1 + h) * L * (m + d))),
             ("each layer norm has both a weight and a bias", plus(lambda d, m, L, h: -h * d * (2 * L + 1)))),
         tolerance=0,
-        hint="One adapter: d·m down, m·d up, m and d biases. Times 2 L or L. Houlsby adds 2 d for each of 2 L "
-             "+ 1 norms."),
+        hints=("How many adapters does each placement put into a block? Which of the two also trains layer norms, and how "
+               "many norms are there?",
+               "An adapter: (m, d), m, (d, m) and d. A norm: a weight and a bias of d.",
+               "one = 2 d m + m + d. Houlsby: 2 L · one + (2 L + 1) · 2 d. Pfeiffer: L · one.")),
     Exercise(
-        name="adapters.widen", title="A parallel adapter as a wider MLP",
+        name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
         reference=reference_widen, cases=widen_cases,
         invariants=(("the wider MLP computes MLP + s · adapter, here with f = tanh", same_function),),
         mistakes=(
@@ -119,6 +123,10 @@ EXERCISES = (
             ("the adapter's units come after the MLP's", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
                 np.concatenate([W_down, W1]), np.concatenate([b_down, b1]), np.concatenate([s * W_up, W2], axis=1), b2 + s * b_up))),
         tolerance=1e-9,
-        hint="Hidden units are rows of W1 and b1 and columns of W2: concatenate W1 and W_down over rows, W2 "
-             "and s·W_up over columns. The two output biases add up, b_up with its factor s."),
+        hints=("A hidden unit is a row of W1 and a column of W2. Where do the adapter's units go? On which side of the "
+               "activation may s stand?",
+               "W1 (k, d) and W_down (m, d) become (k + m, d). W2 (d, k) and W_up (d, m) become (d, k + m). b1 and b_down "
+               "become (k + m,). b2 stays (d,).",
+               "Concatenate W1 and W_down over rows, b1 and b_down, and W2 and s·W_up over columns. The new b2 is b2 + "
+               "s·b_up.")),
 )

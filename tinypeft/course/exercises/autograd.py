@@ -7,6 +7,8 @@ from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
 
+STEPS = 5000                                                                  # more than functions may call each other
+
 
 # -- the walk ------------------------------------------------------------------------------------
 def walk(tape, dy, add=True, order=-1):
@@ -42,6 +44,12 @@ def chain(rng):
     return [[], [(0, J3), (0, J3)], [(1, J1), (1, J1)], [(2, J1), (1, J1)]], np.array([1.0])
 
 
+def long_chain(rng):
+    """y = ½ x + ½ x, again and again: a value has 2 paths to the next one, and 2ⁿ to the n-th after it."""
+    half = np.array([[0.5]])
+    return [[], *([(k, half), (k, half)] for k in range(STEPS))], np.array([1.0])
+
+
 # -- broadcasting --------------------------------------------------------------------------------
 def reference_unbroadcast(dy, shape):
     return np.array(unbroadcast(dy, tuple(shape)))
@@ -60,6 +68,8 @@ def summed_without_keepdims(dy, shape):
 
 # -- the linear layer ----------------------------------------------------------------------------
 def reference_linear_vjp(X, W, dY, need=(True, True, True)):
+    if X is None: X = np.zeros((len(dY), W.shape[1]))                         # it was not kept: dW is not needed
+    if W is None: W = np.zeros((dY.shape[1], X.shape[1]))
     X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
     b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
     F.linear(X, W, b).backward(dY)
@@ -87,8 +97,8 @@ def reference_layer_norm_vjp(x, gamma, dy, eps=1e-5):
     return x.grad
 
 
-def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0):
-    sigma = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
+def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0, outside=0.0):
+    sigma = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps) + outside
     xhat = (x - x.mean(-1, keepdims=True)) / sigma
     dxhat = gamma * dy if scaled else dy
     dx = dxhat - (dxhat.mean(-1, keepdims=True) if mean else 0)
@@ -98,14 +108,16 @@ def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=Tr
 
 def layer_norm_cases(rng):
     d = int(rng.integers(4, 9))
-    return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), 1e-5
+    return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
 
 
 EXERCISES = (
     Exercise(
-        name="autograd.walk", title="The walk through the graph",
+        name="autograd.walk", title="The walk through the graph", stars=2,
         reference=reference_walk, cases=walk_cases,
-        special=(("the example of equation (2)", chain),),
+        special=(
+            ("the example of equation (2)", chain),
+            ("a chain of 5,000 steps, each of which uses the value before it twice", long_chain)),
         mistakes=(
             ("a value that is used twice keeps only one of its gradients; add the new one to the old one",
              lambda tape, dy: walk(tape, dy, add=False)),
@@ -115,12 +127,22 @@ EXERCISES = (
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
+        errors=(
+            ("RecursionError", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
+                               "last to the first"),
+            ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
+                                "last to the first"),
+            ("matmul", "J is (size of k, size of j) and the gradient of k comes in: dx = J.T @ dy, not J @ dy")),
         tolerance=1e-9,
-        hint="Keep a list of gradients, None at first, and put dy last. Go through k from the last to the "
-             "first; skip a k without a gradient; for each (j, J) add J.T @ grads[k] to grads[j]. Do not use "
-             "+=: another part of the program may use the same array."),
+        hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
+               "gradient that reaches the same value?",
+               "Keep a list as long as the tape, None at first; entry k has the size of value k. J is (size of k, size of "
+               "j), so J.T @ grads[k] has the size of value j.",
+               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is None. For each (j, J) in "
+               "tape[k], the new grads[j] is J.T @ grads[k], plus the old one if there is one. Write a + b, not +=, which "
+               "would change an array that another value uses.")),
     Exercise(
-        name="autograd.unbroadcast", title="Undo a broadcast",
+        name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
         reference=reference_unbroadcast, cases=unbroadcast_cases,
         special=(
             ("a bias under a matrix: (4, 3) → (3,)", lambda rng: (rng.standard_normal((4, 3)), (3,))),
@@ -129,36 +151,51 @@ EXERCISES = (
             ("a single number: (4, 3) → ()", lambda rng: (rng.standard_normal((4, 3)), ()))),
         mistakes=(
             ("the sum over an axis of length 1 must keep that axis: keepdims=True", summed_without_keepdims),
+            ("broadcasting adds new axes in front: sum over the first axes, not over the last",
+             lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim)))),
             ("you took a mean instead of a sum: every copy sends its whole gradient back",
              lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
              lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
         tolerance=1e-9,
-        hint="Two kinds of axes: the first dy.ndim − len(shape) are new, sum over them; of the others, those "
-             "where shape has a 1 are summed with keepdims=True. Check the result's shape against `shape`."),
+        hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
+               "The first dy.ndim − len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
+               "The result has the shape `shape`.",
+               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim − len(shape)))). Then sum over the axes where"
+               " `shape` has a 1, with keepdims=True.")),
     Exercise(
-        name="autograd.linear_vjp", title="The backward pass of a linear layer",
+        name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
             ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
             ("a frozen weight in the middle of a network: only dX",
-             lambda rng: linear_cases(rng, (True, False, False)))),
+             lambda rng: linear_cases(rng, (True, False, False))),
+            ("dW is not needed, so X was not kept", lambda rng: (None, *linear_cases(rng, (True, False, True))[1:])),
+            ("dX is not needed, so W was not kept",
+             lambda rng: (lambda X, W, dY, need: (X, None, dY, need))(*linear_cases(rng, (False, True, True))))),
         mistakes=(
             ("you computed a gradient that nobody needs: return None where need is False, and save the product",
              all_three),
+            ("db is a sum over the N rows, axis 0; yours is over axis 1",
+             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.sum(1)), need)),
             ("db is a sum over rows, not a mean",
              lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.mean(0)), need)),
             ("dW is averaged over rows; equation (5) is a sum",
              lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X / len(X), dY.sum(0)), need)),
             ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
              lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
+        errors=(
+            ("NoneType", "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"),
+            ("(has 0,", "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything")),
         tolerance=1e-9,
-        hint="Let the shapes lead you: dX (N, d_in) can only be dY (N, d_out) times W (d_out, d_in), and dW "
-             "(d_out, d_in) only dYᵀ times X. db is the sum of dY over its rows. Write each as `… if need[i] "
-             "else None`."),
+        hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
+               "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
+               " db (d_out,) is a sum over N rows.",
+               "dX = dY @ W if need[0] else None. Write dW with dY.T @ X and db with dY.sum(0) in the same way, so that "
+               "nothing is computed that nobody needs.")),
     Exercise(
-        name="autograd.layer_norm_vjp", title="The backward pass of layer norm",
+        name="autograd.layer_norm_vjp", title="The backward pass of layer norm", stars=3,
         reference=reference_layer_norm_vjp, cases=layer_norm_cases,
         invariants=(
             ("dx sums to 0 over the last axis, because adding a constant to x changes nothing",
@@ -168,11 +205,16 @@ EXERCISES = (
             ("the mean of dx̂ is missing: μ depends on every x_j", lambda *a: layer_norm_vjp(*a, mean=False)),
             ("the term with x̂ is missing: σ depends on every x_j", lambda *a: layer_norm_vjp(*a, projection=False)),
             ("the division by σ is missing", lambda *a: layer_norm_vjp(*a, divided=False)),
+            ("ε is missing: σ is the root of the variance plus ε", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0)),
+            ("ε stands under the root: σ = √(var + ε), not √var + ε",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)),
             ("the variance divides by d, not by d − 1", lambda *a: layer_norm_vjp(*a, ddof=1)),
             ("the first term uses dx̂, but the means use dy: all three terms need dx̂ = γ dy",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
              + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
         tolerance=1e-7,
-        hint="∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. Put this into equation (1): the δ gives dx̂_j, the "
-             "1/d the mean of dx̂, and x̂_i x̂_j/d gives x̂_j times the mean of dx̂ x̂."),
+        hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
+               "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
+               "With dxhat = gamma * dy: dx = (dxhat − mean(dxhat) − xhat * mean(dxhat * xhat))/sigma, and each mean is "
+               "over the last axis.")),
 )

@@ -75,15 +75,15 @@ def gptq(W, U, quant):
     return W_hat
 
 
-def gptq_variant(pass_on=True, sign=1, divide=True, original=False):
-    """gptq with a mistake: nothing passed on, the wrong sign, not divided by U_jj, errors of the original W."""
+def gptq_variant(pass_on=True, sign=1, divide=True, original=False, running=False):
+    """gptq with a mistake: nothing passed on, the wrong sign, not divided by U_jj, errors of the original W, W returned."""
     def wrong(W, U, quant):
         V, W_hat = W.copy(), np.empty_like(W)
         for j in range(W.shape[1]):
             W_hat[:, j] = quant(V[:, j])
             E = ((W if original else V)[:, j] - W_hat[:, j]) / (U[j, j] if divide else 1)
             if pass_on: V[:, j + 1:] -= sign * np.outer(E, U[j, j + 1:])
-        return W_hat
+        return V if running else W_hat
     return wrong
 
 
@@ -135,7 +135,7 @@ def _optimal(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="calibrated.output_error", title="The output error, without the inputs",
+        name="calibrated.output_error", title="The output error, without the inputs", stars=1,
         reference=output_error,
         cases=lambda rng: (W := rng.normal(0, 1, (int(rng.integers(3, 6)), 7)), W + rng.normal(0, 0.2, W.shape),
                            correlated(rng, 7)),
@@ -151,10 +151,12 @@ EXERCISES = (
             ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²",
              lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
             ("the denominator is ‖WX‖, which also contains H", output_error_variant(below=lambda W, H: np.sum(W * W)))),
-        hint="‖DX‖² = n/2 · tr(D H Dᵀ), and tr(A Bᵀ) is np.sum(A * B): nothing larger than D is needed. n/2 "
-             "cancels in the ratio."),
+        hints=("How can ‖D X‖² be written with X Xᵀ in place of X?",
+               "D = Ŵ − W is (d_out, d_in), and so is D H. tr(A Bᵀ) is np.sum(A * B).",
+               "The squared numerator is np.sum((D @ H) * D), the squared denominator the same with W. Take the root of "
+               "the ratio; n/2 cancels.")),
     Exercise(
-        name="calibrated.compensate", title="One step of OBQ",
+        name="calibrated.compensate", title="One step of OBQ", stars=2,
         reference=compensate, cases=compensate_case,
         special=(
             ("two weights: the second makes up for the first",
@@ -168,10 +170,12 @@ EXERCISES = (
              compensate_variant(eliminate=False)),
             ("the other weights must move too", compensate_variant(move=False))),
         tolerance=1e-9,
-        hint="column = Hinv[:, q]/Hinv[q, q]. All weights move by (value − w[q])·column; Hinv loses "
-             "np.outer(column, Hinv[q])."),
+        hints=("Weight q moves by value − w[q]. By how much do the others move to make up for it?",
+               "Hinv[:, q] is (d,). What is subtracted from Hinv is an outer product, (d, d).",
+               "column = Hinv[:, q]/Hinv[q, q]. w + (value − w[q])·column, with entry q set to value. Hinv − "
+               "np.outer(column, Hinv[q]), with row and column q set to 0.")),
     Exercise(
-        name="calibrated.gptq", title="GPTQ, column by column",
+        name="calibrated.gptq", title="GPTQ, column by column", stars=3,
         reference=gptq, cases=gptq_case,
         special=(
             ("U is diagonal: nothing is passed on, and it is round to nearest",
@@ -181,19 +185,36 @@ EXERCISES = (
              "diagonal; take row j)", gptq_variant(pass_on=False)),
             ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divide=False)),
+            ("this is the running W; return the rounded columns, Ŵ", gptq_variant(running=True)),
             ("take the error of the column in its current state, not of the original W", gptq_variant(original=True))),
-        hint="Work on a copy of W. Round column j in its current state, E = (w_j − ŵ_j)/U[j, j], then subtract "
-             "np.outer(E, U[j, j+1:]) from the columns after j."),
+        hints=("When column j is rounded, which columns can still make up for its error?",
+               "E = (w_j − ŵ_j)/U[j, j] is (d_out,). U[j, j+1:] has one entry for each later column. Their outer product "
+               "fits the columns after j.",
+               "Work on a copy V of W. For each j: round V[:, j] with quant, compute E from V[:, j] and the rounded "
+               "column, and subtract np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
     Exercise(
-        name="calibrated.awq", title="AWQ's search for a scale",
+        name="calibrated.awq", title="AWQ's search for a scale", stars=2,
         reference=awq, cases=awq_case,
-        special=(("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),),
+        special=(
+            ("α = 0 alone is round to nearest", lambda rng: (*awq_case(rng)[:4], np.array([0.0]))),
+            ("all inputs have the mean 1, so that no α does anything: the first one",
+             lambda rng: (lambda W, H, mean_abs, quant, alphas: (W, H, np.ones_like(mean_abs), quant, alphas + 0.25))(*awq_case(rng)))),
         mistakes=(
             ("the rounded matrix must be divided by s after it was scaled up before", awq_variant(back=False)),
+            ("this is the place of the best α; return α itself",
+             lambda *a: (lambda alpha, losses: (float(losses.argmin()), losses))(*awq(*a))),
+            ("of equal losses, the first α is wanted; with <= the last one wins",
+             lambda *a: (lambda alpha, losses: (float(a[-1][np.flatnonzero(losses == losses.min())[-1]]), losses))(*awq(*a))),
+            ("these are roots of the losses; the loss is tr(D H Dᵀ) itself",
+             lambda *a: (lambda alpha, losses: (alpha, np.sqrt(losses)))(*awq(*a))),
             ("scale W before you round it", awq_variant(forward=False)),
             ("s is s_X to the power α, so it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
             ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
             ("this is the error of the weights; the loss is the error of the outputs, with H",
              awq_variant(weighted=False))),
-        hint="For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D)."),
+        hints=("W is multiplied by s before it is rounded. What must be done afterwards, so that it can be compared with "
+               "W?",
+               "s is (d_in,): one number for each column of W. D is (d_out, d_in). losses is (len(alphas),).",
+               "For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D). Return the α of "
+               "the smallest loss, not its index.")),
 )

@@ -77,13 +77,15 @@ def _same_function(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="choosing.memory", title="Bytes before the first activation",
+        name="choosing.memory", title="Bytes before the first activation", stars=1,
         reference=memory,
         cases=lambda rng: (int(rng.integers(10**6, 10**7)), float(rng.choice([4.127, 4.5, 8.0])), int(rng.integers(10**4, 10**5))),
         special=(
             ("nothing is trained: the weights alone", lambda rng: (8000, 4.0, 0)),
             ("7 billion weights in 16 bits, 20 million trained", lambda rng: (7_000_000_000, 16.0, 20_000_000))),
         mistakes=(
+            ("this is in GiB; return bytes", lambda n, bits, t: memory(n, bits, t) / 2**30),
+            ("this is in GB; return bytes", lambda n, bits, t: memory(n, bits, t) / 1e9),
             ("bits are not bytes: divide by 8", lambda n, bits, t: n * bits + t * 16),
             ("a trained number takes 16 bytes; yours takes 12: did you forget the number itself, its gradient or one of two moments?",
              lambda n, bits, t: n * bits / 8 + t * 12),
@@ -92,11 +94,12 @@ EXERCISES = (
             ("frozen weights have no gradient and no moments", lambda n, bits, t: n * bits / 8 + 12 * n + 16 * t),
             ("a trained number takes 4 bytes, whatever the base's bits are",
              lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
-        tolerance=1e-9,
-        hint="The base: n_base · base_bits / 8 bytes. Each trained number: 4 (itself) + 4 (gradient) + 2 · 4 "
-             "(AdamW's moments) bytes."),
+        tolerance=2e-6,                                                       # a byte more or less: bytes are whole
+        hints=("How many numbers of 4 bytes does training with AdamW keep for one trained number?",
+               "All are numbers. The result is in bytes; a byte has 8 bits.",
+               "n_base · base_bits/8 for the base. For each trained number: 4 (itself) + 4 (gradient) + 2 · 4 (moments).")),
     Exercise(
-        name="choosing.pareto", title="The Pareto frontier",
+        name="choosing.pareto", title="The Pareto frontier", stars=2,
         reference=pareto, cases=_points,
         special=(
             ("five points, three on the frontier",
@@ -119,10 +122,12 @@ EXERCISES = (
             ("the mask is in the order of cost; put it back into the points' own order",
              lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
         tolerance=0,
-        hint="j is dominated if some i has cost[i] ≤ cost[j] and loss[i] ≤ loss[j], one of them strictly. "
-             "Compare all pairs by broadcasting."),
+        hints=("When does point i dominate point j? What if the two are equal?",
+               "cost[:, None] <= cost is (n, n): its entry [i, j] compares point i with point j. The result is (n,).",
+               "i dominates j if its cost is ≤, its loss is ≤, and one of the two is <. The frontier is where no i does: "
+               "~dominates.any(0).")),
     Exercise(
-        name="choosing.difference", title="The interval of a difference",
+        name="choosing.difference", title="The interval of a difference", stars=2,
         reference=difference, cases=_losses,
         mistakes=(
             ("the seeds are paired: take the differences first, then their spread",
@@ -131,6 +136,10 @@ EXERCISES = (
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
             ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
+            ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
+             lambda a, b: ((a - b).mean(), 1.96 * (a - b).std(ddof=1) / math.sqrt(len(a)))),
+            ("these are the two ends of the interval; return its middle and half of its width",
+             lambda a, b: (lambda d, h: (d - h, d + h))(*difference(a, b))),
             ("the interval has two sides: 2.5 % are cut off on each, so the quantile is 0.975",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), 0.95))),
             ("this is the spread of single runs; the mean's is smaller by √n",
@@ -138,10 +147,11 @@ EXERCISES = (
             ("this is the whole width; return half of it", lambda a, b: ((a - b).mean(), 2 * _half(a - b, len(a)))),
             ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a))))),
         tolerance=1e-7,
-        hint="d = a − b, seed by seed. Its mean; and t.ppf(0.975, n − 1) · d.std(ddof=1) / √n with "
-             "scipy.stats.t."),
+        hints=("What do two runs with the same seed have in common? How do you take it away?",
+               "d = a − b is (n,). The result is two numbers.",
+               "The mean of d, and t.ppf(0.975, n − 1) · d.std(ddof=1)/√n.")),
     Exercise(
-        name="choosing.fuse", title="Two adapters fused for PEFT",
+        name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
         reference=fuse, cases=_pairs,
         invariants=(("B A x is [B_q A_q x; 0; B_v A_v x]", _same_function),),
         mistakes=(
@@ -151,11 +161,19 @@ EXERCISES = (
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
                  *fuse(A_q, B_q, A_v, B_v))),
             ("the two ranks stand beside each other: B_v's columns are the last s, those of A_v's rows",
-             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1]))),
+             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
+            ("the query's rows are the first third, and the value's the last; yours are exchanged",
+             lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, np.concatenate(np.split(B, 3)[::-1])))(
+                 *fuse(A_q, B_q, A_v, B_v)))),
         symptoms=(
+            ("A has both A_q and A_v, one below the other: (r + s, d)",
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected) == (
+                 len(arguments[0]) + len(arguments[2]), len(arguments[1]))),
             ("B has 3d rows (query, key, value) and one column for each row of A",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
         tolerance=1e-9,
-        hint="A = [A_q; A_v], (r + s, d). B is (3d, r + s), zero except for B_q in rows 0 … d, columns 0 … r "
-             "and B_v in the last d rows, last s columns."),
+        hints=("Which rows of the output of c_attn are the query, the key and the value? Which columns of B belong to A_q?",
+               "A is (r + s, d). B is (3 d, r + s), and most of it is 0.",
+               "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r are B_q, and the last d rows"
+               " and last s columns are B_v.")),
 )

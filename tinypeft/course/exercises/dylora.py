@@ -69,7 +69,7 @@ def _losses(rng):
 
 EXERCISES = (
     Exercise(
-        name="dylora.truncate", title="Truncation to a smaller rank",
+        name="dylora.truncate", title="Truncation to a smaller rank", stars=1,
         reference=truncate, cases=_matrices,
         mistakes=(
             ("the scale at rank b is α/b, not α/R", lambda A, B, b, alpha: alpha / len(A) * B[:, :b] @ A[:b]),
@@ -82,9 +82,11 @@ EXERCISES = (
              lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1]),
             ("you took one row too few: A[:b] has b rows",
              lambda A, B, b, alpha: alpha / b * B[:, :b - 1] @ A[:b - 1])),
-        hint="B[:, :b] has the first b columns, A[:b] the first b rows; their product is (d_out, d_in)."),
+        hints=("Which rows of A and which columns of B belong to rank b? What is α divided by at rank b?",
+               "The first b columns of B are (d_out, b), the first b rows of A (b, d_in). Their product is (d_out, d_in).",
+               "alpha/b · B[:, :b] @ A[:b].")),
     Exercise(
-        name="dylora.forward", title="The forward pass at rank b",
+        name="dylora.forward", title="The forward pass at rank b", stars=1,
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
         special=(
             ("b = 1", lambda rng: _layer(rng, 1)),
@@ -97,13 +99,17 @@ EXERCISES = (
             ("the scale is applied twice", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * alpha / b)),
             ("nothing is masked: all R rows are used",
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
+            ("one row too many is used: the index of a row must be below b, not at most b",
+             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b + 1, alpha * (b + 1) / b)),
             ("the frozen part W₀ x is missing",
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
             ("the scale belongs to the low-rank part alone, not to W₀ x",
              lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
-        hint="A x is (…, R). Multiply it by α/b where the index is below b and by 0 elsewhere, then apply B."),
+        hints=("How can the rows behind b have no effect, and no gradient?",
+               "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or multiply A x by a mask (R,).",
+               "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then F.linear(x, W) + low * (alpha / b).")),
     Exercise(
-        name="dylora.frozen_step", title="One step of the frozen version",
+        name="dylora.frozen_step", title="One step of the frozen version", stars=1,
         reference=frozen_step, cases=_step,
         special=(("b = 1: the first row and column", lambda rng: _step(rng, 1)),),
         mistakes=(
@@ -116,10 +122,11 @@ EXERCISES = (
              lambda A, B, dA, dB, b, lr: (frozen_step(A, B, dA, dB, b, lr)[0], B)),
             ("you moved the b-th row of B; move its b-th column", lambda A, B, dA, dB, b, lr: (
                 frozen_step(A, B, dA, dB, b, lr)[0], B - lr * dB * (np.arange(1, len(B) + 1) == b)[:, None]))),
-        hint="Copy A and B. Row b counted from 1 is A[b − 1]; the column is B[:, b − 1]. Subtract lr times the "
-             "gradient only there."),
+        hints=("Which row of the array A is row b, if rows are counted from 1?",
+               "A[b − 1] is (d_in,), B[:, b − 1] is (d_out,). Return two new arrays.",
+               "Copy A and B. Subtract lr · dA[b − 1] from row b − 1 of A, and lr · dB[:, b − 1] from column b − 1 of B.")),
     Exercise(
-        name="dylora.search", title="Search for the smallest sufficient rank",
+        name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
         reference=search, cases=_losses,
         special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),),
         invariants=(
@@ -133,9 +140,11 @@ EXERCISES = (
             ("the tolerance is in nats above the lowest loss, not a share of it",
              lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
             ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
+            ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
             ("this is the first in the dict's order; take the smallest rank",
              lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
         tolerance=0,
-        hint="First find the lowest of losses.values(), then the smallest key whose loss is ≤ lowest + "
-             "tolerance."),
+        hints=("What is the largest loss that is still good enough?",
+               "losses is a dict rank → loss, in any order. The result is one of its keys.",
+               "limit = min(losses.values()) + tolerance. Return the smallest b with losses[b] ≤ limit.")),
 )

@@ -19,16 +19,18 @@ def reference_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
 
 
 def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay, corrected=True, coupled=False, inside=False, with_lr=True,
-          squared=True, first=0):
+          squared=True, first=0, rooted=True, decayed=True, after=False, hat=True):
     """AdamW with its usual mistakes."""
     if coupled: g = g + decay * w
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g if squared else abs(g))
     t = t - first
     a, b = (1 - beta1 ** t, 1 - beta2 ** t) if corrected else (1, 1)
-    root = np.sqrt(v / b + eps) if inside else np.sqrt(v / b) + eps
-    shrink = 0 if coupled else (lr if with_lr else 1) * decay
-    return w - shrink * w - lr * (m / a) / root, m, v
+    root = np.sqrt(v / b + eps) if inside else np.sqrt(v / b) + eps if rooted else v / b + eps
+    if not hat: root = np.sqrt(v / b) + eps / np.sqrt(b)
+    shrink = 0 if coupled or not decayed else (lr if with_lr else 1) * decay
+    step = lr * (m / a) / root
+    return w - shrink * (w - step if after else w) - step, m, v
 
 
 def adamw_cases(rng, t=None, eps=1e-3):
@@ -45,8 +47,8 @@ def reference_states(N, n, weight_bytes, frozen_bytes):
 
 
 def states_cases(rng):
-    N = int(rng.integers(10_000, 100_000))
-    return N, int(rng.integers(100, N)), int(rng.choice([2, 4])), float(rng.choice([0.5, 1, 2]))
+    N = 2 * int(rng.integers(5_000, 50_000))                                  # even, so that half a byte each makes whole bytes
+    return N, 2 * int(rng.integers(50, N // 2)), int(rng.choice([2, 4])), float(rng.choice([0.5, 1, 2]))
 
 
 def reference_activations(B, T, d, H, L, V):
@@ -64,7 +66,7 @@ def off_by(term):
 
 EXERCISES = (
     Exercise(
-        name="full.adamw", title="One step of AdamW",
+        name="full.adamw", title="One step of AdamW", stars=2,
         reference=reference_adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays",
@@ -74,6 +76,11 @@ EXERCISES = (
             ("the decay went into the gradient: that is Adam with an L2 penalty, not AdamW",
              lambda *a: adamw(*a, coupled=True)),
             ("ε is inside the root; it stands outside the root", lambda *a: adamw(*a, inside=True)),
+            ("the decay is missing: lr · λ · w is subtracted as well", lambda *a: adamw(*a, decayed=False)),
+            ("the decay belongs to the old w; yours is taken after the step", lambda *a: adamw(*a, after=True)),
+            ("v is divided without its root: the step is m̂/(√v̂ + ε)", lambda *a: adamw(*a, rooted=False)),
+            ("ε is added to √v̂, which is corrected; in your form, with one rate α_t for both corrections, it is added to √v",
+             lambda *a: adamw(*a, hat=False)),
             ("the learning rate is missing in the decay, which is lr · λ · w", lambda *a: adamw(*a, with_lr=False)),
             ("v is the mean of g², not of |g|", lambda *a: adamw(*a, squared=False)),
             ("t counts from 1: use t as it is given, not t + 1", lambda *a: adamw(*a, first=-1)),
@@ -85,15 +92,18 @@ EXERCISES = (
                  w - lr * decay * w - lr * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) + eps),
                  *adamw(w, g, m, v, t, lr, b1, b2, eps, decay)[1:]))),
         tolerance=1e-9,
-        hint="Four lines: m, v, then m_hat = m/(1 − beta1**t) and v_hat likewise, then w − lr·decay·w − "
-             "lr·m_hat/(√v_hat + eps). Write m = beta1 * m + …, not m *= beta1: the caller's array must not "
-             "change."),
+        hints=("Why are m and v divided by something at the start? Does the decay go into the gradient, or straight to the"
+               " weight?",
+               "w, g, m and v have one shape; the others are numbers. Return (w, m, v) as new arrays.",
+               "m = beta1·m + (1 − beta1)·g, and v the same with beta2 and g². m_hat = m/(1 − beta1**t), and v_hat "
+               "likewise. The new w is w − lr·decay·w − lr·m_hat/(√v_hat + eps). Do not write m *= beta1, which changes "
+               "the caller's array.")),
     Exercise(
-        name="full.states", title="Memory for weights, gradients and optimizer",
+        name="full.states", title="Memory for weights, gradients and optimizer", stars=1,
         reference=reference_states, cases=states_cases,
         special=(
-            ("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4)),
-            ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2))),
+            ("everything trained in mixed precision: 16 bytes each", lambda rng: (1000, 1000, 2, 2)),
+            ("everything trained in float32: 16 bytes each", lambda rng: (1000, 1000, 4, 4))),
         mistakes=(
             ("the trained weights are also counted as frozen ones",
              lambda N, n, b, f: N * f + n * (2 * b + (4 if b < 4 else 0) + 8)),
@@ -104,12 +114,16 @@ EXERCISES = (
              lambda N, n, b, f: (N - n) * f + n * (2 * b + 12)),
             ("Adam keeps two numbers of 4 bytes per weight, m and v",
              lambda N, n, b, f: reference_states(N, n, b, f) - 4 * n),
+            ("a frozen weight takes frozen_bytes, not weight_bytes", lambda N, n, b, f: reference_states(N, n, b, b)),
+            ("only trained weights have a master copy", lambda N, n, b, f: (N - n) * f + n * (2 * b + 8) + (4 * N if b < 4 else 0)),
             ("the gradient is missing", lambda N, n, b, f: reference_states(N, n, b, f) - n * b)),
         tolerance=1e-9,
-        hint="N − n frozen weights at frozen_bytes. Each trained one: weight_bytes for itself, weight_bytes "
-             "for its gradient, 8 for m and v, and 4 more if weight_bytes < 4."),
+        hints=("What is kept for a frozen weight, and what for a trained one? When does a trained weight need a second "
+               "copy?",
+               "All are bytes. N − n weights are frozen. Each of the n others has itself, a gradient and two moments.",
+               "(N − n)·frozen_bytes + n·(2·weight_bytes + 8), and 4 n more if weight_bytes < 4.")),
     Exercise(
-        name="full.activations", title="Memory for activations",
+        name="full.activations", title="Memory for activations", stars=2,
         reference=reference_activations, cases=activations_cases,
         special=(("the base, with 4 rows of 128 tokens", lambda rng: (4, 128, 128, 4, 5, 1024)),),
         mistakes=(
@@ -134,6 +148,10 @@ EXERCISES = (
             ("this is in bytes; count numbers", lambda *a: 4 * reference_activations(*a)),
             ("this counts one block; there are L", lambda B, T, d, H, L, V: reference_activations(B, T, d, H, 1, V))),
         tolerance=0,
-        hint="Go down the table: of BTd there are 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 in a block. Add 2 BT and the "
-             "weights B·H·T·(T + 64)/2, times L. Then 2 BTd + BT for the final norm and the head, and BTV."),
+        hints=("Which arrays does a block keep for its backward pass, one row of the table after another? What is kept "
+               "once, after all blocks?",
+               "Most arrays are (B, T, d), two are (B, T, 4d). The norms' 1/σ are (B, T), attention's weights about half "
+               "of (B, H, T, T), the probabilities (B, T, V).",
+               "In a block: 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 times B T d, then 2 B T and B H T (T + 64)/2. Multiply by L; "
+               "add 2 B T d + B T + B T V.")),
 )

@@ -26,6 +26,12 @@ def _tensors(rng, zero=False):
     return Tensor(rows), Tensor(W), Tensor(A), Tensor(B * (not zero)), alpha
 
 
+def _vast(rng):
+    """x so small, and A and B so large, that B A is infinite in float32, but B (A x) is not."""
+    x, W, A, B, alpha = _tensors(rng)
+    return x * 1e-30, W, A * 1e20, B * 1e30, alpha
+
+
 def _scaled(scale, base=True):
     def wrong(x, W, A, B, alpha):
         low = F.linear(F.linear(x, A), B) * scale(alpha, A.shape[0])
@@ -84,9 +90,11 @@ def _weights(rng):
 
 EXERCISES = (
     Exercise(
-        name="lora.forward", title="The forward pass of LoRA",
+        name="lora.forward", title="The forward pass of LoRA", stars=1,
         reference=forward, cases=_tensors, gradient=("x", "A", "B"),
-        special=(("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),),
+        special=(
+            ("B = 0: the base, unchanged", lambda rng: _tensors(rng, zero=True)),
+            ("A and B so large that B A is infinite, and B (A x) is not", _vast)),
         mistakes=(
             ("the scale is α/r, not α", _scaled(lambda alpha, r: alpha)),
             ("the scale α/r is missing", _scaled(lambda alpha, r: 1.0)),
@@ -98,11 +106,17 @@ EXERCISES = (
             ("the scale belongs to B A x alone, not to W₀ x",
              lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
             ("r is the number of rows of A, not of its columns",
-             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1]))),
-        hint="F.linear(x, A) is A x for each row, (…, r); F.linear of that with B is (…, d_out). Multiply by "
-             "alpha / A.shape[0], add F.linear(x, W)."),
+             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1])),
+            ("r is the number of columns of B, not of its rows",
+             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / B.shape[0]))),
+        symptoms=(
+            ("you formed B A, with d_out · d_in numbers: apply A to x first, and B to what comes out",
+             lambda got, expected, args: not np.isfinite(got).all()),),
+        hints=("Which product is small and should be taken first, B A or A x?",
+               "F.linear(x, A) is (…, r). F.linear of that with B is (…, d_out), like F.linear(x, W).",
+               "low = F.linear(F.linear(x, A), B); then F.linear(x, W) + low * (alpha / A.shape[0]).")),
     Exercise(
-        name="lora.backward", title="The backward pass of LoRA",
+        name="lora.backward", title="The backward pass of LoRA", stars=2,
         reference=backward, cases=_with_upstream,
         invariants=(
             ("with B = 0, as at the start, dA is zero and dB is not",
@@ -127,10 +141,13 @@ EXERCISES = (
             ("a gradient has the shape of its parameter: transpose it",
              lambda got, expected, arguments: np.shape(got) == np.shape(expected)[::-1] and np.shape(got) != np.shape(expected)),),
         tolerance=1e-7,
-        hint="s = alpha / len(A). dB = s dHᵀ (X Aᵀ); dA = s (dH B)ᵀ X; dX = dH W + s (dH B) A. Check each "
-             "shape against A, B and x."),
+        hints=("h = W x + s B (A x). What stands to the left and to the right of A, and of B, in this product?",
+               "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its array: A (r, d_in), B "
+               "(d_out, r), x (N, d_in).",
+               "s = alpha/len(A). dB = s · dhᵀ (x Aᵀ). dA = s · (dh B)ᵀ x. dx is a sum: one term through W, and s · (dh B)"
+               " A.")),
     Exercise(
-        name="lora.overlap", title="The overlap of two subspaces",
+        name="lora.overlap", title="The overlap of two subspaces", stars=2,
         reference=overlap, cases=_two,
         special=(
             ("a space with itself: 1", lambda rng: (np.diag([3.0, 2.0, 1.0]), np.diag([3.0, 2.0, 1.0]), 2, 2)),
@@ -143,6 +160,10 @@ EXERCISES = (
              _variant(finish=lambda M, i, j: np.linalg.norm(M) / min(i, j))),
             ("divide by min(i, j), not by max(i, j)", _variant(finish=lambda M, i, j: (M ** 2).sum() / max(i, j))),
             ("the division by min(i, j) is missing", _variant(finish=lambda M, i, j: (M ** 2).sum())),
+            ("the norm of φ is Frobenius', the root of the sum of all squares; np.linalg.norm(M, 2) is the spectral norm",
+             _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) ** 2 / min(i, j))),
+            ("the norm of φ is Frobenius', and squared; np.linalg.norm(M, 2) is the spectral norm",
+             _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) / min(i, j))),
             ("the division is by min(i, j), not i · j", _variant(finish=lambda M, i, j: (M ** 2).mean())),
             ("you took columns of Vᵀ; its rows are the right singular vectors",
              _variant(lambda A, n: np.linalg.svd(A)[2][:, :n].T)),
@@ -154,10 +175,11 @@ EXERCISES = (
             ("you used all singular vectors; use only the top i and j",
              lambda A1, A2, i, j: overlap(A1, A2, len(A1), len(A2)))),
         tolerance=1e-6,
-        hint="V = np.linalg.svd(A)[2] has the right singular vectors as rows: take V1[:i] and V2[:j]; the sum "
-             "of squares of V1 V2ᵀ over min(i, j)."),
+        hints=("The rows of A span the space, but they are not orthonormal. Which vectors are? When is φ equal to 1?",
+               "V1 (i, d) and V2 (j, d) are the first rows of Vᵀ. V1 V2ᵀ is (i, j). φ is one number.",
+               "np.linalg.svd(A)[2][:n] has the top n vectors as rows. Sum the squares of V1 V2ᵀ and divide by min(i, j).")),
     Exercise(
-        name="lora.merge", title="Merging LoRA into the weight",
+        name="lora.merge", title="Merging LoRA into the weight", stars=1,
         reference=merge, cases=_weights,
         mistakes=(
             ("the scale is α/r, not α", lambda W, A, B, alpha: W + alpha * B @ A),
@@ -165,7 +187,10 @@ EXERCISES = (
             ("this is ΔW; add W₀", lambda W, A, B, alpha: alpha / len(A) * B @ A),
             ("you subtracted the change; add it", lambda W, A, B, alpha: W - alpha / len(A) * B @ A),
             ("r is the number of rows of A, not of its columns",
-             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A)),
+             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A),
+            ("r is the number of columns of B, not of its rows", lambda W, A, B, alpha: W + alpha / len(B) * B @ A)),
         tolerance=1e-9,
-        hint="B @ A is (d_out, d_in), like W. Write W + …, not W += …, which would change the base."),
+        hints=("Which single matrix gives the output of W and of the low-rank part together?",
+               "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W.",
+               "W + alpha/len(A) · B A. Write it as W + a change, not as W +=, which would change the base.")),
 )

@@ -34,11 +34,11 @@ def bits_cases(rng):
 
 
 # -- signs ---------------------------------------------------------------------------------------
-def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True):
+def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True, whole=np.rint):
     l, h = (min(x.min(), 0.0), max(x.max(), 0.0)) if contain else (x.min(), x.max())
     s = (h - l) / (2 ** bits + levels)
-    z = np.rint(-l / s)
-    codes = np.rint(x / s) + (-z if both and convention == "survey" else z)
+    z = whole(-l / s)
+    codes = whole(x / s) + (-z if both and convention == "survey" else z)
     if clip: codes = np.clip(codes, 0, 2 ** bits - 1)
     return codes, float(s), float(-z if flip and convention == "survey" else z)
 
@@ -55,12 +55,16 @@ def signs_cases(rng, shift=None, convention=None):
 
 EXERCISES = (
     Exercise(
-        name="map.trained", title="Four counts of trained parameters",
+        name="map.trained", title="Four counts of trained parameters", stars=1,
         reference=reference_trained, cases=trained_cases,
         special=(("the base, with r = 8, P = 20, m = 64", lambda rng: (128, 5, 8, 20, 64)),),
         mistakes=(
             ("LoRA: count two adapted matrices in a block, query and value",
              replaced(0, lambda d, L, r, P, m: 2 * L * r * d)),
+            ("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²",
+             replaced(0, lambda d, L, r, P, m: 2 * L * r * d * d)),
+            ("LoRA: A is (r, d) and B is (d, r), so that each has r·d numbers, and not d²",
+             replaced(0, lambda d, L, r, P, m: 2 * r * d * d)),
             ("LoRA: this counts one block; there are L", replaced(0, lambda d, L, r, P, m: 4 * r * d)),
             ("LoRA: this counts all four matrices of attention; only query and value are adapted",
              replaced(0, lambda d, L, r, P, m: 8 * L * r * d)),
@@ -72,10 +76,13 @@ EXERCISES = (
             ("there are two adapters in a block, one after attention and one after the MLP",
              replaced(3, lambda d, L, r, P, m: L * (2 * d * m + m + d)))),
         tolerance=0,
-        hint="LoRA: L blocks with two matrices each, and r·(d + d) for a matrix. Prompt: P·d. Prefix: L "
-             "layers, P positions, a key and a value of d. Adapters: 2 L of them."),
+        hints=("How many matrices does LoRA change in a block, and how many numbers describe each change? In how many "
+               "layers does a prompt stand, and in how many a prefix?",
+               "LoRA: A (r, d) and B (d, r) for each of 2 L matrices. Prompt: (P, d). Prefix: a key and a value, (P, d) "
+               "each, in L layers. An adapter: (m, d), m, (d, m) and d.",
+               "LoRA: 2 L · r · (d + d). Prompt: P · d. Prefix: 2 · P · L · d. Adapters: 2 L · (2 d m and the two biases).")),
     Exercise(
-        name="map.bits", title="Bits per weight, scales included",
+        name="map.bits", title="Bits per weight, scales included", stars=1,
         reference=reference_bits, cases=bits_cases,
         special=(
             ("NF4: blocks of 64 with a float32 scale", lambda rng: (4, 64, 32, 0, 0)),
@@ -90,14 +97,19 @@ EXERCISES = (
             ("you gave every scale 32 bits of a second level; `outer` scales share them",
              lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
         tolerance=1e-9,
-        hint="Per group: scale_bits + zero_bits, and 32/outer if outer is not 0. Divide by group, add bits."),
+        hints=("What is stored once per group, and not once per weight? With double quantization, how many scales share "
+               "one number of 32 bits?",
+               "All are numbers. A group of `group` weights stores scale_bits + zero_bits beside its codes. Every `outer` "
+               "groups store 32 bits more.",
+               "extra = scale_bits + zero_bits, plus 32/outer if outer is not 0. The answer is bits + extra/group.")),
     Exercise(
-        name="map.signs", title="One quantizer in two sign conventions",
+        name="map.signs", title="One quantizer in two sign conventions", stars=2,
         reference=reference_signs, cases=signs_cases,
         special=(
             ("the libraries' sign", lambda rng: signs_cases(rng, 0.3, "library")),
             ("the survey's sign", lambda rng: signs_cases(rng, 0.3, "survey")),
-            ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey"))),
+            ("all numbers are positive: the range still contains 0", lambda rng: signs_cases(rng, 9.0, "survey")),
+            ("a symmetric range, whose ends lie midway between two codes", lambda rng: (np.linspace(-1, 1, 5), 8, "library"))),
         mistakes=(
             ("the zero point has the libraries' sign in both conventions: the survey's Z is −z",
              lambda *a: signs(*a, flip=False)),
@@ -105,8 +117,12 @@ EXERCISES = (
              lambda *a: signs(*a, both=True)),
             ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)", lambda *a: signs(*a, contain=False)),
             ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=0)),
-            ("the codes are not clipped to 0 … 2ᵇ − 1", lambda *a: signs(*a, clip=False))),
+            ("the codes are not clipped to 0 … 2ᵇ − 1; 2ᵇ would become 0 in the bits of a code", lambda *a: signs(*a, clip=False)),
+            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
+             lambda *a: signs(*a, whole=lambda v: np.floor(v + 0.5)))),
         tolerance=1e-6,
-        hint="Compute s and z = np.rint(−l/s) once, codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1) once; "
-             "then return z or −z."),
+        hints=("Which of the codes, the scale and the zero point differ between the two conventions?",
+               "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",
+               "s = (h − l)/(2**bits − 1); z = np.rint(−l/s); codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1), in both "
+               "conventions. Return z or −z.")),
 )

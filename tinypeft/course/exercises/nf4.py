@@ -104,6 +104,14 @@ def loftq_variant(rounds=lambda T: T, target=lambda W, BA: W - BA, of=lambda W, 
     return wrong
 
 
+def same_signs(result):
+    """The result, with the sign of each column of B such that its largest entry is positive. A singular vector and its
+    negative are equally right."""
+    Q, B, A = result
+    sign = np.sign(B[np.abs(B).argmax(0), np.arange(B.shape[1])])
+    return Q, B * sign, A * sign[:, None]
+
+
 def loftq_sided(W, quant, r, T):
     """All of Σ on B."""
     Q, B, A = loftq(W, quant, r, T)
@@ -119,7 +127,7 @@ def loftq_stale(W, quant, r, T):
 
 EXERCISES = (
     Exercise(
-        name="nf4.levels", title="NF4's table of levels",
+        name="nf4.levels", title="NF4's table of levels", stars=2,
         reference=levels, cases=lambda rng: (rng.uniform(0.93, 0.99), int(rng.integers(4, 9)), int(rng.integers(3, 8))),
         special=(
             ("NF4 itself", lambda rng: (DELTA, 8, 7)),
@@ -135,10 +143,13 @@ EXERCISES = (
             ("0 is missing", levels_variant(zero=False)),
             ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
              levels_variant(quantile=lambda p: p - 0.5))),
-        hint="side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]); concatenate side(positive), [0] and "
-             "−side(negative), sort, divide by the largest magnitude."),
+        hints=("The last point of each side is ½, whose quantile is 0, and it is dropped. How many points does a side of n"
+               " levels need?",
+               "One side is (n,). The table is (positive + 1 + negative,), ascending, with a largest magnitude of 1.",
+               "side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]). Sort side(positive), 0 and −side(negative) "
+               "together, and divide by the largest magnitude.")),
     Exercise(
-        name="nf4.encode", title="The nearest level",
+        name="nf4.encode", title="The nearest level", stars=1,
         reference=encode, cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), 64), codebook("nf4").astype(float)),
         special=(
             ("multiples of the levels",
@@ -146,6 +157,8 @@ EXERCISES = (
         mistakes=(
             ("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
             ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
+            ("these are the levels; return their numbers, the codes",
+             lambda x, levels: (lambda q, s: (levels[q], s))(*encode(x, levels))),
             ("you took the next level below or above, not the nearest",
              encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
             ("you took the next level below or above, not the nearest",
@@ -153,9 +166,11 @@ EXERCISES = (
             ("the levels are not evenly spaced: compare with each of them",
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
         tolerance=1e-9,
-        hint="np.abs(x[:, None]/s − levels) is (B, L); its argmin over axis 1 is the code."),
+        hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
+               "x[:, None]/s is (B, 1) and levels (L,), so their difference is (B, L). The codes are (B,), integers.",
+               "s = np.abs(x).max(); the codes are np.abs(x[:, None]/s − levels).argmin(1).")),
     Exercise(
-        name="nf4.backward", title="The gradient of QLoRA",
+        name="nf4.backward", title="The gradient of QLoRA", stars=2,
         reference=backward, cases=backward_case,
         special=(
             ("one number of each: W is 3", lambda rng: (
@@ -170,13 +185,17 @@ EXERCISES = (
             ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
             ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
             ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile", backward_variant(tiled=True))),
-        hint="W = levels[codes] * np.repeat(scales, g, axis=1). dy @ B is (n, r): dA is s times its transpose "
-             "times x, and dx is dy @ W + s (dy @ B) @ A."),
+        hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
+               "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = codes.shape[1] // "
+               "scales.shape[1] weights.",
+               "W = levels[codes] * np.repeat(scales, g, axis=1). dA is s times (dy B)ᵀ x, dB is s times dyᵀ (x Aᵀ), and "
+               "dx is dy W + s (dy B) A.")),
     Exercise(
-        name="nf4.loftq", title="LoftQ's alternating rounds",
+        name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
         reference=loftq,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16)))), asymmetric2,
                            int(rng.integers(2, 4)), int(rng.integers(2, 5))),
+        normalize=same_signs,
         special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
         mistakes=(
             ("quantize W − B A, which the low-rank part leaves, not W",
@@ -188,6 +207,8 @@ EXERCISES = (
             ("Q, B and A must come from the same round", loftq_stale),
             ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
             ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
-        hint="In every round: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, full_matrices=False); B = "
-             "U[:, :r]·√S, A = √S·Vt[:r]."),
+        hints=("What should Q round, once there is a low-rank part? And what should the low-rank part make up for?",
+               "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
+               "Begin with B A = 0. In each of T rounds: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, "
+               "full_matrices=False); B = U[:, :r]·√S, A = √S·Vt[:r].")),
 )

@@ -41,6 +41,11 @@ def vector_wise(X, W):
     return (s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype)
 
 
+def vector_wise_in_int8(X, W):
+    s_x, s_w = (np.abs(a).max(1, keepdims=True) / 127 for a in (X, W))
+    return s_x * s_w.T * (np.rint(X / s_x).astype(np.int8) @ np.rint(W / s_w).astype(np.int8).T)
+
+
 def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, by_column=False):
     """vector_wise with a mistake: scales over everything or over features, 128 steps, or a scale that is left out."""
     def wrong(X, W):
@@ -57,11 +62,12 @@ def llm_int8(X, W, threshold=6.0):
     return (X[:, O] @ W[:, O].T + s * scaled_matmul(Q, Uniform(8).quantize(W), X.dtype)).astype(X.dtype), O
 
 
-def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True):
+def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True,
+                     half=False):
     """llm_int8 with a mistake, one of: O from means; outliers not taken out; s_x over everything; the float part left out;
-    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes."""
+    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes; the float part in float16."""
     def wrong(X, W, threshold=6.0):
-        A = np.abs(X).max(0) if over == "column" else np.abs(X).mean(0)
+        A = {"column": np.abs(X).max, "mean": np.abs(X).mean, "signed": X.max}[over](0)
         O = np.flatnonzero(A > threshold if strict else A >= threshold)
         rest = X.copy()
         if zeroed: rest[:, O] = 0
@@ -70,7 +76,9 @@ def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, wh
         s_w = np.abs(W if whole_w else np.delete(W, O, 1)).max(1, keepdims=True) / 127
         q_w = np.rint(W / s_w)
         Y = s_x * s_w.T * (np.rint(rest / s_x) @ q_w.T)
-        return Y + (X[:, O] @ (W if float_w else q_w * s_w)[:, O].T if added else 0), O
+        L, R = X[:, O], (W if float_w else q_w * s_w)[:, O]
+        if half: L, R = L.astype(np.float16), R.astype(np.float16)
+        return Y + (L @ R.T if added else 0), O
     return wrong
 
 
@@ -111,21 +119,27 @@ def _unchanged(fn, rng):
 
 EXERCISES = (
     Exercise(
-        name="outliers.codes_left", title="The codes that outliers leave",
+        name="outliers.codes_left", title="The codes that outliers leave", stars=1,
         reference=codes_left, cases=lambda rng: with_outliers(rng),
         special=(
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
              lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
         mistakes=(
+            ("entries may be negative: take the largest magnitude |x|, not the largest x",
+             lambda X, O: 2 * np.rint(127 * np.delete(X, O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1),
+            ("this is c: the codes −c … c, with 0, are 2c + 1", codes_left_variant(both=False, zero=False)),
             ("codes have both signs: −c … c", codes_left_variant(both=False)),
             ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
             ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
             ("these are the codes of the outliers; count those of the other columns",
              codes_left_variant(rest=False))),
         tolerance=0,
-        hint="np.delete(np.abs(X), O, axis=1).max(1) is m' for every token, np.abs(X).max(1) is m."),
+        hints=("By which number is an entry divided before it is rounded? How many integers lie in −c … c?",
+               "np.abs(X).max(1) is (n,): one maximum per token. The same maximum without the columns O is (n,), too.",
+               "rest = np.delete(np.abs(X), O, axis=1).max(1); c = np.rint(127 · rest / np.abs(X).max(1)). Return 2c + 1 "
+               "as integers.")),
     Exercise(
-        name="outliers.vector_wise", title="Vector-wise quantization",
+        name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
         reference=vector_wise,
         cases=lambda rng: (rng.normal(0, 1, (int(rng.integers(4, 7)), 12)) * rng.uniform(0.2, 5, (1, 12)),
                            rng.normal(0, 1, (int(rng.integers(8, 11)), 12)) * rng.uniform(0.5, 2, (1, 12))),
@@ -137,14 +151,18 @@ EXERCISES = (
             ("X has one scale for everything; it should have one per row, with keepdims=True",
              vector_wise_variant(per_x=None)),
             ("W has one scale for everything; it should have one per row", vector_wise_variant(per_w=None)),
+            ("a product of int8 arrays is int8 again and wraps beyond 127: keep the codes in floats, or in int32",
+             vector_wise_in_int8),
             ("the largest code is 127", vector_wise_variant(n=128)),
             ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
             ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
         tolerance=1e-6,
-        hint="s_x = np.abs(X).max(1, keepdims=True)/127 is (n, 1). The same for W is (d_out, 1), but in the "
-             "result output channels run along axis 1."),
+        hints=("Along which axis of the result does the scale of a row of X run, and along which the scale of a row of W?",
+               "s_x is (n, 1). s_w is (d_out, 1), so s_w.T is (1, d_out). The product of the codes is (n, d_out).",
+               "s_x = np.abs(X).max(1, keepdims=True)/127, and s_w likewise. s_x · s_w.T · (codes of X) @ (codes of W).T. "
+               "Leave the codes in floats: a product of two int8 arrays wraps.")),
     Exercise(
-        name="outliers.llm_int8", title="LLM.int8()'s decomposition, equation (8)",
+        name="outliers.llm_int8", title="LLM.int8()'s decomposition, equation (8)", stars=2,
         reference=llm_int8,
         cases=lambda rng: (with_outliers(rng, d=12)[0], rng.normal(0, 1,
                                                                    (int(rng.integers(8, 11)),
@@ -152,6 +170,8 @@ EXERCISES = (
         special=(
             ("a token that has only an outlier",
              lambda rng: (np.array([[0.0, 8, 0], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
+            ("an outlier that is negative",
+             lambda rng: (np.array([[0.3, -8, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
             ("an entry exactly at the threshold is an outlier",
              lambda rng: (np.array([[0.3, -6, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
             ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0))),
@@ -163,16 +183,21 @@ EXERCISES = (
             ("the product of the outlier columns is not added", llm_int8_variant(added=False)),
             ("s_w must be taken over the whole row: W is quantized before any input is seen",
              llm_int8_variant(whole_w=False)),
+            ("outliers may be negative: compare |X| with the threshold", llm_int8_variant(over="signed")),
+            ("the outlier columns are multiplied in the type of X here, not in float16", llm_int8_variant(half=True)),
             ("an entry equal to the threshold is an outlier too: |X| ≥ threshold", llm_int8_variant(strict=True)),
             ("you compared a column's mean; a column is an outlier if any entry reaches the threshold",
              llm_int8_variant(over="mean")),
             ("use W's own numbers in the outlier columns, not its decoded codes",
              llm_int8_variant(float_w=False))),
         tolerance=1e-6,
-        hint="O from np.abs(X).max(0). A copy of X with those columns set to 0 gives the integers and their "
-             "s_x; s_w is over whole rows of W. Add X[:, O] @ W[:, O].T."),
+        hints=("Which entries of a token decide its scale, once the outlier columns are taken out?",
+               "O holds indices of columns. X[:, O] is (n, len(O)), W[:, O] is (d_out, len(O)), Y is (n, d_out).",
+               "O = np.flatnonzero(np.abs(X).max(0) >= threshold). Copy X and set the columns O to 0; quantize that as in "
+               "the exercise before, with s_x = 1 where a row has only zeros and s_w over whole rows of W. Add X[:, O] @ "
+               "W[:, O].T.")),
     Exercise(
-        name="outliers.smooth", title="Smoothing a layer",
+        name="outliers.smooth", title="Smoothing a layer", stars=2,
         reference=smooth, cases=smooth_case,
         special=(("α = 1 moves everything: s is max|X|", lambda rng: (*smooth_case(rng)[:4], 1.0)),),
         invariants=(
@@ -186,6 +211,9 @@ EXERCISES = (
             ("this is the wrong way round: divide γ by s and multiply W by s", smooth_variant(inverse=True)),
             ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False))),
         tolerance=1e-6,
-        hint="largest = maximum over the layers of np.abs(W).max(0); s = max_abs**alpha / largest**(1 − "
-             "alpha); γ and β are divided by s, columns of W multiplied."),
+        hints=("If the output of the norm is divided by s, what must happen to the columns of W so that the layer computes"
+               " the same?",
+               "s, γ, β and max_abs are (d,). Column j of each W (d_out, d) belongs to input j. np.abs(W).max(0) is (d,).",
+               "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha / largest**(1 − alpha). "
+               "Divide γ and β by s, and multiply each W by s.")),
 )

@@ -77,9 +77,10 @@ def _halves(table, L, H):
 
 EXERCISES = (
     Exercise(
-        name="prefix.attention", title="Attention with a prefix",
+        name="prefix.attention", title="Attention with a prefix", stars=2,
         reference=attention, cases=_head, gradient=("q", "k", "v", "P_K", "P_V"),
         special=(("one token, which sees everything", lambda rng: _head(rng, T=1)),),
+        avoids=("attention",),
         mistakes=(
             ("the mask begins at column 1, as without a prefix, so tokens cannot see all of the prefix; the diagonal is P + 1",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 1)),
@@ -95,32 +96,41 @@ EXERCISES = (
              lambda q, k, v, P_K, P_V: _masked(q, P_K, P_V, k, v, P_K.shape[0] + 1)),
             ("prefix and text are normalised separately and added; one softmax must cover both",
              lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
-        hint="K = [P_K; k] and V = [P_V; v] have P + T rows. Token t sees columns 0 … P + t: np.triu with the "
-             "diagonal P + 1."),
+        hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
+               "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t sees the columns 0 … P + t.",
+               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), −np.inf, "
+               "np.float32), P + 1). Then F.softmax(q @ K.T * d**−0.5 + M) @ V.")),
     Exercise(
-        name="prefix.share", title="The prefix's share of attention",
+        name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
         special=(
             ("all keys are equal: λ is P/(P + S)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
-            ("scores in the thousands, where exp overflows",
-             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.9 * np.eye(4)[:2]))),
+            ("scores in the thousands, the text's larger, where exp overflows",
+             lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
+            ("scores in the thousands, the prefix's larger",
+             lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]))),
         invariants=(
             ("λ is the weight that mixes the two attentions (equation 4)", _mixes),),
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
              lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
+            ("prefix and text had a maximum each subtracted; subtract the same one, the largest of all, or λ changes",
+             lambda q, k, P_K: (lambda p, s: np.exp(p - p.max()).sum() / (np.exp(p - p.max()).sum() + np.exp(s - s.max()).sum()))(
+                 P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q)))),
             ("this is the share of the text, 1 − λ", lambda q, k, P_K: 1 - share(q, k, P_K)),
             ("the scores are not divided by √d_head",
              lambda q, k, P_K: (lambda p, s: p / (p + s))(*_exp_share(q, k, P_K, False))),
             ("the sums are of scores, not of their exponentials",
              lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
         symptoms=(
-            ("exp overflows for large scores: subtract the largest score first; λ stays the same",
+            ("exp overflows: subtract the largest score, of prefix and text together; λ stays the same",
              lambda got, expected, arguments: not np.isfinite(got)),),
-        hint="Scores of prefix and text together, divided by √d_head, minus their maximum; exponentiate; the "
-             "prefix's part of the sum."),
+        hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
+               "P_K @ q is (P,), k @ q is (S,). Both are divided by √d_head. λ is one number.",
+               "s = np.concatenate([P_K, k]) @ q / √d_head; e = np.exp(s − s.max()); λ is the sum of the first P entries "
+               "of e over the sum of all.")),
     Exercise(
-        name="prefix.count", title="Parameters trained and parameters stored",
+        name="prefix.count", title="Parameters trained and parameters stored", stars=1,
         reference=count,
         cases=lambda rng: tuple(int(n) for n in (rng.integers(2, 30), rng.integers(2, 12), 8 * rng.integers(2, 20), rng.integers(9, 300))),
         mistakes=(
@@ -136,10 +146,11 @@ EXERCISES = (
             ("the network computes the table, so the table itself is not trained",
              lambda P, L, d, m: (count(P, L, d, m)[0] + 2 * P * L * d, 2 * P * L * d))),
         tolerance=0,
-        hint="Trained: P′, and two linear layers d → m → 2 L d with biases. Stored: the table, 2 L d numbers "
-             "per virtual token."),
+        hints=("Which part of the network is still needed after training?",
+               "P′ is (P, d). The two layers are (m, d) and (2 L d, m), with m and 2 L d biases. The table is (P, 2 L d).",
+               "Trained: P d, d m + m, and 2 L d m + 2 L d. Stored: the table alone.")),
     Exercise(
-        name="prefix.cut", title="From the table to keys and values",
+        name="prefix.cut", title="From the table to keys and values", stars=2,
         reference=cut, cases=_table,
         mistakes=(
             ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all keys first, then all values",
@@ -154,6 +165,8 @@ EXERCISES = (
             ("the axes of each K and V are (H, P, d_head), in this order",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)
              and sorted(np.shape(got)) == sorted(np.shape(expected))),),
-        hint="reshape to (P, 2 L, H, d_head) first: that is the order in a row. Then move the axes; rows 2ℓ "
-             "and 2ℓ + 1 belong to layer ℓ."),
+        hints=("In which order do the numbers of a row lie? Which index changes slowest, and which fastest?",
+               "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a layer are (H, P, d_head).",
+               "Reshape to (P, L, 2, H, −1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
+               "parts[l, 1] its V.")),
 )

@@ -68,7 +68,7 @@ def places_cases(rng, more=None):
 
 EXERCISES = (
     Exercise(
-        name="prompts.input", title="The input with a prompt before it",
+        name="prompts.input", title="The input with a prompt before it", stars=1,
         reference=reference_input, cases=input_cases, gradient=("P_e",),
         mistakes=(
             ("the text's positions begin at 0; they should begin behind the prompt, at P",
@@ -80,14 +80,16 @@ EXERCISES = (
             ("the position vectors are missing", lambda P, X, pos: concatenate([P, X], axis=0)),
             ("you put the prompt behind the text; it stands before the text, not behind it",
              lambda P, X, pos: concatenate([X, P], axis=0) + pos[:P.shape[0] + X.shape[0]])),
-        hint="x = tp.concatenate([P_e, X_e], axis=0), and then the first P + T rows of the table of positions: "
-             "x + positions[:x.shape[0]]."),
+        hints=("At which position does the first token of the text stand, if P vectors stand before it?",
+               "P_e (P, d) and X_e (T, d) become (P + T, d). As many rows of `positions` are added.",
+               "x = tp.concatenate([P_e, X_e], axis=0); then x + positions[:x.shape[0]].")),
     Exercise(
-        name="prompts.cost", title="The price of a longer input",
+        name="prompts.cost", title="The price of a longer input", stars=1,
         reference=reference_cost, cases=cost_cases,
         special=(("no prompt costs nothing", lambda rng: (0, 64, 32)),),
         mistakes=(
             ("this is the ratio of the work; the extra work is 1 less", lambda P, T, d: reference_cost(P, T, d) + 1),
+            ("this is in per cent; return a share", lambda P, T, d: 100 * reference_cost(P, T, d)),
             ("only the matrices are counted; attention grows faster than the length", lambda P, T, d: P / T),
             ("attention's share is d S (S + 1): one product for the scores and one for the values",
              lambda P, T, d: (12 * d * (P + T) + (P + T) * (P + T + 1) / 2) / (12 * d * T + T * (T + 1) / 2) - 1),
@@ -96,14 +98,19 @@ EXERCISES = (
             ("this is the work of the prompt's positions alone; the text's queries see P more keys as well",
              lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)))),
         tolerance=1e-9,
-        hint="Write F as a function of S, then F(P + T) / F(T) − 1."),
+        hints=("How much work is the longer input, and how much the text alone? If the ratio is 1.2, what is the extra "
+               "work?",
+               "P, T, d and the result are numbers. F(S) = 12 d² S + d S (S + 1).",
+               "Write F as a function of S, then F(P + T)/F(T) − 1.")),
     Exercise(
-        name="prompts.nearest", title="The tokens nearest to a prompt",
+        name="prompts.nearest", title="The tokens nearest to a prompt", stars=2,
         reference=reference_nearest, cases=nearest_cases,
         special=(
             ("each prompt vector is three times a token's vector: that token is the nearest",
              lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
         mistakes=(
+            ("these are the cosines; return the numbers of the tokens",
+             lambda P, E, k: -np.sort(-(unit(P) @ unit(E).T), axis=1)[:, :k]),
             ("these are the largest dot products: long tokens win; divide by the lengths",
              lambda P, E, k: np.argsort(-(P @ E.T), axis=1, kind="stable")[:, :k]),
             ("these are the tokens nearest by distance; use the angle",
@@ -115,11 +122,13 @@ EXERCISES = (
             ("you divided by the wrong lengths: each vector has its own length, over axis 1",
              lambda P, E, k: np.argsort(-(P / np.linalg.norm(P, axis=0)) @ (E / np.linalg.norm(E, axis=0)).T, axis=1, kind="stable")[:, :k])),
         tolerance=0,
-        hint="Divide every row of both by its length (np.linalg.norm(a, axis=1, keepdims=True)); the product "
-             "of the first with the second's transpose is (P, V). np.argsort of its negative, and the first k "
-             "columns."),
+        hints=("Which of two vectors of different length is nearer by angle? What must be divided out first?",
+               "P_e (P, d) and E (V, d), with each row divided by its length, give cosines (P, V). The result is (P, k), "
+               "integers.",
+               "np.linalg.norm(a, axis=1, keepdims=True) is the length of each row. The first k columns of "
+               "np.argsort(−cosines, axis=1) are the nearest.")),
     Exercise(
-        name="prompts.places", title="The places of pseudo-tokens",
+        name="prompts.places", title="The places of pseudo-tokens", stars=3,
         reference=reference_places, cases=places_cases,
         special=(
             ("the example of the text", lambda rng: (np.array([7, 8, 10, 9]), (2, 1), 10)),
@@ -132,8 +141,11 @@ EXERCISES = (
             ("the counts are taken in the wrong order", lambda t, counts, s: reference_places(t, counts[::-1], s)),
             ("these are the places of the tokens, not of the pseudo-tokens",
              lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s)))),
+        errors=(("IndexError", "only the first len(counts) − 1 separators end parts; a later one is a token like others"),),
         tolerance=0,
-        hint="np.nonzero(tokens == separator)[0] gives the separators; the first len(counts) − 1 of them end "
-             "parts. Part j begins at the place after the separator of part j − 1, plus all pseudo-tokens "
-             "placed so far."),
+        hints=("A pseudo-token moves everything behind it by one place. How many pseudo-tokens stand before part j?",
+               "np.nonzero(tokens == separator)[0] are the separators; the first len(counts) − 1 of them end parts. The "
+               "result has sum(counts) integers.",
+               "Part j begins at 0, or one place behind the separator of part j − 1. Add the number of all pseudo-tokens "
+               "placed so far: from there on stand counts[j] of them, one after another.")),
 )

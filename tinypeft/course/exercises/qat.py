@@ -45,14 +45,15 @@ def lsq(x, s, bits, dy):
 
 
 def lsq_variant(inner=lambda k, u: k - u, factor=True, masked=True, summed=True, outer=True, symmetric=False,
-                rounded_mask=False):
+                rounded_mask=False, ends=False):
     """lsq with a mistake: the sign inside, g left out, dx everywhere, the clipped left out, −Q_P for −Q_N."""
     def wrong(x, s, bits, dy):
         Q_N, Q_P = 2**(bits - 1), 2**(bits - 1) - 1
         if symmetric: Q_N = Q_P
         u = x / s[:, None]
         k = np.clip(np.rint(u), -Q_N, Q_P)
-        inside = (-Q_N <= np.rint(u)) & (np.rint(u) <= Q_P) if rounded_mask else (-Q_N < u) & (u < Q_P)
+        v = np.rint(u) if rounded_mask else u
+        inside = (-Q_N <= v) & (v <= Q_P) if rounded_mask or ends else (-Q_N < v) & (v < Q_P)
         g = 1 / math.sqrt(x.shape[1] * Q_P) if factor else 1
         slope = np.where(inside, inner(k, u), k if outer else 0)
         return s[:, None] * k, dy * inside if masked else dy, g * (dy * slope if summed else slope).sum(1)
@@ -113,14 +114,18 @@ def distillation_variant(reverse=False, mean=True, gradient=lambda p, q: q - p, 
 
 EXERCISES = (
     Exercise(
-        name="qat.ste", title="The straight-through gradient",
+        name="qat.ste", title="The straight-through gradient", stars=1,
         reference=ste, cases=ste_case,
         special=(
             ("one number inside the range, one outside on each side",
-             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),),
+             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),
+            ("numbers exactly at both ends of the range",
+             lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
         mistakes=(
             ("the zero point is missing in u = x/s + z", ste_variant(u=lambda x, s, z: x / s)),
             ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
+            ("the inequalities are strict: exactly at an end the gradient is 0",
+             ste_variant(inside=lambda u, low, high: (low <= u) & (u <= high))),
             ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
             ("you gave the clipped numbers a gradient; only the others have one",
              ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
@@ -128,16 +133,21 @@ EXERCISES = (
             ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
              ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high)))),
-        hint="u = x/s + z; dx is dy where low < u < high and 0 elsewhere."),
+        hints=("Where does x̂ follow x, and where does it stand still?",
+               "u = x/s + z has the shape of x, and so has the mask.",
+               "u = x/s + z; dx is dy where low < u < high, and 0 elsewhere.")),
     Exercise(
-        name="qat.lsq", title="The gradient of the step",
+        name="qat.lsq", title="The gradient of the step", stars=3,
         reference=lsq, cases=lsq_case,
         special=(
             ("one number inside, one clipped",
-             lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),),
+             lambda rng: (np.array([[0.6, 7.0]]), np.array([1.0]), 3, np.array([[1.0, 1.0]]))),
+            ("numbers exactly at both ends of the range",
+             lambda rng: (np.array([[3.0, -4.0, 0.6]]), np.array([1.0]), 3, np.array([[1.0, 2.0, 1.0]])))),
         mistakes=(
             ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
             ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
+            ("the inequalities are strict: exactly at an end a number counts as clipped", lsq_variant(ends=True)),
             ("the factor g = 1/√(N Q_P) is missing in ds", lsq_variant(factor=False)),
             ("x has no gradient where it is clipped", lsq_variant(masked=False)),
             ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
@@ -145,10 +155,13 @@ EXERCISES = (
             ("multiply the slopes by dy before you sum them", lsq_variant(summed=False)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
              lsq_variant(rounded_mask=True))),
-        hint="u = x/s, k = clip(round(u), −Q_N, Q_P). The slope is k − u inside and k outside; ds = g · Σ "
-             "dy·slope over the row, g = 1/√(B Q_P)."),
+        hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped number, whose code does not "
+               "change?",
+               "s[:, None] is (n, 1), u = x/s is (n, B). ds is (n,): a sum over each row.",
+               "k = np.clip(np.rint(u), −Q_N, Q_P). The slope is k − u inside and k elsewhere. ds = g · (dy · "
+               "slope).sum(1) with g = 1/√(B Q_P). dx is dy inside and 0 elsewhere.")),
     Exercise(
-        name="qat.peqa", title="The gradient of PEQA's scales",
+        name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
         reference=peqa, cases=peqa_case,
         special=(
             ("all codes are at the zero point: scales do not matter", lambda rng: (
@@ -156,11 +169,14 @@ EXERCISES = (
         mistakes=(
             ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=False)),
             ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
+            ("the gradient has the other sign: the scale multiplies q − z, not z − q", lambda *a: -peqa(*a)),
             ("take the sum over the group, not the mean", peqa_variant(summed=False))),
-        hint="G = dy.T @ x is (d_out, d_in). Multiply by q − z, z repeated g times along a row, reshape to "
-             "(d_out, −1, g), sum over the last axis."),
+        hints=("Ŵ = s (q − z). What is its derivative with respect to s, and which weights share one s?",
+               "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), too. The result is "
+               "(d_out, d_in/g).",
+               "Multiply G by q − np.repeat(z, g, axis=1), reshape to (d_out, −1, g), and sum over the last axis.")),
     Exercise(
-        name="qat.distillation", title="Distillation from logits",
+        name="qat.distillation", title="Distillation from logits", stars=2,
         reference=distillation,
         cases=lambda rng: (a := rng.normal(0, 2, (int(rng.integers(3, 6)), int(rng.integers(6, 9)))),
                            a + rng.normal(0, 1, a.shape)),
@@ -170,11 +186,18 @@ EXERCISES = (
             ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]])))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
+            ("take the mean over the n rows in the loss as well, not only in the gradient",
+             lambda p, q: (lambda loss, gradient: (loss * len(p), gradient))(*distillation(p, q))),
+            ("take the mean over the n rows in the gradient as well, not only in the loss",
+             lambda p, q: (lambda loss, gradient: (loss, gradient * len(p)))(*distillation(p, q))),
             ("take the mean over the n rows, in the loss and in the gradient", distillation_variant(mean=False)),
             ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
              distillation_variant(gradient=lambda p, q: p - q)),
             ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
              distillation_variant(entropy=False))),
-        hint="KL = Σ p (log p − log q), averaged over rows; its gradient is that of cross-entropy with soft "
-             "targets, (q − p)/n."),
+        hints=("Which distribution stands in front of the logarithm, the teacher's or the student's? What is the gradient "
+               "of a cross-entropy?",
+               "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
+               "The log softmax of a row is a − max − log Σ exp(a − max). The loss is the sum of p (log p − log q), "
+               "divided by n; the gradient is (q − p)/n.")),
 )

@@ -8,6 +8,14 @@ from ..exercise import Exercise
 __all__ = ["EXERCISES"]
 
 
+def half_up(v):
+    return np.floor(v + 0.5)
+
+
+def half_away(v):
+    return np.sign(v) * np.floor(np.abs(v) + 0.5)
+
+
 # -- absmax ----------------------------------------------------------------------------------------
 def absmax(x, bits):
     return Uniform(bits, granularity="tensor").fit(x.reshape(1, -1)).round(x.reshape(1, -1)).reshape(x.shape)
@@ -27,15 +35,21 @@ def survey(x, bits):
     return grid.encode(x.reshape(1, -1)).reshape(x.shape).astype(int), float(grid.scale[0, 0]), -int(grid.zero[0, 0])
 
 
-def survey_variant(levels=lambda bits: 2**bits - 1, stretch=True, sign=1, clip=True, whole=np.rint):
-    """survey with a mistake: wrong S, a range without 0, the libraries' sign, codes that are not clipped, Z not rounded."""
+def survey_variant(levels=lambda bits: 2**bits - 1, stretch=True, sign=1, clip=True, whole=np.rint,
+                   code=lambda u, Z: np.rint(u) - Z):
+    """survey with a mistake: wrong S, a range without 0, the libraries' sign, codes not clipped or rounded late, Z not rounded."""
     def wrong(x, bits):
         l, h = (min(x.min(), 0), max(x.max(), 0)) if stretch else (x.min(), x.max())
         S = (h - l) / levels(bits)
         Z = whole(l / S)
-        q = np.rint(np.rint(x / S) - Z)
+        q = np.rint(code(x / S, Z))
         return (np.clip(q, 0, 2**bits - 1) if clip else q).astype(int), S, sign * Z
     return wrong
+
+
+def _zeros_come_back(fn, rng):
+    codes, S, Z = fn(np.zeros((2, 3)), 4)
+    return S > 0 and not (S * (np.asarray(codes) + Z)).any()
 
 
 # -- the best clip ---------------------------------------------------------------------------------
@@ -65,10 +79,12 @@ def to_float(x, e, m):
     return decode(encode(x, name), name).astype(x.dtype)
 
 
-def to_float_variant(bias=lambda e: 2**(e - 1) - 1, shift=1, subnormal=True, saturate=True, round=np.rint):
-    """to_float with a mistake: another bias, frexp's exponent as it is, no subnormals, no saturation, truncation."""
+def to_float_variant(bias=lambda e: 2**(e - 1) - 1, shift=1, subnormal=True, saturate=True, round=np.rint,
+                     most=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)):
+    """to_float with a mistake: another bias, frexp's exponent as it is, no subnormals, no saturation, another rounding or
+    largest value."""
     def wrong(x, e, m):
-        V = 2.0**(2**e - 1 - bias(e)) * (2 - 2.0**-m)
+        V = most(e, m, bias(e))
         E = np.frexp(np.abs(x))[1] - shift
         if subnormal: E = np.maximum(E, 1 - bias(e))
         y = round(x / 2.0**(E - m)) * 2.0**(E - m)
@@ -83,13 +99,15 @@ def float_case(rng):
 
 EXERCISES = (
     Exercise(
-        name="quantization.absmax", title="Symmetric quantization by absmax",
+        name="quantization.absmax", title="Symmetric quantization by absmax", stars=1,
         reference=absmax,
         cases=lambda rng: (rng.normal(0, rng.uniform(0.1, 3), (rng.integers(2, 5), rng.integers(5, 9))),
                            int(rng.integers(2, 9))),
         special=(
             ("numbers that lie on the grid come back as they are",
-             lambda rng: (np.array([-1.5, 0.0, 0.5, 1.5, 1.0]), 3)),),
+             lambda rng: (np.array([-1.5, 0.0, 0.5, 1.5, 1.0]), 3)),
+            ("numbers midway between two points go to the even code",
+             lambda rng: (np.array([-1.5, -0.75, -0.25, 0.25, 0.75, 1.25]), 3))),
         invariants=(
             ("an array of zeros comes back as zeros", lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
         mistakes=(
@@ -101,17 +119,23 @@ EXERCISES = (
             ("there is one scale for all of x: take the maximum over the whole array",
              absmax_variant(m=lambda x: np.abs(x).max(-1, keepdims=True))),
             ("these are the codes; multiply them by the scale to get x̂", absmax_variant(back=False)),
+            ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up", absmax_variant(round=half_up)),
+            ("np.rint rounds a half to the even integer; yours rounds it away from 0", absmax_variant(round=half_away)),
             ("you cut x/s off; round it to the nearest integer", absmax_variant(round=np.trunc)),
             ("you rounded x/s down; round it to the nearest integer", absmax_variant(round=np.floor))),
-        hint="s = max|x| / (2**(bits − 1) − 1); the codes are np.rint(x / s), and x̂ is s times them. If x is "
-             "all zeros, s would be 0."),
+        hints=("Which code should the largest magnitude have? What would the scale be if all numbers were 0?",
+               "s is one number for all of x. The codes and x̂ have the shape of x.",
+               "s = np.abs(x).max()/(2**(bits − 1) − 1). If s is 0, the result is zeros; otherwise np.rint(x/s) · s.")),
     Exercise(
-        name="quantization.survey", title="The survey's quantizer",
+        name="quantization.survey", title="The survey's quantizer", stars=2,
         reference=survey,
         cases=lambda rng: (rng.normal(rng.uniform(-1, 1), 1, (3, rng.integers(6, 10))), int(rng.integers(2, 9))),
         special=(
             ("all numbers are positive: the range still contains 0", lambda rng: (np.array([0.5, 1.0, 1.5]), 2)),
-            ("both ends lie midway between two grid points", lambda rng: (np.array([-5.5, 0.0, 9.5]), 4))),
+            ("both ends lie midway between two grid points", lambda rng: (np.array([-5.5, 0.0, 9.5]), 4)),
+            ("numbers midway between two grid points, and Z = −1", lambda rng: (np.array([-1.0, 0.5, 1.5, 2.0]), 2))),
+        invariants=(
+            ("an array of zeros comes back as zeros, with a positive scale", _zeros_come_back),),
         mistakes=(
             ("this is the libraries' sign: the survey subtracts Z when it encodes, so Z is round(l/S), not "
              "−round(l/S)", survey_variant(sign=-1)),
@@ -120,45 +144,74 @@ EXERCISES = (
             ("the codes are not clipped to 0 … 2**bits − 1", survey_variant(clip=False)),
             ("S is (h − l)/(2**bits − 1): there is one step fewer than there are points",
              survey_variant(lambda b: 2**b)),
+            ("round x/S before you subtract Z: a half may go to the other side when Z is odd",
+             survey_variant(code=lambda u, Z: u - Z)),
             ("Z must be an integer: round it", survey_variant(whole=lambda z: z))),
         tolerance=1e-6,
-        hint="Stretch [l, h] to contain 0. S = (h − l)/(2**bits − 1). The code of l is round(l/S) − Z, and "
-             "should be 0. Clip at the end."),
+        hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
+               "x_q has the shape of x and an integer type. S and Z are numbers.",
+               "l = min(x.min(), 0), h = max(x.max(), 0), S = (h − l)/(2**bits − 1), or any positive number if that is 0. "
+               "Z = np.rint(l/S). Round x/S before you subtract Z, then clip to 0 … 2**bits − 1 and use .astype(int).")),
     Exercise(
-        name="quantization.best_clip", title="The best clipping range",
+        name="quantization.best_clip", title="The best clipping range", stars=2,
         reference=best_clip,
         cases=lambda rng: (rng.standard_t(6, (rng.integers(4, 7), 40)), int(rng.integers(2, 5)), np.linspace(1, 0.2, 17)),
         special=(
             ("one number far from the others, two bits: clipping it is best",
-             lambda rng: (np.array([[1.0] * 30 + [3.0], [1.0] * 30 + [1.0]]), 2, np.array([1.0, 0.5, 1 / 3]))),),
+             lambda rng: (np.array([[1.0] * 30 + [3.0], [1.0] * 30 + [1.0]]), 2, np.array([1.0, 0.5, 1 / 3]))),
+            ("both fractions are equally good: the first one",
+             lambda rng: (np.array([[1.0, -1, 0.5, 0.5]]), 2, np.array([1.0, 0.5]))),
+            ("a row of zeros: all fractions are equally good",
+             lambda rng: (np.array([[0.0] * 31, [1.0] * 30 + [3.0]]), 2, np.array([1.0, 0.5, 1 / 3])))),
         mistakes=(
             ("the codes are not clipped, so a smaller range costs nothing: np.clip(…, −n, n)",
              best_clip_variant(clip=False)),
+            ("of equally good fractions, the first one is wanted; with <= the last one wins",
+             best_clip_variant(pick=lambda errors, axis: len(errors) - 1 - np.argmin(errors[::-1], axis))),
+            ("this is the place of the fraction; return the fraction itself",
+             lambda x, bits, fractions: np.searchsorted(-np.asarray(fractions), -best_clip(x, bits, fractions))),
             ("the error must be squared", best_clip_variant(size=np.abs)),
             ("the step is p·m/(2**(bits − 1) − 1)", best_clip_variant(steps=lambda n: n + 1)),
             ("the smallest code in use is −(2**(bits − 1) − 1): the symmetric grid leaves one unused",
              best_clip_variant(low=lambda n: -n - 1)),
             ("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False)),
             ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax))),
-        hint="For every p: s = p·m/n with n = 2**(bits − 1) − 1 and m kept as a column, codes clipped to ±n, "
-             "squared errors summed over axis 1. Then argmin over the fractions."),
+        hints=("What is gained when the range becomes smaller, and what is lost? Which of the two is invisible if the "
+               "codes are not clipped?",
+               "m is (n, 1). For one p the codes are (n, B) and the errors (n,). The errors for all p are (k, n), and the "
+               "result is (n,).",
+               "For every p: s = p·m/n with n = 2**(bits − 1) − 1, codes clipped to −n … n, np.square(s·codes − x).sum(1)."
+               " np.argmin over the fractions takes the first of equals. A row of zeros needs an s that is not 0.")),
     Exercise(
-        name="quantization.to_float", title="Rounding to a small float",
+        name="quantization.to_float", title="Rounding to a small float", stars=3,
         reference=to_float, cases=float_case,
         special=(
             ("E2M1: values of the format stay as they are",
              lambda rng: (np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6]), 2, 1)),
             ("E2M1: beyond the largest value", lambda rng: (np.array([7.0, -100.0]), 2, 1)),
-            ("E2M1: numbers smaller than the smallest", lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1))),
+            ("E2M1: numbers smaller than the smallest", lambda rng: (np.array([0.1, 0.2, 0.3, -0.4]), 2, 1)),
+            ("E2M1: numbers midway between two values",
+             lambda rng: (np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5, -5.0]), 2, 1))),
         mistakes=(
             ("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
              to_float_variant(shift=0)),
             ("numbers below 2**(1 − bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(subnormal=False)),
             ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
+            ("no exponent is reserved here: the largest one is 2**e − 1 − bias, not 2**e − 2 − bias",
+             to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m))),
+            ("the largest mantissa is 2 − 2**−m, all bits 1", to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
+            ("the largest mantissa is 2 − 2**−m, all bits 1",
+             to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (1 - 2.0**-m))),
+            ("np.rint rounds a half to the even n; floor(v + ½) rounds it up", to_float_variant(round=half_up)),
+            ("np.rint rounds a half to the even n; yours rounds it away from 0", to_float_variant(round=half_away)),
             ("the bias is 2**(e − 1) − 1", to_float_variant(bias=lambda e: 2**(e - 1))),
             ("you cut off; round to the nearest value", to_float_variant(round=np.trunc))),
+        errors=(("negative integer powers", "2 to a negative power is no integer: write 2.0**(E − m), with a float"),),
         tolerance=1e-9,
-        hint="E = np.frexp(|x|)[1] − 1, but at least 1 − bias; the spacing is 2.0**(E − m); round x/spacing, "
-             "multiply, clip to ±V."),
+        hints=("How far apart are the values of the format between 2**E and 2**(E + 1)? Where does this distance stop "
+               "shrinking?",
+               "E has the shape of x: np.frexp(np.abs(x))[1] − 1, but at least 1 − bias. The spacing is 2.0**(E − m), with"
+               " the float 2.0.",
+               "Round x/spacing with np.rint, multiply by the spacing, and clip to −V … V.")),
 )

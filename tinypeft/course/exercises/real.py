@@ -115,7 +115,7 @@ def _counting(rng):
 
 EXERCISES = (
     Exercise(
-        name="real.rms_norm", title="A norm without a mean",
+        name="real.rms_norm", title="A norm without a mean", stars=1,
         reference=rms_norm, cases=_vectors,
         special=(
             ("ε = 0 and equal numbers: every one becomes ±1, times γ",
@@ -131,9 +131,11 @@ EXERCISES = (
             ("the variance is about the mean; RMSNorm takes the mean of the squares", _root_of(lambda x: x.var(-1, keepdims=True))),
             ("1 + γ is Gemma's norm; Llama's multiplies by γ", lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps))),
         tolerance=1e-9,
-        hint="Square, take the mean over the last axis with keepdims=True, add ε, take the root, divide x by it, multiply by γ."),
+        hints=("Which step of a layer norm is left out here?",
+               "The mean of the squares is (n, 1), with keepdims=True. gamma is (d,).",
+               "Square, take the mean over the last axis, add ε, take the root; divide x by it and multiply by γ.")),
     Exercise(
-        name="real.rotary", title="Rotated by position",
+        name="real.rotary", title="Rotated by position", stars=3,
         reference=rotary, cases=_heads,
         special=(
             ("one pair, at the positions 0, 1 and 2", lambda rng: (np.array([[[1.0, 0.0]] * 3] * 2), 10.0)),),
@@ -147,10 +149,12 @@ EXERCISES = (
             ("the exponent is −2i/d; yours is −i/d", lambda x, theta: _rotated(x, theta, power=1)),
             ("the exponent is −2i/d, so that later pairs turn more slowly", lambda x, theta: _rotated(x, theta, power=-2))),
         tolerance=1e-9,
-        hint="phi = t[:, None] * theta ** (-2 * i / d), (T, d/2), for t = 0 … T − 1 and i = 0 … d/2 − 1. Cut x into halves x1, x2 "
-             "of its last axis, and join x1 cos φ − x2 sin φ and x2 cos φ + x1 sin φ."),
+        hints=("Which two numbers of a head are pair i? By which angle does position t turn them?",
+               "phi is (T, d/2). The halves x1 and x2 of the last axis are (H, T, d/2).",
+               "phi = np.arange(T)[:, None] * theta ** (−2 * np.arange(d // 2) / d). Join x1 cos φ − x2 sin φ and x2 cos φ"
+               " + x1 sin φ along the last axis.")),
     Exercise(
-        name="real.grouped", title="Many queries, few keys",
+        name="real.grouped", title="Many queries, few keys", stars=2,
         reference=grouped, cases=_groups,
         special=(
             ("one token: each head returns the value of its group",
@@ -166,10 +170,11 @@ EXERCISES = (
              lambda q, k, v: _attended(q, k, v, _first)),
             ("heads of different groups read different keys; yours read their mean", lambda q, k, v: _attended(q, k, v, _mean))),
         tolerance=1e-9,
-        hint="np.repeat(k, H // G, axis=0) gives every head its key; the same for v. Then it is causal attention: scores q kᵀ/√d, "
-             "−∞ above the diagonal, softmax over the last axis, times v."),
+        hints=("How many heads of queries share one key, and which ones?",
+               "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. The scores are (H, T, T).",
+               "With repeated k and v: scores = q kᵀ/√d, −∞ above the diagonal, softmax over the last axis, times v.")),
     Exercise(
-        name="real.q4_1", title="A block of 32 weights",
+        name="real.q4_1", title="A block of 32 weights", stars=2,
         reference=q4_1, cases=_blocks,
         special=(("d = 1, m = 0, and the codes 0 … 15 twice", _counting),),
         mistakes=(
@@ -187,6 +192,9 @@ EXERCISES = (
             ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
         tolerance=1e-6,
-        hint="octets[:, :4].copy().view('<f2') are d and m of each block. octets[:, 4:] & 15 are the codes of the first 16 weights, "
-             "octets[:, 4:] >> 4 those of the last 16. Decode in float32."),
+        hints=("Which 16 of the 32 weights are in the low halves of the bytes?",
+               "octets[:, :4].copy().view('<f2') is (n, 2): d and m. octets[:, 4:] is (n, 16), with two codes in each "
+               "byte.",
+               "low = octets[:, 4:] & 15, high = octets[:, 4:] >> 4. Low before high, they are the codes q (n, 32). The "
+               "weights are d q + m, in float32.")),
 )

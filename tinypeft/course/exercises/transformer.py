@@ -28,6 +28,11 @@ def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
     return (A @ v).astype(q.dtype)
 
 
+def large_scores(rng):
+    """Whole numbers and √d_head = 2, so that scores of about 1,000 are exact in float32."""
+    return tuple(rng.integers(-30, 31, shape).astype(np.float32) for shape in ((3, 4), (5, 4), (5, 4)))
+
+
 def attention_cases(rng, T=None, past=None):
     T, past, d = T or int(rng.integers(3, 6)), int(rng.integers(1, 4)) if past is None else past, int(rng.integers(3, 7))
     return tuple(rng.standard_normal((n, d)).astype(np.float32) for n in (T, T + past, T + past))
@@ -52,11 +57,6 @@ def picked(log_p, targets):
     return np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
-def overflowing(logits, tokens):
-    p = np.exp(logits[:, :-1])
-    return float(-np.log(picked(p / p.sum(-1, keepdims=True), tokens[:, 1:])).mean())
-
-
 # -- counting ------------------------------------------------------------------------------------
 def reference_count(V, C, d, L):
     return Shape(layers=L, d=d, heads=1, vocab=V, context=C).parameters
@@ -68,11 +68,12 @@ def count_cases(rng):
 
 EXERCISES = (
     Exercise(
-        name="transformer.attention", title="Causal attention of one head",
+        name="transformer.attention", title="Causal attention of one head", stars=2,
         reference=reference_attention, cases=attention_cases,
         special=(
             ("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
-            ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3))),
+            ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3)),
+            ("scores of about 1,000", large_scores)),
         invariants=(
             ("weights are positive and sum to one: values that are all 1 give 1",
              lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
@@ -90,11 +91,18 @@ EXERCISES = (
             ("the softmax runs over the queries; it must run over the keys", lambda *a: attention(*a, axis=0)),
             ("you masked after the softmax, so the remaining weights no longer sum to one; put −∞ into the scores before it",
              lambda *a: attention(*a, late=True))),
-        hint="scores = q @ k.T / √d_head, (T, S). Hide the places where the key's number is larger than the "
-             "query's number + S − T: np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf there, then "
-             "softmax over the last axis, then @ v."),
+        symptoms=(
+            ("np.exp overflows: subtract the largest score of each row first; the softmax stays the same",
+             lambda got, expected, args: not np.isfinite(got).all() and args[0].max() > 9),),
+        avoids=("attention",),
+        hints=("At which position does query i stand, if the queries are the last T of S positions? Which keys come after "
+               "it?",
+               "scores (T, S) = q (T, d) times kᵀ (d, S). The mask is (T, S), the softmax runs over the last axis, the "
+               "result is (T, d).",
+               "hidden = np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf into the scores there, subtract the "
+               "maximum of each row, np.exp, divide by the sum of each row, @ v. math.sqrt(d) keeps float32.")),
     Exercise(
-        name="transformer.loss", title="The loss of a language model",
+        name="transformer.loss", title="The loss of a language model", stars=2,
         reference=reference_loss, cases=loss_cases,
         special=(
             ("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
@@ -110,13 +118,17 @@ EXERCISES = (
             ("this is in bits; equation (5) has a natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
             ("the softmax runs over positions; it must run over the vocabulary",
              lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
-            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t)),
-            ("np.exp overflows; subtract the largest logit of each position first", overflowing)),
+            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t))),
+        symptoms=(
+            ("np.exp overflows; subtract the largest logit of each position first", lambda got, expected, args: not np.isfinite(got)),),
         tolerance=1e-7,
-        hint="z = logits[:, :-1] and targets = tokens[:, 1:]. log softmax is z − max − log Σ exp(z − max). "
-             "np.take_along_axis(log_p, targets[..., None], −1) picks the targets' entries."),
+        hints=("Which token do the logits at position t speak about? Which position has no next token?",
+               "logits[:, :-1] is (B, T − 1, V), and its targets, tokens[:, 1:], are (B, T − 1). One log probability "
+               "belongs to each target.",
+               "z = logits[:, :-1]; the log softmax is z − max − log Σ exp(z − max), over the last axis. "
+               "np.take_along_axis(log_p, targets[..., None], −1) picks the targets' entries; return minus their mean.")),
     Exercise(
-        name="transformer.count", title="The number of parameters",
+        name="transformer.count", title="The number of parameters", stars=1,
         reference=reference_count, cases=count_cases,
         special=(("the base", lambda rng: (1024, 256, 128, 5)),),
         mistakes=(
@@ -135,6 +147,9 @@ EXERCISES = (
             ("a matrix of attention is missing: query, key, value and output have d² each",
              lambda V, C, d, L: reference_count(V, C, d, L) - d * d * L)),
         tolerance=0,
-        hint="Matrices of a block: 4 d² + 8 d². Its biases: 4 d of attention, 4 d + d of the MLP. Its norms: 2 "
-             "· 2 d. Add up, times L; then V d, C d, and 2 d of the final norm."),
+        hints=("Which matrices, biases and norms does a block have? What stands outside the blocks?",
+               "Attention: four (d, d) and four d. MLP: (4d, d), 4d, (d, 4d), d. A norm: a weight and a bias of d; there "
+               "are two in a block and one at the end. Tables: (V, d) and (C, d).",
+               "A block has 12 d² of matrices, 9 d of biases and 4 d of norms. Multiply by L; add V d + C d + 2 d. The "
+               "output head is the token table, so it adds nothing.")),
 )

@@ -1,0 +1,272 @@
+"""What a check says: where results differ, which cause it names, and which it does not; how hints open."""
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft import functional as F
+from tinypeft.course import grade, percent
+from tinypeft.course.calls import Local
+from tinypeft.course.check import check_file
+from tinypeft.course.diagnose import difference, in_arrays, likely_cause, place_of
+from tinypeft.course.exercise import Exercise
+from tinypeft.course.exercises import TOPICS, find, of_topic
+from tinypeft.course.judge import judge
+
+ALL = [e for topic in TOPICS for e in of_topic(topic).values()]
+ids = lambda e: e.name
+
+
+def cause(got, expected, tolerance=1e-7):
+    """The cause that is named for two arrays, if an exercise knows no mistakes."""
+    plain = Exercise(name="x.y", title="", stars=1, reference=lambda: expected, cases=lambda rng: (), hints=("", "", ""),
+                     tolerance=tolerance)
+    found = difference(got, expected, tolerance)
+    return found and likely_cause(plain, got, expected, found, ())
+
+
+# -- where it differs ------------------------------------------------------------------------------
+def test_the_largest_difference_is_shown():
+    e = np.arange(42.0).reshape(2, 3, 7)
+    g = e.copy()
+    g[1, 0, 3], g[0, 0, 0] = 24.5, 1e-3
+    assert place_of(g, e, 1e-5) == "2 of 42 numbers differ, the most at [1, 0, 3]: got 24.5, expected 24"
+    g[0, 0, 0] = 0
+    assert place_of(g, e, 1e-5) == "1 of 42 numbers differs, the most at [1, 0, 3]: got 24.5, expected 24"
+
+
+def test_two_numbers_are_shown_with_the_digits_that_tell_them_apart():
+    told = place_of(np.array([0, 1 / 3 + 1e-9]), np.array([0, 1 / 3]), 1e-12)
+    assert told.endswith("got 0.333333334, expected 0.333333333")
+
+
+def test_whole_numbers_and_masks_are_shown_as_they_are():
+    assert place_of(np.array([12345, 2]), np.array([1, 2]), 0).endswith("at [0]: got 12345, expected 1")
+    assert place_of(np.array([True, True]), np.array([True, False]), 0).endswith("at [1]: got True, expected False")
+
+
+def test_nan_is_place_of_most():
+    assert "the most at [1]: got nan, expected 2" in place_of(np.array([9.0, np.nan]), np.array([1.0, 2.0]), 1e-5)
+
+
+@pytest.mark.parametrize("e", ALL, ids=ids)
+def test_a_check_says_where(e):
+    """Of a result with one number wrong, the place is told, whatever the exercise."""
+    def slightly(value):
+        """The first array or number in it, wrong in its last entry."""
+        if isinstance(value, (tuple, list)):
+            i = next(i for i, part in enumerate(value) if part is not None)
+            return type(value)([*value[:i], slightly(value[i]), *value[i + 1:]])
+        if isinstance(value, tp.Tensor):
+            off = np.zeros(value.shape, value.dtype)
+            off[(-1,) * value.ndim] = 0.5
+            return value + off
+        value = np.array(value)
+        at = (-1,) * value.ndim
+        value[at] = not value[at] if value.dtype == bool else value[at] + 2
+        return value if value.ndim else value[()]
+    told = tp.check(e.name, lambda *args: slightly(Local(e.reference)(args).value))
+    place = re.search(r"\d+ of \d+ numbers? differs?, the most at \[[\d, ]+\]: got (\S+), expected (\S+)\.$", told.message)
+    assert not told and (place and place[1] != place[2] or "another number than" in told.message and told.got != told.expected)
+
+
+# -- generic causes --------------------------------------------------------------------------------
+@pytest.mark.parametrize("got, expected, says", [
+    (3.0 * np.arange(1.0, 9), np.arange(1.0, 9), "3 times"),
+    (1.002 * np.arange(1.0, 9), np.arange(1.0, 9), ""),                            # no factor of one
+    (np.arange(8.0) + 5, np.arange(8.0), "differs by 5 everywhere"),
+    (np.arange(8.0) + 5 + np.linspace(-0.01, 0.01, 8), np.arange(8.0), "differs by 5 everywhere"),
+    (np.arange(8.0) + np.linspace(-1e-5, 1e-5, 8), np.arange(8.0), ""),            # no constant: it is as large as its spread
+    (1e6 + np.arange(8.0) + np.linspace(0.5, 1, 8), 1e6 + np.arange(8.0), ""),
+    (-np.arange(1.0, 9), np.arange(1.0, 9), "the sign is wrong"),
+    (np.zeros(8), np.arange(8.0), "0 everywhere"),
+    (np.arange(8) + (np.arange(8) == 3), np.arange(8), "1 is off by one"),
+    (np.arange(8) + (np.arange(8) > 5), np.arange(8), "2 are off by one"),
+    (np.array(5), np.array(4), "it is off by one"),
+    (np.arange(6.0).reshape(2, 3) + [[1], [2]], np.arange(6.0).reshape(2, 3), "the same along axis 1"),
+    (np.arange(3.0), np.arange(3), "use .astype(int)"), (np.arange(3.0) + 0.25, np.arange(3), "not whole"),
+    (np.arange(3.0) > 1, np.arange(3.0), "True and False"), (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
+    (np.array([1.0, np.nan]), np.array([1.0, 2.0]), "division by zero")])
+def test_causes(got, expected, says):
+    assert says in cause(got, expected) and bool(says) == bool(cause(got, expected))
+
+
+def test_what_overflowed_is_told_with_its_line():
+    def prefix_share(q, k, P_K):
+        p = np.exp(P_K @ q / len(q) ** 0.5).sum()
+        return p / (p + np.exp(k @ q / len(q) ** 0.5).sum())
+    out = Local(prefix_share)((np.full(4, 5000.0), np.ones((2, 4)), np.ones((2, 4))))
+    assert out.strained.startswith("overflow, in line ") and out.strained.endswith("p = np.exp(P_K @ q / len(q) ** 0.5).sum()")
+
+    def qat_distillation(teacher, student):
+        p, q = (np.exp(a) / np.exp(a).sum(1, keepdims=True) for a in (teacher, student))
+        return (p * np.log(p / q)).sum() / len(p), (q - p) / len(p)
+    told = tp.check("qat.distillation", qat_distillation)
+    assert "large logits" in told.message and "(overflow, in line " in told.cause and "subtract the largest" in told.cause
+
+
+def test_a_mistake_is_not_recognised_by_its_nan():
+    """Both overflow, and both are NaN; but these are not the odds."""
+    def prefix_share(q, k, P_K):
+        p, s = (np.exp(a @ q / len(q) ** 0.5).sum() for a in (P_K, k))
+        return p / (p + s)
+    told = tp.check("prefix.share", prefix_share)
+    assert "1 number that is NaN" in told.message and "odds" not in told.cause and "overflows" in told.cause
+
+
+def test_nan_equals_no_mistakes_nan():
+    got, expected = np.array([np.nan, 1.0]), np.array([2.0, 1.0])
+    e = Exercise(name="x.y", title="", stars=1, reference=lambda: expected, cases=lambda rng: (), hints=("", "", ""),
+                 mistakes=(("a mistake that overflows, too", lambda: got),))
+    assert "overflows" not in likely_cause(e, got, expected, difference(got, expected, 1e-5), ())
+
+
+def test_a_cause_fits_all_cases():
+    """The spectral norm and the mean of all squares agree where a space meets itself: ½."""
+    def lora_overlap(A1, A2, i, j):
+        V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
+        return np.mean((V1 @ V2.T) ** 2)
+    assert "not i · j" in tp.check("lora.overlap", lora_overlap).cause
+    assert "case “a space with itself" in tp.check("lora.overlap", lora_overlap).message
+
+
+# -- what is accepted ------------------------------------------------------------------------------
+def test_lists_stand_for_arrays_where_the_shapes_agree():
+    same = lambda got, expected, free=False: difference(got, expected, 1e-6, free=free) is None
+    assert same([[1.0, 2.0]], np.array([[1.0, 2.0]])) and same([1, 2], np.array([1.0, 2.0])) and same([], np.zeros(0, int))
+    assert same(np.array([1.0, 2.0]), (1.0, 2.0)) and same([True, False], np.array([True, False]))
+    assert not same([1.0, 2.0], np.array([[1.0, 2.0]])) and not same([[1.0], [1.0, 2.0]], np.array([[1.0, 2.0]]))
+    assert not same([1.0, 2.0], np.array([1, 2])) and not same(["a"], np.array([1.0]))
+    assert not same(np.float32([1]), np.ones(1)) and same(np.float32([1]), np.ones(1), free=True)
+
+
+def test_the_cells_below_a_check_get_arrays_from_a_function_that_returns_lists():
+    right = find("outliers.smooth").reference
+    told = tp.check("outliers.smooth", lambda *a: [right(*a)[0].tolist(), right(*a)[1], tuple(map(list, right(*a)[2]))])
+    gamma, beta, weights = told.function(np.ones(2), np.ones(2), [np.eye(2), 2 * np.eye(2)], np.ones(2), 0.5)
+    assert told and all(isinstance(x, np.ndarray) for x in (gamma, beta, *weights))
+    split = find("outliers.llm_int8").reference
+    told = tp.check("outliers.llm_int8", lambda *a: [x.tolist() for x in split(*a)])
+    assert told.function(np.ones((2, 3)), np.ones((4, 3)), 6.0)[1].dtype == int           # no outliers, and still an index
+    whole = [np.ones(2), (1.0, np.ones(3))]
+    assert in_arrays(whole, [np.ones(2), (1.0, np.ones(3))]) is whole
+
+
+def test_arguments_of_any_kind_may_not_change():
+    def dylora_search(losses, tolerance):
+        losses = dict(losses)
+        lowest = min(losses.values())
+        return min(b for b in losses if losses[b] <= lowest + tolerance)
+    assert tp.check("dylora.search", dylora_search)
+
+    def pops(losses, tolerance):
+        best = dylora_search(losses, tolerance)
+        losses.pop(best)
+        return best
+    told = tp.check("dylora.search", pops)
+    assert told.stage == "inputs" and "argument losses" in told.message and ".pop()" in told.cause
+
+
+# -- what a function uses --------------------------------------------------------------------------
+def test_the_packages_answer_is_refused_where_one_is_to_write_it():
+    def helper(q, k, v): return q
+    def attention(q, k, v): return q
+    assert "attention" in Local(lambda q, k, v: [F.attention(q, k, v) for _ in "x"]).uses
+    assert "attention" not in Local(lambda q, k, v: attention(q, k, v)).uses
+    assert Local(len).uses == [] and Local(3).uses == []
+    told = tp.check("transformer.attention", lambda q, k, v: F.attention(tp.Tensor(q), tp.Tensor(k), tp.Tensor(v)).data)
+    assert not told and "uses attention of the package" in told.message
+
+
+def test_the_grader_refuses_it_too(tmp_path):
+    pytest.importorskip("IPython")
+    path = tmp_path / "06_prefix.py"
+    path.write_text("""
+import numpy as np
+import tinypeft as tp
+from tinypeft import functional as F
+
+def prefix_attention(q, k, v, P_K, P_V):
+    return F.attention(q, tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0))
+
+def prefix_share(q, k, P_K):
+    p, s = (np.exp(a @ q / len(q) ** 0.5).sum() for a in (P_K, k))
+    return p / (p + s)
+""", encoding="utf-8")
+    (graded,) = grade.grade([path], lesson="06", seconds=60)
+    assert graded.exercises["prefix.attention"]["points"] == 0
+    assert "uses attention of the package" in graded.exercises["prefix.attention"]["message"]
+    assert "exp overflows" in graded.exercises["prefix.share"]["message"]
+
+
+# -- words -----------------------------------------------------------------------------------------
+def test_an_unsolved_exercise_is_named_once():
+    def map_trained(d, L, r, P, m): raise NotImplementedError("map.trained")
+    assert repr(tp.check("map.trained", map_trained)).startswith("○ map.trained: not solved yet\n")
+
+
+def test_bytes_print_alike_whether_whole_or_not():
+    told = tp.check("choosing.memory", lambda n, bits, t: int(n * bits / 8 + 15 * t))
+    assert re.fullmatch(r"\d+", told.got) and re.fullmatch(r"\d+\.\d", told.expected)
+
+
+def test_in_a_terminal_no_cells_follow(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def lora_merge(W, A, B, alpha): return W\n")
+    (told,) = check_file("lora.merge", path)
+    assert not told and "cells below" not in repr(told) and "cells below" not in told._repr_html_()
+    assert "cells below" in repr(tp.check("lora.merge", lambda W, A, B, alpha: W))
+
+
+def test_the_line_is_told_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "tinypeft"
+    folder.mkdir()
+    (folder / "mine.py").write_text("def lora_merge(W, A, B, alpha):\n    return W + nothing\n")
+    (told,) = check_file("lora.merge", folder / "mine.py")
+    assert "in line 2 of lora_merge" in told.message
+
+
+# -- hints -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("e", ALL, ids=ids)
+def test_hints_have_three_steps(e):
+    question, shapes, nearly = e.hints
+    assert "?" in question and not re.search(r"np\.\w+\(| = .*;", question), "the first step asks, and gives nothing away"
+    assert re.search(r"\([^)]*[A-Za-z…0-9][^)]*,|number|integers|dict|shape|byte", shapes), "the second step is about shapes"
+    assert all(hint.strip() == hint and hint[-1] in ".?)" for hint in e.hints) and len({*e.hints}) == 3
+    assert e.stars in (1, 2, 3)
+
+
+def test_hints_open_one_after_another():
+    """Each is folded inside the one before, in plain HTML, closed."""
+    class Depth(html.parser.HTMLParser):
+        depth, seen, deepest = 0, [], 0
+
+        def handle_starttag(self, tag, attributes):
+            if tag != "details": return
+            assert "open" not in dict(attributes)
+            self.depth += 1
+
+        def handle_endtag(self, tag): self.depth -= tag == "details"
+        def handle_data(self, data): self.seen.append((self.depth, data))
+    told = tp.check("lora.merge", lambda W, A, B, alpha: W)
+    page = Depth()
+    page.feed(told._repr_html_())
+    hints = find("lora.merge").hints
+    assert [depth for depth, data in page.seen if data in hints] == [1, 2, 3] and page.depth == 0
+    assert f"Hint 1 of 3: {hints[0]} (the next one: result.hint(2))" in repr(told) and hints[1] not in repr(told)
+    assert told.hint(3) == f"Hint 3 of 3: {hints[2]}"
+    with pytest.raises(ValueError, match="got step 4, expected 1 to 3"): told.hint(4)
+    assert "Hint" not in repr(tp.check("lora.merge", lambda W, A, B, alpha: W + alpha / len(A) * B @ A))
+
+
+def test_stars_stand_beside_the_points():
+    for path in percent.sources():
+        text = "\n".join(cell.source for cell in percent.read(path) if cell.kind == "markdown")
+        for e in ALL:
+            if TOPICS[e.name.partition(".")[0]] == path.stem: assert f"· {e.title} ({'★' * e.stars}, " in text
+
+
+def test_judge_leaves_the_function_to_check():
+    assert judge(find("lora.merge"), Local(lambda W, A, B, alpha: W)).function is None
