@@ -75,8 +75,8 @@ def names_of(exercise):
 def wrong_signature(exercise, call, args):
     wanted = f"{exercise.function}({', '.join(names_of(exercise))})"
     if str(call.origin or "").startswith("tinypeft."):
-        return failed(exercise, "signature", "this is the package's own function, from "
-                                             f"{call.origin}; write yours")
+        return failed(exercise, "signature", f"{exercise.function} is the package's function here; "
+                                             "run the cell that defines yours, then this one")
     if call.signature is None:
         return failed(exercise, "signature", "got an object that cannot be called, expected a "
                                              f"function {wanted}")

@@ -45,7 +45,6 @@ class CheckResult:
         if self.expected:   yield f"expected  {self.expected}"
         if self.cause:      yield f"Likely cause: {self.cause}"
         if not self.passed: yield f"Hint: {self.exercise.hint}"
-        if not self.passed: yield IN_ITS_PLACE
 
     def __repr__(self) -> str:
         first, *rest = self._lines()
