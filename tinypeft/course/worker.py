@@ -27,7 +27,7 @@ from .calls import Local, Outcome, one_line, text_of
 from .wire import decode, encode, read_line
 
 EXERCISES = f"{__package__}.exercises"
-HIDDEN: dict[str, ModuleType] = {}                       # of the exercises, while calls are answered
+HIDDEN: dict[str, ModuleType] = {}                       # the exercises', out of reach
 
 MEMORY = 4 << 30                                         # bytes of addresses
 LARGEST_FILE = 1 << 30                                   # bytes of a file that it writes
@@ -178,7 +178,7 @@ def refused(name: str) -> Iterator[None]:
         for reference, code in zip(references, codes, strict=True): reference.__code__ = code
 
 
-def refusal(*args, **kwargs):
+def refusal(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("the package's own function cannot be called while yours is graded")
 
 
