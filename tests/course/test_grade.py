@@ -11,7 +11,6 @@ from tests.stress import hostile, notebooks
 from tinypeft.cli import main
 from tinypeft.course import grade as g
 from tinypeft.course import percent, whose
-from tinypeft.course.assign import assign
 from tinypeft.course.calls import Local
 from tinypeft.course.exercises import find
 from tinypeft.course.judge import judge
@@ -309,16 +308,3 @@ def test_functions_are_called_in_another_process(tmp_path):
         call = worker.remote("f")
         assert str(call.signature) == "(x, y=None)" and call((3,)).value == {3: [1]}
         assert "object object" in repr(worker.remote("g")((1,)).value) and worker.remote("h") is None
-
-
-def test_what_is_handed_out(tmp_path):
-    notebook, readme = assign("7", tmp_path)
-    text = readme.read_text(encoding="utf-8")
-    assert "`lora_forward`" in text and "| | together | 12 |" in text and "Rubric" in text
-    for which in percent.sources():                                  # every lesson has an open question with a rubric
-        readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
-        assert "ubric" in readme and "open" in readme.lower(), which
-    assert "BEGIN SOLUTION" not in notebook.read_text(encoding="utf-8")
-    (source,) = assign("7", tmp_path / "course", nbgrader=True)
-    assert source.parts[-3:] == ("source", "07_lora", "07_lora.ipynb")
-    assert "BEGIN SOLUTION" in source.read_text(encoding="utf-8")

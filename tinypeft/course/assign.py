@@ -82,11 +82,12 @@ def measured(match: re.Match) -> str:
     from ..study import claims, pictures
     from ..study.experiment import Results
     from .show import FIGURES
-    kind, name = match.groups()
+    kind, name = match[1], " ".join(match[2].split())
     if kind == "picture":
         drawn = pictures.drawing(FIGURES, name)
-        return f"{drawn.sentence} {drawn.alt}"
+        return f"The study, {name}: *{drawn.sentence}* {drawn.alt}"
     claim = next((c for c in claims.ALL_CLAIMS if c.text.startswith(name)), None)
     if claim is None: raise KeyError(f"no claim of the study begins with {name!r}")
     finding = claim.test(lambda name: Results.load(FIGURES / "results", name))
-    return f"{finding.measured} ({claims.verdict(finding)})"
+    verdict = claims.verdict(finding)
+    return f"The study, on the claim *{claim.text}*: {finding.measured}; {verdict}."
