@@ -37,8 +37,8 @@ __all__ = ["Grade", "as_json", "grade", "write_csv"]
 LARGEST = 1 << 26                                        # bytes of a submission
 LONGEST_TIME = 86_400                                    # seconds
 LONGEST = 2000                                           # characters of a message
-LEADS = re.compile(r"course\.exercises|course import|\.reference\b|\.function\(|getsource|"
-                   r"sys\.modules")                      # to the references
+LEADS = re.compile(r"course\.exercises|course import (?!show\b)|\.reference\b|\.function\(|"
+                   r"getsource|sys\.modules|lessons/")  # to the references, or to the solutions
 
 
 @dataclass
@@ -92,9 +92,9 @@ def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: in
     chosen = None if lesson is None else path.stem
 
     def graded(of):
-        result = Grade(plain(of.student), plain(str(of.file or of.root)), chosen, unearned(chosen))
+        result = Grade(plain(of.student), plain(str(of.path)), chosen, unearned(chosen))
         try:
-            grade_one(of, result, seed, seconds)
+            grade_one(of.path, result, seed, seconds)
         except Exception as e:                           # one submission must not stop the others
             result.problem = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
         if result.problem: result.problem = plain(result.problem)
@@ -123,10 +123,9 @@ def best(grades: list[Grade]) -> list[Grade]:
     return chosen
 
 
-def grade_one(of: Submission, result: Grade, seed: int, seconds: float) -> None:
+def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
     """Grade one file: fill in its `Grade`."""
-    path = of.file
-    if path is None: raise ValueError("there is no notebook and no Python file in this folder")
+    if path.is_dir(): raise ValueError("there is no notebook and no Python file in this folder")
     if not path.is_file(): raise ValueError("this is no file that can be read")
     if (size := path.stat().st_size) > LARGEST:
         raise ValueError(f"the file has {size:,} bytes; a submission has at most {LARGEST:,}")

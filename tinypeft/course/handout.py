@@ -28,7 +28,7 @@ __all__ = ["hand_out"]
 ROOT = Path(__file__).parents[2]
 WHOLE = "LICENSE", "pyproject.toml", "requirements.txt"
 HELP = "## When something does not work"
-PACKED = '''"""Exercises of lesson {lesson}. Their checks bring the answers with them, so they are packed."""
+PACKED = '''"""Exercises of lesson {lesson}, packed: the checks bring the answers along."""
 import base64
 import zlib
 

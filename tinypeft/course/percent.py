@@ -16,8 +16,8 @@ one place each:
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
-assignment, which has a stub in place of each solution. An answer is in neither. Both carry nbgrader's metadata (schema 3),
-so that a course that uses nbgrader can take them as they are.
+assignment, which has a stub in place of each solution. An answer is in neither. Both carry
+nbgrader's metadata (schema 3), so that a course that uses nbgrader can take them as they are.
 """
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
 
 @dataclass
 class Cell:
-    """One cell of a source. kind: "markdown", "answer" or "code". options: of an exercise, its name, points
-    and minutes. line: the number of the cell's header line."""
+    """One cell of a source. kind: "markdown", "answer" or "code". options: of an exercise, its
+    name, points and minutes. line: the number of the cell's header line."""
     kind: str
     source: str
     options: dict[str, str | int] = field(default_factory=dict)

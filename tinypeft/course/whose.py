@@ -27,10 +27,10 @@ NOBODY  = {"", *TOPICS, *(name[:2] for name in TOPICS.values()), "assignment", "
 
 
 class Submission(NamedTuple):
-    """A file that somebody handed in. file: None if a person's folder has none. root: the path that
-    was given, in which it was found."""
+    """What somebody handed in. path: a file, or a person's folder that has none. root: the path
+    that was given, in which it was found."""
     student: str
-    file: Path | None
+    path: Path
     root: Path
 
 
@@ -54,7 +54,7 @@ def submissions(paths: Iterable[str | Path]) -> list[Submission]:
             name = next(filter(None, map(person, folder.relative_to(root).parts)), None)
             if name and name not in present:
                 present.add(name)
-                found.append(Submission(name, None, root))
+                found.append(Submission(name, folder, root))
     return found
 
 
