@@ -88,6 +88,19 @@ def test_in_a_folder_the_person_is_the_first_folder(tmp_path):
     assert whose.student(tmp_path / "ada" / "07_lora.ipynb", tmp_path / "ada") == "ada"     # `grade class/*`
 
 
+def test_a_folder_of_several_people_and_two_people_of_one_name(tmp_path):
+    for path in ("monday/ada.ipynb", "monday/bob.ipynb", "monday/pictures/a.png", "tuesday/07_lora.ipynb", "tuesday/eve.ipynb",
+                 "Li Wei_1_assignsubmission_file_/07_lora.ipynb", "Li Wei_2_assignsubmission_file_/07_lora.ipynb",
+                 "Li Wei_2_assignsubmission_onlinetext_/onlinetext.html", "07/zoe/notes.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}", encoding="utf-8")
+    found = whose.submissions([tmp_path])
+    assert [s.student for s in found] == ["Li Wei", "Li Wei", "ada", "bob", "tuesday", "tuesday", "zoe"]
+    assert len({s.person for s in found}) == 6 and found[-1].path == tmp_path / "07" / "zoe"
+    (tmp_path / "monday" / "zoe").mkdir()
+    assert [s.student for s in whose.submissions([tmp_path / "monday"])] == ["ada", "bob", "pictures", "zoe"]
+
+
 def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
     solved, half, empty = "\n".join([IMPORTS, *SOLVED]), "\n".join([IMPORTS, *SOLVED[:1]]), "x = 1"
     for path, text in {"ada/07_lora-old.py": half, "ada/07_lora.py": solved, "ada/helper.py": empty, "ada/plots/a.png": "",

@@ -106,7 +106,7 @@ def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: in
             for result in results: say(result)
         return results
     people: dict[tuple, list[Submission]] = {}
-    for of in submissions(paths): people.setdefault((of.root, of.student), []).append(of)
+    for of in submissions(paths): people.setdefault(of.person, []).append(of)
     with ThreadPoolExecutor(jobs) as pool:
         return [result for results in pool.map(one, people.values()) for result in results]
 

@@ -1,8 +1,9 @@
 """Whose a submission is, and which lesson it answers, from where it lies and what it says.
 
-    submissions/ada.ipynb                                    the file's name
-    submissions/ada/07_lora.ipynb, ada/solutions/lora.py     the first folder's
-    submissions/Ada Lovelace_12345_assignsubmission_file_/   Moodle's folder of Ada Lovelace
+    class/ada.ipynb                                    the file's name
+    class/ada/07_lora.ipynb, class/ada/repo/lora.py    the first folder's
+    class/monday/ada.ipynb, class/monday/bob.ipynb     the file's: these folders hold several people
+    class/Ada Lovelace_12345_assignsubmission_file_/   Moodle's folder of Ada Lovelace
 
 Names of lessons and topics, `solutions` and the like, and the marks of copies ("07_lora (1)",
 "ada-old") name nobody.
@@ -18,7 +19,7 @@ from .exercises import TOPICS
 
 __all__ = ["Submission", "lesson_of", "student", "submissions"]
 
-MOODLE  = re.compile(r"_\d+_assignsubmission_(file|onlinetext)_.*")
+MOODLE  = re.compile(r"_(\d+)_assignsubmission_(file|onlinetext)_.*")
 COPY    = re.compile(r"^copy of |[ _-]*(\(\d+\)|[ _-](copy|old|final)[ _-]?\d*)$", re.I)
 LESSON  = re.compile(rf"(^|[ _-]+)({'|'.join(TOPICS.values())})([ _-]+|$)")
 NOBODY  = {"", *TOPICS, *(name[:2] for name in TOPICS.values()), "assignment", "assignments",
@@ -32,6 +33,13 @@ class Submission(NamedTuple):
     student: str
     path: Path
     root: Path
+
+    @property
+    def person(self) -> tuple:
+        """What the submissions of one person have in common. Moodle's number is in it, since two
+        people may have one name."""
+        number = MOODLE.search(str(self.path))
+        return self.root, self.student, number and number[1]
 
 
 def submissions(paths: Iterable[str | Path]) -> list[Submission]:
@@ -48,14 +56,23 @@ def submissions(paths: Iterable[str | Path]) -> list[Submission]:
             inside = [p for p in below if not p.is_dir()]
         files = [f for f in inside if f.suffix in (".ipynb", ".py")]
         if not files: raise ValueError(f"grade: there is no notebook and no Python file in {root}")
-        found += [Submission(student(f, root), f, root) for f in files]
+        several = {folder for folder in {f.parent for f in files} if of_several(folder, files)}
+        found += [Submission(student(f, f.parent if f.parent in several else root), f, root)
+                  for f in files]
         present = {one.student for one in found if one.root == root}
         for folder in folders:
+            if (several - {root}) & {folder, *folder.parents}: continue
             name = next(filter(None, map(person, folder.relative_to(root).parts)), None)
             if name and name not in present:
                 present.add(name)
                 found.append(Submission(name, folder, root))
     return found
+
+
+def of_several(folder: Path, files: list[Path]) -> bool:
+    """Do the notebooks in a folder have the names of several people, and no other names?"""
+    names = [person(f.stem) for f in files if f.parent == folder and f.suffix == ".ipynb"]
+    return None not in names and len(set(names)) > 1
 
 
 def student(path: Path, root: Path | None = None) -> str:
