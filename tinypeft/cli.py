@@ -201,7 +201,7 @@ def run_assign(args: Namespace) -> None:
     from .course import assign
     from .course.handout import hand_out
     from .files import check_writable
-    if not (args.out and args.lesson or args.answers or args.course):
+    if not (args.out or args.answers or args.course) or args.out and not args.lesson:
         raise ValueError("assign: say what to write: NN --out FOLDER, --answers FILE or --course "
                          "FOLDER")
     written = []
