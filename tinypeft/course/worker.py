@@ -60,16 +60,14 @@ def code_cells(path: Path) -> list[tuple[int, str]]:
     wrong = f"{path.name} is no notebook"
     try:
         text = path.read_text(encoding="utf-8")
-        if not text.strip(): raise ValueError(f"{wrong}: the file is empty")
-        cells = json.loads(text)["cells"]
-        return [(i, "".join(cell["source"])) for i, cell in enumerate(cells, 1)
+        return [(i, "".join(cell["source"])) for i, cell in enumerate(json.loads(text)["cells"], 1)
                 if cell["cell_type"] == "code"]
     except json.JSONDecodeError as e:
-        raise ValueError(f"{wrong} (line {e.lineno}: {e.msg})") from e
+        where = f"line {e.lineno}: {e.msg}" if text.strip() else "the file is empty"
+        raise ValueError(f"{wrong} ({where})") from e
     except UnicodeDecodeError as e:
-        raise ValueError(f"{wrong}: it is not UTF-8 ({e})") from e
+        raise ValueError(f"{wrong}, as it is not UTF-8: {e}") from e
     except Exception as e:
-        if str(e).startswith(wrong): raise
         raise ValueError(f"{wrong} of format 4: {text_of(e)}") from e
 
 
