@@ -140,10 +140,16 @@ def add_course_commands(command: Callable) -> None:
     p.add_argument("exercise", metavar="NAME", help="an exercise (lora.forward) or a topic (lora)")
     p.add_argument("file", type=Path, help="it defines lora_forward or the like; it is executed")
 
-    p = command("assign", run_assign, "write a lesson's assignment into a folder", takes=())
-    p.add_argument("lesson", metavar="NN")
-    output(p, "the assignment", required=True)
+    p = command("assign", run_assign, "write what students get, or the open questions' answers",
+                takes=())
+    p.add_argument("lesson", metavar="NN", nargs="?", help="needed for --out")
+    output(p, "the assignment")
     p.add_argument("--nbgrader", action="store_true", help="write nbgrader's source notebook")
+    p.add_argument("--answers", type=Path, metavar="FILE|FOLDER",
+                   help="write the answers of the open questions, for instructors, to FILE.md or "
+                        "into a folder (without NN those of all lessons)")
+    p.add_argument("--course", type=Path, metavar="FOLDER",
+                   help="write what a student needs for all lessons, without solutions")
 
     p = command("grade", run_grade, "grade notebooks with fresh data", takes=("seed", "json"))
     p.add_argument("submissions", nargs="+", metavar="FILE|FOLDER",
@@ -192,10 +198,18 @@ def run_check(args: Namespace) -> int:
 
 
 def run_assign(args: Namespace) -> None:
-    from .course.assign import assign
+    from .course import assign
+    from .course.handout import hand_out
     from .files import check_writable
-    check_writable(args.out)
-    print("\n".join(map(str, assign(args.lesson, args.out, args.nbgrader))))
+    if not (args.out or args.answers or args.course) or args.out and not args.lesson:
+        raise ValueError("assign: say what to write: NN --out FOLDER, --answers FILE or --course "
+                         "FOLDER")
+    written = []
+    for folder in filter(None, (args.out, args.course)): check_writable(folder)
+    if args.out: written += assign.assign(args.lesson, args.out, args.nbgrader)
+    if args.answers: written += assign.answers(args.lesson, args.answers)
+    if args.course: written.append(hand_out(args.course))
+    print("\n".join(map(str, written)))
 
 
 def run_grade(args: Namespace) -> None:

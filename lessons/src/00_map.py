@@ -289,7 +289,21 @@ show("compare")
 #
 # *Rubric: 1 point per customer, for a choice whose reason is a property from this page (stored size, merging, longer
 # input, mixed batches, bits) and whose number is right. There is more than one good answer.*
+
+# %% [answer]
+# Any choice that a property on the page supports earns its point. For example:
 #
+# - *The keyboard.* A prompt or a prefix, or a LoRA that is not merged, on one base of 4 bits: the users share the base, and
+#   switching means to exchange a small file. A LoRA of rank $r$ on query and value has $2 \cdot 2 \cdot r\,d\,L$ numbers:
+#   with $r = 4$, $d = 768$ and $L = 12$ these are 147,456, or 288 KiB in 16 bits. A hundred full models are out of question.
+# - *The student.* QLoRA. Full fine-tuning takes 16 bytes per parameter, 112 GB. The weights take 14 GB in 16 bits and
+#   $7 \cdot 10^9 \cdot 4.127 / 8 = 3.6$ GB in NF4 with double quantization. LoRA on 16 bits is also right, if the answer
+#   says that about 10 GB remain for activations.
+# - *The server.* What enters as input can differ from row to row: prompts and prefixes; unmerged LoRAs with one product for
+#   each task in the batch. Merged models, or fifty copies, cannot share a batch. A prompt of $P$ tokens makes every row
+#   $P$ tokens longer.
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Which methods can be merged into the model, and why?</summary>

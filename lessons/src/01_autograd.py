@@ -382,11 +382,20 @@ fig
 # $dW$. Which of the three does LoRA save? What does your count predict for the ratio, and why is the measured one not
 # the same? What would you have to give up to get below one half?
 #
-# *Rubric: 1 point for the count: full fine-tuning needs three products of one size, a frozen layer above the lowest
-# adapter two, so 2/3. 1 for two costs that the count leaves out (attention, GELU, norms, logits, the adapters' own
-# products; and the optimizer's step, which only trained parameters pay). 1 for the way out: not to walk down at all,
-# with adapters in the upper layers only, and for what that loses.*
-#
+# *Rubric: 1 point for the count and the ratio that follows from it; 1 for two costs that the count leaves out; 1 for a way
+# to get below one half, and for what it loses.*
+
+# %% [answer]
+# - *Count.* Forward, $dX$ and $dW$ are products of the same size, $N d^2$. Full fine-tuning needs all three. A frozen layer
+#   above the lowest adapter needs two, without $dW$. The ratio is 2/3. ($dX$ of the lowest layer is not needed either.)
+# - *Left out.* Attention's own products, GELU, norms, the softmax over the vocabulary and the loss, which both methods pay
+#   in full, and the products of the adapters raise the ratio. The optimizer's step lowers it, since only trained parameters
+#   take part.
+# - *Below one half.* Do not walk down: a layer below the lowest adapter pays the forward product alone, one of three. With
+#   adapters in the upper $k$ of $L$ blocks the ratio is $(L + k)/3L$, which is below one half for $k < L/2$. The lower
+#   layers' representations then cannot change.
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why does an operation bring a vjp and not its Jacobian?</summary>

@@ -365,9 +365,19 @@ print(tok.decode(model.generate(tok.encode("numpy.mean(a, axis=None)\n\n")[None]
 #
 # *Rubric: 1 point for a correct measurement of all five blocks on the same text, with the whole model beside it; 1 for
 # attention and MLP separately; 1 for a guess written down before and compared; 1 for an explanation by the residual
-# stream (what later layers receive when an early one is missing), and not only by the loss of the early exit, which
-# asks another question.*
+# stream, and not only by the loss of the early exit, which asks another question.*
+
+# %% [answer]
+# Block 0 matters most by far: without it the loss is worse than guessing. Of its two parts it is
+# the MLP: without its attention alone the loss rises by about one nat, without its MLP by seven. Block 1 comes next, and
+# there it is attention. Each of the last three blocks costs less than one nat; in the last one the MLP is the larger part.
 #
+# *Why.* The embedding says "this token", and with tied tables its own row scores best. The first MLP writes what every later
+# block expects to read, so without it all of them work on inputs that they never saw in training. A late block only adds to
+# a stream that is already useful, and nobody but the head reads it. The early exit asks another question: how far the
+# stream has come, not who depends on whom. There the last blocks help most.
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Where in a transformer do positions exchange information?</summary>

@@ -304,11 +304,24 @@ fig
 # batches of one row before a step, or pass `optimizer=tp.PagedAdamW` to `tp.train`. Show that the trained weights are
 # the same (up to what?).
 #
-# *Rubric: 1 point for three ways that address different terms (gradient accumulation: B; recomputing activations in the
-# backward pass: L, for one more forward pass; 8-bit or paged state: 8n; 16-bit weights: 4N); 1 for factors from
-# equation (4), not adjectives; 1 for a correct experiment; 1 for saying whether the results agree bit for bit or up to
-# rounding (sums in another order), and why.*
+# *Rubric: 1 point for three ways that address different terms; 1 for factors from equation (4), not adjectives; 1 for a
+# correct experiment; 1 for saying whether the results agree bit for bit or up to rounding, and why.*
+
+# %% [answer]
+# | way | term of equation (4) | factor | price |
+# |---|---|---|---|
+# | accumulate gradients of $k$ parts of the batch | activations, by $B$ | $1/k$ | smaller products, so somewhat slower |
+# | compute activations again in the backward pass | activations, by $L$ | about $1/L$, for one kept input per block | one more forward pass, about a third more time |
+# | state of 8 bits | $8n$ | $2n$ | rounding of $m$ and $v$ |
+# | state in a file (`tp.PagedAdamW`) | $8n$ | out of memory | reads and writes |
+# | weights and gradients of 16 bits | $4N + 4n$ | 1/2 | a float32 copy, unless updates may be lost to rounding |
 #
+# Three of them that address different terms suffice. `PagedAdamW` computes AdamW's own numbers in the same order: the
+# weights agree bit for bit. Accumulated gradients are the same sum in another order, so they agree up to rounding, about
+# 1e-7 of their size; AdamW divides by $\sqrt{\hat v}$, which can enlarge that where a gradient is nearly zero. The parts
+# must be weighted by their rows: the mean of four means is the mean only if all have equally many.
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. What are the 16 bytes per parameter, in float32 and in mixed precision?</summary>

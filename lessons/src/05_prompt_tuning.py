@@ -331,8 +331,20 @@ show("prompt_sizes")
 #
 # *Rubric: 1 point for a search that is described so that others can repeat it, on training or validation rows; 1 for
 # test losses of start, hard prompt and soft prompt in one table; 1 for the loss of the soft prompt rounded to nearest
-# tokens; 1 for an explanation of the gap (V points against a whole space; what the vectors' lengths say).*
+# tokens; 1 for an explanation of the gap.*
+
+# %% [answer]
+# Every sound search is right. A greedy one takes the best of a few hundred tokens at one place, on a few training batches,
+# then the next place, and goes round again. Expect a hard prompt that is better than its start and clearly worse than the
+# soft prompt. Rounding each trained vector to its nearest token loses most of what training gained, and may end worse than
+# the start.
 #
+# *Why.* Five tokens are one of $V^5$ points; five vectors are any point of a space with $5 d$ dimensions. The
+# gradient was followed in directions that no token has, so that the nearest token has another length and another direction. In
+# this model the tables are tied: a token's vector also has to be a good row of the head, and a prompt vector has not.
+# {picture soft_prompts}
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. What is trained in prompt tuning, and how many numbers are that?</summary>

@@ -307,7 +307,21 @@ fig
 #
 # *Rubric: 1 point for a prediction with a reason; 1 for an experiment that changes only what it means to; 1 for numbers over
 # at least three seeds with their spread; 1 for saying where this differs from the paper and why it might.*
+
+# %% [answer]
+# *The pair that changes least.* A zero pair is not neutral. Its key has the score $q \cdot 0 = 0$, so by equation (4) it takes
+# the share $\lambda$ of attention that $e^0$ earns for each of its $P$ positions, and adds $\lambda$ times a zero value: the
+# output shrinks to $(1 - \lambda)$ of what it was. Neutral is what has $\lambda = 0$: leave the layer without a prefix, or
+# mask its $P$ positions. Then only the positions of the text, which begin at $P$, must stay as they are.
 #
+# *Parts of a trained prefix.* Each layer was trained with the others, so half of it gains less than half. A fair comparison
+# trains lower and upper halves anew, each with its own learning rate.
+#
+# *The paper* adds prompts to some layers only, at an equal number of trained numbers, and finds that the deeper layers are worth
+# more. Here five layers and short training leave little to tell apart. An answer that finds no clear difference over three
+# seeds, and says so, has the point. {claim Deep prompts are better}
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why are there keys and values in a prefix, but no queries?</summary>Nothing is ever asked of a virtual

@@ -272,7 +272,21 @@ show("adalora")
 #
 # *Rubric: 1 point for three runs that differ in the seed alone; 1 for a sensible number (a rank correlation will do); 1 for its value under
 # chance; 1 for a conclusion that does not claim more than three seeds can show.*
+
+# %% [answer]
+# *Runs.* `rng=s` in `attach` and `seed=s` in `train`, and nothing else differs. If only one of them is changed, say which:
+# the start and the order of the text are two sources of chance.
 #
+# *A number.* Spearman's correlation of the 30 ranks of two maps. Under chance its mean is 0 and its standard deviation
+# $1/\sqrt{29} \approx 0.19$; shuffling one map many times gives the same without a formula, and keeps the total. (The share of
+# equal cells is a poor number: with eight possible ranks even maps that are alike rarely agree exactly.) In three runs of the
+# lesson's length expect about 0.5 to 0.7 for each pair: far from chance, and far from 1. What agrees is the kind of
+# matrix: query and key keep least. Which layer's query keeps two or four is chance.
+#
+# *Conclusion.* Three seeds make three pairs, which share runs and are not independent. They show that the map is not luck;
+# they do not give an interval for a single cell. {claim AdaLoRA's ranks are uneven}
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why does AdaLoRA not prune rows of LoRA's A and columns of its B by the same score?</summary>It could; but B A has

@@ -250,7 +250,22 @@ for tolerance in (0.0, 0.02, 0.05):
 #
 # *Rubric: 1 point for a prediction with a reason; 1 for changing one thing at a time; 1 for at least three seeds with their spread; 1 for naming what the
 # distribution is worth at the rank you would really use.*
+
+# %% [answer]
+# *Prediction.* Row $i$ is trained when $b \ge i$. A geometric $p_B$ draws small ranks more often, so the first rows get more
+# steps at the rank at which they are used, and the last rows fewer: the curve gets flatter. It is lower on the left and
+# higher on the right.
 #
+# *Measurement.* That is what happens, over three seeds with $p = 0.3$ and the lesson's rank of 8: at rank 1 it gains nearly a
+# tenth of a nat, which is more than the seeds differ; at rank 8 it loses about half as much; the curves cross below rank 4.
+# In `frozen=True` a step trains row $b$ alone, so that each row gets a part of the steps: expect every rank to be worse for
+# the same number of steps.
+#
+# *What it is worth.* Nothing, if the rank in use is the largest: then take the uniform one, or a plain LoRA. It pays if ranks 1
+# and 2 are what will be deployed. Both stay above a LoRA of the full rank that is cut by its singular values, which costs one
+# ordinary training. {picture dylora}
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why does DyLoRA draw one rank for all layers, and not one for each?</summary>At inference all layers are used at one rank; drawing per layer would

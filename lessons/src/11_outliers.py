@@ -402,14 +402,24 @@ show("int8_outliers")
 #
 # <details><summary>Rubric</summary>
 #
-# 1 point: per-token scales (row-wise, vector-wise, ZeroQuant, O1) cope, since the other tokens have scales of their
-# own. 1 point: one scale per tensor, dynamic or static, does not, unless static calibration clips the token. 1 point:
-# LLM.int8() with a fixed threshold now takes nearly every column as an outlier, whenever that token is in the batch:
-# exact, and no longer int8; SmoothQuant's $s$ is about the same for all features and does nothing. 1 point: an
-# experiment that shows it, and a remedy for O3 such as leaving the first token out of calibration, keeping it apart in
-# floating point, or a percentile in place of the maximum.
+# 1 point: which schemes cope, with the scale that each would use. 1 point: which do not, and on what that depends. 1
+# point: what LLM.int8() and SmoothQuant do here. 1 point: an experiment that shows it, and a remedy for O3.
 #
 # </details>
+
+# %% [answer]
+# *Cope:* row-wise, vector-wise, ZeroQuant and SmoothQuant O1. The token's scale is 100 times larger, its own codes are as good
+# as before, and the other tokens have scales of their own. *Do not:* one scale for the tensor, dynamic or static: the step
+# becomes 100 times coarser, and the other tokens keep about one code. A static scale copes only if calibration clipped the token,
+# which then is itself wrong.
+#
+# *LLM.int8()* compares single numbers with a fixed threshold, so nearly every feature is an outlier when that token is in
+# the batch: exact, and no longer int8. *SmoothQuant's* $s$ is a maximum per feature; all features have the same large one,
+# so $s$ is nearly constant and moves nothing from one feature to another.
+#
+# *Experiment.* `X = X.copy(); X[0] *= 100`, then the error of rows 1 and later against the float product, for each scheme.
+# *Remedy for O3:* leave the first token out of calibration, keep it apart in floating point, or take a percentile in place
+# of the maximum. Lesson 16 meets such tokens in a real model.
 
 # %% [markdown]
 # ## Recall

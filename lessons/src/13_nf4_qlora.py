@@ -391,12 +391,24 @@ show("loftq")
 #
 # <details><summary>Rubric</summary>
 #
-# 1 point: the budget: 0.373 bits × 65,536 weights are 24,445 bits; rank $r$ costs $16 \cdot r \cdot (128 + 512)$ bits,
-# so two ranks more ($r = 10$). 1 point: runs with two seeds, same data, with numbers. 1 point: differences are compared
-# with the spread over seeds before anything is concluded. 1 point: what does not carry over: the share of a rank in $d$
-# = 4096, more training, other learning rates, how normal the weights are, memory of activations.
+# 1 point: the budget, in bits, and the rank that follows from it. 1 point: runs with two seeds, same data, with numbers.
+# 1 point: differences are compared with the spread over seeds before anything is concluded. 1 point: what does not carry
+# over to 7 B.
 #
 # </details>
+
+# %% [answer]
+# *Budget.* Double quantization saves 0.373 bits for each of the $512 \cdot 128 = 65,536$ weights of `mlp.up`: 24,445 bits. One
+# rank costs $16 \cdot (128 + 512) = 10,240$ bits, so two more ranks: $r = 10$. (The LoRA of rank 8 itself costs 81,920 bits,
+# 1.25 per weight, on top of the 4.5: say whether you count it.)
+#
+# *Runs.* Expect (a) and (b) to differ by less than two seeds do: two ranks are worth little, and double quantization costs
+# nothing that can be seen. Either may be recommended. (c) is behind: rounding to 3 bits costs more than LoftQ and training
+# win back. {claim LoftQ ends below QLoRA} {claim Double quantization saves}
+#
+# *7 B.* The share of a rank in $d = 4096$ is a thirtieth of what it is here. Weights may be less normal, or have outliers; the
+# learning rate and the length of training differ; activations, not weights, may fill the memory. Measure the loss of the
+# rounded base, and two seeds of a short training, before the choice.
 
 # %% [markdown]
 # ## Recall

@@ -320,13 +320,23 @@ for name, (mine, real) in (("rounded", before), ("trained", after)):
 #
 # <details><summary>Rubric</summary>
 #
-# 1 point: names LLM-QAT (teacher's own text) as the control, or text of the kind the base was trained on. 1 point: a
-# sound measurement, such as the float model trained for the same steps and the gap to it before and after; or
-# perplexity on held-out Python, NumPy or SciPy documentation; or the KL from the float model. 1 point: run, with
-# command and numbers. 1 point: a conclusion that the numbers bear out: most of the gain at 2 bits is repair (the float
-# model gains a few points of perplexity from the same steps, the 2-bit model tens).
+# 1 point: names a control that has nothing new to learn from. 1 point: a sound measurement. 1 point: run, with command and
+# numbers. 1 point: a conclusion that the numbers bear out.
 #
 # </details>
+
+# %% [answer]
+# *By construction* LLM-QAT gains nothing from new knowledge: it distils from the float model on that model's own text. That
+# makes it one control; text of the kind that the base was trained on is another.
+#
+# *Sound measurements.* (1) Train the float model for the same steps on the same text, and compare the *gap* to it before
+# and after: what both gain is knowledge, what closes the gap is repair. (2) Perplexity on held-out Python, NumPy or SciPy
+# documentation. (3) The KL from the float model. Compare nats, not points of perplexity: the same step in nats is many
+# points for a bad model and few for a good one.
+#
+# *Conclusion.* Nearly everything that training gains at 2 bits is repair, since the float model hardly changes on the
+# base's own text. On the domain's text a part is knowledge: the float model gains there, too.
+# {claim Training with rounded weights beats} {claim LLM-QAT, trained on text}
 
 # %% [markdown]
 # ## Recall

@@ -348,7 +348,27 @@ print(again.method, "; the same logits:", np.allclose(again(np.arange(10)[None])
 # with a number: from `memory`, from the study, or from an experiment of your own on the small base. Say which of your numbers you would not trust at seven billion, and how you would find out.
 #
 # *Rubric: 1 point for a memory budget that adds up, activations included; 1 for quality with an interval; 1 for serving twelve tasks; 1 for what was left out and why; 1 for honest doubts.*
+
+# %% [answer]
+# One good choice among several: QLoRA, NF4 with double quantization, LoRA of rank 16 on all matrices, twelve adapters beside
+# one base.
 #
+# - *Memory.* Weights: $7 \cdot 10^9 \cdot 4.127/8$ bytes = 3.4 GiB; embeddings, if they stay in 16 bits, add about 0.3. On
+#   LLaMA 7 B rank 16 on all matrices is 40 M numbers: 16 bytes each with gradient and AdamW, 0.6 GiB. The rest is
+#   activations, which grow with rows × tokens: a row at a time, accumulated, fits. LoRA on 16 bits needs 13 GiB for the
+#   weights and leaves 3; full fine-tuning is out. {picture memory}
+# - *Quality.* {claim QLoRA learns as well} {claim With the same number of parameters}
+# - *Twelve tasks.* 80 MB each in 16 bits, unmerged: one base serves all, and a batch may mix tasks. Merging
+#   and rounding again is not an option. {claim Rounding a merged QLoRA}
+# - *Users who wait.* An unmerged LoRA adds two thin products to each matrix; a 4-bit base reads a quarter of the bytes for each
+#   token. Adapters behind a sublayer add steps that wait for each other, prompts lengthen the input.
+# - *Left out,* with a reason each: full fine-tuning (memory), prompts (quality here), AdaLoRA and DyLoRA (not
+#   better than one rank for all), 3 bits (costs quality for memory that is not needed). {claim AdaLoRA is better}
+# - *Doubts.* The study trains 1.2 million parameters for 150 steps. Trust orders that are large and agree with the papers;
+#   do not trust distances, learning rates, or anything "not at this size". A thousand examples are few: a held-out part of
+#   each task, three seeds on one or two of them, a sweep of three rates, and early stopping tell more.
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Which part of training memory does LoRA not reduce?</summary>The base's weights, and most activations: gradients pass through all layers to the first adapted one.</details>

@@ -362,7 +362,22 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 #
 # *Rubric: 1 point for a held-out test in other words than the training text; 1 for before and after, with samples; 1 for a rate that was chosen on other text than the test; 1 for what was forgotten; 1 for the loss that 3 bits add, and
 # whether an adapter trained on top of them gets it back.*
+
+# %% [answer]
+# There is no one answer; the points are for method.
 #
+# - *A test apart from the loss:* ten questions in other words than the text, whose answers a reader can judge, asked before and
+#   after, with greedy decoding. Asking in the text's own words tests memory.
+# - *Before and after:* samples side by side. The base should fail; otherwise it knew.
+# - *Rate:* tried on a part of the notes, or on other notes, by validation loss. With a page of text the training loss goes to
+#   nearly nothing in a few dozen steps; the best step for the test comes earlier.
+# - *Forgetting:* loss on text that has nothing to do with the notes, before and after, as in the lesson. A lower rate, fewer
+#   steps or a smaller rank forget less.
+#   {claim LoRA learns less than full}
+# - *3 bits:* rounding below a finished adapter adds to the loss of both texts, and the adapter was not trained to make up for
+#   it. Training on top of the 3-bit base gets most of the notes back and less of the rest, because the notes are all it sees.
+
+# %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why is no position embedding added in a Llama?</summary>Queries and keys are rotated by their positions, in every layer; their product then depends on the distance.</details>

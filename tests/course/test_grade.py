@@ -8,14 +8,14 @@ import pytest
 
 import tinypeft as tp
 from tests.stress import hostile, notebooks
+from tinypeft.cli import main
 from tinypeft.course import grade as g
-from tinypeft.course import percent
-from tinypeft.course.assign import assign
+from tinypeft.course import percent, whose
 from tinypeft.course.calls import Local
 from tinypeft.course.exercises import find
 from tinypeft.course.judge import judge
 from tinypeft.course.wire import Opaque, Worker, decode, encode
-from tinypeft.course.worker import function
+from tinypeft.course.worker import code_cells, function
 
 IMPORTS, SOLVED = hostile.IMPORTS, hostile.SOLVED
 HOSTILE = {name: hostile.CELLS[name] for name in (       # each in its own way; `tests.stress.notebooks` grades all
@@ -57,9 +57,11 @@ def graded(tmp_path_factory):
 @pytest.mark.parametrize("name, points, says", [
     ("solver", 12, "right"), ("repository", 12, "right"), ("numpy", 12, "right"), ("stub", 0, "not solved yet: later"),
     ("loops", 0, "never ends"),
-    ("exits", 0, "process ended"), ("stumbles", 12, "ZeroDivisionError"), ("floods", 12, "right"), ("talks", 0, "not defined"),
-    ("tampers", 0, "other numbers"), ("borrows", 0, "the package's own function"), ("dies_when_called", 0, "the process ended"),
-    ("lies", 0, "Odd"), ("nonsense", 0, "no notebook of format 4"), ("nowhere", 0, "no file"),
+    ("exits", 0, "process ended"), ("floods", 12, "right"), ("talks", 0, "no cell defines"),
+    ("stumbles", 12, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
+    ("tampers", 0, "other numbers"), ("borrows", 0, "no cell defines lora_forward"),
+    ("dies_when_called", 0, "the process ended"),
+    ("lies", 0, "Odd"), ("nonsense", 0, "nonsense.ipynb is no notebook (line 1"), ("nowhere", 0, "no file"),
     ("sparse", 0, "1,099,511,627,776 bytes"),
     ("names_os_system", 0, "did not say which functions"), ("writes_without_end", 0, "more than 16 MiB"),
     ("writes_slowly", 0, "no answer after 10 s"), ("half_a_message_then_exit", 0, "process ended"),
@@ -71,15 +73,143 @@ def test_points(graded, name, points, says):
     assert says in repr(graded[name])
 
 
-@pytest.mark.parametrize("path", ["ada.ipynb", "ada/07_lora.ipynb", "ada/07_lora/07_lora.ipynb", "ada/07/07_lora.ipynb"])
+@pytest.mark.parametrize("path", [
+    "ada.ipynb", "ada/07_lora.ipynb", "ada/07_lora/07_lora.ipynb", "ada/07/07_lora.ipynb", "ada/solutions/lora.py",
+    "ada/source/07_lora/07_lora.ipynb", "ada/07_lora (1).ipynb", "ada/07_lora-Copy1.ipynb", "ada/07_lora - Copy.ipynb",
+    "ada/Copy of 07_lora.ipynb", "ada/07_lora-old.ipynb", "ada_07_lora.ipynb", "07_lora-ada.ipynb", "ada (2).ipynb",
+    "ada_12345_assignsubmission_file_/07_lora.ipynb", "ada_12345_assignsubmission_file_07_lora.ipynb"])
 def test_whose_it_is(path, tmp_path):
-    assert g.student(tmp_path / path) == "ada"
+    assert whose.student(tmp_path / path) == whose.student(tmp_path / path, tmp_path) == "ada"
+
+
+def test_in_a_folder_the_person_is_the_first_folder(tmp_path):
+    for path, name in (("ada/homework.ipynb", "ada"), ("Ada Lovelace_7_assignsubmission_file_/a b.ipynb", "Ada Lovelace"),
+                       ("07/solutions/ada.py", "ada"), ("07_lora.ipynb", tmp_path.name)):
+        assert whose.student(tmp_path / path, tmp_path) == name
+    assert whose.student(tmp_path / "ada" / "07_lora.ipynb", tmp_path / "ada") == "ada"     # `grade class/*`
+
+
+def test_a_folder_of_several_people_and_two_people_of_one_name(tmp_path):
+    for path in ("monday/ada.ipynb", "monday/bob.ipynb", "monday/pictures/a.png", "tuesday/07_lora.ipynb", "tuesday/eve.ipynb",
+                 "Li Wei_1_assignsubmission_file_/07_lora.ipynb", "Li Wei_2_assignsubmission_file_/07_lora.ipynb",
+                 "Li Wei_2_assignsubmission_onlinetext_/onlinetext.html", "07/zoe/notes.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}", encoding="utf-8")
+    found = whose.submissions([tmp_path])
+    assert [s.student for s in found] == ["Li Wei", "Li Wei", "ada", "bob", "tuesday", "tuesday", "zoe"]
+    assert len({s.person for s in found}) == 6 and found[-1].path == tmp_path / "07" / "zoe"
+    (tmp_path / "monday" / "zoe").mkdir()
+    assert [s.student for s in whose.submissions([tmp_path / "monday"])] == ["ada", "bob", "pictures", "zoe"]
+
+
+def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
+    solved, half, empty = "\n".join([IMPORTS, *SOLVED]), "\n".join([IMPORTS, *SOLVED[:1]]), "x = 1"
+    for path, text in {"ada/07_lora-old.py": half, "ada/07_lora.py": solved, "ada/helper.py": empty, "ada/plots/a.png": "",
+                       "bob/report.html": "", "eve/lora.py": half, "eve/nf4.py": empty, "__MACOSX/eve/lora.py": ""}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=20)}
+    points = {key: r.points for key, r in rows.items()}
+    assert points == {("ada", "07_lora"): 12, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
+    assert rows["ada", "07_lora"].file.endswith("07_lora.py")
+    assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
+        ["/ada/07_lora-old.py, 3 points", "/ada/helper.py, 0 points"]
+    assert "no notebook and no Python file" in rows["bob", None].problem
+    (row,) = g.grade([tmp_path / "eve"], lesson="07", seconds=20)
+    assert (row.student, row.points) == ("eve", 3) and "nf4.py, 0 points" in row.notes[0]
 
 
 def test_each_submission_has_its_row(graded):
     assert graded.keys() == {*SUBMISSIONS, *HOSTILE, "repository", "numpy", "nonsense", "nowhere", "sparse"}
     assert not any(graded[name].points for name in HOSTILE)
     assert all(c.isprintable() or c == "\n" for r in graded.values() for c in repr(r))
+
+
+NF4 = {cell.exercise: cell.source for cell in percent.read(percent.sources("13")[0]) if cell.exercise}
+MORE = IMPORTS + "\nfrom scipy.stats import norm"
+def lesson13(**changed):
+    """Lesson 13's exercises as its notebook has them: define, check, and put the result in the function's place."""
+    cells = [MORE]
+    for exercise, source in NF4.items():
+        name = exercise.replace(".", "_")
+        cells += [changed.get(name, source), f'result = tp.check("{exercise}", {name})\nresult', f"{name} = result.function"]
+    return cells
+
+
+STUB = "def nf4_levels(delta, positive, negative): raise NotImplementedError('nf4.levels')"
+RULES = {                                                # cells → points of 14, a message, and what the notes name
+    "right": (lesson13(), 14, "right", ""),
+    "checks deleted": ([MORE, *NF4.values()], 14, "right", ""),
+    "redefined at the end": ([*lesson13(nf4_levels=STUB), NF4["nf4.levels"]], 14, "right", ""),
+    "wrong at the end": ([*lesson13(), STUB], 10, "nf4.levels              0/4  not solved yet", ""),
+    "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
+                  "not solved yet", ""),
+    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 10, "Σ must be split", ""),
+    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: pass"), 12, "no result after", ""),
+    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 12, "no cell defines nf4_encode", ""),
+    "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 12,
+                             "cell 5 fails with SyntaxError: expected ':', in line 1", ""),
+    "calls another one": (lesson13(nf4_levels=STUB, nf4_encode=NF4["nf4.encode"].replace(
+        '"""', '"""', 1) + "\nplain_encode = nf4_encode\ndef nf4_encode(x, levels):\n    nf4_levels(.9, 2, 2)\n"
+        "    return plain_encode(x, levels)"), 10, "right", ""),
+    "asks the check": ([MORE, 'def nf4_levels(*a): return tp.check("nf4.levels", print).function(*a)'], 0, "tinypeft.course",
+                       ".function("),
+    "imports the answer": ([MORE, "def nf4_encode(x, levels):\n    from tinypeft.course.exercises import nf4\n"
+                                  "    return nf4.encode(x, levels)"], 0, "ModuleNotFoundError", "course.exercises"),
+    "imports it before": ([MORE, "from tinypeft.course.exercises import nf4\ndef nf4_encode(x, levels):\n"
+                                 "    return nf4.encode(x, levels)"], 0, "while yours is graded", "course.exercises"),
+    "keeps the answer": ([MORE, 'kept = tp.check("nf4.levels", print).function\ndef nf4_levels(delta, positive, negative):\n'
+                                "    return kept(delta, positive, negative)"], 0, "while yours is graded", ""),
+    "keeps the exercise": ([MORE, 'e = tp.check("nf4.encode", print).exercise\ndef nf4_encode(x, levels):\n'
+                                  "    return e.reference(x, levels)"], 0, "while yours is graded", ".reference"),
+    "takes the package's": ([MORE, 'nf4_levels = tp.check("nf4.levels", print).function'], 0, "no cell defines", ""),
+    "wraps the package's": ([MORE, 'import functools\nnf4_levels = functools.partial(tp.check("nf4.levels", print).function)'],
+                            0, "while yours is graded", ""),
+    "reads the source": ([MORE, "import inspect\nprint(inspect.getsource(np.sum))"], 0, "no cell defines", "getsource"),
+    "only prints": ([MORE, 'print("✔ nf4.levels: right. 4 points.")'], 0, "no cell defines", ""),
+    "ends in a cell": ([*lesson13(), "os._exit(0)"], 0, "the process", ""),
+    "an empty notebook": ([], 0, "no cell defines", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rules")
+    for name, (cells, *_) in RULES.items():
+        (folder / f"{name}.ipynb").write_text(notebooks.notebook(cells), encoding="utf-8")
+    return {r.student: r for r in g.grade([folder], lesson="13", seconds=30, jobs=3)}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules(ruled, name):
+    _, points, says, notes = RULES[name]
+    assert ruled[name].points == points and says in repr(ruled[name])
+    assert notes in "".join(ruled[name].notes) and bool(notes) == bool(ruled[name].notes)
+    assert "write yours" not in repr(ruled[name]) and "package's function here" not in repr(ruled[name])
+
+
+@pytest.mark.parametrize("path", [*percent.LESSONS.glob("*.ipynb"), *percent.LESSONS.glob("assignments/*.ipynb")],
+                         ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_nothing_that_is_handed_out_is_suspicious(path):
+    assert g.named(path, path.stem) == []
+
+
+@pytest.mark.parametrize("data, says", [
+    (b"", "the file is empty"), (b"\n \n", "the file is empty"), (b"<html>", "(line 1: "), (b'{"cells":\n oops', "(line 2: "),
+    (b"\xff\xfe{", "not UTF-8"), (b"[]", "of format 4: TypeError"), (b'{"worksheets": []}', "of format 4: KeyError")])
+def test_what_is_no_notebook(data, says, tmp_path):
+    (tmp_path / "ada.ipynb").write_bytes(data)
+    with pytest.raises(ValueError, match=r"^ada.ipynb is no notebook") as e: code_cells(tmp_path / "ada.ipynb")
+    assert says in str(e.value) and "raw_decode" not in str(e.value)
+
+
+def test_a_path_that_has_a_folder_called_tinypeft_keeps_the_line(tmp_path, capsys):
+    (tmp_path / "tinypeft").mkdir()
+    (tmp_path / "tinypeft" / "f.py").write_text("def lora_forward(x, W, A, B, alpha):\n    return 1 / 0\n", encoding="utf-8")
+    assert main(["check", "lora.forward", str(tmp_path / "tinypeft" / "f.py")]) == 1
+    told = capsys.readouterr().out
+    assert "ZeroDivisionError: division by zero, in line 2 of lora_forward:  return 1 / 0" in told
+    assert "cells below" not in told                     # a terminal has none
 
 
 def test_csv_and_json(graded, tmp_path):
@@ -94,10 +224,11 @@ def test_csv_and_json(graded, tmp_path):
 def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):
     (tmp_path / "ada.py").write_text("def lora_forward(x): pass", encoding="utf-8")
     (tmp_path / "bob.ipynb").write_text(json.dumps({"cells": [{"source": ['tp.check("dylora.search", f)']}]}), encoding="utf-8")
-    assert g.lesson_of(tmp_path / "ada.py") == "07_lora" and g.lesson_of(tmp_path / "bob.ipynb") == "09_dylora"
+    assert whose.lesson_of(tmp_path / "ada.py") == "07_lora"
+    assert whose.lesson_of(tmp_path / "bob.ipynb") == "09_dylora"
     (tmp_path / "eve.py").write_text("x = 1", encoding="utf-8")
     assert "--lesson" in g.grade([tmp_path / "eve.py"])[0].problem
-    with pytest.raises(ValueError, match="no notebook"): g.submissions([tmp_path / "nothing"])
+    with pytest.raises(ValueError, match="no notebook"): whose.submissions([tmp_path / "nothing"])
 
 
 @pytest.mark.parametrize("value", [
@@ -191,16 +322,3 @@ def test_functions_are_called_in_another_process(tmp_path):
         call = worker.remote("f")
         assert str(call.signature) == "(x, y=None)" and call((3,)).value == {3: [1]}
         assert "object object" in repr(worker.remote("g")((1,)).value) and worker.remote("h") is None
-
-
-def test_what_is_handed_out(tmp_path):
-    notebook, readme = assign("7", tmp_path)
-    text = readme.read_text(encoding="utf-8")
-    assert "`lora_forward`" in text and "| | together | | 12 |" in text and "| ★ |" in text and "Rubric" in text
-    for which in percent.sources():                                  # every lesson has an open question with a rubric
-        readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
-        assert "ubric" in readme and "open" in readme.lower(), which
-    assert "BEGIN SOLUTION" not in notebook.read_text(encoding="utf-8")
-    (source,) = assign("7", tmp_path / "course", nbgrader=True)
-    assert source.parts[-3:] == ("source", "07_lora", "07_lora.ipynb")
-    assert "BEGIN SOLUTION" in source.read_text(encoding="utf-8")

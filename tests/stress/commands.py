@@ -64,6 +64,7 @@ def wrong_fields() -> Iterator[tuple]:
 WRONG = [(line.split("|"), says) for line, *says in (
     ("nosuch", "nosuch", "finetune"), ("finetune", "METHOD"), ("quantize", "SCHEME"), ("generate", "TEXT"),
     ("lessons", "action"), ("lessons|nosuch", "nosuch", "list"), ("check", "NAME"), ("assign|07", "--out"), ("grade", "FILE"),
+    ("assign|--out|x", "NN --out"), ("assign|--out|x|--answers|a.md", "NN --out"), ("assign|99|--answers|x", "'99'", "07_lora"),
     ("pretrain", "--out"), ("--nosuch", "--nosuch"), ("finetune|lora|--nosuch", "--nosuch"), ("doctor|x", "x"),
     ("finetune|lora|--format|nosuch", "nosuch", "peft"), ("finetune|lora|--steps", "--steps", "expected one argument"),
     # an option that the command would ignore
@@ -120,8 +121,8 @@ WRONG = [(line.split("|"), says) for line, *says in (
     ("grade|nosuch", "nosuch", "no notebook"), ("grade|empty", "empty", "no notebook"), ("grade|file", "file", "no notebook"),
     *((line, "cannot write to the folder", where, "give a folder") for where in ("file", "file/x", "/proc/x", "/dev/full/x")
       for line in (f"--out|{where}", f"--quick|--out|{where}", f"figures|--out|{where}", f"figures|rank|--rerun|--out|{where}",
-                   f"figures|--quick|--out|{where}", f"assign|07|--out|{where}", f"pretrain|--out|{where}",
-                   f"pretrain|--out|x|--work|{where}", f"finetune|lora|--out|{where}",
+                   f"figures|--quick|--out|{where}", f"assign|07|--out|{where}", f"assign|--course|{where}",
+                   f"pretrain|--out|{where}", f"pretrain|--out|x|--work|{where}", f"finetune|lora|--out|{where}",
                    f"finetune|lora|--checkpoint|{where}/c", f"grade|right.py|--csv|{where}/c.csv")),
     ("finetune|lora|--steps|2|--checkpoint|empty", "empty", "file"),
     ("finetune|lora|--steps|2|--checkpoint|file", "file", "not a file that tinypeft wrote"),

@@ -27,8 +27,8 @@ from tests.stress import record
 from tests.stress.hostile import CELLS, EARNS, HONEST, IMPORTS, PART, SOLVED
 from tinypeft.course import wire, worker
 from tinypeft.course.exercises import TOPICS, of_topic
-from tinypeft.course.grade import lesson_of, student
 from tinypeft.course.judge import judge
+from tinypeft.course.whose import lesson_of, student
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,9 @@ An exercise:
     wire.py        the same in another process, which runs worker.py
 
 An assignment:
-    assign.py      what an instructor hands out
+    assign.py      what an instructor hands out for a lesson, and the open questions' answers
+    handout.py     the whole course for students, without solutions
+    whose.py       submissions, and whose they are
     grade.py       submissions → points, as CSV or JSON
 
 lessons/src/README.md says how to write a lesson.

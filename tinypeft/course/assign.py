@@ -1,4 +1,10 @@
-"""`python -m tinypeft assign NN --out FOLDER`: what an instructor hands out for a lesson."""
+"""`python -m tinypeft assign`: what an instructor hands out for a lesson, and what not.
+
+    assign 07 --out FOLDER          the student's notebook and a page
+    assign 07 --answers FOLDER      the answer of the open question, with the study's numbers
+
+`handout.py` writes all lessons for students.
+"""
 import re
 from pathlib import Path
 
@@ -7,7 +13,9 @@ from .build import open_questions, prose, topic_of
 from .percent import assignment, read, sources
 from .worth import worth
 
-__all__ = ["assign"]
+__all__ = ["answers", "assign"]
+
+STUDY = re.compile(r"\{(picture|claim) ([^}]+)\}")
 
 
 def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Path]:
@@ -47,3 +55,39 @@ def readme(path: Path) -> str:
         "| function | exercise | difficulty | points | minutes |", "|---|---|---|---|---|", *rows,
         f"| | together | | {points} | {minutes} |", "",
         *(f"## {heading}\n\n{text}\n" for heading, text in open_questions(path).items())])
+
+
+def answers(which: str | int | None, out: str | Path) -> list[Path]:
+    """Write the answers of the open questions of lesson `which`, or of all; returns the paths. One
+    file if `out` ends in .md, otherwise a file for each lesson in the folder `out`."""
+    pages, out = {path.stem: answer_page(path) for path in sources(which)}, Path(out)
+    if out.suffix == ".md": pages = {out.stem: "\n".join(pages.values())}
+    folder = out.parent if out.suffix == ".md" else out
+    for name, text in pages.items(): write_atomically(folder / f"{name}.md", text)
+    return [folder / f"{name}.md" for name in pages]
+
+
+def answer_page(path: Path) -> str:
+    """A lesson's open questions, each with its answer."""
+    found = [cell.source for cell in read(path) if cell.kind == "answer"]
+    title = re.search(r"^# (.+)$", prose(path), re.M)[1]
+    page = [f"# {title}: answers for instructors\n"]
+    for (heading, text), answer in zip(open_questions(path).items(), found, strict=True):
+        page.append(f"## {heading}\n\n{text}\n\n### Answer\n\n{STUDY.sub(measured, answer)}\n")
+    return "\n".join(page)
+
+
+def measured(match: re.Match) -> str:
+    """What the study found, in place of {picture NAME} or {claim FIRST WORDS}."""
+    from ..study import claims, pictures
+    from ..study.experiment import Results
+    from .show import FIGURES
+    kind, name = match[1], " ".join(match[2].split())
+    if kind == "picture":
+        drawn = pictures.drawing(FIGURES, name)
+        return f"The study, {name}: *{drawn.sentence}* {drawn.alt}"
+    claim = next((c for c in claims.ALL_CLAIMS if c.text.startswith(name)), None)
+    if claim is None: raise KeyError(f"no claim of the study begins with {name!r}")
+    finding = claim.test(lambda name: Results.load(FIGURES / "results", name))
+    verdict = claims.verdict(finding)
+    return f"The study, on the claim *{claim.text}*: {finding.measured}; {verdict}."

@@ -27,26 +27,30 @@ from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .judge import judge
-from .percent import sources
+from .percent import read, sources
+from .whose import Submission, lesson_of, submissions
 from .wire import Worker
 from .worth import worth
 
-__all__ = ["Grade", "as_json", "grade", "submissions", "write_csv"]
+__all__ = ["Grade", "as_json", "grade", "write_csv"]
 
 LARGEST = 1 << 26                                        # bytes of a submission
 LONGEST_TIME = 86_400                                    # seconds
 LONGEST = 2000                                           # characters of a message
+LEADS = re.compile(r"course\.exercises|course import (?!show\b)|\.reference\b|\.function\(|"
+                   r"getsource|sys\.modules|lessons/")  # to the references, or to the solutions
 
 
 @dataclass
 class Grade:
     """The result of one submission. exercises: name → {"points", "of", "message"}. problem: the
-    error in running it."""
+    error in running it. notes: what a person should look at."""
     student: str
     file: str
     lesson: str | None = None
     exercises: dict[str, dict] = field(default_factory=dict)
     problem: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def points(self) -> int:
@@ -64,30 +68,18 @@ class Grade:
     def __repr__(self) -> str:
         lesson = self.lesson or "an unknown lesson"
         lines = [f"{self.student}: {self.points} of {self.of} points in {lesson}"]
-        if self.problem: lines.append(f"  {self.problem}")
+        lines += [f"  {line}" for line in (self.problem, *self.notes) if line]
         for name, e in self.exercises.items():
             lines.append(f"  {name:<24}{e['points']}/{e['of']}  {e['message']}")
         return "\n".join(lines)
 
 
-def submissions(paths: Iterable[str | Path]) -> list[Path]:
-    """The notebooks and Python files among `paths`, folders searched. ValueError for a path that
-    has none. What has the name of one but is no file, such as a broken link, is among them."""
-    found = []
-    for path in map(Path, paths):
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files = [f for f in files if not f.is_dir() and f.suffix in (".ipynb", ".py") and not any(
-            part.startswith((".", "__")) for part in f.relative_to(path).parts)]
-        if not files: raise ValueError(f"grade: there is no notebook and no Python file in {path}")
-        found += files
-    return found
-
-
 def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: int = 1,
           seconds: float = 300, jobs: int = 2,
           say: Callable[[Grade], object] | None = None) -> list[Grade]:
-    """Grade submissions, `jobs` at a time; returns a `Grade` for each of `submissions(paths)`, in
-    that order.
+    """Grade submissions, `jobs` people at a time. Returns one `Grade` for each person and lesson,
+    in the order of `submissions(paths)`. Of several files the one with the most points counts, and
+    the notes name the others.
 
     lesson: its number or name; if None, each file's name or the exercises it checks decide. seed:
     of the data. seconds: the limit for running one notebook, and for all calls of its functions.
@@ -99,21 +91,41 @@ def grade(paths: Iterable[str | Path], lesson: str | int | None = None, seed: in
     path, *_ = sources(lesson)                           # raises if the lessons are not there
     chosen = None if lesson is None else path.stem
 
-    def one(path):
-        result = Grade(plain(student(path)), plain(str(path)), chosen, unearned(chosen))
+    def graded(of):
+        result = Grade(plain(of.student), plain(str(of.path)), chosen, unearned(chosen))
         try:
-            grade_one(path, result, seed, seconds)
+            grade_one(of.path, result, seed, seconds)
         except Exception as e:                           # one submission must not stop the others
             result.problem = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
         if result.problem: result.problem = plain(result.problem)
-        if say: say(result)
         return result
+
+    def one(person):
+        results = best(list(map(graded, person)))
+        if say:
+            for result in results: say(result)
+        return results
+    people: dict[tuple, list[Submission]] = {}
+    for of in submissions(paths): people.setdefault(of.person, []).append(of)
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, submissions(paths)))
+        return [result for results in pool.map(one, people.values()) for result in results]
+
+
+def best(grades: list[Grade]) -> list[Grade]:
+    """Of one person's grades the best of each lesson, with a note about the others. A file of no
+    known lesson counts only if there is no other."""
+    known = [g for g in grades if g.lesson] or grades
+    kept = {g.lesson: g for g in sorted(known, key=lambda g: g.points)}
+    chosen = [kept[lesson] for lesson in dict.fromkeys(g.lesson for g in known)]
+    for g in grades:
+        if any(g is one for one in chosen): continue
+        kept.get(g.lesson, chosen[0]).notes.append(f"also handed in: {g.file}, {g.points} points")
+    return chosen
 
 
 def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
     """Grade one file: fill in its `Grade`."""
+    if path.is_dir(): raise ValueError("there is no notebook and no Python file in this folder")
     if not path.is_file(): raise ValueError("this is no file that can be read")
     if (size := path.stat().st_size) > LARGEST:
         raise ValueError(f"the file has {size:,} bytes; a submission has at most {LARGEST:,}")
@@ -123,6 +135,7 @@ def grade_one(path: Path, result: Grade, seed: int, seconds: float) -> None:
     if result.lesson is None:
         raise ValueError("cannot tell which lesson this is, neither from its name nor from a "
                          "tp.check in it; give --lesson NN")
+    result.notes += named(path, result.lesson)
     with scratch() as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)
@@ -159,14 +172,26 @@ def checked(exercise: Exercise, worker: Worker, seed: int) -> tuple[bool, str]:
     """Whether the submission solves the exercise, and the message that says so."""
     call = worker.remote(exercise.function)
     if call is None:
-        reason = f"{exercise.function} is not defined" if worker.alive else "the process has ended"
-        return False, reason
+        if not worker.alive: return False, "the process has ended"
+        return False, f"no cell defines {exercise.function}"
     try:
         result = judge(exercise, call, seed)
     except Exception as e:                               # a result that the comparison cannot bear
         return False, f"your result cannot be compared: {type(e).__name__}: {e}"
     cause = f" Likely cause: {result.cause}" if result.cause else ""
     return result.passed, result.message + cause
+
+
+def named(path: Path, lesson: str) -> list[str]:
+    """A note, if the file names what leads to the references. The lines of the assignment's own
+    cells do not count."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for cell in read(*sources(lesson)):
+        for line in filter(LEADS.search, cell.source.splitlines()):
+            for form in (line, json.dumps(line)[1:-1], json.dumps(line, ensure_ascii=False)[1:-1]):
+                text = text.replace(form, "")
+    found = dict.fromkeys(LEADS.findall(text))
+    return [f"look at it: it names {', '.join(found)}"] if found else []
 
 
 def plain(text: str) -> str:
@@ -176,38 +201,18 @@ def plain(text: str) -> str:
     return shown + "…" * (len(text) > LONGEST)
 
 
-def lesson_of(path: Path) -> str | None:
-    """The lesson that a submission answers, by its name, or by the exercises that it checks or
-    defines."""
-    for name in TOPICS.values():
-        if name in path.stem: return name
-    text = path.read_text(encoding="utf-8", errors="replace")
-    topics = re.findall(r'tp\.check\(\\?["\'](\w+)\.', text)
-    topics += [t for t in TOPICS if re.search(rf"def {t}_\w+\(", text)]
-    known = [t for t in topics if t in TOPICS]
-    return TOPICS[max(known, key=known.count)] if known else None
-
-
-def student(path: Path) -> str:
-    """The student's name: the file's name or, if that is the lesson's (07_lora.ipynb), the nearest
-    folder's."""
-    lessons = {*TOPICS.values(), *(name[:2] for name in TOPICS.values())}
-    names = [path.stem, *(folder.name for folder in path.resolve().parents)]
-    return next((name for name in names if name and name not in lessons), path.stem)
-
-
 def write_csv(grades: Iterable[Grade], path: str | Path) -> None:
-    """One row per submission: student, file, lesson, points, of, one column per exercise,
-    problem."""
+    """One row per grade: student, file, lesson, points, of, one column per exercise, problem,
+    notes."""
     grades = list(grades)
     names = list(dict.fromkeys(name for g in grades for name in g.exercises))
     text = io.StringIO(newline="")
     rows = csv.writer(text)
-    rows.writerow(["student", "file", "lesson", "points", "of", *names, "problem"])
+    rows.writerow(["student", "file", "lesson", "points", "of", *names, "problem", "notes"])
     for g in grades:
         points = [g.exercises[n]["points"] if n in g.exercises else "" for n in names]
         rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, *points,
-                       _cell(g.problem or "")])
+                       _cell(g.problem or ""), _cell("; ".join(g.notes))])
     write_atomically(path, text.getvalue())
 
 

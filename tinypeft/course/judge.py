@@ -79,8 +79,8 @@ def names_of(exercise):
 def wrong_signature(exercise, call, args):
     wanted = f"{exercise.function}({', '.join(names_of(exercise))})"
     if str(call.origin or "").startswith("tinypeft."):
-        return failed(exercise, "signature", "this is the package's own function, from "
-                                             f"{call.origin}; write yours")
+        return failed(exercise, "signature", f"{exercise.function} is the package's function here; "
+                                             "run the cell that defines yours, then this one")
     avoided = [name for name in exercise.avoids if name in call.uses]
     if avoided:
         return failed(exercise, "signature", f"your function uses {' and '.join(avoided)} of the "

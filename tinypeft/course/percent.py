@@ -5,6 +5,7 @@
     # %% exercise=lora.forward points=3 minutes=10    a function for the student to write
         ### BEGIN SOLUTION                            the solution stands between these marks
         ### END SOLUTION
+    # %% [answer]                                     of an open exercise, for instructors
 
 The code cell after an exercise calls `tp.check` with the exercise's name; that cell earns the
 points. An exercise's heading is generated, so that its number, title, points and minutes stand in
@@ -15,8 +16,8 @@ one place each:
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
-assignment, which has a stub in place of each solution. Both carry nbgrader's metadata (schema 3),
-so that a course that uses nbgrader can take them as they are.
+assignment, which has a stub in place of each solution. An answer is in neither. Both carry
+nbgrader's metadata (schema 3), so that a course that uses nbgrader can take them as they are.
 """
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
 
 @dataclass
 class Cell:
-    """One cell of a source. kind: "markdown" or "code". options: of an exercise, its name, points
-    and minutes. line: the number of the cell's header line."""
+    """One cell of a source. kind: "markdown", "answer" or "code". options: of an exercise, its
+    name, points and minutes. line: the number of the cell's header line."""
     kind: str
     source: str
     options: dict[str, str | int] = field(default_factory=dict)
@@ -98,10 +99,10 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
         where = f"{name}, line {a + 1}"
         kind, options = _header(lines[a][4:].strip(), where)
         body = "\n".join(lines[a + 1:b]).strip("\n")
-        if kind == "markdown":
+        if kind != "code":
             wrong = [line for line in body.split("\n") if not line.startswith("#")]
             if wrong:
-                raise ValueError(f"{where}: each line of a markdown cell must begin with #, "
+                raise ValueError(f"{where}: each line of a cell of text must begin with #, "
                                  f"got {wrong[0]!r}")
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
@@ -114,11 +115,11 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
 
 
 def _header(text, where):
-    if text == "[markdown]": return "markdown", {}
+    if text in ("[markdown]", "[answer]"): return text[1:-1], {}
     options = dict(re.findall(r"(\w+)=(\S+)", text))
     rest = re.sub(r"\w+=\S+", "", text).strip()
     if rest or options and options.keys() != {"exercise", "points", "minutes"}:
-        raise ValueError(f"{where}: expected # %%, # %% [markdown] or "
+        raise ValueError(f"{where}: expected # %%, # %% [markdown], # %% [answer] or "
                          f"# %% exercise=… points=… minutes=…, got # %% {text}")
     return "code", {k: v if k == "exercise" else int(v) for k, v in options.items()}
 
@@ -194,6 +195,7 @@ def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = F
     import nbformat.v4 as v4
     made, used, exercise = [], set(), None
     for cell in cells:
+        if cell.kind == "answer": continue
         text = source(cell)
         new = v4.new_markdown_cell(text) if cell.kind == "markdown" else v4.new_code_cell(text)
         new.id = digest = hashlib.sha256(f"{cell.kind}\n{cell.source}".encode()).hexdigest()[:12]

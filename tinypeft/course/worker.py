@@ -6,6 +6,10 @@ All code cells run in order, in one namespace, as in a kernel; a cell that fails
 next one. Then the functions that the cells defined are called with the arguments that come through
 the pipe on standard input, and the outcomes go into the one on standard output. The cells see
 neither: what they print goes nowhere.
+
+Before the first call the exercises' modules go out of reach of `import`, and during a call the
+reference of its exercise refuses to run, whatever name it has by then. References of other
+exercises still run, because a lesson's cells put them in place of functions that are wrong.
 """
 import contextlib
 import importlib
@@ -14,12 +18,16 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from .calls import Local, Outcome, one_line, text_of
 from .wire import decode, encode, read_line
+
+EXERCISES = f"{__package__}.exercises"
+HIDDEN: dict[str, ModuleType] = {}                       # the exercises', out of reach
 
 MEMORY = 4 << 30                                         # bytes of addresses
 LARGEST_FILE = 1 << 30                                   # bytes of a file that it writes
@@ -49,19 +57,27 @@ def own_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 def code_cells(path: Path) -> list[tuple[int, str]]:
     """(number, source) of a notebook's code cells. ValueError for any other file."""
+    wrong = f"{path.name} is no notebook"
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return [(i, "".join(cell["source"])) for i, cell in enumerate(cells, 1)
+        text = path.read_text(encoding="utf-8")
+        return [(i, "".join(cell["source"])) for i, cell in enumerate(json.loads(text)["cells"], 1)
                 if cell["cell_type"] == "code"]
+    except json.JSONDecodeError as e:
+        where = f"line {e.lineno}: {e.msg}" if text.strip() else "the file is empty"
+        raise ValueError(f"{wrong} ({where})") from e
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{wrong}, as it is not UTF-8: {e}") from e
     except Exception as e:
-        raise ValueError(f"{path.name} is no notebook of format 4: {one_line(e)}") from e
+        raise ValueError(f"{wrong} of format 4: {text_of(e)}") from e
 
 
-def run(path: Path) -> tuple[dict, str | None]:
-    """The namespace that a notebook or a Python file leaves, and the error in it, or None."""
+def run(path: Path) -> tuple[dict[str, Callable], str | None]:
+    """The functions that a notebook or a Python file defines, by name, and the error in it, or
+    None. Of a notebook's functions of one name it is the last one: in the lessons a cell behind a
+    check puts the package's function in place of one that is wrong."""
     if path.suffix != ".ipynb":
         try:
-            return runpy.run_path(str(path)), None
+            return functions_in(runpy.run_path(str(path))), None
         except SyntaxError as e:                         # it names the line itself
             return {}, text_of(e)
         except (Exception, SystemExit) as e:
@@ -69,15 +85,44 @@ def run(path: Path) -> tuple[dict, str | None]:
     try:
         cells = code_cells(path)
     except ValueError as e:
-        return {}, f"running the cells: {e}"
+        return {}, str(e)
     from IPython.core.interactiveshell import InteractiveShell
-    shell, problems = InteractiveShell.instance(), []
+    shell, functions, problems = InteractiveShell.instance(), {}, []
     for i, source in cells:
         result = shell.run_cell(source, silent=True)
+        functions |= functions_in(shell.user_ns)
         error = result.error_before_exec or result.error_in_exec
         if error is not None and not isinstance(error, NotImplementedError):
-            problems.append(f"cell {i} fails with {text_of(error)}")
-    return shell.user_ns, "; ".join(problems[:3]) or None
+            problems.append(f"cell {i} fails with {said(error)}")
+    return functions, "; ".join(problems[:3]) or None
+
+
+def said(error: BaseException) -> str:
+    """An error as one line; IPython's names of cells, which stand in a SyntaxError, left out."""
+    if not isinstance(error, SyntaxError): return text_of(error)
+    line = f", in line {error.lineno}:  {error.text.strip()}" if error.text else ""
+    return f"{type(error).__name__}: {error.msg}{line}"[:5000]
+
+
+def functions_in(namespace: dict) -> dict[str, Callable]:
+    """What can be called in a namespace and is the submission's own."""
+    return {name: fn for name, fn in namespace.items()
+            if isinstance(name, str) and name[:1] != "_" and callable(fn) and is_own(name, fn)}
+
+
+def is_own(name: str, fn: Callable) -> bool:
+    """Is this the submission's function of that name? It is neither the package's nor the function
+    of another exercise; a check's result gives a name to either."""
+    if str(getattr(fn, "__module__", "")).startswith("tinypeft."): return False
+    defined = getattr(fn, "__name__", name)
+    return defined == name or all(e.function != defined for e in exercises_beside(name))
+
+
+def exercises_beside(function: str) -> tuple:
+    """The exercises of the topic in a function's name; none if the cells have checked nothing."""
+    module = f"{EXERCISES}.{function.partition('_')[0]}"
+    found = HIDDEN.get(module) or sys.modules.get(module)
+    return found.EXERCISES if found else ()
 
 
 def description(fn: Callable) -> tuple[str, list[str], list | None]:
@@ -93,10 +138,47 @@ def description(fn: Callable) -> tuple[str, list[str], list | None]:
 
 
 def function(module: str, name: str) -> Any:
-    """The function of this package that has this name."""
-    found = importlib.import_module(module)
+    """The function of this package that has this name. Some arguments are an exercise's own."""
+    with within_reach(): found = importlib.import_module(module)
     for part in name.split("."): found = getattr(found, part)
     return found
+
+
+# -- the references ------------------------------------------------------------------------------
+def hide() -> None:
+    """Take the exercises' modules out of reach: an import of one fails, and so does `tp.check`."""
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{EXERCISES}.")]:
+        HIDDEN[name] = sys.modules.pop(name)
+    sys.modules[EXERCISES] = None                        # Python's sign for "not to be imported"
+    vars(sys.modules[__package__]).pop("exercises", None)
+
+
+@contextlib.contextmanager
+def within_reach() -> Iterator[None]:
+    """Undo `hide` for a moment, if it was called."""
+    hidden = EXERCISES in sys.modules and sys.modules[EXERCISES] is None
+    if hidden:
+        del sys.modules[EXERCISES]
+        sys.modules.update(HIDDEN)
+    try: yield
+    finally:
+        if hidden: hide()
+
+
+@contextlib.contextmanager
+def refused(name: str) -> Iterator[None]:
+    """Let the reference of the exercise whose function has this name raise an error. This reaches a
+    reference that the cells have put aside, for example from a check's result."""
+    references = [e.reference for e in exercises_beside(name) if e.function == name]
+    codes = [reference.__code__ for reference in references]
+    for reference in references: reference.__code__ = refusal.__code__
+    try: yield
+    finally:
+        for reference, code in zip(references, codes, strict=True): reference.__code__ = code
+
+
+def refusal(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("the package's own function cannot be called while yours is graded")
 
 
 def send(file: BinaryIO, value: Any) -> None:
@@ -111,18 +193,18 @@ def main(path: str) -> None:
     questions, answers = own_pipes()
     limit()
     sys.path.append(os.getcwd())                         # last: no file there hides a library
-    namespace, problem = run(Path(path))
-    functions = {name: fn for name, fn in namespace.items()
-                 if isinstance(name, str) and name[:1] != "_" and callable(fn)}
+    functions, problem = run(Path(path))
     described = {name: description(fn) for name, fn in functions.items()}
+    hide()
     send(answers, {"functions": described, "problem": problem})
     while True:
         try:
             q = decode(read_line(questions), function)
         except EOFError:
             return
-        call = Local(functions[q["name"]])
-        outcome = call(q["args"], q["names"], q["differentiate"], q["upstream"])
+        with refused(q["name"]):
+            call = Local(functions[q["name"]])
+            outcome = call(q["args"], q["names"], q["differentiate"], q["upstream"])
         try:
             send(answers, vars(outcome))
         except Exception as e:                           # it is too large, or its repr fails
