@@ -139,6 +139,8 @@ def add_course_commands(command: Callable) -> None:
     p = command("check", run_check, "check the functions in a file", takes=("seed", "json"))
     p.add_argument("exercise", metavar="NAME", help="an exercise (lora.forward) or a topic (lora)")
     p.add_argument("file", type=Path, help="it defines lora_forward or the like; it is executed")
+    p.add_argument("--hint", type=number(int, least=1, most=3), default=1, metavar="STEP",
+                   help="1 is a question (default), 2 the shapes, 3 nearly the code")
 
     p = command("assign", run_assign, "write what students get, or the open questions' answers",
                 takes=())
@@ -193,7 +195,7 @@ def run_check(args: Namespace) -> int:
     if args.json:
         show_json({r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause}
                    for r in results})
-    else: print("\n".join(map(repr, results)))
+    else: print("\n".join(r.told(args.hint) for r in results))
     return 0 if all(results) else 1
 
 

@@ -270,3 +270,15 @@ def test_stars_stand_beside_the_points():
 
 def test_judge_leaves_the_function_to_check():
     assert judge(find("lora.merge"), Local(lambda W, A, B, alpha: W)).function is None
+
+
+def test_a_terminal_shows_each_hint(tmp_path, capsys):
+    from tinypeft.cli import main
+    path = tmp_path / "mine.py"
+    path.write_text("def lora_merge(W, A, B, alpha): return W\n")
+    said = []
+    for step in (1, 2, 3):
+        assert main(["check", "lora.merge", str(path), "--hint", str(step)]) == 1
+        said.append(capsys.readouterr().out)
+    assert all(f"Hint {i} of 3" in text for i, text in enumerate(said, 1))
+    assert "the next one: --hint 2" in said[0] and "--hint" not in said[2]

@@ -41,12 +41,12 @@ class CheckResult:
         """✔ for right, ○ for unsolved, ✘ for wrong."""
         return "✔" if self.passed else "○" if self.stage == "unsolved" else "✘"
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, step: int) -> Iterator[str]:
         yield self.message
         if self.got:        yield f"got       {self.got}"
         if self.expected:   yield f"expected  {self.expected}"
         if self.cause:      yield f"Likely cause: {self.cause}"
-        if not self.passed: yield self.hint(1)
+        if not self.passed: yield self.hint(step)
         if not self.passed and self.function: yield IN_ITS_PLACE
 
     def hint(self, step: int) -> str:
@@ -54,11 +54,15 @@ class CheckResult:
         hints = self.exercise.hints
         if step not in range(1, len(hints) + 1):
             raise ValueError(f"hint: got step {step!r}, expected 1 to {len(hints)}")
-        more = f" (the next one: result.hint({step + 1}))" if step < len(hints) else ""
+        ask = f"result.hint({step + 1})" if self.function else f"--hint {step + 1}"
+        more = f" (the next one: {ask})" if step < len(hints) else ""
         return f"Hint {step} of {len(hints)}: {hints[step - 1]}{more}"
 
-    def __repr__(self) -> str:
-        first, *rest = self._lines()
+    def __repr__(self) -> str: return self.told()
+
+    def told(self, step: int = 1) -> str:
+        """The result as text, with the hint of that step if the answer is not right."""
+        first, *rest = self._lines(step)
         indented = ["  " + line.replace("\n", "\n            ") for line in rest]
         return "\n".join([f"{self.sign} {self.exercise.name}: {first}", *indented])
 
