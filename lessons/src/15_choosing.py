@@ -234,9 +234,7 @@ task
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8), rng=0, head=len(task.classes))
-found = tp.find_rate(tuned, task, steps=40, batch_size=16)
-print(found)
-found.plot()
+tp.find_rate(tuned, task, steps=40, batch_size=16, progress=False)
 
 # %% [markdown]
 # `find_rate` raises the learning rate from step to step and measures the validation loss after each. The model stays as it was. *What to see:* at small rates nothing happens, then the loss falls, and at
