@@ -33,8 +33,6 @@ EQUIVALENT = {
 EXPLAINED = {
     ("tinypeft/checkpoints.py", "_short", "text[:59] + '…'", "'…'"):
         "how much of a wrong value a message shows",
-    ("tinypeft/course/diagnose.py", "_value_cause", "wrong.size > 1", "wrong.size > 2"):
-        "a hint where one of two numbers is wrong: the numbers are printed beside it",
     ("tinypeft/course/diagnose.py", "_value_cause", "isinstance(a, np.ndarray) and a.shape == E.shape and a.any()",
      "isinstance(a, np.ndarray) and a.shape == E.shape and a.all()"):
         "a hint is not given for an argument that has a zero in it, and no exercise draws one",
