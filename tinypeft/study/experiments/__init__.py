@@ -11,9 +11,9 @@ from . import schemes, smollm2, smoothquant, virtual_tokens
 
 EXPERIMENTS = {e.name: e for e in (
     gradient_check.GRADIENT_CHECK, virtual_tokens.VIRTUAL_TOKENS,
-    rates.RATES, baselines.BASELINES, methods.EVERY_METHOD, rank.RANK, placement.PLACEMENT, adalora.ADALORA,
-    adalora.ADALORA_PLANTED, dylora.DYLORA, adapters.ADAPTERS, prompts.PROMPTS, prompts.PREFIX_RATES, prompts.PREFIX_LENGTH,
-    subspace.SUBSPACE,
+    rates.RATES, rates.CLASSIFY_RATES, rates.QUANT_RATES, baselines.BASELINES, methods.EVERY_METHOD, rank.RANK,
+    placement.PLACEMENT, adalora.ADALORA, adalora.ADALORA_PLANTED, dylora.DYLORA, adapters.ADAPTERS, prompts.PROMPTS,
+    prompts.SIZES, prompts.PREFIX_RATES, prompts.PREFIX_LENGTH, subspace.SUBSPACE,
     int8_outliers.INT8_OUTLIERS, int8_outliers.INT8_THRESHOLD, int8_outliers.INT8_ACTIVATIONS,
     smoothquant.SMOOTHQUANT, smoothquant.SMOOTHQUANT_MAXIMA, gptq.GPTQ_OR_NEAREST, gptq.GPTQ_COLUMNS, awq.AWQ_KEEPING,
     awq.AWQ_SEARCH, formats.FORMATS_4_BIT, double_quantization.DOUBLE_QUANTIZATION, granularity.GRANULARITY, qlora.QLORA,
