@@ -63,4 +63,4 @@ ADALORA_PLANTED = Experiment(
      "mean_by_kind": "mean rank found in query, key, value, output", "seconds": "seconds in training steps"},
     measure_planted, {"attention": ("query", "key", "value", "output")},
     {"steps": 300, "batch_size": 4, "dealt": [0, 0, 0, 1, 2, 4, 8], "effect": 0.02, "init_rank": 8},
-    {"steps": 30, "seeds": (0, 1)})
+    {"steps": 30, "seeds": (0, 1)}, seeds=tuple(range(8)))

@@ -100,6 +100,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         **{f"prefix {P}": Arm(PrefixTuning(length=P, reparameterize=False), 0.15) for P in (1, 10, 40)}},
     "sizes": {f"{name} {base}": Arm(method, {"lora_all": 8e-3, "adapter": 0.012, "prompt": 0.05}[name], base)
               for name, by_base in SHARES.items() for base, method in by_base.items()},
+    "lengths": {label: replace(arm, times=4) for label, arm in {
+        "full 600": Arm(FullFineTuning(), 8e-4), "lora_all 600": Arm(on_all(4), 5e-3),
+        "adapter 600": Arm(sequential(16), 0.01)}.items()},
     "first_look": {label: replace(arm, times=0.4) for label, arm in {
         "full": Arm(FullFineTuning(), 1e-3), "lora_all": Arm(on_all(4), 0.01),
         "qlora_all": OnRounded(on_all(4), 0.01, scheme=NF4()), "adapter": Arm(BottleneckAdapter(), 0.01),
