@@ -147,7 +147,7 @@ ENTRY = '''    "toy": About("Toy", "h = W x + b, b trained", ("2106.09685",), "0
 SMALLER = {
     "tinypeft/study/experiments/methods.py": [
         ('{"steps": 150, "batch_size": 4, "classify_steps": 200}', '{"steps": 1, "batch_size": 1, "classify_steps": 1}'),
-        ('"conditions": ("frozen", "full", "lora")}', '"conditions": ("frozen",)}, seeds=(0,)')],
+        ('"conditions": ("frozen", "full", "lora")}, seeds=tuple(range(8))', '"conditions": ("frozen",)}, seeds=(0,)')],
     "tinypeft/study/tuning.py": [("held_out: int = 16384", "held_out: int = 512")],
     "tinypeft/study/claims/__init__.py": [("*METHOD_CLAIMS, *SCHEME_CLAIMS\n", "METHOD_CLAIMS[:1]\n")],
     "tinypeft/study/compare.py": [

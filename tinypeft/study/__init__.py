@@ -8,6 +8,7 @@
     freshness.py     is a stored number still true?  the code that each condition depends on, and its changes since
     dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
+    whole.py         the study by one command: the rates first, then what uses them
     tuning.py        one fine-tuning run, as the experiments make it
     quantized.py     the model and the text on which the experiments judge quantization
     bases.py         two smaller bases beside the shipped one

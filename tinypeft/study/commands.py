@@ -27,6 +27,8 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
     p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs again "
                    "and keep the stored results if they agree")
+    p.add_argument("--best", action="store_true", help="write the best learning rates that were measured to "
+                   "tinypeft/study/experiments/best.py")
     p.add_argument("--jobs", type=number(int, least=1), metavar="N", help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
 
@@ -66,6 +68,13 @@ def run_compare(args: Namespace) -> None:
 def run_figures(args: Namespace) -> int | None:
     from ..files import check_writable
     folder = args.out or (LATEST if args.quick else Path("figures"))
+    if args.best:
+        from .experiments import rates
+        return print_best(rates.write_best(folder / "results"))
+    if args.rerun and not args.names and not args.quick:
+        from .whole import measure_all
+        check_writable(folder)
+        return measure_all(folder / "results", args.jobs)
     if args.rerun or args.quick or args.status or args.accept:
         from . import acceptance
         from .experiment import run
@@ -83,6 +92,10 @@ def run_figures(args: Namespace) -> int | None:
     check_writable(folder)
     figures(folder, known(args.names, PICTURES, "picture") or None)
     return None
+
+
+def print_best(best: dict) -> None:
+    for task, rates in best.items(): print(f"{task}: {len(rates)} best rates")
 
 
 def run_memory(args: Namespace) -> None:

@@ -39,7 +39,8 @@ PUBLIC = sys.modules[__name__.split(".")[0]]              # the package, for its
 RESULTS = ROOT / "figures" / "results"
 FIGURES, MAIN_JOB = "`python -m tinypeft figures`", "`python -m tinypeft --out figures`"
 TEXTBOOK = {"full", "uniform", "gguf"}                   # without a paper's letters to translate
-SERVING = {"rates", "baselines", "smollm2_rates", "smollm2"}   # there for other experiments and for a page
+# there for other experiments, for the main job or for a page
+SERVING = {"rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates", "smollm2"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ condition; that of another has the name of its experiment in front: "rank: 64".
 from dataclasses import dataclass, replace
 
 from ...peft import (
-    IA3,
+    METHODS,
     AdaLoRA,
     BottleneckAdapter,
     DyLoRA,
@@ -19,7 +19,6 @@ from ...peft import (
     PeftModel,
     PrefixTuning,
     PromptTuning,
-    PTuning,
     PTuningV2,
     attach,
 )
@@ -55,16 +54,14 @@ FEW_BITS = {"NF4": NF4(), **{f"{bits} bits": Uniform(bits, False, "group", 32) f
 SHARES = {"lora_all": {"small": on_all(3), "medium": on_all(3), "base": on_all(5)},               # 5.2, 4.5 and 5.0 %
           "adapter": {"small": sequential(12), "medium": sequential(14), "base": sequential(22)},        # 4.9, 4.8 and 5.0 %
           "prompt": {name: PromptTuning(length=P) for name, P in {"small": 9, "medium": 16, "base": 40}.items()}}      # 0.4 %
+EXPECTED = {"adapter": 8e-3, "parallel_adapter": 4e-3, "prefix": 7e-3, "prompt": 0.06, "lora": 0.013, "adalora": 0.025,
+            "dylora": 0.013, "ia3": 0.05}                # where it is not the method's own rate
 LOFTQ_RATES = {"NF4": 0.01, "4 bits": 0.01, "3 bits": 0.0055, "2 bits": 0.0055}
 
 # experiment → condition → arm
 ARMS: dict[str, dict[str, Arm]] = {
-    "methods": {
-        "full": Arm(FullFineTuning(), 1e-3), "adapter": Arm(BottleneckAdapter(), 8e-3),
-        "parallel_adapter": Arm(ParallelAdapter(), 4e-3), "prefix": Arm(PrefixTuning(), 7e-3),
-        "prompt": Arm(PromptTuning(), 0.06), "ptuning": Arm(PTuning(), 3e-3), "ptuning_v2": Arm(PTuningV2(), 0.06),
-        "lora": Arm(LoRA(), 0.013), "adalora": Arm(AdaLoRA(), 0.025), "dylora": Arm(DyLoRA(), 0.013), "ia3": Arm(IA3(), 0.05),
-        "lora_all": Arm(on_all(4), 6e-3)},
+    "methods": {**{name: Arm(cls(), EXPECTED.get(name, cls().learning_rate)) for name, cls in METHODS.items()},
+                "lora_all": Arm(on_all(4), 6e-3)},
     "adapters": {
         "sequential 16": Arm(sequential(16), 0.012), "parallel 16": Arm(ParallelAdapter(bottleneck=16, beside="both"), 5e-3),
         "sequential 64": Arm(sequential(64), 8e-3), "parallel 64": Arm(ParallelAdapter(bottleneck=64, beside="both"), 4e-3),

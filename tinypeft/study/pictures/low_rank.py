@@ -15,7 +15,7 @@ MATRICES = "query", "key", "value", "output", "up", "down"
 
 def rank(results: Path) -> plot.Drawing:
     r, others = Results.load(results, "rank"), Results.load(results, "methods")
-    methods = [EXPERIMENTS["rank"].conditions[c] for c in r.conditions]
+    methods = [EXPERIMENTS["rank"].conditions[c].method for c in r.conditions]
     ranks, stabilized = ([m.rank for m in methods if m.rank_stabilized == by_root] for by_root in (False, True))
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.8)
@@ -65,7 +65,7 @@ def placement(results: Path) -> plot.Drawing:
         fig,
         f"The same number of parameters helps more in more matrices at a lower rank: {order[-1]} has the lowest loss and "
         f"{order[0]} the highest.",
-        f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at the best of three learning rates; "
+        f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at its best learning rate; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Dots with intervals, test loss in nats per token: {said}.")
 

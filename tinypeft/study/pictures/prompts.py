@@ -118,47 +118,50 @@ def prompt_sizes(results: Path) -> plot.Drawing:
 
 def prefix_rates(results: Path) -> plot.Drawing:
     r = Results.load(results, "prefix_rates")
-    rates = r.record["settings"]["rates"]
     fig, (left, right) = plot.figure(1, 2, height=3.4)
     looks = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}
     best = {}
     for ax, metric in ((left, "loss"), (right, "roughness")):
         for condition, look in looks.items():
+            rates = r.mean(condition, "rate")
             mean = plot.band(ax, rates, r, condition, metric, look)
-            if metric == "loss": best[condition] = mean.min(), rates[int(mean.argmin())], mean[-1]
+            if metric == "loss":
+                at = int(r.mean(condition, "validation").argmin())
+                best[condition] = mean[at], rates[at], mean[-1], rates[-1]
         ax.set(xscale="log", xlabel="learning rate")
     left.set_ylabel("test loss (nats/token)")
     right.set_title("step-to-step change of the loss (nats)", fontsize=9)
     plot.key(fig, looks)
-    (a, at, wild), (b, bt, calm) = best["reparameterized"], best["direct"]
+    (a, at, wild, last_a), (b, bt, calm, last_b) = best["reparameterized"], best["direct"]
     return plot.Drawing(
         fig,
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
         f"these rates the losses are {a:.3f} and {b:.3f} nats.",
         f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
-        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {rates[-1]:g}. Direct: best "
-        f"{b:.3f} at {bt:g}, {calm:.3f} at {rates[-1]:g}.")
+        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {last_a:g}. Direct: best "
+        f"{b:.3f} at {bt:g}, {calm:.3f} at {last_b:g}.")
 
 
 def prefix_length(results: Path) -> plot.Drawing:
     r = Results.load(results, "prefix_length")
-    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].length for c in r.conditions})
+    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].method.length for c in r.conditions})
+    by_kind = {kind: [P for P in lengths if f"{kind} {P}" in r.conditions] for kind in ("prompt", "prefix")}
     fig, ax = plot.figure(height=3.4)
     looks, mean = {kind: about(kind).look for kind in ("prompt", "prefix")}, {}
     for kind, look in looks.items():
-        mean[kind] = plot.band(ax, lengths, r, [f"{kind} {P}" for P in lengths], "loss", look, ms=7)
+        mean[kind] = plot.band(ax, by_kind[kind], r, [f"{kind} {P}" for P in by_kind[kind]], "loss", look, ms=7)
     ax.set(xscale="log", xlabel="virtual tokens P", ylabel="test loss (nats/token)")
     ax.set_xticks(lengths, map(str, lengths))
     ax.minorticks_off()
-    plot.label_ends(ax, [(lengths[-1], mean["prompt"][-1], "prompt: embeddings only", plot.COLOURS["purple"]),
-                         (lengths[-1], mean["prefix"][-1], "prefix: every layer", plot.COLOURS["green"])])
+    plot.label_ends(ax, [(by_kind["prompt"][-1], mean["prompt"][-1], "prompt: embeddings only", plot.COLOURS["purple"]),
+                         (by_kind["prefix"][-1], mean["prefix"][-1], "prefix: every layer", plot.COLOURS["green"])])
     gap, half = r.difference(f"prompt {lengths[1]}", f"prefix {lengths[1]}", "loss")
     return plot.Drawing(
         fig,
         f"Virtual tokens in every layer help more than at the input alone: with {lengths[1]} of them by {gap:.3f} ± {half:.3f} "
         "nats.",
-        f"Test loss on *domain* after {r.record['settings']['steps']} steps, each method at its own learning rate; "
+        f"Test loss on *domain* after {r.record['settings']['steps']} steps, each at its best learning rate; "
         f"{len(r.seeds)} seeds.",
         "Two lines over the number of virtual tokens. " + " ".join(
-            f"{kind.capitalize()}: {', '.join(f'P = {P} {m:.3f}' for P, m in zip(lengths, mean[kind], strict=True))}."
+            f"{kind.capitalize()}: {', '.join(f'P = {P} {m:.3f}' for P, m in zip(by_kind[kind], mean[kind], strict=True))}."
             for kind in looks))

@@ -129,7 +129,7 @@ def adapters(results: Path) -> plot.Drawing:
         f"An adapter beside the sublayer is {'better' if gap > half else 'not measurably better'} than one behind it: at m = "
         f"16 by {gap:.3f} ± {half:.3f} nats, {gain['parallel']:.0%} against {gain['sequential']:.0%} of full fine-tuning's "
         f"gain with {100 * r.mean('parallel 16', 'share'):.1f} % of the parameters.",
-        f"Adapters at both sublayers of every block, each kind at the best of three learning rates; "
+        f"Adapters at both sublayers of every block, each at its best learning rate; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Test loss over the bottleneck, between the frozen base, {frozen:.3f}, and full fine-tuning, {full:.3f}. " + " ".join(
             f"{kind.capitalize()}: {', '.join(f'm = {m} {x:.3f}' for m, x in zip(widths, mean[kind], strict=True))}."
