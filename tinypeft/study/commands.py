@@ -71,7 +71,7 @@ def run_figures(args: Namespace) -> int | None:
     if args.best:
         from .experiments import rates
         return print_best(rates.write_best(folder / "results"))
-    if args.rerun and not args.names and not args.quick:
+    if args.rerun and not (args.names or args.quick or args.json):
         from .whole import measure_all
         check_writable(folder)
         return measure_all(folder / "results", args.jobs)
