@@ -111,7 +111,7 @@ def test_results(results):
     results("methods", lambda record: record["runs"]["lora"].pop("4"))
     results("compare", lambda record: record["methods"].pop(8))
     lines = said("lora")
-    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 5 seeds" in lines[0]
+    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in lines[0]
     assert "step 5  figures/results/compare.json: it has no row 'lora'; `python -m tinypeft --out figures`" in lines[1]
     assert any(line.startswith("step 5  tinypeft/peft/README.md: it is not up to date") for line in lines)
 
