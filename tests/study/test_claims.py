@@ -106,7 +106,9 @@ def test_results_are_whole_and_finite(name):
     assert r.conditions == tuple(e.conditions) and r.seeds == e.seeds and (len(e.seeds) >= 5 or name in FEWER)
     assert r.record["settings"] == json.loads(json.dumps(e.settings))
     for runs in r.record["runs"].values():
-        for metrics in runs.values(): assert np.isfinite(numbers(metrics)).all()
+        for metrics in runs.values():                    # at too large a rate a training may diverge
+            found = np.array(numbers(metrics))
+            assert np.isfinite(found).all() or name.endswith("rates") and not np.isnan(found).any()
 
 
 def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two():
