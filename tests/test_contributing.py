@@ -150,10 +150,6 @@ SMALLER = {
         ('"conditions": ("frozen", "full", "lora")}, seeds=tuple(range(8))', '"conditions": ("frozen",)}, seeds=(0,)')],
     "tinypeft/study/tuning.py": [("held_out: int = 16384", "held_out: int = 512")],
     "tinypeft/study/claims/__init__.py": [("*METHOD_CLAIMS, *SCHEME_CLAIMS\n", "METHOD_CLAIMS[:1]\n")],
-    "tinypeft/study/compare.py": [
-        ("steps: int = 30\n    classify_steps: int = 60\n    test_batches: int = 8\n    schemes: tuple[str, ...] | None = None",
-         'steps: int = 1\n    classify_steps: int = 0\n    test_batches: int = 1\n'
-         '    schemes: tuple[str, ...] | None = ("int8", "NF4")')],
     "tinypeft/study/pictures/__init__.py": [
         ("def missing(", 'PICTURES = {name: PICTURES[name] for name in ("compare", "pareto")}\n\n\ndef missing(')],
 }

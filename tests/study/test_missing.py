@@ -109,11 +109,15 @@ def results(tmp_path, monkeypatch):
 
 def test_results(results):
     results("methods", lambda record: record["runs"]["lora"].pop("4"))
-    results("compare", lambda record: record["methods"].pop(8))
     lines = said("lora")
     assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in lines[0]
-    assert "step 5  figures/results/compare.json: it has no row 'lora'; `python -m tinypeft --out figures`" in lines[1]
     assert any(line.startswith("step 5  tinypeft/peft/README.md: it is not up to date") for line in lines)
+
+
+def test_a_scheme_has_a_row_in_the_main_job(results):
+    results("compare", lambda record: record.update(schemes=[r for r in record["schemes"] if r["name"] != "nf4"]))
+    assert any("step 5  figures/results/compare.json: it has no row 'nf4'; `python -m tinypeft --out figures`" in line
+               for line in said("nf4"))
 
 
 def test_what_is_stale_counts_for_one_name_only(results):

@@ -1,7 +1,9 @@
 """The study: the cost and the quality of methods and schemes, the claims of the papers, the pictures.
 
     about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
-    compare.py       the main job: every method and every scheme once, as tables and a picture
+    compare.py       the main job: some methods and every scheme, measured anew
+    prediction.py    does a new run agree with what the study stored?
+    glance.py        the main job's record as tables and a picture
 
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question

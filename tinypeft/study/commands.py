@@ -16,7 +16,7 @@ LATEST = Path("figures/latest")
 
 def add_commands(command: Callable) -> None:
     """Add the commands to the command line. command: (name, run, about, takes) → a parser for its options."""
-    p = command("compare", run_compare, "every method and every scheme, side by side (the default)")
+    p = command("compare", run_compare, "ways to fine-tune and every scheme, side by side (the default)")
     output(p, "the picture and the JSON", LATEST)
 
     p = command("figures", run_figures, "draw the pictures from their stored numbers; --rerun measures",
@@ -51,15 +51,16 @@ def add_commands(command: Callable) -> None:
 
 def run_compare(args: Namespace) -> None:
     from ..files import check_writable, write_atomically
-    from . import compare
+    from . import compare, glance
     if not args.json: check_writable(args.out)
-    record = compare.compare(model_of(args), compare.QUICK if args.quick else None, args.seed)
+    model = model_of(args) if args.model else None
+    record = compare.compare(model, compare.QUICK if args.quick else None, args.seed)
     if args.model: record["command"] = f"python -m tinypeft --model {args.model}"
     if args.json: return show_json(record)
-    print(compare.tables(record))
+    print(glance.tables(record))
     data = args.out / "results" / "compare.json"
     write_atomically(data, json.dumps(record, indent=1) + "\n")
-    picture = compare.draw(record, args.out / "compare.svg")
+    picture = glance.draw(record, args.out / "compare.svg")
     print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}\n"
           "Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in tinypeft/peft and the schemes in "
           "tinypeft/quant.")

@@ -106,7 +106,7 @@ def of_method(name: str, fresh: bool) -> Lacks:
              ".merge()": "a test of merging, or of the error that says why it cannot be merged"}
     yield from of_tests(name, cls, "peft", needs)
     yield from of_knowledge(name)
-    yield from of_results(name, "methods", "methods", [name], fresh)
+    yield from of_results(name, "methods", [name], fresh)
 
 
 def of_scheme(name: str, fresh: bool) -> Lacks:
@@ -117,7 +117,10 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
     labels = [label for label, scheme in compare.COMPARED_SCHEMES.items() if type(scheme) is cls]
     if not labels:
         yield Lack(4, "tinypeft/study/compare.py", f"COMPARED_SCHEMES has no {cls.__name__}; add a label and a value")
-    yield from of_results(name, "schemes", "schemes", labels, fresh)
+    record = json.loads((RESULTS / "compare.json").read_text("utf-8"))
+    if name not in [row["name"] for row in record["schemes"]]:
+        yield Lack(5, "figures/results/compare.json", f"it has no row {name!r}; {MAIN_JOB} measures it")
+    yield from of_results(name, "schemes", labels, fresh)
 
 
 def of_class(name: str, cls: type, folder: str) -> Lacks:
@@ -168,12 +171,9 @@ def of_knowledge(name: str) -> Lacks:
     for twin in twins: yield Lack(4, where, f"{name!r} looks like {twin!r} in plots; take another colour or marker")
 
 
-def of_results(name: str, experiment: str, rows: str, labels: list[str], fresh: bool) -> Lacks:
-    """The stored measurements of a method or scheme: over seeds, and in the main job. fresh: stale ones do not count."""
+def of_results(name: str, experiment: str, labels: list[str], fresh: bool) -> Lacks:
+    """The stored measurements of a method or scheme, and the pages that show them. fresh: stale ones do not count."""
     yield from of_measurement(experiment, labels, fresh, step=5)
-    record = json.loads((RESULTS / "compare.json").read_text("utf-8"))
-    if name not in [row["name"] for row in record[rows]]:
-        yield Lack(5, "figures/results/compare.json", f"it has no row {name!r}; {MAIN_JOB} measures it")
     if fresh and name in ABOUT: yield from of_pages()
 
 

@@ -18,7 +18,7 @@ from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
 from . import compare as the_main_job
-from . import speed
+from . import glance, speed
 from .about import about, arxiv, class_link, code, name_of
 from .claims import ALL_CLAIMS, brief
 from .experiment import Results
@@ -129,14 +129,12 @@ def claims(results: Path) -> str:
 
 # -- figures/README.md: the tables that are too long for the first page ---------------------------
 def main_job(results: Path) -> str:
-    """The two tables that `python -m tinypeft` prints."""
+    """The tables that `python -m tinypeft` prints."""
     record = read(results, "compare")
-    return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg). It is a first look "
-            f"with one seed and few steps: {record['steps']} steps of 512 tokens on *domain* (language modelling of "
-            f"Matplotlib's documentation, test loss in nats per token), and {record['classify_steps']} steps of 16 sentences "
-            f"on *classify* (which of {record['classes']} packages a sentence documents). `python -m tinypeft --out figures` "
-            f"measures them again.\n\n"
-            f"```text\n{the_main_job.tables(record)}\n```\n")
+    return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg): fine-tuning on "
+            f"*domain* (Matplotlib's documentation) for {record['steps']} steps, and the loss that rounding adds on "
+            f"{record['judged_on']}. `python -m tinypeft --out figures` measures them again.\n\n"
+            f"```text\n{glance.tables(record)}\n```\n")
 
 
 def over_seeds(results: Path) -> str:
