@@ -1,4 +1,4 @@
-"""The main job: five ways to fine-tune the base and every scheme that rounds it, in two tables and one picture.
+"""The main job: five ways to fine-tune the base and the schemes that round it, in tables and one picture.
 
 Fine-tuning: the frozen base, full fine-tuning, LoRA with r = 4 on all matrices, the same on a base in NF4 (QLoRA), adapters
 and a prompt, trained for 60 steps with three seeds each on *domain* (the documentation of a library that the base never saw).
@@ -36,7 +36,7 @@ from .about import about, name_of
 if TYPE_CHECKING:
     from .tuning import Arm
 
-__all__ = ["COMPARED_SCHEMES", "QUICK", "RESULTS", "Size", "compare", "cost_of_scheme", "described", "measure_scheme",
+__all__ = ["COMPARED_SCHEMES", "QUICK", "RESULTS", "SLOW", "Size", "compare", "cost_of_scheme", "described", "measure_scheme",
            "sharing", "traced_peak"]
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"            # of the study, in a checkout
@@ -48,7 +48,7 @@ MOST_JOBS = 4                                            # each process reads th
 @dataclass(frozen=True)
 class Size:
     """How much is measured. steps, batch_size: of fine-tuning, in rows of 128 tokens. seeds: how many. schemes: labels in
-    COMPARED_SCHEMES (None: all). scheme_steps: of the schemes that train. test_batches: test batches of 16 rows, for
+    COMPARED_SCHEMES (None: all but SLOW). scheme_steps: of the schemes that train. test_batches: test batches of 16 rows, for
     another model than the base."""
     steps: int = 60
     seeds: int = 3
@@ -92,6 +92,7 @@ COMPARED_SCHEMES = {
     "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
     "LLM-QAT 4-8-4 *": q.LLMQAT(),
 }
+SLOW = {"AWQ 4 bit", "LLM-QAT 4-8-4 *"}                  # left to the study, so that the main job takes a minute
 
 
 def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 0, progress: bool | None = None,
@@ -103,7 +104,8 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
     core, at most MOST_JOBS).
     """
     size = size or (Size() if model is None or model.n_parameters() < LARGE_FROM else LARGE)
-    schemes = {label: scheme for label, scheme in COMPARED_SCHEMES.items() if size.schemes is None or label in size.schemes}
+    shown = size.schemes or [label for label in COMPARED_SCHEMES if label not in SLOW]
+    schemes = {label: COMPARED_SCHEMES[label] for label in shown}
     for scheme in schemes.values(): about(name_of(scheme))             # it must have a mark: say so before a minute is spent
     started, seeds = time.perf_counter(), [FRESH + size.seeds * seed + i for i in range(size.seeds)]
     if model is None: found = of_the_base(size, seeds, schemes, progress, jobs or min(os.cpu_count() or 1, MOST_JOBS))

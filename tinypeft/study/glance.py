@@ -108,9 +108,9 @@ def picture_of(record: dict) -> plot.Drawing:
              f"{sum(s['inside'] for s in checked)} of {len(checked)} do." if checked else "")
     return plot.Drawing(
         fig,
-        f"In {record['steps']} steps {best['label']} reaches {best['gain']:.0%} of full fine-tuning's gain with "
-        f"{100 * best['share']:.1f} % of the parameters, and at four bits the best scheme here ({four['label']}) adds "
-        f"{four['excess']:.3f} nats to the loss.",
+        f"After {record['steps']} steps the best share of full fine-tuning's gain is {best['gain']:.0%} ({best['label']}, "
+        f"{100 * best['share']:.1f} % of the parameters); at four bits the least loss added is {four['excess']:.3f} nats "
+        f"({four['label']}).",
         f"Above: *domain*, {record['test_tokens']:,} test tokens; " + (f"mean and 95 % interval over {n} seeds." if n > 1 else
         "one seed.") + f" Below: {record['judged_on']}, with one draw of calibration and test windows.{check}",
         "Dots with intervals. Test loss in nats per token: " + ", ".join(

@@ -73,6 +73,6 @@ def comparable(name: str, folder: Path) -> tuple[Results | None, str]:
     results = Results(Results.read(folder, name))
     stale = changes(results.record, Stamp.now(EXPERIMENTS[name]))
     why = list({str(change): change for of_one in stale.values() for change in of_one}.values())
-    if any(change.kind in ("settings", "value") for change in why):
-        return None, f"What the study stored of {name} is another measurement ({briefly(why)})."
+    if other := [change for change in why if change.kind in ("settings", "value")]:
+        return None, f"What the study stored of {name} is another measurement: {briefly(other)}."
     return results, f"The study measured {name} with something else: {briefly(why)}." if why else ""
