@@ -130,7 +130,7 @@ def test_lengths_says_whether_the_gap_closes(made):
 def test_rates_shows_how_wide_the_good_region_is(made):
     made.rates()
     sentence = drawn(made, "rates").sentence             # it ends where a training diverges: at 1.8 × the best rate
-    assert f"a factor of 1.5 for LoRA on all and of {1.8 ** (1 + 8 / 7):.1f} for full" in sentence
+    assert f"a factor of 1.5 for LoRA on all, and of {1.8 ** (1 + 8 / 7):.1f} for full" in sentence
 
 
 @pytest.mark.parametrize("above, factor, is_open", [

@@ -189,7 +189,7 @@ def rates(results: Path) -> plot.Drawing:
     for m in methods:
         rate, loss = (r.values(m, metric)[0] for metric in ("rate", "loss"))
         found[m] = rate, loss - loss.min(), rate[loss.argmin()]
-    rows, top = -(-len(methods) // 4), 0.15
+    rows, top = -(-len(methods) // 4), 0.1
     fig, axes = plot.figure(rows, 4, height=0.5 + 1.35 * rows, sharex=True, sharey=True)
     for ax, m in zip(axes.flat, methods, strict=False):
         rate, above, best = found[m]
@@ -209,10 +209,9 @@ def rates(results: Path) -> plot.Drawing:
     often = lambda m: f"{'more than ' if width[m][1] else ''}{width[m][0]:.1f}"
     return plot.Drawing(
         fig,
-        f"Between the smallest and the largest rate that cost less than {MARGIN} nats lies a factor of {often(order[0])} for "
-        f"{about(order[0]).short} and of {often(order[-1])} for {about(order[-1]).short}: one rate for all methods would be "
-        f"unfair, because the best rates lie between {min(f[2] for f in found.values()):g} and "
-        f"{max(f[2] for f in found.values()):g}.",
+        f"The best learning rates lie between {min(f[2] for f in found.values()):g} and {max(f[2] for f in found.values()):g}, "
+        f"and the region that costs less than {MARGIN} nats spans a factor of {often(order[0])} for {about(order[0]).short}, "
+        f"and of {often(order[-1])} for {about(order[-1]).short}.",
         f"Validation loss on *domain* after {r.record['settings']['steps']} steps, above the best of the same method. Grey: "
         f"within {MARGIN} nats. Mean over {len(r.record['settings']['tuning_seeds'])} seeds that no other experiment uses.",
         "Small panels, one for each method; each is a valley over the learning rate. Best rate, and the factor between the "
