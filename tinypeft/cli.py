@@ -169,7 +169,8 @@ def run_quantize(args: Namespace) -> None:
     from .quant import SCHEMES
     from .study.compare import Size, cost_of_scheme, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
-    record = cost_of_scheme(model_of(args), scheme, Size(steps=30, test_batches=2 if args.quick else 8))
+    size = Size(steps=30, test_batches=2 if args.quick else 8)
+    record = cost_of_scheme(model_of(args), scheme, size)
     if args.json: return show_json(record)
     print(described(record))
 

@@ -116,8 +116,8 @@ def test_results(results):
 
 def test_a_scheme_has_a_row_in_the_main_job(results):
     results("compare", lambda record: record.update(schemes=[r for r in record["schemes"] if r["name"] != "nf4"]))
-    assert any("step 5  figures/results/compare.json: it has no row 'nf4'; `python -m tinypeft --out figures`" in line
-               for line in said("nf4"))
+    assert any("step 5  figures/results/compare.json: it has no row 'nf4'; `python -m tinypeft --out figures`" in str(lack)
+               for lack in m.of_scheme("nf4", fresh=False))
 
 
 def test_what_is_stale_counts_for_one_name_only(results):
