@@ -20,7 +20,8 @@ from ..quant import SCHEMES
 from . import compare as the_main_job
 from . import speed
 from .about import about, arxiv, class_link, code, name_of
-from .claims import ALL_CLAIMS, brief
+from .claims import ALL_CLAIMS
+from .claims.tables import brief
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
