@@ -4,8 +4,8 @@
     effects.py   an effect and its error over seeds and test windows: intervals and p-values from one standard error
     methods.py   METHOD_CLAIMS: fine-tuning methods
     schemes.py   SCHEME_CLAIMS: quantization
-    words.py     numbers in words
-    tables.py    the claims and their verdicts as Markdown tables; differences with paired intervals
+    words.py     numbers in words; a mean beside its paired difference to another
+    tables.py    the rule, the claims and their verdicts as Markdown tables
     earlier.py   the verdicts of an earlier rule beside those of this one
 
 To add a claim, write a function (name → Results) → `Finding` and an entry of METHOD_CLAIMS or SCHEME_CLAIMS beside it, with

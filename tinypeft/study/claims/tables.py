@@ -1,4 +1,4 @@
-"""The rule, the claims and their verdicts as Markdown, from stored results; and differences with paired intervals."""
+"""The rule, the claims and their verdicts as Markdown, from stored results."""
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,11 +7,9 @@ from .. import markdown
 from ..experiment import Results
 from . import rule
 from .earlier import EARLIER
-from .effects import difference, read
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
-from .words import mean, pm
 
-__all__ = ["brief", "count", "details", "differences", "earlier", "in_words", "judged", "table", "the_rule"]
+__all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table", "the_rule"]
 
 
 def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
@@ -108,12 +106,3 @@ def link(paper: str) -> str:
     """An arXiv id as a Markdown link."""
     return f"[{paper}](https://arxiv.org/abs/{paper})"
 
-
-# -- other tables ----------------------------------------------------------------------------------
-def differences(results: Results, reference: str, metric: str = "loss", conditions: Iterable[str] | None = None) -> str:
-    """Every condition's mean, and its difference to `reference` with a paired interval over seeds and windows. The mean has no
-    interval: seeds share their batches and windows, so only differences can be compared."""
-    of = read(results, reference, metric)
-    rows = [(c, mean(results, c, metric), "" if c == reference else pm(difference(read(results, c, metric), of)))
-            for c in conditions or results.conditions]
-    return markdown.table(("condition", metric, f"minus {reference}"), rows)

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..experiment import Results
-from .effects import Effect
+from .effects import Effect, difference, read
 
-__all__ = ["listed", "mean", "percent", "pm", "slashed"]
+__all__ = ["beside", "listed", "mean", "percent", "pm", "slashed"]
 
 
 def mean(results: Results, condition: str, metric: str = "loss") -> str:
@@ -17,6 +17,15 @@ def mean(results: Results, condition: str, metric: str = "loss") -> str:
 def listed(results: Results, conditions: Iterable[str], metric: str = "loss") -> str:
     """"condition mean" for each condition."""
     return ", ".join(f"{c} {mean(results, c, metric)}" for c in conditions)
+
+
+def beside(results: Results, condition: str, reference: str, metric: str = "loss", decimals: int = 3, times: float = 1) -> str:
+    """"mean (difference ± half width)", the difference to `reference` paired over seeds and windows. Seeds share their batches
+    and windows, so that conditions can be compared by differences only."""
+    plain = f"{times * results.mean(condition, metric):.{decimals}f}"
+    if condition == reference: return plain
+    apart = difference(read(results, condition, metric), read(results, reference, metric))
+    return f"{plain} ({pm(apart, f'{{:+.{decimals}f}}', times)})"
 
 
 def slashed(values: np.ndarray) -> str:
