@@ -213,6 +213,7 @@ def test_every_verdict_has_its_reason():
 def test_the_table_of_earlier_verdicts_has_a_row_for_each():
     lines = tables.earlier(RESULTS, ALL_CLAIMS).splitlines()
     assert len(lines) == 2 + 34 and {line.count("|") for line in lines} == {5}
+    assert all(f"| {old.text} | {old.verdict} |" in "\n".join(lines) for old in EARLIER)
 
 
 # -- what is stored ---------------------------------------------------------------------------------

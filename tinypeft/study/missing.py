@@ -253,11 +253,11 @@ def of_exercise(name: str, fresh: bool) -> Lacks:
 
 # -- experiments and claims ----------------------------------------------------------------------
 def of_experiment(name: str, fresh: bool) -> Lacks:
-    yield from of_measurement(name, None, fresh, step=3)
+    yield from of_measurement(name, None, fresh, step=4)
     claims = [j for j in judged(RESULTS, ALL_CLAIMS) if name in j.claim.needs]
     drawn = any(name in picture.needs for picture in PICTURES.values())
     if not claims and not drawn and name not in SERVING:
-        yield Lack(4, "tinypeft/study/claims/methods.py or schemes.py",
+        yield Lack(3, "tinypeft/study/claims/methods.py or schemes.py",
                    f"no claim and no picture reads {name}; add a Claim here, or a Picture to tinypeft/study/pictures")
     gallery = (ROOT / "figures" / "README.md").read_text("utf-8")
     for j in claims:

@@ -63,12 +63,9 @@ def count(judgements: Iterable[Judgement]) -> str:
 
 
 def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """The verdicts of the rule before this one, beside those of this one, with the reason for each change."""
-    now, rows = judged(folder, claims), []
-    for old in EARLIER:
-        j = next((j for j in now if j.claim.text.startswith(old.now)), None)
-        if j is None: raise KeyError(f"no claim of the study begins with {old.now!r}")
-        rows.append((old.text, old.verdict, said(j), old.reason(j)))
+    """The verdicts of the rule before this one, beside those of this one, with the reason for each."""
+    rows = [(old.text, old.verdict, said(j), old.reason(j)) for j in judged(folder, claims)
+            for old in EARLIER if j.claim.text.startswith(old.now)]
     return markdown.table(("claim", "verdict before", "verdict now", "why"), rows)
 
 
