@@ -79,14 +79,16 @@ def all_methods(results: Path) -> str:
 
 
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
-    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout."""
+    """Methods with their equations, and what they reached over seeds, with papers beside full fine-tuning. prefix: the path from the page to the checkout."""
     r, settings = Results.load(results, "methods"), read(results, "methods")["settings"]
     rows = [("the frozen base", "", *[""] * papers, "–", f"{r.mean('frozen', 'loss'):.3f}")]
     for name in names:
-        measured = (f"{100 * r.mean(name, 'share'):.2f} %", beside(r, name, "full")) if name in r.conditions else ("", "")
+        loss = lambda name: beside(r, name, "full") if papers else f"{r.mean(name, 'loss'):.3f}"
+        measured = (f"{100 * r.mean(name, 'share'):.2f} %", loss(name)) if name in r.conditions else ("", "")
         rows.append((*known(name, METHODS, prefix, papers), *measured))
     return (f"Test loss on documentation that the base never saw, after {settings['steps']} training steps, over "
-            f"{len(r.seeds)} seeds; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired.\n\n"
+            f"{len(r.seeds)} seeds"
+            + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ".\n\n"
             + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
 
 

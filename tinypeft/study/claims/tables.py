@@ -59,7 +59,7 @@ def count(judgements: Iterable[Judgement]) -> str:
     others = sum(bool(j.claim.by_construction) for j in judgements)
     names = [*VERDICTS, *[NOT_MEASURED] * (NOT_MEASURED in said)]
     return (f"{len(said)} claims: {'; '.join(f'{said.count(name)} {name}' for name in names)}"
-            + f" ({others} more hold by construction and do not count)" * bool(others) + ".")
+            + f"; {others} more hold by construction" * bool(others) + ".")
 
 
 def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
