@@ -79,7 +79,8 @@ def all_methods(results: Path) -> str:
 
 
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
-    """Methods with their equations, and what they reached over seeds, with papers beside full fine-tuning. prefix: the path from the page to the checkout."""
+    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout. papers:
+    with their papers, and with the difference to full fine-tuning."""
     r, settings = Results.load(results, "methods"), read(results, "methods")["settings"]
     rows = [("the frozen base", "", *[""] * papers, "–", f"{r.mean('frozen', 'loss'):.3f}")]
     for name in names:

@@ -54,10 +54,10 @@ def brief(folder: str | Path, claims: Iterable[Claim]) -> str:
 
 
 def count(judgements: Iterable[Judgement]) -> str:
-    """How many claims count, how many of them have which verdict, and how many hold by construction, in one line."""
+    """How many claims count, how many of them have each verdict that was reached, and how many hold by construction."""
     said = [j.verdict for j in judgements if not j.claim.by_construction]
     others = sum(bool(j.claim.by_construction) for j in judgements)
-    names = [*VERDICTS, *[NOT_MEASURED] * (NOT_MEASURED in said)]
+    names = [name for name in (*VERDICTS, NOT_MEASURED) if name in said]
     return (f"{len(said)} claims: {'; '.join(f'{said.count(name)} {name}' for name in names)}"
             + f"; {others} more hold by construction" * bool(others) + ".")
 
