@@ -113,6 +113,7 @@ def test_learning_and_forgetting_between_rates():
     learned, forgotten = np.array([0.2, 0.4, 0.3]), np.array([0.1, 0.3, 0.9])        # the last rate is too large
     found = [methods.between(learned, forgotten, x) for x in (0.0, 0.1, 0.2, 0.3, 0.4, 9.0)]
     assert found == pytest.approx([0, 0.05, 0.1, 0.2, 0.3, 0.3])
+    assert methods.between(np.array([-np.inf, 0.2, 0.4]), np.array([np.inf, 0.1, 0.3]), 0.1) == pytest.approx(0.05)
 
 
 def test_what_three_times_the_best_rate_costs():

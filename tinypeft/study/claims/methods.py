@@ -110,9 +110,9 @@ def forgets_less_at_equal_learning(load: Load) -> Finding:
 
 def between(learned: np.ndarray, forgotten: np.ndarray, level: float) -> float:
     """What is forgotten where `level` is learned: straight lines from (0, 0), the frozen base, through the rates up to the one
-    that learns most. A level above that counts as that."""
+    that learns most. A level above that counts as that. Rates at which nothing is learned are left out."""
     order = np.argsort(learned)
-    order = order[order <= learned.argmax()]
+    order = order[(order <= learned.argmax()) & (learned[order] > 0)]
     return float(np.interp(level, [0.0, *learned[order]], [0.0, *forgotten[order]]))
 
 
