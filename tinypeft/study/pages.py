@@ -153,8 +153,8 @@ def over_seeds(results: Path) -> str:
     better = all(r.mean(c, "loss") < r.mean("frozen", "loss") and r.mean(c, "accuracy") > r.mean("frozen", "accuracy")
                  for c in r.conditions if c != "frozen")
     return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
-            "every method at its own learning rate: means, and in brackets the difference to full fine-tuning ± half of its "
-            "95 % interval over seeds and test windows, paired. "
+            "every method at its best learning rate on each task: means, and in brackets the difference to full fine-tuning ± "
+            "half of its 95 % interval over seeds and test windows, paired. "
             + "Every method beats the frozen base on both tasks. " * better + "Forgetting is the loss on "
             "test text of the base's own kind after training on *domain*, minus that loss before. `LinearProbe` is the "
             "frozen base, with a trained head on *classify*. AdaLoRA adapts all six matrices of a block; LoRA and DyLoRA "
