@@ -131,7 +131,7 @@ def test_an_experiment_that_nothing_reads(monkeypatch):
     monkeypatch.setattr(m, "ALL_CLAIMS", [])
     monkeypatch.setattr(m, "PICTURES", {})
     (line,) = said("rank")
-    assert line.startswith("step 4  tinypeft/study/claims/methods.py or schemes.py: no claim and no picture reads rank")
+    assert line.startswith("step 3  tinypeft/study/claims/methods.py or schemes.py: no claim and no picture reads rank")
 
 
 def test_exercises(monkeypatch):

@@ -80,14 +80,13 @@ def answer_page(path: Path) -> str:
 def measured(match: re.Match) -> str:
     """What the study found, in place of {picture NAME} or {claim FIRST WORDS}."""
     from ..study import claims, pictures
-    from ..study.experiment import Results
+    from ..study.claims import tables
     from .show import FIGURES
     kind, name = match[1], " ".join(match[2].split())
     if kind == "picture":
         drawn = pictures.drawing(FIGURES, name)
         return f"The study, {name}: *{drawn.sentence}* {drawn.alt}"
-    claim = next((c for c in claims.ALL_CLAIMS if c.text.startswith(name)), None)
-    if claim is None: raise KeyError(f"no claim of the study begins with {name!r}")
-    finding = claim.test(lambda name: Results.load(FIGURES / "results", name))
-    verdict = claims.verdict(finding)
-    return f"The study, on the claim *{claim.text}*: {finding.measured}; {verdict}."
+    judged = tables.judged(FIGURES / "results", claims.ALL_CLAIMS)
+    found = next((j for j in judged if j.claim.text.startswith(name)), None)
+    if found is None: raise KeyError(f"no claim of the study begins with {name!r}")
+    return f"The study, on the claim *{found.claim.text}*: {tables.in_words(found)}."

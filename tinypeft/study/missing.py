@@ -26,7 +26,9 @@ from ..peft import METHODS
 from ..quant import SCHEMES
 from . import compare, pages
 from .about import ABOUT, lesson_map
-from .claims import ALL_CLAIMS, table, verdict
+from .claims import ALL_CLAIMS
+from .claims.rule import NOT_MEASURED
+from .claims.tables import judged, table
 from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import StaleWarning, Stamp, changes, summary
@@ -252,20 +254,18 @@ def of_exercise(name: str, fresh: bool) -> Lacks:
 
 # -- experiments and claims ----------------------------------------------------------------------
 def of_experiment(name: str, fresh: bool) -> Lacks:
-    yield from of_measurement(name, None, fresh, step=3)
-    claims = [claim for claim in ALL_CLAIMS if name in claim.experiment]
+    yield from of_measurement(name, None, fresh, step=4)
+    claims = [j for j in judged(RESULTS, ALL_CLAIMS) if name in j.claim.needs]
     drawn = any(name in picture.needs for picture in PICTURES.values())
     if not claims and not drawn and name not in SERVING:
-        yield Lack(4, "tinypeft/study/claims/methods.py or schemes.py",
+        yield Lack(3, "tinypeft/study/claims/methods.py or schemes.py",
                    f"no claim and no picture reads {name}; add a Claim here, or a Picture to tinypeft/study/pictures")
     gallery = (ROOT / "figures" / "README.md").read_text("utf-8")
-    for claim in claims:
-        if all((RESULTS / f"{n}.json").exists() for n in claim.experiment):
-            judged = verdict(claim.test(lambda n: Results.load(RESULTS, n)))
-            if judged not in claim.why and claim.test.__module__.endswith(".methods"):
-                yield Lack(4, "tinypeft/study/claims", f"the claim {claim.text!r} is {judged}, and `why` does not say why")
-        if f"| {claim.text} |" not in gallery:
-            yield Lack(5, "figures/README.md", f"it lacks the claim {claim.text!r}; {FIGURES} writes it")
+    for j in claims:
+        if j.verdict != NOT_MEASURED and not j.why:
+            yield Lack(4, "tinypeft/study/claims", f"the claim {j.claim.text!r} is {j.verdict}, and `why` does not say why")
+        if f"| {j.claim.text} |" not in gallery:
+            yield Lack(5, "figures/README.md", f"it lacks the claim {j.claim.text!r}; {FIGURES} writes it")
 
 
 KINDS: dict[str, Callable[[], list[str]]] = {

@@ -20,7 +20,9 @@ from ..quant import SCHEMES
 from . import compare as the_main_job
 from . import glance, speed
 from .about import about, arxiv, class_link, code, name_of
-from .claims import ALL_CLAIMS, brief
+from .claims import ALL_CLAIMS
+from .claims.tables import brief
+from .claims.words import beside
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
@@ -77,14 +79,17 @@ def all_methods(results: Path) -> str:
 
 
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
-    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout."""
+    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout. papers:
+    with their papers, and with the difference to full fine-tuning."""
     r, settings = Results.load(results, "methods"), read(results, "methods")["settings"]
     rows = [("the frozen base", "", *[""] * papers, "–", f"{r.mean('frozen', 'loss'):.3f}")]
     for name in names:
-        measured = (f"{100 * r.mean(name, 'share'):.2f} %", pm(r, name, "loss")) if name in r.conditions else ("", "")
+        loss = lambda name: beside(r, name, "full") if papers else f"{r.mean(name, 'loss'):.3f}"
+        measured = (f"{100 * r.mean(name, 'share'):.2f} %", loss(name)) if name in r.conditions else ("", "")
         rows.append((*known(name, METHODS, prefix, papers), *measured))
     return (f"Test loss on documentation that the base never saw, after {settings['steps']} training steps, over "
-            f"{len(r.seeds)} seeds.\n\n"
+            f"{len(r.seeds)} seeds"
+            + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ".\n\n"
             + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
 
 
@@ -146,7 +151,8 @@ def over_seeds(results: Path) -> str:
     better = all(r.mean(c, "loss") < r.mean("frozen", "loss") and r.mean(c, "accuracy") > r.mean("frozen", "accuracy")
                  for c in r.conditions if c != "frozen")
     return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
-            "every method at its own learning rate: mean ± half of the 95 % confidence interval. "
+            "every method at its best learning rate on each task: means, and in brackets the difference to full fine-tuning ± "
+            "half of its 95 % interval over seeds and test windows, paired. "
             + "Every method beats the frozen base on both tasks. " * better + "Forgetting is the loss on "
             "test text of the base's own kind after training on *domain*, minus that loss before. `LinearProbe` is the "
             "frozen base, with a trained head on *classify*. AdaLoRA adapts all six matrices of a block; LoRA and DyLoRA "

@@ -48,11 +48,12 @@ EVERY_METHOD = Experiment(
 
 
 def table(results: Results) -> str:
-    """The results as Markdown: mean over seeds ± half of the 95 % confidence interval."""
-    def cell(condition, metric, form):
-        return f"{form(results.mean(condition, metric))} ± {form(results.interval(condition, metric))}".replace(" ± 0.000", "")
+    """The results as Markdown: means over seeds, and in brackets the paired difference to full fine-tuning ± half of its 95 %
+    interval."""
+    from ..claims.words import beside
+    from ..markdown import table as markdown_table
     share = lambda c: f"{100 * results.mean(c, 'share'):.2f} %" if c != "frozen" else "–"
-    rows = [f"| `{COMPARED[c].method}` | {share(c)} | {cell(c, 'loss', '{:.3f}'.format)} | "
-            f"{cell(c, 'accuracy', '{:.1%}'.format)} | {cell(c, 'forgetting', '{:.3f}'.format)} |" for c in results.conditions]
-    return "\n".join(["| method | trained | *domain*, nats/token | *classify*, accuracy | forgetting, nats/token |",
-                      "|---|---|---|---|---|", *rows])
+    rows = [(f"`{COMPARED[c].method}`", share(c), beside(results, c, "full"), beside(results, c, "full", "accuracy", 1, 100),
+             beside(results, c, "full", "forgetting")) for c in results.conditions]
+    head = "method", "trained", "*domain*, nats/token", "*classify*, accuracy in %", "forgetting, nats/token"
+    return markdown_table(head, rows)
