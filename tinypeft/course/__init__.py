@@ -5,6 +5,7 @@ A lesson:
     build.py       notebooks, and the table of lessons, from the sources
     show.py        the package's source and the study's pictures as a cell's output
     png.py         a picture as a small PNG
+    predict.py     tinypeft.predict: a guess before a measurement, and both after it
 
 An exercise:
     exercise.py    what an exercise is
@@ -26,6 +27,7 @@ An assignment:
 lessons/src/README.md says how to write a lesson.
 """
 from .check import check
+from .predict import predict
 from .show import show
 
-__all__ = ["check", "show"]
+__all__ = ["check", "predict", "show"]

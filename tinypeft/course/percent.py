@@ -15,12 +15,16 @@ one place each:
     # ### {exercise} · Your choice (open, 5 points, 30 minutes)
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
+A guess, `tp.predict("03.peak", 31.0, "MiB")`, is a number in the lesson. In the assignment `...`
+stands in its place.
+
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
 assignment, which has a stub in place of each solution. An answer is in neither. Both carry
 nbgrader's metadata (schema 3), so that a course that uses nbgrader can take them as they are.
 """
 from __future__ import annotations
 
+import ast
 import hashlib
 import itertools
 import os
@@ -106,6 +110,7 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
                                  f"got {wrong[0]!r}")
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
+        if kind == "code": unguessed(body, where)
         cells.append(Cell(kind, body, options, a + 1))
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if cell.exercise and (after is None or f'tp.check("{cell.exercise}"' not in after.source):
@@ -185,10 +190,39 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
     def source(cell):
-        if not cell.exercise or solved: return cell.source
+        if not cell.exercise: return unguessed(cell.source)
+        if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'
         return stub.sub(lambda m: f"{m[1]}# write your solution here\n{m[1]}{empty}", cell.source)
     return _notebook(cells, source, graded=True)
+
+
+def unguessed(code: str, where: str = "a cell") -> str:
+    """The code with `...` in place of each number that is guessed: predict("03.peak", 31.0).
+
+    Raises ValueError if a guess is not written as one plain number.
+    """
+    if "tp.predict(" not in code: return code
+    lines, found = code.split("\n"), []
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "tp.predict": continue
+        if len(node.args) < 2 or not isinstance(node.args[0], ast.Constant):
+            raise ValueError(f'{where}: expected tp.predict("NN.word", number, "unit"), '
+                             f"got {ast.unparse(node)}")
+        guess = node.args[1]
+        try:
+            number = ast.literal_eval(guess)
+        except ValueError:
+            number = None
+        if type(number) not in (int, float):
+            raise ValueError(f"{where}: the guess of {node.args[0].value!r} must be one plain "
+                             f"number, got {ast.unparse(guess)}")
+        found.append(guess)
+    for guess in sorted(found, key=lambda g: (g.lineno, g.col_offset), reverse=True):
+        line = lines[guess.lineno - 1].encode()          # columns are counted in bytes
+        line = line[:guess.col_offset] + b"..." + line[guess.end_col_offset:]
+        lines[guess.lineno - 1] = line.decode()
+    return "\n".join(lines)
 
 
 def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = False):
