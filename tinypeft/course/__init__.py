@@ -6,6 +6,7 @@ A lesson:
     show.py        the package's source and the study's pictures as a cell's output
     png.py         a picture as a small PNG
     predict.py     tinypeft.predict: a guess before a measurement, and both after it
+    use.py         a student's function at work inside the package, for the length of a block
 
 An exercise:
     exercise.py    what an exercise is
@@ -29,5 +30,6 @@ lessons/src/README.md says how to write a lesson.
 from .check import check
 from .predict import predict
 from .show import show
+from .use import use
 
-__all__ = ["check", "predict", "show"]
+__all__ = ["check", "predict", "show", "use"]

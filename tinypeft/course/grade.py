@@ -37,7 +37,7 @@ __all__ = ["Grade", "as_json", "grade", "write_csv"]
 LARGEST = 1 << 26                                        # bytes of a submission
 LONGEST_TIME = 86_400                                    # seconds
 LONGEST = 2000                                           # characters of a message
-LEADS = re.compile(r"course\.exercises|course import (?!show\b)|\.reference\b|\.function\(|"
+LEADS = re.compile(r"course\.exercises|course import (?!(?:show|use)\b)|\.reference\b|\.function\(|"
                    r"getsource|sys\.modules|lessons/")  # to the references, or to the solutions
 
 
