@@ -2,6 +2,7 @@
 
 A lesson:
     percent.py     lessons/src/NN_name.py → the lesson's notebook and the assignment's notebook
+    study_numbers.py   {study …} and {claim …} in their text → what the study measured
     build.py       notebooks, and the table of lessons, from the sources
     show.py        the package's source and the study's pictures as a cell's output
     png.py         a picture as a small PNG

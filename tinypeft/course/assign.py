@@ -11,12 +11,10 @@ from pathlib import Path
 from ..files import write_atomically
 from .build import open_questions, prose, topic_of
 from .percent import assignment, read, sources
+from .study_numbers import filled
 from .worth import worth
 
 __all__ = ["answers", "assign"]
-
-STUDY = re.compile(r"\{(picture|claim) ([^}]+)\}")
-
 
 def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Path]:
     """Write the assignment of lesson `which` into the folder `out`; returns the paths of the files.
@@ -69,25 +67,10 @@ def answers(which: str | int | None, out: str | Path) -> list[Path]:
 
 def answer_page(path: Path) -> str:
     """A lesson's open questions, each with its answer."""
-    found = [cell.source for cell in read(path) if cell.kind == "answer"]
+    found = [filled(cell.source, path.name, cell.line + 1) for cell in read(path)
+             if cell.kind == "answer"]
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
     page = [f"# {title}: answers for instructors\n"]
     for (heading, text), answer in zip(open_questions(path).items(), found, strict=True):
-        page.append(f"## {heading}\n\n{text}\n\n### Answer\n\n{STUDY.sub(measured, answer)}\n")
+        page.append(f"## {heading}\n\n{text}\n\n### Answer\n\n{answer}\n")
     return "\n".join(page)
-
-
-def measured(match: re.Match) -> str:
-    """What the study found, in place of {picture NAME} or {claim FIRST WORDS}."""
-    from ..study import claims, pictures
-    from ..study.experiment import Results
-    from .show import FIGURES
-    kind, name = match[1], " ".join(match[2].split())
-    if kind == "picture":
-        drawn = pictures.drawing(FIGURES, name)
-        return f"The study, {name}: *{drawn.sentence}* {drawn.alt}"
-    claim = next((c for c in claims.ALL_CLAIMS if c.text.startswith(name)), None)
-    if claim is None: raise KeyError(f"no claim of the study begins with {name!r}")
-    finding = claim.test(lambda name: Results.load(FIGURES / "results", name))
-    verdict = claims.verdict(finding)
-    return f"The study, on the claim *{claim.text}*: {finding.measured}; {verdict}."

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
-from .percent import LESSONS, assignment, execute, lesson, read, sources
+from .percent import LESSONS, assignment, execute, lesson, parsed, read, sources
 
 __all__ = ["build", "open_questions", "prose", "sources", "table", "topic_of"]
 
@@ -43,7 +43,7 @@ def table(paths: Iterable[Path]) -> str:
         minutes = find(r"\*\*Time\.\*\* (?:About )?(\d+) minutes")
         able = find(r"(?:\*\*Now you can\*\*|## What you can do now)\s+(.+?)\.(?:\s|$)")
         able = " ".join(able.split())
-        checked = sum(cell.options["points"] for cell in read(path) if cell.exercise)
+        checked = sum(cell.options["points"] for cell in parsed(path) if cell.exercise)
         opened = sum(int(re.search(r"(\d+) points?", title)[1]) for title in open_questions(path))
         name = path.stem
         rows.append(f"| [{title}]({name}.ipynb) | [{name}](assignments/{name}.ipynb) | {minutes} "

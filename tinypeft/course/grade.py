@@ -27,7 +27,7 @@ from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .judge import judge
-from .percent import read, sources
+from .percent import parsed, sources
 from .whose import Submission, lesson_of, submissions
 from .wire import Worker
 from .worth import worth
@@ -186,7 +186,7 @@ def named(path: Path, lesson: str) -> list[str]:
     """A note, if the file names what leads to the references. The lines of the assignment's own
     cells do not count."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    for cell in read(*sources(lesson)):
+    for cell in parsed(*sources(lesson)):
         for line in filter(LEADS.search, cell.source.splitlines()):
             for form in (line, json.dumps(line)[1:-1], json.dumps(line, ensure_ascii=False)[1:-1]):
                 text = text.replace(form, "")

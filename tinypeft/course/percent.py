@@ -15,8 +15,9 @@ one place each:
     # ### {exercise} · Your choice (open, 5 points, 30 minutes)
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
-A guess, `tp.predict("03.peak", 31.0, "MiB")`, is a number in the lesson. In the assignment `...`
-stands in its place.
+Text may hold the study's numbers, `{study rank: 8, loss}` or `{claim A very small rank}`; see
+`study_numbers.py`. A guess, `tp.predict("03.peak", 31.0, "MiB")`, is a number in the lesson, and in
+the assignment `...` stands in its place.
 
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
 assignment, which has a stub in place of each solution. An answer is in neither. Both carry
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .exercises import find
+from .study_numbers import filled
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -84,12 +86,18 @@ def sources(which: str | int | None = None) -> list[Path]:
 
 
 def read(path: str | Path) -> list[Cell]:
-    """The cells of a source file, with the exercises' headings written out."""
-    return headed(parsed(path), Path(path).name)
+    """The cells of a source file, with headings of exercises and numbers of the study filled in.
+
+    Answers keep their placeholders; `assign.answers` fills them in. Raises ValueError, with the
+    line, for a placeholder that names nothing.
+    """
+    name = Path(path).name
+    return [replace(cell, source=filled(cell.source, name, cell.line + 1))
+            if cell.kind == "markdown" else cell for cell in headed(parsed(path), name)]
 
 
 def parsed(path: str | Path) -> list[Cell]:
-    """The cells of a source file as they stand there."""
+    """The cells of a source file as they stand there. Nothing of the study is read."""
     return parse(Path(path).read_text(encoding="utf-8"), Path(path).name)
 
 
