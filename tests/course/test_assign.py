@@ -9,7 +9,7 @@ import pytest
 from tinypeft.cli import main
 from tinypeft.course import percent
 from tinypeft.course.assign import answers, assign
-from tinypeft.course.build import open_questions
+from tinypeft.course.build import open_questions, table
 from tinypeft.course.exercises import TOPICS
 from tinypeft.course.handout import hand_out
 
@@ -28,6 +28,24 @@ def test_what_is_handed_out(tmp_path):
     (source,) = assign("7", tmp_path / "course", nbgrader=True)
     assert source.parts[-3:] == ("source", "07_lora", "07_lora.ipynb")
     assert "BEGIN SOLUTION" in source.read_text(encoding="utf-8")
+
+
+def test_extra_points_stand_apart(tmp_path, monkeypatch):
+    """Those of a bonus are in no sum: neither on the page of an assignment nor in the table of lessons."""
+    text = percent.sources("07")[0].read_text(encoding="utf-8")
+    row = table(percent.sources("07")).split("\n")[2]
+    points, extra = re.search(r"\| (\d+) \+ 4 \| (\d+) \|", row).groups()
+    (tmp_path / "src").mkdir()
+    changed = re.sub(r"(exercise=lora.merge points=2 minutes=5)$", r"\1 bonus=yes", text, flags=re.M)
+    changed += "\n# %% [markdown]\n# ### {exercise} · Bonus: More (open, 3 extra points, 9 minutes)\n"
+    (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
+    monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
+    row = table(percent.sources("07")).split("\n")[2]
+    assert f"| {int(points) - 2} + 4 | {int(extra) + 5} |" in row
+    page = assign("07", tmp_path / "out")[1].read_text(encoding="utf-8")
+    assert re.search(r"\| `lora_merge` \| Bonus: [^|]+ \| ★+ \| \+2 \| 5 \|", page)
+    assert f"| | together | | {int(points) - 2} |" in page and "| | bonus, extra points | | +" in page
+    assert "· Bonus: More (open, 3 extra points, 9 minutes)" in page
 
 
 # -- answers ---------------------------------------------------------------------------------------

@@ -63,10 +63,10 @@ def test_each_exercise_is_tried_enough(name):
 def test_the_lesson_and_its_exercises_agree(topic):
     """The same names; points and minutes come from the lesson; its own solutions get full points."""
     exercises, cells = of_topic(topic), percent.read(LESSONS[TOPICS[topic]])
-    stated = {cell.exercise: cell.options for cell in cells if cell.exercise}
+    stated = {cell.exercise: cell for cell in cells if cell.exercise}
     assert stated.keys() == exercises.keys() and SOLUTIONS[topic].WRONG.keys() == exercises.keys()
-    for name, options in stated.items():
-        assert worth(name) == (options["points"], options["minutes"])
+    for name, cell in stated.items():
+        assert worth(name) == (cell.options["points"], cell.options["minutes"], cell.bonus)
     namespace = prepared(cells)
     for cell in cells:
         if cell.exercise:
@@ -76,8 +76,8 @@ def test_the_lesson_and_its_exercises_agree(topic):
 
 
 def points_of(cell):
-    points = cell.options["points"]
-    return "1 point" if points == 1 else f"{points} points"
+    points, extra = cell.options["points"], "extra " * cell.bonus
+    return f"1 {extra}point" if points == 1 else f"{points} {extra}points"
 
 
 def prepared(cells):

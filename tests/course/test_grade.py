@@ -1,6 +1,7 @@
 """Grading: fresh data, a process of its own, and nothing that one submission does reaches another or the grader."""
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -219,6 +220,27 @@ def test_csv_and_json(graded, tmp_path):
     assert rows[-1]["student"] == "'=cmd()"                          # not a spreadsheet's formula
     records = json.loads(g.as_json(graded.values()))
     assert {r["student"]: r["points"] for r in records} == {name: r.points for name, r in graded.items()}
+
+
+def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
+    text = percent.sources("07")[0].read_text(encoding="utf-8")
+    changed = re.sub(r"(exercise=lora.merge points=2 minutes=5)$", r"\1 bonus=yes", text, flags=re.M)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
+    monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
+    for name, cells in {"ada": SOLVED, "bob": [cell for cell in SOLVED if "lora_merge" not in cell]}.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "lora.py").write_text("\n".join([IMPORTS, *cells]), encoding="utf-8")
+    ada, bob = grades = g.grade([tmp_path / "in"], seconds=20)
+    assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (2, 0)
+    assert f"ada: {ada.of} of {ada.of} points and 2 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
+    g.write_csv(grades, tmp_path / "points.csv")
+    with open(tmp_path / "points.csv", encoding="utf-8") as file:
+        assert [(row["points"], row["of"], row["extra"], row["lora.merge"]) for row in csv.DictReader(file)] == \
+            [(str(ada.of), str(ada.of), "2", "2"), (str(ada.of), str(ada.of), "0", "0")]
+    assert [record["extra"] for record in json.loads(g.as_json(grades))] == [2, 0]
+    better = g.best([bob, replace(ada, file="other")])
+    assert [grade.extra for grade in better] == [2]
 
 
 def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):

@@ -37,12 +37,17 @@ def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Pa
 
 def readme(path: Path) -> str:
     """The page for students: how to work, what is graded, and the open question with its rubric."""
-    exercises = topic_of(path).values()
+    rows, together = [], {False: [0, 0], True: [0, 0]}       # bonus → points, minutes
+    for e in topic_of(path).values():
+        points, minutes, bonus = worth(e.name)
+        title = "Bonus: " * bonus + e.title
+        rows.append(f"| `{e.function}` | {title} | {'★' * e.stars} | {'+' * bonus}{points} "
+                    f"| {minutes} |")
+        together[bonus] = [a + b for a, b in zip(together[bonus], (points, minutes), strict=True)]
+    ends = [f"| | together | | {together[False][0]} | {together[False][1]} |"]
+    if together[True][0]:
+        ends.append(f"| | bonus, extra points | | +{together[True][0]} | {together[True][1]} |")
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
-    worths = [worth(e.name) for e in exercises]
-    rows = [f"| `{e.function}` | {e.title} | {'★' * e.stars} | {w.points} | {w.minutes} |"
-            for e, w in zip(exercises, worths, strict=True)]
-    points, minutes = (sum(column) for column in zip(*worths, strict=True))
     return "\n".join([
         f"# {title}", "",
         f"Install tinypeft and open the notebook: `jupyter lab {path.stem}.ipynb`. Write each",
@@ -51,7 +56,7 @@ def readme(path: Path) -> str:
         "the notebook under your name. The functions in the table are graded with other data",
         "than the notebook shows.", "",
         "| function | exercise | difficulty | points | minutes |", "|---|---|---|---|---|", *rows,
-        f"| | together | | {points} | {minutes} |", "",
+        *ends, "",
         *(f"## {heading}\n\n{text}\n" for heading, text in open_questions(path).items())])
 
 

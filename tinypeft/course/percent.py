@@ -2,9 +2,11 @@
 
     # %% [markdown]                                   prose, each line behind "# "
     # %%                                              code
+    # %% fold                                         code that only draws, folded in the notebook
     # %% exercise=lora.forward points=3 minutes=10    a function for the student to write
         ### BEGIN SOLUTION                            the solution stands between these marks
         ### END SOLUTION
+    # %% exercise=… points=3 minutes=10 bonus=yes     one whose points are extra
     # %% [answer]                                     of an open exercise, for instructors
 
 The code cell after an exercise calls `tp.check` with the exercise's name; that cell earns the
@@ -12,6 +14,7 @@ points. An exercise's heading is generated, so that its number, title, points an
 one place each:
 
     # ### {exercise}                        → ### Exercise 1 · Its title (★★, 3 points, 10 minutes)
+                       of a bonus      → ### Exercise 1 · Bonus: Its title (★★, 3 extra points, …)
     # ### {exercise} · Your choice (open, 5 points, 30 minutes)
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
 
@@ -49,21 +52,29 @@ LESSONS = Path(__file__).parents[2] / "lessons"
 SOURCES = LESSONS / "src"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
+OPEN = re.compile(r" · (?P<bonus>Bonus: )?.+ \(open, \d+ (?P<extra>extra )?points?, \d+ minutes\)")
 
 
 @dataclass
 class Cell:
     """One cell of a source. kind: "markdown", "answer" or "code". options: of an exercise, its
-    name, points and minutes. line: the number of the cell's header line."""
+    name, points and minutes, and bonus. line: the number of the cell's header line. folded: the
+    notebook shows what the code draws, and the code when it is asked for."""
     kind: str
     source: str
     options: dict[str, str | int] = field(default_factory=dict)
     line: int = 0
+    folded: bool = False
 
     @property
     def exercise(self) -> str | None:
         """The name of the exercise that this cell solves, or None."""
         return self.options.get("exercise")
+
+    @property
+    def bonus(self) -> bool:
+        """Are the points of this exercise extra?"""
+        return "bonus" in self.options
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -109,7 +120,9 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
         raise ValueError(f"{name}: the first line must begin a cell, with # %% or # %% [markdown]")
     for a, b in zip(starts, [*starts[1:], len(lines)], strict=True):
         where = f"{name}, line {a + 1}"
-        kind, options = _header(lines[a][4:].strip(), where)
+        header = lines[a][4:].strip()
+        folded = header == "fold"
+        kind, options = _header("" if folded else header, where)
         body = "\n".join(lines[a + 1:b]).strip("\n")
         if kind != "code":
             wrong = [line for line in body.split("\n") if not line.startswith("#")]
@@ -119,7 +132,7 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
         if kind == "code": unguessed(body, where)
-        cells.append(Cell(kind, body, options, a + 1))
+        cells.append(Cell(kind, body, options, a + 1, folded))
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if cell.exercise and (after is None or f'tp.check("{cell.exercise}"' not in after.source):
             raise ValueError(f"{name}, line {cell.line}: the cell after an exercise must call "
@@ -131,10 +144,12 @@ def _header(text, where):
     if text in ("[markdown]", "[answer]"): return text[1:-1], {}
     options = dict(re.findall(r"(\w+)=(\S+)", text))
     rest = re.sub(r"\w+=\S+", "", text).strip()
-    if rest or options and options.keys() != {"exercise", "points", "minutes"}:
-        raise ValueError(f"{where}: expected # %%, # %% [markdown], # %% [answer] or "
-                         f"# %% exercise=… points=… minutes=…, got # %% {text}")
-    return "code", {k: v if k == "exercise" else int(v) for k, v in options.items()}
+    needed = {"exercise", "points", "minutes"}
+    if rest or options and options.keys() - {"bonus"} != needed or options.get("bonus") not in (
+            None, "yes"):
+        raise ValueError(f"{where}: expected # %%, # %% fold, # %% [markdown], # %% [answer] or "
+                         f"# %% exercise=… points=… minutes=… [bonus=yes], got # %% {text}")
+    return "code", {k: int(v) if k in ("points", "minutes") else v for k, v in options.items()}
 
 
 def _check_marks(body, options, where):
@@ -165,6 +180,11 @@ def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:
 
         def heading(match, following=following):
             level, title = match.groups()
+            marks = OPEN.fullmatch(title or "")
+            if title and (not marks or bool(marks["bonus"]) != bool(marks["extra"])):
+                raise ValueError(f"{name}: expected {{exercise}} · Title (open, 4 points, 25 "
+                                 "minutes) or {exercise} · Bonus: Title (open, 3 extra points, 25 "
+                                 f"minutes), got {{exercise}}{title}")
             if title is None:
                 headings.append(following)
                 title = _title(following) if following else ""
@@ -181,8 +201,8 @@ def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:
 def _title(cell):
     points, minutes = cell.options["points"], cell.options["minutes"]
     exercise, plural = find(cell.exercise), "s" * (points != 1)
-    stars = "★" * exercise.stars
-    return f" · {exercise.title} ({stars}, {points} point{plural}, {minutes} minutes)"
+    stars, bonus, extra = "★" * exercise.stars, "Bonus: " * cell.bonus, "extra " * cell.bonus
+    return f" · {bonus}{exercise.title} ({stars}, {points} {extra}point{plural}, {minutes} minutes)"
 
 
 # -- notebooks -----------------------------------------------------------------------------------
@@ -243,12 +263,13 @@ def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = F
         new.id = digest = hashlib.sha256(f"{cell.kind}\n{cell.source}".encode()).hexdigest()[:12]
         while new.id in used: new.id = digest = hashlib.sha256(digest.encode()).hexdigest()[:12]
         used.add(new.id)
+        if cell.folded:                                  # JupyterLab's; Jupyter Book has the tag
+            new.metadata |= {"jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
         if graded and cell.exercise:
             new.metadata["nbgrader"] = _nbgrader(cell.exercise, solution=True)
-        if graded and exercise:
-            points = exercise.options["points"]
-            new.metadata["nbgrader"] = _nbgrader(f"check-{exercise.exercise}", points=points,
-                                                 grade=True, locked=True)
+        if graded and exercise:                          # nbgrader has no extra points
+            earns = {} if exercise.bonus else {"points": exercise.options["points"], "grade": True}
+            new.metadata["nbgrader"] = _nbgrader(f"check-{exercise.exercise}", locked=True, **earns)
         exercise = cell if cell.exercise else None
         made.append(new)
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
