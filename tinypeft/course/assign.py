@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .build import open_questions, prose, topic_of
+from .handout import glossary
 from .percent import assignment, read, sources
 from .study_numbers import filled
 from .worth import worth
@@ -19,7 +20,8 @@ __all__ = ["answers", "assign"]
 def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Path]:
     """Write the assignment of lesson `which` into the folder `out`; returns the paths of the files.
 
-    The files are the student's notebook and a README with points, minutes and the open question.
+    The files are the student's notebook, a README with points, minutes and the open question, and
+    the glossary.
     With `nbgrader` it is one file instead, out/source/NN_name/NN_name.ipynb: the notebook that
     nbgrader's own commands start from, with solutions between nbgrader's marks.
     """
@@ -30,9 +32,11 @@ def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Pa
         target = out / "source" / path.stem / f"{path.stem}.ipynb"
         write_atomically(target, nbformat.writes(assignment(cells, solved=True)) + "\n")
         return [target]
-    write_atomically(out / f"{path.stem}.ipynb", nbformat.writes(assignment(cells)) + "\n")
-    write_atomically(out / "README.md", readme(path))
-    return [out / f"{path.stem}.ipynb", out / "README.md"]
+    notebook = nbformat.writes(assignment(cells)).replace("](../GLOSSARY.md", "](GLOSSARY.md")
+    files = {f"{path.stem}.ipynb": notebook + "\n", "README.md": readme(path),
+             "GLOSSARY.md": glossary()}
+    for name, text in files.items(): write_atomically(out / name, text)
+    return [out / name for name in files]
 
 
 def readme(path: Path) -> str:
