@@ -62,8 +62,8 @@ result = tp.check("qat.ste", qat_ste)
 result
 
 # %% [markdown]
-# What does a descent with such a gradient do? Let there be one weight, the grid of all integers, and the loss $(\hat w
-# - 0.3)^2$. The best grid point is 0. The STE's gradient at $\hat w = 0$ is $2(0 - 0.3) < 0$: up; at $\hat w =
+# What does a descent with such a gradient do? Let there be one weight, the grid of all integers, and the loss
+# $(\hat w - 0.3)^2$. The best grid point is 0. The STE's gradient at $\hat w = 0$ is $2(0 - 0.3) < 0$: up; at $\hat w =
 #   1$ it is $2(1 - 0.3) > 0$: down.
 
 # %%
@@ -123,8 +123,8 @@ show(rounding.LearnedStep.__init__, "self.g")
 #
 # ### {exercise}
 #
-# Write `qat_lsq(x, s, bits, dy)` for symmetric signed codes $-Q_N, \dots, Q_P$ with $Q_N = 2^{b-1}$ and $Q_P = 2^{b-1}
-# - 1$ ($z = 0$), rows `x (n, B)` and one step per row `s (n,)`. Return $(\hat x, \mathrm dx, \mathrm ds)$, $\mathrm
+# Write `qat_lsq(x, s, bits, dy)` for symmetric signed codes $-Q_N, \dots, Q_P$ with $Q_N = 2^{b-1}$ and
+# $Q_P = 2^{b-1} - 1$ ($z = 0$), rows `x (n, B)` and one step per row `s (n,)`. Return $(\hat x, \mathrm dx, \mathrm ds)$, $\mathrm
 #   ds$ `(n,)` with the factor $g$. "Inside" is $-Q_N < x/s < Q_P$, as in the paper.
 
 # %% exercise=qat.lsq points=4 minutes=15
