@@ -4,6 +4,7 @@ A lesson:
     percent.py     lessons/src/NN_name.py → the lesson's notebook and the assignment's notebook
     build.py       notebooks, and the table of lessons, from the sources
     show.py        the package's source and the study's pictures as a cell's output
+    schematics/    drawings of what goes where, and of which shape
     png.py         a picture as a small PNG
 
 An exercise:

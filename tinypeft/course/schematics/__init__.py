@@ -1,0 +1,19 @@
+"""One schematic for each lesson: what goes where, and of which shape. Nothing in them is measured.
+
+    SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption of two sentences, a description
+
+    sheet.py       paper: boxes, matrices, cells, arrows, text
+    models.py      the map, a computation graph, a transformer block, its memory, a Llama block
+    tokens.py      adapters, prompts, prefixes
+    low_rank.py    LoRA, AdaLoRA, DyLoRA
+    rounding.py    grids, outliers, GPTQ, NF4, straight-through, choosing
+"""
+from collections.abc import Callable
+
+from ...study.plot import Drawing
+from . import low_rank, models, tokens
+
+__all__ = ["SCHEMATICS"]
+
+SCHEMATICS: dict[str, Callable[[], Drawing]] = {
+    "transformer": models.transformer, "adapters": tokens.adapters, "lora": low_rank.lora}
