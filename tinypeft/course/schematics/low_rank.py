@@ -38,5 +38,6 @@ def lora() -> Drawing:
     return Drawing(
         s.svg, "LoRA adds a detour of two thin matrices to a frozen matrix.",
         "Drawn in proportion for r = d/8: A and B together have 2dr numbers, a quarter of d².",
-        "x of shape (B, T, d) goes through the frozen d × d matrix W₀, and beside it through A, r × d, and B, d × r. "
-        "The second result is multiplied by α/r and added to the first. On the right the merged matrix, again d × d.")
+        "x of shape (B, T, d) goes through the frozen d × d matrix W₀, and beside it through A, "
+        "r × d, and B, d × r. The second result is multiplied by α/r and added to the first. On "
+        "the right the merged matrix, again d × d.")

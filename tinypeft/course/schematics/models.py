@@ -8,7 +8,7 @@ STRIPES = "#CFE3F3", "#E8F1F9", "#B9D5EA", "#DCEBF7"     # four heads
 
 
 def transformer() -> Drawing:
-    s = Sheet(640, 440)
+    s = Sheet(640, 450)
     s.text(40, 16, "(B, T, d)", size=11)
     s.arrow((40, 416), (40, 28))                         # the residual stream
     s.text(40, 428, "x  (B, T, d)", size=11)
@@ -42,7 +42,8 @@ def transformer() -> Drawing:
     s.text(500, 142, "(B, T, d) → (B, T, H, d/H) → (B, H, T, d/H)", size=11)
     s.text(500, 180, "The mask: T = 3 queries, S = 5 keys", bold=True)
     mask = [["" if j <= i + 2 else "−∞" for j in range(5)] for i in range(3)]
-    s.cells(440, 214, mask, 36, 24, [[PALE if words else "#B9D5EA" for words in row] for row in mask])
+    fills = [[PALE if words else "#B9D5EA" for words in row] for row in mask]
+    s.cells(440, 214, mask, 36, 24, fills)
     for j in range(5): s.text(458 + 36 * j, 204, f"{j}", size=11)
     for i in range(3): s.text(432, 226 + 24 * i, f"query {i}", "end", size=11)
     s.text(500, 300, "Blue is seen. The queries are the last T\nof the S tokens: query 0 is token S − T.",
