@@ -1,6 +1,6 @@
 """One schematic for each lesson: what goes where, and of which shape. Nothing in them is measured.
 
-    SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption of two sentences, a description
+    SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption, a description
 
     sheet.py       paper: boxes, matrices, cells, arrows, text
     models.py      the map, a computation graph, a transformer block, its memory, a Llama block
@@ -16,4 +16,6 @@ from . import low_rank, models, tokens
 __all__ = ["SCHEMATICS"]
 
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
-    "transformer": models.transformer, "adapters": tokens.adapters, "lora": low_rank.lora}
+    "transformer": models.transformer, "adapters": tokens.adapters, "prompts": tokens.prompts,
+    "prefix": tokens.prefix, "lora": low_rank.lora, "adalora": low_rank.adalora,
+    "dylora": low_rank.dylora}

@@ -46,8 +46,8 @@ def transformer() -> Drawing:
     s.cells(440, 214, mask, 36, 24, fills)
     for j in range(5): s.text(458 + 36 * j, 204, f"{j}", size=11)
     for i in range(3): s.text(432, 226 + 24 * i, f"query {i}", "end", size=11)
-    s.text(500, 300, "Blue is seen. The queries are the last T\nof the S tokens: query 0 is token S − T.",
-           size=11)
+    s.text(500, 300, "Blue is seen. The queries are the last T\n"
+                     "of the S tokens: query 0 is token S − T.", size=11)
     s.text(500, 340, "One head", bold=True)
     s.matrix(382, 376, 14, 40, "", "T × d/H", DATA)
     s.text(410, 396, "·")
