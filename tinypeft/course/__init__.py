@@ -5,6 +5,9 @@ A lesson:
     build.py       notebooks, and the table of lessons, from the sources
     show.py        the package's source and the study's pictures as a cell's output
     schematics/    drawings of what goes where, and of which shape
+    slider.py      a picture for each value of a parameter, and a handle
+    sliders.py     sliders of lessons
+    beside.py      texts side by side
     png.py         a picture as a small PNG
 
 An exercise:
@@ -26,7 +29,8 @@ An assignment:
 
 lessons/src/README.md says how to write a lesson.
 """
+from .beside import beside
 from .check import check
 from .show import show
 
-__all__ = ["check", "show"]
+__all__ = ["beside", "check", "show"]

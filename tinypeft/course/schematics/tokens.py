@@ -92,8 +92,8 @@ def prompts() -> Drawing:
         "and the frozen model reads them as tokens.",
         "The text moves up by P positions. P · d numbers are trained.",
         "Eleven columns of d numbers: four trained vectors and the embeddings of seven tokens. "
-        "They have the positions 0 to 10. All go through the frozen blocks; only the seven columns of "
-        "the text have logits.")
+        "They have the positions 0 to 10. All go through the frozen blocks; only the seven columns "
+        "of the text have logits.")
 
 
 def prefix() -> Drawing:
@@ -110,8 +110,9 @@ def prefix() -> Drawing:
             s.text(left - 8, y + h / 2, "input" if given else f"layer {3 - row}", "end", size=11)
         s.brace(left + P * w + 8, 146, T * w, "T tokens")
     s.brace(70, 146, P * w, "(P, d)")
-    s.text(214, 56, "what the frozen\nlayers make of\nthe prompt", "start", size=11)
-    s.text(534, 46, "P_K and P_V:\nkeys and values,\n(P, d) each,\nin every layer", "start", size=11)
+    s.text(214, 56, "pale: what the\nfrozen layers make\nof the prompt", "start", size=11)
+    s.text(534, 46, "P_K and P_V:\nkeys and values,\n(P, d) each,\nin every layer", "start",
+           size=11)
 
     s.line((20, 182), (620, 182), colour="#CCC")
     s.text(320, 200, "One query in one head: λ is the share of the prefix", bold=True)
@@ -138,6 +139,7 @@ def prefix() -> Drawing:
         "In a head, the prefix takes the share λ of the softmax, and what the text says counts "
         "1 − λ.",
         "Top left: a trained prompt of three vectors beside four tokens at the input; in the "
-        "layers above, its columns are what the frozen layers make of it. Top right: trained keys and "
-        "values in each layer, nothing at the input. Below, one query q times the keys of prefix "
-        "and text gives shares, λ for the prefix and 1 − λ for the text, which weigh their values.")
+        "layers above, its columns are what the frozen layers make of it. Top right: trained keys "
+        "and values in each layer, nothing at the input. Below, one query q times the keys of "
+        "prefix and text gives shares, λ for the prefix and 1 − λ for the text, which weigh their "
+        "values.")
