@@ -11,11 +11,15 @@
 from collections.abc import Callable
 
 from ...study.plot import Drawing
-from . import low_rank, models, tokens
+from . import low_rank, models, rounding, tokens
 
 __all__ = ["SCHEMATICS"]
 
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
-    "transformer": models.transformer, "adapters": tokens.adapters, "prompts": tokens.prompts,
+    "map": models.places, "autograd": models.autograd, "transformer": models.transformer,
+    "memory": models.memory, "adapters": tokens.adapters, "prompts": tokens.prompts,
     "prefix": tokens.prefix, "lora": low_rank.lora, "adalora": low_rank.adalora,
-    "dylora": low_rank.dylora}
+    "dylora": low_rank.dylora, "grid": rounding.grid, "outliers": rounding.outliers,
+    "gptq": rounding.gptq, "nf4": rounding.nf4,
+    "straight_through": rounding.straight_through, "choosing": rounding.choosing,
+    "llama": models.llama}

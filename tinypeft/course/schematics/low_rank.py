@@ -9,7 +9,7 @@ OFF = "#F3E9DC"                                          # a triplet whose λ is
 
 
 def lora() -> Drawing:
-    s = Sheet(640, 300)
+    s = Sheet(640, 304)
     s.text(235, 16, "While it is trained", bold=True)
     s.box(12, 82, 36, 36, "x", DATA)
     s.text(34, 130, "(B, T, d)", size=11)

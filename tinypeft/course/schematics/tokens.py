@@ -39,7 +39,7 @@ def adapters() -> Drawing:
     return Drawing(
         s.svg, "An adapter is a narrow network of width m. Only adapters are trained.",
         "In the path it reads what the layer computed; beside the path it reads what the layer "
-        "reads. The matrices are m × d and d × m, so both have 2dm numbers.",
+        "reads.",
         "Two drawings, read upwards. Left: x goes through a frozen layer, then through an adapter "
         "that narrows d numbers to m, applies GELU and widens them to d again; the adapter has its "
         "own skip connection, and the residual connection goes around both. Right: the adapter "
