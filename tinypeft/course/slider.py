@@ -66,7 +66,8 @@ def slider(label: str, frames: Mapping[Any, Any], *, captions: Mapping[Any, str]
 class Slider:
     """A parameter's values, each with its picture. A notebook shows it; `html` is its text."""
 
-    def __init__(self, label, frames, captions, behind, xlabel, ylabel, xlog, ylog):
+    def __init__(self, label: str, frames: dict, captions: dict, behind: dict, xlabel: str,
+                 ylabel: str, xlog: bool, ylog: bool):
         self.label, self.words = label, [captions.get(value, "") for value in frames]
         self.values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in frames]
         self.start = len(frames) // 2

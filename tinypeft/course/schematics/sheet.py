@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from math import hypot
+from typing import Any
 
 __all__ = ["BAD", "DATA", "FROZEN", "GOOD", "INK", "PALE", "SOFT", "TRAINED", "WARM", "WHITE",
            "Sheet"]
@@ -55,7 +56,7 @@ class Sheet:
 
     # -- shapes ----------------------------------------------------------------------------------
     def box(self, x: float, y: float, w: float, h: float, words: str = "", fill: str = WHITE,
-            dashed: bool = False, edge: str | None = SOFT, round: float = 0, **text) -> None:
+            dashed: bool = False, edge: str | None = SOFT, round: float = 0, **text: Any) -> None:
         """A rectangle with words in its middle. x, y: its corner at the top left."""
         self.parts.append(_tag("rect", {"x": x, "y": y, "width": w, "height": h, "fill": fill,
                                         "stroke": edge, "rx": round or None,
@@ -66,14 +67,14 @@ class Sheet:
             self.text(x + w / 2, middle, words, **text)
 
     def matrix(self, x: float, y: float, w: float, h: float, name: str, shape: str = "",
-               fill: str = FROZEN, below: bool = True, **text) -> None:
+               fill: str = FROZEN, below: bool = True, **text: Any) -> None:
         """A box with a name in it, and its shape below it (or above)."""
         self.box(x, y, w, h, name, fill, **{"bold": True, **text})
         if shape: self.text(x + w / 2, y + h + 11 if below else y - 9, shape, size=11)
 
     def cells(self, x: float, y: float, rows: Sequence[Sequence[str]], w: float, h: float,
               fills: Sequence[Sequence[str]] | None = None, edge: str | None = SOFT,
-              **text) -> None:
+              **text: Any) -> None:
         """A grid of cells of w × h with words in them. fills: the colours, in the same order."""
         drawn = {}                                       # colour → its cells
         for i, row in enumerate(fills or [[WHITE] * len(row) for row in rows]):
@@ -87,7 +88,7 @@ class Sheet:
                 if words: self.text(x + (j + 0.5) * w, y + (i + 0.5) * h, words, **text)
 
     def circle(self, x: float, y: float, words: str, fill: str = WHITE, r: float = 11,
-               **text) -> None:
+               **text: Any) -> None:
         """A small circle with a sign in it: an operation."""
         self.box(x - r, y - r, 2 * r, 2 * r, words, fill, round=r, **text)
 
@@ -117,7 +118,7 @@ class Sheet:
         self.polygon(head, colour, edge=None)
 
     def brace(self, x: float, y: float, w: float, words: str = "", below: bool = True,
-              **text) -> None:
+              **text: Any) -> None:
         """A bracket from x to x + w along the line y, with words behind it."""
         d = 5 if below else -5
         self.line((x, y), (x, y + d), (x + w, y + d), (x + w, y))
