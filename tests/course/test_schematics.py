@@ -16,7 +16,8 @@ from tinypeft.course.schematics.sheet import FROZEN, Sheet
 
 DRAWN = {name: draw() for name, draw in SCHEMATICS.items()}
 each = pytest.mark.parametrize("name", DRAWN)
-FONTS = {bold: FT2Font(findfont(FontProperties("DejaVu Sans", weight="bold" if bold else "normal"))) for bold in (False, True)}
+FONTS = {bold: FT2Font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
+         for bold, weight in ((False, "normal"), (True, "bold"))}
 
 
 # -- what a sheet says, as rectangles (left, top, right, bottom) and segments ---------------------

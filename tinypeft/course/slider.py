@@ -23,7 +23,7 @@ from ..markup import drawing
 from .png import palette_png
 from .schematics.sheet import Sheet
 
-__all__ = ["Slider", "slider"]
+__all__ = ["Slider", "power", "slider"]
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"     # Okabe and Ito's, as in all pictures
 BEHIND = "#A9A9A9"
@@ -147,7 +147,7 @@ class _Axis:
         span = self.high - self.low
         if self.log and span >= 1:
             powers = np.arange(np.ceil(self.low - 1e-9), self.high + 1e-9, max(1, round(span / 6)))
-            return [(float(self(10.0 ** p)), _power(int(p))) for p in powers]
+            return [(float(self(10.0 ** p)), power(int(p))) for p in powers]
         low, high = (10 ** self.low, 10 ** self.high) if self.log else (self.low, self.high)
         ten = 10.0 ** np.floor(np.log10((high - low) / 5))
         step = ten * min((1, 2, 2.5, 5, 10), key=lambda f: abs(f * ten - (high - low) / 5))
@@ -155,7 +155,7 @@ class _Axis:
         return [(float(self(n)), f"{round(n, 12) + 0.0:,.10g}".replace("-", "−")) for n in numbers]
 
 
-def _power(p):
+def power(p: int) -> str:
     """10 ** p as text: 0.01 … 100, else 10⁻³."""
     if -2 <= p <= 2: return f"{10.0 ** p:g}"
     return "10" + str(p).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

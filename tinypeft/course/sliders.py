@@ -15,7 +15,7 @@ import numpy as np
 
 from ..hints import Array
 from ..quant import Uniform
-from .slider import Slider, slider
+from .slider import Slider, power, slider
 
 __all__ = ["bits", "clipping", "gate", "groups", "rank", "smoothing", "step"]
 
@@ -59,7 +59,7 @@ def gate(q: Array, k: Array, P_K: Array, scales: Iterable[float] = np.arange(0, 
         frames[float(scale)] = {"prefix": (place[:P], shares[:P]), "text": (place[P:], shares[P:])}
         captions[float(scale)] = (f"λ = {shares[:P].sum():.3f}, so the text counts "
                                   f"{shares[P:].sum():.3f}")
-    return slider("length of the prefix's keys, ×", frames, captions=captions, xlabel="key",
+    return slider("the prefix's keys times", frames, captions=captions, xlabel="key",
                   ylabel="share of attention")
 
 
@@ -106,15 +106,17 @@ def step(f: Callable, derivative: float, x: float, exponents: Iterable[int] = ra
     """The error of (f(x + ε) − f(x − ε)) / 2ε against the exact derivative, for ε = 10 ** exponent.
 
     f takes and returns a number of `dtype`."""
-    steps = 10.0 ** np.array(list(exponents))
+    exponents = list(exponents)
+    steps = 10.0 ** np.array(exponents)
     quotients = [float((f(dtype(x + e)) - f(dtype(x - e))) / dtype(2 * e)) for e in steps]
     errors = np.maximum(np.abs(np.array(quotients) - derivative) / abs(derivative), 1e-16)
     best, ends = int(errors.argmin()), [errors.min(), errors.max()]
     why = ["the best of these steps" if i == best else "the step is so large that f bends within it"
            if i < best else "the step is so small that rounding shows" for i in range(len(steps))]
-    frames = {f"{e:.0e}": {"this ε": ([e, e], ends)} for e in steps}
-    captions = {f"{e:.0e}": f"the quotient is {q:.10g}, off by {error:.1e}; {reason}"
-                for e, q, error, reason in zip(steps, quotients, errors, why, strict=True)}
+    names = [power(p) for p in exponents]
+    frames = {name: {"this ε": ([e, e], ends)} for name, e in zip(names, steps, strict=True)}
+    captions = {name: f"the quotient is {q:.10g}, off by {error:.1e}; {reason}"
+                for name, q, error, reason in zip(names, quotients, errors, why, strict=True)}
     return slider("ε", frames, captions=captions, behind={"all steps": (steps, errors)},
                   xlabel="ε", ylabel="relative error", xlog=True, ylog=True)
 
@@ -138,7 +140,7 @@ def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1
         total = 100 * np.sqrt(error.sum() / (w ** 2).sum())
         captions[float(share)] = (f"the error is {total:.1f} % of the weights; of its square, "
                                   f"{100 * error[outside].sum() / error.sum():.0f} % is clipping")
-    return slider("end of the grid, share of the largest weight", frames, captions=captions,
+    return slider("end of the grid ÷ largest weight", frames, captions=captions,
                   behind=behind, xlabel="weight", ylabel="how many")
 
 

@@ -258,8 +258,7 @@ def choosing() -> Drawing:
         s.arrow((185, y + 56), (185, y + 84))
         s.text(200, y + 70, "no", size=11)
     s.text(185, 300, "a smaller model, or fewer bits\n(lessons 10 to 14)", size=11)
-    s.text(517, 292, "Activations come on top.\nLeave room for them, or\n"
-                     "compute them again (lesson 03).", size=11)
+    s.text(517, 292, "Activations come on top.\nLeave room for them, or\ncompute them twice.", size=11)
     return Drawing(
         s.svg, "First ask what fits; among the methods that fit, compare quality.",
         "Weights in 16 or 4 bits are frozen, and each trained number needs 16 bytes: itself, its "
