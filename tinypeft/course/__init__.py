@@ -24,6 +24,10 @@ An exercise:
     calls.py       calls a student's function: on copies, for a limited time, errors with the line
     wire.py        the same in another process, which runs worker.py
 
+A project:
+    project.py     the record of a project, and which criteria it meets
+    projects.py    lessons/src/projects → the skeleton for students, and the worked example
+
 An assignment:
     assign.py      what an instructor hands out for a lesson, and the open questions' answers
     handout.py     the whole course for students, without solutions
@@ -35,7 +39,8 @@ lessons/src/README.md says how to write a lesson.
 from .beside import beside
 from .check import check
 from .predict import predict
+from .project import Project
 from .show import show
 from .use import use
 
-__all__ = ["beside", "check", "predict", "show", "use"]
+__all__ = ["Project", "beside", "check", "predict", "show", "use"]

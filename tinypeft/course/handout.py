@@ -3,6 +3,7 @@
     README.md            how to install and to work, and the table of lessons
     GLOSSARY.md          words and letters
     lessons/             the assignments
+    projects/            the projects' skeletons
     tinypeft/            the package; its exercises are packed
     figures/             what the lessons show of the study
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import write_atomically
+from . import projects
 from .build import table
 from .exercises import TOPICS
 from .percent import LESSONS, assignment, read, sources
@@ -70,6 +72,9 @@ def hand_out(folder: str | Path) -> Path:
     for path in sources():
         made = nbformat.writes(assignment(read(path)))
         write_atomically(folder / "lessons" / f"{path.stem}.ipynb", made + "\n")
+    for path in projects.sources():
+        made = nbformat.writes(projects.skeleton(path))
+        write_atomically(folder / "projects" / f"{path.stem}.ipynb", made + "\n")
     write_atomically(folder / "README.md", page())
     write_atomically(folder / "GLOSSARY.md", glossary(r"[\1](lessons/\2)"))
     for path in list(copied()):
