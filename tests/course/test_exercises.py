@@ -141,6 +141,7 @@ CHECKS = {
     "dylora.forward": (2, 0, 3), "dylora.bug": (3, 0, 0), "dylora.search": (1, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),
     "quantization.to_float": (4, 0, 0), "quantization.bug": (2, 0, 0), "quantization.pack": (1, 0, 0),
+    "outliers.bug": (3, 0, 0), "outliers.zero_point": (1, 0, 0),
     "outliers.codes_left": (1, 0, 0), "outliers.vector_wise": (1, 0, 0), "outliers.llm_int8": (4, 0, 0),
     "outliers.smooth": (1, 1, 0),
     "calibrated.output_error": (2, 0, 0), "calibrated.compensate": (1, 1, 0), "calibrated.gptq": (1, 0, 0),
