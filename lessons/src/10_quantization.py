@@ -212,6 +212,9 @@ sliders.bits(W)
 sliders.groups(W)
 
 # %% [markdown]
+# *What to see: each bit more halves the error. A smaller group takes off much less, and at a group
+# of 4 the scales take more bits than the codes.*
+#
 # **Your quantizer, on the base.** It rounds all linear layers in the blocks to 4 bits, block by
 # block, and the loss of the rounded model is measured on text that the base has not seen.
 
@@ -380,7 +383,8 @@ show(tp.Uniform.best_share, "p = np.float32")
 # %% [markdown]
 # ## 5. Grids that are not uniform: floating point
 #
-# A float of $e$ exponent bits and $m$ mantissa bits is also a grid of a few points. Their spacing
+# A float of $e$ exponent bits and $m$ mantissa bits is also a grid of a few points. (In this
+# section $m$ is not the largest number.) Their spacing
 # grows with their size. With $E$ and $M$ the integers in the exponent's and the mantissa's bits,
 #
 # $$x = \pm\, 2^{E - \mathrm{bias}} \cdot \left(1 + M/2^m\right), \qquad
@@ -448,8 +452,8 @@ show(formats.encode, "ldexp")
 # Integers against floats is a fair comparison only if the same weights share a scale. With 8 bits
 # and one scale per tensor there are E4M3 (largest value 448) and E5M2 (57,344). With 4 bits and one
 # scale for 32 weights there is E2M1. The *microscaling* format MXFP4 is E2M1 as well, but its scale
-# is only a power of two in 8 bits: $4 + 8/32 = 4.25$ bits per weight. Your function makes the E2M1
-# of the third line.
+# is only a power of two in 8 bits: $4 + 8/32 = 4.25$ bits per weight. Your functions make three of
+# the lines.
 
 # %%
 blocks = W.reshape(-1, 32)
