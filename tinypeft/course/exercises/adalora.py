@@ -220,9 +220,10 @@ EXERCISES = (
         name="adalora.export", title="What is left as a LoRA", stars=1,
         reference=export, cases=_pruned, normalize=_product,
         special=(
-            ("everything is pruned: B has no columns and A no rows",
-             lambda rng: (rng.standard_normal((3, 2)), np.zeros(2), rng.standard_normal((2, 4)))),
-            ("nothing is pruned", lambda rng: (rng.standard_normal((3, 2)), np.array([2.0, -1.0]), rng.standard_normal((2, 4))))),
+            ("nothing is pruned", lambda rng: (rng.standard_normal((3, 2)), np.array([2.0, -1.0]), rng.standard_normal((2, 4)))),),
+        invariants=(
+            ("if everything is pruned, B has no columns and A no rows", lambda fn, rng: not any(
+                map(np.size, fn(rng.standard_normal((3, 2)), np.zeros(2), rng.standard_normal((2, 4)))))),),
         mistakes=(
             ("the pruned triplets are still there: take the columns of P and the rows of Q where λ is not 0",
              lambda P, Lam, Q: (P * Lam, Q)),
