@@ -306,8 +306,8 @@ for name, product in {**products, "LLM.int8(), yours": lambda X, W: my_llm_int8(
           f"with outliers {perplexity_with(product, hard):6.2f}")
 
 # %% [markdown]
-# *What to see: with outliers the first three lose much or a little, and LLM.int8() loses nothing
-# that can be seen.* On 512 tokens a difference of a tenth is chance.
+# *What to see: with outliers the first three are worse than floats, absmax most of all. LLM.int8()
+# is as good as floats.* On 512 tokens a difference of a tenth is chance.
 #
 # Compare yours with the package's.
 
@@ -364,8 +364,8 @@ print(layer.columns, f"{8 * layer.nbytes / W.size:.3f} bits/weight;",
 # under ZeroQuant, of 66.9 % in FP16.
 #
 # Its second idea has lasted. Where 4 bits are asked for, each block $L_k$ is trained alone. Its
-# rounded copy $\hat L_k$ shall give the outputs that the block gave before, for the inputs $x$ that
-# the rounded blocks before it now produce ($h_0$ is the embedding):
+# rounded copy $\hat L_k$ learns to give the outputs that the block gave before, for the inputs $x$
+# that the rounded blocks before it now produce ($h_0$ is the embedding):
 #
 # $$\min_{\hat W}\ \mathrm{MSE}\left(L_k(x),\ \hat L_k(x)\right), \qquad x = \hat L_{k-1} \cdots
 # \hat L_1 (h_0) \tag{4}$$
@@ -680,5 +680,6 @@ print(f"inputs from {X_down.min():.2f} to {X_down.max():.2f}; error of the produ
 # ## What you can do now
 #
 # Tell from a heat map whether 8 bits will hold, and choose between taking outliers out and
-# smoothing them away. Both spare the weights any loss; at 4 bits and below the weights are the
-# problem. **Lesson 12** looks at the inputs again, this time to round weights better.
+# smoothing them away. Both leave 8-bit weights nearly as good as they were. At 4 bits and
+# below the weights are the problem. **Lesson 12** looks at the inputs again, this time to round
+# weights better.
