@@ -135,7 +135,8 @@ def test_the_hand_out_holds_no_answer(course):
     names = {path.relative_to(course).as_posix() for path in files}
     assert {f"lessons/{path.stem}.ipynb" for path in SOURCES} == {name for name in names if name.startswith("lessons/")}
     assert {name.split("/")[0] for name in names} == \
-        {"README.md", "GLOSSARY.md", "LICENSE", "pyproject.toml", "requirements.txt", "lessons", "tinypeft", "figures"}
+        {"README.md", "GLOSSARY.md", "LICENSE", "pyproject.toml", "requirements.txt", "lessons", "projects", "tinypeft",
+         "figures"}
     texts = {path: path.read_text("utf-8") for path in files if path.suffix in (".py", ".ipynb", ".md", ".json", ".txt")}
     code = [cell.source for path in SOURCES for cell in percent.read(path) if cell.exercise]
     solutions = [part for source in code for part in re.findall(f"{percent.BEGIN}\n(.*?){percent.END}", source, re.S)]

@@ -8,8 +8,9 @@ from tinypeft.course import Project
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    rows = [f"The {thing} number {i} is {word}," + ("good" if word == "fine" else "bad")
-            for i, (thing, word) in enumerate((t, w) for t in "lamp chair coat spoon radio table".split() for w in ("fine", "poor") * 5)]
+    things, words = "lamp chair coat spoon radio table".split(), {"fine": "good", "poor": "bad"}
+    rows = [f"The {thing} number {i} is {word},{words[word]}" for i, (thing, word) in
+            enumerate((t, w) for t in things for w in [*words] * 5)]
     file = tmp_path_factory.mktemp("own") / "rows.csv"
     file.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return tp.tasks.labelled(file, held_out=(0.2, 0.2))
@@ -45,10 +46,13 @@ def test_an_empty_project_says_what_to_do():
 
 
 SPOILED = {
-    "the best rate is the lowest": (lambda p: p.tuned("a", {0.1: 2.5, 0.01: 2.2, 0.003: 2.1}, (100,)), "others on both sides (now: a)"),
-    "the best rate is the highest": (lambda p: p.tuned("b", {0.1: 2.0, 0.01: 2.2, 0.003: 2.1}, (100,)), "others on both sides (now: b)"),
+    "the best rate is the lowest": (
+        lambda p: p.tuned("a", {0.1: 2.5, 0.01: 2.2, 0.003: 2.1}, (100,)), "others on both sides (now: a)"),
+    "the best rate is the highest": (
+        lambda p: p.tuned("b", {0.1: 2.0, 0.01: 2.2, 0.003: 2.1}, (100,)), "others on both sides (now: b)"),
     "two rates": (lambda p: p.tuned("a", {0.1: 2.5, 0.01: 2.2}, (100,)), "Try 3 rates or more"),
-    "a seed for both": (lambda p: p.tuned("a", {0.1: 2.5, 0.01: 2.2, 0.001: 2.4}, (0,)), "seeds that you do not report (now: a)"),
+    "a seed for both": (
+        lambda p: p.tuned("a", {0.1: 2.5, 0.01: 2.2, 0.001: 2.4}, (0,)), "seeds that you do not report (now: a)"),
     "other seeds": (lambda p: p.ran("b", {0: 2.2, 1: 2.3, 3: 2.26}, 900), "the same 3 seeds or more (now: b)"),
     "two seeds": (lambda p: [p.ran(n, {0: 2.0 + x, 1: 2.1 + x}, 900) for n, x in (("a", 0), ("b", 1.0))], "3 seeds or more"),
     "too large": (lambda p: p.ran("a", p.arms["a"].runs, 1001), "stay within 1,000 (now: a)"),
@@ -100,9 +104,12 @@ def test_the_page(task, tmp_path):
 
 
 @pytest.mark.parametrize("call, error, said", [
-    (lambda p: Project(" ", 1), ValueError, "your question"), (lambda p: Project("q", "8 GB"), TypeError, "budget must be a number"),
-    (lambda p: p.data("rows.csv"), TypeError, "expected a task"), (lambda p: p.arm("c", tp.LoRA), TypeError, "expected a method"),
-    (lambda p: p.ran("c", {0: 1.0}, 1), KeyError, "the arms are: a, b"), (lambda p: p.concludes("a"), ValueError, "name two arms"),
+    (lambda p: Project(" ", 1), ValueError, "your question"),
+    (lambda p: Project("q", "8 GB"), TypeError, "budget must be a number"),
+    (lambda p: p.data("rows.csv"), TypeError, "expected a task"),
+    (lambda p: p.arm("c", tp.LoRA), TypeError, "expected a method"),
+    (lambda p: p.ran("c", {0: 1.0}, 1), KeyError, "the arms are: a, b"),
+    (lambda p: p.concludes("a"), ValueError, "name two arms"),
     (lambda p: p.ran("a", {0: float("nan")}, 1), ValueError, "did the run diverge"),
     (lambda p: p.tuned("a", {"fast": 1.0}, (1,)), TypeError, "a rate must be a number")])
 def test_what_is_refused(task, call, error, said):

@@ -1,4 +1,4 @@
-"""The projects' notebooks were made of their sources; skeletons have nothing that answers, and run before anything is written."""
+"""The projects' notebooks were made of their sources. Skeletons have nothing that answers, and run as they are."""
 import nbformat
 import pytest
 
@@ -23,7 +23,8 @@ def test_what_is_committed_was_made_of_its_source(path):
 def test_a_skeleton_runs_and_says_what_to_do(path):
     notebook = percent.execute(projects.skeleton(path), timeout=120)
     last = notebook.cells[-1].outputs[-1].data["text/plain"] if notebook.cells[-1].outputs else ""
-    shown = "".join(out.data.get("text/plain", "") for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out)
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out]
+    shown = "".join(out.data.get("text/plain", "") for out in outputs)
     assert "Call data(task) with your task." in shown and "✔" not in shown
     assert not last or "○" in last
 

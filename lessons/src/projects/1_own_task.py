@@ -24,8 +24,6 @@
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 import tinypeft as tp
 from tinypeft.course import Project
 from tinypeft.study.compare import traced_peak
