@@ -1,7 +1,9 @@
 """Every exercise accepts its right solutions and refuses the wrong ones, naming the mistake."""
 import ast
+import gc
 import importlib.util
 import inspect
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -127,11 +129,13 @@ def test_what_a_newcomer_stumbles_over_is_told():
 
 # Cases with an obvious answer, invariants and gradients of each exercise; none where it is left out.
 CHECKS = {
-    "map.trained": (1, 0, 0), "map.bits": (2, 0, 0), "map.signs": (4, 0, 0),
+    "map.trained": (1, 0, 0), "map.bits": (2, 0, 0), "map.signs": (4, 0, 0), "map.bug": (2, 0, 0), "map.pack": (3, 0, 0),
     "autograd.walk": (2, 0, 0), "autograd.unbroadcast": (4, 0, 0), "autograd.linear_vjp": (4, 0, 0),
-    "autograd.layer_norm_vjp": (0, 1, 0),
+    "autograd.layer_norm_vjp": (0, 1, 0), "autograd.catches": (8, 0, 0),
     "transformer.attention": (3, 1, 0), "transformer.loss": (2, 0, 0), "transformer.count": (1, 0, 0),
+    "transformer.sees": (6, 0, 0), "transformer.alibi": (2, 0, 0),
     "full.adamw": (1, 0, 0), "full.states": (2, 0, 0), "full.activations": (1, 0, 0),
+    "full.bug": (1, 0, 0), "full.recompute": (2, 0, 0),
     "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0), "adapters.widen": (0, 1, 0),
     "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (1, 0, 0), "prompts.places": (2, 0, 0),
     "prefix.attention": (1, 0, 5), "prefix.share": (3, 1, 0),
@@ -157,6 +161,21 @@ def test_no_check_of_an_exercise_was_lost(topic):
     """A wrong solution may fail several checks, and then none of the others is missed: so they are counted."""
     for name, e in of_topic(topic).items():
         assert (len(e.special), len(e.invariants), len(e.gradient)) == CHECKS.get(name, (0, 0, 0)), name
+
+
+def test_the_activations_of_lesson_03_are_those_that_are_traced():
+    """What the exercise counts is what a forward pass leaves allocated, to 2 %."""
+    model = tp.load_pretrained()
+    task, (B, T), c = tp.tasks.domain(model, context=128), (8, 128), model.config
+    tuned = tp.attach(model, tp.FullFineTuning())
+    batch = task.batch("train", B, np.random.default_rng(0))
+    gc.collect()
+    tracemalloc.start()
+    loss = task.loss(tuned, batch)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    counted = of_topic("full")["full.activations"].reference(B, T, c.d_model, c.n_heads, c.n_layers, c.vocab_size)
+    assert loss.requires_grad and abs(held / (4 * counted) - 1) < 0.02
 
 
 def test_a_missing_factor_is_named():
