@@ -11,15 +11,15 @@
 from collections.abc import Callable
 
 from ...study.plot import Drawing
-from . import low_rank, models, rounding, tokens
+from .low_rank import adalora, dylora, lora
+from .models import autograd, llama, memory, places, transformer
+from .rounding import choosing, gptq, grid, nf4, outliers, straight_through
+from .tokens import adapters, prefix, prompts
 
 __all__ = ["SCHEMATICS"]
 
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
-    "map": models.places, "autograd": models.autograd, "transformer": models.transformer,
-    "memory": models.memory, "adapters": tokens.adapters, "prompts": tokens.prompts,
-    "prefix": tokens.prefix, "lora": low_rank.lora, "adalora": low_rank.adalora,
-    "dylora": low_rank.dylora, "grid": rounding.grid, "outliers": rounding.outliers,
-    "gptq": rounding.gptq, "nf4": rounding.nf4,
-    "straight_through": rounding.straight_through, "choosing": rounding.choosing,
-    "llama": models.llama}
+    "map": places, "autograd": autograd, "transformer": transformer, "memory": memory,
+    "adapters": adapters, "prompts": prompts, "prefix": prefix, "lora": lora, "adalora": adalora,
+    "dylora": dylora, "grid": grid, "outliers": outliers, "gptq": gptq, "nf4": nf4,
+    "straight_through": straight_through, "choosing": choosing, "llama": llama}
