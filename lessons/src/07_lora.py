@@ -24,7 +24,7 @@ from tinypeft.peft.lora import LoRA, LoRALinear, LowRankLinear
 from tinypeft.study import plot
 
 base = tp.load_pretrained()
-task = tp.tasks.domain(base, context=128, held_out=8192)      # Matplotlib's documentation is new to it
+task = tp.tasks.domain(base, context=128, held_out=8192)      # Matplotlib's text is new to it
 tokens, targets = task.batch("test", 4, np.random.default_rng(0))
 base_loss = tp.evaluate(base, task)["loss"]
 print(f"{base.n_parameters():,} parameters; the frozen base has {base_loss:.3f} nats per token")
@@ -459,7 +459,7 @@ wide = learn(tp.LoRA(rank=64, alpha=16), rng=1)[0]
 narrow, random = runs["lora"][0], np.random.default_rng(1).standard_normal((128, 128))
 print("largest directions of ΔW, r = 8 against r = 64, mean over layers")
 for i in (1, 4, 8):
-    phi = [overlap(narrow.wrappers[p].delta(), wide.wrappers[p].delta(), i, i) for p in wide.wrappers]
+    phi = [overlap(narrow.wrappers[p].delta(), w.delta(), i, i) for p, w in wide.wrappers.items()]
     by_chance = overlap(narrow.wrappers[path].delta(), random, i, i)
     print(f"   φ({i}, {i}) = {np.mean(phi):.2f}; against a random matrix {by_chance:.2f}")
 
@@ -507,7 +507,8 @@ guess.beside(changes[False][0] / changes[False][-1])
 
 # %% fold
 fig, ax = plot.figure(height=2.8)
-for stabilized, colour, marker, label in ((False, "blue", "o", "α/r"), (True, "vermillion", "s", "α/√r")):
+looks = (False, "blue", "o", "α/r"), (True, "vermillion", "s", "α/√r")
+for stabilized, colour, marker, label in looks:
     y = changes[stabilized]
     ax.loglog(ranks, y, color=plot.COLOURS[colour], marker=marker, ls="--" if stabilized else "-")
     ax.text(70, y[-1], label, color=plot.COLOURS[colour], va="center")
@@ -609,7 +610,8 @@ def dora_layer(self, x):
 dora = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0)
 for w in dora.wrappers.values(): w.m = Parameter(np.linalg.norm(w.base.weight.data, axis=1))
 with use(LoRALinear, forward=dora_layer):
-    print(f"at the start, largest difference from the base: {abs(dora(tokens).data - plain).max():.0e}")
+    gap = abs(dora(tokens).data - plain).max()
+    print(f"at the start, largest difference from the base: {gap:.0e}")
     losses = tp.train(dora, task, 15, batch_size=2, seed=0, progress=False).loss
 print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:]):.3f}, "
       f"LoRA {np.mean(theirs[-5:]):.3f}")
