@@ -21,7 +21,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft.course import show, use
+from tinypeft.course import beside, show, use
 from tinypeft.nn import Linear, Module, replace_modules
 from tinypeft.peft.adapter import Adapter, BottleneckAdapter
 from tinypeft.peft.parallel import Parallel
@@ -386,14 +386,14 @@ fig
 # many numbers.* What does that look like? The likeliest continuations of two beginnings:
 
 # %%
-for start in ("The axes", "The default is the"):
-    print(repr(start))
-    for name, model in (("base", base), *((name, tuned) for name, (tuned, *_) in runs.items())):
-        print(f"   {name:9} {task.predict(model, [start], 16)[0]!r}")
+starts = ["The axes", "The default is the"]
+text = lambda model: "\n\n".join(map("{}{}".format, starts, task.predict(model, starts, 16)))
+beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
+        **{f"{name}, {test:.2f} nats": text(model) for name, (model, _, test) in runs.items()}})
 
 # %% [markdown]
-# A model of this size writes no good text. A difference of a few tenths of a nat is hardly seen
-# in it.
+# A model of this size writes no good text, and it repeats itself.
+# A difference of a few tenths of a nat is hardly seen in so few words.
 #
 # One seed of 60 steps proves nothing. The study trains longer, at two widths and over five seeds:
 

@@ -21,7 +21,7 @@ import numpy as np
 import tinypeft as tp
 from tinypeft import functional as F
 from tinypeft import gpt
-from tinypeft.course import show, use
+from tinypeft.course import beside, show, sliders, use
 from tinypeft.peft.prefix import Prefix, ReparameterizedPrefix
 from tinypeft.study import plot
 
@@ -254,6 +254,12 @@ for factor in (0, 1, 4, 16):
           f"left − right {abs(left - right).max():.0e}")
 
 # %% [markdown]
+# Move the handle: the keys of this prefix grow, and $\lambda$ opens the gate.
+
+# %%
+sliders.gate(q[0], k, P_K)
+
+# %% [markdown]
 # ## 3. The table, and the network that makes it
 #
 # All of a prefix is one table $P_\theta$ with a row for each virtual token. In each of $L$
@@ -389,13 +395,15 @@ fig
 # What was learned, in words? The likeliest continuations of two beginnings:
 
 # %%
-for start in ("The axes", "The default is the"):
-    print(repr(start))
-    for name, model in (("base", base), *((name, tuned) for name, (tuned, *_) in runs.items())):
-        print(f"   {name:11} {task.predict(model, [start], 16)[0]!r}")
+starts = ["The axes", "The default is the"]
+text = lambda model: "\n\n".join(map("{}{}".format, starts, task.predict(model, starts, 16)))
+beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
+        **{f"{name}, {test:.2f} nats": text(model) for name, (model, _, test) in runs.items()}})
 
 # %% [markdown]
-# A model of this size writes no good text. The virtual tokens have changed some of its words.
+# A model of this size writes no good text, and it repeats itself. The virtual tokens have changed
+# some of
+# its words: *what they say* is hard to read off, but the loss shows that they help.
 #
 # **Your cut at work.** It cuts the trained table, and the model reads what you cut:
 

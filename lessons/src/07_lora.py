@@ -17,7 +17,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft.course import show, use
+from tinypeft.course import beside, show, sliders, use
 from tinypeft.nn import Parameter
 from tinypeft.optim import AdamW
 from tinypeft.peft.lora import LoRA, LoRALinear, LowRankLinear
@@ -47,10 +47,6 @@ print(f"{base.n_parameters():,} parameters; the frozen base has {base_loss:.3f} 
 show("schematic:lora")
 
 # %% [markdown]
-# *What to see: the input goes two ways. The wide way through $W_0$ is frozen. The narrow way has
-# only
-# $r$ numbers in its middle, and only its two matrices are trained.*
-#
 # **By hand.** Take 3 inputs, 2 outputs, rank 1 and $\alpha = 2$, so that $s = 2$:
 #
 # $$W_0 = \begin{pmatrix} 1 & 0 & 2 \\ 0 & 1 & 0 \end{pmatrix}, \quad
@@ -256,10 +252,10 @@ fig
 # What does such a difference look like? Here are the likeliest continuations of two beginnings:
 
 # %%
-for start in ("The axes", "The default is the"):
-    print(repr(start))
-    for name, model in (("base", base), ("full", runs["full"][0]), ("lora", runs["lora"][0])):
-        print(f"   {name}  {task.predict(model, [start], 20)[0]!r}")
+starts = ["The axes", "The default is the"]
+written = lambda model: "\n\n".join(map("{}{}".format, starts, task.predict(model, starts, 20)))
+beside({f"frozen base, {base_loss:.2f} nats": written(base),
+        **{f"{name}, {test:.2f} nats": written(model) for name, (model, _, test) in runs.items()}})
 
 # %% [markdown]
 # A model of this size writes no good text, and it repeats itself. Look at the words.
@@ -416,7 +412,17 @@ fig
 # %% [markdown]
 # *What to see: full fine-tuning has no gap. It spreads its change over all 128 directions. LoRA
 # puts a
-# larger change into 8.* So low rank is not what full fine-tuning does here. It is a restriction,
+# larger change into 8.*
+#
+# Move the handle: how many directions does it take before the picture of full fine-tuning's
+# $\Delta W$ looks
+# like the whole?
+
+# %%
+sliders.rank(delta)
+
+# %% [markdown]
+# So low rank is not what full fine-tuning does here. It is a restriction,
 # and
 # that is why LoRA stays behind.
 #
