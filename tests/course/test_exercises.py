@@ -135,6 +135,7 @@ CHECKS = {
     "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0), "adapters.widen": (0, 1, 0), "adapters.bug": (3, 0, 0),
     "adapters.linear": (0, 1, 0),
     "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (1, 0, 0), "prompts.places": (2, 0, 0),
+    "prompts.bug": (3, 0, 0), "prompts.lstm": (1, 0, 0),
     "prefix.attention": (1, 0, 5), "prefix.share": (3, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
     "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (3, 0, 0), "lora.bug": (8, 0, 0),
