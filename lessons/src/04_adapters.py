@@ -2,11 +2,10 @@
 # # 04 · Adapters, serial and parallel
 #
 # **What you will do.** Freeze the model and put small trained networks between its layers.
-# You write the adapter's forward pass and put it into the model. You predict from its start how
-# far it
-# disturbs the model before training, and you count what is trained. You turn a parallel adapter
-# into
-# additional units of the MLP beside it, and you look at what trained adapters add to each layer.
+# You write the adapter's forward pass and put it into the model.
+# You predict from its start how far it disturbs the model before training, and you count what is
+# trained. You turn a parallel adapter into additional units of the MLP beside it, and you look at
+# what trained adapters add to each layer.
 #
 # **What you need.** Lesson 02 (blocks, the residual stream) and lesson 03 (the bill).
 #
@@ -38,13 +37,11 @@ print(f"{N:,} parameters; the frozen base has {frozen_loss:.3f} nats per token")
 # ## 1. A detour with a shortcut
 #
 # Full fine-tuning makes one copy of the model for each task.
-# In 2019 Houlsby et al. (arXiv 1902.00751) left the model as it is and gave each task its own small
-# modules *between* the layers. Such a module is an *adapter*. It stands behind a sublayer, which
-# is the
-# attention or the MLP, and reads its output $h$, $d$ numbers per token.
-# It maps them *down* to $m$ numbers, where $m$ is much smaller than $d$. It applies a
-# nonlinearity $f$.
-# It maps the result *up* to $d$ numbers, and adds that to $h$.
+# In 2019 Houlsby et al. (arXiv 1902.00751) left the model as it is and gave each task its own
+# small modules *between* the layers. Such a module is an *adapter*.
+# It stands behind a sublayer, which is the attention or the MLP, and reads its output $h$, $d$
+# numbers per token. It maps them *down* to $m$ numbers, where $m$ is much smaller than $d$.
+# It applies a nonlinearity $f$. It maps the result *up* to $d$ numbers, and adds that to $h$.
 #
 # The narrow middle is why it is called a *bottleneck*.
 # The addition is why it works: if the detour gives zero, the model is the old one.
@@ -55,8 +52,8 @@ print(f"{N:,} parameters; the frozen base has {frozen_loss:.3f} nats per token")
 show("schematic:adapters")
 
 # %% [markdown]
-# **By hand.** Take $d = 2$, $m = 1$, no biases, and a ReLU for $f$ (it makes negative numbers
-# zero).
+# **By hand.**
+# Take $d = 2$, $m = 1$, no biases, and a ReLU for $f$ (it makes negative numbers zero).
 # Down: $W_d = (1,\ -1)$. Up: $W_u = (0.5,\ 0)^\top$.
 #
 # * For $h = (3, 1)$: down gives $3 - 1 = 2$, $f(2) = 2$, up gives $(1, 0)$. The sum is $(4, 1)$.
@@ -66,9 +63,9 @@ show("schematic:adapters")
 #
 # ### {exercise}
 #
-# Write an adapter with $f$ = GELU and with biases on both ways. All arguments are Tensors:
-# `h` $(\dots, d)$, `W_d` $(m, d)$, `b_d` $(m,)$, `W_u` $(d, m)$, `b_u` $(d,)$.
-# Return a Tensor of the shape of `h`. Gradients must reach all five.
+# Write an adapter with $f$ = GELU and with biases on both ways.
+# All arguments are Tensors: `h` $(\dots, d)$, `W_d` $(m, d)$, `b_d` $(m,)$, `W_u` $(d, m)$, `b_u`
+# $(d,)$. Return a Tensor of the shape of `h`. Gradients must reach all five.
 # `F.linear(x, W, b)` is $x W^\top + b$, and `F.gelu` is the activation.
 
 # %% exercise=adapters.forward points=3 minutes=10
@@ -115,37 +112,33 @@ print("first and last loss", f"{mine[0]:.4f} {mine[-1]:.4f}",
 
 # %% [markdown]
 # Where do adapters go? Houlsby et al. put two into every block, one behind the attention's output
-# and one
-# behind the MLP, each before the result is added to the residual stream. They train the layer
-# norms, too.
-# Pfeiffer et al. (arXiv 2005.00247) found one, behind the MLP, to be enough, and left the norms
-# alone.
-# Here adapters stand among the other methods:
+# and one behind the MLP, each before the result is added to the residual stream.
+# They train the layer norms, too. Pfeiffer et al. (arXiv 2005.00247) found one, behind the MLP,
+# to be enough, and left the norms alone. Here adapters stand among the other methods:
 
 # %%
 show("methods_in_a_block")
 
 # %% [markdown]
-# *What to see: a serial adapter puts something **into** the path from block to block. A parallel
-# adapter
-# stands beside it, as a prefix does, and LoRA changes matrices on it.*
+# *What to see: a serial adapter puts something **into** the path from block to block.
+# A parallel adapter stands beside it, as a prefix does, and LoRA changes matrices on it.*
 #
 # ## 2. How near is "near the identity"?
 #
 # Both matrices start as small random numbers of standard deviation $\sigma$, and the biases as
-# zeros.
-# How large is the detour then, relative to $h$? The answer takes three lines.
+# zeros. How large is the detour then, relative to $h$? The answer takes three lines.
 # In each, use that a sum of independent numbers has the sum of their variances.
 #
-# 1. *Down.* Number $k$ of the middle is $y_k = \sum_j W_{d,kj}\, h_j$. Its variance is
-#    $\sigma^2 \lVert h \rVert^2$. There are $m$ of them, so $\lVert y \rVert \approx$ …
+# 1. *Down.* Number $k$ of the middle is $y_k = \sum_j W_{d,kj}\, h_j$.
+#    Its variance is $\sigma^2 \lVert h \rVert^2$.
+#    There are $m$ of them, so $\lVert y \rVert \approx$ …
 # 2. *Bend.* Near zero, GELU is $y/2$. So $\lVert f(y) \rVert \approx$ …
-# 3. *Up.* Each of $d$ numbers is a sum over $f(y)$, with variance $\sigma^2 \lVert f(y) \rVert^2$.
+# 3. *Up.*
+#    Each of $d$ numbers is a sum over $f(y)$, with variance $\sigma^2 \lVert f(y) \rVert^2$.
 #    So $\lVert W_u f(y) \rVert \approx$ …
 #
 # Fill in the three. Then predict: with $\sigma = 0.01$, $m = 64$ and $d = 128$, how large is what
-# an
-# adapter adds, in per cent of $h$?
+# an adapter adds, in per cent of $h$?
 
 # %%
 guess = tp.predict("04.detour", 0.45, "%")
@@ -188,15 +181,12 @@ guess.beside(100 * added[stds.index(0.01)])
 # $$\frac{\lVert W_u f(W_d h) \rVert}{\lVert h \rVert} \approx \frac{\sigma^2 \sqrt{m\,d}}{2}
 # \tag{2}$$
 #
-# It goes with the *square* of $\sigma$. The paper has $\sigma = 0.01$. Its code has 0.001, with
-# which the
-# detour is a hundred times smaller.
+# It goes with the *square* of $\sigma$. The paper has $\sigma = 0.01$.
+# Its code has 0.001, with which the detour is a hundred times smaller.
 #
-# What was measured is a little smaller than $\sigma^2 \sqrt{md}/2 = 0.45$ %. The package, like
-# the paper, cuts
-# the normal distribution off at $2\sigma$. What is left has a standard deviation of
-# $0.88\,\sigma$, and
-# $0.88^2 \cdot 0.45 = 0.35$.
+# What was measured is a little smaller than $\sigma^2 \sqrt{md}/2 = 0.45$ %.
+# The package, like the paper, cuts the normal distribution off at $2\sigma$.
+# What is left has a standard deviation of $0.88\,\sigma$, and $0.88^2 \cdot 0.45 = 0.35$.
 #
 # </details>
 
@@ -214,20 +204,20 @@ right.set(xlabel="σ at the start", ylabel="test loss, nats per token",
 fig
 
 # %% [markdown]
-# *What to see: with a small $\sigma$ the model does not notice ten fresh adapters; at 0.3 they have
-# drowned it.* Why not zero, then? With both matrices at zero no gradient flows: $dW_u$ contains
-# $f(W_d h)$,
-# and $dW_d$ contains $W_u$. One of the two may be zero. The next kind of adapter uses that.
+# *What to see: with a small $\sigma$ the model does not notice ten fresh adapters; at 0.3 they
+# have drowned it.* Why not zero, then? With both matrices at zero no gradient flows: $dW_u$
+# contains $f(W_d h)$, and $dW_d$ contains $W_u$. One of the two may be zero.
+# The next kind of adapter uses that.
 #
 # ## 3. The count
 #
 # ### {exercise}
 #
-# Count what is trained, in a model of width $d$ with $L$ blocks. An adapter has the four arrays
-# of exercise 1.
-# `placement` is "houlsby" or "pfeiffer", as described above. A layer norm has a weight and a bias
-# of $d$
-# numbers each. There are two norms in each block and a final one.
+# Count what is trained, in a model of width $d$ with $L$ blocks.
+# An adapter has the four arrays of exercise 1.
+# `placement` is "houlsby" or "pfeiffer", as described above.
+# A layer norm has a weight and a bias of $d$ numbers each.
+# There are two norms in each block and a final one.
 
 # %% exercise=adapters.count points=2 minutes=8
 def adapters_count(d, m, L, placement):
@@ -265,10 +255,9 @@ for m in (4, 16, 64):
 # ## 4. Beside instead of behind
 #
 # A serial adapter makes the model deeper: its two products have to wait for the sublayer.
-# He et al. (arXiv 2110.04366) put the same bottleneck *beside* the sublayer. It reads the input
-# $x$ of the
-# sublayer, and its result, times a fixed number $s$ (4 in the paper), is added to the sublayer's
-# output:
+# He et al. (arXiv 2110.04366) put the same bottleneck *beside* the sublayer.
+# It reads the input $x$ of the sublayer, and its result, times a fixed number $s$ (4 in the
+# paper), is added to the sublayer's output:
 #
 # $$h \leftarrow \mathrm{MLP}(x) + s\,\big(W_{up}\, f(W_{down}\, x + b_{down}) + b_{up}\big)
 # \tag{4}$$
@@ -278,22 +267,21 @@ show(Parallel.forward)
 
 # %% [markdown]
 # $W_{up}$ starts at zero, so the model starts unchanged, exactly.
-# (The paper writes $x W$, without biases and with $W_{down}$ as $(d, m)$. The authors' code has
-# biases.)
+# (The paper writes $x W$, without biases and with $W_{down}$ as $(d, m)$.
+# The authors' code has biases.)
 #
 # Look at equation (4) once more. The MLP itself is $W_2\, f(W_1 x + b_1) + b_2$.
-# It reads $4d$ features from $x$, bends them, and writes back. The adapter does the same with $m$
-# features.
+# It reads $4d$ features from $x$, bends them, and writes back.
+# The adapter does the same with $m$ features.
 # If it has the same $f$, it *is* $m$ additional hidden units of the MLP.
 #
 # ### {exercise}
 #
-# The MLP's arrays are `W1` $(k, d)$, `b1` $(k,)$, `W2` $(d, k)$, `b2` $(d,)$. The adapter's are
-# `W_down`
-# $(m, d)$, `b_down` $(m,)$, `W_up` $(d, m)$, `b_up` $(d,)$, and the number `s`.
-# Return the arrays `(W1, b1, W2, b2)` of *one* MLP with $k + m$ hidden units that computes
-# equation (4), for
-# every $x$ and with the same $f$. The adapter's units come after the MLP's.
+# The MLP's arrays are `W1` $(k, d)$, `b1` $(k,)$, `W2` $(d, k)$, `b2` $(d,)$.
+# The adapter's are `W_down` $(m, d)$, `b_down` $(m,)$, `W_up` $(d, m)$, `b_up` $(d,)$, and the
+# number `s`. Return the arrays `(W1, b1, W2, b2)` of *one* MLP with $k + m$ hidden units that
+# computes equation (4), for every $x$ and with the same $f$.
+# The adapter's units come after the MLP's.
 
 # %% exercise=adapters.widen points=5 minutes=15
 def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
@@ -310,8 +298,7 @@ result
 
 # %% [markdown]
 # **Your function at work**, on a whole model. The adapter gets the MLP's GELU in place of the
-# paper's
-# ReLU, and random numbers in its $W_{up}$, as if it had been trained:
+# paper's ReLU, and random numbers in its $W_{up}$, as if it had been trained:
 
 # %%
 tuned = tp.attach(base, tp.ParallelAdapter(bottleneck=16, activation="gelu"), rng=0)
@@ -339,9 +326,8 @@ _ = tuned.detach()
 #
 # Three kinds train for 60 steps of 4 × 128 tokens, with one seed, each at the package's learning
 # rate for it.
-# The picture shows the training loss minus the frozen base's loss *on the same batches*. A hard
-# batch has
-# a larger loss for every model, and this difference leaves that out.
+# The picture shows the training loss minus the frozen base's loss *on the same batches*.
+# A hard batch has a larger loss for every model, and this difference leaves that out.
 
 # %%
 STEPS = 60
@@ -382,8 +368,7 @@ fig
 
 # %% [markdown]
 # *What to see: all three learn from the first steps on, and the parallel adapter learns most with
-# about as
-# many numbers.* What does that look like? The likeliest continuations of two beginnings:
+# about as many numbers.* What does that look like? The likeliest continuations of two beginnings:
 
 # %%
 starts = ["The axes", "The default is the"]
@@ -401,10 +386,10 @@ beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
 show("adapters")
 
 # %% [markdown]
-# *What to see: parallel is lower at both sizes. The distance, serial minus parallel, is
-# {study adapters: sequential 16 - parallel 16, loss} nats at $m = 16$ and
-# {study adapters: sequential 64 - parallel 64, loss} at $m = 64$. Full fine-tuning is still lower.*
-# He et al. have the same order.
+# *What to see: parallel is lower at both sizes.
+# The distance, serial minus parallel, is {study adapters: sequential 16 - parallel 16, loss} nats
+# at $m = 16$ and {study adapters: sequential 64 - parallel 64, loss} at $m = 64$.
+# Full fine-tuning is still lower.* He et al. have the same order.
 #
 # What did the adapters learn to write? The meter of section 2, now after training:
 
@@ -429,15 +414,15 @@ ax.set(xlabel="block", ylabel="added, % of the\nsublayer's output", xticks=range
 fig
 
 # %% [markdown]
-# *What to see: every adapter began below one per cent, by equation (2). Now the adapters behind
-# the MLP of
-# the late blocks now add most. Behind the attention, that of the first block adds most.*
+# *What to see: every adapter began below one per cent, by equation (2).
+# Now the adapters behind the MLP of the late blocks now add most.
+# Behind the attention, that of the first block adds most.*
 #
 # ## 6. A task that cannot be switched back on
 #
 # The promise is: one base, and for each task a small file. Here a colleague stores the file.
-# "The adapters are what is not in the base", he says. He stores them, takes a fresh base next day,
-# puts them on, and measures:
+# "The adapters are what is not in the base", he says.
+# He stores them, takes a fresh base next day, puts them on, and measures:
 
 # %%
 def files(model): return {name.replace(".base.", "."): a for name, a in model.state_dict().items()}
@@ -466,8 +451,8 @@ print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(nam
 # ### {exercise}
 #
 # Write the mended function. `before` and `after` are dicts, name → array, of the base before
-# training and of
-# the model with adapters after training. Layers of the base have the same name in both.
+# training and of the model with adapters after training.
+# Layers of the base have the same name in both.
 # Return the list of all names that the file needs, and of no others, in the order of `after`.
 # An array that training has moved by ever so little is needed.
 
@@ -493,14 +478,15 @@ print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(nam
 #
 # ## 7. Bonus: an adapter without its nonlinearity
 #
-# The points of this section are extra. Leave $f$ out of a serial adapter. Then the layer before
-# it and the
-# adapter are linear, one after the other, and together they are *one* layer.
+# The points of this section are extra. Leave $f$ out of a serial adapter.
+# Then the layer before it and the adapter are linear, one after the other, and together they are
+# *one* layer.
 #
 # ### {exercise}
 #
-# The layer before is $h = W x + b$, with `W` $(d, k)$ and `b` $(d,)$. The adapter without $f$ is
-# $h + W_u (W_d h + b_d) + b_u$. Return the arrays `(W, b)` of one layer that does what both do.
+# The layer before is $h = W x + b$, with `W` $(d, k)$ and `b` $(d,)$.
+# The adapter without $f$ is $h + W_u (W_d h + b_d) + b_u$.
+# Return the arrays `(W, b)` of one layer that does what both do.
 
 # %% exercise=adapters.linear points=2 minutes=10 bonus=yes
 def adapters_linear(W, b, W_d, b_d, W_u, b_u):
@@ -526,11 +512,10 @@ print(f"the change of W {change.shape} has rank {np.linalg.matrix_rank(change)}"
 #
 # ### {exercise} · Where would you spend 20,000 parameters? (open, 4 points, 25 minutes)
 #
-# You may train 20,000 numbers, give or take 5 %. Compare at least three ways to spend them on
-# adapters:
-# all blocks narrow, or only the upper (or lower) blocks wide; beside attention or beside the MLP
-# (`beside="attention"`). Predict the order first.
-# Three lines take the adapters off all blocks but those in `kept`:
+# You may train 20,000 numbers, give or take 5 %.
+# Compare at least three ways to spend them on adapters: all blocks narrow, or only the upper (or
+# lower) blocks wide; beside attention or beside the MLP (`beside="attention"`).
+# Predict the order first. Three lines take the adapters off all blocks but those in `kept`:
 #
 # ```python
 # aside = {path: w for path, w in tuned.wrappers.items() if int(path.split(".")[1]) not in kept}
@@ -539,82 +524,72 @@ print(f"the change of W {change.shape} has rank {np.linalg.matrix_rank(change)}"
 # ```
 #
 # *Rubric: 1 point for budgets that really are equal (say how you counted); 1 for three seeds and
-# their
-# spread; 1 for a prediction with a reason; 1 for comparing the outcome with the papers (He et
-# al.; Houlsby
-# et al., section 3.6) and saying where this small model differs.*
+# their spread; 1 for a prediction with a reason; 1 for comparing the outcome with the papers (He
+# et al.; Houlsby et al., section 3.6) and saying where this small model differs.*
 
 # %% [answer]
-# *Budget.* An adapter has $m(2d + 1) + d$ numbers, $257 m + 128$ here. One parallel adapter in
-# each of five
-# blocks: $m = 15$ gives 19,915. In two blocks: $m = 38$, 19,788. In one: $m = 77$, 19,917.
+# *Budget.* An adapter has $m(2d + 1) + d$ numbers, $257 m + 128$ here.
+# One parallel adapter in each of five blocks: $m = 15$ gives 19,915.
+# In two blocks: $m = 38$, 19,788. In one: $m = 77$, 19,917.
 # Serial adapters of Houlsby et al. are two per block: $m = 7$ gives 19,270, within 5 %.
 #
-# *What comes out.* Beside the MLP, all blocks narrow and the two upper ones wide are level in 60
-# steps.
+# *What comes out.*
+# Beside the MLP, all blocks narrow and the two upper ones wide are level in 60 steps.
 # Beside attention, the two lower blocks, and the last block alone are a few hundredths of a nat
-# worse, and two
-# seeds differ by less. (`trainable_parameters()` still lists the adapters that were set aside:
-# count those
-# that are in the model.)
+# worse, and two seeds differ by less. (`trainable_parameters()` still lists the adapters that
+# were set aside: count those that are in the model.)
 #
 # *The papers.* He et al. find the MLP the better place for larger budgets, and attention as good
-# for very
-# small ones. Houlsby et al. can remove adapters of lower layers at little loss, but they remove
-# them after
-# training all. The study asks a related question. {claim Parallel adapters are better}
+# for very small ones. Houlsby et al. can remove adapters of lower layers at little loss, but they
+# remove them after training all. The study asks a related question.
+# {claim Parallel adapters are better}
 
 # %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why does a fresh adapter not disturb the model?</summary>
-# It adds something of relative size σ²√(md)/2, half a per cent at σ = 0.01. A parallel adapter adds
-# nothing, because its W_up is zero.
+# It adds something of relative size σ²√(md)/2, half a per cent at σ = 0.01.
+# A parallel adapter adds nothing, because its W_up is zero.
 # </details>
 # <details><summary>2. Why may not both matrices be zero at the start?</summary>
 # The gradient of each contains the other, or what the other makes. Both would stay zero for ever.
 # </details>
 # <details><summary>3. Why can a serial adapter not be merged into the layer before it?</summary>
-# It is a nonlinear function of that layer's output. No weight of the layer computes h + W_u f(W_d
-# h).
+# It is a nonlinear function of that layer's output.
+# No weight of the layer computes h + W_u f(W_d h).
 # </details>
 # <details><summary>4. In what sense can a parallel adapter be merged?</summary>
 # With the MLP's activation it is m more hidden units. The result is an MLP of another shape.
 # </details>
 # <details><summary>5. What does an adapter cost when the model is used?</summary>
 # 4dm multiplications and additions per token and adapter, under 1 % to a few per cent of a
-# block's 24d².
-# If it is serial, there are two more steps that must wait for one another.
+# block's 24d². If it is serial, there are two more steps that must wait for one another.
 # </details>
 #
 # ## Where the papers say this
 #
 # * Houlsby et al., arXiv 1902.00751: the module in section 2.1, near-identity initialisation
-#   there and in
-#   section 3.6. Table 1: GLUE 80.0 with 3.6 % of BERT-large's parameters per task, against 80.4
-#   for full
-#   fine-tuning.
+#   there and in section 3.6. Table 1: GLUE 80.0 with 3.6 % of BERT-large's parameters per task,
+#   against 80.4 for full fine-tuning.
 # * Pfeiffer et al., arXiv 2005.00247: one adapter per block, after a search over placements; and
 #   AdapterFusion, which mixes several.
-# * He et al., arXiv 2110.04366: equation (4) is their scaled parallel adapter. On XSum (ROUGE-2)
-#   beside the
-#   FFN 20.66 against 19.98 behind it (table 3), and 21.54 with $s = 4$ (table 5).
+# * He et al., arXiv 2110.04366: equation (4) is their scaled parallel adapter.
+#   On XSum (ROUGE-2) beside the FFN 20.66 against 19.98 behind it (table 3), and 21.54 with
+#   $s = 4$ (table 5).
 #
 # ## Where implementations differ
 #
 # * Initialisation: the paper of 2019 says $\sigma = 0.01$, its code 0.001; the `adapters`
-#   library's "bert"
-#   start is 0.02. Its parallel adapter has a learned or a fixed scale, by option.
-# * "Pfeiffer" and "Houlsby" are often confused. The `adapters` library calls them `seq_bn` and
-#   `double_seq_bn`.
-# * BERT normalizes after the residual addition, GPT-2 before the sublayer. The adapter's place,
-#   between
-#   projection and addition, is the same. What it reads is not normalized in either.
-# * Hugging Face PEFT has no bottleneck adapters. What `ParallelAdapter` computes is checked
-#   against a
-#   PyTorch version of our own.
+#   library's "bert" start is 0.02.
+#   Its parallel adapter has a learned or a fixed scale, by option.
+# * "Pfeiffer" and "Houlsby" are often confused.
+#   The `adapters` library calls them `seq_bn` and `double_seq_bn`.
+# * BERT normalizes after the residual addition, GPT-2 before the sublayer.
+#   The adapter's place, between projection and addition, is the same.
+#   What it reads is not normalized in either.
+# * Hugging Face PEFT has no bottleneck adapters.
+#   What `ParallelAdapter` computes is checked against a PyTorch version of our own.
 #
 # **Now you can** add a trained module to any place of a frozen model, predict what it does before
-# training,
-# and store what it needs. Next: [05 · Prompt tuning](05_prompt_tuning.ipynb) leaves the model alone
-# altogether and changes what it reads.
+# training, and store what it needs. Next: [05 · Prompt tuning](05_prompt_tuning.ipynb) leaves the
+# model alone altogether and changes what it reads.

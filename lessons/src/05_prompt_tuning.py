@@ -2,12 +2,9 @@
 # # 05 · Prompt tuning and P-tuning
 #
 # **What you will do.** Leave every weight alone and train what the model reads: a few vectors in
-# front of
-# the text, or between its parts. You build the input of the first block, say what a longer input
-# costs,
-# find the words nearest to a trained prompt, place pseudo-tokens by a template, and see where
-# this small
-# model disagrees with the papers.
+# front of the text, or between its parts. You build the input of the first block, say what a
+# longer input costs, find the words nearest to a trained prompt, place pseudo-tokens by a
+# template, and see where this small model disagrees with the papers.
 #
 # **What you need.** Lesson 02 (embeddings, positions, the seams) and lesson 03 (activations).
 #
@@ -37,8 +34,8 @@ print(repr(tok.decode(given)), "→", repr(tok.decode(wanted)))
 #
 # A large model can be told what to do: put "Summarize:" in front of the text.
 # But words are a coarse means. Behind the embedding table, the model reads vectors of $d$
-# numbers, and a
-# token can be only one of $V$ points in that space. ($V$ is the number of different tokens.)
+# numbers, and a token can be only one of $V$ points in that space.
+# ($V$ is the number of different tokens.)
 # Lester, Al-Rfou and Constant (arXiv 2104.08691) train the vectors themselves.
 # $P$ vectors $P_e$, as wide as embedded tokens, stand before the embedded text $X_e$:
 
@@ -46,28 +43,25 @@ print(repr(tok.decode(given)), "→", repr(tok.decode(wanted)))
 show("schematic:prompts")
 
 # %% [markdown]
-# The vectors are trained by gradient descent, and nothing else is. The frozen model then gives the
-# probability of a text $Y$ behind both:
+# The vectors are trained by gradient descent, and nothing else is.
+# The frozen model then gives the probability of a text $Y$ behind both:
 #
 # $$\Pr\big(Y \mid [P_e;\, X_e]\big), \qquad P_e \in \mathbb{R}^{P \times d} \tag{1}$$
 #
-# For the model the $P$ vectors are tokens like others. They take the positions $0 \dots P-1$, and
-# the text
-# moves up by $P$.
+# For the model the $P$ vectors are tokens like others.
+# They take the positions $0 \dots P-1$, and the text moves up by $P$.
 #
 # **By hand.** Take $d = 2$, one prompt vector $(5, 5)$, two tokens with the embeddings $(1, 0)$
-# and $(0, 1)$,
-# and the position vectors $(0.1, 0)$, $(0.2, 0)$, $(0.3, 0)$ for positions 0, 1 and 2.
-# The first block reads the rows $(5.1, 5)$, $(1.2, 0)$, $(0.3, 1)$. Without a prompt the first
-# token
-# would be $(1.1, 0)$: it stood at position 0.
+# and $(0, 1)$, and the position vectors $(0.1, 0)$, $(0.2, 0)$, $(0.3, 0)$ for positions
+# 0, 1 and 2.
+# The first block reads the rows $(5.1, 5)$, $(1.2, 0)$, $(0.3, 1)$.
+# Without a prompt the first token would be $(1.1, 0)$: it stood at position 0.
 #
 # ### {exercise}
 #
-# Build what the first block reads. `P_e` $(P, d)$ and `X_e` $(T, d)$ are Tensors. `positions` is
-# the table of
-# position vectors, a Tensor with more rows than you need: row $i$ is for position $i$. Return a
-# Tensor.
+# Build what the first block reads. `P_e` $(P, d)$ and `X_e` $(T, d)$ are Tensors.
+# `positions` is the table of position vectors, a Tensor with more rows than you need: row $i$ is
+# for position $i$. Return a Tensor.
 # `tp.concatenate([a, b], axis=0)` puts rows under rows, and Tensors can be sliced.
 
 # %% exercise=prompts.input points=3 minutes=10
@@ -84,8 +78,8 @@ model_input = result.function
 result
 
 # %% [markdown]
-# **Your input at work.** It goes through the blocks, and then the logits of the text alone are
-# read.
+# **Your input at work.**
+# It goes through the blocks, and then the logits of the text alone are read.
 # The package's way to put a prompt in is a *seam*: a place where the model lets a method put
 # something in.
 
@@ -104,10 +98,9 @@ _ = tuned.detach()
 # ## 2. Where to start
 #
 # A trained vector has to start somewhere. One choice is random numbers: the paper draws from
-# $U(-0.5, 0.5)$, where all numbers between −0.5 and 0.5 are equally likely. Another is the
-# embeddings of real
-# words, either common words or words that say something about the task.
-# What does the model make of such prompts *before* training?
+# $U(-0.5, 0.5)$, where all numbers between −0.5 and 0.5 are equally likely.
+# Another is the embeddings of real words, either common words or words that say something about
+# the task. What does the model make of such prompts *before* training?
 
 # %%
 sentence = "Return the first sentence of the documentation of this function."
@@ -138,30 +131,28 @@ def dots(losses, colours, xlabel):
     return fig
 
 
-dots(untrained, ["grey"] + ["purple"] * 3, "test loss before training, nats per token")
+fig = dots(untrained, ["grey"] + ["purple"] * 3, "test loss before training, nats per token")
+fig
 
 # %% [markdown]
-# *What to see: twenty random vectors confuse the model. Twenty real words, even unrelated ones,
-# do not, and
-# they may help a little.* Random vectors are much longer than embeddings and point where no token
-# ever was.
+# *What to see: twenty random vectors confuse the model.
+# Twenty real words, even unrelated ones, do not, and they may help a little.*
+# Random vectors are much longer than embeddings and point where no token ever was.
 # Training can repair that, but it takes steps.
 #
 # ## 3. What it costs
 #
-# The count of trained numbers is the shortest of this course: $P\,d$. But the bill has another
-# line.
+# The count of trained numbers is the shortest of this course: $P\,d$.
+# But the bill has another line.
 # The sequence is longer by $P$, in training and whenever the model is used.
 #
 # ### {exercise}
 #
 # By which fraction does a prompt of $P$ vectors before $T$ tokens increase a block's
-# multiplications? Return 0.25
-# for a quarter more. Count like this. For each of its $S$ positions a block does $12 d^2$
-# multiplications in its
-# six matrices. In causal attention, position $i$ sees $i$ positions before it and itself. Each
-# pair that
-# sees one another takes $d$ multiplications for the score and $d$ for the value.
+# multiplications? Return 0.25 for a quarter more. Count like this.
+# For each of its $S$ positions a block does $12 d^2$ multiplications in its six matrices.
+# In causal attention, position $i$ sees $i$ positions before it and itself.
+# Each pair that sees one another takes $d$ multiplications for the score and $d$ for the value.
 
 # %% exercise=prompts.cost points=3 minutes=10
 def prompts_cost(P, T, d):
@@ -231,9 +222,8 @@ plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: the loss minus the frozen base's on the same batches. More vectors learn more, and
-# most of it
-# in the first steps.* And the sentences?
+# *What to see: the loss minus the frozen base's on the same batches.
+# More vectors learn more, and most of it in the first steps.* And the sentences?
 
 # %%
 tuned = runs[20][0]
@@ -246,8 +236,9 @@ beside({"signature": lines(tok.decode(g)[13:].strip() for g, _ in asked),
         "wanted": lines(tok.decode(w[:-1]).strip() for _, w in asked)})
 
 # %% [markdown]
-# They are hardly better. So where did the loss go? Sort it by place: the first token of a sentence,
-# the end of text behind it, and everything between.
+# They are hardly better. So where did the loss go?
+# Sort it by place: the first token of a sentence, the end of text behind it, and everything
+# between.
 
 # %%
 def by_place(model):
@@ -266,24 +257,23 @@ for name, model in (("base  ", base), ("prompt", tuned)):
     print(name, "first {:.2f}   between {:.2f}   end of text {:.2f}".format(*by_place(model)))
 
 # %% [markdown]
-# Most of the gain is the end. The base, which knows whole documents, goes on after the first
-# sentence.
-# The prompt has told it to stop. It has not taught the model Matplotlib: 2,560 numbers cannot
-# hold that
-# much. A prompt selects among habits that the model has.
+# Most of the gain is the end.
+# The base, which knows whole documents, goes on after the first sentence.
+# The prompt has told it to stop.
+# It has not taught the model Matplotlib: 2,560 numbers cannot hold that much.
+# A prompt selects among habits that the model has.
 #
 # ## 5. What does a prompt say?
 #
-# Each trained vector has nearest neighbours among the tokens. Lengths differ, so "near" means a
-# small angle:
+# Each trained vector has nearest neighbours among the tokens.
+# Lengths differ, so "near" means a small angle:
 #
 # $$\cos(p, e) = \frac{p \cdot e}{\|p\|\,\|e\|} \tag{3}$$
 #
 # ### {exercise}
 #
 # For each row of `P_e` $(P, d)$ return the numbers of the `k` rows of `E` $(V, d)$ with the
-# largest cosine, the
-# largest first: an integer array $(P, k)$.
+# largest cosine, the largest first: an integer array $(P, k)$.
 
 # %% exercise=prompts.nearest points=3 minutes=10
 def prompts_nearest(P_e, E, k):
@@ -300,8 +290,7 @@ result
 
 # %% [markdown]
 # The twenty vectors started as twenty words, and then 40 steps moved each by more than its own
-# length.
-# Guess: how many of them are still nearest to the word from which they started?
+# length. Guess: how many of them are still nearest to the word from which they started?
 
 # %%
 guess = tp.predict("05.stay", 4, "of 20")
@@ -319,20 +308,19 @@ show("soft_prompts")
 
 # %% [markdown]
 # *What to see: a star is a vector whose nearest token is still the one from which it started.*
-# Even these
-# vectors are far from the word: a cosine of 1 would be the word itself. The other vectors are
-# near no
-# meaningful word. In so many dimensions there is much room, so that a vector can move far and
-# have no new neighbour.
+# Even these vectors are far from the word: a cosine of 1 would be the word itself.
+# The other vectors are near no meaningful word.
+# In so many dimensions there is much room, so that a vector can move far and have no new
+# neighbour.
 # (The picture shows one prompt of one seed; the share in the sentence is a mean over seeds.)
 #
 # Lester et al. (section 7) find clusters of related words, and class labels that survive from the
-# start. But a
-# soft prompt is no sentence in disguise: nobody could read this one.
+# start. But a soft prompt is no sentence in disguise: nobody could read this one.
 #
 # ## 6. One model, many tasks
 #
-# No weight changes. So rows of one batch may belong to different tasks, each behind its own prompt:
+# No weight changes.
+# So rows of one batch may belong to different tasks, each behind its own prompt:
 
 # %%
 other = tp.attach(tp.load_pretrained(), tp.PromptTuning(20), rng=1)
@@ -347,30 +335,27 @@ print("row 2 as the base:             ", same(2, base(batch[2:])))
 # ## 7. P-tuning: between the parts, and made by a network
 #
 # P-tuning (Liu et al., arXiv 2103.10385) came a month earlier, from cloze tests, in which a blank
-# is filled in:
-# "The capital of [x] is [y]". It trains the words around $x$ and $y$. They are called
-# *pseudo-tokens*.
-# A *template* says how many of them stand before each part. For example,
-# $[P_0], [P_1],\ x,\ [P_2],\ y$ has two
-# before $x$ and one before $y$. The model reads $h_0, h_1,\ e(x),\ h_2,\ e(y)$, where $e(\cdot)$
-# are embeddings
-# of tokens and the $h_i$ are trained.
+# is filled in: "The capital of [x] is [y]". It trains the words around $x$ and $y$.
+# They are called *pseudo-tokens*. A *template* says how many of them stand before each part, for
+# example two before $x$ and one before $y$:
 #
-# To do this with running text, somebody must find where $x$ ends. Here parts end with a separator
-# token; for
-# our task it is the line break behind the signature.
+# $$[P_0],\ [P_1],\ x,\ [P_2],\ y \quad\to\quad h_0,\ h_1,\ e(x),\ h_2,\ e(y) \tag{4}$$
+#
+# On the right is what the model reads.
+# $e(x)$ and $e(y)$ are embeddings of tokens, and the $h_i$ are trained.
+#
+# To do this with running text, somebody must find where $x$ ends.
+# Here parts end with a separator token; for our task it is the line break behind the signature.
 #
 # ### {exercise}
 #
 # `tokens` $(T,)$ is one row. `counts` says how many pseudo-tokens stand before each part:
-# `(2, 1)` means two
-# before the first and one before the second, which is the last. Every part but the last ends
-# *with* its
-# `separator`. In the last part a separator is a token like others. Return the places, in
-# ascending order, that
-# the pseudo-tokens take in the lengthened row, an integer array. For `tokens = [7, 8, 10, 9]`,
-# `counts = (2, 1)`, `separator = 10` the row becomes `p p 7 8 10 p 9`, and the answer is
-# `[0, 1, 5]`.
+# `(2, 1)` means two before the first and one before the second, which is the last.
+# Every part but the last ends *with* its `separator`.
+# In the last part a separator is a token like others.
+# Return the places, in ascending order, that the pseudo-tokens take in the lengthened row, an
+# integer array. For `tokens = [7, 8, 10, 9]`, `counts = (2, 1)`, `separator = 10` the row becomes
+# `p p 7 8 10 p 9`, and the answer is `[0, 1, 5]`.
 
 # %% exercise=prompts.places points=4 minutes=15
 def prompts_places(tokens, counts, separator):
@@ -397,12 +382,11 @@ for place in places(row, (3, 3), line_break): line.insert(place, None)
 print(" ".join("◦" if t is None else repr(tok.decode([t]))[1:-1] for t in line))
 
 # %% [markdown]
-# The second idea of P-tuning: do not train the $h_i$ themselves. Train a network that makes all
-# of them from
-# embeddings $[P_i]$ of the pseudo-tokens, so that one gradient step changes all of them together.
-# Any network may stand here. The paper's is an *LSTM*, an older kind of network that reads a row
-# token by token
-# and carries a state along. It reads in both directions, and two linear maps follow:
+# The second idea of P-tuning: do not train the $h_i$ themselves.
+# Train a network that makes all of them from embeddings $[P_i]$ of the pseudo-tokens, so that one
+# gradient step changes all of them together. Any network may stand here.
+# The paper's is an *LSTM*, an older kind of network that reads a row token by token and carries a
+# state along. It reads in both directions, and two linear maps follow:
 
 # %%
 show(LSTMEncoder.forward)
@@ -410,8 +394,8 @@ show(LSTMEncoder.forward)
 # %% [markdown]
 # After training the network is dropped, and only the $h_i$ are kept.
 #
-# **Your places at work.** P-tuning trains, and all its pseudo-tokens go where your function puts
-# them:
+# **Your places at work.**
+# P-tuning trains, and all its pseudo-tokens go where your function puts them:
 
 # %%
 def my_places(tokens, counts, separator, lengths=None):
@@ -428,23 +412,23 @@ print(f"test loss {p_test:.4f} with the network and your places, {folded:.4f} wi
 # %% fold
 results = {"frozen base": untrained["no prompt"], "P-tuning, 3 + 3, LSTM": p_test,
            **{f"prompt, P = {P}": test for P, (_, _, test) in runs.items()}}
-dots(results, ["grey"] + ["purple"] * 4, f"test loss after {STEPS} steps, nats per token")
+fig = dots(results, ["grey"] + ["purple"] * 4, f"test loss after {STEPS} steps, nats per token")
+fig
 
 # %% [markdown]
-# *What to see: on this task P-tuning does worse than a plain prompt with as many vectors.* The
-# paper says the
-# opposite for its tasks. There are three differences. Its encoder starts from random numbers, and
-# a plain
-# prompt here starts from words. Forty steps are few for a fresh LSTM. And in the paper's main
-# experiments the
-# model is trained as well. On *classify*, another task of the study, P-tuning has
-# {study methods: ptuning, accuracy, as .1%} right, and prompt tuning {study methods: prompt,
-# accuracy, as .1%}.
+# *What to see: on this task P-tuning does worse than a plain prompt with as many vectors.*
+# The paper says the opposite for its tasks. There are three differences.
+# Its encoder starts from random numbers, and a plain prompt here starts from words.
+# Forty steps are few for a fresh LSTM.
+# And in the paper's main experiments the model is trained as well.
+# On *classify*, another task of the study, P-tuning has
+# {study methods: ptuning, accuracy, as .1%} right, and prompt tuning
+# {study methods: prompt, accuracy, as .1%}.
 #
 # ## 8. A prompt that ruins the model
 #
-# A colleague writes the loop by hand. He puts the vectors in, runs the blocks, and reads the
-# predictions:
+# A colleague writes the loop by hand.
+# He puts the vectors in, runs the blocks, and reads the predictions:
 
 # %%
 def read_by_colleague(at, n):
@@ -476,21 +460,18 @@ print("prompt in front:  ", losses(*in_front, read_by_colleague))
 print("P-tuning, 3 + 3:  ", losses(*between, read_by_colleague))
 
 # %% [markdown]
-# By hand, the loss is far above anything that a sound model has. The vectors are right, and so
-# are the blocks.
+# By hand, the loss is far above anything that a sound model has.
+# The vectors are right, and so are the blocks.
 #
 # ### {exercise}
 #
 # At which place must the prediction of the *next* token be read, so that all that stands before
-# that token has
-# been seen? Return this place for each of the $T$ tokens, an integer array $(T,)$. Behind the
-# last token comes
-# the end of the row. `at` are the places of the trained vectors, ascending, and `n` is the number
-# of all places.
+# that token has been seen? Return this place for each of the $T$ tokens, an integer array $(T,)$.
+# Behind the last token comes the end of the row.
+# `at` are the places of the trained vectors, ascending, and `n` is the number of all places.
 #
 # Mind vectors between the parts. In the row `p p 7 8 10 p 9`, `at = [0, 1, 5]` and `n = 7`, the
-# token 9 comes
-# after the vector at 5. So the answer is `[2, 3, 5, 6]`.
+# token 9 comes after the vector at 5. So the answer is `[2, 3, 5, 6]`.
 
 # %% exercise=prompts.bug points=3 minutes=12
 def prompts_bug(at, n):
@@ -521,22 +502,16 @@ show("prompt_sizes")
 
 # %% [markdown]
 # *What to see: the larger the base, the larger the share of full fine-tuning's gain that a prompt
-# reaches.*
-# The largest of these bases has about seventeen times the parameters of the smallest. The paper's
-# are
-# thousands of times larger. {claim Prompt tuning's gap}
+# reaches.* The largest of these bases has about seventeen times the parameters of the smallest.
+# The paper's are thousands of times larger. {claim Prompt tuning's gap}
 #
 # ## 10. Bonus: what the LSTM costs
 #
 # The points of this section are extra. One direction of one LSTM layer has four parts, its gates.
-# Each gate has
-# a matrix $(n, k)$ for its input of $k$ numbers, a matrix $(n, n)$ for its state, and two biases
-# of $n$.
-# The paper's encoder has two layers, each in two directions. The first reads $d$ numbers, the
-# second reads both
-# directions of the first, $2n$. A linear map from $2n$ to $2n$ follows, and one from $2n$ to $d$,
-# both with
-# biases.
+# Each gate has a matrix $(n, k)$ for its input of $k$ numbers, a matrix $(n, n)$ for its state,
+# and two biases of $n$. The paper's encoder has two layers, each in two directions.
+# The first reads $d$ numbers, the second reads both directions of the first, $2n$.
+# A linear map from $2n$ to $2n$ follows, and one from $2n$ to $d$, both with biases.
 #
 # ### {exercise}
 #
@@ -565,35 +540,26 @@ print(f"trained: {lstm_count(6, c.d_model, c.d_model // 2):,} by your count, "
 # ### {exercise} · Can words do it? (open, 4 points, 25 minutes)
 #
 # Find a *hard* prompt: five real tokens that, put before every signature, lower the loss of
-# `task` as far as you
-# can get (`tp.PromptTuning(5, init="text", text=(ids…))` without training measures one). Search
-# as you like,
-# for instance by exchanging one token at a time, or by taking for each trained vector the nearest
-# token.
+# `task` as far as you can get (`tp.PromptTuning(5, init="text", text=(ids…))` without training
+# measures one). Search as you like, for instance by exchanging one token at a time, or by taking
+# for each trained vector the nearest token.
 # How far do you get towards the soft prompt of length 5?
 #
 # *Rubric: 1 point for a search that is described so that others can repeat it, on training or
-# validation rows; 1
-# for test losses of start, hard prompt and soft prompt in one table; 1 for the loss of the soft
-# prompt rounded
-# to nearest tokens; 1 for an explanation of the gap.*
+# validation rows; 1 for test losses of start, hard prompt and soft prompt in one table; 1 for the
+# loss of the soft prompt rounded to nearest tokens; 1 for an explanation of the gap.*
 
 # %% [answer]
 # Every sound search is right. A greedy one takes the best of a few hundred tokens at one place,
-# on a few training
-# batches, then the next place, and goes round again. Expect a hard prompt that is better than its
-# start and
-# clearly worse than the soft prompt. Rounding each trained vector to its nearest token loses most
-# of what training
-# gained, and may end worse than the start.
+# on a few training batches, then the next place, and goes round again.
+# Expect a hard prompt that is better than its start and clearly worse than the soft prompt.
+# Rounding each trained vector to its nearest token loses most of what training gained, and may
+# end worse than the start.
 #
 # *Why.* Five tokens are one of $V^5$ points; five vectors are any point of a space with $5 d$
-# dimensions. The
-# gradient was followed in directions that no token has, so that the nearest token has another
-# length and another
-# direction. In this model the tables are tied: a token's vector also has to be a good row of the
-# head, and a
-# prompt vector has not. {picture soft_prompts}
+# dimensions. The gradient was followed in directions that no token has, so that the nearest token
+# has another length and another direction. In this model the tables are tied: a token's vector
+# also has to be a good row of the head, and a prompt vector has not. {picture soft_prompts}
 
 # %% [markdown]
 # ## Recall
@@ -606,43 +572,36 @@ print(f"trained: {lstm_count(6, c.d_model, c.d_model // 2):,} by your count, "
 # every query.
 # </details>
 # <details><summary>3. Why start from words?</summary>
-# The frozen layers have only ever seen vectors of the embedding table. A random vector is far
-# from all of them,
-# and confuses the model until training has moved it.
+# The frozen layers have only ever seen vectors of the embedding table.
+# A random vector is far from all of them, and confuses the model until training has moved it.
 # </details>
 # <details><summary>4. What are the two ideas of P-tuning?</summary>
 # Pseudo-tokens between the parts, by a template; and a network that makes them, used in training
 # only.
 # </details>
 # <details><summary>5. Why can two tasks share a batch with prompts, but not with two fully
-# fine-tuned models?</summary>
-# The weights are the same for both; only the input differs, row by row.
+# fine-tuned models?</summary> The weights are the same for both; only the input differs, row by
+# row.
 # </details>
 #
 # ## Where the papers say this
 #
 # * Lester et al., arXiv 2104.08691: equation (1) in section 2; random, vocabulary and class-label
-#   starts in
-#   section 3.2; that it "becomes more competitive with scale" in the abstract; nearest neighbours
-#   of prompts in
-#   section 7.
+#   starts in section 3.2; that it "becomes more competitive with scale" in the abstract; nearest
+#   neighbours of prompts in section 7.
 # * Liu et al., arXiv 2103.10385 (P-tuning): template and encoder in sections 3.1 and 3.2.
 # * The survey (arXiv 2501.04040) treats both under one heading, together with P-tuning v2, which
-#   is a method of
-#   lesson 06.
+#   is a method of lesson 06.
 #
 # ## Where implementations differ
 #
 # * PEFT's P-tuning has no template: its pseudo-tokens always stand in front, so that it differs
-#   from prompt
-#   tuning by the encoder alone. Its default encoder is an MLP of three layers; the paper's is the
-#   LSTM.
+#   from prompt tuning by the encoder alone.
+#   Its default encoder is an MLP of three layers; the paper's is the LSTM.
 # * PEFT's random start is N(0, 1), the paper's U(−0.5, 0.5); the default here is words.
 # * PEFT returns logits for the prompt's positions, too, and counts the first token's prediction
-#   in the loss.
-#   Here virtual tokens never show.
+#   in the loss. Here virtual tokens never show.
 #
 # **Now you can** put trained vectors anywhere into a frozen model's input, read its predictions
-# at the right
-# places, and say what they cost. Next: [06 · Prefix tuning](06_prefix.ipynb) gives every layer
-# its own.
+# at the right places, and say what they cost.
+# Next: [06 · Prefix tuning](06_prefix.ipynb) gives every layer its own.

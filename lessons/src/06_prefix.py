@@ -2,12 +2,11 @@
 # # 06 · Prefix tuning and P-tuning v2
 #
 # **What you will do.** Put keys and values that no token ever had in front of every layer's
-# attention, and
-# train nothing else. You write the attention that sees them and put it into the model. You take
-# it apart
-# into "what the text says" and "what the prefix says". You count what a prefix trains and what it
-# stores,
-# find out why a colleague's prefix does harm, and measure whether depth is worth its parameters.
+# attention, and train nothing else.
+# You write the attention that sees them and put it into the model.
+# You take it apart into "what the text says" and "what the prefix says".
+# You count what a prefix trains and what it stores, find out why a colleague's prefix does harm,
+# and measure whether depth is worth its parameters.
 #
 # **What you need.** Lesson 02 (attention, heads, the cache) and lesson 05 (prompt tuning).
 #
@@ -36,40 +35,35 @@ print(f"the frozen base has {frozen_loss:.3f} nats per token")
 # %% [markdown]
 # ## 1. From a prompt to a prefix
 #
-# Prompt tuning (lesson 05) trains $P$ vectors at the input. Each of them then passes through
-# frozen layers.
+# Prompt tuning (lesson 05) trains $P$ vectors at the input.
+# Each of them then passes through frozen layers.
 # What the third layer sees of the prompt is what the first two make of it, and they were never
-# trained for it.
-# Li and Liang (arXiv 2101.00190) give every layer a prompt of its own.
+# trained for it. Li and Liang (arXiv 2101.00190) give every layer a prompt of its own.
 # All that later tokens ever take from an earlier token is its **key** and its **value**, so they
-# train only
-# keys and values. These are the *prefix*:
+# train only keys and values. These are the *prefix*:
 
 # %%
 show("schematic:prefix")
 
 # %% [markdown]
 # In every layer, with $[\,;\,]$ for putting rows under rows, $P_K$ for the trained keys and $P_V$
-# for the
-# trained values,
+# for the trained values,
 #
 # $$K \leftarrow [P_K;\, K], \qquad V \leftarrow [P_V;\, V] \tag{1}$$
 #
-# Nothing else changes. Queries are computed from tokens alone. There are as many outputs as tokens.
-# No weight of the model moves. Two consequences are easy to overlook.
+# Nothing else changes. Queries are computed from tokens alone.
+# There are as many outputs as tokens. No weight of the model moves.
+# Two consequences are easy to overlook.
 #
-# * **Positions shift.** GPT-2 adds a vector for each position. Behind $P$ virtual positions the
-#   first real
-#   token has the position $P$, not 0.
-# * **A prefix of zeros does something.** A zero key has the score 0 with every query, and
-#   $e^0 = 1$. It takes
-#   its share of the softmax and gives a zero value for it.
+# * **Positions shift.** GPT-2 adds a vector for each position.
+#   Behind $P$ virtual positions the first real token has the position $P$, not 0.
+# * **A prefix of zeros does something.**
+#   A zero key has the score 0 with every query, and $e^0 = 1$.
+#   It takes its share of the softmax and gives a zero value for it.
 #
 # Let us measure the second: the same 40 tokens, once without a prefix, once with a prefix of ten
-# zero vectors.
-# Guess first. The last token sees 10 zero keys and 40 keys of text. Which share of its attention
-# goes to the
-# zeros, as a mean over all heads?
+# zero vectors. Guess first. The last token sees 10 zero keys and 40 keys of text.
+# Which share of its attention goes to the zeros, as a mean over all heads?
 
 # %%
 guess = tp.predict("06.zeros", 20, "%")
@@ -106,20 +100,20 @@ print(f"loss {F.cross_entropy(base(tokens), targets).item():.2f} without a prefi
 guess.beside(100 * maps[:, :, -1, :10].sum(-1).mean())
 
 # %% [markdown]
-# Many scores of the text are negative: a head ignores a token by a low score. A zero is then a
-# large score.
+# Many scores of the text are negative: a head ignores a token by a low score.
+# A zero is then a large score.
 #
 # ### {exercise}
 #
 # Write one head's attention with a prefix. `q`, `k`, `v` are Tensors $(T, d_\text{head})$; `P_K`
-# and `P_V` are
-# Tensors $(P, d_\text{head})$. Token $t$ may look at the whole prefix and at tokens $0 \dots t$.
+# and `P_V` are Tensors $(P, d_\text{head})$.
+# Token $t$ may look at the whole prefix and at tokens $0 \dots t$.
 # Return the outputs $(T, d_\text{head})$. First write down, for $T = 3$ and $P = 2$, which of the
 # five columns each of the three tokens may see.
 #
 # Use operations on Tensors (`@`, `.T`, `tp.concatenate([a, b], axis=0)`, `F.softmax`), so that
-# gradients reach
-# all five. Do not call `F.attention`. Where a token may not look, add $-\infty$ to its score.
+# gradients reach all five. Do not call `F.attention`.
+# Where a token may not look, add $-\infty$ to its score.
 
 # %% exercise=prefix.attention points=3 minutes=12
 def prefix_attention(q, k, v, P_K, P_V):
@@ -151,8 +145,7 @@ result
 # </details>
 #
 # **Your attention at work.** It takes the place of the package's in every head of the model, and
-# a prefix
-# trains through it for five steps:
+# a prefix trains through it for five steps:
 
 # %%
 def my_attend(q, k, v, prefix, cache, **options):
@@ -174,9 +167,9 @@ print("your losses", mine.round(3))
 print(f"largest difference from the package's: {abs(mine - theirs).max():.0e}")
 
 # %% [markdown]
-# Compare yours with the package's, which joins all heads at once. Generation's cache goes through
-# the same
-# function: for the model, a prefix looks like earlier tokens that were never there.
+# Compare yours with the package's, which joins all heads at once.
+# Generation's cache goes through the same function: for the model, a prefix looks like earlier
+# tokens that were never there.
 
 # %%
 show(tp.decoder.attend, around="concatenate([K, k]")
@@ -186,32 +179,31 @@ show(tp.decoder.attend, around="concatenate([K, k]")
 #
 # **By hand.** One key of a prefix has the score $\ln 3$, one key of the text the score 0.
 # Their exponentials are 3 and 1, so the prefix gets $\lambda = 3/4$ of the attention.
-# The prefix's value is 8, the text's is 4. The head's output is
-# $\tfrac14 \cdot 4 + \tfrac34 \cdot 8 = 7$.
+# The prefix's value is 8, the text's is 4.
+# The head's output is $\tfrac14 \cdot 4 + \tfrac34 \cdot 8 = 7$.
 #
-# Now for any number of keys. For one query $q$, let $\lambda$ be the share of the softmax that
-# falls on the
-# prefix. Because the softmax covers prefix and text together, the head can be taken apart
-# (He et al., arXiv 2110.04366, equations 7 and 8):
+# Now for any number of keys.
+# For one query $q$, let $\lambda$ be the share of the softmax that falls on the prefix.
+# Because the softmax covers prefix and text together, the head can be taken apart (He et al.,
+# arXiv 2110.04366, equations 7 and 8):
 #
 # $$\text{head} = (1 - \lambda)\ \mathrm{Attn}(q, k, v) + \lambda\ \mathrm{Attn}(q, P_K, P_V)
 # \tag{3}$$
 #
 # Read it from the right.
-# $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt d)\, P_V$ is a small
-# network with one hidden layer of $P$ units. Its nonlinearity is the softmax, and its weights are
-# $P_K$ and $P_V$.
-# **A prefix is an adapter** in parallel to each head, with two peculiarities. Its bottleneck is
-# $P$. And a
-# gate $\lambda$, which is computed and not trained, decides how far it *replaces* the head.
+# $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt d)\, P_V$ is a small network
+# with one hidden layer of $P$ units.
+# Its nonlinearity is the softmax, and its weights are $P_K$ and $P_V$.
+# **A prefix is an adapter** in parallel to each head, with two peculiarities.
+# Its bottleneck is $P$.
+# And a gate $\lambda$, which is computed and not trained, decides how far it *replaces* the head.
 # That is how the paper of the parallel adapter (lesson 04) came to it.
 #
 # ### {exercise}
 #
 # For the last token's query `q` $(d_\text{head},)$, which sees everything, derive $\lambda$ from
-# the scores and
-# compute it. NumPy arrays this time: `k` $(S, d_\text{head})$, `P_K` $(P, d_\text{head})$. Return
-# a number.
+# the scores and compute it.
+# NumPy arrays this time: `k` $(S, d_\text{head})$, `P_K` $(P, d_\text{head})$. Return a number.
 # Scores are divided by $\sqrt{d_\text{head}}$, and they may be in the thousands: `np.exp` must
 # not overflow.
 
@@ -232,14 +224,13 @@ result
 # %% [markdown]
 # <details><summary>The equation</summary>
 #
-# $$\lambda(q) = \frac{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}}}{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}}
-# + \sum_j e^{\,q \cdot k_j/\sqrt{d}}} \tag{4}$$
+# $$\lambda(q) = \frac{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}}}
+# {\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}} + \sum_j e^{\,q \cdot k_j/\sqrt{d}}} \tag{4}$$
 #
 # </details>
 #
 # Your $\lambda$ in equation (3): the head on the left, the mixture on the right, and what happens
-# to both as
-# the prefix's keys grow.
+# to both as the prefix's keys grow.
 
 # %%
 rng = np.random.default_rng(1)
@@ -262,12 +253,12 @@ sliders.gate(q[0], k, P_K)
 # %% [markdown]
 # ## 3. The table, and the network that makes it
 #
-# All of a prefix is one table $P_\theta$ with a row for each virtual token. In each of $L$
-# layers, $H$ heads
-# need a key and a value of $d_\text{head} = d/H$ numbers. That is $2Ld$ numbers in a row.
-# Training the table itself was unstable in the paper's experiments. The paper trains a smaller
-# matrix
-# $P'_\theta$ and a network that makes the table of it (section 4.3):
+# All of a prefix is one table $P_\theta$ with a row for each virtual token.
+# In each of $L$ layers, $H$ heads need a key and a value of $d_\text{head} = d/H$ numbers.
+# That is $2Ld$ numbers in a row.
+# Training the table itself was unstable in the paper's experiments.
+# The paper trains a smaller matrix $P'_\theta$ and a network that makes the table of it (section
+# 4.3):
 #
 # $$P_\theta[i, :] = W_2 \tanh(W_1 P'_\theta[i, :] + b_1) + b_2 \tag{5}$$
 
@@ -275,16 +266,15 @@ sliders.gate(q[0], k, P_K)
 show(ReparameterizedPrefix.table)
 
 # %% [markdown]
-# After training, the network is evaluated once and dropped. Only the table is kept
-# (`tuned.fold()`).
+# After training, the network is evaluated once and dropped.
+# Only the table is kept (`tuned.fold()`).
 # So "how many parameters" has two honest answers, and papers and libraries mix them up.
 #
 # ### {exercise}
 #
 # For $P$ virtual tokens, $L$ layers, width $d$, and a network with $m$ hidden units, return the
-# numbers that
-# are **trained** and that are **stored**. $P'$ is $P \times d$. Both layers of the network have
-# biases.
+# numbers that are **trained** and that are **stored**. $P'$ is $P \times d$.
+# Both layers of the network have biases.
 
 # %% exercise=prefix.count points=2 minutes=6
 def prefix_count(P, L, d, m):
@@ -313,10 +303,9 @@ print(f"the package's summary       trained {summary.trained:>12,}   stored {sum
 # ### {exercise}
 #
 # Cut a table $(P, 2Ld)$ into what the model wants: a list with one pair `(K, V)` for each layer,
-# each
-# $(H, P, d_\text{head})$. A row holds, one after another, layer 0's keys, layer 0's values, layer
-# 1's keys, and
-# so on. Each of these holds head 0, head 1, and so on. The table is a NumPy array here.
+# each $(H, P, d_\text{head})$.
+# A row holds, one after another, layer 0's keys, layer 0's values, layer 1's keys, and so on.
+# Each of these holds head 0, head 1, and so on. The table is a NumPy array here.
 
 # %% exercise=prefix.cut points=3 minutes=12
 def prefix_cut(table, n_layers, n_heads):
@@ -333,7 +322,8 @@ my_cut = result.function
 result
 
 # %% [markdown]
-# Compare yours with the package's, which cuts a Tensor, so that gradients flow back into the table:
+# Compare yours with the package's, which cuts a Tensor, so that gradients flow back into the
+# table:
 
 # %%
 show(Prefix.seams)
@@ -341,11 +331,10 @@ show(Prefix.seams)
 # %% [markdown]
 # ## 4. Train one
 #
-# P-tuning v2 (Liu et al., arXiv 2110.07602) is the same table, trained directly. It has a
-# classification head
-# on top when the task is to understand text and not to write it. So `PTuningV2` is the package's
-# name for a
-# direct prefix. Now train three methods, each with twenty virtual tokens.
+# P-tuning v2 (Liu et al., arXiv 2110.07602) is the same table, trained directly.
+# It has a classification head on top when the task is to understand text and not to write it.
+# So `PTuningV2` is the package's name for a direct prefix.
+# Now train three methods, each with twenty virtual tokens.
 # The picture shows the training loss minus the frozen base's loss *on the same batches*.
 
 # %%
@@ -384,13 +373,11 @@ plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: depth pays from the first steps on, but not much in so few. The direct table, at
-# its own large
-# learning rate, is as well-behaved as the one behind a network.* All three start well: they begin
-# as common
-# words, or as the keys and values of common words, not at random (section 7.4 of the paper:
-# activations of
-# real words help where data is scarce).
+# *What to see: depth pays from the first steps on, but not much in so few.
+# The direct table, at its own large learning rate, is as well-behaved as the one behind a
+# network.* All three start well: they begin as common words, or as the keys and values of common
+# words, not at random (section 7.4 of the paper: activations of real words help where data is
+# scarce).
 #
 # What was learned, in words? The likeliest continuations of two beginnings:
 
@@ -401,9 +388,9 @@ beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
         **{f"{name}, {test:.2f} nats": text(model) for name, (model, _, test) in runs.items()}})
 
 # %% [markdown]
-# A model of this size writes no good text, and it repeats itself. The virtual tokens have changed
-# some of
-# its words: *what they say* is hard to read off, but the loss shows that they help.
+# A model of this size writes no good text, and it repeats itself.
+# The virtual tokens have changed some of its words: *what they say* is hard to read off, but the
+# loss shows that they help.
 #
 # **Your cut at work.** It cuts the trained table, and the model reads what you cut:
 
@@ -416,8 +403,7 @@ print("the same logits as by the package:", np.allclose(logits, tuned(tokens).da
 
 # %% [markdown]
 # The study trains prompts and prefixes of different lengths for longer, each at its own learning
-# rate, over
-# several seeds:
+# rate, over several seeds:
 
 # %%
 show("prefix_length")
@@ -427,14 +413,13 @@ show("prefix_length")
 # alone.*
 # With ten of them the distance is {study prefix_length: prompt 10 - prefix 10, loss} nats.
 # The papers say that prompt tuning closes its gap to fine-tuning at billions of parameters, and
-# that deep
-# prompts do so in smaller models, too. {claim Deep prompts are better}
+# that deep prompts do so in smaller models, too. {claim Deep prompts are better}
 #
 # ## 5. A prefix that does harm
 #
-# A colleague runs the trained prefix in her own loop, which is `walk` of section 1. `walk` has to
-# be told
-# which columns each token may see, and the position of each token. She writes:
+# A colleague runs the trained prefix in her own loop, which is `walk` of section 1.
+# `walk` has to be told which columns each token may see, and the position of each token.
+# She writes:
 
 # %%
 def of_colleague(T, P):
@@ -461,9 +446,8 @@ print(losses(of_colleague))
 #
 # ### {exercise}
 #
-# Write the mended function. Both of its results are wrong. `seen` is a bool array $(T, P + T)$,
-# `positions` an
-# integer array $(T,)$.
+# Write the mended function. Both of its results are wrong.
+# `seen` is a bool array $(T, P + T)$, `positions` an integer array $(T,)$.
 
 # %% exercise=prefix.bug points=3 minutes=12
 def prefix_bug(T, P):
@@ -484,7 +468,8 @@ print("only the mask mended:", losses(lambda T, P: (mended(T, P)[0], np.arange(T
 # %% [markdown]
 # ## 6. Where do the heads look?
 #
-# `walk` also returns every map of attention. So $\lambda$ of every head and token can be read off:
+# `walk` also returns every map of attention.
+# So $\lambda$ of every head and token can be read off:
 
 # %%
 _, maps = walk(tuned.model, tokens, mine, *mended(T, P))                       # (L, H, T, P + T)
@@ -509,15 +494,14 @@ fig
 
 # %% [markdown]
 # *What to see, left: one column of the prefix that many tokens look at, beside the diagonal of
-# the text.
-# Right: some heads give much of their attention to the prefix, others ignore it.*
+# the text. Right: some heads give much of their attention to the prefix, others ignore it.*
 # Nobody trained the gate $\lambda$ itself. It follows from the keys.
 #
 # ## 7. Bonus: more of the same prefix
 #
-# The points of this section are extra. A prefix has the share $\lambda$. Put the same prefix $n$
-# times in a row.
-# Which share have the $n$ copies together? It is not $n\lambda$, which could be more than 1.
+# The points of this section are extra. A prefix has the share $\lambda$.
+# Put the same prefix $n$ times in a row. Which share have the $n$ copies together?
+# It is not $n\lambda$, which could be more than 1.
 #
 # ### {exercise}
 #
@@ -547,107 +531,87 @@ for n in (1, 2, 10, 100):
 #
 # ### {exercise} · How deep is deep? (open, 4 points, 20 minutes)
 #
-# The paper of P-tuning v2 asks which layers need a prompt (its section 4.3, "prompt depth"). Ask
-# the same here.
-# First give the model only *some* layers of the trained prefix above, by `walk`, and measure the
-# loss. A layer
-# without a prefix needs columns that no token may see; which pair and which `seen` change nothing?
-# Is it a zero pair? Use equation (3). Then train prefixes for the lower or the upper half alone:
-# freeze the
-# columns of the table of the other layers (`p.update_mask` of `nn.Parameter`). State your
-# prediction first.
+# The paper of P-tuning v2 asks which layers need a prompt (its section 4.3, "prompt depth").
+# Ask the same here. First give the model only *some* layers of the trained prefix above, by
+# `walk`, and measure the loss. A layer without a prefix needs columns that no token may see;
+# which pair and which `seen` change nothing? Is it a zero pair? Use equation (3).
+# Then train prefixes for the lower or the upper half alone: freeze the columns of the table of
+# the other layers (`p.update_mask` of `nn.Parameter`). State your prediction first.
 #
 # *Rubric: 1 point for a prediction with a reason; 1 for an experiment that changes only what it
-# means to; 1 for
-# numbers over at least three seeds with their spread; 1 for saying where this differs from the
-# paper and why
-# it might.*
+# means to; 1 for numbers over at least three seeds with their spread; 1 for saying where this
+# differs from the paper and why it might.*
 
 # %% [answer]
-# *The pair that changes least.* A zero pair is not neutral. Its key has the score
-# $q \cdot 0 = 0$, so by
-# equation (3) it takes the share $\lambda$ of attention that $e^0$ earns for each of its $P$
-# positions, and adds
-# $\lambda$ times a zero value: the output shrinks to $(1 - \lambda)$ of what it was. Neutral is
-# what has
-# $\lambda = 0$: leave the layer without a prefix, or hide its $P$ columns. Then the positions of
-# the text,
-# which begin at $P$, must stay as they are.
+# *The pair that changes least.* A zero pair is not neutral.
+# Its key has the score $q \cdot 0 = 0$, so by equation (3) it takes the share $\lambda$ of
+# attention that $e^0$ earns for each of its $P$ positions, and adds $\lambda$ times a zero value:
+# the output shrinks to $(1 - \lambda)$ of what it was.
+# Neutral is what has $\lambda = 0$: leave the layer without a prefix, or hide its $P$ columns.
+# Then the positions of the text, which begin at $P$, must stay as they are.
 #
-# *Parts of a trained prefix.* Each layer was trained with the others, so half of it gains less
-# than half. A fair
-# comparison trains lower and upper halves anew, each with its own learning rate.
+# *Parts of a trained prefix.*
+# Each layer was trained with the others, so half of it gains less than half.
+# A fair comparison trains lower and upper halves anew, each with its own learning rate.
 #
 # *The paper* adds prompts to some layers only, at an equal number of trained numbers, and finds
-# that the deeper
-# layers are worth more. Here five layers and short training leave little to tell apart. An answer
-# that finds no
-# clear difference over three seeds, and says so, has the point. {claim Deep prompts are better}
+# that the deeper layers are worth more.
+# Here five layers and short training leave little to tell apart.
+# An answer that finds no clear difference over three seeds, and says so, has the point.
+# {claim Deep prompts are better}
 
 # %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why are there keys and values in a prefix, but no queries?</summary>
-# Nothing is ever asked of a virtual token: its own output is not needed. Later tokens use an
-# earlier one only
-# through its key and value.
+# Nothing is ever asked of a virtual token: its own output is not needed.
+# Later tokens use an earlier one only through its key and value.
 # </details>
 #
 # <details><summary>2. What does a prefix do that a parallel adapter at the same place does
-# not?</summary>
-# It replaces: the head's own output is multiplied by 1 − λ. An adapter adds.
+# not?</summary> It replaces: the head's own output is multiplied by 1 − λ. An adapter adds.
 # </details>
 #
 # <details><summary>3. Why can a prefix not be merged into the weights?</summary>
-# λ depends on the query, through a softmax shared with the text. No change of W_q, W_k and W_v
-# computes the
-# same function for all inputs.
+# λ depends on the query, through a softmax shared with the text.
+# No change of W_q, W_k and W_v computes the same function for all inputs.
 # </details>
 #
 # <details><summary>4. You may store 0.1 % of the model's parameters per task. How many numbers
-# does the
-# reparameterized prefix train?</summary>
-# P d for P′, and a network of about 2 L d m numbers, which is dropped after training. The table
-# is not trained.
+# does the reparameterized prefix train?</summary> P d for P′, and a network of about 2 L d m
+# numbers, which is dropped after training. The table is not trained.
 # </details>
 #
 # <details><summary>5. What is the difference between prefix tuning and P-tuning v2?</summary>
 # The function is the same: both put keys and values before every layer's. v2 trains the table
-# directly, with
-# dropout on it, and reads a classifier off the model.
+# directly, with dropout on it, and reads a classifier off the model.
 # </details>
 #
 # ## Where the papers say this
 #
 # * Prefix tuning, arXiv 2101.00190: equation (5) is in section 4.3; the ablation of depth
-#   (embedding-only) in
-#   section 7.2, of real-word starts in 7.4. On E2E (table 4, BLEU) it reports 69.7 for the prefix
-#   and 48.1,
-#   62.2 and 61.9 for 1, 10 and 20 embedding-only vectors.
+#   (embedding-only) in section 7.2, of real-word starts in 7.4.
+#   On E2E (table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for 1, 10 and 20
+#   embedding-only vectors.
 # * The decomposition (3) is He et al., arXiv 2110.04366, equations 7 and 8.
 # * P-tuning v2, arXiv 2110.07602: section 3.3 for reparameterization, length and head.
 #
 # ## Where implementations differ
 #
 # * PEFT's `PrefixTuningConfig` trains the table directly unless `prefix_projection=True`; the
-#   paper's default is
-#   the network.
-# * In the paper $P'$ is narrow ($P \times k$, $k = 512$ for GPT-2). In the authors' code, PEFT
-#   and here it is
-#   $P \times d$, and the hidden layer is the narrow one.
+#   paper's default is the network.
+# * In the paper $P'$ is narrow ($P \times k$, $k = 512$ for GPT-2).
+#   In the authors' code, PEFT and here it is $P \times d$, and the hidden layer is the narrow
+#   one.
 # * PEFT draws the table from N(0, 1); here it starts from real words (`init="random"` for N(0,
-#   1)). With the
-#   network, the random starts differ: PEFT's table has a standard deviation of about 0.28, this
-#   package's 0.62.
-# * PEFT's description of zero initialisation once called it a "no-op". You have seen that it is
-#   not.
+#   1)). With the network, the random starts differ: PEFT's table has a standard deviation of
+#   about 0.28, this package's 0.62.
+# * PEFT's description of zero initialisation once called it a "no-op".
+#   You have seen that it is not.
 # * The authors' code has dropout on the prefix; PEFT has not.
 # * An exported prefix is the folded table: neither PEFT nor this package can resume training of
-#   the network
-#   from it.
+#   the network from it.
 #
 # **Now you can** write the attention that prefix tuning, P-tuning v2 and a generation cache
-# share, say what a
-# head does with it, and count a prefix both ways. Next: [07 · LoRA](07_lora.ipynb), which changes
-# weights, and
-# disappears into them.
+# share, say what a head does with it, and count a prefix both ways.
+# Next: [07 · LoRA](07_lora.ipynb), which changes weights, and disappears into them.

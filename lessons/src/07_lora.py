@@ -10,7 +10,7 @@
 #
 # **Words and letters.** [The glossary](GLOSSARY.md) explains every word and letter of the course.
 #
-# **Time.** 110 minutes; every cell together runs in about a minute.
+# **Time.** 120 minutes; every cell together runs in about a minute.
 
 # %%
 import numpy as np
@@ -39,9 +39,10 @@ print(f"{base.n_parameters():,} parameters; the frozen base has {base_loss:.3f} 
 # $$W = W_0 + \Delta W, \qquad \Delta W = \frac{\alpha}{r}\, B A, \qquad
 # B \in \mathbb{R}^{d_\text{out} \times r},\ A \in \mathbb{R}^{r \times d_\text{in}} \tag{1}$$
 #
-# The number $r$ is the *rank*. It is small: 8, where $d_\text{in}$ and $d_\text{out}$ are 128 or
-# more.
+# The number $r$ is the *rank*.
+# It is small, for example 8 where $d_\text{in}$ and $d_\text{out}$ are 128 or more.
 # The number $\alpha$ is fixed, and $s = \alpha/r$ is the *scale* of the change.
+# An input goes two ways, a wide one that is frozen and a narrow one that is trained:
 
 # %%
 show("schematic:lora")
@@ -59,7 +60,8 @@ show("schematic:lora")
 # 3. $B (A x) = (-0.5,\ -1)$ takes 2 more. Times $s$ it is $(-1,\ -2)$.
 # 4. The sum is $h = (7 - 1,\ 2 - 2) = (6,\ 0)$.
 #
-# The other order forms $\Delta W = s B A$ first. It gives the same $h$, by another amount of work:
+# The other order forms $\Delta W = s B A$ first.
+# It gives the same $h$, by another amount of work:
 
 # %%
 W0, A, B = np.array([[1., 0, 2], [0, 1, 0]]), np.array([[1., -1, 0]]), np.array([[0.5], [1]])
@@ -76,8 +78,7 @@ for d, r in ((3, 1), (128, 8), (4096, 8)):
 #
 # Write $h = W x$ with the $W$ of equation (1), and never form $BA$.
 # Everything is a Tensor: `x` $(\dots, d_\text{in})$, `W` $(d_\text{out}, d_\text{in})$, which is
-# frozen,
-# `A` $(r, d_\text{in})$, `B` $(d_\text{out}, r)$. `alpha` is a number.
+# frozen, `A` $(r, d_\text{in})$, `B` $(d_\text{out}, r)$. `alpha` is a number.
 # Each row of `x` is an input. `F.linear(x, M)` multiplies the matrix `M` with every row.
 
 # %% exercise=lora.forward points=3 minutes=10
@@ -94,8 +95,8 @@ my_forward = result.function
 result
 
 # %% [markdown]
-# Compare yours with the package's. It scales $A x$, which is narrow, and not $B A x$, which is
-# wide:
+# Compare yours with the package's.
+# It scales $A x$, which is narrow, and not $B A x$, which is wide:
 
 # %%
 show(LoRALinear.forward)
@@ -104,8 +105,7 @@ show(LoRALinear.forward)
 # ## 2. What it saves
 #
 # In place of $d_\text{out}\, d_\text{in}$ numbers, $r(d_\text{in} + d_\text{out})$ numbers are
-# trained.
-# As many are stored for each task. AdamW remembers two more for each of them.
+# trained. As many are stored for each task. AdamW remembers two more for each of them.
 
 # %%
 tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0)
@@ -115,10 +115,10 @@ print(f"by hand: {c.n_layers} blocks × 2 matrices × 8 × ({c.d_model} + {c.d_m
 tuned.summary()
 
 # %% [markdown]
-# LoRA does not save the forward pass.
-# It does not save the way back through the frozen layers either:
-# the gradient has to pass through all of them to reach the $A$ and $B$ of the first block.
-# Only the products $dW_0 = dH^\top X$ are not computed. They are a third of the multiplications.
+# LoRA does not save the forward pass. It does not save the way back through the frozen layers
+# either: the gradient has to pass through all of them to reach the $A$ and $B$ of the first
+# block. Only the products $dW_0 = dH^\top X$ are not computed.
+# They are a third of the multiplications.
 #
 # ## 3. Backward by hand
 #
@@ -127,8 +127,9 @@ tuned.summary()
 # $$H = X W_0^\top + s\,(X A^\top)\, B^\top \tag{2}$$
 #
 # and $dH$ $(N, d_\text{out})$ is the gradient of the loss with respect to $H$.
-# You need one rule, from lesson 01. In $Y = Z M^\top$ the gradients are
-# $dM = dY^\top Z$ and $dZ = dY\, M$. Each has the shape of its array, and no other product has.
+# You need one rule, from lesson 01.
+# In $Y = Z M^\top$ the gradients are $dM = dY^\top Z$ and $dZ = dY\, M$.
+# Each has the shape of its array, and no other product has.
 # Use the rule twice: for $B$, where $Z$ is $X A^\top$, and then for $A$, where $Z$ is $X$.
 #
 # ### {exercise}
@@ -179,7 +180,8 @@ print(f"first step: ‖dA‖ = {size(layer.A.grad):.1e}, ‖dB‖ = {size(layer.
 # ## 4. Your LoRA at work
 #
 # Now your two functions take over every LoRA layer of the model, ten of them.
-# `my_forward` computes the output. `my_backward` computes the gradients, in place of the engine's.
+# `my_forward` computes the output.
+# `my_backward` computes the gradients, in place of the engine's.
 # Then the model trains for 15 steps, once with your layer and once with the package's:
 
 # %%
@@ -248,7 +250,8 @@ plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: both fall. LoRA trains less than two per cent of the numbers, and it stays behind.*
+# *What to see: both fall.
+# LoRA trains less than two per cent of the numbers, and it stays behind.*
 # What does such a difference look like? Here are the likeliest continuations of two beginnings:
 
 # %%
@@ -262,11 +265,10 @@ beside({f"frozen base, {base_loss:.2f} nats": written(base),
 # The base writes about arrays, as NumPy's documentation does.
 # Full fine-tuning has brought words of Matplotlib. LoRA has gained less and has moved less.
 #
-# The paper's claim is that LoRA does not stay behind full fine-tuning. Its models are a thousand
-# times
-# as large and have read far more, so a task needs little that is new to them.
-# {claim LoRA is as good as full fine-tuning}
-# The study has more steps, all ranks and five seeds:
+# The paper's claim is that LoRA does not stay behind full fine-tuning.
+# Its models are a thousand times as large and have read far more, so a task needs little that is
+# new to them.
+# {claim LoRA is as good as full fine-tuning} The study has more steps, all ranks and five seeds:
 
 # %%
 show("rank")
@@ -274,10 +276,9 @@ show("rank")
 # %% [markdown]
 # *What to see: more rank helps, but slowly.* From rank 1 to rank 64 the loss goes from
 # {study rank: 1, loss} to {study rank: 64, loss} nats per token.
-# Rank 4 on all six matrices of a block reaches {study methods: lora_all, loss, of full over
-# frozen} of
-# full fine-tuning's gain. In the paper's table 6 the result is nearly the same for every rank
-# from 1 on.
+# Rank 4 on all six matrices of a block reaches
+# {study methods: lora_all, loss, of full over frozen} of full fine-tuning's gain.
+# In the paper's table 6 the result is nearly the same for every rank from 1 on.
 #
 # ## 6. Five LoRAs, one of them right
 #
@@ -341,14 +342,13 @@ for name, (losses, _) in seen.items():
 
 # %% [markdown]
 # *What to see: two programs learn nothing at all, and two are far above the base, one of them
-# from the
-# first step on.* A loss tells that something is wrong. The arrays tell what.
+# from the first step on.* A loss tells that something is wrong. The arrays tell what.
 #
 # ### {exercise}
 #
-# Write the test that finds the fault in the arrays of one layer. `W0`, `A0`, `B0` are the arrays
-# before training; `W1`, `A1`, `B1` are the same after one or more steps.
-# At most one thing is wrong. Return one of these words:
+# Write the test that finds the fault in the arrays of one layer.
+# `W0`, `A0`, `B0` are the arrays before training; `W1`, `A1`, `B1` are the same after one or more
+# steps. At most one thing is wrong. Return one of these words:
 #
 # * `"base trained"`: the base is not frozen. Frozen means equal to the last bit.
 # * `"start changed"`: the model did not start as the base.
@@ -382,10 +382,8 @@ for name, (_, arrays) in seen.items(): print(f"{name:7} {what_is_wrong(*arrays)}
 #
 # Nothing forces full fine-tuning to a low rank. Does it find a change of low rank all the same?
 # The singular values of $\Delta W$ answer that: $\lVert \Delta W \rVert^2$ is the sum of their
-# squares, and
-# the number of large ones is the rank that matters.
-# Guess first. The matrix is 128 × 128. How much of $\lVert \Delta W \rVert^2$ do its 8 largest
-# hold?
+# squares, and the number of large ones is the rank that matters. Guess first.
+# The matrix is 128 × 128. How much of $\lVert \Delta W \rVert^2$ do its 8 largest hold?
 
 # %%
 guess = tp.predict("07.share", 90, "%")
@@ -410,24 +408,21 @@ ax.set(xlabel="index of the singular value", ylabel="singular value of ΔW", tit
 fig
 
 # %% [markdown]
-# *What to see: full fine-tuning has no gap. It spreads its change over all 128 directions. LoRA
-# puts a
-# larger change into 8.*
+# *What to see: full fine-tuning has no gap. It spreads its change over all 128 directions.
+# LoRA puts a larger change into 8.*
 #
 # Move the handle: how many directions does it take before the picture of full fine-tuning's
-# $\Delta W$ looks
-# like the whole?
+# $\Delta W$ looks like the whole?
 
 # %%
 sliders.rank(delta)
 
 # %% [markdown]
-# So low rank is not what full fine-tuning does here. It is a restriction,
-# and
-# that is why LoRA stays behind.
+# So low rank is not what full fine-tuning does here.
+# It is a restriction, and that is why LoRA stays behind.
 #
-# Do two LoRAs of different rank find the same directions? The paper measures the overlap of two
-# subspaces.
+# Do two LoRAs of different rank find the same directions?
+# The paper measures the overlap of two subspaces.
 # With orthonormal bases $U_1$ ($i$ columns) and $U_2$ ($j$ columns) it is
 #
 # $$\varphi = \frac{\lVert U_1^\top U_2 \rVert_F^2}{\min(i, j)} \in [0, 1] \tag{4}$$
@@ -436,11 +431,10 @@ sliders.rank(delta)
 #
 # ### {exercise}
 #
-# `M1` and `M2` are two matrices with $d$ columns each. Take the top `i` and the top `j` *right*
-# singular
-# vectors, and return $\varphi$. (`np.linalg.svd(M)` returns $U, S, V^\top$. The rows of $V^\top$
-# are the
-# right singular vectors, that of the largest singular value first.)
+# `M1` and `M2` are two matrices with $d$ columns each.
+# Take the top `i` and the top `j` *right* singular vectors, and return $\varphi$.
+# (`np.linalg.svd(M)` returns $U, S, V^\top$.
+# The rows of $V^\top$ are the right singular vectors, that of the largest singular value first.)
 
 # %% exercise=lora.overlap points=3 minutes=12
 def lora_overlap(M1, M2, i, j):
@@ -457,8 +451,7 @@ result
 
 # %% [markdown]
 # Your function compares the $\Delta W$ of the LoRA above with that of another LoRA, of rank 64
-# and with
-# another random start:
+# and with another random start:
 
 # %%
 wide = learn(tp.LoRA(rank=64, alpha=16), rng=1)[0]
@@ -474,8 +467,7 @@ show("subspace")
 
 # %% [markdown]
 # *What to see: the two LoRAs share much more than chance would give, and their first directions
-# most.
-# They do not find the same eight.*
+# most. They do not find the same eight.*
 #
 # ## 8. What is α for?
 #
@@ -487,7 +479,8 @@ show("subspace")
 #
 # Derive the size of the first change of $W$ in three lines.
 #
-# 1. At the start $B = 0$, and AdamW moves every number of $B$ by $\pm\eta$, whatever its gradient.
+# 1. At the start $B = 0$, and AdamW moves every number of $B$ by $\pm\eta$, whatever its
+#    gradient.
 # 2. So each number of $BA$ is a sum of $r$ terms $\pm\eta A_{kj}$ with mixed signs.
 #    Such a sum grows like $\sqrt r$.
 # 3. Times $s$, the first $\Delta W$ goes with $\sqrt r \cdot \alpha/r = \alpha/\sqrt r$.
@@ -524,8 +517,8 @@ plot.plain_log(ax.yaxis)
 fig
 
 # %% [markdown]
-# *What to see: with $\alpha/r$ the first change shrinks as the rank grows. With $\alpha/\sqrt r$
-# it stays.*
+# *What to see: with $\alpha/r$ the first change shrinks as the rank grows.
+# With $\alpha/\sqrt r$ it stays.*
 # So at a large rank LoRA with $\alpha/r$ learns slowly, unless its learning rate grows.
 # {claim A large rank learns more with the scale}
 #
@@ -536,8 +529,7 @@ fig
 # ### {exercise}
 #
 # Which single matrix, in place of `W`, gives the output of $W_0$, $A$ and $B$ together, for every
-# $x$?
-# Return it, for NumPy arrays. Leave `W` as it is: the base serves other tasks, too.
+# $x$? Return it, for NumPy arrays. Leave `W` as it is: the base serves other tasks, too.
 
 # %% exercise=lora.merge points=2 minutes=5
 def lora_merge(W, A, B, alpha):
@@ -552,7 +544,8 @@ my_merge = result.function
 result
 
 # %% [markdown]
-# Put your matrices into a plain copy of the base. It has as many parameters as before, and no LoRA:
+# Put your matrices into a plain copy of the base.
+# It has as many parameters as before, and no LoRA:
 
 # %%
 merged = tp.load_pretrained()
@@ -570,15 +563,15 @@ show(LowRankLinear.merge)
 
 # %% [markdown]
 # A merged LoRA takes no extra time when the model is used. Adapters and prefixes cannot do that.
-# Merged and unmerged agree up to rounding. On a quantized base merging is another matter (lesson
-# 13).
+# Merged and unmerged agree up to rounding.
+# On a quantized base merging is another matter (lesson 13).
 #
 # ## 10. Bonus: DoRA, and two rates
 #
 # The points of this section are extra.
 # DoRA (Liu et al., arXiv 2402.09353) takes a weight apart into *magnitude* and *direction*.
-# LoRA changes the direction. A vector $m$, with one number for each output, is trained as the
-# magnitude.
+# LoRA changes the direction.
+# A vector $m$, with one number for each output, is trained as the magnitude.
 # With $w_o$ for row $o$ of $W_0 + \frac{\alpha}{r} BA$, output $o$ becomes
 #
 # $$h_o = m_o\, \frac{w_o \cdot x}{\lVert w_o \rVert}, \qquad
@@ -586,9 +579,9 @@ show(LowRankLinear.merge)
 #
 # ### {exercise}
 #
-# Write equation (6) on Tensors, for all outputs; `m` is $(d_\text{out},)$. The lengths need
-# $W_0 + \frac{\alpha}{r} BA$ itself,
-# so here you may form it. `(V * V).sum(axis=1)` and `.sqrt()` work on Tensors.
+# Write equation (6) on Tensors, for all outputs; `m` is $(d_\text{out},)$.
+# The lengths need $W_0 + \frac{\alpha}{r} BA$ itself, so here you may form it.
+# `(V * V).sum(axis=1)` and `.sqrt()` work on Tensors.
 
 # %% exercise=lora.dora points=3 minutes=15 bonus=yes
 def lora_dora(x, W, A, B, alpha, m):
@@ -631,58 +624,52 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
 # ### {exercise} · Where to spend a budget (open, 4 points, 25 minutes)
 #
 # The paper (table 5) finds that a budget is better spent on several matrices at a low rank than
-# on one
-# matrix at a high rank. Choose a budget and spread it in three ways: `targets=("query",)`,
+# on one matrix at a high rank. Choose a budget and spread it in three ways: `targets=("query",)`,
 # `("query", "value")`, `"all"`. Find out whether the paper's finding holds here.
 # Mind that each way may need its own learning rate.
 #
 # *Rubric: 1 point for budgets that are equal by count; 1 for learning rates that are fair and
-# chosen on
-# validation text; 1 for three seeds with their spread; 1 for a conclusion that the numbers carry,
-# with a
-# comparison to the paper's table.*
+# chosen on validation text; 1 for three seeds with their spread; 1 for a conclusion that the
+# numbers carry, with a comparison to the paper's table.*
 
 # %% [answer]
-# *Budget.* On a $d \times d$ matrix rank $r$ costs $2 r d$ numbers; on `mlp.up` and `mlp.down`,
-# $5 r d$.
-# In five blocks of $d = 128$ the query alone at rank 36 takes 46,080 numbers. Query and value at
-# rank 18
-# take as many. All six at rank 4 take 46,080, too: $4 \cdot 2 + 2 \cdot 5 = 18$ times $r d$.
+# *Budget.*
+# On a $d \times d$ matrix rank $r$ costs $2 r d$ numbers; on `mlp.up` and `mlp.down`, $5 r d$.
+# In five blocks of $d = 128$ the query alone at rank 36 takes 46,080 numbers.
+# Query and value at rank 18 take as many.
+# All six at rank 4 take 46,080, too: $4 \cdot 2 + 2 \cdot 5 = 18$ times $r d$.
 #
-# *Rates.* Each way has its own rate, the best of at least three on validation text. Comparing all
-# at one
-# rate measures the rate. *Conclusion:* as in the paper's table, more matrices at a lower rank are
-# better,
-# and the query alone is worst. Part of the gap is the MLP, which the paper's table does not adapt.
+# *Rates.* Each way has its own rate, the best of at least three on validation text.
+# Comparing all at one rate measures the rate. *Conclusion:* as in the paper's table, more
+# matrices at a lower rank are better, and the query alone is worst.
+# Part of the gap is the MLP, which the paper's table does not adapt.
 # {claim With the same number of parameters}
 
 # %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why does B start at zero and A not?</summary>
-# With B = 0 the model starts as the base, exactly. If A were zero, too, both gradients would be
-# zero,
-# because each contains the other factor, and nothing would ever move.
+# With B = 0 the model starts as the base, exactly.
+# If A were zero, too, both gradients would be zero, because each contains the other factor, and
+# nothing would ever move.
 # </details>
 #
 # <details><summary>2. Which memory does LoRA save in training, and which not?</summary>
-# It saves the gradients and the optimizer's state of the frozen weights. It does not save the
-# weights
-# themselves (QLoRA does, in lesson 13), and it saves only a part of the activations.
+# It saves the gradients and the optimizer's state of the frozen weights.
+# It does not save the weights themselves (QLoRA does, in lesson 13), and it saves only a part of
+# the activations.
 # </details>
 #
 # <details><summary>3. Dropout is put on x before A. Why is there nothing to correct when LoRA is
-# merged?</summary>
-# Dropout is off when the model is used, so that the narrow way is linear. Merging needs no more.
+# merged?</summary> Dropout is off when the model is used, so that the narrow way is linear.
+# Merging needs no more.
 # </details>
 #
 # <details><summary>4. You double α and halve the learning rate of A and B. Is that the same
-# training?</summary>
-# Not with AdamW. Its steps do not depend on the size of the gradients. Doubling s doubles the
-# change of W
-# by a step, and halving the rate halves it again. But A and B then move half as far from their
-# start,
-# so the part of the change that is a product of both movements is smaller.
+# training?</summary> Not with AdamW. Its steps do not depend on the size of the gradients.
+# Doubling s doubles the change of W by a step, and halving the rate halves it again.
+# But A and B then move half as far from their start, so the part of the change that is a product
+# of both movements is smaller.
 # </details>
 #
 # <details><summary>5. Why is a merged LoRA faster than a merged adapter?</summary>
@@ -692,33 +679,26 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
 # ## Where the paper says this
 #
 # arXiv 2106.09685: the sum $W_0 x + BAx$ is its equation 3 in section 4.1, with the start of $A$
-# and $B$ and with
-# $\alpha$. The overlap is its equation 4 in section 7.2.
+# and $B$ and with $\alpha$. The overlap is its equation 4 in section 7.2.
 # Table 5 (WikiSQL, GPT-3, 18 M trained): one matrix with $r = 8$: 70.4 (query), 73.0 (value);
-# query and
-# value with $r = 4$: 73.7; all four with $r = 2$: 73.7.
+# query and value with $r = 4$: 73.7; all four with $r = 2$: 73.7.
 # Table 6, query and value: $r = 1$ gives 73.4 and $r = 64$ gives 73.5.
 #
 # ## Where implementations differ
 #
 # * $A$ starts Gaussian in the paper, Kaiming-uniform in the authors' code, in PEFT and here
 #   (`init="gaussian"` for the other).
-# * In GPT-2, query, key and value are one matrix. PEFT adapts it with *one* shared $A$. The
-#   authors' code
-#   keeps a pair for each, as here.
+# * In GPT-2, query, key and value are one matrix. PEFT adapts it with *one* shared $A$.
+#   The authors' code keeps a pair for each, as here.
 # * Some programs call the factor $s$ itself "alpha" or "scale": 16 there multiplies by 16.
-# * The defaults here, $r = 8$ and $\alpha = 16$ ($s = 2$), are the paper's for RoBERTa large. For
-#   GPT-2 it
-#   takes $r = 4$, $\alpha = 32$ ($s = 8$). PEFT's defaults are 8 and 8 ($s = 1$). Always compare
-#   $s$.
+# * The defaults here, $r = 8$ and $\alpha = 16$ ($s = 2$), are the paper's for RoBERTa large.
+#   For GPT-2 it takes $r = 4$, $\alpha = 32$ ($s = 8$). PEFT's defaults are 8 and 8 ($s = 1$).
+#   Always compare $s$.
 # * The learning rates here were chosen for a model 128 wide; `train` multiplies them by √(128/d)
-#   on another.
-#   The paper trains GPT-2 medium, 1,024 wide, at 0.0002 and for longer. `tp.find_rate` measures
-#   which rate
-#   suits a model.
-# * DoRA's paper has one magnitude for each column of its $W$. PEFT, like equation (6), has one
-#   per output.
+#   on another. The paper trains GPT-2 medium, 1,024 wide, at 0.0002 and for longer.
+#   `tp.find_rate` measures which rate suits a model.
+# * DoRA's paper has one magnitude for each column of its $W$.
+#   PEFT, like equation (6), has one per output.
 #
 # **Now you can** write LoRA, derive its gradients, find out why one does not learn, and merge it
-# away. Next:
-# [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.
+# away. Next: [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.
