@@ -415,7 +415,7 @@ fig
 
 # %% [markdown]
 # *What to see: every adapter began below one per cent, by equation (2).
-# Now the adapters behind the MLP of the late blocks now add most.
+# Now, behind the MLP, the adapters of the late blocks add most.
 # Behind the attention, that of the first block adds most.*
 #
 # ## 6. A task that cannot be switched back on

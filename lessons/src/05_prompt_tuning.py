@@ -52,9 +52,8 @@ show("schematic:prompts")
 # They take the positions $0 \dots P-1$, and the text moves up by $P$.
 #
 # **By hand.** Take $d = 2$, one prompt vector $(5, 5)$, two tokens with the embeddings $(1, 0)$
-# and $(0, 1)$, and the position vectors $(0.1, 0)$, $(0.2, 0)$, $(0.3, 0)$ for positions
-# 0, 1 and 2.
-# The first block reads the rows $(5.1, 5)$, $(1.2, 0)$, $(0.3, 1)$.
+# and $(0, 1)$, and $(0.1, 0)$, $(0.2, 0)$, $(0.3, 0)$ as the vectors of the first three
+# positions. The first block reads the rows $(5.1, 5)$, $(1.2, 0)$, $(0.3, 1)$.
 # Without a prompt the first token would be $(1.1, 0)$: it stood at position 0.
 #
 # ### {exercise}
@@ -121,7 +120,7 @@ print(f"length of an embedding {np.linalg.norm(E[256:], axis=1).mean():.2f}, "
 def dots(losses, colours, xlabel):
     """Losses as dots, one row for each name."""
     fig, ax = plot.figure(height=0.55 + 0.27 * len(losses))
-    for row, ((name, loss), colour) in enumerate(zip(losses.items(), colours, strict=True)):
+    for row, (loss, colour) in enumerate(zip(losses.values(), colours, strict=True)):
         ax.plot(loss, -row, "o", color=plot.COLOURS[colour])
         ax.annotate(f"{loss:.2f}", (loss, -row), xytext=(7, 0), textcoords="offset points",
                     va="center")

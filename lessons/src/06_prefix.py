@@ -100,8 +100,8 @@ print(f"loss {F.cross_entropy(base(tokens), targets).item():.2f} without a prefi
 guess.beside(100 * maps[:, :, -1, :10].sum(-1).mean())
 
 # %% [markdown]
-# Many scores of the text are negative: a head ignores a token by a low score.
-# A zero is then a large score.
+# In many heads most scores of the text are negative: a head ignores a token by a low score.
+# There, 0 is a large score.
 #
 # ### {exercise}
 #

@@ -616,11 +616,23 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
       f"LoRA {np.mean(theirs[-5:]):.3f}")
 
 # %% [markdown]
-# LoRA+ (Hayou et al., arXiv 2402.12354) gives $B$ a larger rate than $A$.
-# `tp.train(…, rates={"B": 4})` multiplies $B$'s rate by 4.
-# Try ratios of 1, 4 and 16, each with three values of `lr`: at one `lr` you compare rates, not
-# ratios.
+# ### {exercise} · Bonus: LoRA+ (open, 2 extra points, 15 minutes)
 #
+# LoRA+ (Hayou et al., arXiv 2402.12354) gives $B$ a larger learning rate than $A$.
+# `tp.train(…, lr=…, rates={"B": 4})` multiplies $B$'s rate by 4. Does it pay here?
+# Try the ratios 1, 4 and 16, each with at least three values of `lr`.
+#
+# *Rubric: 1 point for a table of validation losses in which each ratio has its own best `lr`; 1
+# for a conclusion that compares the ratios at their best rates, and not at one rate.*
+
+# %% [answer]
+# The best `lr` falls as the ratio grows: at one `lr` a larger ratio is simply a larger rate.
+# At their best rates the ratios differ by a few hundredths of a nat after 60 steps of rank 8, and
+# the ratio 1 is not behind. (One seed; an answer with several seeds is better.)
+# The paper's argument is about very wide models, in which $B$ moves too slowly at the rate that
+# suits $A$. This model is 128 wide.
+
+# %% [markdown]
 # ### {exercise} · Where to spend a budget (open, 4 points, 25 minutes)
 #
 # The paper (table 5) finds that a budget is better spent on several matrices at a low rank than

@@ -123,7 +123,7 @@ EXERCISES = (
         special=(
             ("W_u and b_u are 0: the adapter is the identity", lambda rng: forward_cases(rng, up=0.0)),),
         mistakes=(
-            ("the addition of h is missing: equation (1) adds the adapter's output to its input",
+            ("the addition of h is missing: what the detour gives is added to its input",
              lambda h, W_d, b_d, W_u, b_u: F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
             ("there is an activation on the way up: that is the survey's form, which neither the paper nor its code has",
              lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u))),
@@ -136,7 +136,7 @@ EXERCISES = (
             ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
             ("you used a ReLU instead of a GELU",
              lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
-        hints=("How many activations are in equation (1), and what is added at the end?",
+        hints=("How many activations has an adapter, and what is added at the end?",
                "F.linear(h, W_d, b_d) is (…, m). F.linear of that with W_u and b_u is (…, d), like h.",
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
     Exercise(
@@ -206,7 +206,7 @@ EXERCISES = (
                "[name for name, a in after.items() if name not in before or …], with the question whether a differs from "
                "before[name].")),
     Exercise(
-        name="adapters.linear", title="Bonus: a layer and an adapter in one", stars=2,
+        name="adapters.linear", title="A layer and an adapter in one", stars=2,
         reference=reference_linear, cases=linear_cases,
         invariants=(("one layer computes what the layer and the adapter compute", same_layers),),
         mistakes=(

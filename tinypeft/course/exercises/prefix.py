@@ -129,7 +129,7 @@ EXERCISES = (
             ("scores in the thousands, the prefix's larger",
              lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]))),
         invariants=(
-            ("λ is the weight that mixes the two attentions (equation 4)", _mixes),),
+            ("λ is the weight that mixes the two attentions (equation 3)", _mixes),),
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
              lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
@@ -213,7 +213,7 @@ EXERCISES = (
                "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. The positions are np.arange(P, P + "
                "T).")),
     Exercise(
-        name="prefix.copies", title="Bonus: n copies of a prefix", stars=2,
+        name="prefix.copies", title="Copies of a prefix", stars=2,
         reference=copies, cases=lambda rng: (rng.uniform(0.05, 0.95, int(rng.integers(3, 6))), int(rng.integers(2, 9))),
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),
