@@ -228,19 +228,20 @@ def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
-    for name, cells in {"ada": SOLVED, "bob": [cell for cell in SOLVED if "lora_merge" not in cell]}.items():
+    usual = [cell for cell in SOLVED if "lora_merge" not in cell and "lora_dora" not in cell]
+    for name, cells in {"ada": SOLVED, "bob": usual}.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "lora.py").write_text("\n".join([IMPORTS, *cells]), encoding="utf-8")
     ada, bob = grades = g.grade([tmp_path / "in"], seconds=20)
-    assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (2, 0)
-    assert f"ada: {ada.of} of {ada.of} points and 2 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
+    assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (5, 0)
+    assert f"ada: {ada.of} of {ada.of} points and 5 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
     g.write_csv(grades, tmp_path / "points.csv")
     with open(tmp_path / "points.csv", encoding="utf-8") as file:
         assert [(row["points"], row["of"], row["extra"], row["lora.merge"]) for row in csv.DictReader(file)] == \
-            [(str(ada.of), str(ada.of), "2", "2"), (str(ada.of), str(ada.of), "0", "0")]
-    assert [record["extra"] for record in json.loads(g.as_json(grades))] == [2, 0]
+            [(str(ada.of), str(ada.of), "5", "2"), (str(ada.of), str(ada.of), "0", "0")]
+    assert [record["extra"] for record in json.loads(g.as_json(grades))] == [5, 0]
     better = g.best([bob, replace(ada, file="other")])
-    assert [grade.extra for grade in better] == [2]
+    assert [grade.extra for grade in better] == [5]
 
 
 def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):
