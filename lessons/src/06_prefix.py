@@ -72,17 +72,19 @@ guess = tp.predict("06.zeros", 20, "%")
 def walk(model, tokens, prefix, seen, positions):
     """The logits of one row of tokens (1, T), and all maps of attention (L, H, T, P + T), by hand.
 
-    prefix: a (K, V) for each layer. seen (T, P + T): may token t look at column j?
+    prefix: a (K, V) for each layer. seen (T, P + T), or one for each layer: may token t look at
+    column j?
     positions (T,): the position of each token."""
     cut = lambda t: t.data.reshape(tokens.shape[1], c.n_heads, -1).transpose(1, 0, 2)
     maps = []
     with tp.no_grad():
         x = model.token_embedding(tokens) + model.position_embedding(positions)
-        for block, (P_K, P_V) in zip(model.blocks, prefix, strict=True):
+        seen = np.broadcast_to(seen, (len(prefix), *np.shape(seen)[-2:]))
+        for block, (P_K, P_V), may_see in zip(model.blocks, prefix, seen, strict=True):
             n, a = block.norm1(x), block.attention
             q, k, v = (cut(project(n)) for project in (a.query, a.key, a.value))    # (H, T, d_head)
             scores = q @ np.concatenate([P_K.data, k], axis=1).swapaxes(1, 2) / d_head ** 0.5
-            maps.append(F.softmax(tp.Tensor(np.where(seen, scores, -np.inf))).data)
+            maps.append(F.softmax(tp.Tensor(np.where(may_see, scores, -np.inf))).data)
             o = maps[-1] @ np.concatenate([P_V.data, v], axis=1)
             x = x + a.output(tp.Tensor(o.transpose(1, 0, 2).reshape(1, len(positions), -1)))
             x = x + block.mlp(block.norm2(x))

@@ -279,7 +279,7 @@ EXERCISES = (
                "Ask in this order: W0 and W1 differ? (B0 @ A0).any()? neither A0.any() nor B0.any()? A0 equals A1 and B0 "
                "equals B1? Return the word of the first question that is answered by yes, else “fine”.")),
     Exercise(
-        name="lora.dora", title="DoRA: magnitude and direction", stars=3,
+        name="lora.dora", title="DoRA", stars=3,
         reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
         special=(
             ("B = 0 and m the lengths of W's rows: the base, unchanged", lambda rng: _with_magnitude(rng, start=True)),),
