@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::tinypeft.study.freshness.StaleW
 def test_what_is_handed_out(tmp_path):
     notebook, readme, glossary = assign("7", tmp_path)
     text = readme.read_text(encoding="utf-8")
-    assert "`lora_forward`" in text and "| | together | | 12 |" in text and "| ★ |" in text and "Rubric" in text
+    assert "`lora_forward`" in text and "| | together | | 15 |" in text and "| ★ |" in text and "Rubric" in text
     for which in SOURCES:                                # every lesson has an open question with a rubric
         readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
         assert "ubric" in readme and "open" in readme.lower(), which

@@ -56,10 +56,10 @@ def graded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, points, says", [
-    ("solver", 12, "right"), ("repository", 12, "right"), ("numpy", 12, "right"), ("stub", 0, "not solved yet: later"),
+    ("solver", 15, "right"), ("repository", 15, "right"), ("numpy", 15, "right"), ("stub", 0, "not solved yet: later"),
     ("loops", 0, "never ends"),
-    ("exits", 0, "process ended"), ("floods", 12, "right"), ("talks", 0, "no cell defines"),
-    ("stumbles", 12, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
+    ("exits", 0, "process ended"), ("floods", 15, "right"), ("talks", 0, "no cell defines"),
+    ("stumbles", 15, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
     ("tampers", 0, "other numbers"), ("borrows", 0, "no cell defines lora_forward"),
     ("dies_when_called", 0, "the process ended"),
     ("lies", 0, "Odd"), ("nonsense", 0, "nonsense.ipynb is no notebook (line 1"), ("nowhere", 0, "no file"),
@@ -68,9 +68,9 @@ def graded(tmp_path_factory):
     ("writes_slowly", 0, "no answer after 10 s"), ("half_a_message_then_exit", 0, "process ended"),
     ("leaves_a_child_with_the_pipe", 0, "no answer after"), ("an_array_of_4_TiB", 0, "0 bytes for an array"),
     ("returns_2_GiB", 0, "more than 12 MiB of arrays"), ("raises_nonsense", 0, "Odd"),
-    ("controls_the_terminal", 0, r"\x1b[2J"), ("greedy", 12, "Unable to allocate")])
+    ("controls_the_terminal", 0, r"\x1b[2J"), ("greedy", 15, "Unable to allocate")])
 def test_points(graded, name, points, says):
-    assert graded[name].points == points and graded[name].of == 12
+    assert graded[name].points == points and graded[name].of == 15
     assert says in repr(graded[name])
 
 
@@ -111,7 +111,7 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
         (tmp_path / path).write_text(text, encoding="utf-8")
     rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=20)}
     points = {key: r.points for key, r in rows.items()}
-    assert points == {("ada", "07_lora"): 12, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
+    assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
     assert rows["ada", "07_lora"].file.endswith("07_lora.py")
     assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
         ["/ada/07_lora-old.py, 3 points", "/ada/helper.py, 0 points"]
@@ -216,7 +216,7 @@ def test_a_path_that_has_a_folder_called_tinypeft_keeps_the_line(tmp_path, capsy
 def test_csv_and_json(graded, tmp_path):
     g.write_csv([*graded.values(), g.Grade("=cmd()", "f")], tmp_path / "grades.csv")
     rows = list(csv.DictReader(open(tmp_path / "grades.csv", encoding="utf-8")))
-    assert {r["student"]: r["points"] for r in rows}["solver"] == "12"
+    assert {r["student"]: r["points"] for r in rows}["solver"] == "15"
     assert rows[-1]["student"] == "'=cmd()"                          # not a spreadsheet's formula
     records = json.loads(g.as_json(graded.values()))
     assert {r["student"]: r["points"] for r in records} == {name: r.points for name, r in graded.items()}
@@ -228,19 +228,20 @@ def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
-    for name, cells in {"ada": SOLVED, "bob": [cell for cell in SOLVED if "lora_merge" not in cell]}.items():
+    usual = [cell for cell in SOLVED if "lora_merge" not in cell and "lora_dora" not in cell]
+    for name, cells in {"ada": SOLVED, "bob": usual}.items():
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "lora.py").write_text("\n".join([IMPORTS, *cells]), encoding="utf-8")
     ada, bob = grades = g.grade([tmp_path / "in"], seconds=20)
-    assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (2, 0)
-    assert f"ada: {ada.of} of {ada.of} points and 2 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
+    assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (5, 0)
+    assert f"ada: {ada.of} of {ada.of} points and 5 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
     g.write_csv(grades, tmp_path / "points.csv")
     with open(tmp_path / "points.csv", encoding="utf-8") as file:
         assert [(row["points"], row["of"], row["extra"], row["lora.merge"]) for row in csv.DictReader(file)] == \
-            [(str(ada.of), str(ada.of), "2", "2"), (str(ada.of), str(ada.of), "0", "0")]
-    assert [record["extra"] for record in json.loads(g.as_json(grades))] == [2, 0]
+            [(str(ada.of), str(ada.of), "5", "2"), (str(ada.of), str(ada.of), "0", "0")]
+    assert [record["extra"] for record in json.loads(g.as_json(grades))] == [5, 0]
     better = g.best([bob, replace(ada, file="other")])
-    assert [grade.extra for grade in better] == [2]
+    assert [grade.extra for grade in better] == [5]
 
 
 def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):

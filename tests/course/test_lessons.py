@@ -29,6 +29,10 @@ FINISHED: tuple[str, ...] = (                            # lessons that keep the
     "01_autograd",
     "02_transformer",
     "03_full_finetuning",
+    "04_adapters",
+    "05_prompt_tuning",
+    "06_prefix",
+    "07_lora",
     "08_adalora",
     "09_dylora",
     "10_quantization",
@@ -177,7 +181,7 @@ CELLS = percent.read(percent.sources("07")[0])
     ("## Where implementations differ", "## Else", "differ"), ("import numpy", "import torch, numpy", "imports torch"),
     ("import numpy", "import urllib.request, numpy", "imports urllib"),
     ('"train"', '"/etc/x"', "a path or an address: '/etc/x'"), ("$$", "$", "0 displayed equations"),
-    ("tp.", "tp. ", None), ("08_adalora.ipynb", "8.ipynb", "a link to 8.ipynb"), ("\nfig", "\n(fig)", "pictures"),
+    ("tp.", "tp. ", None), ("08_adalora.ipynb", "8.ipynb", "a link to 8.ipynb"), ("\nresult", "\nfig", "pictures"),
     ('show("rank")', 'show("ranks")', "'ranks', which is no picture")])
 def test_faults_are_found(old, new, says):
     assert any(old in cell.source for cell in CELLS), old
