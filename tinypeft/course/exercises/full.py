@@ -216,8 +216,8 @@ EXERCISES = (
             ("v became negative, and a negative number has no root: are m and v one array with two names?",
              lambda got, expected, args: np.isnan(got).any()),),
         tolerance=1e-9,
-        hints=("After `m, v = [np.zeros_like(w)] * 2`, how many arrays are there? What does `m *= 0.9` do to v? And what does "
-               "`w -= …` do to the array of the one who called?",
+        hints=("How many arrays does the line that begins `m, v` make? What does `m *= 0.9` do to v? And what does `w -= …` do to "
+               "the array of the one who called?",
                "w and each gradient have one shape, and so have m and v: two arrays. The result is a new array.",
                "Write m, v = np.zeros_like(w), np.zeros_like(w), or m = beta1 * m + … without *=. Write w = w − …, and leave "
                "the lines between as they are.")),

@@ -176,7 +176,7 @@ EXERCISES = (
             ("this adds the zero point; equation (4) subtracts it", lambda *a: decoded(*a, sign=1)),
             ("the scale is missing", lambda *a: decoded(*a, times=False))),
         errors=(("broadcast", "one scale and one zero point belong to a row: scale[:, None] stands beside codes (n, g)"),),
-        hints=("Which codes come back right, and which wrong? What does NumPy give for np.uint8(3) − np.uint8(8)?",
+        hints=("Which codes come back right, and which wrong? What does NumPy give for 3 − 8 if both are uint8?",
                "codes (n, g) are uint8. scale (n,) is float32 and zero (n,) is uint8, one for each row. The result is (n, g) "
                "in float32.",
                "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q − z).")),
