@@ -5,6 +5,10 @@ A lesson:
     study_numbers.py   {study …} and {claim …} in their text → what the study measured
     build.py       notebooks, and the table of lessons, from the sources
     show.py        the package's source and the study's pictures as a cell's output
+    schematics/    drawings of what goes where, and of which shape
+    slider.py      a picture for each value of a parameter, and a handle
+    sliders.py     sliders of lessons
+    beside.py      texts side by side
     png.py         a picture as a small PNG
     predict.py     tinypeft.predict: a guess before a measurement, and both after it
     use.py         a student's function at work inside the package, for the length of a block
@@ -28,9 +32,10 @@ An assignment:
 
 lessons/src/README.md says how to write a lesson.
 """
+from .beside import beside
 from .check import check
 from .predict import predict
 from .show import show
 from .use import use
 
-__all__ = ["check", "predict", "show", "use"]
+__all__ = ["beside", "check", "predict", "show", "use"]
