@@ -750,22 +750,23 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
 # %% [markdown]
 # ## Where the papers say this
 #
-# - OBQ: Frantar and Alistarh (arXiv 2208.11580), §5. - GPTQ: Frantar et al. (arXiv 2210.17323).
-# §3 has OBQ's step as equations (2) and (3).
-# The next section has the three steps of GPTQ: a fixed order, lazy batches, Cholesky.
-# Algorithm 1 is all of it. - AWQ: Lin et al. (arXiv 2306.00978).
-# Equations (2) to (5), and Table 1 for the one per cent.
+# - OBQ: Frantar and Alistarh (arXiv 2208.11580), §5.
+# - GPTQ: Frantar et al. (arXiv 2210.17323). §3 has OBQ's step as equations (2) and (3). The next
+#   section has the three steps of GPTQ: a fixed order, lazy batches, Cholesky. Algorithm 1 is all
+#   of it.
+# - AWQ: Lin et al. (arXiv 2306.00978). Equations (2) to (5), and Table 1 for the one per cent.
 #
 # ## Where implementations differ
 #
-# - *Scales of a group inside a block.*
-# The authors' GPTQ and GPTQModel take them from $W$ as it was before the block.
-# If groups are smaller than the block, the results differ: `group_scales="lazy"` or `"fresh"`. -
-# *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel. - *Order.*
-# AutoGPTQ calls `act_order` `desc_act`. - *Zero points.* Old GPTQ files store $z - 1$.
-# Readers that do not know this are off by one step everywhere. - *AWQ's* α stops at 0.95 in the
-# authors' code. AutoAWQ's `duo_scaling` also divides by a power of the weights' size.
-# Then the search may end at something worse than rounding.
+# - *Scales of a group inside a block.* The authors' GPTQ and GPTQModel take them from $W$ as it
+#   was before the block. If groups are smaller than the block, the results differ:
+#   `group_scales="lazy"` or `"fresh"`.
+# - *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel.
+# - *Order.* AutoGPTQ calls `act_order` `desc_act`.
+# - *Zero points.* Old GPTQ files store $z - 1$. Readers that do not know this are off by one step
+#   everywhere.
+# - *AWQ's* α stops at 0.95 in the authors' code. AutoAWQ's `duo_scaling` also divides by a power
+#   of the weights' size. Then the search may end at something worse than rounding.
 #
 # **Now you can** quantize weights to 3 or 4 bits against what a layer is used for, and tell
 # whether a calibration set is large enough. **Lesson 13** goes back to methods that need no data

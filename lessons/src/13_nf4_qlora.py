@@ -229,12 +229,13 @@ show("formats")
 #
 # Four things the paper does not show, or shows otherwise:
 #
-# - *E3M0*, whose levels are powers of two, is second in the paper.
-# Here it is by far the worst of all, on every kind of weight.
-# Its levels are too sparse where the large weights are. - *bitsandbytes' own FP4* is worse than
-# symmetric int4 on normal weights. - *Integers with a zero point* are as good as NF4 on normal
-# weights. They store 4 bits more per block, which is 0.06 bits per weight. - *On uniform weights*
-# integers win by far. NF4's lead over integers is widest where tails are heavy.
+# - *E3M0*, whose levels are powers of two, is second in the paper. Here it is by far the worst of
+#   all, on every kind of weight. Its levels are too sparse where the large weights are.
+# - *bitsandbytes' own FP4* is worse than symmetric int4 on normal weights.
+# - *Integers with a zero point* are as good as NF4 on normal weights. They store 4 bits more per
+#   block, which is 0.06 bits per weight.
+# - *On uniform weights* integers win by far. NF4's lead over integers is widest where tails are
+#   heavy.
 #
 # ## 3. Double quantization
 #
@@ -428,12 +429,12 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 # The study has measured all three, over seeds and after a longer training.
 # The losses, in nats per token, are the other marks of the picture above:
 #
-# - *NF4.* Kept apart, or merged into $\hat W$: {study qlora: NF4, after}.
-# Merged into $W$: {study qlora: NF4, merged_into_16_bits}.
-# Merged and rounded again: {study qlora: NF4, merged_and_rounded}. - *2 bits.*
-# Kept apart, or merged into $\hat W$: {study qlora: int2, after}.
-# Merged into $W$: {study qlora: int2, merged_into_16_bits}.
-# Merged and rounded again: {study qlora: int2, merged_and_rounded}.
+# - *NF4.* Kept apart, or merged into $\hat W$: {study qlora: NF4, after}. Merged into $W$:
+#   {study qlora: NF4, merged_into_16_bits}. Merged and rounded again:
+#   {study qlora: NF4, merged_and_rounded}.
+# - *2 bits.* Kept apart, or merged into $\hat W$: {study qlora: int2, after}. Merged into $W$:
+#   {study qlora: int2, merged_into_16_bits}. Merged and rounded again:
+#   {study qlora: int2, merged_and_rounded}.
 #
 # *Rounding again* loses a part of what was learned at 4 bits, and nearly all of it at 2 bits.
 #
@@ -556,10 +557,7 @@ show("loftq")
 # %%
 def faulty_loftq(W, quant, r, alpha):
     """Q, and the factors of a LoRA of rank r and scale α/r that makes up for W − Q?"""
-    Q = quant(W)
-    U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-    B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
-    return Q, B, A
+    return my_loftq(W, quant, r, 1)
 
 quant2 = lambda M: two_bits.quantize(M).dequantize()
 def distance(f, alpha, r=8):
@@ -643,9 +641,9 @@ print("levels:", np.round(better, 3))
 # You have memory for a base of 4.5 bits per weight. A LoRA comes on top of it.
 # Compare three ways:
 #
-# - (a) NF4 with float32 scales, and a LoRA of rank 8 that starts at zero; - (b) NF4 with double
-# quantization, and the bits saved are spent on a LoRA of a higher rank; - (c) 3 bits in groups of
-# 32, and a LoRA of rank 8 that LoftQ starts.
+# - (a) NF4 with float32 scales, and a LoRA of rank 8 that starts at zero;
+# - (b) NF4 with double quantization, and the bits saved are spent on a LoRA of a higher rank;
+# - (c) 3 bits in groups of 32, and a LoRA of rank 8 that LoftQ starts.
 #
 # Say how large a rank (b) can afford on `mlp.up` if LoRA's numbers are kept in float16.
 # Train two of the three for 30 steps with two seeds each, and recommend one.
@@ -728,21 +726,21 @@ print("levels:", np.round(better, 3))
 # ## Where the papers say this
 #
 # - QLoRA: Dettmers et al. (arXiv 2305.14314). §3 has NormalFloat, double quantization, and
-# equations (5) and (6). Table 2 has the perplexities quoted, and appendix E the sixteen values. -
-# The 8-bit table of scales: Dettmers et al. (arXiv 2110.02861), §2. - LoftQ: Li et al. (arXiv
-# 2310.08659), Algorithm 1.
+#   equations (5) and (6). Table 2 has the perplexities quoted, and appendix E the sixteen values.
+# - The 8-bit table of scales: Dettmers et al. (arXiv 2110.02861), §2.
+# - LoftQ: Li et al. (arXiv 2310.08659), Algorithm 1.
 #
 # ## Where implementations differ
 #
 # - *The 8-bit type of the scales.* The paper says "8-bit Floats" and "FP8", but not which FP8.
-# bitsandbytes uses a *dynamic* table. torchao's NF4 uses linear int8, which gives other scales. -
-# *The default.* bitsandbytes' `quantize_4bit` means **FP4**, not NF4, if nothing is said.
-# The first of two codes sits in the high half of a byte. - *LoftQ's scale.*
-# The authors' code sets α = $r$, but α = 16 for causal models of 4 bits, and corrects neither.
-# PEFT does not either. With α ≠ $r$ the product is scaled and no longer repairs the error.
-# You have mended that above. - *LoftQ's rounds.* The paper keeps the last round.
-# With uniform grids of 2 or 3 bits a later round can be worse than an earlier one, and the
-# package keeps the best.
+#   bitsandbytes uses a *dynamic* table. torchao's NF4 uses linear int8, which gives other scales.
+# - *The default.* bitsandbytes' `quantize_4bit` means **FP4**, not NF4, if nothing is said. The
+#   first of two codes sits in the high half of a byte.
+# - *LoftQ's scale.* The authors' code sets α = $r$, but α = 16 for causal models of 4 bits, and
+#   corrects neither. PEFT does not either. With α ≠ $r$ the product is scaled and no longer
+#   repairs the error. You have mended that above.
+# - *LoftQ's rounds.* The paper keeps the last round. With uniform grids of 2 or 3 bits a later
+#   round can be worse than an earlier one, and the package keeps the best.
 #
 # **Now you can** fine-tune a model that is stored in 4 bits, and say what it stores and what may be
 # merged. The codes themselves have stayed frozen all along.

@@ -449,8 +449,9 @@ show("qat")
 # *What to see: STE and LSQ, which train the weights, lie below everything else, and their lead
 # grows as the bits get fewer.*
 #
-# - {claim Training with rounded weights beats} - {claim PEQA, which trains the scales alone} -
-# {claim LLM-QAT, trained on text}
+# - {claim Training with rounded weights beats}
+# - {claim PEQA, which trains the scales alone}
+# - {claim LLM-QAT, trained on text}
 #
 # ## 5. LLM-QAT: no data
 #
@@ -635,19 +636,23 @@ print(f"float32: on real text, perplexity {perplexity(model):.2f}")
 # ## Where the papers say this
 #
 # - STE: Bengio et al. (arXiv 1308.3432); in quantization-aware training, Jacob et al. (arXiv
-# 1712.05877). - LSQ: Esser et al. (arXiv 1902.08153), equations (2), (3) and (5). - LSQ+: Bhalgat
-# et al. (arXiv 2004.09576). - LLM-QAT: Liu et al. (arXiv 2305.17888), §2.1 (the data) and
-# equations (1) to (3). - PEQA: Kim et al. (arXiv 2305.14152), equations (1) and (2).
+#   1712.05877).
+# - LSQ: Esser et al. (arXiv 1902.08153), equations (2), (3) and (5).
+# - LSQ+: Bhalgat et al. (arXiv 2004.09576).
+# - LLM-QAT: Liu et al. (arXiv 2305.17888), §2.1 (the data) and equations (1) to (3).
+# - PEQA: Kim et al. (arXiv 2305.14152), equations (1) and (2).
 #
 # ## Where implementations differ
 #
 # - *Where the gradient stops.* LSQ's paper tests $q_\mathrm{low} < u + z < q_\mathrm{high}$.
-# PyTorch tests the *rounded* value, half a step further out.
-# `FakeQuant(mask="torch")` does that, too. - *The zero point.* LSQ+ learns an offset as it is.
-# PyTorch and this package round it to an integer, so that sums of products stay integers. -
-# *LLM-QAT's repository* stops the gradient where $|X| \ge 2$, though its forward pass clips
-# nothing: `LLMQAT(cutoff=2.0)`. Its loss is the cross-entropy, which is the KL plus a constant,
-# the teacher's entropy. - *LSQ's factor g* has no effect under Adam, which nearly everybody uses.
+#   PyTorch tests the *rounded* value, half a step further out. `FakeQuant(mask="torch")` does
+#   that, too.
+# - *The zero point.* LSQ+ learns an offset as it is. PyTorch and this package round it to an
+#   integer, so that sums of products stay integers.
+# - *LLM-QAT's repository* stops the gradient where $|X| \ge 2$, though its forward pass clips
+#   nothing: `LLMQAT(cutoff=2.0)`. Its loss is the cross-entropy, which is the KL plus a constant,
+#   the teacher's entropy.
+# - *LSQ's factor g* has no effect under Adam, which nearly everybody uses.
 #
 # **Now you can** train through rounding, train steps and scales, and distil without data.
 # You have now met every method and scheme of the survey (arXiv 2501.04040).

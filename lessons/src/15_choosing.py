@@ -332,27 +332,30 @@ show("bits_vs_parameters")
 #
 # ## 5. A way to decide
 #
-# - *One task, and memory for everything:* full fine-tuning at a small learning rate.
-# It is the yardstick: {study methods: full, loss} nats, where LoRA on all matrices has
-# {study methods: lora_all, loss}. It also forgets most. - *Many tasks on one base, and latency
-# matters:* LoRA on all matrices, merged or swapped.
-# The files are small, and inference costs nothing more. - *A base that hardly fits:* QLoRA, which
-# is NF4 with double quantization and LoRA on all matrices.
-# The weights take a quarter of 16 bits, and in the study a LoRA on NF4 ends
-# {study qlora: NF4 - 16 bits, after} nats from a LoRA on 16 bits. - *No idea which rank:* train
-# one LoRA of a large rank, and cut it by SVD (lesson 09).
-# DyLoRA or AdaLoRA if training is cheap: see the verdicts below. - *A model behind an interface
-# that takes vectors, or many tasks in one batch:* prompt or prefix tuning.
-# Nothing in the model is touched. - *Little memory at inference, and no training:* GPTQ or AWQ at
-# 4 bits. Calibration takes minutes. - *3 bits:* GPTQ or AWQ in groups, if there is no training. -
-# *2 bits:* training with quantization, or LoftQ before a LoRA.
-# Rounding alone breaks the model: in groups of 32 it costs
-# {study gptq: round to nearest, 2 bits, group 32, excess} nats.
+# - *One task, and memory for everything:* full fine-tuning at a small learning rate. It is the
+#   yardstick: {study methods: full, loss} nats, where LoRA on all matrices has
+#   {study methods: lora_all, loss}. It also forgets most.
+# - *Many tasks on one base, and latency matters:* LoRA on all matrices, merged or swapped. The
+#   files are small, and inference costs nothing more.
+# - *A base that hardly fits:* QLoRA, which is NF4 with double quantization and LoRA on all
+#   matrices. The weights take a quarter of 16 bits, and in the study a LoRA on NF4 ends
+#   {study qlora: NF4 - 16 bits, after} nats from a LoRA on 16 bits.
+# - *No idea which rank:* train one LoRA of a large rank, and cut it by SVD (lesson 09). DyLoRA or
+#   AdaLoRA if training is cheap: see the verdicts below.
+# - *A model behind an interface that takes vectors, or many tasks in one batch:* prompt or prefix
+#   tuning. Nothing in the model is touched.
+# - *Little memory at inference, and no training:* GPTQ or AWQ at 4 bits. Calibration takes
+#   minutes.
+# - *3 bits:* GPTQ or AWQ in groups, if there is no training.
+# - *2 bits:* training with quantization, or LoftQ before a LoRA. Rounding alone breaks the model:
+#   in groups of 32 it costs {study gptq: round to nearest, 2 bits, group 32, excess} nats.
 #
 # Each line is a starting point, and each can be checked with a command of this package.
 # Three verdicts of the study belong to them:
 #
-# - {claim DyLoRA works at every rank} - {claim AdaLoRA is better} - {claim QLoRA learns as well}
+# - {claim DyLoRA works at every rank}
+# - {claim AdaLoRA is better}
+# - {claim QLoRA learns as well}
 #
 # ## 6. Your own data
 #
@@ -391,10 +394,10 @@ task
 # Before a model is trained, the task says three things.
 #
 # - *How it was split.* Rows that share 24 words in a row, or all their words, stand on one side.
-# A test on rows that were trained on would measure memory. - *What was left out.*
-# A row that repeats another one would count twice. - *What is easy.*
-# On rows like these a bag of words finds the label, so a model must do at least as well.
-# A model that only beats the majority is not worth its parameters.
+#   A test on rows that were trained on would measure memory.
+# - *What was left out.* A row that repeats another one would count twice.
+# - *What is easy.* On rows like these a bag of words finds the label, so a model must do at least
+#   as well. A model that only beats the majority is not worth its parameters.
 
 # %%
 tuned = tp.attach(model, tp.LoRA(rank=8), rng=0, head=len(task.classes))
@@ -544,23 +547,23 @@ print(again.method, "; the same logits:", same)
 # matrices, twelve adapters beside one base.
 #
 # - *Memory.* Weights: $7 \cdot 10^9 \cdot 4.127/8$ bytes = 3.4 GiB; embeddings, if they stay in
-# 16 bits, add about 0.3. On LLaMA 7 B rank 16 on all matrices is 40 M numbers: 16 bytes each with
-# gradient and AdamW, 0.6 GiB.
-# The rest is activations, which grow with rows × tokens: a row at a time, accumulated, fits.
-# LoRA on 16 bits needs 13 GiB for the weights and leaves 3; full fine-tuning is out.
-# {picture memory} - *Quality.*
-# {claim QLoRA learns as well} {claim With the same number of parameters} - *Twelve tasks.*
-# 80 MB each in 16 bits, unmerged: one base serves all, and a batch may mix tasks.
-# Merging and rounding again is not an option. {claim Rounding a merged QLoRA} - *Users who wait.*
-# An unmerged LoRA adds two thin products to each matrix; a 4-bit base reads a quarter of the
-# bytes for each token. Adapters behind a sublayer add steps that wait for each other, prompts
-# lengthen the input. - *Left out,* with a reason each: full fine-tuning (memory), prompts
-# (quality here), AdaLoRA and DyLoRA (not better than one rank for all), 3 bits (costs quality for
-# memory that is not needed). {claim AdaLoRA is better} - *Doubts.*
-# The study trains 1.2 million parameters for 150 steps.
-# Trust orders that are large and agree with the papers; do not trust distances, learning rates,
-# or anything "not at this size". A thousand examples are few: a held-out part of each task, three
-# seeds on one or two of them, a sweep of three rates, and early stopping tell more.
+#   16 bits, add about 0.3. On LLaMA 7 B rank 16 on all matrices is 40 M numbers: 16 bytes each
+#   with gradient and AdamW, 0.6 GiB. The rest is activations, which grow with rows × tokens: a
+#   row at a time, accumulated, fits. LoRA on 16 bits needs 13 GiB for the weights and leaves 3;
+#   full fine-tuning is out. {picture memory}
+# - *Quality.* {claim QLoRA learns as well} {claim With the same number of parameters}
+# - *Twelve tasks.* 80 MB each in 16 bits, unmerged: one base serves all, and a batch may mix
+#   tasks. Merging and rounding again is not an option. {claim Rounding a merged QLoRA}
+# - *Users who wait.* An unmerged LoRA adds two thin products to each matrix; a 4-bit base reads a
+#   quarter of the bytes for each token. Adapters behind a sublayer add steps that wait for each
+#   other, prompts lengthen the input.
+# - *Left out,* with a reason each: full fine-tuning (memory), prompts (quality here), AdaLoRA and
+#   DyLoRA (not better than one rank for all), 3 bits (costs quality for memory that is not
+#   needed). {claim AdaLoRA is better}
+# - *Doubts.* The study trains 1.2 million parameters for 150 steps. Trust orders that are large
+#   and agree with the papers; do not trust distances, learning rates, or anything "not at this
+#   size". A thousand examples are few: a held-out part of each task, three seeds on one or two of
+#   them, a sweep of three rates, and early stopping tell more.
 
 # %% [markdown]
 # ## Recall
@@ -610,19 +613,19 @@ print(again.method, "; the same logits:", same)
 # %% [markdown]
 # ## Where the papers say this
 #
-# - LoRA, arXiv 2106.09685, section 4.2, names what is saved and what is not. - QLoRA, arXiv
-# 2305.14314, fine-tunes 65 billion parameters on one GPU with 48 GB. - He et al., arXiv
-# 2110.04366, compare the families at equal numbers of parameters.
-# Their figure of performance over parameters is the model of the one above.
+# - LoRA, arXiv 2106.09685, section 4.2, names what is saved and what is not.
+# - QLoRA, arXiv 2305.14314, fine-tunes 65 billion parameters on one GPU with 48 GB.
+# - He et al., arXiv 2110.04366, compare the families at equal numbers of parameters. Their figure
+#   of performance over parameters is the model of the one above.
 #
 # ## Where implementations differ
 #
 # - *"Trainable parameters"* count a classification head or not, what is stored or what is trained
-# (lesson 06), merged parameters or not.
-# Ask before you compare. - *Memory* as frameworks report it includes caches of the allocator.
-# As this package traces it, it is arrays alone. - *PEFT's LoRA on `c_attn`* shares one $A$ among
-# query, key and value.
-# That is a different method from LoRA on query and value, with the same name.
+#   (lesson 06), merged parameters or not. Ask before you compare.
+# - *Memory* as frameworks report it includes caches of the allocator. As this package traces it,
+#   it is arrays alone.
+# - *PEFT's LoRA on `c_attn`* shares one $A$ among query, key and value. That is a different
+#   method from LoRA on query and value, with the same name.
 #
 # **Now you can** choose, say why, and take what you trained to where it is used.
 # [Lesson 16](16_real_model.ipynb) does it with a real model.

@@ -582,17 +582,18 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 # There is no one answer; the points are for method.
 #
 # - *A test apart from the loss:* ten questions in other words than the text, whose answers a
-# reader can judge, asked before and after, with greedy decoding.
-# Asking in the text's own words tests memory. - *Before and after:* samples side by side.
-# The base should fail; otherwise it knew. - *Rate:* tried on a part of the notes, or on other
-# notes, by validation loss. With a page of text the training loss goes to nearly nothing in a few
-# dozen steps; the best step for the test comes earlier. - *Forgetting:* loss on text that has
-# nothing to do with the notes, before and after, as in the lesson.
-# A lower rate, fewer steps or a smaller rank forget less.
-# {claim LoRA learns less than full} - *3 bits:* rounding below a finished adapter adds to the
-# loss of both texts, and the adapter was not trained to make up for it.
-# Training on top of the 3-bit base gets most of the notes back and less of the rest, because the
-# notes are all it sees.
+#   reader can judge, asked before and after, with greedy decoding. Asking in the text's own words
+#   tests memory.
+# - *Before and after:* samples side by side. The base should fail; otherwise it knew.
+# - *Rate:* tried on a part of the notes, or on other notes, by validation loss. With a page of
+#   text the training loss goes to nearly nothing in a few dozen steps; the best step for the test
+#   comes earlier.
+# - *Forgetting:* loss on text that has nothing to do with the notes, before and after, as in the
+#   lesson. A lower rate, fewer steps or a smaller rank forget less.
+#   {claim LoRA learns less than full}
+# - *3 bits:* rounding below a finished adapter adds to the loss of both texts, and the adapter
+#   was not trained to make up for it. Training on top of the 3-bit base gets most of the notes
+#   back and less of the rest, because the notes are all it sees.
 
 # %% [markdown]
 # ## Recall
@@ -639,20 +640,24 @@ for name in sorted(stored)[:2]: print(name, stored[name].shape)
 # %% [markdown]
 # ## Where the papers say this
 #
-# - RMSNorm: Zhang & Sennrich, arXiv 1910.07467, equation (4). - Rotary embeddings: Su et al.,
-# arXiv 2104.09864, section 3.2. - Grouped heads: Ainslie et al., arXiv 2305.13245, section 2.2.
-# SwiGLU: Shazeer, arXiv 2002.05202. - All together: Touvron et al., arXiv 2302.13971, section
-# 2.2. - SmolLM2: Allal et al., arXiv 2502.02737. - Huge values at few tokens: Sun et al., arXiv
-# 2402.17762, "massive activations". - Q4_1 has no paper. llama.cpp's source defines it.
+# - RMSNorm: Zhang & Sennrich, arXiv 1910.07467, equation (4).
+# - Rotary embeddings: Su et al., arXiv 2104.09864, section 3.2.
+# - Grouped heads: Ainslie et al., arXiv 2305.13245, section 2.2. SwiGLU: Shazeer, arXiv
+#   2002.05202.
+# - All together: Touvron et al., arXiv 2302.13971, section 2.2.
+# - SmolLM2: Allal et al., arXiv 2502.02737.
+# - Huge values at few tokens: Sun et al., arXiv 2402.17762, "massive activations".
+# - Q4_1 has no paper. llama.cpp's source defines it.
 #
 # ## Where implementations differ
 #
 # - *Pairs.* Hugging Face's files pair halves. GGUF files of this family, Meta's own code and the
-# paper pair neighbours. - *Norm.* ε is 1e-5 here and 1e-6 in other families.
-# Gemma's norm multiplies by 1 + γ. - *Angles.* transformers computes them in float32, this
-# package in float64.
-# Far into a long text the logits differ in the last digits. - *Special tokens.*
-# A message that contains the text `<|im_end|>` stays text here. In transformers it ends the turn.
+#   paper pair neighbours.
+# - *Norm.* ε is 1e-5 here and 1e-6 in other families. Gemma's norm multiplies by 1 + γ.
+# - *Angles.* transformers computes them in float32, this package in float64. Far into a long text
+#   the logits differ in the last digits.
+# - *Special tokens.* A message that contains the text `<|im_end|>` stays text here. In
+#   transformers it ends the turn.
 #
 # **Now you can** load a real model, see what is in it, teach it something new, and hand it on.
 # The toy has done its work: each step was the same command.
