@@ -138,21 +138,21 @@ def lesson13(**changed):
 
 
 STUB = "def nf4_levels(delta, positive, negative): raise NotImplementedError('nf4.levels')"
-RULES = {                                                # cells → points of 14, a message, and what the notes name
-    "right": (lesson13(), 14, "right", ""),
-    "checks deleted": ([MORE, *NF4.values()], 14, "right", ""),
-    "redefined at the end": ([*lesson13(nf4_levels=STUB), NF4["nf4.levels"]], 14, "right", ""),
-    "wrong at the end": ([*lesson13(), STUB], 10, "nf4.levels              0/4  not solved yet", ""),
+RULES = {                                                # cells → points of 16, a message, and what the notes name
+    "right": (lesson13(), 16, "right", ""),
+    "checks deleted": ([MORE, *NF4.values()], 16, "right", ""),
+    "redefined at the end": ([*lesson13(nf4_levels=STUB), NF4["nf4.levels"]], 16, "right", ""),
+    "wrong at the end": ([*lesson13(), STUB], 12, "nf4.levels              0/4  not solved yet", ""),
     "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
                   "not solved yet", ""),
-    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 10, "Σ must be split", ""),
-    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: pass"), 12, "no result after", ""),
-    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 12, "no cell defines nf4_encode", ""),
-    "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 12,
+    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
+    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: pass"), 14, "no result after", ""),
+    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14, "no cell defines nf4_encode", ""),
+    "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
                              "cell 5 fails with SyntaxError: expected ':', in line 1", ""),
     "calls another one": (lesson13(nf4_levels=STUB, nf4_encode=NF4["nf4.encode"].replace(
         '"""', '"""', 1) + "\nplain_encode = nf4_encode\ndef nf4_encode(x, levels):\n    nf4_levels(.9, 2, 2)\n"
-        "    return plain_encode(x, levels)"), 10, "right", ""),
+        "    return plain_encode(x, levels)"), 12, "right", ""),
     "asks the check": ([MORE, 'def nf4_levels(*a): return tp.check("nf4.levels", print).function(*a)'], 0, "tinypeft.course",
                        ".function("),
     "imports the answer": ([MORE, "def nf4_encode(x, levels):\n    from tinypeft.course.exercises import nf4\n"

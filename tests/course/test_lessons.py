@@ -37,6 +37,11 @@ FINISHED: tuple[str, ...] = (                            # lessons that keep the
     "09_dylora",
     "10_quantization",
     "11_outliers",
+    "12_gptq_awq",
+    "13_nf4_qlora",
+    "14_qat",
+    "15_choosing",
+    "16_real_model",
 )
 each = lambda cases: pytest.mark.parametrize("kind, path", cases, ids=[f"{path.stem}-{kind}" for kind, path in cases])
 
