@@ -175,6 +175,11 @@ def test_faults_are_found(old, new, says):
     assert not changed if says is None else any(says in sentence for sentence in changed), changed
 
 
+def test_too_few_pictures_are_found():
+    kept = [cell for cell in CELLS if not picture(cell.source)]
+    assert any("0 pictures, expected 3" in sentence for sentence in faults("07_lora", kept))
+
+
 # -- the rules of lessons that are finished --------------------------------------------------------
 UNNUMBERED = r"How to use the course|Recall|" \
              r"Where the papers? says? (this|these)|Where implementations differ|What you can do now"
