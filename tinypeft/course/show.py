@@ -104,9 +104,14 @@ def _present(drawn):
     display(Markdown(f"**{drawn.sentence}** {drawn.detail}"))
 
 
+FRAME = "<div style='font-family:monospace;border-left:4px solid #C8C8C8;padding-left:10px'>"
+
+
 def _display(code):
+    """The frame keeps a fixed pitch and an edge in exported HTML, too."""
     from IPython.display import display
-    display({"text/plain": code, "text/markdown": f"```python\n{code}\n```"}, raw=True)
+    framed = f"{FRAME}\n\n```python\n{code}\n```\n\n</div>"
+    display({"text/plain": code, "text/markdown": framed}, raw=True)
 
 
 # -- a figure as a cell's value ------------------------------------------------------------------
