@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .finder import RateSearch, find_rate
     from .paged import PagedAdamW
     from .generate import KVCache, generate
-    from .course import check
+    from .course import check, predict
 
     # the engine
     from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where

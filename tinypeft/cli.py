@@ -134,7 +134,8 @@ def add_base_commands(command: Callable) -> None:
 def add_course_commands(command: Callable) -> None:
     p = command("lessons", run_lessons, "the course's notebooks, made from lessons/src", takes=())
     p.add_argument("action", choices=("list", "build", "run"), help="build runs and writes them")
-    p.add_argument("which", nargs="*", metavar="NN", help="numbers of lessons (default: all)")
+    p.add_argument("which", nargs="*", metavar="NN",
+                   help="numbers of lessons, or projects (default: all)")
 
     p = command("check", run_check, "check the functions in a file", takes=("seed", "json"))
     p.add_argument("exercise", metavar="NAME", help="an exercise (lora.forward) or a topic (lora)")
@@ -183,10 +184,12 @@ def run_pretrain(args: Namespace) -> None:
 
 
 def run_lessons(args: Namespace) -> None:
-    from .course import build
-    chosen = [path for which in args.which or (None,) for path in build.sources(which)]
-    if args.action == "list": print(build.table(chosen))
-    else: build.build(chosen, write=args.action == "build")
+    from .course import build, projects
+    which = args.which or [*(path.stem for path in build.sources()), "projects"]
+    chosen = [path for name in which if name != "projects" for path in build.sources(name)]
+    if args.action == "list": return print(build.table(chosen))
+    if chosen: build.build(chosen, write=args.action == "build")
+    if "projects" in which: projects.build(write=args.action == "build")
 
 
 def run_check(args: Namespace) -> int:

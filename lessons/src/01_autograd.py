@@ -1,22 +1,35 @@
 # %% [markdown]
 # # 01 · Autograd: the chain rule, walked backwards
 #
-# **What you will do.** Take apart a machine that differentiates any program made of a few operations: write the walk
-# through the graph yourself, derive the backward pass of a linear layer and of layer norm, find out how to tell a right
-# gradient from a wrong one, and measure what *not* training a parameter saves. That last number is why the rest of this
-# course exists.
+# **What you will do.**
+# Take apart a machine that differentiates any program made of a few operations.
+# You write its walk through the graph, and derive the backward passes of a linear layer and of
+# layer norm.
+# Your four functions then train a small network.
+# After that you write a test that finds wrong backward passes, and measure what *not* training a
+# parameter saves.
+# That last number is why the rest of this course exists.
 #
-# **What you need.** The chain rule, matrix products, NumPy.
+# **What you need.**
+# The chain rule, matrix products, NumPy.
 #
-# **Time.** 60 minutes; every cell together runs in well under a minute.
+# **Words and letters.**
+# They are in the [glossary](GLOSSARY.md).
+# New here:
+# $L$ is the loss, a single number.
+#
+# **Time.** 115 minutes; every cell together runs in well under a minute.
 
 # %%
+import functools
+import time
+
 import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft import plain
-from tinypeft.course import show
+from tinypeft import optim, plain, tensor
+from tinypeft.course import show, sliders, use
 from tinypeft.study import plot
 from tinypeft.study.compare import traced_peak
 from tinypeft.tensor import topological_order
@@ -24,16 +37,26 @@ from tinypeft.tensor import topological_order
 # %% [markdown]
 # ## 1. A gradient travels backwards
 #
-# Training asks one question of a model with a million numbers: if I move this number a little, where does the loss $L$
-# go? Finite differences would answer with two evaluations of the model *per number*. Reverse-mode differentiation
-# answers for all numbers at once, at the cost of about two more evaluations.
+# Training asks one question of a model with a million numbers.
+# If I move this number a little, where does the loss $L$ go?
+# Finite differences answer with two evaluations of the model *per number*.
+# Reverse-mode differentiation answers for all numbers at once, at the cost of about two more
+# evaluations.
 #
-# It goes operation by operation. Let $y = f(x)$ be one of them, somewhere in the middle, and suppose somebody hands us
-# $dy$, our shorthand for $\partial L/\partial y$: one number for each number in $y$. The chain rule turns it into $dx$:
+# It goes operation by operation.
+# Let $y = f(x)$ be one of them, somewhere in the middle of the model.
+# Suppose somebody hands us $\partial L/\partial y$: for each number in $y$, how fast the loss grows
+# with it.
+# We write $dy$ for it, and $dx$ for $\partial L/\partial x$.
+# (PyTorch writes `y.grad` and `x.grad`.)
+# The chain rule turns $dy$ into $dx$:
 #
-# $$dx_j = \sum_i dy_i \,\frac{\partial y_i}{\partial x_j} \qquad\text{or, with the Jacobian } J_{ij} = \partial y_i/\partial x_j,\qquad dx = J^\top dy \tag{1}$$
+# $$dx_j = \sum_i dy_i \,\frac{\partial y_i}{\partial x_j} \qquad\text{or}\qquad
+# dx = J^\top dy, \quad J_{ij} = \frac{\partial y_i}{\partial x_j} \tag{1}$$
 #
-# Here it is for $y = \tanh x$, whose Jacobian is diagonal, with $1 - y_i^2$ on the diagonal:
+# $J$ is the *Jacobian*: one row for each number of $y$, one column for each number of $x$.
+# For $y = \tanh x$ it is diagonal, because each $y_i$ depends on its own $x_i$ alone, with the
+# slope $1 - y_i^2$:
 
 # %%
 x = tp.Tensor(np.array([0.5, -1.0, 2.0]), requires_grad=True)
@@ -48,8 +71,12 @@ print("package ", x.grad)
 assert np.allclose(by_hand, x.grad)
 
 # %% [markdown]
-# Nobody writes $J$ out. For a thousand numbers in and out it has a million entries, nearly all zero. An operation brings instead a function from $dy$ to $J^\top dy$, its *vector–Jacobian product*, or **vjp**. This is
-# all there is to `tanh` in the package; the `lambda` is its vjp:
+# No program stores $J$.
+# For a thousand numbers in and out it has a million entries, and nearly all are zero.
+# Instead, an operation brings a function from $dy$ to $J^\top dy$: its *vector–Jacobian product*,
+# or **vjp**.
+# This is all there is to `tanh` in the package.
+# The `lambda` is its vjp:
 
 # %%
 show(tp.Tensor.tanh)
@@ -57,13 +84,33 @@ show(tp.Tensor.tanh)
 # %% [markdown]
 # ## 2. The graph, and the order of the walk
 #
-# Every operation leaves a *node*: which tensors it was computed from (its parents), and its vjp. Take
+# Every operation leaves a *node*.
+# It knows from which tensors it was computed (its parents), and it has its vjp.
+# Take
 #
 # $$a = x \cdot x, \qquad b = a + a, \qquad c = b + a \tag{2}$$
 #
-# Three operations, and `a` is used three times. `backward` starts with $dc = 1$ and goes from node to node. The rule
-# for a value that is used several times comes from equation (1) as well: $a$ influences $L$ along each of its uses, so
-# its gradient is the **sum** over them.
+# Three operations, and `a` is used three times.
+# `backward` starts with $dc = 1$ and goes from node to node.
+# What if a value is used several times?
+# By equation (1), $a$ changes the loss along each of its uses, so its gradient is the **sum** over
+# them.
+# Here are the values and the gradients at $x = 3$:
+#
+# | value | at $x = 3$ | is used in | its gradient |
+# |---|---|---|---|
+# | $c = b + a$ | 27 | nothing: it is the result | 1 |
+# | $b = a + a$ | 18 | $c$ | 1 |
+# | $a = x \cdot x$ | 9 | $b$ twice, $c$ once | 1 + 1 + 1 = 3 |
+# | $x$ | 3 | $a$ twice | 3 · 3 + 3 · 3 = 18 |
+#
+# The schematic shows how the three parts of $da$ come together:
+
+# %%
+show("schematic:autograd")
+
+# %% [markdown]
+# The package draws the graph of any function:
 
 # %%
 def f(x):
@@ -75,27 +122,39 @@ def f(x):
 tp.graph(f, x=3.0)
 
 # %% [markdown]
-# *What to see, from right to left: blue is the leaf $x$, an oval an operation; the box behind it has the value it made
-# and, under it, the gradient that reached it. The box of $a$ says 3.* One comes from its use in $c$, two from its two
-# uses in $b$. All three must have arrived before $a$ passes its own gradient on to $x$, which gets $2x \cdot 3 = 18$.
-# If $a$ were visited as soon as the first had come, the others would be lost. So the walk goes in reverse *topological
-# order*: a node comes up only after everything that was computed from it.
+# *What to see, from right to left: blue is the leaf $x$, a circle is an operation.
+# The box to the right of an operation shows its result and, below, the gradient of the result.*
+# An edge stands for all uses of a value in one operation, so $a$ has one edge to the + that makes
+# $b$.
+# The box of $a$ says 3: one part comes from $c$ and two come from $b$.
+# All three must have arrived before $a$ passes its own gradient on to $x$, which gets
+# $2x \cdot 3 = 18$.
+# If $a$ passed on each part as it came, it would have to be visited three times, and $x$ six times:
+# the work doubles with every step.
+# So the walk goes in reverse *topological order*: a value comes up only after everything that was
+# computed from it.
 #
-# A list of operations in the order in which the program ran them, a *tape*, is in topological order already. What is
-# left is a loop.
-
-# %% [markdown]
+# A list of operations in the order in which the program ran them, a *tape*, is in topological order
+# already.
+# What is left is a loop.
+#
 # ### {exercise}
 #
-# `tape[k]` says how value number `k` was made: a list of pairs `(j, J)`, one for each use of an earlier value `j < k`,
-# with the Jacobian `J` of value `k` with respect to that use, of shape (size of `k`, size of `j`). A leaf has the empty
-# list. The last value has the gradient `dy`. Return the list of all gradients, $\partial L/\partial$ (value k) for
-# every `k`, and `None` for a value that the last one does not depend on. A tape may be thousands of values long, and $n$
-# steps may have $2^n$ paths through them: visit each value once.
+# `tape[k]` says how value number `k` was made.
+# It is a list of pairs `(j, vjp)`, one for each use of an earlier value `j < k`, and `vjp` is a
+# function: it takes the gradient of value `k` and returns this use's part of the gradient of value
+# `j`.
+# A leaf has the empty list.
+# The last value has the gradient `dy`.
+# Return the list of all gradients, $\partial L/\partial$ (value k) for every `k`, and `None` for a
+# value that the last one does not depend on.
+# A tape may be thousands of values long, and $n$ steps may have $2^n$ paths through them: visit
+# each value once.
+# The vjp of a sum returns the array `dy` itself, so do not write into arrays that you get.
 #
-# Equation (2) at $x = 3$ is `[[], [(0, J3), (0, J3)], [(1, J1), (1, J1)], [(2, J1), (1, J1)]]` with
-# `J3 = np.array([[3.0]])` and `J1 = np.array([[1.0]])`; for `dy = np.array([1.0])` the four gradients are 18, 3, 1 and
-# 1.
+# With `three = lambda dy: 3.0 * dy` and `same = lambda dy: dy`, equation (2) at $x = 3$ is
+# `[[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]`.
+# For `dy = np.array([1.0])` the four gradients are those of the table: 18, 3, 1 and 1.
 
 # %% exercise=autograd.walk points=4 minutes=12
 def autograd_walk(tape, dy):
@@ -106,28 +165,82 @@ def autograd_walk(tape, dy):
     for k in reversed(range(len(tape))):
         if grads[k] is None:
             continue
-        for j, J in tape[k]:
-            dx = J.T @ grads[k]
+        for j, vjp in tape[k]:
+            dx = vjp(grads[k])
             grads[j] = dx if grads[j] is None else grads[j] + dx
     return grads
     ### END SOLUTION
 
 # %%
 result = tp.check("autograd.walk", autograd_walk)
+walk = result.function
 result
 
 # %% [markdown]
-# The package's own walk, `Tensor.gradients`, also drops each gradient and each node's saved arrays as soon as they have been used, and checks every gradient's shape.
-#
+# **Your function at work.**
+# A tape of pairs `(j, vjp)` is just what the package records.
+# `tape_of` writes its graph as such a tape; the rest of `gradients` is your walk.
+# `use` puts it in the place of the package's own walk, so inside the block every `.backward()` is
+# yours.
+# Here it differentiates the whole pretrained model of lesson 02, 1.2 million numbers, and the
+# gradients agree:
+
+# %%
+def tape_of(y):
+    """The graph of y: its nodes and leaves in order, and for each its list of pairs (j, vjp)."""
+    order = topological_order(y.node or y)
+    place, tape = {id(node): k for k, node in enumerate(order)}, []
+    for node in order:
+        shared = []  # an operation computes the gradients of all parents at once
+
+        def part(dy, i, node=node, shared=shared):
+            shared[:] = shared or node.vjp(dy)
+            return shared[i]
+        tape.append([(place[id(parent[0])], functools.partial(part, i=i))
+                     for i, parent in enumerate(node.parents) if parent is not None])
+    return order, tape
+
+
+def gradients(self, dy=None):
+    """What stands in the place of Tensor.gradients: (leaf, its gradient), found by your walk."""
+    order, tape = tape_of(self)
+    found = walk(tape, np.ones_like(self.data) if dy is None else dy)
+    return [(x, dx) for x, dx in zip(order, found, strict=True) if isinstance(x, tp.Tensor)]
+
+
+model = tp.load_pretrained()
+task = tp.tasks.domain(model, context=128)
+batch = task.batch("train", 4, np.random.default_rng(0))
+tuned = tp.attach(model, tp.FullFineTuning())
+task.loss(tuned, batch).backward()                                     # the package's walk
+theirs = [p.grad for p in tuned.trainable_parameters()]
+for p in tuned.trainable_parameters(): p.grad = None
+with use(tp.Tensor, gradients=gradients):
+    loss = task.loss(tuned, batch)
+    nodes = len(topological_order(loss.node))
+    loss.backward()                                                    # your walk
+mine = [p.grad for p in tuned.trainable_parameters()]
+apart = max(abs(a - b).max() for a, b in zip(mine, theirs, strict=True))
+print(f"{nodes} values on the tape, {len(mine)} gradients of {sum(g.size for g in mine):,} numbers")
+print(f"largest difference to the package's {apart:.0e}")
+_ = tuned.detach()
+
+# %% [markdown]
+# Compare yours with the package's.
+# Its walk also frees each gradient and each saved array after their last use, and checks the shape
+# of every gradient:
+
+# %%
+show(tp.Tensor.gradients)
+
+# %% [markdown]
 # ## 3. Broadcasting hides a sum
 #
 # A bias $b$ of shape $(d,)$ is added to every row of an $(n, d)$ array:
+# $y_{ij} = x_{ij} + b_j$.
+# NumPy copies $b$ silently, $n$ times, and equation (1) sums over all places where $b_j$ occurs:
 #
-# $$y_{ij} = x_{ij} + b_j \qquad\Longrightarrow\qquad db_j = \sum_i dy_{ij} \tag{3}$$
-#
-# NumPy copies $b$ silently, $n$ times. Equation (1) sums over the copies. So each operation that broadcasts must sum
-# its gradient back to the shape of the parent: over axes that broadcasting put in front, and over axes of length 1 that
-# it stretched.
+# $$db_j = \sum_i dy_{ij} \tag{3}$$
 
 # %%
 rng = np.random.default_rng(0)
@@ -137,12 +250,17 @@ dy = rng.standard_normal((5, 3))
 assert np.allclose(b.grad, dy.sum(0))          # equation (3)
 
 # %% [markdown]
+# So each operation that broadcasts must sum its gradient back to the shape of the parent.
+#
 # ### {exercise}
 #
-# Sum `dy` down to `shape`, the shape an array had before NumPy broadcast it to `dy.shape`. For example from `(4, 5, 3)`
-# to `(3,)`, to `(1, 3)`, to `(5, 1)`, to `()`. The result must have exactly the shape `shape`.
+# Sum `dy` down to `shape`, the shape that an array had before NumPy broadcast it to `dy.shape`.
+# For example from `(4, 5, 3)` to `(3,)`, to `(1, 3)`, to `(5, 1)`, to `()`.
+# The result must have exactly the shape `shape`.
+# First say along which axes NumPy makes copies.
+# There are two kinds.
 
-# %% exercise=autograd.unbroadcast points=2 minutes=5
+# %% exercise=autograd.unbroadcast points=2 minutes=8
 def autograd_unbroadcast(dy, shape):
     """Sum dy over the axes along which an array of `shape` was broadcast to dy.shape."""
     ### BEGIN SOLUTION
@@ -155,13 +273,14 @@ def autograd_unbroadcast(dy, shape):
 
 # %%
 result = tp.check("autograd.unbroadcast", autograd_unbroadcast)
+unbroadcast = result.function
 result
 
 # %% [markdown]
 # ## 4. The linear layer, where nearly all the work is
 #
-# A linear layer of a transformer maps rows of $d_{in}$ numbers to rows of $d_{out}$. With the weight stored as
-# $(d_{out}, d_{in})$:
+# A linear layer maps rows of $d_{in}$ numbers to rows of $d_{out}$.
+# Its weight $W$ is stored as $(d_{out}, d_{in})$, and $n$ counts the $N$ rows:
 #
 # $$Y = X W^\top + b, \qquad Y_{no} = \sum_i X_{ni} W_{oi} + b_o \tag{4}$$
 
@@ -169,21 +288,26 @@ result
 show(plain.linear)
 
 # %% [markdown]
-# Apply equation (1) to one weight. $W_{oi}$ occurs in column $o$ of $Y$, in every row $n$, with the factor $X_{ni}$:
+# Three gradients are asked for:
+# $dX$ $(N, d_{in})$, $dW$ $(d_{out}, d_{in})$ and $db$ $(d_{out},)$.
+# Apply equation (1) to one number at a time.
+# In which entries of $Y$ does $W_{oi}$ occur, and with which factor?
+# Write the sum, then read it as a product of matrices.
+# The shapes allow only one order of the factors.
 #
-# $$dW_{oi} = \sum_n dY_{no} X_{ni}, \qquad\text{as matrices}\qquad dW = dY^\top X \tag{5}$$
-#
-# The same two steps give $dX$ from $dY$ and $W$, and $db$ is equation (3). That is your next exercise, with one twist:
-# it is the twist that this course is about. `need` says for which of the three a gradient is wanted. A frozen weight
-# needs none. Its $dW$ costs as much to compute as the forward pass of the layer did, so do not compute it.
+# There is a twist, and this course is about it.
+# `need` says for which of the three a gradient is wanted.
+# A frozen weight needs none.
+# Its $dW$ costs as much to compute as the forward pass of the layer did.
 #
 # ### {exercise}
 #
-# Return `(dX, dW, db)`. Do not compute a gradient that is not needed, but return `None` in its place. `X` is `(N, d_in)`,
-# `W` `(d_out, d_in)`, `dY` `(N, d_out)`. What no needed gradient uses was not kept: `X` may be `None` if $dW$ is not
-# needed, and `W` may be `None` if $dX$ is not.
+# Return `(dX, dW, db)` from `X` $(N, d_{in})$, `W` $(d_{out}, d_{in})$ and `dY` $(N, d_{out})$.
+# Do not compute a gradient that is not needed, but return `None` in its place.
+# What no needed gradient uses was not kept:
+# `X` may be `None` if $dW$ is not needed, and `W` may be `None` if $dX$ is not.
 
-# %% exercise=autograd.linear_vjp points=4 minutes=10
+# %% exercise=autograd.linear_vjp points=4 minutes=12
 def autograd_linear_vjp(X, W, dY, need=(True, True, True)):
     """∂L/∂X, ∂L/∂W, ∂L/∂b of Y = X Wᵀ + b from dY = ∂L/∂Y; None where need is False."""
     ### BEGIN SOLUTION
@@ -195,57 +319,235 @@ def autograd_linear_vjp(X, W, dY, need=(True, True, True)):
 
 # %%
 result = tp.check("autograd.linear_vjp", autograd_linear_vjp)
+linear_vjp = result.function
 result
 
 # %% [markdown]
-# Compare with the package. `Tensor.op` takes one function for each parent and drops those of frozen parents. Only the
-# function of `W` holds `X`, so the input of a frozen layer is freed while the forward pass is still running.
+# Compare yours with the package's.
+# `Tensor.op` takes one function for each parent, and drops those of frozen parents.
+# Only the function of `W` holds `X`, so the input of a frozen layer is freed while the forward pass
+# is still running.
 
 # %%
 show(F.linear)
 
 # %% [markdown]
-# ## 5. Is a gradient right?
+# ## 5. The hardest backward pass: layer norm
 #
-# A model with a wrong backward pass still trains, just worse. The test is a finite
-# difference, along a random direction $v$, of the number $\langle u, f(x)\rangle$ for a random $u$:
+# First a worked example.
+# Softmax turns numbers into probabilities, $p_i = e^{x_i}/\sum_k e^{x_k}$.
+# Each $p_i$ depends on every $x_j$.
+# If $i = j$, the numerator and the sum change; otherwise the sum alone changes:
 #
-# $$\langle dx, v\rangle \;\approx\; \frac{\langle u, f(x + \varepsilon v)\rangle - \langle u, f(x - \varepsilon v)\rangle}{2\varepsilon}, \qquad dx = J^\top u \tag{6}$$
+# $$\frac{\partial p_i}{\partial x_j} = p_i(\delta_{ij} - p_j) \qquad\Longrightarrow\qquad
+# dx_j = p_j \Big(dp_j - \sum_i p_i\,dp_i\Big) \tag{5}$$
 #
-# How small should $\varepsilon$ be? Try it on GELU, in both precisions:
+# ($\delta_{ij}$ is 1 if $i = j$ and 0 otherwise. The right side is equation (1) with the left side
+# as $J$.)
+
+# %% fold
+p = np.exp([1.0, 0.0, 2.0, -1.0, 0.5, 1.5])
+p /= p.sum()
+J = np.diag(p) - np.outer(p, p)                # equation (5), left
+fig, ax = plot.figure(height=2.8)
+image = ax.imshow(J, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
+ax.grid(False)
+ax.set(xlabel="input j", ylabel="output i", title="∂pᵢ/∂xⱼ of a softmax")
+fig.colorbar(image, label="derivative")
+fig
+
+# %% [markdown]
+# *What to see: the diagonal is positive and everything else is negative, so that every row and
+# every column sums to zero.
+# A larger input takes probability from all others.*
+#
+# Layer norm gives each row mean 0 and variance 1. Then it scales with $\gamma$ and shifts with
+# $\beta$, which are trained.
+# With the mean $\mu$ and the variance over the last axis, which has $d$ numbers:
+#
+# $$\hat x = \frac{x - \mu}{\sigma}, \qquad
+# \sigma = \sqrt{\mathrm{var}(x) + \varepsilon}, \qquad y = \gamma\odot\hat x + \beta \tag{6}$$
+#
+# ($\odot$ multiplies number by number; the small $\varepsilon$ prevents a division by zero.)
+
+# %%
+show(plain.layer_norm)
+
+# %% [markdown]
+# ### {exercise}
+#
+# Derive $dx$ from $d\hat x = \gamma \odot dy$.
+# Do it as for softmax: find $\partial\hat x_i/\partial x_j$, then apply equation (1).
+# Ask in how many ways $x_j$ changes $\hat x_i$, and find $\partial\mu/\partial x_j$ and
+# $\partial\sigma/\partial x_j$ first.
+# The variance divides by $d$.
+# Return `dx` of the shape of `x`, `(…, d)`.
+
+# %% exercise=autograd.layer_norm_vjp points=5 minutes=20
+def autograd_layer_norm_vjp(x, gamma, dy, eps=1e-5):
+    """∂L/∂x of y = γ x̂ + β from dy = ∂L/∂y; everything over the last axis."""
+    ### BEGIN SOLUTION
+    sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
+    xhat = (x - x.mean(-1, keepdims=True)) / sigma
+    dxhat = gamma * dy
+    mean = lambda a: a.mean(-1, keepdims=True)
+    return (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma
+    ### END SOLUTION
+
+# %%
+result = tp.check("autograd.layer_norm_vjp", autograd_layer_norm_vjp)
+layer_norm_vjp = result.function
+result
+
+# %% [markdown]
+# Compare yours with the package's.
+# `plain.layer_norm` leaves the gradient to the chain rule.
+# The fused version has your three terms, and writes them into memory that it already has:
+
+# %%
+show(F.layer_norm)
+
+# %% [markdown]
+# **Your functions at work.**
+# Now a network of two layers, in which all four functions are yours: the linear layer and the layer
+# norm have your vjps, every sum with broadcasting calls your `unbroadcast`, and `.backward()` is
+# your walk.
+# It learns a curve from 64 points.
+
+# %%
+def linear_with(vjp):
+    """A linear layer with the given backward pass, vjp(X, W, dY, need) → (dX, dW, db)."""
+    def linear(x, W, b):
+        X, M, need = x.data, W.data, [t.requires_grad for t in (x, W, b)]
+        return tp.Tensor.fused(X @ M.T + b.data, [x, W, b], lambda dY: vjp(X, M, dY, need))
+    return linear
+
+
+def layer_norm_with(vjp):
+    """A layer norm with the given backward pass, vjp(x, gamma, dy) → dx."""
+    def layer_norm(x, gamma, beta):
+        X, g = x.data, gamma.data
+        xhat = (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 1e-5)
+        return tp.Tensor.fused(xhat * g + beta.data, [x, gamma, beta],
+                               lambda dy: [vjp(X, g, dy), (dy * xhat).sum(0), dy.sum(0)])
+    return layer_norm
+
+
+x = np.linspace(-3, 3, 64)[:, None]
+y = np.sin(1.5 * x)
+
+
+def fit(linear, layer_norm, steps=50):
+    """Train a fresh network: its losses, and its curve at the end."""
+    rng = np.random.default_rng(0)
+    leaf = lambda *shape, scale=1.0: tp.Tensor(scale * rng.standard_normal(shape), True)
+    W1, b1, W2, b2 = leaf(32, 1), leaf(32), leaf(1, 32, scale=0.1), leaf(1, scale=0.0)
+    gamma, beta = tp.Tensor(np.ones(32), requires_grad=True), leaf(32, scale=0.0)
+    optimizer, losses = optim.AdamW([W1, b1, gamma, beta, W2, b2], lr=0.03, weight_decay=0.0), []
+    for _ in range(steps):
+        h = layer_norm(linear(tp.Tensor(x), W1, b1), gamma, beta).tanh()
+        out = h @ W2.T + b2                    # b2 is broadcast over 64 rows
+        loss = ((out - y) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses), out.data
+
+
+theirs, _ = fit(F.linear, F.layer_norm)
+with use(tensor, unbroadcast=unbroadcast), use(tp.Tensor, gradients=gradients):
+    mine, curve = fit(linear_with(linear_vjp), layer_norm_with(layer_norm_vjp))
+print(f"loss {mine[0]:.3f} → {mine[-1]:.3f}; "
+      f"largest difference to the package's {abs(mine - theirs).max():.0e}")
+
+# %% fold
+fig, (left, right) = plot.figure(1, 2, height=2.6)
+left.semilogy(theirs, color=plot.COLOURS["sky"], lw=5, alpha=0.6)
+left.semilogy(mine, color=plot.COLOURS["black"])
+left.set(xlabel="step", ylabel="mean square error", title="the package's (wide), yours (thin)")
+right.plot(x, y, ".", color=plot.COLOURS["grey"], ms=4)
+right.plot(x, curve, color=plot.COLOURS["black"])
+right.set(xlabel="x", title="your network after 50 steps")
+fig
+
+# %% [markdown]
+# *What to see: one curve on top of the other.
+# Your backward passes train the network as the package's do.*
+#
+# ## 6. Is a gradient right?
+#
+# Would you notice a wrong backward pass?
+# Here are two authors of layer norm.
+# The second one took the mean and $\sigma$ for constants, as if they did not depend on $x$:
+
+# %%
+def forgetful(x, gamma, dy):
+    """WRONG: μ and σ as constants."""
+    return gamma * dy / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+wrong, _ = fit(F.linear, layer_norm_with(forgetful))
+print(f"both began at {wrong[0]:.3f}; after 50 steps right {theirs[-1]:.3f}, wrong {wrong[-1]:.3f}")
+
+# %% [markdown]
+# The wrong one learns, too.
+# Nothing stops, nothing is NaN, and the loss falls: a loss does not show a wrong gradient.
+# The test is a finite difference along a random direction $v$, of the single number
+# $\langle u, f(x)\rangle$.
+# Here $\langle u, y\rangle = \sum_i u_i y_i$, and $u$ is random as well, a $dy$ that nobody has
+# chosen:
+#
+# $$\langle \mathrm{vjp}(u), v\rangle \;\approx\;
+# \frac{\langle u, f(x + \varepsilon v)\rangle-
+# \langle u, f(x - \varepsilon v)\rangle}{2\varepsilon} \tag{7}$$
+#
+# How small should $\varepsilon$ be?
+# Try it on GELU, a curve that lesson 02 uses, in both precisions:
 
 # %%
 def difference_error(dtype, eps, seed=0):
-    """How far apart the two sides of equation (6) are for gelu, relative to ‖dx‖‖v‖."""
+    """How far apart the two sides of equation (7) are for GELU, relative to ‖vjp(u)‖‖v‖."""
     rng = np.random.default_rng(seed)
     x, u, v = (rng.standard_normal(1000).astype(dtype) for _ in range(3))
     leaf = tp.Tensor(x, requires_grad=True)
     F.gelu(leaf).backward(u)
     value = lambda x: np.vdot(u, F.gelu(tp.Tensor(x)).data)
-    right = (value(x + dtype(eps) * v) - value(x - dtype(eps) * v)) / (2 * eps)        # equation (6), right side
-    left = np.vdot(leaf.grad, v)                                                       # left side
+    right = (value(x + dtype(eps) * v) - value(x - dtype(eps) * v)) / (2 * eps)  # equation (7)
+    left = np.vdot(leaf.grad, v)
     return abs(left - right) / (np.linalg.norm(leaf.grad) * np.linalg.norm(v))
 
 
 for eps in (1e-1, 1e-3, 1e-5, 1e-7):
-    errors = [np.median([difference_error(dtype, eps, seed) for seed in range(5)]) for dtype in (np.float32, np.float64)]
+    errors = [np.median([difference_error(dtype, eps, seed) for seed in range(5)])
+              for dtype in (np.float32, np.float64)]
     print(f"ε = {eps:.0e}   float32 {errors[0]:.0e}   float64 {errors[1]:.0e}")
 
 # %% [markdown]
-# The study has measured the same over many more steps, for a small network:
+# Move the step yourself, for the slope of $\tanh$ at one point in float32:
+
+# %%
+sliders.step(np.tanh, 1 - np.tanh(0.5) ** 2, 0.5, dtype=np.float32)
+
+# %% [markdown]
+# The study has measured the same over many more steps, for a small network.
+# Its axis calls the step $h$:
 
 # %%
 show("gradient_check")
 
 # %% [markdown]
-# *What to see: a V.* From left to right the error of the formula shrinks as $\varepsilon^2$, until the rounding of $f$,
-# divided by an ever smaller $\varepsilon$, takes over. In float32 the valley is too shallow to tell a right gradient
-# from a slightly wrong one. So checks run in float64, and training in float32.
+# *What to see: two Vs, for float32 and float64.*
+# From large steps to small ones the error of the formula shrinks as $\varepsilon^2$.
+# Then the rounding of $f$, divided by an ever smaller $\varepsilon$, takes over.
+# In float32 the valley is too shallow to tell a right gradient from a slightly wrong one.
+# So checks run in float64, and training runs in float32.
+# (The third line combines two steps so that the error shrinks as $h^4$.
+# The package's `gradcheck` does that.)
 #
-# Why a *random* $u$? Many people test with `f(x).sum().backward()`, which is $u = (1, …, 1)$. Watch what that does to
-# softmax, $p_i = e^{x_i}/\sum_k e^{x_k}$, whose Jacobian and vjp are
-#
-# $$\frac{\partial p_i}{\partial x_j} = p_i(\delta_{ij} - p_j) \qquad\Longrightarrow\qquad dx = p \odot \Big(dp - \sum_i p_i\,dp_i\Big) \tag{7}$$
+# Why a *random* $u$?
+# Many people test with `f(x).sum().backward()`, which is $u = (1, …, 1)$.
+# Watch what that does to softmax:
 
 # %%
 def softmax_with(vjp):
@@ -257,90 +559,98 @@ def softmax_with(vjp):
     return softmax
 
 
-right = softmax_with(lambda p, dp: p * (dp - (p * dp).sum(-1, keepdims=True)))         # equation (7)
-nonsense = softmax_with(lambda p, dp: p ** 3 * (dp - dp.mean(-1, keepdims=True)))      # no formula at all
+right = softmax_with(lambda p, dp: p * (dp - (p * dp).sum(-1, keepdims=True)))  # equation (5)
+# no formula at all
+nonsense = softmax_with(lambda p, dp: p ** 3 * (dp - dp.mean(-1, keepdims=True)))
 
-x = np.random.default_rng(0).standard_normal((4, 6))
+points = np.random.default_rng(0).standard_normal((4, 6))
 for name, f in (("right", right), ("nonsense", nonsense)):
     for how, g in ((".sum()", lambda x, f=f: f(x).sum()), ("random u", f)):
         try:
-            print(f"{name:9} checked with {how:9}  passes, error {tp.gradcheck(g, x):.0e}")
+            print(f"{name:9} checked with {how:9}  passes, error {tp.gradcheck(g, points):.0e}")
         except AssertionError:
             print(f"{name:9} checked with {how:9}  FAILS")
 
 # %% [markdown]
-# The nonsense passes with `.sum()`: probabilities sum to one whatever $x$ is, so the true gradient of their sum is zero, and anything that vanishes for a constant $dp$ looks right.
-
-# %%
-p = np.exp([1.0, 0.0, 2.0, -1.0, 0.5, 1.5])
-p /= p.sum()
-J = np.diag(p) - np.outer(p, p)                # equation (7), left
-fig, ax = plot.figure(height=2.8)
-image = ax.imshow(J, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
-ax.grid(False)
-ax.set(xlabel="input j", ylabel="output i", title=f"∂pᵢ/∂xⱼ of a softmax; rows sum to at most {abs(J.sum(1)).max():.0e}")
-fig.colorbar(image, label="derivative")
-fig
-
-# %% [markdown]
-# *What to see: a positive diagonal, and everything else negative, so that every row and every column sums to zero. A
-# larger input takes probability from all others.*
+# The nonsense passes with `.sum()`.
+# Probabilities sum to one for every $x$, so the true gradient of their sum is zero.
+# Anything that vanishes for a constant $dp$ looks right.
 #
 # ### {exercise}
 #
-# The hardest backward pass of a transformer. With mean and variance over the last axis,
-#
-# $$\hat x = \frac{x - \mu}{\sigma}, \qquad \sigma = \sqrt{\mathrm{var}(x) + \varepsilon}, \qquad y = \gamma\odot\hat x + \beta \tag{8}$$
+# Eight authors have written a backward pass of $f(x) = \tanh x \cdot \sum_k x_k$, the sum over the
+# last axis.
+# Six of them are wrong.
+# One forgot a term, one is wrong by a thousandth, one is right for $dy = (1, …, 1)$ alone … You get
+# them one at a time, and do not see their code.
+# Return `True` if `vjp` is wrong and `False` if it is right.
+# `f(x)` returns an array of the shape of `x`, which is float64, and `vjp(x, dy)` returns `dx` of
+# the same shape.
 
-# %%
-show(plain.layer_norm)
-
-# %% [markdown]
-# Derive $dx$ from $d\hat x = \gamma \odot dy$. Do it as for softmax: find $\partial\hat x_i/\partial x_j$, then apply
-# equation (1). Two facts help: $\partial\mu/\partial x_j = 1/d$ and $\partial\sigma/\partial x_j = \hat x_j/d$ (the
-# variance divides by $d$). You should end with three terms, all divided by $\sigma$: $d\hat x$ itself, minus its mean,
-# minus $\hat x$ times another mean. Return `dx` of the shape of `x`, `(…, d)`.
-
-# %% exercise=autograd.layer_norm_vjp points=5 minutes=15
-def autograd_layer_norm_vjp(x, gamma, dy, eps=1e-5):
-    """∂L/∂x of y = γ x̂ + β from dy = ∂L/∂y; everything over the last axis."""
+# %% exercise=autograd.catches points=4 minutes=12
+def autograd_catches(f, vjp, x):
+    """Is vjp(x, dy) a wrong backward pass of f at x?"""
     ### BEGIN SOLUTION
-    sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
-    xhat = (x - x.mean(-1, keepdims=True)) / sigma
-    dxhat = gamma * dy
-    return (dxhat - dxhat.mean(-1, keepdims=True) - xhat * (dxhat * xhat).mean(-1, keepdims=True)) / sigma
+    rng, eps = np.random.default_rng(0), 1e-5
+    u, v = rng.standard_normal((2, *x.shape))
+    left = np.vdot(vjp(x, u), v)
+    right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps)
+    return bool(abs(left - right) > 1e-6 * np.linalg.norm(u) * np.linalg.norm(v))
     ### END SOLUTION
 
 # %%
-result = tp.check("autograd.layer_norm_vjp", autograd_layer_norm_vjp)
+result = tp.check("autograd.catches", autograd_catches)
+catches = result.function
 result
 
 # %% [markdown]
-# `plain.layer_norm` leaves the gradient to the chain rule. The package runs a fused version with your three terms,
-# which writes them into memory that it already has:
+# **Your function at work**, on the two authors of layer norm, and on your own one.
+# The package's test agrees:
 
 # %%
-show(F.layer_norm)
+rng = np.random.default_rng(1)
+points, gamma, zero = rng.standard_normal((5, 8)), rng.standard_normal(8), np.zeros(8)
+norm = lambda x: F.layer_norm(tp.Tensor(x), tp.Tensor(gamma), tp.Tensor(zero)).data
+for name, vjp in (("forgetful", forgetful), ("yours", layer_norm_vjp)):
+    try:
+        said = f"error {tp.gradcheck(layer_norm_with(vjp), points, gamma, zero):.0e}"
+    except AssertionError:
+        said = "FAILS"
+    caught = catches(norm, lambda x, dy, vjp=vjp: vjp(x, gamma, dy), points)
+    print(f"{name:10} caught: {caught!s:6} gradcheck: {said}")
 
 # %% [markdown]
-# ## 6. A frozen parent costs nothing
+# Compare yours with the package's:
+
+# %%
+show(tp.gradcheck)
+
+# %% [markdown]
+# ## 7. A frozen parent costs nothing
 #
-# Now the point of it all. In the package an operation records a vjp only for parents that require a gradient, and an
-# operation none of whose parents does records nothing. So the graph reaches down exactly to the lowest trained
-# parameter:
+# Now the point of it all.
+# In the package an operation records a vjp only for parents that require a gradient.
+# If no parent does, the operation records nothing.
+# So the graph reaches down exactly to the lowest trained parameter:
 
 # %%
 show(tp.Tensor.op)
-show(tp.Tensor.fused)
 
 # %% [markdown]
-# Put this to work on the real base model. The same batch, the same loss, and five choices of what is trained. We count
-# the nodes of the graph and the bytes that a step allocates at its peak, forward and backward, beyond the model itself.
+# Put this to work on the real base model: the same batch, the same loss, and five choices of what
+# is trained.
+# We count the nodes of the graph, and the bytes that a step allocates at its peak, beyond the model
+# itself.
+# Before you run it, guess.
+# The biases are less than a hundredth of all parameters.
+# How much memory does a step take that trains them alone, in per cent of a step that trains
+# everything?
 
 # %%
-model = tp.load_pretrained()
-task = tp.tasks.domain(model, context=128)
-batch = task.batch("train", 4, np.random.default_rng(0))
+guess = tp.predict("01.biases", 30.0, "%")
+guess
+
+# %%
 last = [f"blocks.{model.config.n_layers - 1}.attention.{name}" for name in ("query", "value")]
 choices = {
     "everything": tp.FullFineTuning(),
@@ -353,86 +663,174 @@ rows = []
 for name, method in choices.items():
     tuned = tp.attach(model, method)
     loss = task.loss(tuned, batch)
-    rows.append((name, sum(p.size for p in tuned.trainable_parameters()), len(topological_order(loss.node)),
-                 traced_peak(tuned, task, 4) / 2**20))
+    rows.append((name, sum(p.size for p in tuned.trainable_parameters()),
+                 len(topological_order(loss.node)), traced_peak(tuned, task, 4) / 2**20))
     tuned.detach()
 print(f"{'trained':24}{'numbers':>10}{'nodes':>8}{'peak MiB':>10}")
-for name, n, nodes, mib in rows:
-    print(f"{name:24}{n:10,}{nodes:8}{mib:10.1f}")
+for name, n, nodes, mib in rows: print(f"{name:24}{n:10,}{nodes:8}{mib:10.1f}")
+guess.beside(100 * rows[1][-1] / rows[0][-1])
 
-# %%
+# %% fold
 names = [name for name, *_ in rows][::-1]
 fig, (left, right) = plot.figure(1, 2, height=2.2)
-left.barh(names, [n for _, n, _, _ in rows][::-1], color=plot.COLOURS["sky"])
+left.plot([n for _, n, _, _ in rows][::-1], names, "o", color=plot.COLOURS["vermillion"])
 left.set(xscale="log", xlim=(100, 3e6), xlabel="numbers trained", title="What is trained …")
 right.barh(names, [mib for *_, mib in rows][::-1], color=plot.COLOURS["blue"])
 right.set(xlabel="peak of one step, MiB", yticks=[], title="… and what a step allocates")
 fig
 
 # %% [markdown]
-# *What to see: the right bars do not follow the left ones.* Biases are less than a hundredth of the parameters, and yet
-# they save only a quarter of the memory: the lowest bias is in the first block, so the walk must go all the way down
-# and every layer must keep what its $dX$ needs. *Where* the lowest trained parameter sits matters as much as how many
-# there are. Lesson 03 does the accounts.
+# *What to see: the right bars do not follow the left dots.*
+# The biases are few, and yet they save little memory.
+# The lowest bias is in the first block, so the walk must go all the way down, and every layer must
+# keep what its $dX$ needs.
+# *Where* the lowest trained parameter sits matters as much as how many there are.
+# Lesson 03 does the accounts.
 #
-# ### {exercise} · Few parameters, how much time? (open, 3 points, 15 minutes)
-#
-# LoRA trains fewer than 2 % of the numbers in this model, yet a training step takes about three quarters of full
-# fine-tuning's time. Count matrix products of a linear layer that is $d \times d$ and sees $N$ rows: forward, $dX$,
-# $dW$. Which of the three does LoRA save? What does your count predict for the ratio, and why is the measured one not
-# the same? What would you have to give up to get below one half?
-#
-# *Rubric: 1 point for the count and the ratio that follows from it; 1 for two costs that the count leaves out; 1 for a way
-# to get below one half, and for what it loses.*
+# And the time?
+# LoRA of rank 8 trains fewer than 2 % of the numbers.
+# Guess: how long does its step take, in per cent of a step that trains everything?
 
-# %% [answer]
-# - *Count.* Forward, $dX$ and $dW$ are products of the same size, $N d^2$. Full fine-tuning needs all three. A frozen layer
-#   above the lowest adapter needs two, without $dW$. The ratio is 2/3. ($dX$ of the lowest layer is not needed either.)
-# - *Left out.* Attention's own products, GELU, norms, the softmax over the vocabulary and the loss, which both methods pay
-#   in full, and the products of the adapters raise the ratio. The optimizer's step lowers it, since only trained parameters
-#   take part.
-# - *Below one half.* Do not walk down: a layer below the lowest adapter pays the forward product alone, one of three. With
-#   adapters in the upper $k$ of $L$ blocks the ratio is $(L + k)/3L$, which is below one half for $k < L/2$. The lower
-#   layers' representations then cannot change.
+# %%
+guess = tp.predict("01.time", 67.0, "%")
+guess
+
+# %%
+def seconds(method, steps=6):
+    """The fastest of some steps, forward and backward."""
+    tuned, taken = tp.attach(model, method), []
+    for _ in range(steps):
+        start = time.perf_counter()
+        task.loss(tuned, batch).backward()
+        taken.append(time.perf_counter() - start)
+    tuned.detach()
+    return min(taken)
+
+
+guess.beside(100 * seconds(choices["LoRA in every block"]) / seconds(choices["everything"]))
 
 # %% [markdown]
+# ### {exercise} · Few parameters, how much time? (open, 3 points, 15 minutes)
+#
+# Explain what you have just measured.
+# Count matrix products of a linear layer that is $d \times d$ and sees $N$ rows: forward, $dX$,
+# $dW$.
+# Which of the three does LoRA save?
+# Which ratio does your count predict, and why is the measured one not the same?
+# What would you have to give up to get below one half?
+#
+# *Rubric: 1 point for the count and the ratio that follows from it. 1 point for two costs that the
+# count leaves out. 1 point for a way to get below one half, and for what it loses.*
+
+# %% [answer]
+# - *Count.*
+#   Forward, $dX$ and $dW$ are products of the same size, $N d^2$.
+#   Full fine-tuning needs all three.
+#   A frozen layer above the lowest adapter needs two, without $dW$.
+#   The ratio is 2/3.
+#   ($dX$ of the lowest layer is not needed either.)
+# - *Left out.*
+#   Attention's own products, GELU, norms, the softmax over the vocabulary and the loss, which both
+#   methods pay in full, and the products of the adapters raise the ratio.
+#   The optimizer's step lowers it, since only trained parameters take part.
+#   (The cell measures without it.)
+# - *Below one half.*
+#   Do not walk down: a layer below the lowest adapter pays the forward product alone, one of three.
+#   With adapters in the upper $k$ of $L$ blocks the ratio is $(L + k)/3L$, which is below one half
+#   for $k < L/2$.
+#   The lower layers' representations then cannot change.
+
+# %% [markdown]
+# ## 8. The other direction
+#
+# The walk backwards answers one question: how does *one* result change with *every* input?
+# The same tape answers another one: how does *every* value change if *one* input moves by $dx$?
+# Each edge then has the function $dx \mapsto J\,dx$, the *Jacobian–vector product*, or **jvp**.
+#
+# ### {exercise}
+#
+# `tape[k]` is a list of pairs `(j, jvp)`.
+# `jvp` takes the change of value `j` and returns this use's part of the change of value `k`.
+# Value 0 changes by `dx`, and other leaves do not change.
+# Return the list of the changes of all values, and `None` for a value that does not depend on value
+# 0.
+
+# %% exercise=autograd.forward points=2 minutes=8 bonus=yes
+def autograd_forward(tape, dx):
+    """The change of every value on the tape, or None, if the first one changes by dx."""
+    ### BEGIN SOLUTION
+    changes = [None] * len(tape)
+    changes[0] = dx
+    for k, uses in enumerate(tape):
+        for j, jvp in uses:
+            if changes[j] is not None:
+                dy = jvp(changes[j])
+                changes[k] = dy if changes[k] is None else changes[k] + dy
+    return changes
+    ### END SOLUTION
+
+# %%
+result = tp.check("autograd.forward", autograd_forward)
+forward = result.function
+result
+
+# %%
+three, same = (lambda d: 3.0 * d), (lambda d: d)                       # equation (2) at x = 3
+tape = [[], [(0, three), (0, three)], [(1, same), (1, same)], [(2, same), (1, same)]]
+print("forwards, from dx = 1: ", *forward(tape, 1.0))
+print("backwards, from dc = 1:", *walk(tape, 1.0))
+
+# %% [markdown]
+# Both find $\partial c/\partial x = 18$, at opposite ends of the list.
+# For a million inputs and one loss, forwards takes a million walks and backwards takes one.
+# So training goes backwards.
+#
 # ## Recall
 #
 # <details><summary>1. Why does an operation bring a vjp and not its Jacobian?</summary>
-# The Jacobian of an operation on n numbers has n² entries, nearly all zero for most operations; Jᵀdy can be computed
-# without it, at about the cost of the forward pass.
+# The Jacobian of an operation on n numbers has n² entries, and for most operations nearly all are
+# zero.
+# Jᵀdy can be computed without it, at about the cost of the forward pass.
 # </details>
 # <details><summary>2. A value is used in three places. What is its gradient?</summary>
-# The sum of what the three uses send back, and it must be complete before the value passes anything on: reverse
-# topological order.
+# The sum of what the three uses send back.
+# It must be complete before the value passes anything on: reverse topological order.
 # </details>
 # <details><summary>3. What does broadcasting turn into on the way back?</summary>
 # A sum, over the axes that were added or stretched.
 # </details>
 # <details><summary>4. Why is f(x).sum().backward() a bad test of a gradient?</summary>
-# Its upstream gradient is constant. An operation whose outputs have a constant sum (softmax, layer norm) passes with a
-# wrong backward. A random upstream gradient exposes it.
+# Its upstream gradient is constant.
+# An operation whose outputs have a constant sum, such as softmax, passes with a wrong backward
+# pass.
+# A random upstream gradient exposes it.
 # </details>
-# <details><summary>5. Which of dX, dW, db does a frozen linear layer compute in the middle of a network, with trained parameters below it?</summary>
-# Only dX. It needs the weight, not the input, so the input can be freed.
+# <details><summary>5. Which of dX, dW, db does a frozen linear layer compute
+# in the middle of a network, with trained parameters below it?</summary>
+# Only dX.
+# It needs the weight and not the input, so the input can be freed.
 # </details>
 #
-# ## Where the paper says this
+# ## Where the papers say this
 #
-# - Baydin, Pearlmutter, Radul, Siskind, *Automatic Differentiation in Machine Learning: a Survey*, JMLR 18 (2018),
-#   arXiv 1502.05767: forward and reverse mode, and what is neither (symbolic and numerical differentiation).
-# - Ba, Kiros, Hinton, *Layer Normalization*, arXiv 1607.06450: equation (8).
-# - Hendrycks, Gimpel, *Gaussian Error Linear Units*, arXiv 1606.08415: the function of the V-shaped picture.
+# - Baydin, Pearlmutter, Radul, Siskind, *Automatic Differentiation in Machine Learning: a Survey*,
+#   JMLR 18 (2018), arXiv 1502.05767: forward and reverse mode, and what is neither (symbolic and
+#   numerical differentiation).
+# - Ba, Kiros, Hinton, *Layer Normalization*, arXiv 1607.06450: equation (6).
+# - Hendrycks, Gimpel, *Gaussian Error Linear Units*, arXiv 1606.08415: GELU.
 #
 # ## Where implementations differ
 #
-# - PyTorch keeps the values that the backward pass needs until `backward` is done, unless told otherwise, and so does
-#   this package; walking a graph twice is an error in both (PyTorch has `retain_graph=True`, here you run the forward
-#   pass again).
-# - micrograd and its many descendants keep a `.grad` on every node and add into it; here only leaves keep one, so a
-#   second `backward` through other nodes adds to leaves alone.
-# - PyTorch, JAX and this package skip frozen parents. An engine that computes every gradient and throws some away gets
-#   the same numbers, and saves nothing.
+# - PyTorch keeps the values that the backward pass needs until `backward` is done, and so does this
+#   package.
+#   Walking a graph twice is an error in both.
+#   (PyTorch has `retain_graph=True`; here you run the forward pass again.)
+# - micrograd and its many descendants keep a `.grad` on every node and add into it.
+#   Here only leaves keep one, so a second `backward` through other nodes adds to leaves alone.
+# - PyTorch, JAX and this package skip frozen parents.
+#   An engine that computes every gradient and throws some away gets the same numbers, and saves
+#   nothing.
 #
-# **Now you can** write the backward pass of any layer, test it so that a wrong one is found, and say what a frozen
-# weight saves. Next: [02 · The transformer](02_transformer.ipynb) is built of such layers.
+# **Now you can** write the backward pass of any layer, test it so that a wrong one is found, and
+# say what a frozen weight saves.
+# Next: [02 · The transformer](02_transformer.ipynb) is built of such layers.

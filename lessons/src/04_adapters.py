@@ -1,13 +1,17 @@
 # %% [markdown]
 # # 04 · Adapters, serial and parallel
 #
-# **What you will do.** Freeze the model and put small trained networks between its layers. You will write the adapter's
-# forward pass, predict from its initialisation how far it disturbs the model before training, count what is trained,
-# turn a parallel adapter into extra units of the MLP beside it, and look at what trained adapters add to each layer.
+# **What you will do.** Freeze the model and put small trained networks between its layers.
+# You write the adapter's forward pass and put it into the model.
+# You predict from its start how far it disturbs the model before training, and you count what is
+# trained. You turn a parallel adapter into additional units of the MLP beside it, and you look at
+# what trained adapters add to each layer.
 #
 # **What you need.** Lesson 02 (blocks, the residual stream) and lesson 03 (the bill).
 #
-# **Time.** 60 minutes; every cell together runs in well under a minute.
+# **Words and letters.** [The glossary](GLOSSARY.md) explains every word and letter of the course.
+#
+# **Time.** 105 minutes; every cell together runs in well under a minute.
 
 # %%
 import math
@@ -16,44 +20,57 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft.course import show
+from tinypeft.course import beside, show, use
 from tinypeft.nn import Linear, Module, replace_modules
 from tinypeft.peft.adapter import Adapter, BottleneckAdapter
 from tinypeft.peft.parallel import Parallel
 from tinypeft.study import plot
 
 base = tp.load_pretrained()
-task = tp.tasks.domain(base, context=128, held_out=8192)         # Matplotlib's documentation: new to the model
-c = base.config
-tokens = task.batch("test", 8, np.random.default_rng(0))[0]      # (8, 128)
+task = tp.tasks.domain(base, context=128, held_out=8192)      # Matplotlib's text is new to it
+c, N = base.config, base.n_parameters()
+tokens = task.batch("test", 8, np.random.default_rng(0))[0]   # (8, 128)
+frozen_loss = tp.evaluate(base, task)["loss"]
+print(f"{N:,} parameters; the frozen base has {frozen_loss:.3f} nats per token")
 
 # %% [markdown]
 # ## 1. A detour with a shortcut
 #
-# Ten tasks, ten copies of the model: that is full fine-tuning. In 2019 Houlsby et al. (arXiv 1902.00751) left the model
-# as it is and gave each task its own small modules *between* the layers. A module sits behind a sublayer and reads its
-# output $h$, $d$ numbers per token. It maps them down to $m \ll d$, bends them with a nonlinearity $f$, maps them up
-# again, and adds the result to what came in:
+# Full fine-tuning makes one copy of the model for each task.
+# In 2019 Houlsby et al. (arXiv 1902.00751) left the model as it is and gave each task its own
+# small modules *between* the layers. Such a module is an *adapter*.
+# It stands behind a sublayer, which is the attention or the MLP, and reads its output $h$, $d$
+# numbers per token. It maps them *down* to $m$ numbers, where $m$ is much smaller than $d$.
+# It applies a nonlinearity $f$. It maps the result *up* to $d$ numbers, and adds that to $h$.
 #
-# $$h \leftarrow h + W_u\, f(W_d\, h + b_d) + b_u \tag{1}$$
-#
-# The narrow middle is why it is called a *bottleneck*. The addition is why it works: if the detour gives zero, the
-# model is the old one.
+# The narrow middle is why it is called a *bottleneck*.
+# The addition is why it works: if the detour gives zero, the model is the old one.
+# The schematic shows a serial adapter, which stands behind, and a parallel one, which stands
+# beside:
 
 # %%
-show(Adapter.forward)
+show("schematic:adapters")
 
 # %% [markdown]
+# **By hand.**
+# Take $d = 2$, $m = 1$, no biases, and a ReLU for $f$ (it makes negative numbers zero).
+# Down: $W_d = (1,\ -1)$. Up: $W_u = (0.5,\ 0)^\top$.
+#
+# * For $h = (3, 1)$: down gives $3 - 1 = 2$, $f(2) = 2$, up gives $(1, 0)$. The sum is $(4, 1)$.
+# * For $h = (1, 3)$: down gives $-2$, $f(-2) = 0$, up gives $(0, 0)$. The sum is $h$ itself.
+#
+# So an adapter can change some tokens and leave others alone. A matrix cannot.
+#
 # ### {exercise}
 #
-# Write equation (1) with $f$ = GELU. All arguments are Tensors: `h` $(\dots, d)$, `W_d` $(m, d)$, `b_d` $(m,)$, `W_u`
-# $(d, m)$, `b_u` $(d,)$. Return a Tensor $(\dots, d)$; gradients must reach all five. `F.linear(x, W, b)` is
-# $x W^\top + b$, `F.gelu` the activation. (The survey's formula for an adapter has an activation on the way up as well,
-# and no addition. Neither the paper nor its code has the one or lacks the other: follow equation (1).)
+# Write an adapter with $f$ = GELU and with biases on both ways.
+# All arguments are Tensors: `h` $(\dots, d)$, `W_d` $(m, d)$, `b_d` $(m,)$, `W_u` $(d, m)$, `b_u`
+# $(d,)$. Return a Tensor of the shape of `h`. Gradients must reach all five.
+# `F.linear(x, W, b)` is $x W^\top + b$, and `F.gelu` is the activation.
 
 # %% exercise=adapters.forward points=3 minutes=10
 def adapters_forward(h, W_d, b_d, W_u, b_u):
-    """h + W_u gelu(W_d h + b_d) + b_u, a Tensor of the shape of h."""
+    """h and, added to it, what the detour makes of it: a Tensor of the shape of h."""
     ### BEGIN SOLUTION
     y = F.gelu(F.linear(h, W_d, b_d))                            # (…, m)
     return h + F.linear(y, W_u, b_u)                             # (…, d)
@@ -61,40 +78,76 @@ def adapters_forward(h, W_d, b_d, W_u, b_u):
 
 # %%
 result = tp.check("adapters.forward", adapters_forward)
+my_adapter = result.function
 result
 
 # %% [markdown]
-# Where do they go? Houlsby: two in every block, behind the attention's output and behind the MLP, each before its
-# result is added to the residual stream; the layer norms are trained as well. Pfeiffer et al. (arXiv 2005.00247) found
-# one, behind the MLP, to be enough, and left the norms alone. Here they stand among the other methods:
+# <details><summary>The equation, to compare with yours</summary>
+#
+# $$h \leftarrow h + W_u\, f(W_d\, h + b_d) + b_u \tag{1}$$
+#
+# The survey that this course follows has an activation on the way up as well, and no addition.
+# The paper and its code have no activation there, and they do have the addition.
+# Equation (1) is the paper's.
+#
+# </details>
+#
+# **Your adapter at work.** It takes the place of the package's in ten adapters of the model.
+# Both train for 15 steps:
+
+# %%
+def my_layer(self, x):
+    return my_adapter(self.base(x), self.W_d, self.b_d, self.W_u, self.b_u)
+
+
+def losses_of(steps=15):
+    tuned = tp.attach(tp.load_pretrained(), BottleneckAdapter(bottleneck=16), rng=0)
+    return np.array(tp.train(tuned, task, steps, batch_size=2, seed=0, progress=False).loss)
+
+
+theirs = losses_of()
+with use(Adapter, forward=my_layer): mine = losses_of()
+print("first and last loss", f"{mine[0]:.4f} {mine[-1]:.4f}",
+      f"  largest difference from the package's: {abs(mine - theirs).max():.0e}")
+
+# %% [markdown]
+# Where do adapters go? Houlsby et al. put two into every block, one behind the attention's output
+# and one behind the MLP, each before the result is added to the residual stream.
+# They train the layer norms, too. Pfeiffer et al. (arXiv 2005.00247) found one, behind the MLP,
+# to be enough, and left the norms alone. Here adapters stand among the other methods:
 
 # %%
 show("methods_in_a_block")
 
 # %% [markdown]
-# *What to see: adapters are the only methods here that put something **into** the path from block to block; LoRA
-# changes matrices on it, prefixes stand beside it.*
+# *What to see: a serial adapter puts something **into** the path from block to block.
+# A parallel adapter stands beside it, as a prefix does, and LoRA changes matrices on it.*
 #
 # ## 2. How near is "near the identity"?
 #
-# Both matrices start as small random numbers of standard deviation $\sigma$. How large is the detour then? A bottleneck
-# unit gets $y_k = \sum_j W_{d,kj} h_j$, with variance $d\,\sigma^2\,\overline{h^2}$, where $\overline{h^2}$ is the mean
-# square of $h$. Near zero, GELU is $y/2$. The way up multiplies by $\sqrt m\,\sigma$:
+# Both matrices start as small random numbers of standard deviation $\sigma$, and the biases as
+# zeros. How large is the detour then, relative to $h$? The answer takes three lines.
+# In each, use that a sum of independent numbers has the sum of their variances.
 #
-# $$\frac{\|W_u f(W_d h)\|}{\|h\|} \approx \frac{\sigma^2 \sqrt{m\,d}}{2} \tag{2}$$
+# 1. *Down.* Number $k$ of the middle is $y_k = \sum_j W_{d,kj}\, h_j$.
+#    Its variance is $\sigma^2 \lVert h \rVert^2$.
+#    There are $m$ of them, so $\lVert y \rVert \approx$ …
+# 2. *Bend.* Near zero, GELU is $y/2$. So $\lVert f(y) \rVert \approx$ …
+# 3. *Up.*
+#    Each of $d$ numbers is a sum over $f(y)$, with variance $\sigma^2 \lVert f(y) \rVert^2$.
+#    So $\lVert W_u f(y) \rVert \approx$ …
 #
-# It goes with the *square* of $\sigma$: the paper's $\sigma = 0.01$ disturbs by half a per cent, its code's 0.001 a
-# hundred times less. Measure it, and what the whole model makes of it:
+# Fill in the three. Then predict: with $\sigma = 0.01$, $m = 64$ and $d = 128$, how large is what
+# an adapter adds, in per cent of $h$?
 
 # %%
-predicted = lambda std, m: std ** 2 * math.sqrt(m * c.d_model) / 2                     # equation (2)
+guess = tp.predict("04.detour", 0.45, "%")
 
-
+# %%
 class Meter(Module):
     """An adapter that notes how large what it adds is, relative to what comes in."""
 
-    def __init__(self, adapter):
-        self.adapter, self.base = adapter, adapter.base
+    def __init__(self, adapter): self.adapter, self.base = adapter, adapter.base
 
     def forward(self, x):
         h, out = self.base(x), self.adapter(x)
@@ -103,7 +156,7 @@ class Meter(Module):
 
 
 def sizes(tuned):
-    """path → how much each adapter of `tuned` adds, relative to the sublayer's own output, on the test tokens."""
+    """path → how much each adapter adds, relative to the sublayer's output, on test tokens."""
     meters = {path: Meter(adapter) for path, adapter in tuned.wrappers.items()}
     replace_modules(tuned.model, meters)
     with tp.no_grad(): tuned(tokens)
@@ -111,40 +164,62 @@ def sizes(tuned):
     return {path: meter.size for path, meter in meters.items()}
 
 
-frozen = tp.evaluate(base, task)["loss"]
-stds, rows = (0.001, 0.01, 0.03, 0.1, 0.3), []
+stds, added, losses = (0.001, 0.01, 0.03, 0.1, 0.3), [], []
 for std in stds:
     tuned = tp.attach(base, BottleneckAdapter(bottleneck=64, init_std=std), rng=0)
-    rows.append((np.mean(list(sizes(tuned).values())), tp.evaluate(tuned, task, max_batches=2)["loss"]))
+    added.append(np.mean(list(sizes(tuned).values())))
+    losses.append(tp.evaluate(tuned, task, max_batches=2)["loss"])
     tuned.detach()
+guess.beside(100 * added[stds.index(0.01)])
 
+# %% [markdown]
+# <details><summary>The three lines</summary>
+#
+# $\lVert y \rVert \approx \sqrt m\, \sigma \lVert h \rVert$, then
+# $\lVert f(y) \rVert \approx \tfrac12 \sqrt m\, \sigma \lVert h \rVert$, then
+#
+# $$\frac{\lVert W_u f(W_d h) \rVert}{\lVert h \rVert} \approx \frac{\sigma^2 \sqrt{m\,d}}{2}
+# \tag{2}$$
+#
+# It goes with the *square* of $\sigma$. The paper has $\sigma = 0.01$.
+# Its code has 0.001, with which the detour is a hundred times smaller.
+#
+# What was measured is a little smaller than $\sigma^2 \sqrt{md}/2 = 0.45$ %.
+# The package, like the paper, cuts the normal distribution off at $2\sigma$.
+# What is left has a standard deviation of $0.88\,\sigma$, and $0.88^2 \cdot 0.45 = 0.35$.
+#
+# </details>
+
+# %% fold
+predicted = [std ** 2 * math.sqrt(64 * c.d_model) / 2 for std in stds]        # equation (2)
 fig, (left, right) = plot.figure(1, 2, height=2.7)
-left.loglog(stds, [predicted(std, 64) for std in stds], color=plot.COLOURS["grey"], ls="--")
-left.loglog(stds, [size for size, _ in rows], "P", color=plot.COLOURS["vermillion"])
-left.set(xlabel="σ at the start", ylabel="detour relative to h", title="Equation (2) (dashed), measured")
-right.semilogx(stds, [loss for _, loss in rows], "P-", color=plot.COLOURS["vermillion"])
-right.axhline(rows[0][1], color=plot.COLOURS["grey"], ls="--")
-right.set(xlabel="σ at the start", ylabel="test loss, nats per token", title="The model before any training")
+left.loglog(stds, predicted, color=plot.COLOURS["grey"], ls="--")
+left.loglog(stds, added, "P", color=plot.COLOURS["vermillion"])
+left.set(xlabel="σ at the start", ylabel="detour relative to h",
+         title="Equation (2), dashed, and measured")
+right.semilogx(stds, losses, "P-", color=plot.COLOURS["vermillion"])
+right.axhline(losses[0], color=plot.COLOURS["grey"], ls="--")
+right.set(xlabel="σ at the start", ylabel="test loss, nats per token",
+          title="The model before any training")
 fig
 
 # %% [markdown]
-# *What to see: up to 0.03 the model does not notice ten fresh adapters; at 0.3 they have drowned it.* Why not zero,
-# then? With both matrices at zero no gradient flows: $dW_u$ needs $f(W_d h)$, and $dW_d$ needs $W_u$. One of the two
-# may be zero, which the next kind of adapter uses.
+# *What to see: with a small $\sigma$ the model does not notice ten fresh adapters; at 0.3 they
+# have drowned it.* Why not zero, then? With both matrices at zero no gradient flows: $dW_u$
+# contains $f(W_d h)$, and $dW_d$ contains $W_u$. One of the two may be zero.
+# The next kind of adapter uses that.
 #
 # ## 3. The count
 #
-# One adapter has $2dm + m + d$ numbers. With $n$ adapters in the model, and the norms in Houlsby's case (two in each of
-# $L$ blocks and the final one, $2d$ numbers each),
-#
-# $$N_{trained} = n\,(2dm + m + d)\ \ [\,+\ 2d\,(2L + 1)\ ] \tag{3}$$
-#
 # ### {exercise}
 #
-# Return the number of trained parameters for `placement` "houlsby" ($n = 2L$, and the norms) or "pfeiffer" ($n = L$, no
-# norms).
+# Count what is trained, in a model of width $d$ with $L$ blocks.
+# An adapter has the four arrays of exercise 1.
+# `placement` is "houlsby" or "pfeiffer", as described above.
+# A layer norm has a weight and a bias of $d$ numbers each.
+# There are two norms in each block and a final one.
 
-# %% exercise=adapters.count points=2 minutes=5
+# %% exercise=adapters.count points=2 minutes=8
 def adapters_count(d, m, L, placement):
     """Trained parameters of bottleneck adapters in a model of width d with L blocks."""
     ### BEGIN SOLUTION
@@ -157,42 +232,55 @@ result = tp.check("adapters.count", adapters_count)
 count = result.function
 result
 
+# %% [markdown]
+# <details><summary>The formula</summary>
+#
+# With $n$ adapters, and the norms in Houlsby's case,
+#
+# $$N_\text{trained} = n\,(2dm + m + d)\ \ [\,+\ 2d\,(2L + 1)\,] \tag{3}$$
+#
+# </details>
+#
+# Your count, beside the model's own:
+
 # %%
 for m in (4, 16, 64):
-    n = count(c.d_model, m, c.n_layers, "houlsby")               # equation (3)
+    n = count(c.d_model, m, c.n_layers, "houlsby")
     tuned = tp.attach(base, BottleneckAdapter(bottleneck=m, norms=True))
-    print(f"m = {m:2}: {n:8,} by formula, {tuned.summary().trained:8,} in the model, "
-          f"{100 * n / base.n_parameters():5.2f} % of the base")
+    print(f"m = {m:2}: {n:8,} by your count, {tuned.summary().trained:8,} in the model, "
+          f"{100 * n / N:5.2f} % of the base")
     tuned.detach()
 
 # %% [markdown]
 # ## 4. Beside instead of behind
 #
-# A serial adapter makes the model deeper: its two products have to wait for the sublayer. He et al. (arXiv 2110.04366)
-# put the same bottleneck *beside* the sublayer: it reads what the sublayer reads, and its result, times a fixed number
-# $s$ (4 in the paper), is added:
+# A serial adapter makes the model deeper: its two products have to wait for the sublayer.
+# He et al. (arXiv 2110.04366) put the same bottleneck *beside* the sublayer.
+# It reads the input $x$ of the sublayer, and its result, times a fixed number $s$ (4 in the
+# paper), is added to the sublayer's output:
 #
-# $$h \leftarrow \mathrm{FFN}(x) + s\, f(x\, W_{down})\, W_{up} \tag{4}$$
+# $$h \leftarrow \mathrm{MLP}(x) + s\,\big(W_{up}\, f(W_{down}\, x + b_{down}) + b_{up}\big)
+# \tag{4}$$
 
 # %%
 show(Parallel.forward)
 
 # %% [markdown]
-# $W_{up}$ starts at zero, so the model starts unchanged, exactly. (The paper writes $x W$ with $W_{down}$ as $(d, m)$;
-# the code keeps this package's $(m, d)$ and multiplies by the transpose.)
+# $W_{up}$ starts at zero, so the model starts unchanged, exactly.
+# (The paper writes $x W$, without biases and with $W_{down}$ as $(d, m)$.
+# The authors' code has biases.)
 #
-# Look at equation (4) once more. The FFN itself is $W_2\, f(W_1 x + b_1) + b_2$: read $4d$ features off $x$, bend,
-# write back. The adapter does the same with $m$ more features. If it has the same $f$, it *is* $m$ more hidden units of
-# the MLP. A serial adapter cannot be had for so little.
+# Look at equation (4) once more. The MLP itself is $W_2\, f(W_1 x + b_1) + b_2$.
+# It reads $4d$ features from $x$, bends them, and writes back.
+# The adapter does the same with $m$ features.
+# If it has the same $f$, it *is* $m$ additional hidden units of the MLP.
 #
 # ### {exercise}
 #
-# Given the MLP's arrays `W1` $(k, d)$, `b1` $(k,)$, `W2` $(d, k)$, `b2` $(d,)$, the adapter's `W_down` $(m, d)$,
-# `b_down` $(m,)$, `W_up` $(d, m)$, `b_up` $(d,)$ and the number `s`, return the arrays `(W1, b1, W2, b2)` of one MLP
-# with $k + m$ hidden units that computes, for every $x$ and with the same $f$,
-#
-# $$W_2\, f(W_1 x + b_1) + b_2 + s\,\big(W_{up}\, f(W_{down}\, x + b_{down}) + b_{up}\big) \tag{5}$$
-#
+# The MLP's arrays are `W1` $(k, d)$, `b1` $(k,)$, `W2` $(d, k)$, `b2` $(d,)$.
+# The adapter's are `W_down` $(m, d)$, `b_down` $(m,)$, `W_up` $(d, m)$, `b_up` $(d,)$, and the
+# number `s`. Return the arrays `(W1, b1, W2, b2)` of *one* MLP with $k + m$ hidden units that
+# computes equation (4), for every $x$ and with the same $f$.
 # The adapter's units come after the MLP's.
 
 # %% exercise=adapters.widen points=5 minutes=15
@@ -209,150 +297,299 @@ widen = result.function
 result
 
 # %% [markdown]
-# Do it to a whole model. The adapter gets the MLP's GELU in place of the paper's ReLU, and some numbers in its
-# $W_{up}$, as if it had been trained:
+# **Your function at work**, on a whole model. The adapter gets the MLP's GELU in place of the
+# paper's ReLU, and random numbers in its $W_{up}$, as if it had been trained:
 
 # %%
 tuned = tp.attach(base, tp.ParallelAdapter(bottleneck=16, activation="gelu"), rng=0)
 rng, wide = np.random.default_rng(0), tp.load_pretrained()
 for i, block in enumerate(wide.blocks):
-    adapter = tuned.wrappers[f"blocks.{i}.mlp"]
-    adapter.W_up.data = 0.05 * rng.standard_normal(adapter.W_up.shape).astype(np.float32)
-    mlp = block.mlp
-    W1, b1, W2, b2 = widen(mlp.up.weight.data, mlp.up.bias.data, mlp.down.weight.data, mlp.down.bias.data, adapter.W_down.data,
-                           adapter.b_down.data, adapter.W_up.data, adapter.b_up.data, adapter.scale)     # equation (5)
-    mlp.up, mlp.down = Linear(c.d_model, len(b1), rng=0), Linear(len(b1), c.d_model, rng=0)
-    mlp.up.weight.data, mlp.up.bias.data, mlp.down.weight.data, mlp.down.bias.data = W1, b1, W2, b2
+    a, mlp = tuned.wrappers[f"blocks.{i}.mlp"], block.mlp
+    a.W_up.data = 0.05 * rng.standard_normal(a.W_up.shape).astype(np.float32)
+    old = (mlp.up.weight, mlp.up.bias, mlp.down.weight, mlp.down.bias)
+    new = widen(*(p.data for p in (*old, a.W_down, a.b_down, a.W_up, a.b_up)), a.scale)
+    mlp.up, mlp.down = Linear(c.d_model, len(new[1]), rng=0), Linear(len(new[1]), c.d_model, rng=0)
+    (mlp.up.weight.data, mlp.up.bias.data, mlp.down.weight.data, mlp.down.bias.data) = new
 with tp.no_grad():
     logits = tuned(tokens).data
-    print(f"largest difference of the logits {abs(wide(tokens).data - logits).max():.0e}; they are as large as {abs(logits).max():.0f}")
+    print(f"largest difference of the logits {abs(wide(tokens).data - logits).max():.0e}; "
+          f"they are as large as {abs(logits).max():.0f}")
 _ = tuned.detach()
 
 # %% [markdown]
-# So a parallel adapter can be merged after all, into a model of another shape. `tuned.merge()` refuses, since it
-# promises a plain model of the same shape. Remember the picture for lesson 07: LoRA is equation (4) without the $f$,
-# and *that* fits into the matrix that is there.
+# So a parallel adapter can be merged after all, into a model of another shape.
+# `tuned.merge()` refuses, because it promises a plain model of the same shape.
+# Remember this for lesson 07: LoRA is equation (4) without $f$, and *that* fits into the matrix
+# that is there.
 #
 # ## 5. Train them
 #
-# The same 60 steps of 4 × 128 tokens for three kinds, one seed, each at the package's learning rate for it:
+# Three kinds train for 60 steps of 4 × 128 tokens, with one seed, each at the package's learning
+# rate for it.
+# The picture shows the training loss minus the frozen base's loss *on the same batches*.
+# A hard batch has a larger loss for every model, and this difference leaves that out.
 
 # %%
-def learn(method, steps=60):
-    """(tuned model, training losses, test loss) of a fresh copy of the base with `method`."""
+STEPS = 60
+
+
+def learn(method):
+    """A fresh copy of the base with `method`, trained; its training losses; its test loss."""
     tuned = tp.attach(tp.load_pretrained(), method, rng=0)
-    history = tp.train(tuned, task, steps, batch_size=4, seed=0, progress=False)
+    history = tp.train(tuned, task, STEPS, batch_size=4, seed=0, progress=False)
     return tuned, np.array(history.loss), tp.evaluate(tuned, task)["loss"]
 
 
-kinds = {"Houlsby": (BottleneckAdapter(bottleneck=16), "P", "-"),
-         "Pfeiffer": (BottleneckAdapter(bottleneck=32, placement="pfeiffer", norms=False), "s", "--"),
-         "parallel": (tp.ParallelAdapter(bottleneck=32), "X", ":")}
-runs = {name: learn(method) for name, (method, *_) in kinds.items()}
-print(f"frozen base: {frozen:.3f} nats per token")
+kinds = {"Houlsby": BottleneckAdapter(bottleneck=16),
+         "Pfeiffer": BottleneckAdapter(bottleneck=32, placement="pfeiffer", norms=False),
+         "parallel": tp.ParallelAdapter(bottleneck=32)}
+runs = {name: learn(method) for name, method in kinds.items()}
+with tp.no_grad():
+    batches = [task.batch("train", 4, np.random.default_rng([0, step])) for step in range(STEPS)]
+    frozen = np.array([task.loss(base, batch).item() for batch in batches])
+print(f"frozen base {frozen_loss:.3f} nats per token")
 for name, (tuned, _, test) in runs.items():
-    print(f"{name:10}{tuned.summary().trained:8,} trained   test loss {test:.3f}")
+    print(f"{name:11} {test:.3f} after training {tuned.summary().trained:6,} numbers")
 
-fig, ax = plot.figure(height=2.8)
+# %% fold
+fig, ax = plot.figure(height=2.9)
+ax.axhline(0, color=plot.COLOURS["grey"], ls="--")
+ax.text(STEPS, 0.008, "frozen base", ha="right", color=plot.ink(plot.COLOURS["grey"]))
+looks = {"Houlsby": ("vermillion", "-"), "Pfeiffer": ("green", "--"), "parallel": ("blue", "-.")}
+ends = []
 for name, (_, losses, _) in runs.items():
-    smooth = np.convolve(losses, np.ones(10) / 10, "valid")
-    ax.plot(np.arange(10, 61), smooth, ls=kinds[name][2], color=plot.COLOURS["vermillion"])
-    ax.annotate(name, (60, smooth[-1]), xytext=(4, 0), textcoords="offset points", va="center", color=plot.ink(plot.COLOURS["vermillion"]))
-ax.set(xlabel="step", ylabel="training loss, mean of 10 steps", xlim=(8, 70), title="About 43,000 trained numbers each")
+    y, (colour, style) = np.convolve(losses - frozen, np.ones(10) / 10, "valid"), looks[name]
+    ax.plot(np.arange(10, STEPS + 1), y, color=plot.COLOURS[colour], ls=style)
+    ends.append((STEPS, y[-1], name, plot.COLOURS[colour]))
+ax.set(xlabel="step", xlim=(8, STEPS + 12), xticks=range(10, STEPS + 1, 10),
+       ylabel="training loss − frozen base's,\nmean of 10 steps (nats/token)")
+plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: three curves with the same wiggles, which are the batches. They differ by little, but steadily.* The
-# order agrees with He et al.: parallel before serial. One seed of 60 steps proves nothing; the study trains longer,
-# over five seeds and three widths:
+# *What to see: all three learn from the first steps on, and the parallel adapter learns most with
+# about as many numbers.* What does that look like? The likeliest continuations of two beginnings:
+
+# %%
+starts = ["The axes", "The default is the"]
+text = lambda model: "\n\n".join(map("{}{}".format, starts, task.predict(model, starts, 16)))
+beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
+        **{f"{name}, {test:.2f} nats": text(model) for name, (model, _, test) in runs.items()}})
+
+# %% [markdown]
+# A model of this size writes no good text, and it repeats itself.
+# A difference of a few tenths of a nat is hardly seen in so few words.
+#
+# One seed of 60 steps proves nothing. The study trains longer, at two widths and over five seeds:
 
 # %%
 show("adapters")
 
 # %% [markdown]
-# *What to see: parallel against serial at equal size, and where the line of full fine-tuning is.*
+# *What to see: parallel is lower at both sizes.
+# The distance, serial minus parallel, is {study adapters: sequential 16 - parallel 16, loss} nats
+# at $m = 16$ and {study adapters: sequential 64 - parallel 64, loss} at $m = 64$.
+# Full fine-tuning is still lower.* He et al. have the same order.
 #
-# What did the adapters learn to write? The same meter, now after training:
+# What did the adapters learn to write? The meter of section 2, now after training:
 
 # %%
 written = {name: sizes(runs[name][0]) for name in ("Houlsby", "Pfeiffer")}
+most = max(written["Houlsby"], key=written["Houlsby"].get)
+print(f"largest: {most}, {100 * written['Houlsby'][most]:.0f} % of its sublayer's output")
+
+# %% fold
 fig, ax = plot.figure(height=2.5)
-places = [(f"blocks.{i}.{place}", i + shift) for i in range(c.n_layers) for place, shift in (("attention.output", -0.17), ("mlp.down", 0.17))]
-for path, x in places:
-    place = "sky" if "attention" in path else "vermillion"
-    ax.bar(x, 100 * written["Houlsby"][path], width=0.3, color=plot.COLOURS[place])
-ax.plot(range(c.n_layers), [100 * written["Pfeiffer"][f"blocks.{i}.mlp.down"] for i in range(c.n_layers)], "s", color="black")
-ax.text(0.02, 0.93, "bars: Houlsby, behind attention (left) and MLP (right); squares: Pfeiffer", transform=ax.transAxes)
-ax.set(xlabel="block", ylabel="added, % of the sublayer's output", ylim=(0, 1.35 * 100 * max(max(w.values()) for w in written.values())))
+for i in range(c.n_layers):
+    for place, shift, colour in (("attention.output", -0.17, "sky"),
+                                 ("mlp.down", 0.17, "vermillion")):
+        share = 100 * written["Houlsby"][f"blocks.{i}.{place}"]
+        ax.bar(i + shift, share, width=0.3, color=plot.COLOURS[colour])
+squares = [100 * written["Pfeiffer"][f"blocks.{i}.mlp.down"] for i in range(c.n_layers)]
+ax.plot(range(c.n_layers), squares, "s", color="black")
+ax.text(0.02, 0.93, "bars: Houlsby, behind attention (left) and MLP (right); squares: Pfeiffer",
+        transform=ax.transAxes)
+ax.set(xlabel="block", ylabel="added, % of the\nsublayer's output", xticks=range(c.n_layers),
+       ylim=(0, 1.35 * 100 * max(max(w.values()) for w in written.values())))
 fig
 
 # %% [markdown]
-# *What to see: how much each adapter adds, in per cent of what its sublayer says by itself.* It began at a fraction of
-# a per cent, equation (2), everywhere.
+# *What to see: every adapter began below one per cent, by equation (2).
+# Now, behind the MLP, the adapters of the late blocks add most.
+# Behind the attention, that of the first block adds most.*
+#
+# ## 6. A task that cannot be switched back on
+#
+# The promise is: one base, and for each task a small file. Here a colleague stores the file.
+# "The adapters are what is not in the base", he says.
+# He stores them, takes a fresh base next day, puts them on, and measures:
+
+# %%
+def files(model): return {name.replace(".base.", "."): a for name, a in model.state_dict().items()}
+
+
+def stored_by_colleague(before, after):
+    """The names of the arrays that go into the file."""
+    return [name for name in after if name not in before]
+
+
+def next_day(names, tuned):
+    """The test loss of a fresh base with fresh adapters, after the file was loaded."""
+    fresh, after = tp.attach(tp.load_pretrained(), tuned.method, rng=1), files(tuned.model)
+    fresh.model.load_state_dict({name: after[name] for name in names}, strict=False)
+    return tp.evaluate(fresh, task)["loss"]
+
+
+tuned, _, test = runs["Houlsby"]
+before, after = files(tp.load_pretrained()), files(tuned.model)
+names = stored_by_colleague(before, after)
+print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(names)} arrays")
+
+# %% [markdown]
+# The loss is not what it was. No error was raised.
+#
+# ### {exercise}
+#
+# Write the mended function. `before` and `after` are dicts, name → array, of the base before
+# training and of the model with adapters after training.
+# Layers of the base have the same name in both.
+# Return the list of all names that the file needs, and of no others, in the order of `after`.
+# An array that training has moved by ever so little is needed.
+
+# %% exercise=adapters.bug points=2 minutes=10
+def adapters_bug(before, after):
+    """The names of the arrays without which the trained model cannot be rebuilt from the base."""
+    ### BEGIN SOLUTION
+    return [name for name, a in after.items()
+            if name not in before or not np.array_equal(a, before[name])]
+    ### END SOLUTION
+
+# %%
+result = tp.check("adapters.bug", adapters_bug)
+stored = result.function
+result
+
+# %%
+names = stored(before, after)
+print(f"trained {test:.4f}, next day {next_day(names, tuned):.4f}, from {len(names)} arrays")
+
+# %% [markdown]
+# PEFT has this trap, too: what is trained beside the method has to be named in `modules_to_save`.
+#
+# ## 7. Bonus: an adapter without its nonlinearity
+#
+# The points of this section are extra. Leave $f$ out of a serial adapter.
+# Then the layer before it and the adapter are linear, one after the other, and together they are
+# *one* layer.
+#
+# ### {exercise}
+#
+# The layer before is $h = W x + b$, with `W` $(d, k)$ and `b` $(d,)$.
+# The adapter without $f$ is $h + W_u (W_d h + b_d) + b_u$.
+# Return the arrays `(W, b)` of one layer that does what both do.
+
+# %% exercise=adapters.linear points=2 minutes=10 bonus=yes
+def adapters_linear(W, b, W_d, b_d, W_u, b_u):
+    """(W, b) of one linear layer that computes the layer and the adapter without f behind it."""
+    ### BEGIN SOLUTION
+    M = np.eye(len(W)) + W_u @ W_d                               # (d, d)
+    return M @ W, M @ b + W_u @ b_d + b_u
+    ### END SOLUTION
+
+# %%
+result = tp.check("adapters.linear", adapters_linear)
+merged_layer = result.function
+result
+
+# %%
+rng = np.random.default_rng(0)
+arrays = [rng.standard_normal(shape) for shape in ((64, 96), 64, (4, 64), 4, (64, 4), 64)]
+change = merged_layer(*arrays)[0] - arrays[0]
+print(f"the change of W {change.shape} has rank {np.linalg.matrix_rank(change)}")
+
+# %% [markdown]
+# The change has rank $m$. An adapter without $f$ is a low-rank change of the weight: lesson 07.
 #
 # ### {exercise} · Where would you spend 20,000 parameters? (open, 4 points, 25 minutes)
 #
-# You may train 20,000 numbers, give or take 5 %. Compare at least three ways to spend them on adapters: all blocks
-# narrow, or only the upper (or lower) blocks wide; beside attention or beside the MLP (`beside="attention"`). For
-# single blocks, set the adapters of the others aside: after `attach`, put their bases back with `replace_modules`.
-# Predict the order first.
+# You may train 20,000 numbers, give or take 5 %.
+# Compare at least three ways to spend them on adapters: all blocks narrow, or only the upper (or
+# lower) blocks wide; beside attention or beside the MLP (`beside="attention"`).
+# Predict the order first. Three lines take the adapters off all blocks but those in `kept`:
 #
-# *Rubric: 1 point for budgets that really are equal (say how you counted); 1 for three seeds and their spread; 1 for a
-# prediction with a reason; 1 for comparing the outcome with the papers (He et al.; Houlsby et al., section 3.6) and saying
-# where this small model differs.*
+# ```python
+# aside = {path: w for path, w in tuned.wrappers.items() if int(path.split(".")[1]) not in kept}
+# replace_modules(tuned.model, {path: w.base for path, w in aside.items()})
+# print(sum(p.size for p in tuned.model.parameters() if p.requires_grad))
+# ```
+#
+# *Rubric: 1 point for budgets that really are equal (say how you counted); 1 for three seeds and
+# their spread; 1 for a prediction with a reason; 1 for comparing the outcome with the papers (He
+# et al.; Houlsby et al., section 3.6) and saying where this small model differs.*
 
 # %% [answer]
-# *Budget.* An adapter has $m(2d + 1) + d$ numbers, $257 m + 128$ here. One parallel adapter in each of five blocks:
-# $m = 15$ gives 19,915. In two blocks: $m = 38$, 19,788. In one: $m = 77$, 19,917. Serial adapters of Houlsby et al. are two
-# per block: $m = 7$ gives 19,270, within 5 %.
+# *Budget.* An adapter has $m(2d + 1) + d$ numbers, $257 m + 128$ here.
+# One parallel adapter in each of five blocks: $m = 15$ gives 19,915.
+# In two blocks: $m = 38$, 19,788. In one: $m = 77$, 19,917.
+# Serial adapters of Houlsby et al. are two per block: $m = 7$ gives 19,270, within 5 %.
 #
-# *What comes out.* Beside the MLP, all blocks narrow and the two upper ones wide are level in 60 steps; beside attention, the two lower blocks,
-# and the last block alone are 0.02 to 0.04 nats worse, with two seeds that differ by less than 0.01. (`trainable_parameters()`
-# still lists the adapters that were set aside: count those that are in the model.)
+# *What comes out.*
+# Beside the MLP, all blocks narrow and the two upper ones wide are level in 60 steps.
+# Beside attention, the two lower blocks, and the last block alone are a few hundredths of a nat
+# worse, and two seeds differ by less. (`trainable_parameters()` still lists the adapters that
+# were set aside: count those that are in the model.)
 #
-# *The papers.* He et al. find the MLP the better place for larger budgets, and attention as good for very small ones.
-# Houlsby et al. can remove adapters of lower layers at little loss, but they remove them after training all. The study
-# asks a related question. {claim Parallel adapters are better}
+# *The papers.* He et al. find the MLP the better place for larger budgets, and attention as good
+# for very small ones. Houlsby et al. can remove adapters of lower layers at little loss, but they
+# remove them after training all. The study asks a related question.
+# {claim Parallel adapters are better}
 
 # %% [markdown]
 # ## Recall
 #
 # <details><summary>1. Why does a fresh adapter not disturb the model?</summary>
-# It adds something of relative size σ²√(md)/2, half a per cent at σ = 0.01. A parallel adapter adds exactly nothing,
-# since its W_up is zero.
+# It adds something of relative size σ²√(md)/2, half a per cent at σ = 0.01.
+# A parallel adapter adds nothing, because its W_up is zero.
 # </details>
 # <details><summary>2. Why may not both matrices be zero at the start?</summary>
-# Each one's gradient is multiplied by the other, or by what the other makes: both would stay zero for ever.
+# The gradient of each contains the other, or what the other makes. Both would stay zero for ever.
 # </details>
 # <details><summary>3. Why can a serial adapter not be merged into the layer before it?</summary>
-# It is a nonlinear function of that layer's output; no weight of the layer computes h + W_u f(W_d h).
+# It is a nonlinear function of that layer's output.
+# No weight of the layer computes h + W_u f(W_d h).
 # </details>
 # <details><summary>4. In what sense can a parallel adapter be merged?</summary>
-# With the MLP's activation it is m further hidden units; the result is an MLP of another shape.
+# With the MLP's activation it is m more hidden units. The result is an MLP of another shape.
 # </details>
 # <details><summary>5. What does an adapter cost when the model is used?</summary>
-# 4dm multiplications and additions per token and adapter, under 1 % to a few per cent of a block's 24d²; and, if
-# serial, two more steps that must wait for one another.
+# 4dm multiplications and additions per token and adapter, under 1 % to a few per cent of a
+# block's 24d². If it is serial, there are two more steps that must wait for one another.
 # </details>
 #
-# ## Where the paper says this
+# ## Where the papers say this
 #
-# - Houlsby et al., arXiv 1902.00751: the module in section 2.1, near-identity initialisation there and in section 3.6.
-#   Table 1: GLUE 80.0 with 3.6 % of BERT-large's parameters per task, against 80.4 for full fine-tuning.
-# - Pfeiffer et al., arXiv 2005.00247: one adapter per block, after a search over placements; and AdapterFusion, which
-#   mixes several.
-# - He et al., arXiv 2110.04366: equation (4) is their scaled parallel adapter. On XSum (ROUGE-2) beside the FFN 20.66
-#   against 19.98 behind it (table 3), and 21.54 with $s = 4$ (table 5).
+# * Houlsby et al., arXiv 1902.00751: the module in section 2.1, near-identity initialisation
+#   there and in section 3.6. Table 1: GLUE 80.0 with 3.6 % of BERT-large's parameters per task,
+#   against 80.4 for full fine-tuning.
+# * Pfeiffer et al., arXiv 2005.00247: one adapter per block, after a search over placements; and
+#   AdapterFusion, which mixes several.
+# * He et al., arXiv 2110.04366: equation (4) is their scaled parallel adapter.
+#   On XSum (ROUGE-2) beside the FFN 20.66 against 19.98 behind it (table 3), and 21.54 with
+#   $s = 4$ (table 5).
 #
 # ## Where implementations differ
 #
-# - Initialisation: the paper of 2019 says $\sigma = 0.01$, its code 0.001; the `adapters` library's "bert" start is
-#   0.02. Its parallel adapter has a learned or a fixed scale, by option.
-# - "Pfeiffer" and "Houlsby" are confused all the time. The `adapters` library calls them `seq_bn` and `double_seq_bn`.
-# - BERT normalizes after the residual addition, GPT-2 before the sublayer. The adapter's place, between projection and
-#   addition, is the same; what it reads is not normalized in either.
-# - Hugging Face PEFT has no bottleneck adapters at all. What `ParallelAdapter` computes is checked against a PyTorch
-#   version of our own.
+# * Initialisation: the paper of 2019 says $\sigma = 0.01$, its code 0.001; the `adapters`
+#   library's "bert" start is 0.02.
+#   Its parallel adapter has a learned or a fixed scale, by option.
+# * "Pfeiffer" and "Houlsby" are often confused.
+#   The `adapters` library calls them `seq_bn` and `double_seq_bn`.
+# * BERT normalizes after the residual addition, GPT-2 before the sublayer.
+#   The adapter's place, between projection and addition, is the same.
+#   What it reads is not normalized in either.
+# * Hugging Face PEFT has no bottleneck adapters.
+#   What `ParallelAdapter` computes is checked against a PyTorch version of our own.
 #
-# **Now you can** add a trained module to any place of a frozen model and predict what it does before training. Next:
-# [05 · Prompt tuning](05_prompt_tuning.ipynb) leaves the model alone altogether and changes what it reads.
+# **Now you can** add a trained module to any place of a frozen model, predict what it does before
+# training, and store what it needs. Next: [05 · Prompt tuning](05_prompt_tuning.ipynb) leaves the
+# model alone altogether and changes what it reads.

@@ -1,77 +1,121 @@
 # %% [markdown]
 # # 06 · Prefix tuning and P-tuning v2
 #
-# **What you will do.** Put keys and values that no token ever had in front of every layer's attention, and train
-# nothing else. You will write the attention that sees them, take it apart into "what the text says" and "what the
-# prefix says", build the small network that makes training them stable, and measure whether depth is worth its
-# parameters.
+# **What you will do.** Put keys and values that no token ever had in front of every layer's
+# attention, and train nothing else.
+# You write the attention that sees them and put it into the model.
+# You take it apart into "what the text says" and "what the prefix says".
+# You count what a prefix trains and what it stores, find out why a colleague's prefix does harm,
+# and measure whether depth is worth its parameters.
 #
 # **What you need.** Lesson 02 (attention, heads, the cache) and lesson 05 (prompt tuning).
 #
-# **Time.** 55 minutes; every cell together runs in well under a minute.
+# **Words and letters.** [The glossary](GLOSSARY.md) explains every word and letter of the course.
+#
+# **Time.** 110 minutes; every cell together runs in about a minute.
 
 # %%
 import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft.course import show
+from tinypeft import gpt
+from tinypeft.course import beside, show, sliders, use
+from tinypeft.peft.prefix import Prefix, ReparameterizedPrefix
 from tinypeft.study import plot
 
-model = tp.load_pretrained()
-task = tp.tasks.domain(model, context=128, held_out=8192)        # Matplotlib's documentation: new to the model
-c = model.config
-print(f"{c.n_layers} layers, {c.n_heads} heads of {c.d_model // c.n_heads} columns, d = {c.d_model}")
-print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/token")
+base = tp.load_pretrained()
+task = tp.tasks.domain(base, context=128, held_out=8192)      # Matplotlib's text is new to it
+c = base.config
+d_head = c.d_model // c.n_heads
+frozen_loss = tp.evaluate(base, task)["loss"]
+print(f"{c.n_layers} layers, {c.n_heads} heads of {d_head} columns, d = {c.d_model}")
+print(f"the frozen base has {frozen_loss:.3f} nats per token")
 
 # %% [markdown]
-# ## From a prompt to a prefix
+# ## 1. From a prompt to a prefix
 #
-# Prompt tuning (lesson 05) trains $P$ vectors at the input. Each of them then passes through frozen layers: what
-# the third layer sees of the prompt is whatever the first two, which were never trained for it, make of it. Li and
-# Liang (arXiv 2101.00190) give every layer a prompt of its own. And since all that later tokens ever take from an
-# earlier token is its **key** and its **value**, they do not bother with the rest of it: they train keys and values.
-#
-# In layer $\ell$, with $[\,;\,]$ for putting rows under rows,
+# Prompt tuning (lesson 05) trains $P$ vectors at the input.
+# Each of them then passes through frozen layers.
+# What the third layer sees of the prompt is what the first two make of it, and they were never
+# trained for it. Li and Liang (arXiv 2101.00190) give every layer a prompt of its own.
+# All that later tokens ever take from an earlier token is its **key** and its **value**, so they
+# train only keys and values. These are the *prefix*:
+
+# %%
+show("schematic:prefix")
+
+# %% [markdown]
+# In every layer, with $[\,;\,]$ for putting rows under rows, $P_K$ for the trained keys and $P_V$
+# for the trained values,
 #
 # $$K \leftarrow [P_K;\, K], \qquad V \leftarrow [P_V;\, V] \tag{1}$$
 #
-# Here is that equation in the model's own attention. The same argument carries the generation cache: to the model, a
-# prefix is a past that never happened.
+# Nothing else changes. Queries are computed from tokens alone.
+# There are as many outputs as tokens. No weight of the model moves.
+# Two consequences are easy to overlook.
+#
+# * **Positions shift.** GPT-2 adds a vector for each position.
+#   Behind $P$ virtual positions the first real token has the position $P$, not 0.
+# * **A prefix of zeros does something.**
+#   A zero key has the score 0 with every query, and $e^0 = 1$.
+#   It takes its share of the softmax and gives a zero value for it.
+#
+# Let us measure the second: the same 40 tokens, once without a prefix, once with a prefix of ten
+# zero vectors. Guess first. The last token sees 10 zero keys and 40 keys of text.
+# Which share of its attention goes to the zeros, as a mean over all heads?
 
 # %%
-show(tp.decoder.attend, around="concatenate([K, k]")
-
-# %% [markdown]
-# Nothing else changes. Queries are computed from tokens alone; there are as many outputs as tokens; no weight of the
-# model moves. Two consequences are easy to overlook:
-#
-# * **Positions shift.** GPT-2 adds a vector for each position. Behind $P$ virtual positions the first real token is
-#   number $P$, not 0.
-# * **A prefix of zeros is not nothing.** A zero key has the score 0 with every query, and $e^0 = 1$: it takes its
-#   share of the softmax and gives a zero value for it.
-#
-# See it: the same text, without a prefix, and behind one of ten zeros.
+guess = tp.predict("06.zeros", 20, "%")
 
 # %%
-tokens = task.batch("test", 1, np.random.default_rng(0))[0][:, :40]                  # (1, 40)
-zero = tp.Tensor(np.zeros((c.n_heads, 10, c.d_model // c.n_heads), np.float32))      # (H, P, d_head)
-with tp.no_grad():
-    plain = model(tokens).data
-    behind = model(tokens, prefix=[(zero, zero)] * c.n_layers).data
-print(f"the logits move by {abs(behind - plain).mean():.2f} on average; their standard deviation is {plain.std():.2f}")
+def walk(model, tokens, prefix, seen, positions):
+    """The logits of one row of tokens (1, T), and all maps of attention (L, H, T, P + T), by hand.
+
+    prefix: a (K, V) for each layer. seen (T, P + T), or one for each layer: may token t look at
+    column j?
+    positions (T,): the position of each token."""
+    cut = lambda t: t.data.reshape(tokens.shape[1], c.n_heads, -1).transpose(1, 0, 2)
+    maps = []
+    with tp.no_grad():
+        x = model.token_embedding(tokens) + model.position_embedding(positions)
+        seen = np.broadcast_to(seen, (len(prefix), *np.shape(seen)[-2:]))
+        for block, (P_K, P_V), may_see in zip(model.blocks, prefix, seen, strict=True):
+            n, a = block.norm1(x), block.attention
+            q, k, v = (cut(project(n)) for project in (a.query, a.key, a.value))    # (H, T, d_head)
+            scores = q @ np.concatenate([P_K.data, k], axis=1).swapaxes(1, 2) / d_head ** 0.5
+            maps.append(F.softmax(tp.Tensor(np.where(may_see, scores, -np.inf))).data)
+            o = maps[-1] @ np.concatenate([P_V.data, v], axis=1)
+            x = x + a.output(tp.Tensor(o.transpose(1, 0, 2).reshape(1, len(positions), -1)))
+            x = x + block.mlp(block.norm2(x))
+        return model.logits(model.final_norm(x)), np.stack(maps)
+
+
+tokens, targets = (a[:, :40] for a in task.batch("test", 1, np.random.default_rng(0)))
+zero = tp.Tensor(np.zeros((c.n_heads, 10, d_head), np.float32))               # (H, P, d_head)
+with tp.no_grad(): behind = base(tokens, prefix=[(zero, zero)] * c.n_layers)
+all_seen = np.tril(np.ones((40, 50), bool), 10)
+by_hand, maps = walk(base, tokens, [(zero, zero)] * c.n_layers, all_seen, np.arange(10, 50))
+print("the walk by hand is the model:", np.allclose(by_hand.data, behind.data, atol=1e-3))
+print(f"loss {F.cross_entropy(base(tokens), targets).item():.2f} without a prefix, "
+      f"{F.cross_entropy(behind, targets).item():.2f} behind ten zeros")
+guess.beside(100 * maps[:, :, -1, :10].sum(-1).mean())
 
 # %% [markdown]
+# In many heads most scores of the text are negative: a head ignores a token by a low score.
+# There, 0 is a large score.
+#
 # ### {exercise}
 #
-# Write one head's attention with a prefix. `q`, `k`, `v` are Tensors $(T, d_\text{head})$, `P_K` and `P_V` Tensors
-# $(P, d_\text{head})$. Token $t$ may look at the whole prefix and at tokens $0 \dots t$. Return the outputs
-# $(T, d_\text{head})$:
+# Write one head's attention with a prefix. `q`, `k`, `v` are Tensors $(T, d_\text{head})$; `P_K`
+# and `P_V` are Tensors $(P, d_\text{head})$.
+# Token $t$ may look at the whole prefix and at tokens $0 \dots t$.
+# Return the outputs $(T, d_\text{head})$. First write down, for $T = 3$ and $P = 2$, which of the
+# five columns each of the three tokens may see.
 #
-# $$O = \mathrm{softmax}\!\left(\frac{q\,[P_K; k]^\top}{\sqrt{d_\text{head}}} + M\right)[P_V; v] \tag{2}$$
-#
-# with $M_{tj} = 0$ where token $t$ may look and $-\infty$ where it may not. Use operations on Tensors (`@`, `.T`,
-# `tp.concatenate([a, b], axis=0)`, `F.softmax`), so that gradients reach all five; do not call `F.attention`.
+# Use operations on Tensors (`@`, `.T`, `tp.concatenate([a, b], axis=0)`, `F.softmax`), so that
+# gradients reach all five. Do not call `F.attention`.
+# Where a token may not look, add $-\infty$ to its score.
 
 # %% exercise=prefix.attention points=3 minutes=12
 def prefix_attention(q, k, v, P_K, P_V):
@@ -79,89 +123,162 @@ def prefix_attention(q, k, v, P_K, P_V):
     ### BEGIN SOLUTION
     T, d = q.shape
     P = P_K.shape[0]
-    K, V = tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0)        # (P + T, d_head)
-    M = np.triu(np.full((T, P + T), -np.inf), P + 1)                                 # (T, P + T)
+    K, V = tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0)  # (P + T, d_head)
+    M = np.triu(np.full((T, P + T), -np.inf), P + 1)                           # (T, P + T)
     return F.softmax(q @ K.T * (1 / d ** 0.5) + M) @ V
     ### END SOLUTION
 
 # %%
 result = tp.check("prefix.attention", prefix_attention)
+my_attention = result.function
 result
 
 # %% [markdown]
-# ## What a prefix does to a head
+# <details><summary>The equation and the mask, to compare with yours</summary>
 #
-# Because the softmax normalises over prefix and text together, equation (2) can be taken apart. For one query $q$,
-# let $\lambda$ be the share of the softmax that falls on the prefix:
+# $$O = \mathrm{softmax}\!\left(\frac{q\,[P_K; k]^\top}{\sqrt{d_\text{head}}} + M\right)[P_V; v]
+# \tag{2}$$
 #
-# $$\lambda(q) = \frac{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}}}{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}} + \sum_j e^{\,q \cdot k_j/\sqrt{d}}} \tag{3}$$
+# For $T = 3$ and $P = 2$, with · for a place that may be seen,
 #
-# Then (He et al., arXiv 2110.04366, equations 7 and 8)
+# $$M = \begin{pmatrix} \cdot & \cdot & \cdot & -\infty & -\infty \\
+# \cdot & \cdot & \cdot & \cdot & -\infty \\ \cdot & \cdot & \cdot & \cdot & \cdot \end{pmatrix}$$
 #
-# $$\text{head} = (1 - \lambda(q))\ \mathrm{Attn}(q, k, v) + \lambda(q)\ \mathrm{Attn}(q, P_K, P_V) \tag{4}$$
+# </details>
 #
-# Read it from the right: $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt d)\, P_V$ is a small network with one
-# hidden layer of $P$ units, softmax for its nonlinearity, $P_K$ and $P_V$ for its weights. **A prefix is an adapter** in
-# parallel to each head, with two peculiarities: its "bottleneck" is $P$, and a gate $\lambda$, computed and not
-# trained, decides how far it *replaces* the head. That is how the paper of the parallel adapter came to be
-# (lesson 04).
+# **Your attention at work.** It takes the place of the package's in every head of the model, and
+# a prefix trains through it for five steps:
+
+# %%
+def my_attend(q, k, v, prefix, cache, **options):
+    """Your attention for each row and head: q, k, v (B, H, T, d_head) → (B, T, H d_head)."""
+    B, H, T, _ = q.shape
+    rows = [tp.concatenate([my_attention(q[b, h], k[b, h], v[b, h], prefix[0][h], prefix[1][h])
+                            for h in range(H)], axis=1).reshape(1, T, -1) for b in range(B)]
+    return tp.concatenate(rows, axis=0)
+
+
+def losses_of(tuned, steps=5):
+    return np.array(tp.train(tuned, task, steps, batch_size=2, seed=0, progress=False).loss)
+
+
+first, second = (tp.attach(tp.load_pretrained(), tp.PTuningV2(10, dropout=0.0)) for _ in range(2))
+theirs = losses_of(first)
+with use(gpt, attend=my_attend): mine = losses_of(second)
+print("your losses", mine.round(3))
+print(f"largest difference from the package's: {abs(mine - theirs).max():.0e}")
+
+# %% [markdown]
+# Compare yours with the package's, which joins all heads at once.
+# Generation's cache goes through the same function: for the model, a prefix looks like earlier
+# tokens that were never there.
+
+# %%
+show(tp.decoder.attend, around="concatenate([K, k]")
+
+# %% [markdown]
+# ## 2. What a prefix does to a head
+#
+# **By hand.** One key of a prefix has the score $\ln 3$, one key of the text the score 0.
+# Their exponentials are 3 and 1, so the prefix gets $\lambda = 3/4$ of the attention.
+# The prefix's value is 8, the text's is 4.
+# The head's output is $\tfrac14 \cdot 4 + \tfrac34 \cdot 8 = 7$.
+#
+# Now for any number of keys.
+# For one query $q$, let $\lambda$ be the share of the softmax that falls on the prefix.
+# Because the softmax covers prefix and text together, the head can be taken apart (He et al.,
+# arXiv 2110.04366, equations 7 and 8):
+#
+# $$\text{head} = (1 - \lambda)\ \mathrm{Attn}(q, k, v) + \lambda\ \mathrm{Attn}(q, P_K, P_V)
+# \tag{3}$$
+#
+# Read it from the right.
+# $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt d)\, P_V$ is a small network
+# with one hidden layer of $P$ units.
+# Its nonlinearity is the softmax, and its weights are $P_K$ and $P_V$.
+# **A prefix is an adapter** in parallel to each head, with two peculiarities.
+# Its bottleneck is $P$.
+# And a gate $\lambda$, which is computed and not trained, decides how far it *replaces* the head.
+# That is how the paper of the parallel adapter (lesson 04) came to it.
 #
 # ### {exercise}
 #
-# For the last token's query `q` $(d_\text{head},)$, which sees everything, compute $\lambda$ of equation (3). NumPy arrays
-# this time: `k` $(S, d_\text{head})$, `P_K` $(P, d_\text{head})$; return a number. Scores may be large: subtract the largest one before
-# you exponentiate, or $e^{1000}$ will spoil the day.
+# For the last token's query `q` $(d_\text{head},)$, which sees everything, derive $\lambda$ from
+# the scores and compute it.
+# NumPy arrays this time: `k` $(S, d_\text{head})$, `P_K` $(P, d_\text{head})$. Return a number.
+# Scores are divided by $\sqrt{d_\text{head}}$, and they may be in the thousands: `np.exp` must
+# not overflow.
 
 # %% exercise=prefix.share points=3 minutes=12
 def prefix_share(q, k, P_K):
     """λ: how much of the softmax falls on the prefix, a number in (0, 1)."""
     ### BEGIN SOLUTION
-    s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))                               # (P + S,)
+    s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))                         # (P + S,)
     e = np.exp(s - s.max())
     return e[:len(P_K)].sum() / e.sum()
     ### END SOLUTION
 
 # %%
 result = tp.check("prefix.share", prefix_share)
+share = result.function
 result
 
 # %% [markdown]
-# Equation (4) with numbers: the head on the left, the mixture on the right.
+# <details><summary>The equation</summary>
+#
+# $$\lambda(q) = \frac{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}}}
+# {\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}} + \sum_j e^{\,q \cdot k_j/\sqrt{d}}} \tag{4}$$
+#
+# </details>
+#
+# Your $\lambda$ in equation (3): the head on the left, the mixture on the right, and what happens
+# to both as the prefix's keys grow.
 
 # %%
-share = result.function
 rng = np.random.default_rng(1)
 q, k, v, P_K, P_V = (rng.standard_normal((n, 8)) for n in (1, 6, 6, 3, 3))
-attend = lambda q, k, v: F.attention(tp.Tensor(q), tp.Tensor(k), tp.Tensor(v)).data  # one query: it sees every key
-left = attend(q, np.concatenate([P_K, k]), np.concatenate([P_V, v]))
-lam = share(q[0], k, P_K)
-right = (1 - lam) * attend(q, k, v) + lam * attend(q, P_K, P_V)
-print(f"λ = {lam:.3f}, largest difference {abs(left - right).max():.1e}")
+attend = lambda *qkv: F.attention(*map(tp.Tensor, qkv)).data                 # it sees every key
+for factor in (0, 1, 4, 16):
+    lam = share(q[0], k, factor * P_K)
+    left = attend(q, np.concatenate([factor * P_K, k]), np.concatenate([P_V, v]))
+    right = (1 - lam) * attend(q, k, v) + lam * attend(q, factor * P_K, P_V)
+    moved = np.linalg.norm(left - attend(q, k, v))
+    print(f"{factor:2} × P_K: λ = {lam:.3f}, output moved by {moved:.2f}, "
+          f"left − right {abs(left - right).max():.0e}")
 
 # %% [markdown]
-# ## The table, and the network that makes it
+# Move the handle: the keys of this prefix grow, and $\lambda$ opens the gate.
+
+# %%
+sliders.gate(q[0], k, P_K)
+
+# %% [markdown]
+# ## 3. The table, and the network that makes it
 #
-# All of a prefix is one table $P_\theta$ with a row per virtual token: in each of $L$ layers $H$ heads need a key and a
-# value of $d_\text{head} = d/H$ numbers, together $2Ld$ in a row. Training the table itself was unstable in the
-# paper's experiments; it trains a smaller matrix $P'_\theta$ and a network that makes the table of it (section 4.3):
+# All of a prefix is one table $P_\theta$ with a row for each virtual token.
+# In each of $L$ layers, $H$ heads need a key and a value of $d_\text{head} = d/H$ numbers.
+# That is $2Ld$ numbers in a row.
+# Training the table itself was unstable in the paper's experiments.
+# The paper trains a smaller matrix $P'_\theta$ and a network that makes the table of it (section
+# 4.3):
 #
 # $$P_\theta[i, :] = W_2 \tanh(W_1 P'_\theta[i, :] + b_1) + b_2 \tag{5}$$
 
 # %%
-from tinypeft.peft.prefix import Prefix, ReparameterizedPrefix
-
 show(ReparameterizedPrefix.table)
 
 # %% [markdown]
-# After training the network is evaluated once and thrown away: only the table is kept (`tuned.fold()`). So there are
-# two honest answers to "how many parameters", and papers, libraries and readers mix them up all the time.
+# After training, the network is evaluated once and dropped.
+# Only the table is kept (`tuned.fold()`).
+# So "how many parameters" has two honest answers, and papers and libraries mix them up.
 #
 # ### {exercise}
 #
-# For $P$ virtual tokens, $L$ layers, width $d$, and a network with $m$ hidden units ($P'$ is $P \times d$, both layers of
-# the network have biases), return the numbers that are **trained** and that are **stored**.
+# For $P$ virtual tokens, $L$ layers, width $d$, and a network with $m$ hidden units, return the
+# numbers that are **trained** and that are **stored**. $P'$ is $P \times d$.
+# Both layers of the network have biases.
 
-# %% exercise=prefix.count points=1 minutes=5
+# %% exercise=prefix.count points=2 minutes=6
 def prefix_count(P, L, d, m):
     """(trained, stored) for a reparameterized prefix."""
     ### BEGIN SOLUTION
@@ -170,193 +287,333 @@ def prefix_count(P, L, d, m):
 
 # %%
 result = tp.check("prefix.count", prefix_count)
+count = result.function
 result
 
 # %%
-count = result.function
-for name, (P, L, d, m) in {"this base": (10, c.n_layers, c.d_model, 64), "GPT-2 medium, as in the authors' code": (10, 24, 1024, 512)}.items():
-    trained, stored = count(P, L, d, m)
-    print(f"{name:<37} trained {trained:>12,}   stored {stored:>9,}")
-print(tp.attach(tp.load_pretrained(), tp.PrefixTuning(10, hidden=64)).summary())
+sizes = {"this base": (10, c.n_layers, c.d_model, 64),
+         "GPT-2 medium, authors' code": (10, 24, 1024, 512)}
+for name, numbers in sizes.items():
+    print("{:27} trained {:>12,}   stored {:>9,}".format(name, *count(*numbers)))
+summary = tp.attach(tp.load_pretrained(), tp.PrefixTuning(10, hidden=64)).summary()
+print(f"the package's summary       trained {summary.trained:>12,}   stored {summary.stored:>9,}")
 
 # %% [markdown]
-# GPT-2 medium has some 355 million parameters. The paper's "0.1 %" is what is stored, the second count; in training
-# the network adds a multiple of it. (The authors say so when asked; see *Where implementations differ*.)
+# GPT-2 medium has some 355 million parameters. The paper's "0.1 %" is what is stored.
+# In training the network adds a multiple of it.
 #
 # ### {exercise}
 #
-# Cut a table $(P, 2Ld)$ into what the model wants: a list with one pair `(K, V)` per layer, each $(H, P, d_\text{head})$.
-# A row holds, one after another: layer 0's keys, layer 0's values, layer 1's keys, …; and each of these holds head 0,
-# head 1, …. The table is a NumPy array here.
+# Cut a table $(P, 2Ld)$ into what the model wants: a list with one pair `(K, V)` for each layer,
+# each $(H, P, d_\text{head})$.
+# A row holds, one after another, layer 0's keys, layer 0's values, layer 1's keys, and so on.
+# Each of these holds head 0, head 1, and so on. The table is a NumPy array here.
 
 # %% exercise=prefix.cut points=3 minutes=12
 def prefix_cut(table, n_layers, n_heads):
     """[(K, V) for each layer], each (H, P, d_head), from a table (P, 2 L d)."""
     ### BEGIN SOLUTION
     P = len(table)
-    parts = table.reshape(P, 2 * n_layers, n_heads, -1).transpose(1, 2, 0, 3)         # (2L, H, P, d_head)
+    parts = table.reshape(P, 2 * n_layers, n_heads, -1).transpose(1, 2, 0, 3)  # (2L, H, P, d_head)
     return [(parts[2 * i], parts[2 * i + 1]) for i in range(n_layers)]
     ### END SOLUTION
 
 # %%
 result = tp.check("prefix.cut", prefix_cut)
+my_cut = result.function
 result
 
 # %% [markdown]
-# In the package the same cut is made on Tensors, so that gradients flow back into the table:
+# Compare yours with the package's, which cuts a Tensor, so that gradients flow back into the
+# table:
 
 # %%
 show(Prefix.seams)
 
 # %% [markdown]
-# ## Train one
+# ## 4. Train one
 #
-# P-tuning v2 (Liu et al., arXiv 2110.07602) is the same table, trained directly, with a classification head on top when
-# the task is to understand rather than to write. So `PTuningV2` is the package's name for a direct prefix; watch the
-# three ways to spend twenty virtual tokens learn Matplotlib's documentation.
+# P-tuning v2 (Liu et al., arXiv 2110.07602) is the same table, trained directly.
+# It has a classification head on top when the task is to understand text and not to write it.
+# So `PTuningV2` is the package's name for a direct prefix.
+# Now train three methods, each with twenty virtual tokens.
+# The picture shows the training loss minus the frozen base's loss *on the same batches*.
 
 # %%
-def learn(method, steps=60):
-    """Losses in training, and the test loss, of a fresh copy of the base with `method`."""
+STEPS = 60
+
+
+def learn(method):
+    """A fresh copy of the base with `method`, trained; its training losses; its test loss."""
     tuned = tp.attach(tp.load_pretrained(), method, rng=0)
-    history = tp.train(tuned, task, steps, batch_size=4, seed=0, progress=False)
+    history = tp.train(tuned, task, STEPS, batch_size=4, seed=0, progress=False)
     return tuned, np.array(history.loss), tp.evaluate(tuned, task)["loss"]
 
 
-methods = {"prompt": tp.PromptTuning(20), "prefix": tp.PrefixTuning(20), "ptuning_v2": tp.PTuningV2(20, dropout=0.0)}
+methods = {"prompt": tp.PromptTuning(20), "prefix": tp.PrefixTuning(20),
+           "ptuning_v2": tp.PTuningV2(20, dropout=0.0)}
 runs = {name: learn(method) for name, method in methods.items()}
+with tp.no_grad():
+    batches = [task.batch("train", 4, np.random.default_rng([0, step])) for step in range(STEPS)]
+    frozen = np.array([task.loss(base, batch).item() for batch in batches])
+print(f"frozen base {frozen_loss:.3f} nats per token")
+for name, (tuned, _, test) in runs.items():
+    print(f"{name:10} {test:.3f} after training {tuned.summary().trained:6,} numbers")
 
-# %%
-smooth = lambda x, n=10: np.convolve(x, np.ones(n) / n, "valid")
-fig, ax = plot.figure()
-for i, (name, (tuned, losses, test)) in enumerate(runs.items()):
-    style = {**plot.mark(name), "marker": "", "ls": ("-", "--", ":")[i]}
-    ax.plot(np.arange(10, len(losses) + 1), smooth(losses), **style)
-    ax.plot([30, 33], [3.09 - 0.034 * i] * 2, **style)
-    label = f"{type(tuned.method).__name__}: {tuned.summary().trained:,} trained, test loss {test:.3f}"
-    ax.text(33.6, 3.09 - 0.034 * i, label, va="center", color=style["color"])
-ax.set(xlabel="step (4 × 128 tokens each)", ylabel="training loss, mean of 10 steps (nats/token)", ylim=(None, 3.12))
+# %% fold
+fig, ax = plot.figure(height=2.9)
+ax.axhline(0, color=plot.COLOURS["grey"], ls="--")
+ax.text(STEPS, 0.004, "frozen base", ha="right", color=plot.ink(plot.COLOURS["grey"]))
+ends = []
+for (name, (_, losses, _)), style in zip(runs.items(), ("-", "--", ":"), strict=True):
+    y, colour = np.convolve(losses - frozen, np.ones(10) / 10, "valid"), plot.mark(name)["color"]
+    ax.plot(np.arange(10, STEPS + 1), y, color=colour, ls=style)
+    ends.append((STEPS, y[-1], name, colour))
+ax.set(xlabel="step", xlim=(8, STEPS + 14), xticks=range(10, STEPS + 1, 10),
+       ylabel="training loss − frozen base's,\nmean of 10 steps (nats/token)")
+plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: three curves fall together; in so few steps depth pays little, and the direct table at its own, large
-# learning rate is as well-behaved as the one behind a network.* Both starts are good ones: these prefixes begin as the
-# keys and values of common words, not at random (section 7.4 of the paper: activations of real words help where data
-# is scarce). Try `init="random"` and look at the first loss. The committed study trains prompts and prefixes of
-# different lengths for longer, each at its own learning rate, over several seeds:
+# *What to see: depth pays from the first steps on, but not much in so few.
+# The direct table, at its own large learning rate, is as well-behaved as the one behind a
+# network.* All three start well: they begin as common words, or as the keys and values of common
+# words, not at random (section 7.4 of the paper: activations of real words help where data is
+# scarce).
+#
+# What was learned, in words? The likeliest continuations of two beginnings:
+
+# %%
+starts = ["The axes", "The default is the"]
+text = lambda model: "\n\n".join(map("{}{}".format, starts, task.predict(model, starts, 16)))
+beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
+        **{f"{name}, {test:.2f} nats": text(model) for name, (model, _, test) in runs.items()}})
+
+# %% [markdown]
+# A model of this size writes no good text, and it repeats itself.
+# The virtual tokens have changed some of its words: *what they say* is hard to read off, but the
+# loss shows that they help.
+#
+# **Your cut at work.** It cuts the trained table, and the model reads what you cut:
+
+# %%
+tuned, P, T = runs["ptuning_v2"][0], 20, tokens.shape[1]
+mine = [(tp.Tensor(K), tp.Tensor(V))
+        for K, V in my_cut(tuned.virtual.P.data, c.n_layers, c.n_heads)]
+with tuned.disabled(), tp.no_grad(): logits = tuned.model(tokens, prefix=mine).data
+print("the same logits as by the package:", np.allclose(logits, tuned(tokens).data, atol=1e-4))
+
+# %% [markdown]
+# The study trains prompts and prefixes of different lengths for longer, each at its own learning
+# rate, over several seeds:
 
 # %%
 show("prefix_length")
 
 # %% [markdown]
-# *What to see: the same number of virtual tokens is worth more in every layer than at the input alone.* The papers say
-# that prompt tuning closes its gap to fine-tuning at billions of parameters, and that deep prompts do so on small
-# models, too.
+# *What to see: the same number of virtual tokens is worth more in every layer than at the input
+# alone.*
+# With ten of them the distance is {study prefix_length: prompt 10 - prefix 10, loss} nats.
+# The papers say that prompt tuning closes its gap to fine-tuning at billions of parameters, and
+# that deep prompts do so in smaller models, too. {claim Deep prompts are better}
 #
-# ## Where do the heads look?
+# ## 5. A prefix that does harm
 #
-# Follow the trained prefix through the model, layer by layer, and note $\lambda$ of every head for every token. The last line
-# proves that this loop is the model and not something like it.
+# A colleague runs the trained prefix in her own loop, which is `walk` of section 1.
+# `walk` has to be told which columns each token may see, and the position of each token.
+# She writes:
 
 # %%
-tuned = runs["ptuning_v2"][0]
-base, P = tuned.model, 20
-prefix = tuned.virtual.seams(tokens)["prefix"]                                       # one (K, V) per layer
-T = tokens.shape[1]
-heads = lambda t: t.data.reshape(T, c.n_heads, -1).transpose(1, 0, 2)                # (1, T, d) → (H, T, d_head)
-attention_maps = []
-with tp.no_grad():
-    x = base.token_embedding(tokens) + base.position_embedding(np.arange(P, P + T))
-    for block, (K, V) in zip(base.blocks, prefix, strict=True):
-        n = block.norm1(x)
-        q, k = heads(block.attention.query(n)), heads(block.attention.key(n))
-        scores = q @ np.concatenate([K.data, k], axis=1).swapaxes(1, 2) / q.shape[-1] ** 0.5
-        scores += np.triu(np.full((T, P + T), -np.inf), P + 1)
-        attention_maps.append(F.softmax(tp.Tensor(scores)).data)                     # (H, T, P + T)
-        x = block(x, (K, V))
-    same = base.logits(base.final_norm(x)).data
-    print("the same logits as the model:", np.allclose(same, tuned(tokens).data, atol=1e-4))
-lam = np.stack([m[:, :, :P].sum(-1) for m in attention_maps])                        # λ: (L, H, T)
+def of_colleague(T, P):
+    """(seen, positions): may token t see column j of the P + T? And where does each token stand?"""
+    seen = np.tril(np.ones((T, P + T), bool))        # causal: nobody sees the future
+    return seen, np.arange(T)                        # T tokens
+
+
+def losses(places):
+    """Mean loss on four texts: without a prefix, with it in the model, with it in her loop."""
+    found = []
+    for seed in range(4):
+        row, aim = (a[:, :40] for a in task.batch("test", 1, np.random.default_rng(seed)))
+        by_hand, _ = walk(tuned.model, row, mine, *places(40, P))
+        three = base(row), tuned(row), by_hand
+        found.append([F.cross_entropy(logits, aim).item() for logits in three])
+    return "without {:.3f}, in the model {:.3f}, in her loop {:.3f}".format(*np.mean(found, axis=0))
+
+
+print(losses(of_colleague))
+
+# %% [markdown]
+# The loss is far above that of a model without a prefix.
+#
+# ### {exercise}
+#
+# Write the mended function. Both of its results are wrong.
+# `seen` is a bool array $(T, P + T)$, `positions` an integer array $(T,)$.
+
+# %% exercise=prefix.bug points=3 minutes=12
+def prefix_bug(T, P):
+    """(seen, positions) of T tokens behind a prefix of P."""
+    ### BEGIN SOLUTION
+    return np.tril(np.ones((T, P + T), bool), P), np.arange(P, P + T)
+    ### END SOLUTION
 
 # %%
+result = tp.check("prefix.bug", prefix_bug)
+mended = result.function
+result
+
+# %%
+print("both mended:         ", losses(mended))
+print("only the mask mended:", losses(lambda T, P: (mended(T, P)[0], np.arange(T))))
+
+# %% [markdown]
+# ## 6. Where do the heads look?
+#
+# `walk` also returns every map of attention.
+# So $\lambda$ of every head and token can be read off:
+
+# %%
+_, maps = walk(tuned.model, tokens, mine, *mended(T, P))                       # (L, H, T, P + T)
+lam = maps[..., :P].sum(-1).mean(-1)                                           # (L, H), over tokens
+
+# %% fold
 fig, (left, right) = plot.figure(1, 2, height=3.0)
-layer, head = np.unravel_index(abs(lam.mean(-1) - 0.5).argmin(), lam.shape[:2])
-image = left.imshow(attention_maps[layer][head], cmap="viridis", aspect="auto", vmin=0)
+layer, head = np.unravel_index(abs(lam - 0.5).argmin(), lam.shape)
+image = left.imshow(maps[layer, head], cmap="viridis", aspect="auto", vmin=0)
 left.axvline(P - 0.5, color="white", lw=1)
 left.set(xlabel="prefix │ text", ylabel="token", title=f"layer {layer}, head {head}: attention")
 left.grid(False)
 fig.colorbar(image, ax=left, label="probability")
-image = right.imshow(lam.mean(-1), cmap="cividis", vmin=0, vmax=1)
-right.set(xlabel="head", ylabel="layer", title="λ, mean over tokens", xticks=range(c.n_heads), yticks=range(c.n_layers))
+right.imshow(lam, cmap="cividis", vmin=0, vmax=1)
+right.set(xlabel="head", ylabel="layer", title="λ, mean over tokens", xticks=range(c.n_heads),
+          yticks=range(c.n_layers))
 right.grid(False)
-for (i, j), value in np.ndenumerate(lam.mean(-1)):
-    right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if value < 0.6 else "black")
+for (i, j), value in np.ndenumerate(lam):
+    right.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9,
+               color="white" if value < 0.6 else "black")
 fig
 
 # %% [markdown]
-# *What to see, left: columns of the prefix that every token looks at, beside the usual diagonal of the text. Right: some
-# heads give most of their attention to the prefix, others ignore it.* The gate $\lambda$ is the model's own doing; nobody
-# trained it but through the keys.
+# *What to see, left: one column of the prefix that many tokens look at, beside the diagonal of
+# the text. Right: some heads give much of their attention to the prefix, others ignore it.*
+# Nobody trained the gate $\lambda$ itself. It follows from the keys.
+#
+# ## 7. Bonus: more of the same prefix
+#
+# The points of this section are extra. A prefix has the share $\lambda$.
+# Put the same prefix $n$ times in a row. Which share have the $n$ copies together?
+# It is not $n\lambda$, which could be more than 1.
+#
+# ### {exercise}
+#
+# Derive the new share from $\lambda$ and $n$ alone. `lam` is an array of shares, `n` a number.
+# (Think of $\lambda : (1 - \lambda)$, the odds of prefix against text.)
+
+# %% exercise=prefix.copies points=2 minutes=8 bonus=yes
+def prefix_copies(lam, n):
+    """The share of n copies of a prefix whose share alone is lam: an array like lam."""
+    ### BEGIN SOLUTION
+    return n * lam / (1 + (n - 1) * lam)
+    ### END SOLUTION
+
+# %%
+result = tp.check("prefix.copies", prefix_copies)
+copies = result.function
+result
+
+# %%
+alone = share(q[0], k, P_K)
+for n in (1, 2, 10, 100):
+    measured = share(q[0], k, np.tile(P_K, (n, 1)))
+    print(f"{n:3} copies: λ = {measured:.4f}, by your formula {copies(alone, n):.4f}")
+
+# %% [markdown]
+# Ten zero vectors are ten copies of one. That is why ten of them take so much.
 #
 # ### {exercise} · How deep is deep? (open, 4 points, 20 minutes)
 #
-# P-tuning v2's paper asks which layers need a prompt (section 4.3 of it, "prompt depth"). Ask the same here. Write a
-# small `Method`-free experiment: give a model only *some* layers of the trained prefix above and measure the loss, then
-# train prefixes for the lower or the upper half alone. (A hint for the first part: a layer without a prefix still needs a pair
-# of the same length; what pair changes least? Is it a zero pair? Use equation (4).) State your prediction first.
+# The paper of P-tuning v2 asks which layers need a prompt (its section 4.3, "prompt depth").
+# Ask the same here. First give the model only *some* layers of the trained prefix above, by
+# `walk`, and measure the loss. A layer without a prefix needs columns that no token may see;
+# which pair and which `seen` change nothing? Is it a zero pair? Use equation (3).
+# Then train prefixes for the lower or the upper half alone: freeze the columns of the table of
+# the other layers (`p.update_mask` of `nn.Parameter`). State your prediction first.
 #
-# *Rubric: 1 point for a prediction with a reason; 1 for an experiment that changes only what it means to; 1 for numbers over
-# at least three seeds with their spread; 1 for saying where this differs from the paper and why it might.*
+# *Rubric: 1 point for a prediction with a reason; 1 for an experiment that changes only what it
+# means to; 1 for numbers over at least three seeds with their spread; 1 for saying where this
+# differs from the paper and why it might.*
 
 # %% [answer]
-# *The pair that changes least.* A zero pair is not neutral. Its key has the score $q \cdot 0 = 0$, so by equation (4) it takes
-# the share $\lambda$ of attention that $e^0$ earns for each of its $P$ positions, and adds $\lambda$ times a zero value: the
-# output shrinks to $(1 - \lambda)$ of what it was. Neutral is what has $\lambda = 0$: leave the layer without a prefix, or
-# mask its $P$ positions. Then only the positions of the text, which begin at $P$, must stay as they are.
+# *The pair that changes least.* A zero pair is not neutral.
+# Its key has the score $q \cdot 0 = 0$, so by equation (3) it takes the share $\lambda$ of
+# attention that $e^0$ earns for each of its $P$ positions, and adds $\lambda$ times a zero value:
+# the output shrinks to $(1 - \lambda)$ of what it was.
+# Neutral is what has $\lambda = 0$: leave the layer without a prefix, or hide its $P$ columns.
+# Then the positions of the text, which begin at $P$, must stay as they are.
 #
-# *Parts of a trained prefix.* Each layer was trained with the others, so half of it gains less than half. A fair comparison
-# trains lower and upper halves anew, each with its own learning rate.
+# *Parts of a trained prefix.*
+# Each layer was trained with the others, so half of it gains less than half.
+# A fair comparison trains lower and upper halves anew, each with its own learning rate.
 #
-# *The paper* adds prompts to some layers only, at an equal number of trained numbers, and finds that the deeper layers are worth
-# more. Here five layers and short training leave little to tell apart. An answer that finds no clear difference over three
-# seeds, and says so, has the point. {claim Deep prompts are better}
+# *The paper* adds prompts to some layers only, at an equal number of trained numbers, and finds
+# that the deeper layers are worth more.
+# Here five layers and short training leave little to tell apart.
+# An answer that finds no clear difference over three seeds, and says so, has the point.
+# {claim Deep prompts are better}
 
 # %% [markdown]
 # ## Recall
 #
-# <details><summary>1. Why are there keys and values in a prefix, but no queries?</summary>Nothing is ever asked of a virtual
-# token: its own output is not needed. Later tokens use an earlier one only through its key and value.</details>
+# <details><summary>1. Why are there keys and values in a prefix, but no queries?</summary>
+# Nothing is ever asked of a virtual token: its own output is not needed.
+# Later tokens use an earlier one only through its key and value.
+# </details>
 #
-# <details><summary>2. What does a prefix do that a parallel adapter at the same place does not?</summary>It replaces: the head's own
-# output is multiplied by 1 − λ. An adapter adds.</details>
+# <details><summary>2. What does a prefix do that a parallel adapter at the same place does
+# not?</summary> It replaces: the head's own output is multiplied by 1 − λ. An adapter adds.
+# </details>
 #
-# <details><summary>3. Why can a prefix not be merged into the weights?</summary>λ depends on the query, through a softmax shared with
-# the text; no change of W_q, W_k, W_v alone computes the same function for all inputs.</details>
+# <details><summary>3. Why can a prefix not be merged into the weights?</summary>
+# λ depends on the query, through a softmax shared with the text.
+# No change of W_q, W_k and W_v computes the same function for all inputs.
+# </details>
 #
-# <details><summary>4. You may store 0.1 % of the model's parameters per task. How many does the reparameterized prefix train?</summary>
-# The same table, and a network of about 2 L d m parameters besides, which is dropped after training.</details>
+# <details><summary>4. You may store 0.1 % of the model's parameters per task. How many numbers
+# does the reparameterized prefix train?</summary> P d for P′, and a network of about 2 L d m
+# numbers, which is dropped after training. The table is not trained.
+# </details>
 #
-# <details><summary>5. What is the difference between prefix tuning and P-tuning v2?</summary>Not the function: both put keys and values
-# before every layer's. v2 trains the table directly, with dropout on it, and reads a classifier off the model.</details>
+# <details><summary>5. What is the difference between prefix tuning and P-tuning v2?</summary>
+# The function is the same: both put keys and values before every layer's. v2 trains the table
+# directly, with dropout on it, and reads a classifier off the model.
+# </details>
 #
 # ## Where the papers say this
 #
-# * Prefix tuning, arXiv 2101.00190: equation (5) is in section 4.3; the ablation of depth (embedding-only) in section 7.2, of
-#   real-word starts in 7.4. On E2E (table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for 1, 10 and 20 embedding-only
-#   vectors.
-# * The decomposition (4) is He et al., arXiv 2110.04366, equations 7 and 8.
+# * Prefix tuning, arXiv 2101.00190: equation (5) is in section 4.3; the ablation of depth
+#   (embedding-only) in section 7.2, of real-word starts in 7.4.
+#   On E2E (table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for 1, 10 and 20
+#   embedding-only vectors.
+# * The decomposition (3) is He et al., arXiv 2110.04366, equations 7 and 8.
 # * P-tuning v2, arXiv 2110.07602: section 3.3 for reparameterization, length and head.
 #
 # ## Where implementations differ
 #
-# * PEFT's `PrefixTuningConfig` trains the table directly unless `prefix_projection=True`; the paper's default is the network.
-# * In the paper $P'$ is narrow ($P \times k$, $k = 512$ for GPT-2); in the authors' code, PEFT and here it is $P \times d$, and the hidden layer is the narrow
+# * PEFT's `PrefixTuningConfig` trains the table directly unless `prefix_projection=True`; the
+#   paper's default is the network.
+# * In the paper $P'$ is narrow ($P \times k$, $k = 512$ for GPT-2).
+#   In the authors' code, PEFT and here it is $P \times d$, and the hidden layer is the narrow
 #   one.
-# * PEFT draws the table from N(0, 1); here it starts from real words (`init="random"` for N(0, 1)). With the network, the random starts differ: PEFT's
-#   table has a standard deviation of about 0.28, this package's 0.62.
-# * PEFT's description of zero initialisation once called it a "no-op". You have seen that it is not.
+# * PEFT draws the table from N(0, 1); here it starts from real words (`init="random"` for N(0,
+#   1)). With the network, the random starts differ: PEFT's table has a standard deviation of
+#   about 0.28, this package's 0.62.
+# * PEFT's description of zero initialisation once called it a "no-op".
+#   You have seen that it is not.
 # * The authors' code has dropout on the prefix; PEFT has not.
-# * An exported prefix is the folded table: neither PEFT nor this package can resume training of the network from it.
+# * An exported prefix is the folded table: neither PEFT nor this package can resume training of
+#   the network from it.
 #
-# **Now you can** write the seam that prefix tuning, P-tuning v2 and a generation cache share, say what a head does with it, and count it both
-# ways. Next: [07 · LoRA](07_lora.ipynb), which changes weights instead, and disappears into them.
+# **Now you can** write the attention that prefix tuning, P-tuning v2 and a generation cache
+# share, say what a head does with it, and count a prefix both ways.
+# Next: [07 · LoRA](07_lora.ipynb), which changes weights, and disappears into them.

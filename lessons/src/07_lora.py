@@ -1,55 +1,89 @@
 # %% [markdown]
 # # 07 · LoRA
 #
-# **What you will do.** Write the change of a weight matrix as a product of two thin ones: forward, backward by hand, and merged
-# away at the end. You will see why one factor starts at zero, what $\alpha$ is for, how much rank a change really has, and what
-# LoRA saves and what it does not.
+# **What you will do.** Write the change of a weight matrix as a product of two thin matrices.
+# You write its forward pass, derive its gradients, put both into the model and train with them.
+# You will see why one factor starts at zero, what $\alpha$ is for, how much rank a change has,
+# and what LoRA saves and what it does not save.
 #
 # **What you need.** Lesson 02 (the model) and lesson 03 (what full fine-tuning costs).
 #
-# **Time.** 60 minutes; every cell together runs in well under a minute.
+# **Words and letters.** [The glossary](GLOSSARY.md) explains every word and letter of the course.
+#
+# **Time.** 120 minutes; every cell together runs in about a minute.
 
 # %%
 import numpy as np
 
 import tinypeft as tp
 from tinypeft import functional as F
-from tinypeft.course import show
+from tinypeft.course import beside, show, sliders, use
+from tinypeft.nn import Parameter
+from tinypeft.optim import AdamW
 from tinypeft.peft.lora import LoRA, LoRALinear, LowRankLinear
 from tinypeft.study import plot
 
-model = tp.load_pretrained()
-task = tp.tasks.domain(model, context=128, held_out=8192)        # Matplotlib's documentation: new to the model
-base_loss = tp.evaluate(model, task)["loss"]
-print(f"{model.n_parameters():,} parameters; frozen, it has {base_loss:.3f} nats/token on {task.name}")
+base = tp.load_pretrained()
+task = tp.tasks.domain(base, context=128, held_out=8192)      # Matplotlib's text is new to it
+tokens, targets = task.batch("test", 4, np.random.default_rng(0))
+base_loss = tp.evaluate(base, task)["loss"]
+print(f"{base.n_parameters():,} parameters; the frozen base has {base_loss:.3f} nats per token")
 
 # %% [markdown]
-# ## The idea
+# ## 1. The idea
 #
-# Full fine-tuning turns each weight matrix $W_0$ into $W_0 + \Delta W$. LoRA (Hu et al., arXiv 2106.09685) bets that $\Delta W$ does not need
-# all the freedom it has: that it may be written with *low rank*, as a product of a tall and a wide matrix. Their equation 3:
+# Full fine-tuning turns each weight matrix $W_0$ into $W_0 + \Delta W$.
+# LoRA (Hu et al., arXiv 2106.09685) assumes that $\Delta W$ does not need all of its freedom.
+# It freezes $W_0$ and trains a $\Delta W$ that is the product of a tall and a wide matrix:
 #
-# $$h = W_0 x + \Delta W x = W_0 x + \frac{\alpha}{r}\, B A x, \qquad B \in \mathbb{R}^{d_\text{out} \times r},\ A \in \mathbb{R}^{r \times d_\text{in}} \tag{1}$$
+# $$W = W_0 + \Delta W, \qquad \Delta W = \frac{\alpha}{r}\, B A, \qquad
+# B \in \mathbb{R}^{d_\text{out} \times r},\ A \in \mathbb{R}^{r \times d_\text{in}} \tag{1}$$
 #
-# $W_0$ is frozen, $A$ and $B$ are trained. In the package it is two small linear maps beside the frozen one, and $\Delta W$ is
-# never formed:
+# The number $r$ is the *rank*.
+# It is small, for example 8 where $d_\text{in}$ and $d_\text{out}$ are 128 or more.
+# The number $\alpha$ is fixed, and $s = \alpha/r$ is the *scale* of the change.
+# An input goes two ways, a wide one that is frozen and a narrow one that is trained:
 
 # %%
-show(LoRALinear.forward)
+show("schematic:lora")
 
 # %% [markdown]
-# (The survey that this course follows writes $W + AB$ with $A$ of $m \times k$: the letters are exchanged. Lesson 00 has the
-# table.)
+# **By hand.** Take 3 inputs, 2 outputs, rank 1 and $\alpha = 2$, so that $s = 2$:
+#
+# $$W_0 = \begin{pmatrix} 1 & 0 & 2 \\ 0 & 1 & 0 \end{pmatrix}, \quad
+# A = \begin{pmatrix} 1 & -1 & 0 \end{pmatrix}, \quad
+# B = \begin{pmatrix} 0.5 \\ 1 \end{pmatrix}, \quad
+# x = \begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}$$
+#
+# 1. The frozen way gives $W_0 x = (1 + 6,\ 2) = (7,\ 2)$.
+# 2. On the narrow way $A x = 1 - 2 = -1$ is a single number. It takes 3 multiplications.
+# 3. $B (A x) = (-0.5,\ -1)$ takes 2 more. Times $s$ it is $(-1,\ -2)$.
+# 4. The sum is $h = (7 - 1,\ 2 - 2) = (6,\ 0)$.
+#
+# The other order forms $\Delta W = s B A$ first.
+# It gives the same $h$, by another amount of work:
+
+# %%
+W0, A, B = np.array([[1., 0, 2], [0, 1, 0]]), np.array([[1., -1, 0]]), np.array([[0.5], [1]])
+x = np.array([1., 2, 3])
+print("ΔW =", (2 * B @ A).tolist(), "  (W₀ + ΔW) x =", (W0 + 2 * B @ A) @ x)
+for d, r in ((3, 1), (128, 8), (4096, 8)):
+    print(f"d_in = d_out = {d:4}, r = {r}: {2 * r * d:6,} multiplications for B (A x), "
+          f"{r * d * d + d * d:11,} for B A and then (B A) x")
+
+# %% [markdown]
+# (The survey that this course follows writes $W + AB$. Its letters $A$ and $B$ are exchanged.)
 #
 # ### {exercise}
 #
-# Write equation (1) on Tensors: `x` $(\dots, d_\text{in})$, `W` $(d_\text{out}, d_\text{in})$, `A` $(r, d_\text{in})$, `B` $(d_\text{out}, r)$, and the number
-# `alpha`. Rows of `x` are inputs, so that $W x$ for every row is `x @ W.T`, or `F.linear(x, W)`. Do not form $BA$: it would
-# cost what LoRA is there to save.
+# Write $h = W x$ with the $W$ of equation (1), and never form $BA$.
+# Everything is a Tensor: `x` $(\dots, d_\text{in})$, `W` $(d_\text{out}, d_\text{in})$, which is
+# frozen, `A` $(r, d_\text{in})$, `B` $(d_\text{out}, r)$. `alpha` is a number.
+# Each row of `x` is an input. `F.linear(x, M)` multiplies the matrix `M` with every row.
 
 # %% exercise=lora.forward points=3 minutes=10
 def lora_forward(x, W, A, B, alpha):
-    """h = W x + α/r B A x for each row of x: a Tensor (…, d_out)."""
+    """h = W₀ x + α/r B A x for each row of x: a Tensor (…, d_out)."""
     ### BEGIN SOLUTION
     r = A.shape[0]
     return F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / r)
@@ -57,264 +91,626 @@ def lora_forward(x, W, A, B, alpha):
 
 # %%
 result = tp.check("lora.forward", lora_forward)
+my_forward = result.function
 result
 
 # %% [markdown]
-# ## What it saves
-#
-# Instead of $d_\text{out}\, d_\text{in}$ numbers, $r(d_\text{in} + d_\text{out})$ train. That is also what is stored per task, and, times two, what AdamW
-# remembers:
+# Compare yours with the package's.
+# It scales $A x$, which is narrow, and not $B A x$, which is wide:
 
 # %%
-tuned = tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0)
-d = model.config.d_model
-print(f"by hand: {model.config.n_layers} layers × 2 matrices × 8 × ({d} + {d}) = {model.config.n_layers * 2 * 8 * (d + d):,}")
+show(LoRALinear.forward)
+
+# %% [markdown]
+# ## 2. What it saves
+#
+# In place of $d_\text{out}\, d_\text{in}$ numbers, $r(d_\text{in} + d_\text{out})$ numbers are
+# trained. As many are stored for each task. AdamW remembers two more for each of them.
+
+# %%
+tuned = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0)
+c = base.config
+print(f"by hand: {c.n_layers} blocks × 2 matrices × 8 × ({c.d_model} + {c.d_model}) = "
+      f"{c.n_layers * 2 * 8 * (c.d_model + c.d_model):,}")
 tuned.summary()
 
 # %% [markdown]
-# What it does *not* save is the forward pass, nor the way back through the frozen layers: the gradient has to pass through
-# all of them to reach the $A$ and $B$ of the first. Only the products $dW = dy^\top x$ of frozen weights fall away, one third of the
-# multiplications. To see which gradients are left, take the derivative by hand.
+# LoRA does not save the forward pass. It does not save the way back through the frozen layers
+# either: the gradient has to pass through all of them to reach the $A$ and $B$ of the first
+# block. Only the products $dW_0 = dH^\top X$ are not computed.
+# They are a third of the multiplications.
 #
-# ## Backward by hand
+# ## 3. Backward by hand
 #
-# Let $s = \alpha/r$, $X$ be the inputs as rows $(N, d_\text{in})$, and $dH$ the gradient of the loss with respect to $H = X W_0^\top + s\,(X A^\top) B^\top$. Then
+# Let the rows of $X$ $(N, d_\text{in})$ be inputs. Then
 #
-# $$dB = s\; dH^\top (X A^\top), \qquad dA = s\; (dH\, B)^\top X, \qquad dX = dH\, W_0 + s\,(dH\, B)\, A \tag{2}$$
+# $$H = X W_0^\top + s\,(X A^\top)\, B^\top \tag{2}$$
 #
-# All shapes are small: $X A^\top$ and $dH\,B$ are $(N, r)$.
+# and $dH$ $(N, d_\text{out})$ is the gradient of the loss with respect to $H$.
+# You need one rule, from lesson 01.
+# In $Y = Z M^\top$ the gradients are $dM = dY^\top Z$ and $dZ = dY\, M$.
+# Each has the shape of its array, and no other product has.
+# Use the rule twice: for $B$, where $Z$ is $X A^\top$, and then for $A$, where $Z$ is $X$.
 #
 # ### {exercise}
 #
-# Return $(dA, dB, dX)$ of equation (2) for NumPy arrays. (The check compares with what the engine's own backward gives, not with
-# equation (2).)
+# Derive the gradients of equation (2) on paper. Write down the shape of every factor.
+# Then return $(dA, dB, dX)$ as NumPy arrays. $X$ has two ways to the loss, so $dX$ is a sum.
 
-# %% exercise=lora.backward points=4 minutes=15
+# %% exercise=lora.backward points=4 minutes=20
 def lora_backward(x, W, A, B, alpha, dh):
     """(dA, dB, dx): gradients of the loss, given dh = ∂L/∂h (N, d_out)."""
     ### BEGIN SOLUTION
     s = alpha / len(A)
-    dhB = dh @ B                                                                     # (N, r)
+    dhB = dh @ B                                                              # (N, r)
     return s * dhB.T @ x, s * dh.T @ (x @ A.T), dh @ W + s * dhB @ A
     ### END SOLUTION
 
 # %%
 result = tp.check("lora.backward", lora_backward)
+my_backward = result.function
 result
 
 # %% [markdown]
-# Look at $dA$ in equation (2): it contains $B$. LoRA starts with $B = 0$, so that a fresh LoRA *is* the model it is put on, and therefore **in the first step only
-# $B$ moves**. (Were both zero, nothing would ever move. Were neither, the model would start broken.)
+# <details><summary>The equations, to compare with yours</summary>
+#
+# $$dB = s\; dH^\top (X A^\top), \qquad dA = s\; (dH\, B)^\top X, \qquad
+# dX = dH\, W_0 + s\,(dH\, B)\, A \tag{3}$$
+#
+# $X A^\top$ and $dH\,B$ are $(N, r)$, so that no product is larger than it has to be.
+#
+# </details>
+#
+# Look at your $dA$: it contains $B$. Your $dB$ contains $A$.
+# LoRA starts with $B = 0$, so a fresh LoRA computes what the base computes.
+# Therefore $dA = 0$ in the first step, and **only $B$ moves**.
+# If both were zero, both gradients would be zero, and nothing would ever be trained.
+# If neither were zero, the model would start with a random change.
 
 # %%
-tokens, targets = task.batch("train", 4, np.random.default_rng(0))
 layer = tuned.wrappers["blocks.0.attention.query"]
-with tuned.disabled(): plain = model(tokens).data
+with tuned.disabled(): plain = tuned(tokens).data
 print("a fresh LoRA changes nothing, bit for bit:", np.array_equal(plain, tuned(tokens).data))
 F.cross_entropy(tuned(tokens), targets).backward()
-print(f"first step: ‖dA‖ = {np.linalg.norm(layer.A.grad):.1e}, ‖dB‖ = {np.linalg.norm(layer.B.grad):.1e}, dW₀ = {layer.base.weight.grad}")
-for p in tuned.trainable_parameters(): p.grad = None
+size = np.linalg.norm
+print(f"first step: ‖dA‖ = {size(layer.A.grad):.1e}, ‖dB‖ = {size(layer.B.grad):.1e}, "
+      f"dW₀ = {layer.base.weight.grad}")
 
 # %% [markdown]
-# ## Train it
+# ## 4. Your LoRA at work
 #
-# Beside full fine-tuning, each at its own learning rate. LoRA's is ten times as large: a step of $A$ and $B$ moves $W$ by a product of small
-# numbers.
+# Now your two functions take over every LoRA layer of the model, ten of them.
+# `my_forward` computes the output.
+# `my_backward` computes the gradients, in place of the engine's.
+# Then the model trains for 15 steps, once with your layer and once with the package's:
 
 # %%
-def learn(method, steps=80):
-    """A fresh copy of the base with `method`, trained; its losses, and the test loss."""
-    tuned = tp.attach(tp.load_pretrained(), method, rng=0)
-    history = tp.train(tuned, task, steps, batch_size=4, seed=0, progress=False)
-    return tuned, np.array(history.loss), tp.evaluate(tuned, task)["loss"]
+def my_layer(self, x):
+    """The output of a LoRA layer, by `my_forward`, and its gradients, by `my_backward`."""
+    W, alpha = self.base.weight, self.scale * len(self.A.data)
+    rows = lambda a: a.reshape(-1, a.shape[-1])
+    with tp.no_grad(): h = my_forward(x, W, self.A, self.B, alpha).data
+
+    def gradients(dh):
+        dA, dB, dx = my_backward(rows(x.data), W.data, self.A.data, self.B.data, alpha, rows(dh))
+        return dA, dB, dx.reshape(x.shape)
+    return tp.Tensor.fused(h, (self.A, self.B, x), gradients) + self.base.bias
+
+
+def losses_of(steps=15):
+    fresh = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0)
+    return np.array(tp.train(fresh, task, steps, batch_size=2, seed=0, progress=False).loss)
+
+
+theirs = losses_of()
+with use(LoRALinear, forward=my_layer): mine = losses_of()
+print("step   package     yours")
+for step in (0, 4, 9, 14): print(f"{step + 1:4}  {theirs[step]:8.5f}  {mine[step]:8.5f}")
+print(f"largest difference of the {len(mine)} losses: {abs(mine - theirs).max():.0e}")
+
+# %% [markdown]
+# The two differ by rounding. A model trained by your derivation learns like any other.
+#
+# ## 5. Train it
+#
+# Now LoRA beside full fine-tuning, each at its own learning rate.
+# LoRA's rate is larger, because a step of $A$ and $B$ moves $W$ by a product of small numbers.
+# Some batches are harder than others, and a harder batch has a larger loss whatever was learned.
+# So the picture shows the loss minus the frozen base's loss *on the same batches*.
+
+# %%
+STEPS = 60
+
+
+def learn(method, rng=0):
+    """A fresh copy of the base with `method`, trained; its training losses; its test loss."""
+    trained = tp.attach(tp.load_pretrained(), method, rng=rng)
+    history = tp.train(trained, task, STEPS, batch_size=4, seed=0, progress=False)
+    return trained, np.array(history.loss), tp.evaluate(trained, task)["loss"]
 
 
 runs = {"full": learn(tp.FullFineTuning()), "lora": learn(tp.LoRA(rank=8, alpha=16))}
+with tp.no_grad():
+    batches = [task.batch("train", 4, np.random.default_rng([0, step])) for step in range(STEPS)]
+    frozen = np.array([task.loss(base, batch).item() for batch in batches])
 
-# %%
-fig, ax = plot.figure()
-for i, (name, (t, losses, test)) in enumerate(runs.items()):
-    style = {**plot.mark(name), "marker": "", "ls": ("-", "--")[i]}
-    y = np.convolve(losses, np.ones(10) / 10, "valid")
-    ax.plot(np.arange(10, len(losses) + 1), y, **style)
-    ax.plot([43, 46], [3.05 - 0.045 * i] * 2, **style)
-    ax.text(46.6, 3.05 - 0.045 * i, f"{name}: {t.summary().trained:,} trained, test {test:.3f}", va="center")
-ax.set(xlabel="step (4 × 128 tokens each)", ylabel="training loss, mean of 10 steps (nats/token)", ylim=(None, 3.09))
+# %% fold
+fig, ax = plot.figure(height=3.0)
+ax.axhline(0, color=plot.COLOURS["grey"], ls="--")
+ax.text(STEPS, 0.01, "frozen base", ha="right", color=plot.ink(plot.COLOURS["grey"]))
+ends = []
+for name, (trained, losses, test) in runs.items():
+    y = np.convolve(losses - frozen, np.ones(10) / 10, "valid")
+    ax.plot(np.arange(10, STEPS + 1), y, **{**plot.mark(name), "marker": ""})
+    label = f"{name}: {trained.summary().trained:,} trained,\ntest loss {test:.3f}"
+    ends.append((STEPS, y[-1], label, plot.mark(name)["color"]))
+ax.set(xlabel="step (4 × 128 tokens each)", xlim=(8, STEPS + 32), xticks=range(10, STEPS + 1, 10),
+       ylabel="training loss − frozen base's,\nmean of 10 steps (nats/token)")
+plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: LoRA follows full fine-tuning with less than two per cent of its parameters, and stays behind it.* The paper's claim is that it does not stay behind,
-# on models a thousand times as large that have read far more: there, adapting needs little that is new. Here the base is small, has seen little, and Matplotlib's
-# documentation really is news to it. The committed study has more steps, all ranks and five seeds:
+# *What to see: both fall.
+# LoRA trains less than two per cent of the numbers, and it stays behind.*
+# What does such a difference look like? Here are the likeliest continuations of two beginnings:
+
+# %%
+starts = ["The axes", "The default is the"]
+written = lambda model: "\n\n".join(map("{}{}".format, starts, task.predict(model, starts, 20)))
+beside({f"frozen base, {base_loss:.2f} nats": written(base),
+        **{f"{name}, {test:.2f} nats": written(model) for name, (model, _, test) in runs.items()}})
+
+# %% [markdown]
+# A model of this size writes no good text, and it repeats itself. Look at the words.
+# The base writes about arrays, as NumPy's documentation does.
+# Full fine-tuning has brought words of Matplotlib. LoRA has gained less and has moved less.
+#
+# The paper's claim is that LoRA does not stay behind full fine-tuning.
+# Its models are a thousand times as large and have read far more, so a task needs little that is
+# new to them.
+# {claim LoRA is as good as full fine-tuning} The study has more steps, all ranks and five seeds:
 
 # %%
 show("rank")
 
 # %% [markdown]
-# *What to see: whether more rank helps, and how fast that ends.* The paper's table 6 is flat from $r = 1$ on.
+# *What to see: more rank helps, but slowly.* From rank 1 to rank 64 the loss goes from
+# {study rank: 1, loss} to {study rank: 64, loss} nats per token.
+# Rank 4 on all six matrices of a block reaches
+# {study methods: lora_all, loss, of full over frozen} of full fine-tuning's gain.
+# In the paper's table 6 the result is nearly the same for every rank from 1 on.
 #
-# ## How much rank does a change have?
+# ## 6. Five LoRAs, one of them right
 #
-# Nothing forced full fine-tuning to low rank. Did it find a change of low rank all the same? Take the singular values of $\Delta W$ for both: the number of large
-# ones is the rank that matters.
+# Five people put LoRA on the model by hand. Each program runs without an error.
+# Read them, and note which one you would trust:
+
+# %%
+def trained(model): return [p for p in model.parameters() if p.requires_grad]
+
+
+def lora_on(model): return tp.attach(model, tp.LoRA(rank=8, alpha=16), rng=0)
+
+
+def first(model):
+    tuned = lora_on(model)
+    for layer in tuned.wrappers.values(): layer.A.assign(np.zeros_like(layer.A.data))
+    return tuned, trained(model)                  # no change at the start: B is 0, and A is 0
+
+
+def second(model):
+    parameters = trained(model)                   # first the list for the optimizer,
+    return lora_on(model), parameters             # then the LoRA
+
+
+def third(model):
+    tuned = lora_on(model)
+    return tuned, trained(model)
+
+
+def fourth(model):
+    tuned, rng = lora_on(model), np.random.default_rng(0)
+    for layer in tuned.wrappers.values():         # random, so that A has a gradient from the start
+        layer.B.assign(0.3 * rng.standard_normal(layer.B.shape).astype(np.float32))
+    return tuned, trained(model)
+
+
+def fifth(model):
+    tuned = lora_on(model)
+    for p in model.parameters(): p.requires_grad = True          # so that gradients reach A and B
+    return tuned, trained(model)
+
+# %%
+def run(program, steps=12):
+    """Losses, and one layer's (W₀, A, B) before and after."""
+    tuned, parameters = program(tp.load_pretrained())
+    layer = tuned.wrappers["blocks.1.attention.value"]
+    arrays = lambda: [p.data.copy() for p in (layer.base.weight, layer.A, layer.B)]
+    optimizer, before, losses = AdamW(parameters, lr=1e-2, weight_decay=0.0), arrays(), []
+    for step in range(steps):
+        tokens, targets = task.batch("train", 2, np.random.default_rng([0, step]))
+        loss = F.cross_entropy(tuned(tokens), targets)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        losses.append(loss.item() - F.cross_entropy(base(tokens), targets).item())
+    return losses, (*before, *arrays())
+
+
+seen = {program.__name__: run(program) for program in (first, second, third, fourth, fifth)}
+print("loss − frozen base's loss, in step", *(f"{step:6}" for step in (1, 2, 4, 8, 12)))
+for name, (losses, _) in seen.items():
+    print(f"{name:33}", *(f"{losses[step - 1]:6.2f}" for step in (1, 2, 4, 8, 12)))
+
+# %% [markdown]
+# *What to see: two programs learn nothing at all, and two are far above the base, one of them
+# from the first step on.* A loss tells that something is wrong. The arrays tell what.
+#
+# ### {exercise}
+#
+# Write the test that finds the fault in the arrays of one layer.
+# `W0`, `A0`, `B0` are the arrays before training; `W1`, `A1`, `B1` are the same after one or more
+# steps. At most one thing is wrong. Return one of these words:
+#
+# * `"base trained"`: the base is not frozen. Frozen means equal to the last bit.
+# * `"start changed"`: the model did not start as the base.
+# * `"both zero"`: the start allows no gradient.
+# * `"not trained"`: the start is sound, and neither $A$ nor $B$ has moved.
+# * `"fine"`: none of these. A LoRA with $A = 0$ and a random $B$ is fine as well.
+
+# %% exercise=lora.bug points=3 minutes=15
+def lora_bug(W0, A0, B0, W1, A1, B1):
+    """What is wrong with a LoRA: one word, from its arrays before and after training."""
+    ### BEGIN SOLUTION
+    if not np.array_equal(W0, W1): return "base trained"
+    if (B0 @ A0).any(): return "start changed"
+    if not A0.any() and not B0.any(): return "both zero"
+    return "not trained" if np.array_equal(A0, A1) and np.array_equal(B0, B1) else "fine"
+    ### END SOLUTION
+
+# %%
+result = tp.check("lora.bug", lora_bug)
+what_is_wrong = result.function
+result
+
+# %%
+for name, (_, arrays) in seen.items(): print(f"{name:7} {what_is_wrong(*arrays)}")
+
+# %% [markdown]
+# A sixth fault leaves no trace in these arrays: $\alpha$ that is not divided by $r$.
+# The learning rate of another rank is then too large. Section 8 shows what the division does.
+#
+# ## 7. How much rank does a change have?
+#
+# Nothing forces full fine-tuning to a low rank. Does it find a change of low rank all the same?
+# The singular values of $\Delta W$ answer that: $\lVert \Delta W \rVert^2$ is the sum of their
+# squares, and the number of large ones is the rank that matters. Guess first.
+# The matrix is 128 × 128. How much of $\lVert \Delta W \rVert^2$ do its 8 largest hold?
+
+# %%
+guess = tp.predict("07.share", 90, "%")
 
 # %%
 path = "blocks.2.attention.value"
 full = runs["full"][0]
-delta_full = full.merge().get(path).weight.data - model.get(path).base.weight.data
-U, S_full, _ = np.linalg.svd(delta_full)
-_, S_lora, _ = runs["lora"][0].wrappers[path].svd()
-fig, ax = plot.figure()
+delta = full.merge().get(path).weight.data - base.get(path).weight.data
+S_full, S_lora = np.linalg.svd(delta)[1], runs["lora"][0].wrappers[path].svd()[1]
+share = np.cumsum(S_full ** 2) / np.sum(S_full ** 2)
+print(f"90 % of ‖ΔW‖² need {np.argmax(share >= 0.9) + 1} of 128; "
+      f"‖ΔW‖ is {size(S_full):.2f} for full fine-tuning and {size(S_lora):.2f} for LoRA")
+guess.beside(100 * share[7])
+
+# %% fold
+fig, ax = plot.figure(height=3.0)
 ax.semilogy(np.arange(1, len(S_full) + 1), S_full, **{**plot.mark("full"), "marker": "."})
 ax.semilogy(np.arange(1, 9), S_lora, **plot.mark("lora"))
 ax.text(60, S_full[40] * 1.3, "full fine-tuning: all 128", color=plot.COLOURS["black"])
-ax.text(9.5, S_lora[-1], "LoRA: 8, the rest is 0", color=plot.COLOURS["blue"], va="center")
-ax.set(xlabel="index", ylabel="singular value of ΔW", title=path)
+ax.text(10, S_lora[0], "LoRA: 8, the rest is 0", color=plot.COLOURS["blue"], va="center")
+ax.set(xlabel="index of the singular value", ylabel="singular value of ΔW", title=path)
 fig
 
 # %% [markdown]
-# *What to see: full fine-tuning's change has a few large singular values and a long tail of small ones; LoRA has nothing behind the eighth, and makes its few larger.*
+# *What to see: full fine-tuning has no gap. It spreads its change over all 128 directions.
+# LoRA puts a larger change into 8.*
 #
-# Do two LoRAs of different rank find the same directions? The paper measures that by the overlap of two subspaces. With orthonormal bases $U_1$ ($i$ columns) and $U_2$ ($j$ columns),
+# Move the handle: how many directions does it take before the picture of full fine-tuning's
+# $\Delta W$ looks like the whole?
+
+# %%
+sliders.rank(delta)
+
+# %% [markdown]
+# So low rank is not what full fine-tuning does here.
+# It is a restriction, and that is why LoRA stays behind.
 #
-# $$\varphi = \frac{\lVert U_1^\top U_2 \rVert_F^2}{\min(i, j)} \in [0, 1] \tag{3}$$
+# Do two LoRAs of different rank find the same directions?
+# The paper measures the overlap of two subspaces.
+# With orthonormal bases $U_1$ ($i$ columns) and $U_2$ ($j$ columns) it is
 #
-# which is 1 if one subspace lies within the other and about $\max(i,j)/d$ for random ones.
+# $$\varphi = \frac{\lVert U_1^\top U_2 \rVert_F^2}{\min(i, j)} \in [0, 1] \tag{4}$$
+#
+# It is 1 if one subspace lies within the other, and about $\max(i,j)/d$ for random ones.
 #
 # ### {exercise}
 #
-# `A1` $(r_1, d)$ and `A2` $(r_2, d)$ are two LoRAs' matrices. Take the top `i` and top `j` *right* singular vectors of each (`np.linalg.svd(A)` returns $U, S, V^\top$; the rows of
-# $V^\top$ are the right singular vectors, largest singular value first) and return $\varphi$.
+# `M1` and `M2` are two matrices with $d$ columns each.
+# Take the top `i` and the top `j` *right* singular vectors, and return $\varphi$.
+# (`np.linalg.svd(M)` returns $U, S, V^\top$.
+# The rows of $V^\top$ are the right singular vectors, that of the largest singular value first.)
 
 # %% exercise=lora.overlap points=3 minutes=12
-def lora_overlap(A1, A2, i, j):
+def lora_overlap(M1, M2, i, j):
     """φ of the spaces of the top i and top j right singular vectors, a number in [0, 1]."""
     ### BEGIN SOLUTION
-    V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]                      # (i, d), (j, d)
+    V1, V2 = np.linalg.svd(M1)[2][:i], np.linalg.svd(M2)[2][:j]               # (i, d), (j, d)
     return np.sum((V1 @ V2.T) ** 2) / min(i, j)
     ### END SOLUTION
 
 # %%
 result = tp.check("lora.overlap", lora_overlap)
+overlap = result.function
 result
 
+# %% [markdown]
+# Your function compares the $\Delta W$ of the LoRA above with that of another LoRA, of rank 64
+# and with another random start:
+
 # %%
-overlap = result.function
-A1 = runs["lora"][0].wrappers[path].A.data
-A2 = np.random.default_rng(1).standard_normal((8, 128))
-print(f"with itself {overlap(A1, A1, 4, 8):.2f}, with random directions {overlap(A1, A2, 4, 8):.2f} (chance: {8 / 128:.2f})")
+wide = learn(tp.LoRA(rank=64, alpha=16), rng=1)[0]
+narrow, random = runs["lora"][0], np.random.default_rng(1).standard_normal((128, 128))
+print("largest directions of ΔW, r = 8 against r = 64, mean over layers")
+for i in (1, 4, 8):
+    phi = [overlap(narrow.wrappers[p].delta(), w.delta(), i, i) for p, w in wide.wrappers.items()]
+    by_chance = overlap(narrow.wrappers[path].delta(), random, i, i)
+    print(f"   φ({i}, {i}) = {np.mean(phi):.2f}; against a random matrix {by_chance:.2f}")
+
+# %%
+show("subspace")
 
 # %% [markdown]
-# ## What is α for?
+# *What to see: the two LoRAs share much more than chance would give, and their first directions
+# most. They do not find the same eight.*
 #
-# $B A x$ is a sum of $r$ terms. With a fixed $\alpha$, dividing by $r$ keeps the size of a step about the same when the rank is changed, so that the learning rate need not be tuned
-# again. Rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732) argues that $1/r$ is too much and takes
+# ## 8. What is α for?
 #
-# $$s = \frac{\alpha}{r} \quad\text{(LoRA)} \qquad\text{or}\qquad s = \frac{\alpha}{\sqrt r} \quad\text{(rank-stabilised)} \tag{4}$$
+# $BAx$ is a sum of $r$ terms, so it grows with the rank. LoRA divides by $r$.
+# Rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732) argues that $1/r$ is too much:
+#
+# $$s = \frac{\alpha}{r} \quad\text{(LoRA)} \qquad\text{or}\qquad
+# s = \frac{\alpha}{\sqrt r} \quad\text{(rank-stabilised)} \tag{5}$$
+#
+# Derive the size of the first change of $W$ in three lines.
+#
+# 1. At the start $B = 0$, and AdamW moves every number of $B$ by $\pm\eta$, whatever its
+#    gradient.
+# 2. So each number of $BA$ is a sum of $r$ terms $\pm\eta A_{kj}$ with mixed signs.
+#    Such a sum grows like $\sqrt r$.
+# 3. Times $s$, the first $\Delta W$ goes with $\sqrt r \cdot \alpha/r = \alpha/\sqrt r$.
+#    With $s = \alpha/\sqrt r$ it does not depend on $r$.
+#
+# By this argument, how many times larger is the first change at $r = 1$ than at $r = 64$, with
+# $\alpha/r$?
 
 # %%
-show(LoRA.scale)
+guess = tp.predict("07.first_change", 8, "times")
 
 # %%
-def first_update(r, stabilized):
-    """Mean change of the weights, ‖ΔW‖_F, by one step of AdamW from the start."""
-    t = tp.attach(tp.load_pretrained(), tp.LoRA(rank=r, rank_stabilized=stabilized), rng=0)
+def first_change(r, stabilized):
+    """Mean size of ΔW, ‖ΔW‖_F, after one step of AdamW from the start."""
+    t = tp.attach(tp.load_pretrained(), LoRA(rank=r, rank_stabilized=stabilized), rng=0)
     tp.train(t, task, 1, batch_size=2, seed=0, progress=False)
     return np.mean([np.linalg.norm(w.delta()) for w in t.wrappers.values()])
 
 
 ranks = [1, 2, 4, 8, 16, 32, 64]
-fig, ax = plot.figure()
-for stabilized, colour, marker, label in ((False, "blue", "o", "α/r"), (True, "vermillion", "s", "α/√r")):
-    y = [first_update(r, stabilized) for r in ranks]
-    ax.loglog(ranks, y, color=plot.COLOURS[colour], marker=marker, ls="-" if stabilized else "--")
+changes = {stabilized: [first_change(r, stabilized) for r in ranks] for stabilized in (False, True)}
+guess.beside(changes[False][0] / changes[False][-1])
+
+# %% fold
+fig, ax = plot.figure(height=2.8)
+looks = (False, "blue", "o", "α/r"), (True, "vermillion", "s", "α/√r")
+for stabilized, colour, marker, label in looks:
+    y = changes[stabilized]
+    ax.loglog(ranks, y, color=plot.COLOURS[colour], marker=marker, ls="--" if stabilized else "-")
     ax.text(70, y[-1], label, color=plot.COLOURS[colour], va="center")
-ax.set(xlabel="rank r", ylabel="‖ΔW‖ after one step", xticks=ranks, xticklabels=ranks, xlim=(0.9, 110))
-ax.minorticks_off()
+plot.count_axis(ax.xaxis, 2)
+ax.set(xlabel="rank r", ylabel="‖ΔW‖ after one step", xlim=(0.9, 110), ylim=(0.05, 5))
+plot.plain_log(ax.yaxis)
 fig
 
 # %% [markdown]
-# *What to see: with $\alpha/r$ the first update shrinks as the rank grows (AdamW moves each entry equally far, and $r$ terms with random signs add up like $\sqrt r$); with
-# $\alpha/\sqrt r$ it does not.* So at large ranks, LoRA learns slowly unless its learning rate grows.
+# *What to see: with $\alpha/r$ the first change shrinks as the rank grows.
+# With $\alpha/\sqrt r$ it stays.*
+# So at a large rank LoRA with $\alpha/r$ learns slowly, unless its learning rate grows.
+# {claim A large rank learns more with the scale}
 #
-# ## Merged away
+# ## 9. Merged away
 #
-# After training, $W = W_0 + s B A$ is an ordinary matrix again: no additional latency, which no adapter or prefix can say of itself.
+# An adapter stays in the model for ever. LoRA need not stay.
 #
-# $$W = W_0 + \frac{\alpha}{r} B A \tag{5}$$
-
-# %%
-show(LowRankLinear.merge)
-
-# %% [markdown]
 # ### {exercise}
 #
-# Return the merged matrix of equation (5) for arrays. Leave `W` as it is: the base serves other tasks, too.
+# Which single matrix, in place of `W`, gives the output of $W_0$, $A$ and $B$ together, for every
+# $x$? Return it, for NumPy arrays. Leave `W` as it is: the base serves other tasks, too.
 
 # %% exercise=lora.merge points=2 minutes=5
 def lora_merge(W, A, B, alpha):
-    """W + α/r B A, a new array (d_out, d_in)."""
+    """The matrix (d_out, d_in) that does what W, A and B do together; a new array."""
     ### BEGIN SOLUTION
     return W + alpha / len(A) * B @ A
     ### END SOLUTION
 
 # %%
 result = tp.check("lora.merge", lora_merge)
+my_merge = result.function
 result
 
+# %% [markdown]
+# Put your matrices into a plain copy of the base.
+# It has as many parameters as before, and no LoRA:
+
 # %%
-trained = runs["lora"][0]
-merged = trained.merge()
-print(type(merged).__name__, "with", f"{merged.n_parameters():,}", "parameters; largest difference of logits:",
-      f"{abs(merged(tokens).data - trained(tokens).data).max():.1e}")
+merged = tp.load_pretrained()
+for p, w in narrow.wrappers.items():
+    weight = merged.get(p).weight
+    weight.assign(my_merge(weight.data, w.A.data, w.B.data, w.scale * len(w.A.data)))
+print(f"{merged.n_parameters():,} parameters; largest difference of the logits "
+      f"{abs(merged(tokens).data - narrow(tokens).data).max():.0e}")
 
 # %% [markdown]
-# Merged and unmerged agree up to rounding. On a base that was quantized, merging is another matter (lesson 13).
+# Compare yours with the package's, which also copies the bias and decodes quantized weights:
+
+# %%
+show(LowRankLinear.merge)
+
+# %% [markdown]
+# A merged LoRA takes no extra time when the model is used. Adapters and prefixes cannot do that.
+# Merged and unmerged agree up to rounding.
+# On a quantized base merging is another matter (lesson 13).
 #
+# ## 10. Bonus: DoRA, and two rates
+#
+# The points of this section are extra.
+# DoRA (Liu et al., arXiv 2402.09353) takes a weight apart into *magnitude* and *direction*.
+# LoRA changes the direction.
+# A vector $m$, with one number for each output, is trained as the magnitude.
+# With $w_o$ for row $o$ of $W_0 + \frac{\alpha}{r} BA$, output $o$ becomes
+#
+# $$h_o = m_o\, \frac{w_o \cdot x}{\lVert w_o \rVert}, \qquad
+# m_o = \lVert w_o \rVert \text{ at the start} \tag{6}$$
+#
+# ### {exercise}
+#
+# Write equation (6) on Tensors, for all outputs; `m` is $(d_\text{out},)$.
+# The lengths need $W_0 + \frac{\alpha}{r} BA$ itself, so here you may form it.
+# `(V * V).sum(axis=1)` and `.sqrt()` work on Tensors.
+
+# %% exercise=lora.dora points=3 minutes=15 bonus=yes
+def lora_dora(x, W, A, B, alpha, m):
+    """DoRA: each row of W + α/r B A brought to the length m: a Tensor (…, d_out)."""
+    ### BEGIN SOLUTION
+    V = W + (B @ A) * (alpha / A.shape[0])                                    # (d_out, d_in)
+    length = (V * V).sum(axis=1).sqrt()                                       # (d_out,)
+    return F.linear(x, V * (m / length).reshape(-1, 1))
+    ### END SOLUTION
+
+# %%
+result = tp.check("lora.dora", lora_dora)
+my_dora = result.function
+result
+
+# %% [markdown]
+# Your DoRA in the model. It starts as the base, and it trains a few numbers more than LoRA:
+
+# %%
+def dora_layer(self, x):
+    W, alpha = self.base.weight, self.scale * len(self.A.data)
+    return my_dora(x, W, self.A, self.B, alpha, self.m) + self.base.bias
+
+
+dora = tp.attach(tp.load_pretrained(), tp.LoRA(rank=8, alpha=16), rng=0)
+for w in dora.wrappers.values(): w.m = Parameter(np.linalg.norm(w.base.weight.data, axis=1))
+with use(LoRALinear, forward=dora_layer):
+    gap = abs(dora(tokens).data - plain).max()
+    print(f"at the start, largest difference from the base: {gap:.0e}")
+    losses = tp.train(dora, task, 15, batch_size=2, seed=0, progress=False).loss
+print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:]):.3f}, "
+      f"LoRA {np.mean(theirs[-5:]):.3f}")
+
+# %% [markdown]
+# ### {exercise} · Bonus: LoRA+ (open, 2 extra points, 15 minutes)
+#
+# LoRA+ (Hayou et al., arXiv 2402.12354) gives $B$ a larger learning rate than $A$.
+# `tp.train(…, lr=…, rates={"B": 4})` multiplies $B$'s rate by 4. Does it pay here?
+# Try the ratios 1, 4 and 16, each with at least three values of `lr`.
+#
+# *Rubric: 1 point for a table of validation losses in which each ratio has its own best `lr`; 1
+# for a conclusion that compares the ratios at their best rates, and not at one rate.*
+
+# %% [answer]
+# The best `lr` falls as the ratio grows: at one `lr` a larger ratio is simply a larger rate.
+# At their best rates the ratios differ by a few hundredths of a nat after 60 steps of rank 8, and
+# the ratio 1 is not behind. (One seed; an answer with several seeds is better.)
+# The paper's argument is about very wide models, in which $B$ moves too slowly at the rate that
+# suits $A$. This model is 128 wide.
+
+# %% [markdown]
 # ### {exercise} · Where to spend a budget (open, 4 points, 25 minutes)
 #
-# The paper (table 5) finds that a budget is better spent on several matrices at low rank than on one at high rank. Choose a budget, spread it in three ways (`targets=("query",)`, `("query", "value")`, `"all"`), and find out whether it
-# holds here. Mind that each way may need its own learning rate.
+# The paper (table 5) finds that a budget is better spent on several matrices at a low rank than
+# on one matrix at a high rank. Choose a budget and spread it in three ways: `targets=("query",)`,
+# `("query", "value")`, `"all"`. Find out whether the paper's finding holds here.
+# Mind that each way may need its own learning rate.
 #
-# *Rubric: 1 point for budgets that are equal by count; 1 for learning rates that are fair and chosen on validation text; 1 for three seeds with their spread; 1 for a conclusion that the
+# *Rubric: 1 point for budgets that are equal by count; 1 for learning rates that are fair and
+# chosen on validation text; 1 for three seeds with their spread; 1 for a conclusion that the
 # numbers carry, with a comparison to the paper's table.*
 
 # %% [answer]
-# *Budget.* On a $d \times d$ matrix rank $r$ costs $2 r d$ numbers; on `mlp.up` and `mlp.down`, $5 r d$. In five blocks of
-# $d = 128$ the query alone at rank 36 takes 46,080 numbers, query and value at rank 18 as many, and all six at rank 4
-# takes 46,080 too: $4 \cdot 2 + 2 \cdot 5 = 18$ times $r d$.
+# *Budget.*
+# On a $d \times d$ matrix rank $r$ costs $2 r d$ numbers; on `mlp.up` and `mlp.down`, $5 r d$.
+# In five blocks of $d = 128$ the query alone at rank 36 takes 46,080 numbers.
+# Query and value at rank 18 take as many.
+# All six at rank 4 take 46,080, too: $4 \cdot 2 + 2 \cdot 5 = 18$ times $r d$.
 #
-# *Rates.* Each way has its own rate, the best of at least three on validation text. Comparing all at one rate measures the
-# rate. *Conclusion:* as in the paper's table, more matrices at a lower rank are better, and the query alone is worst. Part of
-# the gap is the MLP, which the paper's table does not adapt. {claim With the same number of parameters}
+# *Rates.* Each way has its own rate, the best of at least three on validation text.
+# Comparing all at one rate measures the rate. *Conclusion:* as in the paper's table, more
+# matrices at a lower rank are better, and the query alone is worst.
+# Part of the gap is the MLP, which the paper's table does not adapt.
+# {claim With the same number of parameters}
 
 # %% [markdown]
 # ## Recall
 #
-# <details><summary>1. Why does B start at zero and A not?</summary>With B = 0 the model starts as the base, exactly. If A were zero, too, both gradients would be zero (each contains the other factor) and nothing would ever move.</details>
+# <details><summary>1. Why does B start at zero and A not?</summary>
+# With B = 0 the model starts as the base, exactly.
+# If A were zero, too, both gradients would be zero, because each contains the other factor, and
+# nothing would ever move.
+# </details>
 #
-# <details><summary>2. Which memory does LoRA save in training, and which not?</summary>Gradients and optimizer state of the frozen weights. Not the weights themselves (that is QLoRA's part), and only little of the activations.</details>
+# <details><summary>2. Which memory does LoRA save in training, and which not?</summary>
+# It saves the gradients and the optimizer's state of the frozen weights.
+# It does not save the weights themselves (QLoRA does, in lesson 13), and it saves only a part of
+# the activations.
+# </details>
 #
-# <details><summary>3. Dropout is put on x before A. Why not on B A x?</summary>Either would be possible; on the input, every rank-one part loses the same inputs. In evaluation it is off, so merging needs no correction.</details>
+# <details><summary>3. Dropout is put on x before A. Why is there nothing to correct when LoRA is
+# merged?</summary> Dropout is off when the model is used, so that the narrow way is linear.
+# Merging needs no more.
+# </details>
 #
-# <details><summary>4. You double α and halve the learning rate of A and B. Is that the same training?</summary>Not with AdamW: its steps do not depend on the size of gradients, so doubling s doubles the change of W by a step while weights A, B move the same; halving
-# the rate restores roughly the size, but the product's quadratic part differs, and A's share against B's start does, too.</details>
+# <details><summary>4. You double α and halve the learning rate of A and B. Is that the same
+# training?</summary> Not with AdamW. Its steps do not depend on the size of the gradients.
+# Doubling s doubles the change of W by a step, and halving the rate halves it again.
+# But A and B then move half as far from their start, so the part of the change that is a product
+# of both movements is smaller.
+# </details>
 #
-# <details><summary>5. Why is a merged LoRA faster than a merged adapter?</summary>There is no merged adapter: its nonlinearity cannot be folded into a matrix.</details>
+# <details><summary>5. Why is a merged LoRA faster than a merged adapter?</summary>
+# There is no merged adapter behind a layer: its nonlinearity cannot be folded into a matrix.
+# </details>
 #
 # ## Where the paper says this
 #
-# arXiv 2106.09685: equation (1) is its equation 3 in section 4.1, with the start of $A$ and $B$ and $\alpha$; the overlap is equation 4 in section 7.2. Table 5 (WikiSQL, GPT-3, 18 M trained): one matrix with $r = 8$: 70.4 (query), 73.0 (value); query and value with
-# $r = 4$: 73.7; all four with $r = 2$: 73.7. Table 6, query and value: $r = 1$ gives 73.4 and $r = 64$ gives 73.5.
+# arXiv 2106.09685: the sum $W_0 x + BAx$ is its equation 3 in section 4.1, with the start of $A$
+# and $B$ and with $\alpha$. The overlap is its equation 4 in section 7.2.
+# Table 5 (WikiSQL, GPT-3, 18 M trained): one matrix with $r = 8$: 70.4 (query), 73.0 (value);
+# query and value with $r = 4$: 73.7; all four with $r = 2$: 73.7.
+# Table 6, query and value: $r = 1$ gives 73.4 and $r = 64$ gives 73.5.
 #
 # ## Where implementations differ
 #
-# * $A$ starts Gaussian in the paper, Kaiming-uniform in the authors' code and in PEFT (and here; `init="gaussian"`).
-# * On GPT-2, whose query, key and value are one matrix, PEFT adapts the fused one with *one* shared $A$; the authors' code keeps a pair for each, as here.
-# * Some programs call the factor $s$ itself "alpha" or "scale": 16 there is a multiplication by 16.
-# * The defaults here, $r = 8$ and $\alpha = 16$ ($s = 2$), are the paper's for RoBERTa large. For GPT-2 it takes $r = 4$, $\alpha = 32$ ($s = 8$); PEFT's defaults
-#   are 8 and 8 ($s = 1$). Always compare $s$.
-# * The learning rates here were chosen for a model 128 wide; `train` multiplies them by √(128/d) on another. The paper trains GPT-2 medium,
-#   1,024 wide, at 0.0002 and for longer. `tp.find_rate` measures which rate suits a model.
+# * $A$ starts Gaussian in the paper, Kaiming-uniform in the authors' code, in PEFT and here
+#   (`init="gaussian"` for the other).
+# * In GPT-2, query, key and value are one matrix. PEFT adapts it with *one* shared $A$.
+#   The authors' code keeps a pair for each, as here.
+# * Some programs call the factor $s$ itself "alpha" or "scale": 16 there multiplies by 16.
+# * The defaults here, $r = 8$ and $\alpha = 16$ ($s = 2$), are the paper's for RoBERTa large.
+#   For GPT-2 it takes $r = 4$, $\alpha = 32$ ($s = 8$). PEFT's defaults are 8 and 8 ($s = 1$).
+#   Always compare $s$.
+# * The learning rates here were chosen for a model 128 wide; `train` multiplies them by √(128/d)
+#   on another. The paper trains GPT-2 medium, 1,024 wide, at 0.0002 and for longer.
+#   `tp.find_rate` measures which rate suits a model.
+# * DoRA's paper has one magnitude for each column of its $W$.
+#   PEFT, like equation (6), has one per output.
 #
-# **Now you can** write LoRA, its gradient and its end. Next: [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.
+# **Now you can** write LoRA, derive its gradients, find out why one does not learn, and merge it
+# away. Next: [08 · AdaLoRA](08_adalora.ipynb) gives each matrix a rank of its own.

@@ -1,65 +1,84 @@
 # %% [markdown]
 # # 08 · AdaLoRA
 #
-# **What you will do.** Let a model decide by itself where it needs rank. You will write LoRA's change as a singular value
-# decomposition, keep its factors orthogonal by a penalty, score every singular value by what the loss would say if it
-# were gone, and take the least important ones away while training goes on. Then you will look at where the ranks went.
+# **What you will do.** You let a model decide by itself where it needs rank. You write LoRA's
+# change as a singular value decomposition and keep its factors orthogonal by a penalty. You score
+# every singular value by what the loss would say if it were gone, and you take the least important
+# ones away while training goes on. Then your functions train a model, and you look at where the
+# ranks went.
 #
-# **What you need.** Lesson 07 (LoRA). A singular value decomposition should be an acquaintance.
+# **What you need.** Lesson 07 (LoRA), and what a singular value decomposition is.
 #
-# **Time.** 60 minutes; every cell together runs in well under a minute.
+# **Words and letters.** They are explained on first use, and all together in the
+# [glossary](GLOSSARY.md).
+#
+# **Time.** 100 minutes, exercises included. All cells together run in well under a minute.
 
 # %%
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.course import show
-from tinypeft.peft.adalora import AdaLoRALinear
+from tinypeft.course import show, use
+from tinypeft.peft.adalora import AdaLoRALinear, triplets
 from tinypeft.study import plot
 
 model = tp.load_pretrained()
-task = tp.tasks.domain(model, context=128, held_out=8192)        # Matplotlib's documentation: new to the model
+task = tp.tasks.domain(model, context=128, held_out=8192)        # Matplotlib's documentation: new
 print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/token")
 
 # %% [markdown]
-# ## A rank for everybody is a rank for nobody
+# ## 1. The idea: a rank for each matrix
 #
-# LoRA gives each adapted matrix the same rank $r$. Some matrices may have little to learn and waste theirs; others would
-# use more. AdaLoRA (Zhang et al., arXiv 2303.10512) starts every matrix with a few singular values more than it may keep, and
-# gives a budget to *all matrices together*. For that it needs pieces that can be taken away one by one without
-# disturbing the others. A product $BA$ has no such pieces; a singular value decomposition has:
+# LoRA gives each adapted matrix the same rank $r$.
+# A matrix that has little to learn wastes its rank, and another matrix could use more.
+# AdaLoRA (Zhang et al., arXiv 2303.10512) gives a budget of rank to *all matrices together*.
+# Each matrix starts with a little more than it may keep on average.
+# While the model is trained, the least important pieces are taken away, wherever they are.
 #
-# $$W = W_0 + P \Lambda Q, \qquad P \in \mathbb{R}^{d_\text{out} \times r},\ \Lambda = \mathrm{diag}(\lambda_1 \dots \lambda_r),\ Q \in \mathbb{R}^{r \times d_\text{in}} \tag{1}$$
+# For that, the change must consist of pieces, and removing one must not disturb the others.
+# The rows of $A$ and the columns of $B$ in LoRA's product $BA$ overlap, so they are no such pieces.
+# A singular value decomposition has them:
 #
-# A *triplet* is $\lambda_i$ with its column of $P$ and its row of $Q$. Setting $\lambda_i = 0$ removes it and nothing else. The
-# layer never forms $P \Lambda Q$; it scales the $r$ numbers in the middle:
+# $$W = W_0 + P \Lambda Q \tag{1}$$
+#
+# $W_0$ is the frozen weight $(d_\text{out}, d_\text{in})$. $P$ is $(d_\text{out}, r)$, $Q$ is
+# $(r, d_\text{in})$, and $\Lambda$ is diagonal with the numbers $\lambda_1, \dots, \lambda_r$.
+# A *triplet* is one $\lambda_i$ with column $i$ of $P$ and row $i$ of $Q$.
+# Setting $\lambda_i = 0$ removes the triplet $i$ and nothing else.
+
+# %%
+show("schematic:adalora")
+
+# %% [markdown]
+# *What to see: $\Lambda$ is only $r$ numbers in the middle. A zero there switches off one column of
+# $P$ and one row of $Q$.*
+#
+# The layer never forms $P \Lambda Q$. It multiplies the $r$ numbers $Q x$ by $\lambda$ on their way
+# to $P$. (`scale` is 1 here. With `AdaLoRA(alpha=…)` it is $\alpha/r$, as in LoRA.)
 
 # %%
 show(AdaLoRALinear.forward)
 
 # %% [markdown]
-# $\Lambda$ starts at zero, so a fresh AdaLoRA is the model it is put on, as with LoRA. $P$ and $Q$ start as small random
-# numbers.
+# $\Lambda$ starts at zero, so the model computes at first what it computed before, as with LoRA.
+# $P$ and $Q$ start as small random numbers.
 #
-# ## Staying a decomposition
+# ## 2. Staying a decomposition
 #
-# Gradient steps know nothing of singular values; after a few of them, the columns of $P$ need not be orthogonal, and
-# then removing one triplet *does* disturb the others. A real decomposition after every step would be too dear, so the paper
-# adds a penalty to the loss that pulls $P$ and $Q$ back:
+# In a singular value decomposition the columns of $P$ are *orthonormal*: the dot product of a
+# column with itself is 1, and with every other column it is 0. The same holds for the rows of $Q$.
+# Gradient steps know nothing of that. After a few of them the columns of $P$ overlap, and then
+# removing one triplet *does* disturb the others. A new decomposition after every step would cost
+# too much. So the paper adds a penalty to the loss, $\gamma\, R(P, Q)$ for each matrix, which pulls
+# $P$ and $Q$ back. Its weight $\gamma$ is 0.01 here.
 #
-# $$R(P, Q) = \lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2 \tag{2}$$
-#
-# with the loss $L + \gamma \sum R$ over all matrices. Mind which side the transpose is on: $P^\top P$ compares the $r$ columns
-# of $P$ with each other, $Q Q^\top$ the $r$ rows of $Q$.
-
-# %%
-show(AdaLoRALinear.departures)
-
-# %% [markdown]
 # ### {exercise}
 #
-# Write equation (2) for Tensors `P` $(d_\text{out}, r)$ and `Q` $(r, d_\text{in})$; return a Tensor with one number. The squared
-# Frobenius norm is the sum of the squares of all entries.
+# Write $R$ for Tensors `P` $(d_\text{out}, r)$ and `Q` $(r, d_\text{in})$. Take all $r^2$ dot
+# products of the columns of `P`, subtract from each what it should be, and sum the squares. Do the
+# same with the rows of `Q`, and add the two sums. The result is a Tensor with one number. Derive
+# first, on paper, which two matrix products hold these dot products, and which matrix they should
+# equal.
 
 # %% exercise=adalora.penalty points=3 minutes=10
 def adalora_penalty(P, Q):
@@ -72,32 +91,48 @@ def adalora_penalty(P, Q):
 
 # %%
 result = tp.check("adalora.penalty", adalora_penalty)
+my_penalty = result.function
 result
 
 # %% [markdown]
-# ## What is a triplet worth?
+# <details><summary>The equation of the paper</summary>
 #
-# The size of $\lambda_i$ alone is a poor judge: a large singular value may sit where the loss does not care. Ask the loss
-# instead. If one number $w$ were set to zero, to first order the loss would change by
+# $$R(P, Q) = \lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2 \tag{2}$$
 #
-# $$I(w) = \left| w\, \frac{\partial L}{\partial w} \right| \tag{3}$$
+# $\lVert\cdot\rVert_F^2$, the squared Frobenius norm, is the sum of the squares of all entries.
 #
-# On one small batch this is noisy, so it is averaged over steps; and a number whose sensitivity jumps about should not
-# be pruned in a bad moment, so its uncertainty counts in its favour:
+# </details>
 #
-# $$\bar I \leftarrow \beta_1 \bar I + (1 - \beta_1)\, I, \qquad U \leftarrow \beta_2 U + (1 - \beta_2)\, |I - \bar I|, \qquad s = \bar I\, U \tag{4}$$
-#
-# ($\bar I$ in the middle is the new one.) The package keeps both averages for a triplet's $1 + d_\text{out} + d_\text{in}$
-# numbers as one row:
+# Compare yours with the package's, which squares and sums these two matrices.
 
 # %%
-show(AdaLoRALinear.observe)
+show(AdaLoRALinear.departures)
 
 # %% [markdown]
+# ## 3. What is a triplet worth?
+#
+# The size of $\lambda_i$ alone is a poor judge: the loss may not care about a large singular value.
+# So ask the loss. Four numbers are kept for each trained number $w$:
+#
+# * its **sensitivity** $I$: by how much the loss $L$ would change, to first order and without the
+#   sign, if $w$ alone were set to 0;
+# * the **average** $\bar I$ of $I$ over the steps, because one small batch is noisy. It keeps the
+#   share $\beta_1$ of its old value and takes the share $1 - \beta_1$ from the new $I$;
+# * the **uncertainty** $U$, an average of the distance between $I$ and the *new* $\bar I$. It keeps
+#   the share $\beta_2$ of its old value;
+# * the **score** $s = \bar I\, U$. A number whose sensitivity jumps about should not be pruned in a
+#   bad moment, so its uncertainty counts in its favour.
+#
+# By hand, with $w = 2$, $\partial L/\partial w = -0.5$, the old $\bar I = 0.5$ and $U = 0.2$, and
+# $\beta_1 = \beta_2 = 0.8$: the sensitivity is 1.
+# Then $\bar I = 0.8 \cdot 0.5 + 0.2 \cdot 1 = 0.6$, $U = 0.8 \cdot 0.2 + 0.2 \cdot 0.4 = 0.24$, and
+# $s = 0.144$.
+#
 # ### {exercise}
 #
-# Given weights `w`, their gradient `g`, and the two averages so far (all arrays of the same shape), return the new averages
-# $\bar I$, $U$, and the score $s$.
+# Find the formula of $I$: write down the first-order change of $L$ when $w$ moves to 0.
+# Then write the update. Given weights `w`, their gradient `g`, and the two averages so far (all
+# arrays of one shape), return the new averages $\bar I$ and $U$, and the score $s$.
 
 # %% exercise=adalora.importance points=3 minutes=12
 def adalora_importance(w, g, I_bar, U, beta1, beta2):
@@ -111,51 +146,89 @@ def adalora_importance(w, g, I_bar, U, beta1, beta2):
 
 # %%
 result = tp.check("adalora.importance", adalora_importance)
+my_importance = result.function
 result
 
 # %% [markdown]
-# A triplet's score adds what its parts are worth on average:
+# <details><summary>The equations of the paper</summary>
 #
-# $$S_i = s(\lambda_i) + \frac{1}{d_\text{out}} \sum_k s(P_{ki}) + \frac{1}{d_\text{in}} \sum_k s(Q_{ik}) \tag{5}$$
+# To first order $L(w + \Delta) - L(w) = \Delta\, \partial L/\partial w$, and here $\Delta = -w$:
+#
+# $$I(w) = \left| w\, \frac{\partial L}{\partial w} \right| \tag{3}$$
+#
+# $$\bar I \leftarrow \beta_1 \bar I + (1 - \beta_1)\, I, \qquad
+# U \leftarrow \beta_2 U + (1 - \beta_2)\, |I - \bar I|, \qquad s = \bar I\, U \tag{4}$$
+#
+# </details>
+#
+# Compare yours with the package's. It keeps both averages for a triplet's $1 + d_\text{out} +
+# d_\text{in}$ numbers as one row.
 
 # %%
-show(AdaLoRALinear.scores)
+show(AdaLoRALinear.observe)
 
 # %% [markdown]
-# ## The budget
+# A triplet's score adds up what its parts are worth on average:
 #
-# $n$ matrices start with $b^{(0)} = n\, r_\text{init}$ triplets and end with $b^{(T)} = n\, r_\text{target}$. The budget rests for
-# $t_i$ steps, falls along a cubic, and rests for the last $t_f$ steps, in which what is left can settle:
+# $$S_i = s(\lambda_i) + \frac{1}{d_\text{out}} \sum_k s(P_{ki}) +
+# \frac{1}{d_\text{in}} \sum_k s(Q_{ik}) \tag{5}$$
 #
-# $$b^{(t)} = b^{(T)} + \left(b^{(0)} - b^{(T)}\right)\left(1 - \frac{t - t_i}{T - t_i - t_f}\right)^{3} \quad \text{for } t_i \le t \le T - t_f \tag{6}$$
+# ## 4. The budget
 #
-# **This is not what the paper prints.** The equation of its Appendix A has $t - t_i - t_f$ in the numerator. Draw both and decide for yourself which one
-# can have been meant:
+# The budget $b(t)$ is the number of triplets that all matrices together keep after step $t$ of $T$.
+# It begins at $b_0$ and ends at $b_T$. It rests at $b_0$ for the first $t_i$ steps, then falls, and
+# rests at $b_T$ for the last $t_f$ steps, in which the triplets that are left can settle.
+#
+# Our model has 30 matrices. We shall train it for $T = 100$ steps with $t_i = 10$ and $t_f = 40$.
+# Each matrix starts with 8 triplets and keeps 4 on average, so $b_0 = 240$ and $b_T = 120$.
+# The fall takes 50 steps, from step 10 to step 60. It is a cubic: what is still to go is multiplied
+# by $u^3$, where $u$ falls evenly from 1 to 0. It is steep at first, when $u$ is near 1.
+#
+# How many triplets are left at step 35, when half of the 50 steps are over? Guess before you
+# compute.
 
 # %%
-T, t_i, t_f, b0, bT = 300, 30, 120, 12 * 30, 8 * 30
-t = np.arange(T + 1)
-falling = (t >= t_i) & (t <= T - t_f)
-budget = lambda numerator: bT + (b0 - bT) * (1 - numerator / (T - t_i - t_f)) ** 3
-code = np.where(t < t_i, b0, np.where(t > T - t_f, bT, budget(t - t_i)))
-fig, ax = plot.figure()
-ax.plot(t, code, color=plot.COLOURS["blue"])
-ax.plot(t[falling], budget(t - t_i - t_f)[falling], color=plot.COLOURS["vermillion"], ls="--")
-ax.set(xlabel="step t", ylabel="triplets kept, all matrices", ylim=(0, None))
-ax.annotate("the authors' code, equation (6)", (110, code[110]), (190, 330), color=plot.COLOURS["blue"],
-            arrowprops={"arrowstyle": "-", "color": "#BBBBBB"})
-ax.annotate("as printed", (60, budget(60 - t_i - t_f)), (75, 900), color=plot.COLOURS["vermillion"],
-            arrowprops={"arrowstyle": "-", "color": "#BBBBBB"})
+halfway = tp.predict("08.halfway", 180, "triplets")
+
+# %% [markdown]
+# ### {exercise}
+#
+# This is the equation in the paper's Appendix A, for the steps in which the budget falls:
+#
+# $$b(t) = b_T + \left(b_0 - b_T\right)\left(1 - \frac{t - t_i - t_f}{T - t_i - t_f}\right)^{3}
+# \qquad (\text{as printed}) \tag{6}$$
+#
+# The next cell computes and draws it.
+
+# %%
+T, t_i, t_f, b0, bT = 100, 10, 40, 240, 120
+
+
+def as_printed(t):
+    """Equation (6) from step t_i to step T − t_f, and the two rests."""
+    if t < t_i: return b0
+    if t > T - t_f: return bT
+    return int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / (T - t_i - t_f)) ** 3)
+
+
+print("step ", *(f"{t:5}" for t in (0, 9, 10, 20, 40, 60, 61, 100)))
+print("b(t) ", *(f"{as_printed(t):5}" for t in (0, 9, 10, 20, 40, 60, 61, 100)))
+fig, ax = plot.figure(height=2.8)
+ax.plot(range(T + 1), [as_printed(t) for t in range(T + 1)], color=plot.COLOURS["vermillion"])
+ax.axhline(b0, color=plot.COLOURS["grey"], lw=1, ls="--")
+ax.text(T, b0, "all triplets that there are", ha="right", va="bottom", color="#606060")
+ax.set(xlabel="step t", ylabel="triplets kept", ylim=(0, None))
 fig
 
 # %% [markdown]
-# *What to see: as printed, the budget jumps up at $t_i$, to far more triplets than exist, and does not come down to $b^{(T)}$ at the end.*
+# *What to see: the budget jumps up at step 10, far above the number of triplets that exist, and at
+# step 60 it has not arrived at 120.*
 #
-# ### {exercise}
-#
-# Return $b^{(t)}$ for any $t$ from 0 to $T$: $b^{(0)}$ up to $t_i$, then equation (6), then $b^{(T)}$; rounded down to a whole number.
+# Find the bug in equation (6), and write the schedule that can have been meant: $b_0$ up to $t_i$,
+# a cubic that starts at $b_0$ in step $t_i$ and arrives at $b_T$ in step $T - t_f$, then $b_T$.
+# Round down to a whole number. It must work for every `t` from 0 to `T`.
 
-# %% exercise=adalora.budget points=2 minutes=8
+# %% exercise=adalora.budget points=3 minutes=10
 def adalora_budget(t, T, t_i, t_f, b0, bT):
     """How many triplets all matrices together keep after step t."""
     ### BEGIN SOLUTION
@@ -165,14 +238,30 @@ def adalora_budget(t, T, t_i, t_f, b0, bT):
 
 # %%
 result = tp.check("adalora.budget", adalora_budget)
+budget_of = result.function
 result
 
 # %% [markdown]
+# The authors' code and PEFT compute this, too; the equation in the paper is a misprint. Your guess:
+
+# %%
+my_budget = lambda *numbers: int(budget_of(*numbers))
+halfway.beside(my_budget(35, T, t_i, t_f, b0, bT))
+
+# %% [markdown]
+# Half of the time leaves $u = 1/2$, and $u^3 = 1/8$ of what is to go.
+#
+# ## 5. Allocation
+#
+# Two matrices with three triplets each have the scores (5, 1, 0.5) and (4, 3, 0.2). Three triplets
+# may stay. The three best scores of all are 5, 4 and 3. So the first matrix keeps one triplet and
+# the second keeps two. This choice among all matrices gives the method its name.
+#
 # ### {exercise}
 #
-# Now the step that gives the method its name. `scores` is an array $(n, r)$: the scores of $r$ triplets in each of $n$ matrices.
-# Return a boolean array $(n, r)$ that is true for exactly the `b` best **of all matrices together**. `b` may be 0. Where
-# scores are equal, any of them may stay, but exactly `b` in all.
+# `scores` is an array $(n, r)$: the scores of $r$ triplets in each of $n$ matrices. Return a
+# boolean array $(n, r)$ that is true for exactly the `b` best **of all matrices together**. `b` may
+# be 0. Where scores are equal, any of them may stay, but exactly `b` in all.
 
 # %% exercise=adalora.allocate points=3 minutes=12
 def adalora_allocate(scores, b):
@@ -185,138 +274,259 @@ def adalora_allocate(scores, b):
 
 # %%
 result = tp.check("adalora.allocate", adalora_allocate)
+my_allocate = result.function
 result
 
 # %%
-allocate = result.function
-rng = np.random.default_rng(0)
-scores = rng.exponential(1, (4, 6)) * np.array([[0.2], [1], [1], [3]])               # the last matrix matters most
-print("ranks of four matrices, twelve triplets among them:", allocate(scores, 12).sum(1))
+example = np.array([[5, 1, 0.5], [4, 3, 0.2]])
+print("ranks of the two matrices above:", my_allocate(example, 3).sum(1))
 
 # %% [markdown]
-# ## All of it, at work
+# ## 6. Your functions at work
 #
-# `train` calls three hooks of every method, so that nobody can forget the allocation (with other libraries many did: ranks that
-# never moved from where they began are a frequent report). Here a subclass uses the last hook to write down what happens. Note
-# one thing: only $\lambda$ is set to zero. $P$, $Q$ and the optimizer's moments live on, the next step
-# moves $\lambda$ away from zero again, and if the triplet has become important by the next allocation, it stays.
+# `train` calls a method's hook `after_step` after every step of the optimizer. This is where
+# AdaLoRA measures and prunes. (In PEFT you must call `update_and_allocate` yourself. If you do not,
+# the ranks stay where they began. PEFT's issue 432 is one report of that.) The class below is the
+# paper's Algorithm 1, made of your four functions. It allocates every $\Delta_T = 4$ steps
+# (`delta_t`), and notes all singular values in `log`.
 
 # %%
 log = []
 
 
-class Watched(tp.AdaLoRA):
-    """AdaLoRA that notes every step's singular values."""
+def my_observe(layer, beta1, beta2):
+    """Update both averages of a layer by the weights before the step and their gradients."""
+    before, layer.before = layer.before, None
+    w, g = triplets(*before), triplets(layer.P.grad, layer.Lam.grad, layer.Q.grad)
+    layer.sensitivity, layer.uncertainty, _ = my_importance(
+        w, g, layer.sensitivity, layer.uncertainty, beta1, beta2)
 
-    def after_step(self, tuned, step, total):
-        super().after_step(tuned, step, total)
+
+class Mine(tp.AdaLoRA):
+    """AdaLoRA out of your four functions."""
+
+    def penalty(self, tuned):
+        return self.gamma * sum(my_penalty(m.P, m.Q) for m in tuned.wrappers.values())
+
+    def after_step(self, tuned, step, T):
+        layers, t = list(tuned.wrappers.values()), step + 1
+        t_i, end = self.phases(T)                                # end is T − t_f
+        n = len(layers)
+        if t < end:
+            for layer in layers: layer.observe(self.beta1, self.beta2)
+        if t_i < t <= end and (t % self.delta_t == 0 or t == end):
+            b = my_budget(t, T, t_i, T - end, n * self.init_rank, n * self.target_rank)
+            kept = my_allocate(np.array([layer.scores() for layer in layers]), b)
+            for layer, mask in zip(layers, kept, strict=True): layer.keep(mask)
+        if t > end:                                              # the last choice is final
+            for layer in layers: layer.keep(layer.kept)
         log.append({path: layer.Lam.data.copy() for path, layer in tuned.wrappers.items()})
 
 
-tuned = tp.attach(model, Watched(init_rank=8, target_rank=4, delta_t=4), rng=0)
-history = tp.train(tuned, task, 100, batch_size=4, seed=0, progress=False)
+options = dict(init_rank=8, target_rank=4, delta_t=4)
+tuned = tp.attach(tp.load_pretrained(), Mine(**options), rng=0)
+with use(AdaLoRALinear, observe=my_observe):
+    tp.train(tuned, task, 100, batch_size=4, seed=0, progress=False)
+package = tp.attach(tp.load_pretrained(), tp.AdaLoRA(**options), rng=0)
+tp.train(package, task, 100, batch_size=4, seed=0, progress=False)
 print(tuned.summary())
-print(f"test loss {tp.evaluate(tuned, task)['loss']:.3f}")
+same = sum(a == b for a, b in zip(tuned.ranks().values(), package.ranks().values(), strict=True))
+print(f"test loss {tp.evaluate(tuned, task)['loss']:.3f} with yours, "
+      f"{tp.evaluate(package, task)['loss']:.3f} with the package's; {same} of 30 ranks agree")
+
+# %% [markdown]
+# Compare `Mine` with the package's.
 
 # %%
-fig, ax = plot.figure()
+show(tp.AdaLoRA.after_step)
+
+# %% [markdown]
+# Only $\lambda$ is set to zero. $P$, $Q$ and the optimizer's moments stay, so the next step moves
+# $\lambda$ away from zero again. If the triplet has become important by the next allocation, it
+# stays. Does that happen?
+
+# %%
 pruned = {p: (np.array([step[p] for step in log]) == 0).any(0) for p in log[-1]}
 came_back = sum((pruned[p] & (log[-1][p] != 0)).sum() for p in pruned)
-print(f"{sum(mask.sum() for mask in pruned.values())} triplets were pruned at some time; {came_back} of them came back and stayed")
-path = min(pruned, key=lambda p: abs(np.count_nonzero(log[-1][p]) - 4))              # one that kept half
-values = np.abs([step[path] for step in log])                                        # (steps, r)
+print(f"{sum(mask.sum() for mask in pruned.values())} triplets were pruned at some time; "
+      f"{came_back} of them came back and stayed")
+
+# %% fold
+path = min(pruned, key=lambda p: abs(np.count_nonzero(log[-1][p]) - 4))  # one that kept about half
+values = np.abs([step[path] for step in log])                            # (steps, r)
 alive = values[-1] > 0
+fig, ax = plot.figure()
 for i in range(values.shape[1]):
     ax.plot(np.where(values[:, i] > 0, values[:, i], np.nan), lw=1.5 if alive[i] else 0.8,
             color=plot.COLOURS["blue" if alive[i] else "vermillion"], ls="-" if alive[i] else "--")
-ax.set(xlabel="step", ylabel="|λ|, gaps: pruned", title=f"the singular values of {path}")
+ax.axvline(60, color=plot.COLOURS["grey"], lw=1, ls=":")
+ax.text(61, 0.1 * values.max(), "T − t_f: the choice is final", color="#606060")
+ax.set(xlabel="step", ylabel="|λ|, a gap: pruned", title=f"the singular values of {path}")
 fig
 
 # %% [markdown]
-# *What to see: all triplets grow for the first steps; then the dashed ones are pruned. The optimizer moves them away from zero again, and the next
-# allocation takes them once more, if they have not become important. The choice is final after step $T - t_f$.* Where did the ranks go?
+# *What to see: all triplets grow at first. Then the dashed ones are pruned. The optimizer moves
+# them away from zero again, and the next allocation takes them once more. So the way back is open,
+# but hardly any triplet takes it: the line above the picture counts them. From step 60 on the
+# choice is final.*
+#
+# ## 7. Where did the ranks go?
+#
+# The ranks have the mean 4. Which rank do you expect for the five query matrices, on average?
 
 # %%
-kinds = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.up", "mlp.down"]
-ranks = tuned.ranks()
-grid = np.array([[ranks[f"blocks.{layer}.{kind}"] for kind in kinds] for layer in range(model.config.n_layers)])
+query = tp.predict("08.query", 4.0)
+
+# %% fold
+kinds = ["query", "key", "value", "output", "up", "down"]
+found = np.reshape(list(tuned.ranks().values()), (model.config.n_layers, 6))
 fig, ax = plot.figure()
-image = ax.imshow(grid, cmap="cividis", vmin=0, vmax=8)
-ax.set(xticks=range(6), xticklabels=[k.split(".")[1] for k in kinds], yticks=range(len(grid)), ylabel="layer",
-       title=f"final ranks, {grid.sum()} in all: {grid.sum() / grid.size:.0f} per matrix on average")
+image = ax.imshow(found, cmap="cividis", vmin=0, vmax=8)
+ax.set(xticks=range(6), xticklabels=kinds, yticks=range(len(found)),
+       yticklabels=range(1, len(found) + 1), ylabel="layer",
+       title=f"final ranks, {found.sum()} in all: {found.mean():.0f} per matrix on average")
 ax.grid(False)
-for (i, j), value in np.ndenumerate(grid):
+for (i, j), value in np.ndenumerate(found):
     ax.text(j, i, value, ha="center", va="center", color="white" if value < 4 else "black")
 fig.colorbar(image, ax=ax, label="rank")
 fig
 
+# %%
+query.beside(found[:, 0].mean())
+
 # %% [markdown]
-# *What to see: the same average as a LoRA of rank 4 in all six matrices, unevenly spent.* Is the uneven allocation *right*? On
-# real text nobody knows the truth. So the package can plant one: the task `tp.tasks.planted` hides a low-rank change
-# of known ranks in a copy of the model, and AdaLoRA has to find where. The committed study did that over seeds:
+# *What to see: query and key keep least. The attention's output keeps more than the mean.*
+#
+# Is this uneven allocation *right*? On real text nobody knows the truth, so the package can plant
+# one. The task `tp.tasks.planted` hides a change of known ranks in a copy of the model, and AdaLoRA
+# has to find where. The study did that with several seeds:
 
 # %%
 show("adalora_planted")
 
 # %% [markdown]
-# *What to see: found against planted ranks.* And does it pay? At the same final budget, against a LoRA with one rank for all:
+# *What to see: on the whole, where more rank was planted, more is found. A perfect result would lie
+# on the dashed line.*
+#
+# And does it pay? Guess first: is AdaLoRA better or worse than a LoRA that gives all matrices the
+# same rank, with the same number of triplets in the end?
 
 # %%
 show("adalora")
 
 # %% [markdown]
+# *What to see: the ranks are uneven. Query and key keep least.*
+#
+# <details><summary>Does it pay?</summary>
+#
+# Not at this size. The loss of AdaLoRA minus the loss of LoRA is
+# {study adalora: AdaLoRA 12 → 8 - all six r=8, loss} nats/token at 8 triplets per matrix.
+# A difference above zero means that the same rank for all was better.
+#
+# {claim AdaLoRA is better than LoRA}
+#
+# </details>
+#
+# ## 8. What is worth storing
+#
+# ### {exercise}
+#
+# The pruned triplets still lie in `P` and `Q`. Write the change $P \Lambda Q$ as a LoRA of the rank
+# that is left: return `(B, A)` with $BA = P \Lambda Q$, where `B` has as many columns and `A` as
+# many rows as there are $\lambda_i \ne 0$. A $\lambda_i$ may be negative. You may split $\lambda$
+# between `B` and `A` as you like: the check looks at the product and the number of columns and
+# rows. The points of a bonus exercise are extra.
+
+# %% exercise=adalora.export points=2 minutes=8 bonus=yes
+def adalora_export(P, Lam, Q):
+    """P (d_out, r), Lam (r,), Q (r, d_in) → B (d_out, k), A (k, d_in) of the k triplets left."""
+    ### BEGIN SOLUTION
+    left = Lam != 0
+    return P[:, left] * Lam[left], Q[left]
+    ### END SOLUTION
+
+# %%
+result = tp.check("adalora.export", adalora_export)
+my_export = result.function
+result
+
+# %%
+stored = {path: my_export(layer.P.data, layer.Lam.data, layer.Q.data)
+          for path, layer in tuned.wrappers.items()}
+worst = max(np.abs(B @ A - tuned.wrappers[path].delta()).max() for path, (B, A) in stored.items())
+print(f"trained {sum(p.size for p in tuned.parameters() if p.requires_grad):,} numbers, "
+      f"stored {sum(B.size + A.size for B, A in stored.values()):,}; "
+      f"largest difference of a change: {worst:.1e}")
+
+# %% [markdown]
 # ### {exercise} · Is it luck? (open, 4 points, 20 minutes)
 #
-# Train the `Watched` AdaLoRA with three seeds and compare the maps of ranks. Which cells agree, and which are chance? Propose a number that says how
-# much two maps agree, and what it would be for two random maps with the same total.
+# Train `tp.AdaLoRA` as above with three seeds and compare the maps of ranks. Which cells agree, and
+# which are chance? Propose a number that says how much two maps agree, and say what it would be for
+# two random maps with the same total.
 #
-# *Rubric: 1 point for three runs that differ in the seed alone; 1 for a sensible number (a rank correlation will do); 1 for its value under
-# chance; 1 for a conclusion that does not claim more than three seeds can show.*
+# *Rubric: 1 point for three runs that differ in the seed alone; 1 for a sensible number (a rank
+# correlation will do); 1 for its value under chance; 1 for a conclusion that does not claim more
+# than three seeds can show.*
 
 # %% [answer]
-# *Runs.* `rng=s` in `attach` and `seed=s` in `train`, and nothing else differs. If only one of them is changed, say which:
-# the start and the order of the text are two sources of chance.
+# *Runs.* `rng=s` in `attach` and `seed=s` in `train`, and nothing else differs. If only one of them
+# is changed, say which: the start and the order of the text are two sources of chance.
 #
-# *A number.* Spearman's correlation of the 30 ranks of two maps. Under chance its mean is 0 and its standard deviation
-# $1/\sqrt{29} \approx 0.19$; shuffling one map many times gives the same without a formula, and keeps the total. (The share of
-# equal cells is a poor number: with eight possible ranks even maps that are alike rarely agree exactly.) In three runs of the
-# lesson's length expect about 0.5 to 0.7 for each pair: far from chance, and far from 1. What agrees is the kind of
+# *A number.* Spearman's correlation of the 30 ranks of two maps. Under chance its mean is 0 and its
+# standard deviation $1/\sqrt{29} \approx 0.19$. Shuffling one map many times gives the same without
+# a formula, and keeps the total. (The share of equal cells is a poor number: with eight possible
+# ranks even maps that are alike rarely agree exactly.) In three runs of the lesson's length expect
+# about 0.5 to 0.7 for each pair: far from chance, and far from 1. What agrees is the kind of
 # matrix: query and key keep least. Which layer's query keeps two or four is chance.
 #
-# *Conclusion.* Three seeds make three pairs, which share runs and are not independent. They show that the map is not luck;
-# they do not give an interval for a single cell. {claim AdaLoRA's ranks are uneven}
+# *Conclusion.* Three seeds make three pairs, which share runs and are not independent. They show
+# that the map is not luck. They do not give an interval for a single cell.
+# {claim AdaLoRA's ranks are uneven}
 
 # %% [markdown]
 # ## Recall
 #
-# <details><summary>1. Why does AdaLoRA not prune rows of LoRA's A and columns of its B by the same score?</summary>It could; but B A has
-# no separate measure of size, and its rank-one parts overlap: taking one away changes what the others do. Orthogonal triplets do not.</details>
+# <details><summary>1. Why does AdaLoRA not prune rows of LoRA's A and columns of its B by the same
+# score?</summary>It could. But BA has no separate measure of size, and its rank-one parts overlap:
+# removing one part changes what the others do. Orthogonal triplets do not disturb each
+# other.</details>
 #
-# <details><summary>2. What would happen without the uncertainty U?</summary>A triplet with a bad batch or two just before an allocation would
-# be dropped although its sensitivity is merely noisy; U raises the score of those.</details>
+# <details><summary>2. What would happen without the uncertainty U?</summary>A triplet with a bad
+# batch or two just before an allocation would be pruned, although its sensitivity is only noisy. U
+# raises the score of such triplets.</details>
 #
-# <details><summary>3. A triplet's λ has been zero since the last allocation. What is its sensitivity now?</summary>For λ itself |0 · g| = 0, if the weight is
-# taken before the step. It lives by the scores of P and Q, and by its moving average.</details>
+# <details><summary>3. An allocation has just set λ to zero. What is the sensitivity of λ in the
+# next step?</summary>|0 · g| = 0, if the weight is taken before the step. Its triplet then lives by
+# the moving average and by the scores of P and Q. The step itself moves λ away from zero, so one
+# step later the sensitivity is above zero again.</details>
 #
-# <details><summary>4. How many parameters train, and how many are worth storing?</summary>r_init (d_in + d_out + 1) per matrix train; what is left of the
-# triplets after pruning is all that a merged or exported adapter needs.</details>
+# <details><summary>4. How many parameters are trained, and how many are worth storing?</summary>
+# r_init (d_in + d_out + 1) per matrix are trained. Only the triplets that are left need to be
+# stored.</details>
 #
-# <details><summary>5. What must a training loop do for AdaLoRA that it need not do for LoRA?</summary>Add the penalty to the loss, and call the allocator
-# between the optimizer's step and zero_grad, with the number of all steps known from the start.</details>
+# <details><summary>5. What must a training loop do for AdaLoRA that it need not do for
+# LoRA?</summary> Add the penalty to the loss, and call the allocator between the optimizer's step
+# and `zero_grad`. It must know the number of all steps from the start.</details>
 #
 # ## Where the paper says this
 #
-# arXiv 2303.10512: the decomposition is equation 3, the penalty 4, pruning 6, importance 7 to 11, Algorithm 1 the whole; the budget is in
-# Appendix A. (These are the numbers of the PDF. The HTML rendering adds 2 from 6 on.) Table 1 (GLUE, DeBERTaV3-base, average): full
-# fine-tuning 88.09, LoRA with r = 8 (1.33 M parameters) 88.34, AdaLoRA (1.27 M) 89.31.
+# arXiv 2303.10512: the decomposition is equation 3, the penalty 4, pruning 6, importance 7 to 11,
+# Algorithm 1 the whole. The budget is in Appendix A. (These are the numbers of the PDF. The HTML
+# rendering adds 2 from 6 on.) Table 1 (GLUE, DeBERTaV3-base, average): full fine-tuning 88.09, LoRA
+# with r = 8 (1.33 M parameters) 88.34, AdaLoRA (1.27 M) 89.31.
 #
 # ## Where implementations differ
 #
-# * The authors' code and PEFT average *unsquared* norms for the penalty: `orthogonality="norm"`. Its weight γ is not comparable then.
-# * Both multiply the gradient by the weights *after* the step (`importance="after"`); Algorithm 1 means before.
-# * The paper scales $P \Lambda Q$ by α/r, as LoRA does, and fixes α (16 or 32). Both codes divide by the *initial* rank, also after pruning. Here the scale is 1
-#   unless you give `alpha`, and the default learning rate belongs to that.
+# * The authors' code and PEFT average *unsquared* norms for the penalty: `orthogonality="norm"`.
+#   Its weight γ cannot be compared with ours then.
+# * Both multiply the gradient by the weights *after* the step (`importance="after"`). Algorithm 1
+#   means those before.
+# * The paper scales $P \Lambda Q$ by α/r, as LoRA does, and fixes α (16 or 32). Both codes divide
+#   by the *initial* rank, also after pruning. Here the scale is 1 unless you give `alpha`, and the
+#   default learning rate belongs to that.
 # * Training a second time begins at the initial rank again, and prunes anew.
-# * In PEFT `tfinal` is a duration, `total_step` is required, and nothing is pruned unless you call `update_and_allocate`.
+# * In PEFT `tfinal` is a duration, and `total_step` is required.
 #
-# **Now you can** allocate a budget by importance. Next: [09 · DyLoRA](09_dylora.ipynb), which does not choose a rank at all, and trains every one at once.
+# **Now you can** allocate a budget by importance. Next: [09 · DyLoRA](09_dylora.ipynb), which does
+# not choose a rank at all, and trains every one at once.

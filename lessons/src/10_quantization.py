@@ -1,15 +1,18 @@
 # %% [markdown]
 # # 10 · Quantization from scratch
 #
-# **What you will do.** Take a weight matrix of the shipped model, round it to 8, 4, 3 and 2 bits with a rule you write
-# yourself, and find out what decides how much that costs: where the grid lies, what shares a scale, what is done with
-# the largest numbers, and whether the grid has to be uniform at all. At the end the whole model is quantized in a dozen
-# ways and its perplexity measured.
+# **What you will do.** You round the weights of the shipped model to 8, 4, 3 and 2 bits with rules
+# that you write yourself. You find out what decides how much that costs: where the grid lies, what
+# shares a scale, what happens to the largest numbers, and whether the grid must be uniform. Your
+# quantizer is put on the whole model, and you measure what it loses.
 #
-# **What you need.** NumPy broadcasting; what a weight matrix `(d_out, d_in)` of a linear layer is (lesson 02). No
-# fine-tuning yet: that comes back in lessons 13 and 14.
+# **What you need.** NumPy broadcasting, and what a weight matrix `(d_out, d_in)` of a linear layer
+# is (lesson 02). No fine-tuning yet: that comes back in lessons 13 and 14.
 #
-# **Time.** 60 minutes: 35 of reading and running, 25 to 40 of exercises.
+# **Words and letters.** They are explained on first use, and all together in the
+# [glossary](GLOSSARY.md).
+#
+# **Time.** 120 minutes, exercises included. All cells together run in well under a minute.
 
 # %%
 import copy
@@ -17,7 +20,7 @@ import copy
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.course import show
+from tinypeft.course import show, sliders
 from tinypeft.quant import formats, uniform
 from tinypeft.quant.codebooks import codebook, float_values
 from tinypeft.study import plot
@@ -26,27 +29,29 @@ model = tp.load_pretrained()
 W = model.get("blocks.2.mlp.up").weight.data                     # (d_out, d_in), float32
 print(W.shape, f"{W.nbytes:,} bytes, std {W.std():.3f}, largest {np.abs(W).max():.3f}")
 
+
+def relative(W_hat):
+    """‖Ŵ − W‖/‖W‖ in per cent."""
+    return 100 * np.linalg.norm(W_hat - W) / np.linalg.norm(W)
+
 # %% [markdown]
 # ## 1. A grid, and the nearest point on it
 #
-# Part 2 of the survey is about **memory-efficient** adaptation: the weights stay what they are, but each is stored in
-# fewer bits. A number of $b$ bits can name $2^b$ things. Uniform quantization lets it name the points of an equally
-# spaced grid: the *step* or *scale* $s$ says how far apart they are, and the *zero point* $z$ says which code stands
-# for 0.
+# From here on the weights stay what they are, but each is stored in fewer bits. $b$ bits can name
+# $2^b$ things. *Uniform quantization* lets them name the points of an equally spaced grid. The
+# *step* or *scale* $s$ says how far apart the points are. The *zero point* $z$ says which code
+# stands for 0. For a number $x$, with round to nearest,
 #
-# $$q = \mathrm{clip}\left(\mathrm{round}(x/s) + z,\ 0,\ 2^b - 1\right)$$
+# $$q = \mathrm{clip}\left(\mathrm{round}(x/s) + z,\ 0,\ 2^b - 1\right), \qquad
+# \hat x = s\,(q - z) \tag{1}$$
 #
-# $$\hat x = s\,(q - z)$$
-#
-# The first line is what is stored, an integer; the second is what a computation gets back. In the package the two are
-# the methods of a small class, `Grid` (`low` is 0, except where the smallest code is left unused):
+# The *code* $q$ is stored, an integer. $\hat x$ is what a computation gets back.
 
 # %%
-show(uniform.Grid._codes)
-show(uniform.Grid.decode)
+show("schematic:grid")
 
 # %% [markdown]
-# Let us look at it. Three bits, $s = 0.25$, $z = 4$: eight points, from −1 to 0.75.
+# By hand, with three bits, $s = 0.25$ and $z = 4$: eight points from −1 to 0.75.
 
 # %%
 grid = uniform.Grid(scale=np.float32([[0.25]]), zero=4, bits=3)
@@ -56,80 +61,32 @@ for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", gri
     print(f"{name:>6}", *(f"{v:6.2f}" if name != "q" else f"{v:6d}" for v in row[0]))
 
 # %% [markdown]
-# Inside the range no error exceeds half a step, 0.125. Outside, −2 and 0.9 are **clipped** to the ends, and the error
-# grows without bound. Every choice in this lesson is a trade between the two kinds of error.
+# Inside the range no error exceeds half a step, 0.125. Outside, −2 and 0.9 are **clipped** to the
+# ends, and the error can be as large as you like. Every choice in this lesson weighs these two
+# kinds of error. (If $x$ falls anywhere within a step with equal probability, the root mean square
+# of the rounding error is $s/\sqrt{12}$. One bit more halves the step, and so the error.)
 #
-# If $x$ falls anywhere within a step with equal probability, the rounding error is uniform on $[-s/2, s/2]$, and its
-# root mean square is
+# ## 2. Choose the scale and the zero point
 #
-# $$\mathrm{rms}(\hat x - x) \approx \frac{s}{\sqrt{12}}$$
-
-# %%
-inside = np.random.default_rng(0).uniform(-1, 0.75, (1, 100_000)).astype(np.float32)
-rms = np.sqrt(np.mean((grid.round(inside) - inside)**2))
-print(f"measured {rms:.4f}   s/√12 = {0.25 / np.sqrt(12):.4f}")
-
-# %% [markdown]
-# So one bit more halves the step, and quarters the squared error: 6 dB per bit, as engineers say.
+# Given numbers of which $l$ is the smallest and $h$ the largest, the grid should reach both, and
+# the number 0 should lie on it. There are two usual ways.
 #
-# ## 2. Choosing the scale and the zero point
+# * **Symmetric**, also called *absmax*. The grid is the same on both sides of 0 and reaches
+#   $m = \max |x|$. The integers $q - z$ go from $-n$ to $n$, with the largest $n$ for which they
+#   fit into $b$ bits. By hand: (−0.8, 0.1, 0.35, 1.5) with 3 bits. Three bits have 8 codes, so
+#   $n = 3$, the integers are −3 … 3, and one code stays unused. With $s = 1.5/3 = 0.5$ the numbers
+#   become (−2, 0, 1, 3), and come back as (−1, 0, 0.5, 1.5).
+# * **Asymmetric**. All $2^b$ codes are used for the range from $l$ to $h$.
 #
-# Given numbers whose smallest is $l$ and whose largest is $h$, the grid should reach both. There are two usual ways.
-# The **asymmetric** one uses all codes for $[l, h]$, stretched to contain 0 so that 0 is represented exactly:
-#
-# $$s = \frac{h - l}{2^b - 1}, \qquad z = \mathrm{round}(-l/s)$$
-#
-# The **symmetric** one, also called *absmax*, fixes $z$ in the middle of the codes and lets only $m = \max |x|$ decide:
-#
-# $$s = \frac{m}{2^{b-1} - 1}, \qquad z = 2^{b-1}$$
-
-# %%
-show(uniform.make_grid)
-
-# %% [markdown]
-# In a picture, both grids for the same lopsided numbers:
-
-# %%
-show("staircase")
-
-# %% [markdown]
-# *What to see: the error is a sawtooth inside the range and a slope outside it; with a zero point the steps are
-# smaller, since none are spent where there are no numbers.*
-#
-# The symmetric grid leaves one code unused (for 4 bits, −8) and needs no zero point to be stored. Which is better
-# depends on the numbers: for a row of weights spread evenly about 0 the two nearly agree, but at 2 bits the symmetric
-# grid has three points left of four.
-#
-# **A trap of signs.** The survey follows Zhao et al. and writes the transformation as
-#
-# $$x_q = R(x/S) - Z, \qquad \tilde x = S\,(x_q + Z)$$
-#
-# There $Z$ is *subtracted* on the way in and *added* on the way out. Every library does the opposite, and so does this
-# package: $z = -Z$. Neither is wrong, but a formula taken from one side and a file from the other give weights that are
-# off by $2 z s$. You write the survey's version yourself in exercise 2.
-
-# %%
-row = W[:1]
-for name, symmetric in (("symmetric", True), ("asymmetric", False)):
-    g = uniform.make_grid(row.min(1), row.max(1), bits=4, symmetric=symmetric)
-    error = np.sqrt(np.mean((g.round(row) - row)**2))
-    print(f"{name:>10}: s = {g.scale[0, 0]:.5f}, z = {np.ravel(g.zero)[0]:.0f}, "
-          f"range {g.decode(np.array([[g.low, 15]]))[0]}, rms error {error:.5f}")
-
-S, Z = g.scale, -g.zero                                                   # the same grid in the survey's letters
-x_q = np.clip(np.rint(row / S) - Z, 0, 15)
-print("x̃ = S (x_q + Z) is the same:", np.array_equal(S * (x_q + Z), g.round(row)))
-
-# %% [markdown]
 # ### {exercise}
 #
-# Write `quantization_absmax(x, bits)`: quantize the array `x` (any shape, one scale for all of it) symmetrically and
-# return the *dequantized* array $\hat x$, of the same shape. Round with `np.rint`. Take care of an array of zeros: it
-# must come back as zeros.
+# Quantize the array `x` (any shape, one scale for all of it) symmetrically, and return the
+# *dequantized* array $\hat x$ of the same shape. Round with `np.rint`. An array of zeros must come
+# back as zeros.
 
-# %% exercise=quantization.absmax points=2 minutes=5
+# %% exercise=quantization.absmax points=2 minutes=6
 def quantization_absmax(x, bits):
-    """x float (any shape), bits 2 … 8 → x̂, of the same shape: one symmetric scale max|x|/(2**(bits−1) − 1) for all."""
+    """x float (any shape), bits 2 … 8 → x̂ of the same shape, on one symmetric grid."""
     ### BEGIN SOLUTION
     m = np.abs(x).max()
     if m == 0:
@@ -140,22 +97,41 @@ def quantization_absmax(x, bits):
 
 # %%
 result = tp.check("quantization.absmax", quantization_absmax)
+my_absmax = result.function
 result
 
+# %% [markdown]
+# Yours, on the matrix `W`. The next cell prints the relative error with 8 bits. Guess it for 4
+# bits.
+
 # %%
-quantization_absmax = result.function
-for bits in (8, 4, 2):
-    print(f"{bits} bits: relative error {np.linalg.norm(quantization_absmax(W, bits) - W) / np.linalg.norm(W):.3f}")
+print(f"8 bits: {relative(my_absmax(W, 8)):.2f} %")
+four_bits = tp.predict("10.four_bits", 6.0, "%")
+four_bits
+
+# %%
+four_bits.beside(relative(my_absmax(W, 4)))
 
 # %% [markdown]
+# The step grows from $m/127$ to $m/7$, eighteen-fold, and the error with it.
+#
 # ### {exercise}
 #
-# Write `quantization_survey(x, bits)` in the survey's convention: one asymmetric grid for all of `x`, whose range
-# $[l, h]$ is stretched to contain 0. Return `(x_q, S, Z)`: the codes as an integer array with values $0 \dots 2^b - 1$,
-# the scale as a positive number, and the zero point as an integer (a Python number will do), such that
-# $\tilde x = S\,(x_q + Z)$ is as near to `x` as the grid allows. Work out first what $Z$ must be for the code of $l$ to
-# be 0. The code must be clipped: where both ends lie midway between two grid points, rounding twice pushes the largest
-# number one step past the end. Round $x/S$ before you subtract $Z$. Zeros must come back as zeros, with $S > 0$.
+# Now the asymmetric grid, in another convention of signs. The survey of Matarazzo and Torlone
+# (arXiv 2501.04040) follows Zhao et al. and writes
+#
+# $$x_q = R(x/S) - Z, \qquad \tilde x = S\,(x_q + Z) \tag{2}$$
+#
+# where $R$ rounds to nearest. $Z$ is *subtracted* on the way in and *added* on the way out. Every
+# library does the opposite, and so does (1): $z = -Z$. Neither is wrong, but a formula of one side
+# and a file of the other give weights that are off by $2 z s$.
+#
+# Return `(x_q, S, Z)` for one grid over all of `x`, whose range $[l, h]$ is stretched to contain 0:
+# $x_q$ as an integer array with values $0 \dots 2^b - 1$, $S$ as a positive number, $Z$ as an
+# integer. Derive first how many steps lie between $2^b$ points, and which $Z$ makes the code of $l$
+# equal to 0. Round $x/S$ before you subtract $Z$. Clip the code: where both ends lie midway between
+# two grid points, rounding twice pushes the largest number one step past the end. Zeros must come
+# back as zeros, with $S > 0$.
 
 # %% exercise=quantization.survey points=3 minutes=12
 def quantization_survey(x, bits):
@@ -170,74 +146,178 @@ def quantization_survey(x, bits):
 
 # %%
 result = tp.check("quantization.survey", quantization_survey)
+my_survey = result.function
 result
 
 # %%
-quantization_survey = result.function
-x_q, S, Z = quantization_survey(np.array([-0.4, 0.0, 0.3, 1.1]), 4)
-print("codes", x_q, "  S", round(float(S), 4), "  Z", Z, "  x̃", np.round(S * (x_q + Z), 3))
+row = W[0]
+x_q, S, Z = my_survey(row, 4)
+error = lambda row_hat: np.sqrt(np.mean((row_hat - row)**2))
+print(f"a row from {row.min():.3f} to {row.max():.3f}, 4 bits, root mean square of the error:")
+print(f"  asymmetric, yours    {error(S * (np.asarray(x_q) + Z)):.5f}, with Z = {Z}")
+print(f"  symmetric, yours     {error(my_absmax(row, 4)):.5f}")
+print(f"  signs mixed, x_q − Z {error(S * (np.asarray(x_q) - Z)):.5f}")
 
 # %% [markdown]
+# <details><summary>Both grids as formulas</summary>
+#
+# Symmetric, and asymmetric with the libraries' sign:
+#
+# $$s = \frac{m}{2^{b-1} - 1},\quad z = 2^{b-1} \qquad\qquad
+# s = \frac{h - l}{2^b - 1},\quad z = \mathrm{round}(-l/s)$$
+#
+# </details>
+#
+# Compare yours with the package's.
+
+# %%
+show(uniform.make_grid)
+
+# %% [markdown]
+# Both grids for the same lopsided numbers:
+
+# %%
+show("staircase")
+
+# %% [markdown]
+# *What to see: the error is a sawtooth inside the range and a slope outside it. With a zero point
+# the steps are smaller, since none are spent where there are no numbers.*
+#
 # ## 3. What shares a scale
 #
-# One scale for a whole matrix means that a single large weight makes the step coarse for all the others. Nothing forces
-# us to that. One scale per **output channel** (a row), or per **group** of $B$ consecutive weights in a row, follows
-# the numbers more closely, and has to be stored:
+# With one scale for a whole matrix, a single large weight makes the step coarse for all the others.
+# One scale per **channel** (a row of $W$, which is an output channel) or per **group** of $g$
+# consecutive weights in a row follows the numbers more closely. The scales have to be stored, too:
 #
-# $$\mathrm{bits\ per\ weight} = b + \frac{\mathrm{bits}(s) + \mathrm{bits}(z)}{B}$$
+# $$\mathrm{bits\ per\ weight} = b + \frac{\mathrm{bits}(s) + \mathrm{bits}(z)}{g} \tag{3}$$
+#
+# By hand: 4 bits in groups of 64, symmetric, with a float32 scale for each group:
+# $4 + 32/64 = 4.5$.
 
 # %%
-show(tp.QTensor.bits_per_weight.fget)
-q = tp.Uniform(bits=4, granularity="group", group_size=32, scale_dtype="float16").quantize(W)
-print("by the formula:", 4 + 16 / 32)
-q
+tp.Uniform(bits=4, granularity="group", group_size=64).quantize(W)
 
 # %% [markdown]
-# A `QTensor` is what every scheme in this package produces: packed codes, two of 4 bits to a byte, and a scale per
-# block. Its size counts all that is stored, so it can be held against the formula.
-#
-# How much does a finer grid of scales buy? We ask for seven granularities and four widths, on this one matrix. The step
-# of a block is proportional to its largest number, and the largest of 32 numbers is smaller than the largest of 65,536:
+# Such a `QTensor` is what every scheme of the package makes: packed codes, and a scale per block.
+# Its size counts all that is stored.
+
+# %% [markdown]
+# Move the handles: the first changes the bits, in groups of 32, and the second the group, at 3
+# bits. Drawn are the first 64 weights of `W`.
 
 # %%
-options = [("tensor", None), ("channel", None), *(("group", g) for g in (128, 64, 32, 16, 8))]
-relative = lambda Q: np.linalg.norm(Q.dequantize() - W) / np.linalg.norm(W)
+sliders.bits(W)
 
+# %%
+sliders.groups(W)
+
+# %% [markdown]
+# *What to see: each bit more halves the error. A smaller group takes off much less, and at a group
+# of 4 the scales take more bits than the codes.*
+#
+# **Your quantizer, on the base.** It rounds all linear layers in the blocks to 4 bits, block by
+# block, and the loss of the rounded model is measured on text that the base has not seen.
+
+# %%
+task = tp.tasks.domain(model.tokenizer, context=128)
+loss_of = lambda m: tp.evaluate(m, task, "test", max_batches=4)["loss"]
+
+
+def rounded_by_me(bits, group):
+    """The base with my_absmax on every block of `group` weights (None: on every whole matrix)."""
+    m = copy.deepcopy(model)
+    for path, layer in m.named_modules():
+        if path.startswith("blocks.") and isinstance(layer, tp.nn.Linear):
+            V = layer.weight.data
+            blocks = V.reshape(-1, group or V.size)
+            rounded = np.float32([my_absmax(block, bits) for block in blocks])
+            layer.weight.data = rounded.reshape(V.shape)
+    return m
+
+
+exact = loss_of(model)
+for shared, group in (("a matrix", None), ("128 weights", 128), ("32 weights", 32)):
+    added = loss_of(rounded_by_me(4, group)) - exact
+    print(f"4 bits, one scale for {shared:12} adds {added:.3f} nats/token")
+
+# %% [markdown]
+# ### {exercise}
+#
+# A file holds 4-bit codes and zero points as `uint8`, the type that it stores them in, and a scale
+# and a zero point for each group. Somebody decodes it like this:
+
+# %%
+def careless_decode(q, s, z, group):
+    """q (d_out, d_in), s and z (d_out, d_in/group) → x̂ = s (q − z)."""
+    return np.repeat(s, group, axis=1) * (q - np.repeat(z, group, axis=1))
+
+
+Q = tp.Uniform(bits=4, symmetric=False, granularity="group", group_size=32).quantize(W)
+codes = Q.unpack().reshape(W.shape)                                       # uint8
+s, z = Q.scales().reshape(len(W), -1), Q.zeros().astype(np.uint8).reshape(len(W), -1)
+W_hat = careless_decode(codes, s, z, 32)
+print("W      ", W[0, :6].round(2))
+print("decoded", W_hat[0, :6].round(2))
+print(f"relative error {relative(W_hat):.0f} %, the package's {relative(Q.dequantize()):.0f} %")
+
+# %% [markdown]
+# *What to see: positive weights come back as they should. Negative weights come back positive and
+# far too large.*
+#
+# Find the bug and write the mended function. It must also be right for codes of 8 bits.
+
+# %% exercise=quantization.bug points=2 minutes=8
+def quantization_bug(q, s, z, group):
+    """q uint8 (d_out, d_in), s float32 and z uint8 (d_out, d_in/group) → x̂ (d_out, d_in)."""
+    ### BEGIN SOLUTION
+    spread = lambda a: np.repeat(a, group, axis=1)
+    return spread(s) * (q.astype(np.float32) - spread(z))
+    ### END SOLUTION
+
+# %%
+result = tp.check("quantization.bug", quantization_bug)
+my_decode = result.function
+result
+
+# %%
+print(f"relative error {relative(my_decode(codes, s, z, 32)):.0f} %")
+
+# %% [markdown]
+# How much does a finer grid of scales buy? Here are seven choices of what shares a scale, and four
+# widths.
+
+# %% fold
+options = [("tensor", None), ("channel", None), *(("group", g) for g in (128, 64, 32, 16, 8))]
 fig, ax = plot.figure()
 for bits, colour in ((8, "black"), (4, "blue"), (3, "green"), (2, "vermillion")):
-    made = [tp.Uniform(bits, False, kind, g, scale_dtype="float16").quantize(W) for kind, g in options]
-    ax.plot([Q.bits_per_weight for Q in made], [100 * relative(Q) for Q in made], "o-", color=plot.COLOURS[colour], ms=4)
-    ax.annotate(f"{bits} bits", (made[-1].bits_per_weight, 100 * relative(made[-1])), xytext=(7, 0),
-                textcoords="offset points",
-                fontsize=8, color=plot.COLOURS[colour], va="center")
-ax.set(yscale="log", xlabel="bits per weight, scales and zero points included", ylabel="‖Ŵ − W‖/‖W‖ (%)")
-ax.set_title("Left end of a line: one scale per tensor; right end: one per 8 weights", loc="left", fontsize=10)
+    made = [tp.Uniform(bits, False, kind, g, scale_dtype="float16").quantize(W)
+            for kind, g in options]
+    errors = [relative(Q.dequantize()) for Q in made]
+    ax.plot([Q.bits_per_weight for Q in made], errors, "o-", color=plot.COLOURS[colour], ms=4)
+    ax.annotate(f"{bits} bits", (made[-1].bits_per_weight, errors[-1]), xytext=(7, 0),
+                textcoords="offset points", fontsize=8, color=plot.COLOURS[colour], va="center")
+ax.set(yscale="log", xlabel="bits per weight, scales and zero points included",
+       ylabel="‖Ŵ − W‖/‖W‖ (%)")
+ax.set_title("left end of a line: one scale per tensor; right end: one per 8 weights", loc="left",
+             fontsize=10)
 fig
 
 # %% [markdown]
-# *What to see:* Each line falls steeply at first and then flattens while its price goes on rising: at 2 bits with
-# groups of 8, more than half of what is stored is scales and zero points. Compare what about 4.2 bits can be spent on:
-# 2 bits in groups of 8, 3 bits in groups of 16, or 4 bits with a scale per row; the last has by far the smallest error.
-# Groups of 32 to 128 are what everybody settled on.
+# *What to see: each line falls steeply at first and then flattens, while its price goes on rising.
+# About 4.2 bits can be spent on 2 bits in groups of 8, on 3 bits in groups of 16, or on 4 bits with
+# a scale per row. The last has by far the smallest error.*
 #
-# ## 4. Clipping on purpose
+# ## 4. Clip on purpose
 #
-# The range need not reach the largest number. With $p < 1$ the grid spans only $[p\,l,\ p\,h]$: the step shrinks by $p$
-# for all numbers, and those few beyond the end are clipped. What is best is whatever makes the sum of both errors
-# least:
+# The range need not reach the largest number. With $p < 1$ a symmetric grid spans only
+# $[-p\,m,\ p\,m]$. The step shrinks by $p$ for all numbers, and those few beyond the end are
+# clipped. The best $p$ makes the sum of both errors least:
 #
-# $$p^* = \arg\min_p \sum_i \left(\hat x_i(p) - x_i\right)^2$$
+# $$p^* = \arg\min_p \sum_i \left(\hat x_i(p) - x_i\right)^2 \tag{4}$$
 
-# %%
-show(tp.Uniform.best_share, "p = np.float32")
-
-# %% [markdown]
-# 81 fractions from 1 down to 0.2 are tried on every row at once. Here are both parts of the error for 512 rows of
-# weights at 3 bits:
-
-# %%
+# %% fold
 def parts(p, bits):
-    """Squared errors of W on per-row grids of range p·max|w|: (inside the range, outside), relative to ‖W‖²."""
+    """Squared errors of W on per-row grids of range p·max|w|: (inside the range, outside)/‖W‖²."""
     m = p * np.abs(W).max(1)
     error = (uniform.make_grid(-m, m, bits).round(W) - W)**2 / np.sum(W**2)
     clipped = np.abs(W) > m[:, None]
@@ -252,31 +332,31 @@ for ax, bits in zip(axes, (3, 4), strict=True):
         ax.plot(ps, y, color=plot.COLOURS[colour], label=label)
     best = ps[(rounding + clipping).argmin()]
     ax.axvline(best, color=plot.COLOURS["grey"], lw=1, ls="--")
-    ax.set(xlabel="p, the fraction of the range kept", ylabel="‖Ŵ − W‖²/‖W‖²", ylim=(0, 2.2 * (rounding + clipping)[-1]),
-           title=f"{bits} bits: least at p = {best:.2f}")
+    ax.set(xlabel="p, the fraction of the range kept", ylabel="‖Ŵ − W‖²/‖W‖²",
+           ylim=(0, 2.2 * (rounding + clipping)[-1]), title=f"{bits} bits: least at p = {best:.2f}")
 axes[0].legend(loc="upper center")
 fig
 
 # %% [markdown]
-# *What to see:* At 3 bits it is best to give up nearly a third of the range, at 4 bits an eighth. The fewer points
-# there are, the more a single far one costs the rest.
+# *What to see: with fewer bits it is best to give up more of the range. The fewer points there are,
+# the more a single far number costs the rest.*
 #
 # ### {exercise}
 #
-# Write `quantization_best_clip(x, bits, fractions)` for rows `x (n, B)` and symmetric grids: for each row, the fraction
-# $p$ of `fractions` whose range $[-p\,m, p\,m]$, $m = \max|x|$ of the row, gives the least squared error. Return
-# `(n,)`; of equally good fractions, the first. A row may be all zeros. Build it from the formulas of sections 1 and 2:
-# remember that the code is clipped, and where.
+# For each row of `x (n, g)`, find the fraction $p$ of `fractions` whose symmetric grid over
+# $[-p\,m, p\,m]$ gives the least squared error, with $m = \max|x|$ of the row. Return an array
+# `(n,)`; of equally good fractions, the first. A row may be all zeros. The unused code stays
+# unused: with 3 bits the integers are −3 … 3, and what lies beyond is clipped to these.
 
 # %% exercise=quantization.best_clip points=4 minutes=15
 def quantization_best_clip(x, bits, fractions):
-    """x float (n, B), fractions (k,) in (0, 1] → the best fraction of every row, (n,)."""
+    """x float (n, g), fractions (k,) in (0, 1] → the best fraction of every row, (n,)."""
     ### BEGIN SOLUTION
     n = 2**(bits - 1) - 1
     m = np.abs(x).max(1, keepdims=True)
     errors = []
     for p in fractions:
-        s = p * m / n
+        s = np.where(m == 0, 1, p * m / n)
         x_hat = s * np.clip(np.rint(x / s), -n, n)
         errors.append(np.sum((x_hat - x)**2, axis=1))
     return np.asarray(fractions)[np.argmin(errors, axis=0)]
@@ -284,64 +364,70 @@ def quantization_best_clip(x, bits, fractions):
 
 # %%
 result = tp.check("quantization.best_clip", quantization_best_clip)
+my_best_clip = result.function
 result
 
 # %%
-quantization_best_clip = result.function
-p = quantization_best_clip(W, 3, np.linspace(1, 0.2, 81))
+p = my_best_clip(W, 3, np.linspace(1, 0.2, 81))
+m = p * np.abs(W).max(1)
 print(f"3 bits, {len(p)} rows: p from {p.min():.2f} to {p.max():.2f}, median {np.median(p):.2f}")
+print(f"error {relative(uniform.make_grid(-m, m, 3).round(W)):.1f} % with your ranges, "
+      f"{relative(tp.Uniform(3).quantize(W).dequantize()):.1f} % with the whole range")
+
+# %% [markdown]
+# Compare yours with the package's search.
+
+# %%
+show(tp.Uniform.best_share, "p = np.float32")
 
 # %% [markdown]
 # ## 5. Grids that are not uniform: floating point
 #
-# A float of $e$ exponent and $m$ mantissa bits is also a grid of a few points, spaced in proportion to their size:
+# A float of $e$ exponent bits and $m$ mantissa bits is also a grid of a few points. (In this
+# section $m$ is not the largest number.) Their spacing
+# grows with their size. With $E$ and $M$ the integers in the exponent's and the mantissa's bits,
 #
-# $$x = (-1)^{\mathrm{sign}} \cdot 2^{E - \mathrm{bias}} \cdot \left(1 + M/2^m\right), \qquad \mathrm{bias} = 2^{e-1} - 1$$
+# $$x = \pm\, 2^{E - \mathrm{bias}} \cdot \left(1 + M/2^m\right), \qquad
+# \mathrm{bias} = 2^{e-1} - 1 \tag{5}$$
 #
-# and for $E = 0$, the *subnormal* numbers next to zero, $2^{1 - \mathrm{bias}} \cdot M/2^m$.
+# For $E = 0$ it is $\pm\, 2^{1 - \mathrm{bias}} \cdot M/2^m$ instead: the *subnormal* numbers next
+# to zero. "E2M1" means $e = 2$ and $m = 1$.
 
 # %%
 show(float_values)
 
-# %%
+# %% fold
 fig, ax = plot.figure(height=3.0, width=7.2)
-grids = {"int4 (absmax)": np.arange(-7, 8) / 7, "FP4 E2M1": codebook("E2M1") / 6, "FP4 of bitsandbytes": codebook("FP4"),
-           "E3M0": codebook("E3M0") / codebook("E3M0").max(), "NF4 (lesson 13)": codebook("nf4")}
-for y, (values, colour) in enumerate(zip(grids.values(), ("sky", "orange", "vermillion", "purple", "blue"), strict=True)):
+grids = {"int4 (absmax)": np.arange(-7, 8) / 7, "FP4 E2M1": codebook("E2M1") / 6,
+         "FP4 of bitsandbytes": codebook("FP4"), "E3M0": codebook("E3M0") / codebook("E3M0").max(),
+         "NF4 (lesson 13)": codebook("nf4")}
+colours = "sky", "orange", "vermillion", "purple", "blue"
+for y, (values, colour) in enumerate(zip(grids.values(), colours, strict=True)):
     values = np.unique(values)
     ax.plot(values, np.full(len(values), y), "|", ms=14, mew=1.8, color=plot.COLOURS[colour])
-ax.set_yticks(range(len(grids)), [f"{name}: {len(np.unique(v))} values" for name, v in grids.items()])
+ax.set_yticks(range(len(grids)), [f"{name}: {len(np.unique(v))} values"
+                                  for name, v in grids.items()])
 ax.set(xlabel="value after division by the largest of the block", ylim=(len(grids) - 0.5, -0.5),
        title="What 4 bits can name")
 fig
 
 # %% [markdown]
-# *What to see:* The float grids put most of their points near 0, where most weights are, and few near the ends. Three
-# different things are called FP4: the one of the Open Compute Project (E2M1), the one of bitsandbytes, and E3M0, which
-# has nothing but powers of two.
-#
-# To find the nearest float to $x$ no table is needed. With $E = \max(\lfloor \log_2 |x| \rfloor,\ 1 - \mathrm{bias})$
-# the spacing around $x$ is $2^{E-m}$, so
-#
-# $$n = \mathrm{round}\left(|x| / 2^{E-m}\right), \qquad \hat x = \pm\, n \cdot 2^{E-m}$$
-
-# %%
-show(formats.encode, "ldexp")
-
-# %% [markdown]
-# (The package returns codes, in which exponent and $n$ are packed together.) If $n$ rounds up to $2^{m+1}$ the result
-# is the next power of two, which is right without any further case.
+# *What to see: the float grids put most of their points near 0, where most weights are. Three
+# different things are called FP4: that of the Open Compute Project (E2M1), that of bitsandbytes,
+# and E3M0, which has powers of two only.*
 #
 # ### {exercise}
 #
-# Write `quantization_to_float(x, e, m)` for formats in which all bit patterns are finite numbers, such as E2M1: the
-# nearest value for every element of `x`, ties to the even $n$ (`np.rint`), and what lies beyond the largest value
-# $V = 2^{2^e - 1 - \mathrm{bias}}(2 - 2^{-m})$ becomes $\pm V$. Zero must come out as zero. `np.frexp` gives exact
-# exponents, but mind that it returns $|x| = f\cdot 2^k$ with $f$ in $[\frac12, 1)$.
+# For formats in which all bit patterns are finite numbers, such as E2M1: return the nearest value
+# for every element of `x`. What lies beyond the largest value
+# $V = 2^{2^e - 1 - \mathrm{bias}}(2 - 2^{-m})$ becomes $\pm V$. No table is needed: derive from (5)
+# how far apart the values next to $x$ are, and round $x$ to a multiple of that distance with
+# `np.rint`, so that ties go to the even multiple. Zero must come out as zero. `np.frexp` gives
+# exact exponents, but it returns $|x| = f\cdot 2^k$ with $f$ in $[\frac12, 1)$.
 
 # %% exercise=quantization.to_float points=4 minutes=15
 def quantization_to_float(x, e, m):
-    """x float (any shape) → the nearest floats of e exponent and m mantissa bits, of the same shape."""
+    """x float (any shape) → the nearest floats of e exponent and m mantissa bits, alike."""
     ### BEGIN SOLUTION
     bias = 2**(e - 1) - 1
     V = 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)
@@ -352,92 +438,134 @@ def quantization_to_float(x, e, m):
 
 # %%
 result = tp.check("quantization.to_float", quantization_to_float)
+my_float = result.function
 result
 
-# %%
-quantization_to_float = result.function
-print("E2M1 of 0.2, 0.3, 2.5, 2.6, 5.1, 100:", quantization_to_float(np.array([0.2, 0.3, 2.5, 2.6, 5.1, 100.0]), 2, 1))
-
 # %% [markdown]
-# Eight bits can be split as E4M3 (largest value 448, no infinity) or E5M2 (57,344, with infinities): FP8. Scales are
-# needed all the same: `FloatFormat("E4M3")` divides a tensor by $\max|W|/448$ first. The **microscaling** formats give
-# 32 numbers of E2M1 a common scale that is itself only an 8-bit power of two, E8M0: $4 + 8/32 = 4.25$ bits per weight.
+# Compare yours with the package's. It returns codes, in which the exponent and the multiple are
+# packed together.
 
 # %%
-for scheme in (tp.Uniform(8), tp.FloatFormat("E4M3"), tp.FloatFormat("E5M2"),
-               tp.Uniform(4, granularity="group", group_size=32, scale_dtype="float16"),
-               tp.FloatFormat("E2M1", block_size=32, scale_format="E8M0"), tp.FloatFormat("E2M1", block_size=16,
-                                                                                          scale_format="E4M3")):
-    Q = scheme.quantize(W)
-    print(f"{Q.bits_per_weight:6.3f} bits/weight   error {100 * relative(Q):5.2f} %   {scheme}")
+show(formats.encode, "ldexp")
 
 # %% [markdown]
-# At 8 bits the integers win, by a factor of three or more: a float spends bits on tiny numbers, which weights divided
-# by their scale do not need. Floats earn their keep where a few numbers are very large, which is the next lesson.
+# Integers against floats is a fair comparison only if the same weights share a scale. With 8 bits
+# and one scale per tensor there are E4M3 (largest value 448) and E5M2 (57,344). With 4 bits and one
+# scale for 32 weights there is E2M1. The *microscaling* format MXFP4 is E2M1 as well, but its scale
+# is only a power of two in 8 bits: $4 + 8/32 = 4.25$ bits per weight. Your functions make three of
+# the lines.
+
+# %%
+blocks = W.reshape(-1, 32)
+s = np.abs(blocks).max(1, keepdims=True) / 6                              # 6 is V of E2M1
+stored = lambda scheme: scheme.quantize(W).dequantize()
+found = {"8 bits, one scale per tensor: integers, yours": my_absmax(W, 8),
+         "                              E4M3": stored(tp.FloatFormat("E4M3")),
+         "                              E5M2": stored(tp.FloatFormat("E5M2")),
+         "4 bits, one per 32 weights:   integers, yours": [my_absmax(b, 4) for b in blocks],
+         "                              E2M1, yours": np.asarray(my_float(blocks / s, 2, 1)) * s,
+         "                              MXFP4": stored(tp.FloatFormat("E2M1", block_size=32,
+                                                                      scale_format="E8M0"))}
+for name, W_hat in found.items():
+    print(f"{name:46} {relative(np.reshape(W_hat, W.shape)):6.2f} %")
+
+# %% [markdown]
+# At 8 bits the integers have the smaller error. A float spends many codes on tiny numbers, and
+# weights that are divided by a common scale need few of these. At 4 bits the two are close.
 #
 # ## 6. The whole model
 #
-# `tp.quantize` puts a scheme on every linear layer in the blocks, in place; embeddings and norms keep their precision.
-# Perplexity is $\exp$ of the loss in nats per token, here on documentation the model has never seen.
+# `tp.quantize` puts a scheme on every linear layer in the blocks, in place. Embeddings and norms
+# keep their precision. *Perplexity* is $\exp$ of the loss in nats per token. The next cell
+# prints it for float32. Guess it for 2 bits in groups of 32.
 
 # %%
-task = tp.tasks.domain(model.tokenizer, context=128)
-def perplexity(m): return tp.evaluate(m, task, "test", max_batches=4)["perplexity"]
+print(f"float32: perplexity {np.exp(exact):.2f}")
+two_bits = tp.predict("10.two_bits", 40.0)
+two_bits
 
-exact = perplexity(model)
-rows = []
+# %%
+rows = {}
 for bits in (8, 4, 3, 2):
     for kind, g in (("tensor", None), ("channel", None), ("group", 32)):
-        m = tp.quantize(copy.deepcopy(model), tp.Uniform(bits, False, kind, g, scale_dtype="float16"))
-        rows.append((bits, kind, tp.bits_per_weight(m), tp.weight_error(model, m), perplexity(m)))
-        print("{} bits per {:<8} {:6.3f} bits/weight   weight error {:6.1%}   perplexity {:9.2f}".format(*rows[-1]))
-print(f"float32: {exact:.2f}")
+        scheme = tp.Uniform(bits, False, kind, g, scale_dtype="float16")
+        m = tp.quantize(copy.deepcopy(model), scheme)
+        rows[bits, kind] = np.exp(loss_of(m))
+        print(f"{bits} bits per {kind:<8} {tp.bits_per_weight(m):6.3f} bits/weight   "
+              f"error {tp.weight_error(model, m):6.1%}   perplexity {rows[bits, kind]:9.2f}")
+two_bits.beside(rows[2, "group"])
 
 # %% [markdown]
-# The study's picture of the same question, and its words:
+# *What to see, in this table: 8 bits change next to nothing, whatever shares a scale. At 4 bits the
+# groups lose little, and one scale per tensor loses much. At 2 bits only the groups leave anything
+# of a language model.* The study asks the same of the loss, with several draws of the text:
 
 # %%
 show("granularity")
 
 # %% [markdown]
-# *What to see,* in the table: eight bits change nothing, whatever shares a scale. At four bits the model loses a few
-# per cent with groups and more than a third with one scale per tensor; at two bits only groups leave anything of a
-# language model, and not much. The relation between weight error and perplexity is not fixed: lesson 12 makes the first
-# larger and the second smaller.
+# *What to see: the curves of error and of loss have the same shape. The first step, from one scale
+# per tensor to one per channel, costs hardly any bits and gains most.*
 #
-# Two more questions have been left open on purpose. *When* is the range measured? Weights do not change, so theirs is
-# known; activations are different for each input, and their scale is either found at run time (**dynamic**) or
-# estimated beforehand (**static**). And is the quantized model faster? Here it is not: codes are decoded before every
-# product. Memory is what is saved.
+# Two questions remain. *When* is the range measured? The weights do not change, so their range is
+# known. Activations are different for each input: their scale is found at run time (*dynamic*) or
+# estimated beforehand (*static*). The next lesson is about them. And is the quantized model faster?
+# Here it is not: codes are decoded before every product. Memory is what is saved.
 #
+# ### {exercise}
+#
+# A byte holds two codes of 4 bits. Pack the codes `q` (`uint8`, an even number of them, each 0 …
+# 15): two neighbours share a byte, and the first of them is in its high half. Return `uint8`. Your
+# bytes are those of the package's `QTensor`.
+
+# %% exercise=quantization.pack points=2 minutes=6 bonus=yes
+def quantization_pack(q):
+    """Codes uint8 (n,), n even, 0 … 15 → uint8 (n/2,), first code in the high half."""
+    ### BEGIN SOLUTION
+    return q[::2] << 4 | q[1::2]
+    ### END SOLUTION
+
+# %%
+result = tp.check("quantization.pack", quantization_pack)
+result
+
+# %%
+my_bytes = np.asarray(result.function(codes.reshape(-1)))
+print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package's:",
+      np.array_equal(my_bytes, Q.codes))
+
+# %% [markdown]
 # ### {exercise} · Spend 3.25 bits (open, 4 points, 15 minutes)
 #
-# A colleague has a matrix of $4096 \times 4096$ weights and a budget of 3.25 bits per weight *in all*. She can take (a)
-# 3 bits with float16 scales in symmetric groups of 64; (b) 2 bits, symmetric groups of 16 with 16-bit scales, and see
-# whether there is room for zero points too; (c) 3 bits per channel, with the bits saved spent on keeping the few
-# largest weights exactly, each as a 32-bit index and a 16-bit value. Which would you try first? Compute what each
-# stores, measure at least two of them on `W` or on the whole model, and say what would change your mind.
+# A colleague has a matrix of $4096 \times 4096$ weights and a budget of 3.25 bits per weight *in
+# all*. She can take (a) 3 bits with float16 scales in symmetric groups of 64; (b) 2 bits, symmetric
+# groups of 16 with 16-bit scales, and see whether there is room for zero points too; (c) 3 bits per
+# channel, with the bits saved spent on keeping the few largest weights exactly, each as a 32-bit
+# index and a 16-bit value. Which would you try first? Compute what each stores, measure at least
+# two of them on `W` or on the whole model, and say what would change your mind.
 #
 # <details><summary>Rubric</summary>
 #
-# 1 point: the sizes are right, whatever is stored beside the codes included. 1 point: at least two of them measured, with
-# the command. 1 point: a reason in terms of step sizes, not only a number. 1 point: what would change the choice.
+# 1 point: the sizes are right, whatever is stored beside the codes included. 1 point: at least two
+# of them measured, with the command. 1 point: a reason in terms of step sizes, not only a number. 1
+# point: what would change the choice.
 #
 # </details>
 
 # %% [answer]
-# *Sizes.* (a) $3 + 16/64 = 3.25$. (b) $2 + 16/16 = 3$; a 2-bit zero point per group makes $3 + 2/16 = 3.125$. (c) $3 + 16/4096
-# \approx 3.004$, which leaves 0.246 bits per weight: at 48 bits each, one weight in 195 is kept exactly.
+# *Sizes.* (a) $3 + 16/64 = 3.25$. (b) $2 + 16/16 = 3$; a 2-bit zero point per group makes
+# $3 + 2/16 = 3.125$. (c) $3 + 16/4096 \approx 3.004$, which leaves 0.246 bits per weight: at 48
+# bits each, one weight in 195 is kept exactly.
 #
-# *Measured on `W`*, relative error: (a) 26 %, (b) 59 % symmetric and 36 % with zero points, (c) 25 % (28 % with none kept).
-# Two bits lose clearly: a symmetric grid of two bits has three levels in use. (a) and (c) are close. In (a) a group's largest
-# weight coarsens the step of 63 others; in (c) the largest that is *left* coarsens the step of its row, and what is kept no
-# longer counts.
+# *Measured on `W`*, relative error: (a) 26 %, (b) 59 % symmetric and 36 % with zero points, (c) 25
+# % (28 % with none kept). Two bits lose clearly: a symmetric grid of two bits has three levels in
+# use. (a) and (c) are close. In (a) a group's largest weight coarsens the step of 63 others. In (c)
+# the largest that is *left* coarsens the step of its row, and what is kept no longer counts.
 # `tp.Uniform(3, True, "group", 64, scale_dtype="float16").quantize(W)` and its likes measure it.
 #
-# *What would change the choice.* Heavier tails favour (c); rows that are all alike favour (a). An index and a gather for each
-# kept weight cost time, which this budget does not count. Weight error is not output error (lesson 12): perplexity may
-# reverse a close call.
+# *What would change the choice.* Heavier tails favour (c). Rows that are all alike favour (a). An
+# index and a gather for each kept weight cost time, which this budget does not count. Weight error
+# is not output error (lesson 12): perplexity may reverse a close call.
 
 # %% [markdown]
 # ## Recall
@@ -445,65 +573,71 @@ show("granularity")
 # 1. A block holds numbers from −0.2 to 1.0. What are $s$ and $z$ of the asymmetric 4-bit grid?
 # <details><summary>Answer</summary>
 #
-# $s = 1.2/15 = 0.08$; $-l/s = 2.5$, which rounds to the even neighbour, $z = 2$. (The survey's $Z$ is −2.) The code of
-# −0.2 is then $\mathrm{round}(-2.5) + 2 = 0$, and −0.2 is decoded to −0.16.
+# $s = 1.2/15 = 0.08$. $-l/s = 2.5$ rounds to the even neighbour, $z = 2$. (The survey's $Z$ is −2.)
+# The code of −0.2 is then $\mathrm{round}(-2.5) + 2 = 0$, and −0.2 is decoded to −0.16.
 #
 # </details>
 #
 # 2. Why is the range stretched to contain 0?
 # <details><summary>Answer</summary>
 #
-# So that $z$ is a valid code and 0 is represented exactly: padding, masked or pruned weights, and the zeros of a ReLU
-# then cost nothing.
+# So that $z$ is a valid code and 0 is represented exactly. Padding, masked or pruned weights, and
+# the zeros of a ReLU then have no error.
 #
 # </details>
 #
-# 3. How many bits per weight does a 4-bit scheme with groups of 128, float16 scales and 4-bit zero points store?
+# 3. How many bits per weight does a 4-bit scheme with groups of 128, float16 scales and 4-bit zero
+# points    store?
 # <details><summary>Answer</summary>
 #
 # $4 + (16 + 4)/128 = 4.156$.
 #
 # </details>
 #
-# 4. Which of the two errors, rounding and clipping, does a smaller range make smaller, and why does the best range
-#   shrink when bits are taken away?
+# 4. Which of the two errors, rounding and clipping, does a smaller range make smaller? Why does the
+# best    range shrink when bits are taken away?
 # <details><summary>Answer</summary>
 #
-# Rounding: its squared error goes with $s^2$, and $s$ with the range. With fewer bits $s$ is larger, so there is more
-# rounding error to be saved, while the clipping error of a given range hardly depends on the bits.
+# Rounding: its squared error goes with $s^2$, and $s$ with the range. With fewer bits $s$ is
+# larger, so there is more rounding error to be saved, while the clipping error of a given range
+# hardly depends on the bits.
 #
 # </details>
 #
-# 5. Two libraries both offer "symmetric 4-bit" and give different codes for the same weights. Name one reason.
+# 5. Two libraries both offer "symmetric 4-bit" and give different codes for the same weights. Name
+# one    reason.
 # <details><summary>Answer</summary>
 #
-# The step: $m/7$ (absmax) or $m/7.5$ (all 16 codes in use, `convention="full"`). Another: how ties are rounded; and
-# whether $x/s$ or $x \cdot (1/s)$ is rounded.
+# The step: $m/7$ (absmax) or $m/7.5$ (all 16 codes in use, `convention="full"`). Another reason is
+# how ties are rounded, and whether $x/s$ or $x \cdot (1/s)$ is rounded.
 #
 # </details>
 
 # %% [markdown]
 # ## Where the paper says this
 #
-# - The survey, Matarazzo and Torlone (arXiv 2501.04040), §3.6; the notation with $Z$ is that of Zhao et al. (arXiv
-#   2303.18223), §5.4.
-# - The affine mapping with an integer zero point: Jacob et al. (arXiv 1712.05877).
-# - FP8, E4M3 and E5M2: Micikevicius et al. (arXiv 2209.05433). Microscaling: Rouhani et al. (arXiv 2310.10537).
+# * The survey, Matarazzo and Torlone (arXiv 2501.04040), §3.6; the notation with $Z$ is that of
+#   Zhao et al. (arXiv 2303.18223), §5.4.
+# * The affine mapping with an integer zero point: Jacob et al. (arXiv 1712.05877).
+# * FP8, E4M3 and E5M2: Micikevicius et al. (arXiv 2209.05433). Microscaling: Rouhani et al. (arXiv
+#   2310.10537).
 #
 # ## Where implementations differ
 #
-# - *Symmetric.* SmoothQuant, AWQ and LLM.int8() divide by $2^{b-1}-1$. In GPTQ's code and torchao $-m$ has a code of its
-#   own, $s = 2m/(2^b - 1)$: `Uniform(convention="full")`.
-# - *Ties.* NumPy and PyTorch round half to even, llama.cpp half away from zero. PyTorch multiplies by $1/s$, which can
-#   put a tie on the other side.
-# - *Scales in 16 bits.* Rounded to nearest, a scale may become smaller, and the largest weight is then clipped by more
-#   than half a step; here such scales are rounded up.
-# - *Overflow of E4M3.* Above 448 PyTorch (2.12 and later) saturates, ml_dtypes gives NaN: `FloatFormat(saturate=…)`.
-# - *Order in a byte.* bitsandbytes puts the first of two 4-bit codes in the high half, GGUF's Q4_0 in the low half and
-#   pairs element $i$ with $i + 16$.
+# * *Symmetric.* SmoothQuant, LLM.int8() and AWQ's code divide $m$ by $2^{b-1}-1$ (AWQ's equation
+#   (1) has $2^{b-1}$). In GPTQ's code and torchao $-m$ has a code of its own, $s = 2m/(2^b - 1)$:
+#   `Uniform(convention="full")`.
+# * *Ties.* NumPy and PyTorch round a half to the even neighbour. PyTorch multiplies by $1/s$, which
+#   can put a tie on the other side. Code that adds ½ and cuts off rounds every half up.
+# * *Scales in 16 bits.* Rounded to nearest, a scale may become smaller, and the largest weight is
+#   then clipped by more than half a step. Here such scales are rounded up.
+# * *Overflow of E4M3.* Above 448 PyTorch (2.12 and later) saturates, ml_dtypes gives NaN:
+#   `FloatFormat(saturate=…)`.
+# * *Order in a byte.* bitsandbytes puts the first of two 4-bit codes in the high half. GGUF's Q4_0
+#   puts it in the low half, and pairs element $i$ with $i + 16$.
 #
 # ## What you can do now
 #
-# Quantize any matrix to any width, say how many bits that really stores, and predict which of two choices has the
-# smaller error. So far only weights were rounded. **Lesson 11** rounds what they are multiplied with as well, and meets
-# the outliers that made 8-bit models fail.
+# Quantize any matrix to any width, say how many bits that really stores, and predict which of two
+# choices has the smaller error. So far only weights were rounded. **Lesson 11** rounds what they
+# are multiplied with as well, and meets the outliers that made 8-bit models fail.

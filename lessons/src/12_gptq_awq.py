@@ -1,15 +1,23 @@
 # %% [markdown]
 # # 12 · GPTQ and AWQ: rounding with an eye on the inputs
 #
-# **What you will do.** Stop asking how far a rounded weight is from the original, and ask how far the layer's *output*
-# is. You derive from two weights how the error of one can be repaired by the other (OBQ), turn that into an algorithm
-# that does a whole matrix in a fraction of a second (GPTQ), and build the rival that only rescales (AWQ). Then you find
-# out when calibration makes things worse.
+# **What you will do.** Lesson 10 asked how far a rounded weight is from the original.
+# This lesson asks how far the layer's *output* is from the original output.
+# You derive how the error of one weight can be repaired by another one (OBQ).
+# You turn that into an algorithm that rounds a whole matrix in a fraction of a second (GPTQ).
+# Then you build its rival, which only rescales (AWQ), and find out when calibration makes things
+# worse.
 #
-# **What you need.** Lesson 10 (grids, groups); lesson 11 for the idea of folding a scale into the layer before.
-# Positive definite matrices and what a Cholesky factor is.
+# **What you need.** Lesson 10 (grids and groups), and lesson 11 for one idea: a scale can be
+# folded into the layer before.
+# You should know what a positive definite matrix and its Cholesky factor are.
 #
-# **Time.** 70 minutes: 35 of reading and running, 35 to 50 of exercises.
+# **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
+# This lesson adds: $X$, the inputs of a layer, one column for each token; $n$, the number of
+# tokens; $H$, a matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which
+# means to run some text through the model and to look at what the layers read.
+#
+# **Time.** 110 minutes: 40 of reading and running, 70 of exercises. The bonus takes 15 more.
 
 # %%
 import copy
@@ -24,40 +32,44 @@ from tinypeft.study import plot
 
 model = tp.load_pretrained()
 task = tp.tasks.domain(model.tokenizer, context=128)
-text = task.batch("train", 16, np.random.default_rng(0))[0]              # (16, 128) tokens to calibrate on
-unseen = task.batch("test", 16, np.random.default_rng(1))[0]             # and 2,048 others to judge by
+text = task.batch("train", 16, np.random.default_rng(0))[0]       # (16, 128) tokens to calibrate on
+unseen = task.batch("test", 16, np.random.default_rng(1))[0]      # and 2,048 others to judge by
 
 path = "blocks.2.mlp.up"
-W = model.get(path).weight.data                                          # (512, 128)
+W = model.get(path).weight.data                                   # (512, 128)
 seen = calibration.capture(model, text, [path], hessian=True)[path]
-H = seen.H                                                               # (128, 128)
+H = seen.H                                                        # (128, 128)
 H_unseen = calibration.capture(model, unseen, [path], hessian=True)[path].H
 
 # %% [markdown]
 # ## 1. What should be small
 #
-# A layer computes $WX$, $X$ being its inputs, one column for each token. What reaches the rest of the model is not
-# $\hat W - W$ but $(\hat W - W)X$. Its size is a quadratic form, and all that it needs to know of the inputs is one
-# $d \times d$ matrix:
+# A layer computes $WX$.
+# What reaches the rest of the model is not $\hat W - W$ but $(\hat W - W)X$.
+# The size of this product needs only one $d \times d$ matrix of the inputs:
 #
-# $$\|(\hat W - W) X\|^2 = \frac{n}{2}\ \mathrm{tr}\left((\hat W - W)\, H\, (\hat W - W)^\top\right)$$
+# $$\|(\hat W - W) X\|^2 =
+# \frac{n}{2}\ \mathrm{tr}\left((\hat W - W)\, H\, (\hat W - W)^\top\right)$$
 #
 # $$H = \frac{2}{n} X X^\top$$
 #
-# $H$ is the Hessian of the mean squared error in a row of $\hat W$, the same for every row. It is summed up while text
-# streams through the model; the inputs themselves are never kept.
+# $\mathrm{tr}$ is the trace, the sum of the diagonal.
+# $H$ is the *Hessian* of the mean squared error in a row of $\hat W$: the matrix of its second
+# derivatives. It is the same for every row. (The paper of GPTQ writes $H = 2XX^\top$.
+# A factor in front of $H$ changes no result below, because we always compare two errors or divide
+# one entry of the inverse by another.) $H$ is summed up while text runs through the model.
+# The inputs themselves are not kept.
 
 # %%
 show(calibration.Statistics.H.fget)
-show(measure.output_error)
 
 # %% [markdown]
 # ### {exercise}
 #
-# Write `calibrated_output_error(W, W_hat, H)`: $\|(\hat W - W)X\| / \|WX\|$, a number, from $H = \frac2n XX^\top$
-# alone. Try not to form a product larger than $W$.
+# Write `calibrated_output_error(W, W_hat, H)`: $\|(\hat W - W)X\| / \|WX\|$, a number, from $H$
+# alone. Try not to form a product that is larger than $W$.
 
-# %% exercise=calibrated.output_error points=2 minutes=5
+# %% exercise=calibrated.output_error points=2 minutes=6
 def calibrated_output_error(W, W_hat, H):
     """W, W_hat (d_out, d_in), H (d_in, d_in) → the relative error of the output, a number."""
     ### BEGIN SOLUTION
@@ -69,55 +81,109 @@ def calibrated_output_error(W, W_hat, H):
 result = tp.check("calibrated.output_error", calibrated_output_error)
 result
 
+# %% [markdown]
+# Compare yours with the package's:
+
 # %%
-calibrated_output_error = result.function
-nearest = tp.GPTQ(bits=3, group_size=32).nearest                          # round to nearest: lesson 10's asymmetric grid
-W_rtn = nearest.quantize(W).dequantize()
-values, vectors = np.linalg.eigh(H)
-print("eigenvalues of H: largest {:.1f}, then {:.1f}, median {:.2f}, smallest {:.0e}".format(
-    *values[[-1, -2, 64]], max(values[0], 0)), f"  largest ÷ trace {values[-1] / values.sum():.2f}")
-size, row = np.linalg.norm(W_rtn - W), np.random.default_rng(0).normal(size=len(W))
-print(f"{'round to nearest':28} output error {100 * calibrated_output_error(W, W_rtn, H):5.2f} %")
-for k, name in ((1, "a weak direction"), (64, "a middling one"), (-1, "the strongest")):
-    D = size * np.outer(row / np.linalg.norm(row), vectors[:, k])         # ‖D‖ = ‖W_rtn − W‖, along one eigenvector
-    print(f"{'as large, in ' + name:28} output error {100 * calibrated_output_error(W, W + D, H):5.2f} %")
+my_error = result.function
+show(measure.output_error)
 
 # %% [markdown]
-# The inputs of this layer lie mostly in few directions: the first eigenvalue holds more than a quarter of the trace,
-# and the last ones are nearly 0. Errors of the *same size in weights* cost very different amounts in the output, from a
-# tenth of a per cent to a half, by the direction in which they lie. There is room: put the error where the inputs are
-# not.
+# Your function now measures every error of this lesson. First, round to nearest at 3 bits.
+# The base is `W_rtn`, "rounded to nearest", on the asymmetric grid of lesson 10.
+
+# %%
+nearest = tp.GPTQ(bits=3, group_size=32).nearest
+W_rtn = nearest.quantize(W).dequantize()
+values, vectors = np.linalg.eigh(H)                               # ascending
+print("eigenvalues of H: largest {:.1f}, then {:.1f}, median {:.2f}, smallest {:.0e}".format(
+    *values[[-1, -2, 64]], max(values[0], 0)))
+print(f"the largest holds {values[-1] / values.sum():.0%} of their sum")
+moved_by = np.linalg.norm(W_rtn - W) / np.linalg.norm(W)
+print(f"round to nearest: error of the weights {moved_by:.1%}, "
+      f"of the output {my_error(W, W_rtn, H):.1%}")
+
+# %% [markdown]
+# Now move the weights by an error of *exactly the same size*, but in one direction only.
+# If it lies along the eigenvector of the smallest eigenvalue, the output hardly notices.
+# What if it lies along the eigenvector of the largest one? **Predict** the error of the output:
+
+# %%
+guess = tp.predict("12.strongest", 30.0, "%")
+
+# %%
+size, row = np.linalg.norm(W_rtn - W), np.random.default_rng(0).normal(size=len(W))
+found = {}
+for k, name in ((0, "the weakest"), (1, "the second weakest"), (64, "a middle one"),
+                (-1, "the strongest")):
+    D = size * np.outer(row / np.linalg.norm(row), vectors[:, k])  # ‖D‖ = ‖W_rtn − W‖
+    found[name] = 100 * my_error(W, W + D, H)
+    print(f"the same size, along {name:20} direction: error of the output {found[name]:6.2f} %")
+guess.beside(found["the strongest"])
+
+# %% [markdown]
+# The inputs of this layer lie mostly in few directions.
+# So errors of the *same size in the weights* cost very different amounts in the output.
+# It depends on the direction in which they lie.
+# Here is room for a better rounding: put the error where the inputs are not.
 #
 # ## 2. Two weights, one grid
 #
-# Let $w = (0.45,\ 0.45)$, the grid be the integers, and the two inputs be strongly correlated. Round to nearest gives
-# $(0, 0)$: two errors of the same sign, which add up on inputs that go together. Better to round the first down and let
-# the second make up for it. Which change $\delta$ of the others is best, once weight $q$ is fixed at its rounded value?
-# Minimise the quadratic form under the condition that $\delta_q = \mathrm{quant}(w_q) - w_q$, with a Lagrange
-# multiplier, and you have equation (2) of the GPTQ paper:
+# Here is the smallest example, by hand.
+# Let $w = (0.4,\ 0.4)$, let the grid be the integers, and let
 #
-# $$\delta_F = -\frac{w_q - \mathrm{quant}(w_q)}{[H_F^{-1}]_{qq}}\ (H_F^{-1})_{:,q}$$
+# $$H = \begin{bmatrix} 2 & 1 \\ 1 & 2 \end{bmatrix}, \qquad
+# H^{-1} = \frac13 \begin{bmatrix} 2 & -1 \\ -1 & 2 \end{bmatrix}$$
 #
-# $F$ are the weights still free. After that $q$ leaves $F$, and its row and column leave the inverse by one step of
-# Gaussian elimination, equation (3):
+# The two inputs are correlated: the entry beside the diagonal is positive.
+# Round to nearest gives $\hat w = (0, 0)$, so $\delta = \hat w - w = (-0.4, -0.4)$ and the loss
+# is $\delta H \delta^\top = 0.16 \cdot (2 + 1 + 1 + 2) = 0.96$.
+# Both errors have the same sign, and they add up on inputs that go together.
 #
-# $$H_{F \setminus q}^{-1} = H_F^{-1} - \frac{(H_F^{-1})_{:,q}\,(H_F^{-1})_{q,:}}{[H_F^{-1}]_{qq}}$$
-
-# %%
-show(obq.obq_step)
-show(obq.obq_row)
-
-# %% [markdown]
+# Now fix only the first weight at 0, and let the second one move.
+# With $\delta = (-0.4,\ t)$ the loss is $0.32 - 0.8\,t + 2\,t^2$. It is least at $t = 0.2$.
+# The second weight becomes $0.6$ and is rounded to 1.
+# The loss is now $0.32 - 0.48 + 0.72 = 0.56$.
+# *The second weight has made up for a part of the error of the first.*
+#
+# For more weights we need this step in general. Weight number $q$ is fixed at the value $v$.
+# How should the other weights move, so that $\delta H \delta^\top$ is least?
+# Try it on paper before you open the box. You know that $\delta_q = v - w_q$ is given.
+# A Lagrange multiplier takes care of it.
+#
+# <details><summary>The derivation, in three lines</summary>
+#
+# 1. Minimize $\frac12 \delta H \delta^\top - \lambda\,(\delta_q - (v - w_q))$.
+#    The gradient with respect to $\delta$ is $\delta H - \lambda\, e_q$, where $e_q$ is 1 at $q$
+#    and 0 elsewhere.
+# 2. It is zero if $\delta = \lambda\, H^{-1}_{q,:}$: a multiple of row $q$ of the inverse.
+# 3. Entry $q$ of this is $\lambda\, [H^{-1}]_{qq}$, and it must be $v - w_q$.
+#    That gives $\lambda$.
+#
+# The result is equation (2) of the GPTQ paper:
+#
+# $$\delta = \frac{v - w_q}{[H^{-1}]_{qq}}\ H^{-1}_{q,:}$$
+#
+# </details>
+#
+# After the step, weight $q$ must not move again.
+# Only the *free* weights take part in the next step, so it needs the inverse of $H$ *without row
+# and column $q$*. Nobody inverts again. One step of Gaussian elimination removes $q$ from the
+# inverse that we have: subtract a multiple of row $q$ from every row, so that column $q$ becomes
+# zero. Row $q$ then becomes zero as well.
+#
 # ### {exercise}
 #
-# Write `calibrated_compensate(w, Hinv, q, value)`: weight number `q` is fixed at `value`. Return `(w, Hinv)` after
-# equations (2) and (3), as new arrays; of the new inverse, row and column `q` are zero (set them so, rounding leaves
-# dust). Entry `q` of the new `w` is `value`; weights that were fixed earlier must not move, which the zeros in `Hinv`
-# see to.
+# Write `calibrated_compensate(w, Hinv, q, value)`: weight number `q` is fixed at `value`.
+# Return `(w, Hinv)`, as new arrays. In the new `w`, entry `q` is exactly `value`, and all other
+# free weights have moved so that the loss is least. In the new `Hinv`, `q` has been eliminated.
+# Set its row and column to exactly zero, because rounding leaves something like $10^{-17}$.
+# Weights that were fixed earlier must not move. The zeros in `Hinv` see to that.
 
-# %% exercise=calibrated.compensate points=3 minutes=12
+# %% exercise=calibrated.compensate points=4 minutes=18
 def calibrated_compensate(w, Hinv, q, value):
-    """w (d,), Hinv (d, d), zero in rows and columns already fixed; w[q] becomes `value` → (w, Hinv), updated copies."""
+    """w (d,), Hinv (d, d), zero in rows and columns already fixed; w[q] becomes `value`
+    → (w, Hinv), updated copies."""
     ### BEGIN SOLUTION
     column = Hinv[:, q] / Hinv[q, q]
     w = w + (value - w[q]) * column
@@ -131,63 +197,102 @@ def calibrated_compensate(w, Hinv, q, value):
 result = tp.check("calibrated.compensate", calibrated_compensate)
 result
 
+# %% [markdown]
+# Compare yours with the package's:
+
 # %%
-calibrated_compensate = result.function
+my_step = result.function
+show(obq.obq_step)
+
+# %% [markdown]
+# Your function at work.
+# First on two weights, with inputs that are more strongly correlated than in the example above:
+
+# %% fold
 w2, H2 = np.array([0.45, 0.45]), np.array([[2.0, 1.8], [1.8, 2.0]])
-moved, _ = calibrated_compensate(w2, np.linalg.inv(H2), 0, 0.0)
+moved, _ = my_step(w2, np.linalg.inv(H2), 0, 0.0)
 ends = {"nearest": np.rint(w2), "compensated": np.rint(moved)}
-loss = lambda v: (v - w2) @ H2 @ (v - w2)
-for name, v in ends.items(): print(f"{name:12} {v}   (ŵ − w) H (ŵ − w)ᵀ = {loss(v):.3f}")
+for name, v in ends.items(): print(f"{name:12} {v}   loss {(v - w2) @ H2 @ (v - w2):.2f}")
 
 fig, ax = plot.figure(height=4.2)
 a, b = np.meshgrid(np.linspace(-0.8, 1.8, 200), np.linspace(-0.8, 1.8, 200))
 D = np.stack([a, b], -1) - w2
-ax.contour(a, b, np.einsum("...i,ij,...j", D, H2, D), levels=np.geomspace(0.02, 6, 9), colors="#BBBBBB", linewidths=0.8)
+ax.contour(a, b, np.einsum("...i,ij,...j", D, H2, D), levels=np.geomspace(0.02, 6, 9),
+           colors="#BBBBBB", linewidths=0.8)
 ax.scatter(*np.meshgrid([0, 1], [0, 1]), color=plot.COLOURS["grey"], s=25)
 ax.plot(*zip(w2, ends["nearest"], strict=True), "o-", color=plot.COLOURS["sky"])
 ax.plot(*zip(w2, moved, ends["compensated"], strict=True), "o-", color=plot.COLOURS["vermillion"])
-for text_, at in (("w", w2), ("nearest", ends["nearest"]), ("after δ", moved), ("compensated", ends["compensated"])):
-    ax.annotate(text_, at, xytext=(7, -3), textcoords="offset points", fontsize=8)
+for label, at in (("w", w2), ("nearest", ends["nearest"]), ("after δ", moved),
+                  ("compensated", ends["compensated"])):
+    ax.annotate(label, at, xytext=(7, -3), textcoords="offset points", fontsize=8)
 ax.set(xlabel="ŵ₁", ylabel="ŵ₂", aspect="equal")
 ax.grid(False)
 fig
 
 # %% [markdown]
-# *What to see:* The valley of the loss runs from top left to bottom right. Round to nearest walks out of it; the
-# compensated path first fixes $\hat w_1 = 0$, slides along the valley, and then rounds $\hat w_2$ to 1. Both end one
-# grid point away from $w$; one loses a tenth of what the other does.
+# *What to see: both paths end on a corner of the cell around $w$, and the nearest corner is much
+# worse.* The grey lines join points of equal loss.
+# They form a valley from top left to bottom right. Round to nearest walks out of it.
+# The other path first fixes $\hat w_1 = 0$, slides along the valley, and then rounds $\hat w_2$
+# to 1.
 #
+# Then on a whole row of real weights.
+# One weight after the other is fixed at its nearest value on the grid, from left to right.
+# This is OBQ, *Optimal Brain Quantization*, in a fixed order:
+
+# %%
+rows = tp.Uniform(3, symmetric=False)                             # one grid per row
+U = gptq.factor(H, damping=0.01)                                  # UᵀU = H⁻¹; see section 3
+grid = rows.fit(W[:1])
+w, Hinv = W[0].astype(float), U.T @ U
+for j in range(len(w)):
+    w, Hinv = my_step(w, Hinv, j, float(grid.round(np.float32([[w[j]]]))[0, 0]))
+obq_row = w
+for name, w_hat in (("nearest", grid.round(W[:1])), ("your OBQ", obq_row[None])):
+    print(f"{name:9} output error of the row {my_error(W[:1], w_hat, H):.3f}")
+
+# %% [markdown]
 # ## 3. GPTQ: the same for a whole matrix
 #
-# OBQ chooses for each row its own order and keeps an inverse for each, $O(d^3)$ per row. GPTQ's first observation is
-# that the order matters little. With one order for all rows there is a single sequence of inverses, and its second is
-# that all of the rows needed from them are rows of one Cholesky factor,
+# OBQ chooses a separate order for each row.
+# So it keeps a separate inverse for each row, and the work per row grows with $d^3$.
+# GPTQ begins with two observations.
+#
+# 1. *The order matters little.* With one order for all rows there is one sequence of inverses.
+# 2. *Of each inverse, one row is needed, and all these rows are in one Cholesky factor:*
 #
 # $$H^{-1} = U^\top U, \qquad U \text{ upper triangular}$$
 #
-# so that column $j$ of $W$ is rounded and its error passed on to the columns still to come by
+# Let the columns $0 \dots j - 1$ be fixed, and let $H_F^{-1}$ be the inverse for the columns $F$
+# that are still free. Then
 #
-# $$E_{:j} = \frac{W_{:j} - \mathrm{quant}(W_{:j})}{U_{jj}}, \qquad W_{:k} \leftarrow W_{:k} - E_{:j}\, U_{jk} \quad (k > j)$$
+# $$\frac{[H_F^{-1}]_{j,k}}{[H_F^{-1}]_{jj}} = \frac{U_{jk}}{U_{jj}} \qquad (k \ge j)$$
+#
+# Put that into the step that you derived in section 2, and you have GPTQ: no inverse changes any
+# more. The picture shows one column on its way:
 
 # %%
-show(gptq.factor)
-show(gptq.GPTQ.together, "E[")
+show("schematic:gptq")
 
 # %% [markdown]
-# The line that writes `E[i]` is the first equation. `correct` is the second one, for many columns at once: a block of
-# 128 columns is halved again and again, the first half is rounded and corrects the second, and a finished block corrects
-# all later columns in one matrix product. The order of the corrections changes nothing in the result. Before $H$ is inverted a
-# little is added to its diagonal, *damping*, one per cent of its mean: directions that the calibration text hardly used
-# would otherwise look free of charge.
-#
 # ### {exercise}
 #
-# Write `calibrated_gptq(W, U, quant)`, without blocks: for every column in order, round it, and pass its error on.
-# `quant(column)` rounds a column `(d_out,)` to its grids and returns it. Return $\hat W$; leave `W` itself alone.
+# Write `calibrated_gptq(W, U, quant)`. Take the columns in order.
+# Round each one, and let the later columns make up for its error, in all rows at once.
+# `quant(column)` rounds a column `(d_out,)` to the grids of its rows and returns it.
+# Return $\hat W$, and leave `W` itself as it is.
+#
+# <details><summary>The update as an equation, if you want to check your derivation</summary>
+#
+# $$E_{:j} = \frac{W_{:j} - \hat W_{:j}}{U_{jj}}, \qquad W_{:k} \leftarrow W_{:k} - E_{:j}\, U_{jk}
+# \quad (k > j)$$
+#
+# </details>
 
-# %% exercise=calibrated.gptq points=4 minutes=15
+# %% exercise=calibrated.gptq points=4 minutes=18
 def calibrated_gptq(W, U, quant):
-    """W (d_out, d_in), U upper (d_in, d_in) with UᵀU = H⁻¹, quant: (d_out,) → (d_out,) → Ŵ (d_out, d_in)."""
+    """W (d_out, d_in), U upper (d_in, d_in) with UᵀU = H⁻¹, quant: (d_out,) → (d_out,)
+    → Ŵ (d_out, d_in)."""
     ### BEGIN SOLUTION
     W, W_hat = W.copy(), np.empty_like(W)
     for j in range(W.shape[1]):
@@ -201,72 +306,175 @@ def calibrated_gptq(W, U, quant):
 result = tp.check("calibrated.gptq", calibrated_gptq)
 result
 
+# %% [markdown]
+# Compare yours with the package's. The line that writes `E[i]` computes the error of one column.
+# `correct` passes it on to many columns at once.
+# A block of 128 columns is halved again and again: the first half is rounded and corrects the
+# second half. A finished block corrects all later columns in one matrix product.
+# The result is the same, but matrix products are much faster than single columns.
+
 # %%
-calibrated_gptq = result.function
-rows = tp.Uniform(3, symmetric=False)                                     # one grid per row, from W as it is
-grid = rows.fit(W)
-U = gptq.factor(H, damping=0.01)
-W_gptq = calibrated_gptq(W.astype(float), U, lambda w: grid.round(w[:, None].astype(np.float32))[:, 0])
-W_near = grid.round(W)
-for name, W_hat in (("nearest", W_near), ("GPTQ", W_gptq)):
-    on_seen, on_unseen = calibrated_output_error(W, W_hat, H), calibrated_output_error(W, W_hat, H_unseen)
-    print(f"{name:8} weight error {np.linalg.norm(W_hat - W) / np.linalg.norm(W):.3f}   output error {on_seen:.3f}"
-          f"   on unseen text {on_unseen:.3f}")
+my_gptq = result.function
+show(gptq.GPTQ.together, "E[")
 
 # %% [markdown]
-# The weight error has gone **up** and the output error **down**. If you quantize and then look at how far weights have
-# moved, GPTQ looks like a mistake.
+# Your function at work, on `mlp.up`:
+
+# %%
+def on_grid(W):
+    """The rounding of a column of W to one grid per row, which spans W's range."""
+    grid = rows.fit(W)
+    return lambda column: grid.round(column[:, None].astype(np.float32))[:, 0]
+
+W_near, W_gptq = rows.fit(W).round(W), my_gptq(W.astype(float), U, on_grid(W))
+for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
+    print(f"{name:10} weight error {np.linalg.norm(W_hat - W) / np.linalg.norm(W):.3f}   "
+          f"output error {my_error(W, W_hat, H):.3f}   "
+          f"on unseen text {my_error(W, W_hat, H_unseen):.3f}")
+print("your OBQ and your GPTQ agree on row 0:", np.allclose(W_gptq[0], obq_row, atol=1e-6))
+
+# %% [markdown]
+# The weight error has gone **up** and the output error **down**.
+# If you only look at how far the weights have moved, GPTQ looks like a mistake.
+#
+# Where is the error? Here is its size in each quarter of the columns:
 
 # %%
 print("rms error by columns    1–32  33–64  65–96  97–128")
-for name, W_hat in (("nearest", W_near), ("GPTQ", W_gptq)):
-    print(f"{name:20}", *(f"{rms:6.3f}" for rms in np.sqrt(np.square(W_hat - W).mean(0).reshape(4, 32).mean(1))))
+for name, W_hat in (("nearest", W_near), ("your GPTQ", W_gptq)):
+    quarters = np.square(W_hat - W).mean(0).reshape(4, 32).mean(1)
+    print(f"{name:20}", *(f"{rms:6.3f}" for rms in np.sqrt(quarters)))
 
 # %% [markdown]
-# Round to nearest errs evenly. GPTQ's errors grow to the right, since later columns carry what earlier ones left;
-# nothing comes after the last to carry for it.
+# Round to nearest errs evenly.
+# The errors of GPTQ grow to the right, since later columns carry what earlier columns left.
+# After the last column there is none that could carry anything for it.
 #
-# ## 4. When calibration hurts
-#
-# $H$ is an estimate. With fewer tokens than inputs it has directions in which the text never pointed, and GPTQ will
-# gladly put the error there, where other texts do point.
+# And on the whole model: each linear layer of the base is rounded by your function, with an $H$
+# of its own.
 
 # %%
-down = "blocks.2.mlp.down"                                               # 512 inputs
+def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexity"]
+
+def rounded_base(quantize):
+    """The base, each of its linear layers rounded by quantize(W, H)."""
+    m = copy.deepcopy(model)
+    for name, found in calibration.capture(model, text, hessian=True).items():
+        layer = m.get(name)
+        layer.weight.data = quantize(layer.weight.data, found.H).astype(np.float32)
+    return m
+
+by_mine = lambda W, H: my_gptq(W.astype(float), gptq.factor(H, 0.01), on_grid(W))
+print(f"float32            perplexity {perplexity(model):6.2f}")
+for name, quantize in (("nearest, 3 bits", lambda W, H: rows.fit(W).round(W)),
+                       ("your GPTQ, 3 bits", by_mine)):
+    print(f"{name:18} perplexity {perplexity(rounded_base(quantize)):6.2f}")
+
+# %% [markdown]
+# ### {exercise}
+#
+# So far $U$ came from the package. A colleague has written a function for it.
+# Before $H$ is inverted, a little is added to its diagonal.
+# This is called *damping*, and one per cent of the diagonal's mean is usual.
+# Without it, directions that the calibration text hardly used would look free of charge.
+# Here is the colleague's code, and what GPTQ achieves with it:
+
+# %%
+def faulty_factor(H, damping):
+    """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean of H's diagonal?"""
+    A = H + damping * H.diagonal().mean()
+    return np.linalg.cholesky(A).T
+
+W_faulty = my_gptq(W.astype(float), faulty_factor(H, 0.01), on_grid(W))
+for name, W_hat in (("nearest", W_near), ("with the faulty factor", W_faulty)):
+    print(f"{name:22} output error {my_error(W, W_hat, H):.3f}")
+
+# %% [markdown]
+# This is worse than no correction at all. There are two faults.
+# Write `calibrated_bug(H, damping)`, the mended function.
+# (Use NumPy, not the package's `factor`.)
+
+# %% exercise=calibrated.bug points=3 minutes=12
+def calibrated_bug(H, damping):
+    """H (d, d) → U (d, d), upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean of H's diagonal."""
+    ### BEGIN SOLUTION
+    A = H + damping * H.diagonal().mean() * np.eye(len(H))
+    return np.linalg.cholesky(np.linalg.inv(A)).T
+    ### END SOLUTION
+
+# %%
+result = tp.check("calibrated.bug", calibrated_bug)
+result
+
+# %% [markdown]
+# Compare yours with the package's.
+# It factors a matrix that is turned around, so that it needs no inverse.
+
+# %%
+my_factor = result.function
+W_mended = my_gptq(W.astype(float), my_factor(H, 0.01), on_grid(W))
+print(f"with your factor       output error {my_error(W, W_mended, H):.3f}")
+show(gptq.factor)
+
+# %% [markdown]
+# ## 4. When calibration hurts
+#
+# $H$ is an estimate.
+# With fewer tokens than inputs it has directions in which the text never pointed.
+# GPTQ puts the error there, but other texts may point in these directions.
+#
+# We take a layer with 512 inputs, `mlp.down`, and calibrate GPTQ on 32 to 2,048 tokens.
+# **Predict**: how many tokens does it need before it is better than round to nearest *on other
+# text*?
+
+# %%
+guess = tp.predict("12.tokens", 512, "tokens")
+
+# %%
+down = "blocks.2.mlp.down"                                        # 512 inputs
 V = model.get(down).weight.data
 V_unseen = calibration.capture(model, unseen, [down], hessian=True)[down].H
 scheme = tp.GPTQ(bits=3, group_size=32)
+without = my_error(V, scheme.nearest.quantize(V).dequantize(), V_unseen)
 sizes, on_it, on_others = [32, 64, 128, 256, 512, 1024, 2048], [], []
 for n in sizes:
-    H_n = calibration.capture(model, text.reshape(-1, 32)[:n // 32], [down], hessian=True)[down].H
+    some = text.reshape(-1, 32)[:n // 32]
+    H_n = calibration.capture(model, some, [down], hessian=True)[down].H
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                   # it does warn
+        warnings.simplefilter("ignore")                           # it does warn
         V_hat = scheme.quantize(V, H_n).dequantize()
-    on_it.append(calibrated_output_error(V, V_hat, H_n))
-    on_others.append(calibrated_output_error(V, V_hat, V_unseen))
+    on_it.append(my_error(V, V_hat, H_n))
+    on_others.append(my_error(V, V_hat, V_unseen))
+    print(f"{n:5} tokens: output error on them {on_it[-1]:6.1%}, "
+          f"on other text {on_others[-1]:6.1%}")
+print(f"round to nearest: on other text {without:.1%}")
+guess.beside(next((n for n, e in zip(sizes, on_others, strict=True) if e < without), np.inf))
 
+# %% fold
 fig, ax = plot.figure(height=3.3)
-ax.plot(sizes, [100 * e for e in on_it], "o-", ms=4, color=plot.COLOURS["sky"])
-ax.plot(sizes, [100 * e for e in on_others], "o-", ms=4, color=plot.COLOURS["vermillion"])
-ax.axhline(100 * calibrated_output_error(V, scheme.nearest.quantize(V).dequantize(), V_unseen),
-           color=plot.COLOURS["grey"], lw=1, ls="--")
-for y, label, colour, up in ((on_it, "on the calibration text", "sky", -14), (on_others, "on other text", "vermillion", 9)):
-    ax.annotate(label, (sizes[4], 100 * y[4]), xytext=(0, up), textcoords="offset points", fontsize=8,
-                color=plot.COLOURS[colour])
+ax.axhline(100 * without, color=plot.COLOURS["grey"], lw=1, ls="--")
+for y, label, colour, up in ((on_it, "on the calibration text", "sky", -14),
+                             (on_others, "on other text", "vermillion", 9)):
+    ax.plot(sizes, [100 * e for e in y], "o-", ms=4, color=plot.COLOURS[colour])
+    ax.annotate(label, (sizes[4], 100 * y[4]), xytext=(0, up), textcoords="offset points",
+                fontsize=8, color=plot.ink(plot.COLOURS[colour]))
 ax.set(xscale="log", xlabel="calibration tokens", ylabel="output error (%)", ylim=(0, None))
 ax.set_xticks(sizes, sizes)
 ax.set_title("mlp.down, 512 inputs, 3 bits; dashed: round to nearest", loc="left", fontsize=10)
 fig
 
 # %% [markdown]
-# *What to see:* With up to about as many tokens as the layer has inputs GPTQ is *worse* than round to nearest on text
-# it has not seen, while looking splendid on its own. It takes several tokens per input before the gain is real. The
-# package warns when there are fewer tokens than inputs; large models are calibrated on hundreds of thousands.
+# *What to see: on its own text GPTQ always looks good, and on other text it needs several tokens
+# for each input before it is better than no calibration at all.*
+# The package warns when there are fewer tokens than inputs.
+# In this picture, that warning comes too late.
+# Large models are calibrated on hundreds of thousands of tokens.
 #
 # ## 5. AWQ: only scale
 #
-# Lin et al. start from another observation. Few weights matter, and one finds them not by their own size but by the
-# size of the *inputs they meet*. Keep one per cent of the input channels in floating point, chosen in three ways:
+# Lin et al. start from another observation. Few weights matter much.
+# One does not find them by their own size but by the size of the *inputs they meet*.
+# Keep one per cent of the input channels in floating point, chosen in three ways:
 
 # %%
 kept = max(1, W.shape[1] // 100)
@@ -275,25 +483,33 @@ for name, size in (("largest inputs", seen.mean_abs), ("largest weights", np.abs
     top = np.argsort(-size)[:kept]
     some = W_rtn.copy()
     some[:, top] = W[:, top]
-    ratio = calibrated_output_error(W, some, H_unseen) / calibrated_output_error(W, W_rtn, H_unseen)
-    print(f"{kept} of {W.shape[1]} channels, {name:16} output error ÷ that of round to nearest: {ratio:.3f}")
+    ratio = my_error(W, some, H_unseen) / my_error(W, W_rtn, H_unseen)
+    print(f"{kept} of {W.shape[1]} channels, {name:16} "
+          f"output error ÷ that of rounding: {ratio:.3f}")
 
 # %% [markdown]
-# In our small base no channel is much larger than the others, so one of 128 helps by its share and little more, and the
-# three ways differ by less than you would like. The effect is there, but the paper's is far larger: perplexity of
-# OPT-6.7B in 3 bits 23.5 by rounding, 11.4 with one per cent kept by activation, 22.4 by weight (its Table 1).
-#
-# With outlier features planted, as in lesson 11, the study sees it at this size too:
+# In our small base no channel is much larger than the others.
+# One channel of 128 helps a little, and the three ways differ by less than in the paper.
+# There the perplexity of OPT-6.7B in 3 bits is 23.5 by rounding, 11.4 with one per cent kept by
+# activation, and 22.4 by weight (its Table 1).
+# With outlier features planted, as in lesson 11, the study sees the effect at this size, too:
 
 # %%
 show("awq")
 
 # %% [markdown]
-# Keeping some weights apart is awkward for hardware. So AWQ *scales* instead. Multiply a weight by $s > 1$ and divide
-# its input by $s$: as long as the step $\Delta$ of the group hardly changes, the error of rounding is as large as
-# before, and what arrives at the output is divided by $s$, equations (2) and (3):
+# *What to see: with planted outliers, the channels with the largest inputs are the ones to keep.*
 #
-# $$Q(w \cdot s)\,\frac{x}{s} = \Delta \cdot \mathrm{Round}\left(\frac{w s}{\Delta}\right) \cdot \frac{x}{s}$$
+# {claim Activations show which 1 % of the weights to keep}
+#
+# Keeping some weights apart is awkward for hardware. So AWQ *scales* instead.
+# Multiply a weight by $s > 1$, and divide its input by $s$.
+# If the step $\Delta$ of the group hardly changes, then the error of the rounding is as large as
+# before. What arrives at the output is divided by $s$.
+# These are the paper's equations (2) and (3):
+#
+# $$Q(w \cdot s)\,\frac{x}{s} = \Delta \cdot \mathrm{Round}\left(\frac{w s}{\Delta}\right)
+# \cdot \frac{x}{s}$$
 #
 # $$\frac{\mathrm{error\ with\ } s}{\mathrm{error\ without}} \approx \frac1s$$
 
@@ -302,37 +518,37 @@ rng, trials = np.random.default_rng(0), 4000
 group = rng.normal(size=(trials, 32)).astype(np.float32)
 for s in (1.0, 1.5, 2.0, 4.0):
     scaled = group.copy()
-    scaled[:, 0] *= s                                                     # one weight of 32 is scaled
+    scaled[:, 0] *= s                                             # one weight of 32 is scaled
     back = nearest.fit(scaled).round(scaled)
     back[:, 0] /= s
-    one, others = np.sqrt(np.mean((back - group)[:, 0]**2)), np.sqrt(np.mean((back - group)[:, 1:]**2))
+    one, others = (np.sqrt(np.mean((back - group)[:, c]**2)) for c in (0, slice(1, None)))
     print(f"s = {s}: rms error of the scaled weight {one:.3f}, of the 31 others {others:.3f}")
 
 # %% [markdown]
-# It holds while $s$ is small. Then the scaled weight becomes the largest of its group, the step grows, and the others
-# pay. So there is a best scale, and AWQ looks for it along a curve with one parameter, from no scaling ($\alpha = 0$)
-# to the size of the inputs itself, equations (4) and (5):
-#
-# $$\mathcal L(s) = \left\|Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1} X - W X\right\|$$
+# It holds while $s$ is small. Then the scaled weight becomes the largest of its group.
+# The step grows, and the others pay. So there is a best scale.
+# AWQ searches it along a curve with one parameter $\alpha$.
+# Let $s_X$ be the mean magnitude of each input, $(d_\mathrm{in},)$:
 #
 # $$s = s_X^{\alpha}, \qquad \alpha^* = \arg\min_\alpha \mathcal L(s_X^\alpha)$$
-
-# %%
-show(awq.AWQ.output_loss)
-show(awq.AWQ.rounding)
-show(awq.AWQ.search)
-
-# %% [markdown]
+#
+# $$\mathcal L(s) = \left\|Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1} X - W X\right\|^2$$
+#
+# $\alpha = 0$ is no scaling, and $\alpha = 1$ is the size of the inputs itself.
+#
 # ### {exercise}
 #
-# Write `calibrated_awq(W, H, mean_abs, quant, alphas)`: for each α the loss $\mathrm{tr}(D H D^\top)$,
-# $D = Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1} - W$, with $s = s_X^\alpha$ and $s_X$ = `mean_abs (d_in,)`. `quant`
-# rounds a matrix `(d_out, d_in)`. Return `(alpha, losses)`, the α of least loss (of equal losses the first α) and all
-# losses `(len(alphas),)`.
+# Write `calibrated_awq(W, H, mean_abs, quant, alphas)`. You have no $X$, but you have $H$.
+# For each α compute the loss as $\mathrm{tr}(D H D^\top)$ with the $D$ that belongs to it.
+# This is $\mathcal L(s)$ up to the factor $2/n$, which does not move the minimum.
+# `mean_abs (d_in,)` is $s_X$, and `quant` rounds a matrix `(d_out, d_in)`.
+# Return `(alpha, losses)`: the α of least loss, and all losses `(len(alphas),)`.
+# Of equal losses, the first α is wanted.
 
-# %% exercise=calibrated.awq points=4 minutes=15
+# %% exercise=calibrated.awq points=4 minutes=14
 def calibrated_awq(W, H, mean_abs, quant, alphas):
-    """W (d_out, d_in), H (d_in, d_in), mean_abs (d_in,), quant: matrix → rounded matrix → (best α, losses (len(alphas),))."""
+    """W (d_out, d_in), H (d_in, d_in), mean_abs (d_in,), quant: matrix → rounded matrix
+    → (best α, losses (len(alphas),))."""
     ### BEGIN SOLUTION
     losses = []
     for alpha in alphas:
@@ -346,41 +562,58 @@ def calibrated_awq(W, H, mean_abs, quant, alphas):
 result = tp.check("calibrated.awq", calibrated_awq)
 result
 
+# %% [markdown]
+# Compare yours with the package's.
+# Its scales are also divided by $\sqrt{\max s \cdot \min s}$, as in the authors' code.
+
 # %%
-calibrated_awq = result.function
+my_awq = result.function
+show(awq.AWQ.output_loss)
+show(awq.AWQ.rounding)
+
+# %% [markdown]
+# Your search at work, on four layers of the base:
+
+# %%
 alphas = np.arange(20) / 20
+layers = ("blocks.0.attention.query", "blocks.2.mlp.up", "blocks.2.mlp.down",
+          "blocks.4.attention.output")
+curves = {}
+for name, found in calibration.capture(model, text, list(layers), hessian=True).items():
+    alpha, losses = my_awq(model.get(name).weight.data, found.H, found.mean_abs,
+                           lambda A: nearest.quantize(A).dequantize(), alphas)
+    curves[name] = losses / losses[0]
+    print(f"{name:26} best α = {alpha:.2f}, loss ÷ that of rounding {curves[name].min():.2f}")
+
+# %% fold
 fig, ax = plot.figure(height=3.3)
-some_layers = ("blocks.0.attention.query", "blocks.2.mlp.up", "blocks.2.mlp.down", "blocks.4.attention.output")
-statistics = calibration.capture(model, text, list(some_layers), hessian=True)
-for name, colour in zip(some_layers, ("green", "blue", "vermillion", "purple"), strict=True):
-    found = statistics[name]
-    alpha, losses = calibrated_awq(model.get(name).weight.data, found.H, found.mean_abs,
-                                   lambda A: nearest.quantize(A).dequantize(), alphas)
-    ax.plot(alphas, losses / losses[0], color=plot.COLOURS[colour], label=name.replace("blocks.", "block "))
-    ax.plot(alpha, losses.min() / losses[0], "o", color=plot.COLOURS[colour])
-ax.set(xlabel="α", ylabel="squared output error ÷ round to nearest", ylim=(0.7, 1.15))
+for (name, curve), colour in zip(curves.items(), ("green", "blue", "vermillion", "purple"),
+                                 strict=True):
+    ax.plot(alphas, curve, color=plot.COLOURS[colour], label=name.replace("blocks.", "block "))
+    ax.plot(alphas[curve.argmin()], curve.min(), "o", color=plot.COLOURS[colour])
+ax.set(xlabel="α", ylabel="squared output error ÷ round to nearest", ylim=(0.7, 1.4))
 ax.legend(loc="upper left", ncols=2, fontsize=8)
 fig
 
 # %% [markdown]
-# *What to see:* Every curve begins at 1, round to nearest, so on the calibration text AWQ cannot be worse than that.
-# `mlp.down`, which reads what a GELU lets through and has channels of very different size, gains a fifth; the layers
-# behind a norm gain little.
+# *What to see: every curve begins at 1, which is round to nearest, and falls below it before it
+# rises.* So on the calibration text AWQ's search cannot be worse than round to nearest.
+# How much it gains differs from layer to layer.
 #
 # ## 6. The whole model
 #
-# Both go through the model block by block. GPTQ takes the inputs of a block from the blocks already quantized; AWQ
-# shares one scale among query, key and value and judges it by the output of all of attention. Here are 3 bits in groups
-# of 32, calibrated on 2,048 tokens of Matplotlib's documentation:
+# Both methods go through the model block by block.
+# GPTQ takes the inputs of a block from the blocks that are quantized already.
+# AWQ shares one scale among query, key and value, and judges it by the output of the whole
+# attention. Here are 3 bits in groups of 32, calibrated on 2,048 tokens:
 
 # %%
-def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexity"]
-
 print(f"{'float32':10} perplexity {perplexity(model):.2f}")
-for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)), ("GPTQ", tp.GPTQ(bits=3, group_size=32))):
+for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)),
+                     ("GPTQ", tp.GPTQ(bits=3, group_size=32))):
     m = tp.quantize(copy.deepcopy(model), scheme, calibration=text)
-    print(f"{name:10} perplexity {perplexity(m):.2f}   {tp.bits_per_weight(m):.3f} bits/weight   weight error "
-          f"{tp.weight_error(model, m):.1%}")
+    print(f"{name:10} perplexity {perplexity(m):.2f}   {tp.bits_per_weight(m):.3f} bits/weight   "
+          f"weight error {tp.weight_error(model, m):.1%}")
 
 # %% [markdown]
 # The study's picture, at 4, 3 and 2 bits and over seeds:
@@ -389,37 +622,87 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
 show("gptq")
 
 # %% [markdown]
-# About half of what round to nearest loses at 3 bits is won back, by either, for nothing at run time. That AWQ keeps up
-# with GPTQ although its single-layer gains were smaller has two reasons: its scales are followed by a search for the
-# best clipping of every group (lesson 10, section 4), and it is the attention as a whole that it judges.
+# *What to see: the fewer the bits, the more calibration wins back.*
+# At 3 bits in groups of 32, round to nearest costs
+# {study gptq: round to nearest, 3 bits, group 32, excess} nats per token, and GPTQ costs
+# {study gptq: GPTQ, 3 bits, group 32, excess} nats. At run time GPTQ costs nothing more.
 #
-# ### {exercise} · Does the order matter? (open, 4 points, 15 minutes)
+# {claim GPTQ loses less than round to nearest}
 #
-# `GPTQ(act_order=True)` rounds columns by falling diagonal of $H$. Say why that should help, using the picture of
-# section 3. Then measure it (output error on unseen text, at 4 and at 2 bits, on at least two layers), and say what it
-# costs in storage, and why `static_groups=True` costs nothing.
+# AWQ at 3 bits costs {study schemes: AWQ 3 bit, excess} nats.
+# It also stores a little more than GPTQ, as the cell above shows.
+# Its scales are followed by a search for the best clipping of every group (lesson 10, section 4).
+# The study has both: the scales alone bring the cost from
+# {study awq: round to nearest, as it is, excess} to
+# {study awq: AWQ without clipping, as it is, excess} nats, and clipping brings it to
+# {study awq: AWQ, as it is, excess} nats.
+#
+# ### {exercise}
+#
+# In section 3 the last columns got the largest errors.
+# So it should help to round the heaviest columns first, those with a large diagonal entry of $H$.
+# The later, lighter columns then carry the errors.
+# Write `calibrated_order(W, H, quant, damping)`: GPTQ with the columns in the order of a falling
+# diagonal of $H$. The result has the columns where they were.
+# You may call your own `calibrated_gptq` and `calibrated_bug`.
+
+# %% exercise=calibrated.order points=3 minutes=15 bonus=yes
+def calibrated_order(W, H, quant, damping):
+    """W (d_out, d_in), H (d_in, d_in), quant: (d_out,) → (d_out,) → Ŵ (d_out, d_in)."""
+    ### BEGIN SOLUTION
+    order = np.argsort(-H.diagonal(), kind="stable")
+    W_hat = np.empty_like(W)
+    U = calibrated_bug(H[order][:, order], damping)
+    W_hat[:, order] = calibrated_gptq(W[:, order], U, quant)
+    return W_hat
+    ### END SOLUTION
+
+# %%
+result = tp.check("calibrated.order", calibrated_order)
+result
+
+# %%
+my_order = result.function
+V_H = calibration.capture(model, text, [down], hessian=True)[down].H
+for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.01), on_grid(V))),
+                    ("heaviest first", my_order(V.astype(float), V_H, on_grid(V), 0.01))):
+    print(f"mlp.down, columns {name:14}: output error on unseen text "
+          f"{my_error(V, W_hat, V_unseen):.3f}")
+
+# %% [markdown]
+# ### {exercise} · Does the order matter? (open, 4 points, 20 minutes)
+#
+# `GPTQ(act_order=True)` is the package's version of the bonus, with groups.
+# Say why it should help, using the numbers of section 3.
+# Measure it: the output error on unseen text, at 4 and at 2 bits, on at least two layers.
+# Say what it costs in storage, and why `static_groups=True` costs nothing.
 #
 # <details><summary>Rubric</summary>
 #
-# 1 point: a reason that uses the picture. 1 point: measured on two layers and two widths on text not used for
-# calibration, with the commands. 1 point: the storage, as a formula, with and without static groups. 1 point: an honest
-# reading of the numbers.
+# 1 point: a reason that uses the numbers of section 3.
+# 1 point: measured on two layers and two widths on text that was not used for calibration, with
+# the commands. 1 point: the storage, as a formula, with and without static groups.
+# 1 point: an honest reading of the numbers.
 #
 # </details>
 
 # %% [answer]
-# *Why.* Errors grow to the right in the picture, because late columns have few others left to make up for them. Columns with a
-# large diagonal of $H$ matter most. Rounding them first, while all others can still compensate, leaves the large errors
-# where $H$ is small.
+# *Why.* Errors grow to the right in section 3, because late columns have few others left to make
+# up for them. Columns with a large diagonal of $H$ matter most.
+# Rounding them first, while all others can still compensate, leaves the large errors where $H$ is
+# small.
 #
-# *Storage.* When groups follow the permuted columns, the order must be stored: 32 bits per column, $32/d_\mathrm{out}$ per
-# weight. With static groups, scales and zero points are computed for the original columns before anything is permuted, so
-# nothing is stored.
+# *Storage.* When groups follow the permuted columns, the order must be stored: 32 bits per
+# column, $32/d_\mathrm{out}$ per weight. With static groups, scales and zero points are computed
+# for the original columns before anything is permuted, so nothing is stored.
 #
-# *Measured* (groups of 32, output error on unseen text, one calibration set): `mlp.up` gains a few per cent of its error,
-# `mlp.down` about a tenth, `attention.value` more than a tenth, at 4 and at 2 bits alike. The sign is the same everywhere.
-# The size is not, and one run on one text has no interval. To compare:
-# {claim GPTQ loses less than round to nearest}
+# *Measured* (groups of 32, output error on unseen text).
+# A good answer has one table with both widths and both orders.
+# In our runs, with three calibration texts, the heaviest columns first were better in every layer
+# and at both widths.
+# They gained least in `mlp.up`, and more in `mlp.down` and in `attention.value`.
+# Three texts and three layers are few, so only the sign may be claimed.
+# To compare: {claim GPTQ loses less than round to nearest}
 
 # %% [markdown]
 # ## Recall
@@ -434,53 +717,57 @@ show("gptq")
 # 2. Why does one $H$ serve all rows of $W$?
 # <details><summary>Answer</summary>
 #
-# Each output is its own row times the same inputs, and the squared errors of rows add up; the quadratic form of each is
-# $X X^\top$.
+# Each output is its own row times the same inputs, and the squared errors of the rows add up.
+# The quadratic form of each row is $X X^\top$.
 #
 # </details>
 #
 # 3. The weight error of a GPTQ layer is larger than that of rounding. Is it broken?
 # <details><summary>Answer</summary>
 #
-# No. Errors were moved into directions where inputs are small, and compensating moves weights further from where they
-# were. Compare outputs, on text not used for calibration.
+# No. Errors were moved into directions where the inputs are small, and compensating moves weights
+# further from where they were. Compare outputs, on text that was not used for calibration.
 #
 # </details>
 #
 # 4. What does damping do, and when is it needed most?
 # <details><summary>Answer</summary>
 #
-# It adds a multiple of the identity to $H$, so that no direction is free. Without it $H$ cannot be inverted when there
-# are fewer tokens than inputs, or dead inputs.
+# It adds a multiple of the identity to $H$, so that no direction is free.
+# Without it $H$ cannot be inverted if there are fewer tokens than inputs, or inputs that are
+# always zero.
 #
 # </details>
 #
 # 5. Why does AWQ not simply take $\alpha = 1$?
 # <details><summary>Answer</summary>
 #
-# The scaled weights become the largest of their groups and stretch the step for all others in the group; at some point
-# that costs more than the protected weights gain.
+# The scaled weights become the largest of their groups and stretch the step for all others in the
+# group. At some point that costs more than the protected weights gain.
 #
 # </details>
 
 # %% [markdown]
-# ## Where the paper says this
+# ## Where the papers say this
 #
 # - OBQ: Frantar and Alistarh (arXiv 2208.11580), §5.
-# - GPTQ: Frantar et al. (arXiv 2210.17323); OBQ's step as equations (2) and (3), §3.3 with its three steps (fixed
-#   order, lazy batches, Cholesky), Algorithm 1.
-# - AWQ: Lin et al. (arXiv 2306.00978); equations (2) to (5), Table 1 the one per cent.
+# - GPTQ: Frantar et al. (arXiv 2210.17323). §3 has OBQ's step as equations (2) and (3). The next
+#   section has the three steps of GPTQ: a fixed order, lazy batches, Cholesky. Algorithm 1 is all
+#   of it.
+# - AWQ: Lin et al. (arXiv 2306.00978). Equations (2) to (5), and Table 1 for the one per cent.
 #
 # ## Where implementations differ
 #
-# - *Scales of a group inside a block.* The authors' GPTQ and GPTQModel take them from $W$ as it was before the block;
-#   with groups smaller than the block the results differ: `group_scales="lazy"` or `"fresh"`.
-# - *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel; *order*: AutoGPTQ calls `act_order` `desc_act`.
-# - *Zero points.* Old GPTQ files store $z - 1$; readers that do not know this are off by one step everywhere.
-# - *AWQ's* α stops at 0.95 in the authors' code; AutoAWQ's `duo_scaling` divides by a power of the weights' size as
-#   well, and is then no longer sure to be at least as good as rounding.
+# - *Scales of a group inside a block.* The authors' GPTQ and GPTQModel take them from $W$ as it
+#   was before the block. If groups are smaller than the block, the results differ:
+#   `group_scales="lazy"` or `"fresh"`.
+# - *Damping* is 0.01 in the paper's code and 0.05 in GPTQModel.
+# - *Order.* AutoGPTQ calls `act_order` `desc_act`.
+# - *Zero points.* Old GPTQ files store $z - 1$. Readers that do not know this are off by one step
+#   everywhere.
+# - *AWQ's* α stops at 0.95 in the authors' code. AutoAWQ's `duo_scaling` also divides by a power
+#   of the weights' size. Then the search may end at something worse than rounding.
 #
-# ## What you can do now
-#
-# Quantize weights to 3 or 4 bits against what a layer is used for, and tell whether a calibration set is large enough.
-# **Lesson 13** goes back to methods that need no data at all, NF4 among them, and puts a LoRA on what they leave.
+# **Now you can** quantize weights to 3 or 4 bits against what a layer is used for, and tell
+# whether a calibration set is large enough. **Lesson 13** goes back to methods that need no data
+# at all, NF4 among them, and puts a LoRA on what they leave.

@@ -1,15 +1,24 @@
 # %% [markdown]
 # # 14 · Training with quantization: STE, LSQ, LLM-QAT, PEQA
 #
-# **What you will do.** Send a gradient through a function whose derivative is zero, and see why it works and what it
-# costs (STE); derive the gradient of the step size and train it with the weights (LSQ); train nothing but the scales of
-# a quantized model (PEQA); and train a quantized model on text that its own teacher has written (LLM-QAT). At 2 bits,
-# where rounding alone leaves a ruin, each of these is put to the test.
+# **What you will do.** You send a gradient through a function whose derivative is zero, and see
+# why that works and what it costs (STE).
+# You derive the gradient of the step size and train the step with the weights (LSQ).
+# You train nothing but the scales of a quantized model (PEQA).
+# You train a quantized model on text that its own teacher has written (LLM-QAT).
+# At 2 bits rounding alone breaks the model.
+# STE, LSQ, PEQA and QLoRA are put to the test there, and the study adds LLM-QAT.
 #
-# **What you need.** Grids and clipping (lesson 10), autograd's backward functions (lesson 01), cross-entropy and
-# softmax (lesson 02).
+# **What you need.** Grids and clipping (lesson 10), autograd's backward functions (lesson 01),
+# cross-entropy and softmax (lesson 02).
 #
-# **Time.** 65 minutes: 35 of reading and running, 30 to 45 of exercises.
+# **Words and letters.** The [glossary](GLOSSARY.md) has those that all lessons share.
+# In this lesson $\lfloor v \rceil$ is $v$ rounded to the nearest integer, $s$ the step, $z$ the
+# zero point, and $q_\mathrm{low}$, $q_\mathrm{high}$ are the lowest and the highest *code*.
+# (In lesson 10, $l$ and $h$ were numbers on the axis of the weights.)
+# $\mathrm{d}x$ is short for $\partial L/\partial x$, the gradient of the loss.
+#
+# **Time.** 105 minutes: 40 of reading and running, 65 of exercises. The bonus takes 8 more.
 
 # %%
 import copy
@@ -18,38 +27,43 @@ import math
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.course import show
+from tinypeft.course import show, sliders, use
 from tinypeft.quant import llm_qat, peqa, rounding
+from tinypeft.quant.linear import straight_through
 from tinypeft.study import plot
+from tinypeft.text.tasks.distillation import divergence
 
 model = tp.load_pretrained()
 task = tp.tasks.domain(model.tokenizer, context=128)
 def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexity"]
-W = model.get("blocks.2.mlp.up").weight.data                              # (512, 128)
+W = model.get("blocks.2.mlp.up").weight.data                      # (512, 128)
 
 # %% [markdown]
 # ## 1. A gradient where there is none
 #
-# Quantization-aware training computes the loss with rounded weights and changes the floats behind them. As a function,
-# rounding is a staircase:
+# Quantization-aware training computes the loss with rounded weights and changes the floats behind
+# them. As a function, rounding is a staircase:
 #
-# $$\hat x = s\,(q - z), \qquad q = \mathrm{clip}\left(\lfloor x/s \rceil + z,\ l,\ h\right)$$
+# $$\hat x = s\,(q - z), \qquad
+# q = \mathrm{clip}\left(\lfloor x/s \rceil + z,\ q_\mathrm{low},\ q_\mathrm{high}\right)$$
 #
-# Its derivative is 0 almost everywhere, so backpropagation would change nothing, ever. The **straight-through
-# estimator** (STE) takes the staircase for the ramp that it follows:
-#
-# $$\frac{\partial \hat x}{\partial x} := 1 \ \text{ for } l < x/s + z < h, \qquad 0 \ \text{ outside}$$
+# Its derivative is 0 almost everywhere. With that, backpropagation would never change anything.
+# The **straight-through estimator** (STE) replaces the staircase by the ramp that it follows, and
+# takes the derivative of the ramp.
 
 # %%
-show(rounding.fake_quantize)
+show("schematic:straight_through")
 
 # %% [markdown]
 # ### {exercise}
 #
-# Write `qat_ste(x, s, z, low, high, dy)`: $\mathrm dx$, given $\mathrm dy = \partial L/\partial \hat x$, by the
-# equation above, with strict inequalities. `x` and `dy` have one shape, the others are numbers.
+# The ramp is the same function without the rounding.
+# Write it down, and find its derivative in the middle and at the two sides.
+# Then write `qat_ste(x, s, z, low, high, dy)`: $\mathrm{d}x$, given
+# $\mathrm{d}y = \partial L/\partial \hat x$. Exactly at an end of the range the gradient is 0.
+# `x` and `dy` have one shape, the others are numbers.
 
-# %% exercise=qat.ste points=2 minutes=5
+# %% exercise=qat.ste points=2 minutes=8
 def qat_ste(x, s, z, low, high, dy):
     """x, dy float (any shape); s > 0, z, low, high numbers → dx, of the same shape."""
     ### BEGIN SOLUTION
@@ -62,23 +76,28 @@ result = tp.check("qat.ste", qat_ste)
 result
 
 # %% [markdown]
-# What does a descent with such a gradient do? Let there be one weight, the grid of all integers, and the loss $(\hat w
-# - 0.3)^2$. The best grid point is 0. The STE's gradient at $\hat w = 0$ is $2(0 - 0.3) < 0$: up; at $\hat w =
-#   1$ it is $2(1 - 0.3) > 0$: down.
+# Your function at work.
+# Take one weight, the grid of all integers, and the loss $(\hat w - 0.3)^2$.
+# The best grid point is 0.
+# At $\hat w = 0$ the gradient is $2 \cdot (0 - 0.3) < 0$, so the weight goes up.
+# At $\hat w = 1$ it is $2 \cdot (1 - 0.3) > 0$, so the weight goes down. What does a descent do?
 
 # %%
-qat_ste = result.function
+my_ste = result.function
 w, path = 0.9, []
 for _ in range(80):
     w_hat = float(np.rint(w))
     path.append((w, w_hat))
-    w -= 0.05 * qat_ste(np.array([w]), 1.0, 8, 0, 15, np.array([2 * (w_hat - 0.3)]))[0]
+    w -= 0.05 * my_ste(np.array([w]), 1.0, 8, 0, 15, np.array([2 * (w_hat - 0.3)]))[0]
 path = np.array(path)
+print(f"after the first 20 steps ŵ is 1 in {path[20:, 1].mean():.0%} of the steps")
 
+# %% fold
 fig, (left, right) = plot.figure(1, 2, height=3.2, width=9)
 x = np.linspace(-2.6, 2.6, 521)
 left.plot(x, np.clip(np.rint(x), -2, 1), color=plot.COLOURS["blue"], label="x̂")
-left.plot(x, qat_ste(x, 1.0, 2, 0, 3, np.ones_like(x)), color=plot.COLOURS["vermillion"], label="STE: ∂x̂/∂x")
+left.plot(x, my_ste(x, 1.0, 2, 0, 3, np.ones_like(x)), color=plot.COLOURS["vermillion"],
+          label="STE: ∂x̂/∂x")
 left.set(xlabel="x/s", ylabel="x̂/s, and the derivative used")
 left.legend()
 right.plot(path[:, 0], color=plot.COLOURS["vermillion"], label="w, a float")
@@ -89,43 +108,95 @@ right.legend(loc="upper right", ncols=2)
 fig
 
 # %% [markdown]
-# *What to see:* Left, the derivative that is used is that of the ramp between the clipping points. Right, the float
-# does not come to rest: it is driven to the border between two integers and goes to and fro across it, and $\hat w$
-# flips between 0 and 1. Their *average* comes near the target 0.3 (dashed). A weight alone cannot settle; in a layer of
-# thousands the flips partly cancel, and a learning rate that falls to zero ends them.
-#
-# ## 2. LSQ: learn the step
-#
-# If $\hat x$ has a gradient with respect to $x$, it has one with respect to $s$. Differentiate $\hat x = s\,(q - z)$,
-# passing straight through the rounding inside $q$, and use $u = x/s$:
-#
-# $$\frac{\partial \hat x}{\partial s} = \begin{cases} \lfloor u \rceil - u & \text{inside} \\ l - z \text{ or } h - z & \text{outside} \end{cases}$$
-
-# %%
-show(rounding.fake_quantize, "slope")
-
-# %% [markdown]
-# Inside, that is the rounding error, in units of the step; outside, a clipped number moves with the end of the range.
-# So the step finds the balance between rounding and clipping (lesson 10, section 4) by descent, and for the *loss*, not
-# for the weights.
-#
-# The step starts at $2\langle|x|\rangle/\sqrt{Q_P}$, with $Q_P = h - z$, the largest positive code. And because all $N$
-# weights that share it add to its gradient, LSQ multiplies that by
-#
-# $$g = \frac{1}{\sqrt{N\, Q_P}}$$
-
-# %%
-show(rounding.LearnedStep.__init__, "self.g")
-
-# %% [markdown]
-# Steps and weights then move at like relative speeds. This is meant for SGD; Adam divides any constant factor out
-# again.
+# *What to see: the float does not come to rest.*
+# Left: the derivative that is used is that of the ramp between the clipping points.
+# Right: the float is driven to the border between two integers and goes to and fro across it, so
+# $\hat w$ flips between 0 and 1. The *average* of $\hat w$ comes near the target 0.3 (dashed).
+# One weight alone cannot settle. In a layer of thousands the flips partly cancel, and a learning
+# rate that falls to zero ends them.
 #
 # ### {exercise}
 #
-# Write `qat_lsq(x, s, bits, dy)` for symmetric signed codes $-Q_N, \dots, Q_P$ with $Q_N = 2^{b-1}$ and $Q_P = 2^{b-1}
-# - 1$ ($z = 0$), rows `x (n, B)` and one step per row `s (n,)`. Return $(\hat x, \mathrm dx, \mathrm ds)$, $\mathrm
-#   ds$ `(n,)` with the factor $g$. "Inside" is $-Q_N < x/s < Q_P$, as in the paper.
+# A colleague trains a linear model with rounded weights.
+# The loss is the mean of $(X \hat w - y)^2$ over the rows.
+# This is the code, and the loss after more and more steps:
+
+# %%
+def faulty(w, X, y, s, lr, steps):
+    """Descent on the mean of (X ŵ − y)², ŵ = s ⌊w/s⌉ → ŵ at the end?"""
+    for _ in range(steps):
+        w = s * np.rint(w / s)
+        w = w - lr * 2 / len(X) * X.T @ (X @ w - y)
+    return s * np.rint(w / s)
+
+rng = np.random.default_rng(0)
+X, w0 = rng.normal(size=(200, 8)), np.zeros(8)
+y = X @ rng.normal(size=8)
+for steps in (0, 10, 100, 1000):
+    print(f"{steps:4} steps: loss {np.mean((X @ faulty(w0, X, y, 0.25, 0.01, steps) - y)**2):.3f}")
+
+# %% [markdown]
+# The loss stands still. Write `qat_bug(w, X, y, s, lr, steps)`, the mended function.
+# Keep the number of steps, the learning rate and the STE.
+
+# %% exercise=qat.bug points=3 minutes=10
+def qat_bug(w, X, y, s, lr, steps):
+    """w (d,), X (n, d), y (n,), step s, learning rate lr → ŵ after so many steps, (d,)."""
+    ### BEGIN SOLUTION
+    for _ in range(steps):
+        w_hat = s * np.rint(w / s)
+        w = w - lr * 2 / len(X) * X.T @ (X @ w_hat - y)
+    return s * np.rint(w / s)
+    ### END SOLUTION
+
+# %%
+result = tp.check("qat.bug", qat_bug)
+result
+
+# %%
+for steps in (0, 10, 100, 1000):
+    mended = result.function(w0, X, y, 0.25, 0.01, steps)
+    print(f"{steps:4} steps: loss {np.mean((X @ mended - y)**2):.3f}")
+
+# %% [markdown]
+# This is why quantization-aware training saves no memory: the floats must stay.
+#
+# ## 2. LSQ: learn the step
+#
+# If $\hat x$ has a gradient with respect to $x$, it has one with respect to $s$.
+# Let $z = 0$, and let the codes be $-Q_N, \dots, Q_P$ with $Q_N = 2^{b-1}$ and
+# $Q_P = 2^{b-1} - 1$. With $u = x/s$:
+#
+# $$\hat x = s \cdot \mathrm{clip}\left(\lfloor u \rceil,\ -Q_N,\ Q_P\right)$$
+#
+# The letter $s$ stands there twice: in front, and inside $u$.
+# Differentiate with the product rule, and pass straight through the rounding.
+#
+# *By hand*, for signed codes of 3 bits and $s = 1$. At $x = 2.4$ the code is 2.
+# The factor in front contributes $2$, and $u$ contributes
+# $s \cdot \partial u/\partial s = -x/s = -2.4$. Together: $-0.4$.
+# At $x = 7$ the number is clipped to the code 3, and $u$ contributes nothing. So it is 3.
+#
+# <details><summary>The general result</summary>
+#
+# $$\frac{\partial \hat x}{\partial s} = \begin{cases} \lfloor u \rceil - u & \text{inside} \\
+# -Q_N \text{ or } Q_P & \text{outside} \end{cases}$$
+#
+# </details>
+#
+# The step starts at $2\langle|x|\rangle/\sqrt{Q_P}$, where $\langle|x|\rangle$ is the mean
+# magnitude. All $B$ weights that share a step add to its gradient, so LSQ multiplies this sum by
+#
+# $$g = \frac{1}{\sqrt{B\, Q_P}}$$
+#
+# Then steps and weights move at similar relative speeds. This is meant for SGD.
+# Adam divides by the size of the gradients, so any constant factor disappears.
+#
+# ### {exercise}
+#
+# Write `qat_lsq(x, s, bits, dy)` for rows `x (n, B)` with one step per row, `s (n,)`.
+# Return `(x_hat, dx, ds)`. `ds (n,)` has the factor $g$.
+# "Inside" means that $x/s$ is strictly between $-Q_N$ and $Q_P$, as in the paper.
 
 # %% exercise=qat.lsq points=4 minutes=15
 def qat_lsq(x, s, bits, dy):
@@ -144,21 +215,48 @@ result = tp.check("qat.lsq", qat_lsq)
 result
 
 # %% [markdown]
-# Try it where the answer is known: descend on $\|\hat x - x\|^2$ for one row of real weights, moving the step alone.
+# Compare yours with the package's, which also has a zero point.
+# Its `mask` chooses what "inside" means.
+# The default of this function is PyTorch's rule (see the end of the lesson).
+# `FakeQuant` calls it with the paper's rule when it learns steps.
 
 # %%
-qat_lsq = result.function
+my_lsq = result.function
+show(rounding.fake_quantize)
+
+# %% [markdown]
+# Inside the range, the gradient is the rounding error in units of the step.
+# Outside, a clipped number moves with the end of the range.
+# So the step finds the balance between rounding and clipping (lesson 10, section 4) by descent.
+# It finds it for the *loss*, not for the weights.
+# Find it yourself first: move the end of the grid until the error is least.
+
+# %%
+sliders.clipping(W[:1])
+
+# %% [markdown]
+# Your function at work where the answer can be seen: descend on $\|\hat x - x\|^2$ for one row of
+# real weights, and move the step alone.
+
+# %%
 row = W[:1].astype(float)
-square = lambda s, bits: float(np.sum((qat_lsq(row, np.array([s]), bits, row)[0] - row)**2) / np.sum(row**2))
-fig, ax = plot.figure(height=3.4, width=6.8)
-for bits, colour in ((2, "vermillion"), (3, "green"), (4, "blue")):
-    start = 2 * np.abs(row).mean() / math.sqrt(2**(bits - 1) - 1)
-    steps = np.geomspace(start / 4, start * 4, 200)
-    ax.plot(steps, [square(s, bits) for s in steps], color=plot.COLOURS[colour], lw=1)
-    s = start
+square = lambda s, bits: float(np.sum((my_lsq(row, np.array([s]), bits, row)[0] - row)**2)
+                               / np.sum(row**2))
+found = {}
+for bits in (2, 3, 4):
+    start = s = 2 * np.abs(row).mean() / math.sqrt(2**(bits - 1) - 1)
     for _ in range(300):
-        x_hat, _, _ = qat_lsq(row, np.array([s]), bits, row)
-        s -= 0.02 * qat_lsq(row, np.array([s]), bits, 2 * (x_hat - row))[2][0]
+        x_hat, _, _ = my_lsq(row, np.array([s]), bits, row)
+        s -= 0.02 * my_lsq(row, np.array([s]), bits, 2 * (x_hat - row))[2][0]
+    found[bits] = start, s
+    print(f"{bits} bits: the step starts at {start:.3f}, {start / s:.2f} times where it ends; "
+          f"error {square(start, bits):.4f} → {square(s, bits):.4f}")
+
+# %% fold
+fig, ax = plot.figure(height=3.4, width=6.8)
+for (bits, (start, s)), colour in zip(found.items(), ("vermillion", "green", "blue"), strict=True):
+    steps = np.geomspace(start / 4, start * 4, 200)
+    ax.plot(steps, [square(v, bits) for v in steps], color=plot.COLOURS[colour], lw=1)
     ax.plot(start, square(start, bits), "o", mfc="none", color=plot.COLOURS[colour])
     ax.plot(s, square(s, bits), "o", color=plot.COLOURS[colour], label=f"{bits} bits")
 ax.set(xscale="log", yscale="log", xlabel="step s", ylabel="‖x̂ − x‖²/‖x‖²")
@@ -169,35 +267,77 @@ ax.legend()
 fig
 
 # %% [markdown]
-# *What to see:* The rule for the start is a guess, here some 1.7 times too wide at every width; the gradient leads from
-# there into the valley, although rounding made every piece of it.
-#
-# ## 3. PEQA: train the scales and nothing else
-#
-# Full quantization-aware training moves every weight, and needs for each a float, a gradient and an optimizer's state:
-# nothing is saved until it is over. PEQA keeps the codes of round to nearest, *frozen*, and trains one number per
-# output channel or per group:
-#
-# $$\hat W = (s_0 + \Delta s) \odot (q - z_0)$$
-#
-# With $G = \partial L/\partial \hat W = \mathrm dy^\top x$, and the sum over the weights that share a scale,
-#
-# $$\frac{\partial L}{\partial s_i} = \sum_j G_{ij}\,(q_{ij} - z_{0,i})$$
-
-# %%
-show(peqa.scaled_linear)
-
-# %% [markdown]
-# Both LSQ and PEQA train $s$, but not the same function of it. In LSQ a larger step also changes which code a weight
-# gets; in PEQA the codes stay, and $\hat W$ is *linear* in $s$: no estimator, an exact gradient.
+# *What to see: the rule for the start gives a step that is too wide, and the gradient leads from
+# there into the valley.* It does so although rounding makes every piece of the curve.
 #
 # ### {exercise}
 #
-# Write `qat_peqa(x, dy, q, z, g)`: $\partial L/\partial s$, `(d_out, d_in/g)`, where each group of `g` consecutive
-# weights of a row has a scale and a zero point `z (d_out, d_in/g)`. `x (n, d_in)`, `dy (n, d_out)`, `q (d_out, d_in)`
-# codes.
+# LSQ+ also trains the zero point. Write `qat_zero(x, s, z, low, high, dy)`: the gradient of the
+# one number $z$ that all of `x` share, straight through the rounding, for
+# $\hat x = s\,(\mathrm{clip}(\lfloor x/s \rceil + z,\ q_\mathrm{low},\ q_\mathrm{high}) - z)$.
+# Exactly at an end a number counts as clipped.
 
-# %% exercise=qat.peqa points=3 minutes=10
+# %% exercise=qat.zero points=2 minutes=8 bonus=yes
+def qat_zero(x, s, z, low, high, dy):
+    """x, dy float (any shape); s > 0, z, low, high numbers → ∂L/∂z, a number."""
+    ### BEGIN SOLUTION
+    u = x / s + z
+    return float(np.sum(dy * -s * ((u <= low) | (u >= high))))
+    ### END SOLUTION
+
+# %%
+result = tp.check("qat.zero", qat_zero)
+result
+
+# %% [markdown]
+# Your function at work: positive numbers, codes 0 … 7, and a zero point that begins in the
+# middle. Half of the codes are then kept for negative numbers, of which there are none.
+
+# %%
+x, z = np.abs(row), 4.0
+s = x.max() / 7
+for step in range(31):
+    whole = np.rint(z)
+    x_hat = s * (np.clip(np.rint(x / s) + whole, 0, 7) - whole)
+    if step % 10 == 0: print(f"step {step:2}: z = {z:5.2f}, error {np.sum((x_hat - x)**2):.4f}")
+    z -= 60 * result.function(x, s, whole, 0, 7, 2 * (x_hat - x))
+
+# %% [markdown]
+# ## 3. PEQA: train the scales and nothing else
+#
+# Full quantization-aware training moves every weight.
+# Each one needs a float, a gradient and the optimizer's state, so nothing is saved until it is
+# over. PEQA keeps the codes of round to nearest *frozen*, and trains one number per output
+# channel or per group:
+#
+# $$\hat W = (s_0 + \Delta s) \odot (q - z_0)$$
+#
+# $\odot$ multiplies each weight by the scale of its group.
+# Both LSQ and PEQA train $s$, but not the same function of it.
+# In LSQ a larger step also changes which code a weight gets.
+# In PEQA the codes stay, and $\hat W$ is *linear* in $s$.
+# So there is no estimator: the gradient is exact.
+#
+# ### {exercise}
+#
+# Let $s = s_0 + \Delta s$. Derive $\partial L/\partial s$ from $y = x \hat W^\top$.
+# Begin with $G = \partial L/\partial \hat W$, which has the shape of $\hat W$.
+# Which weights share one scale?
+#
+# Write `qat_peqa(x, dy, q, z, g)`: the gradient, `(d_out, d_in/g)`.
+# Each group of `g` consecutive weights of a row has a scale and a zero point `z (d_out, d_in/g)`.
+# `x (n, d_in)`, `dy (n, d_out)`, and `q (d_out, d_in)` are the codes.
+#
+# <details><summary>The gradient as an equation, if you want to check your derivation</summary>
+#
+# $$G = \mathrm{d}y^\top x, \qquad
+# \frac{\partial L}{\partial s_i} = \sum_j G_{ij}\,(q_{ij} - z_{0,i})$$
+#
+# $j$ runs over the weights that share the scale $s_i$.
+#
+# </details>
+
+# %% exercise=qat.peqa points=3 minutes=12
 def qat_peqa(x, dy, q, z, g):
     """x (n, d_in), dy (n, d_out), q (d_out, d_in), z (d_out, d_in/g) → ds (d_out, d_in/g)."""
     ### BEGIN SOLUTION
@@ -211,77 +351,139 @@ result = tp.check("qat.peqa", qat_peqa)
 result
 
 # %% [markdown]
+# Compare yours with the package's:
+
+# %%
+my_peqa = result.function
+show(peqa.scaled_linear)
+
+# %% [markdown]
+# Your gradient at work: it trains the scales of the whole base at 2 bits, for five steps, beside
+# the package's.
+
+# %%
+def my_scaled_linear(x, q, s, b):
+    """`scaled_linear`, whose gradient of the scales is yours."""
+    dense = lambda: peqa.scaled(q, s.data)
+    X, d_out = x.data.reshape(-1, q.shape[1]).astype(float), q.shape[0]
+    codes, z = q.unpack().reshape(q.shape).astype(int), q.zeros().reshape(d_out, -1).astype(int)
+
+    def ds(dy):
+        dY = dy.reshape(-1, d_out).astype(float)
+        return my_peqa(X, dY, codes, z, q.block_size).reshape(-1).astype(s.dtype)
+    return straight_through(x, q, b, lambda X: X @ dense().T, dense, (s, ds))
+
+def five_steps():
+    m = tp.quantize(copy.deepcopy(model), tp.PEQA(bits=2, group_size=32))
+    return tp.train(m, task, steps=5, batch_size=2, lr=3e-3, seed=0, progress=False).loss
+
+print("the package's", np.round(five_steps(), 4))
+with use(peqa, scaled_linear=my_scaled_linear): print("yours        ", np.round(five_steps(), 4))
+
+# %% [markdown]
 # ## 4. The test: 2 bits
 #
-# Asymmetric 2-bit weights in groups of 32, 30 steps of 4 × 128 tokens each of Matplotlib's documentation. `convert`
-# puts integers in place of the floats afterwards; the function stays the same. Beside them, a LoRA on frozen 2-bit
-# codes (lesson 13), and the float model trained on the same text, as a mark of what 30 steps of new text are worth.
+# The weights get asymmetric grids of 2 bits in groups of 32.
+# There are 30 steps of 4 × 128 tokens of Matplotlib's documentation.
+# `convert` puts integers in place of the floats afterwards. The function stays the same.
+# Beside STE, LSQ and PEQA stands a LoRA on frozen 2-bit codes (lesson 13).
+#
+# How should we judge? The text is new, so a model also learns from it.
+# The mark is therefore the float model that is *trained on the same text for as long*.
+# Rounding costs some nats before the training, against the float model as it is.
+# Training leaves some nats, against the mark. The share that has gone is *repaired*.
+# **Predict** it for LSQ:
+
+# %%
+guess = tp.predict("14.repaired", 80.0, "%")
 
 # %%
 groups = dict(symmetric=False, granularity="group", group_size=32)
-runs = {"float32, trained": (None, 3e-4), "STE": (tp.FakeQuant(bits=2, **groups), 1e-3),
+runs = {"float32": (None, 3e-4), "STE": (tp.FakeQuant(bits=2, **groups), 1e-3),
         "LSQ": (tp.FakeQuant(bits=2, learn_step=True, **groups), 1e-3),
-        "PEQA": (tp.PEQA(bits=2, group_size=32), 3e-3), "QLoRA": (tp.Uniform(bits=2, **groups), 3e-3)}
-curves, ends = {}, {}
+        "PEQA": (tp.PEQA(bits=2, group_size=32), 3e-3),
+        "QLoRA": (tp.Uniform(bits=2, **groups), 3e-3)}
+curves, before, after = {}, {}, {}
 for name, (scheme, lr) in runs.items():
     m = copy.deepcopy(model)
     if scheme: m = tp.quantize(m, scheme)
     if name == "QLoRA": m = tp.attach(m, tp.LoRA(rank=8, targets="all"), rng=0)
     trained = sum(p.data.size for p in m.parameters() if p.requires_grad)
-    start = perplexity(m)
+    before[name] = math.log(perplexity(m))
     curves[name] = tp.train(m, task, steps=30, batch_size=4, lr=lr, seed=0, progress=False).loss
     if name in ("STE", "LSQ", "PEQA"): m = tp.convert(m)
-    ends[name] = perplexity(m)
-    print(f"{name:17} {trained:>9,} trained   perplexity {start:6.2f} → {ends[name]:6.2f}")
-print(f"{'float32, as it is':17} {'':>9}           perplexity {perplexity(model):6.2f}")
+    after[name] = math.log(perplexity(m))
+    print(f"{name:8} {trained:>9,} trained   test loss {before[name]:.3f} → {after[name]:.3f} nats")
 
 # %%
+repaired = {name: 1 - (after[name] - after["float32"]) / (before[name] - before["float32"])
+            for name in runs if name != "float32"}
+for name, share in repaired.items(): print(f"{name:6} repairs {share:.0%} of what rounding costs")
+guess.beside(100 * repaired["LSQ"])
+
+# %% fold
 fig, ax = plot.figure(height=3.4, width=6.8)
-ends_of_lines = []
-for (name, loss), colour, style in zip(curves.items(), ("grey", "black", "blue", "orange", "green"), ("--", "-", "-", "-", "-"),
-                                       strict=True):
-    y = np.convolve(loss, np.ones(5) / 5, "valid")
-    ax.plot(np.arange(len(y)) + 3, y, style, color=plot.COLOURS[colour])
-    ends_of_lines.append((len(y) + 2, y[-1], name, plot.COLOURS[colour]))
-plot.label_ends(ax, ends_of_lines)
-ax.set(xlabel="step", ylabel="training loss (nats/token), mean of 5 steps", xlim=(2, 36))
+ends = []
+for name, colour in zip(repaired, ("black", "blue", "orange", "green"), strict=True):
+    behind = np.subtract(curves[name], curves["float32"])
+    y = np.convolve(behind, np.ones(5) / 5, "valid")
+    ax.plot(np.arange(len(y)) + 3, y, color=plot.COLOURS[colour])
+    ends.append((len(y) + 2, y[-1], name, plot.COLOURS[colour]))
+plot.label_ends(ax, ends)
+ax.set(xlabel="step", ylabel="nats/token above the float model,\non the same batch",
+       xlim=(2, 36), ylim=(0, None))
+ax.set_title("Training loss, mean of 5 steps", loc="left", fontsize=10)
 fig
 
 # %% [markdown]
-# *What to see:* All four repair most of what rounding broke, in thirty steps. Moving every weight (STE, LSQ) goes
-# furthest and needs the memory of full fine-tuning; PEQA trains one number in 32 of the base's and leaves nothing
-# behind but a 2-bit model; the LoRA keeps its own floats beside the codes. This is one seed and one learning rate for
-# each; the study has more:
+# *What to see: all four come nearer to the float model, and in thirty steps none reaches it.*
+# STE and LSQ move every weight and need the memory of full fine-tuning.
+# PEQA trains one number for 32 weights, and the result is still a 2-bit model.
+# The LoRA keeps its own floats beside the codes. This is one seed and one learning rate for each.
+# The study has more:
 
 # %%
 show("qat")
 
 # %% [markdown]
+# *What to see: STE and LSQ, which train the weights, lie below everything else, and their lead
+# grows as the bits get fewer.*
+#
+# - {claim Training with rounded weights beats}
+# - {claim PEQA, which trains the scales alone}
+# - {claim LLM-QAT, trained on text}
+#
 # ## 5. LLM-QAT: no data
 #
-# The text that a large model was trained on is often not at hand, and a small substitute would teach it that text's
-# habits. Liu et al. let the full-precision model write its own: a first token at random, the next few the likeliest,
-# the rest drawn from its distribution. Then the quantized student S learns to predict as the teacher T does:
+# The text that a large model was trained on is often not at hand.
+# A small substitute would teach it the habits of that text.
+# Liu et al. let the full-precision model write its own text: a first token at random, the next
+# few the likeliest ones, and the rest drawn from its distribution.
+# Then the quantized student S learns to predict as the teacher T does.
+# $n$ is the number of tokens:
 #
-# $$L = \frac1n \sum_i \mathrm{KL}\left(p_T(\cdot \mid x_{<i})\, \|\, p_S(\cdot \mid x_{<i})\right)$$
+# $$L = \frac1n \sum_i
+# \mathrm{KL}\left(p_T(\cdot \mid x_{<i})\, \|\, p_S(\cdot \mid x_{<i})\right)$$
 #
-# Weights, inputs of the layers and the keys and values of the cache are all rounded, symmetrically and without
-# clipping, $\hat X = s \lfloor X/s \rceil$ with $s = \max|X|/(2^{b-1} - 1)$: "4-8-4" are the bits of the three.
-
-# %%
-show(llm_qat.SelfDistillation.loss)
-show(llm_qat.LLMQAT.layer)
-
-# %% [markdown]
+# The Kullback–Leibler divergence is $\mathrm{KL}(p\, \|\, p') = \sum_v p_v \log(p_v / p'_v)$.
+# Weights, inputs of the layers, and the keys and values of the cache are all rounded.
+# The grids are symmetric and clip nothing:
+#
+# $$\hat X = s \lfloor X/s \rceil, \qquad s = \frac{\max|X|}{2^{b-1} - 1}$$
+#
+# "4-8-4" are the bits of weights, inputs and cache.
+#
 # ### {exercise}
 #
-# Write `qat_distillation(teacher, student)`: from two arrays of logits `(n, V)` return the mean KL divergence above, a
-# number, and its gradient with respect to the student's logits, `(n, V)`. The gradient is short; derive it. Mind large
-# logits: subtract the row's maximum before you exponentiate.
+# Write `qat_distillation(teacher, student)`. From two arrays of logits `(n, V)` return the mean
+# KL divergence above, a number, and its gradient with respect to the student's logits, `(n, V)`.
+# The gradient is short. Derive it.
+# Large logits must not overflow: subtract the row's maximum before you exponentiate.
 
 # %% exercise=qat.distillation points=3 minutes=12
 def qat_distillation(teacher, student):
-    """Logits float (n, V), twice → (mean KL in nats, gradient with respect to `student`, (n, V))."""
+    """Logits float (n, V), twice
+    → (mean KL in nats, gradient with respect to `student`, (n, V))."""
     ### BEGIN SOLUTION
     def log_softmax(a):
         a = a - a.max(1, keepdims=True)
@@ -295,47 +497,96 @@ def qat_distillation(teacher, student):
 result = tp.check("qat.distillation", qat_distillation)
 result
 
+# %% [markdown]
+# Compare yours with the package's. Autograd differentiates this one:
+
+# %%
+my_distillation = result.function
+show(divergence)
+
+# %% [markdown]
+# Your two functions at work, together. The base writes some text.
+# A student whose weights have 3 bits learns from it.
+# Its rounding and the gradients of its steps are your `qat_lsq`, and its loss is your
+# `qat_distillation`:
+
 # %%
 own = tp.self_distillation(model, rows=24, held_out=4, length=48, rng=0)
 print(model.tokenizer.decode(own.splits["train"][0]), "\n" + "-" * 40)
-student = tp.quantize(copy.deepcopy(model), tp.LLMQAT())
-before = tp.evaluate(student, own, "test"), perplexity(student)
-distilled = tp.train(student, own, steps=30, batch_size=4, lr=3e-4, seed=0, progress=False)
-after = tp.evaluate(student, own, "test"), perplexity(student)
-for name, (mine, real) in (("rounded", before), ("trained", after)):
-    print(f"{name}: KL from the teacher {mine['loss']:.3f} nats/token, same likeliest token {mine['agreement']:.0%}; on "
-          f"real text, perplexity {real:.2f}")
+
+def my_fake_quantize(x, s, z, low, high, mask, g):
+    """`fake_quantize` of symmetric codes by your function, which has the factor g already."""
+    bits, S = high.bit_length(), s.data[:, 0].astype(float)
+    both = lambda dy: my_lsq(x.data.astype(float), S, bits, dy.astype(float))
+    as_x = lambda a: np.asarray(a).astype(x.dtype)
+    return tp.Tensor.op(as_x(both(0 * x.data)[0]), (x, lambda dy: as_x(both(dy)[1])),
+                        (s, lambda dy: as_x(both(dy)[2])[:, None]))
+
+def my_loss(self, student, batch):
+    """The loss of `SelfDistillation`, by your function."""
+    logits = student(batch[0])
+    rows = lambda a: a.reshape(-1, a.shape[-1]).astype(float)
+    kl, gradient = my_distillation(rows(self.log_p(batch)), rows(logits.data))
+    gradient = np.asarray(gradient).reshape(logits.shape).astype(logits.dtype)
+    return tp.Tensor.op(np.asarray(kl, logits.dtype), (logits, lambda dy: dy * gradient))
+
+student = tp.quantize(copy.deepcopy(model), tp.FakeQuant(bits=3, learn_step=True))
+print(f"before: KL from the teacher {tp.evaluate(student, own, 'test')['loss']:.3f} nats/token")
+with use(rounding, fake_quantize=my_fake_quantize), use(llm_qat.SelfDistillation, loss=my_loss):
+    tp.train(student, own, steps=12, batch_size=4, lr=1e-3, seed=0, progress=False)
+print(f"after:  KL from the teacher {tp.evaluate(student, own, 'test')['loss']:.3f} nats/token")
 
 # %% [markdown]
-# *What to see:* The text is made up, but has the manner of the documentation the base was trained on. A student that
-# has seen nothing else predicts real text better than the merely rounded one, and has learned nothing new that it could
-# forget the old for. What remains to the float model's perplexity is the price of 4-bit weights and a 4-bit cache.
+# And now LLM-QAT as in the paper, 4-8-4:
+
+# %%
+student = tp.quantize(copy.deepcopy(model), tp.LLMQAT())
+told = {"rounded": (tp.evaluate(student, own, "test"), perplexity(student))}
+tp.train(student, own, steps=24, batch_size=4, lr=3e-4, seed=0, progress=False)
+told["trained"] = tp.evaluate(student, own, "test"), perplexity(student)
+for name, (mine, real) in told.items():
+    print(f"{name}: KL from the teacher {mine['loss']:.3f} nats/token, "
+          f"same likeliest token {mine['agreement']:.0%}; on real text, perplexity {real:.2f}")
+print(f"float32: on real text, perplexity {perplexity(model):.2f}")
+
+# %% [markdown]
+# *What to see: a student that has seen only made-up text predicts real text better than the
+# merely rounded one.* The text has the manner of the documentation that the base was trained on.
+# As the student saw no new text, the gain can only be repair.
+# What remains to the float model's perplexity is the price of 4-bit weights and a 4-bit cache.
+# At 3 and 2 bits, with the weights alone rounded, the study finds LLM-QAT about level with GPTQ
+# (above): its symmetric grid has one level less.
 #
-# ### {exercise} · Repair, or knowledge? (open, 4 points, 15 minutes)
+# ### {exercise} · Repair, or knowledge? (open, 4 points, 25 minutes)
 #
-# "Quantization-aware training is fine-tuning in disguise": in section 4 the test text is of the same kind as the
-# training text, so a better perplexity may come from repaired rounding or from new knowledge. Design a measurement that
-# separates the two, run it for one method, and say what you find. (Which of this lesson's methods gains nothing from
-# new knowledge by construction?)
+# "Quantization-aware training is fine-tuning in disguise."
+# In section 4 the test text is of the same kind as the training text.
+# So a better loss may come from repaired rounding or from new knowledge.
+# Section 4 separates the two by a mark.
+# Design another measurement that separates them, run it for one method, and say what you find.
+# (Which of this lesson's methods gains nothing from new knowledge by construction?)
 #
 # <details><summary>Rubric</summary>
 #
-# 1 point: names a control that has nothing new to learn from. 1 point: a sound measurement. 1 point: run, with command and
-# numbers. 1 point: a conclusion that the numbers bear out.
+# 1 point: names a control that has nothing new to learn from. 1 point: a sound measurement.
+# 1 point: run, with command and numbers. 1 point: a conclusion that the numbers bear out.
 #
 # </details>
 
 # %% [answer]
-# *By construction* LLM-QAT gains nothing from new knowledge: it distils from the float model on that model's own text. That
-# makes it one control; text of the kind that the base was trained on is another.
+# *By construction* LLM-QAT gains nothing from new knowledge: it distils from the float model on
+# that model's own text. That makes it one control.
+# Text of the kind that the base was trained on is another.
 #
-# *Sound measurements.* (1) Train the float model for the same steps on the same text, and compare the *gap* to it before
-# and after: what both gain is knowledge, what closes the gap is repair. (2) Perplexity on held-out Python, NumPy or SciPy
-# documentation. (3) The KL from the float model. Compare nats, not points of perplexity: the same step in nats is many
-# points for a bad model and few for a good one.
+# *Sound measurements.* (1) The loss on held-out Python, NumPy or SciPy documentation, which the
+# base knows: what is gained there is repair. (2) The KL from the float model on any text.
+# (3) Training on the base's own text in place of the domain's.
+# Compare nats, not points of perplexity: the same step in nats is many points for a bad model and
+# few for a good one.
 #
-# *Conclusion.* Nearly everything that training gains at 2 bits is repair, since the float model hardly changes on the
-# base's own text. On the domain's text a part is knowledge: the float model gains there, too.
+# *Conclusion.* Nearly everything that training gains at 2 bits is repair, since the float model
+# hardly changes on the base's own text.
+# On the domain's text a part is knowledge: the float model gains there, too.
 # {claim Training with rounded weights beats} {claim LLM-QAT, trained on text}
 
 # %% [markdown]
@@ -344,59 +595,65 @@ for name, (mine, real) in (("rounded", before), ("trained", after)):
 # 1. Why does the STE's gradient vanish outside the range?
 # <details><summary>Answer</summary>
 #
-# There $\hat x$ is constant, and so is the ramp that stands for the staircase: moving $x$ changes nothing.
+# There $\hat x$ is constant, and so is the ramp that stands for the staircase.
+# Moving $x$ changes nothing.
 #
 # </details>
 #
-# 2. For $s = 1$, signed 3-bit codes, $x = 2.4$ and $x = 7$: what is $\partial \hat x/\partial s$?
+# 2. For $s = 0.5$, signed 3-bit codes, $x = 0.8$ and $x = -9$: what is
+#    $\partial \hat x/\partial s$?
 # <details><summary>Answer</summary>
 #
-# $\lfloor 2.4 \rceil - 2.4 = -0.4$; and 7 is clipped, so $Q_P = 3$.
+# $u = 1.6$, so $\lfloor 1.6 \rceil - 1.6 = 0.4$. And −9 is clipped, so it is $-Q_N = -4$.
 #
 # </details>
 #
 # 3. What is in memory during FakeQuant training, and what afterwards?
 # <details><summary>Answer</summary>
 #
-# Float weights, their gradients and the optimizer's state, and rounded copies for a moment; afterwards codes and
-# scales.
+# Float weights, their gradients and the optimizer's state, and rounded copies for a moment.
+# Afterwards codes and scales.
 #
 # </details>
 #
 # 4. Why is PEQA's gradient exact while LSQ's is an estimate?
 # <details><summary>Answer</summary>
 #
-# With frozen codes $\hat W$ is a linear function of the scales. In LSQ the codes depend on the step, by a staircase.
+# With frozen codes $\hat W$ is a linear function of the scales.
+# In LSQ the codes depend on the step, by a staircase.
 #
 # </details>
 #
 # 5. Why does LLM-QAT not clip?
 # <details><summary>Answer</summary>
 #
-# Its steps come from the largest magnitude. The authors found outliers of weights and activations too important to be
-# cut off.
+# Its steps come from the largest magnitude.
+# The authors found outliers of weights and activations too important to be cut off.
 #
 # </details>
 
 # %% [markdown]
-# ## Where the paper says this
+# ## Where the papers say this
 #
-# - STE: Bengio et al. (arXiv 1308.3432); in quantization-aware training, Jacob et al. (arXiv 1712.05877).
-# - LSQ: Esser et al. (arXiv 1902.08153), equations (2), (3) and (5); LSQ+: Bhalgat et al. (arXiv 2004.09576).
-# - LLM-QAT: Liu et al. (arXiv 2305.17888), §2.1 (the data) and equations (1) to (3). PEQA: Kim et al. (arXiv
-#   2305.14152), equations (1) and (2).
+# - STE: Bengio et al. (arXiv 1308.3432); in quantization-aware training, Jacob et al. (arXiv
+#   1712.05877).
+# - LSQ: Esser et al. (arXiv 1902.08153), equations (2), (3) and (5).
+# - LSQ+: Bhalgat et al. (arXiv 2004.09576).
+# - LLM-QAT: Liu et al. (arXiv 2305.17888), §2.1 (the data) and equations (1) to (3).
+# - PEQA: Kim et al. (arXiv 2305.14152), equations (1) and (2).
 #
 # ## Where implementations differ
 #
-# - *Where the gradient stops.* LSQ's paper tests $l < u + z < h$; PyTorch tests the *rounded* value, half a step
-#   further out: `FakeQuant(mask="torch")`.
-# - *The zero point.* LSQ+ learns an offset as it is; PyTorch, and this package, round it to an integer, so that sums of
-#   products stay integer.
-# - *LLM-QAT's repository* stops the gradient where $|X| \ge 2$, though its forward pass clips nothing:
-#   `LLMQAT(cutoff=2.0)`. Its loss is the cross-entropy, which is the KL plus the teacher's entropy, a constant.
+# - *Where the gradient stops.* LSQ's paper tests $q_\mathrm{low} < u + z < q_\mathrm{high}$.
+#   PyTorch tests the *rounded* value, half a step further out. `FakeQuant(mask="torch")` does
+#   that, too.
+# - *The zero point.* LSQ+ learns an offset as it is. PyTorch and this package round it to an
+#   integer, so that sums of products stay integers.
+# - *LLM-QAT's repository* stops the gradient where $|X| \ge 2$, though its forward pass clips
+#   nothing: `LLMQAT(cutoff=2.0)`. Its loss is the cross-entropy, which is the KL plus a constant,
+#   the teacher's entropy.
 # - *LSQ's factor g* has no effect under Adam, which nearly everybody uses.
 #
-# ## What you can do now
-#
-# Train through rounding, train steps and scales, and distil without data. You have now met every method and scheme of
-# the survey. **Lesson 15** puts them side by side: what to choose for which model and memory.
+# **Now you can** train through rounding, train steps and scales, and distil without data.
+# You have now met every method and scheme of the survey (arXiv 2501.04040).
+# **Lesson 15** puts them side by side: what to choose for which model and memory.

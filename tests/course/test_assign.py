@@ -9,7 +9,7 @@ import pytest
 from tinypeft.cli import main
 from tinypeft.course import percent
 from tinypeft.course.assign import answers, assign
-from tinypeft.course.build import open_questions
+from tinypeft.course.build import open_questions, table
 from tinypeft.course.exercises import TOPICS
 from tinypeft.course.handout import hand_out
 
@@ -18,16 +18,35 @@ pytestmark = pytest.mark.filterwarnings("ignore::tinypeft.study.freshness.StaleW
 
 
 def test_what_is_handed_out(tmp_path):
-    notebook, readme = assign("7", tmp_path)
+    notebook, readme, glossary = assign("7", tmp_path)
     text = readme.read_text(encoding="utf-8")
-    assert "`lora_forward`" in text and "| | together | | 12 |" in text and "| ★ |" in text and "Rubric" in text
+    assert "`lora_forward`" in text and "| | together | | 15 |" in text and "| ★ |" in text and "Rubric" in text
     for which in SOURCES:                                # every lesson has an open question with a rubric
         readme = assign(which.stem, tmp_path / which.stem)[1].read_text(encoding="utf-8")
         assert "ubric" in readme and "open" in readme.lower(), which
     assert "BEGIN SOLUTION" not in notebook.read_text(encoding="utf-8")
+    assert "**Seam.**" in (words := glossary.read_text(encoding="utf-8")) and ".ipynb" not in words
     (source,) = assign("7", tmp_path / "course", nbgrader=True)
     assert source.parts[-3:] == ("source", "07_lora", "07_lora.ipynb")
     assert "BEGIN SOLUTION" in source.read_text(encoding="utf-8")
+
+
+def test_extra_points_stand_apart(tmp_path, monkeypatch):
+    """Those of a bonus are in no sum: neither on the page of an assignment nor in the table of lessons."""
+    text = percent.sources("07")[0].read_text(encoding="utf-8")
+    row = table(percent.sources("07")).split("\n")[2]
+    points, extra = re.search(r"\| (\d+) \+ 4 \| (\d+) \|", row).groups()
+    (tmp_path / "src").mkdir()
+    changed = re.sub(r"(exercise=lora.merge points=2 minutes=5)$", r"\1 bonus=yes", text, flags=re.M)
+    changed += "\n# %% [markdown]\n# ### {exercise} · Bonus: More (open, 3 extra points, 9 minutes)\n"
+    (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
+    monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
+    row = table(percent.sources("07")).split("\n")[2]
+    assert f"| {int(points) - 2} + 4 | {int(extra) + 5} |" in row
+    page = assign("07", tmp_path / "out")[1].read_text(encoding="utf-8")
+    assert re.search(r"\| `lora_merge` \| Bonus: [^|]+ \| ★+ \| \+2 \| 5 \|", page)
+    assert f"| | together | | {int(points) - 2} |" in page and "| | bonus, extra points | | +" in page
+    assert "· Bonus: More (open, 3 extra points, 9 minutes)" in page
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -116,7 +135,8 @@ def test_the_hand_out_holds_no_answer(course):
     names = {path.relative_to(course).as_posix() for path in files}
     assert {f"lessons/{path.stem}.ipynb" for path in SOURCES} == {name for name in names if name.startswith("lessons/")}
     assert {name.split("/")[0] for name in names} == \
-        {"README.md", "LICENSE", "pyproject.toml", "requirements.txt", "lessons", "tinypeft", "figures"}
+        {"README.md", "GLOSSARY.md", "LICENSE", "pyproject.toml", "requirements.txt", "lessons", "projects", "tinypeft",
+         "figures"}
     texts = {path: path.read_text("utf-8") for path in files if path.suffix in (".py", ".ipynb", ".md", ".json", ".txt")}
     code = [cell.source for path in SOURCES for cell in percent.read(path) if cell.exercise]
     solutions = [part for source in code for part in re.findall(f"{percent.BEGIN}\n(.*?){percent.END}", source, re.S)]
@@ -131,8 +151,9 @@ def test_the_hand_out_holds_no_answer(course):
 
 
 def test_the_hand_out_says_where_things_are(course):
-    text = (course / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text): assert (course / link).exists(), link
+    pages = [(course / name).read_text(encoding="utf-8") for name in ("README.md", "GLOSSARY.md")]
+    for link in re.findall(r"\]\(([^)#:]+)\)", "".join(pages)): assert (course / link).exists(), link
+    text = pages[0]
     assert text.count("| [") == len(SOURCES) and "When something does not work" in text and "](assignments" not in text
     for notebook in (course / "lessons").glob("*.ipynb"):
         for link in re.findall(r"\]\(([^)#:\s]+\.(?:ipynb|md))\)", notebook.read_text(encoding="utf-8")):
@@ -144,4 +165,5 @@ def test_the_command_says_what_to_write(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     assert main(["assign", "--course", str(tmp_path)]) == 2 and "is not empty" in capsys.readouterr().err
     assert main(["assign", "7", "--answers", str(tmp_path / "a.md"), "--out", str(tmp_path / "07")]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in ("07/07_lora.ipynb", "07/README.md", "a.md")]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in (
+        "07/07_lora.ipynb", "07/README.md", "07/GLOSSARY.md", "a.md")]

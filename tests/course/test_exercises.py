@@ -1,7 +1,9 @@
 """Every exercise accepts its right solutions and refuses the wrong ones, naming the mistake."""
 import ast
+import gc
 import importlib.util
 import inspect
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +65,10 @@ def test_each_exercise_is_tried_enough(name):
 def test_the_lesson_and_its_exercises_agree(topic):
     """The same names; points and minutes come from the lesson; its own solutions get full points."""
     exercises, cells = of_topic(topic), percent.read(LESSONS[TOPICS[topic]])
-    stated = {cell.exercise: cell.options for cell in cells if cell.exercise}
+    stated = {cell.exercise: cell for cell in cells if cell.exercise}
     assert stated.keys() == exercises.keys() and SOLUTIONS[topic].WRONG.keys() == exercises.keys()
-    for name, options in stated.items():
-        assert worth(name) == (options["points"], options["minutes"])
+    for name, cell in stated.items():
+        assert worth(name) == (cell.options["points"], cell.options["minutes"], cell.bonus)
     namespace = prepared(cells)
     for cell in cells:
         if cell.exercise:
@@ -76,8 +78,8 @@ def test_the_lesson_and_its_exercises_agree(topic):
 
 
 def points_of(cell):
-    points = cell.options["points"]
-    return "1 point" if points == 1 else f"{points} points"
+    points, extra = cell.options["points"], "extra " * cell.bonus
+    return f"1 {extra}point" if points == 1 else f"{points} {extra}points"
 
 
 def prepared(cells):
@@ -127,27 +129,38 @@ def test_what_a_newcomer_stumbles_over_is_told():
 
 # Cases with an obvious answer, invariants and gradients of each exercise; none where it is left out.
 CHECKS = {
-    "map.trained": (1, 0, 0), "map.bits": (2, 0, 0), "map.signs": (4, 0, 0),
+    "map.trained": (1, 0, 0), "map.bits": (2, 0, 0), "map.signs": (4, 0, 0), "map.bug": (2, 0, 0), "map.pack": (3, 0, 0),
     "autograd.walk": (2, 0, 0), "autograd.unbroadcast": (4, 0, 0), "autograd.linear_vjp": (4, 0, 0),
-    "autograd.layer_norm_vjp": (0, 1, 0),
+    "autograd.layer_norm_vjp": (0, 1, 0), "autograd.catches": (8, 0, 0),
     "transformer.attention": (3, 1, 0), "transformer.loss": (2, 0, 0), "transformer.count": (1, 0, 0),
+    "transformer.sees": (6, 0, 0), "transformer.alibi": (2, 0, 0),
     "full.adamw": (1, 0, 0), "full.states": (2, 0, 0), "full.activations": (1, 0, 0),
-    "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0), "adapters.widen": (0, 1, 0),
+    "full.bug": (1, 0, 0), "full.recompute": (2, 0, 0), "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0),
+    "adapters.widen": (0, 1, 0), "adapters.bug": (3, 0, 0), "adapters.linear": (0, 1, 0),
     "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (1, 0, 0), "prompts.places": (2, 0, 0),
-    "prefix.attention": (1, 0, 5), "prefix.share": (3, 1, 0),
-    "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (3, 0, 0),
+    "prompts.bug": (3, 0, 0), "prompts.lstm": (1, 0, 0),
+    "prefix.attention": (1, 0, 5), "prefix.share": (3, 1, 0), "prefix.bug": (1, 0, 0),
+    "prefix.copies": (3, 0, 0),
+    "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (3, 0, 0), "lora.bug": (8, 0, 0),
+    "lora.dora": (1, 0, 4),
     "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (4, 0, 0), "adalora.allocate": (3, 1, 0),
-    "dylora.forward": (2, 0, 3), "dylora.frozen_step": (1, 0, 0), "dylora.search": (1, 1, 0),
+    "adalora.export": (1, 1, 0),
+    "dylora.forward": (2, 0, 3), "dylora.bug": (3, 0, 0), "dylora.search": (1, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),
-    "quantization.to_float": (4, 0, 0),
+    "quantization.to_float": (4, 0, 0), "quantization.bug": (2, 0, 0), "quantization.pack": (1, 0, 0),
+    "outliers.bug": (3, 0, 0), "outliers.zero_point": (1, 0, 0),
     "outliers.codes_left": (1, 0, 0), "outliers.vector_wise": (1, 0, 0), "outliers.llm_int8": (4, 0, 0),
     "outliers.smooth": (1, 1, 0),
     "calibrated.output_error": (2, 0, 0), "calibrated.compensate": (1, 1, 0), "calibrated.gptq": (1, 0, 0),
-    "calibrated.awq": (2, 0, 0),
+    "calibrated.awq": (2, 0, 0), "calibrated.bug": (2, 0, 0), "calibrated.order": (1, 0, 0),
     "nf4.levels": (2, 0, 0), "nf4.encode": (1, 0, 0), "nf4.backward": (1, 0, 0), "nf4.loftq": (1, 0, 0),
+    "nf4.bug": (1, 1, 0), "nf4.lloyd": (1, 0, 0),
     "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (2, 0, 0),
+    "qat.bug": (2, 0, 0), "qat.zero": (2, 0, 0),
     "choosing.memory": (2, 0, 0), "choosing.pareto": (1, 2, 0), "choosing.fuse": (0, 1, 0),
-    "real.rms_norm": (1, 0, 0), "real.rotary": (1, 1, 0), "real.grouped": (1, 0, 0), "real.q4_1": (1, 0, 0)}
+    "choosing.bug": (2, 0, 0), "choosing.seeds": (2, 0, 0),
+    "real.rms_norm": (1, 0, 0), "real.rotary": (1, 1, 0), "real.grouped": (1, 0, 0), "real.q4_1": (1, 0, 0),
+    "real.bug": (2, 0, 0), "real.encode": (1, 0, 0)}
 
 
 @pytest.mark.parametrize("topic", WRITTEN)
@@ -155,6 +168,21 @@ def test_no_check_of_an_exercise_was_lost(topic):
     """A wrong solution may fail several checks, and then none of the others is missed: so they are counted."""
     for name, e in of_topic(topic).items():
         assert (len(e.special), len(e.invariants), len(e.gradient)) == CHECKS.get(name, (0, 0, 0)), name
+
+
+def test_the_activations_of_lesson_03_are_those_that_are_traced():
+    """What the exercise counts is what a forward pass leaves allocated, to 2 %."""
+    model = tp.load_pretrained()
+    task, (B, T), c = tp.tasks.domain(model, context=128), (8, 128), model.config
+    tuned = tp.attach(model, tp.FullFineTuning())
+    batch = task.batch("train", B, np.random.default_rng(0))
+    gc.collect()
+    tracemalloc.start()
+    loss = task.loss(tuned, batch)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    counted = of_topic("full")["full.activations"].reference(B, T, c.d_model, c.n_heads, c.n_layers, c.vocab_size)
+    assert loss.requires_grad and abs(held / (4 * counted) - 1) < 0.02
 
 
 def test_a_missing_factor_is_named():

@@ -1,6 +1,7 @@
 """Grading: fresh data, a process of its own, and nothing that one submission does reaches another or the grader."""
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -55,10 +56,10 @@ def graded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, points, says", [
-    ("solver", 12, "right"), ("repository", 12, "right"), ("numpy", 12, "right"), ("stub", 0, "not solved yet: later"),
+    ("solver", 15, "right"), ("repository", 15, "right"), ("numpy", 15, "right"), ("stub", 0, "not solved yet: later"),
     ("loops", 0, "never ends"),
-    ("exits", 0, "process ended"), ("floods", 12, "right"), ("talks", 0, "no cell defines"),
-    ("stumbles", 12, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
+    ("exits", 0, "process ended"), ("floods", 15, "right"), ("talks", 0, "no cell defines"),
+    ("stumbles", 15, "cell 2 fails with SyntaxError: invalid syntax, in line 1:  def broken(:"),
     ("tampers", 0, "other numbers"), ("borrows", 0, "no cell defines lora_forward"),
     ("dies_when_called", 0, "the process ended"),
     ("lies", 0, "Odd"), ("nonsense", 0, "nonsense.ipynb is no notebook (line 1"), ("nowhere", 0, "no file"),
@@ -67,9 +68,9 @@ def graded(tmp_path_factory):
     ("writes_slowly", 0, "no answer after 10 s"), ("half_a_message_then_exit", 0, "process ended"),
     ("leaves_a_child_with_the_pipe", 0, "no answer after"), ("an_array_of_4_TiB", 0, "0 bytes for an array"),
     ("returns_2_GiB", 0, "more than 12 MiB of arrays"), ("raises_nonsense", 0, "Odd"),
-    ("controls_the_terminal", 0, r"\x1b[2J"), ("greedy", 12, "Unable to allocate")])
+    ("controls_the_terminal", 0, r"\x1b[2J"), ("greedy", 15, "Unable to allocate")])
 def test_points(graded, name, points, says):
-    assert graded[name].points == points and graded[name].of == 12
+    assert graded[name].points == points and graded[name].of == 15
     assert says in repr(graded[name])
 
 
@@ -110,7 +111,7 @@ def test_one_row_for_each_person_also_without_a_notebook(tmp_path):
         (tmp_path / path).write_text(text, encoding="utf-8")
     rows = {(r.student, r.lesson): r for r in g.grade([tmp_path], seconds=20)}
     points = {key: r.points for key, r in rows.items()}
-    assert points == {("ada", "07_lora"): 12, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
+    assert points == {("ada", "07_lora"): 15, ("bob", None): 0, ("eve", "07_lora"): 3, ("eve", "13_nf4_qlora"): 0}
     assert rows["ada", "07_lora"].file.endswith("07_lora.py")
     assert [note.partition(str(tmp_path))[2] for note in rows["ada", "07_lora"].notes] == \
         ["/ada/07_lora-old.py, 3 points", "/ada/helper.py, 0 points"]
@@ -137,21 +138,21 @@ def lesson13(**changed):
 
 
 STUB = "def nf4_levels(delta, positive, negative): raise NotImplementedError('nf4.levels')"
-RULES = {                                                # cells → points of 14, a message, and what the notes name
-    "right": (lesson13(), 14, "right", ""),
-    "checks deleted": ([MORE, *NF4.values()], 14, "right", ""),
-    "redefined at the end": ([*lesson13(nf4_levels=STUB), NF4["nf4.levels"]], 14, "right", ""),
-    "wrong at the end": ([*lesson13(), STUB], 10, "nf4.levels              0/4  not solved yet", ""),
+RULES = {                                                # cells → points of 16, a message, and what the notes name
+    "right": (lesson13(), 16, "right", ""),
+    "checks deleted": ([MORE, *NF4.values()], 16, "right", ""),
+    "redefined at the end": ([*lesson13(nf4_levels=STUB), NF4["nf4.levels"]], 16, "right", ""),
+    "wrong at the end": ([*lesson13(), STUB], 12, "nf4.levels              0/4  not solved yet", ""),
     "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
                   "not solved yet", ""),
-    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 10, "Σ must be split", ""),
-    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: pass"), 12, "no result after", ""),
-    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 12, "no cell defines nf4_encode", ""),
-    "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 12,
+    "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
+    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: pass"), 14, "no result after", ""),
+    "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14, "no cell defines nf4_encode", ""),
+    "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
                              "cell 5 fails with SyntaxError: expected ':', in line 1", ""),
     "calls another one": (lesson13(nf4_levels=STUB, nf4_encode=NF4["nf4.encode"].replace(
         '"""', '"""', 1) + "\nplain_encode = nf4_encode\ndef nf4_encode(x, levels):\n    nf4_levels(.9, 2, 2)\n"
-        "    return plain_encode(x, levels)"), 10, "right", ""),
+        "    return plain_encode(x, levels)"), 12, "right", ""),
     "asks the check": ([MORE, 'def nf4_levels(*a): return tp.check("nf4.levels", print).function(*a)'], 0, "tinypeft.course",
                        ".function("),
     "imports the answer": ([MORE, "def nf4_encode(x, levels):\n    from tinypeft.course.exercises import nf4\n"
@@ -215,10 +216,32 @@ def test_a_path_that_has_a_folder_called_tinypeft_keeps_the_line(tmp_path, capsy
 def test_csv_and_json(graded, tmp_path):
     g.write_csv([*graded.values(), g.Grade("=cmd()", "f")], tmp_path / "grades.csv")
     rows = list(csv.DictReader(open(tmp_path / "grades.csv", encoding="utf-8")))
-    assert {r["student"]: r["points"] for r in rows}["solver"] == "12"
+    assert {r["student"]: r["points"] for r in rows}["solver"] == "15"
     assert rows[-1]["student"] == "'=cmd()"                          # not a spreadsheet's formula
     records = json.loads(g.as_json(graded.values()))
     assert {r["student"]: r["points"] for r in records} == {name: r.points for name, r in graded.items()}
+
+
+def test_extra_points_are_a_column_of_their_own(tmp_path, monkeypatch):
+    text = percent.sources("07")[0].read_text(encoding="utf-8")
+    changed = re.sub(r"(exercise=lora.merge points=2 minutes=5)$", r"\1 bonus=yes", text, flags=re.M)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "07_lora.py").write_text(changed, encoding="utf-8")
+    monkeypatch.setattr(percent, "SOURCES", tmp_path / "src")
+    usual = [cell for cell in SOLVED if "lora_merge" not in cell and "lora_dora" not in cell]
+    for name, cells in {"ada": SOLVED, "bob": usual}.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "lora.py").write_text("\n".join([IMPORTS, *cells]), encoding="utf-8")
+    ada, bob = grades = g.grade([tmp_path / "in"], seconds=20)
+    assert ada.of == bob.of == ada.points == bob.points and (ada.extra, bob.extra) == (5, 0)
+    assert f"ada: {ada.of} of {ada.of} points and 5 extra in 07_lora" in repr(ada) and "extra" not in repr(bob)
+    g.write_csv(grades, tmp_path / "points.csv")
+    with open(tmp_path / "points.csv", encoding="utf-8") as file:
+        assert [(row["points"], row["of"], row["extra"], row["lora.merge"]) for row in csv.DictReader(file)] == \
+            [(str(ada.of), str(ada.of), "5", "2"), (str(ada.of), str(ada.of), "0", "0")]
+    assert [record["extra"] for record in json.loads(g.as_json(grades))] == [5, 0]
+    better = g.best([bob, replace(ada, file="other")])
+    assert [grade.extra for grade in better] == [5]
 
 
 def test_the_lesson_is_found_by_name_or_by_what_is_checked(tmp_path):

@@ -1,12 +1,18 @@
 """Every lesson runs from a clean kernel, every assignment does so unsolved, what is committed was made of the sources,
 and a lesson has the parts that a reader of the course expects."""
 import ast
+import contextlib
+import inspect
 import re
 import sys
+import textwrap
+from dataclasses import replace
 
 import pytest
 
+from tinypeft import functional as F
 from tinypeft.course import percent
+from tinypeft.course.exercises import find
 from tinypeft.study.pictures import PICTURES
 
 nbformat = pytest.importorskip("nbformat")
@@ -77,7 +83,7 @@ def shown_badly(notebook, kind):
 # -- what is committed ---------------------------------------------------------------------------
 def test_each_source_has_both_notebooks():
     there = {str(file.relative_to(percent.LESSONS)) for file in percent.LESSONS.rglob("*.ipynb")
-             if ".ipynb_checkpoints" not in file.parts}
+             if not {".ipynb_checkpoints", "projects"} & {*file.parts}}
     expected = {str((KINDS[kind] / f"{path.stem}.ipynb").relative_to(percent.LESSONS)) for kind, path in EACH}
     assert there == expected, (f"missing {sorted(expected - there) or 'nothing'}, without a source "
                                f"{sorted(there - expected) or 'nothing'}; run: python -m tinypeft lessons build")
@@ -89,7 +95,8 @@ def test_a_committed_notebook_was_made_of_its_source(kind, path):
     assert file.stat().st_size <= LARGEST
     notebook = nbformat.read(file, 4)
     nbformat.validate(notebook)
-    content = lambda made: [(c.id, c.cell_type, c.source, c.metadata.get("nbgrader")) for c in made.cells]
+    content = lambda made: [(c.id, c.cell_type, c.source, c.metadata.get("nbgrader"),
+                              c.metadata.get("jupyter")) for c in made.cells]
     assert content(notebook) == content(MADE[kind](percent.read(path))), "run: python -m tinypeft lessons build"
     if kind == "lesson": assert not shown_badly(notebook, kind)
     else: assert not any(cell.get("outputs") for cell in notebook.cells), "an assignment is handed out without outputs"
@@ -127,15 +134,15 @@ def faults(stem, cells):
     if not re.search(r"\*\*Time\.\*\* \d+ minutes", cells[0].source): found.append("the first cell has no **Time.** NN minutes")
     for heading in ("Where the papers? says? (this|these)", "Where implementations differ"):
         if not re.search(f"^#+ {heading}", prose, re.M): found.append(f"no heading “{heading}”")
-    between("pictures", sum(picture(cell.source) for cell in code), 2 if first_or_last else 3, 6)
+    between("pictures", sum(picture(cell.source) for cell in code), 2 if first_or_last else 3, 9)
     told = len(re.findall("What to see", prose))
-    between("sentences “What to see: …”", told, 2 if first_or_last else 3, 8)
-    between("checked exercises", sum(bool(cell.exercise) for cell in cells), 2 if first_or_last else 3, 5)
+    between("sentences “What to see: …”", told, 2 if first_or_last else 3, 12)
+    between("checked exercises", sum(bool(cell.exercise) for cell in cells), 2 if first_or_last else 3, 8)
     if not re.search(r"^### Exercise \d[^\n]*\(open, \d+ points", prose, re.M): found.append("no open exercise with points")
     if not re.search(r"\*Rubric: |<summary>Rubric</summary>", prose): found.append("no rubric of the open exercise")
     between("recall questions in <details>", recall.count("<details>"), 5, 5)
-    between("words", words(prose), 1000, 2100)
-    between("displayed equations", len(re.findall(r"\$\$.+?\$\$", prose, re.S)), 0 if first_or_last else 4, 16)
+    between("words", words(prose), 1000, 2800)
+    between("displayed equations", len(re.findall(r"\$\$.+?\$\$", prose, re.S)), 0 if first_or_last else 4, 18)
 
     for cell in code:
         where = f"line {cell.line}"
@@ -160,12 +167,279 @@ CELLS = percent.read(percent.sources("07")[0])
     ("## Where implementations differ", "## Else", "differ"), ("import numpy", "import torch, numpy", "imports torch"),
     ("import numpy", "import urllib.request, numpy", "imports urllib"),
     ('"train"', '"/etc/x"', "a path or an address: '/etc/x'"), ("$$", "$", "0 displayed equations"),
-    ("tp.", "tp. ", None), ("08_adalora.ipynb", "8.ipynb", "a link to 8.ipynb"), ("\nfig", "\n(fig)", "pictures"),
+    ("tp.", "tp. ", None), ("08_adalora.ipynb", "8.ipynb", "a link to 8.ipynb"), ("\nresult", "\nfig", "pictures"),
     ('show("rank")', 'show("ranks")', "'ranks', which is no picture")])
 def test_faults_are_found(old, new, says):
     assert any(old in cell.source for cell in CELLS), old
     changed = faults("07_lora", [percent.Cell(c.kind, c.source.replace(old, new), c.options, c.line) for c in CELLS])
     assert not changed if says is None else any(says in sentence for sentence in changed), changed
+
+
+def test_too_few_pictures_are_found():
+    kept = [cell for cell in CELLS if not picture(cell.source)]
+    assert any("0 pictures, expected 3" in sentence for sentence in faults("07_lora", kept))
+
+
+# -- the rules of lessons that are finished --------------------------------------------------------
+UNNUMBERED = r"How to use the course|Recall|" \
+             r"Where the papers? says? (this|these)|Where implementations differ|What you can do now"
+MATHS = re.compile(r"\$\$.+?\$\$|(?<![\\$\w])\$(?![$\s]).+?(?<![\\\s])\$(?!\d)", re.S)
+WORK = re.compile(r"tp\.(check|predict|train|attach|evaluate|quantize|generate|find_rate)\(|\.beside\(|\.backward\(")
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in SOURCES])
+def test_a_finished_lesson_keeps_the_rules(stem):
+    (path,) = percent.sources(stem)
+    broken = rules(stem, percent.parsed(path), percent.read(path))
+    assert not broken, f"{path.name}:\n  " + "\n  ".join(broken)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_no_line_of_mathematics_becomes_a_list(path):
+    """Markdown makes an item of a list of a line that begins with "- ", also inside $…$."""
+    assert not list(listed(percent.parsed(path)))
+
+
+def listed(cells):
+    """Lines inside mathematics that begin as an item of a list does."""
+    for cell in cells:
+        if cell.kind == "code": continue
+        for paragraph in re.finditer(r"(?:[^\n]+\n?)+", re.sub(r"`[^`\n]*`", lambda m: " " * len(m[0]), cell.source)):
+            for formula in MATHS.finditer(paragraph[0]):
+                for i, line in enumerate(formula[0].split("\n")):
+                    at = cell.line + 1 + cell.source[:paragraph.start() + formula.start()].count("\n") + i
+                    if i and re.match(r" {0,3}[-+*] ", line): yield f"line {at} begins a list inside mathematics: {line}"
+
+
+def rules(stem, cells, filled):
+    """The rules that a lesson breaks, as sentences. cells: as they stand in the source. filled: as the notebook has them."""
+    code = [cell for cell in cells if cell.kind == "code"]
+    prose = "\n\n".join(cell.source for cell in filled if cell.kind == "markdown")
+    everything = "\n".join(cell.source for cell in code)
+    headings = re.findall(r"^#{2,4} (.+)$", prose, re.M)
+    found = []
+    if not any(re.match(r"Exercise \d+ · (Bonus: )?Find the bug\b.*★", h) for h in headings):
+        found.append("no checked exercise is called “Find the bug: …”")
+    if not any(re.search(r"\bBonus\b", h) for h in headings): found.append("no heading says “Bonus”")
+    names = re.findall(r'tp\.predict\("([^"]+)"', everything)
+    if not names: found.append("no prediction: nothing calls tp.predict")
+    own = f"{stem[:2]}."
+    found += [f"the prediction {name!r} does not begin with {own}" for name in names if not name.startswith(own)]
+    if everything.count(".beside(") < len(names): found.append("a prediction is not shown .beside( what is measured")
+    if 'show("schematic:' not in everything: found.append('no schematic: nothing calls show("schematic:…")')
+    if "](GLOSSARY.md" not in cells[0].source: found.append("the first cell does not link GLOSSARY.md")
+    sections = [h for h in re.findall(r"^## (.+)$", prose, re.M) if not re.match(UNNUMBERED, h)]
+    for i, heading in enumerate(sections, 1):
+        if not heading.startswith(f"{i}. "): found.append(f"the section “{heading}” is not numbered {i}.")
+    for cell in cells:
+        for i, line in enumerate(cell.source.split("\n"), cell.line + 1):
+            if len(line) > 100 and not line.startswith("|"): found.append(f"line {i} has {len(line)} columns, at most 100")
+    for cell in code:
+        if not cell.folded: continue
+        if not re.search(r"\b(fig|ax|axes|plot)\b", cell.source): found.append(f"line {cell.line}: a folded cell draws nothing")
+        if WORK.search(cell.source): found.append(f"line {cell.line}: a folded cell does more than to draw")
+    return [*found, *listed(cells), *of_functions(code)]
+
+
+def of_functions(code):
+    """What is wrong with the exercises' functions: rebound, unused, or shown before they are asked for."""
+    exercises = [(i, find(cell.exercise)) for i, cell in enumerate(code) if cell.exercise]
+    trees = [ast.parse(cell.source) for cell in code]
+    since = 0                                            # the cell of the check before
+    for i, exercise in exercises:
+        function, check = exercise.function, i + 1
+        result = next((ast.unparse(node.targets[0]) for node in trees[check].body if isinstance(node, ast.Assign)
+                       and "tp.check(" in ast.unparse(node.value)), None)
+        if any(function in stored(tree) for tree in trees):
+            yield f"line {code[i].line}: the student's name {function} is rebound"
+        if result is None: yield f"line {code[check].line}: write result = tp.check(…), so that its function can be used"
+        elif not used(result, trees[check:]): yield f"line {code[check].line}: {function} is not used after its check"
+        for cell, tree in zip(code[since:check], trees[since:check], strict=True):
+            for shown in shown_functions(tree, trees):
+                if answers(shown, exercise.reference):
+                    yield f"line {cell.line}: it shows {shown.__qualname__}, the answer of {exercise.name}, before the check"
+        since = check
+
+
+def stored(tree):
+    """The names that a cell assigns to, outside functions and comprehensions."""
+    inner = {id(n) for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(node)}
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in inner}
+
+
+def used(result, trees):
+    """Does the code use `result`.function, itself or by a name that it is given, before another check has that name?"""
+    mine = set()
+    for k, tree in enumerate(trees):
+        if k and result in stored(tree) and "tp.check(" in ast.unparse(tree): break
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and ast.unparse(node.value) == f"{result}.function":
+                mine |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            elif isinstance(node, (ast.expr, ast.withitem, ast.keyword)):
+                for part in ast.iter_child_nodes(node):
+                    if ast.unparse(part) == f"{result}.function": return True
+    loaded = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return bool(mine & loaded)
+
+
+def shown_functions(tree, trees):
+    """The package's functions that `show` displays in a cell, those of a class one by one."""
+    names = {}
+    imports = [n for t in trees for n in t.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    for node in imports:
+        with contextlib.suppress(ImportError): exec(ast.unparse(node), names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "show" and not isinstance(node.args[0], ast.Constant):
+            try: shown = eval(ast.unparse(node.args[0]), names)
+            except (NameError, AttributeError): continue     # a name of the lesson's own
+            of = vars(shown).values() if inspect.isclass(shown) else [shown]
+            yield from (inspect.unwrap(f) for f in of if inspect.isfunction(f))
+
+
+def body(function):
+    """The statements of a function without its docstring, as text."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body[:1]
+    if not isinstance(tree, ast.FunctionDef): return ()
+    documented = ast.get_docstring(tree) is not None
+    return tuple(ast.unparse(node) for node in tree.body[documented:])
+
+
+def answers(shown, reference):
+    """Is the shown function what the exercise asks for: the reference itself, the same statements, or all that it calls?"""
+    if shown is reference: return True
+    try: there, asked = body(shown), body(reference)
+    except (OSError, SyntaxError): return False
+    last = ast.parse(asked[0].removeprefix("return ")).body[0] if len(asked) == 1 else None
+    call = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and ast.unparse(last.value.func).split(".")[-1]
+    return bool(asked) and (there == asked or call == shown.__name__)
+
+
+GOOD = '''# %% [markdown]
+# # 07 · LoRA
+#
+# **Words and letters.** See the [glossary](GLOSSARY.md).
+#
+# ## 1. The idea
+#
+# $$x - y$$
+#
+# ### {exercise}
+
+# %%
+import numpy as np
+from tinypeft.course import show
+from tinypeft import functional as F
+from tinypeft.peft.lora import LoRALinear
+import tinypeft as tp
+show("schematic:lora")
+show(F.linear)
+
+# %% exercise=lora.forward points=3 minutes=10
+def lora_forward(x, W, A, B, alpha):
+    ### BEGIN SOLUTION
+    return 1
+    ### END SOLUTION
+
+# %%
+result = tp.check("lora.forward", lora_forward)
+result
+
+# %%
+mine = result.function
+guess = tp.predict("07.gain", 3.0, "nats")
+
+# %%
+guess.beside(len([mine]))
+
+# %% fold
+fig, ax = plot.figure()
+fig
+
+# %% [markdown]
+# ## 2. Merged
+#
+# ### {exercise}
+
+# %% exercise=lora.merge points=2 minutes=5 bonus=yes
+def lora_merge(W, A, B, alpha):
+    ### BEGIN SOLUTION
+    return 2
+    ### END SOLUTION
+
+# %%
+result = tp.check("lora.merge", lora_merge)
+result
+
+# %%
+print(result.function(1, 2, 3, 4))
+show(LoRALinear.forward)
+
+# %% [markdown]
+# ## Recall
+'''
+
+
+@pytest.fixture
+def good(monkeypatch):
+    """A short lesson that keeps all rules; one of its exercises is to find a bug."""
+    record = find("lora.forward")
+    monkeypatch.setattr(percent, "find", lambda name: replace(record, title="Find the bug: no scale") if name == record.name
+                        else find(name))
+    return lambda text: rules("07_lora", percent.parse(text), percent.headed(percent.parse(text)))
+
+
+def test_a_lesson_that_keeps_the_rules(good):
+    assert good(GOOD) == []
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("exercise=lora.merge points=2 minutes=5 bonus=yes", "exercise=lora.merge points=2 minutes=5", "no heading says “Bonus”"),
+    ("tp.predict(", "tp.note(", "no prediction"), ('"07.gain"', '"08.gain"', "'08.gain' does not begin with 07"),
+    (".beside(", ".near(", "not shown .beside("), ("schematic:lora", "lora", "no schematic"),
+    ("(GLOSSARY.md)", "(README.md)", "does not link GLOSSARY.md"), ("## 2. Merged", "## Merged", "“Merged” is not numbered 2."),
+    ("## 2. Merged", "## 3. Merged", "is not numbered 2."), ("## Recall", "## Recall\n# " + "x " * 60, "120 columns"),
+    ("## Recall", "## Recall\n# | " + "x " * 60, None), ("$$x - y$$", "$$x\n# - y$$", "line 9 begins a list"),
+    ("$$x - y$$", "so $x\n# - y$ is", "begins a list"), ("$$x - y$$", "costs 3 $\n# - or 4 $", None),
+    ("fig, ax = plot.figure()", "tp.train(model, task, 3)\nfig", "does more than to draw"),
+    ("fig, ax = plot.figure()\nfig", "x = 1", "a folded cell draws nothing"),
+    ("mine = result.function", "lora_forward = result.function", "the student's name lora_forward is rebound"),
+    ("mine = result.function", "x = 1", "lora_forward is not used after its check"),
+    ("len([mine])", "3", "lora_forward is not used after its check"),
+    ("mine = result.function", "mine = {'a': result.function}", None),
+    ("print(result.function(1, 2, 3, 4))", "x = 1", "lora_merge is not used"),
+    ("print(result.function(1, 2, 3, 4))", "with use(F, gelu=result.function): pass", None),
+    ('result = tp.check("lora.merge"', 'tp.check("lora.merge"', "write result = tp.check(…)")])
+def test_a_broken_rule_is_told(good, old, new, says):
+    assert old in GOOD
+    told = good(GOOD.replace(old, new, 1))
+    assert told == [] if says is None else any(says in sentence for sentence in told), told
+
+
+def test_a_bug_must_be_found():
+    cells = percent.parse(GOOD)
+    assert rules("07_lora", cells, percent.headed(cells)) == ["no checked exercise is called “Find the bug: …”"]
+
+
+def test_an_answer_that_is_shown_before_the_check_is_told():
+    def shown(x, W):
+        """Another docstring."""
+        y = x @ W.T
+        return y
+
+    def same(x, W):
+        y = x @ W.T
+        return y
+
+    def calls(x, W): return F.linear(x, W)
+    def builds(x, W): return F.linear(x, W) + 1
+    assert answers(shown, same) and answers(same, same) and answers(F.linear, calls)
+    assert not answers(F.linear, same) and not answers(F.gelu, calls)
+    assert not answers(F.gelu, builds)
+    for name in ("function", "class"):
+        cell = "show(F.attention)" if name == "function" else "show(Holder)"
+        trees = [ast.parse("from tinypeft import functional as F\nfrom tinypeft.peft.lora import LoRALinear as Holder"),
+                 ast.parse(cell)]
+        assert {f.__name__ for f in shown_functions(trees[1], trees)} >= {"attention" if name == "function" else "forward"}
 
 
 def test_the_errors_that_the_readme_explains_exist():

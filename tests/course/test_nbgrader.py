@@ -51,8 +51,8 @@ def test_a_solver_gets_all_points_and_a_stub_none(course):
         assert told["success"], told.get("log", told)
     with api.gradebook as gradebook:
         scores = {s: gradebook.find_submission("07", s) for s in ("solver", "stub")}
-        assert scores["solver"].max_score == 12
-        assert (scores["solver"].score, scores["stub"].score) == (12, 0)
+        assert scores["solver"].max_score == 15
+        assert (scores["solver"].score, scores["stub"].score) == (15, 0)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

@@ -75,11 +75,36 @@ def test_headings_are_written_out():
 @pytest.mark.parametrize("old, new, says", [
     ("# ### {exercise}\n#\n", "", "got 0 headings"),
     ("# ### {exercise}\n#\n", "# ### {exercise}\n#\n# ### {exercise}\n#\n", "got 2 headings"),
-    ("{exercise} · Your choice (open, 4 points, 25 minutes)", "{exercise}", "stand before lora.forward, no exercise")])
+    ("{exercise} · Your choice (open, 4 points, 25 minutes)", "{exercise}", "stand before lora.forward, no exercise"),
+    ("(open, 4 points", "(4 points", "got {exercise} · Your choice"),
+    ("(open, 4 ", "(open, 4 extra ", "or {exercise} · Bonus: T"),
+    ("Your choice", "Bonus: Your choice", "expected {exercise} · Title")])
 def test_a_heading_belongs_to_one_exercise(old, new, says):
     assert old in HEADED
     with pytest.raises(ValueError, match=says):
         percent.headed(percent.parse(HEADED.replace(old, new, 1)), "x.py")
+
+
+def test_a_bonus_is_said_to_be_extra():
+    text = HEADED.replace("minutes=10", "minutes=10 bonus=yes")
+    text = text.replace("Your choice (open, 4", "Bonus: Your choice (open, 4 extra")
+    cells = percent.headed(percent.parse(text))
+    assert "### Exercise 1 · Bonus: The forward pass of LoRA (★, 3 extra points, 10 minutes)" in cells[0].source.split("\n")
+    assert cells[-1].source == "### Exercise 2 · Bonus: Your choice (open, 4 extra points, 25 minutes)"
+    assert cells[2].bonus and not cells[1].bonus
+    notebook = percent.assignment(cells)                     # nbgrader knows no extra points, so it does not grade them
+    assert notebook.cells[2].metadata.nbgrader.solution
+    check = notebook.cells[3].metadata.nbgrader
+    assert check.locked and not check.grade and "points" not in check
+
+
+def test_a_cell_that_only_draws_is_folded():
+    cells = percent.parse("# %%\nx = 1\n# %% fold\nfig\n")
+    assert [cell.folded for cell in cells] == [False, True] and cells[1].options == {} and cells[1].source == "fig"
+    for make in (percent.lesson, percent.assignment):
+        plain, folded = make(cells).cells
+        assert not plain.metadata and folded.metadata == {"jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
+        nbformat.validate(make(cells))
 
 
 @pytest.mark.parametrize("path", percent.sources(), ids=lambda p: p.stem)
@@ -87,18 +112,21 @@ def test_exercises_are_numbered_without_a_gap_and_nowhere_by_hand(path):
     headings = [line for cell in percent.read(path) if cell.kind == "markdown"
                 for line in cell.source.split("\n") if re.match(r"#+ Exercise", line)]
     assert [int(re.search(r"\d+", line)[0]) for line in headings] == list(range(1, len(headings) + 1))
-    assert all(re.search(r"^### Exercise \d · .+ \((open|★{1,3}), \d points?, \d+ minutes\)$", line) for line in headings)
+    ends = re.compile(r"^### Exercise \d · .+ \((open|★{1,3}), \d (extra )?points?, \d+ minutes\)$")
+    assert all(map(ends.search, headings))
     assert not re.search(r"^# #+ Exercise|\{exercise\} · (?!.*\(open, )", path.read_text(encoding="utf-8"), re.M)
 
 
 def test_points_stand_in_the_lesson_alone(monkeypatch, tmp_path):
-    assert worth("lora.forward") == (3, 10)
+    assert worth("lora.forward") == (3, 10, False)
     (tmp_path / "07_lora.py").write_text(SOURCE.replace("points=3", "points=7"), encoding="utf-8")
     monkeypatch.setattr(percent, "SOURCES", tmp_path)
     exercise = find("lora.forward")
     mine = Local(lambda x, W, A, B, alpha: exercise.reference(x, W, A, B, alpha))
     assert worth("lora.forward").points == 7 and judge(exercise, mine).message == "right. 7 points."
     with pytest.raises(KeyError, match="has no cell for lora.merge"): worth("lora.merge")
+    (tmp_path / "07_lora.py").write_text(SOURCE.replace("minutes=10", "minutes=10 bonus=yes"), encoding="utf-8")
+    assert worth("lora.forward") == (3, 10, True) and judge(exercise, mine).message == "right. 3 extra points."
     (tmp_path / "07_lora.py").unlink()                       # a package without its lessons still checks, and does not grade
     with pytest.raises(FileNotFoundError, match="a checkout"): worth("lora.forward")
     assert judge(exercise, mine).message == "right."
@@ -120,7 +148,9 @@ def test_ids_are_of_the_content_and_differ():
     ("    y = 2 * x\n", "    ### BEGIN SOLUTION\n    y = 2 * x\n", "inside another"),
     ("# Text with", "Text with", "must begin with #"),
     ("points=3 ", "", "expected"),
-    ("# %%\nimport", "# %% code\nimport", "expected"),
+    ("# %%\nimport", "# %% code\nimport", "expected"), ("# %%\nimport", "# %% folded\nimport", "# %% fold, "),
+    ("minutes=10", "minutes=10 bonus=no", "expected .*bonus=yes"), ("# %%\nimport", "# %% bonus=yes\nimport", "expected"),
+    ("# %% exercise", "# %% fold exercise", "expected"),
     (" exercise=lora.forward points=3 minutes=10", "", "no exercise"),
     ('tp.check("lora.forward", f)', "f(1)", "the cell after an exercise must call"),
 ])
@@ -144,7 +174,7 @@ def test_the_table_says_minutes_points_and_what_one_can_do_for_every_lesson():
     rows = made.split("\n")[2:]
     assert len(rows) == len(percent.sources())
     for row in rows:
-        assert "–" not in row and re.search(r"\| \d\d \| \d+ \+ [345] \| [a-z0-9].{10,} \|$", row), row
+        assert "–" not in row and re.search(r"\| \d{2,3} \| \d+ \+ [345] \| \d+ \| [a-z0-9].{10,} \|$", row), row
 
 
 def test_pieces_of_a_stream_are_joined():

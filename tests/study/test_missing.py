@@ -6,6 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.cli import main
+from tinypeft.course import percent, study_numbers
 from tinypeft.study import missing as m
 from tinypeft.study.about import ABOUT
 from tinypeft.study.missing import missing
@@ -142,6 +143,30 @@ def test_exercises(monkeypatch):
     assert [line.split(":")[0] for line in lines] == [
         "step 2  lessons/src/07_lora.py", "step 3  tests/course/solutions/lora.py", "step 5  lessons/07_lora.ipynb",
         "step 5  lessons/assignments/07_lora.ipynb"]
+
+
+def test_a_lesson_that_is_not_what_the_results_say(results, monkeypatch, tmp_path):
+    """A number in the text, a caption and a placeholder that names nothing: each is told, for the lesson that has it."""
+    folder = tmp_path / "src"
+    shutil.copytree(percent.SOURCES, folder)
+    monkeypatch.setattr(percent, "SOURCES", folder)
+    monkeypatch.setattr(study_numbers, "FIGURES", tmp_path)
+    assert list(m.of_lessons()) == []
+    results("rank", lambda record: record["runs"]["1"]["0"].update(loss=9.9))
+    lines = list(map(str, m.of_lessons()))
+    assert any(line.startswith("step 5  lessons/07_lora.ipynb: its picture 'rank' is not what the stored results say now; `py")
+               for line in lines) and all("its picture" in line for line in lines)
+    assert list(m.of_lessons("rank")) and not list(m.of_lessons("memory"))
+
+    source = folder / "09_dylora.py"
+    source.write_text(source.read_text("utf-8").replace("\n#\n# ", "\n#\n# It is {study qlora: NF4, after}.\n# ", 1), "utf-8")
+    lines = list(map(str, m.of_lessons("qlora")))
+    assert [line.split(":")[0] for line in lines if "its text is not what" in line] == \
+        ["step 5  lessons/09_dylora.ipynb", "step 5  lessons/assignments/09_dylora.ipynb"]
+    source.write_text(source.read_text("utf-8").replace("NF4, after", "NF5, after", 1), "utf-8")
+    (line,) = (line for line in map(str, m.of_lessons("qlora")) if "09_dylora" in line)
+    where = "step 5  lessons/src/09_dylora.py: 09_dylora.py, line "
+    assert line.startswith(where) and "{study qlora: NF5, after}: qlora: no condition" in line
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -489,6 +489,9 @@ def test_a_broken_file_is_told_what_is_wrong(tmp_path, kind, name, content, says
     (lambda p: tasks.labelled(p / "a.csv", BYTES, encoding="hex"), ValueError, "no encoding 'hex' of text"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, classes=("a", "c")), ValueError, "line 5: 'label' is 'b', and the"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, context=1), ValueError, "context must lie in"),
+    (lambda p: tasks.labelled(p / "a.csv", BYTES, held_out=0.2), ValueError, "two numbers .* got 0.2"),
+    (lambda p: tasks.text(p / "a.csv", BYTES, held_out=("0.1", "x")), ValueError, "two numbers"),
+    (lambda p: tasks.pairs(p / "a.csv", BYTES, held_out=(0.1, 0.1, 0.1)), ValueError, "two numbers"),
     (lambda p: tasks.labelled(p / "a.csv", BYTES, held_out=(0.9, 0.9)), ValueError, "held_out must be")])
 def test_wrong_calls(tmp_path, call, error, says):
     if call.__code__.co_consts.count("a.csv"): (tmp_path / "a.csv").write_text(f"text,label\n{ROWS}")

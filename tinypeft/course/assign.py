@@ -10,18 +10,18 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .build import open_questions, prose, topic_of
+from .handout import glossary
 from .percent import assignment, read, sources
+from .study_numbers import filled
 from .worth import worth
 
 __all__ = ["answers", "assign"]
 
-STUDY = re.compile(r"\{(picture|claim) ([^}]+)\}")
-
-
 def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Path]:
     """Write the assignment of lesson `which` into the folder `out`; returns the paths of the files.
 
-    The files are the student's notebook and a README with points, minutes and the open question.
+    The files are the student's notebook, a README with points, minutes and the open question, and
+    the glossary.
     With `nbgrader` it is one file instead, out/source/NN_name/NN_name.ipynb: the notebook that
     nbgrader's own commands start from, with solutions between nbgrader's marks.
     """
@@ -32,19 +32,26 @@ def assign(which: str | int, out: str | Path, nbgrader: bool = False) -> list[Pa
         target = out / "source" / path.stem / f"{path.stem}.ipynb"
         write_atomically(target, nbformat.writes(assignment(cells, solved=True)) + "\n")
         return [target]
-    write_atomically(out / f"{path.stem}.ipynb", nbformat.writes(assignment(cells)) + "\n")
-    write_atomically(out / "README.md", readme(path))
-    return [out / f"{path.stem}.ipynb", out / "README.md"]
+    notebook = nbformat.writes(assignment(cells)).replace("](../GLOSSARY.md", "](GLOSSARY.md")
+    files = {f"{path.stem}.ipynb": notebook + "\n", "README.md": readme(path),
+             "GLOSSARY.md": glossary()}
+    for name, text in files.items(): write_atomically(out / name, text)
+    return [out / name for name in files]
 
 
 def readme(path: Path) -> str:
     """The page for students: how to work, what is graded, and the open question with its rubric."""
-    exercises = topic_of(path).values()
+    rows, together = [], {False: [0, 0], True: [0, 0]}       # bonus → points, minutes
+    for e in topic_of(path).values():
+        points, minutes, bonus = worth(e.name)
+        title = "Bonus: " * bonus + e.title
+        rows.append(f"| `{e.function}` | {title} | {'★' * e.stars} | {'+' * bonus}{points} "
+                    f"| {minutes} |")
+        together[bonus] = [a + b for a, b in zip(together[bonus], (points, minutes), strict=True)]
+    ends = [f"| | together | | {together[False][0]} | {together[False][1]} |"]
+    if together[True][0]:
+        ends.append(f"| | bonus, extra points | | +{together[True][0]} | {together[True][1]} |")
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
-    worths = [worth(e.name) for e in exercises]
-    rows = [f"| `{e.function}` | {e.title} | {'★' * e.stars} | {w.points} | {w.minutes} |"
-            for e, w in zip(exercises, worths, strict=True)]
-    points, minutes = (sum(column) for column in zip(*worths, strict=True))
     return "\n".join([
         f"# {title}", "",
         f"Install tinypeft and open the notebook: `jupyter lab {path.stem}.ipynb`. Write each",
@@ -53,7 +60,7 @@ def readme(path: Path) -> str:
         "the notebook under your name. The functions in the table are graded with other data",
         "than the notebook shows.", "",
         "| function | exercise | difficulty | points | minutes |", "|---|---|---|---|---|", *rows,
-        f"| | together | | {points} | {minutes} |", "",
+        *ends, "",
         *(f"## {heading}\n\n{text}\n" for heading, text in open_questions(path).items())])
 
 
@@ -69,24 +76,10 @@ def answers(which: str | int | None, out: str | Path) -> list[Path]:
 
 def answer_page(path: Path) -> str:
     """A lesson's open questions, each with its answer."""
-    found = [cell.source for cell in read(path) if cell.kind == "answer"]
+    found = [filled(cell.source, path.name, cell.line + 1) for cell in read(path)
+             if cell.kind == "answer"]
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
     page = [f"# {title}: answers for instructors\n"]
     for (heading, text), answer in zip(open_questions(path).items(), found, strict=True):
-        page.append(f"## {heading}\n\n{text}\n\n### Answer\n\n{STUDY.sub(measured, answer)}\n")
+        page.append(f"## {heading}\n\n{text}\n\n### Answer\n\n{answer}\n")
     return "\n".join(page)
-
-
-def measured(match: re.Match) -> str:
-    """What the study found, in place of {picture NAME} or {claim FIRST WORDS}."""
-    from ..study import claims, pictures
-    from ..study.claims import tables
-    from .show import FIGURES
-    kind, name = match[1], " ".join(match[2].split())
-    if kind == "picture":
-        drawn = pictures.drawing(FIGURES, name)
-        return f"The study, {name}: *{drawn.sentence}* {drawn.alt}"
-    judged = tables.judged(FIGURES / "results", claims.ALL_CLAIMS)
-    found = next((j for j in judged if j.claim.text.startswith(name)), None)
-    if found is None: raise KeyError(f"no claim of the study begins with {name!r}")
-    return f"The study, on the claim *{found.claim.text}*: {tables.in_words(found)}."

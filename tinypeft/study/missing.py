@@ -9,6 +9,7 @@ What is checked here is that nothing was forgotten; whether it is right is for t
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import re
@@ -21,10 +22,10 @@ from pathlib import Path
 from .. import peft, quant
 from ..course.build import table as table_of_lessons
 from ..course.exercises import TOPICS, of_topic
-from ..course.percent import parsed, sources
+from ..course.percent import assignment, lesson, parsed, read, sources
 from ..peft import METHODS
 from ..quant import SCHEMES
-from . import compare, pages
+from . import compare, pages, pictures
 from .about import ABOUT, lesson_map
 from .claims import ALL_CLAIMS
 from .claims.rule import NOT_MEASURED
@@ -210,6 +211,48 @@ def of_pages() -> Lacks:
         yield Lack(5, "lessons/00_map.ipynb", "its map is not up to date; `python -m tinypeft lessons build 00` writes it")
     if table_of_lessons(sources()) not in (ROOT / "lessons" / "README.md").read_text("utf-8"):
         yield Lack(5, "lessons/README.md", "its table is not up to date; `python -m tinypeft lessons build NN` writes it")
+    yield from of_lessons()
+
+
+def of_lessons(experiment: str | None = None) -> Lacks:
+    """Lessons whose text or captions are not what the stored results say now: of all, or of those that read `experiment`."""
+    for path in sources():
+        text, where = path.read_text("utf-8"), f"lessons/{path.stem}.ipynb"
+        shown = [name for name in dict.fromkeys(re.findall(r'show\("(\w+)"\)', text)) if name in PICTURES]
+        read_by = {name for shows in shown for name in PICTURES[shows].needs} | set(re.findall(r"\{study\s+(\w+):", text))
+        read_by |= {name for c in ALL_CLAIMS for name in c.experiment
+                    if any(c.text.startswith(" ".join(start.split())) for start in re.findall(r"\{claim\s([^}]+)\}", text))}
+        if experiment is not None and experiment not in read_by: continue
+        try:
+            cells = read(path)
+        except ValueError as e:
+            yield Lack(5, f"lessons/src/{path.name}", str(e))
+            continue
+        builds = f"`python -m tinypeft lessons build {path.stem[:2]}` writes it"
+        for made, file in ((lesson(cells), where), (assignment(cells), where.replace("/", "/assignments/"))):
+            if (ROOT / file).exists() and texts(made) != texts(json.loads((ROOT / file).read_text("utf-8"))):
+                yield Lack(5, file, f"its text is not what its source and the stored results say now; {builds}")
+        said = outputs(ROOT / where) if (ROOT / where).exists() else None
+        for name in shown:
+            if said is not None and not pictures.missing(RESULTS.parent, name) and caption(name) not in said:
+                yield Lack(5, where, f"its picture {name!r} is not what the stored results say now; {builds}")
+
+
+def texts(notebook: dict) -> list[str]:
+    """The sources of a notebook's cells of text."""
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+
+
+def caption(name: str) -> str:
+    """What a lesson shows below a picture."""
+    return drawn(name, RESULTS.parent, *((RESULTS / f"{need}.json").stat().st_mtime_ns for need in PICTURES[name].needs))
+
+
+@functools.cache
+def drawn(name: str, folder: Path, *changed: int) -> str:
+    """The same, once for each state of the results that the picture needs."""
+    picture = pictures.drawing(folder, name)
+    return f"**{picture.sentence}** {picture.detail}"
 
 
 def outputs(notebook: Path) -> list[str]:
@@ -266,6 +309,7 @@ def of_experiment(name: str, fresh: bool) -> Lacks:
             yield Lack(4, "tinypeft/study/claims", f"the claim {j.claim.text!r} is {j.verdict}, and `why` does not say why")
         if f"| {j.claim.text} |" not in gallery:
             yield Lack(5, "figures/README.md", f"it lacks the claim {j.claim.text!r}; {FIGURES} writes it")
+    yield from of_lessons(name)
 
 
 KINDS: dict[str, Callable[[], list[str]]] = {

@@ -19,7 +19,7 @@ from ..pretrained import training_record
 from ..quant import SCHEMES
 from . import compare as the_main_job
 from . import glance, speed
-from .about import about, arxiv, class_link, code, name_of
+from .about import about, arxiv, class_link, code, lesson_map, name_of
 from .claims import ALL_CLAIMS
 from .claims.tables import brief
 from .claims.words import beside
@@ -200,4 +200,5 @@ SECTIONS = {
     "tests/benchmarks/README.md": speed.SECTIONS,
     "tinypeft/interop/README.md": {"smollm2": smollm2},
     "tinypeft/pretrained/README.md": {"base": base},
+    "lessons/GLOSSARY.md": {"map": lambda results: lesson_map()},
 }

@@ -82,6 +82,23 @@ def from_the_end(scores, b):
     return kept.reshape(scores.shape)
 
 
+def export(kept, left=lambda lam: lam, right=lambda lam: 1 + 0 * lam):
+    """B and A of the triplets `kept`, multiplied by functions of λ."""
+    def adalora_export(P, Lam, Q):
+        k = np.flatnonzero(kept(Lam))
+        return P[:, k] * left(Lam[k]), Q[k] * right(Lam[k])[:, None]
+    return adalora_export
+
+
+def export_in_loops(P, Lam, Q):
+    pairs = [(P[:, i], Lam[i] * Q[i]) for i in range(len(Lam)) if Lam[i]]
+    B, A = np.zeros((len(P), len(pairs))), np.zeros((len(pairs), Q.shape[1]))
+    for i, (p, q) in enumerate(pairs): B[:, i], A[i] = p, q
+    return B, A
+
+
+root, signed_root = lambda lam: np.sqrt(abs(lam)), lambda lam: np.sign(lam) * np.sqrt(abs(lam))
+
 WRONG = {
     "adalora.penalty": [
         (penalty(cogram, gram), "wrong side"), (penalty(cogram, cogram), "columns of P"), (penalty(gram, cogram, root=True), "squared"),
@@ -103,9 +120,17 @@ WRONG = {
         (lambda scores, b: by_partition(scores, scores.size - b), "not those that go"), (by_threshold, "exactly b"),
         (from_the_end, "place −b is place 0"), (lambda scores, b: by_partition(scores, min(b + 1, scores.size)), "one too many"),
         (lambda scores, b: by_partition(scores, b).reshape(-1), "shape"), (lambda scores, b: scores * by_partition(scores, b), "not the scores")],
+    "adalora.export": [
+        (export(lambda lam: lam == lam), "still there"), (export(lambda lam: lam > 0), "not Lam > 0"),
+        (export(lambda lam: lam != 0, root, root), "loses the sign"), (export(lambda lam: lam != 0, right=lambda lam: lam), "counted twice"),
+        (export(lambda lam: lam != 0, lambda lam: 1), "λ is missing"),
+        (export(lambda lam: np.arange(len(lam)) < np.count_nonzero(lam)), "the first triplets"),
+        (lambda *a: export_in_loops(*a)[::-1], "return B, which comes from P, first")],
 }
 RIGHT = {
     "adalora.penalty": [expanded, penalty(gram, cogram)], "adalora.importance": [importance(), lambda *a: [x.tolist() for x in importance()(*a)]],
     "adalora.budget": [budget(), lambda *a: float(budget()(*a))],
     "adalora.allocate": [by_partition, lambda *a: by_partition(*a).tolist()],
+    "adalora.export": [export_in_loops, export(lambda lam: lam != 0, root, signed_root),
+                       lambda *a: list(export(lambda lam: abs(lam) > 0, right=np.ones_like)(*a))],
 }

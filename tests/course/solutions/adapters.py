@@ -41,6 +41,32 @@ def widen(inside=False, bias=lambda s: s, scale=True):
     return adapters_widen
 
 
+def filed(new=True, moved=lambda a, b: (a != b).any(), also=lambda name: True):
+    def adapters_bug(before, after):
+        names = []
+        for name in after:
+            if name not in before:
+                if new: names.append(name)
+            elif moved(after[name], before[name]) and also(name): names.append(name)
+        return names
+    return adapters_bug
+
+
+def one_layer(shortcut=True, bias=True, down=True, up=True, through=True):
+    def adapters_linear(W, b, W_d, b_d, W_u, b_u):
+        act = lambda z: (z if shortcut else 0) + W_u @ (W_d @ z)
+        c = (act(b) if through else b) if bias else 0 * b
+        return act(W), c + (W_u @ b_d if down else 0) + (b_u if up else 0)
+    return adapters_linear
+
+
+def by_probing(W, b, W_d, b_d, W_u, b_u):
+    """Put in the zero vector and unit vectors."""
+    f = lambda x: (lambda h: h + W_u @ (W_d @ h + b_d) + b_u)(W @ x + b)
+    c = f(np.zeros(W.shape[1]))
+    return np.stack([f(e) - c for e in np.eye(W.shape[1])], axis=1), c
+
+
 WRONG = {
     "adapters.forward": [
         (adapter(skip=False), "addition of h is missing"), (adapter(up=F.gelu), "survey's form"),
@@ -60,8 +86,19 @@ WRONG = {
         (widen(bias=lambda s: 1), "output bias as well"), (widen(bias=lambda s: 0), "b_up is missing"),
         (lambda *a: blockwise(*a)[::-1], "result 1 of 4"),
         (lambda *a: tuple(np.swapaxes(x, 0, -1) for x in blockwise(*a)), "transposed")],
+    "adapters.bug": [
+        (filed(moved=lambda a, b: False), "adapters alone"), (filed(new=False), "adapters are missing"),
+        (filed(moved=lambda a, b: True), "whole model"), (filed(moved=lambda a, b: abs(a - b).max() > 1e-4), "overlooks a small step"),
+        (filed(also=lambda name: "weight" in name), "biases are trained"),
+        (lambda before, after: [n for n in after if n not in before or "norm" in n], "by the word")],
+    "adapters.linear": [
+        (one_layer(through=False), "goes through the adapter"), (one_layer(down=False), "multiplied by W_u"), (one_layer(up=False), "b_u is missing"),
+        (one_layer(bias=False), "bias b is missing"), (one_layer(shortcut=False), "I + W_u W_d"),
+        (lambda *a: (one_layer(shortcut=False)(*a)[0], one_layer()(*a)[1]), "right in the bias")],
 }
 RIGHT = {
     "adapters.forward": [by_matmul, adapter()], "adapters.count": [count, lambda *a: float(count(*a))],
     "adapters.widen": [blockwise, widen(), lambda *a: [x.tolist() for x in widen()(*a)]],
+    "adapters.bug": [filed(), lambda *a: tuple(filed()(*a))],
+    "adapters.linear": [one_layer(), by_probing, lambda *a: [x.tolist() for x in one_layer()(*a)]],
 }

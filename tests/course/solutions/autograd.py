@@ -4,30 +4,29 @@ import numpy as np
 import tinypeft as tp
 
 
-def walk(add=True, order=-1, transpose=True, empty=None):
+def walk(add=True, order=-1, empty=None, matrix=False, in_place=False, own=False):
     def autograd_walk(tape, dy):
         grads = [empty] * len(tape)
         grads[-1] = dy
         for k in range(len(tape))[::order]:
             if grads[k] is None or isinstance(grads[k], float): continue
-            for j, J in tape[k]:
-                dx = J.T @ grads[k] if transpose else J @ grads[k]
-                grads[j] = dx if not add or grads[j] is None or isinstance(grads[j], float) else grads[j] + dx
+            for j, vjp in tape[k]:
+                dx = vjp.T @ grads[k] if matrix else vjp(grads[j if own else k])
+                if in_place and grads[j] is not None: grads[j] += dx
+                else: grads[j] = dx if not add or grads[j] is None or isinstance(grads[j], float) else grads[j] + dx
         return grads
     return autograd_walk
 
 
 def zeros(tape, dy):
-    grads = walk()(tape, dy)
-    width = {j: J.shape[1] for uses in tape for j, J in uses} | {k: uses[0][1].shape[0] for k, uses in enumerate(tape) if uses}
-    return [np.zeros(width.get(k, 1)) if g is None else g for k, g in enumerate(grads)]
+    return [np.zeros(1) if g is None else g for g in walk()(tape, dy)]
 
 
 def recursive(tape, dy):
     """Pull instead of push: a value asks everything that uses it."""
     def grad(k):
         if k == len(tape) - 1: return dy
-        parts = [J.T @ grad(i) for i in range(k + 1, len(tape)) for j, J in tape[i] if j == k and grad(i) is not None]
+        parts = [vjp(grad(i)) for i in range(k + 1, len(tape)) for j, vjp in tape[i] if j == k and grad(i) is not None]
         return sum(parts) if parts else None
     return [grad(k) for k in range(len(tape))]
 
@@ -38,7 +37,7 @@ def all_paths(tape, dy):
 
     def push(k, d):
         grads[k] = d if grads[k] is None else grads[k] + d
-        for j, J in tape[k]: push(j, J.T @ d)
+        for j, vjp in tape[k]: push(j, vjp(d))
     push(len(tape) - 1, dy)
     return grads
 
@@ -47,9 +46,9 @@ def pull(tape, dy):
     """Value for value from the end: what do all that use it send?"""
     users, grads = [[] for _ in tape], [None] * (len(tape) - 1) + [dy]
     for i, uses in enumerate(tape):
-        for j, J in uses: users[j].append((i, J))
+        for j, vjp in uses: users[j].append((i, vjp))
     for k in reversed(range(len(tape) - 1)):
-        parts = [J.T @ grads[i] for i, J in users[k] if grads[i] is not None]
+        parts = [vjp(grads[i]) for i, vjp in users[k] if grads[i] is not None]
         grads[k] = np.sum(parts, axis=0) if parts else None
     return grads
 
@@ -116,10 +115,60 @@ def by_autograd(x, gamma, dy, eps):
     return x.grad
 
 
+def differs(upstream=None, eps=1e-5, within=1e-6, flip=False):
+    """Both sides of equation (6), by hand."""
+    def autograd_catches(f, vjp, x):
+        rng = np.random.default_rng(17)
+        u = np.ones(x.shape) if upstream == "ones" else rng.standard_normal(x.shape)
+        v = rng.standard_normal(x.shape)
+        slope = (f(x + eps * v) - f(x - eps * v)) / (2 * eps)
+        gap = abs(np.sum(vjp(x, u) * v) - np.sum(u * slope))
+        wrong = bool(gap > within * np.linalg.norm(u) * np.linalg.norm(v))
+        return not wrong if flip else wrong
+    return autograd_catches
+
+
+def number_by_number(f, vjp, x):
+    """The whole Jacobian by finite differences, one number of x after another."""
+    u, dx = np.random.default_rng(3).standard_normal(x.shape), np.empty(x.shape)
+    for i in np.ndindex(x.shape):
+        e = np.zeros(x.shape)
+        e[i] = 1e-6
+        dx[i] = np.vdot(u, f(x + e) - f(x - e)) / 2e-6
+    return not np.allclose(dx, vjp(x, u), rtol=1e-5, atol=1e-6)
+
+
+def relative(f, vjp, x):
+    u, v = np.random.default_rng(5).standard_normal((2, *x.shape))
+    left, right = np.vdot(vjp(x, u), v), np.vdot(u, f(x + 1e-6 * v) - f(x - 1e-6 * v)) / 2e-6
+    return bool(abs(left - right) > 1e-6 * max(1, abs(left), abs(right)))
+
+
+def forward(add=True, order=1, first=0, fill=None, guard=True):
+    def autograd_forward(tape, dx):
+        changes = [None] * len(tape)
+        changes[first] = dx
+        for k in range(len(tape))[::order]:
+            for j, jvp in tape[k]:
+                if guard and changes[j] is None: continue
+                dy = jvp(changes[j])
+                changes[k] = dy if changes[k] is None or not add else changes[k] + dy
+        return [fill if c is None else c for c in changes]
+    return autograd_forward
+
+
+def recursive_forward(tape, dx):
+    def change(k):
+        if k == 0: return dx
+        parts = [jvp(change(j)) for j, jvp in tape[k] if change(j) is not None]
+        return sum(parts) if parts else None
+    return [change(k) for k in range(len(tape))]
+
+
 WRONG = {
     "autograd.walk": [
         (walk(add=False), "keeps only one of its gradients"), (walk(order=1), "the walk goes forwards"), (zeros, "not zeros"),
-        (walk(transpose=False), "J.T @ dy, not J @ dy"), (recursive, "2ⁿ paths"), (all_paths, "do not follow them"), (reversing, "argument tape"),
+        (walk(matrix=True), "not a matrix"), (walk(in_place=True), "write a + b"), (recursive, "2ⁿ paths"), (all_paths, "do not follow them"), (reversing, "argument tape"),
         (lambda tape, dy: None, "is there a return")],
     "autograd.unbroadcast": [
         (lambda dy, shape: dy.sum(tuple(range(dy.ndim - len(shape)))), "axes of length 1"),
@@ -139,10 +188,20 @@ WRONG = {
         (lambda x, gamma, dy, eps: layer_norm()(x, gamma, dy, 0), "ε is missing"), (outside, "under the root"),
         (lambda x, gamma, dy, eps: 1.5 * layer_norm()(x, gamma, dy, eps), "1.5 times"),
         (layer_norm(scale=False), "γ is missing"), (layer_norm(sigma=False), "division by σ"), (layer_norm(ddof=1), "not by d − 1")],
+    "autograd.catches": [
+        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"),
+        (differs(within=0), "compared with a tolerance"), (differs(eps=0.5), "is ε small"), (differs(flip=True), "wrong way round"),
+        (lambda f, vjp, x: False, "you accept a wrong vjp"), (lambda f, vjp, x: True, "you refuse a right vjp"),
+        (lambda f, vjp, x: True if vjp(x, x) > f(x) else False, "single numbers")],
+    "autograd.forward": [
+        (forward(add=False), "changes with both"), (forward(order=-1), "goes backwards"), (forward(first=-1), "not the last"),
+        (forward(fill=0.0), "None, not 0"), (forward(guard=False), "no jvp takes None")],
 }
 RIGHT = {
     "autograd.walk": [walk(), pull, lambda tape, dy: tuple(pull(tape, dy))],
     "autograd.unbroadcast": [one_by_one, lambda dy, shape: one_by_one(dy, shape).tolist()],
     "autograd.linear_vjp": [einsum, linear(), lambda *a: list(einsum(*a))],
     "autograd.layer_norm_vjp": [by_jacobian, by_autograd],
+    "autograd.catches": [differs(), number_by_number, relative, lambda *a: np.bool_(differs()(*a))],
+    "autograd.forward": [forward(), recursive_forward, lambda *a: tuple(forward()(*a))],
 }

@@ -38,9 +38,29 @@ def awq_by_trace(W, H, mean_abs, quant, alphas):
     return alphas[losses.argmin()], losses
 
 
+def factor_by_flips(H, damping):
+    """From the factor of H itself, turned around: no inverse is factored."""
+    A = H + damping * np.mean(np.diag(H)) * np.eye(len(H))
+    return np.linalg.inv(np.linalg.cholesky(A[::-1, ::-1])[::-1, ::-1])
+
+
+def factor_by_inverse(H, damping):
+    A = H.copy()
+    A[np.diag_indices(len(A))] += damping * np.trace(H) / len(H)
+    return np.linalg.cholesky(np.linalg.inv(A)).T
+
+
+def heaviest_first(W, H, quant, damping):
+    order = sorted(range(len(H)), key=lambda j: -H[j, j])
+    W_hat = gptq_rows(W[:, order], factor_by_inverse(H[np.ix_(order, order)], damping), quant)
+    return W_hat[:, np.argsort(order)]
+
+
 RIGHT = {"calibrated.output_error": [error_by_factor, lambda *a: np.float32(error_by_factor(*a))],
          "calibrated.compensate": [step_in_loops, lambda *a: [x.tolist() for x in step_in_loops(*a)]],
          "calibrated.gptq": [gptq_rows, lambda *a: gptq_rows(*a).tolist()],
+         "calibrated.bug": [factor_by_flips, factor_by_inverse, lambda *a: factor_by_inverse(*a).tolist()],
+         "calibrated.order": [heaviest_first, lambda *a: heaviest_first(*a).tolist()],
          "calibrated.awq": [awq_by_trace, lambda *a: (awq_by_trace(*a)[0], awq_by_trace(*a)[1].tolist())]}
 
 
@@ -152,13 +172,43 @@ def awq_last(W, H, mean_abs, quant, alphas):
     return alphas[np.flatnonzero(losses == losses.min())[-1]], losses
 
 
+def factor_of(inverse=True, lower=False, more=lambda H, damping: damping * np.mean(np.diag(H)) * np.eye(len(H))):
+    def calibrated_bug(H, damping):
+        A = H + more(H, damping)
+        L = np.linalg.cholesky(np.linalg.inv(A) if inverse else A)
+        return L if lower else L.T
+    return calibrated_bug
+
+
+def everywhere(H, damping): return damping * np.mean(np.diag(H))
+
+
+def ordered(back=lambda V, order: V[:, np.argsort(order)], key=lambda H: -np.diag(H), both=True):
+    def calibrated_order(W, H, quant, damping):
+        order = np.argsort(key(H))
+        U = factor_by_inverse(H[order][:, order] if both else H, damping)
+        return back(gptq_rows(W[:, order], U, quant), order)
+    return calibrated_order
+
+
+def permuted_factor(W, H, quant, damping):
+    order = np.argsort(-np.diag(H))
+    return gptq_rows(W[:, order], factor_by_inverse(H, damping)[order][:, order], quant)[:, np.argsort(order)]
+
+
 WRONG = {
+    "calibrated.bug": [(factor_of(inverse=False), "UᵀU is H; it should"), (factor_of(lower=True), "lower triangular"),
+                       (factor_of(more=everywhere), "every entry"), (factor_of(more=lambda H, damping: damping * np.eye(len(H))), "units of the mean"),
+                       (factor_of(more=lambda H, damping: 0), "not added"), (factor_of(False, more=everywhere), "both faults")],
+    "calibrated.order": [(ordered(back=lambda V, order: V), "come back in the new order"), (ordered(back=lambda V, order: V[:, order]), "once more"),
+                         (ordered(key=np.diag), "heaviest column comes first"), (ordered(both=False), "still in the old order"),
+                         (permuted_factor, "not triangular")],
     "calibrated.output_error": [(lambda W, W_hat, H: float(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum((W @ H) * W)), "square"),
                                 (lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W)), "H is not in it"),
                                 (lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H)), "XXᵀ already"),
                                 (lambda W, W_hat, H: float(np.sqrt(np.sum((W_hat @ H) * W_hat) / np.sum((W @ H) * W))), "must use Ŵ − W"),
                                 (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum(W * W))), "also contains H")],
-    "calibrated.compensate": [(step_wrong_sign, "sign"), (step_no_elimination, "equation (3)"), (step_alone, "must move"),
+    "calibrated.compensate": [(step_wrong_sign, "sign"), (step_no_elimination, "elimination step"), (step_alone, "must move"),
                               (step_in_place, "writes into its argument"), (step_undivided, "diagonal entry"),
                               (lambda *a: step_in_loops(*a)[0], "2 results")],
     "calibrated.gptq": [(gptq_nearest, "round to nearest"), (gptq_undivided, "U_jj"), (gptq_in_place, "writes into its argument"),

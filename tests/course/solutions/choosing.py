@@ -64,7 +64,50 @@ def swapped_A(A_q, B_q, A_v, B_v):
     return np.vstack([A_v, A_q]), blocks(A_q, B_q, A_v, B_v)[1]
 
 
+def chosen(by, told=lambda validation, test, i: test[i].mean()):
+    def choosing_bug(validation, test):
+        i = int(by(validation, test))
+        return i, told(validation, test, i)
+    return choosing_bug
+
+
+def by_validation(validation, test): return np.argmin(np.sum(validation, axis=1))
+
+
+def each_seed(validation, test):
+    losses = [test[validation[:, k].argmin(), k] for k in range(test.shape[1])]
+    return int(by_validation(validation, test)), sum(losses) / len(losses)
+
+
+def enough(factor, ddof=1, power=0.5):
+    def choosing_seeds(d, half):
+        n = 2
+        while factor(n, len(d)) * np.std(d, ddof=ddof) / n**power > half: n += 1
+        return n
+    return choosing_seeds
+
+
+def students(n, pilot): return stats.t.ppf(0.975, n - 1)
+
+
+def searched(d, half):
+    """Among many numbers at once."""
+    n = np.arange(2, 5000)
+    return n[stats.t.ppf(0.975, n - 1) * d.std(ddof=1) <= half * np.sqrt(n)][0]
+
+
 WRONG = {
+    "choosing.bug": [
+        (chosen(lambda validation, test: test.mean(1).argmin()), "fault above"),
+        (chosen(by_validation, lambda validation, test, i: validation[i].mean()), "too good"),
+        (chosen(lambda validation, test: validation.min(1).argmin()), "the best seed is luck"),
+        (chosen(by_validation, lambda validation, test, i: test[i].min()), "not that of the best seed"),
+        (chosen(lambda validation, test: validation.mean(1).argmax()), "not the largest"), (each_seed, "one for each seed"),
+        (lambda validation, test: test[by_validation(validation, test)].mean(), "2 results")],
+    "choosing.seeds": [
+        (enough(lambda n, pilot: stats.t.ppf(0.975, pilot - 1)), "of the pilot"), (enough(lambda n, pilot: 1.96), "1.96"),
+        (enough(lambda n, pilot: stats.t.ppf(0.95, n - 1)), "two sides"), (enough(students, ddof=0), "ddof=1"),
+        (enough(students, power=1), "not with n"), (lambda d, half: enough(students)(d, half) + 1, "more than needed")],
     "choosing.memory": [
         (memory(16, 1), "bits are not bytes"), (memory(8), "moments"), (lambda n, bits, t: memory(16)(n, bits, t) + 12 * n, "frozen weights"),
         (lambda n, bits, t: (n + t) * bits / 8 + 12 * t, "whatever the base's bits"),
@@ -85,6 +128,8 @@ WRONG = {
         (lambda A_q, B_q, A_v, B_v: (A_q, blocks(A_q, B_q, A_v, B_v)[1]), "one below the other")],
 }
 RIGHT = {
+    "choosing.bug": [chosen(by_validation), lambda v, t: list(chosen(by_validation)(v, t))],
+    "choosing.seeds": [enough(students), searched],
     "choosing.memory": [memory(16), lambda *a: int(memory(16)(*a)), lambda *a: math.ceil(memory(16)(*a))],
     "choosing.pareto": [pareto_loop, lambda *a: pareto_loop(*a).tolist()], "choosing.difference": [by_ttest, half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)],
     "choosing.fuse": [blocks, lambda *a: [x.tolist() for x in blocks(*a)]],

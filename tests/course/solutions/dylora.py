@@ -5,10 +5,6 @@ from tinypeft import Tensor
 from tinypeft import functional as F
 
 
-def truncate(scale):
-    return lambda A, B, b, alpha: scale(alpha, b, len(A)) * (B[:, :b] @ A[:b])
-
-
 def sliced(scale, b_of=lambda b, R: b):
     def dylora_forward(x, W, A, B, b, alpha):
         R = A.shape[0]
@@ -26,24 +22,67 @@ def doubled(x, W, A, B, b, alpha):
     return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(np.float32), B * m.astype(np.float32)) * (alpha / A.shape[0])
 
 
-def step(index=lambda b: b - 1, whole=False):
-    def dylora_frozen_step(A, B, dA, dB, b, lr):
-        A, B, i = A.copy(), B.copy(), slice(0, b) if whole else index(b)
-        A[i] -= lr * dA[i]
-        B[:, i] -= lr * dB[:, i]
-        return A, B
-    return dylora_frozen_step
+def step(trained=lambda b, frozen: slice(b - 1 if frozen else 0, b), sign=1, along="M"):
+    """Only the rows in question, in copies."""
+    def dylora_bug(A, M, dA, b, beta, lr, frozen):
+        A, M, rows = A.copy(), M.copy(), trained(b, frozen)
+        M[rows] = beta * M[rows] + dA[rows]
+        A[rows] -= sign * lr * (M if along == "M" else dA)[rows]
+        return A, M
+    return dylora_bug
 
 
-def in_place(A, B, dA, dB, b, lr):
-    A[b - 1] -= lr * dA[b - 1]
-    B[:, b - 1] -= lr * dB[:, b - 1]
-    return A, B
+def momentum_everywhere(A, M, dA, b, beta, lr, frozen):
+    M = beta * M + dA
+    return A - lr * M, M
 
 
-def masked(A, B, dA, dB, b, lr):
-    here = np.arange(1, len(A) + 1) == b
-    return A - lr * here[:, None] * dA, B - lr * here * dB
+def fading(A, M, dA, b, beta, lr, frozen):
+    M = beta * M + dA
+    return np.where((np.arange(len(A)) < b)[:, None] & ((np.arange(len(A)) == b - 1)[:, None] | (not frozen)), A - lr * M, A), M
+
+
+def forgetting(A, M, dA, b, beta, lr, frozen):
+    A, M = step()(A, M, dA, b, beta, lr, frozen)
+    first = b - 1 if frozen else 0
+    M[:first], M[b:] = 0, 0
+    return A, M
+
+
+def in_place(A, M, dA, b, beta, lr, frozen):
+    A[:], M[:] = step()(A, M, dA, b, beta, lr, frozen)
+    return A, M
+
+
+def by_loop(A, M, dA, b, beta, lr, frozen):
+    new_A, new_M = [list(row) for row in A], [list(row) for row in M]
+    for i in range(b - 1 if frozen else 0, b):
+        for j in range(A.shape[1]):
+            new_M[i][j] = beta * M[i, j] + dA[i, j]
+            new_A[i][j] -= lr * new_M[i][j]
+    return new_A, new_M
+
+
+def cut_by(k=lambda b: slice(b), left=lambda S: S, right=np.ones_like):
+    def dylora_cut(A, B, b):
+        U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+        keep = k(b)
+        return right(S[keep])[:, None] * Vt[keep], U[:, keep] * left(S[keep])
+    return dylora_cut
+
+
+def cut_thin(A, B, b):
+    """Without forming B A: QR of both factors, and the decomposition of an (R, R) matrix. Roots of S in both."""
+    Q, T = np.linalg.qr(B)
+    P, L = np.linalg.qr(A.T)
+    U, S, Vt = np.linalg.svd(T @ L.T)
+    root = np.sqrt(S[:b])
+    return root[:, None] * (Vt[:b] @ P.T), Q @ U[:, :b] * root
+
+
+def cut_of_v(A, B, b):
+    U, S, V = np.linalg.svd(B @ A, full_matrices=False)
+    return V[:, :b].T, U[:, :b] * S[:b]
 
 
 def sorted_search(losses, tolerance):
@@ -60,20 +99,16 @@ def emptying(losses, tolerance):
 
 
 WRONG = {
-    "dylora.truncate": [
-        (truncate(lambda a, b, R: a / R), "not α/R"), (truncate(lambda a, b, R: 1.0), "missing"),
-        (lambda A, B, b, alpha: alpha / b * B[:, -b:] @ A[-b:], "last b rows"), (lambda A, B, b, alpha: alpha / b * (B @ A), "nothing is cut"),
-        (lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1], "one row too many"),
-        (lambda A, B, b, alpha: alpha / b * (B[:, :b] @ A[:b]).T, "it is transposed"), (lambda A, B, b, alpha: alpha / b * A[:b] @ B[:, :b], "must one of")],
     "dylora.forward": [
         (sliced(lambda a, b, R: a / R), "not α/R"), (sliced(lambda a, b, R: a / b, lambda b, R: R), "nothing is masked"),
         (detached, "no gradient reaches A"), (sliced(lambda a, b, R: a), "not α"),
         (sliced(lambda a, b, R: a / b, lambda b, R: b + 1), "must be below b"),
         (lambda x, W, A, B, b, alpha: sliced(lambda a, b, R: a / b)(x, W, A, B, b, alpha) - x @ W.T, "W₀ x is missing")],
-    "dylora.frozen_step": [
-        (step(lambda b: b), "row b − 1"), (step(whole=True), "only the b-th"), (in_place, "argument A"),
-        (lambda A, B, dA, dB, b, lr: (masked(A, B, dA, dB, b, lr)[0], B.copy()), "column b of B"),
-        (lambda A, B, dA, dB, b, lr: masked(A, B, dA, dB, b, -lr), "subtract"), (lambda A, B, dA, dB, b, lr: masked(A, B, dA, dB, b, 1), "rate lr")],
+    "dylora.bug": [
+        (momentum_everywhere, "rows behind b still move"), (fading, "M fades"), (forgetting, "is gone"),
+        (step(lambda b, frozen: slice(b if frozen else 0, b + 1)), "row b − 1"), (step(lambda b, frozen: slice(0, b)), "row b alone"),
+        (step(lambda b, frozen: slice(b - 1, b)), "all rows up to b"), (step(along="dA"), "along M"), (step(sign=-1), "subtract"),
+        (in_place, "argument A")],
     "dylora.search": [
         (lambda losses, tolerance: min(losses, key=losses.get), "within the tolerance"),
         (lambda losses, tolerance: max(b for b in losses if losses[b] <= min(losses.values()) + tolerance), "largest"),
@@ -81,9 +116,15 @@ WRONG = {
         (emptying, "argument losses"), (lambda losses, tolerance: min(losses.values()), "return the rank"),
         (lambda losses, tolerance: next(b for b in losses if losses[b] <= min(losses.values()) + tolerance), "dict's order"),
         (lambda losses, tolerance: min(b for b in losses if losses[b] < min(losses.values()) + tolerance), "ValueError")],
+    "dylora.cut": [
+        (lambda A, B, b: (A[:b], B[:, :b]), "the first rows of A"), (cut_by(lambda b: slice(-b, None)), "smallest"),
+        (cut_by(left=np.ones_like), "are missing"), (cut_by(right=lambda S: S), "counted twice"), (cut_of_v, "returns Vᵀ"),
+        (lambda A, B, b: (A, B), "nothing is cut"), (cut_by(lambda b: slice(b + 1)), "one singular value too many"),
+        (lambda *a: cut_thin(*a)[::-1], "return A, which is")],
 }
 RIGHT = {
-    "dylora.truncate": [truncate(lambda a, b, R: a / b), lambda *a: truncate(lambda a, b, R: a / b)(*a).tolist()], "dylora.forward": [sliced(lambda a, b, R: a / b), doubled],
-    "dylora.frozen_step": [masked, step(), lambda *a: list(step()(*a))],
+    "dylora.forward": [sliced(lambda a, b, R: a / b), doubled],
+    "dylora.bug": [step(), by_loop, lambda *a: list(step()(*a))],
     "dylora.search": [sorted_search, lambda *a: np.int64(sorted_search(*a))],
+    "dylora.cut": [cut_by(), cut_thin, lambda *a: [part.tolist() for part in cut_thin(*a)]],
 }

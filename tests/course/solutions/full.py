@@ -35,7 +35,7 @@ def states(N, n, b, f):
 def activations(B, T, d, H, L, V):
     n, heads = B * T, B * H
     weights = sum(64 * (64 * (i + 1)) for i in range(T // 64)) * heads
-    return L * (17 * n * d + 2 * n + weights) + n * (2 * d + 1 + V)
+    return L * (16 * n * d + 2 * n + weights) + n * (2 * d + 1 + V)
 
 
 def plain(root=np.sqrt, decay=1, late=False, hat=True):
@@ -46,6 +46,40 @@ def plain(root=np.sqrt, decay=1, late=False, hat=True):
         step = lr * (m / a) / (root(v / b) + eps) if hat else lr * np.sqrt(b) / a * m / (np.sqrt(v) + eps)
         return (w - step) * (1 - lr * lam) if late else w - step - decay * lr * lam * w, m, v
     return full_adamw
+
+
+def loop(shared=False, start=1, inside=False, constant=False, decayed=True, write=False, newest=False):
+    def full_bug(w, gradients, lr, beta1, beta2, decay):
+        m, v = [np.zeros_like(w)] * 2 if shared else [np.zeros_like(w) for _ in range(2)]
+        for t, g in enumerate(gradients, start):
+            if inside: m, v = np.zeros_like(w), np.zeros_like(w)
+            if newest: g = gradients[-1]
+            t = 1 if constant else t
+            m *= beta1
+            m += (1 - beta1) * g
+            v *= beta2
+            v += (1 - beta2) * g**2
+            step = lr * (m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + 1e-8) + decay * w * decayed)
+            if write: w -= step
+            else: w = w - step
+        return w
+    return full_bug
+
+
+def repeated(w, gradients, lr, beta1, beta2, decay):
+    """The first exercise's function, once for each gradient."""
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(gradients, 1): w, m, v = adamw()(w, g, m, v, t, lr, beta1, beta2, 1e-8, decay)
+    return w
+
+
+def peak(inputs=lambda L, k: L // k, blocks=lambda k: k, together=False, head=True, factor=1):
+    def full_recompute(B, T, d, H, L, V, k):
+        n = B * T
+        part = blocks(k) * (16 * n * d + 2 * n + B * H * T * (T + 64) // 2)
+        top = n * (2 * d + 1 + V) if head else 0
+        return factor * (inputs(L, k) * n * d + (part + top if together else max(part, top)))
+    return full_recompute
 
 
 WRONG = {
@@ -69,7 +103,17 @@ WRONG = {
         (lambda B, T, d, H, L, V: activations(B, T, d, H, 1, V), "there are L"),
         (lambda B, T, d, H, L, V: 4 * activations(B, T, d, H, L, V), "in bytes"),
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + L * B * H * (T * T - T * (T + 64) // 2), "all T²")],
+    "full.bug": [
+        (loop(shared=True), "has no root"), (loop(start=2), "t counts from 1"), (loop(inside=True), "begin anew"),
+        (loop(constant=True), "t stays 1"), (loop(decayed=False), "decay is missing"), (loop(newest=True), "the last gradient"),
+        (loop(write=True), "argument w"), (lambda *a: [loop()(*a)], "shape")],
+    "full.recompute": [
+        (peak(inputs=lambda L, k: L), "for each part of k blocks"), (peak(inputs=lambda L, k: 0), "L/k of them"),
+        (peak(blocks=lambda k: 1), "a part has k blocks"), (peak(together=True), "not the sum"),
+        (peak(head=False), "the head also needs"), (peak(factor=4), "in bytes")],
 }
 RIGHT = {"full.adamw": [folded, adamw(), plain(), lambda *a: list(adamw()(*a)), lambda *a: tuple(x.tolist() for x in adamw()(*a))],
          "full.states": [states, lambda *a: int(states(*a))],
-         "full.activations": [activations, lambda *a: float(activations(*a)), lambda *a: np.int64(activations(*a))]}
+         "full.activations": [activations, lambda *a: float(activations(*a)), lambda *a: np.int64(activations(*a))],
+         "full.bug": [loop(), repeated, lambda *a: loop()(*a).tolist()],
+         "full.recompute": [peak(), lambda *a: float(peak()(*a))]}

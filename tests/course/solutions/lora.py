@@ -56,6 +56,29 @@ def spectral(power):
     return lora_overlap
 
 
+def diagnose(same=np.array_equal, start=lambda A, B: not (B @ A).any(), dead="both zero", still=all, unmoved="not trained"):
+    def lora_bug(W0, A0, B0, W1, A1, B1):
+        if not same(W0, W1): return "base trained"
+        if not start(A0, B0): return "start changed"
+        if np.abs(A0).max() == np.abs(B0).max() == 0: return dead
+        return unmoved if still([(A0 == A1).all(), (B0 == B1).all()]) else "fine"
+    return lora_bug
+
+
+def dora(axis=1, root=True, magnitude=True, scale=lambda alpha, r: alpha / r, rows=lambda W, V: V):
+    def lora_dora(x, W, A, B, alpha, m):
+        V = W + (B @ A) * scale(alpha, A.shape[0])
+        length = (rows(W, V) ** 2).sum(axis=axis, keepdims=True) ** (0.5 if root else 1)
+        return x @ (V / length * (m.reshape(-1, 1) if magnitude else 1.0)).T
+    return lora_dora
+
+
+def after_the_product(x, W, A, B, alpha, m):
+    """The output's columns are scaled, not the weight's rows: the same function."""
+    V = W + (B @ A) * (alpha / A.shape[0])
+    return (x @ W.T + (x @ A.T) @ B.T * (alpha / A.shape[0])) * (m / (V ** 2).sum(axis=1) ** 0.5)
+
+
 WRONG = {
     "lora.forward": [
         (forward(lambda a, r: a), "α/r, not α"), (forward(lambda a, r: a / r, base=False), "W₀ x is missing"),
@@ -76,8 +99,19 @@ WRONG = {
         (lambda W, A, B, alpha: W + alpha * B @ A, "α/r, not α"), (in_place, "argument W"), (lambda W, A, B, alpha: alpha / len(A) * B @ A, "add W₀"),
         (lambda W, A, B, alpha: W + alpha / len(B) * B @ A, "columns of B"), (lambda W, A, B, alpha: W - alpha / len(A) * B @ A, "subtracted"),
         (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "must be transposed")],
+    "lora.bug": [
+        (diagnose(still=any), "only one of its two matrices"), (diagnose(start=lambda A, B: not B.any()), "one of the two may be random"),
+        (diagnose(same=lambda a, b: np.allclose(a, b, 1e-4, 1e-5)), "equal to the last bit"), (diagnose(dead="not trained"), "nothing can move"),
+        (diagnose(unmoved="both zero"), "is about the start"), (diagnose(same=lambda a, b: True), "base's weight before and after"),
+        (diagnose(start=lambda A, B: True), "B A at the start must be zero"), (lambda *run: None, "None")],
+    "lora.dora": [
+        (dora(axis=0), "you divided the columns"), (dora(root=False), "root is missing"), (dora(magnitude=False), "magnitude m is missing"),
+        (dora(scale=lambda a, r: a), "α/r, not α"), (dora(rows=lambda W, V: W), "not of W's"),
+        (lambda x, W, A, B, alpha, m: dora()(x, W, A, Tensor(B.data), alpha, m), "no gradient reaches B"),
+        (lambda x, W, A, B, alpha, m: forward(lambda a, r: a / r)(x, W, A, B, alpha) * m, "division by the lengths")],
 }
 RIGHT = {"lora.forward": [forward(lambda a, r: a / r), lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ (B * (alpha / A.shape[0])).T],
          "lora.backward": [backward(), lambda *a: list(backward()(*a)), lambda *a: [g.tolist() for g in backward()(*a)]],
          "lora.overlap": [by_projections, lambda *a: np.float32(by_projections(*a))],
-         "lora.merge": [lambda W, A, B, alpha: W + (B * (alpha / A.shape[0])) @ A, lambda W, A, B, alpha: (W + alpha / len(A) * B @ A).tolist()]}
+         "lora.merge": [lambda W, A, B, alpha: W + (B * (alpha / A.shape[0])) @ A, lambda W, A, B, alpha: (W + alpha / len(A) * B @ A).tolist()],
+         "lora.bug": [diagnose(), diagnose(start=lambda A, B: np.linalg.norm(B @ A) == 0)], "lora.dora": [dora(), after_the_product]}

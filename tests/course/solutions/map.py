@@ -40,6 +40,39 @@ def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0
     return codes, s, (Z if survey else -Z) if sign is None else sign(Z)
 
 
+def decode(cast=np.float32, zero=None, sign=-1, scaled=True, column=True):
+    def map_bug(codes, scale, z):
+        z = z.astype(cast if zero is None else zero)
+        s, z = (scale[:, None], z[:, None]) if column else (scale, z)
+        return ((s if scaled else np.float32(1)) * (codes.astype(cast) + sign * z)).astype(np.float32)
+    return map_bug
+
+
+def by_number(codes, scale, zero):
+    return [[float(s) * (int(q) - int(z)) for q in row] for row, s, z in zip(codes, scale, zero, strict=True)]
+
+
+def as_shown(codes, scale, zero):
+    return scale[:, None] * (codes - zero[:, None])
+
+
+def shifted(codes, bits):
+    """A stream of bits as one large integer."""
+    stream = sum(int(q) << bits * i for i, q in enumerate(codes))
+    return np.frombuffer(stream.to_bytes(-(-len(codes) * bits // 8), "little"), np.uint8)
+
+
+def bits_of(order="little", low_first=True, gaps=False, cut=False):
+    def map_pack(codes, bits):
+        places = range(bits) if low_first else range(bits - 1, -1, -1)
+        stream = []
+        for q in codes:
+            stream += [int(q) >> k & 1 for k in places] + [0] * (8 - bits) * gaps
+        if cut: stream = stream[:len(stream) // 8 * 8]
+        return np.packbits(np.array(stream, np.uint8), bitorder=order)
+    return map_pack
+
+
 WRONG = {
     "map.trained": [
         (swap(0, lambda d, L, r, P, m: 2 * L * r * d), "query and value"), (swap(1, lambda d, L, r, P, m: L * P * d), "enters once"),
@@ -59,8 +92,18 @@ WRONG = {
         (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps"), (unclipped, "not clipped"),
         (half_up, "half to the even"), (lambda x, b, c: quantize(x, b, c)[:2], "3 results"),
         (lambda x, b, c: (quantize(x, b, c)[0].astype(np.uint8), *quantize(x, b, c)[1:]), "dtype uint8")],
+    "map.bug": [
+        (as_shown, "taken in uint8"), (decode(np.int8), "int8 ends at 127"), (decode(sign=1), "adds the zero point"),
+        (decode(scaled=False), "the scale is missing"), (decode(column=False), "belong to a row"),
+        (lambda q, s, z: decode()(q, s, z).astype(np.float64), "float64"), (lambda q, s, z: decode()(q, s, z)[0], "shape")],
+    "map.pack": [
+        (bits_of("big", False), "into the low bits"), (bits_of(low_first=False), "bits of each code are reversed"),
+        (bits_of("big"), "bits of each byte are reversed"), (bits_of(gaps=True), "a byte of its own"),
+        (bits_of(cut=True), "the last byte is missing"), (lambda q, b: bits_of()(q, b).astype(float), "dtype float64")],
 }
 RIGHT = {
     "map.trained": [trained, lambda *a: np.array(trained(*a)), lambda *a: list(trained(*a)), lambda *a: tuple(map(float, trained(*a)))],
     "map.bits": [bits, lambda *a: np.float64(bits(*a)), lambda *a: np.array(bits(*a))],
-    "map.signs": [quantize, lambda *a: list(quantize(*a)), lambda *a: (quantize(*a)[0].tolist(), *quantize(*a)[1:])]}
+    "map.signs": [quantize, lambda *a: list(quantize(*a)), lambda *a: (quantize(*a)[0].tolist(), *quantize(*a)[1:])],
+    "map.bug": [decode(), decode(np.int64), decode(np.int16), decode(np.float64), by_number],
+    "map.pack": [bits_of(), shifted, lambda *a: shifted(*a).tolist()]}

@@ -45,7 +45,29 @@ def by_eigenvectors(W, quant, r, T):
     return Q, B, A
 
 
-RIGHT = {"nf4.levels": [levels_in_loops, lambda *a: levels_in_loops(*a).astype(np.float32), lambda *a: levels_in_loops(*a).tolist()],
+def scaled_on_B(W, quant, r, alpha):
+    """All of α/r on B."""
+    Q, B, A = alternate(W, quant, r, 1)
+    return Q, B * r / alpha, A
+
+
+def scaled_on_singular_values(W, quant, r, alpha):
+    Q = quant(W)
+    U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+    root = np.sqrt(S[:r] * r / alpha)
+    return Q, U[:, :r] * root, root[:, None] * Vt[:r]
+
+
+def lloyd_in_loops(x, levels):
+    new = np.array(levels)
+    codes = [int(np.argmin([abs(v - c) for c in levels])) for v in x]
+    for i in set(codes): new[i] = np.mean([v for v, q in zip(x, codes, strict=True) if q == i])
+    return new
+
+
+RIGHT = {"nf4.bug": [scaled_on_B, scaled_on_singular_values, lambda *a: [x.tolist() for x in scaled_on_B(*a)]],
+         "nf4.lloyd": [lloyd_in_loops, lambda *a: lloyd_in_loops(*a).tolist()],
+         "nf4.levels": [levels_in_loops, lambda *a: levels_in_loops(*a).astype(np.float32), lambda *a: levels_in_loops(*a).tolist()],
          "nf4.encode": [code_by_midpoints, lambda *a: (code_by_midpoints(*a)[0].astype(np.uint8), np.array(code_by_midpoints(*a)[1])),
                         lambda *a: [code_by_midpoints(*a)[0].tolist(), code_by_midpoints(*a)[1]]],
          "nf4.backward": [gradients_by_parts, lambda *a: [g.tolist() for g in gradients_by_parts(*a)]],
@@ -138,7 +160,33 @@ def loftq_stale(W, quant, r, T):
     return quant(W - B @ A), B, A
 
 
+def scaled_by(of_B, of_A, of_Q=1):
+    def nf4_bug(W, quant, r, alpha):
+        Q, B, A = alternate(W, quant, r, 1)
+        s = alpha / r
+        return Q * s**(of_Q - 1), B * s**of_B, A * s**of_A
+    return nf4_bug
+
+
+def lloyd_of(centre, empty=lambda c: c, nearest=True):
+    def nf4_lloyd(x, levels):
+        q = np.abs(x[:, None] - levels).argmin(1) if nearest else np.maximum(np.searchsorted(levels, x, "right") - 1, 0)
+        return np.array([centre(x[q == i]) if np.any(q == i) else empty(c) for i, c in enumerate(levels)])
+    return nf4_lloyd
+
+
+def lloyd_nan(x, levels):
+    q = np.abs(x[:, None] - levels).argmin(1)
+    with np.errstate(all="ignore"): return np.bincount(q, x, len(levels)) / np.bincount(q, minlength=len(levels))
+
+
 WRONG = {
+    "nf4.bug": [(scaled_by(0, 0), "fault of the code above"), (scaled_by(0.5, 0.5), "you multiply by the scale"), (scaled_by(-1, -1), "its square"),
+                (scaled_by(-0.5, -0.5, 0), "Q is not scaled"), (scaled_by(-0.5, 0), "not by its root"),
+                (lambda W, quant, r, alpha: scaled_on_B(W, quant, r, alpha * r), "α/r, not α"), (lambda *a: scaled_on_B(*a)[1:], "3 results")],
+    "nf4.lloyd": [(lloyd_of(np.mean, lambda c: 0.0), "stays as it is"), (lloyd_of(np.median), "median"), (lloyd_of(np.sum), "number of weights"),
+                  (lloyd_of(np.mean, nearest=False), "next one below"), (lambda x, levels: lloyd_of(lambda v: (v.min() + v.max()) / 2)(x, levels), "middle of their range"),
+                  (lloyd_nan, "NaN")],
     "nf4.levels": [(levels_short, "n + 1 points"), (levels_unscaled, "largest magnitude of 1"), (levels_two_zeros, "shape"),
                    (levels_swapped, "exchanged"), (lambda *a: levels_in_loops(*a)[::-1], "numbers differ"),
                    (lambda d, p, n: np.sort(np.concatenate([np.linspace(0, 1, p + 1), np.linspace(-1, 0, n + 1)[:-1]])), "evenly spaced")],

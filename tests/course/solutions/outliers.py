@@ -33,7 +33,21 @@ def stacked(gamma, beta, weights, max_abs, alpha=0.5):
     return gamma / s, beta / s, [np.multiply(W, s[None]) for W in weights]
 
 
-RIGHT = {"outliers.codes_left": [left_by_mask, lambda X, O: [int(n) for n in left_by_mask(X, O)]],
+def summed_in(kind):
+    """The codes in `kind`, multiplied and summed there."""
+    return lambda q_x, q_w: (q_x.astype(kind)[:, None] * q_w.astype(kind)).sum(-1, dtype=kind)
+
+
+def corrected_by_loop(product, z, q_w):
+    return [[int(y) - int(z[t]) * sum(int(w) for w in row) for y, row in zip(products, q_w, strict=True)]
+            for t, products in enumerate(product)]
+
+
+RIGHT = {"outliers.bug": [summed_in(np.int32), lambda q_x, q_w: np.einsum("nk,dk->nd", q_x, q_w, dtype=np.int64),
+                          lambda q_x, q_w: q_x.astype(float) @ q_w.T, lambda q_x, q_w: [[int(x @ w) for w in q_w.astype(int)]
+                                                                                        for x in q_x.astype(int)]],
+         "outliers.zero_point": [corrected_by_loop, lambda product, z, q_w: product - np.outer(z, q_w @ np.ones(q_w.shape[1], int))],
+         "outliers.codes_left": [left_by_mask, lambda X, O: [int(n) for n in left_by_mask(X, O)]],
          "outliers.vector_wise": [product_in_loops, lambda *a: product_in_loops(*a).tolist()],
          "outliers.llm_int8": [split_by_mask, lambda *a: [x.tolist() for x in split_by_mask(*a)]],
          "outliers.smooth": [stacked, lambda *a: [x.tolist() if isinstance(x, np.ndarray) else tuple(x) for x in stacked(*a)]]}
@@ -144,6 +158,17 @@ def smooth_inverse(gamma, beta, weights, max_abs, alpha=0.5):
 
 
 WRONG = {
+    "outliers.bug": [(lambda q_x, q_w: q_x @ q_w.T, "turn the codes"), (summed_in(np.int16), "int16 ends"),
+                     (summed_in(np.float32), "every integer up to 2²⁴"), (summed_in(np.float16), "up to 2,048"),
+                     (lambda q_x, q_w: (q_x.astype(int) @ q_w.T.astype(int)).clip(-127, 127), "clipped"),
+                     (lambda q_x, q_w: q_x.astype(int) @ q_w.astype(int), "two shapes do not fit")],
+    "outliers.zero_point": [(lambda product, z, q_w: product + np.outer(z, q_w.sum(1)), "minus z times"),
+                            (lambda product, z, q_w: product - z[:, None] * q_w.sum(), "one sum for each output"),
+                            (lambda product, z, q_w: product - z[:, None] * q_w.shape[1], "q_w is missing"),
+                            (lambda product, z, q_w: product - z[:, None] * q_w[:, 0].astype(int), "one code of W alone"),
+                            (lambda product, z, q_w: product - z.mean() * q_w.sum(1), "belongs to a token"),
+                            (lambda product, z, q_w: product - z * q_w.sum(1), "broadcast"),
+                            (lambda product, z, q_w: product, "than expected")],
     "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "magnitude"),
                              (lambda X, O: (left_by_mask(X, O) - 1) // 2, "are 2c + 1"), (lambda X, O: left_by_mask(X, O) - 1, "0 is a code"),
                              (lambda X, O: left_by_mask(X.T, []), "shape")],

@@ -65,6 +65,22 @@ def cut_loop(table, n_layers, n_heads):
     return [(part(2 * i), part(2 * i + 1)) for i in range(n_layers)]
 
 
+def seen_where(condition, first=lambda P: P):
+    """Columns j that token t sees by `condition(t, j, P)`, and positions from `first(P)` on."""
+    def prefix_bug(T, P):
+        t, j = np.arange(T)[:, None], np.arange(P + T)
+        return np.broadcast_to(condition(t, j, P), (T, P + T)), first(P) + np.arange(T)
+    return prefix_bug
+
+
+def glued(T, P):
+    return np.concatenate([np.ones((T, P), bool), np.tri(T, dtype=bool)], axis=1), np.arange(P + T)[P:]
+
+
+def by_odds(lam, n):
+    with np.errstate(divide="ignore"): return 1 / (1 + (1 / lam - 1) / n)
+
+
 WRONG = {
     "prefix.attention": [
         (attention_mask(lambda P: 1), "diagonal is P + 1"), (attention_mask(lambda P: P + 1, scale=False), "√d_head"),
@@ -86,8 +102,19 @@ WRONG = {
         (lambda t, L, H: [tuple(p) for p in t.reshape(L, 2, H, len(t), -1)], "reshape alone"),
         (lambda t, L, H: list(zip(*t.reshape(len(t), 2, L, H, -1).transpose(1, 2, 3, 0, 4), strict=True)), "all keys first"),
         (lambda t, L, H: [(k.swapaxes(0, 1), v.swapaxes(0, 1)) for k, v in cut_loop(t, L, H)], "(H, P, d_head)")],
+    "prefix.bug": [
+        (seen_where(lambda t, j, P: j <= t), "positions are right"), (seen_where(lambda t, j, P: j <= t + P, lambda P: 0), "still begin at 0"),
+        (seen_where(lambda t, j, P: j < t + P), "not P − 1"), (seen_where(lambda t, j, P: j <= t + P + 1), "one future token"),
+        (seen_where(lambda t, j, P: (j <= t + P) & (j >= P)), "hidden from all"), (seen_where(lambda t, j, P: j > t + P), "may not see"),
+        (seen_where(lambda t, j, P: j <= t + P, lambda P: P + 1), "first token stands at P"),
+        (seen_where(lambda t, j, P: j <= t, lambda P: 0), "as it was")],
+    "prefix.copies": [
+        (lambda lam, n: n * lam, "more than 1"), (lambda lam, n: 1 - (1 - lam) ** n, "independent chances"), (lambda lam, n: np.clip(n * lam, 0, 1), "cutting"),
+        (lambda lam, n: 1 - by_odds(lam, n), "share of the text"), (lambda lam, n: n * lam / (1 + n * lam), "not 1")],
 }
 RIGHT = {
     "prefix.attention": [per_row, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs, share_with(lambda p, s: 2 * [max(p.max(), s.max())]), lambda *a: np.array(by_logs(*a))],
     "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [cut_loop, lambda *a: np.array(cut_loop(*a)), lambda *a: tuple([k.tolist(), v.tolist()] for k, v in cut_loop(*a))],
+    "prefix.bug": [glued, seen_where(lambda t, j, P: j <= t + P), lambda *a: tuple(x.tolist() for x in glued(*a))],
+    "prefix.copies": [by_odds, lambda lam, n: [float(n * x / (n * x + 1 - x)) for x in lam]],
 }

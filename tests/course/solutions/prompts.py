@@ -72,6 +72,24 @@ def cosines(P_e, E, k):
     return np.sort(unit(P_e) @ unit(E).T, axis=1)[:, ::-1][:, :k]
 
 
+def read_by(own=False, shift=0, last=True):
+    def prompts_bug(at, n):
+        real = [i for i in range(n) if i not in set(at)]
+        out = real if own else [i - 1 for i in real[1:]] + ([n - 1] if last else [])
+        return np.array([i + shift for i in out])
+    return prompts_bug
+
+
+def lstm(directions=2, layers=2, biases=2, state=1, second=2, embeddings=1, maps=1):
+    def prompts_lstm(P, d, n):
+        total = embeddings * P * d + maps * ((2 * n + 1) * 2 * n + (2 * n + 1) * d)
+        for layer in range(layers):
+            k = second * n if layer else d
+            total += directions * sum(n * k + state * n * n + biases * n for _ in "ifgo")
+        return total
+    return prompts_lstm
+
+
 WRONG = {
     "prompts.input": [
         (built(text_at=lambda P, T: slice(0, T)), "begin behind the prompt"), (built(prompt_at=None), "have positions, too"),
@@ -93,9 +111,16 @@ WRONG = {
         (walk(limit=False), "a later one is a token like others"),
         (lambda *a: np.setdiff1d(np.arange(len(a[0]) + sum(a[1])), inserted(*a)), "not of the pseudo-tokens"),
         (lambda *a: walk()(*a) + 1, "everywhere")],
+    "prompts.bug": [
+        (read_by(own=True), "own places; but"), (lambda at, n: np.arange(n - len(at)), "0 … T − 1, as before"), (read_by(shift=1), "one place before them"), (read_by(own=True, shift=-1), "too early"),
+        (read_by(last=False), "last token is missing"), (lambda at, n: np.arange(n), "all places of the row")],
+    "prompts.lstm": [
+        (lstm(directions=1), "two directions"), (lstm(layers=1), "second layer is missing"), (lstm(second=1), "reads both directions"),
+        (lstm(biases=1), "two biases"), (lstm(embeddings=0), "are trained, too"), (lstm(state=0), "of the state"), (lstm(maps=0), "linear maps are missing")],
 }
 RIGHT = {
     "prompts.input": [built()], "prompts.cost": [cost, lambda *a: np.array(cost(*a))],
     "prompts.nearest": [nearest(), partitioned, lambda *a: nearest()(*a).tolist(), lambda *a: nearest()(*a).astype(np.int32)],
     "prompts.places": [inserted, walk(), lambda *a: [int(i) for i in walk()(*a)]],
+    "prompts.bug": [read_by(), lambda *a: read_by()(*a).tolist()], "prompts.lstm": [lstm(), lambda *a: float(lstm()(*a))],
 }

@@ -36,7 +36,28 @@ def distil_scipy(teacher, student):
     return kl / len(p), (q - p) / len(p)
 
 
-RIGHT = {"qat.ste": [ste_where, lambda *a: ste_where(*a).tolist()], "qat.lsq": [lsq_in_loops, lambda *a: [x.tolist() for x in lsq_in_loops(*a)]],
+def descend(w, X, y, s, lr, steps, in_place=False, at_floats=False, sum_=False, up=False, floats=False):
+    w = list(w)
+    for _ in range(steps):
+        if in_place: w = [s * round(v / s) for v in w]
+        used = w if at_floats else [s * round(v / s) for v in w]
+        residual = X @ np.array(used) - y
+        gradient = 2 * X.T @ residual / (1 if sum_ else len(X))
+        w = [v + (lr if up else -lr) * g for v, g in zip(w, gradient, strict=True)]
+    return np.array(w if floats else [s * round(v / s) for v in w])
+
+
+def descend_with(**fault): return lambda w, X, y, s, lr, steps: descend(w, X, y, s, lr, steps, **fault)
+
+
+def zero_by_sides(x, s, z, low, high, dy):
+    below, above = x <= s * (low - z), x >= s * (high - z)
+    return -s * (dy[below].sum() + dy[above].sum())
+
+
+RIGHT = {"qat.bug": [descend_with(), lambda *a: descend(*a).tolist()],
+         "qat.zero": [zero_by_sides, lambda *a: np.float32(zero_by_sides(*a))],
+         "qat.ste": [ste_where, lambda *a: ste_where(*a).tolist()], "qat.lsq": [lsq_in_loops, lambda *a: [x.tolist() for x in lsq_in_loops(*a)]],
          "qat.peqa": [peqa_einsum, lambda *a: peqa_einsum(*a).tolist()],
          "qat.distillation": [distil_scipy, lambda *a: [float(distil_scipy(*a)[0]), distil_scipy(*a)[1].tolist()]]}
 
@@ -107,7 +128,22 @@ def distil_unstable(teacher, student):
     return float((p * np.log(p / q)).sum() / len(p)), (q - p) / len(p)
 
 
+def zero_of(slope=lambda s: -s, ends=True, where=None, mean=False, weighted=True):
+    def qat_zero(x, s, z, low, high, dy):
+        u = x / s + z
+        clipped = (u <= low) | (u >= high) if ends else (u < low) | (u > high)
+        chosen = {"inside": ~clipped, "all": np.ones(u.shape), None: clipped}[where]
+        terms = (dy if weighted else 1) * slope(s) * chosen
+        return float(terms.mean() if mean else terms.sum())
+    return qat_zero
+
+
 WRONG = {
+    "qat.bug": [(descend_with(in_place=True), "rounded in place"), (descend_with(at_floats=True), "at the rounded weights"),
+                (descend_with(floats=True), "return the rounded"), (descend_with(up=True), "uphill"), (descend_with(sum_=True), "mean over the rows")],
+    "qat.zero": [(zero_of(lambda s: s), "moves a clipped number down"), (zero_of(where="inside"), "only clipped numbers"), (zero_of(where="all"), "not −s"),
+                 (zero_of(lambda s: -1), "not −1"), (zero_of(mean=True), "not the mean"), (zero_of(weighted=False), "before you sum"),
+                 (zero_of(ends=False), "counts as clipped")],
     "qat.ste": [(ste_everywhere, "outside the range"), (ste_no_zero, "x/s + z"), (ste_staircase, "0 everywhere"), (ste_scaled, "not s"),
                 (lambda x, s, z, low, high, dy: dy * ((low <= x / s + z) & (x / s + z <= high)), "strict"),
                 (lambda x, s, z, low, high, dy: 1.0 * ((low < x / s + z) & (x / s + z < high)), "multiply it by dy"),

@@ -57,7 +57,24 @@ def float_with(whole, V=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (2 - 2.0**-m
     return quantization_to_float
 
 
+def numbers_with(kind, spread=lambda a, g: np.repeat(a, g, axis=1), product=lambda s, u: s * u):
+    """s (q − z), computed in the type `kind`."""
+    return lambda q, s, z, group: product(spread(s, group), q.astype(kind) - spread(z, group).astype(kind))
+
+
+def numbers_by_block(q, s, z, group):
+    d_out, d_in = q.shape
+    blocks = q.reshape(d_out, d_in // group, group).astype(int) - z[:, :, None].astype(int)
+    return (blocks * s[:, :, None]).reshape(d_out, d_in)
+
+
+def packed_in_loops(q):
+    return np.array([16 * int(a) + int(b) for a, b in zip(q[::2], q[1::2], strict=True)], np.uint8)
+
+
 RIGHT = {
+    "quantization.bug": [numbers_with(np.int16), numbers_by_block, lambda *a: numbers_with(np.float64)(*a).tolist()],
+    "quantization.pack": [packed_in_loops, lambda q: q.reshape(-1, 2) @ np.uint8([16, 1]), lambda q: packed_in_loops(q).tolist()],
     "quantization.absmax": [lambda x, bits: x * 0 if not x.any() else np.round(x / abs(x).max() * (2**(bits - 1) - 1))
                             / (2**(bits - 1) - 1) * abs(x).max(), absmax_with(np.rint), lambda *a: absmax_with(np.rint)(*a).tolist()],
     "quantization.survey": [by_library, lambda *a: (by_library(*a)[0].tolist(), *by_library(*a)[1:])],
@@ -189,6 +206,17 @@ def float_integers(x, e, m):
 
 
 WRONG = {
+    "quantization.bug": [(numbers_with(np.uint8), "3 − 8 wraps"), (numbers_with(np.int8), "int8 ends at 127"),
+                         (numbers_with(np.float32, lambda a, g: np.tile(a, (1, g))), "np.tile"),
+                         (numbers_with(np.float32, product=lambda s, u: u), "scale is missing"),
+                         (lambda q, s, z, group: numbers_by_block(q, s, -z.astype(int), group), "z is subtracted"),
+                         (lambda q, s, z, group: numbers_by_block(q, s, 0 * z, group), "zero point is missing"),
+                         (lambda q, s, z, group: np.repeat(s, group, 1) * q - np.repeat(z, group, 1), "not q alone"),
+                         (lambda q, s, z, group: s * (q.astype(float) - z), "broadcast")],
+    "quantization.pack": [(lambda q: q[::2] + 16 * q[1::2], "high half"), (lambda q: q[::2] << 8 | q[1::2], "shift by 8"),
+                          (lambda q: 16 * q[:len(q) // 2] + q[len(q) // 2:], "neighbours"), (lambda q: q, "nothing is packed"),
+                          (lambda q: q[::2] | q[1::2], "over each other"), (lambda q: 15 * q[::2] + q[1::2], "not 15"),
+                          (lambda q: (q[::2] << 4 | q[1::2]).astype(float), "use .astype(int)")],
     "quantization.absmax": [(absmax_128, "one less than a power of two"), (absmax_int, "cut x/s off"), (absmax_nan, "zeros"),
                             (lambda x, bits: np.rint(x / (np.abs(x).max() / (2**(bits - 1) - 1))), "codes"),
                             (absmax_by_axis, "whole array"), (absmax_with(half_up), "rounds it up"), (absmax_with(half_away), "away from 0"),

@@ -123,7 +123,48 @@ def minus(octets):
     return d[:, None] * np.concatenate(codes(octets), axis=1) - m[:, None]
 
 
+# -- rows in order -------------------------------------------------------------------------------
+def by_index(W, d_head):
+    order = [h * d_head + 2 * i + member for h in range(len(W) // d_head) for member in (0, 1) for i in range(d_head // 2)]
+    return W[order]
+
+
+def by_heads(W, d_head): return np.concatenate([part for head in np.split(W, len(W) // d_head) for part in (head[0::2], head[1::2])])
+
+
+def way_back(W, d_head):
+    out = np.empty_like(W)
+    for h in range(0, len(W), d_head):
+        head = W[h:h + d_head]
+        out[h:h + d_head:2], out[h + 1:h + d_head:2] = head[:d_head // 2], head[d_head // 2:]
+    return out
+
+
+def odd_first(W, d_head): return np.concatenate([part for head in np.split(W, len(W) // d_head) for part in (head[1::2], head[0::2])])
+
+
+def mixed(W, d_head): return W.reshape(len(W) // d_head, d_head // 2, 2, -1).transpose(1, 2, 0, 3).reshape(W.shape)
+
+
+# -- blocks, written -----------------------------------------------------------------------------
+def written(W, steps=15, first=lambda d, m: (d, m), dtype="<f2", pair=lambda q, j: (q[j], q[j + 16])):
+    blocks = []
+    for w in W:
+        m, d = w.min(), (w.max() - w.min()) / steps
+        q = [int(round(float((v - m) / d))) if d else 0 for v in w]
+        low_high = [pair(q, j) for j in range(16)]
+        numbers = np.array(first(d, m)).astype(dtype).tobytes()
+        blocks.append(np.frombuffer(numbers + bytes(min(low, 15) | min(high, 15) << 4 for low, high in low_high), np.uint8))
+    return np.array(blocks)
+
+
 WRONG = {
+    "real.bug": [(lambda W, d: np.concatenate([W[0::2], W[1::2]]), "not over all heads"), (way_back, "way back"), (odd_first, "odd ones"),
+                 (lambda W, d: W.copy(), "nothing has changed"), (mixed, "yours are mixed")],
+    "real.encode": [(lambda W: written(W, pair=lambda q, j: (q[j + 16], q[j])), "low halves"),
+                    (lambda W: written(W, pair=lambda q, j: (q[2 * j], q[2 * j + 1])), "no neighbours"), (lambda W: written(W, 16), "fifteen steps"),
+                    (lambda W: written(W, first=lambda d, m: (m, d)), "the offset m"), (lambda W: written(W, dtype=">f2"), "little-endian"),
+                    (lambda W: written(W)[:, 4:], "20 bytes")],
     "real.rms_norm": [
         (layer_norm, "layer norm"), (by_length, "of their sum"), (outer_eps, "under the root"), (over_all, "a norm of its own"),
         (by_std, "mean of the squares"), (gemma, "Gemma")],
@@ -140,6 +181,7 @@ WRONG = {
         (q4_0, "is Q4_0"), (minus, "m is added"), (lambda b: q4_1(b, dtype=">f2"), "little-endian")],
 }
 RIGHT = {
+    "real.bug": [by_index, by_heads], "real.encode": [written, lambda W: written(W.astype(float)).tolist()],
     "real.rms_norm": [by_dot, lambda *a: by_dot(*a).tolist()], "real.rotary": [rotary, by_complex, by_rotate_half], "real.grouped": [shared(in_order), by_functional],
     "real.q4_1": [q4_1, q4_1_loop],
 }

@@ -66,6 +66,42 @@ def overflowing(q, k, v):
     return e / e.sum(1, keepdims=True) @ v
 
 
+def sees(new=lambda row, rng: rng.standard_normal(row.shape), fresh=True, by_row=True, turned=False, in_place=False):
+    def transformer_sees(f, x):
+        rng, y, before = np.random.default_rng(4), x if in_place else x.copy(), f(x)
+        columns = []
+        for j in range(len(x)):
+            if fresh: y = x.copy()
+            y[j] = new(x[j], rng)
+            differs = np.abs(f(y) - before) > 1e-10
+            columns.append(differs.any(1) if by_row else np.full(len(x), differs.any()))
+        return np.array(columns) if turned else np.array(columns).T
+    return transformer_sees
+
+
+def one_number(f, x):
+    """Two loops, and one number of a row at a time."""
+    T, before = len(x), f(x)
+    seen = np.zeros((T, T), dtype=bool)
+    for j in range(T):
+        y = np.array(x)
+        y[j, 0] += 0.37
+        y[j, -1] -= 1.1
+        for i in range(T): seen[i, j] = not np.allclose(f(y)[i], before[i], rtol=0, atol=1e-12)
+    return seen
+
+
+def alibi(slope=lambda h, H: 2 ** (-8 * h / H), sign=1, shift=True, hide=True):
+    def transformer_alibi(T, S, H):
+        bias = np.empty((H, T, S))
+        for h in range(H):
+            for i in range(T):
+                at = i + (S - T if shift else 0)
+                for j in range(S): bias[h, i, j] = -sign * slope(h + 1, H) * (at - j) if j <= at or not hide else 0
+        return bias
+    return transformer_alibi
+
+
 WRONG = {
     "transformer.attention": [
         (attention(scale=lambda d, S: 1), "not divided by √d_head"), (attention(scale=lambda d, S: d), "not by its root"),
@@ -83,9 +119,21 @@ WRONG = {
         (lambda V, C, d, L: count(V, C, d, L) - 9 * d * L, "biases"), (lambda V, C, d, L: count(V, C, d, L) - C * d, "position table"),
         (lambda V, C, d, L: count(V, C, d, L) - 4 * d * L, "layer norms of the blocks"),
         (lambda V, C, d, L: count(V, C, d, L) + 1, "another number")],
+    "transformer.sees": [
+        (sees(lambda row, rng: row + 1), "vanishes in a layer norm"), (sees(lambda row, rng: 3 * row), "a multiple of a row"),
+        (sees(fresh=False), "a copy of x"), (sees(turned=True), "it is transposed"), (sees(by_row=False), "row by row"),
+        (sees(fresh=False, in_place=True), "argument x"), (lambda f, x: np.tril(np.ones((len(x), len(x)), bool)), "other numbers"),
+        (lambda f, x: sees()(f, x).astype(int), "dtype int64")],
+    "transformer.alibi": [
+        (alibi(sign=-1), "further away gets less"), (alibi(shift=False), "stands at i + S − T"),
+        (alibi(lambda h, H: 2 ** (-8 * (h - 1) / H)), "yours begin at 1"), (alibi(lambda h, H: 2 ** (-8 / H)), "the same slope"),
+        (alibi(lambda h, H: 2.0 ** -h), "not 2^(−h)"), (alibi(hide=False), "the mask hides"),
+        (lambda T, S, H: alibi()(T, S, H)[0], "shape")],
 }
 RIGHT = {
     "transformer.attention": [row_by_row, attention(), lambda q, k, v: attention()(q, k, v).tolist()],
     "transformer.loss": [loops, loss(), lambda z, t: np.float32(loops(z, t)), lambda z, t: np.array(loops(z, t))],
     "transformer.count": [count, summed, lambda *a: float(count(*a))],
+    "transformer.sees": [sees(), one_number, lambda *a: sees()(*a).tolist()],
+    "transformer.alibi": [alibi(), lambda *a: alibi()(*a).astype(np.float32), lambda *a: alibi()(*a).tolist()],
 }

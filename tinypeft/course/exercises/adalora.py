@@ -80,6 +80,37 @@ def _scores(rng):
     return rng.exponential(1, (n, r)) * rng.uniform(0.1, 3, (n, 1)), int(rng.integers(n, n * r - 2))
 
 
+# -- adalora.export --------------------------------------------------------------------------------
+def export(P, Lam, Q):
+    left = Lam != 0
+    return P[:, left] * Lam[left], Q[left]
+
+
+def _pruned(rng):
+    d_out, r, d_in = rng.integers(7, 10), rng.integers(4, 7), rng.integers(10, 13)
+    Lam = rng.standard_normal(r)
+    Lam[rng.permutation(r)[:2]] = 0
+    Lam[np.flatnonzero(Lam)[:2]] = -0.5, 1.5                      # both signs
+    return rng.standard_normal((d_out, r)), Lam, rng.standard_normal((r, d_in))
+
+
+def _product(factors):
+    """B A, and the numbers of columns of B and of rows of A: how λ is split is free."""
+    B, A = (np.asarray(part) for part in factors)
+    return B @ A, np.array([B.shape[1], A.shape[0]])
+
+
+def _first(P, Lam, Q):
+    k = np.count_nonzero(Lam)
+    return P[:, :k] * Lam[:k], Q[:k]
+
+
+def _roots(P, Lam, Q):
+    left = Lam != 0
+    root = np.sqrt(np.abs(Lam[left]))
+    return P[:, left] * root, Q[left] * root[:, None]
+
+
 EXERCISES = (
     Exercise(
         name="adalora.penalty", title="The orthogonality penalty", stars=1,
@@ -125,7 +156,7 @@ EXERCISES = (
                "I = |w g|. The new Ī is β1 Ī + (1 − β1) I. The new U is β2 U + (1 − β2) |I − Ī|, with the new Ī. s is "
                "their product.")),
     Exercise(
-        name="adalora.budget", title="The schedule of the budget", stars=2,
+        name="adalora.budget", title="Find the bug: the budget as printed", stars=2,
         reference=budget, cases=_schedule,
         special=(
             ("the first step", _at(lambda T, t_i, t_f: 0)),
@@ -185,4 +216,29 @@ EXERCISES = (
                "The flattened scores are (n r,). Exactly b of them are marked, and the mask is (n, r) again.",
                "order = np.argsort(−scores.reshape(−1)). Mark the places order[:b] in an array of n r False values, then "
                "reshape. (The last b of an ascending order, [−b:], are all of them when b is 0.)")),
+    Exercise(
+        name="adalora.export", title="What is left as a LoRA", stars=1,
+        reference=export, cases=_pruned, normalize=_product,
+        special=(
+            ("nothing is pruned", lambda rng: (rng.standard_normal((3, 2)), np.array([2.0, -1.0]), rng.standard_normal((2, 4)))),),
+        invariants=(
+            ("if everything is pruned, B has no columns and A no rows", lambda fn, rng: not any(
+                map(np.size, fn(rng.standard_normal((3, 2)), np.zeros(2), rng.standard_normal((2, 4)))))),),
+        mistakes=(
+            ("the pruned triplets are still there: take the columns of P and the rows of Q where λ is not 0",
+             lambda P, Lam, Q: (P * Lam, Q)),
+            ("λ is missing: one of the two factors must be multiplied by it",
+             lambda P, Lam, Q: (P[:, Lam != 0], Q[Lam != 0])),
+            ("λ is counted twice: it belongs into one factor, or its root into both",
+             lambda P, Lam, Q: (P[:, Lam != 0] * Lam[Lam != 0], Q[Lam != 0] * Lam[Lam != 0, None])),
+            ("a negative λ is not pruned: test Lam != 0, not Lam > 0", lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
+            ("the root of |λ| in both factors loses the sign of λ; multiply one of them by it", _roots),
+            ("these are the first triplets; those that are left may stand anywhere", _first)),
+        symptoms=(
+            ("ΔW is B A: return B, which comes from P, first",
+             lambda got, expected, arguments: np.asarray(got).shape == (np.count_nonzero(arguments[1]), len(arguments[2].T))),),
+        tolerance=1e-9,
+        hints=("What does a triplet with λ = 0 add to P Λ Q?",
+               "k is np.count_nonzero(Lam). B is (d_out, k), A is (k, d_in).",
+               "left = Lam != 0. B is P[:, left] with its columns multiplied by Lam[left], and A is Q[left].")),
 )

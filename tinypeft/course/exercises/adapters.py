@@ -65,6 +65,57 @@ def same_function(fn, rng):
                        np.tanh(x @ W1.T + b1) @ W2.T + b2 + s * (np.tanh(x @ W_down.T + b_down) @ W_up.T + b_up))
 
 
+# -- what a task's file needs --------------------------------------------------------------------
+def reference_bug(before, after):
+    return [name for name, a in after.items() if name not in before or not np.array_equal(a, before[name])]
+
+
+def file_cases(rng, norms=None, size=None):
+    """A base and the model after training, with norms that moved or stayed."""
+    d, m, L = (int(n) for n in rng.integers((3, 2, 2), (6, 4, 4)))
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    size = size or float(rng.choice([0.1, 1e-6]))
+    moved = (rng.random() < 0.7) if norms is None else norms
+    before, after = {}, {}
+    for i in range(L):
+        for name, shape in (("norm2.weight", (d,)), ("norm2.bias", (d,)), ("mlp.down.weight", (d, 4 * d)), ("mlp.down.bias", (d,))):
+            a = before[f"blocks.{i}.{name}"] = draw(*shape) if name.endswith("weight") else np.zeros(d, np.float32)
+            after[f"blocks.{i}.{name}"] = (a + size * draw(*shape)) if moved and "norm" in name else a.copy()
+        for name, shape in (("W_d", (m, d)), ("b_d", (m,)), ("W_u", (d, m)), ("b_u", (d,))):
+            after[f"blocks.{i}.mlp.down.{name}"] = draw(*shape)
+    return before, after
+
+
+def chosen(which):
+    return lambda before, after: [name for name, a in after.items() if which(name, a, before)]
+
+
+# -- an adapter without its nonlinearity ---------------------------------------------------------
+def reference_linear(W, b, W_d, b_d, W_u, b_u):
+    M = np.eye(len(W)) + W_u @ W_d
+    return M @ W, M @ b + W_u @ b_d + b_u
+
+
+def linear_cases(rng):
+    d, k, m = (int(n) for n in rng.integers((5, 8, 2), (8, 11, 4)))
+    return tuple(rng.standard_normal(shape) for shape in ((d, k), (d,), (m, d), (m,), (d, m), (d,)))
+
+
+def composed(matrix=lambda W_d, W_u: np.eye(len(W_u)) + W_u @ W_d,
+             bias=lambda M, b, W_u, b_d, b_u: M @ b + W_u @ b_d + b_u):
+    def wrong(W, b, W_d, b_d, W_u, b_u):
+        M = matrix(W_d, W_u)
+        return M @ W, bias(M, b, W_u, b_d, b_u)
+    return wrong
+
+
+def same_layers(fn, rng):
+    W, b, W_d, b_d, W_u, b_u = args = linear_cases(rng)
+    V, c = fn(*args)
+    h = (x := rng.standard_normal((4, W.shape[1]))) @ W.T + b
+    return np.allclose(x @ V.T + c, h + (h @ W_d.T + b_d) @ W_u.T + b_u)
+
+
 EXERCISES = (
     Exercise(
         name="adapters.forward", title="The forward pass of an adapter", stars=1,
@@ -72,7 +123,7 @@ EXERCISES = (
         special=(
             ("W_u and b_u are 0: the adapter is the identity", lambda rng: forward_cases(rng, up=0.0)),),
         mistakes=(
-            ("the addition of h is missing: equation (1) adds the adapter's output to its input",
+            ("the addition of h is missing: what the detour gives is added to its input",
              lambda h, W_d, b_d, W_u, b_u: F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
             ("there is an activation on the way up: that is the survey's form, which neither the paper nor its code has",
              lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u))),
@@ -85,7 +136,7 @@ EXERCISES = (
             ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
             ("you used a ReLU instead of a GELU",
              lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
-        hints=("How many activations are in equation (1), and what is added at the end?",
+        hints=("How many activations has an adapter, and what is added at the end?",
                "F.linear(h, W_d, b_d) is (…, m). F.linear of that with W_u and b_u is (…, d), like h.",
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
     Exercise(
@@ -129,4 +180,49 @@ EXERCISES = (
                "become (k + m,). b2 stays (d,).",
                "Concatenate W1 and W_down over rows, b1 and b_down, and W2 and s·W_up over columns. The new b2 is b2 + "
                "s·b_up.")),
+    Exercise(
+        name="adapters.bug", title="Find the bug: a file that lacks something", stars=2,
+        reference=reference_bug, cases=file_cases,
+        special=(
+            ("only the adapters were trained", lambda rng: file_cases(rng, norms=False)),
+            ("the norms were trained, too", lambda rng: file_cases(rng, norms=True, size=0.1)),
+            ("the norms were trained, too, and moved by a millionth", lambda rng: file_cases(rng, norms=True, size=1e-6))),
+        mistakes=(
+            ("these are the adapters alone: the layer norms were trained as well, and are in the base under the same name",
+             chosen(lambda name, a, before: name not in before)),
+            ("the adapters are missing: they are not in the base at all",
+             chosen(lambda name, a, before: name in before and not np.array_equal(a, before[name]))),
+            ("this is the whole model: what training left as it was is in the base already",
+             chosen(lambda name, a, before: True)),
+            ("np.allclose overlooks a small step: what has moved at all is needed",
+             chosen(lambda name, a, before: name not in before or not np.allclose(a, before[name], rtol=1e-4, atol=1e-4))),
+            ("you chose by the word “norm”: choose by what has changed, since norms may be frozen",
+             chosen(lambda name, a, before: name not in before or "norm" in name)),
+            ("biases are trained, too", chosen(lambda name, a, before: name not in before or (
+                not np.array_equal(a, before[name]) and name.endswith("weight"))))),
+        tolerance=0,
+        hints=("Which arrays of the trained model can you not get from the base? There are two kinds.",
+               "`name in before` tells whether the base has an array. np.array_equal(a, b) is True or False for two arrays.",
+               "[name for name, a in after.items() if name not in before or …], with the question whether a differs from "
+               "before[name].")),
+    Exercise(
+        name="adapters.linear", title="A layer and an adapter in one", stars=2,
+        reference=reference_linear, cases=linear_cases,
+        invariants=(("one layer computes what the layer and the adapter compute", same_layers),),
+        mistakes=(
+            ("the shortcut is missing: h itself is added, so the matrix is I + W_u W_d",
+             composed(lambda W_d, W_u: W_u @ W_d)),
+            ("the bias b goes through the adapter as well: (I + W_u W_d) b",
+             composed(bias=lambda M, b, W_u, b_d, b_u: b + W_u @ b_d + b_u)),
+            ("b_d comes before the way up, so it is multiplied by W_u",
+             composed(bias=lambda M, b, W_u, b_d, b_u: M @ b + b_u)),
+            ("the adapter's output bias b_u is missing", composed(bias=lambda M, b, W_u, b_d, b_u: M @ b + W_u @ b_d)),
+            ("the layer's bias b is missing", composed(bias=lambda M, b, W_u, b_d, b_u: W_u @ b_d + b_u)),
+            ("the shortcut is missing in the matrix, and right in the bias", lambda W, b, W_d, b_d, W_u, b_u: (
+                W_u @ W_d @ W, reference_linear(W, b, W_d, b_d, W_u, b_u)[1]))),
+        tolerance=1e-9,
+        hints=("Put h = W x + b into the adapter and sort the terms: which have an x, and which do not?",
+               "W (d, k), W_u W_d (d, d), b (d,), W_u b_d (d,). The results are (d, k) and (d,).",
+               "M = np.eye(d) + W_u @ W_d. The matrix is M @ W. The bias is M @ b, plus what b_d and b_u give without "
+               "any x.")),
 )

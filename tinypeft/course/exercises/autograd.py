@@ -1,4 +1,6 @@
-"""Lesson 01: the walk through the graph, broadcasting, and the backward passes of two layers."""
+"""Lesson 01: the walk through the graph, broadcasting, the backward passes of two layers, and how to tell wrong ones."""
+import itertools
+
 import numpy as np
 
 from ... import functional as F
@@ -11,15 +13,45 @@ STEPS = 5000                                                                  # 
 
 
 # -- the walk ------------------------------------------------------------------------------------
-def walk(tape, dy, add=True, order=-1):
-    """Gradients of all values of a tape of Jacobians; `add` and `order` make the mistakes."""
+class Products:
+    """Vector–Jacobian products, dy ↦ Jᵀ dy, of linear maps from n to m numbers, n and m = 1 … 4: `Products.of_m_n_i` for
+    i = 0, 1, 2. They have names because a function is sent to the grader's other process by its name."""
+
+    @staticmethod
+    def same(dy):
+        """Of a sum: it hands on the array itself."""
+        return dy
+
+    @staticmethod
+    def three(dy): return 3.0 * dy
+
+    @staticmethod
+    def half(dy): return 0.5 * dy
+
+
+def by_name(kind, of, seed):
+    """Give the class `kind` a function `of`(J) for three random Jacobians (m, n) of each size."""
+    rng = np.random.default_rng(seed)
+    for m, n, i in itertools.product(range(1, 5), range(1, 5), range(3)):
+        fn = of(rng.standard_normal((m, n)))
+        fn.__qualname__ = f"{kind.__name__}.of_{m}_{n}_{i}"
+        setattr(kind, f"of_{m}_{n}_{i}", staticmethod(fn))
+
+
+by_name(Products, lambda J: lambda dy: J.T @ dy, seed=0)
+
+
+def walk(tape, dy, add=True, order=-1, in_place=False):
+    """Gradients of all values of a tape; `add`, `order` and `in_place` make the mistakes."""
     grads = [None] * len(tape)
     grads[-1] = dy
     for k in range(len(tape))[::order]:
         if grads[k] is None: continue
-        for j, J in tape[k]:
-            dx = J.T @ grads[k]
-            grads[j] = grads[j] + dx if add and grads[j] is not None else dx
+        for j, vjp in tape[k]:
+            dx = vjp(grads[k])
+            if grads[j] is None or not add: grads[j] = dx
+            elif in_place: grads[j] += dx
+            else: grads[j] = grads[j] + dx
     return grads
 
 
@@ -27,27 +59,23 @@ def reference_walk(tape, dy):
     return walk(tape, dy)
 
 
-def tape_of(edges, sizes, rng):
-    """A tape of values of the given sizes, with a random Jacobian for each pair of `edges`, (user, used)."""
-    return [[(j, rng.standard_normal((sizes[k], sizes[j]))) for user, j in edges if user == k] for k in range(len(sizes))]
-
-
 def walk_cases(rng):
     sizes = rng.integers(1, 5, 7).tolist()                                    # 0 and 1 leaves, 3 a value that leads nowhere
     edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
-    return tape_of(edges, sizes, rng), rng.standard_normal(sizes[-1])
+    vjp = lambda k, j: getattr(Products, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
+    tape = [[(j, vjp(k, j)) for user, j in edges if user == k] for k in range(len(sizes))]
+    return tape, rng.standard_normal(sizes[-1])
 
 
 def chain(rng):
     """Equation (2) of the lesson: x·x, a + a, b + a at x = 3."""
-    J3, J1 = np.array([[3.0]]), np.array([[1.0]])
-    return [[], [(0, J3), (0, J3)], [(1, J1), (1, J1)], [(2, J1), (1, J1)]], np.array([1.0])
+    x, plus = (0, Products.three), (1, Products.same)
+    return [[], [x, x], [plus, plus], [(2, Products.same), plus]], np.array([1.0])
 
 
-def long_chain(rng):
+def doublings(rng):
     """y = ½ x + ½ x, again and again: a value has 2 paths to the next one, and 2ⁿ to the n-th after it."""
-    half = np.array([[0.5]])
-    return [[], *([(k, half), (k, half)] for k in range(STEPS))], np.array([1.0])
+    return [[], *([(k, Products.half), (k, Products.half)] for k in range(STEPS))], np.array([1.0])
 
 
 # -- broadcasting --------------------------------------------------------------------------------
@@ -111,19 +139,120 @@ def layer_norm_cases(rng):
     return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
 
 
+# -- right and wrong vjps ------------------------------------------------------------------------
+class Vjps:
+    """Backward passes of y = tanh x · Σ x over the last axis, vjp(x, dy) → dx. Two of them are right."""
+
+    @staticmethod
+    def whole(x, dy, slope=1.0, second=1.0):
+        t, s = np.tanh(x), x.sum(-1, keepdims=True)
+        return slope * dy * (1 - t * t) * s + second * (dy * t).sum(-1, keepdims=True)
+
+    @staticmethod
+    def by_jacobian(x, dy):
+        """Right, row by row: J = diag((1 − t²) Σ x) + t 1ᵀ."""
+        t, s = np.tanh(x), x.sum(-1)
+        J = np.eye(x.shape[-1]) * ((1 - t * t) * s[..., None])[..., None] + t[..., None] * np.ones(x.shape[-1])
+        return np.einsum("...ij,...i->...j", J, dy)
+
+    @staticmethod
+    def doubled(x, dy): return 2 * Vjps.whole(x, dy)
+
+    @staticmethod
+    def without_sum(x, dy): return Vjps.whole(x, dy, second=0.0)
+
+    @staticmethod
+    def transposed(x, dy):
+        """J dy in place of Jᵀ dy."""
+        t, s = np.tanh(x), x.sum(-1, keepdims=True)
+        return dy * (1 - t * t) * s + t * dy.sum(-1, keepdims=True)
+
+    @staticmethod
+    def for_ones(x, dy):
+        """Right for dy = (1, …, 1) and nothing else: the mean of dy stands where dy should."""
+        return Vjps.whole(x, np.broadcast_to(dy.mean(-1, keepdims=True), dy.shape))
+
+    @staticmethod
+    def slightly(x, dy): return Vjps.whole(x, dy, slope=1.001)
+
+    @staticmethod
+    def at_zero(x, dy):
+        """Right near x = 0: 1 stands in place of 1 − tanh² x."""
+        t, s = np.tanh(x), x.sum(-1, keepdims=True)
+        return dy * s + (dy * t).sum(-1, keepdims=True)
+
+
+WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.slightly, Vjps.at_zero
+
+
+def squashed_sum(x):
+    """y = tanh x · Σ x, the sum over the last axis: x (…, d) → (…, d)."""
+    return np.tanh(x) * x.sum(-1, keepdims=True)
+
+
+def catches(f, vjp, x, upstream=None, tolerance=1e-6):
+    """Is the vjp wrong at x? upstream: what u is made of; both options make mistakes."""
+    rng = np.random.default_rng(1)
+    u = rng.standard_normal(x.shape) if upstream is None else upstream(x)
+    v = rng.standard_normal(x.shape)
+    left = np.vdot(vjp(x, u), v)
+    right = np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
+    return bool(abs(left - right) > tolerance * np.linalg.norm(u) * np.linalg.norm(v))
+
+
+def reference_catches(f, vjp, x):
+    return catches(f, vjp, x)
+
+
+def catches_cases(rng, vjp=None):
+    every = (*WRONG_VJPS, Vjps.whole, Vjps.by_jacobian)
+    return squashed_sum, every[rng.integers(len(every))] if vjp is None else vjp, 1 + rng.standard_normal((3, 4))
+
+
+# -- the other direction -------------------------------------------------------------------------
+class Pushes:
+    """Jacobian–vector products, dx ↦ J dx, with names as those of `Products`."""
+
+
+by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
+
+
+def forward(tape, dx, add=True, order=1, first=0, zeros=False):
+    """How all values of a tape change with its first one; the options make the mistakes."""
+    changes = [None] * len(tape)
+    changes[first] = dx
+    for k in range(len(tape))[::order]:
+        for j, jvp in tape[k]:
+            if changes[j] is None: continue
+            dy = jvp(changes[j])
+            changes[k] = changes[k] + dy if add and changes[k] is not None else dy
+    return [0.0 if c is None and zeros else c for c in changes]
+
+
+def reference_forward(tape, dx):
+    return forward(tape, dx)
+
+
+def forward_cases(rng):
+    sizes = rng.integers(1, 5, 7).tolist()                                    # 1 is another leaf, and 3 depends on it alone
+    edges = [(2, 0), (2, 1), (2, 0), (3, 1), (4, 2), (4, 2), (5, 4), (5, 1), (6, 5), (6, 2)]
+    jvp = lambda k, j: getattr(Pushes, f"of_{sizes[k]}_{sizes[j]}_{rng.integers(3)}")
+    return [[(j, jvp(k, j)) for user, j in edges if user == k] for k in range(7)], rng.standard_normal(sizes[0])
+
+
 EXERCISES = (
     Exercise(
         name="autograd.walk", title="The walk through the graph", stars=2,
         reference=reference_walk, cases=walk_cases,
         special=(
             ("the example of equation (2)", chain),
-            ("a chain of 5,000 steps, each of which uses the value before it twice", long_chain)),
+            ("a chain of 5,000 steps, each of which uses the value before it twice", doublings)),
         mistakes=(
             ("a value that is used twice keeps only one of its gradients; add the new one to the old one",
              lambda tape, dy: walk(tape, dy, add=False)),
             ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
-            ("J is not transposed: dx = Jᵀ dy",
-             lambda tape, dy: walk([[(j, J.T) if J.shape[0] == J.shape[1] else (j, J) for j, J in uses] for uses in tape], dy))),
+            ("+= writes into an array that another value has as its gradient, too; write a + b",
+             lambda tape, dy: walk(tape, np.array(dy), in_place=True))),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
@@ -132,14 +261,15 @@ EXERCISES = (
                                "last to the first"),
             ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
                                 "last to the first"),
-            ("matmul", "J is (size of k, size of j) and the gradient of k comes in: dx = J.T @ dy, not J @ dy")),
+            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k])"),
+            ("has no attribute 'T'", "a vjp is a function, not a matrix: dx = vjp(grads[k])")),
         tolerance=1e-9,
         hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
                "gradient that reaches the same value?",
-               "Keep a list as long as the tape, None at first; entry k has the size of value k. J is (size of k, size of "
-               "j), so J.T @ grads[k] has the size of value j.",
-               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is None. For each (j, J) in "
-               "tape[k], the new grads[j] is J.T @ grads[k], plus the old one if there is one. Write a + b, not +=, which "
+               "Keep a list as long as the tape, None at first; entry k has the shape of value k. vjp(grads[k]) has the "
+               "shape of value j.",
+               "grads[-1] = dy. Loop over k from the last to the first; skip k if grads[k] is None. For each (j, vjp) in "
+               "tape[k], the new grads[j] is vjp(grads[k]), plus the old one if there is one. Write a + b, not +=, which "
                "would change an array that another value uses.")),
     Exercise(
         name="autograd.unbroadcast", title="Undo a broadcast", stars=2,
@@ -217,4 +347,55 @@ EXERCISES = (
                "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
                "With dxhat = gamma * dy: dx = (dxhat − mean(dxhat) − xhat * mean(dxhat * xhat))/sigma, and each mean is "
                "over the last axis.")),
+    Exercise(
+        name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
+        reference=reference_catches, cases=catches_cases,
+        special=(
+            ("a right vjp, written in two terms", lambda rng: catches_cases(rng, Vjps.whole)),
+            ("a right vjp, written with its Jacobian", lambda rng: catches_cases(rng, Vjps.by_jacobian)),
+            ("twice the right one", lambda rng: catches_cases(rng, Vjps.doubled)),
+            ("a missing term", lambda rng: catches_cases(rng, Vjps.without_sum)),
+            ("J dy in place of Jᵀ dy", lambda rng: catches_cases(rng, Vjps.transposed)),
+            ("right for dy = (1, …, 1) alone", lambda rng: catches_cases(rng, Vjps.for_ones)),
+            ("wrong by a thousandth in one term", lambda rng: catches_cases(rng, Vjps.slightly)),
+            ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero))),
+        mistakes=(
+            ("u is (1, …, 1), as in .sum(): what is right for that u alone passes; draw u at random",
+             lambda f, vjp, x: catches(f, vjp, x, upstream=np.ones_like)),
+            ("the accepted difference is too large: an error of a thousandth must be caught",
+             lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
+            ("the answer is the wrong way round: True means that the vjp is wrong",
+             lambda f, vjp, x: not catches(f, vjp, x))),
+        symptoms=(
+            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance?",
+             lambda got, expected, args: args[1] in (Vjps.whole, Vjps.by_jacobian)),
+            ("you accept a wrong vjp: compare both sides of equation (6) at the x that is given, for a random u and a random v",
+             lambda got, expected, args: args[1] in WRONG_VJPS)),
+        errors=(("ambiguous", "return one True or False: both sides of equation (6) are single numbers, because ⟨u, y⟩ sums "
+                              "over all of y"),),
+        hints=("Both sides of equation (6) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
+               "hide?",
+               "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one number. How large may the "
+               "difference be, compared with ‖u‖ ‖v‖?",
+               "left = np.vdot(vjp(x, u), v) and right = np.vdot(u, f(x + eps*v) − f(x − eps*v))/(2*eps), with eps = 1e-5. "
+               "Return whether abs(left − right) is above 1e-6 times the norms of u and v.")),
+    Exercise(
+        name="autograd.forward", title="The walk in the other direction", stars=2,
+        reference=reference_forward, cases=forward_cases,
+        mistakes=(
+            ("a value that is made of two others changes with both: add the changes",
+             lambda tape, dx: forward(tape, dx, add=False)),
+            ("the walk goes backwards; a value's change is known after those of the values that it was made of",
+             lambda tape, dx: forward(tape, dx, order=-1)),
+            ("it is the first value that moves by dx, not the last", lambda tape, dx: forward(tape, dx, first=-1)),
+            ("a value that does not depend on the first one does not change: None, not 0",
+             lambda tape, dx: forward(tape, dx, zeros=True))),
+        errors=(("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
+                ("(has 0,", "a value that does not change has None, and no jvp takes None: skip it"),
+                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j])")),
+        tolerance=1e-9,
+        hints=("If you move the first value a little, which values can you know the change of next?",
+               "Keep a list as long as the tape, None at first. jvp(changes[j]) has the shape of value k.",
+               "changes[0] = dx. Loop over k from the first to the last. For each (j, jvp) in tape[k] with a changes[j], add "
+               "jvp(changes[j]) to changes[k], or begin with it. There is no list of gradients and no way back.")),
 )

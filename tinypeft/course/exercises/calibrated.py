@@ -1,4 +1,4 @@
-"""Lesson 12: rounding that takes the inputs into account: OBQ's step, GPTQ, AWQ's search."""
+"""Lesson 12: rounding that takes the inputs into account: OBQ's step, GPTQ and its factor, AWQ's search."""
 import numpy as np
 
 from ...quant import measure
@@ -92,6 +92,48 @@ def gptq_case(rng):
     return rng.normal(0, 1, (int(rng.integers(3, 6)), d)), factor(correlated(rng, d), 0.01).copy(), halves
 
 
+# -- GPTQ's factor, and another order ---------------------------------------------------------------
+def mended_factor(H, damping):
+    return factor(H, damping).copy()
+
+
+def factor_variant(inverse=True, upper=True, everywhere=False, relative=True, damped=True):
+    """mended_factor with a mistake: of H itself, lower, damping everywhere, not in units of the mean, or none."""
+    def wrong(H, damping):
+        more = damping * (H.diagonal().mean() if relative else 1) if damped else 0
+        A = H + (more if everywhere else more * np.eye(len(H)))
+        L = np.linalg.cholesky(np.linalg.inv(A) if inverse else A)
+        return L.T if upper else L
+    return wrong
+
+
+def ordered(W, H, quant, damping):
+    order = np.argsort(-H.diagonal(), kind="stable")
+    W_hat = np.empty_like(W)
+    W_hat[:, order] = gptq(W[:, order], factor(H[order][:, order], damping), quant)
+    return W_hat
+
+
+def ordered_variant(rising=False, columns=True, undo=True, twice=False, of_factor=False, of_W=True):
+    """ordered with a mistake: rising, H permuted in rows alone, never undone, done twice, or U permuted in place of H."""
+    def wrong(W, H, quant, damping):
+        order = np.argsort(H.diagonal() if rising else -H.diagonal(), kind="stable")
+        if of_factor: U = factor(H, damping)[order][:, order]
+        else: U = factor(H[order][:, order] if columns else H, damping)
+        V = gptq(W[:, order] if of_W else W, U, quant)
+        if twice: return V[:, order]
+        W_hat = np.empty_like(W)
+        W_hat[:, order] = V
+        return W_hat if undo else V
+    return wrong
+
+
+def ordered_case(rng):
+    d = int(rng.integers(7, 10))
+    H = correlated(rng, d)
+    return rng.normal(0, 1, (int(rng.integers(3, 6)), d)), H, halves, 0.01
+
+
 # -- AWQ -------------------------------------------------------------------------------------------
 def nearest3(W):
     """Round to nearest, 3 bits, one asymmetric grid per row."""
@@ -166,7 +208,7 @@ EXERCISES = (
         mistakes=(
             ("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
             ("divide the column by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
-            ("H⁻¹ needs equation (3): subtract the outer product; it is not enough to clear row and column",
+            ("H⁻¹ needs an elimination step: subtract the outer product; it is not enough to clear row and column",
              compensate_variant(eliminate=False)),
             ("the other weights must move too", compensate_variant(move=False))),
         tolerance=1e-9,
@@ -192,6 +234,45 @@ EXERCISES = (
                "fits the columns after j.",
                "Work on a copy V of W. For each j: round V[:, j] with quant, compute E from V[:, j] and the rounded "
                "column, and subtract np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
+    Exercise(
+        name="calibrated.bug", title="Find the bug: worse than rounding", stars=2, avoids=("factor",),
+        reference=mended_factor,
+        cases=lambda rng: (correlated(rng, int(rng.integers(5, 9))), float(rng.choice([0.01, 0.05, 0.1]))),
+        special=(
+            ("H is diagonal, so U is the diagonal of 1/√(H_jj + λ)", lambda rng: (np.diag([1.0, 3.0, 8.0]), 0.25)),
+            ("fewer tokens than inputs: without damping H has no inverse", lambda rng: (correlated(rng, 6, 3), 0.1))),
+        mistakes=(
+            ("UᵀU is H; it should be the inverse of H", factor_variant(inverse=False)),
+            ("this is lower triangular, L with L Lᵀ = H⁻¹: then nothing is passed on to later columns; U is Lᵀ",
+             factor_variant(upper=False)),
+            ("damping belongs on the diagonal alone; you add it to every entry", factor_variant(everywhere=True)),
+            ("damping is in units of the mean of H's diagonal", factor_variant(relative=False)),
+            ("the damping is not added", factor_variant(damped=False)),
+            ("UᵀU is H, and the damping is added to every entry: these are both faults of the code above",
+             factor_variant(inverse=False, everywhere=True))),
+        errors=(("not positive definite", "without damping on the diagonal, an H of few tokens has no Cholesky factor"),
+                ("Singular matrix", "without damping on the diagonal, an H of few tokens has no inverse")),
+        tolerance=1e-7,
+        hints=("Multiply out UᵀU. Which matrix should it be? And what does a constant added to every entry of H do to its rank?",
+               "All matrices are (d, d). np.linalg.cholesky(M) is lower: L with L Lᵀ = M.",
+               "A = H + damping · mean(diag H) · np.eye(len(H)). L = np.linalg.cholesky(np.linalg.inv(A)). U is L.T.")),
+    Exercise(
+        name="calibrated.order", title="The heaviest columns first", stars=3,
+        reference=ordered, cases=ordered_case,
+        special=(("H is diagonal: in every order it is round to nearest",
+                  lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01)),),
+        mistakes=(
+            ("the columns come back in the new order; put each where it was: W_hat[:, order] = …", ordered_variant(undo=False)),
+            ("indexing by `order` once more does not undo it; assign to W_hat[:, order]", ordered_variant(twice=True)),
+            ("the heaviest column comes first: sort by −diag H", ordered_variant(rising=True)),
+            ("H is still in the old order: permute its rows and its columns", ordered_variant(columns=False)),
+            ("permute H and factor it then; a permuted U is not triangular", ordered_variant(of_factor=True)),
+            ("the columns of W must be in the same order as those of H", ordered_variant(of_W=False))),
+        tolerance=1e-9,
+        hints=("Which two arrays must be permuted before, and which one afterwards?",
+               "order = np.argsort(-H.diagonal()) is (d,). H[order][:, order] is (d, d), W[:, order] is (d_out, d).",
+               "U is the mended factor of H[order][:, order]. W_hat = np.empty_like(W); W_hat[:, order] = your GPTQ of "
+               "W[:, order].")),
     Exercise(
         name="calibrated.awq", title="AWQ's search for a scale", stars=2,
         reference=awq, cases=awq_case,

@@ -1,4 +1,4 @@
-"""Lesson 15: memory, quality, the interval of a difference, and export to PEFT."""
+"""Lesson 15: memory, quality, the interval of a difference, an honest choice, and export to PEFT."""
 import math
 
 import numpy as np
@@ -73,6 +73,56 @@ def _same_function(fn, rng):
     A, B = fn(*pairs)
     x = rng.standard_normal(A_q.shape[1])
     return np.allclose(B @ (A @ x), np.concatenate([B_q @ (A_q @ x), np.zeros(len(B_q)), B_v @ (A_v @ x)]))
+
+
+# -- choosing.bug ----------------------------------------------------------------------------------
+def honest(validation, test):
+    i = int(validation.mean(1).argmin())
+    return i, float(test[i].mean())
+
+
+def honest_variant(by=lambda validation, test: validation.mean(1).argmin(), told=lambda validation, test, i: test[i].mean()):
+    """honest with a mistake: another choice, or another number told."""
+    def wrong(validation, test):
+        i = int(by(validation, test))
+        return i, float(told(validation, test, i))
+    return wrong
+
+
+def _rates(rng):
+    """Six rates, most of them equally good, whose order on the test is another one than on the validation text."""
+    shape = int(rng.integers(5, 9)), int(rng.integers(3, 6))
+    return 2.4 + rng.normal(0, 0.1, shape), 2.5 + rng.normal(0, 0.1, shape)
+
+
+# -- choosing.seeds --------------------------------------------------------------------------------
+def seeds(d, half):
+    from scipy.stats import t
+    n = 2
+    while t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n) > half: n += 1
+    return n
+
+
+def seeds_variant(factor=None, ddof=1, root=True):
+    """seeds with a mistake: another factor in t's place, another spread, or n for its root."""
+    from scipy.stats import t
+    factor = factor or (lambda n, pilot: t.ppf(0.975, n - 1))
+
+    def wrong(d, half):
+        n = 2
+        while factor(n, len(d)) * d.std(ddof=ddof) / (math.sqrt(n) if root else n) > half: n += 1
+        return n
+    return wrong
+
+
+def _pilot(rng):
+    d = rng.normal(0.01, 0.02, int(rng.integers(4, 6)))
+    return d, float(d.std(ddof=1) * rng.uniform(0.28, 0.4))
+
+
+def _t(quantile, degrees):
+    from scipy.stats import t
+    return t.ppf(quantile, degrees)
 
 
 EXERCISES = (
@@ -176,4 +226,48 @@ EXERCISES = (
                "A is (r + s, d). B is (3 d, r + s), and most of it is 0.",
                "A = np.concatenate([A_q, A_v]). In a B of zeros, rows 0 … d and columns 0 … r are B_q, and the last d rows"
                " and last s columns are B_v.")),
+    Exercise(
+        name="choosing.bug", title="Find the bug: a winner by luck", stars=2,
+        reference=honest, cases=_rates,
+        special=(
+            ("the rate that is best on the validation text is second on the test",
+             lambda rng: (np.array([[2.1, 2.3], [2.4, 2.6], [2.9, 2.7]]), np.array([[2.6, 2.4], [2.3, 2.1], [2.8, 2.8]]))),
+            ("one rate alone", lambda rng: (np.array([[2.0, 2.2]]), np.array([[2.4, 2.5]])))),
+        mistakes=(
+            ("the rate is still chosen on the test text: this is the fault above",
+             honest_variant(lambda validation, test: test.mean(1).argmin())),
+            ("the loss on the validation text is too good, because it chose the rate; return the loss on the test text",
+             honest_variant(told=lambda validation, test, i: validation[i].mean())),
+            ("the best seed is luck, too: take the mean over seeds before you compare rates",
+             honest_variant(lambda validation, test: validation.min(1).argmin())),
+            ("the test loss is a mean over seeds, not that of the best seed", honest_variant(told=lambda validation, test, i: test[i].min())),
+            ("of the losses, the least is best, not the largest", honest_variant(lambda validation, test: validation.mean(1).argmax())),
+            ("one rate is chosen for all seeds; yours chooses one for each seed",
+             lambda validation, test: (honest(validation, test)[0],
+                                       float(test[validation.argmin(0), np.arange(test.shape[1])].mean())))),
+        tolerance=1e-9,
+        hints=("Which numbers may decide which rate is taken, and which number may only be read at the end?",
+               "Both arrays are (rates, seeds). A mean over seeds is (rates,). The result is an index and a number.",
+               "i = validation.mean(1).argmin(). Return i and test[i].mean().")),
+    Exercise(
+        name="choosing.seeds", title="How many seeds?", stars=2,
+        reference=seeds, cases=_pilot,
+        special=(
+            ("a wish so modest that two seeds suffice", lambda rng: (np.array([0.1, 0.2, 0.3]), 10.0)),
+            ("differences without any spread", lambda rng: (np.array([0.1, 0.1, 0.1]), 0.01))),
+        mistakes=(
+            ("the quantile of t depends on the new number of seeds, not on that of the pilot",
+             seeds_variant(lambda n, pilot: _t(0.975, pilot - 1))),
+            ("few seeds need Student's t, not the normal distribution's 1.96", seeds_variant(lambda n, pilot: 1.96)),
+            ("few seeds need Student's t, not the normal distribution's 1.96", seeds_variant(lambda n, pilot: 1.959963984540054)),
+            ("the interval has two sides: the quantile is 0.975", seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
+            ("the spread of n values divides by n − 1: ddof=1", seeds_variant(ddof=0)),
+            ("t has n − 1 degrees of freedom, not n", seeds_variant(lambda n, pilot: _t(0.975, n))),
+            ("the half width falls with √n, not with n", seeds_variant(root=False)),
+            ("this is one seed more than needed: the half width may be equal to the wish or smaller",
+             lambda d, half: seeds(d, half) + 1)),
+        tolerance=0,
+        hints=("Two things in the half width depend on the number of seeds. Which?",
+               "All are numbers, except d (n,). The result is an integer, at least 2.",
+               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n − 1) · sd/√n is larger than half.")),
 )

@@ -8,16 +8,6 @@ from ..exercise import Exercise
 __all__ = ["EXERCISES"]
 
 
-# -- dylora.truncate -------------------------------------------------------------------------------
-def truncate(A, B, b, alpha):
-    return alpha / b * B[:, :b] @ A[:b]
-
-
-def _matrices(rng):
-    R, d_in, d_out = rng.integers(4, 8), rng.integers(8, 11), rng.integers(11, 14)
-    return rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R)), int(rng.integers(2, R)), float(rng.uniform(3, 20))
-
-
 # -- dylora.forward --------------------------------------------------------------------------------
 def forward(x, W, A, B, b, alpha):
     m = alpha / b * (np.arange(A.shape[0]) < b)
@@ -31,25 +21,37 @@ def _layer(rng, b=None):
     return t(2, 3, d_in), t(d_out, d_in), t(R, d_in), t(d_out, R), b, float(rng.uniform(3, 20))
 
 
-# -- dylora.frozen_step ----------------------------------------------------------------------------
-def frozen_step(A, B, dA, dB, b, lr):
-    A, B = A.copy(), B.copy()
-    A[b - 1] -= lr * dA[b - 1]
-    B[:, b - 1] -= lr * dB[:, b - 1]
-    return A, B
+# -- dylora.bug ------------------------------------------------------------------------------------
+def bug(A, M, dA, b, beta, lr, frozen):
+    i = np.arange(1, len(A) + 1)[:, None]
+    rows = i == b if frozen else i <= b
+    M = np.where(rows, beta * M + dA, M)
+    return np.where(rows, A - lr * M, A), M
 
 
-def _step(rng, b=None):
-    A, B, drawn, _ = _matrices(rng)
-    return A, B, rng.standard_normal(A.shape), rng.standard_normal(B.shape), b or drawn, float(rng.uniform(0.05, 0.5))
+def _step(rng, b=None, frozen=None):
+    """The gradient is 0 behind row b, as that of a DyLoRA is; M is not."""
+    R, d = rng.integers(4, 8), rng.integers(8, 11)
+    b = int(rng.integers(2, R)) if b is None else b
+    A, M, dA = rng.standard_normal((3, R, d))
+    dA[b:] = 0
+    return A, M, dA, b, float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5)), bool(rng.integers(2)) if frozen is None else frozen
 
 
-def _moved(rows, sign=-1):
-    """A step that moves the rows and columns `rows(b)` of R."""
-    def wrong(A, B, dA, dB, b, lr):
-        mask = rows(np.arange(1, len(A) + 1), b)
-        return A + sign * lr * dA * mask[:, None], B + sign * lr * dB * mask
+def _moved(rows=lambda i, b, frozen: (i == b if frozen else i <= b), outside=lambda M, new: M, move=lambda A, M, dA, lr: A - lr * M):
+    """bug with a mistake: other rows are trained, M changes outside them, or the rows move otherwise."""
+    def wrong(A, M, dA, b, beta, lr, frozen):
+        here = rows(np.arange(1, len(A) + 1)[:, None], b, frozen)
+        new = beta * M + dA
+        M = np.where(here, new, outside(M, new))
+        return np.where(here, move(A, M, dA, lr), A), M
     return wrong
+
+
+def _everywhere(A, M, dA, b, beta, lr, frozen):
+    """The code of the lesson."""
+    M = beta * M + dA
+    return A - lr * M, M
 
 
 # -- dylora.search ---------------------------------------------------------------------------------
@@ -67,24 +69,39 @@ def _losses(rng):
     return {int(b): float(curve[b - 1]) for b in ranks}, float(rng.uniform(0.02, 0.08))
 
 
+# -- dylora.cut ------------------------------------------------------------------------------------
+def cut(A, B, b):
+    U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+    return Vt[:b], U[:, :b] * S[:b]
+
+
+def _factors(rng, b=None):
+    R, d_in, d_out = int(rng.integers(4, 7)), rng.integers(8, 11), rng.integers(11, 14)
+    return rng.standard_normal((R, d_in)), rng.standard_normal((d_out, R)), b or int(rng.integers(2, R))
+
+
+def _all(rng):
+    A, B, _ = _factors(rng)
+    return A, B, len(A)
+
+
+def _product(factors):
+    """B A, and the numbers of rows of A and of columns of B: how the singular values are split is free."""
+    A, B = (np.asarray(part) for part in factors)
+    return B @ A, np.array([A.shape[0], B.shape[1]])
+
+
+def _cut_variant(keep=lambda b: slice(b), left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False):
+    """cut with a mistake: other singular vectors, S left out or counted twice, V where Vᵀ belongs."""
+    def wrong(A, B, b):
+        U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+        k = keep(b)
+        rows = Vt[:, k].T if transposed else Vt[k]
+        return right(S[k])[:, None] * rows, U[:, k] * left(S[k])
+    return wrong
+
+
 EXERCISES = (
-    Exercise(
-        name="dylora.truncate", title="Truncation to a smaller rank", stars=1,
-        reference=truncate, cases=_matrices,
-        mistakes=(
-            ("the scale at rank b is α/b, not α/R", lambda A, B, b, alpha: alpha / len(A) * B[:, :b] @ A[:b]),
-            ("the scale α/b is missing", lambda A, B, b, alpha: B[:, :b] @ A[:b]),
-            ("the scale is α/b, not α", lambda A, B, b, alpha: alpha * B[:, :b] @ A[:b]),
-            ("you took the last b rows and columns; take the first",
-             lambda A, B, b, alpha: alpha / b * B[:, -b:] @ A[-b:]),
-            ("nothing is cut: all R rows are used", lambda A, B, b, alpha: alpha / b * B @ A),
-            ("you took one row too many: A[:b] has b rows already",
-             lambda A, B, b, alpha: alpha / b * B[:, :b + 1] @ A[:b + 1]),
-            ("you took one row too few: A[:b] has b rows",
-             lambda A, B, b, alpha: alpha / b * B[:, :b - 1] @ A[:b - 1])),
-        hints=("Which rows of A and which columns of B belong to rank b? What is α divided by at rank b?",
-               "The first b columns of B are (d_out, b), the first b rows of A (b, d_in). Their product is (d_out, d_in).",
-               "alpha/b · B[:, :b] @ A[:b].")),
     Exercise(
         name="dylora.forward", title="The forward pass at rank b", stars=1,
         reference=forward, cases=_layer, gradient=("x", "A", "B"),
@@ -109,22 +126,30 @@ EXERCISES = (
                "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or multiply A x by a mask (R,).",
                "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then F.linear(x, W) + low * (alpha / b).")),
     Exercise(
-        name="dylora.frozen_step", title="One step of the frozen version", stars=1,
-        reference=frozen_step, cases=_step,
-        special=(("b = 1: the first row and column", lambda rng: _step(rng, 1)),),
+        name="dylora.bug", title="Find the bug: rows that move without a gradient", stars=2,
+        reference=bug, cases=_step,
+        special=(
+            ("rank 1", lambda rng: _step(rng, 1, False)),
+            ("the frozen version: row b alone is trained", lambda rng: _step(rng, 3, True)),
+            ("no momentum yet: A moves by −lr times the gradient",
+             lambda rng: (np.ones((3, 2)), np.zeros((3, 2)), np.array([[1.0, 2], [3, 4], [0, 0]]), 2, 0.9, 0.1, False))),
         mistakes=(
-            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b: i == b + 1)),
-            ("all b rows moved; in the frozen version only the b-th moves", _moved(lambda i, b: i <= b)),
-            ("everything moved; only row b and column b may move", _moved(lambda i, b: i > 0)),
-            ("gradient descent moves against the gradient: subtract", _moved(lambda i, b: i == b, 1)),
-            ("the rate lr is missing", lambda A, B, dA, dB, b, lr: frozen_step(A, B, dA, dB, b, 1.0)),
-            ("only A moved; column b of B must move too",
-             lambda A, B, dA, dB, b, lr: (frozen_step(A, B, dA, dB, b, lr)[0], B)),
-            ("you moved the b-th row of B; move its b-th column", lambda A, B, dA, dB, b, lr: (
-                frozen_step(A, B, dA, dB, b, lr)[0], B - lr * dB * (np.arange(1, len(B) + 1) == b)[:, None]))),
-        hints=("Which row of the array A is row b, if rows are counted from 1?",
-               "A[b − 1] is (d_in,), B[:, b − 1] is (d_out,). Return two new arrays.",
-               "Copy A and B. Subtract lr · dA[b − 1] from row b − 1 of A, and lr · dB[:, b − 1] from column b − 1 of B.")),
+            ("rows behind b still move, by their momentum M; only the rows that are trained may move", _everywhere),
+            ("A is right, but M fades in the rows that are not trained; leave it as it was there",
+             _moved(outside=lambda M, new: new)),
+            ("the momentum M of the rows that are not trained is gone; leave it as it was there",
+             _moved(outside=lambda M, new: 0 * M)),
+            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
+            ("with frozen=True row b alone is trained", _moved(lambda i, b, frozen: i <= b)),
+            ("with frozen=False all rows up to b are trained", _moved(lambda i, b, frozen: i == b)),
+            ("the rows move along M, not along the gradient alone", _moved(move=lambda A, M, dA, lr: A - lr * dA)),
+            ("gradient descent moves against the gradient: subtract", _moved(move=lambda A, M, dA, lr: A + lr * M))),
+        tolerance=1e-9,
+        hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? Which row of the array is "
+               "row b, if rows are counted from 1?",
+               "A, M and dA are (R, d_in). Which rows are trained is a boolean array (R, 1). Return two new arrays.",
+               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else (i <= b). M is β M + dA where rows is "
+               "true, else as it was; A is A − lr·M there, else as it was. np.where does both.")),
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
         reference=search, cases=_losses,
@@ -147,4 +172,28 @@ EXERCISES = (
         hints=("What is the largest loss that is still good enough?",
                "losses is a dict rank → loss, in any order. The result is one of its keys.",
                "limit = min(losses.values()) + tolerance. Return the smallest b with losses[b] ≤ limit.")),
+    Exercise(
+        name="dylora.cut", title="The cut by singular values", stars=2,
+        reference=cut, cases=_factors, normalize=_product,
+        special=(
+            ("b = R: nothing is lost", _all),
+            ("only the last row of A and column of B are large, and b = 1",
+             lambda rng: (np.array([[1.0, 0, 0], [0, 5, 0]]), np.array([[1.0, 0], [0, 2], [0, 0], [0, 0]]), 1))),
+        mistakes=(
+            ("these are the first rows of A and columns of B; the nearest matrix of rank b needs the singular vectors of B A",
+             lambda A, B, b: (A[:b], B[:, :b])),
+            ("these are the smallest singular values; NumPy sorts them in falling order, so take the first b",
+             _cut_variant(lambda b: slice(-b, None))),
+            ("the singular values are missing", _cut_variant(left=lambda S: 1.0)),
+            ("the singular values are counted twice: they belong into one factor, or their roots into both",
+             _cut_variant(right=lambda S: S)),
+            ("np.linalg.svd returns Vᵀ: its rows are the vectors", _cut_variant(transposed=True)),
+            ("nothing is cut", lambda A, B, b: (A, B)),
+            ("this is one singular value too many: [:b] takes b of them", _cut_variant(lambda b: slice(b + 1)))),
+        symptoms=(
+            ("return A, which is (b, d_in), first", lambda got, expected, arguments: np.shape(got) == (len(arguments[1]), arguments[2])),),
+        tolerance=1e-8,
+        hints=("Which matrix of rank b is nearest to a given matrix, if its singular value decomposition is known?",
+               "B @ A is (d_out, d_in). With full_matrices=False its U is (d_out, k), S (k,), Vᵀ (k, d_in).",
+               "U, S, Vt = np.linalg.svd(B @ A, full_matrices=False). The new A is Vt[:b], the new B is U[:, :b] * S[:b].")),
 )

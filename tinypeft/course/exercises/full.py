@@ -1,4 +1,4 @@
-"""Lesson 03: AdamW, and the memory that training needs."""
+"""Lesson 03: AdamW, one step and many, and the memory that training needs."""
 import numpy as np
 
 from ...nn import Parameter
@@ -41,6 +41,32 @@ def adamw_cases(rng, t=None, eps=1e-3):
     return w, g, m, v, t, 0.01, 0.9, 0.99, eps, 0.3
 
 
+# -- many steps ----------------------------------------------------------------------------------
+def steps(w, gradients, lr, beta1, beta2, decay, shared=False, first=1, fresh=False, one=False, last=False):
+    """w after one step of AdamW for each gradient; the options make the mistakes."""
+    w, m, v = w.copy(), np.zeros_like(w), np.zeros_like(w)
+    if shared: v = m
+    for t, g in enumerate(gradients, first):
+        if one: t = 1
+        if fresh: m, v = np.zeros_like(w), np.zeros_like(w)
+        if last: g = gradients[-1]
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * g * g
+        w = w - lr * decay * w - lr * m / (1 - beta1 ** t) / (np.sqrt(v / (1 - beta2 ** t)) + 1e-8)
+    return w
+
+
+def reference_bug(w, gradients, lr, beta1, beta2, decay):
+    return steps(w, gradients, lr, beta1, beta2, decay)
+
+
+def bug_cases(rng, positive=False, n=None):
+    g = rng.standard_normal((int(rng.integers(3, 6)) if n is None else n, 4, 3))
+    return rng.standard_normal((4, 3)), list(abs(g) if positive else g), 0.01, 0.9, 0.99, 0.1
+
+
 # -- memory --------------------------------------------------------------------------------------
 def reference_states(N, n, weight_bytes, frozen_bytes):
     return (N - n) * frozen_bytes + n * (2 * weight_bytes + (4 if weight_bytes < 4 else 0) + 8)
@@ -52,12 +78,31 @@ def states_cases(rng):
 
 
 def reference_activations(B, T, d, H, L, V):
-    return L * (17 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2) + 2 * B * T * d + B * T + B * T * V
+    return L * (16 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2) + 2 * B * T * d + B * T + B * T * V
 
 
 def activations_cases(rng):
     B, blocks, H, L = (int(n) for n in rng.integers((1, 1, 2, 2), (6, 5, 7, 9)))
     return B, 64 * blocks, H * int(rng.integers(5, 20)), H, L, int(rng.integers(100, 900))
+
+
+def reference_recompute(B, T, d, H, L, V, k):
+    head = 2 * B * T * d + B * T + B * T * V
+    block = reference_activations(B, T, d, H, 1, 0) - 2 * B * T * d - B * T
+    return L // k * B * T * d + max(k * block, head)
+
+
+def recompute(B, T, d, H, L, V, k, inputs=None, more=lambda k, block, head: max(k * block, head)):
+    """The count with other inputs than one per part, or with another second term."""
+    head, all_ = 2 * B * T * d + B * T + B * T * V, reference_activations(B, T, d, H, L, V)
+    block = (all_ - head) // L
+    return (L // k if inputs is None else inputs(L, k)) * B * T * d + more(k, block, head)
+
+
+def recompute_cases(rng, vocabulary=None):
+    B, blocks, H, k, parts = (int(n) for n in rng.integers((1, 1, 2, 2, 3), (6, 5, 7, 5, 6)))
+    V = int(rng.integers(100, 900)) if vocabulary is None else vocabulary
+    return B, 64 * blocks, H * int(rng.integers(5, 20)), H, k * parts, V, k
 
 
 def off_by(term):
@@ -152,6 +197,52 @@ EXERCISES = (
                "once, after all blocks?",
                "Most arrays are (B, T, d), two are (B, T, 4d). The norms' 1/σ are (B, T), attention's weights about half "
                "of (B, H, T, T), the probabilities (B, T, V).",
-               "In a block: 2 + 1 + 4 + 1 + 1 + 4 + 4 = 17 times B T d, then 2 B T and B H T (T + 64)/2. Multiply by L; "
+               "In a block: 2 + 1 + 3 + 1 + 1 + 4 + 4 = 16 times B T d, then 2 B T and B H T (T + 64)/2. Multiply by L; "
                "add 2 B T d + B T + B T V.")),
+    Exercise(
+        name="full.bug", title="Find the bug: an AdamW that diverges", stars=2,
+        reference=reference_bug, cases=bug_cases,
+        special=(
+            ("one step", lambda rng: bug_cases(rng, n=1)),),
+        mistakes=(
+            ("m and v are one array with two names: what is written into m is in v, too",
+             lambda *a: steps(*a, shared=True)),
+            ("m and v begin anew in each step; they remember the gradients of all steps", lambda *a: steps(*a, fresh=True)),
+            ("t stays 1: the corrections belong to the first step alone", lambda *a: steps(*a, one=True)),
+            ("t counts from 1: the first step divides by 1 − β", lambda *a: steps(*a, first=2)),
+            ("each step uses the last gradient; step t belongs to gradient t", lambda *a: steps(*a, last=True)),
+            ("the decay is missing", lambda *a: steps(*a[:-1], 0.0))),
+        symptoms=(
+            ("v became negative, and a negative number has no root: are m and v one array with two names?",
+             lambda got, expected, args: np.isnan(got).any()),),
+        tolerance=1e-9,
+        hints=("How many arrays does the line that begins `m, v` make? What does `m *= 0.9` do to v? And what does `w -= …` do to "
+               "the array of the one who called?",
+               "w and each gradient have one shape, and so have m and v: two arrays. The result is a new array.",
+               "Write m, v = np.zeros_like(w), np.zeros_like(w), or m = beta1 * m + … without *=. Write w = w − …, and leave "
+               "the lines between as they are.")),
+    Exercise(
+        name="full.recompute", title="Compute the activations again", stars=2,
+        reference=reference_recompute, cases=recompute_cases,
+        special=(
+            ("32 blocks in parts of four, of a model of 7 billion parameters",
+             lambda rng: (1, 512, 4096, 32, 32, 32000, 4)),
+            ("a vocabulary so large that the head needs the most",
+             lambda rng: (*recompute_cases(rng, 200_000),))),
+        mistakes=(
+            ("one input is kept for each part of k blocks, and not for each block",
+             lambda *a: recompute(*a, inputs=lambda L, k: L)),
+            ("the inputs of the parts are missing: L/k of them", lambda *a: recompute(*a, inputs=lambda L, k: 0)),
+            ("a part has k blocks, whose arrays are all there while it is walked",
+             lambda *a: recompute(*a, more=lambda k, block, head: max(block, head))),
+            ("the head's arrays are gone when the blocks are computed again: take the larger of the two, not the sum",
+             lambda *a: recompute(*a, more=lambda k, block, head: k * block + head)),
+            ("the head also needs its arrays, and may need more than a part does: take the larger of the two",
+             lambda *a: recompute(*a, more=lambda k, block, head: k * block)),
+            ("this is in bytes; count numbers", lambda *a: 4 * reference_recompute(*a))),
+        tolerance=0,
+        hints=("What is in memory when the forward pass is done? And what while a part of k blocks is walked backwards?",
+               "L/k inputs of B T d numbers stay all the time. Beside them are either the head's arrays, 2 B T d + B T + B T V, "
+               "or those of k blocks, never both.",
+               "block = 16 B T d + 2 B T + B H T (T + 64)/2. The peak is L/k · B T d + max(k · block, head).")),
 )

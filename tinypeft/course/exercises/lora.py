@@ -88,6 +88,58 @@ def _weights(rng):
     return W, A, B, alpha
 
 
+# -- lora.bug --------------------------------------------------------------------------------------
+def bug(W0, A0, B0, W1, A1, B1):
+    if not np.array_equal(W0, W1): return "base trained"
+    if np.any(B0 @ A0): return "start changed"
+    if not (A0.any() or B0.any()): return "both zero"
+    return "not trained" if np.array_equal(A0, A1) and np.array_equal(B0, B1) else "fine"
+
+
+def _run(rng, fault=None, steps=20, zero="B", step=0.01):
+    """W, A and B before and after a training with one fault or with none."""
+    _, W, A, B, _ = _arrays(rng, np.float32)
+    fault = fault or str(rng.choice(["fine", "base trained", "start changed", "both zero", "not trained"]))
+    A0, B0 = A * (zero != "A"), B * (zero != "B")
+    if fault == "start changed": B0 = B
+    if fault == "both zero": A0, B0 = 0 * A, 0 * B
+    moved = lambda a, size=0.01: (a + size * rng.standard_normal(a.shape)).astype(np.float32)
+    W1, A1, B1 = W.copy(), A0.copy(), B0.copy()
+    if fault == "base trained": W1 = moved(W, step)
+    if fault in ("fine", "base trained", "start changed"):
+        if steps > 1 or zero == "B": B1 = moved(B0)
+        if steps > 1 or zero == "A": A1 = moved(A0)
+    return W, A0, B0, W1, A1, B1
+
+
+def _told(**words):
+    """The right diagnosis, with some of its words exchanged."""
+    return lambda *run: words.get(bug(*run).replace(" ", "_"), bug(*run))
+
+
+# -- lora.dora -------------------------------------------------------------------------------------
+def dora(x, W, A, B, alpha, m):
+    V = W + (B @ A) * (alpha / A.shape[0])
+    return F.linear(x, V * (m / (V * V).sum(axis=1).sqrt()).reshape(-1, 1))
+
+
+def _with_magnitude(rng, start=False):
+    x, W, A, B, alpha = _tensors(rng, zero=start)
+    lengths = np.sqrt((W.data ** 2).sum(1))
+    return x, W, A, B, alpha, Tensor(lengths if start else lengths * rng.uniform(0.5, 2, len(lengths)).astype(np.float32))
+
+
+def _normed(axis=1, scale=lambda alpha, r: alpha / r, root=True, of_base=False, magnitude=True, direction=True):
+    def wrong(x, W, A, B, alpha, m):
+        V = W + (B @ A) * scale(alpha, A.shape[0])
+        N = W if of_base else V
+        length = (N * N).sum(axis=axis, keepdims=True)
+        if root: length = length.sqrt()
+        U = V / length if direction else V
+        return F.linear(x, U * m.reshape(-1, 1) if magnitude else U)
+    return wrong
+
+
 EXERCISES = (
     Exercise(
         name="lora.forward", title="The forward pass of LoRA", stars=1,
@@ -193,4 +245,55 @@ EXERCISES = (
         hints=("Which single matrix gives the output of W and of the low-rank part together?",
                "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W.",
                "W + alpha/len(A) · B A. Write it as W + a change, not as W +=, which would change the base.")),
+    Exercise(
+        name="lora.bug", title="Find the bug: a LoRA that does not do what it should", stars=2,
+        reference=bug, cases=_run,
+        special=(
+            ("nothing is wrong", lambda rng: _run(rng, "fine")),
+            ("nothing is wrong, after one step: A has not moved yet", lambda rng: _run(rng, "fine", steps=1)),
+            ("nothing is wrong: A started at zero, and B did not", lambda rng: _run(rng, "fine", zero="A")),
+            ("the base moved", lambda rng: _run(rng, "base trained")),
+            ("the base moved by a millionth", lambda rng: _run(rng, "base trained", step=1e-6)),
+            ("B did not start at zero", lambda rng: _run(rng, "start changed")),
+            ("A and B started at zero", lambda rng: _run(rng, "both zero")),
+            ("the optimizer has neither A nor B", lambda rng: _run(rng, "not trained"))),
+        mistakes=(
+            ("a LoRA is fine after one step, when only one of its two matrices has moved: it is not trained if "
+             "neither has", lambda W0, A0, B0, W1, A1, B1: "not trained" if bug(W0, A0, B0, W1, A1, B1) == "fine" and (
+                 np.array_equal(A0, A1) or np.array_equal(B0, B1)) else bug(W0, A0, B0, W1, A1, B1)),
+            ("the start is changed if B A is not zero; one of the two may be random",
+             lambda W0, A0, B0, W1, A1, B1: "start changed" if np.array_equal(W0, W1) and B0.any()
+             else bug(W0, A0, B0, W1, A1, B1)),
+            ("frozen means equal to the last bit; np.allclose overlooks a small step",
+             lambda W0, A0, B0, W1, A1, B1: bug(W0, A0, B0, W0 if np.allclose(W0, W1, rtol=1e-4, atol=1e-5) else W1, A1, B1)),
+            ("if A and B both start at zero, nothing can move: say “both zero”, whatever the optimizer has",
+             _told(both_zero="not trained")),
+            ("“both zero” is about the start; A and B that do not move from another start are “not trained”",
+             _told(not_trained="both zero")),
+            ("W0 and W1 are the base's weight before and after: they must be equal", _told(base_trained="fine")),
+            ("B A at the start must be zero", _told(start_changed="fine"))),
+        tolerance=0,
+        hints=("Which of the six arrays must be equal in a sound LoRA? Which product must be zero at the start?",
+               "np.array_equal(W0, W1) is one bool. B0 @ A0 is (d_out, d_in), and .any() tells whether a number of it is "
+               "not zero.",
+               "Ask in this order: W0 and W1 differ? (B0 @ A0).any()? neither A0.any() nor B0.any()? A0 equals A1 and B0 "
+               "equals B1? Return the word of the first question that is answered by yes, else “fine”.")),
+    Exercise(
+        name="lora.dora", title="DoRA", stars=3,
+        reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
+        special=(
+            ("B = 0 and m the lengths of W's rows: the base, unchanged", lambda rng: _with_magnitude(rng, start=True)),),
+        mistakes=(
+            ("each row of W + s B A is divided by its own length; you divided the columns", _normed(axis=0)),
+            ("the length is that of the changed rows, W + s B A, not of W's", _normed(of_base=True)),
+            ("the length of a row is the root of the sum of its squares; the root is missing", _normed(root=False)),
+            ("the magnitude m is missing", _normed(magnitude=False)),
+            ("the division by the lengths is missing", _normed(direction=False)),
+            ("the scale α/r is missing in W + s B A", _normed(scale=lambda alpha, r: 1.0)),
+            ("the scale is α/r, not α", _normed(scale=lambda alpha, r: alpha))),
+        hints=("The direction of a row has length 1. Of which matrix do you take the rows, and what are they divided by?",
+               "V = W + s B A is (d_out, d_in). The lengths of its rows are (d_out,), like m. A column (d_out, 1) broadcasts "
+               "over a row's numbers.",
+               "V = W + (B @ A) * (alpha / A.shape[0]); length = (V * V).sum(axis=1).sqrt(); then "
+               "F.linear(x, V * (m / length).reshape(-1, 1)).")),
 )

@@ -1,6 +1,7 @@
-"""Lesson 00: count trained and stored numbers, and quantize in both sign conventions."""
+"""Lesson 00: count trained and stored numbers, quantize in both sign conventions, decode bytes, and pack codes."""
 import numpy as np
 
+from ...quant.packing import pack
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
@@ -51,6 +52,43 @@ def signs_cases(rng, shift=None, convention=None):
     shift = float(rng.uniform(-1, 1)) if shift is None else shift
     x = rng.standard_normal((3, 5)) + shift
     return x, int(rng.integers(2, 7)), str(rng.choice(["library", "survey"])) if convention is None else convention
+
+
+# -- codes that are bytes ------------------------------------------------------------------------
+def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False):
+    """x̂ = s (q − z), with z one number per row; the options make the mistakes."""
+    z = zero[:, None]
+    if after: q = (codes - z).astype(np.float32)
+    else:     q = (codes.astype(whole) + sign * z.astype(whole)).astype(np.float32)
+    return q * (scale[:, None] if times else 1)
+
+
+def reference_bug(codes, scale, zero):
+    return decoded(codes, scale, zero)
+
+
+def bug_cases(rng, low=0, high=256, zero=None):
+    n, g = (int(k) for k in rng.integers((2, 4), (5, 9)))
+    z = rng.integers(100, 160, n) if zero is None else np.full(n, zero)
+    return (rng.integers(low, high, (n, g)).astype(np.uint8), rng.uniform(0.01, 0.1, n).astype(np.float32),
+            z.astype(np.uint8))
+
+
+# -- packing -------------------------------------------------------------------------------------
+def reference_pack(codes, bits):
+    return pack(codes, bits, "little")
+
+
+def packed(codes, bits, order="little", within="little", whole=False):
+    """The bits of all codes in a row, eight to a byte; `within` is the order of a code's own bits."""
+    stream = codes[:, None] >> np.arange(bits)[::1 if within == "little" else -1] & 1
+    if whole: stream = np.pad(stream, ((0, 0), (0, 8 - bits)))
+    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder=order)
+
+
+def pack_cases(rng, bits=None):
+    bits = int(rng.integers(1, 9)) if bits is None else bits
+    return rng.integers(0, 2**bits, int(rng.integers(9, 22))).astype(np.uint8), bits
 
 
 EXERCISES = (
@@ -125,4 +163,43 @@ EXERCISES = (
                "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",
                "s = (h − l)/(2**bits − 1); z = np.rint(−l/s); codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1), in both "
                "conventions. Return z or −z.")),
+    Exercise(
+        name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
+        reference=reference_bug, cases=bug_cases,
+        special=(
+            ("all codes lie above the zero point: here the wrong program is right", lambda rng: bug_cases(rng, 200, 256, 128)),
+            ("all codes lie below the zero point", lambda rng: bug_cases(rng, 0, 100, 128))),
+        mistakes=(
+            ("the difference is taken in uint8, where 3 − 8 is 251: turn the codes into floats (or wide integers) before it",
+             lambda *a: decoded(*a, after=True)),
+            ("int8 ends at 127, and codes go to 255: take a wider type", lambda *a: decoded(*a, whole=np.int8)),
+            ("this adds the zero point; equation (4) subtracts it", lambda *a: decoded(*a, sign=1)),
+            ("the scale is missing", lambda *a: decoded(*a, times=False))),
+        errors=(("broadcast", "one scale and one zero point belong to a row: scale[:, None] stands beside codes (n, g)"),),
+        hints=("Which codes come back right, and which wrong? What does NumPy give for 3 − 8 if both are uint8?",
+               "codes (n, g) are uint8. scale (n,) is float32 and zero (n,) is uint8, one for each row. The result is (n, g) "
+               "in float32.",
+               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q − z).")),
+    Exercise(
+        name="map.pack", title="Codes of 3 bits in bytes of 8", stars=3,
+        reference=reference_pack, cases=pack_cases,
+        special=(
+            ("two codes of 4 bits in a byte", lambda rng: (np.array([1, 2, 15, 0], np.uint8), 4)),
+            ("codes of 8 bits are the bytes", lambda rng: pack_cases(rng, 8)),
+            ("three bits: a code may lie in two bytes", lambda rng: (np.array([7, 0, 5, 1, 6], np.uint8), 3))),
+        mistakes=(
+            ("the first code belongs into the low bits of its byte: bit k of the stream is bit k mod 8",
+             lambda codes, bits: packed(codes, bits, "big", "big")),
+            ("the bits of each code are reversed: its lowest bit comes first", lambda codes, bits: packed(codes, bits, within="big")),
+            ("the bits of each byte are reversed: the stream's first bit is the lowest one",
+             lambda codes, bits: packed(codes, bits, "big")),
+            ("every code has a byte of its own: leave no gaps", lambda codes, bits: packed(codes, bits, whole=True))),
+        symptoms=(
+            ("the last byte is missing: zeros fill it up", lambda got, expected, args: got.size == expected.size - 1),),
+        tolerance=0,
+        hints=("Think of all bits of all codes in one row. In which order do they stand, and where is it cut into bytes?",
+               "codes (n,) have `bits` bits each: together a stream of n · bits bits, (n, bits) before you flatten it. The "
+               "result is uint8, of ⌈n · bits/8⌉ bytes.",
+               "stream = (codes[:, None] >> np.arange(bits)) & 1 has the lowest bit first. np.packbits(stream.reshape(−1), "
+               "bitorder=\"little\") cuts it into bytes and fills up the last one.")),
 )

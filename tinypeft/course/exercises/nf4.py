@@ -1,4 +1,4 @@
-"""Lesson 13: NF4's table and code, QLoRA's gradient, LoftQ."""
+"""Lesson 13: NF4's table and code, QLoRA's gradient, LoftQ, and better levels."""
 import numpy as np
 from scipy.stats import norm
 
@@ -125,6 +125,53 @@ def loftq_stale(W, quant, r, T):
     return quant(W - B @ A), B, A
 
 
+# -- LoftQ on a LoRA that is scaled ----------------------------------------------------------------
+def scaled_loftq(W, quant, r, alpha):
+    Q, B, A = loftq(W, quant, r, 1)
+    root = np.sqrt(alpha / r)
+    return Q, B / root, A / root
+
+
+def scaled_variant(of_B=lambda s: s**-0.5, of_A=lambda s: s**-0.5, scale=lambda alpha, r: alpha / r, of_Q=False):
+    """scaled_loftq with a mistake: other divisors, another scale, or Q scaled as well."""
+    def wrong(W, quant, r, alpha):
+        Q, B, A = loftq(W, quant, r, 1)
+        s = scale(alpha, r)
+        return Q / s if of_Q else Q, B * of_B(s), A * of_A(s)
+    return wrong
+
+
+def product(result):
+    """(Q, B A, r): however the scale is shared between B and A, and whatever their signs."""
+    Q, B, A = result
+    return Q, np.asarray(B) @ np.asarray(A), len(A)
+
+
+def scaled_case(rng):
+    W = rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16))))
+    r = int(rng.integers(2, 4))
+    return W, asymmetric2, r, float(r * rng.choice([2, 3, 8]))
+
+
+# -- better levels ---------------------------------------------------------------------------------
+def lloyd(x, levels):
+    q = np.searchsorted((levels[:-1] + levels[1:]) / 2, x)
+    n = np.bincount(q, minlength=len(levels))
+    return np.where(n > 0, np.bincount(q, x, len(levels)) / np.maximum(n, 1), levels)
+
+
+def lloyd_variant(centre=np.mean, empty=lambda c: c, code=lambda x, c: np.abs(x[:, None] - c).argmin(1)):
+    """lloyd with a mistake: another centre, something else for an unused level, or another code."""
+    def wrong(x, levels):
+        q = code(x, levels)
+        return np.array([centre(x[q == i]) if (q == i).any() else empty(c) for i, c in enumerate(levels)])
+    return wrong
+
+
+def lloyd_case(rng):
+    return rng.normal(0, 0.4, int(rng.integers(60, 90))), np.sort(rng.uniform(-1, 1, int(rng.integers(4, 7))))
+
+
 EXERCISES = (
     Exercise(
         name="nf4.levels", title="NF4's table of levels", stars=2,
@@ -211,4 +258,44 @@ EXERCISES = (
                "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
                "Begin with B A = 0. In each of T rounds: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, "
                "full_matrices=False); B = U[:, :r]·√S, A = √S·Vt[:r].")),
+    Exercise(
+        name="nf4.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
+        reference=scaled_loftq, cases=scaled_case, normalize=product,
+        special=(("α = r: nothing is scaled", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 2.0)),),
+        invariants=(
+            ("Q + (α/r) B A is nearer to W than Q alone",
+             lambda fn, rng: (lambda W, quant, r, alpha: (lambda Q, B, A: np.linalg.norm(W - Q - alpha / r * np.asarray(B) @ A)
+                                                          < np.linalg.norm(W - Q))(*fn(W, quant, r, alpha)))(*scaled_case(rng))),),
+        mistakes=(
+            ("the LoRA multiplies B A by α/r once more; that is the fault of the code above",
+             scaled_variant(of_B=lambda s: 1, of_A=lambda s: 1)),
+            ("you multiply by the scale; LoRA does that already, so divide by it",
+             scaled_variant(of_B=lambda s: s**0.5, of_A=lambda s: s**0.5)),
+            ("each factor is divided by α/r, so their product is divided by its square: take the root",
+             scaled_variant(of_B=lambda s: 1 / s, of_A=lambda s: 1 / s)),
+            ("LoRA's scale is α/r, not α", scaled_variant(scale=lambda alpha, r: alpha)),
+            ("Q is not scaled, only the product B A", scaled_variant(of_Q=True)),
+            ("the product must be divided by α/r, not by its root: divide one factor, or both by the root",
+             scaled_variant(of_B=lambda s: s**-0.5, of_A=lambda s: 1))),
+        hints=("What does the model compute with Q, B and A? Which product should be near to W − Q?",
+               "The shapes do not change: B (d_out, r), A (r, d_in). Their product must be smaller by the factor α/r.",
+               "Compute B and A as before. root = np.sqrt(alpha / r). Return Q, B / root and A / root.")),
+    Exercise(
+        name="nf4.lloyd", title="Levels that fit the weights", stars=2,
+        reference=lloyd, cases=lloyd_case,
+        special=(
+            ("four numbers and three levels, one of which no number is near to",
+             lambda rng: (np.array([0.1, 0.3, 0.9, 0.7]), np.array([-1.0, 0.0, 1.0]))),),
+        mistakes=(
+            ("a level that no number is nearest to stays as it is", lloyd_variant(empty=lambda c: 0.0)),
+            ("take the mean of the numbers of a level, not their median", lloyd_variant(np.median)),
+            ("take the mean of the numbers of a level, not the middle of their range",
+             lloyd_variant(lambda v: (v.min() + v.max()) / 2)),
+            ("divide the sum by the number of weights of the level", lloyd_variant(np.sum)),
+            ("a number belongs to the nearest level, not to the next one below",
+             lloyd_variant(code=lambda x, c: np.maximum(np.searchsorted(c, x, "right") - 1, 0)))),
+        tolerance=1e-9,
+        hints=("Which numbers belong to level i? Which single number is nearest to all of them, in squares?",
+               "The codes are (N,). The result is (L,), like levels. The mean of an empty array is NaN.",
+               "q = np.abs(x[:, None] − levels).argmin(1). Entry i is x[q == i].mean(), or levels[i] if no q is i.")),
 )

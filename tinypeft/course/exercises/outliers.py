@@ -35,6 +35,24 @@ def with_outliers(rng, n=None, d=None):
     return X, O
 
 
+# -- a product of integers -------------------------------------------------------------------------
+def bug(q_x, q_w):
+    return q_x.astype(np.int64) @ q_w.astype(np.int64).T
+
+
+def in_type(kind, then=lambda product: product):
+    """bug with a mistake: codes and their sums in another type."""
+    def wrong(q_x, q_w):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return then(q_x.astype(kind) @ q_w.astype(kind).T)
+    return wrong
+
+
+def integer_codes(rng, K=None):
+    n, d_out, K = int(rng.integers(2, 5)), int(rng.integers(5, 8)), K or int(rng.integers(8, 40))
+    return tuple(rng.integers(-127, 128, (rows, K)).astype(np.int8) for rows in (n, d_out))
+
+
 # -- vector-wise -----------------------------------------------------------------------------------
 def vector_wise(X, W):
     Q, s = int8_inputs(X, "token")
@@ -117,7 +135,42 @@ def _unchanged(fn, rng):
                V in zip(weights, new_weights, strict=True))
 
 
+# -- zero points ------------------------------------------------------------------------------------
+def zero_point(product, z, q_w):
+    return product - z[:, None] * q_w.sum(1, dtype=np.int64)
+
+
+def products(rng):
+    n, d_out, K = int(rng.integers(2, 5)), int(rng.integers(5, 8)), int(rng.integers(8, 20))
+    q_x, q_w = rng.integers(0, 256, (n, K)), rng.integers(-127, 128, (d_out, K)).astype(np.int8)
+    return q_x @ q_w.T.astype(np.int64), rng.integers(1, 200, n), q_w
+
+
 EXERCISES = (
+    Exercise(
+        name="outliers.bug", title="Find the bug: a product that wraps", stars=1,
+        reference=bug, cases=integer_codes, normalize=lambda product: np.asarray(product, np.float64),
+        special=(
+            ("one token and one output: 2 · 3 + 4 · 5 = 26", lambda rng: (np.int8([[2, 4]]), np.int8([[3, 5]]))),
+            ("three products of 127 and 127 are 48,387", lambda rng: (np.full((1, 3), 127, np.int8), np.full((1, 3), 127, np.int8))),
+            ("the largest sum of 2,001 products is 32,274,129, an odd number",
+             lambda rng: (np.full((1, 2001), 127, np.int8), np.full((2, 2001), 127, np.int8)))),
+        mistakes=(
+            ("a product of int8 arrays is int8, from −128 to 127, and wraps beyond; turn the codes into a wider type first",
+             in_type(np.int8)),
+            ("int16 ends at 32,767, and three products of 127 · 127 exceed that; take int32", in_type(np.int16)),
+            ("the sums must not be clipped to 127: the codes are int8, their sums need more bits",
+             in_type(np.int64, lambda product: np.clip(product, -127, 127))),
+            ("uint8 has no negative numbers; take int32", in_type(np.uint8, lambda product: product.astype(np.int64)))),
+        symptoms=(
+            ("float32 holds every integer up to 2²⁴ only, and long sums exceed that; take int32 or float64",
+             lambda got, expected, arguments: np.allclose(got, expected, rtol=1e-5, atol=0)),
+            ("float16 holds every integer up to 2,048 only; take int32",
+             lambda got, expected, arguments: np.allclose(got, expected, rtol=1e-2, atol=0))),
+        tolerance=0,
+        hints=("How large can one product of two codes be, and a sum of 2,001 of them?",
+               "q_x is (n, K), q_w is (d_out, K), the result (n, d_out). What is the largest number that its type holds?",
+               "q_x.astype(np.int32) @ q_w.astype(np.int32).T. It is too late to turn the product into int32.")),
     Exercise(
         name="outliers.codes_left", title="The codes that outliers leave", stars=1,
         reference=codes_left, cases=lambda rng: with_outliers(rng),
@@ -162,7 +215,7 @@ EXERCISES = (
                "s_x = np.abs(X).max(1, keepdims=True)/127, and s_w likewise. s_x · s_w.T · (codes of X) @ (codes of W).T. "
                "Leave the codes in floats: a product of two int8 arrays wraps.")),
     Exercise(
-        name="outliers.llm_int8", title="LLM.int8()'s decomposition, equation (8)", stars=2,
+        name="outliers.llm_int8", title="LLM.int8()'s decomposition", stars=2,
         reference=llm_int8,
         cases=lambda rng: (with_outliers(rng, d=12)[0], rng.normal(0, 1,
                                                                    (int(rng.integers(8, 11)),
@@ -216,4 +269,25 @@ EXERCISES = (
                "s, γ, β and max_abs are (d,). Column j of each W (d_out, d) belongs to input j. np.abs(W).max(0) is (d,).",
                "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha / largest**(1 − alpha). "
                "Divide γ and β by s, and multiply each W by s.")),
+    Exercise(
+        name="outliers.zero_point", title="Zero points after the product", stars=2,
+        reference=zero_point, cases=products, normalize=lambda product: np.asarray(product, np.float64),
+        special=(
+            ("(3 − 1) · 5 + (4 − 1) · 6 = 28, from 3 · 5 + 4 · 6 = 39",
+             lambda rng: (np.array([[39]]), np.array([1]), np.int8([[5, 6]]))),),
+        mistakes=(
+            ("the sign: the sum of (q_x − z) q_w is the product minus z times the sum of q_w",
+             lambda product, z, q_w: product + z[:, None] * q_w.sum(1)),
+            ("z belongs to a token, a row of the product: z[:, None]. The sum of q_w belongs to an output, a column",
+             lambda product, z, q_w: product - z.mean() * q_w.sum(1)),
+            ("sum q_w over its columns, the features: one sum for each output",
+             lambda product, z, q_w: product - z[:, None] * q_w.sum()),
+            ("q_w is missing: each z was multiplied by a code of W", lambda product, z, q_w: product - z[:, None] * q_w.shape[1]),
+            ("the sum over the features is missing: this takes one code of W alone",
+             lambda product, z, q_w: product - z[:, None] * q_w[:, 0].astype(int)),
+            ("z is the zero point of the inputs alone; W has none", lambda product, z, q_w: zero_point(product, z, q_w - z.mean()))),
+        tolerance=0,
+        hints=("Multiply out (q_x − z) q_w under the sum. Which of the two sums do you have already?",
+               "product is (n, d_out), z is (n,), q_w is (d_out, K). The sums of the rows of q_w are (d_out,).",
+               "product − z[:, None] * q_w.sum(1).")),
 )

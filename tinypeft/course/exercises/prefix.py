@@ -75,6 +75,25 @@ def _halves(table, L, H):
     return list(zip(parts[0], parts[1], strict=True))
 
 
+# -- prefix.bug ------------------------------------------------------------------------------------
+def bug(T, P):
+    return np.tril(np.ones((T, P + T), bool), P), np.arange(P, P + T)
+
+
+def _placed(diagonal=lambda P: P, first=lambda P: P, hidden=False):
+    """Places with a mask and positions that begin elsewhere."""
+    def wrong(T, P):
+        seen = np.tril(np.ones((T, P + T), bool), diagonal(P))
+        if hidden: seen[:, :P] = False
+        return seen, np.arange(T) + first(P)
+    return wrong
+
+
+# -- prefix.copies ---------------------------------------------------------------------------------
+def copies(lam, n):
+    return n * lam / (1 + (n - 1) * lam)
+
+
 EXERCISES = (
     Exercise(
         name="prefix.attention", title="Attention with a prefix", stars=2,
@@ -110,7 +129,7 @@ EXERCISES = (
             ("scores in the thousands, the prefix's larger",
              lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]))),
         invariants=(
-            ("λ is the weight that mixes the two attentions (equation 4)", _mixes),),
+            ("λ is the weight that mixes the two attentions (equation 3)", _mixes),),
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
              lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
@@ -169,4 +188,48 @@ EXERCISES = (
                "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a layer are (H, P, d_head).",
                "Reshape to (P, L, 2, H, −1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
                "parts[l, 1] its V.")),
+    Exercise(
+        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=2,
+        reference=bug, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 2), (8, 6))),
+        special=(("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
+        mistakes=(
+            ("the positions are right, but tokens still do not see all of the prefix: token t sees the columns 0 … P + t",
+             _placed(diagonal=lambda P: 0)),
+            ("the mask is right; the positions still begin at 0, but P virtual tokens stand before the text",
+             _placed(first=lambda P: 0)),
+            ("tokens do not see themselves: token t is column P + t, so the diagonal is P, not P − 1",
+             _placed(diagonal=lambda P: P - 1)),
+            ("each token sees one future token: the diagonal is P, not P + 1", _placed(diagonal=lambda P: P + 1)),
+            ("the prefix is hidden from all tokens: they may see all of it", _placed(hidden=True)),
+            ("these are the places that tokens may not see; True means that a token may look",
+             lambda T, P: (~bug(T, P)[0], bug(T, P)[1])),
+            ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1", _placed(first=lambda P: P + 1)),
+            ("this is the colleague's function as it was: neither result is mended",
+             _placed(diagonal=lambda P: 0, first=lambda P: 0))),
+        tolerance=0,
+        hints=("For T = 3 and P = 2: which of the five columns may the first token see? At which position does it stand?",
+               "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` is (T,) and begins behind the "
+               "prefix.",
+               "np.tril(a, k) keeps what lies up to k places right of the diagonal: use k = P. The positions are np.arange(P, P + "
+               "T).")),
+    Exercise(
+        name="prefix.copies", title="Copies of a prefix", stars=2,
+        reference=copies, cases=lambda rng: (rng.uniform(0.05, 0.95, int(rng.integers(3, 6))), int(rng.integers(2, 9))),
+        special=(
+            ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),
+            ("shares of 0 and of 1 stay", lambda rng: (np.array([0.0, 1.0]), 3)),
+            ("λ = 1/2, three copies: 3/4", lambda rng: (np.array([0.5, 0.5]), 3))),
+        mistakes=(
+            ("n λ can be more than 1: the text's share shrinks as the prefix's grows", lambda lam, n: n * lam),
+            ("cutting n λ off at 1 makes no share of it: a softmax never gives exactly 1", lambda lam, n: np.minimum(1, n * lam)),
+            ("copies are no independent chances: add their exponentials", lambda lam, n: 1 - (1 - lam) ** n),
+            ("these are the odds of n copies against the text; turn them into a share", lambda lam, n: n * lam / (1 - lam)),
+            ("the text's part is 1 − λ, not 1", lambda lam, n: n * lam / (1 + n * lam)),
+            ("this is the share of the text", lambda lam, n: (1 - lam) / (1 + (n - 1) * lam)),
+            ("the exponentials add up; their exponents, the scores, do not", lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
+        tolerance=1e-9,
+        hints=("Let prefix and text have the sums of exponentials p and t. What is λ, and what is it if p is n times as large?",
+               "lam is an array, n a number. The result has the shape of lam.",
+               "Prefix against text is λ : (1 − λ), and with n copies n λ : (1 − λ). The share is the first part over the sum of "
+               "both.")),
 )

@@ -66,6 +66,29 @@ def places_cases(rng, more=None):
     return np.array([t for part in (*parts, last) for t in part]), counts, separator
 
 
+# -- where to read -------------------------------------------------------------------------------
+def reference_bug(at, n):
+    real = np.setdiff1d(np.arange(n), at)
+    return np.append(real[1:], n) - 1
+
+
+def at_cases(rng, front=None):
+    n = int(rng.integers(9, 14))
+    P = int(rng.integers(3, 5))
+    if front is not None: return np.arange(P) if front else np.arange(0), n
+    return np.sort(np.append(rng.choice(np.arange(1, n - 2), P - 1, replace=False), n - 2)), n
+
+
+# -- the LSTM's numbers --------------------------------------------------------------------------
+def reference_lstm(P, d, n):
+    one = lambda k: 4 * (n * k + n * n + 2 * n)
+    return P * d + 2 * one(d) + 2 * one(2 * n) + (2 * n * 2 * n + 2 * n) + (2 * n * d + d)
+
+
+def less(term):
+    return lambda P, d, n: reference_lstm(P, d, n) - term(P, d, n)
+
+
 EXERCISES = (
     Exercise(
         name="prompts.input", title="The input with a prompt before it", stars=1,
@@ -148,4 +171,46 @@ EXERCISES = (
                "result has sum(counts) integers.",
                "Part j begins at 0, or one place behind the separator of part j − 1. Add the number of all pseudo-tokens "
                "placed so far: from there on stand counts[j] of them, one after another.")),
+    Exercise(
+        name="prompts.bug", title="Find the bug: a prompt that ruins the model", stars=2,
+        reference=reference_bug, cases=at_cases,
+        special=(
+            ("the example of the text", lambda rng: (np.array([0, 1, 5]), 7)),
+            ("all vectors stand in front: each token is read at its own place", lambda rng: at_cases(rng, front=True)),
+            ("there are no vectors", lambda rng: at_cases(rng, front=False))),
+        mistakes=(
+            ("these are the places 0 … T − 1, as before: the vectors take places, too", lambda at, n: np.arange(n - len(at))),
+            ("these are the tokens' own places; but vectors behind a token stand before the next one, so read at the last of them",
+             lambda at, n: np.setdiff1d(np.arange(n), at)),
+            ("these are the places of the next tokens; read one place before them",
+             lambda at, n: np.append(np.setdiff1d(np.arange(n), at)[1:], n)),
+            ("each prediction is one token too early: these are the places before the tokens themselves",
+             lambda at, n: np.setdiff1d(np.arange(n), at) - 1),
+            ("the last token is missing: its prediction is read at the last place, n − 1",
+             lambda at, n: np.setdiff1d(np.arange(n), at)[1:] - 1),
+            ("these are the places of the vectors", lambda at, n: at),
+            ("these are all places of the row, those of the vectors included", lambda at, n: np.arange(n))),
+        tolerance=0,
+        hints=("Which place is the last one before token t + 1?",
+               "np.setdiff1d(np.arange(n), at) are the places of the T real tokens. The result has T integers, too.",
+               "Take the places of tokens 1 … T − 1, and n as the place after the last. Subtract 1 from all of them.")),
+    Exercise(
+        name="prompts.lstm", title="What the LSTM costs", stars=2,
+        reference=reference_lstm, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 10, 4), (9, 40, 10))),
+        special=(("the package's P-tuning: P = 6, d = 128, n = 64", lambda rng: (6, 128, 64)),),
+        mistakes=(
+            ("each layer has two directions", less(lambda P, d, n: 4 * (n * d + n * n + 2 * n) + 4 * (2 * n * n + n * n + 2 * n))),
+            ("the second layer is missing", less(lambda P, d, n: 8 * (3 * n * n + 2 * n))),
+            ("the second layer reads both directions of the first, 2 n numbers", less(lambda P, d, n: 8 * n * n)),
+            ("each gate has two biases of n", less(lambda P, d, n: 16 * n)),
+            ("the embeddings of the pseudo-tokens, P d, are trained, too", less(lambda P, d, n: P * d)),
+            ("the matrices of the state, (n, n), are missing", less(lambda P, d, n: 16 * n * n)),
+            ("the biases of the two linear maps are missing", less(lambda P, d, n: 2 * n + d)),
+            ("the two linear maps are missing", less(lambda P, d, n: 4 * n * n + 2 * n + 2 * n * d + d)),
+            ("this is the stored count: the network is trained, too", lambda P, d, n: P * d)),
+        tolerance=0,
+        hints=("How many numbers has one gate that reads k numbers? How many gates are there in all, and what is k in each "
+               "layer?",
+               "A gate: (n, k), (n, n), n and n. Linear maps: (2n, 2n) with 2n, and (d, 2n) with d. Embeddings: (P, d).",
+               "one(k) = 4 (n k + n² + 2 n). The sum is P d + 2 one(d) + 2 one(2n), and the two linear maps.")),
 )

@@ -1,4 +1,4 @@
-"""Lesson 14: gradients through rounding, of steps and of scales; distillation."""
+"""Lesson 14: gradients through rounding, of steps, scales and zero points; training; distillation."""
 import math
 
 import numpy as np
@@ -112,6 +112,44 @@ def distillation_variant(reverse=False, mean=True, gradient=lambda p, q: q - p, 
     return wrong
 
 
+# -- training that stands still --------------------------------------------------------------------
+def trained(w, X, y, s, lr, steps):
+    for _ in range(steps): w = w - lr * 2 / len(X) * X.T @ (X @ (s * np.rint(w / s)) - y)
+    return s * np.rint(w / s)
+
+
+def trained_variant(in_place=False, at=lambda w, s: s * np.rint(w / s), sign=1, mean=True, rounded=True):
+    """trained with a mistake: rounded in place, the gradient at the floats, up the hill, a sum, or floats returned."""
+    def wrong(w, X, y, s, lr, steps):
+        for _ in range(steps):
+            if in_place: w = s * np.rint(w / s)
+            w = w - sign * lr * 2 / (len(X) if mean else 1) * X.T @ (X @ at(w, s) - y)
+        return s * np.rint(w / s) if rounded else w
+    return wrong
+
+
+def trained_case(rng):
+    n, d = int(rng.integers(20, 30)), int(rng.integers(4, 7))
+    X = rng.normal(0, 1, (n, d))
+    return rng.normal(0, 1, d), X, X @ rng.normal(0, 1, d), 0.25, 0.02, 60
+
+
+# -- the zero point --------------------------------------------------------------------------------
+def zero(x, s, z, low, high, dy):
+    z = Tensor(np.array(float(z), x.dtype), requires_grad=True)
+    fake_quantize(Tensor(x), Tensor(np.array(s, x.dtype)), z, low, high, mask="paper").backward(dy)
+    return float(z.grad)
+
+
+def zero_variant(slope=lambda s: -s, inside=lambda u, low, high: (low < u) & (u < high), where=lambda inside: ~inside,
+                 gather=np.sum, weighted=True):
+    """zero with a mistake: another slope, another inside, inside for outside, a mean, or no dy."""
+    def wrong(x, s, z, low, high, dy):
+        chosen = where(inside(x / s + z, low, high))
+        return float(gather((dy if weighted else 1) * slope(s) * chosen))
+    return wrong
+
+
 EXERCISES = (
     Exercise(
         name="qat.ste", title="The straight-through gradient", stars=1,
@@ -200,4 +238,46 @@ EXERCISES = (
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
                "The log softmax of a row is a − max − log Σ exp(a − max). The loss is the sum of p (log p − log q), "
                "divided by n; the gradient is (q − p)/n.")),
+    Exercise(
+        name="qat.bug", title="Find the bug: training that stands still", stars=2,
+        reference=trained, cases=trained_case,
+        special=(
+            ("one weight that goes to and fro between 0 and 1",
+             lambda rng: (np.array([0.9]), np.array([[1.0]]), np.array([0.3]), 1.0, 0.05, 7)),
+            ("no steps: the weights are rounded, and that is all",
+             lambda rng: (np.array([0.3, 0.6]), np.eye(2), np.ones(2), 0.5, 0.1, 0))),
+        mistakes=(
+            ("the floats are rounded in place, so that every step smaller than half of s is lost: this is the fault above",
+             trained_variant(in_place=True)),
+            ("take the gradient at the rounded weights; yours is the one of the floats, which are rounded only at the end",
+             trained_variant(at=lambda w, s: w)),
+            ("return the rounded weights, not the floats behind them", trained_variant(rounded=False)),
+            ("the weights go uphill: subtract the gradient", trained_variant(sign=-1)),
+            ("the loss is a mean over the rows of X: divide the gradient by their number", trained_variant(mean=False))),
+        tolerance=1e-9,
+        hints=("How large is one step, compared with half of s? What happens to it in the next round?",
+               "Keep two arrays (d,): the floats w, which collect the steps, and their rounded copy, which is used in the loss.",
+               "In each step: w_hat = s · np.rint(w/s); w = w − lr · 2/n · Xᵀ(X w_hat − y). At the end return s · np.rint(w/s).")),
+    Exercise(
+        name="qat.zero", title="The gradient of the zero point", stars=2,
+        reference=zero, cases=ste_case,
+        special=(
+            ("one number inside the range, one outside on each side",
+             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 2.0]))),
+            ("numbers exactly at both ends of the range",
+             lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
+        mistakes=(
+            ("a larger z moves a clipped number down: the slope is −s", zero_variant(lambda s: s)),
+            ("inside the range z is added and subtracted again; only clipped numbers have a slope",
+             zero_variant(where=lambda inside: inside)),
+            ("inside the range z is added and subtracted again, so that its slope there is 0, not −s",
+             zero_variant(where=np.ones_like)),
+            ("z is counted in steps: the slope is −s, not −1", zero_variant(lambda s: -1)),
+            ("one z is shared by all numbers: take the sum, not the mean", zero_variant(gather=np.mean)),
+            ("multiply the slope by dy before you sum", zero_variant(weighted=False)),
+            ("exactly at an end a number counts as clipped",
+             zero_variant(inside=lambda u, low, high: (low <= u) & (u <= high)))),
+        hints=("Write x̂ for a number inside, and for a clipped one. Where is z left in it?",
+               "The slope has the shape of x. The result is one number, because one z is shared by all.",
+               "u = x/s + z. Clipped are those with u <= low or u >= high. The result is np.sum(dy * −s) over them.")),
 )

@@ -2,6 +2,7 @@
 import numpy as np
 
 from ...quant.formats import decode, encode
+from ...quant.packing import pack
 from ...quant.uniform import Uniform, make_grid
 from ..exercise import Exercise
 
@@ -52,6 +53,28 @@ def _zeros_come_back(fn, rng):
     return S > 0 and not (S * (np.asarray(codes) + Z)).any()
 
 
+# -- codes back to numbers -------------------------------------------------------------------------
+def bug(q, s, z, group):
+    spread = lambda a: np.repeat(a, group, axis=1)
+    return spread(s) * (q.astype(np.float32) - spread(z))
+
+
+def bug_variant(kind=np.float32, spread=lambda a, group: np.repeat(a, group, axis=1), sum=lambda s, q, z: s * (q - z)):
+    """bug with a mistake: integers that wrap, scales in the wrong order, or the zero point used otherwise."""
+    def wrong(q, s, z, group):
+        return sum(spread(s, group), q.astype(kind), spread(z.astype(kind), group))
+    return wrong
+
+
+def _codes(bits):
+    def arguments(rng):
+        rows, groups, group = int(rng.integers(2, 5)), int(rng.integers(2, 5)), int(rng.choice([2, 3, 5]))
+        q = rng.integers(0, 2**bits, (rows, groups * group)).astype(np.uint8)
+        z = rng.integers(2**bits // 4, 3 * 2**bits // 4, (rows, groups)).astype(np.uint8)
+        return q, rng.uniform(0.1, 2, (rows, groups)).astype(np.float32), z, group
+    return arguments
+
+
 # -- the best clip ---------------------------------------------------------------------------------
 def best_clip(x, bits, fractions):
     m = np.abs(x).max(1)
@@ -95,6 +118,11 @@ def to_float_variant(bias=lambda e: 2**(e - 1) - 1, shift=1, subnormal=True, sat
 def float_case(rng):
     e, m = [(2, 1), (3, 2), (2, 3), (3, 1), (4, 2), (3, 0)][rng.integers(6)]
     return rng.normal(0, 1, (4, 9)) * 2.0**rng.integers(-4, 3, (4, 9)), e, m
+
+
+# -- two codes in a byte ---------------------------------------------------------------------------
+def pack_codes(q):
+    return pack(q, 4)
 
 
 EXERCISES = (
@@ -152,6 +180,29 @@ EXERCISES = (
                "x_q has the shape of x and an integer type. S and Z are numbers.",
                "l = min(x.min(), 0), h = max(x.max(), 0), S = (h − l)/(2**bits − 1), or any positive number if that is 0. "
                "Z = np.rint(l/S). Round x/S before you subtract Z, then clip to 0 … 2**bits − 1 and use .astype(int).")),
+    Exercise(
+        name="quantization.bug", title="Find the bug: weights that come back too large", stars=2,
+        reference=bug, cases=lambda rng: _codes([2, 4, 8][rng.integers(3)])(rng),
+        normalize=lambda x: np.asarray(x, np.float32),
+        special=(
+            ("one row, two groups: −1, 0 in steps of 0.5, then −6, 3 in steps of 3",
+             lambda rng: (np.uint8([[2, 4, 5, 8]]), np.float32([[0.5, 3]]), np.uint8([[4, 7]]), 2)),
+            ("codes of 8 bits, up to 255", lambda rng: (np.uint8([[0, 255, 128, 1]]), np.float32([[1, 2]]), np.uint8([[128, 3]]), 2))),
+        mistakes=(
+            ("uint8 has no negative numbers: 3 − 8 wraps to 251. Turn the codes into float32 or int16 before you subtract",
+             bug_variant(np.uint8)),
+            ("int8 ends at 127, and codes of 8 bits go up to 255: they wrap, too; take float32 or int16", bug_variant(np.int8)),
+            ("z is subtracted here, x̂ = s (q − z); q + z is the survey's convention, whose Z is −z",
+             bug_variant(sum=lambda s, q, z: s * (q + z))),
+            ("the scale must multiply q − z, not q alone", bug_variant(sum=lambda s, q, z: s * q - z)),
+            ("np.tile repeats a row of scales as a whole; neighbours of one group share a scale, so repeat each of them",
+             bug_variant(spread=lambda a, group: np.tile(a, (1, group)))),
+            ("the zero point is missing", bug_variant(sum=lambda s, q, z: s * q)),
+            ("the scale is missing", bug_variant(sum=lambda s, q, z: q - z))),
+        tolerance=1e-6,
+        hints=("What is the type of q and z, and what is 3 − 8 in that type?",
+               "q is (d_out, d_in), s and z are (d_out, d_in/group). np.repeat(s, group, axis=1) is (d_out, d_in).",
+               "q.astype(np.float32) − np.repeat(z, group, axis=1), multiplied by np.repeat(s, group, axis=1).")),
     Exercise(
         name="quantization.best_clip", title="The best clipping range", stars=2,
         reference=best_clip,
@@ -214,4 +265,23 @@ EXERCISES = (
                "E has the shape of x: np.frexp(np.abs(x))[1] − 1, but at least 1 − bias. The spacing is 2.0**(E − m), with"
                " the float 2.0.",
                "Round x/spacing with np.rint, multiply by the spacing, and clip to −V … V.")),
+    Exercise(
+        name="quantization.pack", title="Two codes in a byte", stars=1,
+        reference=pack_codes, cases=lambda rng: (rng.integers(0, 16, 2 * int(rng.integers(4, 9))).astype(np.uint8),),
+        special=(
+            ("1, 2, 15, 0 become the bytes 18 and 240", lambda rng: (np.uint8([1, 2, 15, 0]),)),),
+        mistakes=(
+            ("the first code of a pair belongs into the high half of the byte", lambda q: q[1::2] << 4 | q[::2]),
+            ("neighbours share a byte; you paired the first half of the array with the second",
+             lambda q: q[:len(q) // 2] << 4 | q[len(q) // 2:]),
+            ("a shift by 8 pushes a code out of its byte; shift by 4", lambda q: q[::2] << 8 | q[1::2]),
+            ("the codes of a pair lie over each other; shift the first one by 4 bits, or multiply it by 16",
+             lambda q: q[::2] | q[1::2]),
+            ("16 · q₁ + q₂: a half of a byte has 16 values, not 15", lambda q: q[::2] * np.uint8(15) + q[1::2])),
+        symptoms=(
+            ("nothing is packed: one byte for each code; return one for two", lambda got, expected, arguments: np.size(got) == 2 * np.size(expected)),),
+        tolerance=0,
+        hints=("How many values has half a byte? By what must a number be multiplied to move it by four bits?",
+               "q[::2] and q[1::2] are (n/2,): the first and the second code of each pair. The result is uint8 (n/2,).",
+               "q[::2] << 4 | q[1::2], which is the same as 16 * q[::2] + q[1::2].")),
 )

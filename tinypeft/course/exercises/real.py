@@ -1,7 +1,8 @@
-"""Lesson 16: the parts of a Llama that a GPT-2 has not, and a block of a GGUF file."""
+"""Lesson 16: the parts of a Llama that a GPT-2 has not, and rows and blocks of a GGUF file."""
 import numpy as np
 
 from ...interop.gguf_types import TYPES, decode
+from ...interop.llama import halves
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
@@ -113,6 +114,43 @@ def _counting(rng):
     return (np.concatenate([np.array([1, 0], "<f2").view(np.uint8), q | q << 4])[None],)
 
 
+def _in_blocks(rng):
+    """Weights of blocks that use the codes 0 and 15, so that their range shows d and m."""
+    (octets,) = _blocks(rng)
+    octets[:, 4], octets[:, 5] = 0x20, 0xF3
+    return (q4_1(octets),)
+
+
+def encoded(W):
+    """The blocks of W (n, 32), by their range."""
+    return _encoded(W)
+
+
+def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4, numbers=lambda d, m: [d, m], floats="<f2"):
+    m = W.min(1)
+    d = (W.max(1) - m) / levels
+    q = np.rint((W - m[:, None]) / np.where(d > 0, d, 1)[:, None]).clip(0, 15).astype(np.uint8)
+    head = np.ascontiguousarray(np.stack(numbers(d, m), axis=1).astype(floats)).view(np.uint8)
+    return np.concatenate([head, order(q)], axis=1)
+
+
+# -- real.bug --------------------------------------------------------------------------------------
+def reordered(W, d_head):
+    return halves(W, d_head)
+
+
+def _reordered(W, d_head, axes=(0, 2, 1, 3), shape=lambda H, d: (H, d // 2, 2), turned=False):
+    """Rows as (heads, pairs, members), with these axes exchanged."""
+    H = len(W) // d_head
+    V = W.reshape(*shape(H, d_head), -1).transpose(axes)
+    return (V[:, ::-1] if turned else V).reshape(W.shape)
+
+
+def _rows(rng):
+    H, d = int(rng.integers(2, 4)), int(rng.choice([6, 8]))
+    return rng.standard_normal((H * d, int(rng.integers(3, 6)))), d
+
+
 EXERCISES = (
     Exercise(
         name="real.rms_norm", title="A norm without a mean", stars=1,
@@ -197,4 +235,43 @@ EXERCISES = (
                "byte.",
                "low = octets[:, 4:] & 15, high = octets[:, 4:] >> 4. Low before high, they are the codes q (n, 32). The "
                "weights are d q + m, in float32.")),
+    Exercise(
+        name="real.bug", title="Find the bug: a loader without an error", stars=2,
+        reference=reordered, cases=_rows, avoids=("halves", "neighbours"),
+        special=(
+            ("one head of six rows, 0 … 5", lambda rng: (np.arange(6.0)[:, None], 6)),
+            ("two heads of four rows", lambda rng: (np.arange(8.0)[:, None], 4))),
+        mistakes=(
+            ("the rows are reordered within each head, not over all heads: this is the fault above",
+             lambda W, d_head: np.concatenate([W[0::2], W[1::2]])),
+            ("this is the way back, from halves to neighbours", lambda W, d_head: _reordered(W, d_head, shape=lambda H, d: (H, 2, d // 2))),
+            ("the first members of the pairs come first, the even rows; yours begins with the odd ones",
+             lambda W, d_head: _reordered(W, d_head, turned=True)),
+            ("nothing has changed", lambda W, d_head: W),
+            ("the heads stay one behind the other; yours are mixed",
+             lambda W, d_head: _reordered(W, d_head, (1, 2, 0, 3), lambda H, d: (H, d // 2, 2)))),
+        tolerance=0,
+        hints=("Rows 0, 1, 2, 3, 4, 5 of a head are three pairs: (0, 1), (2, 3), (4, 5). In which order should they stand, so that "
+               "row i and row i + 3 are a pair?",
+               "W is (H d, d_in). As (H, d/2, 2, d_in) its axes are head, pair, member of the pair, and input.",
+               "W.reshape(H, d_head // 2, 2, −1), with the axes 1 and 2 exchanged by .swapaxes(1, 2), and reshaped to W.shape.")),
+    Exercise(
+        name="real.encode", title="Write the block", stars=2,
+        reference=encoded, cases=_in_blocks,
+        special=(("a block of equal weights: the step is 0, and so are the codes", lambda rng: (np.full((1, 32), 0.5, np.float32),)),),
+        mistakes=(
+            ("weights 0 … 15 go into the low halves of the bytes", lambda W: _encoded(W, order=lambda q: q[:, 16:] | q[:, :16] << 4)),
+            ("a byte holds the codes j and j + 16, which are no neighbours",
+             lambda W: _encoded(W, order=lambda q: q[:, 0::2] | q[:, 1::2] << 4)),
+            ("sixteen levels have fifteen steps between them: divide the range by 15", lambda W: _encoded(W, 16)),
+            ("the first number of a block is the step d, the second the offset m", lambda W: _encoded(W, numbers=lambda d, m: [m, d])),
+            ("the two float16 are little-endian: the dtype '<f2'", lambda W: _encoded(W, floats=">f2"))),
+        symptoms=(
+            ("a block of 32 weights becomes 20 bytes: d, m, and 16 bytes with two codes each",
+             lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
+        tolerance=0,
+        hints=("Which weight of a block has code 0, and which has code 15? What does this say about m and d?",
+               "m and d are (n,). The codes are (n, 32), uint8. np.stack([d, m], axis=1).astype('<f2').view(np.uint8) is (n, 4).",
+               "q = np.rint((W − m)/d), with 1 in place of a d of 0. The bytes are q[:, :16] | q[:, 16:] << 4. Join the four bytes of "
+               "d and m and these sixteen along axis 1.")),
 )

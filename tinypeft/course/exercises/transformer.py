@@ -1,9 +1,10 @@
-"""Lesson 02: attention, the loss of a language model, and the number of parameters."""
+"""Lesson 02: attention, who sees whom, the loss of a language model, and the number of parameters."""
 import math
 
 import numpy as np
 
 from ... import functional as F
+from ... import plain
 from ...study.memory import Shape
 from ...tensor import Tensor
 from ..exercise import Exercise
@@ -13,7 +14,7 @@ __all__ = ["EXERCISES"]
 
 # -- attention -----------------------------------------------------------------------------------
 def reference_attention(q, k, v):
-    return F.attention(Tensor(q), Tensor(k), Tensor(v)).data
+    return plain.attention(Tensor(q), Tensor(k), Tensor(v)).data              # a lesson replaces F.attention
 
 
 def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
@@ -36,6 +37,83 @@ def large_scores(rng):
 def attention_cases(rng, T=None, past=None):
     T, past, d = T or int(rng.integers(3, 6)), int(rng.integers(1, 4)) if past is None else past, int(rng.integers(3, 7))
     return tuple(rng.standard_normal((n, d)).astype(np.float32) for n in (T, T + past, T + past))
+
+
+# -- who sees whom -------------------------------------------------------------------------------
+class Readers:
+    """Models of rows (T, d) → (T, d): which rows of the input does a row of the output depend on?"""
+
+    @staticmethod
+    def causal(x, ahead=0, behind=99):
+        """Attention with equal queries, keys and values. ahead: so many later rows are seen; behind: so many earlier."""
+        i, j = np.arange(len(x))[:, None], np.arange(len(x))
+        scores = np.where((j <= i + ahead) & (j >= i - behind), 0.1 * x @ x.T, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return weights / weights.sum(-1, keepdims=True) @ x
+
+    @staticmethod
+    def off_by_one(x): return Readers.causal(x, ahead=1)
+
+    @staticmethod
+    def without_mask(x): return Readers.causal(x, ahead=99)
+
+    @staticmethod
+    def window(x): return Readers.causal(x, behind=1)
+
+    @staticmethod
+    def normalized(x):
+        """Causal, behind a layer norm, which does not notice a constant that is added to a row."""
+        return Readers.causal((x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True))
+
+    @staticmethod
+    def centred(x):
+        """A "layer norm" over the wrong axis: each row depends on all."""
+        return x - x.mean(0)
+
+    @staticmethod
+    def scaled(x):
+        """Causal, and each row is divided by its length: a multiple of it would change nothing."""
+        return Readers.causal(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.window, Readers.normalized, Readers.centred,
+           Readers.scaled)
+
+
+def sees(f, x, changed=None, copied=True, transposed=False, first=True):
+    """(T, T): does row i of f(x) change with row j of x? The options make the mistakes."""
+    rng, before, after = np.random.default_rng(2), f(x), x.copy()
+    seen = np.zeros((len(x), len(x)), bool)
+    for j in range(len(x)):
+        if copied: after = x.copy()
+        after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(x[j])
+        seen[:, j] = (abs(f(after) - before) > 1e-9).any(-1) if first else abs(f(after) - before).max() > 1e-9
+    return seen.T if transposed else seen
+
+
+def reference_sees(f, x):
+    return sees(f, x)
+
+
+def sees_cases(rng, f=None):
+    return READERS[rng.integers(len(READERS))] if f is None else f, rng.standard_normal((int(rng.integers(4, 7)), 5))
+
+
+# -- attention with linear biases ----------------------------------------------------------------
+def alibi(T, S, H, slope=lambda h, H: 2.0 ** (-8 * h / H), sign=-1, past=None, hidden=False):
+    """(H, T, S): −slope · distance where key j is seen, 0 where it is not; the options make the mistakes."""
+    distance = np.arange(T)[:, None] + (S - T if past is None else past) - np.arange(S)
+    if not hidden: distance = np.maximum(distance, 0)
+    return sign * slope(np.arange(1, H + 1), H)[:, None, None] * distance + 0.0
+
+
+def reference_alibi(T, S, H):
+    return alibi(T, S, H)
+
+
+def alibi_cases(rng):
+    T, H = int(rng.integers(2, 6)), int(2 ** rng.integers(1, 4))
+    return T, T + int(rng.integers(1, 4)), H
 
 
 # -- the loss ------------------------------------------------------------------------------------
@@ -102,6 +180,28 @@ EXERCISES = (
                "hidden = np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf into the scores there, subtract the "
                "maximum of each row, np.exp, divide by the sum of each row, @ v. math.sqrt(d) keeps float32.")),
     Exercise(
+        name="transformer.sees", title="Find the bug: who sees the future?", stars=2,
+        reference=reference_sees, cases=sees_cases,
+        special=(
+            ("causal attention: a triangle", lambda rng: sees_cases(rng, Readers.causal)),
+            ("a mask that is off by one: the token after its own is seen", lambda rng: sees_cases(rng, Readers.off_by_one)),
+            ("only the row itself and the one before it are seen", lambda rng: sees_cases(rng, Readers.window)),
+            ("a layer norm comes first", lambda rng: sees_cases(rng, Readers.normalized)),
+            ("each row is divided by its length first", lambda rng: sees_cases(rng, Readers.scaled)),
+            ("a mean over all rows", lambda rng: sees_cases(rng, Readers.centred))),
+        mistakes=(
+            ("a constant that is added to a row vanishes in a layer norm: put random numbers into the row",
+             lambda f, x: sees(f, x, lambda row: row + 1.0)),
+            ("a multiple of a row may change nothing: put random numbers into the row", lambda f, x: sees(f, x, lambda row: 2 * row)),
+            ("the rows stay changed: begin each time with a copy of x", lambda f, x: sees(f, x, copied=False)),
+            ("it is transposed: i is the row of the output, and j the row of the input", lambda f, x: sees(f, x, transposed=True)),
+            ("compare row by row: this says only that some row has changed", lambda f, x: sees(f, x, first=False))),
+        hints=("If you change one row of the input, which rows of the output may change, and which must not?",
+               "f(x) is (T, d). For each j, compare f(x) with f of a copy whose row j is new: T answers, one for each row of "
+               "the output. They are column j of the result (T, T).",
+               "before = f(x). For each j: y = x.copy(); y[j] = rng.standard_normal(x.shape[1]); sees[:, j] = "
+               "(abs(f(y) − before) > 1e-9).any(−1).")),
+    Exercise(
         name="transformer.loss", title="The loss of a language model", stars=2,
         reference=reference_loss, cases=loss_cases,
         special=(
@@ -152,4 +252,24 @@ EXERCISES = (
                "are two in a block and one at the end. Tables: (V, d) and (C, d).",
                "A block has 12 d² of matrices, 9 d of biases and 4 d of norms. Multiply by L; add V d + C d + 2 d. The "
                "output head is the token table, so it adds nothing.")),
+    Exercise(
+        name="transformer.alibi", title="Positions without a table (ALiBi)", stars=2,
+        reference=reference_alibi, cases=alibi_cases,
+        special=(
+            ("as many keys as queries, two heads", lambda rng: (3, 3, 2)),
+            ("one query and a past of three keys", lambda rng: (1, 4, 4))),
+        mistakes=(
+            ("the sign is wrong: a key that is further away gets less", lambda *a: alibi(*a, sign=1)),
+            ("the queries are the last T of S positions: query i stands at i + S − T", lambda *a: alibi(*a, past=0)),
+            ("the slopes begin at 2^(−8/H), for h = 1; yours begin at 1",
+             lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (-8 * (h - 1) / H))),
+            ("all heads have the same slope; that of head h is 2^(−8h/H)",
+             lambda *a: alibi(*a, slope=lambda h, H: 0 * h + 2.0 ** (-8 / H))),
+            ("the slope of head h is 2^(−8h/H), and not 2^(−h)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** -h)),
+            ("a key of the future, which the mask hides, gets 0", lambda *a: alibi(*a, hidden=True))),
+        tolerance=1e-9,
+        hints=("How far is key j from query i, if the queries are the last T of S positions? Which keys are hidden?",
+               "The distances are (T, S) and the slopes (H,), so that slopes[:, None, None] * distances is (H, T, S).",
+               "distance = np.maximum(np.arange(T)[:, None] + S − T − np.arange(S), 0), slopes = 2.0 ** (−8 * np.arange(1, H + "
+               "1)/H). The bias is −slopes[:, None, None] * distance.")),
 )

@@ -74,7 +74,7 @@ def loftq(results: Path) -> plot.Drawing:
 
 
 QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "PEQA": about("peqa").look,
-       "LLM-QAT": about("llm_qat").look, "STE": ("green", "s"), "LSQ": ("blue", "v")}
+       "LLM-QAT": ("purple", *about("llm_qat").look[1:]), "STE": ("green", "s"), "LSQ": ("blue", "v")}
 
 
 def qat(results: Path) -> plot.Drawing:

@@ -15,6 +15,7 @@ for:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from .. import corpus
 
-__all__ = ["near_duplicates", "parts"]
+__all__ = ["check_shares", "near_duplicates", "parts"]
 
 FORM = 10                                                     # 1 in FORM texts, and above FORM
 
@@ -50,6 +51,16 @@ def _without(words, is_form):
     return [word for word, keep in zip(words, kept, strict=True) if keep]
 
 
+def check_shares(held_out: tuple[float, float]) -> None:
+    """Raise ValueError unless `held_out` is the shares of validation and test: two numbers, at
+    least 0, with sum ≤ 1."""
+    try: validation, test = map(float, held_out)
+    except (TypeError, ValueError): validation = test = math.nan
+    if not (validation >= 0 and test >= 0 and validation + test <= 1):
+        raise ValueError("held_out must be the shares of validation and test, two numbers of at "
+                         f"least 0 and together at most 1, such as (0.1, 0.1); got {held_out!r}")
+
+
 def parts(texts: Sequence[tuple[str, ...]], classes: Sequence[Hashable], weights: Sequence[int],
           shares: tuple[float, float], seed: int = 0) -> list[str]:
     """The part of each text: "train", "validation" or "test".
@@ -57,9 +68,7 @@ def parts(texts: Sequence[tuple[str, ...]], classes: Sequence[Hashable], weights
     texts: sections of each. classes: shares are kept in each. weights: what a text counts in its
     class: 1, or its length. shares: of validation and of test. A share of texts that count 1 is
     rounded, and at least 1. Raises ValueError unless the shares are at least 0 with sum ≤ 1."""
-    if min(shares) < 0 or sum(shares) > 1:
-        raise ValueError("held_out must be the shares of validation and test, at least 0 and "
-                         f"together at most 1, got {shares}")
+    check_shares(shares)
     if tuple(shares) == (0, 1): return ["test"] * len(texts)
     family = near_duplicates(texts)
     members = defaultdict(list)

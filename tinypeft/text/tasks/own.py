@@ -29,7 +29,7 @@ from ..corpus import deduplicate
 from ..tokenizer import Tokenizer
 from .answering import Answering, plain
 from .classification import Classification
-from .held_out import parts
+from .held_out import check_shares, parts
 from .language_modelling import LanguageModelling
 from .own_files import Paths, Table, checked, read_table, read_texts
 from .task import SPLITS, context_of, tokenizer_of
@@ -64,6 +64,7 @@ def text(paths: Paths, model: Module | Tokenizer | None = None, context: int | N
     is short. held_out: the shares of validation and test, by length; (0, 1) makes everything the
     test. seed: another one draws other parts. Raises FileNotFoundError, and ValueError for files
     that are not text, too long (20 MB) or too short."""
+    check_shares(held_out)
     files, sha256 = read_texts(paths, encoding)
     tokenizer, name = tokenizer_of(model), _name(paths)
     most = sum(len(text) for _, text in files) // LARGEST
@@ -118,6 +119,7 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
     classes: the labels in the head's order; by default all there are, sorted. Each needs 3 rows.
     model, held_out (here shares of each class' rows), seed: as in `text`. encoding, delimiter: of
     the file. Raises FileNotFoundError, and ValueError for a file that is not such a table."""
+    check_shares(held_out)
     table = read_table(path, encoding, delimiter)
     table.chosen((text, label))
     rows = list(zip(table.texts(text), table.texts(label), strict=True))
@@ -169,6 +171,7 @@ def pairs(path: str | Path, model: Module | Tokenizer | None = None, prompt: str
     text; by default the template that the tokenizer is known for, plain text if there is none. (A
     base model may have the tokenizer of a chat model.) context: the most tokens of a row, by
     default 256 or half of the model's; longer rows are left out. Otherwise as `labelled`."""
+    check_shares(held_out)
     table, tokenizer = read_table(path, encoding, delimiter), tokenizer_of(model)
     if (prompt is None) != (answer is None):
         raise ValueError("pairs: name both columns, prompt and answer, or none of them")

@@ -1,0 +1,171 @@
+# %% [markdown]
+# # Project 1 · A task of your own
+#
+# **What you will do.** You fine-tune a model for a text or a table that you bring along. You compare two methods fairly, and you
+# write a page that a sceptical reader believes.
+#
+# **What you need.** Lessons 00 to 09. [The glossary](../GLOSSARY.md) explains words and letters.
+#
+# **Time.** About six hours, over a week. The cells of the example run in a minute.
+#
+# **What you hand in.** This notebook, and the page `report.md` that its last cell writes.
+#
+# | points | for |
+# |---|---|
+# | 8 | the eight criteria that the record checks, one point each |
+# | 3 | the question: somebody wants the answer, and the runs can give it |
+# | 4 | the data: where they come from, what was left out, why the test is honest |
+# | 3 | the arms: why these two methods, and why the comparison is fair |
+# | 4 | the conclusion: what the numbers carry, what they do not, and what you would do next |
+#
+# A criterion is met when the record below shows ✔. The other points are given by a reader, so write sentences, not keywords.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import tinypeft as tp
+from tinypeft.course import Project
+from tinypeft.study.compare import traced_peak
+
+# %% [markdown]
+# ## 1. The question and the budget
+#
+# Ask one question that your runs can answer. A good question names the text, the methods, and the price: "Does LoRA learn my
+# recipes as well as an adapter with as many parameters?" The budget is in bytes: the base's weights and all that one training
+# step allocates. Choose it before you measure.
+
+# %% project
+### BEGIN SOLUTION
+# skeleton: project = Project("Write your question here.", budget=40 * 2**20)
+project = Project("Which learns the documentation of IPython better with 3 % of the parameters, LoRA or a parallel adapter?",
+                  budget=40 * 2**20)
+### END SOLUTION
+project
+
+# %% [markdown]
+# ## 2. The data
+#
+# Bring files of your own: Markdown or plain text (`tp.tasks.text`), rows with a label (`tp.tasks.labelled`), or prompts with
+# answers (`tp.tasks.pairs`). Lesson 15 shows all three. Read what the task says about the split, and look at a few texts of the
+# test part with your own eyes. Text that many documents repeat is worth removing.
+
+# %% project
+### BEGIN SOLUTION
+import ast
+import importlib.util
+
+source = Path(importlib.util.find_spec("IPython").origin).parent
+folder = Path(tempfile.mkdtemp()) / "ipython"
+folder.mkdir()
+for path in sorted(source.rglob("*.py")):                # the docstrings of one module are one document
+    if "tests" in path.parts: continue
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    text = "\n\n".join(doc for doc in found if doc and len(doc) > 80)
+    if text: (folder / f"{'.'.join(path.relative_to(source).with_suffix('').parts)}.md").write_text(text, encoding="utf-8")
+
+model = tp.load_pretrained()
+task = tp.tasks.text(folder, model, context=128)
+project.data(task)
+project.frozen(tp.evaluate(model, task, "test")["loss"])
+### END SOLUTION
+project
+
+# %% [markdown]
+# ## 3. The arms
+#
+# Choose two methods or more, and make them comparable: as many trained parameters, or as many bytes. Say what is equal.
+# `tp.attach(model, method).summary()` counts.
+
+# %% project
+### BEGIN SOLUTION
+project.arm("LoRA", tp.LoRA(rank=4, targets="all"))
+project.arm("parallel adapter", tp.ParallelAdapter(bottleneck=16, beside="both"))
+for name, arm in project.arms.items():
+    tuned = tp.attach(model, arm.method, rng=0)
+    print(f"{name:<18}{tuned.summary().trained:>9,} trained parameters")
+    tuned.detach()
+### END SOLUTION
+project
+
+# %% [markdown]
+# ## 4. The rates
+#
+# Each arm has its own learning rate: the best of three or more, by validation loss, with a seed that you do not report. If the
+# best is the lowest or the highest of your rates, try one more on that side.
+
+# %% project
+### BEGIN SOLUTION
+steps = 40
+
+
+def run(name, rate, seed, split):
+    """Train an arm with one seed; its loss on a split, and the bytes of weights and of a step."""
+    tuned = tp.attach(model, project.arms[name].method, rng=seed)
+    peak = sum(p.data.nbytes for p in tuned.parameters()) + traced_peak(tuned, task, 4)
+    tp.train(tuned, task, steps, batch_size=4, lr=rate, seed=seed, progress=False)
+    loss = tp.evaluate(tuned, task, split)["loss"]
+    tuned.detach()
+    return loss, peak
+
+
+grids = {"LoRA": (1e-3, 3e-3, 1e-2), "parallel adapter": (2e-3, 6e-3, 2e-2)}
+for name, rates in grids.items():
+    tried = {rate: run(name, rate, 100, "validation")[0] for rate in rates}
+    best = project.tuned(name, tried, seeds=(100,))
+    print(f"{name:<18}" + ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in tried.items()) + f"; best {best:g}")
+### END SOLUTION
+project
+
+# %% [markdown]
+# ## 5. The runs
+#
+# Run every arm at its own rate with the same three seeds or more, and measure on the test part, once. State the bytes.
+
+# %% project
+### BEGIN SOLUTION
+for name, arm in project.arms.items():
+    found = {seed: run(name, arm.rate, seed, "test") for seed in (0, 1, 2)}
+    project.ran(name, {seed: loss for seed, (loss, _) in found.items()}, peak=max(peak for _, peak in found.values()))
+### END SOLUTION
+project
+
+# %% [markdown]
+# ## 6. The conclusion
+#
+# Look at the differences, paired over seeds, with their intervals. Then say what the numbers carry: `project.concludes("A", "B")`
+# if A's loss is lower than B's, or `project.concludes(None)` if three seeds do not show a difference.
+
+# %% project
+### BEGIN SOLUTION
+better, other = project.best()[:2]
+mean, half = project.difference(better, other)
+print(f"{better} − {other}: {mean:+.3f} ± {half:.3f} nats/token")
+project.concludes(better, other) if mean + half < 0 else project.concludes(None)
+### END SOLUTION
+project
+
+# %% [markdown]
+# ## 7. The page
+#
+# The page has the tables. You add the sentences: the question and who asks it, where the data come from, why the comparison is
+# fair, what the numbers carry, what they do not, and what you would do next.
+
+# %% project
+### BEGIN SOLUTION
+text = """
+## What this says
+
+The text is what IPython's modules say about themselves. The base has read Python's own documentation and nothing of IPython. One
+module is one document, so no document is in two parts. The two arms train nearly as many parameters, each at the best of three
+rates, which were chosen on validation text with another seed. The differences above are paired over seeds.
+
+After 40 steps on this text the runs show no difference between the two arms. That is no proof that there is none: the interval
+says how large it may be. The runs say nothing of longer training, of other texts, or of a larger model. Next I would train five
+times as long, and measure what each arm forgets of Python's documentation.
+"""
+page = project.report(Path(tempfile.mkdtemp()) / "report.md", text)
+print(page.read_text(encoding="utf-8"))
+### END SOLUTION

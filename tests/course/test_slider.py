@@ -1,0 +1,175 @@
+"""A slider: self-contained, small, one axis for all frames, with a picture where no script may run."""
+import base64
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.course import sliders
+from tinypeft.course.beside import beside
+from tinypeft.course.slider import slider
+
+x = np.linspace(0, 1, 50)
+RNG = np.random.default_rng(0)
+
+
+def waves(n=5, **options):
+    numbers = range(1, n + 1)
+    return slider("k", {k: (x, np.sin(k * x)) for k in numbers}, captions={k: f"sine of {k} x" for k in numbers}, **options)
+
+
+def page(html):
+    """(the markup that the script puts in, what it tells)."""
+    return [json.loads(text) for text in re.search(r"const page = (.*), told = (.*), start = ", html).groups()]
+
+
+def still(html):
+    """The image that is shown without scripts, as an element."""
+    return ET.fromstring(base64.b64decode(re.search("base64,([^']+)'", html)[1]))
+
+
+def test_one_frame_a_value_with_its_caption():
+    markup, told = page(waves().html)
+    assert markup.count("class='frame'") == 5 and told == [[str(k), f"sine of {k} x"] for k in range(1, 6)]
+    assert "type='range' min='0' max='4' value='2'" in markup
+    assert repr(waves()) == "\n".join(f"k = {k}: sine of {k} x" for k in range(1, 6))
+
+
+def test_without_scripts_the_middle_frame_is_shown():
+    html = waves().html
+    before = html[:html.index("<script>")]
+    assert "k = 3: sine of 3 x" in before and "<input" not in before
+    lines = [e.get("points") for e in still(html).iter() if e.tag.endswith("polyline")]
+    assert len(lines) == 1 and lines[0] in page(html)[0]
+
+
+def test_frames_share_the_axes():
+    """The same y is at the same height in a frame whose own largest number is smaller."""
+    s = slider("k", {1: ([0, 1], [0, 1]), 2: ([0, 1], [0, 10]), 3: ([0, 1], [0, 5])})
+    tops = [float(re.search(r",([\d.]+)'", frame)[1]) for frame in s.drawn]
+    assert tops[1] < tops[2] < tops[0] and tops[2] == pytest.approx((tops[1] + 254) / 2, abs=0.2)
+
+
+def test_it_needs_nothing_from_outside():
+    html = waves().html.replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in html and " src='data:" in html and "import" not in html
+    assert "data-lm-suppress-shortcuts" in html, "JupyterLab would take the arrow keys"
+    assert "<label" in page(html)[0] and "aria-valuetext" in html
+
+
+def test_sliders_on_one_page_do_not_disturb_each_other():
+    names = [re.search("data-slider='([0-9a-f]+)'", s.html)[1] for s in (waves(5), waves(6))]
+    assert names[0] != names[1] and waves().html == waves().html
+    for name, s in zip(names, (waves(5), waves(6)), strict=True):
+        assert f"querySelectorAll(\"[data-slider='{name}']\")" in s.html and "getElementById" not in s.html
+    assert 'class="frame"' not in waves().html and " id=" not in waves().html
+
+
+def test_names_are_escaped():
+    html = slider("a < b & '</script>'", {"<i>": (x, x), 2: (x, x)}, captions={2: "</script> & more"}).html
+    assert html.count("</script>") == 1 and "a &lt; b &amp; &#x27;&lt;/script&gt;&#x27;" in html
+    assert slider("k", {1: {"a<b": (x, x)}}).drawn and "a&lt;b" in slider("k", {1: {"a<b": (x, x)}}).html
+
+
+def test_a_line_keeps_the_points_that_can_be_seen():
+    straight = np.linspace(0, 1, 10_000)
+    points = lambda y: len(re.search("points='([^']+)'", slider("k", {1: (straight, y)}).drawn[0])[1].split())
+    assert points(2 * straight) == 2 and 10 < points(np.sin(6 * straight)) < 100
+    assert points((straight > 0.5) * 1.0) == 4
+
+
+def test_axes_of_powers_of_ten():
+    s = slider("k", {1: ([1e-6, 1], [1e-8, 1])}, xlog=True, ylog=True)
+    assert ">10⁻⁶<" in "".join(s.back) and ">1<" in "".join(s.back)
+    assert "-0<" not in "".join(waves().back) and "−0<" not in "".join(waves().back)
+
+
+def test_pictures_of_arrays():
+    s = slider("rank", {k: np.add.outer(np.arange(20.0), np.arange(30.0)) * k for k in (1, 2)})
+    assert all("data:image/png" in frame for frame in s.drawn) and s.drawn[0] != s.drawn[1]
+
+
+def test_a_slider_without_frames_is_refused():
+    with pytest.raises(ValueError, match="at least one frame"): slider("k", {})
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node runs the script")
+def test_the_script_shows_the_frame_of_the_handle(tmp_path):
+    code = re.search(r"<script>(.*)</script>", waves().html, re.S)[1]
+    (tmp_path / "run.js").write_text("""
+const make = () => ({frames: [0, 1, 2, 3, 4].map(() => ({style: {}})), input: {value: 2, setAttribute() {}}, output: {}, p: {},
+  removeAttribute() { this.done = true }, querySelector(q) { return this[q] }, querySelectorAll() { return this.frames }});
+const boxes = [make(), make()];
+global.document = {querySelectorAll: () => boxes.filter(box => !box.done)};
+""" + code + """
+boxes[0].input.value = 4; boxes[0].input.oninput();
+const seen = frames => frames.map(frame => frame.style.display != "none");
+console.log(JSON.stringify(boxes.map(b => [seen(b.frames), b.output.textContent, b.p.textContent])));
+""", "utf-8")
+    told = json.loads(subprocess.run(["node", tmp_path / "run.js"], capture_output=True, text=True, check=True).stdout)
+    assert told == [[[i == 4 for i in range(5)], "5", "sine of 5 x"], [[i == 2 for i in range(5)], "3", "sine of 3 x"]]
+
+
+# -- the lessons' sliders ------------------------------------------------------------------------
+W = RNG.normal(size=(64, 128)).astype(np.float32)
+X = RNG.normal(size=(100, 128)) * np.where(np.arange(128) == 7, 30, 1)
+READY = {"bits": lambda: sliders.bits(W), "groups": lambda: sliders.groups(W),
+         "gate": lambda: sliders.gate(RNG.normal(size=32), RNG.normal(size=(40, 32)), RNG.normal(size=(10, 32))),
+         "rank": lambda: sliders.rank(W), "smoothing": lambda: sliders.smoothing(X, W),
+         "step": lambda: sliders.step(np.sin, np.cos(1.0), 1.0), "clipping": lambda: sliders.clipping(W)}
+numbers = lambda s, pattern: [float(re.search(pattern, words)[1]) for words in s.words]
+
+
+@pytest.mark.parametrize("name", READY)
+def test_a_lessons_slider_is_small_and_told(name):
+    s = READY[name]()
+    assert len(s.html.encode()) <= 40_000 and 5 <= len(s.drawn) <= 13 and all(s.words)
+    for frame in s.drawn: ET.fromstring(f"<svg xmlns='http://www.w3.org/2000/svg'>{frame}</svg>")
+    assert not re.search(r"nan|inf", "".join(s.drawn + s.back))
+
+
+def test_more_bits_and_smaller_groups_have_a_smaller_error():
+    assert (np.diff(numbers(sliders.bits(W), r"error is ([\d.]+)")) < 0).all()
+    assert (np.diff(numbers(sliders.groups(W), r"error is ([\d.]+)")) > 0).all()
+    q = tp.Uniform(4, True, "group", 32).quantize(W)
+    told = sliders.bits(W).words[2]
+    assert f"{100 * np.linalg.norm(q.dequantize() - W) / np.linalg.norm(W):.1f} %" in told
+    assert f"{q.bits_per_weight:.2f} bits" in told
+
+
+def test_the_gate_of_zero_keys_is_their_share_of_equal_scores():
+    q, k, P_K = np.zeros(8), RNG.normal(size=(6, 8)), RNG.normal(size=(2, 8))
+    assert numbers(sliders.gate(q, k, P_K), r"λ = ([\d.]+)") == [0.25] * 13
+
+
+def test_the_full_rank_keeps_everything():
+    shares = numbers(sliders.rank(W), r"^([\d.]+) %")
+    assert shares[-1] == 100 and (np.diff(shares) > 0).all()
+
+
+def test_smoothing_balances_an_outlier_channel():
+    errors = numbers(sliders.smoothing(X, W), r"error is ([\d.]+)")
+    assert 0 < int(np.argmin(errors)) < 10
+
+
+def test_a_finite_difference_has_a_best_step():
+    s = sliders.step(np.sin, np.cos(1.0), 1.0)
+    best = next(i for i, words in enumerate(s.words) if "the best" in words)
+    assert 2 <= best <= 7 and all("bends" in words for words in s.words[:best])
+
+
+def test_a_clipped_grid_can_be_better_than_the_whole_range():
+    errors = numbers(sliders.clipping(W), r"error is ([\d.]+)")
+    assert 0 < int(np.argmin(errors)) < len(errors) - 1
+
+
+# -- texts side by side --------------------------------------------------------------------------
+def test_texts_side_by_side():
+    pair = beside({"before, 3.1 nats": "<b>def\n  x", "after": "plain"})
+    assert "&lt;b&gt;def\n  x" in pair._repr_html_() and "width:50%" in pair._repr_html_()
+    assert repr(pair) == "before, 3.1 nats:\n    <b>def\n      x\nafter:\n    plain"

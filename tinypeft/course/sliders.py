@@ -1,0 +1,148 @@
+"""Sliders for lessons: each takes the arrays that a lesson has, and is a cell's last line.
+
+    bits(W)  groups(W)      lesson 10: bits, and weights that share a scale
+    gate(q, k, P_K)         lesson 06: the share λ of a prefix, against the length of its keys
+    rank(image)             lesson 07: what a matrix of low rank keeps of a picture, or of ΔW
+    smoothing(X, W)         lesson 11: SmoothQuant's exponent α
+    step(f, derivative, x)  lesson 01: the step ε of a finite difference
+    clipping(W)             lessons 10 and 14: where a grid ends
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from ..hints import Array
+from ..quant import Uniform
+from .slider import Slider, power, slider
+
+__all__ = ["bits", "clipping", "gate", "groups", "rank", "smoothing", "step"]
+
+
+def bits(W: Array, bits: Iterable[int] = range(2, 9), group_size: int = 32) -> Slider:
+    """The first 64 weights of W (d_out, d_in), rounded to b bits; group_size weights share a scale.
+
+    The caption has the relative error ‖Ŵ − W‖/‖W‖ of the whole matrix, and the bits per weight."""
+    return _rounded("bits", W, {b: Uniform(b, True, "group", group_size) for b in bits})
+
+
+def groups(W: Array, sizes: Iterable[int] = (4, 8, 16, 32, 64, 128), bits: int = 3) -> Slider:
+    """The same, for groups of different sizes. Sizes that do not divide d_in are left out."""
+    fitting = [g for g in sizes if W.shape[1] % g == 0]
+    return _rounded("group size", W, {g: Uniform(bits, True, "group", g) for g in fitting})
+
+
+def _rounded(label, W, schemes):
+    i, first = np.arange(64), np.ravel(W)[:64]
+    frames, captions = {}, {}
+    for value, scheme in schemes.items():
+        q = scheme.quantize(np.asarray(W, np.float32))
+        near = q.dequantize()
+        frames[value] = {"rounded": (i[:first.size], near.ravel()[:64])}
+        captions[value] = (f"the error is {_percent(near, W)} of the weights, "
+                           f"at {q.bits_per_weight:.2f} bits per weight")
+    return slider(label, frames, captions=captions, behind={"weights": (i[:first.size], first)},
+                  xlabel="weight", ylabel="value")
+
+
+def gate(q: Array, k: Array, P_K: Array, scales: Iterable[float] = np.arange(0, 3.25, 0.25),
+         ) -> Slider:
+    """Attention of one query q (d_head,) to a prefix P_K (P, d_head), whose keys are multiplied by
+    each of the scales, and to the keys k (S, d_head) of the text. The caption has λ."""
+    P, frames, captions = len(P_K), {}, {}
+    place = np.arange(P + len(k))
+    for scale in scales:
+        scores = np.concatenate([scale * P_K, k]) @ q / np.sqrt(len(q))
+        shares = np.exp(scores - scores.max())
+        shares /= shares.sum()
+        frames[float(scale)] = {"prefix": (place[:P], shares[:P]), "text": (place[P:], shares[P:])}
+        captions[float(scale)] = (f"λ = {shares[:P].sum():.3f}, so the text counts "
+                                  f"{shares[P:].sum():.3f}")
+    return slider("the prefix's keys times", frames, captions=captions, xlabel="key",
+                  ylabel="share of attention")
+
+
+def rank(matrix: Array, ranks: Iterable[int] = (1, 2, 4, 6, 8, 12, 16, 24, 32), most: int = 48,
+         ) -> Slider:
+    """The nearest matrix of each rank to `matrix` (rows, columns), as a picture of at most `most` ×
+    `most` pixels: of a larger one every second row and column is drawn, or every third …
+
+    The caption has the share of the sum of squares that is kept, and the numbers that are stored.
+    """
+    U, S, Vt = np.linalg.svd(np.asarray(matrix, float), full_matrices=False)
+    every = -(-max(matrix.shape) // most)
+    ranks = [r for r in ranks if r < len(S)] + [len(S)]
+    frames = {r: ((U[:, :r] * S[:r]) @ Vt[:r])[::every, ::every] for r in ranks}
+    captions = {r: f"{100 * (S[:r] ** 2).sum() / (S ** 2).sum():.1f} % of the square, "
+                   f"{r * sum(matrix.shape):,} numbers; the matrix has {matrix.size:,}"
+                for r in ranks}
+    return slider("rank", frames, captions=captions)
+
+
+def smoothing(X: Array, W: Array, alphas: Iterable[float] = np.arange(0, 1.05, 0.1)) -> Slider:
+    """SmoothQuant moves outliers from the inputs X (tokens, d_in) to the weights W (d_out, d_in).
+
+    Drawn are the largest |X_j|/s_j and |W_j| s_j of 40 channels, in the order of their largest
+    inputs, with s_j = max|X_j|^α / max|W_j|^(1−α). The caption has the relative error of the
+    product in 8 bits, with a scale for each token and each row of W.
+    """
+    largest = lambda A: np.maximum(np.abs(A).max(0), 1e-9)
+    int8 = lambda A: np.rint(A / (s := np.abs(A).max(1, keepdims=True) / 127 + 1e-30)) * s
+    order = np.argsort(largest(X))[np.linspace(0, X.shape[1] - 1, min(40, X.shape[1])).astype(int)]
+    place, frames, captions = np.arange(len(order)), {}, {}
+    for alpha in alphas:
+        s = largest(X) ** alpha / largest(W) ** (1 - alpha)
+        frames[float(alpha)] = {"inputs ÷ s": (place, (largest(X) / s)[order]),
+                                "weights × s": (place, (largest(W) * s)[order])}
+        error = _percent(int8(X / s) @ int8(W * s).T, X @ W.T)
+        captions[float(alpha)] = f"the error is {error} of the product"
+    return slider("α", frames, captions=captions, xlabel="channel, by its largest input",
+                  ylabel="largest magnitude", ylog=True)
+
+
+def step(f: Callable, derivative: float, x: float, exponents: Iterable[int] = range(-1, -13, -1),
+         dtype: type = np.float64) -> Slider:
+    """The error of (f(x + ε) − f(x − ε)) / 2ε against the exact derivative, for ε = 10 ** exponent.
+
+    f takes and returns a number of `dtype`."""
+    exponents = list(exponents)
+    steps = 10.0 ** np.array(exponents)
+    quotients = [float((f(dtype(x + e)) - f(dtype(x - e))) / dtype(2 * e)) for e in steps]
+    errors = np.maximum(np.abs(np.array(quotients) - derivative) / abs(derivative), 1e-16)
+    best, ends = int(errors.argmin()), [errors.min(), errors.max()]
+    why = ["the best of these steps" if i == best else "the step is so large that f bends within it"
+           if i < best else "the step is so small that rounding shows" for i in range(len(steps))]
+    names = [power(p) for p in exponents]
+    frames = {name: {"this ε": ([e, e], ends)} for name, e in zip(names, steps, strict=True)}
+    captions = {name: f"the quotient is {q:.10g}, off by {error:.1e}; {reason}"
+                for name, q, error, reason in zip(names, quotients, errors, why, strict=True)}
+    return slider("ε", frames, captions=captions, behind={"all steps": (steps, errors)},
+                  xlabel="ε", ylabel="relative error", xlog=True, ylog=True)
+
+
+def clipping(W: Array, bits: int = 3, shares: Iterable[float] = np.arange(0.2, 1.01, 0.1),
+             ) -> Slider:
+    """A symmetric grid of `bits` bits that ends at a share of max|W|, over the weights' histogram.
+
+    The caption has the part of the squared error that is clipping, and the part that is rounding.
+    """
+    w, end = np.ravel(W).astype(float), 2 ** (bits - 1) - 1
+    counts, edges = np.histogram(w, 60)
+    behind = {"weights": (np.repeat(edges, 2)[1:-1], np.repeat(counts, 2))}
+    frames, captions = {}, {}
+    for share in shares:
+        scale = share * np.abs(w).max() / end
+        error = (np.clip(np.rint(w / scale), -end, end) * scale - w) ** 2
+        outside = np.abs(w) > (end + 0.5) * scale
+        comb = np.repeat(np.arange(-end, end + 1) * scale, 3)
+        frames[float(share)] = {"grid": (comb, np.tile([0, counts.max() / 3, 0], 2 * end + 1))}
+        total = 100 * np.sqrt(error.sum() / (w ** 2).sum())
+        captions[float(share)] = (f"the error is {total:.1f} % of the weights; of its square, "
+                                  f"{100 * error[outside].sum() / error.sum():.0f} % is clipping")
+    return slider("end of the grid ÷ largest weight", frames, captions=captions,
+                  behind=behind, xlabel="weight", ylabel="how many")
+
+
+def _percent(near, exact):
+    return f"{100 * np.linalg.norm(near - exact) / np.linalg.norm(exact):.1f} %"

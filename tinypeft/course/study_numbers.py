@@ -1,0 +1,168 @@
+"""Numbers and verdicts of the study inside the text of lessons, from figures/results.
+
+    {study rank: 8, loss}                       mean over seeds ± half of its 95 % interval
+    {study rank: 8, loss, mean}                 without the interval
+    {study rank: 1 - 64, loss}                  a difference, paired over seeds, with its interval
+    {study rank: 1, loss, of 64 over frozen}    the share of what 64 gains over frozen, in per cent
+    {study dylora: DyLoRA, loss[0]}             the first entry of a metric that is a list
+    {claim A very small rank}                   numbers and verdict of the claim that begins so
+    {picture rank}                              a picture's sentence, and what it shows
+
+Behind the metric may stand `mean`; `bits`, for a loss in nats that is shown in bits; and a form,
+`as .2f`, `as %` or `as .1%`. A share names conditions of the experiment or of `methods`. What a
+placeholder names must exist, or the lesson is not built.
+"""
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..hints import Array
+
+if TYPE_CHECKING:
+    from ..study.experiment import Results
+
+__all__ = ["PLACEHOLDER", "filled"]
+
+FIGURES = Path(__file__).parents[2] / "figures"
+PLACEHOLDER = re.compile(r"(?<!\w)\{(study|claim|picture)\b([^{}]*)\}")
+OPTION = re.compile(r"^(.+), (mean|bits|as \S+)$")
+SHARE = re.compile(r"^(.+), of (.+) over (.+)$")
+METRIC = re.compile(r"^(.+), (\w+)(?:\[(-?\d+)\])?$")
+ELSEWHERE = "methods"                                    # has "full" and "frozen", for shares
+
+
+def filled(text: str, lesson: str, line: int = 0) -> str:
+    """The text with the study's numbers in place of its placeholders.
+
+    lesson, line: where the text begins, for the error. Raises ValueError for a placeholder that
+    names nothing; the error says which names there are.
+    """
+    def of(match):
+        kind, body = match[1], " ".join(match[2].split())
+        try:
+            return {"study": number, "claim": claim, "picture": picture}[kind](body)
+        except (KeyError, ValueError, FileNotFoundError) as e:
+            at = line + text[:match.start()].count("\n")
+            said = e.args[0] if isinstance(e, KeyError) else e
+            raise ValueError(f"{lesson}, line {at}: {{{kind} {body}}}: {said}") from e
+    return PLACEHOLDER.sub(of, text)
+
+
+# -- numbers -------------------------------------------------------------------------------------
+def number(body: str) -> str:
+    """The words for "EXPERIMENT: CONDITION, METRIC, …"."""
+    name, colon, rest = body.partition(": ")
+    if not colon: raise ValueError("expected {study EXPERIMENT: CONDITION, METRIC}")
+    results, options = load(name), []
+    while match := OPTION.match(rest):
+        rest = match[1]
+        options.append(match[2])
+    share = SHARE.match(rest)
+    if share: rest = share[1]
+    match = METRIC.match(rest)
+    if not match: raise ValueError("expected CONDITION, METRIC behind the experiment's name")
+    condition, metric = match[1], match.group(2, 3)
+    if share:
+        ends = [(results if c in results.conditions else load(ELSEWHERE), c)
+                for c in share.group(2, 3)]
+        loss, full, frozen = paired([(results, condition), *ends], metric)
+        values = (frozen - loss) / (frozen - full)
+    elif parts := difference(condition, results.conditions):
+        a, b = paired([(results, part) for part in parts], metric)
+        values = a - b
+    else:
+        (values,) = paired([(results, condition)], metric)
+    return words(values, options, share=bool(share), signed=bool(not share and parts))
+
+
+def load(name: str) -> Results:
+    """The stored results of an experiment. Whether they are stale is for `missing` to say."""
+    from ..study.experiment import Results
+    from ..study.experiments import EXPERIMENTS
+    if name not in EXPERIMENTS:
+        raise KeyError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    file = FIGURES / "results" / f"{name}.json"
+    if not file.exists(): Results.read(file.parent, name)        # raises, and says what to do
+    return _loaded(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _loaded(file, changed):
+    """Read once, and again when the file has changed."""
+    from ..study.experiment import Results
+    return Results(Results.read(file.parent, file.stem))
+
+
+def difference(condition: str, labels: Iterable[str]) -> tuple[str, str] | None:
+    """(A, B) if the text is "A - B" for two of the labels and is no label itself."""
+    labels = set(labels)
+    if condition in labels: return None
+    pieces = condition.split(" - ")
+    cuts = ((" - ".join(pieces[:i]), " - ".join(pieces[i:])) for i in range(1, len(pieces)))
+    return next((cut for cut in cuts if labels.issuperset(cut)), None)
+
+
+def paired(of: list[tuple[Results, str]], metric: tuple[str, str | None]) -> list[Array]:
+    """The metric of each (results, condition): one number for each seed that all of them have."""
+    name, entry = metric
+    for results, label in of: results.values(label, name)        # KeyError names what exists
+    seeds = [s for s in of[0][0].record["runs"][of[0][1]]
+             if all(s in results.record["runs"][label] for results, label in of)]
+    if not seeds: raise ValueError("no seed was measured for all of these conditions")
+    values = [results.values(label, name, seeds) for results, label in of]
+    if entry is not None:
+        if values[0].ndim != 2 or not -len(values[0][0]) <= int(entry) < len(values[0][0]):
+            raise ValueError(f"{name} has shape {values[0].shape[1:]}, and so no entry [{entry}]")
+        values = [v[:, int(entry)] for v in values]
+    if any(v.ndim != 1 for v in values):
+        raise ValueError(f"{name} is a list of shape {values[0].shape[1:]}; write {name}[0] for "
+                         "its first entry")
+    return values
+
+
+def words(values: Array, options: Iterable[str], share: bool = False, signed: bool = False) -> str:
+    """"mean ± half width" of one number per seed, in the form that the options ask for."""
+    from ..study.experiment import half_width
+    whole = bool(np.all(values == np.round(values)))
+    form, interval = "%" if share else ",.0f" if whole else ".3f", True
+    for option in options:
+        if option == "mean": interval = False
+        elif option == "bits": values = values / math.log(2)
+        else: form = option.removeprefix("as ")
+    unit = ""
+    if form.endswith("%"):
+        values, form, unit = 100 * values, (form[:-1] or ".0") + "f", " points" if signed else " %"
+    half = half_width(values)
+    text = format(values.mean(), ("+" if signed else "") + form).replace("-", "−")
+    if interval and 0 < half < math.inf: text += f" ± {format(half, form)}"
+    return text + unit
+
+
+# -- sentences -----------------------------------------------------------------------------------
+def claim(beginning: str) -> str:
+    """What was measured for the claim that begins so, and the verdict."""
+    from ..study import claims
+    from ..study.claims import tables
+    found = [c for c in claims.ALL_CLAIMS if c.text.startswith(beginning)]
+    if len(found) != 1 or not beginning:
+        there = "\n  ".join(c.text for c in found or claims.ALL_CLAIMS)
+        raise KeyError(f"{len(found) or 'no'} claims of the study begin so; there are\n  {there}")
+    (judged,) = (j for j in tables.judged(FIGURES / "results", claims.ALL_CLAIMS)
+                 if j.claim is found[0])
+    return f"The study, on the claim *{found[0].text}*: {tables.in_words(judged)}."
+
+
+def picture(name: str) -> str:
+    """A picture's sentence, and what it shows."""
+    from ..study import pictures
+    if name not in pictures.PICTURES:
+        raise KeyError(f"there is no picture {name!r}; there are {', '.join(pictures.PICTURES)}")
+    drawn = pictures.drawing(FIGURES, name)
+    return f"The study, {name}: *{drawn.sentence}* {drawn.alt}"
