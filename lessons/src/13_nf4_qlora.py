@@ -225,7 +225,7 @@ show("formats")
 # The paper's Table 2 has perplexities: 27.41 for NF4 with double quantization, 29.48 for E3M0,
 # 31.07 for E2M1, and 34.34 for int4.
 #
-# {claim On normal weights NF4 has a smaller error}
+# {claim On normal numbers NF4 has a smaller error}
 #
 # Four things the paper does not show, or shows otherwise:
 #

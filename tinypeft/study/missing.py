@@ -220,7 +220,7 @@ def of_lessons(experiment: str | None = None) -> Lacks:
         text, where = path.read_text("utf-8"), f"lessons/{path.stem}.ipynb"
         shown = [name for name in dict.fromkeys(re.findall(r'show\("(\w+)"\)', text)) if name in PICTURES]
         read_by = {name for shows in shown for name in PICTURES[shows].needs} | set(re.findall(r"\{study\s+(\w+):", text))
-        read_by |= {name for c in ALL_CLAIMS for name in c.experiment
+        read_by |= {name for c in ALL_CLAIMS for name in c.needs
                     if any(c.text.startswith(" ".join(start.split())) for start in re.findall(r"\{claim\s([^}]+)\}", text))}
         if experiment is not None and experiment not in read_by: continue
         try:
