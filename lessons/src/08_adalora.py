@@ -45,8 +45,8 @@ print(f"frozen base on {task.name}: {tp.evaluate(model, task)['loss']:.3f} nats/
 # $W_0$ is the frozen weight $(d_\text{out}, d_\text{in})$. $P$ is $(d_\text{out}, r)$, $Q$ is
 # $(r, d_\text{in})$, and $\Lambda$ is diagonal with the numbers $\lambda_1, \dots, \lambda_r$.
 # A *triplet* is one $\lambda_i$ with column $i$ of $P$ and row $i$ of $Q$.
-# Setting $\lambda_i = 0$ removes what triplet $i$ adds to $W$, and leaves the other triplets as they
-# are.
+# Setting $\lambda_i = 0$ removes what triplet $i$ adds to $W$, and leaves the other triplets as
+# they are.
 
 # %%
 show("schematic:adalora")
