@@ -290,12 +290,12 @@ print("ranks of the two matrices above:", my_allocate(example, 3).sum(1))
 #
 # `train` calls the function `after_step` of a method after every step of the optimizer. Such a
 # function, which others call at a fixed place, is a *hook*. In this one AdaLoRA measures and
-# prunes. (In PEFT you must call `update_and_allocate` yourself. If you do not,
-# the ranks stay where they began. PEFT's issue 432 is one report of that.) The class below is the
-# paper's Algorithm 1, made of your four functions. It allocates every $\Delta_T = 4$ steps
-# (`delta_t`), so between two allocations more triplets are left than $b(t)$ says. It notes all
-# singular values in `log`. Inside the block of `with use(AdaLoRALinear, observe=my_observe)` the
-# package's layers call your function. Afterwards everything is as before.
+# prunes. (In PEFT you must call `update_and_allocate` yourself. If you do not, the ranks stay where
+# they began. PEFT's issue 432 is one report of that.) The class below is the paper's Algorithm 1,
+# made of your four functions. It allocates every $\Delta_T = 4$ steps (`delta_t`), so between two
+# allocations more triplets are left than $b(t)$ says. It notes all singular values in `log`. Inside
+# the block of `with use(AdaLoRALinear, observe=my_observe)` the package's layers call your
+# function. Afterwards everything is as before.
 
 # %%
 log = []
@@ -416,10 +416,11 @@ query_key.beside(found[:, :2].sum())
 show("adalora_planted")
 
 # %% [markdown]
-# *What to see: on the whole, where more rank was planted, more is found. The markers are means by
-# kind of matrix, and the line "mean found" joins the means over all kinds. A perfect result would
-# lie on the dashed line, which bends because 4 and 8 are drawn as near to each other as 1 and 2.
-# Where a kind was never given a rank, its marker is missing: no query was given rank 8.*
+# *What to see: on the whole, where more rank was planted, more is found, but single kinds of matrix
+# stray far. The markers are means by kind, and the line "mean found" joins the means over all
+# kinds. A perfect result would lie on the dashed line, which bends because 4 and 8 are drawn as
+# near to each other as 1 and 2. Where a kind was never given a rank, its marker is missing: no
+# query was given rank 8.*
 #
 # And does it pay? Guess first: is AdaLoRA better or worse than a LoRA that gives all matrices the
 # same rank, with the same number of triplets in the end?

@@ -123,11 +123,11 @@ show("schematic:dylora")
 # ### {exercise}
 #
 # Write equation (3). All arguments but `b` and `alpha` are Tensors, `x` $(\dots, d_\text{in})$, `W`
-# $(d_\text{out}, d_\text{in})$. Gradients must reach `A` and `B`, and must be zero in
-# the rows of `A` after row $b$, and in the columns of `B` after column $b$.
-# Before you cut the matrices, think: is there a vector $m$ of $R$ numbers with which
-# $B\,(m \odot A x)$ gives the same, so that $A$ and $B$ stay whole? ($\odot$ multiplies number by
-# number. For $R = 4$, $b = 2$ and $\alpha = 16$ it is $m = (8, 8, 0, 0)$.) Both ways are right.
+# $(d_\text{out}, d_\text{in})$. Gradients must reach `A` and `B`, and must be zero in the rows of
+# `A` after row $b$, and in the columns of `B` after column $b$. Before you cut the matrices, think:
+# is there a vector $m$ of $R$ numbers with which $B\,(m \odot A x)$ gives the same, so that $A$ and
+# $B$ stay whole? ($\odot$ multiplies number by number. For $R = 4$, $b = 2$ and $\alpha = 16$ it is
+# $m = (8, 8, 0, 0)$.) Both ways are right.
 
 # %% exercise=dylora.forward points=3 minutes=10
 def dylora_forward(x, W, A, B, b, alpha):

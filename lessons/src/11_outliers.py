@@ -45,8 +45,8 @@ perplexity = lambda m, **few: tp.evaluate(m, task, "test", **few)["perplexity"]
 # $$Y = X W^\top \approx s_x\, s_w \cdot (q_x\, q_w^\top), \qquad q = \mathrm{round}(x/s), \quad s =
 # \max|x|/127 \tag{1}$$
 #
-# A scale per *column* of $X$ could not be pulled out: it would sit inside the sum,
-# which runs over the features. Keep this in mind. The whole lesson turns on it.
+# A scale per *column* of $X$ could not be pulled out: it would sit inside the sum, which runs over
+# the features. Keep this in mind. The whole lesson turns on it.
 #
 # ### {exercise}
 #
@@ -264,8 +264,8 @@ show("schematic:outliers")
 # Think about the scales: over which entries must $s_x$ be taken so that the split helps? $s_w$ is
 # taken over whole rows of $W$, because $W$ is quantized before any input is seen. Where a token has
 # nothing but outliers and zeros, its scale must not become 0. All columns may be outlier columns,
-# or none, and the threshold may be any number above 0. Multiply the outlier columns in the
-# dtype of `X`. (The paper takes 16 bits there, which helps a GPU only.)
+# or none, and the threshold may be any number above 0. Multiply the outlier columns in the dtype of
+# `X`. (The paper takes 16 bits there, which helps a GPU only.)
 
 # %% exercise=outliers.llm_int8 points=4 minutes=15
 def outliers_llm_int8(X, W, threshold=6.0):
@@ -568,10 +568,10 @@ show("int8_outliers")
 # ### {exercise}
 #
 # The inputs of `mlp.down` come out of a GELU, so they are lopsided, and reach much further above 0
-# than below it: none is below −0.17. A zero point $z$ per token spends no codes on numbers that do not occur. But the processor
-# multiplies the codes as they are. Given `product`, which is $q_x q_w^\top$ `(n, d_out)`, the zero
-# points `z (n,)` of the tokens, and `q_w` int8 `(d_out, K)`, return $\sum_k (q_x - z)\, q_w$,
-# `(n, d_out)`.
+# than below it: none is below −0.17. A zero point $z$ per token spends no codes on numbers that do
+# not occur. But the processor multiplies the codes as they are. Given `product`, which is $q_x
+# q_w^\top$ `(n, d_out)`, the zero points `z (n,)` of the tokens, and `q_w` int8 `(d_out, K)`,
+# return $\sum_k (q_x - z)\, q_w$, `(n, d_out)`.
 
 # %% exercise=outliers.zero_point points=2 minutes=10 bonus=yes
 def outliers_zero_point(product, z, q_w):
