@@ -97,8 +97,8 @@ print("mean size of the parts 1 … 8 of LoRA:", sizes(lora).round(2))
 # ## 2. Draw the rank
 #
 # DyLoRA (Valipour et al., arXiv 2210.07558) gives the rows an order. In every training step it
-# draws one rank $b$ for all layers, from a distribution $p_B$ on $1, \dots, R$. ($p_B$ is a
-# distribution of $b$; the matrix $B$ has nothing to do with it.) Here each rank is equally likely.
+# draws one rank $b$ for all layers, from a distribution $p_B$ on $1, \dots, R$ (it is no property
+# of the matrix $B$, and here each rank is equally likely),
 #
 # $$b \sim p_B \tag{2}$$
 #

@@ -602,7 +602,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # </details>
 #
 # 3. How many bits per weight does a 4-bit scheme with groups of 128, float16 scales and 4-bit zero
-# points    store?
+# points store?
 # <details><summary>Answer</summary>
 #
 # $4 + (16 + 4)/128 = 4.156$.
@@ -610,7 +610,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # </details>
 #
 # 4. Which of the two errors, rounding and clipping, does a smaller range make smaller? Why does the
-# best    range shrink when bits are taken away?
+# best range shrink when bits are taken away?
 # <details><summary>Answer</summary>
 #
 # Rounding: its squared error goes with $s^2$, and $s$ with the range. With fewer bits $s$ is
@@ -620,7 +620,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # </details>
 #
 # 5. Two libraries both offer "symmetric 4-bit" and give different codes for the same weights. Name
-# one    reason.
+# one reason.
 # <details><summary>Answer</summary>
 #
 # The step: $m/7$ (absmax) or $m/7.5$ (all 16 codes in use, `convention="full"`). Another reason is

@@ -635,7 +635,7 @@ print(f"inputs from {X_down.min():.2f} to {X_down.max():.2f}; error of the produ
 # ## Recall
 #
 # 1. Why can a scale per token and a scale per output channel be applied after the integer product,
-# but    not a scale per input feature?
+# but not a scale per input feature?
 # <details><summary>Answer</summary>
 #
 # The sum runs over input features. What does not depend on the feature is a common factor of all
