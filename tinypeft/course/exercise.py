@@ -32,6 +32,8 @@ class Exercise:
     avoids: names that the student's function may not use, because the package has the answer there.
     normalize: result → result, with a choice settled that is left to the student, such as the sign
         of a singular vector. Both results are compared in this form.
+    quiet: a right result is refused if NumPy noted a division by zero or an invalid operation on
+        the way to it, such as 0/0, which is then turned into an integer.
     tolerance: the largest accepted difference, relative to the largest expected number; 0 for
         integers and codes.
     stars: 1 to 3, how hard it is: to write down, to think about, to derive.
@@ -51,6 +53,7 @@ class Exercise:
     errors: tuple = ()
     avoids: tuple[str, ...] = ()
     normalize: Callable | None = None
+    quiet: bool = False
     tolerance: float = 1e-5
 
     @property
