@@ -223,7 +223,7 @@ EXERCISES = (
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
         tolerance=1e-9,
         hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
-               "x[:, None]/a is (B, 1) and levels (L,), so their difference is (B, L). The codes are (B,), integers.",
+               "x[:, None]/a is (n, 1) and levels (L,), so their difference is (n, L). The codes are (n,), integers.",
                "a = np.abs(x).max(); the codes are np.abs(x[:, None]/a − levels).argmin(1).")),
     Exercise(
         name="nf4.backward", title="The gradient of QLoRA", stars=2,

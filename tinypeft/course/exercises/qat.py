@@ -191,8 +191,8 @@ EXERCISES = (
             ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
             ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
             ("the inequalities are strict: exactly at an end a number counts as clipped", lsq_variant(ends=True)),
-            ("the factor g = 1/√(B Q_P) is missing in ds", lsq_variant(factor=False)),
-            ("this is the mean over the row; ds is the sum times g = 1/√(B Q_P)", lsq_variant(mean=True)),
+            ("the factor g = 1/√(n Q_P) is missing in ds", lsq_variant(factor=False)),
+            ("this is the mean over the row; ds is the sum times g = 1/√(n Q_P)", lsq_variant(mean=True)),
             ("a clipped number's slope is its code alone: u does not come in, because clip is flat there",
              lsq_variant(clipped=lambda k, u: k - u)),
             ("x has no gradient where it is clipped", lsq_variant(masked=False)),
@@ -203,9 +203,9 @@ EXERCISES = (
              lsq_variant(rounded_mask=True))),
         hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped number, whose code does not "
                "change?",
-               "s[:, None] is (n, 1), u = x/s is (n, B). ds is (n,): a sum over each row.",
+               "s[:, None] is (m, 1), u = x/s is (m, n). ds is (m,): a sum over each row.",
                "k = np.clip(np.rint(u), −Q_N, Q_P). The slope is k − u inside and k elsewhere. ds = g · (dy · "
-               "slope).sum(1) with g = 1/√(B Q_P). dx is dy inside and 0 elsewhere.")),
+               "slope).sum(1) with g = 1/√(n Q_P). dx is dy inside and 0 elsewhere.")),
     Exercise(
         name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
         reference=peqa, cases=peqa_case,
