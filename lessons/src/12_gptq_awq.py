@@ -16,10 +16,9 @@
 # This lesson adds: $X$, the inputs of a layer, one column for each token; $n$, the number of
 # tokens; $H$, a matrix made of the inputs; $U$, a factor of its inverse; and *calibration*, which
 # means to run some text through the model and to look at what the layers read.
-# $q$ is the number of a weight and $v$ the value at which it is fixed (in other lessons $q$ is a
-# code). $\delta$ is the change of a row, $E$ the error of a column, and $F$ the columns that are
-# still free. $\lambda$ is a Lagrange multiplier in section 2, and what damping adds in section 3.
-# *Loss* means $\delta H \delta^\top$ here, the error of a layer, not the loss of the model.
+# $q$ is the number of a weight here, and $v$ its new value. $\delta$ is the change of a row, $E$ the
+# error of a column, and $F$ the free columns. $\lambda$ is a multiplier in section 2, and the
+# damping in section 3. The *loss* is $\delta H \delta^\top$, that of a layer.
 #
 # **Time.** 125 minutes: 45 of reading and running, 80 of exercises.
 # The open exercise takes 20 more, and the bonus 15.
@@ -114,7 +113,7 @@ print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the root of tr(W H W�
 # Now move the weights by an error of *exactly the same size*, but in one direction only.
 # If it lies along the eigenvector of the smallest eigenvalue, the output hardly notices.
 # What if it lies along the eigenvector of the largest one? **Predict** the error of the output.
-# A feeling is enough, but the last two numbers above and the largest eigenvalue also give it:
+# A feeling is enough. (The numbers above also give it.)
 
 # %%
 guess = tp.predict("12.strongest", 30.0, "%")
@@ -132,8 +131,7 @@ guess.beside(found["the strongest"])
 # %% [markdown]
 # The inputs of this layer lie mostly in few directions.
 # So errors of the *same size in the weights* cost very different amounts in the output.
-# It depends on the direction in which they lie.
-# Here is room for a better rounding: put the error where the inputs are not.
+# A better rounding puts the error where the inputs are not.
 #
 # ## 2. Two weights, one grid
 #
@@ -317,9 +315,7 @@ result
 
 # %% [markdown]
 # Compare yours with the package's. The line that writes `E[i]` computes the error of one column.
-# `correct` passes it on to many columns at once.
-# A block of 128 columns is halved again and again: the first half is rounded and corrects the
-# second half. A finished block corrects all later columns in one matrix product.
+# `correct` passes it on to many columns at once, in one matrix product.
 # The result is the same, but matrix products are much faster than single columns.
 
 # %%
@@ -461,7 +457,7 @@ print(f"round to nearest: on other text {without:.1%}; error of the weights "
       f"{np.linalg.norm(V_near - V) / size_V:.1%}")
 i = next(i for i, e in enumerate(on_others) if e < without)
 a, b = on_others[i - 1], on_others[i]                             # one above it, one below it
-guess.beside(sizes[i - 1] + (sizes[i] - sizes[i - 1]) * (a - without) / (a - b))
+guess.beside(sizes[i - 1] * 2**((a - without) / (a - b)))         # sizes double
 
 # %% fold
 fig, ax = plot.figure(height=3.3)
@@ -479,9 +475,9 @@ fig
 # %% [markdown]
 # *What to see: on its own text GPTQ always looks good, and on other text it needs two to four
 # tokens for each input before it is better than no calibration at all.*
-# The curve on other text first rises. With few tokens most directions of $H$ hold nothing but
-# damping, so that GPTQ moves the weights little (the last column above). With some more tokens it
-# moves them further, in directions that are still badly known.
+# The curve on other text first rises. With few tokens $H$ is damping in most directions, so GPTQ
+# moves the weights little (last column above). With some more tokens it moves them further, in
+# directions that are still badly known.
 # The package warns when there are fewer tokens than inputs.
 # No warning is not enough: at 512 and 1,024 tokens the package is silent, and GPTQ is still worse.
 # Large models are calibrated on hundreds of thousands of tokens.
@@ -614,7 +610,6 @@ fig
 # %% [markdown]
 # *What to see: every curve begins at 1, which is round to nearest, and falls below it. Most of them
 # rise again before $\alpha$ reaches 1.* So on the calibration text AWQ's search cannot be worse than round to nearest.
-# How much it gains differs from layer to layer.
 #
 # ## 6. The whole model
 #
@@ -632,9 +627,8 @@ for name, scheme in (("nearest", nearest), ("AWQ", tp.AWQ(bits=3, group_size=32)
           f"weight error {tp.weight_error(model, m):.1%}")
 
 # %% [markdown]
-# In this cell AWQ and GPTQ are about level. One calibration text cannot tell them apart.
-# AWQ stores a few more bits: in `mlp.down` it keeps $s$, one number for each input, because a GELU
-# stands before it into which no scale can be folded.
+# In this cell AWQ and GPTQ are level. AWQ stores a few more bits, for the $s$ of `mlp.down`: a GELU
+# stands before this layer, into which no scale can be folded.
 # The study's picture, at 4, 3 and 2 bits and over seeds:
 
 # %%
@@ -649,8 +643,7 @@ show("gptq")
 # {claim GPTQ loses less than round to nearest}
 #
 # AWQ at 3 bits costs {study schemes: AWQ 3 bit, excess} nats in another experiment, where GPTQ
-# costs {study schemes: GPTQ 3 bit, excess}. (Each experiment draws calibration texts of its own,
-# so its number for GPTQ differs a little from the one above.)
+# costs {study schemes: GPTQ 3 bit, excess}. (Each experiment draws its own calibration texts.)
 # Its scales are followed by a search for the best clipping of every group (lesson 10, section 4).
 # The study has both: the scales alone bring the cost from
 # {study awq: round to nearest, as it is, excess} to
@@ -690,11 +683,10 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
           f"{my_error(V, W_hat, V_unseen):.3f}")
 
 # %% [markdown]
-# On this layer the order changes next to nothing, however good the reason sounds.
-# With groups of 32, over all layers and seeds, it does help: in the study GPTQ at 3 bits costs
+# On this layer the order changes next to nothing.
+# Over all layers and seeds, in groups of 32, it helps: the study's GPTQ costs
 # {study gptq: GPTQ, 3 bits, group 32, excess} nats in the columns' own order, and
-# {study gptq: GPTQ, act-order, 3 bits, group 32, excess} with the heaviest first (*act-order* in
-# the caption in section 6).
+# {study gptq: GPTQ, act-order, 3 bits, group 32, excess} in *act-order*.
 #
 # ### {exercise} · Does the order matter? (open, 4 points, 20 minutes)
 #

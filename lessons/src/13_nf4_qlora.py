@@ -100,8 +100,8 @@ print(np.round(my_levels, 4))
 print("largest difference from bitsandbytes' table:", np.abs(my_levels - codebook("nf4")).max())
 
 # %% [markdown]
-# The difference comes from float32 arithmetic in the original.
-# With a float32 `linspace` one gets the digits of the paper's appendix E.
+# The difference comes from float32: with a float32 `linspace` one gets the digits of the paper's
+# appendix E.
 #
 # To quantize, a block of 64 weights is divided by its largest magnitude $a$.
 # Every weight becomes the code of the nearest level. $\hat x$ is what is decoded later:
@@ -193,8 +193,7 @@ fig
 #
 # We round four kinds of weights: normal ones, ones with heavy tails (Student's t with 5 degrees
 # of freedom), uniform ones, and the base's own.
-# Among the formats are three floats of 4 bits (lesson 10): E2M1 has 2 bits of exponent and 1 bit of
-# mantissa, E3M0 has 3 and none, and the third is bitsandbytes' own.
+# (Lesson 10: E2M1 has 2 exponent bits and 1 bit of mantissa.)
 
 # %%
 rng = np.random.default_rng(0)
@@ -235,8 +234,7 @@ show("formats")
 # Four things the paper does not show, or shows otherwise:
 #
 # - *E3M0*, whose levels are powers of two, is second in the paper. Here it is by far the worst of
-#   all, on all four kinds of the table. (The picture has tails that are heavier still, where it is
-#   not the worst.) Its levels are too sparse where the large weights are.
+#   all, on all four kinds of the table. Its levels are too sparse where the large weights are.
 # - *bitsandbytes' own FP4* is worse than symmetric int4 on normal weights.
 # - *Integers with a zero point* are as good as NF4 on normal weights. They store 4 bits more per
 #   block, which is 0.06 bits per weight.
@@ -276,7 +274,7 @@ print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 #
 # {claim Double quantization saves}
 #
-# (There each row is multiplied by a factor $e^z$ with a random $z$, so that rows differ in size.)
+# (There each row is multiplied by its own random factor $e^z$.)
 # For 7 billion weights, 0.373 bits are 0.33 GB.
 #
 # ## 4. QLoRA: training on top
@@ -364,8 +362,8 @@ for step in range(201):
 print(f"NF4's own error on such inputs: {np.square(Q.dequantize() - W).sum() / 512:.4f}")
 
 # %% [markdown]
-# The error ends a little below NF4's own. The planted change has rank 4, so the LoRA has four ranks
-# to spare, and they make up for a part of $W - \hat W$.
+# The error ends below NF4's own. The planted change has rank 4, and the LoRA's other four ranks make
+# up for a part of $W - \hat W$.
 #
 # QLoRA is no class of this package but a composition: quantize, then attach.
 # We train four LoRAs for 30 steps on documentation that the base never saw: on the base itself,
@@ -401,9 +399,9 @@ show("qlora")
 #
 # On 2 bits the LoRA starts from a broken model and repairs most of it, but it ends at
 # {study qlora: int2, after} nats instead of {study qlora: 16 bits, after}.
-# (The picture calls these 2 bits *int2*. *Before* is the hollow ring. The study trains 150 steps
-# here and 100 steps in section 6, so its numbers differ between the two.)
-# Section 5 explains the other marks of the picture, and section 6 explains LoftQ.
+# (*int2* is these 2 bits, and *before* is the hollow ring. The study trains 150 steps here, and 100
+# in section 6.)
+# Sections 5 and 6 explain the other marks and LoftQ.
 #
 # What is saved? In training, a parameter of the base costs its storage only.
 # A parameter of the LoRA costs a weight, a gradient, and the two numbers that AdamW keeps:
@@ -419,8 +417,7 @@ for name, stored, trained in (("full fine-tuning", 4 * base, base),
           f"gradients and AdamW {12 * trained / 2**20:5.2f} MiB")
 
 # %% [markdown]
-# These are the linear layers of the blocks alone. Activations come on top.
-# Lesson 15 does the same count for 7 billion parameters.
+# These are the linear layers alone. Lesson 15 counts the rest, too, for 7 billion parameters.
 #
 # ## 5. What merging does
 #
@@ -457,8 +454,7 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 #
 # {claim Rounding a merged QLoRA}
 #
-# (Your cell above lost a larger share of the change at 4 bits. After 30 steps the change is still
-# smaller than after the study's 150, and the rounding is the same.)
+# (The share in the cell above is larger, because after 30 steps the change is still smaller.)
 #
 # *Merging into $W$* is often called a mistake: the LoRA has learned to make up for the errors of
 # $\hat W$, and $W$ has no such errors. The numbers do not bear that out.
@@ -555,8 +551,8 @@ fig
 
 # %% [markdown]
 # *What to see: the error of quantization is nearly noise, so a small rank can hold little of it.*
-# Left: 16 of the 128 ranks hold about as much of it as of a random matrix of the same shape, and
-# much less than of $W$ itself (the numbers stand above the picture).
+# Left: 16 of 128 ranks hold as little of it as of a random matrix, and much more of $W$ itself
+# (printed above).
 # Right: more rounds help beyond the first one, because the low-rank part also lets $Q$ choose
 # better.
 #
