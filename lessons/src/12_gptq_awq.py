@@ -609,7 +609,8 @@ fig
 
 # %% [markdown]
 # *What to see: every curve begins at 1, which is round to nearest, and falls below it. Most of them
-# rise again before $\alpha$ reaches 1.* So on the calibration text AWQ's search cannot be worse than round to nearest.
+# rise again before $\alpha$ reaches 1.*
+# So on the calibration text AWQ's search cannot be worse than round to nearest.
 #
 # ## 6. The whole model
 #

@@ -266,6 +266,6 @@ def choosing() -> Drawing:
         "Weights in 16 or 4 bits are frozen, and each trained number needs 16 bytes: itself, its "
         "gradient and Adam's two moments in float32.",
         f"Three questions below one another. Do 16 bytes per weight fit, {size(16)} for "
-        f"{N / 1e9:.2f} billion? Yes: full fine-tuning. Do 2 bytes fit, {size(2)}? Yes: LoRA, adapters, prompts. Do "
-        f"{bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a smaller model or fewer "
+        f"{N / 1e9:.2f} billion? Yes: full fine-tuning. Do 2 bytes fit, {size(2)}? Yes: LoRA, "
+        f"adapters, prompts. Do {bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a smaller model or fewer "
         "bits.")
