@@ -267,5 +267,5 @@ def choosing() -> Drawing:
         "gradient and Adam's two moments in float32.",
         f"Three questions below one another. Do 16 bytes per weight fit, {size(16)} for "
         f"{N / 1e9:.2f} billion? Yes: full fine-tuning. Do 2 bytes fit, {size(2)}? Yes: LoRA, "
-        f"adapters, prompts. Do {bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a smaller model or fewer "
-        "bits.")
+        f"adapters, prompts. Do {bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a "
+        "smaller model or fewer bits.")
