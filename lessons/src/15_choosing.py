@@ -323,7 +323,7 @@ show("schemes")
 # {study schemes: int4 asymmetric, excess} nats and GPTQ costs
 # {study schemes: GPTQ 4 bit, excess}. At 3 bits rounding costs
 # {study schemes: int3 asymmetric, excess} and GPTQ {study schemes: GPTQ 3 bit, excess}.
-# Two schemes train at 3 bits: QAT (with LSQ's steps) costs {study schemes: QAT 3 bit *, excess} and
+# Two schemes train at 3 bits: QAT (STE) costs {study schemes: QAT 3 bit *, excess} and
 # PEQA {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
 # more per weight. In this picture training is not ahead of calibration.
 # At 2 bits it is far ahead (lesson 14).
