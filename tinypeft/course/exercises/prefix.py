@@ -107,6 +107,8 @@ EXERCISES = (
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 2)),
             ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0])),
+            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither themselves nor the one before",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] - 1)),
             ("there is no causal mask: token t may not look at later tokens",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
             ("the scores are not divided by √d_head",
@@ -115,6 +117,12 @@ EXERCISES = (
              lambda q, k, v, P_K, P_V: _masked(q, P_K, P_V, k, v, P_K.shape[0] + 1)),
             ("prefix and text are normalised separately and added; one softmax must cover both",
              lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
+        symptoms=(
+            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t sees the columns 0 … P + t",
+             lambda got, expected, args: np.isnan(got).any()),),
+        errors=(
+            ("tensors do not mix", "the mask became a Tensor of another float type: leave it a plain NumPy array, and add it to the "
+             "scores"),),
         hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
                "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t sees the columns 0 … P + t.",
                "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), −np.inf, "
@@ -179,7 +187,10 @@ EXERCISES = (
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
             ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
-                 t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2)))),
+                 t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))),
+            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by reshape, and then needs a transpose",
+             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
+                 [a.reshape(H, len(t), -1) for a in np.split(t, 2 * L, axis=1)]))),
         symptoms=(
             ("the axes of each K and V are (H, P, d_head), in this order",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)
@@ -206,6 +217,11 @@ EXERCISES = (
             ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1", _placed(first=lambda P: P + 1)),
             ("this is the colleague's function as it was: neither result is mended",
              _placed(diagonal=lambda P: 0, first=lambda P: 0))),
+        symptoms=(
+            ("every token sees every column, and so the future: token t sees the columns 0 … P + t",
+             lambda got, expected, args: np.ndim(got) == 2 and np.all(got)),
+            ("`positions` are those of the T tokens alone: P … P + T − 1",
+             lambda got, expected, args: np.ndim(got) == 1 and len(got) == sum(args))),
         tolerance=0,
         hints=("For T = 3 and P = 2: which of the five columns may the first token see? At which position does it stand?",
                "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` is (T,) and begins behind the "
@@ -217,7 +233,7 @@ EXERCISES = (
         reference=copies, cases=lambda rng: (rng.uniform(0.05, 0.95, int(rng.integers(3, 6))), int(rng.integers(2, 9))),
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),
-            ("shares of 0 and of 1 stay", lambda rng: (np.array([0.0, 1.0]), 3)),
+            ("a share of 0 stays 0", lambda rng: (np.array([0.0, 0.5]), 3)),
             ("λ = 1/2, three copies: 3/4", lambda rng: (np.array([0.5, 0.5]), 3))),
         mistakes=(
             ("n λ can be more than 1: the text's share shrinks as the prefix's grows", lambda lam, n: n * lam),
