@@ -131,7 +131,7 @@ EXERCISES = (
         name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + S)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
+            ("all keys are equal: λ is P/(P + T)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
             ("scores in the thousands, the text's larger, where exp overflows",
              lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
             ("scores in the thousands, the prefix's larger",
@@ -153,7 +153,7 @@ EXERCISES = (
             ("exp overflows: subtract the largest score, of prefix and text together; λ stays the same",
              lambda got, expected, arguments: not np.isfinite(got)),),
         hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
-               "P_K @ q is (P,), k @ q is (S,). Both are divided by √d_head. λ is one number.",
+               "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
                "s = np.concatenate([P_K, k]) @ q / √d_head; e = np.exp(s − s.max()); λ is the sum of the first P entries "
                "of e over the sum of all.")),
     Exercise(
@@ -200,7 +200,7 @@ EXERCISES = (
                "Reshape to (P, L, 2, H, −1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
                "parts[l, 1] its V.")),
     Exercise(
-        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=2,
+        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
         reference=bug, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 2), (8, 6))),
         special=(("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
         mistakes=(
