@@ -435,9 +435,8 @@ show("prefix_length")
 # | medium | {study prompts: prompt medium, gain} | {study prompts: ptuning_v2 medium, gain} |
 # | base | {study prompts: prompt base, gain} | {study prompts: ptuning_v2 base, gain} |
 #
-# Depth gains more at each size, and the smaller the base, the larger is the
-# ratio of the two gains.
-# So the claim holds here.
+# Depth gains more at each size, so the claim holds here.
+# The smaller the base, the larger is the ratio of the two gains.
 #
 # ## 5. A prefix that does harm
 #
@@ -619,8 +618,7 @@ for n in (1, 2, 10, 100):
 # * Prefix tuning, arXiv 2101.00190: equation (5) is in section 4.3; the ablation of depth
 #   (embedding-only) in section 7.2, of real-word starts in 7.4.
 #   On E2E (a benchmark; table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for
-# 1, 10 and 20
-#   embedding-only vectors.
+#   1, 10 and 20 embedding-only vectors.
 # * The decomposition (3) is He et al., arXiv 2110.04366, equations 7 and 8.
 # * P-tuning v2, arXiv 2110.07602: section 3.3 for reparameterization, length and head.
 #

@@ -268,8 +268,8 @@ beside({f"frozen base, {base_loss:.2f} nats": written(base),
 # %% [markdown]
 # A model of this size writes no good text, and it repeats itself. Look at the words.
 # The base writes about arrays, as NumPy's documentation does.
-# Full fine-tuning has brought words of Matplotlib. LoRA has gained less, and its words
-# have changed less.
+# Full fine-tuning has brought words of Matplotlib.
+# LoRA has gained less, and its words have changed less.
 #
 # The paper's claim is that LoRA is as good as full fine-tuning. It does not hold at this size.
 # The paper's models are a thousand times as large and have read far more, so a task needs little
@@ -281,8 +281,8 @@ show("rank")
 # %% [markdown]
 # *What to see: more rank helps, but slowly.* From rank 1 to rank 64 the loss goes from
 # {study rank: 1, loss} to {study rank: 64, loss} nats per token.
-# The frozen base has {study methods: frozen, loss, mean}, and full fine-tuning reaches
-# {study methods: full, loss}.
+# The frozen base has {study methods: frozen, loss, mean}.
+# Full fine-tuning reaches {study methods: full, loss}.
 # Rank 4 on all six matrices of a block reaches {study methods: lora_all, loss}.
 # That is {study methods: lora_all, loss, of full over frozen} of full fine-tuning's gain.
 # In the paper's table 6 the result is nearly the same for every rank from 1 on.
@@ -541,9 +541,9 @@ fig
 # *What to see: with $\alpha/r$ the first change shrinks as the rank grows.
 # With $\alpha/\sqrt r$ it nearly stays: it rises by what line 4 says.*
 # So at a large rank LoRA with $\alpha/r$ learns slowly, unless its learning rate grows.
-# In the study, rank 64 ends at {study rank: 64, loss} nats per token with $\alpha/r$ and at
-# {study rank: 64/sqrt, loss} with $\alpha/\sqrt r$.
-# The difference is {study rank: 64 - 64/sqrt, loss}.
+# In the study, rank 64 ends at {study rank: 64, loss} nats per token with $\alpha/r$, and at
+# {study rank: 64/sqrt, loss} with $\alpha/\sqrt r$. The difference is
+# {study rank: 64 - 64/sqrt, loss}.
 # So the paper's claim, that a large rank learns more with $\alpha/\sqrt r$, holds here, but the
 # gain is small.
 #
@@ -721,9 +721,8 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
 #
 # arXiv 2106.09685: the sum $W_0 x + BAx$ is its equation 3 in section 4.1, with the start of $A$
 # and $B$ and with $\alpha$. The overlap is its equation 4 in section 7.2.
-# Table 5 (WikiSQL, a benchmark; GPT-3, 18 M trained): one matrix with $r = 8$: 70.4 (query), 73.0
-# (value);
-# query and value with $r = 4$: 73.7; all four with $r = 2$: 73.7.
+# Table 5 (WikiSQL, a benchmark; GPT-3, 18 M trained): one matrix with $r = 8$: 70.4
+# (query), 73.0 (value); query and value with $r = 4$: 73.7; all four with $r = 2$: 73.7.
 # Table 6, query and value: $r = 1$ gives 73.4 and $r = 64$ gives 73.5.
 #
 # ## Where implementations differ

@@ -34,7 +34,8 @@ class Beside:
         width = 100 // max(len(self.columns), 1)
         cell = lambda tag, text: f"<{tag} style='{STYLE};width:{width}%'>{escape(text)}</{tag}>"
         rows = ["".join(cell("th", name) for name in self.columns)]
-        rows += ["".join(cell("td", text) for text in row) for row in zip(*self.columns.values(), strict=True)]
+        for row in zip(*self.columns.values(), strict=True):
+            rows.append("".join(cell("td", text) for text in row))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table style='width:100%;table-layout:fixed'>{body}</table>"
 
