@@ -108,7 +108,9 @@ WRONG = {
         (filed(moved=lambda a, b: False), "adapters alone"), (filed(new=False), "adapters are missing"),
         (filed(moved=lambda a, b: True), "whole model"), (filed(moved=lambda a, b: abs(a - b).max() > 1e-4), "overlooks a small step"),
         (filed(moved=lambda a, b: not np.allclose(a, b)), "as np.allclose has one"), (filed(moved=lambda a, b: (b != a).all()), "not with .all()"),
-        (filed(moved=lambda a, b: np.sum(a) != np.sum(b)), "with the same sum"), (filed(moved=lambda a, b: a.ravel()[0] != b.ravel()[0]), "first numbers only"),
+        (filed(moved=lambda a, b: np.sum(a) != np.sum(b)), "with the same sum"),
+        (filed(moved=lambda a, b: a != b), "makes one answer of them"), (filed(moved=lambda a, b: a.mean() != b.mean()), "with the same mean"),
+        (filed(moved=lambda a, b: a.ravel()[0] != b.ravel()[0]), "first numbers only"),
         (filed(also=lambda name: "weight" in name), "biases are trained"),
         (lambda before, after: [n for n in after if n not in before or "norm" in n], "by the word")],
     "adapters.linear": [

@@ -28,6 +28,10 @@ def wrapped_in_float64(q, k, v, P_K, P_V):
     return F.softmax(q @ tp.concatenate([P_K, k], axis=0).T / q.shape[1] ** 0.5 + tp.Tensor(M)) @ tp.concatenate([P_V, v], axis=0)
 
 
+def scaled_by_tokens(q, k, v, P_K, P_V):
+    return attention_mask(lambda P: P + 1)(q * (q.shape[1] / q.shape[0]) ** 0.5, k, v, P_K, P_V)
+
+
 def detached(q, k, v, P_K, P_V):
     right = attention_mask(lambda P: P + 1)
     return right(q, k, v, tp.Tensor(P_K.data), tp.Tensor(P_V.data))
@@ -104,12 +108,14 @@ WRONG = {
         (attention_mask(None, mask=False), "no causal mask"), (attention_mask(lambda P: P), "themselves"), (apart, "one softmax"),
         (attention_mask(lambda P: P + 1, order="text first"), "behind the text"), (detached, "no gradient reaches P_K"),
         (packaged, "uses attention of the package"), (lambda *a: attention_mask(lambda P: P + 2)(*a), "one future token"),
-        (attention_mask(lambda P: P - 1), "nor the one before"), (attention_mask(lambda P: 0), "may look nowhere"),
-        (wrapped_in_float64, "leave it a plain NumPy array")],
+        (attention_mask(lambda P: P - 1), "nor the one before"), (attention_mask(lambda P: 2), "whatever P is"), (attention_mask(lambda P: 0), "may look nowhere"),
+        (scaled_by_tokens, "not by √T"), (wrapped_in_float64, "leave it a plain NumPy array")],
     "prefix.share": [
         (overflowing, "overflows"), (share_with(lambda p, s: (s.max(), s.max())), "subtract the largest score"), (share_with(lambda p, s: (p.max(), s.max())), "subtract the same one"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
         (lambda q, k, P_K: np.exp(P_K @ q / len(q) ** 0.5).sum() / np.exp(k @ q / len(q) ** 0.5).sum(), "odds"),
-        (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head")],
+        (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head"),
+        (lambda q, k, P_K: len(P_K) / len([*P_K, *k]), "share of the keys"),
+        (lambda q, k, P_K: by_logs(q, k, P_K) / P_K.shape[0], "not a mean")],
     "prefix.count": [
         (lambda P, L, d, m: (P * d + d * m + m * 2 * L * d, 2 * P * L * d), "biases"),
         (lambda P, L, d, m: (P * d + d * m + m + (m + 1) * L * d, P * L * d), "2 L d, not L d"),
