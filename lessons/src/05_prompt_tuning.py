@@ -459,8 +459,9 @@ def losses(model, vectors, place, read, rows=24):
         start = len(given) - 1
         found.append([F.cross_entropy(a[start:], aim[start:]).item() for a in both])
     off = np.diff(found)[:, 0]                           # by hand − in the model, per sentence
+    lower, higher = (off < -1e-3).sum(), (off > 1e-3).sum()
     return ("in the model {:.3f}, by hand {:.3f}".format(*np.mean(found, axis=0))
-            + f"; lower in {(off < -1e-3).sum()} of {rows} sentences, higher in {(off > 1e-3).sum()}")
+            + f"; lower in {lower} of {rows} sentences, higher in {higher}")
 
 
 in_front = tuned, tuned.virtual.P_e.data, lambda row: np.arange(20)

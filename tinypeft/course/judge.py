@@ -165,8 +165,8 @@ def wrong_gradient(exercise, call, args):
                           f"{found[1]}, though the result is right.{place and f' {place}.'}",
                           got=describe(g), expected=describe(e),
                           cause=cause or likely_cause(values_only, g, e, found, (), got.strained)
-                          or f"one of the ways from {name} to the result leaves the graph: .data, a "
-                             "NumPy function or a new Tensor cuts it")
+                          or f"one of the ways from {name} to the result leaves the graph: .data, "
+                             "a NumPy function or a new Tensor cuts it")
 
 
 def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, rng):
