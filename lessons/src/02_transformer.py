@@ -132,7 +132,7 @@ show(plain.gelu)
 #       query 2       ●    ●    ●    ●    ●
 #
 # Scores may be as large as 1,000, and then `np.exp` overflows.
-# They may also be as small as −1,000 where they are seen, and large where they are hidden.
+# The seen ones may also be near −1,000 while the hidden ones are near 1,000.
 # Recall from lesson 01 what softmax depends on, and subtract something first.
 # Write it with NumPy, without the package's `attention`, and keep the dtype.
 

@@ -285,7 +285,7 @@ axes[0].set_ylabel("change of the test loss, nats per token")
 fig
 
 # %% [markdown]
-# *What to see: at the left what we wanted, at the right its price.
+# *What to see: the left picture is what we wanted, and the right one is its price.
 # Here the small rate gains at least as much as the large one, and forgets almost nothing; the
 # numbers are printed above.*
 # The large rate overwrites at once, and what it loses on one text does not help it on the other.
