@@ -140,8 +140,9 @@ def add_course_commands(command: Callable) -> None:
     p = command("check", run_check, "check the functions in a file", takes=("seed", "json"))
     p.add_argument("exercise", metavar="NAME", help="an exercise (lora.forward) or a topic (lora)")
     p.add_argument("file", type=Path, help="it defines lora_forward or the like; it is executed")
-    p.add_argument("--hint", type=number(int, least=1, most=3), default=1, metavar="STEP",
-                   help="1 is a question (default), 2 the shapes, 3 nearly the code")
+    p.add_argument("--hint", type=number(int, least=1, most=3), metavar="STEP",
+                   help="1 is a question (the default for a wrong function), 2 the shapes, "
+                        "3 nearly the code")
 
     p = command("assign", run_assign, "write what students get, or the open questions' answers",
                 takes=())

@@ -18,7 +18,8 @@
 # They are in the [glossary](GLOSSARY.md).
 # Come back to it whenever a letter puzzles you.
 #
-# **Time.** 95 minutes; every cell together runs in well under a minute.
+# **Time.** 75 minutes for reading and the exercises. The open exercise takes 20 more, the bonus
+# 15. Every cell together runs in well under a minute.
 #
 # ## 1. Something that works
 #
@@ -59,7 +60,8 @@ before, loss_before = answers(model), tp.evaluate(model, task, "train")["loss"]
 
 # %% [markdown]
 # Now we train it on the catalogue.
-# We do not change the model itself. *LoRA* puts a few new numbers beside it, and trains those alone.
+# We do not change the model itself.
+# *LoRA* puts a few new numbers beside it, and trains those alone.
 
 # %%
 everywhere = ("query", "key", "value", "output", "up", "down")  # the layers that get new numbers
@@ -88,14 +90,15 @@ print("the base answers as before:", answers(base) == before)
 #
 # ## 2. How to use the course
 #
-# Every lesson exists twice: here with its solutions run, and under `assignments/` with stubs.
-# Work in the assignment, and run its cells from top to bottom.
+# Every lesson exists twice: with its solutions, to be read, and with stubs in their place, to be
+# worked in.
+# Work in the one with stubs, the *assignment*, and run its cells from top to bottom.
 #
 # - Behind each exercise stands `tp.check(…)`.
 #   It compares your function with the package's on special and on random inputs and stops at the
 #   first difference.
 #   It says what it got, what it expected and what the likely cause is.
-#   Its hints open one by one: a question, the shapes, nearly the code.
+#   Its hints open one by one, if you want them: a question, the shapes, nearly the code.
 # - If your function is not right yet, the following cells use the package's own, so you can always
 #   go on.
 #   If it is right, they use yours.
@@ -142,9 +145,14 @@ Markdown(lesson_map())
 show("methods_in_a_block")
 
 # %% [markdown]
-# *What to see: coloured is what is trained, in one block of the model; everything grey is frozen.*
+# *What to see: what is trained in one block of the model is in colour, or in black for full
+# fine-tuning and PEQA; everything grey is frozen.*
 # Each picture is read upwards, from the vectors that enter to those that leave; an arrow says what
 # feeds what.
+# Adapters stand behind attention and behind the MLP. The schematic above has its number 2 at the
+# first of these places only.
+# The layer norms are trained with them, as Houlsby et al. do; the counts of section 5 leave the
+# norms out.
 #
 # ## 4. Four ways to change a frozen model
 #
@@ -224,7 +232,7 @@ print(f"s = {s[0]:.4f}, z = {z[0]:.0f}, the first codes: {q[:12]}")
 right = np.allclose(q, np.clip(np.rint(W / s) + z, 0, 15))
 left = np.allclose(s * (q - z), Q.dequantize(), atol=1e-6)
 print(f"the quantizer is equation (3): right {right}, left {left}")
-print(f"largest error {abs(W - Q.dequantize()).max() / s[0]:.2f} s")
+print(f"largest error {abs(W - Q.dequantize()).max() / s[0]:.2f} of a step s")
 
 # %% [markdown]
 # ## 5. What is trained
@@ -239,7 +247,8 @@ print(f"largest error {abs(W - Q.dequantize()).max() / s[0]:.2f} s")
 # | adapters behind attention and MLP | in every block, twice: $W_d$ $(m, d)$, $b_d$ $(m)$, $W_u$ $(d, m)$, $b_u$ $(d)$ |
 #
 # The base has $d = 128$, $L = 5$ and 1,155,456 parameters.
-# Before you count: which share of them does LoRA of rank 8 train, in per cent?
+# Without calculating: which share of them does LoRA of rank 8 train on query and value, in
+# per cent?
 
 # %%
 guess = tp.predict("00.share", 1.5, "%")
@@ -251,7 +260,7 @@ guess
 # Return the four numbers of trained parameters, in the order of the table, for a model of width $d$
 # with $L$ blocks.
 
-# %% exercise=map.trained points=3 minutes=10
+# %% exercise=map.trained points=3 minutes=8
 def map_trained(d, L, r, P, m):
     """(LoRA on query and value, prompt, prefix, adapters): how many numbers each trains."""
     ### BEGIN SOLUTION
@@ -294,6 +303,7 @@ fig
 # %% [markdown]
 # *What to see: at fixed sizes every method's share falls as models grow, roughly as one over their
 # width.
+# The prompt's share falls faster, because a prompt enters once and not in each of the L blocks.
 # On a small model "parameter-efficient" costs several per cent.*
 # Remember this when you compare our results with a paper's: our model is at the left edge of this
 # plot.
@@ -327,6 +337,7 @@ result
 # %%
 print(f"4 bits, blocks of 64, float32 scales  {bits_per_weight(4, 64, 32, 0, 0):.3f}")
 print(f"the same, doubly quantized            {bits_per_weight(4, 64, 8, 0, 256):.3f}")
+print(f"2 bits, groups of 16, float16 scales  {bits_per_weight(2, 16, 16, 2, 0):.3f}")
 
 # %% fold
 groups = 2.0 ** np.arange(4, 13)
@@ -342,7 +353,8 @@ fig
 
 # %% [markdown]
 # *What to see: small groups cost.
-# At 16 weights per scale, "2 bits" are more than three.*
+# At 16 weights per scale, a code of 2 bits takes more than three, as the last line printed above
+# says; so the lowest curve begins at 2.7 GB, and not at $7 \cdot 2/8 = 1.75$ GB.*
 # Above 128 there is little left to save.
 #
 # ## 7. One sign, two conventions
@@ -358,19 +370,20 @@ fig
 #
 # ### {exercise}
 #
-# Quantize the array `x` to codes $0 \dots 2^b - 1$.
+# Quantize the array `x`, which is float64 and not all 0, to codes $0 \dots 2^b - 1$.
 # The range is $[l, h]$ with $l = \min(x_{min}, 0)$ and $h = \max(x_{max}, 0)$, so that 0 is a grid
 # point.
 # How many steps lie between $2^b$ codes?
 # This gives $s$.
 # The zero point is the code of 0 in the convention "library", with equation (3).
 # In "survey" it is $Z$ of equation (4).
-# Return `(codes, s, zero point)`, everything as floats.
-# Round with `np.rint`, and $l/s$ before you use it as well.
-# Clip the codes: the ends of a symmetric range lie midway between two codes, and without the clip
-# its largest number gets the code $2^b$, which would become 0 in $b$ bits.
+# Return `(codes, s, zero point)`: the codes as a float64 array, the other two as numbers.
+# Round $x/s$ and $l/s$, each by itself, with `np.rint`.
+# Clip the codes last.
+# The ends of a symmetric range lie midway between two codes.
+# Without the clip its largest number gets the code $2^b$, which would become 0 in $b$ bits.
 
-# %% exercise=map.signs points=3 minutes=12
+# %% exercise=map.signs points=3 minutes=15
 def map_signs(x, bits, convention):
     """(codes, scale, zero point) of an asymmetric quantizer, in the sign convention asked for."""
     ### BEGIN SOLUTION
@@ -452,7 +465,7 @@ print("as they come back", read(*store(W))[0, :6].round(3))
 # `codes` $(n, g)$ and `zero` $(n)$ are uint8, and `scale` $(n)$ is float32.
 # Return the decoded weights $(n, g)$ in float32.
 
-# %% exercise=map.bug points=3 minutes=10
+# %% exercise=map.bug points=3 minutes=6
 def map_bug(codes, scale, zero):
     """Decode codes (n, g) with one scale and one zero point per row."""
     ### BEGIN SOLUTION
@@ -482,6 +495,8 @@ show("compare")
 # More trained parameters do not always give a lower loss.
 # Below, perplexity (how many tokens would be equally surprising), sorted by bits: at 8 bits nothing
 # is lost, and at 4 and 3 bits the schemes differ.*
+# Perplexity is $e^{\text{loss}}$: a loss of 2.70 in the upper picture is $e^{2.70} = 14.9$ in the
+# lower one.
 # Hollow marks were also trained on Matplotlib's text.
 # Compare them with the fine-tuned models above, and not with the dashed line: rounding does not
 # improve a model.

@@ -17,8 +17,13 @@
 # $B$ rows of text have $T$ tokens each; $V$ is the size of the vocabulary, $d$ the width of the
 # model, $L$ the number of blocks, $H$ the number of heads and $d_{head} = d/H$ the width of one
 # head.
+# $E$ is the table of tokens and $C$ the context, the most tokens that a row may have.
+# In attention $M$ is the mask and $O$ the result.
+# Two letters mean something else in other lessons: here $A$ is attention's weights and not a factor
+# of LoRA, and in equation (1) $P$ is the table of positions and not a number of vectors.
 #
-# **Time.** 110 minutes; every cell together runs in well under a minute.
+# **Time.** 105 minutes for reading and the exercises. The open exercise takes 30 more, the bonus
+# 10. Every cell together runs in well under a minute.
 
 # %%
 import copy
@@ -59,7 +64,8 @@ print(f"{n_bytes} bytes, {len(ids)} tokens, {n_bytes / len(ids):.1f} bytes per t
 # %% [markdown]
 # ## 2. The forward pass, equation by equation
 #
-# The schematic shows the whole model and one block of it, with the shape of every array:
+# The model is an embedding, $L$ blocks one after another, and an output.
+# The schematic shows one block, with the shape of every array:
 
 # %%
 show("schematic:transformer")
@@ -126,10 +132,11 @@ show(plain.gelu)
 #       query 2       ●    ●    ●    ●    ●
 #
 # Scores may be as large as 1,000, and then `np.exp` overflows.
+# The seen ones may also be near −1,000 while the hidden ones are near 1,000.
 # Recall from lesson 01 what softmax depends on, and subtract something first.
 # Write it with NumPy, without the package's `attention`, and keep the dtype.
 
-# %% exercise=transformer.attention points=5 minutes=15
+# %% exercise=transformer.attention points=5 minutes=20
 def transformer_attention(q, k, v):
     """Causal attention of T queries, the last T positions, over S ≥ T keys. Returns (T, d_head)."""
     ### BEGIN SOLUTION
@@ -179,8 +186,9 @@ print(tok.decode(written[0]))
 show(plain.attention)
 
 # %% [markdown]
-# `functional.py` has it fused, with a backward pass written by hand, to be fast.
-# Tests compare the two:
+# `functional.py` has it fused into one operation, with a backward pass written by hand, to be fast.
+# Tests compare the two.
+# Read the docstring only:
 
 # %%
 show(F.attention)
@@ -229,7 +237,8 @@ fig
 # *What to see: a row is a query, and its weights sum to one (dark is 0, yellow is 1; the colour
 # goes with the root, to show small weights).
 # Everything above the diagonal is hidden.*
-# Left is a head that looks at the token before it, and so makes pairs of tokens.
+# Left is a *previous-token head*: it looks at the token before its own, and so makes pairs of
+# tokens.
 # Right is the head with the largest entropy: it averages over nearly all it can see.
 # Nobody told the heads to do this.
 #
@@ -252,7 +261,8 @@ print("after", repr(tok.decode(ids[:-1])[-19:]), "the model expects",
 # %% [markdown]
 # A text is written by drawing token after token from the softmax of the logits.
 # The *temperature* $\tau$ divides the logits first.
-# At a small one the likeliest token is nearly always drawn, and at a large one all are drawn alike:
+# At a small one only the likeliest tokens are drawn, here nearly always one of two, and at a large
+# one all are drawn alike:
 
 # %%
 z, order = np.sort(logits.data[0, -2])[::-1], np.arange(1, 13)
@@ -261,7 +271,9 @@ for tau in (0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 4.0):
     p = np.exp((z - z[0]) / tau)
     p /= p.sum()
     frames[tau] = (order, p[:12])
-    told[tau] = f"the first token has {100 * p[0]:.0f} %, the twelve {100 * p[:12].sum():.0f} %"
+    first, two, twelve = (100 * p[:n].sum() for n in (1, 2, 12))
+    told[tau] = (f"the first token has {first:.0f} %, the first two {two:.0f} %, "
+                 f"the twelve {twelve:.0f} %")
 slider("temperature", frames, captions=told, xlabel="token, the likeliest first",
        ylabel="probability")
 
@@ -310,7 +322,8 @@ result
 # \log \mathrm{softmax}(\text{logits}_{b,t})[\,\text{token}_{b,t+1}\,]$$
 #
 # </details>
-#
+
+# %% [markdown]
 # Nats per token depend on what a token is.
 # There are two other units.
 # *Perplexity* is $e^{\text{loss}}$: so many equally likely tokens would be as surprising.
@@ -343,6 +356,8 @@ report("the base", loss(logits_of(model), rows), len(stream), len(text.encode())
 guess.beside(nothing)
 
 # %% [markdown]
+# (A guess of 10 is right in bits: $\log_2 1024 = 10$, and $\ln 1024 = 6.93$.)
+#
 # How the base got there: 16,000 steps on documentation of Python, NumPy and SciPy.
 # The study drew the run beside a strong model that only counts, a Kneser–Ney model of five tokens:
 
@@ -353,6 +368,11 @@ show("pretraining")
 # *What to see: the base passes the counting model on the way, and then goes on.
 # Its training loss runs ahead of the validation loss, because it sees every training token some
 # twelve times.*
+# The caption gives the base a lower loss than the cell above does.
+# It is measured on the whole test text and in windows of 256 tokens, and the cell took a part of
+# the text in windows of 128.
+# A token near the beginning of a window has little text before it, and a short window has more such
+# tokens.
 #
 # ## 4. A loss that is too good
 #
@@ -380,7 +400,9 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
         print(f"{name:14} test loss {before:.2f} → {after:.2f} nats per token")
 
 # %% [markdown]
-# The second line looks like a great success.
+# The second line begins higher: the base was trained with the right mask, and one more visible key
+# disturbs it.
+# Then it looks like a great success.
 # It is measured on test text, so the model has not just memorized what it was trained on.
 # But a few seconds of training cannot make a model of this size so much better.
 # A loss that is too good is a bug.
@@ -393,11 +415,12 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
 # `f` takes an array `x` $(T, d)$, one row for each position, and returns an array with $T$ rows.
 # Return a matrix of booleans $(T, T)$: entry $[i, j]$ is `True` if row $i$ of `f(x)` changes when
 # row $j$ of `x` changes.
+# Any change counts, however small, in any number of the row.
 # Do not write into `x`.
 # Some of the functions begin with a layer norm, or divide each row by its length: choose a change
 # that none of them can undo.
 
-# %% exercise=transformer.sees points=4 minutes=12
+# %% exercise=transformer.sees points=4 minutes=15
 def transformer_sees(f, x):
     """(T, T) booleans: does row i of f(x) depend on row j of x?"""
     ### BEGIN SOLUTION
@@ -525,7 +548,7 @@ guess
 # blocks $L$.
 # For the base it must be 1,155,456.
 
-# %% exercise=transformer.count points=2 minutes=6
+# %% exercise=transformer.count points=2 minutes=8
 def transformer_count(V, C, d, L):
     """Parameters of a GPT with tied embeddings, biases everywhere, and an MLP of width 4 d."""
     ### BEGIN SOLUTION
@@ -585,7 +608,7 @@ print("largest difference:", abs(last.data[0, 0] - at_once.data[0, -1]).max(),
       " bytes of keys and values:", cache.nbytes)
 
 # %% [markdown]
-# ### {exercise} · Which block would you remove? (open, 4 points, 25 minutes)
+# ### {exercise} · Which block would you remove? (open, 4 points, 30 minutes)
 #
 # Equation (2) adds, so a block can be skipped: leave its addition out and the stream flows on.
 # Write a loop that measures the loss on `rows` without block 0, then without block 1, and so on.

@@ -12,7 +12,8 @@
 #
 # **Words and letters.** [The glossary](GLOSSARY.md) explains every word and letter of the course.
 #
-# **Time.** 110 minutes; every cell together runs in about a minute.
+# **Time.** 95 minutes for reading and the exercises. The open exercise takes 40 more, the bonus
+# 10. Every cell together runs in about a minute.
 
 # %%
 import numpy as np
@@ -64,6 +65,8 @@ show("schematic:prefix")
 # Let us measure the second: the same 40 tokens, once without a prefix, once with a prefix of ten
 # zero vectors. Guess first. The last token sees 10 zero keys and 40 keys of text.
 # Which share of its attention goes to the zeros, as a mean over all heads?
+#
+# (`walk`, in the next cell, is the model by hand. You need not read it now.)
 
 # %%
 guess = tp.predict("06.zeros", 20, "%")
@@ -116,8 +119,9 @@ guess.beside(100 * maps[:, :, -1, :10].sum(-1).mean())
 # Use operations on Tensors (`@`, `.T`, `tp.concatenate([a, b], axis=0)`, `F.softmax`), so that
 # gradients reach all five. Do not call `F.attention`.
 # Where a token may not look, add $-\infty$ to its score.
+# The mask may be a plain NumPy array; add it to the scores.
 
-# %% exercise=prefix.attention points=3 minutes=12
+# %% exercise=prefix.attention points=3 minutes=15
 def prefix_attention(q, k, v, P_K, P_V):
     """Causal attention of one head whose keys and values stand behind a prefix: (T, d_head)."""
     ### BEGIN SOLUTION
@@ -145,7 +149,8 @@ result
 # \cdot & \cdot & \cdot & \cdot & -\infty \\ \cdot & \cdot & \cdot & \cdot & \cdot \end{pmatrix}$$
 #
 # </details>
-#
+
+# %% [markdown]
 # **Your attention at work.** It takes the place of the package's in every head of the model, and
 # a prefix trains through it for five steps:
 
@@ -169,6 +174,8 @@ print("your losses", mine.round(3))
 print(f"largest difference from the package's: {abs(mine - theirs).max():.0e}")
 
 # %% [markdown]
+# The losses do not fall, because each step has another batch. Only the difference counts.
+#
 # Compare yours with the package's, which joins all heads at once.
 # Generation's cache goes through the same function: for the model, a prefix looks like earlier
 # tokens that were never there.
@@ -193,8 +200,8 @@ show(tp.decoder.attend, around="concatenate([K, k]")
 # \tag{3}$$
 #
 # Read it from the right.
-# $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt d)\, P_V$ is a small network
-# with one hidden layer of $P$ units.
+# $\mathrm{Attn}(q, P_K, P_V) = \mathrm{softmax}(q P_K^\top / \sqrt{d_\text{head}})\, P_V$ is a
+# small network with one hidden layer of $P$ units.
 # Its nonlinearity is the softmax, and its weights are $P_K$ and $P_V$.
 # **A prefix is an adapter** in parallel to each head, with two peculiarities.
 # Its bottleneck is $P$.
@@ -205,7 +212,7 @@ show(tp.decoder.attend, around="concatenate([K, k]")
 #
 # For the last token's query `q` $(d_\text{head},)$, which sees everything, derive $\lambda$ from
 # the scores and compute it.
-# NumPy arrays this time: `k` $(S, d_\text{head})$, `P_K` $(P, d_\text{head})$. Return a number.
+# NumPy arrays this time: `k` $(T, d_\text{head})$, `P_K` $(P, d_\text{head})$. Return a number.
 # Scores are divided by $\sqrt{d_\text{head}}$, and they may be in the thousands: `np.exp` must
 # not overflow.
 
@@ -213,7 +220,7 @@ show(tp.decoder.attend, around="concatenate([K, k]")
 def prefix_share(q, k, P_K):
     """λ: how much of the softmax falls on the prefix, a number in (0, 1)."""
     ### BEGIN SOLUTION
-    s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))                         # (P + S,)
+    s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))                         # (P + T,)
     e = np.exp(s - s.max())
     return e[:len(P_K)].sum() / e.sum()
     ### END SOLUTION
@@ -226,11 +233,13 @@ result
 # %% [markdown]
 # <details><summary>The equation</summary>
 #
-# $$\lambda(q) = \frac{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}}}
-# {\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d}} + \sum_j e^{\,q \cdot k_j/\sqrt{d}}} \tag{4}$$
+# $$\lambda(q) = \frac{\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d_\text{head}}}}
+# {\sum_i e^{\,q \cdot P_{K,i}/\sqrt{d_\text{head}}} +
+# \sum_j e^{\,q \cdot k_j/\sqrt{d_\text{head}}}} \tag{4}$$
 #
 # </details>
-#
+
+# %% [markdown]
 # Your $\lambda$ in equation (3): the head on the left, the mixture on the right, and what happens
 # to both as the prefix's keys grow.
 
@@ -294,13 +303,14 @@ result
 sizes = {"this base": (10, c.n_layers, c.d_model, 64),
          "GPT-2 medium, authors' code": (10, 24, 1024, 512)}
 for name, numbers in sizes.items():
-    print("{:27} trained {:>12,}   stored {:>9,}".format(name, *count(*numbers)))
+    print("{:27} trained {:>12,}   stored {:>9,}".format(name, *count(*numbers)),
+          f"  {count(*numbers)[0] / count(*numbers)[1]:.0f} times as many")
 summary = tp.attach(tp.load_pretrained(), tp.PrefixTuning(10, hidden=64)).summary()
 print(f"the package's summary       trained {summary.trained:>12,}   stored {summary.stored:>9,}")
 
 # %% [markdown]
 # GPT-2 medium has some 355 million parameters. The paper's "0.1 %" is what is stored.
-# In training the network adds a multiple of it.
+# In training it is some fifty times as many, and 7 % of the model.
 #
 # ### {exercise}
 #
@@ -375,7 +385,8 @@ plot.label_ends(ax, ends)
 fig
 
 # %% [markdown]
-# *What to see: depth pays from the first steps on, but not much in so few.
+# *What to see: after some fifteen steps the prefixes are ahead of the prompt. In so few steps depth
+# does not pay much.
 # The direct table, at its own large learning rate, is as well-behaved as the one behind a
 # network.* All three start well: they begin as common words, or as the keys and values of common
 # words, not at random (section 7.4 of the paper: activations of real words help where data is
@@ -415,7 +426,17 @@ show("prefix_length")
 # alone.*
 # With ten of them the distance is {study prefix_length: prompt 10 - prefix 10, loss} nats.
 # The papers say that prompt tuning closes its gap to fine-tuning at billions of parameters, and
-# that deep prompts do so in smaller models, too. {claim Deep prompts are better}
+# that deep prompts do so in smaller models, too.
+# The study asks that of its three bases (lesson 05), in nats per token:
+#
+# | base | gain of a prompt at the input | gain of prompts in every layer |
+# |---|---|---|
+# | small | {study prompts: prompt small, gain} | {study prompts: ptuning_v2 small, gain} |
+# | medium | {study prompts: prompt medium, gain} | {study prompts: ptuning_v2 medium, gain} |
+# | base | {study prompts: prompt base, gain} | {study prompts: ptuning_v2 base, gain} |
+#
+# Depth gains more at each size, so the claim holds here.
+# The smaller the base, the larger is the ratio of the two gains.
 #
 # ## 5. A prefix that does harm
 #
@@ -471,7 +492,8 @@ print("only the mask mended:", losses(lambda T, P: (mended(T, P)[0], np.arange(T
 # ## 6. Where do the heads look?
 #
 # `walk` also returns every map of attention.
-# So $\lambda$ of every head and token can be read off:
+# So $\lambda$ of every head and token can be read off.
+# On the left is the head whose mean $\lambda$ is nearest to 1/2, so that both parts show:
 
 # %%
 _, maps = walk(tuned.model, tokens, mine, *mended(T, P))                       # (L, H, T, P + T)
@@ -508,9 +530,10 @@ fig
 # ### {exercise}
 #
 # Derive the new share from $\lambda$ and $n$ alone. `lam` is an array of shares, `n` a number.
+# A share may be 0, and a softmax never gives exactly 1.
 # (Think of $\lambda : (1 - \lambda)$, the odds of prefix against text.)
 
-# %% exercise=prefix.copies points=2 minutes=8 bonus=yes
+# %% exercise=prefix.copies points=2 minutes=10 bonus=yes
 def prefix_copies(lam, n):
     """The share of n copies of a prefix whose share alone is lam: an array like lam."""
     ### BEGIN SOLUTION
@@ -531,14 +554,15 @@ for n in (1, 2, 10, 100):
 # %% [markdown]
 # Ten zero vectors are ten copies of one. That is why ten of them take so much.
 #
-# ### {exercise} · How deep is deep? (open, 4 points, 20 minutes)
+# ### {exercise} · How deep is deep? (open, 4 points, 40 minutes)
 #
 # The paper of P-tuning v2 asks which layers need a prompt (its section 4.3, "prompt depth").
 # Ask the same here. First give the model only *some* layers of the trained prefix above, by
 # `walk`, and measure the loss. A layer without a prefix needs columns that no token may see;
 # which pair and which `seen` change nothing? Is it a zero pair? Use equation (3).
-# Then train prefixes for the lower or the upper half alone: freeze the columns of the table of
-# the other layers (`p.update_mask` of `nn.Parameter`). State your prediction first.
+# Then train prefixes for the lower or the upper half alone.
+# `p = tuned.virtual.P` is the table, and `p.update_mask` may be a bool array of its shape: only
+# where it is True does the optimizer change the table. State your prediction first.
 #
 # *Rubric: 1 point for a prediction with a reason; 1 for an experiment that changes only what it
 # means to; 1 for numbers over at least three seeds with their spread; 1 for saying where this
@@ -593,8 +617,8 @@ for n in (1, 2, 10, 100):
 #
 # * Prefix tuning, arXiv 2101.00190: equation (5) is in section 4.3; the ablation of depth
 #   (embedding-only) in section 7.2, of real-word starts in 7.4.
-#   On E2E (table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for 1, 10 and 20
-#   embedding-only vectors.
+#   On E2E (a benchmark; table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for
+#   1, 10 and 20 embedding-only vectors.
 # * The decomposition (3) is He et al., arXiv 2110.04366, equations 7 and 8.
 # * P-tuning v2, arXiv 2110.07602: section 3.3 for reparameterization, length and head.
 #

@@ -12,7 +12,8 @@
 # **Words and letters.** They are explained on first use, and all together in the
 # [glossary](GLOSSARY.md).
 #
-# **Time.** 120 minutes, exercises included. All cells together run in well under a minute.
+# **Time.** 115 minutes for reading and the exercises. The open exercise takes 25 more, the bonus
+# 5. Every cell together runs in well under a minute.
 
 # %%
 import copy
@@ -174,7 +175,8 @@ print(f"  signs mixed, x_q − Z {error(S * (np.asarray(x_q) - Z)):.5f}")
 show(uniform.make_grid)
 
 # %% [markdown]
-# Both grids for the same lopsided numbers:
+# Both grids for the same *lopsided* numbers, which reach much further on one side of 0 than on the
+# other:
 
 # %%
 show("staircase")
@@ -199,7 +201,9 @@ tp.Uniform(bits=4, granularity="group", group_size=64).quantize(W)
 
 # %% [markdown]
 # Such a `QTensor` is what every scheme of the package makes: packed codes, and a scale per block.
-# Its size counts all that is stored.
+# Its size counts all that is stored. Its levels 0 … 15 are those that 4 bits can name. This grid is
+# symmetric, so the codes in use are $z - n = 1$ to $z + n = 15$. Code 0 is the one that stays
+# unused.
 
 # %% [markdown]
 # Move the handles: the first changes the bits, in groups of 32, and the second the group, at 3
@@ -243,8 +247,8 @@ for shared, group in (("a matrix", None), ("128 weights", 128), ("32 weights", 3
 # %% [markdown]
 # ### {exercise}
 #
-# A file holds 4-bit codes and zero points as `uint8`, the type that it stores them in, and a scale
-# and a zero point for each group. Somebody decodes it like this:
+# A file holds 4-bit codes and zero points as `uint8`, and a scale and a zero point for each group.
+# Somebody decodes the file like this:
 
 # %%
 def careless_decode(q, s, z, group):
@@ -283,6 +287,9 @@ result
 print(f"relative error {relative(my_decode(codes, s, z, 32)):.0f} %")
 
 # %% [markdown]
+# An integer that leaves the range of its type *wraps*: it comes back at the other end, without an
+# error.
+#
 # How much does a finer grid of scales buy? Here are seven choices of what shares a scale, and four
 # widths.
 
@@ -290,8 +297,8 @@ print(f"relative error {relative(my_decode(codes, s, z, 32)):.0f} %")
 options = [("tensor", None), ("channel", None), *(("group", g) for g in (128, 64, 32, 16, 8))]
 fig, ax = plot.figure()
 for bits, colour in ((8, "black"), (4, "blue"), (3, "green"), (2, "vermillion")):
-    made = [tp.Uniform(bits, False, kind, g, scale_dtype="float16").quantize(W)
-            for kind, g in options]
+    made = [tp.Uniform(bits, symmetric=False, granularity=kind, group_size=g,
+                       scale_dtype="float16").quantize(W) for kind, g in options]
     errors = [relative(Q.dequantize()) for Q in made]
     ax.plot([Q.bits_per_weight for Q in made], errors, "o-", color=plot.COLOURS[colour], ms=4)
     ax.annotate(f"{bits} bits", (made[-1].bits_per_weight, errors[-1]), xytext=(7, 0),
@@ -334,7 +341,7 @@ for ax, bits in zip(axes, (3, 4), strict=True):
     ax.axvline(best, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set(xlabel="p, the fraction of the range kept", ylabel="‖Ŵ − W‖²/‖W‖²",
            ylim=(0, 2.2 * (rounding + clipping)[-1]), title=f"{bits} bits: least at p = {best:.2f}")
-axes[0].legend(loc="upper center")
+axes[0].legend(loc="upper right")
 fig
 
 # %% [markdown]
@@ -383,9 +390,10 @@ show(tp.Uniform.best_share, "p = np.float32")
 # %% [markdown]
 # ## 5. Grids that are not uniform: floating point
 #
-# A float of $e$ exponent bits and $m$ mantissa bits is also a grid of a few points. (In this
-# section $m$ is not the largest number.) Their spacing
-# grows with their size. With $E$ and $M$ the integers in the exponent's and the mantissa's bits,
+# A float of few bits is also a grid of a few points. It has $e$ *exponent bits*, which give the
+# power of two below the number, and $m$ *mantissa bits*, which place it between this power and the
+# next. (In this section $m$ is not the largest number.) So the spacing of the points grows with
+# their size. With $E$ and $M$ the integers in the exponent's and the mantissa's bits,
 #
 # $$x = \pm\, 2^{E - \mathrm{bias}} \cdot \left(1 + M/2^m\right), \qquad
 # \mathrm{bias} = 2^{e-1} - 1 \tag{5}$$
@@ -419,13 +427,14 @@ fig
 # ### {exercise}
 #
 # For formats in which all bit patterns are finite numbers, such as E2M1: return the nearest value
-# for every element of `x`. What lies beyond the largest value
+# for every element of `x`. An element midway between two values becomes the one that is an even
+# multiple of their distance. What lies beyond the largest value
 # $V = 2^{2^e - 1 - \mathrm{bias}}(2 - 2^{-m})$ becomes $\pm V$. No table is needed: derive from (5)
 # how far apart the values next to $x$ are, and round $x$ to a multiple of that distance with
-# `np.rint`, so that ties go to the even multiple. Zero must come out as zero. `np.frexp` gives
-# exact exponents, but it returns $|x| = f\cdot 2^k$ with $f$ in $[\frac12, 1)$.
+# `np.rint`, which does the same with ties. Zero must come out as zero. `np.frexp` gives exact
+# exponents, but it returns $|x| = f\cdot 2^k$ with $f$ in $[\frac12, 1)$.
 
-# %% exercise=quantization.to_float points=4 minutes=15
+# %% exercise=quantization.to_float points=4 minutes=25
 def quantization_to_float(x, e, m):
     """x float (any shape) → the nearest floats of e exponent and m mantissa bits, alike."""
     ### BEGIN SOLUTION
@@ -488,24 +497,29 @@ two_bits
 rows = {}
 for bits in (8, 4, 3, 2):
     for kind, g in (("tensor", None), ("channel", None), ("group", 32)):
-        scheme = tp.Uniform(bits, False, kind, g, scale_dtype="float16")
+        scheme = tp.Uniform(bits, symmetric=False, granularity=kind, group_size=g,
+                            scale_dtype="float16")
         m = tp.quantize(copy.deepcopy(model), scheme)
         rows[bits, kind] = np.exp(loss_of(m))
         print(f"{bits} bits per {kind:<8} {tp.bits_per_weight(m):6.3f} bits/weight   "
-              f"error {tp.weight_error(model, m):6.1%}   perplexity {rows[bits, kind]:9.2f}")
+              f"error {tp.weight_error(model, m):6.1%}   perplexity {rows[bits, kind]:8.2f}"
+              f"   adds {np.log(rows[bits, kind]) - exact:5.3f} nats/token")
 two_bits.beside(rows[2, "group"])
 
 # %% [markdown]
 # *What to see, in this table: 8 bits change next to nothing, whatever shares a scale. At 4 bits the
 # groups lose little, and one scale per tensor loses much. At 2 bits only the groups leave anything
-# of a language model.* The study asks the same of the loss, with several draws of the text:
+# of a language model.* These grids are asymmetric. Your own in section 3 were symmetric, so one
+# scale per matrix at 4 bits added more nats there than here. The study asks the same of the loss,
+# with several draws of the text:
 
 # %%
 show("granularity")
 
 # %% [markdown]
-# *What to see: the curves of error and of loss have the same shape. The first step, from one scale
-# per tensor to one per channel, costs hardly any bits and gains most.*
+# *What to see: error and loss both fall steeply at first and then slowly. (The axis of the error is
+# logarithmic, that of the loss is not, so do not compare the slopes.) The first step, from one
+# scale per tensor to one per channel, costs hardly any bits and gains most.*
 #
 # Two questions remain. *When* is the range measured? The weights do not change, so their range is
 # known. Activations are different for each input: their scale is found at run time (*dynamic*) or
@@ -535,14 +549,16 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
       np.array_equal(my_bytes, Q.codes))
 
 # %% [markdown]
-# ### {exercise} · Spend 3.25 bits (open, 4 points, 15 minutes)
+# ### {exercise} · Spend 3.25 bits (open, 4 points, 25 minutes)
 #
 # A colleague has a matrix of $4096 \times 4096$ weights and a budget of 3.25 bits per weight *in
 # all*. She can take (a) 3 bits with float16 scales in symmetric groups of 64; (b) 2 bits, symmetric
 # groups of 16 with 16-bit scales, and see whether there is room for zero points too; (c) 3 bits per
 # channel, with the bits saved spent on keeping the few largest weights exactly, each as a 32-bit
-# index and a 16-bit value. Which would you try first? Compute what each stores, measure at least
-# two of them on `W` or on the whole model, and say what would change your mind.
+# index and a 16-bit value. (A 16-bit scale per channel costs $16/4096 = 0.004$ bits per weight in
+# her matrix, and $16/128 = 0.125$ in `W`, so count each matrix by itself.) Which would you try
+# first? Compute what each stores, measure at least two of them on `W` or on the whole model, and
+# say what would change your mind.
 #
 # <details><summary>Rubric</summary>
 #
@@ -587,7 +603,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # </details>
 #
 # 3. How many bits per weight does a 4-bit scheme with groups of 128, float16 scales and 4-bit zero
-# points    store?
+# points store?
 # <details><summary>Answer</summary>
 #
 # $4 + (16 + 4)/128 = 4.156$.
@@ -595,7 +611,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # </details>
 #
 # 4. Which of the two errors, rounding and clipping, does a smaller range make smaller? Why does the
-# best    range shrink when bits are taken away?
+# best range shrink when bits are taken away?
 # <details><summary>Answer</summary>
 #
 # Rounding: its squared error goes with $s^2$, and $s$ with the range. With fewer bits $s$ is
@@ -605,7 +621,7 @@ print(f"{codes.size:,} codes in {my_bytes.size:,} bytes; the same as the package
 # </details>
 #
 # 5. Two libraries both offer "symmetric 4-bit" and give different codes for the same weights. Name
-# one    reason.
+# one reason.
 # <details><summary>Answer</summary>
 #
 # The step: $m/7$ (absmax) or $m/7.5$ (all 16 codes in use, `convention="full"`). Another reason is

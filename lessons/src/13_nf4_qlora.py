@@ -15,9 +15,11 @@
 # This lesson adds: $a$, the largest magnitude of a block of weights; $q$, the code of a weight;
 # $c_q$, the *level* that the code stands for; $\rho$, the code of a scale; and $\Phi^{-1}$, the
 # quantile function of the normal distribution $N(0, 1)$.
+# $m$ is the scale of the scales in section 3.
 # $r$, $\alpha$ and $s = \alpha/r$ belong to LoRA, as in lesson 07.
 #
-# **Time.** 110 minutes: 45 of reading and running, 65 of exercises. The bonus takes 12 more.
+# **Time.** 110 minutes: 45 of reading and running, 65 of exercises.
+# The open exercise takes 25 more, and the bonus 12.
 
 # %%
 import copy
@@ -44,6 +46,7 @@ def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexit
 # If the distribution is known, the levels need not be evenly spaced.
 # Put them at *quantiles*, so that each level is used equally often.
 # The QLoRA paper does this for $N(0, 1)$.
+# (Equal use of the codes is not the least squared error. Exercise 6 finds better levels.)
 #
 # There is one complication.
 # Sixteen quantiles that lie symmetrically have no exact zero between them.
@@ -73,7 +76,7 @@ def perplexity(m): return tp.evaluate(m, task, "test", max_batches=2)["perplexit
 # `negative` levels below. They are ascending, and the largest magnitude is 1.
 # `nf4_levels(0.9677083, 8, 7)` is NF4. `scipy.stats.norm.ppf` is $\Phi^{-1}$.
 
-# %% exercise=nf4.levels points=4 minutes=12
+# %% exercise=nf4.levels points=4 minutes=15
 def nf4_levels(delta, positive, negative):
     """δ in (½, 1), the numbers of levels above and below 0
     → the levels, ascending, (positive + 1 + negative,)."""
@@ -97,8 +100,8 @@ print(np.round(my_levels, 4))
 print("largest difference from bitsandbytes' table:", np.abs(my_levels - codebook("nf4")).max())
 
 # %% [markdown]
-# The difference comes from float32 arithmetic in the original.
-# With a float32 `linspace` one gets the digits of the paper's appendix E.
+# The difference comes from float32: with a float32 `linspace` one gets the digits of the paper's
+# appendix E.
 #
 # To quantize, a block of 64 weights is divided by its largest magnitude $a$.
 # Every weight becomes the code of the nearest level. $\hat x$ is what is decoded later:
@@ -111,13 +114,13 @@ print("largest difference from bitsandbytes' table:", np.abs(my_levels - codeboo
 #
 # ### {exercise}
 #
-# Write `nf4_encode(x, levels)` for one block `x (B,)` and ascending `levels (L,)`.
+# Write `nf4_encode(x, levels)` for one block `x (n,)` and ascending `levels (L,)`.
 # Return `(codes, a)`: the integer codes of the nearest levels, and $a$.
 # The block is not all zeros, and no weight is exactly midway between two levels.
 
-# %% exercise=nf4.encode points=2 minutes=6
+# %% exercise=nf4.encode points=2 minutes=8
 def nf4_encode(x, levels):
-    """x float (B,), levels ascending (L,) → (codes int (B,), a)."""
+    """x float (n,), levels ascending (L,) → (codes int (n,), a)."""
     ### BEGIN SOLUTION
     a = np.abs(x).max()
     return np.abs(x[:, None] / a - levels).argmin(1), a
@@ -190,6 +193,7 @@ fig
 #
 # We round four kinds of weights: normal ones, ones with heavy tails (Student's t with 5 degrees
 # of freedom), uniform ones, and the base's own.
+# (Lesson 10: E2M1 has 2 exponent bits and 1 bit of mantissa.)
 
 # %%
 rng = np.random.default_rng(0)
@@ -230,7 +234,7 @@ show("formats")
 # Four things the paper does not show, or shows otherwise:
 #
 # - *E3M0*, whose levels are powers of two, is second in the paper. Here it is by far the worst of
-#   all, on every kind of weight. Its levels are too sparse where the large weights are.
+#   all, on all four kinds of the table. Its levels are too sparse where the large weights are.
 # - *bitsandbytes' own FP4* is worse than symmetric int4 on normal weights.
 # - *Integers with a zero point* are as good as NF4 on normal weights. They store 4 bits more per
 #   block, which is 0.06 bits per weight.
@@ -240,6 +244,11 @@ show("formats")
 # ## 3. Double quantization
 #
 # A float32 scale for 64 weights is half a bit per weight: $4 + 32/64 = 4.5$ bits in all.
+
+# %%
+show("schematic:nf4")
+
+# %% [markdown]
 # The scales are numbers like any others, so quantize them as well. Subtract their mean $o$.
 # In blocks of 256, divide what is left by the block's largest magnitude $m$, and store it in 8
 # bits:
@@ -265,6 +274,7 @@ print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 #
 # {claim Double quantization saves}
 #
+# (There each row is multiplied by its own random factor $e^z$.)
 # For 7 billion weights, 0.373 bits are 0.33 GB.
 #
 # ## 4. QLoRA: training on top
@@ -280,7 +290,7 @@ print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 # What flows where:
 
 # %%
-show("schematic:nf4")
+show("qlora_flow")
 
 # %% [markdown]
 # The codes get no gradient, because there is nothing to train in them.
@@ -307,7 +317,7 @@ show("schematic:nf4")
 #
 # </details>
 
-# %% exercise=nf4.backward points=4 minutes=15
+# %% exercise=nf4.backward points=4 minutes=17
 def nf4_backward(x, codes, scales, levels, A, B, s, dy):
     """The gradients of x (n, d_in), A (r, d_in) and B (d_out, r), given dy (n, d_out)
     → (dx, dA, dB)."""
@@ -352,6 +362,9 @@ for step in range(201):
 print(f"NF4's own error on such inputs: {np.square(Q.dequantize() - W).sum() / 512:.4f}")
 
 # %% [markdown]
+# The error ends below NF4's own. The planted change has rank 4, and the LoRA's other four ranks make
+# up for a part of $W - \hat W$.
+#
 # QLoRA is no class of this package but a composition: quantize, then attach.
 # We train four LoRAs for 30 steps on documentation that the base never saw: on the base itself,
 # on NF4, and two on 2 bits. The second of these is started by LoftQ (section 6).
@@ -386,7 +399,9 @@ show("qlora")
 #
 # On 2 bits the LoRA starts from a broken model and repairs most of it, but it ends at
 # {study qlora: int2, after} nats instead of {study qlora: 16 bits, after}.
-# Section 5 explains the other marks of the picture, and section 6 explains LoftQ.
+# (*int2* is these 2 bits, and *before* is the hollow ring. The study trains 150 steps here, and 100
+# in section 6.)
+# Sections 5 and 6 explain the other marks and LoftQ.
 #
 # What is saved? In training, a parameter of the base costs its storage only.
 # A parameter of the LoRA costs a weight, a gradient, and the two numbers that AdamW keeps:
@@ -402,8 +417,7 @@ for name, stored, trained in (("full fine-tuning", 4 * base, base),
           f"gradients and AdamW {12 * trained / 2**20:5.2f} MiB")
 
 # %% [markdown]
-# These are the linear layers of the blocks alone. Activations come on top.
-# Lesson 15 does the same count for 7 billion parameters.
+# These are the linear layers alone. Lesson 15 counts the rest, too, for 7 billion parameters.
 #
 # ## 5. What merging does
 #
@@ -440,6 +454,8 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 #
 # {claim Rounding a merged QLoRA}
 #
+# (The share in the cell above is larger, because after 30 steps the change is still smaller.)
+#
 # *Merging into $W$* is often called a mistake: the LoRA has learned to make up for the errors of
 # $\hat W$, and $W$ has no such errors. The numbers do not bear that out.
 # At 4 bits it makes little difference. At 2 bits it is even better than the exact merge.
@@ -470,7 +486,7 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 # `B (d_out, r)` and `A (r, d_in)` share the singular values evenly: each gets $\sqrt{\Sigma_r}$.
 # They are determined up to signs, and either sign is right.
 
-# %% exercise=nf4.loftq points=4 minutes=15
+# %% exercise=nf4.loftq points=4 minutes=17
 def nf4_loftq(W, quant, r, T):
     """W (d_out, d_in), quant: matrix → rounded matrix
     → Q (d_out, d_in), B (d_out, r), A (r, d_in) of round T."""
@@ -521,6 +537,10 @@ for scheme, name, colour in ((tp.NF4(), "NF4", "blue"), (two_bits, "2 bits", "ve
                        textcoords="offset points", va="center",
                        color=plot.ink(plot.COLOURS[colour]))
 left.plot(range(1, 129), share(W), color=plot.COLOURS["grey"])
+for M, name in ((W - tp.NF4().quantize(W).dequantize(), "W − Ŵ, NF4"),
+                (W - quant(W), "W − Ŵ, 2 bits"), (W, "W itself"),
+                (np.random.default_rng(0).normal(size=W.shape), "a random matrix")):
+    print(f"16 of 128 ranks hold {share(M)[15]:.0f} % of {name}")
 left.annotate("W itself", (5, 62), fontsize=8, color="#606060")
 left.annotate("W − Ŵ, NF4 and 2 bits", (60, 52), fontsize=8, color=plot.ink(plot.COLOURS["blue"]))
 left.set(xlabel="rank", ylabel="share of the squared norm (%)")
@@ -531,7 +551,8 @@ fig
 
 # %% [markdown]
 # *What to see: the error of quantization is nearly noise, so a small rank can hold little of it.*
-# Left: its share grows hardly faster than the rank.
+# Left: 16 of 128 ranks hold as little of it as of a random matrix, and much more of $W$ itself
+# (printed above).
 # Right: more rounds help beyond the first one, because the low-rank part also lets $Q$ choose
 # better.
 #
@@ -605,7 +626,7 @@ for name, f in (("faulty LoftQ", faulty_loftq), ("your LoftQ", result.function))
 # %% [markdown]
 # ### {exercise}
 #
-# Section 1 said that quantiles are not optimal for the error. Let us do better.
+# Section 1 said that equal use of the codes is not the least squared error. Let us do better.
 # *Lloyd's algorithm* repeats two steps: each number gets the code of its nearest level; then each
 # level moves to where the squared error of its own numbers is least.
 # Write one round, `nf4_lloyd(x, levels)`: numbers `x (N,)`, ascending `levels (L,)` → the new
@@ -638,7 +659,8 @@ print("levels:", np.round(better, 3))
 #
 # ### {exercise} · Spend your bits (open, 4 points, 25 minutes)
 #
-# You have memory for a base of 4.5 bits per weight. A LoRA comes on top of it.
+# You have memory for a base of 4.5 bits per weight.
+# A LoRA of rank 8 comes on top of it and does not count. Ranks above 8 do.
 # Compare three ways:
 #
 # - (a) NF4 with float32 scales, and a LoRA of rank 8 that starts at zero;

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 14 · Training with quantization: STE, LSQ, LLM-QAT, PEQA
+# # 14 · Training with quantization: STE, LSQ, PEQA, LLM-QAT
 #
 # **What you will do.** You send a gradient through a function whose derivative is zero, and see
 # why that works and what it costs (STE).
@@ -18,7 +18,8 @@
 # (In lesson 10, $l$ and $h$ were numbers on the axis of the weights.)
 # $\mathrm{d}x$ is short for $\partial L/\partial x$, the gradient of the loss.
 #
-# **Time.** 105 minutes: 40 of reading and running, 65 of exercises. The bonus takes 8 more.
+# **Time.** 105 minutes: 40 of reading and running, 65 of exercises.
+# The open exercise takes 25 more, and the bonus 8.
 
 # %%
 import copy
@@ -63,7 +64,7 @@ show("schematic:straight_through")
 # $\mathrm{d}y = \partial L/\partial \hat x$. Exactly at an end of the range the gradient is 0.
 # `x` and `dy` have one shape, the others are numbers.
 
-# %% exercise=qat.ste points=2 minutes=8
+# %% exercise=qat.ste points=2 minutes=9
 def qat_ste(x, s, z, low, high, dy):
     """x, dy float (any shape); s > 0, z, low, high numbers → dx, of the same shape."""
     ### BEGIN SOLUTION
@@ -139,7 +140,7 @@ for steps in (0, 10, 100, 1000):
 # The loss stands still. Write `qat_bug(w, X, y, s, lr, steps)`, the mended function.
 # Keep the number of steps, the learning rate and the STE.
 
-# %% exercise=qat.bug points=3 minutes=10
+# %% exercise=qat.bug points=3 minutes=11
 def qat_bug(w, X, y, s, lr, steps):
     """w (d,), X (n, d), y (n,), step s, learning rate lr → ŵ after so many steps, (d,)."""
     ### BEGIN SOLUTION
@@ -185,22 +186,22 @@ for steps in (0, 10, 100, 1000):
 # </details>
 #
 # The step starts at $2\langle|x|\rangle/\sqrt{Q_P}$, where $\langle|x|\rangle$ is the mean
-# magnitude. All $B$ weights that share a step add to its gradient, so LSQ multiplies this sum by
+# magnitude. All $n$ weights that share a step add to its gradient, so LSQ multiplies this sum by
 #
-# $$g = \frac{1}{\sqrt{B\, Q_P}}$$
+# $$g = \frac{1}{\sqrt{n\, Q_P}}$$
 #
 # Then steps and weights move at similar relative speeds. This is meant for SGD.
 # Adam divides by the size of the gradients, so any constant factor disappears.
 #
 # ### {exercise}
 #
-# Write `qat_lsq(x, s, bits, dy)` for rows `x (n, B)` with one step per row, `s (n,)`.
-# Return `(x_hat, dx, ds)`. `ds (n,)` has the factor $g$.
+# Write `qat_lsq(x, s, bits, dy)` for rows `x (m, n)` with one step per row, `s (m,)`.
+# Return `(x_hat, dx, ds)`. `ds (m,)` has the factor $g$.
 # "Inside" means that $x/s$ is strictly between $-Q_N$ and $Q_P$, as in the paper.
 
-# %% exercise=qat.lsq points=4 minutes=15
+# %% exercise=qat.lsq points=4 minutes=18
 def qat_lsq(x, s, bits, dy):
-    """x, dy float (n, B), s (n,) > 0 → (x_hat (n, B), dx (n, B), ds (n,))."""
+    """x, dy float (m, n), s (m,) > 0 → (x_hat (m, n), dx (m, n), ds (m,))."""
     ### BEGIN SOLUTION
     Q_N, Q_P = 2**(bits - 1), 2**(bits - 1) - 1
     u = x / s[:, None]
@@ -230,6 +231,7 @@ show(rounding.fake_quantize)
 # So the step finds the balance between rounding and clipping (lesson 10, section 4) by descent.
 # It finds it for the *loss*, not for the weights.
 # Find it yourself first: move the end of the grid until the error is least.
+# The slider's grid has 3 bits. It is symmetric, so it uses seven of the eight codes, −3 … 3.
 
 # %%
 sliders.clipping(W[:1])
@@ -268,7 +270,9 @@ fig
 
 # %% [markdown]
 # *What to see: the rule for the start gives a step that is too wide, and the gradient leads from
-# there into the valley.* It does so although rounding makes every piece of the curve.
+# there into the valley.* It does so although the curve consists of pieces, and rounding says where
+# they meet. At 2 bits the dot is not quite at the bottom: the straight-through gradient is an
+# estimate, and it is biased.
 #
 # ### {exercise}
 #
@@ -303,6 +307,9 @@ for step in range(31):
     z -= 60 * result.function(x, s, whole, 0, 7, 2 * (x_hat - x))
 
 # %% [markdown]
+# *What to see: the zero point falls to the code 0, the error falls with it, and there both stay.*
+# At $z = 0$ no code is kept for negative numbers, and no number is cut off, so the gradient is 0.
+#
 # ## 3. PEQA: train the scales and nothing else
 #
 # Full quantization-aware training moves every weight.
@@ -337,7 +344,7 @@ for step in range(31):
 #
 # </details>
 
-# %% exercise=qat.peqa points=3 minutes=12
+# %% exercise=qat.peqa points=3 minutes=13
 def qat_peqa(x, dy, q, z, g):
     """x (n, d_in), dy (n, d_out), q (d_out, d_in), z (d_out, d_in/g) → ds (d_out, d_in/g)."""
     ### BEGIN SOLUTION
@@ -448,6 +455,10 @@ show("qat")
 # %% [markdown]
 # *What to see: STE and LSQ, which train the weights, lie below everything else, and their lead
 # grows as the bits get fewer.*
+# (LLM-QAT is the subject of section 5.)
+# The study's grids have one scale for each output channel, yours had one for 32 weights, so its
+# losses are higher. The picture counts from the float model that was trained as long.
+# The verdicts below count from the base as it was, and name that float model's own loss.
 #
 # - {claim Training with rounded weights beats}
 # - {claim PEQA, which trains the scales alone}
@@ -480,7 +491,7 @@ show("qat")
 # The gradient is short. Derive it.
 # Large logits must not overflow: subtract the row's maximum before you exponentiate.
 
-# %% exercise=qat.distillation points=3 minutes=12
+# %% exercise=qat.distillation points=3 minutes=14
 def qat_distillation(teacher, student):
     """Logits float (n, V), twice
     → (mean KL in nats, gradient with respect to `student`, (n, V))."""

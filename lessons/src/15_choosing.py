@@ -13,7 +13,8 @@
 # This lesson adds: $n$, the number of seeds; $d_k$, the difference of two runs with the seed $k$;
 # and *dominated*, which is said of a method that another method beats.
 #
-# **Time.** 115 minutes: 40 of reading and running, 75 of exercises. The bonus takes 10 more.
+# **Time.** 80 minutes: 40 of reading and running, 40 of exercises.
+# The open exercise takes 30 more, and the bonus 10.
 
 # %%
 import csv
@@ -31,7 +32,7 @@ from tinypeft.study import memory
 from tinypeft.study.experiment import Results, half_width
 
 # %% [markdown]
-# Which question comes first? This is the order of the lesson:
+# The first question, in one picture:
 
 # %%
 show("schematic:choosing")
@@ -52,7 +53,7 @@ show("schematic:choosing")
 # Write the bytes of the whole.
 # What is trained lies beside the base (an adapter, a LoRA), not within it.
 
-# %% exercise=choosing.memory points=2 minutes=5
+# %% exercise=choosing.memory points=2 minutes=4
 def choosing_memory(n_base, base_bits, n_trained):
     """Bytes of a frozen base of n_base weights, and of what is trained beside it with AdamW."""
     ### BEGIN SOLUTION
@@ -85,7 +86,8 @@ print("full fine-tuning, weights and gradients in 16 bits, moments in 32: "
 # Lesson 03 counted them for the small model. The study's memory model does it term by term.
 # At our sizes it agrees with traced bytes within ten per cent, and then it can be asked about
 # seven billion (`python -m tinypeft memory --help`).
-# **Predict** the peak of QLoRA with one row of 512 tokens, in GiB:
+# **Predict** the peak of QLoRA with one row of 512 tokens, in GiB.
+# The LoRA is the one above: rank 8, on query and value.
 
 # %%
 guess = tp.predict("15.qlora", 8.0, "GiB")
@@ -100,6 +102,8 @@ guess.beside(estimates["qlora"]["peak"] / GiB)
 # LoRA removes nearly all of the gradients and of the optimizer.
 # A base that is frozen may also be kept in 16 bits, which halves the weights.
 # A part of the activations goes, too. QLoRA removes most of what is left of the weights.
+# (The table keeps embeddings in 16 bits, so its QLoRA has more bytes of weights than your line
+# above.)
 # After that, the weights are still the largest part, and the activations come next.
 # For these there are other remedies: smaller batches, shorter rows, and computing activations
 # again in the backward pass.
@@ -110,6 +114,8 @@ show("memory")
 # %% [markdown]
 # *What to see: a card with 24 GiB holds LoRA on a 16-bit base of this size if rows are short,
 # QLoRA with room to spare, and full fine-tuning not at all.*
+# In the panel of the small base, QLoRA on all matrices takes more than LoRA, because that LoRA is
+# on query and value alone. What quantization saves is little where activations are most of it.
 #
 # ## 2. Is it good?
 #
@@ -138,7 +144,7 @@ for name, t, x in sorted(zip(methods, trained, loss, strict=True), key=lambda ro
 # `(n,)`, true for the points on the frontier.
 # Two points that are equal do not dominate each other.
 
-# %% exercise=choosing.pareto points=3 minutes=12
+# %% exercise=choosing.pareto points=3 minutes=10
 def choosing_pareto(cost, loss):
     """Which points no other point dominates: a boolean array (n,)."""
     ### BEGIN SOLUTION
@@ -161,6 +167,8 @@ show("pareto")
 # %% [markdown]
 # *What to see: the frontier moves when the price is memory instead of parameters.*
 # A method that trains little may still need all activations.
+# (The caption divides by all parameters, the added ones included.
+# Divided by those of the base alone, the shares are a little larger.)
 #
 # The quality on the new text is not all. What has become of the old text?
 
@@ -176,6 +184,7 @@ show("forgetting")
 # The order of two methods in a table means nothing until you know how much a repetition would
 # change it. The study's runs are *paired*: with the same seed, two methods see the same batches
 # in the same order. So take the difference for each seed, $d_k = a_k - b_k$.
+# That helps when the two methods react alike to a seed.
 # What you want is the interval that covers the true mean of the differences with a probability of
 # 95 %.
 #
@@ -186,12 +195,16 @@ show("forgetting")
 # The standard error is the standard deviation of the differences (with $n - 1$), divided by
 # $\sqrt n$.
 #
+# *By hand.* Three seeds give the differences $0.1$, $0.2$ and $0.3$. Their mean is $0.2$ and their
+# standard deviation $0.1$. For $n = 3$ the quantile is $4.30$, so the half width is
+# $4.30 \cdot 0.1/\sqrt 3 = 0.25$: the interval contains 0.
+#
 # ### {exercise}
 #
 # For arrays `a` and `b` `(n,)`, paired by seed, return $\bar d$ and half of the interval's width.
 # (`from scipy.stats import t`; the quantile is `t.ppf(0.975, n - 1)`.)
 
-# %% exercise=choosing.difference points=3 minutes=12
+# %% exercise=choosing.difference points=3 minutes=9
 def choosing_difference(a, b):
     """(mean of a − b, half width of its 95 % interval), paired over seeds."""
     ### BEGIN SOLUTION
@@ -205,7 +218,8 @@ result = tp.check("choosing.difference", choosing_difference)
 result
 
 # %% [markdown]
-# Your function at work. *Unpaired* is the half width that one gets without the pairs:
+# Your function at work. *Unpaired* is the half width that one gets without the pairs.
+# Pairing does not make every interval narrower:
 
 # %%
 difference = result.function
@@ -252,7 +266,7 @@ for rates in (1, 5, 20):
 # It returns the index of the rate and the loss to report.
 # The rate is the same for all seeds, and is judged by its mean over them.
 
-# %% exercise=choosing.bug points=3 minutes=8
+# %% exercise=choosing.bug points=3 minutes=6
 def choosing_bug(validation, test):
     """validation, test (rates, seeds) → (the index of the rate, the mean loss to report)."""
     ### BEGIN SOLUTION
@@ -304,13 +318,13 @@ for a, b in pairs:
 show("schemes")
 
 # %% [markdown]
-# *What to see: down to four bits a good scheme costs little, and below that the scheme matters
-# more than the grid.* At 4 bits in groups, rounding to integers costs
+# *What to see: down to four bits a good scheme costs little, and at three bits the lowest marks
+# calibrate or train.* At 4 bits in groups, rounding to integers costs
 # {study schemes: int4 asymmetric, excess} nats and GPTQ costs
 # {study schemes: GPTQ 4 bit, excess}. At 3 bits rounding costs
 # {study schemes: int3 asymmetric, excess} and GPTQ {study schemes: GPTQ 3 bit, excess}.
-# The two schemes that train at 3 bits cost {study schemes: QAT 3 bit *, excess} and
-# {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
+# Two schemes train at 3 bits: QAT (STE) costs {study schemes: QAT 3 bit *, excess} and
+# PEQA {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
 # more per weight. In this picture training is not ahead of calibration.
 # At 2 bits it is far ahead (lesson 14).
 #
@@ -320,13 +334,21 @@ show("schemes")
 show("bits_vs_parameters")
 
 # %% [markdown]
-# *What to see: near 300 KiB, the large model in 2 bits is below the middle one in 16 bits.*
-# Their losses are {study bits_vs_parameters: base, 2 bits, loss} and
-# {study bits_vs_parameters: medium, 16 bits, loss} nats. Elsewhere the lines do not overlap.
-# And this pair is not quite fair, because the large base was trained for 16,000 steps and the
-# other two for 3,000. The fair pair is the small and the middle one.
+# *What to see: where two lines nearly touch at the left, the larger model in 2 bits is below the
+# smaller one in 16 bits.* Each of the two pairs takes about as many bytes of matrices.
+# The middle model in 2 bits and the small one in 16 bits were trained for as long, so they are the
+# fair pair: {study bits_vs_parameters: medium, 2 bits, loss} and
+# {study bits_vs_parameters: small, 16 bits, loss} nats.
+# The large and the middle model have {study bits_vs_parameters: base, 2 bits, loss} and
+# {study bits_vs_parameters: medium, 16 bits, loss} nats. That pair is not quite fair, because the
+# large one was trained for 16,000 steps and the other two for 3,000.
+#
+# At the right the embeddings count, too, in 16 bits. There no two lines share an amount of memory,
+# so the picture cannot say which of two models is better for equal bytes in all.
 #
 # {claim More parameters at 2 bits}
+#
+# (The third pair of the verdict is not one of equal bytes. It compares two models at 4 bits.)
 #
 # For large language models the answer was four bits (Dettmers & Zettlemoyer, arXiv 2212.09720).
 #
@@ -387,7 +409,8 @@ with own.open("w", newline="") as f:
 
 model = tp.load_pretrained()
 task = tp.tasks.labelled(own, model)
-task.baselines
+print(*(f"{name}: accuracy {measured['accuracy']:.2f}"
+        for name, measured in task.baselines.items()), sep="\n")
 task
 
 # %% [markdown]
@@ -410,15 +433,34 @@ tp.find_rate(tuned, task, steps=40, batch_size=16, progress=False)
 # *What to see: at small rates nothing happens, then the loss falls, and at large rates it jumps
 # up and down.* A rate inside the region where it falls is a place to start from.
 # The lowest point of a jagged curve is partly luck, and a longer training often wants a smaller
-# rate. LoRA's own rate is in that region, so the training below keeps it.
+# rate. Here the suggestion itself is the last dip before the jump.
+# LoRA's own rate, which the next cell prints, is a little smaller, so the training keeps it.
 
 # %%
+print("LoRA's own rate:", tp.LoRA.learning_rate)
 print(tp.train(tuned, task, 40, batch_size=16, progress=False))
 print(tp.evaluate(tuned, task))
 task.predict(tuned, ["The violin is rude.", "An honest clock, and a quick one!"])
 
 # %% [markdown]
-# No row mentions a violin. What the base learned before carries over.
+# No row mentions a violin, but "rude", "honest" and "quick" are in the rows.
+# Does the model know what good and bad things are called, or only these twelve adjectives?
+# None of the next ten is in the rows:
+
+# %%
+fresh = {"good": "kind warm fresh safe wonderful".split(),
+         "bad": "weak noisy cold ugly terrible".split()}
+hits = 0
+for label, adjectives in fresh.items():
+    said = task.predict(tuned, [f"The violin is {a}." for a in adjectives])
+    hits += sum(x == label for x in said)
+    print(f"{label}?  ", *(f"{a}: {x}" for a, x in zip(adjectives, said, strict=True)), sep="  ")
+print(f"{hits} of 10 right; a coin has 5")
+
+# %% [markdown]
+# *What to see: on words that are in no row the model does not do much better than a coin.*
+# It has learned the words of the file, as a bag of words would.
+# Rows that share words with the training rows hide that, so test on what users will write.
 # The adapter alone does not know the names of the classes.
 # `task.json`, beside it, knows them, and it holds no row of your file:
 
@@ -455,7 +497,7 @@ task.predict(tuned, ["My coat is sticky."])
 #
 # ### {exercise}
 #
-# Find $A$ and $B$, and return `(A, B)`.
+# Find $A$ and $B$, and return `(A, B)`. The rows of $A_q$ come first in $A$.
 # Given are `A_q (r, d)`, `B_q (d, r)`, `A_v (s, d)` and `B_v (d, s)`. The two ranks may differ.
 #
 # <details><summary>The two matrices, if you want to check your idea</summary>
@@ -465,7 +507,7 @@ task.predict(tuned, ["My coat is sticky."])
 #
 # </details>
 
-# %% exercise=choosing.fuse points=4 minutes=15
+# %% exercise=choosing.fuse points=4 minutes=11
 def choosing_fuse(A_q, B_q, A_v, B_v):
     """(A, B) of c_attn: A (r + s, d), B (3 d, r + s), for LoRAs on query and on value."""
     ### BEGIN SOLUTION

@@ -17,7 +17,8 @@
 # that the model completes correctly. In this lesson $d$ is the width of whatever is being
 # normalized or rotated: of the model in equation (1), of one head in equations (2) and (3).
 #
-# **Time.** 110 minutes: 45 of reading and running, 65 of exercises. The bonus takes 12 more.
+# **Time.** 100 minutes: 40 of reading and running, 60 of exercises.
+# The open exercise takes 40 more, and the bonus 12.
 
 # %%
 import json
@@ -79,7 +80,7 @@ show("schematic:llama")
 #
 # Write equation (1) for `x (n, d)` and `gamma (d,)`, row by row.
 
-# %% exercise=real.rms_norm points=2 minutes=5
+# %% exercise=real.rms_norm points=2 minutes=6
 def real_rms_norm(x, gamma, eps):
     """RMSNorm of every row of x (n, d), with gains gamma (d,)."""
     ### BEGIN SOLUTION
@@ -103,6 +104,11 @@ result
 # \begin{bmatrix} x_i \\ x_{i+d/2} \end{bmatrix}, \qquad
 # \varphi = t\,\theta^{-2i/d}, \quad i = 0 \dots d/2 - 1 \tag{2}$$
 #
+# *By hand*, with $d = 4$ and $\theta = 100$: there are two pairs, $(x_0, x_2)$ and $(x_1, x_3)$.
+# Position $t$ turns the first by $t$ and the second by $t \cdot 100^{-1/2} = t/10$.
+# At $t = 1$, $x = (1, 1, 0, 0)$ becomes
+# $(\cos 1,\ \cos 0.1,\ \sin 1,\ \sin 0.1) = (0.540,\ 0.995,\ 0.841,\ 0.100)$.
+#
 # Two turned arrows meet at an angle that depends on the difference of their turns.
 # So $q \cdot k$ depends on the distance of the two positions only.
 # The model can say "three words ago" at any place of a text, and there is no table of positions
@@ -113,7 +119,7 @@ result
 # Rotate `x (H, T, d)`, the queries of the heads at the positions $0 \dots T - 1$, by equation
 # (2).
 
-# %% exercise=real.rotary points=4 minutes=15
+# %% exercise=real.rotary points=4 minutes=17
 def real_rotary(x, theta):
     """x (H, T, d), rotated: pair i of position t by the angle t θ^(−2i/d)."""
     ### BEGIN SOLUTION
@@ -179,7 +185,7 @@ print(f"by the faulty loader:  {wrong.mean():.2f} nats/token, {said_wrongly!r}")
 # %% [markdown]
 # Write `real_bug(W, d_head)`, the mended loader. (Use NumPy, not the package's `halves`.)
 
-# %% exercise=real.bug points=3 minutes=10
+# %% exercise=real.bug points=3 minutes=12
 def real_bug(W, d_head):
     """The rows of W (H d_head, d_in): 2i and 2i + 1 of each head become i and i + d_head/2."""
     ### BEGIN SOLUTION
@@ -223,7 +229,8 @@ fig
 # Compare logits with another program, as this package's tests do with transformers.
 #
 # **Heads are grouped.** $H$ heads of queries share $G$ heads of keys and values, so that each of
-# these serves $H/G$ consecutive heads of queries. The cache of generation shrinks by $H/G$.
+# these serves $H/G$ consecutive heads of queries. The cache of generation shrinks by the factor
+# $H/G$.
 # Head $h$ reads the keys and values of the group $g$:
 #
 # $$o_h = \mathrm{softmax}\left(\frac{q_h\, k_g^\top}{\sqrt d}\right) v_g, \qquad
@@ -235,7 +242,7 @@ fig
 #
 # Write equation (3), causal, for `q (H, T, d)`, and `k` and `v` `(G, T, d)`.
 
-# %% exercise=real.grouped points=3 minutes=12
+# %% exercise=real.grouped points=3 minutes=14
 def real_grouped(q, k, v):
     """Causal attention, q (H, T, d), k and v (G, T, d) → (H, T, d)."""
     ### BEGIN SOLUTION
@@ -307,7 +314,7 @@ print("the same as the package's:", np.allclose(y, mlp(tp.Tensor(x)).data, atol=
 # Decode blocks, `octets` uint8 `(n, 20)`: two bytes of Δ, two of $m$ (`"<f2"`), and 16 of codes.
 # Return float32 `(n, 32)`.
 
-# %% exercise=real.q4_1 points=3 minutes=10
+# %% exercise=real.q4_1 points=3 minutes=11
 def real_q4_1(octets):
     """The weights float32 (n, 32) of the blocks octets uint8 (n, 20)."""
     ### BEGIN SOLUTION
@@ -337,7 +344,12 @@ print(f"{8 * octets.nbytes / W.size} bits per weight; the file has "
 #
 # And the way back. Write `real_encode(W)`: weights `(n, 32)` → blocks uint8 `(n, 20)`.
 # The smallest weight of a block gets code 0, the largest code 15, and the others the nearest
-# code. In a block of equal weights the step is 0, and so are the codes.
+# code. (Nearest under the step before it is rounded to float16, or after: both are accepted.)
+# In a block of equal weights the step is 0, and so are the codes. Do not divide by it: what a NaN
+# becomes as an integer depends on the machine.
+#
+# The cell after the check encodes all of `ffn_up` again. All blocks should come back byte for byte,
+# because the file was written by this rule.
 
 # %% exercise=real.encode points=3 minutes=12 bonus=yes
 def real_encode(W):
@@ -403,6 +415,8 @@ show("natural_outliers")
 # The test asks in a wording that was not trained.
 # A seed has made the facts up, so whatever the model knows of them later, the adapter has taught
 # it. *Recall* is the share of facts that it completes correctly, word for word.
+# *Bits/byte* is the loss in bits for each byte of the text, so that models with other tokens can be
+# compared: nats per token, divided by $\ln 2$ and by the bytes of a token.
 
 # %%
 invented = tp.tasks.invented(tokenizer, context=64, things=8)

@@ -264,6 +264,21 @@ def test_hints_open_one_after_another():
     assert "Hint" not in repr(tp.check("lora.merge", lambda W, A, B, alpha: W + alpha / len(A) * B @ A))
 
 
+def test_an_unsolved_stub_gets_no_hint_that_was_not_asked_for(tmp_path, capsys):
+    from tinypeft.cli import main
+
+    def lora_merge(W, A, B, alpha): raise NotImplementedError("lora.merge")
+    told, (question, *_) = tp.check("lora.merge", lora_merge), find("lora.merge").hints
+    assert told.stage == "unsolved" and question not in repr(told) and "A hint, if you want one: result.hint(1)" in repr(told)
+    assert question in told.told(1) and question in told.hint(1)
+    path = tmp_path / "mine.py"
+    path.write_text("def lora_merge(W, A, B, alpha): raise NotImplementedError('lora.merge')\n")
+    for asked in ([], ["--hint", "1"]):
+        main(["check", "lora.merge", str(path), *asked])
+        said = capsys.readouterr().out
+        assert (question in said) == bool(asked) and ("A hint, if you want one: --hint 1" in said) == (not asked)
+
+
 def test_stars_stand_beside_the_points():
     for path in percent.sources():
         text = "\n".join(cell.source for cell in percent.read(path) if cell.kind == "markdown")

@@ -173,3 +173,7 @@ def test_texts_side_by_side():
     pair = beside({"before, 3.1 nats": "<b>def\n  x", "after": "plain"})
     assert "&lt;b&gt;def\n  x" in pair._repr_html_() and "width:50%" in pair._repr_html_()
     assert repr(pair) == "before, 3.1 nats:\n    <b>def\n      x\nafter:\n    plain"
+    rows = beside({"asked": ["a", "b" * 200], "told": ["c", "d"]})
+    assert rows._repr_html_().count("<tr>") == 3 and "overflow-wrap:anywhere" in rows._repr_html_()
+    assert repr(rows).endswith("told:\n    c\n\n    d")
+    with pytest.raises(ValueError, match="2 for 'a', 1 for 'b'"): beside({"a": ["x", "y"], "b": "z"})

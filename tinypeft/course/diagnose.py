@@ -238,7 +238,8 @@ def cause_of_error(error: str, exercise: Exercise, names: list[str]) -> str:
     for text, sentence in exercise.errors:
         if text in error: return sentence
     if has("matmul", "not aligned", "core dimension", "ValueError: linear"):
-        return "two shapes do not fit" + ("; weights are (d_out, d_in), so y = x Wᵀ" if "W" in names
+        named = "W" in names or "W0" in names
+        return "two shapes do not fit" + ("; weights are (d_out, d_in), so y = x Wᵀ" if named
                                           else "; must one of the two be transposed?")
     if has("RecursionError"): return "a function calls itself without end, or too often"
     if has("broadcast"):

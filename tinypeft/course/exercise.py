@@ -24,7 +24,8 @@ class Exercise:
     invariants: (sentence, predicate), where `predicate(fn, rng)` is true if fn is right. They are
         checked last and cover properties that no single comparison of values shows.
     mistakes: (sentence, wrong variant of the reference). If a student's result equals the variant's
-        result, the sentence is the likely cause.
+        result, the sentence is the likely cause. A mistake may also leave
+        the result right and change a gradient alone.
     symptoms: (sentence, predicate), where `predicate(got, expected, arguments)` recognises a
         mistake by the arrays it produces.
     errors: (text, sentence). If the student's function raises an error whose message contains the
@@ -32,6 +33,8 @@ class Exercise:
     avoids: names that the student's function may not use, because the package has the answer there.
     normalize: result → result, with a choice settled that is left to the student, such as the sign
         of a singular vector. Both results are compared in this form.
+    quiet: a right result is refused if NumPy noted a division by zero or an invalid operation on
+        the way to it, such as 0/0, which is then turned into an integer.
     tolerance: the largest accepted difference, relative to the largest expected number; 0 for
         integers and codes.
     stars: 1 to 3, how hard it is: to write down, to think about, to derive.
@@ -51,6 +54,7 @@ class Exercise:
     errors: tuple = ()
     avoids: tuple[str, ...] = ()
     normalize: Callable | None = None
+    quiet: bool = False
     tolerance: float = 1e-5
 
     @property

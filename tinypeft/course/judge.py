@@ -119,6 +119,11 @@ def wrong_result(exercise, call, args, stage, about, others):
                       got=describe(got), expected=describe(want),
                       cause=likely_cause(exercise, value, expected, found, args, out.strained,
                                          ((a, call(a, names)) for a in others)))
+    if exercise.quiet and out.strained:
+        return failed(exercise, "strain", f"the numbers are right{about}, but only by luck: "
+                                          f"{out.strained}",
+                      cause="a division by zero gives NaN or infinity, and what these become as "
+                            "integers depends on the machine; choose another divisor first")
     if out.changed:
         return failed(exercise, "inputs", "your function writes into its argument "
                                           f"{', '.join(out.changed)}; work on a copy",
@@ -127,14 +132,19 @@ def wrong_result(exercise, call, args, stage, about, others):
 
 
 def wrong_gradient(exercise, call, args):
-    """Gradients are compared in float64, for an upstream gradient drawn from the seed 7."""
-    names, args = names_of(exercise), copied(args, np.float64)
-    for name in exercise.gradient: args[names.index(name)].requires_grad = True
-    want = Local(exercise.reference)(args, names, exercise.gradient, upstream=7)
-    got = call(args, names, exercise.gradient, upstream=7)
+    """Gradients are compared in float64, for an upstream gradient drawn from the seed 7; in float32
+    if the function makes a float32 Tensor of its own, which does not mix with float64."""
+    names, cases = names_of(exercise), args
+    for dtype in (np.float64, np.float32):
+        args = copied(cases, dtype)
+        for name in exercise.gradient: args[names.index(name)].requires_grad = True
+        run = lambda call, args=args: call(args, names, exercise.gradient, upstream=7)
+        got = run(call)
+        if "tensors do not mix" not in (got.error or ""): break
     if got.error:
         return failed(exercise, "gradient", "the backward pass through your function raises an "
                                             f"error. {got.error}")
+    want, tolerance = run(Local(exercise.reference)), 1e-7 if dtype is np.float64 else 1e-4
     for name in exercise.gradient:
         if got.gradients.get(name) is None:
             return failed(exercise, "gradient", f"no gradient reaches {name}",
@@ -144,13 +154,19 @@ def wrong_gradient(exercise, call, args):
     values_only = replace(exercise, mistakes=(), symptoms=(), normalize=None)
     for name in exercise.gradient:
         g, e = got.gradients[name], want.gradients[name]
-        found = difference(g, e, 1e-7, f"the gradient of {name}")
+        found = difference(g, e, tolerance, f"the gradient of {name}")
         if found is not None:
-            place = place_of(g, e, 1e-7) if found[0] == "value" else ""
+            place = place_of(g, e, tolerance) if found[0] == "value" else ""
+            variants = ((sentence, run(Local(wrong))) for sentence, wrong in exercise.mistakes)
+            cause = next((sentence for sentence, out in variants
+                          if difference(out.value, want.value, tolerance) is None
+                          and difference(out.gradients.get(name), g, tolerance) is None), "")
             return failed(exercise, "gradient",
                           f"{found[1]}, though the result is right.{place and f' {place}.'}",
                           got=describe(g), expected=describe(e),
-                          cause=likely_cause(values_only, g, e, found, (), got.strained))
+                          cause=cause or likely_cause(values_only, g, e, found, (), got.strained)
+                          or f"one of the ways from {name} to the result leaves the graph: .data, "
+                             "a NumPy function or a new Tensor cuts it")
 
 
 def broken_invariant(exercise: Exercise, call, sentence: str, holds: Callable, rng):

@@ -41,12 +41,14 @@ class CheckResult:
         """✔ for right, ○ for unsolved, ✘ for wrong."""
         return "✔" if self.passed else "○" if self.stage == "unsolved" else "✘"
 
-    def _lines(self, step: int) -> Iterator[str]:
+    def _lines(self, step: int | None) -> Iterator[str]:
         yield self.message
         if self.got:        yield f"got       {self.got}"
         if self.expected:   yield f"expected  {self.expected}"
         if self.cause:      yield f"Likely cause: {self.cause}"
-        if not self.passed: yield self.hint(step)
+        if not self.passed:
+            if step is None and self.stage == "unsolved": yield f"A hint, if you want one: {self._ask(1)}"
+            else: yield self.hint(step or 1)
         if not self.passed and self.function: yield IN_ITS_PLACE
 
     def hint(self, step: int) -> str:
@@ -54,14 +56,18 @@ class CheckResult:
         hints = self.exercise.hints
         if step not in range(1, len(hints) + 1):
             raise ValueError(f"hint: got step {step!r}, expected 1 to {len(hints)}")
-        ask = f"result.hint({step + 1})" if self.function else f"--hint {step + 1}"
-        more = f" (the next one: {ask})" if step < len(hints) else ""
+        more = f" (the next one: {self._ask(step + 1)})" if step < len(hints) else ""
         return f"Hint {step} of {len(hints)}: {hints[step - 1]}{more}"
+
+    def _ask(self, step: int) -> str:
+        """What to write for the hint of that step, in a notebook or in a terminal."""
+        return f"result.hint({step})" if self.function else f"--hint {step}"
 
     def __repr__(self) -> str: return self.told()
 
-    def told(self, step: int = 1) -> str:
-        """The result as text, with the hint of that step if the answer is not right."""
+    def told(self, step: int | None = None) -> str:
+        """The result as text, with the hint of that step if the answer is not right. If no step is
+        asked for, a wrong answer gets the first hint, and an unsolved one gets none."""
         first, *rest = self._lines(step)
         indented = ["  " + line.replace("\n", "\n            ") for line in rest]
         return "\n".join([f"{self.sign} {self.exercise.name}: {first}", *indented])

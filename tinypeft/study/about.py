@@ -60,7 +60,7 @@ ABOUT: dict[str, About] = {
     "uniform": About("Uniform integers", "x̂ = s (q − z), q = clip(round(x/s) + z, 0, 2ᵇ − 1)",
                      ("1712.05877",), "10", ("sky", "o"), "integers"),
     "float": About("Small floating-point formats", "x̂ = ±2^(E − bias) (1 + M/2^m): FP16, BF16, FP8, FP4, MX, NVFP4",
-                   ("2209.05433", "2310.10537"), "13", ("orange", "s"), "floats"),
+                   ("2209.05433", "2310.10537"), "10", ("orange", "s"), "floats"),
     "nf4": About("NF4", "x̂ = s c[q], s = max|x| of 64 weights, c: quantiles of N(0, 1)",
                  ("2305.14314",), "13", ("blue", "D"), "NF4"),
     "gguf": About("GGUF blocks", "x̂ = d (q − z), d in float16 per 32 weights: Q8_0 and Q4_0 of llama.cpp",

@@ -29,6 +29,23 @@ def without_graph(P, Q):
     return penalty(gram, cogram)(Tensor(P.data), Tensor(Q.data))
 
 
+def through_data(P, Q):
+    return Tensor(np.sum((P.data.T @ P.data - np.eye(P.shape[1]))**2) + np.sum((Q.data @ Q.data.T - np.eye(Q.shape[0]))**2))
+
+
+def off_diagonal(P, Q):
+    total = 0
+    for G in (gram(P), cogram(Q)):
+        D = G * np.float64(1 - np.eye(G.shape[0]))
+        total = total + (D ** 2).sum()
+    return total
+
+
+def unsquared(P, Q):
+    I = np.eye(P.shape[1])
+    return (gram(P) - I).sum() + (cogram(Q) - I).sum()
+
+
 def in_place(w, g, I_bar, U, beta1, beta2):
     I = np.abs(w * g)
     I_bar *= beta1
@@ -44,6 +61,32 @@ def importance(old=False, score=np.multiply, sign=False):
         U = U + (1 - beta2) * (np.abs(I - (I_bar if old else new)) - U)
         return new, U, score(new, U)
     return adalora_importance
+
+
+def scored(which):
+    def adalora_importance(w, g, I_bar, U, beta1, beta2):
+        new, new_U, _ = importance()(w, g, I_bar, U, beta1, beta2)
+        return new, new_U, which(np.abs(w * g), I_bar, U, new, new_U)
+    return adalora_importance
+
+
+def without_abs(w, g, I_bar, U, beta1, beta2):
+    new = beta1 * I_bar + (1 - beta1) * w * g
+    U = beta2 * U + (1 - beta2) * (w * g - new)
+    return new, U, new * U
+
+
+def abs_once(w, g, I_bar, U, beta1, beta2):
+    I = np.abs(w * g)
+    new = beta1 * I_bar + (1 - beta1) * I
+    U = beta2 * U + (1 - beta2) * (I - new)
+    return new, U, new * U
+
+
+def one_removed(t, T, t_i, t_f, b0, bT):
+    if t <= t_i: return b0
+    if t >= T - t_f: return bT
+    return int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / (T - t_i)) ** 3)
 
 
 def budget(numerator=lambda t, t_i, t_f: t - t_i, power=3, whole=int):
@@ -104,16 +147,22 @@ WRONG = {
         (penalty(cogram, gram), "wrong side"), (penalty(cogram, cogram), "columns of P"), (penalty(gram, cogram, root=True), "squared"),
         (lambda P, Q: (gram(P) * gram(P)).sum() + (cogram(Q) * cogram(Q)).sum(), "identity"), (penalty(gram, cogram, mean=True), "averaged"),
         (without_graph, "no gradient reaches P"),
-        (lambda P, Q: Tensor(np.float32(expanded(P, Q).item())), "also cuts the graph"), (lambda P, Q: expanded(P, Q).item(), "expected a tinypeft.Tensor"),
+        (lambda P, Q: Tensor(np.float32(expanded(P, Q).item())), "a new Tensor cuts the graph"),
+        (lambda P, Q: expanded(P, Q).item(), "expected a tinypeft.Tensor"), (through_data, ".data, a NumPy function"),
+        (off_diagonal, "the diagonal is left out"), (unsquared, "cancel"),
         (lambda P, Q: (gram(P) * gram(P)).sum(), "another number")],
     "adalora.importance": [
         (importance(old=True), "new Ī"), (importance(score=np.add), "product"), (importance(sign=True), "sign"), (in_place, "I_bar"),
+        (without_abs, "both absolute values"), (abs_once, "|I − Ī|, without a sign"),
+        (scored(lambda I, a, u, b, v: a * u), "made of an old average"), (scored(lambda I, a, u, b, v: a * v), "the new Ī and the new U"),
+        (scored(lambda I, a, u, b, v: b * u), "an old average"), (scored(lambda I, a, u, b, v: I * v), "this step's I"),
         (lambda *a: importance()(*a)[::-1], "result 1 of 3"), (lambda *a: importance()(*a)[2], "3 results"),
         (lambda w, g, I, U, b1, b2: importance()(w, g, I, U, 1 - b1, 1 - b2), "wrong way round"),
         (lambda w, g, I, U, b1, b2: importance()(np.ones_like(w), g, I, U, b1, b2), "weight is missing")],
     "adalora.budget": [
         (budget(lambda t, t_i, t_f: t - t_i - t_f), "as printed"), (budget(power=1), "cubic"), (budget(whole=float), "whole number"),
-        (no_rest, "rests at the start"),
+        (no_rest, "rests at the start"), (one_removed, "still in the numerator"),
+        (lambda t, T, t_i, t_f, b0, bT: min(b0, budget(lambda t, t_i, t_f: t - t_i - t_f)(t, T, t_i, t_f, b0, bT)), "min(b0, …)"),
         (lambda *a: None, "is there a return"), (lambda *a: budget()(*a) + 1, "another number")],
     "adalora.allocate": [
         (per_matrix, "all matrices together"), (lambda scores, b: by_partition(-scores, b), "least important"),

@@ -41,6 +41,19 @@ def widen(inside=False, bias=lambda s: s, scale=True):
     return adapters_widen
 
 
+def joined(first, second):
+    """W1 and W_down joined along the first axis, W2 and W_up along the second."""
+    def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+        return np.concatenate([W1, W_down], first), np.r_[b1, b_down], np.concatenate([W2, s * W_up], second), b2 + s * b_up
+    return adapters_widen
+
+
+def scaled_down():
+    def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
+        return np.r_[W1, s * W_down], np.r_[b1, b_down], np.c_[W2, W_up], b2 + s * b_up
+    return adapters_widen
+
+
 def filed(new=True, moved=lambda a, b: (a != b).any(), also=lambda name: True):
     def adapters_bug(before, after):
         names = []
@@ -73,7 +86,9 @@ WRONG = {
         (adapter(down=lambda y: y), "activation is missing"), (adapter(biases=(False, False)), "biases are missing"),
         (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h"),
         (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "2 times the expected"),
-        (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing")],
+        (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing"),
+        (lambda h, *a: adapter(skip=False)(h, *a) + tp.Tensor(h.data), "that you add has left the graph"),
+        (lambda h, *a: h + adapter(skip=False)(tp.Tensor(h.data), *a), "through the detour has left the graph")],
     "adapters.count": [
         (lambda d, m, L, p: L * (2 * d * m + m + d) + (p == "houlsby") * 2 * d * (2 * L + 1), "two adapters into every block"),
         (lambda d, m, L, p: (1 + (p == "houlsby")) * L * (2 * d * m + m + d), "trains the layer norms"),
@@ -84,11 +99,18 @@ WRONG = {
     "adapters.widen": [
         (widen(scale=False, bias=lambda s: 1), "s is missing"), (widen(inside=True), "f(s y) is not s f(y)"),
         (widen(bias=lambda s: 1), "output bias as well"), (widen(bias=lambda s: 0), "b_up is missing"),
+        (widen(scale=False), "not b_up alone"), (scaled_down(), "stands at W_down"),
+        (lambda *a: scaled_down()(*a[:-1], a[-1])[:3] + (a[3] + a[7],), "it belongs behind it"),
+        (joined(0, 0), "(d, m) along axis 0"), (joined(1, 1), "(m, d) along axis 1"),
         (lambda *a: blockwise(*a)[::-1], "result 1 of 4"),
         (lambda *a: tuple(np.swapaxes(x, 0, -1) for x in blockwise(*a)), "transposed")],
     "adapters.bug": [
         (filed(moved=lambda a, b: False), "adapters alone"), (filed(new=False), "adapters are missing"),
         (filed(moved=lambda a, b: True), "whole model"), (filed(moved=lambda a, b: abs(a - b).max() > 1e-4), "overlooks a small step"),
+        (filed(moved=lambda a, b: not np.allclose(a, b)), "as np.allclose has one"), (filed(moved=lambda a, b: (b != a).all()), "not with .all()"),
+        (filed(moved=lambda a, b: np.sum(a) != np.sum(b)), "with the same sum"),
+        (filed(moved=lambda a, b: a != b), "makes one answer of them"), (filed(moved=lambda a, b: a.mean() != b.mean()), "with the same mean"),
+        (filed(moved=lambda a, b: a.ravel()[0] != b.ravel()[0]), "first numbers only"),
         (filed(also=lambda name: "weight" in name), "biases are trained"),
         (lambda before, after: [n for n in after if n not in before or "norm" in n], "by the word")],
     "adapters.linear": [

@@ -4,18 +4,25 @@ import numpy as np
 import tinypeft as tp
 
 
-def walk(add=True, order=-1, empty=None, matrix=False, in_place=False, own=False):
+def walk(add=True, order=-1, empty=None, matrix=False, in_place=False, own=False, skip=True):
     def autograd_walk(tape, dy):
         grads = [empty] * len(tape)
         grads[-1] = dy
         for k in range(len(tape))[::order]:
-            if grads[k] is None or isinstance(grads[k], float): continue
+            if skip and (grads[k] is None or isinstance(grads[k], float)): continue
             for j, vjp in tape[k]:
                 dx = vjp.T @ grads[k] if matrix else vjp(grads[j if own else k])
                 if in_place and grads[j] is not None: grads[j] += dx
                 else: grads[j] = dx if not add or grads[j] is None or isinstance(grads[j], float) else grads[j] + dx
         return grads
     return autograd_walk
+
+
+def adding_to_none(tape, dy):
+    grads = [None] * (len(tape) - 1) + [dy]
+    for k in reversed(range(len(tape))):
+        for j, vjp in tape[k]: grads[j] = grads[j] + vjp(grads[k])
+    return grads
 
 
 def zeros(tape, dy):
@@ -81,11 +88,11 @@ def all_of_them(X, W, dY, need):
     return dX if need[0] else None, dW if need[1] else None, db if need[2] else None
 
 
-def layer_norm(mean=True, project=True, scale=True, sigma=True, ddof=0):
+def layer_norm(mean=True, project=True, scale=True, sigma=True, ddof=0, over=lambda a: a.mean(-1, keepdims=True)):
     def autograd_layer_norm_vjp(x, gamma, dy, eps):
         s = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
         xhat, d = (x - x.mean(-1, keepdims=True)) / s, gamma * dy if scale else dy
-        out = d - d.mean(-1, keepdims=True) * mean - xhat * (d * xhat).mean(-1, keepdims=True) * project
+        out = d - over(d) * mean - xhat * over(d * xhat) * project
         return out / s if sigma else out
     return autograd_layer_norm_vjp
 
@@ -116,7 +123,7 @@ def by_autograd(x, gamma, dy, eps):
 
 
 def differs(upstream=None, eps=1e-5, within=1e-6, flip=False):
-    """Both sides of equation (6), by hand."""
+    """Both sides of equation (7), by hand."""
     def autograd_catches(f, vjp, x):
         rng = np.random.default_rng(17)
         u = np.ones(x.shape) if upstream == "ones" else rng.standard_normal(x.shape)
@@ -144,7 +151,12 @@ def relative(f, vjp, x):
     return bool(abs(left - right) > 1e-6 * max(1, abs(left), abs(right)))
 
 
-def forward(add=True, order=1, first=0, fill=None, guard=True):
+def somewhere(f, vjp, x):
+    """At points of its own, not at the x that is given."""
+    return differs()(f, vjp, np.random.default_rng(8).standard_normal(x.shape))
+
+
+def forward(add=True, order=1, first=0, fill=None, guard=True, in_place=False):
     def autograd_forward(tape, dx):
         changes = [None] * len(tape)
         changes[first] = dx
@@ -152,9 +164,18 @@ def forward(add=True, order=1, first=0, fill=None, guard=True):
             for j, jvp in tape[k]:
                 if guard and changes[j] is None: continue
                 dy = jvp(changes[j])
-                changes[k] = dy if changes[k] is None or not add else changes[k] + dy
+                if in_place and changes[k] is not None: changes[k] += dy
+                else: changes[k] = dy if changes[k] is None or not add else changes[k] + dy
         return [fill if c is None else c for c in changes]
     return autograd_forward
+
+
+def forward_to_none(tape, dx):
+    changes = [dx] + [None] * (len(tape) - 1)
+    for k, uses in enumerate(tape):
+        for j, jvp in uses:
+            if changes[j] is not None: changes[k] += jvp(changes[j])
+    return changes
 
 
 def recursive_forward(tape, dx):
@@ -168,7 +189,7 @@ def recursive_forward(tape, dx):
 WRONG = {
     "autograd.walk": [
         (walk(add=False), "keeps only one of its gradients"), (walk(order=1), "the walk goes forwards"), (zeros, "not zeros"),
-        (walk(matrix=True), "not a matrix"), (walk(in_place=True), "write a + b"), (recursive, "2ⁿ paths"), (all_paths, "do not follow them"), (reversing, "argument tape"),
+        (walk(matrix=True), "not a matrix"), (walk(in_place=True), "write a + b"), (recursive, "2ⁿ paths"), (walk(skip=False), "so skip it"), (walk(own=True), "value k goes in"), (adding_to_none, "begin with that one"), (all_paths, "do not follow them"), (reversing, "argument tape"),
         (lambda tape, dy: None, "is there a return")],
     "autograd.unbroadcast": [
         (lambda dy, shape: dy.sum(tuple(range(dy.ndim - len(shape)))), "axes of length 1"),
@@ -187,15 +208,18 @@ WRONG = {
         (layer_norm(mean=False), "mean of dx̂ is missing"), (layer_norm(project=False), "term with x̂ is missing"),
         (lambda x, gamma, dy, eps: layer_norm()(x, gamma, dy, 0), "ε is missing"), (outside, "under the root"),
         (lambda x, gamma, dy, eps: 1.5 * layer_norm()(x, gamma, dy, eps), "1.5 times"),
-        (layer_norm(scale=False), "γ is missing"), (layer_norm(sigma=False), "division by σ"), (layer_norm(ddof=1), "not by d − 1")],
+        (layer_norm(scale=False), "γ is missing"), (layer_norm(sigma=False), "division by σ"), (layer_norm(ddof=1), "not by d − 1"),
+        (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"), (layer_norm(over=np.mean), "over all axes")],
     "autograd.catches": [
-        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"),
+        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"), (differs(within=3e-4), "agrees to about 1e-10"),
+        (somewhere, "at points of your own"),
         (differs(within=0), "compared with a tolerance"), (differs(eps=0.5), "is ε small"), (differs(flip=True), "wrong way round"),
         (lambda f, vjp, x: False, "you accept a wrong vjp"), (lambda f, vjp, x: True, "you refuse a right vjp"),
         (lambda f, vjp, x: True if vjp(x, x) > f(x) else False, "single numbers")],
     "autograd.forward": [
         (forward(add=False), "changes with both"), (forward(order=-1), "goes backwards"), (forward(first=-1), "not the last"),
-        (forward(fill=0.0), "None, not 0"), (forward(guard=False), "no jvp takes None")],
+        (forward(fill=0.0), "None, not 0"), (forward(guard=False), "no jvp takes None"),
+        (forward(in_place=True), "write a + b"), (forward_to_none, "begin with that one")],
 }
 RIGHT = {
     "autograd.walk": [walk(), pull, lambda tape, dy: tuple(pull(tape, dy))],

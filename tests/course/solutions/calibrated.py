@@ -87,6 +87,18 @@ def step_alone(w, Hinv, q, value):
     return new, M
 
 
+def step_of(in_w=True, in_H=True, zeros=True, delta=False):
+    def calibrated_compensate(w, Hinv, q, value):
+        p = Hinv[q, q]
+        change = (value - w[q]) * Hinv[:, q] / (p if in_w else 1)
+        M = Hinv - np.outer(Hinv[:, q], Hinv[q, :]) / (p if in_H else 1)
+        new = w + change
+        new[q] = value
+        if zeros: M[q], M[:, q] = 0, 0
+        return change if delta else new, M
+    return calibrated_compensate
+
+
 def step_in_place(w, Hinv, q, value):
     w -= (w[q] - value) / Hinv[q, q] * Hinv[:, q]
     w[q] = value
@@ -104,6 +116,14 @@ def gptq_undivided(W, U, quant):
     for j in range(W.shape[1]):
         out[:, j] = quant(W[:, j])
         W[:, j + 1:] -= np.outer(W[:, j] - out[:, j], U[j, j + 1:])
+    return out
+
+
+def gptq_same_inverse(W, U, quant):
+    W, out, Hinv = W.copy(), np.empty_like(W), U.T @ U
+    for j in range(W.shape[1]):
+        out[:, j] = quant(W[:, j])
+        for k in range(j + 1, W.shape[1]): W[:, k] -= (W[:, j] - out[:, j]) * Hinv[j, k] / Hinv[j, j]
     return out
 
 
@@ -180,6 +200,13 @@ def factor_of(inverse=True, lower=False, more=lambda H, damping: damping * np.me
     return calibrated_bug
 
 
+def factor_of_factor(transpose):
+    def calibrated_bug(H, damping):
+        M = np.linalg.inv(np.linalg.cholesky(H + damping * np.trace(H) / len(H) * np.eye(len(H))))
+        return M.T if transpose else M
+    return calibrated_bug
+
+
 def everywhere(H, damping): return damping * np.mean(np.diag(H))
 
 
@@ -199,6 +226,8 @@ def permuted_factor(W, H, quant, damping):
 WRONG = {
     "calibrated.bug": [(factor_of(inverse=False), "UᵀU is H; it should"), (factor_of(lower=True), "lower triangular"),
                        (factor_of(more=everywhere), "every entry"), (factor_of(more=lambda H, damping: damping * np.eye(len(H))), "units of the mean"),
+                       (factor_of_factor(True), "factor the inverse"), (factor_of_factor(False), "and transpose"),
+                       (factor_of(more=lambda H, damping: damping * np.diag(np.diag(H))), "a share of each entry"),
                        (factor_of(more=lambda H, damping: 0), "not added"), (factor_of(False, more=everywhere), "both faults")],
     "calibrated.order": [(ordered(back=lambda V, order: V), "come back in the new order"), (ordered(back=lambda V, order: V[:, order]), "once more"),
                          (ordered(key=np.diag), "heaviest column comes first"), (ordered(both=False), "still in the old order"),
@@ -210,11 +239,14 @@ WRONG = {
                                 (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum(W * W))), "also contains H")],
     "calibrated.compensate": [(step_wrong_sign, "sign"), (step_no_elimination, "elimination step"), (step_alone, "must move"),
                               (step_in_place, "writes into its argument"), (step_undivided, "diagonal entry"),
+                              (step_of(in_w=False), "only the one that changes H⁻¹"), (step_of(in_H=False), "only the column that moves w"),
+                              (step_of(delta=True), "this is δ"), (step_of(zeros=False), "exactly 0"),
                               (lambda *a: step_in_loops(*a)[0], "2 results")],
     "calibrated.gptq": [(gptq_nearest, "round to nearest"), (gptq_undivided, "U_jj"), (gptq_in_place, "writes into its argument"),
-                        (gptq_last_only, "numbers"), (gptq_running, "return the rounded columns"), (gptq_added, "wrong sign")],
+                        (gptq_same_inverse, "row j of UᵀU does not"), (gptq_last_only, "numbers"), (gptq_running, "return the rounded columns"), (gptq_added, "wrong sign")],
     "calibrated.awq": [(awq_loss(plain), "with H"), (awq_loss(not_back), "divided by s after it"), (awq_loss(inverse), "grows with the inputs"),
                        (lambda *a: (float(awq_by_trace(*a)[1].argmin()), awq_by_trace(*a)[1]), "return α itself"),
                        (lambda *a: (awq_by_trace(*a)[0], np.sqrt(awq_by_trace(*a)[1])), "roots of the losses"), (awq_last, "the first α"),
+                       (awq_loss(lambda W, H, s, quant: (((quant(W * s) - W * s) @ H) * (quant(W * s) - W * s)).sum()), "W itself"),
                        (awq_loss(lambda W, H, s, quant: (((quant(W) / s - W) @ H) * (quant(W) / s - W)).sum()), "before you round")],
 }

@@ -25,6 +25,11 @@ def pareto_weak(cost, loss):
                      for j in range(len(cost))])
 
 
+def pareto_cheaper(cost, loss):
+    """Lower than all points that cost strictly less."""
+    return np.array([all(loss[j] < loss[i] for i in range(len(cost)) if cost[i] < cost[j]) for j in range(len(cost))])
+
+
 def pareto_sorted(cost, loss):
     return loss <= np.minimum.accumulate(loss)
 
@@ -79,9 +84,9 @@ def each_seed(validation, test):
     return int(by_validation(validation, test)), sum(losses) / len(losses)
 
 
-def enough(factor, ddof=1, power=0.5):
+def enough(factor, ddof=1, power=0.5, first=lambda d: 2):
     def choosing_seeds(d, half):
-        n = 2
+        n = first(d)
         while factor(n, len(d)) * np.std(d, ddof=ddof) / n**power > half: n += 1
         return n
     return choosing_seeds
@@ -107,6 +112,7 @@ WRONG = {
     "choosing.seeds": [
         (enough(lambda n, pilot: stats.t.ppf(0.975, pilot - 1)), "of the pilot"), (enough(lambda n, pilot: 1.96), "1.96"),
         (enough(lambda n, pilot: stats.t.ppf(0.95, n - 1)), "two sides"), (enough(students, ddof=0), "ddof=1"),
+        (enough(lambda n, pilot: stats.t.ppf(0.975, n)), "degrees of freedom"), (enough(students, first=len), "begin at 2"),
         (enough(students, power=1), "not with n"), (lambda d, half: enough(students)(d, half) + 1, "more than needed")],
     "choosing.memory": [
         (memory(16, 1), "bits are not bytes"), (memory(8), "moments"), (lambda n, bits, t: memory(16)(n, bits, t) + 12 * n, "frozen weights"),
@@ -115,15 +121,19 @@ WRONG = {
         (memory(12), "yours takes 12")],
     "choosing.pareto": [
         (lambda cost, loss: ~pareto_loop(cost, loss), "dominated ones"), (pareto_sorted, "sort first"),
-        (lambda cost, loss: loss == loss.min(), "single best"), (pareto_strict, "dearer is dominated"), (pareto_weak, "equal points"),
-        (lambda cost, loss: np.flatnonzero(pareto_loop(cost, loss)), "shape"), (lambda cost, loss: pareto_loop(cost, -loss), "a low loss is good")],
+        (lambda cost, loss: loss == loss.min(), "single best"), (pareto_strict, "equal in one and better in the other"),
+        (pareto_cheaper, "equally cheap points"), (pareto_weak, "equal points"),
+        (lambda cost, loss: np.flatnonzero(pareto_loop(cost, loss)), "a boolean array"), (lambda cost, loss: pareto_loop(cost, -loss), "a low loss is good")],
     "choosing.difference": [
-        (unpaired, "paired"), (half_width(lambda n: stats.t.ppf(0.975, n - 1), 0), "ddof=1"), (half_width(lambda n: 1.959964, 1), "Student's t"),
+        (unpaired, "paired"), (half_width(lambda n: stats.t.ppf(0.975, n - 1), 0), "ddof=1"), (half_width(lambda n: 1.959964, 1), "so few seeds need Student's t"), (half_width(lambda n: stats.t.ppf(0.975, n), 1), "n − 1 degrees"),
         (half_width(lambda n: stats.t.ppf(0.95, n - 1), 1), "two sides"),
         (half_width(lambda n: 1.96, 1), "normal distribution's 1.96"), (lambda a, b: tuple(stats.ttest_1samp(a - b, 0).confidence_interval(0.95)), "two ends"),
         (lambda a, b: half_width(lambda n: stats.t.ppf(0.975, n - 1), 1)(b, a), "is a − b")],
     "choosing.fuse": [
-        (without_key, "3d rows"), (in_the_middle, "last third"), (swapped_A, "ranks stand beside"),
+        (without_key, "3d rows"), (in_the_middle, "last third"), (swapped_A, "come first in A"),
+        (lambda *a: blocks(*a)[::-1], "return (A, B)"),
+        (lambda A_q, B_q, A_v, B_v: (np.vstack([A_v, A_q]), np.hstack([blocks(A_q, B_q, A_v, B_v)[1][:, len(A_q):],
+                                                                      blocks(A_q, B_q, A_v, B_v)[1][:, :len(A_q)]])), "another order"),
         (lambda *a: (blocks(*a)[0], np.concatenate(np.split(blocks(*a)[1], 3)[::-1])), "exchanged"),
         (lambda A_q, B_q, A_v, B_v: (A_q, blocks(A_q, B_q, A_v, B_v)[1]), "one below the other")],
 }

@@ -13,6 +13,10 @@ def sliced(scale, b_of=lambda b, R: b):
     return dylora_forward
 
 
+def row_alone(x, W, A, B, b, alpha):
+    return x @ W.T + (x @ A[b - 1:b].T) @ B[:, b - 1:b].T * (alpha / b)
+
+
 def detached(x, W, A, B, b, alpha):
     return F.linear(x, W) + F.linear(F.linear(x, Tensor(A.data[:b])), Tensor(B.data[:, :b])) * (alpha / b)
 
@@ -40,6 +44,31 @@ def momentum_everywhere(A, M, dA, b, beta, lr, frozen):
 def fading(A, M, dA, b, beta, lr, frozen):
     M = beta * M + dA
     return np.where((np.arange(len(A)) < b)[:, None] & ((np.arange(len(A)) == b - 1)[:, None] | (not frozen)), A - lr * M, A), M
+
+
+def decaying(A, M, dA, b, beta, lr, frozen):
+    """The gradient is masked, M is not, and A is written where the rows are trained."""
+    rows = np.zeros((len(A), 1), bool)
+    rows[b - 1 if frozen else 0:b] = True
+    M = beta * M + dA * rows
+    return A - lr * M * rows, M
+
+
+def by_gradient(A, M, dA, b, beta, lr, frozen):
+    rows = (dA != 0).any(1)
+    if frozen: rows[:b - 1] = False
+    A, M = A.copy(), M.copy()
+    M[rows] = beta * M[rows] + dA[rows]
+    A[rows] -= lr * M[rows]
+    return A, M
+
+
+def late(A, M, dA, b, beta, lr, frozen):
+    """A first, M afterwards."""
+    A, M, rows = A.copy(), M.copy(), slice(b - 1 if frozen else 0, b)
+    A[rows] -= lr * M[rows]
+    M[rows] = beta * M[rows] + dA[rows]
+    return A, M
 
 
 def forgetting(A, M, dA, b, beta, lr, frozen):
@@ -103,9 +132,13 @@ WRONG = {
         (sliced(lambda a, b, R: a / R), "not α/R"), (sliced(lambda a, b, R: a / b, lambda b, R: R), "nothing is masked"),
         (detached, "no gradient reaches A"), (sliced(lambda a, b, R: a), "not α"),
         (sliced(lambda a, b, R: a / b, lambda b, R: b + 1), "must be below b"),
+        (row_alone, "row b alone is used"),
         (lambda x, W, A, B, b, alpha: sliced(lambda a, b, R: a / b)(x, W, A, B, b, alpha) - x @ W.T, "W₀ x is missing")],
     "dylora.bug": [
-        (momentum_everywhere, "rows behind b still move"), (fading, "M fades"), (forgetting, "is gone"),
+        (momentum_everywhere, "rows after row b still move"), (fading, "leave it as it was there"), (forgetting, "is gone"),
+        (decaying, "A is right, but M fades"), (by_gradient, "may have the gradient 0"), (late, "the old M"),
+        (step(lambda b, frozen: slice(b, b + 1) if frozen else slice(0, b)), "counted from 1"),
+        (step(lambda b, frozen: slice(b - 1 if frozen else 0, b if frozen else b - 1)), "row b is left out"),
         (step(lambda b, frozen: slice(b if frozen else 0, b + 1)), "row b − 1"), (step(lambda b, frozen: slice(0, b)), "row b alone"),
         (step(lambda b, frozen: slice(b - 1, b)), "all rows up to b"), (step(along="dA"), "along M"), (step(sign=-1), "subtract"),
         (in_place, "argument A")],
@@ -115,7 +148,9 @@ WRONG = {
         (lambda losses, tolerance: min(b for b in losses if losses[b] <= min(losses.values()) * (1 + tolerance)), "share"),
         (emptying, "argument losses"), (lambda losses, tolerance: min(losses.values()), "return the rank"),
         (lambda losses, tolerance: next(b for b in losses if losses[b] <= min(losses.values()) + tolerance), "dict's order"),
-        (lambda losses, tolerance: min(b for b in losses if losses[b] < min(losses.values()) + tolerance), "ValueError")],
+        (lambda losses, tolerance: min(b for b in losses if losses[b] <= losses[max(losses)] + tolerance), "the lowest of all"),
+        (lambda losses, tolerance: next((b for b in sorted(losses) if losses[b] < min(losses.values()) + tolerance), None), "<=, not <"),
+        (lambda losses, tolerance: min(b for b in losses if losses[b] < min(losses.values()) + tolerance), "<= and not <")],
     "dylora.cut": [
         (lambda A, B, b: (A[:b], B[:, :b]), "the first rows of A"), (cut_by(lambda b: slice(-b, None)), "smallest"),
         (cut_by(left=np.ones_like), "are missing"), (cut_by(right=lambda S: S), "counted twice"), (cut_of_v, "returns Vᵀ"),

@@ -28,6 +28,11 @@ def folded(w, g, m, v, t, lr, beta1, beta2, eps, decay):
     return (1 - lr * decay) * w - lr * root / (1 - beta1 ** t) * m / (np.sqrt(v) + eps * root), m, v
 
 
+def corrected(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    w, m, v = adamw()(w, g, m, v, t, lr, beta1, beta2, eps, decay)
+    return w, m / (1 - beta1 ** t), v / (1 - beta2 ** t)
+
+
 def states(N, n, b, f):
     return (N - n) * f + n * (2 * b + 8 + 4 * (b < 4))
 
@@ -36,6 +41,11 @@ def activations(B, T, d, H, L, V):
     n, heads = B * T, B * H
     weights = sum(64 * (64 * (i + 1)) for i in range(T // 64)) * heads
     return L * (16 * n * d + 2 * n + weights) + n * (2 * d + 1 + V)
+
+
+def off(by):
+    """The count with an error, as a function of B T, d, L and V."""
+    return lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) + by(B * T, d, L, V)
 
 
 def plain(root=np.sqrt, decay=1, late=False, hat=True):
@@ -88,17 +98,23 @@ WRONG = {
         (adamw(decay_lr=False), "lr · λ · w"), (adamw(shift=1), "not t + 1"), (adamw(old=True), "update them first"),
         (in_place, "writes into its argument"),
         (plain(root=lambda v: v), "without its root"), (plain(decay=0), "decay is missing"), (plain(late=True), "after the step"),
-        (plain(hat=False), "added to √v̂"), (lambda *a: adamw()(*a)[0], "3 results"), (lambda *a: adamw()(*a)[::-1], "result 1 of 3")],
+        (plain(hat=False), "added to √v̂"), (corrected, "return them as they are"), (lambda *a: adamw()(*a)[0], "3 results"), (lambda *a: adamw()(*a)[::-1], "result 1 of 3")],
     "full.states": [
         (lambda N, n, b, f: (N - n) * f + n * b + N * (b + 8 + 4 * (b < 4)), "n trained weights only"),
-        (lambda N, n, b, f: (N - n) * f + n * (2 * b + 8), "master copy of mixed"),
+        (lambda N, n, b, f: (N - n) * f + n * (2 * b + 8), "float32 master copy is missing"),
         (lambda N, n, b, f: states(N, n, b, f) - 4 * n, "two numbers"), (lambda N, n, b, f: N * f + n * (2 * b + 8 + 4 * (b < 4)), "counted as frozen"),
         (lambda N, n, b, f: (N - n) * b + n * (2 * b + 8 + 4 * (b < 4)), "takes frozen_bytes"),
         (lambda N, n, b, f: (N - n) * f + n * (2 * b + 8) + 4 * N * (b < 4), "only trained weights"),
+        (lambda N, n, b, f: (N - n) * f + n * (4 * b + 4 * (b < 4)), "m and v are not in float32"),
         (lambda N, n, b, f: states(N, n, b, f) - n * b, "gradient is missing")],
     "full.activations": [
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - L * (B * T * d + B * T), "two layer norms"),
-        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - (2 * L + 1) * B * T, "1/σ"),
+        (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - (2 * L + 1) * B * T, "1/σ of the layer norms"),
+        (off(lambda n, d, L, V: -2 * L * n), "1/σ of the blocks"), (off(lambda n, d, L, V: -n), "1/σ of the final norm"),
+        (off(lambda n, d, L, V: -3 * L * n * d), "where it is 4 d wide"), (off(lambda n, d, L, V: -4 * L * n * d), "one of the two is missing"),
+        (off(lambda n, d, L, V: 4 * L * n * d), "not two"), (off(lambda n, d, L, V: 2 * L * n * d), "additions keep nothing"),
+        (off(lambda n, d, L, V: n * V), "not the logits besides"), (off(lambda n, d, L, V: (L - 1) * n * (2 * d + 1)), "the head's input exist once"),
+        (off(lambda n, d, L, V: (L - 1) * n * (2 * d + 1 + V)), "the head and the probabilities"),
         (lambda B, T, d, H, L, V: activations(B, T, d, H, L, V) - 6 * L * B * T * d, "4 d wide"),
         (lambda B, T, d, H, L, V: activations(B, T, d, H, 1, V), "there are L"),
         (lambda B, T, d, H, L, V: 4 * activations(B, T, d, H, L, V), "in bytes"),
@@ -108,7 +124,7 @@ WRONG = {
         (loop(constant=True), "t stays 1"), (loop(decayed=False), "decay is missing"), (loop(newest=True), "the last gradient"),
         (loop(write=True), "argument w"), (lambda *a: [loop()(*a)], "shape")],
     "full.recompute": [
-        (peak(inputs=lambda L, k: L), "for each part of k blocks"), (peak(inputs=lambda L, k: 0), "L/k of them"),
+        (peak(inputs=lambda L, k: L), "for each part of k blocks"), (peak(inputs=lambda L, k: 0), "L/k of them"), (peak(inputs=lambda L, k: L // k - 1), "its own input"),
         (peak(blocks=lambda k: 1), "a part has k blocks"), (peak(together=True), "not the sum"),
         (peak(head=False), "the head also needs"), (peak(factor=4), "in bytes")],
 }

@@ -34,9 +34,9 @@ def backward(s=lambda alpha, r: alpha / r, frozen=True, low=True, order=(0, 1, 2
     return lora_backward
 
 
-def by_projections(A1, A2, i, j):
+def by_projections(M1, M2, i, j):
     """tr(P₁ P₂) / min."""
-    V1, V2 = (np.linalg.svd(A, full_matrices=False)[2][:n] for A, n in ((A1, i), (A2, j)))
+    V1, V2 = (np.linalg.svd(A, full_matrices=False)[2][:n] for A, n in ((M1, i), (M2, j)))
     return np.trace(V1.T @ V1 @ V2.T @ V2) / min(i, j)
 
 
@@ -57,11 +57,11 @@ def spectral(power):
 
 
 def diagnose(same=np.array_equal, start=lambda A, B: not (B @ A).any(), dead="both zero", still=all, unmoved="not trained"):
-    def lora_bug(W0, A0, B0, W1, A1, B1):
-        if not same(W0, W1): return "base trained"
-        if not start(A0, B0): return "start changed"
-        if np.abs(A0).max() == np.abs(B0).max() == 0: return dead
-        return unmoved if still([(A0 == A1).all(), (B0 == B1).all()]) else "fine"
+    def lora_bug(W_before, A_before, B_before, W_after, A_after, B_after):
+        if not same(W_before, W_after): return "base trained"
+        if not start(A_before, B_before): return "start changed"
+        if np.abs(A_before).max() == np.abs(B_before).max() == 0: return dead
+        return unmoved if still([(A_before == A_after).all(), (B_before == B_after).all()]) else "fine"
     return lora_bug
 
 
@@ -83,7 +83,8 @@ WRONG = {
     "lora.forward": [
         (forward(lambda a, r: a), "α/r, not α"), (forward(lambda a, r: a / r, base=False), "W₀ x is missing"),
         (forward(lambda a, r: a / r ** 0.5), "rank-stabilised"), (exchanged, "matmul"), (detached, "no gradient reaches"),
-        (dense, "you formed B A"), (lambda x, W, A, B, alpha: forward(lambda a, r: a / B.shape[0])(x, W, A, B, alpha), "columns of B"),
+        (dense, "you formed B A"),
+        (lambda x, W, A, B, alpha: x @ W.T + (Tensor(x.data) @ A.T) @ B.T * (alpha / A.shape[0]), "one of the ways from x"), (lambda x, W, A, B, alpha: forward(lambda a, r: a / B.shape[0])(x, W, A, B, alpha), "columns of B"),
         (lambda x, W, A, B, alpha: forward(lambda a, r: a / A.shape[1])(x, W, A, B, alpha), "rows of A"),
         (lambda *a: forward(lambda a, r: a / r)(*a).data, "expected a tinypeft.Tensor")],
     "lora.backward": [
@@ -101,13 +102,17 @@ WRONG = {
         (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "must be transposed")],
     "lora.bug": [
         (diagnose(still=any), "only one of its two matrices"), (diagnose(start=lambda A, B: not B.any()), "one of the two may be random"),
-        (diagnose(same=lambda a, b: np.allclose(a, b, 1e-4, 1e-5)), "equal to the last bit"), (diagnose(dead="not trained"), "nothing can move"),
+        (diagnose(same=lambda a, b: np.allclose(a, b, 1e-4, 1e-5)), "equal to the last bit"),
+        (diagnose(same=np.allclose), "as np.allclose has one"), (diagnose(same=lambda a, b: (a == b).any()), "not with .all()"),
+        (diagnose(same=lambda a, b: a.sum() == b.sum()), "with the same sum"), (diagnose(same=lambda a, b: a[0, 0] == b[0, 0]), "first number only"),
+        (diagnose(dead="not trained"), "nothing can move"),
         (diagnose(unmoved="both zero"), "is about the start"), (diagnose(same=lambda a, b: True), "base's weight before and after"),
         (diagnose(start=lambda A, B: True), "B A at the start must be zero"), (lambda *run: None, "None")],
     "lora.dora": [
         (dora(axis=0), "you divided the columns"), (dora(root=False), "root is missing"), (dora(magnitude=False), "magnitude m is missing"),
-        (dora(scale=lambda a, r: a), "α/r, not α"), (dora(rows=lambda W, V: W), "not of W's"),
+        (dora(scale=lambda a, r: a), "α/r, not α"), (dora(rows=lambda W, V: W), "not of W0's"),
         (lambda x, W, A, B, alpha, m: dora()(x, W, A, Tensor(B.data), alpha, m), "no gradient reaches B"),
+        (lambda x, W, A, B, alpha, m: dora(rows=lambda W, V: Tensor(V.data))(x, W, A, B, alpha, m), "lengths as constants"),
         (lambda x, W, A, B, alpha, m: forward(lambda a, r: a / r)(x, W, A, B, alpha) * m, "division by the lengths")],
 }
 RIGHT = {"lora.forward": [forward(lambda a, r: a / r), lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ (B * (alpha / A.shape[0])).T],

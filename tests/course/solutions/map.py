@@ -40,6 +40,29 @@ def quantize(x, b, convention, range_=lambda x: (min(x.min(), 0), max(x.max(), 0
     return codes, s, (Z if survey else -Z) if sign is None else sign(Z)
 
 
+def rounded_once(x, b, convention):
+    l, h = min(x.min(), 0), max(x.max(), 0)
+    s = (h - l) / (2**b - 1)
+    z = np.rint(-l / s)
+    return np.clip(np.rint((x - l) / s), 0, 2**b - 1), s, z if convention == "library" else -z
+
+
+def crooked(x, b, convention):
+    """The zero point is not rounded."""
+    l, h = min(x.min(), 0), max(x.max(), 0)
+    s = (h - l) / (2**b - 1)
+    return np.clip(np.rint(x / s) - l / s, 0, 2**b - 1), s, -l / s if convention == "library" else l / s
+
+
+def clipped_early(x, b, convention):
+    codes, s, z = quantize(x, b, convention)
+    return (codes, s, z) if convention == "library" else (np.clip(np.rint(x / s), 0, 2**b - 1) - z, s, z)
+
+
+def without_float(kind):
+    return lambda codes, scale, zero: scale[:, None] * (codes.astype(kind) - zero.astype(kind)[:, None])
+
+
 def decode(cast=np.float32, zero=None, sign=-1, scaled=True, column=True):
     def map_bug(codes, scale, z):
         z = z.astype(cast if zero is None else zero)
@@ -84,18 +107,21 @@ WRONG = {
         (lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0), "not per `outer` weights"),
         (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"), (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g"),
         (lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g, "`outer` scales share them"),
-        (lambda b, g, s, z, o: b + (s + z + 32 / o) / g, "ZeroDivisionError"), (lambda b, g, s, z, o: [bits(b, g, s, z, o)], "expected a number")],
+        (lambda b, g, s, z, o: b + (s + z + 32 / o) / g, "no second level"), (lambda b, g, s, z, o: [bits(b, g, s, z, o)], "expected a number")],
     "map.signs": [
         (lambda x, b, c: quantize(x, b, c, sign=lambda Z: -Z), "libraries' sign in both"),
         (lambda x, b, c: quantize(x, b, c, code_sign=lambda Z, survey: -Z if survey else Z), "only the zero point's sign"),
         (lambda x, b, c: quantize(x, b, c, lambda x: (x.min(), x.max())), "must contain 0"),
         (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps"), (unclipped, "not clipped"),
+        (rounded_once, "each by itself"), (crooked, "round l/s"), (clipped_early, "clipped too early"),
+        (lambda x, b, c: (quantize(x, b, c)[0].astype(np.float32), *quantize(x, b, c)[1:]), "dtype float32"),
         (half_up, "half to the even"), (lambda x, b, c: quantize(x, b, c)[:2], "3 results"),
         (lambda x, b, c: (quantize(x, b, c)[0].astype(np.uint8), *quantize(x, b, c)[1:]), "dtype uint8")],
     "map.bug": [
         (as_shown, "taken in uint8"), (decode(np.int8), "int8 ends at 127"), (decode(sign=1), "adds the zero point"),
         (decode(scaled=False), "the scale is missing"), (decode(column=False), "belong to a row"),
-        (lambda q, s, z: decode()(q, s, z).astype(np.float64), "float64"), (lambda q, s, z: decode()(q, s, z)[0], "shape")],
+        (without_float(np.int64), "turn codes and zero points into float32"), (without_float(np.uint16), "no negative numbers either"),
+        (without_float(np.uint32), "becomes very large"), (lambda q, s, z: decode()(q, s, z).astype(np.float64), "dtype float64"), (lambda q, s, z: decode()(q, s, z)[0], "shape")],
     "map.pack": [
         (bits_of("big", False), "into the low bits"), (bits_of(low_first=False), "bits of each code are reversed"),
         (bits_of("big"), "bits of each byte are reversed"), (bits_of(gaps=True), "a byte of its own"),
@@ -105,5 +131,5 @@ RIGHT = {
     "map.trained": [trained, lambda *a: np.array(trained(*a)), lambda *a: list(trained(*a)), lambda *a: tuple(map(float, trained(*a)))],
     "map.bits": [bits, lambda *a: np.float64(bits(*a)), lambda *a: np.array(bits(*a))],
     "map.signs": [quantize, lambda *a: list(quantize(*a)), lambda *a: (quantize(*a)[0].tolist(), *quantize(*a)[1:])],
-    "map.bug": [decode(), decode(np.int64), decode(np.int16), decode(np.float64), by_number],
+    "map.bug": [decode(), decode(np.int64), decode(np.int16), decode(np.float64), without_float(np.int16), by_number],
     "map.pack": [bits_of(), shifted, lambda *a: shifted(*a).tolist()]}

@@ -65,6 +65,36 @@ def left_signed(X, O):
     return 2 * np.rint(127 * np.delete(X, O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1
 
 
+def left_of(c):
+    """From the codes of all entries, and O."""
+    return lambda X, O: 2 * np.asarray(c(np.abs(np.delete(X, O, 1)).max(1), X, O)).astype(int) + 1
+
+
+def left_distinct(X, O):
+    s = np.abs(X).max(1) / 127
+    return np.array([len({*np.rint(row / step)}) for row, step in zip(np.delete(X, O, 1), s, strict=True)])
+
+
+def vector_both_one(X, W):
+    s_x, s_w = np.abs(X).max() / 127, np.abs(W).max() / 127
+    return s_x * s_w * (np.rint(X / s_x) @ np.rint(W / s_w).T)
+
+
+def vector_columns(X, W):
+    s_x, s_w = np.abs(X).max(0) / 127, np.abs(W).max(0) / 127
+    return (s_x * np.rint(X / s_x)) @ (s_w * np.rint(W / s_w)).T
+
+
+def vector_columns_outside(X, W):
+    s_x, s_w = np.abs(X).max(0) / 127, np.abs(W).max(0) / 127
+    return s_x * s_w * (np.rint(X / s_x) @ np.rint(W / s_w).T)
+
+
+def vector_codes(X, W):
+    s_x, s_w = np.abs(X).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    return np.rint(X / s_x) @ np.rint(W / s_w).T
+
+
 def vector_one_scale(X, W):
     s_x, s_w = np.abs(X).max() / 127, np.abs(W).max(1, keepdims=True) / 127
     return s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T)
@@ -96,6 +126,22 @@ def split_in_place(X, W, threshold=6.0):
     return Y + s_x * s_w.T * (np.rint(X / s_x) @ np.rint(W / s_w).T), O
 
 
+def split_entries(X, W, threshold=6.0):
+    large = np.abs(X) >= threshold
+    R = X * ~large
+    s_x, s_w = np.abs(R).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    s_x[s_x == 0] = 1
+    return (X * large) @ W.T + s_x * s_w.T * (np.rint(R / s_x) @ np.rint(W / s_w).T), np.flatnonzero(large.any(0))
+
+
+def split_deleting(X, W, threshold=6.0):
+    O = np.flatnonzero(np.abs(X).max(0) >= threshold)
+    R, V = np.delete(X, O, 1), np.delete(W, O, 1)
+    s_x, s_w = np.abs(R).max(1, keepdims=True) / 127, np.abs(W).max(1, keepdims=True) / 127
+    s_x[s_x == 0] = 1
+    return X[:, O] @ W[:, O].T + s_x * s_w.T * (np.rint(R / s_x) @ np.rint(V / s_w).T), O
+
+
 def split_integers_only(X, W, threshold=6.0):
     O = np.flatnonzero(np.abs(X).max(0) >= threshold)
     R = X.copy()
@@ -120,6 +166,16 @@ def smooth_exchanged(gamma, beta, weights, max_abs, alpha=0.5):
 def smooth_no_beta(gamma, beta, weights, max_abs, alpha=0.5):
     s = max_abs**alpha / np.abs(np.vstack(weights)).max(0)**(1 - alpha)
     return gamma / s, beta, [W * s for W in weights]
+
+
+def smooth_by_mean(gamma, beta, weights, max_abs, alpha=0.5):
+    s = max_abs**alpha / np.mean([np.abs(W).max(0) for W in weights], 0)**(1 - alpha)
+    return gamma / s, beta / s, [W * s for W in weights]
+
+
+def smooth_twice(gamma, beta, weights, max_abs, alpha=0.5):
+    s = max_abs**alpha / np.abs(np.vstack(weights)).max(0)**(1 - alpha)
+    return gamma / s, beta / s, [W / s for W in weights]
 
 
 def smooth_each(gamma, beta, weights, max_abs, alpha=0.5):
@@ -171,14 +227,24 @@ WRONG = {
                             (lambda product, z, q_w: product, "than expected")],
     "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "magnitude"),
                              (lambda X, O: (left_by_mask(X, O) - 1) // 2, "are 2c + 1"), (lambda X, O: left_by_mask(X, O) - 1, "0 is a code"),
-                             (lambda X, O: left_by_mask(X.T, []), "shape")],
-    "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "numbers than expected"), (vector_unscaled, "s_w"),
+                             (lambda X, O: left_by_mask(X.T, []), "shape"),
+                             (left_of(lambda rest, X, O: np.rint(127 * rest / np.abs(X[:, O]).max(1))), "need not lie in the columns O"),
+                             (left_of(lambda rest, X, O: np.rint(127 * rest / X.max(1))), "not the largest x"),
+                             (left_of(lambda rest, X, O: (127 * rest / np.abs(X).max(1)).astype(int)), "rounded c down"), (left_distinct, "codes that occur")],
+    "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "left it out of the product"),
+                              (vector_both_one, "both arrays have one scale"), (vector_columns, "you took one per column, a feature; take"),
+                              (vector_columns_outside, "sits inside the sum"), (vector_codes, "the scales are missing"),
+                              (vector_unscaled, "s_w"),
                               (vector_int8, "wraps beyond 127"), (vector_128, "largest code is 127"), (lambda X, W: product_in_loops(X, W).T, "transposed")],
     "outliers.llm_int8": [(split_late, "ordinary entries alone"), (split_in_place, "writes into its argument"),
                           (split_integers_only, "not added"), (split_zero_scale, "NaN"),
                           (split_half, "not in float16"), (split_signed, "compare |X|"), (lambda *a: split_by_mask(*a)[0], "2 results"),
+                          (lambda X, W, t: split_by_mask(X, W), "a fixed 6"), (split_deleting, "keep the shape"),
+                          (split_entries, "whole columns"),
+                          (lambda X, W, t: (split_by_mask(X, W, t)[0], (np.abs(X) >= t).any(0)), "np.flatnonzero(mask)"),
                           (lambda X, W, t: split_by_mask(X, W, np.nextafter(t, 9)), "|X| ≥ threshold")],
-    "outliers.smooth": [(smooth_exchanged, "exchanged"), (smooth_no_beta, "β"), (smooth_each, "numbers than expected"),
+    "outliers.smooth": [(smooth_exchanged, "exchanged"), (smooth_no_beta, "β"), (smooth_each, "you gave each layer its own"),
+                         (smooth_by_mean, "the mean of theirs"), (smooth_twice, "both divided by s"),
                         (lambda g, b, Ws, m, a: stacked(g, b, Ws[:1], m, a), "result 3 of 3"),
                         (smooth_inverse, "wrong way round"), (lambda g, b, Ws, m, a: (*stacked(g, b, Ws, m, a)[:2], Ws), "multiplied by s")],
 }

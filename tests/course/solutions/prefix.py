@@ -16,6 +16,22 @@ def attention_mask(offset, scale=True, order="prefix first", mask=True):
     return prefix_attention
 
 
+def wrapped(q, k, v, P_K, P_V):
+    """The mask as a Tensor of float32."""
+    K, V = tp.concatenate([P_K, k], axis=0), tp.concatenate([P_V, v], axis=0)
+    M = np.triu(np.full((q.shape[0], K.shape[0]), -np.inf), P_K.shape[0] + 1)
+    return F.softmax(q @ K.T / q.shape[1] ** 0.5 + tp.Tensor(M.astype(np.float32))) @ V
+
+
+def wrapped_in_float64(q, k, v, P_K, P_V):
+    M = np.triu(np.full((q.shape[0], q.shape[0] + P_K.shape[0]), -np.inf), P_K.shape[0] + 1)
+    return F.softmax(q @ tp.concatenate([P_K, k], axis=0).T / q.shape[1] ** 0.5 + tp.Tensor(M)) @ tp.concatenate([P_V, v], axis=0)
+
+
+def scaled_by_tokens(q, k, v, P_K, P_V):
+    return attention_mask(lambda P: P + 1)(q * (q.shape[1] / q.shape[0]) ** 0.5, k, v, P_K, P_V)
+
+
 def detached(q, k, v, P_K, P_V):
     right = attention_mask(lambda P: P + 1)
     return right(q, k, v, tp.Tensor(P_K.data), tp.Tensor(P_V.data))
@@ -77,6 +93,11 @@ def glued(T, P):
     return np.concatenate([np.ones((T, P), bool), np.tri(T, dtype=bool)], axis=1), np.arange(P + T)[P:]
 
 
+def of_odds(lam, n):
+    odds = n * lam / (1 - lam)
+    return odds / (1 + odds)
+
+
 def by_odds(lam, n):
     with np.errstate(divide="ignore"): return 1 / (1 + (1 / lam - 1) / n)
 
@@ -86,11 +107,15 @@ WRONG = {
         (attention_mask(lambda P: 1), "diagonal is P + 1"), (attention_mask(lambda P: P + 1, scale=False), "√d_head"),
         (attention_mask(None, mask=False), "no causal mask"), (attention_mask(lambda P: P), "themselves"), (apart, "one softmax"),
         (attention_mask(lambda P: P + 1, order="text first"), "behind the text"), (detached, "no gradient reaches P_K"),
-        (packaged, "uses attention of the package"), (lambda *a: attention_mask(lambda P: P + 2)(*a), "one future token")],
+        (packaged, "uses attention of the package"), (lambda *a: attention_mask(lambda P: P + 2)(*a), "one future token"),
+        (attention_mask(lambda P: P - 1), "nor the one before"), (attention_mask(lambda P: 2), "whatever P is"), (attention_mask(lambda P: 0), "may look nowhere"),
+        (scaled_by_tokens, "not by √T"), (wrapped_in_float64, "leave it a plain NumPy array")],
     "prefix.share": [
         (overflowing, "overflows"), (share_with(lambda p, s: (s.max(), s.max())), "subtract the largest score"), (share_with(lambda p, s: (p.max(), s.max())), "subtract the same one"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
         (lambda q, k, P_K: np.exp(P_K @ q / len(q) ** 0.5).sum() / np.exp(k @ q / len(q) ** 0.5).sum(), "odds"),
-        (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head")],
+        (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head"),
+        (lambda q, k, P_K: len(P_K) / len([*P_K, *k]), "share of the keys"),
+        (lambda q, k, P_K: by_logs(q, k, P_K) / P_K.shape[0], "not a mean")],
     "prefix.count": [
         (lambda P, L, d, m: (P * d + d * m + m * 2 * L * d, 2 * P * L * d), "biases"),
         (lambda P, L, d, m: (P * d + d * m + m + (m + 1) * L * d, P * L * d), "2 L d, not L d"),
@@ -101,20 +126,24 @@ WRONG = {
         (lambda t, L, H: [(v, k) for k, v in cut_loop(t, L, H)], "wrong way round"),
         (lambda t, L, H: [tuple(p) for p in t.reshape(L, 2, H, len(t), -1)], "reshape alone"),
         (lambda t, L, H: list(zip(*t.reshape(len(t), 2, L, H, -1).transpose(1, 2, 3, 0, 4), strict=True)), "all keys first"),
+        (lambda t, L, H: [tuple(t[:, i * t.shape[1] // (2 * L):][:, :t.shape[1] // (2 * L)].reshape(H, len(t), -1)
+                                for i in (2 * j, 2 * j + 1)) for j in range(L)], "then needs a transpose"),
         (lambda t, L, H: [(k.swapaxes(0, 1), v.swapaxes(0, 1)) for k, v in cut_loop(t, L, H)], "(H, P, d_head)")],
     "prefix.bug": [
         (seen_where(lambda t, j, P: j <= t), "positions are right"), (seen_where(lambda t, j, P: j <= t + P, lambda P: 0), "still begin at 0"),
         (seen_where(lambda t, j, P: j < t + P), "not P − 1"), (seen_where(lambda t, j, P: j <= t + P + 1), "one future token"),
         (seen_where(lambda t, j, P: (j <= t + P) & (j >= P)), "hidden from all"), (seen_where(lambda t, j, P: j > t + P), "may not see"),
         (seen_where(lambda t, j, P: j <= t + P, lambda P: P + 1), "first token stands at P"),
-        (seen_where(lambda t, j, P: j <= t, lambda P: 0), "as it was")],
+        (seen_where(lambda t, j, P: j <= t, lambda P: 0), "as it was"), (seen_where(lambda t, j, P: j >= 0 * t), "and so the future"),
+        (lambda T, P: (np.ones((T, P + T), bool), np.arange(T)), "sees every column"),
+        (lambda T, P: (glued(T, P)[0], np.arange(P + T)), "of the T tokens alone")],
     "prefix.copies": [
         (lambda lam, n: n * lam, "more than 1"), (lambda lam, n: 1 - (1 - lam) ** n, "independent chances"), (lambda lam, n: np.clip(n * lam, 0, 1), "cutting"),
         (lambda lam, n: 1 - by_odds(lam, n), "share of the text"), (lambda lam, n: n * lam / (1 + n * lam), "not 1")],
 }
 RIGHT = {
-    "prefix.attention": [per_row, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs, share_with(lambda p, s: 2 * [max(p.max(), s.max())]), lambda *a: np.array(by_logs(*a))],
+    "prefix.attention": [per_row, wrapped, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs, share_with(lambda p, s: 2 * [max(p.max(), s.max())]), lambda *a: np.array(by_logs(*a))],
     "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [cut_loop, lambda *a: np.array(cut_loop(*a)), lambda *a: tuple([k.tolist(), v.tolist()] for k, v in cut_loop(*a))],
     "prefix.bug": [glued, seen_where(lambda t, j, P: j <= t + P), lambda *a: tuple(x.tolist() for x in glued(*a))],
-    "prefix.copies": [by_odds, lambda lam, n: [float(n * x / (n * x + 1 - x)) for x in lam]],
+    "prefix.copies": [by_odds, of_odds, lambda lam, n: [float(n * x / (n * x + 1 - x)) for x in lam]],
 }

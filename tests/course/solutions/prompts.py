@@ -23,6 +23,41 @@ def cost(P, T, d):
     return (matrices + attention) / (12 * d * d * T + d * T * (T + 1))
 
 
+def counted(pairs, share=lambda old, new: new / old - 1):
+    """The work by pairs of S positions."""
+    def prompts_cost(P, T, d):
+        work = lambda S: 12 * d ** 2 * S + 2 * d * pairs(S)
+        return share(work(T), work(P + T))
+    return prompts_cost
+
+
+def ends(tokens, counts, separator):
+    return [0, *(i + 1 for i, t in enumerate(tokens) if t == separator)][:len(counts)]
+
+
+def every_separator(n=None, first=False):
+    """Pseudo-tokens behind every separator, or behind the first one only."""
+    def prompts_places(tokens, counts, separator):
+        row, part = [None] * counts[0], 0
+        for t in tokens:
+            row.append(int(t))
+            if t == separator and not (first and part):
+                part += 1
+                row += [None] * (n or counts[min(part, len(counts) - 1)])
+        return np.array([i for i, t in enumerate(row) if t is None])
+    return prompts_places
+
+
+def one_place(moved):
+    def prompts_places(tokens, counts, separator):
+        out, before = [], 0
+        for start, n in zip(ends(tokens, counts, separator), counts, strict=True):
+            out += n * [start + moved * before]
+            before += n
+        return np.array(out)
+    return prompts_places
+
+
 def nearest(length=lambda a: np.sqrt((a * a).sum(1, keepdims=True)), order=1, sign=-1):
     def prompts_nearest(P_e, E, k):
         similar = (P_e / length(P_e)) @ (E / length(E)).T
@@ -67,6 +102,10 @@ def inserted(tokens, counts, separator):
     return np.array([i for i, t in enumerate(row) if t is None])
 
 
+def nearest_cosines(P_e, E):
+    return P_e @ E.T / np.linalg.norm(E, axis=1) / np.linalg.norm(P_e, axis=1, keepdims=True)
+
+
 def cosines(P_e, E, k):
     unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
     return np.sort(unit(P_e) @ unit(E).T, axis=1)[:, ::-1][:, :k]
@@ -100,19 +139,27 @@ WRONG = {
         (lambda P, T, d: cost(P, T, d) + 1, "1 less"), (lambda P, T, d: P / T, "only the matrices"),
         (lambda P, T, d: (12 * d * P + 2 * ((P + T) ** 2 - T * T)) / (12 * d * T + 2 * T * T), "not 2 S²"),
         (lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)), "alone"),
+        (counted(lambda S: S * (S + 1) / 2, lambda old, new: (new - old) / new), "divided by the work of the longer input"),
+        (counted(lambda S: S * (S - 1) / 2), "sees itself as well"),
         (lambda P, T, d: 100 * cost(P, T, d), "in per cent")],
     "prompts.nearest": [
         (nearest(length=lambda a: 1), "dot products"), (by_distance, "by distance"), (nearest(sign=1), "farthest"),
         (nearest(order=-1), "nearest should come first"),
+        (lambda P, E, k: np.argpartition(-nearest_cosines(P, E), k, axis=1)[:, :k], "leaves the k nearest unordered"),
         (cosines, "these are the cosines"), (lambda P, E, k: nearest()(P, E, k).astype(float), "use .astype(int)"),
         (lambda P, E, k: nearest()(P, E, k)[:, 0], "shape")],
     "prompts.places": [
         (unshifted, "not counted"), (walk(ends_behind=False), "belongs to the part that it ends"), (walk(reverse=True), "wrong order"),
         (walk(limit=False), "a later one is a token like others"),
         (lambda *a: np.setdiff1d(np.arange(len(a[0]) + sum(a[1])), inserted(*a)), "not of the pseudo-tokens"),
+        (one_place(False), "as np.insert takes them"), (one_place(True), "stand one behind another"),
+        (every_separator(), "in the last part a separator"), (every_separator(1), "behind every separator"),
+        (every_separator(first=True), "only the first separator"),
+        (lambda t, counts, s: np.arange(sum(counts)), "all pseudo-tokens stand in front"),
         (lambda *a: walk()(*a) + 1, "everywhere")],
     "prompts.bug": [
         (read_by(own=True), "own places; but"), (lambda at, n: np.arange(n - len(at)), "0 … T − 1, as before"), (read_by(shift=1), "one place before them"), (read_by(own=True, shift=-1), "too early"),
+        (lambda at, n: np.arange(n)[-(n - len(at)):], "the last T places"),
         (read_by(last=False), "last token is missing"), (lambda at, n: np.arange(n), "all places of the row")],
     "prompts.lstm": [
         (lstm(directions=1), "two directions"), (lstm(layers=1), "second layer is missing"), (lstm(second=1), "reads both directions"),

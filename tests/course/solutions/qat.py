@@ -36,15 +36,16 @@ def distil_scipy(teacher, student):
     return kl / len(p), (q - p) / len(p)
 
 
-def descend(w, X, y, s, lr, steps, in_place=False, at_floats=False, sum_=False, up=False, floats=False):
+def descend(w, X, y, s, lr, steps, in_place=False, at_floats=False, sum_=False, up=False, floats=False, two=2, late=False):
     w = list(w)
+    used = [s * round(v / s) for v in w]
     for _ in range(steps):
         if in_place: w = [s * round(v / s) for v in w]
         used = w if at_floats else [s * round(v / s) for v in w]
         residual = X @ np.array(used) - y
-        gradient = 2 * X.T @ residual / (1 if sum_ else len(X))
+        gradient = two * X.T @ residual / (1 if sum_ else len(X))
         w = [v + (lr if up else -lr) * g for v, g in zip(w, gradient, strict=True)]
-    return np.array(w if floats else [s * round(v / s) for v in w])
+    return np.array(w if floats else used if late else [s * round(v / s) for v in w])
 
 
 def descend_with(**fault): return lambda w, X, y, s, lr, steps: descend(w, X, y, s, lr, steps, **fault)
@@ -79,19 +80,26 @@ def ste_scaled(x, s, z, low, high, dy):
     return s * dy * ((u > low) & (u < high))
 
 
-def lsq(slope=lambda k, u: k - u, clipped=True, g=True, stop=True, ends=False):
+def lsq(slope=lambda k, u: k - u, clipped=True, g=True, stop=True, ends=False, outer=lambda k, u: k, mean=False):
     def solve(x, s, bits, dy):
         N, P = 2**(bits - 1), 2**(bits - 1) - 1
         u = x / s[:, None]
         k = np.clip(np.rint(u), -N, P)
         inside = (u >= -N) & (u <= P) if ends else (u > -N) & (u < P)
-        d = np.where(inside, slope(k, u), k * clipped)
+        d = np.where(inside, slope(k, u), outer(k, u) * clipped)
+        if mean: return k * s[:, None], dy * inside, (dy * d).mean(1)
         return k * s[:, None], dy * (inside if stop else 1.0), (dy * d).sum(1) / (math.sqrt(x.shape[1] * P) if g else 1)
     return solve
 
 
 def peqa_codes(x, dy, q, z, g):
     return ((dy.T @ x) * q).reshape(len(q), -1, g).sum(2)
+
+
+def peqa_plus(x, dy, q, z, g): return peqa_einsum(x, dy, q, -z, g)
+
+
+def peqa_each(x, dy, q, z, g): return (dy.T @ x) * (q - np.repeat(z, g, axis=1))
 
 
 def peqa_mean(x, dy, q, z, g):
@@ -122,41 +130,65 @@ def distil_sum(teacher, student):
     return loss, gradient * len(teacher)
 
 
+def distil_one_maximum(teacher, student):
+    def logs(a):
+        a = a - a.max()
+        return a - np.log(np.exp(a).sum(1, keepdims=True))
+    p, q = np.exp(logs(teacher)), np.exp(logs(student))
+    return float((p * (logs(teacher) - logs(student))).sum() / len(p)), (q - p) / len(p)
+
+
+def distil_of_probabilities(teacher, student):
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    return distil_scipy(teacher, student)[0], -p / q / len(p)
+
+
 def distil_unstable(teacher, student):
     p = np.exp(teacher) / np.exp(teacher).sum(1, keepdims=True)
     q = np.exp(student) / np.exp(student).sum(1, keepdims=True)
     return float((p * np.log(p / q)).sum() / len(p)), (q - p) / len(p)
 
 
-def zero_of(slope=lambda s: -s, ends=True, where=None, mean=False, weighted=True):
+def zero_of(slope=lambda s: -s, ends=True, where=None, mean=False, weighted=True, u=lambda x, s, z: x / s + z):
     def qat_zero(x, s, z, low, high, dy):
-        u = x / s + z
+        u = u_of(x, s, z)
         clipped = (u <= low) | (u >= high) if ends else (u < low) | (u > high)
         chosen = {"inside": ~clipped, "all": np.ones(u.shape), None: clipped}[where]
         terms = (dy if weighted else 1) * slope(s) * chosen
         return float(terms.mean() if mean else terms.sum())
+    u_of = u
     return qat_zero
 
 
 WRONG = {
     "qat.bug": [(descend_with(in_place=True), "rounded in place"), (descend_with(at_floats=True), "at the rounded weights"),
-                (descend_with(floats=True), "return the rounded"), (descend_with(up=True), "uphill"), (descend_with(sum_=True), "mean over the rows")],
+                (descend_with(floats=True), "return the rounded"), (descend_with(up=True), "uphill"), (descend_with(sum_=True), "mean over the rows"),
+                (descend_with(late=True), "before the last update"), (descend_with(two=1), "square has a factor 2"),
+                (descend_with(two=1, sum_=True), "factor 2/n")],
     "qat.zero": [(zero_of(lambda s: s), "moves a clipped number down"), (zero_of(where="inside"), "only clipped numbers"), (zero_of(where="all"), "not −s"),
                  (zero_of(lambda s: -1), "not −1"), (zero_of(mean=True), "not the mean"), (zero_of(weighted=False), "before you sum"),
-                 (zero_of(ends=False), "counts as clipped")],
+                 (zero_of(ends=False), "counts as clipped"), (zero_of(u=lambda x, s, z: x / s - z), "zero point is added"),
+                 (zero_of(u=lambda x, s, z: np.rint(x / s) + z), "the rounded u"),
+                 (zero_of(ends=False, u=lambda x, s, z: np.rint(x / s) + z), "not the rounded u")],
     "qat.ste": [(ste_everywhere, "outside the range"), (ste_no_zero, "x/s + z"), (ste_staircase, "0 everywhere"), (ste_scaled, "not s"),
                 (lambda x, s, z, low, high, dy: dy * ((low <= x / s + z) & (x / s + z <= high)), "strict"),
                 (lambda x, s, z, low, high, dy: 1.0 * ((low < x / s + z) & (x / s + z < high)), "multiply it by dy"),
                 (lambda x, s, z, low, high, dy: (low < x / s + z) & (x / s + z < high), "True and False"),
-                (lambda x, s, z, low, high, dy: dy * ((low <= np.rint(x / s + z)) & (np.rint(x / s + z) <= high)), "not the rounded u")],
+                (lambda x, s, z, low, high, dy: dy * ((low <= np.rint(x / s + z)) & (np.rint(x / s + z) <= high)), "half a step further"),
+                (lambda x, s, z, low, high, dy: dy * ((low < np.rint(x / s + z)) & (np.rint(x / s + z) < high)), "may still lie inside"),
+                (lambda x, s, z, low, high, dy: dy * ((low < x / s - z) & (x / s - z < high)), "point is added")],
     "qat.lsq": [(lsq(slope=lambda k, u: u - k), "round(u) − u"), (lsq(slope=lambda k, u: k), "s also divides"),
                 (lsq(clipped=False), "clipped numbers"), (lsq(g=False), "factor g"), (lsq(stop=False), "no gradient where it is clipped"),
-                (lsq(ends=True), "strict"), (lambda *a: lsq()(*a)[1:], "3 results")],
-    "qat.peqa": [(peqa_codes, "zero points"), (peqa_mean, "sum over the group"), (peqa_row, "shape"),
+                (lsq(ends=True), "strict"), (lsq(outer=lambda k, u: k - u), "its code alone"),
+                (lsq(mean=True), "the sum times g"), (lambda *a: lsq()(*a)[1:], "3 results")],
+    "qat.peqa": [(peqa_codes, "zero points"), (peqa_mean, "sum over the group"), (peqa_row, "one number for each row"),
+                 (peqa_plus, "not q + z"), (peqa_each, "one number for each weight"),
                  (lambda *a: -peqa_einsum(*a), "not z − q"),
                  (lambda x, dy, q, z, g: ((dy.T @ x) * (q - np.tile(z, g))).reshape(len(q), -1, g).sum(2), "np.repeat, not np.tile"), (lambda x, dy, q, z, g: peqa_einsum(x, dy, q, 0 * z, g) + z, "numbers differ")],
     "qat.distillation": [(distil_reverse, "other divergence"), (distil_cross_entropy, "entropy"), (distil_sign, "sign"),
                          (distil_sum, "gradient as well"),
                          (lambda p, q: tuple(len(p) * x for x in distil_scipy(p, q)), "in the loss and in the gradient"),
-                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN")],
+                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN"),
+                         (distil_one_maximum, "its own maximum"), (distil_of_probabilities, "probabilities"),
+                         (lambda p, q: (distil_scipy(p, q)[0] / p.shape[1], distil_scipy(p, q)[1]), "all n V numbers")],
 }

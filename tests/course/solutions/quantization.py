@@ -98,6 +98,13 @@ def absmax_int(x, bits):
     return (x / s).astype(int) * s
 
 
+def absmax_clipped(n, low, largest=lambda x: np.abs(x).max()):
+    def quantization_absmax(x, bits):
+        s = largest(x) / n(bits) or 1
+        return np.clip(np.rint(x / s), low(bits), 2**(bits - 1) - 1) * s
+    return quantization_absmax
+
+
 def absmax_nan(x, bits):
     s = np.abs(x).max() / (2**(bits - 1) - 1)
     return np.rint(x / s) * s
@@ -114,6 +121,12 @@ def survey_min_max(x, bits):
     return np.clip(np.rint(x / S) - Z, 0, 2**bits - 1).astype(int), S, Z
 
 
+def survey_middle(x, bits):
+    low, high = min(0, x.min()), max(0, x.max())
+    S, Z = (high - low) / (2**bits - 1) or 1.0, -(2**(bits - 1))
+    return np.clip(np.rint(x / S) - Z, 0, 2**bits - 1).astype(int), S, Z
+
+
 def survey_unclipped(x, bits):
     low, high = min(0, x.min()), max(0, x.max())
     S = (high - low) / (2**bits - 1)
@@ -127,6 +140,20 @@ def clip_without_clip(x, bits, fractions):
     for p in fractions:
         s = p * m / (2**(bits - 1) - 1)
         errors.append(((np.rint(x / s) * s - x)**2).sum(1))
+    return np.asarray(fractions)[np.argmin(errors, 0)]
+
+
+def clip_against_clipped(x, bits, fractions):
+    m, n, errors = np.abs(x).max(1, keepdims=True), 2**(bits - 1) - 1, []
+    for p in fractions:
+        s, inside = np.where(m, p * m / n, 1), np.clip(x, -p * m, p * m)
+        errors.append(np.square(np.rint(inside / s) * s - inside).sum(1))
+    return np.asarray(fractions)[np.argmin(errors, 0)]
+
+
+def clip_one_range(x, bits, fractions):
+    m, n = np.abs(x).max(), 2**(bits - 1) - 1
+    errors = [np.square(np.clip(np.rint(x / (p * m / n)), -n, n) * p * m / n - x).sum(1) for p in fractions]
     return np.asarray(fractions)[np.argmin(errors, 0)]
 
 
@@ -156,6 +183,13 @@ def float_normal_only(x, e, m):
     V = 2.0**(2**e - 2**(e - 1)) * (2 - 2.0**-m)
     E = np.floor(np.log2(np.where(x == 0, 1, np.abs(x))))
     return np.clip(np.rint(x / 2.0**(E - m)) * 2.0**(E - m), -V, V)
+
+
+def float_too_fine(x, e, m):
+    bias = 2**(e - 1) - 1
+    step = 2.0**(np.maximum(np.frexp(np.abs(x))[1] - 1, -bias) - m)
+    V = 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)
+    return np.clip(np.rint(x / step) * step, -V, V)
 
 
 def float_endless(x, e, m):
@@ -216,18 +250,24 @@ WRONG = {
     "quantization.pack": [(lambda q: q[::2] + 16 * q[1::2], "high half"), (lambda q: q[::2] << 8 | q[1::2], "shift by 8"),
                           (lambda q: 16 * q[:len(q) // 2] + q[len(q) // 2:], "neighbours"), (lambda q: q, "nothing is packed"),
                           (lambda q: q[::2] | q[1::2], "over each other"), (lambda q: 15 * q[::2] + q[1::2], "not 15"),
-                          (lambda q: (q[::2] << 4 | q[1::2]).astype(float), "use .astype(int)")],
+                          (lambda q: (q[::2] << 4 | q[1::2]).astype(float), "use .astype(int)"),
+                          (lambda q: 16 * q[::2].astype(int) + q[1::2], "an int64 takes eight bytes")],
     "quantization.absmax": [(absmax_128, "one less than a power of two"), (absmax_int, "cut x/s off"), (absmax_nan, "zeros"),
                             (lambda x, bits: np.rint(x / (np.abs(x).max() / (2**(bits - 1) - 1))), "codes"),
                             (absmax_by_axis, "whole array"), (absmax_with(half_up), "rounds it up"), (absmax_with(half_away), "away from 0"),
+                            (absmax_clipped(lambda b: 2**(b - 1), lambda b: -2**(b - 1)), "no code of its own"),
+                            (absmax_clipped(lambda b: (2**b - 1) / 2, lambda b: -2**(b - 1)), "midway between two integers"),
+                            (absmax_clipped(lambda b: 2**(b - 1) - 1, lambda b: 1 - 2**(b - 1), np.max), "not the largest number"),
                             (absmax_in_place, "argument x"), (lambda x, bits: absmax_with(np.rint)(x, bits).astype(np.float32), "float32")],
     "quantization.survey": [(survey_sign, "libraries' sign"), (survey_min_max, "does not contain 0"), (survey_unclipped, "not clipped"),
+                            (survey_middle, "Z of a symmetric grid"),
                             (survey_late, "before you subtract Z"), (survey_zeros, "an array of zeros"),
                             (lambda *a: (by_library(*a)[0].astype(float), *by_library(*a)[1:]), "use .astype(int)")],
     "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "its own fraction"), (clip_absolute, "squared"),
+                               (clip_against_clipped, "against the clipped x"), (clip_one_range, "its own range"),
                                (clip_last, "the first one is wanted"), (clip_place, "return the fraction itself"),
                                (lambda x, bits, fractions: loop_of_rows(x, bits, fractions[::-1]), "equally good")],
-    "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V"),
+    "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V"), (float_too_fine, "goes down to −bias"),
                               (float_with(half_up), "rounds it up"), (float_with(half_away), "away from 0"), (float_integers, "2.0**(E − m)"),
                               (float_with(np.trunc), "you cut off"), (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m)), "is reserved"),
                               (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 1 - bias)), "all bits 1")],

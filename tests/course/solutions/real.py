@@ -51,6 +51,19 @@ def interleaved(x, theta):
     return np.stack([a * np.cos(phi) - b * np.sin(phi), b * np.cos(phi) + a * np.sin(phi)], axis=-1).reshape(H, T, d)
 
 
+def joined_interleaved(x, theta): return np.stack(np.split(rotary(x, theta), 2, axis=-1), axis=-1).reshape(x.shape)
+
+
+def neighbours_joined(x, theta): return np.concatenate([interleaved(x, theta)[..., 0::2], interleaved(x, theta)[..., 1::2]], axis=-1)
+
+
+def too_many_pairs(x, theta):
+    H, T, d = x.shape
+    phi = np.arange(T)[:, None] * theta ** (-2 * np.arange(d) / d)
+    x1, x2 = x[..., :d // 2], x[..., d // 2:]
+    return np.concatenate([x1 * np.cos(phi) - x2 * np.sin(phi), x2 * np.cos(phi) + x1 * np.sin(phi)], axis=-1)
+
+
 def by_head(x, theta):
     H, T, d = x.shape
     phi = (np.arange(H)[:, None] * theta ** (-2 * np.arange(d // 2) / d))[:, None]
@@ -75,11 +88,13 @@ def by_rotate_half(x, theta):
 
 
 # -- grouped heads -------------------------------------------------------------------------------
-def attention(q, k, v, scale=True, causal=True):
-    S = q @ k.transpose(0, 2, 1) / (np.sqrt(q.shape[-1]) if scale else 1)
-    if causal: S = S + np.triu(np.full(S.shape[1:], -np.inf), 1)
-    P = np.exp(S - S.max(-1, keepdims=True))
-    return P / P.sum(-1, keepdims=True) @ v
+def attention(q, k, v, scale=True, causal=True, divisor=lambda q: q.shape[-1], above=1, zero=False, after=False, axis=-1):
+    S = q @ k.transpose(0, 2, 1) / (np.sqrt(divisor(q)) if scale else 1)
+    future = np.triu(np.ones(S.shape[1:], bool), above)
+    if causal and not after: S = np.where(future, 0 if zero else -np.inf, S)
+    P = np.exp(S - S.max(axis, keepdims=True))
+    P = P / P.sum(axis, keepdims=True)
+    return P * (~future if after else 1) @ v
 
 
 def shared(places, **options):
@@ -112,6 +127,21 @@ def q4_1_loop(octets):
 def q4_1(octets, order=lambda low, high: np.concatenate([low, high], axis=1), dtype="<f2"):
     d, m = numbers(octets, dtype).T
     return d[:, None] * order(*codes(octets)) + m[:, None]
+
+
+def q4_1_half(octets):
+    d, m = octets[:, :4].copy().view("<f2").T[:, :, None]
+    return d * np.concatenate(codes(octets), axis=1) + m
+
+
+def q4_1_swapped_half(octets):
+    d, m = octets[:, :4].copy().view(">f2").T[:, :, None]
+    return d * np.concatenate(codes(octets), axis=1) + m
+
+
+def q4_1_unshifted(octets):
+    d, m = numbers(octets).T
+    return d[:, None] * np.concatenate([octets[:, 4:] & 15, octets[:, 4:] & 240], axis=1) + m[:, None]
 
 
 def q4_0(octets):
@@ -158,12 +188,31 @@ def written(W, steps=15, first=lambda d, m: (d, m), dtype="<f2", pair=lambda q, 
     return np.array(blocks)
 
 
+def whole(how, safe=True):
+    """In NumPy, with another way to a whole number; not safe: a step of 0 is a divisor."""
+    def real_encode(W):
+        m, step = W.min(1, keepdims=True), (W.max(1, keepdims=True) - W.min(1, keepdims=True)) / 15
+        q = how((W - m) / (np.where(step == 0, 1, step) if safe else step)).astype(np.uint8)
+        return np.hstack([np.hstack([step, m]).astype("<f2").view(np.uint8), q[:, :16] + 16 * q[:, 16:]])
+    return real_encode
+
+
+def by_stored_step(W):
+    """The nearest codes under the step and the offset as float16 has them."""
+    m = W.min(1, keepdims=True)
+    numbers = np.hstack([(W.max(1, keepdims=True) - m) / 15, m]).astype("<f2")
+    d, m = numbers.astype(np.float32).T[:, :, None]
+    q = np.rint((W - m) / np.where(d == 0, 1, d)).clip(0, 15).astype(np.uint8)
+    return np.hstack([numbers.view(np.uint8), q[:, :16] + 16 * q[:, 16:]])
+
+
 WRONG = {
     "real.bug": [(lambda W, d: np.concatenate([W[0::2], W[1::2]]), "not over all heads"), (way_back, "way back"), (odd_first, "odd ones"),
                  (lambda W, d: W.copy(), "nothing has changed"), (mixed, "yours are mixed")],
     "real.encode": [(lambda W: written(W, pair=lambda q, j: (q[j + 16], q[j])), "low halves"),
                     (lambda W: written(W, pair=lambda q, j: (q[2 * j], q[2 * j + 1])), "no neighbours"), (lambda W: written(W, 16), "fifteen steps"),
                     (lambda W: written(W, first=lambda d, m: (m, d)), "the offset m"), (lambda W: written(W, dtype=">f2"), "little-endian"),
+                    (whole(np.floor), "nearest code"), (whole(np.ceil), "np.rint"), (whole(np.rint, safe=False), "by luck"),
                     (lambda W: written(W)[:, 4:], "20 bytes")],
     "real.rms_norm": [
         (layer_norm, "layer norm"), (by_length, "of their sum"), (outer_eps, "under the root"), (over_all, "a norm of its own"),
@@ -171,17 +220,23 @@ WRONG = {
     "real.rotary": [
         (interleaved, "paired neighbours"), (lambda x, theta: rotary(x, theta, sign=-1), "sign of sin"), (by_head, "grows with the head"),
         (lambda x, theta: rotary(x, theta, start=1), "first position is 0"), (lambda x, theta: rotary(x, theta, power=-1.0), "yours is −i/d"),
+        (joined_interleaved, "yours are interleaved"), (neighbours_joined, "joined the results"), (too_many_pairs, "d/2 pairs"),
         (lambda x, theta: rotary(x, theta, power=2.0), "more slowly")],
     "real.grouped": [
         (shared(lambda H, G: np.arange(H) % G), "do not tile"), (shared(in_order, causal=False), "the future"),
+        (shared(in_order, zero=True), "score of 0"), (shared(in_order, after=True), "before the softmax; what"),
+        (shared(in_order, axis=-2), "over the keys"), (shared(in_order, divisor=len), "number of heads"),
+        (shared(in_order, above=0), "also sees itself"),
         (shared(in_order, scale=False), "divided by √d"), (shared(lambda H, G: np.zeros(H, int)), "the first one")],
     "real.q4_1": [
         (lambda b: q4_1(b, lambda low, high: np.concatenate([high, low], axis=1)), "low halves"),
         (lambda b: q4_1(b, lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32)), "no neighbours"),
-        (q4_0, "is Q4_0"), (minus, "m is added"), (lambda b: q4_1(b, dtype=">f2"), "little-endian")],
+        (q4_0, "is Q4_0"), (minus, "m is added"), (lambda b: q4_1(b, dtype=">f2"), "little-endian"),
+        (q4_1_swapped_half, "the dtype '<f2'"), (q4_1_half, "compute in float32"), (q4_1_unshifted, "16 times the code"),
+        (lambda b: q4_1_loop(b).astype(float), "weights are float32")],
 }
 RIGHT = {
-    "real.bug": [by_index, by_heads], "real.encode": [written, lambda W: written(W.astype(float)).tolist()],
+    "real.bug": [by_index, by_heads], "real.encode": [by_stored_step, whole(np.rint), written, lambda W: written(W.astype(float)).tolist()],
     "real.rms_norm": [by_dot, lambda *a: by_dot(*a).tolist()], "real.rotary": [rotary, by_complex, by_rotate_half], "real.grouped": [shared(in_order), by_functional],
     "real.q4_1": [q4_1, q4_1_loop],
 }

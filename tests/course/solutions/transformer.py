@@ -7,11 +7,11 @@ import tinypeft as tp
 from tinypeft import functional as F
 
 
-def attention(scale=lambda d, S: math.sqrt(d), diagonal=lambda T, S: S - T + 1, axis=-1, late=False):
+def attention(scale=lambda d, S: math.sqrt(d), diagonal=lambda T, S: S - T + 1, axis=-1, late=False, low=-np.inf, more=0):
     def transformer_attention(q, k, v):
         scores = q @ k.T / scale(q.shape[1], len(k))
         mask = np.triu(np.ones(scores.shape, bool), diagonal(*scores.shape)) if diagonal else np.zeros(scores.shape, bool)
-        if not late: scores[mask] = -np.inf
+        if not late: scores[mask] = scores[mask] * bool(more) + more if more else low
         A = np.exp(scores - scores.max(axis, keepdims=True))
         A /= A.sum(axis, keepdims=True)
         if late: A[mask] = 0
@@ -66,15 +66,30 @@ def overflowing(q, k, v):
     return e / e.sum(1, keepdims=True) @ v
 
 
-def sees(new=lambda row, rng: rng.standard_normal(row.shape), fresh=True, by_row=True, turned=False, in_place=False):
+def maximum_first(q, k, v):
+    """The largest score of all keys, hidden ones included, is subtracted, and then the hidden ones are left out."""
+    S, T, scores = len(k), len(q), q @ k.T / math.sqrt(q.shape[1])
+    e = np.exp(scores - scores.max(1, keepdims=True)) * np.tri(T, S, S - T, dtype=np.float32)
+    return e / e.sum(1, keepdims=True) @ v
+
+
+def guarded(bound=lambda p: p + 1e-12):
+    def transformer_loss(logits, tokens):
+        z = logits[:, :-1] - logits[:, :-1].max(-1, keepdims=True)
+        p = bound(np.exp(z) / np.exp(z).sum(-1, keepdims=True))
+        return float(-np.log(np.take_along_axis(p, tokens[:, 1:, None], -1)).mean())
+    return transformer_loss
+
+
+def sees(new=lambda row, rng: rng.standard_normal(row.shape), fresh=True, by_row=True, turned=False, in_place=False, of_row=lambda differs: differs.any(1), bound=1e-10):
     def transformer_sees(f, x):
         rng, y, before = np.random.default_rng(4), x if in_place else x.copy(), f(x)
         columns = []
         for j in range(len(x)):
             if fresh: y = x.copy()
             y[j] = new(x[j], rng)
-            differs = np.abs(f(y) - before) > 1e-10
-            columns.append(differs.any(1) if by_row else np.full(len(x), differs.any()))
+            differs = np.abs(f(y) - before) > bound
+            columns.append(of_row(differs) if by_row else np.full(len(x), differs.any()))
         return np.array(columns) if turned else np.array(columns).T
     return transformer_sees
 
@@ -109,20 +124,25 @@ WRONG = {
         (attention(diagonal=lambda T, S: S - T + 2), "the key after its own"), (attention(axis=0), "over the queries"),
         (overflowing, "np.exp overflows"), (lambda q, k, v: F.attention(*map(tp.Tensor, (q, k, v))).data, "uses attention of the package"),
         (lambda q, k, v: attention()(q, k, v).astype(np.float64), "float64"), (lambda q, k, v: tp.Tensor(attention()(q, k, v)), "a Tensor"),
-        (attention(late=True), "after the softmax")],
+        (attention(late=True), "after the softmax"), (attention(low=0), "e⁰"), (attention(low=-100), "not low enough"),
+        (attention(more=-1000), "near −1,000, so put"), (maximum_first, "0/0 follows")],
     "transformer.loss": [
         (loss(lambda z, t: (z, t)), "are about token t + 1"), (loss(lambda z, t: (z[:, 1:], t[:, :-1])), "wrong way"),
-        (loss(reduce=np.sum), "a sum where"), (loss(safe=False), "np.exp overflows"), (loss(axis=1), "over positions"),
+        (loss(reduce=np.sum), "a sum over all positions"), (guarded(), "makes large losses smaller"), (guarded(lambda p: np.maximum(p, 1e-9)), "a bound for it"),
+        (guarded(lambda p: p), "the log of the softmax"), (lambda z, t: loops(z, t) * (t.shape[1] - 1), "divide by T − 1"), (loss(safe=False), "np.exp overflows"), (loss(axis=1), "over positions"),
         (lambda z, t: loops(z, t) / math.log(2), "in bits"), (lambda z, t: -loops(z, t), "the sign")],
     "transformer.count": [
         (lambda V, C, d, L: count(V, C, d, L) + V * d, "tied"), (lambda V, C, d, L: count(V, C, d, L) - 2 * d, "final norm"),
         (lambda V, C, d, L: count(V, C, d, L) - 9 * d * L, "biases"), (lambda V, C, d, L: count(V, C, d, L) - C * d, "position table"),
         (lambda V, C, d, L: count(V, C, d, L) - 4 * d * L, "layer norms of the blocks"),
+        (lambda V, C, d, L: count(V, C, d, L) - 3 * d * L, "the bias of `up`"),
         (lambda V, C, d, L: count(V, C, d, L) + 1, "another number")],
     "transformer.sees": [
         (sees(lambda row, rng: row + 1), "vanishes in a layer norm"), (sees(lambda row, rng: 3 * row), "a multiple of a row"),
         (sees(fresh=False), "a copy of x"), (sees(turned=True), "it is transposed"), (sees(by_row=False), "row by row"),
-        (sees(fresh=False, in_place=True), "argument x"), (lambda f, x: np.tril(np.ones((len(x), len(x)), bool)), "other numbers"),
+        (sees(lambda row, rng: 0 * row), "a row of zeros"), (sees(of_row=lambda differs: differs[:, 0]), "one number alone"),
+        (sees(of_row=lambda differs: differs.all(1)), "a change of all"), (sees(bound=0.3), "any change counts"),
+        (sees(fresh=False, in_place=True), "writes into its argument x"), (lambda f, x: np.tril(np.ones((len(x), len(x)), bool)), "other numbers"),
         (lambda f, x: sees()(f, x).astype(int), "dtype int64")],
     "transformer.alibi": [
         (alibi(sign=-1), "further away gets less"), (alibi(shift=False), "stands at i + S − T"),

@@ -26,6 +26,11 @@ def _orthonormal(rng):
 def _square(x): return (x * x).sum()
 
 
+def _is_cut(got, expected):
+    """Is it a number, or a Tensor made of one, where a Tensor in the graph of P and Q is expected?"""
+    return isinstance(expected, Tensor) or (got.dtype, expected.dtype) == (np.float32, np.float64)
+
+
 # -- adalora.importance ----------------------------------------------------------------------------
 def importance(w, g, I_bar, U, beta1, beta2):
     I = np.abs(w * g)
@@ -40,19 +45,40 @@ def _averages(rng):
     return w, g, np.abs(a), np.abs(b), float(rng.uniform(0.7, 0.95)), float(rng.uniform(0.5, 0.9))
 
 
-def _variant(old=False, keep=np.abs, deviation=np.abs, score=np.multiply, swap=False, weight=True):
+def _variant(old=False, keep=np.abs, deviation=np.abs, score=np.multiply, swap=False, weight=True, scored=None):
+    """importance with a mistake; scored(I, old Ī, old U, new Ī, new U) are the two numbers whose product is the score."""
     def wrong(w, g, I_bar, U, beta1, beta2):
         if swap: beta1, beta2 = 1 - beta1, 1 - beta2
         I = keep(w * g if weight else g)
         new = beta1 * I_bar + (1 - beta1) * I
-        U = beta2 * U + (1 - beta2) * deviation(I - (I_bar if old else new))
-        return new, U, score(new, U)
+        new_U = beta2 * U + (1 - beta2) * deviation(I - (I_bar if old else new))
+        return new, new_U, score(*(scored(I, I_bar, U, new, new_U) if scored else (new, new_U)))
     return wrong
+
+
+def _itself(x): return x
 
 
 # -- adalora.budget --------------------------------------------------------------------------------
 def budget(t, T, t_i, t_f, b0, bT):
     return AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
+
+
+def _with(left, rests=("<", ">"), most=lambda b, b0: b):
+    """budget with a mistake: another share that is left. rests: do the two ends belong to the fall or to the rests?"""
+    def wrong(t, T, t_i, t_f, b0, bT):
+        if t < t_i or t == t_i and rests[0] == "≤": return b0
+        if t > T - t_f or t == T - t_f and rests[1] == "≥": return bT
+        return most(int(bT + (b0 - bT) * left(t, T, t_i, t_f) ** 3), b0)
+    return wrong
+
+
+def _wherever_it_rests(sentence, left, **more):
+    """The mistake with either choice at both ends of the fall."""
+    return tuple((sentence, _with(left, (a, b), **more)) for a in "<≤" for b in ">≥")
+
+
+def _printed(t, T, t_i, t_f): return 1 - (t - t_i - t_f) / (T - t_i - t_f)
 
 
 def _schedule(rng):
@@ -132,7 +158,14 @@ EXERCISES = (
             ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
             ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
             ("you took the mean of the squares; they are summed, not averaged",
-             lambda P, Q: penalty(P, Q) / P.shape[1] ** 2)),
+             lambda P, Q: penalty(P, Q) / P.shape[1] ** 2),
+            ("the diagonal is left out: the dot product of a column with itself should be 1, and its distance from 1 counts, too",
+             lambda P, Q: _square(P.T @ P * (1 - np.eye(P.shape[1]))) + _square(Q @ Q.T * (1 - np.eye(P.shape[1])))),
+            ("the entries are not squared, so that those above 0 and those below 0 cancel",
+             lambda P, Q: (P.T @ P - np.eye(P.shape[1])).sum() + (Q @ Q.T - np.eye(Q.shape[0])).sum())),
+        symptoms=(
+            (".data, a NumPy function or a new Tensor cuts the graph, so that no gradient can reach P and Q; use operations on "
+             "Tensors from beginning to end", lambda got, expected, arguments: _is_cut(got, expected)),),
         tolerance=1e-6,
         hints=("What is PᵀP if the columns of P are orthonormal? Which product says the same about the rows of Q?",
                "PᵀP and Q Qᵀ are (r, r), like np.eye(r). The result is a Tensor with one number.",
@@ -145,8 +178,14 @@ EXERCISES = (
              lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
         mistakes=(
             ("U must measure the distance from the new Ī, not from the old one", _variant(old=True)),
-            ("the sensitivity is |w g|, without a sign", _variant(keep=lambda x: x)),
-            ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=lambda x: x)),
+            ("the sensitivity is |w g|, without a sign", _variant(keep=_itself)),
+            ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=_itself)),
+            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|", _variant(keep=_itself, deviation=_itself)),
+            ("the score is made of an old average; take the new Ī and the new U", _variant(scored=lambda I, a, u, b, v: (a, u))),
+            ("the score is made of an old average; take the new Ī and the new U", _variant(scored=lambda I, a, u, b, v: (a, v))),
+            ("the score is made of an old average; take the new Ī and the new U", _variant(scored=lambda I, a, u, b, v: (b, u))),
+            ("the score is made of this step's I; take its average Ī, which one noisy batch moves less",
+             _variant(scored=lambda I, a, u, b, v: (I, v))),
             ("the uncertainty is the absolute value of I − Ī; you squared it", _variant(deviation=np.square)),
             ("you added; the score is the product Ī U", _variant(score=np.add)),
             ("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(swap=True)),
@@ -156,7 +195,7 @@ EXERCISES = (
                "I = |w g|. The new Ī is β1 Ī + (1 − β1) I. The new U is β2 U + (1 − β2) |I − Ī|, with the new Ī. s is "
                "their product.")),
     Exercise(
-        name="adalora.budget", title="Find the bug: the budget as printed", stars=2,
+        name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
         reference=budget, cases=_schedule,
         special=(
             ("the first step", _at(lambda T, t_i, t_f: 0)),
@@ -164,9 +203,12 @@ EXERCISES = (
             ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
             ("the last step", _at(lambda T, t_i, t_f: T))),
         mistakes=(
-            ("this is the paper's Appendix A as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
-             lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else bT if t > T - t_f else
-             int(bT + (b0 - bT) * (1 - (t - t_i - t_f) / (T - t_i - t_f)) ** 3)),
+            *_wherever_it_rests("this is the paper's Appendix A as printed, with t − t_i − t_f in the numerator; the numerator is t − t_i",
+                                _printed),
+            *_wherever_it_rests("min(b0, …) cuts off what is too large at t_i, but the fall is still that of (6) as printed; mend its "
+                                "numerator", _printed, most=min),
+            *_wherever_it_rests("t_f is gone from the denominator, where it belongs, and still in the numerator; the fall takes "
+                                "T − t_i − t_f steps and starts at t_i", lambda t, T, t_i, t_f: 1 - (t - t_i - t_f) / (T - t_i)),
             ("the fall is cubic, not linear",
              lambda t, T, t_i, t_f, b0, bT: int(bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)))),
             ("the budget is a whole number: round down", lambda t, T, t_i, t_f, b0, bT:

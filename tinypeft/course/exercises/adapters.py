@@ -47,11 +47,11 @@ def widen_cases(rng, s=None):
     return *(rng.standard_normal(shape) for shape in shapes), float(rng.integers(2, 6)) if s is None else s
 
 
-def widened(down=1, up=lambda s: s, bias=lambda s: s):
-    """A wider MLP whose scale went elsewhere: factors on W_down and b_down, W_up, b_up, as functions of s."""
+def widened(down=1, up=lambda s: s, bias=lambda s: s, inner=None):
+    """A wider MLP whose scale went elsewhere: factors on W_down, W_up, b_up and b_down (that of W_down), as functions of s."""
     def wrong(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
-        a, u, b = (f(s) if callable(f) else f for f in (down, up, bias))
-        return (np.concatenate([W1, a * W_down]), np.concatenate([b1, a * b_down]), np.concatenate([W2, u * W_up], axis=1),
+        a, u, b, c = (f(s) if callable(f) else f for f in (down, up, bias, down if inner is None else inner))
+        return (np.concatenate([W1, a * W_down]), np.concatenate([b1, c * b_down]), np.concatenate([W2, u * W_up], axis=1),
                 b2 + b * b_up)
     return wrong
 
@@ -84,6 +84,21 @@ def file_cases(rng, norms=None, size=None):
         for name, shape in (("W_d", (m, d)), ("b_d", (m,)), ("W_u", (d, m)), ("b_u", (d,))):
             after[f"blocks.{i}.mlp.down.{name}"] = draw(*shape)
     return before, after
+
+
+def little_cases(rng, steps):
+    """The norms start at ones and zeros, and few of their numbers moved. steps: position in an array → what it adds."""
+    before, after = file_cases(rng, norms=False)
+    for name in (name for name in before if "norm" in name):
+        before[name] = np.full_like(before[name], name.endswith("weight"))
+        after[name] = before[name].copy()
+        for at, step in steps.items(): after[name][at] = step(after[name][at])
+    return before, after
+
+
+def least(x):
+    """The next larger float32."""
+    return np.nextafter(x, np.float32(np.inf))
 
 
 def chosen(which):
@@ -135,7 +150,11 @@ EXERCISES = (
             ("b_d is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u, b_u)),
             ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
             ("you used a ReLU instead of a GELU",
-             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u))),
+             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).relu(), W_u, b_u)),
+            ("the h that you add has left the graph: add h itself, not h.data",
+             lambda h, W_d, b_d, W_u, b_u: Tensor(h.data) + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
+            ("the h that goes through the detour has left the graph: use h itself, not h.data",
+             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(Tensor(h.data), W_d, b_d)), W_u, b_u))),
         hints=("How many activations has an adapter, and what is added at the end?",
                "F.linear(h, W_d, b_d) is (…, m). F.linear of that with W_u and b_u is (…, d), like h.",
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
@@ -169,10 +188,19 @@ EXERCISES = (
             ("s must come after the activation: f(s y) is not s f(y); and the bias b_up is scaled too",
              widened(down=lambda s: s, up=1, bias=1)),
             ("s must multiply the adapter's output bias as well", widened(bias=1)),
+            ("s must multiply W_up as well, not b_up alone", widened(up=1)),
+            *(("s stands at W_down, before the activation: it belongs behind it, at W_up and b_up",
+               widened(down=lambda s: s, inner=1, up=up, bias=bias))
+              for up in (1, lambda s: s) for bias in (1, lambda s: s)),
             ("the adapter's output bias b_up is missing", widened(bias=0)),
             ("s is applied twice, on the way down and on the way up", widened(down=lambda s: s)),
             ("the adapter's units come after the MLP's", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
                 np.concatenate([W_down, W1]), np.concatenate([b_down, b1]), np.concatenate([s * W_up, W2], axis=1), b2 + s * b_up))),
+        errors=(
+            ("exactly, but along dimension 1", "you joined W2 (d, k) and W_up (d, m) along axis 0: a hidden unit is a column of "
+             "them, so join along axis 1"),
+            ("exactly, but along dimension 0", "you joined W1 (k, d) and W_down (m, d) along axis 1: a hidden unit is a row of "
+             "them, so join along axis 0")),
         tolerance=1e-9,
         hints=("A hidden unit is a row of W1 and a column of W2. Where do the adapter's units go? On which side of the "
                "activation may s stand?",
@@ -186,7 +214,11 @@ EXERCISES = (
         special=(
             ("only the adapters were trained", lambda rng: file_cases(rng, norms=False)),
             ("the norms were trained, too", lambda rng: file_cases(rng, norms=True, size=0.1)),
-            ("the norms were trained, too, and moved by a millionth", lambda rng: file_cases(rng, norms=True, size=1e-6))),
+            ("the norms were trained, too, and moved by a millionth", lambda rng: file_cases(rng, norms=True, size=1e-6)),
+            ("one number of each norm moved, by the smallest step that float32 has", lambda rng: little_cases(rng, {-1: least})),
+            ("the last number of each norm moved", lambda rng: little_cases(rng, {-1: lambda x: x + 0.5})),
+            ("two numbers of each norm moved, one up and one down by as much",
+             lambda rng: little_cases(rng, {0: lambda x: x + 0.5, 1: lambda x: x - 0.5}))),
         mistakes=(
             ("these are the adapters alone: the layer norms were trained as well, and are in the base under the same name",
              chosen(lambda name, a, before: name not in before)),
@@ -194,12 +226,22 @@ EXERCISES = (
              chosen(lambda name, a, before: name in before and not np.array_equal(a, before[name]))),
             ("this is the whole model: what training left as it was is in the base already",
              chosen(lambda name, a, before: True)),
-            ("np.allclose overlooks a small step: what has moved at all is needed",
-             chosen(lambda name, a, before: name not in before or not np.allclose(a, before[name], rtol=1e-4, atol=1e-4))),
+            *(("a tolerance, as np.allclose has one, overlooks a small step: what has moved at all is needed",
+               chosen(lambda name, a, before, near=near: name not in before or not np.allclose(a, before[name], **near)))
+              for near in ({}, {"rtol": 1e-4, "atol": 1e-4})),
+            ("one number that has moved is enough: ask with .any(), not with .all()",
+             chosen(lambda name, a, before: name not in before or (a != before[name]).all())),
+            ("two arrays with the same sum may differ: compare number by number",
+             chosen(lambda name, a, before: name not in before or a.sum() != before[name].sum())),
+            ("two arrays with the same mean may differ: compare number by number",
+             chosen(lambda name, a, before: name not in before or a.mean() != before[name].mean())),
+            ("you compared the first numbers only: any number may have moved",
+             chosen(lambda name, a, before: name not in before or a.flat[0] != before[name].flat[0])),
             ("you chose by the word “norm”: choose by what has changed, since norms may be frozen",
              chosen(lambda name, a, before: name not in before or "norm" in name)),
             ("biases are trained, too", chosen(lambda name, a, before: name not in before or (
                 not np.array_equal(a, before[name]) and name.endswith("weight"))))),
+        errors=(("truth value of an array", "a != b is an array with an answer for each number: .any() makes one answer of them"),),
         tolerance=0,
         hints=("Which arrays of the trained model can you not get from the base? There are two kinds.",
                "`name in before` tells whether the base has an array. np.array_equal(a, b) is True or False for two arrays.",

@@ -125,12 +125,17 @@ def reference_layer_norm_vjp(x, gamma, dy, eps=1e-5):
     return x.grad
 
 
-def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0, outside=0.0):
+def mean_of_rows(a):
+    return a.mean(-1, keepdims=True)
+
+
+def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=True, divided=True, ddof=0, outside=0.0,
+                   average=mean_of_rows):
     sigma = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps) + outside
     xhat = (x - x.mean(-1, keepdims=True)) / sigma
     dxhat = gamma * dy if scaled else dy
-    dx = dxhat - (dxhat.mean(-1, keepdims=True) if mean else 0)
-    if projection: dx = dx - xhat * (dxhat * xhat).mean(-1, keepdims=True)
+    dx = dxhat - (average(dxhat) if mean else 0)
+    if projection: dx = dx - xhat * average(dxhat * xhat)
     return dx / sigma if divided else dx
 
 
@@ -181,8 +186,14 @@ class Vjps:
         t, s = np.tanh(x), x.sum(-1, keepdims=True)
         return dy * s + (dy * t).sum(-1, keepdims=True)
 
+    @staticmethod
+    def for_small(x, dy):
+        """Right as long as no number of x leaves −4 … 4, and wrong for larger ones."""
+        return Vjps.whole(np.clip(x, -4, 4), dy)
+
 
 WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.slightly, Vjps.at_zero
+STRICT = "the accepted difference is too large: an error of a thousandth must be caught, and a right vjp agrees to about 1e-10"
 
 
 def squashed_sum(x):
@@ -217,7 +228,7 @@ class Pushes:
 by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
-def forward(tape, dx, add=True, order=1, first=0, zeros=False):
+def forward(tape, dx, add=True, order=1, first=0, zeros=False, in_place=False):
     """How all values of a tape change with its first one; the options make the mistakes."""
     changes = [None] * len(tape)
     changes[first] = dx
@@ -225,7 +236,9 @@ def forward(tape, dx, add=True, order=1, first=0, zeros=False):
         for j, jvp in tape[k]:
             if changes[j] is None: continue
             dy = jvp(changes[j])
-            changes[k] = changes[k] + dy if add and changes[k] is not None else dy
+            if changes[k] is None or not add: changes[k] = dy
+            elif in_place: changes[k] += dy
+            else: changes[k] = changes[k] + dy
     return [0.0 if c is None and zeros else c for c in changes]
 
 
@@ -257,6 +270,11 @@ EXERCISES = (
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
         errors=(
+            ("for +", "an entry is None until its first gradient arrives: begin with that one, and add the later ones"),
+            ("NoneType", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
+                         "value k goes in, not that of value j"),
+            ("(has 0,", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
+                        "value k goes in, not that of value j"),
             ("RecursionError", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
                                "last to the first"),
             ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
@@ -311,7 +329,7 @@ EXERCISES = (
              lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.sum(1)), need)),
             ("db is a sum over rows, not a mean",
              lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.mean(0)), need)),
-            ("dW is averaged over rows; equation (5) is a sum",
+            ("dW is averaged over rows; every row adds its part, so it is a sum",
              lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X / len(X), dY.sum(0)), need)),
             ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
              lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
@@ -339,6 +357,10 @@ EXERCISES = (
             ("ε stands under the root: σ = √(var + ε), not √var + ε",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 0.0, outside=eps)),
             ("the variance divides by d, not by d − 1", lambda *a: layer_norm_vjp(*a, ddof=1)),
+            ("a sum stands where a mean belongs: divide it by d",
+             lambda *a: layer_norm_vjp(*a, average=lambda b: b.sum(-1, keepdims=True))),
+            ("the means run over all axes; each row of d numbers has its own mean, over the last axis",
+             lambda *a: layer_norm_vjp(*a, average=np.mean)),
             ("the first term uses dx̂, but the means use dy: all three terms need dx̂ = γ dy",
              lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
              + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
@@ -358,22 +380,26 @@ EXERCISES = (
             ("J dy in place of Jᵀ dy", lambda rng: catches_cases(rng, Vjps.transposed)),
             ("right for dy = (1, …, 1) alone", lambda rng: catches_cases(rng, Vjps.for_ones)),
             ("wrong by a thousandth in one term", lambda rng: catches_cases(rng, Vjps.slightly)),
-            ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero))),
+            ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero)),
+            ("wrong for numbers above 4 alone, and x has such numbers",
+             lambda rng: (squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))))),
         mistakes=(
             ("u is (1, …, 1), as in .sum(): what is right for that u alone passes; draw u at random",
              lambda f, vjp, x: catches(f, vjp, x, upstream=np.ones_like)),
-            ("the accepted difference is too large: an error of a thousandth must be caught",
-             lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
+            (STRICT, lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
+            ("you test at points of your own: a vjp may be right there and wrong at the x that is given",
+             lambda f, vjp, x: catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
             ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance?",
-             lambda got, expected, args: args[1] in (Vjps.whole, Vjps.by_jacobian)),
-            ("you accept a wrong vjp: compare both sides of equation (6) at the x that is given, for a random u and a random v",
-             lambda got, expected, args: args[1] in WRONG_VJPS)),
-        errors=(("ambiguous", "return one True or False: both sides of equation (6) are single numbers, because ⟨u, y⟩ sums "
+             lambda got, expected, args: got and not expected),
+            (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
+            ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, for a random u and a random v",
+             lambda got, expected, args: expected and not got)),
+        errors=(("ambiguous", "return one True or False: both sides of equation (7) are single numbers, because ⟨u, y⟩ sums "
                               "over all of y"),),
-        hints=("Both sides of equation (6) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
+        hints=("Both sides of equation (7) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
                "hide?",
                "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one number. How large may the "
                "difference be, compared with ‖u‖ ‖v‖?",
@@ -382,6 +408,7 @@ EXERCISES = (
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         reference=reference_forward, cases=forward_cases,
+        special=(("the example of equation (2)", chain),),
         mistakes=(
             ("a value that is made of two others changes with both: add the changes",
              lambda tape, dx: forward(tape, dx, add=False)),
@@ -389,8 +416,11 @@ EXERCISES = (
              lambda tape, dx: forward(tape, dx, order=-1)),
             ("it is the first value that moves by dx, not the last", lambda tape, dx: forward(tape, dx, first=-1)),
             ("a value that does not depend on the first one does not change: None, not 0",
-             lambda tape, dx: forward(tape, dx, zeros=True))),
-        errors=(("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
+             lambda tape, dx: forward(tape, dx, zeros=True)),
+            ("+= writes into an array that another value has as its change, too; write a + b",
+             lambda tape, dx: forward(tape, np.array(dx), in_place=True))),
+        errors=(("for +", "an entry is None until its first change arrives: begin with that one, and add the later ones"),
+                ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
                 ("(has 0,", "a value that does not change has None, and no jvp takes None: skip it"),
                 ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j])")),
         tolerance=1e-9,

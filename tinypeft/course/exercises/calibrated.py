@@ -35,19 +35,15 @@ def compensate(w, Hinv, q, value):
     return obq_step(w, Hinv, q, value)
 
 
-def compensate_variant(sign=1, divide=True, eliminate=True, dust=True, move=True):
-    """compensate with a mistake: the sign, no division by [H⁻¹]_qq, no elimination, dust left, others not moved."""
+def compensate_variant(sign=1, divide=True, divide_H=True, eliminate=True, move=True, exact=True, delta=False):
+    """compensate with a mistake: the sign, no division by [H⁻¹]_qq in w or in H⁻¹, no elimination, others not moved, or δ."""
     def wrong(w, Hinv, q, value):
         column = Hinv[:, q] / (Hinv[q, q] if divide else 1)
         new = w + sign * (value - w[q]) * (column if move else 0)
-        new[q] = value
-        if eliminate:
-            Hinv = Hinv - np.outer(Hinv[:, q], Hinv[q]) / (Hinv[q, q] if divide else 1)
-            if dust: Hinv[q] = Hinv[:, q] = 0
-        else:
-            Hinv = Hinv.copy()
-            Hinv[q] = Hinv[:, q] = 0
-        return new, Hinv
+        if exact: new[q] = value
+        M = Hinv - np.outer(Hinv[:, q], Hinv[q]) / (Hinv[q, q] if divide_H else 1) if eliminate else Hinv.copy()
+        M[q] = M[:, q] = 0
+        return new - w if delta else new, M
     return wrong
 
 
@@ -75,6 +71,15 @@ def gptq(W, U, quant):
     return W_hat
 
 
+def gptq_fixed(W, U, quant):
+    """gptq with one inverse for all columns, from which nothing is eliminated."""
+    V, W_hat, Hinv = W.copy(), np.empty_like(W), U.T @ U
+    for j in range(W.shape[1]):
+        W_hat[:, j] = quant(V[:, j])
+        V[:, j + 1:] -= np.outer((V[:, j] - W_hat[:, j]) / Hinv[j, j], Hinv[j, j + 1:])
+    return W_hat
+
+
 def gptq_variant(pass_on=True, sign=1, divide=True, original=False, running=False):
     """gptq with a mistake: nothing passed on, the wrong sign, not divided by U_jj, errors of the original W, W returned."""
     def wrong(W, U, quant):
@@ -97,12 +102,13 @@ def mended_factor(H, damping):
     return factor(H, damping).copy()
 
 
-def factor_variant(inverse=True, upper=True, everywhere=False, relative=True, damped=True):
-    """mended_factor with a mistake: of H itself, lower, damping everywhere, not in units of the mean, or none."""
+def factor_variant(inverse=True, upper=True, everywhere=False, relative=True, damped=True, each=False, of_L=False):
+    """mended_factor with a mistake: of H itself, lower, damping everywhere, not in units of the mean, in proportion to each
+    entry, or none; of_L: the inverse of H's own factor."""
     def wrong(H, damping):
         more = damping * (H.diagonal().mean() if relative else 1) if damped else 0
-        A = H + (more if everywhere else more * np.eye(len(H)))
-        L = np.linalg.cholesky(np.linalg.inv(A) if inverse else A)
+        A = H + (more if everywhere else np.diag(damping * H.diagonal()) if each else more * np.eye(len(H)))
+        L = np.linalg.inv(np.linalg.cholesky(A)) if of_L else np.linalg.cholesky(np.linalg.inv(A) if inverse else A)
         return L.T if upper else L
     return wrong
 
@@ -149,13 +155,14 @@ def awq(W, H, mean_abs, quant, alphas):
     return float(alphas[losses.argmin()]), losses
 
 
-def awq_variant(back=True, scale=lambda m, a: m**a, weighted=True, forward=True):
-    """awq with a mistake: not divided back, another scale, plain weight error, not scaled before rounding."""
+def awq_variant(back=True, scale=lambda m, a: m**a, weighted=True, forward=True, both=False):
+    """awq with a mistake: not divided back, another scale, plain weight error, not scaled before rounding; both: Ŵ and W are
+    compared as they are after scaling."""
     def wrong(W, H, mean_abs, quant, alphas):
         losses = []
         for a in alphas:
             s = scale(mean_abs, a)
-            D = quant(W * s if forward else W) / (s if back else 1) - W
+            D = quant(W * s if forward else W) / (s if back else 1) - (W * s if both else W)
             losses.append(np.sum((D @ H) * D) if weighted else np.sum(D * D))
         return float(alphas[int(np.argmin(losses))]), np.array(losses)
     return wrong
@@ -173,6 +180,15 @@ def _optimal(fn, rng):
     new, _ = fn(w, np.linalg.inv(H), 2, 0.0)
     slope = (new - w) @ H                                                 # of the quadratic form, zero in every free direction
     return np.abs(np.delete(slope, 2)).max() < 1e-8 * np.abs(slope).max()
+
+
+def _exact(fn, rng):
+    """Exact zeros in H⁻¹, and exactly the value in w, for some steps."""
+    for _ in range(8):
+        w, Hinv, q, value = compensate_case(rng)
+        new, M = fn(w, Hinv, q, value)
+        if new[q] != value or M[q].any() or M[:, q].any(): return False
+    return True
 
 
 EXERCISES = (
@@ -204,10 +220,18 @@ EXERCISES = (
             ("two weights: the second makes up for the first",
              lambda rng: (np.array([0.4, 0.4]), np.linalg.inv(np.array([[2.0, 1], [1, 2]])), 0, 0.0)),),
         invariants=(
-            ("moving a weight that is still free does not improve the result", _optimal),),
+            ("moving a weight that is still free does not improve the result", _optimal),
+            ("w[q] is exactly the value, and row and column q of the new H⁻¹ are exactly 0", _exact)),
         mistakes=(
             ("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
-            ("divide the column by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False)),
+            *(("divide the column by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False, divide_H=False, exact=exact))
+              for exact in (True, False)),
+            *(("the column that moves w must be divided by [H⁻¹]_qq; only the one that changes H⁻¹ is",
+               compensate_variant(divide=False, exact=exact)) for exact in (True, False)),
+            ("the outer product must be divided by [H⁻¹]_qq; only the column that moves w is", compensate_variant(divide_H=False)),
+            *(("this is δ, the change of w; return w + δ", compensate_variant(delta=True, exact=exact)) for exact in (True, False)),
+            ("this is δ, the change of w; return w + δ", lambda w, Hinv, q, value: (lambda new, M: (
+                np.where(np.arange(len(w)) == q, value, new - w), M))(*compensate(w, Hinv, q, value))),
             ("H⁻¹ needs an elimination step: subtract the outer product; it is not enough to clear row and column",
              compensate_variant(eliminate=False)),
             ("the other weights must move too", compensate_variant(move=False))),
@@ -227,6 +251,8 @@ EXERCISES = (
              "diagonal; take row j)", gptq_variant(pass_on=False)),
             ("the errors have the wrong sign: subtract them", gptq_variant(sign=-1)),
             ("E is the error divided by U_jj", gptq_variant(divide=False)),
+            ("H⁻¹ changes when a column is fixed; row j of U belongs to the inverse of the free columns, row j of UᵀU does not",
+             gptq_fixed),
             ("this is the running W; return the rounded columns, Ŵ", gptq_variant(running=True)),
             ("take the error of the column in its current state, not of the original W", gptq_variant(original=True))),
         hints=("When column j is rounded, which columns can still make up for its error?",
@@ -245,6 +271,11 @@ EXERCISES = (
             ("UᵀU is H; it should be the inverse of H", factor_variant(inverse=False)),
             ("this is lower triangular, L with L Lᵀ = H⁻¹: then nothing is passed on to later columns; U is Lᵀ",
              factor_variant(upper=False)),
+            ("this is Lᵀ of the inverse of H's own factor: U Uᵀ would be H⁻¹, and UᵀU should be it; factor the inverse",
+             factor_variant(of_L=True)),
+            ("UᵀU is right, but this is lower triangular, the inverse of H's own factor; factor the inverse of H, and transpose",
+             factor_variant(of_L=True, upper=False)),
+            ("the same λ is added to the whole diagonal; yours adds a share of each entry", factor_variant(each=True)),
             ("damping belongs on the diagonal alone; you add it to every entry", factor_variant(everywhere=True)),
             ("damping is in units of the mean of H's diagonal", factor_variant(relative=False)),
             ("the damping is not added", factor_variant(damped=False)),
@@ -282,6 +313,7 @@ EXERCISES = (
              lambda rng: (lambda W, H, mean_abs, quant, alphas: (W, H, np.ones_like(mean_abs), quant, alphas + 0.25))(*awq_case(rng)))),
         mistakes=(
             ("the rounded matrix must be divided by s after it was scaled up before", awq_variant(back=False)),
+            ("compare with W itself: divide the rounded matrix by s, and subtract W, not W s", awq_variant(back=False, both=True)),
             ("this is the place of the best α; return α itself",
              lambda *a: (lambda alpha, losses: (float(losses.argmin()), losses))(*awq(*a))),
             ("of equal losses, the first α is wanted; with <= the last one wins",

@@ -37,9 +37,9 @@ def _losses(rng):
     return 2.5 + seeds + rng.normal(0, 0.01, n), 2.52 + seeds + rng.normal(0, 0.01, n)
 
 
-def _half(d, n, quantile=0.975, ddof=1, normal=False):
+def _half(d, n, quantile=0.975, ddof=1, normal=False, lost=1):
     from scipy.stats import norm, t
-    factor = norm.ppf(quantile) if normal else t.ppf(quantile, n - 1)
+    factor = norm.ppf(quantile) if normal else t.ppf(quantile, n - lost)
     return factor * d.std(ddof=ddof) / math.sqrt(n)
 
 
@@ -103,13 +103,13 @@ def seeds(d, half):
     return n
 
 
-def seeds_variant(factor=None, ddof=1, root=True):
-    """seeds with a mistake: another factor in t's place, another spread, or n for its root."""
+def seeds_variant(factor=None, ddof=1, root=True, pilot=False):
+    """seeds with a mistake: another factor in t's place, another spread, n for its root, or the pilot's number to begin with."""
     from scipy.stats import t
     factor = factor or (lambda n, pilot: t.ppf(0.975, n - 1))
 
     def wrong(d, half):
-        n = 2
+        n = len(d) if pilot else 2
         while factor(n, len(d)) * d.std(ddof=ddof) / (math.sqrt(n) if root else n) > half: n += 1
         return n
     return wrong
@@ -153,7 +153,9 @@ EXERCISES = (
         reference=pareto, cases=_points,
         special=(
             ("five points, three on the frontier",
-             lambda rng: (np.array([1.0, 4.0, 3.0, 5.0, 2.0]), np.array([3.0, 2.2, 2.7, 2.3, 2.5]))),),
+             lambda rng: (np.array([1.0, 4.0, 3.0, 5.0, 2.0]), np.array([3.0, 2.2, 2.7, 2.3, 2.5]))),
+            ("two points of equal cost, and two of equal loss",
+             lambda rng: (np.array([1.0, 2.0, 2.0, 4.0]), np.array([3.0, 2.0, 2.5, 2.0])))),
         invariants=(
             ("two equal points do not push each other off the frontier",
              lambda fn, rng: np.asarray(fn(np.array([1.0, 1.0, 2.0]), np.array([2.0, 2.0, 3.0]))).tolist() == [True, True, False]),
@@ -164,6 +166,10 @@ EXERCISES = (
              lambda cost, loss: ~pareto(cost, loss)),
             ("a low loss is good: the frontier is where no other point is cheaper and lower",
              lambda cost, loss: pareto(cost, -loss)),
+            ("equal in one and better in the other is enough to dominate",
+             lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] < loss)).any(0)),
+            ("of two points of equal cost the one with the higher loss is dominated: look at equally cheap points, too",
+             lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] <= loss)).any(0)),
             ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
             ("this is the single best point; every point that no other beats in both belongs to the frontier",
              lambda cost, loss: loss == loss.min()),
@@ -171,6 +177,9 @@ EXERCISES = (
              lambda cost, loss: loss <= np.minimum.accumulate(loss)),
             ("the mask is in the order of cost; put it back into the points' own order",
              lambda cost, loss: pareto(cost, loss)[np.argsort(cost)])),
+        symptoms=(
+            ("these are the places of points; return a boolean array with one entry for each point: true on the frontier",
+             lambda got, expected, arguments: np.asarray(got).dtype.kind in "iu" and np.ndim(got) == 1),),
         tolerance=0,
         hints=("When does point i dominate point j? What if the two are equal?",
                "cost[:, None] <= cost is (n, n): its entry [i, j] compares point i with point j. The result is (n,).",
@@ -184,9 +193,10 @@ EXERCISES = (
              lambda a, b: (a.mean() - b.mean(), np.hypot(_half(a, len(a)), _half(b, len(b))))),
             ("the variance of n values divides by n − 1: ddof=1",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), ddof=0))),
-            ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
+            ("t has n − 1 degrees of freedom, not n", lambda a, b: ((a - b).mean(), _half(a - b, len(a), lost=0))),
+            ("so few seeds need Student's t, not the normal distribution's 1.96",
              lambda a, b: ((a - b).mean(), _half(a - b, len(a), normal=True))),
-            ("5 seeds are few: use Student's t, not the normal distribution's 1.96",
+            ("so few seeds need Student's t, not the normal distribution's 1.96",
              lambda a, b: ((a - b).mean(), 1.96 * (a - b).std(ddof=1) / math.sqrt(len(a)))),
             ("these are the two ends of the interval; return its middle and half of its width",
              lambda a, b: (lambda d, h: (d - h, d + h))(*difference(a, b))),
@@ -210,8 +220,12 @@ EXERCISES = (
             ("the key's third is zero; you have repeated B_v there",
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
                  *fuse(A_q, B_q, A_v, B_v))),
-            ("the two ranks stand beside each other: B_v's columns are the last s, those of A_v's rows",
+            ("return (A, B), in this order", lambda *pairs: fuse(*pairs)[::-1]),
+            ("A_q's rows come first in A, because B_q's columns come first in B",
              lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
+            ("this computes the right change, but in another order: A_q's rows and B_q's columns come first",
+             lambda A_q, B_q, A_v, B_v: (lambda A, B: (np.concatenate([A_v, A_q]), np.roll(B, len(A_v), axis=1)))(
+                 *fuse(A_q, B_q, A_v, B_v))),
             ("the query's rows are the first third, and the value's the last; yours are exchanged",
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, np.concatenate(np.split(B, 3)[::-1])))(
                  *fuse(A_q, B_q, A_v, B_v)))),
@@ -254,6 +268,7 @@ EXERCISES = (
         reference=seeds, cases=_pilot,
         special=(
             ("a wish so modest that two seeds suffice", lambda rng: (np.array([0.1, 0.2, 0.3]), 10.0)),
+            ("so few seeds that one degree of freedom more changes the answer", lambda rng: (np.array([0.1, 0.2, 0.3]), 0.5)),
             ("differences without any spread", lambda rng: (np.array([0.1, 0.1, 0.1]), 0.01))),
         mistakes=(
             ("the quantile of t depends on the new number of seeds, not on that of the pilot",
@@ -263,6 +278,7 @@ EXERCISES = (
             ("the interval has two sides: the quantile is 0.975", seeds_variant(lambda n, pilot: _t(0.95, n - 1))),
             ("the spread of n values divides by n − 1: ddof=1", seeds_variant(ddof=0)),
             ("t has n − 1 degrees of freedom, not n", seeds_variant(lambda n, pilot: _t(0.975, n))),
+            ("begin at 2, not at the pilot's number of seeds", seeds_variant(pilot=True)),
             ("the half width falls with √n, not with n", seeds_variant(root=False)),
             ("this is one seed more than needed: the half width may be equal to the wish or smaller",
              lambda d, half: seeds(d, half) + 1)),

@@ -30,7 +30,7 @@ def bug(A, M, dA, b, beta, lr, frozen):
 
 
 def _step(rng, b=None, frozen=None):
-    """The gradient is 0 behind row b, as that of a DyLoRA is; M is not."""
+    """The gradient is 0 in the rows after row b, as that of a DyLoRA is; M is not."""
     R, d = rng.integers(4, 8), rng.integers(8, 11)
     b = int(rng.integers(2, R)) if b is None else b
     A, M, dA = rng.standard_normal((3, R, d))
@@ -38,13 +38,24 @@ def _step(rng, b=None, frozen=None):
     return A, M, dA, b, float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5)), bool(rng.integers(2)) if frozen is None else frozen
 
 
-def _moved(rows=lambda i, b, frozen: (i == b if frozen else i <= b), outside=lambda M, new: M, move=lambda A, M, dA, lr: A - lr * M):
-    """bug with a mistake: other rows are trained, M changes outside them, or the rows move otherwise."""
+def _moved(rows=lambda i, b, frozen: (i == b if frozen else i <= b), outside=lambda M, new, dA: M, old=False,
+           move=lambda A, M, dA, lr: A - lr * M):
+    """bug with a mistake: other rows are trained, M changes outside them, or the rows move otherwise, or along the old M."""
     def wrong(A, M, dA, b, beta, lr, frozen):
         here = rows(np.arange(1, len(A) + 1)[:, None], b, frozen)
         new = beta * M + dA
-        M = np.where(here, new, outside(M, new))
-        return np.where(here, move(A, M, dA, lr), A), M
+        new_M = np.where(here, new, outside(M, new, dA))
+        return np.where(here, move(A, M if old else new_M, dA, lr), A), new_M
+    return wrong
+
+
+def _by_gradient(alone):
+    """The rows whose gradient is not 0; of these row b alone if frozen, or without a thought about that."""
+    def wrong(A, M, dA, b, beta, lr, frozen):
+        here = (dA != 0).any(1, keepdims=True)
+        if alone and frozen: here &= np.arange(1, len(A) + 1)[:, None] == b
+        new_M = np.where(here, beta * M + dA, M)
+        return np.where(here, A - lr * new_M, A), new_M
     return wrong
 
 
@@ -118,11 +129,13 @@ EXERCISES = (
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
             ("one row too many is used: the index of a row must be below b, not at most b",
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, b + 1, alpha * (b + 1) / b)),
+            ("row b alone is used; at rank b all rows up to b are",
+             lambda x, W, A, B, b, alpha: F.linear(x, W) + F.linear(F.linear(x, A[b - 1:b]), B[:, b - 1:b]) * (alpha / b)),
             ("the frozen part W₀ x is missing",
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
             ("the scale belongs to the low-rank part alone, not to W₀ x",
              lambda x, W, A, B, b, alpha: (F.linear(x, W) + F.linear(F.linear(x, A[:b]), B[:, :b])) * (alpha / b))),
-        hints=("How can the rows behind b have no effect, and no gradient?",
+        hints=("How can the rows after row b have no effect, and no gradient?",
                "A x is (…, R). Either cut A to (b, d_in) and B to (d_out, b), or multiply A x by a mask (R,).",
                "low = F.linear(F.linear(x, A[:b]), B[:, :b]); then F.linear(x, W) + low * (alpha / b).")),
     Exercise(
@@ -132,14 +145,25 @@ EXERCISES = (
             ("rank 1", lambda rng: _step(rng, 1, False)),
             ("the frozen version: row b alone is trained", lambda rng: _step(rng, 3, True)),
             ("no momentum yet: A moves by −lr times the gradient",
-             lambda rng: (np.ones((3, 2)), np.zeros((3, 2)), np.array([[1.0, 2], [3, 4], [0, 0]]), 2, 0.9, 0.1, False))),
+             lambda rng: (np.ones((3, 2)), np.zeros((3, 2)), np.array([[1.0, 2], [3, 4], [0, 0]]), 2, 0.9, 0.1, False)),
+            ("row 2 is trained, and its gradient happens to be 0: its M fades, and it moves",
+             lambda rng: (np.ones((3, 2)), np.ones((3, 2)), np.array([[1.0, 2], [0, 0], [0, 0]]), 2, 0.5, 0.1, False))),
         mistakes=(
-            ("rows behind b still move, by their momentum M; only the rows that are trained may move", _everywhere),
+            ("the rows after row b still move, by their momentum M; only the rows that are trained may move", _everywhere),
             ("A is right, but M fades in the rows that are not trained; leave it as it was there",
-             _moved(outside=lambda M, new: new)),
+             _moved(outside=lambda M, new, dA: new)),
+            ("A is right, but M fades in the rows that are not trained; leave it as it was there",
+             _moved(outside=lambda M, new, dA: new - dA)),
+            ("which rows are trained follows from b and frozen; a row that is trained may have the gradient 0", _by_gradient(True)),
+            ("which rows are trained follows from b and frozen; a row that is trained may have the gradient 0", _by_gradient(False)),
             ("the momentum M of the rows that are not trained is gone; leave it as it was there",
-             _moved(outside=lambda M, new: 0 * M)),
+             _moved(outside=lambda M, new, dA: 0 * M)),
             ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b + 1)),
+            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b + 1 if frozen else i <= b)),
+            ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
+            ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b if frozen else i < b)),
+            ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
+            ("A moves along the old M; update M first", _moved(old=True)),
             ("with frozen=True row b alone is trained", _moved(lambda i, b, frozen: i <= b)),
             ("with frozen=False all rows up to b are trained", _moved(lambda i, b, frozen: i == b)),
             ("the rows move along M, not along the gradient alone", _moved(move=lambda A, M, dA, lr: A - lr * dA)),
@@ -153,7 +177,10 @@ EXERCISES = (
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
         reference=search, cases=_losses,
-        special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),),
+        special=(("no tolerance: the lowest loss", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.4, 8: 2.45}, 0.0)),
+                 ("rank 2 is as good as rank 8, but the lowest loss is that of rank 4",
+                  lambda rng: ({1: 3.0, 2: 2.43, 4: 2.4, 8: 2.45}, 0.01)),
+                 ("rank 2 lies at the limit, 2.25 + 0.25", lambda rng: ({1: 3.0, 2: 2.5, 4: 2.25, 8: 2.3}, 0.25))),
         invariants=(
             ("of two equally good ranks, the smaller is chosen",
              lambda fn, rng: fn({8: 2.0, 4: 2.0, 2: 2.2}, 0.0) == 4),),
@@ -164,10 +191,15 @@ EXERCISES = (
              lambda losses, tolerance: max(b for b, x in losses.items() if x <= min(losses.values()) + tolerance)),
             ("the tolerance is in nats above the lowest loss, not a share of it",
              lambda losses, tolerance: min(b for b, x in losses.items() if x <= min(losses.values()) * (1 + tolerance))),
+            ("the lowest loss need not be that of the largest rank: take the lowest of all",
+             lambda losses, tolerance: min(b for b, x in losses.items() if x <= losses[max(losses)] + tolerance)),
+            ("a loss at the limit is within the tolerance: write <=, not <",
+             lambda losses, tolerance: min((b for b, x in losses.items() if x < min(losses.values()) + tolerance), default=None)),
             ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
             ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
             ("this is the first in the dict's order; take the smallest rank",
              lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
+        errors=(("empty", "no loss was found to be good enough: a loss at the limit is within the tolerance, <= and not <"),),
         tolerance=0,
         hints=("What is the largest loss that is still good enough?",
                "losses is a dict rank → loss, in any order. The result is one of its keys.",

@@ -9,107 +9,131 @@ __all__ = ["EXERCISES"]
 
 
 # -- lora.forward ----------------------------------------------------------------------------------
-def forward(x, W, A, B, alpha):
-    return F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[0])
+def forward(x, W0, A, B, alpha):
+    return F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / A.shape[0])
 
 
 def _arrays(rng, dtype=np.float64):
-    """x, W, A, B with r, d_in, d_out and rows all different, and α."""
+    """x, W0, A, B with r, d_in, d_out and rows all different, and α."""
     r, d_in, d_out = rng.integers(3, 5), rng.integers(6, 9), rng.integers(9, 12)
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)
     return draw(5, d_in), draw(d_out, d_in), draw(r, d_in), draw(d_out, r), float(rng.uniform(5, 20))
 
 
 def _tensors(rng, zero=False):
-    x, W, A, B, alpha = _arrays(rng, np.float32)
+    x, W0, A, B, alpha = _arrays(rng, np.float32)
     rows = x if rng.integers(2) else x[None].repeat(2, 0)                     # (N, d_in) or (B, T, d_in)
-    return Tensor(rows), Tensor(W), Tensor(A), Tensor(B * (not zero)), alpha
+    return Tensor(rows), Tensor(W0), Tensor(A), Tensor(B * (not zero)), alpha
 
 
 def _vast(rng):
     """x so small, and A and B so large, that B A is infinite in float32, but B (A x) is not."""
-    x, W, A, B, alpha = _tensors(rng)
-    return x * 1e-30, W, A * 1e20, B * 1e30, alpha
+    x, W0, A, B, alpha = _tensors(rng)
+    return x * 1e-30, W0, A * 1e20, B * 1e30, alpha
 
 
 def _scaled(scale, base=True):
-    def wrong(x, W, A, B, alpha):
+    def wrong(x, W0, A, B, alpha):
         low = F.linear(F.linear(x, A), B) * scale(alpha, A.shape[0])
-        return F.linear(x, W) + low if base else low
+        return F.linear(x, W0) + low if base else low
     return wrong
 
 
 # -- lora.backward ---------------------------------------------------------------------------------
-def backward(x, W, A, B, alpha, dh):
+def backward(x, W0, A, B, alpha, dh):
     """By the engine."""
     t = [Tensor(a, requires_grad=True) for a in (x, A, B)]
-    forward(t[0], Tensor(W), t[1], t[2], alpha).backward(dh)
+    forward(t[0], Tensor(W0), t[1], t[2], alpha).backward(dh)
     return t[1].grad, t[2].grad, t[0].grad
 
 
 def _with_upstream(rng, zero=False):
-    x, W, A, B, alpha = _arrays(rng)
-    return x, W, A, B * (not zero), alpha, rng.standard_normal((len(x), len(W)))
+    x, W0, A, B, alpha = _arrays(rng)
+    return x, W0, A, B * (not zero), alpha, rng.standard_normal((len(x), len(W0)))
 
 
 def _changed(part, change):
     """The gradients with one of them wrong: 0 is dA, 1 dB, 2 dx."""
-    def wrong(x, W, A, B, alpha, dh):
-        gradients = list(backward(x, W, A, B, alpha, dh))
-        gradients[part] = change(gradients[part], x, W, A, B, alpha / len(A), dh)
+    def wrong(x, W0, A, B, alpha, dh):
+        gradients = list(backward(x, W0, A, B, alpha, dh))
+        gradients[part] = change(gradients[part], x, W0, A, B, alpha / len(A), dh)
         return tuple(gradients)
     return wrong
 
 
 # -- lora.overlap ----------------------------------------------------------------------------------
-def overlap(A1, A2, i, j):
-    V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
+def overlap(M1, M2, i, j):
+    V1, V2 = np.linalg.svd(M1)[2][:i], np.linalg.svd(M2)[2][:j]
     return np.sum((V1 @ V2.T) ** 2) / min(i, j)
 
 
 def _two(rng):
     r, d = int(rng.integers(5, 7)), 12
     i = int(rng.integers(2, 4))
-    A1 = rng.standard_normal((r, d)) * np.linspace(3, 1, r)[:, None]
-    return A1, 0.7 * A1 + 0.5 * rng.standard_normal((r, d)), i, int(rng.integers(i + 1, r))
+    M1 = rng.standard_normal((r, d)) * np.linspace(3, 1, r)[:, None]
+    return M1, 0.7 * M1 + 0.5 * rng.standard_normal((r, d)), i, int(rng.integers(i + 1, r))
 
 
-def _variant(vectors=lambda A, n: np.linalg.svd(A)[2][:n], finish=lambda M, i, j: (M ** 2).sum() / min(i, j)):
-    return lambda A1, A2, i, j: finish(vectors(A1, i) @ vectors(A2, j).T, i, j)
+def _variant(vectors=lambda M, n: np.linalg.svd(M)[2][:n], finish=lambda M, i, j: (M ** 2).sum() / min(i, j)):
+    return lambda M1, M2, i, j: finish(vectors(M1, i) @ vectors(M2, j).T, i, j)
 
 
 # -- lora.merge ------------------------------------------------------------------------------------
-def merge(W, A, B, alpha):
-    return W + alpha / len(A) * B @ A
+def merge(W0, A, B, alpha):
+    return W0 + alpha / len(A) * B @ A
 
 
 def _weights(rng):
-    _, W, A, B, alpha = _arrays(rng)
-    return W, A, B, alpha
+    _, W0, A, B, alpha = _arrays(rng)
+    return W0, A, B, alpha
 
 
 # -- lora.bug --------------------------------------------------------------------------------------
-def bug(W0, A0, B0, W1, A1, B1):
-    if not np.array_equal(W0, W1): return "base trained"
-    if np.any(B0 @ A0): return "start changed"
-    if not (A0.any() or B0.any()): return "both zero"
-    return "not trained" if np.array_equal(A0, A1) and np.array_equal(B0, B1) else "fine"
+def bug(W_before, A_before, B_before, W_after, A_after, B_after):
+    if not np.array_equal(W_before, W_after): return "base trained"
+    if np.any(B_before @ A_before): return "start changed"
+    if not (A_before.any() or B_before.any()): return "both zero"
+    return "not trained" if np.array_equal(A_before, A_after) and np.array_equal(B_before, B_after) else "fine"
 
 
-def _run(rng, fault=None, steps=20, zero="B", step=0.01):
-    """W, A and B before and after a training with one fault or with none."""
+def _run(rng, fault=None, steps=20, zero="B", move=lambda W, noise: W + 0.01 * noise):
+    """W, A and B before and after a training with one fault or with none. move: what training makes of the base."""
     _, W, A, B, _ = _arrays(rng, np.float32)
+    W = np.round(64 * W) / 64                            # so that its sum is exact, in any order
     fault = fault or str(rng.choice(["fine", "base trained", "start changed", "both zero", "not trained"]))
     A0, B0 = A * (zero != "A"), B * (zero != "B")
     if fault == "start changed": B0 = B
     if fault == "both zero": A0, B0 = 0 * A, 0 * B
-    moved = lambda a, size=0.01: (a + size * rng.standard_normal(a.shape)).astype(np.float32)
+    noise = lambda a: rng.standard_normal(a.shape).astype(np.float32)
+    moved = lambda a: a + np.float32(0.01) * noise(a)
     W1, A1, B1 = W.copy(), A0.copy(), B0.copy()
-    if fault == "base trained": W1 = moved(W, step)
+    if fault == "base trained": W1 = move(W, noise(W)).astype(np.float32)
     if fault in ("fine", "base trained", "start changed"):
         if steps > 1 or zero == "B": B1 = moved(B0)
         if steps > 1 or zero == "A": A1 = moved(A0)
     return W, A0, B0, W1, A1, B1
+
+
+def _one_number(W, noise):
+    """The last number moved, by the smallest step that float32 has."""
+    W = W.copy()
+    W.flat[-1] = np.nextafter(W.flat[-1], np.float32(np.inf))
+    return W
+
+
+def _exchanged(W, noise):
+    """Two rows exchanged: the sum is as before."""
+    return np.concatenate([W[1::-1], W[2:]])
+
+
+def _last_row(W, noise):
+    """The last row moved."""
+    return np.concatenate([W[:-1], W[-1:] + 0.25])
+
+
+def _unless(same):
+    """The right diagnosis, but with another question for the base: same(W before, W after)."""
+    return lambda *run: bug(*run[:3], run[0] if same(run[0], run[3]) else run[3], *run[4:])
 
 
 def _told(**words):
@@ -118,21 +142,26 @@ def _told(**words):
 
 
 # -- lora.dora -------------------------------------------------------------------------------------
-def dora(x, W, A, B, alpha, m):
-    V = W + (B @ A) * (alpha / A.shape[0])
+def dora(x, W0, A, B, alpha, m):
+    V = W0 + (B @ A) * (alpha / A.shape[0])
     return F.linear(x, V * (m / (V * V).sum(axis=1).sqrt()).reshape(-1, 1))
 
 
 def _with_magnitude(rng, start=False):
-    x, W, A, B, alpha = _tensors(rng, zero=start)
-    lengths = np.sqrt((W.data ** 2).sum(1))
-    return x, W, A, B, alpha, Tensor(lengths if start else lengths * rng.uniform(0.5, 2, len(lengths)).astype(np.float32))
+    x, W0, A, B, alpha = _tensors(rng, zero=start)
+    lengths = np.sqrt((W0.data ** 2).sum(1))
+    return x, W0, A, B, alpha, Tensor(lengths if start else lengths * rng.uniform(0.5, 2, len(lengths)).astype(np.float32))
+
+
+def _constant(x, W0, A, B, alpha, m):
+    V = W0 + (B @ A) * (alpha / A.shape[0])
+    return F.linear(x, V * (m / Tensor(np.sqrt((V.data ** 2).sum(axis=1)))).reshape(-1, 1))
 
 
 def _normed(axis=1, scale=lambda alpha, r: alpha / r, root=True, of_base=False, magnitude=True, direction=True):
-    def wrong(x, W, A, B, alpha, m):
-        V = W + (B @ A) * scale(alpha, A.shape[0])
-        N = W if of_base else V
+    def wrong(x, W0, A, B, alpha, m):
+        V = W0 + (B @ A) * scale(alpha, A.shape[0])
+        N = W0 if of_base else V
         length = (N * N).sum(axis=axis, keepdims=True)
         if root: length = length.sqrt()
         U = V / length if direction else V
@@ -154,19 +183,19 @@ EXERCISES = (
             ("the scale is α/r; α/√r is the rank-stabilised one", _scaled(lambda alpha, r: alpha / r ** 0.5)),
             ("the scale is applied twice", _scaled(lambda alpha, r: (alpha / r) ** 2)),
             ("the frozen part W₀ x is missing", _scaled(lambda alpha, r: alpha / r, base=False)),
-            ("the low-rank part B A x is missing", lambda x, W, A, B, alpha: F.linear(x, W)),
+            ("the low-rank part B A x is missing", lambda x, W0, A, B, alpha: F.linear(x, W0)),
             ("the scale belongs to B A x alone, not to W₀ x",
-             lambda x, W, A, B, alpha: (F.linear(x, W) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
+             lambda x, W0, A, B, alpha: (F.linear(x, W0) + F.linear(F.linear(x, A), B)) * (alpha / A.shape[0])),
             ("r is the number of rows of A, not of its columns",
-             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1])),
+             lambda x, W0, A, B, alpha: F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / A.shape[1])),
             ("r is the number of columns of B, not of its rows",
-             lambda x, W, A, B, alpha: F.linear(x, W) + F.linear(F.linear(x, A), B) * (alpha / B.shape[0]))),
+             lambda x, W0, A, B, alpha: F.linear(x, W0) + F.linear(F.linear(x, A), B) * (alpha / B.shape[0]))),
         symptoms=(
             ("you formed B A, with d_out · d_in numbers: apply A to x first, and B to what comes out",
              lambda got, expected, args: not np.isfinite(got).all()),),
         hints=("Which product is small and should be taken first, B A or A x?",
-               "F.linear(x, A) is (…, r). F.linear of that with B is (…, d_out), like F.linear(x, W).",
-               "low = F.linear(F.linear(x, A), B); then F.linear(x, W) + low * (alpha / A.shape[0]).")),
+               "F.linear(x, A) is (…, r). F.linear of that with B is (…, d_out), like F.linear(x, W0).",
+               "low = F.linear(F.linear(x, A), B); then F.linear(x, W0) + low * (alpha / A.shape[0]).")),
     Exercise(
         name="lora.backward", title="The backward pass of LoRA", stars=2,
         reference=backward, cases=_with_upstream,
@@ -174,17 +203,17 @@ EXERCISES = (
             ("with B = 0, as at the start, dA is zero and dB is not",
              lambda fn, rng: (lambda g: not np.any(g[0]) and np.any(g[1]))(fn(*_with_upstream(rng, zero=True)))),),
         mistakes=(
-            ("the scale s = α/r is missing in dA and dB", lambda x, W, A, B, alpha, dh: (
-                (dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W + alpha / len(A) * dh @ B @ A)),
+            ("the scale s = α/r is missing in dA and dB", lambda x, W0, A, B, alpha, dh: (
+                (dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W0 + alpha / len(A) * dh @ B @ A)),
             ("the scale s = α/r is missing in all three",
-             lambda x, W, A, B, alpha, dh: ((dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W + dh @ B @ A)),
-            ("the scale is α/r, not α", lambda x, W, A, B, alpha, dh: (
-                alpha * (dh @ B).T @ x, alpha * dh.T @ (x @ A.T), dh @ W + alpha * dh @ B @ A)),
+             lambda x, W0, A, B, alpha, dh: ((dh @ B).T @ x, dh.T @ (x @ A.T), dh @ W0 + dh @ B @ A)),
+            ("the scale is α/r, not α", lambda x, W0, A, B, alpha, dh: (
+                alpha * (dh @ B).T @ x, alpha * dh.T @ (x @ A.T), dh @ W0 + alpha * dh @ B @ A)),
             ("dX lacks the path through the frozen weight, dH W₀",
-             _changed(2, lambda d, x, W, A, B, s, dh: d - dh @ W)),
-            ("dX lacks the path through A and B, s (dH B) A", _changed(2, lambda d, x, W, A, B, s, dh: dh @ W)),
+             _changed(2, lambda d, x, W0, A, B, s, dh: d - dh @ W0)),
+            ("dX lacks the path through A and B, s (dH B) A", _changed(2, lambda d, x, W0, A, B, s, dh: dh @ W0)),
             ("the low-rank part of dX lacks the scale s",
-             _changed(2, lambda d, x, W, A, B, s, dh: dh @ W + dh @ B @ A)),
+             _changed(2, lambda d, x, W0, A, B, s, dh: dh @ W0 + dh @ B @ A)),
             ("dA and dB are exchanged: return (dA, dB, dX)",
              lambda *args: (lambda g: (g[1], g[0], g[2]))(backward(*args))),
             ("the gradients are in the wrong order: return (dA, dB, dX)",
@@ -193,10 +222,10 @@ EXERCISES = (
             ("a gradient has the shape of its parameter: transpose it",
              lambda got, expected, arguments: np.shape(got) == np.shape(expected)[::-1] and np.shape(got) != np.shape(expected)),),
         tolerance=1e-7,
-        hints=("h = W x + s B (A x). What stands to the left and to the right of A, and of B, in this product?",
+        hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, and of B, in this product?",
                "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its array: A (r, d_in), B "
                "(d_out, r), x (N, d_in).",
-               "s = alpha/len(A). dB = s · dhᵀ (x Aᵀ). dA = s · (dh B)ᵀ x. dx is a sum: one term through W, and s · (dh B)"
+               "s = alpha/len(A). dB = s · dhᵀ (x Aᵀ). dA = s · (dh B)ᵀ x. dx is a sum: one term through W0, and s · (dh B)"
                " A.")),
     Exercise(
         name="lora.overlap", title="The overlap of two subspaces", stars=2,
@@ -218,33 +247,33 @@ EXERCISES = (
              _variant(finish=lambda M, i, j: np.linalg.norm(M, 2) / min(i, j))),
             ("the division is by min(i, j), not i · j", _variant(finish=lambda M, i, j: (M ** 2).mean())),
             ("you took columns of Vᵀ; its rows are the right singular vectors",
-             _variant(lambda A, n: np.linalg.svd(A)[2][:, :n].T)),
+             _variant(lambda M, n: np.linalg.svd(M)[2][:, :n].T)),
             ("you took the left singular vectors; the right ones are the rows of Vᵀ",
-             _variant(lambda A, n: np.linalg.svd(A)[0][:, :n].T)),
-            ("rows of A are not orthonormal: take its singular vectors first", _variant(lambda A, n: A[:n])),
+             _variant(lambda M, n: np.linalg.svd(M)[0][:, :n].T)),
+            ("rows of a matrix are not orthonormal: take its singular vectors first", _variant(lambda M, n: M[:n])),
             ("you took the vectors of the smallest singular values; take the first ones",
-             _variant(lambda A, n: np.linalg.svd(A, full_matrices=False)[2][-n:])),
+             _variant(lambda M, n: np.linalg.svd(M, full_matrices=False)[2][-n:])),
             ("you used all singular vectors; use only the top i and j",
-             lambda A1, A2, i, j: overlap(A1, A2, len(A1), len(A2)))),
+             lambda M1, M2, i, j: overlap(M1, M2, len(M1), len(M2)))),
         tolerance=1e-6,
-        hints=("The rows of A span the space, but they are not orthonormal. Which vectors are? When is φ equal to 1?",
+        hints=("The rows of M1 span its space, but they are not orthonormal. Which vectors are? When is φ equal to 1?",
                "V1 (i, d) and V2 (j, d) are the first rows of Vᵀ. V1 V2ᵀ is (i, j). φ is one number.",
-               "np.linalg.svd(A)[2][:n] has the top n vectors as rows. Sum the squares of V1 V2ᵀ and divide by min(i, j).")),
+               "np.linalg.svd(M)[2][:n] has the top n vectors as rows. Sum the squares of V1 V2ᵀ and divide by min(i, j).")),
     Exercise(
         name="lora.merge", title="Merging LoRA into the weight", stars=1,
         reference=merge, cases=_weights,
         mistakes=(
-            ("the scale is α/r, not α", lambda W, A, B, alpha: W + alpha * B @ A),
-            ("the scale α/r is missing", lambda W, A, B, alpha: W + B @ A),
-            ("this is ΔW; add W₀", lambda W, A, B, alpha: alpha / len(A) * B @ A),
-            ("you subtracted the change; add it", lambda W, A, B, alpha: W - alpha / len(A) * B @ A),
+            ("the scale is α/r, not α", lambda W0, A, B, alpha: W0 + alpha * B @ A),
+            ("the scale α/r is missing", lambda W0, A, B, alpha: W0 + B @ A),
+            ("this is ΔW; add W₀", lambda W0, A, B, alpha: alpha / len(A) * B @ A),
+            ("you subtracted the change; add it", lambda W0, A, B, alpha: W0 - alpha / len(A) * B @ A),
             ("r is the number of rows of A, not of its columns",
-             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A),
-            ("r is the number of columns of B, not of its rows", lambda W, A, B, alpha: W + alpha / len(B) * B @ A)),
+             lambda W0, A, B, alpha: W0 + alpha / A.shape[1] * B @ A),
+            ("r is the number of columns of B, not of its rows", lambda W0, A, B, alpha: W0 + alpha / len(B) * B @ A)),
         tolerance=1e-9,
-        hints=("Which single matrix gives the output of W and of the low-rank part together?",
-               "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W.",
-               "W + alpha/len(A) · B A. Write it as W + a change, not as W +=, which would change the base.")),
+        hints=("Which single matrix gives the output of W0 and of the low-rank part together?",
+               "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W0.",
+               "W0 + alpha/len(A) · B A. Write it as W0 + a change, not as W0 +=, which would change the base.")),
     Exercise(
         name="lora.bug", title="Find the bug: a LoRA that does not do what it should", stars=2,
         reference=bug, cases=_run,
@@ -253,47 +282,60 @@ EXERCISES = (
             ("nothing is wrong, after one step: A has not moved yet", lambda rng: _run(rng, "fine", steps=1)),
             ("nothing is wrong: A started at zero, and B did not", lambda rng: _run(rng, "fine", zero="A")),
             ("the base moved", lambda rng: _run(rng, "base trained")),
-            ("the base moved by a millionth", lambda rng: _run(rng, "base trained", step=1e-6)),
+            ("the base moved by a millionth",
+             lambda rng: _run(rng, "base trained", move=lambda W, noise: W + 1e-6 * noise)),
+            ("one number of the base moved, by the smallest step that float32 has",
+             lambda rng: _run(rng, "base trained", move=_one_number)),
+            ("one row of the base moved", lambda rng: _run(rng, "base trained", move=_last_row)),
+            ("the base moved, and its sum did not", lambda rng: _run(rng, "base trained", move=_exchanged)),
             ("B did not start at zero", lambda rng: _run(rng, "start changed")),
             ("A and B started at zero", lambda rng: _run(rng, "both zero")),
             ("the optimizer has neither A nor B", lambda rng: _run(rng, "not trained"))),
         mistakes=(
             ("a LoRA is fine after one step, when only one of its two matrices has moved: it is not trained if "
-             "neither has", lambda W0, A0, B0, W1, A1, B1: "not trained" if bug(W0, A0, B0, W1, A1, B1) == "fine" and (
-                 np.array_equal(A0, A1) or np.array_equal(B0, B1)) else bug(W0, A0, B0, W1, A1, B1)),
+             "neither has", lambda *run: "not trained" if bug(*run) == "fine" and (
+                 np.array_equal(run[1], run[4]) or np.array_equal(run[2], run[5])) else bug(*run)),
             ("the start is changed if B A is not zero; one of the two may be random",
-             lambda W0, A0, B0, W1, A1, B1: "start changed" if np.array_equal(W0, W1) and B0.any()
-             else bug(W0, A0, B0, W1, A1, B1)),
-            ("frozen means equal to the last bit; np.allclose overlooks a small step",
-             lambda W0, A0, B0, W1, A1, B1: bug(W0, A0, B0, W0 if np.allclose(W0, W1, rtol=1e-4, atol=1e-5) else W1, A1, B1)),
+             lambda *run: "start changed" if np.array_equal(run[0], run[3]) and run[2].any() else bug(*run)),
+            *(("frozen means equal to the last bit; a tolerance, as np.allclose has one, overlooks a small step",
+               _unless(lambda a, b, near=near: np.allclose(a, b, **near))) for near in ({}, {"rtol": 1e-4, "atol": 1e-5})),
+            ("one number of the base that has moved is enough: ask with .any(), not with .all()",
+             _unless(lambda a, b: not (a != b).all())),
+            ("two arrays with the same sum may differ: compare the base number by number",
+             _unless(lambda a, b: a.sum() == b.sum())),
+            ("you compared the base's first number only: any number may have moved",
+             _unless(lambda a, b: a.flat[0] == b.flat[0])),
             ("if A and B both start at zero, nothing can move: say “both zero”, whatever the optimizer has",
              _told(both_zero="not trained")),
             ("“both zero” is about the start; A and B that do not move from another start are “not trained”",
              _told(not_trained="both zero")),
-            ("W0 and W1 are the base's weight before and after: they must be equal", _told(base_trained="fine")),
+            ("W_before and W_after are the base's weight before and after: they must be equal", _told(base_trained="fine")),
             ("B A at the start must be zero", _told(start_changed="fine"))),
         tolerance=0,
         hints=("Which of the six arrays must be equal in a sound LoRA? Which product must be zero at the start?",
-               "np.array_equal(W0, W1) is one bool. B0 @ A0 is (d_out, d_in), and .any() tells whether a number of it is "
-               "not zero.",
-               "Ask in this order: W0 and W1 differ? (B0 @ A0).any()? neither A0.any() nor B0.any()? A0 equals A1 and B0 "
-               "equals B1? Return the word of the first question that is answered by yes, else “fine”.")),
+               "np.array_equal(W_before, W_after) is one bool. B_before @ A_before is (d_out, d_in), and .any() tells whether "
+               "a number of it is not zero.",
+               "Ask in this order: W_before and W_after differ? (B_before @ A_before).any()? neither A_before.any() nor "
+               "B_before.any()? A_before equals A_after and B_before equals B_after? Return the word of the first question "
+               "that is answered by yes, else “fine”.")),
     Exercise(
         name="lora.dora", title="DoRA", stars=3,
         reference=dora, cases=_with_magnitude, gradient=("x", "A", "B", "m"),
         special=(
-            ("B = 0 and m the lengths of W's rows: the base, unchanged", lambda rng: _with_magnitude(rng, start=True)),),
+            ("B = 0 and m the lengths of W0's rows: the base, unchanged", lambda rng: _with_magnitude(rng, start=True)),),
         mistakes=(
-            ("each row of W + s B A is divided by its own length; you divided the columns", _normed(axis=0)),
-            ("the length is that of the changed rows, W + s B A, not of W's", _normed(of_base=True)),
+            ("each row of W0 + s B A is divided by its own length; you divided the columns", _normed(axis=0)),
+            ("the length is that of the changed rows, W0 + s B A, not of W0's", _normed(of_base=True)),
             ("the length of a row is the root of the sum of its squares; the root is missing", _normed(root=False)),
             ("the magnitude m is missing", _normed(magnitude=False)),
             ("the division by the lengths is missing", _normed(direction=False)),
-            ("the scale α/r is missing in W + s B A", _normed(scale=lambda alpha, r: 1.0)),
-            ("the scale is α/r, not α", _normed(scale=lambda alpha, r: alpha))),
+            ("the scale α/r is missing in W0 + s B A", _normed(scale=lambda alpha, r: 1.0)),
+            ("the scale is α/r, not α", _normed(scale=lambda alpha, r: alpha)),
+            ("you took the rows' lengths as constants, which the paper allows to save memory: here gradients reach A and B "
+             "through them as well", _constant)),
         hints=("The direction of a row has length 1. Of which matrix do you take the rows, and what are they divided by?",
-               "V = W + s B A is (d_out, d_in). The lengths of its rows are (d_out,), like m. A column (d_out, 1) broadcasts "
+               "V = W0 + s B A is (d_out, d_in). The lengths of its rows are (d_out,), like m. A column (d_out, 1) broadcasts "
                "over a row's numbers.",
-               "V = W + (B @ A) * (alpha / A.shape[0]); length = (V * V).sum(axis=1).sqrt(); then "
+               "V = W0 + (B @ A) * (alpha / A.shape[0]); length = (V * V).sum(axis=1).sqrt(); then "
                "F.linear(x, V * (m / length).reshape(-1, 1)).")),
 )

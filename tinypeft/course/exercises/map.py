@@ -35,12 +35,15 @@ def bits_cases(rng):
 
 
 # -- signs ---------------------------------------------------------------------------------------
-def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True, whole=np.rint):
+def signs(x, bits, convention, contain=True, levels=-1, flip=True, both=False, clip=True, whole=np.rint,
+          whole_z=None, once=False, early=False):
     l, h = (min(x.min(), 0.0), max(x.max(), 0.0)) if contain else (x.min(), x.max())
     s = (h - l) / (2 ** bits + levels)
-    z = whole(-l / s)
+    z, last = (whole_z or whole)(-l / s), 2 ** bits - 1
     codes = whole(x / s) + (-z if both and convention == "survey" else z)
-    if clip: codes = np.clip(codes, 0, 2 ** bits - 1)
+    if once: codes = whole((x - l) / s)
+    if early and convention == "survey": return np.clip(whole(x / s), 0, last) + z, float(s), float(-z)
+    if clip: codes = np.clip(codes, 0, last)
     return codes, float(s), float(-z if flip and convention == "survey" else z)
 
 
@@ -59,7 +62,7 @@ def decoded(codes, scale, zero, whole=np.int64, sign=-1, times=True, after=False
     """x̂ = s (q − z), with z one number per row; the options make the mistakes."""
     z = zero[:, None]
     if after: q = (codes - z).astype(np.float32)
-    else:     q = (codes.astype(whole) + sign * z.astype(whole)).astype(np.float32)
+    else:     q = (np.subtract if sign < 0 else np.add)(codes.astype(whole), z.astype(whole)).astype(np.float32)
     return q * (scale[:, None] if times else 1)
 
 
@@ -134,6 +137,7 @@ EXERCISES = (
             ("the whole group shares one scale: divide by g", lambda b, g, s, z, o: b + s + z + (32 / o if o else 0)),
             ("you gave every scale 32 bits of a second level; `outer` scales share them",
              lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
+        errors=(("ZeroDivisionError", "`outer` = 0 means that there is no second level: add 32/outer only if it is not 0"),),
         tolerance=1e-9,
         hints=("What is stored once per group, and not once per weight? With double quantization, how many scales share "
                "one number of 32 bits?",
@@ -157,7 +161,10 @@ EXERCISES = (
             ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=0)),
             ("the codes are not clipped to 0 … 2ᵇ − 1; 2ᵇ would become 0 in the bits of a code", lambda *a: signs(*a, clip=False)),
             ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
-             lambda *a: signs(*a, whole=lambda v: np.floor(v + 0.5)))),
+             lambda *a: signs(*a, whole=lambda v: np.floor(v + 0.5))),
+            ("x/s and l/s are rounded each by itself; yours rounds (x − l)/s once", lambda *a: signs(*a, once=True)),
+            ("the zero point is a code: round l/s with np.rint, too", lambda *a: signs(*a, whole_z=lambda v: v)),
+            ("the survey's codes are clipped too early: subtract Z first, and clip R(x/S) − Z", lambda *a: signs(*a, early=True))),
         tolerance=1e-6,
         hints=("Which of the codes, the scale and the zero point differ between the two conventions?",
                "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",
@@ -173,10 +180,16 @@ EXERCISES = (
             ("the difference is taken in uint8, where 3 − 8 is 251: turn the codes into floats (or wide integers) before it",
              lambda *a: decoded(*a, after=True)),
             ("int8 ends at 127, and codes go to 255: take a wider type", lambda *a: decoded(*a, whole=np.int8)),
-            ("this adds the zero point; equation (4) subtracts it", lambda *a: decoded(*a, sign=1)),
+            ("this adds the zero point; s (q − z) subtracts it", lambda *a: decoded(*a, sign=1)),
             ("the scale is missing", lambda *a: decoded(*a, times=False))),
+        symptoms=(
+            ("uint16 and uint32 have no negative numbers either: 3 − 8 becomes very large; take floats, or integers with a sign",
+             lambda got, expected, args: abs(got).max() > 100),
+            ("an integer array of 32 or 64 bits times float32 is float64: turn codes and zero points into float32 first",
+             lambda got, expected, args: got.dtype == np.float64)),
         errors=(("broadcast", "one scale and one zero point belong to a row: scale[:, None] stands beside codes (n, g)"),),
-        hints=("Which codes come back right, and which wrong? What does NumPy give for 3 − 8 if both are uint8?",
+        hints=("Take one weight that comes back wrong. Which number do you get by hand, from its code, its scale and its zero "
+               "point? At which step does the program get another one?",
                "codes (n, g) are uint8. scale (n,) is float32 and zero (n,) is uint8, one for each row. The result is (n, g) "
                "in float32.",
                "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q − z).")),

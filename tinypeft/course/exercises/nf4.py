@@ -36,15 +36,15 @@ def levels_variant(points=lambda n: n + 1, drop=True, scale=True, swap=False, or
 
 # -- the code --------------------------------------------------------------------------------------
 def encode(x, levels):
-    s = np.abs(x).max()
+    a = np.abs(x).max()
     middle = (levels[:-1] + levels[1:]) / 2
-    return np.searchsorted(middle, x / s), float(s)
+    return np.searchsorted(middle, x / a), float(a)
 
 
-def encode_variant(s=lambda x: np.abs(x).max(), scaled=True, code=lambda v, c: np.abs(v[:, None] - c).argmin(1)):
+def encode_variant(a=lambda x: np.abs(x).max(), scaled=True, code=lambda v, c: np.abs(v[:, None] - c).argmin(1)):
     """encode with a mistake: another scale, no division, or another code."""
     def wrong(x, levels):
-        return code(x / s(x) if scaled else x, levels), float(s(x))
+        return code(x / a(x) if scaled else x, levels), float(a(x))
     return wrong
 
 
@@ -57,15 +57,18 @@ def backward(x, codes, scales, levels, A, B, s, dy):
     return x.grad, A.grad, B.grad
 
 
-def backward_variant(base=True, adapter=True, sa=True, sb=True, sx=True, scaled=True, tiled=False):
-    """backward with a mistake: dx without the base or without the adapter, s left out somewhere, codes not scaled."""
+def backward_variant(base=True, adapter=True, sa=True, sb=True, sx=True, scaled=True, tiled=False, decoded=True,
+                     order=(0, 1, 2)):
+    """backward with a mistake: dx without the base or without the adapter, s left out somewhere, codes not scaled or not
+    decoded, or another order."""
     def wrong(x, codes, scales, levels, A, B, s, dy):
         g = codes.shape[1] // scales.shape[1]
         spread = np.tile(scales, (1, g)) if tiled else np.repeat(scales, g, axis=1)
-        W = levels[codes] * (spread if scaled else 1)
+        W = (levels[codes] if decoded else codes) * (spread if scaled else 1)
         dyB = dy @ B
         dx = (dy @ W if base else 0) + ((s if sx else 1) * dyB @ A if adapter else 0)
-        return dx, (s if sa else 1) * dyB.T @ x, (s if sb else 1) * dy.T @ (x @ A.T)
+        gradients = dx, (s if sa else 1) * dyB.T @ x, (s if sb else 1) * dy.T @ (x @ A.T)
+        return tuple(gradients[i] for i in order)
     return wrong
 
 
@@ -186,6 +189,12 @@ EXERCISES = (
              levels_variant(points=lambda n: n, drop=False)),
             ("the levels are not scaled to a largest magnitude of 1", levels_variant(scale=False)),
             ("the two sides are exchanged: `positive` levels lie above 0", levels_variant(swap=True)),
+            ("0 is there twice: each side ends at ½, whose quantile is 0; drop it on both sides, and add one 0",
+             lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(np.sort(np.concatenate(
+                 [norm.ppf(np.linspace(delta, 0.5, positive + 1)), -norm.ppf(np.linspace(delta, 0.5, negative + 1))])))),
+            ("these are evenly spaced probabilities from 1 − δ to δ; each side of ½ has a spacing of its own, so that 0 is a level",
+             lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(
+                 norm.ppf(np.linspace(1 - delta, delta, positive + 1 + negative)))),
             ("the levels are not sorted", levels_variant(order=False)),
             ("0 is missing", levels_variant(zero=False)),
             ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
@@ -202,10 +211,10 @@ EXERCISES = (
             ("multiples of the levels",
              lambda rng: (0.5 * codebook("nf4").astype(float)[[15, 7, 0, 3, 9]], codebook("nf4").astype(float))),),
         mistakes=(
-            ("divide by the scale before you look for the nearest level", encode_variant(scaled=False)),
-            ("s is the largest magnitude, max|x|, not the largest number", encode_variant(s=np.max)),
+            ("divide by a before you look for the nearest level", encode_variant(scaled=False)),
+            ("a is the largest magnitude, max|x|, not the largest number", encode_variant(a=np.max)),
             ("these are the levels; return their numbers, the codes",
-             lambda x, levels: (lambda q, s: (levels[q], s))(*encode(x, levels))),
+             lambda x, levels: (lambda q, a: (levels[q], a))(*encode(x, levels))),
             ("you took the next level below or above, not the nearest",
              encode_variant(code=lambda v, c: np.searchsorted(c, v, "right") - 1)),
             ("you took the next level below or above, not the nearest",
@@ -214,8 +223,8 @@ EXERCISES = (
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
         tolerance=1e-9,
         hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
-               "x[:, None]/s is (B, 1) and levels (L,), so their difference is (B, L). The codes are (B,), integers.",
-               "s = np.abs(x).max(); the codes are np.abs(x[:, None]/s − levels).argmin(1).")),
+               "x[:, None]/a is (n, 1) and levels (L,), so their difference is (n, L). The codes are (n,), integers.",
+               "a = np.abs(x).max(); the codes are np.abs(x[:, None]/a − levels).argmin(1).")),
     Exercise(
         name="nf4.backward", title="The gradient of QLoRA", stars=2,
         reference=backward, cases=backward_case,
@@ -230,6 +239,9 @@ EXERCISES = (
             ("the factor s is missing in dB", backward_variant(sb=False)),
             ("the factor s is missing in the adapter's part of dx", backward_variant(sx=False)),
             ("s is missing in all three gradients", backward_variant(sa=False, sb=False, sx=False)),
+            ("s is missing in dA and in dB", backward_variant(sa=False, sb=False)),
+            ("W is made of the levels that the codes stand for, levels[codes], not of the codes", backward_variant(decoded=False)),
+            *(("return (dx, dA, dB), in this order", backward_variant(order=order)) for order in ((0, 2, 1), (1, 2, 0), (2, 1, 0))),
             ("the levels must be multiplied by the scale of their group", backward_variant(scaled=False)),
             ("a scale belongs to g neighbouring weights: use np.repeat, not np.tile", backward_variant(tiled=True))),
         hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
@@ -252,6 +264,8 @@ EXERCISES = (
             ("Σ must be split: each factor gets √Σ", loftq_variant(split=False)),
             ("Σ must be split: each factor gets √Σ", loftq_sided),
             ("Q, B and A must come from the same round", loftq_stale),
+            *(("return (Q, B, A), in this order", lambda *a, order=order: tuple(loftq(*a)[i] for i in order))
+              for order in ((0, 2, 1), (1, 2, 0), (2, 1, 0))),
             ("this is one round too few: there are T", loftq_variant(rounds=lambda T: T - 1 or 1)),
             ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
         hints=("What should Q round, once there is a low-rank part? And what should the low-rank part make up for?",

@@ -18,13 +18,20 @@ def codes_left(X, O):
     return 2 * np.rint(np.delete(np.abs(X), O, axis=1).max(1) / s).astype(int) + 1
 
 
-def codes_left_variant(both=True, zero=True, axis=1, rest=True):
-    """codes_left with a mistake: one sign only, no code for 0, features instead of tokens, or the outliers alone."""
+def codes_left_variant(both=True, zero=True, axis=1, rest=True, size=np.abs, top=lambda X, O: np.abs(X).max(1), whole=np.rint):
+    """codes_left with a mistake: one sign only, no code for 0, features instead of tokens, the outliers alone, signed
+    entries, another scale, or another rounding."""
     def wrong(X, O):
-        m = np.abs(np.delete(X, O, axis=1) if rest else X[:, O])
-        c = np.rint(127 * m.max(axis) / np.abs(X).max(axis)[:m.shape[1 - axis]]).astype(int)
-        return (2 if both else 1) * c + zero
+        m = size(np.delete(X, O, axis=1) if rest else X[:, O])
+        largest = top(X, O) if axis else np.abs(X).max(0)[:m.shape[1]]
+        return (2 if both else 1) * whole(127 * m.max(axis) / largest).astype(int) + zero
     return wrong
+
+
+def codes_in_use(X, O):
+    """How many different codes occur, which is not what is asked."""
+    q = np.rint(np.delete(X, O, axis=1) / (np.abs(X).max(1, keepdims=True) / 127))
+    return np.array([len(np.unique(row)) for row in q])
 
 
 def with_outliers(rng, n=None, d=None):
@@ -64,12 +71,13 @@ def vector_wise_in_int8(X, W):
     return s_x * s_w.T * (np.rint(X / s_x).astype(np.int8) @ np.rint(W / s_w).astype(np.int8).T)
 
 
-def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, by_column=False):
-    """vector_wise with a mistake: scales over everything or over features, 128 steps, or a scale that is left out."""
+def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, decoded=False):
+    """vector_wise with a mistake: scales over everything or over tokens, 128 steps, or a scale that is left out.
+    decoded: the codes are decoded first, so that a scale of any axis fits."""
     def wrong(X, W):
         s_x = np.abs(X).max(per_x, keepdims=True) / n
         s_w = np.abs(W).max(per_w, keepdims=True) / n
-        if by_column: return np.rint(X / s_x) @ np.rint(W / s_w).T * s_w.mean() * s_x.mean()
+        if decoded: return (np.rint(X / s_x) * s_x) @ (np.rint(W / s_w) * s_w).T
         return np.rint(X / s_x) @ np.rint(W / s_w).T * (s_x if scale_x else 1) * (s_w.T if scale_w else 1)
     return wrong
 
@@ -81,10 +89,12 @@ def llm_int8(X, W, threshold=6.0):
 
 
 def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True,
-                     half=False):
+                     half=False, fixed=None):
     """llm_int8 with a mistake, one of: O from means; outliers not taken out; s_x over everything; the float part left out;
-    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes; the float part in float16."""
+    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes; the float part in float16; a fixed
+    threshold."""
     def wrong(X, W, threshold=6.0):
+        threshold = fixed or threshold
         A = {"column": np.abs(X).max, "mean": np.abs(X).mean, "signed": X.max}[over](0)
         O = np.flatnonzero(A > threshold if strict else A >= threshold)
         rest = X.copy()
@@ -100,6 +110,16 @@ def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, wh
     return wrong
 
 
+def llm_int8_by_entry(X, W, threshold=6.0):
+    """Single entries are taken out, not columns."""
+    large = np.abs(X) >= threshold
+    rest = np.where(large, 0, X)
+    s_x = np.abs(rest).max(1, keepdims=True) / 127
+    s_x = np.where(s_x == 0, 1, s_x)
+    s_w = np.abs(W).max(1, keepdims=True) / 127
+    return np.where(large, X, 0) @ W.T + s_x * s_w.T * (np.rint(rest / s_x) @ np.rint(W / s_w).T), np.flatnonzero(large.any(0))
+
+
 # -- smoothing -------------------------------------------------------------------------------------
 def smooth(gamma, beta, weights, max_abs, alpha=0.5):
     norm, layers = LayerNorm(len(gamma)), [Linear(W.shape[1], W.shape[0], bias=False, rng=0) for W in weights]
@@ -110,13 +130,23 @@ def smooth(gamma, beta, weights, max_abs, alpha=0.5):
     return norm.weight.data, norm.bias.data, [layer.weight.data for layer in layers]
 
 
-def smooth_variant(a=lambda alpha: alpha, b=lambda alpha: 1 - alpha, shared=True, beta=True, inverse=False, move_w=True):
-    """smooth with a mistake: α and 1 − α exchanged, s per layer, β forgotten, the wrong way round, weights left alone."""
+def smooth_variant(a=lambda alpha: alpha, b=lambda alpha: 1 - alpha, shared=True, beta=True, inverse=False, move_w=True,
+                   over=np.max, divide_w=False):
+    """smooth with a mistake: α and 1 − α exchanged, s of the first layer, β forgotten, the wrong way round, weights left
+    alone or divided, too, a mean over the layers."""
     def wrong(gamma, bet, weights, max_abs, alpha=0.5):
-        largest = np.max([np.abs(W).max(0) for W in (weights if shared else weights[:1])], axis=0)
+        largest = over([np.abs(W).max(0) for W in (weights if shared else weights[:1])], axis=0)
         s = max_abs**a(alpha) / largest**b(alpha)
         if inverse: s = 1 / s
-        return gamma / s, bet / s if beta else bet, [W * s if move_w else W for W in weights]
+        return gamma / s, bet / s if beta else bet, [W / s if divide_w else W * s if move_w else W for W in weights]
+    return wrong
+
+
+def smooth_each(of_norm):
+    """Each layer has an s of its own; of_norm chooses the one that divides γ and β."""
+    def wrong(gamma, beta, weights, max_abs, alpha=0.5):
+        each = [max_abs**alpha / np.abs(W).max(0)**(1 - alpha) for W in weights]
+        return gamma / of_norm(each), beta / of_norm(each), [W * s for W, s in zip(weights, each, strict=True)]
     return wrong
 
 
@@ -148,7 +178,7 @@ def products(rng):
 
 EXERCISES = (
     Exercise(
-        name="outliers.bug", title="Find the bug: a product that wraps", stars=1,
+        name="outliers.bug", title="Find the bug: the product of the codes", stars=1,
         reference=bug, cases=integer_codes, normalize=lambda product: np.asarray(product, np.float64),
         special=(
             ("one token and one output: 2 · 3 + 4 · 5 = 26", lambda rng: (np.int8([[2, 4]]), np.int8([[3, 5]]))),
@@ -176,10 +206,19 @@ EXERCISES = (
         reference=codes_left, cases=lambda rng: with_outliers(rng),
         special=(
             ("an outlier of 127 beside entries of at most 4: codes −4 … 4",
-             lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),),
+             lambda rng: (np.array([[1.0, -4, 127, 2]]), np.array([2]))),
+            ("the largest entry of the token, −8, is not in the columns O: all 255 codes are left",
+             lambda rng: (np.array([[1.0, -8, 4, 2]]), np.array([2])))),
         mistakes=(
+            *(("entries may be negative: take the largest magnitude |x|, not the largest x",
+               codes_left_variant(size=lambda A: A, top=top))
+              for top in (lambda X, O: np.abs(X).max(1), lambda X, O: X.max(1))),
             ("entries may be negative: take the largest magnitude |x|, not the largest x",
-             lambda X, O: 2 * np.rint(127 * np.delete(X, O, 1).max(1) / np.abs(X).max(1)).astype(int) + 1),
+             codes_left_variant(top=lambda X, O: X.max(1))),
+            ("the scale belongs to the whole token, and its largest entry need not lie in the columns O",
+             codes_left_variant(top=lambda X, O: np.abs(X[:, O]).max(1))),
+            ("you rounded c down; the codes are rounded to nearest, so c = round(127·m′/m)", codes_left_variant(whole=np.floor)),
+            ("these are the codes that occur; count all that can be reached, from −c to c", codes_in_use),
             ("this is c: the codes −c … c, with 0, are 2c + 1", codes_left_variant(both=False, zero=False)),
             ("codes have both signs: −c … c", codes_left_variant(both=False)),
             ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
@@ -206,9 +245,19 @@ EXERCISES = (
             ("W has one scale for everything; it should have one per row", vector_wise_variant(per_w=None)),
             ("a product of int8 arrays is int8 again and wraps beyond 127: keep the codes in floats, or in int32",
              vector_wise_in_int8),
+            ("both arrays have one scale for everything; each row should have its own, with max(1, keepdims=True)",
+             vector_wise_variant(per_x=None, per_w=None)),
+            *(("a scale belongs to a row here, and you took one per column, a feature; take the maximum over axis 1",
+               vector_wise_variant(per_x, per_w, decoded=True)) for per_x, per_w in ((0, 0), (0, 1), (1, 0))),
             ("the largest code is 127", vector_wise_variant(n=128)),
             ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
-            ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False))),
+            ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False)),
+            ("the scales are missing: this is the product of the codes; multiply it by s_x and s_w",
+             vector_wise_variant(scale_x=False, scale_w=False)),
+            ("s_x belongs to a row, a token, and you took one per column and left it out of the product",
+             vector_wise_variant(per_x=0, scale_x=False))),
+        errors=(("broadcast", "the scales do not fit the result (n, d_out): there is one for each row of X, (n, 1), and one for each "
+                              "row of W, (1, d_out). A scale per column, a feature, sits inside the sum"),),
         tolerance=1e-6,
         hints=("Along which axis of the result does the scale of a row of X run, and along which the scale of a row of W?",
                "s_x is (n, 1). s_w is (d_out, 1), so s_w.T is (1, d_out). The product of the codes is (n, d_out).",
@@ -227,7 +276,10 @@ EXERCISES = (
              lambda rng: (np.array([[0.3, -8, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
             ("an entry exactly at the threshold is an outlier",
              lambda rng: (np.array([[0.3, -6, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 6.0)),
-            ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0))),
+            ("no outliers", lambda rng: (rng.uniform(-2, 2, (3, 5)), rng.normal(0, 1, (4, 5)), 6.0)),
+            ("all columns are outlier columns",
+             lambda rng: (np.array([[7.0, -8, 6], [9, 0.5, 1]]), rng.normal(0, 1, (2, 3)), 6.0)),
+            ("another threshold: 3", lambda rng: (np.array([[0.3, -4, 0.1], [1, 2, 0.5]]), rng.normal(0, 1, (2, 3)), 3.0))),
         mistakes=(
             ("the outlier columns are still in the integers: set them to 0 in a copy of X",
              llm_int8_variant(zeroed=False)),
@@ -242,7 +294,14 @@ EXERCISES = (
             ("you compared a column's mean; a column is an outlier if any entry reaches the threshold",
              llm_int8_variant(over="mean")),
             ("use W's own numbers in the outlier columns, not its decoded codes",
-             llm_int8_variant(float_w=False))),
+             llm_int8_variant(float_w=False)),
+            ("the threshold is an argument, and you took a fixed 6", llm_int8_variant(fixed=6.0)),
+            ("outliers are whole columns; you took single entries out", llm_int8_by_entry)),
+        symptoms=(
+            ("O holds the indices of the outlier columns, and this is a mask of True and False: np.flatnonzero(mask)",
+             lambda got, expected, arguments: np.asarray(got).dtype == bool),),
+        errors=(("zero-size", "an array has no entries left: all columns may be outlier columns; set them to 0 in a copy of X, and keep "
+                              "the shape"),),
         tolerance=1e-6,
         hints=("Which entries of a token decide its scale, once the outlier columns are taken out?",
                "O holds indices of columns. X[:, O] is (n, len(O)), W[:, O] is (d_out, len(O)), Y is (n, d_out).",
@@ -262,7 +321,12 @@ EXERCISES = (
              smooth_variant(shared=False)),
             ("β is part of the norm's output: divide it too", smooth_variant(beta=False)),
             ("this is the wrong way round: divide γ by s and multiply W by s", smooth_variant(inverse=True)),
-            ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False))),
+            ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False)),
+            ("γ and W are both divided by s; multiply W by s, or the function changes", smooth_variant(divide_w=True)),
+            ("max|W_j| is the maximum over all layers, and you took the mean of theirs", smooth_variant(over=np.mean)),
+            *(("all layers that read the norm share one s; you gave each layer its own", smooth_each(of_norm))
+              for of_norm in (lambda each: each[0], lambda each: each[-1], lambda each: np.max(each, axis=0),
+                              lambda each: np.mean(each, axis=0)))),
         tolerance=1e-6,
         hints=("If the output of the norm is divided by s, what must happen to the columns of W so that the layer computes"
                " the same?",

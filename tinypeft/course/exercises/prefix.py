@@ -107,14 +107,26 @@ EXERCISES = (
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 2)),
             ("tokens do not see themselves: the diagonal of the mask is P + 1, not P",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0])),
+            ("the mask begins at column 2, whatever P is, so tokens cannot see all of the prefix; the diagonal is P + 1",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 2)),
+            ("the diagonal of the mask is P + 1, not P − 1: tokens see neither themselves nor the one before",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] - 1)),
             ("there is no causal mask: token t may not look at later tokens",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
             ("the scores are not divided by √d_head",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1.0)),
+            ("the scores are divided by √d_head, not by √T",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, q.shape[0] ** -0.5)),
             ("you put the prefix behind the text; it comes first, as a past that all tokens see",
              lambda q, k, v, P_K, P_V: _masked(q, P_K, P_V, k, v, P_K.shape[0] + 1)),
             ("prefix and text are normalised separately and added; one softmax must cover both",
              lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
+        symptoms=(
+            ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t sees the columns 0 … P + t",
+             lambda got, expected, args: np.isnan(got).any()),),
+        errors=(
+            ("tensors do not mix", "the mask became a Tensor of another float type: leave it a plain NumPy array, and add it to the "
+             "scores"),),
         hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
                "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t sees the columns 0 … P + t.",
                "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), −np.inf, "
@@ -123,7 +135,7 @@ EXERCISES = (
         name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
         special=(
-            ("all keys are equal: λ is P/(P + S)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
+            ("all keys are equal: λ is P/(P + T)", lambda rng: (np.ones(4), np.ones((6, 4)), np.ones((2, 4)))),
             ("scores in the thousands, the text's larger, where exp overflows",
              lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
             ("scores in the thousands, the prefix's larger",
@@ -139,13 +151,16 @@ EXERCISES = (
             ("this is the share of the text, 1 − λ", lambda q, k, P_K: 1 - share(q, k, P_K)),
             ("the scores are not divided by √d_head",
              lambda q, k, P_K: (lambda p, s: p / (p + s))(*_exp_share(q, k, P_K, False))),
+            ("this is the prefix's share of the keys; keys with a larger score get more attention",
+             lambda q, k, P_K: len(P_K) / (len(P_K) + len(k))),
+            ("the numerator is a sum over the prefix, not a mean", lambda q, k, P_K: share(q, k, P_K) / len(P_K)),
             ("the sums are of scores, not of their exponentials",
              lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
         symptoms=(
             ("exp overflows: subtract the largest score, of prefix and text together; λ stays the same",
              lambda got, expected, arguments: not np.isfinite(got)),),
         hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
-               "P_K @ q is (P,), k @ q is (S,). Both are divided by √d_head. λ is one number.",
+               "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
                "s = np.concatenate([P_K, k]) @ q / √d_head; e = np.exp(s − s.max()); λ is the sum of the first P entries "
                "of e over the sum of all.")),
     Exercise(
@@ -179,7 +194,10 @@ EXERCISES = (
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
             ("a head's columns lie together: split a part into (H, d_head), not (d_head, H)",
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
-                 t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2)))),
+                 t.reshape(len(t), 2 * L, -1, H).transpose(1, 3, 0, 2))),
+            ("reshape does not move axes: a part (P, H · d_head) becomes (P, H, d_head) by reshape, and then needs a transpose",
+             lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(
+                 [a.reshape(H, len(t), -1) for a in np.split(t, 2 * L, axis=1)]))),
         symptoms=(
             ("the axes of each K and V are (H, P, d_head), in this order",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)
@@ -189,7 +207,7 @@ EXERCISES = (
                "Reshape to (P, L, 2, H, −1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
                "parts[l, 1] its V.")),
     Exercise(
-        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=2,
+        name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
         reference=bug, cases=lambda rng: tuple(int(n) for n in rng.integers((3, 2), (8, 6))),
         special=(("no prefix: an ordinary causal mask, and positions from 0", lambda rng: (4, 0)),),
         mistakes=(
@@ -206,6 +224,11 @@ EXERCISES = (
             ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1", _placed(first=lambda P: P + 1)),
             ("this is the colleague's function as it was: neither result is mended",
              _placed(diagonal=lambda P: 0, first=lambda P: 0))),
+        symptoms=(
+            ("every token sees every column, and so the future: token t sees the columns 0 … P + t",
+             lambda got, expected, args: np.ndim(got) == 2 and np.all(got)),
+            ("`positions` are those of the T tokens alone: P … P + T − 1",
+             lambda got, expected, args: np.ndim(got) == 1 and len(got) == sum(args))),
         tolerance=0,
         hints=("For T = 3 and P = 2: which of the five columns may the first token see? At which position does it stand?",
                "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` is (T,) and begins behind the "
@@ -217,7 +240,7 @@ EXERCISES = (
         reference=copies, cases=lambda rng: (rng.uniform(0.05, 0.95, int(rng.integers(3, 6))), int(rng.integers(2, 9))),
         special=(
             ("one copy: λ itself", lambda rng: (np.array([0.1, 0.5, 0.9]), 1)),
-            ("shares of 0 and of 1 stay", lambda rng: (np.array([0.0, 1.0]), 3)),
+            ("a share of 0 stays 0", lambda rng: (np.array([0.0, 0.5]), 3)),
             ("λ = 1/2, three copies: 3/4", lambda rng: (np.array([0.5, 0.5]), 3))),
         mistakes=(
             ("n λ can be more than 1: the text's share shrinks as the prefix's grows", lambda lam, n: n * lam),

@@ -38,8 +38,9 @@ def reference_nearest(P_e, E, k):
     return np.argsort(-(unit(P_e) @ unit(E).T), axis=1, kind="stable")[:, :k]
 
 
-def nearest_cases(rng):
+def nearest_cases(rng, many=False):
     P, V, d, k = (int(n) for n in rng.integers((2, 12, 3, 2), (5, 20, 6, 5)))
+    if many: V, k = 2000, 600
     return rng.standard_normal((P, d)), rng.standard_normal((V, d)) * rng.uniform(0.2, 5, (V, 1)), k
 
 
@@ -55,6 +56,22 @@ def places_by(tokens, counts, separator, shift=True, behind=1):
     for start, n in zip([0, *ends], counts, strict=True):
         placed += range(start + before, start + before + n)
         if shift: before += n
+    return np.array(placed, int)
+
+
+def repeated(tokens, counts, separator, shift):
+    """All pseudo-tokens of a part at one place, in the row as it is or in the lengthened row."""
+    starts = np.append(0, np.nonzero(tokens == separator)[0][:len(counts) - 1] + 1)
+    return np.repeat(starts + shift * np.append(0, np.cumsum(counts)[:-1]), counts)
+
+
+def at_separators(tokens, counts, separator, which=lambda ends: ends, count=lambda counts, j: counts[min(j, len(counts) - 1)]):
+    """Pseudo-tokens behind other separators than the first len(counts) − 1."""
+    found = which(np.nonzero(tokens == separator)[0])
+    placed, before = list(range(counts[0])), counts[0]
+    for j, end in enumerate(found, 1):
+        placed += range(end + 1 + before, end + 1 + before + count(counts, j))
+        before += count(counts, j)
     return np.array(placed, int)
 
 
@@ -119,7 +136,11 @@ EXERCISES = (
             ("attention is causal: S (S + 1), not 2 S²",
              lambda P, T, d: (12 * d * (P + T) + 2 * (P + T) ** 2) / (12 * d * T + 2 * T * T) - 1),
             ("this is the work of the prompt's positions alone; the text's queries see P more keys as well",
-             lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)))),
+             lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1))),
+            ("you divided by the work of the longer input; a quarter more means more than the work of the text alone",
+             lambda P, T, d: 1 - 1 / (1 + reference_cost(P, T, d))),
+            ("a position sees itself as well: S (S + 1)/2 pairs, not S (S − 1)/2",
+             lambda P, T, d: (12 * d * (P + T) + (P + T) * (P + T - 1)) / (12 * d * T + T * (T - 1)) - 1)),
         tolerance=1e-9,
         hints=("How much work is the longer input, and how much the text alone? If the ratio is 1.2, what is the extra "
                "work?",
@@ -130,7 +151,8 @@ EXERCISES = (
         reference=reference_nearest, cases=nearest_cases,
         special=(
             ("each prompt vector is three times a token's vector: that token is the nearest",
-             lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),),
+             lambda rng: (lambda P, E, k: (3 * E[:4], E, k))(*nearest_cases(rng))),
+            ("600 of 2,000 tokens, in order", lambda rng: nearest_cases(rng, many=True))),
         mistakes=(
             ("these are the cosines; return the numbers of the tokens",
              lambda P, E, k: -np.sort(-(unit(P) @ unit(E).T), axis=1)[:, :k]),
@@ -144,6 +166,10 @@ EXERCISES = (
              lambda P, E, k: reference_nearest(P, E, k)[:, ::-1]),
             ("you divided by the wrong lengths: each vector has its own length, over axis 1",
              lambda P, E, k: np.argsort(-(P / np.linalg.norm(P, axis=0)) @ (E / np.linalg.norm(E, axis=0)).T, axis=1, kind="stable")[:, :k])),
+        symptoms=(
+            ("the tokens are right, but not in order: np.argpartition, for example, leaves the k nearest unordered",
+             lambda got, expected, args: got.dtype.kind in "iu"
+             and np.array_equal(np.sort(got, axis=1), np.sort(expected, axis=1))),),
         tolerance=0,
         hints=("Which of two vectors of different length is nearer by angle? What must be divided out first?",
                "P_e (P, d) and E (V, d), with each row divided by its length, give cosines (P, V). The result is (P, k), "
@@ -163,7 +189,19 @@ EXERCISES = (
              lambda *a: places_by(*a, behind=0)),
             ("the counts are taken in the wrong order", lambda t, counts, s: reference_places(t, counts[::-1], s)),
             ("these are the places of the tokens, not of the pseudo-tokens",
-             lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s)))),
+             lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s))),
+            ("these are places in the original row, as np.insert takes them: the answer is in the lengthened row, where each "
+             "pseudo-token has a place of its own", lambda *a: repeated(*a, shift=0)),
+            ("each pseudo-token has a place of its own: those of a part stand one behind another",
+             lambda *a: repeated(*a, shift=1)),
+            ("here all pseudo-tokens stand in front: later parts have theirs behind the separator",
+             lambda t, counts, s: np.arange(sum(counts))),
+            *(("there are pseudo-tokens behind every separator: in the last part a separator is a token like others",
+               lambda *a, count=count: at_separators(*a, count=count))
+              for count in (lambda counts, j: counts[min(j, len(counts) - 1)], lambda counts, j: 1)),
+            *(("only the first separator is used: each part but the last ends with one of its own",
+               lambda t, counts, s, which=which: at_separators(t, counts, s, which))
+              for which in (lambda ends: ends[:1], lambda ends: ends[:1].repeat(2)))),
         errors=(("IndexError", "only the first len(counts) − 1 separators end parts; a later one is a token like others"),),
         tolerance=0,
         hints=("A pseudo-token moves everything behind it by one place. How many pseudo-tokens stand before part j?",
@@ -182,6 +220,7 @@ EXERCISES = (
             ("these are the places 0 … T − 1, as before: the vectors take places, too", lambda at, n: np.arange(n - len(at))),
             ("these are the tokens' own places; but vectors behind a token stand before the next one, so read at the last of them",
              lambda at, n: np.setdiff1d(np.arange(n), at)),
+            ("these are the last T places; that is right only if all vectors stand in front", lambda at, n: np.arange(len(at), n)),
             ("these are the places of the next tokens; read one place before them",
              lambda at, n: np.append(np.setdiff1d(np.arange(n), at)[1:], n)),
             ("each prediction is one token too early: these are the places before the tokens themselves",

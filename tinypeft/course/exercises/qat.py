@@ -45,8 +45,9 @@ def lsq(x, s, bits, dy):
 
 
 def lsq_variant(inner=lambda k, u: k - u, factor=True, masked=True, summed=True, outer=True, symmetric=False,
-                rounded_mask=False, ends=False):
-    """lsq with a mistake: the sign inside, g left out, dx everywhere, the clipped left out, −Q_P for −Q_N."""
+                rounded_mask=False, ends=False, clipped=lambda k, u: k, mean=False):
+    """lsq with a mistake: the sign inside, g left out, dx everywhere, the clipped left out or with another slope, a mean for g,
+    −Q_P for −Q_N."""
     def wrong(x, s, bits, dy):
         Q_N, Q_P = 2**(bits - 1), 2**(bits - 1) - 1
         if symmetric: Q_N = Q_P
@@ -54,8 +55,8 @@ def lsq_variant(inner=lambda k, u: k - u, factor=True, masked=True, summed=True,
         k = np.clip(np.rint(u), -Q_N, Q_P)
         v = np.rint(u) if rounded_mask else u
         inside = (-Q_N <= v) & (v <= Q_P) if rounded_mask or ends else (-Q_N < v) & (v < Q_P)
-        g = 1 / math.sqrt(x.shape[1] * Q_P) if factor else 1
-        slope = np.where(inside, inner(k, u), k if outer else 0)
+        g = 1 / x.shape[1] if mean else 1 / math.sqrt(x.shape[1] * Q_P) if factor else 1
+        slope = np.where(inside, inner(k, u), clipped(k, u) if outer else 0)
         return s[:, None] * k, dy * inside if masked else dy, g * (dy * slope if summed else slope).sum(1)
     return wrong
 
@@ -74,13 +75,12 @@ def peqa(x, dy, q, z, g):
     return s.grad.reshape(z.shape)
 
 
-def peqa_variant(zero=True, tile=False, summed=True, transpose=False):
-    """peqa with a mistake: without zero points, np.tile for np.repeat, means instead of sums."""
+def peqa_variant(zero=-1, tile=False, gather=lambda G: G.sum(2)):
+    """peqa with a mistake: without zero points or with +z, np.tile for np.repeat, or something else than the sum of a group."""
     def wrong(x, dy, q, z, g):
         spread = np.tile(z, (1, g)) if tile else np.repeat(z, g, axis=1)
-        C = q - (spread if zero else 0)
-        G = ((dy.T @ x) * C).reshape(len(q), -1, g)
-        return G.sum(2) if summed else G.mean(2)
+        G = ((dy.T @ x) * (q + zero * spread)).reshape(len(q), -1, g)
+        return gather(G)
     return wrong
 
 
@@ -118,12 +118,14 @@ def trained(w, X, y, s, lr, steps):
     return s * np.rint(w / s)
 
 
-def trained_variant(in_place=False, at=lambda w, s: s * np.rint(w / s), sign=1, mean=True, rounded=True):
-    """trained with a mistake: rounded in place, the gradient at the floats, up the hill, a sum, or floats returned."""
+def trained_variant(in_place=False, at=lambda w, s: s * np.rint(w / s), sign=1, mean=True, rounded=True, two=2, late=False):
+    """trained with a mistake: rounded in place, the gradient at the floats, up the hill, a sum, another factor, the floats
+    returned, or ŵ of before the last update."""
     def wrong(w, X, y, s, lr, steps):
-        for _ in range(steps):
+        for i in range(steps):
             if in_place: w = s * np.rint(w / s)
-            w = w - sign * lr * 2 / (len(X) if mean else 1) * X.T @ (X @ at(w, s) - y)
+            if late and i == steps - 1: break
+            w = w - sign * lr * two / (len(X) if mean else 1) * X.T @ (X @ at(w, s) - y)
         return s * np.rint(w / s) if rounded else w
     return wrong
 
@@ -142,10 +144,10 @@ def zero(x, s, z, low, high, dy):
 
 
 def zero_variant(slope=lambda s: -s, inside=lambda u, low, high: (low < u) & (u < high), where=lambda inside: ~inside,
-                 gather=np.sum, weighted=True):
-    """zero with a mistake: another slope, another inside, inside for outside, a mean, or no dy."""
+                 gather=np.sum, weighted=True, u=lambda x, s, z: x / s + z):
+    """zero with a mistake: another slope, another inside, inside for outside, a mean, no dy, or another u."""
     def wrong(x, s, z, low, high, dy):
-        chosen = where(inside(x / s + z, low, high))
+        chosen = where(inside(u(x, s, z), low, high))
         return float(gather((dy if weighted else 1) * slope(s) * chosen))
     return wrong
 
@@ -161,6 +163,7 @@ EXERCISES = (
              lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
         mistakes=(
             ("the zero point is missing in u = x/s + z", ste_variant(u=lambda x, s, z: x / s)),
+            ("the zero point is added: u = x/s + z", ste_variant(u=lambda x, s, z: x / s - z)),
             ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
             ("the inequalities are strict: exactly at an end the gradient is 0",
              ste_variant(inside=lambda u, low, high: (low <= u) & (u <= high))),
@@ -170,7 +173,9 @@ EXERCISES = (
             ("∂x̂/∂x is 1, not s: the step multiplies and divides", ste_variant(s_factor=True)),
             ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
-             ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high)))),
+             ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high))),
+            ("compare u with the limits, not the rounded u: numbers whose code is the lowest or the highest may still lie inside",
+             ste_variant(inside=lambda u, low, high: (low < np.rint(u)) & (np.rint(u) < high)))),
         hints=("Where does x̂ follow x, and where does it stand still?",
                "u = x/s + z has the shape of x, and so has the mask.",
                "u = x/s + z; dx is dy where low < u < high, and 0 elsewhere.")),
@@ -186,7 +191,10 @@ EXERCISES = (
             ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
             ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
             ("the inequalities are strict: exactly at an end a number counts as clipped", lsq_variant(ends=True)),
-            ("the factor g = 1/√(N Q_P) is missing in ds", lsq_variant(factor=False)),
+            ("the factor g = 1/√(n Q_P) is missing in ds", lsq_variant(factor=False)),
+            ("this is the mean over the row; ds is the sum times g = 1/√(n Q_P)", lsq_variant(mean=True)),
+            ("a clipped number's slope is its code alone: u does not come in, because clip is flat there",
+             lsq_variant(clipped=lambda k, u: k - u)),
             ("x has no gradient where it is clipped", lsq_variant(masked=False)),
             ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
             ("Q_N is 2^(b−1), one more than Q_P", lsq_variant(symmetric=True)),
@@ -195,9 +203,9 @@ EXERCISES = (
              lsq_variant(rounded_mask=True))),
         hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped number, whose code does not "
                "change?",
-               "s[:, None] is (n, 1), u = x/s is (n, B). ds is (n,): a sum over each row.",
+               "s[:, None] is (m, 1), u = x/s is (m, n). ds is (m,): a sum over each row.",
                "k = np.clip(np.rint(u), −Q_N, Q_P). The slope is k − u inside and k elsewhere. ds = g · (dy · "
-               "slope).sum(1) with g = 1/√(B Q_P). dx is dy inside and 0 elsewhere.")),
+               "slope).sum(1) with g = 1/√(n Q_P). dx is dy inside and 0 elsewhere.")),
     Exercise(
         name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
         reference=peqa, cases=peqa_case,
@@ -205,10 +213,15 @@ EXERCISES = (
             ("all codes are at the zero point: scales do not matter", lambda rng: (
                 rng.normal(0, 1, (3, 4)), rng.normal(0, 1, (3, 2)), np.full((2, 4), 3), np.full((2, 2), 3), 2)),),
         mistakes=(
-            ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=False)),
+            ("the zero points are missing: the scale multiplies q − z", peqa_variant(zero=0)),
+            ("the scale multiplies q − z, not q + z", peqa_variant(zero=1)),
+            ("this is one number for each weight; the g weights of a group share one scale: take their sum",
+             peqa_variant(gather=lambda G: G.reshape(len(G), -1))),
+            ("this is one number for each row; each group of g weights has a scale of its own",
+             peqa_variant(gather=lambda G: G.sum((1, 2)))),
             ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
             ("the gradient has the other sign: the scale multiplies q − z, not z − q", lambda *a: -peqa(*a)),
-            ("take the sum over the group, not the mean", peqa_variant(summed=False))),
+            ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2)))),
         hints=("Ŵ = s (q − z). What is its derivative with respect to s, and which weights share one s?",
                "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), too. The result is "
                "(d_out, d_in/g).",
@@ -221,7 +234,9 @@ EXERCISES = (
         special=(
             ("a student that finds both tokens equally likely",
              lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
-            ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]])))),
+            ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]]))),
+            ("one row of small logits, one of large ones",
+             lambda rng: (np.array([[0.0, 1.0], [1000.0, 1001.0]]), np.array([[1.0, 0.0], [1001.0, 1001.5]])))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
             ("take the mean over the n rows in the loss as well, not only in the gradient",
@@ -232,7 +247,15 @@ EXERCISES = (
             ("the gradient has the wrong sign: where the student gives too much, its logit must fall",
              distillation_variant(gradient=lambda p, q: p - q)),
             ("this is the cross-entropy: the teacher's entropy, Σ p log p, is missing",
-             distillation_variant(entropy=False))),
+             distillation_variant(entropy=False)),
+            ("this is the gradient with respect to the student's probabilities; the softmax turns it into one of the logits",
+             distillation_variant(gradient=lambda p, q: -p / q)),
+            *(("the loss is a sum over the V tokens and a mean over the n rows; yours is a mean over all n V numbers",
+               lambda p, q, k=k: (lambda loss, gradient: (loss / p.shape[1], gradient / p.shape[1]**k))(*distillation(p, q)))
+              for k in (0, 1))),
+        symptoms=(
+            ("each row needs its own maximum, a.max(1, keepdims=True); the largest number of all rows makes the others vanish",
+             lambda got, expected, arguments: not np.all(np.isfinite(got)) and np.ptp(arguments[0].max(1)) > 500),),
         hints=("Which distribution stands in front of the logarithm, the teacher's or the student's? What is the gradient "
                "of a cross-entropy?",
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
@@ -252,6 +275,9 @@ EXERCISES = (
             ("take the gradient at the rounded weights; yours is the one of the floats, which are rounded only at the end",
              trained_variant(at=lambda w, s: w)),
             ("return the rounded weights, not the floats behind them", trained_variant(rounded=False)),
+            ("this is the ŵ of before the last update: round once more after it", trained_variant(late=True)),
+            ("the derivative of a square has a factor 2: it is 2/n · Xᵀ(X ŵ − y)", trained_variant(two=1)),
+            ("the derivative of the mean of squares has a factor 2/n", trained_variant(two=1, mean=False)),
             ("the weights go uphill: subtract the gradient", trained_variant(sign=-1)),
             ("the loss is a mean over the rows of X: divide the gradient by their number", trained_variant(mean=False))),
         tolerance=1e-9,
@@ -276,7 +302,11 @@ EXERCISES = (
             ("one z is shared by all numbers: take the sum, not the mean", zero_variant(gather=np.mean)),
             ("multiply the slope by dy before you sum", zero_variant(weighted=False)),
             ("exactly at an end a number counts as clipped",
-             zero_variant(inside=lambda u, low, high: (low <= u) & (u <= high)))),
+             zero_variant(inside=lambda u, low, high: (low <= u) & (u <= high))),
+            ("the zero point is added: u = x/s + z", zero_variant(u=lambda x, s, z: x / s - z)),
+            *(("compare u with the limits, not the rounded u", zero_variant(inside=inside)) for inside in (
+                lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high),
+                lambda u, low, high: (low < np.rint(u)) & (np.rint(u) < high)))),
         hints=("Write x̂ for a number inside, and for a clipped one. Where is z left in it?",
                "The slope has the shape of x. The result is one number, because one z is shared by all.",
                "u = x/s + z. Clipped are those with u <= low or u >= high. The result is np.sum(dy * −s) over them.")),

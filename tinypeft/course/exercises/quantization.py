@@ -22,11 +22,13 @@ def absmax(x, bits):
     return Uniform(bits, granularity="tensor").fit(x.reshape(1, -1)).round(x.reshape(1, -1)).reshape(x.shape)
 
 
-def absmax_variant(n=lambda bits: 2**(bits - 1) - 1, m=lambda x: np.abs(x).max(), round=np.rint, back=True):
-    """absmax with a mistake: another number of steps, another maximum, another rounding, or codes instead of numbers."""
+def absmax_variant(n=lambda bits: 2**(bits - 1) - 1, m=lambda x: np.abs(x).max(), round=np.rint, back=True, low=None):
+    """absmax with a mistake: another number of steps, another maximum, another rounding, or codes instead of numbers.
+    low: the codes are clipped to −n + low … n, where n = 2**(bits − 1) − 1."""
     def wrong(x, bits):
-        s = m(x) / n(bits)
-        return round(x / s) * (s if back else 1)
+        s, most = m(x) / n(bits), 2**(bits - 1) - 1
+        q = round(x / s)
+        return (q if low is None else np.clip(q, low - most, most)) * (s if back else 1)
     return wrong
 
 
@@ -45,6 +47,15 @@ def survey_variant(levels=lambda bits: 2**bits - 1, stretch=True, sign=1, clip=T
         Z = whole(l / S)
         q = np.rint(code(x / S, Z))
         return (np.clip(q, 0, 2**bits - 1) if clip else q).astype(int), S, sign * Z
+    return wrong
+
+
+def survey_symmetric(scale=lambda l, h, bits: (h - l) / (2**bits - 1), clip=True):
+    """survey with the Z of a symmetric grid, −2**(bits − 1), whatever the range is."""
+    def wrong(x, bits):
+        S, Z = scale(min(x.min(), 0), max(x.max(), 0), bits), -2**(bits - 1)
+        q = np.rint(x / S) - Z
+        return (np.clip(q, 0, 2**bits - 1) if clip else q).astype(int), S, Z
     return wrong
 
 
@@ -82,15 +93,16 @@ def best_clip(x, bits, fractions):
     return np.asarray(fractions)[np.argmin(errors, axis=0)]
 
 
-def best_clip_variant(clip=True, low=lambda n: -n, steps=lambda n: n, size=np.square, pick=np.argmin, rows=True):
+def best_clip_variant(clip=True, low=lambda n: -n, steps=lambda n: n, size=np.square, pick=np.argmin, rows=True, range_of=1,
+                      against=lambda x, end: x):
     """best_clip with a mistake: codes not clipped or clipped elsewhere, another step, another error, the wrong
-    end, one p for all."""
+    end, one p or one range for all, or the error against something else than x."""
     def wrong(x, bits, fractions):
-        n, m, errors = 2**(bits - 1) - 1, np.abs(x).max(1, keepdims=True), []
+        n, m, errors = 2**(bits - 1) - 1, np.abs(x).max(range_of, keepdims=True), []
         for p in fractions:
             s = p * m / steps(n)
             q = np.rint(x / s)
-            errors.append(size(s * (np.clip(q, low(n), n) if clip else q) - x).sum(1))
+            errors.append(size(s * (np.clip(q, low(n), n) if clip else q) - against(x, p * m)).sum(1))
         if not rows: errors = [np.full(len(x), error.sum()) for error in errors]
         return np.asarray(fractions)[pick(errors, axis=0)]
     return wrong
@@ -102,14 +114,14 @@ def to_float(x, e, m):
     return decode(encode(x, name), name).astype(x.dtype)
 
 
-def to_float_variant(bias=lambda e: 2**(e - 1) - 1, shift=1, subnormal=True, saturate=True, round=np.rint,
+def to_float_variant(bias=lambda e: 2**(e - 1) - 1, shift=1, subnormal=True, saturate=True, round=np.rint, least=1,
                      most=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (2 - 2.0**-m)):
     """to_float with a mistake: another bias, frexp's exponent as it is, no subnormals, no saturation, another rounding or
     largest value."""
     def wrong(x, e, m):
         V = most(e, m, bias(e))
         E = np.frexp(np.abs(x))[1] - shift
-        if subnormal: E = np.maximum(E, 1 - bias(e))
+        if subnormal: E = np.maximum(E, least - bias(e))
         y = round(x / 2.0**(E - m)) * 2.0**(E - m)
         return np.clip(y, -V, V) if saturate else y
     return wrong
@@ -141,9 +153,14 @@ EXERCISES = (
         mistakes=(
             ("the scale is max|x|/(2**(bits − 1) − 1): the largest code is one less than a power of two",
              absmax_variant(lambda b: 2**(b - 1))),
+            *(("with max|x|/2**(bits − 1) the largest number has no code of its own and is clipped; divide by 2**(bits − 1) − 1",
+               absmax_variant(lambda b: 2**(b - 1), low=low)) for low in (-1, 0)),
+            *(("2·max|x|/(2**bits − 1) puts max|x| midway between two integers; the integers go from −n to n, so divide max|x| by "
+               "n = 2**(bits − 1) − 1", absmax_variant(lambda b: (2**b - 1) / 2, low=low)) for low in (None, -1, 0)),
             ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits − 1) − 1",
              absmax_variant(lambda b: 2**b - 1)),
-            ("use the largest magnitude, max|x|, not the largest number, max x", absmax_variant(m=np.max)),
+            *(("use the largest magnitude, max|x|, not the largest number, max x", absmax_variant(m=np.max, low=low))
+              for low in (None, -1, 0)),
             ("there is one scale for all of x: take the maximum over the whole array",
              absmax_variant(m=lambda x: np.abs(x).max(-1, keepdims=True))),
             ("these are the codes; multiply them by the scale to get x̂", absmax_variant(back=False)),
@@ -174,7 +191,10 @@ EXERCISES = (
              survey_variant(lambda b: 2**b)),
             ("round x/S before you subtract Z: a half may go to the other side when Z is odd",
              survey_variant(code=lambda u, Z: u - Z)),
-            ("Z must be an integer: round it", survey_variant(whole=lambda z: z))),
+            ("Z must be an integer: round it", survey_variant(whole=lambda z: z)),
+            *(("Z depends on the range: the code of l must be 0; −2**(bits − 1) is the Z of a symmetric grid", survey_symmetric(*more))
+              for more in ((), (lambda l, h, b: (h - l) / (2**b - 1), False),
+                           (lambda l, h, b: max(-l, h) / (2**(b - 1) - 1),)))),
         tolerance=1e-6,
         hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
                "x_q has the shape of x and an integer type. S and Z are numbers.",
@@ -215,8 +235,12 @@ EXERCISES = (
             ("a row of zeros: all fractions are equally good",
              lambda rng: (np.array([[0.0] * 31, [1.0] * 30 + [3.0]]), 2, np.array([1.0, 0.5, 1 / 3])))),
         mistakes=(
-            ("the codes are not clipped, so a smaller range costs nothing: np.clip(…, −n, n)",
-             best_clip_variant(clip=False)),
+            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, −n, n), or the error is that against "
+             "the clipped x, where it must be that against x itself", best_clip_variant(clip=False)),
+            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, −n, n), or the error is that against "
+             "the clipped x, where it must be that against x itself", best_clip_variant(against=lambda x, end: np.clip(x, -end, end))),
+            ("every row has its own range: m is the largest |x| of the row, np.abs(x).max(1, keepdims=True)",
+             best_clip_variant(range_of=None)),
             ("of equally good fractions, the first one is wanted; with <= the last one wins",
              best_clip_variant(pick=lambda errors, axis: len(errors) - 1 - np.argmin(errors[::-1], axis))),
             ("this is the place of the fraction; return the fraction itself",
@@ -229,7 +253,7 @@ EXERCISES = (
             ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax))),
         hints=("What is gained when the range becomes smaller, and what is lost? Which of the two is invisible if the "
                "codes are not clipped?",
-               "m is (n, 1). For one p the codes are (n, B) and the errors (n,). The errors for all p are (k, n), and the "
+               "m is (n, 1). For one p the codes are (n, g) and the errors (n,). The errors for all p are (k, n), and the "
                "result is (n,).",
                "For every p: s = p·m/n with n = 2**(bits − 1) − 1, codes clipped to −n … n, np.square(s·codes − x).sum(1)."
                " np.argmin over the fractions takes the first of equals. A row of zeros needs an s that is not 0.")),
@@ -248,6 +272,8 @@ EXERCISES = (
              to_float_variant(shift=0)),
             ("numbers below 2**(1 − bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(subnormal=False)),
+            ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; yours goes down to −bias",
+             to_float_variant(least=0)),
             ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
             ("no exponent is reserved here: the largest one is 2**e − 1 − bias, not 2**e − 2 − bias",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m))),
@@ -270,6 +296,9 @@ EXERCISES = (
         reference=pack_codes, cases=lambda rng: (rng.integers(0, 16, 2 * int(rng.integers(4, 9))).astype(np.uint8),),
         special=(
             ("1, 2, 15, 0 become the bytes 18 and 240", lambda rng: (np.uint8([1, 2, 15, 0]),)),),
+        invariants=(
+            ("the result is uint8, one byte for two codes; an int64 takes eight bytes",
+             lambda fn, rng: np.asarray(fn(np.uint8([1, 2]))).dtype == np.uint8),),
         mistakes=(
             ("the first code of a pair belongs into the high half of the byte", lambda q: q[1::2] << 4 | q[::2]),
             ("neighbours share a byte; you paired the first half of the array with the second",

@@ -34,11 +34,17 @@ def _halves(d):
     return np.arange(d // 2), np.arange(d // 2, d)
 
 
-def _rotated(x, theta, pairs=_halves, sign=1, positions=np.arange, power=2):
+def _neighbours(d):
+    return np.arange(0, d, 2), np.arange(1, d, 2)
+
+
+def _rotated(x, theta, pairs=_halves, sign=1, positions=np.arange, power=2, back=None):
+    """The pairs `pairs(d)`, rotated, put back at the places `back(d)`."""
     T, d = x.shape[-2:]
     first, second = pairs(d)
     phi = sign * positions(T)[:, None] * theta ** (-power * np.arange(d // 2) / d)
     x1, x2, y = x[..., first], x[..., second], np.empty_like(x)
+    first, second = (back or pairs)(d)
     y[..., first] = x1 * np.cos(phi) - x2 * np.sin(phi)
     y[..., second] = x2 * np.cos(phi) + x1 * np.sin(phi)
     return y
@@ -63,16 +69,23 @@ def _by_distance(fn, rng):
 
 # -- real.grouped ----------------------------------------------------------------------------------
 def grouped(q, k, v):
-    return _attended(q, k, v, lambda a, n: np.repeat(a, n, axis=0))
+    return _attended(q, k, v)
 
 
-def _attended(q, k, v, shared, scale=lambda d: d ** -0.5, causal=True):
+def _repeated(a, n):
+    """Each head of keys or values, n times in a row."""
+    return np.repeat(a, n, axis=0)
+
+
+def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True, hidden=-np.inf, late=False, axis=-1):
+    """hidden: the score of the future. late: the future is taken out after the softmax. axis: of the softmax."""
     (H, T, d), G = q.shape, len(k)
-    k, v = shared(k, H // G), shared(v, H // G)
-    S = scale(d) * q @ k.swapaxes(1, 2)
-    if causal: S = np.where(np.tri(T, dtype=bool), S, -np.inf)
-    P = np.exp(S - S.max(-1, keepdims=True))
-    return P / P.sum(-1, keepdims=True) @ v
+    k, v, past = shared(k, H // G), shared(v, H // G), np.tri(T, dtype=bool)
+    S = scale(d, H) * q @ k.swapaxes(1, 2)
+    if causal and not late: S = np.where(past, S, hidden)
+    P = np.exp(S - S.max(axis, keepdims=True))
+    P = P / P.sum(axis, keepdims=True)
+    return (np.where(past, P, 0) if late else P) @ v
 
 
 def _first(a, n):
@@ -96,9 +109,17 @@ def q4_1(octets):
 
 
 def _decoded(octets, order=lambda low, high: np.concatenate([low, high], axis=1), weight=lambda d, m, q: d * q + m,
-             floats="<f2"):
-    d, m = np.ascontiguousarray(octets[:, :4]).view(floats).astype(np.float32).T[:, :, None]
-    return weight(d, m, order(octets[:, 4:] & 15, octets[:, 4:] >> 4)).astype(np.float32)
+             floats="<f2", dtype=np.float32, high=lambda byte: byte >> 4):
+    """floats: the type in the file. dtype: the type to compute in. high: byte → the high code."""
+    d, m = np.ascontiguousarray(octets[:, :4]).view(floats).astype(dtype).T[:, :, None]
+    return weight(d, m, order(octets[:, 4:] & 15, high(octets[:, 4:])).astype(dtype)).astype(np.float32)
+
+
+def _byte_order(got, expected, arguments):
+    """Is the first block, whose numbers were read in the wrong byte order, what came back?"""
+    with np.errstate(all="ignore"):
+        theirs = [_decoded(*arguments, floats=">f2", dtype=dtype) for dtype in (np.float32, np.float16)]
+    return any(np.allclose(got, a, equal_nan=True, rtol=1e-3) for a in theirs)
 
 
 def _blocks(rng, n=None):
@@ -115,10 +136,19 @@ def _counting(rng):
 
 
 def _in_blocks(rng):
-    """Weights of blocks that use the codes 0 and 15, so that their range shows d and m."""
+    """Weights of blocks that use the codes 0 and 15, so that their range shows Δ and m."""
     (octets,) = _blocks(rng)
     octets[:, 4], octets[:, 5] = 0x20, 0xF3
     return (q4_1(octets),)
+
+
+def _off_grid(rng):
+    """Weights up to 0.4 steps above and below those of such blocks, except the smallest and the largest. They get the same
+    codes whether the step is rounded to float16 before or after."""
+    (W,) = _in_blocks(rng)
+    low, high = W.min(1, keepdims=True), W.max(1, keepdims=True)
+    moved = (W + rng.uniform(-0.4, 0.4, W.shape) * (high - low) / 15).astype(np.float32)
+    return (np.where((W == low) | (W == high), W, moved),)
 
 
 def encoded(W):
@@ -132,6 +162,13 @@ def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4, numbers=l
     q = np.rint((W - m[:, None]) / np.where(d > 0, d, 1)[:, None]).clip(0, 15).astype(np.uint8)
     head = np.ascontiguousarray(np.stack(numbers(d, m), axis=1).astype(floats)).view(np.uint8)
     return np.concatenate([head, order(q)], axis=1)
+
+
+def _one_off(got, expected, arguments):
+    """Are Δ and m right, and codes one too small or one too large?"""
+    if np.shape(got) != np.shape(expected) or (got[:, :4] != expected[:, :4]).any(): return False
+    a, b = (np.concatenate([x[:, 4:] & 15, x[:, 4:] >> 4]).astype(int) for x in (np.asarray(got, np.uint8), expected))
+    return np.abs(a - b).max() == 1
 
 
 # -- real.bug --------------------------------------------------------------------------------------
@@ -180,12 +217,17 @@ EXERCISES = (
         invariants=(("the product of a rotated query and a rotated key depends on their distance alone", _by_distance),),
         mistakes=(
             ("you paired neighbours, x_{2i} and x_{2i+1}; here x_i belongs to x_{i + d/2}",
-             lambda x, theta: _rotated(x, theta, lambda d: (np.arange(0, d, 2), np.arange(1, d, 2)))),
+             lambda x, theta: _rotated(x, theta, _neighbours)),
+            ("the rotated numbers go back to their places, the halves; yours are interleaved",
+             lambda x, theta: _rotated(x, theta, back=_neighbours)),
+            ("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as halves; here x_i belongs to x_{i + d/2}",
+             lambda x, theta: _rotated(x, theta, _neighbours, back=_halves)),
             ("the pairs turn the other way: the sign of sin φ is wrong", lambda x, theta: _rotated(x, theta, sign=-1)),
             ("the angle grows with the position, axis 1; yours grows with the head", _by_head),
             ("the first position is 0, and is not rotated", lambda x, theta: _rotated(x, theta, positions=lambda T: 1 + np.arange(T))),
             ("the exponent is −2i/d; yours is −i/d", lambda x, theta: _rotated(x, theta, power=1)),
             ("the exponent is −2i/d, so that later pairs turn more slowly", lambda x, theta: _rotated(x, theta, power=-2))),
+        errors=(("broadcast", "a head has d/2 pairs, so i runs over 0 … d/2 − 1, and the angles are (T, d/2), as the halves of x are"),),
         tolerance=1e-9,
         hints=("Which two numbers of a head are pair i? By which angle does position t turn them?",
                "phi is (T, d/2). The halves x1 and x2 of the last axis are (H, T, d/2).",
@@ -201,12 +243,23 @@ EXERCISES = (
             ("consecutive heads share a key: repeat each of them (0, 0, 1, 1), do not tile them (0, 1, 0, 1)",
              lambda q, k, v: _attended(q, k, v, lambda a, n: np.tile(a, (n, 1, 1)))),
             ("a token sees itself and what came before; yours sees the future, too",
-             lambda q, k, v: _attended(q, k, v, lambda a, n: np.repeat(a, n, axis=0), causal=False)),
+             lambda q, k, v: _attended(q, k, v, causal=False)),
+            ("the scores of the future are −∞ before the softmax; a score of 0 still gets a share",
+             lambda q, k, v: _attended(q, k, v, hidden=0)),
+            ("hide the future before the softmax; what is taken out after it is missing in the sum, which must be 1",
+             lambda q, k, v: _attended(q, k, v, late=True)),
+            ("the softmax runs over the keys, the last axis of the scores; yours runs over the queries",
+             lambda q, k, v: _attended(q, k, v, axis=-2)),
+            ("the scores are divided by √d, the root of a head's width, not by the root of the number of heads",
+             lambda q, k, v: _attended(q, k, v, scale=lambda d, H: H ** -0.5)),
             ("the scores are divided by √d, the root of a head's width",
-             lambda q, k, v: _attended(q, k, v, lambda a, n: np.repeat(a, n, axis=0), scale=lambda d: 1)),
+             lambda q, k, v: _attended(q, k, v, scale=lambda d, H: 1)),
             ("each group of heads has its own key and value; yours reads the first one in all heads",
              lambda q, k, v: _attended(q, k, v, _first)),
             ("heads of different groups read different keys; yours read their mean", lambda q, k, v: _attended(q, k, v, _mean))),
+        symptoms=(
+            ("a token also sees itself: the diagonal of the mask is open; with a strict mask the first token sees nothing",
+             lambda got, expected, arguments: np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()),),
         tolerance=1e-9,
         hints=("How many heads of queries share one key, and which ones?",
                "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. The scores are (H, T, T).",
@@ -214,27 +267,35 @@ EXERCISES = (
     Exercise(
         name="real.q4_1", title="A block of 32 weights", stars=2,
         reference=q4_1, cases=_blocks,
-        special=(("d = 1, m = 0, and the codes 0 … 15 twice", _counting),),
+        special=(("Δ = 1, m = 0, and the codes 0 … 15 twice", _counting),),
         mistakes=(
             ("the low halves of the 16 bytes come first: weights 0 … 15", lambda octets: _decoded(
                 octets, lambda low, high: np.concatenate([high, low], axis=1))),
             ("a byte holds the codes j and j + 16 of the block, which are no neighbours", lambda octets: _decoded(
                 octets, lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32))),
-            ("Q4_1 adds m: d · q + m; d · (q − 8) is Q4_0", lambda octets: _decoded(
+            ("Q4_1 adds m: Δ q + m; Δ (q − 8) is Q4_0", lambda octets: _decoded(
                 octets, weight=lambda d, m, q: d * (q.astype(np.float32) - 8))),
-            ("m is added: d · q + m", lambda octets: _decoded(octets, weight=lambda d, m, q: d * q - m)),
-            ("the first number of a block is the step d, the second the offset m", lambda octets: _decoded(
+            ("m is added: Δ q + m", lambda octets: _decoded(octets, weight=lambda d, m, q: d * q - m)),
+            ("the first number of a block is the step Δ, the second the offset m", lambda octets: _decoded(
                 octets, weight=lambda d, m, q: m * q + d)),
-            ("the two float16 are little-endian: the dtype '<f2'", lambda octets: _decoded(octets, floats=">f2"))),
+            ("shift the high halves of the bytes to the right by four bits: byte & 240 is 16 times the code", lambda octets: _decoded(
+                octets, high=lambda byte: byte & 240)),
+            ("Δ and m are stored in float16, but compute in float32: float16 keeps three digits only", lambda octets: _decoded(
+                octets, dtype=np.float16)),
+            *(("the two float16 are little-endian: the dtype '<f2'", lambda octets, dtype=dtype: _decoded(
+                octets, floats=">f2", dtype=dtype)) for dtype in (np.float32, np.float16))),
+        invariants=(
+            ("the weights are float32", lambda fn, rng: np.asarray(fn(*_blocks(rng))).dtype == np.float32),),
         symptoms=(
+            ("the two float16 are little-endian: the dtype '<f2'", _byte_order),
             ("each block of 20 bytes holds 32 weights: 16 bytes have two codes each",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
         tolerance=1e-6,
         hints=("Which 16 of the 32 weights are in the low halves of the bytes?",
-               "octets[:, :4].copy().view('<f2') is (n, 2): d and m. octets[:, 4:] is (n, 16), with two codes in each "
+               "octets[:, :4].copy().view('<f2') is (n, 2): Δ and m. octets[:, 4:] is (n, 16), with two codes in each "
                "byte.",
                "low = octets[:, 4:] & 15, high = octets[:, 4:] >> 4. Low before high, they are the codes q (n, 32). The "
-               "weights are d q + m, in float32.")),
+               "weights are Δ q + m, in float32.")),
     Exercise(
         name="real.bug", title="Find the bug: a loader without an error", stars=2,
         reference=reordered, cases=_rows, avoids=("halves", "neighbours"),
@@ -257,21 +318,24 @@ EXERCISES = (
                "W.reshape(H, d_head // 2, 2, −1), with the axes 1 and 2 exchanged by .swapaxes(1, 2), and reshaped to W.shape.")),
     Exercise(
         name="real.encode", title="Write the block", stars=2,
-        reference=encoded, cases=_in_blocks,
-        special=(("a block of equal weights: the step is 0, and so are the codes", lambda rng: (np.full((1, 32), 0.5, np.float32),)),),
+        reference=encoded, cases=_in_blocks, quiet=True,
+        special=(
+            ("a block of equal weights: the step is 0, and so are the codes", lambda rng: (np.full((1, 32), 0.5, np.float32),)),
+            ("weights between the levels, which get the nearest code", _off_grid)),
         mistakes=(
             ("weights 0 … 15 go into the low halves of the bytes", lambda W: _encoded(W, order=lambda q: q[:, 16:] | q[:, :16] << 4)),
             ("a byte holds the codes j and j + 16, which are no neighbours",
              lambda W: _encoded(W, order=lambda q: q[:, 0::2] | q[:, 1::2] << 4)),
             ("sixteen levels have fifteen steps between them: divide the range by 15", lambda W: _encoded(W, 16)),
-            ("the first number of a block is the step d, the second the offset m", lambda W: _encoded(W, numbers=lambda d, m: [m, d])),
+            ("the first number of a block is the step Δ, the second the offset m", lambda W: _encoded(W, numbers=lambda d, m: [m, d])),
             ("the two float16 are little-endian: the dtype '<f2'", lambda W: _encoded(W, floats=">f2"))),
         symptoms=(
-            ("a block of 32 weights becomes 20 bytes: d, m, and 16 bytes with two codes each",
+            ("take the nearest code: np.rint, not the next whole number below or above", _one_off),
+            ("a block of 32 weights becomes 20 bytes: Δ, m, and 16 bytes with two codes each",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)),),
         tolerance=0,
-        hints=("Which weight of a block has code 0, and which has code 15? What does this say about m and d?",
-               "m and d are (n,). The codes are (n, 32), uint8. np.stack([d, m], axis=1).astype('<f2').view(np.uint8) is (n, 4).",
-               "q = np.rint((W − m)/d), with 1 in place of a d of 0. The bytes are q[:, :16] | q[:, 16:] << 4. Join the four bytes of "
-               "d and m and these sixteen along axis 1.")),
+        hints=("Which weight of a block has code 0, and which has code 15? What does this say about m and Δ?",
+               "m and Δ are (n,). The codes are (n, 32), uint8. np.stack([step, m], axis=1).astype('<f2').view(np.uint8) is (n, 4).",
+               "q = np.rint((W − m)/step), with 1 in place of a step of 0. The bytes are q[:, :16] | q[:, 16:] << 4. Join the four bytes of "
+               "Δ and m and these sixteen along axis 1.")),
 )

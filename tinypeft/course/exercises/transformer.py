@@ -17,12 +17,12 @@ def reference_attention(q, k, v):
     return plain.attention(Tensor(q), Tensor(k), Tensor(v)).data              # a lesson replaces F.attention
 
 
-def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
+def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False, low=-np.inf):
     """Attention with its usual mistakes: the scale, the mask's offset, the axis of the softmax, a mask after it."""
     (T, d), S = q.shape, len(k)
     scores = q @ k.T * (1 / math.sqrt(d) if scale is None else scale(d))
     seen = np.arange(S) <= np.arange(T)[:, None] + (S - T if offset is None else offset)
-    if mask and not late: scores = np.where(seen, scores, np.array(-np.inf, scores.dtype))
+    if mask and not late: scores = np.where(seen, scores, np.array(low, scores.dtype))
     A = np.exp(scores - scores.max(axis, keepdims=True))
     A = A / A.sum(axis, keepdims=True)
     if late: A = A * seen
@@ -32,6 +32,13 @@ def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False):
 def large_scores(rng):
     """Whole numbers and √d_head = 2, so that scores of about 1,000 are exact in float32."""
     return tuple(rng.integers(-30, 31, shape).astype(np.float32) for shape in ((3, 4), (5, 4), (5, 4)))
+
+
+def hidden_and_large(rng):
+    """Seen scores near −1,000 and hidden ones near 1,000, exact in float32: q kᵀ/√4 is kᵀ in three columns."""
+    seen = np.arange(5)[:, None] <= np.arange(3) + 2
+    k = np.where(seen, -1000, 1000) + rng.integers(-2, 3, (5, 3))
+    return tuple(a.astype(np.float32) for a in (2 * np.eye(3, 4), np.pad(k, ((0, 0), (0, 1))), rng.integers(-9, 10, (5, 4))))
 
 
 def attention_cases(rng, T=None, past=None):
@@ -76,18 +83,25 @@ class Readers:
         return Readers.causal(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
+    @staticmethod
+    def into_one_column(x):
+        """Causal, and only the last number of a row tells it; the others are always 0."""
+        return np.where(np.arange(x.shape[1]) == x.shape[1] - 1, Readers.causal(x), 0)
+
+
 READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.window, Readers.normalized, Readers.centred,
-           Readers.scaled)
+           Readers.scaled, Readers.into_one_column)
 
 
-def sees(f, x, changed=None, copied=True, transposed=False, first=True):
+def sees(f, x, changed=None, copied=True, transposed=False, by_row=True, bound=1e-9, of_row=lambda differs: differs.any(-1)):
     """(T, T): does row i of f(x) change with row j of x? The options make the mistakes."""
     rng, before, after = np.random.default_rng(2), f(x), x.copy()
     seen = np.zeros((len(x), len(x)), bool)
     for j in range(len(x)):
         if copied: after = x.copy()
         after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(x[j])
-        seen[:, j] = (abs(f(after) - before) > 1e-9).any(-1) if first else abs(f(after) - before).max() > 1e-9
+        differs = abs(f(after) - before) > bound
+        seen[:, j] = of_row(differs) if by_row else differs.any()
     return seen.T if transposed else seen
 
 
@@ -151,7 +165,8 @@ EXERCISES = (
         special=(
             ("as many keys as queries", lambda rng: attention_cases(rng, past=0)),
             ("one query and a past of three keys: nothing is hidden", lambda rng: attention_cases(rng, T=1, past=3)),
-            ("scores of about 1,000", large_scores)),
+            ("scores of about 1,000", large_scores),
+            ("seen scores near −1,000, hidden ones near 1,000", hidden_and_large)),
         invariants=(
             ("weights are positive and sum to one: values that are all 1 give 1",
              lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
@@ -168,10 +183,13 @@ EXERCISES = (
              lambda q, k, v: attention(q, k, v, offset=len(k) - len(q) + 1)),
             ("the softmax runs over the queries; it must run over the keys", lambda *a: attention(*a, axis=0)),
             ("you masked after the softmax, so the remaining weights no longer sum to one; put −∞ into the scores before it",
-             lambda *a: attention(*a, late=True))),
+             lambda *a: attention(*a, late=True)),
+            ("a hidden score of 0 still has the weight e⁰ = 1: put −∞ in its place", lambda *a: attention(*a, low=0.0))),
         symptoms=(
-            ("np.exp overflows: subtract the largest score of each row first; the softmax stays the same",
-             lambda got, expected, args: not np.isfinite(got).all() and args[0].max() > 9),),
+            ("np.exp overflows, or all weights of a row become 0 and 0/0 follows: first put −∞ into the hidden scores, then subtract the "
+             "largest score of each row", lambda got, expected, args: not np.isfinite(got).all()),
+            ("the hidden scores are not low enough: seen scores may be near −1,000, so put −∞ in their place",
+             lambda got, expected, args: abs(args[1]).max() > 500)),
         avoids=("attention",),
         hints=("At which position does query i stand, if the queries are the last T of S positions? Which keys come after "
                "it?",
@@ -188,14 +206,21 @@ EXERCISES = (
             ("only the row itself and the one before it are seen", lambda rng: sees_cases(rng, Readers.window)),
             ("a layer norm comes first", lambda rng: sees_cases(rng, Readers.normalized)),
             ("each row is divided by its length first", lambda rng: sees_cases(rng, Readers.scaled)),
-            ("a mean over all rows", lambda rng: sees_cases(rng, Readers.centred))),
+            ("a mean over all rows", lambda rng: sees_cases(rng, Readers.centred)),
+            ("only the last number of a row of f(x) ever changes", lambda rng: sees_cases(rng, Readers.into_one_column))),
         mistakes=(
             ("a constant that is added to a row vanishes in a layer norm: put random numbers into the row",
              lambda f, x: sees(f, x, lambda row: row + 1.0)),
-            ("a multiple of a row may change nothing: put random numbers into the row", lambda f, x: sees(f, x, lambda row: 2 * row)),
-            ("the rows stay changed: begin each time with a copy of x", lambda f, x: sees(f, x, copied=False)),
+            ("a multiple of a row may change nothing, and a row of zeros gives 0/0 in a layer norm: put random numbers into the row",
+             lambda f, x: sees(f, x, lambda row: 2 * row)),
+            ("your function writes into its argument x, or the rows stay changed: begin each time with a copy of x", lambda f, x: sees(f, x, copied=False)),
             ("it is transposed: i is the row of the output, and j the row of the input", lambda f, x: sees(f, x, transposed=True)),
-            ("compare row by row: this says only that some row has changed", lambda f, x: sees(f, x, first=False))),
+            ("compare row by row: this says only that some row has changed", lambda f, x: sees(f, x, by_row=False)),
+            ("a row has changed if any of its numbers has: do not compare one number alone, and do not ask for a change of all",
+             lambda f, x: sees(f, x, of_row=lambda differs: differs.all(-1)))),
+        symptoms=(
+            ("you miss a change: any change counts, however small, in any number of the row",
+             lambda got, expected, args: (expected & ~got).any() and not (got & ~expected).any()),),
         hints=("If you change one row of the input, which rows of the output may change, and which must not?",
                "f(x) is (T, d). For each j, compare f(x) with f of a copy whose row j is new: T answers, one for each row of "
                "the output. They are column j of the result (T, T).",
@@ -212,15 +237,23 @@ EXERCISES = (
              lambda z, t: float(-picked(log_softmax(z), t).mean())),
             ("you shifted the wrong way: the logits at t + 1 are compared with token t",
              lambda z, t: float(-picked(log_softmax(z[:, 1:]), t[:, :-1]).mean())),
-            ("this is a sum where equation (5) has a mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
+            ("this is a sum over all positions; the loss is their mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
             ("you divided by B T, but only T − 1 positions have a next token",
              lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
-            ("this is in bits; equation (5) has a natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
+            ("this is in bits; nats come from the natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
             ("the softmax runs over positions; it must run over the vocabulary",
              lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
-            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t))),
+            ("the sign is wrong: −log p is positive", lambda z, t: -reference_loss(z, t)),
+            ("this is the mean over rows of the sum over positions: divide by T − 1, too",
+             lambda z, t: reference_loss(z, t) * (t.shape[1] - 1)),
+            ("this is the sum over rows of the mean over positions: divide by B, too",
+             lambda z, t: reference_loss(z, t) * len(t))),
         symptoms=(
-            ("np.exp overflows; subtract the largest logit of each position first", lambda got, expected, args: not np.isfinite(got)),),
+            ("the logarithm of a probability that became 0: do not take the log of the softmax, compute z − max − log Σ exp(z − max)",
+             lambda got, expected, args: np.isinf(got)),
+            ("np.exp overflows; subtract the largest logit of each position first", lambda got, expected, args: np.isnan(got)),
+            ("a small number beside p, or a bound for it, makes large losses smaller: compute z − max − log Σ exp(z − max)",
+             lambda got, expected, args: abs(args[0]).max() > 500 and got < expected)),
         tolerance=1e-7,
         hints=("Which token do the logits at position t speak about? Which position has no next token?",
                "logits[:, :-1] is (B, T − 1, V), and its targets, tokens[:, 1:], are (B, T − 1). One log probability "
@@ -242,6 +275,7 @@ EXERCISES = (
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * L),
             ("each layer norm has both a weight and a bias",
              lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L - d),
+            ("the bias of `up` has 4 d numbers, and not d", lambda V, C, d, L: reference_count(V, C, d, L) - 3 * d * L),
             ("a matrix of the MLP is missing: there are two of 4 d²",
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
             ("a matrix of attention is missing: query, key, value and output have d² each",

@@ -2,6 +2,7 @@
 import numpy as np
 
 from ...quant.codebooks import codebook
+from ...study.memory import SHAPES
 from ...study.plot import Drawing
 from .sheet import BAD, DATA, FROZEN, GOOD, INK, PALE, SOFT, TRAINED, WARM, WHITE, Sheet
 
@@ -159,20 +160,20 @@ def nf4() -> Drawing:
     s.text(514, 16, "A block of 64 weights", bold=True)
     s.cells(402, 40, [[""] * 32] * 2, 7, 14, [[DATA] * 32] * 2, edge="#BBB")
     s.text(514, 82, "64 codes of 4 bits", size=11)
-    s.box(402, 100, 44, 22, "s", TRAINED)
+    s.box(402, 100, 44, 22, "a", TRAINED)
     s.text(456, 111, "one scale, float32: 32 bits", "start", size=11)
-    s.text(514, 146, "x̂ = s · level of the code")
+    s.text(514, 146, "x̂ = a · level of the code")
     s.text(514, 174, f"4 + 32/64 = {4 + 32 / 64} bits per weight", size=11)
 
     s.line((20, 210), (620, 210), colour="#CCC")
     s.text(320, 228, "Double quantization: the scales of 256 blocks", bold=True)
     for i in range(16): s.box(24 + 15 * i, 246, 12, 18, fill=TRAINED)
-    s.text(144, 278, "256 scales s", size=11)
+    s.text(144, 278, "256 scales a", size=11)
     s.arrow((272, 255), (322, 255))
     s.text(297, 242, "− mean", size=11)
     for i in range(16): s.box(332 + 8 * i, 246, 6, 18, fill="#FBE2BF")
     s.text(396, 278, "256 codes of 8 bits", size=11)
-    s.box(484, 244, 26, 22, "t", TRAINED)
+    s.box(484, 244, 26, 22, "m", TRAINED)
     s.text(518, 248, "one scale of the\nscales: 32 bits", "start", size=11)
     bits = 4 + 8 / 64 + 32 / (64 * 256)
     s.text(320, 304, f"4 + 8/64 + 32/(64 · 256) = {bits:.3f} bits per weight", size=11)
@@ -183,7 +184,7 @@ def nf4() -> Drawing:
         "matrix, is not counted.",
         "Left: a bell curve cut into 16 strips around the 16 levels of NF4 from −1 to 1; strips in "
         "the middle are narrow. Right: 64 codes of 4 bits and one scale, 4.5 bits per weight. "
-        "Below: 256 scales less their mean become 256 codes of 8 bits with one scale t, 4.127 bits "
+        "Below: 256 scales less their mean become 256 codes of 8 bits with one scale m, 4.127 bits "
         "per weight.")
 
 
@@ -233,10 +234,10 @@ def straight_through() -> Drawing:
 
 
 def choosing() -> Drawing:
-    N, bits = 7e9, 4 + 8 / 64 + 32 / (64 * 256)
-    size = lambda per_weight: f"{N * per_weight / 1e9:.3g} GB"
+    N, bits = SHAPES["llama-7b"].parameters, 4 + 8 / 64 + 32 / (64 * 256)
+    size = lambda per_weight: f"{N * per_weight / 2**30:.1f} GiB"
     s = Sheet(640, 330)
-    s.text(320, 16, f"What fits? Bytes per weight, and for N = {N / 1e9:.0f} billion weights",
+    s.text(320, 16, f"What fits? Bytes per weight, and for N = {N / 1e9:.2f} billion weights",
            bold=True)
     rows = [("16 bytes", "weights, gradients, moments", size(16), "Full fine-tuning", "03"),
             ("2 bytes", "weights in 16 bits, and 16 bytes\nfor each trained number", size(2),
@@ -264,7 +265,7 @@ def choosing() -> Drawing:
         s.svg, "First ask what fits; among the methods that fit, compare quality.",
         "Weights in 16 or 4 bits are frozen, and each trained number needs 16 bytes: itself, its "
         "gradient and Adam's two moments in float32.",
-        f"Three questions below one another. Do 16 bytes per weight fit, {size(16)} for 7 billion? "
-        f"Yes: full fine-tuning. Do 2 bytes fit, {size(2)}? Yes: LoRA, adapters, prompts. Do "
-        f"{bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a smaller model or fewer "
-        "bits.")
+        f"Three questions below one another. Do 16 bytes per weight fit, {size(16)} for "
+        f"{N / 1e9:.2f} billion? Yes: full fine-tuning. Do 2 bytes fit, {size(2)}? Yes: LoRA, "
+        f"adapters, prompts. Do {bits / 8:.2f} bytes fit, {size(bits / 8)}? Yes: QLoRA. No: a "
+        "smaller model or fewer bits.")
