@@ -13,7 +13,7 @@
 # [glossary](GLOSSARY.md).
 #
 # **Time.** 80 minutes for reading and the exercises. The open exercise takes 35 more, the bonus
-# 6. Every cell together runs in well under a minute.
+# 8. Every cell together runs in well under a minute.
 
 # %%
 import numpy as np
@@ -408,6 +408,7 @@ query_key.beside(found[:, :2].sum())
 
 # %% [markdown]
 # *What to see: query and key keep least. The attention's output keeps more than the mean.*
+# (Layer 1 is `blocks.0`.)
 #
 # Is this uneven allocation *right*? On real text nobody knows the truth, so the package can plant
 # one. The task `tp.tasks.planted` hides a change of known ranks in a copy of the model, and AdaLoRA

@@ -12,7 +12,7 @@
 # [glossary](GLOSSARY.md).
 #
 # **Time.** 65 minutes for reading and the exercises. The open exercise takes 35 more, the bonus
-# 4. Every cell together runs in well under a minute.
+# 12. Every cell together runs in well under a minute.
 
 # %%
 import copy
@@ -130,7 +130,7 @@ show("schematic:dylora")
 # $B$ stay whole? ($\odot$ multiplies number by number. For $R = 4$, $b = 2$ and $\alpha = 16$ it is
 # $m = (8, 8, 0, 0)$.) Both ways are right.
 
-# %% exercise=dylora.forward points=3 minutes=10
+# %% exercise=dylora.forward points=2 minutes=10
 def dylora_forward(x, W, A, B, b, alpha):
     """h = W x + α/b B↓b A↓b x, a Tensor (…, d_out)."""
     ### BEGIN SOLUTION

@@ -13,7 +13,7 @@
 # [glossary](GLOSSARY.md).
 #
 # **Time.** 115 minutes for reading and the exercises. The open exercise takes 25 more, the bonus
-# 5. Every cell together runs in well under a minute.
+# 6. Every cell together runs in well under a minute.
 
 # %%
 import copy
@@ -123,8 +123,8 @@ four_bits.beside(relative(my_absmax(W, 4)))
 #
 # $$x_q = R(x/S) - Z, \qquad \tilde x = S\,(x_q + Z) \tag{2}$$
 #
-# where $R$ rounds to nearest. $Z$ is *subtracted* on the way in and *added* on the way out. Every
-# library does the opposite, and so does (1): $z = -Z$. Neither is wrong, but a formula of one side
+# where $R$ rounds to nearest. $Z$ is *subtracted* on the way in and *added* on the way out. Most
+# libraries do the opposite, and so does (1): $z = -Z$. Neither is wrong, but a formula of one side
 # and a file of the other give weights that are off by $2 z s$.
 #
 # Return `(x_q, S, Z)` for one grid over all of `x`, whose range $[l, h]$ is stretched to contain 0:

@@ -431,7 +431,7 @@ guess.beside(100 * repaired["LSQ"])
 # %% fold
 fig, ax = plot.figure(height=3.4, width=6.8)
 ends = []
-for name, colour in zip(repaired, ("black", "blue", "orange", "green"), strict=True):
+for name, colour in zip(repaired, ("green", "blue", "black", "vermillion"), strict=True):
     behind = np.subtract(curves[name], curves["float32"])
     y = np.convolve(behind, np.ones(5) / 5, "valid")
     ax.plot(np.arange(len(y)) + 3, y, color=plot.COLOURS[colour])

@@ -43,9 +43,6 @@ EXPLAINED = {
     ("tinypeft/course/calls.py", "text_of", "f'{type(error).__name__}: {error}'[:5000]",
      "f'{type(error).__name__}: {error}'[:5001]"):
         "the length at which a very long message of an error is cut",
-    ("tinypeft/course/judge.py", "wrong_gradient", "difference(g, e, 1e-07, f'the gradient of {name}')",
-     "difference(g, e, 2e-07, f'the gradient of {name}')"):
-        "which rounding of a gradient passes: right ones are far below either edge, and wrong ones far above",
     ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
         "how long the header of an array in an older file may be: the edge is a guess, and generous",
     ("tinypeft/train.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):

@@ -122,8 +122,8 @@ def wrong_result(exercise, call, args, stage, about, others):
     if exercise.quiet and out.strained:
         return failed(exercise, "strain", f"the numbers are right{about}, but only by luck: "
                                           f"{out.strained}",
-                      cause="a division by zero gives NaN or infinity, and what these become as "
-                            "integers depends on the machine; choose another divisor first")
+                      cause="a division by zero gives NaN or infinity, and what becomes of these "
+                            "depends on the machine; choose another divisor first")
     if out.changed:
         return failed(exercise, "inputs", "your function writes into its argument "
                                           f"{', '.join(out.changed)}; work on a copy",

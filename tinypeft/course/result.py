@@ -47,8 +47,8 @@ class CheckResult:
         if self.expected:   yield f"expected  {self.expected}"
         if self.cause:      yield f"Likely cause: {self.cause}"
         if not self.passed:
-            if step is None and self.stage == "unsolved": yield f"A hint, if you want one: {self._ask(1)}"
-            else: yield self.hint(step or 1)
+            unasked = step is None and self.stage == "unsolved"
+            yield f"A hint, if you want one: {self._ask(1)}" if unasked else self.hint(step or 1)
         if not self.passed and self.function: yield IN_ITS_PLACE
 
     def hint(self, step: int) -> str:

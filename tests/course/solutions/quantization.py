@@ -168,7 +168,8 @@ def clip_for_all(x, bits, fractions):
 
 def clip_absolute(x, bits, fractions):
     m, n = np.abs(x).max(1, keepdims=True), 2**(bits - 1) - 1
-    errors = [np.abs(np.clip(np.rint(x / (p * m / n)), -n, n) * p * m / n - x).sum(1) for p in fractions]
+    steps = [np.where(m, p * m / n, 1) for p in fractions]
+    errors = [np.abs(np.clip(np.rint(x / s), -n, n) * s - x).sum(1) for s in steps]
     return np.asarray(fractions)[np.argmin(errors, 0)]
 
 
@@ -230,6 +231,15 @@ def clip_last(x, bits, fractions):
     return np.asarray(fractions)[at]
 
 
+def clip_by_zero(x, bits, fractions):
+    """A row of zeros has the scale 0, and 0/0 is NaN, of which argmin takes the first."""
+    m, top, errors = np.abs(x).max(1, keepdims=True), 2**(bits - 1) - 1, []
+    for c in fractions:
+        s = c * m / top
+        errors.append(((s * np.clip(np.rint(x / s), -top, top) - x)**2).sum(1))
+    return np.asarray(fractions)[np.argmin(errors, 0)]
+
+
 def clip_place(x, bits, fractions):
     return clip_errors(x, bits, fractions).argmin(0)
 
@@ -265,7 +275,7 @@ WRONG = {
                             (lambda *a: (by_library(*a)[0].astype(float), *by_library(*a)[1:]), "use .astype(int)")],
     "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "its own fraction"), (clip_absolute, "squared"),
                                (clip_against_clipped, "against the clipped x"), (clip_one_range, "its own range"),
-                               (clip_last, "the first one is wanted"), (clip_place, "return the fraction itself"),
+                               (clip_last, "the first one is wanted"), (clip_by_zero, "another divisor first"), (clip_place, "return the fraction itself"),
                                (lambda x, bits, fractions: loop_of_rows(x, bits, fractions[::-1]), "equally good")],
     "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V"), (float_too_fine, "goes down to −bias"),
                               (float_with(half_up), "rounds it up"), (float_with(half_away), "away from 0"), (float_integers, "2.0**(E − m)"),

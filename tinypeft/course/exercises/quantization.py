@@ -224,7 +224,7 @@ EXERCISES = (
                "q is (d_out, d_in), s and z are (d_out, d_in/group). np.repeat(s, group, axis=1) is (d_out, d_in).",
                "q.astype(np.float32) − np.repeat(z, group, axis=1), multiplied by np.repeat(s, group, axis=1).")),
     Exercise(
-        name="quantization.best_clip", title="The best clipping range", stars=2,
+        name="quantization.best_clip", title="The best clipping range", stars=2, quiet=True,
         reference=best_clip,
         cases=lambda rng: (rng.standard_t(6, (rng.integers(4, 7), 40)), int(rng.integers(2, 5)), np.linspace(1, 0.2, 17)),
         special=(

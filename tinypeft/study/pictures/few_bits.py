@@ -161,13 +161,13 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     left.margins(y=0.12)
     parameters = {s: r.mean(label[s, bits[0]], "parameters") for s in sizes}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    few, many = label[sizes[-1], 2], label[sizes[-2], 16]
+    few, many = label[sizes[-2], 2], label[sizes[-3], 16]      # trained for as many steps
     at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
     better = r.mean(few, "loss") < r.mean(many, "loss")
     return plot.Drawing(
         fig,
         f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
-        f"{parameters[sizes[-1]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-2]]:,.0f} at 16 "
+        f"{parameters[sizes[-2]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-3]]:,.0f} at 16 "
         f"bits reach {at(many)}.",
         f"Three bases trained on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
         f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
