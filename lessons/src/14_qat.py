@@ -273,9 +273,8 @@ fig
 # there into the valley.*
 # Along the curve, each number keeps its code for a while and then changes it.
 # Each change begins a new piece of the curve, so the curve is not smooth.
-# The gradient knows only the piece that it is on, and it leads to the valley all the same.
-# At 2 bits the dot is not quite at the bottom: the straight-through gradient is an estimate, and it
-# is biased.
+# The straight-through gradient does not see these changes, but it leads to the valley all the same.
+# At 2 bits the dot is not quite at the bottom: this gradient is an estimate, and it is biased.
 #
 # ### {exercise}
 #
