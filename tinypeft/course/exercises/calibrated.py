@@ -226,7 +226,7 @@ EXERCISES = (
             ("the denominator is ‖WX‖, with the original W; yours is 0 where Ŵ is 0",
              lambda got, expected, arguments: np.isinf(got) and not arguments[1].any()),),
         hints=("How can ‖D X‖² be written with X Xᵀ in place of X?",
-               "D = Ŵ − W is (d_out, d_in), and so is D H. tr(A Bᵀ) is np.sum(A * B).",
+               "D = W_hat - W is (d_out, d_in), and so is D @ H. tr(A Bᵀ) is np.sum(A * B).",
                "The squared numerator is np.sum((D @ H) * D), the squared denominator the same with W. Take the root of "
                "the ratio; n/2 cancels.")),
     Exercise(

@@ -215,7 +215,7 @@ EXERCISES = (
             ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a))))),
         tolerance=1e-7,
         hints=("What do two runs with the same seed have in common? How do you take it away?",
-               "d = a − b is (n,). The result is two numbers.",
+               "d = a - b is (n,). The result is two numbers.",
                "Return d.mean() and t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n).")),
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,

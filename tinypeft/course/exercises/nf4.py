@@ -268,8 +268,8 @@ EXERCISES = (
         hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
                "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = codes.shape[1] // "
                "scales.shape[1] weights.",
-               "W = levels[codes] * np.repeat(scales, g, axis=1). dA is s times (dy B)ᵀ x, dB is s times dyᵀ (x Aᵀ), and "
-               "dx is dy @ W + s * (dy @ B) @ A.")),
+               "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = s * dy.T @ (x @ A.T), and "
+               "dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
         name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
         reference=loftq,

@@ -316,8 +316,8 @@ EXERCISES = (
         hints=("Which distribution stands in front of the logarithm, the teacher's or the student's? What is the gradient "
                "of a cross-entropy?",
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
-               "The log softmax of a row is a − max − log Σ exp(a − max). The loss is the sum of p (log p − log q), "
-               "divided by n; the gradient is (q − p)/n.")),
+               "With m = a.max(1, keepdims=True) the log softmax is a - m - np.log(np.exp(a - m).sum(1, keepdims=True)). The "
+               "loss is np.sum(p * (log_p - log_q)) / n. The gradient is (q - p) / n.")),
     Exercise(
         name="qat.bug", title="Find the bug: training that stands still", stars=2,
         reference=trained, cases=trained_case,

@@ -297,7 +297,7 @@ EXERCISES = (
         tolerance=1e-9,
         hints=("How many heads of queries share one key, and which ones?",
                "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. The scores are (H, T, T).",
-               "With repeated k and v: scores = q kᵀ/√d, −∞ above the diagonal, softmax over the last axis, times v.")),
+               "With repeated k and v: S = q @ k.swapaxes(1, 2) / np.sqrt(d), -np.inf above the diagonal, softmax over the last axis, @ v.")),
     Exercise(
         name="real.q4_1", title="A block of 32 weights", stars=2,
         reference=q4_1, cases=_blocks,
