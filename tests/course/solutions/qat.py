@@ -93,7 +93,7 @@ MASKED = [(masked(u), words) for u, words in (
               (lambda x, s, z: (x - z) / s, "another formula"), (lambda x, s, z: s * (x - z), "the way back"),
               (lambda x, s, z: np.floor(x / s) + z, "with the limits, not the rounded u"))] + [
           (masked(inside=inside), words) for inside, words in (
-              (lambda u, low, high: u > low, "on either side: inside"), (lambda u, low, high: u < high, "either side: inside is low < u and"),
+              (lambda u, low, high: u > low, "with both ends"), (lambda u, low, high: u < high, "either side: compare u"),
               (lambda u, low, high: (u >= low) & (u < high), "the lower or"), (lambda u, low, high: (u > low) & (u <= high), "the upper one"))]
 
 

@@ -243,7 +243,7 @@ WRONG = {
         (interleaved, "paired neighbours"), (lambda x, theta: rotary(x, theta, sign=-1), "sign of sin"), (by_head, "grows with the head"),
         (lambda x, theta: rotary(x, theta, start=1), "first position is 0"), (lambda x, theta: rotary(x, theta, power=-1.0), "yours is −i/d"),
         (joined_interleaved, "yours are interleaved"), (neighbours_joined, "joined the results"), (too_many_pairs, "d/2 pairs"),
-        (lambda x, theta: rotary(x, theta, power=2.0), "more slowly"), (overwritten, "already the rotated one"),
+        (lambda x, theta: rotary(x, theta, power=2.0), "more slowly"), (overwritten, "overwritten before"),
         (lambda x, theta: np.where(np.arange(x.shape[-1]) < x.shape[-1] // 2, rotary(x, theta), x), "leaves the second half"),
         (lambda x, theta: rotary(x, theta, power=-4.0), "yours is −4i/d")],
     "real.grouped": [

@@ -68,6 +68,11 @@ def _fused(rows):
     return wrong
 
 
+def _without_zeros(A_q, B_q, A_v, B_v):
+    B = np.concatenate([B_q, B_v], axis=1)
+    return np.concatenate([A_q, A_v]), np.concatenate([B, 0 * B, B])
+
+
 def _same_function(fn, rng):
     A_q, B_q, A_v, B_v = pairs = _pairs(rng)
     A, B = fn(*pairs)
@@ -228,8 +233,7 @@ EXERCISES = (
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
                  *fuse(A_q, B_q, A_v, B_v))),
             ("B_q meets the rows of A_q alone, and B_v those of A_v: the other blocks of B are zero",
-             lambda A_q, B_q, A_v, B_v: (np.concatenate([A_q, A_v]), np.vstack([np.hstack([B_q, B_v]), np.zeros((len(B_q), len(A_q) + len(A_v))),
-                                                                                 np.hstack([B_q, B_v])]))),
+             _without_zeros),
             ("the query's pair and the value's are exchanged", lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
             ("return (A, B), in this order", lambda *pairs: fuse(*pairs)[::-1]),
             ("A_q's rows come first in A, because B_q's columns come first in B",
@@ -261,11 +265,11 @@ EXERCISES = (
         mistakes=(
             ("the rate is still chosen on the test text: this is the fault above",
              honest_variant(lambda validation, test: test.mean(1).argmin())),
-            ("the two texts are exchanged: the validation text chooses, and the loss on the test text is told",
+            ("the two texts are exchanged: the validation text chooses, and the loss on the test text is reported",
              lambda validation, test: honest(test, validation)),
             ("the validation text alone chooses; yours looks at the test text, too",
              honest_variant(lambda validation, test: (validation + test).mean(1).argmin())),
-            ("tell the loss of the rate that was chosen, not the least of all", honest_variant(
+            ("report the loss of the rate that was chosen, not the least of all", honest_variant(
                 told=lambda validation, test, i: test.mean(1).min())),
             ("a rate is judged by the mean over its seeds, not by their median",
              honest_variant(lambda validation, test: np.median(validation, axis=1).argmin())),

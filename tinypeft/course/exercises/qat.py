@@ -24,13 +24,13 @@ def ramp(x, s, z): return x / s + z
 def staircase(x, s, z): return np.rint(x / s) + z
 
 
-INSIDE = (                                          # mistakes of what is inside, which two exercises share
-    ("a number may lie outside on either side: inside is low < u and u < high",
+INSIDE = (                                               # mistakes of what is inside, for three exercises
+    ("a number may lie outside on either side: compare u with both ends",
      (lambda u, low, high: low < u, lambda u, low, high: u < high)),
     ("the inequalities are strict: exactly at an end, the lower or the upper one, a number counts as clipped",
      (lambda u, low, high: (low <= u) & (u <= high), lambda u, low, high: (low <= u) & (u < high),
       lambda u, low, high: (low < u) & (u <= high))))
-PLACE = (                                           # and of the place u on the axis of the codes
+PLACE = (                                                # of the place u on the axis of the codes, for two
     ("the zero point is missing in u = x/s + z", lambda x, s, z: x / s),
     ("the zero point is added: u = x/s + z", lambda x, s, z: x / s - z),
     ("compare x/s + z with the codes, not x itself", lambda x, s, z: x),

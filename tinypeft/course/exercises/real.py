@@ -253,7 +253,7 @@ EXERCISES = (
              lambda x, theta: _rotated(x, theta, back=_neighbours)),
             ("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as halves; here x_i belongs to x_{i + d/2}",
              lambda x, theta: _rotated(x, theta, _neighbours, back=_halves)),
-            ("x_{i + d/2} needs the old x_i; yours is already the rotated one: keep both halves before you write", _overwritten),
+            ("the second half was computed from a first half that was overwritten before: compute both from x, then join them", _overwritten),
             ("both halves of a pair change; yours leaves the second half as it was", _first_half),
             ("the pairs turn the other way: the sign of sin φ is wrong", lambda x, theta: _rotated(x, theta, sign=-1)),
             ("the angle grows with the position, axis 1; yours grows with the head", _by_head),
