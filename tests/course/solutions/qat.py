@@ -242,7 +242,7 @@ WRONG = {
     "qat.distillation": [(distil_reverse, "other divergence"), (distil_cross_entropy, "entropy"), (distil_sign, "sign"),
                          (distil_sum, "gradient as well"),
                          (lambda p, q: tuple(len(p) * x for x in distil_scipy(p, q)), "in the loss and in the gradient"),
-                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "do not take the logarithm of p"), (distil_of_p, "becomes 0 here"), (distil_overflow, "too large for its type"),
+                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN"), (distil_of_p, "do not take the logarithm of p"), (distil_overflow, "too large for its type"),
                          (distil_one_maximum, "its own maximum"), (distil_of_probabilities, "probabilities"),
                          (lambda p, q: (distil_scipy(p, q)[0] / p.shape[1], distil_scipy(p, q)[1]), "all n V numbers")],
 }

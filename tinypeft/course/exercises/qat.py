@@ -288,10 +288,10 @@ EXERCISES = (
         special=(
             ("a student that finds both tokens equally likely",
              lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
-            ("a token that is all but impossible", lambda rng: (np.array([[0.0, -800.0]]), np.array([[0.0, -801.0]]))),
-            ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]]))),
+            ("large logits", lambda rng: (np.array([[800.0, 798.0, 799.0]]), np.array([[801.0, 798.0, 799.0]]))),
             ("one row of small logits, one of large ones",
-             lambda rng: (np.array([[0.0, 1.0], [1000.0, 1001.0]]), np.array([[1.0, 0.0], [1001.0, 1001.5]])))),
+             lambda rng: (np.array([[0.0, 1.0], [1000.0, 1001.0]]), np.array([[1.0, 0.0], [1001.0, 1001.5]]))),
+            ("a token that is all but impossible", lambda rng: (np.array([[0.0, -800.0]]), np.array([[0.0, -801.0]])))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
             ("take the mean over the n rows in the loss as well, not only in the gradient",
