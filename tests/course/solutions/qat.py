@@ -94,6 +94,7 @@ MASKED = [(masked(u), words) for u, words in (
               (lambda x, s, z: np.floor(x / s) + z, "with the limits, not the rounded u"))] + [
           (masked(inside=inside), words) for inside, words in (
               (lambda u, low, high: u > low, "with both ends"), (lambda u, low, high: u < high, "either side: compare u"),
+              (lambda u, low, high: (u > 0) & (u < high), "need not be 0"),
               (lambda u, low, high: (u >= low) & (u < high), "the lower or"), (lambda u, low, high: (u > low) & (u <= high), "the upper one"))]
 
 
@@ -182,11 +183,6 @@ def distil_of_p(teacher, student):
     return float((p * (np.log(p) - np.log(q))).sum() / len(p)), (q - p) / len(p)
 
 
-def distil_overflow(teacher, student):
-    log_p, log_q = (a - np.log(np.exp(a).sum(1, keepdims=True)) for a in (teacher, student))
-    return float((np.exp(log_p) * (log_p - log_q)).sum() / len(log_p)), (np.exp(log_q) - np.exp(log_p)) / len(log_p)
-
-
 def zero_of(slope=lambda s: -s, ends=True, where=None, mean=False, weighted=True, u=lambda x, s, z: x / s + z):
     def qat_zero(x, s, z, low, high, dy):
         u = u_of(x, s, z)
@@ -242,7 +238,7 @@ WRONG = {
     "qat.distillation": [(distil_reverse, "other divergence"), (distil_cross_entropy, "entropy"), (distil_sign, "sign"),
                          (distil_sum, "gradient as well"),
                          (lambda p, q: tuple(len(p) * x for x in distil_scipy(p, q)), "in the loss and in the gradient"),
-                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN"), (distil_of_p, "do not take the logarithm of p"), (distil_overflow, "too large for its type"),
+                         (lambda p, q: (len(p) * distil_scipy(p, q)[0], distil_scipy(p, q)[1]), "loss as well"), (distil_unstable, "NaN"), (distil_of_p, "do not take the logarithm of p"),
                          (distil_one_maximum, "its own maximum"), (distil_of_probabilities, "probabilities"),
                          (lambda p, q: (distil_scipy(p, q)[0] / p.shape[1], distil_scipy(p, q)[1]), "all n V numbers")],
 }

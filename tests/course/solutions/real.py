@@ -111,6 +111,11 @@ def shared(places, **options):
     return lambda q, k, v: attention(q, k[places(len(q), len(k))], v[places(len(q), len(k))], **options)
 
 
+def two_groups(q, k, v):
+    n = len(q) // 2
+    return attention(q, np.repeat(k, n, axis=0), np.repeat(v, n, axis=0))
+
+
 def in_order(H, G): return np.arange(H) // (H // G)
 
 
@@ -248,6 +253,7 @@ WRONG = {
         (lambda x, theta: rotary(x, theta, power=-4.0), "yours is −4i/d")],
     "real.grouped": [
         (shared(lambda H, G: np.arange(H) % G), "do not tile"), (shared(in_order, causal=False), "the future"),
+        (two_groups, "so k and v need as many"),
         (shared(in_order, zero=True), "score of 0"), (shared(in_order, after=True), "before the softmax; what"),
         (shared(in_order, axis=-2), "over the keys"), (shared(in_order, axis=-2, largest=-1), "over the queries"), (shared(in_order, divisor=len), "number of heads"),
         (shared(in_order, above=0), "also sees itself"),

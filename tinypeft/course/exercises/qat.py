@@ -27,6 +27,7 @@ def staircase(x, s, z): return np.rint(x / s) + z
 INSIDE = (                                               # mistakes of what is inside, for three exercises
     ("a number may lie outside on either side: compare u with both ends",
      (lambda u, low, high: low < u, lambda u, low, high: u < high)),
+    ("the lower end of the range need not be 0", (lambda u, low, high: (0 < u) & (u < high),)),
     ("the inequalities are strict: exactly at an end, the lower or the upper one, a number counts as clipped",
      (lambda u, low, high: (low <= u) & (u <= high), lambda u, low, high: (low <= u) & (u < high),
       lambda u, low, high: (low < u) & (u <= high))))
@@ -68,9 +69,9 @@ def ste_variant(u=ramp, inside=strictly, factor=lambda s: 1, keep=True):
 
 
 def ste_case(rng):
-    bits, s = int(rng.integers(2, 5)), float(rng.uniform(0.2, 0.6))
-    z = int(rng.integers(1, 2**bits - 1))
-    return rng.normal(0, 1, (4, 11)), s, z, 0, 2**bits - 1, rng.normal(0, 1, (4, 11))
+    steps, s, low = 2**int(rng.integers(2, 5)) - 1, float(rng.uniform(0.2, 0.6)), -int(rng.integers(1, 4))
+    z = int(rng.integers(low + 1, low + steps))
+    return rng.normal(0, 1, (4, 11)), s, z, low, low + steps, rng.normal(0, 1, (4, 11))
 
 
 # -- LSQ -------------------------------------------------------------------------------------------

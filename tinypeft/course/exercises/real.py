@@ -113,7 +113,7 @@ def _mean(a, n):
 
 
 def _groups(rng):
-    G, n, T, d = 2, int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
+    G, n, T, d = 3, int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
     return tuple(rng.standard_normal((heads, T, d)) for heads in (G * n, G, G))
 
 
@@ -294,6 +294,7 @@ EXERCISES = (
         symptoms=(
             ("a token also sees itself: the diagonal of the mask is open; with a strict mask the first token sees nothing",
              lambda got, expected, arguments: np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()),),
+        errors=(("remapped shapes", "q has H heads, so k and v need as many: each of their G = len(k) heads is repeated H // G times"),),
         tolerance=1e-9,
         hints=("How many heads of queries share one key, and which ones?",
                "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. The scores are (H, T, T).",
