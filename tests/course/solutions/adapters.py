@@ -77,6 +77,10 @@ def filed(new=True, moved=lambda a, b: (a != b).any(), also=lambda name: True):
     return adapters_bug
 
 
+def differing(before, after):
+    return [name for name in after if (after[name] != before[name]).any()]
+
+
 def one_layer(shortcut=True, bias=True, down=True, up=True, through=True):
     def adapters_linear(W, b, W_d, b_d, W_u, b_u):
         act = lambda z: (z if shortcut else 0) + W_u @ (W_d @ z)
@@ -98,13 +102,13 @@ WRONG = {
         (adapter(down=lambda y: y), "activation is missing"), (adapter(biases=(False, False)), "biases are missing"),
         (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h"),
         (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "2 times the expected"),
+        (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing"),
+        (lambda h, *a: adapter(skip=False)(h, *a) + tp.Tensor(h.data), "that you add has left the graph"),
         (lambda h, W_d, b_d, W_u, b_u: h + F.gelu(h) @ W_d.T @ W_u.T + b_d @ W_u.T + b_u, "not before the first"),
         (lambda h, W_d, b_d, W_u, b_u: h + (F.gelu(h @ W_d.T) + b_d) @ W_u.T + b_u, "before the activation"),
         (lambda h, W_d, b_d, W_u, b_u: F.gelu(h + (h @ W_d.T + b_d) @ W_u.T + b_u), "on the sum with h"),
         (lambda h, *a: 2 * h - adapter()(h, *a), "you subtracted it"), (adapter(down=lambda y: y.tanh()), "you used a tanh"),
         (lambda h, W_d, b_d, W_u, b_u: F.gelu(h @ W_d.T + b_d), "of the middle"),
-        (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing"),
-        (lambda h, *a: adapter(skip=False)(h, *a) + tp.Tensor(h.data), "that you add has left the graph"),
         (lambda h, *a: h + adapter(skip=False)(tp.Tensor(h.data), *a), "through the detour has left the graph")],
     "adapters.count": [
         (lambda d, m, L, p: L * (2 * d * m + m + d) + (p == "houlsby") * 2 * d * (2 * L + 1), "two adapters into every block"),
@@ -137,7 +141,7 @@ WRONG = {
         (filed(moved=lambda a, b: a.max() != b.max()), "with the same sum, or"), (filed(moved=lambda a, b: (a - b).sum() != 0), "or largest number"),
         (filed(moved=lambda a, b: np.sum(a) != np.sum(b)), "with the same sum"), (filed(moved=lambda a, b: a.mean() != b.mean()), "same mean"),
         (filed(moved=lambda a, b: a != b), "makes one answer of them"), (lambda *a: set(filed()(*a)), "return a list of the names"),
-        (lambda *a: sorted(filed()(*a)), "in another order"), (lambda before, after: [n for n in after if (after[n] != before[n]).any()], "whether it is there"),
+        (lambda *a: sorted(filed()(*a)), "in another order"), (differing, "whether it is there"),
         (filed(moved=lambda a, b: a.ravel()[0] != b.ravel()[0]), "first numbers only"),
         (filed(also=lambda name: "weight" in name), "biases are trained"),
         (lambda before, after: [n for n in after if n not in before or "norm" in n], "by the word")],

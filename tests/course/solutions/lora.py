@@ -63,6 +63,10 @@ def in_place(W, A, B, alpha):
     return W
 
 
+def survey_letters(W, A, B, alpha):
+    return W + alpha / len(A) * A @ B
+
+
 def spectral(power):
     def lora_overlap(A1, A2, i, j):
         V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
@@ -112,7 +116,7 @@ WRONG = {
         (lambda x, *a: tuple(g / (len(x) if i < 2 else 1) for i, g in enumerate(backward()(x, *a))), "not means"),
         (lambda x, W, A, B, alpha, dh: (*backward()(x, W, A, B, alpha, dh)[:2], alpha / len(A) * (dh @ W + dh @ B @ A)), "not to dH W₀"),
         (lambda x, W, A, B, alpha, dh: (*backward()(x, W, A, B, alpha, dh)[:2], dh @ W - alpha / len(A) * dh @ B @ A), "you subtracted one"),
-        (backward(order=(2, 0, 1)), "wrong order"), (lambda *a: (*backward()(*a), a[5].T @ a[0]), "its gradient is not needed"),
+        (backward(order=(2, 1, 0)), "wrong order"), (lambda *a: (*backward()(*a), a[5].T @ a[0]), "its gradient is not needed"),
         (lambda x, W, A, B, alpha, dh: (backward()(x, W, A, B, alpha, dh)[0], dh.T @ x, dh @ W), "a factor is missing"),
         (backward(lambda a, r: a), "α/r, not α"), (lambda x, W, A, B, alpha, dh: backward()(x, W, A, B, alpha, dh)[:2], "3 results")],
     "lora.overlap": [
@@ -133,7 +137,7 @@ WRONG = {
         (lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "not r/α"), (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "rank-stabilised"),
         (lambda W, A, B, alpha: W + B @ A / len(A), "not 1/r"), (lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "applied twice"),
         (lambda W, A, B, alpha: W + alpha // len(A) * B @ A, "cuts off"), (lambda W, A, B, alpha: (W + B @ A) * alpha / len(A), "B A alone"),
-        (lambda W, A, B, alpha: W, "W₀ alone"), (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "must be transposed")],
+        (lambda W, A, B, alpha: W, "W₀ alone"), (survey_letters, "not A B")],
     "lora.bug": [
         (diagnose(still=any), "only one of its two matrices"), (diagnose(still=lambda moved: moved[1]), "it is not trained if neither has"),
         (diagnose(start=lambda A, B: not B.any()), "one of the two may be random"), (diagnose(start=lambda A, B: not A.any()), "the start is changed if B A is not zero; one"),

@@ -22,6 +22,14 @@ def table_from(first):
     return prompts_input
 
 
+def whole_table(P_e, X_e, positions):
+    return tp.concatenate([P_e, X_e], axis=0) + positions
+
+
+def side_by_side(P_e, X_e, positions):
+    return tp.concatenate([P_e, X_e], axis=1) + positions[:P_e.shape[0]]
+
+
 def cut(P_e, X_e, positions):
     return built()(tp.Tensor(P_e.data), X_e, positions)
 
@@ -47,6 +55,12 @@ def priced(matrices, attention):
 
 def ends(tokens, counts, separator):
     return [0, *(i + 1 for i, t in enumerate(tokens) if t == separator)][:len(counts)]
+
+
+def all_ends(tokens, counts, separator):
+    starts = [0, *(i + 1 for i, t in enumerate(tokens) if t == separator)]
+    return np.concatenate([start + before + np.arange(n) for start, before, n in zip(
+        starts, np.cumsum([0, *counts]), counts, strict=True)])
 
 
 def every_separator(n=None, first=False):
@@ -157,8 +171,8 @@ WRONG = {
         (built(text_at=lambda P, T: slice(0, T)), "begin behind the prompt"), (built(prompt_at=None), "have positions, too"),
         (built(None, None), "position vectors are missing"), (cut, "no gradient reaches P_e"),
         (table_from(lambda pos, x: 1), "first row of the table"), (table_from(lambda pos, x: pos.shape[0] - x.shape[0]), "not the last"),
-        (lambda P_e, X_e, pos: X_e + pos[:X_e.shape[0]], "prompt's rows are missing"), (lambda P_e, X_e, pos: tp.concatenate([P_e, X_e], axis=0) + pos, "than you need"),
-        (lambda P_e, X_e, pos: tp.concatenate([P_e, X_e], axis=1), "join along axis 0"),
+        (lambda P_e, X_e, pos: X_e + pos[:X_e.shape[0]], "prompt's rows are missing"), (whole_table, "than you need"),
+        (side_by_side, "join along axis 0"),
         (lambda P_e, X_e, pos: built()(P_e, X_e, pos).data, "expected a tinypeft.Tensor"),
         (built(lambda P, T: slice(T, P + T), lambda P, T: slice(0, T), swapped=True), "not behind it")],
     "prompts.cost": [
@@ -195,7 +209,7 @@ WRONG = {
         (lambda t, c, s: starting(lambda c, j: sum(c[:j]), which=lambda ends: [0, *ends[1:][1 - len(c):]])(t, c, s), "not the last ones"),
         (lambda t, c, s: starting(lambda c, j: sum(c[:j]), which=lambda ends: [*ends[1:len(c)], len(t)])(t, c, s), "not behind it"),
         (lambda t, c, s: np.isin(np.arange(len(t) + sum(c)), walk()(t, c, s)), "this is a whole row"), (lambda *a: np.split(walk()(*a), np.cumsum(a[1])[:-1]), "one for each part"),
-        (lambda t, c, s: [[e + n] for e, n in zip(range(len(t) + 9), c, strict=True)], "like others"),
+        (all_ends, "token like others"),
         (lambda *a: walk()(*a) + 1, "everywhere")],
     "prompts.bug": [
         (read_by(own=True), "own places; but"), (lambda at, n: np.arange(n - len(at)), "0 … T − 1, as before"), (read_by(shift=1), "one place before them"), (read_by(own=True, shift=-1), "too early"),

@@ -346,6 +346,7 @@ EXERCISES = (
             ("r is the number of rows of A, not of its columns",
              lambda W0, A, B, alpha: W0 + alpha / A.shape[1] * B @ A),
             ("r is the number of columns of B, not of its rows", lambda W0, A, B, alpha: W0 + alpha / len(B) * B @ A)),
+        errors=(("matmul: ", "B is (d_out, r) and A is (r, d_in): their product is B A, not A B"),),
         tolerance=1e-9,
         hints=("Which single matrix gives the output of W0 and of the low-rank part together?",
                "B (d_out, r) times A (r, d_in) is (d_out, d_in), like W0.",
