@@ -441,8 +441,9 @@ sliders.rank(delta)
 #
 # $$\varphi = \frac{\lVert U_1^\top U_2 \rVert_F^2}{\min(i, j)} \in [0, 1] \tag{4}$$
 #
-# Here $\lVert \cdot \rVert_F$ is the Frobenius norm, the root of the sum of the squares of all entries.
-# $\varphi$ is 1 if one subspace lies within the other, and about $\max(i,j)/d$ for random ones.
+# Here $\lVert \cdot \rVert_F$ is the Frobenius norm, the root of the sum of the squares of all
+# entries. $\varphi$ is 1 if one subspace lies within the other, and about $\max(i,j)/d$ for random
+# ones.
 #
 # ### {exercise}
 #
@@ -705,7 +706,8 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
 # </details>
 #
 # <details><summary>3. Dropout sets random numbers to zero in training. LoRA puts it on x before A.
-# Why is there nothing to correct when LoRA is merged?</summary> Dropout is off when the model is used, so that the narrow way is linear.
+# Why is there nothing to correct when LoRA is merged?</summary> Dropout is off when
+# the model is used, so that the narrow way is linear.
 # Merging needs no more.
 # </details>
 #

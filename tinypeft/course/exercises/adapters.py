@@ -200,7 +200,7 @@ EXERCISES = (
         hints=("How many adapters does each placement put into a block? Which of the two also trains layer norms, and how "
                "many norms are there?",
                "An adapter: (m, d), m, (d, m) and d. A norm: a weight and a bias of d.",
-               "one = 2 d m + m + d. Houlsby: 2 L · one + (2 L + 1) · 2 d. Pfeiffer: L · one.")),
+               "one = 2 * d * m + m + d. Houlsby: 2 * L * one + (2 * L + 1) * 2 * d. Pfeiffer: L * one.")),
     Exercise(
         name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
         reference=reference_widen, cases=widen_cases,

@@ -275,8 +275,8 @@ EXERCISES = (
         hints=("h = W0 x + s B (A x). What stands to the left and to the right of A, and of B, in this product?",
                "dh is (N, d_out); x Aᵀ and dh B are (N, r). Each gradient has the shape of its array: A (r, d_in), B "
                "(d_out, r), x (N, d_in).",
-               "s = alpha/len(A). dB = s · dhᵀ (x Aᵀ). dA = s · (dh B)ᵀ x. dx is a sum: one term through W0, and s · (dh B)"
-               " A.")),
+               "s = alpha / len(A). dB = s * dh.T @ (x @ A.T). dA = s * (dh @ B).T @ x. dx is a sum: one term through W0, and "
+               "s * dh @ B @ A.")),
     Exercise(
         name="lora.overlap", title="The overlap of two subspaces", stars=2,
         reference=overlap, cases=_two,

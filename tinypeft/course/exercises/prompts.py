@@ -191,7 +191,7 @@ EXERCISES = (
         hints=("How much work is the longer input, and how much the text alone? If the ratio is 1.2, what is the extra "
                "work?",
                "P, T, d and the result are numbers. F(S) = 12 d² S + d S (S + 1).",
-               "Write F as a function of S, then F(P + T)/F(T) − 1.")),
+               "Write F as a function of S, then F(P + T) / F(T) - 1.")),
     Exercise(
         name="prompts.nearest", title="The tokens nearest to a prompt", stars=2,
         reference=reference_nearest, cases=nearest_cases,
@@ -350,5 +350,5 @@ EXERCISES = (
         hints=("How many numbers has one gate that reads k numbers? How many gates are there in all, and what is k in each "
                "layer?",
                "A gate: (n, k), (n, n), n and n. Linear maps: (2n, 2n) with 2n, and (d, 2n) with d. Embeddings: (P, d).",
-               "one(k) = 4 (n k + n² + 2 n). The sum is P d + 2 one(d) + 2 one(2n), and the two linear maps.")),
+               "one = lambda k: 4 * (n * k + n * n + 2 * n). The sum is P * d + 2 * one(d) + 2 * one(2 * n), and the two linear maps.")),
 )
