@@ -197,7 +197,7 @@ WRONG = {
         (lambda dy, shape: dy.reshape(-1, *shape).sum(0), "other numbers"),
         (lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim))), "not over the last"),
         (lambda dy, shape: one_by_one(dy, shape).reshape([n for n in shape if n > 1]), "must keep that axis"),
-        (lambda dy, shape: np.broadcast_to(dy, shape), "could not be broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
+        (lambda dy, shape: np.broadcast_to(dy, shape), "do not broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
     "autograd.linear_vjp": [
         (linear(obey=False), "nobody needs"), (linear(db=lambda X, W, dY: dY.mean(0)), "not a mean"),
         (linear(dW=lambda X, W, dY: X.T @ dY), "transposed"), (linear(dW=lambda X, W, dY: dY.T @ X / len(X)), "averaged over rows"),
