@@ -416,7 +416,7 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
 # Return a matrix of booleans $(T, T)$: entry $[i, j]$ is `True` if row $i$ of `f(x)` changes when
 # row $j$ of `x` changes.
 # Any change counts, however small, in any number of the row.
-# Do not write into `x`.
+# Do not write into `x`, not even for a moment, because `f` may return `x` itself.
 # Some of the functions begin with a layer norm, or divide each row by its length: choose a change
 # that none of them can undo.
 

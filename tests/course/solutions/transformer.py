@@ -81,15 +81,18 @@ def guarded(bound=lambda p: p + 1e-12):
     return transformer_loss
 
 
-def sees(new=lambda row, rng: rng.standard_normal(row.shape), fresh=True, by_row=True, turned=False, in_place=False, of_row=lambda differs: differs.any(1), bound=1e-10):
+def sees(new=lambda row, rng: rng.standard_normal(row.shape), fresh=True, by_row=True, turned=False, in_place=False, back=False,
+         of_row=lambda differs: differs.any(1), differ=lambda a, b: abs(a - b) > 1e-10):
     def transformer_sees(f, x):
         rng, y, before = np.random.default_rng(4), x if in_place else x.copy(), f(x)
         columns = []
         for j in range(len(x)):
             if fresh: y = x.copy()
-            y[j] = new(x[j], rng)
-            differs = np.abs(f(y) - before) > bound
+            old = y[j].copy()
+            y[j] = new(old, rng)
+            differs = differ(f(y), before)
             columns.append(of_row(differs) if by_row else np.full(len(x), differs.any()))
+            if back: y[j] = old
         return np.array(columns) if turned else np.array(columns).T
     return transformer_sees
 
@@ -140,8 +143,18 @@ WRONG = {
     "transformer.sees": [
         (sees(lambda row, rng: row + 1), "vanishes in a layer norm"), (sees(lambda row, rng: 3 * row), "a multiple of a row"),
         (sees(fresh=False), "a copy of x"), (sees(turned=True), "it is transposed"), (sees(by_row=False), "row by row"),
-        (sees(lambda row, rng: 0 * row), "a row of zeros"), (sees(of_row=lambda differs: differs[:, 0]), "one number alone"),
-        (sees(of_row=lambda differs: differs.all(1)), "a change of all"), (sees(bound=0.3), "any change counts"),
+        (sees(lambda row, rng: 0 * row), "a row of zeros"), (sees(of_row=lambda differs: differs[:, 0]), "one number of each row alone"),
+        (sees(of_row=lambda differs: differs.all(1)), "a change of all"), (sees(differ=lambda a, b: abs(a - b) > 0.3), "in any number of the row"),
+        (sees(differ=lambda a, b: abs(a - b) > 1e-3), "accepted difference is too large"),
+        (sees(lambda row, rng: row + 1e-12 * rng.standard_normal(row.shape), differ=np.not_equal), "your change of the row too small"),
+        (sees(differ=lambda a, b: a.sum(1, keepdims=True) != b.sum(1, keepdims=True)), "its sum or its mean"),
+        (sees(fresh=False, in_place=True, back=True), "put the old row back"),
+        (sees(lambda row, rng: row + 1, differ=np.not_equal), "a difference of rounding"),
+        (sees(lambda row, rng: 0 * row, differ=np.not_equal), "a row of equal numbers"),
+        (sees(lambda row, rng: row * np.nan, differ=np.not_equal), "0 times NaN"),
+        (sees(lambda row, rng: row * np.nan), "comparison with NaN is False"),
+        (sees(lambda row, rng: row + 1, fresh=False), "begin with a fresh copy"),
+        (sees(lambda row, rng: 0 * row, differ=lambda a, b: ~np.isclose(a, b)), "the NaN spreads"),
         (sees(fresh=False, in_place=True), "writes into its argument x"), (lambda f, x: np.tril(np.ones((len(x), len(x)), bool)), "other numbers"),
         (lambda f, x: sees()(f, x).astype(int), "dtype int64")],
     "transformer.alibi": [
@@ -154,6 +167,6 @@ RIGHT = {
     "transformer.attention": [row_by_row, attention(), lambda q, k, v: attention()(q, k, v).tolist()],
     "transformer.loss": [loops, loss(), lambda z, t: np.float32(loops(z, t)), lambda z, t: np.array(loops(z, t))],
     "transformer.count": [count, summed, lambda *a: float(count(*a))],
-    "transformer.sees": [sees(), one_number, lambda *a: sees()(*a).tolist()],
+    "transformer.sees": [sees(), sees(differ=np.not_equal), sees(lambda row, rng: row[::-1]), one_number, lambda *a: sees()(*a).tolist()],
     "transformer.alibi": [alibi(), lambda *a: alibi()(*a).astype(np.float32), lambda *a: alibi()(*a).tolist()],
 }

@@ -308,9 +308,9 @@ EXERCISES = (
              lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
         tolerance=1e-9,
         hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
-               "The first dy.ndim − len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
+               "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
                "The result has the shape `shape`.",
-               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim − len(shape)))). Then sum over the axes where"
+               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim - len(shape)))). Then sum over the axes where"
                " `shape` has a 1, with keepdims=True.")),
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
@@ -367,7 +367,7 @@ EXERCISES = (
         tolerance=1e-7,
         hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
                "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
-               "With dxhat = gamma * dy: dx = (dxhat − mean(dxhat) − xhat * mean(dxhat * xhat))/sigma, and each mean is "
+               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma, and each mean is "
                "over the last axis.")),
     Exercise(
         name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,

@@ -143,9 +143,9 @@ EXERCISES = (
         hints=("Why are m and v divided by something at the start? Does the decay go into the gradient, or straight to the"
                " weight?",
                "w, g, m and v have one shape; the others are numbers. Return (w, m, v) as new arrays.",
-               "m = beta1·m + (1 − beta1)·g, and v the same with beta2 and g². m_hat = m/(1 − beta1**t), and v_hat "
-               "likewise. The new w is w − lr·decay·w − lr·m_hat/(√v_hat + eps). Do not write m *= beta1, which changes "
-               "the caller's array.")),
+               "m = beta1 * m + (1 - beta1) * g, and v the same with beta2 and g**2. m_hat = m / (1 - beta1**t), and v_hat "
+               "likewise. The new w is w - lr * decay * w - lr * m_hat / (np.sqrt(v_hat) + eps). Do not write m *= beta1, "
+               "which changes the caller's array.")),
     Exercise(
         name="full.states", title="Memory for weights, gradients and optimizer", stars=1,
         reference=reference_states, cases=states_cases,
@@ -169,7 +169,7 @@ EXERCISES = (
         hints=("What is kept for a frozen weight, and what for a trained one? When does a trained weight need a second "
                "copy?",
                "All are bytes. N − n weights are frozen. Each of the n others has itself, a gradient and two moments.",
-               "(N − n)·frozen_bytes + n·(2·weight_bytes + 8), and 4 n more if weight_bytes < 4.")),
+               "(N - n) * frozen_bytes + n * (2 * weight_bytes + 8), and 4 * n more if weight_bytes < 4.")),
     Exercise(
         name="full.activations", title="Memory for activations", stars=2,
         reference=reference_activations, cases=activations_cases,
@@ -237,7 +237,7 @@ EXERCISES = (
         hints=("What are `m`, `v` and `w` after the first step? Print them, and the caller's array, too. Do they agree with what "
                "you compute by hand?",
                "w and each gradient have one shape, and so have m and v: two arrays. The result is a new array.",
-               "Write m, v = np.zeros_like(w), np.zeros_like(w), or m = beta1 * m + … without *=. Write w = w − …, and leave "
+               "Write m, v = np.zeros_like(w), np.zeros_like(w), or m = beta1 * m + … without *=. Write w = w - …, and leave "
                "the lines between as they are.")),
     Exercise(
         name="full.recompute", title="Compute the activations again", stars=2,
@@ -264,5 +264,5 @@ EXERCISES = (
         hints=("What is in memory when the forward pass is done? And what while a part of k blocks is walked backwards?",
                "L/k inputs of B T d numbers stay all the time. Beside them are either the head's arrays, 2 B T d + B T + B T V, "
                "or those of k blocks, never both.",
-               "block = 16 B T d + 2 B T + B H T (T + 64)/2. The peak is L/k · B T d + max(k · block, head).")),
+               "block = 16 * B * T * d + 2 * B * T + B * H * T * (T + 64) // 2. The peak is L // k * B * T * d + max(k * block, head).")),
 )

@@ -121,7 +121,7 @@ EXERCISES = (
                "layers does a prompt stand, and in how many a prefix?",
                "LoRA: A (r, d) and B (d, r) for each of 2 L matrices. Prompt: (P, d). Prefix: a key and a value, (P, d) "
                "each, in L layers. An adapter: (m, d), m, (d, m) and d.",
-               "LoRA: 2 L · r · (d + d). Prompt: P · d. Prefix: 2 · P · L · d. Adapters: 2 L · (2 d m and the two biases).")),
+               "LoRA: 2 * L * r * (d + d). Prompt: P * d. Prefix: 2 * P * L * d. Adapters: 2 * L times 2 * d * m and the two biases.")),
     Exercise(
         name="map.bits", title="Bits per weight, scales included", stars=1,
         reference=reference_bits, cases=bits_cases,
@@ -168,8 +168,8 @@ EXERCISES = (
         tolerance=1e-6,
         hints=("Which of the codes, the scale and the zero point differ between the two conventions?",
                "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",
-               "s = (h − l)/(2**bits − 1); z = np.rint(−l/s); codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1), in both "
-               "conventions. Return z or −z.")),
+               "s = (h - l) / (2**bits - 1); z = np.rint(-l / s); codes = np.clip(np.rint(x / s) + z, 0, 2**bits - 1), in both "
+               "conventions. Return z or -z.")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
         reference=reference_bug, cases=bug_cases,
@@ -192,7 +192,7 @@ EXERCISES = (
                "point? At which step does the program get another one?",
                "codes (n, g) are uint8. scale (n,) is float32 and zero (n,) is uint8, one for each row. The result is (n, g) "
                "in float32.",
-               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q − z).")),
+               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q - z).")),
     Exercise(
         name="map.pack", title="Codes of 3 bits in bytes of 8", stars=3,
         reference=reference_pack, cases=pack_cases,
@@ -211,8 +211,8 @@ EXERCISES = (
             ("the last byte is missing: zeros fill it up", lambda got, expected, args: got.size == expected.size - 1),),
         tolerance=0,
         hints=("Think of all bits of all codes in one row. In which order do they stand, and where is it cut into bytes?",
-               "codes (n,) have `bits` bits each: together a stream of n · bits bits, (n, bits) before you flatten it. The "
-               "result is uint8, of ⌈n · bits/8⌉ bytes.",
-               "stream = (codes[:, None] >> np.arange(bits)) & 1 has the lowest bit first. np.packbits(stream.reshape(−1), "
+               "codes (n,) have `bits` bits each: together a stream of n * bits bits, (n, bits) before you flatten it. The "
+               "result is uint8, of ⌈n b/8⌉ bytes.",
+               "stream = (codes[:, None] >> np.arange(bits)) & 1 has the lowest bit first. np.packbits(stream.reshape(-1), "
                "bitorder=\"little\") cuts it into bytes and fills up the last one.")),
 )

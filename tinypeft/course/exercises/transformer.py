@@ -82,27 +82,51 @@ class Readers:
         """Causal, and each row is divided by its length: a multiple of it would change nothing."""
         return Readers.causal(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
+    @staticmethod
+    def opposite(x):
+        """Causal, and only two numbers of a row tell it, whose sum is 0; the others are always 0."""
+        return Readers.causal(x)[:, -1:] * np.array([0, 1, 0, -1, 0])
 
     @staticmethod
-    def into_one_column(x):
-        """Causal, and only the last number of a row tells it; the others are always 0."""
-        return np.where(np.arange(x.shape[1]) == x.shape[1] - 1, Readers.causal(x), 0)
+    def faint(x):
+        """Causal, with a millionth of the mean over all rows."""
+        return Readers.causal(x) + 1e-6 * x.mean(0)
+
+    @staticmethod
+    def itself(x): return x
 
 
 READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.window, Readers.normalized, Readers.centred,
-           Readers.scaled, Readers.into_one_column)
+           Readers.scaled, Readers.opposite, Readers.faint, Readers.itself)
 
 
-def sees(f, x, changed=None, copied=True, transposed=False, by_row=True, bound=1e-9, of_row=lambda differs: differs.any(-1)):
-    """(T, T): does row i of f(x) change with row j of x? The options make the mistakes."""
-    rng, before, after = np.random.default_rng(2), f(x), x.copy()
+def sees(f, x, changed=None, copied=True, own=True, restored=False, transposed=False, by_row=True, nan=False,
+         of_row=lambda differs: differs.any(-1)):
+    """(T, T): does row i of f(x) change with row j of x? The options make the mistakes; nan: NaN counts as a change."""
+    rng, before, after = np.random.default_rng(2), f(x), x.copy() if own else x
     seen = np.zeros((len(x), len(x)), bool)
     for j in range(len(x)):
         if copied: after = x.copy()
-        after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(x[j])
-        differs = abs(f(after) - before) > bound
+        old = after[j].copy()
+        after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(old)
+        distance = abs(f(after) - before)
+        differs = ~(distance <= 1e-9) if nan else distance > 1e-9
         seen[:, j] = of_row(differs) if by_row else differs.any()
+        if restored: after[j] = old
     return seen.T if transposed else seen
+
+
+def misses(got, expected):
+    """Are some changes not seen, and none too many?"""
+    return (expected & ~got).any() and not (got & ~expected).any()
+
+
+ANY = ("a row has changed if any of its numbers has: do not compare one number of each row alone, its sum or its mean, and do not "
+       "ask for a change of all")
+EQUAL = ("a row of equal numbers gives 0/0 in a layer norm or a division by its length, and the NaN spreads to rows that do not see it: "
+         "put random numbers into the row")
+NOT_FINITE = "0 times NaN or infinity is NaN, so also rows that do not see row j become NaN: put finite random numbers into the row"
+WRITES = "your function writes into its argument x, or the rows stay changed: begin each time with a copy of x"
 
 
 def reference_sees(f, x):
@@ -195,7 +219,7 @@ EXERCISES = (
                "it?",
                "scores (T, S) = q (T, d) times kᵀ (d, S). The mask is (T, S), the softmax runs over the last axis, the "
                "result is (T, d).",
-               "hidden = np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf into the scores there, subtract the "
+               "hidden = np.arange(S) > np.arange(T)[:, None] + S - T. Put -np.inf into the scores there, subtract the "
                "maximum of each row, np.exp, divide by the sum of each row, @ v. math.sqrt(d) keeps float32.")),
     Exercise(
         name="transformer.sees", title="Find the bug: who sees the future?", stars=2,
@@ -204,28 +228,46 @@ EXERCISES = (
             ("causal attention: a triangle", lambda rng: sees_cases(rng, Readers.causal)),
             ("a mask that is off by one: the token after its own is seen", lambda rng: sees_cases(rng, Readers.off_by_one)),
             ("only the row itself and the one before it are seen", lambda rng: sees_cases(rng, Readers.window)),
+            ("only two numbers of a row of f(x) ever change, and their sum stays 0", lambda rng: sees_cases(rng, Readers.opposite)),
             ("a layer norm comes first", lambda rng: sees_cases(rng, Readers.normalized)),
             ("each row is divided by its length first", lambda rng: sees_cases(rng, Readers.scaled)),
             ("a mean over all rows", lambda rng: sees_cases(rng, Readers.centred)),
-            ("only the last number of a row of f(x) ever changes", lambda rng: sees_cases(rng, Readers.into_one_column))),
+            ("each row depends a little on all rows, by a millionth of their mean", lambda rng: sees_cases(rng, Readers.faint)),
+            ("f(x) is x itself", lambda rng: sees_cases(rng, Readers.itself))),
         mistakes=(
             ("a constant that is added to a row vanishes in a layer norm: put random numbers into the row",
              lambda f, x: sees(f, x, lambda row: row + 1.0)),
             ("a multiple of a row may change nothing, and a row of zeros gives 0/0 in a layer norm: put random numbers into the row",
              lambda f, x: sees(f, x, lambda row: 2 * row)),
-            ("your function writes into its argument x, or the rows stay changed: begin each time with a copy of x", lambda f, x: sees(f, x, copied=False)),
+            (EQUAL, lambda f, x: sees(f, x, lambda row: 0 * row, nan=True)),
+            (EQUAL, lambda f, x: sees(f, x, lambda row: 0 * row + 1, nan=True)),
+            (NOT_FINITE, lambda f, x: sees(f, x, lambda row: row + np.nan, nan=True)),
+            (NOT_FINITE, lambda f, x: sees(f, x, lambda row: row + np.inf, nan=True)),
+            (WRITES, lambda f, x: sees(f, x, copied=False)),
+            (WRITES, lambda f, x: sees(f, x, copied=False, own=False)),
+            ("you write into x and put the old row back; but f may return x itself, and then f(x) changes with x: begin each time "
+             "with a copy of x", lambda f, x: sees(f, x, copied=False, own=False, restored=True)),
             ("it is transposed: i is the row of the output, and j the row of the input", lambda f, x: sees(f, x, transposed=True)),
             ("compare row by row: this says only that some row has changed", lambda f, x: sees(f, x, by_row=False)),
-            ("a row has changed if any of its numbers has: do not compare one number alone, and do not ask for a change of all",
-             lambda f, x: sees(f, x, of_row=lambda differs: differs.all(-1)))),
+            (ANY, lambda f, x: sees(f, x, of_row=lambda differs: differs.all(-1)))),
         symptoms=(
+            (ANY, lambda got, expected, args: args[0] is Readers.opposite and not got.any()),
+            ("every row changes in yours: is each row compared by itself, and does each change begin with a fresh copy of x?",
+             lambda got, expected, args: args[0] is Readers.causal and got.all()),
+            (EQUAL, lambda got, expected, args: args[0] is Readers.normalized and (got & ~expected).any()),
+            ("your function sees no change at all: is f called with the changed array? Note that a comparison with NaN is False",
+             lambda got, expected, args: not got.any()),
+            ("a layer norm takes away a constant that is added to a row, or a factor, and leaves a difference of rounding: put random "
+             "numbers into the row", lambda got, expected, args: args[0] is Readers.normalized and misses(got, expected)),
+            ("your accepted difference is too large, or your change of the row too small: any change counts, also a millionth of it",
+             lambda got, expected, args: args[0] is Readers.faint and misses(got, expected)),
             ("you miss a change: any change counts, however small, in any number of the row",
-             lambda got, expected, args: (expected & ~got).any() and not (got & ~expected).any()),),
+             lambda got, expected, args: misses(got, expected))),
         hints=("If you change one row of the input, which rows of the output may change, and which must not?",
                "f(x) is (T, d). For each j, compare f(x) with f of a copy whose row j is new: T answers, one for each row of "
                "the output. They are column j of the result (T, T).",
                "before = f(x). For each j: y = x.copy(); y[j] = rng.standard_normal(x.shape[1]); sees[:, j] = "
-               "(abs(f(y) − before) > 1e-9).any(−1).")),
+               "(abs(f(y) - before) > 1e-9).any(-1).")),
     Exercise(
         name="transformer.loss", title="The loss of a language model", stars=2,
         reference=reference_loss, cases=loss_cases,
@@ -259,7 +301,7 @@ EXERCISES = (
                "logits[:, :-1] is (B, T − 1, V), and its targets, tokens[:, 1:], are (B, T − 1). One log probability "
                "belongs to each target.",
                "z = logits[:, :-1]; the log softmax is z − max − log Σ exp(z − max), over the last axis. "
-               "np.take_along_axis(log_p, targets[..., None], −1) picks the targets' entries; return minus their mean.")),
+               "np.take_along_axis(log_p, targets[..., None], -1) picks the targets' entries; return minus their mean.")),
     Exercise(
         name="transformer.count", title="The number of parameters", stars=1,
         reference=reference_count, cases=count_cases,
@@ -304,6 +346,6 @@ EXERCISES = (
         tolerance=1e-9,
         hints=("How far is key j from query i, if the queries are the last T of S positions? Which keys are hidden?",
                "The distances are (T, S) and the slopes (H,), so that slopes[:, None, None] * distances is (H, T, S).",
-               "distance = np.maximum(np.arange(T)[:, None] + S − T − np.arange(S), 0), slopes = 2.0 ** (−8 * np.arange(1, H + "
-               "1)/H). The bias is −slopes[:, None, None] * distance.")),
+               "distance = np.maximum(np.arange(T)[:, None] + S - T - np.arange(S), 0), slopes = 2.0 ** (-8 * np.arange(1, H + "
+               "1) / H). The bias is -slopes[:, None, None] * distance.")),
 )
