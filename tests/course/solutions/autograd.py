@@ -78,14 +78,22 @@ def einsum(X, W, dY, need):
             np.einsum("no->o", dY) if need[2] else None)
 
 
-def linear(dX=lambda X, W, dY: dY @ W, dW=lambda X, W, dY: dY.T @ X, db=lambda X, W, dY: dY.sum(0), obey=True):
-    return lambda X, W, dY, need: tuple(f(X, W, dY) if n or not obey else None for f, n in zip((dX, dW, db), need, strict=True))
+def linear(dX=lambda X, W, dY: dY @ W, dW=lambda X, W, dY: dY.T @ X, db=lambda X, W, dY: dY.sum(0), always=()):
+    """always: places of the gradients that are computed whatever `need` says."""
+    return lambda X, W, dY, need: tuple(f(X, W, dY) if n or i in always else None
+                                        for i, (f, n) in enumerate(zip((dX, dW, db), need, strict=True)))
 
 
 def all_of_them(X, W, dY, need):
     """What is not needed is thrown away, after it was computed."""
     dX, dW, db = dY @ W, dY.T @ X, dY.sum(0)
     return dX if need[0] else None, dW if need[1] else None, db if need[2] else None
+
+
+def zeros_instead(X, W, dY, need):
+    """All of them, with zeros for what was not kept."""
+    X = np.zeros((len(dY), W.shape[1])) if X is None else X
+    return all_of_them(X, np.zeros((dY.shape[1], X.shape[1])) if W is None else W, dY, need)
 
 
 def layer_norm(mean=True, project=True, scale=True, sigma=True, ddof=0, over=lambda a: a.mean(-1, keepdims=True)):
@@ -122,15 +130,15 @@ def by_autograd(x, gamma, dy, eps):
     return x.grad
 
 
-def differs(upstream=None, eps=1e-5, within=1e-6, flip=False):
-    """Both sides of equation (7), by hand."""
+def differs(upstream=None, direction=None, eps=1e-5, within=1e-6, of_u=True, flip=False):
+    """Both sides of equation (7), by hand. of_u: the difference is compared with ‖u‖ ‖v‖, and not with ‖vjp(u)‖ ‖v‖."""
     def autograd_catches(f, vjp, x):
         rng = np.random.default_rng(17)
         u = np.ones(x.shape) if upstream == "ones" else rng.standard_normal(x.shape)
-        v = rng.standard_normal(x.shape)
+        v = np.ones(x.shape) if direction == "ones" else rng.standard_normal(x.shape)
         slope = (f(x + eps * v) - f(x - eps * v)) / (2 * eps)
         gap = abs(np.sum(vjp(x, u) * v) - np.sum(u * slope))
-        wrong = bool(gap > within * np.linalg.norm(u) * np.linalg.norm(v))
+        wrong = bool(gap > within * np.linalg.norm(u if of_u else vjp(x, u)) * np.linalg.norm(v))
         return not wrong if flip else wrong
     return autograd_catches
 
@@ -199,10 +207,10 @@ WRONG = {
         (lambda dy, shape: one_by_one(dy, shape).reshape([n for n in shape if n > 1]), "must keep that axis"),
         (lambda dy, shape: np.broadcast_to(dy, shape), "could not be broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
     "autograd.linear_vjp": [
-        (linear(obey=False), "nobody needs"), (linear(db=lambda X, W, dY: dY.mean(0)), "not a mean"),
+        (linear(always=[2]), "nobody needs"), (linear(always=[0, 1, 2]), "before you compute"), (linear(db=lambda X, W, dY: dY.mean(0)), "not a mean"),
         (linear(dW=lambda X, W, dY: X.T @ dY), "transposed"), (linear(dW=lambda X, W, dY: dY.T @ X / len(X)), "averaged over rows"),
         (linear(db=lambda X, W, dY: dY.sum(1)), "axis 1"), (linear(db=lambda X, W, dY: dY.sum(0, keepdims=True)), "keepdims"),
-        (all_of_them, "look at `need`"), (linear(dX=lambda X, W, dY: -dY @ W), "the sign is wrong"),
+        (all_of_them, "look at `need`"), (zeros_instead, "is None: look"), (linear(dX=lambda X, W, dY: -dY @ W), "the sign is wrong"),
         (linear(dX=lambda X, W, dY: dY @ W.T), "shapes do not fit")],
     "autograd.layer_norm_vjp": [
         (layer_norm(mean=False), "mean of dx̂ is missing"), (layer_norm(project=False), "term with x̂ is missing"),
@@ -211,7 +219,8 @@ WRONG = {
         (layer_norm(scale=False), "γ is missing"), (layer_norm(sigma=False), "division by σ"), (layer_norm(ddof=1), "not by d − 1"),
         (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"), (layer_norm(over=np.mean), "over all axes")],
     "autograd.catches": [
-        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"), (differs(within=3e-4), "agrees to about 1e-10"),
+        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"), (differs(within=3e-4), "no more than 1e-7"),
+        (differs(direction="ones"), "draw v at random"), (differs(within=1e-14, of_u=False), "that rounding does not exceed"),
         (somewhere, "at points of your own"),
         (differs(within=0), "compared with a tolerance"), (differs(eps=0.5), "is ε small"), (differs(flip=True), "wrong way round"),
         (lambda f, vjp, x: False, "you accept a wrong vjp"), (lambda f, vjp, x: True, "you refuse a right vjp"),
@@ -226,6 +235,6 @@ RIGHT = {
     "autograd.unbroadcast": [one_by_one, lambda dy, shape: one_by_one(dy, shape).tolist()],
     "autograd.linear_vjp": [einsum, linear(), lambda *a: list(einsum(*a))],
     "autograd.layer_norm_vjp": [by_jacobian, by_autograd],
-    "autograd.catches": [differs(), number_by_number, relative, lambda *a: np.bool_(differs()(*a))],
+    "autograd.catches": [differs(), differs(of_u=False), differs(within=1e-7, of_u=False), differs(within=1e-8, of_u=False), differs(within=1e-8, eps=1e-6, of_u=False), number_by_number, relative, lambda *a: np.bool_(differs()(*a))],
     "autograd.forward": [forward(), recursive_forward, lambda *a: tuple(forward()(*a))],
 }

@@ -96,8 +96,9 @@ def summed_without_keepdims(dy, shape):
 
 # -- the linear layer ----------------------------------------------------------------------------
 def reference_linear_vjp(X, W, dY, need=(True, True, True)):
-    if X is None: X = np.zeros((len(dY), W.shape[1]))                         # it was not kept: dW is not needed
-    if W is None: W = np.zeros((dY.shape[1], X.shape[1]))
+    d_in = next((a.shape[1] for a in (X, W) if a is not None), 1)
+    if X is None: X = np.zeros((len(dY), d_in))                               # it was not kept: dW is not needed
+    if W is None: W = np.zeros((dY.shape[1], d_in))
     X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
     b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
     F.linear(X, W, b).backward(dY)
@@ -106,16 +107,17 @@ def reference_linear_vjp(X, W, dY, need=(True, True, True)):
 
 def linear_cases(rng, need=None):
     N, d_in, d_out = 3 + rng.permutation(4)[:3]
-    if need is None: need = [(True, True, True), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
-    return rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out)), need
+    if need is None: need = [(True, True, False), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
+    X, W, dY = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out))
+    return X if need[1] else None, W if need[0] else None, dY, need
 
 
-def all_three(X, W, dY, need=(True, True, True)):
-    return dY @ W, dY.T @ X, dY.sum(0)
+NOT_KEPT = "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"
 
 
-def only_needed(triple, need):
-    return tuple(g if n else None for g, n in zip(triple, need, strict=True))
+def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X, db=lambda dY: dY.sum(0)):
+    """All that is needed; dW and db make the mistakes."""
+    return dY @ W if need[0] else None, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
 
 
 # -- layer norm ----------------------------------------------------------------------------------
@@ -178,6 +180,11 @@ class Vjps:
         return Vjps.whole(x, np.broadcast_to(dy.mean(-1, keepdims=True), dy.shape))
 
     @staticmethod
+    def sum_of_zero(x, dy):
+        """The numbers of each row are wrong, and their sum is right."""
+        return Vjps.whole(x, dy) + 0.1 * (dy - dy.mean(-1, keepdims=True))
+
+    @staticmethod
     def slightly(x, dy): return Vjps.whole(x, dy, slope=1.001)
 
     @staticmethod
@@ -192,8 +199,8 @@ class Vjps:
         return Vjps.whole(np.clip(x, -4, 4), dy)
 
 
-WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.slightly, Vjps.at_zero
-STRICT = "the accepted difference is too large: an error of a thousandth must be caught, and a right vjp agrees to about 1e-10"
+WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero, Vjps.slightly, Vjps.at_zero
+STRICT = "the accepted difference is too large: an error of a thousandth must be caught, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖"
 
 
 def squashed_sum(x):
@@ -201,14 +208,13 @@ def squashed_sum(x):
     return np.tanh(x) * x.sum(-1, keepdims=True)
 
 
-def catches(f, vjp, x, upstream=None, tolerance=1e-6):
-    """Is the vjp wrong at x? upstream: what u is made of; both options make mistakes."""
+def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
+    """Is the vjp wrong at x? upstream, direction: what u and v are made of; the options make mistakes."""
     rng = np.random.default_rng(1)
-    u = rng.standard_normal(x.shape) if upstream is None else upstream(x)
-    v = rng.standard_normal(x.shape)
-    left = np.vdot(vjp(x, u), v)
-    right = np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
-    return bool(abs(left - right) > tolerance * np.linalg.norm(u) * np.linalg.norm(v))
+    u, v = (rng.standard_normal(x.shape) if of is None else of(x) for of in (upstream, direction))
+    dx = vjp(x, u)
+    difference = np.vdot(dx, v) - np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
+    return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
 
 
 def reference_catches(f, vjp, x):
@@ -317,25 +323,21 @@ EXERCISES = (
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
             ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
-            ("a frozen weight in the middle of a network: only dX",
+            ("only db is not needed", lambda rng: linear_cases(rng, (True, True, False))),
+            ("a frozen weight in the middle of a network: only dX, and X was not kept",
              lambda rng: linear_cases(rng, (True, False, False))),
-            ("dW is not needed, so X was not kept", lambda rng: (None, *linear_cases(rng, (True, False, True))[1:])),
-            ("dX is not needed, so W was not kept",
-             lambda rng: (lambda X, W, dY, need: (X, None, dY, need))(*linear_cases(rng, (False, True, True))))),
+            ("dX is not needed, so W was not kept", lambda rng: linear_cases(rng, (False, True, True))),
+            ("only db is needed, so neither X nor W was kept", lambda rng: linear_cases(rng, (False, False, True)))),
         mistakes=(
-            ("you computed a gradient that nobody needs: return None where need is False, and save the product",
-             all_three),
-            ("db is a sum over the N rows, axis 0; yours is over axis 1",
-             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.sum(1)), need)),
-            ("db is a sum over rows, not a mean",
-             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.mean(0)), need)),
+            ("you computed a gradient that nobody needs: return None where need is False",
+             lambda X, W, dY, need: (*linear_vjp(X, W, dY, need)[:2], dY.sum(0))),
+            ("db is a sum over the N rows, axis 0; yours is over axis 1", lambda *a: linear_vjp(*a, db=lambda dY: dY.sum(1))),
+            ("db is a sum over rows, not a mean", lambda *a: linear_vjp(*a, db=lambda dY: dY.mean(0))),
             ("dW is averaged over rows; every row adds its part, so it is a sum",
-             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X / len(X), dY.sum(0)), need)),
-            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
-             lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
+             lambda *a: linear_vjp(*a, dW=lambda X, dY: dY.T @ X / len(X))),
+            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X", lambda *a: linear_vjp(*a, dW=lambda X, dY: X.T @ dY))),
         errors=(
-            ("NoneType", "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"),
-            ("(has 0,", "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything")),
+            ("NoneType", NOT_KEPT), ("(has 0,", NOT_KEPT)),
         tolerance=1e-9,
         hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
                "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
@@ -380,19 +382,23 @@ EXERCISES = (
             ("J dy in place of Jᵀ dy", lambda rng: catches_cases(rng, Vjps.transposed)),
             ("right for dy = (1, …, 1) alone", lambda rng: catches_cases(rng, Vjps.for_ones)),
             ("wrong by a thousandth in one term", lambda rng: catches_cases(rng, Vjps.slightly)),
+            ("wrong, with the right sum of each row", lambda rng: catches_cases(rng, Vjps.sum_of_zero)),
             ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero)),
             ("wrong for numbers above 4 alone, and x has such numbers",
              lambda rng: (squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))))),
         mistakes=(
             ("u is (1, …, 1), as in .sum(): what is right for that u alone passes; draw u at random",
              lambda f, vjp, x: catches(f, vjp, x, upstream=np.ones_like)),
+            ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
+             lambda f, vjp, x: catches(f, vjp, x, direction=np.ones_like)),
             (STRICT, lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
             ("you test at points of your own: a vjp may be right there and wrong at the x that is given",
              lambda f, vjp, x: catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
-            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance?",
+            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance "
+             "that rounding does not exceed, such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
              lambda got, expected, args: got and not expected),
             (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
             ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, for a random u and a random v",
@@ -402,9 +408,9 @@ EXERCISES = (
         hints=("Both sides of equation (7) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
                "hide?",
                "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one number. How large may the "
-               "difference be, compared with ‖u‖ ‖v‖?",
-               "left = np.vdot(vjp(x, u), v) and right = np.vdot(u, f(x + eps*v) − f(x − eps*v))/(2*eps), with eps = 1e-5. "
-               "Return whether abs(left − right) is above 1e-6 times the norms of u and v.")),
+               "difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
+               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps), with "
+               "eps = 1e-5. Return whether abs(left - right) is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         reference=reference_forward, cases=forward_cases,
