@@ -18,6 +18,52 @@ def walk(add=True, order=-1, empty=None, matrix=False, in_place=False, own=False
     return autograd_walk
 
 
+def begun_with_zeros(zeros):
+    """Every entry is there from the start, and nothing is skipped."""
+    def autograd_walk(tape, dy):
+        grads = zeros(tape, dy)
+        grads[-1] = dy
+        for k in reversed(range(len(tape))):
+            for j, vjp in tape[k]: grads[j] = grads[j] + vjp(grads[k])
+        return grads
+    return autograd_walk
+
+
+def changes_begun_with_zeros(zeros):
+    def autograd_forward(tape, dx):
+        changes = zeros(tape, dx)
+        changes[0] = dx
+        for k, uses in enumerate(tape):
+            for j, jvp in uses: changes[k] = changes[k] + jvp(changes[j])
+        return changes
+    return autograd_forward
+
+
+ZEROS = (lambda tape, d: [0] * len(tape), lambda tape, d: [np.zeros_like(d) for _ in tape], lambda tape, d: np.zeros(len(tape)))
+
+
+def with_or(tape, dy):
+    grads = [None] * (len(tape) - 1) + [dy]
+    for k in reversed(range(len(tape))):
+        if grads[k] is None: continue
+        for j, vjp in tape[k]: grads[j] = (grads[j] or 0) + vjp(grads[k])
+    return grads
+
+
+def as_found(depth):
+    """Values pass on as they are found, depth first or breadth first."""
+    def autograd_walk(tape, dy):
+        grads, stack, seen = {len(tape) - 1: dy}, [len(tape) - 1], {len(tape) - 1}
+        while stack:
+            k = stack.pop(-1 if depth else 0)
+            for j, vjp in tape[k]:
+                grads[j] = grads.get(j, 0) + vjp(grads[k])
+                if j not in seen: stack.append(j)
+                seen.add(j)
+        return [grads.get(k) for k in range(len(tape))]
+    return autograd_walk
+
+
 def adding_to_none(tape, dy):
     grads = [None] * (len(tape) - 1) + [dy]
     for k in reversed(range(len(tape))):
@@ -198,7 +244,11 @@ WRONG = {
     "autograd.walk": [
         (walk(add=False), "keeps only one of its gradients"), (walk(order=1), "the walk goes forwards"), (zeros, "not zeros"),
         (walk(matrix=True), "not a matrix"), (walk(in_place=True), "write a + b"), (recursive, "2ⁿ paths"), (walk(skip=False), "so skip it"), (walk(own=True), "value k goes in"), (adding_to_none, "begin with that one"), (all_paths, "do not follow them"), (reversing, "argument tape"),
-        (lambda tape, dy: None, "is there a return")],
+        (lambda tape, dy: None, "is there a return"), (begun_with_zeros(ZEROS[0]), "or a single number"),
+        (begun_with_zeros(ZEROS[1]), "with zeros"), (begun_with_zeros(ZEROS[2]), "keep a list"), (with_or, "`or` and `if`"), (as_found(depth=False), "before all parts"),
+        (lambda tape, dy: walk()([list(dict(uses).items()) for uses in tape], dy), "go through all pairs"),
+        (lambda tape, dy: walk()(tape, np.ones(len(dy))), "is dy, not 1"), (lambda tape, dy: walk()(tape, dy)[::-1], "in reverse order"),
+        (lambda tape, dy: [None if uses else g for g, uses in zip(walk()(tape, dy), tape, strict=True)], "leaves alone")],
     "autograd.unbroadcast": [
         (lambda dy, shape: dy.sum(tuple(range(dy.ndim - len(shape)))), "axes of length 1"),
         (lambda dy, shape: one_by_one(dy, shape) * (np.prod(shape) / dy.size), "a mean instead of a sum"),
@@ -228,7 +278,10 @@ WRONG = {
     "autograd.forward": [
         (forward(add=False), "changes with both"), (forward(order=-1), "goes backwards"), (forward(first=-1), "not the last"),
         (forward(fill=0.0), "None, not 0"), (forward(guard=False), "no jvp takes None"),
-        (forward(in_place=True), "write a + b"), (forward_to_none, "begin with that one")],
+        (forward(in_place=True), "write a + b"), (forward_to_none, "begin with that one"), (forward(fill=np.zeros(2)), "such as another leaf"),
+        (changes_begun_with_zeros(ZEROS[0]), "or a single number"), (changes_begun_with_zeros(ZEROS[1]), "with zeros"),
+        (changes_begun_with_zeros(ZEROS[2]), "keep a list"),
+        (lambda tape, dx: forward()([list(dict(uses).items()) for uses in tape], dx), "go through all pairs")],
 }
 RIGHT = {
     "autograd.walk": [walk(), pull, lambda tape, dy: tuple(pull(tape, dy))],

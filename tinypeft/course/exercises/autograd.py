@@ -9,6 +9,10 @@ from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
 
+NO_ZEROS = "the values have different shapes: keep a list, and begin an entry with the first array that arrives, not with zeros"
+IS_NONE = "`or` and `if` do not take arrays: ask whether an entry `is None`"
+EACH_USE = "an operation may use a value twice, and each use has a function of its own: go through all pairs of tape[k]"
+EARLY = "a value passed its gradient on before all parts of it had arrived: go from the last value to the first, one after another"
 STEPS = 5000                                                                  # more than functions may call each other
 
 
@@ -52,6 +56,26 @@ def walk(tape, dy, add=True, order=-1, in_place=False):
             if grads[j] is None or not add: grads[j] = dx
             elif in_place: grads[j] += dx
             else: grads[j] = grads[j] + dx
+    return grads
+
+
+def once(tape):
+    """The tape with the last of the uses alone that an operation makes of a value."""
+    return [list(dict(uses).items()) for uses in tape]
+
+
+def as_found(tape, dy, place):
+    """The walk to the values as they are found: each passes its gradient on when it comes up, complete or not."""
+    grads, found = [None] * (len(tape) - 1) + [dy], [len(tape) - 1]
+    passed = set()
+    while found:
+        k = found.pop(place)
+        if k in passed: continue
+        passed.add(k)
+        for j, vjp in tape[k]:
+            dx = vjp(grads[k])
+            grads[j] = dx if grads[j] is None else grads[j] + dx
+            found.append(j)
     return grads
 
 
@@ -234,7 +258,7 @@ class Pushes:
 by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
-def forward(tape, dx, add=True, order=1, first=0, zeros=False, in_place=False):
+def forward(tape, dx, add=True, order=1, first=0, in_place=False):
     """How all values of a tape change with its first one; the options make the mistakes."""
     changes = [None] * len(tape)
     changes[first] = dx
@@ -245,7 +269,7 @@ def forward(tape, dx, add=True, order=1, first=0, zeros=False, in_place=False):
             if changes[k] is None or not add: changes[k] = dy
             elif in_place: changes[k] += dy
             else: changes[k] = changes[k] + dy
-    return [0.0 if c is None and zeros else c for c in changes]
+    return changes
 
 
 def reference_forward(tape, dx):
@@ -271,7 +295,14 @@ EXERCISES = (
              lambda tape, dy: walk(tape, dy, add=False)),
             ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
-             lambda tape, dy: walk(tape, np.array(dy), in_place=True))),
+             lambda tape, dy: walk(tape, np.array(dy), in_place=True)),
+            (EACH_USE, lambda tape, dy: walk(once(tape), dy)),
+            (EARLY, lambda tape, dy: as_found(tape, dy, 0)),
+            (EARLY, lambda tape, dy: as_found(tape, dy, -1)),
+            ("the gradient of the last value is dy, not 1", lambda tape, dy: walk(tape, np.ones_like(dy))),
+            ("the list is in reverse order: entry k is the gradient of value k", lambda tape, dy: walk(tape, dy)[::-1]),
+            ("the gradients of all values are asked for, not those of the leaves alone",
+             lambda tape, dy: [None if uses else g for g, uses in zip(walk(tape, dy), tape, strict=True)])),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
@@ -279,13 +310,15 @@ EXERCISES = (
             ("for +", "an entry is None until its first gradient arrives: begin with that one, and add the later ones"),
             ("NoneType", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
                          "value k goes in, not that of value j"),
-            ("(has 0,", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
-                        "value k goes in, not that of value j"),
+            ("(has 0,", "a vjp got None or a single number: a value that the last one does not depend on has None, so skip it; and "
+                        "the gradient of value k goes in, not that of value j"),
+            ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
             ("RecursionError", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
                                "last to the first"),
             ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
                                 "last to the first"),
-            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k])"),
+            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k]); and no entry begins with zeros, "
+                       "whose shape would be a guess"),
             ("has no attribute 'T'", "a vjp is a function, not a matrix: dx = vjp(grads[k])")),
         tolerance=1e-9,
         hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
@@ -421,14 +454,18 @@ EXERCISES = (
             ("the walk goes backwards; a value's change is known after those of the values that it was made of",
              lambda tape, dx: forward(tape, dx, order=-1)),
             ("it is the first value that moves by dx, not the last", lambda tape, dx: forward(tape, dx, first=-1)),
-            ("a value that does not depend on the first one does not change: None, not 0",
-             lambda tape, dx: forward(tape, dx, zeros=True)),
+            (EACH_USE, lambda tape, dx: forward(once(tape), dx)),
             ("+= writes into an array that another value has as its change, too; write a + b",
              lambda tape, dx: forward(tape, np.array(dx), in_place=True))),
+        symptoms=(
+            ("a value that does not depend on the first one, such as another leaf, does not change: None, not 0",
+             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
         errors=(("for +", "an entry is None until its first change arrives: begin with that one, and add the later ones"),
                 ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
-                ("(has 0,", "a value that does not change has None, and no jvp takes None: skip it"),
-                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j])")),
+                ("(has 0,", "a value that does not change has None, and no jvp takes None or a single number: skip it"),
+                ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
+                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j]); and no entry "
+                           "begins with zeros, whose shape would be a guess")),
         tolerance=1e-9,
         hints=("If you move the first value a little, which values can you know the change of next?",
                "Keep a list as long as the tape, None at first. jvp(changes[j]) has the shape of value k.",
