@@ -151,6 +151,15 @@ def layer_norm(mean=True, project=True, scale=True, sigma=True, ddof=0, over=lam
     return autograd_layer_norm_vjp
 
 
+def terms(dx):
+    """Out of dx̂, dy, γ, x − μ, σ, x̂ and the mean over the last axis."""
+    def autograd_layer_norm_vjp(x, gamma, dy, eps):
+        mean = lambda a: a.mean(-1, keepdims=True)
+        s = np.sqrt(x.var(-1, keepdims=True) + eps)
+        return dx(gamma * dy, dy, gamma, x - mean(x), s, (x - mean(x)) / s, mean)
+    return autograd_layer_norm_vjp
+
+
 def outside(x, gamma, dy, eps):
     s = np.sqrt(x.var(-1, keepdims=True)) + eps
     xhat, d = (x - x.mean(-1, keepdims=True)) / s, gamma * dy
@@ -261,13 +270,22 @@ WRONG = {
         (linear(dW=lambda X, W, dY: X.T @ dY), "transposed"), (linear(dW=lambda X, W, dY: dY.T @ X / len(X)), "averaged over rows"),
         (linear(db=lambda X, W, dY: dY.sum(1)), "axis 1"), (linear(db=lambda X, W, dY: dY.sum(0, keepdims=True)), "keepdims"),
         (all_of_them, "look at `need`"), (zeros_instead, "is None: look"), (linear(dX=lambda X, W, dY: -dY @ W), "the sign is wrong"),
+        (lambda *a: linear()(*a)[::-1], "the order is"), (lambda *a: tuple(0 if g is None else g for g in einsum(*a)), "and nothing else"),
+        (lambda X, W, dY, need: (dY @ W if W else None, dY.T @ X if X else None, dY.sum(0)), "ask the three flags"),
         (linear(dX=lambda X, W, dY: dY @ W.T), "shapes do not fit")],
     "autograd.layer_norm_vjp": [
         (layer_norm(mean=False), "mean of dx̂ is missing"), (layer_norm(project=False), "term with x̂ is missing"),
         (lambda x, gamma, dy, eps: layer_norm()(x, gamma, dy, 0), "ε is missing"), (outside, "under the root"),
         (lambda x, gamma, dy, eps: 1.5 * layer_norm()(x, gamma, dy, eps), "1.5 times"),
         (layer_norm(scale=False), "γ is missing"), (layer_norm(sigma=False), "division by σ"), (layer_norm(ddof=1), "not by d − 1"),
-        (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"), (layer_norm(over=np.mean), "over all axes")],
+        (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"), (layer_norm(over=np.mean), "over all axes"),
+        (terms(lambda d, dy, g, c, s, xhat, m: g * (dy - m(dy) - xhat * m(dy * xhat)) / s), "all three terms"),
+        (terms(lambda d, dy, g, c, s, xhat, m: d / s), "two terms are missing"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) + xhat * m(d * xhat)) / s), "both terms are subtracted"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - c * m(d * c)) / s), "made of x̂"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - xhat * m(d * xhat)) / s**2), "by σ once"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - xhat * m(d * xhat)) * s), "do not multiply"),
+        (lambda x, gamma, dy, eps: layer_norm()(x, gamma, dy, 1e-5), "as it is given")],
     "autograd.catches": [
         (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"), (differs(within=3e-4), "no more than 1e-7"),
         (differs(direction="ones"), "draw v at random"), (differs(within=1e-14, of_u=False), "that rounding does not exceed"),

@@ -165,6 +165,19 @@ def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=Tr
     return dx / sigma if divided else dx
 
 
+def of_terms(dx):
+    """The backward pass with the terms `dx` before the division by σ. They are made of d = dx̂, dy, gamma, x, xhat and mean."""
+    def wrong(x, gamma, dy, eps):
+        sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
+        xhat = (x - mean_of_rows(x)) / sigma
+        return dx(d=gamma * dy, dy=dy, gamma=gamma, x=x, xhat=xhat, mean=mean_of_rows) / sigma
+    return wrong
+
+
+ALL_THREE = "all three terms need dx̂ = γ dy, and not dy"
+NORMALIZED = "the third term is made of x̂, and not of x"
+
+
 def layer_norm_cases(rng):
     d = int(rng.integers(4, 9))
     return rng.standard_normal((2, 3, d)) * 2 + 1, 1 + 0.5 * rng.standard_normal(d), rng.standard_normal((2, 3, d)), float(rng.choice([1e-5, 0.1]))
@@ -344,7 +357,9 @@ EXERCISES = (
              lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
-             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
+             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),
+            ("the result has the shape `shape`: sum over the axes in front that it does not have, and over those where it has a 1",
+             lambda got, expected, args: got.shape != expected.shape)),
         tolerance=1e-9,
         hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
                "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
@@ -368,9 +383,15 @@ EXERCISES = (
             ("db is a sum over rows, not a mean", lambda *a: linear_vjp(*a, db=lambda dY: dY.mean(0))),
             ("dW is averaged over rows; every row adds its part, so it is a sum",
              lambda *a: linear_vjp(*a, dW=lambda X, dY: dY.T @ X / len(X))),
-            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X", lambda *a: linear_vjp(*a, dW=lambda X, dY: X.T @ dY))),
+            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X", lambda *a: linear_vjp(*a, dW=lambda X, dY: X.T @ dY)),
+            ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
+            ("the order is (dX, dW, db)", lambda *a: (lambda dX, dW, db: (dW, dX, db))(*linear_vjp(*a)))),
+        symptoms=(
+            ("return None, and nothing else, in the place of a gradient that is not needed",
+             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
         errors=(
-            ("NoneType", NOT_KEPT), ("(has 0,", NOT_KEPT)),
+            ("NoneType", NOT_KEPT), ("(has 0,", NOT_KEPT),
+            ("ambiguous", "`if` does not take an array: ask the three flags of `need` what is wanted")),
         tolerance=1e-9,
         hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
                "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
@@ -396,9 +417,20 @@ EXERCISES = (
              lambda *a: layer_norm_vjp(*a, average=lambda b: b.sum(-1, keepdims=True))),
             ("the means run over all axes; each row of d numbers has its own mean, over the last axis",
              lambda *a: layer_norm_vjp(*a, average=np.mean)),
-            ("the first term uses dx̂, but the means use dy: all three terms need dx̂ = γ dy",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
-             + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
+            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(d * xhat))),
+            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(d) - xhat * mean(dy * xhat))),
+            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(dy * xhat))),
+            (ALL_THREE, of_terms(lambda dy, gamma, xhat, mean, **_: gamma * (dy - mean(dy) - xhat * mean(dy * xhat)))),
+            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", of_terms(lambda d, **_: d)),
+            ("both terms are subtracted from dx̂", of_terms(lambda d, xhat, mean, **_: d - mean(d) + xhat * mean(d * xhat))),
+            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - x * mean(d * x))),
+            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - (x - mean(x)) * mean(d * (x - mean(x))))),
+            ("divide by σ once", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) / np.sqrt(x.var(-1, keepdims=True) + eps)),
+            ("divide by σ, do not multiply with it",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) * (x.var(-1, keepdims=True) + eps)),
+            ("ε is an argument: use it as it is given", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
+            ("each row of d numbers is normalized by itself, over the last axis, and not over the first",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x.swapaxes(0, -1), 1, (gamma * dy).swapaxes(0, -1), eps).swapaxes(0, -1))),
         tolerance=1e-7,
         hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
                "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",

@@ -33,6 +33,7 @@ def reference_bits(bits, group, scale_bits, zero_bits, outer):
     return bits + (scale_bits + zero_bits + (32 / outer if outer else 0)) / group
 
 
+NOTHING = "scales and zero points add nothing in yours, or a whole number: they are stored as well, and / divides them, not //"
 NO_SECOND = "`outer` = 0 means that there is no second level: add 32/outer only if it is not 0"
 
 
@@ -161,7 +162,8 @@ EXERCISES = (
              lambda b, g, s, z, o: b + ((32 / o if o else s) + z) / g),
             (NO_SECOND, lambda b, g, s, z, o: b + (s + z + 32 / (o or 1)) / g),
             ("the scales are missing", lambda b, g, s, z, o: reference_bits(b, g, 0, z, o)),
-            ("scales and zero points add nothing in yours: they are stored as well, and / divides them, not //", lambda b, g, s, z, o: b),
+            (NOTHING, lambda b, g, s, z, o: b),
+            (NOTHING, lambda b, g, s, z, o: b + (s + z + (32 // o if o else 0)) // g),
             ("the codes' own bits are missing: a weight has `bits` of them", lambda *a: reference_bits(*a) - a[0]),
             ("this is what a whole group takes: divide by its weights", lambda *a: reference_bits(*a) * a[1]),
             ("scale_bits and zero_bits are in bits already: do not divide by 8",
