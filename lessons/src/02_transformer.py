@@ -297,7 +297,7 @@ guess
 # Write the loss as a sum first: over which rows and positions does it run, and by what is it
 # divided?
 # Then compute it from `logits` $(B, T, V)$ and the same rows' `tokens` $(B, T)$.
-# Logits may be as large as 1,000.
+# Logits may be as large as 1,000 at one position, and near −1,000 at the next.
 # Return one number.
 
 # %% exercise=transformer.loss points=4 minutes=12

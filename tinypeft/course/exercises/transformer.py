@@ -17,14 +17,14 @@ def reference_attention(q, k, v):
     return plain.attention(Tensor(q), Tensor(k), Tensor(v)).data              # a lesson replaces F.attention
 
 
-def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False, low=-np.inf):
+def attention(q, k, v, scale=math.sqrt, offset=None, mask=True, axis=-1, late=False, low=-np.inf, divided=True):
     """Attention with its usual mistakes: the scale, the mask's offset, the axis of the softmax, a mask after it."""
     (T, d), S = q.shape, len(k)
-    scores = q @ k.T * (1 / math.sqrt(d) if scale is None else scale(d))
+    scores = q @ k.T / scale(d)
     seen = np.arange(S) <= np.arange(T)[:, None] + (S - T if offset is None else offset)
     if mask and not late: scores = np.where(seen, scores, np.array(low, scores.dtype))
     A = np.exp(scores - scores.max(axis, keepdims=True))
-    A = A / A.sum(axis, keepdims=True)
+    if divided: A = A / A.sum(axis, keepdims=True)
     if late: A = A * seen
     return (A @ v).astype(q.dtype)
 
@@ -164,6 +164,12 @@ def loss_cases(rng, scale=2.0):
     return scale * rng.standard_normal((B, T, V)), rng.integers(0, V, (B, T))
 
 
+def far_apart(rng):
+    """One constant for all positions does not prevent both an overflow and a logarithm of 0."""
+    logits, tokens = loss_cases(rng)
+    return logits + 1000 * np.cos(np.pi * np.arange(tokens.shape[1]))[:, None], tokens
+
+
 def log_softmax(z, axis=-1):
     z = z - z.max(axis, keepdims=True)
     return z - np.log(np.exp(z).sum(axis, keepdims=True))
@@ -196,9 +202,17 @@ EXERCISES = (
              lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
         mistakes=(
             ("the scores are not divided by √d_head", lambda *a: attention(*a, scale=lambda d: 1)),
-            ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: 1 / d)),
+            ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: d)),
             ("you divided by the root of the number of keys; divide by the root of d_head",
-             lambda q, k, v: attention(q, k, v, scale=lambda d: 1 / math.sqrt(len(k)))),
+             lambda q, k, v: attention(q, k, v, scale=lambda d: math.sqrt(len(k)))),
+            ("you divided by the root of the number of queries; divide by the root of d_head",
+             lambda q, k, v: attention(q, k, v, scale=lambda d: math.sqrt(len(q)))),
+            ("you multiplied by √d_head; divide by it", lambda *a: attention(*a, scale=lambda d: 1 / math.sqrt(d))),
+            ("the weights of a row do not sum to one: divide by the sum of the row", lambda *a: attention(*a, divided=False)),
+            ("the keys before the queries are left out; all queries see them",
+             lambda q, k, v: attention(q, k[-len(q):], v[-len(q):])),
+            ("k and v are exchanged", lambda q, k, v: attention(q, v, k)),
+            ("the softmax runs over all scores; each row has its own", lambda *a: attention(*a, axis=None)),
             ("there is no mask: a query sees keys of the future", lambda *a: attention(*a, mask=False)),
             ("the mask forgets the past: query i stands at position i + S − T", lambda *a: attention(*a, offset=0)),
             ("the mask is off by one: a query must also see its own key",
@@ -210,6 +224,8 @@ EXERCISES = (
              lambda *a: attention(*a, late=True)),
             ("a hidden score of 0 still has the weight e⁰ = 1: put −∞ in its place", lambda *a: attention(*a, low=0.0))),
         symptoms=(
+            ("these are the weights A; the result is A times the values, (T, d_head)",
+             lambda got, expected, args: got.shape == (len(args[0]), len(args[1])) != expected.shape),
             ("np.exp overflows, or all weights of a row become 0 and 0/0 follows: first put −∞ into the hidden scores, then subtract the "
              "largest score of each row", lambda got, expected, args: not np.isfinite(got).all()),
             ("the hidden scores are not low enough: seen scores may be near −1,000, so put −∞ in their place",
@@ -273,7 +289,8 @@ EXERCISES = (
         reference=reference_loss, cases=loss_cases,
         special=(
             ("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
-            ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
+            ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0)),
+            ("logits near 1,000 at one position, and near −1,000 at the next", far_apart)),
         mistakes=(
             ("the logits at t are compared with token t; they are about token t + 1",
              lambda z, t: float(-picked(log_softmax(z), t).mean())),
@@ -282,6 +299,17 @@ EXERCISES = (
             ("this is a sum over all positions; the loss is their mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
             ("you divided by B T, but only T − 1 positions have a next token",
              lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
+            ("np.roll brings the first token to the end: the last position has no next token, so leave it out",
+             lambda z, t: float(-picked(log_softmax(z), np.roll(t, -1, 1)).mean())),
+            ("you rolled the wrong way: the logits at t are about token t + 1",
+             lambda z, t: float(-picked(log_softmax(z), np.roll(t, 1, 1)).mean())),
+            ("these are logits and not logarithms of probabilities: the softmax is missing",
+             lambda z, t: float(-picked(z[:, :-1], t[:, 1:]).mean())),
+            ("the log softmax is z − max − log Σ exp(z − max): the last term is missing",
+             lambda z, t: float(-picked(z - z.max(-1, keepdims=True), np.roll(t, -1, 1))[:, :-1].mean())),
+            ("this is the perplexity, e to the power of the loss", lambda z, t: float(np.exp(reference_loss(z, t)))),
+            ("this is a probability; the loss is −log p", lambda z, t: float(np.exp(-reference_loss(z, t)))),
+            ("nats come from the natural logarithm, not from that to the base 10", lambda z, t: reference_loss(z, t) / math.log(10)),
             ("this is in bits; nats come from the natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
             ("the softmax runs over positions; it must run over the vocabulary",
              lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
@@ -291,7 +319,8 @@ EXERCISES = (
             ("this is the sum over rows of the mean over positions: divide by B, too",
              lambda z, t: reference_loss(z, t) * len(t))),
         symptoms=(
-            ("the logarithm of a probability that became 0: do not take the log of the softmax, compute z − max − log Σ exp(z − max)",
+            ("the logarithm of a probability that became 0: do not take the log of the softmax, compute z − max − log Σ exp(z − max), with "
+             "the maximum of each position",
              lambda got, expected, args: np.isinf(got)),
             ("np.exp overflows; subtract the largest logit of each position first", lambda got, expected, args: np.isnan(got)),
             ("a small number beside p, or a bound for it, makes large losses smaller: compute z − max − log Σ exp(z − max)",
@@ -309,15 +338,32 @@ EXERCISES = (
         mistakes=(
             ("you counted the output head; it is tied to the token table",
              lambda V, C, d, L: reference_count(V, C, d, L) + V * d),
+            ("the head has no bias", lambda V, C, d, L: reference_count(V, C, d, L) + V),
+            ("the token table is missing", lambda V, C, d, L: reference_count(V, C, d, L) - V * d),
+            ("a position has a vector of d numbers", lambda V, C, d, L: reference_count(V, C, d, L) - C * d + C),
+            ("this counts one block; there are L", lambda V, C, d, L: reference_count(V, C, d, 1)),
+            ("the final norm exists once, and not in every block", lambda V, C, d, L: reference_count(V, C, d, L) + 2 * d * (L - 1)),
+            ("the final norm has both a weight and a bias", lambda V, C, d, L: reference_count(V, C, d, L) - d),
+            ("a block has two layer norms of 2 d numbers each", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L),
+            ("a block has two layer norms of 2 d numbers each", lambda V, C, d, L: reference_count(V, C, d, L) + 2 * d * L),
+            ("the biases of the MLP are missing: 4 d + d", lambda V, C, d, L: reference_count(V, C, d, L) - 5 * d * L),
+            ("a bias of d numbers is missing in each block", lambda V, C, d, L: reference_count(V, C, d, L) - d * L),
+            ("the bias of `down` has d numbers, and not 4 d", lambda V, C, d, L: reference_count(V, C, d, L) + 3 * d * L),
+            ("the matrices of the MLP are (4d, d) and (d, 4d)", lambda V, C, d, L: reference_count(V, C, d, L) - 6 * d * d * L),
+            ("this is in bytes; count parameters", lambda *a: 4 * reference_count(*a)),
             ("the final norm is missing", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d),
             ("the position table is missing", lambda V, C, d, L: reference_count(V, C, d, L) - C * d),
             ("the biases are missing: four of attention, 4 d + d of the MLP",
              lambda V, C, d, L: reference_count(V, C, d, L) - 9 * d * L),
-            ("the layer norms of the blocks are missing: two, with a weight and a bias each",
+            ("4 d numbers are missing in each block: its two layer norms, the biases of attention, or the bias of `up`",
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * L),
             ("each layer norm has both a weight and a bias",
              lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L - d),
             ("the bias of `up` has 4 d numbers, and not d", lambda V, C, d, L: reference_count(V, C, d, L) - 3 * d * L),
+            ("a matrix of the MLP is missing: there are two of 4 d²",
+             lambda V, C, d, L: reference_count(V, C, d, L) - (4 * d * d + d) * L),
+            ("a matrix of attention is missing: query, key, value and output have d² each",
+             lambda V, C, d, L: reference_count(V, C, d, L) - (d * d + d) * L),
             ("a matrix of the MLP is missing: there are two of 4 d²",
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
             ("a matrix of attention is missing: query, key, value and output have d² each",
@@ -342,7 +388,16 @@ EXERCISES = (
             ("all heads have the same slope; that of head h is 2^(−8h/H)",
              lambda *a: alibi(*a, slope=lambda h, H: 0 * h + 2.0 ** (-8 / H))),
             ("the slope of head h is 2^(−8h/H), and not 2^(−h)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** -h)),
+            ("the slope of head h is 2^(−8h/H), and not 2^(−h/H)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (-h / H))),
+            ("the slope of head h is 2^(−8h/H), and not 2^(−8h)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (-8 * h))),
+            ("the slope of head h is 2^(−8h/H), and not 2^(8h/H)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (8 * h / H))),
+            ("the heads are in reverse order: the first one has the largest slope", lambda *a: alibi(*a)[::-1]),
+            ("the key at the query's own position has the distance 0", lambda T, S, H: alibi(T, S, H, past=S - T + 1)),
+            ("a key of the future, which the mask hides, gets 0", lambda *a: -abs(alibi(*a, hidden=True))),
             ("a key of the future, which the mask hides, gets 0", lambda *a: alibi(*a, hidden=True))),
+        symptoms=(
+            ("the mask is added elsewhere: a key of the future gets 0 here, and not −∞", lambda got, expected, args: np.isinf(got).any()),
+            ("the axes are (H, T, S): the heads come first", lambda got, expected, args: got.shape == (*args[:2], args[2]) != expected.shape)),
         tolerance=1e-9,
         hints=("How far is key j from query i, if the queries are the last T of S positions? Which keys are hidden?",
                "The distances are (T, S) and the slopes (H,), so that slopes[:, None, None] * distances is (H, T, S).",
