@@ -134,7 +134,7 @@ CHECKS = {
     "autograd.layer_norm_vjp": (0, 1, 0), "autograd.catches": (10, 0, 0), "autograd.forward": (1, 0, 0),
     "transformer.attention": (4, 1, 0), "transformer.loss": (3, 0, 0), "transformer.count": (1, 0, 0),
     "transformer.sees": (9, 0, 0), "transformer.alibi": (2, 0, 0),
-    "full.adamw": (1, 0, 0), "full.states": (2, 0, 0), "full.activations": (1, 0, 0),
+    "full.adamw": (1, 0, 0), "full.states": (4, 0, 0), "full.activations": (1, 0, 0),
     "full.bug": (1, 0, 0), "full.recompute": (2, 0, 0), "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0),
     "adapters.widen": (0, 1, 0), "adapters.bug": (6, 0, 0), "adapters.linear": (0, 1, 0),
     "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (2, 0, 0), "prompts.places": (2, 0, 0),
