@@ -515,8 +515,8 @@ print(f"both began at {wrong[0]:.3f}; after 50 steps right {theirs[-1]:.3f}, wro
 #
 # How small should $\varepsilon$ be?
 # Try it on GELU, a curve that lesson 02 uses, in both precisions.
-# The difference of the two sides is compared with $\|\mathrm{vjp}(u)\|\,\|v\|$, where $\|a\|$ is the
-# root of the sum of all squares, `np.linalg.norm(a)`:
+# The difference of the two sides is compared with $\|\mathrm{vjp}(u)\|\,\|v\|$, where $\|a\|$ is
+# the root of the sum of all squares, `np.linalg.norm(a)`:
 
 # %%
 def difference_error(dtype, eps, seed=0):
@@ -820,10 +820,10 @@ print("backwards, from dc = 1:", *walk(tape, 1.0))
 # A sum, over the axes that were added or stretched.
 # </details>
 # <details><summary>4. Why is f(x).sum().backward() a bad test of a gradient?</summary>
-# Its upstream gradient is constant.
+# The gradient that it starts from is constant.
 # An operation whose outputs have a constant sum, such as softmax, passes with a wrong backward
 # pass.
-# A random upstream gradient exposes it.
+# A random gradient exposes it.
 # </details>
 # <details><summary>5. Which of dX, dW, db does a frozen linear layer compute
 # in the middle of a network, with trained parameters below it?</summary>

@@ -223,7 +223,7 @@ EXERCISES = (
         tolerance=1e-9,
         hints=("What is kept for a frozen weight, and what for a trained one? When does a trained weight need a second "
                "copy?",
-               "All are bytes. N − n weights are frozen. Each of the n others has itself, a gradient and two moments.",
+               "All are bytes. N − n weights are frozen. Each of the n others has itself, a gradient, m and v.",
                "(N - n) * frozen_bytes + n * (2 * weight_bytes + 8), and 4 * n more if weight_bytes < 4.")),
     Exercise(
         name="full.activations", title="Memory for activations", stars=2,
