@@ -136,6 +136,11 @@ def all_of_them(X, W, dY, need):
     return dX if need[0] else None, dW if need[1] else None, db if need[2] else None
 
 
+def asking_arrays(X, W, dY, need):
+    dX = dY @ W if W else None
+    return dX, dY.T @ X if X else None, dY.sum(0)
+
+
 def zeros_instead(X, W, dY, need):
     """All of them, with zeros for what was not kept."""
     X = np.zeros((len(dY), W.shape[1])) if X is None else X
@@ -264,14 +269,14 @@ WRONG = {
         (lambda dy, shape: dy.reshape(-1, *shape).sum(0), "other numbers"),
         (lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim))), "not over the last"),
         (lambda dy, shape: one_by_one(dy, shape).reshape([n for n in shape if n > 1]), "must keep that axis"),
-        (lambda dy, shape: np.broadcast_to(dy, shape), "could not be broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
+        (lambda dy, shape: np.broadcast_to(dy, shape), "do not broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
     "autograd.linear_vjp": [
         (linear(always=[2]), "nobody needs"), (linear(always=[0, 1, 2]), "before you compute"), (linear(db=lambda X, W, dY: dY.mean(0)), "not a mean"),
         (linear(dW=lambda X, W, dY: X.T @ dY), "transposed"), (linear(dW=lambda X, W, dY: dY.T @ X / len(X)), "averaged over rows"),
         (linear(db=lambda X, W, dY: dY.sum(1)), "axis 1"), (linear(db=lambda X, W, dY: dY.sum(0, keepdims=True)), "keepdims"),
         (all_of_them, "look at `need`"), (zeros_instead, "is None: look"), (linear(dX=lambda X, W, dY: -dY @ W), "the sign is wrong"),
         (lambda *a: linear()(*a)[::-1], "the order is"), (lambda *a: tuple(0 if g is None else g for g in einsum(*a)), "and nothing else"),
-        (lambda X, W, dY, need: (dY @ W if W else None, dY.T @ X if X else None, dY.sum(0)), "ask the three flags"),
+        (asking_arrays, "ask the three flags"),
         (linear(dX=lambda X, W, dY: dY @ W.T), "shapes do not fit")],
     "autograd.layer_norm_vjp": [
         (layer_norm(mean=False), "mean of dx̂ is missing"), (layer_norm(project=False), "term with x̂ is missing"),

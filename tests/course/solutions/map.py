@@ -147,7 +147,7 @@ WRONG = {
     "map.pack": [
         (bits_of("big", False), "into the low bits"), (bits_of(low_first=False), "bits of each code are reversed"),
         (bits_of("big"), "bits of each byte are reversed"), (bits_of(gaps=True), "a byte of its own"),
-        (lambda q, b: np.array([sum(int(c) << b * i for i, c in enumerate(q[j:j + 8 // b])) for j in range(0, len(q), 8 // b)], np.uint8), "may lie in two bytes"),
+        (lambda q, b: np.array([sum(int(c) << b * i for i, c in enumerate(q[j:j + 8 // b])) for j in range(0, len(q), 8 // b)], np.uint8), "a gap remains"),
         (lambda q, b: bits_of()(q[::-1], b), "code 0 comes first"), (lambda q, b: np.append(bits_of()(q, b), np.uint8(0)), "one byte too many"),
         (bits_of(cut=True), "the last byte is missing"), (lambda q, b: bits_of()(q, b).astype(float), "dtype float64")],
 }

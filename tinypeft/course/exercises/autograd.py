@@ -360,6 +360,7 @@ EXERCISES = (
              lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),
             ("the result has the shape `shape`: sum over the axes in front that it does not have, and over those where it has a 1",
              lambda got, expected, args: got.shape != expected.shape)),
+        errors=(("remapp", "do not broadcast dy again: sum over the axes along which NumPy made copies"),),
         tolerance=1e-9,
         hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
                "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
