@@ -91,6 +91,7 @@ def test_a_check_says_where(e):
     (np.arange(6.0).reshape(2, 3) + [[1], [2]], np.arange(6.0).reshape(2, 3), "the same along axis 1"),
     (np.arange(3.0), np.arange(3), "use .astype(int)"), (np.arange(3.0) + 0.25, np.arange(3), "not whole"),
     (np.arange(3.0) > 1, np.arange(3.0), "True and False"), (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
+    (np.array([[1.0, -np.inf], [3, 5]]), np.array([[1.0, -np.inf], [2, 3]]), ""),
     (np.array([1.0, np.nan]), np.array([1.0, 2.0]), "division by zero")])
 def test_causes(got, expected, says):
     assert says in cause(got, expected) and bool(says) == bool(cause(got, expected))

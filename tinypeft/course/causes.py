@@ -66,7 +66,6 @@ def of_dtype(g: Array, e: Array) -> str:
 
 
 # -- other numbers ---------------------------------------------------------------------------------
-@np.errstate(invalid="ignore")                           # ∞ − ∞, where both are infinite
 def of_numbers(case: Case, tolerance: float, others: Iterable[Case] = ()) -> str:
     """The cause of wrong numbers in an array of the right shape, or "".
 
@@ -74,7 +73,9 @@ def of_numbers(case: Case, tolerance: float, others: Iterable[Case] = ()) -> str
     numbers of one case, so a cause is told only if no other case speaks against it.
     """
     tol = max(tolerance, 1e-5)
-    case, *others = (_in_float64(c) for c in (case, *others))
+    finite = lambda case: np.isfinite(case[0]).all() and np.isfinite(case[1]).all()
+    if not finite(case): return ""
+    case, *others = (_in_float64(c) for c in (case, *filter(finite, others)))
     for cause in (_zero, _sign, _factor, _transposed, _constant, _term, _repeated, _normalised,
                   _ties):
         sentence = cause(*case, tol)
