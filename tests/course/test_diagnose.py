@@ -90,7 +90,9 @@ def test_a_check_says_where(e):
     (2 * np.array([1.0, -1, 1, -1]), np.array([1.0, -1, 1, -1]), ""),              # from three different numbers on
     (np.arange(6.0).reshape(2, 3) + [[1], [2]], np.arange(6.0).reshape(2, 3), "the same along axis 1"),
     (np.arange(3.0), np.arange(3), "use .astype(int)"), (np.arange(3.0) + 0.25, np.arange(3), "not whole"),
-    (np.arange(3.0) > 1, np.arange(3.0), "True and False"), (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
+    (np.arange(3.0) > 1, np.arange(3.0), "True and False"), (np.arange(2), np.arange(2) > 0, "use .astype(bool)"),
+    (np.arange(6), np.arange(6).reshape(2, 3), "look at .reshape"), (1 + np.arange(6), np.arange(6).reshape(2, 3), ""),
+    (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
     (np.array([[1.0, -np.inf], [3, 5]]), np.array([[1.0, -np.inf], [2, 3]]), ""),
     (np.array([1.0, np.nan]), np.array([1.0, 2.0]), "division by zero")])
 def test_causes(got, expected, says):
@@ -124,6 +126,9 @@ def test_no_other_case_may_speak_against_a_cause():
     assert first_cause(right, lambda x, up: -x + up, (x, 0.0), (x, 1.0)) == ""
     assert first_cause(right, lambda x, up: up * x, (x, 0.0), (x, 1.0)) == ""          # 0 in the first case only
     assert first_cause(right, lambda x, up: 0 * x, (x, 0.0), (x, 1.0)) == "your result is 0 everywhere"
+    square, other, turned = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(2, 3), lambda x: x.T.reshape(x.shape)
+    assert first_cause(lambda x: x, turned, (square,)) == "it is transposed"
+    assert first_cause(lambda x: x, turned, (square,), (other,)) == ""
 
 
 def test_exchanged_results_are_told():
@@ -150,6 +155,7 @@ def test_one_number_is_a_mean_only_where_no_axis_is_left():
     assert "over all axes" in first_cause(lambda x: x, np.mean, (x,))
     assert "over all axes" in first_cause(lambda x: x, lambda x: x.sum(keepdims=True), (x.reshape(2, 4),))
     assert first_cause(lambda x: x, lambda x: x[:1], (x,)) == ""
+    assert first_cause(lambda x: np.flatnonzero(x), lambda x: np.count_nonzero(x), (x,)) == ""
 
 
 def test_what_overflowed_is_told_with_its_line():
@@ -211,6 +217,11 @@ def test_the_cells_below_a_check_get_arrays_from_a_function_that_returns_lists()
     assert told.function(np.ones((2, 3)), np.ones((4, 3)), 6.0)[1].dtype == int           # no outliers, and still an index
     whole = [np.ones(2), (1.0, np.ones(3))]
     assert in_arrays(whole, [np.ones(2), (1.0, np.ones(3))]) is whole
+
+
+def test_one_array_in_place_of_two_results_is_called_an_array():
+    assert difference(np.ones((7, 2)), (1.0, 2.0), 0)[1] == "your result is an array (7, 2), expected 2 results"
+    assert difference(np.array([1.0, 2.0]), (1.0, 2.0), 0) is None
 
 
 def test_arguments_of_any_kind_may_not_change():

@@ -42,8 +42,10 @@ def of_shape(g: Array, e: Array, tolerance: float) -> str:
         return "it has an additional axis of length 1; look at keepdims"
     if g.ndim + 1 == e.ndim and 1 in e.shape:
         return "an axis of length 1 is missing; look at keepdims"
-    if g.ndim == 0 or g.size == 1 and g.ndim == e.ndim >= 2:
+    if e.dtype.kind == "f" and (g.ndim == 0 or g.size == 1 and g.ndim == e.ndim >= 2):
         return "you summed or averaged over all axes"
+    if g.size == e.size and close(g.reshape(e.shape), e, tolerance):
+        return "the numbers are right, but not in this shape; look at .reshape"
     if g.ndim > e.ndim:
         return "it has an additional axis: two arrays may have been broadcast against each other"
     return ""
@@ -55,6 +57,8 @@ def of_dtype(g: Array, e: Array) -> str:
         return ("a float64 came in, from np.sqrt of a Python number, a np.float64 constant or "
                 "np.zeros without a dtype; use math.sqrt, or dtype=x.dtype")
     if g.dtype == bool: return "these are True and False, where numbers are expected"
+    if e.dtype == bool and np.isin(g, (0, 1)).all():
+        return "True and False are expected, and these are the numbers 1 and 0; use .astype(bool)"
     if g.dtype == np.float32 and e.dtype == np.float64:
         return ("the numbers were turned into float32, by .astype or by a new Tensor, which also "
                 "cuts the graph of the gradients; keep the dtype of the arguments")
@@ -113,7 +117,7 @@ def _factor(G, E, args, tol):
 
 
 def _transposed(G, E, args, tol):
-    if E.ndim < 2 or E.shape[-1] != E.shape[-2]: return None
+    if E.ndim < 2: return None
     return "it is transposed" if close(G.swapaxes(-1, -2), E, tol) else ""
 
 

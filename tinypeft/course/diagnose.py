@@ -49,9 +49,8 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
         return _first(difference(g, e, tolerance, name, free) for g, e, name in parts)
     if isinstance(expected, (tuple, list)):
         n = len(expected)
-        if isinstance(got, np.ndarray) and got.ndim: got = list(got)
-        if not isinstance(got, (tuple, list)) or len(got) != n:
-            return wrong_type(f"{n} results")
+        several = isinstance(got, (tuple, list)) or isinstance(got, np.ndarray) and got.ndim
+        if not several or len(got) != n: return wrong_type(f"{n} results")
         if n == 1:                   names = [where]
         elif where == "your result": names = [f"result {i + 1} of {n}" for i in range(n)]
         else:                        names = [f"{where}[{i}]" for i in range(n)]
