@@ -24,7 +24,7 @@ def absmax(x, bits):
 
 def absmax_variant(n=lambda bits: 2**(bits - 1) - 1, m=lambda x: np.abs(x).max(), round=np.rint, back=True, low=None):
     """absmax with a mistake: another number of steps, another maximum, another rounding, or codes instead of numbers.
-    low: the codes are clipped to −n + low … n, where n = 2**(bits − 1) − 1."""
+    low: the codes are clipped to −n + low … n, where n = 2**(bits - 1) - 1."""
     def wrong(x, bits):
         s, most = m(x) / n(bits), 2**(bits - 1) - 1
         q = round(x / s)
@@ -52,7 +52,7 @@ def survey_variant(levels=lambda bits: 2**bits - 1, stretch=True, sign=1, clip=T
 
 
 def survey_symmetric(scale=lambda l, h, bits: (h - l) / (2**bits - 1), clip=True):
-    """survey with the Z of a symmetric grid, −2**(bits − 1), whatever the range is."""
+    """survey with the Z of a symmetric grid, -2**(bits - 1), whatever the range is."""
     def wrong(x, bits):
         S, Z = scale(min(x.min(), 0), max(x.max(), 0), bits), -2**(bits - 1)
         q = np.rint(x / S) - Z
@@ -113,7 +113,7 @@ def best_clip_variant(clip=True, low=lambda n: -n, steps=lambda n: n, size=np.sq
 
 
 def best_clip_all_codes(x, bits, fractions):
-    """The codes go from −2**bits + 1 to 2**bits − 1, as if the sign had a bit of its own."""
+    """The codes go from −2**bits + 1 to 2**bits - 1, as if the sign had a bit of its own."""
     return best_clip(x, bits + 1, fractions)
 
 
@@ -164,13 +164,13 @@ EXERCISES = (
         invariants=(
             ("an array of zeros comes back as zeros", lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
         mistakes=(
-            ("the scale is max|x|/(2**(bits − 1) − 1): the largest code is one less than a power of two",
+            ("the scale is max|x|/(2**(bits - 1) - 1): the largest code is one less than a power of two",
              absmax_variant(lambda b: 2**(b - 1))),
-            *(("with max|x|/2**(bits − 1) the largest number has no code of its own and is clipped; divide by 2**(bits − 1) − 1",
+            *(("with max|x|/2**(bits - 1) the largest number has no code of its own and is clipped; divide by 2**(bits - 1) - 1",
                absmax_variant(lambda b: 2**(b - 1), low=low)) for low in (-1, 0)),
-            *(("2·max|x|/(2**bits − 1) puts max|x| midway between two integers; the integers go from −n to n, so divide max|x| by "
-               "n = 2**(bits − 1) − 1", absmax_variant(lambda b: (2**b - 1) / 2, low=low)) for low in (None, -1, 0)),
-            ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits − 1) − 1",
+            *(("2·max|x|/(2**bits - 1) puts max|x| midway between two integers; the integers go from −n to n, so divide max|x| by "
+               "n = 2**(bits - 1) - 1", absmax_variant(lambda b: (2**b - 1) / 2, low=low)) for low in (None, -1, 0)),
+            ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits - 1) - 1",
              absmax_variant(lambda b: 2**b - 1)),
             *(("use the largest magnitude, max|x|, not the largest number, max x", absmax_variant(m=np.max, low=low))
               for low in (None, -1, 0)),
@@ -199,13 +199,13 @@ EXERCISES = (
              "−round(l/S)", survey_variant(sign=-1)),
             ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
              survey_variant(stretch=False)),
-            ("the codes are not clipped to 0 … 2**bits − 1", survey_variant(clip=False)),
-            ("S is (h − l)/(2**bits − 1): there is one step fewer than there are points",
+            ("the codes are not clipped to 0 … 2**bits - 1", survey_variant(clip=False)),
+            ("S is (h − l)/(2**bits - 1): there is one step fewer than there are points",
              survey_variant(lambda b: 2**b)),
             ("round x/S before you subtract Z: a half may go to the other side when Z is odd",
              survey_variant(code=lambda u, Z: u - Z)),
             ("Z must be an integer: round it", survey_variant(whole=lambda z: z)),
-            *(("S is exactly (h − l)/(2**bits − 1): an added ε moves numbers from midway between two points to one side; look only "
+            *(("S is exactly (h − l)/(2**bits - 1): an added ε moves numbers from midway between two points to one side; look only "
                "whether S is 0", survey_variant(more=more)) for more in (1e-9, 1e-6, 1e-4)),
             *(("round x/S to the nearest integer; yours is cut off or rounded down", survey_variant(code=lambda u, Z, cut=cut: cut(u) - Z))
               for cut in (np.trunc, np.floor)),
@@ -215,14 +215,14 @@ EXERCISES = (
                survey_variant(code=lambda u, Z, cut=cut: cut(u) - Z, whole=cut)) for cut in (np.trunc, np.floor)),
             *(("Z is not subtracted: the code of l must be 0", survey_variant(code=lambda u, Z: np.rint(u), clip=clip))
               for clip in (True, False)),
-            *(("Z depends on the range: the code of l must be 0; −2**(bits − 1) is the Z of a symmetric grid", survey_symmetric(*more))
+            *(("Z depends on the range: the code of l must be 0; -2**(bits - 1) is the Z of a symmetric grid", survey_symmetric(*more))
               for more in ((), (lambda l, h, b: (h - l) / (2**b - 1), False),
                            (lambda l, h, b: max(-l, h) / (2**(b - 1) - 1),)))),
         tolerance=1e-6,
         hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
                "x_q has the shape of x and an integer type. S and Z are numbers.",
                "l = min(x.min(), 0), h = max(x.max(), 0), S = (h - l) / (2**bits - 1), or any positive number if that is 0. "
-               "Z = np.rint(l / S). Round x/S before you subtract Z, then clip to 0 … 2**bits − 1 and use .astype(int).")),
+               "Z = np.rint(l / S). Round x/S before you subtract Z, then clip to 0 … 2**bits - 1 and use .astype(int).")),
     Exercise(
         name="quantization.bug", title="Find the bug: weights that come back too large", stars=2,
         reference=bug, cases=lambda rng: _codes([2, 4, 8][rng.integers(3)])(rng),
@@ -258,9 +258,9 @@ EXERCISES = (
             ("a row of zeros: all fractions are equally good",
              lambda rng: (np.array([[0.0] * 31, [1.0] * 30 + [3.0]]), 2, np.array([1.0, 0.5, 1 / 3])))),
         mistakes=(
-            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, −n, n), or the error is that against "
+            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, -n, n), or the error is that against "
              "the clipped x, where it must be that against x itself", best_clip_variant(clip=False)),
-            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, −n, n), or the error is that against "
+            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, -n, n), or the error is that against "
              "the clipped x, where it must be that against x itself", best_clip_variant(against=lambda x, end: np.clip(x, -end, end))),
             ("every row has its own range: m is the largest |x| of the row, np.abs(x).max(1, keepdims=True)",
              best_clip_variant(range_of=None)),
@@ -269,9 +269,9 @@ EXERCISES = (
             ("this is the place of the fraction; return the fraction itself",
              lambda x, bits, fractions: np.searchsorted(-np.asarray(fractions), -best_clip(x, bits, fractions))),
             ("the error must be squared", best_clip_variant(size=np.abs)),
-            *(("the step is p·m/(2**(bits − 1) − 1)", best_clip_variant(steps=lambda n: n + 1, low=low, high=high))
+            *(("the step is p·m/(2**(bits - 1) - 1)", best_clip_variant(steps=lambda n: n + 1, low=low, high=high))
               for low, high in ((lambda n: -n, lambda n: n), (lambda n: -n - 1, lambda n: n), (lambda n: -n - 1, lambda n: n + 1))),
-            *(("the step is p·m/(2**(bits − 1) − 1), half of the codes are for negative numbers", variant)
+            *(("the step is p·m/(2**(bits - 1) - 1), half of the codes are for negative numbers", variant)
               for variant in (best_clip_all_codes, best_clip_variant(steps=lambda n: 2 * n + 1))),
             *(("round x/s to the nearest integer; yours is cut off or rounded down", best_clip_variant(whole=cut))
               for cut in (np.trunc, np.floor)),
@@ -280,7 +280,7 @@ EXERCISES = (
             ("this is the largest error of a row; sum the squares of all", best_clip_variant(sum=np.max)),
             ("these are the ends of the ranges, p·m; return p", best_clip_variant(returned=lambda p, m, error: p * m)),
             ("these are the least errors; return the fractions that have them", best_clip_variant(returned=lambda p, m, error: error)),
-            ("the smallest code in use is −(2**(bits − 1) − 1): the symmetric grid leaves one unused",
+            ("the smallest code in use is -(2**(bits - 1) - 1): the symmetric grid leaves one unused",
              best_clip_variant(low=lambda n: -n - 1)),
             *(("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False, of_zeros=step))
               for step in (0, 1)),
@@ -307,24 +307,24 @@ EXERCISES = (
         mistakes=(
             ("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
              to_float_variant(shift=0)),
-            ("numbers below 2**(1 − bias) are subnormal: their exponent stops at 1 − bias",
+            ("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(subnormal=False)),
             ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; yours goes down to −bias",
              to_float_variant(least=0)),
             ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
-            ("no exponent is reserved here: the largest one is 2**e − 1 − bias, not 2**e − 2 − bias",
+            ("no exponent is reserved here: the largest one is 2**e - 1 - bias, not 2**e - 2 - bias",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m))),
-            ("the largest mantissa is 2 − 2**−m, all bits 1", to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
-            ("the largest mantissa is 2 − 2**−m, all bits 1",
+            ("the largest mantissa is 2 - 2**-m, all bits 1", to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
+            ("the largest mantissa is 2 - 2**-m, all bits 1",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (1 - 2.0**-m))),
             ("2**m intervals lie between two powers of two; yours are half as wide", lambda x, e, m: to_float(x, e, m + 1)),
             ("numbers keep their sign; this is |x| rounded", lambda x, e, m: to_float(np.abs(x), e, m)),
-            ("the subnormal numbers are missing: below 2**(1 − bias) there are multiples of 2**(1 − bias − m), not 0 alone",
+            ("the subnormal numbers are missing: below 2**(1 - bias) there are multiples of 2**(1 - bias - m), not 0 alone",
              to_float_flushed),
             ("nothing is rounded, only what lies beyond ±V is cut", to_float_variant(round=lambda n: n)),
             ("np.rint rounds a half to the even n; floor(v + ½) rounds it up", to_float_variant(round=half_up)),
             ("np.rint rounds a half to the even n; yours rounds it away from 0", to_float_variant(round=half_away)),
-            ("the bias is 2**(e − 1) − 1", to_float_variant(bias=lambda e: 2**(e - 1))),
+            ("the bias is 2**(e - 1) - 1", to_float_variant(bias=lambda e: 2**(e - 1))),
             ("you cut off; round to the nearest value", to_float_variant(round=np.trunc)),
             ("you rounded down; round to the nearest value", to_float_variant(round=np.floor)),
             ("you rounded up; round to the nearest value", to_float_variant(round=np.ceil))),
