@@ -5,7 +5,7 @@ recognised, "" if it is not, and None if there is too little to tell it by, such
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def of_shape(g: Array, e: Array, tolerance: float) -> str:
     if g.ndim + 1 == e.ndim and 1 in e.shape:
         return "an axis of length 1 is missing; look at keepdims"
     if e.dtype.kind == "f" and (g.ndim == 0 or g.size == 1 and g.ndim == e.ndim >= 2):
-        return "you summed or averaged over all axes"
+        return "this is one number: a sum, a mean or a maximum runs over all axes"
     if g.size == e.size and close(g.reshape(e.shape), e, tolerance):
         return "the numbers are right, but not in this shape; look at .reshape"
     if g.ndim > e.ndim:
@@ -70,26 +70,30 @@ def of_dtype(g: Array, e: Array) -> str:
 
 
 # -- other numbers ---------------------------------------------------------------------------------
-def of_numbers(case: Case, tolerance: float, others: Iterable[Case] = ()) -> str:
+def of_numbers(case: Case, tolerance: float, others: Callable[[], Iterable[Case]] = tuple) -> str:
     """The cause of wrong numbers in an array of the right shape, or "".
 
-    others: cases in which the same result is wrong, too. Two mistakes may look alike on the few
-    numbers of one case, so a cause is told only if no other case speaks against it.
+    others: it returns the cases in which the same result is wrong, too, and is called only if a
+    cause is recognised in this one. Two mistakes may look alike on the few numbers of one case, so
+    a cause is told only if no other case speaks against it.
     """
     tol = max(tolerance, 1e-5)
-    finite = lambda case: np.isfinite(case[0]).all() and np.isfinite(case[1]).all()
-    if not finite(case): return ""
-    case, *others = (_in_float64(c) for c in (case, *filter(finite, others)))
+    if not _finite(case): return ""
     for cause in (_zero, _sign, _factor, _transposed, _constant, _term, _repeated, _normalised,
                   _ties):
-        sentence = cause(*case, tol)
-        if sentence and all(cause(*other, tol) != "" for other in others): return sentence
+        says = lambda g, e, args, cause=cause: cause(_float(g), _float(e), args, tol)
+        sentence = says(*case)
+        if sentence and all(says(*other) != "" for other in filter(_finite, others())):
+            return sentence
     return ""
 
 
-def _in_float64(case):
-    g, e, args = case
-    return np.asarray(g, np.float64), np.asarray(e, np.float64), args
+def _float(x):
+    return np.asarray(x, np.float64)
+
+
+def _finite(case):
+    return np.isfinite(case[0]).all() and np.isfinite(case[1]).all()
 
 
 def _different(x):

@@ -187,7 +187,7 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     if stage == "shape": return of_shape(g, e, exercise.tolerance)
     if stage == "dtype": return of_dtype(g, e)
     if not np.isfinite(g[np.isfinite(e)]).all(): return _strain(strained)
-    return of_numbers((g, e, args), exercise.tolerance, _wrong_too(exercise, found, also()))
+    return of_numbers((g, e, args), exercise.tolerance, lambda: _wrong_too(exercise, found, also()))
 
 
 def _expected(exercise, args):
