@@ -143,7 +143,7 @@ CHECKS = {
     "prefix.copies": (3, 0, 0),
     "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (4, 0, 0), "lora.bug": (19, 0, 0),
     "lora.dora": (1, 0, 4),
-    "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (4, 0, 0), "adalora.allocate": (3, 1, 0),
+    "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (5, 0, 0), "adalora.allocate": (3, 1, 0),
     "adalora.export": (1, 1, 0),
     "dylora.forward": (2, 0, 3), "dylora.bug": (4, 0, 0), "dylora.search": (3, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),

@@ -101,7 +101,7 @@ WRONG = {
         (adapter(skip=False), "addition of h is missing"), (adapter(up=F.gelu), "survey's form"),
         (adapter(down=lambda y: y), "activation is missing"), (adapter(biases=(False, False)), "biases are missing"),
         (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h"),
-        (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "2 times the expected"),
+        (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "a term is counted twice: argument 1"),
         (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing"),
         (lambda h, *a: adapter(skip=False)(h, *a) + tp.Tensor(h.data), "that you add has left the graph"),
         (lambda h, W_d, b_d, W_u, b_u: h + F.gelu(h) @ W_d.T @ W_u.T + b_d @ W_u.T + b_u, "not before the first"),
