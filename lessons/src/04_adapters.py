@@ -314,6 +314,7 @@ for i, block in enumerate(wide.blocks):
     a.W_up.data = 0.05 * rng.standard_normal(a.W_up.shape).astype(np.float32)
     old = (mlp.up.weight, mlp.up.bias, mlp.down.weight, mlp.down.bias)
     new = widen(*(p.data for p in (*old, a.W_down, a.b_down, a.W_up, a.b_up)), a.scale)
+    new = [array.astype(np.float32) for array in new]
     mlp.up, mlp.down = Linear(c.d_model, len(new[1]), rng=0), Linear(len(new[1]), c.d_model, rng=0)
     (mlp.up.weight.data, mlp.up.bias.data, mlp.down.weight.data, mlp.down.bias.data) = new
 with tp.no_grad():

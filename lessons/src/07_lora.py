@@ -198,7 +198,7 @@ def my_layer(self, x):
 
     def gradients(dh):
         dA, dB, dx = my_backward(rows(x.data), W0.data, self.A.data, self.B.data, alpha, rows(dh))
-        return dA, dB, dx.reshape(x.shape)
+        return [g.astype(np.float32) for g in (dA, dB, dx.reshape(x.shape))]
     return tp.Tensor.fused(h, (self.A, self.B, x), gradients) + self.base.bias
 
 
@@ -576,7 +576,8 @@ result
 merged = tp.load_pretrained()
 for p, w in narrow.wrappers.items():
     weight = merged.get(p).weight
-    weight.assign(my_merge(weight.data, w.A.data, w.B.data, w.scale * len(w.A.data)))
+    mine_W = my_merge(weight.data, w.A.data, w.B.data, w.scale * len(w.A.data))
+    weight.assign(mine_W.astype(np.float32))
 print(f"{merged.n_parameters():,} parameters; largest difference of the logits "
       f"{abs(merged(tokens).data - narrow(tokens).data).max():.0e}")
 

@@ -116,7 +116,7 @@ show(AdaLoRALinear.departures)
 # ## 3. What is a triplet worth?
 #
 # The size of $\lambda_i$ alone is a poor judge: the loss may not care about a large singular value.
-# So ask the loss. Four numbers are kept for each trained number $w$:
+# So ask the loss. Four numbers belong to each trained number $w$:
 #
 # * its **sensitivity** $I$ (no identity matrix here): by how much the loss $L$ would change, to
 #   first order and without the sign, if $w$ alone were set to 0;

@@ -702,7 +702,7 @@ print("levels:", np.round(better, 3))
 # %% [markdown]
 # ## Recall
 #
-# 1. Why do NF4's levels have eight steps above 0 and seven below?
+# 1. Why do NF4's levels have eight levels above 0 and seven below?
 # <details><summary>Answer</summary>
 #
 # Sixteen codes, one of which is an exact 0, leave fifteen. They cannot be shared evenly.
