@@ -373,6 +373,7 @@ fig
 # Quantize the array `x`, which is float64 and not all 0, to codes $0 \dots 2^b - 1$.
 # The range is $[l, h]$ with $l = \min(x_{min}, 0)$ and $h = \max(x_{max}, 0)$, so that 0 is a grid
 # point.
+# Its ends may have different distances from 0, so the quantizer is called *asymmetric*.
 # How many steps lie between $2^b$ codes?
 # This gives $s$.
 # The zero point is the code of 0 in the convention "library", with equation (3).
@@ -575,6 +576,7 @@ print(f"{codes.size:,} codes of 3 bits: {codes.nbytes:,} bytes, packed {packed(c
 # <details><summary>1. Which methods can be merged into the model, and why?</summary>
 # Those that change weights: LoRA, AdaLoRA, DyLoRA.
 # A weight plus a matrix is a weight.
+# (IA)³ multiplies the rows or the columns of a weight by numbers, and that is a weight, too.
 # </details>
 # <details><summary>2. What do prompts and prefixes have in common,
 # and in what do they differ?</summary>

@@ -312,7 +312,7 @@ show(plain.linear)
 # Return `(dX, dW, db)` from `X` $(N, d_{in})$, `W` $(d_{out}, d_{in})$ and `dY` $(N, d_{out})$.
 # Do not compute a gradient that is not needed, but return `None` in its place.
 # What no needed gradient uses was not kept:
-# `X` may be `None` if $dW$ is not needed, and `W` may be `None` if $dX$ is not.
+# `X` is `None` if $dW$ is not needed, and `W` is `None` if $dX$ is not.
 
 # %% exercise=autograd.linear_vjp points=4 minutes=12
 def autograd_linear_vjp(X, W, dY, need=(True, True, True)):
@@ -427,8 +427,10 @@ show(F.layer_norm)
 def linear_with(vjp):
     """A linear layer with the given backward pass, vjp(X, W, dY, need) → (dX, dW, db)."""
     def linear(x, W, b):
-        X, M, need = x.data, W.data, [t.requires_grad for t in (x, W, b)]
-        return tp.Tensor.fused(X @ M.T + b.data, [x, W, b], lambda dY: vjp(X, M, dY, need))
+        need = [t.requires_grad for t in (x, W, b)]
+        X, M = x.data if need[1] else None, W.data if need[0] else None  # what the vjp uses
+        y = x.data @ W.data.T + b.data
+        return tp.Tensor.fused(y, [x, W, b], lambda dY: vjp(X, M, dY, need))
     return linear
 
 
@@ -512,7 +514,9 @@ print(f"both began at {wrong[0]:.3f}; after 50 steps right {theirs[-1]:.3f}, wro
 # \langle u, f(x - \varepsilon v)\rangle}{2\varepsilon} \tag{7}$$
 #
 # How small should $\varepsilon$ be?
-# Try it on GELU, a curve that lesson 02 uses, in both precisions:
+# Try it on GELU, a curve that lesson 02 uses, in both precisions.
+# The difference of the two sides is compared with $\|\mathrm{vjp}(u)\|\,\|v\|$, where $\|a\|$ is
+# the root of the sum of all squares, `np.linalg.norm(a)`:
 
 # %%
 def difference_error(dtype, eps, seed=0):
@@ -587,13 +591,15 @@ for name, f in (("right", right), ("nonsense", nonsense)):
 #
 # ### {exercise}
 #
-# Nine authors have written a backward pass of $f(x) = \tanh x \cdot \sum_k x_k$, the sum over the
+# Ten authors have written a backward pass of $f(x) = \tanh x \cdot \sum_k x_k$, the sum over the
 # last axis.
-# Seven of them are wrong.
+# Eight of them are wrong.
 # One forgot a term, one is wrong by a thousandth, one is right for $dy = (1, …, 1)$ alone, one is
 # wrong only where `x` is large … You get them one at a time, and do not see their code.
-# With a good $\varepsilon$ both sides of equation (7) agree to about $10^{-10}$ for a right vjp, so
-# you may be strict.
+# How large may the difference of both sides of equation (7) be?
+# For a right vjp and a good $\varepsilon$ it is below $10^{-8}$ of $\|\mathrm{vjp}(u)\|\,\|v\|$,
+# and rounding does not let it become much smaller.
+# A limit of $10^{-7}$ is strict enough.
 # Return `True` if `vjp` is wrong and `False` if it is right.
 # `f(x)` returns an array of the shape of `x`, which is float64, and `vjp(x, dy)` returns `dx` of
 # the same shape.
@@ -604,9 +610,10 @@ def autograd_catches(f, vjp, x):
     ### BEGIN SOLUTION
     rng, eps = np.random.default_rng(0), 1e-5
     u, v = rng.standard_normal((2, *x.shape))
-    left = np.vdot(vjp(x, u), v)
+    dx = vjp(x, u)
+    left = np.vdot(dx, v)
     right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps)
-    return bool(abs(left - right) > 1e-6 * np.linalg.norm(u) * np.linalg.norm(v))
+    return bool(abs(left - right) > 1e-7 * np.linalg.norm(dx) * np.linalg.norm(v))
     ### END SOLUTION
 
 # %%
@@ -813,10 +820,10 @@ print("backwards, from dc = 1:", *walk(tape, 1.0))
 # A sum, over the axes that were added or stretched.
 # </details>
 # <details><summary>4. Why is f(x).sum().backward() a bad test of a gradient?</summary>
-# Its upstream gradient is constant.
+# The gradient that it starts from is constant.
 # An operation whose outputs have a constant sum, such as softmax, passes with a wrong backward
 # pass.
-# A random upstream gradient exposes it.
+# A random gradient exposes it.
 # </details>
 # <details><summary>5. Which of dX, dW, db does a frozen linear layer compute
 # in the middle of a network, with trained parameters below it?</summary>

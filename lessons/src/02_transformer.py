@@ -180,7 +180,7 @@ print(tok.decode(written[0]))
 #
 # Compare yours with the package's.
 # It has each operation twice.
-# `plain.py` composes it from primitives, to be read:
+# `plain.py` composes it from small operations, to be read:
 
 # %%
 show(plain.attention)
@@ -239,7 +239,8 @@ fig
 # Everything above the diagonal is hidden.*
 # Left is a *previous-token head*: it looks at the token before its own, and so makes pairs of
 # tokens.
-# Right is the head with the largest entropy: it averages over nearly all it can see.
+# Right is the head with the largest *entropy*, $-\sum_j A_{ij} \log A_{ij}$, which is large if the
+# weights are spread evenly: it averages over nearly all it can see.
 # Nobody told the heads to do this.
 #
 # ## 3. The output, and the loss
@@ -297,7 +298,7 @@ guess
 # Write the loss as a sum first: over which rows and positions does it run, and by what is it
 # divided?
 # Then compute it from `logits` $(B, T, V)$ and the same rows' `tokens` $(B, T)$.
-# Logits may be as large as 1,000.
+# Logits may be as large as 1,000 at one position, and near −1,000 at the next.
 # Return one number.
 
 # %% exercise=transformer.loss points=4 minutes=12
@@ -359,7 +360,8 @@ guess.beside(nothing)
 # (A guess of 10 is right in bits: $\log_2 1024 = 10$, and $\ln 1024 = 6.93$.)
 #
 # How the base got there: 16,000 steps on documentation of Python, NumPy and SciPy.
-# The study drew the run beside a strong model that only counts, a Kneser–Ney model of five tokens:
+# The study drew the run beside a strong model that only counts which token came how often after
+# the four tokens before it, a Kneser–Ney model:
 
 # %%
 show("pretraining")
@@ -416,7 +418,7 @@ for name, fn in (("the package's", F.attention), ("hurried", hurried)):
 # Return a matrix of booleans $(T, T)$: entry $[i, j]$ is `True` if row $i$ of `f(x)` changes when
 # row $j$ of `x` changes.
 # Any change counts, however small, in any number of the row.
-# Do not write into `x`.
+# Do not write into `x`, not even for a moment, because `f` may return `x` itself.
 # Some of the functions begin with a layer norm, or divide each row by its length: choose a change
 # that none of them can undo.
 
@@ -619,7 +621,7 @@ print("largest difference:", abs(last.data[0, 0] - at_once.data[0, -1]).max(),
 # *Rubric: 1 point for a correct measurement of all five blocks on the same text, with the whole
 # model beside it. 1 point for attention and MLP separately. 1 point for a guess that was written
 # down before, and compared. 1 point for an explanation by the residual stream, and not only by the
-# loss of the early exit, which asks another question.*
+# loss of section 5, which asks another question.*
 
 # %% [answer]
 # Block 0 matters most by far: without it the loss is worse than guessing.
@@ -633,7 +635,7 @@ print("largest difference:", abs(last.data[0, 0] - at_once.data[0, -1]).max(),
 # The first MLP writes what every later block expects to read, so without it all of them work on
 # inputs that they never saw in training.
 # A late block only adds to a stream that is already useful, and nobody but the head reads it.
-# The early exit asks another question: how far the stream has come, not who depends on whom.
+# The loss of section 5 asks another question: how far the stream has come, not who depends on whom.
 # There the last blocks help most.
 
 # %% [markdown]

@@ -230,8 +230,8 @@ print(f"{np.isnan(new).sum()} of {new.size} numbers are NaN; largest difference 
 #
 # The text is Matplotlib's documentation.
 # The base knows the language of NumPy and SciPy, but not this library.
-# We train on it, and measure the loss on two held-out texts: Matplotlib's, which we want to
-# improve, and the base's own, which nobody asked us to touch.
+# We train on it, and measure the loss on two texts that training does not see: Matplotlib's, which
+# we want to improve, and the base's own, which nobody asked us to touch.
 # At the start and at the end we let the model write.
 
 # %%
@@ -485,7 +485,7 @@ fig
 # them on its way down to the lowest trained parameter.
 #
 # Look at the table again: which of the $16\,BTd$ go?
-# How many MiB of activations are left, of those that you computed?
+# How many MiB of activations are left, for the bill's batch of 4 rows of 128 tokens?
 
 # %%
 guess = tp.predict("03.lora", 18.8, "MiB")
@@ -529,8 +529,8 @@ fig
 # Take $L = 32$, $d = 4096$, $H = 32$ and one row of 512 tokens.
 # LoRA of rank 8 on query and value trains $n = 32 \cdot 2 \cdot 8 \cdot 2 \cdot 4096$ numbers.
 # QLoRA stores the frozen weights in 4.127 bits each (lesson 13).
-# For the activations in 16 bits, Korthikanti et al. count so many bytes in each block,
-# with dropout and a softmax that is not fused:
+# For the activations in 16 bits, Korthikanti et al. count so many bytes in each block, with a
+# softmax that is not fused and with *dropout*, which sets random numbers to 0 in training:
 #
 # $$34\,BTd + 5\,BHT^2 \tag{4}$$
 
@@ -630,7 +630,8 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 # Either run `backward` on four batches of one row each, divide the gradients by 4 and take a step;
 # or pass `optimizer=tp.PagedAdamW` to `tp.train`, which is AdamW with $m$ and $v$ in a file.
 # Show that the trained weights are the same (up to what?).
-# If you accumulate, also leave out the division: how much do the weights change, and why so little?
+# If you ran the four batches, also leave out the division: how much do the weights change, and why
+# so little?
 #
 # *Rubric: 1 point for three ways that address different terms. 1 point for factors from equation
 # (3), not adjectives. 1 point for a correct experiment. 1 point for saying whether the results
@@ -670,8 +671,8 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 # </details>
 # <details><summary>3. What is the difference between weight decay in AdamW
 # and an L2 penalty in Adam?</summary>
-# The penalty's gradient λw is divided by √v̂ like every gradient, so weights with large gradients
-# decay less.
+# The penalty adds λw²/2 to the loss.
+# Its gradient λw is divided by √v̂ like every gradient, so weights with large gradients decay less.
 # AdamW shrinks all weights by the same factor.
 # </details>
 # <details><summary>4. Which activations does LoRA save, and why not all?</summary>

@@ -152,7 +152,8 @@ result
 
 # %% [markdown]
 # **Your attention at work.** It takes the place of the package's in every head of the model, and
-# a prefix trains through it for five steps:
+# a prefix trains through it for five steps. (*Dropout* sets random numbers to zero in training.
+# Here it is off, so that both trainings see the same prefix.)
 
 # %%
 def my_attend(q, k, v, prefix, cache, **options):
@@ -213,8 +214,8 @@ show(tp.decoder.attend, around="concatenate([K, k]")
 # For the last token's query `q` $(d_\text{head},)$, which sees everything, derive $\lambda$ from
 # the scores and compute it.
 # NumPy arrays this time: `k` $(T, d_\text{head})$, `P_K` $(P, d_\text{head})$. Return a number.
-# Scores are divided by $\sqrt{d_\text{head}}$, and they may be in the thousands: `np.exp` must
-# not overflow.
+# Scores are divided by $\sqrt{d_\text{head}}$. They may be in the thousands, where `np.exp`
+# overflows, or far below zero, where it gives 0: $\lambda$ must be right there, too.
 
 # %% exercise=prefix.share points=3 minutes=12
 def prefix_share(q, k, P_K):
@@ -618,7 +619,8 @@ for n in (1, 2, 10, 100):
 # ## Where the papers say this
 #
 # * Prefix tuning, arXiv 2101.00190: equation (5) is in section 4.3; the ablation of depth
-#   (embedding-only) in section 7.2, of real-word starts in 7.4.
+#   (embedding-only) in section 7.2, of real-word starts in 7.4. An ablation is an experiment that
+#   leaves one part of a method out.
 #   On E2E (a benchmark; table 4, BLEU) it reports 69.7 for the prefix and 48.1, 62.2 and 61.9 for
 #   1, 10 and 20 embedding-only vectors.
 # * The decomposition (3) is He et al., arXiv 2110.04366, equations 7 and 8.

@@ -359,7 +359,8 @@ for name, (losses, _) in seen.items():
 # At most one thing is wrong. Return one of these words:
 #
 # * `"base trained"`: the base is not frozen. Frozen means equal to the last bit.
-# * `"start changed"`: the model did not start as the base.
+# * `"start changed"`: the model did not start as the base. Any change of the weight counts, however
+#   small it is.
 # * `"both zero"`: the start allows no gradient.
 # * `"not trained"`: the start is sound, and neither $A$ nor $B$ has moved.
 # * `"fine"`: none of these. A LoRA with $A = 0$ and a random $B$ is fine as well.
@@ -434,12 +435,15 @@ sliders.rank(delta)
 # It is a restriction, and that is why LoRA stays behind.
 #
 # Do two LoRAs of different rank find the same directions?
-# The paper measures the overlap of two subspaces.
-# With orthonormal bases $U_1$ ($i$ columns) and $U_2$ ($j$ columns) it is
+# The paper measures the overlap of two subspaces. Vectors are *orthonormal* if each has length 1 and
+# any two of them stand at right angles.
+# With orthonormal bases $U_1$ ($i$ columns) and $U_2$ ($j$ columns) the overlap is
 #
 # $$\varphi = \frac{\lVert U_1^\top U_2 \rVert_F^2}{\min(i, j)} \in [0, 1] \tag{4}$$
 #
-# It is 1 if one subspace lies within the other, and about $\max(i,j)/d$ for random ones.
+# Here $\lVert \cdot \rVert_F$ is the Frobenius norm, the root of the sum of the squares of all
+# entries. $\varphi$ is 1 if one subspace lies within the other, and about $\max(i,j)/d$ for random
+# ones.
 #
 # ### {exercise}
 #
@@ -701,8 +705,9 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
 # the activations.
 # </details>
 #
-# <details><summary>3. Dropout is put on x before A. Why is there nothing to correct when LoRA is
-# merged?</summary> Dropout is off when the model is used, so that the narrow way is linear.
+# <details><summary>3. Dropout sets random numbers to zero in training. LoRA puts it on x before A.
+# Why is there nothing to correct when LoRA is merged?</summary> Dropout is off when
+# the model is used, so that the narrow way is linear.
 # Merging needs no more.
 # </details>
 #
@@ -728,7 +733,8 @@ print(f"after 15 steps, mean of the last five losses: DoRA {np.mean(losses[-5:])
 #
 # ## Where implementations differ
 #
-# * $A$ starts Gaussian in the paper, Kaiming-uniform in the authors' code, in PEFT and here
+# * $A$ starts Gaussian in the paper. In the authors' code, in PEFT and here it starts
+#   Kaiming-uniform, with equal chances in a range that narrows as $d_\text{in}$ grows
 #   (`init="gaussian"` for the other).
 # * In GPT-2, query, key and value are one matrix. PEFT adapts it with *one* shared $A$.
 #   The authors' code keeps a pair for each, as here.

@@ -352,9 +352,9 @@ print(f"test loss {tp.evaluate(tuned, task)['loss']:.3f} with yours, "
 show(tp.AdaLoRA.after_step)
 
 # %% [markdown]
-# Only $\lambda$ is set to zero. $P$, $Q$ and the optimizer's moments stay, so the next step moves
-# $\lambda$ away from zero again. If the triplet has become important by the next allocation, it
-# stays. Does that happen?
+# Only $\lambda$ is set to zero. $P$ and $Q$ stay, and so do AdamW's *moments*, which are its running
+# averages of each gradient and of its square. So the next step moves $\lambda$ away from zero
+# again. If the triplet has become important by the next allocation, it stays. Does that happen?
 
 # %%
 pruned = {p: (np.array([step[p] for step in log]) == 0).any(0) for p in log[-1]}

@@ -176,8 +176,8 @@ for b in (4, 1, 1, 1):                                           # the ranks tha
 
 # %% [markdown]
 # *What to see: the last three steps are at rank 1, and all four rows move.* The rows 2 to 4 are
-# moved by what other ranks wanted some steps ago. AdamW does the same with its moments, and its
-# weight decay moves such rows, too.
+# moved by what other ranks wanted some steps ago. AdamW does the same with its *moments*, its
+# running averages of each gradient and of its square. Its weight decay moves such rows, too.
 #
 # Find the bug and write the mended step. Rows that are not trained in this step keep their place
 # *and* their momentum, as if the step had not been. There are two versions of DyLoRA. With

@@ -65,7 +65,7 @@ for name, row in (("x", x), ("q", q), ("x̂", grid.decode(q)), ("x̂ − x", gri
 # Inside the range no error exceeds half a step, 0.125. Outside, −2 and 0.9 are **clipped** to the
 # ends, and the error can be as large as you like. Every choice in this lesson weighs these two
 # kinds of error. (If $x$ falls anywhere within a step with equal probability, the root mean square
-# of the rounding error is $s/\sqrt{12}$. One bit more halves the step, and so the error.)
+# of the rounding error is $s/\sqrt{12}$. One bit more about halves the step, and so the error.)
 #
 # ## 2. Choose the scale and the zero point
 #
@@ -131,8 +131,9 @@ four_bits.beside(relative(my_absmax(W, 4)))
 # $x_q$ as an integer array with values $0 \dots 2^b - 1$, $S$ as a positive number, $Z$ as an
 # integer. Derive first how many steps lie between $2^b$ points, and which $Z$ makes the code of $l$
 # equal to 0. Round $x/S$ before you subtract $Z$. Clip the code: where both ends lie midway between
-# two grid points, rounding twice pushes the largest number one step past the end. Zeros must come
-# back as zeros, with $S > 0$.
+# two grid points, rounding twice may push the largest number one step past the end. $S$ must be
+# exact. An added ε would move numbers that lie midway between two grid points. If all numbers are
+# zero, any $S > 0$ is right, and zeros must come back as zeros.
 
 # %% exercise=quantization.survey points=3 minutes=12
 def quantization_survey(x, bits):
@@ -216,8 +217,9 @@ sliders.bits(W)
 sliders.groups(W)
 
 # %% [markdown]
-# *What to see: each bit more halves the error. A smaller group takes off much less, and at a group
-# of 4 the scales take more bits than the codes.*
+# *What to see: each bit more at least halves the error. The first ones take off most, because the
+# step is $m$ with 2 bits, $m/3$ with 3 and $m/7$ with 4. A smaller group takes off much less. In
+# groups of 8 and of 4 the scales take more bits than the codes.*
 #
 # **Your quantizer, on the base.** It rounds all linear layers in the blocks to 4 bits, block by
 # block, and the loss of the rounded model is measured on text that the base has not seen.

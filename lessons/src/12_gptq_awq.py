@@ -340,7 +340,7 @@ print("your OBQ and your GPTQ agree on row 0:", np.allclose(W_gptq[0], obq_row, 
 
 # %% [markdown]
 # The weight error has gone **up** and the output error **down**.
-# If you only look at how far the weights have moved, GPTQ looks like a mistake.
+# If you only look at how far the weights moved, GPTQ looks like a mistake.
 #
 # Where is the error? Here is its size in each quarter of the columns:
 
@@ -395,8 +395,8 @@ for name, W_hat in (("nearest", W_near), ("with the faulty factor", W_faulty)):
     print(f"{name:22} output error {my_error(W, W_hat, H):.3f}")
 
 # %% [markdown]
-# This is worse than no correction at all. There are two faults.
-# Write `calibrated_bug(H, damping)`, the mended function.
+# This is worse than no correction. There are two faults.
+# Write `calibrated_bug(H, damping)`, the mended function, whose $U$ has a positive diagonal.
 # (Use NumPy, not the package's `factor`.)
 
 # %% exercise=calibrated.bug points=3 minutes=12
@@ -684,7 +684,7 @@ for name, W_hat in (("as they come", my_gptq(V.astype(float), my_factor(V_H, 0.0
           f"{my_error(V, W_hat, V_unseen):.3f}")
 
 # %% [markdown]
-# On this layer the order changes next to nothing.
+# On this layer the order changes little.
 # Over all layers and seeds, in groups of 32, it helps: the study's GPTQ costs
 # {study gptq: GPTQ, 3 bits, group 32, excess} nats in the columns' own order, and
 # {study gptq: GPTQ, act-order, 3 bits, group 32, excess} in *act-order*.

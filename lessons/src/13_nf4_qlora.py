@@ -590,7 +590,7 @@ for alpha in (8, 16, 32):
     print(f"r = 8, α = {alpha:2}: distance from W {distance(faulty_loftq, alpha):.3f}")
 
 # %% [markdown]
-# Write `nf4_bug(W, quant, r, alpha)`, the mended function.
+# Write `nf4_bug(W, quant, r, alpha)`, the mended function. Keep its one round.
 # Any way to share the product between $B$ and $A$ is right.
 
 # %% exercise=nf4.bug points=2 minutes=8
@@ -626,7 +626,7 @@ for name, f in (("faulty LoftQ", faulty_loftq), ("your LoftQ", result.function))
 # %% [markdown]
 # ### {exercise}
 #
-# Section 1 said that equal use of the codes is not the least squared error. Let us do better.
+# Section 1 said that equal use of the codes is not the least squared error.
 # *Lloyd's algorithm* repeats two steps: each number gets the code of its nearest level; then each
 # level moves to where the squared error of its own numbers is least.
 # Write one round, `nf4_lloyd(x, levels)`: numbers `x (N,)`, ascending `levels (L,)` → the new

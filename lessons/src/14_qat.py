@@ -270,9 +270,11 @@ fig
 
 # %% [markdown]
 # *What to see: the rule for the start gives a step that is too wide, and the gradient leads from
-# there into the valley.* It does so although the curve consists of pieces, and rounding says where
-# they meet. At 2 bits the dot is not quite at the bottom: the straight-through gradient is an
-# estimate, and it is biased.
+# there into the valley.*
+# Along the curve, each number keeps its code for a while and then changes it.
+# Each change begins a new piece of the curve, so the curve is not smooth.
+# The straight-through gradient does not see these changes, but it leads to the valley all the same.
+# At 2 bits the dot is not quite at the bottom: this gradient is an estimate, and it is biased.
 #
 # ### {exercise}
 #
@@ -307,8 +309,10 @@ for step in range(31):
     z -= 60 * result.function(x, s, whole, 0, 7, 2 * (x_hat - x))
 
 # %% [markdown]
-# *What to see: the zero point falls to the code 0, the error falls with it, and there both stay.*
-# At $z = 0$ no code is kept for negative numbers, and no number is cut off, so the gradient is 0.
+# *What to see: $z$ falls until it is rounded to the code 0, the error falls with it, and there both
+# stay.* The float $z$ ends a little below 0, and the zero point is this float, rounded.
+# With the zero point 0 no code is kept for negative numbers, and no number is cut off.
+# So the gradient is 0.
 #
 # ## 3. PEQA: train the scales and nothing else
 #
@@ -490,6 +494,8 @@ show("qat")
 # KL divergence above, a number, and its gradient with respect to the student's logits, `(n, V)`.
 # The gradient is short. Derive it.
 # Large logits must not overflow: subtract the row's maximum before you exponentiate.
+# A small probability may become 0, so do not take its logarithm.
+# For a row $a$ of logits, $\log p = a - \max a - \log \sum \exp(a - \max a)$.
 
 # %% exercise=qat.distillation points=3 minutes=14
 def qat_distillation(teacher, student):

@@ -85,15 +85,77 @@ def test_a_check_says_where(e):
     (1e6 + np.arange(8.0) + np.linspace(0.5, 1, 8), 1e6 + np.arange(8.0), ""),
     (-np.arange(1.0, 9), np.arange(1.0, 9), "the sign is wrong"),
     (np.zeros(8), np.arange(8.0), "0 everywhere"),
-    (np.arange(8) + (np.arange(8) == 3), np.arange(8), "1 is off by one"),
-    (np.arange(8) + (np.arange(8) > 5), np.arange(8), "2 are off by one"),
-    (np.array(5), np.array(4), "it is off by one"),
+    (np.arange(8) + (np.arange(8) == 3), np.arange(8), ""), (np.array(5), np.array(4), ""),     # a place, or a number
+    (np.array(0.0), np.array(4.0), ""), (2 * np.array([1.0, 2, -1]), np.array([1.0, 2, -1]), "2 times"),
+    (2 * np.array([1.0, -1, 1, -1]), np.array([1.0, -1, 1, -1]), ""),              # from three different numbers on
     (np.arange(6.0).reshape(2, 3) + [[1], [2]], np.arange(6.0).reshape(2, 3), "the same along axis 1"),
     (np.arange(3.0), np.arange(3), "use .astype(int)"), (np.arange(3.0) + 0.25, np.arange(3), "not whole"),
-    (np.arange(3.0) > 1, np.arange(3.0), "True and False"), (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
+    (np.arange(3.0) > 1, np.arange(3.0), "True and False"), (np.arange(2), np.arange(2) > 0, "use .astype(bool)"),
+    (np.arange(6), np.arange(6).reshape(2, 3), "look at .reshape"), (1 + np.arange(6), np.arange(6).reshape(2, 3), ""),
+    (np.arange(3.0, dtype="f4"), np.arange(3.0), "cuts the graph"),
+    (np.array([[1.0, -np.inf], [3, 5]]), np.array([[1.0, -np.inf], [2, 3]]), ""),
     (np.array([1.0, np.nan]), np.array([1.0, 2.0]), "division by zero")])
 def test_causes(got, expected, says):
     assert says in cause(got, expected) and bool(says) == bool(cause(got, expected))
+
+
+def first_cause(reference, fn, *cases):
+    """The cause that is named for the first case of an exercise that knows no mistakes; the others are looked at, too."""
+    plain = Exercise(name="x.y", title="", stars=1, reference=reference, cases=lambda rng: (), hints=("", "", ""))
+    got, expected = fn(*cases[0]), reference(*cases[0])
+    others = [(args, Local(fn)(args)) for args in cases[1:]]
+    return likely_cause(plain, got, expected, difference(got, expected, 1e-5), cases[0], others=others)
+
+
+def test_ties_are_told_of_codes_alone():
+    whole = lambda x: np.rint(x).astype(int)
+    up, down = (lambda x: np.floor(x + 0.5).astype(int)), (lambda x: np.floor(x).astype(int))
+    x, halves = np.linspace(0, 3, 16), np.array([0.5, 1.5, 2.5, 3.5])
+    assert first_cause(whole, up, (halves,), (x,)) == "2 are off by one: look at how you round, and at ties"
+    assert first_cause(whole, lambda x: up(x) + 2 * (x == 3), (halves,), (x,)) == ""  # by two, in the other case
+    assert first_cause(whole, down, (halves[:2],), (x,)) == ""                         # two numbers are too few
+    assert first_cause(lambda i: i[::-1], lambda i: i[::-1] ^ 1, (np.arange(4),), (np.arange(8),)) == ""      # places
+    assert first_cause(lambda x: x > 2, lambda x: x > 1, (x,)) == ""                   # a mask
+
+
+def test_no_other_case_may_speak_against_a_cause():
+    right = lambda x, up: x + up * np.arange(4.0)
+    x = np.array([3.0, -1, 2, 5])
+    assert first_cause(right, lambda x, up: 2 * right(x, up), (x, 0.0), (x, 1.0)).startswith("your result is 2 times")
+    assert first_cause(right, lambda x, up: right(x, up) + x, (x, 0.0), (x, 1.0)) == "a term is counted twice: argument 1"
+    assert first_cause(right, lambda x, up: -x + up, (x, 0.0), (x, 1.0)) == ""
+    assert first_cause(right, lambda x, up: up * x, (x, 0.0), (x, 1.0)) == ""          # 0 in the first case only
+    assert first_cause(right, lambda x, up: 0 * x, (x, 0.0), (x, 1.0)) == "your result is 0 everywhere"
+    square, other, turned = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(2, 3), lambda x: x.T.reshape(x.shape)
+    assert first_cause(lambda x: x, turned, (square,)) == "it is transposed"
+    assert first_cause(lambda x: x, turned, (square,), (other,)) == ""
+
+
+def test_exchanged_results_are_told():
+    right = lambda x: (x.min(), x.max(), 2 * x)
+    other = lambda *order: lambda x: tuple(right(x)[i] for i in order)
+    cases = [(np.array([0.0, 2, 3]),), (np.array([1.0, 2]),)]
+    assert first_cause(right, other(1, 0, 2), *cases) == "results 1 and 2 are exchanged"
+    assert first_cause(right, other(0, 2, 1), *cases) == "results 2 and 3 are exchanged"
+    assert first_cause(right, other(1, 2, 0), *cases) == "the results are right, but they stand in another order"
+    assert "exchanged" not in first_cause(right, lambda x: (x.max(), 0.0, 2 * x), *cases)    # in the first case only
+    assert "exchanged" not in first_cause(right, lambda x: (x.max(), x.min(), x), *cases)
+
+
+def test_a_term_is_not_called_a_bias_because_the_data_repeats():
+    x = np.arange(12.0).reshape(4, 3)
+    right, wrong = (lambda x: x ** 2), (lambda x: x ** 2 + np.exp(x / 4))
+    assert first_cause(right, wrong, (np.stack([x, x]),)) == first_cause(right, wrong, (np.stack([x, x + 1]),)) == ""
+    assert "the same along axis 0" in first_cause(right, lambda x: x ** 2 + [1, 2, 3], (x,))
+    assert "the same along axis 1" in first_cause(right, lambda x: x ** 2 + x[..., :1, :], (np.stack([x, x]),))
+
+
+def test_one_number_is_a_mean_only_where_no_axis_is_left():
+    x = np.arange(8.0)
+    assert "over all axes" in first_cause(lambda x: x, np.mean, (x,))
+    assert "over all axes" in first_cause(lambda x: x, lambda x: x.sum(keepdims=True), (x.reshape(2, 4),))
+    assert first_cause(lambda x: x, lambda x: x[:1], (x,)) == ""
+    assert first_cause(lambda x: np.flatnonzero(x), lambda x: np.count_nonzero(x), (x,)) == ""
 
 
 def test_what_overflowed_is_told_with_its_line():
@@ -155,6 +217,11 @@ def test_the_cells_below_a_check_get_arrays_from_a_function_that_returns_lists()
     assert told.function(np.ones((2, 3)), np.ones((4, 3)), 6.0)[1].dtype == int           # no outliers, and still an index
     whole = [np.ones(2), (1.0, np.ones(3))]
     assert in_arrays(whole, [np.ones(2), (1.0, np.ones(3))]) is whole
+
+
+def test_one_array_in_place_of_two_results_is_called_an_array():
+    assert difference(np.ones((7, 2)), (1.0, 2.0), 0)[1] == "your result is an array (7, 2), expected 2 results"
+    assert difference(np.array([1.0, 2.0]), (1.0, 2.0), 0) is None
 
 
 def test_arguments_of_any_kind_may_not_change():

@@ -38,7 +38,7 @@ def test_a_wrong_solution_is_refused_and_the_mistake_named(name, i):
     fn, words = SOLUTIONS[name.split(".")[0]].WRONG[name][i]
     for seed in (0, 1):
         result = tp.check(name, fn, seed=seed)
-        assert not result and words and words in f"{result.message} {result.cause}", result
+        assert not result and words and words in f"{result.message.partition(', in line ')[0]} {result.cause}", result
         assert result.function is result.exercise.reference
 
 
@@ -130,20 +130,20 @@ def test_what_a_newcomer_stumbles_over_is_told():
 # Cases with an obvious answer, invariants and gradients of each exercise; none where it is left out.
 CHECKS = {
     "map.trained": (1, 0, 0), "map.bits": (2, 0, 0), "map.signs": (4, 0, 0), "map.bug": (2, 0, 0), "map.pack": (3, 0, 0),
-    "autograd.walk": (2, 0, 0), "autograd.unbroadcast": (4, 0, 0), "autograd.linear_vjp": (4, 0, 0),
-    "autograd.layer_norm_vjp": (0, 1, 0), "autograd.catches": (9, 0, 0), "autograd.forward": (1, 0, 0),
-    "transformer.attention": (4, 1, 0), "transformer.loss": (2, 0, 0), "transformer.count": (1, 0, 0),
-    "transformer.sees": (7, 0, 0), "transformer.alibi": (2, 0, 0),
-    "full.adamw": (1, 0, 0), "full.states": (2, 0, 0), "full.activations": (1, 0, 0),
+    "autograd.walk": (2, 0, 0), "autograd.unbroadcast": (4, 0, 0), "autograd.linear_vjp": (5, 0, 0),
+    "autograd.layer_norm_vjp": (0, 1, 0), "autograd.catches": (10, 0, 0), "autograd.forward": (1, 0, 0),
+    "transformer.attention": (4, 1, 0), "transformer.loss": (3, 0, 0), "transformer.count": (1, 0, 0),
+    "transformer.sees": (9, 0, 0), "transformer.alibi": (2, 0, 0),
+    "full.adamw": (1, 0, 0), "full.states": (4, 0, 0), "full.activations": (1, 0, 0),
     "full.bug": (1, 0, 0), "full.recompute": (2, 0, 0), "adapters.forward": (1, 0, 5), "adapters.count": (2, 0, 0),
     "adapters.widen": (0, 1, 0), "adapters.bug": (6, 0, 0), "adapters.linear": (0, 1, 0),
     "prompts.input": (0, 0, 1), "prompts.cost": (1, 0, 0), "prompts.nearest": (2, 0, 0), "prompts.places": (2, 0, 0),
-    "prompts.bug": (3, 0, 0), "prompts.lstm": (1, 0, 0),
-    "prefix.attention": (1, 0, 5), "prefix.share": (3, 1, 0), "prefix.bug": (1, 0, 0),
+    "prompts.bug": (4, 0, 0), "prompts.lstm": (1, 0, 0),
+    "prefix.attention": (1, 0, 5), "prefix.share": (4, 1, 0), "prefix.bug": (1, 0, 0),
     "prefix.copies": (3, 0, 0),
-    "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (3, 0, 0), "lora.bug": (11, 0, 0),
+    "lora.forward": (2, 0, 3), "lora.backward": (0, 1, 0), "lora.overlap": (4, 0, 0), "lora.bug": (19, 0, 0),
     "lora.dora": (1, 0, 4),
-    "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (4, 0, 0), "adalora.allocate": (3, 1, 0),
+    "adalora.penalty": (1, 0, 2), "adalora.importance": (1, 0, 0), "adalora.budget": (5, 0, 0), "adalora.allocate": (3, 1, 0),
     "adalora.export": (1, 1, 0),
     "dylora.forward": (2, 0, 3), "dylora.bug": (4, 0, 0), "dylora.search": (3, 1, 0), "dylora.cut": (2, 0, 0),
     "quantization.absmax": (2, 1, 0), "quantization.survey": (3, 1, 0), "quantization.best_clip": (3, 0, 0),
@@ -152,10 +152,10 @@ CHECKS = {
     "outliers.codes_left": (2, 0, 0), "outliers.vector_wise": (1, 0, 0), "outliers.llm_int8": (6, 0, 0),
     "outliers.smooth": (1, 1, 0),
     "calibrated.output_error": (2, 0, 0), "calibrated.compensate": (1, 2, 0), "calibrated.gptq": (1, 0, 0),
-    "calibrated.awq": (2, 0, 0), "calibrated.bug": (2, 0, 0), "calibrated.order": (1, 0, 0),
+    "calibrated.awq": (2, 0, 0), "calibrated.bug": (2, 0, 0), "calibrated.order": (2, 0, 0),
     "nf4.levels": (2, 0, 0), "nf4.encode": (1, 0, 0), "nf4.backward": (1, 0, 0), "nf4.loftq": (1, 0, 0),
     "nf4.bug": (1, 1, 0), "nf4.lloyd": (1, 0, 0),
-    "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (3, 0, 0),
+    "qat.ste": (2, 0, 0), "qat.lsq": (2, 0, 0), "qat.peqa": (1, 0, 0), "qat.distillation": (4, 0, 0),
     "qat.bug": (2, 0, 0), "qat.zero": (2, 0, 0),
     "choosing.memory": (2, 0, 0), "choosing.pareto": (2, 2, 0), "choosing.fuse": (0, 1, 0),
     "choosing.bug": (2, 0, 0), "choosing.seeds": (3, 0, 0),

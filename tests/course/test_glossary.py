@@ -20,7 +20,8 @@ def test_each_entry_is_one_sentence_in_the_order_of_the_alphabet():
 
 
 def test_the_words_and_letters_that_lessons_rely_on_are_there():
-    for word in ("seam", "residual stream", "logits", "nats", "perplexity", "calibration", "rank", "seed"):
+    for word in ("seam", "residual stream", "logits", "nats", "perplexity", "calibration", "rank", "seed", "moments", "latency",
+                 "orthonormal", "frobenius norm", "dropout", "ablation", "lagrange multiplier", "bag of words"):
         assert f"* **{word.capitalize()}.**" in TEXT, word
     for letter in ("B", "T", "d", "L", "H", "V", "r", r"\alpha", "W_0", r"\Delta W", "s", "z", "b", r"\eta"):
         assert f"${letter}$" in LETTERS, letter

@@ -33,9 +33,6 @@ EQUIVALENT = {
 EXPLAINED = {
     ("tinypeft/checkpoints.py", "_short", "text[:59] + '…'", "'…'"):
         "how much of a wrong value a message shows",
-    ("tinypeft/course/diagnose.py", "_value_cause", "isinstance(a, np.ndarray) and a.shape == E.shape and a.any()",
-     "isinstance(a, np.ndarray) and a.shape == E.shape and a.all()"):
-        "a hint is not given for an argument that has a zero in it, and no exercise draws one",
     ("tinypeft/interop/gguf_reader.py", "_read", "13 * n_fields", "n_fields"):
         "how early a file is refused that is too short for its counts: it is refused while they are read, too",
     ("tinypeft/quant/uniform.py", "Uniform.best_share", "error < least", "error <= least"):

@@ -52,7 +52,8 @@ AREAS = {
                  "curves.py"],
     "interop": ["interop/*.py", "interop/families/*.py", "files.py", "files/*.py"],
     "text": ["text/*.py", "text/tasks/*.py"],
-    "exercises": ["course/exercises/*.py", "course/judge.py", "course/diagnose.py", "course/calls.py", "course/check.py"]}
+    "exercises": ["course/exercises/*.py", "course/judge.py", "course/diagnose.py", "course/causes.py", "course/calls.py",
+                  "course/check.py"]}
 SHARES = {"engine": 2, "training": 3}                    # of few and large modules; 1 for the other areas
 WITH_US = ["numpy", "scipy.linalg", "scipy.special", "torch", "hypothesis", "hypothesis.strategies", "transformers", "peft",
            "ml_dtypes", "gguf", "bitsandbytes", "safetensors.numpy", "safetensors.torch", "nbformat"]

@@ -20,6 +20,7 @@ An exercise:
     check.py       tinypeft.check: is a student's function right?
     judge.py       the stages of a check, from the signature to the invariants
     diagnose.py    from a wrong result to its likely cause
+    causes.py      causes that any exercise may have: what shapes, dtypes and numbers say
     result.py      what the student sees
     calls.py       calls a student's function: on copies, for a limited time, errors with the line
     wire.py        the same in another process, which runs worker.py

@@ -25,7 +25,7 @@ import numpy as np
 from ..hints import Array
 from ..tensor import Tensor
 
-__all__ = ["Local", "Outcome", "copied", "leaves", "one_line", "text_of"]
+__all__ = ["Local", "Outcome", "as_python", "copied", "leaves", "one_line", "text_of"]
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -63,6 +63,16 @@ def leaves(value: Any) -> list[Array]:
     return [value] if isinstance(value, np.ndarray) else []
 
 
+def as_python(value: Any) -> Any:
+    """A result with Python's text in place of NumPy's, and a list in place of a range: an exercise
+    that asks for words or whole numbers takes both."""
+    if isinstance(value, np.str_):  return str(value)
+    if isinstance(value, range):    return list(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U": return value.tolist()
+    if type(value) in (tuple, list): return type(value)(map(as_python, value))
+    return value
+
+
 class Local:
     """A function of this process. signature: an inspect.Signature, or None. origin: the module that
     defines it. uses: the names that its code looks up, without those of the student's own."""
@@ -83,7 +93,7 @@ class Local:
         try:
             note = np.errstate(all="call", under="ignore", call=_noting(out))
             with _limit(self.seconds), note:
-                out.value = self.fn(*mine)
+                out.value = as_python(self.fn(*mine))
                 if differentiate:
                     named = dict(zip(names, mine, strict=False))
                     out.gradients = _gradients(out.value, named, differentiate, upstream)

@@ -10,7 +10,7 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 
-from .calls import Local
+from .calls import Local, as_python
 from .diagnose import in_arrays
 from .exercises import TOPICS, find, of_topic
 from .judge import CheckResult, judge
@@ -44,7 +44,7 @@ def with_arrays(fn: Callable, reference: Callable) -> Callable:
     cells below a check can index its results."""
     @functools.wraps(fn)
     def function(*args, **options):
-        return in_arrays(fn(*args, **options), reference(*args, **options))
+        return in_arrays(as_python(fn(*args, **options)), reference(*args, **options))
     return function
 
 

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import takewhile
+from functools import cache
+from itertools import permutations, takewhile
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from ..hints import Array
 from ..tensor import Tensor
 from .calls import Local, Outcome
+from .causes import bound, close, of_dtype, of_numbers, of_shape
 from .exercise import Exercise
 
-__all__ = ["cause_of_error", "close", "describe", "difference", "in_arrays", "likely_cause",
-           "place_of"]
+__all__ = ["cause_of_error", "describe", "difference", "in_arrays", "likely_cause", "place_of"]
 
 STRAINS = {                                              # what NumPy notes → what to do about it
     "overflow":       "a number became too large for its type; before np.exp, subtract the largest "
@@ -48,9 +49,8 @@ def difference(got: Any, expected: Any, tolerance: float, where: str = "your res
         return _first(difference(g, e, tolerance, name, free) for g, e, name in parts)
     if isinstance(expected, (tuple, list)):
         n = len(expected)
-        if isinstance(got, np.ndarray) and got.ndim: got = list(got)
-        if not isinstance(got, (tuple, list)) or len(got) != n:
-            return wrong_type(f"{n} results")
+        several = isinstance(got, (tuple, list)) or isinstance(got, np.ndarray) and got.ndim
+        if not several or len(got) != n: return wrong_type(f"{n} results")
         if n == 1:                   names = [where]
         elif where == "your result": names = [f"result {i + 1} of {n}" for i in range(n)]
         else:                        names = [f"{where}[{i}]" for i in range(n)]
@@ -105,20 +105,6 @@ def _array(value):
     return array if array.dtype.kind in "biuf" else value
 
 
-def close(got: Array, expected: Array, tolerance: float) -> bool:
-    """Do two arrays agree in shape, and in value relative to the largest expected number?"""
-    g, e = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-    if g.shape != e.shape: return False
-    finite = np.isfinite(e)
-    if not np.array_equal(g[~finite], e[~finite], equal_nan=True): return False
-    return bool((abs(g[finite] - e[finite]) <= _bound(e[finite], tolerance)).all())
-
-
-def _bound(e, tolerance):
-    """The largest accepted difference from the numbers `e`."""
-    return tolerance * max(abs(e).max(initial=0), 1e-12)
-
-
 def place_of(got: Array, expected: Array, tolerance: float) -> str:
     """A sentence: how many numbers differ, and which one the most. "" if there is only one number.
 
@@ -130,7 +116,7 @@ def place_of(got: Array, expected: Array, tolerance: float) -> str:
     with np.errstate(invalid="ignore"):
         distance = np.where(finite, abs(g - e), (g != e) & ~(np.isnan(g) & np.isnan(e)))
     distance[np.isnan(distance)] = np.inf
-    n = int((distance > _bound(e[finite], tolerance)).sum())
+    n = int((distance > bound(e[finite], tolerance)).sum())
     at = np.unravel_index(distance.argmax(), distance.shape)
     place = ", ".join(str(int(i)) for i in at)
     a, b = _distinct(np.asarray(got)[at], np.asarray(expected)[at])
@@ -185,23 +171,54 @@ def likely_cause(exercise: Exercise, value: Any, expected: Any, found: Differenc
     NaN, whatever made it.
     """
     stage, _, g, e = found
+    also = cache(lambda: [(a, exercise.settled(out.value)) for a, out in
+                          takewhile(lambda call: call[1].error is None, others)])
     fits = lambda wrong, *call: _fits(exercise, wrong, *call)
-    likely = [(sentence, wrong) for sentence, wrong in exercise.mistakes
-              if fits(wrong, args, value) and not fits(wrong, args, expected)]
-    if likely:
-        others = [(a, exercise.settled(out.value))
-                  for a, out in takewhile(lambda call: call[1].error is None, others)]
-    for sentence, wrong in likely:
-        if all(fits(wrong, *call, True) for call in others): return sentence
+    for sentence, wrong in exercise.mistakes:
+        if fits(wrong, args, value) and not fits(wrong, args, expected) and \
+                all(fits(wrong, *call, True) for call in also()): return sentence
     for sentence, predicate in exercise.symptoms:
         try:
             if predicate(*((value, expected) if g is None else (g, e)), args): return sentence
         except Exception:                        # the predicate expects arrays of another kind
             continue
-    if g is None: return ""
-    if stage == "value" and not np.isfinite(g).all(): return _strain(strained)
-    causes = {"shape": _shape_cause, "dtype": _dtype_cause, "value": _value_cause}
-    return causes[stage](g, e, args, exercise.tolerance)
+    cause = _exchanged(exercise, value, expected, also)
+    if cause or g is None: return cause
+    if stage == "shape": return of_shape(g, e, exercise.tolerance)
+    if stage == "dtype": return of_dtype(g, e)
+    if not np.isfinite(g[np.isfinite(e)]).all(): return _strain(strained)
+    return of_numbers((g, e, args), exercise.tolerance, lambda: _wrong_too(exercise, found, also()))
+
+
+def _expected(exercise, args):
+    return exercise.settled(Local(exercise.reference)(args).value)
+
+
+def _exchanged(exercise, value, expected, also):
+    """A sentence if several results are right, but stand in another order in every case; or ""."""
+    def right(order, value, expected):
+        if not isinstance(value, (tuple, list)) or len(value) != len(order): return False
+        in_order = [value[i] for i in order]
+        return difference(in_order, expected, exercise.tolerance) is None
+    n = len(expected) if isinstance(expected, (tuple, list)) else 0
+    orders = list(permutations(range(n)))[1:] if n <= 4 else []
+    orders = [order for order in orders if right(order, value, expected)]
+    for args, other in also() if orders else ():
+        expected = _expected(exercise, args)
+        orders = [order for order in orders if right(order, other, expected)]
+    if not orders: return ""
+    moved = [str(i + 1) for i, j in enumerate(orders[0]) if i != j]
+    if len(moved) == 2: return f"results {' and '.join(moved)} are exchanged"
+    return "the results are right, but they stand in another order"
+
+
+def _wrong_too(exercise, found, calls):
+    """(got, expected, arguments) of the calls in which the same result has other numbers."""
+    where = lambda found: found[1].partition(" has ")[0]
+    for args, value in calls:
+        again = difference(value, _expected(exercise, args), exercise.tolerance, free=True)
+        if again and again[0] == "value" and again[2] is not None and where(again) == where(found):
+            yield again[2], again[3], args
 
 
 def _fits(exercise, wrong, args, value, undecided=False):
@@ -252,77 +269,3 @@ def cause_of_error(error: str, exercise: Exercise, names: list[str]) -> str:
     if has("NameError"):
         return "a name is not defined in the function; is it an argument, or must you import it?"
     return ""
-
-
-def _shape_cause(g, e, args, tolerance):
-    if g.ndim == e.ndim >= 2 and g.shape == e.swapaxes(-1, -2).shape:
-        same = close(g.swapaxes(-1, -2), e, max(tolerance, 1e-5))
-        return "it is transposed" + (", and right otherwise" if same else "")
-    if g.ndim == e.ndim + 1 and 1 in g.shape:
-        return "it has an additional axis of length 1; look at keepdims"
-    if g.ndim + 1 == e.ndim and 1 in e.shape:
-        return "an axis of length 1 is missing; look at keepdims"
-    if g.size == 1: return "you summed or averaged over all axes"
-    if g.ndim > e.ndim:
-        return "it has an additional axis: two arrays may have been broadcast against each other"
-    return ""
-
-
-def _dtype_cause(g, e, args, tolerance):
-    if g.dtype == np.float64 and e.dtype == np.float32:
-        return ("a float64 came in, from np.sqrt of a Python number, a np.float64 constant or "
-                "np.zeros without a dtype; use math.sqrt, or dtype=x.dtype")
-    if g.dtype == bool: return "these are True and False, where numbers are expected"
-    if g.dtype == np.float32 and e.dtype == np.float64:
-        return ("the numbers were turned into float32, by .astype or by a new Tensor, which also "
-                "cuts the graph of the gradients; keep the dtype of the arguments")
-    if e.dtype.kind in "iu" and g.dtype.kind == "f":
-        if np.array_equal(g, np.rint(g)):
-            return "the numbers are whole, but their type is a floating-point one; use .astype(int)"
-        return "integers are expected, and these numbers are not whole"
-    return ""
-
-
-def _value_cause(g, e, args, tolerance):
-    tol = max(tolerance, 1e-5)
-    G, E = np.asarray(g, np.float64), np.asarray(e, np.float64)
-    if not G.any() and E.any(): return "your result is 0 everywhere"
-    if close(-G, E, tol): return "the sign is wrong"
-    big = abs(E) > 1e-3 * abs(E).max(initial=0)
-    if E.size > 1 and big.sum() > 1:
-        ratio = G[big] / E[big]
-        constant = abs(ratio - ratio.mean()).max() <= 1e-4 * abs(ratio.mean())
-        if constant and abs(ratio.mean() - 1) > 0.01 and close(G, E * ratio.mean(), 1e-3):
-            return (f"your result is {_number(ratio.mean())} times the expected one everywhere: "
-                    "a factor is wrong or missing")
-    square = E.ndim >= 2 and E.shape[-1] == E.shape[-2]
-    if square and close(G.swapaxes(-1, -2), E, tol): return "it is transposed"
-    D = G - E                                    # constant means: relative to the difference itself
-    bound = max(_bound(E, tol), 0.01 * abs(D).max(initial=0))
-    if E.size > 2 and abs(D).min() > bound and np.ptp(D) <= bound:
-        return (f"your result differs by {_number(D.mean())} everywhere: a constant is missing, "
-                "or one is too many")
-    for i, a in enumerate(args):
-        a = a.data if isinstance(a, Tensor) else a
-        if isinstance(a, np.ndarray) and a.shape == E.shape and a.any():
-            if close(G, E - a, tol): return f"a term is missing: argument {i + 1}"
-            if close(G, E + a, tol): return f"a term is counted twice: argument {i + 1}"
-    if E.ndim >= 2:
-        for axis in range(E.ndim):
-            if E.shape[axis] > 1 and np.ptp(D, axis=axis).max() <= 0.01 * abs(D).max():
-                return (f"the difference is the same along axis {axis}: look for a term that does "
-                        "not depend on it, such as a bias")
-        for axis in range(E.ndim):
-            total = G.sum(axis, keepdims=True)
-            sums_to_one = G.min() >= 0 and abs(total - 1).max() < 1e-4
-            if E.shape[axis] > 1 and sums_to_one and abs(E.sum(axis) - 1).max(initial=0) > 1e-3:
-                return f"it is normalised along axis {axis}, which is the wrong one"
-    wrong = int((abs(D) > _bound(E, tol)).sum())
-    if e.dtype.kind in "iu" and abs(D).max() == 1:
-        which = "it is" if D.size == 1 else f"{wrong} {'is' if wrong == 1 else 'are'}"
-        return f"{which} off by one: look at how you round, and at ties"
-    return ""
-
-
-def _number(x):
-    return f"{x:.4g}"

@@ -27,6 +27,13 @@ def count(d, m, L, placement):
     return one * L if placement == "pfeiffer" else one * 2 * L + 2 * d * 2 * L + 2 * d
 
 
+def of_parts(up=1, down=lambda d, m: m, matrices=2, blocks=None, norms=lambda L: 2 * L + 1):
+    def adapters_count(d, m, L, placement):
+        one = matrices * d * m + (down(d, m) if down else 0) + up * d
+        return (blocks or L) * (2 * one if placement == "houlsby" else one) + (placement == "houlsby") * 2 * d * norms(L)
+    return adapters_count
+
+
 def blockwise(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
     (k, d), m = W1.shape, len(b_down)
     V1, c1, V2 = np.zeros((k + m, d)), np.zeros(k + m), np.zeros((d, k + m))
@@ -48,6 +55,11 @@ def joined(first, second):
     return adapters_widen
 
 
+def inner(bias):
+    """b_down changed: bias(b_down, s)."""
+    return lambda *a: blockwise(*a[:5], bias(a[5], a[8]), *a[6:])
+
+
 def scaled_down():
     def adapters_widen(W1, b1, W2, b2, W_down, b_down, W_up, b_up, s):
         return np.r_[W1, s * W_down], np.r_[b1, b_down], np.c_[W2, W_up], b2 + s * b_up
@@ -63,6 +75,10 @@ def filed(new=True, moved=lambda a, b: (a != b).any(), also=lambda name: True):
             elif moved(after[name], before[name]) and also(name): names.append(name)
         return names
     return adapters_bug
+
+
+def differing(before, after):
+    return [name for name in after if (after[name] != before[name]).any()]
 
 
 def one_layer(shortcut=True, bias=True, down=True, up=True, through=True):
@@ -85,9 +101,14 @@ WRONG = {
         (adapter(skip=False), "addition of h is missing"), (adapter(up=F.gelu), "survey's form"),
         (adapter(down=lambda y: y), "activation is missing"), (adapter(biases=(False, False)), "biases are missing"),
         (adapter(down=lambda y: y.relu()), "ReLU"), (numpy_only, "no gradient reaches h"),
-        (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "2 times the expected"),
+        (lambda h, *a: adapter()(h, *a).data, "expected a tinypeft.Tensor"), (lambda h, *a: adapter()(h, *a) + h, "a term is counted twice: argument 1"),
         (adapter(biases=(False, True)), "b_d is missing"), (adapter(biases=(True, False)), "b_u is missing"),
         (lambda h, *a: adapter(skip=False)(h, *a) + tp.Tensor(h.data), "that you add has left the graph"),
+        (lambda h, W_d, b_d, W_u, b_u: h + F.gelu(h) @ W_d.T @ W_u.T + b_d @ W_u.T + b_u, "not before the first"),
+        (lambda h, W_d, b_d, W_u, b_u: h + (F.gelu(h @ W_d.T) + b_d) @ W_u.T + b_u, "before the activation"),
+        (lambda h, W_d, b_d, W_u, b_u: F.gelu(h + (h @ W_d.T + b_d) @ W_u.T + b_u), "on the sum with h"),
+        (lambda h, *a: 2 * h - adapter()(h, *a), "you subtracted it"), (adapter(down=lambda y: y.tanh()), "you used a tanh"),
+        (lambda h, W_d, b_d, W_u, b_u: F.gelu(h @ W_d.T + b_d), "of the middle"),
         (lambda h, *a: h + adapter(skip=False)(tp.Tensor(h.data), *a), "through the detour has left the graph")],
     "adapters.count": [
         (lambda d, m, L, p: L * (2 * d * m + m + d) + (p == "houlsby") * 2 * d * (2 * L + 1), "two adapters into every block"),
@@ -95,12 +116,21 @@ WRONG = {
         (lambda d, m, L, p: (1 + (p == "houlsby")) * L * 2 * d * m + (p == "houlsby") * 2 * d * (2 * L + 1), "biases are missing"),
         (lambda d, m, L, p: count(d, m, L, p) - (p == "houlsby") * 2 * d, "final norm"),
         (lambda d, m, L, p: count(d, m, L, p) + (p == "pfeiffer") * 2 * d * (2 * L + 1), "leaves the norms alone"),
+        (of_parts(up=0), "bias on the way up"), (of_parts(down=0), "bias on the way down"), (of_parts(matrices=1), "has two matrices"),
+        (of_parts(up=0, down=lambda d, m: m + m), "m on the way down and d"), (lambda d, m, L, p: of_parts(blocks=1)(d, m, L, p), "has adapters of its own"),
+        (of_parts(norms=lambda L: L + 1), "not L + 1"), (of_parts(norms=lambda L: 3 * L), "one in every block"),
+        (lambda d, m, L, p: count(d, m, L, {"houlsby": "pfeiffer", "pfeiffer": "houlsby"}[p]), "are exchanged"),
         (lambda d, m, L, p: count(d, m, L, p) - (p == "houlsby") * d * (2 * L + 1), "a weight and a bias")],
     "adapters.widen": [
         (widen(scale=False, bias=lambda s: 1), "s is missing"), (widen(inside=True), "f(s y) is not s f(y)"),
         (widen(bias=lambda s: 1), "output bias as well"), (widen(bias=lambda s: 0), "b_up is missing"),
         (widen(scale=False), "not b_up alone"), (scaled_down(), "stands at W_down"),
         (lambda *a: scaled_down()(*a[:-1], a[-1])[:3] + (a[3] + a[7],), "it belongs behind it"),
+        (inner(lambda b, s: s * b), "before the activation: s"), (inner(lambda b, s: 0 * b), "inner bias b_down"),
+        (lambda *a: blockwise(*a[:-1], 1 / a[-1]), "you divided by it"), (lambda *a: (*blockwise(*a)[:2], a[-1] * np.hstack([a[2], a[6]]), blockwise(*a)[3]), "W2 stays as it is"),
+        (lambda *a: (*blockwise(*a)[:3], a[-1] * (a[3] + a[7])), "b2 stays as it is"), (lambda *a: (*blockwise(*a)[:3], a[-1] * a[7]), "add s b_up to it"),
+        (lambda *a: (*blockwise(*a)[:3], np.r_[a[3], a[-1] * a[7]]), "do not join them"), (lambda *a: (blockwise(*a)[0], a[1], *blockwise(*a)[2:]), "join b1 and b_down"),
+        (lambda *a: tuple(blockwise(*a)[i] for i in (0, 2, 1, 3)), "in the order (W1"),
         (joined(0, 0), "(d, m) along axis 0"), (joined(1, 1), "(m, d) along axis 1"),
         (lambda *a: blockwise(*a)[::-1], "result 1 of 4"),
         (lambda *a: tuple(np.swapaxes(x, 0, -1) for x in blockwise(*a)), "transposed")],
@@ -108,19 +138,26 @@ WRONG = {
         (filed(moved=lambda a, b: False), "adapters alone"), (filed(new=False), "adapters are missing"),
         (filed(moved=lambda a, b: True), "whole model"), (filed(moved=lambda a, b: abs(a - b).max() > 1e-4), "overlooks a small step"),
         (filed(moved=lambda a, b: not np.allclose(a, b)), "as np.allclose has one"), (filed(moved=lambda a, b: (b != a).all()), "not with .all()"),
-        (filed(moved=lambda a, b: np.sum(a) != np.sum(b)), "with the same sum"),
-        (filed(moved=lambda a, b: a != b), "makes one answer of them"), (filed(moved=lambda a, b: a.mean() != b.mean()), "with the same mean"),
+        (filed(moved=lambda a, b: a.max() != b.max()), "with the same sum, or"), (filed(moved=lambda a, b: (a - b).sum() != 0), "or largest number"),
+        (filed(moved=lambda a, b: np.sum(a) != np.sum(b)), "with the same sum"), (filed(moved=lambda a, b: a.mean() != b.mean()), "same mean"),
+        (filed(moved=lambda a, b: a != b), "makes one answer of them"), (lambda *a: set(filed()(*a)), "return a list of the names"),
+        (lambda *a: sorted(filed()(*a)), "in another order"), (differing, "whether it is there"),
         (filed(moved=lambda a, b: a.ravel()[0] != b.ravel()[0]), "first numbers only"),
         (filed(also=lambda name: "weight" in name), "biases are trained"),
         (lambda before, after: [n for n in after if n not in before or "norm" in n], "by the word")],
     "adapters.linear": [
         (one_layer(through=False), "goes through the adapter"), (one_layer(down=False), "multiplied by W_u"), (one_layer(up=False), "b_u is missing"),
+        (lambda W, b, W_d, b_d, W_u, b_u: (W + W_d.T @ (W_u.T @ W), b + W_d.T @ (W_u.T @ b) + W_u @ b_d + b_u), "not its transpose"),
+        (lambda W, b, W_d, b_d, W_u, b_u: ((1 + W_u @ W_d) @ W, (1 + W_u @ W_d) @ b + W_u @ b_d + b_u), "not the number 1"),
+        (lambda W, *a: (W, one_layer()(W, *a)[1]), "W goes through"), (lambda *a: one_layer(down=False)(a[0], a[1] + a[4] @ a[3] + a[5], *a[2:5], 0), "do not go through it again"),
+        (lambda *a: one_layer(up=False)(a[0], a[1] + a[5], *a[2:]), "b_u is added at the end"),
+        (lambda *a: (one_layer()(*a)[0], one_layer(shortcut=False)(*a)[1]), "missing in the bias"), (lambda *a: one_layer()(*a)[::-1], "the weight first"),
         (one_layer(bias=False), "bias b is missing"), (one_layer(shortcut=False), "I + W_u W_d"),
         (lambda *a: (one_layer(shortcut=False)(*a)[0], one_layer()(*a)[1]), "right in the bias")],
 }
 RIGHT = {
     "adapters.forward": [by_matmul, adapter()], "adapters.count": [count, lambda *a: float(count(*a))],
     "adapters.widen": [blockwise, widen(), lambda *a: [x.tolist() for x in widen()(*a)]],
-    "adapters.bug": [filed(), lambda *a: tuple(filed()(*a))],
+    "adapters.bug": [filed(), lambda *a: np.array(filed()(*a)), lambda *a: tuple(filed()(*a))],
     "adapters.linear": [one_layer(), by_probing, lambda *a: [x.tolist() for x in one_layer()(*a)]],
 }

@@ -18,6 +18,52 @@ def walk(add=True, order=-1, empty=None, matrix=False, in_place=False, own=False
     return autograd_walk
 
 
+def begun_with_zeros(zeros):
+    """Every entry is there from the start, and nothing is skipped."""
+    def autograd_walk(tape, dy):
+        grads = zeros(tape, dy)
+        grads[-1] = dy
+        for k in reversed(range(len(tape))):
+            for j, vjp in tape[k]: grads[j] = grads[j] + vjp(grads[k])
+        return grads
+    return autograd_walk
+
+
+def changes_begun_with_zeros(zeros):
+    def autograd_forward(tape, dx):
+        changes = zeros(tape, dx)
+        changes[0] = dx
+        for k, uses in enumerate(tape):
+            for j, jvp in uses: changes[k] = changes[k] + jvp(changes[j])
+        return changes
+    return autograd_forward
+
+
+ZEROS = (lambda tape, d: [0] * len(tape), lambda tape, d: [np.zeros_like(d) for _ in tape], lambda tape, d: np.zeros(len(tape)))
+
+
+def with_or(tape, dy):
+    grads = [None] * (len(tape) - 1) + [dy]
+    for k in reversed(range(len(tape))):
+        if grads[k] is None: continue
+        for j, vjp in tape[k]: grads[j] = (grads[j] or 0) + vjp(grads[k])
+    return grads
+
+
+def as_found(depth):
+    """Values pass on as they are found, depth first or breadth first."""
+    def autograd_walk(tape, dy):
+        grads, stack, seen = {len(tape) - 1: dy}, [len(tape) - 1], {len(tape) - 1}
+        while stack:
+            k = stack.pop(-1 if depth else 0)
+            for j, vjp in tape[k]:
+                grads[j] = grads.get(j, 0) + vjp(grads[k])
+                if j not in seen: stack.append(j)
+                seen.add(j)
+        return [grads.get(k) for k in range(len(tape))]
+    return autograd_walk
+
+
 def adding_to_none(tape, dy):
     grads = [None] * (len(tape) - 1) + [dy]
     for k in reversed(range(len(tape))):
@@ -78,8 +124,10 @@ def einsum(X, W, dY, need):
             np.einsum("no->o", dY) if need[2] else None)
 
 
-def linear(dX=lambda X, W, dY: dY @ W, dW=lambda X, W, dY: dY.T @ X, db=lambda X, W, dY: dY.sum(0), obey=True):
-    return lambda X, W, dY, need: tuple(f(X, W, dY) if n or not obey else None for f, n in zip((dX, dW, db), need, strict=True))
+def linear(dX=lambda X, W, dY: dY @ W, dW=lambda X, W, dY: dY.T @ X, db=lambda X, W, dY: dY.sum(0), always=()):
+    """always: places of the gradients that are computed whatever `need` says."""
+    return lambda X, W, dY, need: tuple(f(X, W, dY) if n or i in always else None
+                                        for i, (f, n) in enumerate(zip((dX, dW, db), need, strict=True)))
 
 
 def all_of_them(X, W, dY, need):
@@ -88,12 +136,32 @@ def all_of_them(X, W, dY, need):
     return dX if need[0] else None, dW if need[1] else None, db if need[2] else None
 
 
+def asking_arrays(X, W, dY, need):
+    dX = dY @ W if W else None
+    return dX, dY.T @ X if X else None, dY.sum(0)
+
+
+def zeros_instead(X, W, dY, need):
+    """All of them, with zeros for what was not kept."""
+    X = np.zeros((len(dY), W.shape[1])) if X is None else X
+    return all_of_them(X, np.zeros((dY.shape[1], X.shape[1])) if W is None else W, dY, need)
+
+
 def layer_norm(mean=True, project=True, scale=True, sigma=True, ddof=0, over=lambda a: a.mean(-1, keepdims=True)):
     def autograd_layer_norm_vjp(x, gamma, dy, eps):
         s = np.sqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
         xhat, d = (x - x.mean(-1, keepdims=True)) / s, gamma * dy if scale else dy
         out = d - over(d) * mean - xhat * over(d * xhat) * project
         return out / s if sigma else out
+    return autograd_layer_norm_vjp
+
+
+def terms(dx):
+    """Out of dx̂, dy, γ, x − μ, σ, x̂ and the mean over the last axis."""
+    def autograd_layer_norm_vjp(x, gamma, dy, eps):
+        mean = lambda a: a.mean(-1, keepdims=True)
+        s = np.sqrt(x.var(-1, keepdims=True) + eps)
+        return dx(gamma * dy, dy, gamma, x - mean(x), s, (x - mean(x)) / s, mean)
     return autograd_layer_norm_vjp
 
 
@@ -122,15 +190,15 @@ def by_autograd(x, gamma, dy, eps):
     return x.grad
 
 
-def differs(upstream=None, eps=1e-5, within=1e-6, flip=False):
-    """Both sides of equation (7), by hand."""
+def differs(upstream=None, direction=None, eps=1e-5, within=1e-6, of_u=True, flip=False):
+    """Both sides of equation (7), by hand. of_u: the difference is compared with ‖u‖ ‖v‖, and not with ‖vjp(u)‖ ‖v‖."""
     def autograd_catches(f, vjp, x):
         rng = np.random.default_rng(17)
         u = np.ones(x.shape) if upstream == "ones" else rng.standard_normal(x.shape)
-        v = rng.standard_normal(x.shape)
+        v = np.ones(x.shape) if direction == "ones" else rng.standard_normal(x.shape)
         slope = (f(x + eps * v) - f(x - eps * v)) / (2 * eps)
         gap = abs(np.sum(vjp(x, u) * v) - np.sum(u * slope))
-        wrong = bool(gap > within * np.linalg.norm(u) * np.linalg.norm(v))
+        wrong = bool(gap > within * np.linalg.norm(u if of_u else vjp(x, u)) * np.linalg.norm(v))
         return not wrong if flip else wrong
     return autograd_catches
 
@@ -190,28 +258,42 @@ WRONG = {
     "autograd.walk": [
         (walk(add=False), "keeps only one of its gradients"), (walk(order=1), "the walk goes forwards"), (zeros, "not zeros"),
         (walk(matrix=True), "not a matrix"), (walk(in_place=True), "write a + b"), (recursive, "2ⁿ paths"), (walk(skip=False), "so skip it"), (walk(own=True), "value k goes in"), (adding_to_none, "begin with that one"), (all_paths, "do not follow them"), (reversing, "argument tape"),
-        (lambda tape, dy: None, "is there a return")],
+        (lambda tape, dy: None, "is there a return"), (begun_with_zeros(ZEROS[0]), "or a single number"),
+        (begun_with_zeros(ZEROS[1]), "with zeros"), (begun_with_zeros(ZEROS[2]), "keep a list"), (with_or, "`or` and `if`"), (as_found(depth=False), "before all parts"),
+        (lambda tape, dy: walk()([list(dict(uses).items()) for uses in tape], dy), "go through all pairs"),
+        (lambda tape, dy: walk()(tape, np.ones(len(dy))), "is dy, not 1"), (lambda tape, dy: walk()(tape, dy)[::-1], "in reverse order"),
+        (lambda tape, dy: [None if uses else g for g, uses in zip(walk()(tape, dy), tape, strict=True)], "leaves alone")],
     "autograd.unbroadcast": [
         (lambda dy, shape: dy.sum(tuple(range(dy.ndim - len(shape)))), "axes of length 1"),
         (lambda dy, shape: one_by_one(dy, shape) * (np.prod(shape) / dy.size), "a mean instead of a sum"),
         (lambda dy, shape: dy.reshape(-1, *shape).sum(0), "other numbers"),
         (lambda dy, shape: dy.sum(tuple(range(len(shape), dy.ndim))), "not over the last"),
         (lambda dy, shape: one_by_one(dy, shape).reshape([n for n in shape if n > 1]), "must keep that axis"),
-        (lambda dy, shape: np.broadcast_to(dy, shape), "could not be broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
+        (lambda dy, shape: np.broadcast_to(dy, shape), "do not broadcast"), (lambda dy, shape: one_by_one(dy, shape).astype(np.float32), "float32")],
     "autograd.linear_vjp": [
-        (linear(obey=False), "nobody needs"), (linear(db=lambda X, W, dY: dY.mean(0)), "not a mean"),
+        (linear(always=[2]), "nobody needs"), (linear(always=[0, 1, 2]), "before you compute"), (linear(db=lambda X, W, dY: dY.mean(0)), "not a mean"),
         (linear(dW=lambda X, W, dY: X.T @ dY), "transposed"), (linear(dW=lambda X, W, dY: dY.T @ X / len(X)), "averaged over rows"),
         (linear(db=lambda X, W, dY: dY.sum(1)), "axis 1"), (linear(db=lambda X, W, dY: dY.sum(0, keepdims=True)), "keepdims"),
-        (all_of_them, "look at `need`"), (linear(dX=lambda X, W, dY: -dY @ W), "the sign is wrong"),
+        (all_of_them, "look at `need`"), (zeros_instead, "is None: look"), (linear(dX=lambda X, W, dY: -dY @ W), "the sign is wrong"),
+        (lambda *a: linear()(*a)[::-1], "the order is"), (lambda *a: tuple(0 if g is None else g for g in einsum(*a)), "and nothing else"),
+        (asking_arrays, "ask the three flags"),
         (linear(dX=lambda X, W, dY: dY @ W.T), "shapes do not fit")],
     "autograd.layer_norm_vjp": [
         (layer_norm(mean=False), "mean of dx̂ is missing"), (layer_norm(project=False), "term with x̂ is missing"),
         (lambda x, gamma, dy, eps: layer_norm()(x, gamma, dy, 0), "ε is missing"), (outside, "under the root"),
         (lambda x, gamma, dy, eps: 1.5 * layer_norm()(x, gamma, dy, eps), "1.5 times"),
         (layer_norm(scale=False), "γ is missing"), (layer_norm(sigma=False), "division by σ"), (layer_norm(ddof=1), "not by d − 1"),
-        (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"), (layer_norm(over=np.mean), "over all axes")],
+        (layer_norm(over=lambda a: a.sum(-1, keepdims=True)), "divide it by d"), (layer_norm(over=np.mean), "over all axes"),
+        (terms(lambda d, dy, g, c, s, xhat, m: g * (dy - m(dy) - xhat * m(dy * xhat)) / s), "all three terms"),
+        (terms(lambda d, dy, g, c, s, xhat, m: d / s), "two terms are missing"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) + xhat * m(d * xhat)) / s), "both terms are subtracted"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - c * m(d * c)) / s), "made of x̂"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - xhat * m(d * xhat)) / s**2), "by σ once"),
+        (terms(lambda d, dy, g, c, s, xhat, m: (d - m(d) - xhat * m(d * xhat)) * s), "do not multiply"),
+        (lambda x, gamma, dy, eps: layer_norm()(x, gamma, dy, 1e-5), "as it is given")],
     "autograd.catches": [
-        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"), (differs(within=3e-4), "agrees to about 1e-10"),
+        (differs(upstream="ones"), "draw u at random"), (differs(within=1e-2), "a thousandth must be caught"), (differs(within=3e-4), "no more than 1e-7"),
+        (differs(direction="ones"), "draw v at random"), (differs(within=1e-14, of_u=False), "that rounding does not exceed"),
         (somewhere, "at points of your own"),
         (differs(within=0), "compared with a tolerance"), (differs(eps=0.5), "is ε small"), (differs(flip=True), "wrong way round"),
         (lambda f, vjp, x: False, "you accept a wrong vjp"), (lambda f, vjp, x: True, "you refuse a right vjp"),
@@ -219,13 +301,16 @@ WRONG = {
     "autograd.forward": [
         (forward(add=False), "changes with both"), (forward(order=-1), "goes backwards"), (forward(first=-1), "not the last"),
         (forward(fill=0.0), "None, not 0"), (forward(guard=False), "no jvp takes None"),
-        (forward(in_place=True), "write a + b"), (forward_to_none, "begin with that one")],
+        (forward(in_place=True), "write a + b"), (forward_to_none, "begin with that one"), (forward(fill=np.zeros(2)), "such as another leaf"),
+        (changes_begun_with_zeros(ZEROS[0]), "or a single number"), (changes_begun_with_zeros(ZEROS[1]), "with zeros"),
+        (changes_begun_with_zeros(ZEROS[2]), "keep a list"),
+        (lambda tape, dx: forward()([list(dict(uses).items()) for uses in tape], dx), "go through all pairs")],
 }
 RIGHT = {
     "autograd.walk": [walk(), pull, lambda tape, dy: tuple(pull(tape, dy))],
     "autograd.unbroadcast": [one_by_one, lambda dy, shape: one_by_one(dy, shape).tolist()],
     "autograd.linear_vjp": [einsum, linear(), lambda *a: list(einsum(*a))],
     "autograd.layer_norm_vjp": [by_jacobian, by_autograd],
-    "autograd.catches": [differs(), number_by_number, relative, lambda *a: np.bool_(differs()(*a))],
+    "autograd.catches": [differs(), differs(of_u=False), differs(within=1e-7, of_u=False), differs(within=1e-8, of_u=False), differs(within=1e-8, eps=1e-6, of_u=False), number_by_number, relative, lambda *a: np.bool_(differs()(*a))],
     "autograd.forward": [forward(), recursive_forward, lambda *a: tuple(forward()(*a))],
 }

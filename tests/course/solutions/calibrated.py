@@ -87,6 +87,17 @@ def step_alone(w, Hinv, q, value):
     return new, M
 
 
+def step_all_wrong(w, Hinv, q, value):
+    return w + (w[q] - value) / Hinv[q, q] * Hinv[q], step_in_loops(w, Hinv, q, value)[1]
+
+
+def step_behind(w, Hinv, q, value):
+    new = w.copy()
+    new[q:] += (value - w[q]) / Hinv[q, q] * Hinv[q, q:]
+    new[q] = value
+    return new, step_in_loops(w, Hinv, q, value)[1]
+
+
 def step_of(in_w=True, in_H=True, zeros=True, delta=False):
     def calibrated_compensate(w, Hinv, q, value):
         p = Hinv[q, q]
@@ -141,6 +152,10 @@ def gptq_last_only(W, U, quant):
         out[:, j] = quant(W[:, j])
         if j + 1 < W.shape[1]: W[:, j + 1] -= (W[:, j] - out[:, j]) / U[j, j] * U[j, j + 1]
     return out
+
+
+def gptq_but_last(W, U, quant):
+    return np.column_stack([gptq_rows(W, U, quant)[:, :-1], W[:, -1]])
 
 
 def awq_loss(fn):
@@ -207,13 +222,19 @@ def factor_of_factor(transpose):
     return calibrated_bug
 
 
+def factor_by_qr(H, damping):
+    """R of a QR factorization, whose rows may have either sign."""
+    values, vectors = np.linalg.eigh(H + damping * np.mean(np.diag(H)) * np.eye(len(H)))
+    return -np.linalg.qr((vectors / np.sqrt(values)).T)[1]
+
+
 def everywhere(H, damping): return damping * np.mean(np.diag(H))
 
 
-def ordered(back=lambda V, order: V[:, np.argsort(order)], key=lambda H: -np.diag(H), both=True):
+def ordered(back=lambda V, order: V[:, np.argsort(order)], key=lambda H: -np.diag(H), both=True, damped=lambda damping: damping):
     def calibrated_order(W, H, quant, damping):
         order = np.argsort(key(H))
-        U = factor_by_inverse(H[order][:, order] if both else H, damping)
+        U = factor_by_inverse(H[order][:, order] if both else H, damped(damping))
         return back(gptq_rows(W[:, order], U, quant), order)
     return calibrated_order
 
@@ -228,23 +249,27 @@ WRONG = {
                        (factor_of(more=everywhere), "every entry"), (factor_of(more=lambda H, damping: damping * np.eye(len(H))), "units of the mean"),
                        (factor_of_factor(True), "factor the inverse"), (factor_of_factor(False), "and transpose"),
                        (factor_of(more=lambda H, damping: damping * np.diag(np.diag(H))), "a share of each entry"),
-                       (factor_of(more=lambda H, damping: 0), "not added"), (factor_of(False, more=everywhere), "both faults")],
+                       (factor_of(more=lambda H, damping: 0), "not added"), (factor_by_qr, "must be positive"), (factor_of(False, more=everywhere), "both faults")],
     "calibrated.order": [(ordered(back=lambda V, order: V), "come back in the new order"), (ordered(back=lambda V, order: V[:, order]), "once more"),
                          (ordered(key=np.diag), "heaviest column comes first"), (ordered(both=False), "still in the old order"),
-                         (permuted_factor, "not triangular")],
+                         (permuted_factor, "not triangular"), (ordered(damped=lambda damping: 0.01), "always 0.01"),
+                         (ordered(damped=lambda damping: 0), "not damped"),
+                         (ordered(key=lambda H: -np.linalg.norm(H, axis=0)), "not the length of its column")],
     "calibrated.output_error": [(lambda W, W_hat, H: float(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum((W @ H) * W)), "square"),
                                 (lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W)), "H is not in it"),
-                                (lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H)), "XXᵀ already"),
+                                (lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H)), "up to the same factor"),
                                 (lambda W, W_hat, H: float(np.sqrt(np.sum((W_hat @ H) * W_hat) / np.sum((W @ H) * W))), "must use Ŵ − W"),
-                                (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum(W * W))), "also contains H")],
+                                (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)) / np.sum(W * W))), "also contains H"),
+                                (lambda W, W_hat, H: float(np.sqrt(np.sum(((W_hat - W) @ H) * (W_hat - W)))), "divide it by"),
+                                (lambda W, W_hat, H: error_by_factor(W_hat, W, H), "original W")],
     "calibrated.compensate": [(step_wrong_sign, "sign"), (step_no_elimination, "elimination step"), (step_alone, "must move"),
                               (step_in_place, "writes into its argument"), (step_undivided, "diagonal entry"),
                               (step_of(in_w=False), "only the one that changes H⁻¹"), (step_of(in_H=False), "only the column that moves w"),
-                              (step_of(delta=True), "this is δ"), (step_of(zeros=False), "exactly 0"),
+                              (step_of(delta=True), "this is δ"), (step_of(zeros=False), "exactly 0"), (step_all_wrong, "δ is wrong"), (step_behind, "those before q"),
                               (lambda *a: step_in_loops(*a)[0], "2 results")],
     "calibrated.gptq": [(gptq_nearest, "round to nearest"), (gptq_undivided, "U_jj"), (gptq_in_place, "writes into its argument"),
-                        (gptq_same_inverse, "row j of UᵀU does not"), (gptq_last_only, "numbers"), (gptq_running, "return the rounded columns"), (gptq_added, "wrong sign")],
-    "calibrated.awq": [(awq_loss(plain), "with H"), (awq_loss(not_back), "divided by s after it"), (awq_loss(inverse), "grows with the inputs"),
+                        (gptq_same_inverse, "row j of UᵀU does not"), (gptq_last_only, "numbers"), (gptq_running, "return the rounded columns"), (gptq_added, "wrong sign"), (gptq_but_last, "last column alone")],
+    "calibrated.awq": [(awq_loss(plain), "outputs, with H"), (awq_loss(lambda W, H, s, quant: np.linalg.norm((quant(W * s) / s - W) @ H)**2), "not ‖DH‖²"), (awq_loss(not_back), "divided by s after it"), (awq_loss(inverse), "grows with the inputs"),
                        (lambda *a: (float(awq_by_trace(*a)[1].argmin()), awq_by_trace(*a)[1]), "return α itself"),
                        (lambda *a: (awq_by_trace(*a)[0], np.sqrt(awq_by_trace(*a)[1])), "roots of the losses"), (awq_last, "the first α"),
                        (awq_loss(lambda W, H, s, quant: (((quant(W * s) - W * s) @ H) * (quant(W * s) - W * s)).sum()), "W itself"),

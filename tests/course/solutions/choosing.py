@@ -108,22 +108,30 @@ WRONG = {
         (chosen(lambda validation, test: validation.min(1).argmin()), "the best seed is luck"),
         (chosen(by_validation, lambda validation, test, i: test[i].min()), "not that of the best seed"),
         (chosen(lambda validation, test: validation.mean(1).argmax()), "not the largest"), (each_seed, "one for each seed"),
+        (lambda validation, test: chosen(by_validation)(test, validation), "two texts are exchanged"),
+        (chosen(lambda validation, test: (validation + test).sum(1).argmin()), "alone chooses"),
+        (chosen(by_validation, lambda validation, test, i: test.mean(1).min()), "not the least of all"),
+        (chosen(lambda validation, test: np.median(validation, 1).argmin()), "not by their median"),
+        (chosen(lambda validation, test: validation.sum(0).argmin(), lambda validation, test, i: test[:, i].mean()), "means over axis 1"),
+        (chosen(by_validation, lambda validation, test, i: test[i]), "loss of each seed"),
         (lambda validation, test: test[by_validation(validation, test)].mean(), "2 results")],
     "choosing.seeds": [
         (enough(lambda n, pilot: stats.t.ppf(0.975, pilot - 1)), "of the pilot"), (enough(lambda n, pilot: 1.96), "1.96"),
         (enough(lambda n, pilot: stats.t.ppf(0.95, n - 1)), "two sides"), (enough(students, ddof=0), "ddof=1"),
         (enough(lambda n, pilot: stats.t.ppf(0.975, n)), "degrees of freedom"), (enough(students, first=len), "begin at 2"),
-        (enough(students, power=1), "not with n"), (lambda d, half: enough(students)(d, half) + 1, "more than needed")],
+        (enough(students, power=1), "not with n"), (lambda d, half: enough(students)(d, half) + 1, "more than needed"), (lambda d, half: enough(students)(d, half) - len(d), "than in the pilot")],
     "choosing.memory": [
         (memory(16, 1), "bits are not bytes"), (memory(8), "moments"), (lambda n, bits, t: memory(16)(n, bits, t) + 12 * n, "frozen weights"),
         (lambda n, bits, t: (n + t) * bits / 8 + 12 * t, "whatever the base's bits"),
         (lambda n, bits, t: memory(16)(n, bits, t) / 2**30, "in GiB"), (lambda n, bits, t: memory(16)(n, bits, t) / 1e9, "in GB"),
-        (memory(12), "yours takes 12")],
+        (memory(12), "yours takes 12"), (lambda n, bits, t: 16 * (n + t), "no gradient and no moments"),
+        (lambda n, bits, t: memory(16)(n - t, bits, t), "do not subtract it"), (lambda n, bits, t: n * (bits // 8) + 16 * t, "not with //")],
     "choosing.pareto": [
         (lambda cost, loss: ~pareto_loop(cost, loss), "dominated ones"), (pareto_sorted, "sort first"),
         (lambda cost, loss: loss == loss.min(), "single best"), (pareto_strict, "equal in one and better in the other"),
         (pareto_cheaper, "equally cheap points"), (pareto_weak, "equal points"),
-        (lambda cost, loss: np.flatnonzero(pareto_loop(cost, loss)), "a boolean array"), (lambda cost, loss: pareto_loop(cost, -loss), "a low loss is good")],
+        (lambda cost, loss: np.flatnonzero(pareto_loop(cost, loss)), "a boolean array"), (lambda cost, loss: pareto_loop(cost, -loss), "a low loss is good"),
+        (lambda cost, loss: np.array([y <= loss[cost <= x].min() for x, y in zip(cost, loss, strict=True)]), "equally good points")],
     "choosing.difference": [
         (unpaired, "paired"), (half_width(lambda n: stats.t.ppf(0.975, n - 1), 0), "ddof=1"), (half_width(lambda n: 1.959964, 1), "so few seeds need Student's t"), (half_width(lambda n: stats.t.ppf(0.975, n), 1), "n − 1 degrees"),
         (half_width(lambda n: stats.t.ppf(0.95, n - 1), 1), "two sides"),
@@ -135,6 +143,9 @@ WRONG = {
         (lambda A_q, B_q, A_v, B_v: (np.vstack([A_v, A_q]), np.hstack([blocks(A_q, B_q, A_v, B_v)[1][:, len(A_q):],
                                                                       blocks(A_q, B_q, A_v, B_v)[1][:, :len(A_q)]])), "another order"),
         (lambda *a: (blocks(*a)[0], np.concatenate(np.split(blocks(*a)[1], 3)[::-1])), "exchanged"),
+        (lambda A_q, B_q, A_v, B_v: blocks(A_v, B_v, A_q, B_q), "the value's are exchanged"),
+        (lambda A_q, B_q, A_v, B_v: (np.vstack([A_q, A_v]), np.concatenate([np.hstack([B, C]) for B, C in (
+            (B_q, B_v), (0 * B_q, 0 * B_v), (B_q, B_v))])), "other blocks of B"),
         (lambda A_q, B_q, A_v, B_v: (A_q, blocks(A_q, B_q, A_v, B_v)[1]), "one below the other")],
 }
 RIGHT = {

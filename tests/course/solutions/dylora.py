@@ -26,12 +26,14 @@ def doubled(x, W, A, B, b, alpha):
     return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(np.float32), B * m.astype(np.float32)) * (alpha / A.shape[0])
 
 
-def step(trained=lambda b, frozen: slice(b - 1 if frozen else 0, b), sign=1, along="M"):
-    """Only the rows in question, in copies."""
+def step(trained=lambda b, frozen: slice(b - 1 if frozen else 0, b), sign=1, along="M", fades=lambda beta: beta, new=lambda beta: 1,
+         moved=None, speed=lambda lr: lr):
+    """Only the rows in question, in copies. moved: the rows of A, if they are others than those of M."""
     def dylora_bug(A, M, dA, b, beta, lr, frozen):
         A, M, rows = A.copy(), M.copy(), trained(b, frozen)
-        M[rows] = beta * M[rows] + dA[rows]
-        A[rows] -= sign * lr * (M if along == "M" else dA)[rows]
+        M[rows] = fades(beta) * M[rows] + new(beta) * dA[rows]
+        if moved: rows = moved(b, frozen)
+        A[rows] -= sign * speed(lr) * (M if along == "M" else dA)[rows]
         return A, M
     return dylora_bug
 
@@ -109,6 +111,26 @@ def cut_thin(A, B, b):
     return root[:, None] * (Vt[:b] @ P.T), Q @ U[:, :b] * root
 
 
+def cut_rows_of_u(A, B, b):
+    U, S, Vt = np.linalg.svd(B @ A)
+    return Vt[:b], U[:b].T * S[:b]
+
+
+def cut_each(A, B, b):
+    return np.linalg.svd(A)[2][:b], B[:, :b]
+
+
+def cut_by_size(A, B, b):
+    k = np.argsort(np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))[::-1][:b]
+    return A[k], B[:, k]
+
+
+def cut_by_zeros(A, B, b):
+    U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+    S[b:] = 0
+    return Vt, U * S
+
+
 def cut_of_v(A, B, b):
     U, S, V = np.linalg.svd(B @ A, full_matrices=False)
     return V[:, :b].T, U[:, :b] * S[:b]
@@ -117,6 +139,21 @@ def cut_of_v(A, B, b):
 def sorted_search(losses, tolerance):
     for b in sorted(losses):
         if losses[b] - min(losses.values()) <= tolerance: return b
+
+
+def nearest_to_limit(losses, tolerance):
+    return min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))
+
+
+def until_no_gain(losses, tolerance):
+    best = max(losses)
+    for b in sorted(losses)[-2::-1]:
+        if losses[b] - losses[min(c for c in losses if c > b)] <= tolerance: best = b
+    return best
+
+
+def below_the_lowest(losses, tolerance):
+    return min((b for b in losses if losses[b] <= min(losses.values()) - tolerance), default=None)
 
 
 def emptying(losses, tolerance):
@@ -132,7 +169,11 @@ WRONG = {
         (sliced(lambda a, b, R: a / R), "not α/R"), (sliced(lambda a, b, R: a / b, lambda b, R: R), "nothing is masked"),
         (detached, "no gradient reaches A"), (sliced(lambda a, b, R: a), "not α"),
         (sliced(lambda a, b, R: a / b, lambda b, R: b + 1), "must be below b"),
-        (row_alone, "row b alone is used"),
+        (row_alone, "row b alone is used"), (sliced(lambda a, b, R: a // b), "not with //"), (sliced(lambda a, b, R: b / a), "yours is b/α"),
+        (sliced(lambda a, b, R: a / b ** 0.5), "without a root"), (sliced(lambda a, b, R: -a / b), "not subtracted"),
+        (sliced(lambda a, b, R: a / b, lambda b, R: b - 1), "one row too few"),
+        (lambda x, W, A, B, b, alpha: x @ W.T + (x @ A[-b:].T) @ B[:, -b:].T * (alpha / b), "the last b rows"),
+        (lambda x, W, A, B, b, alpha: x @ W.T + (x @ A[b:].T) @ B[:, b:].T * (alpha / b), "rows after row b; at rank b"),
         (lambda x, W, A, B, b, alpha: sliced(lambda a, b, R: a / b)(x, W, A, B, b, alpha) - x @ W.T, "W₀ x is missing")],
     "dylora.bug": [
         (momentum_everywhere, "rows after row b still move"), (fading, "leave it as it was there"), (forgetting, "is gone"),
@@ -141,7 +182,11 @@ WRONG = {
         (step(lambda b, frozen: slice(b - 1 if frozen else 0, b if frozen else b - 1)), "row b is left out"),
         (step(lambda b, frozen: slice(b if frozen else 0, b + 1)), "row b − 1"), (step(lambda b, frozen: slice(0, b)), "row b alone"),
         (step(lambda b, frozen: slice(b - 1, b)), "all rows up to b"), (step(along="dA"), "along M"), (step(sign=-1), "subtract"),
-        (in_place, "argument A")],
+        (in_place, "argument A"), (lambda *a: step()(*a)[::-1], "results 1 and 2 are exchanged"),
+        (step(lambda b, frozen: slice(b - 1, None)), "not the first"), (step(lambda b, frozen: slice(0 if frozen else b - 1, b)), "versions are exchanged"),
+        (step(moved=lambda b, frozen: slice(None)), "M is right, but A moves"), (step(new=lambda beta: 1 - beta), "without a factor 1 − β"),
+        (step(lambda b, frozen: slice(b), moved=lambda b, frozen: slice(b - 1 if frozen else 0, b)), "rows before row b stays"),
+        (step(fades=lambda beta: 1), "M fades before"), (step(fades=lambda beta: 0), "M is the gradient alone"), (step(speed=lambda lr: 1), "lr is missing")],
     "dylora.search": [
         (lambda losses, tolerance: min(losses, key=losses.get), "within the tolerance"),
         (lambda losses, tolerance: max(b for b in losses if losses[b] <= min(losses.values()) + tolerance), "largest"),
@@ -150,12 +195,21 @@ WRONG = {
         (lambda losses, tolerance: next(b for b in losses if losses[b] <= min(losses.values()) + tolerance), "dict's order"),
         (lambda losses, tolerance: min(b for b in losses if losses[b] <= losses[max(losses)] + tolerance), "the lowest of all"),
         (lambda losses, tolerance: next((b for b in sorted(losses) if losses[b] < min(losses.values()) + tolerance), None), "<=, not <"),
-        (lambda losses, tolerance: min(b for b in losses if losses[b] < min(losses.values()) + tolerance), "<= and not <")],
+        (lambda losses, tolerance: min(b for b in losses if losses[b] < min(losses.values()) + tolerance), "<= and not <"),
+        (lambda losses, tolerance: sorted(losses).index(sorted_search(losses, tolerance)), "this is a place among the ranks"),
+        (lambda losses, tolerance: min(losses), "smallest rank of all"), (lambda losses, tolerance: max(losses), "largest rank of all"),
+        (nearest_to_limit, "nearest to the limit"), (until_no_gain, "not with that of the next rank"), (below_the_lowest, "not subtracted"),
+        (lambda losses, tolerance: [b for b in sorted(losses) if losses[b] <= min(losses.values()) + tolerance], "return one rank")],
     "dylora.cut": [
         (lambda A, B, b: (A[:b], B[:, :b]), "the first rows of A"), (cut_by(lambda b: slice(-b, None)), "smallest"),
         (cut_by(left=np.ones_like), "are missing"), (cut_by(right=lambda S: S), "counted twice"), (cut_of_v, "returns Vᵀ"),
         (lambda A, B, b: (A, B), "nothing is cut"), (cut_by(lambda b: slice(b + 1)), "one singular value too many"),
-        (lambda *a: cut_thin(*a)[::-1], "return A, which is")],
+        (lambda *a: cut_thin(*a)[::-1], "return A, which is"), (cut_rows_of_u, "U has the vectors in its columns"),
+        (cut_by(left=np.sqrt), "in one factor only"), (cut_each, "decompose the product B A"), (cut_by_size, "the largest rows of A"),
+        (cut_by_zeros, "its factors are not cut"), (cut_by(left=lambda S: 2 * S), "2 times the expected one"),
+        (cut_by(lambda b: slice(1, b + 1)), "the first one has the index 0"), (cut_by(lambda b: slice(b - 1)), "one singular value too few"),
+        (lambda A, B, b: (cut_by()(A, B, b)[0], B), "cut both"),
+        (lambda A, B, b: (cut_by()(A, B, b)[0], cut_by()(A, B, b)[1] * len(A) / b), "no scale is involved")],
 }
 RIGHT = {
     "dylora.forward": [sliced(lambda a, b, R: a / b), doubled],

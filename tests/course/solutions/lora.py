@@ -2,6 +2,7 @@
 import numpy as np
 
 from tinypeft import Tensor
+from tinypeft import functional as F
 
 
 def forward(scale, base=True):
@@ -34,6 +35,19 @@ def backward(s=lambda alpha, r: alpha / r, frozen=True, low=True, order=(0, 1, 2
     return lora_backward
 
 
+def one(part, change):
+    """One of the gradients changed: change(gradient, s)."""
+    def lora_backward(x, W, A, B, alpha, dh):
+        g = list(backward()(x, W, A, B, alpha, dh))
+        g[part] = change(g[part], alpha / len(A))
+        return g
+    return lora_backward
+
+
+def of_entries(finish):
+    return lambda M1, M2, i, j: finish(np.linalg.svd(M1)[2][:i] @ np.linalg.svd(M2)[2][:j].T, i, j)
+
+
 def by_projections(M1, M2, i, j):
     """tr(P₁ P₂) / min."""
     V1, V2 = (np.linalg.svd(A, full_matrices=False)[2][:n] for A, n in ((M1, i), (M2, j)))
@@ -49,6 +63,10 @@ def in_place(W, A, B, alpha):
     return W
 
 
+def survey_letters(W, A, B, alpha):
+    return W + alpha / len(A) * A @ B
+
+
 def spectral(power):
     def lora_overlap(A1, A2, i, j):
         V1, V2 = np.linalg.svd(A1)[2][:i], np.linalg.svd(A2)[2][:j]
@@ -56,12 +74,13 @@ def spectral(power):
     return lora_overlap
 
 
-def diagnose(same=np.array_equal, start=lambda A, B: not (B @ A).any(), dead="both zero", still=all, unmoved="not trained"):
+def diagnose(same=np.array_equal, start=lambda A, B: not (B @ A).any(), dead="both zero", still=all, unmoved="not trained",
+             zero=lambda A, B: np.abs(A).max() == np.abs(B).max() == 0, equal=lambda a, b: (a == b).all()):
     def lora_bug(W_before, A_before, B_before, W_after, A_after, B_after):
         if not same(W_before, W_after): return "base trained"
         if not start(A_before, B_before): return "start changed"
-        if np.abs(A_before).max() == np.abs(B_before).max() == 0: return dead
-        return unmoved if still([(A_before == A_after).all(), (B_before == B_after).all()]) else "fine"
+        if zero(A_before, B_before): return dead
+        return unmoved if still([equal(A_before, A_after), equal(B_before, B_after)]) else "fine"
     return lora_bug
 
 
@@ -86,30 +105,63 @@ WRONG = {
         (dense, "you formed B A"),
         (lambda x, W, A, B, alpha: x @ W.T + (Tensor(x.data) @ A.T) @ B.T * (alpha / A.shape[0]), "one of the ways from x"), (lambda x, W, A, B, alpha: forward(lambda a, r: a / B.shape[0])(x, W, A, B, alpha), "columns of B"),
         (lambda x, W, A, B, alpha: forward(lambda a, r: a / A.shape[1])(x, W, A, B, alpha), "rows of A"),
+        (forward(lambda a, r: -a / r), "subtracted the low-rank"), (forward(lambda a, r: 1 / r), "not 1/r"), (forward(lambda a, r: a // r), "cuts off"),
+        (lambda x, W, A, B, alpha: x @ W.T + F.gelu(x @ A.T) @ B.T * (alpha / A.shape[0]), "no activation"),
         (lambda *a: forward(lambda a, r: a / r)(*a).data, "expected a tinypeft.Tensor")],
     "lora.backward": [
         (backward(lambda a, r: 1.0), "missing in all three"), (backward(frozen=False), "frozen weight"), (backward(low=False), "through A and B"),
         (backward(order=(1, 0, 2)), "exchanged"), (backward(transposed=True), "transpose"),
+        (one(0, lambda d, s: d / s), "dA and dB both have it"), (backward(lambda a, r: (a / r) ** 2), "s is applied twice"), (backward(lambda a, r: r / a), "not r/α"),
+        (lambda x, W, A, B, alpha, dh: backward(lambda a, r: a / A.shape[1])(x, W, A, B, alpha, dh), "not of its columns"),
+        (lambda x, *a: tuple(g / (len(x) if i < 2 else 1) for i, g in enumerate(backward()(x, *a))), "not means"),
+        (lambda x, W, A, B, alpha, dh: (*backward()(x, W, A, B, alpha, dh)[:2], alpha / len(A) * (dh @ W + dh @ B @ A)), "not to dH W₀"),
+        (lambda x, W, A, B, alpha, dh: (*backward()(x, W, A, B, alpha, dh)[:2], dh @ W - alpha / len(A) * dh @ B @ A), "you subtracted one"),
+        (backward(order=(2, 1, 0)), "wrong order"), (lambda *a: (*backward()(*a), a[5].T @ a[0]), "its gradient is not needed"),
+        (lambda x, W, A, B, alpha, dh: (backward()(x, W, A, B, alpha, dh)[0], dh.T @ x, dh @ W), "a factor is missing"),
         (backward(lambda a, r: a), "α/r, not α"), (lambda x, W, A, B, alpha, dh: backward()(x, W, A, B, alpha, dh)[:2], "3 results")],
     "lora.overlap": [
-        (rows, "not orthonormal"), (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j), "missing"),
+        (rows, "neither have length 1"), (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j), "missing"),
         (lambda A1, A2, i, j: np.sqrt(by_projections(A1, A2, i, j) * min(i, j)) / min(i, j), "squared"),
         (lambda A1, A2, i, j: by_projections(A1, A2, i, j) * min(i, j) / max(i, j), "max(i, j)"),
+        (of_entries(lambda M, i, j: (M * M).sum() / i), "whichever"), (of_entries(lambda M, i, j: M.sum() / min(i, j)), "not the entries"),
+        (of_entries(lambda M, i, j: abs(M).sum() / min(i, j)), "not their sizes"), (lambda *a: by_projections(*a) ** 0.5, "without a root"),
+        (of_entries(lambda M, i, j: (M.diagonal() ** 2).sum() / min(i, j)), "of its diagonal alone"),
+        (lambda A1, A2, i, j: by_projections(A1, A2, i, i), "the top j of the second"),
+        (lambda *a: by_projections(*(np.linalg.qr(A[:n].T)[0].T for A, n in zip(a, a[2:], strict=False)), *a[2:]), "another space"),
+        (lambda A1, A2, i, j: sum((s * t * (u @ v)) ** 2 for s, u in [*zip(*np.linalg.svd(A1)[1:], strict=False)][:i]
+                                  for t, v in [*zip(*np.linalg.svd(A2)[1:], strict=False)][:j]) / min(i, j), "have length 1"),
         (spectral(2), "spectral"), (spectral(1), "and squared"), (lambda A1, A2, i, j: by_projections(A1, A2, len(A1), len(A2)), "only the top i")],
     "lora.merge": [
         (lambda W, A, B, alpha: W + alpha * B @ A, "α/r, not α"), (in_place, "argument W"), (lambda W, A, B, alpha: alpha / len(A) * B @ A, "add W₀"),
         (lambda W, A, B, alpha: W + alpha / len(B) * B @ A, "columns of B"), (lambda W, A, B, alpha: W - alpha / len(A) * B @ A, "subtracted"),
-        (lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "must be transposed")],
+        (lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "not r/α"), (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "rank-stabilised"),
+        (lambda W, A, B, alpha: W + B @ A / len(A), "not 1/r"), (lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "applied twice"),
+        (lambda W, A, B, alpha: W + alpha // len(A) * B @ A, "cuts off"), (lambda W, A, B, alpha: (W + B @ A) * alpha / len(A), "B A alone"),
+        (lambda W, A, B, alpha: W, "W₀ alone"), (survey_letters, "not A B")],
     "lora.bug": [
-        (diagnose(still=any), "only one of its two matrices"), (diagnose(start=lambda A, B: not B.any()), "one of the two may be random"),
+        (diagnose(still=any), "only one of its two matrices"), (diagnose(still=lambda moved: moved[1]), "it is not trained if neither has"),
+        (diagnose(start=lambda A, B: not B.any()), "one of the two may be random"), (diagnose(start=lambda A, B: not A.any()), "the start is changed if B A is not zero; one"),
+        (diagnose(start=lambda A, B: np.allclose(B @ A, 0)), "a tolerance overlooks a small one"), (diagnose(start=lambda A, B: not (B @ A).all()), "number of B A that is not zero is enough"),
+        (diagnose(start=lambda A, B: np.sum(B @ A) == 0), "with the sum 0"), (diagnose(start=lambda A, B: not (A.any() and B.any())), "and their product not"),
+        (lambda W, A, B, W1, A1, B1: "base trained" if (W != W1).any() else "start changed" if np.any(B1 @ A1) else diagnose()(W, A, B, W1, A1, B1), "about the start: B_before"),
+        (diagnose(equal=np.allclose), "has moved at all; a tolerance"), (diagnose(equal=lambda a, b: (a == b).any()), "means that none has"),
+        (diagnose(equal=lambda a, b: a.sum() == b.sum()), "compare A and B number by number"), (diagnose(zero=lambda A, B: not (A.all() or B.all())), "only if all of its numbers"),
+        (diagnose(zero=lambda A, B: not (A.any() and B.any())), "asks for both"), (diagnose(same=lambda a, b: a.max() == b.max()), "or largest number"),
+        (lambda *run: diagnose()(*run).title(), "one of the five words"),
         (diagnose(same=lambda a, b: np.allclose(a, b, 1e-4, 1e-5)), "equal to the last bit"),
         (diagnose(same=np.allclose), "as np.allclose has one"), (diagnose(same=lambda a, b: (a == b).any()), "not with .all()"),
-        (diagnose(same=lambda a, b: a.sum() == b.sum()), "with the same sum"), (diagnose(same=lambda a, b: a[0, 0] == b[0, 0]), "first number only"),
+        (diagnose(same=lambda a, b: a.sum() == b.sum()), "with the same sum, length"), (diagnose(same=lambda a, b: a[0, 0] == b[0, 0]), "first number only"),
         (diagnose(dead="not trained"), "nothing can move"),
         (diagnose(unmoved="both zero"), "is about the start"), (diagnose(same=lambda a, b: True), "base's weight before and after"),
         (diagnose(start=lambda A, B: True), "B A at the start must be zero"), (lambda *run: None, "None")],
     "lora.dora": [
         (dora(axis=0), "you divided the columns"), (dora(root=False), "root is missing"), (dora(magnitude=False), "magnitude m is missing"),
+        (dora(scale=lambda a, r: r / a), "not r/α"), (dora(scale=lambda a, r: a / r ** 0.5), "rank-stabilised"),
+        (lambda x, W, A, B, alpha, m: dora()(x, W, A, B, alpha, m * W.shape[1] ** 0.5), "not of their mean"),
+        (lambda x, W, A, B, alpha, m: dora(magnitude=False)(x, W, A, B, alpha, m) * (m ** -1 * ((W + B @ A * (alpha / A.shape[0])) ** 2).sum(axis=1)), "you did the opposite"),
+        (lambda x, W, A, B, alpha, m: (lambda h: h * m / (h ** 2).sum(axis=-1, keepdims=True) ** 0.5)(dense(x, W, A, B, alpha)), "not the outputs"),
+        (lambda x, W, A, B, alpha, m: (lambda V: x @ (V / (V ** 2).sum() ** 0.5).T * m)(W + B @ A * (alpha / A.shape[0])), "the whole matrix"),
+        (lambda x, W, A, B, alpha, m: dora()(x, W, A, B, alpha, (W ** 2).sum(axis=1) ** 0.5), "is the trained m"),
         (dora(scale=lambda a, r: a), "α/r, not α"), (dora(rows=lambda W, V: W), "not of W0's"),
         (lambda x, W, A, B, alpha, m: dora()(x, W, A, Tensor(B.data), alpha, m), "no gradient reaches B"),
         (lambda x, W, A, B, alpha, m: dora(rows=lambda W, V: Tensor(V.data))(x, W, A, B, alpha, m), "lengths as constants"),
@@ -119,4 +171,4 @@ RIGHT = {"lora.forward": [forward(lambda a, r: a / r), lambda x, W, A, B, alpha:
          "lora.backward": [backward(), lambda *a: list(backward()(*a)), lambda *a: [g.tolist() for g in backward()(*a)]],
          "lora.overlap": [by_projections, lambda *a: np.float32(by_projections(*a))],
          "lora.merge": [lambda W, A, B, alpha: W + (B * (alpha / A.shape[0])) @ A, lambda W, A, B, alpha: (W + alpha / len(A) * B @ A).tolist()],
-         "lora.bug": [diagnose(), diagnose(start=lambda A, B: np.linalg.norm(B @ A) == 0)], "lora.dora": [dora(), after_the_product]}
+         "lora.bug": [diagnose(), lambda *run: np.array([diagnose()(*run)])[0], diagnose(start=lambda A, B: np.linalg.norm(B @ A) == 0)], "lora.dora": [dora(), after_the_product]}

@@ -54,6 +54,15 @@ def crooked(x, b, convention):
     return np.clip(np.rint(x / s) - l / s, 0, 2**b - 1), s, -l / s if convention == "library" else l / s
 
 
+def rounded(how):
+    def map_signs(x, b, convention):
+        l, h = min(x.min(), 0), max(x.max(), 0)
+        s = (h - l) / (2**b - 1)
+        z = how(-l / s)
+        return np.clip(how(x / s) + z, 0, 2**b - 1), s, z if convention == "library" else -z
+    return map_signs
+
+
 def clipped_early(x, b, convention):
     codes, s, z = quantize(x, b, convention)
     return (codes, s, z) if convention == "library" else (np.clip(np.rint(x / s), 0, 2**b - 1) - z, s, z)
@@ -101,11 +110,19 @@ WRONG = {
         (swap(0, lambda d, L, r, P, m: 2 * L * r * d), "query and value"), (swap(1, lambda d, L, r, P, m: L * P * d), "enters once"),
         (swap(2, lambda d, L, r, P, m: P * L * d), "a key and a value"), (swap(3, lambda d, L, r, P, m: 4 * L * d * m), "biases are missing"),
         (swap(0, lambda d, L, r, P, m: 2 * L * r * d * d), "and not d²"), (swap(2, lambda d, L, r, P, m: 2 * P * d), "every one of the L"),
+        (swap(0, lambda d, L, r, P, m: 3 * L * 2 * r * d), "two matrices in a block"), (swap(1, lambda d, L, r, P, m: P * d + P * d), "one vector for each"),
+        (swap(1, lambda d, L, r, P, m: L * 2 * P * d), "it is no prefix"), (swap(2, lambda d, L, r, P, m: P * d), "every layer, with a key"),
+        (swap(3, lambda d, L, r, P, m: 2 * L * (2 * d * m + m)), "two biases"), (swap(3, lambda d, L, r, P, m: 2 * L * (d * m + m + d)), "two matrices, W_d"),
+        (swap(3, lambda d, L, r, P, m: 4 * d * m + 2 * m + 2 * d), "counts one block"), (lambda *a: trained(*a)[::-1], "in the order of the table"),
         (lambda *a: list(trained(*a))[:3], "4 results"), (lambda *a: None, "is there a return"), (lambda *a: np.array(trained(*a)) + 0.5, "number")],
     "map.bits": [
         (lambda b, g, s, z, o: b + (s + z) / g, "own scales are missing"),
         (lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0), "not per `outer` weights"),
         (lambda b, g, s, z, o: bits(b, g, s, 0, o), "zero points are missing"), (lambda b, g, s, z, o: b + s + z + (32 / o if o else 0), "divide by g"),
+        (lambda b, g, s, z, o: b + (z + (32 / o if o else s)) / g, "does not replace"), (lambda b, g, s, z, o: b + (s + z + 32 / max(o, 1)) / g, "only if it is not 0"),
+        (lambda b, g, s, z, o: bits(b, g, 0, z, o), "the scales are missing"), (lambda b, g, s, z, o: b, "scales and zero points add"),
+        (lambda b, g, s, z, o: bits(0, g, s, z, o), "codes' own bits"), (lambda b, g, s, z, o: g * bits(b, g, s, z, o), "a whole group"),
+        (lambda b, g, s, z, o: b + bits(0, g, s, z, o) / 8, "in bits already"), (lambda b, g, s, z, o: b + (s + z + (32 // o if o else 0)) // g, "and / divides"),
         (lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g, "`outer` scales share them"),
         (lambda b, g, s, z, o: b + (s + z + 32 / o) / g, "no second level"), (lambda b, g, s, z, o: [bits(b, g, s, z, o)], "expected a number")],
     "map.signs": [
@@ -115,6 +132,11 @@ WRONG = {
         (lambda x, b, c: quantize(x, b, c, steps=lambda b: 2**b), "2ᵇ − 1 steps"), (unclipped, "not clipped"),
         (rounded_once, "each by itself"), (crooked, "round l/s"), (clipped_early, "clipped too early"),
         (lambda x, b, c: (quantize(x, b, c)[0].astype(np.float32), *quantize(x, b, c)[1:]), "dtype float32"),
+        (rounded(np.floor), "np.floor rounds down"), (rounded(np.trunc), "cuts the digits off"),
+        (lambda x, b, c: (lambda q, s, z: (s * (q - quantize(x, b, "library")[2]), s, z))(*quantize(x, b, c)), "decoded numbers"),
+        (lambda x, b, c: (lambda q, s, z: (q, 1 / s, z))(*quantize(x, b, c)), "not its inverse"),
+        (lambda x, b, c: (lambda q, s, z: (q, z, s))(*quantize(x, b, c)), "the order is"),
+        (lambda x, b, c: (quantize(x, b, c)[0].astype(int), *quantize(x, b, c)[1:]), "as a float64 array"),
         (half_up, "half to the even"), (lambda x, b, c: quantize(x, b, c)[:2], "3 results"),
         (lambda x, b, c: (quantize(x, b, c)[0].astype(np.uint8), *quantize(x, b, c)[1:]), "dtype uint8")],
     "map.bug": [
@@ -125,6 +147,8 @@ WRONG = {
     "map.pack": [
         (bits_of("big", False), "into the low bits"), (bits_of(low_first=False), "bits of each code are reversed"),
         (bits_of("big"), "bits of each byte are reversed"), (bits_of(gaps=True), "a byte of its own"),
+        (lambda q, b: np.array([sum(int(c) << b * i for i, c in enumerate(q[j:j + 8 // b])) for j in range(0, len(q), 8 // b)], np.uint8), "a gap remains"),
+        (lambda q, b: bits_of()(q[::-1], b), "code 0 comes first"), (lambda q, b: np.append(bits_of()(q, b), np.uint8(0)), "one byte too many"),
         (bits_of(cut=True), "the last byte is missing"), (lambda q, b: bits_of()(q, b).astype(float), "dtype float64")],
 }
 RIGHT = {

@@ -154,6 +154,24 @@ def loftq_twice(W, quant, r, T):
     return Q, B, A
 
 
+def loftq_of(target, of):
+    def nf4_loftq(W, quant, r, T):
+        P = np.zeros_like(W)
+        for _ in range(T):
+            Q = quant(target(W, P))
+            U, S, Vt = np.linalg.svd(of(W, Q), full_matrices=False)
+            B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+            P = B @ A
+        return Q, B, A
+    return nf4_loftq
+
+
+def loftq_nearest(W, quant, r, T):
+    """Of all rounds, the one that comes nearest to W."""
+    rounds = [alternate(W, quant, r, t + 1) for t in range(T)]
+    return rounds[int(np.argmin([np.linalg.norm(W - Q - B @ A) for Q, B, A in rounds]))]
+
+
 def loftq_stale(W, quant, r, T):
     """Q of one round, and factors of the next."""
     Q, B, A = alternate(W, quant, r, T)
@@ -175,6 +193,14 @@ def lloyd_of(centre, empty=lambda c: c, nearest=True):
     return nf4_lloyd
 
 
+def lloyd_recoded(x, levels):
+    new = list(levels)
+    for i in range(len(new)):
+        near = x[[int(np.argmin(np.abs(v - np.array(new)))) == i for v in x]]
+        if len(near): new[i] = near.mean()
+    return np.array(new)
+
+
 def lloyd_nan(x, levels):
     q = np.abs(x[:, None] - levels).argmin(1)
     with np.errstate(all="ignore"): return np.bincount(q, x, len(levels)) / np.bincount(q, minlength=len(levels))
@@ -183,13 +209,15 @@ def lloyd_nan(x, levels):
 WRONG = {
     "nf4.bug": [(scaled_by(0, 0), "fault of the code above"), (scaled_by(0.5, 0.5), "you multiply by the scale"), (scaled_by(-1, -1), "its square"),
                 (scaled_by(-0.5, -0.5, 0), "Q is not scaled"), (scaled_by(-0.5, 0), "not by its root"),
-                (lambda W, quant, r, alpha: scaled_on_B(W, quant, r, alpha * r), "α/r, not α"), (lambda *a: scaled_on_B(*a)[1:], "3 results")],
+                (lambda W, quant, r, alpha: scaled_on_B(W, quant, r, alpha * r), "α/r, not α"),
+                (lambda W, quant, r, alpha: (lambda Q, B, A: (Q * r / alpha, B, A))(*alternate(W, quant, r, 1)), "only the product"),
+                (lambda W, quant, r, alpha: (lambda Q, B, A: (Q, B * r / alpha, A))(*alternate(W, quant, r, 5)), "keep the one round"), (lambda *a: scaled_on_B(*a)[1:], "3 results")],
     "nf4.lloyd": [(lloyd_of(np.mean, lambda c: 0.0), "stays as it is"), (lloyd_of(np.median), "median"), (lloyd_of(np.sum), "number of weights"),
                   (lloyd_of(np.mean, nearest=False), "next one below"), (lambda x, levels: lloyd_of(lambda v: (v.min() + v.max()) / 2)(x, levels), "middle of their range"),
-                  (lloyd_nan, "NaN")],
+                  (lloyd_nan, "the mean of no numbers"), (lloyd_recoded, "from the old levels")],
     "nf4.levels": [(levels_short, "n + 1 points"), (levels_unscaled, "largest magnitude of 1"), (levels_two_zeros, "0 is there twice"),
                    (lambda d, p, n: (lambda v: v / np.abs(v).max())(ndtri(np.linspace(1 - d, d, p + n + 1))), "from 1 − δ to δ"),
-                   (levels_swapped, "exchanged"), (lambda *a: levels_in_loops(*a)[::-1], "numbers differ"),
+                   (levels_swapped, "exchanged"), (lambda *a: levels_in_loops(*a)[::-1], "must ascend"),
                    (lambda d, p, n: np.sort(np.concatenate([np.linspace(0, 1, p + 1), np.linspace(-1, 0, n + 1)[:-1]])), "evenly spaced")],
     "nf4.encode": [(code_unscaled, "divide by a"), (code_below, "not the nearest"), (code_even, "not evenly spaced"),
                    (lambda x, levels: (levels[code_by_midpoints(x, levels)[0]], np.abs(x).max()), "these are the levels"),
@@ -204,7 +232,9 @@ WRONG = {
                      (lambda x, codes, scales, levels, *a: gradients_by_parts(x, codes, np.ones_like(scales), levels, *a), "scale of their group"),
                      (lambda x, codes, scales, levels, A, B, s, dy: gradients_by_parts(x, codes, scales, levels, 0 * A, B, s, dy)[:1]
                       + gradients_by_parts(x, codes, scales, levels, A, B, s, dy)[1:], "also passes through the adapter")],
-    "nf4.loftq": [(loftq_never_back, "leaves"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round"),
+    "nf4.loftq": [(loftq_never_back, "from the second on"), (lambda W, quant, r, T: alternate(W, quant, r, 1), "what one round gives"),
+                  (loftq_of(lambda W, P: W, lambda W, Q: W), "W itself"), (loftq_of(lambda W, P: W - P, lambda W, Q: W), "leaves, not W itself"),
+                  (loftq_of(lambda W, P: W + P, lambda W, Q: W - Q), "not W + B A"), (loftq_nearest, "return the last one"), (loftq_one_sided, "split"), (loftq_twice, "W − Q"), (loftq_stale, "same round"),
                   (lambda W, quant, r, T: alternate(W, quant, r, T + 1), "too many"), (lambda W, quant, r, T: alternate(W, quant, r, T)[1:], "3 results"),
                   (lambda W, quant, r, T: alternate(W, quant, r + 1, T), "shape"),
                   (lambda *a: (lambda Q, B, A: (Q, A, B))(*alternate(*a)), "in this order")],

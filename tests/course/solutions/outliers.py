@@ -213,38 +213,125 @@ def smooth_inverse(gamma, beta, weights, max_abs, alpha=0.5):
     return gamma * s, beta * s, [W / s for W in weights]
 
 
+def rounded_by(whole_x, whole_w=None, kind=None, n=127, scaled=np.multiply, largest=np.abs):
+    """The vector-wise product; kind: the type in which codes are multiplied."""
+    def outliers_vector_wise(X, W):
+        s_x, s_w = largest(X).max(1, keepdims=True) / n, largest(W).max(1, keepdims=True) / n
+        s_x[s_x == 0] = 1
+        q_x, q_w = whole_x(X / s_x), (whole_w or whole_x)(W / s_w)
+        if kind: q_x, q_w = q_x.astype(kind), q_w.astype(kind)
+        return scaled(q_x @ q_w.T, s_x * s_w.T)
+    return outliers_vector_wise
+
+
+def cast(codes):
+    return codes.astype(np.int8).astype(np.int32)
+
+
+def exact(codes):
+    return codes
+
+
+def split_by(product, out=lambda X, t: np.flatnonzero(np.abs(X).max(0) >= t)):
+    """LLM.int8() with a product for the columns that are left."""
+    def outliers_llm_int8(X, W, threshold=6.0):
+        O = out(X, threshold)
+        rest = X.copy()
+        rest[:, O] = 0
+        return X[:, O] @ W[:, O].T + product(rest, W), O
+    return outliers_llm_int8
+
+
+def split_named(name):
+    """The right product, and other names of the columns; from X, the threshold and O."""
+    def outliers_llm_int8(X, W, threshold=6.0):
+        Y, O = split_by_mask(X, W, threshold)
+        return Y, name(X, threshold, O)
+    return outliers_llm_int8
+
+
+def smooth_with(s=lambda m, largest, alpha: m**alpha / largest**(1 - alpha), largest=lambda all_W: np.abs(all_W).max(0), beta=np.divide,
+                gamma=np.divide):
+    def outliers_smooth(g, b, weights, max_abs, alpha=0.5):
+        factor = s(max_abs, largest(np.concatenate(weights)), alpha)
+        return gamma(g, factor), beta(b, factor), [W * factor for W in weights]
+    return outliers_smooth
+
+
+def over_layers(over):
+    def outliers_smooth(g, b, weights, max_abs, alpha=0.5):
+        s = max_abs**alpha * over([np.abs(W).max(0) for W in weights])**(alpha - 1)
+        return g / s, b / s, [W * s for W in weights]
+    return outliers_smooth
+
+
 WRONG = {
     "outliers.bug": [(lambda q_x, q_w: q_x @ q_w.T, "turn the codes"), (summed_in(np.int16), "int16 ends"),
                      (summed_in(np.float32), "every integer up to 2²⁴"), (summed_in(np.float16), "up to 2,048"),
                      (lambda q_x, q_w: (q_x.astype(int) @ q_w.T.astype(int)).clip(-127, 127), "clipped"),
-                     (lambda q_x, q_w: q_x.astype(int) @ q_w.astype(int), "two shapes do not fit")],
+                     (lambda q_x, q_w: q_x.astype(int) @ q_w.astype(int), "two shapes do not fit"),
+                     (summed_in(np.uint16), "unsigned integers"),
+                     (lambda q_x, q_w: q_x.astype(int) @ q_w.astype(int).reshape(q_w.shape[::-1]), "rows do not become columns")],
     "outliers.zero_point": [(lambda product, z, q_w: product + np.outer(z, q_w.sum(1)), "minus z times"),
                             (lambda product, z, q_w: product - z[:, None] * q_w.sum(), "one sum for each output"),
                             (lambda product, z, q_w: product - z[:, None] * q_w.shape[1], "q_w is missing"),
                             (lambda product, z, q_w: product - z[:, None] * q_w[:, 0].astype(int), "one code of W alone"),
                             (lambda product, z, q_w: product - z.mean() * q_w.sum(1), "belongs to a token"),
                             (lambda product, z, q_w: product - z * q_w.sum(1), "broadcast"),
-                            (lambda product, z, q_w: product, "than expected")],
+                            (lambda product, z, q_w: product, "than expected"),
+                            (lambda product, z, q_w: product - q_w.sum(1), "z is missing"),
+                            (lambda product, z, q_w: product - np.outer(z, q_w.mean(1)), "you took their mean")],
     "outliers.codes_left": [(left_floats, "expected int"), (left_one_sign, "both signs"), (left_signed, "magnitude"),
                              (lambda X, O: (left_by_mask(X, O) - 1) // 2, "are 2c + 1"), (lambda X, O: left_by_mask(X, O) - 1, "0 is a code"),
                              (lambda X, O: left_by_mask(X.T, []), "shape"),
                              (left_of(lambda rest, X, O: np.rint(127 * rest / np.abs(X[:, O]).max(1))), "need not lie in the columns O"),
                              (left_of(lambda rest, X, O: np.rint(127 * rest / X.max(1))), "not the largest x"),
-                             (left_of(lambda rest, X, O: (127 * rest / np.abs(X).max(1)).astype(int)), "rounded c down"), (left_distinct, "codes that occur")],
+                             (left_of(lambda rest, X, O: (127 * rest / np.abs(X).max(1)).astype(int)), "rounded c down"), (left_distinct, "codes that occur"),
+                             (left_of(lambda rest, X, O: np.ceil(127 * rest / np.abs(X).max(1))), "rounded c up"),
+                             (left_of(lambda rest, X, O: np.rint(128 * rest / np.abs(X).max(1))), "largest code is 127"),
+                             (left_of(lambda rest, X, O: np.rint(127 * rest / np.abs(X).max())), "a scale of its own"),
+                             (left_of(lambda rest, X, O: np.rint(127 * rest.max() / np.abs(X).max(1))), "its own largest entry outside O"),
+                             (left_of(lambda rest, X, O: np.rint(127 * np.abs(np.delete(X, O, 1)).mean(1) / np.abs(X).max(1))), "not their mean"),
+                             (lambda X, O: np.rint(254 * np.delete(np.abs(X), O, 1).max(1) / np.abs(X).max(1) + 1).astype(int), "round it, and then"),
+                             (lambda X, O: left_by_mask(X, []), "are to be left out")],
     "outliers.vector_wise": [(vector_one_scale, "one per row"), (vector_wrong_axis, "left it out of the product"),
                               (vector_both_one, "both arrays have one scale"), (vector_columns, "you took one per column, a feature; take"),
                               (vector_columns_outside, "sits inside the sum"), (vector_codes, "the scales are missing"),
                               (vector_unscaled, "s_w"),
-                              (vector_int8, "wraps beyond 127"), (vector_128, "largest code is 127"), (lambda X, W: product_in_loops(X, W).T, "transposed")],
+                              (vector_int8, "wraps beyond 127"), (vector_128, "largest code is 127"), (lambda X, W: product_in_loops(X, W).T, "transposed"),
+                              (rounded_by(cast), "a cast to integers cuts off"), (rounded_by(np.floor), "you rounded down"),
+                              (rounded_by(np.rint, exact), "only one of the two"), (lambda X, W: X @ W.T, "nothing is rounded"),
+                              (rounded_by(np.rint, kind=np.int16), "int16 ends at 32,767"), (rounded_by(np.rint, scaled=np.divide), "you divided by them"),
+                              (rounded_by(np.rint, largest=lambda A: A), "not from the largest number")],
     "outliers.llm_int8": [(split_late, "ordinary entries alone"), (split_in_place, "writes into its argument"),
                           (split_integers_only, "not added"), (split_zero_scale, "NaN"),
                           (split_half, "not in float16"), (split_signed, "compare |X|"), (lambda *a: split_by_mask(*a)[0], "2 results"),
                           (lambda X, W, t: split_by_mask(X, W), "a fixed 6"), (split_deleting, "keep the shape"),
                           (split_entries, "whole columns"),
                           (lambda X, W, t: (split_by_mask(X, W, t)[0], (np.abs(X) >= t).any(0)), "np.flatnonzero(mask)"),
-                          (lambda X, W, t: split_by_mask(X, W, np.nextafter(t, 9)), "|X| ≥ threshold")],
+                          (lambda X, W, t: split_by_mask(X, W, np.nextafter(t, 9)), "|X| ≥ threshold"),
+                          (split_by(rounded_by(cast)), "a cast to integers cuts off"), (split_by(rounded_by(np.rint, cast)), "round first"),
+                          (split_by(rounded_by(np.floor)), "you rounded down"), (split_by(rounded_by(exact)), "nothing is rounded"),
+                          (split_by(rounded_by(exact, np.rint)), "only one of the two"), (split_by(rounded_by(np.rint, kind=np.int8)), "beyond 127"),
+                          (split_by(rounded_by(np.rint, kind=np.int16)), "int16 ends at 32,767"), (split_by(rounded_by(np.rint, n=128)), "largest code is 127"),
+                          (split_by(rounded_by(np.rint), lambda X, t: np.flatnonzero(np.abs(X).sum(0) >= t)), "a column's sum"),
+                          (split_by(rounded_by(np.rint), lambda X, t: np.flatnonzero((np.abs(X) >= t).all(0))), "a column's smallest entry"),
+                          (split_by(rounded_by(np.rint), lambda X, t: []), "no column was taken out"),
+                          (lambda *a: split_by_mask(*a)[::-1], "results 1 and 2 are exchanged"),
+                          (split_named(lambda X, t, O: np.where(np.abs(X).max(0) >= t)), "return a tuple"),
+                          (split_named(lambda X, t, O: np.where(np.abs(X) >= t)[1]), "names each column once"),
+                          (split_named(lambda X, t, O: np.setdiff1d(np.arange(X.shape[1]), O)), "these are the ordinary columns"),
+                          (split_named(lambda X, t, O: O + 1), "counted from 0"), (split_named(lambda X, t, O: O[::-1]), "ascending")],
     "outliers.smooth": [(smooth_exchanged, "exchanged"), (smooth_no_beta, "β"), (smooth_each, "you gave each layer its own"),
                          (smooth_by_mean, "the mean of theirs"), (smooth_twice, "both divided by s"),
                         (lambda g, b, Ws, m, a: stacked(g, b, Ws[:1], m, a), "result 3 of 3"),
-                        (smooth_inverse, "wrong way round"), (lambda g, b, Ws, m, a: (*stacked(g, b, Ws, m, a)[:2], Ws), "multiplied by s")],
+                        (smooth_inverse, "wrong way round"), (lambda g, b, Ws, m, a: (*stacked(g, b, Ws, m, a)[:2], Ws), "multiplied by s"),
+                        (over_layers(sum), "the sum of theirs"), (over_layers(lambda each: np.min(each, 0)), "the smallest of theirs"),
+                        (over_layers(lambda each: each[-1]), "not only the last"), (smooth_with(largest=lambda W: W.max(0)), "not the largest number"),
+                        (smooth_with(largest=lambda W: np.abs(W).max()), "each column j"),
+                        (smooth_with(lambda m, w, a: m**a * w**(1 - a)), "not multiplied"), (smooth_with(lambda m, w, a: (m / w)**a), "yours have the same"),
+                        (smooth_with(lambda m, w, a: m**a), "max|W_j| is missing"), (smooth_with(lambda m, w, a: w**(a - 1)), "max|X_j| is missing"),
+                        (smooth_with(lambda m, w, a: np.sqrt(m / w)), "you took ½"), (smooth_with(beta=np.multiply), "you multiplied β"),
+                        (smooth_with(gamma=np.multiply), "γ is divided by s; you"),
+                        (lambda *a: tuple(stacked(*a)[i] for i in (1, 0, 2)), "results 1 and 2 are exchanged")],
 }

@@ -5,15 +5,27 @@ import tinypeft as tp
 from tinypeft import functional as F
 
 
-def attention_mask(offset, scale=True, order="prefix first", mask=True):
+def attention_mask(offset, scale=lambda d: d ** 0.5, order="prefix first", mask=True):
     def prefix_attention(q, k, v, P_K, P_V):
         pairs = [(P_K, k), (P_V, v)] if order == "prefix first" else [(k, P_K), (v, P_V)]
         K, V = (tp.concatenate(list(pair), axis=0) for pair in pairs)
         S = q @ K.T
-        if scale: S = S / q.shape[1] ** 0.5
+        if scale: S = S / scale(q.shape[1])
         if mask: S = S + np.triu(np.full(S.shape, -np.inf), offset(P_K.shape[0]))
         return F.softmax(S) @ V
     return prefix_attention
+
+
+def weighted(probabilities):
+    """The values, weighted by probabilities(scores, seen)."""
+    def prefix_attention(q, k, v, P_K, P_V):
+        S = q @ tp.concatenate([P_K, k], axis=0).T / q.shape[1] ** 0.5
+        return probabilities(S, np.tri(*S.shape, P_K.shape[0], dtype=S.dtype)) @ tp.concatenate([P_V, v], axis=0)
+    return prefix_attention
+
+
+def no(seen):
+    return np.where(seen, 0, -np.inf).astype(seen.dtype)
 
 
 def wrapped(q, k, v, P_K, P_V):
@@ -63,6 +75,17 @@ def share_with(maxima):
     return prefix_share
 
 
+def share_of(part, minus=np.max, scale=lambda d: d ** 0.5):
+    """Something of all exponentials: part(them, P)."""
+    def prefix_share(q, k, P_K):
+        s = np.concatenate([P_K, k]) @ q / scale(len(q))
+        return part(np.exp(s - minus(s)), len(P_K))
+    return prefix_share
+
+
+first_sum = lambda e, P: e[:P].sum() / e.sum()
+
+
 def overflowing(q, k, P_K):
     with np.errstate(over="ignore", invalid="ignore"):
         p, s = (np.exp(a @ q / np.sqrt(len(q))).sum() for a in (P_K, k))
@@ -73,6 +96,16 @@ def by_logs(q, k, P_K):
     log_sum = lambda s: s.max() + np.log(np.exp(s - s.max()).sum())
     p, s = (log_sum(a @ q / len(q) ** 0.5) for a in (P_K, k))
     return 1 / (1 + np.exp(s - p))
+
+
+def counted(also, first=1, b1=1, second=1, b2=1):
+    """Parts of the network in or out; also: is P′ stored, too?"""
+    return lambda P, L, d, m: (int(P * d + first * d * m + b1 * m + second * 2 * L * d * m + b2 * 2 * L * d), 2 * P * L * d + also * P * d)
+
+
+def in_memory(shape, axes):
+    """A cut by a shape and by axes of a table that lies in another order."""
+    return lambda t, L, H: [tuple(p) for p in t.reshape(len(t), *shape(L, H)).transpose(axes)]
 
 
 def cut_loop(table, n_layers, n_heads):
@@ -109,9 +142,19 @@ WRONG = {
         (attention_mask(lambda P: P + 1, order="text first"), "behind the text"), (detached, "no gradient reaches P_K"),
         (packaged, "uses attention of the package"), (lambda *a: attention_mask(lambda P: P + 2)(*a), "one future token"),
         (attention_mask(lambda P: P - 1), "nor the one before"), (attention_mask(lambda P: 2), "whatever P is"), (attention_mask(lambda P: 0), "may look nowhere"),
+        (attention_mask(lambda P: P + 1, scale=lambda d: d), "not by d_head"),
+        (lambda q, *a: attention_mask(lambda P: q.shape[0])(q, *a), "not T"),
+        (lambda q, k, v, P_K, P_V: attention_mask(lambda P: P + 1)(q, k, v, P_V, P_K), "are exchanged"),
+        (lambda q, k, v, P_K, P_V: attention_mask(lambda P: P + 1)(q, k, v, P_K, P_K), "P_V stands before v"),
+        (weighted(lambda S, seen: F.softmax((S + no(seen)).T).T), "over the wrong axis"), (weighted(lambda S, seen: F.softmax(S) * seen), "before the softmax"),
+        (weighted(lambda S, seen: F.softmax(S * seen)), "no small score"), (lambda q, k, v, P_K, P_V: attention_mask(lambda P: P + 1)(q, k, v, P_K[:0], P_V[:0]), "is hidden from all"),
+        (lambda q, k, v, P_K, P_V: weighted(lambda S, seen: F.softmax(S))(tp.concatenate([P_K, q], axis=0), k, v, P_K, P_V), "has no queries"),
         (scaled_by_tokens, "not by √T"), (wrapped_in_float64, "leave it a plain NumPy array")],
     "prefix.share": [
-        (overflowing, "overflows"), (share_with(lambda p, s: (s.max(), s.max())), "subtract the largest score"), (share_with(lambda p, s: (p.max(), s.max())), "subtract the same one"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
+        (overflowing, "overflows"), (share_of(first_sum, lambda s: s[0]), "the largest score"), (share_of(first_sum, lambda s: abs(s).max()), "become 0"),
+        (share_of(first_sum, scale=lambda d: d), "not by d_head"), (share_of(lambda e, P: e[:P].mean() / (e[:P].mean() + e[P:].mean())), "not of the means"),
+        (share_of(lambda e, P: e[:P].max() / e.sum()), "largest one alone"), (share_of(lambda e, P: e[-P:].sum() / e.sum()), "not the last"),
+        (share_of(lambda e, P: e[:P] / e.sum()), "is one number"), (share_with(lambda p, s: (s.max(), s.max())), "subtract the largest score"), (share_with(lambda p, s: (p.max(), s.max())), "subtract the same one"), (lambda q, k, P_K: 1 - by_logs(q, k, P_K), "1 − λ"),
         (lambda q, k, P_K: np.exp(P_K @ q / len(q) ** 0.5).sum() / np.exp(k @ q / len(q) ** 0.5).sum(), "odds"),
         (lambda q, k, P_K: by_logs(q * len(q) ** 0.5, k, P_K), "√d_head"),
         (lambda q, k, P_K: len(P_K) / len([*P_K, *k]), "share of the keys"),
@@ -119,11 +162,20 @@ WRONG = {
     "prefix.count": [
         (lambda P, L, d, m: (P * d + d * m + m * 2 * L * d, 2 * P * L * d), "biases"),
         (lambda P, L, d, m: (P * d + d * m + m + (m + 1) * L * d, P * L * d), "2 L d, not L d"),
+        (counted(0, b1=0), "m numbers, is missing"), (counted(0, b2=0), "2 L d numbers, is missing"), (counted(0, first=0, b1=0), "(m, d) with m biases"),
+        (counted(0, second=0, b2=0), "(2 L d, m) with"), (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + P * m, 2 * P * L * d), "not (P, m)"),
+        (counted(0, second=0.5, b2=0.5), "second layer makes"), (lambda P, L, d, m: (P * (d + m * (d + 1) + 2 * L * d * (m + 1)), 2 * P * L * d), "counted once"),
+        (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + 2 * P * L * d, 2 * P * L * d), "network makes"),
+        (counted(1), "without P′"), (lambda P, L, d, m: (counted(0)(P, L, d, m)[0], P * L * d), "numbers a token"),
         (lambda P, L, d, m: (d * m + m + (m + 1) * 2 * L * d, 2 * P * L * d), "P′"),
         (lambda P, L, d, m: (2 * P * L * d, P * d + d * m + m + (m + 1) * 2 * L * d), "wrong way round"),
         (lambda P, L, d, m: ((P * d + m * (d + 1) + 2 * L * d * (m + 1)),) * 2, "dropped after training")],
     "prefix.cut": [
         (lambda t, L, H: [(v, k) for k, v in cut_loop(t, L, H)], "wrong way round"),
+        (in_memory(lambda L, H: (L, H, 2, -1), (1, 3, 2, 0, 4)), "head by head"), (in_memory(lambda L, H: (H, L, 2, -1), (2, 3, 1, 0, 4)), "all layers of head 0"),
+        (in_memory(lambda L, H: (L, H, -1, 2), (1, 4, 2, 0, 3)), "number by number"), (lambda *a: cut_loop(*a)[::-1], "list begins with layer 0"),
+        (lambda *a: [(k, k) for k, v in cut_loop(*a)], "the keys once more"), (lambda t, L, H: [*zip(*[iter(np.split(t, 2 * L, axis=1))] * 2, strict=True)], "heads are not apart"),
+        (lambda *a: [(tp.Tensor(k), tp.Tensor(v)) for k, v in cut_loop(*a)], "not Tensors"), (lambda *a: [x for pair in cut_loop(*a) for x in pair], "one pair (K, V)"),
         (lambda t, L, H: [tuple(p) for p in t.reshape(L, 2, H, len(t), -1)], "reshape alone"),
         (lambda t, L, H: list(zip(*t.reshape(len(t), 2, L, H, -1).transpose(1, 2, 3, 0, 4), strict=True)), "all keys first"),
         (lambda t, L, H: [tuple(t[:, i * t.shape[1] // (2 * L):][:, :t.shape[1] // (2 * L)].reshape(H, len(t), -1)
@@ -136,14 +188,22 @@ WRONG = {
         (seen_where(lambda t, j, P: j <= t + P, lambda P: P + 1), "first token stands at P"),
         (seen_where(lambda t, j, P: j <= t, lambda P: 0), "as it was"), (seen_where(lambda t, j, P: j >= 0 * t), "and so the future"),
         (lambda T, P: (np.ones((T, P + T), bool), np.arange(T)), "sees every column"),
+        (seen_where(lambda t, j, P: j <= t + 1), "whatever P is"),
+        (lambda T, P: (np.roll(glued(T, P)[0], T, axis=1), np.arange(P, P + T)), "its P columns come first"),
+        (seen_where(lambda t, j, P: j < P + 0 * t), "the prefix alone"), (seen_where(lambda t, j, P: j >= t + P), "np.tril keeps the past"),
+        (seen_where(lambda t, j, P: j <= t + P, lambda P: P - 1), "behind P virtual tokens"),
+        (lambda T, P: (np.tri(P + T, dtype=bool), np.arange(P, P + T)), "has T rows"), (lambda T, P: (glued(T, P)[0] * 1.0, glued(T, P)[1]), "dtype bool"),
+        (lambda *a: glued(*a)[::-1], "comes first, then"),
         (lambda T, P: (glued(T, P)[0], np.arange(P + T)), "of the T tokens alone")],
     "prefix.copies": [
         (lambda lam, n: n * lam, "more than 1"), (lambda lam, n: 1 - (1 - lam) ** n, "independent chances"), (lambda lam, n: np.clip(n * lam, 0, 1), "cutting"),
+        (lambda lam, n: by_odds(lam, n) / n, "one of the n copies"), (lambda lam, n: lam / n, "not a smaller"),
+        (lambda lam, n: 1 - (1 - lam) / n, "have the sum 1 again"), (lambda lam, n: by_odds(lam, n + 1), "n in all"),
         (lambda lam, n: 1 - by_odds(lam, n), "share of the text"), (lambda lam, n: n * lam / (1 + n * lam), "not 1")],
 }
 RIGHT = {
     "prefix.attention": [per_row, wrapped, attention_mask(lambda P: P + 1)], "prefix.share": [by_logs, share_with(lambda p, s: 2 * [max(p.max(), s.max())]), lambda *a: np.array(by_logs(*a))],
     "prefix.count": [lambda P, L, d, m: (P * d + m * (d + 1) + 2 * L * d * (m + 1), 2 * L * d * P)], "prefix.cut": [cut_loop, lambda *a: np.array(cut_loop(*a)), lambda *a: tuple([k.tolist(), v.tolist()] for k, v in cut_loop(*a))],
-    "prefix.bug": [glued, seen_where(lambda t, j, P: j <= t + P), lambda *a: tuple(x.tolist() for x in glued(*a))],
+    "prefix.bug": [glued, lambda T, P: (glued(T, P)[0], range(P, P + T)), seen_where(lambda t, j, P: j <= t + P), lambda *a: tuple(x.tolist() for x in glued(*a))],
     "prefix.copies": [by_odds, of_odds, lambda lam, n: [float(n * x / (n * x + 1 - x)) for x in lam]],
 }

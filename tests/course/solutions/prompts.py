@@ -13,6 +13,23 @@ def built(prompt_at=lambda P, T: slice(0, P), text_at=lambda P, T: slice(P, P + 
     return prompts_input
 
 
+def table_from(first):
+    """The rows of the table from first(table) on, for prompt and text."""
+    def prompts_input(P_e, X_e, positions):
+        x = tp.concatenate([P_e, X_e], axis=0)
+        at = first(positions, x)
+        return x + positions[at:at + x.shape[0]]
+    return prompts_input
+
+
+def whole_table(P_e, X_e, positions):
+    return tp.concatenate([P_e, X_e], axis=0) + positions
+
+
+def side_by_side(P_e, X_e, positions):
+    return tp.concatenate([P_e, X_e], axis=1) + positions[:P_e.shape[0]]
+
+
 def cut(P_e, X_e, positions):
     return built()(tp.Tensor(P_e.data), X_e, positions)
 
@@ -31,8 +48,19 @@ def counted(pairs, share=lambda old, new: new / old - 1):
     return prompts_cost
 
 
+def priced(matrices, attention):
+    work = lambda S, d: matrices * d * d * S + attention * d * S * (S + 1)
+    return lambda P, T, d: work(P + T, d) / work(T, d) - 1
+
+
 def ends(tokens, counts, separator):
     return [0, *(i + 1 for i, t in enumerate(tokens) if t == separator)][:len(counts)]
+
+
+def all_ends(tokens, counts, separator):
+    starts = [0, *(i + 1 for i, t in enumerate(tokens) if t == separator)]
+    return np.concatenate([start + before + np.arange(n) for start, before, n in zip(
+        starts, np.cumsum([0, *counts]), counts, strict=True)])
 
 
 def every_separator(n=None, first=False):
@@ -55,6 +83,15 @@ def one_place(moved):
             out += n * [start + moved * before]
             before += n
         return np.array(out)
+    return prompts_places
+
+
+def starting(before, which=None):
+    """Places from the start of each part on: starts `which` of the row's parts gives, moved by before(counts, part)."""
+    def prompts_places(tokens, counts, separator):
+        starts = [0, *(i + 1 for i, t in enumerate(tokens) if t == separator)]
+        starts = which(starts) if which else starts[:len(counts)]
+        return np.array([start + before(counts, j) + i for j, start in enumerate(starts) for i in range(counts[j])])
     return prompts_places
 
 
@@ -119,12 +156,12 @@ def read_by(own=False, shift=0, last=True):
     return prompts_bug
 
 
-def lstm(directions=2, layers=2, biases=2, state=1, second=2, embeddings=1, maps=1):
+def lstm(directions=2, layers=2, biases=2, state=1, second=2, embeddings=1, maps=1, gates="ifgo", each=None):
     def prompts_lstm(P, d, n):
         total = embeddings * P * d + maps * ((2 * n + 1) * 2 * n + (2 * n + 1) * d)
         for layer in range(layers):
             k = second * n if layer else d
-            total += directions * sum(n * k + state * n * n + biases * n for _ in "ifgo")
+            total += (each[layer] if each else directions) * sum(n * k + state * n * n + biases * n for _ in gates)
         return total
     return prompts_lstm
 
@@ -133,6 +170,9 @@ WRONG = {
     "prompts.input": [
         (built(text_at=lambda P, T: slice(0, T)), "begin behind the prompt"), (built(prompt_at=None), "have positions, too"),
         (built(None, None), "position vectors are missing"), (cut, "no gradient reaches P_e"),
+        (table_from(lambda pos, x: 1), "first row of the table"), (table_from(lambda pos, x: pos.shape[0] - x.shape[0]), "not the last"),
+        (lambda P_e, X_e, pos: X_e + pos[:X_e.shape[0]], "prompt's rows are missing"), (whole_table, "than you need"),
+        (side_by_side, "join along axis 0"),
         (lambda P_e, X_e, pos: built()(P_e, X_e, pos).data, "expected a tinypeft.Tensor"),
         (built(lambda P, T: slice(T, P + T), lambda P, T: slice(0, T), swapped=True), "not behind it")],
     "prompts.cost": [
@@ -141,10 +181,19 @@ WRONG = {
         (lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1)), "alone"),
         (counted(lambda S: S * (S + 1) / 2, lambda old, new: (new - old) / new), "divided by the work of the longer input"),
         (counted(lambda S: S * (S - 1) / 2), "sees itself as well"),
+        (lambda P, T, d: (P + T) / T, "ratio of the lengths"), (priced(0, 1), "only attention"), (priced(12, 0.5), "one product for the scores"),
+        (priced(12, 2), "twice its weight"), (lambda P, T, d: priced(12, 1 / d)(P, T, d), "not one each"), (lambda P, T, d: priced(12 / d, 1)(P, T, d), "not 12 d"),
+        (counted(lambda S: S * S / 2), "not S²/2"), (counted(lambda S: S * (S + 1) / 2, lambda old, new: new - old), "number of additional"),
+        (counted(lambda S: S * (S + 1) / 2, lambda old, new: new // old - 1), "cuts off"),
+        (lambda P, T, d: (12 * d + (P + T) * (P + T + 1)) / (12 * d + T * (T + 1)) - 1, "each of the S positions"),
         (lambda P, T, d: 100 * cost(P, T, d), "in per cent")],
     "prompts.nearest": [
         (nearest(length=lambda a: 1), "dot products"), (by_distance, "by distance"), (nearest(sign=1), "farthest"),
-        (nearest(order=-1), "nearest should come first"),
+        (nearest(order=-1), "nearest should come first"), (lambda P, E, k: np.argsort(-abs(nearest_cosines(P, E)), axis=1)[:, :k], "sizes of the cosines"),
+        (lambda P, E, k: nearest()(P, E, k + 1)[:, 1:], "do not leave it out"), (lambda *a: nearest()(*a) + 1, "begin at 0"),
+        (nearest(length=lambda a: (a * a).sum(1, keepdims=True)), "not by its square"), (lambda P, E, k: nearest()(P, E, len(E)).argsort(axis=1)[:, :k], "makes ranks"),
+        (lambda P, E, k: nearest()(P, E, len(E)), "keep the k nearest"), (lambda P, E, k: nearest_cosines(P, E).argmax(axis=1), "np.argmax finds"),
+        (lambda P, E, k: nearest()(E, P, k), "sort along axis 1"),
         (lambda P, E, k: np.argpartition(-nearest_cosines(P, E), k, axis=1)[:, :k], "leaves the k nearest unordered"),
         (cosines, "these are the cosines"), (lambda P, E, k: nearest()(P, E, k).astype(float), "use .astype(int)"),
         (lambda P, E, k: nearest()(P, E, k)[:, 0], "shape")],
@@ -156,14 +205,27 @@ WRONG = {
         (every_separator(), "in the last part a separator"), (every_separator(1), "behind every separator"),
         (every_separator(first=True), "only the first separator"),
         (lambda t, counts, s: np.arange(sum(counts)), "all pseudo-tokens stand in front"),
+        (starting(lambda c, j: j), "not by the number of parts"), (starting(lambda c, j: sum(c[:j + 1])), "do not move themselves"),
+        (lambda t, c, s: starting(lambda c, j: sum(c[:j]), which=lambda ends: [0, *ends[1:][1 - len(c):]])(t, c, s), "not the last ones"),
+        (lambda t, c, s: starting(lambda c, j: sum(c[:j]), which=lambda ends: [*ends[1:len(c)], len(t)])(t, c, s), "not behind it"),
+        (lambda t, c, s: np.isin(np.arange(len(t) + sum(c)), walk()(t, c, s)), "this is a whole row"), (lambda *a: np.split(walk()(*a), np.cumsum(a[1])[:-1]), "one for each part"),
+        (all_ends, "token like others"),
         (lambda *a: walk()(*a) + 1, "everywhere")],
     "prompts.bug": [
         (read_by(own=True), "own places; but"), (lambda at, n: np.arange(n - len(at)), "0 … T − 1, as before"), (read_by(shift=1), "one place before them"), (read_by(own=True, shift=-1), "too early"),
         (lambda at, n: np.arange(n)[-(n - len(at)):], "the last T places"),
+        (lambda at, n: [*read_by(last=False)(at, n), max(set(range(n)) - {*at})], "even if vectors"), (lambda at, n: [*read_by(last=False)(at, n), n], "no place n"),
+        (lambda at, n: [i + (i + 1 in at) for i in read_by(own=True)(at, n)], "not at the first"), (read_by(own=True, shift=1), "not always one further"),
+        (lambda at, n: np.isin(np.arange(n), at), "none for a vector"),
         (read_by(last=False), "last token is missing"), (lambda at, n: np.arange(n), "all places of the row")],
     "prompts.lstm": [
         (lstm(directions=1), "two directions"), (lstm(layers=1), "second layer is missing"), (lstm(second=1), "reads both directions"),
-        (lstm(biases=1), "two biases"), (lstm(embeddings=0), "are trained, too"), (lstm(state=0), "of the state"), (lstm(maps=0), "linear maps are missing")],
+        (lstm(biases=1), "two biases"), (lstm(gates="ifo"), "four, not three"), (lstm(gates="i"), "each of the four gates"),
+        (lambda P, d, n: lstm()(P, d, n) - lstm(layers=1)(P, d, n) + lstm(embeddings=0, layers=0)(P, d, n) + P * d, "first layer is missing"),
+        (lstm(each=(1, 2)), "first layer has two"), (lstm(each=(2, 1)), "second layer has two"), (lambda P, d, n: lstm()(P, d, n) + 8 * n * (d - 2 * n), "not d"),
+        (lambda P, d, n: lstm()(P, d, n) - (2 * n + 1) * 2 * n, "first linear map, ("), (lambda P, d, n: lstm()(P, d, n) - (2 * n + 1) * d, "second linear map, ("),
+        (lambda P, d, n: lstm()(P, d, n) - 2 * n, "map has 2n"), (lambda P, d, n: lstm()(P, d, n) - d, "map has d"), (lstm(biases=0), "biases of all gates are"),
+        (lambda P, d, n: lstm(biases=0)(P, d, n) - 2 * n - d, "and of both linear maps"), (lstm(embeddings=0), "are trained, too"), (lstm(state=0), "of the state"), (lstm(maps=0), "linear maps are missing")],
 }
 RIGHT = {
     "prompts.input": [built()], "prompts.cost": [cost, lambda *a: np.array(cost(*a))],

@@ -249,6 +249,27 @@ def float_integers(x, e, m):
     return np.rint(x / 2**(E - m)) * 2**(E - m)
 
 
+def survey_with(round_x=np.rint, round_z=np.rint, more=0):
+    def quantization_survey(x, bits):
+        low, high = min(0, x.min()), max(0, x.max())
+        S = (high - low) / (2**bits - 1) + more or 1.0
+        Z = int(round_z(low / S))
+        return np.clip(round_x(x / S).astype(int) - Z, 0, 2**bits - 1), S, Z
+    return quantization_survey
+
+
+def clip_with(whole=np.rint, error=lambda d: (d**2).sum(1), largest=lambda x: np.abs(x).max(1, keepdims=True), ends=None, back=False):
+    """ends: bits → the number that the codes go up to. back: decoded with the step of the whole range."""
+    def quantization_best_clip(x, bits, fractions):
+        n, m, errors = ends(bits) if ends else 2**(bits - 1) - 1, largest(x), []
+        m[m == 0] = 1
+        for p in fractions:
+            s = p * m / n
+            errors.append(error((m / n if back else s) * np.clip(whole(x / s), -n, n) - x))
+        return fractions[np.argmin(errors, axis=0)]
+    return quantization_best_clip
+
+
 WRONG = {
     "quantization.bug": [(numbers_with(np.uint8), "3 − 8 wraps"), (numbers_with(np.int8), "int8 ends at 127"),
                          (numbers_with(np.float32, lambda a, g: np.tile(a, (1, g))), "np.tile"),
@@ -257,11 +278,15 @@ WRONG = {
                          (lambda q, s, z, group: numbers_by_block(q, s, 0 * z, group), "zero point is missing"),
                          (lambda q, s, z, group: np.repeat(s, group, 1) * q - np.repeat(z, group, 1), "not q alone"),
                          (lambda q, s, z, group: s * (q.astype(float) - z), "broadcast")],
-    "quantization.pack": [(lambda q: q[::2] + 16 * q[1::2], "high half"), (lambda q: q[::2] << 8 | q[1::2], "shift by 8"),
+    "quantization.pack": [(lambda q: q[::2] + 16 * q[1::2], "high half"), (lambda q: q[::2] << 8 | q[1::2], "only the second code is left"),
                           (lambda q: 16 * q[:len(q) // 2] + q[len(q) // 2:], "neighbours"), (lambda q: q, "nothing is packed"),
                           (lambda q: q[::2] | q[1::2], "over each other"), (lambda q: 15 * q[::2] + q[1::2], "not 15"),
                           (lambda q: (q[::2] << 4 | q[1::2]).astype(float), "use .astype(int)"),
-                          (lambda q: 16 * q[::2].astype(int) + q[1::2], "an int64 takes eight bytes")],
+                          (lambda q: 16 * q[::2].astype(int) + q[1::2], "an int64 takes eight bytes"),
+                          (np.packbits, "np.packbits packs bits"), (lambda q: q[::2].astype(int) << 8 | q[1::2], "out of its byte; shift by 4"),
+                          (lambda q: q[::2] + q[1::2], "codes of a pair are added"), (lambda q: (q[::2] | q[1::2]) << 4, "both are shifted"),
+                          (lambda q: q[::2], "only the first code is left: move it"), (lambda q: q[::2] * 16, "add the second one in the low"),
+                          (lambda q: 8 * q[::2] + q[1::2], "multiplied by 8")],
     "quantization.absmax": [(absmax_128, "one less than a power of two"), (absmax_int, "cut x/s off"), (absmax_nan, "zeros"),
                             (lambda x, bits: np.rint(x / (np.abs(x).max() / (2**(bits - 1) - 1))), "codes"),
                             (absmax_by_axis, "whole array"), (absmax_with(half_up), "rounds it up"), (absmax_with(half_away), "away from 0"),
@@ -272,13 +297,29 @@ WRONG = {
     "quantization.survey": [(survey_sign, "libraries' sign"), (survey_min_max, "does not contain 0"), (survey_unclipped, "not clipped"),
                             (survey_middle, "Z of a symmetric grid"),
                             (survey_late, "before you subtract Z"), (survey_zeros, "an array of zeros"),
+                            (survey_with(more=1e-12), "an added ε"), (survey_with(np.trunc), "round x/S to the nearest integer; yours"),
+                            (survey_with(round_z=np.floor), "your Z is cut off"), (survey_with(np.floor, np.floor), "x/S and l/S are rounded"),
+                            (lambda *a: tuple(survey_with()(*a)[i] for i in (0, 2, 1)), "results 2 and 3 are exchanged"),
+                            (lambda *a: survey_with()(*a)[1:] + survey_with()(*a)[:1], "stand in another order"),
+                            (lambda x, bits: (np.clip(np.rint(x / survey_with()(x, bits)[1]), 0, 2**bits - 1).astype(int),
+                                              *survey_with()(x, bits)[1:]), "Z is not subtracted"),
                             (lambda *a: (by_library(*a)[0].astype(float), *by_library(*a)[1:]), "use .astype(int)")],
     "quantization.best_clip": [(clip_without_clip, "not clipped"), (clip_for_all, "its own fraction"), (clip_absolute, "squared"),
                                (clip_against_clipped, "against the clipped x"), (clip_one_range, "its own range"),
                                (clip_last, "the first one is wanted"), (clip_by_zero, "another divisor first"), (clip_place, "return the fraction itself"),
-                               (lambda x, bits, fractions: loop_of_rows(x, bits, fractions[::-1]), "equally good")],
+                               (lambda x, bits, fractions: loop_of_rows(x, bits, fractions[::-1]), "equally good"),
+                               (clip_with(np.trunc), "cut off or rounded down"), (clip_with(back=True), "decode the codes with the same step"),
+                               (clip_with(error=lambda d: d.sum(1)), "errors of both signs cancel"),
+                               (clip_with(error=lambda d: abs(d).max(1)), "largest error of a row"),
+                               (clip_with(largest=lambda x: x.max(1, keepdims=True)), "not its largest number"),
+                               (clip_with(ends=lambda bits: 2**bits - 1), "half of the codes"), (clip_with(ends=lambda bits: 2**(bits - 1)), "the step is p·m/(2"),
+                               (lambda x, bits, fractions: loop_of_rows(x, bits, fractions) * abs(x).max(1), "these are the ends"),
+                               (lambda x, bits, fractions: clip_errors(x, bits, fractions).min(0), "these are the least errors")],
     "quantization.to_float": [(float_frexp, "frexp"), (float_normal_only, "subnormal"), (float_endless, "±V"), (float_too_fine, "goes down to −bias"),
-                              (float_with(half_up), "rounds it up"), (float_with(half_away), "away from 0"), (float_integers, "2.0**(E − m)"),
+                              (float_with(half_up), "rounds it up"), (float_with(half_away), "away from 0"), (float_integers, "2.0**(E - m)"),
                               (float_with(np.trunc), "you cut off"), (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m)), "is reserved"),
-                              (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 1 - bias)), "all bits 1")],
+                              (float_with(np.rint, lambda e, m, bias: 2.0**(2**e - 1 - bias)), "all bits 1"),
+                              (float_with(np.floor), "you rounded down"), (float_with(np.ceil), "you rounded up"), (float_with(lambda n: n), "nothing is rounded"),
+                              (lambda x, e, m: float_with(np.rint)(x, e, m + 1), "half as wide"), (lambda x, e, m: float_with(np.rint)(abs(x), e, m), "keep their sign"),
+                              (lambda x, e, m: float_with(np.rint)(x, e, m) * (abs(x) >= 2.0**(2 - 2**(e - 1))), "not 0 alone")],
 }

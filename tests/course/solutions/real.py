@@ -64,6 +64,15 @@ def too_many_pairs(x, theta):
     return np.concatenate([x1 * np.cos(phi) - x2 * np.sin(phi), x2 * np.cos(phi) + x1 * np.sin(phi)], axis=-1)
 
 
+def overwritten(x, theta):
+    H, T, d = x.shape
+    x, phi = x.copy(), np.outer(np.arange(T), theta ** (-2 * np.arange(d // 2) / d))
+    x1, x2 = x[..., :d // 2], x[..., d // 2:]
+    x1[:] = x1 * np.cos(phi) - x2 * np.sin(phi)
+    x2[:] = x2 * np.cos(phi) + x1 * np.sin(phi)
+    return x
+
+
 def by_head(x, theta):
     H, T, d = x.shape
     phi = (np.arange(H)[:, None] * theta ** (-2 * np.arange(d // 2) / d))[:, None]
@@ -88,11 +97,11 @@ def by_rotate_half(x, theta):
 
 
 # -- grouped heads -------------------------------------------------------------------------------
-def attention(q, k, v, scale=True, causal=True, divisor=lambda q: q.shape[-1], above=1, zero=False, after=False, axis=-1):
+def attention(q, k, v, scale=True, causal=True, divisor=lambda q: q.shape[-1], above=1, zero=False, after=False, axis=-1, largest=None):
     S = q @ k.transpose(0, 2, 1) / (np.sqrt(divisor(q)) if scale else 1)
     future = np.triu(np.ones(S.shape[1:], bool), above)
     if causal and not after: S = np.where(future, 0 if zero else -np.inf, S)
-    P = np.exp(S - S.max(axis, keepdims=True))
+    P = np.exp(S - S.max(largest or axis, keepdims=True))
     P = P / P.sum(axis, keepdims=True)
     return P * (~future if after else 1) @ v
 
@@ -100,6 +109,11 @@ def attention(q, k, v, scale=True, causal=True, divisor=lambda q: q.shape[-1], a
 def shared(places, **options):
     """Head h reads the key and value `places(H, G)[h]`."""
     return lambda q, k, v: attention(q, k[places(len(q), len(k))], v[places(len(q), len(k))], **options)
+
+
+def two_groups(q, k, v):
+    n = len(q) // 2
+    return attention(q, np.repeat(k, n, axis=0), np.repeat(v, n, axis=0))
 
 
 def in_order(H, G): return np.arange(H) // (H // G)
@@ -142,6 +156,10 @@ def q4_1_swapped_half(octets):
 def q4_1_unshifted(octets):
     d, m = numbers(octets).T
     return d[:, None] * np.concatenate([octets[:, 4:] & 15, octets[:, 4:] & 240], axis=1) + m[:, None]
+
+
+def each_byte(octets, m=2):
+    return octets[:, :1].astype(np.float32) * np.hstack(codes(octets)) + octets[:, m:m + 1].astype(np.float32)
 
 
 def q4_0(octets):
@@ -197,6 +215,13 @@ def whole(how, safe=True):
     return real_encode
 
 
+def divisor_stored(W):
+    m, step = W.min(1, keepdims=True), (W.max(1, keepdims=True) - W.min(1, keepdims=True)) / 15
+    step[step == 0] = 1
+    q = np.rint((W - m) / step).astype(np.uint8)
+    return np.hstack([np.hstack([step, m]).astype("<f2").view(np.uint8), q[:, :16] + 16 * q[:, 16:]])
+
+
 def by_stored_step(W):
     """The nearest codes under the step and the offset as float16 has them."""
     m = W.min(1, keepdims=True)
@@ -208,24 +233,29 @@ def by_stored_step(W):
 
 WRONG = {
     "real.bug": [(lambda W, d: np.concatenate([W[0::2], W[1::2]]), "not over all heads"), (way_back, "way back"), (odd_first, "odd ones"),
-                 (lambda W, d: W.copy(), "nothing has changed"), (mixed, "yours are mixed")],
+                 (lambda W, d: W.copy(), "nothing has changed"), (mixed, "yours are mixed"), (lambda W, d: W[:, np.argsort(np.arange(W.shape[1]) % 2, kind="stable")], "not the columns")],
     "real.encode": [(lambda W: written(W, pair=lambda q, j: (q[j + 16], q[j])), "low halves"),
                     (lambda W: written(W, pair=lambda q, j: (q[2 * j], q[2 * j + 1])), "no neighbours"), (lambda W: written(W, 16), "fifteen steps"),
                     (lambda W: written(W, first=lambda d, m: (m, d)), "the offset m"), (lambda W: written(W, dtype=">f2"), "little-endian"),
                     (whole(np.floor), "nearest code"), (whole(np.ceil), "np.rint"), (whole(np.rint, safe=False), "by luck"),
-                    (lambda W: written(W)[:, 4:], "20 bytes")],
+                    (lambda W: written(W)[:, 4:], "20 bytes"), (divisor_stored, "as a divisor alone")],
     "real.rms_norm": [
         (layer_norm, "layer norm"), (by_length, "of their sum"), (outer_eps, "under the root"), (over_all, "a norm of its own"),
-        (by_std, "mean of the squares"), (gemma, "Gemma")],
+        (by_std, "mean of the squares"), (gemma, "Gemma"),
+        (lambda x, gamma, eps: by_dot(x, 1, eps), "multiply by γ"), (lambda x, gamma, eps: by_dot(x, gamma, 0), "ε is missing"),
+        (lambda x, gamma, eps: gamma * x / np.sqrt((x**2).mean(0, keepdims=True) + eps), "over the rows")],
     "real.rotary": [
         (interleaved, "paired neighbours"), (lambda x, theta: rotary(x, theta, sign=-1), "sign of sin"), (by_head, "grows with the head"),
         (lambda x, theta: rotary(x, theta, start=1), "first position is 0"), (lambda x, theta: rotary(x, theta, power=-1.0), "yours is −i/d"),
         (joined_interleaved, "yours are interleaved"), (neighbours_joined, "joined the results"), (too_many_pairs, "d/2 pairs"),
-        (lambda x, theta: rotary(x, theta, power=2.0), "more slowly")],
+        (lambda x, theta: rotary(x, theta, power=2.0), "more slowly"), (overwritten, "overwritten before"),
+        (lambda x, theta: np.where(np.arange(x.shape[-1]) < x.shape[-1] // 2, rotary(x, theta), x), "leaves the second half"),
+        (lambda x, theta: rotary(x, theta, power=-4.0), "yours is −4i/d")],
     "real.grouped": [
         (shared(lambda H, G: np.arange(H) % G), "do not tile"), (shared(in_order, causal=False), "the future"),
+        (two_groups, "so k and v need as many"),
         (shared(in_order, zero=True), "score of 0"), (shared(in_order, after=True), "before the softmax; what"),
-        (shared(in_order, axis=-2), "over the keys"), (shared(in_order, divisor=len), "number of heads"),
+        (shared(in_order, axis=-2), "over the keys"), (shared(in_order, axis=-2, largest=-1), "over the queries"), (shared(in_order, divisor=len), "number of heads"),
         (shared(in_order, above=0), "also sees itself"),
         (shared(in_order, scale=False), "divided by √d"), (shared(lambda H, G: np.zeros(H, int)), "the first one")],
     "real.q4_1": [
@@ -233,6 +263,7 @@ WRONG = {
         (lambda b: q4_1(b, lambda low, high: np.stack([low, high], axis=2).reshape(len(low), 32)), "no neighbours"),
         (q4_0, "is Q4_0"), (minus, "m is added"), (lambda b: q4_1(b, dtype=">f2"), "little-endian"),
         (q4_1_swapped_half, "the dtype '<f2'"), (q4_1_half, "compute in float32"), (q4_1_unshifted, "16 times the code"),
+        (each_byte, "two bytes are one float16"), (lambda b: each_byte(b, 1), "makes a number of each byte"),
         (lambda b: q4_1_loop(b).astype(float), "weights are float32")],
 }
 RIGHT = {

@@ -1,4 +1,6 @@
 """Lesson 08: a budget of rank, allocated by importance."""
+import math
+
 import numpy as np
 
 from ...peft.adalora import AdaLoRA
@@ -45,15 +47,26 @@ def _averages(rng):
     return w, g, np.abs(a), np.abs(b), float(rng.uniform(0.7, 0.95)), float(rng.uniform(0.5, 0.9))
 
 
-def _variant(old=False, keep=np.abs, deviation=np.abs, score=np.multiply, swap=False, weight=True, scored=None):
-    """importance with a mistake; scored(I, old Ī, old U, new Ī, new U) are the two numbers whose product is the score."""
+def _variant(I=lambda w, g: np.abs(w * g), betas=lambda b1, b2: (b1, b2), old=False, deviation=np.abs, mean_of_I=None,
+             mean_of_U=None, score=lambda I, I_bar, U, new, new_U: new * new_U):
+    """importance with a mistake: another sensitivity, betas, distance or score, U measured from the old Ī. mean_of_I and
+    mean_of_U, if given, make another new value from the old one, this step's and β."""
     def wrong(w, g, I_bar, U, beta1, beta2):
-        if swap: beta1, beta2 = 1 - beta1, 1 - beta2
-        I = keep(w * g if weight else g)
-        new = beta1 * I_bar + (1 - beta1) * I
-        new_U = beta2 * U + (1 - beta2) * deviation(I - (I_bar if old else new))
-        return new, new_U, score(*(scored(I, I_bar, U, new, new_U) if scored else (new, new_U)))
+        beta1, beta2 = betas(beta1, beta2)
+        i, mean = I(w, g), lambda old, now, beta: beta * old + (1 - beta) * now
+        new = (mean_of_I or mean)(I_bar, i, beta1)
+        new_U = (mean_of_U or mean)(U, deviation(i - (I_bar if old else new)), beta2)
+        return new, new_U, score(i, I_bar, U, new, new_U)
     return wrong
+
+
+def _added(old, now, beta): return beta * old + now
+
+
+def _summed(old, now, beta): return old + now
+
+
+def _this_step(old, now, beta): return now
 
 
 def _itself(x): return x
@@ -64,18 +77,23 @@ def budget(t, T, t_i, t_f, b0, bT):
     return AdaLoRA(init_rank=b0, target_rank=bT, t_init=t_i, t_final=t_f).budget(t, T, 1)
 
 
-def _with(left, rests=("<", ">"), most=lambda b, b0: b):
-    """budget with a mistake: another share that is left. rests: do the two ends belong to the fall or to the rests?"""
+def _with(left, rests=("<", ">"), most=lambda b, b0: b, cube=lambda u: u ** 3, whole=int, ends=lambda b0, bT: (b0, bT, b0 - bT)):
+    """budget with a mistake: another share that is left, another power of it, another rounding, other ends or difference.
+    rests: do the two ends belong to the fall or to the rests?"""
     def wrong(t, T, t_i, t_f, b0, bT):
-        if t < t_i or t == t_i and rests[0] == "≤": return b0
-        if t > T - t_f or t == T - t_f and rests[1] == "≥": return bT
-        return most(int(bT + (b0 - bT) * left(t, T, t_i, t_f) ** 3), b0)
+        first, last, fall = ends(b0, bT)
+        if t < t_i or t == t_i and rests[0] == "≤": return first
+        if t > T - t_f or t == T - t_f and rests[1] == "≥": return last
+        return most(whole(last + fall * cube(left(t, T, t_i, t_f))), first)
     return wrong
 
 
 def _wherever_it_rests(sentence, left, **more):
     """The mistake with either choice at both ends of the fall."""
     return tuple((sentence, _with(left, (a, b), **more)) for a in "<≤" for b in ">≥")
+
+
+def _right(t, T, t_i, t_f): return 1 - (t - t_i) / (T - t_i - t_f)
 
 
 def _printed(t, T, t_i, t_f): return 1 - (t - t_i - t_f) / (T - t_i - t_f)
@@ -155,6 +173,11 @@ EXERCISES = (
             ("the identity is not subtracted", lambda P, Q: _square(P.T @ P) + _square(Q @ Q.T)),
             ("you subtracted 1 from every entry; I has ones on its diagonal alone",
              lambda P, Q: _square(P.T @ P - 1) + _square(Q @ Q.T - 1)),
+            ("the two parts are added; you subtracted one",
+             lambda P, Q: _square(P.T @ P - np.eye(P.shape[1])) - _square(Q @ Q.T - np.eye(Q.shape[0]))),
+            ("you took the root of the sum; in equation (2) the norms are squared", lambda P, Q: penalty(P, Q).sqrt()),
+            ("only the diagonal counts in yours: the dot products of different columns should be 0, and they count, too",
+             lambda P, Q: _square((P * P).sum(0) - 1) + _square((Q * Q).sum(1) - 1)),
             ("Q's part is missing", lambda P, Q: _square(P.T @ P - np.eye(P.shape[1]))),
             ("P's part is missing", lambda P, Q: _square(Q @ Q.T - np.eye(Q.shape[0]))),
             ("you took the mean of the squares; they are summed, not averaged",
@@ -169,7 +192,7 @@ EXERCISES = (
         tolerance=1e-6,
         hints=("What is PᵀP if the columns of P are orthonormal? Which product says the same about the rows of Q?",
                "PᵀP and Q Qᵀ are (r, r), like np.eye(r). The result is a Tensor with one number.",
-               "D = P.T @ P − np.eye(r), and ‖D‖² is (D * D).sum(). Do the same for Q @ Q.T, and add.")),
+               "D = P.T @ P - np.eye(r), and ‖D‖² is (D * D).sum(). Do the same for Q @ Q.T, and add.")),
     Exercise(
         name="adalora.importance", title="The importance of a weight", stars=1,
         reference=importance, cases=_averages,
@@ -178,28 +201,42 @@ EXERCISES = (
              lambda rng: (np.ones(3), np.zeros(3), np.ones(3), np.ones(3), 0.5, 0.5)),),
         mistakes=(
             ("U must measure the distance from the new Ī, not from the old one", _variant(old=True)),
-            ("the sensitivity is |w g|, without a sign", _variant(keep=_itself)),
+            ("the sensitivity is |w g|, without a sign", _variant(lambda w, g: w * g)),
             ("the uncertainty is |I − Ī|, without a sign", _variant(deviation=_itself)),
-            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|", _variant(keep=_itself, deviation=_itself)),
-            ("the score is made of an old average; take the new Ī and the new U", _variant(scored=lambda I, a, u, b, v: (a, u))),
-            ("the score is made of an old average; take the new Ī and the new U", _variant(scored=lambda I, a, u, b, v: (a, v))),
-            ("the score is made of an old average; take the new Ī and the new U", _variant(scored=lambda I, a, u, b, v: (b, u))),
+            ("both absolute values are missing: I is |w g|, and U averages |I − Ī|", _variant(lambda w, g: w * g, deviation=_itself)),
+            *(("the score is made of an old average; take the new Ī and the new U", _variant(score=score))
+              for score in (lambda I, a, u, b, v: a * u, lambda I, a, u, b, v: a * v, lambda I, a, u, b, v: b * u)),
             ("the score is made of this step's I; take its average Ī, which one noisy batch moves less",
-             _variant(scored=lambda I, a, u, b, v: (I, v))),
+             _variant(score=lambda I, a, u, b, v: I * v)),
             ("the uncertainty is the absolute value of I − Ī; you squared it", _variant(deviation=np.square)),
-            ("you added; the score is the product Ī U", _variant(score=np.add)),
-            ("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(swap=True)),
-            ("the weight is missing: the sensitivity is the gradient times the weight", _variant(weight=False))),
+            ("the sensitivity is |w g|; you squared w g", _variant(lambda w, g: np.square(w * g))),
+            *(("you added; the score is the product Ī U", _variant(score=score))
+              for score in (lambda I, a, u, b, v: b + v, lambda I, a, u, b, v: a + u)),
+            *(("the score is the product Ī U, and this is one of the two alone", _variant(score=score))
+              for score in (lambda I, a, u, b, v: b, lambda I, a, u, b, v: v)),
+            ("you divided; the uncertainty counts in a triplet's favour, and the score is the product Ī U",
+             _variant(score=lambda I, a, u, b, v: b / v)),
+            *(("β weighs the old average and 1 − β the new value; yours are the wrong way round", _variant(betas=betas))
+              for betas in (lambda b1, b2: (1 - b1, 1 - b2), lambda b1, b2: (1 - b1, b2), lambda b1, b2: (b1, 1 - b2))),
+            *(("β1 belongs to Ī and β2 to U; you took one for the other", _variant(betas=betas))
+              for betas in (lambda b1, b2: (b2, b1), lambda b1, b2: (b1, b1), lambda b1, b2: (b2, b2))),
+            *(("what is new counts with the share 1 − β, or the average grows without end", _variant(mean_of_I=first, mean_of_U=second))
+              for more in (_added, _summed) for first, second in ((more, more), (more, None), (None, more))),
+            ("Ī is an average over the steps, and this is I of this step", _variant(mean_of_I=_this_step)),
+            ("U is an average over the steps, and this is |I − Ī| of this step", _variant(mean_of_U=_this_step)),
+            ("the gradient is missing: the sensitivity is the gradient times the weight", _variant(lambda w, g: np.abs(w))),
+            ("the weight is missing: the sensitivity is the gradient times the weight", _variant(lambda w, g: np.abs(g)))),
         hints=("From which average does U measure the distance, from the old one or the new one?",
                "All arrays have one shape. Return three of them: the new Ī, the new U, and s.",
-               "I = |w g|. The new Ī is β1 Ī + (1 − β1) I. The new U is β2 U + (1 − β2) |I − Ī|, with the new Ī. s is "
-               "their product.")),
+               "I = np.abs(w * g). The new average is I_bar = beta1 * I_bar + (1 - beta1) * I. Then U = beta2 * U + "
+               "(1 - beta2) * np.abs(I - I_bar), and the score is I_bar * U.")),
     Exercise(
         name="adalora.budget", title="Find the bug: the budget as printed", stars=1,
         reference=budget, cases=_schedule,
         special=(
             ("the first step", _at(lambda T, t_i, t_f: 0)),
             ("the end of the first rest, t = t_i", _at(lambda T, t_i, t_f: t_i)),
+            ("the first step of the fall, t = t_i + 1", _at(lambda T, t_i, t_f: t_i + 1)),
             ("the end of the fall, t = T − t_f", _at(lambda T, t_i, t_f: T - t_f)),
             ("the last step", _at(lambda T, t_i, t_f: T))),
         mistakes=(
@@ -209,24 +246,44 @@ EXERCISES = (
                                 "numerator", _printed, most=min),
             *_wherever_it_rests("t_f is gone from the denominator, where it belongs, and still in the numerator; the fall takes "
                                 "T − t_i − t_f steps and starts at t_i", lambda t, T, t_i, t_f: 1 - (t - t_i - t_f) / (T - t_i)),
-            ("the fall is cubic, not linear",
-             lambda t, T, t_i, t_f, b0, bT: int(bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)))),
-            ("the budget is a whole number: round down", lambda t, T, t_i, t_f, b0, bT:
-             bT + (b0 - bT) * (1 - (min(max(t, t_i), T - t_f) - t_i) / (T - t_i - t_f)) ** 3),
+            *_wherever_it_rests("the fall is cubic, not linear", _right, cube=_itself),
+            *(pair for power in (2, 4) for pair in _wherever_it_rests("the share that is left is u³, a cube; yours is another power of u",
+                                                                      _right, cube=lambda u, power=power: u ** power)),
+            *_wherever_it_rests("the cube is taken of what is left, u = 1 − progress; you took 1 − progress³", _right,
+                                cube=lambda u: 1 - (1 - u) ** 3),
+            *_wherever_it_rests("the budget is a whole number: round down", _right, whole=float),
+            *(pair for whole in (round, math.ceil) for pair in _wherever_it_rests(
+                "the budget is rounded down, by int(…); yours is rounded up or to the nearest number", _right, whole=whole)),
+            *(pair for late in (1, -1) for pair in _wherever_it_rests(
+                "t − t_i steps of the fall are over; you counted one more or one less",
+                lambda t, T, t_i, t_f, late=late: 1 - (t - t_i + late) / (T - t_i - t_f))),
+            *(pair for late in (1, -1) for pair in _wherever_it_rests(
+                "the fall takes T − t_i − t_f steps; you counted one more or one less",
+                lambda t, T, t_i, t_f, late=late: 1 - (t - t_i) / (T - t_i - t_f + late))),
+            *_wherever_it_rests("the fall starts at t_i: t − t_i of its steps are over, not t", lambda t, T, t_i, t_f:
+                                1 - t / (T - t_i - t_f)),
+            *(pair for steps in (lambda T, t_i, t_f: T, lambda T, t_i, t_f: T - t_f) for pair in _wherever_it_rests(
+                "the fall takes T − t_i − t_f steps; yours takes more",
+                lambda t, T, t_i, t_f, steps=steps: 1 - (t - t_i) / steps(T, t_i, t_f))),
+            *_wherever_it_rests("the budget falls from b0 to bT, and yours rises from bT to b0", _right,
+                                ends=lambda b0, bT: (bT, b0, bT - b0)),
+            *_wherever_it_rests("what falls is the difference b0 − bT, on top of bT", _right, ends=lambda b0, bT: (b0, bT, b0)),
+            ("t_i is the length of the rest at the start, t_f that of the rest at the end; they are exchanged",
+             lambda t, T, t_i, t_f, b0, bT: budget(t, T, t_f, t_i, b0, bT)),
             ("t_f is a duration, so the fall ends at T − t_f, not at t_f",
              lambda t, T, t_i, t_f, b0, bT: b0 if t <= t_i else bT if t >= t_f else
              int(bT + (b0 - bT) * (1 - (t - t_i) / (t_f - t_i)) ** 3)),
-            ("the budget rests at the start: up to t_i it is b⁽⁰⁾",
+            ("the budget rests at the start: up to t_i it is b0",
              lambda t, T, t_i, t_f, b0, bT: bT if t > T - t_f else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
-            ("the budget rests at the end: from T − t_f on it is b⁽ᵀ⁾",
+            ("the budget rests at the end: from T − t_f on it is bT",
              lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)),
             ("the fall takes T − t_i − t_f steps; you let it take T − t_i",
              lambda t, T, t_i, t_f, b0, bT: b0 if t < t_i else int(bT + (b0 - bT) * (1 - (t - t_i) / (T - t_i)) ** 3))),
         tolerance=0,
         hints=("Which part of the fall is over at t = t_i, and which at t = T − t_f?",
                "All are numbers. The fall takes T − t_i − t_f steps.",
-               "Clip t to t_i … T − t_f first, so that one formula serves all t. left = 1 − (t − t_i)/(T − t_i − t_f); "
-               "int(bT + (b0 − bT) * left**3) rounds down.")),
+               "Clip t to t_i … T − t_f first, so that one formula serves all t. Then left = 1 - (t - t_i) / (T - t_i - t_f), and "
+               "int(bT + (b0 - bT) * left**3) rounds down.")),
     Exercise(
         name="adalora.allocate", title="Allocation of the budget", stars=2,
         reference=allocate, cases=_scores,
@@ -241,23 +298,29 @@ EXERCISES = (
         mistakes=(
             ("you gave each matrix the same share; choose the b best among all matrices together",
              lambda scores, b: (-scores).argsort(1).argsort(1) < b // len(scores)),
-            ("place −b is place 0 when b is 0, so that [−b:] takes everything; take the first b in descending order",
+            ("place −b is place 0 when b is 0, so that [-b:] takes everything; take the first b in descending order",
              lambda scores, b: allocate(scores, b or scores.size)),
             ("these are the least important triplets; keep the largest scores", lambda scores, b: allocate(-scores, b)),
             ("b counts the triplets that stay, not those that go", lambda scores, b: allocate(scores, scores.size - b)),
+            ("these are the triplets that go; the mask is true for those that stay", lambda scores, b: ~allocate(scores, b)),
+            *(("np.argsort gives places in order, not the rank of each score; mark the places of the first b", wrong) for wrong in (
+                lambda scores, b: np.argsort(-scores.reshape(-1)).reshape(scores.shape) < b,
+                lambda scores, b: np.argsort(scores.reshape(-1)).reshape(scores.shape) >= scores.size - b)),
             ("you kept one too many: was the b-th largest score counted from 0?",
              lambda scores, b: allocate(scores, min(b + 1, scores.size))),
             ("you kept one too few: > leaves the b-th largest score out, ≥ keeps it",
              lambda scores, b: allocate(scores, max(b - 1, 0)))),
         symptoms=(
             ("return a mask of True and False, not the scores",
-             lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),),
+             lambda got, expected, arguments: np.asarray(got).dtype.kind == "f"),
+            ("these are the places of the triplets that stay; return a mask (n, r) that is true there",
+             lambda got, expected, arguments: np.shape(got) == (arguments[1],) and np.asarray(got).dtype.kind in "iu")),
         tolerance=0,
         hints=("Does each matrix have its own share, or do all triplets compete? What should come out for b = 0, and for "
                "equal scores?",
                "The flattened scores are (n r,). Exactly b of them are marked, and the mask is (n, r) again.",
-               "order = np.argsort(−scores.reshape(−1)). Mark the places order[:b] in an array of n r False values, then "
-               "reshape. (The last b of an ascending order, [−b:], are all of them when b is 0.)")),
+               "order = np.argsort(-scores.reshape(-1)). Mark the places order[:b] in an array of n r False values, then "
+               "reshape. (The last b of an ascending order, [-b:], are all of them when b is 0.)")),
     Exercise(
         name="adalora.export", title="What is left as a LoRA", stars=1,
         reference=export, cases=_pruned, normalize=_product,
@@ -274,9 +337,11 @@ EXERCISES = (
             ("λ is counted twice: it belongs into one factor, or its root into both",
              lambda P, Lam, Q: (P[:, Lam != 0] * Lam[Lam != 0], Q[Lam != 0] * Lam[Lam != 0, None])),
             ("a negative λ is not pruned: test Lam != 0, not Lam > 0", lambda P, Lam, Q: export(P, np.maximum(Lam, 0), Q)),
-            ("the root of |λ| in both factors loses the sign of λ; multiply one of them by it", _roots),
+            ("the sign of λ is lost, as it is if both factors get the root of |λ|; multiply one of them by it", _roots),
             ("these are the first triplets; those that are left may stand anywhere", _first)),
         symptoms=(
+            ("cut both factors: B has as many columns as A has rows", lambda got, expected, arguments:
+             np.shape(got) in ((len(arguments[0]), np.count_nonzero(arguments[1])), arguments[0].shape) != np.shape(expected)),
             ("ΔW is B A: return B, which comes from P, first",
              lambda got, expected, arguments: np.asarray(got).shape == (np.count_nonzero(arguments[1]), len(arguments[2].T))),),
         tolerance=1e-9,

@@ -146,6 +146,15 @@ EXERCISES = (
              lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d), W_u, b_u)),
             ("the activation is on the way up instead of on the way down",
              lambda h, W_d, b_d, W_u, b_u: h + F.gelu(F.linear(F.linear(h, W_d, b_d), W_u, b_u))),
+            ("the activation stands between the two matrices, not before the first",
+             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(F.gelu(h), W_d, b_d), W_u, b_u)),
+            ("b_d belongs to the way down, before the activation",
+             lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)) + b_d, W_u, b_u)),
+            ("the activation is on the way down alone, not on the sum with h",
+             lambda h, W_d, b_d, W_u, b_u: F.gelu(h + F.linear(F.linear(h, W_d, b_d), W_u, b_u))),
+            ("what the detour gives is added to h; you subtracted it",
+             lambda h, W_d, b_d, W_u, b_u: h - F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
+            ("you used a tanh instead of a GELU", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.linear(h, W_d, b_d).tanh(), W_u, b_u)),
             ("the biases are missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u)),
             ("b_d is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d)), W_u, b_u)),
             ("b_u is missing", lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u)),
@@ -155,6 +164,9 @@ EXERCISES = (
              lambda h, W_d, b_d, W_u, b_u: Tensor(h.data) + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)),
             ("the h that goes through the detour has left the graph: use h itself, not h.data",
              lambda h, W_d, b_d, W_u, b_u: h + F.linear(F.gelu(F.linear(Tensor(h.data), W_d, b_d)), W_u, b_u))),
+        symptoms=(
+            ("these are the m numbers of the middle: map them up, and add h",
+             lambda got, expected, args: np.shape(got)[-1] == args[1].shape[0] != np.shape(expected)[-1]),),
         hints=("How many activations has an adapter, and what is added at the end?",
                "F.linear(h, W_d, b_d) is (…, m). F.linear of that with W_u and b_u is (…, d), like h.",
                "y = F.gelu(F.linear(h, W_d, b_d)); then h + F.linear(y, W_u, b_u).")),
@@ -172,12 +184,23 @@ EXERCISES = (
             ("Pfeiffer leaves the norms alone", plus(lambda d, m, L, h: (not h) * 2 * d * (2 * L + 1))),
             ("the biases are missing: m on the way down, d on the way up",
              plus(lambda d, m, L, h: -(1 + h) * L * (m + d))),
+            ("the bias on the way up, d numbers, is missing", plus(lambda d, m, L, h: -(1 + h) * L * d)),
+            ("the bias on the way down, m numbers, is missing", plus(lambda d, m, L, h: -(1 + h) * L * m)),
+            ("an adapter has two matrices, one down and one up", plus(lambda d, m, L, h: -(1 + h) * L * d * m)),
+            ("the biases are m on the way down and d on the way up", plus(lambda d, m, L, h: (1 + h) * L * (d - m))),
+            ("the biases are m on the way down and d on the way up", plus(lambda d, m, L, h: (1 + h) * L * (m - d))),
+            ("there are L blocks, and each has adapters of its own", plus(lambda d, m, L, h: (1 + h) * (1 - L) * (2 * d * m + m + d))),
+            ("each block has two norms: with the final one they are 2 L + 1, not L + 1", plus(lambda d, m, L, h: -h * 2 * d * L)),
+            ("each block has two norms: with the final one they are 2 L + 1, not L", plus(lambda d, m, L, h: -h * 2 * d * (L + 1))),
+            ("there is one final norm in the model, not one in every block", plus(lambda d, m, L, h: h * 2 * d * (L - 1))),
+            ("the two placements are exchanged: “houlsby” has two adapters in a block and trains the norms",
+             lambda d, m, L, placement: reference_count(d, m, L, "pfeiffer" if placement == "houlsby" else "houlsby")),
             ("each layer norm has both a weight and a bias", plus(lambda d, m, L, h: -h * d * (2 * L + 1)))),
         tolerance=0,
         hints=("How many adapters does each placement put into a block? Which of the two also trains layer norms, and how "
                "many norms are there?",
                "An adapter: (m, d), m, (d, m) and d. A norm: a weight and a bias of d.",
-               "one = 2 d m + m + d. Houlsby: 2 L · one + (2 L + 1) · 2 d. Pfeiffer: L · one.")),
+               "one = 2 * d * m + m + d. Houlsby: 2 * L * one + (2 * L + 1) * 2 * d. Pfeiffer: L * one.")),
     Exercise(
         name="adapters.widen", title="A parallel adapter as a wider MLP", stars=3,
         reference=reference_widen, cases=widen_cases,
@@ -193,9 +216,24 @@ EXERCISES = (
                widened(down=lambda s: s, inner=1, up=up, bias=bias))
               for up in (1, lambda s: s) for bias in (1, lambda s: s)),
             ("the adapter's output bias b_up is missing", widened(bias=0)),
+            ("b_down stands before the activation: s belongs behind it", widened(inner=lambda s: s)),
+            ("the adapter's inner bias b_down is missing", widened(inner=0)),
+            ("s multiplies what the adapter gives; you divided by it", widened(up=lambda s: 1 / s, bias=lambda s: 1 / s)),
+            ("s belongs to the adapter alone: the MLP's W2 stays as it is", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
+                reference_widen(W1, b1, s * W2, b2, W_down, b_down, W_up, b_up, s))),
+            ("s belongs to the adapter alone: the MLP's b2 stays as it is", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
+                reference_widen(W1, b1, W2, s * b2, W_down, b_down, W_up, b_up, s))),
+            ("the MLP's output bias b2 is missing: add s b_up to it", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
+                reference_widen(W1, b1, W2, 0 * b2, W_down, b_down, W_up, b_up, s))),
             ("s is applied twice, on the way down and on the way up", widened(down=lambda s: s)),
             ("the adapter's units come after the MLP's", lambda W1, b1, W2, b2, W_down, b_down, W_up, b_up, s: (
                 np.concatenate([W_down, W1]), np.concatenate([b_down, b1]), np.concatenate([s * W_up, W2], axis=1), b2 + s * b_up))),
+        symptoms=(
+            ("b2 and b_up act on the same d outputs: add them, do not join them",
+             lambda got, expected, args: np.shape(got) == (2 * len(args[3]),) and np.shape(expected) == (len(args[3]),)),
+            ("the hidden units of the adapter need their biases: join b1 and b_down",
+             lambda got, expected, args: np.shape(got) == np.shape(args[1]) != np.shape(expected)),
+            ("return the four arrays in the order (W1, b1, W2, b2)", lambda got, expected, args: np.ndim(got) != np.ndim(expected))),
         errors=(
             ("exactly, but along dimension 1", "you joined W2 (d, k) and W_up (d, m) along axis 0: a hidden unit is a column of "
              "them, so join along axis 1"),
@@ -206,8 +244,8 @@ EXERCISES = (
                "activation may s stand?",
                "W1 (k, d) and W_down (m, d) become (k + m, d). W2 (d, k) and W_up (d, m) become (d, k + m). b1 and b_down "
                "become (k + m,). b2 stays (d,).",
-               "Concatenate W1 and W_down over rows, b1 and b_down, and W2 and s·W_up over columns. The new b2 is b2 + "
-               "s·b_up.")),
+               "Concatenate W1 and W_down over rows, b1 and b_down, and W2 and s * W_up over columns. The new b2 is "
+               "b2 + s * b_up.")),
     Exercise(
         name="adapters.bug", title="Find the bug: a file that lacks something", stars=2,
         reference=reference_bug, cases=file_cases,
@@ -216,7 +254,7 @@ EXERCISES = (
             ("the norms were trained, too", lambda rng: file_cases(rng, norms=True, size=0.1)),
             ("the norms were trained, too, and moved by a millionth", lambda rng: file_cases(rng, norms=True, size=1e-6)),
             ("one number of each norm moved, by the smallest step that float32 has", lambda rng: little_cases(rng, {-1: least})),
-            ("the last number of each norm moved", lambda rng: little_cases(rng, {-1: lambda x: x + 0.5})),
+            ("the last number of each norm moved", lambda rng: little_cases(rng, {-1: lambda x: x - 0.5})),
             ("two numbers of each norm moved, one up and one down by as much",
              lambda rng: little_cases(rng, {0: lambda x: x + 0.5, 1: lambda x: x - 0.5}))),
         mistakes=(
@@ -231,22 +269,28 @@ EXERCISES = (
               for near in ({}, {"rtol": 1e-4, "atol": 1e-4})),
             ("one number that has moved is enough: ask with .any(), not with .all()",
              chosen(lambda name, a, before: name not in before or (a != before[name]).all())),
-            ("two arrays with the same sum may differ: compare number by number",
-             chosen(lambda name, a, before: name not in before or a.sum() != before[name].sum())),
-            ("two arrays with the same mean may differ: compare number by number",
-             chosen(lambda name, a, before: name not in before or a.mean() != before[name].mean())),
+            *(("two arrays with the same sum, or the same mean, length or largest number, may differ: compare number by number",
+               chosen(lambda name, a, before, same=same: name not in before or not same(a, before[name])))
+              for same in (lambda a, b: a.sum() == b.sum(), lambda a, b: a.mean() == b.mean(), lambda a, b: (a - b).sum() == 0,
+                           lambda a, b: np.linalg.norm(a) == np.linalg.norm(b), lambda a, b: a.max() == b.max(),
+                           lambda a, b: a.min() == b.min())),
             ("you compared the first numbers only: any number may have moved",
              chosen(lambda name, a, before: name not in before or a.flat[0] != before[name].flat[0])),
             ("you chose by the word “norm”: choose by what has changed, since norms may be frozen",
              chosen(lambda name, a, before: name not in before or "norm" in name)),
             ("biases are trained, too", chosen(lambda name, a, before: name not in before or (
                 not np.array_equal(a, before[name]) and name.endswith("weight"))))),
-        errors=(("truth value of an array", "a != b is an array with an answer for each number: .any() makes one answer of them"),),
+        symptoms=(
+            ("return a list of the names, in the order of `after`", lambda got, expected, args: not isinstance(got, (list, tuple))),
+            ("these are the right names, in another order: take them in the order of `after`",
+             lambda got, expected, args: sorted(got) == sorted(expected))),
+        errors=(("truth value of an array", "a != b is an array with an answer for each number: .any() makes one answer of them"),
+                ("KeyError", "an array of the adapters is not in `before`: ask first whether it is there")),
         tolerance=0,
         hints=("Which arrays of the trained model can you not get from the base? There are two kinds.",
                "`name in before` tells whether the base has an array. np.array_equal(a, b) is True or False for two arrays.",
-               "[name for name, a in after.items() if name not in before or …], with the question whether a differs from "
-               "before[name].")),
+               "[name for name, a in after.items() if name not in before or differ(a, before[name])]. Write the question whether "
+               "two arrays differ in place of differ.")),
     Exercise(
         name="adapters.linear", title="A layer and an adapter in one", stars=2,
         reference=reference_linear, cases=linear_cases,
@@ -258,10 +302,23 @@ EXERCISES = (
              composed(bias=lambda M, b, W_u, b_d, b_u: b + W_u @ b_d + b_u)),
             ("b_d comes before the way up, so it is multiplied by W_u",
              composed(bias=lambda M, b, W_u, b_d, b_u: M @ b + b_u)),
+            ("the shortcut adds the identity np.eye(d), ones on the diagonal alone, not the number 1",
+             composed(lambda W_d, W_u: 1 + W_u @ W_d)),
+            ("W_d acts first and W_u on what it gives: W_u W_d, not its transpose",
+             composed(lambda W_d, W_u: np.eye(len(W_u)) + W_d.T @ W_u.T)),
+            ("W goes through the adapter as well: (I + W_u W_d) W", lambda W, b, W_d, b_d, W_u, b_u: (
+                W, reference_linear(W, b, W_d, b_d, W_u, b_u)[1])),
+            ("the biases of the adapter are added behind W_u W_d: they do not go through it again",
+             composed(bias=lambda M, b, W_u, b_d, b_u: M @ (b + W_u @ b_d + b_u))),
+            ("b_u is added at the end: it does not go through the adapter",
+             composed(bias=lambda M, b, W_u, b_d, b_u: M @ (b + b_u) + W_u @ b_d)),
+            ("the shortcut is missing in the bias: b itself is added as well, so it is (I + W_u W_d) b",
+             composed(bias=lambda M, b, W_u, b_d, b_u: M @ b - b + W_u @ b_d + b_u)),
             ("the adapter's output bias b_u is missing", composed(bias=lambda M, b, W_u, b_d, b_u: M @ b + W_u @ b_d)),
             ("the layer's bias b is missing", composed(bias=lambda M, b, W_u, b_d, b_u: W_u @ b_d + b_u)),
             ("the shortcut is missing in the matrix, and right in the bias", lambda W, b, W_d, b_d, W_u, b_u: (
                 W_u @ W_d @ W, reference_linear(W, b, W_d, b_d, W_u, b_u)[1]))),
+        symptoms=(("return the weight first, then the bias", lambda got, expected, args: np.ndim(got) != np.ndim(expected)),),
         tolerance=1e-9,
         hints=("Put h = W x + b into the adapter and sort the terms: which have an x, and which do not?",
                "W (d, k), W_u W_d (d, d), b (d,), W_u b_d (d,). The results are (d, k) and (d,).",

@@ -9,6 +9,10 @@ from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
 
+NO_ZEROS = "the values have different shapes: keep a list, and begin an entry with the first array that arrives, not with zeros"
+IS_NONE = "`or` and `if` do not take arrays: ask whether an entry `is None`"
+EACH_USE = "an operation may use a value twice, and each use has a function of its own: go through all pairs of tape[k]"
+EARLY = "a value passed its gradient on before all parts of it had arrived: go from the last value to the first, one after another"
 STEPS = 5000                                                                  # more than functions may call each other
 
 
@@ -55,6 +59,26 @@ def walk(tape, dy, add=True, order=-1, in_place=False):
     return grads
 
 
+def once(tape):
+    """The tape with the last of the uses alone that an operation makes of a value."""
+    return [list(dict(uses).items()) for uses in tape]
+
+
+def as_found(tape, dy, place):
+    """The walk to the values as they are found: each passes its gradient on when it comes up, complete or not."""
+    grads, found = [None] * (len(tape) - 1) + [dy], [len(tape) - 1]
+    passed = set()
+    while found:
+        k = found.pop(place)
+        if k in passed: continue
+        passed.add(k)
+        for j, vjp in tape[k]:
+            dx = vjp(grads[k])
+            grads[j] = dx if grads[j] is None else grads[j] + dx
+            found.append(j)
+    return grads
+
+
 def reference_walk(tape, dy):
     return walk(tape, dy)
 
@@ -96,8 +120,9 @@ def summed_without_keepdims(dy, shape):
 
 # -- the linear layer ----------------------------------------------------------------------------
 def reference_linear_vjp(X, W, dY, need=(True, True, True)):
-    if X is None: X = np.zeros((len(dY), W.shape[1]))                         # it was not kept: dW is not needed
-    if W is None: W = np.zeros((dY.shape[1], X.shape[1]))
+    d_in = next((a.shape[1] for a in (X, W) if a is not None), 1)
+    if X is None: X = np.zeros((len(dY), d_in))                               # it was not kept: dW is not needed
+    if W is None: W = np.zeros((dY.shape[1], d_in))
     X, W = Tensor(X, requires_grad=need[0]), Tensor(W, requires_grad=need[1])
     b = Tensor(np.zeros(len(W), W.dtype), requires_grad=need[2])
     F.linear(X, W, b).backward(dY)
@@ -106,16 +131,17 @@ def reference_linear_vjp(X, W, dY, need=(True, True, True)):
 
 def linear_cases(rng, need=None):
     N, d_in, d_out = 3 + rng.permutation(4)[:3]
-    if need is None: need = [(True, True, True), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
-    return rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out)), need
+    if need is None: need = [(True, True, False), (True, False, True), (False, True, False), (True, False, False)][rng.integers(4)]
+    X, W, dY = rng.standard_normal((N, d_in)), rng.standard_normal((d_out, d_in)), rng.standard_normal((N, d_out))
+    return X if need[1] else None, W if need[0] else None, dY, need
 
 
-def all_three(X, W, dY, need=(True, True, True)):
-    return dY @ W, dY.T @ X, dY.sum(0)
+NOT_KEPT = "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"
 
 
-def only_needed(triple, need):
-    return tuple(g if n else None for g, n in zip(triple, need, strict=True))
+def linear_vjp(X, W, dY, need=(True, True, True), dW=lambda X, dY: dY.T @ X, db=lambda dY: dY.sum(0)):
+    """All that is needed; dW and db make the mistakes."""
+    return dY @ W if need[0] else None, dW(X, dY) if need[1] else None, db(dY) if need[2] else None
 
 
 # -- layer norm ----------------------------------------------------------------------------------
@@ -137,6 +163,19 @@ def layer_norm_vjp(x, gamma, dy, eps=1e-5, scaled=True, mean=True, projection=Tr
     dx = dxhat - (average(dxhat) if mean else 0)
     if projection: dx = dx - xhat * average(dxhat * xhat)
     return dx / sigma if divided else dx
+
+
+def of_terms(dx):
+    """The backward pass with the terms `dx` before the division by σ. They are made of d = dx̂, dy, gamma, x, xhat and mean."""
+    def wrong(x, gamma, dy, eps):
+        sigma = np.sqrt(x.var(-1, keepdims=True) + eps)
+        xhat = (x - mean_of_rows(x)) / sigma
+        return dx(d=gamma * dy, dy=dy, gamma=gamma, x=x, xhat=xhat, mean=mean_of_rows) / sigma
+    return wrong
+
+
+ALL_THREE = "all three terms need dx̂ = γ dy, and not dy"
+NORMALIZED = "the third term is made of x̂, and not of x"
 
 
 def layer_norm_cases(rng):
@@ -178,6 +217,11 @@ class Vjps:
         return Vjps.whole(x, np.broadcast_to(dy.mean(-1, keepdims=True), dy.shape))
 
     @staticmethod
+    def sum_of_zero(x, dy):
+        """The numbers of each row are wrong, and their sum is right."""
+        return Vjps.whole(x, dy) + 0.1 * (dy - dy.mean(-1, keepdims=True))
+
+    @staticmethod
     def slightly(x, dy): return Vjps.whole(x, dy, slope=1.001)
 
     @staticmethod
@@ -192,8 +236,8 @@ class Vjps:
         return Vjps.whole(np.clip(x, -4, 4), dy)
 
 
-WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.slightly, Vjps.at_zero
-STRICT = "the accepted difference is too large: an error of a thousandth must be caught, and a right vjp agrees to about 1e-10"
+WRONG_VJPS = Vjps.doubled, Vjps.without_sum, Vjps.transposed, Vjps.for_ones, Vjps.sum_of_zero, Vjps.slightly, Vjps.at_zero
+STRICT = "the accepted difference is too large: an error of a thousandth must be caught, so accept no more than 1e-7 of ‖vjp(u)‖ ‖v‖"
 
 
 def squashed_sum(x):
@@ -201,14 +245,13 @@ def squashed_sum(x):
     return np.tanh(x) * x.sum(-1, keepdims=True)
 
 
-def catches(f, vjp, x, upstream=None, tolerance=1e-6):
-    """Is the vjp wrong at x? upstream: what u is made of; both options make mistakes."""
+def catches(f, vjp, x, upstream=None, direction=None, tolerance=1e-7):
+    """Is the vjp wrong at x? upstream, direction: what u and v are made of; the options make mistakes."""
     rng = np.random.default_rng(1)
-    u = rng.standard_normal(x.shape) if upstream is None else upstream(x)
-    v = rng.standard_normal(x.shape)
-    left = np.vdot(vjp(x, u), v)
-    right = np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
-    return bool(abs(left - right) > tolerance * np.linalg.norm(u) * np.linalg.norm(v))
+    u, v = (rng.standard_normal(x.shape) if of is None else of(x) for of in (upstream, direction))
+    dx = vjp(x, u)
+    difference = np.vdot(dx, v) - np.vdot(u, f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5
+    return bool(abs(difference) > tolerance * np.linalg.norm(dx) * np.linalg.norm(v))
 
 
 def reference_catches(f, vjp, x):
@@ -228,7 +271,7 @@ class Pushes:
 by_name(Pushes, lambda J: lambda dx: J @ dx, seed=1)
 
 
-def forward(tape, dx, add=True, order=1, first=0, zeros=False, in_place=False):
+def forward(tape, dx, add=True, order=1, first=0, in_place=False):
     """How all values of a tape change with its first one; the options make the mistakes."""
     changes = [None] * len(tape)
     changes[first] = dx
@@ -239,7 +282,7 @@ def forward(tape, dx, add=True, order=1, first=0, zeros=False, in_place=False):
             if changes[k] is None or not add: changes[k] = dy
             elif in_place: changes[k] += dy
             else: changes[k] = changes[k] + dy
-    return [0.0 if c is None and zeros else c for c in changes]
+    return changes
 
 
 def reference_forward(tape, dx):
@@ -265,7 +308,14 @@ EXERCISES = (
              lambda tape, dy: walk(tape, dy, add=False)),
             ("the walk goes forwards; start at the last value and go down", lambda tape, dy: walk(tape, dy, order=1)),
             ("+= writes into an array that another value has as its gradient, too; write a + b",
-             lambda tape, dy: walk(tape, np.array(dy), in_place=True))),
+             lambda tape, dy: walk(tape, np.array(dy), in_place=True)),
+            (EACH_USE, lambda tape, dy: walk(once(tape), dy)),
+            (EARLY, lambda tape, dy: as_found(tape, dy, 0)),
+            (EARLY, lambda tape, dy: as_found(tape, dy, -1)),
+            ("the gradient of the last value is dy, not 1", lambda tape, dy: walk(tape, np.ones_like(dy))),
+            ("the list is in reverse order: entry k is the gradient of value k", lambda tape, dy: walk(tape, dy)[::-1]),
+            ("the gradients of all values are asked for, not those of the leaves alone",
+             lambda tape, dy: [None if uses else g for g, uses in zip(walk(tape, dy), tape, strict=True)])),
         symptoms=(
             ("a value that the last one does not depend on has no gradient: None, not zeros",
              lambda got, expected, args: got[3] is not None and expected[3] is None),),
@@ -273,13 +323,15 @@ EXERCISES = (
             ("for +", "an entry is None until its first gradient arrives: begin with that one, and add the later ones"),
             ("NoneType", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
                          "value k goes in, not that of value j"),
-            ("(has 0,", "a vjp got None: a value that the last one does not depend on has None, so skip it; and the gradient of "
-                        "value k goes in, not that of value j"),
+            ("(has 0,", "a vjp got None or a single number: a value that the last one does not depend on has None, so skip it; and "
+                        "the gradient of value k goes in, not that of value j"),
+            ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
             ("RecursionError", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
                                "last to the first"),
             ("no result after", "there are 2ⁿ paths through n steps: do not follow them, go once through all values, from the "
                                 "last to the first"),
-            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k])"),
+            ("matmul", "the gradient of value k goes in, not that of value j: dx = vjp(grads[k]); and no entry begins with zeros, "
+                       "whose shape would be a guess"),
             ("has no attribute 'T'", "a vjp is a function, not a matrix: dx = vjp(grads[k])")),
         tolerance=1e-9,
         hints=("When is the gradient of a value complete, so that it may be passed on? What do you do with a second "
@@ -305,37 +357,42 @@ EXERCISES = (
              lambda dy, shape: reference_unbroadcast(dy, shape) * (np.prod(shape) / dy.size))),
         symptoms=(
             ("axes of length 1 in `shape` were broadcast too: sum over them and keep the axis",
-             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),),
+             lambda got, expected, args: got.ndim == expected.ndim and 1 in args[1]),
+            ("the result has the shape `shape`: sum over the axes in front that it does not have, and over those where it has a 1",
+             lambda got, expected, args: got.shape != expected.shape)),
+        errors=(("remapp", "do not broadcast dy again: sum over the axes along which NumPy made copies"),),
         tolerance=1e-9,
         hints=("Every copy of a number sends a gradient back. Along which axes was the array copied?",
-               "The first dy.ndim − len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
+               "The first dy.ndim - len(shape) axes are new. Of the others, those where `shape` has a 1 were stretched. "
                "The result has the shape `shape`.",
-               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim − len(shape)))). Then sum over the axes where"
+               "Sum over the new axes first: dy.sum(axis=tuple(range(dy.ndim - len(shape)))). Then sum over the axes where"
                " `shape` has a 1, with keepdims=True.")),
     Exercise(
         name="autograd.linear_vjp", title="The backward pass of a linear layer", stars=2,
         reference=reference_linear_vjp, cases=linear_cases,
         special=(
             ("everything is needed", lambda rng: linear_cases(rng, (True, True, True))),
-            ("a frozen weight in the middle of a network: only dX",
+            ("only db is not needed", lambda rng: linear_cases(rng, (True, True, False))),
+            ("a frozen weight in the middle of a network: only dX, and X was not kept",
              lambda rng: linear_cases(rng, (True, False, False))),
-            ("dW is not needed, so X was not kept", lambda rng: (None, *linear_cases(rng, (True, False, True))[1:])),
-            ("dX is not needed, so W was not kept",
-             lambda rng: (lambda X, W, dY, need: (X, None, dY, need))(*linear_cases(rng, (False, True, True))))),
+            ("dX is not needed, so W was not kept", lambda rng: linear_cases(rng, (False, True, True))),
+            ("only db is needed, so neither X nor W was kept", lambda rng: linear_cases(rng, (False, False, True)))),
         mistakes=(
-            ("you computed a gradient that nobody needs: return None where need is False, and save the product",
-             all_three),
-            ("db is a sum over the N rows, axis 0; yours is over axis 1",
-             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.sum(1)), need)),
-            ("db is a sum over rows, not a mean",
-             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X, dY.mean(0)), need)),
+            ("you computed a gradient that nobody needs: return None where need is False",
+             lambda X, W, dY, need: (*linear_vjp(X, W, dY, need)[:2], dY.sum(0))),
+            ("db is a sum over the N rows, axis 0; yours is over axis 1", lambda *a: linear_vjp(*a, db=lambda dY: dY.sum(1))),
+            ("db is a sum over rows, not a mean", lambda *a: linear_vjp(*a, db=lambda dY: dY.mean(0))),
             ("dW is averaged over rows; every row adds its part, so it is a sum",
-             lambda X, W, dY, need: only_needed((dY @ W, dY.T @ X / len(X), dY.sum(0)), need)),
-            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X",
-             lambda X, W, dY, need: only_needed((dY @ W, X.T @ dY, dY.sum(0)), need))),
+             lambda *a: linear_vjp(*a, dW=lambda X, dY: dY.T @ X / len(X))),
+            ("dW is transposed: W is (d_out, d_in), so dW = dYᵀ X", lambda *a: linear_vjp(*a, dW=lambda X, dY: X.T @ dY)),
+            ("the order is (dX, dW, db)", lambda *a: linear_vjp(*a)[::-1]),
+            ("the order is (dX, dW, db)", lambda *a: (lambda dX, dW, db: (dW, dX, db))(*linear_vjp(*a)))),
+        symptoms=(
+            ("return None, and nothing else, in the place of a gradient that is not needed",
+             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
         errors=(
-            ("NoneType", "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything"),
-            ("(has 0,", "what no wanted gradient needs was not kept and is None: look at `need` before you compute anything")),
+            ("NoneType", NOT_KEPT), ("(has 0,", NOT_KEPT),
+            ("ambiguous", "`if` does not take an array: ask the three flags of `need` what is wanted")),
         tolerance=1e-9,
         hints=("Which two of X, W and dY does each gradient need? Which order of the factors do the shapes allow?",
                "dX (N, d_in) is dY (N, d_out) times W (d_out, d_in). dW (d_out, d_in) is dYᵀ (d_out, N) times X (N, d_in)."
@@ -361,13 +418,24 @@ EXERCISES = (
              lambda *a: layer_norm_vjp(*a, average=lambda b: b.sum(-1, keepdims=True))),
             ("the means run over all axes; each row of d numbers has its own mean, over the last axis",
              lambda *a: layer_norm_vjp(*a, average=np.mean)),
-            ("the first term uses dx̂, but the means use dy: all three terms need dx̂ = γ dy",
-             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps)
-             + ((gamma * dy).mean(-1, keepdims=True) - dy.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))),
+            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(d * xhat))),
+            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(d) - xhat * mean(dy * xhat))),
+            (ALL_THREE, of_terms(lambda d, dy, xhat, mean, **_: d - mean(dy) - xhat * mean(dy * xhat))),
+            (ALL_THREE, of_terms(lambda dy, gamma, xhat, mean, **_: gamma * (dy - mean(dy) - xhat * mean(dy * xhat)))),
+            ("σ and μ depend on x: two terms are missing, which are subtracted from dx̂", of_terms(lambda d, **_: d)),
+            ("both terms are subtracted from dx̂", of_terms(lambda d, xhat, mean, **_: d - mean(d) + xhat * mean(d * xhat))),
+            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - x * mean(d * x))),
+            (NORMALIZED, of_terms(lambda d, x, mean, **_: d - mean(d) - (x - mean(x)) * mean(d * (x - mean(x))))),
+            ("divide by σ once", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) / np.sqrt(x.var(-1, keepdims=True) + eps)),
+            ("divide by σ, do not multiply with it",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, eps) * (x.var(-1, keepdims=True) + eps)),
+            ("ε is an argument: use it as it is given", lambda x, gamma, dy, eps: layer_norm_vjp(x, gamma, dy, 1e-5)),
+            ("each row of d numbers is normalized by itself, over the last axis, and not over the first",
+             lambda x, gamma, dy, eps: layer_norm_vjp(x.swapaxes(0, -1), 1, (gamma * dy).swapaxes(0, -1), eps).swapaxes(0, -1))),
         tolerance=1e-7,
         hints=("In which three ways does x_j change x̂_i: directly, through μ, and through which other number?",
                "∂x̂_i/∂x_j = (δ_ij − 1/d − x̂_i x̂_j/d)/σ. σ and all means are (…, 1): use keepdims=True.",
-               "With dxhat = gamma * dy: dx = (dxhat − mean(dxhat) − xhat * mean(dxhat * xhat))/sigma, and each mean is "
+               "With dxhat = gamma * dy: dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sigma, and each mean is "
                "over the last axis.")),
     Exercise(
         name="autograd.catches", title="Find the bug: which backward pass is wrong?", stars=2,
@@ -380,19 +448,23 @@ EXERCISES = (
             ("J dy in place of Jᵀ dy", lambda rng: catches_cases(rng, Vjps.transposed)),
             ("right for dy = (1, …, 1) alone", lambda rng: catches_cases(rng, Vjps.for_ones)),
             ("wrong by a thousandth in one term", lambda rng: catches_cases(rng, Vjps.slightly)),
+            ("wrong, with the right sum of each row", lambda rng: catches_cases(rng, Vjps.sum_of_zero)),
             ("right near x = 0 alone", lambda rng: catches_cases(rng, Vjps.at_zero)),
             ("wrong for numbers above 4 alone, and x has such numbers",
              lambda rng: (squashed_sum, Vjps.for_small, 6 + rng.standard_normal((3, 4))))),
         mistakes=(
             ("u is (1, …, 1), as in .sum(): what is right for that u alone passes; draw u at random",
              lambda f, vjp, x: catches(f, vjp, x, upstream=np.ones_like)),
+            ("v is (1, …, 1): an error whose numbers sum to 0 passes; draw v at random",
+             lambda f, vjp, x: catches(f, vjp, x, direction=np.ones_like)),
             (STRICT, lambda f, vjp, x: catches(f, vjp, x, tolerance=1e-2)),
             ("you test at points of your own: a vjp may be right there and wrong at the x that is given",
              lambda f, vjp, x: catches(f, vjp, np.random.default_rng(3).standard_normal(x.shape))),
             ("the answer is the wrong way round: True means that the vjp is wrong",
              lambda f, vjp, x: not catches(f, vjp, x))),
         symptoms=(
-            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance?",
+            ("you refuse a right vjp: is ε small, is the difference taken on both sides, and is it compared with a tolerance "
+             "that rounding does not exceed, such as 1e-7 of ‖vjp(u)‖ ‖v‖?",
              lambda got, expected, args: got and not expected),
             (STRICT, lambda got, expected, args: args[1] is Vjps.slightly),
             ("you accept a wrong vjp: compare both sides of equation (7) at the x that is given, for a random u and a random v",
@@ -402,9 +474,9 @@ EXERCISES = (
         hints=("Both sides of equation (7) are numbers that you can compute. What must u and v be, so that no wrong vjp can "
                "hide?",
                "u and v have the shape of x. vjp(x, u) has it, too. np.vdot of two arrays is one number. How large may the "
-               "difference be, compared with ‖u‖ ‖v‖?",
-               "left = np.vdot(vjp(x, u), v) and right = np.vdot(u, f(x + eps*v) − f(x − eps*v))/(2*eps), with eps = 1e-5. "
-               "Return whether abs(left − right) is above 1e-6 times the norms of u and v.")),
+               "difference be, compared with ‖vjp(x, u)‖ ‖v‖?",
+               "dx = vjp(x, u), left = np.vdot(dx, v) and right = np.vdot(u, f(x + eps * v) - f(x - eps * v)) / (2 * eps), with "
+               "eps = 1e-5. Return whether abs(left - right) is above 1e-7 times the norms of dx and v.")),
     Exercise(
         name="autograd.forward", title="The walk in the other direction", stars=2,
         reference=reference_forward, cases=forward_cases,
@@ -415,14 +487,18 @@ EXERCISES = (
             ("the walk goes backwards; a value's change is known after those of the values that it was made of",
              lambda tape, dx: forward(tape, dx, order=-1)),
             ("it is the first value that moves by dx, not the last", lambda tape, dx: forward(tape, dx, first=-1)),
-            ("a value that does not depend on the first one does not change: None, not 0",
-             lambda tape, dx: forward(tape, dx, zeros=True)),
+            (EACH_USE, lambda tape, dx: forward(once(tape), dx)),
             ("+= writes into an array that another value has as its change, too; write a + b",
              lambda tape, dx: forward(tape, np.array(dx), in_place=True))),
+        symptoms=(
+            ("a value that does not depend on the first one, such as another leaf, does not change: None, not 0",
+             lambda got, expected, args: any([g is not None and e is None for g, e in zip(got, expected, strict=True)])),),
         errors=(("for +", "an entry is None until its first change arrives: begin with that one, and add the later ones"),
                 ("NoneType", "a value that does not change has None, and no jvp takes None: skip it"),
-                ("(has 0,", "a value that does not change has None, and no jvp takes None: skip it"),
-                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j])")),
+                ("(has 0,", "a value that does not change has None, and no jvp takes None or a single number: skip it"),
+                ("setting an array", NO_ZEROS), ("broadcast", NO_ZEROS), ("ambiguous", IS_NONE),
+                ("matmul", "the change of value j goes into jvp, and the change of value k comes out: jvp(changes[j]); and no entry "
+                           "begins with zeros, whose shape would be a guess")),
         tolerance=1e-9,
         hints=("If you move the first value a little, which values can you know the change of next?",
                "Keep a list as long as the tape, None at first. jvp(changes[j]) has the shape of value k.",

@@ -92,6 +92,11 @@ def gptq_variant(pass_on=True, sign=1, divide=True, original=False, running=Fals
     return wrong
 
 
+def _last_alone(got, expected, arguments):
+    """Are all columns right, except the last one?"""
+    return np.allclose(got[:, :-1], expected[:, :-1]) and not np.allclose(got[:, -1], expected[:, -1])
+
+
 def gptq_case(rng):
     d = int(rng.integers(6, 10))
     return rng.normal(0, 1, (int(rng.integers(3, 6)), d)), factor(correlated(rng, d), 0.01).copy(), halves
@@ -113,6 +118,11 @@ def factor_variant(inverse=True, upper=True, everywhere=False, relative=True, da
     return wrong
 
 
+def _other_signs(got, expected, arguments):
+    """Is it the right factor, with other signs of its rows?"""
+    return np.allclose(np.sign(got.diagonal())[:, None] * got, expected)
+
+
 def ordered(W, H, quant, damping):
     order = np.argsort(-H.diagonal(), kind="stable")
     W_hat = np.empty_like(W)
@@ -120,10 +130,12 @@ def ordered(W, H, quant, damping):
     return W_hat
 
 
-def ordered_variant(rising=False, columns=True, undo=True, twice=False, of_factor=False, of_W=True):
-    """ordered with a mistake: rising, H permuted in rows alone, never undone, done twice, or U permuted in place of H."""
+def ordered_variant(weight=lambda H: H.diagonal(), columns=True, undo=True, twice=False, of_factor=False, of_W=True,
+                    damped=lambda damping: damping):
+    """ordered with a mistake: another weight of a column, H permuted in rows alone, never undone, done twice, U permuted in
+    place of H, or another damping."""
     def wrong(W, H, quant, damping):
-        order = np.argsort(H.diagonal() if rising else -H.diagonal(), kind="stable")
+        order, damping = np.argsort(-weight(H), kind="stable"), damped(damping)
         if of_factor: U = factor(H, damping)[order][:, order]
         else: U = factor(H[order][:, order] if columns else H, damping)
         V = gptq(W[:, order] if of_W else W, U, quant)
@@ -137,7 +149,7 @@ def ordered_variant(rising=False, columns=True, undo=True, twice=False, of_facto
 def ordered_case(rng):
     d = int(rng.integers(7, 10))
     H = correlated(rng, d)
-    return rng.normal(0, 1, (int(rng.integers(3, 6)), d)), H, halves, 0.01
+    return rng.normal(0, 1, (int(rng.integers(3, 6)), d)), H, halves, float(rng.choice([0.03, 0.2, 1.0]))
 
 
 # -- AWQ -------------------------------------------------------------------------------------------
@@ -155,15 +167,15 @@ def awq(W, H, mean_abs, quant, alphas):
     return float(alphas[losses.argmin()]), losses
 
 
-def awq_variant(back=True, scale=lambda m, a: m**a, weighted=True, forward=True, both=False):
+def awq_variant(back=True, scale=lambda m, a: m**a, weighted=True, forward=True, both=False, twice=False):
     """awq with a mistake: not divided back, another scale, plain weight error, not scaled before rounding; both: Ŵ and W are
-    compared as they are after scaling."""
+    compared as they are after scaling; twice: H stands twice."""
     def wrong(W, H, mean_abs, quant, alphas):
         losses = []
         for a in alphas:
             s = scale(mean_abs, a)
             D = quant(W * s if forward else W) / (s if back else 1) - (W * s if both else W)
-            losses.append(np.sum((D @ H) * D) if weighted else np.sum(D * D))
+            losses.append(np.sum((D @ H) * (D @ H if twice else D)) if weighted else np.sum(D * D))
         return float(alphas[int(np.argmin(losses))]), np.array(losses)
     return wrong
 
@@ -206,11 +218,15 @@ EXERCISES = (
             ("the numerator must use Ŵ − W, not Ŵ", output_error_variant(of=lambda V, D: V)),
             ("this is the error of the weights; H is not in it",
              lambda W, W_hat, H: float(np.linalg.norm(W_hat - W) / np.linalg.norm(W))),
-            ("H is XXᵀ already: ‖DX‖² is tr(D H Dᵀ), not ‖DH‖²",
+            ("H is XXᵀ up to a factor, so ‖DX‖² is tr(D H Dᵀ) up to the same factor, and not ‖DH‖²",
              lambda W, W_hat, H: float(np.linalg.norm((W_hat - W) @ H) / np.linalg.norm(W @ H))),
-            ("the denominator is ‖WX‖, which also contains H", output_error_variant(below=lambda W, H: np.sum(W * W)))),
+            ("the denominator is ‖WX‖, which also contains H", output_error_variant(below=lambda W, H: np.sum(W * W))),
+            ("this is the error itself; divide it by ‖WX‖", output_error_variant(below=lambda W, H: 1))),
+        symptoms=(
+            ("the denominator is ‖WX‖, with the original W; yours is 0 where Ŵ is 0",
+             lambda got, expected, arguments: np.isinf(got) and not arguments[1].any()),),
         hints=("How can ‖D X‖² be written with X Xᵀ in place of X?",
-               "D = Ŵ − W is (d_out, d_in), and so is D H. tr(A Bᵀ) is np.sum(A * B).",
+               "D = W_hat - W is (d_out, d_in), and so is D @ H. tr(A Bᵀ) is np.sum(A * B).",
                "The squared numerator is np.sum((D @ H) * D), the squared denominator the same with W. Take the root of "
                "the ratio; n/2 cancels.")),
     Exercise(
@@ -223,7 +239,10 @@ EXERCISES = (
             ("moving a weight that is still free does not improve the result", _optimal),
             ("w[q] is exactly the value, and row and column q of the new H⁻¹ are exactly 0", _exact)),
         mistakes=(
-            ("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1)),
+            *(("the sign of δ is wrong: w_q moves to value, so the factor is value − w_q", compensate_variant(sign=-1, exact=exact))
+              for exact in (True, False)),
+            ("all other weights that are free move, those before q as well", lambda w, Hinv, q, value: (lambda new, M: (
+                np.where(np.arange(len(w)) < q, w, new), M))(*compensate(w, Hinv, q, value))),
             *(("divide the column by its diagonal entry [H⁻¹]_qq", compensate_variant(divide=False, divide_H=False, exact=exact))
               for exact in (True, False)),
             *(("the column that moves w must be divided by [H⁻¹]_qq; only the one that changes H⁻¹ is",
@@ -236,10 +255,10 @@ EXERCISES = (
              compensate_variant(eliminate=False)),
             ("the other weights must move too", compensate_variant(move=False))),
         tolerance=1e-9,
-        hints=("Weight q moves by value − w[q]. By how much do the others move to make up for it?",
+        hints=("Weight q moves by value - w[q]. By how much do the others move to make up for it?",
                "Hinv[:, q] is (d,). What is subtracted from Hinv is an outer product, (d, d).",
-               "column = Hinv[:, q]/Hinv[q, q]. w + (value − w[q])·column, with entry q set to value. Hinv − "
-               "np.outer(column, Hinv[q]), with row and column q set to 0.")),
+               "column = Hinv[:, q] / Hinv[q, q]. The new w is w + (value - w[q]) * column, with entry q set to value. The new "
+               "H⁻¹ is Hinv - np.outer(column, Hinv[q]), with row and column q set to 0.")),
     Exercise(
         name="calibrated.gptq", title="GPTQ, column by column", stars=3,
         reference=gptq, cases=gptq_case,
@@ -255,8 +274,9 @@ EXERCISES = (
              gptq_fixed),
             ("this is the running W; return the rounded columns, Ŵ", gptq_variant(running=True)),
             ("take the error of the column in its current state, not of the original W", gptq_variant(original=True))),
+        symptoms=(("the last column alone is wrong: nothing comes after it, but it must be rounded, too", _last_alone),),
         hints=("When column j is rounded, which columns can still make up for its error?",
-               "E = (w_j − ŵ_j)/U[j, j] is (d_out,). U[j, j+1:] has one entry for each later column. Their outer product "
+               "E = (w_j − ŵ_j) / U_jj is (d_out,). U[j, j+1:] has one entry for each later column. Their outer product "
                "fits the columns after j.",
                "Work on a copy V of W. For each j: round V[:, j] with quant, compute E from V[:, j] and the rounded "
                "column, and subtract np.outer(E, U[j, j+1:]) from V[:, j+1:].")),
@@ -281,21 +301,30 @@ EXERCISES = (
             ("the damping is not added", factor_variant(damped=False)),
             ("UᵀU is H, and the damping is added to every entry: these are both faults of the code above",
              factor_variant(inverse=False, everywhere=True))),
+        symptoms=(
+            ("UᵀU is right, but the diagonal of U must be positive: turn the signs of the rows in which it is not", _other_signs),),
         errors=(("not positive definite", "without damping on the diagonal, an H of few tokens has no Cholesky factor"),
                 ("Singular matrix", "without damping on the diagonal, an H of few tokens has no inverse")),
         tolerance=1e-7,
         hints=("Multiply out UᵀU. Which matrix should it be? And what does a constant added to every entry of H do to its rank?",
                "All matrices are (d, d). np.linalg.cholesky(M) is lower: L with L Lᵀ = M.",
-               "A = H + damping · mean(diag H) · np.eye(len(H)). L = np.linalg.cholesky(np.linalg.inv(A)). U is L.T.")),
+               "A = H + damping * H.diagonal().mean() * np.eye(len(H)). L = np.linalg.cholesky(np.linalg.inv(A)). U is L.T.")),
     Exercise(
         name="calibrated.order", title="The heaviest columns first", stars=3,
         reference=ordered, cases=ordered_case,
-        special=(("H is diagonal: in every order it is round to nearest",
-                  lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01)),),
+        special=(
+            ("H is diagonal: in every order it is round to nearest",
+             lambda rng: (rng.normal(0, 1, (3, 4)), np.diag([1.0, 4.0, 2.0, 3.0]), halves, 0.01)),
+            ("one row, with a damping of 1", lambda rng: (
+                np.array([[-0.25, 0.35, 0.2]]), np.array([[2.0, 1.5, 1.2], [1.5, 3.0, 0.0], [1.2, 0.0, 2.2]]), halves, 1.0))),
         mistakes=(
             ("the columns come back in the new order; put each where it was: W_hat[:, order] = …", ordered_variant(undo=False)),
             ("indexing by `order` once more does not undo it; assign to W_hat[:, order]", ordered_variant(twice=True)),
-            ("the heaviest column comes first: sort by −diag H", ordered_variant(rising=True)),
+            ("the heaviest column comes first: sort by −diag H", ordered_variant(lambda H: -H.diagonal())),
+            ("the weight of a column is its entry on the diagonal of H, not the length of its column of H",
+             ordered_variant(lambda H: np.linalg.norm(H, axis=0))),
+            ("the damping is an argument; yours is always 0.01", ordered_variant(damped=lambda damping: 0.01)),
+            ("H is not damped before it is factored", ordered_variant(damped=lambda damping: 0)),
             ("H is still in the old order: permute its rows and its columns", ordered_variant(columns=False)),
             ("permute H and factor it then; a permuted U is not triangular", ordered_variant(of_factor=True)),
             ("the columns of W must be in the same order as those of H", ordered_variant(of_W=False))),
@@ -323,11 +352,12 @@ EXERCISES = (
             ("scale W before you round it", awq_variant(forward=False)),
             ("s is s_X to the power α, so it grows with the inputs", awq_variant(scale=lambda m, a: m**-a)),
             ("s is s_X^α, not α s_X", awq_variant(scale=lambda m, a: np.maximum(m * a, 1e-4))),
+            ("H is XXᵀ up to a factor: the loss is tr(D H Dᵀ), and not ‖DH‖²", awq_variant(twice=True)),
             ("this is the error of the weights; the loss is the error of the outputs, with H",
              awq_variant(weighted=False))),
         hints=("W is multiplied by s before it is rounded. What must be done afterwards, so that it can be compared with "
                "W?",
                "s is (d_in,): one number for each column of W. D is (d_out, d_in). losses is (len(alphas),).",
-               "For each α: s = mean_abs**alpha; D = quant(W * s)/s − W; the loss is np.sum((D @ H) * D). Return the α of "
+               "For each α: s = mean_abs**alpha; D = quant(W * s) / s - W; the loss is np.sum((D @ H) * D). Return the α of "
                "the smallest loss, not its index.")),
 )

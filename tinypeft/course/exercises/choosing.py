@@ -68,6 +68,11 @@ def _fused(rows):
     return wrong
 
 
+def _without_zeros(A_q, B_q, A_v, B_v):
+    B = np.concatenate([B_q, B_v], axis=1)
+    return np.concatenate([A_q, A_v]), np.concatenate([B, 0 * B, B])
+
+
 def _same_function(fn, rng):
     A_q, B_q, A_v, B_v = pairs = _pairs(rng)
     A, B = fn(*pairs)
@@ -141,13 +146,18 @@ EXERCISES = (
              lambda n, bits, t: n * bits / 8 + t * 12),
             ("a trained number takes 16 bytes; yours takes 8: are AdamW's two moments missing?",
              lambda n, bits, t: n * bits / 8 + t * 8),
-            ("frozen weights have no gradient and no moments", lambda n, bits, t: n * bits / 8 + 12 * n + 16 * t),
+            *(("frozen weights have no gradient and no moments", lambda n, bits, t, each=each: n * each(bits) + 16 * t)
+              for each in (lambda bits: bits / 8 + 12, lambda bits: 16)),
+            ("what is trained lies beside the base, which is whole: do not subtract it",
+             lambda n, bits, t: (n - t) * bits / 8 + 16 * t),
+            ("base_bits may be a fraction, such as 4.127, or less than 8: divide by 8 with /, not with //",
+             lambda n, bits, t: n * (bits // 8) + 16 * t),
             ("a trained number takes 4 bytes, whatever the base's bits are",
              lambda n, bits, t: n * bits / 8 + t * (bits / 8 + 12))),
         tolerance=2e-6,                                                       # a byte more or less: bytes are whole
         hints=("How many numbers of 4 bytes does training with AdamW keep for one trained number?",
                "All are numbers. The result is in bytes; a byte has 8 bits.",
-               "n_base · base_bits/8 for the base. For each trained number: 4 (itself) + 4 (gradient) + 2 · 4 (moments).")),
+               "n_base * base_bits / 8 for the base. For each trained number: 4 (itself) + 4 (gradient) + 2 * 4 (moments).")),
     Exercise(
         name="choosing.pareto", title="The Pareto frontier", stars=2,
         reference=pareto, cases=_points,
@@ -170,6 +180,8 @@ EXERCISES = (
              lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] < loss)).any(0)),
             ("of two points of equal cost the one with the higher loss is dominated: look at equally cheap points, too",
              lambda cost, loss: ~((cost[:, None] < cost) & (loss[:, None] <= loss)).any(0)),
+            ("of two points of equal loss the one with the higher cost is dominated: look at equally good points, too",
+             lambda cost, loss: ~((cost[:, None] <= cost) & (loss[:, None] < loss)).any(0)),
             ("a low cost is good", lambda cost, loss: pareto(-cost, loss)),
             ("this is the single best point; every point that no other beats in both belongs to the frontier",
              lambda cost, loss: loss == loss.min()),
@@ -208,8 +220,8 @@ EXERCISES = (
             ("the difference is a − b", lambda a, b: ((b - a).mean(), _half(a - b, len(a))))),
         tolerance=1e-7,
         hints=("What do two runs with the same seed have in common? How do you take it away?",
-               "d = a − b is (n,). The result is two numbers.",
-               "The mean of d, and t.ppf(0.975, n − 1) · d.std(ddof=1)/√n.")),
+               "d = a - b is (n,). The result is two numbers.",
+               "Return d.mean() and t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n).")),
     Exercise(
         name="choosing.fuse", title="Two adapters fused for PEFT", stars=2,
         reference=fuse, cases=_pairs,
@@ -220,6 +232,9 @@ EXERCISES = (
             ("the key's third is zero; you have repeated B_v there",
              lambda A_q, B_q, A_v, B_v: (lambda A, B: (A, B + np.vstack([0 * B[:len(B_q)], B[2 * len(B_q):], 0 * B[:len(B_q)]])))(
                  *fuse(A_q, B_q, A_v, B_v))),
+            ("B_q meets the rows of A_q alone, and B_v those of A_v: the other blocks of B are zero",
+             _without_zeros),
+            ("the query's pair and the value's are exchanged", lambda A_q, B_q, A_v, B_v: fuse(A_v, B_v, A_q, B_q)),
             ("return (A, B), in this order", lambda *pairs: fuse(*pairs)[::-1]),
             ("A_q's rows come first in A, because B_q's columns come first in B",
              lambda A_q, B_q, A_v, B_v: (np.concatenate([A_v, A_q]), fuse(A_q, B_q, A_v, B_v)[1])),
@@ -250,6 +265,16 @@ EXERCISES = (
         mistakes=(
             ("the rate is still chosen on the test text: this is the fault above",
              honest_variant(lambda validation, test: test.mean(1).argmin())),
+            ("the two texts are exchanged: the validation text chooses, and the loss on the test text is reported",
+             lambda validation, test: honest(test, validation)),
+            ("the validation text alone chooses; yours looks at the test text, too",
+             honest_variant(lambda validation, test: (validation + test).mean(1).argmin())),
+            ("report the loss of the rate that was chosen, not the least of all", honest_variant(
+                told=lambda validation, test, i: test.mean(1).min())),
+            ("a rate is judged by the mean over its seeds, not by their median",
+             honest_variant(lambda validation, test: np.median(validation, axis=1).argmin())),
+            ("the rates are axis 0, the seeds axis 1: take the means over axis 1",
+             honest_variant(lambda validation, test: validation.mean(0).argmin(), lambda validation, test, i: test.mean(0)[i])),
             ("the loss on the validation text is too good, because it chose the rate; return the loss on the test text",
              honest_variant(told=lambda validation, test, i: validation[i].mean())),
             ("the best seed is luck, too: take the mean over seeds before you compare rates",
@@ -259,6 +284,8 @@ EXERCISES = (
             ("one rate is chosen for all seeds; yours chooses one for each seed",
              lambda validation, test: (honest(validation, test)[0],
                                        float(test[validation.argmin(0), np.arange(test.shape[1])].mean())))),
+        symptoms=(("this is the loss of each seed; return one number, their mean",
+                   lambda got, expected, arguments: np.shape(got) == arguments[1].shape[1:]),),
         tolerance=1e-9,
         hints=("Which numbers may decide which rate is taken, and which number may only be read at the end?",
                "Both arrays are (rates, seeds). A mean over seeds is (rates,). The result is an index and a number.",
@@ -281,9 +308,11 @@ EXERCISES = (
             ("begin at 2, not at the pilot's number of seeds", seeds_variant(pilot=True)),
             ("the half width falls with √n, not with n", seeds_variant(root=False)),
             ("this is one seed more than needed: the half width may be equal to the wish or smaller",
-             lambda d, half: seeds(d, half) + 1)),
+             lambda d, half: seeds(d, half) + 1),
+            ("this is how many more there must be than in the pilot; return the number of all",
+             lambda d, half: seeds(d, half) - len(d))),
         tolerance=0,
         hints=("Two things in the half width depend on the number of seeds. Which?",
                "All are numbers, except d (n,). The result is an integer, at least 2.",
-               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n − 1) · sd/√n is larger than half.")),
+               "sd = d.std(ddof=1). Begin with n = 2, and raise n while t.ppf(0.975, n - 1) * sd / np.sqrt(n) > half.")),
 )

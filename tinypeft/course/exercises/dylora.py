@@ -14,6 +14,15 @@ def forward(x, W, A, B, b, alpha):
     return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
 
 
+def _masked(rows=lambda i, b, R: i < b, scale=lambda alpha, b, R: alpha / b, sign=1):
+    """forward with a mistake: other rows, another scale, or the low-rank part subtracted."""
+    def wrong(x, W, A, B, b, alpha):
+        R = A.shape[0]
+        m = sign * scale(alpha, b, R) * rows(np.arange(R), b, R)
+        return F.linear(x, W) + F.linear(F.linear(x, A) * m.astype(x.dtype), B)
+    return wrong
+
+
 def _layer(rng, b=None):
     R, d_in, d_out = rng.integers(4, 7), rng.integers(7, 10), rng.integers(10, 13)
     t = lambda *shape: Tensor(rng.standard_normal(shape).astype(np.float32))
@@ -38,14 +47,18 @@ def _step(rng, b=None, frozen=None):
     return A, M, dA, b, float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.05, 0.5)), bool(rng.integers(2)) if frozen is None else frozen
 
 
-def _moved(rows=lambda i, b, frozen: (i == b if frozen else i <= b), outside=lambda M, new, dA: M, old=False,
-           move=lambda A, M, dA, lr: A - lr * M):
-    """bug with a mistake: other rows are trained, M changes outside them, or the rows move otherwise, or along the old M."""
+def _trained(i, b, frozen): return i == b if frozen else i <= b
+
+
+def _moved(rows=_trained, outside=lambda M, new, dA: M, old=False, move=lambda A, M, dA, lr: A - lr * M,
+           momentum=lambda M, dA, beta: beta * M + dA, moved=None):
+    """bug with a mistake: other rows are trained, M is updated otherwise or changes outside them, the rows move otherwise or
+    along the old M. moved: the rows of A that move, if they are not those of M."""
     def wrong(A, M, dA, b, beta, lr, frozen):
-        here = rows(np.arange(1, len(A) + 1)[:, None], b, frozen)
-        new = beta * M + dA
-        new_M = np.where(here, new, outside(M, new, dA))
-        return np.where(here, move(A, M if old else new_M, dA, lr), A), new_M
+        i = np.arange(1, len(A) + 1)[:, None]
+        new = momentum(M, dA, beta)
+        new_M = np.where(rows(i, b, frozen), new, outside(M, new, dA))
+        return np.where((moved or rows)(i, b, frozen), move(A, M if old else new_M, dA, lr), A), new_M
     return wrong
 
 
@@ -69,6 +82,12 @@ def _everywhere(A, M, dA, b, beta, lr, frozen):
 def search(losses, tolerance):
     lowest = min(losses.values())
     return min(b for b, loss in losses.items() if loss <= lowest + tolerance)
+
+
+def _no_gain(losses, tolerance):
+    """The first rank after which the next one gains less than the tolerance."""
+    ranks = sorted(losses)
+    return next((b for b, more in zip(ranks, ranks[1:], strict=False) if losses[b] - losses[more] <= tolerance), ranks[-1])
 
 
 def _losses(rng):
@@ -102,14 +121,33 @@ def _product(factors):
     return B @ A, np.array([A.shape[0], B.shape[1]])
 
 
-def _cut_variant(keep=lambda b: slice(b), left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False):
-    """cut with a mistake: other singular vectors, S left out or counted twice, V where Vᵀ belongs."""
+def _cut_variant(keep=lambda b: slice(b), left=lambda S: S, right=lambda S: 1.0 + 0 * S, transposed=False, rows_of_U=False):
+    """cut with a mistake: other singular vectors, S left out or counted twice, V where Vᵀ belongs, Uᵀ where U belongs."""
     def wrong(A, B, b):
-        U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+        U, S, Vt = np.linalg.svd(B @ A, full_matrices=rows_of_U)
         k = keep(b)
-        rows = Vt[:, k].T if transposed else Vt[k]
-        return right(S[k])[:, None] * rows, U[:, k] * left(S[k])
+        rows, columns = Vt[:, k].T if transposed else Vt[k], U[k].T if rows_of_U else U[:, k]
+        return right(S[k])[:, None] * rows, columns * left(S[k])
     return wrong
+
+
+def _cut_each(with_S):
+    """The decompositions of A and of B, not of their product."""
+    def wrong(A, B, b):
+        U, S, _ = np.linalg.svd(B, full_matrices=False)
+        _, R, Vt = np.linalg.svd(A, full_matrices=False)
+        return (Vt[:b], B[:, :b]) if not with_S else (R[:b, None] * Vt[:b], U[:, :b] * S[:b])
+    return wrong
+
+
+def _largest(A, B, b):
+    k = np.argsort(-np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))[:b]
+    return A[k], B[:, k]
+
+
+def _zeroed(A, B, b):
+    U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+    return Vt, U * np.where(np.arange(len(S)) < b, S, 0)
 
 
 EXERCISES = (
@@ -120,17 +158,20 @@ EXERCISES = (
             ("b = 1", lambda rng: _layer(rng, 1)),
             ("b = R: an ordinary LoRA", lambda rng: _layer(rng, "R"))),
         mistakes=(
-            ("the scale at rank b is α/b, not α/R",
-             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b / A.shape[0])),
-            ("the scale α/b is missing", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, float(b))),
-            ("the scale is α/b, not α", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * b)),
-            ("the scale is applied twice", lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha * alpha / b)),
-            ("nothing is masked: all R rows are used",
-             lambda x, W, A, B, b, alpha: forward(x, W, A, B, A.shape[0], alpha * A.shape[0] / b)),
-            ("one row too many is used: the index of a row must be below b, not at most b",
-             lambda x, W, A, B, b, alpha: forward(x, W, A, B, b + 1, alpha * (b + 1) / b)),
-            ("row b alone is used; at rank b all rows up to b are",
-             lambda x, W, A, B, b, alpha: F.linear(x, W) + F.linear(F.linear(x, A[b - 1:b]), B[:, b - 1:b]) * (alpha / b)),
+            ("the scale at rank b is α/b, not α/R", _masked(scale=lambda alpha, b, R: alpha / R)),
+            ("the scale α/b is missing", _masked(scale=lambda alpha, b, R: 1)),
+            ("the scale is α/b, not α", _masked(scale=lambda alpha, b, R: alpha)),
+            ("the scale is applied twice", _masked(scale=lambda alpha, b, R: (alpha / b) ** 2)),
+            ("the scale is α/b, without a root", _masked(scale=lambda alpha, b, R: alpha / b ** 0.5)),
+            ("the scale is α/b, and yours is b/α", _masked(scale=lambda alpha, b, R: b / alpha)),
+            ("α/b need not be whole: divide with /, not with //", _masked(scale=lambda alpha, b, R: alpha // b)),
+            ("the low-rank part is added, not subtracted", _masked(sign=-1)),
+            ("nothing is masked: all R rows are used", _masked(lambda i, b, R: i < R)),
+            ("one row too many is used: the index of a row must be below b, not at most b", _masked(lambda i, b, R: i <= b)),
+            ("one row too few is used: [:b] takes b of them", _masked(lambda i, b, R: i < b - 1)),
+            ("these are the last b rows; at rank b the first b are used", _masked(lambda i, b, R: i >= R - b)),
+            ("these are the rows after row b; at rank b those up to row b are used", _masked(lambda i, b, R: i >= b)),
+            ("row b alone is used; at rank b all rows up to b are", _masked(lambda i, b, R: i == b - 1)),
             ("the frozen part W₀ x is missing",
              lambda x, W, A, B, b, alpha: forward(x, W, A, B, b, alpha) - F.linear(x, W)),
             ("the scale belongs to the low-rank part alone, not to W₀ x",
@@ -163,6 +204,17 @@ EXERCISES = (
             ("rank b counted from 1 is row b − 1 of the array", _moved(lambda i, b, frozen: i == b if frozen else i <= b + 1)),
             ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b if frozen else i < b)),
             ("row b is left out; it is trained in a step at rank b", _moved(lambda i, b, frozen: i == b - 1 if frozen else i < b)),
+            *(("row b is the last one that is trained, not the first", _moved(rows))
+              for rows in (lambda i, b, frozen: i >= b, lambda i, b, frozen: i == b if frozen else i >= b)),
+            ("the two versions are exchanged: frozen=True trains row b alone, frozen=False all rows up to b",
+             _moved(lambda i, b, frozen: i <= b if frozen else i == b)),
+            ("M is right, but A moves in the rows that are not trained, too", _moved(moved=lambda i, b, frozen: i > 0)),
+            ("A is right; with frozen=True the momentum of the rows before row b stays, too",
+             _moved(lambda i, b, frozen: i <= b, moved=_trained)),
+            ("M is β M plus the whole gradient, without a factor 1 − β", _moved(momentum=lambda M, dA, beta: beta * M + (1 - beta) * dA)),
+            ("M fades before the gradient is added: β M", _moved(momentum=lambda M, dA, beta: M + dA)),
+            ("M is the gradient alone; it keeps β of what it was", _moved(momentum=lambda M, dA, beta: dA)),
+            ("A moves by lr times M; lr is missing", _moved(move=lambda A, M, dA, lr: A - M)),
             ("A moves along the old M; update M first", _moved(old=True)),
             ("with frozen=True row b alone is trained", _moved(lambda i, b, frozen: i <= b)),
             ("with frozen=False all rows up to b are trained", _moved(lambda i, b, frozen: i == b)),
@@ -172,8 +224,8 @@ EXERCISES = (
         hints=("In a row whose gradient is zero, what is M after the step? What does it do to A? Which row of the array is "
                "row b, if rows are counted from 1?",
                "A, M and dA are (R, d_in). Which rows are trained is a boolean array (R, 1). Return two new arrays.",
-               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else (i <= b). M is β M + dA where rows is "
-               "true, else as it was; A is A − lr·M there, else as it was. np.where does both.")),
+               "i = np.arange(1, len(A) + 1)[:, None]; rows = (i == b) if frozen else (i <= b). Then M = np.where(rows, "
+               "beta * M + dA, M), and A becomes A - lr * M in the same rows.")),
     Exercise(
         name="dylora.search", title="Search for the smallest sufficient rank", stars=1,
         reference=search, cases=_losses,
@@ -197,13 +249,25 @@ EXERCISES = (
              lambda losses, tolerance: min((b for b, x in losses.items() if x < min(losses.values()) + tolerance), default=None)),
             ("this is the loss; return the rank", lambda losses, tolerance: losses[search(losses, tolerance)]),
             ("this is the loss; return the rank", lambda losses, tolerance: min(losses.values())),
+            *(("this is a place among the ranks, counted from 0; return the rank that stands there", lambda losses, tolerance, order=order:
+               order(losses).index(search(losses, tolerance))) for order in (sorted, list)),
+            ("this is the smallest rank of all, whatever its loss", lambda losses, tolerance: min(losses)),
+            ("this is the largest rank of all, whatever its loss", lambda losses, tolerance: max(losses)),
+            ("this is the rank whose loss is nearest to the limit; take the smallest rank within it", lambda losses, tolerance:
+             min(losses, key=lambda b: abs(losses[b] - min(losses.values()) - tolerance))),
+            ("compare a loss with the lowest of all, not with that of the next rank", _no_gain),
+            ("the tolerance is added to the lowest loss, not subtracted", lambda losses, tolerance:
+             min((b for b, x in losses.items() if x <= min(losses.values()) - tolerance), default=None)),
             ("this is the first in the dict's order; take the smallest rank",
              lambda losses, tolerance: next(b for b, x in losses.items() if x <= min(losses.values()) + tolerance))),
-        errors=(("empty", "no loss was found to be good enough: a loss at the limit is within the tolerance, <= and not <"),),
+        symptoms=(
+            ("return one rank, a number", lambda got, expected, arguments: isinstance(got, (list, tuple))),),
+        errors=(("empty", "no loss was found to be good enough: the limit is the lowest loss plus the tolerance, and a loss at the "
+                          "limit is within the tolerance, <= and not <"),),
         tolerance=0,
         hints=("What is the largest loss that is still good enough?",
                "losses is a dict rank → loss, in any order. The result is one of its keys.",
-               "limit = min(losses.values()) + tolerance. Return the smallest b with losses[b] ≤ limit.")),
+               "limit = min(losses.values()) + tolerance. Return the smallest b with losses[b] <= limit.")),
     Exercise(
         name="dylora.cut", title="The cut by singular values", stars=2,
         reference=cut, cases=_factors, normalize=_product,
@@ -220,9 +284,23 @@ EXERCISES = (
             ("the singular values are counted twice: they belong into one factor, or their roots into both",
              _cut_variant(right=lambda S: S)),
             ("np.linalg.svd returns Vᵀ: its rows are the vectors", _cut_variant(transposed=True)),
+            ("U has the vectors in its columns: U[:, :b]", _cut_variant(rows_of_U=True)),
+            ("the root of the singular values is in one factor only; both need it, or one the values themselves",
+             _cut_variant(left=np.sqrt)),
+            *(("decompose the product B A; the singular vectors of A and of B by themselves are others", _cut_each(with_S))
+              for with_S in (False, True)),
+            ("these are the largest rows of A and columns of B; the nearest matrix of rank b needs the singular vectors of B A", _largest),
+            ("the product is right, but its factors are not cut: A_b has b rows and B_b has b columns", _zeroed),
+            ("no scale is involved: B_b A_b itself should be near to B A",
+             lambda A, B, b: (cut(A, B, b)[0] * len(A) / b, cut(A, B, b)[1])),
             ("nothing is cut", lambda A, B, b: (A, B)),
+            ("nothing is cut", _cut_variant(lambda b: slice(None))),
+            ("the largest singular value is left out: the first one has the index 0", _cut_variant(lambda b: slice(1, b + 1))),
+            ("this is one singular value too few: [:b] takes b of them", _cut_variant(lambda b: slice(b - 1))),
             ("this is one singular value too many: [:b] takes b of them", _cut_variant(lambda b: slice(b + 1)))),
         symptoms=(
+            ("cut both: A_b has as many rows as B_b has columns, b", lambda got, expected, arguments:
+             np.ndim(got) == 2 and np.shape(got)[1] == arguments[0].shape[1] and np.shape(got) != np.shape(expected)),
             ("return A, which is (b, d_in), first", lambda got, expected, arguments: np.shape(got) == (len(arguments[1]), arguments[2])),),
         tolerance=1e-8,
         hints=("Which matrix of rank b is nearest to a given matrix, if its singular value decomposition is known?",

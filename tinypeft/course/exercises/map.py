@@ -16,6 +16,9 @@ def trained_cases(rng):
     return tuple(int(n) for n in rng.integers((40, 3, 2, 5, 6), (200, 9, 17, 30, 40)))
 
 
+TWO_BIASES = "an adapter has two biases, b_d of m numbers and b_u of d numbers"
+
+
 def replaced(i, value):
     """The reference with another i-th count."""
     def wrong(*args):
@@ -28,6 +31,10 @@ def replaced(i, value):
 # -- bits ----------------------------------------------------------------------------------------
 def reference_bits(bits, group, scale_bits, zero_bits, outer):
     return bits + (scale_bits + zero_bits + (32 / outer if outer else 0)) / group
+
+
+NOTHING = "scales and zero points add nothing in yours, or a whole number: they are stored as well, and / divides them, not //"
+NO_SECOND = "`outer` = 0 means that there is no second level: add 32/outer only if it is not 0"
 
 
 def bits_cases(rng):
@@ -89,6 +96,13 @@ def packed(codes, bits, order="little", within="little", whole=False):
     return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder=order)
 
 
+def whole_codes(codes, bits):
+    """As many whole codes in a byte as fit."""
+    n = 8 // bits
+    rows = np.pad(codes, (0, -len(codes) % n)).reshape(-1, n)
+    return (rows.astype(int) << bits * np.arange(n)).sum(1).astype(np.uint8)
+
+
 def pack_cases(rng, bits=None):
     bits = int(rng.integers(1, 9)) if bits is None else bits
     return rng.integers(0, 2**bits, int(rng.integers(9, 22))).astype(np.uint8), bits
@@ -109,19 +123,30 @@ EXERCISES = (
             ("LoRA: this counts one block; there are L", replaced(0, lambda d, L, r, P, m: 4 * r * d)),
             ("LoRA: this counts all four matrices of attention; only query and value are adapted",
              replaced(0, lambda d, L, r, P, m: 8 * L * r * d)),
+            ("LoRA: only query and value are adapted, two matrices in a block", replaced(0, lambda d, L, r, P, m: 6 * L * r * d)),
+            ("a prompt has one vector for each position, and not a key and a value", replaced(1, lambda d, L, r, P, m: 2 * P * d)),
             ("a prompt enters once, at the input; it has no vectors in the layers",
              replaced(1, lambda d, L, r, P, m: L * P * d)),
+            ("a prompt enters once, at the input; it is no prefix", replaced(1, lambda d, L, r, P, m: 2 * P * L * d)),
+            ("a prefix is in every layer, with a key and a value for each position", replaced(2, lambda d, L, r, P, m: P * d)),
             ("a prefix has a key and a value for each position", replaced(2, lambda d, L, r, P, m: P * L * d)),
             ("a prefix is in every one of the L layers", replaced(2, lambda d, L, r, P, m: 2 * P * d)),
             ("the adapters' biases are missing, m and d each", replaced(3, lambda d, L, r, P, m: 4 * L * d * m)),
+            *((TWO_BIASES, replaced(3, lambda d, L, r, P, m, biases=biases: 2 * L * (2 * d * m + biases(d, m))))
+              for biases in (lambda d, m: m, lambda d, m: d, lambda d, m: 2 * m, lambda d, m: 2 * d)),
+            ("an adapter has two matrices, W_d and W_u", replaced(3, lambda d, L, r, P, m: 2 * L * (d * m + m + d))),
+            ("adapters: this counts one block; there are L", replaced(3, lambda d, L, r, P, m: 2 * (2 * d * m + m + d))),
             ("there are two adapters in a block, one after attention and one after the MLP",
              replaced(3, lambda d, L, r, P, m: L * (2 * d * m + m + d)))),
+        symptoms=(
+            ("this is another one of the four counts: they are asked for in the order of the table",
+             lambda got, expected, args: got in reference_trained(*args)),),
         tolerance=0,
         hints=("How many matrices does LoRA change in a block, and how many numbers describe each change? In how many "
                "layers does a prompt stand, and in how many a prefix?",
                "LoRA: A (r, d) and B (d, r) for each of 2 L matrices. Prompt: (P, d). Prefix: a key and a value, (P, d) "
                "each, in L layers. An adapter: (m, d), m, (d, m) and d.",
-               "LoRA: 2 L · r · (d + d). Prompt: P · d. Prefix: 2 · P · L · d. Adapters: 2 L · (2 d m and the two biases).")),
+               "LoRA: 2 * L * r * (d + d). Prompt: P * d. Prefix: 2 * P * L * d. Adapters: 2 * L times 2 * d * m and the two biases.")),
     Exercise(
         name="map.bits", title="Bits per weight, scales included", stars=1,
         reference=reference_bits, cases=bits_cases,
@@ -133,11 +158,21 @@ EXERCISES = (
              lambda b, g, s, z, o: b + (s + z) / g),
             ("the second level is one number per `outer` scales, not per `outer` weights",
              lambda b, g, s, z, o: b + (s + z) / g + (32 / o if o else 0)),
+            ("the second level comes on top of scale_bits, and does not replace them",
+             lambda b, g, s, z, o: b + ((32 / o if o else s) + z) / g),
+            (NO_SECOND, lambda b, g, s, z, o: b + (s + z + 32 / (o or 1)) / g),
+            ("the scales are missing", lambda b, g, s, z, o: reference_bits(b, g, 0, z, o)),
+            (NOTHING, lambda b, g, s, z, o: b),
+            (NOTHING, lambda b, g, s, z, o: b + (s + z + (32 // o if o else 0)) // g),
+            ("the codes' own bits are missing: a weight has `bits` of them", lambda *a: reference_bits(*a) - a[0]),
+            ("this is what a whole group takes: divide by its weights", lambda *a: reference_bits(*a) * a[1]),
+            ("scale_bits and zero_bits are in bits already: do not divide by 8",
+             lambda b, g, s, z, o: b + (reference_bits(b, g, s, z, o) - b) / 8),
             ("the zero points are missing", lambda b, g, s, z, o: reference_bits(b, g, s, 0, o)),
             ("the whole group shares one scale: divide by g", lambda b, g, s, z, o: b + s + z + (32 / o if o else 0)),
             ("you gave every scale 32 bits of a second level; `outer` scales share them",
              lambda b, g, s, z, o: b + (s + z + 32 * (o > 0)) / g)),
-        errors=(("ZeroDivisionError", "`outer` = 0 means that there is no second level: add 32/outer only if it is not 0"),),
+        errors=(("ZeroDivisionError", NO_SECOND),),
         tolerance=1e-9,
         hints=("What is stored once per group, and not once per weight? With double quantization, how many scales share "
                "one number of 32 bits?",
@@ -159,17 +194,27 @@ EXERCISES = (
              lambda *a: signs(*a, both=True)),
             ("the range must contain 0: l = min(x_min, 0), h = max(x_max, 0)", lambda *a: signs(*a, contain=False)),
             ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=0)),
+            ("there are 2ᵇ − 1 steps between 2ᵇ codes", lambda *a: signs(*a, levels=-2)),
             ("the codes are not clipped to 0 … 2ᵇ − 1; 2ᵇ would become 0 in the bits of a code", lambda *a: signs(*a, clip=False)),
             ("np.rint rounds a half to the even integer; floor(v + ½) rounds it up",
              lambda *a: signs(*a, whole=lambda v: np.floor(v + 0.5))),
+            ("np.floor rounds down; np.rint rounds to the nearest number", lambda *a: signs(*a, whole=np.floor)),
+            ("this cuts the digits off; np.rint rounds to the nearest number", lambda *a: signs(*a, whole=np.trunc)),
+            ("these are the decoded numbers; the codes are asked for",
+             lambda *a: (lambda codes, s, z: (s * (codes - signs(*a, flip=False)[2]), s, z))(*signs(*a))),
+            ("s is the step between two codes, (h − l)/(2ᵇ − 1), and not its inverse",
+             lambda *a: (lambda codes, s, z: (codes, 1 / s, z))(*signs(*a))),
             ("x/s and l/s are rounded each by itself; yours rounds (x − l)/s once", lambda *a: signs(*a, once=True)),
             ("the zero point is a code: round l/s with np.rint, too", lambda *a: signs(*a, whole_z=lambda v: v)),
             ("the survey's codes are clipped too early: subtract Z first, and clip R(x/S) − Z", lambda *a: signs(*a, early=True))),
+        symptoms=(
+            ("the codes are asked for as a float64 array", lambda got, expected, args: got.ndim == 2 and got.dtype.kind in "iu"),
+            ("the order is (codes, scale, zero point)", lambda got, expected, args: got in reference_signs(*args)[1:])),
         tolerance=1e-6,
         hints=("Which of the codes, the scale and the zero point differ between the two conventions?",
                "The codes have the shape of x. s and the zero point are numbers, computed from all of x.",
-               "s = (h − l)/(2**bits − 1); z = np.rint(−l/s); codes = np.clip(np.rint(x/s) + z, 0, 2**bits − 1), in both "
-               "conventions. Return z or −z.")),
+               "s = (h - l) / (2**bits - 1); z = np.rint(-l / s); codes = np.clip(np.rint(x / s) + z, 0, 2**bits - 1), in both "
+               "conventions. Return z or -z.")),
     Exercise(
         name="map.bug", title="Find the bug: weights that come back wrong", stars=2,
         reference=reference_bug, cases=bug_cases,
@@ -192,7 +237,7 @@ EXERCISES = (
                "point? At which step does the program get another one?",
                "codes (n, g) are uint8. scale (n,) is float32 and zero (n,) is uint8, one for each row. The result is (n, g) "
                "in float32.",
-               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q − z).")),
+               "q = codes.astype(np.float32) and z = zero.astype(np.float32)[:, None]. The result is scale[:, None] * (q - z).")),
     Exercise(
         name="map.pack", title="Codes of 3 bits in bytes of 8", stars=3,
         reference=reference_pack, cases=pack_cases,
@@ -206,13 +251,18 @@ EXERCISES = (
             ("the bits of each code are reversed: its lowest bit comes first", lambda codes, bits: packed(codes, bits, within="big")),
             ("the bits of each byte are reversed: the stream's first bit is the lowest one",
              lambda codes, bits: packed(codes, bits, "big")),
+            ("a byte holds whole codes only, and a gap remains: a code may lie in two bytes", whole_codes),
+            ("code 0 comes first: the codes are in reverse order", lambda codes, bits: packed(codes[::-1], bits)),
             ("every code has a byte of its own: leave no gaps", lambda codes, bits: packed(codes, bits, whole=True))),
         symptoms=(
+            ("these are the bits, one in each number: eight of them make a byte",
+             lambda got, expected, args: args[1] > 1 and got.size == len(args[0]) * args[1]),
+            ("there is one byte too many: ⌈n b/8⌉ bytes hold the stream", lambda got, expected, args: got.size == expected.size + 1),
             ("the last byte is missing: zeros fill it up", lambda got, expected, args: got.size == expected.size - 1),),
         tolerance=0,
         hints=("Think of all bits of all codes in one row. In which order do they stand, and where is it cut into bytes?",
-               "codes (n,) have `bits` bits each: together a stream of n · bits bits, (n, bits) before you flatten it. The "
-               "result is uint8, of ⌈n · bits/8⌉ bytes.",
-               "stream = (codes[:, None] >> np.arange(bits)) & 1 has the lowest bit first. np.packbits(stream.reshape(−1), "
+               "codes (n,) have `bits` bits each: together a stream of n * bits bits, (n, bits) before you flatten it. The "
+               "result is uint8, of ⌈n b/8⌉ bytes.",
+               "stream = (codes[:, None] >> np.arange(bits)) & 1 has the lowest bit first. np.packbits(stream.reshape(-1), "
                "bitorder=\"little\") cuts it into bytes and fills up the last one.")),
 )

@@ -128,6 +128,11 @@ def loftq_stale(W, quant, r, T):
     return quant(W - B @ A), B, A
 
 
+def loftq_best(W, quant, r, T):
+    """The round that comes nearest to W."""
+    return min(loftq_rounds(W, quant, r, T), key=lambda found: np.linalg.norm(W - found[0] - found[1] @ found[2]))
+
+
 # -- LoftQ on a LoRA that is scaled ----------------------------------------------------------------
 def scaled_loftq(W, quant, r, alpha):
     Q, B, A = loftq(W, quant, r, 1)
@@ -150,6 +155,12 @@ def product(result):
     return Q, np.asarray(B) @ np.asarray(A), len(A)
 
 
+def _other_rounds(got, expected, arguments):
+    """Is it another Q than that of the first round?"""
+    first = arguments[1](arguments[0])
+    return np.shape(got) == first.shape and np.array_equal(expected, first) and not np.array_equal(got, first)
+
+
 def scaled_case(rng):
     W = rng.normal(0, 1, (int(rng.integers(8, 12)), int(rng.integers(13, 16))))
     r = int(rng.integers(2, 4))
@@ -169,6 +180,15 @@ def lloyd_variant(centre=np.mean, empty=lambda c: c, code=lambda x, c: np.abs(x[
         q = code(x, levels)
         return np.array([centre(x[q == i]) if (q == i).any() else empty(c) for i, c in enumerate(levels)])
     return wrong
+
+
+def lloyd_one_by_one(x, levels):
+    """Each level moves before the next one gets its numbers."""
+    levels = levels.copy()
+    for i in range(len(levels)):
+        mine = np.abs(x[:, None] - levels).argmin(1) == i
+        if mine.any(): levels[i] = x[mine].mean()
+    return levels
 
 
 def lloyd_case(rng):
@@ -196,13 +216,14 @@ EXERCISES = (
              lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(
                  norm.ppf(np.linspace(1 - delta, delta, positive + 1 + negative)))),
             ("the levels are not sorted", levels_variant(order=False)),
+            ("the levels must ascend; yours fall", lambda *a: levels(*a)[::-1]),
             ("0 is missing", levels_variant(zero=False)),
             ("the levels are evenly spaced: the quantile function Φ⁻¹ is not applied",
              levels_variant(quantile=lambda p: p - 0.5))),
         hints=("The last point of each side is ½, whose quantile is 0, and it is dropped. How many points does a side of n"
                " levels need?",
                "One side is (n,). The table is (positive + 1 + negative,), ascending, with a largest magnitude of 1.",
-               "side(n) = norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]). Sort side(positive), 0 and −side(negative) "
+               "side = lambda n: norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1]). Sort side(positive), 0 and -side(negative) "
                "together, and divide by the largest magnitude.")),
     Exercise(
         name="nf4.encode", title="The nearest level", stars=1,
@@ -223,8 +244,8 @@ EXERCISES = (
              encode_variant(code=lambda v, c: np.rint((v + 1) / 2 * (len(c) - 1)).astype(int)))),
         tolerance=1e-9,
         hints=("The levels are not evenly spaced. How do you find the nearest one all the same?",
-               "x[:, None]/a is (n, 1) and levels (L,), so their difference is (n, L). The codes are (n,), integers.",
-               "a = np.abs(x).max(); the codes are np.abs(x[:, None]/a − levels).argmin(1).")),
+               "x[:, None] / a is (n, 1) and levels (L,), so their difference is (n, L). The codes are (n,), integers.",
+               "a = np.abs(x).max(); the codes are np.abs(x[:, None] / a - levels).argmin(1).")),
     Exercise(
         name="nf4.backward", title="The gradient of QLoRA", stars=2,
         reference=backward, cases=backward_case,
@@ -247,8 +268,8 @@ EXERCISES = (
         hints=("In which two ways does x reach y? Which of the arrays get a gradient?",
                "The decoded W is (d_out, d_in). dy is (n, d_out), dy B is (n, r). A group has g = codes.shape[1] // "
                "scales.shape[1] weights.",
-               "W = levels[codes] * np.repeat(scales, g, axis=1). dA is s times (dy B)ᵀ x, dB is s times dyᵀ (x Aᵀ), and "
-               "dx is dy W + s (dy B) A.")),
+               "W = levels[codes] * np.repeat(scales, g, axis=1). dA = s * (dy @ B).T @ x, dB = s * dy.T @ (x @ A.T), and "
+               "dx = dy @ W + s * (dy @ B) @ A.")),
     Exercise(
         name="nf4.loftq", title="LoftQ's alternating rounds", stars=2,
         reference=loftq,
@@ -257,8 +278,12 @@ EXERCISES = (
         normalize=same_signs,
         special=(("one round", lambda rng: (rng.normal(0, 1, (8, 13)), asymmetric2, 2, 1)),),
         mistakes=(
-            ("quantize W − B A, which the low-rank part leaves, not W",
+            ("this is what one round gives: from the second on, quantize W − B A, which the low-rank part leaves, not W",
              loftq_variant(target=lambda W, BA: W)),
+            ("Q must round W − B A, which the low-rank part leaves, not W + B A", loftq_variant(target=lambda W, BA: W + BA)),
+            *(("decompose W − Q, which quantization leaves, not W itself", loftq_variant(target=target, of=lambda W, Q, BA: W))
+              for target in (lambda W, BA: W, lambda W, BA: W - BA)),
+            ("this is the best of the rounds; return the last one", loftq_best),
             ("decompose W − Q, which quantization leaves, not W − Q − B A",
              loftq_variant(of=lambda W, Q, BA: W - Q - BA)),
             ("Σ must be split: each factor gets √Σ", loftq_variant(split=False)),
@@ -270,8 +295,8 @@ EXERCISES = (
             ("this is one round too many: there are T", loftq_variant(rounds=lambda T: T + 1))),
         hints=("What should Q round, once there is a low-rank part? And what should the low-rank part make up for?",
                "B is (d_out, r), A is (r, d_in). U[:, :r] * np.sqrt(S[:r]) is (d_out, r).",
-               "Begin with B A = 0. In each of T rounds: Q = quant(W − B A); U, S, Vt = np.linalg.svd(W − Q, "
-               "full_matrices=False); B = U[:, :r]·√S, A = √S·Vt[:r].")),
+               "Begin with BA = 0. In each of T rounds: Q = quant(W - BA); U, S, Vt = np.linalg.svd(W - Q, full_matrices=False); "
+               "root = np.sqrt(S[:r]); B = U[:, :r] * root; A = root[:, None] * Vt[:r]; BA = B @ A.")),
     Exercise(
         name="nf4.bug", title="Find the bug: a LoftQ that starts too far away", stars=2,
         reference=scaled_loftq, cases=scaled_case, normalize=product,
@@ -288,9 +313,11 @@ EXERCISES = (
             ("each factor is divided by α/r, so their product is divided by its square: take the root",
              scaled_variant(of_B=lambda s: 1 / s, of_A=lambda s: 1 / s)),
             ("LoRA's scale is α/r, not α", scaled_variant(scale=lambda alpha, r: alpha)),
-            ("Q is not scaled, only the product B A", scaled_variant(of_Q=True)),
+            *(("Q is not scaled, only the product B A", scaled_variant(of_B=of, of_A=of, of_Q=True))
+              for of in (lambda s: s**-0.5, lambda s: 1)),
             ("the product must be divided by α/r, not by its root: divide one factor, or both by the root",
              scaled_variant(of_B=lambda s: s**-0.5, of_A=lambda s: 1))),
+        symptoms=(("this is another Q than quant(W): keep the one round, which begins with B A = 0", _other_rounds),),
         hints=("What does the model compute with Q, B and A? Which product should be near to W − Q?",
                "The shapes do not change: B (d_out, r), A (r, d_in). Their product must be smaller by the factor α/r.",
                "Compute B and A as before. root = np.sqrt(alpha / r). Return Q, B / root and A / root.")),
@@ -307,9 +334,12 @@ EXERCISES = (
              lloyd_variant(lambda v: (v.min() + v.max()) / 2)),
             ("divide the sum by the number of weights of the level", lloyd_variant(np.sum)),
             ("a number belongs to the nearest level, not to the next one below",
-             lloyd_variant(code=lambda x, c: np.maximum(np.searchsorted(c, x, "right") - 1, 0)))),
+             lloyd_variant(code=lambda x, c: np.maximum(np.searchsorted(c, x, "right") - 1, 0))),
+            ("all numbers get their codes first, from the old levels; then the levels move", lloyd_one_by_one)),
+        symptoms=(("the mean of no numbers is NaN: a level that no number is nearest to stays as it is",
+                   lambda got, expected, arguments: np.isnan(got).any()),),
         tolerance=1e-9,
         hints=("Which numbers belong to level i? Which single number is nearest to all of them, in squares?",
                "The codes are (N,). The result is (L,), like levels. The mean of an empty array is NaN.",
-               "q = np.abs(x[:, None] − levels).argmin(1). Entry i is x[q == i].mean(), or levels[i] if no q is i.")),
+               "q = np.abs(x[:, None] - levels).argmin(1). Entry i is x[q == i].mean(), or levels[i] if no q is i.")),
 )

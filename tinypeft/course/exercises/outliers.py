@@ -18,13 +18,22 @@ def codes_left(X, O):
     return 2 * np.rint(np.delete(np.abs(X), O, axis=1).max(1) / s).astype(int) + 1
 
 
-def codes_left_variant(both=True, zero=True, axis=1, rest=True, size=np.abs, top=lambda X, O: np.abs(X).max(1), whole=np.rint):
-    """codes_left with a mistake: one sign only, no code for 0, features instead of tokens, the outliers alone, signed
-    entries, another scale, or another rounding."""
+def codes_left_variant(both=True, zero=True, axis=1, rest=lambda X, O: np.delete(X, O, axis=1), size=np.abs, n=127,
+                       top=lambda X, O: np.abs(X).max(1), whole=np.rint, most=lambda m, axis: m.max(axis)):
+    """codes_left with a mistake: one sign only, no code for 0, features instead of tokens, other columns, signed entries,
+    another scale or largest code, another rounding, or something else than the largest entry."""
     def wrong(X, O):
-        m = size(np.delete(X, O, axis=1) if rest else X[:, O])
+        m = size(rest(X, O))
         largest = top(X, O) if axis else np.abs(X).max(0)[:m.shape[1]]
-        return (2 if both else 1) * whole(127 * m.max(axis) / largest).astype(int) + zero
+        return (2 if both else 1) * whole(n * most(m, axis) / largest).astype(int) + zero
+    return wrong
+
+
+def codes_left_late(whole):
+    """2c + 1, where c is rounded last."""
+    def wrong(X, O):
+        rest, largest = np.delete(np.abs(X), O, axis=1).max(1), np.abs(X).max(1)
+        return whole(2 * 127 * rest / largest + 1).astype(int)
     return wrong
 
 
@@ -71,14 +80,24 @@ def vector_wise_in_int8(X, W):
     return s_x * s_w.T * (np.rint(X / s_x).astype(np.int8) @ np.rint(W / s_w).astype(np.int8).T)
 
 
-def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, decoded=False):
-    """vector_wise with a mistake: scales over everything or over tokens, 128 steps, or a scale that is left out.
-    decoded: the codes are decoded first, so that a scale of any axis fits."""
+def itself(x): return x
+
+
+CUT = (np.trunc, np.trunc), (np.trunc, np.rint), (np.rint, np.trunc)          # the inputs' and the weights' rounding
+DOWN = (np.floor, np.floor), (np.floor, np.rint), (np.rint, np.floor)
+ONE_ONLY = (np.rint, itself), (itself, np.rint)
+
+
+def vector_wise_variant(per_x=1, per_w=1, n=127, scale_x=True, scale_w=True, decoded=False, whole=(np.rint, np.rint), size=np.abs,
+                        kind=float, power=1):
+    """vector_wise with a mistake: scales over everything or over tokens, 128 steps, a scale that is left out, from signed
+    numbers or to another power, codes rounded otherwise or in another type. decoded: the codes are decoded first, so that a
+    scale of any axis fits."""
     def wrong(X, W):
-        s_x = np.abs(X).max(per_x, keepdims=True) / n
-        s_w = np.abs(W).max(per_w, keepdims=True) / n
-        if decoded: return (np.rint(X / s_x) * s_x) @ (np.rint(W / s_w) * s_w).T
-        return np.rint(X / s_x) @ np.rint(W / s_w).T * (s_x if scale_x else 1) * (s_w.T if scale_w else 1)
+        s_x, s_w = size(X).max(per_x, keepdims=True) / n, size(W).max(per_w, keepdims=True) / n
+        q_x, q_w = whole[0](X / s_x).astype(kind), whole[1](W / s_w).astype(kind)
+        if decoded: return (q_x * s_x) @ (q_w * s_w).T
+        return q_x @ q_w.T * (s_x ** power if scale_x else 1) * (s_w.T ** power if scale_w else 1)
     return wrong
 
 
@@ -89,21 +108,22 @@ def llm_int8(X, W, threshold=6.0):
 
 
 def llm_int8_variant(over="column", zeroed=True, rest_scale=True, added=True, whole_w=True, strict=False, float_w=True,
-                     half=False, fixed=None):
-    """llm_int8 with a mistake, one of: O from means; outliers not taken out; s_x over everything; the float part left out;
-    s_w without outlier columns; > instead of ≥; outlier columns of W from their codes; the float part in float16; a fixed
-    threshold."""
+                     half=False, fixed=None, whole=(np.rint, np.rint), n=127, kind=float, axis=1):
+    """llm_int8 with a mistake, one of: O from means, sums or minima; outliers not taken out; s_x over everything; the float
+    part left out; s_w without outlier columns; > instead of ≥; outlier columns of W from their codes; the float part in
+    float16; a fixed threshold; codes rounded otherwise, to another number or in another type; one scale for everything."""
     def wrong(X, W, threshold=6.0):
         threshold = fixed or threshold
-        A = {"column": np.abs(X).max, "mean": np.abs(X).mean, "signed": X.max}[over](0)
+        A = {"column": np.abs(X).max, "mean": np.abs(X).mean, "signed": X.max, "sum": np.abs(X).sum,
+             "all": np.abs(X).min}[over](0)
         O = np.flatnonzero(A > threshold if strict else A >= threshold)
         rest = X.copy()
         if zeroed: rest[:, O] = 0
-        s_x = np.abs(rest if rest_scale else X).max(1, keepdims=True) / 127
+        s_x = np.abs(rest if rest_scale else X).max(axis, keepdims=True) / n
         s_x = np.where(s_x == 0, 1, s_x)
-        s_w = np.abs(W if whole_w else np.delete(W, O, 1)).max(1, keepdims=True) / 127
-        q_w = np.rint(W / s_w)
-        Y = s_x * s_w.T * (np.rint(rest / s_x) @ q_w.T)
+        s_w = np.abs(W if whole_w else np.delete(W, O, 1)).max(axis, keepdims=True) / n
+        q_x, q_w = whole[0](rest / s_x).astype(kind), whole[1](W / s_w).astype(kind)
+        Y = s_x * s_w.T * (q_x @ q_w.T)
         L, R = X[:, O], (W if float_w else q_w * s_w)[:, O]
         if half: L, R = L.astype(np.float16), R.astype(np.float16)
         return Y + (L @ R.T if added else 0), O
@@ -118,6 +138,10 @@ def llm_int8_by_entry(X, W, threshold=6.0):
     s_x = np.where(s_x == 0, 1, s_x)
     s_w = np.abs(W).max(1, keepdims=True) / 127
     return np.where(large, X, 0) @ W.T + s_x * s_w.T * (np.rint(rest / s_x) @ np.rint(W / s_w).T), np.flatnonzero(large.any(0))
+
+
+def _indices(got, expected):
+    return np.asarray(got).dtype.kind in "iu" and np.asarray(expected).dtype.kind in "iu"
 
 
 # -- smoothing -------------------------------------------------------------------------------------
@@ -139,6 +163,15 @@ def smooth_variant(a=lambda alpha: alpha, b=lambda alpha: 1 - alpha, shared=True
         s = max_abs**a(alpha) / largest**b(alpha)
         if inverse: s = 1 / s
         return gamma / s, bet / s if beta else bet, [W / s if divide_w else W * s if move_w else W for W in weights]
+    return wrong
+
+
+def smooth_by(s=lambda m, largest, alpha: m**alpha / largest**(1 - alpha), over=np.max, largest=lambda W: np.abs(W).max(0),
+              of_gamma=np.divide, of_beta=np.divide):
+    """smooth with a mistake in s, in max|W_j|, or in what becomes of γ or β."""
+    def wrong(gamma, beta, weights, max_abs, alpha=0.5):
+        factor = s(max_abs, over([largest(W) for W in weights], axis=0), alpha)
+        return of_gamma(gamma, factor), of_beta(beta, factor), [W * factor for W in weights]
     return wrong
 
 
@@ -191,7 +224,9 @@ EXERCISES = (
             ("int16 ends at 32,767, and three products of 127 · 127 exceed that; take int32", in_type(np.int16)),
             ("the sums must not be clipped to 127: the codes are int8, their sums need more bits",
              in_type(np.int64, lambda product: np.clip(product, -127, 127))),
-            ("uint8 has no negative numbers; take int32", in_type(np.uint8, lambda product: product.astype(np.int64)))),
+            *(("unsigned integers have no negative numbers; take int32", in_type(kind)) for kind in (np.uint8, np.uint16, np.uint32)),
+            ("reshape keeps the order of the numbers, so rows do not become columns; q_w.T does that",
+             lambda q_x, q_w: q_x.astype(np.int64) @ q_w.astype(np.int64).reshape(q_w.shape[::-1]))),
         symptoms=(
             ("float32 holds every integer up to 2²⁴ only, and long sums exceed that; take int32 or float64",
              lambda got, expected, arguments: np.allclose(got, expected, rtol=1e-5, atol=0)),
@@ -224,11 +259,20 @@ EXERCISES = (
             ("0 is a code too: 2c + 1", codes_left_variant(zero=False)),
             ("a token is a row of X: take the maxima over axis 1", codes_left_variant(axis=0)),
             ("these are the codes of the outliers; count those of the other columns",
-             codes_left_variant(rest=False))),
+             codes_left_variant(rest=lambda X, O: X[:, O])),
+            ("you rounded c up; the codes are rounded to nearest, so c = round(127·m′/m)", codes_left_variant(whole=np.ceil)),
+            *(("c is a whole number: round it, and then compute 2c + 1", codes_left_late(whole)) for whole in (np.rint, np.floor)),
+            ("the largest code is 127", codes_left_variant(n=128)),
+            ("each token has a scale of its own, from its own largest entry: np.abs(X).max(1)",
+             codes_left_variant(top=lambda X, O: np.abs(X).max())),
+            ("each token has its own largest entry outside O: the maximum over axis 1",
+             codes_left_variant(most=lambda m, axis: np.full(len(m), m.max()))),
+            ("the largest of the other entries is what counts, not their mean", codes_left_variant(most=lambda m, axis: m.mean(axis))),
+            ("the columns O are to be left out", codes_left_variant(rest=lambda X, O: X))),
         tolerance=0,
         hints=("By which number is an entry divided before it is rounded? How many integers lie in −c … c?",
                "np.abs(X).max(1) is (n,): one maximum per token. The same maximum without the columns O is (n,), too.",
-               "rest = np.delete(np.abs(X), O, axis=1).max(1); c = np.rint(127 · rest / np.abs(X).max(1)). Return 2c + 1 "
+               "rest = np.delete(np.abs(X), O, axis=1).max(1); c = np.rint(127 * rest / np.abs(X).max(1)). Return 2 * c + 1 "
                "as integers.")),
     Exercise(
         name="outliers.vector_wise", title="Vector-wise quantization", stars=2,
@@ -249,7 +293,15 @@ EXERCISES = (
              vector_wise_variant(per_x=None, per_w=None)),
             *(("a scale belongs to a row here, and you took one per column, a feature; take the maximum over axis 1",
                vector_wise_variant(per_x, per_w, decoded=True)) for per_x, per_w in ((0, 0), (0, 1), (1, 0))),
-            ("the largest code is 127", vector_wise_variant(n=128)),
+            *(("the largest code is 127", vector_wise_variant(n=n)) for n in (128, 255)),
+            *(("a cast to integers cuts off; round first, np.rint(X / s_x)", vector_wise_variant(whole=whole)) for whole in CUT),
+            *(("you rounded down; np.rint rounds to the nearest integer", vector_wise_variant(whole=whole)) for whole in DOWN),
+            *(("only one of the two arrays is rounded; both have codes", vector_wise_variant(whole=whole)) for whole in ONE_ONLY),
+            ("nothing is rounded: this is the exact product X Wᵀ", lambda X, W: X @ W.T),
+            ("int16 ends at 32,767, and sums of products of codes exceed that: take int32, or keep the codes in floats",
+             vector_wise_variant(kind=np.int16)),
+            ("a scale comes from the largest magnitude of its row, max|x|, not from the largest number", vector_wise_variant(size=itself)),
+            ("the product of the codes is multiplied by both scales; you divided by them", vector_wise_variant(power=-1)),
             ("the result is not multiplied by s_x", vector_wise_variant(scale_x=False)),
             ("the result is not multiplied by s_w", vector_wise_variant(scale_w=False)),
             ("the scales are missing: this is the product of the codes; multiply it by s_x and s_w",
@@ -261,8 +313,9 @@ EXERCISES = (
         tolerance=1e-6,
         hints=("Along which axis of the result does the scale of a row of X run, and along which the scale of a row of W?",
                "s_x is (n, 1). s_w is (d_out, 1), so s_w.T is (1, d_out). The product of the codes is (n, d_out).",
-               "s_x = np.abs(X).max(1, keepdims=True)/127, and s_w likewise. s_x · s_w.T · (codes of X) @ (codes of W).T. "
-               "Leave the codes in floats: a product of two int8 arrays wraps.")),
+               "s_x = np.abs(X).max(1, keepdims=True) / 127, and s_w likewise. With q_x = np.rint(X / s_x) and "
+               "q_w = np.rint(W / s_w) it is s_x * s_w.T * (q_x @ q_w.T). Leave the codes in floats: a product of two int8 "
+               "arrays wraps.")),
     Exercise(
         name="outliers.llm_int8", title="LLM.int8()'s decomposition", stars=2,
         reference=llm_int8,
@@ -291,23 +344,44 @@ EXERCISES = (
             ("outliers may be negative: compare |X| with the threshold", llm_int8_variant(over="signed")),
             ("the outlier columns are multiplied in the type of X here, not in float16", llm_int8_variant(half=True)),
             ("an entry equal to the threshold is an outlier too: |X| ≥ threshold", llm_int8_variant(strict=True)),
-            ("you compared a column's mean; a column is an outlier if any entry reaches the threshold",
-             llm_int8_variant(over="mean")),
+            *((f"you compared a column's {word}; a column is an outlier if any entry reaches the threshold", llm_int8_variant(over=over))
+              for word, over in (("mean", "mean"), ("sum", "sum"), ("smallest entry", "all"))),
+            ("no column was taken out: O has those of X in which any |x| reaches the threshold", llm_int8_variant(fixed=np.inf)),
+            *(("a cast to integers cuts off; round first, np.rint(rest / s_x)", llm_int8_variant(whole=whole)) for whole in CUT),
+            *(("you rounded down; np.rint rounds to the nearest integer", llm_int8_variant(whole=whole)) for whole in DOWN),
+            *(("only one of the two arrays is rounded; both have codes", llm_int8_variant(whole=whole)) for whole in ONE_ONLY),
+            ("nothing is rounded: this is the exact product X Wᵀ", llm_int8_variant(whole=(itself, itself))),
+            ("a product of int8 arrays is int8 again and wraps beyond 127: keep the codes in floats, or in int32",
+             llm_int8_variant(kind=np.int8)),
+            ("int16 ends at 32,767, and sums of products of codes exceed that: take int32, or keep the codes in floats",
+             llm_int8_variant(kind=np.int16)),
+            ("the largest code is 127", llm_int8_variant(n=128)),
+            ("each row of X and of W has its own scale; you took one for everything", llm_int8_variant(axis=None)),
             ("use W's own numbers in the outlier columns, not its decoded codes",
              llm_int8_variant(float_w=False)),
             ("the threshold is an argument, and you took a fixed 6", llm_int8_variant(fixed=6.0)),
             ("outliers are whole columns; you took single entries out", llm_int8_by_entry)),
         symptoms=(
             ("O holds the indices of the outlier columns, and this is a mask of True and False: np.flatnonzero(mask)",
-             lambda got, expected, arguments: np.asarray(got).dtype == bool),),
+             lambda got, expected, arguments: np.asarray(got).dtype == bool),
+            ("np.where and np.nonzero return a tuple with an array for each axis; np.flatnonzero returns the indices",
+             lambda got, expected, arguments: _indices(got, expected) and got.shape == (1, expected.size)),
+            ("O names each column once, also if several of its entries reach the threshold: np.unique",
+             lambda got, expected, arguments: _indices(got, expected) and len(got) > len(np.unique(got))),
+            ("these are the ordinary columns; O holds those that reach the threshold", lambda got, expected, arguments:
+             _indices(got, expected) and sorted([*got, *expected]) == [*range(arguments[0].shape[1])]),
+            ("the columns are counted from 0", lambda got, expected, arguments:
+             _indices(got, expected) and np.array_equal(got, expected + 1)),
+            ("the outlier columns are ascending", lambda got, expected, arguments:
+             _indices(got, expected) and np.array_equal(np.sort(got), expected))),
         errors=(("zero-size", "an array has no entries left: all columns may be outlier columns; set them to 0 in a copy of X, and keep "
                               "the shape"),),
         tolerance=1e-6,
         hints=("Which entries of a token decide its scale, once the outlier columns are taken out?",
                "O holds indices of columns. X[:, O] is (n, len(O)), W[:, O] is (d_out, len(O)), Y is (n, d_out).",
                "O = np.flatnonzero(np.abs(X).max(0) >= threshold). Copy X and set the columns O to 0; quantize that as in "
-               "the exercise before, with s_x = 1 where a row has only zeros and s_w over whole rows of W. Add X[:, O] @ "
-               "W[:, O].T.")),
+               "the exercise before, with s_x = 1 where a row has only zeros and s_w over whole rows of W. Add "
+               "X[:, O] @ W[:, O].T.")),
     Exercise(
         name="outliers.smooth", title="Smoothing a layer", stars=2,
         reference=smooth, cases=smooth_case,
@@ -323,7 +397,21 @@ EXERCISES = (
             ("this is the wrong way round: divide γ by s and multiply W by s", smooth_variant(inverse=True)),
             ("the weights must be multiplied by s, or the function changes", smooth_variant(move_w=False)),
             ("γ and W are both divided by s; multiply W by s, or the function changes", smooth_variant(divide_w=True)),
-            ("max|W_j| is the maximum over all layers, and you took the mean of theirs", smooth_variant(over=np.mean)),
+            *((f"max|W_j| is the maximum over all layers, and you took the {word} of theirs", smooth_by(over=over))
+              for word, over in (("mean", np.mean), ("sum", np.sum), ("smallest", np.min))),
+            ("max|W_j| must be taken over all layers that read the norm, not only the last",
+             smooth_by(over=lambda each, axis: each[-1])),
+            ("max|W_j| is the largest magnitude, of np.abs(W), not the largest number", smooth_by(largest=lambda W: W.max(0))),
+            ("max|W_j| is the largest magnitude of column j, not the mean one", smooth_by(largest=lambda W: np.abs(W).mean(0))),
+            ("each column j has its own max|W_j|: the maximum of np.abs(W) over axis 0", smooth_by(largest=lambda W: np.abs(W).max())),
+            ("max|X_j|**α is divided by max|W_j|**(1 − α), not multiplied", smooth_by(lambda m, largest, alpha: m**alpha * largest**(1 - alpha))),
+            ("max|X_j| has the exponent α and max|W_j| has 1 − α; yours have the same",
+             smooth_by(lambda m, largest, alpha: (m / largest)**alpha)),
+            ("max|W_j| is missing in s", smooth_by(lambda m, largest, alpha: m**alpha)),
+            ("max|X_j| is missing in s", smooth_by(lambda m, largest, alpha: 1 / largest**(1 - alpha))),
+            ("alpha is an argument, and you took ½", smooth_by(lambda m, largest, alpha: (m / largest)**0.5)),
+            ("β is part of the norm's output, which is divided by s; you multiplied β by it", smooth_by(of_beta=np.multiply)),
+            ("γ is divided by s; you multiplied it", smooth_by(of_gamma=np.multiply)),
             *(("all layers that read the norm share one s; you gave each layer its own", smooth_each(of_norm))
               for of_norm in (lambda each: each[0], lambda each: each[-1], lambda each: np.max(each, axis=0),
                               lambda each: np.mean(each, axis=0)))),
@@ -331,7 +419,7 @@ EXERCISES = (
         hints=("If the output of the norm is divided by s, what must happen to the columns of W so that the layer computes"
                " the same?",
                "s, γ, β and max_abs are (d,). Column j of each W (d_out, d) belongs to input j. np.abs(W).max(0) is (d,).",
-               "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha / largest**(1 − alpha). "
+               "largest is the maximum over the layers of np.abs(W).max(0). s = max_abs**alpha / largest**(1 - alpha). "
                "Divide γ and β by s, and multiply each W by s.")),
     Exercise(
         name="outliers.zero_point", title="Zero points after the product", stars=2,
@@ -346,6 +434,8 @@ EXERCISES = (
              lambda product, z, q_w: product - z.mean() * q_w.sum(1)),
             ("sum q_w over its columns, the features: one sum for each output",
              lambda product, z, q_w: product - z[:, None] * q_w.sum()),
+            ("z is missing: multiply each token's z by the sum of q_w", lambda product, z, q_w: product - q_w.sum(1, dtype=np.int64)),
+            ("sum the codes q_w of an output; you took their mean", lambda product, z, q_w: product - z[:, None] * q_w.mean(1)),
             ("q_w is missing: each z was multiplied by a code of W", lambda product, z, q_w: product - z[:, None] * q_w.shape[1]),
             ("the sum over the features is missing: this takes one code of W alone",
              lambda product, z, q_w: product - z[:, None] * q_w[:, 0].astype(int)),
@@ -353,5 +443,5 @@ EXERCISES = (
         tolerance=0,
         hints=("Multiply out (q_x − z) q_w under the sum. Which of the two sums do you have already?",
                "product is (n, d_out), z is (n,), q_w is (d_out, K). The sums of the rows of q_w are (d_out,).",
-               "product − z[:, None] * q_w.sum(1).")),
+               "product - z[:, None] * q_w.sum(1).")),
 )

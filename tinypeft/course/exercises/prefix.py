@@ -27,6 +27,28 @@ def _masked(q, k, v, P_K, P_V, offset, scale=None, mask=True):
     return F.softmax(q @ K.T * (q.shape[1] ** -0.5 if scale is None else scale) + M) @ V
 
 
+def _scored(q, k, P_K):
+    """The scores, and which of them a token may see."""
+    K = concatenate([P_K, k], axis=0)
+    S = q @ K.T * q.shape[1] ** -0.5
+    return S, np.tri(*S.shape, P_K.shape[0], dtype=S.dtype)
+
+
+def _by_columns(q, k, v, P_K, P_V):
+    S, seen = _scored(q, k, P_K)
+    return F.softmax((S + np.where(seen, 0, -np.inf).astype(S.dtype)).T).T @ concatenate([P_V, v], axis=0)
+
+
+def _masked_late(q, k, v, P_K, P_V):
+    S, seen = _scored(q, k, P_K)
+    return (F.softmax(S) * seen) @ concatenate([P_V, v], axis=0)
+
+
+def _masked_by_zeros(q, k, v, P_K, P_V):
+    S, seen = _scored(q, k, P_K)
+    return F.softmax(S * seen) @ concatenate([P_V, v], axis=0)
+
+
 # -- prefix.share ----------------------------------------------------------------------------------
 def share(q, k, P_K):
     s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q))
@@ -38,10 +60,9 @@ def _scores(rng, size=1.0):
     return (size * rng.standard_normal(d), rng.standard_normal((rng.integers(3, 8), d)), rng.standard_normal((rng.integers(1, 5), d)))
 
 
-def _exp_share(q, k, P_K, scale=True):
-    s, p = k @ q, P_K @ q
-    if scale: s, p = s / np.sqrt(len(q)), p / np.sqrt(len(q))
-    return np.exp(p).sum(), np.exp(s).sum()
+def _of_weights(part=lambda p, P: p[:P].sum(), scale=np.sqrt):
+    """Something else of the probabilities of all P + T keys, or with other scores: part(probabilities, P)."""
+    return lambda q, k, P_K: part(F._softmax(np.concatenate([P_K, k]) @ q / scale(len(q)), -1), len(P_K))
 
 
 def _mixes(fn, rng):
@@ -58,6 +79,11 @@ def count(P, L, d, m):
     return P * d + (d * m + m) + (2 * L * d * m + 2 * L * d), 2 * P * L * d
 
 
+def _less(term):
+    """The counts, with a term missing of the trained ones."""
+    return lambda P, L, d, m: (count(P, L, d, m)[0] - term(P, L, d, m), 2 * P * L * d)
+
+
 # -- prefix.cut ------------------------------------------------------------------------------------
 def cut(table, n_layers, n_heads):
     prefix = Prefix(table, n_layers, n_heads, dropout=0.0, rng=None)
@@ -67,6 +93,15 @@ def cut(table, n_layers, n_heads):
 def _table(rng):
     P, L, H, d_head = rng.integers(5, 8), rng.integers(2, 4), rng.integers(2, 4), rng.integers(2, 5)
     return rng.standard_normal((P, 2 * L * H * d_head)), int(L), int(H)
+
+
+def _in_memory(order):
+    """The cut of a table in another order: P rows, L layers, K for keys and values, H heads, d their columns."""
+    def wrong(table, L, H):
+        sizes = {"P": len(table), "L": L, "K": 2, "H": H, "d": -1}
+        parts = table.reshape([sizes[axis] for axis in order])
+        return [tuple(pair) for pair in parts.transpose([order.index(axis) for axis in "LKHPd"])]
+    return wrong
 
 
 def _halves(table, L, H):
@@ -111,6 +146,20 @@ EXERCISES = (
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 2)),
             ("the diagonal of the mask is P + 1, not P − 1: tokens see neither themselves nor the one before",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] - 1)),
+            ("the diagonal of the mask is P + 1, not T: the mask begins P columns later than without a prefix",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, q.shape[0])),
+            *(("keys and values are exchanged: P_K stands before k, and P_V before v",
+               lambda q, k, v, P_K, P_V, of=of: _masked(q, *of(k, v, P_K, P_V), P_K.shape[0] + 1))
+              for of in (lambda k, v, P_K, P_V: (k, v, P_V, P_K), lambda k, v, P_K, P_V: (v, k, P_K, P_V),
+                         lambda k, v, P_K, P_V: (v, k, P_V, P_K))),
+            ("the prefix's keys stand where its values belong: P_V stands before v",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_K, P_K.shape[0] + 1)),
+            ("the softmax is over the wrong axis: each token's probabilities over all columns have the sum 1", _by_columns),
+            ("the mask comes before the softmax, so that the sum of what is left is 1", _masked_late),
+            ("a score of 0 is no small score, since exp(0) = 1: where a token may not look, add −∞", _masked_by_zeros),
+            ("the prefix is hidden from all tokens: they may see all of it", lambda q, k, v, P_K, P_V: F.attention(q, k, v)),
+            ("the scores are divided by √d_head, not by d_head",
+             lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, P_K.shape[0] + 1, 1 / q.shape[1])),
             ("there is no causal mask: token t may not look at later tokens",
              lambda q, k, v, P_K, P_V: _masked(q, k, v, P_K, P_V, 0, mask=False)),
             ("the scores are not divided by √d_head",
@@ -123,14 +172,16 @@ EXERCISES = (
              lambda q, k, v, P_K, P_V: F.attention(q, k, v) + F.attention(q, P_K, P_V, causal=False))),
         symptoms=(
             ("a token that may look nowhere gives NaN: the mask has a row of −∞ alone; token t sees the columns 0 … P + t",
-             lambda got, expected, args: np.isnan(got).any()),),
+             lambda got, expected, args: np.isnan(got).any()),
+            ("a prefix has no queries: there are T outputs, one for each token",
+             lambda got, expected, args: len(got) == len(args[0].data) + len(args[3].data))),
         errors=(
             ("tensors do not mix", "the mask became a Tensor of another float type: leave it a plain NumPy array, and add it to the "
              "scores"),),
         hints=("Which columns may token t see: how many of the prefix, and how many of the text?",
                "K and V are (P + T, d). The scores and the mask M are (T, P + T). Token t sees the columns 0 … P + t.",
-               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), −np.inf, "
-               "np.float32), P + 1). Then F.softmax(q @ K.T * d**−0.5 + M) @ V.")),
+               "K = tp.concatenate([P_K, k], axis=0), and V likewise. M = np.triu(np.full((T, P + T), -np.inf, "
+               "np.float32), P + 1). Then F.softmax(q @ K.T * d ** -0.5 + M) @ V.")),
     Exercise(
         name="prefix.share", title="The prefix's share of attention", stars=2,
         reference=share, cases=_scores,
@@ -139,35 +190,57 @@ EXERCISES = (
             ("scores in the thousands, the text's larger, where exp overflows",
              lambda rng: (np.full(4, 5000.0), np.eye(4)[:3], 0.5 * np.eye(4)[:2])),
             ("scores in the thousands, the prefix's larger",
-             lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2]))),
+             lambda rng: (np.full(4, 5000.0), 0.5 * np.eye(4)[:3], np.eye(4)[:2])),
+            ("scores of −1000 and less, the prefix's last one the largest",
+             lambda rng: (np.full(4, -500.0), np.diag([9.0, 4, 4.5, 8])[[2, 1]], np.diag([9.0, 4, 4.004, 8])[[0, 2, 3]]))),
         invariants=(
             ("λ is the weight that mixes the two attentions (equation 3)", _mixes),),
         mistakes=(
             ("these are the odds of prefix against text; divide by the sum of both",
-             lambda q, k, P_K: (lambda p, s: p / s)(*_exp_share(q, k, P_K))),
+             _of_weights(lambda p, P: p[:P].sum() / p[P:].sum())),
             ("prefix and text had a maximum each subtracted; subtract the same one, the largest of all, or λ changes",
              lambda q, k, P_K: (lambda p, s: np.exp(p - p.max()).sum() / (np.exp(p - p.max()).sum() + np.exp(s - s.max()).sum()))(
                  P_K @ q / np.sqrt(len(q)), k @ q / np.sqrt(len(q)))),
-            ("this is the share of the text, 1 − λ", lambda q, k, P_K: 1 - share(q, k, P_K)),
-            ("the scores are not divided by √d_head",
-             lambda q, k, P_K: (lambda p, s: p / (p + s))(*_exp_share(q, k, P_K, False))),
+            ("this is the share of the text, 1 − λ", _of_weights(lambda p, P: p[P:].sum())),
+            ("the scores are not divided by √d_head", _of_weights(scale=lambda d: 1)),
+            ("the scores are divided by √d_head, not by d_head", _of_weights(scale=lambda d: d)),
+            ("λ is made of the sums over prefix and text, not of the means",
+             _of_weights(lambda p, P: p[:P].mean() / (p[:P].mean() + p[P:].mean()))),
+            ("add up the probabilities of all keys of the prefix, not the largest one alone",
+             _of_weights(lambda p, P: p[:P].max())),
+            ("the prefix comes first: add up the first P probabilities, not the last", _of_weights(lambda p, P: p[-P:].sum())),
             ("this is the prefix's share of the keys; keys with a larger score get more attention",
              lambda q, k, P_K: len(P_K) / (len(P_K) + len(k))),
-            ("the numerator is a sum over the prefix, not a mean", lambda q, k, P_K: share(q, k, P_K) / len(P_K)),
+            ("the numerator is a sum over the prefix, not a mean", _of_weights(lambda p, P: p[:P].mean())),
             ("the sums are of scores, not of their exponentials",
              lambda q, k, P_K: (P_K @ q).sum() / ((P_K @ q).sum() + (k @ q).sum()))),
         symptoms=(
-            ("exp overflows: subtract the largest score, of prefix and text together; λ stays the same",
-             lambda got, expected, arguments: not np.isfinite(got)),),
+            ("exp overflows, or all exponentials become 0: subtract the largest score, of prefix and text together; λ stays the "
+             "same", lambda got, expected, arguments: not np.isfinite(got)),
+            ("λ is one number: the sum over the prefix is missing",
+             lambda got, expected, arguments: np.shape(got) == (len(arguments[2]),))),
         hints=("Does λ change if one number is subtracted from all scores? Must it be the same number for prefix and text?",
                "P_K @ q is (P,), k @ q is (T,). Both are divided by √d_head. λ is one number.",
-               "s = np.concatenate([P_K, k]) @ q / √d_head; e = np.exp(s − s.max()); λ is the sum of the first P entries "
-               "of e over the sum of all.")),
+               "s = np.concatenate([P_K, k]) @ q / np.sqrt(len(q)); e = np.exp(s - s.max()); λ is the sum of the first P "
+               "entries of e over the sum of all.")),
     Exercise(
         name="prefix.count", title="Parameters trained and parameters stored", stars=1,
         reference=count,
         cases=lambda rng: tuple(int(n) for n in (rng.integers(2, 30), rng.integers(2, 12), 8 * rng.integers(2, 20), rng.integers(9, 300))),
         mistakes=(
+            ("the bias of the first layer, m numbers, is missing", _less(lambda P, L, d, m: m)),
+            ("the bias of the second layer, 2 L d numbers, is missing", _less(lambda P, L, d, m: 2 * L * d)),
+            ("the first layer, (m, d) with m biases, is missing", _less(lambda P, L, d, m: d * m + m)),
+            ("the second layer, (2 L d, m) with 2 L d biases, is missing", _less(lambda P, L, d, m: 2 * L * d * (m + 1))),
+            ("P′ is (P, d), not (P, m): the hidden layer is in the network", _less(lambda P, L, d, m: P * d - P * m)),
+            ("the network's second layer makes 2 L d numbers, a key and a value in every layer",
+             _less(lambda P, L, d, m: L * d * (m + 1))),
+            ("one network serves all virtual tokens: it is counted once", _less(lambda P, L, d, m: (1 - P) * (d * m + m + 2 * L * d * (m + 1)))),
+            ("what is trained is P′, (P, d), and the network; the table is what the network makes",
+             _less(lambda P, L, d, m: P * d - 2 * P * L * d)),
+            ("what is stored is the table alone, without P′", lambda P, L, d, m: (count(P, L, d, m)[0], 2 * P * L * d + P * d)),
+            ("what is stored has a key and a value in every layer: 2 L d numbers a token",
+             lambda P, L, d, m: (count(P, L, d, m)[0], P * L * d)),
             ("the biases of the two layers are missing",
              lambda P, L, d, m: (P * d + d * m + 2 * L * d * m, 2 * P * L * d)),
             ("a virtual token has a key and a value in every layer: 2 L d, not L d",
@@ -189,6 +262,12 @@ EXERCISES = (
         mistakes=(
             ("the row holds layer 0's keys, layer 0's values, layer 1's keys …; you read all keys first, then all values",
              _halves),
+            ("within a layer the keys of all heads come first, then all values; you read keys and values head by head",
+             _in_memory("PLHKd")),
+            ("the layer changes slowest: all heads of layer 0 come first; you read all layers of head 0 first", _in_memory("PHLKd")),
+            ("keys and values lie in blocks of d numbers, not number by number in turn", _in_memory("PLHdK")),
+            ("the layers are in the wrong order: the list begins with layer 0", lambda t, L, H: cut(t, L, H)[::-1]),
+            ("the values are the keys once more: they lie behind them", lambda t, L, H: [(k, k) for k, v in cut(t, L, H)]),
             ("keys and values are the wrong way round", lambda t, L, H: [(v, k) for k, v in cut(t, L, H)]),
             ("reshape alone does not move axes: reshape to the order in memory, (P, 2 L, H, d_head), then transpose",
              lambda t, L, H: (lambda p: [(p[2 * i], p[2 * i + 1]) for i in range(L)])(t.reshape(2 * L, H, len(t), -1))),
@@ -201,10 +280,15 @@ EXERCISES = (
         symptoms=(
             ("the axes of each K and V are (H, P, d_head), in this order",
              lambda got, expected, arguments: np.shape(got) != np.shape(expected)
-             and sorted(np.shape(got)) == sorted(np.shape(expected))),),
+             and sorted(np.shape(got)) == sorted(np.shape(expected))),
+            ("the heads are not apart yet: split the columns of each K and V into (H, d_head)",
+             lambda got, expected, arguments: np.ndim(got) == 2 and np.size(got) == np.size(expected)),
+            ("keys and values are NumPy arrays here, not Tensors", lambda got, expected, arguments: isinstance(got[0][0], Tensor)),
+            ("return a list with one pair (K, V) for each layer",
+             lambda got, expected, arguments: isinstance(got, (tuple, list)) and len(got) != len(expected))),
         hints=("In which order do the numbers of a row lie? Which index changes slowest, and which fastest?",
                "A row is (L, 2, H, d_head), so the table is (P, L, 2, H, d_head). K and V of a layer are (H, P, d_head).",
-               "Reshape to (P, L, 2, H, −1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
+               "Reshape to (P, L, 2, H, -1), then transpose to (L, 2, H, P, d_head). parts[l, 0] is the K of layer l, and "
                "parts[l, 1] its V.")),
     Exercise(
         name="prefix.bug", title="Find the bug: a prefix that does harm", stars=1,
@@ -219,6 +303,15 @@ EXERCISES = (
              _placed(diagonal=lambda P: P - 1)),
             ("each token sees one future token: the diagonal is P, not P + 1", _placed(diagonal=lambda P: P + 1)),
             ("the prefix is hidden from all tokens: they may see all of it", _placed(hidden=True)),
+            ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 1)),
+            ("the diagonal of `seen` is P, whatever P is", _placed(diagonal=lambda P: 2)),
+            ("the prefix stands before the text: its P columns come first",
+             lambda T, P: (np.concatenate([np.tri(T, dtype=bool), np.ones((T, P), bool)], axis=1), bug(T, P)[1])),
+            ("tokens see the prefix alone: token t also sees the tokens 0 … t",
+             lambda T, P: (np.arange(P + T) < np.full((T, 1), P), bug(T, P)[1])),
+            ("np.triu keeps what is right of the diagonal, which is the future: np.tril keeps the past",
+             lambda T, P: (np.triu(np.ones((T, P + T), bool), P), bug(T, P)[1])),
+            ("the first token stands behind P virtual tokens, at P: their positions are 0 … P − 1", _placed(first=lambda P: P - 1)),
             ("these are the places that tokens may not see; True means that a token may look",
              lambda T, P: (~bug(T, P)[0], bug(T, P)[1])),
             ("the first token stands at P: its P virtual tokens have the positions 0 … P − 1", _placed(first=lambda P: P + 1)),
@@ -228,7 +321,12 @@ EXERCISES = (
             ("every token sees every column, and so the future: token t sees the columns 0 … P + t",
              lambda got, expected, args: np.ndim(got) == 2 and np.all(got)),
             ("`positions` are those of the T tokens alone: P … P + T − 1",
-             lambda got, expected, args: np.ndim(got) == 1 and len(got) == sum(args))),
+             lambda got, expected, args: np.ndim(got) == 1 and len(got) == sum(args) and args[1] > 0),
+            ("only the T tokens look: `seen` has T rows, and P + T columns",
+             lambda got, expected, args: np.shape(got) == (sum(args), sum(args)) and args[1] > 0),
+            ("`seen` holds True where a token may look and False elsewhere: dtype bool",
+             lambda got, expected, args: np.shape(got) == np.shape(expected) and np.ndim(got) == 2 and np.asarray(got).dtype != bool),
+            ("`seen` comes first, then `positions`", lambda got, expected, args: np.ndim(got) == 1 and np.ndim(expected) == 2)),
         tolerance=0,
         hints=("For T = 3 and P = 2: which of the five columns may the first token see? At which position does it stand?",
                "`seen` is (T, P + T): P columns for the prefix, then T for the text. `positions` is (T,) and begins behind the "
@@ -248,6 +346,11 @@ EXERCISES = (
             ("copies are no independent chances: add their exponentials", lambda lam, n: 1 - (1 - lam) ** n),
             ("these are the odds of n copies against the text; turn them into a share", lambda lam, n: n * lam / (1 - lam)),
             ("the text's part is 1 − λ, not 1", lambda lam, n: n * lam / (1 + n * lam)),
+            ("this is the share of one of the n copies; all of them together have n times as much",
+             lambda lam, n: lam / (1 + (n - 1) * lam)),
+            ("n copies have a larger share than one, not a smaller", lambda lam, n: lam / n),
+            ("the text's share is not 1/n of what it was: prefix and text have the sum 1 again", lambda lam, n: 1 - (1 - lam) / n),
+            ("n copies are n in all, not n beside the first one", lambda lam, n: copies(lam, n + 1)),
             ("this is the share of the text", lambda lam, n: (1 - lam) / (1 + (n - 1) * lam)),
             ("the exponentials add up; their exponents, the scores, do not", lambda lam, n: lam ** n / (lam ** n + (1 - lam) ** n))),
         tolerance=1e-9,

@@ -25,6 +25,11 @@ def reference_cost(P, T, d):
     return F(P + T) / F(T) - 1
 
 
+def by(work):
+    """The extra cost by another count of the work of S positions: work(S, d)."""
+    return lambda P, T, d: work(P + T, d) / work(T, d) - 1
+
+
 def cost_cases(rng):
     return tuple(int(n) for n in rng.integers((5, 20, 16), (60, 200, 128)))
 
@@ -59,10 +64,26 @@ def places_by(tokens, counts, separator, shift=True, behind=1):
     return np.array(placed, int)
 
 
+def moved_by(counts):
+    """How far each part is moved: by all pseudo-tokens of the parts before it."""
+    return np.cumsum(counts) - counts
+
+
+def within(counts):
+    """0, 1, … for the pseudo-tokens of each part."""
+    return np.arange(sum(counts)) - np.repeat(moved_by(counts), counts)
+
+
 def repeated(tokens, counts, separator, shift):
     """All pseudo-tokens of a part at one place, in the row as it is or in the lengthened row."""
     starts = np.append(0, np.nonzero(tokens == separator)[0][:len(counts) - 1] + 1)
-    return np.repeat(starts + shift * np.append(0, np.cumsum(counts)[:-1]), counts)
+    return np.repeat(starts + shift * moved_by(counts), counts)
+
+
+def unmoved(tokens, counts, separator, which=lambda found: found):
+    """Places one behind another from the start of each part in the row as it is."""
+    starts = np.append(0, which(np.nonzero(tokens == separator)[0])[:len(counts) - 1] + 1)
+    return np.repeat(starts, counts) + within(counts)
 
 
 def at_separators(tokens, counts, separator, which=lambda ends: ends, count=lambda counts, j: counts[min(j, len(counts) - 1)]):
@@ -89,11 +110,13 @@ def reference_bug(at, n):
     return np.append(real[1:], n) - 1
 
 
-def at_cases(rng, front=None):
+def at_cases(rng, front=None, behind=None):
     n = int(rng.integers(9, 14))
     P = int(rng.integers(3, 5))
     if front is not None: return np.arange(P) if front else np.arange(0), n
-    return np.sort(np.append(rng.choice(np.arange(1, n - 2), P - 1, replace=False), n - 2)), n
+    if behind is None: behind = rng.random() < 0.5
+    last = [n - 2, n - 1] if behind else [n - 2]                 # vectors before the last token, or behind it
+    return np.append(np.sort(rng.choice(np.arange(1, n - 3), P - 1, replace=False)), last), n
 
 
 # -- the LSTM's numbers --------------------------------------------------------------------------
@@ -117,9 +140,19 @@ EXERCISES = (
              lambda P, X, pos: concatenate([P, X + pos[P.shape[0]:P.shape[0] + X.shape[0]]], axis=0)),
             ("the prompt's vectors have positions, too, and the text's begin at P",
              lambda P, X, pos: concatenate([P, X + pos[:X.shape[0]]], axis=0)),
+            ("positions begin at 0, so the first row of the table is needed, too",
+             lambda P, X, pos: concatenate([P, X], axis=0) + pos[1:P.shape[0] + X.shape[0] + 1]),
+            ("positions begin at 0: take the first rows of the table, not the last",
+             lambda P, X, pos: concatenate([P, X], axis=0) + pos[pos.shape[0] - P.shape[0] - X.shape[0]:]),
             ("the position vectors are missing", lambda P, X, pos: concatenate([P, X], axis=0)),
             ("you put the prompt behind the text; it stands before the text, not behind it",
              lambda P, X, pos: concatenate([X, P], axis=0) + pos[:P.shape[0] + X.shape[0]])),
+        symptoms=(
+            ("the prompt's rows are missing: the result has P + T rows",
+             lambda got, expected, args: np.shape(got) == args[1].shape and np.shape(got) != np.shape(expected)),),
+        errors=(
+            ("concatenation axis", "rows go under rows, so join along axis 0: the columns are the d numbers of each row"),
+            ("not be broadcast", "the table has more rows than you need: take its first P + T")),
         hints=("At which position does the first token of the text stand, if P vectors stand before it?",
                "P_e (P, d) and X_e (T, d) become (P + T, d). As many rows of `positions` are added.",
                "x = tp.concatenate([P_e, X_e], axis=0); then x + positions[:x.shape[0]].")),
@@ -131,21 +164,34 @@ EXERCISES = (
             ("this is the ratio of the work; the extra work is 1 less", lambda P, T, d: reference_cost(P, T, d) + 1),
             ("this is in per cent; return a share", lambda P, T, d: 100 * reference_cost(P, T, d)),
             ("only the matrices are counted; attention grows faster than the length", lambda P, T, d: P / T),
+            ("this is the ratio of the lengths; attention grows faster than the length, and the extra work is 1 less than a ratio",
+             lambda P, T, d: (P + T) / T),
+            ("only attention is counted: add 12 d² for each position", by(lambda S, d: d * S * (S + 1))),
             ("attention's share is d S (S + 1): one product for the scores and one for the values",
-             lambda P, T, d: (12 * d * (P + T) + (P + T) * (P + T + 1) / 2) / (12 * d * T + T * (T + 1) / 2) - 1),
-            ("attention is causal: S (S + 1), not 2 S²",
-             lambda P, T, d: (12 * d * (P + T) + 2 * (P + T) ** 2) / (12 * d * T + 2 * T * T) - 1),
+             by(lambda S, d: 12 * d * d * S + d * S * (S + 1) / 2)),
+            ("attention has twice its weight beside the matrices: S (S + 1)/2 pairs see one another",
+             by(lambda S, d: 12 * d * d * S + 2 * d * S * (S + 1))),
+            ("each pair takes d multiplications for the score and d for the value, not one each",
+             by(lambda S, d: 12 * d * d * S + S * (S + 1))),
+            ("the matrices do 12 d² multiplications, not 12 d", by(lambda S, d: 12 * d * S + d * S * (S + 1))),
+            ("the matrices do 12 d² multiplications for each of the S positions", by(lambda S, d: 12 * d * d + d * S * (S + 1))),
+            ("attention is causal: S (S + 1), not 2 S²", by(lambda S, d: 12 * d * d * S + 2 * d * S * S)),
+            ("a position sees itself as well: S (S + 1)/2 pairs, not S²/2", by(lambda S, d: 12 * d * d * S + d * S * S)),
+            ("this is the number of additional multiplications; divide it by the work of the text alone",
+             lambda P, T, d: reference_cost(P, T, d) * (12 * d * d * T + d * T * (T + 1))),
+            ("// cuts off what is behind the point: divide with /",
+             lambda P, T, d: int(1 + reference_cost(P, T, d)) - 1),
             ("this is the work of the prompt's positions alone; the text's queries see P more keys as well",
              lambda P, T, d: (12 * d * P + P * (P + 1)) / (12 * d * T + T * (T + 1))),
             ("you divided by the work of the longer input; a quarter more means more than the work of the text alone",
              lambda P, T, d: 1 - 1 / (1 + reference_cost(P, T, d))),
             ("a position sees itself as well: S (S + 1)/2 pairs, not S (S − 1)/2",
-             lambda P, T, d: (12 * d * (P + T) + (P + T) * (P + T - 1)) / (12 * d * T + T * (T - 1)) - 1)),
+             by(lambda S, d: 12 * d * d * S + d * S * (S - 1)))),
         tolerance=1e-9,
         hints=("How much work is the longer input, and how much the text alone? If the ratio is 1.2, what is the extra "
                "work?",
                "P, T, d and the result are numbers. F(S) = 12 d² S + d S (S + 1).",
-               "Write F as a function of S, then F(P + T)/F(T) − 1.")),
+               "Write F as a function of S, then F(P + T) / F(T) - 1.")),
     Exercise(
         name="prompts.nearest", title="The tokens nearest to a prompt", stars=2,
         reference=reference_nearest, cases=nearest_cases,
@@ -158,6 +204,15 @@ EXERCISES = (
              lambda P, E, k: -np.sort(-(unit(P) @ unit(E).T), axis=1)[:, :k]),
             ("these are the largest dot products: long tokens win; divide by the lengths",
              lambda P, E, k: np.argsort(-(P @ E.T), axis=1, kind="stable")[:, :k]),
+            ("a cosine of −1 is the largest angle, so do not take the sizes of the cosines",
+             lambda P, E, k: np.argsort(-abs(unit(P) @ unit(E).T), axis=1, kind="stable")[:, :k]),
+            ("the nearest token is one of the k as well: do not leave it out",
+             lambda P, E, k: reference_nearest(P, E, k + 1)[:, 1:]),
+            ("the numbers of the rows of E begin at 0", lambda P, E, k: reference_nearest(P, E, k) + 1),
+            ("divide by the length, which is a root, not by its square",
+             lambda P, E, k: np.argsort(-(P @ (E / (E ** 2).sum(1, keepdims=True)).T), axis=1, kind="stable")[:, :k]),
+            ("np.argsort already gives the numbers of the tokens; a second one makes ranks of them",
+             lambda P, E, k: np.argsort(np.argsort(-(unit(P) @ unit(E).T), axis=1), axis=1)[:, :k]),
             ("these are the tokens nearest by distance; use the angle",
              lambda P, E, k: np.argsort(((P[:, None] - E) ** 2).sum(-1), axis=1, kind="stable")[:, :k]),
             ("these are the k farthest tokens, because np.argsort sorts in ascending order",
@@ -169,13 +224,19 @@ EXERCISES = (
         symptoms=(
             ("the tokens are right, but not in order: np.argpartition, for example, leaves the k nearest unordered",
              lambda got, expected, args: got.dtype.kind in "iu"
-             and np.array_equal(np.sort(got, axis=1), np.sort(expected, axis=1))),),
+             and np.array_equal(np.sort(got, axis=1), np.sort(expected, axis=1))),
+            ("these are all tokens: keep the k nearest of each row, the first k columns",
+             lambda got, expected, args: np.shape(got) == (len(args[0]), len(args[1])) and len(args[1]) > args[2]),
+            ("this is one token for each prompt vector: np.argmax finds the nearest, and k of them are asked for",
+             lambda got, expected, args: np.shape(got) == (len(args[0]),)),
+            ("you sorted over the prompt vectors: a row of cosines belongs to one prompt vector, so sort along axis 1",
+             lambda got, expected, args: np.ndim(got) == 2 and len(args[1]) in np.shape(got))),
         tolerance=0,
         hints=("Which of two vectors of different length is nearer by angle? What must be divided out first?",
                "P_e (P, d) and E (V, d), with each row divided by its length, give cosines (P, V). The result is (P, k), "
                "integers.",
                "np.linalg.norm(a, axis=1, keepdims=True) is the length of each row. The first k columns of "
-               "np.argsort(−cosines, axis=1) are the nearest.")),
+               "np.argsort(-cosines, axis=1) are the nearest.")),
     Exercise(
         name="prompts.places", title="The places of pseudo-tokens", stars=3,
         reference=reference_places, cases=places_cases,
@@ -187,6 +248,14 @@ EXERCISES = (
              lambda *a: places_by(*a, shift=False)),
             ("the separator belongs to the part that it ends; the next part begins after it",
              lambda *a: places_by(*a, behind=0)),
+            ("a part moves by the number of all pseudo-tokens before it, not by the number of parts",
+             lambda t, counts, s: unmoved(t, counts, s) + np.repeat(np.arange(len(counts)), counts)),
+            ("pseudo-tokens of a part do not move themselves: count those of the parts before it",
+             lambda t, counts, s: unmoved(t, counts, s) + np.repeat(np.cumsum(counts), counts)),
+            ("the first separators of the row end parts, not the last ones", lambda t, counts, s: unmoved(
+                t, counts, s, which=lambda found: found[len(found) - len(counts) + 1:]) + np.repeat(moved_by(counts), counts)),
+            ("pseudo-tokens stand before their part, not behind it", lambda t, counts, s: np.repeat(
+                np.append(np.nonzero(t == s)[0][:len(counts) - 1] + 1, len(t)) + moved_by(counts), counts) + within(counts)),
             ("the counts are taken in the wrong order", lambda t, counts, s: reference_places(t, counts[::-1], s)),
             ("these are the places of the tokens, not of the pseudo-tokens",
              lambda t, counts, s: np.setdiff1d(np.arange(len(t) + sum(counts)), reference_places(t, counts, s))),
@@ -202,7 +271,13 @@ EXERCISES = (
             *(("only the first separator is used: each part but the last ends with one of its own",
                lambda t, counts, s, which=which: at_separators(t, counts, s, which))
               for which in (lambda ends: ends[:1], lambda ends: ends[:1].repeat(2)))),
-        errors=(("IndexError", "only the first len(counts) − 1 separators end parts; a later one is a token like others"),),
+        symptoms=(
+            ("this is a whole row: return the places of the pseudo-tokens alone, sum(counts) integers",
+             lambda got, expected, args: np.shape(got) == (len(args[0]) + sum(args[1]),)),
+            ("the places of all parts belong in one array, not in one for each part",
+             lambda got, expected, args: len(got) == len(args[1]) and np.shape(got[0]) == (args[1][0],))),
+        errors=tuple((error, "only the first len(counts) − 1 separators end parts; a later one is a token like others")
+                     for error in ("IndexError", "zip() argument")),
         tolerance=0,
         hints=("A pseudo-token moves everything behind it by one place. How many pseudo-tokens stand before part j?",
                "np.nonzero(tokens == separator)[0] are the separators; the first len(counts) − 1 of them end parts. The "
@@ -215,7 +290,8 @@ EXERCISES = (
         special=(
             ("the example of the text", lambda rng: (np.array([0, 1, 5]), 7)),
             ("all vectors stand in front: each token is read at its own place", lambda rng: at_cases(rng, front=True)),
-            ("there are no vectors", lambda rng: at_cases(rng, front=False))),
+            ("there are no vectors", lambda rng: at_cases(rng, front=False)),
+            ("two vectors stand behind the last token: it is read at the last place, n − 1", lambda rng: at_cases(rng, behind=True))),
         mistakes=(
             ("these are the places 0 … T − 1, as before: the vectors take places, too", lambda at, n: np.arange(n - len(at))),
             ("these are the tokens' own places; but vectors behind a token stand before the next one, so read at the last of them",
@@ -227,8 +303,19 @@ EXERCISES = (
              lambda at, n: np.setdiff1d(np.arange(n), at) - 1),
             ("the last token is missing: its prediction is read at the last place, n − 1",
              lambda at, n: np.setdiff1d(np.arange(n), at)[1:] - 1),
+            ("for the last token the answer is n − 1, even if vectors stand behind it", lambda at, n: (
+                lambda real: np.append(real[1:] - 1, real[-1]))(np.setdiff1d(np.arange(n), at))),
+            ("there is no place n: for the last token the answer is n − 1",
+             lambda at, n: np.append(np.setdiff1d(np.arange(n), at)[1:] - 1, n)),
+            ("several vectors may stand behind a token: read at the last of them, not at the first",
+             lambda at, n: (lambda real: real + np.isin(real + 1, at))(np.setdiff1d(np.arange(n), at))),
+            ("behind a token there may be no vector, or several: the place is not always one further",
+             lambda at, n: np.setdiff1d(np.arange(n), at) + 1),
             ("these are the places of the vectors", lambda at, n: at),
             ("these are all places of the row, those of the vectors included", lambda at, n: np.arange(n))),
+        symptoms=(
+            ("there is one answer for each of the T = n − len(at) tokens, and none for a vector",
+             lambda got, expected, args: len(got) == args[1] > len(expected)),),
         tolerance=0,
         hints=("Which place is the last one before token t + 1?",
                "np.setdiff1d(np.arange(n), at) are the places of the T real tokens. The result has T integers, too.",
@@ -241,6 +328,18 @@ EXERCISES = (
             ("each layer has two directions", less(lambda P, d, n: 4 * (n * d + n * n + 2 * n) + 4 * (2 * n * n + n * n + 2 * n))),
             ("the second layer is missing", less(lambda P, d, n: 8 * (3 * n * n + 2 * n))),
             ("the second layer reads both directions of the first, 2 n numbers", less(lambda P, d, n: 8 * n * n)),
+            ("each of the four gates has its matrices and biases", less(lambda P, d, n: 6 * (n * d + 4 * n * n + 4 * n))),
+            ("the gates of an LSTM are four, not three", less(lambda P, d, n: 2 * (n * d + 4 * n * n + 4 * n))),
+            ("the first layer is missing", less(lambda P, d, n: 8 * (n * d + n * n + 2 * n))),
+            ("the first layer has two directions, too", less(lambda P, d, n: 4 * (n * d + n * n + 2 * n))),
+            ("the second layer has two directions, too", less(lambda P, d, n: 4 * (3 * n * n + 2 * n))),
+            ("the second layer reads both directions of the first, 2 n numbers, not d", less(lambda P, d, n: 8 * n * (2 * n - d))),
+            ("the first linear map, (2n, 2n) with 2n biases, is missing", less(lambda P, d, n: 4 * n * n + 2 * n)),
+            ("the second linear map, (d, 2n) with d biases, is missing", less(lambda P, d, n: 2 * n * d + d)),
+            ("the first linear map has 2n biases", less(lambda P, d, n: 2 * n)),
+            ("the second linear map has d biases", less(lambda P, d, n: d)),
+            ("the biases of all gates and of both linear maps are missing", less(lambda P, d, n: 32 * n + 2 * n + d)),
+            ("the biases of all gates are missing", less(lambda P, d, n: 32 * n)),
             ("each gate has two biases of n", less(lambda P, d, n: 16 * n)),
             ("the embeddings of the pseudo-tokens, P d, are trained, too", less(lambda P, d, n: P * d)),
             ("the matrices of the state, (n, n), are missing", less(lambda P, d, n: 16 * n * n)),
@@ -251,5 +350,5 @@ EXERCISES = (
         hints=("How many numbers has one gate that reads k numbers? How many gates are there in all, and what is k in each "
                "layer?",
                "A gate: (n, k), (n, n), n and n. Linear maps: (2n, 2n) with 2n, and (d, 2n) with d. Embeddings: (P, d).",
-               "one(k) = 4 (n k + n² + 2 n). The sum is P d + 2 one(d) + 2 one(2n), and the two linear maps.")),
+               "one = lambda k: 4 * (n * k + n * n + 2 * n). The sum is P * d + 2 * one(d) + 2 * one(2 * n), and the two linear maps.")),
 )

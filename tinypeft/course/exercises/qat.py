@@ -15,6 +15,45 @@ from ..exercise import Exercise
 __all__ = ["EXERCISES"]
 
 
+def strictly(u, low, high): return (low < u) & (u < high)
+
+
+def ramp(x, s, z): return x / s + z
+
+
+def staircase(x, s, z): return np.rint(x / s) + z
+
+
+INSIDE = (                                               # mistakes of what is inside, for three exercises
+    ("a number may lie outside on either side: compare u with both ends",
+     (lambda u, low, high: low < u, lambda u, low, high: u < high)),
+    ("the lower end of the range need not be 0", (lambda u, low, high: (0 < u) & (u < high),)),
+    ("the inequalities are strict: exactly at an end, the lower or the upper one, a number counts as clipped",
+     (lambda u, low, high: (low <= u) & (u <= high), lambda u, low, high: (low <= u) & (u < high),
+      lambda u, low, high: (low < u) & (u <= high))))
+PLACE = (                                                # of the place u on the axis of the codes, for two
+    ("the zero point is missing in u = x/s + z", lambda x, s, z: x / s),
+    ("the zero point is added: u = x/s + z", lambda x, s, z: x / s - z),
+    ("compare x/s + z with the codes, not x itself", lambda x, s, z: x),
+    ("x must be divided by s: u = x/s + z", lambda x, s, z: x + z),
+    ("u = x/s + z divides x by s; yours multiplies it", lambda x, s, z: x * s + z),
+    ("z is a code and is added after the division: u = x/s + z", lambda x, s, z: (x + z) / s),
+    ("(x − z)/s is another formula; here x̂ = s (q − z), so that u = x/s + z", lambda x, s, z: (x - z) / s),
+    ("this is the way back from codes to numbers; u = x/s + z", lambda x, s, z: s * (x - z)),
+    ("compare u with the limits, not the rounded u", lambda x, s, z: np.floor(x / s) + z))
+
+
+def shared(variant):
+    """The mistakes of `INSIDE` and `PLACE`, for an exercise whose variants take `inside` and `u`."""
+    return (*((sentence, variant(inside=inside)) for sentence, several in INSIDE for inside in several),
+            *((sentence, variant(u=u)) for sentence, u in PLACE))
+
+
+def both_sides(rng):
+    """Two numbers inside the range, and seven that other formulas than u = x/s + z take for such."""
+    return np.array([0.2, -0.7, 0.7, 1.3, 2.2, 3.2, -1.5, 5.0, -9.0]), 0.5, 2, 0, 3, 2.0 ** np.arange(9)
+
+
 # -- STE -------------------------------------------------------------------------------------------
 def ste(x, s, z, low, high, dy):
     x = Tensor(x, requires_grad=True)
@@ -22,17 +61,17 @@ def ste(x, s, z, low, high, dy):
     return x.grad
 
 
-def ste_variant(u=lambda x, s, z: x / s + z, inside=lambda u, low, high: (low < u) & (u < high), s_factor=False, keep=True):
-    """ste with a mistake: another u, another inside, a factor s, or the mask alone."""
+def ste_variant(u=ramp, inside=strictly, factor=lambda s: 1, keep=True):
+    """ste with a mistake: another u, another inside, a factor, or the mask alone."""
     def wrong(x, s, z, low, high, dy):
-        return (dy if keep else 1.0) * inside(u(x, s, z), low, high) * (s if s_factor else 1)
+        return (dy if keep else 1.0) * inside(u(x, s, z), low, high) * factor(s)
     return wrong
 
 
 def ste_case(rng):
-    bits, s = int(rng.integers(2, 5)), float(rng.uniform(0.2, 0.6))
-    z = int(rng.integers(1, 2**bits - 1))
-    return rng.normal(0, 1, (4, 11)), s, z, 0, 2**bits - 1, rng.normal(0, 1, (4, 11))
+    steps, s, low = 2**int(rng.integers(2, 5)) - 1, float(rng.uniform(0.2, 0.6)), -int(rng.integers(1, 4))
+    z = int(rng.integers(low + 1, low + steps))
+    return rng.normal(0, 1, (4, 11)), s, z, low, low + steps, rng.normal(0, 1, (4, 11))
 
 
 # -- LSQ -------------------------------------------------------------------------------------------
@@ -44,20 +83,19 @@ def lsq(x, s, bits, dy):
     return x_hat.data, x.grad, s.grad
 
 
-def lsq_variant(inner=lambda k, u: k - u, factor=True, masked=True, summed=True, outer=True, symmetric=False,
-                rounded_mask=False, ends=False, clipped=lambda k, u: k, mean=False):
-    """lsq with a mistake: the sign inside, g left out, dx everywhere, the clipped left out or with another slope, a mean for g,
-    −Q_P for −Q_N."""
+def lsq_variant(inner=lambda k, u: k - u, clipped=lambda k, u: k, inside=strictly, g=lambda x, Q_P: 1 / math.sqrt(x.shape[1] * Q_P),
+                masked=True, summed=True, symmetric=False, scaled=True, both=False):
+    """lsq with a mistake: another slope inside or of the clipped, another inside, another g, dx everywhere, no dy, −Q_P for −Q_N,
+    codes for x̂, or g in dx as well."""
     def wrong(x, s, bits, dy):
         Q_N, Q_P = 2**(bits - 1), 2**(bits - 1) - 1
         if symmetric: Q_N = Q_P
         u = x / s[:, None]
         k = np.clip(np.rint(u), -Q_N, Q_P)
-        v = np.rint(u) if rounded_mask else u
-        inside = (-Q_N <= v) & (v <= Q_P) if rounded_mask or ends else (-Q_N < v) & (v < Q_P)
-        g = 1 / x.shape[1] if mean else 1 / math.sqrt(x.shape[1] * Q_P) if factor else 1
-        slope = np.where(inside, inner(k, u), clipped(k, u) if outer else 0)
-        return s[:, None] * k, dy * inside if masked else dy, g * (dy * slope if summed else slope).sum(1)
+        within, factor = inside(u, -Q_N, Q_P), g(x, Q_P)
+        slope = np.where(within, inner(k, u), clipped(k, u))
+        dx = dy * within if masked else dy
+        return s[:, None] * k if scaled else k, factor * dx if both else dx, factor * (dy * slope if summed else slope).sum(1)
     return wrong
 
 
@@ -113,20 +151,28 @@ def distillation_variant(reverse=False, mean=True, gradient=lambda p, q: q - p, 
 
 
 # -- training that stands still --------------------------------------------------------------------
+def nearest(w, s): return s * np.rint(w / s)
+
+
+def floats(w, s): return w
+
+
 def trained(w, X, y, s, lr, steps):
-    for _ in range(steps): w = w - lr * 2 / len(X) * X.T @ (X @ (s * np.rint(w / s)) - y)
-    return s * np.rint(w / s)
+    for _ in range(steps): w = w - lr * 2 / len(X) * X.T @ (X @ nearest(w, s) - y)
+    return nearest(w, s)
 
 
-def trained_variant(in_place=False, at=lambda w, s: s * np.rint(w / s), sign=1, mean=True, rounded=True, two=2, late=False):
-    """trained with a mistake: rounded in place, the gradient at the floats, up the hill, a sum, another factor, the floats
-    returned, or ŵ of before the last update."""
+def trained_variant(start=floats, in_place=floats, at=nearest, told=nearest, factor=lambda X, s: 2 / len(X), count=lambda n: n,
+                    once=False):
+    """trained with a mistake: what it starts with, what replaces w in each step, where the gradient is taken, what is returned,
+    the factor of the gradient, the number of steps; once: the gradient is always taken at the start."""
     def wrong(w, X, y, s, lr, steps):
-        for i in range(steps):
-            if in_place: w = s * np.rint(w / s)
-            if late and i == steps - 1: break
-            w = w - sign * lr * two / (len(X) if mean else 1) * X.T @ (X @ at(w, s) - y)
-        return s * np.rint(w / s) if rounded else w
+        w = start(w, s)
+        first = at(w, s)
+        for _ in range(count(steps)):
+            w = in_place(w, s)
+            w = w - lr * factor(X, s) * X.T @ (X @ (first if once else at(w, s)) - y)
+        return told(w, s)
     return wrong
 
 
@@ -143,8 +189,7 @@ def zero(x, s, z, low, high, dy):
     return float(z.grad)
 
 
-def zero_variant(slope=lambda s: -s, inside=lambda u, low, high: (low < u) & (u < high), where=lambda inside: ~inside,
-                 gather=np.sum, weighted=True, u=lambda x, s, z: x / s + z):
+def zero_variant(slope=lambda s: -s, inside=strictly, where=np.logical_not, gather=np.sum, weighted=True, u=ramp):
     """zero with a mistake: another slope, another inside, inside for outside, a mean, no dy, or another u."""
     def wrong(x, s, z, low, high, dy):
         chosen = where(inside(u(x, s, z), low, high))
@@ -157,28 +202,26 @@ EXERCISES = (
         name="qat.ste", title="The straight-through gradient", stars=1,
         reference=ste, cases=ste_case,
         special=(
-            ("one number inside the range, one outside on each side",
-             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0]))),
+            ("two numbers inside the range, the others outside, on either side", both_sides),
             ("numbers exactly at both ends of the range",
              lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
         mistakes=(
-            ("the zero point is missing in u = x/s + z", ste_variant(u=lambda x, s, z: x / s)),
-            ("the zero point is added: u = x/s + z", ste_variant(u=lambda x, s, z: x / s - z)),
-            ("compare x/s + z with the codes, not x itself", ste_variant(u=lambda x, s, z: x)),
-            ("the inequalities are strict: exactly at an end the gradient is 0",
-             ste_variant(inside=lambda u, low, high: (low <= u) & (u <= high))),
+            *shared(ste_variant),
             ("outside the range the gradient is 0", ste_variant(inside=lambda u, low, high: np.ones(u.shape, bool))),
             ("you gave the clipped numbers a gradient; only the others have one",
              ste_variant(inside=lambda u, low, high: (u <= low) | (u >= high))),
-            ("∂x̂/∂x is 1, not s: the step multiplies and divides", ste_variant(s_factor=True)),
+            *((f"∂x̂/∂x is 1, not {name}: the step multiplies and divides", ste_variant(factor=factor))
+              for name, factor in (("s", lambda s: s), ("1/s", lambda s: 1 / s))),
             ("this is ∂x̂/∂x; multiply it by dy", ste_variant(keep=False)),
+            ("this is x̂ itself; return dx, the gradient",
+             lambda x, s, z, low, high, dy: s * (np.clip(staircase(x, s, z), low, high) - z)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
-             ste_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high))),
+             ste_variant(u=staircase, inside=lambda u, low, high: (low <= u) & (u <= high))),
             ("compare u with the limits, not the rounded u: numbers whose code is the lowest or the highest may still lie inside",
-             ste_variant(inside=lambda u, low, high: (low < np.rint(u)) & (np.rint(u) < high)))),
+             ste_variant(u=staircase))),
         hints=("Where does x̂ follow x, and where does it stand still?",
                "u = x/s + z has the shape of x, and so has the mask.",
-               "u = x/s + z; dx is dy where low < u < high, and 0 elsewhere.")),
+               "u = x / s + z. dx is dy where low < u < high, and 0 elsewhere.")),
     Exercise(
         name="qat.lsq", title="The gradient of the step", stars=3,
         reference=lsq, cases=lsq_case,
@@ -190,22 +233,31 @@ EXERCISES = (
         mistakes=(
             ("inside, the slope is round(u) − u, not u − round(u)", lsq_variant(inner=lambda k, u: u - k)),
             ("inside, the slope is round(u) − u: s also divides, in u", lsq_variant(inner=lambda k, u: k)),
-            ("the inequalities are strict: exactly at an end a number counts as clipped", lsq_variant(ends=True)),
-            ("the factor g = 1/√(n Q_P) is missing in ds", lsq_variant(factor=False)),
-            ("this is the mean over the row; ds is the sum times g = 1/√(n Q_P)", lsq_variant(mean=True)),
+            *((sentence, lsq_variant(inside=inside)) for sentence, several in INSIDE for inside in several),
+            ("the factor g = 1/√(n Q_P) is missing in ds", lsq_variant(g=lambda x, Q_P: 1)),
+            ("this is the mean over the row; ds is the sum times g = 1/√(n Q_P)", lsq_variant(g=lambda x, Q_P: 1 / x.shape[1])),
+            ("g is 1/√(n Q_P); take the root", lsq_variant(g=lambda x, Q_P: 1 / (x.shape[1] * Q_P))),
+            ("n counts the numbers that share one step, those of a row; yours counts the rows",
+             lsq_variant(g=lambda x, Q_P: 1 / math.sqrt(len(x) * Q_P))),
+            ("n counts the numbers that share one step, those of a row; yours counts all numbers of x",
+             lsq_variant(g=lambda x, Q_P: 1 / math.sqrt(x.size * Q_P))),
+            ("g belongs to ds alone; dx does not have it", lsq_variant(both=True)),
+            ("x̂ is s times the code; yours is the code", lsq_variant(scaled=False)),
             ("a clipped number's slope is its code alone: u does not come in, because clip is flat there",
              lsq_variant(clipped=lambda k, u: k - u)),
             ("x has no gradient where it is clipped", lsq_variant(masked=False)),
-            ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(outer=False)),
+            ("clipped numbers have a slope too: −Q_N or Q_P", lsq_variant(clipped=lambda k, u: 0)),
             ("Q_N is 2^(b−1), one more than Q_P", lsq_variant(symmetric=True)),
             ("multiply the slopes by dy before you sum them", lsq_variant(summed=False)),
             ("compare u with the limits, not the rounded u: PyTorch's mask reaches half a step further on each side",
-             lsq_variant(rounded_mask=True))),
+             lsq_variant(inside=lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high))),
+            ("compare u with the limits, not the rounded u: numbers whose code is the lowest or the highest may still lie inside",
+             lsq_variant(inside=lambda u, low, high: strictly(np.rint(u), low, high)))),
         hints=("What is ∂x̂/∂s inside, where s also divides x? And what is it for a clipped number, whose code does not "
                "change?",
                "s[:, None] is (m, 1), u = x/s is (m, n). ds is (m,): a sum over each row.",
-               "k = np.clip(np.rint(u), −Q_N, Q_P). The slope is k − u inside and k elsewhere. ds = g · (dy · "
-               "slope).sum(1) with g = 1/√(n Q_P). dx is dy inside and 0 elsewhere.")),
+               "k = np.clip(np.rint(u), -Q_N, Q_P). The slope is k - u inside and k elsewhere. ds = g * (dy * slope).sum(1) with "
+               "g = 1 / math.sqrt(x.shape[1] * Q_P). dx is dy inside and 0 elsewhere.")),
     Exercise(
         name="qat.peqa", title="The gradient of PEQA's scales", stars=2,
         reference=peqa, cases=peqa_case,
@@ -221,11 +273,14 @@ EXERCISES = (
              peqa_variant(gather=lambda G: G.sum((1, 2)))),
             ("a zero point belongs to g neighbouring weights: use np.repeat, not np.tile", peqa_variant(tile=True)),
             ("the gradient has the other sign: the scale multiplies q − z, not z − q", lambda *a: -peqa(*a)),
-            ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2)))),
+            ("take the sum over the group, not the mean", peqa_variant(gather=lambda G: G.mean(2))),
+            ("a group is g neighbouring weights of a row: the last axis of the reshaped array is g, and the sum is over it",
+             peqa_variant(gather=lambda G: G.reshape(len(G), G.shape[2], -1).sum(1))),
+            ("this is a mean over the tokens; dyᵀ x sums over them", lambda x, *others: peqa(x, *others) / len(x))),
         hints=("Ŵ = s (q − z). What is its derivative with respect to s, and which weights share one s?",
                "G = dyᵀ x is (d_out, d_in). z, repeated g times along each row, is (d_out, d_in), too. The result is "
                "(d_out, d_in/g).",
-               "Multiply G by q − np.repeat(z, g, axis=1), reshape to (d_out, −1, g), and sum over the last axis.")),
+               "Multiply G by q - np.repeat(z, g, axis=1), reshape to (d_out, -1, g), and sum over the last axis.")),
     Exercise(
         name="qat.distillation", title="Distillation from logits", stars=2,
         reference=distillation,
@@ -234,9 +289,10 @@ EXERCISES = (
         special=(
             ("a student that finds both tokens equally likely",
              lambda rng: (np.array([[2.0, 0.0]]), np.array([[3.0, 3.0]]))),
-            ("large logits", lambda rng: (np.array([[800.0, 0.0, 799.0]]), np.array([[801.0, 0.0, 799.0]]))),
+            ("large logits", lambda rng: (np.array([[800.0, 798.0, 799.0]]), np.array([[801.0, 798.0, 799.0]]))),
             ("one row of small logits, one of large ones",
-             lambda rng: (np.array([[0.0, 1.0], [1000.0, 1001.0]]), np.array([[1.0, 0.0], [1001.0, 1001.5]])))),
+             lambda rng: (np.array([[0.0, 1.0], [1000.0, 1001.0]]), np.array([[1.0, 0.0], [1001.0, 1001.5]]))),
+            ("a token that is all but impossible", lambda rng: (np.array([[0.0, -800.0]]), np.array([[0.0, -801.0]])))),
         mistakes=(
             ("this is the other divergence, KL(student ‖ teacher)", distillation_variant(reverse=True)),
             ("take the mean over the n rows in the loss as well, not only in the gradient",
@@ -255,59 +311,75 @@ EXERCISES = (
               for k in (0, 1))),
         symptoms=(
             ("each row needs its own maximum, a.max(1, keepdims=True); the largest number of all rows makes the others vanish",
-             lambda got, expected, arguments: not np.all(np.isfinite(got)) and np.ptp(arguments[0].max(1)) > 500),),
+             lambda got, expected, arguments: not np.all(np.isfinite(got)) and np.ptp(arguments[0].max(1)) > 500),
+            ("p becomes 0 here, and its logarithm −∞: do not take the logarithm of p; log p is a − max − log Σ exp(a − max)",
+             lambda got, expected, arguments: not np.all(np.isfinite(got)) and arguments[0].max() == 0)),
         hints=("Which distribution stands in front of the logarithm, the teacher's or the student's? What is the gradient "
                "of a cross-entropy?",
                "log p and log q are (n, V). The loss is one number, its gradient (n, V).",
-               "The log softmax of a row is a − max − log Σ exp(a − max). The loss is the sum of p (log p − log q), "
-               "divided by n; the gradient is (q − p)/n.")),
+               "With m = a.max(1, keepdims=True) the log softmax is a - m - np.log(np.exp(a - m).sum(1, keepdims=True)). The "
+               "loss is np.sum(p * (log_p - log_q)) / n. The gradient is (q - p) / n.")),
     Exercise(
         name="qat.bug", title="Find the bug: training that stands still", stars=2,
         reference=trained, cases=trained_case,
         special=(
-            ("one weight that goes to and fro between 0 and 1",
-             lambda rng: (np.array([0.9]), np.array([[1.0]]), np.array([0.3]), 1.0, 0.05, 7)),
+            ("two weights, of which the first goes to and fro between 0 and 1",
+             lambda rng: (np.array([0.9, 5.2]), np.eye(2), np.array([0.3, 5.3]), 1.0, 0.1, 7)),
             ("no steps: the weights are rounded, and that is all",
              lambda rng: (np.array([0.3, 0.6]), np.eye(2), np.ones(2), 0.5, 0.1, 0))),
         mistakes=(
             ("the floats are rounded in place, so that every step smaller than half of s is lost: this is the fault above",
-             trained_variant(in_place=True)),
+             trained_variant(in_place=nearest)),
+            ("the floats are rounded before the first step; keep them as they come", trained_variant(start=nearest)),
+            ("round the floats anew in each step; yours takes every gradient at the ŵ of the start", trained_variant(once=True)),
             ("take the gradient at the rounded weights; yours is the one of the floats, which are rounded only at the end",
-             trained_variant(at=lambda w, s: w)),
-            ("return the rounded weights, not the floats behind them", trained_variant(rounded=False)),
-            ("this is the ŵ of before the last update: round once more after it", trained_variant(late=True)),
-            ("the derivative of a square has a factor 2: it is 2/n · Xᵀ(X ŵ − y)", trained_variant(two=1)),
-            ("the derivative of the mean of squares has a factor 2/n", trained_variant(two=1, mean=False)),
-            ("the weights go uphill: subtract the gradient", trained_variant(sign=-1)),
-            ("the loss is a mean over the rows of X: divide the gradient by their number", trained_variant(mean=False))),
+             trained_variant(at=floats)),
+            ("return the rounded weights, not the floats behind them", trained_variant(told=floats)),
+            ("this is the ŵ of before the last update: take all steps, and round once more after the last one",
+             trained_variant(count=lambda n: max(n - 1, 0))),
+            ("this is one step too many", trained_variant(count=lambda n: n + 1)),
+            *((sentence, trained_variant(at=at, told=told))
+              for sentence, rounded in (
+                  ("these are the codes; ŵ is s times them", lambda w, s: np.rint(w / s)),
+                  ("w is divided by s before it is rounded, and multiplied afterwards: s ⌊w/s⌉", lambda w, s: np.rint(w)),
+                  ("w is divided by s before it is rounded: s ⌊w/s⌉", lambda w, s: s * np.rint(w)),
+                  ("round to the nearest integer: np.rint, not the next one below", lambda w, s: s * np.floor(w / s)),
+                  ("round to the nearest integer: np.rint, not the next one towards 0", lambda w, s: s * np.trunc(w / s)))
+              for at, told in ((rounded, rounded), (nearest, rounded))),
+            ("the derivative of a square has a factor 2: it is 2/n · Xᵀ(X ŵ − y)", trained_variant(factor=lambda X, s: 1 / len(X))),
+            ("the derivative of the mean of squares has a factor 2/n", trained_variant(factor=lambda X, s: 1)),
+            ("the weights go uphill: subtract the gradient", trained_variant(factor=lambda X, s: -2 / len(X))),
+            ("straight through the rounding, ∂ŵ/∂w is 1, and not s", trained_variant(factor=lambda X, s: 2 / len(X) * s)),
+            ("the loss is a mean over the rows of X; yours is one over its columns", trained_variant(factor=lambda X, s: 2 / X.shape[1])),
+            ("the loss is a mean over the rows of X: divide the gradient by their number", trained_variant(factor=lambda X, s: 2))),
         tolerance=1e-9,
         hints=("How large is one step, compared with half of s? What happens to it in the next round?",
                "Keep two arrays (d,): the floats w, which collect the steps, and their rounded copy, which is used in the loss.",
-               "In each step: w_hat = s · np.rint(w/s); w = w − lr · 2/n · Xᵀ(X w_hat − y). At the end return s · np.rint(w/s).")),
+               "In each step: w_hat = s * np.rint(w / s); w = w - lr * 2 / len(X) * X.T @ (X @ w_hat - y). At the end return "
+               "s * np.rint(w / s).")),
     Exercise(
         name="qat.zero", title="The gradient of the zero point", stars=2,
         reference=zero, cases=ste_case,
         special=(
-            ("one number inside the range, one outside on each side",
-             lambda rng: (np.array([0.2, 9.0, -9.0]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 2.0]))),
+            ("two numbers inside the range, the others clipped, on either side", both_sides),
             ("numbers exactly at both ends of the range",
              lambda rng: (np.array([-1.0, 0.5, 0.25]), 0.5, 2, 0, 3, np.array([1.5, 1.0, 1.0])))),
         mistakes=(
+            *shared(zero_variant),
             ("a larger z moves a clipped number down: the slope is −s", zero_variant(lambda s: s)),
             ("inside the range z is added and subtracted again; only clipped numbers have a slope",
              zero_variant(where=lambda inside: inside)),
             ("inside the range z is added and subtracted again, so that its slope there is 0, not −s",
              zero_variant(where=np.ones_like)),
-            ("z is counted in steps: the slope is −s, not −1", zero_variant(lambda s: -1)),
+            *((f"z is counted in steps: the slope is −s, not {name}", zero_variant(slope))
+              for name, slope in (("−1", lambda s: -1), ("1", lambda s: 1), ("−1/s", lambda s: -1 / s))),
             ("one z is shared by all numbers: take the sum, not the mean", zero_variant(gather=np.mean)),
             ("multiply the slope by dy before you sum", zero_variant(weighted=False)),
-            ("exactly at an end a number counts as clipped",
-             zero_variant(inside=lambda u, low, high: (low <= u) & (u <= high))),
-            ("the zero point is added: u = x/s + z", zero_variant(u=lambda x, s, z: x / s - z)),
-            *(("compare u with the limits, not the rounded u", zero_variant(inside=inside)) for inside in (
-                lambda u, low, high: (low <= np.rint(u)) & (np.rint(u) <= high),
-                lambda u, low, high: (low < np.rint(u)) & (np.rint(u) < high)))),
+            *(("compare u with the limits, not the rounded u", zero_variant(u=staircase, inside=inside))
+              for inside in (strictly, lambda u, low, high: (low <= u) & (u <= high)))),
+        symptoms=(("this is one number for each x; one z is shared by all of them: return the sum",
+                   lambda got, expected, arguments: np.shape(got) == np.shape(arguments[0])),),
         hints=("Write x̂ for a number inside, and for a clipped one. Where is z left in it?",
                "The slope has the shape of x. The result is one number, because one z is shared by all.",
-               "u = x/s + z. Clipped are those with u <= low or u >= high. The result is np.sum(dy * −s) over them.")),
+               "u = x / s + z. Clipped are those with u <= low or u >= high. The result is -s times the sum of their dy.")),
 )

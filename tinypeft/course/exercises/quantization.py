@@ -24,7 +24,7 @@ def absmax(x, bits):
 
 def absmax_variant(n=lambda bits: 2**(bits - 1) - 1, m=lambda x: np.abs(x).max(), round=np.rint, back=True, low=None):
     """absmax with a mistake: another number of steps, another maximum, another rounding, or codes instead of numbers.
-    low: the codes are clipped to −n + low … n, where n = 2**(bits − 1) − 1."""
+    low: the codes are clipped to −n + low … n, where n = 2**(bits - 1) - 1."""
     def wrong(x, bits):
         s, most = m(x) / n(bits), 2**(bits - 1) - 1
         q = round(x / s)
@@ -39,11 +39,12 @@ def survey(x, bits):
 
 
 def survey_variant(levels=lambda bits: 2**bits - 1, stretch=True, sign=1, clip=True, whole=np.rint,
-                   code=lambda u, Z: np.rint(u) - Z):
-    """survey with a mistake: wrong S, a range without 0, the libraries' sign, codes not clipped or rounded late, Z not rounded."""
+                   code=lambda u, Z: np.rint(u) - Z, more=0):
+    """survey with a mistake: wrong S, a range without 0, the libraries' sign, codes not clipped or rounded late or otherwise, Z
+    not rounded. more: what is added to S."""
     def wrong(x, bits):
         l, h = (min(x.min(), 0), max(x.max(), 0)) if stretch else (x.min(), x.max())
-        S = (h - l) / levels(bits)
+        S = (h - l) / levels(bits) + more
         Z = whole(l / S)
         q = np.rint(code(x / S, Z))
         return (np.clip(q, 0, 2**bits - 1) if clip else q).astype(int), S, sign * Z
@@ -51,7 +52,7 @@ def survey_variant(levels=lambda bits: 2**bits - 1, stretch=True, sign=1, clip=T
 
 
 def survey_symmetric(scale=lambda l, h, bits: (h - l) / (2**bits - 1), clip=True):
-    """survey with the Z of a symmetric grid, −2**(bits − 1), whatever the range is."""
+    """survey with the Z of a symmetric grid, -2**(bits - 1), whatever the range is."""
     def wrong(x, bits):
         S, Z = scale(min(x.min(), 0), max(x.max(), 0), bits), -2**(bits - 1)
         q = np.rint(x / S) - Z
@@ -94,18 +95,26 @@ def best_clip(x, bits, fractions):
 
 
 def best_clip_variant(clip=True, low=lambda n: -n, steps=lambda n: n, size=np.square, pick=np.argmin, rows=True, range_of=1,
-                      against=lambda x, end: x):
-    """best_clip with a mistake: codes not clipped or clipped elsewhere, another step, another error, the wrong
-    end, one p or one range for all, or the error against something else than x."""
+                      against=lambda x, end: x, largest=np.abs, whole=np.rint, sum=np.sum, high=lambda n: n,
+                      of_zeros=1, returned=lambda p, m, error: p):
+    """best_clip with a mistake: codes not clipped, clipped elsewhere or not rounded to nearest, another step or maximum,
+    another error, the wrong end, one p or one range for all, the error against something else than x, or something else
+    than p is returned. of_zeros: the step of a row of zeros; 0 makes NaN of its errors."""
     def wrong(x, bits, fractions):
-        n, m, errors = 2**(bits - 1) - 1, np.abs(x).max(range_of, keepdims=True), []
+        n, m, errors = 2**(bits - 1) - 1, largest(x).max(range_of, keepdims=True), []
         for p in fractions:
-            s = p * m / steps(n)
-            q = np.rint(x / s)
-            errors.append(size(s * (np.clip(q, low(n), n) if clip else q) - against(x, p * m)).sum(1))
+            s = np.where(m == 0, of_zeros, p * m / steps(n))
+            q = whole(x / s)
+            errors.append(sum(size(s * (np.clip(q, low(n), high(n)) if clip else q) - against(x, p * m)), axis=1))
         if not rows: errors = [np.full(len(x), error.sum()) for error in errors]
-        return np.asarray(fractions)[pick(errors, axis=0)]
+        best = np.asarray(fractions)[pick(errors, axis=0)]
+        return returned(best, np.abs(x).max(1), np.min(errors, axis=0))
     return wrong
+
+
+def best_clip_all_codes(x, bits, fractions):
+    """The codes go from −2**bits + 1 to 2**bits - 1, as if the sign had a bit of its own."""
+    return best_clip(x, bits + 1, fractions)
 
 
 # -- rounding to a float ---------------------------------------------------------------------------
@@ -125,6 +134,10 @@ def to_float_variant(bias=lambda e: 2**(e - 1) - 1, shift=1, subnormal=True, sat
         y = round(x / 2.0**(E - m)) * 2.0**(E - m)
         return np.clip(y, -V, V) if saturate else y
     return wrong
+
+
+def to_float_flushed(x, e, m):
+    return np.where(np.abs(x) < 2.0**(2 - 2**(e - 1)), 0, to_float(x, e, m))
 
 
 def float_case(rng):
@@ -151,13 +164,13 @@ EXERCISES = (
         invariants=(
             ("an array of zeros comes back as zeros", lambda fn, rng: not fn(np.zeros((2, 3)), 4).any()),),
         mistakes=(
-            ("the scale is max|x|/(2**(bits − 1) − 1): the largest code is one less than a power of two",
+            ("the scale is max|x|/(2**(bits - 1) - 1): the largest code is one less than a power of two",
              absmax_variant(lambda b: 2**(b - 1))),
-            *(("with max|x|/2**(bits − 1) the largest number has no code of its own and is clipped; divide by 2**(bits − 1) − 1",
+            *(("with max|x|/2**(bits - 1) the largest number has no code of its own and is clipped; divide by 2**(bits - 1) - 1",
                absmax_variant(lambda b: 2**(b - 1), low=low)) for low in (-1, 0)),
-            *(("2·max|x|/(2**bits − 1) puts max|x| midway between two integers; the integers go from −n to n, so divide max|x| by "
-               "n = 2**(bits − 1) − 1", absmax_variant(lambda b: (2**b - 1) / 2, low=low)) for low in (None, -1, 0)),
-            ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits − 1) − 1",
+            *(("2·max|x|/(2**bits - 1) puts max|x| midway between two integers; the integers go from −n to n, so divide max|x| by "
+               "n = 2**(bits - 1) - 1", absmax_variant(lambda b: (2**b - 1) / 2, low=low)) for low in (None, -1, 0)),
+            ("the range is ±max|x|, so only half of the codes are for positive numbers: divide by 2**(bits - 1) - 1",
              absmax_variant(lambda b: 2**b - 1)),
             *(("use the largest magnitude, max|x|, not the largest number, max x", absmax_variant(m=np.max, low=low))
               for low in (None, -1, 0)),
@@ -170,7 +183,7 @@ EXERCISES = (
             ("you rounded x/s down; round it to the nearest integer", absmax_variant(round=np.floor))),
         hints=("Which code should the largest magnitude have? What would the scale be if all numbers were 0?",
                "s is one number for all of x. The codes and x̂ have the shape of x.",
-               "s = np.abs(x).max()/(2**(bits − 1) − 1). If s is 0, the result is zeros; otherwise np.rint(x/s) · s.")),
+               "s = np.abs(x).max() / (2**(bits - 1) - 1). If s is 0, the result is zeros; otherwise np.rint(x / s) * s.")),
     Exercise(
         name="quantization.survey", title="The survey's quantizer", stars=2,
         reference=survey,
@@ -186,20 +199,30 @@ EXERCISES = (
              "−round(l/S)", survey_variant(sign=-1)),
             ("the range does not contain 0 here; stretch it: l = min(l, 0), h = max(h, 0)",
              survey_variant(stretch=False)),
-            ("the codes are not clipped to 0 … 2**bits − 1", survey_variant(clip=False)),
-            ("S is (h − l)/(2**bits − 1): there is one step fewer than there are points",
+            ("the codes are not clipped to 0 … 2**bits - 1", survey_variant(clip=False)),
+            ("S is (h − l)/(2**bits - 1): there is one step fewer than there are points",
              survey_variant(lambda b: 2**b)),
             ("round x/S before you subtract Z: a half may go to the other side when Z is odd",
              survey_variant(code=lambda u, Z: u - Z)),
             ("Z must be an integer: round it", survey_variant(whole=lambda z: z)),
-            *(("Z depends on the range: the code of l must be 0; −2**(bits − 1) is the Z of a symmetric grid", survey_symmetric(*more))
+            *(("S is exactly (h − l)/(2**bits - 1): an added ε moves numbers from midway between two points to one side; look only "
+               "whether S is 0", survey_variant(more=more)) for more in (1e-9, 1e-6, 1e-4)),
+            *(("round x/S to the nearest integer; yours is cut off or rounded down", survey_variant(code=lambda u, Z, cut=cut: cut(u) - Z))
+              for cut in (np.trunc, np.floor)),
+            *(("round l/S to the nearest integer; your Z is cut off or rounded down", survey_variant(whole=cut))
+              for cut in (np.trunc, np.floor)),
+            *(("all numbers are cut off or rounded down; x/S and l/S are rounded to the nearest integer",
+               survey_variant(code=lambda u, Z, cut=cut: cut(u) - Z, whole=cut)) for cut in (np.trunc, np.floor)),
+            *(("Z is not subtracted: the code of l must be 0", survey_variant(code=lambda u, Z: np.rint(u), clip=clip))
+              for clip in (True, False)),
+            *(("Z depends on the range: the code of l must be 0; -2**(bits - 1) is the Z of a symmetric grid", survey_symmetric(*more))
               for more in ((), (lambda l, h, b: (h - l) / (2**b - 1), False),
                            (lambda l, h, b: max(-l, h) / (2**(b - 1) - 1),)))),
         tolerance=1e-6,
         hints=("Which Z makes the code of l equal to 0? What would S be if all numbers were 0?",
                "x_q has the shape of x and an integer type. S and Z are numbers.",
-               "l = min(x.min(), 0), h = max(x.max(), 0), S = (h − l)/(2**bits − 1), or any positive number if that is 0. "
-               "Z = np.rint(l/S). Round x/S before you subtract Z, then clip to 0 … 2**bits − 1 and use .astype(int).")),
+               "l = min(x.min(), 0), h = max(x.max(), 0), S = (h - l) / (2**bits - 1), or any positive number if that is 0. "
+               "Z = np.rint(l / S). Round x/S before you subtract Z, then clip to 0 … 2**bits - 1 and use .astype(int).")),
     Exercise(
         name="quantization.bug", title="Find the bug: weights that come back too large", stars=2,
         reference=bug, cases=lambda rng: _codes([2, 4, 8][rng.integers(3)])(rng),
@@ -222,7 +245,7 @@ EXERCISES = (
         tolerance=1e-6,
         hints=("What is the type of q and z, and what is 3 − 8 in that type?",
                "q is (d_out, d_in), s and z are (d_out, d_in/group). np.repeat(s, group, axis=1) is (d_out, d_in).",
-               "q.astype(np.float32) − np.repeat(z, group, axis=1), multiplied by np.repeat(s, group, axis=1).")),
+               "q.astype(np.float32) - np.repeat(z, group, axis=1), multiplied by np.repeat(s, group, axis=1).")),
     Exercise(
         name="quantization.best_clip", title="The best clipping range", stars=2, quiet=True,
         reference=best_clip,
@@ -235,9 +258,9 @@ EXERCISES = (
             ("a row of zeros: all fractions are equally good",
              lambda rng: (np.array([[0.0] * 31, [1.0] * 30 + [3.0]]), 2, np.array([1.0, 0.5, 1 / 3])))),
         mistakes=(
-            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, −n, n), or the error is that against "
+            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, -n, n), or the error is that against "
              "the clipped x, where it must be that against x itself", best_clip_variant(clip=False)),
-            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, −n, n), or the error is that against "
+            ("a smaller range costs nothing in your error: the codes are not clipped, np.clip(…, -n, n), or the error is that against "
              "the clipped x, where it must be that against x itself", best_clip_variant(against=lambda x, end: np.clip(x, -end, end))),
             ("every row has its own range: m is the largest |x| of the row, np.abs(x).max(1, keepdims=True)",
              best_clip_variant(range_of=None)),
@@ -246,17 +269,31 @@ EXERCISES = (
             ("this is the place of the fraction; return the fraction itself",
              lambda x, bits, fractions: np.searchsorted(-np.asarray(fractions), -best_clip(x, bits, fractions))),
             ("the error must be squared", best_clip_variant(size=np.abs)),
-            ("the step is p·m/(2**(bits − 1) − 1)", best_clip_variant(steps=lambda n: n + 1)),
-            ("the smallest code in use is −(2**(bits − 1) − 1): the symmetric grid leaves one unused",
+            *(("the step is p·m/(2**(bits - 1) - 1)", best_clip_variant(steps=lambda n: n + 1, low=low, high=high))
+              for low, high in ((lambda n: -n, lambda n: n), (lambda n: -n - 1, lambda n: n), (lambda n: -n - 1, lambda n: n + 1))),
+            *(("the step is p·m/(2**(bits - 1) - 1), half of the codes are for negative numbers", variant)
+              for variant in (best_clip_all_codes, best_clip_variant(steps=lambda n: 2 * n + 1))),
+            *(("round x/s to the nearest integer; yours is cut off or rounded down", best_clip_variant(whole=cut))
+              for cut in (np.trunc, np.floor)),
+            ("m is the largest magnitude of the row, max|x|, not its largest number", best_clip_variant(largest=lambda x: x)),
+            ("errors of both signs cancel: square them before you sum", best_clip_variant(size=lambda error: error)),
+            ("this is the largest error of a row; sum the squares of all", best_clip_variant(sum=np.max)),
+            ("these are the ends of the ranges, p·m; return p", best_clip_variant(returned=lambda p, m, error: p * m)),
+            ("these are the least errors; return the fractions that have them", best_clip_variant(returned=lambda p, m, error: error)),
+            ("the smallest code in use is -(2**(bits - 1) - 1): the symmetric grid leaves one unused",
              best_clip_variant(low=lambda n: -n - 1)),
-            ("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False)),
-            ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax))),
+            *(("every row has its own fraction: sum the errors over axis 1 only", best_clip_variant(rows=False, of_zeros=step))
+              for step in (0, 1)),
+            ("this is the worst fraction: take argmin, not argmax", best_clip_variant(pick=np.argmax)),
+            ("the largest range always wins here: round x/s, and decode the codes with the same step s = p·m/n",
+             lambda x, bits, fractions: np.full(len(x), np.max(fractions)))),
         hints=("What is gained when the range becomes smaller, and what is lost? Which of the two is invisible if the "
                "codes are not clipped?",
                "m is (n, 1). For one p the codes are (n, g) and the errors (n,). The errors for all p are (k, n), and the "
                "result is (n,).",
-               "For every p: s = p·m/n with n = 2**(bits − 1) − 1, codes clipped to −n … n, np.square(s·codes − x).sum(1)."
-               " np.argmin over the fractions takes the first of equals. A row of zeros needs an s that is not 0.")),
+               "n = 2**(bits - 1) - 1. For every p: s = p * m / n, codes = np.clip(np.rint(x / s), -n, n), and "
+               "np.square(s * codes - x).sum(1). np.argmin over the fractions takes the first of equals. A row of zeros needs "
+               "an s that is not 0.")),
     Exercise(
         name="quantization.to_float", title="Rounding to a small float", stars=3,
         reference=to_float, cases=float_case,
@@ -270,25 +307,32 @@ EXERCISES = (
         mistakes=(
             ("np.frexp gives a mantissa in [½, 1): the exponent is one less than its second result",
              to_float_variant(shift=0)),
-            ("numbers below 2**(1 − bias) are subnormal: their exponent stops at 1 − bias",
+            ("numbers below 2**(1 - bias) are subnormal: their exponent stops at 1 − bias",
              to_float_variant(subnormal=False)),
             ("subnormal numbers have the exponent 1 − bias, like the smallest normal ones; yours goes down to −bias",
              to_float_variant(least=0)),
             ("numbers beyond the largest value V must become ±V", to_float_variant(saturate=False)),
-            ("no exponent is reserved here: the largest one is 2**e − 1 − bias, not 2**e − 2 − bias",
+            ("no exponent is reserved here: the largest one is 2**e - 1 - bias, not 2**e - 2 - bias",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 2 - bias) * (2 - 2.0**-m))),
-            ("the largest mantissa is 2 − 2**−m, all bits 1", to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
-            ("the largest mantissa is 2 − 2**−m, all bits 1",
+            ("the largest mantissa is 2 - 2**-m, all bits 1", to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias))),
+            ("the largest mantissa is 2 - 2**-m, all bits 1",
              to_float_variant(most=lambda e, m, bias: 2.0**(2**e - 1 - bias) * (1 - 2.0**-m))),
+            ("2**m intervals lie between two powers of two; yours are half as wide", lambda x, e, m: to_float(x, e, m + 1)),
+            ("numbers keep their sign; this is |x| rounded", lambda x, e, m: to_float(np.abs(x), e, m)),
+            ("the subnormal numbers are missing: below 2**(1 - bias) there are multiples of 2**(1 - bias - m), not 0 alone",
+             to_float_flushed),
+            ("nothing is rounded, only what lies beyond ±V is cut", to_float_variant(round=lambda n: n)),
             ("np.rint rounds a half to the even n; floor(v + ½) rounds it up", to_float_variant(round=half_up)),
             ("np.rint rounds a half to the even n; yours rounds it away from 0", to_float_variant(round=half_away)),
-            ("the bias is 2**(e − 1) − 1", to_float_variant(bias=lambda e: 2**(e - 1))),
-            ("you cut off; round to the nearest value", to_float_variant(round=np.trunc))),
-        errors=(("negative integer powers", "2 to a negative power is no integer: write 2.0**(E − m), with a float"),),
+            ("the bias is 2**(e - 1) - 1", to_float_variant(bias=lambda e: 2**(e - 1))),
+            ("you cut off; round to the nearest value", to_float_variant(round=np.trunc)),
+            ("you rounded down; round to the nearest value", to_float_variant(round=np.floor)),
+            ("you rounded up; round to the nearest value", to_float_variant(round=np.ceil))),
+        errors=(("negative integer powers", "2 to a negative power is no integer: write 2.0**(E - m), with a float"),),
         tolerance=1e-9,
         hints=("How far apart are the values of the format between 2**E and 2**(E + 1)? Where does this distance stop "
                "shrinking?",
-               "E has the shape of x: np.frexp(np.abs(x))[1] − 1, but at least 1 − bias. The spacing is 2.0**(E − m), with"
+               "E has the shape of x: np.frexp(np.abs(x))[1] - 1, but at least 1 - bias. The spacing is 2.0**(E - m), with"
                " the float 2.0.",
                "Round x/spacing with np.rint, multiply by the spacing, and clip to −V … V.")),
     Exercise(
@@ -303,7 +347,19 @@ EXERCISES = (
             ("the first code of a pair belongs into the high half of the byte", lambda q: q[1::2] << 4 | q[::2]),
             ("neighbours share a byte; you paired the first half of the array with the second",
              lambda q: q[:len(q) // 2] << 4 | q[len(q) // 2:]),
-            ("a shift by 8 pushes a code out of its byte; shift by 4", lambda q: q[::2] << 8 | q[1::2]),
+            ("a shift by 8 pushes a code out of its byte; shift by 4", lambda q: q[::2].astype(int) << 8 | q[1::2]),
+            ("of each pair only the second code is left: a shift by 8 would push the first one out of its byte; shift it by 4",
+             lambda q: q[1::2]),
+            ("of each pair only the first code is left: add the second one in the low half", lambda q: q[::2] << 4),
+            ("of each pair only the first code is left: move it to the high half, and add the second one", lambda q: q[::2]),
+            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift the codes and combine them",
+             lambda q: np.packbits(q)),
+            ("np.packbits packs bits, and takes each code that is not 0 for a bit 1; shift the codes and combine them",
+             lambda q: np.packbits(q, bitorder="little")),
+            ("the codes of a pair are added; shift the first one by 4 bits, or multiply it by 16", lambda q: q[::2] + q[1::2]),
+            ("only the first code of a pair is shifted; both are shifted here", lambda q: q[::2] << 4 | q[1::2] << 4),
+            *(("the first code is shifted by 3 bits or multiplied by 8; half a byte has 4 bits", wrong)
+              for wrong in (lambda q: q[::2] << 3 | q[1::2], lambda q: 8 * q[::2] + q[1::2])),
             ("the codes of a pair lie over each other; shift the first one by 4 bits, or multiply it by 16",
              lambda q: q[::2] | q[1::2]),
             ("16 · q₁ + q₂: a half of a byte has 16 values, not 15", lambda q: q[::2] * np.uint8(15) + q[1::2])),

@@ -34,6 +34,18 @@ def _halves(d):
     return np.arange(d // 2), np.arange(d // 2, d)
 
 
+def _overwritten(x, theta):
+    """The first half is written into x before the second is computed from it."""
+    y, (first, second) = _rotated(x, theta), _halves(x.shape[-1])
+    phi = np.arange(x.shape[-2])[:, None] * theta ** (-2 * first / x.shape[-1])
+    y[..., second] = x[..., second] * np.cos(phi) + y[..., first] * np.sin(phi)
+    return y
+
+
+def _first_half(x, theta):
+    return np.concatenate([_rotated(x, theta)[..., :x.shape[-1] // 2], x[..., x.shape[-1] // 2:]], axis=-1)
+
+
 def _neighbours(d):
     return np.arange(0, d, 2), np.arange(1, d, 2)
 
@@ -77,13 +89,15 @@ def _repeated(a, n):
     return np.repeat(a, n, axis=0)
 
 
-def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True, hidden=-np.inf, late=False, axis=-1):
-    """hidden: the score of the future. late: the future is taken out after the softmax. axis: of the softmax."""
+def _attended(q, k, v, shared=_repeated, scale=lambda d, H: d ** -0.5, causal=True, hidden=-np.inf, late=False, axis=-1,
+              largest=None):
+    """hidden: the score of the future. late: the future is taken out after the softmax. axis: of the softmax; largest: of the
+    maximum, if it is another."""
     (H, T, d), G = q.shape, len(k)
     k, v, past = shared(k, H // G), shared(v, H // G), np.tri(T, dtype=bool)
     S = scale(d, H) * q @ k.swapaxes(1, 2)
     if causal and not late: S = np.where(past, S, hidden)
-    P = np.exp(S - S.max(axis, keepdims=True))
+    P = np.exp(S - S.max(largest or axis, keepdims=True))
     P = P / P.sum(axis, keepdims=True)
     return (np.where(past, P, 0) if late else P) @ v
 
@@ -99,7 +113,7 @@ def _mean(a, n):
 
 
 def _groups(rng):
-    G, n, T, d = 2, int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
+    G, n, T, d = 3, int(rng.integers(2, 4)), int(rng.integers(3, 6)), int(rng.integers(2, 5))
     return tuple(rng.standard_normal((heads, T, d)) for heads in (G * n, G, G))
 
 
@@ -113,6 +127,12 @@ def _decoded(octets, order=lambda low, high: np.concatenate([low, high], axis=1)
     """floats: the type in the file. dtype: the type to compute in. high: byte → the high code."""
     d, m = np.ascontiguousarray(octets[:, :4]).view(floats).astype(dtype).T[:, :, None]
     return weight(d, m, order(octets[:, 4:] & 15, high(octets[:, 4:])).astype(dtype)).astype(np.float32)
+
+
+def _byte_by_byte(octets, second):
+    """Δ and m are the numbers of single bytes, 0 and `second`."""
+    d, m = octets[:, [0]].astype(np.float32), octets[:, [second]].astype(np.float32)
+    return d * np.concatenate([octets[:, 4:] & 15, octets[:, 4:] >> 4], axis=1) + m
 
 
 def _byte_order(got, expected, arguments):
@@ -164,6 +184,14 @@ def _encoded(W, levels=15, order=lambda q: q[:, :16] | q[:, 16:] << 4, numbers=l
     return np.concatenate([head, order(q)], axis=1)
 
 
+def _divisor_stored(W):
+    """With a step of 1 in the file, where it is 0."""
+    equal = np.ptp(W, axis=1) == 0
+    octets = encoded(W)
+    octets[equal, :2] = np.array([1], "<f2").view(np.uint8)
+    return octets
+
+
 def _one_off(got, expected, arguments):
     """Are Δ and m right, and codes one too small or one too large?"""
     if np.shape(got) != np.shape(expected) or (got[:, :4] != expected[:, :4]).any(): return False
@@ -204,7 +232,10 @@ EXERCISES = (
              lambda x, gamma, eps: gamma * x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps)),
             ("each row has a norm of its own: take the mean over the last axis", _root_of(lambda x: (x * x).mean())),
             ("the variance is about the mean; RMSNorm takes the mean of the squares", _root_of(lambda x: x.var(-1, keepdims=True))),
-            ("1 + γ is Gemma's norm; Llama's multiplies by γ", lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps))),
+            ("1 + γ is Gemma's norm; Llama's multiplies by γ", lambda x, gamma, eps: rms_norm(x, 1 + gamma, eps)),
+            ("multiply by γ", lambda x, gamma, eps: rms_norm(x, 1, eps)),
+            ("ε is missing under the root", lambda x, gamma, eps: rms_norm(x, gamma, 0)),
+            ("take the mean over the last axis; yours is over the rows", _root_of(lambda x: (x * x).mean(0)))),
         tolerance=1e-9,
         hints=("Which step of a layer norm is left out here?",
                "The mean of the squares is (n, 1), with keepdims=True. gamma is (d,).",
@@ -222,17 +253,20 @@ EXERCISES = (
              lambda x, theta: _rotated(x, theta, back=_neighbours)),
             ("you paired neighbours, x_{2i} and x_{2i+1}, and joined the results as halves; here x_i belongs to x_{i + d/2}",
              lambda x, theta: _rotated(x, theta, _neighbours, back=_halves)),
+            ("the second half was computed from a first half that was overwritten before: compute both from x, then join them", _overwritten),
+            ("both halves of a pair change; yours leaves the second half as it was", _first_half),
             ("the pairs turn the other way: the sign of sin φ is wrong", lambda x, theta: _rotated(x, theta, sign=-1)),
             ("the angle grows with the position, axis 1; yours grows with the head", _by_head),
             ("the first position is 0, and is not rotated", lambda x, theta: _rotated(x, theta, positions=lambda T: 1 + np.arange(T))),
             ("the exponent is −2i/d; yours is −i/d", lambda x, theta: _rotated(x, theta, power=1)),
+            ("the exponent is −2i/d, and i counts the pairs; yours is −4i/d", lambda x, theta: _rotated(x, theta, power=4)),
             ("the exponent is −2i/d, so that later pairs turn more slowly", lambda x, theta: _rotated(x, theta, power=-2))),
         errors=(("broadcast", "a head has d/2 pairs, so i runs over 0 … d/2 − 1, and the angles are (T, d/2), as the halves of x are"),),
         tolerance=1e-9,
         hints=("Which two numbers of a head are pair i? By which angle does position t turn them?",
                "phi is (T, d/2). The halves x1 and x2 of the last axis are (H, T, d/2).",
-               "phi = np.arange(T)[:, None] * theta ** (−2 * np.arange(d // 2) / d). Join x1 cos φ − x2 sin φ and x2 cos φ"
-               " + x1 sin φ along the last axis.")),
+               "phi = np.arange(T)[:, None] * theta ** (-2 * np.arange(d // 2) / d). Join x1 * np.cos(phi) - x2 * np.sin(phi) "
+               "and x2 * np.cos(phi) + x1 * np.sin(phi) along the last axis.")),
     Exercise(
         name="real.grouped", title="Many queries, few keys", stars=2,
         reference=grouped, cases=_groups,
@@ -248,8 +282,8 @@ EXERCISES = (
              lambda q, k, v: _attended(q, k, v, hidden=0)),
             ("hide the future before the softmax; what is taken out after it is missing in the sum, which must be 1",
              lambda q, k, v: _attended(q, k, v, late=True)),
-            ("the softmax runs over the keys, the last axis of the scores; yours runs over the queries",
-             lambda q, k, v: _attended(q, k, v, axis=-2)),
+            *(("the softmax runs over the keys, the last axis of the scores; yours runs over the queries",
+               lambda q, k, v, largest=largest: _attended(q, k, v, axis=-2, largest=largest)) for largest in (-2, -1)),
             ("the scores are divided by √d, the root of a head's width, not by the root of the number of heads",
              lambda q, k, v: _attended(q, k, v, scale=lambda d, H: H ** -0.5)),
             ("the scores are divided by √d, the root of a head's width",
@@ -260,10 +294,11 @@ EXERCISES = (
         symptoms=(
             ("a token also sees itself: the diagonal of the mask is open; with a strict mask the first token sees nothing",
              lambda got, expected, arguments: np.shape(got) == np.shape(expected) and not np.isfinite(got[:, 0]).any()),),
+        errors=(("remapped shapes", "q has H heads, so k and v need as many: each of their G = len(k) heads is repeated H // G times"),),
         tolerance=1e-9,
         hints=("How many heads of queries share one key, and which ones?",
                "np.repeat(k, H // G, axis=0) is (H, T, d), and the same for v. The scores are (H, T, T).",
-               "With repeated k and v: scores = q kᵀ/√d, −∞ above the diagonal, softmax over the last axis, times v.")),
+               "With repeated k and v: S = q @ k.swapaxes(1, 2) / np.sqrt(d), -np.inf above the diagonal, softmax over the last axis, @ v.")),
     Exercise(
         name="real.q4_1", title="A block of 32 weights", stars=2,
         reference=q4_1, cases=_blocks,
@@ -280,6 +315,8 @@ EXERCISES = (
                 octets, weight=lambda d, m, q: m * q + d)),
             ("shift the high halves of the bytes to the right by four bits: byte & 240 is 16 times the code", lambda octets: _decoded(
                 octets, high=lambda byte: byte & 240)),
+            *(("two bytes are one float16: .view('<f2') reads them together; .astype makes a number of each byte",
+               lambda octets, second=second: _byte_by_byte(octets, second)) for second in (1, 2)),
             ("Δ and m are stored in float16, but compute in float32: float16 keeps three digits only", lambda octets: _decoded(
                 octets, dtype=np.float16)),
             *(("the two float16 are little-endian: the dtype '<f2'", lambda octets, dtype=dtype: _decoded(
@@ -309,13 +346,14 @@ EXERCISES = (
             ("the first members of the pairs come first, the even rows; yours begins with the odd ones",
              lambda W, d_head: _reordered(W, d_head, turned=True)),
             ("nothing has changed", lambda W, d_head: W),
+            ("the rows change their places, not the columns", lambda W, d_head: np.concatenate([W[:, 0::2], W[:, 1::2]], axis=1)),
             ("the heads stay one behind the other; yours are mixed",
              lambda W, d_head: _reordered(W, d_head, (1, 2, 0, 3), lambda H, d: (H, d // 2, 2)))),
         tolerance=0,
         hints=("Rows 0, 1, 2, 3, 4, 5 of a head are three pairs: (0, 1), (2, 3), (4, 5). In which order should they stand, so that "
                "row i and row i + 3 are a pair?",
                "W is (H d, d_in). As (H, d/2, 2, d_in) its axes are head, pair, member of the pair, and input.",
-               "W.reshape(H, d_head // 2, 2, −1), with the axes 1 and 2 exchanged by .swapaxes(1, 2), and reshaped to W.shape.")),
+               "W.reshape(H, d_head // 2, 2, -1), with the axes 1 and 2 exchanged by .swapaxes(1, 2), and reshaped to W.shape.")),
     Exercise(
         name="real.encode", title="Write the block", stars=2,
         reference=encoded, cases=_in_blocks, quiet=True,
@@ -328,7 +366,8 @@ EXERCISES = (
              lambda W: _encoded(W, order=lambda q: q[:, 0::2] | q[:, 1::2] << 4)),
             ("sixteen levels have fifteen steps between them: divide the range by 15", lambda W: _encoded(W, 16)),
             ("the first number of a block is the step Δ, the second the offset m", lambda W: _encoded(W, numbers=lambda d, m: [m, d])),
-            ("the two float16 are little-endian: the dtype '<f2'", lambda W: _encoded(W, floats=">f2"))),
+            ("the two float16 are little-endian: the dtype '<f2'", lambda W: _encoded(W, floats=">f2")),
+            ("1 takes the place of a step of 0 as a divisor alone; the step in the file stays 0", _divisor_stored)),
         symptoms=(
             ("take the nearest code: np.rint, not the next whole number below or above", _one_off),
             ("a block of 32 weights becomes 20 bytes: Δ, m, and 16 bytes with two codes each",
@@ -336,6 +375,6 @@ EXERCISES = (
         tolerance=0,
         hints=("Which weight of a block has code 0, and which has code 15? What does this say about m and Δ?",
                "m and Δ are (n,). The codes are (n, 32), uint8. np.stack([step, m], axis=1).astype('<f2').view(np.uint8) is (n, 4).",
-               "q = np.rint((W − m)/step), with 1 in place of a step of 0. The bytes are q[:, :16] | q[:, 16:] << 4. Join the four bytes of "
+               "q = np.rint((W - m) / step), with 1 in place of a step of 0. The bytes are q[:, :16] | q[:, 16:] << 4. Join the four bytes of "
                "Δ and m and these sixteen along axis 1.")),
 )

@@ -17,14 +17,14 @@ def reference_attention(q, k, v):
     return plain.attention(Tensor(q), Tensor(k), Tensor(v)).data              # a lesson replaces F.attention
 
 
-def attention(q, k, v, scale=None, offset=None, mask=True, axis=-1, late=False, low=-np.inf):
+def attention(q, k, v, scale=math.sqrt, offset=None, mask=True, axis=-1, late=False, low=-np.inf, divided=True):
     """Attention with its usual mistakes: the scale, the mask's offset, the axis of the softmax, a mask after it."""
     (T, d), S = q.shape, len(k)
-    scores = q @ k.T * (1 / math.sqrt(d) if scale is None else scale(d))
+    scores = q @ k.T / scale(d)
     seen = np.arange(S) <= np.arange(T)[:, None] + (S - T if offset is None else offset)
     if mask and not late: scores = np.where(seen, scores, np.array(low, scores.dtype))
     A = np.exp(scores - scores.max(axis, keepdims=True))
-    A = A / A.sum(axis, keepdims=True)
+    if divided: A = A / A.sum(axis, keepdims=True)
     if late: A = A * seen
     return (A @ v).astype(q.dtype)
 
@@ -82,27 +82,51 @@ class Readers:
         """Causal, and each row is divided by its length: a multiple of it would change nothing."""
         return Readers.causal(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
+    @staticmethod
+    def opposite(x):
+        """Causal, and only two numbers of a row tell it, whose sum is 0; the others are always 0."""
+        return Readers.causal(x)[:, -1:] * np.array([0, 1, 0, -1, 0])
 
     @staticmethod
-    def into_one_column(x):
-        """Causal, and only the last number of a row tells it; the others are always 0."""
-        return np.where(np.arange(x.shape[1]) == x.shape[1] - 1, Readers.causal(x), 0)
+    def faint(x):
+        """Causal, with a millionth of the mean over all rows."""
+        return Readers.causal(x) + 1e-6 * x.mean(0)
+
+    @staticmethod
+    def itself(x): return x
 
 
 READERS = (Readers.causal, Readers.off_by_one, Readers.without_mask, Readers.window, Readers.normalized, Readers.centred,
-           Readers.scaled, Readers.into_one_column)
+           Readers.scaled, Readers.opposite, Readers.faint, Readers.itself)
 
 
-def sees(f, x, changed=None, copied=True, transposed=False, by_row=True, bound=1e-9, of_row=lambda differs: differs.any(-1)):
-    """(T, T): does row i of f(x) change with row j of x? The options make the mistakes."""
-    rng, before, after = np.random.default_rng(2), f(x), x.copy()
+def sees(f, x, changed=None, copied=True, own=True, restored=False, transposed=False, by_row=True, nan=False,
+         of_row=lambda differs: differs.any(-1)):
+    """(T, T): does row i of f(x) change with row j of x? The options make the mistakes; nan: NaN counts as a change."""
+    rng, before, after = np.random.default_rng(2), f(x), x.copy() if own else x
     seen = np.zeros((len(x), len(x)), bool)
     for j in range(len(x)):
         if copied: after = x.copy()
-        after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(x[j])
-        differs = abs(f(after) - before) > bound
+        old = after[j].copy()
+        after[j] = rng.standard_normal(x.shape[1]) if changed is None else changed(old)
+        distance = abs(f(after) - before)
+        differs = ~(distance <= 1e-9) if nan else distance > 1e-9
         seen[:, j] = of_row(differs) if by_row else differs.any()
+        if restored: after[j] = old
     return seen.T if transposed else seen
+
+
+def misses(got, expected):
+    """Are some changes not seen, and none too many?"""
+    return (expected & ~got).any() and not (got & ~expected).any()
+
+
+ANY = ("a row has changed if any of its numbers has: do not compare one number of each row alone, its sum or its mean, and do not "
+       "ask for a change of all")
+EQUAL = ("a row of equal numbers gives 0/0 in a layer norm or a division by its length, and the NaN spreads to rows that do not see it: "
+         "put random numbers into the row")
+NOT_FINITE = "0 times NaN or infinity is NaN, so also rows that do not see row j become NaN: put finite random numbers into the row"
+WRITES = "your function writes into its argument x, or the rows stay changed: begin each time with a copy of x"
 
 
 def reference_sees(f, x):
@@ -140,6 +164,12 @@ def loss_cases(rng, scale=2.0):
     return scale * rng.standard_normal((B, T, V)), rng.integers(0, V, (B, T))
 
 
+def far_apart(rng):
+    """One constant for all positions does not prevent both an overflow and a logarithm of 0."""
+    logits, tokens = loss_cases(rng)
+    return logits + 1000 * np.cos(np.pi * np.arange(tokens.shape[1]))[:, None], tokens
+
+
 def log_softmax(z, axis=-1):
     z = z - z.max(axis, keepdims=True)
     return z - np.log(np.exp(z).sum(axis, keepdims=True))
@@ -172,9 +202,17 @@ EXERCISES = (
              lambda fn, rng: np.allclose(fn(*(rng.standard_normal((n, 4)) for n in (3, 5)), np.ones((5, 4))), 1)),),
         mistakes=(
             ("the scores are not divided by √d_head", lambda *a: attention(*a, scale=lambda d: 1)),
-            ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: 1 / d)),
+            ("the scores are divided by d_head, not by its root", lambda *a: attention(*a, scale=lambda d: d)),
             ("you divided by the root of the number of keys; divide by the root of d_head",
-             lambda q, k, v: attention(q, k, v, scale=lambda d: 1 / math.sqrt(len(k)))),
+             lambda q, k, v: attention(q, k, v, scale=lambda d: math.sqrt(len(k)))),
+            ("you divided by the root of the number of queries; divide by the root of d_head",
+             lambda q, k, v: attention(q, k, v, scale=lambda d: math.sqrt(len(q)))),
+            ("you multiplied by √d_head; divide by it", lambda *a: attention(*a, scale=lambda d: 1 / math.sqrt(d))),
+            ("the weights of a row do not sum to one: divide by the sum of the row", lambda *a: attention(*a, divided=False)),
+            ("the keys before the queries are left out; all queries see them",
+             lambda q, k, v: attention(q, k[-len(q):], v[-len(q):])),
+            ("k and v are exchanged", lambda q, k, v: attention(q, v, k)),
+            ("the softmax runs over all scores; each row has its own", lambda *a: attention(*a, axis=None)),
             ("there is no mask: a query sees keys of the future", lambda *a: attention(*a, mask=False)),
             ("the mask forgets the past: query i stands at position i + S − T", lambda *a: attention(*a, offset=0)),
             ("the mask is off by one: a query must also see its own key",
@@ -186,6 +224,8 @@ EXERCISES = (
              lambda *a: attention(*a, late=True)),
             ("a hidden score of 0 still has the weight e⁰ = 1: put −∞ in its place", lambda *a: attention(*a, low=0.0))),
         symptoms=(
+            ("these are the weights A; the result is A times the values, (T, d_head)",
+             lambda got, expected, args: got.shape == (len(args[0]), len(args[1])) != expected.shape),
             ("np.exp overflows, or all weights of a row become 0 and 0/0 follows: first put −∞ into the hidden scores, then subtract the "
              "largest score of each row", lambda got, expected, args: not np.isfinite(got).all()),
             ("the hidden scores are not low enough: seen scores may be near −1,000, so put −∞ in their place",
@@ -195,7 +235,7 @@ EXERCISES = (
                "it?",
                "scores (T, S) = q (T, d) times kᵀ (d, S). The mask is (T, S), the softmax runs over the last axis, the "
                "result is (T, d).",
-               "hidden = np.arange(S) > np.arange(T)[:, None] + S − T. Put −np.inf into the scores there, subtract the "
+               "hidden = np.arange(S) > np.arange(T)[:, None] + S - T. Put -np.inf into the scores there, subtract the "
                "maximum of each row, np.exp, divide by the sum of each row, @ v. math.sqrt(d) keeps float32.")),
     Exercise(
         name="transformer.sees", title="Find the bug: who sees the future?", stars=2,
@@ -204,34 +244,53 @@ EXERCISES = (
             ("causal attention: a triangle", lambda rng: sees_cases(rng, Readers.causal)),
             ("a mask that is off by one: the token after its own is seen", lambda rng: sees_cases(rng, Readers.off_by_one)),
             ("only the row itself and the one before it are seen", lambda rng: sees_cases(rng, Readers.window)),
+            ("only two numbers of a row of f(x) ever change, and their sum stays 0", lambda rng: sees_cases(rng, Readers.opposite)),
             ("a layer norm comes first", lambda rng: sees_cases(rng, Readers.normalized)),
             ("each row is divided by its length first", lambda rng: sees_cases(rng, Readers.scaled)),
             ("a mean over all rows", lambda rng: sees_cases(rng, Readers.centred)),
-            ("only the last number of a row of f(x) ever changes", lambda rng: sees_cases(rng, Readers.into_one_column))),
+            ("each row depends a little on all rows, by a millionth of their mean", lambda rng: sees_cases(rng, Readers.faint)),
+            ("f(x) is x itself", lambda rng: sees_cases(rng, Readers.itself))),
         mistakes=(
             ("a constant that is added to a row vanishes in a layer norm: put random numbers into the row",
              lambda f, x: sees(f, x, lambda row: row + 1.0)),
             ("a multiple of a row may change nothing, and a row of zeros gives 0/0 in a layer norm: put random numbers into the row",
              lambda f, x: sees(f, x, lambda row: 2 * row)),
-            ("your function writes into its argument x, or the rows stay changed: begin each time with a copy of x", lambda f, x: sees(f, x, copied=False)),
+            (EQUAL, lambda f, x: sees(f, x, lambda row: 0 * row, nan=True)),
+            (EQUAL, lambda f, x: sees(f, x, lambda row: 0 * row + 1, nan=True)),
+            (NOT_FINITE, lambda f, x: sees(f, x, lambda row: row + np.nan, nan=True)),
+            (NOT_FINITE, lambda f, x: sees(f, x, lambda row: row + np.inf, nan=True)),
+            (WRITES, lambda f, x: sees(f, x, copied=False)),
+            (WRITES, lambda f, x: sees(f, x, copied=False, own=False)),
+            ("you write into x and put the old row back; but f may return x itself, and then f(x) changes with x: begin each time "
+             "with a copy of x", lambda f, x: sees(f, x, copied=False, own=False, restored=True)),
             ("it is transposed: i is the row of the output, and j the row of the input", lambda f, x: sees(f, x, transposed=True)),
             ("compare row by row: this says only that some row has changed", lambda f, x: sees(f, x, by_row=False)),
-            ("a row has changed if any of its numbers has: do not compare one number alone, and do not ask for a change of all",
-             lambda f, x: sees(f, x, of_row=lambda differs: differs.all(-1)))),
+            (ANY, lambda f, x: sees(f, x, of_row=lambda differs: differs.all(-1)))),
         symptoms=(
+            (ANY, lambda got, expected, args: args[0] is Readers.opposite and not got.any()),
+            ("every row changes in yours: is each row compared by itself, and does each change begin with a fresh copy of x?",
+             lambda got, expected, args: args[0] is Readers.causal and got.all()),
+            (EQUAL, lambda got, expected, args: args[0] is Readers.normalized and (got & ~expected).any()),
+            ("your function sees no change at all: is f called with the changed array? Note that a comparison with NaN is False",
+             lambda got, expected, args: not got.any()),
+            ("a layer norm takes away a constant that is added to a row, or a factor, and leaves a difference of rounding: put random "
+             "numbers into the row", lambda got, expected, args: args[0] is Readers.normalized and misses(got, expected)),
+            ("your accepted difference is too large, or your change of the row too small: any change counts, also a millionth of it",
+             lambda got, expected, args: args[0] is Readers.faint and misses(got, expected)),
             ("you miss a change: any change counts, however small, in any number of the row",
-             lambda got, expected, args: (expected & ~got).any() and not (got & ~expected).any()),),
+             lambda got, expected, args: misses(got, expected))),
         hints=("If you change one row of the input, which rows of the output may change, and which must not?",
                "f(x) is (T, d). For each j, compare f(x) with f of a copy whose row j is new: T answers, one for each row of "
                "the output. They are column j of the result (T, T).",
                "before = f(x). For each j: y = x.copy(); y[j] = rng.standard_normal(x.shape[1]); sees[:, j] = "
-               "(abs(f(y) − before) > 1e-9).any(−1).")),
+               "(abs(f(y) - before) > 1e-9).any(-1).")),
     Exercise(
         name="transformer.loss", title="The loss of a language model", stars=2,
         reference=reference_loss, cases=loss_cases,
         special=(
             ("all logits are 0: the loss is log V", lambda rng: (np.zeros((2, 3, 8)), rng.integers(0, 8, (2, 3)))),
-            ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0))),
+            ("logits of about 1,000", lambda rng: loss_cases(rng, 1000.0)),
+            ("logits near 1,000 at one position, and near −1,000 at the next", far_apart)),
         mistakes=(
             ("the logits at t are compared with token t; they are about token t + 1",
              lambda z, t: float(-picked(log_softmax(z), t).mean())),
@@ -240,6 +299,17 @@ EXERCISES = (
             ("this is a sum over all positions; the loss is their mean", lambda z, t: reference_loss(z, t) * t[:, 1:].size),
             ("you divided by B T, but only T − 1 positions have a next token",
              lambda z, t: reference_loss(z, t) * t[:, 1:].size / t.size),
+            ("np.roll brings the first token to the end: the last position has no next token, so leave it out",
+             lambda z, t: float(-picked(log_softmax(z), np.roll(t, -1, 1)).mean())),
+            ("you rolled the wrong way: the logits at t are about token t + 1",
+             lambda z, t: float(-picked(log_softmax(z), np.roll(t, 1, 1)).mean())),
+            ("these are logits and not logarithms of probabilities: the softmax is missing",
+             lambda z, t: float(-picked(z[:, :-1], t[:, 1:]).mean())),
+            ("the log softmax is z − max − log Σ exp(z − max): the last term is missing",
+             lambda z, t: float(-picked(z - z.max(-1, keepdims=True), np.roll(t, -1, 1))[:, :-1].mean())),
+            ("this is the perplexity, e to the power of the loss", lambda z, t: float(np.exp(reference_loss(z, t)))),
+            ("this is a probability; the loss is −log p", lambda z, t: float(np.exp(-reference_loss(z, t)))),
+            ("nats come from the natural logarithm, not from that to the base 10", lambda z, t: reference_loss(z, t) / math.log(10)),
             ("this is in bits; nats come from the natural logarithm", lambda z, t: reference_loss(z, t) / math.log(2)),
             ("the softmax runs over positions; it must run over the vocabulary",
              lambda z, t: float(-picked(log_softmax(z[:, :-1], 1), t[:, 1:]).mean())),
@@ -249,7 +319,8 @@ EXERCISES = (
             ("this is the sum over rows of the mean over positions: divide by B, too",
              lambda z, t: reference_loss(z, t) * len(t))),
         symptoms=(
-            ("the logarithm of a probability that became 0: do not take the log of the softmax, compute z − max − log Σ exp(z − max)",
+            ("the logarithm of a probability that became 0: do not take the log of the softmax, compute z − max − log Σ exp(z − max), with "
+             "the maximum of each position",
              lambda got, expected, args: np.isinf(got)),
             ("np.exp overflows; subtract the largest logit of each position first", lambda got, expected, args: np.isnan(got)),
             ("a small number beside p, or a bound for it, makes large losses smaller: compute z − max − log Σ exp(z − max)",
@@ -259,7 +330,7 @@ EXERCISES = (
                "logits[:, :-1] is (B, T − 1, V), and its targets, tokens[:, 1:], are (B, T − 1). One log probability "
                "belongs to each target.",
                "z = logits[:, :-1]; the log softmax is z − max − log Σ exp(z − max), over the last axis. "
-               "np.take_along_axis(log_p, targets[..., None], −1) picks the targets' entries; return minus their mean.")),
+               "np.take_along_axis(log_p, targets[..., None], -1) picks the targets' entries; return minus their mean.")),
     Exercise(
         name="transformer.count", title="The number of parameters", stars=1,
         reference=reference_count, cases=count_cases,
@@ -267,15 +338,32 @@ EXERCISES = (
         mistakes=(
             ("you counted the output head; it is tied to the token table",
              lambda V, C, d, L: reference_count(V, C, d, L) + V * d),
+            ("the head has no bias", lambda V, C, d, L: reference_count(V, C, d, L) + V),
+            ("the token table is missing", lambda V, C, d, L: reference_count(V, C, d, L) - V * d),
+            ("a position has a vector of d numbers", lambda V, C, d, L: reference_count(V, C, d, L) - C * d + C),
+            ("this counts one block; there are L", lambda V, C, d, L: reference_count(V, C, d, 1)),
+            ("the final norm exists once, and not in every block", lambda V, C, d, L: reference_count(V, C, d, L) + 2 * d * (L - 1)),
+            ("the final norm has both a weight and a bias", lambda V, C, d, L: reference_count(V, C, d, L) - d),
+            ("a block has two layer norms of 2 d numbers each", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L),
+            ("a block has two layer norms of 2 d numbers each", lambda V, C, d, L: reference_count(V, C, d, L) + 2 * d * L),
+            ("the biases of the MLP are missing: 4 d + d", lambda V, C, d, L: reference_count(V, C, d, L) - 5 * d * L),
+            ("a bias of d numbers is missing in each block", lambda V, C, d, L: reference_count(V, C, d, L) - d * L),
+            ("the bias of `down` has d numbers, and not 4 d", lambda V, C, d, L: reference_count(V, C, d, L) + 3 * d * L),
+            ("the matrices of the MLP are (4d, d) and (d, 4d)", lambda V, C, d, L: reference_count(V, C, d, L) - 6 * d * d * L),
+            ("this is in bytes; count parameters", lambda *a: 4 * reference_count(*a)),
             ("the final norm is missing", lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d),
             ("the position table is missing", lambda V, C, d, L: reference_count(V, C, d, L) - C * d),
             ("the biases are missing: four of attention, 4 d + d of the MLP",
              lambda V, C, d, L: reference_count(V, C, d, L) - 9 * d * L),
-            ("the layer norms of the blocks are missing: two, with a weight and a bias each",
+            ("4 d numbers are missing in each block: its two layer norms, the biases of attention, or the bias of `up`",
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * L),
             ("each layer norm has both a weight and a bias",
              lambda V, C, d, L: reference_count(V, C, d, L) - 2 * d * L - d),
             ("the bias of `up` has 4 d numbers, and not d", lambda V, C, d, L: reference_count(V, C, d, L) - 3 * d * L),
+            ("a matrix of the MLP is missing: there are two of 4 d²",
+             lambda V, C, d, L: reference_count(V, C, d, L) - (4 * d * d + d) * L),
+            ("a matrix of attention is missing: query, key, value and output have d² each",
+             lambda V, C, d, L: reference_count(V, C, d, L) - (d * d + d) * L),
             ("a matrix of the MLP is missing: there are two of 4 d²",
              lambda V, C, d, L: reference_count(V, C, d, L) - 4 * d * d * L),
             ("a matrix of attention is missing: query, key, value and output have d² each",
@@ -300,10 +388,19 @@ EXERCISES = (
             ("all heads have the same slope; that of head h is 2^(−8h/H)",
              lambda *a: alibi(*a, slope=lambda h, H: 0 * h + 2.0 ** (-8 / H))),
             ("the slope of head h is 2^(−8h/H), and not 2^(−h)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** -h)),
+            ("the slope of head h is 2^(−8h/H), and not 2^(−h/H)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (-h / H))),
+            ("the slope of head h is 2^(−8h/H), and not 2^(−8h)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (-8 * h))),
+            ("the slope of head h is 2^(−8h/H), and not 2^(8h/H)", lambda *a: alibi(*a, slope=lambda h, H: 2.0 ** (8 * h / H))),
+            ("the heads are in reverse order: the first one has the largest slope", lambda *a: alibi(*a)[::-1]),
+            ("the key at the query's own position has the distance 0", lambda T, S, H: alibi(T, S, H, past=S - T + 1)),
+            ("a key of the future, which the mask hides, gets 0", lambda *a: -abs(alibi(*a, hidden=True))),
             ("a key of the future, which the mask hides, gets 0", lambda *a: alibi(*a, hidden=True))),
+        symptoms=(
+            ("the mask is added elsewhere: a key of the future gets 0 here, and not −∞", lambda got, expected, args: np.isinf(got).any()),
+            ("the axes are (H, T, S): the heads come first", lambda got, expected, args: got.shape == (*args[:2], args[2]) != expected.shape)),
         tolerance=1e-9,
         hints=("How far is key j from query i, if the queries are the last T of S positions? Which keys are hidden?",
                "The distances are (T, S) and the slopes (H,), so that slopes[:, None, None] * distances is (H, T, S).",
-               "distance = np.maximum(np.arange(T)[:, None] + S − T − np.arange(S), 0), slopes = 2.0 ** (−8 * np.arange(1, H + "
-               "1)/H). The bias is −slopes[:, None, None] * distance.")),
+               "distance = np.maximum(np.arange(T)[:, None] + S - T - np.arange(S), 0), slopes = 2.0 ** (-8 * np.arange(1, H + "
+               "1) / H). The bias is -slopes[:, None, None] * distance.")),
 )
