@@ -152,8 +152,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
             if ax is left:
                 for b, c, value in zip(bits, conditions, y, strict=True):
                     if size == sizes[-1]:
-                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
-                                    ha="center", va="top", color="#606060")
+                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(-3, -3), textcoords="offset points",
+                                    ha="right", va="top", color="#606060")
         ax.set(xscale="log")
         plot.count_axis(ax.xaxis)
     left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
@@ -161,7 +161,7 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     left.margins(y=0.12)
     parameters = {s: r.mean(label[s, bits[0]], "parameters") for s in sizes}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    few, many = label[sizes[-2], 2], label[sizes[-3], 16]      # trained for as many steps
+    few, many = label[sizes[-2], 2], label[sizes[-3], 16]
     at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
     better = r.mean(few, "loss") < r.mean(many, "loss")
     return plot.Drawing(
@@ -169,7 +169,7 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
         f"{parameters[sizes[-2]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-3]]:,.0f} at 16 "
         f"bits reach {at(many)}.",
-        f"Three bases trained on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
+        f"Three bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
         f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
         "Loss over memory, one line for each size. " + " ".join(
             f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} bits {r.mean(label[s, b], 'loss'):.3f}" for b in bits) + "."
