@@ -169,8 +169,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
         f"{parameters[sizes[-2]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-3]]:,.0f} at 16 "
         f"bits reach {at(many)}.",
-        f"Three bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
-        f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
+        f"Three bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
+        f"groups of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
         "Loss over memory, one line for each size. " + " ".join(
             f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} bits {r.mean(label[s, b], 'loss'):.3f}" for b in bits) + "."
             for s in sizes))
