@@ -399,8 +399,7 @@ show("qlora")
 #
 # On 2 bits the LoRA starts from a broken model and repairs most of it, but it ends at
 # {study qlora: int2, after} nats instead of {study qlora: 16 bits, after}.
-# (*int2* is these 2 bits, and *before* is the hollow ring. The study trains 150 steps here, and 100
-# in section 6.)
+# (*int2* is these 2 bits.)
 # Sections 5 and 6 explain the other marks and LoftQ.
 #
 # What is saved? In training, a parameter of the base costs its storage only.
@@ -563,6 +562,7 @@ show("loftq")
 
 # %% [markdown]
 # *What to see: the fewer the bits, the more LoftQ helps, before and after training.*
+# After twice as many steps (hollow) the lead is smaller.
 #
 # {claim LoftQ ends below QLoRA}
 #

@@ -30,7 +30,7 @@ def qlora(results: Path) -> plot.Drawing:
     ax.invert_yaxis()
     ax.set(xlabel="test loss (nats/token)", ylabel="the frozen base in")
     ax.margins(y=0.12)
-    plot.key(fig, {text: (colour, marker, "none") for colour, marker, text in looks.values()}, 2)
+    plot.key(fig, {text: (colour, marker, "none") for colour, marker, text in looks.values()}, 2, ("before",))
     gap, half = r.difference("NF4", "16 bits", "after")
     lost, lost_half = r.difference("NF4", "NF4", "merged_and_rounded", of_b="after")
     at = lambda c, m: f"{r.mean(c, m):.3f}"
@@ -39,19 +39,24 @@ def qlora(results: Path) -> plot.Drawing:
         f"A LoRA learns as well on four bits as on sixteen, within {gap:.3f} ± {half:.3f} nats. Merging it and rounding again "
         f"loses {lost:.3f} ± {lost_half:.3f} nats.",
         f"Test loss on *domain* before and after {r.record['settings']['steps']} steps of a LoRA of rank "
-        f"{r.record['settings']['rank']} on all layers. Dashed: after training on the 16-bit base. {len(r.seeds)} seeds.",
+        f"{EXPERIMENTS['qlora'].conditions['16 bits'].method.rank} on all layers, each at its best learning rate. Dashed: "
+        f"after training on the 16-bit base. {len(r.seeds)} seeds.",
         "Dots per base. " + " ".join(f"{c}: before {at(c, 'before')}, after {at(c, 'after')}" + (
             f", merged and rounded again {at(c, 'merged_and_rounded')}." if c != "16 bits" else ".") for c in r.conditions))
 
 
 def loftq(results: Path) -> plot.Drawing:
     r = Results.load(results, "loftq")
-    bases = ["NF4", "4 bits", "3 bits", "2 bits"]
+    bases, steps = ["NF4", "4 bits", "3 bits", "2 bits"], r.record["settings"]["steps"]
+    longer = [b for b in bases if f"LoftQ, {b}, {2 * steps} steps" in r.conditions]
     fig, axes = plot.figure(1, 2, height=3.5)
     looks = {"QLoRA": about("qlora").look, "LoftQ": about("loftq").look}
     for ax, metric in zip(axes, ("before", "after"), strict=True):
         for method, look in looks.items():
             plot.band(ax, range(len(bases)), r, [f"{method}, {b}" for b in bases], metric, look)
+            if metric == "after":
+                plot.band(ax, list(map(bases.index, longer)), r, [f"{method}, {b}, {2 * steps} steps" for b in longer], metric,
+                          look, mfc="white", ls=":")
         line = r.mean("LoRA, 16 bits", metric)
         ax.axhline(line, color=plot.COLOURS["grey"], lw=1, ls="--")
         ax.annotate("16 bits", (0, line), xytext=(0, -4), textcoords="offset points", va="top", color="#606060")
@@ -66,11 +71,14 @@ def loftq(results: Path) -> plot.Drawing:
         "LoftQ starts a LoRA at the rounding error, and the fewer the bits, the more this helps: it ends "
         f"{gain['2 bits'][0]:.3f} ± {gain['2 bits'][1]:.3f} nats lower than QLoRA at 2 bits and {gain['4 bits'][0]:.3f} ± "
         f"{gain['4 bits'][1]:.3f} at 4 bits.",
-        f"A LoRA of rank {r.record['settings']['rank']} on all layers of a rounded base (integers in groups of 32, "
-        f"asymmetric), before and after {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
+        f"A LoRA of rank {EXPERIMENTS['loftq'].conditions['LoRA, 16 bits'].method.rank} on all layers of a rounded base (NF4; "
+        f"integers in groups of 32, asymmetric), before and after {steps} steps on *domain*, each at its best learning rate. "
+        f"Hollow: after {2 * steps} steps at the same rate. {len(r.seeds)} seeds.",
         "Lines over the base's bits. " + " ".join(
             f"{b}: QLoRA {r.mean(f'QLoRA, {b}', 'before'):.3f} before and {r.mean(f'QLoRA, {b}', 'after'):.3f} after, LoftQ "
-            f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases))
+            f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases)
+        + f" After {2 * steps} steps: " + "; ".join(f"{b}: " + ", ".join(
+            f"{m} {r.mean(f'{m}, {b}, {2 * steps} steps', 'after'):.3f}" for m in looks) for b in longer) + ".")
 
 
 QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "PEQA": about("peqa").look,
