@@ -325,7 +325,7 @@ show("schemes")
 # {study schemes: int3 asymmetric, excess} and GPTQ {study schemes: GPTQ 3 bit, excess}.
 # Two schemes train at 3 bits: QAT (STE) costs {study schemes: QAT 3 bit *, excess} and
 # PEQA {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
-# more per weight. In this picture training is not ahead of calibration.
+# more per weight. In this picture training and calibration are level at 3 bits.
 # At 2 bits it is far ahead (lesson 14).
 #
 # If memory is what you have to divide, is it better spent on more parameters or on more bits?
