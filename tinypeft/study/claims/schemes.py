@@ -13,6 +13,7 @@ from .rule import (
     BETTER,
     CONTRADICTED,
     FINE_TUNING,
+    NOT_SHOWN,
     NOTHING,
     QUANTIZATION,
     RELATIVE,
@@ -234,7 +235,9 @@ SCHEME_CLAIMS = (
     Claim("LLM-QAT, trained on text that the model writes itself, beats GPTQ at 3 and 2 bits", "2305.17888",
           "tested there at 4-8-4 and 8-8-8 bits",
           BETTER, QUANTIZATION, "excess of GPTQ on an asymmetric grid minus that of LLM-QAT on a symmetric one",
-          "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True),
+          "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True,
+          why={NOT_SHOWN: "At 3 bits the two are level, so nothing is decided for both widths. At 2 bits LLM-QAT is ahead, "
+               "although its grid is symmetric."}),
     Claim("More parameters at 2 bits beat fewer at 16 bits, in about as many bytes of matrices", "2212.09720",
           "4 bits are almost universally best for a given number of bits in all, 19M to 176B",
           BETTER, QUANTIZATION, "test loss of a base at 16 bits minus that of the next larger base at 2 bits",
