@@ -263,8 +263,8 @@ METHOD_CLAIMS = (
     Claim("DyLoRA works at every rank; a LoRA that is cut to a smaller rank does not", "2210.07558", "",
           BETTER, FINE_TUNING, "test loss of LoRA r = 16 cut to b = 1, 2, 4, 8, minus that of DyLoRA at b, trained as long",
           "the cut LoRA is ahead at one of the ranks", ("dylora",), dylora_flat,
-          why={NOT_SHOWN: "At rank 1 the seeds differ too much to tell. At ranks 2, 4 and 8 DyLoRA is ahead of this cut, and a cut "
-               "by singular values is ahead of both."}),
+          why={NOT_SHOWN: "At rank 1 the seeds differ too much to tell. At ranks 2, 4 and 8 DyLoRA is ahead of this cut, and a "
+               "cut by singular values is ahead of both."}),
     Claim("One DyLoRA replaces one LoRA for each rank", "2210.07558", "at least 4 to 7 times faster than LoRA",
           AS_GOOD, AT_LEAST, "share of the gain of a LoRA of rank 1, 2, 4, 8, 16 that one DyLoRA, trained as long, reaches",
           "DyLoRA reaches less than 90 % of the gain at one of the ranks", ("dylora", "rank", "methods"), dylora_for_all,
