@@ -1,6 +1,6 @@
 """What a wrong shape, a wrong dtype or wrong numbers say about the mistake, in any exercise.
 
-A cause reads what came back, what was expected, and the arguments. It returns a sentence if it is
+A cause reads the result, the expected one, and the arguments. It returns a sentence if it is
 recognised, "" if it is not, and None if there is too little to tell it by, such as a single number.
 """
 from __future__ import annotations

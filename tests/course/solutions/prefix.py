@@ -165,7 +165,7 @@ WRONG = {
         (counted(0, b1=0), "m numbers, is missing"), (counted(0, b2=0), "2 L d numbers, is missing"), (counted(0, first=0, b1=0), "(m, d) with m biases"),
         (counted(0, second=0, b2=0), "(2 L d, m) with"), (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + P * m, 2 * P * L * d), "not (P, m)"),
         (counted(0, second=0.5, b2=0.5), "second layer makes"), (lambda P, L, d, m: (P * (d + m * (d + 1) + 2 * L * d * (m + 1)), 2 * P * L * d), "counted once"),
-        (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + 2 * P * L * d, 2 * P * L * d), "network makes"),
+        (lambda P, L, d, m: (counted(0)(P, L, d, m)[0] - P * d + 2 * P * L * d, 2 * P * L * d), "comes out of the network"),
         (counted(1), "without P′"), (lambda P, L, d, m: (counted(0)(P, L, d, m)[0], P * L * d), "numbers a token"),
         (lambda P, L, d, m: (d * m + m + (m + 1) * 2 * L * d, 2 * P * L * d), "P′"),
         (lambda P, L, d, m: (2 * P * L * d, P * d + d * m + m + (m + 1) * 2 * L * d), "wrong way round"),

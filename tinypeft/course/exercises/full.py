@@ -23,7 +23,7 @@ def fading(beta, old, new):
 
 
 def power(beta, t):
-    """By what a mean is divided that began at 0."""
+    """A mean that began at 0 is divided by this."""
     return 1 - beta ** t
 
 

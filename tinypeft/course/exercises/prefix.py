@@ -236,7 +236,7 @@ EXERCISES = (
             ("the network's second layer makes 2 L d numbers, a key and a value in every layer",
              _less(lambda P, L, d, m: L * d * (m + 1))),
             ("one network serves all virtual tokens: it is counted once", _less(lambda P, L, d, m: (1 - P) * (d * m + m + 2 * L * d * (m + 1)))),
-            ("what is trained is P′, (P, d), and the network; the table is what the network makes",
+            ("P′, (P, d), and the network are trained, and not the table that comes out of the network",
              _less(lambda P, L, d, m: P * d - 2 * P * L * d)),
             ("what is stored is the table alone, without P′", lambda P, L, d, m: (count(P, L, d, m)[0], 2 * P * L * d + P * d)),
             ("what is stored has a key and a value in every layer: 2 L d numbers a token",

@@ -164,8 +164,8 @@ def trained(w, X, y, s, lr, steps):
 
 def trained_variant(start=floats, in_place=floats, at=nearest, told=nearest, factor=lambda X, s: 2 / len(X), count=lambda n: n,
                     once=False):
-    """trained with a mistake: what it starts with, what replaces w in each step, where the gradient is taken, what is returned,
-    the factor of the gradient, the number of steps; once: the gradient is always taken at the start."""
+    """`trained` with a mistake. start: of w. in_place: of w in each step. at: where the gradient is taken. told: the result.
+    factor: of the gradient. count: the number of steps. once: the gradient is always taken at the start."""
     def wrong(w, X, y, s, lr, steps):
         w = start(w, s)
         first = at(w, s)
