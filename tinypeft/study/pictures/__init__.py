@@ -65,7 +65,7 @@ PICTURES = {
     "dylora": Picture(low_rank.dylora, "One training for every rank", "09", ("dylora", "rank")),
     "prompt_sizes": Picture(prompts.prompt_sizes, "Prompts and the size of the model", "05", ("prompts",)),
     "prefix_length": Picture(prompts.prefix_length, "Prompts at the input and in every layer", "06", ("prefix_length",)),
-    "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates",)),
+    "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates", "methods")),
     "prefix_attention": Picture(prompts.prefix_attention, "Attention to a prefix", "06", ("virtual_tokens",), "png"),
     "soft_prompts": Picture(prompts.soft_prompts, "Reading a soft prompt", "05", ("virtual_tokens",)),
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),

@@ -117,29 +117,33 @@ def prompt_sizes(results: Path) -> plot.Drawing:
 
 
 def prefix_rates(results: Path) -> plot.Drawing:
-    r = Results.load(results, "prefix_rates")
-    fig, (left, right) = plot.figure(1, 2, height=3.4)
-    looks = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}
-    best = {}
-    for ax, metric in ((left, "loss"), (right, "roughness")):
-        for condition, look in looks.items():
-            rates = r.mean(condition, "rate")
-            mean = plot.band(ax, rates, r, condition, metric, look)
-            if metric == "loss":
-                at = int(r.mean(condition, "validation").argmin())
-                best[condition] = mean[at], rates[at], mean[-1], rates[-1]
-        ax.set(xscale="log", xlabel="learning rate")
-    left.set_ylabel("test loss (nats/token)")
-    right.set_title("step-to-step change of the loss (nats)", fontsize=9)
+    r, frozen = Results.load(results, "prefix_rates"), float(Results.load(results, "methods").mean("frozen", "loss"))
+    looks, top = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}, frozen + 0.1
+    fig, ax = plot.figure(height=3.4)
+    ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
+    best, last, calm = {}, {}, {}
+    for condition, look in looks.items():
+        rates, mean = r.mean(condition, "rate"), plot.band(ax, r.mean(condition, "rate"), r, condition, "loss", look)
+        at = int(r.mean(condition, "validation").argmin())
+        best[condition], last[condition] = (mean[at], rates[at]), (mean[-1], rates[-1])
+        calm[condition] = r.mean(condition, "roughness")[at]
+        if mean[-1] > top:
+            ax.annotate(f"{mean[-1]:.2f} at {rates[-1]:g} ↑", (rates[-1], top), xytext=(4, -4), textcoords="offset points",
+                        va="top", fontsize=9, color=plot.ink(plot.COLOURS[look[0]]))
+    low = min(loss for loss, _ in best.values()) - 0.03
+    ax.set(xscale="log", xlabel="learning rate", ylabel="test loss (nats/token)", ylim=(low, top))
+    ax.text(rates[0], frozen, "frozen base", va="bottom", fontsize=9, color=plot.ink(plot.COLOURS["grey"]))
     plot.key(fig, looks)
-    (a, at, wild, last_a), (b, bt, calm, last_b) = best["reparameterized"], best["direct"]
+    (a, at), (b, bt), (wild, wt), (tame, tt) = *(best[c] for c in looks), *(last[c] for c in looks)
     return plot.Drawing(
         fig,
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
-        f"these rates the losses are {a:.3f} and {b:.3f} nats.",
-        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
-        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {last_a:g}. Direct: best "
-        f"{b:.3f} at {bt:g}, {calm:.3f} at {last_b:g}.")
+        f"these rates the losses are {a:.3f} and {b:.3f} nats. At {wt / at:.0f} times the best rate the loss is {wild:.2f} "
+        f"with the MLP, and at {tt / bt:.0f} times {tame:.2f} without it.",
+        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds. From step to "
+        f"step the training loss changes by {calm['reparameterized']:.2f} and {calm['direct']:.2f} nats at the best rates.",
+        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {wt:g}. Direct: best "
+        f"{b:.3f} at {bt:g}, {tame:.3f} at {tt:g}.")
 
 
 def prefix_length(results: Path) -> plot.Drawing:
