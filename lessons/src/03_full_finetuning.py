@@ -296,9 +296,7 @@ fig
 show("forgetting")
 
 # %% [markdown]
-# *What to see: full fine-tuning learns most and forgets most.
-# The methods of the next lessons lie below it, and each has a place of its own between learning and
-# forgetting.*
+# FORGETTING03
 #
 # Forgetting is the first item on the bill, and not one in bytes.
 # The second: what you have now is a second model of 1,155,456 numbers.

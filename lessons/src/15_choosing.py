@@ -190,7 +190,7 @@ show("forgetting")
 #
 # Its middle is the mean $\bar d$. Its half width is the standard error of the mean, times the
 # 97.5 % quantile of Student's t distribution with $n - 1$ degrees of freedom.
-# For five seeds the quantile is 2.78.
+# For eight seeds the quantile is 2.36.
 # The familiar 1.96 of the normal distribution would be far too sure of itself.
 # The standard error is the standard deviation of the differences (with $n - 1$), divided by
 # $\sqrt n$.
@@ -237,7 +237,7 @@ for a, b in pairs:
 # These intervals say how much *seeds* matter: the start and the batches.
 # They do not say that another text, another size of model or another number of steps would give
 # the same order. The page `figures/README.md` lists every claim of the papers that the study
-# could test, each with its verdict: reproduced, contradicted, or not at this size.
+# could test, each with its verdict, and with the rule by which it was judged.
 #
 # ### {exercise}
 #

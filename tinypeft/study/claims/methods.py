@@ -21,7 +21,9 @@ from .rule import (
     FINE_TUNING,
     LEVEL,
     NOT_SHOWN,
+    REPRODUCED,
     SHARE,
+    SMALL,
     Claim,
     Contrast,
     Delta,
@@ -234,7 +236,9 @@ METHOD_CLAIMS = (
     Claim("With the same number of parameters, more matrices at a lower rank beat one matrix at a high rank", "2106.09685",
           "GPT-3, WikiSQL: Wq r = 8 70.4, Wv r = 8 73.0, all four r = 2 73.7",
           BETTER, FINE_TUNING, "test loss of one matrix with r = 36, minus that of four with r = 9",
-          "the query or the value matrix alone is ahead", ("placement",), placement),
+          "the query or the value matrix alone is ahead", ("placement",), placement,
+          why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`), and another matrix begins "
+               "anew."}),
     Claim("A very small rank suffices", "2106.09685", "GPT-3, WikiSQL, r = 1 … 64: 73.4, 73.3, 73.7, 73.8, 73.5",
           AS_GOOD, AT_LEAST, "share of the gain of r = 64 that r = 1 reaches",
           "r = 1 reaches less than 90 % of the gain of r = 64", ("rank", "methods"), flat_rank,
@@ -259,7 +263,8 @@ METHOD_CLAIMS = (
           "where two seeds keep rank is unrelated, or opposed, within the kinds of matrices", ("adalora",), uneven),
     Claim("AdaLoRA puts rank where a change of known ranks was planted in the attention", "2303.10512", "",
           CHANCE, CORRELATION, "Spearman's correlation of planted and found ranks, new ranks with every seed",
-          "planted and found ranks are unrelated, or opposed", ("adalora_planted",), planted, own=True),
+          "planted and found ranks are unrelated, or opposed", ("adalora_planted",), planted, own=True,
+          why={REPRODUCED: "Where nothing was planted a triplet does not lower the loss, so its importance stays small."}),
     Claim("DyLoRA works at every rank; a LoRA that is cut to a smaller rank does not", "2210.07558", "",
           BETTER, FINE_TUNING, "test loss of LoRA r = 16 cut to b = 1, 2, 4, 8, minus that of DyLoRA at b, trained as long",
           "the cut LoRA is ahead at one of the ranks", ("dylora",), dylora_flat,
@@ -273,11 +278,15 @@ METHOD_CLAIMS = (
           "BERT-large, GLUE: full 80.4, adapters 80.0",
           AS_GOOD, AT_LEAST, "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
           "adapters reach less than 90 % of the gain on one of the two tasks",
-          ("adapters", "methods"), adapters_full, trend=over_size("adapter")),
+          ("adapters", "methods"), adapters_full, trend=over_size("adapter"),
+          why={CONTRADICTED: "As with LoRA, the share of the gain is larger in each larger base. With as many parameters "
+               "adapters reach less than LoRA on *classify*."}),
     Claim("Parallel adapters are better than sequential adapters with as many parameters", "2110.04366",
           "XSum, ROUGE-2: 19.98 → 20.66",
           BETTER, FINE_TUNING, "test loss of sequential minus that of parallel adapters, m = 16 and 64",
-          "sequential adapters are ahead at one of the two widths", ("adapters",), parallel),
+          "sequential adapters are ahead at one of the two widths", ("adapters",), parallel,
+          why={SMALL: "The lead is about δ at both widths. A parallel adapter reads what the layer norm made even, and its "
+               "result is multiplied by 4 (that this is the reason is a conjecture)."}),
     Claim("Deep prompts are better by far than prompts at the input alone, in small models and with as many numbers",
           "2101.00190", "GPT-2 M, E2E BLEU: prefix 69.7, embedding-only 48.1 / 62.2 / 61.9 at length 1 / 10 / 20; small models "
           "are of 2110.07602",
@@ -291,5 +300,7 @@ METHOD_CLAIMS = (
     Claim("Reparameterized prefixes train more stably than direct prefixes, and end slightly better", "2101.00190", "",
           BETTER, FINE_TUNING, "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
           "three times these rates cost",
-          "direct prefixes end lower, or lose less at too large a rate", ("prefix_rates",), reparameterized),
+          "direct prefixes end lower, or lose less at too large a rate", ("prefix_rates",), reparameterized,
+          why={CONTRADICTED: "Here each has its own rate, and the direct prefix wants one that is 13 times as large. The MLP "
+               "multiplies what a step changes, so too large a rate costs more (a conjecture)."}),
 )
