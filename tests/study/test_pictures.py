@@ -71,6 +71,15 @@ def test_a_picture_without_results_says_what_measures_them(tmp_path):
     assert said[1].endswith("python -m tinypeft --out figures") and said[2] == str(tmp_path / "staircase.svg")
 
 
+def test_a_picture_whose_results_are_of_other_settings_says_what_measures_them(tmp_path):
+    record = json.loads((FIGURES / "results" / "gradient_check.json").read_text("utf-8"))
+    record["runs"] = {"another condition": next(iter(record["runs"].values()))}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "gradient_check.json").write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ValueError, match="gradient_check: the stored numbers lack .* figures gradient_check --rerun"):
+        gallery.figures(tmp_path, ["gradient_check"], print)
+
+
 def test_changed_results_change_the_picture_and_its_words(tmp_path):
     record = json.loads((FIGURES / "results" / "compare.json").read_text("utf-8"))
     record["methods"][1]["loss"] = 1.2345

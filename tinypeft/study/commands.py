@@ -16,7 +16,7 @@ LATEST = Path("figures/latest")
 
 def add_commands(command: Callable) -> None:
     """Add the commands to the command line. command: (name, run, about, takes) → a parser for its options."""
-    p = command("compare", run_compare, "ways to fine-tune and every scheme, side by side (the default)")
+    p = command("compare", run_compare, "ways to fine-tune and schemes, side by side (the default)")
     output(p, "the picture and the JSON", LATEST)
 
     p = command("figures", run_figures, "draw the pictures from their stored numbers; --rerun measures",

@@ -58,7 +58,7 @@ def figures(folder: str | Path, names: Iterable[str] | None = None,
     """Draw pictures into `folder` from the numbers in `folder`/results; returns name → `Drawing`.
 
     names: which ones; None draws all and writes the page as well and, if `folder` is the checkout's, the generated sections
-    of the other pages. say: called with a line for each file.
+    of the other pages. say: called with a line for each file. Raises ValueError if stored numbers lack what a picture reads.
     """
     drawn = {}
     for name in names or PICTURES:
@@ -67,7 +67,10 @@ def figures(folder: str | Path, names: Iterable[str] | None = None,
             say(f"{name}: not drawn, because {' and '.join(f'results/{n}.json' for n in lacking)} "
                 f"{'is' if len(lacking) == 1 else 'are'} missing; to measure: {'; '.join(command(n) for n in lacking)}")
         else:
-            drawn[name] = draw(folder, name)
+            try: drawn[name] = draw(folder, name)
+            except KeyError as e:
+                raise ValueError(f"{name}: the stored numbers lack what the picture reads ({e.args[0]}); to measure: "
+                                 + "; ".join(map(command, PICTURES[name].needs))) from e
             say(str(Path(folder) / PICTURES[name].file(name)))
     if names is None:
         write_atomically(Path(folder) / "README.md", page(drawn, Path(folder) / "results"))
