@@ -434,7 +434,7 @@ show("adalora")
 #
 # <details><summary>Does it pay?</summary>
 #
-# Not here: with the same number of triplets in the end, AdaLoRA's loss is not below LoRA's.
+# Not here: with the same number of triplets in the end, AdaLoRA's loss is above LoRA's.
 #
 # | triplets per matrix | AdaLoRA's loss | LoRA's loss | difference, paired over seeds |
 # |---|---|---|---|
