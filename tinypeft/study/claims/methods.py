@@ -251,10 +251,13 @@ METHOD_CLAIMS = (
                "is a third of δ."}),
     Claim("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", "",
           BETTER, FINE_TUNING, "what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
-          "LoRA learns more, or forgets more", ("methods",), forgets_less),
+          "LoRA learns more, or forgets more", ("methods",), forgets_less,
+          why={REPRODUCED: "At its best rate full fine-tuning goes further in both. The next claim compares equal learning."}),
     Claim("Where LoRA and full fine-tuning learn as much, LoRA forgets less", "2405.09673", "",
           BETTER, FINE_TUNING, "what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
-          "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True),
+          "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True,
+          why={CONTRADICTED: "At an eighth of its best rate full fine-tuning learns as much as LoRA, and at so small a rate "
+               "it hardly forgets. LoRA needs its best rate to learn as much."}),
     Claim("AdaLoRA is better than LoRA with the same final budget", "2303.10512",
           "DeBERTaV3-base, GLUE: r = 2 88.15 → 88.86, r = 8 88.34 → 89.31",
           BETTER, FINE_TUNING, "test loss of LoRA minus that of AdaLoRA, with 2 and with 8 singular values a matrix in the end",
@@ -296,11 +299,15 @@ METHOD_CLAIMS = (
           "are of 2110.07602",
           FAR, FINE_TUNING, "gain of prompts in every layer minus that of prompts at the input, on two small bases; and on the "
           "base with 12,800 stored numbers each",
-          "prompts at the input are ahead in one of the three comparisons", ("prompts", "prefix_length"), deep_prompts),
+          "prompts at the input are ahead in one of the three comparisons", ("prompts", "prefix_length"), deep_prompts,
+          why={SMALL: "Prompts in every layer are ahead in each comparison, by two to five δ; far would be more "
+               "than five."}),
     Claim("Prompt tuning's gap to full fine-tuning closes as the model grows", "2104.08691",
           "closed at billions of parameters",
           BETTER, SHARE, "share of full fine-tuning's gain that prompt tuning reaches, minus that in the next smaller base",
-          "the share falls from one size to the next", ("prompts",), prompt_gap),
+          "the share falls from one size to the next", ("prompts",), prompt_gap,
+          why={NOT_SHOWN: "From the smallest base to the next the gap closes, and from there to the largest it does not. The "
+               "paper speaks of billions of parameters, so three small sizes decide nothing."}),
     Claim("Reparameterized prefixes train more stably than direct prefixes, and end slightly better", "2101.00190", "",
           BETTER, FINE_TUNING, "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
           "three times these rates cost",

@@ -1,4 +1,5 @@
 """Lessons 03 and 15: methods at equal terms: over learning rates, sizes of the model, steps, and all that they store."""
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,12 @@ def forgetting(results: Path) -> plot.Drawing:
     reached = {m: forgotten_at(curve["full"], at_best[m][0]) for m in others}
     known = {m: f for m, f in reached.items() if np.isfinite(f)}
     below = [m for m, f in known.items() if f < at_best[m][1]]
-    gentler = (f" At gentler rates, at which it learns as much as another method, it forgets less than {len(below)} of the "
-               f"{len(known)} methods that can be compared so." if known else "")
+    gentler = (f" At gentler rates, at which it learns as much as another method, it forgets less than {of_all(below, known)} "
+               "methods that can be compared so." if known else "")
     return plot.Drawing(
         fig,
-        f"At its best learning rate full fine-tuning forgets {at_best['full'][1]:.2f} nats, more than {len(less)} of the "
-        f"{len(others)} other methods at theirs.{gentler}",
+        f"At its best learning rate full fine-tuning forgets {at_best['full'][1]:.2f} nats, more than "
+        f"{of_all(less, others)} other methods at theirs.{gentler}",
         f"Each curve is one method at {len(r.record['settings']['factors'])} learning rates; the large mark with its 95 % "
         "intervals is the best on validation text, and the pale part lies above it. Learned: on Matplotlib's documentation, "
         f"{r.record['settings']['steps']} steps. Forgotten: on text of the kind that the base was trained on. "
@@ -57,6 +58,11 @@ def forgetting(results: Path) -> plot.Drawing:
             f"{about(m).short} learns {x:.3f}, forgets {y:.3f}" for m, (x, y) in sorted(at_best.items(), key=lambda i: i[1]))
         + "." + "".join(f" Where full fine-tuning learns as much as {about(m).short}, it forgets {f:.3f}."
                         for m, f in known.items()))
+
+
+def of_all(some: Collection, all_of_them: Collection) -> str:
+    """"each of the 6", or "4 of the 6"."""
+    return f"{'each' if len(some) == len(all_of_them) else len(some)} of the {len(all_of_them)}"
 
 
 def points(r: Results, method: str, best: float) -> tuple[np.ndarray, np.ndarray, int]:

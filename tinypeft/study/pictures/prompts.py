@@ -102,11 +102,10 @@ def prompt_sizes(results: Path) -> plot.Drawing:
     right.set(ylim=(0, None))
     right.set_title("% of full fine-tuning's gain", fontsize=9)
     plot.key(fig, {text: look for *look, text in looks.values()})
-    first, last = (f"{100 * share['prompt'][i]:.0f} %" for i in (0, -1))
-    deep = ", ".join(f"{100 * s:.0f} %" for s in share["ptuning_v2"])
+    shallow, deep = (", ".join(f"{100 * s:.0f} %" for s in share[name]) for name in ("prompt", "ptuning_v2"))
     return plot.Drawing(
         fig,
-        f"A prompt at the input reaches {first} of full fine-tuning's gain in the smallest model and {last} in the largest; "
+        f"From the smallest base to the largest, a prompt at the input reaches {shallow} of full fine-tuning's gain, and "
         f"prompts in every layer reach {deep}.",
         f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20; "
         f"{len(r.seeds)} seeds.",
