@@ -93,11 +93,11 @@ def drawn(made, name):
 def test_forgetting_says_who_forgets_less_at_equal_learning(made):
     made.frontier()
     drawing = drawn(made, "forgetting")
-    assert "more than 6 of the 6 other methods at theirs" in drawing.sentence
-    assert "it forgets less than 0 of the 4 methods that can be compared so" in drawing.sentence       # two learn too little
+    assert "more than each of the 6 other methods at theirs" in drawing.sentence
+    assert "it forgets less than none of the 4 methods that can be compared so" in drawing.sentence       # two learn too little
     made.frontier(lambda name, learned: learned ** 2 * (1 if name == "full" else 2))
     sentence = drawn(made, "forgetting").sentence
-    assert "forgets less than 4 of the 4 methods" in sentence
+    assert "forgets less than each of the 4 methods" in sentence
 
 
 def test_a_rate_that_diverges_is_left_out_of_its_curve(made):

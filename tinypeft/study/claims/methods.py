@@ -252,7 +252,8 @@ METHOD_CLAIMS = (
     Claim("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", "",
           BETTER, FINE_TUNING, "what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
           "LoRA learns more, or forgets more", ("methods",), forgets_less,
-          why={REPRODUCED: "At its best rate full fine-tuning goes further in both. The next claim compares equal learning."}),
+          why={REPRODUCED: "At its best rate full fine-tuning goes further in both; the next claim compares at equal "
+               "learning."}),
     Claim("Where LoRA and full fine-tuning learn as much, LoRA forgets less", "2405.09673", "",
           BETTER, FINE_TUNING, "what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
           "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True,

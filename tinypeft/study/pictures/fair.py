@@ -61,8 +61,9 @@ def forgetting(results: Path) -> plot.Drawing:
 
 
 def of_all(some: Collection, all_of_them: Collection) -> str:
-    """"each of the 6", or "4 of the 6"."""
-    return f"{'each' if len(some) == len(all_of_them) else len(some)} of the {len(all_of_them)}"
+    """"each of the 6", "4 of the 6" or "none of the 6"."""
+    count = {0: "none", len(all_of_them): "each"}.get(len(some), len(some))
+    return f"{count} of the {len(all_of_them)}"
 
 
 def points(r: Results, method: str, best: float) -> tuple[np.ndarray, np.ndarray, int]:
