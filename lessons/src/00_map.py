@@ -497,7 +497,7 @@ show("compare")
 # Below: the loss that rounding adds, sorted by bits. At 8 bits nearly nothing is added, and at 4 and
 # 3 bits the schemes differ.*
 # Hollow marks are schemes that train as well.
-# Compare them with the hollow mark of float32, a model that was trained as long and not rounded.
+# Compare them with the cross at the bottom, a model in float32 that was trained as long.
 # The course ends with a study of the same questions, with more steps and seeds.
 # A grey bar says where its results expect a mark to lie.
 #

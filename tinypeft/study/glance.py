@@ -99,7 +99,10 @@ def picture_of(record: dict) -> plot.Drawing:
     below.set_yticks(*zip(*labelled, strict=True))
     below.set(xlabel="loss added to float32 (nats/token)", ylim=(-0.7, len(rows) - 0.3))
     below.set_title("Rounding, by bits per weight" + "; hollow: trained" * bool(trained))
-    for ax in (above, below): ax.invert_yaxis()
+    for ax in (above, below):
+        ax.invert_yaxis()
+        ax.use_sticky_edges = False                                      # room beside the last mark, bars or not
+        ax.margins(x=0.03)
     loss, n = {r["name"]: r for r in methods}, len(record["seeds"])
     best = max((r for r in methods if r["name"] not in ("frozen", "full")), key=lambda r: r["gain"])
     four = min((r for r in at_once if 4 <= r["bits"] < 5), key=lambda r: r["excess"])

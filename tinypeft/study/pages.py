@@ -63,8 +63,8 @@ FIRST_PAGE = "full", "adapter", "prefix", "prompt", "lora", "adalora", "uniform"
 
 
 def picture(results: Path) -> str:
-    """The picture that `python -m tinypeft` draws, with its description."""
-    alt = html.escape(drawing(results.parent, "compare").alt)
+    """The picture that `python -m tinypeft` draws. The tables below it have the numbers, so its sentence describes it."""
+    alt = html.escape(f"Dots with intervals. {drawing(results.parent, 'compare').sentence}")
     return f'<img src="figures/compare.svg" width="520" alt="{alt}">'
 
 
