@@ -519,7 +519,7 @@ show("prompt_sizes")
 
 # %% [markdown]
 # *What to see, right: from the smallest base to the next one, the share of full fine-tuning's gain
-# that a prompt reaches doubles. From there to the largest it does not grow.*
+# that a prompt reaches more than doubles. From there to the largest it does not grow.*
 # The study calls its three bases *small*, *medium* and *base*; the last is this lesson's.
 #
 # | base | parameters | gain of full fine-tuning | gain of a prompt (nats per token) |

@@ -272,8 +272,8 @@ beside({f"frozen base, {base_loss:.2f} nats": written(base),
 # LoRA has gained less, and its words have changed less.
 #
 # The paper's claim is that LoRA is as good as full fine-tuning. Here it is not.
-# The paper's models are a thousand times as large and have read far more, so a task may need little
-# that is new to them. The study has more steps, all ranks and eight seeds:
+# The paper's models are a hundred times as large or more and have read far more, so a task may need
+# little that is new to them. The study has more steps, all ranks and eight seeds:
 
 # %%
 show("rank")
@@ -285,7 +285,7 @@ show("rank")
 # Full fine-tuning reaches {study methods: full, loss}.
 # Rank 4 on all six matrices of a block reaches {study methods: lora_all, loss}.
 # That is {study methods: lora_all, loss, of full over frozen} of full fine-tuning's gain.
-# In the paper's table 6 the result is nearly the same for every rank from 1 on.
+# In the paper's table 6 the result for query and value is nearly the same for every rank from 1 on.
 #
 # ## 6. Five LoRAs, one of them right
 #

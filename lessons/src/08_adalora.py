@@ -442,7 +442,8 @@ show("adalora")
 # | 8 | {study adalora: AdaLoRA 12 → 8, loss} | {study adalora: all six r=8, loss} | {study adalora: AdaLoRA 12 → 8 - all six r=8, loss} |
 #
 # A difference above zero means that the same rank for all was better. If its interval contains
-# zero, nothing is decided.
+# zero, nothing is decided. The verdict turns the sign, so that more is in favour of the claim, and
+# its intervals are wider, because they count the choice of the test text as well.
 #
 # {claim AdaLoRA is better than LoRA}
 #

@@ -78,7 +78,7 @@ def test_not_at_this_size_where_the_share_grows():
         more = {"small": -0.4, "medium": -0.2, "base": 0.1}[condition.split()[1]] * ("full" not in condition)
         for run in runs.values(): run["gain"] += more
     lora = of(verdicts(results), "LoRA is as good as full")
-    assert lora.not_at_this_size and "not at this size: +50 ± " in tables.said(lora)
+    assert lora.not_at_this_size and "not at this size: on *domain* the share rises by 50 ± " in tables.said(lora)
 
 
 # -- the claims ------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_the_tables(folder):
 
 def test_a_claim_in_words(folder):
     there, gone = tables.judged(folder, (small(), small("gone")))
-    assert tables.in_words(there) == "a 1.000, b 1.050; b: +0.050 ± 0.009; reproduced"
+    assert tables.in_words(there) == "a 1.000, b 1.050. In favour of the claim: b: +0.050 ± 0.009. Verdict: reproduced"
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
 
 
@@ -197,7 +197,7 @@ def test_the_reasons_follow_the_results(truth, says):
 
 
 def test_every_verdict_has_its_reason():
-    for effect, says in ((Effect(0.05, 0.004, 7), "large"), (Effect(0.015, 0.002, 7), "not shown to be as large"),
+    for effect, says in ((Effect(0.05, 0.004, 7), "large"), (Effect(0.015, 0.002, 7), "not all of it is shown to be large"),
                          (Effect(0.0, 0.004, 7), "no difference that matters"), (Effect(-0.05, 0.004, 7), "wrong suffices"),
                          (Effect(0.0, 0.1, 7), "cannot tell")):
         test = lambda load, e=effect: Finding("", (Contrast("b", e),))

@@ -89,7 +89,8 @@ def methods(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
         rows.append((*known(name, METHODS, prefix, papers), *measured))
     return (f"Test loss on documentation that the base never saw, after {settings['steps']} training steps, over "
             f"{len(r.seeds)} seeds"
-            + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ".\n\n"
+            + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ". LoRA is on "
+            "two matrices of a block here and AdaLoRA on six, so do not compare these two.\n\n"
             + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
 
 

@@ -41,7 +41,7 @@ def decided(j: Judgement) -> str:
     if j.verdict == REPRODUCED: return f"Every part holds and is large ({weakest})."
     if j.verdict == SMALL:
         small = next(c for part, c in each if not part.large)
-        return f"Every part holds, but one is not shown to be as large as it should be ({show(small)})."
+        return f"All of it holds, but not all of it is shown to be large ({show(small)})."
     if j.verdict == CONTRADICTED:
         return f"One part that is wrong suffices ({show(min(each, key=lambda one: one[0].effect.p_below(one[0].limit))[1])})."
     if j.verdict == LEVEL: return f"There is no difference that matters ({weakest})."

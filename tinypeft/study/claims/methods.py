@@ -231,19 +231,18 @@ METHOD_CLAIMS = (
           "LoRA reaches less than 90 % of the gain on one of the two tasks",
           ("methods",), lora_is_full, trend=over_size("lora_all"),
           why={CONTRADICTED: "With an equal share of the parameters LoRA reaches more of the gain in each larger base. Ten "
-               "times as many steps do not close the gap (experiment `lengths`). A small base has more to learn of a new text "
-               "(a conjecture)."}),
+               "times as many steps do not close the gap (experiment `lengths`). Why the share grows is not known: full "
+               "fine-tuning, too, gains more in the larger bases."}),
     Claim("With the same number of parameters, more matrices at a lower rank beat one matrix at a high rank", "2106.09685",
           "GPT-3, WikiSQL: Wq r = 8 70.4, Wv r = 8 73.0, all four r = 2 73.7",
           BETTER, FINE_TUNING, "test loss of one matrix with r = 36, minus that of four with r = 9",
           "the query or the value matrix alone is ahead", ("placement",), placement,
-          why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`), and another matrix begins "
-               "anew."}),
+          why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`). That another matrix starts "
+               "where rank still gains most is a conjecture."}),
     Claim("A very small rank suffices", "2106.09685", "GPT-3, WikiSQL, r = 1 … 64: 73.4, 73.3, 73.7, 73.8, 73.5",
           AS_GOOD, AT_LEAST, "share of the gain of r = 64 that r = 1 reaches",
           "r = 1 reaches less than 90 % of the gain of r = 64", ("rank", "methods"), flat_rank,
-          why={CONTRADICTED: "A small base that is new to the text has much to learn, and each doubling of the rank still "
-               "helps (that a large model has less to learn is a conjecture)."}),
+          why={CONTRADICTED: "Each doubling of the rank still helps. That a large model has less to learn is a conjecture."}),
     Claim("A large rank learns more with the scale α/√r than with α/r", "2312.03732", "",
           BETTER, FINE_TUNING, "test loss at r = 64 with α/r, minus that with α/√r, each at its own rate",
           "α/r at its own rate is ahead", ("rank",), stabilized,
@@ -258,7 +257,8 @@ METHOD_CLAIMS = (
           BETTER, FINE_TUNING, "what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
           "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True,
           why={CONTRADICTED: "At an eighth of its best rate full fine-tuning learns as much as LoRA, and at so small a rate "
-               "it hardly forgets. LoRA needs its best rate to learn as much."}),
+               "it hardly forgets. LoRA at half its best rate learns nearly as much, and still forgets more than three "
+               "times as much."}),
     Claim("AdaLoRA is better than LoRA with the same final budget", "2303.10512",
           "DeBERTaV3-base, GLUE: r = 2 88.15 → 88.86, r = 8 88.34 → 89.31",
           BETTER, FINE_TUNING, "test loss of LoRA minus that of AdaLoRA, with 2 and with 8 singular values a matrix in the end",
@@ -268,20 +268,23 @@ METHOD_CLAIMS = (
     Claim("AdaLoRA's ranks are uneven, and the same matrices keep more rank with every seed", "2303.10512", "",
           CHANCE, CORRELATION, "correlation of two seeds' ranks over the matrices, within each kind of matrix",
           "where two seeds keep rank is unrelated, or opposed, within the kinds of matrices", ("adalora",), uneven,
-          why={REPRODUCED: "What is important depends on the base and on the text, and all seeds share both."}),
+          why={REPRODUCED: "All seeds share the base and the text, and what is important depends on these (a conjecture)."}),
     Claim("AdaLoRA puts rank where a change of known ranks was planted in the attention", "2303.10512", "",
           CHANCE, CORRELATION, "Spearman's correlation of planted and found ranks, new ranks with every seed",
           "planted and found ranks are unrelated, or opposed", ("adalora_planted",), planted, own=True,
-          why={REPRODUCED: "Where nothing was planted a triplet does not lower the loss, so its importance stays small."}),
+          why={REPRODUCED: "Where nothing was planted a triplet hardly lowers the loss, so its importance stays small (a "
+               "conjecture)."}),
     Claim("DyLoRA works at every rank; a LoRA that is cut to a smaller rank does not", "2210.07558", "",
-          BETTER, FINE_TUNING, "test loss of LoRA r = 16 cut to b = 1, 2, 4, 8, minus that of DyLoRA at b, trained as long",
+          BETTER, FINE_TUNING, "test loss of LoRA r = 16 cut to b = 1, 2, 4, 8 with its scale kept, minus that of DyLoRA at b, "
+          "trained as long",
           "the cut LoRA is ahead at one of the ranks", ("dylora",), dylora_flat,
           why={NOT_SHOWN: "At rank 1 the seeds differ too much to tell. At ranks 2, 4 and 8 DyLoRA is ahead of this cut, and a "
-               "cut by singular values is ahead of both."}),
+               "cut by singular values is ahead of both. With the scale α/b the cut is worse at each rank."}),
     Claim("One DyLoRA replaces one LoRA for each rank", "2210.07558", "at least 4 to 7 times faster than LoRA",
           AS_GOOD, AT_LEAST, "share of the gain of a LoRA of rank 1, 2, 4, 8, 16 that one DyLoRA, trained as long, reaches",
           "DyLoRA reaches less than 90 % of the gain at one of the ranks", ("dylora", "rank", "methods"), dylora_for_all,
-          why={CONTRADICTED: "Five ranks share one training. Trained three times as long, DyLoRA is level from rank 4 on."}),
+          why={CONTRADICTED: "Five ranks share one training. Trained three times as long, DyLoRA is within δ or ahead from "
+               "rank 4 on."}),
     Claim("Adapters are as good as full fine-tuning with 3.6 % of the parameters", "1902.00751",
           "BERT-large, GLUE: full 80.4, adapters 80.0",
           AS_GOOD, AT_LEAST, "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
@@ -301,14 +304,14 @@ METHOD_CLAIMS = (
           FAR, FINE_TUNING, "gain of prompts in every layer minus that of prompts at the input, on two small bases; and on the "
           "base with 12,800 stored numbers each",
           "prompts at the input are ahead in one of the three comparisons", ("prompts", "prefix_length"), deep_prompts,
-          why={SMALL: "Prompts in every layer are ahead in each comparison, by two to five δ; far would be more "
-               "than five."}),
+          why={SMALL: "Prompts in every layer are ahead in each comparison. No interval lies above five δ, which is what "
+               "far means here."}),
     Claim("Prompt tuning's gap to full fine-tuning closes as the model grows", "2104.08691",
           "closed at billions of parameters",
           BETTER, SHARE, "share of full fine-tuning's gain that prompt tuning reaches, minus that in the next smaller base",
           "the share falls from one size to the next", ("prompts",), prompt_gap,
-          why={NOT_SHOWN: "From the smallest base to the next the gap closes, and from there to the largest it does not. The "
-               "paper speaks of billions of parameters, so three small sizes decide nothing."}),
+          why={NOT_SHOWN: "From the smallest base to the next the gap narrows. From there to the largest it widens a little, "
+               "and with an equal share of the parameters (experiment `sizes`) it stays."}),
     Claim("Reparameterized prefixes train more stably than direct prefixes, and end slightly better", "2101.00190", "",
           BETTER, FINE_TUNING, "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
           "three times these rates cost",

@@ -1,4 +1,4 @@
-"""The rule that judges a claim. It was fixed, with every contrast and every δ, before the runs that it judges.
+"""The rule that judges a claim. It was fixed, with every contrast and every δ, before the runs with new settings.
 
 A claim has one contrast, in one metric, with a δ: the difference that matters. It may have several *parts* (two widths, two
 tasks), and it is right if all of them are. An effect is signed so that more of it supports the claim.

@@ -34,7 +34,7 @@ PLANTED = "The outliers are planted where its threshold finds them."
 
 def excess(results: Results, better: str, worse: str, name: str = "", metric: str = "excess", i: int | None = None) -> Contrast:
     """By how much `worse` exceeds `better`, paired over seeds."""
-    return Contrast(name or worse, difference(read(results, worse, metric, i), read(results, better, metric, i)))
+    return Contrast(name or f"against {worse}", difference(read(results, worse, metric, i), read(results, better, metric, i)))
 
 
 def llm_int8(load: Load) -> Finding:
@@ -100,7 +100,7 @@ def nf4_on_numbers(load: Load) -> Finding:
     said = lambda c: f"{c} {' / '.join(f'{100 * x:.1f}' for x in r.mean(c, 'normal'))} %"
     return Finding(f"relative RMS error on normal numbers, blocks of {' / '.join(map(str, blocks))}: "
                    + ", ".join(map(said, (*order, "int4 asymmetric"))),
-                   tuple(Contrast(f"{worse}, blocks of {blocks[i]}", relative(error(worse, i), error(better, i)))
+                   tuple(Contrast(f"{better} against {worse}", relative(error(worse, i), error(better, i)))
                          for better, worse in zip(order, order[1:], strict=False) for i in [blocks.index(64)]))
 
 
@@ -115,7 +115,7 @@ def double_quantization(load: Load) -> Finding:
     saved, worst = r.mean("one", "bits") - r.mean("double", "bits"), r.mean("double", "worst_scale")
     return Finding(f"{saved:.3f} bits per weight saved for a matrix of a million weights; the worst scale is off by "
                    f"{100 * worst[0]:.1f} % where rows resemble each other and by {100 * worst[3]:.0f} % where rows differ by "
-                   "factors e^z", (excess(r, "one", "double", "excess that it adds"),))
+                   "factors e^z, z from N(0, 1)", (excess(r, "one", "double", "excess that it adds"),))
 
 
 def qlora(load: Load) -> Finding:
@@ -181,7 +181,8 @@ SCHEME_CLAIMS = (
     Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5", "2211.10438", "",
           BETTER, RELATIVE, "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5",
           "the error at one of the ends is smaller than at α = 0.5", ("smoothquant",), smoothquant_u,
-          why={REPRODUCED: "At α = 0 the inputs keep all of their outliers, and at α = 1 the weights have all of them."}),
+          why={REPRODUCED: "At every α the planted outliers are gone. At α = 0 the inputs have all of the base's own "
+               "unevenness, and at α = 1 the weights have it (that this makes the U is a conjecture)."}),
     Claim("GPTQ loses less than round to nearest on the same grid, at 4, 3 and 2 bits", "2210.17323", "",
           BETTER, QUANTIZATION, "excess of round to nearest minus that of GPTQ, with a scale per channel and per 32 weights",
           "round to nearest loses less on one of the six grids", ("gptq",), gptq,
@@ -204,11 +205,13 @@ SCHEME_CLAIMS = (
           "round to nearest loses less on one of the two bases", ("awq",), awq_scales,
           why={SMALL: "On the base as it is few channels stand out, so scales have little to protect (a conjecture). Where "
                "outliers are planted, the scales gain several δ."}),
-    Claim("On normal numbers NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4",
+    Claim("On normal numbers NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4, in blocks "
+          "of 64",
           "2305.14314", "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
           BETTER, RELATIVE, "relative RMS errors in blocks of 64",
           "the order is another", ("formats",), nf4_on_numbers,
-          by_construction="This is a fact about levels and normal numbers, without a model."),
+          by_construction="This is a fact about levels and normal numbers, without a model. In blocks of 16 and 32 symmetric "
+          "int4 is ahead of FP4 E2M1."),
     Claim("NF4 loses least of the 4-bit formats, on a model", "2305.14314", "as above",
           BETTER, QUANTIZATION, "excess of each other format minus that of NF4, in blocks of 64",
           "one of the other formats loses less", ("formats",), nf4_model,
@@ -230,8 +233,8 @@ SCHEME_CLAIMS = (
     Claim("LoftQ ends below QLoRA at 3 and 2 bits", "2310.08659", "",
           BETTER, FINE_TUNING, "test loss of QLoRA minus that of LoftQ after 150 steps, each at its own rate",
           "QLoRA ends lower at one of the two", ("loftq",), loftq,
-          why={SMALL: "At 3 bits the lead is about δ, and after twice as many steps it is smaller at both widths: a better "
-               "start saves steps."}),
+          why={SMALL: "At 3 bits the lead is about δ. After twice as many steps the mean lead is smaller at both widths "
+               "(that a better start only saves steps is a conjecture)."}),
     Claim("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", "",
           BETTER, QUANTIZATION, "excess of GPTQ, which reads fewer rows of text, minus that of STE and of LSQ",
           "GPTQ loses less than one of them", ("qat",), qat, own=True,
@@ -245,12 +248,12 @@ SCHEME_CLAIMS = (
           "tested there at 4-8-4 and 8-8-8 bits",
           BETTER, QUANTIZATION, "excess of GPTQ on an asymmetric grid minus that of LLM-QAT on a symmetric one",
           "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True,
-          why={NOT_SHOWN: "At 3 bits the two are level, so nothing is decided for both widths. At 2 bits LLM-QAT is ahead, "
-               "although its grid is symmetric."}),
+          why={NOT_SHOWN: "At 3 bits these runs cannot tell the two apart, so nothing is decided for both widths. At 2 bits "
+               "LLM-QAT is ahead, although its grid is symmetric."}),
     Claim("More parameters at 2 bits beat fewer at 16 bits, in about as many bytes of matrices", "2212.09720",
           "4 bits are almost universally best for a given number of bits in all, 19M to 176B",
           BETTER, QUANTIZATION, "test loss of a base at 16 bits minus that of the next larger base at 2 bits",
           "the smaller base at 16 bits is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True,
-          why={CONTRADICTED: "With 2 bits each base loses more than the step to the next size gains. These pairs do not test "
-               "the paper's best, 4 bits."}),
+          why={CONTRADICTED: "At 2 bits the two larger bases lose more than their size had gained them. These pairs do not "
+               "test the paper's best, 4 bits."}),
 )

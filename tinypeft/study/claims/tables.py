@@ -8,6 +8,7 @@ from ..experiment import Results
 from . import rule
 from .earlier import EARLIER
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
+from .words import pm
 
 __all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table", "the_rule"]
 
@@ -73,7 +74,7 @@ def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
 def in_words(j: Judgement) -> str:
     """What was measured for a claim and its verdict, in one line; or how to measure it."""
     if j.finding is None: return command(j.claim)
-    return f"{j.finding.measured}; {effects(j)}; {j.verdict}"
+    return f"{j.finding.measured}. In favour of the claim: {effects(j)}. Verdict: {j.verdict}"
 
 
 def effects(j: Judgement) -> str:
@@ -86,7 +87,8 @@ def said(j: Judgement) -> str:
     """The verdict, and beside it "not at this size" if a trend in size was measured."""
     if j.verdict in (NOT_MEASURED, BY_CONSTRUCTION): return j.verdict
     if not j.not_at_this_size: return f"**{j.verdict}**"
-    return f"**{j.verdict}**, not at this size: {rule.SHARE.show(j.trend)} from the smallest base to the largest"
+    return (f"**{j.verdict}**, not at this size: on *domain* the share rises by {pm(j.trend, '{:.0f}', 100)} points from the "
+            "smallest base to the largest")
 
 
 def source(claim: Claim) -> str:

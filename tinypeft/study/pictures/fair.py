@@ -120,13 +120,19 @@ def sizes(results: Path) -> plot.Drawing:
         step = share[m][-1] - share[m][0]
         how = "no measurable trend" if abs(step.mean()) <= half_width(step) else "it rises" if step.mean() > 0 else "it falls"
         return f"{about(m).short} {share[m][0].mean():.0%} and {share[m][-1].mean():.0%} ({how})"
-    trained = {m: [100 * float(r.mean(f"{m} {b}", "share_trained")) for b in bases] for m in methods}
+    def size(m: str) -> str:
+        least, most = (f"{f(r.mean(f'{m} {b}', 'share_trained') for b in bases):.1%}"[:-1] for f in (min, max))
+        share = f"{about(m).short} {least}{f' to {most}' * (least != most)} %"
+        of_each = [EXPERIMENTS["sizes"].conditions[f"{m} {b}"].method for b in bases]
+        if m == "adapter": return f"{share} (m = {', '.join(str(method.bottleneck) for method in of_each)}, frozen layer norms)"
+        if m == "prompt": return f"{share} ({', '.join(str(method.length) for method in of_each)} vectors)"
+        return share
     return plot.Drawing(
         fig,
         f"Share of full fine-tuning's gain on bases of {n[0]:,.0f} and of {n[-1]:,.0f} parameters, with an equal share of them "
         f"trained: {'; '.join(map(said, methods))}.",
-        "Trained parameters: " + ", ".join(f"{about(m).short} {min(t):.1f} to {max(t):.1f} %" for m, t in trained.items())
-        + f" of the base's. All bases were trained on the same text for the same number of steps; each method at its best "
+        f"Trained parameters, of the base's: {'; '.join(map(size, methods))}. All bases were trained on the same text for the "
+        "same number of steps; each method at its best "
         f"learning rate on each, {r.record['settings']['steps']} steps. Mean and 95 % interval over {len(r.seeds)} seeds, "
         "paired with full fine-tuning.",
         "Lines over the size of the base. " + " ".join(
@@ -180,7 +186,7 @@ def lengths(results: Path) -> plot.Drawing:
         + ".",
         f"Fall of the test loss on *domain* from the frozen base's {frozen:.3f}. The learning rate is the best one for 60, "
         f"{first} and 600 steps; 1,500 steps use that for 600. {len(look.seeds)} seeds up to {first} steps and {len(r.seeds)} "
-        "beyond; bars are 95 % intervals.",
+        "beyond; bars are 95 % intervals. Adapters have m = 16, and frozen layer norms.",
         "Rising lines over steps. " + " ".join(
             f"{about(m).short}: " + ", ".join(
                 f"{s:,} steps {frozen - np.mean(x.values(c, 'loss')):.3f}" for s, (x, c) in sorted(by_steps.items())) + "."

@@ -104,7 +104,7 @@ def qat(results: Path) -> plot.Drawing:
     best = min(QAT, key=lambda n: mean[n][-1])
     return plot.Drawing(
         fig,
-        "Training with rounded weights repairs most of what few bits break: at 2 bits round to nearest costs "
+        "Training moves rounded weights to better places: at 2 bits round to nearest costs "
         f"{mean['round to nearest'][-1]:.2f} nats, GPTQ, without training, {mean['GPTQ'][-1]:.2f}, and {best} "
         f"{mean[best][-1]:.2f}.",
         "All use one kind of grid, with a scale and a zero point per output channel (LLM-QAT's is symmetric). Training takes "

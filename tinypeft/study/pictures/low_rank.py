@@ -95,9 +95,8 @@ def subspace(results: Path) -> plot.Drawing:
     energy = {m: r.mean("domain", f"energy_8_full_{m}").mean() for m in at}
     return plot.Drawing(
         fig,
-        f"LoRA's update for values lies in few directions: the first ones at rank 8 and at rank 64 have a similarity of φ = "
-        f"{at['value'][0]:.2f}. Full fine-tuning spreads its update: the 8 largest directions hold {energy['value']:.0%} of "
-        "its squared norm.",
+        f"For values the 8 largest directions of full fine-tuning's update hold {energy['value']:.0%} of its squared norm, and "
+        f"the first directions of LoRA at rank 8 and at rank 64 have a similarity of φ = {at['value'][0]:.2f}.",
         "Above: the singular values of the update ΔW. Below: how much of the space of the first i directions at r = 8 lies in "
         f"the space of the first j directions at r = 64. Means over 5 layers and {len(r.seeds)} seeds.",
         "Singular values fall slowly for full fine-tuning and stop at the rank for LoRA. " + " ".join(
@@ -194,8 +193,8 @@ def dylora(results: Path) -> plot.Drawing:
     return plot.Drawing(
         fig,
         f"A DyLoRA trained three times as long stays, at every rank, within {above('DyLoRA × 3 steps')} nats of a LoRA trained "
-        f"for that rank. A LoRA of rank 16 cut to its first columns is up to {above('LoRA cut')} nats above it, and one cut by "
-        f"SVD up to {above('LoRA cut, by SVD')}.",
+        f"for that rank. A LoRA of rank 16 that is cut to its first columns and keeps its scale is up to "
+        f"{above('LoRA cut')} nats above that, and one cut by SVD up to {above('LoRA cut, by SVD')}.",
         f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many). A LoRA of "
         f"rank 16 is cut to its first b rows and columns, or to its b largest singular values. {len(r.seeds)} seeds.",
         "Test loss over the rank in use, 1 to 16: " + "; ".join(

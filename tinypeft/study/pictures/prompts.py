@@ -67,10 +67,10 @@ def soft_prompts(results: Path) -> plot.Drawing:
     cosine, moved = r.values("prompt", "cosine"), r.values("prompt", "moved")
     return plot.Drawing(
         fig,
-        f"Trained prompt vectors are not a readable text: they move by {100 * moved.mean():.0f} % of their length, yet "
-        f"{np.mean(still):.0%} of them stay nearest to the word from which they started.",
+        f"Trained prompt vectors are not a readable text: over {len(r.seeds)} seeds they move by {100 * moved.mean():.0f} % of "
+        f"their length, yet {np.mean(still):.0%} of them stay nearest to the word from which they started.",
         f"The {len(order)} vectors of one prompt (seed 0) with the token nearest to each; a star marks a vector whose nearest "
-        f"token is the word from which it started. Over {len(r.seeds)} seeds the mean cosine is {cosine.mean():.2f}.",
+        f"token is the word from which it started. The mean cosine over all seeds is {cosine.mean():.2f}.",
         f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding, from "
         f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}. {int(same.sum())} vectors are still nearest to the word from "
         "which they started.")
@@ -107,8 +107,8 @@ def prompt_sizes(results: Path) -> plot.Drawing:
         fig,
         f"From the smallest base to the largest, a prompt at the input reaches {shallow} of full fine-tuning's gain, and "
         f"prompts in every layer reach {deep}.",
-        f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20; "
-        f"{len(r.seeds)} seeds.",
+        f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20, "
+        f"P-tuning v2 without dropout; {len(r.seeds)} seeds.",
         "Test loss and share of the gain over the base's size. " + " ".join(
             f"{n:,.0f} parameters: before {r.mean(f'full {s}', 'before'):.2f}, " + ", ".join(
                 f"{text} {r.mean(f'{name} {s}', 'loss'):.2f}" for name, (*_, text) in looks.items()) + "."
