@@ -270,11 +270,10 @@ print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 # %% [markdown]
 # The error hardly changes, because the scales of 256 neighbouring blocks are much alike.
 # If one block in 256 had weights that are a hundred times larger, the scales of the others would
-# be coarse. That is the story of lesson 11 once more.
+# be coarse.
 #
 # {claim Double quantization saves}
 #
-# (There each row is multiplied by its own random factor $e^z$.)
 # For 7 billion weights, 0.373 bits are 0.33 GB.
 #
 # ## 4. QLoRA: training on top
@@ -456,10 +455,10 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 # (The share in the cell above is larger, because after 30 steps the change is still smaller.)
 #
 # *Merging into $W$* is often called a mistake: the LoRA has learned to make up for the errors of
-# $\hat W$, and $W$ has no such errors. In the study the mistake is small.
-# It costs next to nothing at 4 bits, and at 2 bits little beside what was learned.
+# $\hat W$, and $W$ has no such errors.
+# In the study it costs next to nothing at 4 bits, and at 2 bits little beside what was learned.
 # What the LoRA has learned about the new text is of use on $W$ as well, and $W$ is the better
-# base. So do not take the rule on trust. Measure both.
+# base. So measure both.
 #
 # ## 6. LoftQ: spend the rank on the error first
 #

@@ -160,9 +160,10 @@ def test_the_tables(folder):
 
 
 def test_a_claim_in_words(folder):
-    there, gone = tables.judged(folder, (small(), small("gone")))
+    there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
     assert tables.in_words(there) == "a 1.000, b 1.050. In favour of the claim: b: +0.050 ± 0.009. Verdict: reproduced"
     assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
+    assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction"
 
 
 def test_means_stand_without_an_interval_and_differences_are_paired():

@@ -80,17 +80,22 @@ def gptq_errors(load: Load) -> Finding:
     return Finding(f"relative errors, {NEAREST} → GPTQ: " + "; ".join(found), tuple(contrasts))
 
 
+def of_one_base(r: Results, rules: tuple[str, ...], where: str) -> str:
+    """"as it is: rule excess, …" for the base as it is or with planted outliers."""
+    return f"{where}: " + ", ".join(f"{rule} " + mean(r, f"{rule}, {where}", "excess") for rule in rules)
+
+
 def salient(load: Load) -> Finding:
     r, best, others = load("awq"), "1 % by activation", ("1 % by weight", "1 % at random")
-    said = "; ".join(listed(r, [f"{rule}, {where}" for rule in (NEAREST, best, *others)], "excess") for where in WHERE)
-    return Finding(f"excess: {said}",
-                   tuple(excess(r, f"{best}, {where}", f"{other}, {where}") for where in WHERE for other in others))
+    return Finding(f"excess {'; '.join(of_one_base(r, (NEAREST, best, *others), where) for where in WHERE)}",
+                   tuple(excess(r, f"{best}, {where}", f"{other}, {where}", f"{other[4:]}, {where}")
+                         for where in WHERE for other in others))
 
 
 def awq_scales(load: Load) -> Finding:
     r, scales = load("awq"), "AWQ without clipping"
-    said = "; ".join(listed(r, (f"{scales}, {w}", f"AWQ, {w}", f"{NEAREST}, {w}"), "excess") for w in WHERE)
-    return Finding(said, tuple(excess(r, f"{scales}, {w}", f"{NEAREST}, {w}", w) for w in WHERE))
+    said = "; ".join(of_one_base(r, (NEAREST, scales, "AWQ"), where) for where in WHERE)
+    return Finding(f"excess {said}", tuple(excess(r, f"{scales}, {w}", f"{NEAREST}, {w}", w) for w in WHERE))
 
 
 def nf4_on_numbers(load: Load) -> Finding:

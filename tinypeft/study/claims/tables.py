@@ -74,6 +74,7 @@ def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
 def in_words(j: Judgement) -> str:
     """What was measured for a claim and its verdict, in one line; or how to measure it."""
     if j.finding is None: return command(j.claim)
+    if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction"
     return f"{j.finding.measured}. In favour of the claim: {effects(j)}. Verdict: {j.verdict}"
 
 
