@@ -147,13 +147,9 @@ ENTRY = '''    "toy": About("Toy", "h = W x + b, b trained", ("2106.09685",), "0
 SMALLER = {
     "tinypeft/study/experiments/methods.py": [
         ('{"steps": 150, "batch_size": 4, "classify_steps": 200}', '{"steps": 1, "batch_size": 1, "classify_steps": 1}'),
-        ('"conditions": ("frozen", "full", "lora")}', '"conditions": ("frozen",)}, seeds=(0,)')],
+        ('"conditions": ("frozen", "full", "lora")}, seeds=tuple(range(8))', '"conditions": ("frozen",)}, seeds=(0,)')],
     "tinypeft/study/tuning.py": [("held_out: int = 16384", "held_out: int = 512")],
     "tinypeft/study/missing.py": [("    yield from of_lessons()\n", "")],       # the lessons quote the whole study
-    "tinypeft/study/compare.py": [
-        ("steps: int = 30\n    classify_steps: int = 60\n    test_batches: int = 8\n    schemes: tuple[str, ...] | None = None",
-         'steps: int = 1\n    classify_steps: int = 0\n    test_batches: int = 1\n'
-         '    schemes: tuple[str, ...] | None = ("int8", "NF4")')],
     "tinypeft/study/pictures/__init__.py": [
         ("def missing(", 'PICTURES = {name: PICTURES[name] for name in ("compare", "pareto")}\n\n\ndef missing(')],
 }

@@ -7,7 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tests.test_checkout import FILES
-from tinypeft.study import compare, gallery
+from tinypeft.study import gallery, glance
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import methods
 from tinypeft.study.pages import ROOT, SECTIONS, filled, read, table
@@ -35,7 +35,7 @@ def test_no_measured_number_is_written_by_hand(path):
 
 
 def test_the_gallery_has_the_tables_of_the_main_job_and_of_the_study():
-    assert compare.tables(read(RESULTS, "compare")) in GALLERY
+    assert glance.tables(read(RESULTS, "compare")) in GALLERY
     assert methods.table(Results.load(RESULTS, "methods")) in GALLERY
     baselines = Results.load(RESULTS, "baselines").record["runs"]
     for name, loss in baselines["domain"]["0"].items(): assert f"{name} {loss:.3f} nats/token" in GALLERY

@@ -175,6 +175,11 @@ def test_the_width_rule_is_what_the_records_support():
     said = {"full": (0.05, 0.32), "ptuning_v2": (0.13, 0.83), "adalora": (0.37, 0.11), "parallel": (0.15, 0.09)}
     for name, pair in said.items(): assert (round(rule[name], 2), round(own[name], 2)) == pair, name
     assert [round(mean[p], 2) for p in (0, 0.25, 0.5, 0.75, 1)] == [0.14, 0.10, 0.08, 0.09, 0.11]
-    runs = json.loads((RESULTS / "rates.json").read_text("utf-8"))["runs"]
-    for base in ("small", "medium"):
-        assert np.argmin(runs[f"full {base}"]["0"]["loss"]) == 2 and np.argmin(runs[f"prompt {base}"]["0"]["loss"]) == 1
+    runs = {label: of["100"] for label, of in json.loads((RESULTS / "rates.json").read_text("utf-8"))["runs"].items()}
+    best = {label: r["rate"][int(np.argmin(r["loss"]))] for label, r in runs.items()}
+    for arm, base, said in (("prompts: full", "full", (1.1, 2.2)), ("sizes: lora_all", "sizes: lora_all base", (1.8, 3.2)),
+                            ("sizes: adapter", "sizes: adapter base", (1.8, 3.2))):
+        assert tuple(round(best[f"{arm} {size}"] / best[base], 1) for size in ("medium", "small")) == said, arm
+    for size in ("medium", "small"):
+        prompt = runs[f"prompts: prompt {size}"]
+        assert max(prompt["loss"]) - min(prompt["loss"]) < 0.01 and prompt["rate"][-1] > 5 * prompt["rate"][0]

@@ -1,6 +1,6 @@
 """`python -m tinypeft`: the main job without arguments, and one subcommand for everything else.
 
-    python -m tinypeft                    compare every method and scheme: tables, picture, JSON
+    python -m tinypeft                    compare methods and schemes: tables, picture, JSON
     python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
     python -m tinypeft finetune lora --csv reviews.csv    or on --text or --pairs of your own
     python -m tinypeft evaluate --adapter FOLDER          measure it;  classify "…"  uses it
@@ -171,7 +171,8 @@ def run_quantize(args: Namespace) -> None:
     from .quant import SCHEMES
     from .study.compare import Size, cost_of_scheme, described
     scheme = build("scheme", SCHEMES, args.scheme, args.set)
-    record = cost_of_scheme(model_of(args), scheme, Size(test_batches=2 if args.quick else 8))
+    size = Size(steps=30, test_batches=2 if args.quick else 8)
+    record = cost_of_scheme(model_of(args), scheme, size)
     if args.json: return show_json(record)
     print(described(record))
 

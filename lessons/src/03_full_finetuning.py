@@ -296,9 +296,11 @@ fig
 show("forgetting")
 
 # %% [markdown]
-# *What to see: full fine-tuning learns most and forgets most.
-# The methods of the next lessons lie below it, and each has a place of its own between learning and
-# forgetting.*
+# *What to see: each curve is one method at six learning rates, and the large mark is its best one.
+# At its best rate full fine-tuning learns most and forgets most.
+# Go down its curve: where it learns as much as another method does at best, it forgets less.*
+# How much is forgotten depends on the learning rate, here as in the cells above, and not on the
+# method alone.
 #
 # Forgetting is the first item on the bill, and not one in bytes.
 # The second: what you have now is a second model of 1,155,456 numbers.

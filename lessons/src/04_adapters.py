@@ -387,13 +387,13 @@ beside({f"frozen base, {frozen_loss:.2f} nats": text(base),
 # A model of this size writes no good text, and it repeats itself.
 # A difference of a few tenths of a nat is hardly seen in so few words.
 #
-# One seed of 60 steps proves nothing. The study trains longer, at two widths and over five seeds:
+# One seed of 60 steps proves nothing. The study trains longer, at two widths and over eight seeds:
 
 # %%
 show("adapters")
 
 # %% [markdown]
-# *What to see: parallel is lower at both sizes.
+# *What to see: parallel is a little lower at both sizes.
 # The distance, sequential minus parallel, is
 # {study adapters: sequential 16 - parallel 16, loss} nats at $m = 16$ and
 # {study adapters: sequential 64 - parallel 64, loss} at $m = 64$.

@@ -518,8 +518,9 @@ print("  own places:   ", losses(*between, own_place))
 show("prompt_sizes")
 
 # %% [markdown]
-# *What to see: the larger the base, the larger the share of full fine-tuning's gain that a prompt
-# reaches.* The study calls its three bases *small*, *medium* and *base*; the last is this lesson's.
+# *What to see, right: from the smallest base to the next one, the share of full fine-tuning's gain
+# that a prompt reaches more than doubles. From there to the largest it does not grow.*
+# The study calls its three bases *small*, *medium* and *base*; the last is this lesson's.
 #
 # | base | parameters | gain of full fine-tuning | gain of a prompt (nats per token) |
 # |---|---|---|---|
@@ -527,8 +528,10 @@ show("prompt_sizes")
 # | medium | {study prompts: full medium, parameters} | {study prompts: full medium, gain} | {study prompts: prompt medium, gain} |
 # | base | {study prompts: full base, parameters} | {study prompts: full base, gain} | {study prompts: prompt base, gain} |
 #
-# So the gap narrows with every size, as the paper says, but even at the largest base most of it is
-# left. The paper's models are thousands of times larger.
+# So these three sizes do not show that the gap closes, and at each of them most of it is left.
+# The paper's models are thousands of times larger.
+#
+# {claim Prompt tuning's gap}
 #
 # ## 10. Bonus: what the LSTM costs
 #

@@ -438,7 +438,8 @@ show("prefix_length")
 #
 # Depth gains more at each size. It does not close the gap: compare with what full fine-tuning gains,
 # in lesson 05.
-# The smaller the base, the larger is the ratio of the two gains.
+# On the smallest base it doubles the gain of a prompt, and on the other two it adds more than half.
+# (Dropout is off here. With its own dropout of 0.1 P-tuning v2 gains less in 150 steps.)
 #
 # ## 5. A prefix that does harm
 #

@@ -271,9 +271,9 @@ beside({f"frozen base, {base_loss:.2f} nats": written(base),
 # Full fine-tuning has brought words of Matplotlib.
 # LoRA has gained less, and its words have changed less.
 #
-# The paper's claim is that LoRA is as good as full fine-tuning. It does not hold at this size.
-# The paper's models are a thousand times as large and have read far more, so a task needs little
-# that is new to them. The study has more steps, all ranks and five seeds:
+# The paper's claim is that LoRA is as good as full fine-tuning. Here it is not.
+# The paper's models are a hundred times as large or more and have read far more, so a task may need
+# little that is new to them. The study has more steps, all ranks and eight seeds:
 
 # %%
 show("rank")
@@ -285,7 +285,7 @@ show("rank")
 # Full fine-tuning reaches {study methods: full, loss}.
 # Rank 4 on all six matrices of a block reaches {study methods: lora_all, loss}.
 # That is {study methods: lora_all, loss, of full over frozen} of full fine-tuning's gain.
-# In the paper's table 6 the result is nearly the same for every rank from 1 on.
+# In the paper's table 6 the result for query and value is nearly the same for every rank from 1 on.
 #
 # ## 6. Five LoRAs, one of them right
 #
@@ -545,11 +545,10 @@ fig
 # *What to see: with $\alpha/r$ the first change shrinks as the rank grows.
 # With $\alpha/\sqrt r$ it nearly stays: it rises by what line 4 says.*
 # So at a large rank LoRA with $\alpha/r$ learns slowly, unless its learning rate grows.
-# In the study, rank 64 ends at {study rank: 64, loss} nats per token with $\alpha/r$, and at
+# In the study the rate may grow, because each scale has its own best one. There rank 64 ends at
+# {study rank: 64, loss} nats per token with $\alpha/r$, and at
 # {study rank: 64/sqrt, loss} with $\alpha/\sqrt r$. The difference is
-# {study rank: 64 - 64/sqrt, loss}.
-# So the paper's claim, that a large rank learns more with $\alpha/\sqrt r$, holds here, but the
-# gain is small.
+# {study rank: 64 - 64/sqrt, loss}: a rate of one's own makes up for the scale.
 #
 # ## 9. Merged away
 #

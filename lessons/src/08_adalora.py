@@ -421,8 +421,7 @@ show("adalora_planted")
 # *What to see: on the whole, where more rank was planted, more is found, but single kinds of matrix
 # stray far. The markers are means by kind, and the line "mean found" joins the means over all
 # kinds. A perfect result would lie on the dashed line, which bends because 4 and 8 are drawn as
-# near to each other as 1 and 2. Where a kind was never given a rank, its marker is missing: no
-# query was given rank 8.*
+# near to each other as 1 and 2.*
 #
 # And does it pay? Guess first: is AdaLoRA better or worse than a LoRA that gives all matrices the
 # same rank, with the same number of triplets in the end?
@@ -435,7 +434,7 @@ show("adalora")
 #
 # <details><summary>Does it pay?</summary>
 #
-# Not at this size: with the same number of triplets in the end, AdaLoRA's loss is not below LoRA's.
+# Not here: with the same number of triplets in the end, AdaLoRA's loss is above LoRA's.
 #
 # | triplets per matrix | AdaLoRA's loss | LoRA's loss | difference, paired over seeds |
 # |---|---|---|---|
@@ -443,7 +442,8 @@ show("adalora")
 # | 8 | {study adalora: AdaLoRA 12 → 8, loss} | {study adalora: all six r=8, loss} | {study adalora: AdaLoRA 12 → 8 - all six r=8, loss} |
 #
 # A difference above zero means that the same rank for all was better. If its interval contains
-# zero, nothing is decided.
+# zero, nothing is decided. The verdict turns the sign, so that more is in favour of the claim, and
+# its intervals are wider, because they count the choice of the test text as well.
 #
 # {claim AdaLoRA is better than LoRA}
 #

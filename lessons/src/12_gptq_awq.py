@@ -113,7 +113,7 @@ print(f"‖Ŵ − W‖ = {np.linalg.norm(W_rtn - W):.2f}, the root of tr(W H W�
 # Now move the weights by an error of *exactly the same size*, but in one direction only.
 # If it lies along the eigenvector of the smallest eigenvalue, the output hardly notices.
 # What if it lies along the eigenvector of the largest one? **Predict** the error of the output.
-# A feeling is enough. (The numbers above also give it.)
+# (The numbers above give it.)
 
 # %%
 guess = tp.predict("12.strongest", 30.0, "%")
@@ -637,14 +637,12 @@ show("gptq")
 
 # %% [markdown]
 # *What to see: the fewer the bits, the more calibration wins back.*
-# At 3 bits in groups of 32, round to nearest costs
-# {study gptq: round to nearest, 3 bits, group 32, excess} nats per token, and GPTQ costs
-# {study gptq: GPTQ, 3 bits, group 32, excess} nats. At run time GPTQ costs nothing more.
+# At run time GPTQ costs nothing more.
 #
 # {claim GPTQ loses less than round to nearest}
 #
 # AWQ at 3 bits costs {study schemes: AWQ 3 bit, excess} nats in another experiment, where GPTQ
-# costs {study schemes: GPTQ 3 bit, excess}. (Each experiment draws its own calibration texts.)
+# costs {study schemes: GPTQ 3 bit, excess}.
 # Its scales are followed by a search for the best clipping of every group (lesson 10, section 4).
 # The study has both: the scales alone bring the cost from
 # {study awq: round to nearest, as it is, excess} to

@@ -229,7 +229,7 @@ show("formats")
 # The paper's Table 2 has perplexities: 27.41 for NF4 with double quantization, 29.48 for E3M0,
 # 31.07 for E2M1, and 34.34 for int4.
 #
-# {claim On normal weights NF4 has a smaller error}
+# {claim On normal numbers NF4 has a smaller error}
 #
 # Four things the paper does not show, or shows otherwise:
 #
@@ -270,11 +270,10 @@ print("by the formula:", 4 + 8 / 64 + 32 / (64 * 256))
 # %% [markdown]
 # The error hardly changes, because the scales of 256 neighbouring blocks are much alike.
 # If one block in 256 had weights that are a hundred times larger, the scales of the others would
-# be coarse. That is the story of lesson 11 once more.
+# be coarse.
 #
 # {claim Double quantization saves}
 #
-# (There each row is multiplied by its own random factor $e^z$.)
 # For 7 billion weights, 0.373 bits are 0.33 GB.
 #
 # ## 4. QLoRA: training on top
@@ -399,8 +398,7 @@ show("qlora")
 #
 # On 2 bits the LoRA starts from a broken model and repairs most of it, but it ends at
 # {study qlora: int2, after} nats instead of {study qlora: 16 bits, after}.
-# (*int2* is these 2 bits, and *before* is the hollow ring. The study trains 150 steps here, and 100
-# in section 6.)
+# (*int2* is these 2 bits.)
 # Sections 5 and 6 explain the other marks and LoftQ.
 #
 # What is saved? In training, a parameter of the base costs its storage only.
@@ -450,17 +448,17 @@ for name, scheme in (("NF4, double", tp.NF4(double_quant=True)), ("2 bits", two_
 #   {study qlora: int2, merged_into_16_bits}. Merged and rounded again:
 #   {study qlora: int2, merged_and_rounded}.
 #
-# *Rounding again* loses a part of what was learned at 4 bits, and nearly all of it at 2 bits.
+# *Rounding again* loses a part of what was learned at 4 bits, and most of it at 2 bits.
 #
 # {claim Rounding a merged QLoRA}
 #
 # (The share in the cell above is larger, because after 30 steps the change is still smaller.)
 #
 # *Merging into $W$* is often called a mistake: the LoRA has learned to make up for the errors of
-# $\hat W$, and $W$ has no such errors. The numbers do not bear that out.
-# At 4 bits it makes little difference. At 2 bits it is even better than the exact merge.
+# $\hat W$, and $W$ has no such errors.
+# In the study it costs next to nothing at 4 bits, and at 2 bits little beside what was learned.
 # What the LoRA has learned about the new text is of use on $W$ as well, and $W$ is the better
-# base. So do not take the rule on trust. Measure both.
+# base. So measure both.
 #
 # ## 6. LoftQ: spend the rank on the error first
 #
@@ -563,6 +561,7 @@ show("loftq")
 
 # %% [markdown]
 # *What to see: the fewer the bits, the more LoftQ helps, before and after training.*
+# After twice as many steps (hollow) the lead is smaller.
 #
 # {claim LoftQ ends below QLoRA}
 #

@@ -571,8 +571,8 @@ print(f"float32: on real text, perplexity {perplexity(model):.2f}")
 # merely rounded one.* The text has the manner of the documentation that the base was trained on.
 # As the student saw no new text, the gain can only be repair.
 # What remains to the float model's perplexity is the price of 4-bit weights and a 4-bit cache.
-# At 3 and 2 bits, with the weights alone rounded, the study finds LLM-QAT about level with GPTQ
-# (above): its symmetric grid has one level less.
+# With the weights alone rounded, the study cannot tell LLM-QAT from GPTQ at 3 bits and finds it ahead
+# at 2 bits (above), although its symmetric grid has one level less.
 #
 # ### {exercise} · Repair, or knowledge? (open, 4 points, 25 minutes)
 #

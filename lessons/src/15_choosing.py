@@ -176,8 +176,12 @@ show("pareto")
 show("forgetting")
 
 # %% [markdown]
-# *What to see: full fine-tuning learns most and forgets most, and the methods differ in how much
-# they forget for what they learn.*
+# *What to see: at its best learning rate, the large mark, full fine-tuning learns most and forgets
+# most. At an eighth of this rate it learns as much as LoRA on all matrices does at best, and forgets
+# far less.*
+# Whoever fears forgetting should lower the rate before changing the method.
+#
+# {claim Where LoRA and full fine-tuning learn as much}
 #
 # ## 3. Is it a difference?
 #
@@ -190,7 +194,7 @@ show("forgetting")
 #
 # Its middle is the mean $\bar d$. Its half width is the standard error of the mean, times the
 # 97.5 % quantile of Student's t distribution with $n - 1$ degrees of freedom.
-# For five seeds the quantile is 2.78.
+# For eight seeds the quantile is 2.36.
 # The familiar 1.96 of the normal distribution would be far too sure of itself.
 # The standard error is the standard deviation of the differences (with $n - 1$), divided by
 # $\sqrt n$.
@@ -237,7 +241,7 @@ for a, b in pairs:
 # These intervals say how much *seeds* matter: the start and the batches.
 # They do not say that another text, another size of model or another number of steps would give
 # the same order. The page `figures/README.md` lists every claim of the papers that the study
-# could test, each with its verdict: reproduced, contradicted, or not at this size.
+# could test, each with its verdict, and with the rule by which it was judged.
 #
 # ### {exercise}
 #
@@ -325,7 +329,7 @@ show("schemes")
 # {study schemes: int3 asymmetric, excess} and GPTQ {study schemes: GPTQ 3 bit, excess}.
 # Two schemes train at 3 bits: QAT (STE) costs {study schemes: QAT 3 bit *, excess} and
 # PEQA {study schemes: PEQA 3 bit *, excess}, but their scales have 32 bits, so they store half a bit
-# more per weight. In this picture training is not ahead of calibration.
+# more per weight. In this picture training and calibration can hardly be told apart at 3 bits.
 # At 2 bits it is far ahead (lesson 14).
 #
 # If memory is what you have to divide, is it better spent on more parameters or on more bits?
@@ -334,29 +338,32 @@ show("schemes")
 show("bits_vs_parameters")
 
 # %% [markdown]
-# *What to see: where two lines nearly touch at the left, the larger model in 2 bits is below the
-# smaller one in 16 bits.* Each of the two pairs takes about as many bytes of matrices.
-# The middle model in 2 bits and the small one in 16 bits were trained for as long, so they are the
-# fair pair: {study bits_vs_parameters: medium, 2 bits, loss} and
-# {study bits_vs_parameters: small, 16 bits, loss} nats.
-# The large and the middle model have {study bits_vs_parameters: base, 2 bits, loss} and
-# {study bits_vs_parameters: medium, 16 bits, loss} nats. That pair is not quite fair, because the
-# large one was trained for 16,000 steps and the other two for 3,000.
+# *What to see: where two lines come near each other at the left, the smaller model in 16 bits is
+# below the larger one in 2 bits.* Each of the two pairs takes about as many bytes of matrices:
+# {study bits_vs_parameters: small, 16 bits, loss} nats for the small model in 16 bits and
+# {study bits_vs_parameters: medium, 2 bits, loss} for the middle one in 2 bits, and
+# {study bits_vs_parameters: medium, 16 bits, loss} nats for the middle model in 16 bits and
+# {study bits_vs_parameters: base, 2 bits, loss} for the large one in 2 bits.
+# All three were trained for as long.
+#
+# Two bits are too few here. With 3 bits the middle model takes a third more bytes than the small one
+# in 16 bits, and it has {study bits_vs_parameters: medium, 3 bits, loss} nats.
+# With 4 bits each model loses little.
 #
 # At the right the embeddings count, too, in 16 bits. There no two lines share an amount of memory,
 # so the picture cannot say which of two models is better for equal bytes in all.
 #
 # {claim More parameters at 2 bits}
 #
-# (The third pair of the verdict is not one of equal bytes. It compares two models at 4 bits.)
-#
 # For large language models the answer was four bits (Dettmers & Zettlemoyer, arXiv 2212.09720).
+# Three sizes so far apart cannot test that.
 #
 # ## 5. A way to decide
 #
-# - *One task, and memory for everything:* full fine-tuning at a small learning rate. It is the
-#   yardstick: {study methods: full, loss} nats, where LoRA on all matrices has
-#   {study methods: lora_all, loss}. It also forgets most.
+# - *One task, and memory for everything:* full fine-tuning. At its best rate it ends at
+#   {study methods: full, loss} nats, where LoRA on all matrices has
+#   {study methods: lora_all, loss}, and it forgets most. At an eighth of that rate it learns as
+#   much as LoRA and forgets far less.
 # - *Many tasks on one base, and latency matters:* LoRA on all matrices, merged or swapped. The
 #   files are small, and inference costs nothing more.
 # - *A base that hardly fits:* QLoRA, which is NF4 with double quantization and LoRA on all

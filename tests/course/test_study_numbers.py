@@ -8,7 +8,8 @@ from tinypeft.course import percent, study_numbers
 from tinypeft.course.assign import answer_page
 from tinypeft.course.study_numbers import filled
 from tinypeft.study import claims
-from tinypeft.study.experiment import Results, half_width
+from tinypeft.study.claims import tables
+from tinypeft.study.experiment import half_width
 
 RESULTS = study_numbers.FIGURES / "results"
 RUNS = {                                                 # a planted experiment, whose numbers can be computed by hand
@@ -69,11 +70,11 @@ def test_what_does_not_exist_is_told_with_lesson_and_line(planted, text, says):
 
 
 def test_a_claim_has_its_numbers_and_its_verdict():
-    claim = claims.ALL_CLAIMS[0]
-    finding = claim.test(lambda name: Results.load(RESULTS, name))
-    start = " ".join(claim.text.split()[:6])
-    assert filled(f"{{claim {start}}}", "x.py") == \
-        f"The study, on the claim *{claim.text}*: {finding.measured}; {claims.verdict(finding)}."
+    judged = tables.judged(RESULTS, claims.ALL_CLAIMS)[0]
+    start = " ".join(judged.claim.text.split()[:6])
+    text = filled(f"{{claim {start}}}", "x.py")
+    assert text.startswith(f"The study, on the claim *{judged.claim.text}*: {judged.finding.measured}. ")
+    assert text.endswith(f"Verdict: {judged.verdict}.")
 
 
 def test_numbers_follow_the_results(planted):

@@ -286,6 +286,20 @@ def test_an_interrupt_anywhere_leaves_model_and_method_usable(method, gpt, token
         tuned.reattach()
 
 
+@pytest.mark.parametrize("change", [lambda t: t.detach("a"), lambda t: t.add(tp.PromptTuning(2))], ids=["detach", "add"])
+def test_an_interrupted_switch_of_parts_can_be_put_on_again(change, gpt, tokens):
+    """Also where the methods were never off before: nothing noted what the base is."""
+    with interrupted_at(0) as count: change(learned(gpt(np.float32, n_layers=1), {"a": NORMS, "b": LORA}))
+    for n in some(count[0]):
+        tuned = learned(gpt(np.float32, n_layers=1), {"a": NORMS, "b": LORA})
+        want = tuned(tokens).data
+        with interrupted_at(n): change(tuned)
+        for name in [*tuned.parts][2:]: tuned.parts.pop(name)            # the prompt may be there already
+        for part in tuned.parts.values(): part.on = True
+        if tuned.active: tuned.detach()
+        assert np.array_equal(tuned.reattach()(tokens).data, want), n
+
+
 def test_an_interrupted_attach_leaves_the_base(gpt):
     model = gpt(np.float32)
     before, flags = frozen_bytes(model), [p.requires_grad for p in model.parameters()]

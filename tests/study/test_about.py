@@ -9,6 +9,7 @@ import tinypeft as tp
 from tests.legible import DISTINCT, grey
 from tinypeft.study import about, compare, pages, plot
 from tinypeft.study.about import ABOUT, ARMS, arxiv, class_link, code, lesson_map, name_of
+from tinypeft.study.tuning import Arm
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "figures" / "results"
@@ -52,7 +53,7 @@ def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
     class DoRA(tp.LoRA): pass
     monkeypatch.setitem(tp.METHODS, "dora", DoRA)
     for ask in (lambda: about.about("dora"), lambda: plot.mark("dora"), lesson_map, lambda: pages.all_methods(RESULTS),
-                lambda: compare.compare(tp.load_pretrained(), compare.QUICK, progress=False)):
+                lambda: compare.row("dora", Arm(DoRA()), {"trained": 0, "share": 0.0}, [0.0])):
         with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): ask()
     monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
     with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): pages.all_methods(RESULTS)

@@ -1,89 +1,242 @@
-"""Claims: each verdict follows the rule, on results made for it; the stored results suffice to judge every claim."""
+"""Claims: true and false ones are planted in made-up results; every claim follows its own numbers; tables; stored results."""
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinypeft.peft import METHODS
-from tinypeft.study.claims import ALL_CLAIMS, METHOD_CLAIMS, Claim, Finding, brief, methods, table, verdict
-from tinypeft.study.experiment import Results, half_width
+from tinypeft.study.claims import ALL_CLAIMS, judge, methods, tables
+from tinypeft.study.claims.earlier import EARLIER
+from tinypeft.study.claims.effects import Effect
+from tinypeft.study.claims.rule import (
+    BY_CONSTRUCTION,
+    CONTRADICTED,
+    FINE_TUNING,
+    KINDS,
+    NOT_MEASURED,
+    REPRODUCED,
+    VERDICTS,
+    Claim,
+    Contrast,
+    Finding,
+)
+from tinypeft.study.claims.words import beside
+from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, smollm2
+
+from .world import world
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 
 
-@pytest.mark.parametrize("effects, margin, says", [
-    ([(1, 0.9)], 0, "reproduced"), ([(1, 1.1)], 0, "not at this size"), ([(-1, 0.9)], 0, "contradicted"),
-    ([(-1, 0.9)], 0.4, "not at this size"), ([(-1, 0.5)], 0.4, "contradicted"), ([(1, np.inf)], 0, "not at this size"),
-    ([(1, 0.1), (1, 0.1)], 0, "reproduced"), ([(1, 0.1), (-1, 0.1)], 0, "not at this size"),
-    ([(-1, 0.1), (-2, 0.1)], 0, "contradicted")])
-def test_the_rule(effects, margin, says):
-    assert verdict(Finding("", tuple(effects), margin)) == says
+def verdicts(results, *claims):
+    """The beginning of each claim's text → its verdict, in a study with `results` alone."""
+    def load(name):
+        if name not in results: raise FileNotFoundError(name)
+        return results[name]
+    return {j.claim.text: j for j in judge(claims or ALL_CLAIMS, load)}
 
 
-def test_without_an_effect_there_is_no_verdict():
-    with pytest.raises(ValueError, match="no effect"): verdict(Finding("…", ()))
+def of(judged, beginning):
+    (found,) = [j for text, j in judged.items() if text.startswith(beginning)]
+    return found
 
 
-def results(**runs):
-    """Results of made-up numbers: condition → metric → one value per seed."""
-    per_seed = {c: {str(s): {m: v[s] for m, v in metrics.items()} for s in range(5)} for c, metrics in runs.items()}
-    return Results({"experiment": "toy", "runs": per_seed})
+# -- planted truth ---------------------------------------------------------------------------------
+def test_where_every_claim_is_true_every_claim_is_reproduced():
+    found = verdicts(world(truth=1))
+    assert {text: j.verdict for text, j in found.items() if j.verdict not in (REPRODUCED, BY_CONSTRUCTION)} == {}
 
 
-NOISE = np.array([0.01, -0.01, 0.02, -0.02, 0.0])
+def test_where_every_claim_is_false_every_claim_is_contradicted():
+    found = verdicts(world(truth=-1))
+    assert {text: j.verdict for text, j in found.items() if j.verdict not in (CONTRADICTED, BY_CONSTRUCTION)} == {}
 
 
-@pytest.mark.parametrize("lora, says", [(2.03, "reproduced"), (2.3, "not at this size"), (2.8, "contradicted")])
-def test_as_good_as_full(lora, says):
-    """Frozen at 3 and full at 2: nine tenths of the gain reproduce the claim, less than half contradicts it."""
-    at = lambda x: {"loss": x + NOISE, "accuracy": -x - NOISE, "share": 0 * NOISE}
-    r = results(frozen=at(3.0), full=at(2.0), lora_all=at(lora))
-    finding = methods.lora_is_full({"methods": r}.get)
-    assert verdict(finding) == says and f"{lora:.3f} ± {half_width(NOISE):.3f}" in finding.measured
+@pytest.mark.parametrize("claim", [c for c in ALL_CLAIMS if not c.by_construction], ids=lambda c: c.test.__name__)
+def test_one_false_claim_among_true_ones_is_found(claim):
+    """Its experiments are those of the world where it is false; the others are of the world where all are true."""
+    results = world(truth=1) | {name: r for name, r in world(truth=-1).items() if name == claim.needs[0]}
+    found = verdicts(results)
+    assert found[claim.text].verdict == CONTRADICTED
+    assert all(j.verdict in (REPRODUCED, BY_CONSTRUCTION) for j in found.values() if claim.needs[0] not in j.claim.needs)
 
 
-@pytest.mark.parametrize("parallel, says", [(2.0, "reproduced"), (2.2, "contradicted"), (2.1, "not at this size")])
-def test_better_than(parallel, says):
-    noise = iter(np.random.default_rng(0).normal(0, 0.01, (6, 5)))
-    sizes = (16, 64)
-    r = results(**{f"sequential {m}": {"loss": 2.1 + next(noise)} for m in sizes},
-                **{f"parallel {m}": {"loss": parallel + next(noise)} for m in sizes})
-    assert verdict(methods.parallel({"adapters": r}.get)) == says
+def test_one_part_that_fails_refutes_the_claim():
+    results = world(truth=1)
+    runs = results["gptq"].record["runs"]
+    runs["GPTQ, 3 bits, channel"], runs["round to nearest, 3 bits, channel"] = (
+        runs["round to nearest, 3 bits, channel"], runs["GPTQ, 3 bits, channel"])
+    assert of(verdicts(results), "GPTQ loses less").verdict == CONTRADICTED
 
 
-def test_the_table_says_what_is_missing(tmp_path):
-    r = results(a={"x": NOISE + 1}, b={"x": NOISE})
-    (tmp_path / "there.json").write_text(json.dumps(r.record, default=float), "utf-8")
-    test = lambda load: Finding("1 and 0", (load("there").difference("a", "b", "x"),))
-    why = {"reproduced": "because"}
-    claims = Claim("One", "2106.09685", "70.1", ("there",), test, why), Claim("Two", "1", "", ("gone",), test)
-    rows = table(tmp_path, claims)
-    assert ("| One | [2106.09685](https://arxiv.org/abs/2106.09685): 70.1 | 1 and 0 | **reproduced** | because |"
-            in rows.splitlines())
-    assert "| Two | [1](https://arxiv.org/abs/1) | not measured: `python -m tinypeft figures gone --rerun` |" in rows
-    assert {line.count("|") for line in rows.splitlines()} == {6}
-    assert brief(tmp_path, claims).startswith("1 claims: 1 reproduced, 0 not at this size, 0 contradicted.")
+def test_not_at_this_size_where_the_share_grows():
+    results = world(truth=-1)
+    for condition, runs in results["sizes"].record["runs"].items():
+        more = {"small": -0.4, "medium": -0.2, "base": 0.1}[condition.split()[1]] * ("full" not in condition)
+        for run in runs.values(): run["gain"] += more
+    lora = of(verdicts(results), "LoRA is as good as full")
+    assert lora.not_at_this_size and "not at this size: on *domain* the share rises by 50 ± " in tables.said(lora)
 
 
-@pytest.mark.parametrize("claim", METHOD_CLAIMS, ids=lambda c: c.test.__name__)
-def test_a_claim_on_methods_is_judged_and_says_why(claim):
-    assert set(claim.experiment) <= set(EXPERIMENTS)
-    finding = claim.test(lambda name: Results.load(RESULTS, name))
-    assert np.isfinite(finding.effects).all() and "nan" not in finding.measured and "inf" not in finding.measured
-    assert claim.why.get(verdict(finding)), f"{verdict(finding)}, and no sentence says why"
+# -- the claims ------------------------------------------------------------------------------------
+def test_the_claims_state_what_was_fixed():
+    counted = [c for c in ALL_CLAIMS if not c.by_construction]
+    assert len(counted) == 26 and len(ALL_CLAIMS) - len(counted) == 7
+    for c in ALL_CLAIMS:
+        assert c.kind in KINDS and c.contrast and c.refuted and set(c.needs) and re.fullmatch(r"\d{4}\.\d{5}", c.paper), c.text
+        assert c.text[-1] != "." and (c.by_construction == "" or c.by_construction[-1] == ".")
+        assert set(c.why) <= set(VERDICTS) and all(why[-1] == "." for why in c.why.values())
+    assert len({c.text for c in ALL_CLAIMS}) == len(ALL_CLAIMS)
 
 
-@pytest.mark.parametrize("claim", ALL_CLAIMS, ids=lambda c: c.test.__name__)
-def test_only_verdicts_that_were_reached_are_explained(claim):
-    """A claim that ends elsewhere after a new measurement needs a new sentence: nobody has seen the reason before."""
-    reached = verdict(claim.test(lambda name: Results.load(RESULTS, name)))
-    assert set(claim.why) <= {reached}, f"the verdict is {reached!r}; remove the sentences for others"
-    assert reached != "not at this size" or claim.why, "a claim that is not reproduced needs a sentence that says why"
+def test_the_claims_read_what_experiments_measure():
+    """The made-up results have what claims read; the experiments have it as well."""
+    made = world(truth=1)
+    assert {name for c in ALL_CLAIMS for name in c.needs} | {"sizes"} == set(made)
+    lacking = set(made) - set(EXPERIMENTS)
+    for name, results in made.items():
+        if name not in EXPERIMENTS: continue
+        lacking |= set(results.conditions) - set(EXPERIMENTS[name].conditions)
+        lacking |= {m for c in results.conditions for run in results.record["runs"][c].values() for m in run
+                    if not m.endswith("_windows")} - set(EXPERIMENTS[name].metrics)
+    assert lacking == set()
+
+
+def test_learning_and_forgetting_between_rates():
+    learned, forgotten = np.array([0.2, 0.4, 0.3]), np.array([0.1, 0.3, 0.9])        # the last rate is too large
+    found = [methods.between(learned, forgotten, x) for x in (0.0, 0.1, 0.2, 0.3, 0.4, 9.0)]
+    assert found == pytest.approx([0, 0.05, 0.1, 0.2, 0.3, 0.3])
+    assert methods.between(np.array([-np.inf, 0.2, 0.4]), np.array([np.inf, 0.1, 0.3]), 0.1) == pytest.approx(0.05)
+
+
+def test_what_three_times_the_best_rate_costs():
+    run = {"rate": [0.01, 0.02, 0.06], "loss": [2.5, 2.0, 2.7]}
+    rise = methods.rise(Results({"experiment": "toy", "runs": {"a": {"4": run}}}), "a", 1)
+    assert rise[4] == pytest.approx(0.7)
+    diverged = Results({"experiment": "toy", "runs": {"a": {"4": run | {"loss": [2.5, 2.0, np.inf]}}}})
+    assert methods.rise(diverged, "a", 1)[4] == pytest.approx(np.log(1024) - 2.0)
+    with pytest.raises(KeyError, match="three times 0.06"): methods.rise(diverged, "a", 2)
+
+
+def test_ranks_agree_within_kinds_only_if_matrices_do():
+    """Kinds that differ everywhere give no agreement; four pairs of eight seeds are four numbers."""
+    rng = np.random.default_rng(0)
+    kinds = np.tile([2.0, 4, 8, 9, 10, 12], 5)
+    noise = methods.agreements(kinds + rng.normal(0, 1, (8, 30)))
+    agreed = methods.agreements(kinds + rng.normal(0, 2, 30) + rng.normal(0, 0.5, (8, 30)))
+    assert len(noise) == 4 and abs(noise.mean()) < 0.3 and agreed.mean() > 0.8
+
+
+# -- tables ----------------------------------------------------------------------------------------
+def small(name="there", better=0.05, **options):
+    e = Effect(better, 0.004, 7)
+    def test(load): return load(name) and Finding("a 1.000, b 1.050", (Contrast("b", e),))
+    fixed = "better", FINE_TUNING, "b minus a", "b is ahead"
+    return Claim(f"One of {name}", "2106.09685", "70.1", *fixed, (name,), test, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "there.json").write_text('{"experiment": "there", "command": "", "runs": {}}', "utf-8")
+    return tmp_path
+
+
+def test_the_tables(folder):
+    claims = (small(why={REPRODUCED: "Because."}), small("gone", own=True), small(by_construction="It must."))
+    page, more = tables.table(folder, claims), tables.details(folder, claims)
+    assert page.startswith("2 claims: 1 reproduced; 1 not measured; 1 more hold by construction.\n")
+    paper = "[2106.09685](https://arxiv.org/abs/2106.09685)"
+    assert f"| One of there | {paper}: 70.1 | b: +0.050 ± 0.009 | **reproduced** | Because. |" in page.splitlines()
+    gone = "not measured: `python -m tinypeft figures gone --rerun`"
+    assert f"| One of gone | the study's own, on {paper}: 70.1 | {gone} | not measured |  |" in page
+    assert f"| One of there | {paper}: 70.1 | a 1.000, b 1.050 | It must. |" in page
+    row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a 1.000, b 1.050 | "
+    assert f"{row}{tables.judged(folder, claims)[0].p:.2g} |" in more
+    assert more.count("One of") == 2
+    assert tables.brief(folder, claims).splitlines()[-1] == f"| One of there | {paper} | by construction |"
+
+
+def test_a_claim_in_words(folder):
+    there, gone, must = tables.judged(folder, (small(), small("gone"), small(by_construction="It must.")))
+    assert tables.in_words(there) == "a 1.000, b 1.050. In favour of the claim: b: +0.050 ± 0.009. Verdict: reproduced"
+    assert tables.in_words(gone) == "not measured: `python -m tinypeft figures gone --rerun`"
+    assert tables.in_words(must) == "a 1.000, b 1.050. It holds by construction"
+
+
+def test_means_stand_without_an_interval_and_differences_are_paired():
+    """Arms that move together from seed to seed differ by less than either varies."""
+    shared = np.array([0.3, -0.2, 0.1, -0.3, 0.1])
+    runs = {c: {str(s): {"loss": mean + x + y} for s, (x, y) in enumerate(zip(shared, noise, strict=True))}
+            for c, mean, noise in (("full", 2.0, 5 * [0.0]), ("lora", 2.1, [0.01, -0.01, 0.0, 0.0, 0.0]))}
+    r = Results({"experiment": "toy", "runs": runs})
+    assert beside(r, "full", "full") == "2.000" and beside(r, "lora", "full") == "2.100 (+0.100 ± 0.009)"
+    assert beside(r, "lora", "full", decimals=1, times=100) == "210.0 (+10.0 ± 0.9)"
+
+
+def test_no_mean_of_a_claim_has_an_interval_of_its_own():
+    """A ± in what was measured would invite an unpaired comparison."""
+    for j in verdicts(world(truth=1)).values(): assert "±" not in j.finding.measured and "nan" not in j.finding.measured
+
+
+# -- earlier verdicts ------------------------------------------------------------------------------
+def test_every_earlier_claim_has_a_successor():
+    assert len(EARLIER) == 34 and [e.verdict for e in EARLIER].count("reproduced") == 25
+    for old in EARLIER: assert sum(c.text.startswith(old.now) for c in ALL_CLAIMS) == 1, old.now
+    new = {c.text for c in ALL_CLAIMS} - {c.text for c in ALL_CLAIMS for old in EARLIER if c.text.startswith(old.now)}
+    assert new == {"Where LoRA and full fine-tuning learn as much, LoRA forgets less"}
+
+
+@pytest.mark.parametrize("truth, says", [(1, "Every part holds and is large"), (-1, "One part that is wrong suffices")])
+def test_the_reasons_follow_the_results(truth, says):
+    found = verdicts(world(truth=truth))
+    for old in EARLIER:
+        j = of(found, old.now)
+        assert old.reason(j).endswith(".") and (says in old.reason(j)) == (not j.claim.by_construction)
+
+
+def test_every_verdict_has_its_reason():
+    for effect, says in ((Effect(0.05, 0.004, 7), "large"), (Effect(0.015, 0.002, 7), "not all of it is shown to be large"),
+                         (Effect(0.0, 0.004, 7), "no difference that matters"), (Effect(-0.05, 0.004, 7), "wrong suffices"),
+                         (Effect(0.0, 0.1, 7), "cannot tell")):
+        test = lambda load, e=effect: Finding("", (Contrast("b", e),))
+        claim = Claim("One", "1", "", "better", FINE_TUNING, "", "", ("x",), test)
+        (j,) = judge([claim], lambda name: None)
+        assert says in EARLIER[0].reason(j) and ("b: +0.0" in EARLIER[0].reason(j) or effect.mean < 0)
+
+
+def test_the_table_of_earlier_verdicts_has_a_row_for_each():
+    lines = tables.earlier(RESULTS, ALL_CLAIMS).splitlines()
+    assert len(lines) == 2 + 34 and {line.count("|") for line in lines} == {5}
+    assert all(f"| {old.text} | {old.verdict} |" in "\n".join(lines) for old in EARLIER)
 
 
 # -- what is stored ---------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def stored():
+    return tables.judged(RESULTS, ALL_CLAIMS)
+
+
+def test_the_stored_claims_are_judged(stored):
+    assert {j.verdict for j in stored} <= {*VERDICTS, NOT_MEASURED, BY_CONSTRUCTION}
+    for j in stored:
+        if j.finding is None: continue
+        assert all(np.isfinite([c.effect.mean, c.effect.half]).all() for c in j.finding.contrasts), j.claim.text
+        assert "nan" not in j.finding.measured and "inf" not in j.finding.measured
+
+
+def test_only_verdicts_that_were_reached_are_explained(stored):
+    """A claim that ends elsewhere after a new measurement needs a new sentence: nobody has seen the reason before."""
+    for j in stored: assert set(j.claim.why) <= {j.verdict}, f"{j.claim.text!r} is {j.verdict}; remove the sentences for others"
+
+
+def test_the_tables_have_a_row_for_every_claim(stored):
+    page = tables.table(RESULTS, ALL_CLAIMS)
+    for claim in ALL_CLAIMS: assert f"| {claim.text} |" in page
+    assert all(line.count("|") in (5, 6) for line in page.splitlines() if line.startswith("|"))
+    assert tables.count(stored) in page
 def numbers(metrics):
     flat = []
     for value in metrics.values():
@@ -93,7 +246,8 @@ def numbers(metrics):
     return np.concatenate(flat)
 
 
-FEWER = {"rates": "a choice on validation", "baselines": "nothing is random", "memory": "nor here", "subspace": "a map",
+FEWER = {"rates": "a choice on validation", "classify_rates": "a choice, too", "quant_rates": "a choice, too",
+         "lengths": "two minutes a run", "baselines": "nothing is random", "memory": "nor here", "subspace": "a map",
          "int8_activations": "a picture of one", "smoothquant_maxima": "a picture of one", "gptq_columns": "a picture of one",
          "smollm2_rates": "a choice on validation", "smollm2": "half a minute a run", "natural_outliers": "of one model"}
 
@@ -105,7 +259,9 @@ def test_results_are_whole_and_finite(name):
     assert r.conditions == tuple(e.conditions) and r.seeds == e.seeds and (len(e.seeds) >= 5 or name in FEWER)
     assert r.record["settings"] == json.loads(json.dumps(e.settings))
     for runs in r.record["runs"].values():
-        for metrics in runs.values(): assert np.isfinite(numbers(metrics)).all()
+        for metrics in runs.values():                    # at too large a rate a training may diverge
+            found = np.array(numbers(metrics))
+            assert np.isfinite(found).all() or name.endswith("rates") and not np.isnan(found).any()
 
 
 def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two():
@@ -124,13 +280,3 @@ def test_lora_gains_on_smollm2():
     before = r.mean("as it is", "bits_per_byte")
     assert (before - r.values("lora", "bits_per_byte") >= 0.15).all()
     assert all(r.mean(name, "bits_per_byte") < before for name in smollm2.FOUND)
-
-
-def test_the_rates_that_are_used_are_the_best_that_were_tried():
-    r = Results.load(RESULTS, "rates")
-    best = {c: r.record["runs"][c]["0"]["rate"][int(np.argmin(r.values(c, "loss")[0]))] for c in r.conditions}
-    for name in ("placement", "adalora", "prompts"):
-        for condition, arm in EXPERIMENTS[name].conditions.items():
-            if condition in best: assert (arm.lr or arm.method.learning_rate) == best[condition], (name, condition)
-    arms = EXPERIMENTS["adapters"].conditions
-    for kind in ("sequential", "parallel"): assert {arms[f"{kind} {m}"].lr for m in (16, 64)} == {best[f"{kind} m=64"]}

@@ -1,33 +1,96 @@
-"""The main job: every method and scheme is in the record, its numbers are right, and tables and picture show them."""
-import copy
+"""The main job: its rows are the study's, its numbers are right, the model is as it was, and tables and picture show it all."""
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.study import compare
+from tests.legible import faults
+from tinypeft.study import compare, experiment, glance, plot, prediction, quantized, tuning
+from tinypeft.study.experiments import EXPERIMENTS
+
+ROWS = ["frozen", "full", "lora_all", "qlora_all", "adapter", "prompt"]
 
 
 @pytest.fixture(scope="module")
-def model(): return tp.load_pretrained()
+def record():
+    """A short run on a short text, in this process."""
+    text = tuning.domain(128, 1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "domain", lambda: text)
+        size = compare.Size(steps=2, seeds=2, scheme_steps=1, schemes=("NF4", "PEQA 3 bit *"))
+        return compare.compare(size=size, progress=False, jobs=1)
 
 
-@pytest.fixture(scope="module")
-def record(model):
-    size = compare.Size(steps=2, classify_steps=0, test_batches=1)
-    return compare.compare(model, size, progress=False)
+@pytest.fixture
+def whole(monkeypatch):
+    """A record of the default size, with numbers that were made up."""
+    def measured(task):
+        _, (name, label), value, seed, _ = task
+        rng = np.random.default_rng([seed, len(label), len(name)])
+        loss = {"frozen": 2.985, "full": 2.6, "prompt": 2.9}.get(label, 2.7) + (label != "frozen") * rng.normal(0, 0.01)
+        others = {"bits": 4.5, "error": 0.1, "excess": loss - 2.65}
+        if name == "first_look": others = {"trained": 1000, "share": 0.05}
+        return (name, label), seed, {"loss": loss, **others}, 0.0
+    monkeypatch.setattr(experiment, "measure_one", measured)
+
+    def beside(record, folder):
+        for r in record["methods"]: r["study"] = prediction.verdict(r["loss"], [2.68, 2.7, 2.72], 3)
+        return []
+    monkeypatch.setattr(prediction, "beside", beside)
+    return compare.compare(progress=False, jobs=1)
 
 
-def test_every_method_and_every_scheme_is_in_it(record):
-    assert [r["name"] for r in record["methods"]] == ["frozen", *tp.METHODS]
-    assert {r["name"] for r in record["schemes"]} == set(tp.SCHEMES)
+def test_six_rows_and_the_schemes_are_in_it(whole):
+    assert [r["name"] for r in whole["methods"]] == ROWS == list(EXPERIMENTS["first_look"].conditions)
+    labels = [r["label"] for r in whole["schemes"]]
+    quick = [label for label in compare.COMPARED_SCHEMES if label not in compare.SLOW]
+    assert labels == ["float32", *quick, "float32, trained as long"] and compare.SLOW < set(compare.COMPARED_SCHEMES)
+    assert {r["name"] for r in whole["schemes"]} == {"float32", *tp.SCHEMES} - {"llm_qat"}
+    assert [len(r["losses"]) for r in whole["methods"]] == [1, 3, 3, 3, 3, 3] and whole["seeds"] == [1000, 1001, 1002]
 
 
-def test_the_model_is_as_it_was(record, model):
-    untouched = tp.load_pretrained().state_dict()
+def test_numbers_are_those_of_the_study(record):
+    text, losses = tuning.domain(128, 1024), {r["name"]: r for r in record["methods"]}
+    assert losses["frozen"]["loss"] == pytest.approx(tuning.test_loss(tuning.pretrained(), text), rel=1e-5)
+    full, arm = losses["full"], EXPERIMENTS["first_look"].conditions["full"]
+    model, history = arm.train(1001, {"steps": 5, "batch_size": 4})
+    assert len(history.loss) == 2 and full["losses"][1] == pytest.approx(tuning.test_loss(model, text), rel=1e-5)
+    assert full["loss"] == np.mean(full["losses"]) and full["gain"] == 1 and losses["frozen"]["gain"] == 0
+    half = 12.706205 * np.std(full["losses"], ddof=1) / 2 ** 0.5
+    assert full["interval"] == pytest.approx(half, rel=1e-6)
+    sample = quantized.draw(1000, 64, 64)
+    nf4 = next(r for r in record["schemes"] if r["label"] == "NF4")
+    assert nf4["excess"] == pytest.approx(quantized.costs(quantized.rounded(tp.NF4(), sample), sample)["excess"], abs=1e-6)
+    assert nf4["bits"] == 4.5 and record["schemes"][0]["loss"] == pytest.approx(sample.loss, rel=1e-6)
+    assert record["schemes"][-1]["label"] == "float32, trained as long" and record["schemes"][-1]["excess"] != 0
+    assert record["notes"] == ["A run of another size than the default is not compared with the study."]
+
+
+SMALL = compare.Size(steps=1, seeds=1, schemes=("NF4", "PEQA 3 bit *"), test_batches=1, batch_size=1)
+
+
+def test_another_model_is_measured_and_is_as_it_was():
+    model, untouched = tp.load_pretrained(), tp.load_pretrained().state_dict()
+    found, again = (compare.compare(model, SMALL, progress=False) for _ in range(2))
     assert model.attached is None and model.state_dict().keys() == untouched.keys()
     assert all(np.array_equal(a, untouched[name]) for name, a in model.state_dict().items())
+    assert [r["losses"] for r in found["methods"]] == [r["losses"] for r in again["methods"]]
+    assert [r["label"] for r in found["schemes"]] == ["float32", "NF4"]                    # what trains is left out
+    exact = tp.evaluate(model, tp.tasks.domain(model), "test", max_batches=1)["loss"]
+    assert found["schemes"][0]["loss"] == found["methods"][0]["loss"] == exact and found["test_tokens"] == 16 * 128
+    text = glance.tables(found)
+    assert "The study measures the shipped base only" in text and "the study " not in text.split("\n")[0]
+
+
+def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "of_another", lambda model, size, *_: seen.append(size) or {})
+    for parameters, size in ((compare.LARGE_FROM, compare.LARGE), (compare.LARGE_FROM - 1, compare.Size())):
+        model = tp.GPT(tp.GPTConfig(64, 16, 32, 2, 2))
+        monkeypatch.setattr(model, "n_parameters", lambda n=parameters: n)
+        compare.compare(model, progress=False)
+        assert seen.pop() == size
 
 
 @pytest.mark.parametrize("label", [k for k, scheme in compare.COMPARED_SCHEMES.items() if not scheme.trains])
@@ -42,41 +105,12 @@ def test_a_scheme_writes_into_no_array_that_copies_share(label):
     assert np.array_equal(model(tokens).data, before)
 
 
-def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
-    monkeypatch.setattr(compare, "LARGE_FROM", 1_000_000)
-    small = compare.Size(steps=1, classify_steps=0, test_batches=1, batch_size=1, schemes=("NF4",))
-    monkeypatch.setattr(compare, "LARGE", small)
-    record = compare.compare(tp.load_pretrained(), progress=False)
-    assert record["steps"] == 1 and [r["label"] for r in record["schemes"]] == ["NF4"]
-
-
-def test_numbers_are_those_of_the_library(record):
-    model = tp.load_pretrained()
-    task = tp.tasks.domain(model, context=128)
-    frozen = tp.evaluate(model, task, "test", max_batches=1)
-    assert record["methods"][0]["loss"] == frozen["loss"] and record["perplexity"] == pytest.approx(frozen["perplexity"])
-    lora = next(r for r in record["methods"] if r["name"] == "lora")
-    assert lora["trained"] == tp.attach(copy.deepcopy(model), tp.LoRA()).summary().trained
-    nf4 = next(r for r in record["schemes"] if r["label"] == "NF4")
-    quantized = tp.quantize(copy.deepcopy(model), tp.NF4())
-    assert nf4["perplexity"] == pytest.approx(tp.evaluate(quantized, task, "test", max_batches=1)["perplexity"])
-    assert nf4["bits_per_weight"] == pytest.approx(4.5)
-
-
-def test_the_same_seed_gives_the_same_numbers(record):
-    """Every method's; and, whichever schemes are beside it, those of one that rounds, one that calibrates, one that trains."""
-    some = ("NF4", "GPTQ 4 bit", "QAT 3 bit *")
-    size = compare.Size(steps=2, classify_steps=0, test_batches=1, schemes=some)
-    again = compare.compare(tp.load_pretrained(), size, progress=False)
-    losses = lambda r: [row["loss"] for row in r["methods"]] + [s["perplexity"] for s in r["schemes"] if s["label"] in some]
-    assert losses(again) == losses(record) and len(losses(again)) == len(tp.METHODS) + 4
-
-
-def test_the_tables_and_the_picture_name_everything(record, tmp_path):
-    text = compare.tables(record)
-    path = compare.draw(record, tmp_path / "compare.svg")
-    drawn = " ".join(ET.parse(path).getroot().itertext())
-    for row in record["methods"][1:]:
-        assert row["label"] in text and row["label"].split("(")[0] in drawn
-    for row in record["schemes"]:
-        assert row["label"] in text and row["label"] in drawn
+def test_the_tables_and_the_picture_show_everything(whole, tmp_path):
+    text = glance.tables(whole)
+    with plot.style(): assert faults(glance.picture_of(whole).figure) == []
+    drawn = " ".join(ET.parse(glance.draw(whole, tmp_path / "compare.svg")).getroot().itertext())
+    for r in (*whole["methods"], *whole["schemes"][1:]): assert r["label"] in text and r["label"] in drawn
+    first, second, third, notes = text.split("\n\n")
+    assert "float32  " in second and "QAT 3 bit" not in second and third.count("\n") == 4 and "trained as long" in third
+    assert "inside" in first and "OUTSIDE" in first and f"of {len(ROWS)} are inside" in notes
+    for part in (first, second, third): assert max(map(len, part.split("\n"))) <= 100

@@ -40,6 +40,7 @@ FORWARD = edited("tinypeft.peft.lora", "LoRALinear.forward", "x = -x")
 @pytest.mark.parametrize("name, expected", [
     ("methods", {"lora", "lora_all", "dylora"}), ("rank", "all"), ("adapters", set()), ("qlora", "all"),
     ("dylora", "all"), ("adalora", {"all six r=2", "all six r=8"}), ("prompts", set()), ("prefix_length", set()),
+    ("frontier", {"lora_all"}), ("first_look", {"lora_all", "qlora_all"}), ("lengths", {"lora_all 600", "lora_all 1500"}),
     ("gptq", set()), ("qat", set())])
 def test_a_changed_lora_makes_stale_what_trains_a_lora(name, expected):
     assert stale(name, FORWARD) == (set(EXPERIMENTS[name].conditions) if expected == "all" else expected)
@@ -48,7 +49,7 @@ def test_a_changed_lora_makes_stale_what_trains_a_lora(name, expected):
 def test_a_changed_adapter_makes_stale_what_trains_one():
     changed = edited("tinypeft.peft.adapter", "Adapter.forward", "x = -x")
     assert stale("methods", changed) == {"adapter"}
-    assert stale("adapters", changed) == {"sequential 16", "sequential 64"}
+    assert stale("adapters", changed) == {"sequential 16", "sequential 64", "sequential 16, norms"}
     assert stale("rank", changed) == set()
 
 

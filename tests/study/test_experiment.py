@@ -74,6 +74,14 @@ def test_everything_is_measured_once(tmp_path):
     assert first.record["conditions"]["bb"]["value"] == "Length(n=2)"
 
 
+def test_a_list_of_numbers_takes_one_line():
+    """What is read is what was written: numbers, infinities, lists in lists, and text that looks like a list."""
+    record = {"loss": [1.5, -2e-05, float("inf")], "rows": [[1, 2], [3]], "text": ["[\n 1,\n 2\n]", "a, b"], "none": []}
+    text = experiment.as_text(record)
+    assert json.loads(text) == record
+    assert ' "loss": [1.5, -2e-05, Infinity],\n' in text and "\n  [1, 2],\n  [3]\n" in text and '"a, b"\n' in text
+
+
 def test_what_was_stopped_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         toy(tmp_path, dataclasses.replace(TOY, settings={"size": 2.0, "stop": 3}))

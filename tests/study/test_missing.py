@@ -110,11 +110,15 @@ def results(tmp_path, monkeypatch):
 
 def test_results(results):
     results("methods", lambda record: record["runs"]["lora"].pop("4"))
-    results("compare", lambda record: record["methods"].pop(8))
     lines = said("lora")
-    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 5 seeds" in lines[0]
-    assert "step 5  figures/results/compare.json: it has no row 'lora'; `python -m tinypeft --out figures`" in lines[1]
+    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in lines[0]
     assert any(line.startswith("step 5  tinypeft/peft/README.md: it is not up to date") for line in lines)
+
+
+def test_a_scheme_has_a_row_in_the_main_job(results):
+    results("compare", lambda record: record.update(schemes=[r for r in record["schemes"] if r["name"] != "nf4"]))
+    assert any("step 5  figures/results/compare.json: it has no row 'nf4'; `python -m tinypeft --out figures`" in str(lack)
+               for lack in m.of_scheme("nf4", fresh=False))
 
 
 def test_what_is_stale_counts_for_one_name_only(results):
@@ -128,7 +132,7 @@ def test_an_experiment_that_nothing_reads(monkeypatch):
     monkeypatch.setattr(m, "ALL_CLAIMS", [])
     monkeypatch.setattr(m, "PICTURES", {})
     (line,) = said("rank")
-    assert line.startswith("step 4  tinypeft/study/claims/methods.py or schemes.py: no claim and no picture reads rank")
+    assert line.startswith("step 3  tinypeft/study/claims/methods.py or schemes.py: no claim and no picture reads rank")
 
 
 def test_exercises(monkeypatch):

@@ -17,7 +17,7 @@ def test_it_is_about_every_method_as_it_is_now():
     assert STORED.conditions == tuple(COMPARED) and {"frozen", *tp.METHODS} < set(COMPARED)
     assert {name: c["value"] for name, c in STORED.record["conditions"].items()} == {n: repr(a) for n, a in COMPARED.items()}
     for name, arm in COMPARED.items():
-        if name in tp.METHODS: assert arm.method == tp.METHODS[name]() and arm.lr is None      # its own learning rate
+        if name in tp.METHODS: assert arm.method == tp.METHODS[name]() and arm.lr and arm.classify_lr
 
 
 @pytest.mark.parametrize("name", tp.METHODS)

@@ -149,13 +149,14 @@ def words(values: Array, options: Iterable[str], share: bool = False, signed: bo
 def claim(beginning: str) -> str:
     """What was measured for the claim that begins so, and the verdict."""
     from ..study import claims
+    from ..study.claims import tables
     found = [c for c in claims.ALL_CLAIMS if c.text.startswith(beginning)]
     if len(found) != 1 or not beginning:
         there = "\n  ".join(c.text for c in found or claims.ALL_CLAIMS)
         raise KeyError(f"{len(found) or 'no'} claims of the study begin so; there are\n  {there}")
-    finding = found[0].test(load)
-    return (f"The study, on the claim *{found[0].text}*: {finding.measured}; "
-            f"{claims.verdict(finding)}.")
+    (judged,) = (j for j in tables.judged(FIGURES / "results", claims.ALL_CLAIMS)
+                 if j.claim is found[0])
+    return f"The study, on the claim *{found[0].text}*: {tables.in_words(judged)}."
 
 
 def picture(name: str) -> str:

@@ -119,6 +119,7 @@ class Attachment:
 
     def changes(self, model: Decoder) -> list[str]:
         """What became different in the base since `take_off`, in words; [] if it may be put on."""
+        if not hasattr(self, "left"): return []          # `put_on` was interrupted: nothing noted
         now, then, found = contents(model), self.left, []
         for name in {**then, **now}:
             if name not in now:             found.append(f"{name} is gone")

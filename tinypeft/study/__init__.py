@@ -1,13 +1,16 @@
 """The study: the cost and the quality of methods and schemes, the claims of the papers, the pictures.
 
     about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
-    compare.py       the main job: every method and every scheme once, as tables and a picture
+    compare.py       the main job: some methods and every scheme, measured anew
+    prediction.py    does a new run agree with what the study stored?
+    glance.py        the main job's record as tables and a picture
 
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question
     freshness.py     is a stored number still true?  the code that each condition depends on, and its changes since
     dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
+    whole.py         the study by one command: the rates first, then what uses them
     tuning.py        one fine-tuning run, as the experiments make it
     quantized.py     the model and the text on which the experiments judge quantization
     bases.py         two smaller bases beside the shipped one

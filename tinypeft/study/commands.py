@@ -16,7 +16,7 @@ LATEST = Path("figures/latest")
 
 def add_commands(command: Callable) -> None:
     """Add the commands to the command line. command: (name, run, about, takes) → a parser for its options."""
-    p = command("compare", run_compare, "every method and every scheme, side by side (the default)")
+    p = command("compare", run_compare, "ways to fine-tune and schemes, side by side (the default)")
     output(p, "the picture and the JSON", LATEST)
 
     p = command("figures", run_figures, "draw the pictures from their stored numbers; --rerun measures",
@@ -27,6 +27,8 @@ def add_commands(command: Callable) -> None:
     p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
     p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs again "
                    "and keep the stored results if they agree")
+    p.add_argument("--best", action="store_true", help="write the best learning rates that were measured to "
+                   "tinypeft/study/experiments/best.py")
     p.add_argument("--jobs", type=number(int, least=1), metavar="N", help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
 
@@ -49,15 +51,16 @@ def add_commands(command: Callable) -> None:
 
 def run_compare(args: Namespace) -> None:
     from ..files import check_writable, write_atomically
-    from . import compare
+    from . import compare, glance
     if not args.json: check_writable(args.out)
-    record = compare.compare(model_of(args), compare.QUICK if args.quick else None, args.seed)
+    model = model_of(args) if args.model else None
+    record = compare.compare(model, compare.QUICK if args.quick else None, args.seed)
     if args.model: record["command"] = f"python -m tinypeft --model {args.model}"
     if args.json: return show_json(record)
-    print(compare.tables(record))
+    print(glance.tables(record))
     data = args.out / "results" / "compare.json"
     write_atomically(data, json.dumps(record, indent=1) + "\n")
-    picture = compare.draw(record, args.out / "compare.svg")
+    picture = glance.draw(record, args.out / "compare.svg")
     print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}\n"
           "Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in tinypeft/peft and the schemes in "
           "tinypeft/quant.")
@@ -66,6 +69,13 @@ def run_compare(args: Namespace) -> None:
 def run_figures(args: Namespace) -> int | None:
     from ..files import check_writable
     folder = args.out or (LATEST if args.quick else Path("figures"))
+    if args.best:
+        from .experiments import rates
+        return print_best(rates.write_best(folder / "results"))
+    if args.rerun and not (args.names or args.quick or args.json):
+        from .whole import measure_all
+        check_writable(folder)
+        return measure_all(folder / "results", args.jobs)
     if args.rerun or args.quick or args.status or args.accept:
         from . import acceptance
         from .experiment import run
@@ -83,6 +93,10 @@ def run_figures(args: Namespace) -> int | None:
     check_writable(folder)
     figures(folder, known(args.names, PICTURES, "picture") or None)
     return None
+
+
+def print_best(best: dict) -> None:
+    for task, rates in best.items(): print(f"{task}: {len(rates)} best rates")
 
 
 def run_memory(args: Namespace) -> None:

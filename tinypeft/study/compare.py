@@ -1,54 +1,68 @@
-"""The main job: every method on two tasks and every scheme on the same model, in two tables and one picture.
+"""The main job: five ways to fine-tune the base and the schemes that round it, in tables and one picture.
 
-Each method, with its defaults, fine-tunes the base on two tasks: `domain` (the documentation of a library it never saw;
-test loss in nats/token) and `classify` (which package a sentence documents; test accuracy). Each scheme quantizes the
-base, which is then tested on `domain` without fine-tuning (perplexity). There is one seed; the study's experiments
-measure the spread over seeds.
+Fine-tuning: the frozen base, full fine-tuning, LoRA with r = 4 on all matrices, the same on a base in NF4 (QLoRA), adapters
+and a prompt, trained for 60 steps with three seeds each on *domain* (the documentation of a library that the base never saw).
+Schemes: what each adds to the loss on held-out text of the base's own kind. The schemes that train stand apart, beside a
+float32 model that was trained as long.
+
+The shipped base is measured by the study's experiments `first_look`, `schemes` and `qat`, with seeds that the study does not
+use. So every run is a test of the study: beside each number stands the stored one (`prediction.py`). Another model is measured
+in the same way on *domain*, each method at its own learning rate, and without schemes that train.
 """
 from __future__ import annotations
 
 import copy
-import json
+import itertools
 import math
+import os
 import platform
 import time
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import quant as q
 from ..decoder import Decoder
 from ..nn import Linear
-from ..peft import METHODS, LinearProbe, Method, PeftModel, attach
+from ..peft import PeftModel, attach
 from ..progress import Progress
 from ..text import tasks
 from ..train import backward, evaluate, train
-from . import plot
 from .about import about, name_of
 
-__all__ = ["COMPARED_SCHEMES", "QUICK", "Size", "compare", "cost_of_scheme", "described", "draw", "measure_scheme", "picture",
-           "sharing", "tables", "traced_peak"]
+if TYPE_CHECKING:
+    from .tuning import Arm
+
+__all__ = ["COMPARED_SCHEMES", "QUICK", "RESULTS", "SLOW", "Size", "compare", "cost_of_scheme", "described", "measure_scheme",
+           "sharing", "traced_peak"]
+
+RESULTS = Path(__file__).parents[2] / "figures" / "results"            # of the study, in a checkout
+TRAINED_AS_LONG = "float32, trained as long"
+FRESH = 1000                                             # the first seed; the study uses 0 … 7, and 100 and 101 for rates
+MOST_JOBS = 4                                            # each process reads the text anew
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much a comparison measures. steps, classify_steps: training steps on either task (0 leaves `classify` out).
-    test_batches: test batches of 16 rows of `domain`. schemes: labels in COMPARED_SCHEMES (None: all). batch_size: rows of 128
-    tokens in a training step on `domain`."""
-    steps: int = 30
-    classify_steps: int = 60
-    test_batches: int = 8
+    """How much is measured. steps, batch_size: of fine-tuning, in rows of 128 tokens. seeds: how many. schemes: labels in
+    COMPARED_SCHEMES (None: all but SLOW). scheme_steps: of the schemes that train. test_batches: test batches of 16 rows, for
+    another model than the base."""
+    steps: int = 60
+    seeds: int = 3
     schemes: tuple[str, ...] | None = None
+    scheme_steps: int = 80
     batch_size: int = 4
+    test_batches: int = 8
 
 
-QUICK = Size(steps=5, classify_steps=0, test_batches=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"))
+QUICK = Size(steps=5, seeds=1, schemes=("int8", "LLM.int8()", "int4", "NF4", "GPTQ 4 bit"), test_batches=1)
 
 # Some minutes for SmolLM2; AWQ's search would take as long again. Its weights were quantized to 4 bits before, which would
 # decide a comparison of 4-bit schemes.
-LARGE = Size(steps=8, classify_steps=0, test_batches=1, batch_size=2, schemes=(
+LARGE = Size(steps=8, test_batches=1, batch_size=2, schemes=(
     "int8", "W8A8", "LLM.int8()", "SmoothQuant", "NF4", "int3 asymmetric", "GPTQ 3 bit"))
 LARGE_FROM = 20_000_000                                  # parameters
 
@@ -78,61 +92,116 @@ COMPARED_SCHEMES = {
     "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
     "LLM-QAT 4-8-4 *": q.LLMQAT(),
 }
+SLOW = {"AWQ 4 bit", "LLM-QAT 4-8-4 *"}                  # left to the study, so that the main job takes a minute
 
 
-def compare(model: Decoder, size: Size | None = None, seed: int = 0, progress: bool | None = None) -> dict:
-    """Run the comparison on a model with a tokenizer; returns a record that JSON can hold. size: None is `Size()`, or `LARGE`
-    for a model of LARGE_FROM parameters or more. The model is as it was afterwards."""
-    size = size or (Size() if model.n_parameters() < LARGE_FROM else LARGE)
-    for name in METHODS: about(name)                     # it must have a mark: say so before a minute is spent
-    started = time.perf_counter()
-    domain = tasks.domain(model.tokenizer, context=128)
-    classify = tasks.classify(model.tokenizer) if size.classify_steps else None
-    methods = {name: cls() for name, cls in METHODS.items()}
-    shown = {label: scheme for label, scheme in COMPARED_SCHEMES.items() if size.schemes is None or label in size.schemes}
-    with Progress(1 + len(methods) + len(shown), "compare", progress) as bar:
-        frozen = {"name": "frozen", "label": "frozen base", "trained": 0, "share": 0.0,
-                  "loss": evaluate(model, domain, "test", max_batches=size.test_batches)["loss"]}
-        if classify:
-            frozen |= _classify(model, LinearProbe(), classify, size, seed)
-        bar(1, "frozen base")
-        rows = [frozen]
-        for i, (name, method) in enumerate(methods.items()):
-            rows.append({"name": name, **_adapt(model, method, domain, classify, size, seed)})
-            bar(2 + i, str(method))
-        quantized = []
-        for i, (label, scheme) in enumerate(shown.items()):
-            quantized.append({"label": label, "name": name_of(scheme), **measure_scheme(model, scheme, domain, size, seed)})
-            bar(2 + len(methods) + i, label)
-    return {"command": "python -m tinypeft --out figures", "date": time.strftime("%Y-%m-%d"), "seed": seed, "steps": size.steps,
-            "classify_steps": size.classify_steps, "test_tokens": size.test_batches * 16 * 128,
+def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 0, progress: bool | None = None,
+            jobs: int | None = None) -> dict:
+    """Run the comparison; returns a record that JSON can hold.
+
+    model: with a tokenizer; it is as it was afterwards. None: the shipped base, which is held against the study. size: None is
+    `Size()`, or `LARGE` for a model of LARGE_FROM parameters or more. jobs: processes that measure the base (default: one per
+    core, at most MOST_JOBS).
+    """
+    size = size or (Size() if model is None or model.n_parameters() < LARGE_FROM else LARGE)
+    shown = size.schemes or [label for label in COMPARED_SCHEMES if label not in SLOW]
+    schemes = {label: COMPARED_SCHEMES[label] for label in shown}
+    for scheme in schemes.values(): about(name_of(scheme))             # it must have a mark: say so before a minute is spent
+    started, seeds = time.perf_counter(), [FRESH + size.seeds * seed + i for i in range(size.seeds)]
+    if model is None: found = of_the_base(size, seeds, schemes, progress, jobs or min(os.cpu_count() or 1, MOST_JOBS))
+    else:             found = of_another(model, size, seeds, schemes, progress)
+    return {"command": "python -m tinypeft --out figures", "date": time.strftime("%Y-%m-%d"), "seed": seed, "seeds": seeds,
+            "steps": size.steps, "scheme_steps": size.scheme_steps, "batch_size": size.batch_size,
             "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            "seconds": round(time.perf_counter() - started, 1), "classes": len(classify.classes) if classify else None,
-            "perplexity": math.exp(frozen["loss"]),
-            "methods": rows, "schemes": quantized}
+            "seconds": round(time.perf_counter() - started, 1), **found}
 
 
-def _adapt(model: Decoder, method: Method, domain: tasks.Task, classify: tasks.Task | None, size: Size, seed: int) -> dict:
-    """One row: the method on both tasks, each time from the same base."""
-    tuned = attach(model, method, rng=seed)
-    counts = tuned.summary()
-    peak = traced_peak(tuned, domain, size.batch_size)
-    history = train(tuned, domain, size.steps, batch_size=size.batch_size, seed=seed, progress=False)
-    loss = evaluate(tuned, domain, "test", max_batches=size.test_batches)["loss"]
-    tuned.detach()
-    row = {"label": str(method), "trained": counts.trained, "stored": counts.stored, "share": counts.share, "loss": loss,
-           "seconds_per_step": history.seconds / size.steps, "peak_bytes": peak}
-    return row | (_classify(model, method, classify, size, seed) if classify else {})
+# -- what is measured ------------------------------------------------------------------------------
+def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None, jobs: int) -> dict:
+    """What the study's experiments measure, with `seeds` for the methods and the first of them for schemes, in processes."""
+    from .experiment import measure_one, workers
+    from .experiments import EXPERIMENTS
+    from .prediction import beside
+    from .tuning import domain
+    arms = EXPERIMENTS["first_look"].conditions
+    settings = {name: EXPERIMENTS[name].settings | {"steps": size.scheme_steps} for name in ("schemes", "qat")}
+    settings["first_look"] = {"steps": size.steps / arms["full"].times, "batch_size": size.batch_size}
+    trained = [TRAINED_AS_LONG] if any(scheme.trains for scheme in schemes.values()) else []
+    wanted = [("schemes", label, seeds[:1]) for label in reversed(schemes)]           # those that take longest come first
+    wanted += [("qat", label, seeds[:1]) for label in trained]
+    wanted += [("first_look", name, seeds[:1] if name == "frozen" else seeds) for name in reversed(arms)]
+    calls = [(EXPERIMENTS[name].measure, (name, label), EXPERIMENTS[name].conditions[label], seed, settings[name])
+             for name, label, of in wanted for seed in of]
+    runs: dict[tuple[str, str], dict[int, dict]] = {}
+    with Progress(len(calls), "compare", progress) as bar, workers(min(jobs, len(calls))) as each:
+        for done, (key, seed, metrics, _) in enumerate(each(measure_one, calls)):
+            runs.setdefault(key, {})[seed] = metrics
+            bar(done + 1, key[1])
+    methods = []
+    for name, arm in arms.items():
+        of_name = runs["first_look", name]
+        methods.append(row(name, arm, of_name[seeds[0]], [of_name[seed]["loss"] for seed in sorted(of_name)]))
+    rounded = {label: runs["schemes", label][seeds[0]] for label in schemes}
+    exact = next(found["loss"] - found["excess"] for found in rounded.values())
+    rows = [{"label": "float32", "name": "float32", "bits": 32.0, "error": 0.0, "loss": exact, "excess": 0.0}]
+    rows += [{"label": label, "name": name_of(schemes[label])} | found for label, found in rounded.items()]
+    rows += [{"label": label, "name": "float32", "bits": 32.0, "loss": exact + found["excess"]} | found
+             for label in trained for found in [runs["qat", label][seeds[0]]]]
+    record = {"test_tokens": len(domain().data("test")) - 1, "judged_on": "held-out text of the base's own kind",
+              "methods": with_gains(methods), "schemes": rows}
+    if size == Size(): return record | {"notes": beside(record, RESULTS)}
+    return record | {"notes": ["A run of another size than the default is not compared with the study."]}
 
 
-def _classify(model: Decoder, method: Method, classify: tasks.Task, size: Size, seed: int) -> dict:
-    tuned = attach(model, method, rng=seed, head=len(classify.classes))
-    train(tuned, classify, size.classify_steps, batch_size=16, seed=seed, progress=False)
-    accuracy = evaluate(tuned, classify, "test", batch_size=32)["accuracy"]
-    tuned.detach()
-    return {"accuracy": accuracy}
+def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None) -> dict:
+    """The same of another model, on *domain* alone and in this process."""
+    from .experiments import EXPERIMENTS
+    domain, arms = tasks.domain(model), EXPERIMENTS["first_look"].conditions
+    schemes = {label: scheme for label, scheme in schemes.items() if not scheme.trains}
+    test = lambda tested: evaluate(tested, domain, "test", max_batches=size.test_batches)["loss"]
+    with Progress(1 + size.seeds * (len(arms) - 1) + len(schemes), "compare", progress) as bar:
+        exact, done = test(model), 1
+        methods = [row("frozen", arms["frozen"], {"trained": 0, "share": 0.0}, [exact])]
+        for name, arm in arms.items():
+            if name == "frozen": continue
+            losses, scheme = [], getattr(arm, "scheme", None)
+            for seed in seeds:
+                tuned = attach(q.quantize(sharing(model), scheme) if scheme else model, arm.method, rng=seed)
+                counts = tuned.summary()
+                train(tuned, domain, size.steps, batch_size=size.batch_size, seed=seed, progress=False)
+                losses.append(test(tuned))
+                tuned.detach()
+                bar(done := done + 1, name)
+            methods.append(row(name, arm, {"trained": counts.trained, "share": counts.share}, losses))
+        rows = [{"label": "float32", "name": "float32", "bits": 32.0, "error": 0.0, "loss": exact, "excess": 0.0}]
+        for label, scheme in schemes.items():
+            cost = measure_scheme(model, scheme, domain, size, seeds[0])
+            loss = math.log(cost["perplexity"])
+            rows.append({"label": label, "name": name_of(scheme), "bits": cost["bits_per_weight"],
+                         "error": cost["output_error"], "loss": loss, "excess": loss - exact})
+            bar(done := done + 1, label)
+    tokens = sum(domain.count(batch) for batch in itertools.islice(domain.batches("test", 16), size.test_batches))
+    return {"test_tokens": tokens, "judged_on": "the same text", "methods": with_gains(methods), "schemes": rows,
+            "notes": ["The study measures the shipped base only, so nothing of it stands beside these numbers.",
+                      "Schemes that train are left out."]}
 
 
+def row(name: str, arm: Arm, counts: dict, losses: list[float]) -> dict:
+    """A row of the first table, with the mean of losses over seeds and half of its 95 % interval (None for one seed)."""
+    from .experiment import half_width
+    known = len(losses) > 1 or name == "frozen"
+    return {"name": name, "label": about(name).short, "method": str(arm.method), "trained": counts["trained"],
+            "share": counts["share"], "loss": float(np.mean(losses)), "losses": losses,
+            "interval": (float(half_width(losses)) if len(losses) > 1 else 0.0) if known else None}
+
+
+def with_gains(rows: list[dict]) -> list[dict]:
+    """The rows, each with "gain": its share of what full fine-tuning gains over the frozen base."""
+    loss = {r["name"]: r["loss"] for r in rows}
+    return [r | {"gain": (loss["frozen"] - r["loss"]) / (loss["frozen"] - loss["full"])} for r in rows]
+
+
+# -- one scheme, for the command `quantize` --------------------------------------------------------
 def measure_scheme(model: Decoder, scheme: q.Scheme, domain: tasks.Task, size: Size, seed: int = 0) -> dict:
     """Quantize a copy of `model` and measure bits per weight, bytes, the relative errors of weights and of logits, and the
     perplexity on `domain`.
@@ -191,73 +260,3 @@ def described(cost: dict) -> str:
             f"  output error  {100 * cost['output_error']:.2f} % of the logits' norm\n"
             f"  perplexity    {cost['perplexity of float32']:.3f} → {cost['perplexity']:.3f} on the test split of Matplotlib's "
             "documentation")
-
-
-# -- tables and the picture ------------------------------------------------------------------------
-def tables(record: dict) -> str:
-    """The record as text: a table of methods, a table of schemes, and notes."""
-    def table(head, rows):
-        cells = [head, *rows]
-        widths = [max(len(r[i]) for r in cells) for i in range(len(head))]
-        line = lambda r: "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
-        return "\n".join([line(head), "-" * (sum(widths) + 2 * len(head) - 2), *map(line, rows)])
-
-    show = lambda row, key, form: form(row[key]) if key in row else "–"
-    methods = table(["method", "trained", "share", "domain loss", "classify acc.", "step ms", "peak MiB"], [
-        [r["label"], f"{r['trained']:,}", f"{100 * r['share']:.2f} %", f"{r['loss']:.3f}",
-         show(r, "accuracy", lambda a: f"{100 * a:.1f} %"), show(r, "seconds_per_step", lambda s: f"{1e3 * s:.0f}"),
-         show(r, "peak_bytes", lambda b: f"{b / 2**20:.1f}")] for r in record["methods"]])
-    schemes = table(["scheme", "bits/weight", "KiB", "weight error", "output error", "perplexity"], [
-        [r["label"], f"{r['bits_per_weight']:.3f}", f"{r['bytes'] / 1024:,.0f}", f"{100 * r['weight_error']:.2f} %",
-         f"{100 * r['output_error']:.2f} %", f"{r['perplexity']:.2f}"] for r in record["schemes"]])
-    notes = [f"domain: the first {record['test_tokens']:,} tokens of the test split, in windows of 128"]
-    if record["classify_steps"]: notes.append("classify: every row also trains a linear head, which is not counted")
-    if any(r["label"].endswith("*") for r in record["schemes"]): notes.append("* trained, on as much text as the methods")
-    return f"{methods}\n\n{schemes}\n\n" + "\n".join(notes)
-
-
-def draw(record: dict, path: str | Path) -> Path:
-    """Draw the record into the file `path`."""
-    with plot.style(): drawing = picture_of(record)
-    return plot.save(drawing, path)
-
-
-def picture(results: Path) -> plot.Drawing:
-    """The comparison stored in the folder `results`, as a `Drawing`."""
-    return picture_of(json.loads((results / "compare.json").read_text(encoding="utf-8")))
-
-
-def picture_of(record: dict) -> plot.Drawing:
-    """Loss over trained parameters, and perplexity by bits per weight, as a `Drawing`."""
-    frozen, *methods = record["methods"]
-    rows = sorted(record["schemes"], key=lambda r: -r["bits_per_weight"])
-    fig, (above, below) = plot.figure(2, 1, height=3.4 + 0.6 + 0.19 * len(rows), height_ratios=(3.4, 0.6 + 0.19 * len(rows)))
-    colour = lambda r: plot.mark(r["name"])["color"]
-    base = plot.reference_line(above, frozen["loss"], about("frozen").short, above=True, right=True)
-    for r in methods: above.scatter(r["trained"], r["loss"], zorder=3, **plot.mark(r["name"]))
-    above.set(xscale="log", xlabel="trained parameters", ylabel="test loss (nats/token)")
-    above.set_title(f"Fine-tuning for {record['steps']} steps: lower is better")
-    above.margins(x=0.12, y=0.14)
-    plot.count_axis(above.xaxis)
-    fig.draw_without_rendering()
-    plot.label_points(above, [(r["trained"], r["loss"], r["label"].split("(")[0], colour(r)) for r in methods],
-                      avoid=[base.get_window_extent()])
-    below.axvline(record["perplexity"], color=plot.COLOURS["grey"], lw=1, ls="--")
-    for y, r in enumerate(rows):
-        trained = {"facecolors": "none"} if r["label"].endswith("*") else {}
-        below.scatter(r["perplexity"], y, zorder=3, **{"edgecolors": colour(r), **plot.mark(r["name"]), **trained})
-    below.set_yticks(range(len(rows)), [f"{r['label']}\u2003{r['bits_per_weight']:.2f}" for r in rows])
-    below.set(xlabel="perplexity; dashed: float32, hollow: trained", ylim=(-0.7, len(rows) - 0.3))
-    below.set_title("Quantizing, by bits per weight: left is better")
-    below.invert_yaxis()
-    best, small = min(methods, key=lambda r: r["loss"]), rows[-1]
-    return plot.Drawing(
-        fig,
-        "A few per cent of the parameters learn most of what all parameters learn, and four bits keep nearly everything that "
-        "thirty-two bits hold.",
-        f"Both panels: *domain*, {record['test_tokens']:,} test tokens. This is a first look with one seed and "
-        f"{record['steps']} steps.",
-        f"Above: test loss against trained parameters for {len(methods)} methods. The frozen base is at {frozen['loss']:.3f} "
-        f"and the best method, {best['label']}, at {best['loss']:.3f}. Below: perplexity by bits per weight for {len(rows)} "
-        f"quantization schemes. float32 is at {record['perplexity']:.2f} and the smallest scheme, {small['label']}, at "
-        f"{small['perplexity']:.2f}.")

@@ -22,6 +22,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import time
 import warnings
@@ -120,7 +121,9 @@ def in_order(runs: dict, experiment: Experiment) -> dict:
 
 
 def as_text(record: dict) -> str:
-    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    """The record as JSON, with each list of numbers on one line."""
+    numbers = re.compile(r"\[\n\s*([-+.\w,\s]+?)\s*\]")             # a string would have quotes, a list brackets
+    return numbers.sub(lambda m: f"[{' '.join(m[1].split())}]", json.dumps(record, indent=1, ensure_ascii=False)) + "\n"
 
 
 def measure_one(task: tuple) -> tuple[str, int, dict, float]:

@@ -27,7 +27,9 @@ from ..peft import METHODS
 from ..quant import SCHEMES
 from . import compare, pages, pictures
 from .about import ABOUT, lesson_map
-from .claims import ALL_CLAIMS, table, verdict
+from .claims import ALL_CLAIMS
+from .claims.rule import NOT_MEASURED
+from .claims.tables import judged, table
 from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import StaleWarning, Stamp, changes, summary
@@ -40,7 +42,8 @@ PUBLIC = sys.modules[__name__.split(".")[0]]              # the package, for its
 RESULTS = ROOT / "figures" / "results"
 FIGURES, MAIN_JOB = "`python -m tinypeft figures`", "`python -m tinypeft --out figures`"
 TEXTBOOK = {"full", "uniform", "gguf"}                   # without a paper's letters to translate
-SERVING = {"rates", "baselines", "smollm2_rates", "smollm2"}   # there for other experiments and for a page
+# there for other experiments, for the main job or for a page
+SERVING = {"rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates", "smollm2"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def of_method(name: str, fresh: bool) -> Lacks:
              ".merge()": "a test of merging, or of the error that says why it cannot be merged"}
     yield from of_tests(name, cls, "peft", needs)
     yield from of_knowledge(name)
-    yield from of_results(name, "methods", "methods", [name], fresh)
+    yield from of_results(name, "methods", [name], fresh)
 
 
 def of_scheme(name: str, fresh: bool) -> Lacks:
@@ -117,7 +120,10 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
     labels = [label for label, scheme in compare.COMPARED_SCHEMES.items() if type(scheme) is cls]
     if not labels:
         yield Lack(4, "tinypeft/study/compare.py", f"COMPARED_SCHEMES has no {cls.__name__}; add a label and a value")
-    yield from of_results(name, "schemes", "schemes", labels, fresh)
+    record = json.loads((RESULTS / "compare.json").read_text("utf-8"))
+    if name not in [row["name"] for row in record["schemes"]] and not compare.SLOW.issuperset(labels):
+        yield Lack(5, "figures/results/compare.json", f"it has no row {name!r}; {MAIN_JOB} measures it")
+    yield from of_results(name, "schemes", labels, fresh)
 
 
 def of_class(name: str, cls: type, folder: str) -> Lacks:
@@ -168,12 +174,9 @@ def of_knowledge(name: str) -> Lacks:
     for twin in twins: yield Lack(4, where, f"{name!r} looks like {twin!r} in plots; take another colour or marker")
 
 
-def of_results(name: str, experiment: str, rows: str, labels: list[str], fresh: bool) -> Lacks:
-    """The stored measurements of a method or scheme: over seeds, and in the main job. fresh: stale ones do not count."""
+def of_results(name: str, experiment: str, labels: list[str], fresh: bool) -> Lacks:
+    """The stored measurements of a method or scheme, and the pages that show them. fresh: stale ones do not count."""
     yield from of_measurement(experiment, labels, fresh, step=5)
-    record = json.loads((RESULTS / "compare.json").read_text("utf-8"))
-    if name not in [row["name"] for row in record[rows]]:
-        yield Lack(5, "figures/results/compare.json", f"it has no row {name!r}; {MAIN_JOB} measures it")
     if fresh and name in ABOUT: yield from of_pages()
 
 
@@ -217,7 +220,7 @@ def of_lessons(experiment: str | None = None) -> Lacks:
         text, where = path.read_text("utf-8"), f"lessons/{path.stem}.ipynb"
         shown = [name for name in dict.fromkeys(re.findall(r'show\("(\w+)"\)', text)) if name in PICTURES]
         read_by = {name for shows in shown for name in PICTURES[shows].needs} | set(re.findall(r"\{study\s+(\w+):", text))
-        read_by |= {name for c in ALL_CLAIMS for name in c.experiment
+        read_by |= {name for c in ALL_CLAIMS for name in c.needs
                     if any(c.text.startswith(" ".join(start.split())) for start in re.findall(r"\{claim\s([^}]+)\}", text))}
         if experiment is not None and experiment not in read_by: continue
         try:
@@ -294,20 +297,18 @@ def of_exercise(name: str, fresh: bool) -> Lacks:
 
 # -- experiments and claims ----------------------------------------------------------------------
 def of_experiment(name: str, fresh: bool) -> Lacks:
-    yield from of_measurement(name, None, fresh, step=3)
-    claims = [claim for claim in ALL_CLAIMS if name in claim.experiment]
+    yield from of_measurement(name, None, fresh, step=4)
+    claims = [j for j in judged(RESULTS, ALL_CLAIMS) if name in j.claim.needs]
     drawn = any(name in picture.needs for picture in PICTURES.values())
     if not claims and not drawn and name not in SERVING:
-        yield Lack(4, "tinypeft/study/claims/methods.py or schemes.py",
+        yield Lack(3, "tinypeft/study/claims/methods.py or schemes.py",
                    f"no claim and no picture reads {name}; add a Claim here, or a Picture to tinypeft/study/pictures")
     gallery = (ROOT / "figures" / "README.md").read_text("utf-8")
-    for claim in claims:
-        if all((RESULTS / f"{n}.json").exists() for n in claim.experiment):
-            judged = verdict(claim.test(lambda n: Results.load(RESULTS, n)))
-            if judged not in claim.why and claim.test.__module__.endswith(".methods"):
-                yield Lack(4, "tinypeft/study/claims", f"the claim {claim.text!r} is {judged}, and `why` does not say why")
-        if f"| {claim.text} |" not in gallery:
-            yield Lack(5, "figures/README.md", f"it lacks the claim {claim.text!r}; {FIGURES} writes it")
+    for j in claims:
+        if j.verdict != NOT_MEASURED and not j.why:
+            yield Lack(4, "tinypeft/study/claims", f"the claim {j.claim.text!r} is {j.verdict}, and `why` does not say why")
+        if f"| {j.claim.text} |" not in gallery:
+            yield Lack(5, "figures/README.md", f"it lacks the claim {j.claim.text!r}; {FIGURES} writes it")
     yield from of_lessons(name)
 
 

@@ -18,9 +18,11 @@ from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
 from . import compare as the_main_job
-from . import speed
+from . import glance, speed
 from .about import about, arxiv, class_link, code, lesson_map, name_of
-from .claims import ALL_CLAIMS, brief
+from .claims import ALL_CLAIMS
+from .claims.tables import brief
+from .claims.words import beside
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
@@ -61,8 +63,8 @@ FIRST_PAGE = "full", "adapter", "prefix", "prompt", "lora", "adalora", "uniform"
 
 
 def picture(results: Path) -> str:
-    """The picture that `python -m tinypeft` draws, with its description."""
-    alt = html.escape(drawing(results.parent, "compare").alt)
+    """The picture that `python -m tinypeft` draws. The tables below it have the numbers, so its sentence describes it."""
+    alt = html.escape(f"Dots with intervals. {drawing(results.parent, 'compare').sentence}")
     return f'<img src="figures/compare.svg" width="520" alt="{alt}">'
 
 
@@ -77,14 +79,18 @@ def all_methods(results: Path) -> str:
 
 
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
-    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout."""
+    """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout. papers:
+    with their papers, and with the difference to full fine-tuning."""
     r, settings = Results.load(results, "methods"), read(results, "methods")["settings"]
     rows = [("the frozen base", "", *[""] * papers, "–", f"{r.mean('frozen', 'loss'):.3f}")]
     for name in names:
-        measured = (f"{100 * r.mean(name, 'share'):.2f} %", pm(r, name, "loss")) if name in r.conditions else ("", "")
+        loss = lambda name: beside(r, name, "full") if papers else f"{r.mean(name, 'loss'):.3f}"
+        measured = (f"{100 * r.mean(name, 'share'):.2f} %", loss(name)) if name in r.conditions else ("", "")
         rows.append((*known(name, METHODS, prefix, papers), *measured))
     return (f"Test loss on documentation that the base never saw, after {settings['steps']} training steps, over "
-            f"{len(r.seeds)} seeds.\n\n"
+            f"{len(r.seeds)} seeds"
+            + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ". LoRA is on "
+            "two matrices of a block here and AdaLoRA on six, so do not compare these two.\n\n"
             + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
 
 
@@ -129,14 +135,12 @@ def claims(results: Path) -> str:
 
 # -- figures/README.md: the tables that are too long for the first page ---------------------------
 def main_job(results: Path) -> str:
-    """The two tables that `python -m tinypeft` prints."""
+    """The tables that `python -m tinypeft` prints."""
     record = read(results, "compare")
-    return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg). It is a first look "
-            f"with one seed and few steps: {record['steps']} steps of 512 tokens on *domain* (language modelling of "
-            f"Matplotlib's documentation, test loss in nats per token), and {record['classify_steps']} steps of 16 sentences "
-            f"on *classify* (which of {record['classes']} packages a sentence documents). `python -m tinypeft --out figures` "
-            f"measures them again.\n\n"
-            f"```text\n{the_main_job.tables(record)}\n```\n")
+    return (f"`python -m tinypeft` prints these tables and draws the picture [compare.svg](compare.svg): fine-tuning on "
+            f"*domain* (Matplotlib's documentation) for {record['steps']} steps, and the loss that rounding adds on "
+            f"{record['judged_on']}. `python -m tinypeft --out figures` measures them again.\n\n"
+            f"```text\n{glance.tables(record)}\n```\n")
 
 
 def over_seeds(results: Path) -> str:
@@ -148,7 +152,8 @@ def over_seeds(results: Path) -> str:
     better = all(r.mean(c, "loss") < r.mean("frozen", "loss") and r.mean(c, "accuracy") > r.mean("frozen", "accuracy")
                  for c in r.conditions if c != "frozen")
     return (f"The same two tasks with {settings['steps']} and {settings['classify_steps']} steps and {len(r.seeds)} seeds, "
-            "every method at its own learning rate: mean ± half of the 95 % confidence interval. "
+            "every method at its best learning rate on each task: means, and in brackets the difference to full fine-tuning ± "
+            "half of its 95 % interval over seeds and test windows, paired. "
             + "Every method beats the frozen base on both tasks. " * better + "Forgetting is the loss on "
             "test text of the base's own kind after training on *domain*, minus that loss before. `LinearProbe` is the "
             "frozen base, with a trained head on *classify*. AdaLoRA adapts all six matrices of a block; LoRA and DyLoRA "

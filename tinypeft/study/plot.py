@@ -130,10 +130,12 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def key(fig: Figure, looks: dict[str, tuple[str, ...]], columns: int = 3) -> None:
-    """A legend above the panels, for lines that several panels share. looks: label → as for `band`."""
+def key(fig: Figure, looks: dict[str, tuple[str, ...]], columns: int = 3, hollow: tuple[str, ...] = ()) -> None:
+    """A legend above the panels, for lines that several panels share. looks: label → as for `band`. hollow: labels of marks
+    that are not filled."""
     from matplotlib.lines import Line2D
-    handles = [Line2D([], [], color=COLOURS[colour], marker=marker, ms=5, ls=(style or ["-"])[0], label=label)
+    handles = [Line2D([], [], color=COLOURS[colour], marker=marker, ms=5, ls=(style or ["-"])[0], label=label,
+                      mfc="white" if label in hollow else None)
                for label, (colour, marker, *style) in looks.items()]
     fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 

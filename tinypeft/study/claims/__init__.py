@@ -1,17 +1,20 @@
-"""What the papers claim, beside what was measured here.
+"""What the papers claim, beside what was measured here, and a rule that was fixed before the runs.
 
-    rule.py      what a claim is, the rule that gives the verdict, and the helpers the tests of claims share
+    rule.py      what a claim is, and the rule: parts, p for yes and for no, Holm over all claims, the verdicts
+    effects.py   an effect and its error over seeds and test windows: intervals and p-values from one standard error
     methods.py   METHOD_CLAIMS: fine-tuning methods
     schemes.py   SCHEME_CLAIMS: quantization
-    tables.py    the claims and their verdicts as Markdown tables
+    words.py     numbers in words; a mean beside its paired difference to another
+    tables.py    the rule, the claims and their verdicts as Markdown tables
+    earlier.py   the verdicts of an earlier rule beside those of this one
 
-To add a claim, write a function (name → Results) → `Finding` and an entry of METHOD_CLAIMS or SCHEME_CLAIMS beside it.
+To add a claim, write a function (name → Results) → `Finding` and an entry of METHOD_CLAIMS or SCHEME_CLAIMS beside it, with
+its contrast, its δ and what would refute it, before its experiment is run.
 """
 from .methods import METHOD_CLAIMS
-from .rule import Claim, Finding, verdict
+from .rule import Claim, Finding, Judgement, judge
 from .schemes import SCHEME_CLAIMS
-from .tables import brief, table
 
 ALL_CLAIMS = *METHOD_CLAIMS, *SCHEME_CLAIMS
 
-__all__ = ["ALL_CLAIMS", "METHOD_CLAIMS", "SCHEME_CLAIMS", "Claim", "Finding", "brief", "table", "verdict"]
+__all__ = ["ALL_CLAIMS", "METHOD_CLAIMS", "SCHEME_CLAIMS", "Claim", "Finding", "Judgement", "judge"]

@@ -1,104 +1,210 @@
-"""The rule that judges a claim, and the helpers from which the tests of claims are made.
+"""The rule that judges a claim. It was fixed, with every contrast and every δ, before the runs with new settings.
 
-A claim is tested by one or more *effects*. Each effect is signed so that a positive number supports the claim, and each
-has a 95 % confidence interval over seeds (Student's t, paired where two methods saw the same seeds):
+A claim has one contrast, in one metric, with a δ: the difference that matters. It may have several *parts* (two widths, two
+tasks), and it is right if all of them are. An effect is signed so that more of it supports the claim.
 
-    reproduced          every interval lies above zero
-    contradicted        every interval lies below −margin
-    not at this size    anything else: no clear effect, or effects that disagree
+    kind              a part is right if          it is large if                        level
+    better            effect > 0                  its interval lies above δ             its interval lies within ± δ
+    far better        effect > 0                  its interval lies above 5 δ           within ± δ
+    as good as        share of the gain > 90 %    the gain itself lies above δ          within 80 to 100 %
+    nothing lost      −δ < effect < δ             its interval holds zero               within ± δ
+    unlike chance     correlation > 0             its interval lies above δ             within ± δ
 
-"A is better than B" has the difference as its effect, and margin 0. "A is as good as B" measures the share of B's gain
-over the frozen base that A reaches; the effect is this share minus 0.9, and the margin is 0.4. So nine tenths of the
-gain reproduce the claim, and less than half of it contradicts the claim.
+    p_yes = max over parts of the p-value of "this part is not right"        all must be right: intersection–union (Berger 1982)
+    p_no  = parts · min over parts of the p-value of "this part is right"    one wrong part suffices: Bonferroni
+    p     = 2 · min(p_yes, p_no), then Holm (1979) over all claims that count, at 5 %
+
+    reproduced            p ≤ 5 % and p_yes < p_no, and every part is large
+    reproduced, small     the same, but not every part is shown to be large
+    contradicted here     p ≤ 5 % and p_no < p_yes
+    level                 neither, and every part is level
+    not shown             anything else: these runs cannot tell
+
+"Nothing lost" is two one-sided parts (Schuirmann 1987). Intervals are of 95 %, each for itself, and come from the same standard
+error as p (`effects.py`). "Not at this size" is printed beside a verdict only if the trend in size was measured and lies above
+zero. A claim that holds *by construction* has a reason in place of a verdict, and does not count. A claim that was not
+measured has p = 1 in Holm's list, so that the list has the same length before and after.
 """
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..experiment import Results, half_width
+from ..experiment import Results
+from .effects import Effect
+from .words import pm
 
-__all__ = ["CONTRADICTED", "NOT_AT_THIS_SIZE", "REPRODUCED", "VERDICTS", "Claim", "Finding", "Load", "against", "as_good",
-           "effect", "entry", "listed", "percent", "pm", "share_of_gain", "slashed", "verdict"]
+__all__ = ["ACCURACY", "AS_GOOD", "AT_LEAST", "BETTER", "BY_CONSTRUCTION", "CHANCE", "CONTRADICTED", "CORRELATION", "FAR",
+           "FINE_TUNING", "KINDS", "LEVEL", "NOTHING", "NOT_MEASURED", "NOT_SHOWN", "QUANTIZATION", "RELATIVE", "REPRODUCED",
+           "SHARE", "SMALL", "VERDICTS", "Claim", "Contrast", "Delta", "Finding", "Judgement", "Load", "Part", "holm", "judge",
+           "parts", "p_values", "verdict"]
 
-REPRODUCED, NOT_AT_THIS_SIZE, CONTRADICTED = VERDICTS = "reproduced", "not at this size", "contradicted"
+REPRODUCED, SMALL, LEVEL, CONTRADICTED, NOT_SHOWN = VERDICTS = (
+    "reproduced", "reproduced, small", "level", "contradicted here", "not shown")
+NOT_MEASURED, BY_CONSTRUCTION = "not measured", "by construction"
+BETTER, FAR, AS_GOOD, NOTHING, CHANCE = KINDS = "better", "far better", "as good as", "nothing lost", "unlike chance"
+
+ALPHA, FAR_TIMES = 0.05, 5
 Load = Callable[[str], Results]                          # the results of an experiment, by its name
+
+
+# -- what a claim is -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Delta:
+    """The difference that matters. size: in the metric's own unit. unit: as a reader sees it, `times` as large."""
+    size: float
+    unit: str
+    form: str = "{:+.3f}"
+    times: float = 1
+
+    def __str__(self) -> str: return f"{self.times * self.size:g} {self.unit}"
+
+    def show(self, e: Effect) -> str:
+        """"mean ± half of the interval", and the unit unless it is nats/token."""
+        return pm(e, self.form, self.times) + f" {self.unit}" * self.unit.startswith("%")
+
+
+FINE_TUNING, QUANTIZATION = Delta(0.02, "nats/token"), Delta(0.01, "nats/token")     # losses after training; excess of rounding
+ACCURACY, SHARE = Delta(0.02, "points", "{:+.1f}", 100), Delta(0.10, "% of the gain", "{:+.0f}", 100)
+RELATIVE, CORRELATION = Delta(0.10, "% of the error", "{:+.0f}", 100), Delta(0.3, "of a correlation", "{:+.2f}")
+AT_LEAST = replace(SHARE, form="{:.0f}")                 # of "as good as": the share itself
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What was measured of one part. name: of the part, in a few words. effect: signed, positive supports the claim; of "as
+    good as", the share of the gain. gain, worth: of "as good as", the gain of which it is a share, and the δ for it."""
+    name: str
+    effect: Effect
+    gain: Effect | None = None
+    worth: Delta = FINE_TUNING
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured. measured: the numbers in words, Markdown. effects: (mean, half width) pairs, positive where they
-    support the claim. margin: how far below zero an interval must lie to contradict the claim."""
+    """measured: means in words, Markdown, without intervals that invite an unpaired comparison. contrasts: the parts."""
     measured: str
-    effects: tuple[tuple[float, float], ...]
-    margin: float = 0.0
+    contrasts: tuple[Contrast, ...]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a paper. text: the claim. paper: its arXiv id. paper_number: the paper's own numbers ("" if it gives a
-    direction only). experiment: names of the results the test reads. test: the function that judges. why: verdict → one
-    sentence that explains it; a sentence is written only for a verdict that was reached."""
+    """One claim. text: as the paper states it, or as the study does. paper: arXiv id. number: the paper's own numbers ("" if
+    it gives a direction only). own: the claim is the study's; the paper is where the method is from.
+
+    kind: one of KINDS. delta: δ of the metric. contrast: what is compared, in words. refuted: what would refute it.
+    needs: names of the results that `test` reads. test: the function that measures. trend: the effect of the model's size,
+    if one was measured (positive: it is more true of a larger model). by_construction: why it cannot fail here, if so.
+    why: verdict → one sentence that explains it; a sentence is written only for a verdict that was reached.
+    """
     text: str
     paper: str
-    paper_number: str
-    experiment: tuple[str, ...]
+    number: str
+    kind: str
+    delta: Delta
+    contrast: str
+    refuted: str
+    needs: tuple[str, ...]
     test: Callable[[Load], Finding]
+    own: bool = False
+    trend: Callable[[Load], Effect] | None = None
+    by_construction: str = ""
     why: dict[str, str] = field(default_factory=dict)
 
 
-def verdict(finding: Finding) -> str:
-    """One of VERDICTS, by the rule above. Raises ValueError if the finding has no effect."""
-    if not finding.effects:
-        raise ValueError(f"verdict: {finding.measured!r} has no effect; a finding needs at least one effect to be judged")
-    if all(mean - half > 0 for mean, half in finding.effects): return REPRODUCED
-    if all(mean + half < -finding.margin for mean, half in finding.effects): return CONTRADICTED
-    return NOT_AT_THIS_SIZE
+# -- the rule --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Part:
+    """A part as the rule sees it: it is right if effect > limit. large, level: see the table above."""
+    effect: Effect
+    limit: float
+    large: bool
+    level: bool
 
 
-# -- effects -----------------------------------------------------------------------------------------
-def effect(values: np.ndarray) -> tuple[float, float]:
-    """(mean, half width) of one number per seed."""
-    return float(np.mean(values)), float(half_width(values))
+def parts(kind: str, delta: Delta, contrast: Contrast) -> list[Part]:
+    """The part, or the two of "nothing lost", by the table above. Raises ValueError for a kind that is not in KINDS."""
+    e, d = contrast.effect, delta.size
+    within = lambda middle: middle - d < e.low and e.high < middle + d
+    if kind in (BETTER, CHANCE): return [Part(e, 0.0, e.low >= d, within(0.0))]
+    if kind == FAR: return [Part(e, 0.0, e.low >= FAR_TIMES * d, within(0.0))]
+    if kind == AS_GOOD: return [Part(e, 1 - d, contrast.gain.low >= contrast.worth.size, within(1 - d))]
+    if kind == NOTHING: return [Part(one, -d, e.low <= 0 <= e.high, within(0.0)) for one in (e, -e)]
+    raise ValueError(f"a claim's kind is one of {', '.join(KINDS)}, not {kind!r}")
 
 
-def against(results: Results, better: str, worse: str, metric: str = "excess") -> tuple[float, float]:
-    """By how much `worse` exceeds `better`, paired over seeds: positive if a claim that `better` is lower holds."""
-    return results.difference(worse, better, metric)
+def p_values(of: Sequence[Part]) -> tuple[float, float]:
+    """(p_yes, p_no) of a claim with these parts: small if the data say that it is right, and that it is wrong."""
+    yes = max(part.effect.p_above(part.limit) for part in of)
+    no = len(of) * min(part.effect.p_below(part.limit) for part in of)
+    return yes, min(no, 1.0)
 
 
-def share_of_gain(loss: np.ndarray, full: np.ndarray, frozen: np.ndarray | float) -> np.ndarray:
-    """The share of `full`'s gain over the frozen base that `loss` reaches, one number per seed."""
-    return (frozen - loss) / (frozen - full)
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979, Scandinavian Journal of Statistics 6, 65–70): with p sorted, p_(k) is multiplied by the
+    number of those that are left, n − k + 1, and none is smaller than the one before. What is ≤ α may be rejected at α."""
+    order, adjusted, least = np.argsort(p), [0.0] * len(p), 0.0
+    for k, i in enumerate(order):
+        least = max(least, min(1.0, (len(p) - k) * p[i]))
+        adjusted[i] = least
+    return adjusted
 
 
-def as_good(shares: Iterable[np.ndarray]) -> tuple[tuple[tuple[float, float], ...], float]:
-    """The effects and the margin of "as good as", for shares of a gain."""
-    return tuple(effect(share - 0.9) for share in shares), 0.4
+@dataclass(frozen=True)
+class Judgement:
+    """A claim with its verdict. finding: None if it was not measured. p_yes, p_no: of its parts. p: two-sided, after Holm; 1
+    for a claim that does not count. trend: the effect of the model's size, if it was measured."""
+    claim: Claim
+    verdict: str
+    finding: Finding | None = None
+    p_yes: float = 1.0
+    p_no: float = 1.0
+    p: float = 1.0
+    trend: Effect | None = None
+
+    @property
+    def not_at_this_size(self) -> bool:
+        """It failed here, and a measured trend says that it is more true of a larger model."""
+        return self.verdict in (LEVEL, CONTRADICTED, NOT_SHOWN) and self.trend is not None and self.trend.low > 0
+
+    @property
+    def why(self) -> str:
+        """The sentence that explains the verdict, or the reason why there is none; "" if nobody has written it."""
+        return self.claim.by_construction or self.claim.why.get(self.verdict, "")
 
 
-def entry(results: Results, condition: str, metric: str, i: int) -> np.ndarray:
-    """Entry i of a metric that is a list, one number per seed."""
-    return results.values(condition, metric)[:, i]
+def judge(claims: Iterable[Claim], load: Load) -> list[Judgement]:
+    """Every claim with its verdict, in order; a claim whose results, conditions or metrics are missing is "not measured"."""
+    claims = list(claims)
+    found = [measured(claim.test, load) for claim in claims]
+    of = [[part for c in f.contrasts for part in parts(claim.kind, claim.delta, c)] if f else []
+          for claim, f in zip(claims, found, strict=True)]
+    p = [p_values(each) if each else (1.0, 1.0) for each in of]
+    counted = [i for i, claim in enumerate(claims) if not claim.by_construction]
+    adjusted = dict(zip(counted, holm([min(1.0, 2 * min(p[i])) for i in counted]), strict=True))
+    judged = []
+    for i, claim in enumerate(claims):
+        if not found[i]: said = NOT_MEASURED
+        elif claim.by_construction: said = BY_CONSTRUCTION
+        else: said = verdict(of[i], *p[i], adjusted[i])
+        trend = measured(claim.trend, load) if claim.trend else None
+        judged.append(Judgement(claim, said, found[i], *p[i], adjusted.get(i, 1.0), trend))
+    return judged
 
 
-# -- numbers in words ----------------------------------------------------------------------------------
-def pm(values, form: str = "{:.3f}") -> str:
-    """"mean ± half width" of one number per seed; the mean alone if nothing varies."""
-    mean, half = effect(np.asarray(values, float))
-    return form.format(mean) + (f" ± {form.format(half)}" if half > 0 else "")
+def verdict(of: Sequence[Part], p_yes: float, p_no: float, p: float) -> str:
+    """One of VERDICTS. p: after Holm. Raises ValueError without a part."""
+    if not of: raise ValueError("verdict: the claim has no contrast; a finding needs at least one")
+    if p <= ALPHA and p_yes < p_no: return REPRODUCED if all(part.large for part in of) else SMALL
+    if p <= ALPHA and p_no < p_yes: return CONTRADICTED
+    return LEVEL if all(part.level for part in of) else NOT_SHOWN
 
 
-def percent(values, digits: int = 0) -> str:
-    """The same in per cent."""
-    return pm(100 * np.asarray(values), f"{{:.{digits}f}}") + " %"
-
-
-def listed(results: Results, conditions: Iterable[str], metric: str = "excess") -> str:
-    """"condition mean ± half width" for each condition."""
-    return ", ".join(f"{c} {pm(results.values(c, metric))}" for c in conditions)
-
-
-def slashed(values: np.ndarray) -> str:
-    """Means over seeds of (seeds, n) numbers: "1.000 / 2.000 / …"."""
-    return " / ".join(f"{x:.3f}" for x in values.mean(0))
+def measured(test: Callable, load: Load):
+    """What `test` finds in the results; None if there is no such file, condition or metric yet."""
+    try:
+        return test(load)
+    except (FileNotFoundError, KeyError):
+        return None

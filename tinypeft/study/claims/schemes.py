@@ -1,215 +1,264 @@
-"""What the papers on quantization claim: one function per claim, and the table SCHEME_CLAIMS.
+"""The claims on quantization: one function per claim, and the table SCHEME_CLAIMS.
 
 The papers measured their own models, of 125 million to 175 billion parameters. This base has 1.2 million, so only the
-order of schemes can be reproduced. "Excess" is the loss above float32 on the same windows, in nats/token.
+order of schemes can be reproduced. "Excess" is the loss above float32 on the same windows, in nats/token. A seed draws the
+calibration and the test windows, so the error over seeds is that of the text as well.
 """
-import numpy as np
-
+from ..experiment import Results
+from .effects import difference, effect, read, relative
+from .methods import of_gain
 from .rule import (
-    NOT_AT_THIS_SIZE,
+    AS_GOOD,
+    AT_LEAST,
+    BETTER,
+    CONTRADICTED,
+    FINE_TUNING,
+    NOT_SHOWN,
+    NOTHING,
+    QUANTIZATION,
+    RELATIVE,
     REPRODUCED,
+    SMALL,
     Claim,
+    Contrast,
     Finding,
     Load,
-    against,
-    as_good,
-    effect,
-    entry,
-    listed,
-    percent,
-    pm,
-    share_of_gain,
 )
+from .words import listed, mean, percent
 
 __all__ = ["SCHEME_CLAIMS"]
 
-NEAREST = "round to nearest"
+NEAREST, WHERE = "round to nearest", ("as it is", "planted")
+PLANTED = "The outliers are planted where its threshold finds them."
+
+
+def excess(results: Results, better: str, worse: str, name: str = "", metric: str = "excess", i: int | None = None) -> Contrast:
+    """By how much `worse` exceeds `better`, paired over seeds."""
+    return Contrast(name or f"against {worse}", difference(read(results, worse, metric, i), read(results, better, metric, i)))
 
 
 def llm_int8(load: Load) -> Finding:
-    results = load("int8_outliers")
-    i = results.record["settings"]["factors"].index(64)
-    excess = {c: entry(results, c, "excess", i) for c in results.conditions}
-    return Finding("three features at 64 times their size: " + ", ".join(f"{c} {pm(x)}" for c, x in excess.items()),
-                   tuple(effect(x - excess["LLM.int8()"]) for c, x in excess.items() if c != "LLM.int8()"))
+    r = load("int8_outliers")
+    i, best = r.record["settings"]["factors"].index(64), "LLM.int8()"
+    return Finding("excess with three features at 64 times their size: "
+                   + ", ".join(f"{c} {r.values(c, 'excess')[:, i].mean():.3f}" for c in r.conditions),
+                   tuple(excess(r, best, c, i=i) for c in r.conditions if c != best))
 
 
 def free_of_loss(load: Load) -> Finding:
-    excess = load("int8_outliers").values("LLM.int8()", "excess")                 # (seeds, factors)
-    worst = excess[:, excess.mean(0).argmax()]
-    return Finding(f"excess at most {pm(worst)} over all sizes of outliers", (effect(0.01 - worst),))
+    costs = load("int8_outliers").values("LLM.int8()", "excess")                  # (seeds, factors)
+    worst = costs[:, costs.mean(0).argmax()]
+    return Finding(f"excess at most {worst.mean():.3f} over all sizes of outliers", (Contrast("at most", effect(worst)),))
 
 
 def smoothquant_u(load: Load) -> Finding:
-    results = load("smoothquant")
-    alphas, error = results.record["settings"]["alphas"], results.values("token", "error")
-    middle, best = alphas.index(0.5), alphas[int(error.mean(0).argmin())]
-    at_three = ", ".join(pm(100 * error[:, i], "{:.2f}") for i in (0, middle, -1))
-    return Finding(f"error of the logits at α = 0, 0.5, 1: {at_three} %, least at α = {best:g}; with planted outliers and "
-                   f"without smoothing {percent(results.values('token', 'error_planted'), 1)}",
-                   (effect(error[:, 0] - error[:, middle]), effect(error[:, -1] - error[:, middle])))
+    r = load("smoothquant")
+    alphas, error = r.record["settings"]["alphas"], r.values("token", "error")
+    middle = alphas.index(0.5)
+    arms = {i: read(r, "token", "error", i) for i in (0, middle, len(alphas) - 1)}
+    return Finding("error of the logits at α = 0, 0.5, 1: " + ", ".join(percent(error[:, i], 2) for i in arms)
+                   + f", least at α = {alphas[int(error.mean(0).argmin())]:g}; with planted outliers and without smoothing "
+                   + percent(r.values("token", "error_planted"), 1),
+                   tuple(Contrast(f"α = {alphas[i]:g}", relative(arms[i], arms[middle])) for i in arms if i != middle))
 
 
 def gptq(load: Load) -> Finding:
-    results = load("gptq")
-    grids = [f"{bits} bits, {shared}" for bits in (4, 3, 2) for shared in ("channel", "group 32")]
-    excess = lambda variant, grid: pm(results.values(f"{variant}, {grid}", "excess"))
-    return Finding("; ".join(f"{g}: GPTQ {excess('GPTQ', g)}, {NEAREST} {excess(NEAREST, g)}" for g in grids),
-                   tuple(against(results, f"GPTQ, {g}", f"{NEAREST}, {g}") for g in grids))
+    r, grids = load("gptq"), [f"{bits} bits, {shared}" for bits in (4, 3, 2) for shared in ("channel", "group 32")]
+    said = lambda g: f"{g}: GPTQ {mean(r, f'GPTQ, {g}', 'excess')}, {NEAREST} {mean(r, f'{NEAREST}, {g}', 'excess')}"
+    return Finding("; ".join(map(said, grids)), tuple(excess(r, f"GPTQ, {g}", f"{NEAREST}, {g}", g) for g in grids))
 
 
 def gptq_errors(load: Load) -> Finding:
-    results, found, effects = load("gptq"), [], []
-    error = lambda condition, of: f"{100 * results.mean(condition, of):.0f}"
+    r, found, contrasts = load("gptq"), [], []
+    error = lambda condition, of: percent(r.values(condition, of))
     for bits in (4, 3, 2):
         a, b = f"GPTQ, {bits} bits, channel", f"{NEAREST}, {bits} bits, channel"
-        found.append(f"{bits} bits: weights {error(b, 'weight_error')} → {error(a, 'weight_error')} %, outputs "
-                     f"{error(b, 'output_error')} → {error(a, 'output_error')} %")
-        effects += [results.difference(a, b, "weight_error"), against(results, a, b, "output_error")]
-    return Finding(f"relative errors, {NEAREST} → GPTQ: " + "; ".join(found), tuple(effects))
+        found.append(f"{bits} bits: weights {error(b, 'weight_error')} → {error(a, 'weight_error')}, outputs "
+                     f"{error(b, 'output_error')} → {error(a, 'output_error')}")
+        contrasts += [Contrast(f"weights, {bits} bits", relative(read(r, a, "weight_error"), read(r, b, "weight_error"))),
+                      Contrast(f"outputs, {bits} bits", relative(read(r, b, "output_error"), read(r, a, "output_error")))]
+    return Finding(f"relative errors, {NEAREST} → GPTQ: " + "; ".join(found), tuple(contrasts))
+
+
+def of_one_base(r: Results, rules: tuple[str, ...], where: str) -> str:
+    """"as it is: rule excess, …" for the base as it is or with planted outliers."""
+    return f"{where}: " + ", ".join(f"{rule} " + mean(r, f"{rule}, {where}", "excess") for rule in rules)
 
 
 def salient(load: Load) -> Finding:
-    results, best = load("awq"), "1 % by activation"
-    rules = NEAREST, best, "1 % by weight", "1 % at random"
-    found, effects = [], []
-    for where, base in (("as it is", "the base as it is"), ("planted", "with planted outliers")):
-        found.append(f"{base}: " + ", ".join(f"{rule} {pm(results.values(f'{rule}, {where}', 'excess'))}" for rule in rules))
-        effects += [against(results, f"{best}, {where}", f"{rule}, {where}", "output_error") for rule in rules if rule != best]
-    return Finding("; ".join(found), tuple(effects))
+    r, best, others = load("awq"), "1 % by activation", ("1 % by weight", "1 % at random")
+    return Finding(f"excess {'; '.join(of_one_base(r, (NEAREST, best, *others), where) for where in WHERE)}",
+                   tuple(excess(r, f"{best}, {where}", f"{other}, {where}", f"{other[4:]}, {where}")
+                         for where in WHERE for other in others))
 
 
-def awq(load: Load) -> Finding:
-    results = load("awq")
-    pairs = [(f"AWQ, {where}", f"{NEAREST}, {where}") for where in ("as it is", "planted")]
-    return Finding("; ".join(listed(results, pair) for pair in pairs), tuple(against(results, *pair) for pair in pairs))
+def awq_scales(load: Load) -> Finding:
+    r, scales = load("awq"), "AWQ without clipping"
+    said = "; ".join(of_one_base(r, (NEAREST, scales, "AWQ"), where) for where in WHERE)
+    return Finding(f"excess {said}", tuple(excess(r, f"{scales}, {w}", f"{NEAREST}, {w}", w) for w in WHERE))
 
 
-def nf4(load: Load) -> Finding:
-    results = load("formats")
-    i, order = results.record["settings"]["blocks"].index(64), ("NF4", "FP4 E2M1", "int4 symmetric")
-    error = {c: entry(results, c, "normal", i) for c in results.conditions}
-    return Finding("relative RMS error, blocks of 64: " + ", ".join(f"{c} {100 * x.mean():.2f} %" for c, x in error.items()),
-                   tuple(effect(error[worse] - error[better]) for better, worse in zip(order, order[1:], strict=False)))
-
-
-def nf4_everywhere(load: Load) -> Finding:
-    results = load("formats")
-    settings, effects, found = results.record["settings"], [], []
-    for metric, values, unit in (("normal", settings["blocks"], "blocks of"), ("tails", settings["degrees"], "Student's t,")):
-        for i, value in enumerate(values):
-            a, b = (entry(results, c, metric, i) for c in ("NF4", "int4 asymmetric"))
-            effects.append(effect(b - a))
-            found.append(f"{unit} {value}: {100 * a.mean():.1f} against {100 * b.mean():.1f} %")
-    return Finding("RMS error of NF4 against asymmetric int4: " + "; ".join(found), tuple(effects))
+def nf4_on_numbers(load: Load) -> Finding:
+    r = load("formats")
+    blocks, order = r.record["settings"]["blocks"], ("NF4", "FP4 E2M1", "int4 symmetric")
+    error = lambda c, i: read(r, c, "normal", i)
+    said = lambda c: f"{c} {' / '.join(f'{100 * x:.1f}' for x in r.mean(c, 'normal'))} %"
+    return Finding(f"relative RMS error on normal numbers, blocks of {' / '.join(map(str, blocks))}: "
+                   + ", ".join(map(said, (*order, "int4 asymmetric"))),
+                   tuple(Contrast(f"{better} against {worse}", relative(error(worse, i), error(better, i)))
+                         for better, worse in zip(order, order[1:], strict=False) for i in [blocks.index(64)]))
 
 
 def nf4_model(load: Load) -> Finding:
-    results = load("formats")
-    return Finding(listed(results, results.conditions),
-                   tuple(against(results, "NF4", c) for c in results.conditions if c != "NF4"))
+    r = load("formats")
+    return Finding(f"excess: {listed(r, r.conditions, 'excess')}",
+                   tuple(excess(r, "NF4", c) for c in r.conditions if c != "NF4"))
 
 
 def double_quantization(load: Load) -> Finding:
-    results = load("double_quantization")
-    saved = results.values("one", "bits") - results.values("double", "bits")
-    more, half = results.difference("double", "one", "excess")
-    worst = results.values("double", "worst_scale")
-    return Finding(f"{saved.mean():.3f} bits per weight saved for a matrix of a million weights; excess changes by {more:+.4f} "
-                   f"± {half:.4f}; the worst scale is off by {100 * worst[:, 0].mean():.1f} % where rows resemble each other "
-                   f"and by {100 * worst[:, 3].mean():.0f} % where rows differ by factors e^z",
-                   (effect(0.005 - np.abs(saved - 0.373)), (0.005 - abs(more), half)))
+    r = load("double_quantization")
+    saved, worst = r.mean("one", "bits") - r.mean("double", "bits"), r.mean("double", "worst_scale")
+    return Finding(f"{saved:.3f} bits per weight saved for a matrix of a million weights; the worst scale is off by "
+                   f"{100 * worst[0]:.1f} % where rows resemble each other and by {100 * worst[3]:.0f} % where rows differ by "
+                   "factors e^z, z from N(0, 1)", (excess(r, "one", "double", "excess that it adds"),))
 
 
 def qlora(load: Load) -> Finding:
-    results = load("qlora")
-    frozen, full = results.values("16 bits", "before"), results.values("16 bits", "after")
-    shares = [share_of_gain(results.values(c, "after"), full, frozen) for c in ("NF4", "NF4, double")]
-    return Finding(f"after training {listed(results, ('16 bits', 'NF4', 'NF4, double'), 'after')} nats/token, before "
-                   f"{frozen[0]:.3f}: NF4 reaches {percent(shares[0])} of the gain", *as_good(shares))
+    r, arms = load("qlora"), ("NF4", "NF4, double")
+    frozen, full = (read(r, "16 bits", metric) for metric in ("before", "after"))
+    return Finding(f"after training {listed(r, ('16 bits', *arms), 'after')}, before {mean(r, '16 bits', 'before')} nats/token",
+                   tuple(of_gain(c, frozen, read(r, c, "after"), full) for c in arms))
 
 
 def merging(load: Load) -> Finding:
-    results = load("qlora")
-    loss = {m: results.values("NF4", m) for m in ("after", "merged_into_16_bits", "merged_and_rounded")}
-    return Finding(f"NF4: {pm(loss['after'])} after training, {pm(loss['merged_into_16_bits'])} merged into the 16-bit "
-                   f"weights, {pm(loss['merged_and_rounded'])} merged and rounded again; rounding moves the weights by "
-                   f"{percent(results.values('NF4', 'rounding_of_change'))} of what was learned",
-                   (effect(loss["merged_and_rounded"] - loss["after"]),))
+    r = load("qlora")
+    loss = {m: r.mean("NF4", m) for m in ("after", "merged_into_16_bits", "merged_and_rounded")}
+    lost = (loss["merged_and_rounded"] - loss["after"]) / (r.mean("16 bits", "before") - loss["after"])
+    return Finding(f"NF4: {loss['after']:.3f} after training, {loss['merged_into_16_bits']:.3f} merged into the 16-bit "
+                   f"weights, {loss['merged_and_rounded']:.3f} merged and rounded again, which loses {percent(lost)} of the "
+                   "gain over the 16-bit base",
+                   (Contrast("merged and rounded", difference(read(r, "NF4", "merged_and_rounded"), read(r, "NF4", "after"))),))
 
 
 def loftq(load: Load) -> Finding:
-    results, few = load("loftq"), ("3 bits", "2 bits")
-    return Finding("; ".join(f"{b}: {listed(results, (f'LoftQ, {b}', f'QLoRA, {b}'), 'after')}" for b in ("NF4", *few)),
-                   tuple(against(results, f"LoftQ, {b}", f"QLoRA, {b}", "after") for b in few))
+    r = load("loftq")
+    said = "; ".join(listed(r, (f"LoftQ, {b}", f"QLoRA, {b}"), "after") for b in ("NF4", "3 bits", "2 bits"))
+    return Finding(f"{said} nats/token, each at its own rate",
+                   tuple(excess(r, f"LoftQ, {b}", f"QLoRA, {b}", b, "after") for b in ("3 bits", "2 bits")))
 
 
 def qat(load: Load) -> Finding:
-    results = load("qat")
-    excess = lambda condition: pm(results.values(condition, "excess"))
-    by_bits = "; ".join(f"{b} bits: " + ", ".join(f"{m} {excess(f'{m}, {b} bits')}" for m in (NEAREST, "GPTQ", "STE", "LSQ"))
-                        for b in (3, 2))
-    return Finding(f"{by_bits}; float32 trained as long {excess('float32, trained as long')}",
-                   tuple(against(results, f"{m}, {b} bits", f"GPTQ, {b} bits") for b in (3, 2) for m in ("STE", "LSQ")))
+    r, arms = load("qat"), [f"{m}, {b} bits" for b in (3, 2) for m in ("STE", "LSQ")]
+    others = [f"{m}, {b} bits" for b in (3, 2) for m in (NEAREST, "GPTQ")]
+    return Finding(f"excess: {listed(r, (*others, *arms, 'float32, trained as long'), 'excess')}",
+                   tuple(excess(r, arm, f"GPTQ, {arm.split(', ')[1]}", arm) for arm in arms))
 
 
 def peqa(load: Load) -> Finding:
-    results = load("qat")
-    return Finding("; ".join(listed(results, [f"{m}, {b} bits" for m in ("PEQA", NEAREST, "STE")]) for b in (3, 2)),
-                   tuple(against(results, f"PEQA, {b} bits", f"{NEAREST}, {b} bits") for b in (3, 2)))
+    r = load("qat")
+    return Finding("; ".join(listed(r, [f"{m}, {b} bits" for m in ("PEQA", NEAREST, "STE")], "excess") for b in (3, 2)),
+                   tuple(excess(r, f"PEQA, {b} bits", f"{NEAREST}, {b} bits", f"{b} bits") for b in (3, 2)))
 
 
 def llm_qat(load: Load) -> Finding:
-    results = load("qat")
-    return Finding("; ".join(listed(results, [f"{m}, {b} bits" for m in ("LLM-QAT", "GPTQ", NEAREST)]) for b in (3, 2)),
-                   tuple(against(results, f"LLM-QAT, {b} bits", f"GPTQ, {b} bits") for b in (3, 2)))
+    r = load("qat")
+    return Finding("; ".join(listed(r, [f"{m}, {b} bits" for m in ("LLM-QAT", "GPTQ", NEAREST)], "excess") for b in (3, 2)),
+                   tuple(excess(r, f"LLM-QAT, {b} bits", f"GPTQ, {b} bits", f"{b} bits") for b in (3, 2)))
 
 
 def more_parameters(load: Load) -> Finding:
-    results = load("bits_vs_parameters")
-    show = lambda c: f"{c} {pm(results.values(c, 'loss'))} in {results.mean(c, 'matrices') / 1024:.0f} KiB of matrices"
+    r = load("bits_vs_parameters")
+    kib = lambda c, of: f"{r.mean(c, of) / 1024:.0f}"
+    show = lambda c: f"{c} {mean(r, c)} in {kib(c, 'matrices')} KiB of matrices ({kib(c, 'bytes')} in all)"
     pairs = [("medium, 2 bits", "small, 16 bits"), ("base, 2 bits", "medium, 16 bits")]
-    return Finding("; ".join(f"{show(a)}, {show(b)}" for a, b in [*pairs, ("medium, 4 bits", "base, 4 bits")]),
-                   tuple(against(results, a, b, "loss") for a, b in pairs))
+    return Finding("; ".join(f"{show(a)}, {show(b)}" for a, b in pairs),
+                   tuple(excess(r, a, b, f"{a}, against {b}", "loss") for a, b in pairs))
 
 
 SCHEME_CLAIMS = (
     Claim("With outlier features, LLM.int8() is nearer float32 than absmax, zero-point, row-wise and vector-wise quantization",
           "2208.07339", "C4 perplexity of a 13B model: 12.45 as float32; vector-wise 16.48, zero-point 13.94, absmax 19.08",
-          ("int8_outliers",), llm_int8, {REPRODUCED: "The outliers are planted, because small models have none."}),
-    Claim("LLM.int8() costs nothing, however large the outliers (less than 0.01 nats/token)", "2208.07339",
-          "12.45 and 12.45", ("int8_outliers",), free_of_loss),
-    Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5", "2211.10438",
-          "", ("smoothquant",), smoothquant_u,
-          {REPRODUCED: "The U comes from the base's own channels; planted outliers are undone exactly at every α."}),
-    Claim("GPTQ loses less than round to nearest on the same grid, at 4, 3 and 2 bits", "2210.17323", "", ("gptq",), gptq),
-    Claim("GPTQ makes the error of the weights larger and the error of the outputs smaller", "2210.17323", "", ("gptq",),
-          gptq_errors),
+          BETTER, QUANTIZATION, "excess of the others minus that of LLM.int8()",
+          "one of the others is nearer", ("int8_outliers",), llm_int8, by_construction=PLANTED),
+    Claim("LLM.int8() costs nothing, however large the outliers", "2208.07339", "12.45 and 12.45",
+          NOTHING, QUANTIZATION, "excess of LLM.int8() at the size of outliers that costs most",
+          "the excess is δ or more", ("int8_outliers",), free_of_loss, by_construction=PLANTED),
+    Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5", "2211.10438", "",
+          BETTER, RELATIVE, "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5",
+          "the error at one of the ends is smaller than at α = 0.5", ("smoothquant",), smoothquant_u,
+          why={REPRODUCED: "At every α the planted outliers are gone. At α = 0 the inputs have all of the base's own "
+               "unevenness, and at α = 1 the weights have it (that this makes the U is a conjecture)."}),
+    Claim("GPTQ loses less than round to nearest on the same grid, at 4, 3 and 2 bits", "2210.17323", "",
+          BETTER, QUANTIZATION, "excess of round to nearest minus that of GPTQ, with a scale per channel and per 32 weights",
+          "round to nearest loses less on one of the six grids", ("gptq",), gptq,
+          why={REPRODUCED: "The columns that are still to be rounded make up for the error of each column that is."}),
+    Claim("GPTQ makes the error of the weights larger and the error of the outputs smaller", "2210.17323", "",
+          BETTER, RELATIVE, "relative errors of the weights and of the outputs",
+          "the weights are nearer, or the outputs further off", ("gptq",), gptq_errors,
+          by_construction="Round to nearest has the least error of weights by definition; GPTQ minimizes that of outputs."),
     Claim("Activations show which 1 % of the weights to keep; the weights' own size and chance do not", "2306.00978",
-          "OPT-6.7B, 3 bits: round to nearest 23.54; kept by activation 11.39, by weight 22.37, at random 24.23", ("awq",),
-          salient, {REPRODUCED: "Judged by the output error of the layers. Without outliers the effect on the loss is small."}),
-    Claim("AWQ's scales lose less than round to nearest at 3 bits, and keep no weight in 16 bits", "2306.00978", "", ("awq",),
-          awq),
-    Claim("On normal weights NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4",
-          "2305.14314", "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)", ("formats",), nf4),
-    Claim("NF4 has a smaller error than asymmetric int4 at every block size and with heavy tails", "2305.14314", "",
-          ("formats",), nf4_everywhere,
-          {NOT_AT_THIS_SIZE: "Asymmetric int4 is ahead on small blocks of normal numbers: it stores a zero point, so its range "
-                             "fits both ends. NF4 wins on large blocks and on heavy tails."}),
-    Claim("NF4 loses least of the 4-bit formats, on a model", "2305.14314", "as above", ("formats",), nf4_model),
+          "OPT-6.7B, 3 bits: round to nearest 23.54; kept by activation 11.39, by weight 22.37, at random 24.23",
+          BETTER, QUANTIZATION, "excess with 1 % kept by weight, and at random, minus that by activation, on the base as it "
+          "is and with planted outliers",
+          "the weights' size or chance loses less on one of the two bases", ("awq",), salient,
+          why={REPRODUCED: "An error of a weight is multiplied by its input, and some channels of the inputs are larger than "
+               "the rest."}),
+    Claim("AWQ's scales lose less than round to nearest at 3 bits, without clipping, and keep no weight in 16 bits",
+          "2306.00978", "",
+          BETTER, QUANTIZATION, "excess of round to nearest minus that of AWQ without clipping, on the base as it is and with "
+          "planted outliers",
+          "round to nearest loses less on one of the two bases", ("awq",), awq_scales,
+          why={SMALL: "On the base as it is few channels stand out, so scales have little to protect (a conjecture). Where "
+               "outliers are planted, the scales gain several δ."}),
+    Claim("On normal numbers NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4, in blocks "
+          "of 64",
+          "2305.14314", "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
+          BETTER, RELATIVE, "relative RMS errors in blocks of 64",
+          "the order is another", ("formats",), nf4_on_numbers,
+          by_construction="This is a fact about levels and normal numbers, without a model. In blocks of 16 and 32 symmetric "
+          "int4 is ahead of FP4 E2M1."),
+    Claim("NF4 loses least of the 4-bit formats, on a model", "2305.14314", "as above",
+          BETTER, QUANTIZATION, "excess of each other format minus that of NF4, in blocks of 64",
+          "one of the other formats loses less", ("formats",), nf4_model,
+          why={SMALL: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
+               "matters on this base."}),
     Claim("Double quantization saves 0.373 bits per weight and costs nothing", "2305.14314", "0.373 bits",
-          ("double_quantization",), double_quantization,
-          {REPRODUCED: "This holds where blocks resemble each other. Where they do not, some scales are far off."}),
-    Claim("QLoRA learns as well as a LoRA on 16 bits", "2305.14314", "", ("qlora",), qlora),
-    Claim("Rounding a merged QLoRA again loses what was learned", "2305.14314", "not measured there", ("qlora",), merging),
-    Claim("LoftQ ends below QLoRA at 3 and 2 bits", "2310.08659", "", ("loftq",), loftq),
-    Claim("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", "", ("qat",), qat),
-    Claim("PEQA, which trains the scales alone, beats round to nearest", "2305.14152", "", ("qat",), peqa),
-    Claim("LLM-QAT, trained on text that the model writes itself, beats GPTQ at 3 and 2 bits", "2305.17888", "", ("qat",),
-          llm_qat, {NOT_AT_THIS_SIZE: "Its grid is symmetric, so at 2 bits it has three of the four levels."}),
+          NOTHING, QUANTIZATION, "excess that quantizing the scales adds",
+          "the excess is δ or more", ("double_quantization",), double_quantization,
+          by_construction="The bits are arithmetic, and eight bits hold the scales of blocks that resemble each other."),
+    Claim("QLoRA learns as well as a LoRA on 16 bits", "2305.14314", "",
+          AS_GOOD, AT_LEAST, "share of the gain of LoRA on 16 bits over the 16-bit base, with NF4 and with double quantization",
+          "QLoRA reaches less than 90 % of the gain", ("qlora",), qlora,
+          why={REPRODUCED: "What NF4 costs is small, and the LoRA is trained on the rounded weights, so it makes up for most "
+               "of that cost."}),
+    Claim("Rounding a merged QLoRA again loses a part of what was learned", "2305.14314", "not measured there",
+          BETTER, FINE_TUNING, "test loss merged and rounded again, minus that before merging",
+          "nothing is lost", ("qlora",), merging, own=True,
+          by_construction="Rounding moves the weights away from where training put them."),
+    Claim("LoftQ ends below QLoRA at 3 and 2 bits", "2310.08659", "",
+          BETTER, FINE_TUNING, "test loss of QLoRA minus that of LoftQ after 150 steps, each at its own rate",
+          "QLoRA ends lower at one of the two", ("loftq",), loftq,
+          why={SMALL: "At 3 bits the lead is about δ. After twice as many steps the mean lead is smaller at both widths "
+               "(that a better start only saves steps is a conjecture)."}),
+    Claim("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", "",
+          BETTER, QUANTIZATION, "excess of GPTQ, which reads fewer rows of text, minus that of STE and of LSQ",
+          "GPTQ loses less than one of them", ("qat",), qat, own=True,
+          why={REPRODUCED: "GPTQ keeps the outputs of each layer near, one after the other. Training moves all of them towards "
+               "a smaller loss, and reads more text."}),
+    Claim("PEQA, which trains the scales alone, beats round to nearest", "2305.14152", "",
+          BETTER, QUANTIZATION, "excess of round to nearest minus that of PEQA, at 3 and 2 bits",
+          "round to nearest loses less", ("qat",), peqa, own=True,
+          by_construction="PEQA starts as round to nearest and is trained on the loss that judges it."),
+    Claim("LLM-QAT, trained on text that the model writes itself, beats GPTQ at 3 and 2 bits", "2305.17888",
+          "tested there at 4-8-4 and 8-8-8 bits",
+          BETTER, QUANTIZATION, "excess of GPTQ on an asymmetric grid minus that of LLM-QAT on a symmetric one",
+          "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True,
+          why={NOT_SHOWN: "At 3 bits these runs cannot tell the two apart, so nothing is decided for both widths. At 2 bits "
+               "LLM-QAT is ahead, although its grid is symmetric."}),
     Claim("More parameters at 2 bits beat fewer at 16 bits, in about as many bytes of matrices", "2212.09720",
-          "4 bits are almost universally best for a given number of bits in all, 19M to 176B", ("bits_vs_parameters",),
-          more_parameters,
-          {REPRODUCED: "The sizes differ seven-fold, so only 2 bits can match 16. The two smaller bases were trained for 3,000 "
-                       "steps and the largest for 16,000: small and medium are the fair pair."}),
+          "4 bits are almost universally best for a given number of bits in all, 19M to 176B",
+          BETTER, QUANTIZATION, "test loss of a base at 16 bits minus that of the next larger base at 2 bits",
+          "the smaller base at 16 bits is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True,
+          why={CONTRADICTED: "At 2 bits the two larger bases lose more than their size had gained them. These pairs do not "
+               "test the paper's best, 4 bits."}),
 )

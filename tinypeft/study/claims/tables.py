@@ -1,46 +1,108 @@
-"""The claims as Markdown tables, from stored results."""
+"""The rule, the claims and their verdicts as Markdown, from stored results."""
 import functools
 from collections.abc import Iterable
 from pathlib import Path
 
+from .. import markdown
 from ..experiment import Results
-from .rule import VERDICTS, Claim, verdict
+from . import rule
+from .earlier import EARLIER
+from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
+from .words import pm
 
-__all__ = ["brief", "table"]
+__all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table", "the_rule"]
+
+
+def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
+    """The claims, judged by the results in `folder`."""
+    return judge(claims, functools.cache(lambda name: Results.load(folder, name)))
+
+
+# -- the page of claims ----------------------------------------------------------------------------
+def the_rule() -> str:
+    """The rule as `rule.py` states it, and every δ."""
+    deltas = (f"δ is {rule.FINE_TUNING} for losses after training, {rule.QUANTIZATION} for the excess of rounding, "
+              f"{rule.ACCURACY} of accuracy, {rule.SHARE}, {rule.RELATIVE}, or {rule.CORRELATION}.")
+    return f"```text\n{rule.__doc__.strip()}\n```\n\n{deltas}"
 
 
 def table(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """Claim, paper, measured numbers, verdict and reason, from the results in `folder`. A claim whose results are missing
-    names the command that measures them."""
-    load = functools.cache(lambda name: Results.load(folder, name))
-    rows = []
-    for claim in claims:
-        absent = missing(folder, claim)
-        if absent:
-            measured, judged, why = f"not measured: `python -m tinypeft figures {' '.join(absent)} --rerun`", "", ""
-        else:
-            finding = claim.test(load)
-            measured, judged = finding.measured, verdict(finding)
-            judged, why = f"**{judged}**", claim.why.get(judged, "")
-        source = link(claim) + f": {claim.paper_number}" * bool(claim.paper_number)
-        rows.append(f"| {claim.text} | {source} | {measured} | {judged} | {why} |")
-    return "\n".join(["| claim | paper | measured here (mean ± 95 % interval) | verdict | why |", "|" + 5 * "---|", *rows])
+    """The count, the claims that count with effects, verdicts and reasons, and those that hold by construction."""
+    judgements = judged(folder, claims)
+    counted = [(j.claim.text, source(j.claim), effects(j), said(j), j.why) for j in judgements if not j.claim.by_construction]
+    others = [(j.claim.text, source(j.claim), j.finding.measured if j.finding else command(j.claim), j.why)
+              for j in judgements if j.claim.by_construction]
+    parts = [count(judgements), markdown.table(("claim", "paper", "effect ± 95 % interval", "verdict", "why"), counted)]
+    if others:
+        parts += ["These hold by construction, and do not count:",
+                  markdown.table(("claim", "paper", "measured here", "why it cannot fail here"), others)]
+    return "\n\n".join(parts)
+
+
+def details(folder: str | Path, claims: Iterable[Claim]) -> str:
+    """What was fixed before the runs (contrast, kind, δ, what would refute it), the means behind the effects, and p."""
+    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted,
+             j.finding.measured if j.finding else command(j.claim), f"{j.p:.2g}" if j.finding else "")
+            for j in judged(folder, claims) if not j.claim.by_construction]
+    return markdown.table(("claim", "contrast", "kind, δ", "refuted if", "means", "p (Holm)"), rows)
 
 
 def brief(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """Claim, paper and verdict, with a count of the verdicts; claims that were not measured are left out."""
-    load = functools.cache(lambda name: Results.load(folder, name))
-    judged = [(claim, verdict(claim.test(load))) for claim in claims if not missing(folder, claim)]
-    counts = ", ".join(f"{sum(v == name for _, v in judged)} {name}" for name in VERDICTS)
-    rows = [f"| {claim.text} | {link(claim)} | {v} |" for claim, v in judged]
-    return "\n".join([f"{len(judged)} claims: {counts}.", "", "| claim | paper | here |", "|---|---|---|", *rows])
+    """The count, then claim, paper and verdict."""
+    judgements = judged(folder, claims)
+    rows = [(j.claim.text, link(j.claim.paper), j.verdict) for j in judgements]
+    return f"{count(judgements)}\n\n{markdown.table(('claim', 'paper', 'here'), rows)}"
 
 
-def missing(folder: str | Path, claim: Claim) -> list[str]:
-    """Names of the claim's results that are not in `folder`."""
-    return [name for name in claim.experiment if not (Path(folder) / f"{name}.json").exists()]
+def count(judgements: Iterable[Judgement]) -> str:
+    """How many claims count, how many of them have each verdict that was reached, and how many hold by construction."""
+    said = [j.verdict for j in judgements if not j.claim.by_construction]
+    others = sum(bool(j.claim.by_construction) for j in judgements)
+    names = [name for name in (*VERDICTS, NOT_MEASURED) if name in said]
+    return (f"{len(said)} claims: {'; '.join(f'{said.count(name)} {name}' for name in names)}"
+            + f"; {others} more hold by construction" * bool(others) + ".")
 
 
-def link(claim: Claim) -> str:
-    """The claim's paper as a Markdown link."""
-    return f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
+def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
+    """The verdicts of the rule before this one, beside those of this one, with the reason for each."""
+    rows = [(old.text, old.verdict, said(j), old.reason(j)) for j in judged(folder, claims)
+            for old in EARLIER if j.claim.text.startswith(old.now)]
+    return markdown.table(("claim", "verdict before", "verdict now", "why"), rows)
+
+
+# -- one claim -------------------------------------------------------------------------------------
+def in_words(j: Judgement) -> str:
+    """What was measured for a claim and its verdict, in one line; or how to measure it."""
+    if j.finding is None: return command(j.claim)
+    if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction"
+    return f"{j.finding.measured}. In favour of the claim: {effects(j)}. Verdict: {j.verdict}"
+
+
+def effects(j: Judgement) -> str:
+    """"part: effect ± half width" for every part, or the command that measures them."""
+    if j.finding is None: return command(j.claim)
+    return "; ".join(f"{c.name}: {j.claim.delta.show(c.effect)}" for c in j.finding.contrasts)
+
+
+def said(j: Judgement) -> str:
+    """The verdict, and beside it "not at this size" if a trend in size was measured."""
+    if j.verdict in (NOT_MEASURED, BY_CONSTRUCTION): return j.verdict
+    if not j.not_at_this_size: return f"**{j.verdict}**"
+    return (f"**{j.verdict}**, not at this size: on *domain* the share rises by {pm(j.trend, '{:.0f}', 100)} points from the "
+            "smallest base to the largest")
+
+
+def source(claim: Claim) -> str:
+    """The paper with its own numbers; for a claim of the study, the paper whose method it is about."""
+    return "the study's own, on " * claim.own + link(claim.paper) + f": {claim.number}" * bool(claim.number)
+
+
+def command(claim: Claim) -> str:
+    """How to measure what a claim lacks."""
+    return f"not measured: `python -m tinypeft figures {' '.join(claim.needs)} --rerun`"
+
+
+def link(paper: str) -> str:
+    """An arXiv id as a Markdown link."""
+    return f"[{paper}](https://arxiv.org/abs/{paper})"
+

@@ -64,7 +64,8 @@ AWQ_KEEPING = Experiment(
     {"excess": "nats/token over float32", "error": "relative error of the logits",
      "output_error": "relative, of a layer's outputs on test windows, mean over layers; not for AWQ, which changes inputs too"},
     measure, CONDITIONS, {"bits": 3, "group_size": 32, "channels": 2, "factor": 32, "calibration": 32, "test": 64},
-    {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)})
+    {"calibration": 8, "test": 16, "conditions": ("round to nearest, planted", "1 % by activation, planted"), "seeds": (0, 1)},
+    seeds=tuple(range(8)))
 
 
 def measure_search(layer: str, seed: int, settings: dict) -> dict:

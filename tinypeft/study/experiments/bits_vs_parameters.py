@@ -47,4 +47,5 @@ BITS_VS_PARAMETERS = Experiment(
      "matrices": "bytes of the blocks' matrices", "bits": "bits per weight of these"},
     measure, {f"{size}, {bits} bits": Model(size, bits) for size in SIZES for bits in (16, 8, 4, 3, 2)},
     {"group_size": 32, "calibration": 32, "test": 64},
-    {"calibration": 8, "test": 16, "conditions": ("base, 16 bits", "base, 2 bits"), "seeds": (0,)})
+    {"calibration": 8, "test": 16, "conditions": ("base, 16 bits", "base, 2 bits"), "seeds": (0,)},
+    seeds=tuple(range(8)))

@@ -36,7 +36,7 @@ GPTQ_OR_NEAREST = Experiment(
     measure, {f"{name}, {grid}": scheme for grid in GRIDS for name, scheme in variants(grid).items()},
     {"calibration": 64, "test": 64},
     {"calibration": 8, "test": 16, "conditions": ("round to nearest, 3 bits, channel", "GPTQ, 3 bits, channel"),
-     "seeds": (0, 1)})
+     "seeds": (0, 1)}, seeds=tuple(range(8)))
 
 
 def measure_columns(compensate: bool, seed: int, settings: dict) -> dict:

@@ -49,7 +49,8 @@ INT8_OUTLIERS = Experiment(
     {"excess": "nats/token over float32, one per factor", "error": "relative error of the logits, one per factor"},
     measure, {"absmax": W8A8("tensor", "tensor"), "zero-point": ZeroPoint(), "row-wise": W8A8("tensor", "token"),
               "vector-wise": W8A8("channel", "token"), "LLM.int8()": LLMInt8()},
-    SETTINGS | {"factors": [1, 4, 8, 16, 32, 64, 128]}, {"factors": [1, 64], "calibration": 4, "test": 16})
+    SETTINGS | {"factors": [1, 4, 8, 16, 32, 64, 128]}, {"factors": [1, 64], "calibration": 4, "test": 16},
+    seeds=tuple(range(8)))
 
 
 def measure_threshold(outliers: bool, seed: int, settings: dict) -> dict:

@@ -1,37 +1,124 @@
-"""The learning rate for everything that is compared at one budget: the best of three, on validation, with one seed.
+"""The learning rate of every arm that is compared, chosen on validation text, with seeds that are not reported.
 
-`TRIED` lists the compared arms, label → `Arm`. The file of results has the loss at each rate. An experiment states the rate
-it takes in its conditions, and a test holds that it is the best of the three.
+A search tries three rates, each 1.8 times the one before, around the rate that is expected (`arms.py`). As long as the best
+lies at an edge, it tries the next one. A training that diverges counts as infinitely bad. `python -m tinypeft figures --best`
+writes the best rates to `best.py`, and a test holds that each lies inside its grid.
 """
-from ...peft import IA3, AdaLoRA, BottleneckAdapter, FullFineTuning, LoRA, ParallelAdapter, PromptTuning
-from ..bases import small_base
-from ..experiment import Experiment
-from ..tuning import Arm, fine_tune, test_loss
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-TRIED = {label: Arm(method) for label, method in {
-    **{f"LoRA r={r}": LoRA(rank=r) for r in (1, 8, 64)},
-    "Wq r=36": LoRA(rank=36, targets=("query",)), "Wv r=36": LoRA(rank=36, targets=("value",)), "Wq, Wv r=18": LoRA(rank=18),
-    "all four r=9": LoRA(rank=9, targets=("query", "key", "value", "output")),
-    **{f"all six r={r}": LoRA(rank=r, targets="all") for r in (2, 4, 8)},
-    "AdaLoRA 3 → 2": AdaLoRA(init_rank=3, target_rank=2), "AdaLoRA 12 → 8": AdaLoRA(),
-    "(IA)³": IA3(),
-    **{f"sequential m={m}": BottleneckAdapter(bottleneck=m, norms=False) for m in (8, 64)},
-    **{f"parallel m={m}": ParallelAdapter(bottleneck=m, beside="both") for m in (8, 64)},
-}.items()}
-TRIED |= {f"{name} {base}": Arm(method, base=base) for base in ("small", "medium", "base")
-          for name, method in (("full", FullFineTuning()), ("prompt", PromptTuning()))}
-FACTORS = 1 / 3, 1, 3
+import numpy as np
+
+from ...diagnosis import DivergedError
+from ...files import write_atomically
+from ..experiment import Experiment, Results
+from ..tuning import Arm, classify, evaluate, test_loss
+from . import best
+from .arms import TRIED
+from .qat import SETTINGS as QAT_SETTINGS
+from .qat import TRAINED, Trained, excess_after
+
+__all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "at_edge", "best_rates", "search", "write_best"]
+
+FACTOR = 1.8
+
+
+def search(loss: Callable[[float, int], float], expected: float, settings: dict) -> dict:
+    """Rates in ascending order, the mean loss at each, and the losses of the seeds. loss: of a rate and a seed.
+
+    settings["first"] rates lie around the expected one. Others are added while the best is the smallest or the largest, up to
+    `most` in all.
+    """
+    found, first = {}, settings["first"]
+
+    def measure(k: int) -> None:
+        rate = float(f"{expected * FACTOR ** k:.2g}")
+        by_seed = [attempt(loss, rate, seed) for seed in settings["tuning_seeds"]]
+        found[k] = rate, float(np.mean(by_seed)), by_seed
+    for k in range(first): measure(k - first // 2)
+    while len(found) < settings["most"]:
+        low, high, best = min(found), max(found), min(found, key=lambda k: found[k][1])
+        if low < best < high: break
+        measure(low - 1 if best == low else high + 1)
+    rate, mean, by_seed = zip(*(found[k] for k in sorted(found)), strict=True)
+    return {"rate": rate, "loss": mean, "by_seed": by_seed}
+
+
+def attempt(loss: Callable[[float, int], float], rate: float, seed: int) -> float:
+    """The loss; infinity if the training diverges."""
+    try: return loss(rate, seed)
+    except DivergedError: return float("inf")
 
 
 def measure(arm: Arm, seed: int, settings: dict) -> dict:
-    """Three rates, and the loss at each."""
-    rates = [float(f"{factor * arm.method.learning_rate:.2g}") for factor in FACTORS]
-    tuned = (fine_tune(arm.method, seed, settings, model=small_base(arm.base), lr=lr)[0] for lr in rates)
-    return {"rate": rates, "loss": [test_loss(t, split="validation") for t in tuned]}
+    """The arm's rate is where the search begins."""
+    trained = lambda rate, s: replace(arm, lr=rate).train(s, settings)[0]
+    return search(lambda rate, s: test_loss(trained(rate, s), split="validation"), arm.lr, settings)
 
 
+def measure_classify(arm: Arm, seed: int, settings: dict) -> dict:
+    """The same on classify, with a classification head, which keeps its own rate."""
+    accuracy = {}
+
+    def loss(rate, s):
+        tuned, _ = replace(arm, lr=rate).train(s, settings, classify(), len(classify().classes))
+        found = evaluate(tuned, classify(), "validation", batch_size=32, workers=1)
+        accuracy.setdefault(rate, []).append(found["accuracy"])
+        return found["loss"]
+    found = search(loss, arm.lr, settings)
+    return found | {"accuracy": [float(np.mean(accuracy.get(rate, 0))) for rate in found["rate"]]}
+
+
+def measure_quant(arm: Trained, seed: int, settings: dict) -> dict:
+    """The same for a scheme that trains, on validation windows of the base's own text."""
+    return search(lambda rate, s: excess_after(replace(arm, lr=rate), s, settings, "validation"), arm.lr, settings)
+
+
+SEARCH = {"tuning_seeds": [100, 101], "first": 3, "most": 9}
+METRICS = {"rate": "the learning rates that were tried, ascending", "loss": "nats/token, domain validation, one per rate",
+           "by_seed": "the same, a list over the two seeds for every rate"}
+BRIEF = {"steps": 2, "tuning_seeds": [100], "first": 1, "most": 1}
 RATES = Experiment(
-    "rates", "Every method that is compared at one budget, at a third, once and three times its own learning rate.",
-    {"rate": "the three learning rates", "loss": "nats/token, domain validation, one per rate"},
-    measure, TRIED, {"steps": 150, "batch_size": 4},
-    {"steps": 3, "conditions": ("LoRA r=1", "full base", "prompt base")}, seeds=(0,))
+    "rates", "Every arm that is compared on domain, at learning rates between which the best one lies; two seeds, which no "
+    "other experiment uses.",
+    METRICS, measure, TRIED["domain"], SEARCH | {"steps": 150, "batch_size": 4},
+    BRIEF | {"conditions": ("full", "rank: 1", "loftq: LoftQ, 2 bits")}, seeds=(100,))
+CLASSIFY_RATES = Experiment(
+    "classify_rates", "Every arm that is compared on classify, at learning rates between which the best one lies.",
+    METRICS | {"loss": "nats, classify validation, one per rate", "accuracy": "share of the validation set, one per rate"},
+    measure_classify, TRIED["classify"], SEARCH | {"steps": 200, "batch_size": 16}, BRIEF | {"conditions": ("full",)},
+    seeds=(100,))
+QUANT_RATES = Experiment(
+    "quant_rates", "Every scheme that trains, at learning rates between which the best one lies.",
+    METRICS | {"loss": "nats/token over float32, validation windows of the base's own text, one per rate"},
+    measure_quant, TRAINED, SEARCH | QAT_SETTINGS,
+    BRIEF | {"rows": 4, "calibration": 8, "test": 16, "conditions": ("STE, 2 bits",)}, seeds=(100,))
+
+
+def at_edge(results: Results) -> list[str]:
+    """The arms whose best rate is the smallest or the largest that was tried, or diverges: the search did not find it."""
+    return [label for label, runs in results.record["runs"].items() for found in runs.values()
+            if not 0 < int(np.argmin(found["loss"])) < len(found["loss"]) - 1 or not np.isfinite(min(found["loss"]))]
+
+
+# -- the file of the best rates ------------------------------------------------------------------
+def best_rates(results: Results) -> dict[str, float]:
+    """label → the rate of the least loss, for every arm that has been measured."""
+    tried = {label: next(iter(runs.values())) for label, runs in results.record["runs"].items()}
+    return {label: found["rate"][int(np.argmin(found["loss"]))] for label, found in tried.items()}
+
+
+def write_best(folder: str | Path, path: str | Path = best.__file__) -> dict:
+    """Write the best rates of the results in `folder` to best.py. Arms that have not been measured are left out."""
+    found = {}
+    for task, experiment in (("domain", RATES), ("classify", CLASSIFY_RATES), ("quant", QUANT_RATES)):
+        stored = Path(folder) / f"{experiment.name}.json"
+        measured = best_rates(Results(Results.read(folder, experiment.name))) if stored.exists() else {}
+        found[task] = {label: measured[label] for label in experiment.conditions if label in measured}
+    quoted = lambda label: json.dumps(label, ensure_ascii=False)
+    lines = [line for task, rates in found.items() for line in
+             (f"    {quoted(task)}: {{", *(f"        {quoted(label)}: {rate!r}," for label, rate in rates.items()), "    },")]
+    write_atomically(path, "\n".join([f'"""{best.__doc__}"""', "BEST = {", *lines, "}", ""]))
+    return found

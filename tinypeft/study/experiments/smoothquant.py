@@ -34,7 +34,7 @@ SMOOTHQUANT = Experiment(
      **{f"error_{name}": "relative error of the logits, without smoothing" for name in ("as_it_is", "planted")}},
     measure, {name: name for name in ("token", "tensor", "static")},
     {"channels": 3, "factor": 64, "alphas": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], "calibration": 16, "test": 64},
-    {"alphas": [0, 0.5, 1], "calibration": 4, "test": 16})
+    {"alphas": [0, 0.5, 1], "calibration": 4, "test": 16}, seeds=tuple(range(8)))
 
 
 def measure_maxima(smoothed: bool, seed: int, settings: dict) -> dict:

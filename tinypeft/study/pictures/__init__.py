@@ -2,7 +2,8 @@
 
     draw("figures", "rank")          # figures/rank.svg from figures/results/rank.json → its `Drawing`
 
-    tuning.py       every method side by side, adapters          few_bits.py    QLoRA, LoftQ, trained roundings, all schemes
+    fair.py         all methods at equal terms                   few_bits.py    QLoRA, LoftQ, trained roundings, all schemes
+    tuning.py       adapters
     low_rank.py     LoRA, AdaLoRA, DyLoRA                        weights.py     granularity, formats, GPTQ, AWQ
     prompts.py      prompts and prefixes                         outliers.py    LLM.int8(), SmoothQuant
     memory.py       memory of fine-tuning                        quantizers.py  rounding, clipping, levels
@@ -16,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import compare, plot, pretraining
-from . import engine, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, speed, tuning, weights
+from .. import glance, plot, pretraining
+from . import engine, fair, few_bits, low_rank, memory, outliers, prompts, quantizers, schematics, speed, tuning, weights
 
 __all__ = ["PICTURES", "Picture", "draw", "drawing", "missing"]
 
@@ -37,10 +38,12 @@ class Picture:
 
 
 PICTURES = {
-    "pareto": Picture(tuning.pareto, "Quality over parameters and memory", "15", ("methods",)),
-    "forgetting": Picture(tuning.forgetting, "Learning and forgetting", "03", ("methods",)),
-    "curves": Picture(tuning.curves, "Loss over training", "03", ("methods",)),
-    "compare": Picture(compare.picture, "Every method and every scheme at a glance", "15", ("compare",)),
+    "pareto": Picture(fair.pareto, "Quality over parameters and memory", "15", ("methods",)),
+    "forgetting": Picture(fair.forgetting, "Learning and forgetting", "03", ("frontier",)),
+    "lengths": Picture(fair.lengths, "Longer training", "03", ("lengths", "methods", "adapters", "first_look")),
+    "rates": Picture(fair.rates, "Loss over the learning rate", "15", ("rates",)),
+    "sizes": Picture(fair.sizes, "Methods and the size of the model", "15", ("sizes",)),
+    "compare": Picture(glance.picture, "The main job at a glance", "15", ("compare",)),
     "pretraining": Picture(pretraining.picture, "How the base was trained", "02"),
     "natural_outliers": Picture(outliers.natural, "Outliers of a real model", "16", ("natural_outliers",)),
     "schemes": Picture(few_bits.schemes, "Bits and what they cost", "15", ("schemes",)),
@@ -62,7 +65,7 @@ PICTURES = {
     "dylora": Picture(low_rank.dylora, "One training for every rank", "09", ("dylora", "rank")),
     "prompt_sizes": Picture(prompts.prompt_sizes, "Prompts and the size of the model", "05", ("prompts",)),
     "prefix_length": Picture(prompts.prefix_length, "Prompts at the input and in every layer", "06", ("prefix_length",)),
-    "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates",)),
+    "prefix_rates": Picture(prompts.prefix_rates, "An MLP in front of a prefix", "06", ("prefix_rates", "methods")),
     "prefix_attention": Picture(prompts.prefix_attention, "Attention to a prefix", "06", ("virtual_tokens",), "png"),
     "soft_prompts": Picture(prompts.soft_prompts, "Reading a soft prompt", "05", ("virtual_tokens",)),
     "int8_outliers": Picture(outliers.int8_outliers, "Outliers and eight bits", "11", ("int8_outliers",)),

@@ -30,7 +30,7 @@ def qlora(results: Path) -> plot.Drawing:
     ax.invert_yaxis()
     ax.set(xlabel="test loss (nats/token)", ylabel="the frozen base in")
     ax.margins(y=0.12)
-    plot.key(fig, {text: (colour, marker, "none") for colour, marker, text in looks.values()}, 2)
+    plot.key(fig, {text: (colour, marker, "none") for colour, marker, text in looks.values()}, 2, ("before",))
     gap, half = r.difference("NF4", "16 bits", "after")
     lost, lost_half = r.difference("NF4", "NF4", "merged_and_rounded", of_b="after")
     at = lambda c, m: f"{r.mean(c, m):.3f}"
@@ -39,19 +39,24 @@ def qlora(results: Path) -> plot.Drawing:
         f"A LoRA learns as well on four bits as on sixteen, within {gap:.3f} ± {half:.3f} nats. Merging it and rounding again "
         f"loses {lost:.3f} ± {lost_half:.3f} nats.",
         f"Test loss on *domain* before and after {r.record['settings']['steps']} steps of a LoRA of rank "
-        f"{r.record['settings']['rank']} on all layers. Dashed: after training on the 16-bit base. {len(r.seeds)} seeds.",
+        f"{EXPERIMENTS['qlora'].conditions['16 bits'].method.rank} on all layers, each at its best learning rate. Dashed: "
+        f"after training on the 16-bit base. {len(r.seeds)} seeds.",
         "Dots per base. " + " ".join(f"{c}: before {at(c, 'before')}, after {at(c, 'after')}" + (
             f", merged and rounded again {at(c, 'merged_and_rounded')}." if c != "16 bits" else ".") for c in r.conditions))
 
 
 def loftq(results: Path) -> plot.Drawing:
     r = Results.load(results, "loftq")
-    bases = ["NF4", "4 bits", "3 bits", "2 bits"]
+    bases, steps = ["NF4", "4 bits", "3 bits", "2 bits"], r.record["settings"]["steps"]
+    longer = [b for b in bases if f"LoftQ, {b}, {2 * steps} steps" in r.conditions]
     fig, axes = plot.figure(1, 2, height=3.5)
     looks = {"QLoRA": about("qlora").look, "LoftQ": about("loftq").look}
     for ax, metric in zip(axes, ("before", "after"), strict=True):
         for method, look in looks.items():
             plot.band(ax, range(len(bases)), r, [f"{method}, {b}" for b in bases], metric, look)
+            if metric == "after":
+                plot.band(ax, list(map(bases.index, longer)), r, [f"{method}, {b}, {2 * steps} steps" for b in longer], metric,
+                          look, mfc="white", ls=":")
         line = r.mean("LoRA, 16 bits", metric)
         ax.axhline(line, color=plot.COLOURS["grey"], lw=1, ls="--")
         ax.annotate("16 bits", (0, line), xytext=(0, -4), textcoords="offset points", va="top", color="#606060")
@@ -66,11 +71,14 @@ def loftq(results: Path) -> plot.Drawing:
         "LoftQ starts a LoRA at the rounding error, and the fewer the bits, the more this helps: it ends "
         f"{gain['2 bits'][0]:.3f} ± {gain['2 bits'][1]:.3f} nats lower than QLoRA at 2 bits and {gain['4 bits'][0]:.3f} ± "
         f"{gain['4 bits'][1]:.3f} at 4 bits.",
-        f"A LoRA of rank {r.record['settings']['rank']} on all layers of a rounded base (integers in groups of 32, "
-        f"asymmetric), before and after {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
+        f"A LoRA of rank {EXPERIMENTS['loftq'].conditions['LoRA, 16 bits'].method.rank} on all layers of a rounded base (NF4; "
+        f"integers in groups of 32, asymmetric), before and after {steps} steps on *domain*, each at its best learning rate. "
+        f"Hollow: after {2 * steps} steps at the same rate. {len(r.seeds)} seeds.",
         "Lines over the base's bits. " + " ".join(
             f"{b}: QLoRA {r.mean(f'QLoRA, {b}', 'before'):.3f} before and {r.mean(f'QLoRA, {b}', 'after'):.3f} after, LoftQ "
-            f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases))
+            f"{r.mean(f'LoftQ, {b}', 'before'):.3f} and {r.mean(f'LoftQ, {b}', 'after'):.3f}." for b in bases)
+        + f" After {2 * steps} steps: " + "; ".join(f"{b}: " + ", ".join(
+            f"{m} {r.mean(f'{m}, {b}, {2 * steps} steps', 'after'):.3f}" for m in looks) for b in longer) + ".")
 
 
 QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "PEQA": about("peqa").look,
@@ -96,7 +104,7 @@ def qat(results: Path) -> plot.Drawing:
     best = min(QAT, key=lambda n: mean[n][-1])
     return plot.Drawing(
         fig,
-        "Training with rounded weights repairs most of what few bits break: at 2 bits round to nearest costs "
+        "Training moves rounded weights to better places: at 2 bits round to nearest costs "
         f"{mean['round to nearest'][-1]:.2f} nats, GPTQ, without training, {mean['GPTQ'][-1]:.2f}, and {best} "
         f"{mean[best][-1]:.2f}.",
         "All use one kind of grid, with a scale and a zero point per output channel (LLM-QAT's is symmetric). Training takes "
@@ -152,8 +160,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
             if ax is left:
                 for b, c, value in zip(bits, conditions, y, strict=True):
                     if size == sizes[-1]:
-                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(0, -8), textcoords="offset points",
-                                    ha="center", va="top", color="#606060")
+                        ax.annotate(str(b), (r.mean(c, metric) / 1024, value), xytext=(-3, -3), textcoords="offset points",
+                                    ha="right", va="top", color="#606060")
         ax.set(xscale="log")
         plot.count_axis(ax.xaxis)
     left.set(xlabel="KiB of the matrices", ylabel="loss (nats/token)")
@@ -161,7 +169,7 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
     left.margins(y=0.12)
     parameters = {s: r.mean(label[s, bits[0]], "parameters") for s in sizes}
     plot.key(fig, {f"{parameters[s]:,.0f} parameters": look for s, look in looks.items()})
-    few, many = label[sizes[-2], 2], label[sizes[-3], 16]      # trained for as many steps
+    few, many = label[sizes[-2], 2], label[sizes[-3], 16]
     at = lambda c: f"{r.mean(c, 'loss'):.3f} nats in {r.mean(c, 'matrices') / 1024:.0f} KiB"
     better = r.mean(few, "loss") < r.mean(many, "loss")
     return plot.Drawing(
@@ -169,8 +177,8 @@ def bits_vs_parameters(results: Path) -> plot.Drawing:
         f"{'More parameters at fewer bits beat fewer parameters at more bits' if better else 'Two bits are too few'}: "
         f"{parameters[sizes[-2]]:,.0f} parameters at 2 bits reach {at(few)} of matrices, {parameters[sizes[-3]]:,.0f} at 16 "
         f"bits reach {at(many)}.",
-        f"Three bases trained on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, groups "
-        f"of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
+        f"Three bases trained for as long on the same text, their matrices at {', '.join(str(b) for b in bits)} bits (GPTQ, "
+        f"groups of {r.record['settings']['group_size']}); {len(r.seeds)} seeds draw calibration and test windows.",
         "Loss over memory, one line for each size. " + " ".join(
             f"{parameters[s]:,.0f} parameters: " + ", ".join(f"{b} bits {r.mean(label[s, b], 'loss'):.3f}" for b in bits) + "."
             for s in sizes))

@@ -15,7 +15,7 @@ MATRICES = "query", "key", "value", "output", "up", "down"
 
 def rank(results: Path) -> plot.Drawing:
     r, others = Results.load(results, "rank"), Results.load(results, "methods")
-    methods = [EXPERIMENTS["rank"].conditions[c] for c in r.conditions]
+    methods = [EXPERIMENTS["rank"].conditions[c].method for c in r.conditions]
     ranks, stabilized = ([m.rank for m in methods if m.rank_stabilized == by_root] for by_root in (False, True))
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.8)
@@ -65,7 +65,7 @@ def placement(results: Path) -> plot.Drawing:
         fig,
         f"The same number of parameters helps more in more matrices at a lower rank: {order[-1]} has the lowest loss and "
         f"{order[0]} the highest.",
-        f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at the best of three learning rates; "
+        f"LoRA with {r.mean(order[0], 'trained'):,.0f} parameters in all, each placement at its best learning rate; "
         f"{r.record['settings']['steps']} steps on *domain*, {len(r.seeds)} seeds.",
         f"Dots with intervals, test loss in nats per token: {said}.")
 
@@ -95,9 +95,8 @@ def subspace(results: Path) -> plot.Drawing:
     energy = {m: r.mean("domain", f"energy_8_full_{m}").mean() for m in at}
     return plot.Drawing(
         fig,
-        f"LoRA's update for values lies in few directions: the first ones at rank 8 and at rank 64 have a similarity of φ = "
-        f"{at['value'][0]:.2f}. Full fine-tuning spreads its update: the 8 largest directions hold {energy['value']:.0%} of "
-        "its squared norm.",
+        f"For values the 8 largest directions of full fine-tuning's update hold {energy['value']:.0%} of its squared norm, and "
+        f"the first directions of LoRA at rank 8 and at rank 64 have a similarity of φ = {at['value'][0]:.2f}.",
         "Above: the singular values of the update ΔW. Below: how much of the space of the first i directions at r = 8 lies in "
         f"the space of the first j directions at r = 64. Means over 5 layers and {len(r.seeds)} seeds.",
         "Singular values fall slowly for full fine-tuning and stop at the rank for LoRA. " + " ".join(
@@ -194,8 +193,8 @@ def dylora(results: Path) -> plot.Drawing:
     return plot.Drawing(
         fig,
         f"A DyLoRA trained three times as long stays, at every rank, within {above('DyLoRA × 3 steps')} nats of a LoRA trained "
-        f"for that rank. A LoRA of rank 16 cut to its first columns is up to {above('LoRA cut')} nats above it, and one cut by "
-        f"SVD up to {above('LoRA cut, by SVD')}.",
+        f"for that rank. A LoRA of rank 16 that is cut to its first columns and keeps its scale is up to "
+        f"{above('LoRA cut')} nats above that, and one cut by SVD up to {above('LoRA cut, by SVD')}.",
         f"Query and value, {r.record['settings']['steps']} steps on *domain* (DyLoRA also three times as many). A LoRA of "
         f"rank 16 is cut to its first b rows and columns, or to its b largest singular values. {len(r.seeds)} seeds.",
         "Test loss over the rank in use, 1 to 16: " + "; ".join(

@@ -63,6 +63,7 @@ def memory(results: Path) -> plot.Drawing:
         f"LoRA saves the memory of optimizer and gradients; QLoRA also saves the memory of weights: 7 B parameters take "
         f"{gib['full']:.0f} GiB, {gib['lora, all']:.0f} with LoRA and {gib['qlora, all']:.0f} with QLoRA, both on all "
         "matrices.",
+        "In the lower panel everything is in 16 bits but what is trained, which is in 32. "
         "Peak memory by formula (`python -m tinypeft memory`), at the end of the forward or of the backward pass, whichever is "
         "larger. Working: logits and short-lived values of operations. The bars in the upper panel are within "
         f"{shown:.1%} of the bytes traced in a training step; all {len(r.conditions) * len(batches)} cases tried are within "

@@ -67,10 +67,10 @@ def soft_prompts(results: Path) -> plot.Drawing:
     cosine, moved = r.values("prompt", "cosine"), r.values("prompt", "moved")
     return plot.Drawing(
         fig,
-        f"Trained prompt vectors are not a readable text: they move by {100 * moved.mean():.0f} % of their length, yet "
-        f"{np.mean(still):.0%} of them stay nearest to the word from which they started.",
+        f"Trained prompt vectors are not a readable text: over {len(r.seeds)} seeds they move by {100 * moved.mean():.0f} % of "
+        f"their length, yet {np.mean(still):.0%} of them stay nearest to the word from which they started.",
         f"The {len(order)} vectors of one prompt (seed 0) with the token nearest to each; a star marks a vector whose nearest "
-        f"token is the word from which it started. Over {len(r.seeds)} seeds the mean cosine is {cosine.mean():.2f}.",
+        f"token is the word from which it started. The mean cosine over all seeds is {cosine.mean():.2f}.",
         f"Dots, one for each of {len(order)} prompt vectors: cosine with the nearest token's embedding, from "
         f"{min(one['cosine']):.2f} to {max(one['cosine']):.2f}. {int(same.sum())} vectors are still nearest to the word from "
         "which they started.")
@@ -102,14 +102,13 @@ def prompt_sizes(results: Path) -> plot.Drawing:
     right.set(ylim=(0, None))
     right.set_title("% of full fine-tuning's gain", fontsize=9)
     plot.key(fig, {text: look for *look, text in looks.values()})
-    first, last = (f"{100 * share['prompt'][i]:.0f} %" for i in (0, -1))
-    deep = ", ".join(f"{100 * s:.0f} %" for s in share["ptuning_v2"])
+    shallow, deep = (", ".join(f"{100 * s:.0f} %" for s in share[name]) for name in ("prompt", "ptuning_v2"))
     return plot.Drawing(
         fig,
-        f"A prompt at the input reaches {first} of full fine-tuning's gain in the smallest model and {last} in the largest; "
+        f"From the smallest base to the largest, a prompt at the input reaches {shallow} of full fine-tuning's gain, and "
         f"prompts in every layer reach {deep}.",
-        f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20; "
-        f"{len(r.seeds)} seeds.",
+        f"Three bases trained on the same text, {r.record['settings']['steps']} steps on *domain*, prompts of length 20, "
+        f"P-tuning v2 without dropout; {len(r.seeds)} seeds.",
         "Test loss and share of the gain over the base's size. " + " ".join(
             f"{n:,.0f} parameters: before {r.mean(f'full {s}', 'before'):.2f}, " + ", ".join(
                 f"{text} {r.mean(f'{name} {s}', 'loss'):.2f}" for name, (*_, text) in looks.items()) + "."
@@ -117,48 +116,55 @@ def prompt_sizes(results: Path) -> plot.Drawing:
 
 
 def prefix_rates(results: Path) -> plot.Drawing:
-    r = Results.load(results, "prefix_rates")
-    rates = r.record["settings"]["rates"]
-    fig, (left, right) = plot.figure(1, 2, height=3.4)
-    looks = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}
-    best = {}
-    for ax, metric in ((left, "loss"), (right, "roughness")):
-        for condition, look in looks.items():
-            mean = plot.band(ax, rates, r, condition, metric, look)
-            if metric == "loss": best[condition] = mean.min(), rates[int(mean.argmin())], mean[-1]
-        ax.set(xscale="log", xlabel="learning rate")
-    left.set_ylabel("test loss (nats/token)")
-    right.set_title("step-to-step change of the loss (nats)", fontsize=9)
+    r, frozen = Results.load(results, "prefix_rates"), float(Results.load(results, "methods").mean("frozen", "loss"))
+    looks, top = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}, frozen + 0.1
+    fig, ax = plot.figure(height=3.4)
+    ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
+    best, last, calm = {}, {}, {}
+    for condition, look in looks.items():
+        rates, mean = r.mean(condition, "rate"), plot.band(ax, r.mean(condition, "rate"), r, condition, "loss", look)
+        at = int(r.mean(condition, "validation").argmin())
+        best[condition], last[condition] = (mean[at], rates[at]), (mean[-1], rates[-1])
+        calm[condition] = r.mean(condition, "roughness")[at]
+        if mean[-1] > top:
+            ax.annotate(f"{mean[-1]:.2f} at {rates[-1]:g} ↑", (rates[-1], top), xytext=(4, -4), textcoords="offset points",
+                        va="top", fontsize=9, color=plot.ink(plot.COLOURS[look[0]]))
+    low = min(loss for loss, _ in best.values()) - 0.03
+    ax.set(xscale="log", xlabel="learning rate", ylabel="test loss (nats/token)", ylim=(low, top))
+    ax.text(rates[0], frozen, "frozen base", va="bottom", fontsize=9, color=plot.ink(plot.COLOURS["grey"]))
     plot.key(fig, looks)
-    (a, at, wild), (b, bt, calm) = best["reparameterized"], best["direct"]
+    (a, at), (b, bt), (wild, wt), (tame, tt) = *(best[c] for c in looks), *(last[c] for c in looks)
     return plot.Drawing(
         fig,
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
-        f"these rates the losses are {a:.3f} and {b:.3f} nats.",
-        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds.",
-        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {rates[-1]:g}. Direct: best "
-        f"{b:.3f} at {bt:g}, {calm:.3f} at {rates[-1]:g}.")
+        f"these rates the losses are {a:.3f} and {b:.3f} nats. At {wt / at:.0f} times the best rate the loss is {wild:.2f} "
+        f"with the MLP, and at {tt / bt:.0f} times {tame:.2f} without it.",
+        f"Prefix tuning, 10 positions, {r.record['settings']['steps']} steps on *domain*; {len(r.seeds)} seeds. From step to "
+        f"step the training loss changes by {calm['reparameterized']:.2f} and {calm['direct']:.2f} nats at the best rates.",
+        f"Test loss over the learning rate. Reparameterized: best {a:.3f} at {at:g}, {wild:.3f} at {wt:g}. Direct: best "
+        f"{b:.3f} at {bt:g}, {tame:.3f} at {tt:g}.")
 
 
 def prefix_length(results: Path) -> plot.Drawing:
     r = Results.load(results, "prefix_length")
-    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].length for c in r.conditions})
+    lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].method.length for c in r.conditions})
+    by_kind = {kind: [P for P in lengths if f"{kind} {P}" in r.conditions] for kind in ("prompt", "prefix")}
     fig, ax = plot.figure(height=3.4)
     looks, mean = {kind: about(kind).look for kind in ("prompt", "prefix")}, {}
     for kind, look in looks.items():
-        mean[kind] = plot.band(ax, lengths, r, [f"{kind} {P}" for P in lengths], "loss", look, ms=7)
+        mean[kind] = plot.band(ax, by_kind[kind], r, [f"{kind} {P}" for P in by_kind[kind]], "loss", look, ms=7)
     ax.set(xscale="log", xlabel="virtual tokens P", ylabel="test loss (nats/token)")
     ax.set_xticks(lengths, map(str, lengths))
     ax.minorticks_off()
-    plot.label_ends(ax, [(lengths[-1], mean["prompt"][-1], "prompt: embeddings only", plot.COLOURS["purple"]),
-                         (lengths[-1], mean["prefix"][-1], "prefix: every layer", plot.COLOURS["green"])])
+    plot.label_ends(ax, [(by_kind["prompt"][-1], mean["prompt"][-1], "prompt: embeddings only", plot.COLOURS["purple"]),
+                         (by_kind["prefix"][-1], mean["prefix"][-1], "prefix: every layer", plot.COLOURS["green"])])
     gap, half = r.difference(f"prompt {lengths[1]}", f"prefix {lengths[1]}", "loss")
     return plot.Drawing(
         fig,
         f"Virtual tokens in every layer help more than at the input alone: with {lengths[1]} of them by {gap:.3f} ± {half:.3f} "
         "nats.",
-        f"Test loss on *domain* after {r.record['settings']['steps']} steps, each method at its own learning rate; "
+        f"Test loss on *domain* after {r.record['settings']['steps']} steps, each at its best learning rate; "
         f"{len(r.seeds)} seeds.",
         "Two lines over the number of virtual tokens. " + " ".join(
-            f"{kind.capitalize()}: {', '.join(f'P = {P} {m:.3f}' for P, m in zip(lengths, mean[kind], strict=True))}."
+            f"{kind.capitalize()}: {', '.join(f'P = {P} {m:.3f}' for P, m in zip(by_kind[kind], mean[kind], strict=True))}."
             for kind in looks))

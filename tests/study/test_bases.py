@@ -1,0 +1,74 @@
+"""The two smaller bases: what decides their weights is what it was when they were trained, and they can be made again."""
+import dataclasses
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.files import fingerprint, load_arrays
+from tinypeft.pretrained import FOLDER, make, training_record
+from tinypeft.study.bases import SIZES, small_base
+from tinypeft.text import base_corpus
+
+SMALLER = [name for name in SIZES if name != "base"]
+TOY = make.RECIPE | {"steps": 4, "warmup": 1, "batch_size": 1}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_recipe_text_and_tokenizer_are_those_it_was_trained_with(name):
+    if training_record()["corpus"]["base"] != base_corpus().sha256:
+        pytest.xfail("this installation carries another version of the text")
+    _, meta = load_arrays(FOLDER / f"{name}.safetensors")
+    assert meta["key"] == make.smaller_key(name) and meta["config"] == dataclasses.asdict(make.SMALLER[name])
+
+
+@pytest.mark.parametrize("change", [{"steps": 3000}, {"lr": 1e-3}])
+def test_another_recipe_has_another_key(change):
+    assert make.smaller_key("small", make.RECIPE | change) != make.smaller_key("small")
+
+
+def test_they_are_trained_as_long_as_the_shipped_one():
+    assert make.RECIPE["steps"] == training_record()["recipe"]["steps"]
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_a_smaller_base_is_loaded_in_float32_with_its_tokenizer(name):
+    model = small_base(name)
+    assert model.token_embedding.weight.dtype == np.float32 and model.tokenizer.vocab_size == 1024
+    other = small_base(name)
+    other.blocks[0].mlp.up.weight.data[...] = 0
+    assert model.blocks[0].mlp.up.weight.data.any()
+
+
+def test_an_unknown_base_is_refused():
+    with pytest.raises(ValueError, match="there is no base 'huge'; there are small, medium, base"): small_base("huge")
+
+
+def test_larger_bases_predict_better():
+    losses = [load_arrays(FOLDER / f"{name}.safetensors")[1]["validation"] for name in SMALLER]
+    assert losses[0] > losses[1] > training_record()["validation"][-1][1]["loss"]
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """The same weights whether it was stopped or not, and no checkpoint is left."""
+    toy = tp.GPTConfig(vocab_size=1024, context_length=16, d_model=8, n_layers=1, n_heads=2)
+    kept = tmp_path / "cache" / "bases"
+    monkeypatch.setenv("TINYPEFT_CACHE", str(kept.parent))
+    monkeypatch.setattr(make, "SMALLER", {"toy": toy})
+    monkeypatch.setattr(make, "evaluate", lambda *args, **options: {"loss": 1.5})
+    whole = trained(tmp_path)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(make, "train", stopped_after_two_steps)
+        with pytest.raises(KeyboardInterrupt): trained(tmp_path)
+    assert len(list(kept.iterdir())) == 1 and trained(tmp_path) == whole and not list(kept.iterdir())
+    with pytest.raises(ValueError, match="no smaller model 'huge'; there are toy"): make.pretrain_smaller("huge")
+
+
+def trained(folder):
+    assert make.pretrain_smaller("toy", folder, TOY, progress=False) == 1.5
+    return fingerprint(load_arrays(folder / "toy.safetensors")[0])
+
+
+def stopped_after_two_steps(*args, **options):
+    tp.train(*args, **options | {"stop_after": 2})
+    raise KeyboardInterrupt

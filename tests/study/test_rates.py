@@ -1,0 +1,126 @@
+"""Learning rates: the search brackets the best one, and every experiment uses the best that was measured."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinypeft.diagnosis import DivergedError
+from tinypeft.study import tuning
+from tinypeft.study.experiment import Results
+from tinypeft.study.experiments import EXPERIMENTS, arms, qat, rates
+from tinypeft.study.experiments.best import BEST
+
+RESULTS = Path(__file__).parents[2] / "figures" / "results"
+MEASURED = [e for e in (rates.RATES, rates.CLASSIFY_RATES, rates.QUANT_RATES) if (RESULTS / f"{e.name}.json").exists()]
+SETTINGS = {"tuning_seeds": [100, 101], "first": 3, "most": 9}
+
+
+def bowl(best, walls=math.inf):
+    """A loss that is least at `best` and diverges above `walls`."""
+    def loss(rate, seed):
+        if rate > walls: raise DivergedError("infinite")
+        return math.log(rate / best) ** 2 + seed
+    return loss
+
+
+@pytest.mark.parametrize("best, tried", [(1.0, 3), (1.8, 4), (0.56, 4), (3.24, 5), (0.17, 6)])
+def test_the_search_goes_on_until_the_best_lies_between_two(best, tried):
+    found = rates.search(bowl(best), 1.0, SETTINGS)
+    at = int(np.argmin(found["loss"]))
+    assert len(found["rate"]) == tried and 0 < at < tried - 1 and found["rate"][at] == pytest.approx(best, rel=0.03)
+    assert list(found["rate"]) == sorted(found["rate"]) and np.allclose(np.mean(found["by_seed"], 1), found["loss"])
+    assert np.shape(found["by_seed"]) == (tried, 2)
+
+
+def test_a_training_that_diverges_is_worse_than_any():
+    found = rates.search(bowl(1.8, walls=1.5), 1.0, SETTINGS)
+    assert found["rate"] == (0.56, 1.0, 1.8) and found["loss"][-1] == math.inf and np.argmin(found["loss"]) == 1
+
+
+def test_the_search_ends_where_nothing_is_best():
+    assert len(rates.search(lambda rate, seed: -rate, 1.0, SETTINGS)["rate"]) == 9
+
+
+# -- what was measured ---------------------------------------------------------------------------
+def results(**losses):
+    return Results({"runs": {label: {"100": {"rate": [1, 2, 3], "loss": loss}} for label, loss in losses.items()}})
+
+
+def test_an_edge_is_found():
+    """A grid whose best rate is the first or the last says nothing about the best rate."""
+    r = results(inside=[2, 1, 2], low=[1, 2, 3], high=[3, 2, 1], broken=[math.inf] * 3)
+    assert rates.at_edge(r) == ["low", "high", "broken"] and rates.best_rates(r)["inside"] == 2
+
+
+@pytest.mark.parametrize("experiment", MEASURED, ids=lambda e: e.name)
+def test_no_best_rate_lies_at_the_edge_of_its_grid(experiment):
+    assert rates.at_edge(Results.load(RESULTS, experiment.name)) == []
+
+
+def test_the_file_has_the_best_rates_that_were_measured(tmp_path):
+    assert rates.write_best(RESULTS, tmp_path / "best.py") == BEST
+    found = {}
+    exec((tmp_path / "best.py").read_text("utf-8"), found)
+    assert found["BEST"] == BEST and found["__doc__"] == rates.best.__doc__
+    assert (tmp_path / "best.py").read_text("utf-8") == Path(rates.best.__file__).read_text("utf-8")
+
+
+def test_tuning_uses_seeds_that_nothing_else_does():
+    used = {seed for e in EXPERIMENTS.values() if e not in MEASURED for seed in e.seeds} - {100}
+    assert not used & {100, 101} and all(e.settings["tuning_seeds"] == [100, 101] for e in MEASURED)
+
+
+# -- where the experiments take them from --------------------------------------------------------
+def test_an_arm_that_stands_twice_has_one_label():
+    labels = arms.LABELS["domain"]
+    assert labels["methods", "lora"] == labels["rank", "8"] == "lora"
+    assert labels["placement", "all six r=4"] == "lora_all" and labels["qlora", "int2"] == labels["loftq", "QLoRA, 2 bits"]
+    assert labels["prompts", "prompt base"] == "prompt" and labels["prompts", "prompt small"] == "prompts: prompt small"
+    assert labels["adalora", "AdaLoRA 12 → 8"] == "adalora: AdaLoRA 12 → 8"                     # it is trained for longer
+    assert set(labels.values()) == set(arms.TRIED["domain"]) == set(rates.RATES.conditions)
+    assert set(rates.CLASSIFY_RATES.conditions) == set(arms.LABELS["classify"].values())
+
+
+def test_experiments_state_the_best_rate(monkeypatch):
+    monkeypatch.setitem(BEST["domain"], "rank: 64", 0.123)
+    monkeypatch.delitem(BEST["domain"], "rank: 2", raising=False)
+    assert arms.tuned("rank")["64"].lr == 0.123 and arms.tuned("rank")["2"].lr == arms.ARMS["rank"]["2"].lr
+    monkeypatch.setitem(BEST["quant"], "STE, 2 bits", 0.5)
+    assert qat.at_best("STE, 2 bits").lr == 0.5
+
+
+@pytest.mark.parametrize("name", sorted(arms.ARMS))
+def test_no_arm_of_an_experiment_has_another_rate(name):
+    """An experiment is made of tuned arms, and nothing beside."""
+    tuned = arms.tuned(name)
+    for condition, value in EXPERIMENTS[name].conditions.items():
+        arm = getattr(value, "arm", value)
+        if condition in tuned: assert (arm.method, arm.lr, arm.times) == (
+            tuned[condition].method, tuned[condition].lr, tuned[condition].times)
+        else: assert arm.lr is None or arm.lr in {a.lr for a in [*tuned.values(), *arms.tuned("prompts").values()]}
+
+
+@pytest.mark.parametrize("method, share", [("lora_all", 0.05), ("adapter", 0.05), ("prompt", 0.0044)])
+def test_sizes_compare_equal_shares(method, share):
+    for base in ("small", "medium", "base"):
+        counts = arms.ARMS["sizes"][f"{method} {base}"].start(0).summary()
+        assert counts.trained / (counts.total - counts.trained) == pytest.approx(share, rel=0.11), base
+
+
+# -- one run -------------------------------------------------------------------------------------
+def test_the_windows_make_up_the_loss():
+    model = tuning.pretrained()
+    found = tuning.tested(model, "before")
+    assert found["before"] == pytest.approx(tuning.test_loss(model), abs=1e-5)
+    tokens = len(tuning.domain().data("test")) - 1
+    weights = np.full(-(-tokens // 128), 128.0)
+    weights[-1] -= weights.sum() - tokens
+    assert np.average(found["before_windows"], weights=weights) == pytest.approx(found["before"], abs=1e-4)
+
+
+def test_an_arm_trains_as_fine_tune_does():
+    arm = tuning.Arm(arms.on_all(2), 3e-3, times=2)
+    one, history = arm.train(5, {"steps": 1, "batch_size": 2})
+    other, _ = tuning.fine_tune(arm.method, 5, {"steps": 2, "batch_size": 2}, lr=3e-3)
+    assert len(history.loss) == 2 and tuning.test_loss(one) == tuning.test_loss(other)

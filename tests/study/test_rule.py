@@ -1,0 +1,178 @@
+"""The rule: every verdict can be reached for every kind of claim, Holm is Holm's, and the page prints the rule."""
+import itertools
+
+import numpy as np
+import pytest
+
+from tinypeft.study.claims import rule, tables
+from tinypeft.study.claims.effects import Effect
+from tinypeft.study.claims.rule import (
+    AS_GOOD,
+    AT_LEAST,
+    BETTER,
+    CHANCE,
+    CONTRADICTED,
+    CORRELATION,
+    FAR,
+    FINE_TUNING,
+    KINDS,
+    LEVEL,
+    NOT_SHOWN,
+    NOTHING,
+    REPRODUCED,
+    SMALL,
+    VERDICTS,
+    Claim,
+    Contrast,
+    Delta,
+    Finding,
+    holm,
+    judge,
+    p_values,
+    parts,
+    verdict,
+)
+
+DELTA = {BETTER: FINE_TUNING, FAR: FINE_TUNING, NOTHING: FINE_TUNING, AS_GOOD: AT_LEAST, CHANCE: CORRELATION}
+
+
+def claim(kind, *effects, text="x", gain=(0.5, 0.01), **options):
+    """A claim of which the parts have these effects: (mean, standard error), each with 7 degrees of freedom."""
+    contrasts = tuple(Contrast(f"part {i}", Effect(*e, 7), Effect(*gain, 7)) for i, e in enumerate(effects))
+    test = lambda load: Finding("m", contrasts)
+    return Claim(text, "2106.09685", "", kind, DELTA[kind], "a minus b", "b is ahead", ("toy",), test, **options)
+
+
+def judged(*claims):
+    return [j.verdict for j in judge(claims, lambda name: None)]
+
+
+# -- verdicts --------------------------------------------------------------------------------------
+REACHED = {
+    BETTER: {REPRODUCED: (0.05, 0.005), SMALL: (0.015, 0.002), LEVEL: (0.002, 0.004), CONTRADICTED: (-0.05, 0.005),
+             NOT_SHOWN: (0.01, 0.02)},
+    FAR: {REPRODUCED: (0.15, 0.01), SMALL: (0.05, 0.005), LEVEL: (0.002, 0.004), CONTRADICTED: (-0.05, 0.005),
+          NOT_SHOWN: (0.1, 0.1)},
+    AS_GOOD: {REPRODUCED: (0.97, 0.01), LEVEL: (0.91, 0.02), CONTRADICTED: (0.73, 0.01), NOT_SHOWN: (0.9, 0.1)},
+    NOTHING: {REPRODUCED: (0.001, 0.002), SMALL: (0.008, 0.002), LEVEL: (0.006, 0.0055), CONTRADICTED: (0.05, 0.005),
+              NOT_SHOWN: (0.015, 0.01)},
+    CHANCE: {REPRODUCED: (0.8, 0.05), SMALL: (0.3, 0.05), LEVEL: (0.02, 0.05), CONTRADICTED: (-0.5, 0.05),
+             NOT_SHOWN: (0.3, 0.3)}}
+
+
+@pytest.mark.parametrize("kind, says", [(kind, says) for kind in KINDS for says in REACHED[kind]])
+def test_every_kind_reaches_its_verdicts(kind, says):
+    """Beside ten claims that these runs leave open, as in a study of many claims."""
+    others = [claim(BETTER, (0.0, 0.1), text=str(i)) for i in range(10)]
+    assert judged(claim(kind, REACHED[kind][says]), *others)[0] == says
+
+
+def test_every_verdict_is_reached_for_every_kind():
+    """A share of a gain that is itself too small is the small case of "as good as"."""
+    assert judged(claim(AS_GOOD, (0.97, 0.01), gain=(0.015, 0.002))) == [SMALL]
+    assert set(KINDS) == set(REACHED)
+    for kind, reached in REACHED.items(): assert {*reached, *[SMALL] * (kind == AS_GOOD)} == set(VERDICTS)
+
+
+def test_nothing_lost_is_refuted_on_both_sides():
+    assert judged(claim(NOTHING, (-0.05, 0.005))) == [CONTRADICTED] == judged(claim(NOTHING, (0.05, 0.005)))
+
+
+@pytest.mark.parametrize("effects, says", [
+    ([(0.05, 0.005), (0.06, 0.005)], REPRODUCED), ([(0.05, 0.005), (0.012, 0.002)], SMALL),
+    ([(0.05, 0.005), (-0.05, 0.005)], CONTRADICTED), ([(0.05, 0.005), (0.0, 0.004)], NOT_SHOWN),
+    ([(0.0, 0.004), (0.001, 0.004)], LEVEL), ([(0.05, 0.005), (0.01, 0.01)], NOT_SHOWN)])
+def test_all_parts_must_hold_and_one_that_fails_refutes(effects, says):
+    assert judged(claim(BETTER, *effects)) == [says]
+
+
+def test_p_of_parts_by_hand():
+    of = [part for c in claim(BETTER, (0.02, 0.01), (-0.01, 0.01), (0.0, 0.01)).test(None).contrasts
+          for part in parts(BETTER, FINE_TUNING, c)]
+    yes, no = p_values(of)
+    each = [part.effect.p_above() for part in of]
+    assert yes == max(each) and no == pytest.approx(3 * min(1 - p for p in each))
+    assert p_values(of[:1] * 40)[1] == 1.0                              # a probability
+
+
+def test_the_edges_of_the_rule():
+    """5 % itself counts; δ itself is large; a contrast is needed; a kind must be known."""
+    (one,) = parts(BETTER, Delta(0.5, ""), Contrast("", Effect(0.5, 0.0, 7)))
+    assert one.large and verdict([one], 0.01, 0.9, 0.05) == REPRODUCED and verdict([one], 0.01, 0.9, 0.0501) == NOT_SHOWN
+    with pytest.raises(ValueError, match="no contrast"): verdict([], 1, 1, 1)
+    with pytest.raises(ValueError, match="kind is one of better"): parts("nicer", FINE_TUNING, Contrast("", Effect(0, 1, 1)))
+
+
+# -- many claims -----------------------------------------------------------------------------------
+def by_enumeration(p, alpha):
+    """What Holm rejects, by closed testing: a hypothesis falls if Bonferroni rejects every intersection that holds it."""
+    everything = range(len(p))
+    sets = [s for k in range(1, len(p) + 1) for s in itertools.combinations(everything, k)]
+    return [all(min(p[j] for j in s) <= alpha / len(s) for s in sets if i in s) for i in everything]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_holm_is_closed_testing_with_bonferroni(seed):
+    p = list(np.random.default_rng(seed).beta(0.3, 3, 7))
+    for alpha in (0.01, 0.05, 0.2): assert [a <= alpha for a in holm(p)] == by_enumeration(p, alpha)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([1.0, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_few_of_many_true_nulls_are_called():
+    """26 claims of which none is true or false: in at most 5 % of the studies one is called, within three standard errors."""
+    rng, wrong, draws = np.random.default_rng(5), 0, 300
+    for _ in range(draws):
+        d = rng.normal(0, 1, (26, 8))
+        claims = [claim(BETTER, (x.mean(), x.std(ddof=1) / 8 ** 0.5), text=str(i)) for i, x in enumerate(d)]
+        wrong += any(v in (REPRODUCED, SMALL, CONTRADICTED) for v in judged(*claims))
+    assert wrong / draws < 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+
+
+def test_more_claims_ask_for_more():
+    """An effect that is shown alone is not shown among forty."""
+    weak = claim(BETTER, (0.05, 0.015))
+    assert judged(weak) == [SMALL]
+    assert judged(weak, *[claim(BETTER, (0.0, 0.1), text=str(i)) for i in range(39)])[0] == NOT_SHOWN
+
+
+def missing(load): raise FileNotFoundError("gone")
+
+
+def test_what_is_not_measured_counts_and_what_holds_by_construction_does_not():
+    gone = Claim("y", "1", "", BETTER, FINE_TUNING, "", "", ("gone",), missing)
+    sure = claim(BETTER, (0.05, 0.005), by_construction="It cannot fail.")
+    found = judge([claim(BETTER, (0.05, 0.005)), gone, sure], lambda name: None)
+    assert [j.verdict for j in found] == [REPRODUCED, "not measured", "by construction"]
+    alone = judge([claim(BETTER, (0.05, 0.005))], lambda name: None)
+    assert found[0].p == pytest.approx(2 * alone[0].p) and found[2].p == 1 and found[2].why == "It cannot fail."
+    assert tables.count(found) == "2 claims: 1 reproduced; 1 not measured; 1 more hold by construction."
+
+
+@pytest.mark.parametrize("mean, trend, says", [
+    (0.73, (0.3, 0.02), True), (0.73, (0.02, 0.05), False), (0.73, (-0.3, 0.02), False), (0.97, (0.3, 0.02), False)])
+def test_not_at_this_size_needs_a_measured_trend(mean, trend, says):
+    (found,) = judge([claim(AS_GOOD, (mean, 0.01), trend=lambda load: Effect(*trend, 7))], lambda name: None)
+    assert found.not_at_this_size == says == ("not at this size" in tables.said(found))
+    (untold,) = judge([claim(AS_GOOD, (mean, 0.01), trend=missing)], lambda name: None)
+    assert not untold.not_at_this_size and untold.trend is None
+
+
+# -- the page --------------------------------------------------------------------------------------
+def test_the_page_prints_the_rule():
+    page = tables.the_rule()
+    assert rule.__doc__.strip() in page
+    for word in (*KINDS, *VERDICTS): assert word in page
+    for delta in (rule.FINE_TUNING, rule.QUANTIZATION, rule.ACCURACY, rule.SHARE, rule.RELATIVE, rule.CORRELATION):
+        assert str(delta) in page
+    assert f"{rule.FAR_TIMES} δ" in page and f"{100 * rule.ALPHA:g} %" in page
+
+
+@pytest.mark.parametrize("delta, says", [
+    (FINE_TUNING, "+0.050 ± 0.012"), (AT_LEAST, "5 ± 1 % of the gain"), (rule.SHARE, "+5 ± 1 % of the gain"),
+    (CORRELATION, "+0.05 ± 0.01")])
+def test_effects_in_their_unit(delta, says):
+    assert delta.show(Effect(0.05, 0.005, 7)) == says
