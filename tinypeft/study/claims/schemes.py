@@ -88,7 +88,7 @@ def of_one_base(r: Results, rules: tuple[str, ...], where: str) -> str:
 def salient(load: Load) -> Finding:
     r, best, others = load("awq"), "1 % by activation", ("1 % by weight", "1 % at random")
     return Finding(f"excess {'; '.join(of_one_base(r, (NEAREST, best, *others), where) for where in WHERE)}",
-                   tuple(excess(r, f"{best}, {where}", f"{other}, {where}", f"{other[4:]}, {where}")
+                   tuple(excess(r, f"{best}, {where}", f"{other}, {where}", f"{other.removeprefix('1 % ')}, {where}")
                          for where in WHERE for other in others))
 
 

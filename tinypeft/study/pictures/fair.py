@@ -121,7 +121,7 @@ def sizes(results: Path) -> plot.Drawing:
         how = "no measurable trend" if abs(step.mean()) <= half_width(step) else "it rises" if step.mean() > 0 else "it falls"
         return f"{about(m).short} {share[m][0].mean():.0%} and {share[m][-1].mean():.0%} ({how})"
     def size(m: str) -> str:
-        least, most = (f"{f(r.mean(f'{m} {b}', 'share_trained') for b in bases):.1%}"[:-1] for f in (min, max))
+        least, most = (f"{100 * f(r.mean(f'{m} {b}', 'share_trained') for b in bases):.1f}" for f in (min, max))
         share = f"{about(m).short} {least}{f' to {most}' * (least != most)} %"
         of_each = [EXPERIMENTS["sizes"].conditions[f"{m} {b}"].method for b in bases]
         if m == "adapter": return f"{share} (m = {', '.join(str(method.bottleneck) for method in of_each)}, frozen layer norms)"
