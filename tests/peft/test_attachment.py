@@ -16,6 +16,7 @@ from tests.protocol import frozen_bytes, learned
 from tests.toys import Noise, linear_paths
 from tinypeft.nn import replace_modules
 from tinypeft.peft import detach
+from tinypeft.peft.attachment import Attachment
 
 PREFIX, NORMS, BITFIT = tp.PrefixTuning(3), tp.FullFineTuning(("norm1", "norm2")), tp.FullFineTuning(("bias",))
 EACH = [*EVERY[:3], *EVERY[4:], PREFIX, tp.BottleneckAdapter(4), tp.ParallelAdapter(4)]        # all but the probe
@@ -308,3 +309,18 @@ def test_an_interrupted_attach_leaves_the_base(gpt):
         with interrupted_at(n): tp.attach(model, tp.BottleneckAdapter(4)).detach()
         if model.attached is not None: detach(model)
         assert frozen_bytes(model) == before and [p.requires_grad for p in model.parameters()] == flags, n
+
+
+def test_an_interrupt_at_the_last_line_of_putting_on_leaves_the_methods_on_once(gpt, tokens, monkeypatch):
+    """The lines behind `put_on` in `add` are interrupted, too: a wrapper must not become its own base."""
+    tuned = learned(gpt(), tp.LoRA(2))
+    logits = tuned(tokens).data
+    put_on = Attachment.put_on
+
+    def stopped(self, model):
+        put_on(self, model)
+        monkeypatch.setattr(Attachment, "put_on", put_on)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Attachment, "put_on", stopped)
+    with pytest.raises(KeyboardInterrupt): tuned.add(tp.IA3())
+    assert list(tuned.parts) == ["LoRA"] and np.array_equal(tuned(tokens).data, logits)

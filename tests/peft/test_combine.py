@@ -312,8 +312,8 @@ def test_a_head_is_that_of_the_adapter_which_is_named(gpt, tokens):
 @pytest.mark.parametrize("method, words", [
     (tp.FullFineTuning(targets=("bias",)), "trains parameters of the base, such as blocks.0"),
     (tp.BottleneckAdapter(4), "trains parameters of the base, such as blocks.0.norm1"),
-    (tp.BottleneckAdapter(4, norms=False), "is not one LoRA, AdaLoRA or DyLoRA"), (tp.PromptTuning(2), "is not one LoRA"),
-    (tp.IA3(), "is not one LoRA"), (tp.LoRA(rank=4, targets="all"), "4; factors of different ranks cannot be added")], ids=str)
+    (tp.BottleneckAdapter(4, norms=False), "is not a LoRA, AdaLoRA or DyLoRA"), (tp.PromptTuning(2), "is not a LoRA"),
+    (tp.IA3(), "is not a LoRA"), (tp.LoRA(rank=4, targets="all"), "4; factors of different ranks cannot be added")], ids=str)
 def test_other_methods_are_refused_and_all_is_left_as_it_was(method, words, gpt, tokens):
     model = gpt()
     (a,) = adapters(model, LORA)
@@ -324,12 +324,27 @@ def test_other_methods_are_refused_and_all_is_left_as_it_was(method, words, gpt,
     assert all(np.array_equal(x, a.state_dict()[n]) for n, x in state.items())
 
 
-@pytest.mark.parametrize("methods", [(LORA, tp.PrefixTuning(2)), (LORA, WIDE), (LORA, tp.BottleneckAdapter(4, norms=False))],
-                         ids=str)
-def test_of_several_methods_on_one_model_each_is_combined_alone(methods, gpt):
+DOWN, IA3 = tp.LoRA(2, targets=("down",)), tp.IA3(("query",), None)
+
+
+@pytest.mark.parametrize("methods, words", [
+    ((LORA, tp.PrefixTuning(2)), r"PrefixTuning\(.*\) is not a LoRA"), ((IA3, LORA), r"IA3\(.*\) is not a LoRA"),
+    ((LORA, IA3), r"IA3\(.*\) is not a LoRA"), ((LORA, IA3, LORA), r"IA3\(.*\) is not a LoRA"),
+    ((tp.BottleneckAdapter(4, norms=False), DOWN), r"BottleneckAdapter\(.*\) is not a LoRA"),
+    ((LORA, WIDE), "LoRA and LoRA 2 both change blocks.0.attention.query")], ids=str)
+def test_what_stands_under_between_or_over_a_lora_is_not_dropped(methods, words, gpt, tokens):
     tuned = tp.attach(gpt(), *methods)
-    with pytest.raises(tp.MethodError, match=r"combine: LoRA\(.* is not one LoRA, AdaLoRA or DyLoRA"): tp.combine({tuned: 1})
-    assert tuned.active
+    move(tuned, np.random.default_rng(0))
+    logits = tuned(tokens).data
+    with pytest.raises(tp.MethodError, match=f"combine: {words}"): tp.combine({tuned: 1})
+    assert tuned.active and np.array_equal(tuned(tokens).data, logits)
+
+
+def test_loras_of_one_model_on_other_layers_are_combined(gpt, tokens):
+    tuned = tp.attach(gpt(), tp.LoRA(2, targets=("query",)), tp.LoRA(3, targets=("value", "up")))
+    move(tuned, np.random.default_rng(0))
+    logits = tuned(tokens).data
+    assert_close(tp.combine({tuned: 1})(tokens).data, logits, 1e-12)
 
 
 @pytest.mark.parametrize("options, words", [

@@ -254,3 +254,25 @@ def test_what_is_no_adapter_or_of_another_base_is_refused(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match="regularization must be a non-negative"): tp.fuse([a], regularization=-1)
     with pytest.raises(tp.MethodError, match="adapters must be a tuple of BottleneckAdapters"): tp.AdapterFusion()
     assert model.attached is None and other.attached is None
+
+
+def test_an_adapter_that_is_off_is_refused_by_name(gpt, tokens):
+    model = gpt()
+    (a,) = adapters(model, A)
+    b = tp.attach(model, B)
+    logits = b(tokens).data
+    b.detach("BottleneckAdapter")
+    with pytest.raises(tp.MethodError, match=r"fuse: BottleneckAdapter\(bottleneck=3.*\) is switched off; reattach"):
+        tp.fuse([a, b])
+    assert b.active and np.array_equal(b.reattach("BottleneckAdapter")(tokens).data, logits)
+
+
+def test_a_fusion_that_fails_leaves_no_fusion(gpt, tokens, monkeypatch):
+    model = gpt()
+    (a,) = adapters(model, A)
+    b = tp.attach(model, B)
+    logits = b(tokens).data
+    def stop(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(tp.PeftModel, "load_state_dict", stop)
+    with pytest.raises(KeyboardInterrupt): tp.fuse([a, b])
+    assert b.active and np.array_equal(b(tokens).data, logits)

@@ -1,6 +1,7 @@
 """Several methods on one model: every pair that makes sense, and what parts do together and alone."""
 import copy
 import itertools
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -172,6 +173,36 @@ def test_only_the_innermost_part_can_be_merged_alone(gpt, tokens):
     with pytest.raises(tp.MethodError, match=r"IA3\(\) is detached; reattach it"): tuned.merge("IA3")
 
 
+TRAINS = {"weight": tp.FullFineTuning(("query", "value")), "bias": tp.FullFineTuning(("bias",))}
+MERGED = {"lora": tp.LoRA(2, targets="all"), "ia3": tp.IA3(("query", "key", "down")), "both": {"a": tp.IA3(), "b": tp.LoRA(2)}}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("merged", MERGED)
+@pytest.mark.parametrize("trains", TRAINS)
+def test_a_part_that_stays_keeps_what_it_learned_for_a_merged_weight(trains, merged, is_first, gpt, tokens):
+    ours = MERGED[merged] if merged == "both" else {merged: MERGED[merged]}
+    stays = {"stays": TRAINS[trains]}
+    tuned = tp.attach(gpt(), *((stays, ours) if is_first else (ours, stays)))
+    move(tuned, np.random.default_rng(0))
+    whole = tuned(tokens).data
+    tuned.detach("stays")
+    with_one_off = tuned(tokens).data
+    assert_close(tuned.merge(*ours)(tokens).data, with_one_off, 1e-12)
+    assert_close(tuned.merge(*ours).reattach("stays")(tokens).data, whole, 1e-12)
+    rest = tuned.reattach("stays").merge(*ours, in_place=True)
+    assert list(rest.parts) == ["stays"]
+    assert_close(rest(tokens).data, whole, 1e-12)
+    rest.detach("stays")
+    assert_close(rest(tokens).data, with_one_off, 1e-12)
+
+
+def test_biases_learned_beside_peqa_stay_when_it_is_merged(gpt, tokens):
+    tuned = tp.attach(base(gpt, ["peqa"], np.float64), {"bias": METHODS["biases"], "peqa": METHODS["peqa"]})
+    move(tuned, np.random.default_rng(0))
+    assert_close(tuned.merge("peqa")(tokens).data, tuned(tokens).data, 1e-6)         # scales become float32 again
+
+
 def test_merging_in_place_takes_one_layer_more(gpt):
     def peak(**options):
         """Bytes that `merge` takes beyond those that the model has."""
@@ -194,6 +225,8 @@ def test_more_methods_later_and_from_other_models(gpt, tokens):
     first.detach()
     second = learned(model, tp.IA3())
     second.add({"first": tp.PromptTuning(2)})
+    for given, says in ((first, first), "got the same one twice"), ((second,), "got this one itself"):
+        with pytest.raises(tp.MethodError, match=says): second.add(*given)
     with pytest.raises(tp.MethodError, match="no methods any more"): second.add(first).add(first)
     assert list(second.parts) == ["IA3", "first", "LoRA"] and first.parts == {}
     second.detach("IA3", "first")
@@ -218,6 +251,82 @@ def test_tasks_are_switched(gpt, tokens):
         assert outputs(tasks[i].activate(), tokens) == want[i]
         assert [t.active for t in tasks.values()] == [j == i for j in tasks]
     assert frozen_bytes(tasks[2].detach()) == before
+
+
+def test_a_switch_that_is_refused_leaves_the_other_task_on(gpt, tokens):
+    model = gpt()
+    first = learned(model, tp.LoRA(2))
+    first.detach()
+    model.token_embedding.weight.data[0] += 1
+    second = learned(model, tp.IA3())
+    logits = second(tokens).data
+    with pytest.raises(tp.MethodError, match="token_embedding.weight has other numbers"): first.activate()
+    assert second.active and np.array_equal(second(tokens).data, logits)
+
+
+def test_a_part_that_is_off_is_off_after_saving(gpt, tokens, tmp_path):
+    tuned = tp.attach(gpt(), {"a": tp.LoRA(2, targets="all"), "b": tp.IA3()})
+    move(tuned, np.random.default_rng(0))
+    tuned.detach("a")
+    logits = tuned(tokens).data
+    tuned.save(tmp_path)
+    again = tp.load_adapter(gpt(), tmp_path)
+    assert [part.on for part in again.parts.values()] == [False, True] and np.array_equal(again(tokens).data, logits)
+    assert np.array_equal(again.reattach("a")(tokens).data, tuned.reattach("a")(tokens).data)
+    arrays, meta = load_arrays(tmp_path / "adapter.safetensors")
+    for off, says in ([3], "expected names of methods"), (["c"], "no method is called 'c'"), ([["a"]], "expected names"):
+        save_arrays(tmp_path / "adapter.safetensors", arrays, meta | {"off": off})
+        model = gpt()
+        with pytest.raises(ValueError, match=says): tp.load_adapter(model, tmp_path)
+        assert model.attached is None
+    alone = learned(gpt(), tp.LoRA(2))
+    alone.detach("LoRA")
+    with pytest.raises(tp.MethodError, match="LoRA is switched off, which a folder of PEFT's cannot say"):
+        alone.save(tmp_path / "peft", "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+def test_without_parts_nothing_is_saved_or_trained(gpt, tmp_path):
+    model = gpt()
+    giver = tp.attach(model, tp.LoRA(2))
+    giver.save(tmp_path)
+    before = (tmp_path / "adapter.safetensors").read_bytes()
+    giver.detach()
+    tp.attach(model, tp.IA3()).add(giver)
+    for format in ("tinypeft", "peft"):
+        with pytest.raises(tp.MethodError, match="no methods any more"): giver.save(tmp_path, format)
+    with pytest.raises(tp.MethodError, match="no methods any more"): tp.train(giver, Noise(), 1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
+    assert (tmp_path / "adapter.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", [tp.BottleneckAdapter(4, activation=f) for f in ("gelu", "relu", "tanh", "silu")]
+                         + [tp.ParallelAdapter(4), MAM[0], tp.LoRA(2, dropout=0.1)], ids=str)
+def test_a_tuned_model_is_pickled(method, gpt, tokens):
+    tuned = learned(gpt(), method)
+    again = pickle.loads(pickle.dumps(tuned))
+    assert np.array_equal(again(tokens).data, tuned(tokens).data)
+    assert frozen_bytes(again.detach()) == frozen_bytes(tuned.detach())
+
+
+@pytest.mark.parametrize("off", ["whole", "part", "disabled", "base"])
+@pytest.mark.parametrize("method", [tp.LoRA(2, dropout=0.5), tp.PTuningV2(2, dropout=0.5)], ids=str)
+def test_dropout_is_off_after_eval_also_in_what_was_off(method, off, gpt, tokens):
+    tuned = tp.attach(gpt(), {"drops": method, "other": tp.IA3()})
+    move(tuned, np.random.default_rng(0))
+    logits = tuned(tokens).data
+    tuned.train()
+    if off == "disabled":
+        with tuned.disabled(): tuned.eval()
+    elif off == "part":
+        tuned.detach("drops")
+        tuned.eval()
+        tuned.reattach("drops")
+    else:
+        model = tuned.detach()
+        (tuned if off == "whole" else model).eval()
+        tuned.reattach()
+    assert not tuned.training and np.array_equal(tuned(tokens).data, logits)
 
 
 def test_rows_of_several_tasks_are_classified_by_their_heads(gpt, rng):

@@ -41,6 +41,11 @@ def interrupts(r):
     return f"{r['interrupts']} interrupts of {r['methods']} methods, at {r['lines']} different lines: {r['faults']} did harm"
 
 
+def verbs(r):
+    return (f"{r['verbs']:,} verbs, {r['refused']:,} of them refused: {r['walks broken']} walks broken; "
+            f"{r['interrupts']:,} interrupts: {r['did harm']} did harm")
+
+
 def kv_cache(r):
     return "processor time: " + ", ".join(
         f"{int(n):,} tokens {seconds} s" for n, seconds in r["processor seconds by tokens"].items())
@@ -96,7 +101,7 @@ def numbers(r):
                      if isinstance(value, (int, float)) and name not in ("seed", "seconds", "minutes")) or "recorded"
 
 
-SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, commands, files, kv_cache, notebooks,
+SAYS = {f.__name__: f for f in (graphs, configurations, leaks, kills, interrupts, verbs, commands, files, kv_cache, notebooks,
                                 awq, versions, determinism, mutants)}
 
 

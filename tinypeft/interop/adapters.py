@@ -66,6 +66,9 @@ def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     if len(tuned.parts) > 1:
         raise MethodError(f"save: {method} are several methods, and a folder of PEFT's holds one; "
                           "save them in our own format, or merge all but one into the base")
+    if off := [name for name, part in tuned.parts.items() if not part.on]:
+        raise MethodError(f"save: {off[0]} is switched off, which a folder of PEFT's cannot say; "
+                          f"reattach({off[0]!r}), or save it in our own format")
     if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
     elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
     elif tuned.virtual is not None:        config, tensors = virtual_folder(tuned)

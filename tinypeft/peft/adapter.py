@@ -40,8 +40,14 @@ from .method import Method, MethodError
 
 __all__ = ["ACTIVATIONS", "Adapter", "Bottleneck", "BottleneckAdapter", "truncated_normal"]
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": lambda x: x.relu(), "tanh": lambda x: x.tanh(),
-               "silu": lambda x: x * x.sigmoid()}
+
+def silu(x: Tensor) -> Tensor:
+    """y = x σ(x)."""
+    return x * x.sigmoid()
+
+
+# functions with names, because pickle writes a function as its name
+ACTIVATIONS = {"gelu": F.gelu, "relu": Tensor.relu, "tanh": Tensor.tanh, "silu": silu}
 
 
 @dataclass(frozen=True)

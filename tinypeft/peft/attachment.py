@@ -45,13 +45,15 @@ def bare(model: Decoder) -> Iterator[Decoder]:
 
 
 class Attachment:
-    """The change that methods make to one model. After a Ctrl-C it is off it, or wholly on it.
+    """The change that methods make to one model. A Ctrl-C leaves the methods either fully on the
+    model or fully off it.
 
     parts: name → Part, in the order in which wrappers nest. head: a classifier, or None.
     """
 
     def __init__(self, parts: dict[str, Part], head: Module | None):
         self.parts, self.head = parts, head
+        self.left = None                         # the base as `take_off` left it
 
     @property
     def method(self) -> Method | Methods:
@@ -75,10 +77,10 @@ class Attachment:
                     p.requires_grad = True
             replace_modules(model, self._nested())
             model.head = self.head or model.head
+            for part in self.used: part.learned = {}     # these arrays are the parameters' now
         except BaseException:
             self.take_off(model)
             raise
-        for part in self.used: part.learned = {}         # these arrays are the parameters' now
 
     def _nested(self):
         """path → the outermost wrapper there, the deepest path first: a module that contains
@@ -115,11 +117,11 @@ class Attachment:
 
     def forget(self) -> None:
         """Let go of the base, to which the methods will not return as it was."""
-        self.used, self.replaced, self.flags, self.base = [], {}, [], {}
+        self.used, self.replaced, self.flags, self.base, self.left = [], {}, [], {}, None
 
     def changes(self, model: Decoder) -> list[str]:
         """What became different in the base since `take_off`, in words; [] if it may be put on."""
-        if not hasattr(self, "left"): return []          # `put_on` was interrupted: nothing noted
+        if self.left is None: return []                  # `put_on` was interrupted: nothing noted
         now, then, found = contents(model), self.left, []
         for name in {**then, **now}:
             if name not in now:             found.append(f"{name} is gone")

@@ -147,11 +147,21 @@ def low_rank(tuned):
     if tuned.trained:
         raise MethodError(f"combine: {tuned.method} trains parameters of the base, such as "
                           f"{next(iter(tuned.trained))}; only low-rank changes can be combined")
-    one = all(isinstance(w, LowRankLinear) and not isinstance(w.base, LowRankLinear)
-              for w in tuned.wrappers.values())
-    if tuned.virtual or not tuned.wrappers or not one:
-        raise MethodError(f"combine: {tuned.method} is not one LoRA, AdaLoRA or DyLoRA; only "
-                          "low-rank changes can be combined")
+    parts = {name: part for name, part in tuned.parts.items() if part.on}
+    changed = {}                                                      # path → name of its part
+    for name, part in parts.items():
+        if part.virtual or not all(isinstance(w, LowRankLinear) for w in part.wrappers.values()):
+            raise MethodError(f"combine: {part.method} is not a LoRA, AdaLoRA or DyLoRA; only "
+                              "low-rank changes can be combined")
+        for path in part.wrappers:
+            if path in changed:
+                raise MethodError(f"combine: {changed[path]} and {name} both change {path}; an "
+                                  "adapter may change a layer once. merge() gives a plain model "
+                                  "with both changes")
+            changed[path] = name
+    if not changed:
+        raise MethodError(f"combine: {tuned.method} changes no layer; only low-rank changes can be "
+                          "combined")
     return tuned
 
 

@@ -9,7 +9,7 @@ import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,14 +83,16 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
 
 def attach_with(model: Decoder, method: Method | Mapping[str, Method], state: dict[str, Array],
                 strict: bool = True, head: int | None = None, head_bias: bool = True,
-                rng: Seed = 0) -> PeftModel:
-    """`attach`, then load `state`; the model stays as it was if that fails."""
+                rng: Seed = 0, off: Sequence[str] = ()) -> PeftModel:
+    """`attach`, load `state`, and switch the parts named in `off` off; the model stays as it was if
+    that fails."""
     tuned = attach(model, method, rng=rng, head=head, head_bias=head_bias)
     try:
         tuned.load_state_dict(state, strict)
         for part in tuned.parts.values():
             for wrapper in part.wrappers.values():
                 if hasattr(wrapper, "check_parts"): wrapper.check_parts()
+        if off: tuned.detach(*off)
         return tuned
     except BaseException:
         tuned.detach()
@@ -106,7 +108,8 @@ def _save(tuned, folder):
         **({"format": 1, **methods.popitem()[1]} if alone else {"format": 2, "parts": methods}),
         "family": type(tuned.model).__name__, "config": asdict(tuned.config), "base": base,
         "head": None if head is None else head.d_out,
-        "head_bias": head is not None and head.bias is not None})
+        "head_bias": head is not None and head.bias is not None,
+        "off": [name for name, part in tuned.parts.items() if not part.on]})
     for name in OWN.older: (folder / name).unlink(missing_ok=True)       # it is out of date now
 
 
@@ -121,7 +124,7 @@ def _entry(part):
 # Format 1 holds one method, format 2 several in "parts", name → entry.
 ENTRY, OWN_CLASS = {"method": str, "fields": dict}, {"module": str}
 META = {"format": int, "config": dict, "base": str, "head": (int, None)}
-MORE = {"head_bias": bool, "family": str}                # older files of GPTs lack the family
+MORE = {"head_bias": bool, "family": str, "off": list}   # older files of GPTs lack the family
 
 
 def _load(model, path, strict, method=None):
@@ -136,8 +139,12 @@ def _load(model, path, strict, method=None):
             raise ValueError(f"head is {n}, but head.weight has {rows} rows")
         if meta["base"] not in fingerprints(model):
             warnings.warn("load_adapter: the base's weights differ from training's", stacklevel=3)
+        off = meta.get("off", [])
+        if not all(isinstance(name, str) for name in off):
+            raise ValueError(f"off holds {off!r:.80}, expected names of methods")
         rng = Metered(sum(a.size for a in arrays.values()))
-        tuned = attach_with(model, methods, arrays, strict, n, meta.get("head_bias", True), rng)
+        bias = meta.get("head_bias", True)
+        tuned = attach_with(model, methods, arrays, strict, n, bias, rng, off)
     rng.left = math.inf                                  # from here on it is like any other
     return tuned
 

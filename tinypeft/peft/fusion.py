@@ -43,8 +43,9 @@ from ..nn import Module, Parameter
 from ..tensor import Tensor, stack
 from .adapter import Bottleneck, BottleneckAdapter, check_narrower
 from .combine import Adapter, free_base, on_base
+from .folders import attach_with
 from .method import Method, MethodError
-from .model import PeftModel, attach
+from .model import PeftModel
 from .part import Part
 
 __all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
@@ -69,13 +70,14 @@ def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: De
         for tuned in opened:
             if type(tuned.method) is not BottleneckAdapter:
                 raise MethodError(f"fuse: expected a BottleneckAdapter, got {tuned.method}")
+            if not tuned.wrappers:
+                raise MethodError(f"fuse: {tuned.method} is switched off; reattach it by its name")
         method = AdapterFusion(tuple(tuned.method for tuned in opened), regularization)
-        fused = attach(base, method, rng=rng, head=head, head_bias=head_bias)
-        for path, layer in fused.wrappers.items():
-            for ours, tuned in zip(layer.adapters, opened, strict=True):
-                theirs = dict(tuned.wrappers[path].named_parameters())
-                for name, p in ours.named_parameters(): p.assign(theirs[name].data.astype(p.dtype))
-        return fused
+        state = {f"{path}.adapters.{i}.{name}": p.data for i, tuned in enumerate(opened)
+                 for path, adapter in tuned.wrappers.items()
+                 for name, p in adapter.named_parameters() if not name.startswith("base.")}
+        return attach_with(base, method, state, strict=False, head=head, head_bias=head_bias,
+                           rng=rng)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ class PeftModel(Module):
 
         A detached PeftModel of the same model gives its parts away, with all that they learned."""
         self._check_active()
+        givers = [given for given in methods if isinstance(given, PeftModel)]
+        if self in givers:
+            raise MethodError("add: expected another PeftModel, got this one itself")
+        if len({*givers}) < len(givers):
+            raise MethodError("add: a PeftModel gives its parts away once, got the same one twice")
         self.attachment.take_off(self.model, note=False)
         rng, new = np.random.default_rng(rng), {}
         try:
@@ -119,16 +124,16 @@ class PeftModel(Module):
                 for name, part in parts.items(): new[free_name(name, {**self.parts, **new})] = part
             self._take_in(new)
         except BaseException:
+            if self.active: self.attachment.take_off(self.model, note=False)
             for name in new: self.parts.pop(name, None)
             self._put_on()
             raise
-        for given in methods:
-            if isinstance(given, PeftModel): given.parts.clear()
+        for giver in givers: giver.parts.clear()
         return self
 
     def _given_away(self, model):
         """The parts, if another PeftModel of `model` may have them."""
-        if not self.parts: self._check_active()
+        self._check_parts()
         if self.model is not model:
             raise MethodError("add: the other PeftModel is on another model")
         if self.head is not None:
@@ -158,6 +163,8 @@ class PeftModel(Module):
         dtype = self.model.token_embedding.weight.dtype
         for p in self._added():
             if p.dtype != dtype: p.assign(p.data.astype(dtype))
+        self.training = self.model.training
+        for part in self.parts.values(): part.set_mode(self.training)
         self.virtual = joined(part.virtual for part in self._used())
         self.attachment.put_on(self.model)
 
@@ -171,10 +178,13 @@ class PeftModel(Module):
         """Is this inside `with tuned.disabled():`?"""
         return self.loan is not None and self.model.attachment is self.loan
 
-    def _check_active(self):
+    def _check_parts(self):
         if not self.parts:
             raise MethodError("this PeftModel has no methods any more: they were merged into its "
                               "model, or given to another PeftModel")
+
+    def _check_active(self):
+        self._check_parts()
         if self.is_disabled:
             raise MethodError(f"{self.method} is disabled; leave `with tuned.disabled():`, or "
                               "call reattach()")
@@ -197,7 +207,7 @@ class PeftModel(Module):
         since, save the method, and `load_adapter` it on the base as it is.
         """
         if parts: return self._switch(parts, on=True)
-        if not self.parts: self._check_active()
+        self._check_parts()
         if self.is_disabled: self.loan = self.model.attachment = None
         self.model.check_free("reattach")
         self.check_base("reattach")
@@ -208,8 +218,13 @@ class PeftModel(Module):
         """Switch tasks: put the methods on in place of those that another PeftModel of the same
         model has on it. What those have learned stays with them."""
         if self.active: return self
-        if self.model.attached is not None: detach(self.model)
-        return self.reattach()
+        self._check_parts()
+        other = self.model.attachment if self.model.attached is not None else None
+        if other: detach(self.model)
+        try: return self.reattach()
+        except BaseException:
+            if other and not self.active: other.put_on(self.model)
+            raise
 
     def check_base(self, verb: str) -> None:
         """Raise MethodError if the base is not what it was when the method was last taken off."""
@@ -252,6 +267,7 @@ class PeftModel(Module):
     @property
     def learning_rate(self) -> float:
         """The rate of the first method."""
+        self._check_parts()
         return next(iter(self.parts.values())).method.learning_rate
     @property
     def virtual_length(self) -> int:
@@ -340,8 +356,10 @@ class PeftModel(Module):
         "tinypeft": adapter.safetensors, exact for every method. "peft": adapter_config.json and
         adapter_model.safetensors, for `peft.PeftModel.from_pretrained` on transformers' model with
         the base's weights; MethodError for anything that PEFT cannot hold (see `interop.adapters`).
-        Neither stores what only training needs; a checkpoint of `train` does.
+        Neither stores what only training needs; a checkpoint of `train` does. A part that is
+        switched off is loaded so. Raises MethodError if there are no methods any more.
         """
+        self._check_parts()
         from .folders import formats  # not above: folders.py imports this file
         if format not in (there := formats()):
             raise MethodError(f"save: unknown format {format!r}; there are {', '.join(there)}")
@@ -386,7 +404,8 @@ class PeftModel(Module):
         parts: names; only these are merged, and a PeftModel with the others is returned. They must
         be innermost, since a change cannot move into a weight past another change.
         in_place: change this model instead of a copy, layer by layer, so that no more than one
-        layer's weights exist twice. What was merged cannot be detached any more.
+        layer's weights exist twice. What was merged cannot be detached any more, and a Ctrl-C half
+        way leaves a model that is partly merged.
 
         A layer that rounds its inputs (`W8A8`, `SmoothQuant`, `ZeroQuant`, `LLMInt8`, `FakeQuant`
         and `LLMQAT` with activation bits) has no such weights: the change ΔW reads the inputs that
@@ -437,7 +456,7 @@ class PeftModel(Module):
         merged = [self.parts.pop(name) for name in names]
         for part in merged:                      # before a wrapper copies them
             for name, array in part.learned.items(): part.trained[name].assign(array)
-        for part in merged: part.fuse(self.model)
+        for part in merged: part.fuse(self.model, staying=[*self.parts.values()])
         if self.parts and keep:
             base = dict(self.model.named_parameters())
             for part in self.parts.values():

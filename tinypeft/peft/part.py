@@ -8,6 +8,7 @@ layer as the first one changed it. Virtual tokens join if they enter by differen
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,13 +116,33 @@ class Part:
         self.method, self.virtual = self.method.fold(before)
         return self.virtual is not before
 
-    def fuse(self, model: Decoder) -> None:
+    def set_mode(self, training: bool) -> None:
+        """As `Module.train`, for what this part added and not for what its wrappers adapt."""
+        for _, module in self.modules():
+            for path, inner in module.named_modules():
+                if path.partition(".")[0] != "base": inner.training = training
+
+    def fuse(self, model: Decoder, staying: Iterable[Part] = ()) -> None:
         """Merge the wrappers into `model`, a base without a method. The part is then spent: each
-        layer is given up as it is replaced, so that no more than one exists twice."""
+        layer is given up as it is replaced, so that no more than one exists twice.
+
+        staying: other parts. What they learned for a merged layer's weight or bias takes the base's
+        place when they are put on, so it is merged, too."""
         for path in list(self.wrappers):
             wrapper = self.wrappers.pop(path)
             if not innermost(wrapper): wrapper.base = model.get(path)
             replace_modules(model, {path: wrapper.merge()})
+            for part in staying: part.merge_learned(path, wrapper)
+
+    def merge_learned(self, path: str, wrapper: Module) -> None:
+        """Change what this part learned for the layer at `path` as merging `wrapper` does."""
+        learned = {name: self.learned[f"{path}.{name}"] for name in ("weight", "bias")
+                   if f"{path}.{name}" in self.learned}
+        if not learned: return
+        wrapper.base = copy.copy(wrapper.base)
+        for name, array in learned.items(): setattr(wrapper.base, name, Parameter(array))
+        merged = wrapper.merge()
+        for name in learned: self.learned[f"{path}.{name}"] = getattr(merged, name).data
 
 
 def own_parameters(modules: Iterable[tuple[str, Module]]) -> list[Parameter]:

@@ -1,0 +1,34 @@
+"""The short form of verbs.py: walks of random verbs, interrupts at some lines, and the proof that walks find faults."""
+import sys
+
+import pytest
+
+import tinypeft.peft.combine  # noqa: F401
+from tests.stress import verbs
+from tinypeft.peft.part import Part
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_verbs_keep_base_parts_and_function(seed):
+    verbs.walk(1000 + seed, 100)
+
+
+@pytest.mark.parametrize("verb", verbs.INTERRUPTED)
+def test_an_interrupt_at_some_lines_of_a_verb_does_no_harm(verb):
+    said = []
+    done, harmed = verbs.interrupt(verb, stride=211, first=7, say=said.append)
+    assert done > 0 and not harmed, said
+
+
+FAULTS = {
+    "what stays forgets a merge": (Part, "merge_learned", lambda self, path, wrapper: None, "merged"),
+    "a mode is not handed on": (Part, "set_mode", lambda self, training: None, "function"),
+    "combine drops a part": (sys.modules["tinypeft.peft.combine"], "low_rank", lambda tuned: tuned, "combined")}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_walks_find_a_planted_fault(fault, monkeypatch):
+    owner, name, wrong, words = FAULTS[fault]
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(verbs.Broken, match=words):
+        for seed in (0, 1, 21): verbs.walk(seed, 100)
