@@ -313,22 +313,22 @@ def my_observe(layer, beta1, beta2):
 class Mine(tp.AdaLoRA):
     """AdaLoRA out of your four functions."""
 
-    def penalty(self, tuned):
-        return self.gamma * sum(my_penalty(m.P, m.Q) for m in tuned.wrappers.values())
+    def penalty(self, layers):
+        return self.gamma * sum(my_penalty(m.P, m.Q) for m in layers.values())
 
-    def after_step(self, tuned, step, T):
-        layers, t = list(tuned.wrappers.values()), step + 1
+    def after_step(self, layers, step, T):
+        matrices, t = list(layers.values()), step + 1
         t_i, end = self.phases(T)                                # end is T − t_f
-        n = len(layers)
+        n = len(matrices)
         if t < end:
-            for layer in layers: layer.observe(self.beta1, self.beta2)
+            for layer in matrices: layer.observe(self.beta1, self.beta2)
         if t_i < t <= end and (t % self.delta_t == 0 or t == end):
             b = my_budget(t, T, t_i, T - end, n * self.init_rank, n * self.target_rank)
-            kept = my_allocate(np.array([layer.scores() for layer in layers]), b)
-            for layer, mask in zip(layers, kept, strict=True): layer.keep(mask)
+            kept = my_allocate(np.array([layer.scores() for layer in matrices]), b)
+            for layer, mask in zip(matrices, kept, strict=True): layer.keep(mask)
         if t > end:                                              # the last choice is final
-            for layer in layers: layer.keep(layer.kept)
-        log.append({path: layer.Lam.data.copy() for path, layer in tuned.wrappers.items()})
+            for layer in matrices: layer.keep(layer.kept)
+        log.append({path: layer.Lam.data.copy() for path, layer in layers.items()})
 
 
 options = dict(init_rank=8, target_rank=4, delta_t=4)

@@ -229,9 +229,9 @@ drawn = []
 class Noting(tp.DyLoRA):
     """DyLoRA that notes the rank of each step."""
 
-    def before_step(self, tuned, step, total):
-        super().before_step(tuned, step, total)
-        drawn.append(next(iter(tuned.wrappers.values())).rank_drawn)
+    def before_step(self, layers, step, total, rng):
+        super().before_step(layers, step, total, rng)
+        drawn.append(next(iter(layers.values())).rank_drawn)
 
 
 def forward(self, x):

@@ -25,9 +25,9 @@ class Watched(tp.AdaLoRA):
     """Notes after every step which λ are not zero, and at which steps it allocated."""
     nonzero: ClassVar[list] = []
 
-    def after_step(self, tuned, step, total):
-        super().after_step(tuned, step, total)
-        self.nonzero.append(np.concatenate([w.Lam.data != 0 for w in tuned.wrappers.values()]))
+    def after_step(self, layers, step, total):
+        super().after_step(layers, step, total)
+        self.nonzero.append(np.concatenate([w.Lam.data != 0 for w in layers.values()]))
 
 
 def watch(method, **options):

@@ -28,12 +28,12 @@ class Watched(tp.DyLoRA):
     A: ClassVar[list] = []
     B: ClassVar[list] = []
 
-    def after_step(self, tuned, step, total):
-        layer = next(iter(tuned.wrappers.values()))
+    def after_step(self, layers, step, total):
+        layer = next(iter(layers.values()))
         self.ranks_drawn.append(layer.rank_drawn)
         self.A.append(layer.A.data.copy())
         self.B.append(layer.B.data.copy())
-        super().after_step(tuned, step, total)
+        super().after_step(layers, step, total)
 
 
 def watch(method, **options):

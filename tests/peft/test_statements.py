@@ -44,7 +44,7 @@ def test_pefts_low_rank_defaults_are_eight_and_eight_and_ours_are_the_papers():
 def test_adalora_trained_twice_starts_at_the_initial_rank_again():
     tuned = tp.attach(small(), tp.AdaLoRA(init_rank=4, target_rank=2, t_init=2, t_final=2, delta_t=1), rng=0)
     seen = []
-    tuned.after_step = lambda step, total: (tuned.method.after_step(tuned, step, total),
+    tuned.after_step = lambda step, total: (tuned.method.after_step(tuned.wrappers, step, total),
                                             seen.append(sum(tuned.ranks().values()) / len(tuned.ranks())))
     for _ in range(2): tp.train(tuned, Noise(), 8, progress=False)
     assert seen[0] == seen[8] == 4 and seen[7] == seen[15] == 2

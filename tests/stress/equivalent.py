@@ -11,7 +11,7 @@ EQUIVALENT = {
         "how many heads are computed at once: the size of temporaries, not a number in them",
     ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
-    ("tinypeft/interop/adapters.py", "load_peft", "model: Decoder, file: Path, strict: bool=True",
+    ("tinypeft/interop/adapters.py", "load", "model: Decoder, file: Path, strict: bool=True",
      "model: Decoder, file: Path, strict: bool=False"):
         "`load_adapter`, its one caller, always says whether",
     ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):

@@ -42,9 +42,9 @@ FAULTS = {
     "the masks of a step stay on": (
         tp.DyLoRA, DyLoRALinear, "end_step", lambda self: None, "gradients and masks are gone"),
     "a rank is drawn from no seed": (
-        tp.DyLoRA, tp.DyLoRA, "before_step", lambda self, tuned, step, total: [
+        tp.DyLoRA, tp.DyLoRA, "before_step", lambda self, layers, step, total, rng: [
             layer.start_step(b) for b in [np.random.default_rng().choice(self.ranks)]
-            for layer in tuned.wrappers.values()],
+            for layer in layers.values()],
         "trains the same"),
     "dropout is on outside training": (
         tp.LoRA, Dropout, "forward", lambda self, x: tp.functional.dropout(x, self.p, self.rng), ""),

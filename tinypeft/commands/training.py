@@ -53,7 +53,7 @@ def training_options(p: ArgumentParser) -> None:
 
 
 def finetune_options(p: ArgumentParser) -> None:
-    from ..peft.folders import formats
+    from ..peft.formats import FORMATS
     training_options(p)
     p.add_argument("--find-rate", action="store_true",
                    help="do not train: measure which rate suits the method and the task, and draw "
@@ -63,7 +63,7 @@ def finetune_options(p: ArgumentParser) -> None:
     p.add_argument("--patience", type=number(int, least=1), metavar="K",
                    help="stop after K of these measurements without a lower loss")
     output(p, "the adapter (default: it is not saved)")
-    p.add_argument("--format", default="tinypeft", choices=formats(), help="the adapter's format")
+    p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
 
 
 def export_options(p: ArgumentParser) -> None:
@@ -135,7 +135,7 @@ def own_options(args: Namespace) -> dict[str, Any]:
 def run_finetune(args: Namespace) -> None:
     from ..files import check_writable
     from ..finder import find_rate
-    from ..peft.folders import formats
+    from ..peft.formats import FORMATS
     from ..text import tasks
     from ..train import evaluate, train
     options, own = own_options(args), kind_of(args)
@@ -145,7 +145,7 @@ def run_finetune(args: Namespace) -> None:
         if folder: check_writable(folder)
     task = task_of(args, model)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
-    formats()[args.format].check(tuned)
+    FORMATS[args.format].functions().check(tuned)
     steps, both = shared_options(args, task)
     if args.find_rate:
         tried = args.steps or (12 if args.quick else 60)

@@ -13,8 +13,7 @@
     llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
 """
 from ..files.safetensors import SafeTensors, SafeTensorsError, read_safetensors, write_safetensors
-from ..peft.folders import FORMATS, Format
-from .adapters import AdapterError, load_peft, peft_content, save_peft
+from .adapters import AdapterError
 from .bpe import read_tokenizer, write_tokenizer
 from .folder import HuggingFaceError, Report
 from .gguf import write_gguf
@@ -23,5 +22,3 @@ from .huggingface import from_huggingface, to_huggingface
 __all__ = ["AdapterError", "HuggingFaceError", "Report", "SafeTensors", "SafeTensorsError",
            "from_huggingface", "read_safetensors", "read_tokenizer",
            "to_huggingface", "write_gguf", "write_safetensors", "write_tokenizer"]
-
-FORMATS["peft"] = Format("adapter_config.json", save_peft, load_peft, check=peft_content)

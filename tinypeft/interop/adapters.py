@@ -36,7 +36,7 @@ from .folder import HuggingFaceError
 from .lowrank import PREFIX, adalora_folder, lora_folder, read_adalora, read_lora
 from .peft_config import Config, Tensors
 
-__all__ = ["AdapterError", "load_peft", "peft_content", "save_peft"]
+__all__ = ["AdapterError", "check", "load", "save"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 VIRTUAL_FIELDS = {"num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers",
@@ -50,16 +50,21 @@ class AdapterError(MethodError, HuggingFaceError):
 
 
 # -- to a folder ---------------------------------------------------------------------------------
-def save_peft(tuned: PeftModel, folder: Path) -> None:
-    """Write a `PeftModel` as PEFT would. Writes nothing if `peft_content` raises MethodError."""
-    config, tensors = peft_content(tuned)
+def save(tuned: PeftModel, folder: Path) -> None:
+    """Write a `PeftModel` as PEFT would. Writes nothing if `check` raises MethodError."""
+    config, tensors = content_of(tuned)
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     (folder / CONFIG).unlink(missing_ok=True)                    # it must not describe new tensors
     write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
     write_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def peft_content(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
+def check(tuned: PeftModel) -> None:
+    """Raise MethodError if `save` would refuse."""
+    content_of(tuned)
+
+
+def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     """(config, tensors) as PEFT would write them. MethodError for what PEFT lacks: bottleneck and
     parallel adapters, trained weights of the base, pseudo-tokens after text, heads with a bias."""
     method, head = tuned.method, tuned.head
@@ -114,8 +119,8 @@ def virtual_folder(tuned):
 
 
 # -- from a folder -------------------------------------------------------------------------------
-def load_peft(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
-    """Attach the adapter that PEFT, or `save_peft`, wrote to the folder of `file`, its
+def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
+    """Attach the adapter that PEFT, or `save`, wrote to the folder of `file`, its
     adapter_config.json; all of it can be trained.
 
     Raises AdapterError unless the tensors are exactly those that the configuration and the model

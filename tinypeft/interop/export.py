@@ -27,11 +27,11 @@ from ..files.safetensors import write_safetensors
 from ..nn import Dropout, Linear, replace_modules, shapes_only
 from ..optim import AdamW, Optimizer
 from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
-from ..peft.folders import formats
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
 from ..train import train
+from . import adapters
 from .lowrank import adapted_layers
 from .rows import check_batches, check_loss, padding, rows_of
 from .torch_names import start_of, training_fields, trains_the_base
@@ -114,7 +114,7 @@ def check(tuned, task):
                          "transformers has no such layer")
     if trains_the_base(tuned): return
     if len(tuned.parts) > 1: raise refuse("a folder of PEFT holds one method; attach one")
-    formats()["peft"].check(tuned)
+    adapters.check(tuned)
     if tuned.virtual is not None and tuned.head is not None:
         raise refuse("PEFT's classifiers with virtual tokens read the padding at the end of short "
                      "rows; use a LoRA, or train it here")

@@ -59,8 +59,7 @@ from ..nn import Module, Parameter
 from ..targets import match_targets
 from ..tensor import Tensor
 from .lora import LowRankLinear
-from .method import Method, MethodError
-from .part import Part
+from .method import Layers, Method, MethodError
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 
@@ -114,34 +113,34 @@ class AdaLoRA(Method):
         b0, bT = n * self.init_rank, n * self.target_rank
         return int((b0 - bT) * (1 - (min(max(t, start), end) - start) / (end - start)) ** 3 + bT)
 
-    def before_step(self, part: Part, step: int, total: int) -> None:
+    def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
         self.phases(total)                                        # a run too short ends at step 0
         if self.importance == "before":
-            for layer in part.wrappers.values(): layer.remember()
+            for layer in layers.values(): layer.remember()
 
-    def end_training(self, part: Part) -> None:
-        for layer in part.wrappers.values(): layer.before = None
+    def end_training(self, layers: Layers) -> None:
+        for layer in layers.values(): layer.before = None
 
-    def penalty(self, part: Part) -> Tensor | None:
+    def penalty(self, layers: Layers) -> Tensor | None:
         """γ Σ R(P, Q) over the matrices; for "norm", γ times the mean of unsquared norms."""
         if not self.gamma: return None
-        R = [(D * D).sum() for layer in part.wrappers.values() for D in layer.departures()]
+        R = [(D * D).sum() for layer in layers.values() for D in layer.departures()]
         if self.orthogonality == "squared": return self.gamma * sum(R)
         return self.gamma / len(R) * sum(r.sqrt() for r in R)
 
-    def after_step(self, part: Part, step: int, total: int) -> None:
-        layers, t = list(part.wrappers.values()), step + 1
+    def after_step(self, layers: Layers, step: int, total: int) -> None:
+        matrices, t = list(layers.values()), step + 1
         start, end = self.phases(total)
         if t < end:
-            for layer in layers: layer.observe(self.beta1, self.beta2)
+            for layer in matrices: layer.observe(self.beta1, self.beta2)
         if start < t <= end and (t % self.delta_t == 0 or t == end):
-            S = np.concatenate([layer.scores() for layer in layers])
+            S = np.concatenate([layer.scores() for layer in matrices])
             kept = np.zeros(len(S), bool)
-            kept[np.argsort(-S, kind="stable")[:self.budget(t, total, len(layers))]] = True
-            for layer, mask in zip(layers, kept.reshape(len(layers), -1), strict=True):
+            kept[np.argsort(-S, kind="stable")[:self.budget(t, total, len(matrices))]] = True
+            for layer, mask in zip(matrices, kept.reshape(len(matrices), -1), strict=True):
                 layer.keep(mask)
         if t > end:
-            for layer in layers: layer.keep(layer.kept)
+            for layer in matrices: layer.keep(layer.kept)
 
 
 class AdaLoRALinear(LowRankLinear):

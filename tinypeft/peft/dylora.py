@@ -39,8 +39,7 @@ from ..nn import Module, kaiming_uniform
 from ..targets import match_targets
 from ..tensor import Tensor, where
 from .lora import LoRALinear, LowRankLinear
-from .method import Method, MethodError
-from .part import Part
+from .method import Layers, Method, MethodError
 
 __all__ = ["DyLoRA", "DyLoRALinear", "scale_of"]
 
@@ -91,20 +90,20 @@ class DyLoRA(Method):
         layers = match_targets(model, self.targets)
         return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
 
-    def before_step(self, part: Part, step: int, total: int) -> None:
-        b = int(part.rng.choice(self.ranks, p=self.probabilities()))
-        for layer in part.wrappers.values(): layer.start_step(b)
+    def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
+        b = int(rng.choice(self.ranks, p=self.probabilities()))
+        for layer in layers.values(): layer.start_step(b)
 
-    def after_step(self, part: Part, step: int, total: int) -> None:
-        self.end_training(part)
+    def after_step(self, layers: Layers, step: int, total: int) -> None:
+        self.end_training(layers)
 
-    def end_training(self, part: Part) -> None:
-        for layer in part.wrappers.values(): layer.end_step()
+    def end_training(self, layers: Layers) -> None:
+        for layer in layers.values(): layer.end_step()
 
-    def set_rank(self, part: Part, b: int) -> None:
+    def set_rank(self, layers: Layers, b: int) -> None:
         if b not in self.ranks:
             raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {b!r}")
-        for layer in part.wrappers.values(): layer.b = np.array(int(b))
+        for layer in layers.values(): layer.b = np.array(int(b))
 
 
 class DyLoRALinear(LoRALinear):

@@ -1,51 +1,29 @@
-"""Adapters in folders: saving them, loading them, and the formats they can have.
+"""Adapters in folders: `load_adapter` reads any format (`formats.py`), and here is our own.
 
 Our own format is one file, adapter.safetensors (adapter.npz in folders made before). It holds the
 arrays of `PeftModel.state_dict`, and as JSON each method's class and fields, the model's family and
-sizes, and a fingerprint of the base's weights. `interop` adds PEFT's format. Files are not trusted:
-nothing in one is executed or imported, and what it says is checked before the model changes.
+sizes, and a fingerprint of the base's weights. Files are not trusted: nothing in one is executed or
+imported, and what it says is checked before the model changes.
 """
 import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from ..decoder import Decoder
-from ..files import check_fields, fingerprint, load_arrays, made, naming, only_file, save_arrays
+from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
 from ..hints import Array, Seed
 from .attachment import bare
+from .formats import FORMATS
 from .method import Method, MethodError
 from .model import PeftModel, attach, check_free
 
-__all__ = ["FORMATS", "KNOWN", "Format", "attach_with", "formats", "load_adapter"]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format, recognised by its `file`: save(tuned, folder), load(model, file, strict), and
-    check(tuned), which raises MethodError, before any training, if `save` would refuse. older: the
-    file's name in folders that earlier versions wrote."""
-    file: str
-    save: Callable
-    load: Callable
-    check: Callable = lambda tuned: None
-    older: tuple[str, ...] = ()
-
-    def find(self, folder: Path) -> Path | None:
-        """The format's file in a folder, or None. ValueError for two of them."""
-        return only_file(folder, self.file, *self.older)
-
-
-def formats() -> dict[str, Format]:
-    """All formats by name. PEFT's is in `interop`, which builds on this file and adds the format
-    when it is imported."""
-    from .. import interop  # noqa: F401
-    return FORMATS
+__all__ = ["KNOWN", "attach_with", "check", "load", "load_adapter", "save"]
 
 
 def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
@@ -61,13 +39,13 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
     method: the adapter's class, if it is your own and its module is not imported.
     """
     check_free(model)
-    there = formats()
-    if format is not None and format not in there:
-        raise MethodError(f"load_adapter: unknown format {format!r}; there are {', '.join(there)}")
-    found = {name: path for name, f in there.items() if format in (None, name)
+    if format is not None and format not in FORMATS:
+        raise MethodError(f"load_adapter: unknown format {format!r}; there are "
+                          f"{', '.join(FORMATS)}")
+    found = {name: path for name, f in FORMATS.items() if format in (None, name)
              and (path := f.find(Path(folder)))}
     if not found:
-        files = [f.file for name, f in there.items() if format in (None, name)]
+        files = [f.file for name, f in FORMATS.items() if format in (None, name)]
         raise FileNotFoundError(f"load_adapter: no {' or '.join(files)} in {folder}")
     if len(found) > 1:
         files = " and ".join(path.name for path in found.values())
@@ -75,10 +53,10 @@ def load_adapter(model: Decoder, folder: str | Path, strict: bool = True,
                          f"by format={' or '.join(map(repr, found))}, or delete the one that is "
                          "out of date")
     (name, path), = found.items()
-    if method is None: return there[name].load(model, path, strict)
+    if method is None: return FORMATS[name].functions().load(model, path, strict)
     if name != "tinypeft":
         raise MethodError(f"load_adapter: {path.name} says which method it is; leave method= out")
-    return _load(model, path, strict, method)
+    return load(model, path, strict, method)
 
 
 def attach_with(model: Decoder, method: Method | Mapping[str, Method], state: dict[str, Array],
@@ -100,17 +78,23 @@ def attach_with(model: Decoder, method: Method | Mapping[str, Method], state: di
 
 
 # -- our own format ------------------------------------------------------------------------------
-def _save(tuned, folder):
+def check(tuned: PeftModel) -> None:
+    """Our own format holds every method."""
+
+
+def save(tuned: PeftModel, folder: Path) -> None:
+    """Write `tuned`, attached or not, to adapter.safetensors in `folder`."""
+    own = FORMATS["tinypeft"]
     head, methods = tuned.head, {name: _entry(part) for name, part in tuned.parts.items()}
     alone = [prefix for prefix, _ in tuned.prefixes()] == [""]
     with bare(tuned.model): base = fingerprint(tuned.model.state_dict())
-    save_arrays(folder / OWN.file, tuned.state_dict(to_train=False), {
+    save_arrays(folder / own.file, tuned.state_dict(to_train=False), {
         **({"format": 1, **methods.popitem()[1]} if alone else {"format": 2, "parts": methods}),
         "family": type(tuned.model).__name__, "config": asdict(tuned.config), "base": base,
         "head": None if head is None else head.d_out,
         "head_bias": head is not None and head.bias is not None,
         "off": [name for name, part in tuned.parts.items() if not part.on]})
-    for name in OWN.older: (folder / name).unlink(missing_ok=True)       # it is out of date now
+    for name in own.older: (folder / name).unlink(missing_ok=True)       # it is out of date now
 
 
 def _entry(part):
@@ -127,7 +111,9 @@ META = {"format": int, "config": dict, "base": str, "head": (int, None)}
 MORE = {"head_bias": bool, "family": str, "off": list}   # older files of GPTs lack the family
 
 
-def _load(model, path, strict, method=None):
+def load(model: Decoder, path: Path, strict: bool = True,
+         method: type[Method] | None = None) -> PeftModel:
+    """Attach what `save` wrote to the file at `path`. method: its class, if it is your own."""
     from .metered import Metered  # not above: numpy.random would load with the package
     arrays, meta = load_arrays(path)
     with _told(path):
@@ -211,7 +197,3 @@ def _find(name, module, given):
     of, got = f" of {module}" if module else "", f", got method={given!r}" if given else ""
     raise ValueError(f"load_adapter: unknown method {name!r}{of}{got}; known: {', '.join(KNOWN)}. "
                      f"For a class of your own, import its module, or pass method={last}")
-
-
-OWN = Format("adapter.safetensors", _save, _load, older=("adapter.npz",))
-FORMATS = {"tinypeft": OWN}                                      # `interop` adds "peft"

@@ -44,9 +44,8 @@ from ..tensor import Tensor, stack
 from .adapter import Bottleneck, BottleneckAdapter, check_narrower
 from .combine import Adapter, free_base, on_base
 from .folders import attach_with
-from .method import Method, MethodError
+from .method import Layers, Method, MethodError
 from .model import PeftModel
-from .part import Part
 
 __all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
 
@@ -107,10 +106,10 @@ class AdapterFusion(Method):
         return {path: FusedAdapters(model.get(path), self, rng)
                 for path in self.adapters[0].paths(model)}
 
-    def penalty(self, part: Part) -> Tensor | None:
+    def penalty(self, layers: Layers) -> Tensor | None:
         """c Σ ‖V − I‖²_F over the layers."""
         if not self.regularization: return None
-        D = [layer.V - np.eye(layer.d_out) for layer in part.wrappers.values()]
+        D = [layer.V - np.eye(layer.d_out) for layer in layers.values()]
         return self.regularization * sum((d * d).sum() for d in D)
 
 

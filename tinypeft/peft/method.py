@@ -4,23 +4,32 @@ Everything has a default that does nothing, so a method overrides only what it n
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from ..decoder import Decoder
-from ..hints import Rng
+from ..hints import Array, Rng
 from ..hyper import Hyperparameters
 from ..nn import Module
 from ..tensor import Tensor
 
-if TYPE_CHECKING:                                # these files import this one
-    from .part import Part
-    from .virtual import VirtualTokens
+__all__ = ["Layers", "Method", "MethodError", "VirtualTokens"]
 
-__all__ = ["Method", "MethodError"]
+Layers = Mapping[str, Module]                    # path → what `wrap` put there
 
 
 class MethodError(ValueError):
     """A method cannot do what was asked; the message says why."""
+
+
+class VirtualTokens(Module):
+    """`length` vectors that enter a model by a seam, "prompt" or "prefix"."""
+    length: int
+    seam: ClassVar[str] = "prompt"
+
+    def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
+        """Arguments of the model beside `tokens` (B, T). lengths (B,) is given to classify rows."""
+        raise NotImplementedError
 
 
 class Method(Hyperparameters):
@@ -50,15 +59,15 @@ class Method(Hyperparameters):
         """Names of the base's own parameters that the method trains."""
         return []
 
-    def before_step(self, part: Part, step: int, total: int) -> None:
-        """Called before the forward pass of step 0 … total − 1. part: what this method put on the
-        model. Its `rng` is seeded anew for each step."""
+    def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
+        """Called before the forward pass of step 0 … total − 1. layers: the wrappers on the model.
+        rng: it is seeded anew for each step."""
 
-    def penalty(self, part: Part) -> Tensor | None:
+    def penalty(self, layers: Layers) -> Tensor | None:
         """A term to add to the loss, or None."""
 
-    def after_step(self, part: Part, step: int, total: int) -> None:
+    def after_step(self, layers: Layers, step: int, total: int) -> None:
         """Called after the optimizer's step."""
 
-    def end_training(self, part: Part) -> None:
+    def end_training(self, layers: Layers) -> None:
         """Called when training ends, also by an error or Ctrl-C: drop what held for one step."""

@@ -22,6 +22,7 @@ from ..hints import Array, Rng, Seed
 from ..nn import Linear, Module, Parameter, check_state
 from ..tensor import Tensor
 from .attachment import Attachment, Loan, detach
+from .formats import FORMATS
 from .method import Method, MethodError
 from .part import Methods, Part, check_fit, free_name, joined, load, named, own_parameters
 from .summary import Summary
@@ -85,11 +86,8 @@ class PeftModel(Module):
         self._put_on()
 
     def _used(self):
-        """The parts that are on, each with the generator that `train` gave this model last."""
-        for part in self.parts.values():
-            if part.on:
-                part.rng = self.rng
-                yield part
+        """The parts that are on."""
+        return [part for part in self.parts.values() if part.on]
 
     @property
     def method(self) -> Method | Methods:
@@ -256,7 +254,7 @@ class PeftModel(Module):
     def train(self, training: bool = True) -> PeftModel:
         """As `Module.train`. The end of training also ends a step that was not finished."""
         super().train(training)
-        for part in () if training else self._used(): part.method.end_training(part)
+        for part in () if training else self._used(): part.method.end_training(part.wrappers)
         return self
 
     # -- what a model does ----------------------------------------------------------------------
@@ -293,15 +291,16 @@ class PeftModel(Module):
         return generate(self, tokens, max_new_tokens, **options)
 
     def before_step(self, step: int, total: int) -> None:
-        for part in self._used(): part.method.before_step(part, step, total)
+        for part in self._used():
+            part.method.before_step(part.wrappers, step, total, self.rng)
 
     def penalty(self) -> Tensor | None:
-        terms = [part.method.penalty(part) for part in self._used()]
+        terms = [part.method.penalty(part.wrappers) for part in self._used()]
         terms = [term for term in terms if term is not None]
         return sum(terms[1:], terms[0]) if terms else None
 
     def after_step(self, step: int, total: int) -> None:
-        for part in self._used(): part.method.after_step(part, step, total)
+        for part in self._used(): part.method.after_step(part.wrappers, step, total)
 
     # -- what was added -------------------------------------------------------------------------
     def _head(self):
@@ -360,10 +359,9 @@ class PeftModel(Module):
         switched off is loaded so. Raises MethodError if there are no methods any more.
         """
         self._check_parts()
-        from .folders import formats  # not above: folders.py imports this file
-        if format not in (there := formats()):
-            raise MethodError(f"save: unknown format {format!r}; there are {', '.join(there)}")
-        there[format].save(self, Path(folder))
+        if format not in FORMATS:
+            raise MethodError(f"save: unknown format {format!r}; there are {', '.join(FORMATS)}")
+        FORMATS[format].functions().save(self, Path(folder))
 
     # -- after training -------------------------------------------------------------------------
     def summary(self) -> Summary:
@@ -394,7 +392,7 @@ class PeftModel(Module):
         if not ranked:
             raise MethodError(f"set_rank: {self.method} has no other rank to use; "
                               "DyLoRA learns all ranks at once")
-        for part in ranked: part.method.set_rank(part, rank)
+        for part in ranked: part.method.set_rank(part.wrappers, rank)
         return self
 
     def merge(self, *parts: str, activations: str = "kept",

@@ -17,8 +17,7 @@ import numpy as np
 from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..nn import Module, Parameter, replace_modules
-from .method import Method, MethodError
-from .virtual import VirtualTokens
+from .method import Method, MethodError, VirtualTokens
 
 __all__ = ["JoinedTokens", "Methods", "Part", "check_fit", "free_name", "joined", "named"]
 
@@ -64,12 +63,11 @@ class Part:
     wrappers: path → module that takes a place in the model. virtual: module of virtual tokens, or
     None. trained: name → Parameter of the model that the method trains. on: is the part on the
     model whenever its PeftModel is? learned: name → array of `trained`, while the part is off.
-    rng: what the method draws from in training.
     """
 
     def __init__(self, method: Method, model: Decoder, rng: Rng):
         base = dict(model.named_parameters())
-        self.method, self.on, self.rng = method, True, rng
+        self.method, self.on = method, True
         self.wrappers, self.virtual = method.wrap(model, rng), method.virtual(model, rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         self.learned = {name: p.data.copy() for name, p in self.trained.items()}

@@ -53,8 +53,8 @@ from ..hints import Array, Rng
 from ..hyper import flag, one_of, real, whole
 from ..nn import Dropout, Linear, Parameter
 from ..tensor import Tensor, no_grad
-from .method import Method
-from .virtual import VirtualTokens, check_room, check_words, starting_words, words
+from .method import Method, VirtualTokens
+from .virtual import check_room, check_words, starting_words, words
 
 __all__ = ["Prefix", "PrefixTuning", "ReparameterizedPrefix", "activations"]
 

@@ -24,8 +24,8 @@ from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..hyper import one_of, whole
 from ..nn import Parameter
-from .method import Method
-from .virtual import VirtualTokens, check_room, check_words, starting_words, words
+from .method import Method, VirtualTokens
+from .virtual import check_room, check_words, starting_words, words
 
 __all__ = ["Prompt", "PromptTuning"]
 

@@ -38,8 +38,8 @@ from ..hyper import Limit, declared, one_of, whole
 from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor, no_grad
 from .lstm import BiLSTM
-from .method import Method, MethodError
-from .virtual import VirtualTokens, check_room, token_ids
+from .method import Method, MethodError, VirtualTokens
+from .virtual import check_room, token_ids
 
 __all__ = ["PTuning", "PseudoTokens", "places"]
 

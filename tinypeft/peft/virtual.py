@@ -4,27 +4,16 @@ A random start places a prompt far from any word's embedding, and makes a prefix
 Lester et al. (arXiv 2104.08691, section 3.2) start prompts from embeddings of common words or class
 labels, Li & Liang (arXiv 2101.00190, section 7.4) prefixes from the activations of real words.
 """
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from ..decoder import Decoder
 from ..hints import Array, Rng
 from ..hyper import Limit, declared
-from ..nn import Module
 from .method import Method, MethodError
 
-__all__ = ["VirtualTokens", "check_room", "check_words", "starting_words", "token_ids", "words"]
-
-
-class VirtualTokens(Module):
-    """`length` vectors that enter a model by a seam, "prompt" or "prefix"."""
-    length: int
-    seam: ClassVar[str] = "prompt"
-
-    def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
-        """Arguments of the model beside `tokens` (B, T). lengths (B,) is given to classify rows."""
-        raise NotImplementedError
+__all__ = ["check_room", "check_words", "starting_words", "token_ids", "words"]
 
 
 def words(**options: Any) -> Any:
