@@ -1,7 +1,10 @@
 """From one's own files to an adapter and a prediction, as a user types it: finetune, evaluate, classify, generate."""
 import csv
+import importlib
 import io
 import json
+import re
+import signal
 import sys
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.cli import main
+from tinypeft.commands.finetuning import worse_than
 
 GOOD, BAD = "lovely excellent bright quick honest gentle".split(), "broken awful dull slow rude sticky".split()
 THINGS = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
@@ -100,7 +104,9 @@ def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path
     lines = out.splitlines()
     assert any(line.startswith("reviews.csv: 2 classes, ") and "left out as repeating another" in line for line in lines)
     assert any(line.split()[:3] == ["majority", "class", "accuracy"] for line in lines)
-    assert lines[-2] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
+    assert lines[-3] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
+    assert re.fullmatch(r"worse than the frozen model .*\) and bag of words \(loss \d.\d{4} against 0.\d{4}, accuracy 0.\d{4} "
+                        r"against \d.\d{4}\)", lines[-1])
 
 
 def test_texts_come_from_standard_input(capsys, classifier, monkeypatch):
@@ -154,6 +160,154 @@ def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
     assert not out.startswith("Describe")
 
 
+# -- what is kept ----------------------------------------------------------------------------------
+TRAIN = importlib.import_module("tinypeft.train")
+FEW = "finetune", "lora", "--quick", "--steps", "3"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def at_call(monkeypatch, name, n, act):
+    """The n-th call of a function in train.py does `act` first."""
+    calls, real = [], getattr(TRAIN, name)
+    def function(*args, **options):
+        calls.append(name)
+        if len(calls) == n: act()
+        return real(*args, **options)
+    monkeypatch.setattr(TRAIN, name, function)
+
+
+def ctrl_c(): signal.raise_signal(signal.SIGINT)
+def fault(): raise ValueError("no test today.")
+
+
+@pytest.fixture
+def adapter(capsys, tmp_path):
+    """A folder with an adapter that is better than nothing."""
+    assert run(capsys, *FEW, "--out", tmp_path / "judge")[0] == 0
+    return tmp_path / "judge"
+
+
+@pytest.mark.parametrize("act, status, says", [(ctrl_c, 130, "stopped in the test"),
+                                               (fault, 2, "no test today; stopped in the test")])
+def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act, status, says):
+    """It is saved before the test; beside an adapter that is there, which stays as it was."""
+    whole, out = contents(adapter), adapter.with_name("other")
+    for seed, saved in (0, out), (1, adapter.with_name("other.new")):
+        with monkeypatch.context() as m:
+            at_call(m, "evaluate", 2, act)
+            told = f"tinypeft: {says}; the adapter is saved in {saved}\n"
+            assert run(capsys, *FEW, "--out", out, "--seed", seed) == (status, "", told)
+        assert contents(out) == whole
+    assert contents(saved).keys() == whole.keys() and contents(saved) != whole
+    assert tp.load_adapter(tp.load_pretrained(), saved).method == tp.LoRA() and tp.tasks.load_task(saved).name == "domain"
+
+
+def test_a_stop_while_it_saves_waits_until_it_is_saved(capsys, monkeypatch, tmp_path):
+    real = tp.text.tasks.save_task
+    monkeypatch.setattr("tinypeft.text.tasks.save_task", lambda *args: (ctrl_c(), real(*args)))
+    assert run(capsys, *FEW, "--out", tmp_path) == (130, "", f"tinypeft: stopped; the adapter is saved in {tmp_path}\n")
+    assert contents(tmp_path).keys() == {"adapter.safetensors", "task.json"}
+
+
+def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
+    at_call(monkeypatch, "backward", 2, ctrl_c)
+    assert run(capsys, *FEW, "--out", tmp_path / "a") == (
+        130, "", "tinypeft: stopped; nothing was kept: --checkpoint FILE keeps the state of a training that is stopped\n")
+    assert not list(tmp_path.iterdir())
+    at_call(monkeypatch, "backward", 2, ctrl_c)
+    argv = *FEW, "--out", tmp_path / "a", "--checkpoint", tmp_path / "c"
+    assert run(capsys, *argv) == (130, "", f"tinypeft: stopped; the same command goes on from {tmp_path / 'c'}\n")
+    at_call(monkeypatch, "evaluate", 2, ctrl_c)
+    assert run(capsys, *argv[:-4], *argv[-2:]) == (
+        130, "", f"tinypeft: stopped in the test; the same command goes on from {tmp_path / 'c'}\n")
+    assert run(capsys, *argv)[0] == 0 and (tmp_path / "a").is_dir()
+
+
+def test_a_stop_of_other_commands_says_what_goes_on(capsys, monkeypatch, tmp_path):
+    """export-training reads a checkpoint, and would not go on from it; pretrain has one of its own."""
+    (checkpoint := tmp_path / "checkpoint.safetensors").write_text("")
+    monkeypatch.setattr("tinypeft.interop.export.export_training", lambda *args, **options: ctrl_c())
+    status, _, err = run(capsys, "export-training", "lora", "--out", tmp_path, "--checkpoint", checkpoint)
+    assert (status, err) == (130, "tinypeft: stopped\n")
+    monkeypatch.setattr("tinypeft.pretrained.make.pretrain", lambda *args: ctrl_c())
+    assert run(capsys, "pretrain", "--out", tmp_path)[2] == f"tinypeft: stopped; the same command goes on from {checkpoint}\n"
+    assert run(capsys, "pretrain", "--out", tmp_path / "x")[2] == "tinypeft: stopped; nothing was kept\n"
+
+
+@pytest.mark.parametrize("argv, loss", [
+    ("lora --lr 3", r"\d\.\d{4}"), ("lora --lr 0.5 --csv reviews.csv", r"\d+\.\d{4}"), ("full --lr 100", "inf")])
+def test_a_run_that_is_worse_than_the_frozen_model_replaces_no_adapter(capsys, monkeypatch, own, adapter, argv, loss):
+    """It stays beside it. In a new folder it is saved: nothing is lost there."""
+    monkeypatch.chdir(own)
+    argv = "finetune", *argv.split(), "--quick", "--steps", "3"
+    before, new = contents(adapter), adapter.with_name("judge.new")
+    status, out, err = run(capsys, *argv, "--out", adapter)
+    worse = rf"worse than the frozen model(?: with a head of zeros)? \(loss {loss} against (?:\d\.\d{{4}})\)"
+    refusal = rf"; not saved over the adapter in {re.escape(str(adapter))}: --keep saves it all the same"
+    assert status == 1 and err == "" and re.fullmatch(worse + refusal, out.splitlines()[-1])
+    assert f"saved in {new};" in out.splitlines()[-2] and contents(adapter) == before
+    bad = contents(new)
+    status, out, _ = run(capsys, *argv, "--out", adapter, "--json")
+    record = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    (frozen, number), = record["worse_than"].items()
+    assert status == 1 and record["saved"] == f"{new}2" and contents(adapter.with_name("judge.new2")) == bad
+    assert frozen.startswith("the frozen model") and number["loss"] > 0 and contents(adapter) == before
+    fresh = adapter.with_name("fresh")
+    status, out, _ = run(capsys, *argv, "--out", fresh)
+    assert status == 0 and contents(fresh) == bad and re.fullmatch(worse, out.splitlines()[-1])
+    status, out, _ = run(capsys, *argv, "--out", adapter, "--keep")
+    assert status == 0 and contents(adapter) == bad and re.fullmatch(worse, out.splitlines()[-1])
+
+
+def test_a_run_that_diverges_says_that_nothing_was_saved(capsys, adapter):
+    before = contents(adapter)
+    status, out, err = run(capsys, *FEW, "--lr", "1e30", "--out", adapter)
+    assert status == 1 and out == "" and err.endswith(f"; nothing was saved in {adapter}\n") and err.count("\n") == 1
+    assert contents(adapter) == before and [path.name for path in adapter.parent.iterdir()] == ["judge"]
+
+
+def test_a_better_adapter_takes_the_place_of_the_old_one(capsys, monkeypatch, adapter):
+    """In the current folder, too. The folder beside it is gone; one of that name that was there stays."""
+    (adapter.with_name("judge.new")).mkdir()
+    (adapter / "notes.txt").write_text("mine")
+    before = contents(adapter)
+    monkeypatch.chdir(adapter)
+    status, out, _ = run(capsys, *FEW, "--seed", "1", "--out", ".", "--format", "tinypeft")
+    assert status == 0 and out.splitlines()[-1].startswith("saved in .;")
+    after = contents(adapter)
+    assert after.keys() == before.keys() and after["adapter.safetensors"] != before["adapter.safetensors"]
+    assert after["notes.txt"] == b"mine"
+    assert sorted(path.name for path in adapter.parent.iterdir()) == ["judge", "judge.new"]
+
+
+def test_a_place_beside_the_adapter_is_looked_for_before_training(capsys, monkeypatch, adapter):
+    """And what was begun there and cannot be completed is removed."""
+    at_call(monkeypatch, "train", 1, lambda: pytest.fail("it must not train"))
+    with monkeypatch.context() as m:
+        writable = tp.files.check_writable
+        def check(folder):
+            if folder == adapter.parent: raise OSError(f"cannot write to the folder {folder}")
+            writable(folder)
+        m.setattr("tinypeft.files.check_writable", check)
+        assert run(capsys, *FEW, "--out", adapter) == (2, "", f"tinypeft: cannot write to the folder {adapter.parent}\n")
+    monkeypatch.undo()
+    def full(task, folder): raise OSError(28, "No space left on device", str(folder))
+    monkeypatch.setattr("tinypeft.text.tasks.save_task", full)
+    status, _, err = run(capsys, *FEW, "--out", adapter)
+    assert status == 2 and "judge.new: No space left" in err and [p.name for p in adapter.parent.iterdir()] == ["judge"]
+
+
+def test_a_loss_that_is_not_a_number_is_worse_than_any():
+    others = {"chance": {"loss": 0.7}, "majority": {"accuracy": 0.5}, "words": {"loss": 0.6, "accuracy": 0.8, "other": 2.0}}
+    assert worse_than({"loss": 0.6, "accuracy": 0.8}, others) == {}
+    assert worse_than({"loss": 0.65, "accuracy": 0.9}, others) == {"words": {"loss": 0.6}}
+    assert worse_than({"loss": np.nan, "accuracy": 0.4}, others) == {
+        "chance": {"loss": 0.7}, "majority": {"accuracy": 0.5}, "words": {"loss": 0.6, "accuracy": 0.8}}
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("argv, says", [
     ("evaluate --csv reviews.csv", "--csv needs --adapter"),
@@ -163,6 +317,8 @@ def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
     ("classify x --adapter notes", "no task.json"), ("classify --adapter judge -- ", "empty"),
     ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
     ("finetune lora --text-column x", "--text-column needs --csv FILE"),
+    ("finetune lora --keep", "--keep needs --out FOLDER"),
+    ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
     ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
     ("finetune lora --csv reviews.csv --text-column review", "no column 'review' and 'label'; there are 'text', 'label'"),
     ("finetune lora --pairs reviews.csv", "no column 'prompt' and 'answer'"),

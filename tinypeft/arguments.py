@@ -61,7 +61,9 @@ def fields(p: ArgumentParser, about: str) -> None:
 
 
 def show_json(record: Any) -> None:
-    print(json.dumps(record, indent=1))
+    """Print JSON, which has no NaN and no infinity: they become null."""
+    strict = json.loads(json.dumps(record), parse_constant=lambda name: None)
+    print(json.dumps(strict, indent=1))
 
 
 def model_of(args: Namespace) -> Decoder:

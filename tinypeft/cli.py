@@ -33,8 +33,8 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. A wrong argument, or a file or folder that
-    cannot be used, gives one line on stderr and status 2; with TINYPEFT_TRACEBACK set in the
-    environment it gives a traceback."""
+    cannot be used, gives one line on stderr and status 2, a training that diverges one and status
+    1; with TINYPEFT_TRACEBACK set in the environment it gives a traceback."""
     args = parser().parse_args(argv)
     for name in set(SHARED) - set(getattr(args, "takes", SHARED)):
         if getattr(args, name):
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:                              # `… | head`: the reader has enough
         _drop_output()
         return 141                                       # 128 + 13, as a shell says of SIGPIPE
-    except KeyboardInterrupt:
-        kept = getattr(args, "checkpoint", None)
-        kept = f"; the same command goes on from {kept}" if kept and kept.exists() else ""
-        return _tell(f"stopped{kept}", 130)              # 128 + 2, as a shell says of SIGINT
+    except KeyboardInterrupt as e:
+        return _tell("; ".join(_notes(e)) or "stopped", 130)      # 128 + 2, as a shell says of it
     except Exception as e:
         if os.environ.get("TINYPEFT_TRACEBACK") or not (message := explained(e)): raise
+        from .train import DivergedError
         if isinstance(e, OSError): _drop_output()
-        return _tell(message, 2)
+        message = "; ".join([message, *_notes(e)]).replace(".; ", "; ")
+        return _tell(message, 1 if isinstance(e, DivergedError) else 2)
 
 
 def explained(e: Exception) -> str | None:
@@ -69,6 +69,9 @@ def explained(e: Exception) -> str | None:
     if isinstance(e, MemoryError):
         return f"there is not enough memory ({e}); try a smaller batch or a smaller model"
     return None
+
+
+def _notes(e): return getattr(e, "__notes__", [])
 
 
 def _tell(message, status):
@@ -178,10 +181,14 @@ def run_quantize(args: Namespace) -> None:
 
 
 def run_pretrain(args: Namespace) -> None:
+    from .commands.kept import kept, noted
     from .files import check_writable
     from .pretrained.make import pretrain
-    for folder in (args.out, args.work or args.out): check_writable(folder)
-    show_json(pretrain(args.work or args.out, args.out)["results"])
+    work = args.work or args.out
+    for folder in (args.out, work): check_writable(folder)
+    checkpoint = work / "checkpoint.safetensors"
+    with noted(KeyboardInterrupt, lambda: f"stopped; {kept(checkpoint)}"):
+        show_json(pretrain(work, args.out)["results"])
 
 
 def run_lessons(args: Namespace) -> None:

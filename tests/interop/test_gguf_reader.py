@@ -12,6 +12,7 @@ from tests.toys import Noise, linear_paths, same
 from tinypeft.interop import llama as llama_module
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.llama import MODULES, from_gguf, halves
+from tinypeft.interop.llama import SIZES as SIZES_OF_THE_FILE
 from tinypeft.quant.gguf_blocks import block_bytes
 
 gguf = pytest.importorskip("gguf")
@@ -130,10 +131,57 @@ def test_halves_undoes_neighbours(rng):
     ({"architecture": "gpt2"}, "the architecture is 'gpt2', expected 'llama'"),
     ({"drop": ("blk.1.ffn_up",)}, "blk.1.ffn_up.weight' does not fit"),
     ({"drop": ("output_norm",)}, "output_norm.weight is missing"),
-    ({"llama.rope.scaling.type": "yarn"}, "scaled rotary embeddings")])
+    ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn', expected 'none'")])
 def test_models_that_are_not_a_llama(change, message, tmp_path):
     path = write(tmp_path / "m.gguf", llama(dtype=np.float32, **SIZES), **change)
     with pytest.raises(GGUFError, match=message): from_gguf(path)
+
+
+@pytest.mark.parametrize("name, neutral, others", [
+    ("attention.causal", True, [False]), ("attention.value_length", 8, [4, 16]),
+    ("expert_count", 0, [8]), ("expert_used_count", 0, [2]), ("nextn_predict_layers", 0, [1]),
+    ("rope.dimension_count", 8, [4, 0]), ("rope.scale_linear", 1.0, [4.0, 0.5, -1.0]),
+    ("rope.scaling.type", "none", ["linear", "yarn", "longrope", ""]), ("rope.scaling.factor", 1.0, [4.0]),
+    ("rope.scaling.attn_factor", 1.0, [1.2]), ("rope.scaling.finetuned", False, [True]),
+    ("rope.scaling.original_context_length", 80, [8192]), ("rope.scaling.alpha", None, [1000.0]),
+    ("rope.scaling.yarn_beta_fast", None, [32.0])])
+def test_fields_that_llama_cpp_obeys_have_the_only_value_that_is_computed(name, neutral, others, file):
+    """A value that llama.cpp would compute otherwise is refused, and so is what is no value; one that is neutral is not."""
+    expected, (fields, tensors) = from_gguf(file).state_dict(), gguf_content(file)
+    assert fields["llama.context_length"] == 80
+    if neutral is not None:
+        save_gguf(file, fields | {f"llama.{name}": neutral}, tensors)
+        assert same(from_gguf(file).state_dict(), expected)
+    hostile = [np.nan, np.inf, -2, 1 << 40, "x" * 10**5, ["x"], ["x"] * 10**4, np.ones(3), np.ones(0), [neutral or 1]]
+    for value in others + hostile:
+        save_gguf(file, fields | {f"llama.{name}": value}, tensors)
+        with pytest.raises(GGUFError, match=f"{file.name}: llama.{name} is .* expected .*llama.cpp") as e: from_gguf(file)
+        assert len(str(e.value)) < 500
+    save_gguf(file, fields | {f"other.{name}": others[0]}, tensors)        # of another architecture
+    assert same(from_gguf(file).state_dict(), expected)
+
+
+@pytest.mark.parametrize("name", SIZES_OF_THE_FILE.values())
+def test_sizes_that_are_no_numbers(name, file):
+    fields, tensors = gguf_content(file)
+    for value in (np.nan, -1, "x" * 10**5, ["a"] * 10**4, np.zeros(3, np.int32), np.full(2, 4, np.int32), np.zeros(0)):
+        save_gguf(file, fields | {f"llama.{name}": value}, tensors)
+        with pytest.raises(GGUFError, match=file.name) as e: from_gguf(file)
+        assert len(str(e.value)) < 500
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_factors_of_the_angles_are_refused_unless_they_are_all_1(quantized, file):
+    """Llama 3.1 to 3.3 have them. Without a look at them, the logits would be those of a file without the tensor."""
+    expected, (fields, tensors) = from_gguf(file).state_dict(), gguf_content(file)
+    f32 = lambda *x: (0, (len(x),), np.array(x, "<f4").view(np.uint8))
+    save_gguf(file, fields, tensors | {"rope_freqs.weight": f32(1, 1, 1, 1)})
+    assert same(from_gguf(file, quantized).state_dict(), expected)
+    wide = 0, (1, 4), np.ones(4, "<f4").view(np.uint8)
+    for factors in f32(1, 1, 8, 32), f32(1, 1, 1, np.nextafter(np.float32(1), 2)), f32(1, 1, 1, np.nan), f32(1, 1, 1), wide:
+        save_gguf(file, fields, tensors | {"rope_freqs.weight": factors})
+        with pytest.raises(GGUFError, match=f"{file.name}: rope_freqs.weight: .*scaled rotary embeddings are not"):
+            from_gguf(file, quantized)
 
 
 def test_a_tensor_that_does_not_exist(file):

@@ -21,6 +21,7 @@ from tinypeft.files.arrays import _checksum
 from tinypeft.files.safetensors import write_safetensors
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.gguf_types import TYPES
+from tinypeft.interop.llama import ONLY
 
 __all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_first", "save_gguf", "save_npz", "save_raw"]
 
@@ -230,6 +231,11 @@ GGUF_FIELDS = {
     "llama.rope.freq_base": [0.0, -1.0, float("nan"), float("inf"), "x"],
     "llama.attention.layer_norm_rms_epsilon": [-1.0, float("nan"), float("inf"), "x"],
     "llama.rope.scaling.type": ["yarn", 3],
+    "llama.rope.scale_linear": [4.0, float("nan"), "x", ["1"]],
+    "llama.rope.dimension_count": [2, "x", np.full(2, 8)],
+    "llama.attention.value_length": [2, 2**40],
+    "llama.attention.causal": [False, "true"],
+    "llama.expert_count": [8, [0]],
     "tokenizer.ggml.model": ["bert", 3, ["gpt2"]],
     "tokenizer.ggml.pre": ["x", 3],
     "tokenizer.ggml.tokens": [[], ["a"] * 262, 3, "x", np.zeros(262), [f"t{i}" for i in range(5000)]],
@@ -256,7 +262,7 @@ def gguf_attacks() -> Iterator[tuple[str, Callable[[Path], object]]]:
     for name, data in LARGE_GGUFS.items():
         yield name, lambda d, make=data: (d / MAIN["gguf"]).write_bytes(make())
     for name, values in GGUF_FIELDS.items():
-        if not name.endswith(("key_length", "freq_base", "scaling.type", "ggml.model")):  # these may be missing
+        if not name.endswith(("key_length", "freq_base", "ggml.model")) and name[6:] not in ONLY:  # these may be missing
             yield f"no {name}", gguf_edited(lambda fields, tensors, n=name: fields.pop(n))
         for v in values:
             yield f"{name} = {v}", gguf_edited(lambda fields, tensors, n=name, v=v: fields.update({n: v}))

@@ -231,6 +231,8 @@ ABUSES = {
     "Ctrl-C": Abuse(f"set -m; {LONG}kill -INT %1; wait %1", 130, ("stopped; the same command goes on from new",)),
     "Ctrl-C without a checkpoint": Abuse("set -m; export TINYPEFT_CACHE=$PWD/new; $T finetune lora --quick --steps 3000 & "
                                          "until [ -e new ]; do sleep 0.1; done; kill -INT %1; wait %1", 130, ("stopped",)),
+    "Ctrl-C in the test": Abuse("set -m; $T finetune lora --steps 1 --out new & until [ -e new/task.json ]; do sleep 0.1; "
+                                "done; kill -INT %1; wait %1", 130, ("stopped", "the adapter is saved in new")),
     "SIGTERM": Abuse(f"set -m; {LONG}kill -TERM %1; wait %1", 143),
     "killed, and again": Abuse(f"{LONG.replace('300', '20')}kill -KILL %1; wait %1; $T finetune lora --quick --steps 20 "
                                "--batch-size 1 --checkpoint new", 0),

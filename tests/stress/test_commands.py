@@ -1,4 +1,4 @@
-"""The short form of commands.py: every 16th wrong command line, and two scripts."""
+"""The short form of commands.py: every 16th wrong command line, and three scripts."""
 import pytest
 
 from tests.stress import commands
@@ -15,6 +15,6 @@ def test_wrong_command_lines_are_answered(furnished):
     assert len(lines) >= 150 and commands.faults(lines[::16], furnished) == []
 
 
-@pytest.mark.parametrize("name", ["broken pipe", "full disk, checkpoint"])
+@pytest.mark.parametrize("name", ["broken pipe", "full disk, checkpoint", "Ctrl-C in the test"])
 def test_abuses_are_survived(name, furnished):
     assert len(commands.ABUSES) >= 25 and commands.suffered(commands.ABUSES[name], furnished) is None

@@ -2,6 +2,8 @@
 
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     training.py    finetune, export-training
+    finetuning.py  one run of finetune: train, save, test
+    kept.py        what a training that is stopped leaves behind
     using.py       evaluate, classify, generate
 """
 from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build, fields, known, model_of, number, output, show_json
 from .data import data_options, kind_of, task_of
-from .using import compared
+from .finetuning import check_folders, finetuned, refused, show_finetuned
 
 if TYPE_CHECKING:
     from ..decoder import Decoder
@@ -63,6 +63,9 @@ def finetune_options(p: ArgumentParser) -> None:
     p.add_argument("--patience", type=number(int, least=1), metavar="K",
                    help="stop after K of these measurements without a lower loss")
     output(p, "the adapter (default: it is not saved)")
+    p.add_argument("--keep", action="store_true", default=None,
+                   help="save over an adapter in the folder even if the new one has a higher test "
+                        "loss than the frozen model (for classes: with a head of zeros)")
     p.add_argument("--format", default="tinypeft", choices=FORMATS, help="the adapter's format")
 
 
@@ -119,7 +122,7 @@ def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
 def own_options(args: Namespace) -> dict[str, Any]:
     """The options that `train` takes and `find_rate` does not. Raises ValueError for an option that
     would do nothing."""
-    given = [name for name in ("lr", "checkpoint", "validate_every", "patience")
+    given = [name for name in ("lr", "checkpoint", "validate_every", "patience", "keep")
              if vars(args)[name] is not None]
     if args.find_rate and given:
         raise ValueError("--find-rate does not train; leave out "
@@ -127,22 +130,20 @@ def own_options(args: Namespace) -> dict[str, Any]:
     if args.patience and not args.validate_every:
         raise ValueError("--patience counts measurements of the validation loss; give "
                          "--validate-every, too")
+    if args.keep and not args.out: raise ValueError("--keep needs --out FOLDER")
     return dict(lr=args.lr, checkpoint=args.checkpoint, eval_every=args.validate_every,
                 patience=args.patience, keep_best=args.validate_every is not None)
 
 
 # -- commands --------------------------------------------------------------------------------------
-def run_finetune(args: Namespace) -> None:
-    from ..files import check_writable
+def run_finetune(args: Namespace) -> int | None:
     from ..finder import find_rate
     from ..peft.formats import FORMATS
-    from ..text import tasks
-    from ..train import evaluate, train
-    options, own = own_options(args), kind_of(args)
-    methods_of(args)                                     # an error in them comes before the reading
+    options = own_options(args)
+    kind_of(args)                                        # errors in these two come before the
+    methods_of(args)                                     # reading
     model = model_of(args)
-    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
-        if folder: check_writable(folder)
+    check_folders(args)
     task = task_of(args, model)
     tuned = attached(args, model, task, head_bias=args.format != "peft")
     FORMATS[args.format].functions().check(tuned)
@@ -150,37 +151,10 @@ def run_finetune(args: Namespace) -> None:
     if args.find_rate:
         tried = args.steps or (12 if args.quick else 60)
         return show_rates(find_rate(tuned, task, steps=tried, **both), args)
-    test = lambda: evaluate(tuned, task, "test", max_batches=2 if args.quick else None)
-    before = None
-    if not hasattr(task, "classes"):
-        with tuned.disabled(): before = test()
-    history = train(tuned, task, steps, **both, **options)
-    after = test()
-    if args.out:
-        tuned.save(args.out, args.format)
-        tasks.save_task(task, args.out)
-    record = {"method": str(tuned.method), "task": task.name,
-              "data": [task.describe(), *task.notes], "steps": len(history.loss),
-              "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
-              "before": before, "after": after,
-              "baselines": task.baselines if own and not args.quick else None,
-              "best": history.best and history.best[0], "stopped": history.stopped,
-              "saved": args.out and str(args.out)}
-    if args.json: return show_json(record)
-    print(tuned.summary())
-    if own: print(f"{task.name}: {'; '.join(record['data'])}")
-    if history.stopped: print(f"stopped early: {history.stopped}")
-    if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
-    print(f"{task.name}, {record['steps']} steps in {record['seconds']} s; on the test split:")
-    print(compared(before, after, record["baselines"]))
-    if args.out:
-        loader = f"tinypeft.load_adapter(model, {str(args.out)!r})"
-        theirs = f"peft.PeftModel.from_pretrained(model, {str(args.out)!r}) loads it, and so does "
-        command = "classify" if hasattr(task, "classes") else "generate"
-        base = f" --model {args.model}" if args.model else ""
-        print(f'next: python -m tinypeft {command} "…"{base} --adapter {args.out}')
-        print(f"saved in {args.out}; "
-              + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
+    record = finetuned(args, tuned, task, steps, both | options)
+    if args.json: show_json(record)
+    else: show_finetuned(args, tuned, task, record)
+    return int(refused(args, record))
 
 
 def show_rates(found: Any, args: Namespace) -> None:

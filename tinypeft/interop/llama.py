@@ -8,6 +8,10 @@
 
 GGUF stores the rows of attn_q and attn_k for a rotation of neighbours (x_{2i}, x_{2i+1}). `halves`
 reorders them for the rotation of halves (x_i, x_{i + d/2}) that `Llama` computes.
+
+A file may ask for more than `Llama` computes: the tensor rope_freqs.weight of Llama 3.1 to 3.3
+holds a divisor for the angle of each pair, and llama.cpp obeys the fields in `ONLY`. They are
+refused unless what they say changes nothing.
 """
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,16 @@ SIZES = {"context_length": "context_length", "d_model": "embedding_length",
          "n_layers": "block_count", "n_heads": "attention.head_count",
          "n_kv_heads": "attention.head_count_kv", "d_mlp": "feed_forward_length",
          "rope_theta": "rope.freq_base", "norm_eps": "attention.layer_norm_rms_epsilon"}
+# their field, after "llama." → the only value that is computed here, or the size of ours that it is
+ONLY = {"attention.causal": True, "attention.value_length": "d_head",
+        "expert_count": 0, "expert_used_count": 0, "nextn_predict_layers": 0,
+        "rope.dimension_count": "d_head", "rope.scale_linear": 1,
+        "rope.scaling.type": "none", "rope.scaling.factor": 1, "rope.scaling.attn_factor": 1,
+        "rope.scaling.finetuned": False,
+        "rope.scaling.original_context_length": "context_length"}
+FACTORS = "rope_freqs.weight"
+ADVICE = ("take a model without it, such as SmolLM2, TinyLlama, or Llama up to 3.0, or run this "
+          "one with llama.cpp")
 
 
 def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
@@ -42,9 +56,11 @@ def from_gguf(path: str | Path, quantized: bool = False) -> Llama:
 
     quantized: True leaves the linear layers of the blocks as codes, where the file has codes: they
     become `QuantizedLinear`s, which compute the same numbers. Embeddings and norms are float32.
-    Raises FileNotFoundError, or GGUFError for a damaged file or another architecture."""
+    Raises FileNotFoundError, or GGUFError for a damaged file, another architecture, or a field or
+    tensor that asks for what `Llama` does not compute, such as scaled rotary embeddings."""
     file = read_gguf(path)
     config, arrays, layers = _config(file), {}, {}
+    _check_only(file, config)
     with naming(path, GGUFError): tokenizer = tokenizer_of_gguf(file.fields)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise GGUFError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
@@ -79,7 +95,7 @@ def _names(file, config):
              "q": config.n_heads * config.d_head, "k": config.n_kv_heads * config.d_head}
     expected = {f"{name}.weight": tuple(sizes[axis] for axis in axes)
                 for name, (_, axes) in layout.items()}
-    got = {name: file.shape(name) for name in file if name != "rope_freqs.weight"}
+    got = {name: file.shape(name) for name in file if name != FACTORS}
     if wrong := sorted(expected.items() ^ got.items()):
         raise GGUFError(f"{file.path}: {wrong[0][0]!r} does not fit: expected "
                         f"{expected.get(wrong[0][0], 'no such tensor')}, got "
@@ -106,9 +122,10 @@ def _config(file) -> LlamaConfig:
     if missing := [name for name in SIZES.values() if f"llama.{name}" not in fields
                    and name not in ("attention.head_count_kv", "rope.freq_base")]:
         raise GGUFError(f"{file.path}: the field llama.{missing[0]} is missing")
-    if scaling := [name for name in fields if name.startswith("llama.rope.scaling.")]:
-        raise GGUFError(f"{file.path}: {scaling[0]} asks for scaled rotary embeddings, which are "
-                        "not supported")
+    if lists := [name for name in SIZES.values()
+                 if isinstance(fields.get(f"llama.{name}"), (list, np.ndarray))]:
+        raise GGUFError(f"{file.path}: llama.{lists[0]} is a list, expected one number for all "
+                        "layers")
     defaults = {"attention.head_count_kv": fields["llama.attention.head_count"],
                 "rope.freq_base": 10000.0}
     values = {ours: fields.get(f"llama.{theirs}", defaults.get(theirs))
@@ -120,4 +137,21 @@ def _config(file) -> LlamaConfig:
         return LlamaConfig(vocab_size=file.shape("token_embd.weight")[0], d_head=d_head,
                            tied="output.weight" not in file, **values)
     except (ValueError, TypeError, ZeroDivisionError) as e:
-        raise GGUFError(f"{file.path}: {e}") from e
+        raise GGUFError(f"{file.path}: {e!s:.300}") from e
+
+
+def _check_only(file, config):
+    """GGUFError if a field, or the tensor of factors, asks for another function than `Llama`'s."""
+    for name, value in file.fields.items():
+        prefix, _, field = name.partition("llama.")
+        if prefix or field not in ONLY and not field.startswith("rope.scaling."): continue
+        only = vars(config).get(ONLY.get(field), ONLY.get(field))
+        if isinstance(value, (list, np.ndarray)) or value != only:
+            expected = "no such field" if only is None else repr(only)
+            raise GGUFError(f"{file.path}: {name:.80} is {value!r:.80}, expected {expected}; "
+                            f"nothing else is computed here: {ADVICE}")
+    if FACTORS not in file: return
+    with naming(f"{file.path}: {FACTORS}", GGUFError):
+        if file.shape(FACTORS) != (config.d_head // 2,) or np.any(file[FACTORS] != 1):
+            raise ValueError("it divides the angles of the rotary embeddings, as in Llama 3.1 to "
+                             f"3.3; scaled rotary embeddings are not computed here: {ADVICE}")

@@ -1,0 +1,157 @@
+"""One run of `finetune`: train, save, test, and say what came out.
+
+The adapter is saved before the test, so that a stop or an error there loses nothing. Where --out
+holds an adapter, the new one is saved beside it first, and takes its place only if it tests better
+than the frozen model; otherwise both stay. --keep does without this.
+"""
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import operator
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..signals import HeldSignals
+from .data import kind_of
+from .kept import kept, noted
+from .using import compared
+
+if TYPE_CHECKING:
+    from ..peft import PeftModel
+    from ..text.tasks import Task
+
+__all__ = ["check_folders", "finetuned", "refused", "show_finetuned"]
+
+
+def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options: dict) -> dict:
+    """Train, save and test; the record of it. options: of `train`."""
+    from ..train import DivergedError, evaluate, train
+    folder, before, baselines, most = None, None, {}, 2 if args.quick else None
+    unsaved = f"nothing was saved in {args.out}" if args.out else "nothing was saved"
+    with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),
+          noted(DivergedError, lambda: unsaved)):
+        if hasattr(task, "classes"):
+            base, frozen = "the frozen model with a head of zeros", chance(task)
+        else:
+            with tuned.disabled(): before = evaluate(tuned, task, "test", max_batches=most)
+            base, frozen = "the frozen model", before
+        history = train(tuned, task, steps, **options)
+        if args.out:
+            with HeldSignals(): folder = save_first(args, tuned, task)
+    with noted(BaseException, lambda: f"stopped in the test; {kept(args.checkpoint, folder)}"):
+        try:
+            after = evaluate(tuned, task, "test", max_batches=most)
+        except OverflowError:                            # of a perplexity beyond all floats
+            after = {"loss": math.inf}
+        if kind_of(args) and not args.quick: baselines = task.baselines
+        worse = worse_than(after, {base: frozen} | baselines)
+        if folder != args.out and base not in worse:
+            with HeldSignals():
+                save(args, tuned, task, args.out)
+                shutil.rmtree(folder)
+                folder = args.out
+    return {"method": str(tuned.method), "task": task.name,
+            "data": [task.describe(), *task.notes], "steps": len(history.loss),
+            "seconds": round(history.seconds, 1), "trained": tuned.summary().trained,
+            "before": before, "after": after, "baselines": baselines or None, "worse_than": worse,
+            "best": history.best and history.best[0], "stopped": history.stopped,
+            "saved": folder and str(folder)}
+
+
+def chance(task: Task) -> dict:
+    """What a head of zeros has, for which all classes are equally likely."""
+    return {"loss": math.log(len(task.classes))}
+
+
+def worse_than(after: dict, others: dict[str, dict]) -> dict[str, dict]:
+    """name → its loss or accuracy, where `after` does not reach it; a loss of NaN reaches none."""
+    reaches = {"loss": operator.le, "accuracy": operator.ge}
+    worse = {}
+    for name, metrics in others.items():
+        missed = {metric: x for metric, x in metrics.items()
+                  if metric in reaches and not reaches[metric](after[metric], x)}
+        if missed: worse[name] = missed
+    return worse
+
+
+# -- where the adapter is saved --------------------------------------------------------------------
+def holds_adapter(folder: Path) -> bool:
+    """Whether an adapter lies in a folder, in any format."""
+    from ..peft.formats import FORMATS
+    return any((folder / name).exists() for f in FORMATS.values() for name in (f.file, *f.older))
+
+
+def check_folders(args: Namespace) -> None:
+    """Raise OSError, before any training, if a folder cannot be written to."""
+    from ..files import check_writable
+    for folder in (args.out, args.checkpoint and args.checkpoint.parent):
+        if folder: check_writable(folder)
+    saves = args.out and not args.find_rate
+    if saves and not args.keep and holds_adapter(args.out): check_writable(args.out.parent)
+
+
+def save_first(args: Namespace, tuned: PeftModel, task: Task) -> Path:
+    """Save to --out if no adapter is lost by it, or else to a new folder beside it; say where."""
+    if args.keep or not holds_adapter(args.out): return save(args, tuned, task, args.out)
+    folder = new_folder(args.out)
+    try:
+        return save(args, tuned, task, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def save(args: Namespace, tuned: PeftModel, task: Task, folder: Path) -> Path:
+    """Write the adapter, and beside it what prediction needs of the task; return the folder."""
+    from ..text import tasks
+    tuned.save(folder, args.format)
+    tasks.save_task(task, folder)
+    return folder
+
+
+def new_folder(out: Path) -> Path:
+    """Make a folder beside another one: judge.new, or judge.new2 if that is there, and so on."""
+    for n in itertools.count(1):
+        folder = out.parent / f"{out.resolve().name}.new{n if n > 1 else ''}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+# -- what is printed -------------------------------------------------------------------------------
+def refused(args: Namespace, record: dict) -> bool:
+    """Whether the adapter that --out held stays there."""
+    return record["saved"] != (args.out and str(args.out))
+
+
+def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) -> None:
+    """Print the record. The last line says if the result is worse than what it is compared with."""
+    saved = record["saved"]
+    print(tuned.summary())
+    if kind_of(args): print(f"{task.name}: {'; '.join(record['data'])}")
+    if record["stopped"]: print(f"stopped early: {record['stopped']}")
+    if record["best"]: print(f"kept: the state after step {record['best']}, the best on validation")
+    print(f"{task.name}, {record['steps']} steps in {record['seconds']} s; on the test split:")
+    print(compared(record["before"], record["after"], record["baselines"]))
+    if saved:
+        loader = f"tinypeft.load_adapter(model, {saved!r})"
+        theirs = f"peft.PeftModel.from_pretrained(model, {saved!r}) loads it, and so does "
+        command = "classify" if hasattr(task, "classes") else "generate"
+        base = f" --model {args.model}" if args.model else ""
+        print(f'next: python -m tinypeft {command} "…"{base} --adapter {saved}')
+        print(f"saved in {saved}; "
+              + (theirs + loader if args.format == "peft" else f"{loader} loads it"))
+    if record["worse_than"]:
+        worse = [f"{name} ({beside(record['after'], metrics)})"
+                 for name, metrics in record["worse_than"].items()]
+        stays = f"; not saved over the adapter in {args.out}: --keep saves it all the same"
+        print(f"worse than {' and '.join(worse)}{stays * refused(args, record)}")
+
+
+def beside(after: dict, metrics: dict) -> str:
+    """What was measured, and the numbers that it is compared with."""
+    return ", ".join(f"{name} {after[name]:.4f} against {x:.4f}" for name, x in metrics.items())
