@@ -570,7 +570,7 @@ print(again.method, "; the same logits:", same)
 
 # %% [markdown]
 # This is the code for a machine with PEFT and a GPU, with a GPT-2 in place of the toy.
-# (`tp.GPT.from_huggingface(folder)` reads such a model here, `model.to_huggingface(folder)`
+# (`tp.load_model(folder)` reads such a model here, `tp.save_model(model, folder)`
 # writes it.)
 #
 # ```python

@@ -29,7 +29,7 @@ from ..files import write_atomically
 from ..files.safetensors import write_safetensors
 from ..hints import Array
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
-from ..peft.folders import attach_with
+from ..peft.folders import FORMATS, Format, attach_with
 from ..peft.method import MethodError
 from ..peft.model import PeftModel
 from .folder import HuggingFaceError
@@ -169,3 +169,5 @@ def read_virtual(model, config, tensors):
 
 LOW_RANK = {"LORA": read_lora, "ADALORA": read_adalora}
 READERS = LOW_RANK | dict.fromkeys(["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"], read_virtual)
+
+FORMATS["peft"] = Format(CONFIG, save_peft, load_peft, check=peft_content)

@@ -42,9 +42,9 @@ class Format:
 
 
 def formats() -> dict[str, Format]:
-    """All formats by name. PEFT's is in `interop`, which builds on this file and adds the format
-    when it is imported."""
-    from .. import interop  # noqa: F401
+    """All formats by name. PEFT's is in `interop/adapters.py`, which builds on this file and adds
+    the format when it is imported."""
+    from ..interop import adapters  # noqa: F401
     return FORMATS
 
 
