@@ -23,12 +23,12 @@ class Package(ModuleType):
     """A package that imports its public names and its modules when they are first used."""
 
     @cached_property
-    def _homes(self) -> dict[str, str]:
-        """Public name → the module that it is imported from; "" if it is a module itself."""
+    def _homes(self) -> dict[str, str | None]:
+        """Public name → the module that it is imported from; None if it is a module itself."""
         tree = ast.parse(self.__loader__.get_source(self.__name__))
         listed = next(node.body for node in tree.body if isinstance(node, ast.If))
         at = self.__name__.split(".")
-        homes = {node: ".".join([*at[:len(at) + 1 - node.level], node.module]) if node.module else ""
+        homes = {node: node.module and ".".join([*at[:len(at) + 1 - node.level], node.module])
                  for node in listed}
         return {alias.name: home for node, home in homes.items() for alias in node.names}
 

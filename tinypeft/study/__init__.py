@@ -7,6 +7,7 @@
 
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question
+    stored.py        reading what a file stores, with a warning if it is stale
     freshness.py     is a stored number still true?  the code that each condition depends on, and its changes since
     dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
