@@ -2,6 +2,7 @@
 
     about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
     compare.py       the main job: some methods and every scheme, measured anew
+    compared.py      the schemes by label, and the memory of a step: what the main job and the experiments share
     prediction.py    does a new run agree with what the study stored?
     glance.py        the main job's record as tables and a picture
 

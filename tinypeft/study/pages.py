@@ -17,12 +17,12 @@ from ..files import write_atomically
 from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
-from . import compare as the_main_job
 from . import glance, speed
 from .about import about, arxiv, class_link, code, lesson_map, name_of
 from .claims import ALL_CLAIMS
 from .claims.tables import brief
 from .claims.words import beside
+from .compared import COMPARED_SCHEMES
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
@@ -109,7 +109,7 @@ def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
     """Schemes with their equations, and the loss that each adds at its setting nearest to 4.5 bits per weight."""
     r, rows = load(results, "schemes"), []
     for name in names:
-        labels = [label for label, scheme in the_main_job.COMPARED_SCHEMES.items()
+        labels = [label for label, scheme in COMPARED_SCHEMES.items()
                   if name_of(scheme) == name and label in r.conditions]
         label = min(labels, key=lambda label: abs(r.mean(label, "bits") - 4.5), default=None)
         measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3

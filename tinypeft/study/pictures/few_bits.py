@@ -3,7 +3,7 @@ from pathlib import Path
 
 from .. import plot
 from ..about import about, name_of
-from ..compare import COMPARED_SCHEMES
+from ..compared import COMPARED_SCHEMES
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
