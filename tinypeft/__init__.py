@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .text.chat import chat_end, chat_prompt
     from .interop import AdapterError
     from .interop.export import export_training
-    from .loading import load_model, load_pretrained
+    from .interop.loading import load_model, load_pretrained, save_model
 
     # the first verb: fine-tuning methods
     from .peft import (IA3, METHODS, AdaLoRA, AdapterFusion, BottleneckAdapter, DyLoRA,

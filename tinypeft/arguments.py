@@ -68,7 +68,7 @@ def show_json(record: Any) -> None:
 
 def model_of(args: Namespace) -> Decoder:
     """The model that --model names, or the shipped base. It must have a tokenizer."""
-    from .loading import load_model
+    from .interop.loading import load_model
     model = load_model(args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "

@@ -11,7 +11,6 @@ layer's attention sees before its own. The generation cache is a prefix that gro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -109,18 +108,6 @@ class Decoder(Module):
             path, _, kind = name.rpartition(".")
             setattr(modules[path], kind, part)
         return model
-
-    @classmethod
-    def from_huggingface(cls, folder: str | Path, dtype: Any = np.float32,
-                         strict: bool = True) -> Self:
-        """Load a folder of this class's family; see `tinypeft.interop.from_huggingface`."""
-        from .interop.huggingface import from_huggingface
-        return from_huggingface(folder, dtype, strict, expected=cls)
-
-    def to_huggingface(self, folder: str | Path) -> None:
-        """Write a folder for transformers; see `tinypeft.interop.to_huggingface`."""
-        from .interop.huggingface import to_huggingface
-        to_huggingface(self, folder)
 
     @property
     def attached(self) -> Any:

@@ -23,11 +23,14 @@ class Package(ModuleType):
     """A package that imports its public names and its modules when they are first used."""
 
     @cached_property
-    def _homes(self) -> dict[str, str]:
-        """Public name → the module that it is imported from; "" if it is a module itself."""
+    def _homes(self) -> dict[str, str | None]:
+        """Public name → the module that it is imported from; None if it is a module itself."""
         tree = ast.parse(self.__loader__.get_source(self.__name__))
         listed = next(node.body for node in tree.body if isinstance(node, ast.If))
-        return {alias.name: node.module or "" for node in listed for alias in node.names}
+        at = self.__name__.split(".")
+        homes = {node: node.module and ".".join([*at[:len(at) + 1 - node.level], node.module])
+                 for node in listed}
+        return {alias.name: home for node, home in homes.items() for alias in node.names}
 
     def __getattr__(self, name: str) -> Any:
         if name == "__all__": return list(self._homes)           # what `import *` gives
@@ -35,7 +38,7 @@ class Package(ModuleType):
                                  name=name, obj=self)
         if name.startswith("_"): raise unknown
         if home := self._homes.get(name):
-            value = getattr(__import__(f"{self.__name__}.{home}", fromlist=[name]), name)
+            value = getattr(__import__(home, fromlist=[name]), name)
             return vars(self).setdefault(name, value)            # the next use finds it there
         try: return import_module(f".{name}", self.__name__)
         except ModuleNotFoundError as e:

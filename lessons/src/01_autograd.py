@@ -35,7 +35,7 @@ from tinypeft import functional as F
 from tinypeft import optim, plain, tensor
 from tinypeft.course import show, sliders, use
 from tinypeft.study import plot
-from tinypeft.study.compare import traced_peak
+from tinypeft.study.compared import traced_peak
 from tinypeft.tensor import topological_order
 
 # %% [markdown]

@@ -33,7 +33,7 @@ from tinypeft import optim
 from tinypeft.course import beside, show
 from tinypeft.recompute import recomputing
 from tinypeft.study import plot
-from tinypeft.study.compare import traced_peak
+from tinypeft.study.compared import traced_peak
 from tinypeft.text import corpus
 from tinypeft.text.tasks import LanguageModelling
 from tinypeft.train import backward
@@ -705,7 +705,7 @@ print(f"kept after a forward pass of 8 rows: {peaks[False]:.1f} MiB; "
 #   the numerators of visible keys.
 #   Fused attention kernels keep none of them and compute them again.
 # - Peak memory is more than what is kept: the first gradients of the backward pass come on top.
-#   `tinypeft.study.compare.traced_peak` measures that.
+#   `tinypeft.study.compared.traced_peak` measures that.
 #
 # **Now you can** say what a training run will need before it fails, and which term a method
 # attacks.

@@ -28,8 +28,8 @@ import tinypeft as tp
 from tinypeft.course import show
 from tinypeft.course.show import FIGURES
 from tinypeft.interop import read_safetensors
-from tinypeft.study import memory
-from tinypeft.study.experiment import Results, half_width
+from tinypeft.study import memory, stored
+from tinypeft.study.experiment import half_width
 
 # %% [markdown]
 # The first question, in one picture:
@@ -124,7 +124,7 @@ show("memory")
 # documentation after the same number of steps.
 
 # %%
-r = Results.load(FIGURES / "results", "methods")
+r = stored.load(FIGURES / "results", "methods")
 methods = [name for name in r.conditions if name != "frozen"]
 trained = np.array([r.mean(name, "trained") for name in methods])
 loss = np.array([r.mean(name, "loss") for name in methods])
@@ -570,7 +570,7 @@ print(again.method, "; the same logits:", same)
 
 # %% [markdown]
 # This is the code for a machine with PEFT and a GPU, with a GPT-2 in place of the toy.
-# (`tp.GPT.from_huggingface(folder)` reads such a model here, `model.to_huggingface(folder)`
+# (`tp.load_model(folder)` reads such a model here, `tp.save_model(model, folder)`
 # writes it.)
 #
 # ```python

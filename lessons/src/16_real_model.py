@@ -33,7 +33,7 @@ from tinypeft import llama
 from tinypeft.course import show, use
 from tinypeft.interop import gguf_reader, read_safetensors
 from tinypeft.interop.llama import from_gguf, neighbours
-from tinypeft.loading import smollm2_file
+from tinypeft.interop.loading import smollm2_file
 from tinypeft.study import plot
 from tinypeft.study.experiments.natural_outliers import residual_stream
 

@@ -32,7 +32,7 @@ def main(argv=None):
     args = parser(__doc__, 5).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(folder)
-        here, there = tp.GPT.from_huggingface, transformers.GPT2LMHeadModel.from_pretrained
+        here, there = tp.load_model, transformers.GPT2LMHeadModel.from_pretrained
         one = np.zeros((1, 1), int)
         load = in_turn({"tinypeft": without_gradients(lambda: here(folder)(one)),
                         "transformers": without_gradients(lambda: there(folder)(torch.as_tensor(one)))}, args.rounds)

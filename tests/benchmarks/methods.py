@@ -57,7 +57,7 @@ class WithLoss(torch.nn.Module):
 def transformers_copy(model):
     """A GPT-2 of transformers with the weights of `model`, by way of a folder."""
     with tempfile.TemporaryDirectory() as folder:
-        model.to_huggingface(folder)
+        tp.save_model(model, folder)
         return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
 
 

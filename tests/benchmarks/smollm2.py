@@ -15,7 +15,7 @@ from tests.benchmarks.measure import in_turn, parser, write
 from tests.benchmarks.whole_model import compared
 from tests.oracles.torch_llama import torch_llama
 from tinypeft.interop.gguf_reader import read_gguf
-from tinypeft.loading import smollm2_file
+from tinypeft.interop.loading import smollm2_file
 
 ROWS, LENGTH = 4, 128
 LORA = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])

@@ -198,12 +198,12 @@ def test_generates_what_peft_generates(name, base, tmp_path):
 def test_models_and_adapters_of_both_sides_combine(base, tmp_path):
     """Their GPT-2 is tuned here; the adapter loads onto it there; merged and exported models load there, too."""
     base(np.float32).save_pretrained(tmp_path / "gpt2")
-    tuned = tp.attach(tp.GPT.from_huggingface(tmp_path / "gpt2"), tp.LoRA(rank=2))
+    tuned = tp.attach(tp.load_model(tmp_path / "gpt2", expected=tp.GPT), tp.LoRA(rank=2))
     tp.train(tuned, Noise(), 5, lr=5e-2, batch_size=4)
     tuned.save(tmp_path / "adapter", format="peft")
     assert error(oracle.logits(oracle.loaded(base(np.float32), tmp_path / "adapter"), TOKENS), tuned(TOKENS)) <= 1e-5
-    tuned.merge().to_huggingface(tmp_path / "merged")
-    tuned.detach().to_huggingface(tmp_path / "again")
+    tp.save_model(tuned.merge(), tmp_path / "merged")
+    tp.save_model(tuned.detach(), tmp_path / "again")
     merged, again = (oracle.GPT2LMHeadModel.from_pretrained(tmp_path / name).eval() for name in ("merged", "again"))
     assert error(oracle.logits(merged, TOKENS), tuned.reattach()(TOKENS)) <= 1e-5
     assert error(oracle.logits(oracle.loaded(again, tmp_path / "adapter"), TOKENS), tuned(TOKENS)) <= 1e-5

@@ -11,14 +11,8 @@ import pytest
 import tinypeft as tp
 from tests.conftest import TINY, make_gpt
 from tinypeft.cli import main
-from tinypeft.interop import (
-    HuggingFaceError,
-    SafeTensorsError,
-    from_huggingface,
-    read_safetensors,
-    to_huggingface,
-    write_safetensors,
-)
+from tinypeft.interop import HuggingFaceError, SafeTensorsError, read_safetensors, write_safetensors
+from tinypeft.interop.huggingface import from_huggingface
 from tinypeft.text import BPETokenizer, base_corpus
 
 
@@ -61,7 +55,7 @@ def folder(tmp_path):
     tokenizer = BPETokenizer.train(base_corpus().text("test")[:20_000], 300)
     model = make_gpt(np.float32, vocab_size=300)
     model.tokenizer = tokenizer
-    model.to_huggingface(tmp_path / "gpt2")
+    tp.save_model(model, tmp_path / "gpt2")
     return tmp_path / "gpt2"
 
 
@@ -82,12 +76,12 @@ def test_logits_are_transformers_at_124_million_parameters(transformers, tmp_pat
     import torch
     theirs = their_model(transformers, torch.float32)
     theirs.save_pretrained(tmp_path / "a")
-    model = tp.GPT.from_huggingface(tmp_path / "a")
+    model = tp.load_model(tmp_path / "a", expected=tp.GPT)
     assert model.n_parameters() == 124_439_808
     tokens = some_tokens(model.config)
     expected = logits(theirs, tokens)
     assert abs(model(tokens).data - expected).max() < 1e-4
-    model.to_huggingface(tmp_path / "b")
+    tp.save_model(model, tmp_path / "b")
     del theirs, model
     assert np.array_equal(logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "b").eval(), tokens), expected)
 
@@ -95,7 +89,7 @@ def test_logits_are_transformers_at_124_million_parameters(transformers, tmp_pat
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_transformers_loads_our_folder_without_a_warning(dtype, transformers, tmp_path):
     model = make_gpt(dtype)
-    model.to_huggingface(tmp_path)
+    tp.save_model(model, tmp_path)
     theirs, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True, dtype="auto")
     assert not any(info.values())
     tokens = some_tokens(TINY)
@@ -126,7 +120,7 @@ def test_half_precision_shards_and_other_names(transformers, tmp_path):
 
 
 def test_memory_is_the_models_own(tmp_path):
-    make_gpt(np.float32, vocab_size=2000, d_model=64, n_layers=4).to_huggingface(tmp_path)
+    tp.save_model(make_gpt(np.float32, vocab_size=2000, d_model=64, n_layers=4), tmp_path)
     tracemalloc.start()
     model = from_huggingface(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -142,9 +136,9 @@ def test_a_loaded_model_is_trained_merged_and_written(transformers, folder, tmp_
     tuned = tp.attach(model, tp.LoRA(rank=2), rng=0)
     for p in tuned.trainable_parameters(): p.data += np.float32(0.1)
     with pytest.raises(ValueError, match="expected a plain GPT, got LoRA"):
-        model.to_huggingface(tmp_path / "no")
+        tp.save_model(model, tmp_path / "no")
     expected = tuned(some_tokens(TINY)).data
-    tuned.merge().to_huggingface(tmp_path / "merged")
+    tp.save_model(tuned.merge(), tmp_path / "merged")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "merged").eval()
     assert abs(logits(theirs, some_tokens(TINY)) - expected).max() < 1e-4
     assert read_safetensors(tmp_path / "merged" / "model.safetensors").metadata == {"format": "pt"}
@@ -157,8 +151,8 @@ def test_a_loaded_model_is_trained_merged_and_written(transformers, folder, tmp_
 def test_only_a_plain_gpt_is_written(spoil, says, tmp_path):
     model = make_gpt(np.float32)
     spoil(model)
-    with pytest.raises(ValueError, match=f"to_huggingface: expected a plain GPT, got one with .*{says}"):
-        to_huggingface(model, tmp_path / "out")
+    with pytest.raises(ValueError, match=f"save_model: expected a plain GPT, got one with .*{says}"):
+        tp.save_model(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -255,14 +249,14 @@ def test_shards_are_files_of_the_folder(folder):
 
 def test_folders_that_hold_no_gpt2(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="there is no folder 'openai-community/gpt2'; nothing is downloaded, give"):
-        from_huggingface("openai-community/gpt2")
+        tp.load_model("openai-community/gpt2")
     with pytest.raises(HuggingFaceError, match="neither model.safetensors nor model.safetensors.index.json$"):
         from_huggingface(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(HuggingFaceError, match="pickles, which can run code and are not read"):
         from_huggingface(tmp_path)
     with pytest.raises(TypeError, match="float32 or float64, got float16"):
-        from_huggingface(folder, np.float16)
+        tp.load_model(folder, dtype=np.float16)
     (folder / "config.json").unlink()
     with pytest.raises(HuggingFaceError, match="config.json: no such file"):
         from_huggingface(folder)
@@ -320,7 +314,7 @@ def test_every_command_takes_a_hugging_face_folder(capsys, tmp_path):
     model = tp.GPT(tp.GPTConfig(vocab_size=400, context_length=160, d_model=96, n_layers=2, n_heads=2))
     model.tokenizer = BPETokenizer.train(base_corpus().text("test")[:50_000], 400)
     folder, adapter = tmp_path / "gpt2", tmp_path / "adapter"
-    model.to_huggingface(folder)
+    tp.save_model(model, folder)
     assert tp.load_model(folder).config == model.config
     status, out, _ = run(capsys, "finetune", "lora", "--model", folder, "--quick", "--json", "--steps", 3, "--out", adapter)
     assert status == 0 and json.loads(out)["trained"] == 2 * 2 * 2 * 8 * 96

@@ -13,8 +13,9 @@ import tinypeft as tp
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
 from tinypeft.cli import main
 from tinypeft.gemma import Gemma, GemmaConfig
-from tinypeft.interop import HuggingFaceError, from_huggingface, read_safetensors, write_safetensors
+from tinypeft.interop import HuggingFaceError, read_safetensors, write_safetensors
 from tinypeft.interop.families import FAMILIES
+from tinypeft.interop.huggingface import from_huggingface
 from tinypeft.llama import Llama, LlamaConfig
 from tinypeft.text import BPETokenizer
 from tinypeft.text.sentencepiece import SentencePieceTokenizer
@@ -68,7 +69,7 @@ def same_weights(ours, theirs):
 def folder(tmp_path):
     """A small Llama's folder, written here."""
     config = LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4, 500.0, 1e-6, tied=False)
-    Llama(config, rng=0).to_huggingface(tmp_path / "llama")
+    tp.save_model(Llama(config, rng=0), tmp_path / "llama")
     return tmp_path / "llama"
 
 
@@ -82,10 +83,10 @@ def test_logits_are_transformers_and_the_folder_goes_back(kind, transformers, tm
     assert same_weights(model, theirs) and model.config.norm_eps == c.rms_norm_eps and model.config.rope_theta == 500
     expected = logits(theirs, tokens)
     assert abs(model(tokens).data - expected).max() < 1e-5 * max(1, abs(expected).max())
-    model.to_huggingface(tmp_path / "b")
+    tp.save_model(model, tmp_path / "b")
     again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b", output_loading_info=True)
     assert not any(info.values()) and np.array_equal(logits(again.eval(), tokens), expected)
-    back = type(model).from_huggingface(tmp_path / "b")
+    back = tp.load_model(tmp_path / "b", expected=type(model))
     assert back.config == model.config and same_weights(back, theirs)
     assert type(again).__name__ == type(theirs).__name__.replace("Mistral", "Llama")     # the same function
 
@@ -123,7 +124,7 @@ def test_smollm2_from_gguf_to_transformers(transformers, tmp_path):
     """The real model: blocks of four bits → float32 → a folder → transformers."""
     import torch
     model, tokens = tp.load_pretrained("smollm2"), np.arange(40, 60)[None]
-    model.to_huggingface(tmp_path)
+    tp.save_model(model, tmp_path)
     with tp.no_grad(): ours = model(tokens).data
     expected, tokenizer = dict(model.named_parameters()), model.tokenizer
     del model
@@ -139,7 +140,7 @@ def test_memory_is_the_models_and_one_tensors(transformers, tmp_path):
     """Also where bfloat16 numbers become float32 ones."""
     config = LlamaConfig(2000, 60, 64, 4, 4, 2, 160, 16, tied=False)
     for dtype in "float32", "bfloat16":
-        Llama(config).to_huggingface(tmp_path)
+        tp.save_model(Llama(config), tmp_path)
         if dtype == "bfloat16":
             transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).save_pretrained(tmp_path)
         tracemalloc.start()
@@ -169,7 +170,7 @@ def test_the_tokenizer_goes_with_the_model(kind, transformers, tmp_path):
     """bos_token_id is the token in front of a text, eos_token_id the one that ends an answer."""
     model = Llama(LlamaConfig(300, 60, 24, 1, 6, 2, 20, 4))
     model.tokenizer = tokenizers()[kind]
-    model.to_huggingface(tmp_path)
+    tp.save_model(model, tmp_path)
     assert tp.load_model(tmp_path).tokenizer == model.tokenizer
     ids = model.tokenizer.encode_prompt("ab cat the 12")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path)("ab cat the 12")["input_ids"] == ids.tolist()
@@ -181,7 +182,7 @@ def test_named_tokens_that_a_gemma_of_text_has_no_row_for(tmp_path):
     """Gemma 3's tokenizer names a token for images, whose id is the first that its models of text do not have."""
     model = Gemma(GemmaConfig(269, 60, 24, 1, 4, 2, 20, 6))
     model.tokenizer = tokenizers()["never"]
-    model.to_huggingface(tmp_path)
+    tp.save_model(model, tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     token = content["added_tokens"][0] | {"id": 269, "content": "<image_soft_token>"}
     edit(tmp_path / "tokenizer.json", added_tokens=[*content["added_tokens"], token])
@@ -192,7 +193,7 @@ def test_named_tokens_that_a_gemma_of_text_has_no_row_for(tmp_path):
     ("smollm", Llama(LlamaConfig(300, 200, 24, 1, 6, 2, 20, 4))), ("never", Gemma(GemmaConfig(300, 200, 24, 1, 4, 2, 20, 6)))])
 def test_the_command_line_takes_a_folder(kind, model, capsys, tmp_path):
     model.tokenizer = tokenizers()[kind]
-    model.to_huggingface(tmp_path)
+    tp.save_model(model, tmp_path)
     assert main(["generate", "ab cab", "--model", str(tmp_path), "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("ab cab")
 
@@ -312,7 +313,7 @@ def test_another_config_is_named(changes, says, folder):
 def gemma(tmp_path):
     """A small Gemma's folder, written here, and its config.json."""
     config = GemmaConfig(41, 60, 24, 4, 4, 2, 20, 6, 7, 3, 500.0, 30.0, 12)
-    Gemma(config, rng=0).to_huggingface(tmp_path / "gemma")
+    tp.save_model(Gemma(config, rng=0), tmp_path / "gemma")
     assert tp.load_model(tmp_path / "gemma").config == config
     return tmp_path / "gemma"
 
@@ -360,15 +361,16 @@ def test_another_gemma_is_named(changes, says, gemma):
 def test_a_gemma_that_transformers_cannot_have(tmp_path):
     config = GemmaConfig(41, 60, 24, 1, 4, 2, 20, 6, query_scale=12.5)
     with pytest.raises(ValueError, match="query_pre_attn_scalar is a whole number in transformers, got 12.5"):
-        Gemma(config).to_huggingface(tmp_path)
+        tp.save_model(Gemma(config), tmp_path)
 
 
 def test_a_class_takes_its_own_folders(folder, tmp_path):
-    assert type(Llama.from_huggingface(folder)) is Llama
-    with pytest.raises(HuggingFaceError, match="model_type is 'llama', expected 'gpt2'$"): tp.GPT.from_huggingface(folder)
-    tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4)).to_huggingface(tmp_path / "gpt2")
+    assert type(tp.load_model(folder, expected=Llama)) is Llama
+    with pytest.raises(HuggingFaceError, match="model_type is 'llama', expected 'gpt2'$"):
+        tp.load_model(folder, expected=tp.GPT)
+    tp.save_model(tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4)), tmp_path / "gpt2")
     with pytest.raises(HuggingFaceError, match="model_type is 'gpt2', expected 'llama' or"):
-        Llama.from_huggingface(tmp_path / "gpt2")
+        tp.load_model(tmp_path / "gpt2", expected=Llama)
 
 
 # -- tensors that do not fit -----------------------------------------------------------------------
@@ -418,7 +420,7 @@ def test_a_head_of_another_shape_or_in_another_folder_is_named(kinds, folder):
 
 
 def test_a_repeated_head_must_be_the_embedding(tmp_path):
-    Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4)).to_huggingface(tmp_path)
+    tp.save_model(Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4)), tmp_path)
     with_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
     assert tp.load_model(tmp_path).lm_head is None
     edit(tmp_path / "config.json", tie_word_embeddings=False)             # then it is a matrix of its own
@@ -459,7 +461,7 @@ def test_shards_that_lead_in_a_circle_or_nowhere(folder, tmp_path):
 def test_only_a_plain_model_is_written(spoil, says, tmp_path):
     model = Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4))
     spoil(model)
-    with pytest.raises(ValueError, match=f"to_huggingface: {says}"): model.to_huggingface(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"save_model: {says}"): tp.save_model(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -467,5 +469,5 @@ def test_transformers_has_no_llama_of_these_heads(tmp_path):
     """Its LlamaConfig refuses a hidden size that does not divide into the heads; Qwen3's takes it."""
     model = Llama(LlamaConfig(41, 60, 24, 2, 5, 5, 20, 6))
     with pytest.raises(ValueError, match="hidden size that divides into the heads, got 24 and 5"):
-        model.to_huggingface(tmp_path)
+        tp.save_model(model, tmp_path)
     assert not list(tmp_path.iterdir())

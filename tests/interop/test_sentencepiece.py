@@ -137,7 +137,7 @@ def test_the_command_line_begins_with_the_start(prefix, tmp_path, capsys):
     tokenizer = read_tokenizer(written(tmp_path / "theirs", made(prefix).to_str(), prefix))
     model = llama(dtype=np.float32, vocab_size=tokenizer.vocab_size)
     model.tokenizer = tokenizer
-    tp.interop.to_huggingface(model, tmp_path / "model")
+    tp.save_model(model, tmp_path / "model")
     tokens = tokenizer.encode_prompt("the array")
     assert tokens[0] == tokenizer.start and tp.load_model(tmp_path / "model").tokenizer == tokenizer
     out = tp.load_model(tmp_path / "model").generate(tokens[None], 8, stop=tokenizer.end_of_text)[0]

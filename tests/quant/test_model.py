@@ -16,7 +16,7 @@ from tinypeft import functional as F
 from tinypeft.generate import keeping, kept
 from tinypeft.nn import Linear, Packed, Parameter, replace_modules
 from tinypeft.optim import AdamW
-from tinypeft.quant import decoding, int8
+from tinypeft.quant import QTensor
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
 from tinypeft.quant.saving import load_quantized, save_quantized
@@ -524,8 +524,8 @@ def test_generate_decodes_every_weight_once_and_keeps_none(gpt, tokens, scheme, 
     monkeypatch.setattr(generate_module, "KEPT", 0)
     expected = model.generate(tokens[:1], 6)
     monkeypatch.undo()
-    made, look_up = [], decoding.look_up
-    for module in (decoding, int8): monkeypatch.setattr(module, "look_up", lambda q, *more: (made.append(q), look_up(q, *more)))
+    made, look_up = [], QTensor.look_up
+    monkeypatch.setattr(QTensor, "look_up", lambda q, *more: (made.append(q), look_up(q, *more)))
     assert np.array_equal(model.generate(tokens[:1], 6), expected)
     assert len(made) == len(linear_paths(model)) == len(set(made))
     with tp.no_grad(): model(tokens[:1]), model(tokens[:1])

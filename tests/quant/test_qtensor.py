@@ -89,7 +89,7 @@ def test_exact_in_two_threads_even_inside_workers(monkeypatch):
     """Large arrays are decoded by two threads. A worker decodes alone: it waits for no other."""
     monkeypatch.setattr(decoding, "SHARED", 1)
     monkeypatch.setattr(decoding, "CHUNK", 64)
-    names, original, meet = set(), decoding.look_up, Barrier(2, timeout=10)
+    names, original, meet = set(), QTensor.look_up, Barrier(2, timeout=10)
 
     def look_up(*args):
         if current_thread().name not in names:
@@ -98,7 +98,7 @@ def test_exact_in_two_threads_even_inside_workers(monkeypatch):
         original(*args)
     q, x = random_qtensor(np.random.default_rng(0), 4, (37, 24), 16, book=True)
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "look_up", look_up)
+        patch.setattr(QTensor, "look_up", look_up)
         assert np.array_equal(q.dequantize(), x) and len(names) == 2
     for y in parallel_map(lambda _: q.dequantize(), range(20), workers=2):
         assert np.array_equal(y, x)
@@ -128,7 +128,7 @@ def test_an_error_in_the_second_thread_is_raised(monkeypatch):
     monkeypatch.setattr(decoding, "SHARED", 1)
     monkeypatch.setattr(decoding, "CHUNK", 64)
     q, _ = random_qtensor(np.random.default_rng(0), 4, (8, 32), 16, book=True)      # two chunks of 128
-    monkeypatch.setattr(decoding, "look_up", lambda q, start, x: 1 // (128 - start))
+    monkeypatch.setattr(QTensor, "look_up", lambda q, start, x: 1 // (128 - start))
     with pytest.raises(ZeroDivisionError):
         q.dequantize()
 

@@ -142,7 +142,7 @@ class HuggingFace(Kind):
     def make(self, folder, i):
         m = tp.GPT(dataclasses.replace(CONFIG, vocab_size=262), rng=0)
         m.tokenizer = tokenizer()
-        m.to_huggingface(folder)
+        tp.save_model(m, folder)
 
     def read(self, folder):
         m = self.seen = tp.load_model(folder)
@@ -162,7 +162,7 @@ class OtherFamilies(HuggingFace):
     variants = len(FAMILIES)
 
     def make(self, folder, i):
-        FAMILIES[i].to_huggingface(folder)
+        tp.save_model(FAMILIES[i], folder)
 
 
 class Tokenizer(Kind):

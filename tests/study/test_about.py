@@ -9,6 +9,7 @@ import tinypeft as tp
 from tests.legible import DISTINCT, grey
 from tinypeft.study import about, compare, pages, plot
 from tinypeft.study.about import ABOUT, ARMS, arxiv, class_link, code, lesson_map, name_of
+from tinypeft.study.compared import COMPARED_SCHEMES
 from tinypeft.study.tuning import Arm
 
 ROOT = Path(__file__).parents[2]
@@ -78,5 +79,5 @@ def test_the_map_of_lessons_is_in_their_order_and_links_them():
 
 
 def test_every_scheme_is_compared():
-    assert {name_of(scheme) for scheme in compare.COMPARED_SCHEMES.values()} == set(tp.SCHEMES)
-    for label, scheme in compare.COMPARED_SCHEMES.items(): assert label.endswith("*") == scheme.trains, label
+    assert {name_of(scheme) for scheme in COMPARED_SCHEMES.values()} == set(tp.SCHEMES)
+    for label, scheme in COMPARED_SCHEMES.items(): assert label.endswith("*") == scheme.trains, label

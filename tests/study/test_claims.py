@@ -25,6 +25,7 @@ from tinypeft.study.claims.rule import (
 from tinypeft.study.claims.words import beside
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, smollm2
+from tinypeft.study.stored import load
 
 from .world import world
 
@@ -255,7 +256,7 @@ FEWER = {"rates": "a choice on validation", "classify_rates": "a choice, too", "
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()])
 def test_results_are_whole_and_finite(name):
     """At least five seeds of every condition, for the experiment as it is now."""
-    r, e = Results.load(RESULTS, name), EXPERIMENTS[name]
+    r, e = load(RESULTS, name), EXPERIMENTS[name]
     assert r.conditions == tuple(e.conditions) and r.seeds == e.seeds and (len(e.seeds) >= 5 or name in FEWER)
     assert r.record["settings"] == json.loads(json.dumps(e.settings))
     for runs in r.record["runs"].values():
@@ -265,7 +266,7 @@ def test_results_are_whole_and_finite(name):
 
 
 def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two():
-    r = Results.load(RESULTS, "smollm2_rates")
+    r = load(RESULTS, "smollm2_rates")
     for name, lr in smollm2.FOUND.items():
         (rates,), (losses,) = r.values(name, "rate"), r.values(name, "loss")
         best = int(np.argmin(losses))
@@ -276,7 +277,7 @@ def test_the_rates_on_smollm2_are_the_best_that_were_tried_and_lie_between_two()
 
 def test_lora_gains_on_smollm2():
     """At least 0.15 bits per byte on every seed, and no method is worse than the model as it is."""
-    r = Results.load(RESULTS, "smollm2")
+    r = load(RESULTS, "smollm2")
     before = r.mean("as it is", "bits_per_byte")
     assert (before - r.values("lora", "bits_per_byte") >= 0.15).all()
     assert all(r.mean(name, "bits_per_byte") < before for name in smollm2.FOUND)

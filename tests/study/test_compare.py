@@ -6,7 +6,8 @@ import pytest
 
 import tinypeft as tp
 from tests.legible import faults
-from tinypeft.study import compare, experiment, glance, plot, prediction, quantized, tuning
+from tinypeft.study import compare, glance, plot, prediction, quantized, tuning
+from tinypeft.study.compared import COMPARED_SCHEMES, SLOW
 from tinypeft.study.experiments import EXPERIMENTS
 
 ROWS = ["frozen", "full", "lora_all", "qlora_all", "adapter", "prompt"]
@@ -32,20 +33,20 @@ def whole(monkeypatch):
         others = {"bits": 4.5, "error": 0.1, "excess": loss - 2.65}
         if name == "first_look": others = {"trained": 1000, "share": 0.05}
         return (name, label), seed, {"loss": loss, **others}, 0.0
-    monkeypatch.setattr(experiment, "measure_one", measured)
+    monkeypatch.setattr(compare, "measure_one", measured)
 
     def beside(record, folder):
         for r in record["methods"]: r["study"] = prediction.verdict(r["loss"], [2.68, 2.7, 2.72], 3)
         return []
-    monkeypatch.setattr(prediction, "beside", beside)
+    monkeypatch.setattr(compare, "beside", beside)
     return compare.compare(progress=False, jobs=1)
 
 
 def test_six_rows_and_the_schemes_are_in_it(whole):
     assert [r["name"] for r in whole["methods"]] == ROWS == list(EXPERIMENTS["first_look"].conditions)
     labels = [r["label"] for r in whole["schemes"]]
-    quick = [label for label in compare.COMPARED_SCHEMES if label not in compare.SLOW]
-    assert labels == ["float32", *quick, "float32, trained as long"] and compare.SLOW < set(compare.COMPARED_SCHEMES)
+    quick = [label for label in COMPARED_SCHEMES if label not in SLOW]
+    assert labels == ["float32", *quick, "float32, trained as long"] and SLOW < set(COMPARED_SCHEMES)
     assert {r["name"] for r in whole["schemes"]} == {"float32", *tp.SCHEMES} - {"llm_qat"}
     assert [len(r["losses"]) for r in whole["methods"]] == [1, 3, 3, 3, 3, 3] and whole["seeds"] == [1000, 1001, 1002]
 
@@ -93,7 +94,7 @@ def test_a_large_model_is_measured_at_a_size_that_suits_it(monkeypatch):
         assert seen.pop() == size
 
 
-@pytest.mark.parametrize("label", [k for k, scheme in compare.COMPARED_SCHEMES.items() if not scheme.trains])
+@pytest.mark.parametrize("label", [k for k, scheme in COMPARED_SCHEMES.items() if not scheme.trains])
 def test_a_scheme_writes_into_no_array_that_copies_share(label):
     model = tp.GPT(tp.GPTConfig(64, 16, 32, 2, 2))
     for p in model.parameters(): p.data.flags.writeable = False
@@ -101,7 +102,7 @@ def test_a_scheme_writes_into_no_array_that_copies_share(label):
     assert all(a is b for a, b in zip(copied.state_dict().values(), model.state_dict().values(), strict=True))
     tokens = np.random.default_rng(0).integers(0, 64, (16, 16))
     before = model(tokens).data
-    tp.quantize(copied, compare.COMPARED_SCHEMES[label], calibration=tokens)
+    tp.quantize(copied, COMPARED_SCHEMES[label], calibration=tokens)
     assert np.array_equal(model(tokens).data, before)
 
 

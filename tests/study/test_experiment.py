@@ -17,6 +17,7 @@ from tinypeft.study.dependencies import Sources
 from tinypeft.study.experiment import Experiment, Results, run
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.freshness import StaleWarning, Stamp, changes, pack, unpack
+from tinypeft.study.stored import load
 from tinypeft.text import base_corpus, domain_corpus
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
@@ -67,7 +68,7 @@ def test_everything_is_measured_once(tmp_path):
     assert len(MEASURED) == 10 and MEASURED[:2] == [(1, 0), (2, 0)]               # seed by seed: all conditions early
     again = toy(tmp_path)
     assert len(MEASURED) == 10 and again.record["runs"] == first.record["runs"]
-    assert Results.load(tmp_path, "toy").record == first.record == json.loads((tmp_path / "toy.json").read_text("utf-8"))
+    assert load(tmp_path, "toy").record == first.record == json.loads((tmp_path / "toy.json").read_text("utf-8"))
     assert first.record["command"] == "python -m tinypeft figures toy --rerun" and len(first.record["base"]) == 64
     assert set(first.record["versions"]) == {"python", "numpy", "scipy", "matplotlib"} and first.record["seconds"] >= 0
     assert first.record["about"] == TOY.about and first.record["metrics"] == METRICS
@@ -167,15 +168,15 @@ def test_a_stale_result_is_told_when_it_is_read(tmp_path, monkeypatch):
     toy(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Results.load(tmp_path, "toy")
+        load(tmp_path, "toy")
     other_sources(tmp_path, "bb")
     says = r"toy: stored numbers are stale \(bb: .*measure changed\).*figures toy --rerun"
     with pytest.warns(StaleWarning, match=says) as seen:
-        assert Results.load(tmp_path, "toy").mean("bb", "n") == 3                  # it is read all the same
+        assert load(tmp_path, "toy").mean("bb", "n") == 3                  # it is read all the same
     assert len(seen) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Results.load(tmp_path, "toy")                                              # it is told once
+        load(tmp_path, "toy")                                              # it is told once
     assert main(["figures", "--status", "toy", "--out", str(tmp_path.parent)]) == 1
 
 
@@ -183,7 +184,7 @@ def test_changed_wording_is_taken_over_without_a_run(tmp_path):
     toy(tmp_path)
     MEASURED.clear()
     toy(tmp_path, dataclasses.replace(TOY, about="Said better."))
-    assert not MEASURED and Results.load(tmp_path, "toy").record["about"] == "Said better."
+    assert not MEASURED and load(tmp_path, "toy").record["about"] == "Said better."
 
 
 # -- accepting a change that moves nothing --------------------------------------------------------
@@ -199,7 +200,7 @@ def test_a_refactoring_is_accepted_by_few_runs(tmp_path):
     assert r.record["accepted"]["changed"] == ["tests/study/test_experiment.py measure"]
     assert said == ["[1/1] toy: accepted; measured again, seed 0: a; equal to 0.0001"]
     toy(tmp_path, with_condition(c=Length(3)))                                    # the note stays when something is added
-    assert "accepted" in Results.load(tmp_path, "toy").record
+    assert "accepted" in load(tmp_path, "toy").record
     accept(with_condition(c=Length(3)), tmp_path, say=said.append)
     assert said[-1] == "toy: nothing is stale"
 
@@ -340,7 +341,7 @@ def test_mistakes_are_named(tmp_path, capsys):
     r = toy(tmp_path)
     with pytest.raises(KeyError, match="no condition 'z'; there are a, bb"): r.values("z", "loss")
     with pytest.raises(KeyError, match="no metric 'z' of 'a'; there are loss"): r.mean("a", "z")
-    with pytest.raises(FileNotFoundError, match="figures nothing --rerun"): Results.load(tmp_path, "nothing")
+    with pytest.raises(FileNotFoundError, match="figures nothing --rerun"): load(tmp_path, "nothing")
     for flag in ("--rerun", "--status", "--accept"):
         assert main(["figures", "nothing", flag]) == 2
         assert "no experiment 'nothing'; there are" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.legible import faults
-from tinypeft.study import experiment, plot
+from tinypeft.study import plot, stored
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.pictures import PICTURES, fair
 
@@ -19,7 +19,7 @@ class Made:
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.rng = folder, np.random.default_rng(0)
-        monkeypatch.setattr(experiment, "warn_if_stale", lambda name, stored: None)
+        monkeypatch.setattr(stored, "warn_if_stale", lambda name, stored: None)
 
     def write(self, name, runs, seeds=8):
         """runs: condition → metrics; a number or array varies by 0.01 over seeds where it is a loss or a gain."""
@@ -142,7 +142,7 @@ def test_the_width_of_the_good_region(above, factor, is_open):
 
 def test_memory_counts_weights_gradients_optimizer_and_activations(made):
     made.methods()
-    r = experiment.Results.load(made.folder, "methods")
+    r = stored.load(made.folder, "methods")
     full = fair.bytes_of(r, "full")
     assert full["weights"] == 4 * 1_155_456 and full["optimizer"] == 8 * 1_155_456
     assert fair.bytes_of(r, "prompt")["weights"] > full["weights"] and full["step"] >= 20 * 2**20

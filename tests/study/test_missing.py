@@ -90,8 +90,8 @@ def test_what_is_known(about):
 
 
 def test_rows_of_the_main_job(monkeypatch):
-    monkeypatch.setattr(m.compare, "COMPARED_SCHEMES", {})
-    assert any("step 4  tinypeft/study/compare.py: COMPARED_SCHEMES has no NF4" in line for line in said("nf4"))
+    monkeypatch.setattr(m, "COMPARED_SCHEMES", {})
+    assert any("step 4  tinypeft/study/compared.py: COMPARED_SCHEMES has no NF4" in line for line in said("nf4"))
 
 
 @pytest.fixture

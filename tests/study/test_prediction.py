@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from tinypeft.study import compare, experiment, prediction
+from tinypeft.study.compared import TRAINED_AS_LONG
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.freshness import Change
 from tinypeft.study.prediction import beside, predicted, verdict
@@ -36,7 +37,7 @@ def record():
     scheme = lambda label, excess: {"label": label, "excess": excess, "loss": 2.4 + excess}
     return {"methods": [method("frozen", 2.985), method("full", 2.7), method("prompt", 2.95)],
             "schemes": [scheme("float32", 0.0), scheme("NF4", 0.05), scheme("int4", 0.5),
-                        scheme(compare.TRAINED_AS_LONG, -0.01)]}
+                        scheme(TRAINED_AS_LONG, -0.01)]}
 
 
 @pytest.fixture

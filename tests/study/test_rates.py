@@ -10,6 +10,7 @@ from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, arms, qat, rates
 from tinypeft.study.experiments.best import BEST
+from tinypeft.study.stored import load
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 MEASURED = [e for e in (rates.RATES, rates.CLASSIFY_RATES, rates.QUANT_RATES) if (RESULTS / f"{e.name}.json").exists()]
@@ -55,7 +56,7 @@ def test_an_edge_is_found():
 
 @pytest.mark.parametrize("experiment", MEASURED, ids=lambda e: e.name)
 def test_no_best_rate_lies_at_the_edge_of_its_grid(experiment):
-    assert rates.at_edge(Results.load(RESULTS, experiment.name)) == []
+    assert rates.at_edge(load(RESULTS, experiment.name)) == []
 
 
 def test_the_file_has_the_best_rates_that_were_measured(tmp_path):

@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 import tinypeft as tp
-from tinypeft.study.experiment import Results
 from tinypeft.study.experiments.methods import COMPARED
 from tinypeft.study.experiments.rank import RANK
 from tinypeft.study.experiments.rank import measure as measure_rank
+from tinypeft.study.stored import load
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
-STORED = Results.load(RESULTS, "methods")
+STORED = load(RESULTS, "methods")
 
 
 def test_it_is_about_every_method_as_it_is_now():
@@ -29,14 +29,14 @@ def test_every_method_beats_the_frozen_base(name):
 
 def test_the_baselines_are_beaten_where_they_are():
     """What a model of 1.2 M parameters cannot do in 150 steps is stored as well: the n-gram model has seen all of train."""
-    baselines = Results.load(RESULTS, "baselines")
+    baselines = load(RESULTS, "baselines")
     assert max(STORED.values(c, "loss").max() for c in STORED.conditions) < baselines.mean("domain", "unigram") - 2
     assert baselines.mean("classify", "majority class") < 0.1
 
 
 def test_measuring_again_gives_the_stored_numbers():
     """LoRA at rank 8, the first seed, within the stored interval: threads and BLAS may round otherwise."""
-    stored = Results.load(RESULTS, "rank")
+    stored = load(RESULTS, "rank")
     if stored.record["text"]["domain"] != tp.tasks.domain().sha256["domain"]:
         pytest.xfail("this installation carries other versions of the text")
     again = measure_rank(RANK.conditions["8"], 0, stored.record["settings"])

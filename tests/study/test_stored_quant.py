@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS
 from tinypeft.study.freshness import text_hashes
+from tinypeft.study.stored import load
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parents[2] / "figures" / "results"
     ("awq", "1 % by activation, planted", ("excess", "output_error")), ("int8_threshold", "planted", ("error", "columns"))])
 def test_measuring_again_gives_the_stored_numbers(name, condition, metrics):
     """The first seed, to four digits: BLAS may round otherwise."""
-    e, stored = EXPERIMENTS[name], Results.load(RESULTS, name)
+    e, stored = EXPERIMENTS[name], load(RESULTS, name)
     if text_hashes() != stored.record["text"]:
         pytest.xfail("this installation carries other versions of the text")
     found = e.measure(e.conditions[condition], 0, e.settings)

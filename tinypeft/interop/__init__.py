@@ -1,5 +1,6 @@
 """Other projects' files, read and written with NumPy. Nothing in a file is trusted or executed.
 
+    loading.py        load_model and save_model: every way to a model
     huggingface.py    Hugging Face's folders of models ↔ `Decoder`
     families/         the names that each family of models has there
     folder.py         what is in a folder: JSON, one or several files of tensors, a `Report`
@@ -11,14 +12,19 @@
     export.py         a run of `train` → a folder that goes on in PyTorch: rows.py, torch_names.py
     gguf.py           `GPT` → GGUF, the format of llama.cpp
     llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
-"""
-from ..files.safetensors import SafeTensors, SafeTensorsError, read_safetensors, write_safetensors
-from .adapters import AdapterError
-from .bpe import read_tokenizer, write_tokenizer
-from .folder import HuggingFaceError, Report
-from .gguf import write_gguf
-from .huggingface import from_huggingface, to_huggingface
 
-__all__ = ["AdapterError", "HuggingFaceError", "Report", "SafeTensors", "SafeTensorsError",
-           "from_huggingface", "read_safetensors", "read_tokenizer",
-           "to_huggingface", "write_gguf", "write_safetensors", "write_tokenizer"]
+A name is imported when it is first used (`lazy.py`): the shipped base needs none of these files.
+"""
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+lazily(__name__)
+if TYPE_CHECKING:
+    from ..files.safetensors import (SafeTensors, SafeTensorsError, read_safetensors,
+                                     write_safetensors)
+    from .adapters import AdapterError
+    from .bpe import read_tokenizer, write_tokenizer
+    from .folder import HuggingFaceError, Report
+    from .gguf import write_gguf
+    from .loading import load_model, load_pretrained, save_model

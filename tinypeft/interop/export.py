@@ -32,6 +32,7 @@ from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
 from ..train import train
 from . import adapters
+from .huggingface import to_huggingface
 from .lowrank import adapted_layers
 from .rows import check_batches, check_loss, padding, rows_of
 from .torch_names import start_of, training_fields, trains_the_base
@@ -153,9 +154,9 @@ def write_base(tuned: PeftModel, folder: Path) -> None:
     if trains_the_base(tuned):
         model = tuned.merge()
         model.head = None
-        dense(model).to_huggingface(folder)
+        to_huggingface(dense(model), folder)
     else:
-        with tuned.disabled() as base: dense(base).to_huggingface(folder)
+        with tuned.disabled() as base: to_huggingface(dense(base), folder)
 
 
 def quantized(model: Decoder) -> dict[str, QuantizedLinear]:

@@ -30,16 +30,12 @@ REFUSED = {"gemma3": "it reads images, too; a folder of its text part has model_
 
 def from_huggingface(folder: str | Path, dtype: Any = np.float32, strict: bool = True,
                      expected: type[Decoder] = Decoder) -> Decoder:
-    """Load a folder as a model of `dtype`; also called as `GPT.from_huggingface(folder)`, which
-    takes only GPT-2's folders.
+    """Load a folder as a model of `dtype`; `load_model` calls this, and says what the rest means.
 
     The tokenizer (or None) is the folder's. A folder of a `ForSequenceClassification` gives a model
     with a head; it must be tied, or have lm_head, too. Loading takes no more memory than the model
-    and one tensor. `strict=False` ignores tensors that the model has no use for. expected: the
-    class that the model must have. Raises FileNotFoundError, and HuggingFaceError or
-    SafeTensorsError (both ValueErrors) for a damaged or unsuitable folder."""
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise TypeError(f"from_huggingface: expected float32 or float64, got {np.dtype(dtype)}")
+    and one tensor. Raises FileNotFoundError, and HuggingFaceError or SafeTensorsError (both
+    ValueErrors) for a damaged or unsuitable folder."""
     family, config, layout, tensors, report = _check_folder(Path(folder), expected)
     if report.missing or strict and report.unused:
         hint = "" if report.missing else "; strict=False ignores the unused ones"
@@ -125,8 +121,7 @@ def _floats(tensors, name):
 
 
 def to_huggingface(model: Decoder, folder: str | Path) -> None:
-    """Write a model, with its tokenizer, for transformers' `AutoModelForCausalLM`; also called as
-    `model.to_huggingface(folder)`. ValueError for one that is quantized, has a method or a head."""
+    """Write a model, with its tokenizer; see `save_model`, which calls this."""
     family, config, folder = family_of(model), model.config, Path(folder)
     layout, parameters = family.layout(config), dict(model.named_parameters())
     odd = parameters.keys() ^ {name for ours, _ in layout.values() for name in ours}
@@ -134,7 +129,7 @@ def to_huggingface(model: Decoder, folder: str | Path) -> None:
             and not isinstance(m, (Block, *family.parts, Linear, LayerNorm, RMSNorm, Dropout))}
     if odd or model.attached is not None:
         got, kind = model.attached or f"one with {sorted(odd)[:3]}", type(model).__name__
-        raise ValueError(f"to_huggingface: expected a plain {kind}, got {got}; merge or detach the "
+        raise ValueError(f"save_model: expected a plain {kind}, got {got}; merge or detach the "
                          "method, set model.head = None, or use a model that is not quantized")
     arrays = arrays_of(family, layout, parameters)
     content = {**family.write(config), **_ends(model.tokenizer),

@@ -11,10 +11,8 @@ Chunks that fit in a core's cache would be smaller, but then the threads wait fo
 (`tests/benchmarks/quant.py`), which reads and writes as many numbers; writing zeros takes 0.8 of
 it, the look-ups 1.5 and the scales 1.4, each alone. bitsandbytes' compiled loop works in registers.
 """
-from __future__ import annotations
-
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,16 +21,17 @@ from ..threads import parallel_map
 from .codebooks import codebook
 from .packing import unpack
 
-if TYPE_CHECKING:
-    from .qtensor import QTensor
-
 CHUNK, SHARED = 2**18, 2**20     # elements at a time; arrays from this size on use two threads
 
 
-def decode(q: QTensor, flat: Array) -> None:
-    """Write x̂ of all N elements of the QTensor q, in stored order, into flat, float32 (N,)."""
-    scales, zeros, offsets, B = q.scales(), q.zeros(), q.offsets(), q.block_size
-    if offsets is not None: offsets = np.broadcast_to(offsets, q.n_blocks)
+def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
+           scales: Array | None, zeros: Array | None, offsets: Array | None) -> None:
+    """Write x̂ of all N elements, in stored order, into flat, float32 (N,).
+
+    look_up(start, x) writes c[q] − z of the elements start … start + len(x) into x. scales, zeros,
+    offsets: of every block, float32 (n_blocks,); None for none; an offset () is one for all."""
+    B, n_blocks = block_size, -(-len(flat) // block_size)
+    if offsets is not None: offsets = np.broadcast_to(offsets, n_blocks)
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
     def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
@@ -44,28 +43,16 @@ def decode(q: QTensor, flat: Array) -> None:
     def chunks(starts):
         for first in starts:
             x = flat[first * B:(first + step) * B]
-            look_up(q, first * B, x)
+            look_up(first * B, x)
             whole = len(x) // B
             affine(x[:whole * B].reshape(whole, B), first)
             if len(x) % B:                                 # the short block at the end
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
-    starts = range(0, q.n_blocks, step)
+    starts = range(0, n_blocks, step)
     half = -(-len(starts) // 2)
-    if q.size < SHARED: chunks(starts)
-    else:               parallel_map(chunks, (starts[:half], starts[half:]), workers=2)
-
-
-def look_up(q: QTensor, start: int, x: Array) -> None:
-    """Write c[q] − z of elements start … start + len(x) of q into x, float32; z is 0 if each block
-    has its own. start: a multiple of 8."""
-    zero = q.zero if isinstance(q.zero, int) else 0
-    if q.bits == 8 and q.codebook is None:                 # a byte is a number: nothing to look up
-        np.subtract(q.codes[start:start + len(x)], np.float32(zero), out=x)
-    elif q.bits == 16:
-        table = decoding_table(16, q.codebook, zero)
-        np.take(table, q.codes[start:start + len(x)], out=x, mode="clip")
-    else: expand(q.codes[start * q.bits // 8:], q.bits, x, q.codebook, zero, q.size >= SHARED)
+    if len(flat) < SHARED: chunks(starts)
+    else:                  parallel_map(chunks, (starts[:half], starts[half:]), workers=2)
 
 
 def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: int = 0,

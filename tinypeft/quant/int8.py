@@ -33,7 +33,6 @@ from ..hyper import one_of
 from ..nn import Linear, Parameter, replace_modules
 from ..tensor import Tensor
 from .calibration import capture
-from .decoding import look_up
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme
@@ -96,7 +95,7 @@ def signed_codes(q: QTensor) -> Array:
     """q − z of a symmetric QTensor of at most 8 bits, as float32, of its shape; to be read only."""
     def codes():
         Q = np.empty(q.shape, np.float32)
-        look_up(q, 0, Q.reshape(-1))
+        q.look_up(0, Q.reshape(-1))
         return Q
     return kept((q, "codes"), codes)
 

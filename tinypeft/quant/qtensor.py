@@ -27,8 +27,8 @@ from ..files import check_fields
 from ..hints import Array
 from ..markup import facts
 from ..nn import Packed
+from . import decoding
 from .codebooks import codebook
-from .decoding import decode
 from .packing import packed_size, unpack
 
 ARRAYS = "codes", "scale", "zero", "offset", "order"
@@ -110,9 +110,23 @@ class QTensor(Packed):
             raise ValueError(f"dequantize: out must be C-contiguous float32 {self.shape}, "
                              f"got {out.dtype} {out.shape}")
         values = out if self.order is None else np.empty_like(out)
-        decode(self, values.reshape(-1))
+        decoding.decode(values.reshape(-1), self.look_up, self.block_size, self.scales(),
+                        self.zeros(), self.offsets())
         if self.order is not None: out[..., self.order] = values
         return out
+
+    def look_up(self, start: int, x: Array) -> None:
+        """Write c[q] − z of the elements start … start + len(x), in stored order, into x, float32;
+        z is 0 if each block has its own. start: a multiple of 8."""
+        zero = self.zero if isinstance(self.zero, int) else 0
+        if self.bits == 8 and self.codebook is None:       # a byte is a number: nothing to look up
+            np.subtract(self.codes[start:start + len(x)], np.float32(zero), out=x)
+        elif self.bits == 16:
+            table = decoding.decoding_table(16, self.codebook, zero)
+            np.take(table, self.codes[start:start + len(x)], out=x, mode="clip")
+        else:
+            decoding.expand(self.codes[start * self.bits // 8:], self.bits, x, self.codebook, zero,
+                            wide=self.size >= decoding.SHARED)
 
     def scales(self) -> Array | None:
         """s of every block, float32 (n_blocks,), decoded if need be; None for no scale."""

@@ -2,11 +2,13 @@
 
     about.py         the one table of what is known of each method and scheme: title, equation, papers, lesson, colour, marker
     compare.py       the main job: some methods and every scheme, measured anew
+    compared.py      the schemes by label, and the memory of a step: what the main job and the experiments share
     prediction.py    does a new run agree with what the study stored?
     glance.py        the main job's record as tables and a picture
 
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question
+    stored.py        reading what a file stores, with a warning if it is stale
     freshness.py     is a stored number still true?  the code that each condition depends on, and its changes since
     dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)

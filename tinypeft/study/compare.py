@@ -9,38 +9,34 @@ The shipped base is measured by the study's experiments `first_look`, `schemes` 
 use. So every run is a test of the study: beside each number stands the stored one (`prediction.py`). Another model is measured
 in the same way on *domain*, each method at its own learning rate, and without schemes that train.
 """
-from __future__ import annotations
-
 import copy
 import itertools
 import math
 import os
 import platform
 import time
-import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import quant as q
 from ..decoder import Decoder
 from ..nn import Linear
-from ..peft import PeftModel, attach
+from ..peft import attach
 from ..progress import Progress
 from ..text import tasks
-from ..train import backward, evaluate, train
+from ..train import evaluate, train
+from . import tuning
 from .about import about, name_of
+from .compared import COMPARED_SCHEMES, SLOW, TRAINED_AS_LONG
+from .experiment import half_width, measure_one, workers
+from .experiments import EXPERIMENTS
+from .prediction import beside
 
-if TYPE_CHECKING:
-    from .tuning import Arm
-
-__all__ = ["COMPARED_SCHEMES", "QUICK", "RESULTS", "SLOW", "Size", "compare", "cost_of_scheme", "described", "measure_scheme",
-           "sharing", "traced_peak"]
+__all__ = ["QUICK", "RESULTS", "Size", "compare", "cost_of_scheme", "described", "measure_scheme", "sharing"]
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"            # of the study, in a checkout
-TRAINED_AS_LONG = "float32, trained as long"
 FRESH = 1000                                             # the first seed; the study uses 0 … 7, and 100 and 101 for rates
 MOST_JOBS = 4                                            # each process reads the text anew
 
@@ -67,34 +63,6 @@ LARGE = Size(steps=8, test_batches=1, batch_size=2, schemes=(
 LARGE_FROM = 20_000_000                                  # parameters
 
 
-# label → scheme: the rows of the table, at 8, 4 and 3 bits, with settings that can be compared; a star: it is trained
-GROUPS = {"granularity": "group", "group_size": 32}
-COMPARED_SCHEMES = {
-    "int8": q.Uniform(bits=8),
-    "W8A8": q.W8A8("channel", "token"),
-    "LLM.int8()": q.LLMInt8(),
-    "SmoothQuant": q.SmoothQuant(),
-    "ZeroQuant": q.ZeroQuant(),
-    "FP8 E4M3": q.FloatFormat("E4M3"),
-    "int4 per channel": q.Uniform(bits=4),
-    "int4": q.Uniform(bits=4, scale_dtype="float16", **GROUPS),
-    "int4 asymmetric": q.Uniform(bits=4, symmetric=False, scale_dtype="float16", **GROUPS),
-    "GGUF Q4_0": q.GGUF("Q4_0"),
-    "FP4 E2M1": q.FloatFormat("E2M1"),
-    "NF4": q.NF4(),
-    "NF4 double": q.NF4(double_quant=True),
-    "AWQ 4 bit": q.AWQ(bits=4, group_size=32),
-    "GPTQ 4 bit": q.GPTQ(bits=4, group_size=32),
-    "int3 asymmetric": q.Uniform(bits=3, symmetric=False, scale_dtype="float16", **GROUPS),
-    "AWQ 3 bit": q.AWQ(bits=3, group_size=32),
-    "GPTQ 3 bit": q.GPTQ(bits=3, group_size=32),
-    "PEQA 3 bit *": q.PEQA(bits=3, group_size=32),
-    "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
-    "LLM-QAT 4-8-4 *": q.LLMQAT(),
-}
-SLOW = {"AWQ 4 bit", "LLM-QAT 4-8-4 *"}                  # left to the study, so that the main job takes a minute
-
-
 def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 0, progress: bool | None = None,
             jobs: int | None = None) -> dict:
     """Run the comparison; returns a record that JSON can hold.
@@ -119,10 +87,6 @@ def compare(model: Decoder | None = None, size: Size | None = None, seed: int = 
 # -- what is measured ------------------------------------------------------------------------------
 def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None, jobs: int) -> dict:
     """What the study's experiments measure, with `seeds` for the methods and the first of them for schemes, in processes."""
-    from .experiment import measure_one, workers
-    from .experiments import EXPERIMENTS
-    from .prediction import beside
-    from .tuning import domain
     arms = EXPERIMENTS["first_look"].conditions
     settings = {name: EXPERIMENTS[name].settings | {"steps": size.scheme_steps} for name in ("schemes", "qat")}
     settings["first_look"] = {"steps": size.steps / arms["full"].times, "batch_size": size.batch_size}
@@ -147,7 +111,7 @@ def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], prog
     rows += [{"label": label, "name": name_of(schemes[label])} | found for label, found in rounded.items()]
     rows += [{"label": label, "name": "float32", "bits": 32.0, "loss": exact + found["excess"]} | found
              for label in trained for found in [runs["qat", label][seeds[0]]]]
-    record = {"test_tokens": len(domain().data("test")) - 1, "judged_on": "held-out text of the base's own kind",
+    record = {"test_tokens": len(tuning.domain().data("test")) - 1, "judged_on": "held-out text of the base's own kind",
               "methods": with_gains(methods), "schemes": rows}
     if size == Size(): return record | {"notes": beside(record, RESULTS)}
     return record | {"notes": ["A run of another size than the default is not compared with the study."]}
@@ -155,7 +119,6 @@ def of_the_base(size: Size, seeds: list[int], schemes: dict[str, q.Scheme], prog
 
 def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, q.Scheme], progress: bool | None) -> dict:
     """The same of another model, on *domain* alone and in this process."""
-    from .experiments import EXPERIMENTS
     domain, arms = tasks.domain(model), EXPERIMENTS["first_look"].conditions
     schemes = {label: scheme for label, scheme in schemes.items() if not scheme.trains}
     test = lambda tested: evaluate(tested, domain, "test", max_batches=size.test_batches)["loss"]
@@ -186,9 +149,8 @@ def of_another(model: Decoder, size: Size, seeds: list[int], schemes: dict[str, 
                       "Schemes that train are left out."]}
 
 
-def row(name: str, arm: Arm, counts: dict, losses: list[float]) -> dict:
+def row(name: str, arm: tuning.Arm, counts: dict, losses: list[float]) -> dict:
     """A row of the first table, with the mean of losses over seeds and half of its 95 % interval (None for one seed)."""
-    from .experiment import half_width
     known = len(losses) > 1 or name == "frozen"
     return {"name": name, "label": about(name).short, "method": str(arm.method), "trained": counts["trained"],
             "share": counts["share"], "loss": float(np.mean(losses)), "losses": losses,
@@ -236,18 +198,6 @@ def cost_of_scheme(model: Decoder, scheme: q.Scheme, size: Size) -> dict:
     exact = evaluate(model, domain, "test", max_batches=size.test_batches)["perplexity"]
     weights = sum(m.weight.size for _, m in model.named_modules() if isinstance(m, Linear))
     return {**measure_scheme(model, scheme, domain, size), "perplexity of float32": exact, "weights": weights}
-
-
-def traced_peak(tuned: PeftModel, task: tasks.Task, batch_size: int) -> int:
-    """Peak bytes that one training step (forward and backward, one thread) allocates beyond the model."""
-    batch = task.batch("train", batch_size, np.random.default_rng(0))
-    tuned.before_step(0, 1)
-    tracemalloc.start()
-    backward(tuned, task, batch, workers=1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    for p in tuned.parameters(): p.grad = None
-    return peak
 
 
 def described(cost: dict) -> str:

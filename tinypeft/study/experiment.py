@@ -3,7 +3,7 @@
     RANK = Experiment("rank", "LoRA's test loss at rank r.", {"loss": "nats/token, domain test"}, measure,
                       conditions={"1": LoRA(rank=1), "8": LoRA(rank=8)}, settings={"steps": 150}, quick={"steps": 5})
     run(RANK, "figures/results")                         # measures what is missing or stale
-    r = Results.load("figures/results", "rank")
+    r = load("figures/results", "rank")                  # of `stored.py`
     r.mean("8", "loss"), r.interval("8", "loss")         # over seeds; ± half of the 95 % confidence interval
     r.difference("1", "8", "loss")                       # paired over seeds: (mean, half width)
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -25,7 +24,6 @@ import platform
 import re
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,7 +34,7 @@ import numpy as np
 from ..files import write_atomically
 from ..progress import Progress
 from ..threads import blas_threads
-from .freshness import StaleWarning, Stamp, briefly, changes, summary
+from .freshness import Stamp, briefly, changes
 
 __all__ = ["Experiment", "Results", "run"]
 
@@ -153,20 +151,10 @@ class Results:
     """An experiment's numbers over seeds. A metric that is a list has its shape behind the seeds'."""
     record: dict
 
-    @classmethod
-    def load(cls, folder: str | Path, name: str) -> Results:
-        """Read `folder`/name.json. Raises FileNotFoundError, which names the command that measures it.
-
-        Warns (StaleWarning), once in a process, if the code, the settings or a condition have changed since it was measured.
-        The text of this installation is not compared here, because that takes seconds: `run` and `--status` compare it.
-        """
-        record = cls.read(folder, name)
-        warn_if_stale(name, as_text(record))
-        return cls(record)
-
     @staticmethod
     def read(folder: str | Path, name: str) -> dict:
-        """What `folder`/name.json holds, whether it is stale or not."""
+        """What `folder`/name.json holds, whether it is stale or not. Raises FileNotFoundError, which names the command that
+        measures it."""
         path = Path(folder) / f"{name}.json"
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; `python -m tinypeft figures {name} --rerun` measures it")
@@ -206,18 +194,6 @@ class Results:
         shared = [s for s in self.record["runs"].get(a, {}) if s in self.record["runs"].get(b, {})]
         d = self.values(a, metric, shared) - self.values(b, of_b or metric, shared)
         return d.mean(0), half_width(d)
-
-
-@functools.cache                                                                  # the same numbers are told once
-def warn_if_stale(name: str, stored: str) -> None:
-    """StaleWarning if `stored`, a file's text, was measured with other code, settings or values than there are now."""
-    from .experiments import EXPERIMENTS
-    record, experiment = json.loads(stored), EXPERIMENTS.get(name)
-    if experiment is None: return
-    if "--quick" in record["command"]: experiment = experiment.smoke_run()
-    if stale := changes(record, Stamp.now(experiment, world=False)):
-        warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). `{record['command']}` measures them again",
-                      StaleWarning, stacklevel=3)
 
 
 def half_width(values) -> np.ndarray:

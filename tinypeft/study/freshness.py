@@ -17,16 +17,13 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ..pretrained import load_base
 from ..text import corpus
 from .dependencies import Sources, definitions
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
 
 __all__ = ["Change", "Stamp", "StaleWarning", "changes"]
 
@@ -58,8 +55,8 @@ class Stamp:
     base: str | None
 
     @classmethod
-    def now(cls, experiment: Experiment, world: bool = True, sources: Sources | None = None) -> Stamp:
-        """The stamp of an experiment as it is now. world: with text and base, which takes seconds the first time. sources:
+    def now(cls, experiment: Any, world: bool = True, sources: Sources | None = None) -> Stamp:
+        """The stamp of an `Experiment` as it is now. world: with text and base, which takes seconds the first time. sources:
         where the code is read (default: the files of the package)."""
         return cls({label: repr(value) for label, value in experiment.conditions.items()},
                    {label: definitions(experiment.measure, value, sources) for label, value in experiment.conditions.items()},

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from . import plot
-from .compare import COMPARED_SCHEMES, TRAINED_AS_LONG
+from .compared import COMPARED_SCHEMES, TRAINED_AS_LONG
 
 __all__ = ["draw", "picture", "tables"]
 

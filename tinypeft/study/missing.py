@@ -25,11 +25,12 @@ from ..course.exercises import TOPICS, of_topic
 from ..course.percent import assignment, lesson, parsed, read, sources
 from ..peft import METHODS
 from ..quant import SCHEMES
-from . import compare, pages, pictures
+from . import pages, pictures
 from .about import ABOUT, lesson_map
 from .claims import ALL_CLAIMS
 from .claims.rule import NOT_MEASURED
 from .claims.tables import judged, table
+from .compared import COMPARED_SCHEMES, SLOW
 from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import StaleWarning, Stamp, changes, summary
@@ -117,11 +118,11 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
     yield from of_class(name, cls, "quant")
     yield from of_tests(name, cls, "quant", {"torch": "an oracle, such as PyTorch"})
     yield from of_knowledge(name)
-    labels = [label for label, scheme in compare.COMPARED_SCHEMES.items() if type(scheme) is cls]
+    labels = [label for label, scheme in COMPARED_SCHEMES.items() if type(scheme) is cls]
     if not labels:
-        yield Lack(4, "tinypeft/study/compare.py", f"COMPARED_SCHEMES has no {cls.__name__}; add a label and a value")
+        yield Lack(4, "tinypeft/study/compared.py", f"COMPARED_SCHEMES has no {cls.__name__}; add a label and a value")
     record = json.loads((RESULTS / "compare.json").read_text("utf-8"))
-    if name not in [row["name"] for row in record["schemes"]] and not compare.SLOW.issuperset(labels):
+    if name not in [row["name"] for row in record["schemes"]] and not SLOW.issuperset(labels):
         yield Lack(5, "figures/results/compare.json", f"it has no row {name!r}; {MAIN_JOB} measures it")
     yield from of_results(name, "schemes", labels, fresh)
 

@@ -17,17 +17,18 @@ from ..files import write_atomically
 from ..peft import METHODS
 from ..pretrained import training_record
 from ..quant import SCHEMES
-from . import compare as the_main_job
 from . import glance, speed
 from .about import about, arxiv, class_link, code, lesson_map, name_of
 from .claims import ALL_CLAIMS
 from .claims.tables import brief
 from .claims.words import beside
+from .compared import COMPARED_SCHEMES
 from .experiment import Results
 from .experiments import methods as every_method
 from .experiments import smollm2 as real_model
 from .markdown import read, table
 from .pictures import drawing
+from .stored import load
 
 __all__ = ["ROOT", "SECTIONS", "filled", "main_job", "over_seeds", "write"]
 
@@ -81,7 +82,7 @@ def all_methods(results: Path) -> str:
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
     """Methods with their equations, and what they reached over seeds. prefix: the path from the page to the checkout. papers:
     with their papers, and with the difference to full fine-tuning."""
-    r, settings = Results.load(results, "methods"), read(results, "methods")["settings"]
+    r, settings = load(results, "methods"), read(results, "methods")["settings"]
     rows = [("the frozen base", "", *[""] * papers, "–", f"{r.mean('frozen', 'loss'):.3f}")]
     for name in names:
         loss = lambda name: beside(r, name, "full") if papers else f"{r.mean(name, 'loss'):.3f}"
@@ -106,9 +107,9 @@ def all_schemes(results: Path) -> str:
 
 def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
     """Schemes with their equations, and the loss that each adds at its setting nearest to 4.5 bits per weight."""
-    r, rows = Results.load(results, "schemes"), []
+    r, rows = load(results, "schemes"), []
     for name in names:
-        labels = [label for label, scheme in the_main_job.COMPARED_SCHEMES.items()
+        labels = [label for label, scheme in COMPARED_SCHEMES.items()
                   if name_of(scheme) == name and label in r.conditions]
         label = min(labels, key=lambda label: abs(r.mean(label, "bits") - 4.5), default=None)
         measured = (label.removesuffix(" *"), f"{r.mean(label, 'bits'):.2f}", pm(r, label, "excess")) if label else [""] * 3
@@ -145,7 +146,7 @@ def main_job(results: Path) -> str:
 
 def over_seeds(results: Path) -> str:
     """Every method on both tasks over seeds, and the baselines that need no language model."""
-    r, baselines = Results.load(results, "methods"), Results.load(results, "baselines").record["runs"]
+    r, baselines = load(results, "methods"), load(results, "baselines").record["runs"]
     settings = r.record["settings"]
     said = [f"{name} {loss:.3f} nats/token" for name, loss in baselines["domain"]["0"].items()]
     said += [f"{name} {accuracy:.1%}" for name, accuracy in baselines["classify"]["0"].items()]
@@ -167,7 +168,7 @@ def over_seeds(results: Path) -> str:
 # -- a real model --------------------------------------------------------------------------------
 def smollm2(results: Path) -> str:
     """Every method on SmolLM2."""
-    r = Results.load(results, "smollm2")
+    r = load(results, "smollm2")
     s = r.record["settings"]
     return (f"{real_model.table(r)}\n\nThe test text after {s['steps']} steps of {s['batch_size']} × 128 tokens, over "
             f"{len(r.seeds)} seeds: mean ± half of the 95 % confidence interval. `python -m tinypeft figures smollm2_rates "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import TRAINED_AS_LONG
+from .compared import TRAINED_AS_LONG
 from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import Stamp, briefly, changes

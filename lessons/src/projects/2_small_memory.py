@@ -26,7 +26,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import Project
-from tinypeft.study.compare import traced_peak
+from tinypeft.study.compared import traced_peak
 
 # %% [markdown]
 # ## 1. The question and the budget

@@ -52,7 +52,7 @@ class GemmaFamily(LlamaFamily):
     def write(self, config: GemmaConfig) -> dict[str, Any]:
         check_division(config)
         if config.query_scale % 1:
-            raise ValueError("to_huggingface: query_pre_attn_scalar is a whole number in "
+            raise ValueError("save_model: query_pre_attn_scalar is a whole number in "
                              f"transformers, got {config.query_scale}")
         rotary = {name: {"rope_type": "default", "rope_theta": theta} for name, theta in
                   ((FULL, config.rope_theta), (WINDOW, config.local_theta))}

@@ -119,5 +119,5 @@ def object_in(content: dict[str, Any], name: str) -> dict:
 def check_division(config: Any) -> None:
     """Raise ValueError for sizes that transformers refuses in all families but Qwen3."""
     if config.d_model % config.n_heads:
-        raise ValueError("to_huggingface: transformers needs a hidden size that divides into the "
+        raise ValueError("save_model: transformers needs a hidden size that divides into the "
                          f"heads, got {config.d_model} and {config.n_heads}")

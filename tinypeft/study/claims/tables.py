@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import markdown
-from ..experiment import Results
+from ..stored import load
 from . import rule
 from .earlier import EARLIER
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
@@ -15,7 +15,7 @@ __all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table"
 
 def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
     """The claims, judged by the results in `folder`."""
-    return judge(claims, functools.cache(lambda name: Results.load(folder, name)))
+    return judge(claims, functools.cache(lambda name: load(folder, name)))
 
 
 # -- the page of claims ----------------------------------------------------------------------------

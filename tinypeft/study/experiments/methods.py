@@ -1,7 +1,7 @@
 """Every method on two tasks, at its best learning rate on each: quality, forgetting, and cost."""
 from ...peft import LinearProbe
 from ..bases import base_text
-from ..compare import traced_peak
+from ..compared import traced_peak
 from ..experiment import Experiment, Results
 from ..tuning import WINDOWS, OnBoth, domain, pretrained, test_loss, tested
 from .adapters import accuracy, on_both

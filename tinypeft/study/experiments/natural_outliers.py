@@ -6,7 +6,7 @@ feature of the same vector: of the residual stream, of the input of query, key a
 import numpy as np
 
 from ...decoder import Decoder
-from ...loading import load_pretrained
+from ...interop.loading import load_pretrained
 from ...quant import capture, plant_outliers
 from ...quant.calibration import block_by_block, calibrating
 from ...text import corpus

@@ -10,7 +10,7 @@ from ...decoder import Decoder
 from ...peft import FullFineTuning, attach
 from ...quant import GPTQ, LLMQAT, PEQA, FakeQuant, Scheme, Uniform, convert, self_distillation
 from ...train import train
-from ..compare import COMPARED_SCHEMES
+from ..compared import COMPARED_SCHEMES
 from ..experiment import Experiment
 from ..quantized import Sample, base_model, costs, draw, own_text, rounded
 from ..tuning import pretrained

@@ -1,6 +1,6 @@
 """Every scheme of the main job on the base's own text: bits per weight and what they cost, over seeds."""
 from ...quant import Scheme, bits_per_weight, weight_error
-from ..compare import COMPARED_SCHEMES
+from ..compared import COMPARED_SCHEMES
 from ..experiment import Experiment
 from ..quantized import base_model, costs, draw, rounded
 from .qat import SETTINGS, Trained, at_best, trained

@@ -14,7 +14,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...loading import load_pretrained
+from ...interop.loading import load_pretrained
 from ...peft import (
     IA3,
     AdaLoRA,

@@ -6,7 +6,7 @@ import numpy as np
 from ...graph import graph
 from ...tensor import Tensor
 from .. import plot
-from ..experiment import Results
+from ..stored import load
 
 __all__ = ["computation_graph", "gradient_check"]
 
@@ -28,7 +28,7 @@ def computation_graph(results: Path) -> plot.Drawing:
 
 
 def gradient_check(results: Path) -> plot.Drawing:
-    r = Results.load(results, "gradient_check")
+    r = load(results, "gradient_check")
     steps = np.array(r.record["settings"]["steps"])
     fig, ax = plot.figure()
     looks = {"float32": ("vermillion", "s", "float32"), "float64": ("sky", "o", "float64"),

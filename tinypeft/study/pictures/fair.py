@@ -8,6 +8,7 @@ from .. import plot
 from ..about import about
 from ..experiment import Results, half_width
 from ..experiments import EXPERIMENTS
+from ..stored import load
 
 __all__ = ["forgetting", "lengths", "pareto", "rates", "sizes"]
 
@@ -18,7 +19,7 @@ MARGIN = 0.02                                            # nats/token, what coun
 def forgetting(results: Path) -> plot.Drawing:
     """One curve a method over its learning rates, with a large mark at its best rate."""
     from matplotlib.transforms import Bbox
-    r = Results.load(results, "frontier")
+    r = load(results, "frontier")
     methods = list(r.conditions)
     best = {m: EXPERIMENTS["frontier"].conditions[m].lr for m in methods}
     curve = {m: points(r, m, best[m]) for m in methods}
@@ -95,7 +96,7 @@ def forgotten_at(curve: tuple[np.ndarray, np.ndarray, int], learned: float) -> f
 # -- over the size of the model, and over steps --------------------------------------------------
 def sizes(results: Path) -> plot.Drawing:
     """The share of full fine-tuning's gain over the number of the base's parameters."""
-    r = Results.load(results, "sizes")
+    r = load(results, "sizes")
     bases = [c.removeprefix("full ") for c in r.conditions if c.startswith("full ")]
     bases.sort(key=lambda b: float(r.mean(f"full {b}", "parameters")))
     methods = [m for m in ("lora_all", "adapter", "prompt") if all(f"{m} {b}" in r.conditions for b in bases)]
@@ -149,7 +150,7 @@ def shares(r: Results, condition: str, of_full: Results, full: str, metric: str,
 
 def lengths(results: Path) -> plot.Drawing:
     """The gain over training steps, at three or four lengths of training."""
-    r, short, adapters, look = (Results.load(results, n) for n in ("lengths", "methods", "adapters", "first_look"))
+    r, short, adapters, look = (load(results, n) for n in ("lengths", "methods", "adapters", "first_look"))
     frozen, base_steps = float(short.mean("frozen", "loss")), short.record["settings"]["steps"]
     at = {"full": {60: (look, "full"), base_steps: (short, "full")},
           "lora_all": {60: (look, "lora_all"), base_steps: (short, "lora_all")},
@@ -196,7 +197,7 @@ def lengths(results: Path) -> plot.Drawing:
 # -- over the learning rate ----------------------------------------------------------------------
 def rates(results: Path) -> plot.Drawing:
     """One small panel a method: validation loss above its best, over the rate in units of the best."""
-    r = Results.load(results, "rates")
+    r = load(results, "rates")
     methods = [c for c in EXPERIMENTS["methods"].conditions if c in r.conditions]
     found = {}
     for m in methods:
@@ -258,7 +259,7 @@ def bytes_of(r: Results, method: str) -> dict[str, float]:
 
 def pareto(results: Path) -> plot.Drawing:
     """Test loss over trained parameters, and over all memory."""
-    r = Results.load(results, "methods")
+    r = load(results, "methods")
     methods, frozen = {m: about(m).short for m in r.conditions if m != "frozen"}, float(r.mean("frozen", "loss"))
     y = {m: float(r.mean(m, "loss")) for m in methods}
     memory = {m: sum(bytes_of(r, m).values()) / 2**20 for m in methods}

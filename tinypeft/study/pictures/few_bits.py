@@ -3,15 +3,15 @@ from pathlib import Path
 
 from .. import plot
 from ..about import about, name_of
-from ..compare import COMPARED_SCHEMES
-from ..experiment import Results
+from ..compared import COMPARED_SCHEMES
 from ..experiments import EXPERIMENTS
+from ..stored import load
 
 __all__ = ["bits_vs_parameters", "loftq", "qat", "qlora", "schemes"]
 
 
 def qlora(results: Path) -> plot.Drawing:
-    r = Results.load(results, "qlora")
+    r = load(results, "qlora")
     looks = {"before": ("grey", "o", "before"), "after": ("blue", "o", "after: kept apart, or merged in 16 bits"),
              "merged_into_16_bits": ("orange", "^", "merged into the weights before rounding"),
              "merged_and_rounded": ("vermillion", "s", "merged, then rounded again")}
@@ -46,7 +46,7 @@ def qlora(results: Path) -> plot.Drawing:
 
 
 def loftq(results: Path) -> plot.Drawing:
-    r = Results.load(results, "loftq")
+    r = load(results, "loftq")
     bases, steps = ["NF4", "4 bits", "3 bits", "2 bits"], r.record["settings"]["steps"]
     longer = [b for b in bases if f"LoftQ, {b}, {2 * steps} steps" in r.conditions]
     fig, axes = plot.figure(1, 2, height=3.5)
@@ -86,7 +86,7 @@ QAT = {"round to nearest": about("uniform").look, "GPTQ": about("gptq").look, "P
 
 
 def qat(results: Path) -> plot.Drawing:
-    r = Results.load(results, "qat")
+    r = load(results, "qat")
     floor = "float32, trained as long"
     bits = [b for b in (4, 3, 2) if f"GPTQ, {b} bits" in r.conditions]
     fig, ax = plot.figure(height=3.8)
@@ -115,7 +115,7 @@ def qat(results: Path) -> plot.Drawing:
 
 
 def schemes(results: Path) -> plot.Drawing:
-    r = Results.load(results, "schemes")
+    r = load(results, "schemes")
     names = {label: name_of(scheme) for label, scheme in COMPARED_SCHEMES.items()}
     x, y = ({c: r.mean(c, metric) for c in r.conditions} for metric in ("bits", "excess"))
     front = [c for c in x if not any(x[o] <= x[c] and y[o] < y[c] for o in x)]
@@ -147,7 +147,7 @@ def schemes(results: Path) -> plot.Drawing:
 
 
 def bits_vs_parameters(results: Path) -> plot.Drawing:
-    r = Results.load(results, "bits_vs_parameters")
+    r = load(results, "bits_vs_parameters")
     models = {c: EXPERIMENTS["bits_vs_parameters"].conditions[c] for c in r.conditions}
     sizes, bits = (list(dict.fromkeys(getattr(m, name) for m in models.values())) for name in ("size", "bits"))
     label = {(m.size, m.bits): c for c, m in models.items()}

@@ -5,8 +5,8 @@ import numpy as np
 
 from .. import plot
 from ..about import about
-from ..experiment import Results
 from ..experiments import EXPERIMENTS
+from ..stored import load
 
 __all__ = ["adalora", "dylora", "placement", "planted", "rank", "subspace"]
 
@@ -14,7 +14,7 @@ MATRICES = "query", "key", "value", "output", "up", "down"
 
 
 def rank(results: Path) -> plot.Drawing:
-    r, others = Results.load(results, "rank"), Results.load(results, "methods")
+    r, others = load(results, "rank"), load(results, "methods")
     methods = [EXPERIMENTS["rank"].conditions[c].method for c in r.conditions]
     ranks, stabilized = ([m.rank for m in methods if m.rank_stabilized == by_root] for by_root in (False, True))
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
@@ -50,7 +50,7 @@ def rank(results: Path) -> plot.Drawing:
 
 
 def placement(results: Path) -> plot.Drawing:
-    r = Results.load(results, "placement")
+    r = load(results, "placement")
     fig, ax = plot.figure(height=2.6)
     order = sorted(r.conditions, key=lambda c: -r.mean(c, "loss"))
     for y, c in enumerate(order):
@@ -71,7 +71,7 @@ def placement(results: Path) -> plot.Drawing:
 
 
 def subspace(results: Path) -> plot.Drawing:
-    r = Results.load(results, "subspace")
+    r = load(results, "subspace")
     fig, axes = plot.figure(2, 2, height=5.4)
     looks = {"full": ("black", "s", "full fine-tuning"), "lora_64": ("sky", "^", "LoRA r = 64"),
              "lora_8": ("blue", "o", "LoRA r = 8")}
@@ -107,7 +107,7 @@ def subspace(results: Path) -> plot.Drawing:
 
 
 def adalora(results: Path) -> plot.Drawing:
-    r = Results.load(results, "adalora")
+    r = load(results, "adalora")
     fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.25, 1))
     name = "AdaLoRA 12 → 8"
     ranks = r.mean(name, "ranks").reshape(-1, len(MATRICES))
@@ -138,7 +138,7 @@ def adalora(results: Path) -> plot.Drawing:
 
 
 def planted(results: Path) -> plot.Drawing:
-    r = Results.load(results, "adalora_planted")
+    r = load(results, "adalora_planted")
     dealt, found = (r.values("attention", m) for m in ("planted", "found"))  # (seeds, 20)
     fig, ax = plot.figure(height=3.6)
     kinds = {"query": ("blue", "o"), "key": ("sky", "s"), "value": ("vermillion", "^"), "output": ("orange", "D")}
@@ -172,7 +172,7 @@ def planted(results: Path) -> plot.Drawing:
 
 
 def dylora(results: Path) -> plot.Drawing:
-    r, one = Results.load(results, "dylora"), Results.load(results, "rank")
+    r, one = load(results, "dylora"), load(results, "rank")
     ranks = [1, 2, 4, 8, 16]
     lines = {"a LoRA for each rank": (one, list(map(str, ranks)), "loss", ("black", "s")),
              "DyLoRA × 3 steps": (r, "DyLoRA × 3", "loss", ("blue", "D")),

@@ -3,9 +3,9 @@ from pathlib import Path
 
 from .. import plot
 from ..about import about
-from ..experiment import Results
 from ..experiments import EXPERIMENTS
 from ..memory import MIXED, SHAPES, estimate
+from ..stored import load
 
 __all__ = ["memory"]
 
@@ -24,7 +24,7 @@ def at_peak(found: dict[str, float], layers: int) -> dict[str, float]:
 
 
 def memory(results: Path) -> plot.Drawing:
-    r = Results.load(results, "memory")
+    r = load(results, "memory")
     batches = r.record["settings"]["batches"]
     i = batches.index([8, 128])
     runs = [n for n in SHORT if f"{n}, base" in r.conditions]

@@ -5,7 +5,7 @@ import numpy as np
 
 from .. import plot
 from ..about import about
-from ..experiment import Results
+from ..stored import load
 
 __all__ = ["activations", "int8_outliers", "int8_threshold", "maxima", "natural", "smoothquant"]
 
@@ -14,7 +14,7 @@ LOOKS = {"absmax": ("black", "s"), "zero-point": ("orange", "d"), "row-wise": ("
 
 
 def int8_outliers(results: Path) -> plot.Drawing:
-    r = Results.load(results, "int8_outliers")
+    r = load(results, "int8_outliers")
     factors = r.record["settings"]["factors"]
     fig, ax = plot.figure()
     ends = []
@@ -42,7 +42,7 @@ def int8_outliers(results: Path) -> plot.Drawing:
 
 
 def int8_threshold(results: Path) -> plot.Drawing:
-    r = Results.load(results, "int8_threshold")
+    r = load(results, "int8_threshold")
     thresholds = np.array(r.record["settings"]["thresholds"])
     fig, (above, below) = plot.figure(2, 1, height=4.8, sharex=True)
     looks = {"planted": ("vermillion", "s"), "as it is": ("blue", "o")}
@@ -72,7 +72,7 @@ def int8_threshold(results: Path) -> plot.Drawing:
 
 def activations(results: Path) -> plot.Drawing:
     from matplotlib.colors import LogNorm
-    r = Results.load(results, "int8_activations")
+    r = load(results, "int8_activations")
     fig, axes = plot.figure(2, 1, height=4.4, sharex=True)
     largest = {}
     for ax, (condition, title) in zip(axes, (("as it is", "as it is"), ("planted", "three features planted")), strict=True):
@@ -96,7 +96,7 @@ def activations(results: Path) -> plot.Drawing:
 def smoothquant(results: Path) -> plot.Drawing:
     """Planted outliers are undone at every α, because s_j follows any factor that the inputs have and the weights lack. So the
     U comes from the base's own channels."""
-    r = Results.load(results, "smoothquant")
+    r = load(results, "smoothquant")
     alphas = np.array(r.record["settings"]["alphas"])
     looks = {"static": ("vermillion", "s", "static"), "tensor": ("orange", "d", "per tensor"),
              "token": ("blue", "o", "per token")}
@@ -128,7 +128,7 @@ def smoothquant(results: Path) -> plot.Drawing:
 
 
 def maxima(results: Path) -> plot.Drawing:
-    r = Results.load(results, "smoothquant_maxima")
+    r = load(results, "smoothquant_maxima")
     fig, axes = plot.figure(2, 2, height=3.8, sharex=True, sharey="row")
     ratio = {}
     for column, condition in zip(axes.T, ("before", "after"), strict=True):
@@ -157,7 +157,7 @@ NATURAL = {("SmolLM2", "stream"): ("vermillion", "o"), ("SmolLM2", "attention"):
 
 
 def natural(results: Path) -> plot.Drawing:
-    r = Results.load(results, "natural_outliers")
+    r = load(results, "natural_outliers")
     names = {"stream": "residual stream", "attention": "inputs of attention", "down": "inputs of mlp.down"}
     fig, ax = plot.figure()
     top = {}

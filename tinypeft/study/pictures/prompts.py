@@ -5,15 +5,16 @@ import numpy as np
 
 from .. import plot
 from ..about import about
-from ..experiment import Results, half_width
+from ..experiment import half_width
 from ..experiments import EXPERIMENTS
+from ..stored import load
 
 __all__ = ["prefix_attention", "prefix_length", "prefix_rates", "prompt_sizes", "soft_prompts"]
 
 
 def prefix_attention(results: Path) -> plot.Drawing:
     from matplotlib.colors import LogNorm
-    r = Results.load(results, "virtual_tokens")
+    r = load(results, "virtual_tokens")
     P, layer = EXPERIMENTS["virtual_tokens"].conditions["prefix"].length, r.record["settings"]["layer"]
     first = r.record["runs"]["prefix"]["0"]
     A = np.array(first["map"])                           # (T, P + T)
@@ -49,7 +50,7 @@ def prefix_attention(results: Path) -> plot.Drawing:
 
 
 def soft_prompts(results: Path) -> plot.Drawing:
-    r = Results.load(results, "virtual_tokens")
+    r = load(results, "virtual_tokens")
     one = r.record["runs"]["prompt"]["0"]
     order = np.argsort(one["cosine"])[::-1]
     fig, ax = plot.figure(height=4.6)
@@ -77,7 +78,7 @@ def soft_prompts(results: Path) -> plot.Drawing:
 
 
 def prompt_sizes(results: Path) -> plot.Drawing:
-    r = Results.load(results, "prompts")
+    r = load(results, "prompts")
     sizes = list(dict.fromkeys(EXPERIMENTS["prompts"].conditions[c].base for c in r.conditions))
     looks = {"full": (*about("full").look, "full fine-tuning"),
              **{name: (*about(name).look, about(name).short) for name in ("ptuning_v2", "prompt")}}
@@ -116,7 +117,7 @@ def prompt_sizes(results: Path) -> plot.Drawing:
 
 
 def prefix_rates(results: Path) -> plot.Drawing:
-    r, frozen = Results.load(results, "prefix_rates"), float(Results.load(results, "methods").mean("frozen", "loss"))
+    r, frozen = load(results, "prefix_rates"), float(load(results, "methods").mean("frozen", "loss"))
     looks, top = {"reparameterized": ("green", "v"), "direct": ("orange", "o")}, frozen + 0.1
     fig, ax = plot.figure(height=3.4)
     ax.axhline(frozen, color=plot.COLOURS["grey"], lw=1, ls="--")
@@ -146,7 +147,7 @@ def prefix_rates(results: Path) -> plot.Drawing:
 
 
 def prefix_length(results: Path) -> plot.Drawing:
-    r = Results.load(results, "prefix_length")
+    r = load(results, "prefix_length")
     lengths = sorted({EXPERIMENTS["prefix_length"].conditions[c].method.length for c in r.conditions})
     by_kind = {kind: [P for P in lengths if f"{kind} {P}" in r.conditions] for kind in ("prompt", "prefix")}
     fig, ax = plot.figure(height=3.4)

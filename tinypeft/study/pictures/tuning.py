@@ -3,14 +3,14 @@ from pathlib import Path
 
 from .. import plot
 from ..about import about
-from ..experiment import Results
 from ..experiments import EXPERIMENTS
+from ..stored import load
 
 __all__ = ["adapters"]
 
 
 def adapters(results: Path) -> plot.Drawing:
-    r, others = Results.load(results, "adapters"), Results.load(results, "methods")
+    r, others = load(results, "adapters"), load(results, "methods")
     widths = sorted({EXPERIMENTS["adapters"].conditions[c].method.bottleneck for c in r.conditions})
     frozen, full = others.mean("frozen", "loss"), others.mean("full", "loss")
     fig, ax = plot.figure(height=3.6)

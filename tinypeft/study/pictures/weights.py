@@ -5,14 +5,14 @@ import numpy as np
 
 from .. import plot
 from ..about import about
-from ..experiment import Results
 from ..experiments import EXPERIMENTS
+from ..stored import load
 
 __all__ = ["awq", "awq_search", "double_quantization", "formats", "gptq", "gptq_columns", "granularity"]
 
 
 def granularity(results: Path) -> plot.Drawing:
-    r = Results.load(results, "granularity")
+    r = load(results, "granularity")
     fig, (left, right) = plot.figure(1, 2, height=3.8)
     looks = {8: ("blue", "o"), 4: ("vermillion", "s"), 3: ("orange", "^")}
     bits_of = {c: EXPERIMENTS["granularity"].conditions[c].bits for c in r.conditions}
@@ -47,7 +47,7 @@ FORMATS = {"NF4": about("nf4").look, "FP4 E2M1": about("float").look, "int4 asym
 
 
 def formats(results: Path) -> plot.Drawing:
-    r = Results.load(results, "formats")
+    r = load(results, "formats")
     s = r.record["settings"]
     fig, axes = plot.figure(1, 3, height=3.8, sharey=True)
     panels = (("normal", s["blocks"], "normal numbers", "block size"),
@@ -75,7 +75,7 @@ def formats(results: Path) -> plot.Drawing:
 
 
 def double_quantization(results: Path) -> plot.Drawing:
-    r = Results.load(results, "double_quantization")
+    r = load(results, "double_quantization")
     sigmas, bits = r.record["settings"]["sigmas"], {c: r.mean(c, "bits") for c in ("one", "double")}
     fig, (left, right) = plot.figure(1, 2, height=3.0, width_ratios=(1.3, 1))
     for y, condition in enumerate(bits):
@@ -113,7 +113,7 @@ GPTQ = {("round to nearest", "channel"): NEAREST, ("GPTQ", "channel"): COLUMN_BY
 
 
 def gptq(results: Path) -> plot.Drawing:
-    r = Results.load(results, "gptq")
+    r = load(results, "gptq")
     fig, axes = plot.figure(1, 3, height=3.7)
     panels = (("weight_error", "error of the weights (%)", 100), ("output_error", "error of the outputs (%)", 100),
               ("excess", "loss added (nats/token)", 1))
@@ -145,7 +145,7 @@ def gptq(results: Path) -> plot.Drawing:
 
 
 def gptq_columns(results: Path) -> plot.Drawing:
-    r = Results.load(results, "gptq_columns")
+    r = load(results, "gptq_columns")
     moments = r.record["settings"]["moments"]
     fig = plot.figure(height=5.2)[0]
     fig.clear()
@@ -186,7 +186,7 @@ AWQ = {"round to nearest": NEAREST, "1 % at random": ("grey", "s"), "1 % by weig
 
 
 def awq(results: Path) -> plot.Drawing:
-    r = Results.load(results, "awq")
+    r = load(results, "awq")
     fig, axes = plot.figure(1, 2, height=2.8, sharey=True)
     for ax, where in zip(axes, ("as it is", "planted"), strict=True):
         for y, (name, (colour, marker)) in enumerate(AWQ.items()):
@@ -210,7 +210,7 @@ def awq(results: Path) -> plot.Drawing:
 
 
 def awq_search(results: Path) -> plot.Drawing:
-    r = Results.load(results, "awq_search")
+    r = load(results, "awq_search")
     fig, ax = plot.figure()
     ends = []
     looks = {"attention.query": ("blue", "o"), "attention.output": ("sky", "s"), "mlp.up": ("vermillion", "^"),

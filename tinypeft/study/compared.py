@@ -1,0 +1,52 @@
+"""What both the main job and the experiments compare: the schemes by label, and the memory of a training step."""
+import tracemalloc
+
+import numpy as np
+
+from .. import quant as q
+from ..peft import PeftModel
+from ..text import tasks
+from ..train import backward
+
+__all__ = ["COMPARED_SCHEMES", "SLOW", "TRAINED_AS_LONG", "traced_peak"]
+
+TRAINED_AS_LONG = "float32, trained as long"             # the label of the row beside the schemes that train
+
+# label → scheme: the rows of the table, at 8, 4 and 3 bits, with settings that can be compared; a star: it is trained
+GROUPS = {"granularity": "group", "group_size": 32}
+COMPARED_SCHEMES = {
+    "int8": q.Uniform(bits=8),
+    "W8A8": q.W8A8("channel", "token"),
+    "LLM.int8()": q.LLMInt8(),
+    "SmoothQuant": q.SmoothQuant(),
+    "ZeroQuant": q.ZeroQuant(),
+    "FP8 E4M3": q.FloatFormat("E4M3"),
+    "int4 per channel": q.Uniform(bits=4),
+    "int4": q.Uniform(bits=4, scale_dtype="float16", **GROUPS),
+    "int4 asymmetric": q.Uniform(bits=4, symmetric=False, scale_dtype="float16", **GROUPS),
+    "GGUF Q4_0": q.GGUF("Q4_0"),
+    "FP4 E2M1": q.FloatFormat("E2M1"),
+    "NF4": q.NF4(),
+    "NF4 double": q.NF4(double_quant=True),
+    "AWQ 4 bit": q.AWQ(bits=4, group_size=32),
+    "GPTQ 4 bit": q.GPTQ(bits=4, group_size=32),
+    "int3 asymmetric": q.Uniform(bits=3, symmetric=False, scale_dtype="float16", **GROUPS),
+    "AWQ 3 bit": q.AWQ(bits=3, group_size=32),
+    "GPTQ 3 bit": q.GPTQ(bits=3, group_size=32),
+    "PEQA 3 bit *": q.PEQA(bits=3, group_size=32),
+    "QAT 3 bit *": q.FakeQuant(bits=3, symmetric=False, **GROUPS),
+    "LLM-QAT 4-8-4 *": q.LLMQAT(),
+}
+SLOW = {"AWQ 4 bit", "LLM-QAT 4-8-4 *"}                  # left to the study, so that the main job takes a minute
+
+
+def traced_peak(tuned: PeftModel, task: tasks.Task, batch_size: int) -> int:
+    """Peak bytes that one training step (forward and backward, one thread) allocates beyond the model."""
+    batch = task.batch("train", batch_size, np.random.default_rng(0))
+    tuned.before_step(0, 1)
+    tracemalloc.start()
+    backward(tuned, task, batch, workers=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    for p in tuned.parameters(): p.grad = None
+    return peak

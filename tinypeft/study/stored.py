@@ -1,0 +1,38 @@
+"""The stored results of an experiment, and a warning if they are stale.
+
+It stands above `experiments/`, because it asks them what would be measured now.
+"""
+import functools
+import json
+import warnings
+from pathlib import Path
+
+from .experiment import Results, as_text
+from .experiments import EXPERIMENTS
+from .freshness import StaleWarning, Stamp, changes, summary
+
+__all__ = ["load"]
+
+
+def load(folder: str | Path, name: str) -> Results:
+    """Read `folder`/name.json. Raises FileNotFoundError, which names the command that measures it.
+
+    Warns (StaleWarning), once in a process, if the code, the settings or a condition have changed
+    since it was measured. The text of this installation is not compared here, because that takes
+    seconds: `run` and `--status` compare it.
+    """
+    record = Results.read(folder, name)
+    warn_if_stale(name, as_text(record))
+    return Results(record)
+
+
+@functools.cache                                         # the same numbers are told once
+def warn_if_stale(name: str, stored: str) -> None:
+    """StaleWarning if `stored`, a file's text, was measured with other code, settings or values
+    than there are now."""
+    record, experiment = json.loads(stored), EXPERIMENTS.get(name)
+    if experiment is None: return
+    if "--quick" in record["command"]: experiment = experiment.smoke_run()
+    if stale := changes(record, Stamp.now(experiment, world=False)):
+        warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). "
+                      f"`{record['command']}` measures them again", StaleWarning, stacklevel=3)
