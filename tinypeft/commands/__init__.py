@@ -1,8 +1,9 @@
-"""The commands about adapters.
+"""The commands about adapters, and what a new thing lacks.
 
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     training.py    finetune, export-training
     using.py       evaluate, classify, generate
+    missing.py     what a new method, scheme, exercise or experiment still lacks
 """
 from collections.abc import Callable
 
