@@ -149,7 +149,7 @@ SMALLER = {
         ('{"steps": 150, "batch_size": 4, "classify_steps": 200}', '{"steps": 1, "batch_size": 1, "classify_steps": 1}'),
         ('"conditions": ("frozen", "full", "lora")}, seeds=tuple(range(8))', '"conditions": ("frozen",)}, seeds=(0,)')],
     "tinypeft/study/tuning.py": [("held_out: int = 16384", "held_out: int = 512")],
-    "tinypeft/study/missing.py": [("    yield from of_lessons()\n", "")],       # the lessons quote the whole study
+    "tinypeft/commands/missing.py": [("    yield from of_lessons()\n", "")],       # the lessons quote the whole study
     "tinypeft/study/pictures/__init__.py": [
         ("def missing(", 'PICTURES = {name: PICTURES[name] for name in ("compare", "pareto")}\n\n\ndef missing(')],
 }

@@ -12,8 +12,9 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sor
 LAYERS = ["files heap hints hyper lazy markup progress signals threads", "tensor", "graph functional plain", "gradcheck",
           "nn", "targets recompute", "generate", "decoder", "gpt llama gemma", "optim",
           "paged checkpoints diagnosis rates curves history", "train", "finder", "text", "pretrained", "peft quant", "interop",
-          "arguments doctor", "commands study course", "cli", "__main__"]
+          "study", "course", "arguments doctor", "commands", "cli", "__main__"]
 LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}
+PART = {"study/commands": "commands"}                            # a file that belongs to another part than its folder
 LATE = {("peft/folders", "interop")}                             # inside a function, when a folder is written or read
 COMPOSITIONS = {"loftq", "peqa"}                                 # files of peft/ or quant/ that know both, by their nature
 
@@ -40,12 +41,12 @@ def faults(name, source):
     """What in a file breaks the rules of the house, as a list of sentences."""
     tree, found = ast.parse(source), []
     first = {node.lineno for node in tree.body}
-    part = name.split("/")[0]
+    part = PART.get(name, name.split("/")[0])
     for target, line in imports(name, tree):
         top, *inner = target.split(".")
         where = f"{name}.py:{line} imports {target}"
         if top == "tinypeft":
-            other = inner[0] if inner else "__init__"
+            other = PART.get("/".join(inner[:2]), inner[0]) if inner else "__init__"
             if part == "__init__" or other == part or line not in first and (name, other) in LATE: continue
             if other not in LAYER: found.append(f"{where}: not a part of the house")
             elif LAYER[other] > LAYER[part]: found.append(f"{where}: downwards, {other} comes after {part}")

@@ -1,10 +1,11 @@
-"""The commands about adapters.
+"""The commands about adapters, and what a new thing lacks.
 
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     training.py    finetune, export-training
     finetuning.py  one run of finetune: train, save, test
     kept.py        what a training that is stopped leaves behind
     using.py       evaluate, classify, generate
+    missing.py     what a new method, scheme, exercise or experiment still lacks
 """
 from collections.abc import Callable
 

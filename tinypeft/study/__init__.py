@@ -24,7 +24,6 @@
     pages.py         the sections of the other pages that hold measured numbers
     pretraining.py   the picture of how the base was trained
     memory.py        the memory of fine-tuning, by formula
-    missing.py       what a new method, scheme, exercise or experiment still lacks
     commands.py      the command line's compare, figures, memory and missing
 
 `python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale. Reading stale

@@ -117,7 +117,7 @@ def run_memory(args: Namespace) -> None:
 
 
 def run_missing(args: Namespace) -> int:
-    from .missing import missing, stale
+    from ..commands.missing import missing, stale
     found = missing(args.name)
     lacks = [lack for of_one in found.values() for lack in of_one]
     if args.json:

@@ -1,4 +1,4 @@
-"""What both the main job and the experiments compare: the schemes by label, and the memory of a training step."""
+"""What both the main job and the experiments compare: the schemes by label, and a step's memory."""
 import tracemalloc
 
 import numpy as np

@@ -6,10 +6,10 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.cli import main
+from tinypeft.commands import missing as m
+from tinypeft.commands.missing import missing
 from tinypeft.course import percent, study_numbers
-from tinypeft.study import missing as m
 from tinypeft.study.about import ABOUT
-from tinypeft.study.missing import missing
 
 
 def said(name):
