@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 
 from tests.conftest import make_gpt
-from tinypeft.gemma import Gemma, GemmaConfig
-from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.models.gemma import Gemma, GemmaConfig
+from tinypeft.models.llama import Llama, LlamaConfig
 
 __all__ = ["FAMILIES", "make"]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 import tinypeft as tp
 from tests.toys import Noise
-from tinypeft import functional as F
-from tinypeft.optim import AdamW
+from tinypeft.engine import functional as F
+from tinypeft.engine.optim import AdamW
 
 __all__ = ["LENGTHS", "Labels", "assert_gradients", "assert_leaves_base_alone", "assert_same_race", "assert_saves",
            "frozen_bytes", "learned", "move", "outputs", "shift"]

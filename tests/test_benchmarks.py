@@ -11,11 +11,11 @@ import tinypeft as tp
 from tests.benchmarks import __main__ as every
 from tests.benchmarks import limit, measure, operations, scaling, sides
 from tests.conftest import Watched
+from tinypeft.engine.nn import Linear
+from tinypeft.engine.tensor import Tensor
 from tinypeft.interop import write_gguf
-from tinypeft.llama import Llama, LlamaConfig
-from tinypeft.nn import Linear
+from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.study import speed
-from tinypeft.tensor import Tensor
 
 TINY = {"base": (tp.GPTConfig(64, 96, 80, 1, 2), 2)}
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tinypeft.cli import parser
+from tinypeft.commands.cli import parser
 from tinypeft.study.pages import ROOT
 
 PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text("utf-8")
@@ -201,10 +201,9 @@ def write_the_method(copy):
 
 def list_it(copy):
     copy.change("tinypeft/peft/__init__.py",
-                ("\n    mixed.py", "\n    toy.py         Toy: a trained shift of a layer's output\n    mixed.py"),
+                ("   ia3.py", "   ia3.py   toy.py"),
                 ("from .rank_search", "from .toy import Toy\nfrom .rank_search"),
-                ("}\nKNOWN.update", ', "toy": Toy}\nKNOWN.update'),
-                ('"PromptTuning", "attach"', '"PromptTuning", "Toy", "attach"'))
+                ("}\nKNOWN.update", ', "toy": Toy}\nKNOWN.update'))
     copy.change("tinypeft/__init__.py", ("PTuning, PTuningV2, attach,", "PTuning, PTuningV2, Toy, attach,"))
 
 

@@ -1,5 +1,6 @@
-"""The house holds: imports point up, nothing imports an oracle, and `import tinypeft` is light."""
+"""The house holds: imports point one way and in no circle, nothing imports an oracle, and `import tinypeft` is light."""
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -8,15 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "tinypeft"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 
-# What is in a row may import what is in rows above it, and what is in its own folder.
-LAYERS = ["files heap hints hyper lazy markup progress signals threads", "tensor", "graph functional plain", "gradcheck",
-          "nn", "targets recompute", "generate", "decoder", "gpt llama gemma", "optim",
-          "paged checkpoints diagnosis rates curves history", "train", "finder", "text", "pretrained", "peft quant", "interop",
-          "study", "course", "arguments doctor", "commands", "cli", "__main__"]
-LAYER = {name: i for i, row in enumerate(LAYERS) for name in row.split()}
-PART = {"study/commands": "commands"}                            # a file that belongs to another part than its folder
-LATE = {("peft/folders", "interop")}                             # inside a function, when a folder is written or read
-COMPOSITIONS = {"loftq", "peqa"}                                 # files of peft/ or quant/ that know both, by their nature
+# A folder may import those before it.
+ORDER = ["common", "files", "engine", "models", "training", "text", "pretrained", "peft", "quant", "interop", "study", "course",
+         "commands", "__main__"]
+COMPOSITIONS = {"quant/loftq", "quant/peqa"}             # a scheme and a method at once: other schemes know no method
 
 RUN_TIME = {"numpy", "scipy", "matplotlib", "IPython", "ipykernel", "nbformat", "nbclient", "nbconvert", "pytest"}
 NETWORK = {"socket", "http", "urllib", "ssl", "ftplib", "requests", "huggingface_hub"}
@@ -31,8 +27,8 @@ def imports(name, tree):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else []
-            if node.module: yield ".".join([*base, node.module]), node.lineno
-            else:           yield from ((".".join([*base, alias.name]), node.lineno) for alias in node.names)
+            base += [node.module] if node.module else []
+            yield from ((".".join([*base, alias.name]), node.lineno) for alias in node.names)
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
             if node.args and isinstance(node.args[0], ast.Constant): yield node.args[0].value, node.lineno
 
@@ -40,18 +36,17 @@ def imports(name, tree):
 def faults(name, source):
     """What in a file breaks the rules of the house, as a list of sentences."""
     tree, found = ast.parse(source), []
-    first = {node.lineno for node in tree.body}
-    part = PART.get(name, name.split("/")[0])
+    part = name.split("/")[0]
     for target, line in imports(name, tree):
         top, *inner = target.split(".")
         where = f"{name}.py:{line} imports {target}"
         if top == "tinypeft":
-            other = PART.get("/".join(inner[:2]), inner[0]) if inner else "__init__"
-            if part == "__init__" or other == part or line not in first and (name, other) in LATE: continue
-            if other not in LAYER: found.append(f"{where}: not a part of the house")
-            elif LAYER[other] > LAYER[part]: found.append(f"{where}: downwards, {other} comes after {part}")
-            elif LAYER[other] == LAYER[part] and {part, other} == {"peft", "quant"} and name.split("/")[-1] not in COMPOSITIONS:
-                found.append(f"{where}: peft and quant do not know each other")
+            other = inner[0] if inner else "__init__"
+            if part == "__init__": continue
+            if other not in ORDER: found.append(f"{where}: not a part of the house")
+            elif ORDER.index(other) > ORDER.index(part): found.append(f"{where}: upwards, {other} comes after {part}")
+            elif (part, other) == ("quant", "peft") and name not in COMPOSITIONS:
+                found.append(f"{where}: a scheme knows no method")
         elif top in UNSAFE:  found.append(f"{where}: what it reads can run code")
         elif top in NETWORK: found.append(f"{where}: nothing here needs a network")
         elif top == "random": found.append(f"{where}: its state is global, use numpy.random.default_rng")
@@ -71,24 +66,47 @@ def test_a_file_keeps_to_the_house(name):
 
 
 def test_every_part_has_its_place():
-    assert {name.split("/")[0] for name in FILES} - {"__init__"} <= LAYER.keys()
+    assert {name.split("/")[0] for name in FILES} - {"__init__"} == {*ORDER}
+
+
+def file_of(target):
+    """The file that a dotted name of the package is in, or None."""
+    parts = target.split(".")[1:]
+    candidates = ("/".join(parts[:n] + end) for n in range(len(parts), -1, -1) for end in ([], ["__init__"]))
+    return next((name for name in candidates if name in FILES), None)
+
+
+def arrows(name, source):
+    """The files that a file imports, inside functions and under TYPE_CHECKING too."""
+    return {file_of(target) for target, _ in imports(name, ast.parse(source)) if target.startswith("tinypeft.")}
+
+
+def test_no_circle():
+    graph = {name: arrows(name, path.read_text("utf-8")) for name, path in FILES.items()}
+    graphlib.TopologicalSorter(graph).prepare()          # CycleError names the circle
+
+
+def test_a_circle_is_found():
+    lines = "def f():\n    from .model import attach", "if TYPE_CHECKING:\n    from ..peft import model"
+    for source in lines: assert arrows("peft/method", source) == {"peft/model"}
+    assert "peft/method" in arrows("peft/model", FILES["peft/model"].read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name, source, says", [
-    ("tensor", "from .nn import Linear", "tensor.py:1 imports tinypeft.nn: downwards"),
-    ("gpt", "def f():\n    from . import peft", "gpt.py:2 imports tinypeft.peft: downwards"),
-    ("peft/folders", "from .. import interop", "peft/folders.py:1 imports tinypeft.interop: downwards"),
-    ("peft/lora", "from .. import quant", "peft/lora.py:1 imports tinypeft.quant: peft and quant do not know each other"),
-    ("quant/nf4", "from ..peft.model import attach", "do not know each other"),
-    ("nn", "import tinypeft", "not a part of the house"),
-    ("nn", "import torch.nn", "not a package of the project"),
+    ("engine/tensor", "from ..models.gpt import GPT", "engine/tensor.py:1 imports tinypeft.models.gpt.GPT: upwards"),
+    ("models/gpt", "def f():\n    from .. import peft", "models/gpt.py:2 imports tinypeft.peft: upwards"),
+    ("peft/folders", "if TYPE_CHECKING:\n    from .. import interop", "folders.py:2 imports tinypeft.interop: upwards"),
+    ("peft/lora", "from .. import quant", "peft/lora.py:1 imports tinypeft.quant: upwards, quant comes after peft"),
+    ("quant/nf4", "from ..peft.model import attach", "a scheme knows no method"),
+    ("engine/nn", "import tinypeft", "not a part of the house"),
+    ("engine/nn", "import torch.nn", "not a package of the project"),
     ("text/corpus", "importlib.import_module('transformers')", "not a package of the project"),
     ("files", "import pickle", "can run code"),
     ("files", "np.load(f, allow_pickle=True)", "files.py:1 allows pickle"),
     ("interop/gpt2", "import urllib.request", "network"),
-    ("nn", "import random", "global"),
-    ("nn", "np.random.seed(0)", "nn.py:1 uses np.random.seed: its state is global"),
-    ("nn", "x = np.random.randn(3)", "np.random.randn"),
+    ("engine/nn", "import random", "global"),
+    ("engine/nn", "np.random.seed(0)", "engine/nn.py:1 uses np.random.seed: its state is global"),
+    ("engine/nn", "x = np.random.randn(3)", "np.random.randn"),
 ])
 def test_faults_are_found(name, source, says):
     (fault,) = faults(name, source)
@@ -96,10 +114,10 @@ def test_faults_are_found(name, source, says):
 
 
 @pytest.mark.parametrize("name, source", [
-    ("gpt", "from . import functional as F\nfrom .tensor import Tensor"), ("peft/loftq", "from ..quant import NF4"),
-    ("peft/folders", "def f():\n    from .. import interop"),
-    ("peft/lora", "from .model import Method\nfrom ..nn import Linear"), ("__init__", "from .peft import *"),
-    ("nn", "np.random.default_rng(0)\nimport math, scipy.special"), ("files", "np.load(f, allow_pickle=False)")])
+    ("models/gpt", "from ..engine import functional as F\nfrom .decoder import Decoder"),
+    ("quant/loftq", "from ..peft import LoRA"),
+    ("peft/lora", "from .model import Method\nfrom ..engine.nn import Linear"), ("__init__", "from .peft import *"),
+    ("engine/nn", "np.random.default_rng(0)\nimport math, scipy.special"), ("files", "np.load(f, allow_pickle=False)")])
 def test_what_is_right_is_no_fault(name, source):
     assert faults(name, source) == []
 
@@ -108,7 +126,7 @@ def test_the_package_holds_public_names_and_nothing_else():
     tree = ast.parse(FILES["__init__"].read_text("utf-8"))
     assert ast.get_docstring(tree)
     *start, listed = tree.body[1:]
-    assert [ast.unparse(node) for node in start] == ["from typing import TYPE_CHECKING", "from .lazy import lazily",
+    assert [ast.unparse(node) for node in start] == ["from typing import TYPE_CHECKING", "from .common.lazy import lazily",
                                                      "lazily(__name__)"]
     assert isinstance(listed, ast.If) and ast.unparse(listed.test) == "TYPE_CHECKING"
     assert {type(node) for node in listed.body} == {ast.ImportFrom}

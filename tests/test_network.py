@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles.hf_tokenizers import smollm2
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file

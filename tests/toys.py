@@ -4,7 +4,7 @@ import copy
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 
 def small(dropout=0.0, rng=0):

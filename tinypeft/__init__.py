@@ -6,14 +6,14 @@ subject. Each is imported when it is first used (`lazy.py`).
 """
 from typing import TYPE_CHECKING
 
-from .lazy import lazily
+from .common.lazy import lazily
 
 lazily(__name__)
 if TYPE_CHECKING:
     # the model and its text
-    from .gemma import Gemma, GemmaConfig
-    from .gpt import GPT, GPTConfig
-    from .llama import Llama, LlamaConfig
+    from .models.gemma import Gemma, GemmaConfig
+    from .models.gpt import GPT, GPTConfig
+    from .models.llama import Llama, LlamaConfig
     from .pretrained import load_tokenizer
     from .text import tasks
     from .text.chat import chat_end, chat_prompt
@@ -36,17 +36,18 @@ if TYPE_CHECKING:
                         self_distillation, weight_error)
 
     # training, evaluation, generation
-    from .train import DivergedError, evaluate, train
-    from .history import History
-    from .curves import LiveCurve
-    from .finder import RateSearch, find_rate
-    from .paged import PagedAdamW
-    from .generate import KVCache, generate
+    from .training.loop import DivergedError, evaluate, train
+    from .training.history import History
+    from .training.curves import LiveCurve
+    from .training.finder import RateSearch, find_rate
+    from .engine.paged import PagedAdamW
+    from .models.generation import KVCache, generate
     from .course import check, predict
 
     # the engine
-    from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where
-    from .nn import Module, Parameter
-    from .gradcheck import gradcheck
-    from .graph import graph
-    from . import functional, optim, plain
+    from .engine.tensor import (GraphError, Tensor, concatenate, maximum, no_grad, split, stack,
+                                where)
+    from .engine.nn import Module, Parameter
+    from .engine.gradcheck import gradcheck
+    from .engine.graph import graph
+    from .engine import functional, optim, plain

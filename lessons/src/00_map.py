@@ -36,7 +36,7 @@ import numpy as np
 from IPython.display import Markdown
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.course import beside, show
 from tinypeft.study import plot
 from tinypeft.study.about import lesson_map

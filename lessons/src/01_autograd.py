@@ -31,12 +31,12 @@ import time
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
-from tinypeft import optim, plain, tensor
+from tinypeft.engine import functional as F
+from tinypeft.engine import optim, plain, tensor
 from tinypeft.course import show, sliders, use
 from tinypeft.study import plot
 from tinypeft.study.compared import traced_peak
-from tinypeft.tensor import topological_order
+from tinypeft.engine.tensor import topological_order
 
 # %% [markdown]
 # ## 1. A gradient travels backwards

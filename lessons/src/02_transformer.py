@@ -33,8 +33,9 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 
 import tinypeft as tp
-from tinypeft import functional as F
-from tinypeft import gpt, plain
+from tinypeft.engine import functional as F
+from tinypeft.models import gpt
+from tinypeft.engine import plain
 from tinypeft.course import show, use
 from tinypeft.course.slider import slider
 from tinypeft.study import plot

@@ -29,14 +29,14 @@ import tracemalloc
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import optim
+from tinypeft.engine import optim
 from tinypeft.course import beside, show
-from tinypeft.recompute import recomputing
+from tinypeft.engine.recompute import recomputing
 from tinypeft.study import plot
 from tinypeft.study.compared import traced_peak
 from tinypeft.text import corpus
 from tinypeft.text.tasks import LanguageModelling
-from tinypeft.train import backward
+from tinypeft.training.loop import backward
 
 base = tp.load_pretrained()
 tok = base.tokenizer

@@ -20,9 +20,9 @@ import math
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.course import beside, show, use
-from tinypeft.nn import Linear, Module, replace_modules
+from tinypeft.engine.nn import Linear, Module, replace_modules
 from tinypeft.peft.adapter import Adapter, BottleneckAdapter
 from tinypeft.peft.parallel import Parallel
 from tinypeft.study import plot

@@ -17,7 +17,7 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.course import beside, show, use
 from tinypeft.peft import mixed_batch, ptuning
 from tinypeft.peft.ptuning import LSTMEncoder

@@ -19,8 +19,8 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
-from tinypeft import gpt
+from tinypeft.engine import functional as F
+from tinypeft.models import gpt
 from tinypeft.course import beside, show, sliders, use
 from tinypeft.peft.prefix import Prefix, ReparameterizedPrefix
 from tinypeft.study import plot
@@ -182,7 +182,7 @@ print(f"largest difference from the package's: {abs(mine - theirs).max():.0e}")
 # tokens that were never there.
 
 # %%
-show(tp.decoder.attend, around="concatenate([K, k]")
+show(tp.models.attend, around="concatenate([K, k]")
 
 # %% [markdown]
 # ## 2. What a prefix does to a head

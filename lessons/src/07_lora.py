@@ -17,10 +17,10 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.course import beside, show, sliders, use
-from tinypeft.nn import Parameter
-from tinypeft.optim import AdamW
+from tinypeft.engine.nn import Parameter
+from tinypeft.engine.optim import AdamW
 from tinypeft.peft.lora import LoRA, LoRALinear, LowRankLinear
 from tinypeft.study import plot
 

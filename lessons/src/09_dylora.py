@@ -20,7 +20,7 @@ import copy
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.course import show, use
 from tinypeft.peft.dylora import DyLoRALinear
 from tinypeft.study import plot

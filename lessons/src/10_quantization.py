@@ -233,7 +233,7 @@ def rounded_by_me(bits, group):
     """The base with my_absmax on every block of `group` weights (None: on every whole matrix)."""
     m = copy.deepcopy(model)
     for path, layer in m.named_modules():
-        if path.startswith("blocks.") and isinstance(layer, tp.nn.Linear):
+        if path.startswith("blocks.") and isinstance(layer, tp.engine.Linear):
             V = layer.weight.data
             blocks = V.reshape(-1, group or V.size)
             rounded = np.float32([my_absmax(block, bits) for block in blocks])

@@ -66,9 +66,9 @@ def inputs_of(m, path, text=tokens):
         def forward(self, x):
             seen.append(x.data)
             return layer(x)
-    tp.nn.replace_modules(m, {path: Spy()})
+    tp.engine.nn.replace_modules(m, {path: Spy()})
     with tp.no_grad(): m(text)
-    tp.nn.replace_modules(m, {path: layer})
+    tp.engine.nn.replace_modules(m, {path: layer})
     return seen[0].reshape(-1, seen[0].shape[-1])
 
 
@@ -295,7 +295,7 @@ result
 # </details>
 #
 # **Your product, inside the model.** For the next cell your functions compute all linear layers in
-# the blocks, on 512 tokens of text. Within the block of `with use(…)`, `tp.nn.Linear` has your
+# the blocks, on 512 tokens of text. Within the block of `with use(…)`, `tp.engine.Linear` has your
 # forward pass.
 
 # %%
@@ -305,7 +305,7 @@ def perplexity_with(product, m):
         Y = np.asarray(product(x.data.reshape(-1, self.d_in), self.weight.data))
         Y = Y.reshape(*x.shape[:-1], self.d_out) + (0 if self.bias is None else self.bias.data)
         return tp.Tensor(Y.astype(np.float32))
-    with use(tp.nn.Linear, forward=forward): return perplexity(m, batch_size=4, max_batches=1)
+    with use(tp.engine.Linear, forward=forward): return perplexity(m, batch_size=4, max_batches=1)
 
 
 for name, product in {**products, "LLM.int8(), yours": lambda X, W: my_llm_int8(X, W, 6.0)[0],
@@ -397,7 +397,7 @@ with tp.no_grad():
     _, block, xs = next(block_by_block(copy.deepcopy(model), batches))    # block 1 and its inputs
     student = copy.deepcopy(block)                               # its layers will round to 4 bits
     rounding = {name: scheme.student(student.get(name), 4) for name in names}
-    tp.nn.replace_modules(student, rounding)
+    tp.engine.nn.replace_modules(student, rounding)
     losses = zeroquant.distill(block, student, xs, steps=40, lr=3e-4)
 
 print(f"MSE of the block's output: {losses[0]:.4f} at first, "

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
-from tinypeft import llama
+from tinypeft.engine import functional as F
+from tinypeft.models import llama
 from tinypeft.course import show, use
 from tinypeft.interop import gguf_reader, read_safetensors
 from tinypeft.interop.llama import from_gguf, neighbours
@@ -520,7 +520,7 @@ losses = {"as in the file": right[:2].mean()}
 for name, scheme in schemes.items():
     tp.quantize(model, scheme, calibration=tokens[:1])
     losses[name] = surprise(model).mean()
-    tp.nn.replace_modules(model, linears)                            # the layers as they were
+    tp.engine.nn.replace_modules(model, linears)                            # the layers as they were
 print(*(f"{loss:.3f} {name}" for name, loss in losses.items()), sep="\n")
 
 # %% fold

@@ -21,8 +21,8 @@ import numpy as np
 from tests.benchmarks.measure import in_turn, medians, parser
 from tests.benchmarks.sides import SIZES
 from tinypeft import GPT
-from tinypeft.nn import Linear
-from tinypeft.threads import parallel_map
+from tinypeft.common.threads import parallel_map
+from tinypeft.engine.nn import Linear
 
 __all__ = ["Product", "limit", "products"]
 

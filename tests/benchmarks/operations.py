@@ -17,8 +17,9 @@ import numpy as np
 from tests.benchmarks.limit import limit
 from tests.benchmarks.measure import in_turn, medians, parser, seconds, write
 from tests.benchmarks.sides import SIZES, batch_of, ours
-from tinypeft import GPT, functional, optim
-from tinypeft.tensor import Tensor
+from tinypeft import GPT
+from tinypeft.engine import functional, optim
+from tinypeft.engine.tensor import Tensor
 
 DIRECTIONS = "forward", "backward"
 

@@ -25,7 +25,7 @@ from tests.oracles import torch_awq
 from tests.oracles.torch_gpt import torch_copy
 from tests.oracles.torch_gptq import gptq, gptq_model
 from tinypeft import Tensor, no_grad
-from tinypeft.nn import Linear
+from tinypeft.engine.nn import Linear
 from tinypeft.quant import AWQ, GGUF, GPTQ, NF4, W8A8, FloatFormat, LLMInt8, Uniform, ZeroQuant
 from tinypeft.study.compare import sharing
 from tinypeft.study.quantized import draw

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import tinypeft as tp
 from tests.benchmarks.measure import in_turn, medians, parser, traced_peak, write
 from tests.benchmarks.sides import SIZES, batch_of, ours
-from tinypeft.threads import blas_threads
+from tinypeft.common.threads import blas_threads
 
 BASE, _ = SIZES["base"]
 SHAPES = (48, 2, 2), (64, 6, 2), (128, 5, 4), (192, 8, 6), (320, 8, 5), (512, 11, 8), (768, 19, 12)    # d, layers, heads

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.train import backward
+from tinypeft.training.loop import backward
 
 __all__ = ["HORIZON", "SIZES", "Random", "batch_of", "ours", "theirs"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import tinypeft as tp
 from tests.benchmarks.measure import ROOT, in_turn, medians, parser, ratio, write
 from tests.benchmarks.sides import SIZES, batch_of, ours
-from tinypeft import functional, plain
+from tinypeft.engine import functional, plain
 
 
 def plainly(name, form=None):
@@ -48,9 +48,9 @@ def runs_of(config, rows):
 
 CHILD = """
 import sys
-import tinypeft as tp, tinypeft.train
+import tinypeft as tp, tinypeft.training.loop
 from tests.benchmarks.sides import batch_of, ours
-if not {keeps}: sys.modules["tinypeft.train"].keep_freed_memory = lambda: False
+if not {keeps}: sys.modules["tinypeft.training.loop"].keep_freed_memory = lambda: False
 config, rows = tp.{config}, {rows}
 step = ours(tp.GPT(config), batch_of(config, rows))
 for _ in sys.stdin: step(), print(flush=True)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.course import percent
 from tinypeft.course.assign import answers, assign
 from tinypeft.course.build import open_questions, table

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft import functional as F
 from tinypeft.course import grade, percent
 from tinypeft.course.calls import Local
 from tinypeft.course.check import check_file
@@ -14,6 +13,7 @@ from tinypeft.course.diagnose import difference, in_arrays, likely_cause, place_
 from tinypeft.course.exercise import Exercise
 from tinypeft.course.exercises import TOPICS, find, of_topic
 from tinypeft.course.judge import judge
+from tinypeft.engine import functional as F
 
 ALL = [e for topic in TOPICS for e in of_topic(topic).values()]
 ids = lambda e: e.name
@@ -332,7 +332,7 @@ def test_hints_open_one_after_another():
 
 
 def test_an_unsolved_stub_gets_no_hint_that_was_not_asked_for(tmp_path, capsys):
-    from tinypeft.cli import main
+    from tinypeft.commands.cli import main
 
     def lora_merge(W, A, B, alpha): raise NotImplementedError("lora.merge")
     told, (question, *_) = tp.check("lora.merge", lora_merge), find("lora.merge").hints
@@ -359,7 +359,7 @@ def test_judge_leaves_the_function_to_check():
 
 
 def test_a_terminal_shows_each_hint(tmp_path, capsys):
-    from tinypeft.cli import main
+    from tinypeft.commands.cli import main
     path = tmp_path / "mine.py"
     path.write_text("def lora_merge(W, A, B, alpha): return W\n")
     said = []

@@ -9,7 +9,7 @@ import pytest
 
 import tinypeft as tp
 from tests.stress import hostile, notebooks
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.course import grade as g
 from tinypeft.course import percent, whose
 from tinypeft.course.calls import Local

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from tinypeft import functional as F
 from tinypeft.course import percent
 from tinypeft.course.exercises import find
+from tinypeft.engine import functional as F
 from tinypeft.study.pictures import PICTURES
 
 nbformat = pytest.importorskip("nbformat")

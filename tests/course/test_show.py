@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 import tinypeft as tp
-from tinypeft import functional as F
 from tinypeft.course import show
 from tinypeft.course.show import source
+from tinypeft.engine import functional as F
 from tinypeft.peft.lora import LoRALinear
 
 
@@ -23,7 +23,7 @@ def test_of_a_method_or_scheme_the_paper_comes_first(cls):
 
 def test_of_anything_else_the_source_alone():
     assert source(LoRALinear) == f"# tinypeft/peft/lora.py\n{inspect.getsource(LoRALinear).rstrip()}"
-    assert source(F.linear).startswith("# tinypeft/functional.py\ndef linear(")
+    assert source(F.linear).startswith("# tinypeft/engine/functional.py\ndef linear(")
     assert source(tp.LoRA.scale).split("\n")[1].startswith("def scale")
 
 

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft import functional as F
 from tinypeft.course import use
-from tinypeft.nn import Linear
+from tinypeft.engine import functional as F
+from tinypeft.engine.nn import Linear
 from tinypeft.peft.lora import LoRALinear, LowRankLinear
 
 

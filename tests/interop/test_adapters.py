@@ -15,7 +15,7 @@ from tests.conftest import make_gpt
 from tests.oracles import relative_error as error
 from tests.protocol import move
 from tests.toys import Noise
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.files import load_arrays
 from tinypeft.interop import read_safetensors, write_safetensors
 from tinypeft.interop.peft_config import Config, matches

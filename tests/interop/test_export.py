@@ -14,9 +14,9 @@ from tests.conftest import make_gpt
 from tests.families import make
 from tests.oracles import relative_error as error
 from tests.toys import Noise, same
+from tinypeft.engine.optim import SGD
 from tinypeft.files import load_arrays
 from tinypeft.interop import read_safetensors
-from tinypeft.optim import SGD
 from tinypeft.text.docstrings import Document
 from tinypeft.text.tasks import Classification, LanguageModelling, Summarization
 

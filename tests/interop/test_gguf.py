@@ -7,7 +7,7 @@ import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
-from tests.test_llama import llama
+from tests.models.test_llama import llama
 from tinypeft.interop import write_gguf
 from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf
@@ -82,7 +82,7 @@ def test_the_tokenizer_is_in_the_file(tmp_path):
     (lambda m: tp.quantize(m, tp.LLMInt8()), "blocks.0.attention.query, .* quantized by the same GGUF"),
     (lambda m: tp.quantize(m, tp.GGUF(), targets=("query",)), "blocks.0.attention.query, .* quantized by the same GGUF"),
     (lambda m: tp.attach(m, tp.LoRA()), "it has LoRA"),
-    (lambda m: setattr(m, "head", tp.nn.Linear(64, 3)), "a classification head")])
+    (lambda m: setattr(m, "head", tp.engine.Linear(64, 3)), "a classification head")])
 def test_models_that_gguf_cannot_hold_are_refused(spoil, says, tmp_path):
     model = with_tokenizer()
     spoil(model)

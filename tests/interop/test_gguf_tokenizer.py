@@ -7,8 +7,8 @@ import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
+from tests.models.test_llama import llama
 from tests.oracles.hf_tokenizers import BYTE_LEVEL, MIXED, documents, ids, made, nasty_strings, smollm2, transformers_smollm2
-from tests.test_llama import llama
 from tinypeft.interop import read_tokenizer, write_gguf
 from tinypeft.interop.gguf_reader import GGUFError, read_gguf
 from tinypeft.interop.gguf_tokenizer import KEY, tokenizer_of_gguf

@@ -10,7 +10,7 @@ import pytest
 
 import tinypeft as tp
 from tests.conftest import TINY, make_gpt
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.interop import HuggingFaceError, SafeTensorsError, read_safetensors, write_safetensors
 from tinypeft.interop.huggingface import from_huggingface
 from tinypeft.text import BPETokenizer, base_corpus
@@ -146,7 +146,7 @@ def test_a_loaded_model_is_trained_merged_and_written(transformers, folder, tmp_
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda m: tp.quantize(m, tp.NF4()), "blocks.0.attention.key"),
-    (lambda m: setattr(m, "head", tp.nn.Linear(16, 3)), "head.bias"),
+    (lambda m: setattr(m, "head", tp.engine.Linear(16, 3)), "head.bias"),
     (lambda m: tp.quantize(m, tp.FakeQuant(bits=4)), "blocks.0")])
 def test_only_a_plain_gpt_is_written(spoil, says, tmp_path):
     model = make_gpt(np.float32)

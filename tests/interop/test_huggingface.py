@@ -11,12 +11,12 @@ import pytest
 
 import tinypeft as tp
 from tests.interop.test_gpt2 import edit, logits, some_tokens, with_tensors
-from tinypeft.cli import main
-from tinypeft.gemma import Gemma, GemmaConfig
+from tinypeft.commands.cli import main
 from tinypeft.interop import HuggingFaceError, read_safetensors, write_safetensors
 from tinypeft.interop.families import FAMILIES
 from tinypeft.interop.huggingface import from_huggingface
-from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.models.gemma import Gemma, GemmaConfig
+from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.text import BPETokenizer
 from tinypeft.text.sentencepiece import SentencePieceTokenizer
 
@@ -456,8 +456,8 @@ def test_shards_that_lead_in_a_circle_or_nowhere(folder, tmp_path):
 @pytest.mark.parametrize("spoil, says", [
     (lambda m: tp.attach(m, tp.LoRA(rank=2)), "expected a plain Llama, got LoRA"),
     (lambda m: tp.quantize(m, tp.Uniform(4)), "expected a plain Llama, got one with .*blocks.0.attention.key"),
-    (lambda m: setattr(m, "head", tp.nn.Linear(24, 3)), "expected a plain Llama, got one with .*head.bias"),
-    (lambda m: setattr(m.blocks[1], "mlp", tp.nn.Module()), "expected a plain Llama, got one with .*blocks.1.mlp")])
+    (lambda m: setattr(m, "head", tp.engine.Linear(24, 3)), "expected a plain Llama, got one with .*head.bias"),
+    (lambda m: setattr(m.blocks[1], "mlp", tp.engine.Module()), "expected a plain Llama, got one with .*blocks.1.mlp")])
 def test_only_a_plain_model_is_written(spoil, says, tmp_path):
     model = Llama(LlamaConfig(41, 60, 24, 2, 6, 2, 20, 4))
     spoil(model)

@@ -61,6 +61,6 @@ def test_a_place_that_holds_no_model(tmp_path):
 
 
 def test_the_shipped_base_needs_no_reader():
-    from tests.test_lazy import python
+    from tests.common.test_lazy import python
     code = "import tinypeft as tp; tp.load_model()\nprint(*sorted(n for n in sys.modules if n.startswith('tinypeft.interop')))"
     assert python(code) == ["tinypeft.interop", "tinypeft.interop.loading"]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.models.test_llama import llama
 from tests.oracles.hf_tokenizers import BYTES, MIXED, PREFIXES, documents, end_of, ids, made, nasty_strings
-from tests.test_llama import llama
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.interop import HuggingFaceError, read_tokenizer, write_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from tinypeft.gemma import GemmaConfig
+from tinypeft.models.gemma import GemmaConfig
 
 __all__ = ["their_name", "torch_llama"]
 

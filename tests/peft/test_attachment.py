@@ -14,7 +14,7 @@ import tinypeft as tp
 from tests.peft.test_model import EVERY, LORA
 from tests.protocol import frozen_bytes, learned
 from tests.toys import Noise, linear_paths
-from tinypeft.nn import replace_modules
+from tinypeft.engine.nn import replace_modules
 from tinypeft.peft import detach
 from tinypeft.peft.attachment import Attachment
 
@@ -109,7 +109,7 @@ CHANGES = {"smoothquant": (quantized(tp.SmoothQuant()), "attention.query was of 
            "training": (trained, "token_embedding.weight has other numbers"),
            "loading": (loaded, "token_embedding.weight has other numbers"),
            "order": (permuted, "mlp.up.weight has other numbers"),
-           "head": (lambda model: setattr(model, "head", tp.nn.Linear(16, 3)), "head is new")}
+           "head": (lambda model: setattr(model, "head", tp.engine.Linear(16, 3)), "head is new")}
 
 
 @pytest.mark.parametrize("change", CHANGES)

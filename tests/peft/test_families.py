@@ -18,8 +18,8 @@ from tests.protocol import (
     outputs,
 )
 from tests.toys import Noise
-from tinypeft import functional as F
-from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.engine import functional as F
+from tinypeft.models.llama import Llama, LlamaConfig
 
 METHODS = {"full": tp.FullFineTuning(), "adapter": tp.BottleneckAdapter(4),
            "parallel_adapter": tp.ParallelAdapter(4, beside="both", activation="gelu"),

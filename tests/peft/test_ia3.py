@@ -7,7 +7,7 @@ from tests.conftest import make_gpt
 from tests.oracles import assert_close, assert_gradients_close
 from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, learned
 from tests.toys import Noise, linear_paths
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.peft.ia3 import ScaledInput, ScaledOutput
 
 PAPER = tp.IA3()
@@ -90,7 +90,7 @@ def test_one_vector_moves_keys_values_and_inner_activations_as_the_paper_says(gp
     for name in ("key", "value"):
         plain, scaled = getattr(block.attention, name), getattr(wrapped.attention, name)
         assert np.array_equal(scaled(x).data, scaled.l.data * plain(x).data)
-    assert type(wrapped.attention.query) is tp.nn.Linear and type(wrapped.mlp.up) is tp.nn.Linear
+    assert type(wrapped.attention.query) is tp.engine.Linear and type(wrapped.mlp.up) is tp.engine.Linear
     W2, b2, l_ff = block.mlp.down.weight.data, block.mlp.down.bias.data, wrapped.mlp.down.l.data
     assert_close(wrapped.mlp(x), (l_ff * F.gelu(block.mlp.up(x)).data) @ W2.T + b2, 1e-12)
 
@@ -130,7 +130,7 @@ def test_merged_is_wrapped_numerical(method, gpt, tokens):
     tuned = learned(gpt(), method)
     merged = tuned.merge()
     assert type(merged) is tp.GPT
-    assert all(type(merged.get(path)) is tp.nn.Linear for path in linear_paths(gpt()))
+    assert all(type(merged.get(path)) is tp.engine.Linear for path in linear_paths(gpt()))
     assert_close(merged(tokens), tuned(tokens), 1e-12)
     assert not np.allclose(merged(tokens).data, tuned.detach()(tokens).data)
 
@@ -148,7 +148,7 @@ def test_merging_scales_rows_and_the_bias_or_columns(gpt):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_layer_without_bias_merges(dtype, rng):
-    linear = tp.nn.Linear(5, 3, bias=False, rng=0).to(dtype)
+    linear = tp.engine.Linear(5, 3, bias=False, rng=0).to(dtype)
     x = tp.Tensor(rng.standard_normal((4, 5)).astype(dtype))
     for kind in (ScaledInput, ScaledOutput):
         layer = kind(linear).to(dtype)

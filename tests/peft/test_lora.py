@@ -10,7 +10,7 @@ from tests.conftest import make_gpt
 from tests.oracles import assert_close
 from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_saves
 from tests.toys import Noise, linear_paths
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 ALL = ("query", "key", "value", "output", "up", "down")
 QUERY = "blocks.0.attention.query"

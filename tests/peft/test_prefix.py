@@ -6,7 +6,7 @@ import pytest
 
 import tinypeft as tp
 from tests.protocol import assert_gradients, assert_leaves_base_alone, assert_same_race, assert_saves, move, shift
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.peft.prefix import activations
 from tinypeft.text.tasks import LanguageModelling
 

@@ -7,8 +7,8 @@ import pytest
 import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.toys import Noise, small
-from tinypeft.optim import AdamW
-from tinypeft.rates import groups
+from tinypeft.engine.optim import AdamW
+from tinypeft.training.rates import groups
 
 
 def test_the_random_tables_of_prefix_tuning_start_at_62_and_peft_s_at_28_hundredths():

@@ -7,7 +7,7 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close
 from tests.toys import linear_paths
-from tinypeft.nn import Linear
+from tinypeft.engine.nn import Linear
 from tinypeft.pretrained import FOLDER
 from tinypeft.quant.awq import InputScaledLinear
 from tinypeft.quant.folding import fold_scale, plant_outliers

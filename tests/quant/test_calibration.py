@@ -7,7 +7,7 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close
 from tests.toys import linear_paths
-from tinypeft.nn import Module, replace_modules
+from tinypeft.engine.nn import Module, replace_modules
 from tinypeft.quant.calibration import Statistics, as_batches, block_by_block, calibrating, capture
 from tinypeft.quant.measure import output_error
 

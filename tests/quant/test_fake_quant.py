@@ -9,10 +9,10 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import assert_same_race
 from tests.toys import Distil, linear_paths
-from tinypeft.nn import Linear
+from tinypeft.engine.nn import Linear
+from tinypeft.engine.tensor import Tensor
 from tinypeft.quant.fake_quant import FakeQuantLinear, RoundedLinear
 from tinypeft.quant.rounding import EPS, LearnedStep, fake_quantize
-from tinypeft.tensor import Tensor
 
 VARIANTS = [
     tp.FakeQuant(3), tp.FakeQuant(4, symmetric=False), tp.FakeQuant(2, granularity="group", group_size=8),

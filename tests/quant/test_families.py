@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
+from tests.models.test_gemma import gemma
+from tests.models.test_llama import llama
 from tests.oracles import assert_close
-from tests.test_gemma import gemma
-from tests.test_llama import llama
 from tests.toys import Distil, Noise, linear_paths, same
 from tinypeft.files import load_arrays
-from tinypeft.gemma import Gemma
+from tinypeft.models.gemma import Gemma
 from tinypeft.quant.folding import fold_scale
 from tinypeft.quant.measure import folded_scales, unfolded
 from tinypeft.quant.readers import channels, readers
@@ -66,7 +66,7 @@ def test_planted_outliers_change_nothing_but_activations(kind, dtype, factor, to
 
 def test_scales_of_norms_that_store_their_gain_less_one(rng):
     """As Gemma's: w + 1 is divided, and a fold is seen in w + 1."""
-    norm, linear = tp.nn.RMSNorm(12, offset=1.0).to(np.float64), tp.nn.Linear(12, 5, bias=False, rng=0).to(np.float64)
+    norm, linear = tp.engine.RMSNorm(12, offset=1.0).to(np.float64), tp.engine.Linear(12, 5, bias=False, rng=0).to(np.float64)
     norm.weight.assign(rng.standard_normal(12))
     w, x, s = norm.weight.data, tp.Tensor(rng.standard_normal((3, 12))), np.exp(rng.standard_normal(12))
     before = linear(norm(x)).data

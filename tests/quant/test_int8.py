@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft import functional as F
-from tinypeft.nn import Linear
+from tinypeft.engine import functional as F
+from tinypeft.engine.nn import Linear
 from tinypeft.quant import int8
 from tinypeft.quant.int8 import Int8Linear, int8_inputs, int8_matmul, scale_of, scaled_matmul
 

@@ -4,11 +4,11 @@ import pytest
 
 import tinypeft as tp
 from tests.oracles import assert_close
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
+from tinypeft.engine.tensor import no_grad
 from tinypeft.quant import kv_cache
 from tinypeft.quant.kv_cache import ChannelHistory, TokenHistory, single
 from tinypeft.quant.packing import pack
-from tinypeft.tensor import no_grad
 
 LONG = dict(d_model=32, vocab_size=64, context_length=128)
 

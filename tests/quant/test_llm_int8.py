@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft import functional as F
-from tinypeft.nn import Linear
+from tinypeft.engine import functional as F
+from tinypeft.engine.nn import Linear
 from tinypeft.quant.linear import QuantizedLinear
 from tinypeft.quant.llm_int8 import bitsandbytes_rows
 

@@ -8,7 +8,7 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import assert_same_race
 from tests.toys import Distil, linear_paths
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 from tinypeft.quant.fake_quant import RoundedLinear
 
 

@@ -9,8 +9,8 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import frozen_bytes
 from tests.toys import Distil, Noise
+from tinypeft.engine.tensor import GraphError
 from tinypeft.quant.loftq import loftq_factors, loftq_rounds
-from tinypeft.tensor import GraphError
 
 SCHEMES = [tp.NF4(block_size=16), tp.NF4(double_quant=True), tp.Uniform(2), tp.Uniform(3, symmetric=False),
            tp.FloatFormat("E2M1"), tp.GGUF("Q4_0")]

@@ -12,16 +12,16 @@ import pytest
 import tinypeft as tp
 from tests.oracles import assert_close
 from tests.toys import linear_paths
-from tinypeft import functional as F
-from tinypeft.generate import keeping, kept
-from tinypeft.nn import Linear, Packed, Parameter, replace_modules
-from tinypeft.optim import AdamW
+from tinypeft.engine import functional as F
+from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
+from tinypeft.engine.optim import AdamW
+from tinypeft.models.generation import keeping, kept
 from tinypeft.quant import QTensor
 from tinypeft.quant.linear import QuantizedLinear, quantized_linear
 from tinypeft.quant.measure import bits_per_weight, layer_errors, requantize_error, weight_error
 from tinypeft.quant.saving import load_quantized, save_quantized
 
-generate_module = importlib.import_module("tinypeft.generate")         # tinypeft.generate is the function
+generate_module = importlib.import_module("tinypeft.models.generation")         # tinypeft.generate is the function
 BASES = {"nf4": tp.NF4(), "nf4, double": tp.NF4(double_quant=True), "uniform": tp.Uniform(4),
          "gptq": tp.GPTQ(group_size=16, act_order=True), "awq": tp.AWQ(group_size=16),
          "float": tp.FloatFormat("E2M1"), "w8a8": tp.W8A8(), "llm_int8": tp.LLMInt8(),

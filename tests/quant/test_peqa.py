@@ -9,9 +9,9 @@ import tinypeft as tp
 from tests.oracles import assert_close
 from tests.protocol import assert_same_race, frozen_bytes
 from tests.toys import Distil, Noise, linear_paths
+from tinypeft.engine.tensor import Tensor
 from tinypeft.quant.peqa import PEQALinear, scaled, scaled_linear
 from tinypeft.quant.qtensor import blocks_of
-from tinypeft.tensor import Tensor
 
 
 def with_order(q, rng):

@@ -7,12 +7,12 @@ from threading import Barrier, current_thread
 import numpy as np
 import pytest
 
-from tests.test_threads import forks, in_child
+from tests.common.test_threads import forks, in_child
+from tinypeft.common.threads import parallel_map
 from tinypeft.quant import NF4, FloatFormat, QTensor, Scheme, Uniform, decoding
 from tinypeft.quant.codebooks import codebook
 from tinypeft.quant.packing import pack, packed_size
 from tinypeft.quant.scheme import checked
-from tinypeft.threads import parallel_map
 
 BOOK = {4: "nf4", 8: "dynamic", 16: "FP16"}
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.test_gemma import gemma
-from tests.test_llama import llama
+from tests.models.test_gemma import gemma
+from tests.models.test_llama import llama
 from tinypeft.quant.readers import channels, readers
 
 MODELS = {"grouped": llama, "Qwen3": lambda: llama("Qwen3"), "one key head": lambda: llama("one key head"), "Gemma": gemma}

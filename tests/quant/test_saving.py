@@ -10,8 +10,8 @@ import pytest
 import tinypeft as tp
 from tests.stress.attacks import ATTRIBUTES, TENSORS, edited, layout_edited, of_all, put, save_first
 from tests.stress.files import SCHEMES, first_quantized_format, model
+from tinypeft.engine.nn import Linear
 from tinypeft.files import load_arrays
-from tinypeft.nn import Linear
 from tinypeft.quant import load_quantized, save_quantized
 from tinypeft.quant.linear import QuantizedLinear
 from tinypeft.quant.saving import LAYERS, restored

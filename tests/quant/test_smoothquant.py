@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.nn import Linear
+from tinypeft.engine.nn import Linear
 from tinypeft.quant.calibration import capture
 from tinypeft.quant.folding import fold_scale, followers
 from tinypeft.quant.smoothquant import smoothing_factors

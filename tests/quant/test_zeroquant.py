@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tinypeft.nn import Linear
+from tinypeft.engine.nn import Linear
+from tinypeft.engine.tensor import no_grad
 from tinypeft.quant import zeroquant
 from tinypeft.quant.calibration import block_by_block
 from tinypeft.quant.int8 import Int8Linear
 from tinypeft.quant.zeroquant import distill
-from tinypeft.tensor import no_grad
 
 SIZES = dict(d_model=32, vocab_size=64, context_length=32)
 
@@ -108,7 +108,7 @@ def test_student_gradient_as_torch(torch, gpt, tokens):
     loss.backward()
 
     student = copy.deepcopy(block)
-    tp.nn.replace_modules(student, {path: scheme.student(student.get(path), b) for path, b in bits.items()})
+    tp.engine.nn.replace_modules(student, {path: scheme.student(student.get(path), b) for path, b in bits.items()})
     mine = student(tp.Tensor(x)) - target
     mine = (mine * mine).mean()
     mine.backward()
@@ -142,7 +142,7 @@ def test_the_loss_falls_and_the_teacher_stays(gpt, tokens):
     with no_grad():
         _, block, inputs = next(block_by_block(model, [tokens]))
         student = copy.deepcopy(block)
-        tp.nn.replace_modules(student, {"mlp.up": tp.ZeroQuant().student(student.mlp.up, 3)})
+        tp.engine.nn.replace_modules(student, {"mlp.up": tp.ZeroQuant().student(student.mlp.up, 3)})
         teacher, key = {n: a.tobytes() for n, a in block.state_dict().items()}, student.attention.key.weight.data.copy()
         losses = distill(block, student, inputs, steps=50, lr=1e-3)
     assert losses[-1] < 0.7 * losses[0]

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import tinypeft as tp
 from tests.stress import record
-from tinypeft.arguments import parsed
-from tinypeft.cli import main as tinypeft
+from tinypeft.commands.arguments import parsed
+from tinypeft.commands.cli import main as tinypeft
 
 ROOT = Path(__file__).parents[2]
 POSITIVE, WHOLE = "must be a positive integer", "must be a non-negative integer"

@@ -22,7 +22,7 @@ import numpy as np
 import tinypeft as tp
 from tests.stress import record
 from tests.stress.drawing import NAMES, Task, drawn, drawn_model
-from tinypeft.nn import Linear, Packed, Parameter, replace_modules
+from tinypeft.engine.nn import Linear, Packed, Parameter, replace_modules
 
 __all__ = ["METHODS", "SCHEMES", "Broken", "Configuration", "main", "run"]
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from tests.conftest import make_gpt
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 __all__ = ["NAMES", "Task", "drawn", "drawn_model"]
 

@@ -7,9 +7,9 @@ the speed, the memory, the edge of a threshold); they count as survivors.
 __all__ = ["EQUIVALENT", "EXPLAINED"]
 
 EQUIVALENT = {
-    ("tinypeft/functional.py", "attention", "R * n * seen", "R * n"):
+    ("tinypeft/engine/functional.py", "attention", "R * n * seen", "R * n"):
         "how many heads are computed at once: the size of temporaries, not a number in them",
-    ("tinypeft/generate.py", "LayerCache._grown", "2 * self.length", "self.length"):
+    ("tinypeft/models/generation.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
     ("tinypeft/interop/adapters.py", "load", "model: Decoder, file: Path, strict: bool=True",
      "model: Decoder, file: Path, strict: bool=False"):
@@ -31,7 +31,7 @@ EQUIVALENT = {
         "only the squares of the difference are read",
 }
 EXPLAINED = {
-    ("tinypeft/checkpoints.py", "_short", "text[:59] + '…'", "'…'"):
+    ("tinypeft/training/checkpoints.py", "_short", "text[:59] + '…'", "'…'"):
         "how much of a wrong value a message shows",
     ("tinypeft/interop/gguf_reader.py", "_read", "13 * n_fields", "n_fields"):
         "how early a file is refused that is too short for its counts: it is refused while they are read, too",
@@ -42,6 +42,6 @@ EXPLAINED = {
         "the length at which a very long message of an error is cut",
     ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
         "how long the header of an array in an older file may be: the edge is a guess, and generous",
-    ("tinypeft/train.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
+    ("tinypeft/training/loop.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
         "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
 }

@@ -40,10 +40,10 @@ from tests.stress.attacks import attacks, gguf_content, save_first, save_gguf, s
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
-from tinypeft.gemma import Gemma, GemmaConfig
 from tinypeft.interop import write_gguf
 from tinypeft.interop.llama import from_gguf
-from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.models.gemma import Gemma, GemmaConfig
+from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError

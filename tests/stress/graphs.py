@@ -34,8 +34,8 @@ import torch
 
 import tinypeft as tp
 from tests.stress import record
-from tinypeft import functional as F
-from tinypeft.tensor import Tensor
+from tinypeft.engine import functional as F
+from tinypeft.engine.tensor import Tensor
 
 SLACK, ROUNDINGS = 300, 6                                # spreads allowed; runs that measure the spread
 LARGEST = 300                                           # elements of a value that is used again

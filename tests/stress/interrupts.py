@@ -24,7 +24,7 @@ import numpy as np
 import tinypeft as tp
 from tests.stress import record
 from tests.toys import Noise, same
-from tinypeft.threads import blas_threads
+from tinypeft.common.threads import blas_threads
 
 NARROW = tp.BottleneckAdapter, tp.ParallelAdapter          # their default is wider than the model here
 METHODS = {name: cls(bottleneck=4) if cls in NARROW else cls() for name, cls in tp.METHODS.items()} | {

@@ -12,7 +12,7 @@ import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tinypeft.tensor import Tensor
+from tinypeft.engine.tensor import Tensor
 
 __all__ = ["main", "seconds"]
 

@@ -44,13 +44,11 @@ from tinypeft.files import cache_directory
 __all__ = ["AREAS", "main", "sampled"]
 
 AREAS = {
-    "engine": ["tensor.py", "functional.py", "plain.py", "gradcheck.py", "nn.py", "gpt.py", "llama.py", "gemma.py",
-               "decoder.py", "optim.py", "generate.py", "threads.py", "heap.py", "paged.py", "lazy.py"],
-    "methods": ["peft/*.py", "targets.py", "hyper.py"],
+    "engine": ["engine/*.py", "models/*.py", "common/*.py"],
+    "methods": ["peft/*.py"],
     "schemes": ["quant/*.py"],
-    "training": ["train.py", "recompute.py", "checkpoints.py", "diagnosis.py", "history.py", "rates.py", "finder.py",
-                 "curves.py"],
-    "interop": ["interop/*.py", "interop/families/*.py", "files.py", "files/*.py"],
+    "training": ["training/*.py"],
+    "interop": ["interop/*.py", "interop/families/*.py", "files/*.py"],
     "text": ["text/*.py", "text/tasks/*.py"],
     "exercises": ["course/exercises/*.py", "course/judge.py", "course/diagnose.py", "course/causes.py", "course/calls.py",
                   "course/check.py"]}
@@ -140,7 +138,7 @@ class Reach:
         """Tests in files that name what the module exports, and those of all fields: for what is computed at its import."""
         public = re.search(r"__all__ = \[(.*?)\]", (ROOT / module).read_text("utf-8"), re.S)
         names = re.findall(r'"(\w+)"', public.group(1)) if public else []
-        files = {"tests/test_hyper.py"} | {file for file in {t.split("::")[0] for t in self.names} if any(
+        files = {"tests/common/test_hyper.py"} | {file for file in {t.split("::")[0] for t in self.names} if any(
             re.search(rf"\b{name}\b", (ROOT / file).read_text("utf-8")) for name in names)}
         return {n for n, t in enumerate(self.names) if t.split("::")[0] in files}
 

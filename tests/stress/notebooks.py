@@ -62,7 +62,7 @@ def write_files(folder: Path) -> list[str]:
 
 RUN = """
 import resource, sys
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 status = main(sys.argv[1:])
 sys.stderr.write(f"\\n{status} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\\n")
 """

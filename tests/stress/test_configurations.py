@@ -7,7 +7,7 @@ import pytest
 import tinypeft as tp
 from tests.stress.configurations import METHODS, SCHEMES, run
 from tests.stress.drawing import drawn
-from tinypeft.nn import Dropout
+from tinypeft.engine.nn import Dropout
 from tinypeft.peft.adalora import AdaLoRALinear
 from tinypeft.peft.dylora import DyLoRALinear
 from tinypeft.peft.ia3 import ScaledOutput

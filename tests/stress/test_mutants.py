@@ -8,7 +8,7 @@ from tests.stress import RESULTS
 from tests.stress.equivalent import EQUIVALENT, EXPLAINED
 from tests.stress.faults import faults, planted
 from tests.stress.reached import ROOT
-from tinypeft.threads import parallel_map
+from tinypeft.common.threads import parallel_map
 
 pytest.importorskip("resource")                          # limits of time and memory, which Windows does not have
 from tests.stress.mutants import AREAS, COLUMNS, drawn, first_failure, modules, sampled, summary  # noqa: E402
@@ -86,10 +86,10 @@ def test_a_fault_is_one_change_and_none_is_in_words():
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_planted_fault_is_noticed_by_the_test_of_its_module():
     """In a forked process. Without a fault the test passes; nothing is changed in this one."""
-    source = (ROOT / "tinypeft/threads.py").read_text("utf-8")
-    test = ["tests/test_threads.py::test_results_come_in_order[1]"]
-    assert first_failure("tinypeft/threads.py", ast.parse(source), test, 5) is None
+    source = (ROOT / "tinypeft/common/threads.py").read_text("utf-8")
+    test = ["tests/common/test_threads.py::test_results_come_in_order[1]"]
+    assert first_failure("tinypeft/common/threads.py", ast.parse(source), test, 5) is None
     wrong = ast.parse(source.replace("[fn(item) for item in items]", "[item for item in items]"))
-    assert first_failure("tinypeft/threads.py", wrong, test, 5) == test[0]
-    assert first_failure("tinypeft/threads.py", ast.parse("raise ImportError"), test, 5)
+    assert first_failure("tinypeft/common/threads.py", wrong, test, 5) == test[0]
+    assert first_failure("tinypeft/common/threads.py", ast.parse("raise ImportError"), test, 5)
     assert parallel_map(abs, [-1, -2], 1) == [1, 2]

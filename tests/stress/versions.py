@@ -45,7 +45,7 @@ import socket, sys
 class Refused(socket.socket):
     def __init__(self, *args, **kwargs): raise OSError("a socket was asked for")
 socket.socket = Refused
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 sys.exit(main(["--quick", "--out", sys.argv[1]]))
 """
 

@@ -68,13 +68,13 @@ TRAIN = [name for name, e in EXPERIMENTS.items()
 def test_a_changed_loop_makes_everything_stale_that_trains():
     assert {"rates", "methods", "rank", "placement", "adalora", "dylora", "adapters", "prompts", "qlora", "loftq", "qat",
             "subspace", "virtual_tokens", "schemes"} <= set(TRAIN)
-    changed = edited("tinypeft.train", "train", "steps = steps + 1")
+    changed = edited("tinypeft.training.loop", "train", "steps = steps + 1")
     for name in ("rank", "methods", "qlora", "qat"): assert stale(name, changed) == set(EXPERIMENTS[name].conditions)
     for name in ("gptq", "formats", "gradient_check"): assert stale(name, changed) == set()
 
 
 def test_a_changed_operation_makes_everything_stale():
-    changed = edited("tinypeft.functional", "layer_norm", "x = x")
+    changed = edited("tinypeft.engine.functional", "layer_norm", "x = x")
     for name in ("rank", "methods", "gptq", "gradient_check", "memory"):
         assert stale(name, changed) == set(EXPERIMENTS[name].conditions), name
 
@@ -101,7 +101,7 @@ def layout(node):
 @pytest.mark.parametrize("change", [docstrings, annotations, messages, layout])
 def test_words_and_layout_make_nothing_stale(change):
     changed = {}
-    for module in ("tinypeft.peft.lora", "tinypeft.nn", "tinypeft.train", "tinypeft.functional"):
+    for module in ("tinypeft.peft.lora", "tinypeft.engine.nn", "tinypeft.training.loop", "tinypeft.engine.functional"):
         tree = ast.parse(source(module))
         for node in ast.walk(tree): change(node)
         changed[module] = ast.unparse(tree)

@@ -10,7 +10,7 @@ from scipy import stats
 
 import tinypeft as tp
 from tests.study.test_dependencies import edited
-from tinypeft.cli import main
+from tinypeft.commands.cli import main
 from tinypeft.study import acceptance, experiment, freshness
 from tinypeft.study.acceptance import status
 from tinypeft.study.dependencies import Sources

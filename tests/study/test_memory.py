@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import tinypeft as tp
-from tinypeft.cli import main
-from tinypeft.llama import Llama, LlamaConfig
+from tinypeft.commands.cli import main
+from tinypeft.models.llama import Llama, LlamaConfig
 from tinypeft.study import memory
 from tinypeft.study.memory import FLOAT32, SHAPES, Shape, estimate, shape_of, traced
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinypeft.diagnosis import DivergedError
 from tinypeft.study import tuning
 from tinypeft.study.experiment import Results
 from tinypeft.study.experiments import EXPERIMENTS, arms, qat, rates
 from tinypeft.study.experiments.best import BEST
 from tinypeft.study.stored import load
+from tinypeft.training.diagnosis import DivergedError
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 MEASURED = [e for e in (rates.RATES, rates.CLASSIFY_RATES, rates.QUANT_RATES) if (RESULTS / f"{e.name}.json").exists()]

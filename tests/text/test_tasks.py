@@ -9,14 +9,14 @@ import pytest
 
 import tinypeft as tp
 from tests.conftest import make_gpt
-from tinypeft import functional as F
 from tinypeft import tasks
+from tinypeft.engine import functional as F
 from tinypeft.text import BPETokenizer, Document, base_corpus, domain_corpus
 from tinypeft.text.tasks import classification
 from tinypeft.text.tasks import task as common
 from tinypeft.text.tasks.sentences import first_sentences
 from tinypeft.text.tasks.summarization import words_of
-from tinypeft.train import backward
+from tinypeft.training.loop import backward
 
 SPLITS = "train", "validation", "test"
 NAMES = "domain", "classify", "summarize", "planted"
@@ -477,10 +477,10 @@ def test_every_planted_direction_is_worth_the_same(model):
                          context=32, held_out=3000)
     layers = {path: task.teacher.get(path) for path in task.unchanged}
     for path, layer in layers.items():
-        tp.nn.replace_modules(task.teacher, {**task.unchanged, path: layer})          # only this one is changed
+        tp.engine.nn.replace_modules(task.teacher, {**task.unchanged, path: layer})          # only this one is changed
         cost = tp.evaluate(model, task)["loss"]
         assert cost == pytest.approx(0.02 * task.ranks[path], rel=0.35), path
-    tp.nn.replace_modules(task.teacher, layers)
+    tp.engine.nn.replace_modules(task.teacher, layers)
 
 
 def test_planted_draws_from_its_generator_only(model):

@@ -5,10 +5,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import known, number
+from .arguments import known, number
 
 if TYPE_CHECKING:
-    from ..decoder import Decoder
+    from ..models.decoder import Decoder
     from ..text.tasks import Task
 
 __all__ = ["BUILT_IN", "OWN", "built_in", "data_options", "kind_of", "own_task", "task_of"]

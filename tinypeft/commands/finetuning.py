@@ -15,7 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..signals import HeldSignals
+from ..common.signals import HeldSignals
 from .data import kind_of
 from .kept import kept, noted
 from .using import compared
@@ -29,7 +29,7 @@ __all__ = ["check_folders", "finetuned", "refused", "show_finetuned"]
 
 def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options: dict) -> dict:
     """Train, save and test; the record of it. options: of `train`."""
-    from ..train import DivergedError, evaluate, train
+    from ..training.loop import DivergedError, evaluate, train
     folder, before, baselines, most = None, None, {}, 2 if args.quick else None
     unsaved = f"nothing was saved in {args.out}" if args.out else "nothing was saved"
     with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),

@@ -142,14 +142,14 @@ def of_scheme(name: str, fresh: bool) -> Lacks:
 
 
 def of_class(name: str, cls: type, folder: str) -> Lacks:
-    """The docstring, and the lists of public names."""
+    """The docstring, and where the public names are imported."""
     package, where = {"peft": peft, "quant": quant}[folder], f"tinypeft/{folder}/__init__.py"
     file = f"{cls.__module__.split('.')[-1]}.py"
     yield from of_docstring(name, f"{cls.__module__.replace('.', '/')}.py", cls.__doc__)
-    if cls.__name__ not in package.__all__:
-        yield Lack(2, where, f"__all__ has no {cls.__name__!r}; add it")
-    if f" {file} " not in package.__doc__:
-        yield Lack(2, where, f"the docstring has no line about {file}; add one")
+    if cls.__name__ not in vars(package):
+        yield Lack(2, where, f"it does not import {cls.__name__}; add it there")
+    if f" {file}" not in package.__doc__:
+        yield Lack(2, where, f"the docstring does not name {file}; add it there")
     if cls.__name__ not in PUBLIC.__all__:
         yield Lack(2, "tinypeft/__init__.py", f"it does not import {cls.__name__}; add it there")
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import build, fields, known, model_of, number, output, show_json
+from .arguments import build, fields, known, model_of, number, output, show_json
 from .data import data_options, kind_of, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned
 
 if TYPE_CHECKING:
-    from ..decoder import Decoder
+    from ..models.decoder import Decoder
     from ..peft import Method, PeftModel
     from ..text.tasks import Task
 
@@ -137,8 +137,8 @@ def own_options(args: Namespace) -> dict[str, Any]:
 
 # -- commands --------------------------------------------------------------------------------------
 def run_finetune(args: Namespace) -> int | None:
-    from ..finder import find_rate
     from ..peft.formats import FORMATS
+    from ..training.finder import find_rate
     options = own_options(args)
     kind_of(args)                                        # errors in these two come before the
     methods_of(args)                                     # reading
@@ -159,8 +159,8 @@ def run_finetune(args: Namespace) -> int | None:
 
 def show_rates(found: Any, args: Namespace) -> None:
     """Print a `RateSearch`, and draw it."""
-    from ..curves import draw_rates, svg
     from ..files import write_atomically
+    from ..training.curves import draw_rates, svg
     picture = args.out and args.out / "rates.svg"
     if picture: write_atomically(picture, svg(draw_rates, found))
     if args.json:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import model_of, number, show_json
+from .arguments import model_of, number, show_json
 from .data import OWN, built_in, data_options, kind_of, own_task
 
 if TYPE_CHECKING:
-    from ..decoder import Decoder
+    from ..models.decoder import Decoder
     from ..text.tasks import Task
 
 __all__ = ["add_commands", "compared"]
@@ -73,7 +73,7 @@ def run_evaluate(args: Namespace) -> None:
     from ..peft import load_adapter
     from ..text import tasks
     from ..text.tasks.saved import FILE
-    from ..train import evaluate
+    from ..training.loop import evaluate
     model, own, saved = model_of(args), kind_of(args), None
     if own == "labelled" and not args.adapter:
         raise ValueError("--csv needs --adapter: the model alone has no classes")
@@ -147,7 +147,7 @@ def lines() -> list[str]:
 
 
 def run_generate(args: Namespace) -> None:
-    from ..generate import generate
+    from ..models.generation import generate
     from ..peft import load_adapter
     from ..text import tasks
     from ..text.chat import chat_end, chat_prompt

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import Array
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..engine.tensor import Tensor
 
 __all__ = ["Local", "Outcome", "as_python", "copied", "leaves", "one_line", "text_of"]
 

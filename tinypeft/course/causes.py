@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ..hints import Array
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..engine.tensor import Tensor
 
 __all__ = ["bound", "close", "of_dtype", "of_numbers", "of_shape"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import Array
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..engine.tensor import Tensor
 from .calls import Local, Outcome
 from .causes import bound, close, of_dtype, of_numbers, of_shape
 from .exercise import Exercise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..tensor import Tensor
+from ..engine.tensor import Tensor
 from .calls import Local, copied, leaves
 from .diagnose import cause_of_error, describe, difference, in_arrays, likely_cause, place_of
 from .exercise import Exercise

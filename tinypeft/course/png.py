@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 
 __all__ = ["palette_png"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from types import EllipsisType
 
-from ..markup import facts
-from ..tensor import Tensor
+from ..common.markup import facts
+from ..engine.tensor import Tensor
 
 __all__ = ["Prediction", "predict"]
 

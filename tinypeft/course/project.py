@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.markup import escape
 from ..files import write_atomically
-from ..markup import escape
 from ..peft import Method
 from ..study.experiment import half_width
 from ..text.tasks import Task

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hyper import Hyperparameters
-from ..markup import drawing
+from ..common.hyper import Hyperparameters
+from ..common.markup import drawing
 from .png import palette_png
 
 __all__ = ["show"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from ..quant import Uniform
 from .slider import Slider, power, slider
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 
 if TYPE_CHECKING:
     from ..study.experiment import Results

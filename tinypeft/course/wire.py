@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..tensor import Tensor
+from ..engine.tensor import Tensor
 from .calls import Outcome
 
 __all__ = ["Opaque", "Remote", "Worker", "decode", "encode", "read_line"]

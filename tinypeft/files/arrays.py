@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from .content import naming, parse_json
 from .disk import open_regular
 from .npz import read_npz

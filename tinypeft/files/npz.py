@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from .disk import open_regular
 
 __all__ = ["read_npz"]

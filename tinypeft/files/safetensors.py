@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from .content import naming, parse_json
 from .disk import open_regular, replacing
 

@@ -17,7 +17,7 @@ A name is imported when it is first used (`lazy.py`): the shipped base needs non
 """
 from typing import TYPE_CHECKING
 
-from ..lazy import lazily
+from ..common.lazy import lazily
 
 lazily(__name__)
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
+from ..common.hints import Array
 from ..files import write_atomically
 from ..files.safetensors import write_safetensors
-from ..hints import Array
+from ..models.decoder import Decoder
 from ..peft import AdaLoRA, DyLoRA, LoRA, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from ..peft.folders import attach_with
 from ..peft.method import MethodError

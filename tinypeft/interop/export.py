@@ -21,16 +21,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..decoder import Decoder
+from ..engine.nn import Dropout, Linear, replace_modules, shapes_only
+from ..engine.optim import AdamW, Optimizer
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
-from ..nn import Dropout, Linear, replace_modules, shapes_only
-from ..optim import AdamW, Optimizer
+from ..models.decoder import Decoder
 from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
-from ..train import train
+from ..training.loop import train
 from . import adapters
 from .huggingface import to_huggingface
 from .lowrank import adapted_layers

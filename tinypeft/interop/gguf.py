@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.nn import Embedding, LayerNorm, Linear, RMSNorm
 from ..files import replacing
-from ..gpt import GPT
-from ..llama import Llama
-from ..nn import Embedding, LayerNorm, Linear, RMSNorm
+from ..models.gpt import GPT
+from ..models.llama import Llama
 from ..quant import QuantizedLinear
 from ..quant.gguf_blocks import block_bytes, block_type
 from ..text.tokenizer import BPETokenizer

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.hints import Array
 from ..files import naming, open_regular
-from ..hints import Array
 from .gguf_types import TYPES, BlockType, decode
 
 __all__ = ["GGUFError", "GGUFFile", "read_gguf"]

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from ..quant.packing import pack
 from ..quant.qtensor import QTensor
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Block, Decoder
+from ..common.hints import Array
+from ..engine.nn import Dropout, LayerNorm, Linear, Parameter, RMSNorm
 from ..files import naming, write_atomically
 from ..files.safetensors import write_safetensors
-from ..hints import Array
-from ..nn import Dropout, LayerNorm, Linear, Parameter, RMSNorm
+from ..models.decoder import Block, Decoder
 from .bpe import read_tokenizer, write_tokenizer
 from .families import FAMILIES, Family, family_of
 from .families.family import Layout

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..common.hints import Array
 from ..files import naming
-from ..hints import Array
-from ..llama import Llama, LlamaConfig
+from ..models.llama import Llama, LlamaConfig
 from ..quant import QuantizedLinear
 from .gguf_reader import GGUFError, read_gguf
 from .gguf_tokenizer import tokenizer_of_gguf

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
 from ..files import only_file
+from ..models.decoder import Decoder
 from ..pretrained import WEIGHTS, load_base
 
 # A reader is imported when it is needed, because the shipped base needs none.

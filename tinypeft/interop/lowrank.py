@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
+from ..common.hints import Array
+from ..models.decoder import Decoder
+from ..models.targets import names_for
 from ..peft import AdaLoRA, LoRA, MethodError
 from ..peft.dylora import scale_of
 from ..peft.model import PeftModel
-from ..targets import names_for
 from .peft_config import Config, Tensors
 from .peft_names import names_of
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.hints import Array
 from ..files.safetensors import read_safetensors
-from ..hints import Array
 from ..peft import MethodError
 from .folder import Report, read_object
 from .peft_names import Names

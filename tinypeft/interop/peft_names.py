@@ -8,7 +8,7 @@
 """
 from dataclasses import dataclass
 
-from ..decoder import Decoder
+from ..models.decoder import Decoder
 from ..peft import MethodError
 from .families import FAMILIES, Family
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from ..text.tasks import Classification, LanguageModelling, Summarization, Task
 
 __all__ = ["check_batches", "check_loss", "padding", "rows_of"]

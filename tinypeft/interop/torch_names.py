@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import Array
-from ..nn import Parameter
-from ..optim import Optimizer
+from ..common.hints import Array
+from ..engine.nn import Parameter
+from ..engine.optim import Optimizer
 from ..peft import AdaLoRA, MethodError
 from ..peft.model import PeftModel
 from ..peft.prefix import ReparameterizedPrefix

@@ -51,13 +51,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
-from ..hints import Array, Rng, Targets
-from ..hyper import Limit, declared, layer_names, one_of, real, whole
-from ..nn import Module, Parameter
-from ..targets import match_targets
-from ..tensor import Tensor
+from ..common.hints import Array, Rng, Targets
+from ..common.hyper import Limit, declared, layer_names, one_of, real, whole
+from ..engine import functional as F
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.targets import match_targets
 from .lora import LowRankLinear
 from .method import Layers, Method, MethodError
 

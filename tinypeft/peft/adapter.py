@@ -30,12 +30,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
-from ..hints import Array, Rng
-from ..hyper import flag, one_of, real, whole
-from ..nn import Module, Parameter
-from ..tensor import Tensor
+from ..common.hints import Array, Rng
+from ..common.hyper import flag, one_of, real, whole
+from ..engine import functional as F
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
 from .method import Method, MethodError
 
 __all__ = ["ACTIVATIONS", "Adapter", "Bottleneck", "BottleneckAdapter", "truncated_normal"]

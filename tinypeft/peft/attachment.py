@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..nn import Module, replace_modules
+from ..common.hints import Array
+from ..engine.nn import Module, replace_modules
+from ..models.decoder import Decoder
 from .method import Method, MethodError
 from .part import Methods, Part, innermost
 

@@ -37,11 +37,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..decoder import Decoder
+from ..common.hints import Array, Rng, Seed
+from ..common.hyper import Checked, flag, one_of, real, whole
 from ..files import fingerprint
-from ..hints import Array, Rng, Seed
-from ..hyper import Checked, flag, one_of, real, whole
-from ..targets import names_for
+from ..models.decoder import Decoder
+from ..models.targets import names_for
 from .attachment import bare
 from .dylora import scale_of
 from .folders import attach_with, fingerprints, load_adapter

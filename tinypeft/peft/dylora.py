@@ -31,13 +31,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
-from ..hints import Array, Rng, Targets
-from ..hyper import flag, layer_names, one_of, real, whole
-from ..nn import Module, kaiming_uniform
-from ..targets import match_targets
-from ..tensor import Tensor, where
+from ..common.hints import Array, Rng, Targets
+from ..common.hyper import flag, layer_names, one_of, real, whole
+from ..engine import functional as F
+from ..engine.nn import Module, kaiming_uniform
+from ..engine.tensor import Tensor, where
+from ..models.decoder import Decoder
+from ..models.targets import match_targets
 from .lora import LoRALinear, LowRankLinear
 from .method import Layers, Method, MethodError
 

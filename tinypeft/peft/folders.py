@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..decoder import Decoder
+from ..common.hints import Array, Seed
 from ..files import check_fields, fingerprint, load_arrays, made, naming, save_arrays
-from ..hints import Array, Seed
+from ..models.decoder import Decoder
 from .attachment import bare
 from .formats import FORMATS
 from .method import Method, MethodError

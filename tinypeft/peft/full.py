@@ -9,11 +9,11 @@ has no biases, so BitFit is not possible there, but it has norms.
 """
 from dataclasses import dataclass
 
-from ..decoder import Decoder
-from ..hints import Targets
-from ..hyper import layer_names
-from ..nn import Packed
-from ..targets import chosen
+from ..common.hints import Targets
+from ..common.hyper import layer_names
+from ..engine.nn import Packed
+from ..models.decoder import Decoder
+from ..models.targets import chosen
 from .method import Method, MethodError
 
 __all__ = ["FullFineTuning", "LinearProbe"]

@@ -34,13 +34,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
+from ..common.hints import Rng, Seed
+from ..common.hyper import Limit, declared, real
+from ..engine import functional as F
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor, stack
 from ..files import made
-from ..hints import Rng, Seed
-from ..hyper import Limit, declared, real
-from ..nn import Module, Parameter
-from ..tensor import Tensor, stack
+from ..models.decoder import Decoder
 from .adapter import Bottleneck, BottleneckAdapter, check_narrower
 from .combine import Adapter, free_base, on_base
 from .folders import attach_with

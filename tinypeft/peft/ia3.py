@@ -36,12 +36,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Rng, Targets
-from ..hyper import layer_names
-from ..nn import Linear, Module, Parameter, shapes_only
-from ..targets import chosen, match_targets
-from ..tensor import Tensor
+from ..common.hints import Array, Rng, Targets
+from ..common.hyper import layer_names
+from ..engine.nn import Linear, Module, Parameter, shapes_only
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.targets import chosen, match_targets
 from .method import Method
 
 __all__ = ["IA3", "ScaledInput", "ScaledOutput"]

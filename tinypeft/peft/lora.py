@@ -27,13 +27,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
-from ..hints import Array, Rng, Targets
-from ..hyper import flag, layer_names, mapping, one_of, real, whole
-from ..nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
-from ..targets import chosen, match_targets
-from ..tensor import Tensor
+from ..common.hints import Array, Rng, Targets
+from ..common.hyper import flag, layer_names, mapping, one_of, real, whole
+from ..engine import functional as F
+from ..engine.nn import Dropout, Linear, Module, Parameter, kaiming_uniform, shapes_only
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.targets import chosen, match_targets
 from .method import Method, MethodError
 
 __all__ = ["LoRA", "LoRALinear", "LowRankLinear", "thin_svd"]

@@ -17,10 +17,10 @@ i f g o. The two biases act only as a sum; both are kept, as an optimizer moves 
 """
 import numpy as np
 
-from .. import functional as F
-from ..hints import Rng
-from ..nn import Module, Parameter
-from ..tensor import Tensor, concatenate
+from ..common.hints import Rng
+from ..engine import functional as F
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor, concatenate
 
 __all__ = ["BiLSTM", "lstm"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 
 __all__ = ["Metered"]
 

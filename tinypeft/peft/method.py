@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..decoder import Decoder
-from ..hints import Array, Rng
-from ..hyper import Hyperparameters
-from ..nn import Module
-from ..tensor import Tensor
+from ..common.hints import Array, Rng
+from ..common.hyper import Hyperparameters
+from ..engine.nn import Module
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
 
 __all__ = ["Layers", "Method", "MethodError", "VirtualTokens"]
 

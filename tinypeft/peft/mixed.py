@@ -10,9 +10,9 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..tensor import Tensor, no_grad
+from ..common.hints import Array
+from ..engine.tensor import Tensor, no_grad
+from ..models.decoder import Decoder
 from .method import MethodError
 from .model import PeftModel
 

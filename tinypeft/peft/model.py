@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..generate import KVCache, generate
-from ..hints import Array, Rng, Seed
-from ..nn import Linear, Module, Parameter, check_state
-from ..tensor import Tensor
+from ..common.hints import Array, Rng, Seed
+from ..engine.nn import Linear, Module, Parameter, check_state
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.generation import KVCache, generate
 from .attachment import Attachment, Loan, detach
 from .formats import FORMATS
 from .method import Method, MethodError

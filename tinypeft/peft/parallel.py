@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
-from ..hints import Rng
-from ..hyper import one_of, real, whole
-from ..nn import Module, Parameter, kaiming_uniform
-from ..tensor import Tensor
+from ..common.hints import Rng
+from ..common.hyper import one_of, real, whole
+from ..engine import functional as F
+from ..engine.nn import Module, Parameter, kaiming_uniform
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
 from .adapter import ACTIVATIONS, check_narrower
 from .method import Method
 

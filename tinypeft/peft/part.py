@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Rng
-from ..nn import Module, Parameter, replace_modules
+from ..common.hints import Array, Rng
+from ..engine.nn import Module, Parameter, replace_modules
+from ..models.decoder import Decoder
 from .method import Method, MethodError, VirtualTokens
 
 __all__ = ["JoinedTokens", "Methods", "Part", "check_fit", "free_name", "joined", "named"]

@@ -47,12 +47,12 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..generate import KVCache
-from ..hints import Array, Rng
-from ..hyper import flag, one_of, real, whole
-from ..nn import Dropout, Linear, Parameter
-from ..tensor import Tensor, no_grad
+from ..common.hints import Array, Rng
+from ..common.hyper import flag, one_of, real, whole
+from ..engine.nn import Dropout, Linear, Parameter
+from ..engine.tensor import Tensor, no_grad
+from ..models.decoder import Decoder
+from ..models.generation import KVCache
 from .method import Method, VirtualTokens
 from .virtual import check_room, check_words, starting_words, words
 

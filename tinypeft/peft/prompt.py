@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Rng
-from ..hyper import one_of, whole
-from ..nn import Parameter
+from ..common.hints import Array, Rng
+from ..common.hyper import one_of, whole
+from ..engine.nn import Parameter
+from ..models.decoder import Decoder
 from .method import Method, VirtualTokens
 from .virtual import check_room, check_words, starting_words, words
 

@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Rng
-from ..hyper import Limit, declared, one_of, whole
-from ..nn import Linear, Module, Parameter
-from ..tensor import Tensor, no_grad
+from ..common.hints import Array, Rng
+from ..common.hyper import Limit, declared, one_of, whole
+from ..engine.nn import Linear, Module, Parameter
+from ..engine.tensor import Tensor, no_grad
+from ..models.decoder import Decoder
 from .lstm import BiLSTM
 from .method import Method, MethodError, VirtualTokens
 from .virtual import check_room, token_ids

@@ -25,7 +25,7 @@ starts from real words' activations, as in `prefix.py`.
 """
 from dataclasses import dataclass
 
-from ..hyper import flag, real, whole
+from ..common.hyper import flag, real, whole
 from .prefix import PrefixTuning
 
 __all__ = ["PTuningV2"]

@@ -1,7 +1,7 @@
 """What a method costs: how many numbers it trains, and how many it stores."""
 from dataclasses import dataclass, field
 
-from ..markup import facts
+from ..common.markup import facts
 
 __all__ = ["Summary"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Rng
-from ..hyper import Limit, declared
+from ..common.hints import Array, Rng
+from ..common.hyper import Limit, declared
+from ..models.decoder import Decoder
 from .method import Method, MethodError
 
 __all__ = ["check_room", "check_words", "starting_words", "token_ids", "words"]

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from ..common.hints import Array
 from ..files import cache_directory, save_arrays, write_atomically
-from ..gpt import GPT, GPTConfig
-from ..hints import Array
+from ..models.gpt import GPT, GPTConfig
 from ..text import BPETokenizer, KneserNey, base_corpus, domain_corpus
 from ..text.tasks import LanguageModelling, domain
-from ..train import evaluate, train
+from ..training.loop import evaluate, train
 from . import FOLDER, WEIGHTS, load_tokenizer
 
 CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=5, n_heads=4)

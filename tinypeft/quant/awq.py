@@ -48,12 +48,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import flag, one_of, real, whole
-from ..nn import Linear, Module, Parameter, replace_modules
-from ..tensor import Tensor
-from ..threads import parallel_map
+from ..common.hints import Array
+from ..common.hyper import flag, one_of, real, whole
+from ..common.threads import parallel_map
+from ..engine.nn import Linear, Module, Parameter, replace_modules
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
 from .calibration import CalibratedWeights, Statistics, block_by_block, inputs_of, recording_inputs
 from .folding import NORMS, fold_scale
 from .linear import QuantizedLinear

@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import flag
-from ..nn import Module, replace_modules
-from ..tensor import Tensor, no_grad
+from ..common.hints import Array
+from ..common.hyper import flag
+from ..engine.nn import Module, replace_modules
+from ..engine.tensor import Tensor, no_grad
+from ..models.decoder import Decoder
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform, group_width
 

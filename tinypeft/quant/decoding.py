@@ -16,8 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..hints import Array
-from ..threads import parallel_map
+from ..common.hints import Array
+from ..common.threads import parallel_map
 from .codebooks import codebook
 from .packing import unpack
 

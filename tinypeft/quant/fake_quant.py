@@ -27,12 +27,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import flag, one_of, whole
-from ..nn import Linear, Module, Parameter, replace_modules
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..common.hyper import flag, one_of, whole
+from ..engine import functional as F
+from ..engine.nn import Linear, Module, Parameter, replace_modules
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
 from .calibration import Statistics, capture
 from .linear import QuantizedLinear, quantized_linear
 from .qtensor import QTensor

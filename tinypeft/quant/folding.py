@@ -22,9 +22,9 @@ s differs from channel to channel. Norms of queries and keys stand in no scale's
 """
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Seed
-from ..nn import LayerNorm, Linear, Module, RMSNorm
+from ..common.hints import Array, Seed
+from ..engine.nn import LayerNorm, Linear, Module, RMSNorm
+from ..models.decoder import Decoder
 from .readers import readers
 
 NORMS = LayerNorm, RMSNorm

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..hints import Array
-from ..hyper import Limit, declared, flag, one_of
+from ..common.hints import Array
+from ..common.hyper import Limit, declared, flag, one_of
 from .codebooks import codebook, float_layout
 from .nf4 import even, quantize_4bit
 from .packing import pack

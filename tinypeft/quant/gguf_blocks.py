@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..hints import Array
-from ..hyper import one_of
+from ..common.hints import Array
+from ..common.hyper import one_of
 from .packing import pack
 from .qtensor import QTensor
 from .scheme import Scheme, checked

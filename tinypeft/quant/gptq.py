@@ -47,10 +47,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import flag, one_of, real, whole
-from ..nn import Linear, replace_modules
+from ..common.hints import Array
+from ..common.hyper import flag, one_of, real, whole
+from ..engine.nn import Linear, replace_modules
+from ..models.decoder import Decoder
 from .calibration import CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
 from .packing import pack

@@ -26,12 +26,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..generate import kept
-from ..hints import Array
-from ..hyper import one_of
-from ..nn import Linear, Parameter, replace_modules
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..common.hyper import one_of
+from ..engine.nn import Linear, Parameter, replace_modules
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.generation import kept
 from .calibration import capture
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor

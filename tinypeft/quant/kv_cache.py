@@ -33,10 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import functional as F
-from ..generate import KVCache
-from ..hints import Array
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..engine import functional as F
+from ..engine.tensor import Tensor
+from ..models.generation import KVCache
 from .decoding import expand
 from .packing import pack, unpack
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..generate import kept
-from ..hints import Array
-from ..nn import Module, Parameter
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor
+from ..models.generation import kept
 from .qtensor import QTensor
 
 __all__ = ["QuantizedLinear", "quantized_linear", "straight_through"]

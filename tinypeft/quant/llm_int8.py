@@ -32,11 +32,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import Limit, declared, one_of
-from ..nn import Linear, Parameter, replace_modules
-from ..tensor import Tensor
+from ..common.hints import Array
+from ..common.hyper import Limit, declared, one_of
+from ..engine.nn import Linear, Parameter, replace_modules
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
 from .calibration import capture
 from .int8 import check_integers, int8_matmul, rounded, row_max, scale_of, scaled, signed_codes
 from .linear import QuantizedLinear, straight_through

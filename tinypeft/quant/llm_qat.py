@@ -31,11 +31,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..generate import generate
-from ..hints import Array, Seed
-from ..hyper import real, whole
-from ..nn import Linear, replace_modules
+from ..common.hints import Array, Seed
+from ..common.hyper import real, whole
+from ..engine.nn import Linear, replace_modules
+from ..models.decoder import Decoder
+from ..models.generation import generate
 from ..text.tasks.distillation import Distillation
 from ..text.tasks.task import Rows
 from .fake_quant import FakeQuantLinear

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Seed
-from ..nn import Linear
+from ..common.hints import Array, Seed
+from ..engine.nn import Linear
+from ..models.decoder import Decoder
 from ..peft.lora import LoRA
 from ..peft.method import MethodError
 from ..peft.model import PeftModel, attach

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..nn import Module
+from ..common.hints import Array
+from ..engine.nn import Module
+from ..models.decoder import Decoder
 from .calibration import capture
 from .linear import QuantizedLinear
 from .readers import channels, readers

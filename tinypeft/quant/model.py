@@ -1,10 +1,10 @@
 """quantize: the one verb that puts any scheme on a model."""
 from collections.abc import Iterable
 
-from ..decoder import Decoder
-from ..hints import Array, Targets
-from ..nn import Linear, replace_modules
-from ..targets import match_targets
+from ..common.hints import Array, Targets
+from ..engine.nn import Linear, replace_modules
+from ..models.decoder import Decoder
+from ..models.targets import match_targets
 from .calibration import as_batches, calibrating
 from .scheme import Scheme
 

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from ..hints import Array
-from ..hyper import Limit, declared, flag
+from ..common.hints import Array
+from ..common.hyper import Limit, declared, flag
 from .codebooks import codebook
 from .packing import pack, packed_size
 from .qtensor import QTensor, blocks_of

@@ -19,7 +19,7 @@ omits a rule of the paper: a weight pushed outside the grid by over half a step 
 """
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 from .uniform import Grid
 
 

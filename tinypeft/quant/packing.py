@@ -12,7 +12,7 @@ block of 32 into one byte (`gguf_blocks.py`). AWQ orders the eight codes of a wo
 """
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 
 
 def packed_size(n: int, bits: int) -> int:

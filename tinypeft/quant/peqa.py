@@ -27,14 +27,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array, Seed, Targets
-from ..hyper import flag, layer_names
-from ..nn import Linear, Module, Parameter, replace_modules
+from ..common.hints import Array, Seed, Targets
+from ..common.hyper import flag, layer_names
+from ..engine.nn import Linear, Module, Parameter, replace_modules
+from ..engine.tensor import Tensor
+from ..models.decoder import Decoder
+from ..models.targets import match_targets
 from ..peft.folders import KNOWN
 from ..peft.method import Method, MethodError
-from ..targets import match_targets
-from ..tensor import Tensor
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, code_bits, weights_per_scale

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..common.hints import Array
+from ..common.markup import facts
+from ..engine.nn import Packed
 from ..files import check_fields
-from ..hints import Array
-from ..markup import facts
-from ..nn import Packed
 from . import decoding
 from .codebooks import codebook
 from .packing import packed_size, unpack

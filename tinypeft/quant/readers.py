@@ -12,8 +12,8 @@ scale can move from an input into what computes it (`folding.py`).
 """
 import numpy as np
 
-from ..hints import Array
-from ..nn import Module
+from ..common.hints import Array
+from ..engine.nn import Module
 
 __all__ = ["channels", "readers"]
 

@@ -27,9 +27,9 @@ import math
 
 import numpy as np
 
-from ..hints import Array
-from ..nn import Module, Parameter
-from ..tensor import Tensor, unbroadcast
+from ..common.hints import Array
+from ..engine.nn import Module, Parameter
+from ..engine.tensor import Tensor, unbroadcast
 from .qtensor import QTensor
 from .uniform import Grid, Uniform
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from ..decoder import Decoder
+from ..common.hints import Array
+from ..engine.nn import Parameter
 from ..files import check_fields, load_arrays, made, naming, parse_json, save_arrays
-from ..gemma import Gemma
-from ..gpt import GPT
-from ..hints import Array
-from ..llama import Llama
-from ..nn import Parameter
+from ..models.decoder import Decoder
+from ..models.gemma import Gemma
+from ..models.gpt import GPT
+from ..models.llama import Llama
 from .awq import InputScaledLinear
 from .fake_quant import RoundedLinear
 from .int8 import Int8Linear

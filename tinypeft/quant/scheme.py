@@ -4,10 +4,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import Hyperparameters, whole
-from ..nn import Linear, Module, replace_modules
+from ..common.hints import Array
+from ..common.hyper import Hyperparameters, whole
+from ..engine.nn import Linear, Module, replace_modules
+from ..models.decoder import Decoder
 from .linear import QuantizedLinear
 from .qtensor import QTensor
 

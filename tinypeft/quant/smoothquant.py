@@ -29,10 +29,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import one_of, real
-from ..nn import Linear
+from ..common.hints import Array
+from ..common.hyper import one_of, real
+from ..engine.nn import Linear
+from ..models.decoder import Decoder
 from .calibration import capture
 from .folding import fold_scale, followers
 from .int8 import W8A8

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..hints import Array
-from ..hyper import flag, one_of, real, whole
+from ..common.hints import Array
+from ..common.hyper import flag, one_of, real, whole
 from .packing import pack
 from .qtensor import QTensor
 from .scheme import Scheme, checked, code_bits, weights_per_scale

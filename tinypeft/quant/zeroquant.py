@@ -29,12 +29,12 @@ import copy
 import math
 from dataclasses import dataclass
 
-from ..decoder import Decoder
-from ..hints import Array
-from ..hyper import real, whole
-from ..nn import Linear, Module, replace_modules
-from ..optim import AdamW
-from ..tensor import Tensor, enable_grad
+from ..common.hints import Array
+from ..common.hyper import real, whole
+from ..engine.nn import Linear, Module, replace_modules
+from ..engine.optim import AdamW
+from ..engine.tensor import Tensor, enable_grad
+from ..models.decoder import Decoder
 from .calibration import below, block_by_block
 from .fake_quant import FakeQuantLinear
 from .int8 import Int8Linear

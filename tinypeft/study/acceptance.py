@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.progress import Progress
 from ..files import write_atomically
-from ..progress import Progress
 from .experiment import Experiment, Results, as_text, half_width, measure_one, rounding, workers
 from .freshness import Change, Stamp, briefly, changes, summary
 

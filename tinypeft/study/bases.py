@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 from ..files import check_fields, load_arrays, made, naming
-from ..gpt import GPT, GPTConfig
+from ..models.gpt import GPT, GPTConfig
 from ..pretrained import FOLDER, load_base, load_tokenizer
 from ..text import corpus
 from ..text.tasks import LanguageModelling

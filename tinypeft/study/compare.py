@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import quant as q
-from ..decoder import Decoder
-from ..nn import Linear
+from ..common.progress import Progress
+from ..engine.nn import Linear
+from ..models.decoder import Decoder
 from ..peft import attach
-from ..progress import Progress
 from ..text import tasks
-from ..train import evaluate, train
+from ..training.loop import evaluate, train
 from . import tuning
 from .about import about, name_of
 from .compared import COMPARED_SCHEMES, SLOW, TRAINED_AS_LONG

@@ -32,8 +32,9 @@ __all__ = ["Sources", "definitions", "starts"]
 
 PACKAGE = __name__.split(".")[0]
 REGISTRIES = {(f"{PACKAGE}.peft", "METHODS"), (f"{PACKAGE}.quant", "SCHEMES")}
-SILENT = tuple(f"{PACKAGE}.{name}" for name in ("checkpoints", "curves", "files", "heap", "hints", "hyper", "markup",
-                                                "progress", "signals", "study.plot", "study.experiment"))
+SILENT = tuple(f"{PACKAGE}.{name}" for name in (
+    "common.heap", "common.hints", "common.hyper", "common.markup", "common.progress", "common.signals", "files",
+    "training.checkpoints", "training.curves", "study.plot", "study.experiment"))
 NOT_COUNTED = {"__repr__", "__str__", "_repr_html_"}
 
 

@@ -31,9 +31,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.progress import Progress
+from ..common.threads import blas_threads
 from ..files import write_atomically
-from ..progress import Progress
-from ..threads import blas_threads
 from .freshness import Stamp, briefly, changes
 
 __all__ = ["Experiment", "Results", "run"]

@@ -41,11 +41,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import functional as F
-from ..gpt import GPT, GPTConfig
-from ..hyper import one_of, real, whole
-from ..llama import Llama, LlamaConfig
-from ..optim import AdamW
+from ..common.hyper import one_of, real, whole
+from ..engine import functional as F
+from ..engine.optim import AdamW
+from ..models.gpt import GPT, GPTConfig
+from ..models.llama import Llama, LlamaConfig
 from ..peft import METHODS, LoRA, Method, attach
 from ..quant import NF4, quantize
 

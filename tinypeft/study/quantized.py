@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import functional as F
-from ..decoder import Decoder
+from ..engine import functional as F
+from ..engine.tensor import Tensor, no_grad
+from ..models.decoder import Decoder
 from ..pretrained import load_base
 from ..quant import Scheme, quantize
-from ..tensor import Tensor, no_grad
 from ..text import corpus
 from ..text.tasks import LanguageModelling
 from .tuning import pretrained

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engine.tensor import no_grad
 from ..peft import Method, PeftModel, attach
 from ..pretrained import load_base
-from ..tensor import no_grad
 from ..text import tasks
-from ..train import HEAD_LR, History, evaluate, train
+from ..training.loop import HEAD_LR, History, evaluate, train
 from .bases import small_base
 
 if TYPE_CHECKING:
-    from ..gpt import GPT
+    from ..models.gpt import GPT
     from ..text.tasks import Task
 
 __all__ = ["Arm", "OnBoth", "WINDOWS", "classify", "domain", "fine_tune", "pretrained", "test_loss", "tested"]

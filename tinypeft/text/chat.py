@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..hints import Array
+from ..common.hints import Array
 from .sentencepiece import SentencePieceTokenizer
 from .tokenizer import BPETokenizer, Special, Tokenizer
 

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..hints import Array
+from ..common.hints import Array
 
 _MARGIN = 1e-3                                                # keeps 0 < D_i < i, so that p > 0
 

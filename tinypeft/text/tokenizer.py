@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.hints import Array
 from ..files import check_fields, parse_json, read_text, write_atomically
-from ..hints import Array
 from .words import SPLITS, words
 
 __all__ = ["BYTES", "END_OF_TEXT", "BPETokenizer", "Special", "Tokenizer", "join"]

@@ -2,7 +2,7 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 
 def adapter(skip=True, down=F.gelu, up=lambda z: z, biases=(True, True)):

@@ -2,7 +2,7 @@
 import numpy as np
 
 from tinypeft import Tensor
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 
 def sliced(scale, b_of=lambda b, R: b):

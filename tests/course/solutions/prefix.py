@@ -2,7 +2,7 @@
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 
 def attention_mask(offset, scale=lambda d: d ** 0.5, order="prefix first", mask=True):

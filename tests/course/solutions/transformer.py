@@ -4,7 +4,7 @@ import math
 import numpy as np
 
 import tinypeft as tp
-from tinypeft import functional as F
+from tinypeft.engine import functional as F
 
 
 def attention(scale=lambda d, S: math.sqrt(d), diagonal=lambda T, S: S - T + 1, axis=-1, late=False, low=-np.inf, more=0):

@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 
+from ...engine.tensor import Tensor
 from ...peft.adalora import AdaLoRA
-from ...tensor import Tensor
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

@@ -1,8 +1,8 @@
 """Lesson 04: the bottleneck adapter, its size, and a parallel adapter as part of the MLP."""
 import numpy as np
 
-from ... import functional as F
-from ...tensor import Tensor
+from ...engine import functional as F
+from ...engine.tensor import Tensor
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

@@ -3,8 +3,8 @@ import itertools
 
 import numpy as np
 
-from ... import functional as F
-from ...tensor import Tensor, unbroadcast
+from ...engine import functional as F
+from ...engine.tensor import Tensor, unbroadcast
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

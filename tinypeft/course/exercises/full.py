@@ -1,8 +1,8 @@
 """Lesson 03: AdamW, one step and many, and the memory that training needs."""
 import numpy as np
 
-from ...nn import Parameter
-from ...optim import AdamW
+from ...engine.nn import Parameter
+from ...engine.optim import AdamW
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

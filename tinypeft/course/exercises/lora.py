@@ -1,8 +1,8 @@
 """Lesson 07: a low-rank change of a weight: forward, backward, its subspace, and merging."""
 import numpy as np
 
-from ... import functional as F
-from ...tensor import Tensor
+from ...engine import functional as F
+from ...engine.tensor import Tensor
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

@@ -2,11 +2,11 @@
 import numpy as np
 from scipy.stats import norm
 
-from ... import functional as F
+from ...engine import functional as F
+from ...engine.tensor import Tensor
 from ...quant.codebooks import codebook
 from ...quant.loftq import loftq_rounds
 from ...quant.uniform import Uniform
-from ...tensor import Tensor
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

@@ -1,7 +1,7 @@
 """Lesson 11: the cost of outliers, LLM.int8()'s decomposition, and SmoothQuant's smoothing."""
 import numpy as np
 
-from ...nn import LayerNorm, Linear
+from ...engine.nn import LayerNorm, Linear
 from ...quant.folding import fold_scale
 from ...quant.int8 import int8_inputs, scaled_matmul
 from ...quant.llm_int8 import inputs

@@ -1,9 +1,9 @@
 """Lesson 06: trained keys and values before those of every layer."""
 import numpy as np
 
-from ... import functional as F
+from ...engine import functional as F
+from ...engine.tensor import Tensor, concatenate
 from ...peft.prefix import Prefix
-from ...tensor import Tensor, concatenate
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

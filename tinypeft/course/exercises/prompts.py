@@ -1,8 +1,8 @@
 """Lesson 05: a prompt in the input, its cost, its nearest tokens, and where pseudo-tokens go."""
 import numpy as np
 
+from ...engine.tensor import Tensor, concatenate
 from ...peft.ptuning import places
-from ...tensor import Tensor, concatenate
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

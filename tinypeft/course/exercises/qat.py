@@ -3,12 +3,12 @@ import math
 
 import numpy as np
 
-from ... import functional as F
+from ...engine import functional as F
+from ...engine.tensor import Tensor
 from ...quant.packing import pack
 from ...quant.peqa import scaled_linear
 from ...quant.qtensor import QTensor
 from ...quant.rounding import fake_quantize
-from ...tensor import Tensor
 from ...text.tasks.distillation import divergence
 from ..exercise import Exercise
 

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 
-from ... import functional as F
-from ... import plain
+from ...engine import functional as F
+from ...engine import plain
+from ...engine.tensor import Tensor
 from ...study.memory import Shape
-from ...tensor import Tensor
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]

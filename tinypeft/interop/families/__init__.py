@@ -5,7 +5,7 @@
     llama.py          Llama, SmolLM2, TinyLlama, Mistral and Qwen3 ↔ `Llama`
     gemma.py          Gemma 3 for text ↔ `Gemma`
 """
-from ...decoder import Decoder
+from ...models.decoder import Decoder
 from .family import Family
 from .gemma import GemmaFamily
 from .gpt2 import GPT2

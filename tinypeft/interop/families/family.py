@@ -3,7 +3,7 @@ import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ...decoder import Decoder
+from ...models.decoder import Decoder
 
 __all__ = ["Family", "Layout"]
 

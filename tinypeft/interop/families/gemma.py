@@ -7,8 +7,8 @@ layers that see all and `rope_local_base_freq` for the others.
 """
 from typing import Any
 
-from ...gemma import Gemma, GemmaBlock, GemmaConfig
-from ...llama import MLP, Attention
+from ...models.gemma import Gemma, GemmaBlock, GemmaConfig
+from ...models.llama import MLP, Attention
 from .llama import SUPPORTED, LlamaFamily, check_division, object_in, rope_theta, with_heads
 
 __all__ = ["GemmaFamily"]

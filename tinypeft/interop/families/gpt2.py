@@ -8,7 +8,7 @@ causal mask.
 import re
 from typing import Any
 
-from ...gpt import GPT, MLP, Attention, GPTConfig
+from ...models.gpt import GPT, MLP, Attention, GPTConfig
 from ..folder import check_fields
 from .family import Family
 

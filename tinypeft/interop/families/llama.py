@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from ...llama import MLP, Attention, Llama, LlamaConfig
+from ...models.llama import MLP, Attention, Llama, LlamaConfig
 from ..folder import check_fields
 from .family import Family
 

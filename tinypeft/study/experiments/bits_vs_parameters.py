@@ -7,7 +7,7 @@ import copy
 import functools
 from dataclasses import dataclass
 
-from ...gpt import GPT
+from ...models.gpt import GPT
 from ...quant import GPTQ, QuantizedLinear, bits_per_weight, quantize
 from ..bases import SIZES, small_base
 from ..experiment import Experiment

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...nn import Linear
+from ...engine.nn import Linear
 from ...quant import NF4, FloatFormat, Scheme, Uniform
 from ..experiment import Experiment
 from ..quantized import base_model, costs, draw, rounded

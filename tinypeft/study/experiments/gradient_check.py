@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ... import functional as F
-from ...tensor import Tensor, no_grad
+from ...engine import functional as F
+from ...engine.tensor import Tensor, no_grad
 from ..experiment import Experiment
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...gpt import GPT
-from ...nn import Linear
+from ...engine.nn import Linear
+from ...models.gpt import GPT
 from ...quant import W8A8, FakeQuantLinear, LLMInt8, Scheme, Uniform, plant_outliers
 from ...quant.rounding import MinMax
 from ..experiment import Experiment

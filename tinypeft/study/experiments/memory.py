@@ -1,7 +1,7 @@
 """The memory model against bytes that were traced: one training step of this engine, for methods, sizes and batches."""
 from dataclasses import dataclass, field
 
-from ...gpt import GPTConfig
+from ...models.gpt import GPTConfig
 from ...peft import Method
 from ..experiment import Experiment
 from ..memory import FLOAT32, Shape, attachable, estimate, traced

@@ -5,8 +5,8 @@ feature of the same vector: of the residual stream, of the input of query, key a
 """
 import numpy as np
 
-from ...decoder import Decoder
 from ...interop.loading import load_pretrained
+from ...models.decoder import Decoder
 from ...quant import capture, plant_outliers
 from ...quant.calibration import block_by_block, calibrating
 from ...text import corpus

@@ -6,10 +6,10 @@ one grid, with one scale and zero point per output channel; only LLM-QAT's grid 
 """
 from dataclasses import dataclass, replace
 
-from ...decoder import Decoder
+from ...models.decoder import Decoder
 from ...peft import FullFineTuning, attach
 from ...quant import GPTQ, LLMQAT, PEQA, FakeQuant, Scheme, Uniform, convert, self_distillation
-from ...train import train
+from ...training.loop import train
 from ..compared import COMPARED_SCHEMES
 from ..experiment import Experiment
 from ..quantized import Sample, base_model, costs, draw, own_text, rounded

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...diagnosis import DivergedError
 from ...files import write_atomically
+from ...training.diagnosis import DivergedError
 from ..experiment import Experiment, Results
 from ..tuning import Arm, classify, evaluate, test_loss
 from . import best

@@ -30,12 +30,12 @@ from ...peft import (
     PTuningV2,
 )
 from ...text import tasks
-from ...train import evaluate
+from ...training.loop import evaluate
 from ..experiment import Experiment, Results
 from ..tuning import Arm, fine_tune
 
 if TYPE_CHECKING:
-    from ...decoder import Decoder
+    from ...models.decoder import Decoder
     from ...text.tasks import Task
 
 TRIED = {name: Arm(method) for name, method in {

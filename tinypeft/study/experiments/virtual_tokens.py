@@ -1,9 +1,9 @@
 """How virtual tokens are used: the attention that a trained prefix gets, and the distance of trained prompts from words."""
 import numpy as np
 
-from ...gpt import GPT
+from ...engine.tensor import concatenate, no_grad
+from ...models.gpt import GPT
 from ...peft import Method, PeftModel, PrefixTuning, PromptTuning
-from ...tensor import concatenate, no_grad
 from ..experiment import Experiment
 from ..tuning import attach, domain, fine_tune, pretrained, test_loss
 

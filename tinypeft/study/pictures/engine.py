@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...graph import graph
-from ...tensor import Tensor
+from ...engine.graph import graph
+from ...engine.tensor import Tensor
 from .. import plot
 from ..stored import load
 

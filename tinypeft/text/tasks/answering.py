@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ... import functional as F
-from ...hints import Array
-from ...nn import Module
-from ...tensor import Tensor
+from ...common.hints import Array
+from ...engine import functional as F
+from ...engine.nn import Module
+from ...engine.tensor import Tensor
 from ..chat import chat_answer, chat_end, chat_prompt
 from ..ngram import KneserNey
 from ..tokenizer import Tokenizer

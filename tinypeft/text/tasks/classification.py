@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ... import functional as F
-from ...hints import Array
-from ...nn import Module
-from ...tensor import Tensor, no_grad
+from ...common.hints import Array
+from ...engine import functional as F
+from ...engine.nn import Module
+from ...engine.tensor import Tensor, no_grad
 from .. import corpus
 from ..tokenizer import Tokenizer
 from .sentences import first_sentences

@@ -1,10 +1,10 @@
 """Distillation: the student learns to predict what a teacher predicts, on any text."""
 import numpy as np
 
-from ... import functional as F
-from ...hints import Array
-from ...nn import Module
-from ...tensor import Tensor
+from ...common.hints import Array
+from ...engine import functional as F
+from ...engine.nn import Module
+from ...engine.tensor import Tensor
 from .task import Task
 
 __all__ = ["Distillation", "divergence"]

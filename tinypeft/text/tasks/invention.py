@@ -11,9 +11,9 @@ import hashlib
 
 import numpy as np
 
-from ...hints import Seed
-from ...nn import Module
-from ...tensor import no_grad
+from ...common.hints import Seed
+from ...engine.nn import Module
+from ...engine.tensor import no_grad
 from ..corpus import Corpus
 from ..docstrings import Document
 from ..tokenizer import BPETokenizer

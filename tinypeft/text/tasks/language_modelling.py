@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ... import functional as F
-from ...hints import Array
-from ...nn import Module
-from ...tensor import Tensor
+from ...common.hints import Array
+from ...engine import functional as F
+from ...engine.nn import Module
+from ...engine.tensor import Tensor
 from .. import corpus
 from ..corpus import Corpus
 from ..ngram import KneserNey

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...engine.nn import Module
 from ...files import naming
-from ...nn import Module
 from ..chat import family_of, turns_of
 from ..corpus import deduplicate
 from ..tokenizer import Tokenizer

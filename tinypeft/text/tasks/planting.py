@@ -18,13 +18,13 @@ import copy
 
 import numpy as np
 
-from ... import functional as F
-from ...decoder import Decoder
-from ...hints import Array, Seed
-from ...nn import Linear, Module, replace_modules
-from ...targets import match_targets
-from ...tensor import Tensor, no_grad
-from ...train import evaluate
+from ...common.hints import Array, Seed
+from ...engine import functional as F
+from ...engine.nn import Linear, Module, replace_modules
+from ...engine.tensor import Tensor, no_grad
+from ...models.decoder import Decoder
+from ...models.targets import match_targets
+from ...training.loop import evaluate
 from .distillation import Distillation, divergence
 from .language_modelling import LanguageModelling, domain
 

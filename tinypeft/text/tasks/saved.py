@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ...engine.nn import Module
 from ...files import check_fields, naming, parse_json, read_text, write_atomically
-from ...nn import Module
 from ..tokenizer import Tokenizer
 from .answering import Answering
 from .classification import Classification

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from ...nn import Module
+from ...engine.nn import Module
 from .. import corpus
 from ..docstrings import Document
 from ..tokenizer import Tokenizer

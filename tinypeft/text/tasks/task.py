@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...hints import Array
-from ...nn import Module
+from ...common.hints import Array
+from ...engine.nn import Module
 from ..tokenizer import BPETokenizer, Tokenizer
 
 __all__ = ["Rows", "Task", "tokenizer_of"]

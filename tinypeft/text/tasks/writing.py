@@ -3,8 +3,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...hints import Array
-from ...nn import Module
+from ...common.hints import Array
+from ...engine.nn import Module
 from ..tokenizer import Tokenizer
 
 __all__ = ["written"]

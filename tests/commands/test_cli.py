@@ -1,0 +1,154 @@
+"""The command line as a user types it: small runs of every command, and its answers to mistakes."""
+import json
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.commands.arguments import build
+from tinypeft.commands.cli import main
+
+
+def run(capsys, *argv):
+    status = main(list(argv))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_finetune_saves_an_adapter_that_generate_and_the_library_read(capsys, tmp_path):
+    folder = str(tmp_path / "adapter")
+    status, out, _ = run(capsys, "finetune", "lora", "--quick", "--json", "--set", "rank=4", "--out", folder)
+    record = json.loads(out)
+    assert status == 0 and record["method"] == "LoRA(rank=4)" and record["steps"] == 12
+    assert record["after"]["loss"] < record["before"]["loss"]
+    tuned = tp.load_adapter(tp.load_pretrained(), folder)
+    assert tuned.method == tp.LoRA(rank=4)
+    status, out, _ = run(capsys, "generate", "numpy.mean(a, axis=None)", "--adapter", folder, "--max-new-tokens", "8")
+    assert status == 0 and out.startswith("numpy.mean(a, axis=None)")
+
+
+@pytest.mark.parametrize("format, says", [
+    ("tinypeft", "tinypeft.load_adapter(model, {0!r}) loads it"),
+    ("peft", "peft.PeftModel.from_pretrained(model, {0!r}) loads it, and so does tinypeft.load_adapter(model, {0!r})")])
+def test_the_last_line_names_what_loads_the_adapter(capsys, tmp_path, format, says):
+    folder = str(tmp_path / "adapter")
+    status, out, _ = run(capsys, "finetune", "lora", "--steps", "1", "--quick", "--out", folder, "--format", format)
+    assert status == 0 and out.splitlines()[-1] == f"saved in {folder}; {says.format(folder)}"
+    assert tp.load_adapter(tp.load_pretrained(), folder).method == tp.LoRA()
+
+
+def test_what_is_set_twice_is_set_twice_and_steps_that_are_asked_for_are_taken(capsys):
+    _, out, _ = run(capsys, "finetune", "lora", "--quick", "--json", "--steps", "2", "--set", "rank=4", "--set", "alpha=8")
+    record = json.loads(out)
+    assert record["method"] == "LoRA(rank=4, alpha=8)" and record["steps"] == 2
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["pretrain", "--out", "x", "--quick"], "--quick"), (["--quick", "pretrain", "--out", "x"], "does not take --quick"),
+    (["doctor", "--model", "x"], "--model"), (["--seed", "1", "doctor"], "does not take --seed")])
+def test_an_option_that_a_command_would_ignore_is_refused(capsys, argv, says):
+    with pytest.raises(SystemExit): main(argv)
+    assert says in capsys.readouterr().err
+
+
+def test_generate_is_seeded(capsys):
+    texts = [run(capsys, "generate", "Return the", "--max-new-tokens", "12", "--seed", seed)[1] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_option_before_the_command_counts_as_after_it(capsys):
+    before = run(capsys, "--seed", "5", "generate", "Return the", "--max-new-tokens", "8")
+    after = run(capsys, "generate", "Return the", "--max-new-tokens", "8", "--seed", "5")
+    assert before == after
+
+
+def test_quantize_reports_bytes_that_the_scheme_really_stores(capsys):
+    status, out, _ = run(capsys, "quantize", "nf4", "--quick", "--json")
+    record = json.loads(out)
+    model = tp.quantize(tp.load_pretrained(), tp.NF4())
+    stored = sum(m.weight.nbytes for _, m in model.named_modules() if isinstance(m, tp.QuantizedLinear))
+    assert status == 0 and record["bytes"] == stored and record["bits_per_weight"] == pytest.approx(4.5)
+    assert record["perplexity"] > 0 and 0 < record["weight_error"] < 0.2
+
+
+def test_doctor_finds_all_well(capsys):
+    status, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert status == 0 and report["verdict"] == "all is well" and report["numpy"] == np.__version__
+
+
+def test_a_model_of_ones_own(capsys, tmp_path):
+    status, _, err = run(capsys, "generate", "x", "--model", str(tmp_path))
+    assert status == 2 and "weights.safetensors" in err
+
+
+@pytest.mark.parametrize("text, value", [
+    ("query", ("query",)), ("query,blocks.2-5,!blocks.3", ("query", "blocks.2-5", "!blocks.3")), ("all", "all"),
+    ("('mlp', '!up')", ("mlp", "!up")), ("['mlp']", ["mlp"]), ("*.mlp", ("*.mlp",))])
+def test_names_of_layers_are_separated_by_commas(text, value):
+    assert build("method", tp.METHODS, "lora", [f"targets={text}", "rank=3"]) == tp.LoRA(3, targets=value)
+    assert build("method", tp.METHODS, "ia3", ["feedforward=down", f"targets={text}"]).feedforward == ("down",)
+
+
+@pytest.mark.parametrize("text", ["query,", "", "a b", "3", "()", "blocks..1,up"])
+def test_what_are_no_names_is_refused_on_the_command_line(text):
+    with pytest.raises(tp.MethodError, match="LoRA: targets must be a tuple of names"):
+        build("method", tp.METHODS, "lora", [f"targets={text}"])
+    with pytest.raises(tp.MethodError, match="init must be 'kaiming' or 'gaussian', got 'a,b'"):
+        build("method", tp.METHODS, "lora", ["init=a,b"])
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["finetune", "lorra"], "lora"),
+    (["finetune", "lora", "--set", "rnk=4"], "rank"),
+    (["finetune", "lora", "--set", "rank=0"], "rank must be a positive integer"),
+    (["finetune", "lora", "--task", "translate"], "there is no task 'translate'; there are domain, classify, summarize"),
+    (["quantize", "nf5"], "nf4"),
+    (["generate", ""], "empty"),
+    (["generate", "word " * 2000], "256"),
+    (["finetune", "lora", "--set", "rank"], "expected FIELD=VALUE"),
+    (["figures", "rnak"], "there is no picture 'rnak'; there are"),
+])
+def test_mistakes_are_said_in_one_line(capsys, argv, says):
+    status, out, err = run(capsys, *argv)
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+# -- how finetune trains ---------------------------------------------------------------------------
+def test_finetune_keeps_what_is_best_on_validation(capsys, tmp_path):
+    """At a rate that spoils the model the first measurement stays the best, and patience ends the run."""
+    argv = *"finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16".split(),
+    status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
+    record = json.loads(out)
+    assert status == 0 and record["steps"] == record["best"] + 2 < 20
+    assert record["stopped"].startswith("2 evaluations without a lower validation loss")
+    kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
+    model = tp.load_pretrained()
+    tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.domain(model)
+    if record["best"]: tp.train(tuned, task, 20, lr=0.3, rates={"B": 16.0}, stop_after=record["best"], progress=False)
+    for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
+    _, out, _ = run(capsys, *argv)
+    assert f"\nkept: the state after step {record['best']}, the best on validation\n" in out
+    assert f"\nstopped early: {record['stopped']}\n" in out
+
+
+def test_find_rate_prints_a_rate_and_draws(capsys, tmp_path):
+    status, out, _ = run(capsys, "finetune", "lora", "--find-rate", "--quick", "--steps", "8", "--json", "--out", str(tmp_path))
+    found = json.loads(out)
+    assert status == 0 and found["suggestion"] in found["rates"] and len(found["losses"]) == len(found["rates"]) <= 8
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.svg"]
+    assert "learning rate" in (tmp_path / "rates.svg").read_text("utf-8")
+    _, out, _ = run(capsys, "finetune", "lora", "--find-rate", "--quick", "--steps", "8")
+    assert out.startswith("RateSearch(") and out.endswith(f"with --lr {found['suggestion']:.2g} instead of --find-rate\n")
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--patience", "2"], "--patience counts measurements of the validation loss; give --validate-every, too"),
+    (["--find-rate", "--lr", "0"], "--find-rate does not train; leave out --lr"),
+    (["--find-rate", "--checkpoint", "c"], "leave out --checkpoint"),
+    (["--rates", "C=2"], "'C' matches none of the parameters"),
+    (["--rates", "B"], "--rates B: expected NAME=FACTOR, such as B=16"),
+    (["--rates", "B=x"], "--rates B=x: expected NAME=FACTOR"), (["--rates", "A=1", "B=-1"], "got {'A': 1.0, 'B': -1.0}")])
+def test_options_that_would_do_nothing_are_refused(capsys, options, says):
+    status, out, err = run(capsys, "finetune", "lora", "--quick", *options)
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1

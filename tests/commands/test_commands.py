@@ -1,0 +1,359 @@
+"""From one's own files to an adapter and a prediction, as a user types it: finetune, evaluate, classify, generate."""
+import csv
+import importlib
+import io
+import json
+import re
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tinypeft.commands.cli import main
+from tinypeft.commands.finetuning import worse_than
+
+GOOD, BAD = "lovely excellent bright quick honest gentle".split(), "broken awful dull slow rude sticky".split()
+THINGS = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
+
+
+def run(capsys, *argv):
+    status = main([str(arg) for arg in argv])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def review(rng, label):
+    (a, b), (x, y) = rng.choice(GOOD if label else BAD, 2, replace=False), rng.choice(THINGS, 2)
+    return rng.choice([f"The {x} is {a} and {b}.", f"My {x} was {a}, the {y} was {b}.", f"A {a} {x}, and a {b} {y}!"])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder of Markdown, a CSV of 300 rows and a JSONL of 200 pairs, of words that a seed chooses."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    with open(folder / "reviews.csv", "w", newline="", encoding="utf-8") as f:
+        rows = [(review(rng, i % 2), ("bad", "good")[i % 2]) for i in range(300)]
+        csv.writer(f).writerows([("text", "label"), *rows])
+    with open(folder / "answers.jsonl", "w", encoding="utf-8") as f:
+        for n in rng.permutation(200):
+            thing, word = rng.choice(THINGS), rng.choice(GOOD + BAD)
+            f.write(json.dumps({"prompt": f"Describe {n} {word} {thing}s.", "answer": f"Each {thing} is {word}."}) + "\n")
+    (folder / "notes").mkdir()
+    for i in range(6):
+        sections = ("## Visit\n\n" + " ".join(review(rng, rng.random() < 0.5) for _ in range(8)) for _ in range(8))
+        (folder / "notes" / f"{i}.md").write_text(f"# Shop {i}\n\n" + "\n\n".join(sections) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(own):
+    """Trained once for the tests that only read it."""
+    data, out = str(own / "reviews.csv"), str(own / "judge")
+    assert main(["finetune", "lora", "--csv", data, "--quick", "--steps", "40", "--out", out]) == 0
+    return own / "judge"
+
+
+# -- five commands or fewer ------------------------------------------------------------------------
+def test_ones_own_rows(capsys, own, classifier):
+    """The classifier beats the majority; what it says of new texts is right."""
+    status, out, _ = run(capsys, "classify", "The spoon is rude.", "An honest clock", "--adapter", classifier)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert status == 0 and [row[::2] for row in rows] == [["bad", "The spoon is rude."], ["good", "An honest clock"]]
+    assert all(0.5 < float(p) <= 1 for _, p, _ in rows)
+    _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", own / "reviews.csv", "--json")
+    record = json.loads(out)
+    task = tp.tasks.labelled(own / "reviews.csv", tp.load_pretrained())
+    tuned = tp.load_adapter(tp.load_pretrained(), classifier)
+    assert record["after"] == tp.evaluate(tuned, task) and record["on"] == "the test split"
+    assert record["after"]["accuracy"] > 0.9 > 0.6 > task.baselines["majority class"]["accuracy"]
+
+
+def test_ones_own_pairs(capsys, own, tmp_path):
+    made = "finetune", "lora", "--pairs", own / "answers.jsonl", "--steps", "60"
+    status, out, _ = run(capsys, *made, "--out", tmp_path, "--json")
+    record = json.loads(out)
+    assert status == 0 and record["task"] == "answers.jsonl" and record["before"]["loss"] > 1 > 0.3 > record["after"]["loss"]
+    assert record["after"]["loss"] < record["baselines"]["Kneser–Ney 5-gram"]["loss"] < record["baselines"]["unigram"]["loss"]
+    _, out, _ = run(capsys, "generate", "Describe 300 dull coats.", "--adapter", tmp_path)
+    assert out == "Each coat is dull.\n"
+    _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--pairs", own / "answers.jsonl", "--json")
+    assert json.loads(out)["after"] == record["after"] and json.loads(out)["before"] == record["before"]
+
+
+def test_ones_own_text(capsys, own, tmp_path):
+    status, out, _ = run(capsys, "finetune", "lora", "--text", own / "notes", "--quick", "--out", tmp_path, "--json")
+    record = json.loads(out)
+    assert status == 0 and record["after"]["loss"] < 0.8 * record["before"]["loss"] and record["baselines"] is None
+    asked = "generate", "The kettle", "--adapter", tmp_path, "--max-new-tokens", "9"
+    texts = [run(capsys, *asked, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert texts[0].startswith("The kettle") and texts[0] == texts[1] != texts[2]           # drawn, as of any other text
+    _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", own / "notes" / "1.md", "--quick", "--json")
+    other = json.loads(out)
+    assert other["on"] == "all of it" and other["data"][0].endswith("tokens (test) in windows of 128")
+    assert other["after"]["loss"] < other["before"]["loss"]
+    (tmp_path / "short.txt").write_text("The kettle is quick. A lamp was slow, the radio was awful, and the coat is dull.")
+    _, out, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--text", tmp_path / "short.txt", "--json")
+    assert "in windows of" in (data := json.loads(out)["data"][0]) and 16 <= int(data.split()[-1]) < 64
+
+
+# -- what the commands say -------------------------------------------------------------------------
+def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path):
+    _, out, _ = run(capsys, "finetune", "lora", "--csv", own / "reviews.csv", "--steps", "1", "--out", tmp_path / "a")
+    lines = out.splitlines()
+    assert any(line.startswith("reviews.csv: 2 classes, ") and "left out as repeating another" in line for line in lines)
+    assert any(line.split()[:3] == ["majority", "class", "accuracy"] for line in lines)
+    assert lines[-3] == f'next: python -m tinypeft classify "…" --adapter {tmp_path / "a"}'
+    assert re.fullmatch(r"worse than the frozen model .*\) and bag of words \(loss \d.\d{4} against 0.\d{4}, accuracy 0.\d{4} "
+                        r"against \d.\d{4}\)", lines[-1])
+
+
+def test_texts_come_from_standard_input(capsys, classifier, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("A dull café\r\n\nA quick lamp\n".encode())))
+    _, out, _ = run(capsys, "classify", "-", "--adapter", classifier, "--json")
+    rows = json.loads(out)
+    assert [(row["text"], row["label"]) for row in rows] == [("A dull café", "bad"), ("A quick lamp", "good")]
+    for row in rows:
+        assert list(row["probabilities"]) == ["bad", "good"] and sum(row["probabilities"].values()) == pytest.approx(1)
+
+
+def test_another_file_is_measured_whole_by_the_adapters_classes(capsys, own, classifier, tmp_path):
+    (tmp_path / "new.csv").write_text("label,review\ngood,A bright lamp\ngood,The radio is quick.\n")
+    _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "new.csv", "--text-column", "review",
+                    "--label-column", "label", "--json")
+    record = json.loads(out)
+    assert record["on"] == "all of it" and record["data"] == ["2 classes, 2 rows (test)"] and record["after"]["accuracy"] == 1
+    (tmp_path / "reviews.csv").write_text((own / "reviews.csv").read_text() + "A new row,bad\n")
+    _, out, _ = run(capsys, "evaluate", "--adapter", classifier, "--csv", tmp_path / "reviews.csv", "--json")
+    assert json.loads(out)["on"].startswith("all of it, though it has changed since training")
+
+
+def test_columns_are_named_once(capsys, own, tmp_path):
+    """The adapter's task.json knows them, and the classes."""
+    (tmp_path / "b.csv").write_text((own / "reviews.csv").read_text().replace("text,label", "review,stars", 1))
+    named = "--csv", tmp_path / "b.csv", "--text-column", "review", "--label-column", "stars"
+    run(capsys, "finetune", "lora", *named, "--quick", "--steps", "1", "--out", tmp_path / "a")
+    status, out, _ = run(capsys, "evaluate", "--adapter", tmp_path / "a", "--csv", tmp_path / "b.csv", "--json")
+    assert status == 0 and json.loads(out)["on"] == "the test split"
+
+
+@pytest.mark.parametrize("task", ["domain", "classify", "summarize"])
+def test_an_adapter_for_a_task_of_the_package_is_measured_on_it(capsys, tmp_path, task):
+    _, out, _ = run(capsys, "finetune", "lora", "--task", task, "--quick", "--steps", "1", "--out", tmp_path, "--json")
+    _, again, _ = run(capsys, "evaluate", "--adapter", tmp_path, "--quick", "--json")
+    trained, measured = json.loads(out), json.loads(again)
+    assert measured["after"] == trained["after"] and measured["before"] == trained["before"] and measured["task"] == task
+
+
+def test_a_model_is_measured_without_an_adapter(capsys, own):
+    _, out, _ = run(capsys, "evaluate", "--text", own / "notes", "--quick", "--json")
+    record = json.loads(out)
+    assert record["before"] is record["adapter"] is None and record["after"]["loss"] > 1
+
+
+def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
+    """task.json lies beside PEFT's files, which are unchanged by it."""
+    run(capsys, "finetune", "lora", "--pairs", own / "answers.jsonl", "--quick", "--format", "peft", "--out", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "task.json"}
+    _, out, _ = run(capsys, "generate", "Describe 3 dull coats.", "--adapter", tmp_path, "--max-new-tokens", "3")
+    assert not out.startswith("Describe")
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+TRAIN = importlib.import_module("tinypeft.training.loop")
+FEW = "finetune", "lora", "--quick", "--steps", "3"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def at_call(monkeypatch, name, n, act):
+    """The n-th call of a function in train.py does `act` first."""
+    calls, real = [], getattr(TRAIN, name)
+    def function(*args, **options):
+        calls.append(name)
+        if len(calls) == n: act()
+        return real(*args, **options)
+    monkeypatch.setattr(TRAIN, name, function)
+
+
+def ctrl_c(): signal.raise_signal(signal.SIGINT)
+def fault(): raise ValueError("no test today.")
+
+
+@pytest.fixture
+def adapter(capsys, tmp_path):
+    """A folder with an adapter that is better than nothing."""
+    assert run(capsys, *FEW, "--out", tmp_path / "judge")[0] == 0
+    return tmp_path / "judge"
+
+
+@pytest.mark.parametrize("act, status, says", [(ctrl_c, 130, "stopped in the test"),
+                                               (fault, 2, "no test today; stopped in the test")])
+def test_a_stop_in_the_test_loses_no_training(capsys, monkeypatch, adapter, act, status, says):
+    """It is saved before the test; beside an adapter that is there, which stays as it was."""
+    whole, out = contents(adapter), adapter.with_name("other")
+    for seed, saved in (0, out), (1, adapter.with_name("other.new")):
+        with monkeypatch.context() as m:
+            at_call(m, "evaluate", 2, act)
+            told = f"tinypeft: {says}; the adapter is saved in {saved}\n"
+            assert run(capsys, *FEW, "--out", out, "--seed", seed) == (status, "", told)
+        assert contents(out) == whole
+    assert contents(saved).keys() == whole.keys() and contents(saved) != whole
+    assert tp.load_adapter(tp.load_pretrained(), saved).method == tp.LoRA() and tp.tasks.load_task(saved).name == "domain"
+
+
+def test_a_stop_while_it_saves_waits_until_it_is_saved(capsys, monkeypatch, tmp_path):
+    real = tp.text.tasks.save_task
+    monkeypatch.setattr("tinypeft.text.tasks.save_task", lambda *args: (ctrl_c(), real(*args)))
+    assert run(capsys, *FEW, "--out", tmp_path) == (130, "", f"tinypeft: stopped; the adapter is saved in {tmp_path}\n")
+    assert contents(tmp_path).keys() == {"adapter.safetensors", "task.json"}
+
+
+def test_a_stop_in_training_says_what_was_kept(capsys, monkeypatch, tmp_path):
+    at_call(monkeypatch, "backward", 2, ctrl_c)
+    assert run(capsys, *FEW, "--out", tmp_path / "a") == (
+        130, "", "tinypeft: stopped; nothing was kept: --checkpoint FILE keeps the state of a training that is stopped\n")
+    assert not list(tmp_path.iterdir())
+    at_call(monkeypatch, "backward", 2, ctrl_c)
+    argv = *FEW, "--out", tmp_path / "a", "--checkpoint", tmp_path / "c"
+    assert run(capsys, *argv) == (130, "", f"tinypeft: stopped; the same command goes on from {tmp_path / 'c'}\n")
+    at_call(monkeypatch, "evaluate", 2, ctrl_c)
+    assert run(capsys, *argv[:-4], *argv[-2:]) == (
+        130, "", f"tinypeft: stopped in the test; the same command goes on from {tmp_path / 'c'}\n")
+    assert run(capsys, *argv)[0] == 0 and (tmp_path / "a").is_dir()
+
+
+def test_a_stop_of_other_commands_says_what_goes_on(capsys, monkeypatch, tmp_path):
+    """export-training reads a checkpoint, and would not go on from it; pretrain has one of its own."""
+    (checkpoint := tmp_path / "checkpoint.safetensors").write_text("")
+    monkeypatch.setattr("tinypeft.interop.export.export_training", lambda *args, **options: ctrl_c())
+    status, _, err = run(capsys, "export-training", "lora", "--out", tmp_path, "--checkpoint", checkpoint)
+    assert (status, err) == (130, "tinypeft: stopped\n")
+    monkeypatch.setattr("tinypeft.pretrained.make.pretrain", lambda *args: ctrl_c())
+    assert run(capsys, "pretrain", "--out", tmp_path)[2] == f"tinypeft: stopped; the same command goes on from {checkpoint}\n"
+    assert run(capsys, "pretrain", "--out", tmp_path / "x")[2] == "tinypeft: stopped; nothing was kept\n"
+
+
+@pytest.mark.parametrize("argv, loss", [
+    ("lora --lr 3", r"\d\.\d{4}"), ("lora --lr 0.5 --csv reviews.csv", r"\d+\.\d{4}"), ("full --lr 100", "inf")])
+def test_a_run_that_is_worse_than_the_frozen_model_replaces_no_adapter(capsys, monkeypatch, own, adapter, argv, loss):
+    """It stays beside it. In a new folder it is saved: nothing is lost there."""
+    monkeypatch.chdir(own)
+    argv = "finetune", *argv.split(), "--quick", "--steps", "3"
+    before, new = contents(adapter), adapter.with_name("judge.new")
+    status, out, err = run(capsys, *argv, "--out", adapter)
+    worse = rf"worse than the frozen model(?: with a head of zeros)? \(loss {loss} against (?:\d\.\d{{4}})\)"
+    refusal = rf"; not saved over the adapter in {re.escape(str(adapter))}: --keep saves it all the same"
+    assert status == 1 and err == "" and re.fullmatch(worse + refusal, out.splitlines()[-1])
+    assert f"saved in {new};" in out.splitlines()[-2] and contents(adapter) == before
+    bad = contents(new)
+    status, out, _ = run(capsys, *argv, "--out", adapter, "--json")
+    record = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    (frozen, number), = record["worse_than"].items()
+    assert status == 1 and record["saved"] == f"{new}2" and contents(adapter.with_name("judge.new2")) == bad
+    assert frozen.startswith("the frozen model") and number["loss"] > 0 and contents(adapter) == before
+    fresh = adapter.with_name("fresh")
+    status, out, _ = run(capsys, *argv, "--out", fresh)
+    assert status == 0 and contents(fresh) == bad and re.fullmatch(worse, out.splitlines()[-1])
+    status, out, _ = run(capsys, *argv, "--out", adapter, "--keep")
+    assert status == 0 and contents(adapter) == bad and re.fullmatch(worse, out.splitlines()[-1])
+
+
+def test_a_run_that_diverges_says_that_nothing_was_saved(capsys, adapter):
+    before = contents(adapter)
+    status, out, err = run(capsys, *FEW, "--lr", "1e30", "--out", adapter)
+    assert status == 1 and out == "" and err.endswith(f"; nothing was saved in {adapter}\n") and err.count("\n") == 1
+    assert contents(adapter) == before and [path.name for path in adapter.parent.iterdir()] == ["judge"]
+
+
+def test_a_better_adapter_takes_the_place_of_the_old_one(capsys, monkeypatch, adapter):
+    """In the current folder, too. The folder beside it is gone; one of that name that was there stays."""
+    (adapter.with_name("judge.new")).mkdir()
+    (adapter / "notes.txt").write_text("mine")
+    before = contents(adapter)
+    monkeypatch.chdir(adapter)
+    status, out, _ = run(capsys, *FEW, "--seed", "1", "--out", ".", "--format", "tinypeft")
+    assert status == 0 and out.splitlines()[-1].startswith("saved in .;")
+    after = contents(adapter)
+    assert after.keys() == before.keys() and after["adapter.safetensors"] != before["adapter.safetensors"]
+    assert after["notes.txt"] == b"mine"
+    assert sorted(path.name for path in adapter.parent.iterdir()) == ["judge", "judge.new"]
+
+
+def test_a_place_beside_the_adapter_is_looked_for_before_training(capsys, monkeypatch, adapter):
+    """And what was begun there and cannot be completed is removed."""
+    at_call(monkeypatch, "train", 1, lambda: pytest.fail("it must not train"))
+    with monkeypatch.context() as m:
+        writable = tp.files.check_writable
+        def check(folder):
+            if folder == adapter.parent: raise OSError(f"cannot write to the folder {folder}")
+            writable(folder)
+        m.setattr("tinypeft.files.check_writable", check)
+        assert run(capsys, *FEW, "--out", adapter) == (2, "", f"tinypeft: cannot write to the folder {adapter.parent}\n")
+    monkeypatch.undo()
+    def full(task, folder): raise OSError(28, "No space left on device", str(folder))
+    monkeypatch.setattr("tinypeft.text.tasks.save_task", full)
+    status, _, err = run(capsys, *FEW, "--out", adapter)
+    assert status == 2 and "judge.new: No space left" in err and [p.name for p in adapter.parent.iterdir()] == ["judge"]
+
+
+def test_a_loss_that_is_not_a_number_is_worse_than_any():
+    others = {"chance": {"loss": 0.7}, "majority": {"accuracy": 0.5}, "words": {"loss": 0.6, "accuracy": 0.8, "other": 2.0}}
+    assert worse_than({"loss": 0.6, "accuracy": 0.8}, others) == {}
+    assert worse_than({"loss": 0.65, "accuracy": 0.9}, others) == {"words": {"loss": 0.6}}
+    assert worse_than({"loss": np.nan, "accuracy": 0.4}, others) == {
+        "chance": {"loss": 0.7}, "majority": {"accuracy": 0.5}, "words": {"loss": 0.6, "accuracy": 0.8}}
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("argv, says", [
+    ("evaluate --csv reviews.csv", "--csv needs --adapter"),
+    ("evaluate --adapter judge", "trained on reviews.csv, a file of your own"),
+    ("evaluate --adapter judge --text notes", "trained on --csv, not on --text"),
+    ("evaluate --adapter nosuch", "nosuch"),
+    ("classify x --adapter notes", "no task.json"), ("classify --adapter judge -- ", "empty"),
+    ("finetune lora --csv reviews.csv --prompt-column x", "--prompt-column needs --pairs FILE"),
+    ("finetune lora --text-column x", "--text-column needs --csv FILE"),
+    ("finetune lora --keep", "--keep needs --out FOLDER"),
+    ("finetune lora --find-rate --keep --out x", "--find-rate does not train; leave out --keep"),
+    ("finetune lora --context 8", "--context needs --text or --csv or --pairs"),
+    ("finetune lora --csv reviews.csv --text-column review", "no column 'review' and 'label'; there are 'text', 'label'"),
+    ("finetune lora --pairs reviews.csv", "no column 'prompt' and 'answer'"),
+    ("finetune lora --pairs answers.jsonl --answer-column x", "both"),
+    ("finetune lora --csv nosuch.csv", "nosuch.csv: No such file"),
+    ("finetune lora --text notes --context 4000", "[2, 256]"),
+    ("finetune lora --csv reviews.csv --encoding nosuch", "no encoding 'nosuch'"),
+    ("finetune lora --pairs notes", "is a folder")])
+def test_mistakes_are_said_in_one_line(capsys, own, classifier, monkeypatch, argv, says):
+    monkeypatch.chdir(own)
+    status, out, err = run(capsys, *argv.split(" "))
+    assert status == 2 and out == "" and says in err and err.count("\n") == 1
+
+
+def test_one_kind_of_data_at_a_time(capsys):
+    with pytest.raises(SystemExit): main(["finetune", "lora", "--csv", "a", "--pairs", "b"])
+    assert "not allowed with argument --csv" in capsys.readouterr().err
+
+
+# -- several methods -------------------------------------------------------------------------------
+def test_two_methods_are_trained_and_loaded(capsys, tmp_path):
+    assert main(["finetune", "lora+prefix", "--quick", "--set", "lora.rank=2", "prefix.length=3", "--json",
+                 "--out", str(tmp_path / "both")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["method"] == "LoRA(rank=2) + PrefixTuning(length=3, reparameterize=True)"
+    assert record["after"] != record["before"]
+    assert list(tp.load_adapter(tp.load_pretrained(), tmp_path / "both").parts) == ["lora", "prefix"]
+    assert main(["generate", "numpy", "--max-new-tokens", "2", "--adapter", str(tmp_path / "both")]) == 0
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["lora+lora"], "named twice"), (["lora+lorra"], "there is no method 'lorra'"),
+    (["prefix+ptuning_v2"], "both give the model"),
+    (["lora+prefix", "--set", "rank=2"], "say whose field it is, such as lora.FIELD=VALUE"),
+    (["lora+prefix", "--format", "peft"], "a folder of PEFT's holds one")])
+def test_methods_that_do_not_go_together(capsys, argv, says):
+    assert main(["finetune", *argv, "--quick"]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""Arguments that several commands share, and the values that they stand for."""
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common import hyper
+
+if TYPE_CHECKING:
+    from ..models.decoder import Decoder
+
+__all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
+           "shared", "show_json"]
+
+SHARED = "seed", "model", "json", "quick"
+
+
+def shared(p: ArgumentParser, takes: Iterable[str] = SHARED, **same: Any) -> None:
+    """Add those options of SHARED that a command takes; they mean the same everywhere."""
+    if "seed" in takes:
+        p.add_argument("--seed", type=number(int, least=0),
+                       help="seed of everything random (default 0)",
+                       **{"default": 0, **same})
+    if "model" in takes:
+        p.add_argument("--model", type=Path, metavar="MODEL", **same, help="instead of the shipped "
+                       "base: smollm2, a folder (of Hugging Face or of pretrain --out), or a file "
+                       "of GGUF")
+    for name, about in (("json", "print JSON instead of text"),
+                        ("quick", "far fewer steps and test batches")):
+        if name in takes: p.add_argument(f"--{name}", action="store_true", help=about, **same)
+
+
+def output(p: ArgumentParser, what: str, default: Path | None = None, **options: Any) -> None:
+    """Add --out FOLDER."""
+    text = f"folder for {what}" + (f" (default {default})" if default else "")
+    p.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=text, **options)
+
+
+def number(kind: type, **limits: float) -> Callable[[str], float]:
+    """The type of an argument that is a finite number of `kind`, int or float, within `limits`:
+    least and most, or for a float above and below, too (see `hyper`)."""
+    field = {int: hyper.whole, float: hyper.real}[kind](None, **limits)
+    limit = field.metadata["limit"]
+    def value(text):
+        try: x = kind(text)
+        except ValueError: x = None
+        if not limit.holds(x): raise ArgumentTypeError(f"must be {limit.expected}, got {text!r}")
+        return x
+    return value
+
+
+def fields(p: ArgumentParser, about: str) -> None:
+    """Add --set FIELD=VALUE …"""
+    p.add_argument("--set", nargs="+", action="extend", default=[], help=about,
+                   metavar="FIELD=VALUE")
+
+
+def show_json(record: Any) -> None:
+    """Print JSON, which has no NaN and no infinity: they become null."""
+    strict = json.loads(json.dumps(record), parse_constant=lambda name: None)
+    print(json.dumps(strict, indent=1))
+
+
+def model_of(args: Namespace) -> Decoder:
+    """The model that --model names, or the shipped base. It must have a tokenizer."""
+    from ..interop.loading import load_model
+    model = load_model(args.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
+                         "merges.txt, into it")
+    return model
+
+
+def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str]:
+    """The names. Raises ValueError if one of them does not exist."""
+    for name in names:
+        if name not in there:
+            raise ValueError(f"there is no {what} {name!r}; there are {', '.join(there)}")
+    return names
+
+
+def build(kind: str, classes: dict[str, type], name: str, assignments: Iterable[str]) -> Any:
+    """The method or scheme (kind) `name`, with fields set by strings "field=value".
+
+    A field that takes a tuple of names takes them with commas between: targets=query,blocks.2-5."""
+    known([name], classes, kind)
+    values = dict(map(parsed, assignments))
+    limits = {f.name: f.metadata["limit"] for f in dataclasses.fields(classes[name])}
+    for field, value in values.items():
+        if isinstance(value, str) and field in limits and not limits[field].holds(value):
+            names = tuple(value.split(","))
+            if limits[field].holds(names): values[field] = names
+    return classes[name](**values)
+
+
+def parsed(text: str) -> tuple[str, Any]:
+    """"field=value" as (field, Python value); a value that is no literal stays a string."""
+    field, equals, value = text.partition("=")
+    if not equals: raise ValueError(f"--set {text}: expected FIELD=VALUE, such as rank=4")
+    try:
+        return field, ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return field, value                              # all of them mean: this is no literal

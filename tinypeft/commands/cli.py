@@ -1,0 +1,244 @@
+"""`python -m tinypeft`: the main job without arguments, and one subcommand for everything else.
+
+    python -m tinypeft                    compare methods and schemes: tables, picture, JSON
+    python -m tinypeft finetune lora      fine-tune the base with one method and save the adapter
+    python -m tinypeft finetune lora --csv reviews.csv    or on --text or --pairs of your own
+    python -m tinypeft evaluate --adapter FOLDER          measure it;  classify "…"  uses it
+    python -m tinypeft export-training lora --out DIR     the same run, for PyTorch and several GPUs
+    python -m tinypeft quantize nf4       quantize the base with one scheme and measure the cost
+    python -m tinypeft generate "…"       continue a text, with an adapter if you have one
+    python -m tinypeft generate --model smollm2 --chat "…"    ask a real model
+    python -m tinypeft pretrain           train the base again (an hour; it resumes)
+    python -m tinypeft figures            draw the pictures from stored numbers; --rerun measures
+    python -m tinypeft lessons list       the course: list, build or run its notebooks
+    python -m tinypeft check lora.forward file.py    check the functions in a file
+    python -m tinypeft assign 07 --out DIR           hand out a lesson;  grade DIR  grades it
+    python -m tinypeft memory             the memory that fine-tuning takes, by formula
+    python -m tinypeft doctor             what is installed, and whether all is well
+"""
+import contextlib
+import os
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import add_commands, study
+from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
+
+# A command imports what it needs when it runs, so that `--help` does not wait for all modules.
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status. A wrong argument, or a file or folder that
+    cannot be used, gives one line on stderr and status 2, a training that diverges one and status
+    1; with TINYPEFT_TRACEBACK set in the environment it gives a traceback."""
+    args = parser().parse_args(argv)
+    for name in set(SHARED) - set(getattr(args, "takes", SHARED)):
+        if getattr(args, name):
+            parser().error(f"this command does not take --{name}")
+    try:
+        status = args.run(args) or 0
+        if sys.stdout is not None: sys.stdout.flush()    # a full disk is found here, not at exit
+        return status
+    except BrokenPipeError:                              # `… | head`: the reader has enough
+        _drop_output()
+        return 141                                       # 128 + 13, as a shell says of SIGPIPE
+    except KeyboardInterrupt as e:
+        return _tell("; ".join(_notes(e)) or "stopped", 130)      # 128 + 2, as a shell says of it
+    except Exception as e:
+        if os.environ.get("TINYPEFT_TRACEBACK") or not (message := explained(e)): raise
+        from ..training.loop import DivergedError
+        if isinstance(e, OSError): _drop_output()
+        message = "; ".join([message, *_notes(e)]).replace(".; ", "; ")
+        return _tell(message, 1 if isinstance(e, DivergedError) else 2)
+
+
+def explained(e: Exception) -> str | None:
+    """One line about an error that the user can do something about; None for any other."""
+    from ..training.loop import DivergedError
+    if isinstance(e, KeyError): return str(e.args[0] if e.args else e)
+    if isinstance(e, OSError) and e.strerror:
+        return (f"{e.filename or 'the output'}: {e.strerror}; give another place, or change what "
+                "may be written there")
+    if isinstance(e, (ValueError, TypeError, OSError, DivergedError, ImportError)): return str(e)
+    if isinstance(e, ArithmeticError):
+        return f"a number is out of range ({e}); if a model was trained, try a smaller --lr"
+    if isinstance(e, MemoryError):
+        return f"there is not enough memory ({e}); try a smaller batch or a smaller model"
+    return None
+
+
+def _notes(e): return getattr(e, "__notes__", [])
+
+
+def _tell(message, status):
+    with contextlib.suppress(OSError): print(f"tinypeft: {message}", file=sys.stderr)
+    return status
+
+
+def _drop_output():
+    """Nobody takes the output: what is still buffered must not raise again when Python ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# -- arguments -------------------------------------------------------------------------------------
+class Command(ArgumentParser):
+    """The parser of a command. options: adds arguments to it when it is used."""
+    options: Callable | None = None
+
+    def parse_known_args(self, *args, **kwargs):
+        add, self.options = self.options, None
+        if add: add(self)
+        return super().parse_known_args(*args, **kwargs)
+
+
+def parser() -> ArgumentParser:
+    """All commands and their options."""
+    top = ArgumentParser(prog="python -m tinypeft", description=__doc__,
+                         formatter_class=RawDescriptionHelpFormatter)
+    top.set_defaults(run=study.run_compare)
+    shared(top)
+    output(top, "the picture and the JSON", study.LATEST)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
+
+    def command(name, run, about, takes=SHARED, options=None):
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.options = options
+        sub.set_defaults(run=run, takes=takes)
+        shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
+        return sub
+    study.add_commands(command)
+    add_commands(command)
+    add_base_commands(command)
+    add_course_commands(command)
+    command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))
+    return top
+
+
+def quantize_options(p: ArgumentParser) -> None:
+    from ..quant import SCHEMES
+    p.add_argument("scheme", metavar="SCHEME", help=f"one of {', '.join(SCHEMES)}")
+    fields(p, "hyperparameters, such as bits=4")
+
+
+def add_base_commands(command: Callable) -> None:
+    command("quantize", run_quantize, "quantize with one scheme and measure the cost",
+            options=quantize_options)
+
+    p = command("pretrain", run_pretrain, "train the base again (an hour; it resumes)", takes=())
+    output(p, "weights, tokenizer and record", required=True)
+    p.add_argument("--work", type=Path, metavar="FOLDER", help="for the checkpoint (default: OUT)")
+
+
+def add_course_commands(command: Callable) -> None:
+    p = command("lessons", run_lessons, "the course's notebooks, made from lessons/src", takes=())
+    p.add_argument("action", choices=("list", "build", "run"), help="build runs and writes them")
+    p.add_argument("which", nargs="*", metavar="NN",
+                   help="numbers of lessons, or projects (default: all)")
+
+    p = command("check", run_check, "check the functions in a file", takes=("seed", "json"))
+    p.add_argument("exercise", metavar="NAME", help="an exercise (lora.forward) or a topic (lora)")
+    p.add_argument("file", type=Path, help="it defines lora_forward or the like; it is executed")
+    p.add_argument("--hint", type=number(int, least=1, most=3), metavar="STEP",
+                   help="1 is a question (the default for a wrong function), 2 the shapes, "
+                        "3 nearly the code")
+
+    p = command("assign", run_assign, "write what students get, or the open questions' answers",
+                takes=())
+    p.add_argument("lesson", metavar="NN", nargs="?", help="needed for --out")
+    output(p, "the assignment")
+    p.add_argument("--nbgrader", action="store_true", help="write nbgrader's source notebook")
+    p.add_argument("--answers", type=Path, metavar="FILE|FOLDER",
+                   help="write the answers of the open questions, for instructors, to FILE.md or "
+                        "into a folder (without NN those of all lessons)")
+    p.add_argument("--course", type=Path, metavar="FOLDER",
+                   help="write what a student needs for all lessons, without solutions")
+
+    p = command("grade", run_grade, "grade notebooks with fresh data", takes=("seed", "json"))
+    p.add_argument("submissions", nargs="+", metavar="FILE|FOLDER",
+                   help="notebooks; grading executes them, and not in a sandbox")
+    p.add_argument("--lesson", metavar="NN", help="default: by name or content of each file")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="write the points to this file")
+    p.add_argument("--timeout", type=number(float, above=0), default=300,
+                   help="seconds per notebook (default 300)")
+    p.add_argument("--jobs", type=number(int, least=1), default=2,
+                   help="submissions at a time (default 2)")
+
+
+# -- commands --------------------------------------------------------------------------------------
+def run_quantize(args: Namespace) -> None:
+    from ..quant import SCHEMES
+    from ..study.compare import Size, cost_of_scheme, described
+    scheme = build("scheme", SCHEMES, args.scheme, args.set)
+    size = Size(steps=30, test_batches=2 if args.quick else 8)
+    record = cost_of_scheme(model_of(args), scheme, size)
+    if args.json: return show_json(record)
+    print(described(record))
+
+
+def run_pretrain(args: Namespace) -> None:
+    from ..files import check_writable
+    from ..pretrained.make import pretrain
+    from .kept import kept, noted
+    work = args.work or args.out
+    for folder in (args.out, work): check_writable(folder)
+    checkpoint = work / "checkpoint.safetensors"
+    with noted(KeyboardInterrupt, lambda: f"stopped; {kept(checkpoint)}"):
+        show_json(pretrain(work, args.out)["results"])
+
+
+def run_lessons(args: Namespace) -> None:
+    from ..course import build, projects
+    which = args.which or [*(path.stem for path in build.sources()), "projects"]
+    chosen = [path for name in which if name != "projects" for path in build.sources(name)]
+    if args.action == "list": return print(build.table(chosen))
+    if chosen: build.build(chosen, write=args.action == "build")
+    if "projects" in which: projects.build(write=args.action == "build")
+
+
+def run_check(args: Namespace) -> int:
+    from ..course.check import check_file
+    if not args.file.is_file(): raise FileNotFoundError(f"check: there is no file {args.file}")
+    results = check_file(args.exercise, args.file, args.seed)
+    if args.json:
+        show_json({r.exercise.name: {"passed": r.passed, "message": r.message, "cause": r.cause}
+                   for r in results})
+    else: print("\n".join(r.told(args.hint) for r in results))
+    return 0 if all(results) else 1
+
+
+def run_assign(args: Namespace) -> None:
+    from ..course import assign
+    from ..course.handout import hand_out
+    from ..files import check_writable
+    if not (args.out or args.answers or args.course) or args.out and not args.lesson:
+        raise ValueError("assign: say what to write: NN --out FOLDER, --answers FILE or --course "
+                         "FOLDER")
+    written = []
+    for folder in filter(None, (args.out, args.course)): check_writable(folder)
+    if args.out: written += assign.assign(args.lesson, args.out, args.nbgrader)
+    if args.answers: written += assign.answers(args.lesson, args.answers)
+    if args.course: written.append(hand_out(args.course))
+    print("\n".join(map(str, written)))
+
+
+def run_grade(args: Namespace) -> None:
+    from ..course.grade import as_json, grade, write_csv
+    from ..files import check_writable
+    if args.csv: check_writable(args.csv.parent)
+    say = None if args.json else lambda result: print(result, flush=True)
+    seed = args.seed + 1                                 # students practise with seed 0
+    grades = grade(args.submissions, args.lesson, seed, args.timeout, args.jobs, say)
+    if args.csv: write_csv(grades, args.csv)
+    if args.json: print(as_json(grades))
+
+
+def run_doctor(args: Namespace) -> int:
+    from .doctor import report
+    found = report()
+    if args.json: show_json(found)
+    else: print("\n".join(f"{name:<14}{value}" for name, value in found.items()))
+    return 0 if found["verdict"] == "all is well" else 1

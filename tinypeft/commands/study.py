@@ -1,0 +1,132 @@
+"""The study's commands: `compare`, which is also the main job, `figures`, `memory` and `missing`."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from .arguments import fields, known, model_of, number, output, parsed, show_json
+
+__all__ = ["LATEST", "add_commands", "run_compare"]
+
+LATEST = Path("figures/latest")
+
+
+def add_commands(command: Callable) -> None:
+    """Add the commands to the command line. command: (name, run, about, takes) → a parser for its options."""
+    p = command("compare", run_compare, "ways to fine-tune and schemes, side by side (the default)")
+    output(p, "the picture and the JSON", LATEST)
+
+    p = command("figures", run_figures, "draw the pictures from their stored numbers; --rerun measures",
+                takes=("json", "quick"))
+    p.add_argument("names", nargs="*", metavar="NAME",
+                   help="pictures; with --rerun, --status or --accept experiments (default: all)")
+    p.add_argument("--rerun", action="store_true", help="measure results that are missing or stale; hours for all, it resumes")
+    p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
+    p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs again "
+                   "and keep the stored results if they agree")
+    p.add_argument("--best", action="store_true", help="write the best learning rates that were measured to "
+                   "tinypeft/study/experiments/best.py")
+    p.add_argument("--jobs", type=number(int, least=1), metavar="N", help="processes that measure (default: one per core)")
+    output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
+
+    p = command("memory", run_memory, "the memory that fine-tuning takes, by formula: weights, gradients, optimizer, "
+                "activations", takes=("json",))
+    p.add_argument("--params", type=number(float, above=0), metavar="N",
+                   help="for a GPT with about this many parameters, such as 7e9")
+    p.add_argument("--shape", help="for base, gpt2 or llama-7b (default llama-7b)")
+    p.add_argument("--method", nargs="+", default=["full", "lora", "qlora"], metavar="METHOD",
+                   help="full, lora, qlora, adapter, prefix or prompt (default full lora qlora)")
+    fields(p, "options of the methods: rank=64, targets=all, bottleneck=64, length=10; or bits=4.5 for frozen matrices")
+    p.add_argument("--batch-size", type=number(int, least=1), default=1, help="rows (default 1)")
+    p.add_argument("--tokens", type=number(int, least=1), default=512, help="tokens per row (default 512)")
+    p.add_argument("--float32", action="store_true", help="everything in 32 bits, as in this engine")
+
+    p = command("missing", run_missing, "what a method, scheme, exercise or experiment still lacks, for who adds one",
+                takes=("json",))
+    p.add_argument("name", nargs="?", metavar="NAME", help="such as lora, nf4, lora.forward or rank (default: everything)")
+
+
+def run_compare(args: Namespace) -> None:
+    from ..files import check_writable, write_atomically
+    from ..study import compare, glance
+    if not args.json: check_writable(args.out)
+    model = model_of(args) if args.model else None
+    record = compare.compare(model, compare.QUICK if args.quick else None, args.seed)
+    if args.model: record["command"] = f"python -m tinypeft --model {args.model}"
+    if args.json: return show_json(record)
+    print(glance.tables(record))
+    data = args.out / "results" / "compare.json"
+    write_atomically(data, json.dumps(record, indent=1) + "\n")
+    picture = glance.draw(record, args.out / "compare.svg")
+    print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}\n"
+          "Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in tinypeft/peft and the schemes in "
+          "tinypeft/quant.")
+
+
+def run_figures(args: Namespace) -> int | None:
+    from ..files import check_writable
+    folder = args.out or (LATEST if args.quick else Path("figures"))
+    if args.best:
+        from ..study.experiments import rates
+        return print_best(rates.write_best(folder / "results"))
+    if args.rerun and not (args.names or args.quick or args.json):
+        from ..study.whole import measure_all
+        check_writable(folder)
+        return measure_all(folder / "results", args.jobs)
+    if args.rerun or args.quick or args.status or args.accept:
+        from ..study import acceptance
+        from ..study.experiment import run
+        from ..study.experiments import EXPERIMENTS
+        chosen = [EXPERIMENTS[name] for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
+        if not args.status: check_writable(folder)
+        if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
+        if args.accept: return acceptance.accept(chosen, folder / "results", args.jobs)
+        for experiment in chosen:
+            results = run(experiment, folder / "results", args.quick, args.jobs)
+            print(json.dumps(results.record) if args.json else f"{folder / 'results' / experiment.name}.json")
+        return None
+    from ..study.gallery import figures
+    from ..study.pictures import PICTURES
+    check_writable(folder)
+    figures(folder, known(args.names, PICTURES, "picture") or None)
+    return None
+
+
+def print_best(best: dict) -> None:
+    for task, rates in best.items(): print(f"{task}: {len(rates)} best rates")
+
+
+def run_memory(args: Namespace) -> None:
+    from ..study import memory
+    if args.params is not None and args.shape is not None:
+        raise ValueError("memory: give --params or --shape, not both")
+    known([args.shape or "llama-7b"], memory.SHAPES, "shape")
+    shape = memory.SHAPES[args.shape or "llama-7b"] if args.params is None else memory.shape_of(args.params)
+    options = dict(map(parsed, args.set))
+    precision = memory.FLOAT32 if args.float32 else memory.MIXED
+    rows = memory.compared(shape, args.batch_size, args.tokens, precision, args.method, **options)
+    if args.json:
+        return show_json({"shape": dataclasses.asdict(shape), "parameters": shape.parameters,
+                          "precision": dataclasses.asdict(precision), "bytes": rows})
+    print(f"{shape}: {shape.parameters:,} parameters\n{args.batch_size} × {args.tokens} tokens, in bytes: {precision}\n\n"
+          f"{memory.table(rows)}\n\nAfter backward: gradients, and the activations of one block. The peak is the larger of the "
+          "two.")
+
+
+def run_missing(args: Namespace) -> int:
+    from .missing import missing, stale
+    found = missing(args.name)
+    lacks = [lack for of_one in found.values() for lack in of_one]
+    if args.json:
+        show_json({of: list(map(str, of_one)) for of, of_one in found.items()})
+        return int(bool(lacks))
+    for of, of_one in found.items():
+        if of_one: print(f"{of}\n" + "\n".join(f"  {lack}" for lack in of_one))
+    if lacks: print(f"Missing: {len(lacks)}. The steps are those of .github/CONTRIBUTING.md.")
+    else: print(f"Nothing is missing: {', '.join(found) if args.name else f'{len(found) - 1} things and the pages'}.")
+    if not args.name and (n := stale()):
+        print(f"Not counted: {n} stored measurements are stale; `python -m tinypeft figures --status` says which and why.")
+    return int(bool(lacks))

@@ -1,0 +1,158 @@
+"""Hyperparameters as values: each field is declared with its default and with what it may hold.
+
+    @dataclass(frozen=True)
+    class LoRA(Method):
+        rank: int = whole(8, least=1, also=("r",))
+        init: str = one_of("kaiming", "gaussian")
+
+A value outside its limits raises an error that names both. A rule for several fields stands in the
+class's `check`. `also` lists the names of other libraries: `LoRA(r=8)` is told of `rank`.
+"""
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+__all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_names", "mapping",
+           "one_of", "real", "whole"]
+
+
+FINITE = sys.float_info.max                  # a bound that NaN, inf and 10**400 do not keep
+NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers, as in `targets.py`
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a field may hold. expected: in words, after "must be". bad: some values it refuses."""
+    holds: Callable[[Any], bool]
+    expected: str
+    bad: tuple = ()
+
+
+def declared(default: Any, limit: Limit, *, or_none: bool = False, also: tuple = ()) -> Any:
+    """A dataclass field with a limit. or_none: None is allowed, too. also: its names elsewhere."""
+    either = Limit(lambda x: x is None or limit.holds(x), f"{limit.expected}, or None", limit.bad)
+    stated = {"limit": either if or_none else limit, "also": also}
+    return dataclasses.field(default=default, metadata=stated)
+
+
+def whole(default: int | None, *, least: int = 0, most: float = math.inf, **options: Any) -> Any:
+    """An integer in [least, most]; `True` is not one."""
+    integer = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+    holds = lambda x: integer(x) and least <= x <= most
+    words = f"an integer ≥ {least}" if most == math.inf else f"an integer from {least} to {most}"
+    positive = {"an integer ≥ 0": "a non-negative integer", "an integer ≥ 1": "a positive integer"}
+    bad = (least - 1, least + 0.5, most + 1, True, str(least))
+    return declared(default, Limit(holds, positive.get(words, words), bad), **options)
+
+
+def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
+         most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
+    """A finite number x with least ≤ x ≤ most and above < x < below."""
+    number = lambda x: isinstance(x, (int, float, np.integer, np.floating))
+    holds = lambda x: (number(x) and not isinstance(x, bool) and abs(x) <= FINITE
+                       and least <= x <= most and above < x < below)
+    left = f"({above:g}" if above >= least else f"[{least:g}"
+    right = f"{below:g})" if below <= most else f"{most:g}]"
+    words = {"(0, inf)": "a positive number", "[0, inf)": "a non-negative number"}.get(
+        f"{left}, {right}", f"a number in {left}, {right}")
+    bad = math.nextafter(least, -math.inf), math.nextafter(most, math.inf), above, below
+    return declared(default, Limit(holds, words, (math.nan, math.inf, "1", *bad)), **options)
+
+
+def one_of(*choices: Any, default: Any = ..., **options: Any) -> Any:
+    """One of `choices`, of the same type; the default is the first."""
+    holds = lambda x: any(type(x) is type(c) and x == c for c in choices)
+    words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+    default = choices[0] if default is ... else default
+    return declared(default, Limit(holds, words, ("?", 0.5, [default])), **options)
+
+
+def flag(default: bool, **options: Any) -> Any:
+    """True or False."""
+    holds = lambda x: isinstance(x, (bool, np.bool_))
+    return declared(default, Limit(holds, "True or False", (1, "yes")), **options)
+
+
+def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
+    """A tuple of names of layers, spelled as in `targets.py`, or "all"."""
+    holds = lambda x: x == "all" if isinstance(x, str) else (
+        isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_name, x)))
+    limit = Limit(holds, "a tuple of names such as ('query', 'blocks.2-5', '!blocks.3'), or 'all'",
+                  ("query", (), 3, (1,), ("!",), ("blocks..0",), ("query value",)))
+    return declared(default, limit, **{"also": ("target_modules",), **options})
+
+
+def mapping(field: Any, **options: Any) -> Any:
+    """None, or a dict from layer names to values that `field` (a declared field) allows."""
+    limit = field.metadata["limit"]
+    item = lambda name, value: _is_name(name) and limit.holds(value)
+    holds = lambda x: isinstance(x, dict) and all(item(*pair) for pair in x.items())
+    words = f"a dict whose keys are names of layers and whose values are each {limit.expected}"
+    bad = (3, {1: field.default}, *({"query": value} for value in limit.bad))
+    return declared(None, Limit(holds, words, bad), or_none=True, **options)
+
+
+def _is_name(x): return isinstance(x, str) and NAME.fullmatch(x) is not None
+
+
+class Checked:
+    """The base of dataclasses whose fields state their limits. `error` is what they raise."""
+    error: ClassVar[type[ValueError]] = ValueError
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        accepted = inspect.signature(cls.__init__).parameters        # a subclass may have its own
+        for name in kwargs:
+            if name not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+                raise TypeError(f"{cls.__name__} has no field {name!r}; {_hint(name, cls)}")
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        for f in _fields(self):
+            limit, value = f.metadata.get("limit"), getattr(self, f.name)
+            if limit and not limit.holds(value):
+                raise self.error(f"{type(self).__name__}: {f.name} must be {limit.expected}, "
+                                 f"got {value!r}")
+        self.check()
+
+    def check(self) -> None:
+        """Rules that concern several fields; a subclass raises `self.error` where one is broken."""
+
+
+def _fields(cls): return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+
+
+def _hint(name, cls):
+    fields = {f.name: f.metadata.get("also", ()) for f in _fields(cls) if f.init}
+    for ours, others in fields.items():
+        if name in others: return f"the field is called {ours}"
+    near = difflib.get_close_matches(name, fields, 1)
+    return f"did you mean {near[0]}?" if near else f"its fields are {', '.join(fields) or 'none'}"
+
+
+class Hyperparameters(Checked):
+    """The base of methods and schemes: dataclasses whose fields are a paper's hyperparameters.
+
+    The `repr` labels an experiment: it shows the fields in `shown` and those not at their default.
+    A class's docstring is followed by its module's: the paper, the equation, the symbols.
+    """
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Hyperparameters.__repr__      # @dataclass keeps a __repr__ that is there
+        if cls.__module__.startswith("tinypeft."):
+            own, paper = vars(cls).get("__doc__"), sys.modules[cls.__module__].__doc__
+            cls.__doc__ = "\n\n".join(inspect.cleandoc(text) for text in (own, paper) if text)
+
+    def __repr__(self):
+        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in _fields(self)
+                 if f.name in self.shown or getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(shown)})"

@@ -1,0 +1,27 @@
+"""How gradients flow: tensors that remember how they were made, operations, modules, optimizers.
+
+    tensor.py      Tensor and `backward`: reverse-mode differentiation
+    plain.py       a transformer's operations as one reads them
+    functional.py  the same operations, fused and fast, each beside its backward pass
+    nn.py          Module and Parameter; Linear, LayerNorm, RMSNorm, Embedding, Dropout
+    optim.py       SGD, AdamW, schedules, clipping
+    paged.py       AdamW whose state is a file
+    gradcheck.py   is a gradient right? it is compared with finite differences
+    graph.py       a picture of the graph that `backward` walks
+    recompute.py   activation checkpointing: keep a block's input, compute the rest again
+
+A name is imported when it is first used.
+"""
+from typing import TYPE_CHECKING
+
+from ..common.lazy import lazily
+
+lazily(__name__)
+if TYPE_CHECKING:
+    from . import functional, optim, plain
+    from .gradcheck import gradcheck
+    from .graph import graph
+    from .nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm
+    from .optim import SGD, AdamW, clip_grad_norm, schedule
+    from .paged import PagedAdamW
+    from .tensor import GraphError, Tensor, concatenate, maximum, no_grad, split, stack, where

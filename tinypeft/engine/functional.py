@@ -1,0 +1,463 @@
+"""The fused operations of a transformer, each with its backward beside it.
+
+`plain.py` has the same operations composed from primitives: read them there first. Here each is one
+operation with a backward written by hand, which saves memory and is several times faster. GELU,
+cross-entropy and attention work on slices whose temporary arrays stay in a core's cache.
+Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
+Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
+"""
+import functools
+import math
+
+import numpy as np
+
+from ..common.hints import Array, Seed
+from .tensor import Tensor, gated
+
+__all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "geglu", "gelu",
+           "layer_norm", "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
+
+IGNORED = -100        # the target of a position that does not count; PyTorch's number
+
+
+def _slices(n, width, budget=1 << 17):
+    """Cut n rows of `width` numbers into equal slices of about `budget` numbers.
+
+    They stay in a core's cache, yet take long enough: two threads hinder each other where an
+    operation takes only microseconds."""
+    step = max(1, math.ceil(n / max(1, round(n * width / budget))))
+    return [slice(i, i + step) for i in range(0, n, step)]
+
+
+def _rows(a):
+    """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # −1 would fail where d = 0
+
+
+def _flat(a):
+    """a as a contiguous array of one axis."""
+    return np.ascontiguousarray(a).reshape(-1)
+
+
+def _contiguous(a, factor):
+    """a · factor, as a contiguous array of the dtype of a."""
+    return np.multiply(a, a.dtype.type(factor), out=np.empty(a.shape, a.dtype))
+
+
+def _column_sums(a):
+    """Σ over the rows of a (N, d), as a product: BLAS adds twice as fast as `sum`."""
+    return np.ones(len(a), a.dtype) @ a
+
+
+def _row_sums(a):
+    """Σ over the last axis of a (…, d) → (…, 1), as a product."""
+    return (a @ np.ones(a.shape[-1], a.dtype))[..., None]
+
+
+def _ids(ids, n, what):
+    """`ids` as an integer array, each in [0, n)."""
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{what} must be integers, got an array of {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= n):
+        bad = ids[(ids < 0) | (ids >= n)][0]
+        raise ValueError(f"{what} must lie in [0, {n}), got {bad}")
+    return ids
+
+
+def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b.    dx = dy W,   dW = dyᵀ x,   db = Σ dy.
+
+    x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
+    """
+    M, shape = W.data, x.data.shape
+    if M.ndim != 2 or shape[-1:] != M.shape[1:] or b is not None and b.shape != M.shape[:1]:
+        raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
+                         "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
+    X = _rows(x.data)
+    Y = X @ M.T
+    if b is not None: Y += b.data
+    return Tensor.op(Y.reshape(*shape[:-1], len(M)),
+                     (x, lambda dy: (_rows(dy) @ M).reshape(shape)),
+                     (W, lambda dy: _rows(dy).T @ X),        # a frozen W drops this, and X with it
+                     (b, lambda dy: _column_sums(_rows(dy))))
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    """y = γ x̂ + β,   x̂ = (x − mean) / √(var + ε), over the last axis.
+
+    dx = (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂)) / √(var + ε),  dx̂ = γ dy;   dγ = Σ dy x̂;   dβ = Σ dy.
+    """
+    if not gamma.shape == beta.shape == x.shape[-1:] != ():
+        raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
+                         "expected (…, d), (d,), (d,)")
+    mean = lambda a: _row_sums(a) / max(1, a.shape[-1])
+    xhat, g = x.data - mean(x.data), gamma.data
+    r = _normalize(xhat, eps)                                # 1/σ  (…, 1)
+    y = xhat * g
+    y += beta.data
+
+    def dx(dy):
+        dx = dy * g                                          # dx̂, then dx in place
+        m = _mean_product(dx, xhat)
+        dx -= mean(dx)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
+                     (beta, lambda dy: _column_sums(_rows(dy))), (x, dx))
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = γ x̂,   x̂ = x / √(mean x² + ε), over the last axis (Zhang & Sennrich, arXiv 1910.07467).
+
+    dx = (dx̂ − x̂ mean(dx̂ x̂)) / √(mean x² + ε),   dx̂ = γ dy;   dγ = Σ dy x̂.
+    """
+    if not gamma.shape == x.shape[-1:] != ():
+        raise ValueError(f"rms_norm: x {x.shape}, gamma {gamma.shape}; expected (…, d), (d,)")
+    xhat, g = x.data.copy(), gamma.data
+    r = _normalize(xhat, eps)                                # 1/√(mean x² + ε)  (…, 1)
+
+    def dx(dy):
+        dx = dy * g                                          # dx̂, then dx in place
+        m = _mean_product(dx, xhat)
+        dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
+        dx *= r
+        return dx
+    return Tensor.op(xhat * g,
+                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))), (x, dx))
+
+
+def _normalize(x, eps):
+    """x ← x / √(mean x² + ε) in place, over the last axis; return 1 / √(mean x² + ε), (…, 1)."""
+    r = 1 / np.sqrt(_mean_product(x, x) + eps)
+    if r.all():
+        x *= r
+        return r
+    s = np.where(r == 0, np.abs(x).max(-1, keepdims=True), 1)    # x² is infinite: divide by s
+    x /= s
+    r = 1 / np.sqrt(_mean_product(x, x) + eps / s / s)
+    x *= r
+    return r / s
+
+
+def _mean_product(a, b):
+    """The mean of a b over the last axis, (…, 1)."""
+    return np.vecdot(a, b)[..., None] / max(1, a.shape[-1])
+
+
+def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
+    """Rotate every pair (x_i, x_{i + d/2}) of position t by an angle φ_{t,i} (RoPE).
+
+    y₁ = x₁ cos φ − x₂ sin φ,   y₂ = x₂ cos φ + x₁ sin φ      x₁, x₂: the two halves of x
+    dx is dy, rotated by −φ.
+
+    x (…, T, d), cos and sin (T, d/2) → (…, T, d). Su et al. (arXiv 2104.09864) pair neighbours,
+    (x_{2i}, x_{2i+1}): the same function after the columns are put into another order.
+    """
+    T, d = x.shape[-2:]
+    if d % 2 or not cos.shape == sin.shape == (T, d // 2):
+        raise ValueError(f"rotary: x {x.shape}, cos {cos.shape}, sin {sin.shape}; "
+                         "expected (…, T, d), (T, d/2), (T, d/2)")
+
+    def rotated(x, sin):
+        (x1, x2), y = (x[..., :d // 2], x[..., d // 2:]), np.empty_like(x)
+        y1, y2 = y[..., :d // 2], y[..., d // 2:]
+        np.multiply(x1, cos, out=y1)
+        y1 -= x2 * sin
+        np.multiply(x2, cos, out=y2)
+        y2 += x1 * sin
+        return y
+    return Tensor.op(rotated(x.data, sin), (x, lambda dy: rotated(dy, -sin)))
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """y = x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
+
+    approximate="tanh", as GPT-2: Φ(x) ≈ (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³);
+    approximate="none": Φ(x) = (1 + erf(x/√2))/2.
+    The forward pass keeps the slope y′ = Φ + x Φ′ in place of x, and dx = dy y′.
+    """
+    if approximate not in ("tanh", "none"):
+        raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
+    curve = _tanh_gelu if approximate == "tanh" else _erf_gelu
+    y = np.empty(x.shape, x.dtype)
+    slope = np.empty_like(y) if x.requires_grad else None
+    X, Y, D = _flat(x.data), y.reshape(-1), slope if slope is None else slope.reshape(-1)
+    for s in _slices(X.size, 1): curve(X[s], Y[s], D if D is None else D[s])
+    return Tensor.op(y, (x, lambda dy: np.multiply(slope, dy, out=slope)))
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = silu(g) u,   silu(g) = g σ(g)   (Shazeer, arXiv 2002.05202).
+
+    du = dy silu(g),   dg = dy u silu′(g),   silu′ = σ + silu (1 − σ);   g and u (…) → (…).
+    """
+    return _glu(gate, up, _silu, "swiglu")
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """y = GELU(g) u, GELU in its tanh form   (Shazeer, arXiv 2002.05202).
+
+    du = dy GELU(g),   dg = dy u GELU′(g),   GELU′ = Φ + g Φ′;   g and u (…) → (…).
+    """
+    return _glu(gate, up, _tanh_gelu, "geglu")
+
+
+def _glu(gate, up, curve, name):
+    """y = a(g) u.   du = dy a,   dg = dy a′ u; a and a′ u are kept in place of g and u."""
+    if gate.shape != up.shape:
+        raise ValueError(f"{name}: gate {gate.shape} and up {up.shape} must have the same shape")
+    y = np.empty(up.shape, up.dtype)
+    G, U, Y = _flat(gate.data), _flat(up.data), y.reshape(-1)
+    trained = gate.requires_grad or up.requires_grad
+    a, slope = (np.empty_like(y) if trained else None for _ in range(2))
+    for s in _slices(Y.size, 1):
+        if trained:
+            A, D = a.reshape(-1)[s], slope.reshape(-1)[s]
+            curve(G[s], A, D)
+            D *= U[s]
+        else: curve(G[s], A := Y[s], None)
+        np.multiply(A, U[s], out=Y[s])
+    return Tensor.op(y, (gate, lambda dy: np.multiply(slope, dy, out=slope)),
+                     (up, lambda dy: np.multiply(a, dy, out=a)))
+
+
+# Each curve writes a(x) into y and, unless it is None, a′(x) into slope. All are flat arrays. The
+# steps are written one by one, so that each has its result where the last one is still in cache.
+
+def _silu(x, y, slope):
+    """a = x σ,   a′ = σ + a (1 − σ)."""
+    sigma = np.negative(x)
+    with np.errstate(over="ignore"): np.exp(sigma, out=sigma)                # ∞ makes σ = 0
+    sigma += 1
+    np.divide(1, sigma, out=sigma)
+    np.multiply(x, sigma, out=y)
+    if slope is None: return
+    np.multiply(y, sigma, out=slope)
+    np.subtract(y, slope, out=slope)
+    slope += sigma
+
+
+C, A = math.sqrt(2 / math.pi), 0.044715                      # u = C (x + A x³)
+
+
+def _tanh_gelu(x, y, slope):
+    """a = x Φ,   Φ = (1 + tanh u)/2,   a′ = Φ + a (1 − Φ) 2u′."""
+    xx = np.clip(x, -50, 50)                                 # further out Φ is 0 or 1
+    xx *= xx
+    phi = xx * (C * A)
+    phi += C
+    phi *= x
+    np.tanh(phi, out=phi)
+    phi *= 0.5
+    phi += 0.5
+    np.multiply(x, phi, out=y)
+    if slope is None: return
+    np.multiply(y, phi, out=slope)
+    np.subtract(y, slope, out=slope)
+    xx *= 6 * C * A
+    xx += 2 * C
+    slope *= xx
+    slope += phi
+
+
+def _erf_gelu(x, y, slope):
+    """a = x Φ,   Φ = (1 + erf(x/√2))/2,   a′ = Φ + x e^(−x²/2) / √(2π)."""
+    from scipy.special import erf
+    phi = (erf(x * math.sqrt(0.5)) + 1) * 0.5
+    np.multiply(x, phi, out=y)
+    if slope is None: return
+    x = np.clip(x, -50, 50)                                  # further out Φ′ = 0, and x² overflows
+    slope[...] = x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)) + phi
+
+
+def _softmax(x, axis):
+    """The softmax of an array, computed in place. An empty axis has the empty softmax."""
+    x -= x.max(axis, keepdims=True, initial=-math.inf)
+    np.exp(x, out=x)
+    x /= x.sum(axis, keepdims=True)
+    return x
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """p = eˣ / Σ eˣ.    dx = p (dp − Σ p dp)."""
+    p = _softmax(x.data.copy(), axis)
+
+    def dx(dp):
+        dx = p * dp
+        dx -= p * dx.sum(axis, keepdims=True)
+        return dx
+    return Tensor.op(p, (x, dx))
+
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """y = x − log Σ eˣ.    dx = dy − eʸ Σ dy."""
+    y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
+    if y.size: y -= np.log(np.exp(y).sum(axis, keepdims=True))
+    return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: float = 0.0,
+              rng: Seed | None = None, scale: float | None = None,
+              window: int | None = None) -> Tensor:
+    """Scaled dot-product attention: O = P V,   P = softmax(s Q Kᵀ),   s = 1/√d if `scale` is None.
+
+    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   dQ = s dS K,   dK = s dSᵀ Q.
+
+    q (…, H, T, d), k and v (…, G, S, d) → (…, H, T, d), d being a head's width. G divides H: in
+    *grouped-query attention* H/G consecutive heads of q read one head of k and v. With `causal`,
+    query i sees the keys up to i + S − T: all see the first S − T keys (a prefix, or a cache of
+    past tokens); with `window`, only the last `window` of them. `dropout` is the probability that
+    an entry of P is dropped; it needs an `rng`.
+
+    A block of 64 queries skips the keys that all its rows are hidden from. The rows of the heads
+    that share a key come after each other, in one product. Heads go in groups that fit in cache.
+    P = E / Z, E = exp(S − max S), Z = rowsum(E): dividing the rows of O and of dO by Z, which are
+    narrow, spares a walk through P. Then dP / Z takes the place of dP.
+    """
+    H, G = (t.shape[-3] if t.ndim > 2 else 1 for t in (q, k))
+    if (min(q.ndim, k.ndim) < 2 or k.shape != v.shape or q.shape[-1] != k.shape[-1]
+            or q.shape[:-3] != k.shape[:-3] or H != G and (not G or not H or H % G)):
+        raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected "
+                         "(…, H, T, d), (…, G, S, d), (…, G, S, d), and G a divisor of H")
+    (T, d), S, R = q.shape[-2:], k.shape[-2], H // max(1, G) or 1            # R: heads per key
+    if causal and S < T:
+        raise ValueError(f"attention: {T} queries but only {S} keys; causal attention needs S ≥ T")
+    if window is not None and not (causal and window >= 1):
+        raise ValueError(f"attention: a window is at least 1 and causal, got {window=}, {causal=}")
+    if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
+    scale = 1 / math.sqrt(max(1, d)) if scale is None else scale
+    shared = math.prod(k.shape[:-2])
+    Q = _contiguous(q.data, scale).reshape(shared, R, T, d)                  # (B·G, R, T, d), s Q
+    K, V = (t.data.reshape(shared, S, d) for t in (k, v))                    # (B·G, S, d)
+    trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
+    transposed = lambda a: a.swapaxes(1, 2)
+    stacked = lambda a: a.reshape(len(a), R * a.shape[2], d)                 # (h, R·n, d)
+    groups = lambda n, seen: _slices(len(Q), R * n * seen, 1 << 18)
+    O, blocks = np.empty(Q.shape, Q.dtype), []
+    for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
+        n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
+        s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
+        hidden = causal and (n > 1 or window)            # may a key be hidden from a query?
+        most = _most(n, end - s.start, window, Q.dtype) if hidden else None
+        E = np.empty((len(Q), R * n, end - s.start), Q.dtype)
+        Z = np.empty((len(Q), R * n, 1), Q.dtype)
+        drop = _keep_mask(E.shape, dropout, rng, E.dtype) if dropout else None
+        for h in groups(n, end - s.start):
+            e = np.matmul(stacked(Q[h, :, t]), transposed(K[h, s]), out=E[h])
+            if hidden:
+                score = e.reshape(len(e), R, n, -1)[..., -most.shape[1]:]
+                np.fmin(score, most, out=score)
+            e -= e.max(-1, keepdims=True, initial=-math.inf)
+            np.exp(e, out=e)
+            Z[h] = _row_sums(e) if S else 1                                  # no keys: O = 0
+            o = (e if drop is None else e * drop[h]) @ V[h, s]
+            o /= Z[h]
+            O[h, :, t] = o.reshape(len(o), R, n, d)
+        if any(trained): blocks.append((t, s, E, Z, drop))
+
+    def vjp(dy):
+        dO = dy.reshape(Q.shape)
+        dQ, dK, dV = (np.zeros_like(A) for A in (Q, K, V))
+        for t, s, E, Z, drop in blocks:
+            for h in groups(t.stop - t.start, s.stop - s.start):
+                e, do = E[h], stacked(dO[h, :, t]) / Z[h]
+                if trained[2]: dV[h, s] += transposed(e if drop is None else e * drop[h]) @ do
+                if not (trained[0] or trained[1]): continue
+                dS = do @ transposed(V[h, s])                            # dP / Z, then dS in place
+                if drop is not None: dS *= drop[h]
+                dS -= np.vecdot(e, dS)[..., None] / Z[h]
+                dS *= e
+                if trained[0]: dQ[h, :, t] = (dS @ K[h, s]).reshape(dQ[h, :, t].shape)
+                if trained[1]: dK[h, s] += transposed(dS) @ stacked(Q[h, :, t])
+        if trained[0]: dQ *= scale
+        return [g.reshape(shape) for g, shape in zip((dQ, dK, dV), shapes, strict=True)]
+    return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
+
+
+@functools.lru_cache(maxsize=64)
+def _most(n, m, window, dtype):
+    """The most that a score may be, (n, m): ∞ where one of the last n queries sees one of m keys,
+    −∞ where it does not. Without a window, (n, n): all queries see the keys before the last n."""
+    m = m if window else n
+    i, j = np.arange(m - n, m)[:, None], np.arange(m)
+    seen = (j <= i) & (j > i - (window or n))
+    return np.where(seen, np.inf, -np.inf).astype(dtype)
+
+
+def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
+                  label_smoothing: float = 0.0) -> Tensor:
+    """Mean of −log softmax(logits)[target], in nats.    dlogits = (softmax(logits) − onehot) / n.
+
+    logits (…, V), targets (…) integers in [0, V) → a single number. The n positions whose target is
+    not `ignore_index` count; ValueError when none does. With `label_smoothing` ε the aim is
+    (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
+    """
+    targets = np.asarray(targets)
+    if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {logits.shape}, targets {targets.shape}; "
+                         "expected (…, V) and (…)")
+    V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
+    if not 0 <= eps < 1:
+        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {eps}")
+    t = targets.reshape(-1)
+    counted = t != ignore_index
+    n = int(counted.sum())
+    _ids(t[counted], V, "cross_entropy: targets")
+    if n == 0:
+        raise ValueError("cross_entropy: no target counts; all are ignore_index, or the batch is "
+                         "empty")
+    t = np.where(counted, t, 0)
+    Z = logits.data.reshape(-1, V)
+    E = np.empty_like(Z) if logits.requires_grad else None    # softmax(Z) = E / sums
+    sums, total = np.empty(len(Z), Z.dtype), 0.0
+    for s in _slices(len(Z), V, 1 << 18):
+        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if E is None else E[s])
+        rows = np.arange(len(z))
+        aim = (1 - eps) * z[rows, t[s]] + eps * z.mean(-1) if eps else z[rows, t[s]]
+        np.exp(z, out=z)
+        sums[s] = _row_sums(z)[:, 0]
+        total += np.dot(np.where(counted[s], np.log(sums[s]) - aim, 0), counted[s])
+
+    def dlogits(dy):
+        w = np.where(counted, dy / n, 0).astype(E.dtype)
+        for s in _slices(len(E), V, 1 << 18):
+            e = E[s]
+            e *= (w[s] / sums[s])[:, None]
+            if eps: e -= (w[s] * (eps / V))[:, None]
+            e[np.arange(len(e)), t[s]] -= w[s] * (1 - eps)
+            if n < len(t): e[~counted[s]] = 0            # not 0·∞, if a row's logits are infinite
+        return E.reshape(shape)
+    return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
+
+
+def embedding(ids: Array, E: Tensor) -> Tensor:
+    """Rows of a table: y = E[ids].    dE[i] = Σ dy over the places where ids = i.
+
+    ids integers (…) in [0, n), E (n, d) → (…, d).
+    """
+    ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
+
+    def dE(dy):
+        out = np.zeros(shape, dy.dtype)
+        np.add.at(out, ids, dy)
+        return out
+    return Tensor.op(E.data[ids], (E, dE))
+
+
+def _keep_mask(shape, p, rng, dtype):
+    """0 with probability p, else 1/(1 − p)."""
+    if not 0 <= p < 1: raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
+    if rng is None:
+        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
+    keep = (np.random.default_rng(rng).random(shape, dtype=np.float32) >= p).astype(dtype)
+    keep *= 1 / (1 - p)
+    return keep
+
+
+def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
+    """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
+    if p == 0: return x
+    mask = _keep_mask(x.shape, p, rng, x.dtype)
+    return Tensor.op(x.data * mask, (x, lambda dy: gated(dy, mask)))

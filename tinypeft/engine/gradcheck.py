@@ -1,0 +1,61 @@
+"""Is a gradient right? Compare it with finite differences, in a random direction.
+
+For y = f(x) and random u (an upstream gradient) and v (a direction), the chain rule says
+
+    ⟨∂⟨u, f(x)⟩/∂x, v⟩  =  d/dε ⟨u, f(x + εv)⟩  ≈  (⟨u, f(x + εv)⟩ − ⟨u, f(x − εv)⟩) / 2ε.
+
+With u = 1, as in `f(x).sum().backward()`, a softmax with a nonsense backward would pass, because
+its rows always sum to one.
+"""
+from collections.abc import Callable
+
+import numpy as np
+
+from ..common.hints import Array, Seed
+from .tensor import Tensor, no_grad
+
+__all__ = ["gradcheck"]
+
+
+def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
+              directions: int = 4, step: float = 1e-3, tolerance: float = 1e-8) -> float:
+    """Check the gradients of `fn` for every input that requires one; return the worst error.
+
+    inputs: float64 Tensors; arrays become Tensors that require gradients. Each is moved along
+    `directions` random directions and differenced to fourth order. The error is
+    |analytic − numeric| / max(1, ‖gradient‖·‖direction‖). Raises AssertionError, naming the input,
+    when it exceeds `tolerance`; TypeError for float32, whose rounding would hide the difference.
+    """
+    rng = np.random.default_rng(rng)
+    leaf = lambda a: Tensor(np.asarray(a, np.float64), requires_grad=True)
+    inputs = [x if isinstance(x, Tensor) else leaf(x) for x in inputs]
+    checked = [(i, x) for i, x in enumerate(inputs) if x.requires_grad]
+    if not checked: raise ValueError("gradcheck: no input requires a gradient")
+    for i, x in checked:
+        if x.dtype != np.float64:
+            raise TypeError(f"gradcheck: input {i} is {x.dtype}; finite differences need float64")
+
+    y = fn(*inputs)
+    u = rng.standard_normal(y.shape)
+    gradients = {id(x): g for x, g in y.gradients(u)}
+
+    def value(x, v, eps):
+        here, x.data = x.data, x.data + eps * v
+        try:
+            with no_grad(): return np.vdot(u, fn(*inputs).data)
+        finally: x.data = here
+
+    worst = 0.0
+    for i, x in checked:
+        g = gradients.get(id(x), np.zeros_like(x.data))
+        for _ in range(directions):
+            v = rng.standard_normal(x.shape)
+            slope = lambda h: (value(x, v, h) - value(x, v, -h)) / (2 * h)   # noqa: B023
+            numeric = (4 * slope(step / 2) - slope(step)) / 3        # Richardson: h² cancels
+            error = abs(np.vdot(g, v) - numeric) / max(1.0, np.linalg.norm(g) * np.linalg.norm(v))
+            if not error <= tolerance:
+                raise AssertionError(
+                    f"gradcheck: input {i} of shape {x.shape}: backward says {np.vdot(g, v):.10g}, "
+                    f"finite differences say {numeric:.10g} (error {error:.2g} > {tolerance:.2g})")
+            worst = max(worst, error)
+    return worst

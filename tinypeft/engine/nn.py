@@ -1,0 +1,355 @@
+"""Modules: parameters with names, arranged in a tree.
+
+The attributes of a module are its parts; `vars(module)` shows all of them. A `Parameter` is trained
+or frozen. An ndarray is a buffer: saved, never trained; so is a `Packed`, several arrays that make
+one value, such as a quantized weight. A `Module`, or a list of them, is a child.
+"""
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from ..common import markup
+from ..common.hints import Array, Seed
+from . import functional as F
+from .tensor import Tensor
+
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
+           "RMSNorm", "check_names", "check_state", "replace_modules", "shapes_only"]
+
+
+class Parameter(Tensor):
+    """A tensor that a module owns, trained or frozen.
+
+    `update_mask`: None, or a boolean array that broadcasts to the parameter; an optimizer changes
+    neither the numbers outside it nor their moments.
+    """
+    __slots__ = ("update_mask",)
+
+    def __init__(self, data: Array, requires_grad: bool = True):
+        super().__init__(data, requires_grad)
+        self.update_mask = None
+
+
+class Packed:
+    """Arrays that form a value. `arrays()` gives them by name, `repacked(arrays)` takes others."""
+
+
+class Module:
+    """The base of layers and models: a subclass sets attributes and defines `forward`."""
+    training = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: return self.forward(*args, **kwargs)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of the direct children; one in a list is named `list.index`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module): yield name, value
+            elif isinstance(value, list):
+                for i, m in enumerate(value):
+                    if isinstance(m, Module): yield f"{name}.{i}", m
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(path, module) of this module (path "") and all below it, in order of construction."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def _named(self, kind):
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kind): yield f"{path}.{name}" if path else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(path, Parameter). A tied weight, which has two paths, comes once, under its first."""
+        first = {}
+        for path, p in self._named(Parameter): first.setdefault(id(p), (path, p))
+        yield from first.values()
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, trained and frozen."""
+        return [p for _, p in self.named_parameters()]
+
+    def get(self, path: str) -> Module:
+        """The module at a path such as "blocks.0.mlp.up". KeyError lists the paths that exist."""
+        module = self._below(path) if path else self
+        if module is None:
+            there = ", ".join(p for p, _ in self.named_modules() if p)
+            raise KeyError(f"no module {path!r}; there are: {there}")
+        return module
+
+    def _below(self, path):
+        """The module at a path, without a walk through all of them: a method asks for hundreds."""
+        for name, child in self.children():
+            if path == name: return child
+            if path.startswith(f"{name}."): return child._below(path.removeprefix(f"{name}."))
+        return None
+
+    def state_dict(self) -> dict[str, Array]:
+        """name → array of every parameter and buffer: the module's own arrays, not copies."""
+        state = {name: p.data for name, p in self.named_parameters()}
+        state.update(self._named(np.ndarray))
+        for name, packed in self._named(Packed):
+            state |= {f"{name}.{part}": array for part, array in packed.arrays().items()}
+        return state
+
+    def n_parameters(self) -> int:
+        """How many numbers the parameters hold. A quantized weight counts as its full matrix."""
+        packed = sum(packed.size for _, packed in self._named(Packed))
+        return sum(p.size for p in self.parameters()) + packed
+
+    def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> Self:
+        """Copy arrays into the parameters and buffers of the same names; all of them, or none.
+
+        Raises KeyError for missing or unknown names (`strict`), ValueError for a wrong shape, and
+        for numbers that the parameter's type cannot hold, such as complex ones or NaN.
+        """
+        new = check_state(self.state_dict(), state, strict)
+        packed = {}                                      # may raise, so before anything is written
+        for name, value in self._named(Packed):
+            packed[name] = value.repacked({part: new.get(f"{name}.{part}", array)
+                                           for part, array in value.arrays().items()})
+        for name, p in self.named_parameters():
+            if name in new: p.assign(new[name])
+        for path, module in self.named_modules():
+            for name, value in list(vars(module).items()):
+                full = f"{path}.{name}" if path else name
+                if isinstance(value, np.ndarray) and full in new: setattr(module, name, new[full])
+                if isinstance(value, Packed): setattr(module, name, packed[full])
+        return self
+
+    def train(self, training: bool = True) -> Self:
+        """Switch dropout on (or off) in this module and all below it."""
+        for _, module in self.named_modules(): module.training = training
+        return self
+
+    def eval(self) -> Self: return self.train(False)
+
+    def to(self, dtype: Any) -> Self:
+        """Cast every parameter to float32 or float64, in place."""
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"to: expected float32 or float64, got {np.dtype(dtype)}; "
+                            "for fewer bits use tinypeft.quantize")
+        for p in self.parameters():
+            p.assign(p.data.astype(dtype))
+            p.grad = None
+        return self
+
+    # Three hooks that `train` calls in every step; a method on a model overrides them.
+    def before_step(self, step: int, total: int) -> None:
+        """Runs before the forward pass of step 0 … total − 1."""
+    def penalty(self) -> Tensor | None:
+        """A term to add to the loss, or None."""
+    def after_step(self, step: int, total: int) -> None:
+        """Runs after the optimizer's step."""
+
+    def __repr__(self):
+        lines = [f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        return type(self).__name__ + self.describe() + (f"({''.join(lines)}\n)" if lines else "")
+
+    def describe(self) -> str: return ""                 # follows the name in the repr
+
+    def _repr_html_(self):
+        named = self._named((Parameter, np.ndarray, Packed))
+        parts = {id(a): (name, a) for name, a in named}.values()         # a tied weight once
+        rows = {}                                        # equal layers in several blocks: one row
+        for name, a in parts:
+            tick = "✔" if getattr(a, "requires_grad", False) else ""
+            a = a.data if isinstance(a, Parameter) else a
+            block = re.search(r"\.(\d+)\.", name)
+            stored = f"{a.bits} bits" if isinstance(a, Packed) else str(a.dtype)
+            pattern = re.sub(r"\.\d+\.", ".*.", name, count=1)
+            key = pattern, " × ".join(map(str, a.shape)), stored, tick
+            rows.setdefault(key, []).append((block and int(block[1]), a.nbytes))
+        sizes = {key: sum(n for _, n in found) for key, found in rows.items()}
+        trained = sum(p.size for p in self.parameters() if p.requires_grad)
+        return markup.table(
+            [(key[0].replace("*", _ranges(i for i, _ in found)), *key[1:], f"{sizes[key]:,}")
+             for key, found in rows.items()],
+            ("layer", "shape of each", "stored as", "trained", "bytes in all"),
+            type(self).__name__ + self.describe(), (1, 4), f"{self.n_parameters():,} parameters, "
+            f"{trained:,} of them trained; {sum(sizes.values()):,} bytes")
+
+
+def _ranges(numbers):
+    """[0, 1, 2, 5] → "0–2,5"."""
+    runs = []
+    for i in numbers:
+        if runs and runs[-1][1] == i - 1: runs[-1][1] = i
+        else:                             runs.append([i, i])
+    return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
+
+
+def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
+                optional: Collection[str] = ()) -> dict[str, Array]:
+    """Copies of those arrays of `state` that `own` has, in the types of `own`. Raises as
+    `load_state_dict` does if they do not fit; `optional` may be missing."""
+    if strict: check_names(own, state, optional)
+    new = {}
+    for name, array in own.items():
+        if name not in state: continue
+        given = np.asarray(state[name])
+        if given.shape != array.shape:
+            raise ValueError(f"load_state_dict: {name} has shape {given.shape}, "
+                             f"expected {array.shape}")
+        if given.dtype.kind not in "biuf":
+            raise ValueError(f"load_state_dict: {name} is {given.dtype}, expected real numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            new[name] = copied(given, array)
+        is_float = array.dtype.kind == "f"
+        if not (np.isfinite(new[name]).all() if is_float else np.array_equal(new[name], given)):
+            raise ValueError(f"load_state_dict: {name} has numbers that {array.dtype} cannot hold")
+    return new
+
+
+def check_names(own: Collection[str], state: Collection[str],
+                optional: Collection[str] = ()) -> None:
+    """Raise KeyError unless the names are the same; `optional` may be missing."""
+    missing = sorted(set(own) - set(state) - set(optional))
+    unknown = sorted(set(state) - set(own))
+    if missing or unknown:
+        few = lambda names: f"{names[:8]}{', …' * (len(names) > 8)}" if names else "nothing"
+        raise KeyError(f"load_state_dict: matched {len(set(own) & set(state))} tensors, "
+                       f"missing {few(missing)}, unknown {few(unknown)}")
+
+
+def copied(array: Array, like: Array) -> Array:
+    """A copy of `array` with the dtype and the memory layout of `like`, which has its shape.
+
+    BLAS may sum a transposed matrix in another order. A run that is resumed from a file therefore
+    rounds as one that never stopped only if each array is laid out as before.
+    """
+    new = np.empty_like(like)
+    new[...] = array
+    return new
+
+
+def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
+    """Put each module of `new` (path → module) in its place under `root`; return the old ones."""
+    old = {path: root.get(path) for path in new}
+    for path, module in new.items():
+        above, _, name = path.rpartition(".")
+        if name.isdigit():                               # an item of a list
+            above, _, items = above.rpartition(".")
+            getattr(root.get(above), items)[int(name)] = module
+        else: setattr(root.get(above), name, module)
+    return old
+
+
+# -- layers --------------------------------------------------------------------------------------
+_shapes_only = contextvars.ContextVar("shapes_only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside `with shapes_only():` the parameters of the layers below have shapes and no memory.
+
+    Each is a read-only view of a single 0, and nothing is drawn: a model made so says which
+    parameters it needs, and each is to be replaced. Raises ValueError or OverflowError for a shape
+    that no array can have."""
+    before = _shapes_only.set(True)
+    try: yield
+    finally: _shapes_only.reset(before)
+
+
+def _normal(shape, std, rng):
+    """A parameter that starts at N(0, std²)."""
+    if _shapes_only.get(): return _full(shape, 0)
+    W = std * np.random.default_rng(rng).standard_normal(shape)
+    return Parameter(W.astype(np.float32))
+
+
+def _full(shape, value):
+    """A parameter whose numbers all start at `value`."""
+    if _shapes_only.get(): return Parameter(np.broadcast_to(np.float32(0), shape))
+    return Parameter(np.full(shape, value, np.float32))
+
+
+class Linear(Module):
+    """y = x Wᵀ + b, W (d_out, d_in). W starts at N(0, std²) and b at 0, as in GPT-2."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = True, rng: Seed | None = None,
+                 std: float = 0.02):
+        self.weight = _normal((d_out, d_in), std, rng)
+        self.bias = _full(d_out, 0) if bias else None
+
+    d_in = property(lambda self: self.weight.shape[1])
+    d_out = property(lambda self: self.weight.shape[0])
+
+    @property
+    def is_affine(self) -> bool:
+        """Is the layer y = x Wᵀ + b with W = `dense_weight()`, and no more? Needed to merge."""
+        return type(self).forward is Linear.forward
+
+    def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.bias)
+
+    def dense_weight(self) -> Array:
+        """The weight as an array (d_out, d_in). A quantized layer gives its dequantized weight."""
+        return self.weight.data
+
+    def describe(self) -> str:
+        return f"({self.d_in} → {self.d_out}{'' if self.bias is not None else ', no bias'})"
+
+
+class LayerNorm(Module):
+    """y = γ (x − mean)/√(var + ε) + β; γ is `weight`, β is `bias`."""
+
+    def __init__(self, d: int, eps: float = 1e-5):
+        self.weight, self.bias, self.eps = _full(d, 1), _full(d, 0), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def describe(self) -> str: return f"({self.weight.size})"
+
+
+class RMSNorm(Module):
+    """y = γ x/√(mean x² + ε); γ is `weight`. Gemma stores γ − 1: `offset` 1 adds it."""
+
+    def __init__(self, d: int, eps: float = 1e-6, offset: float = 0.0):
+        self.weight, self.eps, self.offset = _full(d, 1 - offset), eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps)
+
+    def describe(self) -> str: return f"({self.weight.size})"
+
+
+class Embedding(Module):
+    """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²).
+    scale: what the vectors that are looked up are multiplied by; Gemma's are by √d."""
+
+    def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02,
+                 scale: float = 1.0):
+        self.weight, self.scale = _normal((n, d), std, rng), scale
+
+    def forward(self, ids: Array) -> Tensor:
+        x = F.embedding(ids, self.weight)
+        return x if self.scale == 1 else x * self.scale
+
+    def describe(self) -> str: return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
+
+
+class Dropout(Module):
+    """Dropout with probability p in training, the identity otherwise. `train` seeds `rng`."""
+
+    def __init__(self, p: float, rng: Seed | None = None):
+        if not 0 <= p < 1: raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
+        self.p, self.rng = p, np.random.default_rng(rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p if self.training else 0, self.rng)
+
+    def describe(self) -> str: return f"({self.p})"
+
+
+def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """U(−1/√d_in, 1/√d_in) for (d_out, d_in): PyTorch's initialisation of a linear layer."""
+    bound = 1 / math.sqrt(shape[-1])
+    return rng.uniform(-bound, bound, shape).astype(np.float32)

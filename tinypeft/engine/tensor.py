@@ -1,0 +1,469 @@
+"""A tensor that remembers how it was made, and reverse-mode differentiation.
+
+Every operation computes its value with NumPy. For each parent it also records a *vector–Jacobian
+product* (vjp): a function that takes dy = ∂L/∂y, the gradient of the loss L with respect to the
+result y, and returns ∂L/∂parent, written `dx` for a parent `x`. `backward` walks the recorded graph
+from the loss to the leaves and adds these gradients up. That is the chain rule. Six rules:
+
+* A frozen parent costs nothing: its vjp is dropped when the operation is recorded. An operation on
+  frozen parents alone records nothing. Here fine-tuning few parameters saves its time and memory.
+* The graph holds no values. A vjp holds the arrays that it needs and never a tensor, so that there
+  is no reference cycle. Every other value is freed as soon as the forward pass is done with it.
+* Gradients live in a dictionary during the walk, and only leaves keep `.grad`. A vjp runs once. It
+  may overwrite the arrays it saved, and each piece of the graph is freed after its use.
+* `unbroadcast` undoes broadcasting. Each gradient must have its tensor's shape and dtype.
+* What relu, abs, max, maximum, where and dropout do not pass on gets the gradient 0, even if dy is
+  infinite there, where a product with 0 would give NaN.
+* Work is float32, checks are float64, and the two never mix: constants take the tensor's dtype.
+"""
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..common.hints import Array
+from ..common.markup import facts
+
+Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
+
+__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "gated", "maximum", "no_grad",
+           "split", "stack", "tape", "unbroadcast", "where"]
+
+
+class GraphError(RuntimeError):
+    """The recorded graph cannot be walked: it was used before, or its inputs have changed since."""
+
+
+# Each thread has its own values; threads.parallel_map hands the caller's on to its workers.
+_recording = contextvars.ContextVar("recording", default=True)
+_tape = contextvars.ContextVar("tape", default=None)
+
+
+@contextlib.contextmanager
+def _within(variable, value):
+    before = variable.get()
+    variable.set(value)
+    try: yield value
+    finally: variable.set(before)
+
+
+def no_grad() -> contextlib.AbstractContextManager[bool]:
+    """Inside `with no_grad():` this thread's operations compute values and record nothing."""
+    return _within(_recording, False)
+
+
+def enable_grad() -> contextlib.AbstractContextManager[bool]:
+    """Inside `with enable_grad():` operations record, even within a surrounding `no_grad()`."""
+    return _within(_recording, True)
+
+
+def tape() -> contextlib.AbstractContextManager[list[Tensor]]:
+    """Inside `with tape() as made:` the list `made` collects, and keeps, every recorded tensor."""
+    return _within(_tape, [])
+
+
+def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
+    if dy.shape == shape: return dy
+    new = dy.ndim - len(shape)                           # axes that broadcasting put in front
+    stretched = (new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i])
+    return dy.sum(axis=(*range(new), *stretched)).reshape(shape)
+
+
+def gated(dy: Array, gate: Array) -> Array:
+    """dy · gate, but 0 where the gate is 0 even if dy is infinite there (0·∞ is NaN)."""
+    with np.errstate(invalid="ignore"): dx = dy * gate
+    return np.where(gate == 0, 0, dx) if np.isnan(dx).any() else dx     # `where` is slow and rare
+
+
+class Tensor:
+    """An array, and how it was computed.
+
+    data: a float32 or float64 array; integers, booleans, lists and Python numbers become float32.
+    requires_grad: True makes a leaf; its `.grad` (None, or an array) sums ∂L/∂data over backwards.
+    Raises TypeError for complex, half-precision and object arrays.
+    """
+    __slots__ = ("data", "requires_grad", "grad", "version", "node", "__weakref__")
+    parents = ()                                         # a leaf is its own node and ends the walk
+    __array_ufunc__ = None                               # ndarray * Tensor calls Tensor.__rmul__
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            raise TypeError("expected an array, got a Tensor; use x.detach() for a new leaf")
+        array, typed = np.asarray(data), isinstance(data, (np.ndarray, np.generic))
+        if array.dtype.kind in "biu" or array.dtype.kind == "f" and not typed:
+            array = array.astype(np.float32)
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"a Tensor holds float32 or float64, got {array.dtype}; cast it first, "
+                            "for example with .astype(np.float32)")
+        self.data, self.requires_grad, self.grad = array, requires_grad, None
+        self.version = 0                                 # how often data was replaced or written to
+        self.node = None                                 # how it was computed; None for a leaf
+
+    # -- recording ------------------------------------------------------------------------------
+    @staticmethod
+    def op(data: Array, *edges: tuple[Tensor | None, Vjp]) -> Tensor:
+        """The result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
+
+        The functions run in this order. That of a frozen parent is dropped, with the arrays that
+        only it holds. A parent may be None (an absent bias).
+        """
+        parents = [x for x, _ in edges if x is not None]
+        if not _recording.get(): return Tensor.fused(data, parents, None)
+        fs = [f if x.requires_grad else None for x, f in edges if x is not None]
+        return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs])
+
+    @staticmethod
+    def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
+        """The result of an operation whose gradients share work: vjp(dy) gives one per parent.
+
+        The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
+        itself or views of it, and never the same fresh array twice.
+        """
+        y, trained = Tensor.__new__(Tensor), False
+        y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
+        for x in parents:                                # a plain loop: generation runs this often
+            trained = trained or x.requires_grad
+            if x.data.dtype != y.data.dtype:
+                raise TypeError(f"an operation on {', '.join(str(x.dtype) for x in parents)} gave "
+                                f"{y.dtype}: float32 and float64 do not mix; cast one of them")
+        y.requires_grad = trained and _recording.get()
+        if y.requires_grad:
+            y.node, y.data = Node(parents, vjp, y.data), y.data.view()
+            y.data.flags.writeable = False               # a gradient may depend on this value
+            if (made := _tape.get()) is not None: made.append(y)
+        return y
+
+    # -- backward -------------------------------------------------------------------------------
+    def backward(self, dy: Array | None = None) -> None:
+        """Add ∂L/∂x to `x.grad` for every leaf x that this tensor was computed from.
+
+        dy: ∂L/∂self, an array of this tensor's shape; a single number needs none (dy = 1).
+        Raises GraphError when there is no graph, when it was walked before, or when a leaf's data
+        has changed since; ValueError for a missing `dy` or one of another shape.
+        """
+        for x, dx in list(self.gradients(dy)):           # all, or none if the walk fails
+            x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
+
+    def gradients(self, dy: Array | None = None) -> Iterator[tuple[Tensor, Array]]:
+        """As `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
+        `.grad` alone."""
+        if not self.requires_grad:
+            raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
+                             "from requires a gradient, or it was computed under no_grad()")
+        if dy is None and self.size == 1: dy = np.ones_like(self.data)
+        if np.shape(dy) != self.shape:
+            raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient dy in "
+                             f"that shape, got {dy if dy is None else np.shape(dy)}")
+        dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
+        root = self.node or self
+        order = topological_order(root)
+        grads, own = {id(root): dy}, set()               # own: ids of gradients safe to add into
+        while order:
+            y = order.pop()
+            dy = grads.pop(id(y))
+            if isinstance(y, Tensor):                    # a leaf
+                yield y, np.asarray(dy) if id(y) in own else np.array(dy)
+                continue
+            parents, vjp = y.parents, y.vjp
+            y.parents = y.vjp = None                     # walked: free the arrays it saved
+            for parent, dx in zip(parents, vjp(dy), strict=True):
+                if parent is None: continue              # frozen
+                x, _ = parent
+                assert dx.shape == x.shape and dx.dtype == x.dtype, (
+                    f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
+                if id(x) in own:
+                    grads[id(x)] += dx
+                elif id(x) in grads:
+                    grads[id(x)] = grads[id(x)] + dx
+                    own.add(id(x))
+                else:
+                    grads[id(x)] = dx
+                    if dx is not dy and dx.base is None: own.add(id(x))
+
+    def assign(self, array: Array) -> None:
+        """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
+        array = np.asarray(array)
+        if array.shape != self.shape or array.dtype not in (np.float32, np.float64):
+            raise ValueError(f"assign: expected floats of shape {self.shape}, "
+                             f"got {array.dtype} {array.shape}")
+        self.data, self.version = array, self.version + 1
+
+    def detach(self) -> Tensor:
+        """A new leaf with the same data (shared, not copied) and no history."""
+        return Tensor(self.data)
+
+    # -- what an array has ----------------------------------------------------------------------
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
+    T = property(lambda self: self.transpose())
+    def __len__(self): return len(self.data)
+    def __bool__(self): return bool(self.data)
+    def item(self) -> float: return self.data.item()
+
+    def __repr__(self):
+        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def _repr_html_(self):
+        some = lambda a: np.array2string(a, 100, precision=4, threshold=40, edgeitems=2)
+        rows = [("shape", self.shape), ("dtype", self.dtype), ("data", some(self.data))]
+        if self.requires_grad:
+            rows.append(("grad", "passes on to the leaves it was computed from" if self.node else
+                         "None: no backward yet" if self.grad is None else some(self.grad)))
+        return facts(rows, type(self).__name__)
+
+    def _no_inplace(self, *_):
+        raise TypeError("writing into a Tensor is not recorded; build a new one, as in x = x + y "
+                        "or with tinypeft.where or concatenate, or use x.assign on a leaf")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _no_inplace
+    __setitem__ = _no_inplace
+
+    def _constant(self, other):
+        """`other` as a Tensor: numbers and arrays become constants of this tensor's dtype."""
+        if isinstance(other, Tensor):
+            if other.dtype == self.dtype: return other
+            raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; cast one of them")
+        other = np.asarray(other)
+        if other.dtype.kind not in "biuf":               # NumPy reads None as NaN and "3" as 3
+            raise TypeError(f"a Tensor and {other.dtype} values do not mix; expected real numbers")
+        return Tensor(other.astype(self.dtype, copy=False))
+
+    # -- arithmetic -----------------------------------------------------------------------------
+    def __add__(self, other):
+        other = self._constant(other)
+        A, B = self.shape, other.shape
+        return Tensor.op(self.data + other.data, (self,  lambda dy: unbroadcast(dy, A)),
+                                                 (other, lambda dy: unbroadcast(dy, B)))
+
+    def __mul__(self, other):
+        other = self._constant(other)
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        return Tensor.op(a * b, (self,  lambda dy: unbroadcast(dy * b, A)),
+                                (other, lambda dy: unbroadcast(dy * a, B)))
+
+    def __truediv__(self, other):
+        """y = a / b.    da = dy/b,   db = −dy y/b. (b² would leave float32's range at 1e±19.)"""
+        other = self._constant(other)
+        b, y, A, B = other.data, self.data / other.data, self.shape, other.shape
+        return Tensor.op(y, (self,  lambda dy: unbroadcast(dy / b, A)),
+                            (other, lambda dy: unbroadcast(-dy * (y / b), B)))
+
+    def __pow__(self, other):
+        """y = a ** b, usually for a number b.    da = dy b aᵇ⁻¹,   db = dy y log a.
+
+        da = 0 where b = 0, and db = 0 where a = 0 ≤ b, as in PyTorch: there aᵇ⁻¹ or log a may be
+        infinite, and 0·∞ is NaN.
+        """
+        if isinstance(other, (int, float)):
+            a, n = self.data, int(other) if isinstance(other, int) else float(other)
+            da = lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)
+            return Tensor.op(a ** n, (self, da))
+        other = self._constant(other)
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        y, but = a ** b, lambda where: np.where(where, 1, a)                  # a, but 1 where …
+        da = lambda dy: unbroadcast(np.where(b == 0, 0, dy) * (b * but(b == 0) ** (b - 1)), A)
+        db = lambda dy: unbroadcast(dy * (y * np.log(but((a == 0) & (b >= 0)))), B)
+        return Tensor.op(y, (self, da), (other, db))
+
+    def __matmul__(self, other):
+        """a @ b over the last two axes. Axes before them broadcast; vectors work as in NumPy."""
+        other = self._constant(other)
+        if self.ndim == 1:
+            y = self.reshape(1, -1) @ other
+            return y.reshape(y.shape[:-2] + y.shape[-1:]) if other.ndim > 1 else y.reshape(())
+        if other.ndim == 1:
+            y = self @ other.reshape(-1, 1)
+            return y.reshape(y.shape[:-1])
+        a, b, A, B = self.data, other.data, self.shape, other.shape
+        return Tensor.op(a @ b, (self,  lambda dy: unbroadcast(dy @ b.swapaxes(-1, -2), A)),
+                                (other, lambda dy: unbroadcast(a.swapaxes(-1, -2) @ dy, B)))
+
+    def __neg__(self): return Tensor.op(-self.data, (self, lambda dy: -dy))
+    def __sub__(self, other): return self + (-self._constant(other))
+    def __rsub__(self, other): return self._constant(other) + (-self)
+    def __rtruediv__(self, other): return self._constant(other) / self
+    def __rpow__(self, other): return self._constant(other) ** self
+    def __rmatmul__(self, other): return self._constant(other) @ self
+    __radd__, __rmul__ = __add__, __mul__
+
+    # -- elementwise ----------------------------------------------------------------------------
+    def exp(self) -> Tensor:
+        y = np.exp(self.data)
+        return Tensor.op(y, (self, lambda dy: dy * y))
+
+    def log(self) -> Tensor:
+        x = self.data
+        return Tensor.op(np.log(x), (self, lambda dy: dy / x))
+
+    def sqrt(self) -> Tensor:
+        y = np.sqrt(self.data)
+        return Tensor.op(y, (self, lambda dy: dy * (0.5 / y)))
+
+    def tanh(self) -> Tensor:
+        y = np.tanh(self.data)
+        return Tensor.op(y, (self, lambda dy: dy * (1 - y * y)))
+
+    def sigmoid(self) -> Tensor:
+        x = self.data
+        z = np.exp(-np.abs(x))                           # no overflow, and exact in both tails
+        y = np.where(x < 0, z, 1) / (1 + z)
+        return Tensor.op(y, (self, lambda dy: dy * (z / (1 + z) ** 2)))
+
+    def relu(self) -> Tensor:
+        x = self.data
+        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, ~(x <= 0))))
+
+    def abs(self) -> Tensor:
+        x = self.data
+        return Tensor.op(np.abs(x), (self, lambda dy: gated(dy, np.sign(x))))
+
+    # -- reductions -----------------------------------------------------------------------------
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        shape = self.shape
+        return Tensor.op(self.data.sum(axis=axis, keepdims=keepdims),
+                         (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        y = self.sum(axis, keepdims)
+        if y.size <= self.size: return y * (y.size / max(1, self.size))
+        raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
+
+    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The largest element. Equal ones share the gradient evenly."""
+        x = self.data
+        y = x.max(axis=axis, keepdims=True)
+
+        def dx(dy):
+            largest = x == y
+            share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
+            return gated(_keep(dy, axis, keepdims), share)
+        return Tensor.op(y if keepdims else y.squeeze(axis), (self, dx))
+
+    # -- shape ----------------------------------------------------------------------------------
+    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        before = self.shape
+        return Tensor.op(self.data.reshape(shape), (self, lambda dy: dy.reshape(before)))
+
+    def transpose(self, *axes: int | tuple[int, ...]) -> Tensor:
+        """Permute the axes, as numpy.transpose: x.transpose(0, 2, 1). No argument reverses them."""
+        axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+        axes = tuple(axes) or tuple(range(self.ndim))[::-1]
+        n = self.ndim
+        back = lambda dy: dy.transpose(np.argsort([i % n for i in axes]))
+        return Tensor.op(self.data.transpose(axes), (self, back))
+
+    def __getitem__(self, index):
+        """Index by slices, integers, integer arrays or a mask; repeated elements add up."""
+        shape = self.shape
+        basic = all(i is None or i is ... or isinstance(i, (int, np.integer, slice))
+                    for i in (index if isinstance(index, tuple) else (index,)))
+
+        def dx(dy):
+            out = np.zeros(shape, dy.dtype)
+            if basic: out[index] = dy
+            else:     np.add.at(out, index, dy)          # += keeps only one of repeated indices
+            return out
+        return Tensor.op(self.data[index], (self, dx))
+
+
+class Node:
+    """What `backward` knows of an operation. Its value is not held, so that it can be freed early.
+
+    A parent is (node, version), or None if it is frozen. A leaf is its own node: it keeps `.grad`.
+    """
+    __slots__ = ("parents", "vjp", "shape", "dtype")
+    version = 0
+
+    def __init__(self, parents, vjp, y):
+        self.parents = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
+        self.vjp, self.shape, self.dtype = vjp, y.shape, y.dtype
+
+
+def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
+    """All nodes and leaves that `root` was computed from, each after its parents.
+
+    In a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after both `b` and `c`
+    have been visited. The walk is iterative, so that depth has no limit.
+    """
+    order, seen, stack = [], set(), [(root, False)]
+    while stack:
+        y, expanded = stack.pop()
+        if expanded:
+            order.append(y)
+        elif id(y) not in seen:
+            if y.parents is None:
+                raise GraphError("backward: this graph, or a part, was walked already and its "
+                                 "arrays are gone; run the forward pass again")
+            seen.add(id(y))
+            stack.append((y, True))
+            for x, version in filter(None, y.parents):
+                if x.version != version:
+                    raise GraphError(f"backward: a leaf of shape {x.shape} was written to after "
+                                     "the forward pass; call backward before the optimizer's step")
+                stack.append((x, False))
+    return order
+
+
+def _keep(dy, axis, keepdims):
+    """Give a reduction's gradient back the axes of length 1 that the reduction dropped."""
+    return dy if keepdims or axis is None else np.expand_dims(dy, axis)
+
+
+# -- functions of several tensors ---------------------------------------------------------------
+def _common(tensors):
+    """The arguments as Tensors of one dtype; arrays and numbers become constants."""
+    like = next((t for t in tensors if isinstance(t, Tensor)), Tensor(0.0))
+    return [like._constant(t) for t in tensors]
+
+
+def maximum(a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+    """The larger of a and b, elementwise. Equal elements share the gradient."""
+    p, q = _common((a, b))
+    a, b, A, B = p.data, q.data, p.shape, q.shape
+    share = lambda x, y: (~(x < y) - 0.5 * (x == y)).astype(x.dtype)
+    return Tensor.op(np.maximum(a, b), (p, lambda dy: unbroadcast(gated(dy, share(a, b)), A)),
+                                       (q, lambda dy: unbroadcast(gated(dy, share(b, a)), B)))
+
+
+def where(condition: Array, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
+    """`a` where the boolean array `condition` holds, `b` elsewhere."""
+    a, b = _common((a, b))
+    c, A, B = np.asarray(condition, dtype=bool), a.shape, b.shape
+    y = np.where(c, a.data, b.data)
+    return Tensor.op(y, (a, lambda dy: unbroadcast(np.where(c, dy, 0), A)),
+                        (b, lambda dy: unbroadcast(np.where(c, 0, dy), B)))
+
+
+def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Join along an existing axis."""
+    tensors = _common(tensors)
+    y = np.concatenate([t.data for t in tensors], axis)
+    ends = np.cumsum([t.shape[axis] for t in tensors])
+    cut = lambda start, end: lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
+    edges = [(t, cut(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
+    return Tensor.op(y, *edges)
+
+
+def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Join along a new axis."""
+    return concatenate([t.reshape(np.expand_dims(t.data, axis).shape) for t in _common(tensors)],
+                       axis)
+
+
+def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """Cut into `sections` equal parts, or at the indices of a list, as numpy.split."""
+    size = x.shape[axis]
+    if isinstance(sections, (int, np.integer)):
+        if sections < 1 or size % sections:
+            raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections}")
+        sections = [i * size // sections for i in range(1, sections)]
+    before, edges = (slice(None),) * (axis % x.ndim), [0, *sections, size]
+    return [x[before + (slice(i, j),)] for i, j in zip(edges, edges[1:], strict=False)]

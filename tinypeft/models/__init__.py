@@ -1,0 +1,23 @@
+"""What is fine-tuned: language models, and the text that they write.
+
+    decoder.py     what all of them share: blocks, attention, the two seams for virtual tokens
+    gpt.py         GPT-2
+    llama.py       Llama, and what has its form: SmolLM2, TinyLlama, Qwen3
+    gemma.py       Gemma 3
+    generation.py  one token after another, with a cache of keys and values
+    targets.py     the one rule by which names choose layers
+
+A name is imported when it is first used.
+"""
+from typing import TYPE_CHECKING
+
+from ..common.lazy import lazily
+
+lazily(__name__)
+if TYPE_CHECKING:
+    from .decoder import Decoder, attend
+    from .gemma import Gemma, GemmaConfig
+    from .generation import KVCache, generate, sample
+    from .gpt import GPT, GPTConfig
+    from .llama import Llama, LlamaConfig
+    from .targets import TargetError, match_targets

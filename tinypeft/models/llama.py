@@ -1,0 +1,129 @@
+"""Llama's architecture (Touvron et al., arXiv 2302.13971), of SmolLM2, TinyLlama and Qwen3, too.
+
+    h₀ = E[tokens]
+    h ← h + Attention(RMSNorm(h)),   h ← h + MLP(RMSNorm(h))              in every block
+    logits = RMSNorm(h) Eᵀ                                                or a matrix of its own
+
+    Attention: q and k are rotated by their positions; n_heads heads of queries share n_kv_heads
+    heads of keys and values (grouped-query attention, Ainslie et al., arXiv 2305.13245)
+    MLP: down(silu(gate(x)) ⊙ up(x)); no layer has a bias
+
+*Rotary embeddings* (RoPE; Su et al., arXiv 2104.09864) take the place of learned positions. The
+numbers x_i and x_{i + d/2} of a head form a pair, i = 0 … d/2 − 1. Position t rotates the pair by
+the angle φ = t θ^(−2i/d). Then q·k depends only on the distance of the two positions.
+
+Where things differ. The paper of RoPE, and GGUF files of this family, pair neighbours, x_{2i} and
+x_{2i+1}. Hugging Face's files pair halves, as this file does. One becomes the other by reordering
+the rows of W_q and W_k (`interop`). A model with the wrong pairing writes grammatical text that
+ignores what came before. transformers computes the angles in float32; this file uses float64.
+Qwen3 normalizes each head of q and k before the rotation (`qk_norm`), and its heads are wider than
+d_model / n_heads (`d_head`).
+"""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.hints import Array, Seed
+from ..common.hyper import Checked, flag, real, whole
+from ..engine import functional as F
+from ..engine.nn import Linear, Module, RMSNorm
+from ..engine.tensor import Tensor
+from .decoder import Block, Decoder, attend, heads
+from .generation import LayerCache
+
+__all__ = ["Llama", "LlamaConfig"]
+
+
+class Grouped(Checked):
+    """What the sizes of models with grouped heads and rotary embeddings must obey."""
+    # The start of a layer whose output joins the residual stream, to which 2 L layers add.
+    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
+
+    def check(self) -> None:
+        if self.n_heads % self.n_kv_heads or self.d_head % 2:
+            raise ValueError(f"{type(self).__name__}: n_kv_heads {self.n_kv_heads} must divide "
+                             f"n_heads {self.n_heads}, and d_head {self.d_head} must be even")
+
+
+@dataclass(frozen=True)
+class LlamaConfig(Grouped):
+    """The sizes of a Llama. The defaults are SmolLM2-135M's.
+
+    n_kv_heads divides n_heads. d_head: the width of a head, an even number. d_mlp: the width of the
+    MLP. tied: the output head is the transposed token embedding. qk_norm: Qwen3's norms of q, k."""
+    vocab_size: int = whole(49152, least=1)
+    context_length: int = whole(8192, least=1, also=("max_position_embeddings",))
+    d_model: int = whole(576, least=1, also=("hidden_size",))
+    n_layers: int = whole(30, least=1, also=("num_hidden_layers",))
+    n_heads: int = whole(9, least=1, also=("num_attention_heads",))
+    n_kv_heads: int = whole(3, least=1, also=("num_key_value_heads",))
+    d_mlp: int = whole(1536, least=1, also=("intermediate_size",))
+    d_head: int = whole(64, least=2, also=("head_dim",))
+    rope_theta: float = real(1e5, above=0)
+    norm_eps: float = real(1e-5, least=0, also=("rms_norm_eps",))
+    tied: bool = flag(True, also=("tie_word_embeddings",))
+    qk_norm: bool = flag(False)
+
+
+class Attention(Module):
+    """Causal self-attention with rotated queries and keys, in groups of heads.
+
+    theta: the base of the angles. norm: makes a norm of width d_head, or is None; each head of q
+    and of k is then normalized first. options: of `functional.attention`."""
+
+    def __init__(self, c, rng, theta, norm=None, **options):
+        d, q, kv = c.d_model, c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+        self.config, self.theta, self.options = c, theta, options
+        self.query = Linear(d, q, bias=False, rng=rng)
+        self.key, self.value = (Linear(d, kv, bias=False, rng=rng) for _ in range(2))
+        self.output = Linear(q, d, bias=False, rng=rng, std=c.residual_std)
+        self.query_norm, self.key_norm = (norm and norm(c.d_head) for _ in range(2))
+
+    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+                cache: LayerCache | None = None) -> Tensor:
+        c, n = self.config, x.shape[1]
+        q = heads(self.query(x), c.n_heads)                            # (B, H, n, d_head)
+        k, v = heads(self.key(x), c.n_kv_heads), heads(self.value(x), c.n_kv_heads)
+        if self.query_norm is not None: q, k = self.query_norm(q), self.key_norm(k)
+        past = prefix[0].shape[-2] if prefix else cache.length if cache else 0
+        at = angles(self.theta, c.d_head, past, past + n, x.dtype)
+        o = attend(F.rotary(q, *at), F.rotary(k, *at), v, prefix, cache, **self.options)
+        return self.output(o)
+
+
+@functools.lru_cache(maxsize=8)
+def angles(theta: float, d: int, start: int, stop: int, dtype: np.dtype) -> tuple[Array, Array]:
+    """cos φ and sin φ, (n, d/2) each, φ = t θ^(−2i/d), of the n positions t = start … stop − 1."""
+    phi = np.arange(start, stop)[:, None] * theta ** (-2 * np.arange(d // 2) / d)
+    return np.cos(phi).astype(dtype), np.sin(phi).astype(dtype)
+
+
+class MLP(Module):
+    """down(a(gate(x)) ⊙ up(x)): SwiGLU, or another function of the two, `gated`."""
+
+    def __init__(self, c, rng, gated=F.swiglu):
+        self.gate, self.up = (Linear(c.d_model, c.d_mlp, bias=False, rng=rng) for _ in range(2))
+        self.down = Linear(c.d_mlp, c.d_model, bias=False, rng=rng, std=c.residual_std)
+        self.gated = gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.gated(self.gate(x), self.up(x)))
+
+
+class Llama(Decoder):
+    """A Llama with random weights."""
+
+    Config = LlamaConfig
+
+    def __init__(self, config: LlamaConfig, rng: Seed = 0):
+        rng = np.random.default_rng(rng)
+        super().__init__(config, rng)
+        c, norm = config, functools.partial(RMSNorm, eps=config.norm_eps)
+        self.blocks = [Block(norm(c.d_model),
+                             Attention(c, rng, c.rope_theta, norm if c.qk_norm else None),
+                             norm(c.d_model), MLP(c, rng)) for _ in range(c.n_layers)]
+        self.final_norm = norm(c.d_model)
+        if not c.tied: self.lm_head = Linear(c.d_model, c.vocab_size, bias=False, rng=rng)

@@ -1,0 +1,59 @@
+"""The shipped base model, as `python -m tinypeft pretrain` made it (`make.py`).
+
+`weights.safetensors` holds float16 arrays under the names of `GPT.state_dict`, `tokenizer.json` the
+byte-level BPE, `training.json` the configuration, the loss curve and the measurements.
+"""
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import check_fields, load_arrays, made, naming, only_file
+from ..models.gpt import GPT, GPTConfig
+from ..text.tokenizer import BPETokenizer
+
+__all__ = ["WEIGHTS", "load_base", "load_tokenizer", "read_weights", "training_record"]
+
+FOLDER = Path(__file__).parent
+WEIGHTS = "weights.safetensors", "weights.npz"           # the second: of folders made before
+
+
+def load_base(folder: str | Path | None = None) -> GPT:
+    """Load a fresh copy of the base model, with its tokenizer as `.tokenizer`, offline.
+
+    folder: from `pretrain --out`; None is the shipped one. Raises FileNotFoundError, and ValueError
+    for a folder whose files are damaged or do not fit together."""
+    folder = FOLDER if folder is None else Path(folder)
+    path = only_file(folder, *WEIGHTS)
+    if path is None: raise FileNotFoundError(f"there is no {WEIGHTS[0]} in {folder}")
+    model = read_weights(path)
+    model.tokenizer = load_tokenizer(folder)
+    if model.tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, the "
+                         f"model only {model.config.vocab_size}; they belong to different models")
+    return model
+
+
+def read_weights(path: Path) -> GPT:
+    """The model in a file of weights, in float32, without a tokenizer. Raises FileNotFoundError,
+    KeyError or ValueError, naming the file, before the model takes memory."""
+    arrays, meta = load_arrays(path)
+    with naming(path):
+        check_fields(meta, {"config": dict}, {"validation": float})
+        for name, array in arrays.items():
+            if array.dtype.kind != "f": raise ValueError(f"{name} is {array.dtype}, not floats")
+        wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+        return GPT.from_arrays(made(GPTConfig, meta["config"]), wide)
+
+
+@functools.cache
+def load_tokenizer(folder: Path = FOLDER) -> BPETokenizer:
+    """Load the base's tokenizer. Calls share one object."""
+    return BPETokenizer.load(folder / "tokenizer.json")
+
+
+def training_record() -> dict[str, Any]:
+    """Load training.json: the base's recipe, its loss curve and its results."""
+    return json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))

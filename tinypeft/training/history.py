@@ -1,0 +1,80 @@
+"""What `train` says: the history of a run, and the step that a callback is given."""
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..common.markup import table
+from ..engine.nn import Module
+from .curves import draw_history
+
+__all__ = ["History", "Step"]
+
+
+@dataclass
+class History:
+    """loss: nats, per step. evals: [step, metrics] per evaluation. seconds: time spent in steps.
+    stopped: why training ended before its last step, in words; None if it did not."""
+    loss: list[float] = field(default_factory=list)
+    evals: list[list] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: str | None = None
+
+    @property
+    def best(self) -> list | None:
+        """The first [step, metrics] with the lowest validation loss; None if there is none. Raises
+        ValueError if the task does not measure a loss."""
+        for step, metrics in self.evals:
+            if "loss" not in metrics:
+                raise ValueError("the evaluation with the lowest loss is the best one, and the "
+                                 f"evaluation after step {step} has only {', '.join(metrics)}; "
+                                 "add a loss to the task's metrics")
+        finite = [e for e in self.evals if math.isfinite(e[1]["loss"])]
+        return min(finite, key=lambda e: e[1]["loss"], default=None)
+
+    def in_vain(self, patience: int | None) -> str | None:
+        """In words: the last `patience` evaluations or more brought no lower loss. Or None."""
+        if patience is None: return None
+        step, metrics = self.best or (0, None)
+        waited = sum(at > step for at, _ in self.evals)
+        if waited < patience: return None
+        lowest = (f"the lowest, {metrics['loss']:.4f}, came at step {step}" if metrics else
+                  "none is finite")
+        return f"{waited} evaluations without a lower validation loss; {lowest}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the losses on Matplotlib axes (default: new ones); return the axes."""
+        return draw_history(self, ax)
+
+    def __repr__(self):
+        n = len(self.loss)
+        if not n: return "History()"
+        last = np.mean(self.loss[-max(1, n // 10):])
+        return (f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, {self.seconds:.1f} s"
+                + (f", stopped: {self.stopped})" if self.stopped else ")"))
+
+    def _repr_html_(self):
+        parts = np.array_split(np.array(self.loss or [0.0]), min(max(len(self.loss), 1), 40))
+        means = np.array([part.mean() for part in parts])
+        heights = (7 * (means - means.min()) / max(np.ptp(means), 1e-12)).round().astype(int)
+        foot = "loss " + "".join("▁▂▃▄▅▆▇█"[h] for h in heights) if self.loss else None
+        names = list(self.evals[0][1]) if self.evals else []
+        rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
+        head = ["after step", *(f"validation {name}" for name in names)] if rows else None
+        return table(rows, head, repr(self), range(1 + len(names)), foot)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback of `train` is given after a step.
+
+    step: how many are done, of `total`. loss: of this step, nats. metrics: of the evaluation after
+    it, or None. model: in evaluation mode, its parameters still with this step's gradients.
+    """
+    step: int
+    total: int
+    loss: float
+    metrics: dict | None
+    model: Module
+    history: History
