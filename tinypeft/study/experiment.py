@@ -161,7 +161,7 @@ class Results:
         The text of this installation is not compared here, because that takes seconds: `run` and `--status` compare it.
         """
         record = cls.read(folder, name)
-        warn_if_stale(name, as_text(record))
+        warn_if_stale(name, (Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
         return cls(record)
 
     @staticmethod
