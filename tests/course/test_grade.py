@@ -27,7 +27,7 @@ HOSTILE = {name: hostile.CELLS[name] for name in (       # each in its own way; 
 SUBMISSIONS = {
     "solver": [IMPORTS, *SOLVED],
     "stub": [IMPORTS, "def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError('later')"],
-    "loops": [IMPORTS, *SOLVED[:1], "while True: pass"],
+    "loops": [IMPORTS, *SOLVED[:1], "while True: time.sleep(1)"],
     "exits": [IMPORTS, *SOLVED, "os._exit(0)"],
     "stumbles": ["1 / 0", "def broken(:", IMPORTS, *SOLVED],
     "floods": [IMPORTS, "print('x' * 10**7)", *SOLVED],
@@ -146,7 +146,8 @@ RULES = {                                                # cells → points of 1
     "untouched": (lesson13(**{n.replace(".", "_"): STUB.replace("nf4_levels", n.replace(".", "_")) for n in NF4}), 0,
                   "not solved yet", ""),
     "without the root": (lesson13(nf4_loftq=NF4["nf4.loftq"].replace("np.sqrt(S[:r])", "S[:r]")), 12, "Σ must be split", ""),
-    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: pass"), 14, "no result after", ""),
+    "hangs when called": (lesson13(nf4_encode="def nf4_encode(x, levels):\n    while True: time.sleep(1)"), 14,
+                          "no result after", ""),
     "a syntax error": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14, "no cell defines nf4_encode", ""),
     "a syntax error, told": (lesson13(nf4_encode="def nf4_encode(x, levels)\n    return 1"), 14,
                              "cell 5 fails with SyntaxError: expected ':', in line 1", ""),

@@ -1,8 +1,9 @@
-"""Every lesson runs from a clean kernel, every assignment does so unsolved, what is committed was made of the sources,
-and a lesson has the parts that a reader of the course expects."""
+"""Every lesson runs, in the long tests from a clean kernel; every assignment does so unsolved; what is committed was made of
+the sources, and a lesson has the parts that a reader of the course expects."""
 import ast
 import contextlib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -43,8 +44,45 @@ def evaluate(*args, whole=tinypeft.evaluate, **options): return whole(*args, **{
 tinypeft.train, tinypeft.evaluate = train, evaluate
 del functools, tinypeft, train, evaluate
 """
+EMPTY = """%reset -f
+get_ipython().execution_count = 0"""
+in_cells = lambda *code: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in code])
 
 
+@pytest.fixture(scope="module")
+def run():
+    """A function that runs a notebook among no names, in a kernel that has imported the package already. A training takes
+    two steps there, of which a history of full length is made, and an evaluation takes one batch."""
+    from nbclient import NotebookClient
+    client = NotebookClient(in_cells(SHORT), timeout=600, kernel_name="python3", record_timing=False,
+                            extra_arguments=["--log-level=40"], resources={"metadata": {"path": str(percent.LESSONS)}})
+
+    def run(notebook):
+        for client.nb in (in_cells(EMPTY), notebook): client.execute(cleanup_kc=False)
+    try:
+        paths = [str(percent.LESSONS.parent), os.environ.get("PYTHONPATH", "")]
+        client.execute(cleanup_kc=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "agg"})
+        yield run
+    finally:
+        if client.km is not None and client.km.has_kernel: client._cleanup_kernel()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_a_lesson_runs(run, path):
+    """Each cell once, the solutions among them; the long test trains at full length."""
+    notebook = percent.lesson(percent.read(path))
+    run(notebook)                                        # an exception in a cell is raised here, with its traceback
+    assert not shown_badly(notebook, "lesson")
+
+
+def test_no_notebook_sees_the_names_of_another(run):
+    run(in_cells("of_this_one = 1"))
+    notebook = in_cells("'of_this_one' in globals()")
+    run(notebook)
+    assert notebook.cells[0].outputs[0].data["text/plain"] == "False" and notebook.cells[0].execution_count == 1
+
+
+@pytest.mark.long
 @each(EACH)
 def test_it_runs_from_a_clean_kernel(kind, path):
     """The lesson's run shows that its training works at full length. The assignment trains by the same cells, so that two
@@ -65,17 +103,17 @@ def in_64_bits(f):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stem, name", [("04_adapters", "adapters.widen"), ("06_prefix", "prefix.cut"),
                                         ("07_lora", "lora.backward"), ("07_lora", "lora.merge")])
-def test_an_answer_in_64_bits_runs_to_the_end(stem, name):
+def test_an_answer_in_64_bits_runs_to_the_end(run, stem, name):
     """`np.zeros` makes float64, and the checks take it, so the cells that put it to work take it as well."""
     (path,) = percent.sources(stem)
     notebook = percent.lesson(percent.read(path))
     function = name.replace(".", "_")
     at = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and f"def {function}(" in cell.source)
     notebook.cells[at].source += f"\n\n{WIDE}\n{function} = in_64_bits({function})"
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORT))
-    percent.execute(notebook, timeout=600)
+    run(notebook)
     (checked,) = (cell for cell in notebook.cells if f'tp.check("{name}"' in cell.source)
     assert any("✔" in out.get("data", {}).get("text/plain", "") for out in checked.outputs)
 

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,17 @@ class Local:
 
     def __init__(self, fn: Callable, seconds: float = 20):
         self.fn, self.seconds, self.origin = fn, seconds, getattr(fn, "__module__", None)
-        self.uses = _uses(fn)
+
+    @cached_property
+    def uses(self) -> list[str]:
+        return _uses(self.fn)
+
+    @cached_property
+    def signature(self) -> inspect.Signature | None:
         try:
-            self.signature = inspect.signature(fn)
+            return inspect.signature(self.fn)
         except (TypeError, ValueError):
-            self.signature = None
+            return None
 
     def __call__(self, args: tuple, names: Sequence[str] = (), differentiate: Sequence[str] = (),
                  upstream: int | None = None) -> Outcome:

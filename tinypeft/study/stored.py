@@ -7,7 +7,7 @@ import json
 import warnings
 from pathlib import Path
 
-from .experiment import Results, as_text
+from .experiment import Results
 from .experiments import EXPERIMENTS
 from .freshness import StaleWarning, Stamp, changes, summary
 
@@ -22,7 +22,7 @@ def load(folder: str | Path, name: str) -> Results:
     seconds: `run` and `--status` compare it.
     """
     record = Results.read(folder, name)
-    warn_if_stale(name, as_text(record))
+    warn_if_stale(name, (Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
     return Results(record)
 
 

@@ -111,7 +111,7 @@ class Claim:
     own: bool = False
     trend: Callable[[Load], Effect] | None = None
     by_construction: str = ""
-    why: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 # -- the rule --------------------------------------------------------------------------------------

@@ -14,7 +14,14 @@ __all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table"
 
 
 def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
-    """The claims, judged by the results in `folder`."""
+    """The claims, judged by the results in `folder`: once, and again when one of its files has changed."""
+    files = sorted(Path(folder).glob("*.json"))
+    changed = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return list(_judged(Path(folder), tuple(claims), changed))
+
+
+@functools.lru_cache(maxsize=8)
+def _judged(folder: Path, claims: tuple[Claim, ...], changed: tuple) -> list[Judgement]:
     return judge(claims, functools.cache(lambda name: load(folder, name)))
 
 
