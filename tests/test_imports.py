@@ -69,6 +69,15 @@ def test_every_part_has_its_place():
     assert {name.split("/")[0] for name in FILES} - {"__init__"} == {*ORDER}
 
 
+@pytest.mark.parametrize("part", ORDER[:-1])
+def test_a_folder_says_what_is_in_it(part):
+    """Its `__init__` is a map of at most forty lines that names every file."""
+    text = FILES[f"{part}/__init__"].read_text("utf-8")
+    assert text.count("\n") <= 40
+    names = {name.split("/")[1] for name in FILES if name.startswith(f"{part}/")} - {"__init__"}
+    assert [name for name in sorted(names) if name not in ast.get_docstring(ast.parse(text))] == []
+
+
 def file_of(target):
     """The file that a dotted name of the package is in, or None."""
     parts = target.split(".")[1:]

@@ -70,6 +70,13 @@ def test_a_function_has_its_name_before_the_module_of_the_same_name(name):
         assert python(f"import tinypeft\n{first}\nprint(type({home}).__name__)") == ["function"]
 
 
+def test_saving_an_adapter_in_our_own_format_imports_nothing(tmp_path):
+    code = ("import sys, tinypeft as tp; tuned = tp.attach(tp.GPT(tp.GPTConfig(50, 16, 16, 1, 2), rng=0), tp.LoRA(rank=2))\n"
+            f"before = {{*sys.modules}}; tuned.save({str(tmp_path)!r})\n"
+            "print(*sorted(name for name in {*sys.modules} - before if name.startswith('tinypeft')))")
+    assert python(code) == []
+
+
 def test_a_folder_of_peft_is_written_and_read_when_nothing_else_was_imported(tmp_path):
     start = ("from tinypeft.models import GPT, GPTConfig; from tinypeft.peft import LoRA, attach, load_adapter\n"
              "model = GPT(GPTConfig(50, 16, 16, 1, 2), rng=0)\n")

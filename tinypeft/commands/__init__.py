@@ -1,21 +1,13 @@
-"""The commands about adapters, and what a new thing lacks.
+"""The command line, `python -m tinypeft`: one function for each command.
 
-    data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
+    cli.py         the parser, what an error says, and the commands of the base and the course
+    arguments.py   what several commands take: --model, --set, --seed, --json
+    study.py       compare (the main job), figures, memory, missing
     training.py    finetune, export-training
     finetuning.py  one run of finetune: train, save, test
     kept.py        what a training that is stopped leaves behind
     using.py       evaluate, classify, generate
+    data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
     missing.py     what a new method, scheme, exercise or experiment still lacks
+    doctor.py      what is installed, and whether all is well
 """
-from collections.abc import Callable
-
-from . import training, using
-
-__all__ = ["add_commands"]
-
-
-def add_commands(command: Callable) -> None:
-    """Add the commands to the command line. command: (name, run, about, takes, options) → a parser
-    for its options."""
-    training.add_commands(command)
-    using.add_commands(command)

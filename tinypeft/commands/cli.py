@@ -23,7 +23,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import add_commands, study
+from . import study, training, using
 from .arguments import SHARED, build, fields, model_of, number, output, shared, show_json
 
 # A command imports what it needs when it runs, so that `--help` does not wait for all modules.
@@ -110,8 +110,7 @@ def parser() -> ArgumentParser:
         sub.set_defaults(run=run, takes=takes)
         shared(sub, takes, default=SUPPRESS)    # a value before the command stays valid
         return sub
-    study.add_commands(command)
-    add_commands(command)
+    for commands_of in (study, training, using): commands_of.add_commands(command)
     add_base_commands(command)
     add_course_commands(command)
     command("doctor", run_doctor, "what is installed, and whether all is well", takes=("json",))

@@ -24,7 +24,8 @@
     pages.py         the sections of the other pages that hold measured numbers
     pretraining.py   the picture of how the base was trained
     memory.py        the memory of fine-tuning, by formula
-    commands.py      the command line's compare, figures, memory and missing
+    markdown.py      what the makers of pages share
+    speed.py         the tables of tests/benchmarks/README.md
 
 `python -m tinypeft figures` draws everything from `figures/results`; `--rerun` measures what is missing or stale. Reading stale
 numbers gives a warning.
