@@ -60,6 +60,17 @@ def test_a_place_that_holds_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing is downloaded"): tp.load_model("HuggingFaceTB/SmolLM2-135M")
 
 
+def test_a_model_with_a_method_is_not_saved_as_a_model(tmp_path):
+    tuned = tp.attach(tp.GPT(tp.GPTConfig(37, 24, 16, 2, 4), rng=0), tp.LoRA(rank=2))
+    with pytest.raises(TypeError, match=r"got a PeftModel; .* save the adapter by tuned.save\(folder\), or .* tuned.merge"):
+        tp.save_model(tuned, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"save_model: expected a plain GPT, got LoRA\(rank=2\); merge or detach"):
+        tp.save_model(tuned.model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tp.save_model(tuned.merge(), tmp_path / "out")
+    assert type(tp.load_model(tmp_path / "out")) is tp.GPT
+
+
 def test_the_shipped_base_needs_no_reader():
     from tests.common.test_lazy import python
     code = "import tinypeft as tp; tp.load_model()\nprint(*sorted(n for n in sys.modules if n.startswith('tinypeft.interop')))"

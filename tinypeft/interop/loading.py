@@ -78,6 +78,10 @@ def save_model(model: Decoder, folder: str | Path) -> None:
 
     The numbers are float32, or float64 if the model's are. Raises ValueError for a model that is
     quantized, has a method, or has a head."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"save_model: expected a model, such as a GPT, got a "
+                        f"{type(model).__name__}; of a model with a method, save the adapter by "
+                        "tuned.save(folder), or the model that tuned.merge() gives")
     from .huggingface import to_huggingface
     to_huggingface(model, folder)
 
