@@ -1,4 +1,4 @@
-"""The study's commands: `compare`, which is also the main job, `figures`, `memory` and `missing`."""
+"""The study's commands: `compare` (also the main job), `figures`, `memory` and `missing`."""
 from __future__ import annotations
 
 import dataclasses
@@ -15,79 +15,102 @@ LATEST = Path("figures/latest")
 
 
 def add_commands(command: Callable) -> None:
-    """Add the commands to the command line. command: (name, run, about, takes) → a parser for its options."""
-    p = command("compare", run_compare, "ways to fine-tune and schemes, side by side (the default)")
+    """Add the commands to the command line. command: (name, run, about, takes) → a parser for its
+    options."""
+    add_compare(command)
+    add_figures(command)
+    add_memory(command)
+    add_missing(command)
+
+
+def add_compare(command: Callable) -> None:
+    p = command("compare", run_compare,
+                "ways to fine-tune and schemes, side by side (the default)")
     output(p, "the picture and the JSON", LATEST)
 
-    p = command("figures", run_figures, "draw the pictures from their stored numbers; --rerun measures",
+
+def add_figures(command: Callable) -> None:
+    p = command("figures", run_figures,
+                "draw the pictures from their stored numbers; --rerun measures",
                 takes=("json", "quick"))
     p.add_argument("names", nargs="*", metavar="NAME",
                    help="pictures; with --rerun, --status or --accept experiments (default: all)")
-    p.add_argument("--rerun", action="store_true", help="measure results that are missing or stale; hours for all, it resumes")
-    p.add_argument("--status", action="store_true", help="list which stored results are fresh, stale or missing, and why")
-    p.add_argument("--accept", action="store_true", help="after a change that should move no number: measure a few runs again "
-                   "and keep the stored results if they agree")
-    p.add_argument("--best", action="store_true", help="write the best learning rates that were measured to "
-                   "tinypeft/study/experiments/best.py")
-    p.add_argument("--jobs", type=number(int, least=1), metavar="N", help="processes that measure (default: one per core)")
+    p.add_argument("--rerun", action="store_true",
+                   help="measure results that are missing or stale; hours for all, it resumes")
+    p.add_argument("--status", action="store_true",
+                   help="list which stored results are fresh, stale or missing, and why")
+    p.add_argument("--accept", action="store_true",
+                   help="after a change that should move no number: measure a few runs again and "
+                        "keep the stored results if they agree")
+    p.add_argument("--best", action="store_true",
+                   help="write the best learning rates that were measured to "
+                        "tinypeft/study/experiments/best.py")
+    p.add_argument("--jobs", type=number(int, least=1), metavar="N",
+                   help="processes that measure (default: one per core)")
     output(p, "results/ and the pictures (default figures, with --quick figures/latest)")
 
-    p = command("memory", run_memory, "the memory that fine-tuning takes, by formula: weights, gradients, optimizer, "
-                "activations", takes=("json",))
+
+def add_memory(command: Callable) -> None:
+    p = command("memory", run_memory,
+                "the memory that fine-tuning takes, by formula: weights, gradients, optimizer, "
+                "activations",
+                takes=("json",))
     p.add_argument("--params", type=number(float, above=0), metavar="N",
                    help="for a GPT with about this many parameters, such as 7e9")
     p.add_argument("--shape", help="for base, gpt2 or llama-7b (default llama-7b)")
     p.add_argument("--method", nargs="+", default=["full", "lora", "qlora"], metavar="METHOD",
                    help="full, lora, qlora, adapter, prefix or prompt (default full lora qlora)")
-    fields(p, "options of the methods: rank=64, targets=all, bottleneck=64, length=10; or bits=4.5 for frozen matrices")
+    fields(p, "options of the methods: rank=64, targets=all, bottleneck=64, length=10; or bits=4.5 "
+              "for frozen matrices")
     p.add_argument("--batch-size", type=number(int, least=1), default=1, help="rows (default 1)")
-    p.add_argument("--tokens", type=number(int, least=1), default=512, help="tokens per row (default 512)")
-    p.add_argument("--float32", action="store_true", help="everything in 32 bits, as in this engine")
+    p.add_argument("--tokens", type=number(int, least=1), default=512,
+                   help="tokens per row (default 512)")
+    p.add_argument("--float32", action="store_true",
+                   help="everything in 32 bits, as in this engine")
 
-    p = command("missing", run_missing, "what a method, scheme, exercise or experiment still lacks, for who adds one",
+
+def add_missing(command: Callable) -> None:
+    p = command("missing", run_missing,
+                "what a method, scheme, exercise or experiment still lacks, for who adds one",
                 takes=("json",))
-    p.add_argument("name", nargs="?", metavar="NAME", help="such as lora, nf4, lora.forward or rank (default: everything)")
+    p.add_argument("name", nargs="?", metavar="NAME",
+                   help="such as lora, nf4, lora.forward or rank (default: everything)")
 
 
+# -- compare ---------------------------------------------------------------------------------------
 def run_compare(args: Namespace) -> None:
     from ..files import check_writable, write_atomically
     from ..study import compare, glance
     if not args.json: check_writable(args.out)
     model = model_of(args) if args.model else None
-    record = compare.compare(model, compare.QUICK if args.quick else None, args.seed)
+    size = compare.QUICK if args.quick else None
+    record = compare.compare(model, size, args.seed)
     if args.model: record["command"] = f"python -m tinypeft --model {args.model}"
     if args.json: return show_json(record)
     print(glance.tables(record))
     data = args.out / "results" / "compare.json"
     write_atomically(data, json.dumps(record, indent=1) + "\n")
     picture = glance.draw(record, args.out / "compare.svg")
-    print(f"\n{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}\n"
-          "Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in tinypeft/peft and the schemes in "
-          "tinypeft/quant.")
+    print()
+    print(f"{record['seconds']:.0f} s, seed {record['seed']}. Picture: {picture}   Numbers: {data}")
+    print("Next: python -m tinypeft finetune lora --out my-adapter, or read the methods in "
+          "tinypeft/peft and the schemes in tinypeft/quant.")
 
 
+# -- figures ---------------------------------------------------------------------------------------
 def run_figures(args: Namespace) -> int | None:
     from ..files import check_writable
     folder = args.out or (LATEST if args.quick else Path("figures"))
+    results = folder / "results"
     if args.best:
         from ..study.experiments import rates
-        return print_best(rates.write_best(folder / "results"))
+        return print_best(rates.write_best(results))
     if args.rerun and not (args.names or args.quick or args.json):
         from ..study.whole import measure_all
         check_writable(folder)
-        return measure_all(folder / "results", args.jobs)
+        return measure_all(results, args.jobs)
     if args.rerun or args.quick or args.status or args.accept:
-        from ..study import acceptance
-        from ..study.experiment import run
-        from ..study.experiments import EXPERIMENTS
-        chosen = [EXPERIMENTS[name] for name in known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")]
-        if not args.status: check_writable(folder)
-        if args.status: return acceptance.show_status(chosen, folder / "results", args.json)
-        if args.accept: return acceptance.accept(chosen, folder / "results", args.jobs)
-        for experiment in chosen:
-            results = run(experiment, folder / "results", args.quick, args.jobs)
-            print(json.dumps(results.record) if args.json else f"{folder / 'results' / experiment.name}.json")
-        return None
+        return run_experiments(args, results)
     from ..study.gallery import figures
     from ..study.pictures import PICTURES
     check_writable(folder)
@@ -95,38 +118,72 @@ def run_figures(args: Namespace) -> int | None:
     return None
 
 
+def run_experiments(args: Namespace, results: Path) -> int | None:
+    """Show the state of the experiments that `args` names, accept their stored results, or measure
+    them. results: the folder of their JSON files."""
+    from ..files import check_writable
+    from ..study import acceptance
+    from ..study.experiment import run
+    from ..study.experiments import EXPERIMENTS
+    names = known(args.names or EXPERIMENTS, EXPERIMENTS, "experiment")
+    experiments = [EXPERIMENTS[name] for name in names]
+    if args.status: return acceptance.show_status(experiments, results, args.json)
+    check_writable(results.parent)
+    if args.accept: return acceptance.accept(experiments, results, args.jobs)
+    for experiment in experiments:
+        measured = run(experiment, results, args.quick, args.jobs)
+        if args.json: print(json.dumps(measured.record))
+        else: print(results / f"{experiment.name}.json")
+    return None
+
+
 def print_best(best: dict) -> None:
     for task, rates in best.items(): print(f"{task}: {len(rates)} best rates")
 
 
+# -- memory ----------------------------------------------------------------------------------------
 def run_memory(args: Namespace) -> None:
     from ..study import memory
     if args.params is not None and args.shape is not None:
         raise ValueError("memory: give --params or --shape, not both")
-    known([args.shape or "llama-7b"], memory.SHAPES, "shape")
-    shape = memory.SHAPES[args.shape or "llama-7b"] if args.params is None else memory.shape_of(args.params)
+    name = args.shape or "llama-7b"
+    known([name], memory.SHAPES, "shape")
+    shape = memory.SHAPES[name] if args.params is None else memory.shape_of(args.params)
     options = dict(map(parsed, args.set))
     precision = memory.FLOAT32 if args.float32 else memory.MIXED
     rows = memory.compared(shape, args.batch_size, args.tokens, precision, args.method, **options)
     if args.json:
         return show_json({"shape": dataclasses.asdict(shape), "parameters": shape.parameters,
                           "precision": dataclasses.asdict(precision), "bytes": rows})
-    print(f"{shape}: {shape.parameters:,} parameters\n{args.batch_size} × {args.tokens} tokens, in bytes: {precision}\n\n"
-          f"{memory.table(rows)}\n\nAfter backward: gradients, and the activations of one block. The peak is the larger of the "
-          "two.")
+    print(f"{shape}: {shape.parameters:,} parameters")
+    print(f"{args.batch_size} × {args.tokens} tokens, in bytes: {precision}")
+    print()
+    print(memory.table(rows))
+    print()
+    print("After backward: gradients, and the activations of one block. The peak is the larger of "
+          "the two.")
 
 
+# -- missing ---------------------------------------------------------------------------------------
 def run_missing(args: Namespace) -> int:
     from .missing import missing, stale
-    found = missing(args.name)
-    lacks = [lack for of_one in found.values() for lack in of_one]
+    lacks_by_thing = missing(args.name)
+    count = sum(map(len, lacks_by_thing.values()))
+    status = int(count > 0)
     if args.json:
-        show_json({of: list(map(str, of_one)) for of, of_one in found.items()})
-        return int(bool(lacks))
-    for of, of_one in found.items():
-        if of_one: print(f"{of}\n" + "\n".join(f"  {lack}" for lack in of_one))
-    if lacks: print(f"Missing: {len(lacks)}. The steps are those of .github/CONTRIBUTING.md.")
-    else: print(f"Nothing is missing: {', '.join(found) if args.name else f'{len(found) - 1} things and the pages'}.")
-    if not args.name and (n := stale()):
-        print(f"Not counted: {n} stored measurements are stale; `python -m tinypeft figures --status` says which and why.")
-    return int(bool(lacks))
+        show_json({thing: list(map(str, lacks)) for thing, lacks in lacks_by_thing.items()})
+        return status
+    for thing, lacks in lacks_by_thing.items():
+        if lacks: print(thing)
+        for lack in lacks: print(f"  {lack}")
+    if count:
+        print(f"Missing: {count}. The steps are those of .github/CONTRIBUTING.md.")
+    elif args.name:
+        print(f"Nothing is missing: {', '.join(lacks_by_thing)}.")
+    else:
+        print(f"Nothing is missing: {len(lacks_by_thing) - 1} things and the pages.")
+    if args.name: return status
+    if n := stale():
+        print(f"Not counted: {n} stored measurements are stale; `python -m tinypeft figures "
+              "--status` says which and why.")
+    return status
