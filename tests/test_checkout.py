@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP = {"tinypeft", "lessons", "tests", "figures", "requirements.txt", "README.md", "pyproject.toml", "LICENSE",
-       ".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
+       ".ci", ".github", ".gitattributes", ".gitignore", ".pre-commit-config.yaml"}
 MADE = {".git", ".venv", ".hypothesis", "build", "__pycache__"}      # by git, README's commands, pip, Python
 PAGES = {".md", ".py", ".ipynb", ".json", ".toml", ".txt", ".yml", ".yaml", ".svg", ".csv", ""}
 MACHINE = re.compile(r"(?:/(?:home|root|Users|work|workspace|mnt|opt)/|(?<![\w.])/tmp/|\b[A-Z]:\\\\?Users\\)[\w.-]+")
@@ -28,6 +28,15 @@ FILES = tracked()
 
 def test_the_top_level_holds_what_is_agreed():
     assert {path.split("/")[0] for path in FILES} <= TOP
+
+
+def test_files_are_text_with_lf_or_marked_as_binary():
+    """`.gitattributes` says so to Git for Windows, which would else check text out with CRLF."""
+    attributes = (ROOT / ".gitattributes").read_text("utf-8")
+    assert "\n* text=auto eol=lf\n" in attributes
+    binary = tuple(re.findall(r"^\*(\.\w+) binary$", attributes, re.M))
+    wrong = [path for path in FILES if not path.endswith(binary) and re.search(rb"\0|\r\n", (ROOT / path).read_bytes())]
+    assert binary and wrong == []
 
 
 def test_no_file_names_the_machine_it_was_made_on():

@@ -64,12 +64,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..gpt import GPT
-from ..hints import Rng, Targets
-from ..hyper import layer_names
-from ..nn import Linear, Module, Parameter
-from ..targets import match_targets
-from ..tensor import Tensor
+from ..common.hints import Rng, Targets
+from ..common.hyper import layer_names
+from ..engine.nn import Linear, Module, Parameter
+from ..engine.tensor import Tensor
+from ..models.gpt import GPT
+from ..models.targets import match_targets
 from .method import Method
 
 __all__ = ["Toy"]

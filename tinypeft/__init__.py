@@ -2,7 +2,7 @@
 
 A fine-tuning method and a quantization scheme are small values. Two verbs put them on a model:
 `attach(model, LoRA(rank=8))` and `quantize(model, NF4())`. The public names stand below, by
-subject. Each is imported when it is first used (`lazy.py`).
+subject. Each is imported when it is first used (`common/lazy.py`).
 """
 from typing import TYPE_CHECKING
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.operations [--rounds 9] [--json FILE]
 
-Every function of `tinypeft.functional` is timed by its thread's own clock, and so is the backward that it records. AdamW is
+Every function of `engine/functional.py` is timed by its thread's own clock, and so is the backward that it records. AdamW is
 timed as a whole. The rest of the step's CPU time is sums, reshaping, views, the walk of the graph and the batch. The products
 of linear layers and of attention are timed alone (`limit.py`), as a share of what their operation takes.
 """

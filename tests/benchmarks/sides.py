@@ -1,6 +1,6 @@
 """A training step (forward, backward, AdamW) on either side: the same model, the same tokens, both cores.
 
-tinypeft takes one worker per half of the batch (`threads.py`), PyTorch its own threads.
+tinypeft takes one worker per half of the batch (`common/threads.py`), PyTorch its own threads.
 """
 import itertools
 

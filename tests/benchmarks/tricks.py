@@ -24,15 +24,15 @@ def plainly(name, form=None):
 
 
 WITHOUT = {                                              # trick → (run, the file that has it, a context without it)
-    "one operation, one backward: linear": ("step", "functional.py", plainly("linear")),
-    "one operation, one backward: layer norm": ("step", "functional.py", plainly("layer_norm")),
-    "GELU in slices that stay in the cache, which keeps its slope": ("step", "functional.py", plainly("gelu")),
+    "one operation, one backward: linear": ("step", "engine/functional.py", plainly("linear")),
+    "one operation, one backward: layer norm": ("step", "engine/functional.py", plainly("layer_norm")),
+    "GELU in slices that stay in the cache, which keeps its slope": ("step", "engine/functional.py", plainly("gelu")),
     "attention in blocks of 64 queries, without the keys that none of them sees":
-        ("step", "functional.py", plainly("attention", lambda q, k, v, **options: plain.attention(q, k, v))),
-    "cross-entropy in slices, its gradient in place": ("step", "functional.py", plainly("cross_entropy")),
-    "freed memory stays with the process": ("kept memory", "heap.py", "returned memory"),
-    "a thread for each half of the batch, in place of two threads in each product": ("step", "threads.py", "one worker"),
-    "a cache of keys and values: generation of 64 tokens": ("generation", "generate.py", "no cache")}
+        ("step", "engine/functional.py", plainly("attention", lambda q, k, v, **options: plain.attention(q, k, v))),
+    "cross-entropy in slices, its gradient in place": ("step", "engine/functional.py", plainly("cross_entropy")),
+    "freed memory stays with the process": ("kept memory", "common/heap.py", "returned memory"),
+    "a thread for each half of the batch, in place of two threads in each product": ("step", "common/threads.py", "one worker"),
+    "a cache of keys and values: generation of 64 tokens": ("generation", "models/generation.py", "no cache")}
 
 
 @contextlib.contextmanager

@@ -170,7 +170,7 @@ def contents(folder):
 
 
 def at_call(monkeypatch, name, n, act):
-    """The n-th call of a function in train.py does `act` first."""
+    """The n-th call of a function in training/loop.py does `act` first."""
     calls, real = [], getattr(TRAIN, name)
     def function(*args, **options):
         calls.append(name)

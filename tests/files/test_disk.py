@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinypeft.files import check_writable, write_atomically
+from tinypeft.files import check_writable, disk, write_atomically
 
 
 @pytest.mark.parametrize("where", [".", "new", "new/below", "link"])
@@ -59,3 +59,24 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_what_a_living_on
     assert part.exists()                                 # another file's part
     write_atomically(path, "2")
     assert not part.exists() and path.read_text() == "2" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_part_is_closed_before_it_is_removed(tmp_path, monkeypatch):
+    """As on Windows, where there is no lock and an open file cannot be removed."""
+    part = tmp_path / f".text.{'0' * 32}.part"
+    part.write_text("half")
+    os.utime(part, (time.time() - 9, time.time() - 9))
+    opened, unlink = [], Path.unlink
+
+    def remember(*args):
+        opened.append(open(*args))
+        return opened[-1]
+
+    def refuse_what_is_open(path, missing_ok=False):
+        if any(not f.closed and Path(f.name) == path for f in opened): raise PermissionError(13, "another process uses it")
+        unlink(path, missing_ok)
+    monkeypatch.setattr(disk, "fcntl", None)
+    monkeypatch.setattr(disk, "open", remember, raising=False)
+    monkeypatch.setattr(Path, "unlink", refuse_what_is_open)
+    write_atomically(tmp_path / "text", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]

@@ -1,4 +1,4 @@
-"""generate.py: what is drawn and how often, with and without the cache, in batches, up to a stop or the context's end."""
+"""generation.py: what is drawn and how often, with and without the cache, in batches, up to a stop or the context's end."""
 import numpy as np
 import pytest
 

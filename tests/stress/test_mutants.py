@@ -7,7 +7,7 @@ import pytest
 from tests.stress import RESULTS
 from tests.stress.equivalent import EQUIVALENT, EXPLAINED
 from tests.stress.faults import faults, planted
-from tests.stress.reached import ROOT
+from tests.stress.reached import ROOT, TESTS
 from tinypeft.common.threads import parallel_map
 
 pytest.importorskip("resource")                          # limits of time and memory, which Windows does not have
@@ -23,6 +23,11 @@ def test_at_least_95_percent_of_300_faults_are_caught():
     assert sum(r["state"] == "caught" for r in counted) >= 0.95 * len(counted)
     assert all(r["caught by"] for r in ROWS if r["state"] == "caught")
     assert RECORD["areas"] == summary(RECORD["mutants"])
+
+
+def test_the_tests_of_every_folder_with_planted_faults_are_measured():
+    assert all((ROOT / path).exists() for path in TESTS)
+    assert {module.split("/")[1] for module in modules()} <= {path.split("/")[1] for path in TESTS}
 
 
 def can_be_planted(place):

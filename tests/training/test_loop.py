@@ -1,4 +1,4 @@
-"""train.py: the loop is what it says, with any number of workers, and evaluation weights what counts."""
+"""loop.py: the loop is what it says, with any number of workers, and evaluation weights what counts."""
 import csv
 import io
 import math

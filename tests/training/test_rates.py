@@ -30,7 +30,7 @@ def rates_of(model, factors, rate=1.0, head_rate=10.0):
     ("blocks.0.attention.query.B", lambda n: n == "blocks.0.attention.query.B"), ("!blocks.0", lambda n: "blocks.0." not in n),
     ("blocks.1-.mlp.?", lambda n: "blocks.1.mlp" in n), ("*", lambda n: True)])
 def test_names_are_those_of_targets(name, hit):
-    """The rule of `targets.py`, which has tests of its own."""
+    """The rule of `models/targets.py`, which has tests of its own."""
     found = rates_of(tp.attach(small(), tp.LoRA(rank=2, targets="all"), rng=0), {name: 3})
     assert {n for n, rate in found.items() if rate == 3} == {n for n in found if hit(n)}
 

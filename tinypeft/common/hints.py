@@ -8,4 +8,4 @@ __all__ = ["Array", "Rng", "Seed", "Targets"]
 Array: TypeAlias = np.ndarray
 Rng: TypeAlias = "np.random.Generator"               # a string, because numpy.random loads late
 Seed: TypeAlias = Union[int, "np.random.Generator"]  # noqa: UP007  for the same reason
-Targets: TypeAlias = tuple[str, ...] | str           # names of layers (`targets.py`), or "all"
+Targets: TypeAlias = tuple[str, ...] | str           # layers' names, or "all": `models/targets.py`

@@ -24,7 +24,7 @@ __all__ = ["Checked", "Hyperparameters", "Limit", "declared", "flag", "layer_nam
 
 
 FINITE = sys.float_info.max                  # a bound that NaN, inf and 10**400 do not keep
-NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers, as in `targets.py`
+NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers: `models/targets.py`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def flag(default: bool, **options: Any) -> Any:
 
 
 def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
-    """A tuple of names of layers, spelled as in `targets.py`, or "all"."""
+    """A tuple of names of layers, spelled as in `models/targets.py`, or "all"."""
     holds = lambda x: x == "all" if isinstance(x, str) else (
         isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_name, x)))
     limit = Limit(holds, "a tuple of names such as ('query', 'blocks.2-5', '!blocks.3'), or 'all'",

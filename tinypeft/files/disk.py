@@ -62,17 +62,19 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _sweep(path):
-    """Remove the parts that writers of `path` left behind when they were killed."""
+    """Remove the parts that writers of `path` left behind when they were killed. A part is closed
+    before it is removed, because Windows removes no open file."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.part"):
-        with contextlib.suppress(OSError), open(part, "rb") as f:
-            _lock(f)                                             # OSError: its writer is alive
-            if time.time() - os.fstat(f.fileno()).st_mtime > 1:  # else it may not have locked yet
-                part.unlink()
+        with contextlib.suppress(OSError):
+            with open(part, "rb") as f:
+                _lock(f)                             # OSError: its writer is alive
+                age = time.time() - os.fstat(f.fileno()).st_mtime
+            if age > 1: part.unlink()                # a younger one may not have been locked yet
 
 
 def _lock(f):
     """Lock a file until it is closed or its process ends. OSError if another one holds the lock.
-    Windows needs no lock: there an open file cannot be removed."""
+    Windows needs no lock: there what another process has open cannot be removed."""
     if fcntl is not None: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

@@ -13,7 +13,8 @@
     gguf.py           `GPT` → GGUF, the format of llama.cpp
     llama.py          GGUF → `Llama`: gguf_reader.py, gguf_types.py, gguf_tokenizer.py
 
-A name is imported when it is first used (`lazy.py`): the shipped base needs none of these files.
+A name is imported when it is first used (`common/lazy.py`), because the shipped base needs none of
+these files.
 """
 from typing import TYPE_CHECKING
 

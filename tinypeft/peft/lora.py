@@ -45,7 +45,7 @@ class LoRA(Method):
 
     dropout: probability, on the input of A. init: how A starts. rank_pattern, alpha_pattern: r or α
     of some of them: {"value": 16, "blocks.0.value": 2}. Of the keys that match a layer, one with
-    more parts comes before others, then the last. `targets.py` says how names match layers.
+    more parts comes before others, then the last. `models/targets.py` says how names match layers.
     """
     rank: int = whole(8, least=1, also=("r",))
     alpha: float = real(16.0, above=0, also=("lora_alpha",))

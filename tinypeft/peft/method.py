@@ -38,8 +38,8 @@ class Method(Hyperparameters):
     It never changes. What training changes is in modules: Parameters, or ndarrays (not trained).
     learning_rate: for AdamW, used unless `train` is given another. It was chosen for the shipped
     base, which is 128 wide, and `train` multiplies it by √(128/d) for a model that is d wide
-    (`rates.py` says how well that fits). Papers train longer, at smaller rates: LoRA's for GPT-2
-    is 2e-4. `find_rate` measures the rate for a model and a task.
+    (`training/rates.py` says how well that fits). Papers train longer, at smaller rates: LoRA's
+    for GPT-2 is 2e-4. `find_rate` measures the rate for a model and a task.
     """
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3

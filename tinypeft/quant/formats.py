@@ -49,7 +49,8 @@ class FloatFormat(Scheme):
     (`block_size` consecutive weights). None: "none" for 16 bits, "tensor" for 8, "block" below.
     scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
     with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
-    saturate: see below. It matters only if weights can exceed V, with "none" and "E8M0".
+    saturate: see the head of this file. It matters only if weights can exceed V, with "none" and
+    "E8M0".
     MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4
     has blocks of 16 and "E4M3", 4.5 bits."""
     name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "

@@ -54,7 +54,8 @@ MOST_TOKENS = 1024                                       # that a model sees wit
 @dataclass(frozen=True)
 class LLMInt8(Scheme):
     """threshold: the magnitude from which an input is an outlier, 6 in the paper. With inf there
-    are none, which is vector-wise quantization alone. variant: see below."""
+    are none, which is vector-wise quantization alone. variant: see the head of
+    this file."""
     threshold: float = declared(6.0, POSITIVE, also=("llm_int8_threshold", "alpha"))
     variant: str = one_of("paper", "bitsandbytes")
     shown = ("threshold",)

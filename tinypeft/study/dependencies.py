@@ -1,6 +1,6 @@
 """Which definitions of the package decide a number: a static walk from a function to everything it can reach.
 
-    definitions(measure, LoRA(rank=8))     # {"peft/lora.py LoRALinear": "1f0c…", "train.py train": "9a37…", …}
+    definitions(measure, LoRA(rank=8))     # {"peft/lora.py LoRALinear": "1f0c…", "training/loop.py train": "9a37…", …}
 
 The walk works on syntax trees; it runs nothing. A *definition* is a function, a class or an assignment at the top level of a
 module. The walk starts at the function that measures and at the classes in the value that it is given. From there it follows
@@ -201,7 +201,7 @@ def _silent(module: str) -> bool:
 @cache                                                   # for those who ask what a change of one module would touch
 def _parse(name: str, is_package: bool, text: str) -> _Module:
     tree = _Bare().visit(ast.parse(text))
-    late = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]   # see `lazy.py`
+    late = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]   # see `common/lazy.py`
     body = [*(n for n in tree.body if n not in late), *(n for each in late for n in each.body)]
     found: dict[str, list[tuple[str | None, ast.AST]]] = {}
     for node in body:

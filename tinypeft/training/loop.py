@@ -50,7 +50,7 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     batch_size: rows per step. lr: peak learning rate (default: each method's own, or 1e-3, times
         √(128/d) for a model that is d wide; see `rates.py`, and `find_rate`, which measures).
     head_lr: that of a classification head (default: `lr` if given, else HEAD_LR).
-    rates: factors on the rate by names of parameters, as in `targets.py`: "B", "blocks.0-2.mlp".
+    rates: factors on the rate by names of parameters (`models/targets.py`): "B", "blocks.0-2.mlp".
         Factors of several names multiply. {"B": 16} is LoRA+ (Hayou et al., arXiv 2402.12354).
     weight_decay: for matrices only. clip: bound on the gradients' global norm, None for none.
     schedule_kind, warmup (steps; default 5 %), lr_floor: see `optim.schedule`.
@@ -66,8 +66,8 @@ def train(model: Module, task: Any, steps: int, *, batch_size: int = 8, lr: floa
     workers: threads that share a batch; one if dropout draws. The number changes only rounding.
     accumulate: the gradients of a batch are summed over this many parts, one after another, so that
         a step takes the memory of a part. The number changes rounding, and the masks of dropout.
-    checkpoint_activations: compute each block again in backward (`recompute.py`): less memory, more
-        time, and the same numbers.
+    checkpoint_activations: compute each block again in backward (`engine/recompute.py`): less
+        memory, more time, and the same numbers.
     optimizer: AdamW or `PagedAdamW`. Raises ValueError for options out of range or a checkpoint of
         another run, DivergedError, naming step and module, for a number that is not finite.
 
@@ -191,7 +191,7 @@ def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
 
     The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
     take one each at a time. Each part is weighted by its share of what counts. The first call asks
-    the C library to keep freed memory for the next step (`heap.py`).
+    the C library to keep freed memory for the next step (`common/heap.py`).
     """
     keep_freed_memory()
     rows = len(batch[0])

@@ -50,8 +50,8 @@ def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
     """Groups for an optimizer of all parameters that require gradients.
 
     Weight decay is for matrices, and never for a classification head. rate: of each parameter
-    outside the head, before its factors. factors: by name, under the rule of `targets.py`. Raises
-    TargetError for a name that matches nothing.
+    outside the head, before its factors. factors: by name, as `models/targets.py` says.
+    Raises TargetError for a name that matches nothing.
     """
     named = trained(model)
     head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
