@@ -19,8 +19,8 @@ import numpy as np
 import tinypeft as tp
 from tinypeft.engine import functional as F
 from tinypeft.course import beside, show, sliders, use
-from tinypeft.engine.nn import Parameter
-from tinypeft.engine.optim import AdamW
+from tinypeft.engine import Parameter
+from tinypeft.engine import AdamW
 from tinypeft.peft.lora import LoRA, LoRALinear, LowRankLinear
 from tinypeft.study import plot
 

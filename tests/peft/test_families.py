@@ -205,6 +205,7 @@ def test_nothing_but_full_fine_tuning_copies_the_weights(tmp_path):
     assert peaks["lora"] - sum(p.data.nbytes for p in tuned.trainable_parameters()) < 2e5
     tuned = tp.attach(model, tp.LoRA(rank=2), rng=0)
     traced("save", lambda: tuned.save(tmp_path / "ours"))
+    tuned.save(tmp_path / "peft", format="peft")         # the first time imports what PEFT's format needs
     traced("save for PEFT", lambda: tuned.save(tmp_path / "peft", format="peft"))
     traced("off and on", lambda: tuned.detach() and tuned.reattach())
     for folder in ("ours", "peft"):
