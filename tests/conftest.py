@@ -130,6 +130,12 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.long)], ids=["one seed", "three seeds"])
+def seeds(request):
+    """The seeds that a direction must hold for: one in every run, all of them in a long one."""
+    return range(request.param)
+
+
 @pytest.fixture
 def tokens():
     """Tokens (3, 7) for a tiny GPT, repeated ones among them."""

@@ -65,6 +65,7 @@ def test_a_benchmark_runs_and_its_record_fills_its_table(name, tiny, tmp_path):
         assert "nan" not in text
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_quantizers_benchmark_runs(monkeypatch, tmp_path):
     """Each of its cases once, not timed; the sizes are its own, but for the tokens in a cache."""

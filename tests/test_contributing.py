@@ -234,6 +234,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.long
 def test_a_method_is_added_by_following_the_page(tmp_path):
     """After each step `missing` names the next one; after the last it is content. The other methods are not measured."""
     copy = Checkout(tmp_path / "checkout")

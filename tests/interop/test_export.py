@@ -209,6 +209,7 @@ def test_an_output_matrix_of_its_own_is_lost_in_a_classifier(tmp_path):
     assert "in tinypeft, nothing reads" in (tmp_path / "README.md").read_text("utf-8")
 
 
+@pytest.mark.long
 def test_two_processes_take_the_same_steps_numerical(runs, tmp_path):
     folders = [runs[name][-1] for name in SHARED]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]      # as `accelerate launch` for GPUs

@@ -71,6 +71,7 @@ def test_logits_are_transformers_in_float64(transformers, tmp_path):
         assert model.token_embedding.weight.dtype == np.float64 and model.tokenizer is None and model.config.dropout == 0.1
 
 
+@pytest.mark.long
 def test_logits_are_transformers_at_124_million_parameters(transformers, tmp_path):
     """GPT-2 small, random, in float32: loaded, compared, written, and loaded there again."""
     import torch

@@ -221,14 +221,14 @@ def test_on_a_quantized_base(gpt, tokens):
 
 
 # -- what it finds -------------------------------------------------------------------------------
-def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction():
+def test_allocated_ranks_follow_planted_ranks_and_beat_uniform_ones_direction(seeds):
     """Rank correlation (Spearman) of allocated with planted ranks, and the loss beside LoRA's at the same final budget.
 
     Measured over seeds 0–2: correlation 0.91, 0.78, 0.99; KL 0.0035, 0.0063, 0.0058 (LoRA: 0.0105, 0.0375, 0.0345).
     """
     from scipy.stats import spearmanr
     correlations, ratios = [], []
-    for seed in range(3):
+    for seed in seeds:
         base = make_gpt(np.float32, rng=seed)
         paths = linear_paths(base)
         ranks = dict(zip(paths, np.random.default_rng(seed).permutation([0] * 6 + [2, 2, 4, 4, 6, 6]).tolist(), strict=True))

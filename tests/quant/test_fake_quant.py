@@ -317,10 +317,10 @@ def test_gradients_reach_through_what_was_converted(gpt, tokens, rng):
 
 # -- what it is for --------------------------------------------------------------------------------
 @pytest.mark.parametrize("bits, learn_step", [(2, False), (2, True), (3, False), (3, True)])
-def test_training_beats_rounding(gpt, bits, learn_step):
+def test_training_beats_rounding(gpt, seeds, bits, learn_step):
     """Direction, three seeds: KL from the float model after 80 steps, converted, is at most half of round to nearest's."""
     ratios = []
-    for seed in range(3):
+    for seed in seeds:
         teacher = gpt(np.float32, rng=seed)
         task = Distil(teacher)
         loss = lambda model, task=task: tp.evaluate(model, task, "test")["loss"]

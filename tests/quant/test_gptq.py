@@ -198,7 +198,7 @@ def test_every_layer_of_a_model_is_better_than_round_to_nearest_direction(gpt, b
 
 
 @pytest.mark.skipif(not (FOLDER / "weights.safetensors").exists(), reason="the base is not trained yet")
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)])
 def test_every_layer_of_the_base_is_better_than_round_to_nearest_direction(bits):
     """On real text. Measured while the base was in training: 0.14 … 0.86 of round to nearest's output error."""
     from pydoc_data.topics import topics

@@ -143,10 +143,10 @@ def test_it_is_a_lora_like_any_other(gpt, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", [tp.Uniform(2, symmetric=False), tp.Uniform(3)], ids=str)
-def test_a_better_start_and_a_better_end_than_qlora(gpt, scheme):
+def test_a_better_start_and_a_better_end_than_qlora(gpt, seeds, scheme):
     """Direction, three seeds, 2 and 3 bits, rank 4 of 16: KL from the float model, before and after 60 steps."""
     lora, starts, ends = tp.LoRA(rank=4, targets="all"), [], []
-    for seed in range(3):
+    for seed in seeds:
         teacher = gpt(np.float32, rng=seed)
         task = Distil(teacher)
         qlora = tp.attach(tp.quantize(copy.deepcopy(teacher), scheme), lora, rng=seed)
@@ -155,7 +155,8 @@ def test_a_better_start_and_a_better_end_than_qlora(gpt, scheme):
         starts.append(loss(loftq) / loss(qlora))
         for m in (qlora, loftq): tp.train(m, task, 60, lr=3e-3, seed=seed, progress=False)
         ends.append(loss(loftq) / loss(qlora))
-    assert max(starts) < 0.9 and max(ends) < 0.9 and np.mean(starts) < 0.6 and np.mean(ends) < 0.6, (starts, ends)
+    assert max(starts) < 0.9 and max(ends) < 0.9, (starts, ends)
+    if len(seeds) > 1: assert np.mean(starts) < 0.6 and np.mean(ends) < 0.6, (starts, ends)
 
 
 # -- what cannot be --------------------------------------------------------------------------------

@@ -159,10 +159,10 @@ def test_attached_to_what_it_quantized_itself(gpt, tokens):
 
 # -- what it is for --------------------------------------------------------------------------------
 @pytest.mark.parametrize("peqa, bound", [(tp.PEQA(2), 0.6), (tp.PEQA(3), 0.6), (tp.PEQA(2, group_size=8), 0.6)], ids=str)
-def test_it_learns(gpt, peqa, bound):
+def test_it_learns(gpt, seeds, peqa, bound):
     """Direction, three seeds: KL from the float model after 80 steps is at most `bound` of round to nearest's."""
     ratios = []
-    for seed in range(3):
+    for seed in seeds:
         teacher = gpt(np.float32, rng=seed)
         task = Distil(teacher)
         tuned = tp.attach(tp.quantize(copy.deepcopy(teacher), peqa), peqa)

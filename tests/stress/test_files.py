@@ -1,11 +1,12 @@
-"""A short form of `files.py`: one attack in fifteen, and a few damaged files of every kind."""
+"""A short form of `files.py`: one attack in fifty, or in fifteen, and a few damaged files of every kind."""
 import pytest
 
 from tests.stress.files import KINDS, attacked, damaged_files
 
 
-def test_attacks_are_refused():
-    assert [outcome for outcome in attacked(every=15) if outcome.startswith("BAD")] == []
+@pytest.mark.parametrize("every", [50, pytest.param(15, marks=pytest.mark.long)])
+def test_attacks_are_refused(every):
+    assert [outcome for outcome in attacked(every=every) if outcome.startswith("BAD")] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

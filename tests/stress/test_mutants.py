@@ -49,6 +49,7 @@ def test_every_reason_is_of_a_fault_that_can_be_planted():
     assert [place for place in EQUIVALENT | EXPLAINED if not can_be_planted(place)] == []
 
 
+@pytest.mark.long
 def test_every_area_has_its_faults():
     places = [(module, fault.key) for module, _, fault in sampled(330, 1)]
     assert len(set(places)) == len(places) >= 300 and {modules()[module] for module, _ in places} == set(AREAS)

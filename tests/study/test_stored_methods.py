@@ -34,6 +34,7 @@ def test_the_baselines_are_beaten_where_they_are():
     assert baselines.mean("classify", "majority class") < 0.1
 
 
+@pytest.mark.long
 def test_measuring_again_gives_the_stored_numbers():
     """LoRA at rank 8, the first seed, within the stored interval: threads and BLAS may round otherwise."""
     stored = load(RESULTS, "rank")

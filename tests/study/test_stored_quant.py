@@ -14,7 +14,8 @@ RESULTS = Path(__file__).parents[2] / "figures" / "results"
 @pytest.mark.parametrize("name, condition, metrics", [
     ("double_quantization", "double", ("bits", "rmse", "scale_error", "excess")),
     ("formats", "NF4", ("normal", "tails", "excess")),
-    ("awq", "1 % by activation, planted", ("excess", "output_error")), ("int8_threshold", "planted", ("error", "columns"))])
+    ("awq", "1 % by activation, planted", ("excess", "output_error")),
+    pytest.param("int8_threshold", "planted", ("error", "columns"), marks=pytest.mark.long)])
 def test_measuring_again_gives_the_stored_numbers(name, condition, metrics):
     """The first seed, to four digits: BLAS may round otherwise."""
     e, stored = EXPERIMENTS[name], load(RESULTS, name)

@@ -155,6 +155,7 @@ def test_bad_input_is_named():
         model.loss([1])
 
 
+@pytest.mark.long
 def test_on_the_bases_text():
     """Direction, and the time asked for: 2.8 M tokens counted, discounts tuned, 140 k scored, well under two minutes
     (about 4 s on two cores). Longer contexts help, and so does tuning, on a test it did not see."""
