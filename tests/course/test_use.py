@@ -84,7 +84,7 @@ def test_nested_blocks_and_exceptions():
 @pytest.mark.parametrize("owner, names, says", [
     (Base, {"g": len}, r"use: Base has no attribute 'g'; it has c, f, limit, s, size"),
     (LoRALinear, {"foward": len}, r"LoRALinear has no attribute 'foward'; did you mean forward"),
-    (F, {"sofmax": len}, r"tinypeft.functional has no attribute 'sofmax'; did you mean .*softmax"),
+    (F, {"sofmax": len}, r"tinypeft.engine.functional has no attribute 'sofmax'; did you mean .*softmax"),
     (tp, {"trian": len}, r"tinypeft has no attribute 'trian'; did you mean .*train"),
     (Base(), {"g": len}, r"the Base has no attribute 'g'")])
 def test_an_attribute_that_does_not_exist(owner, names, says):

@@ -62,7 +62,7 @@ def test_a_changed_scheme_makes_stale_what_rounds_by_it():
 
 
 TRAIN = [name for name, e in EXPERIMENTS.items()
-         if any(d.startswith("train.py train") for v in e.conditions.values() for d in definitions(e.measure, v))]
+         if any(d.startswith("training/loop.py train") for v in e.conditions.values() for d in definitions(e.measure, v))]
 
 
 def test_a_changed_loop_makes_everything_stale_that_trains():
@@ -138,7 +138,7 @@ def measure(value, seed, settings):
 def reached(text):
     class Toy(Sources):                                  # a module of the package that is not there
         def _file(self, name):
-            return PACKAGE / "tensor.py" if name == "tinypeft.toy" else super()._file(name)
+            return PACKAGE / "engine" / "tensor.py" if name == "tinypeft.toy" else super()._file(name)
     function = type("F", (), {"__module__": "tinypeft.toy", "__qualname__": "measure"})
     return Toy({"tinypeft.toy": text}).reach([function])
 
@@ -151,7 +151,7 @@ def test_what_the_walk_follows():
 
 def test_the_walk_follows_the_packages_late_names():
     found = reached("import tinypeft as tp\ndef measure(value, seed, settings): return tp.NF4, tp.train")
-    assert {"quant/nf4.py NF4", "train.py train"} <= set(found) and "peft/lora.py LoRA" not in found
+    assert {"quant/nf4.py NF4", "training/loop.py train"} <= set(found) and "peft/lora.py LoRA" not in found
 
 
 @pytest.mark.parametrize("old, new, which", [
