@@ -116,15 +116,19 @@ def test_mistakes_are_said_in_one_line(capsys, argv, says):
 
 # -- how finetune trains ---------------------------------------------------------------------------
 def test_finetune_keeps_what_is_best_on_validation(capsys, tmp_path):
-    """At a rate that spoils the model the first measurement stays the best, and patience ends the run."""
-    argv = *"finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16".split(),
+    """At a rate that spoils the model the first measurement stays the best, and patience ends the run. The text is short,
+    because it is measured after every step."""
+    text, rng = tmp_path / "text.md", np.random.default_rng(1)
+    words = "phone lamp chair kettle bicycle coat radio table spoon clock".split()
+    text.write_text("\n\n".join(" ".join(rng.choice(words, 12)) for _ in range(200)), "utf-8")
+    argv = *"finetune lora --quick --steps 20 --lr 0.3 --validate-every 1 --patience 2 --rates B=16 --text".split(), str(text)
     status, out, _ = run(capsys, *argv, "--json", "--out", str(tmp_path / "adapter"))
     record = json.loads(out)
     assert status == 0 and record["steps"] == record["best"] + 2 < 20
     assert record["stopped"].startswith("2 evaluations without a lower validation loss")
     kept = tp.load_adapter(tp.load_pretrained(), tmp_path / "adapter")
     model = tp.load_pretrained()
-    tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.domain(model)
+    tuned, task = tp.attach(model, tp.LoRA(), rng=0), tp.tasks.text(text, model)
     if record["best"]: tp.train(tuned, task, 20, lr=0.3, rates={"B": 16.0}, stop_after=record["best"], progress=False)
     for name, a in tuned.state_dict().items(): assert np.array_equal(a, kept.state_dict()[name]), name
     _, out, _ = run(capsys, *argv)
