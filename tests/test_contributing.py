@@ -97,7 +97,7 @@ class Shifted(Module):
     def merge(self) -> Linear:
         merged = Linear(self.base.d_in, self.base.d_out)
         merged.weight.data = self.base.dense_weight()
-        merged.bias.data = self.base.bias.data + self.b.data
+        merged.bias.data = self.b.data + (0 if self.base.bias is None else self.base.bias.data)
         return merged
 '''
 
@@ -210,6 +210,8 @@ def list_it(copy):
 def write_the_tests(copy):
     copy.write("tests/peft/test_toy.py", TESTS)
     copy.change("tests/peft/test_model.py", ("\nevery = pytest", "\nEVERY.append(tp.Toy())\nevery = pytest"))
+    copy.change("tests/common/test_hyper.py", ('"ia3": 3e-2}', '"ia3": 3e-2, "toy": 1e-2}'),
+                ("    LinearProbe()\n", "    LinearProbe()\n    Toy(targets=('query', 'value'))\n"))
 
 
 def say_what_is_known(copy):
@@ -228,7 +230,8 @@ def measure_it(copy):
 STEPS = [
     (write_the_method, ["tinypeft/peft/NAME.py"], []),
     (list_it, ["tinypeft/peft/__init__.py", "tinypeft/__init__.py"], []),
-    (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py"], ["pytest tests/peft/test_NAME.py"]),
+    (write_the_tests, ["tests/peft/test_NAME.py", "tests/peft/test_model.py", "tests/common/test_hyper.py"],
+     ["pytest tests/peft/test_NAME.py tests/peft/test_families.py tests/common/test_hyper.py"]),
     (say_what_is_known, ["tinypeft/study/about.py"], ["pytest tests/study/test_about.py"]),
     (measure_it, ["figures/results/"], []),
 ]

@@ -1,5 +1,6 @@
 """combine.py: PEFT's numbers, what each way of combining promises, bases that are the same, and what is refused."""
 import copy
+import dataclasses
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.oracles import assert_close
 from tests.protocol import assert_gradients, frozen_bytes, learned, move
 from tests.toys import Noise
 from tinypeft.peft.combine import Combination, trimmed
-from tinypeft.peft.lora import thin_svd
+from tinypeft.peft.lora import LoRALinear, thin_svd
 
 LORA = tp.LoRA(rank=3, alpha=6, targets=("query", "value"))
 WIDE = tp.LoRA(rank=2, alpha=4, targets="all", rank_pattern={"up": 4}, alpha_pattern={"down": 3})
@@ -396,3 +397,21 @@ def test_what_is_no_adapter_is_refused(gpt, tmp_path):
     with pytest.raises(tp.MethodError, match=r"LoRA\(.*\) is attached to this model already"): tp.combine({a: 1})
     with b.disabled(), pytest.raises(tp.MethodError, match="on loan"): tp.combine({a: 1, b: 1})
     assert b.active
+
+
+def test_a_layer_that_is_more_than_low_rank_is_refused_by_name(gpt, tmp_path):
+    """As DoRA's would be: made from LoRA's, with a `merge` of its own."""
+    class Scaled(LoRALinear):
+        def forward(self, x): return super().forward(x) * 2
+        def merge(self): raise NotImplementedError
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(tp.LoRA):
+        def wrap(self, model, rng):
+            wrappers = super().wrap(model, rng)
+            for wrapper in wrappers.values(): wrapper.__class__ = Scaled
+            return wrappers
+    tuned = tp.attach(gpt(), Other(2))
+    with pytest.raises(tp.MethodError, match=r"combine: Other\(rank=2\) is not a LoRA"): tp.combine({tuned: 1})
+    with pytest.raises(tp.MethodError, match="save: a Scaled is not base"): tuned.save(tmp_path, "peft")
+    assert not list(tmp_path.iterdir())

@@ -51,14 +51,14 @@ def test_a_value_knows_its_name():
 
 
 def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
-    class DoRA(tp.LoRA): pass
-    monkeypatch.setitem(tp.METHODS, "dora", DoRA)
-    for ask in (lambda: about.about("dora"), lambda: plot.mark("dora"), lesson_map, lambda: pages.all_methods(RESULTS),
-                lambda: compare.row("dora", Arm(DoRA()), {"trained": 0, "share": 0.0}, [0.0])):
-        with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): ask()
+    class Nameless(tp.LoRA): pass
+    monkeypatch.setitem(tp.METHODS, "nameless", Nameless)
+    for ask in (lambda: about.about("nameless"), lambda: plot.mark("nameless"), lesson_map, lambda: pages.all_methods(RESULTS),
+                lambda: compare.row("nameless", Arm(Nameless()), {"trained": 0, "share": 0.0}, [0.0])):
+        with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): ask()
     monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
-    with pytest.raises(KeyError, match="about.py has no entry for 'dora'"): pages.all_methods(RESULTS)
-    monkeypatch.delitem(tp.METHODS, "dora")
+    with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): pages.all_methods(RESULTS)
+    monkeypatch.delitem(tp.METHODS, "nameless")
     with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): pages.all_schemes(RESULTS)
 
 

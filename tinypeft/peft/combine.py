@@ -39,6 +39,7 @@ import numpy as np
 
 from ..common.hints import Array, Rng, Seed
 from ..common.hyper import Checked, flag, one_of, real, whole
+from ..engine.nn import Module
 from ..files import fingerprint
 from ..models.decoder import Decoder
 from ..models.targets import names_for
@@ -150,7 +151,7 @@ def low_rank(tuned):
     parts = {name: part for name, part in tuned.parts.items() if part.on}
     changed = {}                                                      # path → name of its part
     for name, part in parts.items():
-        if part.virtual or not all(isinstance(w, LowRankLinear) for w in part.wrappers.values()):
+        if part.virtual or not all(map(is_low_rank, part.wrappers.values())):
             raise MethodError(f"combine: {part.method} is not a LoRA, AdaLoRA or DyLoRA; only "
                               "low-rank changes can be combined")
         for path in part.wrappers:
@@ -163,6 +164,11 @@ def low_rank(tuned):
         raise MethodError(f"combine: {tuned.method} changes no layer; only low-rank changes can be "
                           "combined")
     return tuned
+
+
+def is_low_rank(wrapper: Module) -> bool:
+    """Is a wrapper base(x) + ΔW x, and no more?"""
+    return isinstance(wrapper, LowRankLinear) and wrapper.is_low_rank
 
 
 def head_of(opened, head):

@@ -77,7 +77,10 @@ class LoRA(Method):
 
 
 class LowRankLinear(Module):
-    """A frozen layer `base` beside a ΔW of rank r; shared by LoRA and its relatives."""
+    """A frozen layer `base` beside a ΔW of rank r; shared by LoRA and its relatives.
+
+    A layer that computes something else than base(x) + ΔW x must have its own `merge`.
+    """
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
         if r > min(base.d_in, base.d_out):
@@ -96,6 +99,11 @@ class LowRankLinear(Module):
         """ΔW, (d_out, d_in)."""
         left, right = self.factors()
         return left @ right
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Is the layer base(x) + ΔW x, and no more? Needed to combine, and to save for PEFT."""
+        return type(self).merge is LowRankLinear.merge
 
     def svd(self) -> tuple[Array, Array, Array]:
         """U (d_out, r), S (r,), Vᵀ (r, d_in) with ΔW = U diag(S) Vᵀ, without forming ΔW."""
