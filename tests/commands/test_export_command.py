@@ -41,6 +41,7 @@ def test_mistakes_are_said_in_one_line(capsys, tmp_path, argv, says):
     assert out == "" and says in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_run_on_ones_own_rows_comes_back_and_classifies(capsys, tmp_path):
     """From a CSV to a run, to its result in PyTorch, to a prediction of `classify`."""
     for oracle in ("torch", "transformers", "peft", "accelerate"): pytest.importorskip(oracle)

@@ -39,7 +39,8 @@ def train(model, task, steps, *args, whole=tinypeft.train, **options):
     return history
 
 @functools.wraps(tinypeft.evaluate)
-def evaluate(*args, whole=tinypeft.evaluate, **options): return whole(*args, **{**options, "max_batches": 1})
+def evaluate(*args, whole=tinypeft.evaluate, **options):
+    return whole(*args, **{**options, "batch_size": 2, "max_batches": 1})
 
 tinypeft.train, tinypeft.evaluate = train, evaluate
 del functools, tinypeft, train, evaluate
@@ -52,7 +53,7 @@ in_cells = lambda *code: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_ce
 @pytest.fixture(scope="module")
 def run():
     """A function that runs a notebook among no names, in a kernel that has imported the package already. A training takes
-    two steps there, of which a history of full length is made, and an evaluation takes one batch."""
+    two steps there, of which a history of full length is made, and an evaluation takes two rows."""
     from nbclient import NotebookClient
     client = NotebookClient(in_cells(SHORT), timeout=600, kernel_name="python3", record_timing=False,
                             extra_arguments=["--log-level=40"], resources={"metadata": {"path": str(percent.LESSONS)}})
@@ -86,7 +87,7 @@ def test_no_notebook_sees_the_names_of_another(run):
 @each(EACH)
 def test_it_runs_from_a_clean_kernel(kind, path):
     """The lesson's run shows that its training works at full length. The assignment trains by the same cells, so that two
-    steps suffice, of which a history of full length is made, and one batch for an evaluation."""
+    steps suffice, of which a history of full length is made, and two rows for an evaluation."""
     notebook = MADE[kind](percent.read(path))
     if kind == "assignment": notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORT))
     percent.execute(notebook, timeout=600)               # an exception in a cell is raised here, with its traceback

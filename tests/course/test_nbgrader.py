@@ -37,6 +37,7 @@ def course(tmp_path, monkeypatch):
     return NbGraderAPI(config=config), tmp_path
 
 
+@pytest.mark.long
 def test_a_solver_gets_all_points_and_a_stub_none(course):
     api, root = course
     assert api.generate_assignment("07")["success"]

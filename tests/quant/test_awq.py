@@ -240,6 +240,7 @@ def test_scales_and_ranges_are_the_authors_numerical(torch, bits):
         assert np.isclose(scheme.quantize(W, hessian(X)).scales(), step, rtol=1e-5).mean() > 0.9
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (FOLDER / "weights.safetensors").exists(), reason="the base is not trained yet")
 def test_the_base_loses_no_more_than_by_the_authors_algorithm_direction(torch):
     """At most 1.02 of it, and less than round to nearest. Over three seeds: `python -m tests.stress.awq`."""

@@ -9,7 +9,9 @@ import tinypeft as tp
 GROUPS = dict(granularity="group", group_size=32)
 BASE = tp.Uniform(2, symmetric=False, **GROUPS)                             # round to nearest
 LORA = tp.LoRA(rank=8, targets="all")
-STEPS = 15
+STEPS, SEEDS = 15, range(3)
+
+pytestmark = pytest.mark.long                            # each direction has a short test in the file of its method
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +20,14 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def losses(base, seeds):
+def losses(base):
     """name → test loss on *domain* per seed, after 15 steps of 4 × 64 tokens; float and rounded: before any."""
     task = tp.tasks.domain(base, context=64, held_out=1024)
     loss = lambda model: tp.evaluate(model, task, "test")["loss"]
     found = {"float": [loss(base)], "rounded": [loss(tp.quantize(copy.deepcopy(base), BASE))]}
 
     def run(name, make, lr, finish=lambda model: model):
-        for seed in seeds:
+        for seed in SEEDS:
             model = make(copy.deepcopy(base), seed)
             found.setdefault(f"{name} at the start", []).append(loss(model))
             tp.train(model, task, STEPS, batch_size=4, lr=lr, seed=seed, progress=False)
@@ -54,12 +56,12 @@ def test_loftq_is_ahead_of_qlora(losses):
     assert (losses["LoftQ"] < losses["QLoRA"] - 0.05).all(), losses["QLoRA"] - losses["LoftQ"]
 
 
-def test_llm_qat_needs_no_data(base, seeds):
+def test_llm_qat_needs_no_data(base):
     """4-8-4 on what the base writes (32 rows of 48 tokens), judged on its next-token loss on real text, three seeds."""
     task = tp.tasks.domain(base, context=64, held_out=1024)
     loss = lambda model: tp.evaluate(model, task, "test")["loss"]
     exact, rounded, ratios = loss(base), loss(tp.quantize(copy.deepcopy(base), tp.LLMQAT())), []
-    for seed in seeds:
+    for seed in SEEDS:
         own = tp.self_distillation(base, rows=32, held_out=1, length=48, rng=seed)
         model = tp.quantize(copy.deepcopy(base), tp.LLMQAT())
         tp.train(model, own, STEPS, batch_size=4, lr=3e-4, seed=seed, progress=False)

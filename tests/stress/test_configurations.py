@@ -15,7 +15,7 @@ from tinypeft.peft.lora import LowRankLinear
 from tinypeft.peft.prompt import Prompt
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 2, *(pytest.param(i, marks=pytest.mark.long) for i in range(3, 10))])
+@pytest.mark.parametrize("chunk", [0, 1, *(pytest.param(i, marks=pytest.mark.long) for i in range(2, 10))])
 def test_random_configurations_keep_every_promise(chunk):
     broken = [f"{c!r}\n{what}" for c, what in (run(0, i) for i in range(20 * chunk, 20 * chunk + 20)) if what]
     assert not broken, "\n".join(broken)

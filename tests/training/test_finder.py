@@ -128,8 +128,8 @@ def test_the_picture_marks_the_suggestion():
     assert curve.get_xydata().tolist() == [[1e-3, 3], [1e-2, 1], [1e-1, 2]] and set(mark.get_xdata()) == {0.01}
 
 
-@pytest.mark.parametrize("label, method", [
-    pytest.param("full", tp.FullFineTuning(), marks=pytest.mark.long), ("lora", tp.LoRA())])
+@pytest.mark.parametrize("label, method", [("full", tp.FullFineTuning()), ("lora", tp.LoRA())])
+@pytest.mark.long
 def test_the_suggestion_is_within_a_factor_of_three_of_the_best_rate_direction(label, method):
     """The best of the rates that were tried, after 150 steps (experiment `rates`)."""
     runs = json.loads((Path(__file__).parents[2] / "figures/results/rates.json").read_text("utf-8"))["runs"][label]["100"]

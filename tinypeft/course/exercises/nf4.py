@@ -1,6 +1,6 @@
 """Lesson 13: NF4's table and code, QLoRA's gradient, LoftQ, and better levels."""
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ...engine import functional as F
 from ...engine.tensor import Tensor
@@ -16,12 +16,12 @@ DELTA = 1 - (1 / 32 + 1 / 30) / 2
 
 # -- the table -------------------------------------------------------------------------------------
 def levels(delta, positive, negative):
-    side = lambda n: norm.ppf(np.linspace(delta, 0.5, n + 1)[:-1])
+    side = lambda n: ndtri(np.linspace(delta, 0.5, n + 1)[:-1])
     values = np.sort(np.concatenate([side(positive), [0.0], -side(negative)]))
     return values / np.abs(values).max()
 
 
-def levels_variant(points=lambda n: n + 1, drop=True, scale=True, swap=False, order=True, zero=True, quantile=norm.ppf):
+def levels_variant(points=lambda n: n + 1, drop=True, scale=True, swap=False, order=True, zero=True, quantile=ndtri):
     """levels with a mistake: other points, no zero, not scaled, sides exchanged, not sorted, evenly spaced."""
     def wrong(delta, positive, negative):
         def side(n):
@@ -211,10 +211,10 @@ EXERCISES = (
             ("the two sides are exchanged: `positive` levels lie above 0", levels_variant(swap=True)),
             ("0 is there twice: each side ends at ½, whose quantile is 0; drop it on both sides, and add one 0",
              lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(np.sort(np.concatenate(
-                 [norm.ppf(np.linspace(delta, 0.5, positive + 1)), -norm.ppf(np.linspace(delta, 0.5, negative + 1))])))),
+                 [ndtri(np.linspace(delta, 0.5, positive + 1)), -ndtri(np.linspace(delta, 0.5, negative + 1))])))),
             ("these are evenly spaced probabilities from 1 − δ to δ; each side of ½ has a spacing of its own, so that 0 is a level",
              lambda delta, positive, negative: (lambda values: values / np.abs(values).max())(
-                 norm.ppf(np.linspace(1 - delta, delta, positive + 1 + negative)))),
+                 ndtri(np.linspace(1 - delta, delta, positive + 1 + negative)))),
             ("the levels are not sorted", levels_variant(order=False)),
             ("the levels must ascend; yours fall", lambda *a: levels(*a)[::-1]),
             ("0 is missing", levels_variant(zero=False)),
