@@ -9,7 +9,6 @@ What is checked here is that nothing was forgotten; whether it is right is for t
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.util
 import json
 import re
@@ -44,6 +43,8 @@ FIGURES, MAIN_JOB = "`python -m tinypeft figures`", "`python -m tinypeft --out f
 TEXTBOOK = {"full", "uniform", "gguf"}                   # without a paper's letters to translate
 # there for other experiments, for the main job or for a page
 SERVING = {"rates", "classify_rates", "quant_rates", "first_look", "baselines", "smollm2_rates", "smollm2"}
+
+CAPTIONS: dict[tuple, str] = {}                          # a picture's name and the results that it shows → what is said below
 
 
 @dataclass(frozen=True)
@@ -245,14 +246,11 @@ def texts(notebook: dict) -> list[str]:
 
 def caption(name: str) -> str:
     """What a lesson shows below a picture."""
-    return drawn(name, RESULTS.parent, *((RESULTS / f"{need}.json").stat().st_mtime_ns for need in PICTURES[name].needs))
-
-
-@functools.cache
-def drawn(name: str, folder: Path, *changed: int) -> str:
-    """The same, once for each state of the results that the picture needs."""
-    picture = pictures.drawing(folder, name)
-    return f"**{picture.sentence}** {picture.detail}"
+    results = name, *((RESULTS / f"{need}.json").read_bytes() for need in PICTURES[name].needs)
+    if results not in CAPTIONS:
+        picture = pictures.drawing(RESULTS.parent, name)
+        CAPTIONS[results] = f"**{picture.sentence}** {picture.detail}"
+    return CAPTIONS[results]
 
 
 def outputs(notebook: Path) -> list[str]:
