@@ -303,14 +303,13 @@ def texts(notebook: dict) -> list[str]:
 
 def caption(name: str) -> str:
     """What a lesson shows below a picture."""
-    files = [RESULTS / f"{need}.json" for need in PICTURES[name].needs]
-    return drawn(name, RESULTS.parent, *(file.stat().st_mtime_ns for file in files))
+    return drawn(name, *((RESULTS / f"{need}.json").read_bytes() for need in PICTURES[name].needs))
 
 
 @functools.cache
-def drawn(name: str, folder: Path, *changed: int) -> str:
-    """The same, once for each state of the results that the picture needs."""
-    picture = pictures.drawing(folder, name)
+def drawn(name: str, *results: bytes) -> str:
+    """The same, once for each content of the results that the picture needs."""
+    picture = pictures.drawing(RESULTS.parent, name)
     return f"**{picture.sentence}** {picture.detail}"
 
 
