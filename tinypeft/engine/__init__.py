@@ -1,7 +1,7 @@
 """How gradients flow: tensors that remember how they were made, operations, modules, optimizers.
 
+    plain.py       a transformer's operations as one reads them; begin here
     tensor.py      Tensor and `backward`: reverse-mode differentiation
-    plain.py       a transformer's operations as one reads them
     functional.py  the same operations, fused and fast, each beside its backward pass
     nn.py          Module and Parameter; Linear, LayerNorm, RMSNorm, Embedding, Dropout
     optim.py       SGD, AdamW, schedules, clipping
