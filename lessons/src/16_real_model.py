@@ -520,7 +520,7 @@ losses = {"as in the file": right[:2].mean()}
 for name, scheme in schemes.items():
     tp.quantize(model, scheme, calibration=tokens[:1])
     losses[name] = surprise(model).mean()
-    tp.engine.nn.replace_modules(model, linears)                            # the layers as they were
+    tp.engine.nn.replace_modules(model, linears)                  # the layers as they were
 print(*(f"{loss:.3f} {name}" for name, loss in losses.items()), sep="\n")
 
 # %% fold

@@ -75,8 +75,8 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
         raise MethodError(f"save: {off[0]} is switched off, which a folder of PEFT's cannot say; "
                           f"reattach({off[0]!r}), or save it in our own format")
     if other := [w for w in tuned.wrappers.values() if not getattr(w, "is_low_rank", True)]:
-        raise MethodError(f"save: a {type(other[0]).__name__} is not base(x) + ΔW x, which a folder "
-                          "of PEFT's would say of it; save it in our own format")
+        raise MethodError(f"save: a {type(other[0]).__name__} is not base(x) + ΔW x, as PEFT's "
+                          "folder would say; save it in our own format")
     if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
     elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
     elif tuned.virtual is not None:        config, tensors = virtual_folder(tuned)
