@@ -431,7 +431,6 @@ def memory(tensor):
 
 @pytest.fixture
 def no_collector():
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
