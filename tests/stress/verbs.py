@@ -327,6 +327,12 @@ def in_disabled(tuned, other):
     with tuned.disabled(): pass
 
 
+def combined(tuned, other):
+    """Another LoRA on the same model, alone: the methods of `tuned` come off for it."""
+    lora = tp.attach(tuned.detach(), tp.LoRA(2))
+    tp.combine({lora: 1.0})
+
+
 def saved(tuned, other):
     with tempfile.TemporaryDirectory() as folder: tuned.save(folder)
 
@@ -337,8 +343,9 @@ INTERRUPTED = {
     "reattach": lambda tuned, other: tuned.detach() and tuned.reattach(),
     "reattach a part": lambda tuned, other: tuned.reattach("ia3"), "activate": lambda tuned, other: other.activate(),
     "disabled": in_disabled, "merge": lambda tuned, other: tuned.merge("full", "lora"), "save": saved,
-    "eval": lambda tuned, other: tuned.eval(), "combine": lambda tuned, other: tp.combine({tuned: 1.0}),
-    "fuse": lambda tuned, other: tp.fuse([other]), "fold": lambda tuned, other: tuned.fold()}
+    "eval": lambda tuned, other: tuned.eval(), "combine, refused": lambda tuned, other: tp.combine({tuned: 1.0}),
+    "combine": combined, "fuse": lambda tuned, other: tuned.detach() and tp.fuse([other]),
+    "fold": lambda tuned, other: tuned.fold()}
 
 
 def harm(tuned, other, before, base):
