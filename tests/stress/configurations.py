@@ -220,8 +220,7 @@ class Configuration:
                           if m.targets in (None, "all") or any(hit(t, name) for t in m.targets))
         elif isinstance(m, tp.PEQA):
             trained = sum(-(-shape(p)[0] * shape(p)[1] // (m.group_size or shape(p)[0])) for p in paths)
-        elif isinstance(m, tp.LinearProbe): trained = 0
-        else: return                                     # its own tests have the formula
+        else: trained = 0
         head = self.head and self.head[0] * (d + self.head[1]) or 0
         stored = trained if stored is None else stored
         for name, got, want in (("trained", s.trained, trained + head), ("stored", s.stored, stored + head)):
