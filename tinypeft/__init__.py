@@ -36,7 +36,10 @@ if TYPE_CHECKING:
                         self_distillation, weight_error)
 
     # training, evaluation, generation
-    from .training.loop import DivergedError, evaluate, train
+    from .training.loop import train
+    from .training.options import TrainOptions
+    from .training.evaluation import evaluate
+    from .training.diagnosis import DivergedError
     from .training.history import History
     from .training.curves import LiveCurve
     from .training.finder import RateSearch, find_rate

@@ -36,7 +36,7 @@ from tinypeft.study import plot
 from tinypeft.study.compared import traced_peak
 from tinypeft.text import corpus
 from tinypeft.text.tasks import LanguageModelling
-from tinypeft.training.loop import backward
+from tinypeft.training.backward import backward
 
 base = tp.load_pretrained()
 tok = base.tokenizer

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.training.loop import backward
+from tinypeft.training.backward import backward
 
 __all__ = ["HORIZON", "SIZES", "Random", "batch_of", "ours", "theirs"]
 

@@ -48,9 +48,10 @@ def runs_of(config, rows):
 
 CHILD = """
 import sys
-import tinypeft as tp, tinypeft.training.loop
+import tinypeft as tp
+from tinypeft.training import backward as training
 from tests.benchmarks.sides import batch_of, ours
-if not {keeps}: sys.modules["tinypeft.training.loop"].keep_freed_memory = lambda: False
+if not {keeps}: training.keep_freed_memory = lambda: False
 config, rows = tp.{config}, {rows}
 step = ours(tp.GPT(config), batch_of(config, rows))
 for _ in sys.stdin: step(), print(flush=True)

@@ -161,7 +161,7 @@ def test_a_prompt_of_an_adapter_of_pefts_is_answered_too(capsys, own, tmp_path):
 
 
 # -- what is kept ----------------------------------------------------------------------------------
-TRAIN = importlib.import_module("tinypeft.training.loop")
+MODULES = {"train": "tinypeft.training.loop", "backward": "tinypeft.training.loop", "evaluate": "tinypeft.training.evaluation"}
 FEW = "finetune", "lora", "--quick", "--steps", "3"
 
 
@@ -170,13 +170,14 @@ def contents(folder):
 
 
 def at_call(monkeypatch, name, n, act):
-    """The n-th call of a function in training/loop.py does `act` first."""
-    calls, real = [], getattr(TRAIN, name)
+    """The n-th call of a function of training/ does `act` first."""
+    module = importlib.import_module(MODULES[name])
+    calls, real = [], getattr(module, name)
     def function(*args, **options):
         calls.append(name)
         if len(calls) == n: act()
         return real(*args, **options)
-    monkeypatch.setattr(TRAIN, name, function)
+    monkeypatch.setattr(module, name, function)
 
 
 def ctrl_c(): signal.raise_signal(signal.SIGINT)

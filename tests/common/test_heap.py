@@ -11,9 +11,9 @@ COUNT = """
 import resource
 import sys
 import numpy as np
-import tinypeft as tp, tinypeft.training.loop
-train = sys.modules["tinypeft.training.loop"]
-if sys.argv[1] == "returned": train.keep_freed_memory = lambda: False
+import tinypeft as tp
+from tinypeft.training import backward as training
+if sys.argv[1] == "returned": training.keep_freed_memory = lambda: False
 model = tp.GPT(tp.GPTConfig(1024, 128, 128, 4, 4))
 batch = (np.arange(8 * 128).reshape(8, 128) % 1024,) * 2
 class Task:
@@ -22,7 +22,7 @@ class Task:
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(steps):
-        train.backward(model, Task(), batch, 2)
+        training.backward(model, Task(), batch, 2)
         for p in model.parameters(): p.grad = None
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults(4)

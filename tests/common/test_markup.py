@@ -7,7 +7,7 @@ import pytest
 import tinypeft as tp
 from tinypeft.common.markup import facts, table
 from tinypeft.course.percent import execute
-from tinypeft.training.loop import History
+from tinypeft.training.history import History
 
 
 def words(html):

@@ -13,7 +13,7 @@ from tinypeft.engine.tensor import GraphError, Tensor
 from tinypeft.models.gemma import Gemma, GemmaConfig
 from tinypeft.models.generation import KVCache
 from tinypeft.models.llama import Llama, LlamaConfig
-from tinypeft.training.loop import backward
+from tinypeft.training.backward import backward
 
 SIZES = {"vocab_size": 37, "context_length": 24, "d_model": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2,
          "d_mlp": 20, "d_head": 6}

@@ -16,7 +16,7 @@ from tinypeft.text.tasks import classification
 from tinypeft.text.tasks import task as common
 from tinypeft.text.tasks.sentences import first_sentences
 from tinypeft.text.tasks.summarization import words_of
-from tinypeft.training.loop import backward
+from tinypeft.training.backward import backward
 
 SPLITS = "train", "validation", "test"
 NAMES = "domain", "classify", "summarize", "planted"

@@ -97,7 +97,8 @@ def test_a_run_that_diverges_is_a_search_that_ends():
     ({"lowest": 2.0}, "got 2.0 and 1.0"), ({"highest": math.inf}, "and inf"), ({"lowest": math.nan}, "got nan and 1.0"),
     ({"lr": 1.0}, "find_rate sets lr itself; leave it out"),
     ({"checkpoint": "c", "patience": 3}, "find_rate sets checkpoint, patience itself"),
-    ({"steps": 0}, "train: steps must be a positive integer"), ({"rates": {"C": 2}}, "'C' matches none of the parameters")])
+    ({"steps": 0}, "TrainOptions: steps must be a positive integer"),
+    ({"rates": {"C": 2}}, "'C' matches none of the parameters")])
 def test_misuse(options, says):
     with pytest.raises(ValueError, match=says): tp.find_rate(tp.attach(small(), tp.LoRA()), Noise(), progress=False, **options)
 

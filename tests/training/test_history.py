@@ -64,11 +64,11 @@ def test_without_axes_there_is_a_new_figure_and_without_evaluations_no_points():
     with pytest.raises(ValueError, match="plot: the history has no steps; train first"): tp.History().plot()
 
 
-@pytest.mark.parametrize("width", [0, 0.4, 2, 30])
+@pytest.mark.parametrize("width", [0.04, 0.4, 2, 30])
 def test_smoothing_weighs_neighbours_by_a_gaussian(width):
     losses = np.random.default_rng(0).standard_normal(41)
     i = np.arange(41)
-    W = np.exp(-0.5 * ((i[:, None] - i) / max(width, 1e-9)) ** 2) * (abs(i[:, None] - i) <= min(40, int(3 * width)))
+    W = np.exp(-0.5 * ((i[:, None] - i) / max(width, 1e-9)) ** 2) * (abs(i[:, None] - i) <= min(40, int(3 * width + 0.5)))
     assert np.allclose(smooth(losses, width), W @ losses / W.sum(1), rtol=1e-12)
     assert np.allclose(smooth([5.0] * 7, width), 5) and len(smooth([], width)) == 0
 

@@ -16,7 +16,9 @@ from tinypeft.common.progress import Progress
 from tinypeft.engine import functional as F
 from tinypeft.engine.nn import Linear
 from tinypeft.engine.optim import AdamW, clip_grad_norm, schedule
-from tinypeft.training.loop import HEAD_LR, backward
+from tinypeft.training import plain
+from tinypeft.training.backward import backward
+from tinypeft.training.rates import HEAD_LR
 
 N = 9                                                    # steps of most runs below
 
@@ -73,6 +75,20 @@ def test_it_is_the_loop_one_would_write():
         clip_grad_norm(params, 0.5)
         optimizer.step()
     assert same(trained.state_dict(), ours.state_dict())
+
+
+@pytest.mark.parametrize("method", [tp.LoRA(rank=2), tp.IA3(), tp.PromptTuning(3), tp.FullFineTuning()], ids=str)
+def test_the_plain_loop_has_the_same_bits(method):
+    """training/plain.py: one worker, nothing that draws, no penalty and no hook."""
+    fast, plainly, task = tp.attach(small(), method, rng=0), tp.attach(small(), method, rng=0), Noise()
+    history = tp.train(fast, task, N, lr=1e-2, batch_size=4, seed=3, workers=1, progress=False)
+    assert plain.train(plainly, task, N, 1e-2, batch_size=4, seed=3) == history.loss
+    assert same(fast.state_dict(), plainly.state_dict()) and len(set(history.loss)) == N
+
+
+def test_options_have_names():
+    with pytest.raises(TypeError, match="TrainOptions has no field 'callback'; did you mean callbacks?"):
+        tp.train(small(), Noise(), 3, callback=print)
 
 
 def test_only_matrices_decay():
@@ -409,13 +425,14 @@ class Silent(Noise):
 
 
 @pytest.mark.parametrize("misuse, says", [
-    (lambda: tp.train(small(), Noise(), 0), "train: steps must be a positive integer, got 0"),
+    (lambda: tp.train(small(), Noise(), 0), "TrainOptions: steps must be a positive integer, got 0"),
     (lambda: tp.train(small(), Noise(), 3, batch_size=0), "batch_size must be a positive integer, got 0"),
     (lambda: tp.train(frozen(), Noise(), 3), "nothing to train, every parameter is frozen"),
-    (lambda: tp.train(small(), Noise(), 3, schedule_kind="steps", progress=False), "got 'steps'"),
+    (lambda: tp.train(small(), Noise(), 3, schedule_kind="steps", progress=False),
+     "TrainOptions: schedule_kind must be 'linear', 'cosine', 'constant' or 'exponential', got 'steps'"),
     (lambda: tp.train(small(), Noise(), 3, lr=-1.0), "lr must be a non-negative number, or None, got -1.0"),
     *((lambda name=name, bad=bad: tp.train(small(), Noise(), **{"steps": 3, "progress": False, name: bad}),
-       rf"train: {name} must be .*, got {bad}") for name, bad in (
+       rf"TrainOptions: {name} must be .*, got {bad}") for name, bad in (
         ("steps", 2.5), ("batch_size", True), ("lr", math.nan), ("lr", math.inf), ("head_lr", -1.0), ("clip", -1.0),
         ("clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1), ("warmup", -3), ("lr_floor", math.nan),
         ("seed", -1), ("eval_every", -1), ("eval_batches", 0), ("checkpoint_every", 0), ("stop_after", -1), ("workers", 0),

@@ -12,8 +12,7 @@ from tests.oracles import assert_close
 from tests.protocol import learned
 from tests.toys import Noise, small
 from tinypeft.engine.optim import AdamW
-from tinypeft.training.loop import HEAD_LR
-from tinypeft.training.rates import groups, own_rate, trained, width_factor
+from tinypeft.training.rates import HEAD_LR, groups, own_rate, trained, width_factor
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
 
@@ -79,7 +78,7 @@ def test_a_pattern_that_matches_nothing_is_refused_and_says_what_there_is():
 
 @pytest.mark.parametrize("bad", [{"B": -1.0}, {"B": math.nan}, {"B": "16"}, {1: 2.0}, [("B", 16)], "B=16"])
 def test_factors_that_are_none(bad):
-    with pytest.raises(ValueError, match="train: rates must be a dict whose keys"):
+    with pytest.raises(ValueError, match="TrainOptions: rates must be a dict whose keys"):
         tp.train(tp.attach(small(), tp.LoRA()), Noise(), 1, rates=bad, progress=False)
 
 
@@ -166,7 +165,7 @@ def excess(factor):
 
 
 def test_the_width_rule_is_what_the_records_support():
-    """The numbers in rates.py's docstring: at 576 by monotone interpolation between the rates that were tried; 32 and 64."""
+    """What rates.py says: at 576, by monotone interpolation between the rates that were tried; 32 and 64."""
     by_exponent = {p: excess((128 / 576) ** p) for p in (0, 0.25, 0.5, 0.75, 1)}
     mean = {p: np.mean(list(found.values())) for p, found in by_exponent.items()}
     own, rule = by_exponent[0], by_exponent[0.5]

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell("; ".join(_notes(e)) or "stopped", 130)      # 128 + 2, as a shell says of it
     except Exception as e:
         if os.environ.get("TINYPEFT_TRACEBACK") or not (message := explained(e)): raise
-        from ..training.loop import DivergedError
+        from ..training.diagnosis import DivergedError
         if isinstance(e, OSError): _drop_output()
         message = "; ".join([message, *_notes(e)]).replace(".; ", "; ")
         return _tell(message, 1 if isinstance(e, DivergedError) else 2)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explained(e: Exception) -> str | None:
     """One line about an error that the user can do something about; None for any other."""
-    from ..training.loop import DivergedError
+    from ..training.diagnosis import DivergedError
     if isinstance(e, KeyError): return str(e.args[0] if e.args else e)
     if isinstance(e, OSError) and e.strerror:
         return (f"{e.filename or 'the output'}: {e.strerror}; give another place, or change what "

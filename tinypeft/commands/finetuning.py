@@ -29,7 +29,9 @@ __all__ = ["check_folders", "finetuned", "refused", "show_finetuned"]
 
 def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options: dict) -> dict:
     """Train, save and test; the record of it. options: of `train`."""
-    from ..training.loop import DivergedError, evaluate, train
+    from ..training.diagnosis import DivergedError
+    from ..training.evaluation import evaluate
+    from ..training.loop import train
     folder, before, baselines, most = None, None, {}, 2 if args.quick else None
     unsaved = f"nothing was saved in {args.out}" if args.out else "nothing was saved"
     with (noted(KeyboardInterrupt, lambda: f"stopped; {kept(args.checkpoint, folder)}"),

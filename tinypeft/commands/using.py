@@ -73,7 +73,7 @@ def run_evaluate(args: Namespace) -> None:
     from ..peft import load_adapter
     from ..text import tasks
     from ..text.tasks.saved import FILE
-    from ..training.loop import evaluate
+    from ..training.evaluation import evaluate
     model, own, saved = model_of(args), kind_of(args), None
     if own == "labelled" and not args.adapter:
         raise ValueError("--csv needs --adapter: the model alone has no classes")

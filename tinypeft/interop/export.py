@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..engine.nn import Dropout, Linear, replace_modules, shapes_only
-from ..engine.optim import AdamW, Optimizer
+from ..engine.optim import AdamW
 from ..files import check_writable, write_atomically
 from ..files.safetensors import write_safetensors
 from ..models.decoder import Decoder
@@ -30,7 +29,9 @@ from ..peft import AdaLoRA, DyLoRA, MethodError, PrefixTuning, PTuning
 from ..peft.model import PeftModel
 from ..quant import QuantizedLinear
 from ..text.tasks import Classification, Task, save_task
-from ..training.loop import train
+from ..training.options import TrainOptions
+from ..training.rates import make_optimizer
+from ..training.run import Run
 from . import adapters
 from .huggingface import to_huggingface
 from .lowrank import adapted_layers
@@ -53,17 +54,15 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
     Raises MethodError for a method that PEFT lacks or trains in another way, ValueError for a task,
     an option or a checkpoint that the script cannot take, TypeError for a model without a
     method."""
-    given = inspect.signature(train).bind(tuned, task, steps, **options)
-    given.apply_defaults()
-    given, folder = given.arguments, Path(folder)
+    chosen, folder = TrainOptions(steps=steps, **options), Path(folder)
     for name in "patience", "keep_best", "callbacks":
-        if given.get(name):
+        if getattr(chosen, name):
             raise ValueError(f"export_training: the script has no {name}, and takes all steps")
     check(tuned, task)
     data = {split: rows_of(task, split) for split in task.splits}
-    check_batches(task, data["train"], given["batch_size"], given["seed"])
+    check_batches(task, data["train"], chosen.batch_size, chosen.seed)
     check_writable(folder)
-    with started(tuned, task, steps, options) as (optimizer, first_step):
+    with started(tuned, task, chosen) as (optimizer, first_step):
         groups, start = start_of(tuned, optimizer, moments=first_step > 0)
         (folder / "settings.json").unlink(missing_ok=True)       # it must not describe new files
         write_base(tuned, folder / "model")
@@ -71,10 +70,10 @@ def export_training(tuned: PeftModel, task: Task, folder: str | Path, steps: int
         write_safetensors(folder / "start.safetensors", start)
     for split, rows in data.items():
         write_safetensors(folder / "data" / f"{split}.safetensors", rows)
-    same = "seed", "batch_size", "accumulate", "clip", "betas", "lr_floor"
-    warmup = given["warmup"] if given["warmup"] is not None else max(1, steps // 20)
-    settings = {"steps": steps, "first_step": first_step, **{name: given[name] for name in same},
-                "schedule": given["schedule_kind"], "warmup": warmup,
+    same = {name: getattr(chosen, name) for name in (
+        "seed", "batch_size", "accumulate", "clip", "betas", "lr_floor")}
+    settings = {"steps": steps, "first_step": first_step, **same,
+                "schedule": chosen.schedule_kind, "warmup": chosen.warmup_steps,
                 "nf4": False, "classes": tuned.head and tuned.head.d_out,
                 "pad": padding(data.values()) if tuned.head else 0,
                 "adapter": None if trains_the_base(tuned) else training_fields(tuned, steps),
@@ -126,25 +125,23 @@ def check(tuned, task):
 
 
 @contextlib.contextmanager
-def started(tuned: PeftModel, task: Task, steps: int, options: dict) -> Iterator[tuple]:
+def started(tuned: PeftModel, task: Task, options: TrainOptions) -> Iterator[tuple]:
     """Inside, `tuned` is as at the start of the run, or as the checkpoint has it:
     (optimizer, steps that are done)."""
-    made, make, before = [], options.get("optimizer", AdamW), tuned.state_dict()
-    def kept(*args: Any, **more: Any) -> Optimizer:
-        made.append(make(*args, **more))
-        return made[0]
+    before = tuned.state_dict()
     try:
-        history = train(tuned, task, steps, **options | {
-            "optimizer": kept, "stop_after": 0, "progress": False})
-        if not isinstance(made[0], AdamW):
-            raise ValueError(f"export_training: the script has AdamW, got {type(made[0]).__name__}")
-        if history.loss and isinstance(tuned.method, AdaLoRA):
+        optimizer = make_optimizer(tuned, options)
+        done = len(Run(tuned, task, optimizer, options).history.loss)
+        if not isinstance(optimizer, AdamW):
+            raise ValueError("export_training: the script has AdamW, got "
+                             f"{type(optimizer).__name__}")
+        if done and isinstance(tuned.method, AdaLoRA):
             raise MethodError("export_training: PEFT cannot go on with AdaLoRA's scores; export "
                               "the run from its start, or finish it here")
-        if len(history.loss) == steps:
-            raise ValueError(f"export_training: {options['checkpoint']} holds a run whose {steps} "
+        if done == options.steps:
+            raise ValueError(f"export_training: {options.checkpoint} holds a run whose {done} "
                              "steps are done; save the adapter, or give more steps")
-        yield made[0], len(history.loss)
+        yield optimizer, done
     finally:
         tuned.load_state_dict(before)
 

@@ -1,7 +1,7 @@
 """search_rank: which rank of a trained DyLoRA is enough?"""
 from typing import Any
 
-from ..training.loop import evaluate
+from ..training.evaluation import evaluate
 from .dylora import DyLoRA
 from .method import MethodError
 from .model import PeftModel

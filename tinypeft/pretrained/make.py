@@ -23,7 +23,8 @@ from ..files import cache_directory, save_arrays, write_atomically
 from ..models.gpt import GPT, GPTConfig
 from ..text import BPETokenizer, KneserNey, base_corpus, domain_corpus
 from ..text.tasks import LanguageModelling, domain
-from ..training.loop import evaluate, train
+from ..training.evaluation import evaluate
+from ..training.loop import train
 from . import FOLDER, WEIGHTS, load_tokenizer
 
 CONFIG = GPTConfig(vocab_size=1024, context_length=256, d_model=128, n_layers=5, n_heads=4)

@@ -26,7 +26,8 @@ from ..engine.nn import Linear
 from ..models.decoder import Decoder
 from ..peft import attach
 from ..text import tasks
-from ..training.loop import evaluate, train
+from ..training.evaluation import evaluate
+from ..training.loop import train
 from . import tuning
 from .about import about, name_of
 from .compared import COMPARED_SCHEMES, SLOW, TRAINED_AS_LONG

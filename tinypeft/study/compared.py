@@ -6,7 +6,7 @@ import numpy as np
 from .. import quant as q
 from ..peft import PeftModel
 from ..text import tasks
-from ..training.loop import backward
+from ..training.backward import backward
 
 __all__ = ["COMPARED_SCHEMES", "SLOW", "TRAINED_AS_LONG", "traced_peak"]
 

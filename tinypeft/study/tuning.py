@@ -12,7 +12,10 @@ from ..engine.tensor import no_grad
 from ..peft import Method, PeftModel, attach
 from ..pretrained import load_base
 from ..text import tasks
-from ..training.loop import HEAD_LR, History, evaluate, train
+from ..training.evaluation import evaluate
+from ..training.history import History
+from ..training.loop import train
+from ..training.rates import HEAD_LR
 from .bases import small_base
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A checkpoint is checked whole before anything is assigned. One that is refused changes nothing.
 """
-import sys
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,16 @@ from .history import History
 
 __all__ = ["resume", "save_checkpoint"]
 
-KEPT = "loss", "evals", "seconds"                    # of a history
-
 
 def save_checkpoint(path: str | Path, model: Module, optimizer: Optimizer, settings: dict,
                     history: History, step: int, best: Mapping[str, Array] | None = None) -> None:
     """Write the state after `step` steps to `path`, completely or not at all. best: the model's
     arrays at the best evaluation, if they are kept."""
-    arrays = {f"model/{k}": v for k, v in model.state_dict().items()}
-    arrays |= {f"optimizer/{k}": v for k, v in optimizer.state_arrays().items()}
-    arrays |= {f"best/{k}": v for k, v in (best or {}).items()}
-    kept = {name: getattr(history, name) for name in KEPT}
+    groups = {"model": model.state_dict(), "optimizer": optimizer.state_arrays(),
+              "best": best or {}}
+    arrays = {f"{group}/{name}": array for group, state in groups.items()
+              for name, array in state.items()}
+    kept = {"loss": history.loss, "evals": history.evals, "seconds": history.seconds}
     save_arrays(path, arrays, {"settings": settings, "step": step, "history": kept})
 
 
@@ -36,69 +35,67 @@ def resume(path: str | Path, model: Module, optimizer: Optimizer, settings: dict
     another model. The model is then as it was; the optimizer may not be, so give a new one.
     """
     arrays, meta = load_arrays(path)
-    part = lambda own: {k.removeprefix(own): v for k, v in arrays.items() if k.startswith(own)}
-    before, loaded = model.state_dict(), part("model/")  # not copies: loading replaces the arrays
+    groups = {"model": {}, "optimizer": {}, "best": {}}
+    before = model.state_dict()                      # no copies: loading replaces the arrays
     try:
-        if more := [k for k in arrays if not k.startswith(("model/", "optimizer/", "best/"))]:
-            raise ValueError(f"it has arrays of neither model nor optimizer: {more[:8]}")
-        _check_settings(meta.get("settings"), settings)
-        step = _checked_step(meta.get("step"), settings["steps"])
-        history = _checked_history(meta.get("history"), step)
-        if wrong := misfit(before, loaded): raise ValueError(f"the model's {wrong}")
-        best = _checked_best(part("best/"), before, settings.get("keep_best") and history.best)
-        optimizer.load_state_arrays(part("optimizer/"))
+        for name, array in arrays.items():
+            group, _, rest = name.partition("/")
+            if group not in groups:
+                raise ValueError(f"it has an array of neither model nor optimizer: {name}")
+            groups[group][rest] = array
+        check_settings(meta.get("settings"), settings)
+        step = meta.get("step")
+        if type(step) is not int or not 0 <= step <= settings["steps"]:
+            raise ValueError(f"its step is {step!r}, expected an integer from 0 to "
+                             f"{settings['steps']}")
+        history = checked_history(meta.get("history"), step)
+        if reason := misfit(before, groups["model"]):
+            raise ValueError(f"the model's {reason}")
+        check_best(groups["best"], before, settings["keep_best"] and history.best)
+        optimizer.load_state_arrays(groups["optimizer"])
         if optimizer.t != step:
             raise ValueError(f"its step is {step}, but its optimizer took {optimizer.t}")
-        try: model.load_state_dict(loaded)
+        try:
+            model.load_state_dict(groups["model"])
         except BaseException:
             model.load_state_dict(before)
             raise
-    except (ValueError, TypeError, AttributeError) as e:
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise ValueError(f"the checkpoint {path} cannot be resumed: {e}; give another file or the "
                          "same settings, or delete the file to start anew") from e
-    return step, history, best
+    return step, history, groups["best"]
 
 
-def _check_settings(stored: Any, settings: dict) -> None:
-    if not isinstance(stored, dict): raise ValueError("it does not state the settings of its run")
-    differ = [f"{k} was {stored.get(k)}, is {v}" for k, v in settings.items() if stored.get(k) != v]
-    if differ: raise ValueError(f"it belongs to another run ({'; '.join(differ)})")
+def check_settings(stored: Any, settings: dict) -> None:
+    """Raise ValueError unless the stored settings are those of this run."""
+    if not isinstance(stored, dict):
+        raise ValueError("it does not state the settings of its run")
+    changes = [f"{name} was {stored.get(name)}, is {value}" for name, value in settings.items()
+               if stored.get(name) != value]
+    if changes:
+        raise ValueError(f"it belongs to another run ({'; '.join(changes)})")
 
 
-def _checked_step(step: Any, steps: int) -> int:
-    if type(step) is not int or not 0 <= step <= steps:
-        raise ValueError(f"its step is {step!r}, expected an integer from 0 to {steps}")
-    return step
-
-
-def _checked_best(best: dict, own: dict, evaluation: list | None) -> dict:
-    """`best`, if it holds the arrays that belong to the best evaluation, where there is one."""
-    if not evaluation and not best: return best
-    if not (evaluation and best):
+def check_best(best: dict, own: dict, evaluation: list | None) -> None:
+    """Raise ValueError unless `best` holds the arrays that belong to the best evaluation."""
+    if bool(best) != bool(evaluation):
         when = f"after step {evaluation[0]}" if evaluation else "not known"
         raise ValueError(f"it has {len(best)} arrays of the best evaluation, which is {when}")
-    if wrong := misfit(own, best): raise ValueError(f"the best model's {wrong}")
-    return best
+    if best and (reason := misfit(own, best)):
+        raise ValueError(f"the best model's {reason}")
 
 
-def _checked_history(history: Any, step: int) -> History:
-    """`history`, if it can be that of a run of `step` steps."""
-    number = lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max  # 10**400 is none
-    each = lambda items, holds: isinstance(items, list) and all(map(holds, items))
-    loss = lambda x: number(x) or type(x) is float                               # NaN and inf, too
-    evaluation = lambda e: (isinstance(e, list) and len(e) == 2 and isinstance(e[1], dict)
-                            and type(e[0]) is int and 0 < e[0] <= step
-                            and loss(e[1].get("loss", 0)))
-    expected = {
-        "loss": (f"{step} numbers", lambda x: each(x, number) and len(x) == step),
-        "evals": ("a list of [step, metrics]", lambda x: each(x, evaluation)),
-        "seconds": ("a number ≥ 0", lambda x: number(x) and x >= 0)}
-    if not isinstance(history, dict) or history.keys() != set(KEPT):
-        raise ValueError(f"its history is {_short(history)}, expected {', '.join(KEPT)}")
-    for name, (words, holds) in expected.items():
-        if not holds(history[name]):
-            raise ValueError(f"{name} in its history is {_short(history[name])}, expected {words}")
-    return History(**history)
-
-
-def _short(value): return text if len(text := repr(value)) <= 60 else text[:59] + "…"
+def checked_history(kept: Any, step: int) -> History:
+    """Return the history of a run of `step` steps. Raises ValueError if `kept` cannot be it."""
+    try:
+        history = History(**kept)
+        fits = type(history.loss) is type(history.evals) is list and len(history.loss) == step
+        fits = fits and all(map(math.isfinite, [*history.loss, history.seconds]))
+        for done, metrics in history.evals:
+            math.isnan(metrics.get("loss", 0))               # TypeError for what is no number
+            fits = fits and type(done) is int and 0 < done <= step
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        fits = False
+    if not fits or history.seconds < 0:
+        raise ValueError(f"its history is not that of a run of {step} steps")
+    return history

@@ -11,7 +11,7 @@ from ..engine.nn import Module, replace_modules
 from ..engine.optim import Optimizer
 from ..engine.tensor import Tensor, no_grad
 
-__all__ = ["DivergedError", "diverged", "first_nonfinite"]
+__all__ = ["DivergedError", "check_finite", "diverged", "first_nonfinite"]
 
 
 class DivergedError(RuntimeError):
@@ -20,15 +20,15 @@ class DivergedError(RuntimeError):
 
 def diverged(model: Module, task: Any, batch: tuple, loss: float, step: int, lr: float,
              checkpoint: str | Path | None) -> DivergedError:
-    """The error to raise: where the loss, or else a gradient, is not finite, and what to try."""
+    """Return the error to raise: where the loss, or else a gradient, is not finite."""
     if math.isfinite(loss):
-        bad = [name for name, p in model.named_parameters()
-               if p.grad is not None and not np.isfinite(p.grad).all()]
-        what = f"the gradient is not finite, in {', '.join(bad) or 'its norm'}"
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        places = ", ".join(nonfinite(gradients)) or "its norm"
+        problem = f"the gradient is not finite, in {places}"
     else:
-        where = first_nonfinite(model, lambda: task.loss(model, batch))
-        what = f"the loss is {loss}; the first value that is not finite comes out of {where}"
-    return _error(f"step {step}: {what}.", lr, checkpoint)
+        place = first_nonfinite(model, lambda: task.loss(model, batch))
+        problem = f"the loss is {loss}; the first value that is not finite comes out of {place}"
+    return error_at(step, problem, lr, checkpoint)
 
 
 def check_finite(model: Module, optimizer: Optimizer, step: int, lr: float,
@@ -36,41 +36,51 @@ def check_finite(model: Module, optimizer: Optimizer, step: int, lr: float,
     """Raise DivergedError if the last update left a number that is not finite, in a weight or in
     the optimizer. The next step would notice a weight, but a run may have no next step."""
     moments = {f"the optimizer's {name}": a for name, a in optimizer.state_arrays().items()}
-    state = model.state_dict() | moments
-    bad = [name for name, a in state.items() if not np.isfinite(a).all()]
-    if bad:
-        raise _error(f"step {step}: after the update {', '.join(bad[:3])} holds a number that is "
-                     "not finite.", lr, checkpoint)
+    names = nonfinite(model.state_dict() | moments)
+    if names:
+        places = ", ".join(names[:3])
+        problem = f"after the update {places} holds a number that is not finite"
+        raise error_at(step, problem, lr, checkpoint)
 
 
-def _error(what, lr, checkpoint):
+def nonfinite(arrays: dict) -> list[str]:
+    """Return the names of the arrays that hold a number that is not finite."""
+    return [name for name, array in arrays.items() if not np.isfinite(array).all()]
+
+
+def error_at(step: int, problem: str, lr: float, checkpoint: str | Path | None) -> DivergedError:
+    """Return the error with its step, and with what to try."""
     saved = checkpoint is not None and Path(checkpoint).exists()
     kept = f" The last good state is in {checkpoint}." if saved else ""
-    return DivergedError(f"{what} Try a smaller learning rate than {lr:g}.{kept}")
+    return DivergedError(f"step {step}: {problem}. Try a smaller learning rate than {lr:g}.{kept}")
 
 
 def first_nonfinite(model: Module, run: Callable[[], Any]) -> str:
     """Call `run`; return the path of the first module in `model` whose output is not finite."""
-    found = []
-    modules = sorted(((path, m) for path, m in model.named_modules() if path),
-                     key=lambda item: -item[0].count("."))               # the deepest first
-    for path, module in modules: replace_modules(model, {path: _Watched(module, path, found)})
+    places = []
+    modules = [(path, module) for path, module in model.named_modules() if path]
+    modules.sort(key=lambda pair: pair[0].count("."), reverse=True)          # the deepest first
+    for path, module in modules:
+        replace_modules(model, {path: Watched(module, path, places)})
     try:
-        with no_grad(), np.errstate(all="ignore"), contextlib.suppress(ArithmeticError): run()
+        with no_grad(), np.errstate(all="ignore"), contextlib.suppress(ArithmeticError):
+            run()
     finally:
-        for path, module in reversed(modules): replace_modules(model, {path: module})
-    return found[0] if found else "the loss itself"
+        for path, module in reversed(modules):
+            replace_modules(model, {path: module})
+    return places[0] if places else "the loss itself"
 
 
-class _Watched(Module):
-    """A module that appends its path to `found` when its output is not finite."""
+class Watched(Module):
+    """A module that appends its path to `places` when its output is not finite."""
 
-    def __init__(self, base, path, found):
-        self.base, self.path, self.found, self.training = base, path, found, base.training
+    def __init__(self, base: Module, path: str, places: list[str]):
+        self.base, self.path, self.places, self.training = base, path, places, base.training
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         y = self.base(*args, **kwargs)
-        if isinstance(y, Tensor) and not np.isfinite(y.data).all(): self.found.append(self.path)
+        if isinstance(y, Tensor) and nonfinite({self.path: y.data}):
+            self.places.append(self.path)
         return y
 
     def __getattr__(self, name):                         # everything else comes from the module

@@ -22,7 +22,8 @@ from ..engine.nn import Module
 from ..engine.optim import schedule
 from .curves import draw_rates, svg
 from .diagnosis import DivergedError
-from .loop import Step, train
+from .history import Step
+from .loop import train
 
 __all__ = ["RateSearch", "find_rate"]
 
@@ -47,10 +48,12 @@ class RateSearch:
         return draw_rates(self, ax)
 
     def __repr__(self):
-        ends = {0: "the loss only rises: try a smaller `lowest`",
-                len(self.rates) - 1: "the loss still falls: try a larger `highest`"}
-        fall = f"loss {self.losses[0]:.3f} → {min(self.losses):.3f}"
-        note = ends.get(int(self.losses.argmin()), fall)
+        lowest = self.losses.argmin()
+        note = f"loss {self.losses[0]:.3f} → {self.losses[lowest]:.3f}"
+        if lowest == 0:
+            note = "the loss only rises: try a smaller `lowest`"
+        elif lowest == len(self.rates) - 1:
+            note = "the loss still falls: try a larger `highest`"
         return (f"RateSearch(suggestion {self.suggestion:.2g}, {len(self.rates)} rates from "
                 f"{self.rates[0]:.2g} to {self.rates[-1]:.2g}; {note})")
 
@@ -72,8 +75,9 @@ def find_rate(model: Module, task: Any, *, lowest: float = 1e-5, highest: float 
     if not 0 < lowest < highest < np.inf:
         raise ValueError("find_rate: expected 0 < lowest < highest, both finite, got "
                          f"{lowest!r} and {highest!r}")
-    if taken := SET & options.keys():
-        raise ValueError(f"find_rate sets {', '.join(sorted(taken))} itself; leave it out")
+    taken = sorted(SET & options.keys())
+    if taken:
+        raise ValueError(f"find_rate sets {', '.join(taken)} itself; leave it out")
     frozen = {id(p.data): p.data for p in model.parameters() if not p.requires_grad}
     rising = dict(lr=highest, lr_floor=lowest / highest, schedule_kind="exponential", warmup=0)
     losses = []
@@ -84,6 +88,7 @@ def find_rate(model: Module, task: Any, *, lowest: float = 1e-5, highest: float 
                              f"{', '.join(step.metrics)}")
         losses.append(step.metrics["loss"])
         return losses[-1] > max(2 * min(losses), losses[0])
+
     with contextlib.suppress(DivergedError), np.errstate(all="ignore"):
         train(copy.deepcopy(model, frozen), task, steps, eval_every=1, callbacks=[note],
               **{"eval_batches": 1, **rising, **options})

@@ -34,13 +34,17 @@ class History:
         return min(finite, key=lambda e: e[1]["loss"], default=None)
 
     def in_vain(self, patience: int | None) -> str | None:
-        """In words: the last `patience` evaluations or more brought no lower loss. Or None."""
-        if patience is None: return None
-        step, metrics = self.best or (0, None)
-        waited = sum(at > step for at, _ in self.evals)
-        if waited < patience: return None
-        lowest = (f"the lowest, {metrics['loss']:.4f}, came at step {step}" if metrics else
-                  "none is finite")
+        """Return why to stop early, as a sentence, if `patience` evaluations in a row did not
+        improve the loss; else None."""
+        if patience is None:
+            return None
+        best_step, lowest = 0, "none is finite"
+        if self.best:
+            best_step, metrics = self.best
+            lowest = f"the lowest, {metrics['loss']:.4f}, came at step {best_step}"
+        waited = sum(step > best_step for step, _ in self.evals)
+        if waited < patience:
+            return None
         return f"{waited} evaluations without a lower validation loss; {lowest}"
 
     def plot(self, ax: Any = None) -> Any:
@@ -49,20 +53,27 @@ class History:
 
     def __repr__(self):
         n = len(self.loss)
-        if not n: return "History()"
+        if not n:
+            return "History()"
         last = np.mean(self.loss[-max(1, n // 10):])
-        return (f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, {self.seconds:.1f} s"
-                + (f", stopped: {self.stopped})" if self.stopped else ")"))
+        stopped = f", stopped: {self.stopped}" if self.stopped else ""
+        return (f"History({n} steps, loss {self.loss[0]:.3f} → {last:.3f}, "
+                f"{self.seconds:.1f} s{stopped})")
 
     def _repr_html_(self):
-        parts = np.array_split(np.array(self.loss or [0.0]), min(max(len(self.loss), 1), 40))
-        means = np.array([part.mean() for part in parts])
-        heights = (7 * (means - means.min()) / max(np.ptp(means), 1e-12)).round().astype(int)
-        foot = "loss " + "".join("▁▂▃▄▅▆▇█"[h] for h in heights) if self.loss else None
         names = list(self.evals[0][1]) if self.evals else []
         rows = [[step, *(f"{metrics[name]:.4f}" for name in names)] for step, metrics in self.evals]
         head = ["after step", *(f"validation {name}" for name in names)] if rows else None
+        foot = f"loss {bars(self.loss)}" if self.loss else None
         return table(rows, head, repr(self), range(1 + len(names)), foot)
+
+
+def bars(losses: list[float]) -> str:
+    """Draw losses as up to 40 characters, each for the mean of a stretch."""
+    stretches = np.array_split(np.array(losses), min(len(losses), 40))
+    means = np.array([stretch.mean() for stretch in stretches])
+    share = (means - means.min()) / max(np.ptp(means), 1e-12)
+    return "".join("▁▂▃▄▅▆▇█"[height] for height in (7 * share).round().astype(int))
 
 
 @dataclass(frozen=True)

@@ -4,75 +4,116 @@ A method's own rate was chosen for the shipped base, whose width d is 128. Anoth
 
     η(d) = η(128) √(128 / d)
 
-This is a rough rule. On SmolLM2 (d = 576, 20 steps) the best rates of eleven methods lie between
-0.3 and 3.2 times their own. With the exponents 0, ¼, ½, ¾ and 1 of 128/d the methods lose there, on
-average, 0.14, 0.10, 0.08, 0.09 and 0.11 nats/token against the best rate that was tried: ½ and ¾
-are equally good, and ½ changes less. It helps full fine-tuning (0.05 instead of 0.32) and P-tuning
-v2 (0.13 instead of 0.83) most. AdaLoRA (0.37 instead of 0.11) and parallel adapters (0.15 instead
-of 0.09) learn faster at their own rates. On the study's smaller bases (d = 64 and 32, 150 steps)
-the best rates are 1.1 and 2.2 times those at 128 for full fine-tuning, and 1.8 and 3.2 times for
-LoRA on all matrices and for sequential adapters; the rule says 1.4 and 2. Prompts lose less than
-0.01 nats/token there over a factor of five of rates. Nothing was measured above 576.
+This is a rough rule. On SmolLM2 (d = 576) the best rates of eleven methods lie between a third of
+their own and three times it. Of the exponents 0, ¼, ½, ¾ and 1, the exponent ½ loses least there.
+It helps full fine-tuning most; AdaLoRA and parallel adapters learn faster at their own rates.
+`tests/training/test_rates.py` computes all this from the stored results. Nothing was measured above
+576.
 Yang et al. (arXiv 2203.03466, μP) derive 1/d for matrices that Adam trains from the start.
 `find_rate` measures the rate for a model and a task at hand.
 """
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..engine.nn import Module, Parameter
+from ..engine.optim import Optimizer
 from ..models.targets import chosen
+from .options import TrainOptions
 
-__all__ = ["WIDTH", "groups", "own_rate", "own_rates", "width_factor"]
+__all__ = ["HEAD_LR", "WIDTH", "groups", "make_optimizer", "own_rate", "own_rates", "peak_rate",
+           "width_factor"]
 
-WIDTH = 128                                          # of the model that the own rates are for
+WIDTH = 128                 # of the model that the methods' own rates are for
+HEAD_LR = 1e-2              # a classification head starts from nothing
+
+
+def make_optimizer(model: Module, options: TrainOptions) -> Optimizer:
+    """Return the optimizer of all parameters that require gradients, each at its rate.
+
+    Raises ValueError if there are none.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("train: nothing to train, every parameter is frozen")
+    if options.lr is None:
+        rate, head_rate = own_rates(model), HEAD_LR
+    else:
+        rate, head_rate = (lambda p: options.lr), options.lr
+    if options.head_lr is not None:
+        head_rate = options.head_lr
+    return options.optimizer(groups(model, rate, head_rate, options.rates),
+                             lr=peak_rate(model, options.lr), betas=options.betas,
+                             weight_decay=options.weight_decay)
+
+
+def peak_rate(model: Module, lr: float | None) -> float:
+    """Return `lr`, or the model's own rate if it is None."""
+    return own_rate(model) if lr is None else lr
 
 
 def width_factor(model: Module) -> float:
-    """√(128 / d): the factor on an own rate for a model that is d wide; exactly 1 at 128."""
+    """Return √(128 / d), the factor on an own rate for a model that is d wide: exactly 1 at 128."""
     return math.sqrt(WIDTH / model.config.d_model)
 
 
 def own_rate(model: Module) -> float:
-    """The rate that `train` takes when it is given none: the method's, or 1e-3, at this width."""
+    """Return the rate of a model that is given none: its method's or 1e-3, at this width."""
     return getattr(model, "learning_rate", 1e-3) * width_factor(model)
 
 
 def own_rates(model: Module) -> Callable[[Parameter], float]:
-    """Parameter → its rate at this width: of several methods on one model, each has its own."""
-    parts, factor = getattr(model, "parts", {}).values(), width_factor(model)
-    rates = {id(p): part.method.learning_rate * factor for part in parts for p in part.parameters()}
-    return lambda p: rates.get(id(p), own_rate(model))
+    """Return a function from a parameter to its rate: each of several methods has its own."""
+    rates = {}
+    for part in getattr(model, "parts", {}).values():
+        for p in part.parameters():
+            rates[id(p)] = part.method.learning_rate * width_factor(model)
+    default = own_rate(model)
+    return lambda p: rates.get(id(p), default)
 
 
 def groups(model: Module, rate: Callable[[Parameter], float], head_rate: float,
            factors: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-    """Groups for an optimizer of all parameters that require gradients.
+    """Return groups for an optimizer of all parameters that require gradients.
 
     Weight decay is for matrices, and never for a classification head. rate: of each parameter
     outside the head, before its factors. factors: by name, as `models/targets.py` says.
     Raises TargetError for a name that matches nothing.
     """
     named = trained(model)
-    head = {id(p) for p in model.head.parameters()} if getattr(model, "head", None) else set()
-    scale = dict.fromkeys(named, 1.0)
-    paths = {name.replace("/", "."): name for name in named}         # "LoRA/blocks.0.query.A"
-    for pattern, factor in (factors or {}).items():
-        for path in chosen(paths, (pattern,), "rates", "parameters that train"):
-            scale[paths[path]] *= factor
-    found = {}                                       # (kind, rate) → parameters
+    head = getattr(model, "head", None)
+    in_head = {id(p) for p in head.parameters()} if head else set()
+    scale = factors_by_name(named, factors or {})
+    kinds = {"matrices": {}, "vectors": {}, "head": {}}              # kind → rate → parameters
     for name, p in named.items():
-        kind = 2 if id(p) in head else int(p.ndim < 2)
-        own = head_rate if kind == 2 else rate(p)
-        found.setdefault((kind, own * scale[name]), []).append(p)
-    decay = {}, {"weight_decay": 0.0}, {"weight_decay": 0.0}
-    return [{"params": found[kind, lr], "lr": lr, **decay[kind]}
-            for kind, lr in sorted(found, key=lambda key: key[0])]
+        if id(p) in in_head:
+            kind, base = "head", head_rate
+        else:
+            kind, base = "vectors" if p.ndim < 2 else "matrices", rate(p)
+        kinds[kind].setdefault(base * scale[name], []).append(p)
+    decay = {"matrices": {}, "vectors": {"weight_decay": 0.0}, "head": {"weight_decay": 0.0}}
+    return [{"params": params, "lr": lr, **decay[kind]}
+            for kind, by_rate in kinds.items() for lr, params in by_rate.items()]
+
+
+def factors_by_name(named: Mapping[str, Parameter],
+                    factors: Mapping[str, float]) -> dict[str, float]:
+    """Return the product of the factors for each name."""
+    scale = dict.fromkeys(named, 1.0)
+    names = {name.replace("/", "."): name for name in named}         # "LoRA/blocks.0.query.A"
+    for pattern, factor in factors.items():
+        for path in chosen(names, (pattern,), "rates", "parameters that train"):
+            scale[names[path]] *= factor
+    return scale
 
 
 def trained(model: Module) -> dict[str, Parameter]:
-    """name → Parameter of all that require gradients, named as in the model's `state_dict`, or, if
-    they are not in it (a base's, unfrozen by hand), in `named_parameters`."""
+    """Return name → Parameter of all that require gradients.
+
+    They are named as in the model's `state_dict`; what is not in it (a parameter of the base that
+    was unfrozen by hand) is named as in `named_parameters`.
+    """
     names = {id(array): name for name, array in model.state_dict().items()}
     return {names.get(id(p.data), path): p for path, p in model.named_parameters()
             if p.requires_grad}

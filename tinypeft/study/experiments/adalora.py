@@ -3,7 +3,7 @@ import numpy as np
 
 from ...peft import AdaLoRA
 from ...text import tasks
-from ...training.loop import evaluate
+from ...training.evaluation import evaluate
 from ..experiment import Experiment
 from ..tuning import WINDOWS, Arm, fine_tune, pretrained, test_loss, tested
 from .arms import tuned

@@ -1,7 +1,7 @@
 """Bottleneck adapters: how narrow may they be, and are they better after a sublayer or beside it (arXiv 2110.04366)?"""
 from dataclasses import replace
 
-from ...training.loop import History
+from ...training.history import History
 from ..experiment import Experiment
 from ..tuning import WINDOWS, Arm, OnBoth, classify, evaluate, tested
 from .arms import LABELS, best_rate, tuned

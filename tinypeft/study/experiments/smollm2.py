@@ -30,7 +30,7 @@ from ...peft import (
     PTuningV2,
 )
 from ...text import tasks
-from ...training.loop import evaluate
+from ...training.evaluation import evaluate
 from ..experiment import Experiment, Results
 from ..tuning import Arm, fine_tune
 

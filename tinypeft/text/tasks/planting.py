@@ -24,7 +24,7 @@ from ...engine.nn import Linear, Module, replace_modules
 from ...engine.tensor import Tensor, no_grad
 from ...models.decoder import Decoder
 from ...models.targets import match_targets
-from ...training.loop import evaluate
+from ...training.evaluation import evaluate
 from .distillation import Distillation, divergence
 from .language_modelling import LanguageModelling, domain
 

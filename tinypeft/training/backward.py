@@ -1,0 +1,79 @@
+"""The gradients of a batch, by several threads and in several parts.
+
+For one thread and one part it is `task.loss(model, batch).backward()`, and the method's penalty.
+"""
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..common.heap import keep_freed_memory
+from ..common.hints import Array
+from ..common.threads import parallel_map
+from ..engine.nn import Dropout, Module, Parameter
+
+__all__ = ["backward"]
+
+
+def backward(model: Module, task: Any, batch: tuple, workers: int = 1,
+             accumulate: int = 1) -> float:
+    """Add the gradients of the batch's mean loss and the penalty to the parameters; return the sum.
+
+    The batch is cut into one part per worker, or `accumulate` times as many, of which the workers
+    take one each at a time. Each part is weighted by its share of what counts. One worker takes all
+    if dropout draws, because threads would draw in no fixed order. The first call asks the C
+    library to keep freed memory for the next step (`common/heap.py`).
+    """
+    keep_freed_memory()
+    if draws_dropout(model):
+        workers = 1
+    parts = cut(task, batch, workers * accumulate)
+    total = sum(task.count(part) for part in parts)
+    losses = []
+
+    def one(job):
+        i, part = job
+        loss = task.loss(model, part)
+        share = task.count(part) / total
+        for p, g in loss.gradients(share):
+            first = sums.setdefault((i // 2, p), g)      # of two parts, the second adds to the
+            if first is not g:                           # first's array: a + b = b + a
+                first += g
+        return share * loss.item()
+
+    for i in range(0, len(parts), workers):
+        sums = {}                                        # (pair of parts, parameter) → gradient
+        losses += parallel_map(one, enumerate(parts[i:i + workers]), workers)
+        in_order = sorted(sums.items(), key=lambda item: item[0][0])
+        add((p, g) for (_, p), g in in_order)
+    penalty = model.penalty()
+    if penalty is not None:
+        losses.append(penalty.item())
+        add(penalty.gradients())
+    return sum(losses)
+
+
+def draws_dropout(model: Module) -> bool:
+    """Is there a Dropout in `model` that sets anything to zero?"""
+    return any(isinstance(module, Dropout) and module.p for _, module in model.named_modules())
+
+
+def cut(task: Any, batch: tuple, n: int) -> list[tuple]:
+    """Cut the rows of `batch` into at most `n` parts; leave out parts in which nothing counts."""
+    rows = len(batch[0])
+    edges = np.linspace(0, rows, min(n, rows) + 1).astype(int)
+    parts = [tuple(a[i:j] for a in batch) for i, j in itertools.pairwise(edges)]
+    parts = [part for part in parts if task.count(part)]
+    if not parts:
+        raise ValueError(f"train: nothing counts in a batch of {rows} rows")
+    return parts
+
+
+def add(gradients: Iterable[tuple[Parameter, Array]]) -> None:
+    """Add each gradient to the `grad` of its parameter."""
+    for p, g in gradients:
+        if p.grad is None:
+            p.grad = g
+        else:
+            p.grad += g

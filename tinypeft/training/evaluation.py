@@ -1,0 +1,29 @@
+"""Evaluation: the metrics of a model on a split of a task."""
+import itertools
+from typing import Any
+
+from ..common.threads import parallel_map
+from ..engine.nn import Module
+from ..engine.tensor import no_grad
+
+__all__ = ["evaluate"]
+
+
+def evaluate(model: Module, task: Any, split: str = "test", batch_size: int = 16,
+             max_batches: int | None = None, workers: int = 2) -> dict:
+    """Return the metrics of `model` on a split: means over what counts, tokens or examples."""
+    def measure(batch):
+        return task.count(batch), task.metrics(model, batch)
+
+    model.eval()
+    with no_grad():
+        batches = itertools.islice(task.batches(split, batch_size), max_batches)
+        results = parallel_map(measure, batches, workers)
+    total = sum(count for count, _ in results)
+    if not total:
+        raise ValueError(f"evaluate: the split {split!r} of {task} is empty")
+    sums = {}
+    for count, metrics in results:
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + count * value
+    return task.finish({name: value / total for name, value in sums.items()}, split)
