@@ -37,6 +37,7 @@ from tinypeft.study.compared import traced_peak
 from tinypeft.text import corpus
 from tinypeft.text.tasks import LanguageModelling
 from tinypeft.training.backward import backward
+from tinypeft.training import plain as plain_loop
 
 base = tp.load_pretrained()
 tok = base.tokenizer
@@ -233,6 +234,15 @@ print(f"{np.isnan(new).sum()} of {new.size} numbers are NaN; largest difference 
 # We train on it, and measure the loss on two texts that training does not see: Matplotlib's, which
 # we want to improve, and the base's own, which nobody asked us to touch.
 # At the start and at the end we let the model write.
+#
+# Training is a loop of a dozen lines.
+# `tp.train` computes the same, bit for bit, and has options besides:
+
+# %%
+show(plain_loop.train)
+
+# %% [markdown]
+# The loop below draws its batches in the same way, steps with *your* AdamW, and tests on its way.
 
 # %%
 stream = tok.encode_documents(corpus.base_corpus().test[:40])

@@ -1,0 +1,41 @@
+"""How dense is the code? Lines, tokens a line and dense lines of each folder: `python -m tests.measure`.
+
+A token is a name, a number, a string or an operator. Comments, docstrings and line ends are none. A line of code has at
+least one token; a dense line has more than 30. `test_style.py` holds the limits of the book's folders.
+"""
+import ast
+import tokenize
+from collections import Counter, defaultdict
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "tinypeft"
+COUNTED = tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP
+DENSE = 30
+
+
+def tokens_of_lines(path):
+    """Return line number → number of tokens, for each line of code of a file."""
+    text = path.read_text("utf-8")
+    docstrings = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstrings.add((node.body[0].lineno, node.body[0].col_offset))
+    with path.open("rb") as file:
+        starts = [token.start for token in tokenize.tokenize(file.readline) if token.type in COUNTED]
+    return Counter(line for line, column in starts if (line, column) not in docstrings)
+
+
+def folders():
+    """Return folder → (lines of code, tokens, dense lines)."""
+    sums = defaultdict(Counter)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        folder = path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else "."
+        counts = tokens_of_lines(path)
+        sums[folder] += Counter(lines=len(counts), tokens=counts.total(), dense=sum(n > DENSE for n in counts.values()))
+    return {folder: (total["lines"], total["tokens"], total["dense"]) for folder, total in sums.items()}
+
+
+if __name__ == "__main__":
+    print(f"{'folder':12}{'lines':>8}{'tokens':>9}{'a line':>8}{'dense':>7}")
+    for folder, (lines, tokens, dense) in folders().items():
+        print(f"{folder:12}{lines:8}{tokens:9}{tokens / lines:8.1f}{dense:7}")
