@@ -42,8 +42,8 @@ def output(p: ArgumentParser, what: str, default: Path | None = None, **options:
 
 
 def number(kind: type, **limits: float) -> Callable[[str], float]:
-    """The type of an argument that is a finite number of `kind`, int or float, within `limits`:
-    least and most, or for a float above and below, too (see `hyper`)."""
+    """Return the type of an argument that is a finite number of `kind`, int or float, within
+    `limits`: least and most, or for a float above and below, too (see `hyper`)."""
     field = {int: hyper.whole, float: hyper.real}[kind](None, **limits)
     limit = field.metadata["limit"]
     def value(text):
@@ -67,7 +67,7 @@ def show_json(record: Any) -> None:
 
 
 def model_of(args: Namespace) -> Decoder:
-    """The model that --model names, or the shipped base. It must have a tokenizer."""
+    """Return the model that --model names, or the shipped base. It must have a tokenizer."""
     from ..interop.loading import load_model
     model = load_model(args.model)
     if model.tokenizer is None:
@@ -77,7 +77,7 @@ def model_of(args: Namespace) -> Decoder:
 
 
 def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str]:
-    """The names. Raises ValueError if one of them does not exist."""
+    """Return the names. Raises ValueError if one of them does not exist."""
     for name in names:
         if name not in there:
             raise ValueError(f"there is no {what} {name!r}; there are {', '.join(there)}")
@@ -85,7 +85,7 @@ def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str
 
 
 def build(kind: str, classes: dict[str, type], name: str, assignments: Iterable[str]) -> Any:
-    """The method or scheme (kind) `name`, with fields set by strings "field=value".
+    """Return the method or scheme (kind) `name`, with fields set by strings "field=value".
 
     A field that takes a tuple of names takes them with commas between: targets=query,blocks.2-5."""
     known([name], classes, kind)

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explained(e: Exception) -> str | None:
-    """One line about an error that the user can do something about; None for any other."""
+    """Return one line about an error that the user can mend; None for any other."""
     from ..training.diagnosis import DivergedError
     if isinstance(e, KeyError): return str(e.args[0] if e.args else e)
     if isinstance(e, OSError) and e.strerror:

@@ -39,8 +39,8 @@ def data_options(p: ArgumentParser, default: str) -> None:
 
 
 def kind_of(args: Namespace) -> str | None:
-    """The kind of one's own data that was given, or None. ValueError for an option that does not
-    belong to it."""
+    """Return the kind of one's own data that was given, or None. ValueError for an option that does
+    not belong to it."""
     kind = next((kind for kind, option in OWN.items() if vars(args)[option[2:]] is not None), None)
     for name, of in COLUMNS.items():
         if vars(args)[name] is not None and OWN.get(kind) != f"--{of}":
@@ -52,8 +52,8 @@ def kind_of(args: Namespace) -> str | None:
 
 def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = None,
              **options: object) -> Task:
-    """The task of one's own files. form: of an adapter's task.json, which decides what the command
-    line leaves open. options: of the task's function."""
+    """Return the task of one's own files. form: of an adapter's task.json, which decides what the
+    command line leaves open. options: of the task's function."""
     from ..text import tasks
     form = form or {}
     options |= {"context": args.context or form.get("context"), "encoding": args.encoding}
@@ -69,13 +69,14 @@ def own_task(args: Namespace, model: Decoder, kind: str, form: dict | None = Non
 
 
 def built_in(name: str, model: Decoder) -> Task:
-    """A task that comes with the package, by its name."""
+    """Return a task that comes with the package, by its name."""
     from ..text import tasks
     known([name], BUILT_IN, "task")
     return getattr(tasks, name)(model)
 
 
 def task_of(args: Namespace, model: Decoder) -> Task:
-    """The task of one's own files if there are some, or the one that --task names, or domain."""
+    """Return the task of one's own files if there are some, or the one that --task names, or
+    domain."""
     own = kind_of(args)
     return own_task(args, model, own) if own else built_in(args.task or "domain", model)

@@ -19,8 +19,8 @@ WRONG = ("NumPy multiplies wrongly: A @ A.T in float32 is off by {:.0e} of its l
 
 
 def own_product_error() -> float:
-    """The largest error of A @ A.T and A.T @ A in float32, relative to the largest number of the
-    product in float64: about 1e-7 where all is well.
+    """Compare A @ A.T and A.T @ A in float32 with float64; return the largest error, relative to
+    the largest number of the product: about 1e-7 where all is well.
 
     NumPy has a routine of its own for the product of a matrix with its transpose (BLAS's syrk). In
     the wheels of NumPy for macOS on arm64 that carry an OpenBLAS with the faulty kernel VORTEXM4,

@@ -65,7 +65,7 @@ def finetuned(args: Namespace, tuned: PeftModel, task: Task, steps: int, options
 
 
 def chance(task: Task) -> dict:
-    """What a head of zeros has, for which all classes are equally likely."""
+    """Return the metrics of a head of zeros: all classes are equally likely."""
     return {"loss": math.log(len(task.classes))}
 
 
@@ -155,5 +155,5 @@ def show_finetuned(args: Namespace, tuned: PeftModel, task: Task, record: dict) 
 
 
 def beside(after: dict, metrics: dict) -> str:
-    """What was measured, and the numbers that it is compared with."""
+    """Return what was measured beside the numbers that it is compared with."""
     return ", ".join(f"{name} {after[name]:.4f} against {x:.4f}" for name, x in metrics.items())

@@ -19,7 +19,7 @@ def noted(kind: type[BaseException], note: Callable[[], str]) -> Iterator[None]:
 
 
 def kept(checkpoint: Path | None, adapter: Path | None = None) -> str:
-    """What is there after an interruption: a saved adapter, or else a checkpoint, or nothing."""
+    """Say what is left after an interruption: an adapter, or else a checkpoint, or nothing."""
     if adapter: return f"the adapter is saved in {adapter}"
     if checkpoint and checkpoint.exists(): return f"the same command goes on from {checkpoint}"
     return "nothing was kept" + (

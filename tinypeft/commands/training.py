@@ -101,7 +101,7 @@ def methods_of(args: Namespace) -> dict[str, Method]:
 
 
 def attached(args: Namespace, model: Decoder, task: Task, head_bias: bool) -> PeftModel:
-    """The methods on the model, with a head if the task has classes."""
+    """Return the methods on the model, with a head if the task has classes."""
     from ..peft import attach
     methods = methods_of(args)
     classes = getattr(task, "classes", None)
@@ -120,8 +120,8 @@ def shared_options(args: Namespace, task: Task) -> tuple[int, dict[str, Any]]:
 
 
 def own_options(args: Namespace) -> dict[str, Any]:
-    """The options that `train` takes and `find_rate` does not. Raises ValueError for an option that
-    would do nothing."""
+    """Return the options that `train` takes and `find_rate` does not. Raises ValueError for an
+    option that would do nothing."""
     given = [name for name in ("lr", "checkpoint", "validate_every", "patience", "keep")
              if vars(args)[name] is not None]
     if args.find_rate and given:

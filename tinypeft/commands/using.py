@@ -93,7 +93,8 @@ def run_evaluate(args: Namespace) -> None:
 
 def measured_on(args: Namespace, model: Decoder, own: str | None,
                 saved: Task | None) -> tuple[Task, str]:
-    """The task that `evaluate` measures, and which of its rows, in words. saved: the adapter's.
+    """Return the task that `evaluate` measures, and which of its rows, in words. saved: the
+    adapter's.
 
     Of the file that the adapter was trained on, which its SHA-256 tells, the test split is
     measured; any other file is measured whole."""
@@ -139,7 +140,7 @@ def run_classify(args: Namespace) -> None:
 
 
 def lines() -> list[str]:
-    """The lines of standard input that are not blank."""
+    """Return the lines of standard input that are not blank."""
     from ..text.tasks.own_files import decoded
     if sys.stdin is None: raise ValueError("there is no standard input to read")
     text = decoded(sys.stdin.buffer.read(), "standard input", "utf-8")

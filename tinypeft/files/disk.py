@@ -21,8 +21,8 @@ LONGEST_TEXT = 100_000_000                  # bytes; the largest tokenizers have
 
 
 def cache_directory() -> Path:
-    """The directory for files that can be computed again: $TINYPEFT_CACHE, or else tinypeft/ in
-    $XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    """Return the directory for files that can be computed again: $TINYPEFT_CACHE, or else tinypeft/
+    in $XDG_CACHE_HOME or ~/.cache. It need not exist."""
     if chosen := os.environ.get("TINYPEFT_CACHE"): return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinypeft"
 
@@ -98,8 +98,8 @@ def open_regular(path: str | Path, error: type[ValueError] = ValueError) -> Bina
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file of at most 100 MB, its line ends as "\\n". FileNotFoundError, or
-    ValueError."""
+    """Return the text of a UTF-8 file of at most 100 MB, its line ends as "\\n". FileNotFoundError,
+    or ValueError."""
     with open_regular(path) as f:
         if (n := os.fstat(f.fileno()).st_size) > LONGEST_TEXT:
             raise ValueError(f"{path} has {n:,} bytes; no text that is read here has more than "
@@ -112,7 +112,7 @@ def read_text(path: str | Path) -> str:
 
 
 def only_file(folder: str | Path, *names: str) -> Path | None:
-    """The one of these files that is in `folder`, or None. ValueError if there are several."""
+    """Return the path of whichever file exists in `folder`, or None. ValueError for several."""
     found = [path for name in names if os.path.lexists(path := Path(folder) / name)]
     if len(found) > 1:
         both = " and ".join(path.name for path in found)

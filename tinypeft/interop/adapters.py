@@ -95,8 +95,8 @@ def score_name(is_virtual): return ("base_model." if is_virtual else PREFIX) + "
 
 
 def sizes(c, is_prefix):
-    """The model's sizes, which a folder with virtual tokens states; for a prefix those of the keys,
-    which grouped heads share."""
+    """Return the model's sizes, which a folder with virtual tokens states; for a prefix those of
+    the keys, which grouped heads share."""
     heads, d = (c.n_kv_heads, c.n_kv_heads * c.d_head) if is_prefix else (c.n_heads, c.d_model)
     return {"token_dim": d, "num_layers": c.n_layers, "num_attention_heads": heads,
             "num_transformer_submodules": 1}

@@ -21,7 +21,7 @@ POST_PROCESSORS = "ByteLevel", "TemplateProcessing", "Sequence"
 
 
 def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | None:
-    """The tokenizer in a Hugging Face folder, or None if there is none.
+    """Return the tokenizer in a Hugging Face folder, or None if there is none.
 
     `tokenizer.json` is preferred to `vocab.json`. The end of text is the `eos_token` of
     `tokenizer_config.json` or `special_tokens_map.json`, otherwise `<|endoftext|>`, `</s>` or
@@ -64,7 +64,7 @@ def read_tokenizer(folder: str | Path, rows: int | None = None) -> Tokenizer | N
 
 
 def _pair(merge):
-    """A merge, "a b" or ["a", "b"], as a list of two strings."""
+    """Return a merge, "a b" or ["a", "b"], as a list of two strings."""
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, list) or len(pair) != 2:
         raise ValueError(f"a merge must be two tokens, got {str(merge)[:80]!r}")
@@ -90,13 +90,13 @@ def _named_tokens(content):
 
 
 def _ends(eos, special):
-    """The arguments end_of_text and end_of_turn, for the name of the file's eos_token."""
+    """Return the arguments end_of_text and end_of_turn, for the name of the file's eos_token."""
     if eos == END_OF_TEXT or END_OF_TEXT not in special: return {"end_of_text": special[eos]}
     return {"end_of_text": special[END_OF_TEXT], "end_of_turn": special[eos]}
 
 
 def _start(content, special):
-    """The id that is put in front of every text, or None."""
+    """Return the id that is put in front of every text, or None."""
     part, name = content.get("post_processor"), None
     in_sequence = isinstance(part, dict) and part.get("type") == "Sequence"
     steps = part.get("processors") if in_sequence else [part]
@@ -119,7 +119,7 @@ def _start(content, special):
 
 
 def _end_of_text(folder):
-    """The eos_token that the two small files name, or None."""
+    """Return the eos_token that the two small files name, or None."""
     for path in folder / "tokenizer_config.json", folder / "special_tokens_map.json":
         token = read_object(path).get("eos_token") if path.exists() else None
         token = token.get("content") if isinstance(token, dict) else token
@@ -172,7 +172,7 @@ def write_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
 
 
 def _in_front(name, i):
-    """The post-processor that puts a token in front of a text, and of each of two."""
+    """Return the post-processor: it puts a token in front of one text, or of each of two."""
     piece = lambda side, kind: [{"SpecialToken": {"id": name, "type_id": kind}},
                                 {"Sequence": {"id": side, "type_id": kind}}]
     return {"type": "TemplateProcessing", "single": piece("A", 0),

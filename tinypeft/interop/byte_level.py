@@ -28,7 +28,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 
 
 def as_bytes(token: str) -> bytes:
-    """A token as the files write it → its bytes. ValueError if it has a character of no byte."""
+    """Return the bytes of a token as the files write it. ValueError for a character of no byte."""
     try:
         return bytes([BYTE[c] for c in token])
     except KeyError as e:
@@ -36,14 +36,14 @@ def as_bytes(token: str) -> bytes:
 
 
 def as_characters(token: bytes) -> str:
-    """A token's bytes → the characters that the files write for them."""
+    """Return the characters that the files write for a token's bytes."""
     return "".join(CHARACTER[b] for b in token)
 
 
 def parsed(content: dict[str, Any], special: dict[str, int], added: dict[str, int],
            **ids: Any) -> BPETokenizer:
-    """The tokenizer of a tokenizer.json, without its added tokens and post-processor, which are
-    given. ValueError or TypeError for parts that would give other ids."""
+    """Return the tokenizer of a tokenizer.json, without its added tokens and post-processor, which
+    are given. ValueError or TypeError for parts that would give other ids."""
     model, parts = content["model"], {name: content.get(name) for name in PARTS}
     check_fields(model, MODEL)
     check_fields({name: part.get("type") if isinstance(part, dict) else part and [part]
@@ -64,7 +64,7 @@ def parsed(content: dict[str, Any], special: dict[str, int], added: dict[str, in
 
 
 def _split(part):
-    """The name in `SPLITS` of a pre_tokenizer: ByteLevel, alone or after one other step."""
+    """Return the name in `SPLITS` of a pre_tokenizer: ByteLevel, alone or after one other step."""
     *steps, level = part.get("pretokenizers") or [None] if part["type"] == "Sequence" else [part]
     if not isinstance(level, dict) or level.get("type") != "ByteLevel":
         raise ValueError(f"pre_tokenizer is 'Sequence', expected it to end in ByteLevel, got "
@@ -84,7 +84,8 @@ def _step(expression):
 
 
 def described(tokenizer: BPETokenizer) -> dict[str, Any]:
-    """The parts of tokenizer.json that say what a tokenizer does; `vocab` without named tokens."""
+    """Return the parts of tokenizer.json that say what a tokenizer does; `vocab` without named
+    tokens."""
     split, rule = tokenizer.split, SPLITS[tokenizer.split]
     steps = {"gpt2": [], "smollm": [DIGITS]}.get(split, [_step(rule.expression)])
     level = LEVEL | {"use_regex": split in ("gpt2", "smollm")}

@@ -147,7 +147,8 @@ def started(tuned: PeftModel, task: Task, options: TrainOptions) -> Iterator[tup
 
 
 def write_base(tuned: PeftModel, folder: Path) -> None:
-    """The model without its method, in dense weights; with what it trains of the base itself."""
+    """Return the model without its method, in dense weights; with what it trains of the base
+    itself."""
     if trains_the_base(tuned):
         model = tuned.merge()
         model.head = None
@@ -162,7 +163,7 @@ def quantized(model: Decoder) -> dict[str, QuantizedLinear]:
 
 
 def dense(model: Decoder) -> Decoder:
-    """The model, or a copy whose quantized layers hold the same numbers in plain weights."""
+    """Return the model, or a copy whose quantized layers hold the same numbers in plain weights."""
     plain, dtype = {}, model.token_embedding.weight.dtype
     for path, layer in quantized(model).items():
         with shapes_only(): plain[path] = Linear(layer.d_in, layer.d_out, layer.bias is not None)
@@ -175,7 +176,7 @@ def dense(model: Decoder) -> Decoder:
 
 
 def said(tuned, task):
-    """What the README says of a run: how its result comes back, and what is special about it."""
+    """Return what the README says of a run: how its result comes back, and what is special."""
     special, load = [], '`tp.load_adapter(tp.load_model("model"), "result")` reads the result.'
     if trains_the_base(tuned):
         load = '`tp.load_model("result")` reads the result.'

@@ -34,7 +34,7 @@ class HuggingFaceError(ValueError):
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises HuggingFaceError if there is none."""
+    """Return the text of a UTF-8 file. Raises HuggingFaceError if there is none."""
     try:
         return files.read_text(path)
     except FileNotFoundError as e: raise HuggingFaceError(f"{path}: no such file") from e
@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a file. Raises HuggingFaceError for anything else."""
+    """Return the JSON object in a file. Raises HuggingFaceError for anything else."""
     text = read_text(path)
     with naming(f"{path}: not JSON", HuggingFaceError): content = parse_json(text)
     if not isinstance(content, dict):

@@ -79,7 +79,7 @@ def write_gguf(path: str | Path, model: GPT | Llama) -> None:
 
 
 def _paths(model):
-    """Their name of a tensor → our paths of what it holds."""
+    """Map the name of a GGUF tensor to the paths that it holds here."""
     if isinstance(model, Llama):
         paths = {"token_embd": ["token_embedding"], "output_norm": ["final_norm"]}
         if not model.config.tied: paths["output"] = ["lm_head"]
@@ -110,7 +110,7 @@ def _weight(modules, paths):
 
 
 def _sizes(model):
-    """The fields of the model's sizes."""
+    """Return the fields of the model's sizes."""
     c = model.config
     if isinstance(model, Llama):
         sizes = {theirs: getattr(c, ours) for ours, theirs in LLAMA_SIZES.items()}
@@ -124,7 +124,7 @@ def _sizes(model):
 
 
 def _tokenizer(model):
-    """The tokenizer's fields. Ids that only the model has are written as unused tokens."""
+    """Return the tokenizer's fields. Ids that only the model has are written as unused tokens."""
     tokenizer, n = model.tokenizer, model.config.vocab_size
     if tokenizer is None: return {}
     if not isinstance(tokenizer, BPETokenizer):

@@ -154,8 +154,8 @@ def _once(name, names):
 
 
 def _value(c, what):
-    """The value of a field. Arrays of numbers are not copied: as Python's numbers they would take
-    many times the file's bytes."""
+    """Return the value of a field. Arrays of numbers are not copied: as Python's numbers they would
+    take many times the file's bytes."""
     kind = c.number("I", what)
     if kind in NUMBERS: return c.number(NUMBERS[kind], what)
     if kind == STRING: return c.string(what)

@@ -26,7 +26,7 @@ KEY = "tokenizer.ggml."
 
 
 def tokenizer_of_gguf(fields: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer that a GGUF file's fields describe, None if they have none.
+    """Return the tokenizer that a GGUF file's fields describe, None if they have none.
 
     The end of text is `<|endoftext|>` if it is a control token, and the file's EOS then ends a
     turn. `start` is the file's BOS if `add_bos_token` is true; without that field it is so for
@@ -92,7 +92,7 @@ def _tokens(fields):
 
 
 def _ends(fields, named, default):
-    """The arguments end_of_text, end_of_turn and start."""
+    """Return the arguments end_of_text, end_of_turn and start."""
     bos, eos = (fields.get(f"{KEY}{name}_token_id") for name in ("bos", "eos"))
     if eos not in named["special"].values():
         raise ValueError(f"{KEY}eos_token_id is {eos!r}, which is no control token")
@@ -105,7 +105,7 @@ def _ends(fields, named, default):
 
 
 def _array(fields, name, kind):
-    """A field that is a list of `kind`."""
+    """Return a field that is a list of `kind`."""
     values = fields.get(f"{KEY}{name}")
     if isinstance(values, np.ndarray): values = values.tolist()
     if not isinstance(values, list) or not all(type(value) is kind for value in values):

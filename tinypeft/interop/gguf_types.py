@@ -82,7 +82,8 @@ def _product(d, sc):
 
 
 def as_qtensor(kind: BlockType, octets: Array, shape: tuple[int, ...]) -> QTensor:
-    """The same codes and scales as a QTensor. It decodes to the numbers of `decode`, bit for bit.
+    """Return the same codes and scales as a QTensor. It decodes to the numbers of `decode`, bit for
+    bit.
 
     ValueError for the types without codes, and for scales that are not finite."""
     if not kind.bits:

@@ -152,7 +152,7 @@ def arrays_of(family: Family, layout: Layout, parameters: dict[str, Parameter]) 
 
 
 def _ends(tokenizer):
-    """The fields for the tokens in front of a text and after it."""
+    """Return the fields for the tokens in front of a text and after it."""
     if tokenizer is None: return {"bos_token_id": None, "eos_token_id": None}
     end, turn = tokenizer.end_of_text, tokenizer.end_of_turn
     return {"bos_token_id": tokenizer.opening, "eos_token_id": end if turn is None else turn}

@@ -110,7 +110,7 @@ def halves(W: Array, d_head: int) -> Array:
 
 
 def neighbours(W: Array, d_head: int) -> Array:
-    """The inverse of `halves`."""
+    """Return the inverse of `halves`."""
     pairs = W.reshape(-1, 2, d_head // 2, W.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(W.shape)
 

@@ -93,7 +93,7 @@ def _check_floats(quantized):
 
 
 def smollm2_file() -> Path:
-    """The GGUF file in the installed wheel."""
+    """Return the GGUF file in the installed wheel."""
     spec = find_spec(PACKAGE)                            # finds the folder and imports nothing
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder) / FILE).is_file(): return path

@@ -94,7 +94,7 @@ def adalora_folder(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def adapted_layers(tuned):
-    """(their path, [our wrapper or None, for each of its parts]) of each layer that is adapted."""
+    """List the adapted layers: (their path, [our wrapper, or None, for each of its parts])."""
     names = names_of(tuned.model)
     for path in names.linear():
         layers = [tuned.wrappers.get(ours) for ours in names.ours(path)]
@@ -114,7 +114,8 @@ def stack(pairs):
 
 
 def low_rank_fields(tuned, paths):
-    """The fields that LoRA and AdaLoRA share. A layer that all blocks adapt is named once."""
+    """Return the fields that LoRA and AdaLoRA share. A layer that all blocks adapt is named
+    once."""
     targets, names = [], names_of(tuned.model)
     for theirs in names.layers:
         there = [p for p in paths if p.endswith(f".{theirs}")]
@@ -215,8 +216,8 @@ def layers_to_adapt(model, config):
 
 
 def split(parts, B):
-    """(our path, its rows of B, a mask of the columns it uses) of each of the layers at the paths
-    `parts` that change: they are the parts of one layer of theirs, and their sizes are equal."""
+    """Cut a ΔW of theirs into our layers at the paths `parts`, which are equal in size. List
+    those that change: (our path, its rows of B, a mask of the columns that it uses)."""
     keep_all = len(parts) == 1 or not B.any()                       # if B is 0, all parts are alike
     for ours, rows in zip(parts, np.split(B, len(parts)), strict=True):
         used = rows.any(0) | keep_all

@@ -45,7 +45,8 @@ class Config:
         self.path, self.fields = path, read_object(path)
 
     def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """The field `name`, or the default if it is null or absent. ValueError for another type."""
+        """Return the field `name`, or the default if it is null or absent. ValueError for another
+        type."""
         value, kinds = self.fields.get(name), kind if isinstance(kind, tuple) else (kind,)
         if value is None: return default
         if float in kinds: value = _as_float(value)
@@ -61,12 +62,12 @@ class Config:
         return value
 
     def invalid(self, name: str, expected: str) -> ValueError:
-        """The error for a field that makes no sense."""
+        """Return the error for a field that makes no sense."""
         value = str(self.fields.get(name))[:80]
         return ValueError(f"{self.path}: {name} must be {expected}, got {value!r}")
 
     def unsupported(self, name: str, reason: str) -> MethodError:
-        """The error for a field that cannot be expressed here."""
+        """Return the error for a field that cannot be expressed here."""
         value = repr(self.fields.get(name))[:80]
         return MethodError(f"load_adapter: {name}={value} is not supported: {reason}")
 
@@ -87,7 +88,7 @@ class Config:
                 raise self.unsupported(name, "it may change what the adapter computes")
 
     def select(self, names: Names, paths: list[str]) -> list[str]:
-        """Those of a model's `paths` that are adapted. names: of the model's family."""
+        """Return the `paths` that are adapted. names: of the model's family."""
         targets = self.names("target_modules", (list, str), list(names.family.adapted))
         excluded = self.names("exclude_modules", (list, str))
         if targets == "all-linear": chosen = [p for p in paths if p.endswith((*names.layers,))]
@@ -109,7 +110,7 @@ class Config:
         return layer in (numbers if isinstance(numbers, list) else [numbers])
 
     def pattern_value(self, name: str, kind: type, path: str, default: float) -> Any:
-        """The value of rank_pattern or alpha_pattern for one path."""
+        """Return the value of rank_pattern or alpha_pattern for one path."""
         pattern = self.get(name, dict, {})
         if len(pattern) > 1000 or sum(key.count(c) for key in pattern for c in "*+?([") > 50:
             raise self.invalid(name, "at most 1000 simple patterns")
@@ -135,8 +136,8 @@ class Tensors:
             self.names[short] = name
 
     def take(self, name: str, shape: tuple[int | None, ...], reason: str = "") -> Array | None:
-        """The tensor `name` in the model's dtype, or None (recorded as missing). ValueError unless
-        it has this shape (None: any number) and finite floats."""
+        """Return the tensor `name` in the model's dtype, or None (recorded as missing). ValueError
+        unless it has this shape (None: any number) and finite floats."""
         if name not in self.names:
             self.missing.append(name)
             return None
@@ -155,7 +156,7 @@ class Tensors:
         return array
 
     def report(self) -> Report:
-        """The names of the tensors taken so far, of those missing, and of all others."""
+        """Return the names of the tensors taken so far, of those missing, and of all others."""
         unused = (name for short, name in self.names.items() if short not in self.matched)
         return Report(tuple(self.matched), tuple(self.missing), tuple(unused))
 
@@ -166,7 +167,7 @@ def _is_named(path, names):
 
 
 def _as_float(value):
-    """A finite number as a float; any other JSON value as something that is no float."""
+    """Return a finite number as a float; any other JSON value as something that is no float."""
     if type(value) is int and abs(value) < 1 << 53: return float(value)
     return value if type(value) is float and math.isfinite(value) else str(value)
 
@@ -202,7 +203,7 @@ def _parse(pattern):
 
 
 def _match_ends(tokens, text, starts):
-    """The places where a match that begins at one of `starts` can end."""
+    """Return the places where a match that begins at one of `starts` can end."""
     for step, repeat in tokens:
         def ends(at, step=step):
             if isinstance(step, list): return set().union(*(_match_ends(p, text, at) for p in step))

@@ -25,7 +25,7 @@ class Names:
 
     @property
     def blocks(self) -> str:
-        """The path of their list of blocks."""
+        """Return the path of their list of blocks."""
         return self.family.prefix + self.family.blocks
 
     @property
@@ -34,11 +34,11 @@ class Names:
         return any(self.family.transposed.search(f".{layer}.weight") for layer in self.layers)
 
     def linear(self) -> list[str]:
-        """The paths of all linear layers in the blocks."""
+        """Return the paths of all linear layers in the blocks."""
         return [f"{self.blocks}.{n}.{layer}" for n in range(self.n_layers) for layer in self.layers]
 
     def modules(self, lm_head: bool) -> list[str]:
-        """The paths of all modules. lm_head: has the model one, or a classifier instead?"""
+        """Return the paths of all modules. lm_head: has the model one, or a classifier instead?"""
         f, top = self.family, self.family.prefix.rstrip(".")
         inner = dict.fromkeys([*f.modules, *f.idle]).keys() - self.layers.keys()
         inner |= {name.rpartition(".")[0] for name in inner | self.layers.keys()}
@@ -49,13 +49,14 @@ class Names:
                 *["lm_head"] * lm_head]
 
     def ours(self, path: str) -> list[str]:
-        """The paths of our layers that make up their linear layer `path`."""
+        """Return the paths of our layers that make up their linear layer `path`."""
         n, theirs = path.removeprefix(f"{self.blocks}.").split(".", 1)
         return [f"blocks.{n}.{part}" for part in self.layers[theirs]]
 
 
 def names_of(model: Decoder) -> Names:
-    """The names for a model. Raises MethodError for a family that transformers does not have."""
+    """Return the names for a model. Raises MethodError for a family that transformers does not
+    have."""
     family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
     if family is None:
         raise MethodError(f"PEFT's folders are for {', '.join(f.model.__name__ for f in FAMILIES)},"

@@ -22,7 +22,7 @@ Rows = dict[str, Array]
 
 
 def rows_of(task: Task, split: str) -> Rows:
-    """The rows of a split."""
+    """Return the rows of a split."""
     if isinstance(task, LanguageModelling):
         ids, T = task.data(split), task.context
         tokens, targets, n = ids[:-1], ids[1:], len(ids) - 1
@@ -39,7 +39,8 @@ def rows_of(task: Task, split: str) -> Rows:
 
 
 def padding(splits: Iterable[Rows]) -> int:
-    """A token that ends no row: transformers' classifier reads the last token that is another."""
+    """Return a token that ends no row: transformers' classifier reads the last token that is
+    another."""
     last = {int(i) for rows in splits for i in rows["tokens"][rows["spans"][:, 1] - 1]}
     return min(set(range(len(last) + 1)) - last)
 

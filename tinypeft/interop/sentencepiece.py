@@ -35,8 +35,8 @@ FORMS = [("prepend", _sequence(_PREPEND, _REPLACE), None), ("never", _REPLACE, _
 
 def parsed(content: dict[str, Any], special: dict[str, int], added: dict[str, int],
            **ids: Any) -> SentencePieceTokenizer:
-    """The tokenizer of a tokenizer.json, without its added tokens and post-processor, which are
-    given. Merges that would make a special token of plain text are left out. ValueError or
+    """Return the tokenizer of a tokenizer.json, without its added tokens and post-processor, which
+    are given. Leave out merges that would turn plain text into a special token. ValueError or
     TypeError for parts that would give other ids."""
     model = content["model"]
     check_fields(model, MODEL)
@@ -60,7 +60,8 @@ def _decoder(prefix):
 
 
 def described(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """The parts of tokenizer.json that say what a tokenizer does; `vocab` without special tokens.
+    """Return the parts of tokenizer.json that say what a tokenizer does; `vocab` without special
+    tokens.
 
     There is no unk_token: every byte has a token."""
     prefix, normalizer, pre = next(form for form in FORMS if form[0] == tokenizer.prefix)

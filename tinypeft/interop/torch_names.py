@@ -67,7 +67,7 @@ def tensors_of(tuned: PeftModel) -> dict[str, Array]:
 
 
 def low_rank_tensors(tuned):
-    """Of LoRA, and of AdaLoRA with all its triplets, pruned or not."""
+    """Return the tensors of LoRA, or of AdaLoRA with all its triplets, pruned or not."""
     if not isinstance(tuned.method, AdaLoRA):
         return {name.replace(".weight", ".default.weight"): array
                 for name, array in lora_folder(tuned)[1].items()}
@@ -76,7 +76,7 @@ def low_rank_tensors(tuned):
 
 
 def base_tensors(tuned):
-    """Tensors of transformers' model of which a part trains."""
+    """Return the names of the transformers tensors that are only partly trained."""
     family = family_of(tuned.model)
     layout = {theirs: entry for theirs, entry in family.layout(tuned.config).items()
               if any(name in tuned.trained for name in entry[0])}

@@ -37,8 +37,8 @@ def load_base(folder: str | Path | None = None) -> GPT:
 
 
 def read_weights(path: Path) -> GPT:
-    """The model in a file of weights, in float32, without a tokenizer. Raises FileNotFoundError,
-    KeyError or ValueError, naming the file, before the model takes memory."""
+    """Return the model in a file of weights, in float32, without a tokenizer. Raises
+    FileNotFoundError, KeyError or ValueError, naming the file, before the model takes memory."""
     arrays, meta = load_arrays(path)
     with naming(path):
         check_fields(meta, {"config": dict}, {"validation": float})

@@ -48,7 +48,7 @@ def _chatml(turns):
 
 
 def smollm2(turns: Turns) -> list[str]:
-    """The template inside SmolLM2's GGUF and folders."""
+    """Return the template inside SmolLM2's GGUF and folders."""
     return _chatml(turns if turns[0][0] == "system" else [("system", SMOLLM2_SYSTEM), *turns])
 
 
@@ -61,7 +61,7 @@ def qwen3(turns: Turns) -> list[str]:
 
 
 def tinyllama(turns: Turns) -> list[str]:
-    """The template of TinyLlama-1.1B-Chat-v1.0, which is Zephyr's."""
+    """Return the template of TinyLlama-1.1B-Chat-v1.0, which is Zephyr's."""
     parts = []
     for role, text in turns: parts += [f"<|{role}|>\n{text}", Special("</s>"), "\n"]
     return [*parts, "<|assistant|>\n"]
@@ -92,7 +92,7 @@ FAMILIES = {
 
 def chat_prompt(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]],
                 family: str | None = None) -> Array:
-    """The ids (n,) of a conversation, up to where the model's answer begins.
+    """Return the ids (n,) of a conversation, up to where the model's answer begins.
 
     messages: {"role": …, "content": …} for each: a system message or none, then user and assistant
     in turn, the user first and last. A str is one message of the user. family: a name in
@@ -104,7 +104,7 @@ def chat_prompt(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]
 
 def chat_answer(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]], answer: str,
                 family: str | None = None) -> Array:
-    """The ids (n,) of the model's answer in a conversation, without the token that ends it.
+    """Return the ids (n,) of the model's answer in a conversation, without the token that ends it.
 
     Arguments and errors: `chat_prompt`'s, whose ids come before these."""
     parts = _parts(tokenizer, messages, family)
@@ -114,12 +114,12 @@ def chat_answer(tokenizer: Tokenizer, messages: str | Sequence[Mapping[str, str]
 
 
 def _parts(tokenizer, messages, family):
-    """The parts of a conversation's prompt, for `encode_parts`."""
+    """Return the parts of a conversation's prompt, for `encode_parts`."""
     return FAMILIES[family_of(tokenizer, family)].template(turns_of(messages))
 
 
 def turns_of(messages: str | Sequence[Mapping[str, str]]) -> Turns:
-    """The turns of a conversation, checked as `chat_prompt` does."""
+    """Return the turns of a conversation, checked as `chat_prompt` does."""
     if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
     turns = [_turn(message) for message in messages]
     roles = [role for role, _ in turns]
@@ -132,12 +132,13 @@ def turns_of(messages: str | Sequence[Mapping[str, str]]) -> Turns:
 
 
 def chat_end(tokenizer: Tokenizer, family: str | None = None) -> int:
-    """The id that ends the model's answer: `stop` of `generate`. Errors: `chat_prompt`'s."""
+    """Return the id that ends the model's answer: `stop` of `generate`. Errors: `chat_prompt`'s."""
     return tokenizer.special[FAMILIES[family_of(tokenizer, family)].end]
 
 
 def family_of(tokenizer: Tokenizer, family: str | None = None) -> str:
-    """The family whose template fits the tokenizer, or `family` if the tokenizer has its tokens."""
+    """Return the family whose template fits the tokenizer, or `family` if the tokenizer has its
+    tokens."""
     if family is None:
         family = next((name for name, f in FAMILIES.items() if f.fits(tokenizer)), None)
         if family is None:

@@ -96,7 +96,8 @@ def families(documents: Sequence[Document], span: int = SPAN) -> list[int]:
 
 
 def numbered(text: str, number: dict[str, int]) -> list[int]:
-    """The words of a text as numbers. number: word → its number; new words are added to it."""
+    """Return the words of a text as numbers. number: word → its number; new words are added to
+    it."""
     return [number.setdefault(w, len(number)) for w in re.findall(r"\w+", text.lower())]
 
 

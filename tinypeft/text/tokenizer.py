@@ -125,8 +125,8 @@ class Tokenizer:
         return np.array(ids, np.int32)
 
     def encode_prompt(self, text: str | bytes, allow_special: bool = False) -> Array:
-        """The ids of a text that a model shall continue: `encode`'s, after `start` if there is one.
-        transformers' `tokenizer(text)` gives the same."""
+        """Return the ids of a text that a model shall continue: `encode`'s, after `start` if there
+        is one. transformers' `tokenizer(text)` gives the same."""
         start = [] if self.start is None else [self.start]
         return np.concatenate([np.array(start, np.int32), self.encode(text, allow_special)])
 
@@ -195,14 +195,15 @@ class Tokenizer:
                              ) from error
 
     def _encode_named(self, text, find, first):
-        """The ids of a text with the tokens that `find` finds. first: is it a text's beginning?"""
+        """Return the ids of a text with the tokens that `find` finds. first: is it a text's
+        beginning?"""
         if find is None: return self._encode_text(text, first)
         parts = enumerate(find.split(text))              # plain text and named tokens alternate
         return [i for n, part in parts for i in (
             [self._names[part]] if n % 2 else self._encode_text(part, first and n == 0))]
 
     def _cached(self, word, encode):
-        """The ids of a word, `encode(word)`, remembered."""
+        """Return the ids of a word, `encode(word)`, remembered."""
         if (ids := self._cache.get(word)) is None:
             ids = encode(word)
             if len(word) <= _CACHED_LENGTH:
@@ -323,6 +324,6 @@ def join(pieces: Sequence[Any], rank: dict[tuple[Any, Any], int]) -> list[Any]:
 
 
 def _finder(names):
-    """A pattern that finds the longest of some names, None for no names."""
+    """Return a pattern that finds the longest of some names, None for no names."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if names else None

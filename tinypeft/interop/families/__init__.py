@@ -17,7 +17,7 @@ FAMILIES: tuple[Family, ...] = GPT2(), LlamaFamily(), GemmaFamily()
 
 
 def family_of(model: Decoder) -> Family:
-    """The family of a model. ValueError if transformers has none for its class."""
+    """Return the family of a model. ValueError if transformers has none for its class."""
     for family in FAMILIES:
         if type(model) is family.model: return family
     raise ValueError(f"expected a {' or '.join(f.model.__name__ for f in FAMILIES)}, got a "

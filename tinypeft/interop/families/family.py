@@ -32,8 +32,8 @@ class Family:
     adapted: ClassVar[tuple[str, ...]]                   # what PEFT adapts unless told which layers
 
     def read(self, kind: str, content: dict[str, Any]) -> Any:
-        """The fields of a config.json whose model_type is `kind` → our configuration, not yet
-        compared with tensors. ValueError for one that describes another function."""
+        """Return the fields of a config.json whose model_type is `kind` → our configuration, not
+        yet compared with tensors. ValueError for one that describes another function."""
         raise NotImplementedError
 
     def write(self, config: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Family:
         return layout
 
     def _tensors(self, shapes, path, modules):
-        """A layout of modules whose parameters have `shapes`, named path + ours."""
+        """Return a layout of modules whose parameters have `shapes`, named path + ours."""
         layout = {}
         for module, parts in modules.items():
             for kind in "weight", "bias":

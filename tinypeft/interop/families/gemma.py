@@ -67,12 +67,12 @@ class GemmaFamily(LlamaFamily):
 
 
 def layer_types(n: int, every: int) -> list[str]:
-    """The types of n layers, of which every `every`-th sees all."""
+    """Return the types of n layers: every `every`-th sees all tokens."""
     return [WINDOW if i % every else FULL for i in range(1, n + 1)]
 
 
 def period(layers: Any) -> int:
-    """The `every` of `layer_types`. ValueError if there is none."""
+    """Return the `every` of `layer_types`. ValueError if there is none."""
     if isinstance(layers, list):
         every = layers.index(FULL) + 1 if FULL in layers else max(6, len(layers) + 1)
         if layers == layer_types(len(layers), every): return every

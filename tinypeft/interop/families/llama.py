@@ -110,7 +110,7 @@ def rope_theta(content: dict[str, Any], older: str, default: float, *newer: dict
 
 
 def object_in(content: dict[str, Any], name: str) -> dict:
-    """A field that is a JSON object; {} if it is absent or null."""
+    """Return a field that is a JSON object; {} if it is absent or null."""
     if (value := content.get(name)) is None: return {}
     if isinstance(value, dict): return value
     raise ValueError(f"{name} is {value!r:.80}, expected an object or null")

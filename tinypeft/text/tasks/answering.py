@@ -51,13 +51,13 @@ class Answering(Rows):
         self.form = {"kind": "pairs", "context": context, "chat": chat}
 
     def encode_prompt(self, prompt: Prompt) -> Array:
-        """The ids (n,) up to where the answer begins."""
+        """Return the ids (n,) up to where the answer begins."""
         if self.chat: return chat_prompt(self.tokenizer, prompt, self.chat)
         return np.concatenate([[self.tokenizer.opening],
                                self.tokenizer.encode(f"{plain(prompt)}\n")])
 
     def encode(self, prompt: Prompt, answer: str) -> tuple[Array, Array]:
-        """The ids of a prompt (n,) and of its answer (m,), the end included."""
+        """Return the ids of a prompt (n,) and of its answer (m,), the end included."""
         if self.chat: ids = chat_answer(self.tokenizer, prompt, answer, self.chat)
         else:         ids = self.tokenizer.encode(answer)
         return self.encode_prompt(prompt), np.concatenate([ids, [self.end]])
@@ -83,7 +83,7 @@ class Answering(Rows):
 
     def predict(self, model: Module, prompts: Sequence[Prompt],
                 max_new_tokens: int = 64) -> list[str]:
-        """The likeliest answer to each prompt, token by token, without whitespace around it.
+        """Return the likeliest answer to each prompt, token by token, without whitespace around it.
 
         Raises ValueError for a prompt that fills the model's context."""
         if isinstance(prompts, str):
@@ -132,7 +132,7 @@ class Answering(Rows):
 
 
 def plain(prompt: Prompt) -> str:
-    """A prompt as one text: a conversation's messages, a blank line between them."""
+    """Return a prompt as one text: a conversation's messages, a blank line between them."""
     if isinstance(prompt, str): return prompt
     return "\n\n".join(message["content"] for message in prompt)
 

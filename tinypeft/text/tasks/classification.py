@@ -65,7 +65,7 @@ def sentences(classes):
 
 
 def package(document):
-    """The first two parts of a document's name: "scipy.stats.norm.pdf" → "scipy.stats"."""
+    """Return the first two parts of a document's name: "scipy.stats.norm.pdf" → "scipy.stats"."""
     return ".".join(document.name.split(".")[:2])
 
 
@@ -103,13 +103,14 @@ class Classification(Rows):
         self.form = {"kind": "labelled", "context": context, "classes": list(self.classes)}
 
     def encode(self, text: str) -> Array:
-        """The ids (n,) of a row, n ≤ context."""
+        """Return the ids (n,) of a row, n ≤ context."""
         ids = self.tokenizer.encode(f"{text}\n")[:self.context - 2]
         return np.concatenate([[self.tokenizer.opening], ids, [self.tokenizer.end_of_text]])
 
     def predict(self, model: Module, texts: Sequence[str], probabilities: bool = False,
                 batch_size: int = 16) -> list[str] | tuple[list[str], Array]:
-        """The likeliest class of each text; with `probabilities` also those of all classes, (N, C).
+        """Return the likeliest class of each text; with `probabilities` also those of all classes,
+        (N, C).
 
         model: with a head for the classes. Raises ValueError for another number of classes."""
         model.eval()

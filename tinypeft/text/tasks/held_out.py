@@ -45,7 +45,7 @@ def near_duplicates(texts: Sequence[tuple[str, ...]]) -> list[int]:
 
 
 def _without(words, is_form):
-    """The words that stand in no span that is a form. is_form: for each span."""
+    """Return the words that stand in no span that is a form. is_form: for each span."""
     kept, n = np.ones(len(words), bool), min(corpus.SPAN, len(words))
     for i in np.flatnonzero(is_form): kept[i:i + n] = False
     return [word for word, keep in zip(words, kept, strict=True) if keep]
@@ -63,7 +63,7 @@ def check_shares(held_out: tuple[float, float]) -> None:
 
 def parts(texts: Sequence[tuple[str, ...]], classes: Sequence[Hashable], weights: Sequence[int],
           shares: tuple[float, float], seed: int = 0) -> list[str]:
-    """The part of each text: "train", "validation" or "test".
+    """Return the part of each text: "train", "validation" or "test".
 
     texts: sections of each. classes: shares are kept in each. weights: what a text counts in its
     class: 1, or its length. shares: of validation and of test. A share of texts that count 1 is

@@ -71,7 +71,8 @@ class Invented(LanguageModelling):
     questions: list[tuple[str, str]]
 
     def recall(self, model: Module) -> float:
-        """The share of the facts that greedy continuations of the questions state correctly."""
+        """Return the share of the facts that greedy continuations of the questions state
+        correctly."""
         known = []
         for start in range(0, len(self.questions), 16):
             parts = [[self.tokenizer.encode(part) for part in pair]

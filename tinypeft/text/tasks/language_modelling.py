@@ -92,7 +92,7 @@ class LanguageModelling(Task):
                 "bits_per_byte": means["loss"] / math.log(2) * tokens_per_byte}
 
     def predict(self, model: Module, texts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """The likeliest continuation of each text, token by token, up to the end of text.
+        """Return the likeliest continuation of each text, token by token, up to the end of text.
 
         Raises ValueError for an empty text, or one that fills the model's context."""
         prompts = [self.tokenizer.encode_prompt(text) for text in checked_texts(texts)]

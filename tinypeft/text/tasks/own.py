@@ -221,13 +221,13 @@ def _conversations(table: Table):
 
 # -- both ------------------------------------------------------------------------------------------
 def _name(paths):
-    """A short name of a task that is made of files."""
+    """Return a short name of a task that is made of files."""
     first, *more = [paths] if isinstance(paths, (str, Path)) else paths
     return Path(first).absolute().name + (f" and {len(more)} more" if more else "")
 
 
 def _first(rows):
-    """The indices of rows that do not repeat an earlier one; case and spaces are ignored."""
+    """Return the indices of rows that do not repeat an earlier one; case and spaces are ignored."""
     found = {}
     for i, row in enumerate(rows):
         found.setdefault(tuple(" ".join(text.lower().split()) for text in row), i)

@@ -45,8 +45,8 @@ class Table:
         return several(self.unit, lines)
 
     def chosen(self, *options: tuple[str, ...]) -> tuple[str, ...]:
-        """The first option whose columns all exist. ValueError, with a list of the columns, if none
-        is there, or one of them twice."""
+        """Return the first option whose columns all exist. ValueError, with a list of the columns,
+        if none is there, or one of them twice."""
         for names in options:
             if not set(names) <= set(self.columns): continue
             if twice := [name for name in names if self.columns.count(name) > 1]:
@@ -58,8 +58,9 @@ class Table:
                          "them to read")
 
     def texts(self, column: str, is_optional: bool = False) -> list[str]:
-        """The column's values as text, without whitespace around them. ValueError for a value that
-        is missing, empty (unless is_optional) or no text; numbers and truth values become text."""
+        """Return the column's values as text, without whitespace around them. ValueError for a
+        value that is missing, empty (unless is_optional) or no text; numbers and truth values
+        become text."""
         texts = [self._text(line, row.get(column), column, is_optional) for line, row in self.rows]
         empty = [line for (line, _), text in zip(self.rows, texts, strict=True) if not text]
         if empty and not is_optional:
@@ -77,7 +78,7 @@ class Table:
 
 
 def several(unit: str, numbers: Sequence[int]) -> str:
-    """The first numbers of lines or items, and how many more there are."""
+    """Return the first numbers of lines or items, and how many more there are."""
     more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
     return f"{unit}{'s'[:len(numbers) > 1]} {', '.join(map(str, numbers[:5]))}{more}"
 
@@ -102,7 +103,7 @@ def read_texts(paths: Paths, encoding: str = "utf-8") -> tuple[list[tuple[str, s
 
 
 def _files(path):
-    """The file itself, or a folder's text files."""
+    """Return the file itself, or a folder's text files."""
     if not path.is_dir(): return [path]
     there = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXTS
                    and file.is_file()
@@ -113,8 +114,8 @@ def _files(path):
 
 
 def read_table(path: str | Path, encoding: str = "utf-8", delimiter: str | None = None) -> Table:
-    """The rows of a file: JSON if it ends in .jsonl, .ndjson or .json, or begins with a brace or a
-    bracket, and otherwise CSV with a header.
+    """Return the rows of a file: JSON if it ends in .jsonl, .ndjson or .json, or begins with a
+    brace or a bracket, and otherwise CSV with a header.
 
     delimiter: what separates fields; None is a tab in a file that ends in .tsv, and elsewhere what
     the header has most of: commas, semicolons or tabs. Raises FileNotFoundError and ValueError."""
@@ -190,8 +191,8 @@ def _bytes(path, most):
 
 
 def decoded(data: bytes, path: str | Path, encoding: str) -> str:
-    """The bytes as text, its line ends as "\\n" and without a byte order mark. ValueError names the
-    first byte that does not fit, and an encoding to try."""
+    """Return the bytes as text, its line ends as "\\n" and without a byte order mark. ValueError
+    names the first byte that does not fit, and an encoding to try."""
     try:
         name = codecs.lookup(encoding).name
         b" ".decode(encoding, "ignore")                       # refuses "hex" and the like
@@ -214,7 +215,8 @@ def decoded(data: bytes, path: str | Path, encoding: str) -> str:
 
 
 def checked(text: str, place: object) -> str:
-    """The text. ValueError if it holds NUL, or half of a pair of surrogates, which no file can."""
+    """Return the text. ValueError if it holds NUL, or half of a pair of surrogates, which no file
+    can."""
     if "\0" in text: raise ValueError(f"{place}: the text holds the character NUL; remove it")
     try:
         text.encode()

@@ -33,7 +33,8 @@ __all__ = ["Planted", "planted"]
 
 def planted(model: Decoder, ranks: dict[str, int] | int | None = None, effect: float = 0.01,
             context: int | None = None, held_out: int | None = 8192, rng: Seed = 0) -> "Planted":
-    """The task whose teacher is `model` with a hidden low-rank change; `.ranks` is the truth.
+    """Return the task whose teacher is `model` with a hidden low-rank change; `.ranks` is the
+    truth.
 
     model: a plain one with a tokenizer; it is not changed. ranks: path → rank for linear layers in
     the blocks, one rank for all, or None to deal out 0, 0, 0, 0, 1, 2, 4, 8 at random. effect:
@@ -112,7 +113,7 @@ class Planted(Distillation, LanguageModelling):
         self.teach(model)
 
     def measure_baselines(self) -> dict[str, dict[str, float]]:
-        """The unchanged model."""
+        """Measure the unchanged model."""
         model = copy.deepcopy(self.teacher)
         replace_modules(model, self.unchanged)
         return {"unchanged model": evaluate(model, self, "test")}

@@ -34,7 +34,7 @@ def save_task(task: Task, folder: str | Path) -> None:
 
 
 def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Task:
-    """The task whose task.json is in a folder, without its data: for `predict`.
+    """Return the task whose task.json is in a folder, without its data: for `predict`.
 
     model: the one that predicts, or its tokenizer. Raises FileNotFoundError, and ValueError for a
     file that is damaged or does not fit the model."""

@@ -54,7 +54,7 @@ class Summarization(Answering):
         return [answer.split("\n")[0] for answer in written]
 
     def measure_baselines(self) -> dict[str, Metrics]:
-        """Those of `Answering`, and the name's words as an answer (ROUGE-L)."""
+        """Measure what `Answering` does, and the name's words as an answer (ROUGE-L)."""
         words = [rouge_l(" ".join(words_of(d.name)), d.text) for d in self.documents["test"]]
         return super().measure_baselines() | {"words of the name": {
             "rouge_l": float(np.mean(words))}}

@@ -47,7 +47,8 @@ def context_of(model, context, default):
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:
-    """A list of texts; TypeError for one text alone, which is a sequence of letters, or others."""
+    """Return a list of texts; TypeError for one text alone, which is a sequence of letters, or
+    others."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"predict: expected a list of texts, got {str(texts)[:80]!r}")
     return list(texts)
