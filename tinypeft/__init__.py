@@ -26,6 +26,7 @@ if TYPE_CHECKING:
                        FullFineTuning, LinearProbe, LoRA, Method, MethodError, ParallelAdapter,
                        PeftModel, PrefixTuning, PromptTuning, PTuning, PTuningV2, attach, combine,
                        fuse, load_adapter, mixed_batch, mixed_classify, search_rank)
+    from .peft.probe import fit_probe
 
     # the second verb: quantization schemes
     from .quant import (AWQ, GGUF, GPTQ, LLMQAT, NF4, PEQA, SCHEMES, W8A8, FakeQuant,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import build, fields, known, model_of, number, output, show_json
 from .data import data_options, kind_of, task_of
 from .finetuning import check_folders, finetuned, refused, show_finetuned
+from .probing import PROBE, run_probe
 
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
@@ -31,7 +32,8 @@ def add_commands(command: Callable) -> None:
 def training_options(p: ArgumentParser) -> None:
     from ..peft import METHODS
     p.add_argument("method", metavar="METHOD",
-                   help=f"one of {', '.join(METHODS)}; or several, such as lora+prefix")
+                   help=f"one of {', '.join(METHODS)}; or several, such as lora+prefix; "
+                        "or probe, which solves a classifier for --csv")
     data_options(p, "domain")
     p.add_argument("--steps", type=number(int, least=1),
                    help="optimizer steps (default 300, with --quick 12)")
@@ -139,6 +141,8 @@ def own_options(args: Namespace) -> dict[str, Any]:
 def run_finetune(args: Namespace) -> int | None:
     from ..peft.formats import FORMATS
     from ..training.finder import find_rate
+    if args.method == PROBE:
+        return run_probe(args)
     options = own_options(args)
     kind_of(args)                                        # errors in these two come before the
     methods_of(args)                                     # reading

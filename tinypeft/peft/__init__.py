@@ -6,6 +6,7 @@
     activations    adapter.py   parallel.py   ia3.py
     virtual tokens prompt.py   ptuning.py (lstm.py)   prefix.py   ptuning_v2.py   virtual.py
     several        combine.py   fusion.py   mixed.py : what works on several adapters
+    a small table  probe.py (fit_probe): a head that is solved and not trained
 
 `METHODS` maps names to classes. PEQA is also a scheme, and is in `quant/peqa.py`.
 """

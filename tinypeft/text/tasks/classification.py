@@ -18,11 +18,13 @@ from ...engine.nn import Module
 from ...engine.tensor import Tensor, no_grad
 from .. import corpus
 from ..tokenizer import Tokenizer
+from .bags import bag_of_words
 from .sentences import first_sentences
-from .task import SPLITS, Batch, Metrics, Rows, checked_texts, context_of, pad, tokenizer_of
+from .task import Batch, Metrics, Rows, checked_texts, context_of, pad, tokenizer_of
 
 __all__ = ["CLASSES", "Classification", "classify"]
 
+READS = "newline", "end"
 CLASSES = ("numpy.ma", "numpy.polynomial", "scipy.interpolate", "scipy.io", "scipy.optimize",
            "scipy.signal", "scipy.sparse", "scipy.special", "scipy.stats",
            "matplotlib.axes", "matplotlib.backends", "matplotlib.patches")
@@ -87,25 +89,32 @@ def evenly(rows, most):
 class Classification(Rows):
     """Name the class of a text. rows: split → [(text, label)]; label indexes `classes`.
 
-    A row of tokens is a document as in pretraining: the text, cut to fit, between two ends of text,
-    or after the start of a tokenizer that has one. The head reads the last. A batch is (padded
-    tokens (B, T), lengths (B,), labels (B,))."""
+    A row of tokens is a document as in pretraining: the text, cut to fit, after an end of text, or
+    after the start of a tokenizer that has one. The head reads the last token. reads: which token
+    that is, the "end" of text or the "newline" before it; SmolLM2 tells more there. A batch is
+    (padded tokens (B, T), lengths (B,), labels (B,))."""
     nouns = "classes", "rows"
 
     def __init__(self, rows: dict[str, list[tuple[str, int]]], classes: Iterable[str],
                  tokenizer: Tokenizer, context: int, sha256: dict[str, str] | None = None,
-                 name: str = "classify"):
-        self.rows, self.classes = rows, tuple(classes)
+                 name: str = "classify", reads: str = "end"):
+        if reads not in READS:
+            raise ValueError(f"reads must be {' or '.join(map(repr, READS))}, got {reads!r}")
+        self.rows, self.classes, self.reads = rows, tuple(classes), reads
         self.tokenizer, self.context = tokenizer, context
         splits = {split: [(self.encode(text), label) for text, label in part]
                   for split, part in rows.items()}
         super().__init__(name, splits, sha256)
-        self.form = {"kind": "labelled", "context": context, "classes": list(self.classes)}
+        self.form = {"kind": "labelled", "context": context, "classes": list(self.classes),
+                     "reads": reads}
 
     def encode(self, text: str) -> Array:
         """Return the ids (n,) of a row, n ≤ context."""
-        ids = self.tokenizer.encode(f"{text}\n")[:self.context - 2]
-        return np.concatenate([[self.tokenizer.opening], ids, [self.tokenizer.end_of_text]])
+        ids = self.tokenizer.encode(f"{text}\n")
+        last = ids[-1] if self.reads == "newline" else self.tokenizer.end_of_text
+        if self.reads == "newline":
+            ids = ids[:-1]
+        return np.concatenate([[self.tokenizer.opening], ids[:self.context - 2], [last]])
 
     def predict(self, model: Module, texts: Sequence[str], probabilities: bool = False,
                 batch_size: int = 16) -> list[str] | tuple[list[str], Array]:
@@ -154,49 +163,3 @@ class Classification(Rows):
         sizes = " / ".join(f"{len(rows):,}" for rows in self.rows.values())
         classes, rows = self.nouns
         return f"{len(self.classes)} {classes}, {sizes} {rows} ({' / '.join(self.rows)})"
-
-
-def bag_of_words(rows, n_classes, strengths=(1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
-    """Multinomial logistic regression on tf–idf weighted words → {"loss", "accuracy"} on test.
-
-    x is 1 + ln((1 + N)/(1 + n)) for a word in n of train's N sentences, scaled so that a sentence
-    has ‖x‖ = 1. W minimizes mean NLL + λ/2 ‖W‖² on train; validation chooses λ of `strengths`."""
-    from scipy.optimize import minimize
-    from scipy.sparse import csr_array
-    from scipy.special import log_softmax
-    words = lambda sentence: sorted(set(re.findall(r"\w+", sentence.lower())))
-    n = Counter(word for sentence, _ in rows["train"] for word in words(sentence))
-    column = {word: j for j, word in enumerate(n)}
-    idf = 1 + np.log((1 + len(rows["train"])) / (1 + np.array(list(n.values()))))
-
-    def design(split):                                        # (X (N, words), labels (N,))
-        columns = [np.array([column[w] for w in words(sentence) if w in column], int)
-                   for sentence, _ in rows[split]]
-        values = [idf[js] / max(np.linalg.norm(idf[js]), 1e-9) for js in columns]
-        starts = np.cumsum([0, *map(len, columns)])
-        entries = np.concatenate(values), np.concatenate(columns), starts
-        X = csr_array(entries, (len(columns), len(n)))
-        return X, np.array([label for _, label in rows[split]])
-
-    (X, y), (X_validation, y_validation), (X_test, y_test) = map(design, SPLITS)
-    as_matrix = lambda w: w.reshape(len(n) + 1, n_classes)           # W; the last row is the bias
-    log_probabilities = lambda W, X: log_softmax(X @ W[:-1] + W[-1], axis=1)
-    nll = lambda log_p, y: -log_p[np.arange(len(y)), y].mean()
-
-    def objective(w, strength):
-        W = as_matrix(w)
-        log_p = log_probabilities(W, X)
-        dZ = np.exp(log_p)
-        dZ[np.arange(len(y)), y] -= 1
-        dW = np.vstack([X.T @ dZ, dZ.sum(0)]) / len(y)
-        dW[:-1] += strength * W[:-1]
-        return nll(log_p, y) + strength / 2 * (W[:-1] ** 2).sum(), dW.ravel()
-
-    w, tried = np.zeros((len(n) + 1) * n_classes), []
-    for strength in strengths:                               # each starts at the solution before it
-        w = minimize(objective, w, (strength,), jac=True, method="L-BFGS-B").x
-        tried.append(as_matrix(w))
-    validation = lambda W: nll(log_probabilities(W, X_validation), y_validation)
-    log_p = log_probabilities(min(tried, key=validation), X_test)
-    accuracy = float((log_p.argmax(1) == y_test).mean())
-    return {"loss": float(nll(log_p, y_test)), "accuracy": accuracy}

@@ -110,13 +110,15 @@ def cut(text: str, most: int, places: Sequence[str] = PLACES) -> list[str]:
 # -- rows ------------------------------------------------------------------------------------------
 def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: str = "text",
              label: str = "label", context: int | None = None, *,
-             classes: Sequence[str] | None = None, held_out: Shares = (0.15, 0.15), seed: int = 0,
+             classes: Sequence[str] | None = None, reads: str = "newline",
+             held_out: Shares = (0.15, 0.15), seed: int = 0,
              encoding: str = "utf-8", delimiter: str | None = None) -> Classification:
     """Make the task of naming the label of each row of a CSV or TSV file with a header, or JSONL.
 
     `attach(model, method, head=len(task.classes))` gives the model a head. text, label: columns.
     context: the most tokens of a row, by default 128 or half of the model's; longer rows are cut.
     classes: the labels in the head's order; by default all there are, sorted. Each needs 3 rows.
+    reads: the token that the head reads, the "newline" after the text or the "end" of text.
     model, held_out (here shares of each class' rows), seed: as in `text`. encoding, delimiter: of
     the file. Raises FileNotFoundError, and ValueError for a file that is not such a table."""
     check_shares(held_out)
@@ -148,7 +150,7 @@ def labelled(path: str | Path, model: Module | Tokenizer | None = None, text: st
                 for s, part in split.items()}
     context = context_of(model, context, 128)
     task = Classification(examples, classes, tokenizer, context, {table.path.name: table.sha256},
-                          _name(path))
+                          _name(path), reads)
     n_cut = sum(len(tokenizer.encode(f"{text}\n")) > context - 2
                 for part in examples.values() for text, _ in part)
     task.form |= {"held_out": list(held_out), "seed": seed, "columns": [text, label]}

@@ -22,7 +22,7 @@ __all__ = ["FILE", "load_task", "save_task"]
 FILE = "task.json"
 KINDS = {"text": {}, "labelled": {"classes": list}, "pairs": {"chat": (str, None)}}
 FIELDS = {"format": int, "kind": str, "context": int, "name": str, "sha256": dict}
-OWN = {"held_out": list, "seed": int, "columns": list}
+OWN = {"held_out": list, "seed": int, "columns": list, "reads": str}
 
 
 def save_task(task: Task, folder: str | Path) -> None:
@@ -54,7 +54,8 @@ def load_task(folder: str | Path, model: Module | Tokenizer | None = None) -> Ta
         if kind == "text":
             task = LanguageModelling(content["name"], {}, {}, context, None, tokenizer)
         elif kind == "labelled":
-            task = Classification({}, content["classes"], tokenizer, context, None, content["name"])
+            task = Classification({}, content["classes"], tokenizer, context, None, content["name"],
+                                  content.get("reads", "end"))
         else:
             task = Answering({}, tokenizer, context, None, content["chat"], content["name"])
         task.sha256 = content["sha256"]

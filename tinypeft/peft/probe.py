@@ -1,0 +1,100 @@
+"""A linear probe: a classifier on the frozen model's last hidden state, solved and not trained.
+
+The rows go through the model once. What the head reads there, h (N, d), is standardized, and a
+logistic regression is fitted to it:
+
+    x = (h − μ) / σ            μ, σ: mean and standard deviation of each feature over the rows
+    p = softmax(W x + b)       W, b minimize mean(−log p(label)) + λ/2 ‖W‖²
+
+Five-fold cross-validation chooses λ and says how well the probe does on rows that it has not seen.
+The head then learns from all rows, and μ and σ are folded into it: W/σ and b − (W/σ) μ. So it is a
+head as any other: `save`, `classify` and PEFT's folders take it as it is.
+
+On small tables of sentences this beat every training of SmolLM2's inside, in the time of one
+forward pass.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from ..common.hints import Array
+from ..common.progress import Progress
+from ..engine.tensor import no_grad
+from ..models.decoder import Decoder
+from ..text.tasks.classification import Classification
+from ..text.tasks.logistic import cross_validate, fit
+from .full import LinearProbe
+from .model import PeftModel, attach
+
+__all__ = ["fit_probe", "hidden_states", "learned_rows"]
+
+LEARNED = "train", "validation"
+PENALTIES = 1000, 300, 100, 30, 10, 3, 1     # λ N: scikit-learn's 1/C
+
+
+def fit_probe(model: Decoder, task: Classification, *, n_folds: int = 5, head_bias: bool = True,
+              batch_size: int = 16, progress: bool | None = None) -> PeftModel:
+    """Attach a head to the frozen `model` and solve it for the rows of `task`.
+
+    It learns from the splits "train" and "validation". `.validated` of the result says what
+    cross-validation measured on these rows. head_bias: with an offset for each class, which
+    transformers' heads lack. progress: show one line (default: on a terminal and in a notebook).
+    Raises ValueError for a class with fewer than two rows, and MethodError as `attach`.
+    """
+    rows = [row for split in LEARNED if split in task.splits for row in task.data(split)]
+    labels = learned_rows(task)[1]
+    counts = np.bincount(labels, minlength=len(task.classes))
+    if counts.min() < 2:
+        rare = task.classes[int(counts.argmin())]
+        raise ValueError(f"fit_probe: the class {rare!r} has {counts.min()} rows to learn from, "
+                         "expected two or more; add rows, or join classes")
+    tuned = attach(model, LinearProbe(), head=len(task.classes), head_bias=head_bias)
+    h = hidden_states(model, task, rows, batch_size, progress)
+
+    def design(learned, held_out):
+        mean, deviation = moments(h[learned], head_bias)
+        return (h[learned] - mean) / deviation, (h[held_out] - mean) / deviation
+
+    strengths = [penalty / len(rows) for penalty in PENALTIES]
+    tuned.validated = cross_validate(design, labels, len(task.classes), strengths, n_folds,
+                                     offset=head_bias)
+    mean, deviation = moments(h, head_bias)
+    W = fit((h - mean) / deviation, labels, len(task.classes), tuned.validated.strength,
+            offset=head_bias)
+    weight = W[:-1] / deviation[:, None]                                     # (d, C)
+    dtype = tuned.head.weight.dtype
+    tuned.head.weight.assign(weight.T.astype(dtype))
+    if head_bias:
+        tuned.head.bias.assign((W[-1] - mean @ weight).astype(dtype))
+    return tuned
+
+
+def learned_rows(task: Classification) -> tuple[list[str], Array]:
+    """Return the texts and the labels (N,) of the rows that a probe learns from."""
+    rows = [row for split in LEARNED if split in task.splits for row in task.rows[split]]
+    return [text for text, _ in rows], np.array([label for _, label in rows])
+
+
+def moments(h: Array, centred: bool) -> tuple[Array, Array]:
+    """Return μ and σ of each feature, (d,). Without an offset in the head, μ is 0. A feature that
+    never changes has σ = 1."""
+    mean = h.mean(0) if centred else np.zeros(h.shape[1])
+    deviation = h.std(0)
+    return mean, np.where(deviation > 0, deviation, 1)
+
+
+def hidden_states(model: Decoder, task: Classification, rows: list, batch_size: int = 16,
+                  progress: bool | None = None) -> Array:
+    """Return what a head reads of each row, float64 (N, d). Rows of similar length go through the
+    model together, so that little of a batch is padding."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    h = np.empty((len(rows), model.config.d_model))
+    model.eval()
+    with no_grad(), Progress(len(rows), "reading", progress) as bar:
+        for start in range(0, len(rows), batch_size):
+            places = order[start:start + batch_size]
+            tokens, lengths, _ = task.collate([rows[i] for i in places])
+            states = model.hidden(tokens).data
+            h[places] = states[np.arange(len(places)), lengths - 1]
+            bar(start + len(places))
+    return h
