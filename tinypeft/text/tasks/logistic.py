@@ -74,11 +74,10 @@ class Validated:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy on other rows of this kind (Wilson, 1927)."""
-        n, z = len(self.labels), 1.96
-        centre = (self.accuracy + z * z / (2 * n)) / (1 + z * z / n)
-        spread = self.accuracy * (1 - self.accuracy) / n + z * z / (4 * n * n)
-        half = z / (1 + z * z / n) * spread ** 0.5
-        return centre - half, centre + half
+        from scipy.stats import binomtest
+        hits = int((self.log_p.argmax(1) == self.labels).sum())
+        low, high = binomtest(hits, len(self.labels)).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     def confusions(self) -> Array:
         """Return how many rows of class i were called j, (C, C)."""

@@ -1,0 +1,111 @@
+"""probe.py: the head is the solution of a logistic regression on what the head reads, folded into a head as any other."""
+import csv
+
+import numpy as np
+import pytest
+
+import tinypeft as tp
+from tests.oracles import assert_close
+from tinypeft.peft.probe import hidden_states, learned_rows
+
+WORDS = {"good": "lovely bright quick honest", "bad": "awful dull slow rude", "odd": "purple seven sideways quiet"}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path, rng = tmp_path_factory.mktemp("table") / "a.csv", np.random.default_rng(0)
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        rows = csv.writer(f)
+        rows.writerow(["text", "label"])
+        for i in range(90):
+            label = list(WORDS)[i % 3]
+            a, b = rng.choice(WORDS[label].split() if i % 7 else ["plain", "grey"], 2, replace=False)
+            rows.writerow([f"Number {i} is {a} and {b}" + " indeed" * int(rng.integers(0, 9)), label])
+    return path
+
+
+def small_llama():
+    model = tp.Llama(tp.LlamaConfig(vocab_size=1024, context_length=128, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2,
+                                    d_mlp=64), rng=0)
+    model.tokenizer = tp.load_pretrained().tokenizer
+    return model
+
+
+MODELS = {"base": tp.load_pretrained, "NF4": lambda: tp.quantize(tp.load_pretrained(), tp.NF4()), "Llama": small_llama}
+
+
+@pytest.fixture(params=MODELS)
+def model(request): return MODELS[request.param]()
+
+
+@pytest.mark.parametrize("head_bias", [True, False])
+def test_the_head_is_scikit_learns_solution_numerical(model, table, head_bias):
+    preprocessing, linear = pytest.importorskip("sklearn.preprocessing"), pytest.importorskip("sklearn.linear_model")
+    before = {name: a.copy() for name, a in model.state_dict().items()}
+    task = tp.tasks.labelled(table, model, held_out=(0.2, 0.2))
+    tuned = tp.fit_probe(model, task, head_bias=head_bias)
+    rows = task.data("train") + task.data("validation")
+    h, labels = hidden_states(model, task, rows), np.array([label for _, label in rows])
+    assert learned_rows(task)[1].tolist() == labels.tolist() == tuned.validated.labels.tolist()
+    X = preprocessing.StandardScaler(with_mean=head_bias).fit_transform(h)
+    theirs = linear.LogisticRegression(C=1 / (tuned.validated.strength * len(h)), fit_intercept=head_bias, tol=1e-8,
+                                       max_iter=10_000).fit(X, labels)
+    texts, _ = learned_rows(task)
+    _, p = task.predict(tuned, texts, probabilities=True)
+    assert_close(p, theirs.predict_proba(X), 2e-2)
+    assert (p.argmax(1) == theirs.predict(X)).mean() > 0.98
+    after = tuned.detach().state_dict()
+    assert all(np.array_equal(after[name], a) for name, a in before.items())
+
+
+def test_it_is_saved_and_loaded_as_any_head(table, tmp_path):
+    model = tp.load_pretrained()
+    task = tp.tasks.labelled(table, model, held_out=(0, 0))
+    tuned = tp.fit_probe(model, task)
+    texts = ["Number 4 is dull and slow", "Number 5 is bright"]
+    expected = task.predict(tuned, texts, probabilities=True)
+    tuned.save(tmp_path)
+    tp.tasks.save_task(task, tmp_path)
+    tuned.detach()
+    loaded = tp.load_adapter(model, tmp_path)
+    labels, p = tp.tasks.load_task(tmp_path, model).predict(loaded, texts, probabilities=True)
+    assert labels == expected[0] == ["bad", "good"] and np.array_equal(p, expected[1])
+
+
+def test_cross_validation_tells_classes_that_can_be_told(table):
+    model = tp.load_pretrained()
+    task = tp.tasks.labelled(table, model, held_out=(0, 0))
+    validated = tp.fit_probe(model, task).validated
+    low, high = validated.interval
+    assert low < validated.accuracy < high and low > 1 / 3 and validated.loss < np.log(3)
+    assert np.allclose(np.exp(validated.log_p).sum(1), 1)
+
+
+def test_what_is_read_does_not_depend_on_the_batch(table):
+    model = tp.load_pretrained()
+    task = tp.tasks.labelled(table, model, held_out=(0, 0))
+    rows = task.data("train")[:20]
+    together, alone = hidden_states(model, task, rows, 16), hidden_states(model, task, rows, 1)
+    assert_close(together, alone, 1e-5)
+
+
+@pytest.mark.parametrize("reads, last", [("newline", "\n"), ("end", "")])
+def test_the_head_reads_the_newline_or_the_end_of_text(table, reads, last):
+    model = tp.load_pretrained()
+    tokenizer = model.tokenizer
+    task = tp.tasks.labelled(table, model, held_out=(0, 0), reads=reads, context=16)
+    for text in ("short", "long " * 30):
+        ids = task.encode(text)
+        assert len(ids) <= 16 and ids[0] == tokenizer.opening
+        assert tokenizer.decode(ids[-1:]) == last if last else ids[-1] == tokenizer.end_of_text
+    with pytest.raises(ValueError, match="reads must be 'newline' or 'end', got 'middle'"):
+        tp.tasks.labelled(table, model, reads="middle")
+
+
+def test_a_class_with_one_row_is_refused(table, tmp_path):
+    model = tp.load_pretrained()
+    (tmp_path / "b.csv").write_text(table.read_text() + "Alone,rare\nAlone too,rare\nAnd a third,rare\n")
+    task = tp.tasks.labelled(tmp_path / "b.csv", model, held_out=(0.15, 0.6))
+    with pytest.raises(ValueError, match="the class 'rare' has 1 rows to learn from, expected two or more"):
+        tp.fit_probe(model, task)
+    assert tp.attach(model, tp.LoRA())                   # the refused probe left nothing on the model
