@@ -102,3 +102,21 @@ def test_the_command_line_answers_a_message(model, capsys):
     assert main(["generate", "--model", "smollm2", "--chat", "What is the capital of France?", "--temperature", "0",
                  "--max-new-tokens", "10"]) == 0
     assert capsys.readouterr().out.strip() == "The capital of France is Paris."
+
+
+def test_a_probe_takes_it_where_the_wheel_is_installed(model, tmp_path, capsys):
+    """Sixty sentences suffice to tell praise from blame in words that training did not hold."""
+    subjects = "lamp chair soup film hotel train phone book coat song".split()
+    praise, blame = "lovely|works well|a joy to use".split("|"), "awful|broke at once|a waste of money".split("|")
+    rows = [f"The {thing} is {said},{label}" for thing in subjects for label, words in (("good", praise), ("bad", blame))
+            for said in words]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    assert main(["finetune", "probe", "--csv", str(tmp_path / "a.csv"), "--out", str(tmp_path / "judge")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("model: SmolLM2-135M-Instruct, because its wheel is installed")
+    assert f"--model smollm2 --adapter {tmp_path / 'judge'}" in said[-2]
+    task = tp.tasks.load_task(tmp_path / "judge", model)
+    tuned = tp.load_adapter(model, tmp_path / "judge")
+    new = ["A wonderful evening, we laughed a lot.", "Terrible service and cold food."]
+    assert task.predict(tuned, new) == ["good", "bad"]
+    tuned.detach()
