@@ -9,6 +9,7 @@ from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.llama import from_gguf, neighbours
 from tinypeft.interop.loading import smollm2_file
 from tinypeft.quant.gguf_blocks import block_bytes
+from tinypeft.text.tasks.labels import Labels
 
 BEGINNINGS = """The capital of France is|Water boils at a temperature of|In 1969 the first people|A triangle has three
 def fibonacci(n):|import numpy as np|The recipe needs two eggs|My favourite animal is the
@@ -120,3 +121,9 @@ def test_a_probe_takes_it_where_the_wheel_is_installed(model, tmp_path, capsys):
     new = ["A wonderful evening, we laughed a lot.", "Terrible service and cold food."]
     assert task.predict(tuned, new) == ["good", "bad"]
     tuned.detach()
+
+
+def test_labels_that_say_what_they_mean_need_no_training(model):
+    task = Labels(["positive", "negative"], model, "Review: {text}\nSentiment: {label}")
+    texts = ["I love it, it works perfectly.", "It broke on the first day, what a waste.", "Best film of the year!", "Boring."]
+    assert task.predict(model, texts) == ["positive", "negative", "positive", "negative"]

