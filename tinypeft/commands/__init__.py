@@ -5,6 +5,7 @@
     study.py       compare (the main job), figures, memory, missing
     training.py    finetune, export-training
     finetuning.py  one run of finetune: train, save, test
+    probing.py     finetune probe: a classifier that is solved and not trained
     kept.py        what a training that is stopped leaves behind
     using.py       evaluate, classify, generate
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own

@@ -14,8 +14,8 @@ from ..common import hyper
 if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
-__all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "number", "output", "parsed",
-           "shared", "show_json"]
+__all__ = ["SHARED", "build", "chosen_model", "fields", "known", "model_of", "number", "output",
+           "parsed", "shared", "show_json"]
 
 SHARED = "seed", "model", "json", "quick"
 

@@ -21,7 +21,7 @@ __all__ = ["PROBE", "run_probe"]
 PROBE = "probe"
 UNUSED = {"steps": None, "batch_size": None, "lr": None, "rates": [], "accumulate": 1,
           "checkpoint_activations": False, "set": [], "checkpoint": None, "find_rate": False,
-          "validate_every": None, "patience": None}      # option of training → its value if not given
+          "validate_every": None, "patience": None}      # option → not given
 
 
 def run_probe(args: Namespace) -> None:

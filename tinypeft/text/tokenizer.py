@@ -49,7 +49,7 @@ class Tokenizer:
     may leave gaps; an id without a token decodes to nothing. Raises `ValueError` unless ids are
     different whole numbers, and every merge's parts and result are tokens."""
 
-    _format, _options, _strips = "", {}, False       # options: field → the value that a file leaves out
+    _format, _options, _strips = "", {}, False       # options: field → the default
 
     def __init__(self, merges: list[tuple[Any, Any]], vocab: dict[Any, int], end_of_text: int,
                  special: dict[str, int], added: dict[str, int] | None, start: int | None,
