@@ -195,7 +195,7 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     X = _flat(x.data)
     for s in slices(X.shape):
         curve(X[s], _part(y, s), _part(slope, s))
-    return Tensor.op(y, (x, lambda dy: np.multiply(slope, dy, out=slope)))
+    return Tensor.op(y, (x, lambda dy: _into(slope, dy)))
 
 
 @accepts_arrays
@@ -235,8 +235,14 @@ def _glu(gate, up, curve, name):
             D *= U[s]
         np.multiply(A, U[s], out=Y)
     return Tensor.op(y,
-                     (gate, lambda dy: np.multiply(slope, dy, out=slope)),
-                     (up, lambda dy: np.multiply(a, dy, out=a)))
+                     (gate, lambda dy: _into(slope, dy)),
+                     (up, lambda dy: _into(a, dy)))
+
+
+def _into(a, dy):
+    """a ← a dy in place: an array that was saved for backward has no other use."""
+    a *= dy
+    return a
 
 
 def _part(a, s):
@@ -294,7 +300,8 @@ def _erf_gelu(x, y, slope):
     if slope is None:
         return
     x = np.clip(x, -50, 50)                                  # further out Φ′ = 0, and x² overflows
-    np.multiply(x * np.exp(-0.5 * x * x), 1 / math.sqrt(2 * math.pi), out=slope)
+    np.multiply(x, np.exp(-0.5 * x * x), out=slope)
+    slope *= 1 / math.sqrt(2 * math.pi)
     slope += phi
 
 
@@ -324,7 +331,10 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
     if y.size:
         y -= np.log(np.exp(y).sum(axis, keepdims=True))
-    return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
+
+    def dx(dy):
+        return dy - np.exp(y) * dy.sum(axis, keepdims=True)
+    return Tensor.op(y, (x, dx))
 
 
 @accepts_arrays
@@ -353,7 +363,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     pairs = math.prod(k_shape[:-2])                                     # B·G
     if scale is None:
         scale = 1 / math.sqrt(max(1, d))
-    Q = np.multiply(q.data, q.dtype.type(scale), order="C").reshape(pairs, R, T, d)     # s Q
+    Q = np.multiply(q.data, q.dtype.type(scale), order="C")
+    Q = Q.reshape(pairs, R, T, d)                                       # s Q
     K = k.data.reshape(pairs, S, d)
     V = v.data.reshape(pairs, S, d)
     O = np.empty_like(Q)
@@ -363,7 +374,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     pieces = []
     for start in range(0, T, 64):
         t = slice(start, min(start + 64, T))                            # queries
-        s, bound = _seen(t, S - T, window, Q.dtype) if causal else (slice(0, S), None)  # keys
+        s = _seen(t, S - T, window) if causal else slice(0, S)          # keys
+        bound = _bound(t.stop - t.start, s.stop - s.start, window, Q.dtype) if causal else None
         shape = pairs, R * (t.stop - t.start), s.stop - s.start
         mask = _keep_mask(shape, dropout, rng, Q.dtype) if dropout else None
         for h in slices(shape, 1 << 18):                                # heads
@@ -376,7 +388,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
             keep = None if mask is None else mask[h]
             o = _times(E, keep) @ V[h, s]
             o /= Z
-            O[h, :, t] = o.reshape(O[h, :, t].shape)
+            O[h, :, t] = _unstacked(o, R)
             if q_trained or k_trained or v_trained:
                 pieces.append((h, t, s, E, Z, keep))
 
@@ -393,7 +405,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
             dS -= np.vecdot(E, dS)[..., None] / Z
             dS *= E
             if q_trained:
-                dQ[h, :, t] = (dS @ K[h, s]).reshape(dQ[h, :, t].shape)
+                dQ[h, :, t] = _unstacked(dS @ K[h, s], R)
             if k_trained:
                 dK[h, s] += dS.swapaxes(1, 2) @ _stacked(Q[h, :, t])
         if q_trained:
@@ -406,8 +418,8 @@ def _check_attention(q, k, v, causal, window):
     """Return H/G, or 1. Raise ValueError unless shapes and options fit."""
     H = q.shape[-3] if q.ndim > 2 else 1
     G = k.shape[-3] if k.ndim > 2 else 1
-    fit = (min(q.ndim, k.ndim) > 1 and k.shape == v.shape and q.shape[-1] == k.shape[-1]
-           and q.shape[:-3] == k.shape[:-3])
+    fit = (min(q.ndim, k.ndim) > 1 and k.shape == v.shape
+           and q.shape[-1] == k.shape[-1] and q.shape[:-3] == k.shape[:-3])
     if not fit or H != G and (H * G == 0 or H % G):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected "
                          "(…, H, T, d), (…, G, S, d), (…, G, S, d), and G a divisor of H")
@@ -419,11 +431,10 @@ def _check_attention(q, k, v, causal, window):
     return H // G if G else 1
 
 
-def _seen(t, past, window, dtype):
-    """Return the slice of keys that the queries t, a slice, see, and the `_bound` of the scores."""
-    start = max(0, past + t.start + 1 - window) if window else 0
-    keys = slice(start, past + t.stop)
-    return keys, _bound(t.stop - t.start, keys.stop - start, window, dtype)
+def _seen(t, past, window):
+    """Return the slice of keys that some query of the slice t sees."""
+    start = past + t.start + 1 - window if window else 0
+    return slice(max(0, start), past + t.stop)
 
 
 @functools.lru_cache(maxsize=64)
@@ -439,19 +450,28 @@ def _bound(n, m, window, dtype):
         m = window = n
     i = np.arange(m - n, m)[:, None]
     j = np.arange(m)
-    return np.where((j <= i) & (j > i - window), np.inf, -np.inf).astype(dtype)
+    seen = (j <= i) & (j > i - window)
+    return np.where(seen, np.inf, -np.inf).astype(dtype)
 
 
 def _hide(scores, bound):
     """Set the hidden ones of the scores (h, R n, m) to −∞."""
     n, m = bound.shape
-    last = scores.reshape(len(scores), -1, n, scores.shape[-1])[..., -m:]
+    heads, _, keys = scores.shape
+    last = scores.reshape(heads, -1, n, keys)[..., -m:]
     np.fmin(last, bound, out=last)
 
 
 def _stacked(a):
     """Put the rows of the heads that share a key after each other: (h, R, n, d) → (h, R n, d)."""
-    return a.reshape(len(a), a.shape[1] * a.shape[2], a.shape[3])
+    h, R, n, d = a.shape
+    return a.reshape(h, R * n, d)
+
+
+def _unstacked(a, R):
+    """Undo `_stacked`: (h, R n, d) → (h, R, n, d)."""
+    h, rows, d = a.shape
+    return a.reshape(h, R, rows // R, d)
 
 
 def _times(a, mask):
@@ -490,13 +510,15 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     sums = np.empty(len(Z), Z.dtype)
     total = 0.0
     for s in slices(Z.shape, 1 << 18):
-        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if E is None else E[s])
+        largest = Z[s].max(-1, keepdims=True)
+        z = np.subtract(Z[s], largest, out=None if E is None else E[s])
         aim = z[np.arange(len(z)), t[s]]
         if eps:
             aim = (1 - eps) * aim + eps * z.mean(-1)
         np.exp(z, out=z)
         sums[s] = _row_sums(z)[:, 0]
-        total += np.dot(np.where(counted[s], np.log(sums[s]) - aim, 0), counted[s])
+        surprise = np.log(sums[s]) - aim
+        total += np.dot(np.where(counted[s], surprise, 0), counted[s])
 
     def dlogits(dy):
         w = np.where(counted, dy / n, 0).astype(E.dtype)

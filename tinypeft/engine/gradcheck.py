@@ -60,7 +60,8 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
             v = rng.standard_normal(x.shape)
             analytic = np.vdot(g, v)
             numeric = (4 * slope(x, v, step / 2) - slope(x, v, step)) / 3    # Richardson: no h²
-            error = abs(analytic - numeric) / max(1.0, np.linalg.norm(g) * np.linalg.norm(v))
+            size = np.linalg.norm(g) * np.linalg.norm(v)
+            error = abs(analytic - numeric) / max(1.0, size)
             if not error <= tolerance:
                 raise AssertionError(
                     f"gradcheck: input {i} of shape {x.shape}: backward says {analytic:.10g}, "

@@ -50,14 +50,16 @@ def graph(y: Callable[..., Tensor] | Tensor, /, **tensors: Tensor | Array | floa
     order = topological_order(y.node or y)
     if len(order) > LARGEST:
         raise ValueError(f"graph: {len(order)} operations and leaves, expected at most {LARGEST}")
-    values = {id(x.node or x): x.data for x in (*made, *tensors.values(), y)}
+    shown = [*made, *tensors.values(), y]
+    values = {id(x.node or x): x.data for x in shown}
     names = {id(x.node or x): name for name, x in tensors.items()}
     grads = gradients(order, np.ones_like(y.data)) if is_function else {}
     boxes = {}
     for node in order:
         key = id(node)
         parents = [boxes[id(parent[0])] for parent in node.parents if parent]
-        boxes[key] = Box(node, parents, names.get(key), values.get(key), grads.get(key))
+        known = [table.get(key) for table in (names, values, grads)]
+        boxes[key] = Box(node, parents, *known)
     return Graph(list(boxes.values()))
 
 

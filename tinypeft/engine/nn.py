@@ -177,7 +177,8 @@ class Module:
         return ""
 
     def _repr_html_(self):
-        arrays = {id(a): (path, a) for path, a in self._named((Parameter, np.ndarray, Packed))}
+        named = self._named((Parameter, np.ndarray, Packed))
+        arrays = {id(a): (path, a) for path, a in named}
         numbers, sizes = {}, {}                          # equal layers in several blocks: one row
         for path, a in arrays.values():                  # a tied weight once
             pattern, *number = re.split(r"\.(\d+)\.", path, maxsplit=1)

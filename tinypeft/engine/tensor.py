@@ -313,7 +313,8 @@ class Tensor:
 
         def da(dy):
             base = np.where(b == 0, 1, a)
-            return unbroadcast(np.where(b == 0, 0, dy) * (b * base ** (b - 1)), A)
+            dy = np.where(b == 0, 0, dy)
+            return unbroadcast(dy * (b * base ** (b - 1)), A)
 
         def db(dy):
             base = np.where((a == 0) & (b >= 0), 1, a)
@@ -325,7 +326,9 @@ class Tensor:
         other = self._constant(other)
         if self.ndim == 1:                               # a row, whose axis is dropped again
             y = self.reshape(1, -1) @ other
-            return y.reshape(y.shape[:-2] + y.shape[-1:] if other.ndim > 1 else ())
+            if other.ndim == 1:
+                return y.reshape(())
+            return y.reshape(y.shape[:-2] + y.shape[-1:])
         if other.ndim == 1:                              # a column, likewise
             y = self @ other.reshape(-1, 1)
             return y.reshape(y.shape[:-1])
@@ -381,11 +384,13 @@ class Tensor:
 
     def relu(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, ~(x <= 0))))
+        y = np.maximum(x, 0)
+        return Tensor.op(y, (self, lambda dy: gated(dy, ~(x <= 0))))
 
     def abs(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.abs(x), (self, lambda dy: gated(dy, np.sign(x))))
+        y = np.abs(x)
+        return Tensor.op(y, (self, lambda dy: gated(dy, np.sign(x))))
 
     # -- reductions -----------------------------------------------------------------------------
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
@@ -520,9 +525,9 @@ def accepts_arrays(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     than a microsecond where all are Tensors already.
     """
     signature = inspect.signature(f)
-    kinds = [p.annotation if p.annotation in (Tensor, Tensor | None) else object
-             for p in signature.parameters.values()]
-    names = [name for name, kind in zip(signature.parameters, kinds, strict=True) if kind is not object]
+    types = {name: p.annotation for name, p in signature.parameters.items()}
+    names = [name for name, kind in types.items() if kind in (Tensor, Tensor | None)]
+    kinds = [kind if name in names else object for name, kind in types.items()]
 
     @functools.wraps(f)
     def on_tensors(*args, **options):
