@@ -25,7 +25,8 @@ def facts(pairs: Iterable[tuple], caption: str | None = None) -> str:
     """An HTML table of (name, value) pairs. Arrays and text of several lines keep their breaks."""
     def row(name, value):
         text = escape(value)
-        if "\n" in value or value[:1] == "[": text = f"<pre style='margin:0'>{text}</pre>"
+        if "\n" in value or value[:1] == "[":
+            text = f"<pre style='margin:0'>{text}</pre>"
         return f"<tr><th {LEFT}>{escape(name)}</th><td {LEFT}>{text}</td></tr>"
     rows = "".join(row(str(name), str(value)) for name, value in pairs)
     return f"<table>{_caption(caption)}<tbody>{rows}</tbody></table>"
@@ -39,6 +40,7 @@ def drawing(svg: str, alt: str = "") -> str:
 
 
 def _caption(text):
-    if not text: return ""
+    if not text:
+        return ""
     style = "text-align:left;white-space:nowrap"
     return f"<caption style='{style}'><code>{escape(str(text))}</code></caption>"

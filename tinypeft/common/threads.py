@@ -28,7 +28,7 @@ __all__ = ["blas_threads", "parallel_map", "slices"]
 # -- threads of the BLAS --------------------------------------------------------------------------
 @functools.cache
 def _openblas():
-    """(get, set) of the thread count in the OpenBLAS of NumPy's wheels; None for another BLAS."""
+    """Find (get, set) of the thread count in the OpenBLAS of NumPy's wheels; None without it."""
     root = Path(np.__file__).parent
     for lib in [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]:
         with contextlib.suppress(OSError, AttributeError):
@@ -42,30 +42,37 @@ class _Requests:
     it; when the last block ends, the count is what it was before the first."""
 
     def __init__(self):
-        self.lock, self.open, self.before = threading.Lock(), [], None      # open: (thread, count)
-        if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=self.forked)
+        self.lock = threading.Lock()
+        self.open = []                           # (thread, count)
+        self.before = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forked)
 
     def begin(self, n):
         read, write = _openblas()
         request = [threading.get_ident(), n]
         with self.lock:
-            if not self.open: self.before = read()
+            if not self.open:
+                self.before = read()
             self.open.append(request)
             write(n)
         return request
 
     def end(self, request):
-        with self.lock: self.keep(lambda r: r is not request)
+        with self.lock:
+            self.keep(lambda r: r is not request)
 
     def keep(self, wanted):
-        left = [r for r in self.open if wanted(r)]
-        _openblas()[1](left[-1][1] if left else self.before)
-        self.open = left
+        requests = [r for r in self.open if wanted(r)]
+        _, write = _openblas()
+        write(requests[-1][1] if requests else self.before)
+        self.open = requests
 
     def forked(self):
         """The blocks of the other threads never end here, and one of them may hold the lock."""
         self.lock = threading.Lock()
-        if self.open: self.keep(lambda r: r[0] == threading.get_ident())
+        if self.open:
+            self.keep(lambda r: r[0] == threading.get_ident())
 
 
 _requests = _Requests()
@@ -81,16 +88,20 @@ def blas_threads(n: int) -> Iterator[None]:
         yield
         return
     request = _requests.begin(n)
-    try: yield
-    finally: _requests.end(request)
+    try:
+        yield
+    finally:
+        _requests.end(request)
 
 
 # -- workers --------------------------------------------------------------------------------------
 @functools.cache
-def _pool(workers): return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
+def _pool(workers):
+    return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
 
 
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 _in_worker = contextvars.ContextVar("in_worker", default=False)
 
 
@@ -102,7 +113,8 @@ def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> lis
     begun are finished before its error is raised, so that nothing is computed after the call.
     """
     items = list(items)
-    if workers <= 1 or len(items) <= 1 or _in_worker.get(): return [fn(item) for item in items]
+    if workers <= 1 or len(items) <= 1 or _in_worker.get():
+        return [fn(item) for item in items]
 
     def work(item):
         _in_worker.set(True)
@@ -110,7 +122,8 @@ def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> lis
     with blas_threads(1):
         pool, jobs = _pool(workers), []
         try:
-            for item in items: jobs.append(pool.submit(contextvars.copy_context().run, work, item))
+            for item in items:
+                jobs.append(pool.submit(contextvars.copy_context().run, work, item))
             return [job.result() for job in jobs]
         finally:
             wait([job for job in jobs if not job.cancel()])

@@ -511,7 +511,7 @@ def _excerpt(array):
 
 # -- functions of several tensors ---------------------------------------------------------------
 def _common(values):
-    """Return the values as Tensors of one dtype: that of the first Tensor, or of the first array."""
+    """Return the values as Tensors of the dtype of the first Tensor, or of the first array."""
     first = next((x for x in values if isinstance(x, Tensor)), None)
     if first is None:
         first = Tensor(*values[:1] or (0.0,))
