@@ -205,7 +205,8 @@ def test_pytorch(name, torch):
 
 # -- arrays ----------------------------------------------------------------------------------------
 ARGUMENTS = {
-    "linear": dict(x=normal(3, 4), W=normal(5, 4), b=normal(5)), "layer_norm": dict(x=normal(3, 4), gamma=normal(4), beta=normal(4)),
+    "linear": dict(x=normal(3, 4), W=normal(5, 4), b=normal(5)),
+    "layer_norm": dict(x=normal(3, 4), gamma=normal(4), beta=normal(4)),
     "rms_norm": dict(x=normal(3, 4), gamma=normal(4)), "rotary": dict(x=normal(5, 6), cos=ANGLES[0], sin=ANGLES[1]),
     "gelu": dict(x=normal(3)), "swiglu": dict(gate=normal(3), up=normal(3)), "geglu": dict(gate=normal(3), up=normal(3)),
     "softmax": dict(x=normal(3, 4)), "log_softmax": dict(x=normal(3, 4)), "attention": dict(zip("qkv", qkv, strict=True)),

@@ -38,8 +38,8 @@ def test_tokens_are_drawn_as_often_as_they_should(options):
     assert (np.abs(drawn - n * q) <= 5 * np.sqrt(n * q * (1 - q)) + 1e-9).all()            # five standard deviations
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 0.1}, {"temperature": 9.0}, {"top_k": 1}, {"top_k": 40},
-                                     {"top_k": 9999}, {"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 1.0},
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"temperature": 0.1}, {"temperature": 9.0}, {"top_k": 1},
+                                     {"top_k": 40}, {"top_k": 9999}, {"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 1.0},
                                      {"top_k": 70, "top_p": 0.9}])
 def test_the_tokens_are_those_of_the_plain_twin(options):
     g = np.random.default_rng(0)

@@ -396,7 +396,7 @@ class Dropout(Module):
         self.rng = np.random.default_rng(rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p if self.training else 0, self.rng)
+        return F.dropout(x, self.p, self.rng) if self.training else x
 
     def describe(self) -> str:
         return f"({self.p})"
