@@ -47,7 +47,8 @@ def _or_none(limit):
     return Limit(holds, f"{limit.expected}, or None")
 
 
-def whole(default: int | None, *, least: int = 0, most: float = math.inf, **options: Any) -> Any:
+def whole(default: int | None, *, least: int = 0, most: float = math.inf,
+          **options: Any) -> Any:
     """An integer in [least, most]; `True` is not one."""
     def holds(x):
         is_integer = isinstance(x, (int, np.integer)) and not isinstance(x, bool)

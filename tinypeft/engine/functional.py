@@ -371,12 +371,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     if dropout and rng is not None:
         rng = np.random.default_rng(rng)                                # one for all blocks
     q_trained, k_trained, v_trained = (x.requires_grad for x in (q, k, v))
+    hides = causal and (window or T > 1)                                # one query sees all keys
     pieces = []
     for start in range(0, T, 64):
         t = slice(start, min(start + 64, T))                            # queries
         s = _seen(t, S - T, window) if causal else slice(0, S)          # keys
-        bound = _bound(t.stop - t.start, s.stop - s.start, window, Q.dtype) if causal else None
-        shape = pairs, R * (t.stop - t.start), s.stop - s.start
+        n, m = t.stop - t.start, s.stop - s.start
+        bound = _bound(n, m, window, Q.dtype) if hides else None
+        shape = pairs, R * n, m
         mask = _keep_mask(shape, dropout, rng, Q.dtype) if dropout else None
         for h in slices(shape, 1 << 18):                                # heads
             E = _stacked(Q[h, :, t]) @ K[h, s].swapaxes(1, 2)
@@ -418,8 +420,10 @@ def _check_attention(q, k, v, causal, window):
     """Return H/G, or 1. Raise ValueError unless shapes and options fit."""
     H = q.shape[-3] if q.ndim > 2 else 1
     G = k.shape[-3] if k.ndim > 2 else 1
-    fit = (min(q.ndim, k.ndim) > 1 and k.shape == v.shape
-           and q.shape[-1] == k.shape[-1] and q.shape[:-3] == k.shape[:-3])
+    fit = (min(q.ndim, k.ndim) > 1
+           and k.shape == v.shape
+           and q.shape[-1] == k.shape[-1]
+           and q.shape[:-3] == k.shape[:-3])
     if not fit or H != G and (H * G == 0 or H % G):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected "
                          "(…, H, T, d), (…, G, S, d), (…, G, S, d), and G a divisor of H")
@@ -442,11 +446,9 @@ def _bound(n, m, window, dtype):
     """An upper bound for each score (n, m) of the last n queries and m keys that end with them.
 
     It is ∞ where the query may see the key, −∞ where it may not. Without a window it is (n, n),
-    because all queries see the keys before the last n; None if nothing is hidden.
+    because all queries see the keys before the last n.
     """
     if window is None:
-        if n == 1:
-            return None
         m = window = n
     i = np.arange(m - n, m)[:, None]
     j = np.arange(m)

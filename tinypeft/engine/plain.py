@@ -127,8 +127,9 @@ def embedding(ids: Array, E: Tensor) -> Tensor:
     return E[np.asarray(ids)]
 
 
-def adamw(w: Array, g: Array, m: Array, v: Array, t: int, lr: float, beta1: float, beta2: float,
-          eps: float, decay: float) -> tuple[Array, Array, Array]:
+def adamw(w: Array, g: Array, m: Array, v: Array, t: int,
+          lr: float, beta1: float, beta2: float, eps: float,
+          decay: float) -> tuple[Array, Array, Array]:
     """Take step t = 1, 2, … of AdamW with the gradient g; return the new w, m and v.
 
     It is Algorithm 2 of arXiv 1711.05101 for one parameter; m and v start as zeros.
