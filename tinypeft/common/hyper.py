@@ -69,7 +69,8 @@ def real(default: float | None, *, least: float = -math.inf, above: float = -mat
     right = f"{below:g})" if below <= most else f"{most:g}]"
     names = {"(0, inf)": "a positive number", "[0, inf)": "a non-negative number"}
     interval = f"{left}, {right}"
-    return declared(default, Limit(holds, names.get(interval, f"a number in {interval}")), **options)
+    expected = names.get(interval, f"a number in {interval}")
+    return declared(default, Limit(holds, expected), **options)
 
 
 def one_of(*choices: Any, default: Any = ..., **options: Any) -> Any:
