@@ -35,7 +35,7 @@ class Limit:
 
 
 def declared(default: Any, limit: Limit, *, or_none: bool = False, also: tuple = ()) -> Any:
-    """A dataclass field with a limit. or_none: None is allowed, too. also: its names elsewhere."""
+    """Make a dataclass field with a limit. or_none: allow None. also: its names elsewhere."""
     if or_none:
         limit = _or_none(limit)
     return dataclasses.field(default=default, metadata={"limit": limit, "also": also})
@@ -49,7 +49,7 @@ def _or_none(limit):
 
 def whole(default: int | None, *, least: int = 0, most: float = math.inf,
           **options: Any) -> Any:
-    """An integer in [least, most]; `True` is not one."""
+    """Declare an integer in [least, most]; `True` is not one."""
     def holds(x):
         is_integer = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
         return is_integer and least <= x <= most
@@ -60,7 +60,7 @@ def whole(default: int | None, *, least: int = 0, most: float = math.inf,
 
 def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
          most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
-    """A finite number x with least ≤ x ≤ most and above < x < below."""
+    """Declare a finite number x with least ≤ x ≤ most and above < x < below."""
     def holds(x):
         is_number = isinstance(x, (int, float, np.integer, np.floating))
         return (is_number and not isinstance(x, bool) and abs(x) <= FINITE
@@ -74,7 +74,7 @@ def real(default: float | None, *, least: float = -math.inf, above: float = -mat
 
 
 def one_of(*choices: Any, default: Any = ..., **options: Any) -> Any:
-    """One of `choices`, of the same type; the default is the first."""
+    """Declare one of `choices`, of the same type; the default is the first."""
     def holds(x):
         return any(type(x) is type(choice) and x == choice for choice in choices)
     *names, last = map(repr, choices)
@@ -84,14 +84,14 @@ def one_of(*choices: Any, default: Any = ..., **options: Any) -> Any:
 
 
 def flag(default: bool, **options: Any) -> Any:
-    """True or False."""
+    """Declare True or False."""
     def holds(x):
         return isinstance(x, (bool, np.bool_))
     return declared(default, Limit(holds, "True or False"), **options)
 
 
 def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
-    """A tuple of names of layers, spelled as in `models/targets.py`, or "all"."""
+    """Declare a tuple of names of layers, spelled as in `models/targets.py`, or "all"."""
     def holds(x):
         if isinstance(x, str):
             return x == "all"
@@ -101,7 +101,7 @@ def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
 
 
 def mapping(field: Any, **options: Any) -> Any:
-    """None, or a dict from layer names to values that `field` (a declared field) allows."""
+    """Declare None or a dict: names of layers → values that `field` (a declared field) allows."""
     limit = field.metadata["limit"]
 
     def holds(x):

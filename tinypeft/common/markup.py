@@ -10,7 +10,7 @@ LEFT, RIGHT = "style='text-align:left;white-space:pre-wrap'", "style='text-align
 
 def table(rows: Iterable[Sequence], head: Sequence[str] | None = None, caption: str | None = None,
           numbers: Sequence[int] = (), foot: str | None = None) -> str:
-    """An HTML table of rows of values. numbers: columns aligned to the right. foot: a last line."""
+    """Write rows as an HTML table. numbers: columns aligned to the right. foot: a last line."""
     def line(row, tag):
         cells = (f"<{tag} {RIGHT if i in numbers else LEFT}>{escape(str(value))}</{tag}>"
                  for i, value in enumerate(row))
@@ -22,7 +22,7 @@ def table(rows: Iterable[Sequence], head: Sequence[str] | None = None, caption: 
 
 
 def facts(pairs: Iterable[tuple], caption: str | None = None) -> str:
-    """An HTML table of (name, value) pairs. Arrays and text of several lines keep their breaks."""
+    """Write (name, value) pairs as a table. Arrays and text of several lines keep their breaks."""
     def row(name, value):
         text = escape(value)
         if "\n" in value or value[:1] == "[":
@@ -33,7 +33,7 @@ def facts(pairs: Iterable[tuple], caption: str | None = None) -> str:
 
 
 def drawing(svg: str, alt: str = "") -> str:
-    """The text of an SVG as an HTML image. JupyterLab shows an SVG output in a trusted notebook
+    """Write an SVG as an HTML image. JupyterLab shows an SVG output in a trusted notebook
     only, and an image in every notebook."""
     return (f"<img alt='{escape(alt)}' style='max-width:100%' "
             f"src='data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}'>")

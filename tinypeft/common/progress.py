@@ -27,12 +27,14 @@ class Progress:
 
     def __call__(self, done: int, text: str = "") -> None:
         now = time.perf_counter()
-        left = self.total - done
-        if not self.show or now - self.drawn < 0.1 and left > 0:
+        remaining = self.total - done
+        if not self.show or now - self.drawn < 0.1 and remaining > 0:
             return
         self.drawn = now
         spent = now - self.start
-        when = f"{spent / max(done, 1) * left:.0f} s left" if left > 0 else f"{spent:.1f} s"
+        when = f"{spent:.1f} s"
+        if remaining > 0:
+            when = f"{spent / max(done, 1) * remaining:.0f} s left"
         line = f"{self.label} {done}/{self.total}  {text}  {when}"
         if not self.notebook:
             self._write("\r" + line.ljust(100)[:100])

@@ -69,7 +69,7 @@ class _Requests:
         self.open = requests
 
     def forked(self):
-        """The blocks of the other threads never end here, and one of them may hold the lock."""
+        """Forget the blocks of other threads: they never end here, and one may hold the lock."""
         self.lock = threading.Lock()
         if self.open:
             self.keep(lambda r: r[0] == threading.get_ident())
@@ -106,7 +106,7 @@ _in_worker = contextvars.ContextVar("in_worker", default=False)
 
 
 def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
-    """[fn(item) for item in items], in order, computed by `workers` threads; 1 is a plain loop.
+    """Return [fn(item) for item in items], computed by `workers` threads; 1 is a plain loop.
 
     A worker has the caller's `no_grad`, `tape` and NumPy error state. In a worker this is a plain
     loop, too: the pool's threads would wait for each other. When an item fails, the items that have

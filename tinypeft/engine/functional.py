@@ -23,7 +23,7 @@ IGNORED = -100        # the target of a position that does not count; PyTorch's 
 
 
 def _rows(a):
-    """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
+    """Flatten (…, d) to (N, d): one large two-dimensional product beats many small ones."""
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # −1 would fail where d = 0
 
 
@@ -57,14 +57,14 @@ def _sum_product(a, b):
     return np.einsum("ij,ij->j", _rows(a), _rows(b))
 
 
-def _ids(ids, n, what):
+def _ids(ids, n, name):
     """Return `ids` as an integer array. Raise TypeError or ValueError unless each is in [0, n)."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
-        raise TypeError(f"{what} must be integers, got an array of {ids.dtype}")
+        raise TypeError(f"{name} must be integers, got an array of {ids.dtype}")
     if ids.size and (ids.min() < 0 or ids.max() >= n):
         outside = ids[(ids < 0) | (ids >= n)]
-        raise ValueError(f"{what} must lie in [0, {n}), got {outside[0]}")
+        raise ValueError(f"{name} must lie in [0, {n}), got {outside[0]}")
     return ids
 
 
@@ -443,7 +443,7 @@ def _seen(t, past, window):
 
 @functools.lru_cache(maxsize=64)
 def _bound(n, m, window, dtype):
-    """An upper bound for each score (n, m) of the last n queries and m keys that end with them.
+    """Return an upper bound for each score (n, m) of the last n queries and m keys up to them.
 
     It is ∞ where the query may see the key, −∞ where it may not. Without a window it is (n, n),
     because all queries see the keys before the last n.
@@ -457,7 +457,7 @@ def _bound(n, m, window, dtype):
 
 
 def _hide(scores, bound):
-    """Set the hidden ones of the scores (h, R n, m) to −∞."""
+    """Set those of the scores (h, R n, m) to −∞ that the bound (n, m) hides."""
     n, m = bound.shape
     heads, _, keys = scores.shape
     last = scores.reshape(heads, -1, n, keys)[..., -m:]

@@ -41,7 +41,7 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
     gradients = {id(x): g for x, g in y.gradients(u)}
 
     def value(x, move):
-        """⟨u, f⟩ with x moved."""
+        """Compute ⟨u, f⟩ where x is moved."""
         before = x.data
         x.data = before + move
         try:

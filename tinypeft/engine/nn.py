@@ -162,7 +162,7 @@ class Module:
         """Runs before the forward pass of step 0 … total − 1."""
 
     def penalty(self) -> Tensor | None:
-        """A term to add to the loss, or None."""
+        """Return a term to add to the loss, or None."""
 
     def after_step(self, step: int, total: int) -> None:
         """Runs after the optimizer's step."""
@@ -173,7 +173,7 @@ class Module:
         return f"{title}({''.join(lines)}\n)" if lines else title
 
     def describe(self) -> str:
-        """What follows the name in the repr."""
+        """Return what follows the name in the repr."""
         return ""
 
     def _repr_html_(self):
@@ -206,7 +206,7 @@ def _joined(path, name):
 
 
 def _ranges(numbers):
-    """[0, 1, 2, 5] → "0–2,5"."""
+    """Write [0, 1, 2, 5] as "0–2,5"."""
     runs = []
     for i in numbers:
         if runs and runs[-1][1] == i - 1:

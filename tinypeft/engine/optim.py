@@ -170,7 +170,7 @@ class AdamW(Optimizer):
                 raise ValueError(f"AdamW: betas must lie in [0, 1), got {g['betas']}")
 
     def update(self, w: Array, g: Array, state: list[Array], group: dict) -> None:
-        """As `plain.adamw`, but in place: `scratch` is the only new array, of one slice's size."""
+        """Compute `plain.adamw` in place: `scratch` is the only new array, of a slice's size."""
         lr, (b1, b2) = group["lr"], group["betas"]
         arrays = [np.atleast_1d(a) for a in (w, g, *state)]          # views; a number has no slices
         for s in slices(arrays[0].shape, 1 << 18):

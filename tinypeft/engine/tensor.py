@@ -120,7 +120,7 @@ class Tensor:
     # -- recording ------------------------------------------------------------------------------
     @staticmethod
     def op(data: Array, *edges: tuple[Tensor | None, Vjp]) -> Tensor:
-        """The result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
+        """Make the result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
 
         The functions run in this order. That of a frozen parent is dropped, with the arrays that
         only it holds. A parent may be None (an absent bias).
@@ -133,7 +133,7 @@ class Tensor:
 
     @staticmethod
     def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
-        """The result of an operation whose gradients share work: vjp(dy) gives one per parent.
+        """Make the result of an operation whose gradients share work: vjp(dy) gives one per parent.
 
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
         itself or views of it, and never the same fresh array twice.
@@ -170,7 +170,7 @@ class Tensor:
             x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
 
     def gradients(self, dy: Array | None = None) -> Iterator[tuple[Tensor, Array]]:
-        """As `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
+        """Walk as `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
         `.grad` alone."""
         if not self.requires_grad:
             raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
@@ -184,12 +184,12 @@ class Tensor:
         root = self.node or self
         order = topological_order(root)
         grads = {id(root): dy}
-        own = set()                                      # ids of gradients safe to add into
+        sums = set()                                     # ids of gradients safe to add into
         while order:
             y = order.pop()
             dy = grads.pop(id(y))
             if isinstance(y, Tensor):                    # a leaf
-                yield y, np.asarray(dy) if id(y) in own else np.array(dy)
+                yield y, np.asarray(dy) if id(y) in sums else np.array(dy)
                 continue
             parents, vjp = y.parents, y.vjp
             y.parents = y.vjp = None                     # walked: free the arrays it saved
@@ -199,15 +199,15 @@ class Tensor:
                 x, _ = parent
                 assert dx.shape == x.shape and dx.dtype == x.dtype, (
                     f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
-                if id(x) in own:
+                if id(x) in sums:
                     grads[id(x)] += dx
                 elif id(x) in grads:
                     grads[id(x)] = grads[id(x)] + dx
-                    own.add(id(x))
+                    sums.add(id(x))
                 else:
                     grads[id(x)] = dx
                     if dx is not dy and dx.base is None:
-                        own.add(id(x))
+                        sums.add(id(x))
 
     def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
@@ -219,7 +219,7 @@ class Tensor:
         self.version += 1
 
     def detach(self) -> Tensor:
-        """A new leaf with the same data (shared, not copied) and no history."""
+        """Make a new leaf with the same data (shared, not copied) and no history."""
         return Tensor(self.data)
 
     # -- what an array has ----------------------------------------------------------------------
@@ -258,7 +258,7 @@ class Tensor:
     __setitem__ = _no_inplace
 
     def _constant(self, other):
-        """`other` as a Tensor: numbers and arrays become constants of this tensor's dtype."""
+        """Return `other` as a Tensor: numbers and arrays become constants of this dtype."""
         if isinstance(other, Tensor):
             if other.dtype == self.dtype:
                 return other
@@ -466,7 +466,7 @@ class Node:
 
 
 def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
-    """All nodes and leaves that `root` was computed from, each after its parents.
+    """List all nodes and leaves that `root` was computed from, each after its parents.
 
     In a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after both `b` and `c`
     have been visited. The walk is iterative, so that depth has no limit.
@@ -534,8 +534,8 @@ def accepts_arrays(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 not options or options.keys().isdisjoint(names)):
             return f(*args, **options)
         call = inspect.signature(f).bind(*args, **options)
-        given = {name: x for name, x in call.arguments.items() if name in names and x is not None}
-        call.arguments.update(zip(given, _common([*given.values()]), strict=True))
+        values = {name: x for name, x in call.arguments.items() if name in names and x is not None}
+        call.arguments.update(zip(values, _common([*values.values()]), strict=True))
         return f(*call.args, **call.kwargs)
     return on_tensors
 

@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..common.hints import Array
-from ..engine.nn import Linear, Module, Parameter, check_names, shapes_only
+from ..engine.nn import Linear, Module, Parameter, check_names, replace_modules, shapes_only
 
 __all__ = ["assembled", "unfilled"]
 
@@ -31,18 +31,18 @@ def assembled(cls: type[Module], config: Any, arrays: Mapping[str, Array],
             raise ValueError(f"{path} has a weight of shape {(layer.d_out, layer.d_in)}, "
                              f"expected {expected}")
     if "head.weight" in arrays:
+        has_bias = "head.bias" in arrays
         n_classes = arrays["head.weight"].shape[:1]
         shapes["head.weight"] = (*n_classes, config.d_model)
-        if "head.bias" in arrays:
+        if has_bias:
             shapes["head.bias"] = n_classes
         with shapes_only():
-            model.head = Linear(config.d_model, 1, bias="head.bias" in arrays)
+            model.head = Linear(config.d_model, 1, has_bias)
     _check(shapes, arrays)
-    modules = dict(model.named_modules())
-    parameters = {name: Parameter(array) for name, array in arrays.items()}
-    for full_name, part in {**layers, **parameters}.items():
+    replace_modules(model, layers)
+    for full_name, array in arrays.items():
         path, _, name = full_name.rpartition(".")
-        setattr(modules[path], name, part)
+        setattr(model.get(path), name, Parameter(array))
     return model
 
 

@@ -133,7 +133,7 @@ class Decoder(Module):
 
     def hidden(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
                prefix: Prefix | None = None, cache: KVCache | None = None) -> Tensor:
-        """As `forward`, but returns the final hidden states (B, T, d)."""
+        """Compute as `forward`, but return the final hidden states (B, T, d)."""
         who = type(self).__name__
         if isinstance(tokens, Tensor):
             raise TypeError(f"{who}: tokens are integers, got a Tensor of floats")
@@ -238,29 +238,30 @@ def _expand(virtual, B, ndim):
     return virtual + np.zeros((B, *[1] * virtual.ndim))
 
 
-def _interleave(prompt, x, at):
-    """Merge prompt (B, P, d) into x (B, T, d), vector j at place at[…, j].
+def _interleave(prompt, x, places):
+    """Merge prompt (B, P, d) into x (B, T, d), vector j at places[…, j].
 
     Also return the places to read, (B, T). Token t is read at the place before token t + 1, its
     own unless virtual tokens stand between. The last token is read at the last place.
     """
     B, P, _ = prompt.shape
     n = P + x.shape[1]
-    at = np.arange(P) if at is None else np.asarray(at)
-    if at.shape not in ((P,), (B, P)):
-        raise ValueError(f"prompt_at: expected shape ({P},) or ({B}, {P}), got {at.shape}")
-    if at.size and (at.min() < 0 or at.max() >= n):
+    places = np.arange(P) if places is None else np.asarray(places)
+    if places.shape not in ((P,), (B, P)):
+        raise ValueError(f"prompt_at: expected shape ({P},) or ({B}, {P}), got {places.shape}")
+    places = np.broadcast_to(places, (B, P))
+    if places.size and (places.min() < 0 or places.max() >= n):
         raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} "
-                         f"tokens, got {np.broadcast_to(at, (B, P)).tolist()}")
+                         f"tokens, got {places.tolist()}")
     rows = np.arange(B)[:, None]
     source = np.full((B, n), -1)                         # place → its vector of [prompt; x]
-    source[rows, at] = np.arange(P)
+    source[rows, places] = np.arange(P)
     is_token = source < 0
     if (is_token.sum(1) != n - P).any():
         raise ValueError("prompt_at: two vectors cannot take the same place, got "
-                         f"{np.broadcast_to(at, (B, P)).tolist()}")
-    places = np.nonzero(is_token)[1].reshape(B, n - P)   # of the tokens, (B, T)
-    source[rows, places] = np.arange(P, n)
-    read = np.full_like(places, n - 1)                   # where token t is read, (B, T)
-    read[:, :-1] = places[:, 1:] - 1
+                         f"{places.tolist()}")
+    tokens = np.nonzero(is_token)[1].reshape(B, n - P)   # their places, (B, T)
+    source[rows, tokens] = np.arange(P, n)
+    read = np.full_like(tokens, n - 1)                   # where token t is read, (B, T)
+    read[:, :-1] = tokens[:, 1:] - 1
     return concatenate([prompt, x], axis=1)[rows, source], read

@@ -151,17 +151,17 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     _check_room(model, tokens.shape[1], max_new_tokens)
     rng = np.random.default_rng(rng)
-    if use_cache and cache is None:
+    if not use_cache:
+        cache = None
+    elif cache is None:
         cache = KVCache(model.config.n_layers)
     fed = 0                                                  # tokens that the cache has seen
     done = np.zeros(len(tokens), bool)
     with no_grad(), keeping():
         for _ in range(max_new_tokens):
+            logits = model(tokens[:, fed:], cache=cache, last=True)
             if use_cache:
-                logits = model(tokens[:, fed:], cache=cache, last=True)
-            else:
-                logits = model(tokens, last=True)
-            fed = tokens.shape[1]
+                fed = tokens.shape[1]
             new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
             if stop is not None:
                 new = np.where(done, stop, new)
