@@ -30,7 +30,7 @@ LETTER, LINE = 6.63, 15                                  # width of a letter of 
 
 
 def graph(y: Callable[..., Tensor] | Tensor, /, **tensors: Tensor | Array | float) -> Graph:
-    """Draw the graph of a function, `graph(fn, a=2.0, W=array)`, or of a result, `graph(loss, a=a)`.
+    """Draw the graph of a function, `graph(fn, a=2.0, W=array)`, or a result, `graph(loss, a=a)`.
 
     A function is called with the keyword arguments; arrays and numbers become tensors that require
     gradients. Its result is differentiated (an array in the direction of ones), so that all values
