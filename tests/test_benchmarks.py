@@ -92,7 +92,7 @@ def test_both_sides_train_as_many_numbers(tiny):
 def test_every_operation_of_a_step_is_timed_once_in_each_direction():
     """Dropout that draws nothing returns its input, whose backward belongs to another operation."""
     config, rows = TINY["base"]
-    model = tp.GPT(config)
+    model = tp.GPT(config).train()
     step = sides.ours(model, sides.batch_of(config, rows), workers=1)
     with operations.watched() as spent: step()
     calls = Counter((name, direction) for name, direction, _ in spent)

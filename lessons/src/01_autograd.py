@@ -290,6 +290,8 @@ result
 # Its weight $W$ is stored as $(d_{out}, d_{in})$, and $n$ counts the $N$ rows:
 #
 # $$Y = X W^\top + b, \qquad Y_{no} = \sum_i X_{ni} W_{oi} + b_o \tag{4}$$
+#
+# (The line `@accepts_arrays` lets a caller give arrays in place of tensors.)
 
 # %%
 show(plain.linear)

@@ -29,7 +29,7 @@ import tracemalloc
 import numpy as np
 
 import tinypeft as tp
-from tinypeft.engine import optim
+from tinypeft.engine import optim, plain
 from tinypeft.course import beside, show
 from tinypeft.engine.recompute import recomputing
 from tinypeft.study import plot
@@ -153,7 +153,14 @@ print(f"in the mean a weight moved by {moved.mean():.1e}, "
 # (Where a gradient is almost zero, rounding decides its sign, and Adam moves the weight by $\eta$
 # all the same.)
 # Compare yours with the package's.
-# It does the same sums in place, and in pieces that fit a core's cache:
+# `plain.py` has the step to be read:
+
+# %%
+show(plain.adamw)
+
+# %% [markdown]
+# `optim.py` has it to be fast: the same sums in place, and in pieces that fit a core's cache.
+# Tests compare the two.
 
 # %%
 show(optim.AdamW.update)

@@ -29,6 +29,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.engine import functional as F
+from tinypeft.engine import plain
 from tinypeft.models import llama
 from tinypeft.course import show, use
 from tinypeft.interop import gguf_reader, read_safetensors
@@ -280,7 +281,13 @@ print(f"largest difference of the logits: {np.abs(mine - theirs).max():.1e}, "
       f"largest logit {np.abs(theirs).max():.1f}")
 
 # %% [markdown]
-# Compare yours with the package's layer, which has all of this:
+# Compare yours with the package's:
+
+# %%
+show(plain.grouped_attention)
+
+# %% [markdown]
+# The package's layer has all of this:
 
 # %%
 show(llama.Attention.forward)

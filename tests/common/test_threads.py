@@ -10,7 +10,7 @@ import pytest
 
 import tinypeft as tp
 from tinypeft.common import threads
-from tinypeft.common.threads import blas_threads, parallel_map
+from tinypeft.common.threads import blas_threads, parallel_map, slices
 
 
 def blas():
@@ -243,3 +243,15 @@ def test_no_grad_goes_on_in_a_forked_child():
     x = tp.Tensor([1.0], requires_grad=True)
     with tp.no_grad(): in_child(lambda: not (x * 2).requires_grad)
     in_child(lambda: (x * 2).requires_grad)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (7, 0), (1,), (1000,), (131, 7), (5, 1000), (3, 4, 100)])
+@pytest.mark.parametrize("budget", [1, 100, 1 << 17])
+def test_slices_hold_every_row_once_and_about_the_budget(shape, budget):
+    cut = slices(shape, budget)
+    assert [i for s in cut for i in range(s.start, min(s.stop, shape[0]))] == list(range(shape[0]))
+    sizes = [s.stop - s.start for s in cut]
+    assert len(set(sizes)) <= 1                          # equal ones: the last may only reach over the end
+    row = int(np.prod(shape[1:]))
+    if shape[0] * row > budget >= row: assert budget / 2 <= sizes[0] * row <= 1.5 * budget + row
+    elif shape[0] * row <= budget: assert len(cut) == (shape[0] > 0)

@@ -23,7 +23,7 @@ def test_of_a_method_or_scheme_the_paper_comes_first(cls):
 
 def test_of_anything_else_the_source_alone():
     assert source(LoRALinear) == f"# tinypeft/peft/lora.py\n{inspect.getsource(LoRALinear).rstrip()}"
-    assert source(F.linear).startswith("# tinypeft/engine/functional.py\ndef linear(")
+    assert source(F.linear).startswith("# tinypeft/engine/functional.py\n@accepts_arrays\ndef linear(")
     assert source(tp.LoRA.scale).split("\n")[1].startswith("def scale")
 
 

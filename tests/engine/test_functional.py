@@ -1,5 +1,6 @@
 """functional.py: every fused operation against finite differences, its composition from primitives, and PyTorch."""
 import contextlib
+import inspect
 import math
 import tracemalloc
 import weakref
@@ -200,6 +201,50 @@ def test_pytorch(name, torch):
     for i in range(len(arrays) if len(arrays) > 1 else 0):               # each alone trainable, the others frozen
         against_torch(fused, of_pytorch(name), *arrays, frozen=[j for j in range(len(arrays)) if j != i])
     against_torch(fused, of_pytorch(name), *(a.astype(np.float32) for a in arrays), tolerance=1e-5)
+
+
+# -- arrays ----------------------------------------------------------------------------------------
+ARGUMENTS = {
+    "linear": dict(x=normal(3, 4), W=normal(5, 4), b=normal(5)),
+    "layer_norm": dict(x=normal(3, 4), gamma=normal(4), beta=normal(4)),
+    "rms_norm": dict(x=normal(3, 4), gamma=normal(4)), "rotary": dict(x=normal(5, 6), cos=ANGLES[0], sin=ANGLES[1]),
+    "gelu": dict(x=normal(3)), "swiglu": dict(gate=normal(3), up=normal(3)), "geglu": dict(gate=normal(3), up=normal(3)),
+    "softmax": dict(x=normal(3, 4)), "log_softmax": dict(x=normal(3, 4)), "attention": dict(zip("qkv", qkv, strict=True)),
+    "grouped_attention": dict(q=normal(4, 3, 2), k=normal(2, 3, 2), v=normal(2, 3, 2)),
+    "cross_entropy": dict(logits=normal(6, 5), targets=IDS.ravel() % 4), "embedding": dict(ids=IDS, E=normal(6, 4)),
+    "dropout": dict(x=normal(3, 4), p=0.3, rng=7)}
+NO_TENSORS = {"cos", "sin", "targets", "ids", "p", "rng"}
+
+
+@pytest.mark.parametrize("module, name", [(m, n) for m in (F, plain) for n in m.__all__ if n not in ("IGNORED", "adamw")],
+                         ids=lambda value: getattr(value, "__name__", value).split(".")[-1])
+def test_arrays_are_constants(module, name):
+    """Each argument alone, and all together, as arrays, by place and by name: same values, and gradients of the others."""
+    f, arguments = getattr(module, name), ARGUMENTS[name]
+    names = [n for n in arguments if n not in NO_TENSORS]
+    expected = f(*(Tensor(a) if n in names else a for n, a in arguments.items())).data
+    for arrays in (*([n] for n in names), names):
+        call = {n: Tensor(a, requires_grad=True) if n in names and n not in arrays else a for n, a in arguments.items()}
+        for y in (f(*call.values()), f(**call)):
+            assert isinstance(y, Tensor) and y.dtype == np.float64 and np.array_equal(y.data, expected)
+        if len(arrays) < len(names): y.backward(np.ones_like(y.data))
+        assert y.requires_grad == (arrays != names) and all(call[n].grad is not None for n in names if n not in arrays)
+    small = f(*(Tensor(a.astype(np.float32)) if n == names[0] else a for n, a in arguments.items()))
+    assert small.dtype == np.float32                     # constants take the tensor's dtype
+    assert list(inspect.signature(f).parameters)[:len(arguments)] == list(arguments)
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda: F.softmax("x"), "a Tensor holds float32 or float64, got <U1"), (lambda: F.gelu(np.ones(2, complex)), "complex128"),
+    (lambda: F.linear(Tensor([[1.0]]), [[None]]), "object values do not mix"), (lambda: F.linear([[1.0]]), "missing .*'W'"),
+    (lambda: F.linear(Tensor(np.ones((1, 2))), Tensor([[1.0, 2.0]])), "float32 and float64 do not mix")])
+def test_what_is_no_tensor_and_no_numbers_is_refused(call, says):
+    with pytest.raises(TypeError, match=says): call()
+
+
+def test_lists_and_numbers_are_constants():
+    assert np.array_equal(F.softmax([0.0, 0.0]).data, [0.5, 0.5]) and F.softmax([0.0]).dtype == np.float32
+    assert plain.gelu(0.0).item() == 0 and F.linear([1, 2], [[3, 4]], b=None).data.tolist() == [11]
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 
 from tests.oracles import assert_close
 from tinypeft.engine import functional as F
+from tinypeft.engine import plain
 from tinypeft.engine.nn import Parameter
 from tinypeft.engine.optim import SGD, AdamW, clip_grad_norm, schedule
 from tinypeft.engine.tensor import GraphError
@@ -67,18 +68,29 @@ def test_sgd_follows_pytorch(options, gpt, torch):
                     lambda n: torch.optim.SGD([p for _, p in n], **options), clip=None, kind="linear")
 
 
-def test_adamw_by_its_equations():
-    p, g = Parameter(np.array([1.0, -2.0])), np.array([0.5, 3.0])
-    w, m, v = p.data.copy(), 0.0, 0.0
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (900, 700)])                 # the last is cut into slices
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-14), (np.float32, 2e-6)])
+def test_adamw_is_its_plain_twin(shape, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    start, g = (np.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+    p, w = Parameter(start.copy()), start
+    m = v = np.zeros(shape, dtype)
     optimizer = AdamW([p], lr=0.1, betas=(0.8, 0.9), eps=0.01, weight_decay=0.2)
     for t in (1, 2, 3):
-        p.grad = t * g
+        p.grad = np.asarray(t * g, dtype)
         optimizer.step()
-        w = w - 0.1 * 0.2 * w
-        m, v = 0.8 * m + 0.2 * t * g, 0.9 * v + 0.1 * (t * g) ** 2
-        w = w - 0.1 * (m / (1 - 0.8 ** t)) / (np.sqrt(v / (1 - 0.9 ** t)) + 0.01)
-        assert_close(p, w, 1e-14)
-    assert np.array_equal(p.grad, 3 * g)                 # the gradient is left as it is
+        w, m, v = plain.adamw(w, p.grad, m, v, t, 0.1, 0.8, 0.9, 0.01, 0.2)
+        assert w.dtype == dtype
+        for ours, twin in zip((p.data, *optimizer.state[id(p)]), (w, m, v), strict=True): assert_close(ours, twin, tolerance)
+    assert np.array_equal(p.grad, np.asarray(3 * g, dtype))                      # the gradient is left as it is
+
+
+def test_the_plain_adamw_is_the_papers():
+    """Two numbers by hand: m̂ = g and v̂ = g² in the first step, and the decay does not go through the gradient."""
+    w, m, v = plain.adamw(np.array([1.0, -2.0]), np.array([0.5, -3.0]), 0.0, 0.0, 1, 0.1, 0.8, 0.9, 0.0, 0.2)
+    assert_close(w, [1 - 0.02 - 0.1, -2 + 0.04 + 0.1], 1e-14)
+    assert_close(m, [0.1, -0.6], 1e-14)
+    assert_close(v, [0.025, 0.9], 1e-14)
 
 
 def test_a_parameter_without_axes(torch):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tinypeft as tp
+from tests.bad_values import bad_values
 from tests.stress import record
 from tinypeft.commands.arguments import parsed
 from tinypeft.commands.cli import main as tinypeft
@@ -54,7 +55,7 @@ def wrong_fields() -> Iterator[tuple]:
             yield [command, name, "--set", "nosuch"], ("nosuch", "expected FIELD=VALUE")
             for field in dataclasses.fields(cls):
                 limit = field.metadata.get("limit")
-                for bad in limit.bad if limit and field.init else ():
+                for bad in bad_values(limit) if limit and field.init else ():
                     if isinstance(bad, str) and limit.holds((bad,)): continue                 # the command line takes one name
                     text = f"{field.name}={bad!r}"           # nan and inf are no literals, and stay text
                     yield [command, name, "--set", text], (cls.__name__, *text.split("=")[:1], limit.expected,

@@ -7,8 +7,6 @@ the speed, the memory, the edge of a threshold); they count as survivors.
 __all__ = ["EQUIVALENT", "EXPLAINED"]
 
 EQUIVALENT = {
-    ("tinypeft/engine/functional.py", "attention", "R * n * seen", "R * n"):
-        "how many heads are computed at once: the size of temporaries, not a number in them",
     ("tinypeft/models/generation.py", "LayerCache._grown", "2 * self.length", "self.length"):
         "the buffer grows at each token instead of seldom: slower, the same keys and values",
     ("tinypeft/interop/adapters.py", "load", "model: Decoder, file: Path, strict: bool=True",

@@ -20,7 +20,9 @@ def keep_freed_memory() -> bool:
     An array of up to 32 MiB, the most that glibc allows, no longer has a mapping of its own. The
     end of the heap is not returned, and all threads share one heap, because a heap of their own
     would be returned whole. https://man7.org/linux/man-pages/man3/mallopt.3.html"""
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError): return False    # Windows, macOS, musl
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):                 # Windows, macOS, musl
+        return False
     wanted = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 2**31 - 1, ARENA_MAX: 1}
     return all([mallopt(name, value) == 1 for name, value in wanted.items()])

@@ -29,77 +29,90 @@ NAME = re.compile(r"!?[^.\s!][^.\s]*(\.[^.\s]+)*")           # of layers: `model
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What a field may hold. expected: in words, after "must be". bad: some values it refuses."""
+    """What a field may hold. expected: in words, after "must be"."""
     holds: Callable[[Any], bool]
     expected: str
-    bad: tuple = ()
 
 
 def declared(default: Any, limit: Limit, *, or_none: bool = False, also: tuple = ()) -> Any:
-    """A dataclass field with a limit. or_none: None is allowed, too. also: its names elsewhere."""
-    either = Limit(lambda x: x is None or limit.holds(x), f"{limit.expected}, or None", limit.bad)
-    stated = {"limit": either if or_none else limit, "also": also}
-    return dataclasses.field(default=default, metadata=stated)
+    """Make a dataclass field with a limit. or_none: allow None. also: its names elsewhere."""
+    if or_none:
+        limit = _or_none(limit)
+    return dataclasses.field(default=default, metadata={"limit": limit, "also": also})
 
 
-def whole(default: int | None, *, least: int = 0, most: float = math.inf, **options: Any) -> Any:
-    """An integer in [least, most]; `True` is not one."""
-    integer = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-    holds = lambda x: integer(x) and least <= x <= most
-    words = f"an integer ≥ {least}" if most == math.inf else f"an integer from {least} to {most}"
-    positive = {"an integer ≥ 0": "a non-negative integer", "an integer ≥ 1": "a positive integer"}
-    bad = (least - 1, least + 0.5, most + 1, True, str(least))
-    return declared(default, Limit(holds, positive.get(words, words), bad), **options)
+def _or_none(limit):
+    def holds(x):
+        return x is None or limit.holds(x)
+    return Limit(holds, f"{limit.expected}, or None")
+
+
+def whole(default: int | None, *, least: int = 0, most: float = math.inf,
+          **options: Any) -> Any:
+    """Declare an integer in [least, most]; `True` is not one."""
+    def holds(x):
+        is_integer = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+        return is_integer and least <= x <= most
+    expected = f"an integer ≥ {least}" if most == math.inf else f"an integer from {least} to {most}"
+    names = {"an integer ≥ 0": "a non-negative integer", "an integer ≥ 1": "a positive integer"}
+    return declared(default, Limit(holds, names.get(expected, expected)), **options)
 
 
 def real(default: float | None, *, least: float = -math.inf, above: float = -math.inf,
          most: float = math.inf, below: float = math.inf, **options: Any) -> Any:
-    """A finite number x with least ≤ x ≤ most and above < x < below."""
-    number = lambda x: isinstance(x, (int, float, np.integer, np.floating))
-    holds = lambda x: (number(x) and not isinstance(x, bool) and abs(x) <= FINITE
-                       and least <= x <= most and above < x < below)
+    """Declare a finite number x with least ≤ x ≤ most and above < x < below."""
+    def holds(x):
+        is_number = isinstance(x, (int, float, np.integer, np.floating))
+        return (is_number and not isinstance(x, bool) and abs(x) <= FINITE
+                and least <= x <= most and above < x < below)
     left = f"({above:g}" if above >= least else f"[{least:g}"
     right = f"{below:g})" if below <= most else f"{most:g}]"
-    words = {"(0, inf)": "a positive number", "[0, inf)": "a non-negative number"}.get(
-        f"{left}, {right}", f"a number in {left}, {right}")
-    bad = math.nextafter(least, -math.inf), math.nextafter(most, math.inf), above, below
-    return declared(default, Limit(holds, words, (math.nan, math.inf, "1", *bad)), **options)
+    names = {"(0, inf)": "a positive number", "[0, inf)": "a non-negative number"}
+    interval = f"{left}, {right}"
+    expected = names.get(interval, f"a number in {interval}")
+    return declared(default, Limit(holds, expected), **options)
 
 
 def one_of(*choices: Any, default: Any = ..., **options: Any) -> Any:
-    """One of `choices`, of the same type; the default is the first."""
-    holds = lambda x: any(type(x) is type(c) and x == c for c in choices)
-    words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
-    default = choices[0] if default is ... else default
-    return declared(default, Limit(holds, words, ("?", 0.5, [default])), **options)
+    """Declare one of `choices`, of the same type; the default is the first."""
+    def holds(x):
+        return any(type(x) is type(choice) and x == choice for choice in choices)
+    *names, last = map(repr, choices)
+    if default is ...:
+        default = choices[0]
+    return declared(default, Limit(holds, f"{', '.join(names)} or {last}"), **options)
 
 
 def flag(default: bool, **options: Any) -> Any:
-    """True or False."""
-    holds = lambda x: isinstance(x, (bool, np.bool_))
-    return declared(default, Limit(holds, "True or False", (1, "yes")), **options)
+    """Declare True or False."""
+    def holds(x):
+        return isinstance(x, (bool, np.bool_))
+    return declared(default, Limit(holds, "True or False"), **options)
 
 
 def layer_names(default: tuple[str, ...] | str, **options: Any) -> Any:
-    """A tuple of names of layers, spelled as in `models/targets.py`, or "all"."""
-    holds = lambda x: x == "all" if isinstance(x, str) else (
-        isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_name, x)))
-    limit = Limit(holds, "a tuple of names such as ('query', 'blocks.2-5', '!blocks.3'), or 'all'",
-                  ("query", (), 3, (1,), ("!",), ("blocks..0",), ("query value",)))
+    """Declare a tuple of names of layers, spelled as in `models/targets.py`, or "all"."""
+    def holds(x):
+        if isinstance(x, str):
+            return x == "all"
+        return isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_name, x))
+    limit = Limit(holds, "a tuple of names such as ('query', 'blocks.2-5', '!blocks.3'), or 'all'")
     return declared(default, limit, **{"also": ("target_modules",), **options})
 
 
 def mapping(field: Any, **options: Any) -> Any:
-    """None, or a dict from layer names to values that `field` (a declared field) allows."""
+    """Declare None or a dict: names of layers → values that `field` (a declared field) allows."""
     limit = field.metadata["limit"]
-    item = lambda name, value: _is_name(name) and limit.holds(value)
-    holds = lambda x: isinstance(x, dict) and all(item(*pair) for pair in x.items())
-    words = f"a dict whose keys are names of layers and whose values are each {limit.expected}"
-    bad = (3, {1: field.default}, *({"query": value} for value in limit.bad))
-    return declared(None, Limit(holds, words, bad), or_none=True, **options)
+
+    def holds(x):
+        return (isinstance(x, dict) and all(map(_is_name, x))
+                and all(map(limit.holds, x.values())))
+    expected = f"a dict whose keys are names of layers and whose values are each {limit.expected}"
+    return declared(None, Limit(holds, expected), or_none=True, **options)
 
 
-def _is_name(x): return isinstance(x, str) and NAME.fullmatch(x) is not None
+def _is_name(x):
+    return isinstance(x, str) and NAME.fullmatch(x) is not None
 
 
 class Checked:
@@ -108,14 +121,16 @@ class Checked:
 
     def __new__(cls, *args: Any, **kwargs: Any):
         accepted = inspect.signature(cls.__init__).parameters        # a subclass may have its own
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         for name in kwargs:
-            if name not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            if name not in accepted and not takes_all:
                 raise TypeError(f"{cls.__name__} has no field {name!r}; {_hint(name, cls)}")
         return super().__new__(cls)
 
     def __post_init__(self):
         for f in _fields(self):
-            limit, value = f.metadata.get("limit"), getattr(self, f.name)
+            limit = f.metadata.get("limit")
+            value = getattr(self, f.name)
             if limit and not limit.holds(value):
                 raise self.error(f"{type(self).__name__}: {f.name} must be {limit.expected}, "
                                  f"got {value!r}")
@@ -125,15 +140,19 @@ class Checked:
         """Rules that concern several fields; a subclass raises `self.error` where one is broken."""
 
 
-def _fields(cls): return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+def _fields(cls):
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
 
 
 def _hint(name, cls):
-    fields = {f.name: f.metadata.get("also", ()) for f in _fields(cls) if f.init}
-    for ours, others in fields.items():
-        if name in others: return f"the field is called {ours}"
-    near = difflib.get_close_matches(name, fields, 1)
-    return f"did you mean {near[0]}?" if near else f"its fields are {', '.join(fields) or 'none'}"
+    """Say which field may be meant by a name that is no field."""
+    fields = [f for f in _fields(cls) if f.init]
+    for field in fields:
+        if name in field.metadata.get("also", ()):
+            return f"the field is called {field.name}"
+    names = [field.name for field in fields]
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {near[0]}?" if near else f"its fields are {', '.join(names) or 'none'}"
 
 
 class Hyperparameters(Checked):

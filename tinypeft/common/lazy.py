@@ -26,29 +26,39 @@ class Package(ModuleType):
     def _homes(self) -> dict[str, str | None]:
         """Public name → the module that it is imported from; None if it is a module itself."""
         tree = ast.parse(self.__loader__.get_source(self.__name__))
-        listed = next(node.body for node in tree.body if isinstance(node, ast.If))
-        at = self.__name__.split(".")
-        homes = {node: node.module and ".".join([*at[:len(at) + 1 - node.level], node.module])
-                 for node in listed}
-        return {alias.name: home for node, home in homes.items() for alias in node.names}
+        imports = next(node.body for node in tree.body if isinstance(node, ast.If))
+        here = self.__name__.split(".")
+        homes = {}
+        for node in imports:
+            package = here[:len(here) + 1 - node.level]
+            home = ".".join([*package, node.module]) if node.module else None
+            homes |= {alias.name: home for alias in node.names}
+        return homes
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__all__": return list(self._homes)           # what `import *` gives
+        if name == "__all__":                                    # what `import *` gives
+            return list(self._homes)
         unknown = AttributeError(f"module {self.__name__!r} has no attribute {name!r}",
                                  name=name, obj=self)
-        if name.startswith("_"): raise unknown
-        if home := self._homes.get(name):
+        if name.startswith("_"):
+            raise unknown
+        home = self._homes.get(name)
+        if home:
             value = getattr(__import__(home, fromlist=[name]), name)
             return vars(self).setdefault(name, value)            # the next use finds it there
-        try: return import_module(f".{name}", self.__name__)
+        try:
+            return import_module(f".{name}", self.__name__)
         except ModuleNotFoundError as e:
-            if e.name != f"{self.__name__}.{name}": raise        # a module that it needs
+            if e.name != f"{self.__name__}.{name}":              # a module that it needs
+                raise
             raise unknown from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Python puts each module that it imports into its package. Where a name is listed as a
         # function of a module that is called the same, the function has the name: `engine.graph`.
-        if isinstance(value, ModuleType) and self._homes.get(name): value = getattr(value, name)
+        if isinstance(value, ModuleType) and self._homes.get(name):
+            value = getattr(value, name)
         super().__setattr__(name, value)
 
-    def __dir__(self) -> list[str]: return sorted({*super().__dir__(), *self._homes})
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._homes})

@@ -10,7 +10,7 @@ LEFT, RIGHT = "style='text-align:left;white-space:pre-wrap'", "style='text-align
 
 def table(rows: Iterable[Sequence], head: Sequence[str] | None = None, caption: str | None = None,
           numbers: Sequence[int] = (), foot: str | None = None) -> str:
-    """An HTML table of rows of values. numbers: columns aligned to the right. foot: a last line."""
+    """Write rows as an HTML table. numbers: columns aligned to the right. foot: a last line."""
     def line(row, tag):
         cells = (f"<{tag} {RIGHT if i in numbers else LEFT}>{escape(str(value))}</{tag}>"
                  for i, value in enumerate(row))
@@ -22,23 +22,25 @@ def table(rows: Iterable[Sequence], head: Sequence[str] | None = None, caption: 
 
 
 def facts(pairs: Iterable[tuple], caption: str | None = None) -> str:
-    """An HTML table of (name, value) pairs. Arrays and text of several lines keep their breaks."""
+    """Write (name, value) pairs as a table. Arrays and text of several lines keep their breaks."""
     def row(name, value):
         text = escape(value)
-        if "\n" in value or value[:1] == "[": text = f"<pre style='margin:0'>{text}</pre>"
+        if "\n" in value or value[:1] == "[":
+            text = f"<pre style='margin:0'>{text}</pre>"
         return f"<tr><th {LEFT}>{escape(name)}</th><td {LEFT}>{text}</td></tr>"
     rows = "".join(row(str(name), str(value)) for name, value in pairs)
     return f"<table>{_caption(caption)}<tbody>{rows}</tbody></table>"
 
 
 def drawing(svg: str, alt: str = "") -> str:
-    """The text of an SVG as an HTML image. JupyterLab shows an SVG output in a trusted notebook
+    """Write an SVG as an HTML image. JupyterLab shows an SVG output in a trusted notebook
     only, and an image in every notebook."""
     return (f"<img alt='{escape(alt)}' style='max-width:100%' "
             f"src='data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}'>")
 
 
 def _caption(text):
-    if not text: return ""
+    if not text:
+        return ""
     style = "text-align:left;white-space:nowrap"
     return f"<caption style='{style}'><code>{escape(str(text))}</code></caption>"

@@ -13,18 +13,28 @@ class Progress:
     second. In a notebook it updates one output, so a saved notebook holds the last state."""
 
     def __init__(self, total: int, label: str = "", show: bool | None = None):
-        self.total, self.label, self.start, self.drawn = total, label, time.perf_counter(), 0.0
-        self.notebook, self.handle = in_notebook(), None
+        self.total = total
+        self.label = label
+        self.start = time.perf_counter()
+        self.drawn = 0.0
+        self.notebook = in_notebook()
+        self.handle = None
         terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
         self.show = (self.notebook or terminal) if show is None else show
 
-    def __enter__(self) -> Progress: return self
+    def __enter__(self) -> Progress:
+        return self
 
     def __call__(self, done: int, text: str = "") -> None:
-        now, more = time.perf_counter(), self.total - done
-        if not self.show or now - self.drawn < 0.1 and more > 0: return
-        self.drawn, spent = now, now - self.start
-        when = f"{spent / max(done, 1) * more:.0f} s left" if more > 0 else f"{spent:.1f} s"
+        now = time.perf_counter()
+        remaining = self.total - done
+        if not self.show or now - self.drawn < 0.1 and remaining > 0:
+            return
+        self.drawn = now
+        spent = now - self.start
+        when = f"{spent:.1f} s"
+        if remaining > 0:
+            when = f"{spent / max(done, 1) * remaining:.0f} s left"
         line = f"{self.label} {done}/{self.total}  {text}  {when}"
         if not self.notebook:
             self._write("\r" + line.ljust(100)[:100])
@@ -40,7 +50,8 @@ class Progress:
             sys.stderr.flush()
 
     def __exit__(self, *_):
-        if self.show and self.drawn and not self.notebook: self._write("\n")
+        if self.show and self.drawn and not self.notebook:
+            self._write("\n")
 
 
 def in_notebook() -> bool:

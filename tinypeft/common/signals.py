@@ -32,10 +32,12 @@ class HeldSignals:
         self.before: dict = {}                           # signal → its handler outside the block
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is not threading.main_thread(): return self
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in HELD:
             handler = signal.getsignal(number)
-            if handler in (None, signal.SIG_IGN): continue    # None: not Python's, so it stays
+            if handler in (None, signal.SIG_IGN):             # None: not Python's, so it stays
+                continue
             self.before[number] = handler
             signal.signal(number, self._hold)
         return self
@@ -47,9 +49,12 @@ class HeldSignals:
     def deliver(self) -> None:
         """Let the signals that wait act as they would have. If one returns, it is held again."""
         while self.waiting:
-            signal.raise_signal(number := self.waiting.pop())
+            number = self.waiting.pop()
+            signal.raise_signal(number)
             signal.signal(number, self._hold)
 
     def __exit__(self, *_) -> None:
-        for number, handler in self.before.items(): signal.signal(number, handler)
-        while self.waiting: signal.raise_signal(self.waiting.pop())
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        while self.waiting:
+            signal.raise_signal(self.waiting.pop())

@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["blas_threads", "parallel_map"]
+__all__ = ["blas_threads", "parallel_map", "slices"]
 
 
 # -- threads of the BLAS --------------------------------------------------------------------------
 @functools.cache
 def _openblas():
-    """(get, set) of the thread count in the OpenBLAS of NumPy's wheels; None for another BLAS."""
+    """Find (get, set) of the thread count in the OpenBLAS of NumPy's wheels; None without it."""
     root = Path(np.__file__).parent
     for lib in [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]:
         with contextlib.suppress(OSError, AttributeError):
@@ -41,30 +42,37 @@ class _Requests:
     it; when the last block ends, the count is what it was before the first."""
 
     def __init__(self):
-        self.lock, self.open, self.before = threading.Lock(), [], None      # open: (thread, count)
-        if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=self.forked)
+        self.lock = threading.Lock()
+        self.open = []                           # (thread, count)
+        self.before = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forked)
 
     def begin(self, n):
         read, write = _openblas()
         request = [threading.get_ident(), n]
         with self.lock:
-            if not self.open: self.before = read()
+            if not self.open:
+                self.before = read()
             self.open.append(request)
             write(n)
         return request
 
     def end(self, request):
-        with self.lock: self.keep(lambda r: r is not request)
+        with self.lock:
+            self.keep(lambda r: r is not request)
 
     def keep(self, wanted):
-        left = [r for r in self.open if wanted(r)]
-        _openblas()[1](left[-1][1] if left else self.before)
-        self.open = left
+        requests = [r for r in self.open if wanted(r)]
+        _, write = _openblas()
+        write(requests[-1][1] if requests else self.before)
+        self.open = requests
 
     def forked(self):
-        """The blocks of the other threads never end here, and one of them may hold the lock."""
+        """Forget the blocks of other threads: they never end here, and one may hold the lock."""
         self.lock = threading.Lock()
-        if self.open: self.keep(lambda r: r[0] == threading.get_ident())
+        if self.open:
+            self.keep(lambda r: r[0] == threading.get_ident())
 
 
 _requests = _Requests()
@@ -80,28 +88,33 @@ def blas_threads(n: int) -> Iterator[None]:
         yield
         return
     request = _requests.begin(n)
-    try: yield
-    finally: _requests.end(request)
+    try:
+        yield
+    finally:
+        _requests.end(request)
 
 
 # -- workers --------------------------------------------------------------------------------------
 @functools.cache
-def _pool(workers): return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
+def _pool(workers):
+    return ThreadPoolExecutor(workers, thread_name_prefix="tinypeft")
 
 
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 _in_worker = contextvars.ContextVar("in_worker", default=False)
 
 
 def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> list:
-    """[fn(item) for item in items], in order, computed by `workers` threads; 1 is a plain loop.
+    """Return [fn(item) for item in items], computed by `workers` threads; 1 is a plain loop.
 
     A worker has the caller's `no_grad`, `tape` and NumPy error state. In a worker this is a plain
     loop, too: the pool's threads would wait for each other. When an item fails, the items that have
     begun are finished before its error is raised, so that nothing is computed after the call.
     """
     items = list(items)
-    if workers <= 1 or len(items) <= 1 or _in_worker.get(): return [fn(item) for item in items]
+    if workers <= 1 or len(items) <= 1 or _in_worker.get():
+        return [fn(item) for item in items]
 
     def work(item):
         _in_worker.set(True)
@@ -109,8 +122,20 @@ def parallel_map(fn: Callable[[Any], Any], items: Iterable, workers: int) -> lis
     with blas_threads(1):
         pool, jobs = _pool(workers), []
         try:
-            for item in items: jobs.append(pool.submit(contextvars.copy_context().run, work, item))
+            for item in items:
+                jobs.append(pool.submit(contextvars.copy_context().run, work, item))
             return [job.result() for job in jobs]
         finally:
             wait([job for job in jobs if not job.cancel()])
             jobs.clear()                                 # an error and its future hold each other
+
+
+def slices(shape: tuple[int, ...], budget: int = 1 << 17) -> list[slice]:
+    """Cut the rows of an array of this shape into equal slices of about `budget` numbers.
+
+    They stay in a core's cache, yet take long enough: two threads hinder each other where an
+    operation takes only microseconds.
+    """
+    n_slices = max(1, round(math.prod(shape) / budget))
+    step = max(1, math.ceil(shape[0] / n_slices))
+    return [slice(i, i + step) for i in range(0, shape[0], step)]

@@ -44,7 +44,7 @@ def show(shown: Callable | type | str, around: str | None = None) -> None:
 
 def source(shown: Callable | type, around: str | None = None) -> str:
     """The text that `show` displays: the file's path, then the source."""
-    path = Path(inspect.getsourcefile(shown))
+    path = Path(inspect.getsourcefile(inspect.unwrap(shown)))
     lines = textwrap.dedent(inspect.getsource(shown)).rstrip().split("\n")
     if around is not None:
         lines = _excerpt(lines, around, shown.__qualname__)

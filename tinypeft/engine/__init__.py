@@ -1,8 +1,8 @@
 """How gradients flow: tensors that remember how they were made, operations, modules, optimizers.
 
-    plain.py       a transformer's operations as one reads them; begin here
+    plain.py       operations, and a step of AdamW, as one reads them; begin here
     tensor.py      Tensor and `backward`: reverse-mode differentiation
-    functional.py  the same operations, fused and fast, each beside its backward pass
+    functional.py  the operations, fused and fast, each beside its backward pass
     nn.py          Module and Parameter; Linear, LayerNorm, RMSNorm, Embedding, Dropout
     optim.py       SGD, AdamW, schedules, clipping
     paged.py       AdamW whose state is a file

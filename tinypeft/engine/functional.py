@@ -5,6 +5,7 @@ operation with a backward written by hand, which saves memory and is several tim
 cross-entropy and attention work on slices whose temporary arrays stay in a core's cache.
 Notation: `dx` is ∂L/∂x, the gradient of the loss L with respect to x; weights are (d_out, d_in).
 Shapes: B batch, T tokens, S keys (S − T of them from a prefix or cache), H heads, V vocabulary.
+An array in place of a Tensor is a constant.
 """
 import functools
 import math
@@ -12,7 +13,8 @@ import math
 import numpy as np
 
 from ..common.hints import Array, Seed
-from .tensor import Tensor, gated
+from ..common.threads import slices
+from .tensor import Tensor, accepts_arrays, gated
 
 __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "geglu", "gelu",
            "layer_norm", "linear", "log_softmax", "rms_norm", "rotary", "softmax", "swiglu"]
@@ -20,69 +22,75 @@ __all__ = ["IGNORED", "attention", "cross_entropy", "dropout", "embedding", "geg
 IGNORED = -100        # the target of a position that does not count; PyTorch's number
 
 
-def _slices(n, width, budget=1 << 17):
-    """Cut n rows of `width` numbers into equal slices of about `budget` numbers.
-
-    They stay in a core's cache, yet take long enough: two threads hinder each other where an
-    operation takes only microseconds."""
-    step = max(1, math.ceil(n / max(1, round(n * width / budget))))
-    return [slice(i, i + step) for i in range(0, n, step)]
-
-
 def _rows(a):
-    """(…, d) → (N, d): one large two-dimensional product beats many small ones."""
+    """Flatten (…, d) to (N, d): one large two-dimensional product beats many small ones."""
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # −1 would fail where d = 0
 
 
 def _flat(a):
-    """a as a contiguous array of one axis."""
+    """Return a as a contiguous array of one axis."""
     return np.ascontiguousarray(a).reshape(-1)
 
 
-def _contiguous(a, factor):
-    """a · factor, as a contiguous array of the dtype of a."""
-    return np.multiply(a, a.dtype.type(factor), out=np.empty(a.shape, a.dtype))
-
-
 def _column_sums(a):
-    """Σ over the rows of a (N, d), as a product: BLAS adds twice as fast as `sum`."""
+    """Return Σ over the rows of a (N, d), as a product: BLAS adds twice as fast as `sum`."""
     return np.ones(len(a), a.dtype) @ a
 
 
 def _row_sums(a):
-    """Σ over the last axis of a (…, d) → (…, 1), as a product."""
+    """Return Σ over the last axis of a (…, d), as a product: (…, 1)."""
     return (a @ np.ones(a.shape[-1], a.dtype))[..., None]
 
 
-def _ids(ids, n, what):
-    """`ids` as an integer array, each in [0, n)."""
+def _mean(a):
+    """Return the mean of a (…, d) over the last axis: (…, 1)."""
+    return _row_sums(a) / max(1, a.shape[-1])
+
+
+def _mean_product(a, b):
+    """Return the mean of a b over the last axis: (…, 1)."""
+    return np.vecdot(a, b)[..., None] / max(1, a.shape[-1])
+
+
+def _sum_product(a, b):
+    """Return Σ a b over all axes but the last: (d,)."""
+    return np.einsum("ij,ij->j", _rows(a), _rows(b))
+
+
+def _ids(ids, n, name):
+    """Return `ids` as an integer array. Raise TypeError or ValueError unless each is in [0, n)."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
-        raise TypeError(f"{what} must be integers, got an array of {ids.dtype}")
+        raise TypeError(f"{name} must be integers, got an array of {ids.dtype}")
     if ids.size and (ids.min() < 0 or ids.max() >= n):
-        bad = ids[(ids < 0) | (ids >= n)][0]
-        raise ValueError(f"{what} must lie in [0, {n}), got {bad}")
+        outside = ids[(ids < 0) | (ids >= n)]
+        raise ValueError(f"{name} must lie in [0, {n}), got {outside[0]}")
     return ids
 
 
+@accepts_arrays
 def linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b.    dx = dy W,   dW = dyᵀ x,   db = Σ dy.
 
     x (…, d_in), W (d_out, d_in), b (d_out,) or None → (…, d_out).
     """
-    M, shape = W.data, x.data.shape
-    if M.ndim != 2 or shape[-1:] != M.shape[1:] or b is not None and b.shape != M.shape[:1]:
+    M = W.data
+    shape = x.data.shape
+    fits = M.ndim == 2 and shape[-1:] == M.shape[1:]
+    if not fits or b is not None and b.shape != M.shape[:1]:
         raise ValueError(f"linear: x {x.shape}, W {W.shape}, b {None if b is None else b.shape}; "
                          "expected x (…, d_in), W (d_out, d_in), b (d_out,)")
     X = _rows(x.data)
     Y = X @ M.T
-    if b is not None: Y += b.data
+    if b is not None:
+        Y += b.data
     return Tensor.op(Y.reshape(*shape[:-1], len(M)),
                      (x, lambda dy: (_rows(dy) @ M).reshape(shape)),
                      (W, lambda dy: _rows(dy).T @ X),        # a frozen W drops this, and X with it
                      (b, lambda dy: _column_sums(_rows(dy))))
 
 
+@accepts_arrays
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """y = γ x̂ + β,   x̂ = (x − mean) / √(var + ε), over the last axis.
 
@@ -91,23 +99,26 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     if not gamma.shape == beta.shape == x.shape[-1:] != ():
         raise ValueError(f"layer_norm: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; "
                          "expected (…, d), (d,), (d,)")
-    mean = lambda a: _row_sums(a) / max(1, a.shape[-1])
-    xhat, g = x.data - mean(x.data), gamma.data
+    xhat = x.data - _mean(x.data)
     r = _normalize(xhat, eps)                                # 1/σ  (…, 1)
+    g = gamma.data
     y = xhat * g
     y += beta.data
 
     def dx(dy):
         dx = dy * g                                          # dx̂, then dx in place
         m = _mean_product(dx, xhat)
-        dx -= mean(dx)
+        dx -= _mean(dx)
         dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
         dx *= r
         return dx
-    return Tensor.op(y, (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))),
-                     (beta, lambda dy: _column_sums(_rows(dy))), (x, dx))
+    return Tensor.op(y,
+                     (gamma, lambda dy: _sum_product(dy, xhat)),
+                     (beta, lambda dy: _column_sums(_rows(dy))),
+                     (x, dx))
 
 
+@accepts_arrays
 def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
     """y = γ x̂,   x̂ = x / √(mean x² + ε), over the last axis (Zhang & Sennrich, arXiv 1910.07467).
 
@@ -115,8 +126,9 @@ def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
     """
     if not gamma.shape == x.shape[-1:] != ():
         raise ValueError(f"rms_norm: x {x.shape}, gamma {gamma.shape}; expected (…, d), (d,)")
-    xhat, g = x.data.copy(), gamma.data
+    xhat = x.data.copy()
     r = _normalize(xhat, eps)                                # 1/√(mean x² + ε)  (…, 1)
+    g = gamma.data
 
     def dx(dy):
         dx = dy * g                                          # dx̂, then dx in place
@@ -124,8 +136,7 @@ def rms_norm(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
         dx -= np.multiply(xhat, m, out=xhat)                 # x̂ is used up: this edge runs last
         dx *= r
         return dx
-    return Tensor.op(xhat * g,
-                     (gamma, lambda dy: np.einsum("ij,ij->j", _rows(dy), _rows(xhat))), (x, dx))
+    return Tensor.op(xhat * g, (gamma, lambda dy: _sum_product(dy, xhat)), (x, dx))
 
 
 def _normalize(x, eps):
@@ -141,11 +152,7 @@ def _normalize(x, eps):
     return r / s
 
 
-def _mean_product(a, b):
-    """The mean of a b over the last axis, (…, 1)."""
-    return np.vecdot(a, b)[..., None] / max(1, a.shape[-1])
-
-
+@accepts_arrays
 def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
     """Rotate every pair (x_i, x_{i + d/2}) of position t by an angle φ_{t,i} (RoPE).
 
@@ -161,7 +168,8 @@ def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
                          "expected (…, T, d), (T, d/2), (T, d/2)")
 
     def rotated(x, sin):
-        (x1, x2), y = (x[..., :d // 2], x[..., d // 2:]), np.empty_like(x)
+        y = np.empty_like(x)
+        x1, x2 = x[..., :d // 2], x[..., d // 2:]
         y1, y2 = y[..., :d // 2], y[..., d // 2:]
         np.multiply(x1, cos, out=y1)
         y1 -= x2 * sin
@@ -171,6 +179,7 @@ def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
     return Tensor.op(rotated(x.data, sin), (x, lambda dy: rotated(dy, -sin)))
 
 
+@accepts_arrays
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """y = x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 
@@ -183,11 +192,13 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     curve = _tanh_gelu if approximate == "tanh" else _erf_gelu
     y = np.empty(x.shape, x.dtype)
     slope = np.empty_like(y) if x.requires_grad else None
-    X, Y, D = _flat(x.data), y.reshape(-1), slope if slope is None else slope.reshape(-1)
-    for s in _slices(X.size, 1): curve(X[s], Y[s], D if D is None else D[s])
-    return Tensor.op(y, (x, lambda dy: np.multiply(slope, dy, out=slope)))
+    X = _flat(x.data)
+    for s in slices(X.shape):
+        curve(X[s], _part(y, s), _part(slope, s))
+    return Tensor.op(y, (x, lambda dy: _into(slope, dy)))
 
 
+@accepts_arrays
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """y = silu(g) u,   silu(g) = g σ(g)   (Shazeer, arXiv 2002.05202).
 
@@ -196,6 +207,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _glu(gate, up, _silu, "swiglu")
 
 
+@accepts_arrays
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """y = GELU(g) u, GELU in its tanh form   (Shazeer, arXiv 2002.05202).
 
@@ -209,18 +221,33 @@ def _glu(gate, up, curve, name):
     if gate.shape != up.shape:
         raise ValueError(f"{name}: gate {gate.shape} and up {up.shape} must have the same shape")
     y = np.empty(up.shape, up.dtype)
-    G, U, Y = _flat(gate.data), _flat(up.data), y.reshape(-1)
-    trained = gate.requires_grad or up.requires_grad
-    a, slope = (np.empty_like(y) if trained else None for _ in range(2))
-    for s in _slices(Y.size, 1):
-        if trained:
-            A, D = a.reshape(-1)[s], slope.reshape(-1)[s]
-            curve(G[s], A, D)
+    a = slope = None
+    if gate.requires_grad or up.requires_grad:
+        a = np.empty_like(y)
+        slope = np.empty_like(y)
+    G, U = _flat(gate.data), _flat(up.data)
+    for s in slices(G.shape):
+        Y = _part(y, s)
+        A = Y if a is None else _part(a, s)
+        D = _part(slope, s)
+        curve(G[s], A, D)
+        if D is not None:
             D *= U[s]
-        else: curve(G[s], A := Y[s], None)
-        np.multiply(A, U[s], out=Y[s])
-    return Tensor.op(y, (gate, lambda dy: np.multiply(slope, dy, out=slope)),
-                     (up, lambda dy: np.multiply(a, dy, out=a)))
+        np.multiply(A, U[s], out=Y)
+    return Tensor.op(y,
+                     (gate, lambda dy: _into(slope, dy)),
+                     (up, lambda dy: _into(a, dy)))
+
+
+def _into(a, dy):
+    """a ← a dy in place: an array that was saved for backward has no other use."""
+    a *= dy
+    return a
+
+
+def _part(a, s):
+    """Return the numbers `s` of a contiguous array, to write into; None for None."""
+    return None if a is None else a.reshape(-1)[s]
 
 
 # Each curve writes a(x) into y and, unless it is None, a′(x) into slope. All are flat arrays. The
@@ -229,11 +256,13 @@ def _glu(gate, up, curve, name):
 def _silu(x, y, slope):
     """a = x σ,   a′ = σ + a (1 − σ)."""
     sigma = np.negative(x)
-    with np.errstate(over="ignore"): np.exp(sigma, out=sigma)                # ∞ makes σ = 0
+    with np.errstate(over="ignore"):                         # ∞ makes σ = 0
+        np.exp(sigma, out=sigma)
     sigma += 1
     np.divide(1, sigma, out=sigma)
     np.multiply(x, sigma, out=y)
-    if slope is None: return
+    if slope is None:
+        return
     np.multiply(y, sigma, out=slope)
     np.subtract(y, slope, out=slope)
     slope += sigma
@@ -253,7 +282,8 @@ def _tanh_gelu(x, y, slope):
     phi *= 0.5
     phi += 0.5
     np.multiply(x, phi, out=y)
-    if slope is None: return
+    if slope is None:
+        return
     np.multiply(y, phi, out=slope)
     np.subtract(y, slope, out=slope)
     xx *= 6 * C * A
@@ -267,19 +297,23 @@ def _erf_gelu(x, y, slope):
     from scipy.special import erf
     phi = (erf(x * math.sqrt(0.5)) + 1) * 0.5
     np.multiply(x, phi, out=y)
-    if slope is None: return
+    if slope is None:
+        return
     x = np.clip(x, -50, 50)                                  # further out Φ′ = 0, and x² overflows
-    slope[...] = x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)) + phi
+    np.multiply(x, np.exp(-0.5 * x * x), out=slope)
+    slope *= 1 / math.sqrt(2 * math.pi)
+    slope += phi
 
 
 def _softmax(x, axis):
-    """The softmax of an array, computed in place. An empty axis has the empty softmax."""
+    """Replace an array by its softmax; return it. An empty axis has the empty softmax."""
     x -= x.max(axis, keepdims=True, initial=-math.inf)
     np.exp(x, out=x)
     x /= x.sum(axis, keepdims=True)
     return x
 
 
+@accepts_arrays
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """p = eˣ / Σ eˣ.    dx = p (dp − Σ p dp)."""
     p = _softmax(x.data.copy(), axis)
@@ -291,13 +325,19 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return Tensor.op(p, (x, dx))
 
 
+@accepts_arrays
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """y = x − log Σ eˣ.    dx = dy − eʸ Σ dy."""
     y = x.data - x.data.max(axis, keepdims=True, initial=-math.inf)
-    if y.size: y -= np.log(np.exp(y).sum(axis, keepdims=True))
-    return Tensor.op(y, (x, lambda dy: dy - np.exp(y) * dy.sum(axis, keepdims=True)))
+    if y.size:
+        y -= np.log(np.exp(y).sum(axis, keepdims=True))
+
+    def dx(dy):
+        return dy - np.exp(y) * dy.sum(axis, keepdims=True)
+    return Tensor.op(y, (x, dx))
 
 
+@accepts_arrays
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: float = 0.0,
               rng: Seed | None = None, scale: float | None = None,
               window: int | None = None) -> Tensor:
@@ -316,76 +356,132 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: flo
     P = E / Z, E = exp(S − max S), Z = rowsum(E): dividing the rows of O and of dO by Z, which are
     narrow, spares a walk through P. Then dP / Z takes the place of dP.
     """
-    H, G = (t.shape[-3] if t.ndim > 2 else 1 for t in (q, k))
-    if (min(q.ndim, k.ndim) < 2 or k.shape != v.shape or q.shape[-1] != k.shape[-1]
-            or q.shape[:-3] != k.shape[:-3] or H != G and (not G or not H or H % G)):
+    R = _check_attention(q, k, v, causal, window)                       # H/G
+    q_shape, k_shape = q.shape, k.shape
+    T, d = q_shape[-2:]
+    S = k_shape[-2]
+    pairs = math.prod(k_shape[:-2])                                     # B·G
+    if scale is None:
+        scale = 1 / math.sqrt(max(1, d))
+    Q = np.multiply(q.data, q.dtype.type(scale), order="C")
+    Q = Q.reshape(pairs, R, T, d)                                       # s Q
+    K = k.data.reshape(pairs, S, d)
+    V = v.data.reshape(pairs, S, d)
+    O = np.empty_like(Q)
+    if dropout and rng is not None:
+        rng = np.random.default_rng(rng)                                # one for all blocks
+    q_trained, k_trained, v_trained = (x.requires_grad for x in (q, k, v))
+    hides = causal and (window or T > 1)                                # one query sees all keys
+    pieces = []
+    for start in range(0, T, 64):
+        t = slice(start, min(start + 64, T))                            # queries
+        s = _seen(t, S - T, window) if causal else slice(0, S)          # keys
+        n, m = t.stop - t.start, s.stop - s.start
+        bound = _bound(n, m, window, Q.dtype) if hides else None
+        shape = pairs, R * n, m
+        mask = _keep_mask(shape, dropout, rng, Q.dtype) if dropout else None
+        for h in slices(shape, 1 << 18):                                # heads
+            E = _stacked(Q[h, :, t]) @ K[h, s].swapaxes(1, 2)
+            if bound is not None:
+                _hide(E, bound)
+            E -= E.max(-1, keepdims=True, initial=-math.inf)
+            np.exp(E, out=E)
+            Z = _row_sums(E) if S else 1                                # no keys: O = 0
+            keep = None if mask is None else mask[h]
+            o = _times(E, keep) @ V[h, s]
+            o /= Z
+            O[h, :, t] = _unstacked(o, R)
+            if q_trained or k_trained or v_trained:
+                pieces.append((h, t, s, E, Z, keep))
+
+    def vjp(dO):
+        dO = dO.reshape(Q.shape)
+        dQ, dK, dV = np.zeros_like(Q), np.zeros_like(K), np.zeros_like(V)
+        for h, t, s, E, Z, keep in pieces:
+            do = _stacked(dO[h, :, t]) / Z
+            if v_trained:
+                dV[h, s] += _times(E, keep).swapaxes(1, 2) @ do
+            if not (q_trained or k_trained):
+                continue
+            dS = _times(do @ V[h, s].swapaxes(1, 2), keep)              # dP / Z, then dS in place
+            dS -= np.vecdot(E, dS)[..., None] / Z
+            dS *= E
+            if q_trained:
+                dQ[h, :, t] = _unstacked(dS @ K[h, s], R)
+            if k_trained:
+                dK[h, s] += dS.swapaxes(1, 2) @ _stacked(Q[h, :, t])
+        if q_trained:
+            dQ *= scale
+        return dQ.reshape(q_shape), dK.reshape(k_shape), dV.reshape(k_shape)
+    return Tensor.fused(O.reshape(q_shape), (q, k, v), vjp)
+
+
+def _check_attention(q, k, v, causal, window):
+    """Return H/G, or 1. Raise ValueError unless shapes and options fit."""
+    H = q.shape[-3] if q.ndim > 2 else 1
+    G = k.shape[-3] if k.ndim > 2 else 1
+    fit = (min(q.ndim, k.ndim) > 1
+           and k.shape == v.shape
+           and q.shape[-1] == k.shape[-1]
+           and q.shape[:-3] == k.shape[:-3])
+    if not fit or H != G and (H * G == 0 or H % G):
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape}; expected "
                          "(…, H, T, d), (…, G, S, d), (…, G, S, d), and G a divisor of H")
-    (T, d), S, R = q.shape[-2:], k.shape[-2], H // max(1, G) or 1            # R: heads per key
+    T, S = q.shape[-2], k.shape[-2]
     if causal and S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys; causal attention needs S ≥ T")
     if window is not None and not (causal and window >= 1):
         raise ValueError(f"attention: a window is at least 1 and causal, got {window=}, {causal=}")
-    if dropout and rng is not None: rng = np.random.default_rng(rng)         # one for all blocks
-    scale = 1 / math.sqrt(max(1, d)) if scale is None else scale
-    shared = math.prod(k.shape[:-2])
-    Q = _contiguous(q.data, scale).reshape(shared, R, T, d)                  # (B·G, R, T, d), s Q
-    K, V = (t.data.reshape(shared, S, d) for t in (k, v))                    # (B·G, S, d)
-    trained, shapes = [t.requires_grad for t in (q, k, v)], [t.shape for t in (q, k, v)]
-    transposed = lambda a: a.swapaxes(1, 2)
-    stacked = lambda a: a.reshape(len(a), R * a.shape[2], d)                 # (h, R·n, d)
-    groups = lambda n, seen: _slices(len(Q), R * n * seen, 1 << 18)
-    O, blocks = np.empty(Q.shape, Q.dtype), []
-    for t in (slice(a, min(a + 64, T)) for a in range(0, T, 64)):
-        n, end = t.stop - t.start, S - T + t.stop if causal else S           # queries; keys seen:
-        s = slice(max(0, end - n + 1 - window) if window else 0, end)        # s.start … s.stop − 1
-        hidden = causal and (n > 1 or window)            # may a key be hidden from a query?
-        most = _most(n, end - s.start, window, Q.dtype) if hidden else None
-        E = np.empty((len(Q), R * n, end - s.start), Q.dtype)
-        Z = np.empty((len(Q), R * n, 1), Q.dtype)
-        drop = _keep_mask(E.shape, dropout, rng, E.dtype) if dropout else None
-        for h in groups(n, end - s.start):
-            e = np.matmul(stacked(Q[h, :, t]), transposed(K[h, s]), out=E[h])
-            if hidden:
-                score = e.reshape(len(e), R, n, -1)[..., -most.shape[1]:]
-                np.fmin(score, most, out=score)
-            e -= e.max(-1, keepdims=True, initial=-math.inf)
-            np.exp(e, out=e)
-            Z[h] = _row_sums(e) if S else 1                                  # no keys: O = 0
-            o = (e if drop is None else e * drop[h]) @ V[h, s]
-            o /= Z[h]
-            O[h, :, t] = o.reshape(len(o), R, n, d)
-        if any(trained): blocks.append((t, s, E, Z, drop))
+    return H // G if G else 1
 
-    def vjp(dy):
-        dO = dy.reshape(Q.shape)
-        dQ, dK, dV = (np.zeros_like(A) for A in (Q, K, V))
-        for t, s, E, Z, drop in blocks:
-            for h in groups(t.stop - t.start, s.stop - s.start):
-                e, do = E[h], stacked(dO[h, :, t]) / Z[h]
-                if trained[2]: dV[h, s] += transposed(e if drop is None else e * drop[h]) @ do
-                if not (trained[0] or trained[1]): continue
-                dS = do @ transposed(V[h, s])                            # dP / Z, then dS in place
-                if drop is not None: dS *= drop[h]
-                dS -= np.vecdot(e, dS)[..., None] / Z[h]
-                dS *= e
-                if trained[0]: dQ[h, :, t] = (dS @ K[h, s]).reshape(dQ[h, :, t].shape)
-                if trained[1]: dK[h, s] += transposed(dS) @ stacked(Q[h, :, t])
-        if trained[0]: dQ *= scale
-        return [g.reshape(shape) for g, shape in zip((dQ, dK, dV), shapes, strict=True)]
-    return Tensor.fused(O.reshape(shapes[0]), (q, k, v), vjp)
+
+def _seen(t, past, window):
+    """Return the slice of keys that some query of the slice t sees."""
+    start = past + t.start + 1 - window if window else 0
+    return slice(max(0, start), past + t.stop)
 
 
 @functools.lru_cache(maxsize=64)
-def _most(n, m, window, dtype):
-    """The most that a score may be, (n, m): ∞ where one of the last n queries sees one of m keys,
-    −∞ where it does not. Without a window, (n, n): all queries see the keys before the last n."""
-    m = m if window else n
-    i, j = np.arange(m - n, m)[:, None], np.arange(m)
-    seen = (j <= i) & (j > i - (window or n))
+def _bound(n, m, window, dtype):
+    """Return an upper bound for each score (n, m) of the last n queries and m keys up to them.
+
+    It is ∞ where the query may see the key, −∞ where it may not. Without a window it is (n, n),
+    because all queries see the keys before the last n.
+    """
+    if window is None:
+        m = window = n
+    i = np.arange(m - n, m)[:, None]
+    j = np.arange(m)
+    seen = (j <= i) & (j > i - window)
     return np.where(seen, np.inf, -np.inf).astype(dtype)
 
 
+def _hide(scores, bound):
+    """Set those of the scores (h, R n, m) to −∞ that the bound (n, m) hides."""
+    n, m = bound.shape
+    heads, _, keys = scores.shape
+    last = scores.reshape(heads, -1, n, keys)[..., -m:]
+    np.fmin(last, bound, out=last)
+
+
+def _stacked(a):
+    """Put the rows of the heads that share a key after each other: (h, R, n, d) → (h, R n, d)."""
+    h, R, n, d = a.shape
+    return a.reshape(h, R * n, d)
+
+
+def _unstacked(a, R):
+    """Undo `_stacked`: (h, R n, d) → (h, R, n, d)."""
+    h, rows, d = a.shape
+    return a.reshape(h, R, rows // R, d)
+
+
+def _times(a, mask):
+    """Return a times the mask, or `a` itself if there is none."""
+    return a if mask is None else a * mask
+
+
+@accepts_arrays
 def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
                   label_smoothing: float = 0.0) -> Tensor:
     """Mean of −log softmax(logits)[target], in nats.    dlogits = (softmax(logits) − onehot) / n.
@@ -395,15 +491,17 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     (1 − ε) onehot + ε/V in place of onehot, as in PyTorch.
     """
     targets = np.asarray(targets)
-    if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {logits.shape}, targets {targets.shape}; "
+    shape = logits.shape
+    eps = label_smoothing
+    if logits.ndim < 1 or targets.shape != shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {shape}, targets {targets.shape}; "
                          "expected (…, V) and (…)")
-    V, shape, eps = logits.shape[-1], logits.shape, label_smoothing
     if not 0 <= eps < 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {eps}")
     t = targets.reshape(-1)
     counted = t != ignore_index
     n = int(counted.sum())
+    V = shape[-1]
     _ids(t[counted], V, "cross_entropy: targets")
     if n == 0:
         raise ValueError("cross_entropy: no target counts; all are ignore_index, or the batch is "
@@ -411,33 +509,41 @@ def cross_entropy(logits: Tensor, targets: Array, ignore_index: int = IGNORED,
     t = np.where(counted, t, 0)
     Z = logits.data.reshape(-1, V)
     E = np.empty_like(Z) if logits.requires_grad else None    # softmax(Z) = E / sums
-    sums, total = np.empty(len(Z), Z.dtype), 0.0
-    for s in _slices(len(Z), V, 1 << 18):
-        z = np.subtract(Z[s], Z[s].max(-1, keepdims=True), out=None if E is None else E[s])
-        rows = np.arange(len(z))
-        aim = (1 - eps) * z[rows, t[s]] + eps * z.mean(-1) if eps else z[rows, t[s]]
+    sums = np.empty(len(Z), Z.dtype)
+    total = 0.0
+    for s in slices(Z.shape, 1 << 18):
+        largest = Z[s].max(-1, keepdims=True)
+        z = np.subtract(Z[s], largest, out=None if E is None else E[s])
+        aim = z[np.arange(len(z)), t[s]]
+        if eps:
+            aim = (1 - eps) * aim + eps * z.mean(-1)
         np.exp(z, out=z)
         sums[s] = _row_sums(z)[:, 0]
-        total += np.dot(np.where(counted[s], np.log(sums[s]) - aim, 0), counted[s])
+        surprise = np.log(sums[s]) - aim
+        total += np.dot(np.where(counted[s], surprise, 0), counted[s])
 
     def dlogits(dy):
         w = np.where(counted, dy / n, 0).astype(E.dtype)
-        for s in _slices(len(E), V, 1 << 18):
+        for s in slices(E.shape, 1 << 18):
             e = E[s]
             e *= (w[s] / sums[s])[:, None]
-            if eps: e -= (w[s] * (eps / V))[:, None]
+            if eps:
+                e -= (w[s] * (eps / V))[:, None]
             e[np.arange(len(e)), t[s]] -= w[s] * (1 - eps)
-            if n < len(t): e[~counted[s]] = 0            # not 0·∞, if a row's logits are infinite
+            if n < len(t):
+                e[~counted[s]] = 0                       # not 0·∞, if a row's logits are infinite
         return E.reshape(shape)
     return Tensor.op(np.asarray(total / n, dtype=Z.dtype), (logits, dlogits))
 
 
+@accepts_arrays
 def embedding(ids: Array, E: Tensor) -> Tensor:
     """Rows of a table: y = E[ids].    dE[i] = Σ dy over the places where ids = i.
 
     ids integers (…) in [0, n), E (n, d) → (…, d).
     """
-    ids, shape = _ids(ids, E.shape[0], "token ids"), E.shape
+    shape = E.shape
+    ids = _ids(ids, shape[0], "token ids")
 
     def dE(dy):
         out = np.zeros(shape, dy.dtype)
@@ -446,18 +552,22 @@ def embedding(ids: Array, E: Tensor) -> Tensor:
     return Tensor.op(E.data[ids], (E, dE))
 
 
-def _keep_mask(shape, p, rng, dtype):
-    """0 with probability p, else 1/(1 − p)."""
-    if not 0 <= p < 1: raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
-    if rng is None:
-        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
-    keep = (np.random.default_rng(rng).random(shape, dtype=np.float32) >= p).astype(dtype)
-    keep *= 1 / (1 - p)
-    return keep
-
-
+@accepts_arrays
 def dropout(x: Tensor, p: float, rng: Seed | None = None) -> Tensor:
     """Set each number to 0 with probability p and divide the others by 1 − p.    dx = mask dy."""
-    if p == 0: return x
+    if p == 0:
+        return x
     mask = _keep_mask(x.shape, p, rng, x.dtype)
     return Tensor.op(x.data * mask, (x, lambda dy: gated(dy, mask)))
+
+
+def _keep_mask(shape, p, rng, dtype):
+    """Draw a mask: 0 with probability p, else 1/(1 − p)."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: the probability must lie in [0, 1), got {p}")
+    if rng is None:
+        raise ValueError("dropout draws random numbers: give rng, a seed or a Generator")
+    kept = np.random.default_rng(rng).random(shape, dtype=np.float32) >= p
+    mask = kept.astype(dtype)
+    mask *= 1 / (1 - p)
+    return mask

@@ -27,10 +27,11 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
     when it exceeds `tolerance`; TypeError for float32, whose rounding would hide the difference.
     """
     rng = np.random.default_rng(rng)
-    leaf = lambda a: Tensor(np.asarray(a, np.float64), requires_grad=True)
-    inputs = [x if isinstance(x, Tensor) else leaf(x) for x in inputs]
+    inputs = [x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float64), requires_grad=True)
+              for x in inputs]
     checked = [(i, x) for i, x in enumerate(inputs) if x.requires_grad]
-    if not checked: raise ValueError("gradcheck: no input requires a gradient")
+    if not checked:
+        raise ValueError("gradcheck: no input requires a gradient")
     for i, x in checked:
         if x.dtype != np.float64:
             raise TypeError(f"gradcheck: input {i} is {x.dtype}; finite differences need float64")
@@ -39,23 +40,31 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Tensor | Array, rng: Seed = 0,
     u = rng.standard_normal(y.shape)
     gradients = {id(x): g for x, g in y.gradients(u)}
 
-    def value(x, v, eps):
-        here, x.data = x.data, x.data + eps * v
+    def value(x, move):
+        """Compute ⟨u, f⟩ where x is moved."""
+        before = x.data
+        x.data = before + move
         try:
-            with no_grad(): return np.vdot(u, fn(*inputs).data)
-        finally: x.data = here
+            with no_grad():
+                return np.vdot(u, fn(*inputs).data)
+        finally:
+            x.data = before
+
+    def slope(x, v, h):
+        return (value(x, h * v) - value(x, -h * v)) / (2 * h)
 
     worst = 0.0
     for i, x in checked:
         g = gradients.get(id(x), np.zeros_like(x.data))
         for _ in range(directions):
             v = rng.standard_normal(x.shape)
-            slope = lambda h: (value(x, v, h) - value(x, v, -h)) / (2 * h)   # noqa: B023
-            numeric = (4 * slope(step / 2) - slope(step)) / 3        # Richardson: h² cancels
-            error = abs(np.vdot(g, v) - numeric) / max(1.0, np.linalg.norm(g) * np.linalg.norm(v))
+            analytic = np.vdot(g, v)
+            numeric = (4 * slope(x, v, step / 2) - slope(x, v, step)) / 3    # Richardson: no h²
+            size = np.linalg.norm(g) * np.linalg.norm(v)
+            error = abs(analytic - numeric) / max(1.0, size)
             if not error <= tolerance:
                 raise AssertionError(
-                    f"gradcheck: input {i} of shape {x.shape}: backward says {np.vdot(g, v):.10g}, "
+                    f"gradcheck: input {i} of shape {x.shape}: backward says {analytic:.10g}, "
                     f"finite differences say {numeric:.10g} (error {error:.2g} > {tolerance:.2g})")
             worst = max(worst, error)
     return worst

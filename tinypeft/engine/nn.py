@@ -6,11 +6,11 @@ one value, such as a quantized weight. A `Module`, or a list of them, is a child
 """
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from ..common import markup
 from ..common.hints import Array, Seed
 from . import functional as F
-from .tensor import Tensor
+from .tensor import Tensor, within
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Packed", "Parameter",
            "RMSNorm", "check_names", "check_state", "replace_modules", "shapes_only"]
@@ -45,62 +45,73 @@ class Module:
     """The base of layers and models: a subclass sets attributes and defines `forward`."""
     training = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: return self.forward(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """(name, module) of the direct children; one in a list is named `list.index`."""
+        """Give (name, module) of the direct children; one in a list is named `list.index`."""
         for name, value in vars(self).items():
-            if isinstance(value, Module): yield name, value
+            if isinstance(value, Module):
+                yield name, value
             elif isinstance(value, list):
-                for i, m in enumerate(value):
-                    if isinstance(m, Module): yield f"{name}.{i}", m
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value)
+                            if isinstance(item, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of this module (path "") and all below it, in order of construction."""
+        """Give (path, module) of this module (path "") and all below, in order of construction."""
         yield prefix, self
         for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from child.named_modules(_joined(prefix, name))
 
-    def _named(self, kind):
+    def _attributes(self, kind):
+        """Give (path, module, name, value) of every attribute of this kind, here and below."""
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, kind): yield f"{path}.{name}" if path else name, value
+                if isinstance(value, kind):
+                    yield _joined(path, name), module, name, value
+
+    def _named(self, kind):
+        for path, _, _, value in self._attributes(kind):
+            yield path, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(path, Parameter). A tied weight, which has two paths, comes once, under its first."""
+        """Give (path, Parameter). A tied weight, which has two paths, comes once, as its first."""
         first = {}
-        for path, p in self._named(Parameter): first.setdefault(id(p), (path, p))
+        for path, p in self._named(Parameter):
+            first.setdefault(id(p), (path, p))
         yield from first.values()
 
     def parameters(self) -> list[Parameter]:
-        """All parameters, trained and frozen."""
+        """Return all parameters, trained and frozen."""
         return [p for _, p in self.named_parameters()]
 
     def get(self, path: str) -> Module:
-        """The module at a path such as "blocks.0.mlp.up". KeyError lists the paths that exist."""
+        """Return the module at a path such as "blocks.0.mlp.up". KeyError lists all paths."""
         module = self._below(path) if path else self
         if module is None:
-            there = ", ".join(p for p, _ in self.named_modules() if p)
-            raise KeyError(f"no module {path!r}; there are: {there}")
+            paths = ", ".join(p for p, _ in self.named_modules() if p)
+            raise KeyError(f"no module {path!r}; there are: {paths}")
         return module
 
     def _below(self, path):
-        """The module at a path, without a walk through all of them: a method asks for hundreds."""
+        """Find a module without a walk through all of them: a method asks for hundreds."""
         for name, child in self.children():
-            if path == name: return child
-            if path.startswith(f"{name}."): return child._below(path.removeprefix(f"{name}."))
+            if path == name:
+                return child
+            if path.startswith(f"{name}."):
+                return child._below(path.removeprefix(f"{name}."))
         return None
 
     def state_dict(self) -> dict[str, Array]:
-        """name → array of every parameter and buffer: the module's own arrays, not copies."""
+        """Return name → array of every parameter and buffer: the module's own, not copies."""
         state = {name: p.data for name, p in self.named_parameters()}
         state.update(self._named(np.ndarray))
-        for name, packed in self._named(Packed):
-            state |= {f"{name}.{part}": array for part, array in packed.arrays().items()}
+        for path, packed in self._named(Packed):
+            state |= {f"{path}.{name}": array for name, array in packed.arrays().items()}
         return state
 
     def n_parameters(self) -> int:
-        """How many numbers the parameters hold. A quantized weight counts as its full matrix."""
+        """Count the numbers of the parameters. A quantized weight counts as its full matrix."""
         packed = sum(packed.size for _, packed in self._named(Packed))
         return sum(p.size for p in self.parameters()) + packed
 
@@ -111,30 +122,35 @@ class Module:
         for numbers that the parameter's type cannot hold, such as complex ones or NaN.
         """
         new = check_state(self.state_dict(), state, strict)
-        packed = {}                                      # may raise, so before anything is written
-        for name, value in self._named(Packed):
-            packed[name] = value.repacked({part: new.get(f"{name}.{part}", array)
-                                           for part, array in value.arrays().items()})
-        for name, p in self.named_parameters():
-            if name in new: p.assign(new[name])
-        for path, module in self.named_modules():
-            for name, value in list(vars(module).items()):
-                full = f"{path}.{name}" if path else name
-                if isinstance(value, np.ndarray) and full in new: setattr(module, name, new[full])
-                if isinstance(value, Packed): setattr(module, name, packed[full])
+        buffers = []
+        for path, module, name, value in self._attributes((np.ndarray, Packed)):
+            if isinstance(value, Packed):                # may raise, so before anything is written
+                arrays = {part: new.get(f"{path}.{part}", array)
+                          for part, array in value.arrays().items()}
+                buffers.append((module, name, value.repacked(arrays)))
+            elif path in new:
+                buffers.append((module, name, new[path]))
+        for path, p in self.named_parameters():
+            if path in new:
+                p.assign(new[path])
+        for module, name, value in buffers:
+            setattr(module, name, value)
         return self
 
     def train(self, training: bool = True) -> Self:
         """Switch dropout on (or off) in this module and all below it."""
-        for _, module in self.named_modules(): module.training = training
+        for _, module in self.named_modules():
+            module.training = training
         return self
 
-    def eval(self) -> Self: return self.train(False)
+    def eval(self) -> Self:
+        return self.train(False)
 
     def to(self, dtype: Any) -> Self:
         """Cast every parameter to float32 or float64, in place."""
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"to: expected float32 or float64, got {np.dtype(dtype)}; "
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"to: expected float32 or float64, got {dtype}; "
                             "for fewer bits use tinypeft.quantize")
         for p in self.parameters():
             p.assign(p.data.astype(dtype))
@@ -144,83 +160,105 @@ class Module:
     # Three hooks that `train` calls in every step; a method on a model overrides them.
     def before_step(self, step: int, total: int) -> None:
         """Runs before the forward pass of step 0 … total − 1."""
+
     def penalty(self) -> Tensor | None:
-        """A term to add to the loss, or None."""
+        """Return a term to add to the loss, or None."""
+
     def after_step(self, step: int, total: int) -> None:
         """Runs after the optimizer's step."""
 
     def __repr__(self):
         lines = [f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
-        return type(self).__name__ + self.describe() + (f"({''.join(lines)}\n)" if lines else "")
+        title = type(self).__name__ + self.describe()
+        return f"{title}({''.join(lines)}\n)" if lines else title
 
-    def describe(self) -> str: return ""                 # follows the name in the repr
+    def describe(self) -> str:
+        """Return what follows the name in the repr."""
+        return ""
 
     def _repr_html_(self):
         named = self._named((Parameter, np.ndarray, Packed))
-        parts = {id(a): (name, a) for name, a in named}.values()         # a tied weight once
-        rows = {}                                        # equal layers in several blocks: one row
-        for name, a in parts:
+        arrays = {id(a): (path, a) for path, a in named}
+        numbers, sizes = {}, {}                          # equal layers in several blocks: one row
+        for path, a in arrays.values():                  # a tied weight once
+            pattern, *number = re.split(r"\.(\d+)\.", path, maxsplit=1)
+            if number:
+                pattern = f"{pattern}.*.{number.pop()}"
             tick = "✔" if getattr(a, "requires_grad", False) else ""
             a = a.data if isinstance(a, Parameter) else a
-            block = re.search(r"\.(\d+)\.", name)
             stored = f"{a.bits} bits" if isinstance(a, Packed) else str(a.dtype)
-            pattern = re.sub(r"\.\d+\.", ".*.", name, count=1)
-            key = pattern, " × ".join(map(str, a.shape)), stored, tick
-            rows.setdefault(key, []).append((block and int(block[1]), a.nbytes))
-        sizes = {key: sum(n for _, n in found) for key, found in rows.items()}
+            row = pattern, " × ".join(map(str, a.shape)), stored, tick
+            numbers.setdefault(row, []).extend(map(int, number))
+            sizes[row] = sizes.get(row, 0) + a.nbytes
         trained = sum(p.size for p in self.parameters() if p.requires_grad)
         return markup.table(
-            [(key[0].replace("*", _ranges(i for i, _ in found)), *key[1:], f"{sizes[key]:,}")
-             for key, found in rows.items()],
-            ("layer", "shape of each", "stored as", "trained", "bytes in all"),
-            type(self).__name__ + self.describe(), (1, 4), f"{self.n_parameters():,} parameters, "
-            f"{trained:,} of them trained; {sum(sizes.values()):,} bytes")
+            [(row[0].replace("*", _ranges(numbers[row])), *row[1:], f"{sizes[row]:,}")
+             for row in sizes],
+            head=("layer", "shape of each", "stored as", "trained", "bytes in all"),
+            caption=type(self).__name__ + self.describe(),
+            numbers=(1, 4),
+            foot=f"{self.n_parameters():,} parameters, {trained:,} of them trained; "
+                 f"{sum(sizes.values()):,} bytes")
+
+
+def _joined(path, name):
+    return f"{path}.{name}" if path else name
 
 
 def _ranges(numbers):
-    """[0, 1, 2, 5] → "0–2,5"."""
+    """Write [0, 1, 2, 5] as "0–2,5"."""
     runs = []
     for i in numbers:
-        if runs and runs[-1][1] == i - 1: runs[-1][1] = i
-        else:                             runs.append([i, i])
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
     return ",".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
 
 
 def check_state(own: Mapping[str, Array], state: Mapping[str, Array], strict: bool = True,
                 optional: Collection[str] = ()) -> dict[str, Array]:
-    """Copies of those arrays of `state` that `own` has, in the types of `own`. Raises as
-    `load_state_dict` does if they do not fit; `optional` may be missing."""
-    if strict: check_names(own, state, optional)
-    new = {}
-    for name, array in own.items():
-        if name not in state: continue
-        given = np.asarray(state[name])
-        if given.shape != array.shape:
-            raise ValueError(f"load_state_dict: {name} has shape {given.shape}, "
-                             f"expected {array.shape}")
-        if given.dtype.kind not in "biuf":
-            raise ValueError(f"load_state_dict: {name} is {given.dtype}, expected real numbers")
-        with np.errstate(over="ignore", invalid="ignore"):
-            new[name] = copied(given, array)
-        is_float = array.dtype.kind == "f"
-        if not (np.isfinite(new[name]).all() if is_float else np.array_equal(new[name], given)):
-            raise ValueError(f"load_state_dict: {name} has numbers that {array.dtype} cannot hold")
+    """Copy the arrays named in `own` from `state`, cast to `own`'s dtypes; `optional` may be
+    missing. Raises as `load_state_dict` does if they do not fit."""
+    if strict:
+        check_names(own, state, optional)
+    return {name: _cast(name, np.asarray(state[name]), array)
+            for name, array in own.items() if name in state}
+
+
+def _cast(name, array, own):
+    """Copy an array, cast to the dtype of `own`. Raises ValueError if it does not fit."""
+    if array.shape != own.shape:
+        raise ValueError(f"load_state_dict: {name} has shape {array.shape}, expected {own.shape}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"load_state_dict: {name} is {array.dtype}, expected real numbers")
+    with np.errstate(over="ignore", invalid="ignore"):
+        new = copied(array, own)
+    is_float = own.dtype.kind == "f"
+    if not (np.isfinite(new).all() if is_float else np.array_equal(new, array)):
+        raise ValueError(f"load_state_dict: {name} has numbers that {own.dtype} cannot hold")
     return new
 
 
 def check_names(own: Collection[str], state: Collection[str],
                 optional: Collection[str] = ()) -> None:
     """Raise KeyError unless the names are the same; `optional` may be missing."""
-    missing = sorted(set(own) - set(state) - set(optional))
-    unknown = sorted(set(state) - set(own))
+    own, state = set(own), set(state)
+    missing = own - state - set(optional)
+    unknown = state - own
     if missing or unknown:
-        few = lambda names: f"{names[:8]}{', …' * (len(names) > 8)}" if names else "nothing"
-        raise KeyError(f"load_state_dict: matched {len(set(own) & set(state))} tensors, "
-                       f"missing {few(missing)}, unknown {few(unknown)}")
+        raise KeyError(f"load_state_dict: matched {len(own & state)} tensors, "
+                       f"missing {_listed(missing)}, unknown {_listed(unknown)}")
+
+
+def _listed(names):
+    """Write the first eight names for a message."""
+    more = ", …" if len(names) > 8 else ""
+    return f"{sorted(names)[:8]}{more}" if names else "nothing"
 
 
 def copied(array: Array, like: Array) -> Array:
-    """A copy of `array` with the dtype and the memory layout of `like`, which has its shape.
+    """Copy `array` to the dtype and the memory layout of `like`, which has its shape.
 
     BLAS may sum a transposed matrix in another order. A run that is resumed from a file therefore
     rounds as one that never stopped only if each array is laid out as before.
@@ -238,7 +276,8 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
         if name.isdigit():                               # an item of a list
             above, _, items = above.rpartition(".")
             getattr(root.get(above), items)[int(name)] = module
-        else: setattr(root.get(above), name, module)
+        else:
+            setattr(root.get(above), name, module)
     return old
 
 
@@ -246,28 +285,27 @@ def replace_modules(root: Module, new: dict[str, Module]) -> dict[str, Module]:
 _shapes_only = contextvars.ContextVar("shapes_only", default=False)
 
 
-@contextlib.contextmanager
-def shapes_only() -> Iterator[None]:
+def shapes_only() -> AbstractContextManager[bool]:
     """Inside `with shapes_only():` the parameters of the layers below have shapes and no memory.
 
     Each is a read-only view of a single 0, and nothing is drawn: a model made so says which
     parameters it needs, and each is to be replaced. Raises ValueError or OverflowError for a shape
     that no array can have."""
-    before = _shapes_only.set(True)
-    try: yield
-    finally: _shapes_only.reset(before)
+    return within(_shapes_only, True)
 
 
 def _normal(shape, std, rng):
-    """A parameter that starts at N(0, std²)."""
-    if _shapes_only.get(): return _full(shape, 0)
+    """Make a parameter that starts at N(0, std²)."""
+    if _shapes_only.get():
+        return _full(shape, 0)
     W = std * np.random.default_rng(rng).standard_normal(shape)
     return Parameter(W.astype(np.float32))
 
 
 def _full(shape, value):
-    """A parameter whose numbers all start at `value`."""
-    if _shapes_only.get(): return Parameter(np.broadcast_to(np.float32(0), shape))
+    """Make a parameter whose numbers all start at `value`."""
+    if _shapes_only.get():
+        return Parameter(np.broadcast_to(np.float32(0), shape))
     return Parameter(np.full(shape, value, np.float32))
 
 
@@ -287,69 +325,84 @@ class Linear(Module):
         """Is the layer y = x Wᵀ + b with W = `dense_weight()`, and no more? Needed to merge."""
         return type(self).forward is Linear.forward
 
-    def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
     def dense_weight(self) -> Array:
-        """The weight as an array (d_out, d_in). A quantized layer gives its dequantized weight."""
+        """Return the weight as an array (d_out, d_in); a quantized layer dequantizes it."""
         return self.weight.data
 
     def describe(self) -> str:
-        return f"({self.d_in} → {self.d_out}{'' if self.bias is not None else ', no bias'})"
+        no_bias = ", no bias" if self.bias is None else ""
+        return f"({self.d_in} → {self.d_out}{no_bias})"
 
 
 class LayerNorm(Module):
     """y = γ (x − mean)/√(var + ε) + β; γ is `weight`, β is `bias`."""
 
     def __init__(self, d: int, eps: float = 1e-5):
-        self.weight, self.bias, self.eps = _full(d, 1), _full(d, 0), eps
+        self.weight = _full(d, 1)
+        self.bias = _full(d, 0)
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def describe(self) -> str: return f"({self.weight.size})"
+    def describe(self) -> str:
+        return f"({self.weight.size})"
 
 
 class RMSNorm(Module):
     """y = γ x/√(mean x² + ε); γ is `weight`. Gemma stores γ − 1: `offset` 1 adds it."""
 
     def __init__(self, d: int, eps: float = 1e-6, offset: float = 0.0):
-        self.weight, self.eps, self.offset = _full(d, 1 - offset), eps, offset
+        self.weight = _full(d, 1 - offset)
+        self.eps = eps
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps)
+        gamma = self.weight + self.offset if self.offset else self.weight
+        return F.rms_norm(x, gamma, self.eps)
 
-    def describe(self) -> str: return f"({self.weight.size})"
+    def describe(self) -> str:
+        return f"({self.weight.size})"
 
 
 class Embedding(Module):
     """A table (n, d) of vectors, looked up by integers. It starts at N(0, std²).
-    scale: what the vectors that are looked up are multiplied by; Gemma's are by √d."""
+    scale: multiplies the vectors that are looked up; √d in Gemma."""
 
     def __init__(self, n: int, d: int, rng: Seed | None = None, std: float = 0.02,
                  scale: float = 1.0):
-        self.weight, self.scale = _normal((n, d), std, rng), scale
+        self.weight = _normal((n, d), std, rng)
+        self.scale = scale
 
     def forward(self, ids: Array) -> Tensor:
         x = F.embedding(ids, self.weight)
         return x if self.scale == 1 else x * self.scale
 
-    def describe(self) -> str: return f"({self.weight.shape[0]} × {self.weight.shape[1]})"
+    def describe(self) -> str:
+        n, d = self.weight.shape
+        return f"({n} × {d})"
 
 
 class Dropout(Module):
     """Dropout with probability p in training, the identity otherwise. `train` seeds `rng`."""
 
     def __init__(self, p: float, rng: Seed | None = None):
-        if not 0 <= p < 1: raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
-        self.p, self.rng = p, np.random.default_rng(rng)
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: the probability must lie in [0, 1), got {p}")
+        self.p = p
+        self.rng = np.random.default_rng(rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p if self.training else 0, self.rng)
+        return F.dropout(x, self.p, self.rng) if self.training else x
 
-    def describe(self) -> str: return f"({self.p})"
+    def describe(self) -> str:
+        return f"({self.p})"
 
 
 def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """U(−1/√d_in, 1/√d_in) for (d_out, d_in): PyTorch's initialisation of a linear layer."""
+    """Draw (d_out, d_in) from U(−1/√d_in, 1/√d_in), as PyTorch starts a linear layer."""
     bound = 1 / math.sqrt(shape[-1])
     return rng.uniform(-bound, bound, shape).astype(np.float32)

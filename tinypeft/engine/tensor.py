@@ -20,6 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
+import inspect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,8 +33,8 @@ from ..common.markup import facts
 
 Vjp = Callable[[Array], Any]                             # dy ↦ dx, or for `fused` one per parent
 
-__all__ = ["GraphError", "Tensor", "concatenate", "enable_grad", "gated", "maximum", "no_grad",
-           "split", "stack", "tape", "unbroadcast", "where"]
+__all__ = ["GraphError", "Tensor", "accepts_arrays", "concatenate", "enable_grad", "gated",
+           "maximum", "no_grad", "split", "stack", "tape", "unbroadcast", "where", "within"]
 
 
 class GraphError(RuntimeError):
@@ -44,40 +47,47 @@ _tape = contextvars.ContextVar("tape", default=None)
 
 
 @contextlib.contextmanager
-def _within(variable, value):
+def within(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
+    """Inside `with within(variable, value):` the variable has this value in this thread."""
     before = variable.get()
     variable.set(value)
-    try: yield value
-    finally: variable.set(before)
+    try:
+        yield value
+    finally:
+        variable.set(before)
 
 
 def no_grad() -> contextlib.AbstractContextManager[bool]:
     """Inside `with no_grad():` this thread's operations compute values and record nothing."""
-    return _within(_recording, False)
+    return within(_recording, False)
 
 
 def enable_grad() -> contextlib.AbstractContextManager[bool]:
     """Inside `with enable_grad():` operations record, even within a surrounding `no_grad()`."""
-    return _within(_recording, True)
+    return within(_recording, True)
 
 
 def tape() -> contextlib.AbstractContextManager[list[Tensor]]:
     """Inside `with tape() as made:` the list `made` collects, and keeps, every recorded tensor."""
-    return _within(_tape, [])
+    return within(_tape, [])
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dy` over the axes along which an array of `shape` was broadcast to `dy.shape`."""
-    if dy.shape == shape: return dy
+    if dy.shape == shape:
+        return dy
     new = dy.ndim - len(shape)                           # axes that broadcasting put in front
-    stretched = (new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i])
+    stretched = [new + i for i, n in enumerate(shape) if n == 1 != dy.shape[new + i]]
     return dy.sum(axis=(*range(new), *stretched)).reshape(shape)
 
 
 def gated(dy: Array, gate: Array) -> Array:
-    """dy · gate, but 0 where the gate is 0 even if dy is infinite there (0·∞ is NaN)."""
-    with np.errstate(invalid="ignore"): dx = dy * gate
-    return np.where(gate == 0, 0, dx) if np.isnan(dx).any() else dx     # `where` is slow and rare
+    """Return dy · gate, but 0 where the gate is 0 even if dy is infinite there (0·∞ is NaN)."""
+    with np.errstate(invalid="ignore"):
+        dx = dy * gate
+    if np.isnan(dx).any():                               # rare, and `where` is slow
+        return np.where(gate == 0, 0, dx)
+    return dx
 
 
 class Tensor:
@@ -94,38 +104,45 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
             raise TypeError("expected an array, got a Tensor; use x.detach() for a new leaf")
-        array, typed = np.asarray(data), isinstance(data, (np.ndarray, np.generic))
-        if array.dtype.kind in "biu" or array.dtype.kind == "f" and not typed:
+        array = np.asarray(data)
+        is_python = not isinstance(data, (np.ndarray, np.generic))
+        if array.dtype.kind in "biu" or is_python and array.dtype.kind == "f":
             array = array.astype(np.float32)
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"a Tensor holds float32 or float64, got {array.dtype}; cast it first, "
                             "for example with .astype(np.float32)")
-        self.data, self.requires_grad, self.grad = array, requires_grad, None
+        self.data = array
+        self.requires_grad = requires_grad
+        self.grad = None
         self.version = 0                                 # how often data was replaced or written to
         self.node = None                                 # how it was computed; None for a leaf
 
     # -- recording ------------------------------------------------------------------------------
     @staticmethod
     def op(data: Array, *edges: tuple[Tensor | None, Vjp]) -> Tensor:
-        """The result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
+        """Make the result of an operation: `data`, and one edge (parent, dy ↦ dparent) per parent.
 
         The functions run in this order. That of a frozen parent is dropped, with the arrays that
         only it holds. A parent may be None (an absent bias).
         """
         parents = [x for x, _ in edges if x is not None]
-        if not _recording.get(): return Tensor.fused(data, parents, None)
+        if not _recording.get():
+            return Tensor.fused(data, parents, None)
         fs = [f if x.requires_grad else None for x, f in edges if x is not None]
         return Tensor.fused(data, parents, lambda dy: [f and f(dy) for f in fs])
 
     @staticmethod
     def fused(data: Array, parents: Sequence[Tensor], vjp: Vjp) -> Tensor:
-        """The result of an operation whose gradients share work: vjp(dy) gives one per parent.
+        """Make the result of an operation whose gradients share work: vjp(dy) gives one per parent.
 
         The gradient of a frozen parent is ignored and may be None. A vjp returns fresh arrays, `dy`
         itself or views of it, and never the same fresh array twice.
         """
-        y, trained = Tensor.__new__(Tensor), False
-        y.data, y.grad, y.version, y.node = np.asarray(data), None, 0, None
+        y = Tensor.__new__(Tensor)
+        y.data = np.asarray(data)
+        y.grad = y.node = None
+        y.version = 0
+        trained = False
         for x in parents:                                # a plain loop: generation runs this often
             trained = trained or x.requires_grad
             if x.data.dtype != y.data.dtype:
@@ -133,9 +150,12 @@ class Tensor:
                                 f"{y.dtype}: float32 and float64 do not mix; cast one of them")
         y.requires_grad = trained and _recording.get()
         if y.requires_grad:
-            y.node, y.data = Node(parents, vjp, y.data), y.data.view()
+            y.node = Node(parents, vjp, y.data)
+            y.data = y.data.view()
             y.data.flags.writeable = False               # a gradient may depend on this value
-            if (made := _tape.get()) is not None: made.append(y)
+            made = _tape.get()
+            if made is not None:
+                made.append(y)
         return y
 
     # -- backward -------------------------------------------------------------------------------
@@ -150,40 +170,44 @@ class Tensor:
             x.grad = dx if x.grad is None else np.asarray(x.grad + dx)   # 0-d + 0-d is a scalar
 
     def gradients(self, dy: Array | None = None) -> Iterator[tuple[Tensor, Array]]:
-        """As `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
+        """Walk as `backward`, but give each (leaf, ∂L/∂leaf) as soon as it is complete, and leave every
         `.grad` alone."""
         if not self.requires_grad:
             raise GraphError("backward: nothing to differentiate; no tensor that this was computed "
                              "from requires a gradient, or it was computed under no_grad()")
-        if dy is None and self.size == 1: dy = np.ones_like(self.data)
+        if dy is None and self.size == 1:
+            dy = np.ones_like(self.data)
         if np.shape(dy) != self.shape:
             raise ValueError(f"backward: a tensor of shape {self.shape} needs its gradient dy in "
                              f"that shape, got {dy if dy is None else np.shape(dy)}")
         dy = np.asarray(dy.data if isinstance(dy, Tensor) else dy, dtype=self.dtype)
         root = self.node or self
         order = topological_order(root)
-        grads, own = {id(root): dy}, set()               # own: ids of gradients safe to add into
+        grads = {id(root): dy}
+        sums = set()                                     # ids of gradients safe to add into
         while order:
             y = order.pop()
             dy = grads.pop(id(y))
             if isinstance(y, Tensor):                    # a leaf
-                yield y, np.asarray(dy) if id(y) in own else np.array(dy)
+                yield y, np.asarray(dy) if id(y) in sums else np.array(dy)
                 continue
             parents, vjp = y.parents, y.vjp
             y.parents = y.vjp = None                     # walked: free the arrays it saved
             for parent, dx in zip(parents, vjp(dy), strict=True):
-                if parent is None: continue              # frozen
+                if parent is None:                       # frozen
+                    continue
                 x, _ = parent
                 assert dx.shape == x.shape and dx.dtype == x.dtype, (
                     f"a vjp returned {dx.dtype}{dx.shape} for a parent that is {x.dtype}{x.shape}")
-                if id(x) in own:
+                if id(x) in sums:
                     grads[id(x)] += dx
                 elif id(x) in grads:
                     grads[id(x)] = grads[id(x)] + dx
-                    own.add(id(x))
+                    sums.add(id(x))
                 else:
                     grads[id(x)] = dx
-                    if dx is not dy and dx.base is None: own.add(id(x))
+                    if dx is not dy and dx.base is None:
+                        sums.add(id(x))
 
     def assign(self, array: Array) -> None:
         """Replace a leaf's data by an array of this shape; older graphs then refuse backward."""
@@ -191,10 +215,11 @@ class Tensor:
         if array.shape != self.shape or array.dtype not in (np.float32, np.float64):
             raise ValueError(f"assign: expected floats of shape {self.shape}, "
                              f"got {array.dtype} {array.shape}")
-        self.data, self.version = array, self.version + 1
+        self.data = array
+        self.version += 1
 
     def detach(self) -> Tensor:
-        """A new leaf with the same data (shared, not copied) and no history."""
+        """Make a new leaf with the same data (shared, not copied) and no history."""
         return Tensor(self.data)
 
     # -- what an array has ----------------------------------------------------------------------
@@ -203,20 +228,27 @@ class Tensor:
     size = property(lambda self: self.data.size)
     dtype = property(lambda self: self.data.dtype)
     T = property(lambda self: self.transpose())
-    def __len__(self): return len(self.data)
-    def __bool__(self): return bool(self.data)
-    def item(self) -> float: return self.data.item()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __bool__(self):
+        return bool(self.data)
+
+    def item(self) -> float:
+        return self.data.item()
 
     def __repr__(self):
-        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+        leaf = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({self.data!r}{leaf})"
 
     def _repr_html_(self):
-        some = lambda a: np.array2string(a, 100, precision=4, threshold=40, edgeitems=2)
-        rows = [("shape", self.shape), ("dtype", self.dtype), ("data", some(self.data))]
-        if self.requires_grad:
-            rows.append(("grad", "passes on to the leaves it was computed from" if self.node else
-                         "None: no backward yet" if self.grad is None else some(self.grad)))
-        return facts(rows, type(self).__name__)
+        rows = {"shape": self.shape, "dtype": self.dtype, "data": _excerpt(self.data)}
+        if self.node:
+            rows["grad"] = "passes on to the leaves it was computed from"
+        elif self.requires_grad:
+            rows["grad"] = "None: no backward yet" if self.grad is None else _excerpt(self.grad)
+        return facts(rows.items(), type(self).__name__)
 
     def _no_inplace(self, *_):
         raise TypeError("writing into a Tensor is not recorded; build a new one, as in x = x + y "
@@ -226,9 +258,10 @@ class Tensor:
     __setitem__ = _no_inplace
 
     def _constant(self, other):
-        """`other` as a Tensor: numbers and arrays become constants of this tensor's dtype."""
+        """Return `other` as a Tensor: numbers and arrays become constants of this dtype."""
         if isinstance(other, Tensor):
-            if other.dtype == self.dtype: return other
+            if other.dtype == self.dtype:
+                return other
             raise TypeError(f"{self.dtype} and {other.dtype} tensors do not mix; cast one of them")
         other = np.asarray(other)
         if other.dtype.kind not in "biuf":               # NumPy reads None as NaN and "3" as 3
@@ -239,21 +272,27 @@ class Tensor:
     def __add__(self, other):
         other = self._constant(other)
         A, B = self.shape, other.shape
-        return Tensor.op(self.data + other.data, (self,  lambda dy: unbroadcast(dy, A)),
-                                                 (other, lambda dy: unbroadcast(dy, B)))
+        return Tensor.op(self.data + other.data,
+                         (self,  lambda dy: unbroadcast(dy, A)),
+                         (other, lambda dy: unbroadcast(dy, B)))
 
     def __mul__(self, other):
         other = self._constant(other)
-        a, b, A, B = self.data, other.data, self.shape, other.shape
-        return Tensor.op(a * b, (self,  lambda dy: unbroadcast(dy * b, A)),
-                                (other, lambda dy: unbroadcast(dy * a, B)))
+        a, b = self.data, other.data
+        A, B = a.shape, b.shape
+        return Tensor.op(a * b,
+                         (self,  lambda dy: unbroadcast(dy * b, A)),
+                         (other, lambda dy: unbroadcast(dy * a, B)))
 
     def __truediv__(self, other):
         """y = a / b.    da = dy/b,   db = −dy y/b. (b² would leave float32's range at 1e±19.)"""
         other = self._constant(other)
-        b, y, A, B = other.data, self.data / other.data, self.shape, other.shape
-        return Tensor.op(y, (self,  lambda dy: unbroadcast(dy / b, A)),
-                            (other, lambda dy: unbroadcast(-dy * (y / b), B)))
+        b = other.data
+        y = self.data / b
+        A, B = self.shape, b.shape
+        return Tensor.op(y,
+                         (self,  lambda dy: unbroadcast(dy / b, A)),
+                         (other, lambda dy: unbroadcast(-dy * (y / b), B)))
 
     def __pow__(self, other):
         """y = a ** b, usually for a number b.    da = dy b aᵇ⁻¹,   db = dy y log a.
@@ -261,37 +300,64 @@ class Tensor:
         da = 0 where b = 0, and db = 0 where a = 0 ≤ b, as in PyTorch: there aᵇ⁻¹ or log a may be
         infinite, and 0·∞ is NaN.
         """
+        a = self.data
         if isinstance(other, (int, float)):
-            a, n = self.data, int(other) if isinstance(other, int) else float(other)
-            da = lambda dy: dy * (n * a ** (n - 1)) if n else np.zeros_like(a)
-            return Tensor.op(a ** n, (self, da))
+            n = int(other) if isinstance(other, int) else float(other)   # no NumPy scalar: it casts
+            if n == 0:
+                return Tensor.op(a ** n, (self, lambda dy: np.zeros_like(a)))
+            return Tensor.op(a ** n, (self, lambda dy: dy * (n * a ** (n - 1))))
         other = self._constant(other)
-        a, b, A, B = self.data, other.data, self.shape, other.shape
-        y, but = a ** b, lambda where: np.where(where, 1, a)                  # a, but 1 where …
-        da = lambda dy: unbroadcast(np.where(b == 0, 0, dy) * (b * but(b == 0) ** (b - 1)), A)
-        db = lambda dy: unbroadcast(dy * (y * np.log(but((a == 0) & (b >= 0)))), B)
+        b = other.data
+        A, B = a.shape, b.shape
+        y = a ** b
+
+        def da(dy):
+            base = np.where(b == 0, 1, a)
+            dy = np.where(b == 0, 0, dy)
+            return unbroadcast(dy * (b * base ** (b - 1)), A)
+
+        def db(dy):
+            base = np.where((a == 0) & (b >= 0), 1, a)
+            return unbroadcast(dy * (y * np.log(base)), B)
         return Tensor.op(y, (self, da), (other, db))
 
     def __matmul__(self, other):
         """a @ b over the last two axes. Axes before them broadcast; vectors work as in NumPy."""
         other = self._constant(other)
-        if self.ndim == 1:
+        if self.ndim == 1:                               # a row, whose axis is dropped again
             y = self.reshape(1, -1) @ other
-            return y.reshape(y.shape[:-2] + y.shape[-1:]) if other.ndim > 1 else y.reshape(())
-        if other.ndim == 1:
+            if other.ndim == 1:
+                return y.reshape(())
+            return y.reshape(y.shape[:-2] + y.shape[-1:])
+        if other.ndim == 1:                              # a column, likewise
             y = self @ other.reshape(-1, 1)
             return y.reshape(y.shape[:-1])
-        a, b, A, B = self.data, other.data, self.shape, other.shape
-        return Tensor.op(a @ b, (self,  lambda dy: unbroadcast(dy @ b.swapaxes(-1, -2), A)),
-                                (other, lambda dy: unbroadcast(a.swapaxes(-1, -2) @ dy, B)))
+        a, b = self.data, other.data
+        A, B = a.shape, b.shape
+        return Tensor.op(a @ b,
+                         (self,  lambda dy: unbroadcast(dy @ b.swapaxes(-1, -2), A)),
+                         (other, lambda dy: unbroadcast(a.swapaxes(-1, -2) @ dy, B)))
 
-    def __neg__(self): return Tensor.op(-self.data, (self, lambda dy: -dy))
-    def __sub__(self, other): return self + (-self._constant(other))
-    def __rsub__(self, other): return self._constant(other) + (-self)
-    def __rtruediv__(self, other): return self._constant(other) / self
-    def __rpow__(self, other): return self._constant(other) ** self
-    def __rmatmul__(self, other): return self._constant(other) @ self
-    __radd__, __rmul__ = __add__, __mul__
+    def __neg__(self):
+        return Tensor.op(-self.data, (self, lambda dy: -dy))
+
+    def __sub__(self, other):
+        return self + (-self._constant(other))
+
+    def __rsub__(self, other):
+        return self._constant(other) + (-self)
+
+    def __rtruediv__(self, other):
+        return self._constant(other) / self
+
+    def __rpow__(self, other):
+        return self._constant(other) ** self
+
+    def __rmatmul__(self, other):
+        return self._constant(other) @ self
+
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     # -- elementwise ----------------------------------------------------------------------------
     def exp(self) -> Tensor:
@@ -318,22 +384,28 @@ class Tensor:
 
     def relu(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.maximum(x, 0), (self, lambda dy: gated(dy, ~(x <= 0))))
+        y = np.maximum(x, 0)
+        return Tensor.op(y, (self, lambda dy: gated(dy, ~(x <= 0))))
 
     def abs(self) -> Tensor:
         x = self.data
-        return Tensor.op(np.abs(x), (self, lambda dy: gated(dy, np.sign(x))))
+        y = np.abs(x)
+        return Tensor.op(y, (self, lambda dy: gated(dy, np.sign(x))))
 
     # -- reductions -----------------------------------------------------------------------------
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         shape = self.shape
-        return Tensor.op(self.data.sum(axis=axis, keepdims=keepdims),
-                         (self, lambda dy: np.broadcast_to(_keep(dy, axis, keepdims), shape)))
+        y = self.data.sum(axis=axis, keepdims=keepdims)
+
+        def dx(dy):
+            return np.broadcast_to(_with_axes(dy, axis, keepdims), shape)
+        return Tensor.op(y, (self, dx))
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         y = self.sum(axis, keepdims)
-        if y.size <= self.size: return y * (y.size / max(1, self.size))
-        raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
+        if y.size > self.size:
+            raise ValueError(f"mean over nothing: a tensor of shape {self.shape}, axis {axis}")
+        return y * (y.size / max(1, self.size))
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The largest element. Equal ones share the gradient evenly."""
@@ -342,34 +414,38 @@ class Tensor:
 
         def dx(dy):
             largest = x == y
-            share = (largest / largest.sum(axis=axis, keepdims=True)).astype(x.dtype)
-            return gated(_keep(dy, axis, keepdims), share)
+            share = largest / largest.sum(axis=axis, keepdims=True)
+            return gated(_with_axes(dy, axis, keepdims), share.astype(x.dtype))
         return Tensor.op(y if keepdims else y.squeeze(axis), (self, dx))
 
     # -- shape ----------------------------------------------------------------------------------
     def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
-        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
         before = self.shape
-        return Tensor.op(self.data.reshape(shape), (self, lambda dy: dy.reshape(before)))
+        y = self.data.reshape(_unpacked(shape))
+        return Tensor.op(y, (self, lambda dy: dy.reshape(before)))
 
     def transpose(self, *axes: int | tuple[int, ...]) -> Tensor:
         """Permute the axes, as numpy.transpose: x.transpose(0, 2, 1). No argument reverses them."""
-        axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
-        axes = tuple(axes) or tuple(range(self.ndim))[::-1]
         n = self.ndim
-        back = lambda dy: dy.transpose(np.argsort([i % n for i in axes]))
-        return Tensor.op(self.data.transpose(axes), (self, back))
+        axes = _unpacked(axes) or range(n)[::-1]
+
+        def dx(dy):
+            return dy.transpose(np.argsort([i % n for i in axes]))
+        return Tensor.op(self.data.transpose(axes), (self, dx))
 
     def __getitem__(self, index):
         """Index by slices, integers, integer arrays or a mask; repeated elements add up."""
         shape = self.shape
+        indices = index if isinstance(index, tuple) else (index,)
         basic = all(i is None or i is ... or isinstance(i, (int, np.integer, slice))
-                    for i in (index if isinstance(index, tuple) else (index,)))
+                    for i in indices)
 
         def dx(dy):
             out = np.zeros(shape, dy.dtype)
-            if basic: out[index] = dy
-            else:     np.add.at(out, index, dy)          # += keeps only one of repeated indices
+            if basic:
+                out[index] = dy
+            else:
+                np.add.at(out, index, dy)                # += keeps only one of repeated indices
             return out
         return Tensor.op(self.data[index], (self, dx))
 
@@ -384,25 +460,29 @@ class Node:
 
     def __init__(self, parents, vjp, y):
         self.parents = [(x.node or x, x.version) if x.requires_grad else None for x in parents]
-        self.vjp, self.shape, self.dtype = vjp, y.shape, y.dtype
+        self.vjp = vjp
+        self.shape = y.shape
+        self.dtype = y.dtype
 
 
 def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
-    """All nodes and leaves that `root` was computed from, each after its parents.
+    """List all nodes and leaves that `root` was computed from, each after its parents.
 
     In a = x·x; b = a + a; c = b + a, the gradient of `a` is complete only after both `b` and `c`
     have been visited. The walk is iterative, so that depth has no limit.
     """
-    order, seen, stack = [], set(), [(root, False)]
+    order = []
+    visited = set()
+    stack = [(root, False)]
     while stack:
         y, expanded = stack.pop()
         if expanded:
             order.append(y)
-        elif id(y) not in seen:
+        elif id(y) not in visited:
             if y.parents is None:
                 raise GraphError("backward: this graph, or a part, was walked already and its "
                                  "arrays are gone; run the forward pass again")
-            seen.add(id(y))
+            visited.add(id(y))
             stack.append((y, True))
             for x, version in filter(None, y.parents):
                 if x.version != version:
@@ -412,50 +492,90 @@ def topological_order(root: Node | Tensor) -> list[Node | Tensor]:
     return order
 
 
-def _keep(dy, axis, keepdims):
+def _with_axes(dy, axis, keepdims):
     """Give a reduction's gradient back the axes of length 1 that the reduction dropped."""
     return dy if keepdims or axis is None else np.expand_dims(dy, axis)
 
 
+def _unpacked(numbers):
+    """Return the numbers of f(2, 3), f((2, 3)) or f([2, 3]) as a tuple."""
+    if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)):
+        return tuple(numbers[0])
+    return numbers
+
+
+def _excerpt(array):
+    """Write an array's first and last numbers, as the HTML of a Tensor shows them."""
+    return np.array2string(array, 100, precision=4, threshold=40, edgeitems=2)
+
+
 # -- functions of several tensors ---------------------------------------------------------------
-def _common(tensors):
-    """The arguments as Tensors of one dtype; arrays and numbers become constants."""
-    like = next((t for t in tensors if isinstance(t, Tensor)), Tensor(0.0))
-    return [like._constant(t) for t in tensors]
+def _common(values):
+    """Return the values as Tensors of the dtype of the first Tensor, or of the first array."""
+    first = next((x for x in values if isinstance(x, Tensor)), None)
+    if first is None:
+        first = Tensor(*values[:1] or (0.0,))
+    return [first._constant(x) for x in values]
+
+
+def accepts_arrays(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let `f` take arrays and numbers for its arguments of type Tensor: they become constants.
+
+    The annotations of `f` state the types. Where all are Tensors already, to check them takes half
+    a microsecond: `all` and `map` run in C.
+    """
+    tensors = Tensor, Tensor | None
+    names = [name for name, kind in f.__annotations__.items() if kind in tensors]
+    kinds = [kind if kind in tensors else object for kind in f.__annotations__.values()]
+
+    @functools.wraps(f)
+    def on_tensors(*args, **options):
+        if all(map(isinstance, args, kinds)) and (
+                not options or options.keys().isdisjoint(names)):
+            return f(*args, **options)
+        call = inspect.signature(f).bind(*args, **options)
+        values = {name: x for name, x in call.arguments.items() if name in names and x is not None}
+        call.arguments.update(zip(values, _common([*values.values()]), strict=True))
+        return f(*call.args, **call.kwargs)
+    return on_tensors
 
 
 def maximum(a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
     """The larger of a and b, elementwise. Equal elements share the gradient."""
-    p, q = _common((a, b))
-    a, b, A, B = p.data, q.data, p.shape, q.shape
-    share = lambda x, y: (~(x < y) - 0.5 * (x == y)).astype(x.dtype)
-    return Tensor.op(np.maximum(a, b), (p, lambda dy: unbroadcast(gated(dy, share(a, b)), A)),
-                                       (q, lambda dy: unbroadcast(gated(dy, share(b, a)), B)))
+    a, b = _common((a, b))
+    p, q = a.data, b.data
+    P, Q = p.shape, q.shape
+
+    def share(x, y):
+        """Return 1 where x > y or either is NaN, 1/2 where they are equal, 0 elsewhere."""
+        return (~(x < y) - 0.5 * (x == y)).astype(x.dtype)
+    return Tensor.op(np.maximum(p, q),
+                     (a, lambda dy: unbroadcast(gated(dy, share(p, q)), P)),
+                     (b, lambda dy: unbroadcast(gated(dy, share(q, p)), Q)))
 
 
 def where(condition: Array, a: Tensor | Array | float, b: Tensor | Array | float) -> Tensor:
     """`a` where the boolean array `condition` holds, `b` elsewhere."""
     a, b = _common((a, b))
-    c, A, B = np.asarray(condition, dtype=bool), a.shape, b.shape
-    y = np.where(c, a.data, b.data)
-    return Tensor.op(y, (a, lambda dy: unbroadcast(np.where(c, dy, 0), A)),
-                        (b, lambda dy: unbroadcast(np.where(c, 0, dy), B)))
+    A, B = a.shape, b.shape
+    c = np.asarray(condition, dtype=bool)
+    return Tensor.op(np.where(c, a.data, b.data),
+                     (a, lambda dy: unbroadcast(np.where(c, dy, 0), A)),
+                     (b, lambda dy: unbroadcast(np.where(c, 0, dy), B)))
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along an existing axis."""
     tensors = _common(tensors)
-    y = np.concatenate([t.data for t in tensors], axis)
-    ends = np.cumsum([t.shape[axis] for t in tensors])
-    cut = lambda start, end: lambda dy: dy[(slice(None),) * (axis % dy.ndim) + (slice(start, end),)]
-    edges = [(t, cut(end - t.shape[axis], end)) for t, end in zip(tensors, ends, strict=True)]
-    return Tensor.op(y, *edges)
+    y = np.concatenate([x.data for x in tensors], axis)
+    ends = np.cumsum([x.shape[axis] for x in tensors])[:-1]
+    return Tensor.fused(y, tensors, lambda dy: np.split(dy, ends, axis))
 
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join along a new axis."""
-    return concatenate([t.reshape(np.expand_dims(t.data, axis).shape) for t in _common(tensors)],
-                       axis)
+    tensors = _common(tensors)
+    return concatenate([x.reshape(np.expand_dims(x.data, axis).shape) for x in tensors], axis)
 
 
 def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
@@ -465,5 +585,6 @@ def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tenso
         if sections < 1 or size % sections:
             raise ValueError(f"split: axis {axis} of length {size} does not divide into {sections}")
         sections = [i * size // sections for i in range(1, sections)]
-    before, edges = (slice(None),) * (axis % x.ndim), [0, *sections, size]
-    return [x[before + (slice(i, j),)] for i, j in zip(edges, edges[1:], strict=False)]
+    before = (slice(None),) * (axis % x.ndim)
+    edges = [0, *sections, size]
+    return [x[(*before, slice(*ends))] for ends in itertools.pairwise(edges)]

@@ -4,7 +4,9 @@
     gpt.py         GPT-2
     llama.py       Llama, and what has its form: SmolLM2, TinyLlama, Qwen3
     gemma.py       Gemma 3
-    generation.py  one token after another, with a cache of keys and values
+    plain.py       generation as one reads it
+    generation.py  the same, with a cache of keys and values
+    assembly.py    a model of given arrays
     targets.py     the one rule by which names choose layers
 
 A name is imported when it is first used.

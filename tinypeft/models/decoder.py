@@ -8,8 +8,6 @@ Two seams let a method add *virtual tokens* without touching the model: `prompt=
 enter before the first token or between tokens, and `prefix=` takes keys and values that each
 layer's attention sees before its own. The generation cache is a prefix that grows.
 """
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -17,23 +15,29 @@ import numpy as np
 
 from ..common.hints import Array, Rng
 from ..engine import functional as F
-from ..engine.nn import Embedding, Linear, Module, Parameter, check_names, shapes_only
+from ..engine.nn import Embedding, Linear, Module
 from ..engine.recompute import run_block
 from ..engine.tensor import GraphError, Tensor, concatenate
+from .assembly import assembled, unfilled
 from .generation import KVCache, LayerCache, generate
 
-__all__ = ["Block", "Decoder", "Prefix", "attend", "heads"]
+__all__ = ["Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
+           "residual_std"]
 
-Prefix = list[tuple[Tensor, Tensor]]                     # one (K, V) per layer
+LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
+Prefix = list[LayerPrefix]
 
 
 class Block(Module):
     """x + attention(norm1(x)), and to that + mlp(norm2(·)); a family of models gives the parts."""
 
     def __init__(self, norm1: Module, attention: Module, norm2: Module, mlp: Module):
-        self.norm1, self.attention, self.norm2, self.mlp = norm1, attention, norm2, mlp
+        self.norm1 = norm1
+        self.attention = attention
+        self.norm2 = norm2
+        self.mlp = mlp
 
-    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+    def forward(self, x: Tensor, prefix: LayerPrefix | None = None,
                 cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), prefix, cache)
         return x + self.mlp(self.norm2(x))
@@ -61,67 +65,34 @@ class Decoder(Module):
 
     @classmethod
     def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
-        """name → shape of every parameter of a model without a classifier. It takes no memory."""
-        return {name: p.shape for name, p in cls._unfilled(config).named_parameters()}
-
-    @classmethod
-    def _unfilled(cls, config):
-        """A model whose parameters have shapes and no memory."""
-        try:
-            with shapes_only(): return cls(config)
-        except (ValueError, OverflowError) as e:
-            raise ValueError(f"no array has the shapes of {config}") from e
+        """Return name → shape of every parameter of a model without a classifier, without one."""
+        return {name: p.shape for name, p in unfilled(cls, config).named_parameters()}
 
     @classmethod
     def from_arrays(cls, config: Any, arrays: Mapping[str, Array],
                     layers: Mapping[str, Module] | None = None) -> Self:
-        """A model whose parameters are `arrays`, which have the names of `state_dict`.
+        """Make a model whose parameters are `arrays`, which have the names of `state_dict`.
 
         It takes no memory beside the arrays. layers: path → the layer to have there in place of a
         `Linear`, with its weight and bias. The model has a head if there is a "head.weight".
         Raises KeyError for names missing or unknown, ValueError for shapes that do not fit
         `config`, and for arrays that are not all float32, or all float64."""
-        layers, d = layers or {}, config.d_model
-        if 2 * config.n_layers > len(arrays):            # its norms alone are 2 arrays per block
-            raise ValueError(f"{len(arrays)} arrays are too few for {config.n_layers} layers")
-        model = cls._unfilled(config)
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        for path, layer in layers.items():
-            expected, _ = shapes.pop(f"{path}.weight", None), shapes.pop(f"{path}.bias", None)
-            if (layer.d_out, layer.d_in) != expected:
-                kind = f"none: a {cls.__name__} has no such layer"
-                raise ValueError(f"{path} has a weight of shape {(layer.d_out, layer.d_in)}, "
-                                 f"expected {expected or kind}")
-        if "head.weight" in arrays:
-            shapes["head.weight"] = (*arrays["head.weight"].shape[:1], d)
-            if "head.bias" in arrays: shapes["head.bias"] = shapes["head.weight"][:1]
-            with shapes_only(): model.head = Linear(d, 1, bias="head.bias" in arrays)
-        check_names(shapes, arrays)
-        for name, shape in shapes.items():
-            if arrays[name].shape != shape:
-                raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
-        if (kinds := {a.dtype.name for a in arrays.values()}) not in ({"float32"}, {"float64"}):
-            raise ValueError(f"the arrays are {' and '.join(sorted(kinds))}, expected float32 or "
-                             "float64 for all")
-        modules = dict(model.named_modules())
-        for name, part in [*layers.items(), *((n, Parameter(a)) for n, a in arrays.items())]:
-            path, _, kind = name.rpartition(".")
-            setattr(modules[path], kind, part)
-        return model
+        return assembled(cls, config, arrays, layers or {})
 
     @property
     def attached(self) -> Any:
-        """The method on this model, or None."""
+        """Return the method on this model, or None."""
         return self.attachment and self.attachment.method
 
     def check_free(self, verb: str) -> None:
         """Raise ValueError if a method is on this model, or is to return to it: nothing else may
         change the model then. verb: who asks, for the message."""
-        if self.attachment is not None: self.attachment.refuse(verb)
+        if self.attachment is not None:
+            self.attachment.refuse(verb)
 
     def embed(self, x: Tensor, past: int) -> Tensor:
-        """What enters the first block; x (B, n, d) are embedded tokens and virtual vectors at
-        positions past … past + n − 1."""
+        """Return what enters the first block; x (B, n, d) are embedded tokens and virtual vectors
+        at positions past … past + n − 1."""
         return x
 
     def forward(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
@@ -153,14 +124,16 @@ class Decoder(Module):
         if self.head is None:
             raise ValueError("classify: this model has no classification head; "
                              "attach(model, method, head=n_classes) adds one")
-        (B, T), lengths = np.shape(tokens), np.asarray(lengths)
+        B, T = np.shape(tokens)
+        lengths = np.asarray(lengths)
         if lengths.shape != (B,) or lengths.min() < 1 or lengths.max() > T:
             raise ValueError(f"classify: lengths must be {B} numbers in [1, {T}], got {lengths}")
-        return self.head(self.hidden(tokens, **virtual)[np.arange(B), lengths - 1])
+        h = self.hidden(tokens, **virtual)
+        return self.head(h[np.arange(B), lengths - 1])
 
     def hidden(self, tokens: Array, prompt: Tensor | None = None, prompt_at: Array | None = None,
                prefix: Prefix | None = None, cache: KVCache | None = None) -> Tensor:
-        """As `forward`, but returns the final hidden states (B, T, d)."""
+        """Compute as `forward`, but return the final hidden states (B, T, d)."""
         who = type(self).__name__
         if isinstance(tokens, Tensor):
             raise TypeError(f"{who}: tokens are integers, got a Tensor of floats")
@@ -170,27 +143,33 @@ class Decoder(Module):
                              f"got {tokens.shape}")
         B, T = tokens.shape
         self._check_virtual(B, prompt, prefix, cache)
-        x, read = self.token_embedding(tokens), None                    # (B, T, d)
+        x = self.token_embedding(tokens)                                # (B, T, d)
         if prompt is not None:
             x, read = _interleave(_expand(prompt, B, 3), x, prompt_at)  # (B, P + T, d)
-        past = prefix[0][0].shape[-2] if prefix else cache.length if cache else 0
-        end, context = past + x.shape[1], self.config.context_length
-        if end > context:
+        past = past_length(prefix and prefix[0], cache)
+        end = past + x.shape[1]
+        if end > self.config.context_length:
             raise ValueError(f"{who}: {end} positions ({T} tokens, {x.shape[1] - T} prompt "
-                             f"vectors, {past} of prefix or cache) exceed the context of {context}")
+                             f"vectors, {past} of prefix or cache) exceed the context of "
+                             f"{self.config.context_length}")
         x = self.embed(x, past)
         for i, block in enumerate(self.blocks):
             x = run_block(block, x, prefix and prefix[i], cache and cache.layers[i])
         x = self.final_norm(x)
-        return x if read is None else x[np.arange(B)[:, None], read]    # drops the virtual tokens
+        if prompt is not None:
+            x = x[np.arange(B)[:, None], read]                          # drops the virtual tokens
+        return x
 
     def _check_virtual(self, B, prompt, prefix, cache):
-        c, d, who = self.config, self.config.d_model, type(self).__name__
-        fits = lambda t, *shape: t.shape in (shape, (B, *shape))
-        if prompt is not None and not (prompt.ndim > 1 and fits(prompt, prompt.shape[-2], d)):
-            raise ValueError(f"{who}: prompt must have shape (P, {d}) or ({B}, P, {d}), "
-                             f"got {prompt.shape}")
-        if prefix is None: return
+        c = self.config
+        who = type(self).__name__
+        if prompt is not None:
+            P = prompt.shape[-2] if prompt.ndim > 1 else -1
+            if not _fits(prompt, B, P, c.d_model):
+                raise ValueError(f"{who}: prompt must have shape (P, {c.d_model}) or "
+                                 f"({B}, P, {c.d_model}), got {prompt.shape}")
+        if prefix is None:
+            return
         if cache is not None and cache.length:
             raise ValueError(f"{who}: a prefix comes first, but the cache holds {cache.length} "
                              "positions already")
@@ -199,7 +178,7 @@ class Decoder(Module):
                              f"got {len(prefix)}")
         shape = c.n_kv_heads, prefix[0][0].shape[-2], c.d_head
         for i, (k, v) in enumerate(prefix):
-            if not (fits(k, *shape) and fits(v, *shape)):
+            if not (_fits(k, B, *shape) and _fits(v, B, *shape)):
                 raise ValueError(f"{who}: the prefix of layer {i} must have shapes {shape} or "
                                  f"{(B, *shape)}, got {k.shape} and {v.shape}")
 
@@ -207,16 +186,22 @@ class Decoder(Module):
         """Continue `tokens` (B, T) by up to `max_new_tokens`; options as in `tinypeft.generate`."""
         return generate(self, tokens, max_new_tokens, **options)
 
-    def describe(self) -> str: return f"({self.n_parameters():,} parameters)"
+    def describe(self) -> str:
+        return f"({self.n_parameters():,} parameters)"
+
+
+def residual_std(config: Any) -> float:
+    """Return the start of a layer whose output joins the residual stream, to which 2 L add."""
+    return 0.02 / (2 * config.n_layers) ** 0.5
 
 
 def heads(x: Tensor, n: int) -> Tensor:
-    """(B, T, n d_head) → (B, n, T, d_head); head h takes columns h d_head … (h + 1) d_head."""
+    """Cut (B, T, n d_head) into heads (B, n, T, d_head); head h takes the h-th d_head columns."""
     B, T, _ = x.shape
     return x.reshape(B, T, n, -1).transpose(0, 2, 1, 3)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None,
+def attend(q: Tensor, k: Tensor, v: Tensor, prefix: LayerPrefix | None,
            cache: LayerCache | None, **options: Any) -> Tensor:
     """Attention over a prefix or the cached past, and over k and v themselves.
 
@@ -225,39 +210,58 @@ def attend(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None
     B, H, T, d = q.shape
     if prefix is not None:
         K, V = (_expand(p, B, 4) for p in prefix)
-        k, v = concatenate([K, k], axis=2), concatenate([V, v], axis=2)
+        k = concatenate([K, k], axis=2)
+        v = concatenate([V, v], axis=2)
     if cache is not None and (k.requires_grad or v.requires_grad):
         raise GraphError("a cache keeps numbers without their history, so gradients would be "
                          "lost; use no_grad() or no cache")
     attention = F.attention if cache is None else cache.attend
-    return attention(q, k, v, **options).transpose(0, 2, 1, 3).reshape(B, T, H * d)
+    o = attention(q, k, v, **options)
+    return o.transpose(0, 2, 1, 3).reshape(B, T, H * d)
+
+
+def past_length(prefix: LayerPrefix | None, cache: KVCache | LayerCache | None) -> int:
+    """Count the positions of a layer's prefix, or of a cache, that stand before the tokens."""
+    if prefix is not None:
+        return prefix[0].shape[-2]
+    return 0 if cache is None else cache.length
+
+
+def _fits(virtual, B, *shape):
+    return virtual.shape in (shape, (B, *shape))
 
 
 def _expand(virtual, B, ndim):
     """Give virtual tokens without a batch axis to every row: (P, d) → (B, P, d)."""
-    return virtual if virtual.ndim == ndim else virtual + np.zeros((B,) + (1,) * virtual.ndim)
+    if virtual.ndim == ndim:
+        return virtual
+    return virtual + np.zeros((B, *[1] * virtual.ndim))
 
 
-def _interleave(prompt, x, at):
-    """Merge prompt (B, P, d) into x (B, T, d), vector j at place at[…, j].
+def _interleave(prompt, x, places):
+    """Merge prompt (B, P, d) into x (B, T, d), vector j at places[…, j].
 
     Also return the places to read, (B, T). Token t is read at the place before token t + 1, its
     own unless virtual tokens stand between. The last token is read at the last place.
     """
-    (B, P, _), n = prompt.shape, prompt.shape[1] + x.shape[1]
-    at = np.arange(P) if at is None else np.asarray(at)
-    if at.shape not in ((P,), (B, P)):
-        raise ValueError(f"prompt_at: expected shape ({P},) or ({B}, {P}), got {at.shape}")
-    at, virtual = np.broadcast_to(at, (B, P)), np.zeros((B, n), bool)
-    if at.size and (at.min() < 0 or at.max() >= n):
+    B, P, _ = prompt.shape
+    n = P + x.shape[1]
+    places = np.arange(P) if places is None else np.asarray(places)
+    if places.shape not in ((P,), (B, P)):
+        raise ValueError(f"prompt_at: expected shape ({P},) or ({B}, {P}), got {places.shape}")
+    places = np.broadcast_to(places, (B, P))
+    if places.size and (places.min() < 0 or places.max() >= n):
         raise ValueError(f"prompt_at: places must lie in [0, {n}) for {P} vectors and {n - P} "
-                         f"tokens, got {at.tolist()}")
-    np.put_along_axis(virtual, at, True, axis=1)
-    if (virtual.sum(1) != P).any():
-        raise ValueError(f"prompt_at: two vectors cannot take the same place, got {at.tolist()}")
-    real = np.nonzero(~virtual)[1].reshape(B, -1)        # (B, T)
-    source = np.empty((B, n), int)                       # place → row of [prompt; x]
-    np.put_along_axis(source, at, np.arange(P)[None], axis=1)
-    np.put_along_axis(source, real, np.arange(P, n)[None], axis=1)
-    read = np.concatenate([real[:, 1:], np.full((B, 1), n)], axis=1) - 1
-    return concatenate([prompt, x], axis=1)[np.arange(B)[:, None], source], read
+                         f"tokens, got {places.tolist()}")
+    rows = np.arange(B)[:, None]
+    source = np.full((B, n), -1)                         # place → its vector of [prompt; x]
+    source[rows, places] = np.arange(P)
+    is_token = source < 0
+    if (is_token.sum(1) != n - P).any():
+        raise ValueError("prompt_at: two vectors cannot take the same place, got "
+                         f"{places.tolist()}")
+    tokens = np.nonzero(is_token)[1].reshape(B, n - P)   # their places, (B, T)
+    source[rows, tokens] = np.arange(P, n)
+    read = np.full_like(tokens, n - 1)                   # where token t is read, (B, T)
+    read[:, :-1] = tokens[:, 1:] - 1
+    return concatenate([prompt, x], axis=1)[rows, source], read

@@ -16,8 +16,6 @@ Where things differ. GGUF files hold 1 + w, Hugging Face's files hold w, as this
 transformers rounds √d to the model's type and computes norms in float32; this file does not.
 Gemma 2 squashes scores and logits by tanh ("softcapping"); that is not here.
 """
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from ..common.hyper import real, whole
 from ..engine import functional as F
 from ..engine.nn import RMSNorm
 from ..engine.tensor import Tensor
-from .decoder import Block, Decoder
+from .decoder import Block, Decoder, LayerPrefix
 from .generation import LayerCache
 from .llama import MLP, Attention, Grouped
 
@@ -65,15 +63,19 @@ class GemmaBlock(Block):
 
     def __init__(self, c, rng, is_global):
         norm = functools.partial(RMSNorm, eps=c.norm_eps, offset=1.0)
-        theta, window = (c.rope_theta, None) if is_global else (c.local_theta, c.window)
-        attention = Attention(c, rng, theta, norm, scale=1 / math.sqrt(c.query_scale),
-                              window=window)
-        super().__init__(norm(c.d_model), attention, norm(c.d_model), MLP(c, rng, F.geglu))
-        self.post_norm1, self.post_norm2 = norm(c.d_model), norm(c.d_model)
+        theta = c.rope_theta if is_global else c.local_theta
+        window = None if is_global else c.window
+        scale = 1 / math.sqrt(c.query_scale)
+        attention = Attention(c, rng, theta, norm, scale=scale, window=window)
+        mlp = MLP(c, rng, F.geglu)
+        super().__init__(norm(c.d_model), attention, norm(c.d_model), mlp)
+        self.post_norm1 = norm(c.d_model)
+        self.post_norm2 = norm(c.d_model)
 
-    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+    def forward(self, x: Tensor, prefix: LayerPrefix | None = None,
                 cache: LayerCache | None = None) -> Tensor:
-        x = x + self.post_norm1(self.attention(self.norm1(x), prefix, cache))
+        a = self.attention(self.norm1(x), prefix, cache)
+        x = x + self.post_norm1(a)
         return x + self.post_norm2(self.mlp(self.norm2(x)))
 
 
@@ -85,6 +87,8 @@ class Gemma(Decoder):
         rng = np.random.default_rng(rng)
         super().__init__(config, rng)
         self.token_embedding.scale = math.sqrt(config.d_model)
-        self.blocks = [GemmaBlock(config, rng, is_global=i % config.global_every == 0)
-                       for i in range(1, config.n_layers + 1)]
+        self.blocks = []
+        for i in range(1, config.n_layers + 1):
+            is_global = i % config.global_every == 0
+            self.blocks.append(GemmaBlock(config, rng, is_global))
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, offset=1.0)

@@ -7,19 +7,19 @@ the choice. With the cache each step feeds one token instead of all; the result 
 A quantized layer decodes its weight for every token, which takes longer than the product of the
 weight and one token. So `generate` keeps decoded weights until it returns, of the layers that come
 first, at most KEPT bytes in all: those of a small model, and a small part of a large one.
-"""
-from __future__ import annotations
 
-import contextlib
+`plain.py` has `sample` and `generate` as one reads them; read it first.
+"""
 import contextvars
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from ..common.hints import Array, Seed
+from ..common.hints import Array, Rng, Seed
 from ..engine import functional as F
-from ..engine.tensor import Tensor, no_grad
+from ..engine.tensor import Tensor, no_grad, within
 
 __all__ = ["KVCache", "LayerCache", "generate", "keeping", "kept", "sample"]
 
@@ -27,37 +27,43 @@ KEPT = 2**23                                                 # bytes of decoded 
 _kept = contextvars.ContextVar("kept", default=None)
 
 
-@contextlib.contextmanager
-def keeping() -> Iterator[dict[Hashable, Array]]:
+def keeping() -> AbstractContextManager[dict[Hashable, Array]]:
     """Inside `with keeping():` `kept` returns an array again. No weight may change there."""
-    before = _kept.set({})
-    try: yield _kept.get()
-    finally: _kept.reset(before)
+    return within(_kept, {})
 
 
 def kept(source: Hashable, make: Callable[[], Array]) -> Array:
-    """make(), to be read only. Inside `keeping()` it is made once for each `source`, as long as all
-    that is kept takes at most KEPT bytes."""
+    """Return make(), to be read only. Inside `keeping()` it is made once for each `source`, as long
+    as the arrays take at most KEPT bytes in all."""
     arrays = _kept.get()
-    if arrays is None: return make()
-    if (array := arrays.get(source)) is None:
-        array = make()
-        if sum(a.nbytes for a in arrays.values()) + array.nbytes <= KEPT: arrays[source] = array
+    if arrays is None:
+        return make()
+    if source in arrays:
+        return arrays[source]
+    array = make()
+    if array.nbytes + sum(a.nbytes for a in arrays.values()) <= KEPT:
+        arrays[source] = array
     return array
 
 
 class LayerCache:
     """Keys and values of one layer, (B, H, S, d_head), in buffers that double when full."""
 
-    def __init__(self): self.k, self.v, self.length = None, None, 0
+    def __init__(self):
+        self.k = self.v = None
+        self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
-        start, self.length = self.length, self.length + k.shape[2]
+        start = self.length
+        self.length += k.shape[2]
         if self.k is None or self.length > self.k.shape[2]:
-            self.k, self.v = self._grown(self.k, k.data, start), self._grown(self.v, v.data, start)
-        self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k.data, v.data
-        return Tensor(self.k[:, :, :self.length]), Tensor(self.v[:, :, :self.length])
+            self.k = self._grown(self.k, k.data, start)
+            self.v = self._grown(self.v, v.data, start)
+        self.k[:, :, start:self.length] = k.data
+        self.v[:, :, start:self.length] = v.data
+        past = np.s_[:, :, :self.length]
+        return Tensor(self.k[past]), Tensor(self.v[past])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Attention of q (B, H, T, d_head) over everything so far and k, v, which are added.
@@ -66,12 +72,14 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values held; the buffers take up to twice as many."""
+        """Count the bytes of the keys and values; the buffers take up to twice as many."""
         return 0 if self.k is None else 2 * self.k[:, :, :self.length].nbytes
 
     def _grown(self, old, new, filled):
-        buffer = np.empty((*new.shape[:2], 2 * self.length, new.shape[3]), new.dtype)
-        if filled: buffer[:, :, :filled] = old[:, :, :filled]
+        B, H, _, d = new.shape
+        buffer = np.empty((B, H, 2 * self.length, d), new.dtype)
+        if filled:
+            buffer[:, :, :filled] = old[:, :, :filled]
         return buffer
 
 
@@ -82,30 +90,36 @@ class KVCache:
         self.layers = [layer() for _ in range(n_layers)]
 
     @property
-    def length(self) -> int: return self.layers[0].length
+    def length(self) -> int:
+        return self.layers[0].length
+
     @property
-    def nbytes(self) -> int: return sum(layer.nbytes for layer in self.layers)
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
 
 
-def sample(logits: Array, rng: np.random.Generator, temperature: float = 1.0,
+def sample(logits: Array, rng: Rng, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None) -> Array:
     """Draw one token per row from logits (B, V) → (B,); temperature 0 takes the likeliest."""
-    if temperature == 0: return logits.argmax(-1)
+    if temperature == 0:
+        return logits.argmax(-1)
     z = logits.astype(np.float64) / temperature
-    p, u = np.exp(z - z.max(-1, keepdims=True)), rng.random(len(z))
+    p = np.exp(z - z.max(-1, keepdims=True))
+    u = rng.random(len(z))
     return np.array([_drawn(*row, top_k, top_p) for row in zip(p, u, strict=True)])
 
 
 def _drawn(p, u, top_k, top_p):
-    """The token at u, uniform in [0, 1), where tokens lie side by side, the likeliest first, each
-    as wide as its share of p (V,). Only the likeliest are sorted, as many as it takes: of SmolLM2's
-    49,152 tokens that takes a sixth of the time."""
+    """Return the token at u, uniform in [0, 1), where tokens lie side by side, the likeliest first,
+    each as wide as its share of p (V,). Only the likeliest are sorted, as many as it takes: of
+    SmolLM2's 49,152 tokens that takes a sixth of the time."""
     n = top_k or 64
     while True:
         order = _likeliest(p, n)
         share = p[order] / (p[order] if top_k else p).sum()
         mass = share.cumsum()
-        if top_k or n >= len(p) or mass[-1] >= (top_p or u): break
+        if top_k or n >= len(p) or mass[-1] >= (top_p or u):
+            break
         n *= 8
     if top_p is not None:
         share = share[mass - share < top_p]              # keep while the mass before is < top_p
@@ -114,10 +128,11 @@ def _drawn(p, u, top_k, top_p):
 
 
 def _likeliest(p, n):
-    """The places of the n largest of p, the largest first; of equal ones the first is first."""
-    if n < len(p): there = np.flatnonzero(~(p < np.partition(p, -n)[-n]))
-    else:          there = np.arange(len(p))
-    return there[np.argsort(-p[there], kind="stable")][:n]
+    """Return the places of the n largest of p, the largest first; of equal ones the first first."""
+    places = np.arange(len(p))
+    if n < len(p):
+        places = np.flatnonzero(~(p < np.partition(p, -n)[-n]))
+    return places[np.argsort(-p[places], kind="stable")][:n]
 
 
 def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float = 0.0,
@@ -133,32 +148,50 @@ def generate(model: Any, tokens: Array, max_new_tokens: int, temperature: float 
     options out of range, and if the sequence would exceed the context.
     """
     tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
-        raise ValueError("generate: tokens must be integers (B, T) with T ≥ 1, got "
-                         f"{tokens.dtype} {tokens.shape}")
-    for name, value, holds, expected in (
-            ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "be at least 0"),
-            ("temperature", temperature, temperature >= 0, "be at least 0"),
-            ("top_k", top_k, top_k is None or top_k >= 1, "be at least 1"),
-            ("top_p", top_p, top_p is None or 0 < top_p <= 1, "lie in (0, 1]")):
-        if not holds: raise ValueError(f"generate: {name} must {expected}, got {value}")
-    virtual, context = getattr(model, "virtual_length", 0), model.config.context_length
-    if virtual + tokens.shape[1] + max_new_tokens > context + 1:
-        beside = f" beside {virtual} virtual ones" if virtual else ""
-        raise ValueError(f"generate: {tokens.shape[1]} tokens and {max_new_tokens} new ones"
-                         f"{beside} exceed the context of {context}; ask for fewer new tokens")
+    _check(tokens, max_new_tokens, temperature, top_k, top_p)
+    _check_room(model, tokens.shape[1], max_new_tokens)
     rng = np.random.default_rng(rng)
-    if use_cache and cache is None: cache = KVCache(model.config.n_layers)
-    done, fed = np.zeros(len(tokens), bool), 0               # fed: tokens that the cache has seen
+    if not use_cache:
+        cache = None
+    elif cache is None:
+        cache = KVCache(model.config.n_layers)
+    fed = 0                                                  # tokens that the cache has seen
+    done = np.zeros(len(tokens), bool)
     with no_grad(), keeping():
         for _ in range(max_new_tokens):
-            if use_cache: logits = model(tokens[:, fed:], cache=cache, last=True)
-            else:         logits = model(tokens, last=True)
-            fed = tokens.shape[1]
+            logits = model(tokens[:, fed:], cache=cache, last=True)
+            if use_cache:
+                fed = tokens.shape[1]
             new = sample(logits.data[:, -1], rng, temperature, top_k, top_p)
             if stop is not None:
                 new = np.where(done, stop, new)
                 done |= new == stop
             tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], axis=1)
-            if done.all(): break
+            if done.all():
+                break
     return tokens
+
+
+def _check(tokens, max_new_tokens, temperature, top_k, top_p):
+    """Raise ValueError for an argument of `generate` that is out of range."""
+    if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype.kind not in "iu":
+        raise ValueError("generate: tokens must be integers (B, T) with T ≥ 1, got "
+                         f"{tokens.dtype} {tokens.shape}")
+    if max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+    if not temperature >= 0:
+        raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
+
+
+def _check_room(model, n_tokens, n_new):
+    """Raise ValueError if the text would exceed the context; the last token need not be fed."""
+    virtual = getattr(model, "virtual_length", 0)
+    context = model.config.context_length
+    if virtual + n_tokens + n_new > context + 1:
+        more = f" beside {virtual} virtual ones" if virtual else ""
+        raise ValueError(f"generate: {n_tokens} tokens and {n_new} new ones{more} exceed the "
+                         f"context of {context}; ask for fewer new tokens")

@@ -7,8 +7,7 @@
 Query, key and value are three projections and not one fused matrix, so that a method can adapt each
 separately. `decoder.py` has what a GPT shares with other language models.
 """
-from __future__ import annotations
-
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..common.hyper import Checked, real, whole
 from ..engine import functional as F
 from ..engine.nn import Dropout, Embedding, LayerNorm, Linear, Module
 from ..engine.tensor import Tensor
-from .decoder import Block, Decoder, attend, heads
+from .decoder import Block, Decoder, LayerPrefix, attend, heads, residual_std
 from .generation import LayerCache
 
 __all__ = ["GPT", "GPTConfig"]
@@ -35,8 +34,6 @@ class GPTConfig(Checked):
     dropout: float = real(0.0, least=0, below=1)
     norm_eps: float = real(1e-5, least=0, most=1, also=("layer_norm_epsilon",))
 
-    # The start of a layer whose output joins the residual stream, to which 2 L layers add.
-    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
     d_head = property(lambda self: self.d_model // self.n_heads)
     n_kv_heads = property(lambda self: self.n_heads)
 
@@ -50,17 +47,22 @@ class Attention(Module):
     """Multi-head causal self-attention."""
 
     def __init__(self, c, rng):
-        self.n_heads, d = c.n_heads, c.d_model
-        self.query, self.key, self.value = (Linear(d, d, rng=rng) for _ in range(3))
-        self.output = Linear(d, d, rng=rng, std=c.residual_std)
-        self.dropout, self.residual_dropout = Dropout(c.dropout), Dropout(c.dropout)
+        d = c.d_model
+        self.n_heads = c.n_heads
+        self.query = Linear(d, d, rng=rng)
+        self.key = Linear(d, d, rng=rng)
+        self.value = Linear(d, d, rng=rng)
+        self.output = Linear(d, d, rng=rng, std=residual_std(c))
+        self.dropout = Dropout(c.dropout)
+        self.residual_dropout = Dropout(c.dropout)
 
-    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+    def forward(self, x: Tensor, prefix: LayerPrefix | None = None,
                 cache: LayerCache | None = None) -> Tensor:
-        q, k, v = (heads(project(x), self.n_heads)
-                   for project in (self.query, self.key, self.value))
-        drop = self.dropout
-        o = attend(q, k, v, prefix, cache, dropout=drop.p if drop.training else 0.0, rng=drop.rng)
+        q = heads(self.query(x), self.n_heads)
+        k = heads(self.key(x), self.n_heads)
+        v = heads(self.value(x), self.n_heads)
+        p = self.dropout.p if self.dropout.training else 0.0
+        o = attend(q, k, v, prefix, cache, dropout=p, rng=self.dropout.rng)
         return self.residual_dropout(self.output(o))
 
 
@@ -69,7 +71,7 @@ class MLP(Module):
 
     def __init__(self, c, rng):
         self.up = Linear(c.d_model, 4 * c.d_model, rng=rng)
-        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=c.residual_std)
+        self.down = Linear(4 * c.d_model, c.d_model, rng=rng, std=residual_std(c))
         self.dropout = Dropout(c.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,13 +86,16 @@ class GPT(Decoder):
     def __init__(self, config: GPTConfig, rng: Seed = 0):
         rng = np.random.default_rng(rng)
         super().__init__(config, rng)
-        norm = lambda: LayerNorm(config.d_model, config.norm_eps)
+        norm = functools.partial(LayerNorm, config.d_model, config.norm_eps)
         self.position_embedding = Embedding(config.context_length, config.d_model, rng, std=0.01)
         self.dropout = Dropout(config.dropout)
-        self.blocks = [Block(norm(), Attention(config, rng), norm(), MLP(config, rng))
-                       for _ in range(config.n_layers)]
+        self.blocks = []
+        for _ in range(config.n_layers):
+            attention = Attention(config, rng)
+            self.blocks.append(Block(norm(), attention, norm(), MLP(config, rng)))
         self.final_norm = norm()
 
     def embed(self, x: Tensor, past: int) -> Tensor:
-        return self.dropout(x + self.position_embedding(np.arange(past, past + x.shape[1])))
+        positions = np.arange(past, past + x.shape[1])
+        return self.dropout(x + self.position_embedding(positions))
 

@@ -19,8 +19,6 @@ ignores what came before. transformers computes the angles in float32; this file
 Qwen3 normalizes each head of q and k before the rotation (`qk_norm`), and its heads are wider than
 d_model / n_heads (`d_head`).
 """
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 
@@ -31,7 +29,7 @@ from ..common.hyper import Checked, flag, real, whole
 from ..engine import functional as F
 from ..engine.nn import Linear, Module, RMSNorm
 from ..engine.tensor import Tensor
-from .decoder import Block, Decoder, attend, heads
+from .decoder import Block, Decoder, LayerPrefix, attend, heads, past_length, residual_std
 from .generation import LayerCache
 
 __all__ = ["Llama", "LlamaConfig"]
@@ -39,8 +37,6 @@ __all__ = ["Llama", "LlamaConfig"]
 
 class Grouped(Checked):
     """What the sizes of models with grouped heads and rotary embeddings must obey."""
-    # The start of a layer whose output joins the residual stream, to which 2 L layers add.
-    residual_std = property(lambda self: 0.02 / (2 * self.n_layers) ** 0.5)
 
     def check(self) -> None:
         if self.n_heads % self.n_kv_heads or self.d_head % 2:
@@ -75,29 +71,44 @@ class Attention(Module):
     and of k is then normalized first. options: of `functional.attention`."""
 
     def __init__(self, c, rng, theta, norm=None, **options):
-        d, q, kv = c.d_model, c.n_heads * c.d_head, c.n_kv_heads * c.d_head
-        self.config, self.theta, self.options = c, theta, options
-        self.query = Linear(d, q, bias=False, rng=rng)
-        self.key, self.value = (Linear(d, kv, bias=False, rng=rng) for _ in range(2))
-        self.output = Linear(q, d, bias=False, rng=rng, std=c.residual_std)
-        self.query_norm, self.key_norm = (norm and norm(c.d_head) for _ in range(2))
+        d = c.d_model
+        d_q = c.n_heads * c.d_head
+        d_kv = c.n_kv_heads * c.d_head
+        linear = functools.partial(Linear, bias=False, rng=rng)
+        self.config = c
+        self.theta = theta
+        self.options = options
+        self.query = linear(d, d_q)
+        self.key = linear(d, d_kv)
+        self.value = linear(d, d_kv)
+        self.output = linear(d_q, d, std=residual_std(c))
+        self.query_norm = norm and norm(c.d_head)
+        self.key_norm = norm and norm(c.d_head)
 
-    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None,
+    def forward(self, x: Tensor, prefix: LayerPrefix | None = None,
                 cache: LayerCache | None = None) -> Tensor:
-        c, n = self.config, x.shape[1]
+        c = self.config
         q = heads(self.query(x), c.n_heads)                            # (B, H, n, d_head)
-        k, v = heads(self.key(x), c.n_kv_heads), heads(self.value(x), c.n_kv_heads)
-        if self.query_norm is not None: q, k = self.query_norm(q), self.key_norm(k)
-        past = prefix[0].shape[-2] if prefix else cache.length if cache else 0
-        at = angles(self.theta, c.d_head, past, past + n, x.dtype)
-        o = attend(F.rotary(q, *at), F.rotary(k, *at), v, prefix, cache, **self.options)
+        k = heads(self.key(x), c.n_kv_heads)
+        v = heads(self.value(x), c.n_kv_heads)
+        if self.query_norm is not None:
+            q = self.query_norm(q)
+            k = self.key_norm(k)
+        past = past_length(prefix, cache)
+        cos, sin = angles(self.theta, c.d_head, past, past + x.shape[1], x.dtype)
+        q = F.rotary(q, cos, sin)
+        k = F.rotary(k, cos, sin)
+        o = attend(q, k, v, prefix, cache, **self.options)
         return self.output(o)
 
 
 @functools.lru_cache(maxsize=8)
-def angles(theta: float, d: int, start: int, stop: int, dtype: np.dtype) -> tuple[Array, Array]:
-    """cos φ and sin φ, (n, d/2) each, φ = t θ^(−2i/d), of the n positions t = start … stop − 1."""
-    phi = np.arange(start, stop)[:, None] * theta ** (-2 * np.arange(d // 2) / d)
+def angles(theta: float, d: int, start: int, stop: int,
+           dtype: np.dtype) -> tuple[Array, Array]:
+    """Return cos φ and sin φ, (n, d/2) each, φ = t θ^(−2i/d), for t = start … stop − 1."""
+    t = np.arange(start, stop)[:, None]
+    i = np.arange(d // 2)
+    phi = t * theta ** (-2 * i / d)
     return np.cos(phi).astype(dtype), np.sin(phi).astype(dtype)
 
 
@@ -105,8 +116,10 @@ class MLP(Module):
     """down(a(gate(x)) ⊙ up(x)): SwiGLU, or another function of the two, `gated`."""
 
     def __init__(self, c, rng, gated=F.swiglu):
-        self.gate, self.up = (Linear(c.d_model, c.d_mlp, bias=False, rng=rng) for _ in range(2))
-        self.down = Linear(c.d_mlp, c.d_model, bias=False, rng=rng, std=c.residual_std)
+        linear = functools.partial(Linear, bias=False, rng=rng)
+        self.gate = linear(c.d_model, c.d_mlp)
+        self.up = linear(c.d_model, c.d_mlp)
+        self.down = linear(c.d_mlp, c.d_model, std=residual_std(c))
         self.gated = gated
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,9 +134,13 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig, rng: Seed = 0):
         rng = np.random.default_rng(rng)
         super().__init__(config, rng)
-        c, norm = config, functools.partial(RMSNorm, eps=config.norm_eps)
-        self.blocks = [Block(norm(c.d_model),
-                             Attention(c, rng, c.rope_theta, norm if c.qk_norm else None),
-                             norm(c.d_model), MLP(c, rng)) for _ in range(c.n_layers)]
+        c = config
+        norm = functools.partial(RMSNorm, eps=c.norm_eps)
+        self.blocks = []
+        for _ in range(c.n_layers):
+            attention = Attention(c, rng, c.rope_theta, norm if c.qk_norm else None)
+            mlp = MLP(c, rng)
+            self.blocks.append(Block(norm(c.d_model), attention, norm(c.d_model), mlp))
         self.final_norm = norm(c.d_model)
-        if not c.tied: self.lm_head = Linear(c.d_model, c.vocab_size, bias=False, rng=rng)
+        if not c.tied:
+            self.lm_head = Linear(c.d_model, c.vocab_size, bias=False, rng=rng)

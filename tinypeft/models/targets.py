@@ -19,6 +19,7 @@ the layers of a key of LoRA's `rank_pattern` or `alpha_pattern`; and the paramet
 as blocks.0.norm1.bias.
 """
 import difflib
+import itertools
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -36,7 +37,7 @@ class TargetError(ValueError):
 
 
 def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
-    """[(path, layer)] of the linear layers in the blocks that `targets` choose.
+    """Return [(path, layer)] of the linear layers in the blocks that `targets` choose.
 
     Raises TargetError for a name that matches nothing, and for the embedding.
     """
@@ -51,29 +52,35 @@ def match_targets(model: Module, targets: Targets) -> list[tuple[str, Module]]:
 
 def chosen(paths: Iterable[str], names: Targets, field: str = "targets",
            kind: str = "layers") -> list[str]:
-    """Those of `paths` that `names` choose, in their order; an error speaks of `field` and `kind`.
+    """Return the `paths` that `names` choose, in order; an error speaks of `field` and `kind`.
 
     Raises TargetError for no names, for a name that matches nothing, and if nothing is chosen.
     """
     paths = list(paths)
-    if names == "all": return paths
+    if names == "all":
+        return paths
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise TargetError(f"{field}: expected a tuple of names such as ('query', 'value'), or "
                           f"'all', got {names!r}")
-    hits = {name: {p for p in paths if _matches(name.removeprefix("!"), p)} for name in names}
-    for name, found in hits.items():
-        if not found: raise TargetError(f"{field}: {name!r} matches none of the {kind}; "
-                                        f"{_hint(name, paths, field, kind)}")
-    out = set().union(*(found for name, found in hits.items() if name.startswith("!")))
-    into = [found for name, found in hits.items() if not name.startswith("!")]
-    left = set().union(*into or [paths]) - out
-    if not left: raise TargetError(f"{field}: {names!r} leaves out all that it chooses")
-    return [path for path in paths if path in left]
+    included, excluded = set(), set()
+    for name in names:
+        pattern = name.removeprefix("!")
+        matches = [path for path in paths if _matches(pattern, path)]
+        if not matches:
+            raise TargetError(f"{field}: {name!r} matches none of the {kind}; "
+                              f"{_hint(pattern, paths, field, kind)}")
+        (included if pattern == name else excluded).update(matches)
+    if all(name.startswith("!") for name in names):
+        included = set(paths)
+    included -= excluded
+    if not included:
+        raise TargetError(f"{field}: {names!r} leaves out all that it chooses")
+    return [path for path in paths if path in included]
 
 
 def names_for(paths: Iterable[str], n_blocks: int) -> tuple[str, ...]:
-    """Targets that choose exactly `paths` of layers: by their last parts, if every block has them.
-    """
+    """Return targets that choose exactly the layers `paths`: their last parts if every block has
+    them, else the paths."""
     paths = list(paths)
     names = dict.fromkeys(path.rpartition(".")[2] for path in paths)
     return tuple(names if len(paths) == len(names) * n_blocks else paths)
@@ -82,20 +89,24 @@ def names_for(paths: Iterable[str], n_blocks: int) -> tuple[str, ...]:
 def _matches(name, path):
     """Has the path the parts of the name, in this order?"""
     parts = iter(path.split("."))
-    return all(any(_is(wanted, part) for part in parts) for wanted in name.split("."))
+    return all(any(_is(pattern, part) for part in parts) for pattern in name.split("."))
 
 
-def _is(wanted, part):
-    if not (ends := RANGE.fullmatch(wanted)): return fnmatchcase(part, wanted)
+def _is(pattern, part):
+    ends = RANGE.fullmatch(pattern)
+    if not ends:
+        return fnmatchcase(part, pattern)
     return part.isdecimal() and int(ends[1]) <= int(part) <= int(ends[2] or part)
 
 
 def _hint(name, paths, field, kind):
-    """What to write instead of a name that matches nothing."""
-    if kind == "targets": return f"{field} takes names of {', '.join(paths)}; add it to targets?"
+    """Say what to write instead of a name that matches nothing."""
+    if kind == "targets":
+        return f"{field} takes names of {', '.join(paths)}; add it to targets?"
     rows = [path.split(".") for path in paths]
-    runs = {".".join(row[i:j]) for row in rows for j in range(len(row) + 1) for i in range(j)}
-    near = difflib.get_close_matches(name.removeprefix("!"), sorted(runs), 1)
+    possible = {".".join(row[i:j]) for row in rows
+                for i, j in itertools.combinations(range(len(row) + 1), 2)}
+    near = difflib.get_close_matches(name, sorted(possible), 1)
+    start = f"did you mean {near[0]!r}? There" if near else "there"
     parts = sorted({part for row in rows for part in row if not part.isdecimal()})
-    return (f"did you mean {near[0]!r}? There are " if near else "there are ") + (
-        f"{', '.join(parts)}, in paths from {paths[0]!r} to {paths[-1]!r}")
+    return f"{start} are {', '.join(parts)}, in paths from {paths[0]!r} to {paths[-1]!r}"

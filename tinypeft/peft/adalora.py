@@ -65,7 +65,7 @@ __all__ = ["AdaLoRA", "AdaLoRALinear"]
 
 SOME = real(0.0, least=0).metadata["limit"]
 STEPS = Limit(lambda t: SOME.holds(t) and (t < 1 or t == int(t)),
-              "a number of steps, or a share in [0, 1) of all steps", (*SOME.bad, 1.5))
+              "a number of steps, or a share in [0, 1) of all steps")
 
 
 @dataclass(frozen=True)

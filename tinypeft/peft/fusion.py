@@ -51,7 +51,7 @@ __all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
 
 SEVERAL = Limit(lambda x: (isinstance(x, (tuple, list)) and len(x) > 0
                            and all(type(a) is BottleneckAdapter for a in x)),
-                "a tuple of BottleneckAdapters", ((), 3, (3,), BottleneckAdapter()))
+                "a tuple of BottleneckAdapters")
 
 
 def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: Decoder | None = None,

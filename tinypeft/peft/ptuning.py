@@ -44,10 +44,9 @@ from .virtual import check_room, token_ids
 __all__ = ["PTuning", "PseudoTokens", "places"]
 
 COUNT = whole(0, least=0).metadata["limit"]
-TOKEN = Limit(lambda x: isinstance(x, str) or COUNT.holds(x), "a token id or a str", (-1, 0.5))
+TOKEN = Limit(lambda x: isinstance(x, str) or COUNT.holds(x), "a token id or a str")
 TEMPLATE = Limit(lambda x: isinstance(x, tuple) and all(map(TOKEN.holds, x)),
-                 "a tuple of counts and names of parts, such as (3, 'context', 3, 'target')",
-                 ("[3] context", 3, (-3, "target"), (3.0, "target")))
+                 "a tuple of counts and names of parts, such as (3, 'context', 3, 'target')")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def words(**options: Any) -> Any:
     """A field for words to start from."""
     holds = lambda x: isinstance(x, str) or (
         isinstance(x, tuple) and all(isinstance(i, (int, np.integer)) for i in x))
-    limit = Limit(holds, "a str or a tuple of token ids", (3, [1], (0.5,)))
+    limit = Limit(holds, "a str or a tuple of token ids")
     return declared(None, limit, or_none=True, **options)
 
 

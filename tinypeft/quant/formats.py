@@ -54,7 +54,7 @@ class FloatFormat(Scheme):
     MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4
     has blocks of 16 and "E4M3", 4.5 bits."""
     name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
-                                       "bits, such as 'E4M3'", ("FP8", "nf4", "E8M8", 4)),
+                                       "bits, such as 'E4M3'"),
                          also=("dtype", "quant_type", "bnb_4bit_quant_type"))
     scaling: str | None = one_of("none", "tensor", "channel", "block", default=None, or_none=True,
                                  also=("granularity",))

@@ -46,8 +46,7 @@ TINY = np.float32(1e-38)                   # the least divisor: bitsandbytes' gu
 
 def even(default: int, **options: Any) -> Any:
     """A field for a block size: even, so that the 4-bit codes of every block begin with a byte."""
-    limit = Limit(lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0, "a positive even integer",
-                  (0, 63, 64.0, "64", True))
+    limit = Limit(lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0, "a positive even integer")
     return declared(default, limit, **options)
 
 

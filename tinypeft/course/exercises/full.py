@@ -1,23 +1,13 @@
 """Lesson 03: AdamW, one step and many, and the memory that training needs."""
 import numpy as np
 
-from ...engine.nn import Parameter
-from ...engine.optim import AdamW
+from ...engine import plain
 from ..exercise import Exercise
 
 __all__ = ["EXERCISES"]
 
 
 # -- AdamW ---------------------------------------------------------------------------------------
-def reference_adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
-    p = Parameter(np.array(w))
-    optimizer = AdamW([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
-    optimizer.t, p.grad = t - 1, np.array(g)
-    for slot, value in zip(optimizer.state[id(p)], (m, v), strict=True): slot[...] = value
-    optimizer.step()
-    return p.data, *optimizer.state[id(p)]
-
-
 def fading(beta, old, new):
     return beta * old + (1 - beta) * new
 
@@ -143,7 +133,7 @@ def off_by(term):
 EXERCISES = (
     Exercise(
         name="full.adamw", title="One step of AdamW", stars=2,
-        reference=reference_adamw, cases=adamw_cases,
+        reference=plain.adamw, cases=adamw_cases,
         special=(
             ("the first step: m and v were 0, and nothing decays",
              lambda rng: (*adamw_cases(rng, t=1)[:9], 0.0)),),
