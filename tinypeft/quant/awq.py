@@ -72,7 +72,6 @@ class AWQ(CalibratedWeights):
     clip: bool = flag(True, also=("auto_clip", "apply_clip"))
     clip_steps: int = whole(20, least=1)
     max_shrink: float = real(0.5, least=0, below=1)
-    scale_dtype: str = one_of("float32", "float16", default="float16")
     sequential: bool = flag(False)
 
     def scale(self, ratio: float, mean_abs: Array, W: Array, columns: Array | None = None) -> Array:

@@ -53,7 +53,7 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     if not isinstance(iterations, (int, np.integer)) or iterations < 1:
         raise ValueError(f"loftq: iterations must be a positive integer, got {iterations!r}; "
                          "attach(quantize(model, scheme), lora) starts a LoRA at zero")
-    trial = attach(model, lora, rng=0, head=head)
+    trial = attach(model, lora, rng=0, head=head)        # its checks, targets and ranks
     ranks = trial.ranks()
     layers = {path: wrapper.base for path, wrapper in trial.wrappers.items()}
     trial.detach()
@@ -62,7 +62,8 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     tuned = attach(quantize(model, scheme), lora, rng=rng, head=head)
     for path, (Q, B, A) in factors.items():
         wrapper = tuned.wrappers[path]
-        wrapper.base.weight, root = Q, math.sqrt(wrapper.scale)
+        root = math.sqrt(wrapper.scale)
+        wrapper.base.weight = Q
         wrapper.B.assign((B / root).astype(wrapper.B.dtype))
         wrapper.A.assign((A / root).astype(wrapper.A.dtype))
     return tuned
@@ -70,11 +71,13 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
 
 def loftq_factors(W: Array, scheme: Scheme, r: int,
                   iterations: int = 5) -> tuple[QTensor, Array, Array]:
-    """Q, B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds, in float32."""
+    """Return Q, B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds, in float32."""
     W = checked(W)
-    error = lambda Q, B, A: np.linalg.norm(W - Q.dequantize() - B @ A)
-    rounds = loftq_rounds(W, scheme.quantize, r, iterations, QTensor.dequantize)
-    return min(rounds, key=lambda factors: error(*factors))
+
+    def error(factors: tuple) -> float:
+        Q, B, A = factors
+        return np.linalg.norm(W - Q.dequantize() - B @ A)
+    return min(loftq_rounds(W, scheme.quantize, r, iterations, QTensor.dequantize), key=error)
 
 
 def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
@@ -84,10 +87,13 @@ def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
     BA = 0
     for _ in range(iterations):
         Q = quant(W - BA)
-        if not np.isfinite(R := W - dense(Q)).all():
+        R = W - dense(Q)
+        if not np.isfinite(R).all():
             raise ValueError("loftq: the scheme decodes a weight to infinity or NaN; use one whose "
                              "range holds all weights")
         U, S, Vt = np.linalg.svd(R, full_matrices=False)
-        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+        root = np.sqrt(S[:r])
+        B = U[:, :r] * root
+        A = root[:, None] * Vt[:r]
         BA = B @ A
         yield Q, B, A
