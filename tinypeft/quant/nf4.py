@@ -44,11 +44,16 @@ CHUNK = 2**16                              # weights compared at a time, in a co
 TINY = np.float32(1e-38)                   # the least divisor: bitsandbytes' guard for zero blocks
 
 
+def is_even(n: Any) -> bool:
+    return isinstance(n, int) and n >= 2 and n % 2 == 0
+
+
+EVEN = Limit(is_even, "a positive even integer", (0, 63, 64.0, "64", True))
+
+
 def even(default: int, **options: Any) -> Any:
     """A field for a block size: even, so that the 4-bit codes of every block begin with a byte."""
-    limit = Limit(lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0, "a positive even integer",
-                  (0, 63, 64.0, "64", True))
-    return declared(default, limit, **options)
+    return declared(default, EVEN, **options)
 
 
 @dataclass(frozen=True)
@@ -61,48 +66,64 @@ class NF4(Scheme):
     def quantize(self, W: Array) -> QTensor:
         W = checked(W)
         codes, scale = quantize_4bit(W, self.block_size, "nf4")
-        scale = quantize_scales(scale) if self.double_quant else scale
+        if self.double_quant:
+            scale = quantize_scales(scale)
         return QTensor(codes, 4, W.shape, self.block_size, scale, codebook="nf4")
 
 
 def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
-    """W float32 → packed codes of the 4-bit codebook `name`, and max|x| of every block, float32."""
-    N, B, whole = W.size, block_size, W.size // block_size           # the number of whole blocks
-    x, rest = W.reshape(-1)[:whole * B].reshape(whole, B), W.reshape(-1)[whole * B:]
-    codes, scale = np.empty(packed_size(N, 4), np.uint8), np.empty(-(-N // B), np.float32)
+    """W float32 → packed codes of the 4-bit codebook `name`, and max|x| of every block, float32.
+
+    Whole blocks are taken by chunks, whose arrays stay in the cache."""
+    B = block_size
+    whole = W.size // B                                              # the number of whole blocks
+    W = W.reshape(-1)
+    blocks = W[:whole * B].reshape(whole, B)
+    rest = W[whole * B:]
+    codes = np.empty(packed_size(W.size, 4), np.uint8)
+    scale = np.empty(-(-W.size // B), np.float32)
     step = max(1, CHUNK // B)
     for i in range(0, whole, step):
-        v, s = np.abs(x[i:i + step]), scale[i:min(i + step, whole)]
-        v.max(axis=1, out=s)
-        np.multiply(x[i:i + step], 1 / np.maximum(s, TINY)[:, None], out=v)
-        codes[i * B // 2:(i + len(s)) * B // 2] = pack(nearest(v, name), 4)
+        x = blocks[i:i + step]
+        end = i + len(x)
+        v = np.abs(x)
+        s = v.max(axis=1, out=scale[i:end])
+        np.multiply(x, 1 / np.maximum(s, TINY)[:, None], out=v)
+        codes[i * B // 2:end * B // 2] = pack(nearest(v, name), 4)
     if len(rest):
         scale[-1] = np.abs(rest).max()
-        if N % 2: rest = np.append(rest, np.float32(0))              # its code fills the last byte
+        if len(rest) % 2:
+            rest = np.append(rest, np.float32(0))                    # its code fills the last byte
         codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
     return codes, scale
 
 
 def nearest(v: Array, name: str) -> Array:
-    """The code of the codebook value nearest to each v, uint8; midway, that of the lower value.
+    """Return the code of the codebook value nearest to each v, uint8; midway, the code of the lower
+    value.
 
     A value's rank is the number of midpoints below v: 15 comparisons, summed. A binary search takes
     four, but in NumPy one of its steps takes as long as 20 comparisons of the whole array."""
     values = codebook(name)
     order = np.argsort(values, kind="stable").astype(np.uint8)
     rank = np.zeros(v.shape, np.uint8)
-    for midpoint in (values[order[:-1]] + values[order[1:]]) / np.float32(2):
+    for midpoint in midpoints(values[order]):
         rank += v > midpoint
     return order[rank] if name == "FP4" else rank                        # nf4's codes are its ranks
 
 
+def midpoints(values: Array) -> Array:
+    """Return the numbers midway between neighbours, float32 (n − 1,)."""
+    return (values[:-1] + values[1:]) / np.float32(2)
+
+
 def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
     """The second quantization: float32 (n,) → 8-bit codes of the dynamic map, around the mean."""
-    values, n = codebook("dynamic"), len(scale)
+    n = len(scale)
     offset = np.float32(scale.mean(dtype=np.float64))
     x = blocks_of(scale - offset, block_size)
     absmax = np.abs(x).max(axis=1)
     v = x * (1 / np.maximum(absmax, TINY))[:, None]
-    midpoints = (values[:-1] + values[1:]) / np.float32(2)
-    codes = np.searchsorted(midpoints, v).astype(np.uint8).reshape(-1)[:n]
-    return QTensor(codes, 8, (n,), block_size, absmax, codebook="dynamic", offset=offset)
+    codes = np.searchsorted(midpoints(codebook("dynamic")), v).astype(np.uint8)
+    return QTensor(codes.reshape(-1)[:n], 8, (n,), block_size, absmax, codebook="dynamic",
+                   offset=offset)
