@@ -60,7 +60,6 @@ from .linear import QuantizedLinear
 from .qtensor import QTensor
 from .readers import channels, readers
 from .scheme import checked, weights_per_scale
-from .uniform import Grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,16 +147,17 @@ class AWQ(CalibratedWeights):
         d_out, d_in = W.shape
         g = x.shape[1]
         H = self.hessian(H, d_in)
-        H = np.array([H[j:j + g, j:j + g] for j in range(0, d_in, g)])    # (G, g, g)
+        groups = [slice(j, j + g) for j in range(0, d_in, g)]
+        H = np.array([H[group, group] for group in groups])               # (G, g, g)
         low = x.min(1)
         high = x.max(1)
         m = np.maximum(-low, high)
 
-        def grid(share: Array) -> Grid:                                   # of ranges that are cut
+        def grid(share):                                                  # of ranges that are cut
             edge = share * m
             return nearest.grid(np.maximum(low, -edge), np.minimum(high, edge))
 
-        def error(share: Array) -> Array:                                 # (d_out · G,)
+        def error(share):                                 # (d_out · G,)
             D = grid(share).round(x) - x
             D = D.reshape(d_out, -1, g).transpose(1, 0, 2)                # (G, d_out, g)
             return np.einsum("gij,gij->ig", D @ H, D).reshape(-1)
@@ -256,8 +256,9 @@ class InputScaledLinear(QuantizedLinear):
     def check_parts(self) -> None:
         super().check_parts()
         s = self.input_scale
-        if s.shape != (self.d_in,) or s.dtype.kind != "f" or not (s > 0).all():
-            raise ValueError(f"input_scale must be {self.d_in} positive numbers, got {s.dtype} "
+        d_in = self.d_in
+        if s.shape != (d_in,) or s.dtype.kind != "f" or not (s > 0).all():
+            raise ValueError(f"input_scale must be {d_in} positive numbers, got {s.dtype} "
                              f"{s.shape}")
 
     def forward(self, x: Tensor) -> Tensor:

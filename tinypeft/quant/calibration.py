@@ -13,7 +13,7 @@ and never the inputs: memory per layer is O(d), or O(d²) with H, for any number
 would need a run of the model from its start.
 """
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,7 +39,8 @@ class Statistics:
         self._outer = np.zeros((d, d)) if hessian else None
 
     def update(self, X: Array) -> None:
-        """Add the rows of X (n, d). ValueError if a number in it is not finite."""
+        """Add the vectors of X (…, d). ValueError if a number in it is not finite."""
+        X = X.reshape(-1, X.shape[-1])
         if not np.isfinite(X).all():
             raise ValueError("calibration: an activation is not finite; look at weights and tokens")
         self.n += len(X)
@@ -65,27 +66,15 @@ class Statistics:
         return self._outer * (2 / self.n)
 
 
-class Recorder(Module):
-    """A layer that adds its input to `statistics` before it computes."""
+class Listener(Module):
+    """A module that calls `listen` with its input, an array, before it computes."""
 
-    def __init__(self, base: Module, statistics: Statistics):
+    def __init__(self, base: Module, listen: Callable):
         self.base = base
-        self.statistics = statistics
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.statistics.update(x.data.reshape(-1, x.shape[-1]))
-        return self.base(x)
-
-
-class Keeper(Module):
-    """A module that keeps its inputs, Tensors, in the list `inputs`."""
-
-    def __init__(self, base: Module, inputs: list[Tensor]):
-        self.base = base
-        self.inputs = inputs
+        self.listen = listen
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
-        self.inputs.append(x)
+        self.listen(x.data)
         return self.base(x, *more)
 
 
@@ -94,13 +83,13 @@ def inputs_of(block: Module, name: str, hs: list[Tensor]) -> list[Tensor]:
     block."""
     module = block.get(name)
     inputs = []
-    replace_modules(block, {name: Keeper(module, inputs)})
+    replace_modules(block, {name: Listener(module, inputs.append)})
     try:
         for h in hs:
             block(h)
     finally:
         replace_modules(block, {name: module})
-    return inputs
+    return [Tensor(x) for x in inputs]
 
 
 @contextlib.contextmanager
@@ -109,7 +98,8 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
     """`with recording_inputs(root, paths) as seen:` fills seen, path → `Statistics`, inside."""
     layers = {path: root.get(path) for path in paths}
     seen = {path: Statistics(layer.d_in, hessian) for path, layer in layers.items()}
-    replace_modules(root, {path: Recorder(layer, seen[path]) for path, layer in layers.items()})
+    replace_modules(root, {path: Listener(layer, seen[path].update)
+                           for path, layer in layers.items()})
     try:
         yield seen
     finally:

@@ -4,7 +4,7 @@
 
     "nf4"                      4-bit NormalFloat, ascending (QLoRA, arXiv 2305.14314, appendix E)
     "FP4"                      bitsandbytes' FP4, in the order of its table
-    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned (arXiv 2110.02861, §2.2)
+    "dynamic"                  8-bit dynamic map, signed (arXiv 2110.02861, §2.2)
     "E4M3" "E5M2" "E2M1" …     floats with E exponent and M mantissa bits; also "FP16", "BF16"
     "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: scales of MX formats
 
@@ -40,8 +40,8 @@ def codebook(name: str) -> Array:
     elif name == "FP4":
         magnitudes = np.array(FP4) / 12
         values = np.concatenate([magnitudes, 0 - magnitudes])   # 0 − 0 = +0: bitsandbytes has no −0
-    elif name in ("dynamic", "dynamic-u"):
-        values = dynamic_map(signed=name == "dynamic")
+    elif name == "dynamic":
+        values = dynamic_map()
     elif name == "E8M0":
         values = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan)
     else:
@@ -60,8 +60,8 @@ def float_layout(name: str) -> tuple[int, int, str | None]:
     if name in HAS_INFINITY:
         return e, m, "inf"
     if 1 + e + m > 8:
-        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'dynamic-u', "
-                         "'FP16', 'BF16', 'E8M0', or 'ExMy' of at most 8 bits, such as 'E4M3'")
+        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'FP16', "
+                         "'BF16', 'E8M0', or 'ExMy' of at most 8 bits, such as 'E4M3'")
     return e, m, "nan" if name in HAS_NAN else None
 
 
@@ -82,12 +82,12 @@ def float_values(e: int, m: int, special: str | None) -> Array:
     return np.concatenate([x, -x])
 
 
-def dynamic_map(signed: bool = True) -> Array:
+def dynamic_map() -> Array:
     """Return the 256 values of the 8-bit dynamic type, ascending, float32. The number of leading
     zero bits is a decimal exponent; the other bits are a linear fraction. Numbers near 1 get 64
-    steps per sign (unsigned: 128), and those near 1e-6 get one:
+    steps per sign, and those near 1e-6 get one:
 
-        10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1], i = 0 … 6;  0;  1
+        ± 10^(i−6) · midpoints of 2^i equal parts of [0.1, 1], i = 0 … 6;  0;  1
 
     There is no −1; the smallest value is −0.99297. The edges are float32, spaced from both ends as
     in bitsandbytes: exact edges would change a quarter of the last bits."""
@@ -95,12 +95,10 @@ def dynamic_map(signed: bool = True) -> Array:
     width = np.float32(1) - low
     values = [np.float32([0, 1])]
     for i in range(7):
-        n = 2**i if signed else 2**(i + 1)
-        t = np.arange(n + 1) / n
-        edges = np.where(t < 0.5, low + width * t, 1 - width * (1 - t)).astype(np.float32)
+        t = np.arange(2**i + 1) / 2**i
+        edges = np.where(t < 0.5, low + width * t, 1 - width * (1 - t))
+        edges = edges.astype(np.float32)
         midpoints = (edges[:-1] + edges[1:]) / np.float32(2)
         positive = np.float32(10.0**(i - 6)) * midpoints
-        values.append(positive)
-        if signed:
-            values.append(-positive)
+        values += [positive, -positive]
     return np.sort(np.concatenate(values))

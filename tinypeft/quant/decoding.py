@@ -36,7 +36,7 @@ def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
         offsets = np.broadcast_to(offsets, n_blocks)
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
-    def affine(x: Array, first: int) -> None:              # x (n, B): blocks first, first + 1, …
+    def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
         blocks = slice(first, first + len(x))
         if zeros is not None:
             x -= zeros[blocks, None]
@@ -45,7 +45,7 @@ def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
         if offsets is not None:
             x += offsets[blocks, None]
 
-    def decode_chunks(starts: range) -> None:
+    def decode_chunks(starts):
         for first in starts:
             x = flat[first * B:(first + step) * B]
             look_up(first * B, x)
@@ -76,7 +76,8 @@ def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: in
         rows = n // lanes
         done = rows * lanes
         words = packed[:rows * octets].view(f"u{octets}")
-        np.take(table, words, axis=0, out=x[:done].reshape(rows, lanes), mode="clip")
+        out = x[:done].reshape(rows, lanes)
+        np.take(table, words, axis=0, out=out, mode="clip")
     if done < n:                                           # codes that straddle bytes, or the last
         rest = unpack(packed[done * bits // 8:], bits, n - done)
         np.take(decoding_table(bits, name, zero), rest, out=x[done:], mode="clip")

@@ -84,8 +84,9 @@ class FakeQuant(Scheme):
         if not self.learn_step:
             return MinMax(self.uniform)
         x = self.uniform.blocks(checked(W))
-        return LearnedStep(self.uniform, np.abs(x).mean(1), x.min(1), x.max(1), x.shape[1],
-                           self.mask)
+        mean_abs = np.abs(x).mean(1)
+        n_sharing = x.shape[1]
+        return LearnedStep(self.uniform, mean_abs, x.min(1), x.max(1), n_sharing, self.mask)
 
     def quantize(self, W: Array) -> QTensor:
         """Convert W without training."""
@@ -204,9 +205,7 @@ class RoundedLinear(QuantizedLinear):
 
     def per_token(self, x: Tensor, bits: int | None) -> Tensor:
         """Round x to the range of each token; with None, return x."""
-        if bits is None:
-            return x
-        return MinMax(Uniform(bits), self.cutoff)(x)
+        return x if bits is None else MinMax(Uniform(bits), self.cutoff)(x)
 
     def describe(self) -> str:
         text = super().describe()[:-1]

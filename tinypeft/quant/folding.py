@@ -54,7 +54,7 @@ def fold_scale(source: Module, linears: list[Linear], s: Array, columns: Array |
     if columns is not None:
         of_source = s[np.unique(columns, return_index=True)[1]]
 
-    def divided(a: Array) -> Array:
+    def divided(a):
         return (a.T / of_source.astype(a.dtype)).T
     weight = source.weight
     offset = getattr(source, "offset", 0)

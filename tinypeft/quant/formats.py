@@ -30,6 +30,7 @@ from .nf4 import even, quantize_4bit
 from .packing import pack
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, checked
+from .uniform import TINY
 
 
 def is_format(name: str) -> bool:
@@ -116,7 +117,7 @@ class FloatFormat(Scheme):
             s = np.maximum(amax / V / of_tensor, np.float32(2**-6))
             return QTensor(encode(s, "E4M3"), 8, (n,), n, of_tensor.reshape(1), codebook="E4M3")
         scale = amax / V
-        return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+        return np.where(scale < TINY, np.float32(1), scale)
 
 
 def max_value(name: str) -> float:
@@ -139,7 +140,8 @@ def encode(x: Array, name: str, saturate: bool = True) -> Array:
     if special is None and nan.any():
         raise ValueError(f"{name} has no NaN, and x has {nan.sum()}")
     a = np.where(nan | infinite, np.float32(0), np.abs(x))
-    E = np.frexp(np.maximum(a, np.float32(2.0**(1 - bias))))[1] - 1
+    smallest_normal = np.float32(2.0**(1 - bias))
+    E = np.frexp(np.maximum(a, smallest_normal))[1] - 1
     n = np.rint(np.ldexp(a, m - E)).astype(np.int32)
     code = (E + (bias - 1)) * 2**m + n
     beyond = largest if saturate or special is None else largest + 1

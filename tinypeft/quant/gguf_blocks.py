@@ -14,8 +14,8 @@ are llama.cpp's, except in blocks with |d| < 1.2e-38, a subnormal float32, whose
 
 `block_bytes` also writes Q4_1, Q5_0 and Q5_1, of weights that were read from a file. Q4_1 and Q5_1
 store a float16 offset per block, x̂ = d q + m. A model whose file has such blocks, SmolLM2's for
-one, is already rounded. What a 4-bit scheme loses on it says how well its grid fits d q + m (with
-the same grid nothing, with an integer zero point per group 8 %), and cannot rank schemes.
+one, is already rounded. What a 4-bit scheme loses on it says how well its grid fits d q + m (the
+same grid loses nothing), and cannot rank schemes.
 """
 from dataclasses import dataclass
 
@@ -26,11 +26,14 @@ from ..common.hyper import one_of
 from .packing import pack
 from .qtensor import QTensor
 from .scheme import Scheme, checked
-from .uniform import group_width
+from .uniform import TINY, group_width
 
 BLOCK = 32
-TYPES = {(4, 8, False): "Q4_0", (4, 0, True): "Q4_1", (5, 16, False): "Q5_0", (5, 0, True): "Q5_1",
-         (8, 128, False): "Q8_0"}                        # bits, z, has an offset per block
+TYPES = {(4, 8, False): "Q4_0",                          # bits, z, has an offset per block
+         (4, 0, True): "Q4_1",
+         (5, 16, False): "Q5_0",
+         (5, 0, True): "Q5_1",
+         (8, 128, False): "Q8_0"}
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,18 @@ class GGUF(Scheme):
         if self.name == "Q8_0":
             bits = 8
             d = np.abs(x).max(axis=1) / np.float32(127)
-            v = x * inverse(d)[:, None]
-            whole = np.trunc(v)
-            away = np.abs(v - whole) >= 0.5
-            codes = whole + np.where(away, np.sign(v), 0) + 128
         else:
             bits = 4
             m = x[np.arange(len(x)), np.abs(x).argmax(axis=1)]
             d = m / np.float32(-8)
-            v = x * inverse(d)[:, None]
+        normal = np.abs(d) >= TINY
+        inverse = np.divide(1, d, out=np.zeros_like(d), where=normal)
+        v = x * inverse[:, None]
+        if bits == 8:
+            whole = np.trunc(v)
+            away = np.abs(v - whole) >= 0.5
+            codes = whole + np.where(away, np.sign(v), 0) + 128
+        else:
             codes = np.minimum(np.trunc(v + np.float32(8.5)), 15)
         with np.errstate(over="ignore"):
             scale = d.astype(np.float16)
@@ -62,12 +68,6 @@ class GGUF(Scheme):
             raise ValueError(f"a scale of {np.abs(d).max():g} overflows GGUF's float16")
         codes = pack(codes.astype(np.uint8), bits)
         return QTensor(codes, bits, W.shape, BLOCK, scale, 2**(bits - 1))
-
-
-def inverse(d: Array) -> Array:
-    """Return 1/d (n,), 0 where d is less than a normal float32."""
-    normal = np.abs(d) >= np.finfo(np.float32).tiny
-    return np.divide(1, d, out=np.zeros_like(d), where=normal)
 
 
 def block_type(q: QTensor) -> str:

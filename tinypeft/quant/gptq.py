@@ -116,7 +116,8 @@ class GPTQ(CalibratedWeights):
                                    scale[i:end].reshape(-1), z, order=stored_order))
         return tensors
 
-    def round_columns(self, W: Array, U: Array, g: int, order: Array) -> tuple[Array, list[Grid]]:
+    def round_columns(self, W: Array, U: Array, g: int, order: Array
+                      ) -> tuple[Array, list[Grid]]:
         """Algorithm 1 on the columns of W, one per row (d_in, d_out), taken in this order.
         Return their codes in this order (d_in, d_out), and the grid of every group."""
         d = len(W)
@@ -131,13 +132,11 @@ class GPTQ(CalibratedWeights):
         W = W[order]
         q = np.empty(W.shape, np.uint8)
         E = np.empty_like(W)
-        correction = np.empty_like(W)
 
-        def correct(done: slice, rest: slice) -> None:   # columns rounded, columns to come
-            product = np.matmul(U[done, rest].T, E[done], out=correction[rest])
-            np.subtract(W[rest], product, out=W[rest])
+        def correct(done, rest):                         # slices: columns rounded, columns to come
+            W[rest] -= U[done, rest].T @ E[done]
 
-        def round_halves(i: int, end: int) -> None:      # the columns i … end − 1
+        def round_halves(i, end):                        # the columns i … end − 1
             if end - i == 1:
                 grid = grids[group[i]]
                 q[i] = grid.encode(W[i].astype(np.float32))
@@ -150,7 +149,8 @@ class GPTQ(CalibratedWeights):
 
         for i, end in itertools.pairwise([*sorted(starts), d]):
             if not self.static_groups:                   # the scales of groups that begin here
-                grids += self.grids(W[-(-i // g) * g:-(-end // g) * g], g)
+                first, after = -(-i // g), -(-end // g)
+                grids += self.grids(W[first * g:after * g], g)
             round_halves(i, end)
             correct(slice(i, end), slice(end, d))
         return q, grids

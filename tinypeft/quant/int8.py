@@ -14,7 +14,7 @@ The paper's Table 1 calls tensor × tensor "absmax", token × tensor "row-wise" 
 the whole batch's) are rounded coarsely. `llm_int8.py` and `smoothquant.py` have two remedies.
 
 How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
-them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
+them, because NumPy's integer `@` uses no BLAS and is far slower. A float32 holds every
 integer up to 2²⁴, so if Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is exact, in any order. This holds for
 K ≤ 1024 terms of codes −128 … 127. It holds for longer sums if Σ|aᵢ| ≤ 2¹⁷ in every row of A, as
 in most layers. All others are cut into pieces of 1024, added in float64, exact up to 2⁵³.
@@ -36,9 +36,8 @@ from .calibration import capture
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme
-from .uniform import Uniform
+from .uniform import TINY, Uniform
 
-TINY = float(np.finfo(np.float32).tiny)
 INTEGERS = {np.dtype(np.int8), np.dtype(np.float32)}
 CHUNK, MOST = 1024, 2**17                                # 128² · 1024 = 128 · 2¹⁷ = 2²⁴
 
@@ -83,13 +82,14 @@ def rounded(X: Array, s: Array) -> Array:
 
 def row_max(A: Array) -> Array:
     """Return the largest number of each row of a C-contiguous A (M, d), (M, 1), or () for a single
-    row; 0 if d = 0. `A.max(1)` takes twice as long where rows are short."""
+    row; 0 if d = 0. `A.max(1)` is slower where rows are short."""
     M, d = A.shape
     if not A.size:
         return np.zeros((M, 1), A.dtype)
     if M == 1:
         return A.max()
-    return np.maximum.reduceat(A.reshape(-1), np.arange(0, A.size, d))[:, None]
+    starts = np.arange(0, A.size, d)
+    return np.maximum.reduceat(A.reshape(-1), starts)[:, None]
 
 
 def scale_of(m: Array) -> Array:
@@ -168,10 +168,9 @@ class Int8Linear(QuantizedLinear):
             raise ValueError(f"activations must be tensor, token or static, "
                              f"got {self.activations[:80]!r}")
         s = self.scale
+        fits = s is None
         if self.activations == "static":
             fits = s is not None and s.shape == () and s > 0
-        else:
-            fits = s is None
         if not fits:
             raise ValueError(f"activations={self.activations!r} with the scale {s}; static ones "
                              "need one positive number, others none")

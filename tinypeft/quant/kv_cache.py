@@ -59,8 +59,7 @@ class QuantizedKVCache(KVCache):
             raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
                              f"'token'; got {options}")
         least = 1 if "channel" in kinds else 0
-        in_groups = least == 0 or residual % max(1, group_size) == 0
-        if group_size < 1 or residual < least or not in_groups:
+        if group_size < 1 or residual < least or least and residual % group_size:
             raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
                              f"(tokens leave it in whole groups); got {options}")
         channels = min(group_size, config.d_head)
@@ -68,7 +67,7 @@ class QuantizedKVCache(KVCache):
             raise ValueError(f"QuantizedKVCache: {group_size=} does not divide a head of "
                              f"{config.d_head}")
 
-        def history(kind: str) -> History:
+        def history(kind):
             if kind == "channel":
                 return ChannelHistory(bits, group_size, residual)
             return TokenHistory(bits, channels, residual)
@@ -100,10 +99,12 @@ class QuantizedLayerCache:
     def attend_to_codes(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Let one token attend to the integers themselves, by the equations of this file."""
         B, H, _, d = q.shape
-        Q = q.data.reshape(B, k.shape[1], -1, d) * (scale or 1 / math.sqrt(d))
-        K = self.keys.after(k.data)                      # recent ones, unrounded
+        scale = scale or 1 / math.sqrt(d)
+        Q = q.data.reshape(B, k.shape[1], -1, d) * scale                  # (B, G, R, d)
+        K = self.keys.after(k.data)                                       # recent ones, unrounded
         V = self.values.after(v.data)
-        P = np.concatenate([self.keys.scores(Q), Q @ K.swapaxes(2, 3)], axis=3)     # (B, G, R, S)
+        recent = Q @ K.swapaxes(2, 3)
+        P = np.concatenate([self.keys.scores(Q), recent], axis=3)         # (B, G, R, S)
         P -= P.max(3, keepdims=True)
         np.exp(P, out=P)
         P /= P.sum(3, keepdims=True)
@@ -145,29 +146,18 @@ class History:
         self.bits = bits
         self.group = group
         self.residual = residual
-        self.n = 0                                       # codes
-        self.packed = Growing(np.uint8)
-        self.scales = Growing(np.float16)                # s of every group
-        self.lows = Growing(np.float16)                  # m of every group
+        self.n = 0                                       # the number of codes
+        self.codes = Growing(np.uint8)                   # packed
+        self.scale = Growing(np.float16)                 # s of every group
+        self.low = Growing(np.float16)                   # m of every group
         self.recent = np.zeros(0)                        # then (B, H, r, d)
-
-    @property
-    def codes(self) -> Array:
-        return self.packed.array
-
-    @property
-    def scale(self) -> Array:
-        return self.scales.array
-
-    @property
-    def low(self) -> Array:
-        return self.lows.array
 
     @property
     def nbytes(self) -> int:
         """Bytes of the codes, scales and recent vectors; the memory that waits for more takes up to
         as many again."""
-        return self.codes.nbytes + self.scale.nbytes + self.low.nbytes + self.recent.nbytes
+        arrays = self.codes.array, self.scale.array, self.low.array, self.recent
+        return sum(array.nbytes for array in arrays)
 
     def append(self, x: Array) -> Array:
         """Add x (B, H, T, d); return everything so far: decoded codes, recent vectors, x."""
@@ -200,16 +190,18 @@ class History:
             raise ValueError(f"QuantizedKVCache: keys or values from {low.min()} to {high.max()} "
                              "exceed float16 scales")
         s[s == 0] = 1
-        q = np.rint((x - m.astype(x.dtype)[:, None]) / s.astype(x.dtype)[:, None])
-        q = np.minimum(np.maximum(q, 0), top).astype(np.uint8).reshape(-1)
-        self.scales.write(s)
-        self.lows.write(m)
+        self.scale.write(s)
+        self.low.write(m)
+        m = m.astype(x.dtype)[:, None]
+        s = s.astype(x.dtype)[:, None]
+        q = np.clip(np.rint((x - m) / s), 0, top)
+        q = q.astype(np.uint8).reshape(-1)
         begun = self.n % 8                               # codes in a byte that is not full
         whole = self.n // 8 * self.bits                  # bytes that stay
         self.n += q.size
         if begun:
-            q = np.append(unpack(self.codes[whole:], self.bits, begun), q)
-        self.packed.write(pack(q, self.bits), whole)
+            q = np.append(unpack(self.codes.array[whole:], self.bits, begun), q)
+        self.codes.write(pack(q, self.bits), whole)
 
     def decode(self, like: Array) -> Array:
         """Return the decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
@@ -222,10 +214,11 @@ class History:
     def numbers(self, dtype: type) -> tuple[Array, Array, Array]:
         """Return q (n, G), s and m (n,) of all n groups, in floating point."""
         q = np.empty(self.n, np.float32)
-        expand(self.codes, self.bits, q, wide=self.n >= WIDE)
-        s = single(self.scale).astype(dtype, copy=False)
-        m = single(self.low).astype(dtype, copy=False)
-        return q.astype(dtype, copy=False).reshape(-1, self.group), s, m
+        expand(self.codes.array, self.bits, q, wide=self.n >= WIDE)
+        q = q.astype(dtype, copy=False).reshape(-1, self.group)
+        s = single(self.scale.array).astype(dtype, copy=False)
+        m = single(self.low.array).astype(dtype, copy=False)
+        return q, s, m
 
 
 def half(x: Array) -> Array:
@@ -247,18 +240,19 @@ def single(x: Array) -> Array:
 class TokenHistory(History):
     """A group is G channels of one token. Tokens beyond the R most recent ones leave."""
 
-    def leaving(self, r: int) -> int:
+    def leaving(self, r):
         return max(0, r - self.residual)
 
-    def grouped(self, x: Array) -> Array:
+    def grouped(self, x):
         return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
 
-    def ungrouped(self, x: Array, B: int, H: int, d: int) -> Array:
+    def ungrouped(self, x, B, H, d):
         return x.reshape(-1, B, H, d).transpose(1, 2, 0, 3)
 
-    def per_token(self, B: int, H: int, d: int, dtype: type) -> tuple[Array, Array, Array]:
-        """Return q (B, H, d/G, S, G), s and m (B, H, d/G, 1, S), S tokens."""
-        q, s, m = self.numbers(dtype)
+    def per_token(self, like, d):
+        """Return q (B, H, d/G, S, G), s and m (B, H, d/G, 1, S), S tokens, for like (B, H, …)."""
+        q, s, m = self.numbers(like.dtype)
+        B, H = like.shape[:2]
         groups = -1, B, H, d // self.group
         q = q.reshape(*groups, self.group).transpose(1, 2, 3, 0, 4)
         s = s.reshape(groups).transpose(1, 2, 3, 0)
@@ -268,7 +262,7 @@ class TokenHistory(History):
     def scores(self, x: Array) -> Array:
         """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
         B, H, R, d = x.shape
-        q, s, m = self.per_token(B, H, d, x.dtype)
+        q, s, m = self.per_token(x, d)
         x = x.reshape(B, H, R, -1, self.group).swapaxes(2, 3)             # (B, H, d/G, R, G)
         products = x @ q.swapaxes(3, 4) * s + x.sum(4, keepdims=True) * m
         return products.sum(2)
@@ -276,7 +270,7 @@ class TokenHistory(History):
     def mean(self, p: Array, d: int) -> Array:
         """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
         B, H, R, _ = p.shape
-        q, s, m = self.per_token(B, H, d, p.dtype)
+        q, s, m = self.per_token(p, d)
         p = p[:, :, None]
         means = (p * s) @ q + (p * m).sum(4, keepdims=True)               # (B, H, d/G, R, G)
         return means.swapaxes(2, 3).reshape(B, H, R, d)
@@ -285,35 +279,40 @@ class TokenHistory(History):
 class ChannelHistory(History):
     """A group is G tokens of one channel. R tokens leave together, as soon as R are waiting."""
 
-    def leaving(self, r: int) -> int:
+    def leaving(self, r):
         return r - r % self.residual
 
-    def grouped(self, x: Array) -> Array:
+    def grouped(self, x):
         B, H, _, d = x.shape
         x = x.reshape(B, H, -1, self.group, d)
         return x.transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
 
-    def ungrouped(self, x: Array, B: int, H: int, d: int) -> Array:
+    def ungrouped(self, x, B, H, d):
         x = x.reshape(-1, B, H, d, self.group)
         return x.transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)
 
-    def per_channel(self, B: int, H: int, d: int, dtype: type) -> tuple[Array, Array, Array]:
-        """Return q (n, B, H, d, G), s and m (n, B, H, 1, d), n groups of tokens."""
-        q, s, m = self.numbers(dtype)
-        channels = -1, B, H, 1, d
-        return q.reshape(-1, B, H, d, self.group), s.reshape(channels), m.reshape(channels)
+    def per_channel(self, like, d):
+        """Return q (n, B, H, d, G), s and m (n, B, H, 1, d), n groups of tokens, for like (B, H,
+        …)."""
+        q, s, m = self.numbers(like.dtype)
+        B, H = like.shape[:2]
+        q = q.reshape(-1, B, H, d, self.group)
+        s = s.reshape(-1, B, H, 1, d)
+        m = m.reshape(-1, B, H, 1, d)
+        return q, s, m
 
     def scores(self, x: Array) -> Array:
         """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
         B, H, R, d = x.shape
-        q, s, m = self.per_channel(B, H, d, x.dtype)
+        q, s, m = self.per_channel(x, d)
         products = (x * s) @ q + (x * m).sum(4, keepdims=True)            # (n, B, H, R, G)
         return products.transpose(1, 2, 3, 0, 4).reshape(B, H, R, -1)
 
     def mean(self, p: Array, d: int) -> Array:
         """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
         B, H, R, _ = p.shape
-        q, s, m = self.per_channel(B, H, d, p.dtype)
-        p = p.reshape(B, H, R, -1, self.group).transpose(3, 0, 1, 2, 4)   # (n, B, H, R, G)
+        q, s, m = self.per_channel(p, d)
+        p = p.reshape(B, H, R, -1, self.group)
+        p = p.transpose(3, 0, 1, 2, 4)                                    # (n, B, H, R, G)
         means = p @ q.swapaxes(3, 4) * s + p.sum(4, keepdims=True) * m
         return means.sum(0)

@@ -78,7 +78,7 @@ def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
     (`generate` keeps up to 8 MiB of them until it returns.)"""
     dtype = x.dtype
 
-    def dense() -> Array:
+    def dense():
         return kept(q, q.dequantize).astype(dtype, copy=False)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense)
 
@@ -95,17 +95,18 @@ def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable,
     shape = x.shape
     dtype = x.dtype
 
-    def dx(dy: Array) -> Array:
+    def dx(dy):
         W = dense().astype(dtype, copy=False)
         return (rows(dy) @ W).reshape(shape)
 
-    def db(dy: Array) -> Array:
+    def db(dy):
         dY = rows(dy)
         return np.ones(len(dY), dY.dtype) @ dY           # as in `functional.linear`
     Y = product(rows(x.data)).astype(dtype, copy=False)
     if b is not None:
         Y += b.data
-    return Tensor.op(Y.reshape(*shape[:-1], -1), (x, dx), (b, db), *more)
+    Y = Y.reshape(*shape[:-1], -1)
+    return Tensor.op(Y, (x, dx), (b, db), *more)
 
 
 def rows(x: Array) -> Array:

@@ -70,7 +70,8 @@ class LLMInt8(Scheme):
         d_in = W.shape[-1]
         Q, m = bitsandbytes_rows(W.reshape(-1, d_in))
         codes = (Q + 128).astype(np.uint8).reshape(-1)
-        return QTensor(codes, 8, W.shape, d_in, (m / np.float32(127)).reshape(-1), 128)
+        scale = (m / np.float32(127)).reshape(-1)
+        return QTensor(codes, 8, W.shape, d_in, scale, 128)
 
     def layer(self, linear: Linear, columns: Array = ()) -> "LLMInt8Linear":
         """Make the layer that replaces `linear`. columns: the input features whose weights stay in

@@ -14,10 +14,10 @@ the LoRA's rank on that error (Li et al., arXiv 2310.08659, Algorithm 1):
 
 Where the paper and this file differ. The paper keeps the last round, this file the best one. On
 min-max grids of 2 and 3 bits the error rises again after a few rounds, because W − A Bᵀ gets larger
-outliers. (NF4, r = 16, a Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after
-five, 6.8 % after ten.) LoRA scales its product by s = α/r. The paper leaves s out. The authors'
-code sets α = r, except for causal models of 4 bits, where α = 16 whatever the rank, and neither it
-nor PEFT corrects for s. Here both factors are divided by √s, so W ≈ Q + s B A.
+outliers. With NF4 the first rounds gain the most. LoRA scales its product by s = α/r. The paper
+leaves s out. The authors' code sets α = r, except for causal models of 4 bits, where α = 16
+whatever the rank, and neither it nor PEFT corrects for s. Here both factors are divided by √s, so
+W ≈ Q + s B A.
 """
 import math
 from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def loftq_factors(W: Array, scheme: Scheme, r: int,
     """Return Q, B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds, in float32."""
     W = checked(W)
 
-    def error(factors: tuple) -> float:
+    def error(factors):
         Q, B, A = factors
         return np.linalg.norm(W - Q.dequantize() - B @ A)
     return min(loftq_rounds(W, scheme.quantize, r, iterations, QTensor.dequantize), key=error)

@@ -33,7 +33,8 @@ def bits_per_weight(model: Decoder) -> float:
 def output_error(W: Array, W_hat: Array, H: Array) -> float:
     """‖(Ŵ − W)X‖/‖WX‖ from H = (2/n) X Xᵀ."""
     D = W_hat - W
-    return float(np.sqrt(max(0.0, np.vdot(D @ H, D)) / np.vdot(W @ H, W)))
+    error = max(0.0, np.vdot(D @ H, D))
+    return float(np.sqrt(error / np.vdot(W @ H, W)))
 
 
 def weight_error(before: Decoder, after: Decoder, trained: bool = False) -> float:

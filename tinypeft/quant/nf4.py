@@ -22,8 +22,8 @@ How this file differs. The paper leaves the bits open (its scales are "8-bit flo
 follow bitsandbytes on the CPU: d is the dynamic map; x is multiplied by 1/s, which is not always
 x/s; a number midway between two values gets the lower one; the first of two codes is in the high
 half of a byte; a zero block is 0 · code 7; a short last block is divided by s. Three things differ.
-bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5 % of
-its codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
+bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so a few of its
+codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
 once, from float64; PyTorch's float32 sum can differ in the last bit. The scale of a short last
 block is at least 1e-38 there, and max|x| here. By default, `quantize_4bit` of bitsandbytes means
 FP4. torchao's NF4Tensor has linear int8 scales.
@@ -91,10 +91,12 @@ def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
         np.multiply(x, 1 / np.maximum(s, TINY)[:, None], out=v)
         codes[i * B // 2:end * B // 2] = pack(nearest(v, name), 4)
     if len(rest):
-        scale[-1] = np.abs(rest).max()
-        if len(rest) % 2:
-            rest = np.append(rest, np.float32(0))                    # its code fills the last byte
-        codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
+        s = np.abs(rest).max()
+        scale[-1] = s
+        v = rest / np.maximum(s, TINY)
+        if len(v) % 2:
+            v = np.append(v, np.float32(0))                          # its code fills the last byte
+        codes[whole * B // 2:] = pack(nearest(v, name), 4)
     return codes, scale
 
 
@@ -103,7 +105,8 @@ def nearest(v: Array, name: str) -> Array:
     value.
 
     A value's rank is the number of midpoints below v: 15 comparisons, summed. A binary search takes
-    four, but in NumPy one of its steps takes as long as 20 comparisons of the whole array."""
+    four, but each of its steps gathers numbers one by one, which takes longer in NumPy than all 15
+    comparisons of the whole array."""
     values = codebook(name)
     order = np.argsort(values, kind="stable").astype(np.uint8)
     rank = np.zeros(v.shape, np.uint8)

@@ -55,8 +55,9 @@ def unpack(packed: Array, bits: int, n: int, bitorder: str = "big") -> Array:
     words = packed.reshape(-1)[:size]
     if word is np.uint64:
         dtype, used = word_bytes(bits, bitorder)
-        padded = np.zeros((-(-n // 8), 8), np.uint8)
-        padded[:, used] = np.append(words, np.zeros(-size % bits, np.uint8)).reshape(-1, bits)
+        octets = np.append(words, np.zeros(-size % bits, np.uint8)).reshape(-1, bits)
+        padded = np.zeros((len(octets), 8), np.uint8)
+        padded[:, used] = octets
         words = padded.view(dtype).astype(np.uint64).reshape(-1)
     codes = np.empty((len(words), lanes), np.uint8)
     for lane, shift in enumerate(shifts):

@@ -38,7 +38,8 @@ def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
     return q
 
 
-def gptq_step(W: Array, U: Array, j: int, end: int, grid: Grid) -> tuple[Array, Array]:
+def gptq_step(W: Array, U: Array, j: int, end: int, grid: Grid
+              ) -> tuple[Array, Array]:
     """Round column j of W, in place, and correct the columns j + 1 … end − 1 for its error. Return
     the codes of column j, and E_:j."""
     q = grid.encode(W[:, [j]].astype(np.float32))
@@ -107,13 +108,17 @@ def llm_int8(X: Array, W: Array, threshold: float = 6.0) -> Array:
 
 def decode(q: QTensor) -> Array:
     """x̂ = s · (c[q] − z) + o, block after block, in the shape of q."""
-    c = np.arange(2**q.bits) if q.codebook is None else codebook(q.codebook)
-    s = 1 if q.scale is None else q.scales()
-    z = q.zero if q.zeros() is None else q.zeros()
-    o = 0 if q.offset is None else q.offsets()
-    s, z, o = (np.broadcast_to(np.float32(part), q.n_blocks) for part in (s, z, o))
-    block = np.arange(q.size) // q.block_size            # of every element
-    x = s[block] * (c.astype(np.float32)[q.unpack()] - z[block]) + o[block]
+    codes = q.unpack()
+    c = codes.astype(np.float32) if q.codebook is None else codebook(q.codebook)[codes]
+    n = q.n_blocks
+    s = np.ones(n) if q.scale is None else q.scales()
+    z = np.full(n, q.zero) if isinstance(q.zero, int) else q.zeros()
+    o = np.zeros(n) if q.offset is None else np.broadcast_to(q.offsets(), n)
+    s, z, o = np.float32([s, z, o])
+    x = np.empty(q.size, np.float32)
+    for i in range(n):
+        block = slice(i * q.block_size, (i + 1) * q.block_size)
+        x[block] = s[i] * (c[block] - z[i]) + o[i]
     x = x.reshape(q.shape)
     return x if q.order is None else x[..., np.argsort(q.order)]
 

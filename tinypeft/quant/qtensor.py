@@ -74,7 +74,7 @@ class QTensor(Packed):
         if self.order is not None:
             self._require("order", np.int32, self.shape[-1])
 
-    def _check_numbers(self, name: str) -> None:
+    def _check_numbers(self, name):
         """ValueError unless the part `name` is one number per block, or codes of numbers."""
         part = getattr(self, name)
         if part is None:
@@ -90,7 +90,7 @@ class QTensor(Packed):
         if isinstance(part.scale, QTensor) or isinstance(part.offset, QTensor):
             raise ValueError(f"QTensor: the scales of {name}s must be numbers, got codes")
 
-    def _require(self, name: str, dtype: type, size: int) -> None:
+    def _require(self, name, dtype, size):
         """ValueError unless the part `name` is an array of this dtype and size."""
         part = getattr(self, name)
         if not isinstance(part, np.ndarray) or part.shape != (size,) or part.dtype != dtype:
@@ -244,8 +244,9 @@ class QTensor(Packed):
             parts["offset"] = np.float32(offset)
         parts["shape"] = tuple(parts["shape"])
         q = cls(**parts)
-        if q.order is not None and not np.array_equal(np.sort(q.order), np.arange(q.order.size)):
-            raise ValueError(f"QTensor: order must have each of 0 … {q.order.size - 1} once")
+        order = q.order
+        if order is not None and not np.array_equal(np.sort(order), np.arange(order.size)):
+            raise ValueError(f"QTensor: order must have each of 0 … {order.size - 1} once")
         return q
 
     def repacked(self, arrays: dict[str, Array]) -> QTensor:

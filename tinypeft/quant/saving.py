@@ -106,7 +106,8 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
         return family.from_arrays(config, rest, quantized)
 
 
-def read_format(joined: dict[str, Array], meta: dict) -> tuple[dict[str, Array], dict[str, Any]]:
+def read_format(joined: dict[str, Array], meta: dict
+                ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Cut the joined arrays; return name → array, and path → description of a layer."""
     check_fields(meta, {"format": int, "family": str, "config": dict, "index": dict,
                         "kinds": list, "layers": dict})

@@ -45,7 +45,7 @@ class Grid:
     bits: int
     low: int = 0                    # the smallest code in use
 
-    def _codes(self, x: Array) -> Array:
+    def _codes(self, x):
         """Return q = clip(round(x/s) + z, low, 2**bits − 1), in floating point."""
         q = x / self.scale
         np.rint(q, out=q)
