@@ -5,8 +5,10 @@ import pytest
 import tinypeft as tp
 from tinypeft.quant import QTensor, plain
 from tinypeft.quant.calibration import Statistics
+from tinypeft.quant.codebooks import codebook
 from tinypeft.quant.int8 import signed_codes
 from tinypeft.quant.llm_int8 import inputs
+from tinypeft.quant.nf4 import nearest
 from tinypeft.quant.packing import pack, unpack
 
 
@@ -80,6 +82,14 @@ def test_nf4_takes_the_nearest_of_16_values_in_every_block(block_size):
     np.testing.assert_array_equal(q.scale, scales)
     values = [plain.nf4_decode(*block) for block in zip(codes, scales, strict=True)]
     np.testing.assert_array_equal(q.dequantize().reshape(-1, block_size), values)
+
+
+def test_a_number_at_a_rounded_midpoint_gets_one_of_its_neighbours():
+    c = codebook("nf4")
+    midpoints = (c[:-1] + c[1:]) / np.float32(2)
+    q, s = plain.nf4(np.append(midpoints, np.float32(1)))
+    assert s == 1 and np.array_equal(nearest(midpoints, "nf4"), np.arange(15))
+    assert set(q[:-1] - np.arange(15)) == {0, 1}         # where float32 rounds a midpoint up, it is nearer to the upper one
 
 
 def test_double_quantization_takes_the_nearest_scale():

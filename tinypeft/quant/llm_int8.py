@@ -13,6 +13,8 @@ integers, with one scale per row of X and of W (Dettmers et al., arXiv 2208.0733
     W_i8     weight        QTensor (d_out, d_in), s_w = max|W|/127 per output channel
     W_f16    kept          float16 (d_out, |columns|)
 
+`plain.llm_int8` is this equation alone; read it first.
+
 Where the paper and its implementation differ. O depends on the input, so equation (8) needs a
 float16 copy of all of W: 24 bits per weight. The paper counts only 0.1 % of extra memory, because
 outliers are confined to at most seven features. We do the same: only `columns`, the features that

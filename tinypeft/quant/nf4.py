@@ -3,7 +3,7 @@
 Each block of weights is divided by its largest magnitude and rounded to the nearest of 16 fixed
 values, which are quantiles of N(0, 1) (Dettmers et al., "QLoRA", 2023, arXiv 2305.14314, §3):
 
-    s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q
+    s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q      (`plain.nf4`)
     double quantization:            s_i ≈ t · d_{r_i} + o,   o = mean(s),   t = max |s − o|
 
     paper        here                     what

@@ -70,8 +70,9 @@ def awq(W: Array, X: Array, scheme: AWQ) -> tuple[Array, float]:
 def nf4(x: Array) -> tuple[Array, Array]:
     """QLoRA (arXiv 2305.14314) §3, one block x (B,): s = max|x|, q_i = argmin_k |x_i/s − c_k|.
 
-    Return q and s. As in bitsandbytes, x is multiplied by 1/s. A block of zeros gets the code of
-    0."""
+    Return q and s. As in bitsandbytes, x is multiplied by 1/s, and a block of zeros gets the code
+    of 0. Only a number exactly at a midpoint as float32 rounds it may get the other neighbour in
+    `nf4.py`."""
     s = np.abs(x).max()
     v = x * (1 / s) if s > 0 else x
     distances = np.abs(v[:, None].astype(np.float64) - codebook("nf4"))
