@@ -23,7 +23,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show, sliders, use
-from tinypeft.quant import folding, int8, llm_int8, smoothquant, zeroquant
+from tinypeft.quant import folding, int8, llm_int8, plain, smoothquant, zeroquant
 from tinypeft.quant.calibration import block_by_block
 from tinypeft.study import plot
 
@@ -317,10 +317,11 @@ for name, product in {**products, "LLM.int8(), yours": lambda X, W: my_llm_int8(
 # *What to see: with outliers the first three are worse than floats, absmax most of all. LLM.int8()
 # is as good as floats.* On 512 tokens a difference of a tenth is chance.
 #
-# Compare yours with the package's.
+# Compare yours with the package's. `plain.llm_int8` is equation (8) of the paper, with integers. The
+# layer in the model multiplies the same numbers as floats.
 
 # %%
-show(llm_int8.inputs)
+show(plain.llm_int8)
 show(llm_int8.LLMInt8Linear.product)
 
 # %% [markdown]

@@ -31,7 +31,7 @@ import numpy as np
 
 import tinypeft as tp
 from tinypeft.course import show
-from tinypeft.quant import awq, calibration, gptq, measure, obq
+from tinypeft.quant import awq, calibration, gptq, measure, obq, plain
 from tinypeft.study import plot
 
 model = tp.load_pretrained()
@@ -314,13 +314,13 @@ result = tp.check("calibrated.gptq", calibrated_gptq)
 result
 
 # %% [markdown]
-# Compare yours with the package's. The line that writes `E[i]` computes the error of one column.
-# `correct` passes it on to many columns at once, in one matrix product.
-# The result is the same, but matrix products are much faster than single columns.
+# Compare yours with the package's. `gptq_step` reads as yours does. The faster form below it passes
+# many columns' errors on at once, in one matrix product. The codes are the same.
 
 # %%
 my_gptq = result.function
-show(gptq.GPTQ.together, "E[")
+show(plain.gptq_step)
+show(gptq.GPTQ.round_columns, "E[")
 
 # %% [markdown]
 # Your function at work, on `mlp.up`:
@@ -412,13 +412,14 @@ result = tp.check("calibrated.bug", calibrated_bug)
 result
 
 # %% [markdown]
-# Compare yours with the package's.
-# It factors a matrix that is turned around, so that only a triangular factor is inverted.
+# Compare yours with the package's: `plain.gptq`, the whole algorithm. The faster `factor` turns the
+# matrix around, so that only a triangular factor is inverted.
 
 # %%
 my_factor = result.function
 W_mended = my_gptq(W.astype(float), my_factor(H, 0.01), on_grid(W))
 print(f"with your factor       output error {my_error(W, W_mended, H):.3f}")
+show(plain.gptq)
 show(gptq.factor)
 
 # %% [markdown]
@@ -575,13 +576,13 @@ result = tp.check("calibrated.awq", calibrated_awq)
 result
 
 # %% [markdown]
-# Compare yours with the package's.
-# Its scales are also divided by $\sqrt{\max s \cdot \min s}$, as in the authors' code.
+# Compare yours with the package's: the paper's search with $X$, then a loss from $H$, as in yours.
+# The scales are also divided by $\sqrt{\max s \cdot \min s}$, as in the authors' code.
 
 # %%
 my_awq = result.function
+show(plain.awq)
 show(awq.AWQ.output_loss)
-show(awq.AWQ.rounding)
 
 # %% [markdown]
 # Your search at work, on four layers of the base:

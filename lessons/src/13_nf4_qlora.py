@@ -29,7 +29,7 @@ from scipy.stats import norm
 
 import tinypeft as tp
 from tinypeft.course import show
-from tinypeft.quant import linear, nf4
+from tinypeft.quant import linear, nf4, plain
 from tinypeft.quant.codebooks import codebook
 from tinypeft.quant.loftq import loftq_rounds
 from tinypeft.study import plot
@@ -131,10 +131,11 @@ result = tp.check("nf4.encode", nf4_encode)
 result
 
 # %% [markdown]
-# Compare yours with the package's. It counts the midpoints that lie below a weight.
+# Compare yours with the package's: $s$ is your $a$. The faster form counts midpoints below a weight.
 
 # %%
 my_encode = result.function
+show(plain.nf4)
 show(nf4.nearest)
 
 # %% [markdown]
@@ -260,7 +261,7 @@ show("schematic:nf4")
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits}$$
 
 # %%
-show(nf4.quantize_scales)
+show(plain.double_quantize)                                       # s, t, r: our a, m, ρ
 for scheme in (tp.NF4(), tp.NF4(double_quant=True)):
     Q = scheme.quantize(kinds["normal"].astype(np.float32))
     error = 100 * relative(Q, kinds["normal"])

@@ -124,7 +124,7 @@ def test_a_family_that_does_not_exist(tmp_path):
         save_raw(tmp_path / "q", arrays, meta | {"family": family})
         with pytest.raises(ValueError, match="its family is|family must be"): tp.load_quantized(tmp_path / "q")
     save_raw(tmp_path / "q", arrays, {name: meta[name] for name in meta if name != "family"})
-    with pytest.raises(ValueError, match="GPTConfig"): tp.load_quantized(tmp_path / "q")   # an older file: a GPT's
+    with pytest.raises(ValueError, match="family"): tp.load_quantized(tmp_path / "q")
 
 
 def test_gguf_rounds_a_gated_block():

@@ -10,7 +10,6 @@ import os
 import pickle
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from tinypeft.interop.gguf_reader import read_gguf
 from tinypeft.interop.gguf_types import TYPES
 from tinypeft.interop.llama import ONLY
 
-__all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_first", "save_gguf", "save_npz", "save_raw"]
+__all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_gguf", "save_npz", "save_raw"]
 
 MAIN = {
     "huggingface": "model.safetensors",
@@ -35,7 +34,6 @@ MAIN = {
     "pretrained": "weights.safetensors",
     "pretrained, older": "weights.npz",
     "quantized": "model.safetensors",
-    "quantized, older": "model.safetensors",
     "checkpoint": "run.safetensors",
     "checkpoint, older": "run.safetensors",
     "tokenizer": "tokenizer.json",
@@ -61,14 +59,6 @@ def save_raw(path: Path, arrays: dict, meta: dict) -> None:
     """As `save_arrays`, but without its checks."""
     text = json.dumps(meta)
     write_safetensors(path, arrays, {"tinypeft": text, "sha256": _checksum(text, arrays)})
-
-
-def save_first(path: Path, arrays: dict, layout: object, meta: dict) -> None:
-    """A quantized model in format 1: a compressed layout in an .npz file."""
-    packed = zlib.compress(layout if isinstance(layout, bytes) else json.dumps(layout).encode())
-    save_npz(
-        path, {k: v for k, v in arrays.items() if k != "layout"} | {"layout": np.frombuffer(packed, np.uint8)}, meta
-    )
 
 
 # -- any file --------------------------------------------------------------------------------------------------------
@@ -335,15 +325,6 @@ def edited(kind: str, edit: Callable[[dict, dict], object]) -> Callable[[Path], 
     return change
 
 
-def layout_edited(edit):
-    def change(folder):
-        arrays, meta = load_arrays(path := folder / MAIN["quantized, older"])
-        layout = json.loads(zlib.decompress(arrays["layout"].tobytes()))
-        save_first(path, arrays, edit(layout) or layout, meta)
-
-    return change
-
-
 def object_edited(kind: str, **fields) -> Callable[[Path], None]:
     def change(folder):
         path = folder / CONFIGS[kind]
@@ -483,24 +464,12 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
         yield f"parts = {str(value)[:20]}", "adapter, several", edited("adapter, several", put(lambda m: m, "parts", value))
     for name, value in ATTRIBUTES.items():
         yield f"a layer's {name} = {value}", "quantized", edited("quantized", put(lambda m: m["kinds"][0], name, value))
-        yield (
-            f"a layer's {name} = {value}",
-            "quantized, older",
-            layout_edited(lambda x, n=name, v=value: next(iter(x["layers"].values())).update({n: v})),
-        )
     for name, values in TENSORS.items():
         for value in values:
             yield (
                 f"a weight's {name} = {str(value)[:20]}",
                 "quantized",
                 edited("quantized", of_all(lambda m: m["kinds"][0], name, value)),
-            )
-            yield (
-                f"a weight's {name} = {str(value)[:20]}",
-                "quantized, older",
-                layout_edited(
-                    lambda x, n=name, v=value: next(iter(x["layers"].values()))["weight"]["QTensor"].update({n: v})
-                ),
             )
     for name, value in {
         "kinds": [[], [3], {}],
@@ -512,13 +481,6 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
             yield f"{name} = {v}", "quantized", edited("quantized", put(lambda m: m, name, v))
     yield "scales of scales of scales", "quantized", edited("quantized", nested_scale)
     yield "a layer in place of the embedding", "quantized", edited("quantized", everywhere)
-    for name, layout in {
-        "a bomb of 1 GiB": bytes(1 << 30),
-        "nested": NESTED,
-        "brackets": b"[" + b"[]," * 10**6 + b"[]]",
-        "no JSON": b"x",
-    }.items():
-        yield f"a layout: {name}", "quantized, older", layout_edited(lambda x, v=layout: v)
     for name, value in {
         "step": [10**9, -1, 1.5, True, None, 3],
         "history": [{}, None, "x", {"loss": []}],

@@ -28,7 +28,6 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +35,7 @@ import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tests.stress.attacks import attacks, gguf_content, save_first, save_gguf, save_npz, save_raw
+from tests.stress.attacks import attacks, gguf_content, save_gguf, save_npz, save_raw
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
@@ -84,15 +83,6 @@ TEXT = "the cat sat on the mat and the dog on the cat " * 3
 
 def tokenizer() -> BPETokenizer:
     return BPETokenizer.train(TEXT, 262)
-
-
-def first_quantized_format(path: Path, m: tp.GPT) -> None:
-    """A quantized model in format 1: a compressed layout in an .npz file."""
-    tp.save_quantized(m, path)
-    joined, meta = load_arrays(path)
-    index = [[name, dtype, shape] for dtype, shapes in meta["index"].items() for name, shape in shapes.items()]
-    layout = {"layers": {p: meta["kinds"][i] for p, i in meta["layers"].items()}, "index": index}
-    save_first(path, joined, layout, {"format": 1, "config": meta["config"], "head": None})
 
 
 SCHEMES = [
@@ -314,13 +304,6 @@ class Quantized(Kind):
         return [logits(self.seen)]
 
 
-class OlderQuantized(Quantized):
-    older = True
-
-    def make(self, folder, i):
-        first_quantized_format(folder / "model.safetensors", SCHEMES[i](model()))
-
-
 class Checkpoint(Kind):
     def make(self, folder, i):
         tp.train(model(), Noise(), **settings(folder / "run.safetensors"), stop_after=4)
@@ -356,7 +339,6 @@ KINDS: dict[str, type[Kind]] = {
     "pretrained": Pretrained,
     "pretrained, older": OlderPretrained,
     "quantized": Quantized,
-    "quantized, older": OlderQuantized,
     "checkpoint": Checkpoint,
     "checkpoint, older": OlderCheckpoint,
 }
@@ -540,9 +522,6 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
         )
     arrays, meta = load_arrays(path)
     write = save_npz if kind.older else save_raw
-    if "layout" in arrays and rng.random() < 0.5:
-        layout = json.loads(zlib.decompress(arrays["layout"].tobytes()))
-        return save_first(path, arrays, forged(layout, rng), meta)
     if rng.random() < 0.6:
         meta = forged(meta, rng)
     else:

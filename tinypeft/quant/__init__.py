@@ -1,14 +1,15 @@
 """Quantization: arrays become `QTensor`s, and the linear layers of a model become smaller ones.
 
+    read first    plain.py (the papers' loops; the files below compute the same faster)
     storage       qtensor.py   packing.py (codes in bytes)   decoding.py   saving.py
     grids         scheme.py   uniform.py   codebooks.py   formats.py   nf4.py   gguf_blocks.py
-    calibrated    readers.py (who reads what)   calibration.py   obq.py   gptq.py   folding.py
-                  awq.py
-    activations   int8.py   llm_int8.py   smoothquant.py   zeroquant.py   kv_cache.py
+    calibrated    calibration.py   readers.py (who reads an input)   obq.py   gptq.py   awq.py
+    activations   int8.py   llm_int8.py   smoothquant.py   folding.py   zeroquant.py   kv_cache.py
     training      rounding.py   fake_quant.py   llm_qat.py   peqa.py   loftq.py
     model level   model.py (quantize)   linear.py   measure.py
-To follow GPTQ, read gptq, calibration, uniform, readers; AWQ: awq, calibration, folding, uniform,
-readers; LLM.int8(): llm_int8, int8, linear. A table is in README.md. `SCHEMES`: name → class.
+To follow GPTQ.apply: gptq, calibration, uniform, readers. AWQ.apply: these with awq for gptq, and
+folding. SmoothQuant: smoothquant, calibration, folding, readers, int8. LLM.int8(): llm_int8, int8,
+calibration, linear. All of them store a qtensor.
 """
 from .awq import AWQ
 from .calibration import capture

@@ -13,14 +13,14 @@ and never the inputs: memory per layer is O(d), or O(d²) with H, for any number
 would need a run of the model from its start.
 """
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..common.hints import Array
-from ..common.hyper import flag
+from ..common.hyper import flag, one_of
 from ..engine.nn import Module, replace_modules
 from ..engine.tensor import Tensor, no_grad
 from ..models.decoder import Decoder
@@ -32,18 +32,23 @@ class Statistics:
     """Running statistics of n vectors x (d,). Sums are kept in float64."""
 
     def __init__(self, d: int, hessian: bool = False):
-        self.n, self.low, self.high = 0, np.zeros(d, np.float32), np.zeros(d, np.float32)
-        self._abs, self._outer = np.zeros(d), np.zeros((d, d)) if hessian else None
+        self.n = 0
+        self.low = np.zeros(d, np.float32)
+        self.high = np.zeros(d, np.float32)
+        self._abs = np.zeros(d)
+        self._outer = np.zeros((d, d)) if hessian else None
 
     def update(self, X: Array) -> None:
-        """Add the rows of X (n, d). ValueError if a number in it is not finite."""
+        """Add the vectors of X (…, d). ValueError if a number in it is not finite."""
+        X = X.reshape(-1, X.shape[-1])
         if not np.isfinite(X).all():
             raise ValueError("calibration: an activation is not finite; look at weights and tokens")
         self.n += len(X)
         self.low = np.minimum(self.low, X.min(0)).astype(np.float32)
         self.high = np.maximum(self.high, X.max(0)).astype(np.float32)
         self._abs += np.abs(X).sum(0, dtype=np.float64)
-        if self._outer is not None: self._outer += X.T @ X
+        if self._outer is not None:
+            self._outer += X.T @ X
 
     @property
     def max_abs(self) -> Array:
@@ -61,37 +66,30 @@ class Statistics:
         return self._outer * (2 / self.n)
 
 
-class Recorder(Module):
-    """A layer that adds its input to `statistics` before it computes."""
+class Listener(Module):
+    """A module that calls `listen` with its input, an array, before it computes."""
 
-    def __init__(self, base: Module, statistics: Statistics):
-        self.base, self.statistics = base, statistics
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.statistics.update(x.data.reshape(-1, x.shape[-1]))
-        return self.base(x)
-
-
-class Keeper(Module):
-    """A module that keeps its inputs, Tensors, in the list `inputs`."""
-
-    def __init__(self, base: Module, inputs: list[Tensor]):
-        self.base, self.inputs = base, inputs
+    def __init__(self, base: Module, listen: Callable):
+        self.base = base
+        self.listen = listen
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
-        self.inputs.append(x)
+        self.listen(x.data)
         return self.base(x, *more)
 
 
 def inputs_of(block: Module, name: str, hs: list[Tensor]) -> list[Tensor]:
-    """What the module `name` of a block is given, for each input of `hs` of the block."""
-    part, inputs = block.get(name), []
-    replace_modules(block, {name: Keeper(part, inputs)})
+    """Return the inputs of the module `name` of a block, one for each input in `hs` of the
+    block."""
+    module = block.get(name)
+    inputs = []
+    replace_modules(block, {name: Listener(module, inputs.append)})
     try:
-        for h in hs: block(h)
+        for h in hs:
+            block(h)
     finally:
-        replace_modules(block, {name: part})
-    return inputs
+        replace_modules(block, {name: module})
+    return [Tensor(x) for x in inputs]
 
 
 @contextlib.contextmanager
@@ -100,7 +98,8 @@ def recording_inputs(root: Module, paths: Iterable[str], hessian: bool = False
     """`with recording_inputs(root, paths) as seen:` fills seen, path → `Statistics`, inside."""
     layers = {path: root.get(path) for path in paths}
     seen = {path: Statistics(layer.d_in, hessian) for path, layer in layers.items()}
-    replace_modules(root, {path: Recorder(layer, seen[path]) for path, layer in layers.items()})
+    replace_modules(root, {path: Listener(layer, seen[path].update)
+                           for path, layer in layers.items()})
     try:
         yield seen
     finally:
@@ -112,13 +111,15 @@ def capture(model: Decoder, batches: Array | Iterable[Array], paths: Iterable[st
     """Run `model` once on the batches; return path → `Statistics` of its linear layers' inputs.
     batches: int (B, T) or an iterable of such arrays. paths: full paths of layers that have `d_in`,
     by default all in the blocks. ValueError for no tokens or activations that are not finite."""
-    if not (batches := as_batches(model, batches)):
+    batches = as_batches(model, batches)
+    if not batches:
         raise ValueError("capture: there are no tokens to calibrate on")
     if paths is None:
-        paths = [path for path, m in model.named_modules()
-                 if path.startswith("blocks.") and hasattr(m, "d_in")]
+        paths = [path for path, module in model.named_modules()
+                 if path.startswith("blocks.") and hasattr(module, "d_in")]
     with calibrating(model), recording_inputs(model, paths, hessian) as seen:
-        for tokens in batches: model.hidden(tokens)
+        for tokens in batches:
+            model.hidden(tokens)
     return seen
 
 
@@ -134,8 +135,10 @@ def block_by_block(model: Decoder, batches: list[Array], quantized: bool = True
 
 
 def below(path: str, named: dict[str, Any]) -> dict[str, Any]:
-    """The entries of `named` below `path`, by their names inside it: {"mlp.up": layer, …}."""
-    return {p.removeprefix(f"{path}."): m for p, m in named.items() if p.startswith(f"{path}.")}
+    """Return the entries of `named` below `path` by their names inside it: {"mlp.up": layer, …}."""
+    start = f"{path}."
+    return {name.removeprefix(start): value for name, value in named.items()
+            if name.startswith(start)}
 
 
 @contextlib.contextmanager
@@ -143,25 +146,31 @@ def calibrating(model: Decoder) -> Iterator[Decoder]:
     """Switch off gradients and dropout inside the block, and restore both after it."""
     training = {module: module.training for _, module in model.named_modules()}
     try:
-        with no_grad(): yield model.eval()
+        with no_grad():
+            yield model.eval()
     finally:
-        for module, before in training.items(): module.training = before
+        for module, before in training.items():
+            module.training = before
 
 
 def as_batches(model: Decoder, calibration: Array | Iterable[Array] | None) -> list[Array]:
-    """Calibration tokens as integer arrays (B, T); [] for None. ValueError if they are not."""
-    if calibration is None: return []
+    """Return calibration tokens as integer arrays (B, T); [] for None. ValueError for others."""
+    if calibration is None:
+        return []
     if isinstance(calibration, Tensor):
         raise TypeError("calibration: expected integers (B, T), got a Tensor, which holds floats")
-    one, longest = isinstance(calibration, np.ndarray), model.config.context_length
-    batches = [np.asarray(tokens) for tokens in ([calibration] if one else calibration)]
+    if isinstance(calibration, np.ndarray):
+        calibration = [calibration]
+    longest = model.config.context_length
+    batches = [np.asarray(tokens) for tokens in calibration]
     for tokens in batches:
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] > longest:
             raise ValueError(f"calibration: expected integers (B, T) with T ≤ {longest}, the "
                              f"context length, got {tokens.dtype} {tokens.shape}")
-    if not any(tokens.size for tokens in batches):
+    batches = [tokens for tokens in batches if tokens.size]
+    if not batches:
         raise ValueError("calibration: there is not one token in it; give integers (B, T)")
-    return [tokens for tokens in batches if tokens.size]
+    return batches
 
 
 @dataclass(frozen=True)
@@ -170,10 +179,11 @@ class CalibratedWeights(Scheme):
     bits: int = code_bits(4)
     group_size: int | None = weights_per_scale()
     symmetric: bool = flag(False, also=("sym", "zero_point"))
+    scale_dtype: str = one_of("float32", "float16", default="float16")
     calibrated: ClassVar[bool] = True
 
     def check(self) -> None:
-        _ = self.nearest                      # raises for bits that a symmetric grid cannot have
+        _ = self.nearest                         # raises for bits that a symmetric grid cannot have
 
     @property
     def nearest(self) -> Uniform:
@@ -182,20 +192,25 @@ class CalibratedWeights(Scheme):
                        self.group_size, scale_dtype=self.scale_dtype)
 
     def width(self, d_in: int) -> int:
-        """How many of a row's d_in weights share a scale. ValueError if groups do not divide it."""
+        """Return how many of a row's d_in weights share a scale. ValueError if groups do not divide
+        it."""
         return group_width(d_in, self.group_size or d_in)
 
     def hessian(self, H: Array | None, d: int) -> Array:
-        """A float64 copy of H (d, d). ValueError when it is missing, zero, or no sum of x xᵀ."""
-        who = type(self).__name__
+        """Copy H (d, d) as float64. ValueError when it is missing, zero, or no sum of x xᵀ."""
+        scheme = type(self).__name__
         if H is None:
-            raise ValueError(f"{who}: H is missing; capture(model, batches, hessian=True) takes it")
-        if (H := np.array(H, np.float64)).shape != (d, d):
-            raise ValueError(f"{who}: {d} inputs need an H of shape {(d, d)}, got {H.shape}")
-        rows, size = H.sum(1), np.linalg.norm(H)                          # infinite if any is
+            raise ValueError(f"{scheme}: H is missing; capture(model, batches, hessian=True) takes "
+                             "it")
+        H = np.array(H, np.float64)
+        if H.shape != (d, d):
+            raise ValueError(f"{scheme}: {d} inputs need an H of shape {(d, d)}, got {H.shape}")
+        rows = H.sum(1)
+        size = np.linalg.norm(H)                 # infinite if any number is
         skew = np.abs(H.sum(0) - rows).max()
         if not np.isfinite(size) or (H.diagonal() < 0).any() or skew > 1e-3 * size:
-            raise ValueError(f"{who}: H must be a sum of x xᵀ: finite, symmetric, its diagonal ≥ 0")
+            raise ValueError(f"{scheme}: H must be a sum of x xᵀ: finite, symmetric, its diagonal "
+                             "≥ 0")
         if not size:
-            raise ValueError(f"{who}: H is zero, as all inputs were; calibrate on real tokens")
+            raise ValueError(f"{scheme}: H is zero, as all inputs were; calibrate on real tokens")
         return H

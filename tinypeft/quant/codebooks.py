@@ -4,7 +4,7 @@
 
     "nf4"                      4-bit NormalFloat, ascending (QLoRA, arXiv 2305.14314, appendix E)
     "FP4"                      bitsandbytes' FP4, in the order of its table
-    "dynamic", "dynamic-u"     8-bit dynamic map, signed and unsigned (arXiv 2110.02861, §2.2)
+    "dynamic"                  8-bit dynamic map, signed (arXiv 2110.02861, §2.2)
     "E4M3" "E5M2" "E2M1" …     floats with E exponent and M mantissa bits; also "FP16", "BF16"
     "E8M0"                     unsigned powers of two, 2^(code − 127), and NaN: scales of MX formats
 
@@ -33,14 +33,15 @@ HAS_NAN = {"E4M3"}                                   # OCP: only the code of all
 
 @lru_cache
 def codebook(name: str) -> Array:
-    """The values of a format, one per code: float32 (2**bits,), read-only. Raises ValueError."""
+    """Return the values of a format, one per code: float32 (2**bits,), read-only. Raises
+    ValueError."""
     if name == "nf4":
         values = np.array(NF4)
     elif name == "FP4":
         magnitudes = np.array(FP4) / 12
         values = np.concatenate([magnitudes, 0 - magnitudes])   # 0 − 0 = +0: bitsandbytes has no −0
-    elif name in ("dynamic", "dynamic-u"):
-        values = dynamic_map(signed=name == "dynamic")
+    elif name == "dynamic":
+        values = dynamic_map()
     elif name == "E8M0":
         values = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan)
     else:
@@ -53,16 +54,19 @@ def codebook(name: str) -> Array:
 def float_layout(name: str) -> tuple[int, int, str | None]:
     """"E4M3" → exponent bits, mantissa bits, what the top codes are: "inf", "nan" or None."""
     name = IEEE_NAMES.get(name, name)
-    match = re.fullmatch(r"E([1-8])M(\d|10)", name)
-    e, m = map(int, match.groups()) if match else (0, 0)
-    if not match or not (1 + e + m <= 8 or name in HAS_INFINITY):
-        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'dynamic-u', "
-                         "'FP16', 'BF16', 'E8M0', or 'ExMy' of at most 8 bits, such as 'E4M3'")
-    return e, m, "inf" if name in HAS_INFINITY else "nan" if name in HAS_NAN else None
+    e = m = 8                                            # too many bits
+    if match := re.fullmatch(r"E([1-8])M(\d|10)", name):
+        e, m = map(int, match.groups())
+    if name in HAS_INFINITY:
+        return e, m, "inf"
+    if 1 + e + m > 8:
+        raise ValueError(f"unknown format {name!r}: expected 'nf4', 'FP4', 'dynamic', 'FP16', "
+                         "'BF16', 'E8M0', or 'ExMy' of at most 8 bits, such as 'E4M3'")
+    return e, m, "nan" if name in HAS_NAN else None
 
 
 def float_values(e: int, m: int, special: str | None) -> Array:
-    """All values of a float of e exponent and m mantissa bits, by their bit patterns (float64).
+    """Return all values of a float of e exponent and m mantissa bits, by bit pattern (float64).
 
         x = (−1)^sign · 2^(E − bias) · (1 + M/2^m)       E ≥ 1: normal            bias = 2^(e−1) − 1
         x = (−1)^sign · 2^(1 − bias) · (    M/2^m)       E = 0: subnormal
@@ -71,26 +75,30 @@ def float_values(e: int, m: int, special: str | None) -> Array:
     E, M = np.divmod(np.arange(2**(e + m)), 2**m)
     x = np.ldexp((E > 0) + M / 2**m, np.maximum(E, 1) - bias)
     if special == "inf":
-        x[E == 2**e - 1] = np.where(M[E == 2**e - 1] == 0, np.inf, np.nan)
+        top = E == 2**e - 1
+        x[top] = np.where(M[top] == 0, np.inf, np.nan)
     elif special == "nan":
         x[-1] = np.nan
     return np.concatenate([x, -x])
 
 
-def dynamic_map(signed: bool = True) -> Array:
-    """The 256 values of the 8-bit dynamic type, ascending, float32. The number of leading zero bits
-    is a decimal exponent; the other bits are a linear fraction. Numbers near 1 get 64 steps per
-    sign (unsigned: 128), and those near 1e-6 get one:
+def dynamic_map() -> Array:
+    """Return the 256 values of the 8-bit dynamic type, ascending, float32. The number of leading
+    zero bits is a decimal exponent; the other bits are a linear fraction. Numbers near 1 get 64
+    steps per sign, and those near 1e-6 get one:
 
-        10^(i−6) · midpoints of 2^i (unsigned: 2^(i+1)) equal parts of [0.1, 1], i = 0 … 6;  0;  1
+        ± 10^(i−6) · midpoints of 2^i equal parts of [0.1, 1], i = 0 … 6;  0;  1
 
     There is no −1; the smallest value is −0.99297. The edges are float32, spaced from both ends as
     in bitsandbytes: exact edges would change a quarter of the last bits."""
-    low, width, values = np.float32(0.1), np.float32(1) - np.float32(0.1), [np.float32([0, 1])]
+    low = np.float32(0.1)
+    width = np.float32(1) - low
+    values = [np.float32([0, 1])]
     for i in range(7):
-        n = 2**i if signed else 2**(i + 1)
-        t = np.arange(n + 1) / n
-        edges = np.where(t < 0.5, low + width * t, 1 - width * (1 - t)).astype(np.float32)
-        part = np.float32(10.0**(i - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
-        values += [part, -part] if signed else [part]
+        t = np.arange(2**i + 1) / 2**i
+        edges = np.where(t < 0.5, low + width * t, 1 - width * (1 - t))
+        edges = edges.astype(np.float32)
+        midpoints = (edges[:-1] + edges[1:]) / np.float32(2)
+        positive = np.float32(10.0**(i - 6)) * midpoints
+        values += [positive, -positive]
     return np.sort(np.concatenate(values))

@@ -7,9 +7,9 @@ the third adds the offset, if any. Two threads share a large array, because NumP
 lock in these passes. In a worker of `parallel_map` one thread decodes: the others are busy anyway.
 Chunks that fit in a core's cache would be smaller, but then the threads wait for the lock.
 
-4 M codes of 4 bits take about 2.5 times as long as one in-place multiplication of the array
-(`tests/benchmarks/quant.py`), which reads and writes as many numbers; writing zeros takes 0.8 of
-it, the look-ups 1.5 and the scales 1.4, each alone. bitsandbytes' compiled loop works in registers.
+Each pass reads and writes the whole chunk, so decoding takes as long as a few multiplications of
+the array in place; bitsandbytes' compiled loop does all three in registers
+(`tests/benchmarks/quant.py` measures both). `plain.decode` is the formula alone.
 """
 from collections.abc import Callable
 from functools import lru_cache
@@ -30,17 +30,22 @@ def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
 
     look_up(start, x) writes c[q] − z of the elements start … start + len(x) into x. scales, zeros,
     offsets: of every block, float32 (n_blocks,); None for none; an offset () is one for all."""
-    B, n_blocks = block_size, -(-len(flat) // block_size)
-    if offsets is not None: offsets = np.broadcast_to(offsets, n_blocks)
+    B = block_size
+    n_blocks = -(-len(flat) // B)
+    if offsets is not None:
+        offsets = np.broadcast_to(offsets, n_blocks)
     step = 8 * max(1, CHUNK // (8 * B))                    # eight blocks always end on a whole byte
 
     def affine(x, first):                                  # x (n, B): blocks first, first + 1, …
         blocks = slice(first, first + len(x))
-        if zeros is not None:   x -= zeros[blocks, None]
-        if scales is not None:  x *= scales[blocks, None]
-        if offsets is not None: x += offsets[blocks, None]
+        if zeros is not None:
+            x -= zeros[blocks, None]
+        if scales is not None:
+            x *= scales[blocks, None]
+        if offsets is not None:
+            x += offsets[blocks, None]
 
-    def chunks(starts):
+    def decode_chunks(starts):
         for first in starts:
             x = flat[first * B:(first + step) * B]
             look_up(first * B, x)
@@ -50,9 +55,11 @@ def decode(flat: Array, look_up: Callable[[int, Array], None], block_size: int,
                 affine(x[whole * B:].reshape(1, -1), first + whole)
 
     starts = range(0, n_blocks, step)
+    if len(flat) < SHARED:
+        decode_chunks(starts)
+        return
     half = -(-len(starts) // 2)
-    if len(flat) < SHARED: chunks(starts)
-    else:                  parallel_map(chunks, (starts[:half], starts[half:]), workers=2)
+    parallel_map(decode_chunks, (starts[:half], starts[half:]), workers=2)
 
 
 def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: int = 0,
@@ -60,24 +67,30 @@ def expand(packed: Array, bits: int, x: Array, name: str | None = None, zero: in
     """Write c[q] − z of the first len(x) of packed codes of 1 … 8 bits into x, float32. wide: two
     bytes at a time. No index needs clipping, but only mode="clip" lets NumPy write into `out`
     without a buffer."""
+    n = len(x)
     done = 0
     if 8 % bits == 0:
         octets = 2 if wide else 1
-        table, lanes = decoding_table(bits, name, zero, octets), octets * 8 // bits
-        rows = len(x) // lanes
-        words, done = packed[:rows * octets].view(f"u{octets}"), rows * lanes
-        np.take(table, words, axis=0, out=x[:done].reshape(rows, lanes), mode="clip")
-    if done < len(x):                                      # codes that straddle bytes, or the last
-        rest = unpack(packed[done * bits // 8:], bits, len(x) - done)
+        table = decoding_table(bits, name, zero, octets)
+        lanes = table.shape[1]
+        rows = n // lanes
+        done = rows * lanes
+        words = packed[:rows * octets].view(f"u{octets}")
+        out = x[:done].reshape(rows, lanes)
+        np.take(table, words, axis=0, out=out, mode="clip")
+    if done < n:                                           # codes that straddle bytes, or the last
+        rest = unpack(packed[done * bits // 8:], bits, n - done)
         np.take(decoding_table(bits, name, zero), rest, out=x[done:], mode="clip")
 
 
 @lru_cache(maxsize=32)
 def decoding_table(bits: int, name: str | None, zero: int, octets: int = 0) -> Array:
-    """c[q] − z, float32: of every code q (2**bits,), or of all the codes in every word of so many
-    octets, (256**octets, octets·8/bits), if bits divides 8."""
+    """Make a look-up table, float32: code → c[q] − z (2**bits,), or with octets, if bits divides 8,
+    one row of decoded codes per word of so many bytes, (256**octets, octets·8/bits)."""
     c = np.arange(2**bits, dtype=np.float32) if name is None else codebook(name)
     c = c - np.float32(zero)
-    if not octets: return c
+    if not octets:
+        return c
     words = np.arange(256**octets, dtype=f"u{octets}")
-    return c[unpack(words.view(np.uint8), bits, words.nbytes * 8 // bits)].reshape(len(words), -1)
+    codes = unpack(words.view(np.uint8), bits, words.nbytes * 8 // bits)
+    return c[codes].reshape(len(words), -1)

@@ -63,8 +63,12 @@ class FakeQuant(Scheme):
     activation_bits: int | None = whole(None, least=2, most=8, or_none=True, also=("a_bits",))
     activation_symmetric: bool = flag(True)
     mask: str = one_of("paper", "torch")
-    trains, shown = True, ("bits", "learn_step")
-    calibrated = property(lambda self: self.learn_step and self.activation_bits is not None)
+    trains = True
+    shown = ("bits", "learn_step")
+
+    @property
+    def calibrated(self) -> bool:
+        return self.learn_step and self.activation_bits is not None
 
     def check(self) -> None:
         if not (self.activation_symmetric or self.calibrated):
@@ -76,25 +80,30 @@ class FakeQuant(Scheme):
         return Uniform(self.bits, self.symmetric, self.granularity, self.group_size)
 
     def rounding(self, W: Array) -> MinMax | LearnedStep:
-        """The module that rounds W (d_out, d_in)."""
-        if not self.learn_step: return MinMax(self.uniform)
+        """Make the module that rounds W (d_out, d_in)."""
+        if not self.learn_step:
+            return MinMax(self.uniform)
         x = self.uniform.blocks(checked(W))
-        start = np.abs(x).mean(1), x.min(1), x.max(1)
-        return LearnedStep(self.uniform, *start, x.shape[1], self.mask)
+        mean_abs = np.abs(x).mean(1)
+        n_sharing = x.shape[1]
+        return LearnedStep(self.uniform, mean_abs, x.min(1), x.max(1), n_sharing, self.mask)
 
     def quantize(self, W: Array) -> QTensor:
-        """The conversion of W without training."""
+        """Convert W without training."""
         return self.rounding(W).quantize(checked(W))
 
     def layer(self, linear: Linear, seen: Statistics | None = None) -> "FakeQuantLinear":
-        """`seen`: the `Statistics` of its inputs; needed if steps of inputs are trained."""
+        """Make the layer that replaces `linear`. seen: the `Statistics` of its inputs; needed if
+        steps of inputs are trained."""
         self.quantize(linear.weight.data)                # raises if W cannot be quantized
-        round_input = self.activation_bits and MinMax(Uniform(self.activation_bits))
+        round_input = None
         if self.calibrated:
-            start = (seen.mean_abs.mean(keepdims=True), seen.low.min(keepdims=True),
-                     seen.high.max(keepdims=True))
             inputs = Uniform(self.activation_bits, self.activation_symmetric, "tensor")
-            round_input = LearnedStep(inputs, *start, linear.d_in, self.mask)
+            round_input = LearnedStep(inputs, seen.mean_abs.mean(keepdims=True),
+                                      seen.low.min(keepdims=True), seen.high.max(keepdims=True),
+                                      linear.d_in, self.mask)
+        elif self.activation_bits:
+            round_input = MinMax(Uniform(self.activation_bits))
         return FakeQuantLinear(linear, self.rounding(linear.weight.data), round_input)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
@@ -109,16 +118,29 @@ class FakeQuantLinear(Module):
 
     def __init__(self, linear: Linear, round_weight: Module, round_input: Module | None = None,
                  round_output: Module | None = None):
-        self.weight, self.bias, self.round_weight = linear.weight, linear.bias, round_weight
-        self.round_input, self.round_output = round_input, round_output
-        for _, rounding in self.children(): rounding.to(self.weight.dtype)
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.round_weight = round_weight
+        self.round_input = round_input
+        self.round_output = round_output
+        for _, rounding in self.children():
+            rounding.to(self.weight.dtype)
 
-    d_in = property(lambda self: self.weight.shape[1])
-    d_out = property(lambda self: self.weight.shape[0])
-    is_affine = property(lambda self: not (self.round_input or self.round_output))
+    @property
+    def d_in(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def is_affine(self) -> bool:
+        return not (self.round_input or self.round_output)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.round_input: x = self.round_input(x)
+        if self.round_input:
+            x = self.round_input(x)
         y = F.linear(x, self.round_weight(self.weight), self.bias)
         return self.round_output(y) if self.round_output else y
 
@@ -127,9 +149,9 @@ class FakeQuantLinear(Module):
         return self.round_weight(self.weight).data
 
     def convert(self) -> QuantizedLinear:
-        """The layer with integers in place of W."""
+        """Make the layer with integers in place of W."""
         q = self.round_weight.quantize(self.weight.data)
-        if not (self.round_input or self.round_output):
+        if self.is_affine:
             return QuantizedLinear(q, self.bias)
         return RoundedLinear(q, self.bias, self.round_input, self.round_output)
 
@@ -150,36 +172,48 @@ class RoundedLinear(QuantizedLinear):
         self.input_bits = round_input and round_input.uniform.bits
         self.output_bits = round_output and round_output.uniform.bits
         self.cutoff = getattr(round_input or round_output, "cutoff", None)
-        self.input_scale = self.input_zero = None                          # one per token
+        self.input_scale = None                          # then inputs have one per token
+        self.input_zero = None
         if isinstance(round_input, LearnedStep):
             grid = round_input.grid()
-            self.input_scale, self.input_zero = grid.scale, np.full((1, 1), grid.zero, np.float32)
+            self.input_scale = grid.scale
+            self.input_zero = np.full((1, 1), grid.zero, np.float32)
 
     def check_parts(self) -> None:
         super().check_parts()
         for bits in self.input_bits, self.output_bits:
-            if bits is not None: Uniform(bits)           # raises for a number it does not take
+            if bits is not None:
+                Uniform(bits)                            # raises for a number it does not take
         if self.cutoff is not None and not self.cutoff > 0:
             raise ValueError(f"cutoff must be positive, got {self.cutoff}")
-        s, z = self.input_scale, self.input_zero
-        if s is None and z is None: return
-        if self.input_bits is None or s is None or z is None or not (
-                s.size == z.size == 1 and (s > 0).all()):
+        s = self.input_scale
+        z = self.input_zero
+        if s is None and z is None:
+            return
+        complete = self.input_bits is not None and s is not None and z is not None
+        if not complete or s.size != 1 or z.size != 1 or not (s > 0).all():
             raise ValueError("input_scale, input_zero and input_bits belong together: one positive "
                              f"number, one number and an integer; got {s}, {z}, {self.input_bits}")
 
     def forward(self, x: Tensor) -> Tensor:
-        per_token = lambda x, bits: x if bits is None else MinMax(Uniform(bits), self.cutoff)(x)
         if self.input_scale is None:
-            x = per_token(x, self.input_bits)
+            x = self.per_token(x, self.input_bits)
         else:
             x = round_to_grid(x, Grid(self.input_scale, self.input_zero, self.input_bits))
-        return per_token(quantized_linear(x, self.weight, self.bias), self.output_bits)
+        y = quantized_linear(x, self.weight, self.bias)
+        return self.per_token(y, self.output_bits)
+
+    def per_token(self, x: Tensor, bits: int | None) -> Tensor:
+        """Round x to the range of each token; with None, return x."""
+        return x if bits is None else MinMax(Uniform(bits), self.cutoff)(x)
 
     def describe(self) -> str:
-        inputs = f", {self.input_bits}-bit inputs" if self.input_bits else ""
-        outputs = f", {self.output_bits}-bit outputs" if self.output_bits else ""
-        return f"{super().describe()[:-1]}{inputs}{outputs})"
+        text = super().describe()[:-1]
+        if self.input_bits:
+            text += f", {self.input_bits}-bit inputs"
+        if self.output_bits:
+            text += f", {self.output_bits}-bit outputs"
+        return f"{text})"
 
 
 def convert(model: Decoder) -> Decoder:
@@ -189,7 +223,8 @@ def convert(model: Decoder) -> Decoder:
     if not isinstance(model, Decoder):
         raise TypeError(f"convert: expected a language model, got {type(model).__name__}")
     model.check_free("convert")
-    new = {path: m.convert() for path, m in model.named_modules() if hasattr(m, "convert")}
+    new = {path: module.convert() for path, module in model.named_modules()
+           if hasattr(module, "convert")}
     if not new:
         raise ValueError("convert: no layer was trained in quantized form; quantize by FakeQuant")
     replace_modules(model, new)

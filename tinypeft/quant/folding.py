@@ -31,14 +31,18 @@ NORMS = LayerNorm, RMSNorm
 
 
 def followers(model: Decoder) -> dict[str, list[str]]:
-    """Path of a layer norm in the blocks → paths of the linear layers that read it."""
-    return {f"blocks.{i}.{norm}": [f"blocks.{i}.{name}" for name in readers(block)[norm]]
-            for i, block in enumerate(model.blocks) for norm in ("norm1", "norm2")}
+    """Map the path of each layer norm in the blocks to the paths of the linear layers that read
+    it."""
+    paths = {}
+    for i, block in enumerate(model.blocks):
+        for norm in "norm1", "norm2":
+            paths[f"blocks.{i}.{norm}"] = [f"blocks.{i}.{name}" for name in readers(block)[norm]]
+    return paths
 
 
 def fold_scale(source: Module, linears: list[Linear], s: Array, columns: Array | None = None
                ) -> None:
-    """γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d_in,) > 0.
+    """Set γ ← γ/s, β ← β/s, and W ← W ⊙ s for every layer of `linears`, s (d_in,) > 0.
     source: the norm or Linear whose output they read. columns: its `channels`, where it has fewer
     than d_in; columns of one channel have one s. ValueError when a layer is not a plain Linear any
     more, because its weight cannot take up s."""
@@ -46,11 +50,21 @@ def fold_scale(source: Module, linears: list[Linear], s: Array, columns: Array |
         if not isinstance(linear, Linear):
             raise ValueError("fold_scale: all layers that read an input must change together, but "
                              f"one is a {type(linear).__name__} already; fold before quantizing")
-    of_source = s if columns is None else s[np.unique(columns, return_index=True)[1]]
-    divided = lambda a: (a.T / of_source.astype(a.dtype)).T
-    w, b, o = source.weight, getattr(source, "bias", None), getattr(source, "offset", 0)
-    w.assign(divided(w.data + o) - o if o else divided(w.data))                 # γ = w + o
-    if b is not None: b.assign(divided(b.data))
+    of_source = s
+    if columns is not None:
+        of_source = s[np.unique(columns, return_index=True)[1]]
+
+    def divided(a):
+        return (a.T / of_source.astype(a.dtype)).T
+    weight = source.weight
+    offset = getattr(source, "offset", 0)
+    if offset:
+        weight.assign(divided(weight.data + offset) - offset)             # γ = w + offset
+    else:
+        weight.assign(divided(weight.data))
+    bias = getattr(source, "bias", None)
+    if bias is not None:
+        bias.assign(divided(bias.data))
     for linear in linears:
         linear.weight.assign(linear.weight.data * s.astype(linear.weight.dtype))
 

@@ -30,6 +30,7 @@ from .nf4 import even, quantize_4bit
 from .packing import pack
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, checked
+from .uniform import TINY
 
 
 def is_format(name: str) -> bool:
@@ -38,6 +39,9 @@ def is_format(name: str) -> bool:
         return name == "FP4" or bool(float_layout(name))
     except (ValueError, TypeError):
         return False
+
+
+FORMAT = Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 bits, such as 'E4M3'")
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,11 @@ class FloatFormat(Scheme):
     (`block_size` consecutive weights). None: "none" for 16 bits, "tensor" for 8, "block" below.
     scale_format: "float32". Blocks may also have "E8M0", the 2^(⌊log₂ max|x|⌋ − ⌊log₂ V⌋) of MX,
     with which the largest weights may saturate, or "E4M3" and one float32, max|x|/(448·V) of W.
-    saturate: see the head of this file. It matters only if weights can exceed V, with "none" and
-    "E8M0".
+    saturate: what becomes of weights beyond V, which exist only with "none" and "E8M0"; the
+    module's docstring says more.
     MXFP4 is FloatFormat("E2M1", block_size=32, scale_format="E8M0"), 4.25 bits per weight; NVFP4
     has blocks of 16 and "E4M3", 4.5 bits."""
-    name: str = declared("E4M3", Limit(is_format, "'FP4', 'FP16', 'BF16' or an 'ExMy' of at most 8 "
-                                       "bits, such as 'E4M3'"),
-                         also=("dtype", "quant_type", "bnb_4bit_quant_type"))
+    name: str = declared("E4M3", FORMAT, also=("dtype", "quant_type", "bnb_4bit_quant_type"))
     scaling: str | None = one_of("none", "tensor", "channel", "block", default=None, or_none=True,
                                  also=("granularity",))
     block_size: int = even(64, also=("blocksize", "group_size"))
@@ -64,15 +66,18 @@ class FloatFormat(Scheme):
     shown = ("name",)
 
     def check(self) -> None:
-        got, plain = f"scale_format={self.scale_format!r}", self.scale_format == "float32"
-        if self.shared != "block" and (not plain or self.name == "FP4"):
-            raise ValueError(f"{self.name} with {got} needs scaling='block', got {self.shared!r}")
-        if self.name == "FP4" and not plain:
-            raise ValueError(f"bitsandbytes' FP4 has float32 scales, got {got}")
+        is_fp4 = self.name == "FP4"
+        coded_scales = self.scale_format != "float32"
+        option = f"scale_format={self.scale_format!r}"
+        if self.shared != "block" and (coded_scales or is_fp4):
+            raise ValueError(f"{self.name} with {option} needs scaling='block', "
+                             f"got {self.shared!r}")
+        if is_fp4 and coded_scales:
+            raise ValueError(f"bitsandbytes' FP4 has float32 scales, got {option}")
 
     @property
     def bits(self) -> int:
-        return int(codebook(self.name).size).bit_length() - 1
+        return len(codebook(self.name)).bit_length() - 1
 
     @property
     def shared(self) -> str:
@@ -86,27 +91,32 @@ class FloatFormat(Scheme):
             return QTensor(codes, 4, W.shape, self.block_size, scale, codebook="FP4")
         B = {"channel": W.shape[-1], "block": self.block_size}.get(self.shared, W.size)
         x = blocks_of(W, B)
-        scale = None if self.shared == "none" else self.scales(np.abs(x).max(axis=1))
-        if scale is not None:
-            x = x / (scale.dequantize() if isinstance(scale, QTensor) else scale)[:, None]
+        scale = None
+        if self.shared != "none":
+            scale = self.scales(np.abs(x).max(axis=1))
+            s = scale.dequantize() if isinstance(scale, QTensor) else scale
+            x = x / s[:, None]
         codes = encode(x, self.name, self.saturate).reshape(-1)[:W.size]
-        codes = codes if self.bits == 16 else pack(codes, self.bits)
+        if self.bits != 16:
+            codes = pack(codes, self.bits)
         return QTensor(codes, self.bits, W.shape, B, scale, codebook=self.name)
 
     def scales(self, amax: Array) -> Array | QTensor:
-        """The stored scales, from the largest magnitude of every block, amax (n_blocks,). That of
-        a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3)."""
-        V, n = max_value(self.name), len(amax)
+        """Return the stored scales, from the largest magnitude of every block, amax (n_blocks,).
+        That of a block of zeros is 1 (float32), 2⁻¹²⁷ (E8M0) or 2⁻⁶ of the tensor's (E4M3)."""
+        n = len(amax)
+        V = np.float32(max_value(self.name))
         if self.scale_format == "E8M0":
-            exponent = np.frexp(amax)[1] - np.frexp(np.float32(V))[1]
-            codes = np.where(amax > 0, np.clip(exponent + 127, 0, 254), 0).astype(np.uint8)
+            exponent = np.frexp(amax)[1] - np.frexp(V)[1]
+            codes = np.clip(exponent + 127, 0, 254)
+            codes = np.where(amax > 0, codes, 0).astype(np.uint8)
             return QTensor(codes, 8, (n,), n, None, codebook="E8M0")
         if self.scale_format == "E4M3":
-            top = np.float32(amax.max() / (448 * V)) or np.float32(1)
-            codes = encode(np.maximum(amax / np.float32(V) / top, np.float32(2**-6)), "E4M3")
-            return QTensor(codes, 8, (n,), n, top.reshape(1), codebook="E4M3")
-        scale = amax / np.float32(V)
-        return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+            of_tensor = np.float32(amax.max() / (448 * V)) or np.float32(1)
+            s = np.maximum(amax / V / of_tensor, np.float32(2**-6))
+            return QTensor(encode(s, "E4M3"), 8, (n,), n, of_tensor.reshape(1), codebook="E4M3")
+        scale = amax / V
+        return np.where(scale < TINY, np.float32(1), scale)
 
 
 def max_value(name: str) -> float:
@@ -116,23 +126,28 @@ def max_value(name: str) -> float:
 
 
 def encode(x: Array, name: str, saturate: bool = True) -> Array:
-    """The bit patterns of the floats `name` nearest to x (float32): uint8, or uint16 for 16 bits.
-    Ties go to the even code (with no mantissa bits, to the larger magnitude; between 0 and the
-    smallest number, to 0). −0 keeps its sign.
-    NaN stays a NaN; ValueError if the format has none."""
+    """Return the bit patterns of the floats `name` nearest to x (float32): uint8, or uint16 for 16
+    bits. Ties go to the even code (with no mantissa bits, to the larger magnitude; between 0 and
+    the smallest number, to 0). −0 keeps its sign. NaN stays a NaN; ValueError if the format has
+    none."""
     e, m, special = float_layout(name)
-    bias, top = 2**(e - 1) - 1, 2**(e + m) - 1                            # all ones but the sign
-    largest = top - {"inf": 2**m, "nan": 1, None: 0}[special]             # the code of V
-    nan, a = np.isnan(x), np.abs(x)
+    bias = 2**(e - 1) - 1
+    all_ones = 2**(e + m) - 1                                             # but the sign
+    largest = all_ones - {"inf": 2**m, "nan": 1, None: 0}[special]        # the code of V
+    nan = np.isnan(x)
+    infinite = np.isinf(x)
     if special is None and nan.any():
         raise ValueError(f"{name} has no NaN, and x has {nan.sum()}")
-    a = np.where(nan | np.isinf(a), np.float32(0), a)
-    E = np.frexp(np.maximum(a, np.float32(2.0**(1 - bias))))[1] - 1
-    code = (E + (bias - 1)) * 2**m + np.rint(np.ldexp(a, m - E)).astype(np.int32)
-    over = (code > largest) | np.isinf(x)
-    code = np.where(over, largest if saturate or special is None else largest + 1, code)
-    code = np.where(nan, top, code) | np.signbit(x).astype(np.int32) << (e + m)
-    return code.astype(np.uint8 if e + m < 8 else np.uint16)
+    a = np.where(nan | infinite, np.float32(0), np.abs(x))
+    smallest_normal = np.float32(2.0**(1 - bias))
+    E = np.frexp(np.maximum(a, smallest_normal))[1] - 1
+    n = np.rint(np.ldexp(a, m - E)).astype(np.int32)
+    code = (E + (bias - 1)) * 2**m + n
+    beyond = largest if saturate or special is None else largest + 1
+    code = np.where((code > largest) | infinite, beyond, code)
+    code = np.where(nan, all_ones, code)
+    sign = np.signbit(x).astype(np.int32) << (e + m)
+    return (code | sign).astype(np.uint8 if e + m < 8 else np.uint16)
 
 
 def decode(codes: Array, name: str) -> Array:

@@ -14,8 +14,8 @@ are llama.cpp's, except in blocks with |d| < 1.2e-38, a subnormal float32, whose
 
 `block_bytes` also writes Q4_1, Q5_0 and Q5_1, of weights that were read from a file. Q4_1 and Q5_1
 store a float16 offset per block, x̂ = d q + m. A model whose file has such blocks, SmolLM2's for
-one, is already rounded. What a 4-bit scheme loses on it says how well its grid fits d q + m (with
-the same grid nothing, with an integer zero point per group 8 %), and cannot rank schemes.
+one, is already rounded. What a 4-bit scheme loses on it says how well its grid fits d q + m (the
+same grid loses nothing), and cannot rank schemes.
 """
 from dataclasses import dataclass
 
@@ -26,11 +26,14 @@ from ..common.hyper import one_of
 from .packing import pack
 from .qtensor import QTensor
 from .scheme import Scheme, checked
-from .uniform import group_width
+from .uniform import TINY, group_width
 
 BLOCK = 32
-TYPES = {(4, 8, False): "Q4_0", (4, 0, True): "Q4_1", (5, 16, False): "Q5_0", (5, 0, True): "Q5_1",
-         (8, 128, False): "Q8_0"}                        # bits, z, has an offset per block
+TYPES = {(4, 8, False): "Q4_0",                          # bits, z, has an offset per block
+         (4, 0, True): "Q4_1",
+         (5, 16, False): "Q5_0",
+         (5, 0, True): "Q5_1",
+         (8, 128, False): "Q8_0"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,19 @@ class GGUF(Scheme):
         W = checked(W)
         x = W.reshape(-1, group_width(W.shape[-1], BLOCK))
         if self.name == "Q8_0":
-            d, bits = np.abs(x).max(axis=1) / np.float32(127), 8
+            bits = 8
+            d = np.abs(x).max(axis=1) / np.float32(127)
         else:
-            d, bits = x[np.arange(len(x)), np.abs(x).argmax(axis=1)] / np.float32(-8), 4
-        normal = np.abs(d) >= np.finfo(np.float32).tiny
-        v = x * np.divide(1, d, out=np.zeros_like(d), where=normal)[:, None]
-        if self.name == "Q8_0":
+            bits = 4
+            m = x[np.arange(len(x)), np.abs(x).argmax(axis=1)]
+            d = m / np.float32(-8)
+        normal = np.abs(d) >= TINY
+        inverse = np.divide(1, d, out=np.zeros_like(d), where=normal)
+        v = x * inverse[:, None]
+        if bits == 8:
             whole = np.trunc(v)
-            codes = whole + np.where(np.abs(v - whole) >= 0.5, np.sign(v), 0) + 128
+            away = np.abs(v - whole) >= 0.5
+            codes = whole + np.where(away, np.sign(v), 0) + 128
         else:
             codes = np.minimum(np.trunc(v + np.float32(8.5)), 15)
         with np.errstate(over="ignore"):
@@ -63,29 +71,40 @@ class GGUF(Scheme):
 
 
 def block_type(q: QTensor) -> str:
-    """The GGUF type that holds q: blocks of 32 codes, each with float16 scales. ValueError for what
-    none of `TYPES` holds."""
-    half = lambda part: getattr(part, "dtype", None) == np.float16
+    """Return the GGUF type that holds q: blocks of 32 codes, each with float16 scales. ValueError
+    if none of `TYPES` does."""
+    numbers = [q.scale] if q.offset is None else [q.scale, q.offset]
+    half = all(getattr(part, "dtype", None) == np.float16 for part in numbers)
     zero = q.zero if isinstance(q.zero, int) else None
     name = TYPES.get((q.bits, zero, q.offset is not None))
-    plain = q.codebook is None and q.order is None and q.block_size == BLOCK and half(q.scale)
-    if name is None or not plain or q.offset is not None and not half(q.offset):
+    plain = q.codebook is None and q.order is None and q.block_size == BLOCK
+    if name is None or not plain or not half:
         raise ValueError("block_bytes needs blocks of 32 with float16 scales, as "
                          f"{', '.join(TYPES.values())} have them, got {q}")
     return name
 
 
 def block_bytes(q: QTensor) -> Array:
-    """The bytes of a GGUF file for q: uint8 (n_blocks, octets of a block).
+    """Write q as the bytes of a GGUF file: uint8 (n_blocks, octets of a block).
 
     Every block is its scale, its offset, if any, and its codes: int8, or 16 bytes with the low four
     bits of element i of the block in the low half and those of element i + 16 in the high half. In
     types of 5 bits, the fifth bits of all elements stand before these bytes."""
     block_type(q)
-    octets = lambda a: np.ascontiguousarray(a, "<f2").view(np.uint8).reshape(-1, 2)
-    codes, parts = q.unpack().reshape(-1, BLOCK), [octets(q.scale)]
-    if q.offset is not None: parts.append(octets(q.offset))
-    if q.bits == 5: parts.append(np.packbits(codes >> 4, axis=1, bitorder="little"))
-    low = codes & 15
-    parts.append(codes ^ 128 if q.bits == 8 else low[:, :16] | low[:, 16:] << 4)
-    return np.concatenate(parts, axis=1)
+    codes = q.unpack().reshape(-1, BLOCK)
+    octets = [half_bytes(q.scale)]
+    if q.offset is not None:
+        octets.append(half_bytes(q.offset))
+    if q.bits == 8:
+        octets.append(codes ^ 128)
+    else:
+        if q.bits == 5:
+            octets.append(np.packbits(codes >> 4, axis=1, bitorder="little"))
+        low = codes & 15
+        octets.append(low[:, :16] | low[:, 16:] << 4)
+    return np.concatenate(octets, axis=1)
+
+
+def half_bytes(numbers: Array) -> Array:
+    """Return the bytes of float16 numbers, uint8 (n, 2)."""
+    return np.ascontiguousarray(numbers, "<f2").view(np.uint8).reshape(-1, 2)

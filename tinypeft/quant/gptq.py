@@ -18,12 +18,12 @@ applied to later columns at once (step 2). Algorithm 1:
     Cholesky(H⁻¹)ᵀ     U            (d_in, d_in), upper: H⁻¹ = UᵀU
     B                  block_size   columns at a time
 
-A block is halved again and again: the first half is rounded, then corrects the second at once, then
-the second is rounded. These are the same corrections in matrix products, which take less time than
-one product of a vector and a matrix per column. The work is float64, so that the codes do not
-depend on B. Layers that read one input share H and U, so their rows are rounded in one go. Bits per
-weight: b + (16 + b)/g with float16 scales and a b-bit zero point per group of g columns; b + 16/g
-if symmetric.
+`plain.gptq` is this loop; read it first. Here a block is halved again and again: the first half is
+rounded, then corrects the second at once, then the second is rounded. These are the same
+corrections in matrix products, which take less time than one product of a vector and a matrix per
+column. The work is float64, so that the codes do not depend on B. Layers that read one input share
+H and U, so their rows are rounded in one go. Bits per weight: b + (16 + b)/g with float16 scales
+and a b-bit zero point per group of g columns; b + 16/g if symmetric.
 
 Where implementations differ:
  *  Scales of groups. `group_scales="lazy"`, the default, ignores corrections made inside the block,
@@ -49,7 +49,8 @@ import numpy as np
 
 from ..common.hints import Array
 from ..common.hyper import flag, one_of, real, whole
-from ..engine.nn import Linear, replace_modules
+from ..engine.nn import Linear, Module, replace_modules
+from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from .calibration import CalibratedWeights, below, block_by_block, recording_inputs
 from .linear import QuantizedLinear
@@ -70,7 +71,6 @@ class GPTQ(CalibratedWeights):
     damping: float = real(0.01, least=0, also=("percdamp", "damp_percent"))
     block_size: int = whole(128, least=1, also=("blocksize",))
     clipping: str = one_of("minmax", "mse")
-    scale_dtype: str = one_of("float32", "float16", default="float16")
     true_sequential: bool = flag(False)
 
     @property
@@ -79,126 +79,166 @@ class GPTQ(CalibratedWeights):
         return replace(super().nearest, clipping=self.clipping, convention="full", norm=2.4)
 
     def quantize(self, W: Array, H: Array | None = None) -> QTensor:
-        """W (d_out, d_in); H (d_in, d_in), (2/n) Σ x xᵀ over the inputs, up to any factor.
+        """Round W (d_out, d_in). H (d_in, d_in): (2/n) Σ x xᵀ over the inputs, up to any factor.
         ValueError when H is missing, zero, or no such sum, or if groups do not divide d_in."""
         return self.together([W], H)[0]
 
     def together(self, weights: list[Array], H: Array | None) -> list[QTensor]:
-        """`quantize` of several W that see the same inputs. No row depends on another."""
+        """`quantize` several W that see the same inputs. No row depends on another."""
         W = np.concatenate([checked(W) for W in weights])
         d = W.shape[1]
-        H, g = self.hessian(H, d), self.width(d)
+        H = self.hessian(H, d)
+        g = self.width(d)
         dead = H.diagonal() == 0
-        H[dead, dead], W = 1, np.where(dead, np.float32(0), W)
-        order = np.argsort(-H.diagonal(), kind="stable") if self.act_order else np.arange(d)
-        U = factor(H[order][:, order] if self.act_order else H, self.damping)
+        H[dead, dead] = 1
+        W = np.where(dead, np.float32(0), W)
+        order = np.arange(d)
+        if self.act_order:
+            order = np.argsort(-H.diagonal(), kind="stable")
+            H = H[order][:, order]
+        U = factor(H, self.damping)
+        q, grids = self.round_columns(W.T.astype(np.float64), U, g, order)
 
-        W = W.T.astype(np.float64)                                        # (d_in, Σ d_out)
-        grids = self.grids(W, g) if self.static_groups else []
+        if self.static_groups:
+            q[order] = q.copy()                          # back in the order of W
+        stored_order = None
+        if self.act_order and not self.static_groups:
+            stored_order = order.astype(np.int32)
+        scale = np.stack([grid.scale for grid in grids], 1).astype(self.scale_dtype)
+        zero = grids[0].zero
+        if not self.symmetric:
+            zero = np.stack([grid.zero for grid in grids], 1).astype(np.uint8)   # (Σ d_out, d_in/g)
+        tensors = []
+        for i, end in itertools.pairwise(np.cumsum([0, *map(len, weights)])):
+            codes = q.T[i:end]
+            z = zero if self.symmetric else pack(zero[i:end], self.bits)
+            tensors.append(QTensor(pack(codes, self.bits), self.bits, codes.shape, g,
+                                   scale[i:end].reshape(-1), z, order=stored_order))
+        return tensors
+
+    def round_columns(self, W: Array, U: Array, g: int, order: Array
+                      ) -> tuple[Array, list[Grid]]:
+        """Algorithm 1 on the columns of W, one per row (d_in, d_out), taken in this order.
+        Return their codes in this order (d_in, d_out), and the grid of every group."""
+        d = len(W)
+        grids = []
+        group = np.arange(d) // g                        # of the column that is rounded as the j-th
+        if self.static_groups:
+            grids = self.grids(W, g)
+            group = order // g
+        starts = set(range(0, d, self.block_size))
+        if self.group_scales == "fresh":
+            starts |= set(range(0, d, g))
         W = W[order]
-        q, E, correction = np.empty(W.shape, np.uint8), np.empty_like(W), np.empty_like(W)
+        q = np.empty(W.shape, np.uint8)
+        E = np.empty_like(W)
 
         def correct(done, rest):                         # slices: columns rounded, columns to come
-            product = np.matmul(U[done, rest].T, E[done], out=correction[rest])
-            np.subtract(W[rest], product, out=W[rest])
+            W[rest] -= U[done, rest].T @ E[done]
 
-        def columns(i, end):                             # rounds the columns i … end − 1
-            if end - i > 1:
-                middle = (i + end) // 2
-                columns(i, middle)
-                correct(slice(i, middle), slice(middle, end))
-                columns(middle, end)
-            else:
-                grid = grids[(order[i] if self.static_groups else i) // g]
+        def round_halves(i, end):                        # the columns i … end − 1
+            if end - i == 1:
+                grid = grids[group[i]]
                 q[i] = grid.encode(W[i].astype(np.float32))
                 E[i] = (W[i] - grid.decode(q[i])) / U[i, i]
+                return
+            middle = (i + end) // 2
+            round_halves(i, middle)
+            correct(slice(i, middle), slice(middle, end))
+            round_halves(middle, end)
 
-        starts = set(range(0, d, self.block_size))
-        if self.group_scales == "fresh": starts |= set(range(0, d, g))
         for i, end in itertools.pairwise([*sorted(starts), d]):
             if not self.static_groups:                   # the scales of groups that begin here
-                grids += self.grids(W[-(-i // g) * g:-(-end // g) * g], g)
-            columns(i, end)
+                first, after = -(-i // g), -(-end // g)
+                grids += self.grids(W[first * g:after * g], g)
+            round_halves(i, end)
             correct(slice(i, end), slice(end, d))
-
-        if self.static_groups: q[order] = q.copy()                        # back in their order
-        order = order.astype(np.int32) if self.act_order and not self.static_groups else None
-        scale = np.stack([grid.scale for grid in grids], 1).astype(self.scale_dtype)
-        zero = grids[0].zero                                              # (Σ d_out, d_in/g)
-        if not self.symmetric: zero = np.stack([grid.zero for grid in grids], 1).astype(np.uint8)
-
-        def part(rows):
-            z = zero if self.symmetric else pack(zero[rows], self.bits)
-            codes = q.T[rows]
-            return QTensor(pack(codes, self.bits), self.bits, codes.shape, g,
-                           scale[rows].reshape(-1), z, order=order)
-        ends = np.cumsum([0, *map(len, weights)])
-        return [part(slice(*rows)) for rows in itertools.pairwise(ends)]
+        return q, grids
 
     def grids(self, W: Array, g: int) -> list[Grid]:
-        """The grid of every g rows of W (n g, d_out), with a scale for each of its columns."""
-        x = W.reshape(-1, g, W.shape[1]).swapaxes(1, 2).astype(np.float32, "C")   # (n, d_out, g)
+        """Fit a grid to every g rows of W (n g, d_out), with a scale for each of its columns."""
+        d_out = W.shape[1]
+        x = W.reshape(-1, g, d_out).swapaxes(1, 2).astype(np.float32, "C")       # (n, d_out, g)
         grid = self.nearest.fit(x.reshape(-1, g))
-        each = lambda a: a.reshape(x.shape[:2]) if isinstance(a, np.ndarray) else [a] * len(x)
-        return [replace(grid, scale=s, zero=z)
-                for s, z in zip(each(grid.scale), each(grid.zero), strict=True)]
+        scales = grid.scale.reshape(-1, d_out)
+        zeros = [grid.zero] * len(scales)
+        if not self.symmetric:
+            zeros = grid.zero.reshape(-1, d_out)
+        return [replace(grid, scale=s, zero=z) for s, z in zip(scales, zeros, strict=True)]
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        """Block by block, each calibrated on the outputs of the quantized blocks before it."""
-        for layer in layers.values(): self.width(layer.d_in)              # fail before any work
-        n, d = sum(tokens.size for tokens in batches), max(layer.d_in for layer in layers.values())
+        """Go block by block, each calibrated on the outputs of the quantized blocks before it."""
+        for layer in layers.values():
+            self.width(layer.d_in)                       # fail before any work
+        n = sum(tokens.size for tokens in batches)
+        d = max(layer.d_in for layer in layers.values())
         if n < d:
             warnings.warn(f"GPTQ: {n} calibration tokens, but layers with up to {d} inputs: H has "
                           f"rank ≤ {n}, damping decides the rest; give more tokens", stacklevel=3)
         for path, block, inputs in block_by_block(model, batches):
-            inside, every = below(path, layers), readers(block).values()
-            groups = [names for stage in every if (names := [n for n in stage if n in inside])]
-            for stage in ([group] for group in groups) if self.true_sequential else [groups]:
-                with recording_inputs(block, [names[0] for names in stage], hessian=True) as seen:
-                    for h in inputs: block(h)
-                for names in stage:                      # all see the same input
-                    linears = [inside[name] for name in names]
-                    weights = self.together([m.weight.data for m in linears], seen[names[0]].H)
-                    replace_modules(block, {name: QuantizedLinear(q, m.bias) for name, q, m
-                                            in zip(names, weights, linears, strict=True)})
+            linears = below(path, layers)
+            groups = [[name for name in names if name in linears]
+                      for names in readers(block).values()]
+            groups = [names for names in groups if names]
+            stages = [[names] for names in groups] if self.true_sequential else [groups]
+            for stage in stages:
+                self.replace_groups(block, stage, linears, inputs)
+
+    def replace_groups(self, block: Module, groups: list[list[str]], linears: dict[str, Linear],
+                       inputs: list[Tensor]) -> None:
+        """Run `block` once on its inputs, then quantize the layers of all groups. The layers of a
+        group read the same input."""
+        with recording_inputs(block, [names[0] for names in groups], hessian=True) as statistics:
+            for h in inputs:
+                block(h)
+        for names in groups:
+            weights = [linears[name].weight.data for name in names]
+            tensors = self.together(weights, statistics[names[0]].H)
+            replace_modules(block, {name: QuantizedLinear(q, linears[name].bias)
+                                    for name, q in zip(names, tensors, strict=True)})
 
 
 def factor(H: Array, damping: float) -> Array:
-    """U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While H + λI is
-    not positive definite up to rounding, λ is raised tenfold, and a warning says so."""
+    """Return U, upper, with UᵀU = (H + λI)⁻¹, λ = damping · mean(diag H); float64 (d, d). While
+    H + λI is not positive definite up to rounding, raise λ tenfold, with a warning."""
     while damping < 1e3:
         A = H[::-1, ::-1].copy()                # A = C Cᵀ, C lower; backwards, H + λI = R Rᵀ with
         A.flat[::len(A) + 1] += damping * H.diagonal().mean()      # R upper: (H + λI)⁻¹ = R⁻ᵀ R⁻¹
         with contextlib.suppress(np.linalg.LinAlgError):
             M = inverse_cholesky(A)                                       # C⁻¹
             least = len(A) * np.finfo(float).eps * A.diagonal().max()
-            if M.diagonal().max()**-2 > least: return M[::-1, ::-1]       # U = R⁻¹
-        more = max(10 * damping, 1e-3)
+            if M.diagonal().max()**-2 > least:
+                return M[::-1, ::-1]                                      # U = R⁻¹
+        larger = max(10 * damping, 1e-3)
         warnings.warn(f"GPTQ: H is not positive definite with damping {damping:g} (fewer tokens "
-                      f"than inputs?); taking {more:g}", stacklevel=4)
-        damping = more
+                      f"than inputs?); taking {larger:g}", stacklevel=4)
+        damping = larger
     raise ValueError("GPTQ: H is not positive definite whatever the damping; it is no sum of x xᵀ")
 
 
 def inverse_cholesky(A: Array) -> Array:
-    """C⁻¹ (d, d), lower, of the C with C Cᵀ = A. LinAlgError unless A is positive definite.
+    """Return C⁻¹ (d, d), lower, with C Cᵀ = A. LinAlgError unless A is positive definite.
 
     By halves:  A = [P Bᵀ; B D],  C = [X 0; Y Z]:  X Xᵀ = P,  Y = B X⁻ᵀ,  Z Zᵀ = D − Y Yᵀ,  and C⁻¹
     = [X⁻¹ 0; −Z⁻¹ Y X⁻¹ Z⁻¹]. Nearly all of it is matrix products, in NumPy's own BLAS: SciPy's has
     threads of its own, and while either's wait for work they take the core from the other's."""
     h = len(A) // 2
-    if h < 32: return np.tril(np.linalg.inv(np.linalg.cholesky(A)))
-    M = np.zeros(A.shape)
-    M[:h, :h] = X = inverse_cholesky(A[:h, :h])
+    if h < 32:
+        return np.tril(np.linalg.inv(np.linalg.cholesky(A)))
+    X = inverse_cholesky(A[:h, :h])
     Y = lower_times(X, A[:h, h:]).T
-    M[h:, h:] = Z = inverse_cholesky(A[h:, h:] - Y @ Y.T)
+    Z = inverse_cholesky(A[h:, h:] - Y @ Y.T)
+    M = np.zeros(A.shape)
+    M[:h, :h] = X
+    M[h:, h:] = Z
     M[h:, :h] = -lower_times(Z, Y @ X)
     return M
 
 
 def lower_times(L: Array, B: Array) -> Array:
-    """L B for a lower triangular L, without the quarter of the products that is zero by halves."""
-    h, out = len(L) // 2, np.empty(B.shape)
-    np.matmul(L[:h, :h], B[:h], out=out[:h])
-    np.matmul(L[h:], B, out=out[h:])
-    return out
+    """Return L B for a lower triangular L, without the quarter of the products that is zero."""
+    h = len(L) // 2
+    product = np.empty(B.shape)
+    np.matmul(L[:h, :h], B[:h], out=product[:h])
+    np.matmul(L[h:], B, out=product[h:])
+    return product

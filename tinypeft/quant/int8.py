@@ -14,7 +14,7 @@ The paper's Table 1 calls tensor × tensor "absmax", token × tensor "row-wise" 
 the whole batch's) are rounded coarsely. `llm_int8.py` and `smoothquant.py` have two remedies.
 
 How this differs from an int8 kernel. A kernel adds products in int32. Here a float32 GEMM adds
-them, because it is two orders of magnitude faster than NumPy's integer `@`. A float32 holds every
+them, because NumPy's integer `@` uses no BLAS and is far slower. A float32 holds every
 integer up to 2²⁴, so if Σ|aᵢbᵢ| ≤ 2²⁴, every partial sum is exact, in any order. This holds for
 K ≤ 1024 terms of codes −128 … 127. It holds for longer sums if Σ|aᵢ| ≤ 2¹⁷ in every row of A, as
 in most layers. All others are cut into pieces of 1024, added in float64, exact up to 2⁵³.
@@ -36,9 +36,8 @@ from .calibration import capture
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor
 from .scheme import Scheme
-from .uniform import Uniform
+from .uniform import TINY, Uniform
 
-TINY = float(np.finfo(np.float32).tiny)
 INTEGERS = {np.dtype(np.int8), np.dtype(np.float32)}
 CHUNK, MOST = 1024, 2**17                                # 128² · 1024 = 128 · 2¹⁷ = 2²⁴
 
@@ -52,10 +51,14 @@ def int8_matmul(A: Array, B: Array) -> Array:
                         f"{A.dtype} and {B.dtype}")
     if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[1]:
         raise ValueError(f"int8_matmul: expected A (M, K), B (N, K), got {A.shape} and {B.shape}")
-    A, B = (X.astype(np.float32, copy=False) for X in (A, B))
-    if A.shape[1] <= CHUNK or (np.abs(A).sum(1) <= MOST).all(): return A @ B.T
+    K = A.shape[1]
+    A = A.astype(np.float32, copy=False)
+    B = B.astype(np.float32, copy=False)
+    if K <= CHUNK or (np.abs(A).sum(1) <= MOST).all():
+        return A @ B.T
     C = np.zeros((len(A), len(B)))
-    for k in range(0, A.shape[1], CHUNK): C += A[:, k:k + CHUNK] @ B[:, k:k + CHUNK].T
+    for k in range(0, K, CHUNK):
+        C += A[:, k:k + CHUNK] @ B[:, k:k + CHUNK].T
     return C
 
 
@@ -72,27 +75,35 @@ def int8_inputs(X: Array, activations: str, scale: Array | None = None) -> tuple
 
 
 def rounded(X: Array, s: Array) -> Array:
-    """round(X/s), integers as float32."""
+    """Return round(X/s), integers as float32."""
     Q = X / s
     return np.rint(Q, out=Q).astype(np.float32, copy=False)
 
 
 def row_max(A: Array) -> Array:
-    """The largest number of each row of a C-contiguous A (M, d), (M, 1), or () for a single row; 0
-    if d = 0. `A.max(1)` takes twice as long where rows are short."""
-    if not A.size:  return np.zeros((len(A), 1), A.dtype)
-    if len(A) == 1: return A.max()
-    return np.maximum.reduceat(A.reshape(-1), np.arange(0, A.size, A.shape[1]))[:, None]
+    """Return the largest number of each row of a C-contiguous A (M, d), (M, 1), or () for a single
+    row; 0 if d = 0. `A.max(1)` is slower where rows are short."""
+    M, d = A.shape
+    if not A.size:
+        return np.zeros((M, 1), A.dtype)
+    if M == 1:
+        return A.max()
+    starts = np.arange(0, A.size, d)
+    return np.maximum.reduceat(A.reshape(-1), starts)[:, None]
 
 
 def scale_of(m: Array) -> Array:
-    """The scale m/127 of a range [−m, m]; 1 where m/127 is less than a normal float32."""
-    s = m / m.dtype.type(127)
-    return np.where(s < TINY, s.dtype.type(1), s) if s.ndim else s.dtype.type(1) if s < TINY else s
+    """Return the scale m/127 of a range [−m, m]; 1 where m/127 is less than a normal float32."""
+    number = m.dtype.type
+    s = m / number(127)
+    if s.ndim:
+        return np.where(s < TINY, number(1), s)
+    return number(1) if s < TINY else s                  # a scalar: np.where would make it an array
 
 
 def signed_codes(q: QTensor) -> Array:
-    """q − z of a symmetric QTensor of at most 8 bits, as float32, of its shape; to be read only."""
+    """Return q − z of a symmetric QTensor of at most 8 bits, float32, of its shape; to be read
+    only."""
     def codes():
         Q = np.empty(q.shape, np.float32)
         q.look_up(0, Q.reshape(-1))
@@ -103,9 +114,10 @@ def signed_codes(q: QTensor) -> Array:
 def check_integers(q: QTensor) -> None:
     """ValueError unless the products of this file can use q: q − z are integers of at most 8 bits,
     with one z for all where every row has one scale."""
-    per_row = q.block_size % q.shape[-1] == 0
-    if (q.codebook is not None or q.bits > 8 or q.scale is None or q.order is not None
-            or q.offset is not None or per_row and not isinstance(q.zero, int)):
+    plain = q.codebook is None and q.order is None and q.offset is None
+    scale_per_row = q.block_size % q.shape[-1] == 0
+    one_zero = isinstance(q.zero, int)
+    if not plain or q.bits > 8 or q.scale is None or scale_per_row and not one_zero:
         raise ValueError(f"expected a symmetric weight of at most 8 bits, got {q}")
 
 
@@ -115,21 +127,26 @@ def scaled_matmul(Q: Array, q: QTensor, dtype: np.dtype = np.float32) -> Array:
     multiplies the decoded Ŵ; scaling sums of groups is no more exact."""
     N, K = q.shape
     if q.block_size % K:
-        return Q.astype(dtype, copy=False) @ kept(q, q.dequantize).astype(dtype, copy=False).T
-    s_w = np.repeat(q.scales(), q.block_size // K)[:N] if q.block_size > K else q.scales()
+        W = kept(q, q.dequantize).astype(dtype, copy=False)
+        return Q.astype(dtype, copy=False) @ W.T
+    s_w = q.scales()
+    if q.block_size > K:
+        s_w = np.repeat(s_w, q.block_size // K)[:N]
     return scaled(int8_matmul(Q, signed_codes(q)).astype(dtype, copy=False), s_w)
 
 
 def scaled(Y: Array, *scales: Array) -> Array:
-    """Y (M, N), multiplied in place by scales of its rows (M, 1) or columns (N,), in this order.
+    """Multiply Y (M, N) in place by scales of its rows (M, 1) or columns (N,), in this order.
 
     NumPy passes operands that broadcast through a buffer, unless a row fills half of it: on the way
-    to memory and back. With a smaller buffer 512 × 640 numbers take 0.6 of the time."""
+    to memory and back. A smaller buffer stays in a core's cache."""
     before = np.setbufsize(1024) if len(Y) > 1 else None
     try:
-        for s in scales: Y *= s
+        for s in scales:
+            Y *= s
     finally:
-        if before: np.setbufsize(before)
+        if before:
+            np.setbufsize(before)
     return Y
 
 
@@ -141,7 +158,8 @@ class Int8Linear(QuantizedLinear):
     def __init__(self, weight: QTensor, bias: Parameter | None, activations: str,
                  scale: Array | None = None):
         super().__init__(weight, bias)
-        self.activations, self.scale = activations, scale
+        self.activations = activations
+        self.scale = scale
 
     def check_parts(self) -> None:
         super().check_parts()
@@ -149,8 +167,11 @@ class Int8Linear(QuantizedLinear):
         if self.activations not in ("tensor", "token", "static"):
             raise ValueError(f"activations must be tensor, token or static, "
                              f"got {self.activations[:80]!r}")
-        s, static = self.scale, self.activations == "static"
-        if (s is not None) != static or static and (s.shape != () or not s > 0):
+        s = self.scale
+        fits = s is None
+        if self.activations == "static":
+            fits = s is not None and s.shape == () and s > 0
+        if not fits:
             raise ValueError(f"activations={self.activations!r} with the scale {s}; static ones "
                              "need one positive number, others none")
 
@@ -175,20 +196,28 @@ class W8A8(Scheme):
     weights: str = one_of("tensor", "channel", also=("weight_quant",))
     activations: str = one_of("tensor", "token", "static", also=("act_quant",))
     shown = ("weights", "activations")
-    calibrated = property(lambda self: self.activations == "static")
+
+    @property
+    def calibrated(self) -> bool:
+        return self.activations == "static"
 
     def quantize(self, W: Array) -> QTensor:
         return Uniform(8, granularity=self.weights).quantize(W)
 
     def layer(self, linear: Linear, largest: float | None = None) -> Int8Linear:
-        """`largest`: max|x| over the inputs to expect; needed if activations are "static"."""
-        static = self.activations == "static"
-        if static and largest is None:
-            raise ValueError("activations='static' needs quantize(…, calibration=tokens)")
-        scale = np.asarray(scale_of(np.float32(largest))) if static else None
+        """Make the layer that replaces `linear`. largest: max|x| over the inputs to expect; needed
+        if activations are "static"."""
+        scale = None
+        if self.activations == "static":
+            if largest is None:
+                raise ValueError("activations='static' needs quantize(…, calibration=tokens)")
+            scale = np.asarray(scale_of(np.float32(largest)))
         return Int8Linear(self.quantize(linear.weight.data), linear.bias, self.activations, scale)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        seen = capture(model, batches, list(layers)) if self.activations == "static" else {}
-        replace_modules(model, {path: self.layer(linear, seen[path].max_abs.max() if seen else None)
+        largest = {}
+        if self.activations == "static":
+            seen = capture(model, batches, list(layers))
+            largest = {path: statistics.max_abs.max() for path, statistics in seen.items()}
+        replace_modules(model, {path: self.layer(linear, largest.get(path))
                                 for path, linear in layers.items()})

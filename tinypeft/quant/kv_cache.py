@@ -53,20 +53,24 @@ class QuantizedKVCache(KVCache):
 
     def __init__(self, config: Any, bits: int = 4, group_size: int = 32, residual: int = 32,
                  keys: str = "channel", values: str = "token"):
-        kinds = {"channel": ChannelHistory, "token": TokenHistory}
-        got = f"got bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
-        if bits not in range(1, 9) or keys not in kinds or values not in kinds:
+        options = f"bits={bits!r}, keys={keys!r}, values={values!r}, {group_size=} and {residual=}"
+        kinds = keys, values
+        if bits not in range(1, 9) or not {*kinds} <= {"channel", "token"}:
             raise ValueError("QuantizedKVCache: bits must be 1 … 8, keys and values 'channel' or "
-                             f"'token'; {got}")
-        least = 1 if "channel" in (keys, values) else 0
+                             f"'token'; got {options}")
+        least = 1 if "channel" in kinds else 0
         if group_size < 1 or residual < least or least and residual % group_size:
             raise ValueError("QuantizedKVCache: residual must be a positive multiple of group_size "
-                             f"(tokens leave it in whole groups); {got}")
-        d_head = config.d_head
-        size = {"channel": group_size, "token": min(group_size, d_head)}
-        if "token" in (keys, values) and d_head % size["token"]:
-            raise ValueError(f"QuantizedKVCache: {group_size=} does not divide a head of {d_head}")
-        history = lambda kind: kinds[kind](bits, size[kind], residual)
+                             f"(tokens leave it in whole groups); got {options}")
+        channels = min(group_size, config.d_head)
+        if "token" in kinds and config.d_head % channels:
+            raise ValueError(f"QuantizedKVCache: {group_size=} does not divide a head of "
+                             f"{config.d_head}")
+
+        def history(kind):
+            if kind == "channel":
+                return ChannelHistory(bits, group_size, residual)
+            return TokenHistory(bits, channels, residual)
         super().__init__(config.n_layers,
                          lambda: QuantizedLayerCache(history(keys), history(values)))
 
@@ -75,7 +79,9 @@ class QuantizedLayerCache:
     """The keys and values of one layer, in place of a `generate.LayerCache`."""
 
     def __init__(self, keys: "History", values: "History"):
-        self.keys, self.values, self.length = keys, values, 0
+        self.keys = keys
+        self.values = values
+        self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add Tensors (B, H, T, d_head); return Tensors of everything so far."""
@@ -83,14 +89,22 @@ class QuantizedLayerCache:
         return Tensor(self.keys.append(k.data)), Tensor(self.values.append(v.data))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        """As `LayerCache.attend`, with the codes of the past as they were before this call."""
-        alone = q.shape[2] == 1 and self.keys.n and self.values.n
-        if not alone or options.get("window") or options.get("dropout"):
-            return F.attention(q, *self.append(k, v), **options)
+        """Attend as `LayerCache.attend`, with the codes of the past as before this call."""
+        one_token = q.shape[2] == 1
+        plain = not options.get("window") and not options.get("dropout")
+        if one_token and plain and self.keys.n and self.values.n:
+            return self.attend_to_codes(q, k, v, options.get("scale"))
+        return F.attention(q, *self.append(k, v), **options)
+
+    def attend_to_codes(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """Let one token attend to the integers themselves, by the equations of this file."""
         B, H, _, d = q.shape
-        Q = q.data.reshape(B, k.shape[1], -1, d) * (options.get("scale") or 1 / math.sqrt(d))
-        K, V = self.keys.after(k.data), self.values.after(v.data)         # recent ones, unrounded
-        P = np.concatenate([self.keys.scores(Q), Q @ K.swapaxes(2, 3)], axis=3)     # (B, G, R, S)
+        scale = scale or 1 / math.sqrt(d)
+        Q = q.data.reshape(B, k.shape[1], -1, d) * scale                  # (B, G, R, d)
+        K = self.keys.after(k.data)                                       # recent ones, unrounded
+        V = self.values.after(v.data)
+        recent = Q @ K.swapaxes(2, 3)
+        P = np.concatenate([self.keys.scores(Q), recent], axis=3)         # (B, G, R, S)
         P -= P.max(3, keepdims=True)
         np.exp(P, out=P)
         P /= P.sum(3, keepdims=True)
@@ -101,163 +115,204 @@ class QuantizedLayerCache:
         self.length += 1
         return Tensor(O.reshape(q.shape))
 
-    nbytes = property(lambda self: self.keys.nbytes + self.values.nbytes)
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
 
 
 class Growing:
     """A flat array, `array`, to which numbers are added; its memory doubles when it is full."""
 
     def __init__(self, dtype: type):
-        self.memory, self.array = np.empty(0, dtype), np.empty(0, dtype)
+        self.memory = np.empty(0, dtype)
+        self.array = self.memory
 
     def write(self, x: Array, start: int | None = None) -> None:
         """Replace the numbers from `start` on (by default: none) by x (n,)."""
-        start = self.array.size if start is None else start
-        if start + x.size > self.memory.size:
-            self.memory = np.empty(2 * (start + x.size), x.dtype)
+        if start is None:
+            start = self.array.size
+        end = start + x.size
+        if end > self.memory.size:
+            self.memory = np.empty(2 * end, x.dtype)
             self.memory[:start] = self.array[:start]
-        self.memory[start:start + x.size] = x
-        self.array = self.memory[:start + x.size]
+        self.memory[start:end] = x
+        self.array = self.memory[:end]
 
 
 class History:
     """Vectors (B, H, S, d): the old ones as codes, in order of time, the recent ones unrounded."""
 
     def __init__(self, bits: int, group: int, residual: int):
-        self.bits, self.group, self.residual = bits, group, residual
-        self.packed, self.n = Growing(np.uint8), 0                        # codes, and their number
-        self.scales, self.lows = Growing(np.float16), Growing(np.float16)     # s, m of every group
-        self.recent = np.zeros(0)                                         # then (B, H, r, d)
-
-    codes = property(lambda self: self.packed.array)
-    scale = property(lambda self: self.scales.array)
-    low = property(lambda self: self.lows.array)
+        self.bits = bits
+        self.group = group
+        self.residual = residual
+        self.n = 0                                       # the number of codes
+        self.codes = Growing(np.uint8)                   # packed
+        self.scale = Growing(np.float16)                 # s of every group
+        self.low = Growing(np.float16)                   # m of every group
+        self.recent = np.zeros(0)                        # then (B, H, r, d)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is held; the memory that waits for more takes up to as many again."""
-        return sum(a.nbytes for a in (self.codes, self.scale, self.low, self.recent))
+        """Bytes of the codes, scales and recent vectors; the memory that waits for more takes up to
+        as many again."""
+        arrays = self.codes.array, self.scale.array, self.low.array, self.recent
+        return sum(array.nbytes for array in arrays)
 
     def append(self, x: Array) -> Array:
         """Add x (B, H, T, d); return everything so far: decoded codes, recent vectors, x."""
         recent = self.after(x)
-        everything = recent if not self.n else np.concatenate([self.decode(x), recent], axis=2)
+        everything = recent
+        if self.n:
+            everything = np.concatenate([self.decode(x), recent], axis=2)
         self.keep(recent)
         return everything
 
     def after(self, x: Array) -> Array:
-        """The recent vectors, and x (B, H, T, d) after them."""
+        """Return the recent vectors, and x (B, H, T, d) after them."""
         return np.concatenate([self.recent, x], axis=2) if self.recent.size else x
 
     def keep(self, recent: Array) -> None:
         """Encode those of the recent vectors (B, H, r, d) that leave; keep the others."""
         leaving = self.leaving(recent.shape[2])
-        if leaving: self.encode(self.grouped(recent[:, :, :leaving]))
+        if leaving:
+            self.encode(self.grouped(recent[:, :, :leaving]))
         self.recent = recent[:, :, leaving:].copy()
 
     def encode(self, x: Array) -> None:
         """Append groups x (n, G) to the codes."""
-        low, high = x.min(1), x.max(1)
+        low = x.min(1)
+        high = x.max(1)
+        top = 2**self.bits - 1
         m = -half(-low)
-        s = half((high - m) / (2**self.bits - 1))
-        if not (np.isfinite(m) & np.isfinite(s)).all():
+        s = half((high - m) / top)
+        if not np.isfinite(m).all() or not np.isfinite(s).all():
             raise ValueError(f"QuantizedKVCache: keys or values from {low.min()} to {high.max()} "
                              "exceed float16 scales")
         s[s == 0] = 1
-        q = np.rint((x - m[:, None].astype(x.dtype)) / s[:, None].astype(x.dtype))
-        q = np.minimum(np.maximum(q, 0), 2**self.bits - 1).astype(np.uint8).reshape(-1)
-        n, whole = q.size, self.n // 8 * self.bits                        # bytes that stay
-        if begun := self.n % 8: q = np.append(unpack(self.codes[whole:], self.bits, begun), q)
-        self.packed.write(pack(q, self.bits), whole)
-        self.n += n
-        self.scales.write(s)
-        self.lows.write(m)
+        self.scale.write(s)
+        self.low.write(m)
+        m = m.astype(x.dtype)[:, None]
+        s = s.astype(x.dtype)[:, None]
+        q = np.clip(np.rint((x - m) / s), 0, top)
+        q = q.astype(np.uint8).reshape(-1)
+        begun = self.n % 8                               # codes in a byte that is not full
+        whole = self.n // 8 * self.bits                  # bytes that stay
+        self.n += q.size
+        if begun:
+            q = np.append(unpack(self.codes.array[whole:], self.bits, begun), q)
+        self.codes.write(pack(q, self.bits), whole)
 
     def decode(self, like: Array) -> Array:
-        """The decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
-        x, s, m = self.parts(like.dtype)
+        """Return the decoded vectors (B, H, n, d), of the dtype of `like` (B, H, ·, d)."""
+        x, s, m = self.numbers(like.dtype)
         x *= s[:, None]
         x += m[:, None]
-        return self.ungrouped(x, *like.shape[:2], like.shape[3])
+        B, H, _, d = like.shape
+        return self.ungrouped(x, B, H, d)
 
-    def parts(self, dtype: type) -> tuple[Array, Array, Array]:
-        """q (n, G), s and m (n,) of all n groups, in floating point."""
+    def numbers(self, dtype: type) -> tuple[Array, Array, Array]:
+        """Return q (n, G), s and m (n,) of all n groups, in floating point."""
         q = np.empty(self.n, np.float32)
-        expand(self.codes, self.bits, q, wide=self.n >= WIDE)
-        s, m = (single(a).astype(dtype, copy=False) for a in (self.scale, self.low))
-        return q.astype(dtype, copy=False).reshape(-1, self.group), s, m
+        expand(self.codes.array, self.bits, q, wide=self.n >= WIDE)
+        q = q.astype(dtype, copy=False).reshape(-1, self.group)
+        s = single(self.scale.array).astype(dtype, copy=False)
+        m = single(self.low.array).astype(dtype, copy=False)
+        return q, s, m
 
 
 def half(x: Array) -> Array:
-    """x in float16, rounded up, so that a range still covers its group."""
+    """Return x in float16, rounded up, so that a range still covers its group."""
     with np.errstate(over="ignore"):
         y = x.astype(np.float16)
     return np.where(y < x, np.nextafter(y, np.float16(np.inf)), y)
 
 
 def single(x: Array) -> Array:
-    """Finite float16 as float32: exponent and mantissa move 13 bits, and the biases differ by 112.
-    NumPy's `astype` converts one number at a time and takes three times as long."""
+    """Return finite float16 as float32: exponent and mantissa move 13 bits, and the biases differ
+    by 112. NumPy's `astype` is slower, because it converts one number at a time."""
     bits = x.view(np.uint16).astype(np.uint32)
-    bits = (bits & 0x7FFF) << 13 | (bits & 0x8000) << 16
-    return bits.view(np.float32) * np.float32(2.0**112)
+    magnitude = (bits & 0x7FFF) << 13
+    sign = (bits & 0x8000) << 16
+    return (magnitude | sign).view(np.float32) * np.float32(2.0**112)
 
 
 class TokenHistory(History):
     """A group is G channels of one token. Tokens beyond the R most recent ones leave."""
 
-    def leaving(self, r): return max(0, r - self.residual)
-    def grouped(self, x): return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
-    def ungrouped(self, x, B, H, d): return x.reshape(-1, B, H, d).transpose(1, 2, 0, 3)
+    def leaving(self, r):
+        return max(0, r - self.residual)
 
-    def per_token(self, B, H, d, dtype):
-        """q (B, H, d/G, S, G), s and m (B, H, d/G, 1, S), S tokens."""
-        q, s, m = self.parts(dtype)
-        groups = lambda a: a.reshape(-1, B, H, d // self.group, *a.shape[1:])
-        by_token = lambda a: groups(a).transpose(1, 2, 3, 0)[..., None, :]
-        return groups(q).transpose(1, 2, 3, 0, 4), by_token(s), by_token(m)
+    def grouped(self, x):
+        return x.transpose(2, 0, 1, 3).reshape(-1, self.group)
+
+    def ungrouped(self, x, B, H, d):
+        return x.reshape(-1, B, H, d).transpose(1, 2, 0, 3)
+
+    def per_token(self, like, d):
+        """Return q (B, H, d/G, S, G), s and m (B, H, d/G, 1, S), S tokens, for like (B, H, …)."""
+        q, s, m = self.numbers(like.dtype)
+        B, H = like.shape[:2]
+        groups = -1, B, H, d // self.group
+        q = q.reshape(*groups, self.group).transpose(1, 2, 3, 0, 4)
+        s = s.reshape(groups).transpose(1, 2, 3, 0)
+        m = m.reshape(groups).transpose(1, 2, 3, 0)
+        return q, s[..., None, :], m[..., None, :]
 
     def scores(self, x: Array) -> Array:
-        """x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
-        q, s, m = self.per_token(*x.shape[:2], x.shape[3], x.dtype)
-        x = x.reshape(*x.shape[:3], -1, self.group).swapaxes(2, 3)        # (B, H, d/G, R, G)
-        return (x @ q.swapaxes(3, 4) * s + x.sum(4, keepdims=True) * m).sum(2)
+        """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
+        B, H, R, d = x.shape
+        q, s, m = self.per_token(x, d)
+        x = x.reshape(B, H, R, -1, self.group).swapaxes(2, 3)             # (B, H, d/G, R, G)
+        products = x @ q.swapaxes(3, 4) * s + x.sum(4, keepdims=True) * m
+        return products.sum(2)
 
     def mean(self, p: Array, d: int) -> Array:
-        """Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
-        q, s, m = self.per_token(*p.shape[:2], d, p.dtype)
+        """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
+        B, H, R, _ = p.shape
+        q, s, m = self.per_token(p, d)
         p = p[:, :, None]
-        o = (p * s) @ q + (p * m).sum(4, keepdims=True)                   # (B, H, d/G, R, G)
-        return o.swapaxes(2, 3).reshape(*p.shape[:2], -1, d)
+        means = (p * s) @ q + (p * m).sum(4, keepdims=True)               # (B, H, d/G, R, G)
+        return means.swapaxes(2, 3).reshape(B, H, R, d)
 
 
 class ChannelHistory(History):
     """A group is G tokens of one channel. R tokens leave together, as soon as R are waiting."""
 
-    def leaving(self, r): return r - r % self.residual
+    def leaving(self, r):
+        return r - r % self.residual
 
     def grouped(self, x):
-        x = x.reshape(*x.shape[:2], -1, self.group, x.shape[3])
+        B, H, _, d = x.shape
+        x = x.reshape(B, H, -1, self.group, d)
         return x.transpose(2, 0, 1, 4, 3).reshape(-1, self.group)
 
     def ungrouped(self, x, B, H, d):
-        return x.reshape(-1, B, H, d, self.group).transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)
+        x = x.reshape(-1, B, H, d, self.group)
+        return x.transpose(1, 2, 0, 4, 3).reshape(B, H, -1, d)
 
-    def per_channel(self, B, H, d, dtype):
-        """q (n, B, H, d, G), s and m (n, B, H, 1, d), n groups of tokens."""
-        q, s, m = self.parts(dtype)
-        by_channel = lambda a: a.reshape(-1, B, H, 1, d)
-        return q.reshape(-1, B, H, d, self.group), by_channel(s), by_channel(m)
+    def per_channel(self, like, d):
+        """Return q (n, B, H, d, G), s and m (n, B, H, 1, d), n groups of tokens, for like (B, H,
+        …)."""
+        q, s, m = self.numbers(like.dtype)
+        B, H = like.shape[:2]
+        q = q.reshape(-1, B, H, d, self.group)
+        s = s.reshape(-1, B, H, 1, d)
+        m = m.reshape(-1, B, H, 1, d)
+        return q, s, m
 
     def scores(self, x: Array) -> Array:
-        """x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
+        """Return x·k̂ of queries x (B, H, R, d) and all S decoded vectors, (B, H, R, S)."""
         B, H, R, d = x.shape
-        q, s, m = self.per_channel(B, H, d, x.dtype)
-        found = (x * s) @ q + (x * m).sum(4, keepdims=True)               # (n, B, H, R, G)
-        return found.transpose(1, 2, 3, 0, 4).reshape(B, H, R, -1)
+        q, s, m = self.per_channel(x, d)
+        products = (x * s) @ q + (x * m).sum(4, keepdims=True)            # (n, B, H, R, G)
+        return products.transpose(1, 2, 3, 0, 4).reshape(B, H, R, -1)
 
     def mean(self, p: Array, d: int) -> Array:
-        """Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
-        q, s, m = self.per_channel(*p.shape[:2], d, p.dtype)
-        p = p.reshape(*p.shape[:3], -1, self.group).transpose(3, 0, 1, 2, 4)      # (n, B, H, R, G)
-        return (p @ q.swapaxes(3, 4) * s + p.sum(4, keepdims=True) * m).sum(0)
+        """Return Σ_t p_t v̂_t, p (B, H, R, S) → (B, H, R, d)."""
+        B, H, R, _ = p.shape
+        q, s, m = self.per_channel(p, d)
+        p = p.reshape(B, H, R, -1, self.group)
+        p = p.transpose(3, 0, 1, 2, 4)                                    # (n, B, H, R, G)
+        means = p @ q.swapaxes(3, 4) * s + p.sum(4, keepdims=True) * m
+        return means.sum(0)

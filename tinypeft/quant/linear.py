@@ -28,18 +28,26 @@ class QuantizedLinear(Module):
     parts: ClassVar[dict[str, Any]] = {"weight": QTensor, "bias": (Parameter, None)}
 
     def __init__(self, weight: QTensor, bias: Parameter | None):
-        self.weight, self.bias = weight, bias
+        self.weight = weight
+        self.bias = bias
 
     def check_parts(self) -> None:
         """ValueError unless `parts`, each of its type, fit together: a file is not believed."""
-        q, bias = self.weight, self.bias
-        if len(q.shape) != 2: raise ValueError(f"the weight has shape {q.shape}, not two axes")
+        q = self.weight
+        if len(q.shape) != 2:
+            raise ValueError(f"the weight has shape {q.shape}, not two axes")
+        bias = self.bias
         if bias is not None and bias.shape != (self.d_out,):
             raise ValueError(f"the bias has shape {bias.shape}, expected {(self.d_out,)}")
         q.check_finite()
 
-    d_in = property(lambda self: self.weight.shape[1])
-    d_out = property(lambda self: self.weight.shape[0])
+    @property
+    def d_in(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.weight.shape[0]
 
     @property
     def is_affine(self) -> bool:
@@ -55,11 +63,12 @@ class QuantizedLinear(Module):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of everything the layer stores, except its bias."""
+        """The bytes of all arrays of the layer but its bias."""
         return sum(array.nbytes for name, array in self.state_dict().items() if name != "bias")
 
     def describe(self) -> str:
-        return f"({self.d_in} → {self.d_out}, {8 * self.nbytes / self.weight.size:.2f} bits/weight)"
+        bits = 8 * self.nbytes / self.weight.size
+        return f"({self.d_in} → {self.d_out}, {bits:.2f} bits/weight)"
 
 
 def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
@@ -68,7 +77,9 @@ def quantized_linear(x: Tensor, q: QTensor, b: Tensor | None) -> Tensor:
     Ŵ is decoded for y, dropped, and decoded again for dx: memory holds one layer's Ŵ at a time.
     (`generate` keeps up to 8 MiB of them until it returns.)"""
     dtype = x.dtype
-    dense = lambda: kept(q, q.dequantize).astype(dtype, copy=False)
+
+    def dense():
+        return kept(q, q.dequantize).astype(dtype, copy=False)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense)
 
 
@@ -81,11 +92,23 @@ def straight_through(x: Tensor, q: QTensor, b: Tensor | None, product: Callable,
     if x.shape[-1:] != q.shape[1:]:
         raise ValueError(f"x {x.shape} does not fit a weight of shape {q.shape}; "
                          f"expected x (…, {q.shape[1]})")
-    shape, dtype = x.shape, x.dtype
-    rows = lambda a: a.reshape(-1, a.shape[-1])
-    sums = lambda a: np.ones(len(a), a.dtype) @ a        # as in `functional.linear`
+    shape = x.shape
+    dtype = x.dtype
+
+    def dx(dy):
+        W = dense().astype(dtype, copy=False)
+        return (rows(dy) @ W).reshape(shape)
+
+    def db(dy):
+        dY = rows(dy)
+        return np.ones(len(dY), dY.dtype) @ dY           # as in `functional.linear`
     Y = product(rows(x.data)).astype(dtype, copy=False)
-    if b is not None: Y += b.data
-    return Tensor.op(Y.reshape(*shape[:-1], -1),
-                     (x, lambda dy: (rows(dy) @ dense().astype(dtype, copy=False)).reshape(shape)),
-                     (b, lambda dy: sums(rows(dy))), *more)
+    if b is not None:
+        Y += b.data
+    Y = Y.reshape(*shape[:-1], -1)
+    return Tensor.op(Y, (x, dx), (b, db), *more)
+
+
+def rows(x: Array) -> Array:
+    """Reshape x (…, d) to (M, d)."""
+    return x.reshape(-1, x.shape[-1])

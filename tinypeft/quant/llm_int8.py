@@ -13,6 +13,8 @@ integers, with one scale per row of X and of W (Dettmers et al., arXiv 2208.0733
     W_i8     weight        QTensor (d_out, d_in), s_w = max|W|/127 per output channel
     W_f16    kept          float16 (d_out, |columns|)
 
+`plain.llm_int8` is this equation alone; read it first.
+
 Where the paper and its implementation differ. O depends on the input, so equation (8) needs a
 float16 copy of all of W: 24 bits per weight. The paper counts only 0.1 % of extra memory, because
 outliers are confined to at most seven features. We do the same: only `columns`, the features that
@@ -44,42 +46,54 @@ from .qtensor import QTensor
 from .scheme import Scheme, checked
 from .uniform import Uniform
 
-POSITIVE = Limit(lambda x: isinstance(x, (int, float, np.number)) and x is not True and x > 0,
-                 "a positive number or inf")
-
-
 MOST_TOKENS = 1024                                       # that a model sees without calibration
+
+
+def is_positive(x: Any) -> bool:
+    return isinstance(x, (int, float, np.number)) and x is not True and x > 0
+
+
+POSITIVE = Limit(is_positive, "a positive number or inf")
 
 
 @dataclass(frozen=True)
 class LLMInt8(Scheme):
     """threshold: the magnitude from which an input is an outlier, 6 in the paper. With inf there
-    are none, which is vector-wise quantization alone. variant: see the head of
-    this file."""
+    are none, which is vector-wise quantization alone. variant: "paper", or "bitsandbytes", which
+    the module's docstring describes."""
     threshold: float = declared(6.0, POSITIVE, also=("llm_int8_threshold", "alpha"))
     variant: str = one_of("paper", "bitsandbytes")
     shown = ("threshold",)
 
     def quantize(self, W: Array) -> QTensor:
-        if self.variant == "paper": return Uniform(8, granularity="channel").quantize(W)
+        if self.variant == "paper":
+            return Uniform(8, granularity="channel").quantize(W)
         W = half(checked(W)).astype(np.float32)
-        Q, m = bitsandbytes_rows(W.reshape(-1, W.shape[-1]))
+        d_in = W.shape[-1]
+        Q, m = bitsandbytes_rows(W.reshape(-1, d_in))
         codes = (Q + 128).astype(np.uint8).reshape(-1)
-        return QTensor(codes, 8, W.shape, W.shape[-1], (m / np.float32(127)).reshape(-1), 128)
+        scale = (m / np.float32(127)).reshape(-1)
+        return QTensor(codes, 8, W.shape, d_in, scale, 128)
 
     def layer(self, linear: Linear, columns: Array = ()) -> "LLMInt8Linear":
-        """`columns`: the input features whose weights stay in float16, integers in [0, d_in)."""
-        columns = np.array(columns if self.variant == "paper" else (), np.int32)
-        kept = half(linear.weight.data[:, columns])
-        return LLMInt8Linear(self.quantize(linear.weight.data), linear.bias, self, columns, kept)
+        """Make the layer that replaces `linear`. columns: the input features whose weights stay in
+        float16, integers in [0, d_in)."""
+        if self.variant != "paper":
+            columns = ()
+        columns = np.array(columns, np.int32)
+        W = linear.weight.data
+        return LLMInt8Linear(self.quantize(W), linear.bias, self, columns, half(W[:, columns]))
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        T = min(model.config.context_length, MOST_TOKENS)
-        vocabulary = np.linspace(0, model.config.vocab_size - 1, T)
-        seen = capture(model, batches or [vocabulary.astype(int)[None]], list(layers))
-        outliers = lambda path: np.flatnonzero(seen[path].max_abs >= self.threshold)
-        replace_modules(model, {path: self.layer(linear, outliers(path))
-                                for path, linear in layers.items()})
+        if not batches:
+            n = min(model.config.context_length, MOST_TOKENS)
+            tokens = np.linspace(0, model.config.vocab_size - 1, n)
+            batches = [tokens.astype(int)[None]]
+        new = {}
+        for path, statistics in capture(model, batches, list(layers)).items():
+            outliers = np.flatnonzero(statistics.max_abs >= self.threshold)
+            new[path] = self.layer(layers[path], outliers)
+        replace_modules(model, new)
 
 
 class LLMInt8Linear(QuantizedLinear):
@@ -90,25 +104,31 @@ class LLMInt8Linear(QuantizedLinear):
     def __init__(self, weight: QTensor, bias: Parameter | None, scheme: LLMInt8, columns: Array,
                  kept: Array):
         super().__init__(weight, bias)
-        self.threshold, self.variant = scheme.threshold, scheme.variant
-        self.columns, self.kept = columns, kept
+        self.threshold = scheme.threshold
+        self.variant = scheme.variant
+        self.columns = columns
+        self.kept = kept
 
     def check_parts(self) -> None:
         super().check_parts()
         check_integers(self.weight)
         LLMInt8(self.threshold, self.variant)            # raises for values that it does not take
-        k, d_in = self.columns, self.d_in
+        d_in = self.d_in
         if self.weight.bits != 8 or self.weight.block_size != d_in:
             raise ValueError(f"expected 8 bits and a scale per row, got {self.weight}")
-        if (k.dtype, k.ndim) != (np.int32, 1) or ((k < 0) | (k >= d_in)).any() \
-                or len(np.unique(k)) < k.size:
-            raise ValueError(f"columns must be different int32 numbers below {d_in}, got {k}")
-        if (self.kept.dtype, self.kept.shape) != (np.float16, (self.d_out, k.size)):
-            raise ValueError(f"kept must be float16 {(self.d_out, k.size)}, got "
-                             f"{self.kept.dtype} {self.kept.shape}")
+        columns = self.columns
+        inside = (columns >= 0) & (columns < d_in)
+        different = len(np.unique(columns)) == columns.size
+        if columns.dtype != np.int32 or columns.ndim != 1 or not inside.all() or not different:
+            raise ValueError(f"columns must be different int32 numbers below {d_in}, got {columns}")
+        kept = self.kept
+        shape = self.d_out, columns.size
+        if kept.dtype != np.float16 or kept.shape != shape:
+            raise ValueError(f"kept must be float16 {shape}, got {kept.dtype} {kept.shape}")
 
     def dense_weight(self) -> Array:
-        """Ŵ float32 (d_out, d_in): the decoded codes, with the float16 columns in their place."""
+        """Return Ŵ float32 (d_out, d_in): the decoded codes, and the float16 columns in their
+        place."""
         W = super().dense_weight()
         W[:, self.columns] = self.kept
         return W
@@ -118,20 +138,27 @@ class LLMInt8Linear(QuantizedLinear):
 
     def product(self, X: Array) -> Array:
         """X (M, d_in) → (M, d_out)."""
-        Q, s, O = (inputs if self.variant == "paper" else bitsandbytes_inputs)(X, self.threshold)
-        W, s_w = signed_codes(self.weight), self.weight.scales()
-        Y = scaled(int8_matmul(Q, W).astype(X.dtype, copy=False), s, s_w)
-        if len(O): Y += X[:, O] @ self.outlier_weight(O, W, s_w).T.astype(X.dtype, copy=False)
+        quantized = inputs if self.variant == "paper" else bitsandbytes_inputs
+        Q, s_x, O = quantized(X, self.threshold)
+        W = signed_codes(self.weight)
+        s_w = self.weight.scales()
+        Y = scaled(int8_matmul(Q, W).astype(X.dtype, copy=False), s_x, s_w)
+        if len(O):
+            W_O = self.outlier_weight(O, W, s_w)
+            Y += X[:, O] @ W_O.T.astype(X.dtype, copy=False)
         return Y
 
     def outlier_weight(self, O: Array, W: Array, s_w: Array) -> Array:
-        """The columns O of Ŵ, float32 (d_out, |O|): kept, or from the codes W and their scales."""
-        kept = np.full(self.d_in, -1)
-        kept[self.columns] = np.arange(len(self.columns))
-        places = kept[O]
-        if places.min() >= 0: return self.kept[:, places].astype(np.float32)
-        W_O, there = W[:, O] * s_w[:, None], places >= 0
-        W_O[:, there] = self.kept[:, places[there]]
+        """Return the columns O of Ŵ, float32 (d_out, |O|): those in `kept`, others from the codes W
+        and their scales."""
+        places = np.full(self.d_in, -1)                  # of every feature in `kept`, or −1
+        places[self.columns] = np.arange(len(self.columns))
+        places = places[O]
+        is_kept = places >= 0
+        if is_kept.all():
+            return self.kept[:, places].astype(np.float32)
+        W_O = W[:, O] * s_w[:, None]
+        W_O[:, is_kept] = self.kept[:, places[is_kept]]
         return W_O
 
     def describe(self) -> str:
@@ -139,8 +166,9 @@ class LLMInt8Linear(QuantizedLinear):
 
 
 def half(W: Array) -> Array:
-    """W as float16. ValueError for a weight beyond its largest number."""
-    with np.errstate(over="ignore"): W_f16 = W.astype(np.float16)
+    """Return W as float16. ValueError for a weight beyond its largest number."""
+    with np.errstate(over="ignore"):
+        W_f16 = W.astype(np.float16)
     if not np.isfinite(W_f16).all():
         raise ValueError("LLMInt8 takes weights in float16 (outlier columns; as bitsandbytes does "
                          f"it, all): expected at most 65504, got {np.abs(W).max():g}, which is not "
@@ -151,7 +179,9 @@ def half(W: Array) -> Array:
 def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
     """X (M, d) → Q, integers float32 (M, d), 0 in outlier columns; s_x (M, 1); O, these columns."""
     A = np.abs(X)
-    O = np.flatnonzero(A.max(0) >= threshold) if A.max() >= threshold else np.empty(0, int)
+    O = np.empty(0, int)
+    if A.max() >= threshold:
+        O = np.flatnonzero(A.max(0) >= threshold)
     A[:, O] = 0
     s = scale_of(row_max(A))
     Q = rounded(X, s)
@@ -160,7 +190,7 @@ def inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
 
 
 def bitsandbytes_inputs(X: Array, threshold: float) -> tuple[Array, Array, Array]:
-    """As `inputs`, in the arithmetic of bitsandbytes."""
+    """Do as `inputs`, in the arithmetic of bitsandbytes."""
     X = X.astype(np.float16).astype(np.float32)
     outlier = np.abs(X) >= threshold
     O = np.flatnonzero(outlier.any(0))

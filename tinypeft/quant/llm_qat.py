@@ -55,17 +55,22 @@ class LLMQAT(Scheme):
     activation_bits: int | None = whole(8, least=2, most=8, or_none=True, also=("a_bits",))
     kv_bits: int | None = whole(4, least=2, most=8, or_none=True)
     cutoff: float | None = real(None, above=0, or_none=True)
-    trains, shown = True, ("bits", "activation_bits", "kv_bits")
+    trains = True
+    shown = ("bits", "activation_bits", "kv_bits")
 
     def quantize(self, W: Array) -> QTensor:
         return Uniform(self.bits).quantize(W)
 
     def layer(self, linear: Linear, caches: bool = False) -> FakeQuantLinear:
-        """`caches`: True if a generation cache keeps its outputs, which are then rounded too."""
+        """Make the layer that replaces `linear`. caches: True if a generation cache keeps its
+        outputs, which are then rounded too."""
         checked(linear.weight.data)
-        rounding = lambda bits: None if bits is None else MinMax(Uniform(bits), self.cutoff)
-        return FakeQuantLinear(linear, rounding(self.bits), rounding(self.activation_bits),
-                               rounding(self.kv_bits) if caches else None)
+        kv_bits = self.kv_bits if caches else None
+        return FakeQuantLinear(linear, self.rounding(self.bits),
+                               self.rounding(self.activation_bits), self.rounding(kv_bits))
+
+    def rounding(self, bits: int | None) -> MinMax | None:
+        return None if bits is None else MinMax(Uniform(bits), self.cutoff)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         replace_modules(model, {path: self.layer(linear, path.endswith((".key", ".value")))
@@ -87,20 +92,23 @@ def self_distillation(model: Decoder, rows: int = 256, held_out: int = 32,
     if not 6 <= length <= context or rows < 1 or held_out < 1:
         raise ValueError(f"self_distillation: need length in 6 … {context}, rows ≥ 1 and "
                          f"held_out ≥ 1, got {length}, {rows} and {held_out}")
-    rng, teacher = np.random.default_rng(rng), copy.deepcopy(model).eval()
-    written = {split: write(teacher, n, length, temperature, rng)
-               for split, n in (("train", rows), ("validation", held_out), ("test", held_out))}
-    return SelfDistillation(teacher, written)
+    rng = np.random.default_rng(rng)
+    teacher = copy.deepcopy(model).eval()
+    numbers = {"train": rows, "validation": held_out, "test": held_out}
+    texts = {split: write(teacher, n, length, temperature, rng) for split, n in numbers.items()}
+    return SelfDistillation(teacher, texts)
 
 
 def write(teacher: Decoder, n: int, length: int, temperature: float, rng: Seed) -> Array:
-    """n rows of `length` tokens: a random one, the likeliest up to 3, 4 or 5, then drawn ones."""
-    start, parts = rng.integers(0, teacher.config.vocab_size, (n, 1)), []
-    for greedy, first in zip((3, 4, 5), np.array_split(start, 3), strict=True):
-        if len(first):
-            opening = generate(teacher, first, greedy - 1)
-            parts.append(generate(teacher, opening, length - greedy, temperature, rng=rng))
-    return np.concatenate(parts)
+    """Write n rows of `length` tokens: a random one, the likeliest up to the 3rd, 4th or 5th, then
+    drawn ones."""
+    first = rng.integers(0, teacher.config.vocab_size, (n, 1))
+    texts = []
+    for greedy, tokens in zip((3, 4, 5), np.array_split(first, 3), strict=True):
+        if len(tokens):
+            opening = generate(teacher, tokens, greedy - 1)
+            texts.append(generate(teacher, opening, length - greedy, temperature, rng=rng))
+    return np.concatenate(texts)
 
 
 class SelfDistillation(Distillation, Rows):

@@ -14,10 +14,10 @@ the LoRA's rank on that error (Li et al., arXiv 2310.08659, Algorithm 1):
 
 Where the paper and this file differ. The paper keeps the last round, this file the best one. On
 min-max grids of 2 and 3 bits the error rises again after a few rounds, because W − A Bᵀ gets larger
-outliers. (NF4, r = 16, a Gaussian 320 × 160: 9.2 % falls to 8.0 % after one round, 7.0 % after
-five, 6.8 % after ten.) LoRA scales its product by s = α/r. The paper leaves s out. The authors'
-code sets α = r, except for causal models of 4 bits, where α = 16 whatever the rank, and neither it
-nor PEFT corrects for s. Here both factors are divided by √s, so W ≈ Q + s B A.
+outliers. With NF4 the first rounds gain the most. LoRA scales its product by s = α/r. The paper
+leaves s out. The authors' code sets α = r, except for causal models of 4 bits, where α = 16
+whatever the rank, and neither it nor PEFT corrects for s. Here both factors are divided by √s, so
+W ≈ Q + s B A.
 """
 import math
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     if not isinstance(iterations, (int, np.integer)) or iterations < 1:
         raise ValueError(f"loftq: iterations must be a positive integer, got {iterations!r}; "
                          "attach(quantize(model, scheme), lora) starts a LoRA at zero")
-    trial = attach(model, lora, rng=0, head=head)
+    trial = attach(model, lora, rng=0, head=head)        # its checks, targets and ranks
     ranks = trial.ranks()
     layers = {path: wrapper.base for path, wrapper in trial.wrappers.items()}
     trial.detach()
@@ -62,7 +62,8 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
     tuned = attach(quantize(model, scheme), lora, rng=rng, head=head)
     for path, (Q, B, A) in factors.items():
         wrapper = tuned.wrappers[path]
-        wrapper.base.weight, root = Q, math.sqrt(wrapper.scale)
+        root = math.sqrt(wrapper.scale)
+        wrapper.base.weight = Q
         wrapper.B.assign((B / root).astype(wrapper.B.dtype))
         wrapper.A.assign((A / root).astype(wrapper.A.dtype))
     return tuned
@@ -70,11 +71,13 @@ def loftq(model: Decoder, lora: LoRA, scheme: Scheme, iterations: int = 5, *, rn
 
 def loftq_factors(W: Array, scheme: Scheme, r: int,
                   iterations: int = 5) -> tuple[QTensor, Array, Array]:
-    """Q, B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds, in float32."""
+    """Return Q, B (d_out, r) and A (r, d_in) with W ≈ Q + B A: the best of T rounds, in float32."""
     W = checked(W)
-    error = lambda Q, B, A: np.linalg.norm(W - Q.dequantize() - B @ A)
-    rounds = loftq_rounds(W, scheme.quantize, r, iterations, QTensor.dequantize)
-    return min(rounds, key=lambda factors: error(*factors))
+
+    def error(factors):
+        Q, B, A = factors
+        return np.linalg.norm(W - Q.dequantize() - B @ A)
+    return min(loftq_rounds(W, scheme.quantize, r, iterations, QTensor.dequantize), key=error)
 
 
 def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
@@ -84,10 +87,13 @@ def loftq_rounds(W: Array, quant: Callable, r: int, iterations: int,
     BA = 0
     for _ in range(iterations):
         Q = quant(W - BA)
-        if not np.isfinite(R := W - dense(Q)).all():
+        R = W - dense(Q)
+        if not np.isfinite(R).all():
             raise ValueError("loftq: the scheme decodes a weight to infinity or NaN; use one whose "
                              "range holds all weights")
         U, S, Vt = np.linalg.svd(R, full_matrices=False)
-        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vt[:r]
+        root = np.sqrt(S[:r])
+        B = U[:, :r] * root
+        A = root[:, None] * Vt[:r]
         BA = B @ A
         yield Q, B, A

@@ -24,14 +24,15 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
     model.check_free("quantize")
-    layers = dict(match_targets(model, targets))
-    quantized = {path: layer for path, layer in layers.items() if not isinstance(layer, Linear)}
-    for path, layer in quantized.items():
-        if not skip_quantized:
+    layers = {}
+    for path, layer in match_targets(model, targets):
+        if isinstance(layer, Linear):
+            layers[path] = layer
+        elif not skip_quantized:
             raise ValueError(f"quantize: {path} is a {type(layer).__name__} already, not a Linear; "
                              "skip_quantized=True quantizes the other layers")
-        del layers[path]
-    if not layers: raise ValueError("quantize: all of these layers are quantized already")
+    if not layers:
+        raise ValueError("quantize: all of these layers are quantized already")
     batches = as_batches(model, calibration)
     if scheme.calibrated and not batches:
         raise ValueError(f"quantize: {type(scheme).__name__} looks at activations; give it "
@@ -43,6 +44,7 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array
     except BaseException:
         replace_modules(model, layers)
         for p, data in before:
-            if p.data is not data: p.assign(data)
+            if p.data is not data:
+                p.assign(data)
         raise
     return model

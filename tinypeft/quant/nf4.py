@@ -3,7 +3,7 @@
 Each block of weights is divided by its largest magnitude and rounded to the nearest of 16 fixed
 values, which are quantiles of N(0, 1) (Dettmers et al., "QLoRA", 2023, arXiv 2305.14314, §3):
 
-    s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q
+    s = max |x| of the block        q = argmin_i |x/s − c_i|        x̂ = s · c_q      (`plain.nf4`)
     double quantization:            s_i ≈ t · d_{r_i} + o,   o = mean(s),   t = max |s − o|
 
     paper        here                     what
@@ -22,8 +22,8 @@ How this file differs. The paper leaves the bits open (its scales are "8-bit flo
 follow bitsandbytes on the CPU: d is the dynamic map; x is multiplied by 1/s, which is not always
 x/s; a number midway between two values gets the lower one; the first of two codes is in the high
 half of a byte; a zero block is 0 · code 7; a short last block is divided by s. Three things differ.
-bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so up to 1.5 % of
-its codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
+bitsandbytes finds the nearest d through a table of 65,536 equal steps of [−1, 1], so a few of its
+codes r are not the nearest. (None differ if a test emulates the table.) o is the mean rounded
 once, from float64; PyTorch's float32 sum can differ in the last bit. The scale of a short last
 block is at least 1e-38 there, and max|x| here. By default, `quantize_4bit` of bitsandbytes means
 FP4. torchao's NF4Tensor has linear int8 scales.
@@ -44,10 +44,16 @@ CHUNK = 2**16                              # weights compared at a time, in a co
 TINY = np.float32(1e-38)                   # the least divisor: bitsandbytes' guard for zero blocks
 
 
+def is_even(n: Any) -> bool:
+    return isinstance(n, int) and n >= 2 and n % 2 == 0
+
+
+EVEN = Limit(is_even, "a positive even integer")
+
+
 def even(default: int, **options: Any) -> Any:
     """A field for a block size: even, so that the 4-bit codes of every block begin with a byte."""
-    limit = Limit(lambda n: isinstance(n, int) and n >= 2 and n % 2 == 0, "a positive even integer")
-    return declared(default, limit, **options)
+    return declared(default, EVEN, **options)
 
 
 @dataclass(frozen=True)
@@ -60,48 +66,67 @@ class NF4(Scheme):
     def quantize(self, W: Array) -> QTensor:
         W = checked(W)
         codes, scale = quantize_4bit(W, self.block_size, "nf4")
-        scale = quantize_scales(scale) if self.double_quant else scale
+        if self.double_quant:
+            scale = quantize_scales(scale)
         return QTensor(codes, 4, W.shape, self.block_size, scale, codebook="nf4")
 
 
 def quantize_4bit(W: Array, block_size: int, name: str) -> tuple[Array, Array]:
-    """W float32 → packed codes of the 4-bit codebook `name`, and max|x| of every block, float32."""
-    N, B, whole = W.size, block_size, W.size // block_size           # the number of whole blocks
-    x, rest = W.reshape(-1)[:whole * B].reshape(whole, B), W.reshape(-1)[whole * B:]
-    codes, scale = np.empty(packed_size(N, 4), np.uint8), np.empty(-(-N // B), np.float32)
+    """W float32 → packed codes of the 4-bit codebook `name`, and max|x| of every block, float32.
+
+    Whole blocks are taken by chunks, whose arrays stay in the cache."""
+    B = block_size
+    whole = W.size // B                                              # the number of whole blocks
+    W = W.reshape(-1)
+    blocks = W[:whole * B].reshape(whole, B)
+    rest = W[whole * B:]
+    codes = np.empty(packed_size(W.size, 4), np.uint8)
+    scale = np.empty(-(-W.size // B), np.float32)
     step = max(1, CHUNK // B)
     for i in range(0, whole, step):
-        v, s = np.abs(x[i:i + step]), scale[i:min(i + step, whole)]
-        v.max(axis=1, out=s)
-        np.multiply(x[i:i + step], 1 / np.maximum(s, TINY)[:, None], out=v)
-        codes[i * B // 2:(i + len(s)) * B // 2] = pack(nearest(v, name), 4)
+        x = blocks[i:i + step]
+        end = i + len(x)
+        v = np.abs(x)
+        s = v.max(axis=1, out=scale[i:end])
+        np.multiply(x, 1 / np.maximum(s, TINY)[:, None], out=v)
+        codes[i * B // 2:end * B // 2] = pack(nearest(v, name), 4)
     if len(rest):
-        scale[-1] = np.abs(rest).max()
-        if N % 2: rest = np.append(rest, np.float32(0))              # its code fills the last byte
-        codes[whole * B // 2:] = pack(nearest(rest / np.maximum(scale[-1], TINY), name), 4)
+        s = np.abs(rest).max()
+        scale[-1] = s
+        v = rest / np.maximum(s, TINY)
+        if len(v) % 2:
+            v = np.append(v, np.float32(0))                          # its code fills the last byte
+        codes[whole * B // 2:] = pack(nearest(v, name), 4)
     return codes, scale
 
 
 def nearest(v: Array, name: str) -> Array:
-    """The code of the codebook value nearest to each v, uint8; midway, that of the lower value.
+    """Return the code of the codebook value nearest to each v, uint8; midway, the code of the lower
+    value.
 
     A value's rank is the number of midpoints below v: 15 comparisons, summed. A binary search takes
-    four, but in NumPy one of its steps takes as long as 20 comparisons of the whole array."""
+    four, but each of its steps gathers numbers one by one, which takes longer in NumPy than all 15
+    comparisons of the whole array."""
     values = codebook(name)
     order = np.argsort(values, kind="stable").astype(np.uint8)
     rank = np.zeros(v.shape, np.uint8)
-    for midpoint in (values[order[:-1]] + values[order[1:]]) / np.float32(2):
+    for midpoint in midpoints(values[order]):
         rank += v > midpoint
     return order[rank] if name == "FP4" else rank                        # nf4's codes are its ranks
 
 
+def midpoints(values: Array) -> Array:
+    """Return the numbers midway between neighbours, float32 (n − 1,)."""
+    return (values[:-1] + values[1:]) / np.float32(2)
+
+
 def quantize_scales(scale: Array, block_size: int = 256) -> QTensor:
     """The second quantization: float32 (n,) → 8-bit codes of the dynamic map, around the mean."""
-    values, n = codebook("dynamic"), len(scale)
+    n = len(scale)
     offset = np.float32(scale.mean(dtype=np.float64))
     x = blocks_of(scale - offset, block_size)
     absmax = np.abs(x).max(axis=1)
     v = x * (1 / np.maximum(absmax, TINY))[:, None]
-    midpoints = (values[:-1] + values[1:]) / np.float32(2)
-    codes = np.searchsorted(midpoints, v).astype(np.uint8).reshape(-1)[:n]
-    return QTensor(codes, 8, (n,), block_size, absmax, codebook="dynamic", offset=offset)
+    codes = np.searchsorted(midpoints(codebook("dynamic")), v).astype(np.uint8)
+    return QTensor(codes.reshape(-1)[:n], 8, (n,), block_size, absmax, codebook="dynamic",
+                   offset=offset)

@@ -25,32 +25,42 @@ from .uniform import Grid
 
 def obq(W: Array, H: Array, grid: Grid, greedy: bool = True) -> Array:
     """W (n, d), H (d, d) positive definite, grid of n rows → Ŵ, float64 (n, d), on the grid."""
-    W, H = np.asarray(W, np.float64), np.asarray(H, np.float64)
-    if H.shape != (W.shape[1],) * 2:
-        raise ValueError(f"obq: W {W.shape} needs H of shape {(W.shape[1],) * 2}, got {H.shape}")
-    Hinv, zero = np.linalg.inv(H), np.broadcast_to(grid.zero, grid.scale.shape)
-    row = lambda i: Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low)
-    return np.array([obq_row(w, Hinv, row(i), greedy) for i, w in enumerate(W)])
+    W = np.asarray(W, np.float64)
+    H = np.asarray(H, np.float64)
+    d = W.shape[1]
+    if H.shape != (d, d):
+        raise ValueError(f"obq: W {W.shape} needs H of shape {(d, d)}, got {H.shape}")
+    Hinv = np.linalg.inv(H)
+    zero = np.broadcast_to(grid.zero, grid.scale.shape)
+    rows = []
+    for i, w in enumerate(W):
+        of_row = Grid(grid.scale[[i]], zero[[i]], grid.bits, grid.low)
+        rows.append(obq_row(w, Hinv, of_row, greedy))
+    return np.array(rows)
 
 
 def obq_row(w: Array, Hinv: Array, grid: Grid, greedy: bool) -> Array:
     """One row w (d,), H⁻¹ (d, d) and its grid of one row → ŵ (d,)."""
-    free = np.ones(len(w), bool)
-    for i in range(len(w)):
+    d = len(w)
+    free = np.ones(d, bool)
+    for i in range(d):
         nearest = grid.round(w[None].astype(np.float32))[0]
-        loss = np.full(len(w), np.inf)
-        loss[free] = (nearest - w)[free]**2 / Hinv.diagonal()[free]
-        q = loss.argmin() if greedy else i
+        q = i
+        if greedy:
+            loss = np.full(d, np.inf)
+            loss[free] = (nearest - w)[free]**2 / Hinv.diagonal()[free]
+            q = loss.argmin()
         w, Hinv = obq_step(w, Hinv, q, nearest[q])
         free[q] = False
     return w
 
 
 def obq_step(w: Array, Hinv: Array, q: int, value: float) -> tuple[Array, Array]:
-    """Fix weight q at `value`: w (d,) and H_F⁻¹ (d, d) after (2) and (3), as new arrays."""
+    """Fix weight q at `value`: return w (d,) and H_F⁻¹ (d, d) after (2) and (3), as new arrays."""
     column = Hinv[:, q] / Hinv[q, q]
     w = w + (value - w[q]) * column                                       # (2)
     w[q] = value                                                          # exactly
     Hinv = Hinv - np.outer(column, Hinv[q])                               # (3)
-    Hinv[q] = Hinv[:, q] = 0                                              # exactly
+    Hinv[q] = 0                                                           # exactly
+    Hinv[:, q] = 0
     return w, Hinv

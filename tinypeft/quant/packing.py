@@ -16,58 +16,70 @@ from ..common.hints import Array
 
 
 def packed_size(n: int, bits: int) -> int:
-    """How many bytes n codes of `bits` bits take: ⌈n·bits/8⌉."""
+    """Return how many bytes n codes of `bits` bits take: ⌈n·bits/8⌉."""
     return -(-n * bits // 8)
 
 
 def pack(codes: Array, bits: int, bitorder: str = "big") -> Array:
     """Integers 0 … 2**bits − 1 of any shape → uint8 (⌈n·bits/8⌉,). Raises ValueError for bits
     outside 1 … 8, an unknown bitorder, or a code that does not fit."""
-    lanes, word, shifts = _layout(bits, bitorder)
+    lanes, word, shifts = word_layout(bits, bitorder)
     codes = np.asarray(codes).reshape(-1)
+    n = codes.size
     if codes.dtype.kind not in "ui":
         raise ValueError(f"pack: codes must be integers, got {codes.dtype}")
-    if codes.size and (codes.min() < 0 or codes.max() >> bits):
+    if n and (codes.min() < 0 or codes.max() >> bits):
         raise ValueError(f"pack: codes must lie in 0 … {2**bits - 1} for {bits} bits, "
                          f"got {codes.min()} … {codes.max()}")
-    n = codes.size
-    if n % lanes: codes = np.append(codes, np.zeros(-n % lanes, codes.dtype))
+    if n % lanes:
+        codes = np.append(codes, np.zeros(-n % lanes, codes.dtype))
     codes = codes.astype(np.uint8, copy=False).reshape(-1, lanes)
     words = np.zeros(len(codes), word)
     for lane, shift in enumerate(shifts):
         words |= codes[:, lane].astype(word, copy=False) << word(shift)
-    if word is np.uint8: return words
-    octets = words.astype(">u8" if bitorder == "big" else "<u8").view(np.uint8).reshape(-1, 8)
-    octets = octets[:, 8 - bits:] if bitorder == "big" else octets[:, :bits]   # 8 codes are b bytes
+    if word is np.uint8:
+        return words
+    dtype, used = word_bytes(bits, bitorder)
+    octets = words.astype(dtype).view(np.uint8).reshape(-1, 8)[:, used]
     return np.ascontiguousarray(octets).reshape(-1)[:packed_size(n, bits)]
 
 
 def unpack(packed: Array, bits: int, n: int, bitorder: str = "big") -> Array:
-    """The first n codes of a packed array, uint8 (n,): the inverse of `pack`; the same errors."""
-    lanes, word, shifts = _layout(bits, bitorder)
+    """Return the first n codes of a packed array, uint8 (n,). Inverts `pack`; the same errors."""
+    lanes, word, shifts = word_layout(bits, bitorder)
     packed = np.asarray(packed)
-    if packed.dtype != np.uint8 or packed.size < packed_size(n, bits):
-        raise ValueError(f"unpack: {n} codes of {bits} bits need {packed_size(n, bits)} bytes "
-                         f"(uint8), got {packed.size} of {packed.dtype}")
-    words = octets = packed.reshape(-1)[:packed_size(n, bits)]
+    size = packed_size(n, bits)
+    if packed.dtype != np.uint8 or packed.size < size:
+        raise ValueError(f"unpack: {n} codes of {bits} bits need {size} bytes (uint8), "
+                         f"got {packed.size} of {packed.dtype}")
+    words = packed.reshape(-1)[:size]
     if word is np.uint64:
-        padded = np.zeros((-(-n // 8), 8), np.uint8)                    # 8 codes are b bytes
-        rows = np.append(octets, np.zeros(-octets.size % bits, np.uint8)).reshape(-1, bits)
-        padded[:, slice(8 - bits, 8) if bitorder == "big" else slice(bits)] = rows
-        words = padded.view(">u8" if bitorder == "big" else "<u8").astype(np.uint64).reshape(-1)
+        dtype, used = word_bytes(bits, bitorder)
+        octets = np.append(words, np.zeros(-size % bits, np.uint8)).reshape(-1, bits)
+        padded = np.zeros((len(octets), 8), np.uint8)
+        padded[:, used] = octets
+        words = padded.view(dtype).astype(np.uint64).reshape(-1)
     codes = np.empty((len(words), lanes), np.uint8)
     for lane, shift in enumerate(shifts):
         codes[:, lane] = words >> word(shift) & word(2**bits - 1)
     return codes.reshape(-1)[:n]
 
 
-def _layout(bits: int, bitorder: str) -> tuple[int, type, list[int]]:
-    """Codes per word, dtype of a word, and each code's shift in it. A word holds whole codes: it is
-    a byte if `bits` divides 8, otherwise 8 codes in a uint64."""
+def word_layout(bits: int, bitorder: str) -> tuple[int, type, list[int]]:
+    """Return codes per word, dtype of a word, and each code's shift in it. A word holds whole
+    codes: it is a byte if `bits` divides 8, otherwise 8 codes in a uint64."""
     if bits not in range(1, 9):
         raise ValueError(f"bits must be 1 … 8, got {bits!r}")
     if bitorder not in ("big", "little"):
         raise ValueError(f"bitorder must be 'big' or 'little', got {bitorder!r}")
-    lanes, word = (8 // bits, np.uint8) if 8 % bits == 0 else (8, np.uint64)
+    lanes, word = 8, np.uint64
+    if 8 % bits == 0:
+        lanes, word = 8 // bits, np.uint8
     shifts = [bits * lane for lane in range(lanes)]
     return lanes, word, shifts[::-1] if bitorder == "big" else shifts
+
+
+def word_bytes(bits: int, bitorder: str) -> tuple[str, slice]:
+    """Return the byte order of a uint64 of 8 codes, and which of its bytes hold them: `bits` of
+    them."""
+    return (">u8", slice(8 - bits, 8)) if bitorder == "big" else ("<u8", slice(bits))

@@ -35,7 +35,7 @@ from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from ..peft.folders import KNOWN
 from ..peft.method import Method, MethodError
-from .linear import QuantizedLinear, straight_through
+from .linear import QuantizedLinear, rows, straight_through
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, code_bits, weights_per_scale
 from .uniform import Uniform
@@ -71,16 +71,19 @@ class PEQA(Scheme, Method):
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
         new = {path: self.layer(linear) for path, linear in layers.items()}
-        for p in model.parameters(): p.requires_grad = False
+        for parameter in model.parameters():
+            parameter.requires_grad = False
         replace_modules(model, new)
 
     def wrap(self, model: Decoder, rng: Seed) -> dict[str, Module]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
-            trained = isinstance(layer, PEQALinear)
-            base, scale = (layer.base, layer.scale.data) if trained else (layer, None)
-            self.check_base(path, base)
-            wrappers[path] = PEQALinear(base, scale)
+            scale = None
+            if isinstance(layer, PEQALinear):
+                scale = layer.scale.data
+                layer = layer.base
+            self.check_base(path, layer)
+            wrappers[path] = PEQALinear(layer, scale)
         return wrappers
 
     def check_base(self, path: str, base: Module) -> None:
@@ -91,12 +94,13 @@ class PEQA(Scheme, Method):
         if type(base) is not QuantizedLinear:
             raise MethodError(f"{it_is}, which changes its input as well; PEQA trains layers that "
                               "only multiply by a quantized weight")
-        q, width = base.weight, self.group_size or base.d_in
+        q = base.weight
+        width = self.group_size or base.d_in
         if not isinstance(q.scale, np.ndarray):
-            has = "no scales" if q.scale is None else "scales that are codes themselves"
-            raise MethodError(f"PEQA: {path} has {has}, and codes cannot be trained; quantize with "
-                              "float scales (no double quantization)")
-        if (q.bits, q.block_size) != (self.bits, width):
+            scales = "no scales" if q.scale is None else "scales that are codes themselves"
+            raise MethodError(f"PEQA: {path} has {scales}, and codes cannot be trained; quantize "
+                              "with float scales (no double quantization)")
+        if q.bits != self.bits or q.block_size != width:
             raise MethodError(f"PEQA: {path} has {q.bits} bits in blocks of {q.block_size}, not "
                               f"{self.bits} in {width}; "
                               f"use PEQA(bits={q.bits}, group_size={q.block_size})")
@@ -109,14 +113,25 @@ class PEQALinear(Module):
     """y = x Ŵᵀ + b with the codes of `base`, a QuantizedLinear, and `scale`, a Parameter (n,)."""
 
     def __init__(self, base: QuantizedLinear, scale: Array | None = None):
+        if scale is None:
+            scale = base.weight.scales()
         self.base = base
-        self.scale = Parameter(np.array(base.weight.scales() if scale is None else scale))
+        self.scale = Parameter(np.array(scale))
 
-    d_in = property(lambda self: self.base.d_in)
-    d_out = property(lambda self: self.base.d_out)
-    bias = property(lambda self: self.base.bias)
     is_affine = True
     innermost = True                                     # it computes with the codes of `base`
+
+    @property
+    def d_in(self) -> int:
+        return self.base.d_in
+
+    @property
+    def d_out(self) -> int:
+        return self.base.d_out
+
+    @property
+    def bias(self) -> Parameter | None:
+        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return scaled_linear(x, self.base.weight, self.scale, self.bias)
@@ -126,9 +141,10 @@ class PEQALinear(Module):
         return scaled(self.base.weight, self.scale.data)
 
     def convert(self) -> QuantizedLinear:
-        """The QuantizedLinear with these scales, rounded to the dtype of the base's scales."""
+        """Make the QuantizedLinear with these scales, rounded to the dtype of the base's scales."""
         q = self.base.weight
-        return QuantizedLinear(replace(q, scale=self.scale.data.astype(q.scale.dtype)), self.bias)
+        scale = self.scale.data.astype(q.scale.dtype)
+        return QuantizedLinear(replace(q, scale=scale), self.bias)
 
     merge = convert
 
@@ -140,25 +156,30 @@ def scaled_linear(x: Tensor, q: QTensor, s: Tensor, b: Tensor | None) -> Tensor:
     """y = x Ŵᵀ + b,  Ŵ = s ⊙ C + o,  C = c[q] − z.    x (…, d_in), q (d_out, d_in), s (n_blocks,)
 
     dx = dy Ŵ,   ds = Σ (dyᵀ x) ⊙ C over each block,   db = Σ dy."""
-    X, S = x.data.reshape(-1, x.shape[-1]), s.data
-    dense = lambda: scaled(q, S)
+    X = rows(x.data)
+    S = s.data
+
+    def dense():
+        return scaled(q, S)
 
     def ds(dy):
-        dW = dy.reshape(-1, dy.shape[-1]).T @ X                           # (d_out, d_in)
-        if q.order is not None: dW = dW[:, q.order]                       # in the codes' order
+        dW = rows(dy).T @ X                                               # (d_out, d_in)
+        if q.order is not None:
+            dW = dW[:, q.order]                                           # in the codes' order
         C = unscaled(q).astype(S.dtype, copy=False)
         return np.einsum("nb,nb->n", blocks_of(dW, q.block_size), C)
     return straight_through(x, q, b, lambda X: X @ dense().T, dense, (s, ds))
 
 
 def unscaled(q: QTensor) -> Array:
-    """C = c[q] − z in stored order, (n_blocks, block_size); zeros fill up the last block."""
+    """Return C = c[q] − z in stored order, (n_blocks, block_size); zeros fill up the last block."""
     return blocks_of(replace(q, scale=None, order=None, offset=None).dequantize(), q.block_size)
 
 
 def scaled(q: QTensor, s: Array) -> Array:
-    """Ŵ = s ⊙ C + o, of the shape of q and the dtype of s."""
+    """Return Ŵ = s ⊙ C + o, of the shape of q and the dtype of s."""
     W = unscaled(q).astype(s.dtype, copy=False) * s[:, None]
-    if q.offset is not None: W += q.offsets().reshape(-1, 1)
+    if q.offset is not None:
+        W += q.offsets().reshape(-1, 1)
     W = W.reshape(-1)[:q.size].reshape(q.shape)
     return W if q.order is None else W.take(np.argsort(q.order), axis=1)

@@ -32,6 +32,7 @@ from .codebooks import codebook
 from .packing import packed_size, unpack
 
 ARRAYS = "codes", "scale", "zero", "offset", "order"
+CHECKED = 1 << 20                        # codes that `check_finite` unpacks at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,40 +49,54 @@ class QTensor(Packed):
     order: Array | None = None           # int32 (d_in,): stored column j is column order[j] (GPTQ)
 
     def __post_init__(self):
-        if not _whole(self.bits) or self.bits not in (*range(1, 9), 16):
-            raise ValueError(f"QTensor: bits must be 1 … 8 or 16, got {self.bits!r}")
-        if not all(_whole(n) and n >= 0 for n in self.shape):
+        bits = self.bits
+        if not is_whole(bits) or bits not in (*range(1, 9), 16):
+            raise ValueError(f"QTensor: bits must be 1 … 8 or 16, got {bits!r}")
+        if not all(is_whole(n) and n >= 0 for n in self.shape):
             raise ValueError(f"QTensor: shape must be whole numbers ≥ 0, got {self.shape}")
-        if not _whole(self.block_size) or self.block_size < 1:
+        if not is_whole(self.block_size) or self.block_size < 1:
             raise ValueError(f"QTensor: block_size must be a whole number ≥ 1, "
                              f"got {self.block_size!r}")
-        if self.codebook is not None and len(codebook(self.codebook)) != 2**self.bits:
+        if self.codebook is not None and len(codebook(self.codebook)) != 2**bits:
             raise ValueError(f"QTensor: {self.codebook!r} has {len(codebook(self.codebook))} "
-                             f"values, codes of {self.bits} bits have {2**self.bits}")
-        packed = lambda n: (np.uint8, packed_size(n, self.bits))
-        self._require("codes", *((np.uint16, self.size) if self.bits == 16 else packed(self.size)))
-        for name in "scale", "offset":
-            part = getattr(self, name)
-            if isinstance(part, QTensor):
-                if part.size != self.n_blocks:
-                    raise ValueError(f"QTensor: {self.n_blocks} blocks, but {part.size} {name}s")
-                if any(isinstance(a, QTensor) for a in (part.scale, part.offset)):
-                    raise ValueError(f"QTensor: the scales of {name}s must be numbers, got codes")
-            elif part is not None and not (name == "offset" and isinstance(part, np.floating)):
-                kinds = np.float16, np.float32, np.float64
-                dtype = getattr(part, "dtype", None)
-                self._require(name, dtype if dtype in kinds else np.float32, self.n_blocks)
-        if type(self.zero) is not int: self._require("zero", *packed(self.n_blocks))
+                             f"values, codes of {bits} bits have {2**bits}")
+        if bits == 16:
+            self._require("codes", np.uint16, self.size)
+        else:
+            self._require("codes", np.uint8, packed_size(self.size, bits))
+        self._check_numbers("scale")
+        if not isinstance(self.offset, np.floating):
+            self._check_numbers("offset")
+        if type(self.zero) is not int:
+            self._require("zero", np.uint8, packed_size(self.n_blocks, bits))
         elif abs(self.zero) > 1 << 15:
             raise ValueError(f"QTensor: zero must be from −2¹⁵ to 2¹⁵, got {self.zero}")
-        if self.order is not None: self._require("order", np.int32, self.shape[-1])
+        if self.order is not None:
+            self._require("order", np.int32, self.shape[-1])
+
+    def _check_numbers(self, name):
+        """ValueError unless the part `name` is one number per block, or codes of numbers."""
+        part = getattr(self, name)
+        if part is None:
+            return
+        if not isinstance(part, QTensor):
+            dtype = getattr(part, "dtype", None)
+            if dtype not in (np.float16, np.float64):
+                dtype = np.float32
+            self._require(name, dtype, self.n_blocks)
+            return
+        if part.size != self.n_blocks:
+            raise ValueError(f"QTensor: {self.n_blocks} blocks, but {part.size} {name}s")
+        if isinstance(part.scale, QTensor) or isinstance(part.offset, QTensor):
+            raise ValueError(f"QTensor: the scales of {name}s must be numbers, got codes")
 
     def _require(self, name, dtype, size):
+        """ValueError unless the part `name` is an array of this dtype and size."""
         part = getattr(self, name)
         if not isinstance(part, np.ndarray) or part.shape != (size,) or part.dtype != dtype:
-            got = f"{getattr(part, 'dtype', part)!s:.80} {getattr(part, 'shape', '')}"
+            actual = f"{getattr(part, 'dtype', part)!s:.80} {getattr(part, 'shape', '')}"
             raise ValueError(f"QTensor {self.shape} of {self.bits} bits: {name} must be "
-                             f"{np.dtype(dtype)} ({size},), got {got}")
+                             f"{np.dtype(dtype)} ({size},), got {actual}")
 
     # -- size -----------------------------------------------------------------------------------
     @property
@@ -104,15 +119,18 @@ class QTensor(Packed):
 
     # -- values ---------------------------------------------------------------------------------
     def dequantize(self, out: Array | None = None) -> Array:
-        """x̂, float32, of shape `shape`. out: a C-contiguous array of that kind to write into."""
-        out = np.empty(self.shape, np.float32) if out is None else out
+        """Return x̂, float32, of shape `shape`. out: a C-contiguous array of that kind to write
+        into."""
+        if out is None:
+            out = np.empty(self.shape, np.float32)
         if out.shape != self.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"dequantize: out must be C-contiguous float32 {self.shape}, "
                              f"got {out.dtype} {out.shape}")
         values = out if self.order is None else np.empty_like(out)
         decoding.decode(values.reshape(-1), self.look_up, self.block_size, self.scales(),
                         self.zeros(), self.offsets())
-        if self.order is not None: out[..., self.order] = values
+        if self.order is not None:
+            out[..., self.order] = values
         return out
 
     def look_up(self, start: int, x: Array) -> None:
@@ -129,132 +147,170 @@ class QTensor(Packed):
                             wide=self.size >= decoding.SHARED)
 
     def scales(self) -> Array | None:
-        """s of every block, float32 (n_blocks,), decoded if need be; None for no scale."""
-        return _decoded(self.scale)
+        """Return s of every block, float32 (n_blocks,), decoded if need be; None for no scale."""
+        return decoded(self.scale)
 
     def offsets(self) -> Array | None:
-        """o of every block, float32 (n_blocks,), or () if it is one for all; None for no offset."""
-        return _decoded(self.offset)
+        """Return o of every block, float32 (n_blocks,), or () for one o; None for no offset."""
+        return decoded(self.offset)
 
     def zeros(self) -> Array | None:
-        """z of every block, float32 (n_blocks,); None when it is one int for all, `zero`."""
-        if isinstance(self.zero, int): return None
+        """Return z of every block, float32 (n_blocks,); None if `zero` is one int for all."""
+        if isinstance(self.zero, int):
+            return None
         return unpack(self.zero, self.bits, self.n_blocks).astype(np.float32)
 
     def unpack(self, start: int = 0, n: int | None = None) -> Array:
-        """The codes of n elements from `start` (a multiple of 8) on, as stored: uint8 or uint16."""
-        n = self.size - start if n is None else n
-        if self.bits == 16: return self.codes[start:start + n]
+        """Return the codes of n elements from `start` (a multiple of 8) on, as stored: uint8 or
+        uint16. By default, of all that follow."""
+        if n is None:
+            n = self.size - start
+        if self.bits == 16:
+            return self.codes[start:start + n]
         return unpack(self.codes[start * self.bits // 8:], self.bits, n)
 
     def integers(self) -> Array:
-        """q − z, int16, of shape `shape`, in stored order: the factors of an integer product."""
+        """Return q − z, int16, of shape `shape`, in stored order: factors of an integer product."""
         if self.codebook is not None:
             raise ValueError(f"the codes of {self.codebook!r} name table entries, not integers")
-        q, z = self.unpack().astype(np.int16), self.zeros()
-        z = self.zero if z is None else np.repeat(z.astype(np.int16), self.block_size)[:self.size]
-        return (q - z).astype(np.int16, copy=False).reshape(self.shape)
+        z = self.zero
+        if not isinstance(z, int):
+            z = np.repeat(self.zeros().astype(np.int16), self.block_size)[:self.size]
+        q = self.unpack().astype(np.int16) - z
+        return q.astype(np.int16, copy=False).reshape(self.shape)
 
     def check_finite(self) -> None:
         """ValueError if a code, or the code of a scale, stands for infinity or NaN."""
         for part in self.scale, self.offset:
-            if isinstance(part, QTensor): part.check_finite()
-        finite = [True] if self.codebook is None else np.isfinite(codebook(self.codebook))
-        if np.all(finite): return
-        for start in range(0, self.size, 1 << 20):
-            if not finite[self.unpack(start, min(1 << 20, self.size - start))].all():
+            if isinstance(part, QTensor):
+                part.check_finite()
+        if self.codebook is None:
+            return
+        finite = np.isfinite(codebook(self.codebook))
+        if finite.all():
+            return
+        for start in range(0, self.size, CHECKED):
+            codes = self.unpack(start, min(CHECKED, self.size - start))
+            if not finite[codes].all():
                 raise ValueError(f"a code of {self.codebook} stands for a number that is not "
                                  "finite")
 
     # -- saving ---------------------------------------------------------------------------------
     def arrays(self) -> dict[str, Array]:
-        """The stored arrays by name; those of a quantized scale under "scale.", and so on."""
-        parts = {}
-        for name, value in vars(self).items():
-            if isinstance(value, QTensor):
-                parts |= {f"{name}.{inner}": array for inner, array in value.arrays().items()}
-            elif isinstance(value, (np.ndarray, np.floating)): parts[name] = np.asarray(value)
-        return parts
+        """Return the stored arrays by name; those of a quantized scale under "scale.codes", …"""
+        arrays = {}
+        for name, part in vars(self).items():
+            if isinstance(part, QTensor):
+                for inner, array in part.arrays().items():
+                    arrays[f"{name}.{inner}"] = array
+            elif isinstance(part, (np.ndarray, np.floating)):
+                arrays[name] = np.asarray(part)
+        return arrays
 
     def metadata(self) -> dict:
-        """The parts that `arrays` does not hold, in types that JSON has."""
-        told = {"bits": int(self.bits), "shape": [int(n) for n in self.shape],
-                "block_size": int(self.block_size), "codebook": self.codebook}
-        if type(self.zero) is int: told["zero"] = self.zero
-        return told | {name: part.metadata() for name, part in vars(self).items()
-                       if isinstance(part, QTensor)}
+        """Return the parts that `arrays` does not hold, in types that JSON has."""
+        metadata = {"bits": int(self.bits), "shape": [int(n) for n in self.shape],
+                    "block_size": int(self.block_size), "codebook": self.codebook}
+        if type(self.zero) is int:
+            metadata["zero"] = self.zero
+        for name, part in vars(self).items():
+            if isinstance(part, QTensor):
+                metadata[name] = part.metadata()
+        return metadata
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Array], metadata: dict) -> QTensor:
-        """Inverse of `arrays` and `metadata`, which may come from a file. KeyError for arrays that
-        are missing or unknown, ValueError for parts that do not fit together."""
+        """Invert `arrays` and `metadata`, which may come from a file. KeyError for arrays that are
+        missing or unknown, ValueError for parts that do not fit together."""
         check_fields(metadata, {"bits": int, "shape": list, "block_size": int,
                                 "codebook": (str, None)},
                      {"zero": int, "scale": dict, "offset": dict})
-        parts = {name: a for name, a in arrays.items() if "." not in name}
-        twice = parts.keys() & metadata.keys()
+        if "codes" not in arrays:
+            raise KeyError("QTensor: there is no array codes")
+        unknown = [name for name in arrays
+                   if name in metadata or name.partition(".")[0] not in ARRAYS]
+        if unknown:
+            raise KeyError(f"QTensor: unknown arrays {sorted(unknown)}")
+        parts = {"scale": None} | metadata
+        parts |= {name: array for name, array in arrays.items() if "." not in name}
         for name in {"scale", "offset"} & metadata.keys():
-            own = [n for n in arrays if n.startswith(f"{name}.")]
-            inner = {n.removeprefix(f"{name}."): arrays[n] for n in own}
-            parts[name] = cls.from_arrays(inner, metadata[name])
-        wrong = {name for name in arrays if name.partition(".")[0] not in ARRAYS} | twice
-        if missing := {"codes"} - parts.keys(): raise KeyError(f"QTensor: no array {missing}")
-        if wrong: raise KeyError(f"QTensor: unknown arrays {sorted(wrong)}")
-        parts = dict.fromkeys(("scale", "offset", "order")) | {"zero": 0} | metadata | parts
-        if isinstance(offset := parts["offset"], np.ndarray) and offset.shape == ():
+            own = {key.removeprefix(f"{name}."): array for key, array in arrays.items()
+                   if key.startswith(f"{name}.")}
+            parts[name] = cls.from_arrays(own, metadata[name])
+        offset = parts.get("offset")
+        if isinstance(offset, np.ndarray) and offset.shape == ():
             if offset.dtype.kind != "f":
                 raise ValueError(f"QTensor: offset must be a float, got {offset.dtype}")
             parts["offset"] = np.float32(offset)
-        q = cls(**{**parts, "shape": tuple(parts["shape"])})
-        if q.order is not None and not np.array_equal(np.sort(q.order), np.arange(q.order.size)):
-            raise ValueError(f"QTensor: order must have each of 0 … {q.order.size - 1} once")
+        parts["shape"] = tuple(parts["shape"])
+        q = cls(**parts)
+        order = q.order
+        if order is not None and not np.array_equal(np.sort(order), np.arange(order.size)):
+            raise ValueError(f"QTensor: order must have each of 0 … {order.size - 1} once")
         return q
 
     def repacked(self, arrays: dict[str, Array]) -> QTensor:
-        """The same layout around other arrays."""
+        """Return a QTensor of the same layout around other arrays."""
         return self.from_arrays(arrays, self.metadata())
 
     # -- showing --------------------------------------------------------------------------------
     def _facts(self):
         scale = getattr(self.scale, "dtype", "none")
-        if isinstance(self.scale, QTensor): scale = f"{self.scale.bits} bits"
+        if isinstance(self.scale, QTensor):
+            scale = f"{self.scale.bits} bits"
         return {"shape": " × ".join(map(str, self.shape)),
                 "codes": f"{self.bits} bits, {self.codebook or 'integers'}",
-                "blocks": f"{self.n_blocks} of {self.block_size}", "scale": str(scale),
+                "blocks": f"{self.n_blocks} of {self.block_size}",
+                "scale": str(scale),
                 "size": f"{self.nbytes:,} bytes, {self.bits_per_weight:.3f} bits/weight"}
 
     def __repr__(self):
         return f"QTensor({'; '.join(f'{name}: {fact}' for name, fact in self._facts().items())})"
 
     def _repr_html_(self):
-        levels, zeros, scales = range(2**self.bits), self.zeros(), self.scales()
+        levels = list(map(str, range(2**self.bits)))
         if self.codebook is not None:
             table = np.unique(codebook(self.codebook))                    # ascending
-            levels = [f"{v:.3g}" for v in table[np.isfinite(table)]]
-        few = levels if len(levels) <= 16 else [*levels[:3], "…", levels[-1]]
-        shown = {"levels": f"{len(levels)}: {', '.join(map(str, few))}".replace(", …,", " …")}
-        per_block = lambda a, form: f"{a.min():{form}} … {a.max():{form}}, one per block"
-        if scales is not None: shown["scale s"] = per_block(scales, ".4g")
+            levels = [f"{value:.3g}" for value in table[np.isfinite(table)]]
+        shown = ", ".join(levels)
+        if len(levels) > 16:
+            shown = f"{', '.join(levels[:3])} … {levels[-1]}"
+        rows = self._facts() | {"levels": f"{len(levels)}: {shown}"}
+        scales = self.scales()
+        if scales is not None:
+            rows["scale s"] = per_block(scales, ".4g")
         if self.codebook is None:
-            shown["zero point z"] = str(self.zero) if zeros is None else per_block(zeros, ".0f")
-            if self.offset is not None: shown["offset o"] = per_block(self.offsets(), ".4g")
+            zeros = self.zeros()
+            rows["zero point z"] = str(self.zero) if zeros is None else per_block(zeros, ".0f")
+            if self.offset is not None:
+                rows["offset o"] = per_block(self.offsets(), ".4g")
             if scales is not None:
-                shown["step s"] = f"rounding to nearest errs by at most {abs(scales).max() / 2:.4g}"
-        shown["of float32"] = f"{self.bits_per_weight / 32:.1%}"
-        return facts((self._facts() | shown).items())
+                half_step = abs(scales).max() / 2
+                rows["step s"] = f"rounding to nearest errs by at most {half_step:.4g}"
+        rows["of float32"] = f"{self.bits_per_weight / 32:.1%}"
+        return facts(rows.items())
 
 
-def _decoded(part):
-    """Numbers in float32, which may be codes."""
-    if isinstance(part, QTensor): return part.dequantize().reshape(-1)
-    return None if part is None else part.astype(np.float32, copy=False)
+def per_block(numbers: Array, form: str) -> str:
+    """Say from where to where the numbers of all blocks go."""
+    return f"{numbers.min():{form}} … {numbers.max():{form}}, one per block"
 
 
-def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+def decoded(numbers: Array | QTensor | None) -> Array | None:
+    """Return numbers in float32, decoded if they are codes."""
+    if isinstance(numbers, QTensor):
+        return numbers.dequantize().reshape(-1)
+    return None if numbers is None else numbers.astype(np.float32, copy=False)
+
+
+def is_whole(x: object) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def blocks_of(x: Array, block_size: int) -> Array:
-    """x as (n_blocks, block_size): a view, or a copy that ends in zeros if a block is short."""
+    """Cut x into (n_blocks, block_size): a view, or a copy that ends in zeros if a block is
+    short."""
     x = x.reshape(-1)
-    if x.size % block_size: x = np.pad(x, (0, -x.size % block_size))
+    if x.size % block_size:
+        x = np.pad(x, (0, -x.size % block_size))
     return x.reshape(-1, block_size)

@@ -19,23 +19,25 @@ __all__ = ["channels", "readers"]
 
 
 def readers(block: Module) -> dict[str | None, tuple[str, ...]]:
-    """A norm or layer of `block` → the linear layers that read its output, in order.
+    """Map a norm or layer of `block` to the linear layers that read its output, in order.
 
     `mlp.down` reads a GELU, which lets no scale through: None. In a gated MLP it reads
     act(gate(x)) ⊙ up(x), a product, to which a scale can come from `mlp.up`."""
-    gated = hasattr(block.mlp, "gate")
-    return {"norm1":                     ("attention.query", "attention.key", "attention.value"),
-            "attention.value":           ("attention.output",),
-            "norm2":                     ("mlp.gate", "mlp.up") if gated else ("mlp.up",),
-            "mlp.up" if gated else None: ("mlp.down",)}
+    attention = {"norm1": ("attention.query", "attention.key", "attention.value"),
+                 "attention.value": ("attention.output",)}
+    if hasattr(block.mlp, "gate"):
+        return attention | {"norm2": ("mlp.gate", "mlp.up"), "mlp.up": ("mlp.down",)}
+    return attention | {"norm2": ("mlp.up",), None: ("mlp.down",)}
 
 
 def channels(block: Module, source: str | None) -> Array:
-    """For every input channel of the layers that read `source`, the number of the output channel of
-    `source` that it carries: int (d_in,). These are 0 … d_in − 1, except in attention with grouped
-    heads, where H/G consecutive heads of `attention.output` carry one head of the values."""
+    """Number the output channels of `source` that the inputs of its readers carry: int (d_in,).
+
+    These are 0 … d_in − 1, except in attention with grouped heads, where H/G consecutive heads of
+    `attention.output` carry one head of the values."""
     d_in = block.get(readers(block)[source][0]).d_in
-    if source != "attention.value" or (d := block.attention.value.d_out) == d_in:
+    d = block.attention.value.d_out
+    if source != "attention.value" or d == d_in:
         return np.arange(d_in)
-    heads = np.arange(d).reshape(-1, 1, block.attention.config.d_head)            # (G, 1, d_head)
-    return np.broadcast_to(heads, (len(heads), d_in // d, heads.shape[2])).reshape(-1)
+    heads = np.arange(d).reshape(-1, block.attention.config.d_head)               # (G, d_head)
+    return np.repeat(heads, d_in // d, axis=0).reshape(-1)

@@ -38,28 +38,40 @@ EPS = np.finfo(np.float32).eps                # the smallest learned step, as in
 
 def fake_quantize(x: Tensor, s: Tensor, z: Tensor, low: int, high: int, mask: str = "torch",
                   g: float = 1.0) -> Tensor:
-    """x̂ = s (clip(⌊x/s⌉ + z, low, high) − z), with the gradients above; g scales ds and dz.
-    x (n, B); s and z broadcast to it; z is rounded and clipped to [low, high] first → (n, B)."""
-    X, S, Z = x.data, s.data, np.clip(np.rint(z.data), low, high)
-    u = X / S
+    """x̂ = s (clip(⌊x/s⌉ + z, low, high) − z), with LSQ's gradients; g scales ds and dz. x (n, B);
+    s and z broadcast to it; z is rounded and clipped to [low, high] first → (n, B)."""
+    S = s.data
+    Z = np.clip(np.rint(z.data), low, high)
+    u = x.data / S
     r = np.rint(u)
-    k = np.clip(r + Z, low, high) - Z                                     # q − z
-    if mask == "torch": inside = (low <= r + Z) & (r + Z <= high)
-    else:               inside = (low < u + Z) & (u + Z < high)
+    q = np.clip(r + Z, low, high)
+    k = q - Z
+    if mask == "torch":
+        inside = q == r + Z                                               # not clipped
+    else:
+        inside = (low < u + Z) & (u + Z < high)
     slope = np.where(inside, r - u, k) if s.requires_grad else None
-    return Tensor.op(k * S,
-                     (x, lambda dy: dy * inside),
-                     (s, lambda dy: unbroadcast(dy * slope, S.shape) * g),
-                     (z, lambda dy: unbroadcast(dy * ~inside * -S, Z.shape) * g))
+
+    def dx(dy):
+        return dy * inside
+
+    def ds(dy):
+        return unbroadcast(dy * slope, S.shape) * g
+
+    def dz(dy):
+        return unbroadcast(dy * ~inside * -S, Z.shape) * g
+    return Tensor.op(k * S, (x, dx), (s, ds), (z, dz))
 
 
 def round_to_grid(x: Tensor, grid: Grid, cutoff: float | None = None) -> Tensor:
-    """x on a constant `Grid`, one block of x per row of it; dx = dy inside, 0 outside (STE), and
-    also 0 where |x| ≥ cutoff, if that is given."""
-    constant = lambda a: Tensor(np.asarray(a, x.dtype))
-    blocks, s, z = x.reshape(len(grid.scale), -1), constant(grid.scale), constant(grid.zero)
+    """Round x to a constant `Grid`, one block of x per row of it; dx = dy inside, 0 outside (STE),
+    and also 0 where |x| ≥ cutoff, if that is given."""
+    blocks = x.reshape(len(grid.scale), -1)
+    s = Tensor(np.asarray(grid.scale, x.dtype))
+    z = Tensor(np.asarray(grid.zero, x.dtype))
     y = fake_quantize(blocks, s, z, grid.low, 2**grid.bits - 1).reshape(x.shape)
-    if cutoff is None: return y
+    if cutoff is None:
+        return y
     kept = np.abs(x.data) < cutoff
     return Tensor.op(y.data, (y, lambda dy: dy * kept))
 
@@ -68,10 +80,12 @@ class MinMax(Module):
     """x̂ on the grid that spans each block's range in this pass: nothing is clipped, dx = dy."""
 
     def __init__(self, uniform: Uniform, cutoff: float | None = None):
-        self.uniform, self.cutoff = uniform, cutoff
+        self.uniform = uniform
+        self.cutoff = cutoff
 
     def forward(self, x: Tensor) -> Tensor:
-        return round_to_grid(x, self.uniform.fit(self.uniform.blocks(x.data)), self.cutoff)
+        grid = self.uniform.fit(self.uniform.blocks(x.data))
+        return round_to_grid(x, grid, self.cutoff)
 
     def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W)
@@ -86,34 +100,43 @@ class LearnedStep(Module):
 
     def __init__(self, uniform: Uniform, mean_abs: Array, low: Array, high: Array, n_sharing: int,
                  mask: str = "paper"):
-        self.uniform, self.mask, self.top = uniform, mask, 2**uniform.bits - 1
+        self.uniform = uniform
+        self.mask = mask
+        self.top = 2**uniform.bits - 1
         self.middle = 2**(uniform.bits - 1)
         Q_P = self.top - self.middle if uniform.symmetric else self.top
         self.g = 1 / math.sqrt(n_sharing * Q_P)
-        s = 2 * mean_abs / math.sqrt(Q_P)
-        s, self.offset = np.where(s < EPS, 1, s).astype(np.float32), None
-        if not uniform.symmetric:
+        if uniform.symmetric:
+            s = 2 * mean_abs / math.sqrt(Q_P)
+            s = np.where(s < EPS, 1, s).astype(np.float32)
+            self.offset = None
+        else:
             grid = uniform.grid(low, high)
             s = grid.scale[:, 0]
             self.offset = Parameter(-s * grid.zero[:, 0])
         self.step = Parameter(s.copy())
 
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """s (n, 1), and z, (n, 1) or a number, not yet rounded."""
+    def step_and_zero(self) -> tuple[Tensor, Tensor]:
+        """Return s (n, 1), and z, (n, 1) or a number, not yet rounded."""
         step = self.step.reshape(-1, 1)
-        s = Tensor.op(np.maximum(step.data, EPS).astype(step.dtype), (step, lambda ds: ds))
-        if self.offset is None: return s, s._constant(self.middle)
+        s = np.maximum(step.data, EPS).astype(step.dtype)
+        s = Tensor.op(s, (step, lambda ds: ds))
+        if self.offset is None:
+            return s, s._constant(self.middle)
         return s, -self.offset.reshape(-1, 1) / s
 
     def forward(self, x: Tensor) -> Tensor:
+        s, z = self.step_and_zero()
         blocks = x.reshape(self.uniform.blocks(x.data).shape)
-        return fake_quantize(blocks, *self.parts(), 0, self.top, self.mask, self.g).reshape(x.shape)
+        return fake_quantize(blocks, s, z, 0, self.top, self.mask, self.g).reshape(x.shape)
 
     def grid(self) -> Grid:
-        """The `Grid` of the step and offset as they are now."""
-        s, z = (t.data.astype(np.float32) for t in self.parts())
-        zero = self.middle if self.offset is None else np.clip(np.rint(z), 0, self.top)
-        return Grid(s, zero, self.uniform.bits)
+        """Make the `Grid` of the step and offset as they are now."""
+        s, z = self.step_and_zero()
+        zero = self.middle
+        if self.offset is not None:
+            zero = np.clip(np.rint(z.data.astype(np.float32)), 0, self.top)
+        return Grid(s.data.astype(np.float32), zero, self.uniform.bits)
 
     def quantize(self, W: Array) -> QTensor:
         return self.uniform.quantize(W, self.grid())

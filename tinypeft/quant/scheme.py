@@ -23,11 +23,12 @@ class Scheme(Hyperparameters):
     trains: ClassVar[bool] = False               # leaves layers for training, to be converted later
 
     def quantize(self, W: Array) -> QTensor:
-        """W: a floating-point array of ≥ 1 axes. ValueError for an array that does not fit."""
+        """Round W, a floating-point array of ≥ 1 axes. ValueError for an array that does not
+        fit."""
         raise NotImplementedError(f"{type(self).__name__} does not define quantize(W)")
 
     def layer(self, linear: Linear) -> Module:
-        """The module that replaces `linear`."""
+        """Make the module that replaces `linear`."""
         return QuantizedLinear(self.quantize(linear.weight.data), linear.bias)
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
@@ -48,18 +49,20 @@ def weights_per_scale(default: int | None = None) -> Any:
 
 
 def checked(x: Any, name: str = "W") -> Array:
-    """x as a C-contiguous float32 array. ValueError unless x is floats, not empty and finite."""
-    got, x = type(x).__name__, np.asarray(x)
+    """Return x as a C-contiguous float32 array. ValueError unless x is floats, not empty and
+    finite."""
+    kind = type(x).__name__
+    x = np.asarray(x)
     if x.dtype.kind != "f":
-        raise ValueError(f"{name} must be a floating-point array, got {got} of dtype {x.dtype} "
+        raise ValueError(f"{name} must be a floating-point array, got {kind} of dtype {x.dtype} "
                          "(a Tensor's array is its .data)")
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{name} must have at least one axis and one element, got shape {x.shape}")
-    with np.errstate(over="ignore"): x = np.ascontiguousarray(x, np.float32)
-    if len(bad := np.argwhere(~np.isfinite(x))):
-        first = tuple(bad[0].tolist())
-        raise ValueError(f"{name} {x.shape} has {len(bad)} elements that are not finite in "
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(x, np.float32)
+    places = np.argwhere(~np.isfinite(x))
+    if len(places):
+        first = tuple(places[0].tolist())
+        raise ValueError(f"{name} {x.shape} has {len(places)} elements that are not finite in "
                          f"float32, the first at {first}: {x[first]}")
     return x
-
-

@@ -49,19 +49,20 @@ class SmoothQuant(W8A8):
     calibrated: ClassVar[bool] = True
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        folded = {norm: readers for norm, readers in followers(model).items()
-                  if not layers.keys().isdisjoint(readers)}
-        seen = capture(model, batches, [readers[0] for readers in folded.values()])
-        for norm, readers in folded.items():
-            linears = [model.get(path) for path in readers]
+        folded = {norm: paths for norm, paths in followers(model).items()
+                  if not layers.keys().isdisjoint(paths)}
+        seen = capture(model, batches, [paths[0] for paths in folded.values()])
+        for norm, paths in folded.items():
+            linears = [model.get(path) for path in paths]
             weights = [linear.dense_weight() for linear in linears]
-            s = smoothing_factors(seen[readers[0]].max_abs, weights, self.alpha)
+            s = smoothing_factors(seen[paths[0]].max_abs, weights, self.alpha)
             fold_scale(model.get(norm), linears, s)
         super().apply(model, layers, batches)
 
 
 def smoothing_factors(max_abs: Array, weights: list[Array], alpha: float) -> Array:
-    """s (d,) from max|X_j| (d,) and the weights (d_out, d) of all layers that read X."""
+    """Return s (d,) from max|X_j| (d,) and the weights (d_out, d) of all layers that read X."""
     least = np.float32(1e-5)
-    W = np.maximum(np.max([np.abs(w).max(0) for w in weights], axis=0), least)
-    return np.maximum(max_abs**alpha / W**(1 - alpha), least)
+    max_w = np.max([np.abs(W).max(0) for W in weights], axis=0)
+    max_w = np.maximum(max_w, least)
+    return np.maximum(max_abs**alpha / max_w**(1 - alpha), least)

@@ -33,6 +33,8 @@ from .packing import pack
 from .qtensor import QTensor
 from .scheme import Scheme, checked, code_bits, weights_per_scale
 
+TINY = np.finfo(np.float32).tiny                         # float32's smallest normal number
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -44,6 +46,7 @@ class Grid:
     low: int = 0                    # the smallest code in use
 
     def _codes(self, x):
+        """Return q = clip(round(x/s) + z, low, 2**bits − 1), in floating point."""
         q = x / self.scale
         np.rint(q, out=q)
         q += self.zero
@@ -67,35 +70,47 @@ def make_grid(low: Array, high: Array, bits: int, symmetric: bool = True,
               convention: str = "absmax", dtype: str | type = np.float32) -> Grid:
     """The grid of range [low, high], or if symmetric [−m, m] with m = max(|low|, |high|), per row
     (n,). dtype: scales will be stored in it; ValueError if one overflows."""
-    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    if symmetric:
-        m, top = np.maximum(-low, high), 2**(bits - 1)
-        if convention == "full": return Grid(full_step(m, high, bits, dtype)[:, None], top, bits)
-        return Grid(stored(m / np.float32(top - 1), dtype)[:, None], top, bits, 1)
-    n = np.float32(2**bits - 1)
-    scale = stored(high / n - low / n, dtype)[:, None]                    # high − low may overflow
-    return Grid(scale, np.clip(np.rint(-low[:, None] / scale), 0, 2**bits - 1), bits)
+    low = np.minimum(low, np.float32(0))
+    high = np.maximum(high, np.float32(0))
+    if not symmetric:
+        n = 2**bits - 1
+        s = stored(high / np.float32(n) - low / np.float32(n), dtype)     # high − low may overflow
+        z = np.clip(np.rint(-low / s), 0, n)
+        return Grid(s[:, None], z[:, None], bits)
+    m = np.maximum(-low, high)
+    middle = 2**(bits - 1)
+    if convention == "full":
+        s = full_step(m, high, bits, dtype)
+        return Grid(s[:, None], middle, bits)
+    s = stored(m / np.float32(middle - 1), dtype)
+    return Grid(s[:, None], middle, bits, low=1)
 
 
 def full_step(m: Array, high: Array, bits: int, dtype: str | type) -> Array:
-    """2m/(2ᵇ − 1) as `stored`, or the number below where rounding up made it too large for −m to
-    reach its code, and where the smaller step still keeps m and `high` within s/2 of the grid."""
-    half, dtype = np.float32((2**bits - 1) / 2), np.dtype(dtype)
-    s = stored(m / half, dtype)
+    """Return 2m/(2ᵇ − 1) as `stored`, or the number below where rounding up made it too large for
+    −m to reach its code, and where the smaller step still keeps m and `high` within s/2 of the
+    grid."""
+    half = np.float32((2**bits - 1) / 2)
+    dtype = np.dtype(dtype)
+    exact = m / half
+    s = stored(exact, dtype)
     below = np.nextafter(s.astype(dtype), dtype.type(0)).astype(np.float32)
-    reached = (high <= half * below) & (half * below < m) & (m - half * below <= below)
-    return np.where((s > m / half) & reached, below, s)
+    end = half * below                                   # of the grid with the smaller step
+    reached = (high <= end) & (end < m) & (m - end <= below)
+    return np.where((s > exact) & reached, below, s)
 
 
 def stored(scale: Array, dtype: str | type) -> Array:
-    """The scales as `dtype` will hold them, never rounded down, back in float32; 1 in place of a
-    scale below float32's smallest normal number. ValueError on overflow."""
+    """Return the scales as `dtype` will hold them, never rounded down, back in float32; 1 in place
+    of a scale below float32's smallest normal number. ValueError on overflow."""
     dtype = np.dtype(dtype)
-    with np.errstate(over="ignore"): kept = scale.astype(dtype)
-    kept = np.where(kept < scale, np.nextafter(kept, dtype.type(np.inf)), kept)
-    if not np.isfinite(kept).all():
+    with np.errstate(over="ignore"):
+        nearest = scale.astype(dtype)
+    above = np.nextafter(nearest, dtype.type(np.inf))
+    s = np.where(nearest < scale, above, nearest)
+    if not np.isfinite(s).all():
         raise ValueError(f"a scale of {scale.max():g} overflows {dtype}: use scale_dtype='float32'")
-    return np.where(scale < np.finfo(np.float32).tiny, np.float32(1), kept.astype(np.float32))
+    return np.where(scale < TINY, np.float32(1), s.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -133,59 +148,85 @@ class Uniform(Scheme):
                              f"got granularity={self.granularity!r}")
 
     def quantize(self, W: Array, grid: Grid | None = None) -> QTensor:
-        """W: any floating-point array of ≥ 1 axes. grid: from other data, if ranges are static."""
-        x = self.blocks(W := checked(W))
-        grid = grid or self.fit(x)
-        q, of_blocks = grid.encode(x), lambda a: np.broadcast_to(a[:, 0], len(x))
-        scale, zero = of_blocks(grid.scale).astype(self.scale_dtype), grid.zero
-        if not isinstance(zero, int): zero = pack(of_blocks(zero).astype(np.uint8), self.bits)
-        return QTensor(pack(q, self.bits), self.bits, W.shape, x.shape[1], scale, zero)
+        """Round W, any floating-point array of ≥ 1 axes. grid: made from other data, if ranges are
+        static; of one row if all blocks share it."""
+        W = checked(W)
+        x = self.blocks(W)
+        if grid is None:
+            grid = self.fit(x)
+        n_blocks, block_size = x.shape
+        scale = np.broadcast_to(grid.scale[:, 0], n_blocks).astype(self.scale_dtype)
+        zero = grid.zero
+        if not isinstance(zero, int):
+            zero = np.broadcast_to(zero[:, 0], n_blocks).astype(np.uint8)
+            zero = pack(zero, self.bits)
+        codes = pack(grid.encode(x), self.bits)
+        return QTensor(codes, self.bits, W.shape, block_size, scale, zero)
 
     def blocks(self, W: Array) -> Array:
-        """W as (n_blocks, block_size), one scale per row. ValueError if groups do not divide W."""
-        d = W.size if self.granularity == "tensor" else W.shape[-1]
-        return W.reshape(-1, group_width(d, self.group_size) if self.granularity == "group" else d)
+        """Cut W into (n_blocks, block_size), one scale per row. ValueError if groups do not divide
+        W."""
+        block_size = W.shape[-1]
+        if self.granularity == "tensor":
+            block_size = W.size
+        elif self.granularity == "group":
+            block_size = group_width(block_size, self.group_size)
+        return W.reshape(-1, block_size)
 
     def fit(self, x: Array) -> Grid:
-        """The grid for the rows of x, float32 (n_blocks, block_size)."""
-        low, high = x.min(1), x.max(1)
-        if self.clipping == "percentile": low, high = self.inner_range(x, low, high)
-        if self.clipping == "mse": low, high = self.best_share(x, low, high) * np.stack([low, high])
+        """Make the grid for the rows of x, float32 (n_blocks, block_size)."""
+        low = x.min(1)
+        high = x.max(1)
+        if self.clipping == "percentile":
+            low, high = self.inner_range(x, low, high)
+        if self.clipping == "mse":
+            p = self.best_share(x, low, high)
+            low, high = p * low, p * high
         return self.grid(low, high)
 
     def inner_range(self, x: Array, low: Array, high: Array) -> Array:
-        """The range without its outermost percents, (2, n_blocks); all of it, low … high, where
-        the rest is zeros, which give no step."""
+        """Return the range without its outermost percents, (2, n_blocks); all of it, low … high,
+        where the rest is zeros, which give no step."""
         if self.symmetric:
-            inner = np.percentile(np.abs(x), self.percentile, axis=1) * np.float32([[-1], [1]])
+            m = np.percentile(np.abs(x), self.percentile, axis=1)
+            inner = np.stack([-m, m])
         else:
-            out = (100 - self.percentile) / 2
-            inner = np.percentile(x, [out, 100 - out], axis=1)
+            outside = (100 - self.percentile) / 2
+            inner = np.percentile(x, [outside, 100 - outside], axis=1)
         return np.where(inner.any(0), inner, [low, high])
 
     def best_share(self, x: Array, low: Array, high: Array) -> Array:
-        """The p (n_blocks,) whose range p·low … p·high has the least error. Errors are measured in
-        units of 2³²ᵏ, of the order of the row, so that their powers are float32 numbers too."""
-        k = np.rint(np.frexp(np.maximum(-low, high))[1] / 32).clip(-3, 3).astype(int)
+        """Return the p (n_blocks,) whose range p·low … p·high has the least error. Errors are
+        measured in units of 2³²ᵏ, of the order of the row, so that their powers are float32 numbers
+        too."""
+        exponent = np.frexp(np.maximum(-low, high))[1]
+        k = np.rint(exponent / 32).clip(-3, 3).astype(int)
         unit = np.ldexp(np.float32(1), 32 * k)[:, None]
-        best, least = np.ones(len(x), np.float32), np.full(len(x), np.inf, np.float32)
+        best = np.ones(len(x), np.float32)
+        least = np.full(len(x), np.inf, np.float32)
         for i in range(int(self.grid_steps * self.shrink) + 1):
             p = np.float32(1 - i / self.grid_steps)
             error = np.abs(self.grid(p * low, p * high).round(x) - x)
-            if k.any(): error /= unit
-            error = (error * error if self.norm == 2 else error**self.norm).sum(1)
-            best, least = np.where(error < least, p, best), np.minimum(error, least)
+            if k.any():
+                error /= unit
+            error = error * error if self.norm == 2 else error**self.norm
+            error = error.sum(1)
+            best = np.where(error < least, p, best)
+            least = np.minimum(error, least)
         return best
 
     def grid(self, low: Array, high: Array) -> Grid:
-        """The grid for given ranges (n_blocks,), such as ranges that were calibrated beforehand."""
-        low, high = np.float32(low).reshape(-1), np.float32(high).reshape(-1)
+        """Make the grid for given ranges (n_blocks,), such as ranges that were calibrated
+        beforehand."""
+        low = np.float32(low).reshape(-1)
+        high = np.float32(high).reshape(-1)
         return make_grid(low, high, self.bits, self.symmetric, self.convention, self.scale_dtype)
 
 
 def group_width(d: int, group_size: int | None) -> int:
-    """The group size (default 128) if it divides rows of length d, else ValueError."""
+    """Return the group size (default 128) if it divides rows of length d, else ValueError."""
     g = 128 if group_size is None else group_size
-    if d % g == 0: return g
+    if d % g == 0:
+        return g
     largest = max(k for k in range(1, min(d, g) + 1) if d % k == 0)
     raise ValueError(f"group_size={g} does not divide the last axis, {d}; {largest} does")

@@ -62,7 +62,7 @@ class ZeroQuant(Scheme):
         return self.steps > 0
 
     def uniform(self, shape: tuple[int, int], bits: int) -> Uniform:
-        """The quantizer of a weight (d_out, d_in)."""
+        """Return the quantizer of a weight (d_out, d_in)."""
         if self.group_size is not None:
             return Uniform(bits, granularity="group", group_size=self.group_size)
         size = math.prod(shape)
@@ -78,23 +78,31 @@ class ZeroQuant(Scheme):
         return Int8Linear(self.quantize(linear.weight.data, bits), linear.bias, "token")
 
     def apply(self, model: Decoder, layers: dict[str, Linear], batches: list[Array]) -> None:
-        bits = lambda path: self.mlp_bits if "mlp." in path else self.bits
         if not self.steps:
-            replace_modules(model, {path: self.layer(m, bits(path)) for path, m in layers.items()})
+            replace_modules(model, {path: self.layer(linear, self.bits_of(path))
+                                    for path, linear in layers.items()})
             return
         for path, block, inputs in block_by_block(model, batches):
-            if not (inside := below(path, layers)): continue
+            linears = below(path, layers)
+            if not linears:
+                continue
             student = copy.deepcopy(block)
-            replace_modules(student, {name: self.student(student.get(name), bits(name))
-                                      for name in inside})
+            replace_modules(student, {name: self.student(student.get(name), self.bits_of(name))
+                                      for name in linears})
             distill(block, student, inputs, self.steps, self.lr)
-            new = {name: Int8Linear(student.get(name).convert().weight, linear.bias, "token")
-                   for name, linear in inside.items()}
+            new = {}
+            for name, linear in linears.items():
+                q = student.get(name).convert().weight
+                new[name] = Int8Linear(q, linear.bias, "token")
             replace_modules(block, new)
 
-    def student(self, linear: Linear, bits: int | None) -> FakeQuantLinear:
-        """The layer that computes what `layer(linear, bits)` does, with a weight to train."""
-        weight = self.uniform(checked(linear.weight.data).shape, bits or self.bits)
+    def bits_of(self, path: str) -> int:
+        """Return the bits of the layer at `path`."""
+        return self.mlp_bits or self.bits if "mlp." in path else self.bits
+
+    def student(self, linear: Linear, bits: int) -> FakeQuantLinear:
+        """Make the layer that computes what `layer(linear, bits)` does, with a weight to train."""
+        weight = self.uniform(checked(linear.weight.data).shape, bits)
         return FakeQuantLinear(linear, MinMax(weight), MinMax(Uniform(8)))
 
 
@@ -110,9 +118,14 @@ def distill(teacher: Module, student: Module, inputs: list[Tensor], steps: int, 
     """Train the rounded weights of the block `student` by Adam towards the outputs of `teacher`.
     inputs: Tensors (B, T, d), one per step, in turn. Returns the loss of every step."""
     pairs = [(x, teacher(x)) for x in inputs]
-    weights = [m.weight for _, m in student.named_modules() if isinstance(m, FakeQuantLinear)]
-    for p in student.parameters(): p.requires_grad = any(p is W for W in weights)
-    optimizer, losses = AdamW(weights, lr=lr, weight_decay=0.0), []
+    for parameter in student.parameters():
+        parameter.requires_grad = False
+    weights = [module.weight for _, module in student.named_modules()
+               if isinstance(module, FakeQuantLinear)]
+    for W in weights:
+        W.requires_grad = True
+    optimizer = AdamW(weights, lr=lr, weight_decay=0.0)
+    losses = []
     for step in range(steps):
         x, y = pairs[step % len(pairs)]
         with enable_grad():

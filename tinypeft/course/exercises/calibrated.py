@@ -62,7 +62,7 @@ def halves(column):
 
 
 def gptq(W, U, quant):
-    """As the package does it: what a column gets is summed just before it is rounded."""
+    """Algorithm 1 in another order: the corrections of a column are summed just before it is rounded."""
     W_hat, E = np.empty_like(W), np.zeros_like(W)
     for j in range(W.shape[1]):
         w = W[:, j] - E[:, :j] @ U[:j, j]

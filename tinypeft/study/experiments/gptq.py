@@ -4,6 +4,7 @@ import numpy as np
 from ...quant import GPTQ, Scheme, capture, layer_errors
 from ...quant.gptq import factor
 from ...quant.measure import output_error
+from ...quant.plain import gptq_step
 from ..experiment import Experiment
 from ..quantized import base_model, costs, draw, rounded
 
@@ -53,9 +54,8 @@ def measure_columns(compensate: bool, seed: int, settings: dict) -> dict:
     grid = GPTQ(settings["bits"]).nearest.fit(weight)
     frames, errors = [], [0.0]
     for j in range(d):
-        q = grid.round(W[:, j:j + 1].astype(np.float32)).astype(float)
-        if compensate: W[:, j + 1:] -= (W[:, j:j + 1] - q) / U[j, j] * U[j, j + 1:]
-        W[:, j:j + 1] = q
+        if compensate: gptq_step(W, U, j, d, grid)
+        else: W[:, [j]] = grid.round(W[:, [j]].astype(np.float32))
         errors.append(output_error(W0, W, H))
         if j + 1 in settings["moments"]: frames.append(np.round(np.abs(W - W0)[:settings["rows"]], 4).tolist())
     return {"output_error": errors, "frames": frames, "weight_error": float(np.linalg.norm(W - W0) / np.linalg.norm(W0))}

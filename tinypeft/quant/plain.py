@@ -1,0 +1,137 @@
+"""The papers' algorithms as one reads them: the same letters, in the papers' order.
+
+Other files compute the same numbers faster, in less memory, or with more options. The tests compare
+the two to the last bit. Read this file first. A weight W is (d_out, d_in), inputs X are (n, d_in).
+"""
+import numpy as np
+
+from ..common.hints import Array
+from .awq import AWQ
+from .codebooks import codebook
+from .gptq import GPTQ
+from .qtensor import QTensor
+from .uniform import Grid
+
+__all__ = ["awq", "decode", "double_quantize", "gptq", "gptq_step", "llm_int8", "nf4",
+           "nf4_decode", "pack", "unpack"]
+
+
+def gptq(W: Array, H: Array, scheme: GPTQ) -> Array:
+    """Algorithm 1 of GPTQ (arXiv 2210.17323), column after column → codes (d_out, d_in).
+
+    H (d_in, d_in) = 2XXᵀ. `scheme` has the bits, the group size g, the damping and B."""
+    d = W.shape[1]
+    g = scheme.group_size or d
+    lam = scheme.damping * H.diagonal().mean()
+    U = np.linalg.cholesky(np.linalg.inv(H + lam * np.eye(d))).T         # Cholesky(H⁻¹)ᵀ, upper
+    W = W.astype(np.float64)
+    q = np.empty(W.shape, np.uint8)
+    E = np.empty(W.shape)
+    for i in range(0, d, scheme.block_size):
+        end = min(i + scheme.block_size, d)
+        before = W.astype(np.float32)           # the authors' code takes scales from these columns
+        for j in range(i, end):
+            if j % g == 0:
+                grid = scheme.nearest.fit(before[:, j:j + g])
+            q[:, j], E[:, j] = gptq_step(W, U, j, end, grid)
+        W[:, end:] -= E[:, i:end] @ U[i:end, end:]
+    return q
+
+
+def gptq_step(W: Array, U: Array, j: int, end: int, grid: Grid
+              ) -> tuple[Array, Array]:
+    """Round column j of W, in place, and correct the columns j + 1 … end − 1 for its error. Return
+    the codes of column j, and E_:j."""
+    q = grid.encode(W[:, [j]].astype(np.float32))
+    Q = grid.decode(q)[:, 0]
+    E = (W[:, j] - Q) / U[j, j]
+    W[:, j] = Q
+    W[:, j + 1:end] -= np.outer(E, U[j, j + 1:end])
+    return q[:, 0], E
+
+
+def awq(W: Array, X: Array, scheme: AWQ) -> tuple[Array, float]:
+    """Equations (4) and (5) of AWQ (arXiv 2306.00978) for a layer of its own → s (d_in,) and α.
+
+    `scheme` has the number of α, and the bits and groups of Q, round to nearest."""
+    s_X = np.abs(X).mean(0, dtype=np.float64).astype(np.float32)
+    best = np.inf
+    for i in range(scheme.n_ratios):
+        alpha = i / scheme.n_ratios
+        s = np.maximum(s_X**np.float32(alpha), np.float32(1e-4))
+        s = s / np.sqrt(s.max() * s.min())               # as in the authors' code
+        Q = scheme.nearest.quantize(W * s).dequantize()
+        L = np.square((Q / s - W) @ X.T).sum()
+        if L < best:
+            best, best_s, best_alpha = L, s, alpha
+    return best_s, best_alpha
+
+
+def nf4(x: Array) -> tuple[Array, Array]:
+    """QLoRA (arXiv 2305.14314) §3, one block x (B,): s = max|x|, q_i = argmin_k |x_i/s − c_k|.
+
+    Return q and s. As in bitsandbytes, x is multiplied by 1/s, and a block of zeros gets the code
+    of 0. Only a number exactly at a midpoint as float32 rounds it may get the other neighbour in
+    `nf4.py`."""
+    s = np.abs(x).max()
+    v = x * (1 / s) if s > 0 else x
+    distances = np.abs(v[:, None].astype(np.float64) - codebook("nf4"))
+    return distances.argmin(1).astype(np.uint8), s
+
+
+def nf4_decode(q: Array, s: Array) -> Array:
+    """x̂ = s c_q."""
+    return s * codebook("nf4")[q]
+
+
+def double_quantize(s: Array, o: Array) -> tuple[Array, Array]:
+    """QLoRA's second quantization, of at most 256 scales s. Return r and t: s ≈ t d_r + o.
+
+    t = max|s − o|,  r_i = argmin_k |(s_i − o)/t − d_k|. o is the mean of all scales of W."""
+    t = np.abs(s - o).max()
+    v = (s - o) * (1 / t)
+    distances = np.abs(v[:, None].astype(np.float64) - codebook("dynamic"))
+    return distances.argmin(1).astype(np.uint8), t
+
+
+def llm_int8(X: Array, W: Array, threshold: float = 6.0) -> Array:
+    """Equation (8) of LLM.int8() (arXiv 2208.07339): X Wᵀ (n, d_out). With the threshold ∞ it is
+    the paper's vector-wise quantization, `W8A8(weights="channel")`."""
+    outlier = (np.abs(X) >= threshold).any(0)                            # h ∈ O, (d_in,)
+    s_x = np.abs(X[:, ~outlier]).max(1) / np.float32(127)
+    s_w = np.abs(W).max(1) / np.float32(127)             # W is stored once, with all of its columns
+    q_x = np.rint(X[:, ~outlier] / s_x[:, None]).astype(np.int64)
+    q_w = np.rint(W[:, ~outlier] / s_w[:, None]).astype(np.int64)
+    integers = (q_x @ q_w.T).astype(np.float32) * s_x[:, None] * s_w
+    W_f16 = W[:, outlier].astype(np.float16)
+    return integers + X[:, outlier] @ W_f16.astype(np.float32).T
+
+
+def decode(q: QTensor) -> Array:
+    """x̂ = s · (c[q] − z) + o, block after block, in the shape of q."""
+    codes = q.unpack()
+    c = codes.astype(np.float32) if q.codebook is None else codebook(q.codebook)[codes]
+    n = q.n_blocks
+    s = np.ones(n) if q.scale is None else q.scales()
+    z = np.full(n, q.zero) if isinstance(q.zero, int) else q.zeros()
+    o = np.zeros(n) if q.offset is None else np.broadcast_to(q.offsets(), n)
+    s, z, o = np.float32([s, z, o])
+    x = np.empty(q.size, np.float32)
+    for i in range(n):
+        block = slice(i * q.block_size, (i + 1) * q.block_size)
+        x[block] = s[i] * (c[block] - z[i]) + o[i]
+    x = x.reshape(q.shape)
+    return x if q.order is None else x[..., np.argsort(q.order)]
+
+
+def pack(codes: Array, bits: int) -> Array:
+    """Codes of some bits (n,) → bytes. The first code is in the high bits of the first byte."""
+    places = np.arange(bits)[::-1]
+    return np.packbits(codes[:, None] >> places & 1)
+
+
+def unpack(packed: Array, bits: int, n: int) -> Array:
+    """The first n codes of an array of bytes."""
+    places = np.arange(bits)[::-1]
+    stream = np.unpackbits(packed)[:n * bits].reshape(n, bits)
+    return (stream << places).sum(1)
