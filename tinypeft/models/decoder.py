@@ -22,7 +22,7 @@ from ..engine.recompute import run_block
 from ..engine.tensor import GraphError, Tensor, concatenate
 from .generation import KVCache, LayerCache, generate
 
-__all__ = ["Block", "Decoder", "Prefix", "attend", "heads"]
+__all__ = ["Block", "Decoder", "Prefix", "attend", "heads", "require_free"]
 
 Prefix = list[tuple[Tensor, Tensor]]                     # one (K, V) per layer
 
@@ -114,11 +114,6 @@ class Decoder(Module):
         """The method on this model, or None."""
         return self.attachment and self.attachment.method
 
-    def check_free(self, verb: str) -> None:
-        """Raise ValueError if a method is on this model, or is to return to it: nothing else may
-        change the model then. verb: who asks, for the message."""
-        if self.attachment is not None: self.attachment.refuse(verb)
-
     def embed(self, x: Tensor, past: int) -> Tensor:
         """What enters the first block; x (B, n, d) are embedded tokens and virtual vectors at
         positions past … past + n − 1."""
@@ -208,6 +203,17 @@ class Decoder(Module):
         return generate(self, tokens, max_new_tokens, **options)
 
     def describe(self) -> str: return f"({self.n_parameters():,} parameters)"
+
+
+def require_free(model: Any, verb: str) -> None:
+    """Raise ValueError if a method is on `model`, or returns to it, because `verb` would change the
+    model below it. Raise TypeError for anything but a `Decoder`."""
+    base = getattr(model, "model", model)                # of a PeftModel
+    mark = getattr(base, "attachment", None)
+    if mark is not None:
+        raise mark.error(f"{verb}: {mark.reason}")
+    if not isinstance(model, Decoder):
+        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}")
 
 
 def heads(x: Tensor, n: int) -> Tensor:

@@ -6,7 +6,9 @@ tasks). Methods that change the model, such as LoRA or adapters, take turns, eac
 """
 import contextlib
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +31,16 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
     MethodError when a method that is not in `tuned` is on the model.
     """
     tokens = np.asarray(tokens)
-
-    def alone(m, rows): logits[rows] = m(tokens[rows]).data
-
-    def shared(group, rows, seams): logits[rows] = model(tokens[rows], **seams).data
-    run = _Turns("mixed_batch", model, tuned, tokens, tasks)
+    turns = Turns("mixed_batch", model, tuned, tokens, tasks)
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
-    run(alone, shared)
+
+    def alone(m, rows):
+        logits[rows] = m(tokens[rows]).data
+
+    def together(group, rows, seams):
+        logits[rows] = model(tokens[rows], **seams).data
+
+    turns.run(alone, together)
     return Tensor(logits)
 
 
@@ -54,26 +59,40 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
                               "attach(model, method, head=n_classes) adds one")
 
     def fill(rows, logits):
-        for b, row in zip(rows, logits.data, strict=True): classes[b] = row
+        for b, row in zip(rows, logits.data, strict=True):
+            classes[b] = row
 
-    def alone(m, rows): fill(rows, m.classify(tokens[rows], lengths[rows]))
+    def alone(m, rows):
+        fill(rows, m.classify(tokens[rows], lengths[rows]))
 
-    def shared(group, rows, seams):
-        last = model.hidden(tokens[rows], **seams)[np.arange(len(rows)), lengths[rows] - 1]
-        for t, own, _ in group:
-            fill(own, (t.head or model.head)(last[[rows.index(b) for b in own]]))
-    _Turns("mixed_classify", model, tuned, tokens, tasks, lengths)(alone, shared)
+    def together(group, rows, seams):
+        ends = np.arange(len(rows)), lengths[rows] - 1
+        last = model.hidden(tokens[rows], **seams)[ends]
+        for member in group:
+            head = member.tuned.head or model.head
+            own = [rows.index(b) for b in member.rows]
+            fill(member.rows, head(last[own]))
+
+    turns = Turns("mixed_classify", model, tuned, tokens, tasks, lengths)
+    turns.run(alone, together)
     return classes
 
 
-class _Turns:
-    """Which rows go through the model together. Calling it runs alone(model, rows) for those with
-    a method of their own, and shared(group, rows, seams) for virtual tokens, where group holds
-    (PeftModel, its rows, its seams)."""
+@dataclass
+class Member:
+    """A task's rows in a shared pass. seams: what its virtual tokens give the model for them."""
+    tuned: PeftModel
+    rows: list[int]
+    seams: dict[str, Any]
 
-    def __init__(self, verb, model, tuned, tokens, tasks, lengths=None):
-        if not isinstance(model, Decoder) or not all(isinstance(t, PeftModel)
-                                                     for t in tuned.values()):
+
+class Turns:
+    """Which rows go through the model together: task → rows."""
+
+    def __init__(self, verb: str, model: Decoder, tuned: Mapping[Hashable, PeftModel],
+                 tokens: Array, tasks: Sequence[Hashable], lengths: Array | None = None):
+        tuned_models = all(isinstance(t, PeftModel) for t in tuned.values())
+        if not isinstance(model, Decoder) or not tuned_models:
             raise TypeError(f"{verb}: expected a language model and a dict task → PeftModel")
         tasks = list(tasks)
         if len(tasks) != len(tokens):
@@ -84,48 +103,76 @@ class _Turns:
                 raise ValueError(f"{verb}: row {b} has the task {task!r}; there are "
                                  f"{', '.join(map(repr, tuned))}")
             self.rows[task].append(b)
-        self.verb, self.model, self.tuned = verb, model, tuned
-        self.tokens, self.lengths = tokens, lengths
+        self.verb = verb
+        self.model = model
+        self.tuned = tuned
+        self.tokens = tokens
+        self.lengths = lengths
 
-    def __call__(self, alone, shared):
+    def run(self, alone: Callable, together: Callable) -> None:
+        """Call alone(model, rows) for each method that changes the model, and for the base, and
+        together(group, rows, seams) for virtual tokens, where group is a list of Members."""
         with no_grad(), contextlib.ExitStack() as afterwards:
             for t in self.tuned.values():
                 if t.active:
                     t.detach()
                     afterwards.callback(t.reattach)
-            for m in [self.model, *(t.model for t in self.tuned.values())]:
-                if m.attached is not None:
-                    raise MethodError(f"{self.verb}: {m.attached} is on the model, but not among "
-                                      "the tasks' methods; detach it")
-            together = defaultdict(list)
+            self._check_detached()
+            groups = defaultdict(list)
             for task, rows in self.rows.items():
                 t = self.tuned.get(task)
-                if t and t.model is self.model and t.virtual and not (t.wrappers or t.trained):
-                    t.check_base(self.verb)
-                    lengths = None if self.lengths is None else self.lengths[rows]
-                    seams = t.virtual.seams(self.tokens[rows], lengths)
-                    kinds = "prefix" in seams, "prompt" in seams, t.virtual.length
-                    together[kinds].append((t, rows, seams))
-                elif t is None: alone(self.model, rows)
+                if t is None:
+                    alone(self.model, rows)
+                elif t.model is self.model and t.virtual and not (t.wrappers or t.trained):
+                    member = self._member(t, rows)
+                    groups[kind_of(member)].append(member)
                 else:
                     t.reattach()
-                    try: alone(t, rows)
-                    finally: t.detach()
-            for group in together.values():
-                shared(group, [b for _, rows, _ in group for b in rows], _row_by_row(group))
+                    try:
+                        alone(t, rows)
+                    finally:
+                        t.detach()
+            for group in groups.values():
+                rows = [b for member in group for b in member.rows]
+                together(group, rows, row_by_row(group))
+
+    def _check_detached(self):
+        for model in [self.model, *(t.model for t in self.tuned.values())]:
+            if model.attached is not None:
+                raise MethodError(f"{self.verb}: {model.attached} is on the model, but not among "
+                                  "the tasks' methods; detach it")
+
+    def _member(self, tuned, rows):
+        tuned.check_base(self.verb)
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return Member(tuned, rows, tuned.virtual.seams(self.tokens[rows], lengths))
 
 
-def _row_by_row(group):
-    """One call's seams from those of several tasks: each vector repeated for its task's rows."""
-    def join(read, k):                                       # an array of k axes → (rows, *k axes)
-        arrays = [(read(seams), len(rows)) for _, rows, seams in group]
-        return np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n in arrays])
-    first, joined = group[0][2], {}
+def kind_of(member):
+    """What members of one group have in common."""
+    return "prefix" in member.seams, "prompt" in member.seams, member.tuned.virtual.length
+
+
+def row_by_row(group):
+    """Join the seams of several tasks for one call: each vector repeated for its task's rows."""
+    first, joined = group[0].seams, {}
     if "prefix" in first:
-        layer = lambda l, kv: Tensor(join(lambda seams: seams["prefix"][l][kv].data, 3))
-        joined["prefix"] = [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]
+        joined["prefix"] = []
+        for layer in range(len(first["prefix"])):
+            K = repeated(group, [member.seams["prefix"][layer][0].data for member in group], 3)
+            V = repeated(group, [member.seams["prefix"][layer][1].data for member in group], 3)
+            joined["prefix"].append((Tensor(K), Tensor(V)))
     if "prompt" in first:
-        default = np.arange(first["prompt"].shape[-2])
-        joined["prompt"] = Tensor(join(lambda seams: seams["prompt"].data, 2))
-        joined["prompt_at"] = join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)
+        prompts = [member.seams["prompt"].data for member in group]
+        in_front = np.arange(first["prompt"].shape[-2])
+        places = [np.asarray(member.seams.get("prompt_at", in_front)) for member in group]
+        joined["prompt"] = Tensor(repeated(group, prompts, 2))
+        joined["prompt_at"] = repeated(group, places, 1)
     return joined
+
+
+def repeated(group, arrays, ndim):
+    """Repeat each member's array, of `ndim` axes or with one for rows, for its rows; join all."""
+    return np.concatenate([
+        np.broadcast_to(array, (len(member.rows), *array.shape[-ndim:]))
+        for member, array in zip(group, arrays, strict=True)])

@@ -34,7 +34,7 @@ from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from ..peft.folders import KNOWN
-from ..peft.method import Method, MethodError
+from ..peft.method import Method, MethodError, Wrapper
 from .linear import QuantizedLinear, straight_through
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, code_bits, weights_per_scale
@@ -74,7 +74,7 @@ class PEQA(Scheme, Method):
         for p in model.parameters(): p.requires_grad = False
         replace_modules(model, new)
 
-    def wrap(self, model: Decoder, rng: Seed) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Seed) -> dict[str, Wrapper]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
             trained = isinstance(layer, PEQALinear)
@@ -105,7 +105,7 @@ class PEQA(Scheme, Method):
 KNOWN["PEQA"] = PEQA                                     # `load_adapter` finds it by this name
 
 
-class PEQALinear(Module):
+class PEQALinear(Wrapper):
     """y = x Ŵᵀ + b with the codes of `base`, a QuantizedLinear, and `scale`, a Parameter (n,)."""
 
     def __init__(self, base: QuantizedLinear, scale: Array | None = None):
