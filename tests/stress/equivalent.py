@@ -40,8 +40,6 @@ EXPLAINED = {
     ("tinypeft/course/calls.py", "text_of", "f'{type(error).__name__}: {error}'[:5000]",
      "f'{type(error).__name__}: {error}'[:5001]"):
         "the length at which a very long message of an error is cut",
-    ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
-        "how long the header of an array in an older file may be: the edge is a guess, and generous",
     ("tinypeft/training/loop.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
         "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
 }

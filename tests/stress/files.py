@@ -36,7 +36,7 @@ import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tests.stress.attacks import attacks, gguf_content, save_first, save_gguf, save_npz, save_raw
+from tests.stress.attacks import attacks, gguf_content, save_first, save_gguf, save_raw
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
@@ -87,7 +87,7 @@ def tokenizer() -> BPETokenizer:
 
 
 def first_quantized_format(path: Path, m: tp.GPT) -> None:
-    """A quantized model in format 1: a compressed layout in an .npz file."""
+    """A quantized model in format 1: a compressed layout among the arrays."""
     tp.save_quantized(m, path)
     joined, meta = load_arrays(path)
     index = [[name, dtype, shape] for dtype, shapes in meta["index"].items() for name, shape in shapes.items()]
@@ -112,9 +112,9 @@ def settings(file):
 
 class Kind:
     """A kind of file: `make(folder, i)` writes variant i, `read(folder)` reads it, sets `seen` to the model, and returns
-    what it computes. own: the kind has a checksum. older: its files are .npz files."""
+    what it computes. own: the kind has a checksum."""
 
-    own, older, variants = True, False, 1
+    own, variants = True, 1
 
     def __init__(self):
         self.base, self.seen = model(), None
@@ -212,15 +212,6 @@ class Adapter(Kind):
         return f"{super().state()} {self.base.attached} {self.base.head}"
 
 
-class OlderAdapter(Adapter):
-    older = True
-
-    def make(self, folder, i):
-        super().make(folder, i)
-        save_npz(folder / "adapter.npz", *load_arrays(path := folder / "adapter.safetensors"))
-        path.unlink()
-
-
 class SeveralAdapters(Adapter):
     """Two methods on one model; the first is a LoRA."""
 
@@ -294,15 +285,6 @@ class Pretrained(Kind):
         return [logits(m), m.tokenizer.encode(TEXT)]
 
 
-class OlderPretrained(Pretrained):
-    older = True
-
-    def make(self, folder, i):
-        super().make(folder, i)
-        save_npz(folder / "weights.npz", *load_arrays(path := folder / "weights.safetensors"))
-        path.unlink()
-
-
 class Quantized(Kind):
     variants = len(SCHEMES)
 
@@ -315,8 +297,6 @@ class Quantized(Kind):
 
 
 class OlderQuantized(Quantized):
-    older = True
-
     def make(self, folder, i):
         first_quantized_format(folder / "model.safetensors", SCHEMES[i](model()))
 
@@ -333,15 +313,6 @@ class Checkpoint(Kind):
         return result
 
 
-class OlderCheckpoint(Checkpoint):
-    older = True
-
-    def make(self, folder, i):
-        super().make(folder, i)
-        save_npz(folder / "run.npz", *load_arrays(folder / "run.safetensors"))
-        os.replace(folder / "run.npz", folder / "run.safetensors")
-
-
 KINDS: dict[str, type[Kind]] = {
     "huggingface": HuggingFace,
     "other families": OtherFamilies,
@@ -349,16 +320,13 @@ KINDS: dict[str, type[Kind]] = {
     "gguf": GGUF,
     "peft": PeftFolder,
     "adapter": Adapter,
-    "adapter, older": OlderAdapter,
     "adapter, several": SeveralAdapters,
     "prediction": Prediction,
     "own data": OwnData,
     "pretrained": Pretrained,
-    "pretrained, older": OlderPretrained,
     "quantized": Quantized,
     "quantized, older": OlderQuantized,
     "checkpoint": Checkpoint,
-    "checkpoint, older": OlderCheckpoint,
 }
 
 
@@ -539,7 +507,6 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
             path, forged_arrays({n: np.array(a) for n, a in arrays.items()}, rng), {"format": "pt"}
         )
     arrays, meta = load_arrays(path)
-    write = save_npz if kind.older else save_raw
     if "layout" in arrays and rng.random() < 0.5:
         layout = json.loads(zlib.decompress(arrays["layout"].tobytes()))
         return save_first(path, arrays, forged(layout, rng), meta)
@@ -547,7 +514,7 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
         meta = forged(meta, rng)
     else:
         arrays = forged_arrays(arrays, rng)
-    write(path, arrays, meta)
+    save_raw(path, arrays, meta)
 
 
 # -- judging one file ------------------------------------------------------------------------------------------------
