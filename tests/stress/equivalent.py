@@ -16,9 +16,6 @@ EQUIVALENT = {
         "`load_adapter`, its one caller, always says whether",
     ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):
         "`reshape` copies what is not contiguous, so that the result is",
-    ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
-     "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
-        "the last six axes of an array of three are its three axes",
     ("tinypeft/quant/awq.py", "AWQ.best_scale.L", "twin(x).data - y", "y - twin(x).data"):
         "only the square of the difference is read",
     ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[:half], starts[half:]), workers=2)",

@@ -74,7 +74,7 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
     with naming(path):
         formats = {1: _read_first_format, 2: _read_format}
         read = formats.get(n) if type(n := meta.get("format")) is int else None
-        if read is None or "config" not in meta or "method" in meta:
+        if read is None or "config" not in meta or "parts" in meta:
             raise ValueError("it holds no quantized model that save_quantized wrote")
         state, kinds = read(joined, meta)
         family = meta.get("family", "GPT")
