@@ -106,8 +106,6 @@ class Adapter(Bottleneck, Wrapper):
 
     def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
         self.base = base
-        self.d_in = base.d_in
-        self.d_out = base.d_out
         super().__init__(base.d_out, method, rng)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -128,8 +128,6 @@ class FusedAdapters(Wrapper):
     def __init__(self, base: Module, method: AdapterFusion, rng: Rng):
         d = base.d_out
         self.base = base
-        self.d_in = base.d_in
-        self.d_out = d
         self.adapters = [Bottleneck(d, adapter, rng) for adapter in method.adapters]
         for adapter in self.adapters:
             for p in adapter.parameters():

@@ -79,14 +79,6 @@ class Scaled(Wrapper):
         self.base = base
         self.l = Parameter(np.ones(n, np.float32))
 
-    @property
-    def d_in(self) -> int:
-        return self.base.d_in
-
-    @property
-    def d_out(self) -> int:
-        return self.base.d_out
-
     def scaled(self, scale_W: Array, scale_b: Array | float) -> Linear:
         """Make a Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
         weight = self.base.dense_weight() * scale_W

@@ -92,8 +92,6 @@ class LowRankLinear(Wrapper):
             raise MethodError(f"rank {r} exceeds {most}, the largest that a "
                               f"{base.d_out} × {base.d_in} matrix can have")
         self.base = base
-        self.d_in = base.d_in
-        self.d_out = base.d_out
         self.dropout = Dropout(dropout, rng)
 
     @property

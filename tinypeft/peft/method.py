@@ -47,6 +47,9 @@ class Wrapper(Module):
             if near and name not in near:
                 raise TypeError(f"{cls.__name__} has {name}; did you mean {near[0]}?")
 
+    d_in = property(lambda self: self.base.d_in)
+    d_out = property(lambda self: self.base.d_out)
+
     def merge(self) -> Linear:
         """Return a plain layer that computes the same as this wrapper and its base."""
         raise MethodError(f"merge: a {type(self).__name__} changes more than a weight, so no plain "

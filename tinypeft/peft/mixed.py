@@ -6,13 +6,14 @@ tasks). Methods that change the model, such as LoRA or adapters, take turns, eac
 """
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..common.hints import Array
+from ..engine.nn import Module
 from ..engine.tensor import Tensor, no_grad
 from ..models.decoder import Decoder
 from .method import MethodError
@@ -31,16 +32,12 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
     MethodError when a method that is not in `tuned` is on the model.
     """
     tokens = np.asarray(tokens)
-    turns = Turns("mixed_batch", model, tuned, tokens, tasks)
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
 
-    def alone(m, rows):
-        logits[rows] = m(tokens[rows]).data
+    def compute(base, group, rows, seams):
+        logits[rows] = base(tokens[rows], **seams).data
 
-    def together(group, rows, seams):
-        logits[rows] = model(tokens[rows], **seams).data
-
-    turns.run(alone, together)
+    in_turns(compute, "mixed_batch", model, tuned, tokens, tasks)
     return Tensor(logits)
 
 
@@ -52,119 +49,105 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
     task whose PeftModel has no head.
     """
     tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-    classes = [None] * len(tokens)
+    B, T = tokens.shape
+    if lengths.shape != (B,) or (lengths < 1).any() or (lengths > T).any():
+        raise ValueError(f"mixed_classify: lengths must be {B} numbers in [1, {T}], got {lengths}")
     for task in dict.fromkeys(tasks):
         if task in tuned and tuned[task].head is None and tuned[task].model.head is None:
             raise MethodError(f"mixed_classify: the task {task!r} has no classification head; "
                               "attach(model, method, head=n_classes) adds one")
+    classes = [None] * B
 
-    def fill(rows, logits):
-        for b, row in zip(rows, logits.data, strict=True):
-            classes[b] = row
-
-    def alone(m, rows):
-        fill(rows, m.classify(tokens[rows], lengths[rows]))
-
-    def together(group, rows, seams):
-        ends = np.arange(len(rows)), lengths[rows] - 1
-        last = model.hidden(tokens[rows], **seams)[ends]
+    def compute(base, group, rows, seams):
+        h = base.hidden(tokens[rows], **seams)
+        last = h[np.arange(len(rows)), lengths[rows] - 1]
         for member in group:
-            head = member.tuned.head or model.head
+            head = member.head or base.head
             own = [rows.index(b) for b in member.rows]
-            fill(member.rows, head(last[own]))
+            for b, row in zip(member.rows, head(last[own]).data, strict=True):
+                classes[b] = row
 
-    turns = Turns("mixed_classify", model, tuned, tokens, tasks, lengths)
-    turns.run(alone, together)
+    in_turns(compute, "mixed_classify", model, tuned, tokens, tasks, lengths)
     return classes
 
 
 @dataclass
 class Member:
-    """A task's rows in a shared pass. seams: what its virtual tokens give the model for them."""
-    tuned: PeftModel
+    """A task's rows, and what its method gives the model for them. head: its classifier."""
+    head: Module | None
     rows: list[int]
     seams: dict[str, Any]
 
 
-class Turns:
-    """Which rows go through the model together: task → rows."""
-
-    def __init__(self, verb: str, model: Decoder, tuned: Mapping[Hashable, PeftModel],
-                 tokens: Array, tasks: Sequence[Hashable], lengths: Array | None = None):
-        tuned_models = all(isinstance(t, PeftModel) for t in tuned.values())
-        if not isinstance(model, Decoder) or not tuned_models:
-            raise TypeError(f"{verb}: expected a language model and a dict task → PeftModel")
-        tasks = list(tasks)
-        if len(tasks) != len(tokens):
-            raise ValueError(f"{verb}: {len(tokens)} rows but {len(tasks)} tasks")
-        self.rows = defaultdict(list)
-        for b, task in enumerate(tasks):
-            if task is not None and task not in tuned:
-                raise ValueError(f"{verb}: row {b} has the task {task!r}; there are "
-                                 f"{', '.join(map(repr, tuned))}")
-            self.rows[task].append(b)
-        self.verb = verb
-        self.model = model
-        self.tuned = tuned
-        self.tokens = tokens
-        self.lengths = lengths
-
-    def run(self, alone: Callable, together: Callable) -> None:
-        """Call alone(model, rows) for each method that changes the model, and for the base, and
-        together(group, rows, seams) for virtual tokens, where group is a list of Members."""
-        with no_grad(), contextlib.ExitStack() as afterwards:
-            for t in self.tuned.values():
-                if t.active:
-                    t.detach()
-                    afterwards.callback(t.reattach)
-            self._check_detached()
-            groups = defaultdict(list)
-            for task, rows in self.rows.items():
-                t = self.tuned.get(task)
-                if t is None:
-                    alone(self.model, rows)
-                elif t.model is self.model and t.virtual and not (t.wrappers or t.trained):
-                    member = self._member(t, rows)
-                    groups[kind_of(member)].append(member)
-                else:
-                    t.reattach()
-                    try:
-                        alone(t, rows)
-                    finally:
-                        t.detach()
-            for group in groups.values():
-                rows = [b for member in group for b in member.rows]
-                together(group, rows, row_by_row(group))
-
-    def _check_detached(self):
-        for model in [self.model, *(t.model for t in self.tuned.values())]:
-            if model.attached is not None:
-                raise MethodError(f"{self.verb}: {model.attached} is on the model, but not among "
-                                  "the tasks' methods; detach it")
-
-    def _member(self, tuned, rows):
-        tuned.check_base(self.verb)
-        lengths = None if self.lengths is None else self.lengths[rows]
-        return Member(tuned, rows, tuned.virtual.seams(self.tokens[rows], lengths))
+def in_turns(compute, verb, model, tuned, tokens, tasks, lengths=None):
+    """Call compute(base, group, rows, seams) for all rows, each time with those that go through the
+    model together: rows of one method that changes it, or of several Members with virtual tokens.
+    """
+    rows_of = rows_by_task(verb, model, tuned, tokens, tasks)
+    with no_grad(), contextlib.ExitStack() as afterwards:
+        for t in tuned.values():
+            if t.active:
+                t.detach()
+                afterwards.callback(t.reattach)
+        check_detached(verb, [model, *(t.model for t in tuned.values())])
+        groups = defaultdict(list)
+        for task, rows in rows_of.items():
+            if task is None:
+                compute(model, [Member(None, rows, {})], rows, {})
+                continue
+            t, ends = tuned[task], None if lengths is None else lengths[rows]
+            if t.model is model and t.virtual and not (t.wrappers or t.trained):
+                t.check_base(verb)
+                member = Member(t.head, rows, t.virtual.seams(tokens[rows], ends))
+                kind = "prefix" in member.seams, "prompt" in member.seams, t.virtual.length
+                groups[kind].append(member)
+                continue
+            t.reattach()
+            try:
+                seams = t.virtual.seams(tokens[rows], ends) if t.virtual else {}
+                compute(t.model, [Member(t.head, rows, seams)], rows, seams)
+            finally:
+                t.detach()
+        for group in groups.values():
+            rows = [b for member in group for b in member.rows]
+            compute(model, group, rows, row_by_row(group))
 
 
-def kind_of(member):
-    """What members of one group have in common."""
-    return "prefix" in member.seams, "prompt" in member.seams, member.tuned.virtual.length
+def rows_by_task(verb, model, tuned, tokens, tasks):
+    """Check the arguments, and list the rows of each task: task → rows."""
+    tuned_models = all(isinstance(t, PeftModel) for t in tuned.values())
+    if not isinstance(model, Decoder) or not tuned_models:
+        raise TypeError(f"{verb}: expected a language model and a dict task → PeftModel")
+    tasks = list(tasks)
+    if len(tasks) != len(tokens):
+        raise ValueError(f"{verb}: {len(tokens)} rows but {len(tasks)} tasks")
+    rows = defaultdict(list)
+    for b, task in enumerate(tasks):
+        if task is not None and task not in tuned:
+            raise ValueError(f"{verb}: row {b} has the task {task!r}; there are "
+                             f"{', '.join(map(repr, tuned))}")
+        rows[task].append(b)
+    return rows
+
+
+def check_detached(verb, models):
+    """Raise MethodError if a method is on one of the models, so it is not among the tasks'."""
+    for model in models:
+        if model.attached is not None:
+            raise MethodError(f"{verb}: {model.attached} is on the model, but not among the tasks' "
+                              "methods; detach it")
 
 
 def row_by_row(group):
     """Join the seams of several tasks for one call: each vector repeated for its task's rows."""
     first, joined = group[0].seams, {}
     if "prefix" in first:
-        joined["prefix"] = []
-        for layer in range(len(first["prefix"])):
-            K = repeated(group, [member.seams["prefix"][layer][0].data for member in group], 3)
-            V = repeated(group, [member.seams["prefix"][layer][1].data for member in group], 3)
-            joined["prefix"].append((Tensor(K), Tensor(V)))
+        layers = zip(*(member.seams["prefix"] for member in group), strict=True)
+        joined["prefix"] = [tuple(Tensor(repeated(group, [t.data for t in tensors], 3))
+                                  for tensors in zip(*layer, strict=True)) for layer in layers]
     if "prompt" in first:
-        prompts = [member.seams["prompt"].data for member in group]
         in_front = np.arange(first["prompt"].shape[-2])
+        prompts = [member.seams["prompt"].data for member in group]
         places = [np.asarray(member.seams.get("prompt_at", in_front)) for member in group]
         joined["prompt"] = Tensor(repeated(group, prompts, 2))
         joined["prompt_at"] = repeated(group, places, 1)

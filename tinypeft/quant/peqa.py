@@ -112,8 +112,6 @@ class PEQALinear(Wrapper):
         self.base = base
         self.scale = Parameter(np.array(base.weight.scales() if scale is None else scale))
 
-    d_in = property(lambda self: self.base.d_in)
-    d_out = property(lambda self: self.base.d_out)
     bias = property(lambda self: self.base.bias)
     is_affine = True
     innermost = True                                     # it computes with the codes of `base`
