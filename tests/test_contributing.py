@@ -70,7 +70,7 @@ from ..engine.nn import Linear, Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.gpt import GPT
 from ..models.targets import match_targets
-from .method import Method
+from .method import Method, Wrapper
 
 __all__ = ["Toy"]
 
@@ -81,11 +81,11 @@ class Toy(Method):
     targets: Targets = layer_names(("query", "value"))
     learning_rate: ClassVar[float] = 1e-2
 
-    def wrap(self, model: GPT, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: GPT, rng: Rng) -> dict[str, Wrapper]:
         return {path: Shifted(layer) for path, layer in match_targets(model, self.targets)}
 
 
-class Shifted(Module):
+class Shifted(Wrapper):
     """h = W x + b."""
 
     def __init__(self, base: Module):

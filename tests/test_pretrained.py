@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import tinypeft as tp
-from tests.stress.attacks import save_npz, save_raw
-from tinypeft.files import fingerprint, load_arrays
+from tests.stress.attacks import save_raw
+from tinypeft.files import load_arrays
 from tinypeft.pretrained import FOLDER, training_record
-from tinypeft.pretrained.make import save_weights, tasks
+from tinypeft.pretrained.make import tasks
 from tinypeft.text import base_corpus, domain_corpus
 
 
@@ -71,21 +71,6 @@ def folder(tmp_path):
     """A copy of the shipped base."""
     for name in "weights.safetensors", "tokenizer.json": shutil.copy(FOLDER / name, tmp_path)
     return tmp_path
-
-
-def test_a_folder_of_an_earlier_version_is_loaded(model, folder):
-    save_npz(folder / "weights.npz", *load_arrays(folder / "weights.safetensors"))
-    with pytest.raises(ValueError, match="weights.safetensors and weights.npz, of which one is out of date"):
-        tp.load_model(folder)
-    (folder / "weights.safetensors").unlink()
-    assert fingerprint(tp.load_model(folder).state_dict()) == fingerprint(model.state_dict())
-
-
-def test_writing_weights_replaces_those_of_an_earlier_version(folder):
-    arrays, meta = load_arrays(folder / "weights.safetensors")
-    save_npz(folder / "weights.npz", arrays, meta)
-    save_weights(folder, arrays, tp.GPTConfig(**meta["config"]))
-    assert not (folder / "weights.npz").exists() and load_arrays(folder / "weights.safetensors")[1] == meta
 
 
 @pytest.mark.parametrize("change", [{"vocab_size": 1 << 40}, {"n_layers": 1 << 40}, {"d_model": 1 << 14}, {"norm_eps": -1},

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.stress.attacks import PLACES, save_npz, save_raw
-from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, only_file, read_text, save_arrays, write_atomically
+from tests.stress.attacks import PLACES, save_raw
+from tinypeft.files import cache_directory, disk, fingerprint, load_arrays, read_text, save_arrays, write_atomically
 from tinypeft.files.safetensors import write_safetensors
 
 ARRAYS = {"model/blocks.0.w": np.arange(6, dtype=np.float16).reshape(2, 3), "codes": np.arange(5, dtype=np.uint8),
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_named(damage, tmp_path):
 
 def test_another_programs_file_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", w=np.ones(3))
-    with pytest.raises(ValueError, match="other.npz is not a file that tinypeft wrote, .*: it has no __meta__"):
+    with pytest.raises(ValueError, match="other.npz is not a file that tinypeft wrote"):
         load_arrays(tmp_path / "other.npz")
     write_safetensors(tmp_path / "other.safetensors", {"w": np.ones(3)})
     with pytest.raises(ValueError, match="is not a file that tinypeft wrote, or it is damaged: .* no entry 'tinypeft'"):
@@ -123,9 +123,7 @@ def test_numbers_that_are_not_finite_or_real_are_neither_written_nor_read(bad, s
     with pytest.raises(ValueError, match=f"new: {says}"): save_arrays(tmp_path / "new", {"w": bad}, {})
     assert not list(tmp_path.iterdir())
     save_raw(tmp_path / "raw", {"w": bad}, {})
-    save_npz(tmp_path / "old", {"w": bad}, {})
-    for name in "raw", "old":
-        with pytest.raises(ValueError, match=f"{name} is not a file.*(not finite|complex)"): load_arrays(tmp_path / name)
+    with pytest.raises(ValueError, match="raw is not a file.*(not finite|complex)"): load_arrays(tmp_path / "raw")
 
 
 def test_any_changed_byte_is_noticed(tmp_path):
@@ -149,12 +147,3 @@ def test_only_regular_files_are_opened(name, tmp_path):
     error = r"place (is not a regular file|cannot be opened|is not a file that tinypeft wrote|has 1,099,511,627,776 bytes)"
     for read in load_arrays, *[read_text] * (name not in ("a pickle", "no bytes")):
         with pytest.raises(ValueError, match=error): read(tmp_path / "place")
-
-
-def test_one_of_several_files(tmp_path):
-    assert only_file(tmp_path, "a", "b") is None
-    (tmp_path / "b").touch()
-    assert only_file(tmp_path, "a", "b") == tmp_path / "b"
-    (tmp_path / "a").touch()
-    with pytest.raises(ValueError, match="holds a and b, of which one is out of date; delete that one"):
-        only_file(tmp_path, "a", "b")

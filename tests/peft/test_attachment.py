@@ -239,12 +239,12 @@ def test_nothing_holds_an_attached_model_or_its_copy_without_the_collector(metho
 # -- interrupted ---------------------------------------------------------------------------------
 @contextlib.contextmanager
 def interrupted_at(n):
-    """KeyboardInterrupt before line n of those that run in model.py and attachment.py; yields how many ran.
+    """KeyboardInterrupt before line n of those that run in model.py, switching.py and attachment.py; yields how many ran.
 
     Lines with a loop are left out: in Python 3.13, what a tracer raises where a loop goes round passes by the handlers
     around it. A real Ctrl-C there does not.
     """
-    count, files = [0], (tp.peft.model.__file__, tp.peft.attachment.__file__)
+    count, files = [0], [m.__file__ for m in (tp.peft.model, tp.peft.switching, tp.peft.attachment)]
 
     def line(frame, event, _):
         if event == "line" and " for " not in f" {linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()}":

@@ -57,7 +57,8 @@ def test_at_every_rank_it_is_the_explicit_truncation_numerical(rescale, gpt, tok
     merged = [tuned.set_rank(b).merge()(tokens).data for b in range(1, 6)]
     tuned.detach()
     for b in range(1, 6):
-        lora = tp.attach(model, tp.LoRA(rank=b, alpha=3.0 if rescale else 3.0 * b / 5, targets=FIVE.targets))
+        lora = tp.LoRA(rank=b, alpha=3.0 if rescale else 3.0 * b / 5, targets=FIVE.targets)
+        lora = tp.attach(model, {"DyLoRA": lora})                                # so that its arrays have the same names
         lora.load_state_dict({n: a[:b] if n.endswith("A") else a[:, :b] for n, a in state.items()
                               if n.endswith((".A", ".B"))})
         assert_close(logits[b - 1], lora(tokens), 1e-12)
@@ -86,7 +87,7 @@ def test_saved_and_loaded_bit_exact_with_its_rank(gpt, tokens, tmp_path):
     tuned = learned(gpt(np.float32)).set_rank(2)
     tuned.save(tmp_path / "at2")
     logits = tuned(tokens).data
-    assert load_arrays(tmp_path / "at2" / "adapter.safetensors")[0][f"{QUERY}.b"] == 2
+    assert load_arrays(tmp_path / "at2" / "adapter.safetensors")[0][f"DyLoRA/{QUERY}.b"] == 2
     loaded = tp.load_adapter(gpt(np.float32), tmp_path / "at2")
     assert set(loaded.ranks().values()) == {2} and np.array_equal(loaded(tokens).data, logits)
 
@@ -278,12 +279,12 @@ def test_the_curve_over_b_is_below_truncated_loras_direction(seeds):
         base = make_gpt(np.float32, rng=seed)
         task, curves = Distil(planted(base, dict.fromkeys(linear_paths(base), 4), seed)), {}
         for method in (tp.LoRA(rank=8, targets="all"), tp.DyLoRA(rank=8, targets="all")):
-            tuned = tp.attach(base, method, rng=seed)
+            tuned = tp.attach(base, {"either": method}, rng=seed)
             tp.train(tuned, task, 300, batch_size=16, lr=1e-2, seed=seed, workers=1)
             learned = {n: a for n, a in tuned.state_dict().items() if n.endswith((".A", ".B"))}
             tuned.detach()
             for rescale in (True, False):
-                tuned = tp.attach(base, tp.DyLoRA(rank=8, targets="all", rescale=rescale))
+                tuned = tp.attach(base, {"either": tp.DyLoRA(rank=8, targets="all", rescale=rescale)})
                 tuned.load_state_dict(learned, strict=False)
                 _, metrics = tp.search_rank(tuned, task)
                 curves[type(method), rescale] = np.array([metrics[b]["loss"] for b in range(1, 9)])

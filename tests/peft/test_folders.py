@@ -1,6 +1,5 @@
 """Saved adapters: the same bits in a fresh process, nothing loaded by halves, and classes of one's own."""
 import dataclasses
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -15,7 +14,7 @@ from tests.families import make
 from tests.oracles import assert_close
 from tests.peft.test_model import EVERY
 from tests.protocol import assert_saves, frozen_bytes, move, outputs
-from tests.stress.attacks import save_npz, save_raw
+from tests.stress.attacks import save_raw
 from tests.toys import Noise
 from tinypeft.files import load_arrays, save_arrays
 
@@ -59,14 +58,14 @@ def test_loading_checks_before_it_changes_anything(gpt, tokens, saved):
         with pytest.raises(error, match=words): tp.load_adapter(model, saved)
         assert model.attached is None and frozen_bytes(model) == before
     fails(tp.MethodError, "made for a model of", n_layers=3)
-    name = "blocks.0.attention.query.A"
+    name = "LoRA/blocks.0.attention.query.A"
     edit(saved, lambda arrays, meta: arrays.update(extra=arrays.pop(name)))
     fails(KeyError, rf"matched 9 tensors, missing \['{name}'\], unknown \['extra'\]")
     model = gpt(np.float32)
     tp.load_adapter(model, saved, strict=False).detach()
     edit(saved, lambda arrays, meta: arrays.update({name: arrays.pop("extra").T}))
     fails(ValueError, r"has shape \(16, 2\), expected \(2, 16\)")
-    edit(saved, lambda arrays, meta: meta.update(method="NoRA"))
+    edit(saved, lambda arrays, meta: meta["parts"]["LoRA"].update(method="NoRA"))
     fails(ValueError, "unknown method 'NoRA'")
     (saved / "adapter.safetensors").write_bytes(b"not an archive")
     fails(ValueError, "damaged")
@@ -79,18 +78,20 @@ def test_loading_onto_another_base_warns(gpt, saved):
         tp.load_adapter(gpt(np.float32, rng=1), saved)
 
 
-def test_an_older_file_that_names_no_family_is_of_a_gpt(gpt, tokens, saved):
-    want = tp.load_adapter(gpt(np.float32), saved)(tokens).data
-    edit(saved, lambda arrays, meta: meta.pop("family"))
-    assert np.array_equal(tp.load_adapter(gpt(np.float32), saved)(tokens).data, want)
+def test_an_adapter_is_for_one_family(gpt, saved):
     with pytest.raises(tp.MethodError, match="a GPT; this one is a Llama of"):
         tp.load_adapter(make("Llama", np.float32), saved)
 
 
+def test_a_class_that_the_file_does_not_hold_is_refused(gpt, saved):
+    with pytest.raises(ValueError, match=r"adapter.safetensors: .*the file holds no .*IA3.*, it holds LoRA\(rank=2\)"):
+        tp.load_adapter(gpt(np.float32), saved, method=tp.IA3)
+
+
 def test_the_saved_form_is_the_dataclass(saved):
     _, meta = load_arrays(saved / "adapter.safetensors")
-    assert meta["method"] == "LoRA" and meta["head"] == 3
-    assert meta["fields"] == {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
+    fields = {**dataclasses.asdict(LORA), "targets": ["query", "value"]}
+    assert meta["parts"] == {"LoRA": {"method": "LoRA", "fields": fields}} and meta["head"] == 3
 
 
 # -- classes of one's own ------------------------------------------------------------------------
@@ -166,19 +167,19 @@ def test_nothing_is_imported_to_load_a_class_of_ones_own(gpt, tmp_path, monkeypa
     ("os", "system"), ("tinypeft.peft.lora", "LoRALinear"), ("tinypeft.peft.lora", "np.ndarray"), ("no", "LoRA"),
     ("tinypeft.peft.lora", ""), (3, "LoRA"), (["os"], "LoRA"), ("tinypeft.peft.lora", "LoRA.scale.__globals__")])
 def test_a_file_can_name_no_other_object(module, name, gpt, saved):
-    edit(saved, lambda arrays, meta: meta.update(module=module, method=name))
-    with pytest.raises(ValueError, match="load_adapter: unknown method|adapter.safetensors: module must be a string"):
+    edit(saved, lambda arrays, meta: meta["parts"]["LoRA"].update(module=module, method=name))
+    with pytest.raises(ValueError, match="load_adapter: unknown method|safetensors: parts, 'LoRA': module must be a string"):
         tp.load_adapter(gpt(np.float32), saved)
 
 
 def test_a_class_of_the_package_is_named_without_its_module(gpt, saved, tmp_path):
-    """As in folders of earlier versions, which therefore load, and whatever file a class moves to."""
+    """So a folder can be loaded whatever file a class moves to."""
     tp.attach(gpt(np.float32), PROBE, head=3).save(tmp_path / "probe")
     peqa = tp.PEQA(bits=4)
     tp.attach(tp.quantize(gpt(np.float32), tp.Uniform(4, symmetric=False, granularity="channel")), peqa).save(tmp_path / "peqa")
     for folder, name in ((saved, "LoRA"), (tmp_path / "probe", "LinearProbe"), (tmp_path / "peqa", "PEQA")):
         _, meta = load_arrays(folder / "adapter.safetensors")
-        assert meta["method"] == name and "module" not in meta
+        assert meta["parts"][name]["method"] == name and "module" not in meta["parts"][name]
     assert tp.load_adapter(gpt(np.float32), tmp_path / "probe").method == PROBE
 
 
@@ -203,7 +204,7 @@ def test_dropout_is_no_size_of_the_model(gpt, tokens, saved):
 
 
 def test_a_cast_base_is_the_same_base(gpt, saved, tmp_path):
-    """Also for older files, which say the same of their base; real changes still warn."""
+    """Real changes still warn."""
     assert quiet(gpt(np.float32).to(np.float64), saved).active
     tp.attach(gpt(np.float32).to(np.float64), LORA).save(tmp_path / "64")
     assert quiet(gpt(np.float32), tmp_path / "64").active
@@ -214,34 +215,7 @@ def test_a_cast_base_is_the_same_base(gpt, saved, tmp_path):
         with pytest.warns(UserWarning, match="the base's weights differ"): tp.load_adapter(model, saved)
 
 
-# -- older folders, two formats, and files that lie --------------------------------------------------
-def older(folder):
-    """What an earlier version would have written."""
-    save_npz(folder / "adapter.npz", *load_arrays(folder / "adapter.safetensors"))
-    (folder / "adapter.safetensors").unlink()
-
-
-@pytest.mark.parametrize("method", EVERY, ids=str)
-def test_a_folder_of_an_earlier_version_is_loaded_and_replaced(method, gpt, tokens, tmp_path):
-    tuned = tp.attach(gpt(np.float32), method, head=3)
-    move(tuned, np.random.default_rng(0))
-    learned = outputs(tuned, tokens)
-    tuned.save(tmp_path)
-    older(tmp_path)
-    loaded = tp.load_adapter(gpt(np.float32), tmp_path)
-    assert outputs(loaded, tokens) == learned
-    loaded.save(tmp_path)
-    assert [f.name for f in tmp_path.iterdir()] == ["adapter.safetensors"]
-
-
-def test_a_folder_with_two_adapters_says_so(gpt, tokens, saved):
-    shutil.copytree(saved, saved / "copy")
-    older(saved / "copy")
-    shutil.copy(saved / "copy" / "adapter.npz", saved)
-    with pytest.raises(ValueError, match="adapter.safetensors and adapter.npz, of which one is out of date; delete that one"):
-        tp.load_adapter(gpt(np.float32), saved)
-
-
+# -- two formats, and files that lie ---------------------------------------------------------------
 def test_a_folder_with_both_formats_can_be_read(gpt, tokens, tmp_path):
     """Ours is of training step 1, PEFT's of step 2: the reader is asked which, and gets that one."""
     tuned, learned = tp.attach(gpt(np.float32), LORA), {}
@@ -263,9 +237,12 @@ def test_a_folder_with_both_formats_can_be_read(gpt, tokens, tmp_path):
 @pytest.mark.parametrize("part, value", [
     ("fields", {"rank": 1 << 40}), ("fields", {"rank": 1 << 22}), ("fields", {"rank": "2"}), ("head", 1 << 26),
     ("fields", {"rank_pattern": {"query": 1 << 22}}), ("fields", {"more": 1}), ("fields", []), ("head", True), ("format", 2),
-    ("config", None), ("base", 3), ("more", 1)])
+    ("format", "1"), ("config", None), ("base", 3), ("more", 1), ("method", "IA3"), ("parts", {}), ("off", 3),
+    ("family", None)])
 def test_a_description_that_lies_is_refused_and_takes_no_memory(part, value, gpt, saved):
-    def lie(meta): meta[part] = meta[part] | value if isinstance(value, dict) else value
+    def lie(meta):
+        place = meta["parts"]["LoRA"] if part in ("fields", "method") else meta
+        place[part] = place[part] | value if isinstance(value, dict) and value else value
     arrays, meta = load_arrays(saved / "adapter.safetensors")
     lie(meta)
     save_raw(saved / "adapter.safetensors", arrays, meta)

@@ -127,9 +127,9 @@ def test_training_moves_the_attention_and_nothing_else(gpt, tokens):
         frozen = ".adapters." in name
         assert np.array_equal(x, start[name]) == (frozen or name.startswith("head")), name       # Noise has no classes
         if frozen:
-            path, _, rest = name.partition(".adapters.")
+            path, _, rest = name.removeprefix("AdapterFusion/").partition(".adapters.")
             n, _, at = rest.partition(".")
-            assert np.array_equal(x, states[int(n)][f"{path}.{at}"])
+            assert np.array_equal(x, states[int(n)][f"BottleneckAdapter/{path}.{at}"])
     logits = tuned(tokens).data
     assert tuned.detach() is model and frozen_bytes(model) == before
     assert np.array_equal(tuned.reattach()(tokens).data, logits)
@@ -200,8 +200,9 @@ def test_saved_with_its_adapters_and_loaded_in_a_fresh_process(gpt, tokens, tmp_
 
 
 @pytest.mark.parametrize("fields, words", [
-    ({"adapters": []}, "adapters must be a tuple of BottleneckAdapters"), ({"adapters": [3]}, "adapters must be"),
-    ({"adapters": 3}, "adapters must be"), ({"adapters": [{"bottleneck": 0}]}, "bottleneck must be a positive integer"),
+    ({"adapters": []}, "adapters must be a tuple of BottleneckAdapters"),
+    ({"adapters": [3]}, "BottleneckAdapter: expected an object of fields, got 3"), ({"adapters": 3}, "adapters must be"),
+    ({"adapters": [{"bottleneck": 0}]}, "bottleneck must be a positive integer"),
     ({"adapters": [{"rank": 3}]}, "no field 'rank'"), ({"adapters": [{"bottleneck": 4}]}, "norms=True"),
     ({}, "adapters must be"),
     ({"adapters": [{"bottleneck": 40, "norms": False}]}, "does not narrow"),
@@ -212,7 +213,8 @@ def test_damaged_files_are_refused(fields, words, gpt, tmp_path):
     fused(model, A, B).save(tmp_path)
     model.attachment.take_off(model)
     arrays, meta = load_arrays(tmp_path / "adapter.safetensors")
-    save_arrays(tmp_path / "adapter.safetensors", arrays, meta | {"fields": fields})
+    meta["parts"]["AdapterFusion"]["fields"] = fields
+    save_arrays(tmp_path / "adapter.safetensors", arrays, meta)
     with pytest.raises((ValueError, KeyError), match=words): tp.load_adapter(model, tmp_path)
     assert model.attached is None
 

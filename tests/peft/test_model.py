@@ -7,6 +7,8 @@ import pytest
 import tinypeft as tp
 from tests.conftest import make_gpt
 from tests.protocol import LENGTHS, Labels, assert_gradients, assert_leaves_base_alone, frozen_bytes, move, outputs
+from tinypeft.engine.nn import Module, Parameter
+from tinypeft.peft import Wrapper
 
 LORA, FULL, BITFIT, PROBE = tp.LoRA(rank=2), tp.FullFineTuning(), tp.FullFineTuning(targets=("bias",)), tp.LinearProbe()
 EVERY = [LORA, FULL, BITFIT, PROBE, tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1), tp.DyLoRA(rank=4), tp.IA3()]
@@ -185,6 +187,48 @@ def test_summary_counts_and_prints(gpt):
 def test_ranks_are_reported_by_those_that_have_them(gpt):
     assert set(tp.attach(gpt(), LORA).ranks().values()) == {2}
     with pytest.raises(tp.MethodError, match="low-rank"): tp.attach(gpt(), BITFIT).ranks()
+
+
+# -- the protocol of wrappers --------------------------------------------------------------------
+def method_with(base, **members):
+    """A method whose wrappers are of a class of one's own, with these members."""
+    class Own(base):
+        def __init__(self, layer):
+            self.base, self.l, self.moments = layer, Parameter(np.ones(layer.d_out, np.float32)), np.zeros(3)
+        def forward(self, x): return self.base(x) * self.l
+    for name, value in members.items(): setattr(Own, name, value)
+
+    class Mine(tp.peft.Method):
+        def wrap(self, model, rng): return {"blocks.0.mlp.up": Own(model.get("blocks.0.mlp.up"))}
+    return Mine()
+
+
+def test_a_wrapper_has_defaults(gpt, tokens, tmp_path):
+    tuned = tp.attach(gpt(np.float32), method_with(Wrapper))
+    with pytest.raises(tp.MethodError, match="puts a Own at blocks.0.mlp.up, which has no `merge`"): tuned.merge()
+    (wrapper,) = tuned.wrappers.values()
+    with pytest.raises(tp.MethodError, match="merge: a Own changes more than a weight"): wrapper.merge()
+    with pytest.raises(tp.MethodError, match="ranks: .* low-rank"): tuned.ranks()
+    with pytest.raises(tp.MethodError, match="set_rank: .* has no other rank"): tuned.set_rank(2)
+    with pytest.raises(tp.MethodError, match="combine: .* is not a LoRA"): tp.combine({tuned: 1})
+    assert {"Mine/blocks.0.mlp.up.moments"} == {*tuned.state_dict(False)} - {"Mine/blocks.0.mlp.up.l"}
+    tuned.detach()
+    small = tp.attach(gpt(np.float32), method_with(Wrapper, only_to_train=("moments",)))
+    assert {*small.state_dict()} == {*tuned.state_dict()} and {*small.state_dict(False)} == {"Mine/blocks.0.mlp.up.l"}
+
+
+def test_a_wrapper_that_is_none_is_refused_by_name(gpt):
+    model = gpt(np.float32)
+    before = frozen_bytes(model)
+    with pytest.raises(TypeError, match="puts a Own at blocks.0.mlp.up; let .* inherit from tinypeft.peft.method.Wrapper"):
+        tp.attach(model, method_with(Module))
+    assert model.attached is None and frozen_bytes(model) == before
+
+
+def test_a_misspelled_attribute_of_a_wrapper_is_refused():
+    for name, meant in {"only_to_trian": "only_to_train", "inner_most": "innermost", "onlytotrain": "only_to_train"}.items():
+        with pytest.raises(TypeError, match=f"Own has {name}; did you mean {meant}?"): type("Own", (Wrapper,), {name: ()})
+    type("Own", (Wrapper,), {"merged": 1, "ranks": 2, "inner": 3, "trained": 4, "train_all": 5})
 
 
 # -- refusals ------------------------------------------------------------------------------------

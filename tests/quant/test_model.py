@@ -249,7 +249,7 @@ def test_training_on_a_quantized_base_is_training_on_its_decoded_weights_bit_exa
             F.cross_entropy(t(tokens[:, :-1]), tokens[:, 1:]).backward()
             optimizer.step()
     a, b = (t.state_dict() for t in tuned)
-    assert all(np.array_equal(a[n], b[n]) for n in a) and np.abs(a["blocks.0.mlp.up.B"]).max() > 0.01
+    assert all(np.array_equal(a[n], b[n]) for n in a) and np.abs(a["LoRA/blocks.0.mlp.up.B"]).max() > 0.01
 
 
 # -- QLoRA against bitsandbytes --------------------------------------------------------------------------

@@ -323,7 +323,7 @@ class Configuration:
 
     def merges(self, tuned, task):
         want, before = self.want, state(tuned)
-        possible = tuned.virtual is None and all(hasattr(w, "merge") for w in tuned.wrappers.values())
+        possible = tuned.virtual is None and all(w.is_mergeable for w in tuned.wrappers.values())
         rounded = self.rounding and set(tuned.wrappers) & set(self.rounding)
         if not possible or rounded:
             self.refuses("merge refuses what no weights compute", tuned.merge, tuned)

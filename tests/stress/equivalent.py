@@ -14,9 +14,6 @@ EQUIVALENT = {
         "`load_adapter`, its one caller, always says whether",
     ("tinypeft/interop/llama.py", "halves", "np.ascontiguousarray(pairs.swapaxes(1, 2))", "pairs.swapaxes(1, 2)"):
         "`reshape` copies what is not contiguous, so that the result is",
-    ("tinypeft/peft/mixed.py", "_row_by_row", "join(lambda seams: seams['prefix'][l][kv].data, 3)",
-     "join(lambda seams: seams['prefix'][l][kv].data, 6)"):
-        "the last six axes of an array of three are its three axes",
     ("tinypeft/quant/awq.py", "AWQ.best_scale.L", "twin(x).data - y", "y - twin(x).data"):
         "only the square of the difference is read",
     ("tinypeft/quant/decoding.py", "decode", "parallel_map(chunks, (starts[:half], starts[half:]), workers=2)",
@@ -38,8 +35,6 @@ EXPLAINED = {
     ("tinypeft/course/calls.py", "text_of", "f'{type(error).__name__}: {error}'[:5000]",
      "f'{type(error).__name__}: {error}'[:5001]"):
         "the length at which a very long message of an error is cut",
-    ("tinypeft/files/npz.py", "", "LONGEST_HEADER = 1000", "LONGEST_HEADER = 1001"):
-        "how long the header of an array in an older file may be: the edge is a guess, and generous",
     ("tinypeft/training/loop.py", "train", "min(500, steps // 10)", "min(500, steps // 11)"):
         "a checkpoint at every eleventh of a run keeps the promise, which is at least every tenth",
 }

@@ -35,7 +35,7 @@ import numpy as np
 
 import tinypeft as tp
 from tests.stress import record
-from tests.stress.attacks import attacks, gguf_content, save_gguf, save_npz, save_raw
+from tests.stress.attacks import attacks, gguf_content, save_gguf, save_raw
 from tests.toys import Noise
 from tinypeft.files import fingerprint, load_arrays
 from tinypeft.files.safetensors import write_safetensors
@@ -102,9 +102,9 @@ def settings(file):
 
 class Kind:
     """A kind of file: `make(folder, i)` writes variant i, `read(folder)` reads it, sets `seen` to the model, and returns
-    what it computes. own: the kind has a checksum. older: its files are .npz files."""
+    what it computes. own: the kind has a checksum."""
 
-    own, older, variants = True, False, 1
+    own, variants = True, 1
 
     def __init__(self):
         self.base, self.seen = model(), None
@@ -202,15 +202,6 @@ class Adapter(Kind):
         return f"{super().state()} {self.base.attached} {self.base.head}"
 
 
-class OlderAdapter(Adapter):
-    older = True
-
-    def make(self, folder, i):
-        super().make(folder, i)
-        save_npz(folder / "adapter.npz", *load_arrays(path := folder / "adapter.safetensors"))
-        path.unlink()
-
-
 class SeveralAdapters(Adapter):
     """Two methods on one model; the first is a LoRA."""
 
@@ -284,15 +275,6 @@ class Pretrained(Kind):
         return [logits(m), m.tokenizer.encode(TEXT)]
 
 
-class OlderPretrained(Pretrained):
-    older = True
-
-    def make(self, folder, i):
-        super().make(folder, i)
-        save_npz(folder / "weights.npz", *load_arrays(path := folder / "weights.safetensors"))
-        path.unlink()
-
-
 class Quantized(Kind):
     variants = len(SCHEMES)
 
@@ -316,15 +298,6 @@ class Checkpoint(Kind):
         return result
 
 
-class OlderCheckpoint(Checkpoint):
-    older = True
-
-    def make(self, folder, i):
-        super().make(folder, i)
-        save_npz(folder / "run.npz", *load_arrays(folder / "run.safetensors"))
-        os.replace(folder / "run.npz", folder / "run.safetensors")
-
-
 KINDS: dict[str, type[Kind]] = {
     "huggingface": HuggingFace,
     "other families": OtherFamilies,
@@ -332,15 +305,12 @@ KINDS: dict[str, type[Kind]] = {
     "gguf": GGUF,
     "peft": PeftFolder,
     "adapter": Adapter,
-    "adapter, older": OlderAdapter,
     "adapter, several": SeveralAdapters,
     "prediction": Prediction,
     "own data": OwnData,
     "pretrained": Pretrained,
-    "pretrained, older": OlderPretrained,
     "quantized": Quantized,
     "checkpoint": Checkpoint,
-    "checkpoint, older": OlderCheckpoint,
 }
 
 
@@ -521,12 +491,11 @@ def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
             path, forged_arrays({n: np.array(a) for n, a in arrays.items()}, rng), {"format": "pt"}
         )
     arrays, meta = load_arrays(path)
-    write = save_npz if kind.older else save_raw
     if rng.random() < 0.6:
         meta = forged(meta, rng)
     else:
         arrays = forged_arrays(arrays, rng)
-    write(path, arrays, meta)
+    save_raw(path, arrays, meta)
 
 
 # -- judging one file ------------------------------------------------------------------------------------------------

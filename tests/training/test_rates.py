@@ -26,8 +26,9 @@ def rates_of(model, factors, rate=1.0, head_rate=10.0):
 # -- by name ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name, hit", [
     ("B", lambda n: n.endswith(".B")), ("blocks.0", lambda n: "blocks.0." in n), ("query.B", lambda n: n.endswith("query.B")),
-    ("blocks.0.attention.query.B", lambda n: n == "blocks.0.attention.query.B"), ("!blocks.0", lambda n: "blocks.0." not in n),
-    ("blocks.1-.mlp.?", lambda n: "blocks.1.mlp" in n), ("*", lambda n: True)])
+    ("blocks.0.attention.query.B", lambda n: n == "LoRA/blocks.0.attention.query.B"),
+    ("LoRA.blocks.0.attention.query.B", lambda n: n == "LoRA/blocks.0.attention.query.B"),
+    ("!blocks.0", lambda n: "blocks.0." not in n), ("blocks.1-.mlp.?", lambda n: "blocks.1.mlp" in n), ("*", lambda n: True)])
 def test_names_are_those_of_targets(name, hit):
     """The rule of `models/targets.py`, which has tests of its own."""
     found = rates_of(tp.attach(small(), tp.LoRA(rank=2, targets="all"), rng=0), {name: 3})
@@ -71,8 +72,8 @@ def test_a_parameter_of_the_base_that_was_unfrozen_by_hand_trains_too():
 
 def test_a_pattern_that_matches_nothing_is_refused_and_says_what_there_is():
     tuned = tp.attach(small(), tp.LoRA(rank=2), rng=0)
-    with pytest.raises(ValueError, match=r"rates: 'bias' matches none of the parameters that train; there are A, B, attention, "
-                       r"blocks, query, value, in paths from 'blocks\.0\..*' to 'blocks\.1\..*'"):
+    with pytest.raises(ValueError, match=r"rates: 'bias' matches none of the parameters that train; there are A, B, LoRA, "
+                       r"attention, blocks, query, value, in paths from 'LoRA\.blocks\.0\..*' to 'LoRA\.blocks\.1\..*'"):
         tp.train(tuned, Noise(), 1, rates={"bias": 2.0}, progress=False)         # the base has some, frozen
 
 

@@ -84,7 +84,7 @@ def worse_than(after: dict, others: dict[str, dict]) -> dict[str, dict]:
 def holds_adapter(folder: Path) -> bool:
     """Whether an adapter lies in a folder, in any format."""
     from ..peft.formats import FORMATS
-    return any((folder / name).exists() for f in FORMATS.values() for name in (f.file, *f.older))
+    return any((folder / format.file).exists() for format in FORMATS.values())
 
 
 def check_folders(args: Namespace) -> None:

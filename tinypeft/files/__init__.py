@@ -3,7 +3,6 @@
     disk.py           writing in one step; opening a regular file, and nothing else
     content.py        JSON from elsewhere, and the types of what is in it
     safetensors.py    the format of all arrays that are written
-    npz.py            the older format of tinypeft's own files
     arrays.py         named arrays and a description in one file, with a checksum
 """
 from .arrays import fingerprint, load_arrays, save_arrays
@@ -11,7 +10,6 @@ from .content import check_fields, made, naming, parse_json
 from .disk import (
     cache_directory,
     check_writable,
-    only_file,
     open_regular,
     read_text,
     replacing,
@@ -19,5 +17,5 @@ from .disk import (
 )
 
 __all__ = ["cache_directory", "check_fields", "check_writable", "fingerprint", "load_arrays",
-           "made", "naming", "only_file", "open_regular", "parse_json", "read_text", "replacing",
+           "made", "naming", "open_regular", "parse_json", "read_text", "replacing",
            "save_arrays", "write_atomically"]

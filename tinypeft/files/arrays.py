@@ -16,8 +16,6 @@ import numpy as np
 
 from ..common.hints import Array
 from .content import naming, parse_json
-from .disk import open_regular
-from .npz import read_npz
 from .safetensors import read_safetensors, write_safetensors
 
 __all__ = ["fingerprint", "load_arrays", "save_arrays"]
@@ -34,37 +32,30 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Array], meta: dict[str, A
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict]:
-    """(arrays, meta) from `save_arrays`, or from an older .npz file.
+    """Read what `save_arrays` wrote: (arrays, meta).
 
     The arrays are real and finite. Nothing else is promised about them or about `meta`: see
     `check_fields`. Takes no more memory than the file. Raises FileNotFoundError, or ValueError,
     naming the file, for one that is damaged or that tinypeft did not write."""
-    with open_regular(path) as f: is_zip = f.read(4) == b"PK\3\4"
     try:
-        arrays, meta = _older(path) if is_zip else _present(path)
+        arrays, meta = _read(path)
         if not isinstance(meta, dict):
             raise ValueError(f"the description must be an object, got {type(meta).__name__}")
         check_numbers(arrays)
-    except Exception as e:                                       # zipfile has errors of many kinds
+    except ValueError as e:
         reason = str(e).removeprefix(f"{path}: ")
         raise ValueError(f"{path} is not a file that tinypeft wrote, or it is damaged: {reason}; "
                          "write it again") from e
     return arrays, meta
 
 
-def _present(path):
+def _read(path):
     file = read_safetensors(path)
     text, checksum = file.metadata.get("tinypeft"), file.metadata.get("sha256")
     if text is None: raise ValueError("__metadata__ has no entry 'tinypeft'")
     arrays = {name: np.array(file[name]) for name in file}
     if checksum != _checksum(text, arrays): raise ValueError("the checksum does not fit")
     return arrays, parse_json(text)
-
-
-def _older(path):
-    arrays = read_npz(path)
-    if "__meta__" not in arrays: raise ValueError("it has no __meta__")
-    return arrays, parse_json(arrays.pop("__meta__").tobytes())
 
 
 def check_numbers(arrays: Mapping[str, Array]) -> None:

@@ -14,8 +14,8 @@ try:
 except ImportError:                                              # Windows
     fcntl = None
 
-__all__ = ["cache_directory", "check_writable", "only_file", "open_regular", "read_text",
-           "replacing", "write_atomically"]
+__all__ = ["cache_directory", "check_writable", "open_regular", "read_text", "replacing",
+           "write_atomically"]
 
 LONGEST_TEXT = 100_000_000                  # bytes; the largest tokenizers have a third of it
 
@@ -109,13 +109,3 @@ def read_text(path: str | Path) -> str:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text: {e}") from e
-
-
-def only_file(folder: str | Path, *names: str) -> Path | None:
-    """Return the path of whichever file exists in `folder`, or None. ValueError for several."""
-    found = [path for name in names if os.path.lexists(path := Path(folder) / name)]
-    if len(found) > 1:
-        both = " and ".join(path.name for path in found)
-        raise ValueError(f"{folder} holds {both}, of which one is out of date; delete that one")
-    return found[0] if found else None
-

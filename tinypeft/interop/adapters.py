@@ -74,9 +74,11 @@ def content_of(tuned: PeftModel) -> tuple[dict[str, Any], dict[str, Array]]:
     if off := [name for name, part in tuned.parts.items() if not part.on]:
         raise MethodError(f"save: {off[0]} is switched off, which a folder of PEFT's cannot say; "
                           f"reattach({off[0]!r}), or save it in our own format")
-    if other := [w for w in tuned.wrappers.values() if not getattr(w, "is_low_rank", True)]:
-        raise MethodError(f"save: a {type(other[0]).__name__} is not base(x) + ΔW x, as PEFT's "
-                          "folder would say; save it in our own format")
+    if isinstance(method, (LoRA, DyLoRA, AdaLoRA)):
+        for wrapper in tuned.wrappers.values():
+            if not wrapper.is_low_rank:
+                raise MethodError(f"save: a {type(wrapper).__name__} is not base(x) + ΔW x, as "
+                                  "PEFT's folder would say; save it in our own format")
     if isinstance(method, (LoRA, DyLoRA)): config, tensors = lora_folder(tuned)
     elif isinstance(method, AdaLoRA):      config, tensors = adalora_folder(tuned)
     elif tuned.virtual is not None:        config, tensors = virtual_folder(tuned)
@@ -150,6 +152,7 @@ def load(model: Decoder, file: Path, strict: bool = True) -> PeftModel:
         if method is None: raise AdapterError(message, report)
         if strict: raise AdapterError(f"{message} strict=False loads those that match.", report)
         warnings.warn(message, stacklevel=3)
+    state = {f"{type(method).__name__}/{name}": array for name, array in state.items()}
     if score is not None: state["head.weight"] = score
     head = None if score is None else len(score)
     return attach_with(model, method, state, head=head, head_bias=False)

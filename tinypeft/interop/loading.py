@@ -7,13 +7,13 @@ is a file to read here: its Python code is not imported.
 Its matrices were quantized to Q4_1 (`gguf_types.py`), so 4 bits with a scale and a minimum
 per 32 weights hold them without any error. Schemes of 4 bits cannot be ranked on this model.
 """
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import only_file
 from ..models.decoder import Decoder
 from ..pretrained import WEIGHTS, load_base
 
@@ -48,7 +48,7 @@ def load_model(place: str | Path | None = None, quantized: bool = False, dtype: 
     FileNotFoundError, and ValueError for files that are damaged or unsuitable."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise TypeError(f"load_model: expected float32 or float64, got {np.dtype(dtype)}")
-    if place is None or str(place) == SMOLLM2 or only_file(place, *WEIGHTS):
+    if place is None or str(place) == SMOLLM2 or os.path.lexists(Path(place) / WEIGHTS):
         model = load_pretrained(place, quantized)
     elif Path(place).suffix == ".gguf":
         from .llama import from_gguf
@@ -66,7 +66,7 @@ def _from_folder(folder, dtype, strict, expected):
     from .folder import SINGLE
     from .huggingface import from_huggingface
     if folder.is_dir() and not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no model: neither {WEIGHTS[0]} (of `python -m "
+        raise FileNotFoundError(f"{folder} holds no model: neither {WEIGHTS} (of `python -m "
                                 f"tinypeft pretrain`) nor config.json and {SINGLE} (of "
                                 "transformers)")
     return from_huggingface(folder, dtype, strict, expected)

@@ -40,7 +40,7 @@ from .peft_names import names_of
 __all__ = ["adalora_folder", "lora_folder", "read_adalora", "read_lora"]
 
 PREFIX = "base_model.model."
-State = dict[str, Array]                                # what `PeftModel.load_state_dict` takes
+State = dict[str, Array]                                # a part's arrays, as in `Part.state_dict`
 LORA_FIELDS = {"r", "lora_alpha", "lora_dropout", "rank_pattern", "bias", "init_lora_weights",
                "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 ADALORA_FIELDS = {"init_r", "target_r", "tinit", "tfinal", "deltaT", "total_step", "beta1", "beta2",

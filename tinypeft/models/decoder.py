@@ -22,7 +22,7 @@ from .assembly import assembled, unfilled
 from .generation import KVCache, LayerCache, generate
 
 __all__ = ["Block", "Decoder", "LayerPrefix", "Prefix", "attend", "heads", "past_length",
-           "residual_std"]
+           "require_free", "residual_std"]
 
 LayerPrefix = tuple[Tensor, Tensor]                      # keys and values of virtual tokens
 Prefix = list[LayerPrefix]
@@ -83,12 +83,6 @@ class Decoder(Module):
     def attached(self) -> Any:
         """Return the method on this model, or None."""
         return self.attachment and self.attachment.method
-
-    def check_free(self, verb: str) -> None:
-        """Raise ValueError if a method is on this model, or is to return to it: nothing else may
-        change the model then. verb: who asks, for the message."""
-        if self.attachment is not None:
-            self.attachment.refuse(verb)
 
     def embed(self, x: Tensor, past: int) -> Tensor:
         """Return what enters the first block; x (B, n, d) are embedded tokens and virtual vectors
@@ -193,6 +187,17 @@ class Decoder(Module):
 def residual_std(config: Any) -> float:
     """Return the start of a layer whose output joins the residual stream, to which 2 L add."""
     return 0.02 / (2 * config.n_layers) ** 0.5
+
+
+def require_free(model: Any, verb: str) -> None:
+    """Raise ValueError if a method is on `model`, or returns to it, because `verb` would change the
+    model below it. Raise TypeError for anything but a `Decoder`."""
+    base = getattr(model, "model", model)                # of a PeftModel
+    mark = getattr(base, "attachment", None)
+    if mark is not None:
+        raise mark.error(f"{verb}: {mark.reason}")
+    if not isinstance(model, Decoder):
+        raise TypeError(f"{verb}: expected a language model, got {type(model).__name__}")
 
 
 def heads(x: Tensor, n: int) -> Tensor:

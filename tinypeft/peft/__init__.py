@@ -1,6 +1,7 @@
 """Parameter-efficient fine-tuning: one file per method, and `attach`, which puts one on a model.
 
-    the protocol   method.py   model.py (attach, PeftModel)   part.py   attachment.py   summary.py
+    the protocol   method.py   model.py (attach, PeftModel)   part.py   attachment.py
+                   switching.py   merge.py   summary.py   plain.py : read it before fast code
     in folders     folders.py (save, load_adapter)   formats.py   metered.py
     weights        full.py   lora.py   adalora.py   dylora.py (which rank: rank_search.py)
     activations    adapter.py   parallel.py   ia3.py
@@ -20,7 +21,7 @@ from .full import FullFineTuning, LinearProbe
 from .fusion import AdapterFusion, fuse
 from .ia3 import IA3
 from .lora import LoRA
-from .method import Method, MethodError
+from .method import Method, MethodError, Wrapper
 from .mixed import mixed_batch, mixed_classify
 from .model import PeftModel, attach
 from .parallel import ParallelAdapter

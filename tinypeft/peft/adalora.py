@@ -59,13 +59,19 @@ from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .lora import LowRankLinear
-from .method import Layers, Method, MethodError
+from .method import Layers, Method, MethodError, Wrapper
 
 __all__ = ["AdaLoRA", "AdaLoRALinear"]
 
-SOME = real(0.0, least=0).metadata["limit"]
-STEPS = Limit(lambda t: SOME.holds(t) and (t < 1 or t == int(t)),
-              "a number of steps, or a share in [0, 1) of all steps")
+NOT_NEGATIVE = real(0.0, least=0).metadata["limit"]
+
+
+def is_steps(t: float) -> bool:
+    """Is t a number of steps, or a share of all steps?"""
+    return NOT_NEGATIVE.holds(t) and (t < 1 or t == int(t))
+
+
+STEPS = Limit(is_steps, "a number of steps, or a share in [0, 1) of all steps")
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,13 @@ class AdaLoRA(Method):
         if self.target_rank > self.init_rank:
             raise MethodError(f"{self}: target_rank exceeds init_rank, but the budget only falls")
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
-        dtype, layers = model.token_embedding.weight.dtype, match_targets(model, self.targets)
-        return {path: AdaLoRALinear(layer, self, rng, dtype) for path, layer in layers}
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
+        dtype = model.token_embedding.weight.dtype
+        return {path: AdaLoRALinear(layer, self, rng, dtype)
+                for path, layer in match_targets(model, self.targets)}
 
     def phases(self, total: int) -> tuple[int, int]:
-        """tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
+        """Find tᵢ and T − t_f, the steps after which the budget starts and stops falling."""
         ti, tf = (int(t * total) if t < 1 else int(t) for t in (self.t_init, self.t_final))
         if ti + tf >= total:
             raise MethodError(f"AdaLoRA: {total} steps are too few: {ti} at the start and {tf} at "
@@ -108,39 +115,52 @@ class AdaLoRA(Method):
         return ti, total - tf
 
     def budget(self, t: int, total: int, n: int) -> int:
-        """b(t), how many triplets n matrices keep after step t of 1 … total."""
+        """Compute b(t), how many triplets n matrices keep after step t of 1 … total."""
         start, end = self.phases(total)
         b0, bT = n * self.init_rank, n * self.target_rank
-        return int((b0 - bT) * (1 - (min(max(t, start), end) - start) / (end - start)) ** 3 + bT)
+        t = min(max(t, start), end)
+        u = 1 - (t - start) / (end - start)                       # from 1 to 0
+        return int((b0 - bT) * u ** 3 + bT)
 
     def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
         self.phases(total)                                        # a run too short ends at step 0
         if self.importance == "before":
-            for layer in layers.values(): layer.remember()
+            for layer in layers.values():
+                layer.remember()
 
     def end_training(self, layers: Layers) -> None:
-        for layer in layers.values(): layer.before = None
+        for layer in layers.values():
+            layer.before = None
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """γ Σ R(P, Q) over the matrices; for "norm", γ times the mean of unsquared norms."""
-        if not self.gamma: return None
+        """Compute γ Σ R(P, Q); for "norm", γ times the mean of unsquared norms."""
+        if not self.gamma:
+            return None
         R = [(D * D).sum() for layer in layers.values() for D in layer.departures()]
-        if self.orthogonality == "squared": return self.gamma * sum(R)
+        if self.orthogonality == "squared":
+            return self.gamma * sum(R)
         return self.gamma / len(R) * sum(r.sqrt() for r in R)
 
     def after_step(self, layers: Layers, step: int, total: int) -> None:
-        matrices, t = list(layers.values()), step + 1
+        t = step + 1
         start, end = self.phases(total)
         if t < end:
-            for layer in matrices: layer.observe(self.beta1, self.beta2)
+            for layer in layers.values():
+                layer.observe(self.beta1, self.beta2)
         if start < t <= end and (t % self.delta_t == 0 or t == end):
-            S = np.concatenate([layer.scores() for layer in matrices])
-            kept = np.zeros(len(S), bool)
-            kept[np.argsort(-S, kind="stable")[:self.budget(t, total, len(matrices))]] = True
-            for layer, mask in zip(matrices, kept.reshape(len(matrices), -1), strict=True):
-                layer.keep(mask)
+            self.allocate(layers, self.budget(t, total, len(layers)))
         if t > end:
-            for layer in matrices: layer.keep(layer.kept)
+            for layer in layers.values():
+                layer.keep(layer.kept)
+
+    def allocate(self, layers: Layers, budget: int) -> None:
+        """Keep the `budget` triplets with the largest scores, and set every other λ to zero."""
+        S = np.concatenate([layer.scores() for layer in layers.values()])
+        largest = np.argsort(-S, kind="stable")[:budget]
+        kept = np.zeros(len(S), bool)
+        kept[largest] = True
+        for layer, mask in zip(layers.values(), np.split(kept, len(layers)), strict=True):
+            layer.keep(mask)
 
 
 class AdaLoRALinear(LowRankLinear):
@@ -151,11 +171,12 @@ class AdaLoRALinear(LowRankLinear):
         r, d_in, d_out = method.init_rank, base.d_in, base.d_out
         super().__init__(base, r, method.dropout, rng)
         self.scale = 1.0 if method.alpha is None else method.alpha / r
-        draw = lambda *shape: Parameter((0.02 * rng.standard_normal(shape)).astype(np.float32))
-        self.P, self.Lam, self.Q = draw(d_out, r), Parameter(np.zeros(r, np.float32)), draw(r, d_in)
+        self.P = Parameter((0.02 * rng.standard_normal((d_out, r))).astype(np.float32))
+        self.Lam = Parameter(np.zeros(r, np.float32))
+        self.Q = Parameter((0.02 * rng.standard_normal((r, d_in))).astype(np.float32))
         self.sensitivity, self.uncertainty = np.zeros((2, r, 1 + d_out + d_in), dtype)
         self.kept = np.ones(r, bool)                              # by the last allocation
-        self.before = None                                        # (P, Λ, Q) before this step
+        self.before = None                                        # [λ, p, q] before this step
 
     def forward(self, x: Tensor) -> Tensor:
         Qx = F.linear(self.dropout(x), self.Q)                                # (…, r)
@@ -164,30 +185,34 @@ class AdaLoRALinear(LowRankLinear):
     def factors(self) -> tuple[Array, Array]:
         return self.scale * self.P.data * self.Lam.data, self.Q.data
 
-    rank = property(lambda self: int(np.count_nonzero(self.Lam.data)))
+    @property
+    def rank(self) -> int:
+        return int(np.count_nonzero(self.Lam.data))
 
     def departures(self) -> tuple[Tensor, Tensor]:
-        """PᵀP − I and QQᵀ − I, (r, r)."""
-        I = np.eye(len(self.Lam))
-        return self.P.T @ self.P - I, self.Q @ self.Q.T - I
+        """Compute PᵀP − I and QQᵀ − I, (r, r)."""
+        P, Q, I = self.P, self.Q, np.eye(len(self.Lam))
+        return P.T @ P - I, Q @ Q.T - I
 
     def remember(self) -> None:
         """Copy the weights, which the optimizer is about to change."""
-        self.before = tuple(p.data.copy() for p in (self.P, self.Lam, self.Q))
+        self.before = triplets(self.P.data, self.Lam.data, self.Q.data)
 
     def observe(self, beta1: float, beta2: float) -> None:
         """Update Ī and U by this step's gradients and the weights before or after the step."""
-        parameters = self.P, self.Lam, self.Q
-        if any(p.grad is None for p in parameters):
+        P, Lam, Q = self.P, self.Lam, self.Q
+        if P.grad is None or Lam.grad is None or Q.grad is None:
             raise MethodError("AdaLoRA: a gradient is missing; call after_step before zero_grad")
-        w, self.before = self.before or [p.data for p in parameters], None
-        I = np.abs(triplets(*w) * triplets(*(p.grad for p in parameters)))
+        w = triplets(P.data, Lam.data, Q.data) if self.before is None else self.before
+        self.before = None
+        I = np.abs(w * triplets(P.grad, Lam.grad, Q.grad))
         self.sensitivity = beta1 * self.sensitivity + (1 - beta1) * I
         self.uncertainty = beta2 * self.uncertainty + (1 - beta2) * np.abs(I - self.sensitivity)
 
     def scores(self) -> Array:
-        """S of each triplet, (r,)."""
-        lam, p, q = np.split(self.sensitivity * self.uncertainty, [1, 1 + self.d_out], axis=1)
+        """Compute S of each triplet, (r,)."""
+        s = self.sensitivity * self.uncertainty
+        lam, p, q = np.split(s, [1, 1 + self.d_out], axis=1)
         return lam[:, 0] + p.mean(1) + q.mean(1)
 
     def keep(self, mask: Array) -> None:
@@ -200,5 +225,5 @@ class AdaLoRALinear(LowRankLinear):
 
 
 def triplets(P: Array, Lam: Array, Q: Array) -> Array:
-    """[λᵢ, column i of P, row i of Q] as row i: (r, 1 + d_out + d_in)."""
+    """Write [λᵢ, column i of P, row i of Q] as row i: (r, 1 + d_out + d_in)."""
     return np.hstack([Lam[:, None], P.T, Q])

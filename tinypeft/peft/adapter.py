@@ -36,7 +36,7 @@ from ..engine import functional as F
 from ..engine.nn import Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
-from .method import Method, MethodError
+from .method import Method, MethodError, Wrapper
 
 __all__ = ["ACTIVATIONS", "Adapter", "Bottleneck", "BottleneckAdapter", "truncated_normal"]
 
@@ -48,13 +48,14 @@ def silu(x: Tensor) -> Tensor:
 
 # functions with names, because pickle writes a function as its name
 ACTIVATIONS = {"gelu": F.gelu, "relu": Tensor.relu, "tanh": Tensor.tanh, "silu": silu}
+PLACES = {"houlsby": ("attention.output", "mlp.down"), "pfeiffer": ("mlp.down",)}
 
 
 @dataclass(frozen=True)
 class BottleneckAdapter(Method):
     """Train MLPs of `bottleneck` hidden units after sublayers and, if `norms`, the layer norms."""
     bottleneck: int = whole(64, least=1, also=("m", "adapter_size", "bottleneck_size"))
-    placement: str = one_of("houlsby", "pfeiffer")
+    placement: str = one_of(*PLACES)
     activation: str = one_of(*ACTIVATIONS, also=("non_linearity",))
     activation_up: bool = flag(False)
     init_std: float = real(1e-2, above=0)            # at 0 neither matrix would ever get a gradient
@@ -62,28 +63,32 @@ class BottleneckAdapter(Method):
     learning_rate = 5e-3
     shown = ("bottleneck",)
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         check_narrower(self, model)
         return {path: Adapter(model.get(path), self, rng) for path in self.paths(model)}
 
     def paths(self, model: Decoder) -> list[str]:
-        """The paths of the layers behind which there is an adapter."""
-        places = ("attention.output", "mlp.down") if self.placement == "houlsby" else ("mlp.down",)
-        return [f"blocks.{i}.{place}" for i in range(model.config.n_layers) for place in places]
+        """List the paths of the layers behind which there is an adapter."""
+        layers = PLACES[self.placement]
+        return [f"blocks.{i}.{layer}" for i in range(model.config.n_layers) for layer in layers]
 
     def trained(self, model: Decoder) -> list[str]:
-        return [n for n, _ in model.named_parameters() if "norm" in n] if self.norms else []
+        if not self.norms:
+            return []
+        return [name for name, _ in model.named_parameters() if "norm" in name]
 
 
 class Bottleneck(Module):
     """z = W_u f(W_d h + b_d) + b_u, of d features."""
 
     def __init__(self, d: int, method: BottleneckAdapter, rng: Rng):
-        m, draw = method.bottleneck, lambda *shape: Parameter(
-            truncated_normal(shape, method.init_std, rng))
-        self.f, self.activation_up = ACTIVATIONS[method.activation], method.activation_up
-        self.W_d, self.b_d = draw(m, d), Parameter(np.zeros(m))
-        self.W_u, self.b_u = draw(d, m), Parameter(np.zeros(d))
+        m, std = method.bottleneck, method.init_std
+        self.f = ACTIVATIONS[method.activation]
+        self.activation_up = method.activation_up
+        self.W_d = Parameter(truncated_normal((m, d), std, rng))
+        self.b_d = Parameter(np.zeros(m))
+        self.W_u = Parameter(truncated_normal((d, m), std, rng))
+        self.b_u = Parameter(np.zeros(d))
 
     def z(self, h: Tensor) -> Tensor:
         """h (B, T, d) → z (B, T, d)."""
@@ -91,14 +96,16 @@ class Bottleneck(Module):
         z = F.linear(y, self.W_u, self.b_u)
         return self.f(z) if self.activation_up else z
 
-    def describe(self) -> str: return "({1} → {0} → {1})".format(*self.W_d.shape)
+    def describe(self) -> str:
+        m, d = self.W_d.shape
+        return f"({d} → {m} → {d})"
 
 
-class Adapter(Bottleneck):
+class Adapter(Bottleneck, Wrapper):
     """h + z, for the output h of the layer `base`."""
 
     def __init__(self, base: Module, method: BottleneckAdapter, rng: Rng):
-        self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
+        self.base = base
         super().__init__(base.d_out, method, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,8 +121,10 @@ def check_narrower(method: Method, model: Decoder) -> None:
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, rng: Rng) -> Array:
-    """Numbers from N(0, std²); those beyond two standard deviations are drawn again."""
+    """Draw from N(0, std²), and anew what lies beyond two standard deviations."""
     z = rng.standard_normal(shape)
-    while (far := np.abs(z) > 2).any():
+    far = np.abs(z) > 2
+    while far.any():
         z[far] = rng.standard_normal(far.sum())
+        far = np.abs(z) > 2
     return std * z

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterator
-from typing import NoReturn
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ..common.hints import Array
 from ..engine.nn import Module, replace_modules
 from ..models.decoder import Decoder
 from .method import Method, MethodError
-from .part import Methods, Part, innermost
+from .part import Methods, Part
 
 __all__ = ["Attachment", "Loan", "bare", "detach"]
 
@@ -37,11 +36,15 @@ def detach(model: Decoder) -> Decoder:
 @contextlib.contextmanager
 def bare(model: Decoder) -> Iterator[Decoder]:
     """Inside `with bare(model):`, no method is on the model; it is for reading, not for changes."""
-    attached = model.attachment if model.attached is not None else None
-    if attached is not None: attached.take_off(model)
-    try: yield model
+    if model.attached is None:
+        yield model
+        return
+    attachment = model.attachment
+    attachment.take_off(model)
+    try:
+        yield model
     finally:
-        if attached is not None: attached.put_on(model)
+        attachment.put_on(model)
 
 
 class Attachment:
@@ -50,9 +53,11 @@ class Attachment:
 
     parts: name → Part, in the order in which wrappers nest. head: a classifier, or None.
     """
+    error = MethodError                          # what `require_free` raises
 
     def __init__(self, parts: dict[str, Part], head: Module | None):
-        self.parts, self.head = parts, head
+        self.parts = parts
+        self.head = head
         self.left = None                         # the base as `take_off` left it
 
     @property
@@ -60,6 +65,13 @@ class Attachment:
         """The method, or all of them if there are several."""
         methods = Methods(part.method for part in self.parts.values())
         return methods[0] if len(methods) == 1 else methods
+
+    @property
+    def reason(self) -> str:
+        """Why nothing else may change the model."""
+        return (f"{self.method} is attached to this model already; call .detach() or .merge() on "
+                "the PeftModel that attach returned. (Is this a copy of its model? Then "
+                "tinypeft.peft.detach(copy) takes the method off.)")
 
     def put_on(self, model: Decoder) -> None:
         """Change the model; note what `take_off` must know."""
@@ -69,33 +81,40 @@ class Attachment:
         self.base = {name: p.data for part in self.used for name, p in part.trained.items()}
         self.base_head = model.head
         try:
-            model.attachment = self
-            for p in model.parameters(): p.requires_grad = False
-            for part in self.used:
-                for name, p in part.trained.items():
-                    p.assign(part.learned[name].astype(p.dtype, copy=False))
-                    p.requires_grad = True
-            replace_modules(model, self._nested())
-            model.head = self.head or model.head
-            for part in self.used: part.learned = {}     # these arrays are the parameters' now
+            self._put_on(model)
         except BaseException:
             self.take_off(model)
             raise
 
+    def _put_on(self, model):
+        model.attachment = self
+        for p in model.parameters():
+            p.requires_grad = False
+        for part in self.used:
+            for name, p in part.trained.items():
+                p.assign(part.learned[name].astype(p.dtype, copy=False))
+                p.requires_grad = True
+        replace_modules(model, self._nested())
+        model.head = self.head or model.head
+        for part in self.used:
+            part.learned = {}                    # these arrays are the parameters' now
+
     def _nested(self):
-        """path → the outermost wrapper there, the deepest path first: a module that contains
+        """Find the outermost wrapper of each path, the deepest path first: a module that contains
         another one may have a wrapper, too."""
-        places = dict(self.replaced)
+        outermost = dict(self.replaced)
         for part in self.used:
             for path, wrapper in part.wrappers.items():
-                if not innermost(wrapper): wrapper.base = places[path]
-                places[path] = wrapper
-        return {path: places[path] for path in sorted(places, key=_depth, reverse=True)}
+                if not wrapper.innermost:
+                    wrapper.base = outermost[path]
+                outermost[path] = wrapper
+        return {path: outermost[path] for path in sorted(outermost, key=_depth, reverse=True)}
 
     def take_off(self, model: Decoder, note: bool = True) -> None:
         """Change the model back: the same objects, the same arrays. note: keep checksums of the
         base, by which `changes` finds what is done to it."""
-        try: self._take_off(model, note)
+        try:
+            self._take_off(model, note)
         except BaseException:
             self._take_off(model, note)          # each step may run twice
             raise
@@ -111,33 +130,37 @@ class Attachment:
                 if p.data is not array:
                     part.learned[name] = p.data
                     p.assign(array)
-        for p, flag in self.flags: p.grad, p.requires_grad = None, flag
-        if note: self.left = contents(model)
+        for p, flag in self.flags:
+            p.grad = None
+            p.requires_grad = flag
+        if note:
+            self.left = contents(model)
         model.attachment = None
 
     def forget(self) -> None:
         """Let go of the base, to which the methods will not return as it was."""
-        self.used, self.replaced, self.flags, self.base, self.left = [], {}, [], {}, None
+        self.used = []
+        self.replaced = {}
+        self.flags = []
+        self.base = {}
+        self.left = None
 
     def changes(self, model: Decoder) -> list[str]:
-        """What became different in the base since `take_off`, in words; [] if it may be put on."""
-        if self.left is None: return []                  # `put_on` was interrupted: nothing noted
-        now, then, found = contents(model), self.left, []
-        for name in {**then, **now}:
-            if name not in now:             found.append(f"{name} is gone")
-            elif name not in then:          found.append(f"{name} is new")
-            elif isinstance(now[name], str) and now[name] != then[name]:
-                found.append(f"{name} was of class {then[name]} and is {now[name]}")
-            elif now[name] != then[name]:   found.append(f"{name} has other numbers")
-        return found or [f"{path} is another object" for path, module in self.replaced.items()
-                         if model.get(path) is not module]
-
-    def refuse(self, verb: str) -> NoReturn:
-        """Raise MethodError: this method is on the model, so `verb` cannot be done."""
-        raise MethodError(
-            f"{verb}: {self.method} is attached to this model already; call .detach() or .merge() "
-            "on the PeftModel that attach returned. (Is this a copy of its model? Then "
-            "tinypeft.peft.detach(copy) takes the method off.)")
+        """Say what became different in the base since `take_off`; [] if it may be put on."""
+        if self.left is None:                    # `put_on` was interrupted: nothing was noted
+            return []
+        before, now, changes = self.left, contents(model), []
+        for name in {**before, **now}:
+            if name not in now:
+                changes.append(f"{name} is gone")
+            elif name not in before:
+                changes.append(f"{name} is new")
+            elif now[name] != before[name]:
+                is_class = isinstance(now[name], str)
+                changes.append(f"{name} was of class {before[name]} and is {now[name]}" if is_class
+                               else f"{name} has other numbers")
+        return changes or [f"{path} is another object" for path, module in self.replaced.items()
+                           if model.get(path) is not module]
 
 
 class Loan:
@@ -145,32 +168,32 @@ class Loan:
 
     The base may run and be copied, not changed. A copy is free: it has no mark.
     """
-    method = None
+    error = MethodError
+    method = None                                # none is on the model
 
     def __init__(self, absent: Method | Methods):
-        self.absent = absent
-
-    def refuse(self, verb: str) -> NoReturn:
-        """Raise MethodError: `verb` would change a base to which a method returns."""
-        raise MethodError(f"{verb}: this model is on loan: {self.absent} is disabled, and returns "
-                          "to it at the end of the `with` block; leave the block, or take a copy "
-                          "of the model (copy.deepcopy)")
+        self.reason = (f"this model is on loan: {absent} is disabled, and returns to it at the end "
+                       "of the `with` block; leave the block, or take a copy of the model "
+                       "(copy.deepcopy)")
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
 
 
-def _depth(path): return path.count(".")
+def _depth(path):
+    return path.count(".")
 
 
 def contents(model: Decoder) -> dict[str, str | tuple]:
-    """name → class of a module, or shape and checksum of an array, for every part of the model.
-
-    Numbers are rounded to float32 first: to cast the model is no change.
+    """Describe every part of a model: name → class of a module, or shape and checksum of an array.
     """
-    def checksum(array: Array):
-        if array.dtype == np.float64:
-            with np.errstate(over="ignore", under="ignore"): array = array.astype(np.float32)
-        return array.shape, zlib.crc32(np.ascontiguousarray(array))
     classes = {path: type(module).__name__ for path, module in model.named_modules() if path}
     return classes | {name: checksum(array) for name, array in model.state_dict().items()}
+
+
+def checksum(array: Array) -> tuple[tuple[int, ...], int]:
+    """Return the shape, and a checksum of the numbers in float32: a cast model is no other one."""
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore", under="ignore"):
+            array = array.astype(np.float32)
+    return array.shape, zlib.crc32(np.ascontiguousarray(array))

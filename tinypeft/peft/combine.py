@@ -39,9 +39,8 @@ import numpy as np
 
 from ..common.hints import Array, Rng, Seed
 from ..common.hyper import Checked, flag, one_of, real, whole
-from ..engine.nn import Module
 from ..files import fingerprint
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from ..models.targets import names_for
 from .attachment import bare
 from .dylora import scale_of
@@ -53,6 +52,7 @@ from .model import PeftModel
 __all__ = ["Combination", "combine", "free_base", "on_base"]
 
 Adapter = PeftModel | str | Path
+FINITE = real(1.0).metadata["limit"]
 
 
 def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | None = None,
@@ -70,59 +70,79 @@ def combine(adapters: Mapping[Adapter, float], how: str = "cat", *, rank: int | 
 
     Raises MethodError, and leaves all as it was, if that is not possible.
     """
-    recipe, w = Combination(how, rank, density, sign, factors), numbers(adapters)
+    recipe = Combination(how, rank, density, sign, factors)
+    w = numbers(adapters)
+    rng = np.random.default_rng(rng)
     with free_base("combine", adapters, model) as base:
-        opened = {adapter: low_rank(on_base("combine", adapter, base)) for adapter in adapters}
-        kept = head_of(opened, head)
-        pairs = combined(base, list(opened.values()), w, recipe, np.random.default_rng(rng))
+        opened = {adapter: on_base("combine", adapter, base) for adapter in adapters}
+        for tuned in opened.values():
+            check_low_rank(tuned)
+        classifier = head_of(opened, head)
+        pairs = combined(base, list(opened.values()), w, recipe, rng)
         r, others = common({path: len(A) for path, (B, A) in pairs.items()})
-        lora = LoRA(r, r, targets=names_for(pairs, base.config.n_layers), rank_pattern=others,
-                    alpha_pattern=others)                         # α = r, so s = 1 everywhere
-        state = {f"{path}.{name}": array for path, pair in pairs.items()
-                 for name, array in zip("BA", pair, strict=True)}
-        if kept is None: return attach_with(base, lora, state)
-        state |= {f"head.{name}": array for name, array in kept.state_dict().items()}
-        return attach_with(base, lora, state, head=kept.d_out, head_bias=kept.bias is not None)
+        targets = names_for(pairs, base.config.n_layers)
+        lora = LoRA(r, r, targets=targets, rank_pattern=others, alpha_pattern=others)   # so s = 1
+        state = {}
+        for path, (B, A) in pairs.items():
+            state[f"LoRA/{path}.B"] = B
+            state[f"LoRA/{path}.A"] = A
+        if classifier is None:
+            return attach_with(base, lora, state)
+        state |= {f"head.{name}": array for name, array in classifier.state_dict().items()}
+        return attach_with(base, lora, state, head=classifier.d_out,
+                           head_bias=classifier.bias is not None)
 
 
 # -- the adapters --------------------------------------------------------------------------------
 @contextlib.contextmanager
 def free_base(verb: str, adapters: Iterable[Adapter], model: Decoder | None) -> Iterator[Decoder]:
-    """The base of several adapters, with none of them on it; after an error as it was before."""
-    for a in adapters:
-        if not isinstance(a, (PeftModel, str, Path)):
-            raise TypeError(f"{verb}: expected PeftModels or folders, got a {type(a).__name__}")
-    tuned = [a for a in adapters if isinstance(a, PeftModel)]
-    base = model or next((t.model for t in tuned), None)
+    """Take several adapters off their base and give it to the block; after an error put them back.
+    """
+    for adapter in adapters:
+        if not isinstance(adapter, (PeftModel, str, Path)):
+            raise TypeError(f"{verb}: expected PeftModels or folders, got a "
+                            f"{type(adapter).__name__}")
+    tuned = [adapter for adapter in adapters if isinstance(adapter, PeftModel)]
+    base = model or (tuned[0].model if tuned else None)
     if not isinstance(base, Decoder):
         raise MethodError(f"{verb}: model= must be the base of the adapters in folders, got "
                           f"{type(base).__name__}")
-    on = [t for t in tuned if t.active and t.model is base][:1]   # there may be the same one twice
-    for t in on: t.detach()
+    active = next((t for t in tuned if t.active and t.model is base), None)
+    if active is not None:
+        active.detach()
     try:
-        base.check_free(verb)
+        require_free(base, verb)
         yield base
     except BaseException:
-        for t in on: t.reattach()
+        if active is not None:
+            active.reattach()
         raise
 
 
 def on_base(verb: str, adapter: Adapter, base: Decoder) -> PeftModel:
-    """A PeftModel that learned on a base equal to `base`. A folder's is loaded and detached."""
-    if isinstance(adapter, PeftModel):
-        if adapter.model is base:
-            adapter.check_base(verb)
-            return adapter
-        with bare(adapter.model): theirs = fingerprint(adapter.model.state_dict())
-        if theirs in fingerprints(base): return adapter
+    """Return a PeftModel that learned on a base equal to `base`. A folder's is loaded and detached.
+    """
+    if not isinstance(adapter, PeftModel):
+        return loaded(verb, adapter, base)
+    if adapter.model is base:
+        adapter.check_base(verb)
+        return adapter
+    with bare(adapter.model):
+        theirs = fingerprint(adapter.model.state_dict())
+    if theirs not in fingerprints(base):
         raise MethodError(f"{verb}: {adapter.method} is on a base with other weights, which its "
                           "numbers do not fit")
+    return adapter
+
+
+def loaded(verb, folder, base):
+    """Load the adapter in a folder, and detach it; MethodError if it learned on another base."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*the base's weights differ")
         try:
-            tuned = load_adapter(base, adapter)
+            tuned = load_adapter(base, folder)
         except UserWarning:
-            raise MethodError(f"{verb}: {adapter} learned on a base with other weights. If it fits "
+            raise MethodError(f"{verb}: {folder} learned on a base with other weights. If it fits "
                               "this one all the same, give what load_adapter(model, folder) "
                               "returns for each adapter") from None
     tuned.detach()
@@ -130,28 +150,28 @@ def on_base(verb: str, adapter: Adapter, base: Decoder) -> PeftModel:
 
 
 def numbers(adapters):
-    """The adapters' numbers w, (n,)."""
+    """Return the adapters' numbers w, (n,)."""
     if not isinstance(adapters, Mapping) or not adapters:
         got = type(adapters).__name__ if adapters else "nothing"
         raise TypeError("combine: expected a dict from PeftModels or folders to numbers, such as "
                         f"{{a: 0.7, b: 0.3}}, got {got}")
-    finite = real(1.0).metadata["limit"].holds
     for adapter, x in adapters.items():
-        if not finite(x):
+        if not FINITE.holds(x):
             name = adapter.method if isinstance(adapter, PeftModel) else adapter
             raise MethodError(f"combine: {name} has {x!r}, expected a finite number")
-    return np.array([*adapters.values()], float)
+    return np.array(list(adapters.values()), float)
 
 
-def low_rank(tuned):
-    """`tuned`, if all that it learned is low-rank changes of linear layers, and perhaps a head."""
+def check_low_rank(tuned):
+    """Raise MethodError unless all that was learned is low-rank changes of layers, or a head."""
     if tuned.trained:
         raise MethodError(f"combine: {tuned.method} trains parameters of the base, such as "
                           f"{next(iter(tuned.trained))}; only low-rank changes can be combined")
-    parts = {name: part for name, part in tuned.parts.items() if part.on}
     changed = {}                                                      # path → name of its part
-    for name, part in parts.items():
-        if part.virtual or not all(map(is_low_rank, part.wrappers.values())):
+    for name, part in tuned.parts.items():
+        if not part.on:
+            continue
+        if part.virtual or not all(layer.is_low_rank for layer in part.wrappers.values()):
             raise MethodError(f"combine: {part.method} is not a LoRA, AdaLoRA or DyLoRA; only "
                               "low-rank changes can be combined")
         for path in part.wrappers:
@@ -163,17 +183,12 @@ def low_rank(tuned):
     if not changed:
         raise MethodError(f"combine: {tuned.method} changes no layer; only low-rank changes can be "
                           "combined")
-    return tuned
-
-
-def is_low_rank(wrapper: Module) -> bool:
-    """Is a wrapper base(x) + ΔW x, and no more?"""
-    return isinstance(wrapper, LowRankLinear) and wrapper.is_low_rank
 
 
 def head_of(opened, head):
-    """The classifier of the adapter `head`, or None if none of them has a classifier."""
-    if head is None and all(tuned.head is None for tuned in opened.values()): return None
+    """Return the classifier of the adapter `head`, or None if none of them has a classifier."""
+    if head is None and all(tuned.head is None for tuned in opened.values()):
+        return None
     if head not in opened or opened[head].head is None:
         raise MethodError("combine: classification heads are not combined; head= must be one of "
                           "the dict's keys, an adapter with a head, and its head is kept")
@@ -182,28 +197,62 @@ def head_of(opened, head):
 
 # -- the matrices --------------------------------------------------------------------------------
 def combined(base, tuned, w, recipe, rng):
-    """path → (B, A) of each layer that one of the adapters changes, from top to bottom."""
+    """Combine each layer that an adapter changes, from top to bottom: path → (B, A)."""
+    wrappers = [t.wrappers for t in tuned]
     pairs = {}
     for path, _ in base.named_modules():
-        there = [i for i, t in enumerate(tuned) if path in t.wrappers]
-        layers = [tuned[i].wrappers[path] for i in there]
-        if layers: pairs[path] = recipe.pair(path, layers, w[there], rng)
+        changing = [i for i in range(len(tuned)) if path in wrappers[i]]
+        if changing:
+            layers = [wrappers[i][path] for i in changing]
+            pairs[path] = recipe.pair(path, layers, w[changing], rng)
     return pairs
 
 
 def common(ranks):
-    """The rank that most layers have, and a pattern of the others: a name → rank, or None."""
-    r, kinds = Counter(ranks.values()).most_common(1)[0][0], defaultdict(set)
-    last = {path: path.rpartition(".")[2] for path in ranks}
-    for path, n in ranks.items(): kinds[last[path]].add(n)
-    return r, {last[path] if len(kinds[last[path]]) == 1 else path: n
-               for path, n in ranks.items() if n != r} or None
+    """Return the rank that most layers have, and a pattern of the others: a name → rank, or None.
+    """
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    by_name = defaultdict(set)                                        # last part of a path → ranks
+    for path, rank in ranks.items():
+        by_name[path.rpartition(".")[2]].add(rank)
+    pattern = {}
+    for path, rank in ranks.items():
+        name = path.rpartition(".")[2]
+        if rank != r:
+            pattern[name if len(by_name[name]) == 1 else path] = rank
+    return r, pattern or None
+
+
+def trim(T: Array, density: float | None, rng: Rng) -> Array:
+    """Keep the share `density` of each matrix that is largest in magnitude; the paper's is 0.2."""
+    return np.array([trimmed(t, density or 0.2) for t in T])
+
+
+def drop(T: Array, density: float, rng: Rng) -> Array:
+    """Keep each number with probability `density`, and divide it by that."""
+    return T * (rng.random(T.shape) < density) / density
+
+
+def add(T: Array, w: Array, sign: str) -> Array:
+    """Compute Σ wᵢ Tᵢ."""
+    return (w * T).sum(0)
+
+
+def elect(T: Array, w: Array, sign: str) -> Array:
+    """Compute the mean of wᵢ Tᵢ over those that agree with γ, number by number."""
+    votes = (T if sign == "total" else np.sign(T)).sum(0)
+    agree = np.sign(T) == np.where(votes >= 0, 1, -1)
+    return (w * T * agree).sum(0) / np.maximum(agree.sum(0), 1)
+
+
+# how → (what makes the matrices sparse, what makes one of them)
+SPARSE = {"ties": (trim, elect), "dare": (drop, add), "dare_ties": (drop, elect)}
 
 
 @dataclass(frozen=True)
 class Combination(Checked):
     """The options of `combine`, and what they make of one layer's matrices."""
-    how: str = one_of("cat", "svd", "linear", "ties", "dare", "dare_ties")
+    how: str = one_of("cat", "svd", "linear", *SPARSE)
     rank: int | None = whole(None, least=1, or_none=True)
     density: float | None = real(None, above=0, most=1, or_none=True)
     sign: str = one_of("total", "frequency")
@@ -211,60 +260,74 @@ class Combination(Checked):
     error = MethodError
 
     def check(self) -> None:
-        sparse, of = self.how in ("ties", "dare", "dare_ties"), f"combine: how={self.how!r}"
-        if self.density is None and self.how.startswith("dare"):
-            raise MethodError(f"{of} needs density=, the share of numbers that are not dropped")
-        if self.density is not None and not sparse:
-            raise MethodError(f"{of} uses all numbers; density is of 'ties', 'dare', 'dare_ties'")
-        if self.factors and not sparse:
-            raise MethodError(f"{of} has no other form; factors is of 'ties', 'dare', 'dare_ties'")
+        option = f"combine: how={self.how!r}"
+        if self.how in SPARSE:
+            if self.density is None and SPARSE[self.how][0] is drop:
+                raise MethodError(f"{option} needs density=, the share of numbers that are not "
+                                  "dropped")
+        elif self.density is not None:
+            raise MethodError(f"{option} uses all numbers; density is of 'ties', 'dare', "
+                              "'dare_ties'")
+        elif self.factors:
+            raise MethodError(f"{option} has no other form; factors is of 'ties', 'dare', "
+                              "'dare_ties'")
         if self.rank is not None and (self.factors or self.how in ("cat", "linear")):
-            raise MethodError(f"{of} gives the rank that the adapters have; rank is of the nearest "
-                              "matrix: 'svd', or 'ties', 'dare', 'dare_ties' without factors")
+            raise MethodError(f"{option} gives the rank that the adapters have; rank is of the "
+                              "nearest matrix: 'svd', or 'ties', 'dare', 'dare_ties' without "
+                              "factors")
 
     def pair(self, path: str, layers: Sequence[LowRankLinear], w: Array,
              rng: Rng) -> tuple[Array, Array]:
-        """B (d_out, r) and A (r, d_in) of the layer at `path`, in float64."""
-        if self.factors or self.how == "linear": return self.sums(path, layers, w, rng)
+        """Combine the layer at `path`: B (d_out, r) and A (r, d_in), in float64."""
+        if self.factors or self.how == "linear":
+            return self.factors_apart(path, layers, w, rng)
         r = self.rank or max(1, *(layer.rank for layer in layers))
-        if self.how not in ("cat", "svd"):
+        if self.how in SPARSE:
             W = self.merged([layer.delta() for layer in layers], w, rng)
             return halves(*np.linalg.svd(W, full_matrices=False), r)
-        lefts, rights = zip(*(layer.factors() for layer in layers), strict=True)
-        B = np.hstack([x * left.astype(float) for x, left in zip(w, lefts, strict=True)])
-        A = np.vstack(rights).astype(float)
-        used = B.any(0)                                           # pruned triplets add nothing
-        used[0] |= not used.any()
-        B, A = B[:, used], A[used]
-        most = min(len(B), A.shape[1])                            # the rank of any matrix
-        if self.how == "cat" and len(A) <= most: return B, A
-        return halves(*thin_svd(B, A), most if self.how == "cat" else r)
+        B, A = side_by_side(layers, w)
+        if self.how == "cat":
+            r = min(len(B), A.shape[1])                               # the rank of any matrix
+            if len(A) <= r:
+                return B, A
+        return halves(*thin_svd(B, A), r)
 
-    def sums(self, path: str, layers: Sequence[LowRankLinear], w: Array,
-             rng: Rng) -> tuple[Array, Array]:
-        """B and A, each merged by itself."""
+    def factors_apart(self, path: str, layers: Sequence[LowRankLinear], w: Array,
+                      rng: Rng) -> tuple[Array, Array]:
+        """Merge B and A, each by itself."""
         s = np.array([scale_of(layer) for layer in layers])
-        lefts, A = zip(*(layer.factors() for layer in layers), strict=True)
-        ranks, root = [len(a) for a in A], np.sqrt(np.abs(w * s))
-        if len({*ranks}) > 1:
+        sB, A = zip(*(layer.factors() for layer in layers), strict=True)
+        ranks = [len(a) for a in A]
+        if len(set(ranks)) > 1:
             raise MethodError(f"combine: {path} has the ranks {', '.join(map(str, ranks))}; "
                               "factors of different ranks cannot be added, take 'cat' or 'svd'")
+        B = [sb / x for sb, x in zip(sB, s, strict=True)]
+        root = np.sqrt(np.abs(w * s))
         A = self.merged(A, np.sign(w) * root, rng)
-        return self.merged([left / x for left, x in zip(lefts, s, strict=True)], root, rng), A
+        return self.merged(B, root, rng), A
 
     def merged(self, T: Sequence[Array], w: Array, rng: Rng) -> Array:
-        """One matrix made of several, each with its number."""
-        T, w, d = np.array(T, float), w.reshape(-1, 1, 1), self.density     # T (n, rows, columns)
-        if self.how == "ties":            T = np.array([trimmed(t, d or 0.2) for t in T])
-        elif self.how.startswith("dare"): T = T * (rng.random(T.shape) < d) / d
-        if not self.how.endswith("ties"): return (w * T).sum(0)
-        votes = (T if self.sign == "total" else np.sign(T)).sum(0)
-        agree = np.sign(T) == np.where(votes >= 0, 1, -1)
-        return (w * T * agree).sum(0) / np.maximum(agree.sum(0), 1)
+        """Make one matrix of several, each with its number."""
+        T = np.array(T, float)                                        # (n, rows, columns)
+        w = w.reshape(-1, 1, 1)
+        if self.how == "linear":
+            return add(T, w, self.sign)
+        thin_out, to_one = SPARSE[self.how]
+        return to_one(thin_out(T, self.density, rng), w, self.sign)
+
+
+def side_by_side(layers: Sequence[LowRankLinear], w: Array) -> tuple[Array, Array]:
+    """Write Σ wᵢ ΔWᵢ as one product: B = [w₁ s₁ B₁, w₂ s₂ B₂, …] and A = [A₁; A₂; …]."""
+    sB, A = zip(*(layer.factors() for layer in layers), strict=True)
+    B = np.hstack([x * sb.astype(float) for x, sb in zip(w, sB, strict=True)])
+    A = np.vstack(A).astype(float)
+    used = B.any(0)                                                   # a pruned triplet adds 0
+    used[0] |= not used.any()
+    return B[:, used], A[used]
 
 
 def trimmed(t: Array, density: float) -> Array:
-    """The share `density` of the numbers that is largest in magnitude; the others become 0."""
+    """Keep the share `density` of the numbers that is largest in magnitude; set the others to 0."""
     kept = np.argsort(-np.abs(t), axis=None, kind="stable")[:int(density * t.size)]
     out = np.zeros_like(t)
     out.flat[kept] = t.flat[kept]
@@ -272,6 +335,6 @@ def trimmed(t: Array, density: float) -> Array:
 
 
 def halves(U: Array, S: Array, Vt: Array, r: int) -> tuple[Array, Array]:
-    """B = U √S and A = √S Vᵀ of the r largest singular values, or of all if they are fewer."""
+    """Split U S Vᵀ at its r largest singular values, or all: B = U √S and A = √S Vᵀ."""
     root = np.sqrt(S[:r])
     return U[:, :r] * root, root[:, None] * Vt[:r]

@@ -39,7 +39,7 @@ from ..engine.tensor import Tensor, where
 from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from .lora import LoRALinear, LowRankLinear
-from .method import Layers, Method, MethodError
+from .method import Layers, Method, MethodError, Wrapper
 
 __all__ = ["DyLoRA", "DyLoRALinear", "scale_of"]
 
@@ -72,75 +72,93 @@ class DyLoRA(Method):
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks b that are trained."""
+        """List the ranks b that are trained."""
         n = self.block_size
         return [b for b in range(n, self.rank + 1, n) if b >= self.rank_min]
 
     def probabilities(self) -> Array:
-        """p_B over `ranks`; the sum is 1."""
-        p = (1 - self.p if self.distribution == "geometric" else 1.0) ** np.arange(len(self.ranks))
+        """Compute p_B over `ranks`; the sum is 1."""
+        ratio = 1 - self.p if self.distribution == "geometric" else 1.0
+        p = ratio ** np.arange(len(self.ranks))
         return p / p.sum()
 
     def first_trained(self, b: int) -> int:
-        """The first of the rows of A that a step at rank b trains; below the smallest rank, no
-        step would train them, so that rank trains all of its rows."""
-        return b - self.block_size if self.frozen and b > self.ranks[0] else 0
+        """Find the first row of A that a step at rank b trains. The smallest rank trains all of its
+        rows, because no other step would train them."""
+        if self.frozen and b > self.ranks[0]:
+            return b - self.block_size
+        return 0
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         layers = match_targets(model, self.targets)
         return {path: DyLoRALinear(layer, self, rng) for path, layer in layers}
 
     def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
         b = int(rng.choice(self.ranks, p=self.probabilities()))
-        for layer in layers.values(): layer.start_step(b)
+        for layer in layers.values():
+            layer.start_step(b)
 
     def after_step(self, layers: Layers, step: int, total: int) -> None:
         self.end_training(layers)
 
     def end_training(self, layers: Layers) -> None:
-        for layer in layers.values(): layer.end_step()
+        for layer in layers.values():
+            layer.end_step()
 
-    def set_rank(self, layers: Layers, b: int) -> None:
-        if b not in self.ranks:
-            raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {b!r}")
-        for layer in layers.values(): layer.b = np.array(int(b))
+    def set_rank(self, layers: Layers, rank: int) -> None:
+        if rank not in self.ranks:
+            raise MethodError(f"set_rank: {self} learns at ranks {self.ranks}, not at {rank!r}")
+        for layer in layers.values():
+            layer.b = np.array(int(rank))
 
 
 class DyLoRALinear(LoRALinear):
     """h = W₀ x + B (m ⊙ A x) at b = `rank`, or at b = `rank_drawn` in a training step."""
 
     def __init__(self, base: Module, method: DyLoRA, rng: Rng):
-        A, self.method = kaiming_uniform((method.rank, base.d_in), rng), method
+        A = kaiming_uniform((method.rank, base.d_in), rng)
+        self.method = method
         super().__init__(base, A, None, method.dropout, rng)
-        self.b, self.rank_drawn = np.array(method.rank), None         # b: a buffer, so it is saved
+        self.b = np.array(method.rank)                                # a buffer, so it is saved
+        self.rank_drawn = None
 
-    rank = property(lambda self: int(self.b))
+    @property
+    def rank(self) -> int:
+        return int(self.b)
 
     def scale_at(self, b: int) -> float:
-        """α/b, or α/R."""
-        return self.method.alpha / (b if self.method.rescale else self.method.rank)
+        """Return α/b, or α/R."""
+        method = self.method
+        return method.alpha / (b if method.rescale else method.rank)
 
     def check_parts(self) -> None:
-        """ValueError unless b, which comes from a file, is a rank that the method trains."""
         if self.b not in self.method.ranks:
             raise ValueError(f"b is {self.b}, expected one of the ranks {self.method.ranks}")
 
     def start_step(self, b: int) -> None:
         """Train at rank b until `end_step`: the optimizer moves nothing outside the mask."""
-        first = self.method.first_trained(b)
-        mask = (first <= np.arange(len(self.A))) & (np.arange(len(self.A)) < b)
-        self.rank_drawn, self.A.update_mask, self.B.update_mask = b, mask[:, None], mask[None]
+        mask = np.zeros(len(self.A), bool)
+        mask[self.method.first_trained(b):b] = True
+        self.rank_drawn = b
+        self.A.update_mask = mask[:, None]
+        self.B.update_mask = mask[None]
 
     def end_step(self) -> None:
-        self.rank_drawn = self.A.update_mask = self.B.update_mask = None
+        """Let the optimizer move everything again."""
+        self.rank_drawn = None
+        self.A.update_mask = None
+        self.B.update_mask = None
 
     def forward(self, x: Tensor) -> Tensor:
         A, B, b = self.A, self.B, self.rank
         if self.training and self.rank_drawn:
             b = self.rank_drawn
-            if self.method.frozen: A, B = (where(w.update_mask, w, w.data) for w in (A, B))
+            if self.method.frozen:                                    # outside the mask: constants
+                A = where(A.update_mask, A, A.data)
+                B = where(B.update_mask, B, B.data)
         m = self.scale_at(b) * (np.arange(len(A)) < b)
-        return self.base(x) + F.linear(F.linear(self.dropout(x), A) * m, B)
+        Ax = F.linear(self.dropout(x), A)                             # (…, R)
+        return self.base(x) + F.linear(Ax * m, B)
 
     def factors(self) -> tuple[Array, Array]:
         b = self.rank
@@ -151,5 +169,7 @@ class DyLoRALinear(LoRALinear):
 
 
 def scale_of(layer: LowRankLinear) -> float:
-    """s of a layer of LoRA or AdaLoRA, or of DyLoRA at its present rank."""
-    return layer.scale_at(layer.rank) if isinstance(layer, DyLoRALinear) else layer.scale
+    """Return s of a layer of LoRA or AdaLoRA, or of DyLoRA at its present rank."""
+    if isinstance(layer, DyLoRALinear):
+        return layer.scale_at(layer.rank)
+    return layer.scale

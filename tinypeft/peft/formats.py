@@ -6,13 +6,14 @@ that is saved in our own format loads nothing of PEFT's.
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ..files import only_file
+from .method import MethodError
 
-__all__ = ["FORMATS", "Format"]
+__all__ = ["FORMATS", "Format", "format_called"]
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,26 @@ class Format:
         save(tuned, folder)           write a PeftModel; MethodError for what the format lacks
         load(model, file, strict)     attach to a model what the file holds
         check(tuned)                  raise that MethodError, before any training
-
-    older: names of the file in folders that earlier versions wrote.
     """
     file: str
     module: str
-    older: tuple[str, ...] = ()
 
     def find(self, folder: Path) -> Path | None:
-        """The format's file in a folder, or None. ValueError for two of them."""
-        return only_file(folder, self.file, *self.older)
+        """Return the path of the format's file in a folder, or None; a broken link is one, too."""
+        path = folder / self.file
+        return path if os.path.lexists(path) else None
 
     def functions(self) -> ModuleType:
-        """The module with `save`, `load` and `check`."""
+        """Import the module with `save`, `load` and `check`."""
         return importlib.import_module(self.module)
 
 
-FORMATS = {"tinypeft": Format("adapter.safetensors", "tinypeft.peft.folders", ("adapter.npz",)),
+FORMATS = {"tinypeft": Format("adapter.safetensors", "tinypeft.peft.folders"),
            "peft": Format("adapter_config.json", "tinypeft.interop.adapters")}
+
+
+def format_called(name: str, verb: str) -> Format:
+    """Look up a format; MethodError names those that there are."""
+    if name not in FORMATS:
+        raise MethodError(f"{verb}: unknown format {name!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]

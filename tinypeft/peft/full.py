@@ -25,17 +25,18 @@ class FullFineTuning(Method):
     targets: Targets | None = layer_names(None, or_none=True)
 
     def trained(self, model: Decoder) -> list[str]:
-        names = [n for n, _ in model.named_parameters()]
-        quantized = [f"{path}.weight" for path, m in model.named_modules()
-                     if isinstance(vars(m).get("weight"), Packed)]
+        names = [name for name, _ in model.named_parameters()]
+        quantized = [f"{path}.weight" for path, layer in model.named_modules()
+                     if isinstance(vars(layer).get("weight"), Packed)]
         trained = chosen([*names, *quantized], self.targets or "all", kind="parameters")
-        for name in filter(trained.__contains__, quantized):
-            raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be trained; "
-                              "attach a LoRA, or name other targets such as 'bias'")
+        for name in quantized:
+            if name in trained:
+                raise MethodError(f"FullFineTuning: {name} is quantized, and codes cannot be "
+                                  "trained; attach a LoRA, or name other targets such as 'bias'")
         return trained
 
 
 @dataclass(frozen=True)
 class LinearProbe(Method):
-    """Trains only the classification head; it measures the base's features as they are."""
+    """Train only the classification head; it measures the base's features as they are."""
     learning_rate = 1e-2

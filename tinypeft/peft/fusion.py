@@ -31,6 +31,7 @@ base's norms for one task. A base has only one set of norms, so such adapters ca
 """
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,14 +45,19 @@ from ..models.decoder import Decoder
 from .adapter import Bottleneck, BottleneckAdapter, check_narrower
 from .combine import Adapter, free_base, on_base
 from .folders import attach_with
-from .method import Layers, Method, MethodError
+from .method import Layers, Method, MethodError, Wrapper
 from .model import PeftModel
+from .part import own_state
 
 __all__ = ["AdapterFusion", "FusedAdapters", "fuse"]
 
-SEVERAL = Limit(lambda x: (isinstance(x, (tuple, list)) and len(x) > 0
-                           and all(type(a) is BottleneckAdapter for a in x)),
-                "a tuple of BottleneckAdapters")
+
+def are_adapters(x: Any) -> bool:
+    """Is x a tuple of BottleneckAdapters, and not an empty one?"""
+    return isinstance(x, (tuple, list)) and {type(a) for a in x} == {BottleneckAdapter}
+
+
+SEVERAL = Limit(are_adapters, "a tuple of BottleneckAdapters")
 
 
 def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: Decoder | None = None,
@@ -72,9 +78,9 @@ def fuse(adapters: Iterable[Adapter], *, regularization: float = 0.01, model: De
             if not tuned.wrappers:
                 raise MethodError(f"fuse: {tuned.method} is switched off; reattach it by its name")
         method = AdapterFusion(tuple(tuned.method for tuned in opened), regularization)
-        state = {f"{path}.adapters.{i}.{name}": p.data for i, tuned in enumerate(opened)
-                 for path, adapter in tuned.wrappers.items()
-                 for name, p in adapter.named_parameters() if not name.startswith("base.")}
+        state = {f"AdapterFusion/{path}.adapters.{i}.{name}": array
+                 for i, tuned in enumerate(opened) for path, adapter in tuned.wrappers.items()
+                 for name, array in own_state(adapter).items()}
         return attach_with(base, method, state, strict=False, head=head, head_bias=head_bias,
                            rng=rng)
 
@@ -86,11 +92,12 @@ class AdapterFusion(Method):
     regularization: float = real(0.01, least=0)
     learning_rate = 5e-3
 
-    def __post_init__(self):
-        if isinstance(self.adapters, tuple):             # a file holds the fields of each
-            told = lambda a: made(BottleneckAdapter, a) if isinstance(a, dict) else a
-            object.__setattr__(self, "adapters", tuple(map(told, self.adapters)))
-        super().__post_init__()
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Method:
+        adapters = fields.get("adapters")
+        if isinstance(adapters, list):                   # a file holds the fields of each
+            adapters = [made(BottleneckAdapter, adapter) for adapter in adapters]
+        return made(cls, fields | {"adapters": adapters})
 
     def check(self) -> None:
         if any(a.norms for a in self.adapters):
@@ -101,27 +108,32 @@ class AdapterFusion(Method):
             raise MethodError("AdapterFusion: all adapters must have the same placement, got "
                               f"{', '.join(a.placement for a in self.adapters)}")
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
-        for adapter in self.adapters: check_narrower(adapter, model)
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
+        for adapter in self.adapters:
+            check_narrower(adapter, model)
         return {path: FusedAdapters(model.get(path), self, rng)
                 for path in self.adapters[0].paths(model)}
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """c Σ ‖V − I‖²_F over the layers."""
-        if not self.regularization: return None
+        """Compute c Σ ‖V − I‖²_F over the layers."""
+        if not self.regularization:
+            return None
         D = [layer.V - np.eye(layer.d_out) for layer in layers.values()]
         return self.regularization * sum((d * d).sum() for d in D)
 
 
-class FusedAdapters(Module):
+class FusedAdapters(Wrapper):
     """h + Σ αₙ V zₙ, for the output h of the layer `base`."""
 
     def __init__(self, base: Module, method: AdapterFusion, rng: Rng):
-        self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
-        d, self.adapters = base.d_out, [Bottleneck(base.d_out, m, rng) for m in method.adapters]
+        d = base.d_out
+        self.base = base
+        self.adapters = [Bottleneck(d, adapter, rng) for adapter in method.adapters]
         for adapter in self.adapters:
-            for p in adapter.parameters(): p.requires_grad = False
-        self.Q, self.K = (Parameter(0.02 * rng.standard_normal((d, d))) for _ in range(2))
+            for p in adapter.parameters():
+                p.requires_grad = False
+        self.Q = Parameter(0.02 * rng.standard_normal((d, d)))
+        self.K = Parameter(0.02 * rng.standard_normal((d, d)))
         self.V = Parameter(np.full((d, d), 1e-6) + (1 - 1e-6) * np.eye(d))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,10 +143,11 @@ class FusedAdapters(Module):
         return h + F.linear(mixed, self.V)
 
     def attention(self, h: Tensor, z: Tensor) -> Tensor:
-        """α, (B, T, N, 1), of h (B, T, d) and z (B, T, N, d)."""
+        """Compute α, (B, T, N, 1), of h (B, T, d) and z (B, T, N, d)."""
         B, T, N, d = z.shape
         KQh = F.linear(F.linear(h, self.Q), self.K.T)                         # (B, T, d)
         scores = (z * KQh.reshape(B, T, 1, d)).sum(3)                         # (B, T, N)
         return F.softmax(scores).reshape(B, T, N, 1)
 
-    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, {len(self.adapters)} adapters)"
+    def describe(self) -> str:
+        return f"({self.d_in} → {self.d_out}, {len(self.adapters)} adapters)"

@@ -38,11 +38,12 @@ import numpy as np
 
 from ..common.hints import Array, Rng, Targets
 from ..common.hyper import layer_names
-from ..engine.nn import Linear, Module, Parameter, shapes_only
+from ..engine.nn import Linear, Module, Parameter
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
-from .method import Method
+from .lora import linear_of
+from .method import Method, Wrapper
 
 __all__ = ["IA3", "ScaledInput", "ScaledOutput"]
 
@@ -58,34 +59,31 @@ class IA3(Method):
                                               also=("feedforward_modules",))
     learning_rate: ClassVar[float] = 3e-2
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         layers = dict(match_targets(model, self.targets))
         inner = self.inner(layers)
-        return {path: (ScaledInput if path in inner else ScaledOutput)(layer)
+        return {path: ScaledInput(layer) if path in inner else ScaledOutput(layer)
                 for path, layer in layers.items()}
 
-    def inner(self, paths: Iterable[str]) -> set[str]:
-        """Those of the targets' paths that `feedforward` chooses."""
-        return set(chosen(paths, self.feedforward, "feedforward", "targets")
-                   if self.feedforward else ())
+    def inner(self, paths: Iterable[str]) -> list[str]:
+        """Choose the targets' paths that `feedforward` names."""
+        if self.feedforward is None:
+            return []
+        return chosen(paths, self.feedforward, "feedforward", "targets")
 
 
-class Scaled(Module):
+class Scaled(Wrapper):
     """A frozen linear layer `base` and a vector `l` of n ones, which is trained."""
 
     def __init__(self, base: Module, n: int):
-        self.base, self.l = base, Parameter(np.ones(n, np.float32))
+        self.base = base
+        self.l = Parameter(np.ones(n, np.float32))
 
-    d_in = property(lambda self: self.base.d_in)
-    d_out = property(lambda self: self.base.d_out)
-
-    def merged(self, scale_W: Array, scale_b: Array | float) -> Linear:
-        """A plain Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
-        base = self.base
-        with shapes_only(): plain = Linear(self.d_in, self.d_out, bias=base.bias is not None)
-        plain.weight.data = base.dense_weight() * scale_W
-        if base.bias is not None: plain.bias.data = base.bias.data * scale_b
-        return plain
+    def scaled(self, scale_W: Array, scale_b: Array | float) -> Linear:
+        """Make a Linear: weight W ⊙ scale_W (W dequantized if need be) and bias b ⊙ scale_b."""
+        weight = self.base.dense_weight() * scale_W
+        bias = self.base.bias
+        return linear_of(weight, None if bias is None else bias.data * scale_b)
 
 
 class ScaledOutput(Scaled):
@@ -94,13 +92,16 @@ class ScaledOutput(Scaled):
     def __init__(self, base: Module):
         super().__init__(base, base.d_out)
 
-    def forward(self, x: Tensor) -> Tensor: return self.base(x) * self.l
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) * self.l
 
     def merge(self) -> Linear:
-        """The rows of W, and b, times l."""
-        return self.merged(self.l.data[:, None], self.l.data)
+        """Multiply the rows of W, and b, by l."""
+        l = self.l.data
+        return self.scaled(l[:, None], l)
 
-    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, output scaled)"
+    def describe(self) -> str:
+        return f"({self.d_in} → {self.d_out}, output scaled)"
 
 
 class ScaledInput(Scaled):
@@ -109,10 +110,12 @@ class ScaledInput(Scaled):
     def __init__(self, base: Module):
         super().__init__(base, base.d_in)
 
-    def forward(self, x: Tensor) -> Tensor: return self.base(x * self.l)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x * self.l)
 
     def merge(self) -> Linear:
-        """The columns of W times l."""
-        return self.merged(self.l.data, 1)
+        """Multiply the columns of W by l."""
+        return self.scaled(self.l.data, 1)
 
-    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, input scaled)"
+    def describe(self) -> str:
+        return f"({self.d_in} → {self.d_out}, input scaled)"

@@ -34,9 +34,9 @@ from ..engine.nn import Dropout, Linear, Module, Parameter, kaiming_uniform, sha
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import chosen, match_targets
-from .method import Method, MethodError
+from .method import Method, MethodError, Wrapper
 
-__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "thin_svd"]
+__all__ = ["LoRA", "LoRALinear", "LowRankLinear", "linear_of", "thin_svd"]
 
 
 @dataclass(frozen=True)
@@ -58,66 +58,71 @@ class LoRA(Method):
     learning_rate = 1e-2
     shown = ("rank",)
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         layers = dict(match_targets(model, self.targets))
         r = by_path("rank_pattern", self.rank_pattern, layers, self.rank)
         alpha = by_path("alpha_pattern", self.alpha_pattern, layers, self.alpha)
-        return {path: LoRALinear(layer, self.start(r[path], layer.d_in, rng),
-                                 self.scale(r[path], alpha[path]), self.dropout, rng)
-                for path, layer in layers.items()}
+        wrappers = {}
+        for path, layer in layers.items():
+            A = self.start(r[path], layer.d_in, rng)
+            s = self.scale(r[path], alpha[path])
+            wrappers[path] = LoRALinear(layer, A, s, self.dropout, rng)
+        return wrappers
 
     def scale(self, r: int, alpha: float) -> float:
-        """s: α/r, or α/√r."""
-        return alpha / (math.sqrt(r) if self.rank_stabilized else r)
+        """Return s: α/r, or α/√r."""
+        return alpha / math.sqrt(r) if self.rank_stabilized else alpha / r
 
     def start(self, r: int, d_in: int, rng: Rng) -> Array:
-        """A at the start, (r, d_in)."""
-        if self.init == "kaiming": return kaiming_uniform((r, d_in), rng)
+        """Draw A, (r, d_in)."""
+        if self.init == "kaiming":
+            return kaiming_uniform((r, d_in), rng)
         return rng.normal(0, 1 / r, (r, d_in)).astype(np.float32)
 
 
-class LowRankLinear(Module):
+class LowRankLinear(Wrapper):
     """A frozen layer `base` beside a ΔW of rank r; shared by LoRA and its relatives.
 
     A layer that computes something else than base(x) + ΔW x must have its own `merge`.
     """
 
     def __init__(self, base: Module, r: int, dropout: float, rng: Rng):
-        if r > min(base.d_in, base.d_out):
-            raise MethodError(f"rank {r} exceeds {min(base.d_in, base.d_out)}, the largest that a "
+        most = min(base.d_in, base.d_out)
+        if r > most:
+            raise MethodError(f"rank {r} exceeds {most}, the largest that a "
                               f"{base.d_out} × {base.d_in} matrix can have")
-        self.base, self.d_in, self.d_out = base, base.d_in, base.d_out
+        self.base = base
         self.dropout = Dropout(dropout, rng)
 
-    rank = property(lambda self: self.factors()[0].shape[1])
+    @property
+    def rank(self) -> int:
+        return self.factors()[0].shape[1]
 
     def factors(self) -> tuple[Array, Array]:
-        """Arrays (d_out, r) and (r, d_in) whose product is ΔW, including the scale."""
+        """Return arrays (d_out, r) and (r, d_in) whose product is ΔW, including the scale."""
         raise NotImplementedError
 
     def delta(self) -> Array:
-        """ΔW, (d_out, d_in)."""
+        """Multiply the factors: ΔW, (d_out, d_in)."""
         left, right = self.factors()
         return left @ right
 
     @property
     def is_low_rank(self) -> bool:
-        """Is the layer base(x) + ΔW x, and no more? Needed to combine, and to save for PEFT."""
-        return type(self).merge is LowRankLinear.merge
+        return type(self).merge is LowRankLinear.merge   # its own: it is more than base(x) + ΔW x
 
     def svd(self) -> tuple[Array, Array, Array]:
-        """U (d_out, r), S (r,), Vᵀ (r, d_in) with ΔW = U diag(S) Vᵀ, without forming ΔW."""
+        """Decompose ΔW = U diag(S) Vᵀ, without forming it: U (d_out, r), S (r,), Vᵀ (r, d_in)."""
         return thin_svd(*self.factors())
 
     def merge(self) -> Linear:
-        """A plain Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
-        base = self.base
-        with shapes_only(): merged = Linear(self.d_in, self.d_out, bias=base.bias is not None)
-        merged.weight.data = base.dense_weight() + self.delta()
-        if base.bias is not None: merged.bias.data = base.bias.data.copy()
-        return merged
+        """Make a Linear with weight W₀ + ΔW (W₀ dequantized if need be) and the base's bias."""
+        weight = self.base.dense_weight() + self.delta()
+        bias = self.base.bias
+        return linear_of(weight, None if bias is None else bias.data.copy())
 
-    def describe(self) -> str: return f"({self.d_in} → {self.d_out}, rank {self.rank})"
+    def describe(self) -> str:
+        return f"({self.d_in} → {self.d_out}, rank {self.rank})"
 
 
 class LoRALinear(LowRankLinear):
@@ -125,7 +130,8 @@ class LoRALinear(LowRankLinear):
 
     def __init__(self, base: Module, A: Array, scale: float, dropout: float, rng: Rng):
         super().__init__(base, len(A), dropout, rng)
-        self.scale, self.A = scale, Parameter(np.array(A))
+        self.scale = scale
+        self.A = Parameter(np.array(A))
         self.B = Parameter(np.zeros((base.d_out, len(A)), A.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,16 +142,30 @@ class LoRALinear(LowRankLinear):
         return self.scale * self.B.data, self.A.data
 
 
+def linear_of(weight: Array, bias: Array | None) -> Linear:
+    """Make a Linear of its arrays, which are not copied."""
+    d_out, d_in = weight.shape
+    with shapes_only():
+        layer = Linear(d_in, d_out, bias=bias is not None)
+    layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
+    return layer
+
+
 def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
-    """U (d_out, k), S (k,), Vᵀ (k, d_in), of left (d_out, r) times right (r, d_in), k ≤ r."""
-    (Q1, R1), (Q2, R2) = np.linalg.qr(left), np.linalg.qr(right.T)
+    """Decompose left (d_out, r) times right (r, d_in): U (d_out, k), S (k,), Vᵀ (k, d_in), k ≤ r.
+    """
+    Q1, R1 = np.linalg.qr(left)
+    Q2, R2 = np.linalg.qr(right.T)
     U, S, Vt = np.linalg.svd(R1 @ R2.T, full_matrices=False)
     return Q1 @ U, S, Vt @ Q2.T
 
 
 def by_path(field: str, pattern: dict | None, paths: dict, default: float) -> dict[str, float]:
-    """path → the value of the key of `pattern` that matches it best, or the default."""
+    """Give each path the value of the key of `pattern` that matches it best, or the default."""
     values = dict.fromkeys(paths, default)
     for key in sorted(pattern or {}, key=lambda key: key.count(".")):
-        values |= dict.fromkeys(chosen(paths, (key,), field, "targets"), pattern[key])
+        matches = chosen(paths, (key,), field, "targets")
+        values |= dict.fromkeys(matches, pattern[key])
     return values

@@ -26,15 +26,17 @@ __all__ = ["BiLSTM", "lstm"]
 
 
 def lstm(a: Tensor, U: Tensor) -> Tensor:
-    """h (T, n) by the recurrence above, from U (4n, n) and a (T, 4n), the W x_t + b + b′ of z_t."""
+    """Compute h (T, n) by the recurrence from U (4n, n) and a (T, 4n), the W x_t + b + b′ of z_t.
+
+    One operation, with the gradients written out: the recurrence alone is in `plain.py`."""
     T, n = a.shape[0], U.shape[1]
     if a.ndim != 2 or U.shape != (4 * n, n) or a.shape[1] != 4 * n:
         raise ValueError(f"lstm: a {a.shape}, U {U.shape}; expected a (T, 4n), U (4n, n)")
-    A, Ud, dtype = a.data, U.data, a.dtype
+    Ud, dtype = U.data, a.dtype
     gates = np.empty((T, 4, n), dtype)
     h, c = np.zeros((2, T + 1, n), dtype)                                 # h[t] is h_t, h[0] = 0
     for t in range(T):
-        z = (A[t] + Ud @ h[t]).reshape(4, n)
+        z = (a.data[t] + Ud @ h[t]).reshape(4, n)
         gates[t] = 0.5 * (1 + np.tanh(0.5 * z))                               # σ(z)
         gates[t, 2] = np.tanh(z[2])
         i, f, g, o = gates[t]
@@ -42,14 +44,19 @@ def lstm(a: Tensor, U: Tensor) -> Tensor:
         h[t + 1] = o * np.tanh(c[t + 1])
 
     def vjp(dh):
-        dz, carry_h, carry_c = np.empty_like(gates), np.zeros(n, dtype), np.zeros(n, dtype)
+        dz = np.empty_like(gates)
+        later_h, later_c = np.zeros((2, n), dtype)                        # from step t + 1
         for t in reversed(range(T)):
-            (i, f, g, o), tanh_c = gates[t], np.tanh(c[t + 1])
-            dh_t = dh[t] + carry_h
-            dc = carry_c + dh_t * o * (1 - tanh_c * tanh_c)
-            dz[t] = (dc * g * i * (1 - i),    dc * c[t] * f * (1 - f),
-                     dc * i * (1 - g * g),    dh_t * tanh_c * o * (1 - o))
-            carry_h, carry_c = dz[t].reshape(-1) @ Ud, dc * f
+            i, f, g, o = gates[t]
+            tanh_c = np.tanh(c[t + 1])
+            dh_t = dh[t] + later_h
+            dc = later_c + dh_t * o * (1 - tanh_c * tanh_c)
+            dz[t, 0] = dc * g * i * (1 - i)
+            dz[t, 1] = dc * c[t] * f * (1 - f)
+            dz[t, 2] = dc * i * (1 - g * g)
+            dz[t, 3] = dh_t * tanh_c * o * (1 - o)
+            later_h = dz[t].reshape(-1) @ Ud
+            later_c = dc * f
         dz = dz.reshape(T, -1)
         return dz, dz.T @ h[:-1]
     return Tensor.fused(h[1:], (a, U), vjp)
@@ -59,12 +66,16 @@ class LSTM(Module):
     """One layer, one direction: (T, d_in) → (T, n). All starts at U(−1/√n, 1/√n), as in PyTorch."""
 
     def __init__(self, d_in: int, n: int, rng: Rng):
-        draw = lambda *shape: Parameter(rng.uniform(-n ** -0.5, n ** -0.5, shape))
-        self.weight_ih, self.weight_hh = draw(4 * n, d_in), draw(4 * n, n)
-        self.bias_ih, self.bias_hh = draw(4 * n), draw(4 * n)
+        def draw(*shape):
+            return Parameter(rng.uniform(-n ** -0.5, n ** -0.5, shape))
+        self.weight_ih = draw(4 * n, d_in)
+        self.weight_hh = draw(4 * n, n)
+        self.bias_ih = draw(4 * n)
+        self.bias_hh = draw(4 * n)
 
     def forward(self, x: Tensor) -> Tensor:
-        return lstm(F.linear(x, self.weight_ih, self.bias_ih) + self.bias_hh, self.weight_hh)
+        a = F.linear(x, self.weight_ih, self.bias_ih) + self.bias_hh
+        return lstm(a, self.weight_hh)
 
 
 class BiLSTM(Module):
@@ -77,5 +88,6 @@ class BiLSTM(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for ahead, back in zip(self.forwards, self.backwards, strict=True):
-            x = concatenate([ahead(x), back(x[::-1])[::-1]], axis=1)
+            from_the_end = back(x[::-1])[::-1]
+            x = concatenate([ahead(x), from_the_end], axis=1)
         return x

@@ -1,25 +1,70 @@
-"""The protocol: what a fine-tuning method says of itself, and when `train` calls it.
+"""The protocol of a fine-tuning method, and of the modules that it puts on a model.
 
-Everything has a default that does nothing, so a method overrides only what it needs.
+A `Method` says what to put where, and `train` calls its hooks. A `Wrapper` takes a module's place
+in the model; `VirtualTokens` enter beside the text. Everything has a default, so a method of your
+own overrides only what it needs.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..common.hints import Array, Rng
 from ..common.hyper import Hyperparameters
-from ..engine.nn import Module
+from ..engine.nn import Linear, Module
 from ..engine.tensor import Tensor
+from ..files import made
 from ..models.decoder import Decoder
 
-__all__ = ["Layers", "Method", "MethodError", "VirtualTokens"]
-
-Layers = Mapping[str, Module]                    # path → what `wrap` put there
+__all__ = ["Layers", "Method", "MethodError", "VirtualTokens", "Wrapper"]
 
 
 class MethodError(ValueError):
     """A method cannot do what was asked; the message says why."""
+
+
+class Wrapper(Module):
+    """A module that takes the place of another one in a model, keeps it as `base`, and calls it.
+
+    base: the module that it adapts, which may be another wrapper. rank: that of the change of the
+    base's weight, or nan if a weight does not say it all. only_to_train: names of the buffers that
+    only further training needs, so `save` leaves them out. innermost: does it work on the insides
+    of `base`, so that no other wrapper can stand between them? is_low_rank: is it base(x) + ΔW x
+    and no more? Then `combine` takes it, and PEFT's format holds it.
+    """
+    base: Module
+    rank: float = math.nan
+    only_to_train: ClassVar[tuple[str, ...]] = ()
+    innermost: ClassVar[bool] = False
+    is_low_rank: bool = False
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        for name in vars(cls):
+            near = difflib.get_close_matches(name, ["only_to_train", "innermost"], 1, 0.8)
+            if near and name not in near:
+                raise TypeError(f"{cls.__name__} has {name}; did you mean {near[0]}?")
+
+    d_in = property(lambda self: self.base.d_in)
+    d_out = property(lambda self: self.base.d_out)
+
+    def merge(self) -> Linear:
+        """Return a plain layer that computes the same as this wrapper and its base."""
+        raise MethodError(f"merge: a {type(self).__name__} changes more than a weight, so no plain "
+                          "layer can replace it; keep the method attached")
+
+    @property
+    def is_mergeable(self) -> bool:
+        """Does the class have a `merge` of its own?"""
+        return type(self).merge is not Wrapper.merge
+
+    def check_parts(self) -> None:
+        """Raise ValueError if arrays that a file gave do not fit together."""
+
+
+Layers = Mapping[str, Wrapper]                   # path → what `wrap` put there
 
 
 class VirtualTokens(Module):
@@ -40,34 +85,44 @@ class Method(Hyperparameters):
     base, which is 128 wide, and `train` multiplies it by √(128/d) for a model that is d wide
     (`training/rates.py` says how well that fits). Papers train longer, at smaller rates: LoRA's
     for GPT-2 is 2e-4. `find_rate` measures the rate for a model and a task.
+    ranks: those that `set_rank` takes; none for a method that learns at one rank only.
     """
     error: ClassVar[type[ValueError]] = MethodError
     learning_rate: ClassVar[float] = 1e-3
+    ranks: ClassVar[Sequence[int]] = ()
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
-        """path → wrapper, for every module of the model that the method adapts."""
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Method:
+        """Make the method from its fields in a file; ValueError for values that it refuses."""
+        return made(cls, fields)
+
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
+        """Make a wrapper for every module that the method adapts: path → wrapper."""
         return {}
 
     def virtual(self, model: Decoder, rng: Rng) -> VirtualTokens | None:
-        """The module that emits the method's virtual tokens, or None."""
+        """Make the module that emits the method's virtual tokens, or return None."""
 
     def fold(self, virtual: VirtualTokens | None) -> tuple[Method, VirtualTokens | None]:
-        """(method, virtual module) without a reparameterization, if they have one."""
+        """Return the method and its virtual module without a reparameterization."""
         return self, virtual
 
     def trained(self, model: Decoder) -> list[str]:
-        """Names of the base's own parameters that the method trains."""
+        """Name the base's own parameters that the method trains."""
         return []
 
+    def set_rank(self, layers: Layers, rank: int) -> None:
+        """Use `rank`, one of `ranks`, from now on."""
+
     def before_step(self, layers: Layers, step: int, total: int, rng: Rng) -> None:
-        """Called before the forward pass of step 0 … total − 1. layers: the wrappers on the model.
-        rng: it is seeded anew for each step."""
+        """Prepare the forward pass of step 0 … total − 1. layers: the wrappers on the model. rng:
+        it is seeded anew for each step."""
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """A term to add to the loss, or None."""
+        """Return a term to add to the loss, or None."""
 
     def after_step(self, layers: Layers, step: int, total: int) -> None:
-        """Called after the optimizer's step."""
+        """Do what follows the optimizer's step."""
 
     def end_training(self, layers: Layers) -> None:
-        """Called when training ends, also by an error or Ctrl-C: drop what held for one step."""
+        """Drop what held for one step. Training ends here, also by an error or Ctrl-C."""

@@ -7,10 +7,13 @@ tasks). Methods that change the model, such as LoRA or adapters, take turns, eac
 import contextlib
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..common.hints import Array
+from ..engine.nn import Module
 from ..engine.tensor import Tensor, no_grad
 from ..models.decoder import Decoder
 from .method import MethodError
@@ -29,13 +32,12 @@ def mixed_batch(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: Arr
     MethodError when a method that is not in `tuned` is on the model.
     """
     tokens = np.asarray(tokens)
-
-    def alone(m, rows): logits[rows] = m(tokens[rows]).data
-
-    def shared(group, rows, seams): logits[rows] = model(tokens[rows], **seams).data
-    run = _Turns("mixed_batch", model, tuned, tokens, tasks)
     logits = np.empty((*tokens.shape, model.config.vocab_size), model.token_embedding.weight.dtype)
-    run(alone, shared)
+
+    def compute(base, group, rows, seams):
+        logits[rows] = base(tokens[rows], **seams).data
+
+    in_turns(compute, "mixed_batch", model, tuned, tokens, tasks)
     return Tensor(logits)
 
 
@@ -47,85 +49,113 @@ def mixed_classify(model: Decoder, tuned: Mapping[Hashable, PeftModel], tokens: 
     task whose PeftModel has no head.
     """
     tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-    classes = [None] * len(tokens)
+    B, T = tokens.shape
+    if lengths.shape != (B,) or (lengths < 1).any() or (lengths > T).any():
+        raise ValueError(f"mixed_classify: lengths must be {B} numbers in [1, {T}], got {lengths}")
     for task in dict.fromkeys(tasks):
         if task in tuned and tuned[task].head is None and tuned[task].model.head is None:
             raise MethodError(f"mixed_classify: the task {task!r} has no classification head; "
                               "attach(model, method, head=n_classes) adds one")
+    classes = [None] * B
 
-    def fill(rows, logits):
-        for b, row in zip(rows, logits.data, strict=True): classes[b] = row
+    def compute(base, group, rows, seams):
+        h = base.hidden(tokens[rows], **seams)
+        last = h[np.arange(len(rows)), lengths[rows] - 1]
+        for member in group:
+            head = member.head or base.head
+            own = [rows.index(b) for b in member.rows]
+            for b, row in zip(member.rows, head(last[own]).data, strict=True):
+                classes[b] = row
 
-    def alone(m, rows): fill(rows, m.classify(tokens[rows], lengths[rows]))
-
-    def shared(group, rows, seams):
-        last = model.hidden(tokens[rows], **seams)[np.arange(len(rows)), lengths[rows] - 1]
-        for t, own, _ in group:
-            fill(own, (t.head or model.head)(last[[rows.index(b) for b in own]]))
-    _Turns("mixed_classify", model, tuned, tokens, tasks, lengths)(alone, shared)
+    in_turns(compute, "mixed_classify", model, tuned, tokens, tasks, lengths)
     return classes
 
 
-class _Turns:
-    """Which rows go through the model together. Calling it runs alone(model, rows) for those with
-    a method of their own, and shared(group, rows, seams) for virtual tokens, where group holds
-    (PeftModel, its rows, its seams)."""
-
-    def __init__(self, verb, model, tuned, tokens, tasks, lengths=None):
-        if not isinstance(model, Decoder) or not all(isinstance(t, PeftModel)
-                                                     for t in tuned.values()):
-            raise TypeError(f"{verb}: expected a language model and a dict task → PeftModel")
-        tasks = list(tasks)
-        if len(tasks) != len(tokens):
-            raise ValueError(f"{verb}: {len(tokens)} rows but {len(tasks)} tasks")
-        self.rows = defaultdict(list)
-        for b, task in enumerate(tasks):
-            if task is not None and task not in tuned:
-                raise ValueError(f"{verb}: row {b} has the task {task!r}; there are "
-                                 f"{', '.join(map(repr, tuned))}")
-            self.rows[task].append(b)
-        self.verb, self.model, self.tuned = verb, model, tuned
-        self.tokens, self.lengths = tokens, lengths
-
-    def __call__(self, alone, shared):
-        with no_grad(), contextlib.ExitStack() as afterwards:
-            for t in self.tuned.values():
-                if t.active:
-                    t.detach()
-                    afterwards.callback(t.reattach)
-            for m in [self.model, *(t.model for t in self.tuned.values())]:
-                if m.attached is not None:
-                    raise MethodError(f"{self.verb}: {m.attached} is on the model, but not among "
-                                      "the tasks' methods; detach it")
-            together = defaultdict(list)
-            for task, rows in self.rows.items():
-                t = self.tuned.get(task)
-                if t and t.model is self.model and t.virtual and not (t.wrappers or t.trained):
-                    t.check_base(self.verb)
-                    lengths = None if self.lengths is None else self.lengths[rows]
-                    seams = t.virtual.seams(self.tokens[rows], lengths)
-                    kinds = "prefix" in seams, "prompt" in seams, t.virtual.length
-                    together[kinds].append((t, rows, seams))
-                elif t is None: alone(self.model, rows)
-                else:
-                    t.reattach()
-                    try: alone(t, rows)
-                    finally: t.detach()
-            for group in together.values():
-                shared(group, [b for _, rows, _ in group for b in rows], _row_by_row(group))
+@dataclass
+class Member:
+    """A task's rows, and what its method gives the model for them. head: its classifier."""
+    head: Module | None
+    rows: list[int]
+    seams: dict[str, Any]
 
 
-def _row_by_row(group):
-    """One call's seams from those of several tasks: each vector repeated for its task's rows."""
-    def join(read, k):                                       # an array of k axes → (rows, *k axes)
-        arrays = [(read(seams), len(rows)) for _, rows, seams in group]
-        return np.concatenate([np.broadcast_to(a, (n, *a.shape[-k:])) for a, n in arrays])
-    first, joined = group[0][2], {}
+def in_turns(compute, verb, model, tuned, tokens, tasks, lengths=None):
+    """Call compute(base, group, rows, seams) for all rows, each time with those that go through the
+    model together: rows of one method that changes it, or of several Members with virtual tokens.
+    """
+    rows_of = rows_by_task(verb, model, tuned, tokens, tasks)
+    with no_grad(), contextlib.ExitStack() as afterwards:
+        for t in tuned.values():
+            if t.active:
+                t.detach()
+                afterwards.callback(t.reattach)
+        check_detached(verb, [model, *(t.model for t in tuned.values())])
+        groups = defaultdict(list)
+        for task, rows in rows_of.items():
+            if task is None:
+                compute(model, [Member(None, rows, {})], rows, {})
+                continue
+            t, ends = tuned[task], None if lengths is None else lengths[rows]
+            if t.model is model and t.virtual and not (t.wrappers or t.trained):
+                t.check_base(verb)
+                member = Member(t.head, rows, t.virtual.seams(tokens[rows], ends))
+                kind = "prefix" in member.seams, "prompt" in member.seams, t.virtual.length
+                groups[kind].append(member)
+                continue
+            t.reattach()
+            try:
+                seams = t.virtual.seams(tokens[rows], ends) if t.virtual else {}
+                compute(t.model, [Member(t.head, rows, seams)], rows, seams)
+            finally:
+                t.detach()
+        for group in groups.values():
+            rows = [b for member in group for b in member.rows]
+            compute(model, group, rows, row_by_row(group))
+
+
+def rows_by_task(verb, model, tuned, tokens, tasks):
+    """Check the arguments, and list the rows of each task: task → rows."""
+    tuned_models = all(isinstance(t, PeftModel) for t in tuned.values())
+    if not isinstance(model, Decoder) or not tuned_models:
+        raise TypeError(f"{verb}: expected a language model and a dict task → PeftModel")
+    tasks = list(tasks)
+    if len(tasks) != len(tokens):
+        raise ValueError(f"{verb}: {len(tokens)} rows but {len(tasks)} tasks")
+    rows = defaultdict(list)
+    for b, task in enumerate(tasks):
+        if task is not None and task not in tuned:
+            raise ValueError(f"{verb}: row {b} has the task {task!r}; there are "
+                             f"{', '.join(map(repr, tuned))}")
+        rows[task].append(b)
+    return rows
+
+
+def check_detached(verb, models):
+    """Raise MethodError if a method is on one of the models, so it is not among the tasks'."""
+    for model in models:
+        if model.attached is not None:
+            raise MethodError(f"{verb}: {model.attached} is on the model, but not among the tasks' "
+                              "methods; detach it")
+
+
+def row_by_row(group):
+    """Join the seams of several tasks for one call: each vector repeated for its task's rows."""
+    first, joined = group[0].seams, {}
     if "prefix" in first:
-        layer = lambda l, kv: Tensor(join(lambda seams: seams["prefix"][l][kv].data, 3))
-        joined["prefix"] = [(layer(l, 0), layer(l, 1)) for l in range(len(first["prefix"]))]
+        layers = zip(*(member.seams["prefix"] for member in group), strict=True)
+        joined["prefix"] = [tuple(Tensor(repeated(group, [t.data for t in tensors], 3))
+                                  for tensors in zip(*layer, strict=True)) for layer in layers]
     if "prompt" in first:
-        default = np.arange(first["prompt"].shape[-2])
-        joined["prompt"] = Tensor(join(lambda seams: seams["prompt"].data, 2))
-        joined["prompt_at"] = join(lambda seams: np.asarray(seams.get("prompt_at", default)), 1)
+        in_front = np.arange(first["prompt"].shape[-2])
+        prompts = [member.seams["prompt"].data for member in group]
+        places = [np.asarray(member.seams.get("prompt_at", in_front)) for member in group]
+        joined["prompt"] = Tensor(repeated(group, prompts, 2))
+        joined["prompt_at"] = repeated(group, places, 1)
     return joined
+
+
+def repeated(group, arrays, ndim):
+    """Repeat each member's array, of `ndim` axes or with one for rows, for its rows; join all."""
+    return np.concatenate([
+        np.broadcast_to(array, (len(member.rows), *array.shape[-ndim:]))
+        for member, array in zip(group, arrays, strict=True)])

@@ -30,7 +30,7 @@ from ..engine.nn import Module, Parameter, kaiming_uniform
 from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from .adapter import ACTIVATIONS, check_narrower
-from .method import Method
+from .method import Method, Wrapper
 
 __all__ = ["Parallel", "ParallelAdapter"]
 
@@ -47,26 +47,34 @@ class ParallelAdapter(Method):
     learning_rate = 3e-3
     shown = ("bottleneck",)
 
-    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Rng) -> dict[str, Wrapper]:
         check_narrower(self, model)
-        c, names = model.config, BESIDE[self.beside]
-        paths = [f"blocks.{i}.{name}" for i in range(c.n_layers) for name in names]
-        return {path: Parallel(model.get(path), c.d_model, self, rng) for path in paths}
+        wrappers = {}
+        for i in range(model.config.n_layers):
+            for sublayer in BESIDE[self.beside]:
+                path = f"blocks.{i}.{sublayer}"
+                wrappers[path] = Parallel(model.get(path), model.config.d_model, self, rng)
+        return wrappers
 
 
-class Parallel(Module):
+class Parallel(Wrapper):
     """sublayer(x) + s f(x W_down) W_up."""
 
     def __init__(self, base: Module, d: int, method: ParallelAdapter, rng: Rng):
-        m, self.base, self.scale = method.bottleneck, base, float(method.scale)
+        m = method.bottleneck
+        self.base = base
+        self.scale = float(method.scale)
         self.f = ACTIVATIONS[method.activation]
-        self.W_down, self.b_down = Parameter(kaiming_uniform((m, d), rng)), Parameter(np.zeros(m))
-        self.W_up, self.b_up = Parameter(np.zeros((d, m))), Parameter(np.zeros(d))
+        self.W_down = Parameter(kaiming_uniform((m, d), rng))
+        self.b_down = Parameter(np.zeros(m))
+        self.W_up = Parameter(np.zeros((d, m)))
+        self.b_up = Parameter(np.zeros(d))
 
     def forward(self, x: Tensor, *seams: Any) -> Tensor:
-        """x (B, T, d); `seams` are the attention's prefix and cache."""
+        """Add to the sublayer's output for x (B, T, d). seams: the attention's prefix and cache."""
         y = self.f(F.linear(x, self.W_down, self.b_down))                     # (B, T, m)
         return self.base(x, *seams) + F.linear(y, self.W_up, self.b_up) * self.scale
 
     def describe(self) -> str:
-        return "({1} → {0} → {1}, scale {2:g})".format(*self.W_down.shape, self.scale)
+        m, d = self.W_down.shape
+        return f"({d} → {m} → {d}, scale {self.scale:g})"

@@ -17,46 +17,70 @@ import numpy as np
 from ..common.hints import Array, Rng
 from ..engine.nn import Module, Parameter, replace_modules
 from ..models.decoder import Decoder
-from .method import Method, MethodError, VirtualTokens
+from .method import Method, MethodError, VirtualTokens, Wrapper
 
-__all__ = ["JoinedTokens", "Methods", "Part", "check_fit", "free_name", "joined", "named"]
+__all__ = ["JoinedTokens", "Methods", "Part", "check_fit", "free_name", "joined", "named", "picked"]
 
 
 class Methods(tuple):
     """The methods on one model; in a message they read "A + B"."""
     __slots__ = ()
 
-    def __str__(self): return " + ".join(map(str, self))
+    def __str__(self):
+        return " + ".join(map(str, self))
 
 
+# -- names -----------------------------------------------------------------------------------------
 def named(methods: Sequence[Any], taken: Mapping[str, Any] | None = None) -> dict[str, Method]:
-    """name → method for the arguments of `attach`: methods, or dicts that name them.
+    """Give each argument of `attach`, a method or a dict that names some, a name: name → method.
 
     A method without a name is called as its class, a second one "LoRA 2". taken: names in use.
     """
-    found, taken = {}, taken or {}
-    for given in methods:
-        for name, method in given.items() if isinstance(given, Mapping) else [(None, given)]:
-            if not isinstance(method, Method):
-                hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
-                raise TypeError("attach: expected a method such as LoRA(rank=8), "
-                                f"got {method!r}{hint}")
-            if name is None: name = free_name(type(method).__name__, {**taken, **found})
-            if not isinstance(name, str) or not name or "/" in name:
-                raise MethodError(f"attach: a method's name is a str without '/', got {name!r}")
-            if name in found or name in taken:
-                raise MethodError(f"attach: there are two methods called {name!r}")
-            found[name] = method
-    if not found: raise TypeError("attach: expected a method such as LoRA(rank=8), got none")
-    return found
+    names = dict.fromkeys(taken or ())           # name → method, or None for one in use
+    for item in methods:
+        if isinstance(item, Mapping):
+            pairs = item.items()
+        else:
+            pairs = [(free_name(type(item).__name__, names), item)]
+        for name, method in pairs:
+            check_named(name, method, names)
+            names[name] = method
+    new = {name: method for name, method in names.items() if method is not None}
+    if not new:
+        raise TypeError("attach: expected a method such as LoRA(rank=8), got none")
+    return new
+
+
+def check_named(name: Any, method: Any, taken: Mapping[str, Any]) -> None:
+    """Raise TypeError for anything but a method, MethodError for a name that it cannot have."""
+    if not isinstance(method, Method):
+        hint = f"; call it, {method.__name__}()" if isinstance(method, type) else ""
+        raise TypeError(f"attach: expected a method such as LoRA(rank=8), got {method!r}{hint}")
+    if not isinstance(name, str) or not name or "/" in name:
+        raise MethodError(f"attach: a method's name is a str without '/', got {name!r}")
+    if name in taken:
+        raise MethodError(f"attach: there are two methods called {name!r}")
 
 
 def free_name(name: str, taken: Mapping[str, Any]) -> str:
-    """`name`, or with a number behind it if it is taken."""
-    return next(n for n in (name, *(f"{name} {i}" for i in range(2, len(taken) + 3)))
-                if n not in taken)
+    """Return `name`, or with a number behind it if it is taken."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name} {number}"
+    return free
 
 
+def picked(parts: Mapping[str, Part], names: Iterable[str]) -> dict[str, Part]:
+    """Pick parts by name: name → Part, in the order of `parts`."""
+    for name in names:
+        if name not in parts:
+            raise MethodError(f"no method is called {name!r}; there are "
+                              f"{', '.join(map(repr, parts))}")
+    return {name: part for name, part in parts.items() if name in names}
+
+
+# -- one part --------------------------------------------------------------------------------------
 class Part:
     """A method, and what it put on a model.
 
@@ -67,46 +91,61 @@ class Part:
 
     def __init__(self, method: Method, model: Decoder, rng: Rng):
         base = dict(model.named_parameters())
-        self.method, self.on = method, True
-        self.wrappers, self.virtual = method.wrap(model, rng), method.virtual(model, rng)
+        self.method = method
+        self.on = True
+        self.wrappers = method.wrap(model, rng)
+        self.virtual = method.virtual(model, rng)
         self.trained = {name: base[name] for name in method.trained(model)}
         self.learned = {name: p.data.copy() for name, p in self.trained.items()}
+        for path, wrapper in self.wrappers.items():
+            if not isinstance(wrapper, Wrapper):
+                raise TypeError(f"attach: {method} puts a {type(wrapper).__name__} at {path}; "
+                                "let that class inherit from tinypeft.peft.method.Wrapper")
 
     def modules(self) -> Iterator[tuple[str, Module]]:
-        """(path, module) of all that is added to the base. A wrapper contains its `base`, too."""
+        """Yield (path, module) of all that is added. A wrapper contains its `base`, too."""
         yield from self.wrappers.items()
-        if self.virtual is not None: yield "virtual", self.virtual
+        if self.virtual is not None:
+            yield "virtual", self.virtual
 
     def added(self) -> list[Parameter]:
-        """Every Parameter that is added to the base."""
-        return own_parameters(self.modules())
+        """List every Parameter that is added to the base."""
+        return [p for _, module in self.modules() for p in own_parameters(module)]
 
     def parameters(self) -> list[Parameter]:
-        """The parameters that training changes."""
+        """List the parameters that training changes."""
         return [p for p in [*self.added(), *self.trained.values()] if p.requires_grad]
 
+    # -- its arrays --------------------------------------------------------------------------------
     def state_dict(self, to_train: bool = True) -> dict[str, Array]:
-        """As `PeftModel.state_dict`, for this part."""
+        """Name the part's arrays by their paths; for to_train see `PeftModel.state_dict`."""
         state = {name: self.learned.get(name, p.data) for name, p in self.trained.items()}
-        for path, module in self.modules():
-            if path == "virtual" and not to_train: module = self.method.fold(module)[1]
-            skipped = () if to_train else getattr(module, "only_to_train", ())
-            state |= {f"{path}.{n}": a for n, a in module.state_dict().items()
-                      if not n.startswith("base.") and n not in skipped}
+        for path, wrapper in self.wrappers.items():
+            state |= {f"{path}.{name}": array for name, array in own_state(wrapper).items()}
+        if not to_train:
+            for name in self.optional():
+                state.pop(name, None)
+        if self.virtual is not None:
+            virtual = self.virtual if to_train else self.method.fold(self.virtual)[1]
+            state |= {f"virtual.{name}": array for name, array in virtual.state_dict().items()}
         return state
 
     def optional(self) -> set[str]:
         """Names in `state_dict` that only further training needs."""
-        return {f"{at}.{n}" for at, m in self.modules() for n in getattr(m, "only_to_train", ())}
+        return {f"{path}.{name}" for path, wrapper in self.wrappers.items()
+                for name in wrapper.only_to_train}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Load those arrays of `state` that this part has."""
         for name, p in self.trained.items():
-            if name not in state: continue
-            new = np.array(state[name], dtype=p.dtype)
-            if name in self.learned: self.learned[name] = new
-            else: p.assign(new)
-        for path, module in self.modules(): load(module, path, state)
+            if name in state:
+                array = np.array(state[name], dtype=p.dtype)
+                if name in self.learned:
+                    self.learned[name] = array
+                else:
+                    p.assign(array)
+        for path, module in self.modules():
+            module.load_state_dict(below(f"{path}.", state), strict=False)
 
     def fold(self) -> bool:
         """Replace a reparameterization by its output; was there one?"""
@@ -115,12 +154,14 @@ class Part:
         return self.virtual is not before
 
     def set_mode(self, training: bool) -> None:
-        """As `Module.train`, for what this part added and not for what its wrappers adapt."""
+        """Switch what this part added to training or back, but not what its wrappers adapt."""
         for _, module in self.modules():
             for path, inner in module.named_modules():
-                if path.partition(".")[0] != "base": inner.training = training
+                if path.partition(".")[0] != "base":
+                    inner.training = training
 
-    def fuse(self, model: Decoder, staying: Iterable[Part] = ()) -> None:
+    # -- merging -----------------------------------------------------------------------------------
+    def merge_into(self, model: Decoder, staying: Iterable[Part] = ()) -> None:
         """Merge the wrappers into `model`, a base without a method. The part is then spent: each
         layer is given up as it is replaced, so that no more than one exists twice.
 
@@ -128,44 +169,49 @@ class Part:
         place when they are put on, so it is merged, too."""
         for path in list(self.wrappers):
             wrapper = self.wrappers.pop(path)
-            if not innermost(wrapper): wrapper.base = model.get(path)
+            if not wrapper.innermost:
+                wrapper.base = model.get(path)
             replace_modules(model, {path: wrapper.merge()})
-            for part in staying: part.merge_learned(path, wrapper)
+            for part in staying:
+                part.merge_learned(path, wrapper)
 
-    def merge_learned(self, path: str, wrapper: Module) -> None:
+    def merge_learned(self, path: str, wrapper: Wrapper) -> None:
         """Change what this part learned for the layer at `path` as merging `wrapper` does."""
-        learned = {name: self.learned[f"{path}.{name}"] for name in ("weight", "bias")
-                   if f"{path}.{name}" in self.learned}
-        if not learned: return
+        names = [name for name in ("weight", "bias") if f"{path}.{name}" in self.learned]
+        if not names:
+            return
         wrapper.base = copy.copy(wrapper.base)
-        for name, array in learned.items(): setattr(wrapper.base, name, Parameter(array))
-        merged = wrapper.merge()
-        for name in learned: self.learned[f"{path}.{name}"] = getattr(merged, name).data
+        for name in names:
+            setattr(wrapper.base, name, Parameter(self.learned[f"{path}.{name}"]))
+        merged = wrapper.merge().state_dict()
+        for name in names:
+            self.learned[f"{path}.{name}"] = merged[name]
 
 
-def own_parameters(modules: Iterable[tuple[str, Module]]) -> list[Parameter]:
-    """The Parameters of modules, without those of what a wrapper adapts."""
-    return [p for _, module in modules for n, p in module.named_parameters()
-            if not n.startswith("base.")]
+def own_parameters(module: Module) -> list[Parameter]:
+    """List the module's own Parameters; those of a wrapper's `base` are left out."""
+    return [p for name, p in module.named_parameters() if not name.startswith("base.")]
 
 
-def load(module: Module, path: str, state: Mapping[str, Array]) -> None:
-    """Load the arrays of `state` whose names start with `path` into a module."""
-    own = {n.removeprefix(f"{path}."): a for n, a in state.items() if n.startswith(f"{path}.")}
-    module.load_state_dict(own, strict=False)
+def own_state(module: Module) -> dict[str, Array]:
+    """Name the module's own arrays, without those of a wrapper's `base`."""
+    return {name: array for name, array in module.state_dict().items()
+            if not name.startswith("base.")}
 
 
-def innermost(wrapper: Module) -> bool:
-    """Does the wrapper compute with the insides of its `base`, so that it can adapt no other?"""
-    return getattr(wrapper, "innermost", False)
+def below(prefix: str, state: Mapping[str, Array]) -> dict[str, Array]:
+    """Pick the arrays whose names start with `prefix`, and cut it off."""
+    return {name.removeprefix(prefix): array for name, array in state.items()
+            if name.startswith(prefix)}
 
 
+# -- several parts ---------------------------------------------------------------------------------
 def check_fit(parts: Mapping[str, Part], model: Decoder) -> None:
     """Raise MethodError for parts that cannot be on one model together."""
-    places, trained = {}, {}
+    places, trained, seams, length = {}, {}, {}, 0
     for name, part in parts.items():
         for path, wrapper in part.wrappers.items():
-            if innermost(wrapper) and path in places:
+            if wrapper.innermost and path in places:
                 raise MethodError(f"attach: {name} works on the layer {path} itself, which "
                                   f"{places[path]} changes before it; name {name} first")
             places[path] = name
@@ -174,34 +220,39 @@ def check_fit(parts: Mapping[str, Part], model: Decoder) -> None:
                 raise MethodError(f"attach: {trained[weight]} and {name} both train {weight}; "
                                   "leave it to one of them")
             trained[weight] = name
-    tokens = {name: part.virtual for name, part in parts.items() if part.virtual is not None}
-    seams = {}
-    for name, virtual in tokens.items():
-        if virtual.seam in seams:
-            raise MethodError(f"attach: {seams[virtual.seam]} and {name} both give the model a "
-                              f"{virtual.seam}, and it takes one")
-        seams[virtual.seam] = name
-    length, context = sum(v.length for v in tokens.values()), model.config.context_length
+        if part.virtual is not None:
+            seam = part.virtual.seam
+            if seam in seams:
+                raise MethodError(f"attach: {seams[seam]} and {name} both give the model a {seam}, "
+                                  "and it takes one")
+            seams[seam] = name
+            length += part.virtual.length
+    context = model.config.context_length
     if length >= context:
         raise MethodError(f"attach: {length} virtual tokens leave no room for text in a context "
                           f"of {context}")
 
 
-# -- virtual tokens of several parts ---------------------------------------------------------------
-def joined(modules: Iterable[VirtualTokens | None]) -> VirtualTokens | None:
-    """One module for the virtual tokens of several parts; None for none."""
-    modules = [m for m in modules if m is not None]
-    return JoinedTokens(modules) if len(modules) > 1 else modules[0] if modules else None
+def joined(parts: Iterable[Part]) -> VirtualTokens | None:
+    """Make one module of the virtual tokens of several parts; None for none."""
+    modules = [part.virtual for part in parts if part.virtual is not None]
+    if len(modules) > 1:
+        return JoinedTokens(modules)
+    return modules[0] if modules else None
 
 
 class JoinedTokens(VirtualTokens):
     """Virtual tokens of several modules, each of which uses another seam."""
 
     def __init__(self, modules: list[VirtualTokens]):
-        self.modules, self.length = modules, sum(m.length for m in modules)
+        self.modules = modules
+        self.length = sum(module.length for module in modules)
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
-        each = [m.seams(tokens, lengths) for m in self.modules]
-        return {argument: given for seams in each for argument, given in seams.items()}
+        arguments = {}
+        for module in self.modules:
+            arguments |= module.seams(tokens, lengths)
+        return arguments
 
-    def describe(self) -> str: return f"({self.length} tokens)"
+    def describe(self) -> str:
+        return f"({self.length} tokens)"

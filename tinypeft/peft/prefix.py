@@ -85,26 +85,33 @@ class PrefixTuning(Method):
         c, P, table = model.config, self.length, None
         w = c.n_kv_heads * c.d_head
         if self.init != "random":
-            table = activations(model, starting_words(model, P, self.text, rng))
-        shared = c.n_layers, c.n_kv_heads, self.dropout, rng
+            ids = starting_words(model, P, self.text, rng)
+            table = activations(model, ids)
         if self.reparameterize:
-            return ReparameterizedPrefix(table, P, w, self.hidden or max(1, w // 2), *shared)
-        if table is None: table = rng.standard_normal((P, 2 * c.n_layers * w))
-        return Prefix(table, *shared)
+            m = self.hidden or max(1, w // 2)
+            return ReparameterizedPrefix(table, P, w, m, c.n_layers, c.n_kv_heads, self.dropout,
+                                         rng)
+        if table is None:
+            table = rng.standard_normal((P, 2 * c.n_layers * w))
+        return Prefix(table, c.n_layers, c.n_kv_heads, self.dropout, rng)
 
     def fold(self, virtual: "Prefix") -> tuple["PrefixTuning", "Prefix"]:
-        if not self.reparameterize: return self, virtual
-        with no_grad(): table = virtual.table().data
-        plain = Prefix(table, virtual.n_layers, virtual.n_heads, self.dropout, virtual.dropout.rng)
-        return replace(self, reparameterize=False), plain.train(virtual.training)
+        if not self.reparameterize:
+            return self, virtual
+        with no_grad():
+            table = virtual.table().data
+        folded = Prefix(table, virtual.n_layers, virtual.n_heads, self.dropout, virtual.dropout.rng)
+        return replace(self, reparameterize=False), folded.train(virtual.training)
 
 
 def activations(model: Decoder, ids: Array) -> Array:
-    """The keys and values the model computes for ids (P,): (P, 2 L w), as in `Prefix.table`."""
+    """Compute the keys and values of words, ids (P,), as a table (P, 2 L w) of `Prefix`."""
     cache = KVCache(model.config.n_layers)
-    with no_grad(): model.hidden(np.asarray(ids)[None], cache=cache)
+    with no_grad():
+        model.hidden(np.asarray(ids)[None], cache=cache)
     kv = [a[0, :, :cache.length] for layer in cache.layers for a in (layer.k, layer.v)]
-    return np.stack(kv).transpose(2, 0, 1, 3).reshape(len(ids), -1)    # from (2L, H, P, d_head)
+    table = np.stack(kv).transpose(2, 0, 1, 3)           # from (2L, H, P, d_head)
+    return table.reshape(len(ids), -1)
 
 
 class Prefix(VirtualTokens):
@@ -112,21 +119,27 @@ class Prefix(VirtualTokens):
     seam = "prefix"
 
     def __init__(self, table: Array, n_layers: int, n_heads: int, dropout: float, rng: Rng):
-        self.P, self.length = Parameter(np.array(table)), len(table)          # (P, 2Lw)
-        self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
+        self.P = Parameter(np.array(table))                                   # (P, 2Lw)
+        self.length = len(table)
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.dropout = Dropout(dropout, rng)
 
-    def table(self) -> Tensor: return self.P
+    def table(self) -> Tensor:
+        """Return P_θ, (P, 2 L w)."""
+        return self.P
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
-        table = self.table()
+        table, L = self.table(), self.n_layers
         if self.training and self.dropout.p:                                  # drawn for each row
             table = self.dropout(table + np.zeros((len(tokens), 1, 1)))       # (B, P, 2Lw)
-        batch, n = table.shape[:-2], table.ndim - 2
-        kv = table.reshape(*batch, self.length, 2 * self.n_layers, self.n_heads, -1)
-        kv = kv.transpose(n + 1, *range(n), n + 2, n, n + 3)              # (2L, B?, H, P, d_head)
-        return {"prefix": [(kv[i], kv[i + 1]) for i in range(0, 2 * self.n_layers, 2)]}
+        kv = table.reshape(*table.shape[:-1], 2 * L, self.n_heads, -1)    # (B?, P, 2L, H, d_head)
+        n = kv.ndim
+        kv = kv.transpose(n - 3, *range(n - 4), n - 2, n - 4, n - 1)      # (2L, B?, H, P, d_head)
+        return {"prefix": [(kv[2 * i], kv[2 * i + 1]) for i in range(L)]}
 
-    def describe(self) -> str: return f"({self.length} keys and values in {self.n_layers} layers)"
+    def describe(self) -> str:
+        return f"({self.length} keys and values in {self.n_layers} layers)"
 
 
 class ReparameterizedPrefix(Prefix):
@@ -134,14 +147,22 @@ class ReparameterizedPrefix(Prefix):
 
     def __init__(self, table: Array | None, P: int, w: int, m: int, n_layers: int, n_heads: int,
                  dropout: float, rng: Rng):
-        self.P_small, self.length = Parameter(rng.standard_normal((P, w))), P
+        self.P_small = Parameter(rng.standard_normal((P, w)))
+        self.length = P
         self.W1 = Linear(w, m, rng=rng, std=w ** -0.5)
         self.W2 = Linear(m, 2 * n_layers * w, rng=rng, std=m ** -0.5)
-        self.n_layers, self.n_heads, self.dropout = n_layers, n_heads, Dropout(dropout, rng)
-        if table is not None:                                                 # exact if m ≥ P
-            hidden = np.tanh(self.P_small.data @ self.W1.weight.data.T)       # (P, m)
-            self.W2.bias.data = table.mean(0)
-            self.W2.weight.data = (np.linalg.pinv(hidden) @ (table - table.mean(0))).T
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.dropout = Dropout(dropout, rng)
+        if table is not None:
+            self.start_at(table)
+
+    def start_at(self, table: Array) -> None:
+        """Choose W₂ and b₂ for which the MLP gives `table`, exactly if m ≥ P."""
+        hidden = np.tanh(self.P_small.data @ self.W1.weight.data.T)           # (P, m)
+        mean = table.mean(0)
+        self.W2.bias.data = mean
+        self.W2.weight.data = (np.linalg.pinv(hidden) @ (table - mean)).T
 
     def table(self) -> Tensor:
         return self.W2(self.W1(self.P_small).tanh())                          # (P, 2Lw)

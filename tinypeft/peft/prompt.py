@@ -53,9 +53,11 @@ class Prompt(VirtualTokens):
     """P_e, before the input of every row."""
 
     def __init__(self, P_e: Array):
-        self.P_e, self.length = Parameter(np.array(P_e)), len(P_e)            # (P, d)
+        self.P_e = Parameter(np.array(P_e))                                   # (P, d)
+        self.length = len(P_e)
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         return {"prompt": self.P_e}
 
-    def describe(self) -> str: return f"({self.length} vectors)"
+    def describe(self) -> str:
+        return f"({self.length} vectors)"

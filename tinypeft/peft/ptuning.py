@@ -44,9 +44,21 @@ from .virtual import check_room, token_ids
 __all__ = ["PTuning", "PseudoTokens", "places"]
 
 COUNT = whole(0, least=0).metadata["limit"]
-TOKEN = Limit(lambda x: isinstance(x, str) or COUNT.holds(x), "a token id or a str")
-TEMPLATE = Limit(lambda x: isinstance(x, tuple) and all(map(TOKEN.holds, x)),
-                 "a tuple of counts and names of parts, such as (3, 'context', 3, 'target')")
+
+
+def is_token(x: Any) -> bool:
+    """Is x a str or a count?"""
+    return isinstance(x, str) or COUNT.holds(x)
+
+
+def is_template(x: Any) -> bool:
+    """Is x a tuple of strs and counts?"""
+    return isinstance(x, tuple) and all(map(is_token, x))
+
+
+TOKEN = Limit(is_token, "a token id or a str")
+TEMPLATE = Limit(is_template, "a tuple of counts and names of parts, such as "
+                 "(3, 'context', 3, 'target')")
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ class PTuning(Method):
     shown = ("template", "encoder")
 
     def check(self) -> None:
-        P, before = sum(i for i in self.template if not isinstance(i, str)), sum(self.counts)
+        P = sum(item for item in self.template if not isinstance(item, str))
+        before = sum(self.counts)
         if not self.counts or not P:
             raise MethodError("PTuning: template must name a part of the input and have a positive "
                               f"number of pseudo-tokens, got {self.template}")
@@ -75,32 +88,42 @@ class PTuning(Method):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of pseudo-tokens before each part: (3, "context", 2, "target") gives (3, 2)."""
-        ends = [i for i, item in enumerate(self.template) if isinstance(item, str)]
-        starts = [0, *(end + 1 for end in ends[:-1])]
-        return tuple(sum(self.template[i:j]) for i, j in zip(starts, ends, strict=False))
+        """Count the pseudo-tokens before each part: (3, "context", 2, "target") gives (3, 2)."""
+        counts, count = [], 0
+        for item in self.template:
+            if isinstance(item, str):
+                counts.append(count)
+                count = 0
+            else:
+                count += item
+        return tuple(counts)
 
     def virtual(self, model: Decoder, rng: Rng) -> "PseudoTokens":
         P, d, encoder = sum(self.counts), model.config.d_model, None
         check_room(self, P, model)
-        if self.encoder == "lstm": encoder = LSTMEncoder(d, self.hidden or max(1, d // 2), rng)
-        if self.encoder == "mlp":  encoder = MLPEncoder(d, self.hidden or d, rng)
+        if self.encoder == "lstm":
+            encoder = LSTMEncoder(d, self.hidden or max(1, d // 2), rng)
+        if self.encoder == "mlp":
+            encoder = MLPEncoder(d, self.hidden or d, rng)
         h = rng.standard_normal((P, d))
         return PseudoTokens(h, encoder, self.counts, self.separator_id(model))
 
     def separator_id(self, model: Decoder) -> int | None:
-        """The separator as a token id."""
-        if self.separator is None: return None
+        """Look up the separator's token id."""
+        if self.separator is None:
+            return None
         ids = token_ids(model, "separator", self.separator, allow_special=True).tolist()
         if len(ids) != 1:
             raise MethodError(f"PTuning: separator must be one token, {self.separator!r} is {ids}")
         return ids[0]
 
     def fold(self, virtual: "PseudoTokens") -> tuple["PTuning", "PseudoTokens"]:
-        if self.encoder is None: return self, virtual
-        with no_grad(): h = virtual.prompt().data
-        plain = PseudoTokens(h, None, virtual.counts, virtual.separator)
-        return replace(self, encoder=None, hidden=None), plain
+        if self.encoder is None:
+            return self, virtual
+        with no_grad():
+            h = virtual.prompt().data
+        folded = PseudoTokens(h, None, virtual.counts, virtual.separator)
+        return replace(self, encoder=None, hidden=None), folded
 
 
 class PseudoTokens(VirtualTokens):
@@ -108,23 +131,27 @@ class PseudoTokens(VirtualTokens):
 
     def __init__(self, embedding: Array, encoder: Module | None, counts: tuple[int, ...],
                  separator: int | None):
-        self.embedding, self.encoder = Parameter(np.array(embedding)), encoder
-        self.counts, self.separator, self.length = counts, separator, len(embedding)
+        self.embedding = Parameter(np.array(embedding))
+        self.encoder = encoder
+        self.counts = counts
+        self.separator = separator
+        self.length = len(embedding)
 
     def prompt(self) -> Tensor:
-        """The vectors h_i, (P, d)."""
+        """Compute the vectors h_i, (P, d)."""
         return self.embedding if self.encoder is None else self.encoder(self.embedding)
 
     def seams(self, tokens: Array, lengths: Array | None = None) -> dict[str, Any]:
         at = places(tokens, self.counts, self.separator, lengths)
         return {"prompt": self.prompt(), "prompt_at": at}
 
-    def describe(self) -> str: return f"({' + '.join(map(str, self.counts))} pseudo-tokens)"
+    def describe(self) -> str:
+        return f"({' + '.join(map(str, self.counts))} pseudo-tokens)"
 
 
 def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
            lengths: Array | None = None) -> Array:
-    """The places (B, P) of pseudo-tokens in the lengthened rows; counts[j] of them precede part j.
+    """Find the places (B, P) of pseudo-tokens in the lengthened rows: counts[j] precede part j.
 
     Example: with counts (2, 1) and the separator |, the row "c c | t t" has the parts "c c |" and
     "t t". It becomes "P P c c | P t t", so the places are 0, 1 and 5.
@@ -132,29 +159,36 @@ def places(tokens: Array, counts: tuple[int, ...], separator: int | None,
     tokens (B, T). lengths (B,), of rows to classify: the last part begins there, whatever ended
     before. Raises ValueError for a row with too few separators.
     """
-    (B, T), k = tokens.shape, len(counts) - 1
-    needed = k if lengths is None else max(k - 1, 0)
-    if separator is None:
-        part = np.full((B, T), k if lengths is None else 0)                # the part of each token
-    else:
-        ends = tokens == separator
-        if lengths is not None: ends &= np.arange(T) < np.reshape(lengths, (B, 1))  # not in padding
-        ended = np.cumsum(ends, axis=1)
-        if (ended[:, -1] < needed).any():
-            b = int((ended[:, -1] < needed).argmax())
-            raise ValueError(f"P-tuning: row {b} has {ended[b, -1]} of the {needed} separators "
-                             f"(token {separator}) that a template of {k + 1} parts needs")
-        part = np.minimum(ended - ends, needed)
+    (B, T), last = tokens.shape, len(counts) - 1
+    needed, is_text = last, True                         # the numbers of separators in a row
     if lengths is not None:
-        part = np.where(np.arange(T) < np.reshape(lengths, (B, 1)), part, k)
+        needed = max(last - 1, 0)
+        is_text = np.arange(T) < np.reshape(lengths, (B, 1))               # (B, T), no padding
+    if separator is None:
+        part = np.full((B, T), last if lengths is None else 0)             # the part of each token
+    else:
+        ends = (tokens == separator) & is_text
+        ended = np.cumsum(ends, axis=1)
+        check_separators(ended[:, -1], needed, separator, len(counts))
+        part = np.minimum(ended - ends, needed)
+    part = np.where(is_text, part, last)
     real = np.arange(T) + np.cumsum(counts)[part]                          # the places of tokens
     free = np.ones((B, T + sum(counts)), bool)
     np.put_along_axis(free, real, False, axis=1)
     return np.nonzero(free)[1].reshape(B, -1)
 
 
+def check_separators(numbers: Array, needed: int, separator: int, n_parts: int) -> None:
+    """Raise ValueError unless each row has the separators that it needs; numbers (B,): it has."""
+    for b, number in enumerate(numbers):
+        if number < needed:
+            raise ValueError(f"P-tuning: row {b} has {number} of the {needed} separators "
+                             f"(token {separator}) that a template of {n_parts} parts needs")
+
+
 def _dense(d_in, d_out, rng):
-    return Linear(d_in, d_out, rng=rng, std=(3 * d_in) ** -0.5)            # the spread of PyTorch's
+    """A linear layer with the spread of PyTorch's."""
+    return Linear(d_in, d_out, rng=rng, std=(3 * d_in) ** -0.5)
 
 
 class LSTMEncoder(Module):
@@ -162,17 +196,23 @@ class LSTMEncoder(Module):
 
     def __init__(self, d: int, n: int, rng: Rng):
         self.lstm = BiLSTM(d, n, 2, rng)
-        self.W1, self.W2 = _dense(2 * n, 2 * n, rng), _dense(2 * n, d, rng)
+        self.W1 = _dense(2 * n, 2 * n, rng)
+        self.W2 = _dense(2 * n, d, rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.W2(self.W1(self.lstm(x)).relu())
+        x = self.W1(self.lstm(x)).relu()
+        return self.W2(x)
 
 
 class MLPEncoder(Module):
     """h = W₃ relu(W₂ relu(W₁ x + b₁) + b₂) + b₃, PEFT's."""
 
     def __init__(self, d: int, n: int, rng: Rng):
-        self.W1, self.W2, self.W3 = _dense(d, n, rng), _dense(n, n, rng), _dense(n, d, rng)
+        self.W1 = _dense(d, n, rng)
+        self.W2 = _dense(n, n, rng)
+        self.W3 = _dense(n, d, rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.W3(self.W2(self.W1(x).relu()).relu())
+        x = self.W1(x).relu()
+        x = self.W2(x).relu()
+        return self.W3(x)

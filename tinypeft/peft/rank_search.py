@@ -18,25 +18,33 @@ def search_rank(tuned: PeftModel, task: Any, split: str = "validation", toleranc
     """
     if not isinstance(tuned.method, DyLoRA):
         raise MethodError(f"search_rank: {tuned.method} learns at one rank only; expected a DyLoRA")
-    before, every = next(iter(tuned.ranks().values())), AtEveryRank(task, tuned.method.ranks)
+    before = next(iter(tuned.ranks().values()))
+    at_every_rank = AtEveryRank(task, tuned.method.ranks)
     try:
-        metrics = evaluate(tuned, every, split, batch_size, max_batches, workers=1)
+        metrics = evaluate(tuned, at_every_rank, split, batch_size, max_batches, workers=1)
     finally:
         tuned.set_rank(before)
-    lowest = min(m["loss"] for m in metrics.values())
-    return min(b for b, m in metrics.items() if m["loss"] <= lowest + tolerance), metrics
+    losses = {b: metrics[b]["loss"] for b in metrics}
+    enough = min(losses.values()) + tolerance
+    return min(b for b, loss in losses.items() if loss <= enough), metrics
 
 
 class AtEveryRank:
     """`task` as `evaluate` sees a task, but with metrics for each of `ranks`."""
 
     def __init__(self, task, ranks):
-        self.task, self.ranks, self.count, self.batches = task, ranks, task.count, task.batches
+        self.task = task
+        self.ranks = ranks
+        self.count = task.count
+        self.batches = task.batches
 
     def metrics(self, tuned, batch):
         return {(b, name): value for b in self.ranks
                 for name, value in self.task.metrics(tuned.set_rank(b), batch).items()}
 
     def finish(self, means, split):
-        at = lambda b: {name: mean for (rank, name), mean in means.items() if rank == b}
-        return {b: self.task.finish(at(b), split) for b in self.ranks}
+        finished = {}
+        for b in self.ranks:
+            at_b = {name: mean for (rank, name), mean in means.items() if rank == b}
+            finished[b] = self.task.finish(at_b, split)
+        return finished

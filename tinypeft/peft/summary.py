@@ -2,8 +2,9 @@
 from dataclasses import dataclass, field
 
 from ..common.markup import facts
+from .switching import Switched
 
-__all__ = ["Summary"]
+__all__ = ["Summary", "summary_of"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class Summary:
     parts: dict[str, int] = field(default_factory=dict)
 
     @property
-    def share(self) -> float: return self.trained / self.total
+    def share(self) -> float:
+        return self.trained / self.total
 
     def _rows(self):
-        each = [(f"  by {name}", f"{n:,}") for name, n in self.parts.items()]
-        return [("trained", f"{self.trained:,} ({100 * self.share:.2f} % of all)"), *each,
-                ("stored", f"{self.stored:,}"), ("all", f"{self.total:,}"),
+        rows = [("trained", f"{self.trained:,} ({100 * self.share:.2f} % of all)")]
+        rows += [(f"  by {name}", f"{n:,}") for name, n in self.parts.items()]
+        return [*rows, ("stored", f"{self.stored:,}"), ("all", f"{self.total:,}"),
                 ("size", f"{self.nbytes / 1024:,.1f} KiB as stored")]
 
     def __repr__(self):
@@ -32,4 +34,22 @@ class Summary:
         width = max(11, *(len(name) for name, _ in rows)) + 2
         return "\n".join([self.method, *(f"  {name:<{width}}{value}" for name, value in rows)])
 
-    def _repr_html_(self): return facts(self._rows(), self.method)
+    def _repr_html_(self):
+        return facts(self._rows(), self.method)
+
+
+def summary_of(tuned: Switched) -> Summary:
+    """Count the numbers and bytes of a PeftModel."""
+    arrays = tuned.state_dict(to_train=False).values()
+    parts = {name: count(part.parameters()) for name, part in tuned.parts.items() if part.on}
+    return Summary(
+        str(tuned.method), trained=count(tuned.trainable_parameters()),
+        stored=count(array for array in arrays if array.dtype.kind == "f"),
+        total=tuned.model.n_parameters() + (tuned.virtual.n_parameters() if tuned.virtual else 0),
+        nbytes=sum(array.nbytes for array in arrays),
+        parts=parts if len(tuned.parts) > 1 else {})
+
+
+def count(arrays):
+    """Add up the sizes of arrays or Parameters."""
+    return sum(array.size for array in arrays)

@@ -17,11 +17,16 @@ __all__ = ["check_room", "check_words", "starting_words", "token_ids", "words"]
 
 
 def words(**options: Any) -> Any:
-    """A field for words to start from."""
-    holds = lambda x: isinstance(x, str) or (
-        isinstance(x, tuple) and all(isinstance(i, (int, np.integer)) for i in x))
-    limit = Limit(holds, "a str or a tuple of token ids")
+    """Declare a field for words to start from."""
+    limit = Limit(is_text, "a str or a tuple of token ids")
     return declared(None, limit, or_none=True, **options)
+
+
+def is_text(x: Any) -> bool:
+    """Is x a str, or a tuple of integers?"""
+    if isinstance(x, tuple):
+        return all(isinstance(i, (int, np.integer)) for i in x)
+    return isinstance(x, str)
 
 
 def check_words(method: Method) -> None:
@@ -38,24 +43,28 @@ def check_room(method: Method, P: int, model: Decoder) -> None:
 
 
 def starting_words(model: Decoder, P: int, text: str | tuple[int, ...] | None, rng: Rng) -> Array:
-    """P token ids: those of `text`, cut or repeated to fill P, or common tokens drawn at random.
+    """Choose P token ids: those of `text`, cut or repeated, or common tokens drawn at random.
 
     A BPE vocabulary numbers the 256 single bytes first, after a few special tokens if at all, and
     then words from frequent to rare. Lester et al. draw from the first 5,000 tokens. A vocabulary
     of up to 512 is drawn from as a whole.
     """
     V = model.config.vocab_size
-    if text is None: return rng.integers(256 if V > 512 else 0, min(V, 5000), P)
+    if text is None:
+        first = 256 if V > 512 else 0
+        return rng.integers(first, min(V, 5000), P)
     return np.resize(token_ids(model, "text", text), P)
 
 
 def token_ids(model: Decoder, field: str, text: str | tuple[int, ...], **options: Any) -> Array:
-    """Token ids of a field's `text`; MethodError if one does not exist. options: of `encode`."""
+    """Look up the ids of a field's `text`; MethodError if one does not exist. options: of `encode`.
+    """
     if isinstance(text, str):
         if model.tokenizer is None:
             raise MethodError(f"{field}: a str needs model.tokenizer; without one, give ids")
         text = model.tokenizer.encode(text, **options)
-    ids, V = np.asarray(text).reshape(-1), model.config.vocab_size
+    ids = np.asarray(text).reshape(-1)
+    V = model.config.vocab_size
     if not ids.size or ids.min() < 0 or ids.max() >= V:
         raise MethodError(f"{field} must be words or ids in [0, {V}), got {ids.tolist()}")
     return ids

@@ -5,19 +5,20 @@ byte-level BPE, `training.json` the configuration, the loss curve and the measur
 """
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import check_fields, load_arrays, made, naming, only_file
+from ..files import check_fields, load_arrays, made, naming
 from ..models.gpt import GPT, GPTConfig
 from ..text.tokenizer import BPETokenizer
 
 __all__ = ["WEIGHTS", "load_base", "load_tokenizer", "read_weights", "training_record"]
 
 FOLDER = Path(__file__).parent
-WEIGHTS = "weights.safetensors", "weights.npz"           # the second: of folders made before
+WEIGHTS = "weights.safetensors"
 
 
 def load_base(folder: str | Path | None = None) -> GPT:
@@ -26,9 +27,9 @@ def load_base(folder: str | Path | None = None) -> GPT:
     folder: from `pretrain --out`; None is the shipped one. Raises FileNotFoundError, and ValueError
     for a folder whose files are damaged or do not fit together."""
     folder = FOLDER if folder is None else Path(folder)
-    path = only_file(folder, *WEIGHTS)
-    if path is None: raise FileNotFoundError(f"there is no {WEIGHTS[0]} in {folder}")
-    model = read_weights(path)
+    if not os.path.lexists(folder / WEIGHTS):            # a link that leads nowhere is damage
+        raise FileNotFoundError(f"there is no {WEIGHTS} in {folder}")
+    model = read_weights(folder / WEIGHTS)
     model.tokenizer = load_tokenizer(folder)
     if model.tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {model.tokenizer.vocab_size} tokens, the "

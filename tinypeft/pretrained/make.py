@@ -81,10 +81,8 @@ def pretrain(work: str | Path, out: str | Path = FOLDER, config: GPTConfig = CON
 
 
 def save_weights(folder: Path, arrays: dict[str, Array], config: GPTConfig) -> None:
-    """Write a model's arrays to a folder, in place of those that an older version wrote there."""
-    present, *older = WEIGHTS
-    save_arrays(folder / present, arrays, {"config": dataclasses.asdict(config)})
-    for name in older: (folder / name).unlink(missing_ok=True)
+    """Write a model's arrays to a folder."""
+    save_arrays(folder / WEIGHTS, arrays, {"config": dataclasses.asdict(config)})
 
 
 def curve(losses: Sequence[float], points: int = 240) -> list[list[float]]:

@@ -32,7 +32,7 @@ from ..common.hyper import flag, one_of, whole
 from ..engine import functional as F
 from ..engine.nn import Linear, Module, Parameter, replace_modules
 from ..engine.tensor import Tensor
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from .calibration import Statistics, capture
 from .linear import QuantizedLinear, quantized_linear
 from .qtensor import QTensor
@@ -222,7 +222,7 @@ def convert(model: Decoder) -> Decoder:
     or if there is nothing to convert."""
     if not isinstance(model, Decoder):
         raise TypeError(f"convert: expected a language model, got {type(model).__name__}")
-    model.check_free("convert")
+    require_free(model, "convert")
     new = {path: module.convert() for path, module in model.named_modules()
            if hasattr(module, "convert")}
     if not new:

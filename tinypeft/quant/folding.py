@@ -24,7 +24,7 @@ import numpy as np
 
 from ..common.hints import Array, Seed
 from ..engine.nn import LayerNorm, Linear, Module, RMSNorm
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from .readers import readers
 
 NORMS = LayerNorm, RMSNorm
@@ -75,7 +75,7 @@ def plant_outliers(model: Decoder, channels: int = 3, factor: float = 32.0, rng:
     Large models grow such channels by themselves, the same ones in all blocks; small models do not
     (LLM.int8(), §4). The function stays the same, bit for bit if the factor is a power of two (and
     norms do not store γ − 1, as Gemma's do)."""
-    model.check_free("plant_outliers")
+    require_free(model, "plant_outliers")
     d = model.config.d_model
     if not 1 <= channels <= d:
         raise ValueError(f"plant_outliers: channels must lie in 1 … {d}, got {channels}")

@@ -150,7 +150,7 @@ def requantize_error(tuned: Module, scheme: Scheme) -> tuple[float, float]:
     of the training is lost: near 1, almost all. ValueError if no weight has changed."""
     squares = np.zeros(3)                                # of Q(M) − M, M, ΔW
     for path, wrapper in tuned.wrappers.items():
-        if not hasattr(wrapper, "merge") or not getattr(wrapper.base, "is_affine", False):
+        if not wrapper.is_mergeable or not getattr(wrapper.base, "is_affine", False):
             raise ValueError(f"requantize_error: {tuned.method} does not change weights at {path} "
                              "by one change that can be merged")
         M = wrapper.merge().dense_weight()

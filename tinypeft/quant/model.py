@@ -3,7 +3,7 @@ from collections.abc import Iterable
 
 from ..common.hints import Array, Targets
 from ..engine.nn import Linear, replace_modules
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, require_free
 from ..models.targets import match_targets
 from .calibration import as_batches, calibrating
 from .scheme import Scheme
@@ -23,7 +23,7 @@ def quantize(model: Decoder, scheme: Scheme, calibration: Array | Iterable[Array
         raise TypeError(f"quantize: expected a language model, got {type(model).__name__}{hint}")
     if not isinstance(scheme, Scheme):
         raise TypeError(f"quantize: expected a scheme such as tinypeft.NF4(), got {scheme!r}")
-    model.check_free("quantize")
+    require_free(model, "quantize")
     layers = {}
     for path, layer in match_targets(model, targets):
         if isinstance(layer, Linear):

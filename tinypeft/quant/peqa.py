@@ -34,7 +34,7 @@ from ..engine.tensor import Tensor
 from ..models.decoder import Decoder
 from ..models.targets import match_targets
 from ..peft.folders import KNOWN
-from ..peft.method import Method, MethodError
+from ..peft.method import Method, MethodError, Wrapper
 from .linear import QuantizedLinear, rows, straight_through
 from .qtensor import QTensor, blocks_of
 from .scheme import Scheme, code_bits, weights_per_scale
@@ -75,7 +75,7 @@ class PEQA(Scheme, Method):
             parameter.requires_grad = False
         replace_modules(model, new)
 
-    def wrap(self, model: Decoder, rng: Seed) -> dict[str, Module]:
+    def wrap(self, model: Decoder, rng: Seed) -> dict[str, Wrapper]:
         wrappers = {}
         for path, layer in match_targets(model, self.targets):
             scale = None
@@ -109,7 +109,7 @@ class PEQA(Scheme, Method):
 KNOWN["PEQA"] = PEQA                                     # `load_adapter` finds it by this name
 
 
-class PEQALinear(Module):
+class PEQALinear(Wrapper):
     """y = x Ŵᵀ + b with the codes of `base`, a QuantizedLinear, and `scale`, a Parameter (n,)."""
 
     def __init__(self, base: QuantizedLinear, scale: Array | None = None):
@@ -120,14 +120,6 @@ class PEQALinear(Module):
 
     is_affine = True
     innermost = True                                     # it computes with the codes of `base`
-
-    @property
-    def d_in(self) -> int:
-        return self.base.d_in
-
-    @property
-    def d_out(self) -> int:
-        return self.base.d_out
 
     @property
     def bias(self) -> Parameter | None:

@@ -78,7 +78,7 @@ def load_quantized(path: str | Path, layers: Iterable[type[QuantizedLinear]] = (
     KeyError, naming the file, if it is damaged, of another kind, or does not fit together."""
     joined, meta = load_arrays(path)
     with naming(path):
-        if meta.get("format") != FORMAT or "config" not in meta or "method" in meta:
+        if meta.get("format") != FORMAT or "config" not in meta or "parts" in meta:
             raise ValueError("it holds no quantized model that save_quantized wrote")
         state, kinds = read_format(joined, meta)
         name = meta["family"]

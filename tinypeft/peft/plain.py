@@ -1,0 +1,97 @@
+"""What this folder computes in a faster order, once more in the paper's order.
+
+The tests hold each function equal to its fast twin, which has the same name in the file of its
+method. Here nothing is masked, joined or written out: read it first.
+"""
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..common.hints import Array
+from ..engine import functional as F
+from ..engine.tensor import Tensor, concatenate
+from .adalora import AdaLoRALinear
+from .dylora import DyLoRALinear
+from .fusion import FusedAdapters
+from .model import PeftModel
+
+__all__ = ["allocate", "dylora", "fusion", "lstm", "mixed_batch", "nearest", "places"]
+
+
+def allocate(layers: Mapping[str, AdaLoRALinear], budget: int) -> list[tuple[str, int]]:
+    """AdaLoRA, (6): list the `budget` triplets (path, i) with the largest scores S."""
+    S = {}
+    for path, layer in layers.items():
+        for i in range(len(layer.Lam)):
+            S[path, i] = score(layer, i)
+    return sorted(S, key=S.get, reverse=True)[:budget]
+
+
+def score(layer: AdaLoRALinear, i: int) -> float:
+    """AdaLoRA, (7) and (11): S = s(λ) + mean s(p) + mean s(q), with s = Ī U, of triplet i."""
+    s = layer.sensitivity[i] * layer.uncertainty[i]
+    d = layer.d_out
+    return s[0] + s[1:1 + d].mean() + s[1 + d:].mean()
+
+
+def dylora(layer: DyLoRALinear, x: Tensor, b: int) -> Tensor:
+    """DyLoRA: h = W₀ x + α/b B↓b A↓b x, with the first b rows and columns cut out."""
+    A, B = layer.A[:b], layer.B[:, :b]
+    return layer.base(x) + x @ A.T @ B.T * layer.scale_at(b)
+
+
+def fusion(layer: FusedAdapters, h: Tensor) -> Tensor:
+    """AdapterFusion: h + Σ αₙ V zₙ, α the softmax over n of (Q h)ᵀ (K zₙ)."""
+    z = [adapter.z(h) for adapter in layer.adapters]
+    Qh = h @ layer.Q.T                                                        # (B, T, d)
+    scores = [(Qh * (zn @ layer.K.T)).sum(-1, keepdims=True) for zn in z]
+    alpha = F.softmax(concatenate(scores, axis=-1))                           # (B, T, N)
+    for n, zn in enumerate(z):
+        h = h + alpha[..., n:n + 1] * (zn @ layer.V.T)
+    return h
+
+
+def lstm(a: Tensor, U: Tensor) -> Tensor:
+    """LSTM: the recurrence of `lstm.py`; the engine derives the gradients."""
+    n = U.shape[1]
+    h = c = Tensor(np.zeros((1, n), a.dtype))
+    states = []
+    for t in range(len(a)):
+        z = a[t:t + 1] + h @ U.T                                              # (1, 4n)
+        i = z[:, :n].sigmoid()
+        f = z[:, n:2 * n].sigmoid()
+        g = z[:, 2 * n:3 * n].tanh()
+        o = z[:, 3 * n:].sigmoid()
+        c = f * c + i * g
+        h = o * c.tanh()
+        states.append(h)
+    return concatenate(states, axis=0)
+
+
+def places(row: Array, counts: Sequence[int], separator: int) -> list[int]:
+    """P-tuning: walk along a row of tokens, and put counts[j] pseudo-tokens before part j."""
+    part, at = 0, counts[0]
+    taken = list(range(at))
+    for token in row:
+        at += 1
+        if token == separator and part < len(counts) - 1:
+            part += 1
+            taken += range(at, at + counts[part])
+            at += counts[part]
+    return taken
+
+
+def nearest(deltas: Sequence[Array], w: Sequence[float], r: int) -> Array:
+    """combine, "svd": the matrix of rank r that is nearest to Σ wᵢ ΔWᵢ."""
+    total = sum(x * delta for x, delta in zip(w, deltas, strict=True))
+    U, S, Vt = np.linalg.svd(total)
+    return U[:, :r] * S[:r] @ Vt[:r]
+
+
+def mixed_batch(tuned: Mapping[str, PeftModel], tokens: Array, tasks: Sequence[str]) -> Array:
+    """mixed: the logits of each row, one row after the other, with its task's method put on."""
+    logits = []
+    for b, task in enumerate(tasks):
+        model = tuned[task].activate()
+        logits.append(model(tokens[b:b + 1]).data)
+    return np.concatenate(logits)
