@@ -156,11 +156,11 @@ SMALLER = {
 STAMP = """
 import json
 from tinypeft.study.experiments.methods import EVERY_METHOD as e
-from tinypeft.study.freshness import Stamp
+from tinypeft.study.freshness import dated, stamp
 path = "figures/results/methods.json"
 record = json.load(open(path, encoding="utf-8"))
 runs = {c: {str(s): by_seed[str(s)] for s in e.seeds} for c, by_seed in record.pop("runs").items()}
-record |= Stamp.now(e).as_record({c: "2026-01-01" for c in runs})
+record |= dated(stamp(e), {c: "2026-01-01" for c in runs})
 json.dump(record | {"runs": runs}, open(path, "w", encoding="utf-8"))
 """
 
