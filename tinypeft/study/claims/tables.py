@@ -6,11 +6,10 @@ from pathlib import Path
 from .. import markdown
 from ..stored import load
 from . import rule
-from .earlier import EARLIER
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
 from .words import pm
 
-__all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table", "the_rule"]
+__all__ = ["count", "details", "in_words", "judged", "table", "the_rule"]
 
 
 def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
@@ -54,13 +53,6 @@ def details(folder: str | Path, claims: Iterable[Claim]) -> str:
     return markdown.table(("claim", "contrast", "kind, δ", "refuted if", "means", "p (Holm)"), rows)
 
 
-def brief(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """The count, then claim, paper and verdict."""
-    judgements = judged(folder, claims)
-    rows = [(j.claim.text, link(j.claim.paper), j.verdict) for j in judgements]
-    return f"{count(judgements)}\n\n{markdown.table(('claim', 'paper', 'here'), rows)}"
-
-
 def count(judgements: Iterable[Judgement]) -> str:
     """How many claims count, how many of them have each verdict that was reached, and how many hold by construction."""
     said = [j.verdict for j in judgements if not j.claim.by_construction]
@@ -68,13 +60,6 @@ def count(judgements: Iterable[Judgement]) -> str:
     names = [name for name in (*VERDICTS, NOT_MEASURED) if name in said]
     return (f"{len(said)} claims: {'; '.join(f'{said.count(name)} {name}' for name in names)}"
             + f"; {others} more hold by construction" * bool(others) + ".")
-
-
-def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """The verdicts of the rule before this one, beside those of this one, with the reason for each."""
-    rows = [(old.text, old.verdict, said(j), old.reason(j)) for j in judged(folder, claims)
-            for old in EARLIER if j.claim.text.startswith(old.now)]
-    return markdown.table(("claim", "verdict before", "verdict now", "why"), rows)
 
 
 # -- one claim -------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ import numpy as np
 
 from .. import plot
 from ..about import about
+from ..claims.rule import FINE_TUNING
 from ..experiment import Results, half_width
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
 __all__ = ["forgetting", "lengths", "pareto", "rates", "sizes"]
 
-MARGIN = 0.02                                            # nats/token, what counts as a difference in fine-tuning (`claims`)
+MARGIN = FINE_TUNING.size                                # nats/token, the δ of the claims
 
 
 # -- learned against forgotten -------------------------------------------------------------------
