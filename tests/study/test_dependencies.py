@@ -1,5 +1,4 @@
 """Dependencies: an edit of a module that a number depends on makes it stale; words, layout and other modules do not."""
-import ast
 import contextlib
 import importlib
 import pickle
@@ -17,7 +16,7 @@ def edited(module, old, new):
     """As if a file of the package had `new` in place of `old` (of "": at its end)."""
     text, plain = d.file_of(module).read_text("utf-8"), d.tree_of
     assert old in text, (module, old)
-    planted = ast.parse(text.replace(old, new) if old else text + new)
+    planted = d.without_docstrings(text.replace(old, new) if old else text + new)
     forget()
     d.tree_of = lambda name: planted if name == module else plain(name)
     try:
@@ -28,7 +27,7 @@ def edited(module, old, new):
 
 
 def forget():
-    for function in (d.home, d.uses, d.imports, d.parts, d.code): function.cache_clear()
+    for function in (d.home, d.uses, d.imports, d.definitions, d.hash_of): function.cache_clear()
 
 
 def stale(name, *edit):
@@ -194,6 +193,6 @@ def test_no_value_hides_its_code_or_its_name():
 
 def test_hashes_do_not_depend_on_pythons_version():
     """ast.dump and ast.unparse differ between versions; the text that is hashed is the project's own."""
-    tree = ast.parse("def f(a, *, b: int = 1) -> int:\n    'd'\n    return f'{a!r:>{b}}' + 'x' 'y'")
+    tree = d.without_docstrings("def f(a, *, b: int = 1) -> int:\n    'd'\n    return f'{a!r:>{b}}' + 'x' 'y'")
     assert d.text(tree.body[0]).startswith("(FunctionDef name='f' args=(arguments args=[(arg arg='a')]")
     assert d.digest(d.text(tree.body[0])) == "35c5982d"

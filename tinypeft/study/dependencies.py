@@ -13,6 +13,7 @@ too. A hash changes with every edit but those of docstrings, comments and layout
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -39,9 +40,9 @@ def dependencies(measure: Callable, value: object) -> dict[str, str]:
         if place is None or place in places: continue
         places.add(place)
         waiting += uses(*place)
-    texts: dict[str, list[str]] = {}
-    for place in places: texts.setdefault(file_name(place[0]), []).append(code(*place))
-    return {file: digest("".join(sorted(parts))) for file, parts in sorted(texts.items())}
+    hashes: dict[str, list[str]] = {}
+    for module, name in places: hashes.setdefault(file_name(module), []).append(hash_of(module, name))
+    return {file: digest("".join(sorted(parts))) for file, parts in sorted(hashes.items())}
 
 
 def starts(value: object) -> Iterator[Callable]:
@@ -72,38 +73,34 @@ def home(module: str, name: str | None, user: str) -> Place | None:
 def uses(module: str, name: str | None) -> list[Place | None]:
     """Return the homes of all that a module imports; with a name, of what its definition uses."""
     if name is None: return [home(*place, module) for place in imports(module).values()]
-    names = {node.id for part in parts(module, name) for node in ast.walk(part) if isinstance(node, ast.Name)}
-    used = [imports(module).get(other, (module, other)) for other in names if other in imports(module) or parts(module, other)]
-    return [home(*place, module) for place in used]
+    nodes = [node for statement in definitions(module).get(name, ()) for node in ast.walk(statement)]
+    places = {own: (module, own) for own in definitions(module)} | imports(module)
+    return [home(*places[node.id], module) for node in nodes if isinstance(node, ast.Name) and node.id in places]
 
 
 @cache
 def imports(module: str) -> dict[str, Place]:
     """Return alias → (module, name) of all import statements in a module."""
-    found: dict[str, Place] = {}
-    package = module.split(".") if is_package(module) else module.split(".")[:-1]
+    places: dict[str, Place] = {}
+    package = module if is_package(module) else module.rpartition(".")[0]
     for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.Import):
-            found |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) + 1 - node.level] if node.level else []
-            source = ".".join([*base, *filter(None, [node.module])])
-            found |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
-    return found
+        if isinstance(node, ast.Import): places |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            places |= {alias.asname or alias.name: (origin, alias.name) for alias in node.names}
+    return places
 
 
 @cache
-def parts(module: str, name: str | None) -> list[ast.AST]:
-    """Return the statements at the top of a module that define or change a name; without a name, the whole module."""
-    tree = tree_of(module)
-    return [tree] if name is None else [node for node in tree.body if name in bound(node)]
-
-
-def bound(node: ast.AST) -> set[str]:
-    """Return the names that a statement defines or changes."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
-    targets = getattr(node, "targets", [node])
-    return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+def definitions(module: str) -> dict[str, list[ast.stmt]]:
+    """Return name → the statements at the top of a module that define or change it."""
+    found: dict[str, list[ast.stmt]] = {}
+    for node in tree_of(module).body:
+        targets = getattr(node, "targets", [node])
+        names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = {node.name}
+        for name in names: found.setdefault(name, []).append(node)
+    return found
 
 
 # -- files and hashes ------------------------------------------------------------------------------
@@ -117,11 +114,6 @@ def file_of(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-@cache
-def tree_of(module: str) -> ast.Module:
-    return ast.parse(file_of(module).read_text("utf-8"))
-
-
 def is_package(module: str) -> bool:
     return file_of(module).name == "__init__.py"
 
@@ -133,9 +125,21 @@ def file_name(module: str) -> str:
 
 
 @cache
-def code(module: str, name: str | None) -> str:
-    """Return a digest of a definition, or of a module."""
-    return digest(text(parts(module, name)))
+def tree_of(module: str) -> ast.Module:
+    return without_docstrings(file_of(module).read_text("utf-8"))
+
+
+def without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return tree
+
+
+@cache
+def hash_of(module: str, name: str | None) -> str:
+    return digest(text(definitions(module).get(name, []) if name else tree_of(module)))
 
 
 def digest(text: str) -> str:
@@ -143,10 +147,9 @@ def digest(text: str) -> str:
 
 
 def text(node: object) -> str:
-    """Return a syntax tree as text: without docstrings, and the same in every version of Python."""
+    """Return a syntax tree as text that is the same in every version of Python."""
     if isinstance(node, list): return f"[{' '.join(map(text, node))}]"
     if not isinstance(node, ast.AST): return repr(node)
-    fields = {k: v for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("ctx", "kind", "type_comment")}
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-        fields["body"] = node.body[1:]
-    return f"({type(node).__name__} {' '.join(f'{key}={text(part)}' for key, part in fields.items())})"
+    fields = [f"{key}={text(part)}" for key, part in ast.iter_fields(node)
+              if part not in (None, []) and key not in ("ctx", "kind", "type_comment")]
+    return f"({type(node).__name__} {' '.join(fields)})"
