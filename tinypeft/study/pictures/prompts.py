@@ -91,7 +91,7 @@ def prompt_sizes(results: Path) -> plot.Drawing:
         each = np.array([r.values(f"{name} {s}", "gain", r.seeds) / r.mean(f"full {s}", "gain") for s in sizes]).T
         share[name] = each.mean(0)
         if name != "full":
-            right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), capsize=2, color=plot.COLOURS[colour],
+            right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), color=plot.COLOURS[colour],
                            marker=marker, ms=7)
     left.annotate("frozen", (x[0], r.mean(f"full {sizes[0]}", "before")), xytext=(2, 5), textcoords="offset points",
                   color="#606060")
