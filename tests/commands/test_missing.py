@@ -38,7 +38,7 @@ def test_an_exercise_is_a_matter_of_its_tests():
     ("method", "lora", "tinypeft/peft", "METHODS"), ("scheme", "nf4", "tinypeft/quant", "SCHEMES"),
     ("experiment", "rank", "tinypeft/study/experiments", "EXPERIMENTS")])
 def test_a_file_that_is_registered_nowhere(monkeypatch, kind, name, file, entries):
-    monkeypatch.setitem(m.KINDS, kind, {})
+    monkeypatch.setitem(m.KINDS, kind, ({}, None))
     assert said(name) == [f"step 2  {file}/__init__.py: {entries} has no entry '{name}'; import it from {name}.py and add it"]
 
 

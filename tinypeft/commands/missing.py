@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .. import peft, quant
@@ -63,17 +63,20 @@ def missing(name: str | None = None) -> dict[str, list[Lack]]:
     With a name, results that are stale count as missing. Without one they do not: `stale` counts
     them. Raises ValueError for the name of an exercise.
     """
-    things = [(kind, n) for kind, names in KINDS.items() for n in names if name in (None, n)]
+    lacks: dict[str, list[Lack]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StaleWarning)
-        lacks = {f"{kind} {n}": list(CHECKS[kind](n, name is not None)) for kind, n in things}
+        for kind, (things, check) in KINDS.items():
+            chosen = [thing for thing in things if name in (None, thing)]
+            lacks |= {f"{kind} {thing}": list(check(thing, name is not None)) for thing in chosen}
     return lacks or {name: list(of_a_stranger(name))}
 
 
 def stale() -> int:
     """Count the stored conditions that were measured with other code, settings or values."""
     stored = [e for e in EXPERIMENTS.values() if (RESULTS / f"{e.name}.json").exists()]
-    return sum(len(changes(Results.read(RESULTS, e.name), stamp(e, world=False))) for e in stored)
+    records = {e.name: Results.read(RESULTS, e.name) for e in stored}
+    return sum(len(changes(records[e.name], stamp(e, world=False))) for e in stored)
 
 
 def of_a_stranger(name: str) -> Lacks:
@@ -181,10 +184,10 @@ def of_knowledge(name: str) -> Lacks:
     if not any(path.stem.startswith(f"{known.lesson}_") for path in sources()):
         yield Lack(4, where, f"there is no lesson {known.lesson!r} for {name!r}; name one of "
                    "lessons/src")
-    twins = [n for n in group if n != name and n in ABOUT and ABOUT[n].look[:2] == known.look[:2]]
-    for twin in twins:
-        yield Lack(4, where, f"{name!r} looks like {twin!r} in plots; take another colour or "
-                   "marker")
+    for twin in sorted(group.keys() & ABOUT.keys() - {name}):
+        if ABOUT[twin].look[:2] == known.look[:2]:
+            yield Lack(4, where, f"{name!r} looks like {twin!r} in plots; take another colour or "
+                       "marker")
 
 
 # -- experiments and claims ----------------------------------------------------------------------
@@ -217,6 +220,6 @@ def of_experiment(name: str, fresh: bool) -> Lacks:
                        f"the claim {j.claim.text!r} is {j.verdict}, and `why` does not say why")
 
 
-KINDS = {"method": METHODS, "scheme": SCHEMES, "experiment": EXPERIMENTS}
-CHECKS: dict[str, Callable[[str, bool], Lacks]] = {
-    "method": of_method, "scheme": of_scheme, "experiment": of_experiment}
+# what there is of each kind, and the function that says what one of it lacks
+KINDS = {"method": (METHODS, of_method), "scheme": (SCHEMES, of_scheme),
+         "experiment": (EXPERIMENTS, of_experiment)}

@@ -31,7 +31,8 @@ def predicted(values, m: int) -> tuple[float, float]:
     values = np.asarray(values, float)
     n = len(values)
     if n < 2: raise ValueError(f"predicted: expected at least two stored values, got {n}")
-    return float(values.mean()), float(t.ppf(0.975, n - 1) * values.std(ddof=1) * math.sqrt(1 / n + 1 / m))
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) * math.sqrt(1 / n + 1 / m)
+    return float(values.mean()), float(half)
 
 
 def verdict(new: float, values, m: int) -> dict:

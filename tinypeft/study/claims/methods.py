@@ -141,7 +141,8 @@ def agreements(ranks: np.ndarray) -> np.ndarray:
     """Correlations (pairs,) of the ranks (seeds, matrices) of seeds 0 and 1, 2 and 3, …, each kind of matrix centred."""
     by_kind = ranks.reshape(len(ranks), -1, 6)
     centred = (by_kind - by_kind.mean(1, keepdims=True)).reshape(len(ranks), -1)
-    return np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(centred[0::2], centred[1::2], strict=False)])
+    pairs = zip(centred[0::2], centred[1::2], strict=False)
+    return np.array([np.corrcoef(a, b)[0, 1] for a, b in pairs])
 
 
 def planted(load: Load) -> Finding:

@@ -35,9 +35,9 @@ def the_rule() -> str:
 def table(folder: str | Path, claims: Iterable[Claim]) -> str:
     """The count, the claims that count with effects, verdicts and reasons, and those that hold by construction."""
     judgements = judged(folder, claims)
-    counted = [(j.claim.text, source(j.claim), effects(j), said(j), j.why) for j in judgements if not j.claim.by_construction]
-    others = [(j.claim.text, source(j.claim), j.finding.measured if j.finding else command(j.claim), j.why)
-              for j in judgements if j.claim.by_construction]
+    row = lambda j, measured: (j.claim.text, source(j.claim), *measured, j.why)
+    counted = [row(j, (effects(j), said(j))) for j in judgements if not j.claim.by_construction]
+    others = [row(j, [means(j)]) for j in judgements if j.claim.by_construction]
     parts = [count(judgements), markdown.table(("claim", "paper", "effect ± 95 % interval", "verdict", "why"), counted)]
     if others:
         parts += ["These hold by construction, and do not count:",
@@ -47,8 +47,8 @@ def table(folder: str | Path, claims: Iterable[Claim]) -> str:
 
 def details(folder: str | Path, claims: Iterable[Claim]) -> str:
     """What was fixed before the runs (contrast, kind, δ, what would refute it), the means behind the effects, and p."""
-    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted,
-             j.finding.measured if j.finding else command(j.claim), f"{j.p:.2g}" if j.finding else "")
+    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted, means(j),
+             f"{j.p:.2g}" if j.finding else "")
             for j in judged(folder, claims) if not j.claim.by_construction]
     return markdown.table(("claim", "contrast", "kind, δ", "refuted if", "means", "p (Holm)"), rows)
 
@@ -68,6 +68,11 @@ def in_words(j: Judgement) -> str:
     if j.finding is None: return command(j.claim)
     if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction"
     return f"{j.finding.measured}. In favour of the claim: {effects(j)}. Verdict: {j.verdict}"
+
+
+def means(j: Judgement) -> str:
+    """Return what was measured, in words, or the command that measures it."""
+    return j.finding.measured if j.finding else command(j.claim)
 
 
 def effects(j: Judgement) -> str:

@@ -54,7 +54,8 @@ def measure_columns(compensate: bool, seed: int, settings: dict) -> dict:
     frames, errors = [], [0.0]
     for j in range(d):
         q = grid.round(W[:, j:j + 1].astype(np.float32)).astype(float)
-        if compensate: W[:, j + 1:] -= (W[:, j:j + 1] - q) / U[j, j] * U[j, j + 1:]
+        error = (W[:, j:j + 1] - q) / U[j, j]
+        if compensate: W[:, j + 1:] -= error * U[j, j + 1:]
         W[:, j:j + 1] = q
         errors.append(output_error(W0, W, H))
         if j + 1 in settings["moments"]: frames.append(np.round(np.abs(W - W0)[:settings["rows"]], 4).tolist())

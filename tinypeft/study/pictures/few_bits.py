@@ -119,10 +119,11 @@ def schemes(results: Path) -> plot.Drawing:
     x, y = ({c: r.mean(c, metric) for c in r.conditions} for metric in ("bits", "excess"))
     front = [c for c in x if not any(x[o] <= x[c] and y[o] < y[c] for o in x)]
     fig, (left, right) = plot.figure(1, 2, height=5.4, width_ratios=(2.6, 1), sharey=True)
-    for ax, here in ((left, [c for c in x if x[c] < 6]), (right, [c for c in x if x[c] >= 6])):
-        for c in here:
-            hollow = {"mfc": "white"} if c.endswith("*") else {}
-            ax.errorbar(x[c], y[c], yerr=r.interval(c, "excess"), ls="none", ms=7, **plot.mark(names[c]), **hollow)
+    panels = {left: [c for c in x if x[c] < 6], right: [c for c in x if x[c] >= 6]}
+    for ax, labels in panels.items():
+        for c in labels:
+            look = plot.mark(names[c]) | ({"mfc": "white"} if c.endswith("*") else {})
+            ax.errorbar(x[c], y[c], yerr=r.interval(c, "excess"), ls="none", ms=7, **look)
         ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ladder = sorted((x[c], y[c]) for c in front if x[c] < 6)
     left.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
@@ -130,9 +131,8 @@ def schemes(results: Path) -> plot.Drawing:
     right.margins(x=0.6)
     left.set(ylabel="loss added (nats/token)", xlabel="bits per weight, all that is stored")
     right.set(xlabel="8-bit schemes")
-    for ax in (left, right):
-        plot.label_points(ax, [(x[c], y[c], c.replace(" bit", ""), plot.mark(names[c])["color"]) for c in x
-                               if (x[c] < 6) == (ax is left)])
+    for ax, labels in panels.items():
+        plot.label_points(ax, [(x[c], y[c], c.replace(" bit", ""), plot.mark(names[c])["color"]) for c in labels])
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,

@@ -143,11 +143,12 @@ def planted(results: Path) -> plot.Drawing:
     fig, ax = plot.figure(height=3.6)
     kinds = {"query": ("blue", "o"), "key": ("sky", "s"), "value": ("vermillion", "^"), "output": ("orange", "D")}
     ranks = np.unique(dealt).astype(int)
-    for offset, (i, (kind, (colour, marker))) in zip((-0.24, -0.08, 0.08, 0.24), enumerate(kinds.items()), strict=True):
+    for i, (kind, (colour, marker)) in enumerate(kinds.items()):
         of_kind = np.arange(dealt.shape[1]) % len(kinds) == i
         y = [found[(dealt == b) & of_kind] for b in ranks]
-        ax.plot(np.arange(len(ranks)) + offset, [v.mean() if v.size else np.nan for v in y], color=plot.COLOURS[colour],
-                marker=marker, ls="none", ms=7, label=kind)
+        x = np.arange(len(ranks)) + (-0.24, -0.08, 0.08, 0.24)[i]
+        means = [v.mean() if v.size else np.nan for v in y]
+        ax.plot(x, means, color=plot.COLOURS[colour], marker=marker, ls="none", ms=7, label=kind)
     every = [found[dealt == b].mean() for b in ranks]
     ax.plot(range(len(ranks)), every, color="#606060", lw=1.2)
     ax.plot(range(len(ranks)), ranks, color="#999999", lw=1, ls="--")

@@ -134,7 +134,8 @@ def prefix_rates(results: Path) -> plot.Drawing:
     ax.set(xscale="log", xlabel="learning rate", ylabel="test loss (nats/token)", ylim=(low, top))
     ax.text(rates[0], frozen, "frozen base", va="bottom", fontsize=9, color=plot.ink(plot.COLOURS["grey"]))
     plot.key(fig, looks)
-    (a, at), (b, bt), (wild, wt), (tame, tt) = *(best[c] for c in looks), *(last[c] for c in looks)
+    (a, at), (b, bt) = best["reparameterized"], best["direct"]
+    (wild, wt), (tame, tt) = last["reparameterized"], last["direct"]
     return plot.Drawing(
         fig,
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "
