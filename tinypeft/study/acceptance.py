@@ -33,15 +33,12 @@ def status(experiment: Experiment, folder: str | Path) -> dict:
     """
     path = Path(folder) / f"{experiment.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-    stale, lacking = changes(record, stamp(experiment)), missing(experiment, record)
-    return {"fresh": [label for label in experiment.conditions if label not in {*stale, *lacking}], "stale": stale,
-            "missing": [label for label in lacking if label not in stale]}
-
-
-def missing(experiment: Experiment, record: dict) -> list[str]:
-    """Return the conditions that lack a seed."""
-    return [label for label in experiment.conditions
-            if any(str(seed) not in record["runs"].get(label, {}) for seed in experiment.seeds)]
+    state = {"fresh": [], "stale": changes(record, stamp(experiment)), "missing": []}
+    for label in experiment.conditions:
+        runs = record["runs"].get(label, {})
+        lacks = any(str(seed) not in runs for seed in experiment.seeds)
+        if label not in state["stale"]: state["missing" if lacks else "fresh"].append(label)
+    return state
 
 
 def show_status(experiments: Iterable[Experiment], folder: str | Path, as_json: bool = False) -> int:
@@ -78,24 +75,26 @@ def accept(experiments: Iterable[Experiment], folder: str | Path, jobs: int | No
 
 def keep(e: Experiment, folder: Path, jobs: int | None, progress: bool | None) -> str:
     """Measure a few runs again, compare, stamp the file, and return how they agreed. Raises ValueError if they do not."""
-    record, now, seed = Results.read(folder, e.name), stamp(e), str(e.seeds[0])
-    stale, lacking = changes(record, now), missing(e, record)
-    others = {str(change): 0 for why in stale.values() for change in why if change.kind not in ("source", "value")}
-    if others: raise ValueError(f"--accept is for changes of the code, but {briefly(list(others))}")
-    if lacking: raise ValueError(f"not measured yet: {', '.join(lacking)}")
-    if not stale: return "nothing is stale"
-    labels = to_measure(stale, e.quick.get("conditions", ()))
+    record, state, seed = Results.read(folder, e.name), status(e, folder), str(e.seeds[0])
+    reasons = {change: change.kind for why in state["stale"].values() for change in why}
+    others = [change for change, kind in reasons.items() if kind not in ("source", "value")]
+    if others: raise ValueError(f"--accept is for changes of the code, but {briefly(others)}")
+    if state["missing"]: raise ValueError(f"not measured yet: {', '.join(state['missing'])}")
+    if not reasons: return "nothing is stale"
+    labels = to_measure(state["stale"], e.quick.get("conditions", ()))
     few = replace(e, conditions={label: e.conditions[label] for label in labels}, seeds=e.seeds[:1])
-    with tempfile.TemporaryDirectory() as scratch: runs = run(few, scratch, jobs=jobs, progress=progress).record["runs"]
-    same = record.get("rounding") == rounding()
-    by_interval = [f"{metric} of {label}" for label in labels
-                   for metric in compare(f"{label}, seed {seed}", record["runs"][label], seed, runs[label][seed], same)]
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = run(few, scratch, jobs=jobs, progress=progress).record["runs"]
+    stored, same, by_interval = record.pop("runs"), record.get("rounding") == rounding(), []
+    for label in labels:
+        metrics = compare(f"{label}, seed {seed}", stored[label], seed, measured[label][seed], same)
+        by_interval += [f"{metric} of {label}" for metric in metrics]
     agreed = f"within the stored interval: {', '.join(by_interval)}" if by_interval else f"equal to {TOLERANCE:g}"
-    note = {"date": time.strftime("%Y-%m-%d"), "changed": sorted({change.what for why in stale.values() for change in why}),
-            "measured": {label: [e.seeds[0]] for label in labels}, "agreed": agreed}
-    dates = {label: record["conditions"][label]["measured"] for label in record["runs"]}
-    record |= {"about": e.about, "metrics": e.metrics, **dated(now, dates), "accepted": note, "runs": record.pop("runs")}
-    write_atomically(folder / f"{e.name}.json", as_text(record))
+    dates = {label: record["conditions"][label]["measured"] for label in stored}
+    record |= {"about": e.about, "metrics": e.metrics} | dated(stamp(e), dates)
+    record["accepted"] = {"date": time.strftime("%Y-%m-%d"), "changed": sorted({change.what for change in reasons}),
+                          "measured": {label: [e.seeds[0]] for label in labels}, "agreed": agreed}
+    write_atomically(folder / f"{e.name}.json", as_text(record | {"runs": stored}))
     return f"accepted; measured again, seed {seed}: {', '.join(labels)}; {agreed}"
 
 
