@@ -78,12 +78,13 @@ def test_an_unrelated_module_makes_nothing_stale(module):
     assert stale("rank", module) == set()
 
 
-@pytest.mark.parametrize("module, old, new", [
-    ("rank", 'tuned("rank")', 'tuned("rank") | {"another": Arm(None)}'), ("rank", "trained parameters", "parameters"),
-    ("arms", "", "planted = 1\n"), ("best", "", "planted = 1\n")])
-def test_another_condition_word_or_rate_makes_no_stored_condition_stale(module, old, new):
+@pytest.mark.parametrize("name, module, old, new", [
+    ("rank", "rank", 'tuned("rank")', 'tuned("rank") | {"another": Arm(None)}'), ("rank", "rank", "trained parameters", "so"),
+    ("rank", "arms", "", "planted = 1\n"), ("qlora", "arms", '    "dylora": {', '    "another": {}, "dylora": {'),
+    ("qlora", "best", "", "planted = 1\n")])
+def test_another_condition_word_or_rate_makes_no_stored_condition_stale(name, module, old, new):
     """Values and settings are compared themselves."""
-    assert stale("rank", f"study.experiments.{module}", old, new) == set()
+    assert stale(name, f"study.experiments.{module}", old, new) == set()
 
 
 # -- the rules, on a package of their own ----------------------------------------------------------

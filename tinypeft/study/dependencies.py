@@ -96,7 +96,9 @@ def definitions(module: str) -> dict[str, list[ast.stmt]]:
     """Return name → the statements at the top of a module that define or change it."""
     found: dict[str, list[ast.stmt]] = {}
     for node in tree_of(module).body:
-        targets = getattr(node, "targets", [node])
+        targets = [node]
+        if isinstance(node, ast.Assign): targets = node.targets
+        if isinstance(node, (ast.AnnAssign, ast.AugAssign)): targets = [node.target]
         names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = {node.name}
         for name in names: found.setdefault(name, []).append(node)
