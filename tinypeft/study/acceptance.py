@@ -102,7 +102,8 @@ def to_measure(stale: dict[str, list[Change]], cheap: Collection[str]) -> list[s
     """Return a few of the stale conditions that together use all that changed; of two that would do, a cheap one."""
     chosen, left = [], {change for why in stale.values() for change in why}
     while left:
-        chosen.append(max(stale, key=lambda label: (len(left.intersection(stale[label])), label in cheap)))
+        worth = {label: (len(left.intersection(why)), label in cheap) for label, why in stale.items()}
+        chosen.append(max(worth, key=worth.get))
         left -= set(stale[chosen[-1]])
     return chosen
 
@@ -113,7 +114,8 @@ def compare(where: str, stored: dict, seed: str, metrics: dict, same_rounding: b
         raise ValueError(f"{where}: metrics were {', '.join(stored[seed])}, and are {', '.join(metrics)}")
     by_interval = []
     for metric, value in metrics.items():
-        old, new, tolerance = np.array(stored[seed][metric]), np.array(value), TOLERANCES.get(metric, TOLERANCE)
+        old, new = np.array(stored[seed][metric]), np.array(value)
+        tolerance = TOLERANCES.get(metric, TOLERANCE)
         if np.array_equal(old, new) or tolerance == np.inf: continue
         if old.shape != new.shape or old.dtype.kind not in "if":
             raise ValueError(f"{where}: {metric} was {stored[seed][metric]!r}, and is {value!r}")

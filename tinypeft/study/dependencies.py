@@ -34,7 +34,8 @@ def dependencies(measure: Callable, value: object) -> dict[str, str]:
     Raises ValueError for a function that is not in a file.
     """
     places: set[Place] = set()
-    waiting = [home(f.__module__, f.__qualname__.split(".")[0], measure.__module__) for f in (measure, *starts(value))]
+    functions = measure, *starts(value)
+    waiting = [home(f.__module__, f.__qualname__.split(".")[0], measure.__module__) for f in functions]
     while waiting:
         place = waiting.pop()
         if place is None or place in places: continue
@@ -60,7 +61,8 @@ def starts(value: object) -> Iterator[Callable]:
 @cache
 def home(module: str, name: str | None, user: str) -> Place | None:
     """Return where a name is defined that `user` imports from a module; None if it does not count."""
-    if module.split(".")[0] not in (PACKAGE, user.split(".")[0]) or f"{module}.{name}.".startswith(SILENT): return None
+    if module.split(".")[0] not in (PACKAGE, user.split(".")[0]): return None
+    if f"{module}.{name}.".startswith(SILENT): return None
     if name and file_of(f"{module}.{name}"): return f"{module}.{name}", None
     if not file_of(module):
         raise ValueError(f"{name} of {module} has no source file; put what an experiment measures into a module")
@@ -74,8 +76,9 @@ def uses(module: str, name: str | None) -> list[Place | None]:
     """Return the homes of all that a module imports; with a name, of what its definition uses."""
     if name is None: return [home(*place, module) for place in imports(module).values()]
     nodes = [node for statement in definitions(module).get(name, ()) for node in ast.walk(statement)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
     places = {own: (module, own) for own in definitions(module)} | imports(module)
-    return [home(*places[node.id], module) for node in nodes if isinstance(node, ast.Name) and node.id in places]
+    return [home(*places[used], module) for used in names & places.keys()]
 
 
 @cache
@@ -84,7 +87,8 @@ def imports(module: str) -> dict[str, Place]:
     places: dict[str, Place] = {}
     package = module if is_package(module) else module.rpartition(".")[0]
     for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.Import): places |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
+        if isinstance(node, ast.Import):
+            places |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             places |= {alias.asname or alias.name: (origin, alias.name) for alias in node.names}
@@ -133,9 +137,9 @@ def tree_of(module: str) -> ast.Module:
 
 def without_docstrings(source: str) -> ast.Module:
     tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
+    documented = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    for node in documented:
+        if ast.get_docstring(node, clean=False) is not None: del node.body[0]
     return tree
 
 

@@ -81,7 +81,8 @@ def modules_of(record: dict, label: str) -> dict[str, str]:
 
 def briefly(items: list, shown: int = 3, between: str = ", ") -> str:
     """Return the first few items of a list, and how many more there are."""
-    return between.join([*map(str, items[:shown]), *[f"and {len(items) - shown} more"] * (len(items) > shown)])
+    first, more = list(map(str, items[:shown])), len(items) - shown
+    return between.join([*first, f"and {more} more"] if more > 0 else first)
 
 
 def summary(stale: dict[str, list[Change]]) -> str:
