@@ -8,7 +8,6 @@ import tinypeft as tp
 from tinypeft.commands import missing as m
 from tinypeft.commands.cli import main
 from tinypeft.commands.missing import missing
-from tinypeft.course import percent, study_numbers
 from tinypeft.study.about import ABOUT
 
 
@@ -20,25 +19,26 @@ def said(name):
 def test_nothing_is_missing():
     found = missing()
     assert {of: list(map(str, lacks)) for of, lacks in found.items() if lacks} == {}
-    assert {"method lora", "scheme nf4", "exercise lora.forward", "experiment rank", "pages"} <= found.keys()
+    assert {"method lora", "scheme nf4", "experiment rank"} <= found.keys()
     assert sum(of.startswith("method ") for of in found) == len(tp.METHODS)
 
 
 # -- what is registered nowhere --------------------------------------------------------------------
-@pytest.mark.parametrize("name, says", [
-    ("nothing", "step 1  tinypeft/peft/nothing.py or tinypeft/quant/nothing.py or tinypeft/study/experiments/nothing.py"),
-    ("lora.nothing", "step 1  tinypeft/course/exercises/lora.py: EXERCISES has no 'lora.nothing'"),
-    ("nothing.forward", "step 1  tinypeft/course/exercises/__init__.py: TOPICS has no 'nothing'")])
-def test_a_name_without_a_file(name, says):
-    (line,) = said(name)
-    assert line.startswith(says)
+def test_a_name_without_a_file():
+    (line,) = said("nothing")
+    folders = "peft", "quant", "study/experiments"
+    assert line.startswith("step 1  " + " or ".join(f"tinypeft/{folder}/nothing.py" for folder in folders))
+
+
+def test_an_exercise_is_a_matter_of_its_tests():
+    with pytest.raises(ValueError, match="`pytest tests/course -k lora` says what exercises lack"): missing("lora.forward")
 
 
 @pytest.mark.parametrize("kind, name, file, entries", [
     ("method", "lora", "tinypeft/peft", "METHODS"), ("scheme", "nf4", "tinypeft/quant", "SCHEMES"),
     ("experiment", "rank", "tinypeft/study/experiments", "EXPERIMENTS")])
 def test_a_file_that_is_registered_nowhere(monkeypatch, kind, name, file, entries):
-    monkeypatch.setitem(m.KINDS, kind, lambda: [])
+    monkeypatch.setitem(m.KINDS, kind, ({}, None))
     assert said(name) == [f"step 2  {file}/__init__.py: {entries} has no entry '{name}'; import it from {name}.py and add it"]
 
 
@@ -86,7 +86,6 @@ def test_what_is_known(about):
     del about["lora"]
     assert said("lora") == ["step 4  tinypeft/study/about.py: ABOUT has no entry 'lora'; add an About, in the order of METHODS "
                             "and SCHEMES"]
-    assert any("ABOUT has no entry 'lora'" in line for line in said("adalora"))                   # which no page can be without
 
 
 def test_rows_of_the_main_job(monkeypatch):
@@ -110,9 +109,8 @@ def results(tmp_path, monkeypatch):
 
 def test_results(results):
     results("methods", lambda record: record["runs"]["lora"].pop("4"))
-    lines = said("lora")
-    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in lines[0]
-    assert any(line.startswith("step 5  tinypeft/peft/README.md: it is not up to date") for line in lines)
+    (line,) = said("lora")
+    assert "step 5  figures/results/methods.json: it has no measurement of 'lora' over 8 seeds" in line
 
 
 def test_a_scheme_has_a_row_in_the_main_job(results):
@@ -123,9 +121,10 @@ def test_a_scheme_has_a_row_in_the_main_job(results):
 
 def test_what_is_stale_counts_for_one_name_only(results):
     results("rank", lambda record: record["settings"].update(steps=1))
-    fresh, whole = (list(map(str, m.of_measurement("rank", None, fresh, 3))) for fresh in (True, False))
+    labels = list(m.EXPERIMENTS["rank"].conditions)
+    fresh, whole = (list(map(str, m.of_measurement("rank", labels, fresh, 3))) for fresh in (True, False))
     assert len(fresh) == 1 and "stale (" in fresh[0] and "settings (steps) changed" in fresh[0] and whole == []
-    assert m.stale() >= len(m.EXPERIMENTS["rank"].conditions)
+    assert m.stale() >= len(labels)
 
 
 def test_an_experiment_that_nothing_reads(monkeypatch):
@@ -135,46 +134,14 @@ def test_an_experiment_that_nothing_reads(monkeypatch):
     assert line.startswith("step 3  tinypeft/study/claims/methods.py or schemes.py: no claim and no picture reads rank")
 
 
-def test_exercises(monkeypatch):
-    monkeypatch.setattr(m, "parsed", lambda path: [])
-    monkeypatch.setattr(m, "ROOT", m.ROOT / "nowhere")
-    monkeypatch.setattr(m, "table_of_lessons", lambda paths: "")
-    lines = [str(lack) for lack in m.of_exercise("lora.forward", fresh=False)]
-    assert [line.split(":")[0] for line in lines] == [
-        "step 2  lessons/src/07_lora.py", "step 3  tests/course/solutions/lora.py", "step 5  lessons/07_lora.ipynb",
-        "step 5  lessons/assignments/07_lora.ipynb"]
-
-
-def test_a_lesson_that_is_not_what_the_results_say(results, monkeypatch, tmp_path):
-    """A number in the text, a caption and a placeholder that names nothing: each is told, for the lesson that has it."""
-    folder = tmp_path / "src"
-    shutil.copytree(percent.SOURCES, folder)
-    monkeypatch.setattr(percent, "SOURCES", folder)
-    monkeypatch.setattr(study_numbers, "FIGURES", tmp_path)
-    assert list(m.of_lessons()) == []
-    results("rank", lambda record: record["runs"]["1"]["0"].update(loss=9.9))
-    lines = list(map(str, m.of_lessons()))
-    assert any(line.startswith("step 5  lessons/07_lora.ipynb: its picture 'rank' is not what the stored results say now; `py")
-               for line in lines) and all("its picture" in line or "its text" in line for line in lines)
-    assert list(m.of_lessons("rank")) and not list(m.of_lessons("memory"))
-
-    source = folder / "09_dylora.py"
-    source.write_text(source.read_text("utf-8").replace("\n#\n# ", "\n#\n# It is {study qlora: NF4, after}.\n# ", 1), "utf-8")
-    lines = list(map(str, m.of_lessons("qlora")))
-    assert [line.split(":")[0] for line in lines if "its text is not what" in line] == \
-        ["step 5  lessons/09_dylora.ipynb", "step 5  lessons/assignments/09_dylora.ipynb"]
-    source.write_text(source.read_text("utf-8").replace("NF4, after", "NF5, after", 1), "utf-8")
-    (line,) = (line for line in map(str, m.of_lessons("qlora")) if "09_dylora" in line)
-    where = "step 5  lessons/src/09_dylora.py: 09_dylora.py, line "
-    assert line.startswith(where) and "{study qlora: NF5, after}: qlora: no condition" in line
-
-
 # -- the command -----------------------------------------------------------------------------------
 def test_the_command(capsys):
     assert main(["missing", "nothing"]) == 1
     out = capsys.readouterr().out
     assert out.startswith("nothing\n  step 1  ") and "Missing: 1. The steps are those of .github/CONTRIBUTING.md." in out
-    assert main(["missing", "lora.forward"]) == 0
-    assert capsys.readouterr().out == "Nothing is missing: exercise lora.forward.\n"
-    assert main(["missing", "lora.forward", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"exercise lora.forward": []}
+    assert main(["missing", "dylora"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Nothing is missing: method dylora, experiment dylora. Next: `pytest tests/test_pages.py tests/c")
+    assert main(["missing", "lora", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"method lora": []}
+    assert main(["missing", "lora.forward"]) == 2 and "pytest tests/course -k lora" in capsys.readouterr().err

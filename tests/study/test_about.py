@@ -53,13 +53,14 @@ def test_a_value_knows_its_name():
 def test_what_is_missing_is_told_with_the_table_to_extend(monkeypatch):
     class Nameless(tp.LoRA): pass
     monkeypatch.setitem(tp.METHODS, "nameless", Nameless)
-    for ask in (lambda: about.about("nameless"), lambda: plot.mark("nameless"), lesson_map, lambda: pages.all_methods(RESULTS),
+    whole = lambda folder, kind: pages.SECTIONS[f"tinypeft/{folder}/README.md"][kind](RESULTS)
+    for ask in (lambda: about.about("nameless"), lambda: plot.mark("nameless"), lesson_map, lambda: whole("peft", "methods"),
                 lambda: compare.row("nameless", Arm(Nameless()), {"trained": 0, "share": 0.0}, [0.0])):
         with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): ask()
     monkeypatch.setitem(tp.SCHEMES, "hqq", tp.NF4)
-    with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): pages.all_methods(RESULTS)
+    with pytest.raises(KeyError, match="about.py has no entry for 'nameless'"): whole("peft", "methods")
     monkeypatch.delitem(tp.METHODS, "nameless")
-    with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): pages.all_schemes(RESULTS)
+    with pytest.raises(KeyError, match="about.py has no entry for 'hqq'"): whole("quant", "schemes")
 
 
 def test_cells_of_tables_link_files_and_papers_and_keep_bars():

@@ -8,7 +8,6 @@ import pytest
 
 from tinypeft.peft import METHODS
 from tinypeft.study.claims import ALL_CLAIMS, judge, methods, tables
-from tinypeft.study.claims.earlier import EARLIER
 from tinypeft.study.claims.effects import Effect
 from tinypeft.study.claims.rule import (
     BY_CONSTRUCTION,
@@ -135,8 +134,8 @@ def test_ranks_agree_within_kinds_only_if_matrices_do():
 def small(name="there", better=0.05, **options):
     e = Effect(better, 0.004, 7)
     def test(load): return load(name) and Finding("a 1.000, b 1.050", (Contrast("b", e),))
-    fixed = "better", FINE_TUNING, "b minus a", "b is ahead"
-    return Claim(f"One of {name}", "2106.09685", "70.1", *fixed, (name,), test, **options)
+    words = f"One of {name}", "2106.09685", "70.1", "b minus a", "b is ahead"
+    return Claim(*words, (name,), test, "better", FINE_TUNING, **options)
 
 
 @pytest.fixture
@@ -157,7 +156,6 @@ def test_the_tables(folder):
     row = "| One of there | b minus a | better, 0.02 nats/token | b is ahead | a 1.000, b 1.050 | "
     assert f"{row}{tables.judged(folder, claims)[0].p:.2g} |" in more
     assert more.count("One of") == 2
-    assert tables.brief(folder, claims).splitlines()[-1] == f"| One of there | {paper} | by construction |"
 
 
 def test_a_claim_in_words(folder):
@@ -180,38 +178,6 @@ def test_means_stand_without_an_interval_and_differences_are_paired():
 def test_no_mean_of_a_claim_has_an_interval_of_its_own():
     """A ± in what was measured would invite an unpaired comparison."""
     for j in verdicts(world(truth=1)).values(): assert "±" not in j.finding.measured and "nan" not in j.finding.measured
-
-
-# -- earlier verdicts ------------------------------------------------------------------------------
-def test_every_earlier_claim_has_a_successor():
-    assert len(EARLIER) == 34 and [e.verdict for e in EARLIER].count("reproduced") == 25
-    for old in EARLIER: assert sum(c.text.startswith(old.now) for c in ALL_CLAIMS) == 1, old.now
-    new = {c.text for c in ALL_CLAIMS} - {c.text for c in ALL_CLAIMS for old in EARLIER if c.text.startswith(old.now)}
-    assert new == {"Where LoRA and full fine-tuning learn as much, LoRA forgets less"}
-
-
-@pytest.mark.parametrize("truth, says", [(1, "Every part holds and is large"), (-1, "One part that is wrong suffices")])
-def test_the_reasons_follow_the_results(truth, says):
-    found = verdicts(world(truth=truth))
-    for old in EARLIER:
-        j = of(found, old.now)
-        assert old.reason(j).endswith(".") and (says in old.reason(j)) == (not j.claim.by_construction)
-
-
-def test_every_verdict_has_its_reason():
-    for effect, says in ((Effect(0.05, 0.004, 7), "large"), (Effect(0.015, 0.002, 7), "not all of it is shown to be large"),
-                         (Effect(0.0, 0.004, 7), "no difference that matters"), (Effect(-0.05, 0.004, 7), "wrong suffices"),
-                         (Effect(0.0, 0.1, 7), "cannot tell")):
-        test = lambda load, e=effect: Finding("", (Contrast("b", e),))
-        claim = Claim("One", "1", "", "better", FINE_TUNING, "", "", ("x",), test)
-        (j,) = judge([claim], lambda name: None)
-        assert says in EARLIER[0].reason(j) and ("b: +0.0" in EARLIER[0].reason(j) or effect.mean < 0)
-
-
-def test_the_table_of_earlier_verdicts_has_a_row_for_each():
-    lines = tables.earlier(RESULTS, ALL_CLAIMS).splitlines()
-    assert len(lines) == 2 + 34 and {line.count("|") for line in lines} == {5}
-    assert all(f"| {old.text} | {old.verdict} |" in "\n".join(lines) for old in EARLIER)
 
 
 # -- what is stored ---------------------------------------------------------------------------------

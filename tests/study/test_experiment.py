@@ -8,37 +8,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import tinypeft as tp
 from tests.study.test_dependencies import edited
+from tests.study.toy import MEASURED, METRICS, TOY, Length
 from tinypeft.commands.cli import main
 from tinypeft.study import acceptance, experiment, freshness
 from tinypeft.study.acceptance import status
-from tinypeft.study.dependencies import Sources
-from tinypeft.study.experiment import Experiment, Results, run
+from tinypeft.study.experiment import Results, run
 from tinypeft.study.experiments import EXPERIMENTS
-from tinypeft.study.freshness import StaleWarning, Stamp, changes, pack, unpack
+from tinypeft.study.freshness import StaleWarning, changes, dated, modules_of, stamp
 from tinypeft.study.stored import load
 from tinypeft.text import base_corpus, domain_corpus
 
 RESULTS = Path(__file__).parents[2] / "figures" / "results"
-MEASURED = []
-
-
-@dataclasses.dataclass(frozen=True)
-class Length:
-    """A condition's value: how long a random vector is."""
-    n: int
-
-
-def measure(length, seed, settings):
-    MEASURED.append((length.n, seed))
-    if len(MEASURED) > settings.get("stop", 99): raise KeyboardInterrupt
-    x = np.random.default_rng([length.n, seed]).standard_normal(3)
-    return {"loss": np.float32(settings["size"] + x[0]), "curve": x, "n": np.int64(3), "seconds": len(MEASURED)}
-
-
-METRICS = {"loss": "nothing", "curve": "nothing, three numbers", "n": "three", "seconds": "a clock"}
-TOY = Experiment("toy", "Made-up numbers.", METRICS, measure, {"a": Length(1), "bb": Length(2)}, {"size": 2.0}, {"size": 1.0})
 
 
 @pytest.fixture(autouse=True)
@@ -133,14 +114,13 @@ def test_what_all_depend_on_makes_all_stale(tmp_path, key, other, says):
     assert len(MEASURED) == 10 and len(told) == 2 and all(says in line for line in told)
 
 
-def other_sources(folder, label, changed="study/test_experiment.py measure", digest="0"):
-    """As if `label` had been measured with another version of a definition."""
+def other_sources(folder, label, file="tests/study/toy.py", digest="0"):
+    """As if `label` had been measured with another version of a module."""
     record = json.loads((folder / "toy.json").read_text("utf-8"))
-    used = {c: unpack(record["sources"], c) for c in record["runs"]}
-    names = [d for d in used[label] if d.endswith(changed)]
-    assert names, used[label]
-    used[label][names[0]] = digest
-    restamped(folder, sources=pack(used))
+    used = {c: modules_of(record, c) for c in record["runs"]}
+    assert file in used[label]
+    used[label] = used[label] | {file: digest}
+    restamped(folder, sources=[{"conditions": [c], "modules": modules} for c, modules in used.items()])
 
 
 def test_changed_code_makes_its_condition_stale_alone(tmp_path):
@@ -148,19 +128,20 @@ def test_changed_code_makes_its_condition_stale_alone(tmp_path):
     other_sources(tmp_path, "bb")
     found = status(TOY, tmp_path)
     assert found["fresh"] == ["a"] and found["missing"] == [] and set(found["stale"]) == {"bb"}
-    assert [str(c) for c in found["stale"]["bb"]] == ["tests/study/test_experiment.py measure changed"]
+    assert [str(c) for c in found["stale"]["bb"]] == ["tests/study/toy.py changed"]
     MEASURED.clear()
     r = toy(tmp_path)
     assert sorted(MEASURED) == [(2, s) for s in range(5)] and r.seeds == (0, 1, 2, 3, 4)
     assert status(TOY, tmp_path)["fresh"] == ["a", "bb"]
 
 
-def test_the_store_keeps_versions_apart():
-    used = {"a": {"x.py f": "1", "x.py g": "2"}, "b": {"x.py f": "1", "x.py g": "3"}, "c": {"x.py f": "1"}}
-    packed = pack(used)
-    assert {label: unpack(packed, label) for label in used} == used
-    assert [g["conditions"] for g in packed] == [["a", "b", "c"], ["a"], ["b"]]
-    assert json.loads(json.dumps(packed)) == packed
+def test_conditions_with_the_same_modules_share_an_entry(tmp_path):
+    sources = toy(tmp_path).record["sources"]
+    assert [group["conditions"] for group in sources] == [["a", "bb"]] and set(sources[0]["modules"]) == {"tests/study/toy.py"}
+    other_sources(tmp_path, "bb")
+    record = json.loads((tmp_path / "toy.json").read_text("utf-8"))
+    assert modules_of(record, "a") == sources[0]["modules"] and modules_of(record, "bb") == {"tests/study/toy.py": "0"}
+    assert modules_of(record, "c") == {}
 
 
 def test_a_stale_result_is_told_when_it_is_read(tmp_path, monkeypatch):
@@ -170,7 +151,7 @@ def test_a_stale_result_is_told_when_it_is_read(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         load(tmp_path, "toy")
     other_sources(tmp_path, "bb")
-    says = r"toy: stored numbers are stale \(bb: .*measure changed\).*figures toy --rerun"
+    says = r"toy: stored numbers are stale \(bb: .*toy.py changed\).*figures toy --rerun"
     with pytest.warns(StaleWarning, match=says) as seen:
         assert load(tmp_path, "toy").mean("bb", "n") == 3                  # it is read all the same
     assert len(seen) == 1
@@ -197,8 +178,8 @@ def test_a_refactoring_is_accepted_by_few_runs(tmp_path):
     r = accept(TOY, tmp_path, say=said.append)
     assert MEASURED == [(1, 0)] and r.record["runs"] == before.record["runs"] and status(TOY, tmp_path)["fresh"] == ["a", "bb"]
     assert r.record["accepted"]["measured"] == {"a": [0]} and r.record["accepted"]["agreed"] == "equal to 0.0001"
-    assert r.record["accepted"]["changed"] == ["tests/study/test_experiment.py measure"]
-    assert said == ["[1/1] toy: accepted; measured again, seed 0: a; equal to 0.0001"]
+    assert r.record["accepted"]["changed"] == ["tests/study/toy.py"]
+    assert said == ["toy: accepted; measured again, seed 0: a; equal to 0.0001"]
     toy(tmp_path, with_condition(c=Length(3)))                                    # the note stays when something is added
     assert "accepted" in load(tmp_path, "toy").record
     accept(with_condition(c=Length(3)), tmp_path, say=said.append)
@@ -222,7 +203,7 @@ def moved(folder, metric, by, seed="0"):
 
 
 @pytest.mark.parametrize("metric, by, says", [
-    ("loss", lambda x: x * 1.001, r"toy, a, seed 0: loss was [\d.]+, and is [\d.]+; nothing was accepted"),
+    ("loss", lambda x: x * 1.001, r"toy: nothing was accepted: a, seed 0: loss was [\d.]+, and is [\d.]+\."),
     ("curve", lambda x: [*x[:2], x[2] + 0.01], r"curve \(number 2\) was"), ("curve", lambda x: x[:2], "curve was"),
     ("n", lambda x: 4, "n was 4, and is 3"), ("n", lambda x: "three", "n was 'three', and is 3")])
 def test_a_number_that_moved_is_refused(tmp_path, metric, by, says):
@@ -266,10 +247,23 @@ def test_another_blas_may_differ_within_the_interval(tmp_path):
 
 def test_only_code_can_be_accepted(tmp_path):
     toy(tmp_path)
-    with pytest.raises(ValueError, match=r"for changes of the code, but toy, a: settings \(size\) changed"):
+    with pytest.raises(ValueError, match=r"for changes of the code, but settings \(size\) changed\. `.* --rerun`"):
         accept(dataclasses.replace(TOY, settings={"size": 3.0}), tmp_path)
     with pytest.raises(ValueError, match="not measured yet: c"): accept(with_condition(c=Length(3)), tmp_path)
     with pytest.raises(ValueError, match="does not exist; .* --rerun"): accept(TOY, tmp_path / "nowhere")
+
+
+def fails(length, seed, settings): raise RuntimeError("broken")
+
+
+def test_a_run_that_fails_is_refused_and_the_next_experiment_goes_on(tmp_path):
+    other = dataclasses.replace(TOY, name="other")
+    toy(tmp_path), toy(tmp_path, other)
+    other_sources(tmp_path, "a")
+    told = []
+    broken = dataclasses.replace(TOY, measure=fails)
+    assert acceptance.accept([broken, other], tmp_path, jobs=1, progress=False, say=told.append) == 1
+    assert "RuntimeError('broken')" in told[0] and told[1] == "other: nothing is stale"
 
 
 def test_a_value_that_is_written_otherwise_is_measured_itself(tmp_path):
@@ -291,7 +285,7 @@ def test_the_hashes_of_the_text_are_those_of_the_corpora():
 def test_no_stored_result_is_stale(name):
     """The code may not be ahead of the numbers. The text is another matter: another installation has another."""
     e, record = EXPERIMENTS[name], Results.read(RESULTS, name)
-    why = changes(record, Stamp.now(e, world=False))
+    why = changes(record, stamp(e, world=False))
     assert not why, (f"{name} is stale: {freshness.summary(why)}. If no number should move: `python -m tinypeft figures {name} "
                        f"--accept`; else `python -m tinypeft figures {name} --rerun`")
     assert set(record["conditions"]) == set(record["runs"]) == set(e.conditions)
@@ -307,13 +301,12 @@ def test_every_metric_has_a_meaning(name):
 
 def test_a_changed_method_is_told_by_name():
     """What a contributor sees who changes a forward pass: which conditions, and what changed."""
-    sources = Sources(edited("tinypeft.peft.lora", "LoRALinear.forward", "x = -x"))
     e = EXPERIMENTS["methods"]
-    record = Stamp.now(e, world=False).as_record(dict.fromkeys(e.conditions, "today")) | {"runs": dict.fromkeys(e.conditions)}
-    assert changes(record, Stamp.now(e, world=False)) == {}
-    why = changes(record, Stamp.now(e, world=False, sources=sources))
-    assert {label: list(map(str, reasons)) for label, reasons in why.items()} == dict.fromkeys(
-        ("lora", "dylora", "lora_all"), ["peft/lora.py LoRALinear changed"])
+    record = dated(stamp(e, world=False), dict.fromkeys(e.conditions, "today")) | {"runs": dict.fromkeys(e.conditions)}
+    assert changes(record, stamp(e, world=False)) == {}
+    with edited("tinypeft.peft.lora"): why = changes(record, stamp(e, world=False))
+    assert {"lora", "dylora", "lora_all"} <= why.keys() and "full" not in why
+    assert {tuple(map(str, reasons)) for reasons in why.values()} == {("peft/lora.py changed",)}
 
 
 # -- numbers -------------------------------------------------------------------------------------
@@ -363,11 +356,3 @@ def test_the_command_shows_what_is_fresh_and_accepts_the_others(tmp_path, capsys
     moved(folder, "n", lambda n: 3)
     assert main(["figures", "toy", "--accept", "--out", str(tmp_path), "--jobs", "1"]) == 0
     assert main(["figures", "toy", "--status", "--out", str(tmp_path)]) == 0
-
-
-def test_weights_have_a_hash():
-    model = tp.load_pretrained()
-    before = freshness.hash_of_weights(model)
-    assert len(before) == 64 and before == freshness.hash_of_weights(tp.load_pretrained())
-    model.blocks[0].mlp.up.weight.data = model.blocks[0].mlp.up.weight.data * 1.0001
-    assert freshness.hash_of_weights(model) != before

@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
     """What the study stored, as fresh as can be."""
     made = Made(tmp_path, monkeypatch)
     monkeypatch.setattr(prediction, "changes", lambda record, stamp: {})
-    monkeypatch.setattr(prediction.Stamp, "now", lambda experiment: None)
+    monkeypatch.setattr(prediction, "stamp", lambda experiment: None)
     vary = lambda mean: [{"loss": mean + x} for x in np.linspace(-0.02, 0.02, 8)]
     store(made, "first_look", {"frozen": [{"loss": 2.985}] * 8, "full": vary(2.7), "prompt": vary(2.9)})
     store(made, "schemes", {label: [{"excess": e + x / 10, "loss": 2.4 + e + x} for x in np.linspace(-0.02, 0.02, 8)]

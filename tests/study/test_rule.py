@@ -40,7 +40,7 @@ def claim(kind, *effects, text="x", gain=(0.5, 0.01), **options):
     """A claim of which the parts have these effects: (mean, standard error), each with 7 degrees of freedom."""
     contrasts = tuple(Contrast(f"part {i}", Effect(*e, 7), Effect(*gain, 7)) for i, e in enumerate(effects))
     test = lambda load: Finding("m", contrasts)
-    return Claim(text, "2106.09685", "", kind, DELTA[kind], "a minus b", "b is ahead", ("toy",), test, **options)
+    return Claim(text, "2106.09685", "", "a minus b", "b is ahead", ("toy",), test, kind, DELTA[kind], **options)
 
 
 def judged(*claims):
@@ -143,7 +143,7 @@ def missing(load): raise FileNotFoundError("gone")
 
 
 def test_what_is_not_measured_counts_and_what_holds_by_construction_does_not():
-    gone = Claim("y", "1", "", BETTER, FINE_TUNING, "", "", ("gone",), missing)
+    gone = Claim("y", "1", "", "", "", ("gone",), missing, BETTER, FINE_TUNING)
     sure = claim(BETTER, (0.05, 0.005), by_construction="It cannot fail.")
     found = judge([claim(BETTER, (0.05, 0.005)), gone, sure], lambda name: None)
     assert [j.verdict for j in found] == [REPRODUCED, "not measured", "by construction"]

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.study.test_experiment import MEASURED, TOY, Length, measure
+from tests.study.toy import MEASURED, TOY, Length, measure
 from tinypeft.commands.cli import main
 from tinypeft.study import whole
 from tinypeft.study.experiment import run

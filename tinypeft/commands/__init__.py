@@ -9,6 +9,6 @@
     kept.py        what a training that is stopped leaves behind
     using.py       evaluate, classify, generate
     data.py        what a task is made of: --task, or --text, --csv and --pairs of one's own
-    missing.py     what a new method, scheme, exercise or experiment still lacks
+    missing.py     what a new method, scheme or experiment still lacks
     doctor.py      what is installed, and whether all is well
 """

@@ -71,10 +71,10 @@ def add_memory(command: Callable) -> None:
 
 def add_missing(command: Callable) -> None:
     p = command("missing", run_missing,
-                "what a method, scheme, exercise or experiment still lacks, for who adds one",
+                "what a method, scheme or experiment still lacks, for who adds one",
                 takes=("json",))
     p.add_argument("name", nargs="?", metavar="NAME",
-                   help="such as lora, nf4, lora.forward or rank (default: everything)")
+                   help="such as lora, nf4 or rank (default: everything)")
 
 
 # -- compare ---------------------------------------------------------------------------------------
@@ -178,10 +178,10 @@ def run_missing(args: Namespace) -> int:
         for lack in lacks: print(f"  {lack}")
     if count:
         print(f"Missing: {count}. The steps are those of .github/CONTRIBUTING.md.")
-    elif args.name:
-        print(f"Nothing is missing: {', '.join(lacks_by_thing)}.")
     else:
-        print(f"Nothing is missing: {len(lacks_by_thing) - 1} things and the pages.")
+        things = ", ".join(lacks_by_thing) if args.name else f"{len(lacks_by_thing)} things"
+        print(f"Nothing is missing: {things}. Next: `pytest tests/test_pages.py tests/course`, "
+              "which names the pages and lessons to write anew.")
     if args.name: return status
     if n := stale():
         print(f"Not counted: {n} stored measurements are stale; `python -m tinypeft figures "

@@ -9,8 +9,8 @@
     experiment.py    an experiment: conditions, seeds, settings; `run` measures them, `Results` are what a file stores
     experiments/     the experiments, one file per question
     stored.py        reading what a file stores, with a warning if it is stale
-    freshness.py     is a stored number still true?  the code that each condition depends on, and its changes since
-    dependencies.py  which definitions of the package decide a number: a walk from `measure` to everything that it reaches
+    freshness.py     is a stored number still true?  what each condition depends on, and the changes since
+    dependencies.py  which modules of the package decide a number: those that `measure` and the value import
     acceptance.py    what holds (`--status`), and keeping results after a change that moves no number (`--accept`)
     whole.py         the study by one command: the rates first, then what uses them
     tuning.py        one fine-tuning run, as the experiments make it

@@ -5,7 +5,7 @@ import numpy as np
 
 from .. import quant as q
 from ..peft import PeftModel
-from ..text import tasks
+from ..text.tasks import Task
 from ..training.backward import backward
 
 __all__ = ["COMPARED_SCHEMES", "SLOW", "TRAINED_AS_LONG", "traced_peak"]
@@ -40,7 +40,7 @@ COMPARED_SCHEMES = {
 SLOW = {"AWQ 4 bit", "LLM-QAT 4-8-4 *"}                  # left to the study, so that the main job takes a minute
 
 
-def traced_peak(tuned: PeftModel, task: tasks.Task, batch_size: int) -> int:
+def traced_peak(tuned: PeftModel, task: Task, batch_size: int) -> int:
     """Peak bytes that one training step (forward and backward, one thread) allocates beyond the model."""
     batch = task.batch("train", batch_size, np.random.default_rng(0))
     tuned.before_step(0, 1)

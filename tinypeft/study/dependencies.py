@@ -1,266 +1,161 @@
-"""Which definitions of the package decide a number: a static walk from a function to everything it can reach.
+"""Which modules of the package decide a number, with a hash of each.
 
-    definitions(measure, LoRA(rank=8))     # {"peft/lora.py LoRALinear": "1f0c…", "training/loop.py train": "9a37…", …}
+    dependencies(measure, LoRA(rank=8))      # {"peft/lora.py": "1f0c…", "training/loop.py": "9a37…", …}
 
-The walk works on syntax trees; it runs nothing. A *definition* is a function, a class or an assignment at the top level of a
-module. The walk starts at the function that measures and at the classes in the value that it is given. From there it follows
-every name: through imports (also those inside functions), through the re-exports of `__init__` files, and through module
-aliases such as `F.linear`. Four rules keep it from following too much:
+These are the modules of `measure` and of the functions and classes in its value, and all that they import, inside functions
+too. A hash changes with every edit but those of docstrings, comments and layout. Three rules keep the rest of the package out:
 
-1. A method counts if its class is reached and some reached code uses an attribute of that name (`x.merge`,
-   `hasattr(x, "merge")`). Special methods, such as `__init__`, always count. A measurement that saves nothing therefore does
-   not depend on `PeftModel.save`, nor on the file formats behind it.
-2. The walk does not enter a registry (METHODS, SCHEMES): the value says which class is needed.
-3. It does not enter modules that only show things, only check hyperparameters, or only write arrays to files and read the
-   same arrays back (SILENT).
-4. Docstrings, comments, annotations, messages of exceptions and `__repr__` cannot change a number. They do not count.
-
-The hash of a definition covers the parts of it that count. It does not depend on the version of Python. The walk cannot
-see a name that is computed at run time, as in `getattr(x, name)`, so it relies on other code that uses the same name.
+1. A name that is imported from a package leads to the module that defines it, not to all that the package lists. METHODS and
+   SCHEMES lead nowhere, because the value says which classes are needed.
+2. A file of the study holds tables and many conditions. What counts of it is what `measure` uses, by name.
+3. The modules of SILENT do not count. They check hyperparameters, show, save or load, or hold rates that stand in the values.
 """
-from __future__ import annotations
-
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Sources", "definitions", "starts"]
+__all__ = ["dependencies", "starts"]
 
 PACKAGE = __name__.split(".")[0]
-REGISTRIES = {(f"{PACKAGE}.peft", "METHODS"), (f"{PACKAGE}.quant", "SCHEMES")}
-SILENT = tuple(f"{PACKAGE}.{name}" for name in (
-    "common.heap", "common.hints", "common.hyper", "common.markup", "common.progress", "common.signals", "files",
-    "training.checkpoints", "training.curves", "study.plot", "study.experiment"))
-NOT_COUNTED = {"__repr__", "__str__", "_repr_html_"}
+SILENT = tuple(f"{PACKAGE}.{name}." for name in (
+    "common.heap", "common.hints", "common.hyper", "common.lazy", "common.markup", "common.progress", "common.signals", "files",
+    "peft.formats", "training.checkpoints", "training.curves", "study.experiment", "study.experiments.best"))
+Place = tuple[str, str | None]                           # a module, and a name in it; None: all of it
 
 
-def definitions(measure: Callable, value: object, sources: Sources | None = None) -> dict[str, str]:
-    """What `measure(value, …)` can reach: "file name" of each definition → hash (8 hex digits).
+def dependencies(measure: Callable, value: object) -> dict[str, str]:
+    """Return file → hash (8 hex digits) of all that `measure(value, …)` depends on, in this package and in measure's own.
 
-    sources: where the text of the modules is read (default: the files that Python imports).
+    Raises ValueError for a function that is not in a file.
     """
-    return (sources or _installed()).reach([measure, *starts(value)])
-
-
-@cache
-def _installed() -> Sources:
-    return Sources()
+    places: set[Place] = set()
+    functions = measure, *starts(value)
+    waiting = [home(f.__module__, f.__qualname__.split(".")[0], measure.__module__) for f in functions]
+    while waiting:
+        place = waiting.pop()
+        if place is None or place in places: continue
+        places.add(place)
+        waiting += uses(*place)
+    hashes: dict[str, list[str]] = {}
+    for module, name in places: hashes.setdefault(file_name(module), []).append(hash_of(module, name))
+    return {file: digest("".join(sorted(parts))) for file, parts in sorted(hashes.items())}
 
 
 def starts(value: object) -> Iterator[Callable]:
-    """The functions and classes in a value: through dataclass fields, tuples, lists and dicts."""
-    if isinstance(value, dict): value = tuple(value.values())
-    if isinstance(value, (tuple, list, set, frozenset)):
-        for item in value: yield from starts(item)
-    elif isinstance(value, type) or hasattr(value, "__code__"):
+    """Yield the functions and classes in a value: through dataclass fields, tuples, lists and dicts."""
+    if isinstance(value, type) or hasattr(value, "__code__"):
         yield value
-    else:
+        return
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (dict, tuple, list, set, frozenset)):
         yield type(value)
-        if dataclasses.is_dataclass(value):
-            for f in dataclasses.fields(value): yield from starts(getattr(value, f.name))
-
-
-@dataclasses.dataclass
-class _Module:
-    """What a module binds at its top level.
-
-    definitions: name → its parts, (method or None, syntax tree): a class is cut into its methods and the rest.
-    imports: name → (module, name there, or None for the module itself). stars: modules of `from … import *`.
-    """
-    definitions: dict[str, list[tuple[str | None, ast.AST]]]
-    imports: dict[str, tuple[str, str | None]]
-    stars: list[str]
-
-
-class Sources:
-    """The modules of the package, parsed when they are first needed.
-
-    texts: module → source text that takes the place of its file, for example to ask what a change would touch.
-    """
-
-    def __init__(self, texts: dict[str, str] | None = None):
-        self.texts, self.packages = texts or {}, {PACKAGE}
-        self.modules: dict[str, _Module | None] = {}
-        self.files: dict[str, Path | None] = {}                      # looking for a file costs more than the walk
-        self.known: dict[ast.AST, tuple] = {}                        # part → what it reads, as text
-
-    def reach(self, functions: list[Callable]) -> dict[str, str]:
-        """"file name" → hash of everything that the functions and classes can reach; other packages are left out.
-
-        The package of the first function counts as well, so that a test can measure with a function of its own.
-        """
-        self.packages.add(functions[0].__module__.split(".")[0])
-        todo = [(f.__module__, f.__qualname__.split(".")[0]) for f in functions if self._is_ours(f.__module__)]
-        found: dict[tuple[str, str], list[str]] = {}                 # definition → its parts that count, as text
-        waiting: dict[str, list[tuple]] = {}                         # attribute → methods that count once it is used
-        used: set[str] = set()
-
-        while todo:
-            definition = todo.pop()
-            if definition in found: continue
-            module, name = definition
-            found[definition] = []
-            if (there := self._module(module)) is None:
-                raise ValueError(f"{name} of {module} has no source file; put what an experiment measures into a module")
-            for method, part in there.definitions.get(name, ()):
-                if method in NOT_COUNTED: continue
-                counts = method is None or method in used or method.startswith("__") and method.endswith("__")
-                if not counts:
-                    waiting.setdefault(method, []).append((definition, part))
-                    continue
-                parts = [(definition, part)]
-                while parts:
-                    owner, part = parts.pop()
-                    names, attributes, text = self._reads(owner[0], part)
-                    found[owner].append(text)
-                    todo += names
-                    for attribute in attributes - used: parts += waiting.pop(attribute, [])
-                    used |= attributes
-        named = {f"{self._told(module)} {name}": _hash(parts) for (module, name), parts in found.items()}
-        return dict(sorted(named.items()))
-
-    def _reads(self, module: str, part: ast.AST) -> tuple[list[tuple[str, str]], set[str], str]:
-        """The definitions that a part of a module names, the attributes it uses, and the part as text."""
-        if part in self.known: return self.known[part]
-        local, _ = _imports(module, self._is_package(module), ast.walk(part))
-        names, attributes = [], set()
-
-        def stands_for(node: ast.AST) -> tuple[str, str | None] | None:
-            """(module, definition) or (module, None) that a dotted name stands for; None if it is no such name."""
-            if isinstance(node, ast.Name):
-                return self._follow(*local[node.id]) if node.id in local else self._find(module, node.id)
-            if isinstance(node, ast.Attribute) and (at := stands_for(node.value)) and at[1] is None:
-                return self._find(at[0], node.attr) if self._is_ours(at[0]) else at
-            return None
-
-        for node in ast.walk(part):
-            if isinstance(node, (ast.Name, ast.Attribute)):
-                at = stands_for(node)
-                if at and at[1] and at not in REGISTRIES and not _silent(at[0]): names.append(at)
-                if not at and isinstance(node, ast.Attribute): attributes.add(node.attr)
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
-                attributes |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
-        self.known[part] = names, attributes, _text_of(part)
-        return self.known[part]
-
-    def _find(self, module: str, name: str) -> tuple[str, str | None] | None:
-        """Where a name of a module is defined: (module, name), (module, None) if it is a module, None if nowhere."""
-        if (there := self._module(module)) is None: return None
-        if name in there.definitions: return module, name
-        if there.imports.get(name, (module, name)) != (module, name): return self._follow(*there.imports[name])
-        if self._is_package(module) and self._file(f"{module}.{name}"): return f"{module}.{name}", None
-        return next(filter(None, (self._find(star, name) for star in there.stars)), None)
-
-    def _follow(self, module: str, name: str | None) -> tuple[str, str | None] | None:
-        """Where an imported name is defined; a foreign one stands for its module."""
-        return (module, None) if name is None or not self._is_ours(module) else self._find(module, name)
-
-    # -- modules and files ------------------------------------------------------------------------
-    def _is_ours(self, module: str) -> bool:
-        return module.split(".")[0] in self.packages
-
-    def _module(self, name: str) -> _Module | None:
-        if name not in self.modules:
-            file = self._file(name)
-            text = self.texts.get(name) or (file and file.read_text(encoding="utf-8"))
-            self.modules[name] = None if text is None else _parse(name, self._is_package(name), text)
-        return self.modules[name]
-
-    def _file(self, name: str) -> Path | None:
-        if name not in self.files: self.files[name] = self._look_for(name)
-        return self.files[name]
-
-    def _look_for(self, name: str) -> Path | None:
-        top, *rest = name.split(".")
-        start = getattr(sys.modules.get(top), "__file__", None)
-        if start is None: return None
-        if not rest: return Path(start)
-        path = Path(start).parent.joinpath(*rest)
-        return next((p for p in (path.with_name(path.name + ".py"), path / "__init__.py") if p.is_file()), None)
-
-    def _is_package(self, name: str) -> bool:
-        file = self._file(name)
-        return file is not None and file.name == "__init__.py"
-
-    def _told(self, module: str) -> str:
-        """A module's file, relative to the package."""
-        path = module.removeprefix(PACKAGE + ".").replace(".", "/")
-        return f"{path}/__init__.py" if self._is_package(module) else f"{path}.py"
-
-
-def _silent(module: str) -> bool:
-    """Whether a module, or the package around it, is in SILENT."""
-    return any(f"{module}.".startswith(f"{name}.") for name in SILENT)
-
-
-# -- syntax ---------------------------------------------------------------------------------------
-@cache                                                   # for those who ask what a change of one module would touch
-def _parse(name: str, is_package: bool, text: str) -> _Module:
-    tree = _Bare().visit(ast.parse(text))
-    late = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]   # see `common/lazy.py`
-    body = [*(n for n in tree.body if n not in late), *(n for each in late for n in each.body)]
-    found: dict[str, list[tuple[str | None, ast.AST]]] = {}
-    for node in body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)): continue
-        if isinstance(node, ast.ClassDef):
-            methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-            node.body = [n for n in node.body if n not in methods]
-            found.setdefault(node.name, []).extend([*((m.name, m) for m in methods), (None, node)])
-            continue
-        if isinstance(node, ast.FunctionDef): bound = {node.name}
-        elif isinstance(node, ast.Assign): bound = {n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
-        else: bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}      # `del x`, `x |= …`, `if …: x = …`
-        for each in bound: found.setdefault(each, []).append((None, node))
-    return _Module(found, *_imports(name, is_package, body))
-
-
-def _imports(module: str, is_package: bool, nodes: Iterable[ast.AST]) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
-    """name → (module, name there or None) of the import statements among nodes; and the modules that `*` stands for."""
-    names, stars = {}, []
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            for a in node.names: names[a.asname or a.name.split(".")[0]] = a.name if a.asname else a.name.split(".")[0], None
-        elif isinstance(node, ast.ImportFrom):
-            base = module.split(".")[:len(module.split(".")) - node.level + is_package] if node.level else []
-            source = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
-            for a in node.names:
-                if a.name == "*": stars.append(source)
-                else: names[a.asname or a.name] = source, a.name
-    return names, stars
-
-
-class _Bare(ast.NodeTransformer):
-    """Takes away what cannot change a number: docstrings, annotations, and the messages of exceptions."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            if ast.get_docstring(node, clean=False) is not None: node.body = node.body[1:]
-            if not isinstance(node, ast.ClassDef):       # in a class, `x: int = 1` is a field and `x = 1` is not
-                plain = lambda n: ast.Assign([n.target], n.value) if isinstance(n, ast.AnnAssign) and n.value else n
-                node.body = [plain(n) for n in node.body]
-            if isinstance(node, ast.FunctionDef): node.returns = None
-        elif isinstance(node, ast.arg): node.annotation = None
-        elif isinstance(node, ast.AnnAssign): node.annotation = ast.Constant(None)
-        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call): node.exc = node.exc.func
-        return node
+        inner = [getattr(value, f.name) for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    for item in inner: yield from starts(item)
 
 
 @cache
-def _text_of(part: ast.AST) -> str: return _text(part)
+def home(module: str, name: str | None, user: str) -> Place | None:
+    """Return where a name is defined that `user` imports from a module; None if it does not count."""
+    if module.split(".")[0] not in (PACKAGE, user.split(".")[0]): return None
+    if f"{module}.{name}.".startswith(SILENT): return None
+    if name and file_of(f"{module}.{name}"): return f"{module}.{name}", None
+    if not file_of(module):
+        raise ValueError(f"{name} of {module} has no source file; put what an experiment measures into a module")
+    if is_package(module) and name in ("METHODS", "SCHEMES"): return None
+    if is_package(module) and name in imports(module): return home(*imports(module)[name], module)
+    return module, name if module.startswith(f"{PACKAGE}.study.") else None
 
 
-def _text(node: object) -> str:
-    """A syntax tree as text, the same in every version of Python."""
-    if isinstance(node, list): return f"[{' '.join(map(_text, node))}]"
+@cache
+def uses(module: str, name: str | None) -> list[Place | None]:
+    """Return the homes of all that a module imports; with a name, of what its definition uses."""
+    if name is None: return [home(*place, module) for place in imports(module).values()]
+    nodes = [node for statement in definitions(module).get(name, ()) for node in ast.walk(statement)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    places = {own: (module, own) for own in definitions(module)} | imports(module)
+    return [home(*places[used], module) for used in names & places.keys()]
+
+
+@cache
+def imports(module: str) -> dict[str, Place]:
+    """Return alias → (module, name) of all import statements in a module."""
+    places: dict[str, Place] = {}
+    package = module if is_package(module) else module.rpartition(".")[0]
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            places |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            places |= {alias.asname or alias.name: (origin, alias.name) for alias in node.names}
+    return places
+
+
+@cache
+def definitions(module: str) -> dict[str, list[ast.stmt]]:
+    """Return name → the statements at the top of a module that define or change it."""
+    found: dict[str, list[ast.stmt]] = {}
+    for node in tree_of(module).body:
+        targets = [node]
+        if isinstance(node, ast.Assign): targets = node.targets
+        if isinstance(node, (ast.AnnAssign, ast.AugAssign)): targets = [node.target]
+        names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = {node.name}
+        for name in names: found.setdefault(name, []).append(node)
+    return found
+
+
+# -- files and hashes ------------------------------------------------------------------------------
+@cache
+def file_of(module: str) -> Path | None:
+    """Return a module's file, or None."""
+    top, *rest = module.split(".")
+    start = getattr(sys.modules.get(top), "__file__", None)
+    if start is None or not rest: return start and Path(start)
+    path = Path(start).parent.joinpath(*rest)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def is_package(module: str) -> bool:
+    return file_of(module).name == "__init__.py"
+
+
+def file_name(module: str) -> str:
+    """Return a module's file, relative to the package."""
+    path = module.removeprefix(f"{PACKAGE}.").replace(".", "/")
+    return f"{path}/__init__.py" if is_package(module) else f"{path}.py"
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return without_docstrings(file_of(module).read_text("utf-8"))
+
+
+def without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    documented = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    for node in documented:
+        if ast.get_docstring(node, clean=False) is not None: del node.body[0]
+    return tree
+
+
+@cache
+def hash_of(module: str, name: str | None) -> str:
+    return digest(text(definitions(module).get(name, []) if name else tree_of(module)))
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def text(node: object) -> str:
+    """Return a syntax tree as text that is the same in every version of Python."""
+    if isinstance(node, list): return f"[{' '.join(map(text, node))}]"
     if not isinstance(node, ast.AST): return repr(node)
-    fields = ((k, v) for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("ctx", "kind", "type_comment"))
-    return f"({type(node).__name__} {' '.join(f'{k}={_text(v)}' for k, v in fields)})"
-
-
-def _hash(parts: list[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:8]
+    fields = [f"{key}={text(part)}" for key, part in ast.iter_fields(node)
+              if part not in (None, []) and key not in ("ctx", "kind", "type_comment")]
+    return f"({type(node).__name__} {' '.join(fields)})"

@@ -34,7 +34,7 @@ import numpy as np
 from ..common.progress import Progress
 from ..common.threads import blas_threads
 from ..files import write_atomically
-from .freshness import Stamp, briefly, changes
+from .freshness import briefly, changes, dated, stamp
 
 __all__ = ["Experiment", "Results", "run"]
 
@@ -75,9 +75,9 @@ def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: i
     1 none is started). say: called with a line for each condition that is stale, and why.
     """
     e = experiment.smoke_run() if quick else experiment
-    path, stamp = Path(folder) / f"{e.name}.json", Stamp.now(e)
+    path, now = Path(folder) / f"{e.name}.json", stamp(e)
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-    stale = changes(stored, stamp)
+    stale = changes(stored, now)
     for label, why in stale.items(): say(f"{e.name}: {label} is measured again: {briefly(why)}")
     runs = {label: by_seed for label, by_seed in stored["runs"].items() if label in e.conditions and label not in stale}
     measured = {label: stored["conditions"][label]["measured"] for label in runs}
@@ -91,7 +91,7 @@ def run(experiment: Experiment, folder: str | Path, quick: bool = False, jobs: i
         for done, (label, seed, metrics, took) in enumerate(each(measure_one, tasks)):
             runs.setdefault(label, {})[str(seed)] = metrics
             runs, measured[label], seconds = in_order(runs, e), time.strftime("%Y-%m-%d"), round(seconds + took, 1)
-            record = head(e, quick) | stamp.as_record(measured) | {"seconds": seconds} | accepted | {"runs": runs}
+            record = head(e, quick) | dated(now, measured) | {"seconds": seconds} | accepted | {"runs": runs}
             write_atomically(path, as_text(record))
             bar(done + 1, f"{label}, seed {seed}")
     return Results(record | {"runs": in_order(record["runs"], e)})

@@ -1,31 +1,22 @@
-"""Is a stored number still true? Each condition's numbers are kept with what they depend on, and compared with it as it is.
+"""Is a stored number still true? A file of results says what its numbers depend on; this is compared with what there is now:
 
-The numbers of a condition depend on its value, the experiment's settings, the text (hashes of the two corpora), the weights
-of the base, and the definitions of the package that it reaches (`dependencies.py`). In a file of results:
-
-    "settings", "text", "base"       as they were for every condition in the file
-    "conditions"                     label → {"value": its repr, "measured": date}
-    "sources"                        a list: the definitions that these "conditions" use, with their hashes, by file
-
-A definition that all conditions use stands in the file once. Two conditions that were measured with different versions of a
-definition stand in different entries.
+    "settings"        of the experiment
+    "text", "base"    hashes of the two corpora and of the base's weights
+    "conditions"      label → {"value": its repr, "measured": date}
+    "sources"         a list: "conditions" that depend on the same "modules", file → hash (`dependencies.py`)
 """
-from __future__ import annotations
-
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-
+from ..files import fingerprint
 from ..pretrained import load_base
 from ..text import corpus
-from .dependencies import Sources, definitions
+from .dependencies import dependencies
 
-__all__ = ["Change", "Stamp", "StaleWarning", "changes"]
+__all__ = ["Change", "StaleWarning", "changes", "stamp", "summary"]
 
 
 class StaleWarning(UserWarning):
@@ -34,106 +25,79 @@ class StaleWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Change:
-    """One reason why a condition is stale. kind: "value", "settings", "text", "base" or "source". what: changed. before: the
-    hash or the repr it had."""
+    """One reason why a condition is stale. kind: "value", "settings", "text", "base" or "source". before: what it was."""
     kind: str
     what: str
-    before: str = ""
+    before: Any = None
 
     def __str__(self) -> str:
         return f"{self.what} changed"
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What an experiment's numbers depend on. values: label → repr. sources: label → definition → hash. text, base: hashes,
-    None if they were not asked for."""
-    values: dict[str, str]
-    sources: dict[str, dict[str, str]]
-    settings: dict
-    text: dict[str, str] | None
-    base: str | None
-
-    @classmethod
-    def now(cls, experiment: Any, world: bool = True, sources: Sources | None = None) -> Stamp:
-        """The stamp of an `Experiment` as it is now. world: with text and base, which takes seconds the first time. sources:
-        where the code is read (default: the files of the package)."""
-        return cls({label: repr(value) for label, value in experiment.conditions.items()},
-                   {label: definitions(experiment.measure, value, sources) for label, value in experiment.conditions.items()},
-                   json.loads(json.dumps(experiment.settings)),
-                   text_hashes() if world else None,
-                   hash_of_weights(load_base()) if world else None)
-
-    def as_record(self, measured: dict[str, str]) -> dict:
-        """The stamp as a file of results has it. measured: label → date, the conditions that are in the file."""
-        return {"text": self.text, "base": self.base, "settings": self.settings,
-                "conditions": {c: {"value": v, "measured": measured[c]} for c, v in self.values.items() if c in measured},
-                "sources": pack({c: s for c, s in self.sources.items() if c in measured})}
+def stamp(experiment: Any, world: bool = True) -> dict:
+    """Return what the numbers of an `Experiment` depend on now, as a file says it. world: with text and base, which takes a
+    second the first time."""
+    groups: dict[tuple, list[str]] = {}
+    for label, value in experiment.conditions.items():
+        groups.setdefault(tuple(dependencies(experiment.measure, value).items()), []).append(label)
+    return {"text": text_hashes() if world else None, "base": base_hash() if world else None,
+            "settings": json.loads(json.dumps(experiment.settings)),
+            "conditions": {label: {"value": repr(value)} for label, value in experiment.conditions.items()},
+            "sources": [{"conditions": labels, "modules": dict(modules)} for modules, labels in groups.items()]}
 
 
-def changes(record: dict, stamp: Stamp) -> dict[str, list[Change]]:
-    """The stored conditions that are stale: label → why. Conditions that the experiment no longer has are left out."""
-    found = {label: [] for label in record["runs"] if label in stamp.values}
-    if not found: return {}
-    for_all = []
-    if record["settings"] != stamp.settings:
-        names = [k for k in {**record["settings"], **stamp.settings} if record["settings"].get(k) != stamp.settings.get(k)]
-        for_all.append(Change("settings", f"settings ({', '.join(names)})"))
-    if stamp.text is not None:
-        for_all += [Change("text", f"the text {name!r}") for name in stamp.text
-                    if record["text"][name] != stamp.text[name]]
-        if record["base"] != stamp.base: for_all.append(Change("base", "the base's weights"))
-    for label, why in found.items():
-        why += for_all
-        before, value = record["conditions"][label]["value"], stamp.values[label]
-        if before != value: why.append(Change("value", f"its value ({before} → {value})", before))
-        then, now = unpack(record["sources"], label), stamp.sources[label]
-        if not then: why.append(Change("source", "the code (none was recorded)", label))
-        else: why += [Change("source", definition, then.get(definition, "")) for definition in sorted({*then, *now})
-                      if then.get(definition) != now.get(definition)]
+def dated(now: dict, measured: dict[str, str]) -> dict:
+    """Return a stamp with the dates of the conditions that were measured, without the others."""
+    conditions = now["conditions"].items()
+    return now | {"conditions": {label: of | {"measured": measured[label]} for label, of in conditions if label in measured}}
+
+
+def changes(record: dict, now: dict) -> dict[str, list[Change]]:
+    """Return label → why it is stale, for the stored conditions that are in the stamp `now`."""
+    labels = [label for label in record["runs"] if label in now["conditions"]]
+    if not labels: return {}
+    why = [Change("settings", f"settings ({name})") for name in differ(record["settings"], now["settings"])]
+    if now["base"]:
+        why += [Change("text", f"the text {name!r}") for name in differ(record["text"], now["text"])]
+        why += [Change("base", "the base's weights")] * (record["base"] != now["base"])
+    found = {label: why.copy() for label in labels}
+    for label in labels:
+        old, new = (of["conditions"][label]["value"] for of in (record, now))
+        if old != new: found[label].append(Change("value", f"its value ({old} → {new})", old))
+        before, after = (modules_of(of, label) for of in (record, now))
+        found[label] += [Change("source", file, before.get(file)) for file in differ(before, after)]
     return {label: why for label, why in found.items() if why}
 
 
-def briefly(why: list, shown: int = 3, between: str = ", ") -> str:
-    """The first few items of a list, and how many more there are."""
-    return between.join(map(str, why[:shown])) + (f"{between}and {len(why) - shown} more" if len(why) > shown else "")
+def differ(a: dict, b: dict) -> list[str]:
+    """Return the keys, in order, whose values are not the same."""
+    return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def modules_of(record: dict, label: str) -> dict[str, str]:
+    """Return file → hash of what a condition depends on."""
+    return next((group["modules"] for group in record["sources"] if label in group["conditions"]), {})
+
+
+def briefly(items: list, shown: int = 3, between: str = ", ") -> str:
+    """Return the first few items of a list, and how many more there are."""
+    first, more = list(map(str, items[:shown])), len(items) - shown
+    return between.join([*first, f"and {more} more"] if more > 0 else first)
 
 
 def summary(stale: dict[str, list[Change]]) -> str:
-    """What `changes` found, on one line: which conditions are stale, and what changed, the most frequent first."""
-    reasons = Counter(str(c) for why in stale.values() for c in why)
+    """Return the result of `changes` on one line: the stale conditions, and what changed, the most frequent first."""
+    reasons = Counter(str(change) for why in stale.values() for change in why)
     return f"{briefly(list(stale), between='; ')}: {briefly([reason for reason, _ in reasons.most_common()])}"
 
 
-def pack(sources: dict[str, dict[str, str]]) -> list[dict]:
-    """label → definition → hash, as a file has it: definitions are grouped by the conditions that use them."""
-    users: dict[tuple[str, str], list[str]] = {}
-    for label, used in sources.items():
-        for item in used.items(): users.setdefault(item, []).append(label)
-    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for (definition, digest), labels in users.items():
-        file, name = definition.split(" ")
-        groups.setdefault(tuple(labels), {}).setdefault(file, []).append(f"{name} {digest}")
-    return [{"conditions": list(labels), "definitions": {file: ", ".join(names) for file, names in files.items()}}
-            for labels, files in groups.items()]
-
-
-def unpack(groups: list[dict], label: str) -> dict[str, str]:
-    """What `pack` stored of one condition: definition → hash."""
-    return {f"{file} {name}": digest for group in groups if label in group["conditions"]
-            for file, names in group["definitions"].items() for name, digest in (item.split(" ") for item in names.split(", "))}
+@cache
+def base_hash() -> str:
+    return fingerprint(load_base().state_dict())
 
 
 @cache
 def text_hashes() -> dict[str, str]:
-    """The hashes of the two corpora that this installation carries, of what was read: splitting it takes most of a second."""
+    """Return the hashes of the two corpora of this installation as they are read; to split them would take most of a second."""
     read = lambda *libraries: corpus.fingerprint(d for library in libraries for d in corpus.documents(library))
     return {"base": read("python", "numpy", "scipy"), "domain": read("matplotlib")}
-
-
-def hash_of_weights(model) -> str:
-    """SHA-256 (hex) of a model's weights, names and shapes included."""
-    digest = hashlib.sha256()
-    for name, a in sorted(model.state_dict().items()):
-        digest.update(f"{name} {a.dtype} {a.shape} ".encode() + np.ascontiguousarray(a).tobytes())
-    return digest.hexdigest()

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .claims import ALL_CLAIMS
-from .claims.tables import brief, details, earlier, table, the_rule
+from .claims.tables import details, table, the_rule
 from .pages import ROOT, main_job, over_seeds, write
 from .pictures import PICTURES, draw, missing
 from .plot import Drawing
 
-__all__ = ["figures", "in_brief", "page"]
+__all__ = ["figures", "page"]
 
 MADE_BY = {"compare": "python -m tinypeft --out figures",        # results that no experiment measures
            "benchmark_scaling": "python -m tests.benchmarks scaling"}
@@ -45,12 +45,6 @@ called a conjecture was not measured.
 <details><summary>The rule</summary>
 
 {rule}
-
-</details>
-
-<details><summary>The verdicts of the rule before this one</summary>
-
-{earlier}
 
 </details>
 """
@@ -90,18 +84,9 @@ def command(results: str) -> str:
     return MADE_BY.get(results, f"python -m tinypeft figures {results} --rerun")
 
 
-def in_brief(results: str | Path) -> str:
-    """Every claim with its paper and verdict, as a Markdown table; results: the folder."""
-    return brief(results, ALL_CLAIMS)
-
-
 def page(drawn: dict[str, Drawing], results: str | Path) -> str:
     """The text of the page: the claims, then the pictures `drawn` in the order of their lessons."""
-    judged = {"{claims}": table(results, ALL_CLAIMS), "{details}": details(results, ALL_CLAIMS), "{rule}": the_rule(),
-              "{earlier}": earlier(results, ALL_CLAIMS)}
-    head = HEAD
-    for place, text in judged.items(): head = head.replace(place, text)
-    parts = [head]
+    parts = [HEAD.format(claims=table(results, ALL_CLAIMS), details=details(results, ALL_CLAIMS), rule=the_rule())]
     for title, (section, needs) in TABLES.items():
         if all((results / f"{name}.json").exists() for name in needs): parts.append(f"## {title}\n\n{section(results)}")
     for name in sorted(drawn, key=lambda n: PICTURES[n].lesson):

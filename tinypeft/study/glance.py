@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import plot
 from .compared import COMPARED_SCHEMES, TRAINED_AS_LONG
+from .markdown import aligned
 
 __all__ = ["draw", "picture", "tables"]
 
@@ -33,9 +34,8 @@ def tables(record: dict) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-    line = lambda r: "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]).rstrip()
-    return "\n".join([line(head), "-" * (sum(widths) + 2 * len(head) - 2), *map(line, rows)])
+    first, *others = aligned([head, *rows])
+    return "\n".join([first.rstrip(), "-" * len(first), *(line.rstrip() for line in others)])
 
 
 def pm(mean: float, half: float | None, sign: str = "") -> str:
@@ -129,4 +129,4 @@ def dot(ax, r: dict, metric: str, y: int, **looks) -> None:
         mean, half = r["study"]["mean"], r["study"]["half"]
         ax.barh(y, 2 * half, left=mean - half, height=0.7, color="#DDDDDD", lw=0)
     look = {"color": plot.COLOURS["grey"], "marker": "x"} if r["name"] == "float32" else plot.mark(r["name"])
-    ax.errorbar(r[metric], y, capsize=2, ls="none", ms=6, **look, **{k: v for k, v in looks.items() if v is not None})
+    ax.errorbar(r[metric], y, ls="none", ms=6, **look, **{k: v for k, v in looks.items() if v is not None})

@@ -48,6 +48,7 @@ from ..models.gpt import GPT, GPTConfig
 from ..models.llama import Llama, LlamaConfig
 from ..peft import METHODS, LoRA, Method, attach
 from ..quant import NF4, quantize
+from .markdown import aligned
 
 __all__ = ["FLOAT32", "FORMULAS", "MIXED", "SHAPES", "Precision", "Shape", "compared", "estimate", "shape_of", "table",
            "traced"]
@@ -293,6 +294,5 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     unit, name = (2**30, "GiB") if max(r["peak"] for r in rows.values()) >= 2**30 else (2**20, "MiB")
     head = ["method", *PARTS, "after forward", "after backward", "peak"]
     body = [[label, *(f"{row[k] / unit:.2f}" for k in (*PARTS, "forward", "backward", "peak"))] for label, row in rows.items()]
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    line = lambda row: "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-    return "\n".join([f"{line(head)}   ({name})", *map(line, body)])
+    first, *others = aligned([head, *body])
+    return "\n".join([f"{first}   ({name})", *others])

@@ -20,7 +20,7 @@ from ..quant import SCHEMES
 from . import glance, speed
 from .about import about, arxiv, class_link, code, lesson_map, name_of
 from .claims import ALL_CLAIMS
-from .claims.tables import brief
+from .claims.tables import count, judged
 from .claims.words import beside
 from .compared import COMPARED_SCHEMES
 from .experiment import Results
@@ -69,14 +69,11 @@ def picture(results: Path) -> str:
     return f'<img src="figures/compare.svg" width="520" alt="{alt}">'
 
 
-def some_methods(results: Path) -> str:
-    """The first page's methods, and how to find all of them."""
-    return (methods(results, [name for name in METHODS if name in FIRST_PAGE]) + f"\n\nThe package has {len(METHODS)} "
-            f"[methods](tinypeft/peft/README.md): {', '.join(f'`{name}`' for name in METHODS)}.")
-
-
-def all_methods(results: Path) -> str:
-    return methods(results, list(METHODS), "../../", papers=True)
+def first_page(results: Path, kind: str, folder: str, classes: dict[str, type], section: Callable) -> str:
+    """Return the first page's methods or schemes, and how to find all of them. section: `methods` or `schemes`."""
+    some = section(results, [name for name in classes if name in FIRST_PAGE])
+    names = ", ".join(f"`{name}`" for name in classes)
+    return f"{some}\n\nThe package has {len(classes)} [{kind}](tinypeft/{folder}/README.md): {names}."
 
 
 def methods(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
@@ -93,16 +90,6 @@ def methods(results: Path, names: list[str], prefix: str = "", papers: bool = Fa
             + "; in brackets the difference to full fine-tuning ± half of its 95 % interval, paired" * papers + ". LoRA is on "
             "two matrices of a block here and AdaLoRA on six, so do not compare these two.\n\n"
             + table(("method", "equation", *["papers (arXiv)"] * papers, "trained", "nats/token"), rows))
-
-
-def some_schemes(results: Path) -> str:
-    """The first page's schemes, and how to find all of them."""
-    return (schemes(results, [name for name in SCHEMES if name in FIRST_PAGE]) + f"\n\nThe package has {len(SCHEMES)} "
-            f"[schemes](tinypeft/quant/README.md): {', '.join(f'`{name}`' for name in SCHEMES)}.")
-
-
-def all_schemes(results: Path) -> str:
-    return schemes(results, list(SCHEMES), "../../", papers=True)
 
 
 def schemes(results: Path, names: list[str], prefix: str = "", papers: bool = False) -> str:
@@ -131,7 +118,7 @@ def pm(r: Results, condition: str, metric: str) -> str:
 
 def claims(results: Path) -> str:
     """How many claims there are, and how many of them have which verdict."""
-    return brief(results, ALL_CLAIMS).split("\n")[0].rstrip(".")
+    return count(judged(results, ALL_CLAIMS)).rstrip(".")
 
 
 # -- figures/README.md: the tables that are too long for the first page ---------------------------
@@ -196,9 +183,11 @@ def base(results: Path) -> str:
 
 
 SECTIONS = {
-    "README.md": {"picture": picture, "methods": some_methods, "schemes": some_schemes, "claims": claims},
-    "tinypeft/peft/README.md": {"methods": all_methods},
-    "tinypeft/quant/README.md": {"schemes": all_schemes},
+    "README.md": {"picture": picture, "claims": claims,
+                  "methods": lambda results: first_page(results, "methods", "peft", METHODS, methods),
+                  "schemes": lambda results: first_page(results, "schemes", "quant", SCHEMES, schemes)},
+    "tinypeft/peft/README.md": {"methods": lambda results: methods(results, list(METHODS), "../../", papers=True)},
+    "tinypeft/quant/README.md": {"schemes": lambda results: schemes(results, list(SCHEMES), "../../", papers=True)},
     "tests/benchmarks/README.md": speed.SECTIONS,
     "tinypeft/interop/README.md": {"smollm2": smollm2},
     "tinypeft/pretrained/README.md": {"base": base},

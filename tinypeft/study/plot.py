@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .experiment import Results
 
 __all__ = ["COLOURS", "Drawing", "band", "count_axis", "figure", "ink", "key", "label_ends",
-           "label_points", "mark", "plain_log", "reference_line", "save", "style"]
+           "label_points", "line", "mark", "plain_log", "reference_line", "save", "style"]
 
 COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
            "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#8A8A8A"}
@@ -37,7 +37,7 @@ STYLE = {
     "figure.figsize": (6.4, 3.6), "figure.dpi": 120, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 10,
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 6,
-    "legend.frameon": False, "legend.fontsize": 9, "svg.hashsalt": "tinypeft", "svg.fonttype": "none",
+    "errorbar.capsize": 2, "legend.frameon": False, "legend.fontsize": 9, "svg.hashsalt": "tinypeft", "svg.fonttype": "none",
     "axes.unicode_minus": True, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana"],
 }
 
@@ -75,6 +75,12 @@ def mark(name: str) -> dict[str, str]:
     return {"color": COLOURS[colour], "marker": marker}
 
 
+def line(look: tuple[str, ...]) -> dict[str, str]:
+    """Keyword arguments for a line. look: (name of the colour, marker) and, if not solid, a line style."""
+    colour, marker, style = (*look, "-")[:3]
+    return {"color": COLOURS[colour], "marker": marker, "ls": style}
+
+
 def ink(colour: str) -> str:
     """The colour, darkened until letters on white have a contrast of 4.5 (WCAG 2, AA)."""
     from matplotlib.colors import to_hex, to_rgb
@@ -85,19 +91,18 @@ def ink(colour: str) -> str:
 
 
 def band(ax: Axes, x, results: Results, conditions: str | Iterable[str], metric: str, look: tuple[str, ...],
-         scale: float = 1, **line) -> np.ndarray:
+         scale: float = 1, **options) -> np.ndarray:
     """Draw a metric of `Results` over x: the mean over seeds as a line, its 95 % interval as a band. Returns the mean.
 
-    conditions: one condition whose metric is a list as long as x, or one condition for each x. look: (name of the colour,
-    marker) and, if not solid, a line style. scale: a factor, such as 100 for per cent.
+    conditions: one condition whose metric is a list as long as x, or one condition for each x. look: as for `line`. scale: a
+    factor, such as 100 for per cent.
     """
-    colour, marker, *style = look
     single = isinstance(conditions, str)
     mean, half = (scale * (f(conditions, metric) if single else np.array([f(c, metric) for c in conditions]))
                   for f in (results.mean, results.interval))
-    ax.plot(x, mean, **{"color": COLOURS[colour], "marker": marker, "ls": (style or ["-"])[0], "ms": 5, **line})
+    ax.plot(x, mean, **line(look) | {"ms": 5} | options)
     if np.isfinite(half).all() and np.any(half > 0):
-        ax.fill_between(x, mean - half, mean + half, color=COLOURS[colour], alpha=0.18, lw=0)
+        ax.fill_between(x, mean - half, mean + half, color=COLOURS[look[0]], alpha=0.18, lw=0)
     return mean
 
 
@@ -114,8 +119,9 @@ def count_axis(axis: Axis, base: int = 10) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     def words(n, _):
-        unit, name = next(((u, s) for u, s in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if n >= u), (1, ""))
-        return f"{n / unit:g}{name}"
+        for unit, name in (1e9, " G"), (1e6, " M"), (1e3, " k"):
+            if n >= unit: return f"{n / unit:g}{name}"
+        return f"{n:g}"
     axis.set_major_locator(LogLocator(base))
     axis.set_major_formatter(FuncFormatter(words))
     axis.set_minor_formatter(NullFormatter())
@@ -131,22 +137,21 @@ def plain_log(axis: Axis) -> None:
 
 
 def key(fig: Figure, looks: dict[str, tuple[str, ...]], columns: int = 3, hollow: tuple[str, ...] = ()) -> None:
-    """A legend above the panels, for lines that several panels share. looks: label → as for `band`. hollow: labels of marks
+    """A legend above the panels, for lines that several panels share. looks: label → as for `line`. hollow: labels of marks
     that are not filled."""
     from matplotlib.lines import Line2D
-    handles = [Line2D([], [], color=COLOURS[colour], marker=marker, ms=5, ls=(style or ["-"])[0], label=label,
-                      mfc="white" if label in hollow else None)
-               for label, (colour, marker, *style) in looks.items()]
+    handles = [Line2D([], [], ms=5, label=label, mfc="white" if label in hollow else None, **line(look))
+               for label, look in looks.items()]
     fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def label_ends(ax: Axes, labels: Iterable[tuple], gap: float = 0, size: float = 9) -> None:
     """Write labels (x, y, text, colour) to the right of the ends of lines, moved apart vertically until none overlap."""
     ax.figure.draw_without_rendering()
-    scale, line = 72 / ax.figure.dpi, size * 1.3
-    items = sorted(((ax.transData.transform((x, y))[1] * scale, x, y, text, colour) for x, y, text, colour in labels),
-                   key=lambda item: item[0])
-    places = moved_apart([item[0] for item in items], [line * (1 + item[3].count("\n")) for item in items])
+    scale = 72 / ax.figure.dpi
+    items = sorted([(ax.transData.transform(label[:2])[1] * scale, *label) for label in labels], key=lambda item: item[0])
+    heights = [size * 1.3 * (1 + text.count("\n")) for _, _, _, text, _ in items]
+    places = moved_apart([item[0] for item in items], heights)
     for place, (here, x, y, text, colour) in zip(places, items, strict=True):
         ax.annotate(text, (x, y), xytext=(6 + gap, place - here), textcoords="offset points", color=ink(colour), fontsize=size,
                     va="center", annotation_clip=False)
@@ -182,8 +187,9 @@ def label_points(ax: Axes, points: list[tuple], size: float = 9, avoid: Iterable
                             va="center", ha="center")
         box = label.get_window_extent(renderer)
         w, h = box.width / dots, box.height / dots
-        places = [(w / 2 + 7, 0), (-w / 2 - 7, 0), (0, h / 2 + 5), (0, -h / 2 - 5)]
-        places += [(side * (w / 2 + 7), step * sign) for step in np.arange(4, 140, 4) for side in (1, -1) for sign in (1, -1)]
+        beside, above = w / 2 + 7, h / 2 + 5
+        places = [(beside, 0), (-beside, 0), (0, above), (0, -above)]
+        for step in np.arange(4, 140, 4): places += [(beside, step), (beside, -step), (-beside, step), (-beside, -step)]
         for dx, dy in places:
             moved = Bbox.from_bounds(box.x0 + dx * dots, box.y0 + dy * dots, box.width, box.height)
             own = Bbox.from_bounds(at[i][0] - 4 * dots, at[i][1] - 4 * dots, 8 * dots, 8 * dots)

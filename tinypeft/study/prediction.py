@@ -18,7 +18,7 @@ import numpy as np
 from .compared import TRAINED_AS_LONG
 from .experiment import Results
 from .experiments import EXPERIMENTS
-from .freshness import Stamp, briefly, changes
+from .freshness import briefly, changes, stamp
 
 __all__ = ["beside", "predicted", "verdict"]
 
@@ -31,7 +31,8 @@ def predicted(values, m: int) -> tuple[float, float]:
     values = np.asarray(values, float)
     n = len(values)
     if n < 2: raise ValueError(f"predicted: expected at least two stored values, got {n}")
-    return float(values.mean()), float(t.ppf(0.975, n - 1) * values.std(ddof=1) * math.sqrt(1 / n + 1 / m))
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) * math.sqrt(1 / n + 1 / m)
+    return float(values.mean()), float(half)
 
 
 def verdict(new: float, values, m: int) -> dict:
@@ -71,7 +72,7 @@ def comparable(name: str, folder: Path) -> tuple[Results | None, str]:
     if not (folder / f"{name}.json").exists():
         return None, f"The study's experiment {name} has not been measured: `python -m tinypeft figures {name} --rerun`."
     results = Results(Results.read(folder, name))
-    stale = changes(results.record, Stamp.now(EXPERIMENTS[name]))
+    stale = changes(results.record, stamp(EXPERIMENTS[name]))
     why = list({str(change): change for of_one in stale.values() for change in of_one}.values())
     if other := [change for change in why if change.kind in ("settings", "value")]:
         return None, f"What the study stored of {name} is another measurement: {briefly(other)}."

@@ -73,4 +73,6 @@ def logits_of(model: Decoder, tokens: np.ndarray) -> np.ndarray:
 
 def mean_loss(logits: list, windows: list) -> float:
     """Nats/token of logits [(16, T, V)] on [(tokens, targets)]."""
-    return float(np.mean([F.cross_entropy(Tensor(a), y).item() for a, (_, y) in zip(logits, windows, strict=True)]))
+    targets = [y for _, y in windows]
+    losses = [F.cross_entropy(Tensor(a), y).item() for a, y in zip(logits, targets, strict=True)]
+    return float(np.mean(losses))

@@ -82,7 +82,7 @@ def operations(results: Path) -> str:
     newest, *_ = found = runs(results, "operations")
     cells = {size: {f"{row['operation']}, {row['direction']}".strip(", "): row for row in step["operations"]}
              for size, step in newest["steps"].items()}
-    names = [name for name, row in next(iter(cells.values())).items() if any(c[name]["share"] >= 0.005 for c in cells.values())]
+    names = [name for name in next(iter(cells.values())) if any(c[name]["share"] >= 0.005 for c in cells.values())]
 
     def said(row):
         alone = row["products alone ms"]
@@ -180,7 +180,8 @@ def halves(x: list[float], y: list[float]) -> tuple[float, float]:
 def crossover(x: list[float], y: list[float]) -> float:
     """Where the parts of y ≈ a x + b x² are equal: a/b, by least squares of the relative error."""
     x, y = np.array(x, float), np.array(y)
-    a, b = np.linalg.lstsq(np.stack([x, x * x], 1) / y[:, None], np.ones(len(x)), rcond=None)[0]
+    powers = np.stack([x, x * x], 1) / y[:, None]
+    a, b = np.linalg.lstsq(powers, np.ones(len(x)), rcond=None)[0]
     return float(a / b)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .experiment import Results
 from .experiments import EXPERIMENTS
-from .freshness import StaleWarning, Stamp, changes, summary
+from .freshness import StaleWarning, changes, stamp, summary
 
 __all__ = ["load"]
 
@@ -33,6 +33,6 @@ def warn_if_stale(name: str, stored: str) -> None:
     record, experiment = json.loads(stored), EXPERIMENTS.get(name)
     if experiment is None: return
     if "--quick" in record["command"]: experiment = experiment.smoke_run()
-    if stale := changes(record, Stamp.now(experiment, world=False)):
+    if stale := changes(record, stamp(experiment, world=False)):
         warnings.warn(f"{name}: stored numbers are stale ({summary(stale)}). "
                       f"`{record['command']}` measures them again", StaleWarning, stacklevel=3)

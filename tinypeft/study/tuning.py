@@ -11,7 +11,7 @@ import numpy as np
 from ..engine.tensor import no_grad
 from ..peft import Method, PeftModel, attach
 from ..pretrained import load_base
-from ..text import tasks
+from ..text.tasks import classification, language_modelling
 from ..training.evaluation import evaluate
 from ..training.history import History
 from ..training.loop import train
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Arm", "OnBoth", "WINDOWS", "classify", "domain", "fine_tune", "pretrained", "test_loss", "tested"]
 
 _pretrained = functools.cache(load_base)
-classify = functools.cache(tasks.classify)
+classify = functools.cache(classification.classify)
 WINDOWS = {"loss": "nats/token, domain test", "loss_windows": "the same, one per window of the test text"}
 
 
@@ -64,7 +64,7 @@ def pretrained() -> GPT:
 @functools.cache
 def domain(context: int = 128, held_out: int = 16384) -> Task:
     """Matplotlib's documentation in the base's tokens; about `held_out` tokens of validation and of test."""
-    return tasks.domain(_pretrained(), context=context, held_out=held_out)
+    return language_modelling.domain(_pretrained(), context=context, held_out=held_out)
 
 
 def fine_tune(method: Method, seed: int, settings: dict, model: GPT | None = None, task: Task | None = None,

@@ -6,7 +6,6 @@
     schemes.py   SCHEME_CLAIMS: quantization
     words.py     numbers in words; a mean beside its paired difference to another
     tables.py    the rule, the claims and their verdicts as Markdown tables
-    earlier.py   the verdicts of an earlier rule beside those of this one
 
 To add a claim, write a function (name → Results) → `Finding` and an entry of METHOD_CLAIMS or SCHEME_CLAIMS beside it, with
 its contrast, its δ and what would refute it, before its experiment is run.

@@ -79,7 +79,8 @@ def effect(values: np.ndarray) -> Effect:
     rest = d - seeds[:, None] - windows + mean
     W, R = windows.var(ddof=1) / m, (rest ** 2).sum() / (n * m * (n - 1) * (m - 1))
     total = S + W - min(S, W, R)
-    return Effect(float(mean), float(total) ** 0.5, satterthwaite(total, (S, W, R), (n - 1, m - 1, (n - 1) * (m - 1))))
+    df = satterthwaite(total, (S, W, R), (n - 1, m - 1, (n - 1) * (m - 1)))
+    return Effect(float(mean), float(total) ** 0.5, df)
 
 
 def satterthwaite(total: float, variances: Sequence[float], dfs: Sequence[float]) -> float:

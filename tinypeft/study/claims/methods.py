@@ -3,6 +3,7 @@
 Each function takes `load`, which gives the results of an experiment by name. Losses are in nats/token; "gain" is the loss
 of the frozen base minus the loss after training. Every arm has its own learning rate (experiment `rates`).
 """
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -140,7 +141,8 @@ def agreements(ranks: np.ndarray) -> np.ndarray:
     """Correlations (pairs,) of the ranks (seeds, matrices) of seeds 0 and 1, 2 and 3, …, each kind of matrix centred."""
     by_kind = ranks.reshape(len(ranks), -1, 6)
     centred = (by_kind - by_kind.mean(1, keepdims=True)).reshape(len(ranks), -1)
-    return np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(centred[0::2], centred[1::2], strict=False)])
+    pairs = zip(centred[0::2], centred[1::2], strict=False)
+    return np.array([np.corrcoef(a, b)[0, 1] for a, b in pairs])
 
 
 def planted(load: Load) -> Finding:
@@ -224,98 +226,103 @@ def rise(results: Results, condition: str, best: int) -> Rows:
     return {int(seed): np.array([x]) for seed, x in zip(results.record["runs"][condition], at, strict=True)}
 
 
+better = functools.partial(Claim, kind=BETTER, delta=FINE_TUNING)
+as_good = functools.partial(Claim, kind=AS_GOOD, delta=AT_LEAST)
+
 METHOD_CLAIMS = (
-    Claim("LoRA is as good as full fine-tuning with a few per cent of the parameters", "2106.09685",
-          "RoBERTa-base, GLUE: full 86.4, LoRA 87.2 with 0.3 M parameters",
-          AS_GOOD, AT_LEAST, "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
-          "LoRA reaches less than 90 % of the gain on one of the two tasks",
-          ("methods",), lora_is_full, trend=over_size("lora_all"),
-          why={CONTRADICTED: "With an equal share of the parameters LoRA reaches more of the gain in each larger base. Ten "
-               "times as many steps do not close the gap (experiment `lengths`). Why the share grows is not known: full "
-               "fine-tuning, too, gains more in the larger bases."}),
-    Claim("With the same number of parameters, more matrices at a lower rank beat one matrix at a high rank", "2106.09685",
-          "GPT-3, WikiSQL: Wq r = 8 70.4, Wv r = 8 73.0, all four r = 2 73.7",
-          BETTER, FINE_TUNING, "test loss of one matrix with r = 36, minus that of four with r = 9",
-          "the query or the value matrix alone is ahead", ("placement",), placement,
-          why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`). That another matrix starts "
-               "where rank still gains most is a conjecture."}),
-    Claim("A very small rank suffices", "2106.09685", "GPT-3, WikiSQL, r = 1 … 64: 73.4, 73.3, 73.7, 73.8, 73.5",
-          AS_GOOD, AT_LEAST, "share of the gain of r = 64 that r = 1 reaches",
-          "r = 1 reaches less than 90 % of the gain of r = 64", ("rank", "methods"), flat_rank,
-          why={CONTRADICTED: "Each doubling of the rank still helps. That a large model has less to learn is a conjecture."}),
-    Claim("A large rank learns more with the scale α/√r than with α/r", "2312.03732", "",
-          BETTER, FINE_TUNING, "test loss at r = 64 with α/r, minus that with α/√r, each at its own rate",
-          "α/r at its own rate is ahead", ("rank",), stabilized,
-          why={SMALL: "A larger learning rate makes up for a smaller scale, and here each scale has its own rate. What is left "
-               "is a third of δ."}),
-    Claim("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", "",
-          BETTER, FINE_TUNING, "what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
-          "LoRA learns more, or forgets more", ("methods",), forgets_less,
-          why={REPRODUCED: "At its best rate full fine-tuning goes further in both; the next claim compares at equal "
-               "learning."}),
-    Claim("Where LoRA and full fine-tuning learn as much, LoRA forgets less", "2405.09673", "",
-          BETTER, FINE_TUNING, "what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
-          "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True,
-          why={CONTRADICTED: "At an eighth of its best rate full fine-tuning learns as much as LoRA, and at so small a rate "
-               "it hardly forgets. LoRA at half its best rate learns nearly as much, and still forgets more than three "
-               "times as much."}),
-    Claim("AdaLoRA is better than LoRA with the same final budget", "2303.10512",
-          "DeBERTaV3-base, GLUE: r = 2 88.15 → 88.86, r = 8 88.34 → 89.31",
-          BETTER, FINE_TUNING, "test loss of LoRA minus that of AdaLoRA, with 2 and with 8 singular values a matrix in the end",
-          "LoRA is ahead at one of the two budgets", ("adalora",), adalora,
-          why={CONTRADICTED: "A part of AdaLoRA's steps trains directions that it prunes later (that this costs it the lead is "
-               "a conjecture)."}),
+    as_good("LoRA is as good as full fine-tuning with a few per cent of the parameters", "2106.09685",
+            "RoBERTa-base, GLUE: full 86.4, LoRA 87.2 with 0.3 M parameters",
+            "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
+            "LoRA reaches less than 90 % of the gain on one of the two tasks",
+            ("methods",), lora_is_full, trend=over_size("lora_all"),
+            why={CONTRADICTED: "With an equal share of the parameters LoRA reaches more of the gain in each larger base. Ten "
+                 "times as many steps do not close the gap (experiment `lengths`). Why the share grows is not known: full "
+                 "fine-tuning, too, gains more in the larger bases."}),
+    better("With the same number of parameters, more matrices at a lower rank beat one matrix at a high rank", "2106.09685",
+           "GPT-3, WikiSQL: Wq r = 8 70.4, Wv r = 8 73.0, all four r = 2 73.7",
+           "test loss of one matrix with r = 36, minus that of four with r = 9",
+           "the query or the value matrix alone is ahead", ("placement",), placement,
+           why={REPRODUCED: "More rank on the same matrices gains less and less (experiment `rank`). That another matrix "
+                "starts where rank still gains most is a conjecture."}),
+    as_good("A very small rank suffices", "2106.09685", "GPT-3, WikiSQL, r = 1 … 64: 73.4, 73.3, 73.7, 73.8, 73.5",
+            "share of the gain of r = 64 that r = 1 reaches",
+            "r = 1 reaches less than 90 % of the gain of r = 64", ("rank", "methods"), flat_rank,
+            why={CONTRADICTED: "Each doubling of the rank still helps. That a large model has less to learn is a conjecture."}),
+    better("A large rank learns more with the scale α/√r than with α/r", "2312.03732", "",
+           "test loss at r = 64 with α/r, minus that with α/√r, each at its own rate",
+           "α/r at its own rate is ahead", ("rank",), stabilized,
+           why={SMALL: "A larger learning rate makes up for a smaller scale, and here each scale has its own rate. What is "
+                "left is a third of δ."}),
+    better("LoRA learns less than full fine-tuning, and forgets less", "2405.09673", "",
+           "what full fine-tuning forgets, and learns, minus the same of LoRA, each at its best rate",
+           "LoRA learns more, or forgets more", ("methods",), forgets_less,
+           why={REPRODUCED: "At its best rate full fine-tuning goes further in both; the next claim compares at equal "
+                "learning."}),
+    better("Where LoRA and full fine-tuning learn as much, LoRA forgets less", "2405.09673", "",
+           "what full fine-tuning forgets at a rate at which it learns as much, minus what LoRA forgets",
+           "full fine-tuning forgets less at equal learning", ("frontier",), forgets_less_at_equal_learning, own=True,
+           why={CONTRADICTED: "At an eighth of its best rate full fine-tuning learns as much as LoRA, and at so small a rate "
+                "it hardly forgets. LoRA at half its best rate learns nearly as much, and still forgets more than three "
+                "times as much."}),
+    better("AdaLoRA is better than LoRA with the same final budget", "2303.10512",
+           "DeBERTaV3-base, GLUE: r = 2 88.15 → 88.86, r = 8 88.34 → 89.31",
+           "test loss of LoRA minus that of AdaLoRA, with 2 and with 8 singular values a matrix in the end",
+           "LoRA is ahead at one of the two budgets", ("adalora",), adalora,
+           why={CONTRADICTED: "A part of AdaLoRA's steps trains directions that it prunes later (that this costs it the lead "
+                "is a conjecture)."}),
     Claim("AdaLoRA's ranks are uneven, and the same matrices keep more rank with every seed", "2303.10512", "",
-          CHANCE, CORRELATION, "correlation of two seeds' ranks over the matrices, within each kind of matrix",
+          "correlation of two seeds' ranks over the matrices, within each kind of matrix",
           "where two seeds keep rank is unrelated, or opposed, within the kinds of matrices", ("adalora",), uneven,
+          CHANCE, CORRELATION,
           why={REPRODUCED: "All seeds share the base and the text, and what is important depends on these (a conjecture)."}),
     Claim("AdaLoRA puts rank where a change of known ranks was planted in the attention", "2303.10512", "",
-          CHANCE, CORRELATION, "Spearman's correlation of planted and found ranks, new ranks with every seed",
-          "planted and found ranks are unrelated, or opposed", ("adalora_planted",), planted, own=True,
+          "Spearman's correlation of planted and found ranks, new ranks with every seed",
+          "planted and found ranks are unrelated, or opposed", ("adalora_planted",), planted, CHANCE, CORRELATION, own=True,
           why={REPRODUCED: "Where nothing was planted a triplet hardly lowers the loss, so its importance stays small (a "
                "conjecture)."}),
-    Claim("DyLoRA works at every rank; a LoRA that is cut to a smaller rank does not", "2210.07558", "",
-          BETTER, FINE_TUNING, "test loss of LoRA r = 16 cut to b = 1, 2, 4, 8 with its scale kept, minus that of DyLoRA at b, "
-          "trained as long",
-          "the cut LoRA is ahead at one of the ranks", ("dylora",), dylora_flat,
-          why={NOT_SHOWN: "At rank 1 the seeds differ too much to tell. At ranks 2, 4 and 8 DyLoRA is ahead of this cut, and a "
-               "cut by singular values is ahead of both. With the scale α/b the cut is worse at each rank."}),
-    Claim("One DyLoRA replaces one LoRA for each rank", "2210.07558", "at least 4 to 7 times faster than LoRA",
-          AS_GOOD, AT_LEAST, "share of the gain of a LoRA of rank 1, 2, 4, 8, 16 that one DyLoRA, trained as long, reaches",
-          "DyLoRA reaches less than 90 % of the gain at one of the ranks", ("dylora", "rank", "methods"), dylora_for_all,
-          why={CONTRADICTED: "Five ranks share one training. Trained three times as long, DyLoRA is within δ or ahead from "
-               "rank 4 on."}),
-    Claim("Adapters are as good as full fine-tuning with 3.6 % of the parameters", "1902.00751",
-          "BERT-large, GLUE: full 80.4, adapters 80.0",
-          AS_GOOD, AT_LEAST, "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
-          "adapters reach less than 90 % of the gain on one of the two tasks",
-          ("adapters", "methods"), adapters_full, trend=over_size("adapter"),
-          why={CONTRADICTED: "As with LoRA, the share of the gain is larger in each larger base. With as many parameters "
-               "adapters reach less than LoRA on *classify*."}),
-    Claim("Parallel adapters are better than sequential adapters with as many parameters", "2110.04366",
-          "XSum, ROUGE-2: 19.98 → 20.66",
-          BETTER, FINE_TUNING, "test loss of sequential minus that of parallel adapters, m = 16 and 64",
-          "sequential adapters are ahead at one of the two widths", ("adapters",), parallel,
-          why={SMALL: "The lead is about δ at both widths. A parallel adapter reads what the layer norm made even, and its "
-               "result is multiplied by 4 (that this is the reason is a conjecture)."}),
+    better("DyLoRA works at every rank; a LoRA that is cut to a smaller rank does not", "2210.07558", "",
+           "test loss of LoRA r = 16 cut to b = 1, 2, 4, 8 with its scale kept, minus that of DyLoRA at b, "
+           "trained as long",
+           "the cut LoRA is ahead at one of the ranks", ("dylora",), dylora_flat,
+           why={NOT_SHOWN: "At rank 1 the seeds differ too much to tell. At ranks 2, 4 and 8 DyLoRA is ahead of this cut, and "
+                "a cut by singular values is ahead of both. With the scale α/b the cut is worse at each rank."}),
+    as_good("One DyLoRA replaces one LoRA for each rank", "2210.07558", "at least 4 to 7 times faster than LoRA",
+            "share of the gain of a LoRA of rank 1, 2, 4, 8, 16 that one DyLoRA, trained as long, reaches",
+            "DyLoRA reaches less than 90 % of the gain at one of the ranks", ("dylora", "rank", "methods"), dylora_for_all,
+            why={CONTRADICTED: "Five ranks share one training. Trained three times as long, DyLoRA is within δ or ahead from "
+                 "rank 4 on."}),
+    as_good("Adapters are as good as full fine-tuning with 3.6 % of the parameters", "1902.00751",
+            "BERT-large, GLUE: full 80.4, adapters 80.0",
+            "share of full fine-tuning's gain over the frozen base, on *domain* and on *classify*",
+            "adapters reach less than 90 % of the gain on one of the two tasks",
+            ("adapters", "methods"), adapters_full, trend=over_size("adapter"),
+            why={CONTRADICTED: "As with LoRA, the share of the gain is larger in each larger base. With as many parameters "
+                 "adapters reach less than LoRA on *classify*."}),
+    better("Parallel adapters are better than sequential adapters with as many parameters", "2110.04366",
+           "XSum, ROUGE-2: 19.98 → 20.66",
+           "test loss of sequential minus that of parallel adapters, m = 16 and 64",
+           "sequential adapters are ahead at one of the two widths", ("adapters",), parallel,
+           why={SMALL: "The lead is about δ at both widths. A parallel adapter reads what the layer norm made even, and its "
+                "result is multiplied by 4 (that this is the reason is a conjecture)."}),
     Claim("Deep prompts are better by far than prompts at the input alone, in small models and with as many numbers",
           "2101.00190", "GPT-2 M, E2E BLEU: prefix 69.7, embedding-only 48.1 / 62.2 / 61.9 at length 1 / 10 / 20; small models "
           "are of 2110.07602",
-          FAR, FINE_TUNING, "gain of prompts in every layer minus that of prompts at the input, on two small bases; and on the "
+          "gain of prompts in every layer minus that of prompts at the input, on two small bases; and on the "
           "base with 12,800 stored numbers each",
           "prompts at the input are ahead in one of the three comparisons", ("prompts", "prefix_length"), deep_prompts,
+          FAR, FINE_TUNING,
           why={SMALL: "Prompts in every layer are ahead in each comparison. No interval lies above five δ, which is what "
                "far means here."}),
     Claim("Prompt tuning's gap to full fine-tuning closes as the model grows", "2104.08691",
           "closed at billions of parameters",
-          BETTER, SHARE, "share of full fine-tuning's gain that prompt tuning reaches, minus that in the next smaller base",
-          "the share falls from one size to the next", ("prompts",), prompt_gap,
+          "share of full fine-tuning's gain that prompt tuning reaches, minus that in the next smaller base",
+          "the share falls from one size to the next", ("prompts",), prompt_gap, BETTER, SHARE,
           why={NOT_SHOWN: "From the smallest base to the next the gap narrows. From there to the largest it widens a little, "
                "and with an equal share of the parameters (experiment `sizes`) it stays."}),
-    Claim("Reparameterized prefixes train more stably than direct prefixes, and end slightly better", "2101.00190", "",
-          BETTER, FINE_TUNING, "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
-          "three times these rates cost",
-          "direct prefixes end lower, or lose less at too large a rate", ("prefix_rates",), reparameterized,
-          why={CONTRADICTED: "Here each has its own rate, and the direct prefix wants one that is 13 times as large. The MLP "
-               "multiplies what a step changes, so too large a rate costs more (a conjecture)."}),
+    better("Reparameterized prefixes train more stably than direct prefixes, and end slightly better", "2101.00190", "",
+           "test loss of direct minus that of reparameterized prefixes, at the best rates; and what "
+           "three times these rates cost",
+           "direct prefixes end lower, or lose less at too large a rate", ("prefix_rates",), reparameterized,
+           why={CONTRADICTED: "Here each has its own rate, and the direct prefix wants one that is 13 times as large. The MLP "
+                "multiplies what a step changes, so too large a rate costs more (a conjecture)."}),
 )

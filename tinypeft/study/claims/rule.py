@@ -102,12 +102,12 @@ class Claim:
     text: str
     paper: str
     number: str
-    kind: str
-    delta: Delta
     contrast: str
     refuted: str
     needs: tuple[str, ...]
     test: Callable[[Load], Finding]
+    kind: str
+    delta: Delta
     own: bool = False
     trend: Callable[[Load], Effect] | None = None
     by_construction: str = ""

@@ -4,6 +4,8 @@ The papers measured their own models, of 125 million to 175 billion parameters. 
 order of schemes can be reproduced. "Excess" is the loss above float32 on the same windows, in nats/token. A seed draws the
 calibration and the test windows, so the error over seeds is that of the text as well.
 """
+import functools
+
 from ..experiment import Results
 from .effects import difference, effect, read, relative
 from .methods import of_gain
@@ -175,90 +177,92 @@ def more_parameters(load: Load) -> Finding:
                    tuple(excess(r, a, b, f"{a}, against {b}", "loss") for a, b in pairs))
 
 
+better = functools.partial(Claim, kind=BETTER, delta=QUANTIZATION)
+
 SCHEME_CLAIMS = (
-    Claim("With outlier features, LLM.int8() is nearer float32 than absmax, zero-point, row-wise and vector-wise quantization",
-          "2208.07339", "C4 perplexity of a 13B model: 12.45 as float32; vector-wise 16.48, zero-point 13.94, absmax 19.08",
-          BETTER, QUANTIZATION, "excess of the others minus that of LLM.int8()",
-          "one of the others is nearer", ("int8_outliers",), llm_int8, by_construction=PLANTED),
+    better("With outlier features, LLM.int8() is nearer float32 than absmax, zero-point, row-wise and vector-wise quantization",
+           "2208.07339", "C4 perplexity of a 13B model: 12.45 as float32; vector-wise 16.48, zero-point 13.94, absmax 19.08",
+           "excess of the others minus that of LLM.int8()",
+           "one of the others is nearer", ("int8_outliers",), llm_int8, by_construction=PLANTED),
     Claim("LLM.int8() costs nothing, however large the outliers", "2208.07339", "12.45 and 12.45",
-          NOTHING, QUANTIZATION, "excess of LLM.int8() at the size of outliers that costs most",
-          "the excess is δ or more", ("int8_outliers",), free_of_loss, by_construction=PLANTED),
+          "excess of LLM.int8() at the size of outliers that costs most",
+          "the excess is δ or more", ("int8_outliers",), free_of_loss, NOTHING, QUANTIZATION, by_construction=PLANTED),
     Claim("SmoothQuant's error over α is a U: too little and too much smoothing are both worse than α = 0.5", "2211.10438", "",
-          BETTER, RELATIVE, "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5",
-          "the error at one of the ends is smaller than at α = 0.5", ("smoothquant",), smoothquant_u,
+          "error of the logits at α = 0 and at α = 1, relative to that at α = 0.5",
+          "the error at one of the ends is smaller than at α = 0.5", ("smoothquant",), smoothquant_u, BETTER, RELATIVE,
           why={REPRODUCED: "At every α the planted outliers are gone. At α = 0 the inputs have all of the base's own "
                "unevenness, and at α = 1 the weights have it (that this makes the U is a conjecture)."}),
-    Claim("GPTQ loses less than round to nearest on the same grid, at 4, 3 and 2 bits", "2210.17323", "",
-          BETTER, QUANTIZATION, "excess of round to nearest minus that of GPTQ, with a scale per channel and per 32 weights",
-          "round to nearest loses less on one of the six grids", ("gptq",), gptq,
-          why={REPRODUCED: "The columns that are still to be rounded make up for the error of each column that is."}),
+    better("GPTQ loses less than round to nearest on the same grid, at 4, 3 and 2 bits", "2210.17323", "",
+           "excess of round to nearest minus that of GPTQ, with a scale per channel and per 32 weights",
+           "round to nearest loses less on one of the six grids", ("gptq",), gptq,
+           why={REPRODUCED: "The columns that are still to be rounded make up for the error of each column that is."}),
     Claim("GPTQ makes the error of the weights larger and the error of the outputs smaller", "2210.17323", "",
-          BETTER, RELATIVE, "relative errors of the weights and of the outputs",
-          "the weights are nearer, or the outputs further off", ("gptq",), gptq_errors,
+          "relative errors of the weights and of the outputs",
+          "the weights are nearer, or the outputs further off", ("gptq",), gptq_errors, BETTER, RELATIVE,
           by_construction="Round to nearest has the least error of weights by definition; GPTQ minimizes that of outputs."),
-    Claim("Activations show which 1 % of the weights to keep; the weights' own size and chance do not", "2306.00978",
-          "OPT-6.7B, 3 bits: round to nearest 23.54; kept by activation 11.39, by weight 22.37, at random 24.23",
-          BETTER, QUANTIZATION, "excess with 1 % kept by weight, and at random, minus that by activation, on the base as it "
-          "is and with planted outliers",
-          "the weights' size or chance loses less on one of the two bases", ("awq",), salient,
-          why={REPRODUCED: "An error of a weight is multiplied by its input, and some channels of the inputs are larger than "
-               "the rest."}),
-    Claim("AWQ's scales lose less than round to nearest at 3 bits, without clipping, and keep no weight in 16 bits",
-          "2306.00978", "",
-          BETTER, QUANTIZATION, "excess of round to nearest minus that of AWQ without clipping, on the base as it is and with "
-          "planted outliers",
-          "round to nearest loses less on one of the two bases", ("awq",), awq_scales,
-          why={SMALL: "On the base as it is few channels stand out, so scales have little to protect (a conjecture). Where "
-               "outliers are planted, the scales gain several δ."}),
+    better("Activations show which 1 % of the weights to keep; the weights' own size and chance do not", "2306.00978",
+           "OPT-6.7B, 3 bits: round to nearest 23.54; kept by activation 11.39, by weight 22.37, at random 24.23",
+           "excess with 1 % kept by weight, and at random, minus that by activation, on the base as it "
+           "is and with planted outliers",
+           "the weights' size or chance loses less on one of the two bases", ("awq",), salient,
+           why={REPRODUCED: "An error of a weight is multiplied by its input, and some channels of the inputs are larger than "
+                "the rest."}),
+    better("AWQ's scales lose less than round to nearest at 3 bits, without clipping, and keep no weight in 16 bits",
+           "2306.00978", "",
+           "excess of round to nearest minus that of AWQ without clipping, on the base as it is and with "
+           "planted outliers",
+           "round to nearest loses less on one of the two bases", ("awq",), awq_scales,
+           why={SMALL: "On the base as it is few channels stand out, so scales have little to protect (a conjecture). Where "
+                "outliers are planted, the scales gain several δ."}),
     Claim("On normal numbers NF4 has a smaller error than FP4 E2M1, and FP4 E2M1 a smaller one than symmetric int4, in blocks "
           "of 64",
           "2305.14314", "perplexity 27.41 (NF4, double quantization), 31.07 (E2M1), 34.34 (int4)",
-          BETTER, RELATIVE, "relative RMS errors in blocks of 64",
-          "the order is another", ("formats",), nf4_on_numbers,
+          "relative RMS errors in blocks of 64",
+          "the order is another", ("formats",), nf4_on_numbers, BETTER, RELATIVE,
           by_construction="This is a fact about levels and normal numbers, without a model. In blocks of 16 and 32 symmetric "
           "int4 is ahead of FP4 E2M1."),
-    Claim("NF4 loses least of the 4-bit formats, on a model", "2305.14314", "as above",
-          BETTER, QUANTIZATION, "excess of each other format minus that of NF4, in blocks of 64",
-          "one of the other formats loses less", ("formats",), nf4_model,
-          why={SMALL: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
-               "matters on this base."}),
+    better("NF4 loses least of the 4-bit formats, on a model", "2305.14314", "as above",
+           "excess of each other format minus that of NF4, in blocks of 64",
+           "one of the other formats loses less", ("formats",), nf4_model,
+           why={SMALL: "FP4 E2M1 and integers with a zero point lose about δ more, so the order of the best three hardly "
+                "matters on this base."}),
     Claim("Double quantization saves 0.373 bits per weight and costs nothing", "2305.14314", "0.373 bits",
-          NOTHING, QUANTIZATION, "excess that quantizing the scales adds",
-          "the excess is δ or more", ("double_quantization",), double_quantization,
+          "excess that quantizing the scales adds",
+          "the excess is δ or more", ("double_quantization",), double_quantization, NOTHING, QUANTIZATION,
           by_construction="The bits are arithmetic, and eight bits hold the scales of blocks that resemble each other."),
     Claim("QLoRA learns as well as a LoRA on 16 bits", "2305.14314", "",
-          AS_GOOD, AT_LEAST, "share of the gain of LoRA on 16 bits over the 16-bit base, with NF4 and with double quantization",
-          "QLoRA reaches less than 90 % of the gain", ("qlora",), qlora,
+          "share of the gain of LoRA on 16 bits over the 16-bit base, with NF4 and with double quantization",
+          "QLoRA reaches less than 90 % of the gain", ("qlora",), qlora, AS_GOOD, AT_LEAST,
           why={REPRODUCED: "What NF4 costs is small, and the LoRA is trained on the rounded weights, so it makes up for most "
                "of that cost."}),
     Claim("Rounding a merged QLoRA again loses a part of what was learned", "2305.14314", "not measured there",
-          BETTER, FINE_TUNING, "test loss merged and rounded again, minus that before merging",
-          "nothing is lost", ("qlora",), merging, own=True,
+          "test loss merged and rounded again, minus that before merging",
+          "nothing is lost", ("qlora",), merging, BETTER, FINE_TUNING, own=True,
           by_construction="Rounding moves the weights away from where training put them."),
     Claim("LoftQ ends below QLoRA at 3 and 2 bits", "2310.08659", "",
-          BETTER, FINE_TUNING, "test loss of QLoRA minus that of LoftQ after 150 steps, each at its own rate",
-          "QLoRA ends lower at one of the two", ("loftq",), loftq,
+          "test loss of QLoRA minus that of LoftQ after 150 steps, each at its own rate",
+          "QLoRA ends lower at one of the two", ("loftq",), loftq, BETTER, FINE_TUNING,
           why={SMALL: "At 3 bits the lead is about δ. After twice as many steps the mean lead is smaller at both widths "
                "(that a better start only saves steps is a conjecture)."}),
-    Claim("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", "",
-          BETTER, QUANTIZATION, "excess of GPTQ, which reads fewer rows of text, minus that of STE and of LSQ",
-          "GPTQ loses less than one of them", ("qat",), qat, own=True,
-          why={REPRODUCED: "GPTQ keeps the outputs of each layer near, one after the other. Training moves all of them towards "
-               "a smaller loss, and reads more text."}),
-    Claim("PEQA, which trains the scales alone, beats round to nearest", "2305.14152", "",
-          BETTER, QUANTIZATION, "excess of round to nearest minus that of PEQA, at 3 and 2 bits",
-          "round to nearest loses less", ("qat",), peqa, own=True,
-          by_construction="PEQA starts as round to nearest and is trained on the loss that judges it."),
-    Claim("LLM-QAT, trained on text that the model writes itself, beats GPTQ at 3 and 2 bits", "2305.17888",
-          "tested there at 4-8-4 and 8-8-8 bits",
-          BETTER, QUANTIZATION, "excess of GPTQ on an asymmetric grid minus that of LLM-QAT on a symmetric one",
-          "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True,
-          why={NOT_SHOWN: "At 3 bits these runs cannot tell the two apart, so nothing is decided for both widths. At 2 bits "
-               "LLM-QAT is ahead, although its grid is symmetric."}),
-    Claim("More parameters at 2 bits beat fewer at 16 bits, in about as many bytes of matrices", "2212.09720",
-          "4 bits are almost universally best for a given number of bits in all, 19M to 176B",
-          BETTER, QUANTIZATION, "test loss of a base at 16 bits minus that of the next larger base at 2 bits",
-          "the smaller base at 16 bits is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True,
-          why={CONTRADICTED: "At 2 bits the two larger bases lose more than their size had gained them. These pairs do not "
-               "test the paper's best, 4 bits."}),
+    better("Training with rounded weights beats GPTQ at 3 and 2 bits", "1902.08153", "",
+           "excess of GPTQ, which reads fewer rows of text, minus that of STE and of LSQ",
+           "GPTQ loses less than one of them", ("qat",), qat, own=True,
+           why={REPRODUCED: "GPTQ keeps the outputs of each layer near, one after the other. Training moves all of them "
+                "towards a smaller loss, and reads more text."}),
+    better("PEQA, which trains the scales alone, beats round to nearest", "2305.14152", "",
+           "excess of round to nearest minus that of PEQA, at 3 and 2 bits",
+           "round to nearest loses less", ("qat",), peqa, own=True,
+           by_construction="PEQA starts as round to nearest and is trained on the loss that judges it."),
+    better("LLM-QAT, trained on text that the model writes itself, beats GPTQ at 3 and 2 bits", "2305.17888",
+           "tested there at 4-8-4 and 8-8-8 bits",
+           "excess of GPTQ on an asymmetric grid minus that of LLM-QAT on a symmetric one",
+           "GPTQ loses less at one of the two", ("qat",), llm_qat, own=True,
+           why={NOT_SHOWN: "At 3 bits these runs cannot tell the two apart, so nothing is decided for both widths. At 2 bits "
+                "LLM-QAT is ahead, although its grid is symmetric."}),
+    better("More parameters at 2 bits beat fewer at 16 bits, in about as many bytes of matrices", "2212.09720",
+           "4 bits are almost universally best for a given number of bits in all, 19M to 176B",
+           "test loss of a base at 16 bits minus that of the next larger base at 2 bits",
+           "the smaller base at 16 bits is ahead in one of the two pairs", ("bits_vs_parameters",), more_parameters, own=True,
+           why={CONTRADICTED: "At 2 bits the two larger bases lose more than their size had gained them. These pairs do not "
+                "test the paper's best, 4 bits."}),
 )

@@ -6,11 +6,10 @@ from pathlib import Path
 from .. import markdown
 from ..stored import load
 from . import rule
-from .earlier import EARLIER
 from .rule import BY_CONSTRUCTION, NOT_MEASURED, VERDICTS, Claim, Judgement, judge
 from .words import pm
 
-__all__ = ["brief", "count", "details", "earlier", "in_words", "judged", "table", "the_rule"]
+__all__ = ["count", "details", "in_words", "judged", "table", "the_rule"]
 
 
 def judged(folder: str | Path, claims: Iterable[Claim]) -> list[Judgement]:
@@ -36,9 +35,9 @@ def the_rule() -> str:
 def table(folder: str | Path, claims: Iterable[Claim]) -> str:
     """The count, the claims that count with effects, verdicts and reasons, and those that hold by construction."""
     judgements = judged(folder, claims)
-    counted = [(j.claim.text, source(j.claim), effects(j), said(j), j.why) for j in judgements if not j.claim.by_construction]
-    others = [(j.claim.text, source(j.claim), j.finding.measured if j.finding else command(j.claim), j.why)
-              for j in judgements if j.claim.by_construction]
+    row = lambda j, measured: (j.claim.text, source(j.claim), *measured, j.why)
+    counted = [row(j, (effects(j), said(j))) for j in judgements if not j.claim.by_construction]
+    others = [row(j, [means(j)]) for j in judgements if j.claim.by_construction]
     parts = [count(judgements), markdown.table(("claim", "paper", "effect ± 95 % interval", "verdict", "why"), counted)]
     if others:
         parts += ["These hold by construction, and do not count:",
@@ -48,17 +47,10 @@ def table(folder: str | Path, claims: Iterable[Claim]) -> str:
 
 def details(folder: str | Path, claims: Iterable[Claim]) -> str:
     """What was fixed before the runs (contrast, kind, δ, what would refute it), the means behind the effects, and p."""
-    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted,
-             j.finding.measured if j.finding else command(j.claim), f"{j.p:.2g}" if j.finding else "")
+    rows = [(j.claim.text, j.claim.contrast, f"{j.claim.kind}, {j.claim.delta}", j.claim.refuted, means(j),
+             f"{j.p:.2g}" if j.finding else "")
             for j in judged(folder, claims) if not j.claim.by_construction]
     return markdown.table(("claim", "contrast", "kind, δ", "refuted if", "means", "p (Holm)"), rows)
-
-
-def brief(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """The count, then claim, paper and verdict."""
-    judgements = judged(folder, claims)
-    rows = [(j.claim.text, link(j.claim.paper), j.verdict) for j in judgements]
-    return f"{count(judgements)}\n\n{markdown.table(('claim', 'paper', 'here'), rows)}"
 
 
 def count(judgements: Iterable[Judgement]) -> str:
@@ -70,19 +62,17 @@ def count(judgements: Iterable[Judgement]) -> str:
             + f"; {others} more hold by construction" * bool(others) + ".")
 
 
-def earlier(folder: str | Path, claims: Iterable[Claim]) -> str:
-    """The verdicts of the rule before this one, beside those of this one, with the reason for each."""
-    rows = [(old.text, old.verdict, said(j), old.reason(j)) for j in judged(folder, claims)
-            for old in EARLIER if j.claim.text.startswith(old.now)]
-    return markdown.table(("claim", "verdict before", "verdict now", "why"), rows)
-
-
 # -- one claim -------------------------------------------------------------------------------------
 def in_words(j: Judgement) -> str:
     """What was measured for a claim and its verdict, in one line; or how to measure it."""
     if j.finding is None: return command(j.claim)
     if j.claim.by_construction: return f"{j.finding.measured}. It holds by construction"
     return f"{j.finding.measured}. In favour of the claim: {effects(j)}. Verdict: {j.verdict}"
+
+
+def means(j: Judgement) -> str:
+    """Return what was measured, in words, or the command that measures it."""
+    return j.finding.measured if j.finding else command(j.claim)
 
 
 def effects(j: Judgement) -> str:

@@ -2,7 +2,7 @@
 import numpy as np
 
 from ...peft import AdaLoRA
-from ...text import tasks
+from ...text.tasks import planted
 from ...training.evaluation import evaluate
 from ..experiment import Experiment
 from ..tuning import WINDOWS, Arm, fine_tune, pretrained, test_loss, tested
@@ -36,7 +36,7 @@ def measure_planted(targets: tuple[str, ...], seed: int, settings: dict) -> dict
     model = pretrained()
     paths = [p for p, m in model.named_modules() if p.startswith("blocks.") and hasattr(m, "d_in") and ".attention." in p]
     dealt = np.random.default_rng([seed, 7]).permutation(np.resize(settings["dealt"], len(paths))).tolist()
-    task = tasks.planted(model, dict(zip(paths, dealt, strict=True)), effect=settings["effect"], context=128, held_out=4096,
+    task = planted(model, dict(zip(paths, dealt, strict=True)), effect=settings["effect"], context=128, held_out=4096,
                          rng=seed)
     target = round(np.mean(dealt))
     method = AdaLoRA(init_rank=settings["init_rank"], target_rank=target, targets=targets)

@@ -23,7 +23,8 @@ def measure(difference: Difference, seed: int, settings: dict) -> dict:
     """For every step h, the error of the difference of ⟨u, f(x + hv)⟩ along a random v, relative to the derivative that
     backward gives in float64."""
     rng, d = np.random.default_rng([seed, 4]), settings["width"]
-    x, W, V, v, u = (rng.standard_normal(shape) for shape in ((d, d), (4 * d, d), (d, 4 * d), (d, d), (d, d)))
+    x, W, V = map(rng.standard_normal, [(d, d), (4 * d, d), (d, 4 * d)])
+    v, u = rng.standard_normal((2, d, d))
     W, V, v = W / d**0.5, V / d**0.5, v / np.linalg.norm(v)
     rest = [W, V, np.ones(d), np.zeros(d)]
     leaf = Tensor(x, requires_grad=True)
@@ -33,11 +34,17 @@ def measure(difference: Difference, seed: int, settings: dict) -> dict:
     rest = [Tensor(a) for a in rest]
 
     def slope(h):
-        with no_grad(): up, down = (layers(Tensor(x + x.dtype.type(s * h) * v), *rest).data for s in (1, -1))
+        step = x.dtype.type(h) * v
+        with no_grad():
+            up = layers(Tensor(x + step), *rest).data
+            down = layers(Tensor(x - step), *rest).data
         return float(np.vdot(u, up) - np.vdot(u, down)) / (2 * h)
 
-    fourth = difference.order == 4
-    return {"error": [abs(((4 * slope(h / 2) - slope(h)) / 3 if fourth else slope(h)) / exact - 1) for h in settings["steps"]]}
+    slopes = [slope(h) for h in settings["steps"]]
+    if difference.order == 4:
+        halved = [slope(h / 2) for h in settings["steps"]]
+        slopes = [(4 * fine - coarse) / 3 for fine, coarse in zip(halved, slopes, strict=True)]
+    return {"error": [abs(s / exact - 1) for s in slopes]}
 
 
 GRADIENT_CHECK = Experiment(

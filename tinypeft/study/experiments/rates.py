@@ -20,7 +20,7 @@ from .arms import TRIED
 from .qat import SETTINGS as QAT_SETTINGS
 from .qat import TRAINED, Trained, excess_after
 
-__all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "at_edge", "best_rates", "search", "write_best"]
+__all__ = ["CLASSIFY_RATES", "QUANT_RATES", "RATES", "best_rates", "search", "write_best"]
 
 FACTOR = 1.8
 
@@ -95,12 +95,6 @@ QUANT_RATES = Experiment(
     METRICS | {"loss": "nats/token over float32, validation windows of the base's own text, one per rate"},
     measure_quant, TRAINED, SEARCH | QAT_SETTINGS,
     BRIEF | {"rows": 4, "calibration": 8, "test": 16, "conditions": ("STE, 2 bits",)}, seeds=(100,))
-
-
-def at_edge(results: Results) -> list[str]:
-    """The arms whose best rate is the smallest or the largest that was tried, or diverges: the search did not find it."""
-    return [label for label, runs in results.record["runs"].items() for found in runs.values()
-            if not 0 < int(np.argmin(found["loss"])) < len(found["loss"]) - 1 or not np.isfinite(min(found["loss"]))]
 
 
 # -- the file of the best rates ------------------------------------------------------------------

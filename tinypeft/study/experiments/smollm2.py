@@ -29,7 +29,7 @@ from ...peft import (
     PTuning,
     PTuningV2,
 )
-from ...text import tasks
+from ...text.tasks import domain, invented
 from ...training.evaluation import evaluate
 from ..experiment import Experiment, Results
 from ..tuning import Arm, fine_tune
@@ -54,8 +54,8 @@ def smollm2() -> Decoder:
 @functools.cache
 def text(name: str, held_out: int) -> Task:
     """The task `name` in SmolLM2's tokens; of domain, about `held_out` tokens of validation and of test."""
-    if name == "invented": return tasks.invented(smollm2())
-    return tasks.domain(smollm2(), context=128, held_out=held_out)
+    if name == "invented": return invented(smollm2())
+    return domain(smollm2(), context=128, held_out=held_out)
 
 
 def rates(arm: Arm, seed: int, settings: dict) -> dict:

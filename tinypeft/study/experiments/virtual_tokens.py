@@ -18,7 +18,8 @@ def attention(tuned: PeftModel, tokens: np.ndarray) -> np.ndarray:
         for block, (K, V) in zip(model.blocks, prefix, strict=True):
             a, x = block.attention, block.norm1(h)
             q, k = (layer(x).reshape(B, T, a.n_heads, -1).transpose(0, 2, 1, 3) for layer in (a.query, a.key))
-            scores = (q @ concatenate([K + np.zeros((B, 1, 1, 1)), k], axis=2).transpose(0, 1, 3, 2)).data / q.shape[-1] ** 0.5
+            keys = concatenate([K + np.zeros((B, 1, 1, 1)), k], axis=2)
+            scores = (q @ keys.transpose(0, 1, 3, 2)).data / q.shape[-1] ** 0.5
             scores = np.where(np.tri(T, P + T, P, dtype=bool), scores, -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             found.append(weights / weights.sum(-1, keepdims=True))

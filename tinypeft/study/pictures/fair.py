@@ -6,13 +6,14 @@ import numpy as np
 
 from .. import plot
 from ..about import about
+from ..claims.rule import FINE_TUNING
 from ..experiment import Results, half_width
 from ..experiments import EXPERIMENTS
 from ..stored import load
 
 __all__ = ["forgetting", "lengths", "pareto", "rates", "sizes"]
 
-MARGIN = 0.02                                            # nats/token, what counts as a difference in fine-tuning (`claims`)
+MARGIN = FINE_TUNING.size                                # nats/token, the δ of the claims
 
 
 # -- learned against forgotten -------------------------------------------------------------------
@@ -25,12 +26,10 @@ def forgetting(results: Path) -> plot.Drawing:
     curve = {m: points(r, m, best[m]) for m in methods}
     fig, ax = plot.figure(height=4.6)
     for m, (x, y, at) in curve.items():
-        colour, marker, *style = about(m).look
         for part, alpha in ((slice(at + 1), 1), (slice(at, None), 0.4)):                      # pale: rates above the best
-            ax.plot(x[part], y[part], color=plot.COLOURS[colour], marker=marker, ms=4, lw=1.2, ls=(style or ["-"])[0],
-                    alpha=alpha)
+            ax.plot(x[part], y[part], ms=4, lw=1.2, alpha=alpha, **plot.line(about(m).look))
         halves = {f"{axis}err": interval[at] for axis, interval in zip("xy", spread(r, m), strict=True)}
-        ax.errorbar(x[at], y[at], capsize=2, ms=8, ls="none", **plot.mark(m), **halves)
+        ax.errorbar(x[at], y[at], ms=8, ls="none", **plot.mark(m), **halves)
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.margins(0.14, 0.08)
     ax.set(xlabel="learned: loss on the new text falls by (nats/token)", ylabel="forgotten: loss on the old rises by")
@@ -103,19 +102,18 @@ def sizes(results: Path) -> plot.Drawing:
     n = np.array([float(r.mean(f"full {b}", "parameters")) for b in bases])
     share = {m: [shares(r, f"{m} {b}", r, f"full {b}", "gain") for b in bases] for m in methods}
     fig, ax = plot.figure(height=3.4)
+    ends = []
     for i, m in enumerate(methods):
-        look = about(m).look
         mean, half = (np.array([f(s) for s in share[m]]) for f in (np.mean, half_width))
-        ax.errorbar(n * 1.04 ** (i - 1), 100 * mean, yerr=100 * half, capsize=2, ms=7, color=plot.COLOURS[look[0]],
-                    marker=look[1], ls=(*look[2:], "-")[0])
+        ax.errorbar(n * 1.04 ** (i - 1), 100 * mean, yerr=100 * half, ms=7, **plot.line(about(m).look))
+        ends.append((n[-1] * 1.04 ** (i - 1), 100 * np.mean(share[m][-1]), about(m).short, plot.mark(m)["color"]))
     ax.axhline(100, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set_xscale("log")
     ax.set_xticks(n, [f"{x / 1000:,.0f} k" for x in n])
     ax.minorticks_off()
     ax.set(xlabel="parameters of the base", ylabel="share of full fine-tuning's gain (%)")
-    plot.label_ends(ax, [(n[-1] * 1.04 ** (i - 1), 100 * np.mean(share[m][-1]), about(m).short, plot.COLOURS[about(m).look[0]])
-                         for i, m in enumerate(methods)], gap=4)
+    plot.label_ends(ax, ends, gap=4)
 
     def said(m: str) -> str:
         step = share[m][-1] - share[m][0]
@@ -164,9 +162,8 @@ def lengths(results: Path) -> plot.Drawing:
         steps = sorted(by_steps)
         gains = [frozen - by_steps[s][0].values(by_steps[s][1], "loss") for s in steps]
         mean, half = (np.array([f(g) for g in gains]) for f in (np.mean, half_width))
-        colour, marker, *style = about(m).look
-        ax.errorbar(steps, mean, yerr=half, capsize=2, ms=7, color=plot.COLOURS[colour], marker=marker, ls=(style or ["-"])[0])
-        ends.append((steps[-1], mean[-1], about(m).short, plot.COLOURS[colour]))
+        ax.errorbar(steps, mean, yerr=half, ms=7, **plot.line(about(m).look))
+        ends.append((steps[-1], mean[-1], about(m).short, plot.mark(m)["color"]))
         if m != "full": share[m] = {s: shares(*by_steps[s], *at["full"][s], "loss", frozen) for s in steps if s in at["full"]}
     every = sorted({s for by_steps in at.values() for s in by_steps})
     ax.set_xscale("log")
@@ -270,7 +267,7 @@ def pareto(results: Path) -> plot.Drawing:
         front[label] = [m for m in methods if not any(x[o] <= x[m] and y[o] < y[m] for o in methods)]
         ladder = sorted((x[m], y[m]) for m in front[label])
         ax.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
-        for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), capsize=2, ms=7, ls="none", **plot.mark(m))
+        for m in methods: ax.errorbar(x[m], y[m], yerr=r.interval(m, "loss"), ms=7, ls="none", **plot.mark(m))
         base = plot.reference_line(ax, frozen, about("frozen").short)
         ax.margins(x=0.12, y=0.1)
         if ax is axes[0]:

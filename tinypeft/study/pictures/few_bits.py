@@ -23,7 +23,7 @@ def qlora(results: Path) -> plot.Drawing:
         for metric, mean in zip(there, means, strict=True):
             colour, marker, _ = looks[metric]
             face = {"markerfacecolor": "white"} if metric == "before" else {}
-            ax.errorbar(mean, y, xerr=r.interval(base, metric), capsize=2, ls="none", ms=7, color=plot.COLOURS[colour],
+            ax.errorbar(mean, y, xerr=r.interval(base, metric), ls="none", ms=7, color=plot.COLOURS[colour],
                         marker=marker, **face)
     ax.axvline(r.mean("16 bits", "after"), color=plot.COLOURS["grey"], lw=1, ls="--")
     ax.set_yticks(range(len(r.conditions)), r.conditions)
@@ -91,12 +91,11 @@ def qat(results: Path) -> plot.Drawing:
     bits = [b for b in (4, 3, 2) if f"GPTQ, {b} bits" in r.conditions]
     fig, ax = plot.figure(height=3.8)
     ends, mean = [], {}
-    for name, (colour, marker, *style) in QAT.items():
+    for name, look in QAT.items():
         found = [r.difference(f"{name}, {b} bits", floor, "excess") for b in bits]
         mean[name] = [m for m, _ in found]
-        ax.errorbar(bits, mean[name], yerr=[h for _, h in found], capsize=2, color=plot.COLOURS[colour], marker=marker, ms=6,
-                    ls=(style or ["-"])[0])
-        ends.append((2, mean[name][-1], name, plot.COLOURS[colour]))
+        ax.errorbar(bits, mean[name], yerr=[h for _, h in found], ms=6, **plot.line(look))
+        ends.append((2, mean[name][-1], name, plot.COLOURS[look[0]]))
     ax.set(yscale="log", xlim=(bits[0] + 0.1, 1.95), xlabel="bits", ylabel="loss above float32 (nats/token)")
     ax.set_xticks(bits)
     plot.plain_log(ax.yaxis)
@@ -120,10 +119,11 @@ def schemes(results: Path) -> plot.Drawing:
     x, y = ({c: r.mean(c, metric) for c in r.conditions} for metric in ("bits", "excess"))
     front = [c for c in x if not any(x[o] <= x[c] and y[o] < y[c] for o in x)]
     fig, (left, right) = plot.figure(1, 2, height=5.4, width_ratios=(2.6, 1), sharey=True)
-    for ax, here in ((left, [c for c in x if x[c] < 6]), (right, [c for c in x if x[c] >= 6])):
-        for c in here:
-            hollow = {"mfc": "white"} if c.endswith("*") else {}
-            ax.errorbar(x[c], y[c], yerr=r.interval(c, "excess"), capsize=2, ls="none", ms=7, **plot.mark(names[c]), **hollow)
+    panels = {left: [c for c in x if x[c] < 6], right: [c for c in x if x[c] >= 6]}
+    for ax, labels in panels.items():
+        for c in labels:
+            look = plot.mark(names[c]) | ({"mfc": "white"} if c.endswith("*") else {})
+            ax.errorbar(x[c], y[c], yerr=r.interval(c, "excess"), ls="none", ms=7, **look)
         ax.axhline(0, color=plot.COLOURS["grey"], lw=1, ls="--")
     ladder = sorted((x[c], y[c]) for c in front if x[c] < 6)
     left.step(*zip(*ladder, strict=True), where="post", color="#BBBBBB", lw=1, zorder=1)
@@ -131,9 +131,8 @@ def schemes(results: Path) -> plot.Drawing:
     right.margins(x=0.6)
     left.set(ylabel="loss added (nats/token)", xlabel="bits per weight, all that is stored")
     right.set(xlabel="8-bit schemes")
-    for ax in (left, right):
-        plot.label_points(ax, [(x[c], y[c], c.replace(" bit", ""), plot.mark(names[c])["color"]) for c in x
-                               if (x[c] < 6) == (ax is left)])
+    for ax, labels in panels.items():
+        plot.label_points(ax, [(x[c], y[c], c.replace(" bit", ""), plot.mark(names[c])["color"]) for c in labels])
     four = min((c for c in x if 4 <= x[c] < 5 and not c.endswith("*")), key=y.get)
     return plot.Drawing(
         fig,

@@ -21,11 +21,11 @@ def rank(results: Path) -> plot.Drawing:
     fig, ax = plot.figure(height=3.8)
     mean = plot.band(ax, ranks, r, list(map(str, ranks)), "loss", ("blue", "o"))
     for i, b in enumerate(stabilized):
-        ax.errorbar(b, r.mean(f"{b}/sqrt", "loss"), yerr=r.interval(f"{b}/sqrt", "loss"), capsize=2, marker="s", ls="none",
+        ax.errorbar(b, r.mean(f"{b}/sqrt", "loss"), yerr=r.interval(f"{b}/sqrt", "loss"), marker="s", ls="none",
                     color=plot.COLOURS["orange"])
         if i == len(stabilized) - 1: scale = (b, r.mean(f"{b}/sqrt", "loss"), "α/√r", plot.COLOURS["orange"])
     every = others.mean("lora_all", "loss")
-    ax.errorbar(4, every, yerr=others.interval("lora_all", "loss"), capsize=2, **plot.mark("lora_all"))
+    ax.errorbar(4, every, yerr=others.interval("lora_all", "loss"), **plot.mark("lora_all"))
     ax.annotate("r = 4 on all six matrices", (4, every), xytext=(8, 0), textcoords="offset points", va="center",
                 color=plot.ink(plot.COLOURS["blue"]))
     plot.reference_line(ax, frozen, about("frozen").short)
@@ -54,7 +54,7 @@ def placement(results: Path) -> plot.Drawing:
     fig, ax = plot.figure(height=2.6)
     order = sorted(r.conditions, key=lambda c: -r.mean(c, "loss"))
     for y, c in enumerate(order):
-        ax.errorbar(r.mean(c, "loss"), y, xerr=r.interval(c, "loss"), capsize=2, ls="none", ms=7, **plot.mark("lora"))
+        ax.errorbar(r.mean(c, "loss"), y, xerr=r.interval(c, "loss"), ls="none", ms=7, **plot.mark("lora"))
     ax.set_yticks(range(len(order)), [c.replace("W", "$W_").replace("q ", "q$ ").replace("v ", "v$ ").replace("q,", "q$,")
                                       if c.startswith("W") else c for c in order])
     ax.invert_yaxis()
@@ -143,11 +143,12 @@ def planted(results: Path) -> plot.Drawing:
     fig, ax = plot.figure(height=3.6)
     kinds = {"query": ("blue", "o"), "key": ("sky", "s"), "value": ("vermillion", "^"), "output": ("orange", "D")}
     ranks = np.unique(dealt).astype(int)
-    for offset, (i, (kind, (colour, marker))) in zip((-0.24, -0.08, 0.08, 0.24), enumerate(kinds.items()), strict=True):
+    for i, (kind, (colour, marker)) in enumerate(kinds.items()):
         of_kind = np.arange(dealt.shape[1]) % len(kinds) == i
         y = [found[(dealt == b) & of_kind] for b in ranks]
-        ax.plot(np.arange(len(ranks)) + offset, [v.mean() if v.size else np.nan for v in y], color=plot.COLOURS[colour],
-                marker=marker, ls="none", ms=7, label=kind)
+        x = np.arange(len(ranks)) + (-0.24, -0.08, 0.08, 0.24)[i]
+        means = [v.mean() if v.size else np.nan for v in y]
+        ax.plot(x, means, color=plot.COLOURS[colour], marker=marker, ls="none", ms=7, label=kind)
     every = [found[dealt == b].mean() for b in ranks]
     ax.plot(range(len(ranks)), every, color="#606060", lw=1.2)
     ax.plot(range(len(ranks)), ranks, color="#999999", lw=1, ls="--")

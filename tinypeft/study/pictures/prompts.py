@@ -91,7 +91,7 @@ def prompt_sizes(results: Path) -> plot.Drawing:
         each = np.array([r.values(f"{name} {s}", "gain", r.seeds) / r.mean(f"full {s}", "gain") for s in sizes]).T
         share[name] = each.mean(0)
         if name != "full":
-            right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), capsize=2, color=plot.COLOURS[colour],
+            right.errorbar(x, 100 * share[name], yerr=100 * half_width(each), color=plot.COLOURS[colour],
                            marker=marker, ms=7)
     left.annotate("frozen", (x[0], r.mean(f"full {sizes[0]}", "before")), xytext=(2, 5), textcoords="offset points",
                   color="#606060")
@@ -134,7 +134,8 @@ def prefix_rates(results: Path) -> plot.Drawing:
     ax.set(xscale="log", xlabel="learning rate", ylabel="test loss (nats/token)", ylim=(low, top))
     ax.text(rates[0], frozen, "frozen base", va="bottom", fontsize=9, color=plot.ink(plot.COLOURS["grey"]))
     plot.key(fig, looks)
-    (a, at), (b, bt), (wild, wt), (tame, tt) = *(best[c] for c in looks), *(last[c] for c in looks)
+    (a, at), (b, bt) = best["reparameterized"], best["direct"]
+    (wild, wt), (tame, tt) = last["reparameterized"], last["direct"]
     return plot.Drawing(
         fig,
         f"The MLP in front of a prefix changes the best learning rate: it is {at:g} with the MLP and {bt:g} without it, and at "

@@ -190,7 +190,7 @@ def awq(results: Path) -> plot.Drawing:
     fig, axes = plot.figure(1, 2, height=2.8, sharey=True)
     for ax, where in zip(axes, ("as it is", "planted"), strict=True):
         for y, (name, (colour, marker)) in enumerate(AWQ.items()):
-            ax.errorbar(r.mean(f"{name}, {where}", "excess"), y, xerr=r.interval(f"{name}, {where}", "excess"), capsize=2,
+            ax.errorbar(r.mean(f"{name}, {where}", "excess"), y, xerr=r.interval(f"{name}, {where}", "excess"),
                         color=plot.COLOURS[colour], marker=marker, ms=6)
         ax.set_title(where, fontsize=9)
         ax.set(xlabel="loss added (nats/token)", xlim=(0, None))
