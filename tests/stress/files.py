@@ -18,9 +18,7 @@ import dataclasses
 import functools
 import json
 import multiprocessing
-import os
 import resource
-import select
 import shutil
 import signal
 import sys
@@ -49,6 +47,7 @@ from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError
 SECONDS, TIMES, SPARE, ADDRESSES = 5.0, 10, 64 << 20, 3 << 30  # per file; ADDRESSES: the child's whole address space
+FORK = multiprocessing.get_context("fork")
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 7))
 CONFIG = tp.GPTConfig(vocab_size=37, context_length=24, d_model=16, n_layers=2, n_heads=4)
 TEXT = "the cat sat on the mat and the dog on the cat " * 3
@@ -450,26 +449,23 @@ def copied(folder: Path, work: Path) -> Path:
 
 def in_child(work: Callable[[], object], seconds: float, traced: bool = False) -> object:
     """`work()` in a child process with a bounded address space; TimeoutError or RuntimeError if it does not end well."""
-    end, start = os.pipe()
-    if not (pid := os.fork()):
-        os.close(end)
+    def child():
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         signal.signal(signal.SIGALRM, _alarm)
         if traced: tracemalloc.start()             # five times slower, but exact
-        with contextlib.suppress(BaseException), os.fdopen(start, "wb") as f: f.write(json.dumps(work()).encode())
-        os._exit(0)
-    os.close(start)
-    answer, part, until = b"", b" ", time.monotonic() + seconds
-    with os.fdopen(end, "rb", buffering=0) as f:
-        while part:
-            ready, _, _ = select.select([f], [], [], max(0.0, until - time.monotonic()))
-            part = f.read(1 << 16) if ready else None
-            answer += part or b""
-    if part is None: os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    if part is None: raise TimeoutError(f"no end after {seconds} s")
-    if not answer: raise RuntimeError("the child died")
-    return json.loads(answer)
+        with contextlib.suppress(BaseException): answers.send(work())
+    receiver, answers = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=child)
+    process.start()
+    answers.close()
+    try:
+        if not receiver.poll(seconds): raise TimeoutError(f"no end after {seconds} s")
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError("the child died") from None
+    finally:
+        process.kill()
+        process.join()
 
 
 # -- the search --------------------------------------------------------------------------------------------------------
@@ -533,7 +529,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     start, each = time.time(), -(-args.count // len(KINDS))
-    with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, FORK) as pool:
         attacks_end = pool.submit(attacked)
         kinds = dict(zip(KINDS, pool.map(damaged_files, KINDS, [each] * len(KINDS), [args.seed] * len(KINDS)), strict=True))
         ends = attacks_end.result()
