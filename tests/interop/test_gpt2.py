@@ -17,12 +17,6 @@ from tinypeft.interop.huggingface import from_huggingface
 from tinypeft.text import BPETokenizer, base_corpus
 
 
-@pytest.fixture
-def transformers():
-    pytest.importorskip("torch")
-    return pytest.importorskip("transformers")
-
-
 def their_model(transformers, dtype, **fields):
     """A GPT-2 of transformers with random weights, biases and norms included."""
     import torch
