@@ -5,7 +5,7 @@ call this function must fail.
     python -m tests.stress.mutants peft/lora.py quant/uniform.py         the faults of two modules, and those not noticed
     python -m tests.stress.mutants peft/lora.py --record                 and write these counts to results/mutants.json
 
-The faults are planted in a copy of the package. Only the module's own tests run: tests/a/test_b.py of tinypeft/a/b.py.
+The faults are planted in a copy of the checkout. Only the module's own tests run: tests/a/test_b.py of tinypeft/a/b.py.
 Lines that raise an error stay as they are. Not all survivors are holes: some faults change no result (`None` for float64,
 which is the default), some only words, and some are noticed by the tests of another module.
 """
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = r"""
 [tool.mutmut]
 source_paths = ["tinypeft"]
+also_copy = ["lessons", "figures", "LICENSE"]
 only_mutate = ["tinypeft/{module}"]
 do_not_mutate_patterns = ['raise \w+']
 pytest_add_cli_args_test_selection = ["{tests}"]
@@ -48,7 +49,7 @@ def mutmut(folder, *arguments):
 def plant(module: str) -> tuple[dict[str, int], str]:
     """Plant every fault of a module, one at a time. Returns mutmut's counts, and the faults that no test noticed."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in "tinypeft", "tests": shutil.copytree(ROOT / name, Path(folder, name))
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "build"), dirs_exist_ok=True)
         settings = (ROOT / "pyproject.toml").read_text("utf-8") + SETTINGS.format(module=module, tests=own_tests(module))
         Path(folder, "pyproject.toml").write_text(settings, "utf-8")
         mutmut(folder, "run", "--max-children", "2")
