@@ -148,6 +148,12 @@ def torch():
     return pytest.importorskip("torch")
 
 
+@pytest.fixture
+def transformers(torch):
+    """transformers, with PyTorch, or the test is skipped."""
+    return pytest.importorskip("transformers")
+
+
 # -- what is computed ------------------------------------------------------------------------------
 class Watched(np.ndarray):
     """An array that notes every matrix product it, or what is computed from it, takes part in."""

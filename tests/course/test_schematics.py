@@ -1,8 +1,10 @@
 """Schematics: small, readable without the page's colours, described, and no text on another or across an edge."""
 import gc
 import re
+import tomllib
 import tracemalloc
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from matplotlib.ft2font import FT2Font
 
 import tinypeft as tp
 from tinypeft.course import percent, show
-from tinypeft.course.schematics import SCHEMATICS
+from tinypeft.course.schematics import SCHEMATICS, drawings
 from tinypeft.course.schematics.sheet import FROZEN, Sheet
 
 DRAWN = {name: draw() for name, draw in SCHEMATICS.items()}
@@ -117,6 +119,15 @@ def test_it_is_described(name):
 
 def test_there_is_one_for_each_lesson():
     assert len(SCHEMATICS) == len(percent.sources())
+
+
+def test_a_drawing_has_its_words_and_is_installed_with_the_package():
+    files = {path.stem: path for path in Path(drawings.__file__).parent.glob("*.svg")}
+    assert files.keys() == drawings.WORDS.keys() and files.keys() < SCHEMATICS.keys()
+    project = tomllib.loads((Path(tp.__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["tinypeft"]
+    installed = {path for pattern in patterns for path in Path(tp.__file__).parent.glob(pattern)}
+    assert set(files.values()) <= installed
 
 
 def test_it_is_shown_with_caption_and_description(monkeypatch):

@@ -24,12 +24,7 @@ from tinypeft.interop.peft_names import names_of
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 from tests.oracles import peft_folders as oracle  # noqa: E402
-
-TOKENS = np.random.default_rng(1).integers(1, 37, (3, 7))                # 0 is the classifier's padding
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-SEVEN = [7, 7, 7]
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*",
-                                        "ignore:The following rank_pattern keys")     # of AdaLoRA, which PEFT reads elsewhere
+from tests.oracles.peft_folders import CONFIG, SEVEN, TENSORS, TOKENS, pytestmark  # noqa: E402, F401
 
 ALL = ("query", "key", "value", "output", "up", "down")
 OURS = [

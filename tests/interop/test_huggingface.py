@@ -38,12 +38,6 @@ GEMMA = {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_th
                              "sliding_attention": {"rope_type": "default", "rope_theta": 30.0}}}
 
 
-@pytest.fixture
-def transformers():
-    pytest.importorskip("torch")
-    return pytest.importorskip("transformers")
-
-
 def their_model(transformers, kind, dtype="float32", **fields):
     """One of transformers' models with random weights, norms included."""
     import torch

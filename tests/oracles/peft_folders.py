@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import peft
+import pytest
 import torch
 from torch.nn import functional as F
 from transformers import (
@@ -19,6 +20,11 @@ import tinypeft as tp
 from .torch_llama import torch_llama
 
 LAYERS = {"attn.c_proj": "attention.output", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
+TOKENS = np.random.default_rng(1).integers(1, 37, (3, 7))                # 0 is the classifier's padding
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+SEVEN = [7, 7, 7]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft.*", "ignore::UserWarning:torch.*",
+                                        "ignore:The following rank_pattern keys")     # of AdaLoRA, which PEFT reads elsewhere
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 

@@ -1,9 +1,10 @@
 """Files built to take memory, to hang, to run code or to leave their folder; `files.py` reads them.
 
 An attack is (name, kind, change): `change(folder)` spoils a folder that holds a good file of the kind. All must be
-refused.
+refused. The tables say what is written; `attacks` makes each row an attack.
 """
-
+import functools
+import itertools
 import json
 import os
 import pickle
@@ -22,25 +23,12 @@ from tinypeft.interop.llama import ONLY
 
 __all__ = ["GGUFS", "MAIN", "attacks", "gguf_content", "save_gguf", "save_raw"]
 
-MAIN = {
-    "huggingface": "model.safetensors",
-    "other families": "model.safetensors",
-    "peft": "adapter_model.safetensors",
-    "adapter": "adapter.safetensors",
-    "adapter, several": "adapter.safetensors",
-    "pretrained": "weights.safetensors",
-    "quantized": "model.safetensors",
-    "checkpoint": "run.safetensors",
-    "tokenizer": "tokenizer.json",
-    "gguf": "model.gguf",
-}
-OWN = [kind for kind in MAIN if kind not in ("huggingface", "other families", "peft", "tokenizer", "gguf")]
-CONFIGS = {
-    "huggingface": "config.json",
-    "other families": "config.json",
-    "peft": "adapter_config.json",
-    "tokenizer": "tokenizer.json",
-}
+OWN = {"adapter": "adapter.safetensors", "adapter, several": "adapter.safetensors", "pretrained": "weights.safetensors",
+       "quantized": "model.safetensors", "checkpoint": "run.safetensors"}
+MAIN = {"huggingface": "model.safetensors", "other families": "model.safetensors", "peft": "adapter_model.safetensors",
+        **OWN, "tokenizer": "tokenizer.json", "gguf": "model.gguf"}
+CONFIGS = {"huggingface": "config.json", "other families": "config.json", "peft": "adapter_config.json",
+           "tokenizer": "tokenizer.json"}
 
 
 # -- writing without checks ------------------------------------------------------------------------------------------
@@ -54,21 +42,11 @@ def save_raw(path: Path, arrays: dict, meta: dict) -> None:
 class Trap:
     """A pickle of it makes a folder "sprung" where it is loaded."""
 
-    def __reduce__(self):
-        return os.mkdir, ("sprung",)
+    def __reduce__(self): return os.mkdir, ("sprung",)
 
 
-def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    def change(path):
-        path.unlink()
-        make(path)
-
-    return change
-
-
-def sparse(path, size=1 << 40):
-    with open(path, "wb") as f:
-        f.truncate(size)
+def sparse(path):
+    with open(path, "wb") as f: f.truncate(1 << 40)
 
 
 PLACES = {
@@ -93,22 +71,20 @@ TEXTS = {
 
 
 def header(text: bytes, data: bytes = b"") -> bytes:
+    """The start of a safetensors file."""
     return len(text).to_bytes(8, "little") + text + data
+
+
+def listed(name: str, shape: object, start: int, end: int) -> str:
+    return f'"{name}":{{"dtype":"F32","shape":{json.dumps(shape, separators=(",", ":"))},"data_offsets":[{start},{end}]}}'
 
 
 HEADERS = {
     "a header of 2^63 bytes": (1 << 63).to_bytes(8, "little") + b"{}",
     "a header as long as the file": (10**6).to_bytes(8, "little") + b" " * 100,
-    "a tensor of 4 TiB": header(
-        b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}', bytes(64)
-    ),
-    "a tensor of 2^63 axes' product": header(
-        b'{"x":{"dtype":"F32","shape":[4294967296,4294967296,4294967296,0],"data_offsets":[0,0]}}'
-    ),
-    "offsets that overlap": header(
-        b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
-        bytes(12),
-    ),
+    "a tensor of 4 TiB": header(f"{{{listed('x', [2**40], 0, 2**42)}}}".encode(), bytes(64)),
+    "a tensor of 2^63 axes' product": header(f"{{{listed('x', [2**32, 2**32, 2**32, 0], 0, 0)}}}".encode()),
+    "offsets that overlap": header(f"{{{listed('x', [2], 0, 8)},{listed('y', [2], 4, 12)}}}".encode(), bytes(12)),
     **{f"a header with {name}": header(text) for name, text in TEXTS.items()},
 }
 
@@ -131,13 +107,11 @@ def tensor(name, shape, kind=0, at=0):
 
 
 def field(name, value):
-    if isinstance(value, str):
-        return text(name) + struct.pack("<I", 8) + text(value)
+    if isinstance(value, str): return text(name) + struct.pack("<I", 8) + text(value)
     if isinstance(value, list) and all(isinstance(s, str) for s in value):
         return text(name) + struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
-    array = np.asarray(value)  # ValueError or OverflowError for what is no number
-    if array.dtype.str not in GGUF_TYPES or array.ndim > 1:
-        raise ValueError(f"GGUF has no type for {value}")
+    array = np.asarray(value)                              # ValueError or OverflowError for what is no number
+    if array.dtype.str not in GGUF_TYPES or array.ndim > 1: raise ValueError(f"GGUF has no type for {value}")
     kind = GGUF_TYPES[array.dtype.str]
     announced = struct.pack("<IIQ", 9, kind, len(array)) if array.ndim else struct.pack("<I", kind)
     return text(name) + announced + array.tobytes()
@@ -195,8 +169,7 @@ LARGE_GGUFS = {
     "ten million numbers": lambda: head(fields=1, rest=field("a", np.full(10**7, 999, np.uint16))),
     "fifty thousand strings": lambda: head(fields=1, rest=field("a", ["ab"] * 50_000)),
     "sixteen thousand tensors": lambda: head(
-        tensors=16_000, rest=b"".join(tensor(f"{i}", (4,), at=32 * i) for i in range(16_000)) + bytes(32 * 16_001)
-    ),
+        tensors=16_000, rest=b"".join(tensor(f"{i}", (4,), at=32 * i) for i in range(16_000)) + bytes(32 * 16_001)),
 }
 GGUF_FIELDS = {
     "general.architecture": ["gpt2", "", 3, ["llama"]],
@@ -222,63 +195,29 @@ GGUF_FIELDS = {
     "tokenizer.ggml.merges": [["a"], ["a b c"], ["€ €"], ["Ġ"], 3, np.zeros(3)],
     "tokenizer.ggml.eos_token_id": [-1, 0, 2**40, "x", [1]],
 }
+UP = "blk.1.ffn_up.weight"
+GGUF_TENSORS = {
+    "a tensor less": lambda t: t.pop(UP),
+    "a tensor more": lambda t: t.update(more=t[UP]),
+    "another name": lambda t: t.update({UP.upper(): t.pop(UP)}),
+    "another type": lambda t: t.update({UP: (1, *t[UP][1:])}),
+    "a flat weight": lambda t: t.update({UP: (t[UP][0], (64 * 32,), t[UP][2])}),
+    "a transposed weight": lambda t: t.update({UP: (t[UP][0], t[UP][1][::-1], t[UP][2])}),
+    "a weight that is not finite": lambda t: t.update({UP: (*t[UP][:2], np.full_like(t[UP][2], 0xFF))}),
+    "a norm that is not finite": lambda t: t.update({"output_norm.weight": (0, (32,), np.full(128, 0xFF, np.uint8))}),
+}
 
 
-def gguf_edited(edit: Callable[[dict, dict], object]) -> Callable[[Path], None]:
-    """Change the fields and tensors of a GGUF file."""
-
-    def change(folder):
-        fields, tensors = gguf_content(path := folder / MAIN["gguf"])
-        edit(fields, tensors)
-        save_gguf(path, fields, tensors)
-
-    return change
-
-
-def gguf_attacks() -> Iterator[tuple[str, Callable[[Path], object]]]:
-    for name, data in GGUFS.items():
-        yield name, lambda d, x=data: (d / MAIN["gguf"]).write_bytes(x)
-    for name, data in LARGE_GGUFS.items():
-        yield name, lambda d, make=data: (d / MAIN["gguf"]).write_bytes(make())
+def gguf_attacks() -> Iterator[tuple[str, Callable[[dict, dict], object]]]:
+    """(name, edit): edit changes the fields and tensors of a GGUF file."""
     for name, values in GGUF_FIELDS.items():
-        if not name.endswith(("key_length", "freq_base", "ggml.model")) and name[6:] not in ONLY:  # these may be missing
-            yield f"no {name}", gguf_edited(lambda fields, tensors, n=name: fields.pop(n))
-        for v in values:
-            yield f"{name} = {v}", gguf_edited(lambda fields, tensors, n=name, v=v: fields.update({n: v}))
-    up = "blk.1.ffn_up.weight"
-    for name, edit in {
-        "a tensor less": lambda t: t.pop(up),
-        "a tensor more": lambda t: t.update(more=t[up]),
-        "another name": lambda t: t.update({up.upper(): t.pop(up)}),
-        "another type": lambda t: t.update({up: (1, *t[up][1:])}),
-        "a flat weight": lambda t: t.update({up: (t[up][0], (64 * 32,), t[up][2])}),
-        "a transposed weight": lambda t: t.update({up: (t[up][0], t[up][1][::-1], t[up][2])}),
-        "a weight that is not finite": lambda t: t.update({up: (*t[up][:2], np.full_like(t[up][2], 0xFF))}),
-        "a norm that is not finite": lambda t: t.update({"output_norm.weight": (0, (32,), np.full(128, 0xFF, np.uint8))}),
-    }.items():
-        yield name, gguf_edited(lambda fields, tensors, edit=edit: edit(tensors))
+        may_be_missing = name.endswith(("key_length", "freq_base", "ggml.model")) or name[6:] in ONLY
+        if not may_be_missing: yield f"no {name}", lambda fields, tensors, n=name: fields.pop(n)
+        for v in values: yield f"{name} = {v}", lambda fields, tensors, n=name, v=v: fields.update({n: v})
+    for name, edit in GGUF_TENSORS.items(): yield name, lambda fields, tensors, edit=edit: edit(tensors)
 
 
-# -- forged descriptions and arrays ----------------------------------------------------------------------------------
-def edited(kind: str, edit: Callable[[dict, dict], object]) -> Callable[[Path], None]:
-    """Change arrays and description of one of our own files; the checksum fits."""
-
-    def change(folder):
-        arrays, meta = load_arrays(path := folder / MAIN[kind])
-        edit(arrays, meta)
-        save_raw(path, arrays, meta)
-
-    return change
-
-
-def object_edited(kind: str, **fields) -> Callable[[Path], None]:
-    def change(folder):
-        path = folder / CONFIGS[kind]
-        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
-
-    return change
-
-
+# -- forged descriptions and arrays: the values that a name is given ----------------------------------------------------
 SIZES = {
     "vocab_size": [2**22, 2**40, 0, "x", True],
     "d_model": [2**14, 2**40, 3],
@@ -297,28 +236,16 @@ FIELDS = {
     "init": ["__class__", 3],
     "more": [1],
 }
-NAMES = {
+PART = {
     "method": ["os.system", "LoRALinear", "", 3, "PeftModel.save"],
     "module": ["os", 3, None, "__main__"],
-    "head": [2**26, 2**40, -1, 1, True, "x"],
-    "format": [2, "1"],
-    "base": [3],
-    "config": [[], None, {}],
     "fields": [[], None, 3],
 }
+ADAPTER = {"head": [2**26, 2**40, -1, 1, True, "x"], "base": [3], "config": [[], None, {}]}
+PARTS = [{}, [], 3, None, {"": {}}, {"a/b": {}}, {"LoRA": 3}, {str(i): {} for i in range(10**5)}]
 ATTRIBUTES = {
-    "forward": "x",
-    "__class__": "x",
-    "__dict__": "x",
-    "dense_weight": 3,
-    "d_in": 3,
-    "children": None,
-    "parts": "x",
-    "bias": 3,
-    "weight": None,
-    "extra": {"array": "ndarray"},
-    "a": {"array": "Trap"},
-    "b": [1],
+    "forward": "x", "__class__": "x", "__dict__": "x", "dense_weight": 3, "d_in": 3, "children": None, "parts": "x",
+    "bias": 3, "weight": None, "extra": {"array": "ndarray"}, "a": {"array": "Trap"}, "b": [1],
 }
 TENSORS = {
     "bits": [64, 0, -1, True, "4", 16],
@@ -329,6 +256,67 @@ TENSORS = {
     "scale": [{}, 3, "x"],
     "more": [1],
 }
+QUANTIZED = {
+    "kinds": [[], [3], {}],
+    "layers": [{}, [], {"blocks.0": 0}, {"blocks.0.mlp.up": 99}, {"blocks.0.mlp.up": -1}],
+    "index": [{}, {"uint8": {"x": [2**62]}}, {"uint8": 3}, []],
+    "format": [3, [], {}, "2"],
+}
+CHECKPOINT = {
+    "step": [10**9, -1, 1.5, True, None, 3],
+    "history": [{}, None, "x", {"loss": []}],
+    "settings": [{}, None, 3],
+}
+PEFT = {
+    "r": [2**22, 2**40, 0, -1, "x", True],
+    "lora_alpha": [10**400, "x", []],
+    "target_modules": ["(a+)+$", "(.*)*x", [], 3, ["nothing"]],
+    "rank_pattern": [{"c_attn": 2**40}, 3],
+    "peft_type": ["x", "PROMPT_TUNING", None, "__class__"],
+    "num_virtual_tokens": [2**40],
+    "task_type": ["x"],
+    "use_dora": [True],
+    "bias": ["all"],
+    "layers_to_transform": [[2**40], "x"],
+    "modules_to_save": [["wte"]],
+}
+GPT2 = {
+    "vocab_size": [2**22, 2**40, -1, "x", True, 10**400],
+    "n_embd": [2**14, 3],
+    "n_layer": [2**22, 2**40, 0],
+    "n_head": [0, 3, True],
+    "n_positions": [2**40],
+    "layer_norm_epsilon": [-1, None, "x", 1e308],
+    "model_type": ["x"],
+    "activation_function": ["relu"],
+    "n_inner": [2**40],
+}
+LLAMA = {
+    "vocab_size": [2**40, -1, True, 10**400],
+    "hidden_size": [2**40, 10**400, "x", None],
+    "num_hidden_layers": [2**22, 2**40, 0, 1.5],
+    "num_attention_heads": [0, 3, 2**40],
+    "num_key_value_heads": [0, 3, None, 2**40],
+    "head_dim": [0, 5, None, 2**40],
+    "rope_theta": [0, -1, None, [], 1e5],
+    "rope_parameters": [3, [[]], {"rope_type": "yarn"}, {"rope_theta": None}, {"rope_theta": 1e5}, {"a": {}}],
+    "rope_scaling": [{"type": "linear", "factor": 1e308}, 3],
+    "layer_types": [["sliding_attention"], [[]], 3, {"a": 1}],
+    "hidden_act": ["relu", []],
+    "model_type": ["qwen2", "gemma3", "gemma3_text", "mistral", ["llama"], {}],
+    "tie_word_embeddings": [None, True, 2],
+    "rms_norm_eps": [-1, None, "x"],
+    "attention_bias": [True, "x", None],
+}
+TOKENIZER = {
+    "vocab": [{}, 3, {"a": 2**40}, {"a": True}],
+    "merges": [3, [3], [["a"]], [["a", "b", "c"]], ["ab"], [["é", "€"]]],
+    "end_of_text": [-1, 2**40, "x", None],
+    "special": [{"": 261}, {"x": 3}, 3],
+    "format": ["x"],
+}
+SHARDS = ("../../etc/passwd", "/dev/zero", "x" * 5000 + ".safetensors", "a\0.safetensors", "nothing.safetensors",
+          "../model.safetensors")
 BAD_ARRAYS = {
     "NaN": lambda a: np.full_like(a, np.nan),
     "inf": lambda a: np.full_like(a, np.inf),
@@ -339,32 +327,95 @@ BAD_ARRAYS = {
 }
 
 
+def whole(meta): return meta
+def config(meta): return meta["config"]
+def lora(meta): return meta["parts"]["LoRA"]
+def layer(meta): return meta["kinds"][0]
+
+
+# Whose description, where in it, and what is written there.
+MODELS = [kind for kind in OWN if "checkpoint" not in kind]
+ADAPTERS = "adapter", "adapter, several"
+DESCRIPTIONS = (
+    (MODELS, config, SIZES),
+    (ADAPTERS, lambda meta: lora(meta)["fields"], FIELDS),
+    (ADAPTERS, lora, PART),
+    (ADAPTERS, whole, ADAPTER | {"format": [2, "1"], "parts": PARTS}),
+    (["quantized"], layer, {name: [value] for name, value in ATTRIBUTES.items()}),
+    (["quantized"], lambda meta: layer(meta)["weight"]["QTensor"], TENSORS),
+    (["quantized"], whole, QUANTIZED),
+    (["checkpoint"], whole, CHECKPOINT),
+    (["peft"], whole, PEFT),
+    (["huggingface"], whole, GPT2),
+    (["other families"], whole, LLAMA),
+    (["tokenizer"], whole, TOKENIZER),
+)
+
+
+# -- each row is an attack -------------------------------------------------------------------------------------------
+def put(where: Callable[[dict], dict], name: str, value: object):
+    """An edit that gives `name` a value, where `where` says."""
+    def edit(arrays, meta): where(meta)[name] = value
+    return edit
+
+
+def edited(kind: str, edit: Callable[[dict, dict], object]) -> Callable[[Path], None]:
+    """Change what a file holds: arrays and description of one of our own, whose checksum then fits; the tensors and
+    fields of a GGUF file; somebody else's JSON."""
+    def change(folder):
+        path = folder / CONFIGS.get(kind, MAIN[kind])
+        if kind in CONFIGS: load, save = lambda p: ({}, json.loads(p.read_text("utf-8"))), save_json
+        elif kind == "gguf": load, save = gguf_content, save_gguf
+        else: load, save = load_arrays, save_raw
+        content = load(path)
+        edit(*content)
+        save(path, *content)
+    return change
+
+
+def save_json(path, arrays, meta): path.write_text(json.dumps(meta), "utf-8")
+
+
+def instead(make: Callable[[Path], object], file: str, folder: Path) -> None:
+    """Something else in the place of a file."""
+    (folder / file).unlink()
+    make(folder / file)
+
+
+def written(file: str, data: object, folder: Path) -> None:
+    (folder / file).write_bytes(data() if callable(data) else data)
+
+
+def shards(shard: str, folder: Path) -> None:
+    """An index in place of the single file."""
+    (folder / MAIN["huggingface"]).unlink()
+    (folder / f"{MAIN['huggingface']}.index.json").write_text(json.dumps({"weight_map": {"wte.weight": shard}}), "utf-8")
+
+
 def floats(arrays):
     """The name of an array of floats of more than one number."""
     return next(name for name, a in arrays.items() if a.dtype.kind == "f" and a.size > 1)
 
 
-def put(where: Callable[[dict], dict], name: str, value: object):
-    def edit(arrays, meta):
-        where(meta)[name] = value
-
-    return edit
-
-
-def of_all(where: Callable[[dict], dict], name: str, value: object):
-    """Set a part of the first quantized weight."""
-    return put(lambda meta: where(meta)["weight"]["QTensor"], name, value)
-
-
 def nested_scale(arrays, meta):
     q = meta["kinds"][0]["weight"]["QTensor"]
-    for _ in range(50):
-        q["scale"] = {**q["scale"], "scale": q["scale"]}
+    for _ in range(50): q["scale"] = {**q["scale"], "scale": q["scale"]}
 
 
-def everywhere(arrays, meta):
-    """A path that is no linear layer."""
-    meta["layers"]["token_embedding"] = 0
+def array_edits() -> dict[str, Callable[[dict, dict], object]]:
+    """Edits of the arrays of any file of our own, and one of its whole description."""
+    def spoilt(spoil): return lambda arrays, meta: arrays.update({(n := floats(arrays)): spoil(arrays[n])})
+    return {f"an array of {name}": spoilt(spoil) for name, spoil in BAD_ARRAYS.items()} | {
+        "an array more": lambda arrays, meta: arrays.update(more=np.ones(3, np.float32)),
+        "an array less": lambda arrays, meta: arrays.pop(floats(arrays)),
+        "no description": lambda arrays, meta: meta.clear()}
+
+
+def contents(kind: str, file: str) -> dict[str, object]:
+    """What may be written in place of a file."""
+    if file.endswith(".json"): return TEXTS
+    if kind == "gguf": return HEADERS | GGUFS | LARGE_GGUFS
+    return HEADERS
 
 
 def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
@@ -372,144 +423,20 @@ def attacks() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
     for kind, main in MAIN.items():
         for file in dict.fromkeys([main, CONFIGS.get(kind, main)]):
             for name, make in PLACES.items():
-                if "checkpoint" in kind and "link" in name:
-                    continue  # there is no file: training starts anew
-                yield f"{file} is {name}", kind, lambda d, f=file, m=make: instead(m)(d / f)
-            written = TEXTS if file.endswith(".json") else HEADERS
-            for name, data in written.items():
-                yield f"{file}: {name}", kind, lambda d, f=file, x=data: (d / f).write_bytes(x)
-    for name, change in gguf_attacks():
-        yield name, "gguf", change
+                if "checkpoint" in kind and "link" in name: continue       # there is no file: training starts anew
+                yield f"{file} is {name}", kind, functools.partial(instead, make, file)
+            for name, data in contents(kind, file).items():
+                yield f"{file}: {name}", kind, functools.partial(written, file, data)
+    for name, edit in gguf_attacks(): yield name, "gguf", edited("gguf", edit)
     for kind in OWN:
-        for name, spoil in BAD_ARRAYS.items():
-
-            def edit(arrays, meta, spoil=spoil):
-                arrays[floats(arrays)] = spoil(arrays[floats(arrays)])
-
-            yield f"an array of {name}", kind, edited(kind, edit)
-        yield "an array more", kind, edited(kind, lambda arrays, meta: arrays.update(more=np.ones(3, np.float32)))
-        yield "an array less", kind, edited(kind, lambda arrays, meta: arrays.pop(floats(arrays)))
-        yield "no description", kind, edited(kind, lambda arrays, meta: meta.clear())
-        if "checkpoint" in kind:
-            continue
-        for name, values in SIZES.items():
-            for value in values:
-                yield f"config.{name} = {str(value)[:20]}", kind, edited(kind, put(lambda m: m["config"], name, value))
-    entry, whole = lambda m: m["parts"]["LoRA"], lambda m: m
-    for kind in "adapter", "adapter, several":
-        for name, values in FIELDS.items():
-            for value in values:
-                yield f"fields.{name} = {str(value)[:20]}", kind, edited(
-                    kind, put(lambda m: entry(m)["fields"], name, value)
-                )
-        for name, values in NAMES.items():
-            place = entry if name in ("method", "module", "fields") else whole
-            for value in values:
-                yield f"{name} = {str(value)[:20]}", kind, edited(kind, put(place, name, value))
-    for value in ({}, [], 3, None, {"": {}}, {"a/b": {}}, {"LoRA": 3}, {str(i): {} for i in range(10**5)}):
-        yield f"parts = {str(value)[:20]}", "adapter, several", edited("adapter, several", put(lambda m: m, "parts", value))
-    for name, value in ATTRIBUTES.items():
-        yield f"a layer's {name} = {value}", "quantized", edited("quantized", put(lambda m: m["kinds"][0], name, value))
-    for name, values in TENSORS.items():
-        for value in values:
-            yield (
-                f"a weight's {name} = {str(value)[:20]}",
-                "quantized",
-                edited("quantized", of_all(lambda m: m["kinds"][0], name, value)),
-            )
-    for name, value in {
-        "kinds": [[], [3], {}],
-        "layers": [{}, [], {"blocks.0": 0}, {"blocks.0.mlp.up": 99}, {"blocks.0.mlp.up": -1}],
-        "index": [{}, {"uint8": {"x": [2**62]}}, {"uint8": 3}, []],
-        "format": [3, [], {}, "2"],
-    }.items():
-        for v in value:
-            yield f"{name} = {v}", "quantized", edited("quantized", put(lambda m: m, name, v))
+        for name, edit in array_edits().items(): yield name, kind, edited(kind, edit)
+    for kinds, where, table in DESCRIPTIONS:
+        for kind, (name, values) in itertools.product(kinds, table.items()):
+            for value in values: yield f"{name} = {str(value)[:30]}", kind, edited(kind, put(where, name, value))
     yield "scales of scales of scales", "quantized", edited("quantized", nested_scale)
-    yield "a layer in place of the embedding", "quantized", edited("quantized", everywhere)
-    for name, value in {
-        "step": [10**9, -1, 1.5, True, None, 3],
-        "history": [{}, None, "x", {"loss": []}],
-        "settings": [{}, None, 3],
-    }.items():
-        for v in value:
-            yield f"{name} = {v}", "checkpoint", edited("checkpoint", put(lambda m: m, name, v))
+    embedding = put(lambda meta: meta["layers"], "token_embedding", 0)
+    yield "a layer in place of the embedding", "quantized", edited("quantized", embedding)
     for t in -1, 0, 3, 2**40:
-        yield (
-            f"an optimizer of {t} steps",
-            "checkpoint",
-            edited("checkpoint", lambda a, m, t=t: a.update({"optimizer/t": np.array(t)})),
-        )
-    for name, values in {
-        "r": [2**22, 2**40, 0, -1, "x", True],
-        "lora_alpha": [10**400, "x", []],
-        "target_modules": ["(a+)+$", "(.*)*x", [], 3, ["nothing"]],
-        "rank_pattern": [{"c_attn": 2**40}, 3],
-        "peft_type": ["x", "PROMPT_TUNING", None, "__class__"],
-        "num_virtual_tokens": [2**40],
-        "task_type": ["x"],
-        "use_dora": [True],
-        "bias": ["all"],
-        "layers_to_transform": [[2**40], "x"],
-        "modules_to_save": [["wte"]],
-    }.items():
-        for v in values:
-            yield f"{name} = {str(v)[:30]}", "peft", object_edited("peft", **{name: v})
-    for name, values in {
-        "vocab_size": [2**22, 2**40, -1, "x", True, 10**400],
-        "n_embd": [2**14, 3],
-        "n_layer": [2**22, 2**40, 0],
-        "n_head": [0, 3, True],
-        "n_positions": [2**40],
-        "layer_norm_epsilon": [-1, None, "x", 1e308],
-        "model_type": ["x"],
-        "activation_function": ["relu"],
-        "n_inner": [2**40],
-    }.items():
-        for v in values:
-            yield f"{name} = {str(v)[:20]}", "huggingface", object_edited("huggingface", **{name: v})
-    for name, values in {
-        "vocab_size": [2**40, -1, True, 10**400],
-        "hidden_size": [2**40, 10**400, "x", None],
-        "num_hidden_layers": [2**22, 2**40, 0, 1.5],
-        "num_attention_heads": [0, 3, 2**40],
-        "num_key_value_heads": [0, 3, None, 2**40],
-        "head_dim": [0, 5, None, 2**40],
-        "rope_theta": [0, -1, None, [], 1e5],
-        "rope_parameters": [3, [[]], {"rope_type": "yarn"}, {"rope_theta": None}, {"rope_theta": 1e5}, {"a": {}}],
-        "rope_scaling": [{"type": "linear", "factor": 1e308}, 3],
-        "layer_types": [["sliding_attention"], [[]], 3, {"a": 1}],
-        "hidden_act": ["relu", []],
-        "model_type": ["qwen2", "gemma3", "gemma3_text", "mistral", ["llama"], {}],
-        "tie_word_embeddings": [None, True, 2],
-        "rms_norm_eps": [-1, None, "x"],
-        "attention_bias": [True, "x", None],
-    }.items():
-        for v in values:
-            yield f"{name} = {str(v)[:20]}", "other families", object_edited("other families", **{name: v})
-    for shard in (
-        "../../etc/passwd",
-        "/dev/zero",
-        "x" * 5000 + ".safetensors",
-        "a\0.safetensors",
-        "nothing.safetensors",
-        "../model.safetensors",
-    ):
-        yield f"a shard {shard[:30]!r}", "huggingface", lambda d, s=shard: shards(d, s)
-    for name, values in {
-        "vocab": [{}, 3, {"a": 2**40}, {"a": True}],
-        "merges": [3, [3], [["a"]], [["a", "b", "c"]], ["ab"], [["é", "€"]]],
-        "end_of_text": [-1, 2**40, "x", None],
-        "special": [{"": 261}, {"x": 3}, 3],
-        "format": ["x"],
-    }.items():
-        for v in values:
-            yield f"{name} = {str(v)[:20]}", "tokenizer", object_edited("tokenizer", **{name: v})
-
-
-def shards(folder: Path, shard: str) -> None:
-    """An index in place of the single file."""
-    (folder / MAIN["huggingface"]).unlink()
-    (folder / f"{MAIN['huggingface']}.index.json").write_text(
-        json.dumps({"weight_map": {"wte.weight": shard}}), "utf-8"
-    )
+        def edit(arrays, meta, t=t): arrays["optimizer/t"] = np.array(t)
+        yield f"an optimizer of {t} steps", "checkpoint", edited("checkpoint", edit)
+    for shard in SHARDS: yield f"a shard {shard[:30]!r}", "huggingface", functools.partial(shards, shard)

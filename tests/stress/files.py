@@ -9,18 +9,16 @@ never more memory than ten times the file's size and 64 MiB; no number that is n
 after a refusal. A damaged file of tinypeft's own formats never loads with other numbers, because it has a checksum;
 Hugging Face's formats have none, so there a changed weight is a weight.
 """
-
 import argparse
 import collections
 import concurrent.futures
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import multiprocessing
-import os
 import resource
-import select
 import shutil
 import signal
 import sys
@@ -30,6 +28,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,44 +46,45 @@ from tinypeft.text.tokenizer import BPETokenizer
 
 NAMED = ValueError, KeyError, FileNotFoundError
 SECONDS, TIMES, SPARE, ADDRESSES = 5.0, 10, 64 << 20, 3 << 30  # per file; ADDRESSES: the child's whole address space
+FORK = multiprocessing.get_context("fork")
 TOKENS = np.random.default_rng(1).integers(0, 37, (2, 7))
 CONFIG = tp.GPTConfig(vocab_size=37, context_length=24, d_model=16, n_layers=2, n_heads=4)
-RANKS = (
-    tp.LoRA(rank=2),
-    tp.DyLoRA(rank=4),
-    tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1),
-    tp.PrefixTuning(length=3),
-    tp.BottleneckAdapter(bottleneck=4),
-    tp.PTuning((2, "target")),
-    tp.FullFineTuning(targets=("bias",)),
-)
-
-
-# -- the kinds: what a folder holds, and what is computed from it ----------------------------------------------------
-def model() -> tp.GPT:
-    return tp.GPT(CONFIG, rng=0)
-
-
-def logits(m: tp.GPT) -> np.ndarray:
-    with tp.no_grad(), np.errstate(all="ignore"):
-        return m(TOKENS).data
-
-
-def moved(m):
-    """Nothing at its start: what is 0 in a new method would hide errors."""
-    rng = np.random.default_rng(2)
-    for p in m.trainable_parameters():
-        p.assign((p.data + 0.05 * rng.standard_normal(p.shape)).astype(p.dtype))
-    return m
-
-
 TEXT = "the cat sat on the mat and the dog on the cat " * 3
+
+
+# -- what the files hold -----------------------------------------------------------------------------------------------
+def model(vocab_size: int = 37) -> tp.GPT:
+    return tp.GPT(dataclasses.replace(CONFIG, vocab_size=vocab_size), rng=0)
 
 
 def tokenizer() -> BPETokenizer:
     return BPETokenizer.train(TEXT, 262)
 
 
+def with_tokenizer(m):
+    m.tokenizer = tokenizer()
+    return m
+
+
+def logits(m: tp.GPT) -> np.ndarray:
+    with tp.no_grad(), np.errstate(all="ignore"): return m(TOKENS).data
+
+
+def moved(m):
+    """Nothing at its start: what is 0 in a new method would hide errors."""
+    rng = np.random.default_rng(2)
+    for p in m.trainable_parameters(): p.assign((p.data + 0.05 * rng.standard_normal(p.shape)).astype(p.dtype))
+    return m
+
+
+METHODS = [(tp.LoRA(rank=2),), (tp.DyLoRA(rank=4),), (tp.AdaLoRA(init_rank=4, target_rank=2, delta_t=1),),
+           (tp.PrefixTuning(length=3),), (tp.BottleneckAdapter(bottleneck=4),), (tp.PTuning((2, "target")),),
+           (tp.FullFineTuning(targets=("bias",)),)]
+SEVERAL = [(tp.LoRA(rank=2), tp.PrefixTuning(3, hidden=4)), (tp.LoRA(rank=2), tp.BottleneckAdapter(4))]
+PEFT = [tp.LoRA(rank=2), tp.AdaLoRA(init_rank=4, target_rank=2)]
+FAMILIES = [Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
+            Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
+            Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0)]
 SCHEMES = [
     lambda m: tp.quantize(m, tp.NF4(block_size=16, double_quant=True)),
     lambda m: tp.quantize(m, tp.Uniform(3)),
@@ -96,405 +96,250 @@ SCHEMES = [
 ]
 
 
-def settings(file):
-    return dict(steps=6, batch_size=2, checkpoint=file, progress=False, workers=1)
-
-
+# -- the kinds -------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass
 class Kind:
-    """A kind of file: `make(folder, i)` writes variant i, `read(folder)` reads it, sets `seen` to the model, and returns
-    what it computes. own: the kind has a checksum."""
-
-    own, variants = True, 1
-
-    def __init__(self):
-        self.base, self.seen = model(), None
-
-    def numbers(self):
-        """All numbers of what was read, decoded where they are codes."""
-        if self.seen is None:
-            return []
-        dense = [m.dense_weight() for _, m in self.seen.named_modules() if hasattr(m, "dense_weight")]
-        return dense + [a for a in self.seen.state_dict().values() if a.dtype.kind == "f"]
-
-    def make(self, folder: Path, i: int) -> None:
-        raise NotImplementedError
-
-    def read(self, folder: Path) -> list[np.ndarray]:
-        raise NotImplementedError
-
-    def state(self) -> str:
-        return fingerprint(self.base.state_dict())
+    """A kind of file: `make(folder, i)` writes variant i; `read(folder, base)` returns the model that it reads, or None,
+    and what is computed from it. own: it has a checksum."""
+    make: Callable[[Path, int], object]
+    read: Callable[[Path, tp.GPT], tuple[Any, list[np.ndarray]]]
+    variants: int = 1
+    own: bool = True
 
 
-class HuggingFace(Kind):
-    own = False
-
-    def make(self, folder, i):
-        m = tp.GPT(dataclasses.replace(CONFIG, vocab_size=262), rng=0)
-        m.tokenizer = tokenizer()
-        tp.save_model(m, folder)
-
-    def read(self, folder):
-        m = self.seen = tp.load_model(folder)
-        return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
+def adapter(methods, **options):
+    return lambda folder, i: moved(tp.attach(model(), *methods[i], **options)).save(folder)
 
 
-FAMILIES = [
-    Llama(LlamaConfig(37, 24, 16, 2, 4, 2, 12, 6, 100.0, tied=False), rng=0),
-    Llama(LlamaConfig(37, 24, 16, 2, 4, 1, 12, 6, 100.0, qk_norm=True), rng=0),
-    Gemma(GemmaConfig(37, 24, 16, 3, 4, 2, 12, 6, 4, 3, 100.0, 10.0, 6), rng=0),
-]
+def read_adapter(folder, base):
+    tuned = tp.load_adapter(base, folder)
+    try: return tuned, [logits(tuned)]
+    finally: tuned.detach()
 
 
-class OtherFamilies(HuggingFace):
-    """Folders of Llama, Qwen3 and Gemma 3, without tokenizers."""
-
-    variants = len(FAMILIES)
-
-    def make(self, folder, i):
-        tp.save_model(FAMILIES[i], folder)
+def encoded(m):
+    return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
 
 
-class Tokenizer(Kind):
-    own = False
-
-    def make(self, folder, i):
-        tokenizer().save(folder / "tokenizer.json")
-
-    def read(self, folder):
-        return [BPETokenizer.load(folder / "tokenizer.json").encode(TEXT)]
+def read_model(folder, base):
+    m = tp.load_model(folder)
+    return m, encoded(m)
 
 
-class GGUF(Kind):
+def make_gguf(folder, i):
     """A Llama with a tokenizer, its weights in floating point, and in blocks of two types."""
-
-    own, variants = False, 3
-
-    def make(self, folder, i):
-        m = Llama(LlamaConfig(262, 24, 32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64), rng=0)
-        m.tokenizer = tokenizer()
-        if i:
-            tp.quantize(m, tp.GGUF(["Q4_0", "Q8_0"][i - 1]))
-        write_gguf(folder / "model.gguf", m)
-
-    def read(self, folder):
-        decoded = from_gguf(folder / "model.gguf")
-        m = self.seen = from_gguf(folder / "model.gguf", quantized=True)
-        assert np.array_equal(logits(m), logits(decoded), equal_nan=True)
-        return [logits(m), *([] if m.tokenizer is None else [m.tokenizer.encode(TEXT)])]
+    config = LlamaConfig(262, 24, 32, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=64)
+    m = with_tokenizer(Llama(config, rng=0))
+    if i: tp.quantize(m, tp.GGUF(["Q4_0", "Q8_0"][i - 1]))
+    write_gguf(folder / "model.gguf", m)
 
 
-class Adapter(Kind):
-    variants, file = len(RANKS), "adapter.safetensors"
-
-    def make(self, folder, i):
-        tuned = moved(tp.attach(model(), RANKS[i], head=3))
-        tuned.save(folder)
-
-    def read(self, folder):
-        tuned = self.seen = tp.load_adapter(self.base, folder)
-        try:
-            return [logits(tuned)]
-        finally:
-            tuned.detach()
-
-    def state(self):
-        return f"{super().state()} {self.base.attached} {self.base.head}"
+def read_gguf(folder, base):
+    decoded = from_gguf(folder / "model.gguf")
+    m = from_gguf(folder / "model.gguf", quantized=True)
+    assert np.array_equal(logits(m), logits(decoded), equal_nan=True)
+    return m, encoded(m)
 
 
-class SeveralAdapters(Adapter):
-    """Two methods on one model; the first is a LoRA."""
-
-    variants = 2
-
-    def make(self, folder, i):
-        second = [tp.PrefixTuning(3, hidden=4), tp.BottleneckAdapter(4)][i]
-        moved(tp.attach(model(), tp.LoRA(rank=2), second, head=3)).save(folder)
+def make_data(folder, i):
+    """A file of one's own: text, CSV or JSONL."""
+    rows = [json.dumps({"prompt": f"{n} cats", "answer": f"{n} mats"}) for n in range(12)]
+    content = ["\n\n".join(f"{n} cats on the mat {n}" for n in range(99)),
+               "text,label\n" + "".join(f"{n} {TEXT},{n % 2}\n" for n in range(12)), "\n".join(rows) + "\n"]
+    (folder / ("own.txt", "own.csv", "own.jsonl")[i]).write_text(content[i], "utf-8")
 
 
-class PeftFolder(Adapter):
-    own, variants = False, 2
-
-    def make(self, folder, i):
-        moved(tp.attach(model(), [tp.LoRA(rank=2), tp.AdaLoRA(init_rank=4, target_rank=2)][i])).save(
-            folder, format="peft"
-        )
+def task(folder):
+    """The task of the file that is there."""
+    makers = {"txt": tp.tasks.text, "csv": tp.tasks.labelled, "jsonl": tp.tasks.pairs}
+    (path,) = folder.iterdir()
+    return makers[path.suffix[1:]](path, tokenizer())
 
 
-class Prediction(Kind):
+def read_data(folder, base):
+    return None, [np.concatenate(batch[:1]) for batch in task(folder).batches("test", 99)]
+
+
+def make_prediction(folder, i):
     """task.json, which lies beside an adapter."""
-
-    own, variants = False, 3
-
-    def made(self, folder, i):
-        (folder / "own.txt").write_text("\n\n".join(f"{n} cats on the mat {n}" for n in range(99)), "utf-8")
-        (folder / "own.csv").write_text("text,label\n" + "".join(f"{n} {TEXT},{n % 2}\n" for n in range(12)), "utf-8")
-        rows = ({"prompt": f"{n} cats", "answer": f"{n} mats"} for n in range(12))
-        (folder / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-        return self.tasks(folder)[i]
-
-    def tasks(self, folder):
-        t = tokenizer()
-        makers = [(tp.tasks.text, "txt"), (tp.tasks.labelled, "csv"), (tp.tasks.pairs, "jsonl")]
-        return [make(path, t) for make, suffix in makers if (path := folder / f"own.{suffix}").exists()]
-
-    def make(self, folder, i):
-        with tempfile.TemporaryDirectory() as other:
-            tp.tasks.save_task(self.made(Path(other), i), folder)
-
-    def read(self, folder):
-        task = tp.tasks.load_task(folder, tokenizer())
-        return [np.frombuffer(json.dumps(task.form).encode("utf-8", "surrogatepass"), np.uint8)]
+    with tempfile.TemporaryDirectory() as other:
+        make_data(Path(other), i)
+        tp.tasks.save_task(task(Path(other)), folder)
 
 
-class OwnData(Prediction):
-    """Files of one's own: text, CSV, JSONL."""
-
-    def make(self, folder, i):
-        self.made(folder, i)
-        for path in folder.iterdir():
-            if path.suffix != (".txt", ".csv", ".jsonl")[i]:
-                path.unlink()
-
-    def read(self, folder):
-        (task,) = self.tasks(folder)
-        return [np.concatenate(batch[:1]) for batch in task.batches("test", 99)]
+def read_prediction(folder, base):
+    form = json.dumps(tp.tasks.load_task(folder, tokenizer()).form)
+    return None, [np.frombuffer(form.encode("utf-8", "surrogatepass"), np.uint8)]
 
 
-class Pretrained(Kind):
-    file = "weights.safetensors"
-
-    def make(self, folder, i):
-        m = tp.GPT(dataclasses.replace(CONFIG, vocab_size=262), rng=0)
-        tokenizer().save(folder / "tokenizer.json")
-        half = {n: a.astype(np.float16) for n, a in m.state_dict().items()}
-        save_raw(folder / self.file, half, {"config": dataclasses.asdict(m.config)})
-
-    def read(self, folder):
-        m = self.seen = tp.load_model(folder)
-        return [logits(m), m.tokenizer.encode(TEXT)]
+def make_tokenizer(folder, i): tokenizer().save(folder / "tokenizer.json")
+def read_tokenizer(folder, base): return None, [BPETokenizer.load(folder / "tokenizer.json").encode(TEXT)]
 
 
-class Quantized(Kind):
-    variants = len(SCHEMES)
-
-    def make(self, folder, i):
-        tp.save_quantized(SCHEMES[i](model()), folder / "model.safetensors")
-
-    def read(self, folder):
-        self.seen = tp.load_quantized(folder / "model.safetensors")
-        return [logits(self.seen)]
+def make_pretrained(folder, i):
+    make_tokenizer(folder, i)
+    m = model(262)
+    half = {name: a.astype(np.float16) for name, a in m.state_dict().items()}
+    save_raw(folder / "weights.safetensors", half, {"config": dataclasses.asdict(m.config)})
 
 
-class Checkpoint(Kind):
-    def make(self, folder, i):
-        tp.train(model(), Noise(), **settings(folder / "run.safetensors"), stop_after=4)
-
-    def read(self, folder):
-        m = self.base
-        history = tp.train(m, Noise(), **settings(folder / "run.safetensors"))
-        result = [np.array(history.loss), logits(m)]
-        self.base = model()
-        return result
+def read_pretrained(folder, base):
+    m = tp.load_model(folder)
+    return m, [logits(m), m.tokenizer.encode(TEXT)]
 
 
-KINDS: dict[str, type[Kind]] = {
-    "huggingface": HuggingFace,
-    "other families": OtherFamilies,
-    "tokenizer": Tokenizer,
-    "gguf": GGUF,
-    "peft": PeftFolder,
-    "adapter": Adapter,
-    "adapter, several": SeveralAdapters,
-    "prediction": Prediction,
-    "own data": OwnData,
-    "pretrained": Pretrained,
-    "quantized": Quantized,
-    "checkpoint": Checkpoint,
+def make_quantized(folder, i): tp.save_quantized(SCHEMES[i](model()), folder / "model.safetensors")
+
+
+def read_quantized(folder, base):
+    m = tp.load_quantized(folder / "model.safetensors")
+    return m, [logits(m)]
+
+
+def train(m, folder, **options):
+    file = folder / "run.safetensors"
+    return tp.train(m, Noise(), steps=6, batch_size=2, checkpoint=file, progress=False, workers=1, **options)
+
+
+def make_checkpoint(folder, i): train(model(), folder, stop_after=4)
+
+
+def read_checkpoint(folder, base):
+    history = train(base, folder)
+    return None, [np.array(history.loss), logits(base)]
+
+
+KINDS: dict[str, Kind] = {
+    "huggingface": Kind(lambda f, i: tp.save_model(with_tokenizer(model(262)), f), read_model, own=False),
+    "other families": Kind(lambda f, i: tp.save_model(FAMILIES[i], f), read_model, len(FAMILIES), own=False),
+    "tokenizer": Kind(make_tokenizer, read_tokenizer, own=False),
+    "gguf": Kind(make_gguf, read_gguf, 3, own=False),
+    "peft": Kind(lambda f, i: moved(tp.attach(model(), PEFT[i])).save(f, format="peft"), read_adapter, len(PEFT), own=False),
+    "adapter": Kind(adapter(METHODS, head=3), read_adapter, len(METHODS)),
+    "adapter, several": Kind(adapter(SEVERAL, head=3), read_adapter, len(SEVERAL)),
+    "prediction": Kind(make_prediction, read_prediction, 3, own=False),
+    "own data": Kind(make_data, read_data, 3, own=False),
+    "pretrained": Kind(make_pretrained, read_pretrained),
+    "quantized": Kind(make_quantized, read_quantized, len(SCHEMES)),
+    "checkpoint": Kind(make_checkpoint, read_checkpoint),
 }
 
 
 # -- damage and forgery ----------------------------------------------------------------------------------------------
+def one_of(choices, rng): return choices[rng.integers(len(choices))]
+
+
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
     """One damage of the bytes of a file; half of them in the first kilobyte, where the header is."""
     n = len(data)
     at = int(rng.integers(0, max(1, min(n, 1024) if rng.random() < 0.5 else n)))
-    length, what = int(rng.integers(1, 64)), rng.integers(8)
-    if what == 0:
-        return data[:at]
-    if what == 1:
-        return data[:at] + data[at + length :]
-    if what == 2:
-        return data[:at] + data[at : at + length] + data[at:]
-    if what == 3:
-        return data[:at] + bytes(min(length, n - at)) + data[at + length :]
-    if what == 4:
-        return data[:at] + rng.bytes(min(length, n - at)) + data[at + length :]
-    if what == 5:
-        return data + rng.bytes(length)
-    flipped = bytearray(data)
-    for _ in range(1 if what == 6 else 4):
-        if n:
-            flipped[int(rng.integers(0, n)) if _ else min(at, n - 1)] ^= 1 << int(rng.integers(8))
-    return bytes(flipped)
+    length = int(rng.integers(1, 64))
+    before, part, after = data[:at], data[at : at + length], data[at + length :]
+    match rng.integers(8):
+        case 0: return before
+        case 1: return before + after
+        case 2: return before + part + part + after
+        case 3: return before + bytes(len(part)) + after
+        case 4: return before + rng.bytes(len(part)) + after
+        case 5: return data + rng.bytes(length)
+        case what:
+            flipped, places = bytearray(data), [at, *rng.integers(0, max(n, 1), 0 if what == 6 else 3)]
+            for place in places if n else (): flipped[place] ^= 1 << int(rng.integers(8))
+            return bytes(flipped)
 
 
-NASTY = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1,
-    2,
-    3,
-    2**22,
-    2**31,
-    2**40,
-    2**63,
-    10**400,
-    0.5,
-    -0.5,
-    1e-300,
-    1e308,
-    "",
-    "x",
-    "forward",
-    "é",
-    "../../x",
-    [],
-    {},
-    [0],
-    [[]],
-    {"a": 1},
-    "NaN",
-    float("nan"),
-    float("inf"),
-    [1, 2, 3, 4],
-    "training",
-    [-1, 4],
-    "uint8",
-    "\ud800",
-    "x" * 5000,
-]
+NAMES = ["", "x", "forward", "é", "../../x"]
+NASTY = [None, True, False, 0, -1, 1, 2, 3, 2**22, 2**31, 2**40, 2**63, 10**400, 0.5, -0.5, 1e-300, 1e308, *NAMES,
+         [], {}, [0], [[]], {"a": 1}, "NaN", float("nan"), float("inf"), [1, 2, 3, 4], "training", [-1, 4], "uint8",
+         "\ud800", "x" * 5000]
 
 
 def nodes(value, path=()):
+    """The path of a JSON value and of each in it."""
     yield path
     for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from nodes(child, (*path, key))
 
 
+def at(value, path): return functools.reduce(lambda owner, key: owner[key], path, value)
+
+
 def forged(value: object, rng: np.random.Generator) -> object:
     """A JSON value with one node replaced, taken away, renamed or moved."""
     value = copy.deepcopy(value)
-    paths = [p for p in nodes(value) if p]
-    if not paths:
-        return NASTY[rng.integers(len(NASTY))]
-    path = paths[rng.integers(len(paths))]
-    owner = value
-    for key in path[:-1]:
-        owner = owner[key]
-    what = rng.integers(6)
-    if what == 0:
-        del owner[path[-1]]
-    elif what == 1 and isinstance(owner, dict):
-        owner[str(NASTY[rng.integers(len(NASTY))])[:40]] = owner.pop(path[-1])
-    elif what == 2:
-        other = value
-        for key in paths[rng.integers(len(paths))]:
-            other = other[key]
-        owner[path[-1]] = copy.deepcopy(other)
-    elif what == 3 and isinstance(owner[path[-1]], (int, float)):
-        owner[path[-1]] *= int(rng.choice([-1, 2, 10, 1 << 20]))
-    else:
-        owner[path[-1]] = NASTY[rng.integers(len(NASTY))]
+    paths = [path for path in nodes(value) if path]
+    if not paths: return one_of(NASTY, rng)
+    *path, key = one_of(paths, rng)
+    owner = at(value, path)
+    match rng.integers(6):
+        case 0: del owner[key]
+        case 1 if isinstance(owner, dict): owner[str(one_of(NASTY, rng))[:40]] = owner.pop(key)
+        case 2: owner[key] = copy.deepcopy(at(value, one_of(paths, rng)))
+        case 3 if isinstance(owner[key], (int, float)): owner[key] *= int(rng.choice([-1, 2, 10, 1 << 20]))
+        case _: owner[key] = one_of(NASTY, rng)
     return value
+
+
+def starting_with(x, a):
+    """The array `a` with x as its first number."""
+    dtype = a.dtype if a.dtype.kind == "f" else float
+    return np.append(x, a.reshape(-1)[1:]).astype(dtype).reshape(a.shape)
 
 
 def forged_arrays(arrays: dict, rng: np.random.Generator) -> dict:
     """Named arrays, one of them changed."""
     arrays = dict(arrays)
-    if not arrays:
-        return {"x": np.zeros(3)}
-    name = list(arrays)[rng.integers(len(arrays))]
-    a, what = arrays[name], rng.integers(12)
-    flat = lambda value: np.concatenate([np.full(1, value, np.float64), a.reshape(-1)[1:].astype(np.float64)]).reshape(
-        a.shape
-    )
-    if what == 0 and a.size:
-        arrays[name] = flat(np.nan).astype(a.dtype if a.dtype.kind == "f" else float)
-    elif what == 1 and a.size:
-        arrays[name] = flat(np.inf).astype(a.dtype if a.dtype.kind == "f" else float)
-    elif what == 2:
-        arrays[name] = a.astype(np.complex64)
-    elif what == 3:
-        arrays[name] = a.astype(np.int32)
-    elif what == 4:
-        arrays[name] = a.T
-    elif what == 5:
-        arrays[name] = a.reshape(-1)
-    elif what == 6:
-        del arrays[name]
-    elif what == 7:
-        arrays[str(NASTY[rng.integers(18, 22)])] = arrays.pop(name)
-    elif what == 8:
-        arrays["extra"] = a
-    elif what == 9:
-        arrays[name] = a[:0] if a.ndim else a.reshape(1)
-    elif what == 10:
-        arrays[name] = a.astype(np.float64)
-    else:
-        arrays[name] = np.repeat(a.reshape(1, -1), 2, 0)
-    return arrays
+    if not arrays: return {"x": np.zeros(3)}
+    name = one_of(list(arrays), rng)
+    a = arrays.pop(name)
+    match rng.integers(12):
+        case 0 | 1 as k if a.size: changed = {name: starting_with([np.nan, np.inf][k], a)}
+        case 2: changed = {name: a.astype(np.complex64)}
+        case 3: changed = {name: a.astype(np.int32)}
+        case 4: changed = {name: a.T}
+        case 5: changed = {name: a.reshape(-1)}
+        case 6: changed = {}
+        case 7: changed = {one_of(NAMES, rng): a}
+        case 8: changed = {name: a, "extra": a}
+        case 9: changed = {name: a[:0] if a.ndim else a.reshape(1)}
+        case 10: changed = {name: a.astype(np.float64)}
+        case _: changed = {name: np.repeat(a.reshape(1, -1), 2, 0)}
+    return arrays | changed
 
 
 def forged_gguf(path: Path, rng: np.random.Generator) -> None:
     """Change a field of a GGUF file, or a tensor's name, type, shape or blocks."""
     fields, tensors = gguf_content(path)
-    if rng.random() < 0.5:
-        return save_gguf(path, forged(fields, rng), tensors)
-    name, what = list(tensors)[rng.integers(len(tensors))], rng.integers(7)
+    if rng.random() < 0.5: return save_gguf(path, forged(fields, rng), tensors)
+    name = one_of(list(tensors), rng)
     kind, shape, octets = tensors.pop(name)
-    if what == 0:
-        kind = int(rng.integers(0, 32))
-    elif what == 1:
-        shape = tuple(int(n) for n in rng.permutation(shape))
-    elif what == 2:
-        shape = tuple(int(n) for n in np.array(shape) * rng.choice([0, 1, 2, 1 << 31], len(shape)))
-    elif what == 3:
-        octets = np.frombuffer(damage(octets.tobytes(), rng), np.uint8)
-    elif what == 4:
-        octets = octets.copy()
-        octets[rng.integers(0, octets.size, 20)] = rng.choice(np.uint8([0, 0x7C, 0x7F, 0x80, 0xFF]), 20)
-    elif what == 5:
-        name = str(NASTY[rng.integers(17, 22)])
-    if what < 6:
-        tensors[name] = kind, shape, octets
+    what = rng.integers(7)
+    match what:
+        case 0: kind = int(rng.integers(0, 32))
+        case 1: shape = tuple(int(n) for n in rng.permutation(shape))
+        case 2: shape = tuple(int(n) for n in np.array(shape) * rng.choice([0, 1, 2, 1 << 31], len(shape)))
+        case 3: octets = np.frombuffer(damage(octets.tobytes(), rng), np.uint8)
+        case 4:
+            octets = octets.copy()
+            octets[rng.integers(0, octets.size, 20)] = rng.choice(np.uint8([0, 0x7C, 0x7F, 0x80, 0xFF]), 20)
+        case 5: name = one_of(NAMES, rng)
+    if what < 6: tensors[name] = kind, shape, octets
     save_gguf(path, fields, tensors)
 
 
 def forge(path: Path, kind: Kind, rng: np.random.Generator) -> None:
     """Change a file as somebody would who knows the format."""
-    if path.suffix == ".gguf":
-        return forged_gguf(path, rng)
+    if path.suffix == ".gguf": return forged_gguf(path, rng)
+    if path.suffix in (".txt", ".csv", ".jsonl"): return path.write_bytes(damage(path.read_bytes(), rng))
     if path.suffix == ".json":
         text = json.dumps(forged(json.loads(path.read_text("utf-8")), rng))
-        if rng.random() < 0.02:
-            text = "[" * 100_000
-        return path.write_text(text, "utf-8")
-    if path.suffix in (".txt", ".csv", ".jsonl"):
-        return path.write_bytes(damage(path.read_bytes(), rng))
-    if not kind.own:  # a safetensors file of somebody else's
-        arrays = dict(tp.interop.read_safetensors(path))
-        return write_safetensors(
-            path, forged_arrays({n: np.array(a) for n, a in arrays.items()}, rng), {"format": "pt"}
-        )
+        return path.write_text("[" * 100_000 if rng.random() < 0.02 else text, "utf-8")
+    if not kind.own:                                                        # a safetensors file of somebody else's
+        arrays = {name: np.array(a) for name, a in dict(tp.interop.read_safetensors(path)).items()}
+        return write_safetensors(path, forged_arrays(arrays, rng), {"format": "pt"})
     arrays, meta = load_arrays(path)
-    if rng.random() < 0.6:
-        meta = forged(meta, rng)
-    else:
-        arrays = forged_arrays(arrays, rng)
+    if rng.random() < 0.6: meta = forged(meta, rng)
+    else: arrays = forged_arrays(arrays, rng)
     save_raw(path, arrays, meta)
 
 
@@ -503,8 +348,7 @@ class Overtime(BaseException):
     """A file took more than SECONDS."""
 
 
-def _alarm(*_):
-    raise Overtime
+def _alarm(*_): raise Overtime
 
 
 def size_of(folder: Path) -> int:
@@ -518,125 +362,109 @@ def memory(start: bool = False) -> int:
     return tracemalloc.get_traced_memory()[not start]
 
 
+def state(m: tp.GPT) -> str:
+    return f"{fingerprint(m.state_dict())} {m.attached} {m.head}"
+
+
+def numbers(m) -> list[np.ndarray]:
+    """All numbers of a model, decoded where they are codes."""
+    dense = [layer.dense_weight() for _, layer in m.named_modules() if hasattr(layer, "dense_weight")]
+    return dense + [a for a in m.state_dict().values() if a.dtype.kind == "f"]
+
+
 def judged(kind: Kind, folder: Path, original: list[np.ndarray] | None, damaged: bool) -> str:
-    """ "refused", "same", "other" (a forger's file that is as good as any), or "BAD: …"."""
-    before, start = kind.state(), time.monotonic()
-    held = memory(start=True)
+    """"refused by …", "same", "other" (a forger's file that is as good as any), or "BAD: …"."""
+    base, start = model(), time.monotonic()
+    before, held = state(base), memory(start=True)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             warnings.simplefilter("ignore", UserWarning)
-            result, outcome = kind.read(folder), "other"
-    except NAMED as e:
-        result, outcome = None, f"refused by {type(e).__name__}"
-    except Overtime:
-        return f"BAD: more than {SECONDS} s"
-    except BaseException as e:
-        return f"BAD: {type(e).__name__}: {str(e)[:200]}"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    peak = memory() - held
-    if peak > TIMES * size_of(folder) + SPARE:
-        return f"BAD: {peak >> 20} MiB for a file of {size_of(folder):,} bytes"
-    if time.monotonic() - start > SECONDS:
-        return f"BAD: {time.monotonic() - start:.1f} s"
-    if result is None:
-        return outcome if kind.state() == before else "BAD: refused, but the model has changed"
-    if not all(np.isfinite(a).all() for a in kind.numbers()):
-        return "BAD: numbers that are not finite"
-    if not all(np.isfinite(a).all() for a in result):
-        outcome = "other, of numbers so large that the model overflows"
-    alike = original is not None and len(result) == len(original) and all(map(np.array_equal, result, original))
-    if alike:
-        return "same"
-    if damaged and kind.own:
-        return "BAD: a damaged file loads with other numbers"
-    return outcome
+            loaded, result = kind.read(folder, base)
+            refusal = None
+    except NAMED as e: refusal = f"refused by {type(e).__name__}"
+    except Overtime: return f"BAD: more than {SECONDS} s"
+    except BaseException as e: return f"BAD: {type(e).__name__}: {str(e)[:200]}"
+    finally: signal.setitimer(signal.ITIMER_REAL, 0)
+    peak, seconds = memory() - held, time.monotonic() - start
+    if peak > TIMES * size_of(folder) + SPARE: return f"BAD: {peak >> 20} MiB for a file of {size_of(folder):,} bytes"
+    if seconds > SECONDS: return f"BAD: {seconds:.1f} s"
+    if refusal: return refusal if state(base) == before else "BAD: refused, but the model has changed"
+    if loaded is not None and not all(np.isfinite(a).all() for a in numbers(loaded)): return "BAD: numbers that are not finite"
+    if original is not None and len(result) == len(original) and all(map(np.array_equal, result, original)): return "same"
+    if damaged and kind.own: return "BAD: a damaged file loads with other numbers"
+    return "other" if all(np.isfinite(a).all() for a in result) else "other, of numbers so large that the model overflows"
 
 
 def one(kind: Kind, pristine: Path, work: Path, original: list[np.ndarray], seed: list[int]) -> str:
     """Spoil a copy of a folder and read it. `seed` repeats it."""
     rng = np.random.default_rng(seed)
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(pristine, work)
-    files = sorted(f for f in work.iterdir())
-    path, damaged = files[rng.integers(len(files))], rng.random() < 0.5
+    copied(pristine, work)
+    path, damaged = one_of(sorted(work.iterdir()), rng), rng.random() < 0.5
     try:
-        if damaged:
-            path.write_bytes(damage(path.read_bytes(), rng))
-        else:
-            forge(path, kind, rng)
-    except (UnicodeEncodeError, ValueError, OverflowError, TypeError, AttributeError):
+        if damaged: path.write_bytes(damage(path.read_bytes(), rng))
+        else: forge(path, kind, rng)
+    except (ValueError, OverflowError, TypeError, AttributeError):
         return "not written"
-    own = kind.own and path.suffix != ".json"
-    return judged(kind, work, original, damaged and own)
+    return judged(kind, work, original, damaged and path.suffix != ".json")
+
+
+def copied(folder: Path, work: Path) -> Path:
+    """`work`, which is now a copy of `folder`."""
+    shutil.rmtree(work, ignore_errors=True)
+    return shutil.copytree(folder, work)
 
 
 def in_child(work: Callable[[], object], seconds: float, traced: bool = False) -> object:
     """`work()` in a child process with a bounded address space; TimeoutError or RuntimeError if it does not end well."""
-    end, start = os.pipe()
-    if not (pid := os.fork()):
-        os.close(end)
+    def child():
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         signal.signal(signal.SIGALRM, _alarm)
         if traced: tracemalloc.start()             # five times slower, but exact
-        with contextlib.suppress(BaseException), os.fdopen(start, "wb") as f:
-            f.write(json.dumps(work()).encode())
-        os._exit(0)
-    os.close(start)
-    got, until = b"", time.monotonic() + seconds
-    with os.fdopen(end, "rb", buffering=0) as f:
-        while True:
-            ready, _, _ = select.select([f], [], [], max(0.0, until - time.monotonic()))
-            part = f.read(1 << 16) if ready else None
-            if not part:
-                break
-            got += part
-    if part is None:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise TimeoutError(f"no end after {seconds} s")
-    os.waitpid(pid, 0)
-    if not got:
-        raise RuntimeError("the child died")
-    return json.loads(got)
+        with contextlib.suppress(BaseException): answers.send(work())
+    receiver, answers = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=child)
+    process.start()
+    answers.close()
+    try:
+        if not receiver.poll(seconds): raise TimeoutError(f"no end after {seconds} s")
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError("the child died") from None
+    finally:
+        process.kill()
+        process.join()
 
 
-def damaged_files(name: str, count: int, seed: int = 0) -> dict[str, int]:
-    """How `count` spoiled files of one kind ended: outcome → number."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder, cls = Path(folder), KINDS[name]
-        pristine(name, folder)
-
-        def chunk(first, n):
-            outcomes, kind = collections.Counter(), cls()
-            for j in range(first, first + n):
-                i = j % cls.variants
-                work = folder / f"work{first}"
-                if j < first + cls.variants:
-                    shutil.rmtree(work, ignore_errors=True)
-                    shutil.copytree(folder / f"{i}", work)
-                    originals[i] = kind.read(work)
-                outcome = one(kind, folder / f"{i}", work, originals[i], [seed, j])
-                outcomes[outcome if not outcome.startswith("BAD") else f"{outcome} [{name}, seed {[seed, j]}]"] += 1
-            return outcomes
-
-        outcomes, originals = collections.Counter(), {}
-        for first in range(0, count, 200):
-            n = min(200, count - first)
-            try:
-                outcomes.update(in_child(lambda first=first, n=n: chunk(first, n), 600))
-            except (TimeoutError, RuntimeError) as e:
-                outcomes[f"BAD: {e} [{name}, files from {first}]"] += 1
-        return dict(outcomes)
-
-
+# -- the search --------------------------------------------------------------------------------------------------------
 def pristine(name: str, folder: Path) -> None:
     """Write every variant of a kind to folder/0, folder/1, …"""
     for i in range(KINDS[name].variants):
         (folder / f"{i}").mkdir(parents=True)
-        KINDS[name]().make(folder / f"{i}", i)
+        KINDS[name].make(folder / f"{i}", i)
+
+
+def damaged_files(name: str, count: int, seed: int = 0) -> dict[str, int]:
+    """How `count` spoiled files of one kind ended: outcome → number."""
+    kind, outcomes = KINDS[name], collections.Counter()
+
+    def chunk(folder, numbers):
+        ends, work = collections.Counter(), folder / "work"
+        originals = [kind.read(copied(folder / f"{i}", work), model())[1] for i in range(kind.variants)]
+        for j in numbers:
+            i = j % kind.variants
+            outcome = one(kind, folder / f"{i}", work, originals[i], [seed, j])
+            ends[f"{outcome} [{name}, seed {[seed, j]}]" if outcome.startswith("BAD") else outcome] += 1
+        return ends
+
+    with tempfile.TemporaryDirectory() as folder:
+        pristine(name, Path(folder))
+        for first in range(0, count, 200):
+            numbers = range(first, min(first + 200, count))
+            try: outcomes.update(in_child(functools.partial(chunk, Path(folder), numbers), 600))
+            except (TimeoutError, RuntimeError) as e: outcomes[f"BAD: {e} [{name}, files from {first}]"] += 1
+    return dict(outcomes)
 
 
 def attacked(every: int = 1) -> dict[str, int]:
@@ -644,25 +472,22 @@ def attacked(every: int = 1) -> dict[str, int]:
     outcomes = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for name in KINDS:
-            pristine(name, folder / name)
-        kinds = {name: cls() for name, cls in KINDS.items()}
-        for i, (name, of, change) in enumerate(attacks()):
-            if i % every:
-                continue
-            shutil.rmtree(work := folder / "work", ignore_errors=True)
-            shutil.copytree(folder / of / "0", work)
-            change(work)
-            try:
-                outcome = in_child(lambda of=of, work=work: judged(kinds[of], work, None, False), 3 * SECONDS, traced=True)
-            except (TimeoutError, RuntimeError) as e:
-                outcome = f"BAD: {e}"
-            if not outcome.startswith(("refused", "BAD")):
-                outcome = f"BAD: it loads ({outcome})"
-            if list(folder.rglob("sprung*")) or Path("sprung").exists():
-                outcome = "BAD: code ran, or a file was written"
+        for name in KINDS: pristine(name, folder / name)
+        for name, of, change in list(attacks())[::every]:
+            change(work := copied(folder / of / "0", folder / "work"))
+            try: outcome = in_child(functools.partial(judged, KINDS[of], work, None, False), 3 * SECONDS, traced=True)
+            except (TimeoutError, RuntimeError) as e: outcome = f"BAD: {e}"
+            if not outcome.startswith(("refused", "BAD")): outcome = f"BAD: it loads ({outcome})"
+            if list(folder.rglob("sprung*")) or Path("sprung").exists(): outcome = "BAD: code ran, or a file was written"
             outcomes[f"{outcome} [{of}: {name}]" if outcome.startswith("BAD") else outcome] += 1
     return dict(outcomes)
+
+
+def summed(table: dict[str, int]) -> dict[str, int]:
+    """Outcomes with all bad ones under one name."""
+    sums = collections.Counter()
+    for outcome, n in table.items(): sums["bad" if outcome.startswith("BAD") else outcome] += n
+    return dict(sums.most_common())
 
 
 def main() -> None:
@@ -673,18 +498,14 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     start, each = time.time(), -(-args.count // len(KINDS))
-    with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, FORK) as pool:
         attacks_end = pool.submit(attacked)
         kinds = dict(zip(KINDS, pool.map(damaged_files, KINDS, [each] * len(KINDS), [args.seed] * len(KINDS)), strict=True))
         ends = attacks_end.result()
-    for name, table in kinds.items(): print(f"{name:20} {summed(table)}")
-    bad = [
-        f"{outcome} × {n}"
-        for table in (ends, *kinds.values())
-        for outcome, n in table.items()
-        if outcome.startswith("BAD")
-    ]
-    print(f"{'attacks':20} {summed(ends)}", *bad, sep="\n")
+    tables = kinds | {"attacks": ends}
+    bad = [f"{outcome} × {n}" for table in tables.values() for outcome, n in table.items() if outcome.startswith("BAD")]
+    for name, table in tables.items(): print(f"{name:20} {summed(table)}")
+    print(*bad, sep="\n")
     figures = {
         "files": sum(sum(table.values()) for table in kinds.values()),
         "attacks": sum(ends.values()),
@@ -694,17 +515,8 @@ def main() -> None:
         "limits": f"{SECONDS} s, {TIMES} × the file + {SPARE >> 20} MiB",
         "seconds": round(time.time() - start),
     }
-    if args.record:
-        print(record("files", figures))
+    if args.record: print(record("files", figures))
     sys.exit(bool(bad))
-
-
-def summed(table: dict[str, int]) -> dict[str, int]:
-    """Outcomes with all bad ones under one name."""
-    sums = collections.Counter()
-    for outcome, n in table.items():
-        sums["bad" if outcome.startswith("BAD") else outcome] += n
-    return dict(sums.most_common())
 
 
 if __name__ == "__main__":

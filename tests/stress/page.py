@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.stress import RESULTS
 from tinypeft.files import write_atomically
-from tinypeft.study.pages import filled, table
+from tinypeft.study.pages import filled
 
 __all__ = ["PAGE", "generated"]
 
@@ -90,9 +90,7 @@ def determinism(r):
 
 
 def mutants(r):
-    everything = r["areas"]["all"]
-    counted = everything["planted"] - everything["equivalent"]
-    return f"{everything['caught']} of {counted} faults caught, {everything['caught'] / counted:.1%}"
+    return "caught: " + ", ".join(f"{module} {n['caught']} of {n['planted']}" for module, n in r["modules"].items())
 
 
 def numbers(r):
@@ -117,20 +115,10 @@ def figure(results, name):
         return f"{numbers(r)} ({r['date']})"
 
 
-def by_area(results):
-    """The table of planted faults."""
-    path = results / "mutants.json"
-    if not path.exists(): return "not recorded yet"
-    r = json.loads(path.read_text("utf-8"))
-    rows = [(area, *(str(n[key]) for key in ("planted", "equivalent", "caught", "survived")), f"{n['share caught']:.1%}")
-            for area, n in r["areas"].items()]
-    return table(("area", "planted", "equivalent", "caught", "survived", "share caught"), rows)
-
-
 def sections(text):
     """{name: function} for the marks on the page."""
     names = dict.fromkeys(re.findall(r"<!-- ([\w-]+) -->", text))
-    return {name: by_area if name == "mutants-by-area" else lambda results, name=name: figure(results, name) for name in names}
+    return {name: lambda results, name=name: figure(results, name) for name in names}
 
 
 def generated(text: str, results: Path = RESULTS) -> str:

@@ -2,24 +2,22 @@
 
     SCHEMATICS["lora"]()             # a `Drawing`: the SVG, a caption, a description
 
-    sheet.py       paper: boxes, matrices, cells, arrows, text
-    models.py      the map, a computation graph, a transformer block, its memory, a Llama block
-    tokens.py      adapters, prompts, prefixes
-    low_rank.py    LoRA, AdaLoRA, DyLoRA
-    rounding.py    grids, outliers, GPTQ, NF4, straight-through, choosing
+    drawings.py    the words of those that are finished drawings; NAME.svg beside it is the drawing
+    rounding.py    those that compute what they show: a grid, NF4, choosing
+    sheet.py       paper for these: boxes, cells, arrows, text
 """
 from collections.abc import Callable
+from functools import partial
 
 from ...study.plot import Drawing
-from .low_rank import adalora, dylora, lora
-from .models import autograd, llama, memory, places, transformer
-from .rounding import choosing, gptq, grid, nf4, outliers, straight_through
-from .tokens import adapters, prefix, prompts
+from .drawings import read_drawing
+from .rounding import choosing, grid, nf4
 
 __all__ = ["SCHEMATICS"]
 
+NAMES = ("map", "autograd", "transformer", "memory", "adapters", "prompts", "prefix", "lora",
+         "adalora", "dylora", "grid", "outliers", "gptq", "nf4", "straight_through", "choosing",
+         "llama")
+COMPUTED = {"grid": grid, "nf4": nf4, "choosing": choosing}
 SCHEMATICS: dict[str, Callable[[], Drawing]] = {
-    "map": places, "autograd": autograd, "transformer": transformer, "memory": memory,
-    "adapters": adapters, "prompts": prompts, "prefix": prefix, "lora": lora, "adalora": adalora,
-    "dylora": dylora, "grid": grid, "outliers": outliers, "gptq": gptq, "nf4": nf4,
-    "straight_through": straight_through, "choosing": choosing, "llama": llama}
+    name: COMPUTED.get(name) or partial(read_drawing, name) for name in NAMES}

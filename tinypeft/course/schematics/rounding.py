@@ -1,12 +1,12 @@
-"""Lessons 10 to 15: few bits, and what to choose."""
+"""Schematics of few bits, and of what to choose, which compute what they show."""
 import numpy as np
 
 from ...quant.codebooks import codebook
 from ...study.memory import SHAPES
 from ...study.plot import Drawing
-from .sheet import BAD, DATA, FROZEN, GOOD, INK, PALE, SOFT, TRAINED, WARM, WHITE, Sheet
+from .sheet import DATA, INK, PALE, SOFT, TRAINED, WARM, Sheet
 
-__all__ = ["choosing", "gptq", "grid", "nf4", "outliers", "straight_through"]
+__all__ = ["choosing", "grid", "nf4"]
 
 GREYS = "#E9F2F9", "#CFE3F3", "#B5D3EA", "#9BC3E0", "#82B3D6"            # larger scales are darker
 
@@ -58,87 +58,6 @@ def grid() -> Drawing:
         "row; a shade for each half of a row.")
 
 
-def outliers() -> Drawing:
-    s = Sheet(640, 300)
-    s.text(74, 16, "X", bold=True)
-    s.cells(20, 40, [[""] * 9] * 6, 12, 12, [[BAD if j == 3 else DATA for j in range(9)]] * 6,
-            edge="#BBB")
-    s.text(74, 123, "T × d", size=11)
-    s.text(146, 80, "·", size=15)
-    s.text(196, 16, "Wᵀ", bold=True)
-    s.cells(160, 28, [[""] * 6] * 9, 12, 12, [[BAD if i == 3 else FROZEN] * 6 for i in range(9)],
-            edge="#BBB")
-    s.text(196, 147, "d × d_out", size=11)
-    s.text(262, 80, "=", size=15)
-
-    s.text(400, 16, "int8: all other columns", bold=True)
-    s.box(282, 44, 8, 72, fill=GOOD)
-    s.text(286, 126, "s_x", size=11)
-    s.box(300, 44, 96, 72, "q_x", DATA)
-    s.text(408, 80, "·")
-    s.box(420, 32, 72, 96, "q_wᵀ", FROZEN)
-    s.box(420, 134, 72, 8, fill=GOOD)
-    s.text(508, 138, "s_w", size=11)
-    s.text(348, 126, "T × (d − 1)", size=11)
-    s.text(508, 60, "a scale for each\nrow of X, and for\neach row of W", "start", size=11)
-
-    s.text(262, 222, "+", size=15)
-    s.text(400, 178, "16 bits: the outlier column", bold=True)
-    s.box(336, 192, 12, 72, fill=BAD)
-    s.text(342, 275, "T × 1", size=11)
-    s.text(372, 228, "·")
-    s.box(396, 222, 72, 12, fill=BAD)
-    s.text(432, 245, "1 × d_out", size=11)
-    s.text(508, 222, "a thin product,\nin floats", "start", size=11)
-    s.text(112, 196, "One column of X is large in every\ntoken. With it, each row's scale\n"
-                     "would be coarse for all the rest.", size=11)
-    s.key(24, 262, [(BAD, "outlier")], 0)
-    s.key(24, 284, [(DATA, "inputs"), (FROZEN, "weights"), (GOOD, "scales")], 76)
-    return Drawing(
-        s.svg, "The column with outliers is multiplied in 16 bits, and all the others in 8.",
-        "A product of matrices is a sum over columns of X and rows of Wᵀ, so it can be split.",
-        "X, T × d, with one column marked, times the transpose of W, d × d_out, with the same row "
-        "marked, equals two parts. In int8: codes of X without the column, with a scale for each "
-        "row, times codes of W, with a scale for each output. In 16 bits: the column, T × 1, times "
-        "the row, 1 × d_out.")
-
-
-def gptq() -> Drawing:
-    d, j = 10, 4
-    s = Sheet(640, 292)
-    s.text(178, 16, "W, in the middle of the work", bold=True)
-    fills = [[GOOD if k < j else BAD if k == j else DATA for k in range(d)]] * 6
-    s.cells(48, 44, [[""] * d] * 6, 26, 20, fills)
-    s.text(178, 34, "d columns", size=11)
-    s.text(40, 104, "d_out", "end", size=11)
-    s.brace(48, 170, 26 * j - 2, "rounded,\nthey stay")
-    s.brace(48 + 26 * j + 2, 170, 22, "now:\nj")
-    s.brace(50 + 26 * (j + 1), 170, 26 * (d - j - 1) - 2, "still floats: they take\nover the error")
-    s.arrow((61 + 26 * j, 218), (61 + 26 * j, 240), (178 + 74, 240), (178 + 74, 218), colour=WARM)
-    s.text(204, 254, "E · U_jk, for each k > j", size=11, colour=WARM)
-
-    s.line((346, 10), (346, 282), colour="#CCC")
-    s.text(492, 16, "One column", bold=True)
-    steps = [("1", "round column j to the grid"), ("2", "E = (W_j − rounded) / U_jj"),
-             ("3", "W_k ← W_k − E · U_jk, for k > j")]
-    for i, (n, words) in enumerate(steps):
-        s.circle(372, 46 + 28 * i, n, TRAINED, r=9, size=11)
-        s.text(390, 46 + 28 * i, words, "start")
-    s.text(436, 140, "U", bold=True)
-    shades = [[WHITE if m < i else TRAINED if i == j and m == j else "#FBE2BF" if i == j else PALE
-               for m in range(d)] for i in range(d)]
-    s.cells(376, 154, [[""] * d] * d, 12, 12, shades, edge="#CCC")
-    s.text(508, 180, "U is upper triangular,\nd × d, and belongs to\nthe inputs: H⁻¹ = Uᵀ U.\n"
-                     "Row j says how much\neach later column\ntakes over.", "start", size=11)
-    return Drawing(
-        s.svg, "GPTQ rounds one column after the other, and the columns that are still floats make "
-        "up for its error.",
-        "Columns that are often large together with column j take over most.",
-        "A matrix of ten columns: four are rounded, the fifth is being rounded, and its error E "
-        "times U_jk is subtracted from the five that follow. At the right the three steps, and an "
-        "upper triangular matrix U with row j marked.")
-
-
 def nf4() -> Drawing:
     levels = codebook("nf4")
     left, right, base, high = 30, 350, 150, 108
@@ -186,51 +105,6 @@ def nf4() -> Drawing:
         "the middle are narrow. Right: 64 codes of 4 bits and one scale, 4.5 bits per weight. "
         "Below: 256 scales less their mean become 256 codes of 8 bits with one scale m, 4.127 bits "
         "per weight.")
-
-
-def straight_through() -> Drawing:
-    s = Sheet(640, 300)
-    left, unit, low = 70, 40, 220
-    s.text(200, 16, "Forward: the staircase", bold=True)
-    place = lambda u, v: (left + unit * (u + 0.75), low - unit * v)
-    stairs = [(-0.75, 0), *((q + 0.5, q + up) for q in range(4) for up in (0, 1)), (5.75, 4)]
-    s.line((left, low + 12), (left + 6.5 * unit, low + 12))
-    s.line((left, low + 12), (left, 36))
-    s.line(place(0, 0), place(4, 4), colour=WARM, dashed=True, width=2)
-    s.line(*(place(u, v) for u, v in stairs), colour="#0072B2", width=2)
-    s.text(left - 6, 40, "x̂", "end")
-    s.text(left + 6.5 * unit + 12, low + 12, "x")
-    for u, words in ((0, "lowest code"), (4, "highest code")):
-        x, _ = place(u, 0)
-        s.line((x, low + 12), (x, low + 17))
-        s.text(x, low + 26, words, size=11)
-    s.text(140, 268, "the staircase is what is computed", size=11, colour="#005A8F")
-    s.text(140, 284, "the dashed line has the gradient that is used", size=11, colour=WARM)
-
-    s.line((362, 10), (362, 290), colour="#CCC")
-    s.text(500, 16, "Backward: the slope", bold=True)
-    left, unit = 396, 34
-    place = lambda u, v: (left + unit * (u + 0.75), v)
-    for base, words in ((110, "true: 0, and no slope at the steps"),
-                        (230, "straight-through: 1 inside, 0 outside")):
-        s.line((left, base), (left + 6.5 * unit, base))
-        s.line((left, base), (left, base - 64))
-        s.text(left - 6, base - 48, "1", "end", size=11)
-        s.text(left - 6, base, "0", "end", size=11)
-        s.text(506, base + 18, words, size=11)
-    s.line(place(-0.75, 110), place(5.75, 110), colour="#0072B2", width=2)
-    for q in range(4):
-        s.line(place(q + 0.5, 110), place(q + 0.5, 60), colour="#9BC3E0", dashed=True)
-    s.line(place(-0.75, 230), place(0, 230), place(0, 182), place(4, 182), place(4, 230),
-           place(5.75, 230), colour=WARM, width=2)
-    s.text(500, 276, "With the true slope nothing would be trained.", size=11)
-    return Drawing(
-        s.svg, "Rounding is computed as it is, but its gradient pretends that it was the identity.",
-        "Outside the grid the gradient is 0: a clipped number has no say.",
-        "Left: a staircase of five steps, flat outside the lowest and the highest code, and a "
-        "dashed diagonal through it. Right: the true slope is 0 everywhere, without a value at the "
-        "steps; the straight-through slope is 1 between the lowest and the highest code and 0 "
-        "outside.")
 
 
 def choosing() -> Drawing:

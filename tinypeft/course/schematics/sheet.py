@@ -1,7 +1,7 @@
-"""A sheet of paper for schematics: boxes, matrices, cells, arrows and text, written as SVG.
+"""A sheet of paper for schematics: boxes, cells, arrows and text, written as SVG.
 
     sheet = Sheet(300, 120)
-    sheet.matrix(20, 20, 80, 80, "W₀", "d × d", FROZEN)
+    sheet.box(20, 20, 80, 80, "W₀", FROZEN)
     sheet.arrow((110, 60), (180, 60))
     sheet.box(180, 45, 80, 30, "x W₀ᵀ", DATA)
     sheet.svg                                    # the text of the SVG
@@ -18,11 +18,9 @@ from html import escape
 from math import hypot
 from typing import Any
 
-__all__ = ["BAD", "DATA", "FROZEN", "GOOD", "INK", "PALE", "SOFT", "TRAINED", "WARM", "WHITE",
-           "Sheet"]
+__all__ = ["DATA", "FROZEN", "INK", "PALE", "SOFT", "TRAINED", "WARM", "WHITE", "Sheet"]
 
-WHITE, FROZEN, TRAINED, DATA = "#FFF", "#E4E4E4", "#F7C88A", "#DCEBF7"
-GOOD, BAD, PALE = "#C4E6DB", "#F2B79E", "#F5F5F5"
+WHITE, PALE, FROZEN, TRAINED, DATA = "#FFF", "#F5F5F5", "#E4E4E4", "#F7C88A", "#DCEBF7"
 INK, SOFT, WARM = "#222", "#777", "#B34700"      # lines and letters: strong, weak, of a gradient
 FONT = "DejaVu Sans,Verdana,Arial,sans-serif"
 
@@ -43,34 +41,26 @@ class Sheet:
 
     # -- text ------------------------------------------------------------------------------------
     def text(self, x: float, y: float, words: str, side: str = "middle", size: float = 12,
-             colour: str = INK, bold: bool = False, italic: bool = False) -> None:
+             colour: str = INK, bold: bool = False) -> None:
         """Words whose first line's middle is at height y. side: x is their start, middle or end.
         Lines are separated by a line feed."""
         look = {"text-anchor": None if side == "middle" else side,
                 "fill": None if colour == INK else colour,
-                "font-size": None if size == 12 else size, "font-weight": "bold" if bold else None,
-                "font-style": "italic" if italic else None}
+                "font-size": None if size == 12 else size, "font-weight": "bold" if bold else None}
         for i, line in enumerate(words.split("\n")):
             place = {"x": x, "y": y + 0.36 * size + 1.3 * size * i}
             self.parts.append(_tag("text", place | look, escape(line, quote=False)))
 
     # -- shapes ----------------------------------------------------------------------------------
     def box(self, x: float, y: float, w: float, h: float, words: str = "", fill: str = WHITE,
-            dashed: bool = False, edge: str | None = SOFT, round: float = 0, **text: Any) -> None:
+            edge: str | None = SOFT, round: float = 0, **text: Any) -> None:
         """A rectangle with words in its middle. x, y: its corner at the top left."""
         self.parts.append(_tag("rect", {"x": x, "y": y, "width": w, "height": h, "fill": fill,
-                                        "stroke": edge, "rx": round or None,
-                                        "stroke-dasharray": "4 3" if dashed else None}))
+                                        "stroke": edge, "rx": round or None}))
         if words:
             size = text.get("size", 12)
             middle = y + h / 2 - 0.65 * size * words.count("\n")
             self.text(x + w / 2, middle, words, **text)
-
-    def matrix(self, x: float, y: float, w: float, h: float, name: str, shape: str = "",
-               fill: str = FROZEN, below: bool = True, **text: Any) -> None:
-        """A box with a name in it, and its shape below it (or above)."""
-        self.box(x, y, w, h, name, fill, **{"bold": True, **text})
-        if shape: self.text(x + w / 2, y + h + 11 if below else y - 9, shape, size=11)
 
     def cells(self, x: float, y: float, rows: Sequence[Sequence[str]], w: float, h: float,
               fills: Sequence[Sequence[str]] | None = None, edge: str | None = SOFT,
@@ -87,45 +77,27 @@ class Sheet:
             for j, words in enumerate(row):
                 if words: self.text(x + (j + 0.5) * w, y + (i + 0.5) * h, words, **text)
 
-    def circle(self, x: float, y: float, words: str, fill: str = WHITE, r: float = 11,
-               **text: Any) -> None:
-        """A small circle with a sign in it: an operation."""
-        self.box(x - r, y - r, 2 * r, 2 * r, words, fill, round=r, **text)
-
     def polygon(self, points: Iterable[Sequence[float]], fill: str = FROZEN,
                 edge: str | None = SOFT) -> None:
         """A closed shape through the points."""
         self.parts.append(_tag("path", {"d": _path(points) + "z", "fill": fill, "stroke": edge}))
 
     # -- lines -----------------------------------------------------------------------------------
-    def line(self, *points: Sequence[float], colour: str = SOFT, dashed: bool = False,
-             width: float = 1) -> None:
+    def line(self, *points: Sequence[float], colour: str = SOFT, width: float = 1) -> None:
         """A line through the points (x, y)."""
         self.parts.append(_tag("path", {"d": _path(points), "fill": "none", "stroke": colour,
-                                        "stroke-width": None if width == 1 else width,
-                                        "stroke-dasharray": "4 3" if dashed else None}))
+                                        "stroke-width": None if width == 1 else width}))
 
-    def arrow(self, *points: Sequence[float], colour: str = SOFT, dashed: bool = False,
-              width: float = 1) -> None:
+    def arrow(self, *points: Sequence[float], colour: str = SOFT, width: float = 1) -> None:
         """A line through the points (x, y), with a head at the last."""
         (x0, y0), (x1, y1) = points[-2:]
         length = hypot(x1 - x0, y1 - y0)
         u, v = (x1 - x0) / length, (y1 - y0) / length
         back = x1 - 7 * u, y1 - 7 * v
-        self.line(*points[:-1], back, colour=colour, dashed=dashed, width=width)
+        self.line(*points[:-1], back, colour=colour, width=width)
         head = [(x1, y1), (back[0] - 3.5 * v, back[1] + 3.5 * u),
                 (back[0] + 3.5 * v, back[1] - 3.5 * u)]
         self.polygon(head, colour, edge=None)
-
-    def brace(self, x: float, y: float, w: float, words: str = "", below: bool = True,
-              **text: Any) -> None:
-        """A bracket from x to x + w along the line y, with words behind it."""
-        d = 5 if below else -5
-        self.line((x, y), (x, y + d), (x + w, y + d), (x + w, y))
-        if words:
-            lines = words.count("\n")
-            self.text(x + w / 2, y + 14 if below else y - 14 - 15 * lines, words,
-                      **{"size": 11, **text})
 
     def key(self, x: float, y: float, entries: Iterable[tuple[str, str]], step: float) -> None:
         """What the colours mean: (fill, words) side by side, `step` apart."""
